@@ -1,0 +1,7 @@
+//! Floor 0: small tools that know nothing of balancer: time, chance, addresses, units, waiting times.
+
+pub mod address;
+pub mod backoff;
+pub mod clock;
+pub mod rng;
+pub mod units;

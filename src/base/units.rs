@@ -1,0 +1,116 @@
+//! Reads the scalars of the configuration: durations, sizes, rates and shares. See docs/configuration.md.
+
+use std::time::Duration;
+
+/// Why a text is not a value with a unit; the reader of the configuration adds the place and the hint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    /// The number is missing, signed, broken or too large.
+    #[error("the number is missing or too large")]
+    Number,
+    /// The unit is missing.
+    #[error("a unit is missing")]
+    NoUnit,
+    /// The unit is not one of those allowed.
+    #[error("the unit is unknown")]
+    BadUnit,
+}
+
+fn number_and_unit(text: &str) -> Result<(u64, &str), UnitError> {
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let number = digits.parse().map_err(|_| UnitError::Number)?;
+    if unit.is_empty() {
+        Err(UnitError::NoUnit)
+    } else {
+        Ok((number, unit))
+    }
+}
+
+/// `250ms`, `10s`, `5m`, `1h`.
+pub fn duration(text: &str) -> Result<Duration, UnitError> {
+    let (number, unit) = number_and_unit(text)?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(UnitError::BadUnit),
+    };
+    number
+        .checked_mul(millis)
+        .map(Duration::from_millis)
+        .ok_or(UnitError::Number)
+}
+
+/// `64KiB`, `16MiB`, `1GiB`, `500KB`, `10MB`, `1GB`, in bytes.
+pub fn size(text: &str) -> Result<u64, UnitError> {
+    let (number, unit) = number_and_unit(text)?;
+    let bytes = match unit {
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return Err(UnitError::BadUnit),
+    };
+    number.checked_mul(bytes).ok_or(UnitError::Number)
+}
+
+/// `50%` as a share of 0.0..=1.0.
+pub fn share(text: &str) -> Result<f64, UnitError> {
+    match number_and_unit(text)? {
+        (number @ 0..=100, "%") => Ok(number as f64 / 100.0),
+        (_, "%") => Err(UnitError::Number),
+        _ => Err(UnitError::BadUnit),
+    }
+}
+
+/// The shortest text that [`duration`] reads back as `value`, for messages.
+pub fn show_duration(value: Duration) -> String {
+    let millis = value.as_millis();
+    match millis {
+        0 => "0s".to_owned(),
+        _ if millis.is_multiple_of(3_600_000) => format!("{}h", millis / 3_600_000),
+        _ if millis.is_multiple_of(60_000) => format!("{}m", millis / 60_000),
+        _ if millis.is_multiple_of(1_000) => format!("{}s", millis / 1_000),
+        _ => format!("{millis}ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("1h"), Ok(Duration::from_hours(1)));
+        assert_eq!(duration("10"), Err(UnitError::NoUnit));
+        assert_eq!(duration("10sec"), Err(UnitError::BadUnit));
+        assert_eq!(duration("-1s"), Err(UnitError::Number));
+        assert_eq!(duration("1.5s"), Err(UnitError::BadUnit));
+        assert_eq!(duration("99999999999999999999s"), Err(UnitError::Number));
+        assert_eq!(duration("9999999999999999999h"), Err(UnitError::Number));
+    }
+
+    #[test]
+    fn sizes_and_shares() {
+        assert_eq!(size("64KiB"), Ok(65_536));
+        assert_eq!(size("1GB"), Ok(1_000_000_000));
+        assert_eq!(size("64k"), Err(UnitError::BadUnit));
+        assert_eq!(share("50%"), Ok(0.5));
+        assert_eq!(share("101%"), Err(UnitError::Number));
+        assert_eq!(share("50"), Err(UnitError::NoUnit));
+    }
+
+    #[test]
+    fn shown_durations_read_back() {
+        for text in ["0s", "1ms", "1500ms", "90s", "10m", "2h"] {
+            assert_eq!(show_duration(duration(text).unwrap()), text);
+        }
+    }
+}

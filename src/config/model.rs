@@ -1,0 +1,578 @@
+//! The checked configuration: plain data, every default filled in, every reference resolvable.
+//!
+//! Made only by `config::load`; everything above reads it and never the file. Defaults and ranges are those of
+//! docs/configuration.md; a field says `None` where the file says `none`.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+
+use crate::{
+    base::address::{BackendAddress, BindAddress},
+    reason::{Reason, StatusProfile},
+};
+
+/// A whole configuration file. `Default` is the file with no listeners, routes and pools.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Worker threads; `None` is `auto`: the usable cores.
+    pub workers: Option<usize>,
+    /// Client connections at a time; `None` is `auto`: from the open-file limit.
+    pub max_connections: Option<usize>,
+    /// How the daemon leaves.
+    pub drain: Drain,
+    /// Where the admin API listens.
+    pub admin: Admin,
+    /// Where the scrape listens.
+    pub metrics: Metrics,
+    /// The daemon's own log, on standard error.
+    pub log: Log,
+    /// One line per exchange or session.
+    pub access_log: AccessLog,
+    /// Peers whose forwarded headers and request ids are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Which forwarding headers backends get.
+    pub forwarded: Forwarded,
+    /// How our own answers look.
+    pub errors: Errors,
+    /// In the order of the file.
+    pub listeners: Vec<Listener>,
+    /// In the order of the file.
+    pub routes: Vec<Route>,
+    /// In the order of the file.
+    pub pools: Vec<Pool>,
+}
+
+/// `drain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drain {
+    /// From SIGTERM (and `/readyz` 503) to the end of accepting. Default 0s.
+    pub delay: Duration,
+    /// From the end of accepting to cutting what is left. Default 30s.
+    pub timeout: Duration,
+}
+
+/// `admin`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Unix socket or loopback address; `None` is the default: `admin.sock` in the runtime directory.
+    pub bind: Option<BindAddress>,
+    /// File with the bearer token; compulsory when `bind` is an IP address.
+    pub token_file: Option<PathBuf>,
+}
+
+/// `metrics`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// Default 127.0.0.1:9900; `None` switches the scrape off.
+    pub bind: Option<SocketAddr>,
+    /// Which `balancer_backend_*` series there are. Default full.
+    pub per_backend: PerBackend,
+}
+
+/// `metrics.per_backend`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PerBackend {
+    /// All of them.
+    #[default]
+    Full,
+    /// Only up, weight, state and last change.
+    State,
+    /// None of them.
+    None,
+}
+
+/// `log`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Default info.
+    pub level: tracing::level_filters::LevelFilter,
+    /// Default auto: text on a terminal, JSON elsewhere.
+    pub format: LogFormat,
+}
+
+/// `log.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    #[default]
+    Auto,
+    /// One readable line per event.
+    Text,
+    /// One JSON object per event.
+    Json,
+}
+
+/// `access_log`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AccessLog {
+    /// Default stdout.
+    pub output: LogOutput,
+    /// Default json.
+    pub format: AccessFormat,
+    /// Which exchanges are written. Default: status of 500 and more, or a reason.
+    pub when: LogWhen,
+    /// Request headers to add, in lower case. Default none.
+    pub headers: Vec<String>,
+}
+
+/// `access_log.output`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum LogOutput {
+    /// Standard output.
+    #[default]
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// A file, reopened on SIGUSR1.
+    File(PathBuf),
+    /// No access log.
+    None,
+}
+
+/// `access_log.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AccessFormat {
+    /// One flat JSON object a line.
+    #[default]
+    Json,
+    /// The combined format of Apache and nginx.
+    Combined,
+}
+
+/// `access_log.when`: a line is written when any of these holds, or when there is a reason.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogWhen {
+    /// Status at least this. Default 500.
+    pub min_status: u16,
+    /// Took longer than this.
+    pub slower_than: Option<Duration>,
+    /// This share of all others, 0.0..=1.0. Default 0.
+    pub sample: f64,
+}
+
+/// `forwarded`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forwarded {
+    /// `X-Forwarded-For`, `-Proto`, `-Host`. Default true.
+    pub x_forwarded: bool,
+    /// `Forwarded`, RFC 7239. Default false.
+    pub rfc7239: bool,
+    /// `Via`, RFC 9110 section 7.6.3. Default true.
+    pub via: bool,
+    /// Name of the request id header. Default X-Request-Id.
+    pub request_id: String,
+}
+
+/// `errors`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Errors {
+    /// Default unified.
+    pub status: StatusProfile,
+    /// Default json.
+    pub format: ErrorFormat,
+    /// `pages`: files `CODE.html` and `CODE.json` of that directory, read at load.
+    pub pages: Vec<ErrorPage>,
+    /// `override`: another status for a reason, 400..=599.
+    pub overrides: Vec<(Reason, u16)>,
+}
+
+/// One file of `errors.pages`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ErrorPage {
+    /// The status it is for, 400..=599.
+    pub status: u16,
+    /// True for `CODE.html`, false for `CODE.json`.
+    pub html: bool,
+    /// The file's bytes, at most 64 KiB.
+    pub body: Vec<u8>,
+}
+
+/// `errors.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ErrorFormat {
+    /// Always JSON.
+    #[default]
+    Json,
+    /// Always HTML.
+    Html,
+    /// HTML for clients whose `Accept` prefers it, JSON for all others.
+    Auto,
+}
+
+/// `listeners.NAME`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listener {
+    /// The key in the file.
+    pub name: Arc<str>,
+    /// At least one; no two listeners share one.
+    pub binds: Vec<BindAddress>,
+    /// Default http.
+    pub protocol: ListenerProtocol,
+    /// Where unmatched traffic goes: index into [`Config::pools`].
+    pub pool: Option<usize>,
+    /// `redirect`: every request of this listener is redirected.
+    pub redirect: Option<Redirect>,
+    /// `http`.
+    pub http: HttpLimits,
+    /// `timeouts`.
+    pub timeouts: ListenerTimeouts,
+    /// `limits`.
+    pub limits: ListenerLimits,
+    /// Clients that may connect; empty is all.
+    pub allow: Vec<IpNet>,
+    /// Clients that may not; stronger than `allow`.
+    pub deny: Vec<IpNet>,
+    /// `socket`.
+    pub socket: SocketOptions,
+}
+
+/// `listeners.NAME.protocol`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ListenerProtocol {
+    /// HTTP/1.0 and HTTP/1.1.
+    #[default]
+    Http,
+    /// A byte stream.
+    Tcp,
+}
+
+/// `listeners.NAME.http`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// Fields in a request head, 1..=256. Default 100.
+    pub max_headers: usize,
+    /// Bytes of a request head, 1 KiB..=256 KiB. Default 32 KiB.
+    pub max_header_size: usize,
+}
+
+/// `listeners.NAME.timeouts`; `None` is `none`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerTimeouts {
+    /// From the first byte of a request (or the accept) to the end of its head. Default 10s.
+    pub header: Option<Duration>,
+    /// Between two parts of a request body, or of a response the client reads. Default 30s.
+    pub body_idle: Option<Duration>,
+    /// Between a response and the next request. Default 75s.
+    pub keepalive: Option<Duration>,
+}
+
+/// `listeners.NAME.limits`; `None` is `none`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerLimits {
+    /// Connections at a time. Default: only `max_connections`.
+    pub connections: Option<usize>,
+    /// Connections at a time from one client address. Default none.
+    pub connections_per_client: Option<usize>,
+    /// Bytes of a request body. Default none.
+    pub request_body: Option<u64>,
+}
+
+/// `listeners.NAME.socket`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Connections the kernel queues for us. Default 4096.
+    pub backlog: u32,
+    /// TCP keepalive probes after this idle time. Default 60s.
+    pub keepalive: Option<Duration>,
+    /// TCP Fast Open, RFC 7413. Default false.
+    pub fast_open: bool,
+}
+
+/// A redirect, of a listener or a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Redirect {
+    /// `https` or `{to: https, port, status}`: same host and target, other scheme.
+    Https {
+        /// Left out of the location when 443.
+        port: u16,
+        /// 301, 302, 303, 307 or 308. Default 308.
+        status: u16,
+    },
+    /// `{to: TARGET, status}`: an absolute URL or a path, sent as it is.
+    To {
+        /// The value of `Location`.
+        location: String,
+        /// 301, 302, 303, 307 or 308. Default 308.
+        status: u16,
+    },
+}
+
+/// `routes[]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// What the log calls it: `routes[3]`.
+    pub name: Arc<str>,
+    /// Indexes into [`Config::listeners`]; empty is every http listener.
+    pub listeners: Vec<usize>,
+    /// Host names; empty is any.
+    pub hosts: Vec<HostMatch>,
+    /// Default any.
+    pub path: PathMatch,
+    /// Methods, as sent; empty is any.
+    pub methods: Vec<String>,
+    /// Every one must hold.
+    pub headers: Vec<HeaderMatch>,
+    /// What happens to a request that matches.
+    pub action: RouteAction,
+    /// `request_headers`, applied to what the backend gets.
+    pub request_headers: HeaderEdits,
+    /// `response_headers`, applied to what the client gets.
+    pub response_headers: HeaderEdits,
+    /// Overrides of the pool's `timeouts`; only the given ones.
+    pub timeouts: TimeoutOverrides,
+    /// Override of the pool's `retries`; `Some(None)` is `none`.
+    pub retries: Option<Option<Retries>>,
+    /// Clients that may use the route; empty is all.
+    pub allow: Vec<IpNet>,
+}
+
+/// One entry of `routes[].host`, in lower case, without port and final dot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostMatch {
+    /// `api.example.com`.
+    Exact(String),
+    /// `*.example.com`, kept as `example.com`: any name below it, at any depth.
+    Suffix(String),
+}
+
+/// `routes[].path`, `.path_exact`, `.path_regex`.
+#[derive(Debug, Clone)]
+pub enum PathMatch {
+    /// No condition.
+    Any,
+    /// `/a/b`: this path and all below it, by whole segments. Without a final slash, except `/`.
+    Prefix(String),
+    /// The whole path.
+    Exact(String),
+    /// A regular expression that must match the whole path.
+    Regex(regex::Regex),
+}
+
+impl PartialEq for PathMatch {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any, Self::Any) => true,
+            (Self::Prefix(a), Self::Prefix(b)) | (Self::Exact(a), Self::Exact(b)) => a == b,
+            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
+            _ => false,
+        }
+    }
+}
+
+/// One entry of `routes[].headers`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeaderMatch {
+    /// In lower case.
+    pub name: String,
+    /// The whole value; `None` (written `"*"`): it only has to be there.
+    pub value: Option<String>,
+}
+
+/// What a route does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RouteAction {
+    /// Index into [`Config::pools`].
+    Pool(usize),
+    /// An answer with `Location`.
+    Redirect(Redirect),
+    /// A fixed answer.
+    Respond {
+        /// 200..=599.
+        status: u16,
+        /// At most 64 KiB. Default empty.
+        body: String,
+    },
+}
+
+/// `request_headers`, `response_headers`: first `remove`, then `set`, then `add`. Values have no control bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HeaderEdits {
+    /// Replaces every field of the name.
+    pub set: Vec<(String, String)>,
+    /// Adds a field.
+    pub add: Vec<(String, String)>,
+    /// Names.
+    pub remove: Vec<String>,
+}
+
+/// `pools.NAME`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    /// The key in the file.
+    pub name: Arc<str>,
+    /// Default round_robin.
+    pub policy: Policy,
+    /// At least one; addresses are unique within a pool.
+    pub backends: Vec<Backend>,
+    /// `None` is `none`. Default: TCP.
+    pub health_check: Option<HealthCheck>,
+    /// `None` is `none`.
+    pub ejection: Option<Ejection>,
+    /// `None` is `none`.
+    pub retries: Option<Retries>,
+    /// `timeouts`.
+    pub timeouts: PoolTimeouts,
+    /// `keepalive`.
+    pub keepalive: Keepalive,
+    /// `limits.connections_per_backend`. Default none.
+    pub connections_per_backend: Option<usize>,
+    /// Default reject.
+    pub when_all_down: WhenAllDown,
+}
+
+/// `pools.NAME.policy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// In turn, smooth by weight.
+    #[default]
+    RoundRobin,
+    /// Fewest exchanges or sessions in flight for its weight.
+    LeastConnections,
+    /// The less loaded of two drawn by weight.
+    RandomTwo,
+}
+
+/// One of `pools.NAME.backends`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// Where it is.
+    pub address: BackendAddress,
+    /// What metrics and logs call it. Default: the address.
+    pub name: Arc<str>,
+    /// 0..=256. Default 1; 0 gets no new work.
+    pub weight: u16,
+    /// Gets work only when no other backend may.
+    pub backup: bool,
+    /// Exchanges or sessions at a time; stronger than the pool's limit.
+    pub max_connections: Option<usize>,
+}
+
+/// `pools.NAME.health_check`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub kind: CheckKind,
+    /// Another port than the backend's.
+    pub port: Option<u16>,
+    /// From one check to the next, jittered by 10 %. Default 2s.
+    pub interval: Duration,
+    /// For the whole check. Default 1s.
+    pub timeout: Duration,
+    /// Good checks in a row until up. Default 2.
+    pub rise: u32,
+    /// Bad checks in a row until down. Default 3.
+    pub fall: u32,
+}
+
+/// `health_check.type`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CheckKind {
+    /// The connection is accepted.
+    Tcp,
+    /// The answer has the expected status, and body if one is given.
+    Http {
+        /// Origin-form target.
+        path: String,
+        /// Default GET.
+        method: String,
+        /// `Host`; default: the backend's address.
+        host: Option<String>,
+        /// Inclusive ranges of status. Default 200-399.
+        expect: Vec<(u16, u16)>,
+        /// Must occur in the first 64 KiB of the body.
+        body: Option<String>,
+    },
+}
+
+/// `pools.NAME.ejection`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ejection {
+    /// Failures in a row. Default 5.
+    pub failures: u32,
+    /// First sentence, doubled each time. Default 10s.
+    pub eject_for: Duration,
+    /// Longest sentence. Default 5m.
+    pub max_eject_for: Duration,
+    /// Share of the pool that may be out at once, 0.0..=1.0. Default 0.5.
+    pub max_ejected: f64,
+}
+
+/// `retries`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retries {
+    /// Further tries after the first. Default 2.
+    pub attempts: u32,
+    /// Retries as a share of requests. Default 0.2, at least 10 a second.
+    pub budget: f64,
+    /// Which failures.
+    pub conditions: RetryConditions,
+    /// Methods for which conditions other than a failed connect hold. Default: the idempotent ones of RFC 9110 section 9.2.2.
+    pub methods: Vec<String>,
+}
+
+/// `retries.conditions`, a list of the words below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryConditions {
+    /// `connect`: refused, unreachable, timed out; for every method. Default true.
+    pub connect: bool,
+    /// `stale`: a keepalive connection that was closed before it took the request; for every method. Default true.
+    pub stale: bool,
+    /// `terminated`: closed or reset before a whole response head. Default true.
+    pub terminated: bool,
+    /// `timeout`: no response head in time. Default false: a slow backend gets no second load.
+    pub timeout: bool,
+    /// `invalid`: an answer that is not valid HTTP. Default true.
+    pub invalid: bool,
+}
+
+/// `pools.NAME.timeouts`; `None` is `none`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolTimeouts {
+    /// Default 3s; cannot be none.
+    pub connect: Duration,
+    /// From the sent request to the whole response head. Default 60s.
+    pub response: Option<Duration>,
+    /// Between two parts of a response (default 60s).
+    pub idle: Option<Duration>,
+    /// Silence of a TCP session or of a tunnel (default 1h, or `idle` when that is given).
+    pub tcp_idle: Option<Duration>,
+    /// For the whole exchange with all its tries. Default none.
+    pub total: Option<Duration>,
+}
+
+/// `routes[].timeouts`: `Some` where the route says something.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TimeoutOverrides {
+    /// As in [`PoolTimeouts`].
+    pub connect: Option<Duration>,
+    /// As in [`PoolTimeouts`].
+    pub response: Option<Option<Duration>>,
+    /// As in [`PoolTimeouts`]; sets `tcp_idle` too.
+    pub idle: Option<Option<Duration>>,
+    /// As in [`PoolTimeouts`].
+    pub total: Option<Option<Duration>>,
+}
+
+/// `pools.NAME.keepalive`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Idle connections per backend and worker; 0 closes each after its exchange. Default 64.
+    pub idle_per_backend: usize,
+    /// Default 4s: below the usual server's 5s.
+    pub idle_timeout: Duration,
+    /// Default 10m.
+    pub max_age: Option<Duration>,
+    /// Default none.
+    pub max_requests: Option<u64>,
+}
+
+/// `pools.NAME.when_all_down`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenAllDown {
+    /// 502 with `destination_unavailable`.
+    #[default]
+    Reject,
+    /// Every backend that is not draining or in maintenance gets traffic.
+    FailOpen,
+}

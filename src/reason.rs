@@ -1,0 +1,199 @@
+//! The closed list of reasons: why balancer answered a request itself, or cut a connection.
+//!
+//! One row here gives the log's `reason`, the metric label, the `Proxy-Status` token (RFC 9209), the status in both
+//! profiles, the safe sentence in the JSON body and the row in docs/reasons.md. Nothing else may invent a reason.
+
+use std::fmt;
+
+/// Which status the reasons map to: `errors.status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StatusProfile {
+    /// Every backend failure is 502.
+    #[default]
+    Unified,
+    /// Timeouts are 504 and an empty pool is 503.
+    Split,
+}
+
+macro_rules! reasons {
+    ($( $(#[doc = $doc:literal])* $variant:ident, $name:literal, $token:literal, $unified:literal, $split:literal, $retry_after:literal, $sentence:literal; )*) => {
+        /// Why balancer answered by itself or cut a connection. See docs/reasons.md.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Reason { $( $(#[doc = $doc])* $variant, )* }
+
+        impl Reason {
+            /// Every reason, in the order of the docs.
+            pub const ALL: &'static [Self] = &[ $( Self::$variant, )* ];
+
+            /// The word used in logs, metric labels and `errors.override`.
+            pub const fn name(self) -> &'static str {
+                match self { $( Self::$variant => $name, )* }
+            }
+
+            /// The error token of the `Proxy-Status` field, RFC 9209 section 2.3.
+            pub const fn token(self) -> &'static str {
+                match self { $( Self::$variant => $token, )* }
+            }
+
+            /// The status sent to the client; 0 where the connection is cut and no answer is sent.
+            pub const fn status(self, profile: StatusProfile) -> u16 {
+                match (self, profile) {
+                    $( (Self::$variant, StatusProfile::Unified) => $unified, (Self::$variant, StatusProfile::Split) => $split, )*
+                }
+            }
+
+            /// Seconds for `Retry-After`, or 0 for none.
+            pub const fn retry_after(self) -> u32 {
+                match self { $( Self::$variant => $retry_after, )* }
+            }
+
+            /// The fixed, safe sentence for the client: no addresses, no error numbers.
+            pub const fn sentence(self) -> &'static str {
+                match self { $( Self::$variant => $sentence, )* }
+            }
+
+            /// When this happens: the docs row.
+            pub const fn when(self) -> &'static str {
+                match self { $( Self::$variant => concat!($($doc,)*), )* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// No backend of the pool may take traffic.
+    DestinationUnavailable, "destination_unavailable", "destination_unavailable", 502, 503, 1, "No healthy upstream server is available to fulfill the request.";
+    /// The backend's name does not resolve.
+    DnsError, "dns_error", "dns_error", 502, 502, 0, "The name of the upstream server could not be resolved.";
+    /// The backend refused the connection or is unreachable.
+    ConnectionRefused, "connection_refused", "connection_refused", 502, 502, 0, "The upstream server refused the connection.";
+    /// The backend did not accept the connection within `timeouts.connect`.
+    ConnectionTimeout, "connection_timeout", "connection_timeout", 502, 504, 0, "The upstream server did not accept the connection in time.";
+    /// The backend closed or reset the connection before a whole response head.
+    ConnectionTerminated, "connection_terminated", "connection_terminated", 502, 502, 0, "The upstream server closed the connection before it sent a complete response.";
+    /// The backend sent no whole response head within `timeouts.response`.
+    ConnectionReadTimeout, "connection_read_timeout", "http_response_timeout", 502, 504, 0, "The upstream server did not respond in time.";
+    /// The whole exchange took longer than `timeouts.total`.
+    TotalTimeout, "total_timeout", "http_response_timeout", 502, 504, 0, "The request was not fulfilled in the time allowed for it.";
+    /// The backend's answer is not valid HTTP: bad status line, bad header, conflicting lengths, bad first chunk, a 101 nobody asked for.
+    ProxyProtocolError, "proxy_protocol_error", "http_protocol_error", 502, 502, 0, "The server received an invalid response from the upstream server while trying to fulfill the request.";
+    /// The backend's response head is larger than 64 KiB or has too many fields.
+    ResponseHeaderSectionSize, "http_response_header_section_size", "http_response_header_section_size", 502, 502, 0, "The upstream server sent a response head that is too large.";
+    /// The response was cut in mid-body by the backend: the client's connection is cut too.
+    ResponseIncomplete, "http_response_incomplete", "http_response_incomplete", 0, 0, 0, "The upstream server cut the response.";
+    /// The response was cut in mid-body because the backend sent nothing for `timeouts.idle`.
+    ResponseIdleTimeout, "http_response_idle_timeout", "http_response_incomplete", 0, 0, 0, "The upstream server stopped sending the response.";
+    /// Every eligible backend is at its `max_connections` or `limits.connections_per_backend`.
+    ConnectionLimitReached, "connection_limit_reached", "connection_limit_reached", 503, 503, 1, "The server is at its connection limit for this service.";
+    /// A limit of balancer itself: `max_connections`, `limits.connections`, `limits.connections_per_client`, or no descriptor or port left.
+    Overload, "overload", "connection_limit_reached", 503, 503, 1, "The server is overloaded.";
+    /// Refused by `allow` or `deny`.
+    RequestDenied, "http_request_denied", "http_request_denied", 403, 403, 0, "The request is not allowed from this address.";
+    /// The request is malformed or ambiguous.
+    RequestError, "http_request_error", "http_request_error", 400, 400, 0, "The request is malformed.";
+    /// The request head is larger than `http.max_header_size` or has more fields than `http.max_headers`.
+    RequestHeaderSectionSize, "http_request_header_section_size", "http_request_error", 431, 431, 0, "The request header fields are too large.";
+    /// The request target is longer than half of `http.max_header_size`.
+    RequestUriTooLong, "http_request_uri_too_long", "http_request_error", 414, 414, 0, "The request target is too long.";
+    /// The request body is larger than `limits.request_body`.
+    RequestBodySize, "http_request_body_size", "http_request_error", 413, 413, 0, "The request body is too large.";
+    /// The client did not send its request within `timeouts.header` or `timeouts.body_idle`.
+    RequestTimeout, "http_request_timeout", "http_request_error", 408, 408, 0, "The request was not received in time.";
+    /// No route matches and the listener has no `pool`.
+    NoRoute, "no_route", "destination_not_found", 404, 404, 0, "No route matches the request.";
+    /// The method is not served: CONNECT.
+    MethodNotAllowed, "method_not_allowed", "http_request_error", 405, 405, 0, "The request method is not allowed.";
+    /// An `Expect` other than `100-continue`.
+    ExpectationFailed, "expectation_failed", "http_request_error", 417, 417, 0, "The expectation of the request cannot be met.";
+    /// A transfer coding other than `chunked`.
+    TransferCodingUnsupported, "transfer_coding_unsupported", "http_request_error", 501, 501, 0, "The transfer coding of the request is not supported.";
+    /// A protocol version that is not HTTP/1.0 or HTTP/1.1.
+    VersionNotSupported, "version_not_supported", "http_request_error", 505, 505, 0, "The protocol version of the request is not supported.";
+    /// The client's body ended early or is malformed after the request was forwarded.
+    RequestIncomplete, "http_request_incomplete", "http_request_error", 400, 400, 0, "The request body is malformed or incomplete.";
+    /// The client closed or reset its connection before the exchange or session was over.
+    ClientDisconnected, "client_disconnected", "http_request_error", 0, 0, 0, "The client closed the connection.";
+    /// The client read nothing of its response for `timeouts.body_idle`.
+    ClientWriteTimeout, "client_write_timeout", "connection_write_timeout", 0, 0, 0, "The client did not read the response in time.";
+    /// A TCP session or a tunnel moved no byte for `timeouts.idle`.
+    IdleTimeout, "idle_timeout", "connection_read_timeout", 0, 0, 0, "The session was idle for too long.";
+    /// The backend reset a TCP session or a tunnel.
+    BackendReset, "backend_reset", "connection_terminated", 0, 0, 0, "The upstream server reset the connection.";
+    /// Still open when `drain.timeout` ended: cut.
+    DrainTimeout, "drain_timeout", "proxy_internal_response", 0, 0, 0, "The server is shutting down.";
+    /// A fault in balancer itself.
+    InternalError, "proxy_internal_error", "proxy_internal_error", 500, 500, 0, "The server failed to handle the request.";
+}
+
+impl Reason {
+    /// How many reasons there are: the length of arrays indexed by [`Reason::index`].
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Position in [`Reason::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The reason called `name`, as written in `errors.override`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|reason| reason.name() == name)
+    }
+
+    /// True where a backend is at fault, so that passive ejection counts it.
+    pub const fn blames_backend(self) -> bool {
+        matches!(
+            self,
+            Self::DnsError
+                | Self::ConnectionRefused
+                | Self::ConnectionTimeout
+                | Self::ConnectionTerminated
+                | Self::ConnectionReadTimeout
+                | Self::ProxyProtocolError
+                | Self::ResponseHeaderSectionSize
+                | Self::ResponseIncomplete
+                | Self::ResponseIdleTimeout
+        )
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found_again() {
+        for (position, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(Reason::from_name(reason.name()), Some(*reason));
+            assert_eq!(reason.index(), position);
+        }
+        assert_eq!(Reason::from_name("nonsense"), None);
+    }
+
+    #[test]
+    fn the_contract_sentence_belongs_to_the_invalid_response() {
+        let promised = "The server received an invalid response from the upstream server while trying to fulfill the request.";
+        assert_eq!(Reason::ProxyProtocolError.sentence(), promised);
+    }
+
+    #[test]
+    fn sentences_are_safe_in_json_and_headers() {
+        for reason in Reason::ALL {
+            assert!(
+                reason
+                    .sentence()
+                    .bytes()
+                    .all(|b| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\')
+            );
+        }
+    }
+}
