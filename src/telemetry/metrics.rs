@@ -5,11 +5,15 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     sync::{
-        OnceLock,
+        Mutex, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
+
+use crate::reason::Reason;
 
 thread_local! {
     static SLOT: Cell<usize> = const { Cell::new(0) };
@@ -42,6 +46,12 @@ impl Count {
     #[inline]
     pub fn sub(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
+    }
+
+    /// Replaces the number, for gauges of one thread.
+    #[inline]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
     }
 
     /// The number now.
@@ -94,4 +104,205 @@ impl<T: Default> PerThread<T> {
         self.each()
             .fold(0, |sum, slot| sum.wrapping_add(field(slot).get()))
     }
+}
+
+/// Upper bounds of the histogram buckets in microseconds: 0.5 ms to 60 s. The last bucket, +Inf, has no bound here.
+pub const BUCKETS_MICROS: [u64; 16] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000, 30_000_000, 60_000_000,
+];
+
+/// A distribution of times; the buckets are not cumulative here, the collector adds them up.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    /// How many fell into each bucket; the last is +Inf.
+    pub buckets: [Count; BUCKETS_MICROS.len() + 1],
+    /// Sum of all times.
+    pub sum_micros: Count,
+}
+
+impl Histogram {
+    /// Counts one time.
+    #[inline]
+    pub fn observe(&self, time: Duration) {
+        let micros = time.as_micros() as u64;
+        let bucket = BUCKETS_MICROS
+            .iter()
+            .take_while(|bound| micros > **bound)
+            .count();
+        if let Some(count) = self.buckets.get(bucket) {
+            count.add(1);
+        }
+        self.sum_micros.add(micros);
+    }
+}
+
+/// The known methods, RFC 9110 section 9 and RFC 5789; [`method_index`] maps all others to `other`.
+pub const METHODS: [&str; 9] = [
+    "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "PATCH", "other",
+];
+
+/// Position of `method` in [`METHODS`].
+#[inline]
+pub fn method_index(method: &[u8]) -> usize {
+    METHODS
+        .iter()
+        .position(|known| known.as_bytes() == method)
+        .unwrap_or(METHODS.len() - 1)
+}
+
+/// Position of a status in the five classes `1xx`..`5xx`.
+#[inline]
+pub fn class_index(status: u16) -> usize {
+    usize::from(status / 100).clamp(1, 5) - 1
+}
+
+/// Requests by method and status; a table of one hundred codes is made when its class is first seen.
+#[derive(Debug, Default)]
+pub struct StatusTable {
+    classes: [[OnceLock<Box<[Count; 100]>>; 5]; METHODS.len()],
+}
+
+impl StatusTable {
+    /// Counts one answer of 100..=599.
+    #[inline]
+    pub fn add(&self, method: usize, status: u16) {
+        let table = self
+            .classes
+            .get(method)
+            .and_then(|classes| classes.get(class_index(status)));
+        let table = table
+            .map(|table| table.get_or_init(|| Box::new([const { Count(AtomicU64::new(0)) }; 100])));
+        if let Some(count) = table.and_then(|table| table.get(usize::from(status % 100))) {
+            count.add(1);
+        }
+    }
+
+    /// Every pair of method and status that was seen, with its count.
+    pub fn each(&self) -> impl Iterator<Item = (usize, u16, u64)> {
+        self.classes
+            .iter()
+            .enumerate()
+            .flat_map(|(method, classes)| {
+                classes
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(class, table)| table.get().map(|table| (class, table)))
+                    .flat_map(move |(class, table)| {
+                        table
+                            .iter()
+                            .enumerate()
+                            .filter(|(_, count)| count.get() > 0)
+                            .map(move |(code, count)| {
+                                (method, (class as u16 + 1) * 100 + code as u16, count.get())
+                            })
+                    })
+            })
+    }
+}
+
+/// A count for each [`Reason`].
+#[derive(Debug)]
+pub struct ByReason([Count; Reason::COUNT]);
+
+impl Default for ByReason {
+    fn default() -> Self {
+        Self([const { Count(AtomicU64::new(0)) }; Reason::COUNT])
+    }
+}
+
+impl ByReason {
+    /// Counts one `reason`.
+    pub fn add(&self, reason: Reason) {
+        if let Some(count) = self.0.get(reason.index()) {
+            count.add(1);
+        }
+    }
+
+    /// How often `reason` was counted.
+    pub fn get(&self, reason: Reason) -> u64 {
+        self.0.get(reason.index()).map_or(0, Count::get)
+    }
+}
+
+/// What a listener counts.
+#[derive(Debug, Default)]
+pub struct ListenerSlot {
+    /// Accepted connections.
+    pub connections: Count,
+    /// Open connections.
+    pub active: Count,
+    /// Bytes from clients.
+    pub received: Count,
+    /// Bytes to clients.
+    pub sent: Count,
+    /// Connections closed at once, by reason.
+    pub rejected: ByReason,
+}
+
+/// What a pool counts; one more of these counts what never reached a pool.
+#[derive(Debug, Default)]
+pub struct PoolSlot {
+    /// Finished requests by method and status; a request whose client left before an answer counts as 499 in the log only.
+    pub requests: StatusTable,
+    /// Requests under way.
+    pub requests_active: Count,
+    /// From the first byte of the request to the last of the answer, by class of status.
+    pub duration: [Histogram; 5],
+    /// Bytes of request bodies.
+    pub request_body: Count,
+    /// Bytes of response bodies.
+    pub response_body: Count,
+    /// Errors by reason and status sent (0 where the connection was cut); rare, so a mutex that only the scrape contends for.
+    pub errors: Mutex<BTreeMap<(Reason, u16), u64>>,
+    /// Further tries by the reason of the try before.
+    pub retries: ByReason,
+    /// Tries that the budget forbade.
+    pub budget_exhausted: Count,
+    /// TCP sessions that ended well.
+    pub sessions_ok: Count,
+    /// TCP sessions that ended with a reason.
+    pub sessions_failed: ByReason,
+    /// TCP sessions under way.
+    pub sessions_active: Count,
+    /// How long TCP sessions took.
+    pub session_duration: Histogram,
+}
+
+impl PoolSlot {
+    /// Counts one error answered with `status`, or cut (0).
+    pub fn error(&self, reason: Reason, status: u16) {
+        let mut errors = self
+            .errors
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *errors.entry((reason, status)).or_default() += 1;
+    }
+}
+
+/// What a backend counts.
+#[derive(Debug, Default)]
+pub struct BackendSlot {
+    /// Answers by class of status.
+    pub requests: [Count; 5],
+    /// From the sent request to the first byte of the answer.
+    pub response: Histogram,
+    /// Connections made for traffic.
+    pub connections_ok: Count,
+    /// Connections that could not be made.
+    pub connections_failed: Count,
+    /// Open connections in use.
+    pub connections_active: Count,
+    /// Idle keepalive connections.
+    pub connections_idle: Count,
+    /// Failed tries by reason.
+    pub failures: ByReason,
+    /// Ejections by the reason of the last failure.
+    pub ejections: ByReason,
+    /// Good checks (control thread only).
+    pub checks_ok: Count,
+    /// Bad checks (control thread only).
+    pub checks_failed: Count,
+    /// How long checks took: microseconds of the last one (control thread only).
+    pub check_duration_micros: Count,
 }
