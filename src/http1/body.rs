@@ -1,0 +1,368 @@
+//! Finds the body in a stream of bytes: by length, chunked (RFC 9112 section 7.1), or until the end of the connection.
+//!
+//! A [`Decoder`] looks at the bytes at the front of a buffer and says what they are; the caller consumes them. It keeps
+//! its place inside a line, so that any split of the input gives the same result.
+
+use super::{fields::Known, has_only_crlf};
+
+/// Most bytes of chunk extensions in one chunk: nobody uses them but attackers.
+const MAX_EXTENSION: usize = 256;
+/// Most bytes of chunk extensions in one body, against floods of tiny chunks with long extensions.
+const MAX_EXTENSIONS: usize = 16 << 10;
+/// Most bytes of a trailer section.
+const MAX_TRAILERS: usize = 8 << 10;
+/// Most trailer fields.
+const MAX_TRAILER_FIELDS: usize = 64;
+
+/// What the bytes at the front of the buffer are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// So many bytes of the body.
+    Data(usize),
+    /// So many bytes of framing, to be dropped.
+    Skip(usize),
+    /// Nothing can be said before more bytes are there.
+    More,
+    /// The body is complete; what follows belongs to the next message.
+    End,
+}
+
+/// The body is malformed: what exactly, for the log at debug level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BodyError(pub &'static str);
+
+/// Decodes one body.
+#[derive(Debug)]
+pub enum Decoder {
+    /// So many bytes are left.
+    Length(u64),
+    /// Chunked.
+    Chunked(Chunked),
+    /// All bytes until the end of the connection.
+    UntilClose,
+}
+
+impl Decoder {
+    /// A decoder for a chunked body.
+    pub fn chunked() -> Self {
+        Self::Chunked(Chunked::default())
+    }
+
+    /// Looks at `input`.
+    ///
+    /// # Errors
+    /// The body is malformed; the connection cannot be used any more.
+    #[inline]
+    pub fn step(&mut self, input: &[u8]) -> Result<Step, BodyError> {
+        match self {
+            Self::Length(0) => Ok(Step::End),
+            Self::Length(_) | Self::UntilClose if input.is_empty() => Ok(Step::More),
+            Self::Length(left) => {
+                let here = (*left).min(input.len() as u64);
+                *left -= here;
+                Ok(Step::Data(here as usize))
+            }
+            Self::UntilClose => Ok(Step::Data(input.len())),
+            Self::Chunked(chunked) => chunked.step(input),
+        }
+    }
+
+    /// The whole body was seen.
+    pub fn is_done(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunked) => chunked.place == Place::Done,
+            Self::UntilClose => false,
+        }
+    }
+
+    /// The trailer section of a chunked body that is complete: fields with their line ends, without the empty line.
+    pub fn trailers(&self) -> &[u8] {
+        match self {
+            Self::Chunked(chunked) => &chunked.trailers,
+            _ => &[],
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Place {
+    /// Within the digits of a chunk size.
+    #[default]
+    Size,
+    /// Within the extensions after it.
+    Extension,
+    /// After the carriage return of the size line.
+    SizeEnd,
+    /// Within the data.
+    Data,
+    /// Before the carriage return after the data.
+    DataReturn,
+    /// Before the line feed after the data.
+    DataEnd,
+    /// Within the trailer section.
+    Trailers,
+    /// After the final empty line.
+    Done,
+}
+
+/// The state of a chunked body.
+#[derive(Debug, Default)]
+pub struct Chunked {
+    place: Place,
+    /// Size of this chunk while its digits are read, then what is left of its data.
+    left: u64,
+    digits: u8,
+    extension: usize,
+    extensions: usize,
+    trailers: Vec<u8>,
+}
+
+impl Chunked {
+    fn step(&mut self, input: &[u8]) -> Result<Step, BodyError> {
+        match self.place {
+            Place::Done => return Ok(Step::End),
+            Place::Data if !input.is_empty() => {
+                let here = self.left.min(input.len() as u64);
+                self.left -= here;
+                if self.left == 0 {
+                    self.place = Place::DataReturn;
+                }
+                return Ok(Step::Data(here as usize));
+            }
+            _ => {}
+        }
+        let mut seen = 0;
+        for byte in input {
+            seen += 1;
+            self.framing_byte(*byte)?;
+            if matches!(self.place, Place::Data | Place::Done) {
+                break;
+            }
+        }
+        if seen == 0 {
+            Ok(Step::More)
+        } else {
+            Ok(Step::Skip(seen))
+        }
+    }
+
+    fn framing_byte(&mut self, byte: u8) -> Result<(), BodyError> {
+        self.place = match (self.place, byte) {
+            (Place::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.size_digit(byte)?,
+            (Place::Size, _) if self.digits == 0 => {
+                return Err(BodyError("a chunk without a size"));
+            }
+            (Place::Size, b';') => Place::Extension,
+            (Place::Size | Place::Extension, b'\r') => Place::SizeEnd,
+            (Place::Size, _) => return Err(BodyError("a malformed chunk size")),
+            (Place::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extension_byte()?,
+            (Place::Extension, _) => return Err(BodyError("a control byte in a chunk extension")),
+            (Place::SizeEnd, b'\n') => self.size_complete(),
+            (Place::DataReturn, b'\r') => Place::DataEnd,
+            (Place::DataEnd, b'\n') => Place::Size,
+            (Place::Trailers, _) => self.trailer_byte(byte)?,
+            _ => return Err(BodyError("a chunk that does not end in a line end")),
+        };
+        Ok(())
+    }
+
+    fn size_digit(&mut self, byte: u8) -> Result<Place, BodyError> {
+        let digit = char::from(byte).to_digit(16).unwrap_or_default();
+        self.digits += 1;
+        // 15 digits stay far below 2^63: no arithmetic here or in a backend can wrap.
+        if self.digits > 15 {
+            return Err(BodyError("a chunk size that is too large"));
+        }
+        self.left = self.left << 4 | u64::from(digit);
+        Ok(Place::Size)
+    }
+
+    fn extension_byte(&mut self) -> Result<Place, BodyError> {
+        self.extension += 1;
+        self.extensions += 1;
+        if self.extension > MAX_EXTENSION || self.extensions > MAX_EXTENSIONS {
+            return Err(BodyError("too many chunk extensions"));
+        }
+        Ok(Place::Extension)
+    }
+
+    fn size_complete(&mut self) -> Place {
+        (self.digits, self.extension) = (0, 0);
+        if self.left == 0 {
+            Place::Trailers
+        } else {
+            Place::Data
+        }
+    }
+
+    fn trailer_byte(&mut self, byte: u8) -> Result<Place, BodyError> {
+        self.trailers.push(byte);
+        if self.trailers.len() > MAX_TRAILERS {
+            return Err(BodyError("a trailer section that is too large"));
+        }
+        if byte != b'\n'
+            || !(self.trailers == b"\r\n"
+                || self.trailers.ends_with(b"\n\r\n")
+                || self.trailers.ends_with(b"\n\n")
+                || self.trailers == b"\n")
+        {
+            return Ok(Place::Trailers);
+        }
+        self.trailers = checked_trailers(&self.trailers)?;
+        Ok(Place::Done)
+    }
+}
+
+/// The fields of a trailer section that may be passed on, RFC 9110 section 6.5.1: none that frames, routes or authorises.
+fn checked_trailers(section: &[u8]) -> Result<Vec<u8>, BodyError> {
+    if !has_only_crlf(section) {
+        return Err(BodyError(
+            "a trailer line that ends without a carriage return",
+        ));
+    }
+    let mut room = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut room)
+    else {
+        return Err(BodyError("a malformed trailer section"));
+    };
+    let mut kept = Vec::new();
+    for field in fields
+        .iter()
+        .filter(|field| is_allowed_in_trailers(field.name))
+    {
+        kept.extend_from_slice(field.name.as_bytes());
+        kept.extend_from_slice(b": ");
+        kept.extend_from_slice(field.value);
+        kept.extend_from_slice(b"\r\n");
+    }
+    Ok(kept)
+}
+
+fn is_allowed_in_trailers(name: &str) -> bool {
+    const FORBIDDEN: [&str; 12] = [
+        "set-cookie",
+        "cache-control",
+        "content-encoding",
+        "content-range",
+        "max-forwards",
+        "range",
+        "proxy-authorization",
+        "proxy-authenticate",
+        "www-authenticate",
+        "location",
+        "retry-after",
+        "age",
+    ];
+    let known = Known::of(name.as_bytes());
+    !(known.is_hop_by_hop()
+        || known.is_protected()
+        || known == Known::Trailer
+        || known == Known::Date
+        || FORBIDDEN
+            .iter()
+            .any(|forbidden| name.eq_ignore_ascii_case(forbidden)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Decodes `input` in pieces of `piece` bytes: the body, the trailers, and how many bytes were consumed.
+    fn decode(input: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<u8>, usize), BodyError> {
+        let (mut decoder, mut body, mut at, mut end) =
+            (Decoder::chunked(), Vec::new(), 0, piece.min(input.len()));
+        loop {
+            match decoder.step(&input[at..end])? {
+                Step::Data(n) => {
+                    body.extend_from_slice(&input[at..at + n]);
+                    at += n;
+                }
+                Step::Skip(n) => at += n,
+                Step::More if end == input.len() => return Err(BodyError("cut")),
+                Step::More => end = (end + piece).min(input.len()),
+                Step::End => return Ok((body, decoder.trailers().to_vec(), at)),
+            }
+        }
+    }
+
+    #[test]
+    fn every_split_of_a_chunked_body_gives_the_same() {
+        let input = b"5;a=b\r\nhello\r\n00C\r\n wide  world\r\n0\r\nX-Sum: 1\r\nContent-Length: 9\r\n\r\nGET /";
+        for piece in 1..=input.len() {
+            let (body, trailers, used) = decode(input, piece).unwrap();
+            assert_eq!(
+                (body.as_slice(), trailers.as_slice(), used),
+                (
+                    &b"hello wide  world"[..],
+                    &b"X-Sum: 1\r\n"[..],
+                    input.len() - 5
+                ),
+                "pieces of {piece}"
+            );
+        }
+    }
+
+    #[test]
+    fn odd_chunks_are_refused() {
+        let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(300));
+        let odd = [
+            "\r\n",
+            ";a\r\n",
+            "x\r\n",
+            "0x5\r\nhello",
+            "+5\r\nhello",
+            "-5\r\nhello",
+            " 5\r\nhello",
+            "5 \r\nhello",
+            "5\nhello",
+            "5;a\nhello",
+            "5\r\nhelloX\r\n",
+            "5\r\nhello\n0\r\n\r\n",
+            "5\r\nhello!\r\n0",
+            "1000000000000000\r\n",
+            "5;\0\r\nhello",
+            "0\r\nA: b\nC: d\r\n\r\n",
+            "0\r\nA : b\r\n\r\n",
+            "0\r\n A: b\r\n\r\n",
+            "0\n\n",
+            "5\r\rhello",
+            "0\r\n\n",
+            long.as_str(),
+        ];
+        for input in odd {
+            for piece in [1, 3, input.len()] {
+                let error = decode(input.as_bytes(), piece).expect_err(input);
+                assert_ne!(error.0, "cut", "{input:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_body_never_ends() {
+        let input = b"5\r\nhello\r\n0\r\nA: b\r\n\r\n";
+        for end in 0..input.len() {
+            assert_eq!(decode(&input[..end], 4), Err(BodyError("cut")), "{end}");
+        }
+    }
+
+    #[test]
+    fn extension_floods_are_bounded() {
+        let flood = format!("1;{}\r\na\r\n", "x".repeat(200)).repeat(100);
+        assert_eq!(
+            decode(flood.as_bytes(), 1000),
+            Err(BodyError("too many chunk extensions"))
+        );
+    }
+
+    #[test]
+    fn a_length_takes_no_byte_more() {
+        let mut decoder = Decoder::Length(3);
+        assert_eq!(decoder.step(b"ab"), Ok(Step::Data(2)));
+        assert_eq!(decoder.step(b""), Ok(Step::More));
+        assert_eq!(decoder.step(b"cGET"), Ok(Step::Data(1)));
+        assert_eq!(decoder.step(b"GET"), Ok(Step::End));
+        assert!(decoder.is_done());
+    }
+}

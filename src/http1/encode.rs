@@ -1,0 +1,144 @@
+//! Writes heads and bodies: one pass over the fields that are left, then the ones we add.
+//!
+//! The caller adds fields between `*_line`/[`fields`] and [`end`]; framing is always written here.
+
+use super::fields::Fields;
+
+/// `GET /path HTTP/1.1`.
+pub fn request_line(out: &mut Vec<u8>, method: &[u8], target: &[u8]) {
+    out.extend_from_slice(method);
+    out.push(b' ');
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+}
+
+/// `HTTP/1.1 200 OK`.
+pub fn status_line(out: &mut Vec<u8>, status: u16, phrase: &[u8]) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    number(out, u64::from(status));
+    out.push(b' ');
+    out.extend_from_slice(phrase);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Every field that is not struck out.
+pub fn fields(out: &mut Vec<u8>, fields: &Fields, bytes: &[u8]) {
+    for each in fields.iter() {
+        field(out, each.name.get(bytes), each.value.get(bytes));
+    }
+}
+
+/// One field.
+#[inline]
+pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// `Content-Length`.
+pub fn content_length(out: &mut Vec<u8>, length: u64) {
+    out.extend_from_slice(b"Content-Length: ");
+    number(out, length);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// `Transfer-Encoding: chunked`.
+pub fn chunked(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+}
+
+/// `Connection: upgrade` and `Upgrade`.
+pub fn upgrade(out: &mut Vec<u8>, protocol: &[u8]) {
+    out.extend_from_slice(b"Connection: upgrade\r\n");
+    field(out, b"Upgrade", protocol);
+}
+
+/// The empty line after the fields.
+pub fn end(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"\r\n");
+}
+
+/// One chunk of `data`, which is not empty: an empty one would end the body.
+pub fn chunk(out: &mut Vec<u8>, data: &[u8]) {
+    chunk_size(out, data.len());
+    out.extend_from_slice(data);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The size line of a chunk; its data and a line end must follow.
+pub fn chunk_size(out: &mut Vec<u8>, size: usize) {
+    debug_assert!(size > 0, "an empty chunk would end the body");
+    let digits = (usize::BITS - size.leading_zeros()).div_ceil(4);
+    for place in (0..digits).rev() {
+        let digit = (size >> (place * 4)) & 0xf;
+        out.push(b"0123456789abcdef".get(digit).copied().unwrap_or_default());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The last chunk with `trailers`, which have their line ends.
+pub fn last_chunk(out: &mut Vec<u8>, trailers: &[u8]) {
+    out.extend_from_slice(b"0\r\n");
+    out.extend_from_slice(trailers);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A decimal number.
+pub fn number(out: &mut Vec<u8>, mut value: u64) {
+    let mut digits = [0_u8; 20];
+    let mut at = digits.len();
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (value % 10) as u8;
+        value /= 10;
+        at -= 1;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::body::{Decoder, Step};
+    use super::*;
+
+    #[test]
+    fn numbers_are_decimal() {
+        for value in [0, 7, 10, 200, 65_536, u64::MAX] {
+            let mut out = Vec::new();
+            number(&mut out, value);
+            assert_eq!(out, value.to_string().as_bytes());
+        }
+    }
+
+    #[test]
+    fn what_is_chunked_decodes_to_the_same() {
+        let mut out = Vec::new();
+        for size in [1, 9, 10, 15, 16, 255, 4096, 70_000] {
+            chunk(&mut out, &vec![b'x'; size]);
+        }
+        last_chunk(&mut out, b"X-A: b\r\n");
+        let (mut decoder, mut rest, mut total) = (Decoder::chunked(), out.as_slice(), 0);
+        loop {
+            match decoder.step(rest).unwrap() {
+                Step::Data(n) => {
+                    total += n;
+                    rest = &rest[n..];
+                }
+                Step::Skip(n) => rest = &rest[n..],
+                Step::More => panic!("it must end"),
+                Step::End => break,
+            }
+        }
+        assert_eq!(
+            (total, decoder.trailers()),
+            (
+                1 + 9 + 10 + 15 + 16 + 255 + 4096 + 70_000,
+                &b"X-A: b\r\n"[..]
+            )
+        );
+    }
+}

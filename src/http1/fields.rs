@@ -1,0 +1,266 @@
+//! Fields of a head as spans into one buffer, and the names the proxy cares about.
+//!
+//! A field is edited by striking it out; new fields are appended while encoding. Nothing is copied before that.
+
+/// A range of bytes in a head's buffer. Heads are at most 256 KiB, so 32 bits are enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// The span of `part`, which must be a slice of `whole`.
+    pub fn of(part: &[u8], whole: &[u8]) -> Self {
+        let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
+        debug_assert!(
+            start + part.len() <= whole.len(),
+            "the part lies within the whole"
+        );
+        Self {
+            start: start as u32,
+            end: (start + part.len()) as u32,
+        }
+    }
+
+    /// The span from `start` to `end`.
+    pub fn new(start: usize, end: usize) -> Self {
+        Self {
+            start: start as u32,
+            end: end as u32,
+        }
+    }
+
+    /// Its bytes; empty if the span lies outside.
+    #[inline]
+    pub fn get(self, bytes: &[u8]) -> &[u8] {
+        bytes
+            .get(self.start as usize..self.end as usize)
+            .unwrap_or_default()
+    }
+
+    /// True if it covers nothing.
+    pub fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+}
+
+macro_rules! known {
+    ($( $variant:ident, $name:literal; )*) => {
+        /// Field names that mean something to the proxy.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Known {
+            /// Any other name.
+            Other,
+            $( #[doc = $name] $variant, )*
+        }
+
+        impl Known {
+            /// Looks `name` up, without regard to case.
+            #[inline]
+            pub fn of(name: &[u8]) -> Self {
+                $( if name.len() == $name.len() && name.eq_ignore_ascii_case($name.as_bytes()) { return Self::$variant; } )*
+                Self::Other
+            }
+        }
+    };
+}
+
+known! {
+    Host, "host";
+    Connection, "connection";
+    ContentLength, "content-length";
+    TransferEncoding, "transfer-encoding";
+    Te, "te";
+    Trailer, "trailer";
+    Upgrade, "upgrade";
+    KeepAlive, "keep-alive";
+    ProxyConnection, "proxy-connection";
+    Http2Settings, "http2-settings";
+    Expect, "expect";
+    Accept, "accept";
+    ContentType, "content-type";
+    UserAgent, "user-agent";
+    Referer, "referer";
+    Traceparent, "traceparent";
+    Authorization, "authorization";
+    Cookie, "cookie";
+    Date, "date";
+    Via, "via";
+    Forwarded, "forwarded";
+    XForwardedFor, "x-forwarded-for";
+    XForwardedProto, "x-forwarded-proto";
+    XForwardedHost, "x-forwarded-host";
+}
+
+impl Known {
+    /// Fields for one hop only, RFC 9110 section 7.6.1; the framing ones are encoded anew.
+    pub const fn is_hop_by_hop(self) -> bool {
+        matches!(
+            self,
+            Self::Connection
+                | Self::KeepAlive
+                | Self::ProxyConnection
+                | Self::Te
+                | Self::TransferEncoding
+                | Self::Upgrade
+                | Self::Http2Settings
+        )
+    }
+
+    /// Fields that `Connection` cannot remove, because a request means something else without them.
+    pub const fn is_protected(self) -> bool {
+        matches!(
+            self,
+            Self::Host
+                | Self::ContentLength
+                | Self::TransferEncoding
+                | Self::Authorization
+                | Self::Cookie
+                | Self::ContentType
+                | Self::Expect
+                | Self::Via
+                | Self::Forwarded
+                | Self::XForwardedFor
+                | Self::XForwardedProto
+                | Self::XForwardedHost
+        )
+    }
+
+    /// Fields that say where a request came from.
+    pub const fn is_forwarding(self) -> bool {
+        matches!(
+            self,
+            Self::Forwarded | Self::XForwardedFor | Self::XForwardedProto | Self::XForwardedHost
+        )
+    }
+}
+
+/// One field.
+#[derive(Debug, Clone, Copy)]
+pub struct Field {
+    /// As sent.
+    pub name: Span,
+    /// Without the blanks around it.
+    pub value: Span,
+    /// Which name it is.
+    pub known: Known,
+    /// Left out when the head is encoded.
+    pub struck: bool,
+}
+
+/// The fields of one head, in order.
+#[derive(Debug, Default)]
+pub struct Fields(Vec<Field>);
+
+impl Fields {
+    /// Takes over what the tokenizer found in `whole`.
+    pub(super) fn fill(&mut self, headers: &[httparse::Header<'_>], whole: &[u8]) {
+        self.0.clear();
+        self.0.extend(headers.iter().map(|header| {
+            let name = header.name.as_bytes();
+            Field {
+                name: Span::of(name, whole),
+                value: Span::of(header.value, whole),
+                known: Known::of(name),
+                struck: false,
+            }
+        }));
+    }
+
+    /// Drops all of them.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Every field that is not struck out.
+    pub fn iter(&self) -> impl Iterator<Item = &Field> {
+        self.0.iter().filter(|field| !field.struck)
+    }
+
+    /// The value of the first field called `known`.
+    pub fn find<'a>(&self, known: Known, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        self.iter()
+            .find(|field| field.known == known)
+            .map(|field| field.value.get(bytes))
+    }
+
+    /// Every value of the fields called `name`, without regard to case.
+    pub fn values<'a>(&self, name: &str, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        self.iter()
+            .filter(move |field| field.name.get(bytes).eq_ignore_ascii_case(name.as_bytes()))
+            .map(|field| field.value.get(bytes))
+    }
+
+    /// Strikes out every field for which `which` says so.
+    pub fn strike(&mut self, mut which: impl FnMut(&Field) -> bool) {
+        for field in &mut self.0 {
+            if !field.struck && which(field) {
+                field.struck = true;
+            }
+        }
+    }
+
+    /// Strikes out the fields that are for one hop, and those that `Connection` names unless they are protected.
+    pub(super) fn strike_hop_by_hop(&mut self, bytes: &[u8]) {
+        let mut named = false;
+        for field in &mut self.0 {
+            named |= field.known == Known::Connection
+                && list(field.value.get(bytes)).any(|token| !is_plain_option(token));
+            field.struck |= field.known.is_hop_by_hop();
+        }
+        if named {
+            self.strike_named_by_connection(bytes);
+        }
+    }
+
+    fn strike_named_by_connection(&mut self, bytes: &[u8]) {
+        let options: Vec<Span> = self
+            .0
+            .iter()
+            .filter(|field| field.known == Known::Connection)
+            .flat_map(|field| list(field.value.get(bytes)).map(|token| Span::of(token, bytes)))
+            .collect();
+        self.strike(|field| {
+            !field.known.is_protected()
+                && options.iter().any(|option| {
+                    option
+                        .get(bytes)
+                        .eq_ignore_ascii_case(field.name.get(bytes))
+                })
+        });
+    }
+
+    /// True if `Connection` has the option `token`.
+    pub(super) fn has_connection_option(&self, token: &[u8], bytes: &[u8]) -> bool {
+        self.0
+            .iter()
+            .filter(|field| field.known == Known::Connection)
+            .any(|field| {
+                list(field.value.get(bytes)).any(|option| option.eq_ignore_ascii_case(token))
+            })
+    }
+}
+
+use super::list;
+
+/// Connection options that name no field.
+fn is_plain_option(token: &[u8]) -> bool {
+    [&b"close"[..], b"keep-alive", b"upgrade"]
+        .iter()
+        .any(|plain| token.eq_ignore_ascii_case(plain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_names_are_found_without_regard_to_case() {
+        assert_eq!(Known::of(b"Host"), Known::Host);
+        assert_eq!(Known::of(b"TRANSFER-ENCODING"), Known::TransferEncoding);
+        assert_eq!(Known::of(b"hosts"), Known::Other);
+        assert_eq!(Known::of(b""), Known::Other);
+    }
+}

@@ -1,0 +1,476 @@
+//! Reads a request head and decides whether it means exactly one thing (RFC 9112 sections 2 to 6, 9).
+
+use std::mem::MaybeUninit;
+
+use super::{
+    Version, content_length,
+    fields::{Fields, Known, Span},
+    has_only_crlf, list,
+};
+use crate::reason::Reason;
+
+/// Most fields a head may have, whatever the configuration says; they are parsed on the stack.
+pub const MAX_FIELDS: usize = 256;
+
+/// How large a head may be: `listeners.NAME.http`.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Fields, at most [`MAX_FIELDS`].
+    pub fields: usize,
+    /// Bytes of the whole head; the target may have half of them.
+    pub bytes: usize,
+}
+
+/// How long a request body is, RFC 9112 section 6.3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Framing {
+    /// No body.
+    #[default]
+    None,
+    /// So many bytes, not 0.
+    Length(u64),
+    /// Chunked.
+    Chunked,
+}
+
+/// A request that is refused: why, for the client, and what exactly, for the log at debug level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// Gives the status.
+    pub reason: Reason,
+    /// Says what is wrong.
+    pub detail: &'static str,
+}
+
+const fn malformed(detail: &'static str) -> Refusal {
+    Refusal {
+        reason: Reason::RequestError,
+        detail,
+    }
+}
+
+/// A request head: its buffer, and spans into it. Bytes after [`Head::len`] belong to the body or the next request.
+#[derive(Debug, Default)]
+pub struct Head {
+    /// Everything read from the client since this head began.
+    pub bytes: Vec<u8>,
+    /// Length of the head with its empty line.
+    pub len: usize,
+    /// The fields; those for one hop are struck out already.
+    pub fields: Fields,
+    /// As sent.
+    pub method: Span,
+    /// What the backend gets: origin-form or `*`.
+    pub target: Span,
+    /// The target without its query.
+    pub path: Span,
+    /// Host name with port, from the target or the field; empty only for HTTP/1.0 without one.
+    pub host: Span,
+    /// What the client speaks.
+    pub version: Version,
+    /// How the body is framed.
+    pub framing: Framing,
+    /// The client allows another request on this connection.
+    pub keep_alive: bool,
+    /// The protocol the client asks to switch to, and asks for properly.
+    pub upgrade: Option<Span>,
+    /// The client waits for 100 before it sends the body.
+    pub expects_continue: bool,
+}
+
+impl Head {
+    /// The bytes of `span`.
+    #[inline]
+    pub fn text(&self, span: Span) -> &[u8] {
+        span.get(&self.bytes)
+    }
+
+    /// The value of the first field called `known`.
+    pub fn find(&self, known: Known) -> Option<&[u8]> {
+        self.fields.find(known, &self.bytes)
+    }
+
+    /// Makes it empty, keeping the allocations.
+    pub fn clear(&mut self) {
+        let (bytes, fields) = (
+            std::mem::take(&mut self.bytes),
+            std::mem::take(&mut self.fields),
+        );
+        *self = Self {
+            bytes,
+            fields,
+            ..Self::default()
+        };
+        self.bytes.clear();
+        self.fields.clear();
+    }
+
+    /// Reads a head from the beginning of `self.bytes`. `Ok(false)`: more bytes are needed.
+    ///
+    /// # Errors
+    /// The request is refused; nothing after it on the connection may be read as a request.
+    pub fn parse(&mut self, limits: Limits) -> Result<bool, Refusal> {
+        let Self { bytes, fields, .. } = self;
+        let mut room = [MaybeUninit::<httparse::Header<'_>>::uninit(); MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut []);
+        let room = room
+            .get_mut(..limits.fields.min(MAX_FIELDS))
+            .unwrap_or_default();
+        let outcome = httparse::ParserConfig::default().parse_request_with_uninit_headers(
+            &mut request,
+            bytes,
+            room,
+        );
+        let len = match outcome {
+            Ok(httparse::Status::Complete(len)) if len <= limits.bytes => len,
+            Ok(httparse::Status::Partial) if bytes.len() < limits.bytes => {
+                return check_partial(bytes, limits).map(|()| false);
+            }
+            Ok(_) => return Err(too_large(bytes, limits)),
+            Err(error) => return Err(refusal_of(error, bytes)),
+        };
+        let (Some(method), Some(target), Some(version)) =
+            (request.method, request.path, request.version)
+        else {
+            return Err(malformed("the request line is incomplete"));
+        };
+        if target.len() > limits.bytes / 2 {
+            return Err(too_large(bytes, limits));
+        }
+        fields.fill(request.headers, bytes);
+        let (method, target) = (
+            Span::of(method.as_bytes(), bytes),
+            Span::of(target.as_bytes(), bytes),
+        );
+        self.len = len;
+        self.method = method;
+        self.version = if version == 0 {
+            Version::Http10
+        } else {
+            Version::Http11
+        };
+        self.check(target).map(|()| true)
+    }
+
+    fn check(&mut self, target: Span) -> Result<(), Refusal> {
+        let head = self.bytes.get(..self.len).unwrap_or_default();
+        if head.starts_with(b"\n") || head.starts_with(b"\r\n\r") || head.starts_with(b"\r\n\n") {
+            return Err(malformed("empty lines before the request"));
+        }
+        if !has_only_crlf(head) {
+            return Err(malformed("a line ends without a carriage return"));
+        }
+        if self.text(self.method) == b"CONNECT" {
+            return Err(Refusal {
+                reason: Reason::MethodNotAllowed,
+                detail: "CONNECT is not served",
+            });
+        }
+        self.framing = self.check_framing()?;
+        self.check_target(target)?;
+        self.check_connection()
+    }
+
+    /// RFC 9112 section 6.3: one length, or chunked, or none; anything else is refused.
+    fn check_framing(&self) -> Result<Framing, Refusal> {
+        let (mut length, mut coding) = (None, None);
+        for field in self.fields.iter() {
+            match field.known {
+                Known::ContentLength if length.is_some() => {
+                    return Err(malformed("several Content-Length"));
+                }
+                Known::ContentLength => {
+                    let value = content_length(self.text(field.value));
+                    length = Some(value.ok_or(malformed("a malformed Content-Length"))?);
+                }
+                Known::TransferEncoding if coding.is_some() => {
+                    return Err(malformed("several Transfer-Encoding"));
+                }
+                Known::TransferEncoding => coding = Some(self.text(field.value)),
+                _ => {}
+            }
+        }
+        match (length, coding) {
+            (None | Some(0), None) => Ok(Framing::None),
+            (Some(length), None) => Ok(Framing::Length(length)),
+            (Some(_), Some(_)) => Err(malformed("both Content-Length and Transfer-Encoding")),
+            (None, Some(_)) if self.version == Version::Http10 => {
+                Err(malformed("Transfer-Encoding in HTTP/1.0"))
+            }
+            (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+            (None, Some(coding)) => Err(refused_coding(coding)),
+        }
+    }
+
+    /// RFC 9112 section 3.2 and RFC 9110 section 7.2: one authority, one path.
+    fn check_target(&mut self, target: Span) -> Result<(), Refusal> {
+        let bytes = &self.bytes;
+        let text = target.get(bytes);
+        if !text
+            .iter()
+            .all(|byte| (0x21..=0x7e).contains(byte) && *byte != b'#')
+        {
+            return Err(malformed(
+                "a fragment, or a byte that is not ASCII, in the target",
+            ));
+        }
+        let mut hosts = self
+            .fields
+            .iter()
+            .filter(|field| field.known == Known::Host)
+            .map(|field| field.value);
+        let host = hosts.next();
+        if hosts.next().is_some() {
+            return Err(malformed("several Host"));
+        }
+        if host.is_none() && self.version == Version::Http11 {
+            return Err(malformed("no Host"));
+        }
+        if host.is_some_and(|host| !is_authority(host.get(bytes))) {
+            return Err(malformed("an invalid Host"));
+        }
+        let is_options = self.method.get(bytes) == b"OPTIONS";
+        (self.target, self.host) = match text {
+            [b'/', ..] => (target, host.unwrap_or_default()),
+            b"*" if is_options => (target, host.unwrap_or_default()),
+            _ => split_absolute(text, bytes, host, is_options)?,
+        };
+        let target = self.target.get(bytes);
+        let path = target
+            .split(|byte| *byte == b'?')
+            .next()
+            .unwrap_or_default();
+        self.path = Span::of(path, bytes);
+        Ok(())
+    }
+
+    /// Connection options, upgrade and expectation: RFC 9110 sections 7.6.1, 7.8, 10.1.1.
+    fn check_connection(&mut self) -> Result<(), Refusal> {
+        let Self {
+            bytes,
+            fields,
+            version,
+            framing,
+            ..
+        } = self;
+        let modern = *version == Version::Http11;
+        let closes = fields.has_connection_option(b"close", bytes);
+        self.keep_alive = !closes && (modern || fields.has_connection_option(b"keep-alive", bytes));
+        let upgrade = fields
+            .iter()
+            .find(|field| field.known == Known::Upgrade)
+            .map(|field| field.value);
+        // A body would have to be sent before the switch; h2c by Upgrade is a way past the routes (RFC 9113 section 3.1).
+        let may_upgrade =
+            modern && *framing == Framing::None && fields.has_connection_option(b"upgrade", bytes);
+        self.upgrade = upgrade.filter(|value| {
+            may_upgrade
+                && !value.is_empty()
+                && !list(value.get(bytes)).any(|protocol| {
+                    protocol
+                        .get(..3)
+                        .is_some_and(|start| start.eq_ignore_ascii_case(b"h2c"))
+                })
+        });
+        self.expects_continue = false;
+        for field in fields.iter().filter(|field| field.known == Known::Expect) {
+            if !field.value.get(bytes).eq_ignore_ascii_case(b"100-continue") {
+                return Err(Refusal {
+                    reason: Reason::ExpectationFailed,
+                    detail: "an unknown expectation",
+                });
+            }
+            self.expects_continue = modern && *framing != Framing::None;
+        }
+        let keep_expect = self.expects_continue;
+        let mut seen_expect = false;
+        fields.strike(|field| match field.known {
+            Known::Expect => std::mem::replace(&mut seen_expect, true) || !keep_expect,
+            Known::ContentLength => true,
+            _ => false,
+        });
+        fields.strike_hop_by_hop(bytes);
+        fields.strike(|field| is_underscored_twin(field.name.get(bytes)));
+        Ok(())
+    }
+}
+
+/// `X_Forwarded_For` and the like: some servers read them as the field with dashes that we vouch for.
+fn is_underscored_twin(name: &[u8]) -> bool {
+    if !name.contains(&b'_') || name.len() > 17 {
+        return false;
+    }
+    let mut dashed = [0_u8; 17];
+    let dashed = dashed.get_mut(..name.len()).unwrap_or_default();
+    dashed
+        .iter_mut()
+        .zip(name)
+        .for_each(|(to, from)| *to = if *from == b'_' { b'-' } else { *from });
+    Known::of(dashed) != Known::Other
+}
+
+/// Splits `http://host/path?query`; the authority must be that of Host, RFC 9112 section 3.2.2.
+fn split_absolute(
+    text: &[u8],
+    bytes: &[u8],
+    host: Option<Span>,
+    is_options: bool,
+) -> Result<(Span, Span), Refusal> {
+    let scheme_end = [&b"http://"[..], b"https://"]
+        .iter()
+        .find(|scheme| {
+            text.get(..scheme.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+        })
+        .map(|scheme| scheme.len());
+    let rest = scheme_end
+        .and_then(|end| text.get(end..))
+        .ok_or(malformed("the target is neither a path nor a URL"))?;
+    let end = rest
+        .iter()
+        .position(|byte| matches!(byte, b'/' | b'?'))
+        .unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    if !is_authority(authority) {
+        return Err(malformed("an invalid authority in the target"));
+    }
+    if host.is_some_and(|host| !host.get(bytes).eq_ignore_ascii_case(authority)) {
+        return Err(malformed("the target and Host name different authorities"));
+    }
+    let target = match path {
+        [b'/', ..] => Span::of(path, bytes),
+        // An empty path is `/`, or `*` for OPTIONS: both stand in every such target's own scheme or head.
+        [] if is_options => return Err(malformed("OPTIONS for a server needs the target `*`")),
+        [] => slash_of(text, bytes),
+        _ => return Err(malformed("a query without a path in the target")),
+    };
+    Ok((target, Span::of(authority, bytes)))
+}
+
+/// A span over one `/` of the scheme's `//`: the target of a URL without a path.
+fn slash_of(text: &[u8], bytes: &[u8]) -> Span {
+    let slash = text
+        .iter()
+        .position(|byte| *byte == b'/')
+        .unwrap_or_default();
+    text.get(slash..=slash)
+        .map(|slash| Span::of(slash, bytes))
+        .unwrap_or_default()
+}
+
+/// `host` or `host:port`, not empty, without user information, RFC 3986 section 3.2.
+fn is_authority(text: &[u8]) -> bool {
+    let (host, port) = match text {
+        [b'[', rest @ ..] => {
+            let Some(end) = rest.iter().position(|byte| *byte == b']') else {
+                return false;
+            };
+            let (inner, after) = rest.split_at(end);
+            let is_address = !inner.is_empty()
+                && inner
+                    .iter()
+                    .all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'));
+            (is_address, after.get(1..).unwrap_or_default())
+        }
+        _ => {
+            let end = text
+                .iter()
+                .position(|byte| *byte == b':')
+                .unwrap_or(text.len());
+            let (name, port) = text.split_at(end);
+            (
+                !name.is_empty()
+                    && name.iter().all(|byte| {
+                        byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte)
+                    }),
+                port,
+            )
+        }
+    };
+    host && match port {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    }
+}
+
+/// A head that outgrew its limit: the target is to blame if the first line has not ended.
+fn too_large(bytes: &[u8], limits: Limits) -> Refusal {
+    let line = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+    if line > limits.bytes / 2 {
+        Refusal {
+            reason: Reason::RequestUriTooLong,
+            detail: "the request line is too long",
+        }
+    } else {
+        Refusal {
+            reason: Reason::RequestHeaderSectionSize,
+            detail: "the head is too large",
+        }
+    }
+}
+
+/// Refuses early what can no longer become a good head.
+fn check_partial(bytes: &[u8], limits: Limits) -> Result<(), Refusal> {
+    let has_line = memchr::memchr(b'\n', bytes).is_some_and(|at| at > 1);
+    if !has_line && bytes.len() > limits.bytes / 2 {
+        return Err(too_large(bytes, limits));
+    }
+    Ok(())
+}
+
+fn refusal_of(error: httparse::Error, bytes: &[u8]) -> Refusal {
+    match error {
+        httparse::Error::TooManyHeaders => Refusal {
+            reason: Reason::RequestHeaderSectionSize,
+            detail: "too many fields",
+        },
+        httparse::Error::Version if asks_for_other_version(bytes) => Refusal {
+            reason: Reason::VersionNotSupported,
+            detail: "an unknown protocol version",
+        },
+        httparse::Error::HeaderName => malformed("an invalid field name"),
+        httparse::Error::HeaderValue => malformed("an invalid field value"),
+        httparse::Error::NewLine => malformed("an invalid line end"),
+        httparse::Error::Token => malformed("an invalid method, target or line"),
+        _ => malformed("an invalid request line"),
+    }
+}
+
+/// The first line ends in a well-formed `HTTP/x.y` that is not ours.
+fn asks_for_other_version(bytes: &[u8]) -> bool {
+    let line = bytes
+        .split(|byte| *byte == b'\n')
+        .next()
+        .unwrap_or_default()
+        .trim_ascii_end();
+    matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
+}
+
+/// 501 for a well-formed list of other codings before a final `chunked`, 400 for all else; RFC 9112 section 6.1.
+fn refused_coding(coding: &[u8]) -> Refusal {
+    const KNOWN: [&[u8]; 8] = [
+        b"gzip",
+        b"x-gzip",
+        b"deflate",
+        b"compress",
+        b"x-compress",
+        b"br",
+        b"zstd",
+        b"identity",
+    ];
+    let mut tokens: Vec<&[u8]> = list(coding).collect();
+    let last = tokens.pop().unwrap_or_default();
+    let others_known = !tokens.is_empty()
+        && tokens
+            .iter()
+            .all(|token| KNOWN.iter().any(|known| known.eq_ignore_ascii_case(token)));
+    if last.eq_ignore_ascii_case(b"chunked") && others_known {
+        Refusal {
+            reason: Reason::TransferCodingUnsupported,
+            detail: "a transfer coding other than chunked",
+        }
+    } else {
+        malformed("a malformed Transfer-Encoding")
+    }
+}

@@ -1,0 +1,197 @@
+//! Reads a response head of a backend and decides whether it means exactly one thing (RFC 9112 sections 4 and 6).
+
+use std::mem::MaybeUninit;
+
+use super::{
+    Version, content_length,
+    fields::{Fields, Known, Span},
+    has_only_crlf, list,
+    request::MAX_FIELDS,
+};
+use crate::reason::Reason;
+
+/// Most bytes of a response head. A backend that sends more is broken; HAProxy allows 16 KiB, nginx 4 to 8 KiB.
+pub const MAX_HEAD: usize = 64 << 10;
+
+/// How long a response body is, RFC 9112 section 6.3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Framing {
+    /// No body by the rules: HEAD, 1xx, 204, 304.
+    #[default]
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// Chunked.
+    Chunked,
+    /// Until the backend closes.
+    UntilClose,
+}
+
+/// An answer that is not valid: why, and what exactly for the log at debug level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Invalid {
+    /// Gives the status.
+    pub reason: Reason,
+    /// Says what is wrong.
+    pub detail: &'static str,
+}
+
+const fn invalid(detail: &'static str) -> Invalid {
+    Invalid {
+        reason: Reason::ProxyProtocolError,
+        detail,
+    }
+}
+
+const TOO_LARGE: Invalid = Invalid {
+    reason: Reason::ResponseHeaderSectionSize,
+    detail: "the response head is too large",
+};
+
+/// A response head: spans into the buffer it was parsed from, which the caller keeps.
+#[derive(Debug, Default)]
+pub struct Head {
+    /// Length of the head with its empty line.
+    pub len: usize,
+    /// The fields; those for one hop are struck out already.
+    pub fields: Fields,
+    /// 100..=599.
+    pub status: u16,
+    /// The backend's reason phrase; may be empty.
+    pub phrase: Span,
+    /// How the body is framed.
+    pub framing: Framing,
+    /// The length the backend announced without sending it: HEAD and 304.
+    pub announced: Option<u64>,
+    /// The backend allows another request on this connection.
+    pub keep_alive: bool,
+    /// The protocol of a 101.
+    pub upgrade: Option<Span>,
+}
+
+impl Head {
+    /// Reads a head from the beginning of `bytes`, the answer to `method`. `Ok(false)`: more bytes are needed.
+    ///
+    /// # Errors
+    /// The answer is not valid HTTP/1, or too large.
+    pub fn parse(&mut self, bytes: &[u8], method: &[u8]) -> Result<bool, Invalid> {
+        let mut room = [MaybeUninit::<httparse::Header<'_>>::uninit(); MAX_FIELDS];
+        let mut response = httparse::Response::new(&mut []);
+        let outcome = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+            &mut response,
+            bytes,
+            &mut room,
+        );
+        let len = match outcome {
+            Ok(httparse::Status::Complete(len)) if len <= MAX_HEAD => len,
+            Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(false),
+            Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(TOO_LARGE),
+            Err(httparse::Error::Status) => return Err(invalid("an invalid status line")),
+            Err(httparse::Error::HeaderName | httparse::Error::HeaderValue) => {
+                return Err(invalid("an invalid field"));
+            }
+            Err(_) => return Err(invalid("not an HTTP/1 response")),
+        };
+        if !bytes.starts_with(b"HTTP/1.") || !bytes.get(..len).is_some_and(has_only_crlf) {
+            return Err(invalid(
+                "a line ends without a carriage return, or empty lines before the response",
+            ));
+        }
+        let (Some(version), Some(status)) = (response.version, response.code) else {
+            return Err(invalid("the status line is incomplete"));
+        };
+        if !(100..=599).contains(&status) {
+            return Err(invalid("a status outside 100..=599"));
+        }
+        self.len = len;
+        self.status = status;
+        self.phrase = response
+            .reason
+            .filter(|phrase| !phrase.is_empty())
+            .map_or_else(Span::default, |phrase| Span::of(phrase.as_bytes(), bytes));
+        self.fields.fill(response.headers, bytes);
+        let version = if version == 0 {
+            Version::Http10
+        } else {
+            Version::Http11
+        };
+        self.check(bytes, version, method)?;
+        Ok(true)
+    }
+
+    fn check(&mut self, bytes: &[u8], version: Version, method: &[u8]) -> Result<(), Invalid> {
+        let framing = self.check_framing(bytes, version)?;
+        let fields = &mut self.fields;
+        let interim = (100..200).contains(&self.status);
+        let closes = fields.has_connection_option(b"close", bytes);
+        self.keep_alive = !closes
+            && (version == Version::Http11 || fields.has_connection_option(b"keep-alive", bytes));
+        self.upgrade = fields
+            .iter()
+            .find(|field| field.known == Known::Upgrade)
+            .map(|field| field.value)
+            .filter(|value| !value.is_empty() && self.status == 101);
+        self.announced = None;
+        self.framing = if interim || self.status == 204 {
+            // A body here is against the rules: whatever follows cannot be trusted.
+            self.keep_alive &= matches!(framing, Framing::UntilClose | Framing::Length(0));
+            Framing::None
+        } else if method == b"HEAD" || self.status == 304 {
+            if let Framing::Length(length) = framing {
+                self.announced = Some(length);
+            }
+            Framing::None
+        } else {
+            framing
+        };
+        fields.strike(|field| field.known == Known::ContentLength);
+        fields.strike_hop_by_hop(bytes);
+        Ok(())
+    }
+
+    fn check_framing(&self, bytes: &[u8], version: Version) -> Result<Framing, Invalid> {
+        let (mut length, mut coding) = (None, None);
+        for field in self.fields.iter() {
+            let value = field.value.get(bytes);
+            match field.known {
+                Known::ContentLength if length.is_some() => {
+                    return Err(invalid("several Content-Length"));
+                }
+                Known::ContentLength => {
+                    let value = content_length(value);
+                    length = Some(value.ok_or(invalid("a malformed Content-Length"))?);
+                }
+                Known::TransferEncoding if coding.is_some() => {
+                    return Err(invalid("several Transfer-Encoding"));
+                }
+                Known::TransferEncoding => coding = Some(value),
+                _ => {}
+            }
+        }
+        match (length, coding) {
+            (None, None) => Ok(Framing::UntilClose),
+            (Some(length), None) => Ok(Framing::Length(length)),
+            (Some(_), Some(_)) => Err(invalid("both Content-Length and Transfer-Encoding")),
+            (None, Some(_)) if version == Version::Http10 => {
+                Err(invalid("Transfer-Encoding in HTTP/1.0"))
+            }
+            (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+            (None, Some(_)) => Err(invalid("a Transfer-Encoding other than chunked")),
+        }
+    }
+
+    /// True for 1xx other than 101: another head follows.
+    pub fn is_interim(&self) -> bool {
+        (100..200).contains(&self.status) && self.status != 101
+    }
+
+    /// True if a 101 switches to one of the protocols that were asked for, RFC 9110 section 7.8.
+    pub fn switches_to(&self, asked: &[u8], bytes: &[u8]) -> bool {
+        self.upgrade.is_some_and(|upgrade| {
+            let mut protocols = list(upgrade.get(bytes)).peekable();
+            protocols.peek().is_some()
+                && protocols
+                    .all(|protocol| list(asked).any(|wanted| wanted.eq_ignore_ascii_case(protocol)))
+        })
+    }
+}
