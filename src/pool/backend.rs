@@ -27,6 +27,7 @@ use crate::{
 };
 
 /// What is known about a backend whatever the configuration says: keyed by pool name and address, handed on by reloads.
+#[derive(Debug)]
 pub struct BackendState {
     /// The name of its pool.
     pub pool: Arc<str>,
@@ -196,6 +197,7 @@ impl BackendState {
 }
 
 /// A backend in one generation of the configuration.
+#[derive(Debug)]
 pub struct Backend {
     /// Position in `Pool::backends`.
     pub index: usize,
@@ -208,6 +210,7 @@ pub struct Backend {
 }
 
 /// One exchange or session on a backend: counted in flight until dropped.
+#[derive(Debug)]
 pub struct Lease {
     backend: Arc<Backend>,
 }

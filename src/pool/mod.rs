@@ -46,6 +46,7 @@ use crate::{
 };
 
 /// A pool in one generation of the configuration.
+#[derive(Debug)]
 pub struct Pool {
     /// The key in the file.
     pub name: Arc<str>,
@@ -59,6 +60,7 @@ pub struct Pool {
 }
 
 /// What is known about a pool whatever the configuration says: keyed by its name, handed on by reloads.
+#[derive(Debug)]
 pub struct PoolState {
     /// Its counters.
     pub metrics: PerThread<PoolSlot>,
@@ -73,6 +75,7 @@ pub struct PoolState {
 }
 
 /// The part of a pool that changes of state have to reach, even while old and new generations live side by side.
+#[derive(Debug)]
 struct Generation {
     backends: Vec<Arc<Backend>>,
     rules: Rules,

@@ -5,7 +5,7 @@
 //! `when_all_down: fail_open` everyone who is not draining, in maintenance or removed. So a checked backup is preferred
 //! to a primary nobody has seen good yet.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use super::{
     backend::Backend,
@@ -27,6 +27,13 @@ pub(crate) struct Rules {
 pub(crate) struct Roster {
     pub(crate) candidates: Box<[Candidate]>,
     pub(crate) picker: Box<dyn Picker>,
+}
+
+impl fmt::Debug for Roster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.candidates.iter().map(|one| &one.config.name);
+        f.debug_list().entries(names).finish()
+    }
 }
 
 impl Roster {

@@ -31,12 +31,13 @@ use crate::{
 pub type HasHeader<'a> = dyn Fn(&str, &dyn Fn(&[u8]) -> bool) -> bool + 'a;
 
 /// The routes of a configuration, prepared for lookup.
+#[derive(Debug)]
 pub struct Router {
     /// By listener; listeners with the same routes share a table.
     tables: Vec<Arc<Table>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Table {
     exact: HashMap<Box<[u8]>, Paths>,
     suffix: HashMap<Box<[u8]>, Paths>,
@@ -44,7 +45,7 @@ struct Table {
 }
 
 /// The routes of one host.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Paths {
     exact: HashMap<Box<[u8]>, Vec<Entry>>,
     regex: Vec<(Regex, Entry)>,
@@ -56,7 +57,7 @@ struct Paths {
 }
 
 /// What is left to compare when host and path have matched.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Entry {
     route: usize,
     methods: Arc<[String]>,
