@@ -5,4 +5,5 @@ pub mod config;
 pub mod http1;
 pub mod pool;
 pub mod reason;
+pub mod route;
 pub mod telemetry;

@@ -1,1 +1,427 @@
-//! Pools and their backends. Pure: no sockets, no tasks; time comes in as an argument.
+//! Pools and their backends: who may take traffic, who gets the next request, what failures and checks lead to.
+//! Pure: no sockets, no tasks; time comes in as an argument.
+//!
+//! A [`Pool`] is one generation, made by each reload. [`PoolState`] and [`BackendState`] live on. Requests of an old
+//! generation still report to the states after a reload, so every change of a state refreshes all living generations.
+//! Hot: [`Pool::pick`], [`Pool::succeeded`], dropping a [`Lease`]. All else takes the pool's lock and is rare.
+
+pub mod backend;
+pub mod budget;
+mod ejection;
+pub mod health;
+mod policy;
+mod roster;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{Acquire, Release},
+        },
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+
+pub use self::{
+    backend::{Backend, BackendState, HealthView, Lease},
+    budget::RetryBudget,
+    health::{LastCheck, State},
+};
+use self::{
+    ejection::Census,
+    health::{Change, Thresholds},
+    policy::Turn,
+    roster::{Roster, Rules},
+};
+use crate::{
+    base::{clock, rng::Random},
+    config::model,
+    reason::Reason,
+    telemetry::metrics::{PerThread, PoolSlot},
+};
+
+/// A pool in one generation of the configuration.
+#[derive(Debug)]
+pub struct Pool {
+    /// The key in the file.
+    pub name: Arc<str>,
+    /// What the file says about it.
+    pub config: model::Pool,
+    /// In the order of the file; `Backend::index` is the position.
+    pub backends: Vec<Arc<Backend>>,
+    /// What lives on across reloads.
+    pub state: Arc<PoolState>,
+    generation: Arc<Generation>,
+}
+
+/// What is known about a pool whatever the configuration says: keyed by its name, handed on by reloads.
+#[derive(Debug)]
+pub struct PoolState {
+    /// Its counters.
+    pub metrics: PerThread<PoolSlot>,
+    /// Tokens for retries.
+    pub budget: RetryBudget,
+    cursor: AtomicUsize,
+    /// Nanoseconds after `start` when the next sentence ends; `u64::MAX` if nobody is ejected.
+    next_expiry: AtomicU64,
+    start: Instant,
+    /// The lock under which states change, and everyone who has to hear of it.
+    generations: Mutex<Vec<Weak<Generation>>>,
+}
+
+/// The part of a pool that changes of state have to reach, even while old and new generations live side by side.
+#[derive(Debug)]
+struct Generation {
+    backends: Vec<Arc<Backend>>,
+    rules: Rules,
+    /// A newer generation has taken over.
+    retired: AtomicBool,
+    roster: ArcSwap<Roster>,
+}
+
+/// A change of a backend's state. `Display` is the line for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    /// The pool's name.
+    pub pool: Arc<str>,
+    /// The backend's name.
+    pub backend: Arc<str>,
+    /// The state before.
+    pub from: State,
+    /// The state now.
+    pub to: State,
+    /// Why: one line without control characters of our own making; a check's error text is passed through.
+    pub cause: String,
+}
+
+impl fmt::Display for Transition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "backend `{}` of pool `{}` is {} (was {}): {}",
+            self.backend, self.pool, self.to, self.from, self.cause
+        )
+    }
+}
+
+impl Pool {
+    /// A new generation. Adopts the states of `previous` by address and changes none of them, so it may be thrown away
+    /// again; when it has taken over, `previous.retire(Some(&new))` has to follow.
+    pub fn new(config: &model::Pool, previous: Option<&Self>, now: Instant) -> Self {
+        let state = previous.map_or_else(
+            || Arc::new(PoolState::new(now)),
+            |previous| Arc::clone(&previous.state),
+        );
+        let known: HashMap<_, _> = previous
+            .iter()
+            .flat_map(|previous| &previous.backends)
+            .filter(|backend| !backend.state.is_removed())
+            .map(|backend| (&backend.state.address, &backend.state))
+            .collect();
+        let checks = config.health_check.is_some();
+        let backends: Vec<_> = config
+            .backends
+            .iter()
+            .enumerate()
+            .map(|(index, backend)| {
+                let adopted = known.get(&backend.address).map(|state| Arc::clone(state));
+                Arc::new(Backend {
+                    index,
+                    config: backend.clone(),
+                    limit: limit(backend.max_connections, config.connections_per_backend),
+                    state: adopted.unwrap_or_else(|| {
+                        Arc::new(BackendState::new(
+                            &config.name,
+                            &backend.address,
+                            checks,
+                            now,
+                        ))
+                    }),
+                })
+            })
+            .collect();
+        let rules = Rules {
+            policy: config.policy,
+            checks,
+            when_all_down: config.when_all_down,
+        };
+        let generation = state.admit(backends.clone(), rules);
+        Self {
+            name: Arc::clone(&config.name),
+            config: config.clone(),
+            backends,
+            state,
+            generation,
+        }
+    }
+
+    /// Follows the swap to `next` (`None`: the pool is gone): backends that left become removed, and where `next` has
+    /// no health check bad verdicts fall.
+    pub fn retire(&self, next: Option<&Self>) {
+        let now = clock::now();
+        let generations = self.state.lock();
+        self.generation.retired.store(true, Release);
+        let staying: HashSet<_> = next
+            .iter()
+            .flat_map(|next| &next.backends)
+            .map(|backend| Arc::as_ptr(&backend.state))
+            .collect();
+        let unchecked = next.is_some_and(|next| next.config.health_check.is_none());
+        for backend in &self.backends {
+            if !staying.contains(&Arc::as_ptr(&backend.state)) {
+                backend.state.change(|health| health.remove(now));
+            } else if unchecked {
+                backend.state.change(|health| health.unchecked(now));
+            }
+        }
+        self.state.note_expiry(&self.backends);
+        refresh_all(&generations);
+    }
+
+    /// Picks a backend and counts it in flight. `tried` are `Backend::index`es of this pool: none of them is picked
+    /// while another eligible one has room; if there is none, they may be picked again.
+    /// Errors: [`Reason::DestinationUnavailable`], [`Reason::ConnectionLimitReached`].
+    #[inline]
+    pub fn pick(&self, tried: &[usize], random: &mut Random) -> Result<Lease, Reason> {
+        let roster = self.generation.roster.load();
+        if roster.candidates.is_empty() {
+            return Err(Reason::DestinationUnavailable);
+        }
+        let mut turn = Turn {
+            candidates: &roster.candidates,
+            tried,
+            cursor: &self.state.cursor,
+            random,
+        };
+        let mut picked = roster.picker.pick(&mut turn);
+        if picked.is_none() && !tried.is_empty() {
+            turn.tried = &[];
+            picked = roster.picker.pick(&mut turn);
+        }
+        picked
+            .and_then(|position| roster.candidates.get(position))
+            .map(|backend| Lease::claimed(Arc::clone(backend)))
+            .ok_or(Reason::ConnectionLimitReached)
+    }
+
+    /// Real traffic succeeded: the streak of failures ends. One relaxed load in the common case.
+    #[inline]
+    pub fn succeeded(&self, backend: &Backend) {
+        backend.state.clear_failures();
+    }
+
+    /// Real traffic failed. Counts where the reason blames the backend, and may eject it; the transition is given to
+    /// one caller only. The attempt is renewed at every further `failures` in a row, should the guard have forbidden it.
+    pub fn failed(&self, backend: &Backend, reason: Reason, now: Instant) -> Option<Transition> {
+        if !reason.blames_backend() {
+            return None;
+        }
+        let ejection = self.config.ejection.as_ref()?;
+        let limit = ejection.failures.max(1);
+        let streak = backend.state.add_failure();
+        if !streak.is_multiple_of(limit) {
+            return None;
+        }
+        self.eject(backend, ejection, reason, now)
+    }
+
+    #[cold]
+    fn eject(
+        &self,
+        backend: &Backend,
+        ejection: &model::Ejection,
+        reason: Reason,
+        now: Instant,
+    ) -> Option<Transition> {
+        let generations = self.state.lock();
+        let streak = backend.state.failures_in_a_row();
+        // A success or another thread's ejection may have come in between.
+        if streak < ejection.failures || !backend.state.state().may_take_traffic() {
+            return None;
+        }
+        if !may_eject(&generations, backend, ejection.max_ejected) {
+            return None;
+        }
+        let change = backend.state.change(|health| {
+            let (step, length) = ejection::sentence(ejection, health.step, health.since, now);
+            health.step = step;
+            let cause = format!("{reason} {streak} times in a row, out for {length:?}");
+            health.eject(now + length, now, cause)
+        })?;
+        backend.state.clear_failures();
+        backend.state.metrics.mine().ejections.add(reason);
+        self.state.note_expiry(&self.backends);
+        refresh_all(&generations);
+        Some(self.transition(backend, change))
+    }
+
+    /// The result of an active check; also counts it. Only the control thread may call this.
+    pub fn checked(
+        &self,
+        backend: &Backend,
+        result: Result<(), String>,
+        took: Duration,
+        now: Instant,
+    ) -> Option<Transition> {
+        let check = self.config.health_check.as_ref()?;
+        let metrics = backend.state.metrics.mine();
+        let count = if result.is_ok() {
+            &metrics.checks_ok
+        } else {
+            &metrics.checks_failed
+        };
+        count.add(1);
+        metrics.check_duration_micros.set(took.as_micros() as u64);
+        let thresholds = Thresholds {
+            rise: check.rise,
+            fall: check.fall,
+        };
+        let generations = self.state.lock();
+        let change = backend
+            .state
+            .change(|health| health.checked(result, took, thresholds, now))?;
+        refresh_all(&generations);
+        Some(self.transition(backend, change))
+    }
+
+    /// Ends the ejections whose time is over. One atomic load where there are none.
+    pub fn expire(&self, now: Instant) -> Vec<Transition> {
+        if self.state.nanos(now) < self.state.next_expiry.load(Acquire) {
+            return Vec::new();
+        }
+        let generations = self.state.lock();
+        let ended: Vec<_> = self
+            .backends
+            .iter()
+            .filter_map(|backend| {
+                let change = backend.state.change(|health| health.expire(now))?;
+                Some(self.transition(backend, change))
+            })
+            .collect();
+        self.state.note_expiry(&self.backends);
+        if !ended.is_empty() {
+            refresh_all(&generations);
+        }
+        ended
+    }
+
+    /// Works out again who may be picked. Every change of state does this by itself.
+    pub fn refresh(&self) {
+        let _lock = self.state.lock();
+        self.generation.refresh();
+    }
+
+    /// How many backends are in each state, by [`State::index`].
+    pub fn counts(&self) -> [usize; State::COUNT] {
+        let mut counts = [0; State::COUNT];
+        for backend in &self.backends {
+            if let Some(count) = counts.get_mut(backend.state.state().index()) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
+    fn transition(&self, backend: &Backend, change: Change) -> Transition {
+        Transition {
+            pool: Arc::clone(&self.name),
+            backend: Arc::clone(&backend.config.name),
+            from: change.from,
+            to: change.to,
+            cause: change.cause,
+        }
+    }
+}
+
+impl PoolState {
+    fn new(now: Instant) -> Self {
+        Self {
+            metrics: PerThread::default(),
+            budget: RetryBudget::default(),
+            cursor: AtomicUsize::new(0),
+            next_expiry: AtomicU64::new(u64::MAX),
+            start: now,
+            generations: Mutex::new(Vec::new()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Generation>>> {
+        self.generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.start).as_nanos() as u64
+    }
+
+    /// Makes a generation and enters it into the list under one lock, so that it misses no change of state.
+    fn admit(&self, backends: Vec<Arc<Backend>>, rules: Rules) -> Arc<Generation> {
+        let mut generations = self.lock();
+        let generation = Arc::new(Generation {
+            roster: ArcSwap::from_pointee(Roster::new(&backends, rules)),
+            backends,
+            rules,
+            retired: AtomicBool::new(false),
+        });
+        generations.retain(|old| old.strong_count() > 0);
+        generations.push(Arc::downgrade(&generation));
+        generation
+    }
+
+    fn note_expiry(&self, backends: &[Arc<Backend>]) {
+        let next = backends
+            .iter()
+            .filter_map(|backend| backend.state.sentence())
+            .map(|until| self.nanos(until))
+            .min();
+        self.next_expiry.store(next.unwrap_or(u64::MAX), Release);
+    }
+}
+
+impl Generation {
+    fn refresh(&self) {
+        self.roster
+            .store(Arc::new(Roster::new(&self.backends, self.rules)));
+    }
+
+    fn census(&self) -> Census {
+        let weighted = self.backends.iter().filter(|one| one.config.weight > 0);
+        let (mut total, mut able) = (0, 0);
+        for backend in weighted {
+            total += 1;
+            able += usize::from(backend.state.state().may_take_traffic());
+        }
+        Census { total, able }
+    }
+}
+
+fn refresh_all(generations: &[Weak<Generation>]) {
+    for generation in generations.iter().filter_map(Weak::upgrade) {
+        generation.refresh();
+    }
+}
+
+/// Asks every generation in force that has the backend; one that has been replaced has no say.
+fn may_eject(generations: &[Weak<Generation>], backend: &Backend, max_ejected: f64) -> bool {
+    let mut in_force = generations
+        .iter()
+        .filter_map(Weak::upgrade)
+        .filter(|generation| !generation.retired.load(Acquire))
+        .filter(|generation| {
+            let mut members = generation.backends.iter();
+            members.any(|member| Arc::ptr_eq(&member.state, &backend.state))
+        })
+        .peekable();
+    in_force.peek().is_some()
+        && in_force.all(|generation| ejection::may_eject(generation.census(), max_ejected))
+}
+
+fn limit(own: Option<usize>, pools: Option<usize>) -> usize {
+    own.unwrap_or(usize::MAX).min(pools.unwrap_or(usize::MAX))
+}

@@ -1,0 +1,242 @@
+//! One backend: what lives on across reloads ([`BackendState`]), what belongs to one configuration ([`Backend`]) and
+//! one unit of work on it ([`Lease`]).
+//!
+//! The hot path touches `in_flight` and the failure streak, plain atomics. Everything else stands behind a mutex that
+//! only checks, ejections and the status page take. Which changes are allowed is decided in the pool (`super`).
+
+use std::{
+    net::SocketAddr,
+    ops::Deref,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicU8, AtomicU32, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
+        },
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+
+use super::health::{Change, Health, LastCheck, State};
+use crate::{
+    base::address::BackendAddress,
+    config::model,
+    telemetry::metrics::{BackendSlot, PerThread},
+};
+
+/// What is known about a backend whatever the configuration says: keyed by pool name and address, handed on by reloads.
+#[derive(Debug)]
+pub struct BackendState {
+    /// The name of its pool.
+    pub pool: Arc<str>,
+    /// Where it is.
+    pub address: BackendAddress,
+    /// Its counters.
+    pub metrics: PerThread<BackendSlot>,
+    /// Where to connect to: for an IP address always that one, for a name what the control thread resolved last (empty
+    /// until then), for a unix socket empty.
+    pub resolved: ArcSwap<Vec<SocketAddr>>,
+    in_flight: AtomicUsize,
+    failures_in_a_row: AtomicU32,
+    /// Copy of the health's state, for reading without the lock.
+    state: AtomicU8,
+    health: Mutex<Health>,
+}
+
+/// What the status page shows of a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthView {
+    /// The state now.
+    pub state: State,
+    /// Since when, for durations.
+    pub since: Instant,
+    /// Since when, since the Unix epoch.
+    pub since_unix: Duration,
+    /// Why: one line.
+    pub cause: String,
+    /// Good checks in a row.
+    pub good_in_a_row: u32,
+    /// Bad checks in a row.
+    pub bad_in_a_row: u32,
+    /// Failures of traffic in a row.
+    pub failures_in_a_row: u32,
+    /// End of the running ejection.
+    pub ejected_until: Option<Instant>,
+    /// The last active check; `None` before the first.
+    pub last_check: Option<LastCheck>,
+}
+
+impl BackendState {
+    /// A backend nobody has seen yet; `checks` says whether the pool has a health check.
+    pub(crate) fn new(
+        pool: &Arc<str>,
+        address: &BackendAddress,
+        checks: bool,
+        now: Instant,
+    ) -> Self {
+        let resolved = match address {
+            BackendAddress::Ip(ip) => vec![*ip],
+            BackendAddress::Name { .. } | BackendAddress::Unix(_) => Vec::new(),
+        };
+        let health = Health::new(checks, now);
+        Self {
+            pool: Arc::clone(pool),
+            address: address.clone(),
+            metrics: PerThread::default(),
+            resolved: ArcSwap::from_pointee(resolved),
+            in_flight: AtomicUsize::new(0),
+            failures_in_a_row: AtomicU32::new(0),
+            state: AtomicU8::new(health.state as u8),
+            health: Mutex::new(health),
+        }
+    }
+
+    /// Exchanges or sessions it is serving, over all threads and generations.
+    #[inline]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// The state now: one atomic load.
+    #[inline]
+    pub fn state(&self) -> State {
+        State::from_index(self.state.load(Acquire))
+    }
+
+    /// True once the backend has left the configuration: its idle connections are to be closed.
+    pub fn is_removed(&self) -> bool {
+        self.state() == State::Removed
+    }
+
+    /// Everything the status page shows.
+    pub fn view(&self) -> HealthView {
+        let health = self.lock();
+        HealthView {
+            state: health.state,
+            since: health.since,
+            since_unix: health.since_unix,
+            cause: health.cause.clone(),
+            good_in_a_row: health.good_in_a_row,
+            bad_in_a_row: health.bad_in_a_row,
+            failures_in_a_row: self.failures_in_a_row(),
+            ejected_until: health.sentence,
+            last_check: health.last_check.clone(),
+        }
+    }
+
+    /// Counts one more in flight unless `limit` are already; exact whatever other threads do.
+    #[inline]
+    pub(crate) fn claim(&self, limit: usize) -> bool {
+        if limit == usize::MAX {
+            self.in_flight.fetch_add(1, Relaxed);
+            return true;
+        }
+        self.in_flight
+            .try_update(Relaxed, Relaxed, |load| (load < limit).then_some(load + 1))
+            .is_ok()
+    }
+
+    /// Counts one more in flight only if there are still exactly `load`.
+    #[inline]
+    pub(crate) fn claim_at(&self, load: usize) -> bool {
+        self.in_flight
+            .compare_exchange(load, load + 1, Relaxed, Relaxed)
+            .is_ok()
+    }
+
+    #[inline]
+    fn release(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
+    }
+
+    pub(crate) fn failures_in_a_row(&self) -> u32 {
+        self.failures_in_a_row.load(Relaxed)
+    }
+
+    /// Adds a failure and gives the new length of the streak.
+    pub(crate) fn add_failure(&self) -> u32 {
+        self.failures_in_a_row
+            .fetch_add(1, AcqRel)
+            .saturating_add(1)
+    }
+
+    /// Ends the streak of failures; one relaxed load where there is none.
+    #[inline]
+    pub(crate) fn clear_failures(&self) {
+        if self.failures_in_a_row.load(Relaxed) != 0 {
+            self.failures_in_a_row.store(0, Release);
+        }
+    }
+
+    /// Runs `event` on the health machine and makes the new state visible. Callers hold the pool's lock.
+    pub(crate) fn change(
+        &self,
+        event: impl FnOnce(&mut Health) -> Option<Change>,
+    ) -> Option<Change> {
+        let mut health = self.lock();
+        let change = event(&mut health);
+        if let Some(change) = &change {
+            self.state.store(change.to as u8, Release);
+            if change.to.may_take_traffic() {
+                self.clear_failures();
+            }
+        }
+        change
+    }
+
+    /// The end of its running sentence.
+    pub(crate) fn sentence(&self) -> Option<Instant> {
+        self.lock().sentence
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A backend in one generation of the configuration.
+#[derive(Debug)]
+pub struct Backend {
+    /// Position in `Pool::backends`.
+    pub index: usize,
+    /// What the file says about it.
+    pub config: model::Backend,
+    /// Exchanges or sessions at a time: the smaller of its own limit and the pool's; `usize::MAX` is none.
+    pub limit: usize,
+    /// What lives on across reloads.
+    pub state: Arc<BackendState>,
+}
+
+/// One exchange or session on a backend: counted in flight until dropped.
+#[derive(Debug)]
+pub struct Lease {
+    backend: Arc<Backend>,
+}
+
+impl Lease {
+    /// Wraps a backend on which the caller has just claimed one in flight.
+    pub(crate) fn claimed(backend: Arc<Backend>) -> Self {
+        Self { backend }
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+}
+
+impl Deref for Lease {
+    type Target = Backend;
+
+    fn deref(&self) -> &Backend {
+        &self.backend
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.backend.state.release();
+    }
+}

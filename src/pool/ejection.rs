@@ -1,0 +1,53 @@
+//! Passive ejection: how long a sentence is, and whether one more backend may be taken out. Pure arithmetic.
+//!
+//! The guard counts active and passive together, as the pool would be after the ejection. `n` is every backend with a
+//! weight above 0, backups included, because a backup can take over. Out is everyone of them who may not take traffic.
+//! - the last backend that may take traffic is never ejected, so a pool of one never ejects;
+//! - from two on, `max(1, floor(n * max_ejected))` may be out, so two and three can lose one under the default 50 %;
+//! - `max_ejected: 0%` ejects nobody.
+
+use std::time::{Duration, Instant};
+
+use crate::{base::backoff, config::model};
+
+/// How a pool stands before an ejection; only backends with a weight above 0 count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Census {
+    /// All of them.
+    pub(crate) total: usize,
+    /// Those that may take traffic, the one to be ejected included.
+    pub(crate) able: usize,
+}
+
+/// True if one able backend of such a pool may be ejected.
+pub(crate) fn may_eject(census: Census, max_ejected: f64) -> bool {
+    let out_after = (census.total + 1).saturating_sub(census.able);
+    census.able >= 2 && out_after <= allowed_out(census.total, max_ejected)
+}
+
+/// How many of `total` backends may be out at once.
+fn allowed_out(total: usize, max_ejected: f64) -> usize {
+    if total < 2 || max_ejected <= 0.0 {
+        return 0;
+    }
+    // The small addend keeps 29 % of 100 from becoming 28: 0.29 * 100.0 is a little less than 29.
+    let share = (total as f64 * max_ejected + 1e-9).floor() as usize;
+    share.max(1)
+}
+
+/// The next sentence of a backend that served `step` of them and has been good since `since`; also the step it
+/// counts from, which is 0 again after `max_eject_for` without trouble.
+pub(crate) fn sentence(
+    ejection: &model::Ejection,
+    step: u32,
+    since: Instant,
+    now: Instant,
+) -> (u32, Duration) {
+    let step = if now.saturating_duration_since(since) >= ejection.max_eject_for {
+        0
+    } else {
+        step
+    };
+    let length = backoff::doubled(ejection.eject_for, step, ejection.max_eject_for);
+    (step, length)
+}

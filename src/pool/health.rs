@@ -1,0 +1,259 @@
+//! The state of one backend as a pure machine: checks, sentences and removal go in, changes of state come out.
+//!
+//! Knows neither the pool (whether an ejection is allowed is decided in `ejection`) nor threads (`backend` holds the
+//! lock). Time comes in as an argument; the wall clock is read only to be shown.
+//!
+//! Three facts make the state: what the checks say (never checked, up, down), whether a sentence of passive ejection
+//! is running, and whether the backend has left the configuration. Removal beats everything, a bad verdict beats a
+//! sentence, a sentence beats a good verdict:
+//!
+//! | checks say | no sentence | sentence running |
+//! |---|---|---|
+//! | nothing yet | checking | ejected |
+//! | up | up | ejected |
+//! | down | down | down |
+//!
+//! A backend that was never seen good needs one check only, either way; after that `rise` and `fall` count.
+
+use std::time::{Duration, Instant};
+
+use crate::base::clock;
+
+/// What a backend is doing: the words of the metrics, the log and the status page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum State {
+    /// Never checked yet: gets traffic only while no checked backend is up.
+    Checking,
+    /// Gets traffic.
+    Up,
+    /// The checks failed.
+    Down,
+    /// Taken out by failures of real traffic, until its sentence is over.
+    Ejected,
+    /// Gets no new work and finishes what it has.
+    Draining,
+    /// Switched off by the operator.
+    Maintenance,
+    /// No longer in the configuration; finishes what it has.
+    Removed,
+}
+
+impl State {
+    /// Every state, in the order of [`State::index`].
+    pub const ALL: [Self; 7] = [
+        Self::Checking,
+        Self::Up,
+        Self::Down,
+        Self::Ejected,
+        Self::Draining,
+        Self::Maintenance,
+        Self::Removed,
+    ];
+
+    /// How many states there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Position in [`State::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The word in lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Checking => "checking",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Ejected => "ejected",
+            Self::Draining => "draining",
+            Self::Maintenance => "maintenance",
+            Self::Removed => "removed",
+        }
+    }
+
+    /// True where the backend may get new work: checked and up, or not checked yet.
+    pub const fn may_take_traffic(self) -> bool {
+        matches!(self, Self::Up | Self::Checking)
+    }
+
+    pub(crate) fn from_index(index: u8) -> Self {
+        Self::ALL
+            .get(usize::from(index))
+            .copied()
+            .unwrap_or(Self::Removed)
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The last active check of a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastCheck {
+    /// When it ended, since the Unix epoch.
+    pub at: Duration,
+    /// `Err` says what was wrong.
+    pub result: Result<(), String>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What the active checks say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Unknown,
+    Up,
+    Down,
+}
+
+/// A change of state with its cause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) from: State,
+    pub(crate) to: State,
+    pub(crate) cause: String,
+}
+
+/// How many checks in a row change the verdict.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Thresholds {
+    pub(crate) rise: u32,
+    pub(crate) fall: u32,
+}
+
+/// The machine. Its fields are read by the status page through `BackendState::view`.
+#[derive(Debug)]
+pub(crate) struct Health {
+    verdict: Verdict,
+    removed: bool,
+    /// End of the running sentence.
+    pub(crate) sentence: Option<Instant>,
+    /// How many sentences are remembered: the next one is doubled this often.
+    pub(crate) step: u32,
+    pub(crate) good_in_a_row: u32,
+    pub(crate) bad_in_a_row: u32,
+    pub(crate) state: State,
+    pub(crate) since: Instant,
+    pub(crate) since_unix: Duration,
+    pub(crate) cause: String,
+    pub(crate) last_check: Option<LastCheck>,
+}
+
+impl Health {
+    /// A backend nobody has seen yet. Without checks (`checks` false) there is nothing to wait for: it is up at once.
+    pub(crate) fn new(checks: bool, now: Instant) -> Self {
+        let (verdict, state, cause) = if checks {
+            (Verdict::Unknown, State::Checking, "not checked yet")
+        } else {
+            (Verdict::Up, State::Up, "the pool has no health check")
+        };
+        Self {
+            verdict,
+            removed: false,
+            sentence: None,
+            step: 0,
+            good_in_a_row: 0,
+            bad_in_a_row: 0,
+            state,
+            since: now,
+            since_unix: clock::unix_now(),
+            cause: cause.to_owned(),
+            last_check: None,
+        }
+    }
+
+    /// The result of an active check.
+    pub(crate) fn checked(
+        &mut self,
+        result: Result<(), String>,
+        took: Duration,
+        thresholds: Thresholds,
+        now: Instant,
+    ) -> Option<Change> {
+        let (good, bad) = match &result {
+            Ok(()) => (self.good_in_a_row.saturating_add(1), 0),
+            Err(_) => (0, self.bad_in_a_row.saturating_add(1)),
+        };
+        (self.good_in_a_row, self.bad_in_a_row) = (good, bad);
+        self.verdict = match (self.verdict, result.is_ok()) {
+            (Verdict::Unknown, true) => Verdict::Up,
+            (Verdict::Unknown, false) => Verdict::Down,
+            (Verdict::Down, true) if good >= thresholds.rise => Verdict::Up,
+            (Verdict::Up, false) if bad >= thresholds.fall => Verdict::Down,
+            (verdict, _) => verdict,
+        };
+        let cause = match &result {
+            Ok(()) => in_a_row(good, "passed"),
+            Err(error) => format!("{}: {error}", in_a_row(bad, "failed")),
+        };
+        self.last_check = Some(LastCheck {
+            at: clock::unix_now(),
+            result,
+            took,
+        });
+        self.settle(now, cause)
+    }
+
+    /// Takes the backend out until `until`.
+    pub(crate) fn eject(&mut self, until: Instant, now: Instant, cause: String) -> Option<Change> {
+        self.sentence = Some(until);
+        self.step = self.step.saturating_add(1);
+        self.settle(now, cause)
+    }
+
+    /// Ends the sentence if it is over: the verdict of the checks holds again.
+    pub(crate) fn expire(&mut self, now: Instant) -> Option<Change> {
+        if self.sentence.is_none_or(|until| until > now) {
+            return None;
+        }
+        self.sentence = None;
+        self.settle(now, "the ejection is over".to_owned())
+    }
+
+    /// The pool has no health check any more: nothing will ever clear a bad verdict, so it falls.
+    pub(crate) fn unchecked(&mut self, now: Instant) -> Option<Change> {
+        self.verdict = Verdict::Up;
+        (self.good_in_a_row, self.bad_in_a_row) = (0, 0);
+        self.settle(now, "the pool has no health check".to_owned())
+    }
+
+    /// The backend has left the configuration.
+    pub(crate) fn remove(&mut self, now: Instant) -> Option<Change> {
+        self.removed = true;
+        self.settle(now, "no longer in the configuration".to_owned())
+    }
+
+    fn derived(&self) -> State {
+        match (self.removed, self.verdict, self.sentence) {
+            (true, _, _) => State::Removed,
+            (_, Verdict::Down, _) => State::Down,
+            (_, _, Some(_)) => State::Ejected,
+            (_, Verdict::Up, None) => State::Up,
+            (_, Verdict::Unknown, None) => State::Checking,
+        }
+    }
+
+    fn settle(&mut self, now: Instant, cause: String) -> Option<Change> {
+        let (from, to) = (self.state, self.derived());
+        if from == to {
+            return None;
+        }
+        self.state = to;
+        self.since = now;
+        self.since_unix = clock::unix_now();
+        self.cause.clone_from(&cause);
+        Some(Change { from, to, cause })
+    }
+}
+
+fn in_a_row(count: u32, what: &str) -> String {
+    if count == 1 {
+        format!("the check {what}")
+    } else {
+        format!("{count} checks in a row {what}")
+    }
+}

@@ -1,0 +1,75 @@
+//! How a pool picks one of its eligible backends: one file per policy, and this table.
+//!
+//! A picker is prepared when the set of eligible backends changes and asked once per request by every worker at once:
+//! `pick` takes no lock and allocates nothing. The picker claims the backend it names (counts it in flight), because
+//! only so can a load be compared and taken in one step. A policy knows nothing of health.
+
+mod least_connections;
+mod random_two;
+mod round_robin;
+
+use std::sync::{Arc, atomic::AtomicUsize};
+
+use super::backend::Backend;
+use crate::{base::rng::Random, config::model::Policy};
+
+/// An eligible backend.
+pub(crate) type Candidate = Arc<Backend>;
+
+/// One request's view of the pool.
+pub(crate) struct Turn<'a> {
+    /// Eligible backends, never empty.
+    pub(crate) candidates: &'a [Candidate],
+    /// `Backend::index` of those that may not be picked.
+    pub(crate) tried: &'a [usize],
+    /// Counts the picks of the pool; survives refreshes and reloads.
+    pub(crate) cursor: &'a AtomicUsize,
+    pub(crate) random: &'a mut Random,
+}
+
+impl<'a> Turn<'a> {
+    /// The candidate at `position`, unless it was tried already.
+    #[inline]
+    fn untried(&self, position: usize) -> Option<&'a Candidate> {
+        self.candidates
+            .get(position)
+            .filter(|candidate| self.tried.is_empty() || !self.tried.contains(&candidate.index))
+    }
+
+    /// Takes one in flight of the candidate at `position`; false if it was tried or is full.
+    #[inline]
+    fn claim(&self, position: usize) -> bool {
+        self.untried(position)
+            .is_some_and(|candidate| candidate.state.claim(candidate.limit))
+    }
+
+    /// Takes the first that can be taken from `start` on, all round.
+    fn claim_from(&self, start: usize) -> Option<usize> {
+        let count = self.candidates.len();
+        (start..count)
+            .chain(0..start.min(count))
+            .find(|position| self.claim(*position))
+    }
+}
+
+/// A prepared policy.
+pub(crate) trait Picker: Send + Sync {
+    /// The position of a candidate, claimed; `None` if every untried one is full.
+    fn pick(&self, turn: &mut Turn<'_>) -> Option<usize>;
+}
+
+/// Prepares `policy` for these candidates.
+pub(crate) fn prepare(policy: Policy, candidates: &[Candidate]) -> Box<dyn Picker> {
+    match policy {
+        Policy::RoundRobin => Box::new(round_robin::RoundRobin::new(candidates)),
+        Policy::LeastConnections => Box::new(least_connections::LeastConnections::new(candidates)),
+        Policy::RandomTwo => Box::new(random_two::RandomTwo::new(candidates)),
+    }
+}
+
+/// True if a backend with `load` and `weight` would be less loaded for its weight than the other, with one more each.
+/// Compared as fractions by cross-multiplication: no rounding.
+#[inline]
+fn lighter((load, weight): (usize, u16), (other_load, other_weight): (usize, u16)) -> bool {
+    (load as u128 + 1) * u128::from(other_weight) < (other_load as u128 + 1) * u128::from(weight)
+}

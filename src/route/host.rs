@@ -1,0 +1,51 @@
+//! Host names for matching: lower case, without port, final dot and brackets; IPv6 literals in their shortest form.
+//!
+//! Works in a buffer on the stack. Nothing here refuses a request: whether a Host is valid is the parser's business.
+
+use std::{io::Write, net::Ipv6Addr};
+
+/// Longest host that can match anything: a DNS name has at most 253 bytes.
+pub(crate) const MAX_HOST: usize = 255;
+
+/// The normal form of a Host field's value; `None` if it is too long to be a host.
+pub(crate) fn normal_host<'a>(host: &[u8], buffer: &'a mut [u8; MAX_HOST]) -> Option<&'a [u8]> {
+    let name = without_port(host);
+    if let Some(literal) = ipv6(name) {
+        let mut rest = &mut buffer[..];
+        write!(rest, "{literal}").ok()?;
+        let used = MAX_HOST - rest.len();
+        return buffer.get(..used);
+    }
+    let name = name.strip_suffix(b".").unwrap_or(name);
+    let place = buffer.get_mut(..name.len())?;
+    place.copy_from_slice(name);
+    place.make_ascii_lowercase();
+    Some(place)
+}
+
+/// Cuts `:8080`, or a lone `:`, off; the colons of an IPv6 address without brackets are not a port.
+fn without_port(host: &[u8]) -> &[u8] {
+    let Some(colon) = memchr::memrchr(b':', host) else {
+        return host;
+    };
+    let (name, port) = host.split_at(colon);
+    let is_port = port.iter().skip(1).all(u8::is_ascii_digit);
+    let is_whole_name = name.ends_with(b"]") || !name.contains(&b':');
+    if is_port && is_whole_name { name } else { host }
+}
+
+fn ipv6(name: &[u8]) -> Option<Ipv6Addr> {
+    if !name.contains(&b':') {
+        return None;
+    }
+    let inner = name
+        .strip_prefix(b"[")
+        .and_then(|inner| inner.strip_suffix(b"]"))
+        .unwrap_or(name);
+    std::str::from_utf8(inner).ok()?.parse().ok()
+}
+
+/// The parents of a name, nearest first: of `a.b.c` they are `b.c` and `c`.
+pub(crate) fn parents(host: &[u8]) -> impl Iterator<Item = &[u8]> {
+    memchr::memchr_iter(b'.', host).filter_map(|dot| host.get(dot + 1..))
+}

@@ -1,0 +1,285 @@
+//! Which route a request takes. Pure; knows the configuration's routes and nothing of pools or connections.
+//!
+//! Precedence among the routes that match: exact host, then the longest `*.suffix`, then no host; within that an exact
+//! path, then a regular expression, then the longest prefix by whole segments, then no path; within that routes with a
+//! method, then those with more headers, then the first in the file. Regular expressions stand between exact and
+//! prefix because they are written for particular paths, while a prefix is what is left; they have no length to compare
+//! among themselves, and are the one thing here that is tried one by one.
+//!
+//! Hosts are compared in lower case without port and final dot (`host`), paths in one normal form (`path`).
+//! A lookup is a hash per label of the host and per segment of the path, however many routes there are.
+
+mod host;
+mod path;
+
+use std::{collections::HashMap, sync::Arc};
+
+use regex::Regex;
+
+pub use self::path::normal_path;
+use self::{
+    host::{MAX_HOST, normal_host, parents},
+    path::Slash,
+};
+use crate::{
+    config::model::{Config, HeaderMatch, HostMatch, ListenerProtocol, PathMatch, Route},
+    reason::Reason,
+};
+
+/// Asks the request for a header: true if it has a field of that name (given in lower case) whose value passes the
+/// test. The test is to be made for every field of the name until one passes.
+pub type HasHeader<'a> = dyn Fn(&str, &dyn Fn(&[u8]) -> bool) -> bool + 'a;
+
+/// The routes of a configuration, prepared for lookup.
+#[derive(Debug)]
+pub struct Router {
+    /// By listener; listeners with the same routes share a table.
+    tables: Vec<Arc<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    exact: HashMap<Box<[u8]>, Paths>,
+    suffix: HashMap<Box<[u8]>, Paths>,
+    any: Paths,
+}
+
+/// The routes of one host.
+#[derive(Debug, Default)]
+struct Paths {
+    exact: HashMap<Box<[u8]>, Vec<Entry>>,
+    regex: Vec<(Regex, Entry)>,
+    /// By prefix without its final slash: `/` is empty.
+    prefix: HashMap<Box<[u8]>, Vec<Entry>>,
+    /// Segments of the longest prefix: a path of thousands of segments costs no more than this many lookups.
+    depth: usize,
+    any: Vec<Entry>,
+}
+
+/// What is left to compare when host and path have matched.
+#[derive(Debug, Clone)]
+struct Entry {
+    route: usize,
+    methods: Arc<[String]>,
+    headers: Arc<[HeaderMatch]>,
+}
+
+/// The part of a request that is the same for all readings of its path.
+struct Rest<'a> {
+    method: &'a [u8],
+    header: &'a HasHeader<'a>,
+}
+
+impl Router {
+    /// Prepares the routes of `config`.
+    pub fn new(config: &Config) -> Self {
+        let mut shared: HashMap<Vec<usize>, Arc<Table>> = HashMap::new();
+        let tables = config
+            .listeners
+            .iter()
+            .enumerate()
+            .map(|(index, listener)| {
+                let is_http = listener.protocol == ListenerProtocol::Http;
+                let of_listener: Vec<usize> = config
+                    .routes
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, route)| is_http && serves(route, index))
+                    .map(|(route, _)| route)
+                    .collect();
+                let table = shared
+                    .entry(of_listener)
+                    .or_insert_with_key(|routes| Arc::new(Table::new(&config.routes, routes)));
+                Arc::clone(table)
+            });
+        Self {
+            tables: tables.collect(),
+        }
+    }
+
+    /// The route for a request: an index into `Config::routes`, or `None` if no route matches.
+    ///
+    /// `listener` is the index into `Config::listeners`, `host` the authority as sent, `path` the path as sent (a query
+    /// is ignored). [`Reason::RequestError`] refuses paths that servers read differently: an encoded NUL, and encoded
+    /// slashes where it makes a difference for the route.
+    pub fn find(
+        &self,
+        listener: usize,
+        host: &[u8],
+        path: &[u8],
+        method: &[u8],
+        header: &HasHeader<'_>,
+    ) -> Result<Option<usize>, Reason> {
+        let Some(table) = self.tables.get(listener) else {
+            return Ok(None);
+        };
+        if path::has_nul(path) {
+            return Err(Reason::RequestError);
+        }
+        let mut buffer = [0; MAX_HOST];
+        let host = normal_host(host, &mut buffer).unwrap_or_default();
+        let rest = Rest { method, header };
+        let found = table.find(host, &normal_path(path), &rest);
+        if path::is_ambiguous(path)
+            && table.find(host, &path::normal(path, Slash::Belongs), &rest) != found
+        {
+            return Err(Reason::RequestError);
+        }
+        Ok(found)
+    }
+}
+
+fn serves(route: &Route, listener: usize) -> bool {
+    route.listeners.is_empty() || route.listeners.contains(&listener)
+}
+
+impl Table {
+    fn new(routes: &[Route], indexes: &[usize]) -> Self {
+        let mut table = Self::default();
+        for (index, route) in indexes.iter().filter_map(|i| Some((*i, routes.get(*i)?))) {
+            let entry = Entry {
+                route: index,
+                methods: route.methods.clone().into(),
+                headers: route.headers.clone().into(),
+            };
+            if route.hosts.is_empty() {
+                table.any.add(&route.path, &entry);
+            }
+            for host in &route.hosts {
+                let (map, name) = match host {
+                    HostMatch::Exact(name) => (&mut table.exact, name),
+                    HostMatch::Suffix(name) => (&mut table.suffix, name),
+                };
+                let mut buffer = [0; MAX_HOST];
+                if let Some(name) = normal_host(name.as_bytes(), &mut buffer) {
+                    map.entry(name.into()).or_default().add(&route.path, &entry);
+                }
+            }
+        }
+        let hosts = table.exact.values_mut().chain(table.suffix.values_mut());
+        hosts.for_each(Paths::sort);
+        table.any.sort();
+        table
+    }
+
+    fn find(&self, host: &[u8], path: &[u8], rest: &Rest<'_>) -> Option<usize> {
+        let exact = self
+            .exact
+            .get(host)
+            .and_then(|paths| paths.find(path, rest));
+        exact
+            .or_else(|| {
+                if self.suffix.is_empty() {
+                    return None;
+                }
+                parents(host).find_map(|parent| self.suffix.get(parent)?.find(path, rest))
+            })
+            .or_else(|| self.any.find(path, rest))
+    }
+}
+
+impl Paths {
+    fn add(&mut self, path: &PathMatch, entry: &Entry) {
+        let entry = entry.clone();
+        match path {
+            PathMatch::Any => self.any.push(entry),
+            PathMatch::Regex(regex) => self.regex.push((whole(regex), entry)),
+            PathMatch::Exact(path) => {
+                let path = normal_path(path.as_bytes());
+                self.exact.entry((*path).into()).or_default().push(entry);
+            }
+            PathMatch::Prefix(path) => {
+                let path = normal_path(path.as_bytes());
+                let path = path.strip_suffix(b"/").unwrap_or(&path);
+                self.depth = self.depth.max(memchr::memchr_iter(b'/', path).count());
+                self.prefix.entry(path.into()).or_default().push(entry);
+            }
+        }
+    }
+
+    fn sort(&mut self) {
+        self.any.sort_by_key(Entry::rank);
+        self.regex.sort_by_key(|(_, entry)| entry.rank());
+        let lists = self.exact.values_mut().chain(self.prefix.values_mut());
+        lists.for_each(|list| list.sort_by_key(Entry::rank));
+    }
+
+    fn find(&self, path: &[u8], rest: &Rest<'_>) -> Option<usize> {
+        let first = |list: &Vec<Entry>| {
+            list.iter()
+                .find(|entry| entry.matches(rest))
+                .map(|e| e.route)
+        };
+        self.exact
+            .get(path)
+            .and_then(first)
+            .or_else(|| self.find_regex(path, rest))
+            .or_else(|| {
+                if self.prefix.is_empty() {
+                    return None;
+                }
+                prefixes(path, self.depth).find_map(|prefix| first(self.prefix.get(prefix)?))
+            })
+            .or_else(|| first(&self.any))
+    }
+
+    fn find_regex(&self, path: &[u8], rest: &Rest<'_>) -> Option<usize> {
+        if self.regex.is_empty() {
+            return None;
+        }
+        // Bytes that are not UTF-8 become U+FFFD, so that no byte hides a path from `.`.
+        let path = String::from_utf8_lossy(path);
+        let mut matching = self.regex.iter();
+        matching
+            .find(|(regex, entry)| entry.matches(rest) && regex.is_match(&path))
+            .map(|(_, entry)| entry.route)
+    }
+}
+
+impl Entry {
+    /// Sorts what is to be tried first to the front.
+    fn rank(&self) -> (bool, std::cmp::Reverse<usize>, usize) {
+        (
+            self.methods.is_empty(),
+            std::cmp::Reverse(self.headers.len()),
+            self.route,
+        )
+    }
+
+    fn matches(&self, rest: &Rest<'_>) -> bool {
+        let method = self.methods.is_empty()
+            || self
+                .methods
+                .iter()
+                .any(|method| method.as_bytes() == rest.method);
+        method
+            && self.headers.iter().all(|wanted| {
+                (rest.header)(&wanted.name, &|value| {
+                    wanted
+                        .value
+                        .as_ref()
+                        .is_none_or(|wanted| wanted.as_bytes() == value)
+                })
+            })
+    }
+}
+
+/// The expression made to match the whole path; one that is too large with its anchors stays as it is.
+fn whole(regex: &Regex) -> Regex {
+    Regex::new(&format!(r"\A(?:{})\z", regex.as_str())).unwrap_or_else(|_| regex.clone())
+}
+
+/// The prefixes of a path by whole segments, longest first, of at most `depth` segments; the last is empty, for `/`.
+fn prefixes(path: &[u8], depth: usize) -> impl Iterator<Item = &[u8]> {
+    let end = memchr::memchr_iter(b'/', path)
+        .nth(depth + 1)
+        .unwrap_or(path.len());
+    let longest = path
+        .starts_with(b"/")
+        .then(|| path.get(..end))
+        .flatten()
+        .map(|path| path.strip_suffix(b"/").unwrap_or(path));
+    std::iter::successors(longest, |path| {
+        memchr::memrchr(b'/', path).and_then(|slash| path.get(..slash))
+    })
+}

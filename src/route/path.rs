@@ -1,0 +1,122 @@
+//! The one normal form of a path for matching (RFC 3986 section 6.2): what is forwarded stays as the client sent it.
+//!
+//! Normal is: without query, percent-decoded once, dot segments removed, empty segments removed (`//` reads as `/`,
+//! because many servers read it so and `//admin` must not slip past a rule for `/admin`). A final slash stays.
+//! Escapes that are not two hex digits stay as they are.
+//!
+//! An encoded slash is where servers disagree: some take `%2f` for a separator, some for a byte of a name. A request
+//! could hide a segment from one of them or fake one for the other (`/admin/..%2fpublic`). So there are two readings,
+//! and [`super::Router::find`] refuses a request for which they lead to different routes. A NUL (`%00`), which ends a
+//! path for some servers, is refused as well.
+
+use std::borrow::Cow;
+
+/// How `%2f` is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slash {
+    /// As a separator of segments.
+    Separates,
+    /// As a part of a name, kept as `%2F`.
+    Belongs,
+}
+
+/// The normal form of a path, with `%2f` read as a separator. Borrowed, and nothing allocated, if it is normal already.
+/// What does not begin with a slash (`*`) is left alone but for its query.
+pub fn normal_path(path: &[u8]) -> Cow<'_, [u8]> {
+    normal(path, Slash::Separates)
+}
+
+/// True if `path` has an encoded slash, so that it has two readings.
+pub(crate) fn is_ambiguous(path: &[u8]) -> bool {
+    escapes(path).any(|escape| escape == b'/')
+}
+
+/// True if `path` has an encoded NUL.
+pub(crate) fn has_nul(path: &[u8]) -> bool {
+    escapes(path).any(|escape| escape == 0)
+}
+
+pub(crate) fn normal(path: &[u8], slash: Slash) -> Cow<'_, [u8]> {
+    let path = without_query(path);
+    if !path.starts_with(b"/") || is_normal(path) {
+        return Cow::Borrowed(path);
+    }
+    let decoded = decoded(path, slash);
+    let mut out = Vec::with_capacity(decoded.len());
+    let mut open = false;
+    for segment in decoded.split(|byte| *byte == b'/').skip(1) {
+        open = matches!(segment, b"" | b"." | b"..");
+        match segment {
+            b"" | b"." => {}
+            b".." => out.truncate(memchr::memrchr(b'/', &out).unwrap_or(0)),
+            name => {
+                out.push(b'/');
+                out.extend_from_slice(name);
+            }
+        }
+    }
+    // A path that ends in a slash or a dot segment names the directory: its final slash stays.
+    if open || out.is_empty() {
+        out.push(b'/');
+    }
+    Cow::Owned(out)
+}
+
+pub(crate) fn without_query(path: &[u8]) -> &[u8] {
+    memchr::memchr(b'?', path)
+        .and_then(|mark| path.get(..mark))
+        .unwrap_or(path)
+}
+
+/// No escape, no empty and no dot segment; a false "no" only costs time.
+fn is_normal(path: &[u8]) -> bool {
+    let mut after_slash = false;
+    for byte in path {
+        match byte {
+            b'%' => return false,
+            b'/' | b'.' if after_slash => return false,
+            _ => after_slash = *byte == b'/',
+        }
+    }
+    true
+}
+
+fn decoded(path: &[u8], slash: Slash) -> Cow<'_, [u8]> {
+    let Some(first) = memchr::memchr(b'%', path) else {
+        return Cow::Borrowed(path);
+    };
+    let (head, mut rest) = path.split_at(first);
+    let mut out = Vec::with_capacity(path.len());
+    out.extend_from_slice(head);
+    while let Some((byte, after)) = rest.split_first() {
+        match escape(rest) {
+            Some((b'/', after)) if slash == Slash::Belongs => {
+                out.extend_from_slice(b"%2F");
+                rest = after;
+            }
+            Some((value, after)) => {
+                out.push(value);
+                rest = after;
+            }
+            None => {
+                out.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// The byte that an escape at the beginning of `text` stands for, and what follows it.
+fn escape(text: &[u8]) -> Option<(u8, &[u8])> {
+    let [b'%', high, low, rest @ ..] = text else {
+        return None;
+    };
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    Some(((digit(*high)? * 16 + digit(*low)?) as u8, rest))
+}
+
+fn escapes(path: &[u8]) -> impl Iterator<Item = u8> {
+    let path = without_query(path);
+    memchr::memchr_iter(b'%', path).filter_map(|at| escape(path.get(at..)?).map(|(value, _)| value))
+}
