@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod config;
+pub mod net;
 pub mod pool;
 pub mod reason;
 pub mod route;
