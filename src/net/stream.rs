@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -43,6 +43,21 @@ impl Stream {
             Ok(count)
         });
         read.map_or(result, Ok)
+    }
+
+    /// Writes what fits, without waiting: `WouldBlock` when nothing does. Makes no system call while the driver knows the
+    /// socket to be full.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut written = None;
+        let result = self.try_io(Interest::WRITABLE, |socket| {
+            let count = send(socket, bytes, SendFlags::NOSIGNAL)?;
+            written = Some(count);
+            if count < bytes.len() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(count)
+        });
+        written.map_or(result, Ok)
     }
 
     /// True while an idle connection is fit for use: nothing to read, not closed, no error. A system call is made only
