@@ -3,6 +3,7 @@
 pub mod base;
 pub mod config;
 pub mod http1;
+pub mod net;
 pub mod pool;
 pub mod reason;
 pub mod route;

@@ -1,0 +1,119 @@
+//! Buffers for bytes in flight: taken when there is something to read, given back when it has been passed on.
+//!
+//! A free list per thread, so that an idle connection holds none and a busy one gets memory that is still warm.
+
+use std::{
+    cell::RefCell,
+    ops::{Deref, DerefMut},
+};
+
+/// How large a buffer is. Transfers begin small and grow while reads fill what they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Size {
+    /// 16 KiB.
+    Small,
+    /// 64 KiB.
+    Medium,
+    /// 256 KiB.
+    Large,
+}
+
+impl Size {
+    /// Length of the buffer in bytes.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Small => 16 * 1024,
+            Self::Medium => 64 * 1024,
+            Self::Large => 256 * 1024,
+        }
+    }
+
+    /// The next larger size; the largest stays.
+    #[must_use]
+    pub const fn larger(self) -> Self {
+        match self {
+            Self::Small => Self::Medium,
+            Self::Medium | Self::Large => Self::Large,
+        }
+    }
+
+    /// How many free buffers of this size a thread keeps: at most 2 MiB of each.
+    const fn kept(self) -> usize {
+        2 * 1024 * 1024 / self.bytes()
+    }
+}
+
+thread_local! {
+    static FREE: RefCell<[Vec<Box<[u8]>>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
+}
+
+/// A buffer of the calling thread; goes back to the free list when dropped. Its bytes are left over from earlier use.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Box<[u8]>,
+    size: Size,
+}
+
+impl Buffer {
+    /// A buffer of `size`.
+    pub fn take(size: Size) -> Self {
+        let free = FREE.with_borrow_mut(|free| free.get_mut(size as usize)?.pop());
+        let bytes = free.unwrap_or_else(|| vec![0; size.bytes()].into_boxed_slice());
+        Self { bytes, size }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        // `try_with`: at the end of a thread its free list may be gone before its last buffers.
+        let _ = FREE.try_with(|free| {
+            if let Some(list) = free.borrow_mut().get_mut(self.size as usize)
+                && list.len() < self.size.kept()
+            {
+                list.push(bytes);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_buffer_is_the_next_one_taken() {
+        let mut first = Buffer::take(Size::Medium);
+        first[0] = 7;
+        let place = first.as_ptr();
+        drop(first);
+        let again = Buffer::take(Size::Medium);
+        assert_eq!((again.as_ptr(), again[0]), (place, 7));
+        assert_eq!(again.len(), Size::Medium.bytes());
+    }
+
+    #[test]
+    fn a_thread_keeps_only_so_many() {
+        drop(
+            (0..200)
+                .map(|_| Buffer::take(Size::Small))
+                .collect::<Vec<_>>(),
+        );
+        let kept = FREE.with_borrow(|free| free[Size::Small as usize].len());
+        assert_eq!(kept, Size::Small.kept());
+    }
+}

@@ -1,0 +1,134 @@
+//! Making a connection to a backend, within a deadline, with the failure named by its reason.
+//!
+//! Names are resolved elsewhere (on the control thread); here is only the list of addresses that came out.
+
+use std::{
+    cell::Cell,
+    io,
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::{TcpSocket, UnixStream},
+    time::timeout_at,
+};
+
+use super::stream::Stream;
+use crate::{
+    base::{address::BackendAddress, clock},
+    reason::Reason,
+};
+
+thread_local! {
+    /// Where the next connect to a backend with several addresses begins.
+    static TURN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct ConnectError {
+    /// `ConnectionRefused`, `ConnectionTimeout`, `DnsError` or `Overload`.
+    pub reason: Reason,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl ConnectError {
+    fn timeout() -> Self {
+        Self {
+            reason: Reason::ConnectionTimeout,
+            source: io::Error::new(io::ErrorKind::TimedOut, "connection not accepted in time"),
+        }
+    }
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(source: io::Error) -> Self {
+        Self {
+            reason: reason_of(&source),
+            source,
+        }
+    }
+}
+
+/// Refused and unreachable are the backend's side; a lack of ports, descriptors or memory is ours.
+fn reason_of(error: &io::Error) -> Reason {
+    match error.raw_os_error() {
+        Some(libc::ETIMEDOUT) => Reason::ConnectionTimeout,
+        Some(
+            libc::EADDRNOTAVAIL
+            | libc::EMFILE
+            | libc::ENFILE
+            | libc::ENOBUFS
+            | libc::ENOMEM
+            | libc::EAGAIN,
+        ) => Reason::Overload,
+        _ => Reason::ConnectionRefused,
+    }
+}
+
+/// Connects to `address` before `deadline`. A name stands for the addresses in `resolved`: each is tried once, beginning
+/// with another one each time, and each gets an equal share of the time that is left.
+pub async fn connect_to(
+    address: &BackendAddress,
+    resolved: &[SocketAddr],
+    deadline: Instant,
+) -> Result<Stream, ConnectError> {
+    match address {
+        BackendAddress::Ip(address) => connect_tcp(*address, deadline).await,
+        BackendAddress::Unix(path) => connect_unix(path, deadline).await,
+        BackendAddress::Name { .. } => connect_any(resolved, deadline).await,
+    }
+}
+
+async fn connect_any(resolved: &[SocketAddr], deadline: Instant) -> Result<Stream, ConnectError> {
+    let turn = TURN.get();
+    TURN.set(turn.wrapping_add(1));
+    let mut failure = ConnectError {
+        reason: Reason::DnsError,
+        source: io::Error::new(io::ErrorKind::NotFound, "name not resolved"),
+    };
+    for step in 0..resolved.len() {
+        let Some(address) = resolved.get(turn.wrapping_add(step) % resolved.len()) else {
+            continue;
+        };
+        let now = clock::now();
+        let share = deadline.saturating_duration_since(now) / (resolved.len() - step) as u32;
+        match connect_tcp(*address, now + share).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+async fn connect_tcp(address: SocketAddr, deadline: Instant) -> Result<Stream, ConnectError> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_nodelay(true)?;
+    match timeout_at(deadline.into(), socket.connect(address)).await {
+        Ok(connected) => Ok(Stream::Tcp(connected?)),
+        Err(_) => Err(ConnectError::timeout()),
+    }
+}
+
+async fn connect_unix(path: &Path, deadline: Instant) -> Result<Stream, ConnectError> {
+    /// A full queue of a unix listener is EAGAIN at once and no event says when it has room.
+    const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(10);
+    loop {
+        match timeout_at(deadline.into(), UnixStream::connect(path)).await {
+            Ok(Ok(stream)) => return Ok(Stream::Unix(stream)),
+            Ok(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+            Ok(Err(_)) if clock::now() + FULL_QUEUE_PAUSE < deadline => {
+                tokio::time::sleep(FULL_QUEUE_PAUSE).await;
+            }
+            Ok(Err(_)) | Err(_) => return Err(ConnectError::timeout()),
+        }
+    }
+}

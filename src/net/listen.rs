@@ -1,0 +1,259 @@
+//! Listening sockets: one per worker and bind, bound before anything else changes, so that a reload can still say no.
+//!
+//! On TCP every worker has its own socket of one `SO_REUSEPORT` group and the kernel spreads connections over them; a unix
+//! socket is one queue that all workers share. Never close one on reload: what waits in its queue would be reset.
+
+use std::{
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::{
+            fs::{FileTypeExt, PermissionsExt},
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::Path,
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use super::stream::Stream;
+use crate::{base::address::BindAddress, config::model::SocketOptions};
+
+/// One listening socket, not yet part of a runtime.
+#[derive(Debug)]
+pub enum Listening {
+    /// TCP over IPv4 or IPv6.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
+}
+
+/// One listening socket of the calling thread's runtime.
+#[derive(Debug)]
+pub enum Acceptor {
+    /// TCP over IPv4 or IPv6.
+    Tcp(tokio::net::TcpListener),
+    /// A unix socket.
+    Unix(tokio::net::UnixListener),
+}
+
+/// Why an address cannot be listened on. Its text names the address and what to do.
+#[derive(Debug)]
+pub struct BindError {
+    /// As written in the configuration.
+    pub address: BindAddress,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, source } = self;
+        write!(f, "cannot listen on {address}: ")?;
+        match (source.kind(), address) {
+            (io::ErrorKind::AddrInUse, BindAddress::Ip(ip)) => {
+                write!(f, "port {} is taken by another process", ip.port())
+            }
+            (io::ErrorKind::AddrInUse, BindAddress::Unix(_)) => {
+                f.write_str("another process listens there")
+            }
+            (io::ErrorKind::AddrNotAvailable, _) => {
+                f.write_str("this machine has no such address")
+            }
+            (io::ErrorKind::PermissionDenied, BindAddress::Ip(ip)) if ip.port() < 1024 => f
+                .write_str(
+                    "not allowed; ports below 1024 need root or the capability CAP_NET_BIND_SERVICE",
+                ),
+            _ => write!(f, "{source}"),
+        }
+    }
+}
+
+impl std::error::Error for BindError {}
+
+/// Binds `address` once for each of `workers`. TCP sockets of one bind share their port, also when the configured port is 0.
+/// A port that anybody else listens on is an error, even where `SO_REUSEPORT` would let us join in.
+pub fn bind(
+    address: &BindAddress,
+    options: &SocketOptions,
+    workers: usize,
+) -> Result<Vec<Listening>, BindError> {
+    let bound = match address {
+        BindAddress::Ip(ip) => bind_tcp(*ip, options, workers),
+        BindAddress::Unix(path) => bind_unix(path, options, workers),
+    };
+    bound.map_err(|source| BindError {
+        address: address.clone(),
+        source,
+    })
+}
+
+fn bind_tcp(
+    wanted: SocketAddr,
+    options: &SocketOptions,
+    workers: usize,
+) -> io::Result<Vec<Listening>> {
+    let address = free_address(wanted)?;
+    (0..workers)
+        .map(|_| {
+            let socket = new_tcp(address)?;
+            socket.set_reuse_port(true)?;
+            socket.bind(&address.into())?;
+            let listening = Listening::Tcp(socket.into());
+            set_options(&listening, options)?;
+            Ok(listening)
+        })
+        .collect()
+}
+
+/// Tries the address without `SO_REUSEPORT`, which fails when anybody listens on it. Gives the address with its real port,
+/// and the IPv4 wildcard for `[::]` on a machine without IPv6.
+fn free_address(wanted: SocketAddr) -> io::Result<SocketAddr> {
+    let probe = |address: SocketAddr| {
+        let socket = new_tcp(address)?;
+        socket.bind(&address.into())?;
+        let bound = socket.local_addr()?.as_socket();
+        Ok(bound.unwrap_or(address))
+    };
+    let result: io::Result<SocketAddr> = probe(wanted);
+    let without_ipv6 = |error: &io::Error| {
+        matches!(
+            error.raw_os_error(),
+            Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+        )
+    };
+    match result {
+        Err(error) if wanted.ip() == IpAddr::from([0_u8; 16]) && without_ipv6(&error) => {
+            probe(SocketAddr::from((Ipv4Addr::UNSPECIFIED, wanted.port())))
+        }
+        other => other,
+    }
+}
+
+fn new_tcp(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_nonblocking(true)?;
+    // Connections of the process before us that still time out must not keep us from the port.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    Ok(socket)
+}
+
+/// A unix socket is bound once and its descriptor copied. Its file is open to every user (0666), as a TCP port is: who
+/// may reach it is decided by the directory. A file that nobody listens on any more is replaced.
+fn bind_unix(path: &Path, options: &SocketOptions, workers: usize) -> io::Result<Vec<Listening>> {
+    remove_stale(path)?;
+    let first = UnixListener::bind(path)?;
+    first.set_nonblocking(true)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    let copies = (1..workers)
+        .map(|_| first.try_clone().map(Listening::Unix))
+        .collect::<io::Result<Vec<_>>>()?;
+    let first = Listening::Unix(first);
+    set_options(&first, options)?;
+    Ok(std::iter::once(first).chain(copies).collect())
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let Ok(found) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    if !found.file_type().is_socket() {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "the path exists and is not a socket",
+        ));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+        // Accepted, or its queue is full: somebody is there.
+        Ok(_) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
+    }
+}
+
+/// Applies `options` and (re)starts listening with their backlog; connections in the queue stay. What concerns accepted
+/// connections (keepalive, no delay) is set here once, because they inherit it from the socket that accepts them.
+pub fn set_options(listening: &Listening, options: &SocketOptions) -> io::Result<()> {
+    let descriptor = listening.fd();
+    let socket = SockRef::from(&descriptor);
+    let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
+    if let Listening::Tcp(_) = listening {
+        socket.set_tcp_nodelay(true)?;
+        socket.set_keepalive(options.keepalive.is_some())?;
+        if let Some(idle) = options.keepalive {
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+        }
+        #[cfg(target_os = "linux")]
+        {
+            let queue = if options.fast_open {
+                options.backlog
+            } else {
+                0
+            };
+            super::sys::set_fast_open(listening.fd(), queue)?;
+        }
+    }
+    socket.listen(backlog)
+}
+
+impl Listening {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+
+    /// The address and port bound; `None` on unix sockets.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// A second descriptor of the same socket.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
+            Self::Unix(listener) => listener.try_clone().map(Self::Unix),
+        }
+    }
+}
+
+impl Acceptor {
+    /// Takes the socket into the runtime of the calling thread.
+    pub fn new(listening: Listening) -> io::Result<Self> {
+        match listening {
+            Listening::Tcp(listener) => tokio::net::TcpListener::from_std(listener).map(Self::Tcp),
+            Listening::Unix(listener) => {
+                tokio::net::UnixListener::from_std(listener).map(Self::Unix)
+            }
+        }
+    }
+
+    /// The next connection and its peer's address; an IPv4 peer of an IPv6 socket is given as IPv4, a unix peer as `None`.
+    pub async fn accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Stream::Tcp(stream), Some(peer.ip().to_canonical())))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Stream::Unix(stream), None))
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Sockets: listening, connecting, the stream type, and moving bytes between two streams. Floor 3: knows pools' backends
+//! as something to connect to; knows nothing of listeners' rules, requests or sessions.
+
+pub mod buffer;
+pub mod connect;
+pub mod copy;
+pub mod limits;
+pub mod listen;
+pub mod splice;
+pub mod stream;
+pub mod sys;

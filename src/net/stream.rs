@@ -1,0 +1,241 @@
+//! One connected byte stream, to a client or to a backend, whatever carries it.
+//!
+//! Everything above works on [`Stream`] and never on a descriptor, so that an encrypted stream can be one more variant.
+//! Must not know who is at the other end.
+
+use std::{
+    io::{self, IoSlice},
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+
+/// A connected stream of the calling thread's runtime.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP over IPv4 or IPv6.
+    Tcp(TcpStream),
+    /// A unix socket.
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// Reads what is there, without waiting: `WouldBlock` when there is nothing, `Ok(0)` at the end of the stream. Makes no
+    /// system call unless the driver has seen something, and none more after a read that did not fill `buffer`.
+    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let room = buffer.len();
+        let mut read = None;
+        let result = self.try_io(Interest::READABLE, |socket| {
+            let (count, _) = recv(socket, &mut *buffer, RecvFlags::empty())?;
+            read = Some(count);
+            if 0 < count && count < room {
+                // Told to the driver only: the socket is drained, so the next try need not ask the kernel.
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(count)
+        });
+        read.map_or(result, Ok)
+    }
+
+    /// Writes what fits, without waiting: `WouldBlock` when nothing does. Makes no system call while the driver knows the
+    /// socket to be full.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut written = None;
+        let result = self.try_io(Interest::WRITABLE, |socket| {
+            let count = send(socket, bytes, SendFlags::NOSIGNAL)?;
+            written = Some(count);
+            if count < bytes.len() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(count)
+        });
+        written.map_or(result, Ok)
+    }
+
+    /// True while an idle connection is fit for use: nothing to read, not closed, no error. A system call is made only
+    /// when the driver has seen something.
+    pub fn is_quiet(&self) -> bool {
+        let peeked = self.try_io(Interest::READABLE, |socket| {
+            let (count, _) = recv(socket, &mut [0_u8; 1][..], RecvFlags::PEEK)?;
+            Ok(count)
+        });
+        matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Waits until the peer has reset the connection, or a unix peer has closed it altogether. A peer that has only ended
+    /// its own direction (FIN) still reads, so that is not waited for.
+    pub async fn gone(&self) {
+        // Errors of the waits mean that the driver is shutting down, and the caller's task with it.
+        match self {
+            Self::Tcp(stream) => drop(stream.ready(Interest::ERROR).await),
+            Self::Unix(stream) => {
+                // A closed unix peer is a hang-up without an error: the end of reading and of writing at once.
+                let read_or_gone = Interest::READABLE | Interest::ERROR;
+                drop(stream.ready(read_or_gone).await);
+                let now = stream.ready(read_or_gone | Interest::WRITABLE).await;
+                if !now.is_ok_and(|ready| ready.is_error() || ready.is_write_closed()) {
+                    drop(stream.ready(Interest::ERROR).await);
+                }
+            }
+        }
+    }
+
+    /// Ends our direction (FIN) and leaves the other open.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Write)?;
+        Ok(())
+    }
+
+    /// Makes the coming drop a reset (RST) instead of an orderly end. No effect on unix sockets, which have no reset.
+    pub fn set_reset_on_close(&self) {
+        if let Self::Tcp(_) = self {
+            // Fails only on a socket that is no more, which is what is wanted.
+            let _ = socket2::SockRef::from(&self.fd()).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// How many bytes the peer's kernel has acknowledged so far; `None` on unix sockets and where the kernel does not say.
+    pub fn bytes_acked(&self) -> Option<u64> {
+        #[cfg(target_os = "linux")]
+        if let Self::Tcp(stream) = self {
+            return super::sys::tcp_bytes_acked(stream.as_fd());
+        }
+        None
+    }
+
+    /// Address of the peer; an IPv4 peer of an IPv6 socket is given as IPv4. `None` on unix sockets.
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok().map(|peer| peer.ip().to_canonical()),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Our own address and port; `None` on unix sockets.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Ready when a read will not wait: data, the end of the stream, or an error.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+            Self::Unix(stream) => stream.poll_read_ready(cx),
+        }
+    }
+
+    /// Ready when a write will not wait.
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_ready(cx),
+            Self::Unix(stream) => stream.poll_write_ready(cx),
+        }
+    }
+
+    /// Reads into `buffer`; `Ok(0)` is the end of the stream (or an empty `buffer`).
+    pub fn poll_read_buf(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut target = ReadBuf::new(buffer);
+        Pin::new(self)
+            .poll_read(cx, &mut target)
+            .map_ok(|()| target.filled().len())
+    }
+
+    /// Runs `operation` on the descriptor when the driver holds it for ready; `WouldBlock` from it waits for the next event.
+    pub(super) fn try_io<T>(
+        &self,
+        interest: Interest,
+        operation: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        match self {
+            Self::Tcp(stream) => stream.try_io(interest, || operation(stream.as_fd())),
+            Self::Unix(stream) => stream.try_io(interest, || operation(stream.as_fd())),
+        }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Self::Tcp(stream)
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(stream: UnixStream) -> Self {
+        Self::Unix(stream)
+    }
+}
+
+impl AsyncRead for Stream {
+    #[inline]
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    #[inline]
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+        }
+    }
+
+    #[inline]
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.shutdown_write())
+    }
+}

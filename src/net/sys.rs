@@ -1,0 +1,55 @@
+//! The socket options that no safe library wraps: the one module of the crate with `unsafe` code.
+//!
+//! Each function is one system call on a descriptor that the caller lends, so it is open for the time of the call.
+#![expect(
+    unsafe_code,
+    reason = "TCP_INFO and TCP_FASTOPEN have no safe wrapper in the libraries we keep"
+)]
+
+#[cfg(target_os = "linux")]
+use std::{
+    io, mem,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+/// How many of the bytes sent on a TCP connection the peer's kernel has acknowledged (RFC 4898 `tcpEStatsAppHCThruOctetsAcked`).
+/// The three-way handshake may count as one. `None` when the kernel does not say.
+#[cfg(target_os = "linux")]
+pub fn tcp_bytes_acked(socket: BorrowedFd<'_>) -> Option<u64> {
+    // SAFETY: `tcp_info` is plain integers, for which all zeros is a valid value.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut length = mem::size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: `info` and `length` live over the call, and `length` is the size of `info`, so the kernel writes inside it.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    let needed = mem::offset_of!(libc::tcp_info, tcpi_bytes_acked) + mem::size_of::<u64>();
+    (result == 0 && length as usize >= needed).then_some(info.tcpi_bytes_acked)
+}
+
+/// Lets the kernel take data in the SYN of known clients (RFC 7413), for at most `queue` connections at a time.
+#[cfg(target_os = "linux")]
+pub fn set_fast_open(socket: BorrowedFd<'_>, queue: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(queue).unwrap_or(libc::c_int::MAX);
+    // SAFETY: `value` lives over the call and the length is its size; the kernel only reads it.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_FASTOPEN,
+            (&raw const value).cast(),
+            mem::size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
