@@ -1,0 +1,177 @@
+//! One generation of the configuration as the data plane sees it, and the few things all threads share.
+//!
+//! A [`Snapshot`] is immutable and swapped whole; what must live on over a reload (health, counters, in-flight counts)
+//! sits behind `Arc`s that the next generation adopts by name. See ARCHITECTURE.md, "Reload".
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+
+use crate::{
+    base::{address::BindAddress, clock},
+    config::model::{self, Config},
+    pool::Pool,
+    route::Router,
+    telemetry::{
+        access_log::AccessLog,
+        metrics::{ListenerSlot, PerThread, PoolSlot},
+    },
+};
+
+/// One generation.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// 1 for the configuration at start, one more for each successful reload.
+    pub generation: u64,
+    /// The checked file.
+    pub config: Arc<Config>,
+    /// In the order of the file; indexes agree with [`Config::listeners`].
+    pub listeners: Vec<Arc<Listener>>,
+    /// Which listener accepts on an address.
+    pub binds: HashMap<BindAddress, usize>,
+    /// In the order of the file; indexes agree with [`Config::pools`].
+    pub pools: Vec<Arc<Pool>>,
+    /// Finds the route of a request; indexes agree with [`Config::routes`].
+    pub router: Router,
+    /// Counts what never reached a pool: requests without a route, redirects, malformed requests.
+    pub unrouted: Arc<PerThread<PoolSlot>>,
+    /// Writes the access log by this generation's rules.
+    pub access_log: AccessLog,
+}
+
+/// A listener of one generation.
+#[derive(Debug)]
+pub struct Listener {
+    /// From the file.
+    pub config: model::Listener,
+    /// Lives on over reloads.
+    pub state: Arc<ListenerState>,
+}
+
+/// What a listener keeps over reloads; the key is its name.
+#[derive(Debug, Default)]
+pub struct ListenerState {
+    /// Its counters.
+    pub metrics: PerThread<ListenerSlot>,
+    /// Open connections, for `limits.connections`.
+    pub active: AtomicUsize,
+    /// Open connections by client, for `limits.connections_per_client`; entries at 0 are removed.
+    pub clients: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Snapshot {
+    /// Builds a generation from a checked configuration, adopting what lives on from the one before.
+    pub fn build(config: Arc<Config>, previous: Option<&Self>, access_log: AccessLog, now: Instant) -> Self {
+        let old_listener = |name: &str| previous.and_then(|old| old.listeners.iter().find(|listener| *listener.config.name == *name));
+        let listeners: Vec<_> = config
+            .listeners
+            .iter()
+            .map(|listener| {
+                let state = old_listener(&listener.name).map_or_else(Arc::default, |old| Arc::clone(&old.state));
+                Arc::new(Listener { config: listener.clone(), state })
+            })
+            .collect();
+        let old_pools: HashMap<&str, &Arc<Pool>> = previous.iter().flat_map(|old| old.pools.iter()).map(|pool| (&*pool.name, pool)).collect();
+        let pools = config.pools.iter().map(|pool| Arc::new(Pool::new(pool, old_pools.get(&*pool.name).map(|old| &***old), now))).collect();
+        let binds = config.listeners.iter().enumerate().flat_map(|(index, listener)| listener.binds.iter().map(move |bind| (bind.clone(), index))).collect();
+        Self {
+            generation: previous.map_or(1, |old| old.generation + 1),
+            router: Router::new(&config),
+            listeners,
+            binds,
+            pools,
+            unrouted: previous.map_or_else(Arc::default, |old| Arc::clone(&old.unrouted)),
+            access_log,
+            config,
+        }
+    }
+
+    /// Marks what this generation had and `next` has no more; called after the swap.
+    pub fn retire(&self, next: &Self) {
+        for pool in &self.pools {
+            pool.retire(next.pools.iter().find(|other| other.name == pool.name).map(|other| &**other));
+        }
+    }
+}
+
+/// What the last reload did, for `balancer status` and the metrics.
+#[derive(Debug, Clone, Default)]
+pub struct ReloadStatus {
+    /// Whether the last load of the file succeeded.
+    pub ok: bool,
+    /// When the last successful one was, since the Unix epoch.
+    pub success_unix: Duration,
+    /// When the last one was, since the Unix epoch.
+    pub last_unix: Duration,
+    /// Successful ones after the start.
+    pub succeeded: u64,
+    /// Failed ones.
+    pub failed: u64,
+    /// One line per change of the last successful one, or the rendered problems of a failed one.
+    pub message: String,
+}
+
+/// What a worker tells about itself.
+#[derive(Debug, Default)]
+pub struct WorkerStatus {
+    /// Raised by the worker's own timer; the watchdog looks whether it moves.
+    pub heartbeat: AtomicU64,
+    /// CPU time of the worker's thread in microseconds, as of its last heartbeat.
+    pub busy_micros: AtomicU64,
+}
+
+/// What all threads share: the current generation and a few process-wide numbers.
+#[derive(Debug)]
+pub struct Daemon {
+    /// The current generation; swapped by a reload only.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// True from the first generation in service until the drain begins.
+    pub ready: AtomicBool,
+    /// True once the drain has begun.
+    pub draining: AtomicBool,
+    /// Open client connections of all listeners.
+    pub connections: AtomicUsize,
+    /// Highest number of client connections: `max_connections`.
+    pub connection_limit: AtomicUsize,
+    /// One per worker.
+    pub workers: Vec<WorkerStatus>,
+    /// The last reload.
+    pub reload: Mutex<ReloadStatus>,
+    /// When the process began.
+    pub started: Instant,
+}
+
+impl Daemon {
+    /// The state at start, with the first generation.
+    pub fn new(snapshot: Snapshot, workers: usize, connection_limit: usize) -> Self {
+        let unix = clock::unix_now();
+        Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            ready: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+            connection_limit: AtomicUsize::new(connection_limit),
+            workers: (0..workers).map(|_| WorkerStatus::default()).collect(),
+            reload: Mutex::new(ReloadStatus { ok: true, success_unix: unix, last_unix: unix, ..ReloadStatus::default() }),
+            started: clock::now(),
+        }
+    }
+
+    /// A copy of the last reload's result.
+    pub fn reload_status(&self) -> ReloadStatus {
+        self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// `/readyz`: in service and not draining.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Relaxed) && !self.draining.load(Relaxed)
+    }
+}
