@@ -1,0 +1,296 @@
+//! The access log: decides which exchanges are written and writes one line for each. docs/access-log.md is its reference.
+//!
+//! Text of clients is lent by the caller, escaped and cut here: a client cannot forge, break or flood a line. The line is
+//! made in a buffer of the calling thread and handed to a [`Sink`]; nothing here waits.
+
+use std::{cell::RefCell, time::Duration};
+
+use super::{
+    record::{Record, RequestText},
+    sink::{LogName, Sink},
+    text,
+};
+use crate::{
+    base::{clock, rng::Random},
+    config::model::{self, AccessFormat},
+    reason::Reason,
+};
+
+/// A line never gets longer than this; further `access_log.headers` are left out.
+const MAX_LINE: usize = 8 << 10;
+
+/// What a line keeps of each text, in bytes after escaping. Together they leave room for the rest of the line.
+const MAX_PATH: usize = 2_048;
+const MAX_AGENT: usize = 1_024;
+const MAX_REFERER: usize = 1_024;
+const MAX_HEADER: usize = 512;
+const MAX_NAME: usize = 256;
+const MAX_METHOD: usize = 64;
+
+/// The status in the log of a request whose client left before it got an answer; nginx's word for it.
+const CLIENT_LEFT: u16 = 499;
+
+thread_local! {
+    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The rules of one generation and where its lines go.
+#[derive(Debug, Clone)]
+pub struct AccessLog {
+    rules: model::AccessLog,
+    sink: Option<Sink>,
+    /// A line is written when 64 random bits are below this.
+    sample_below: u64,
+}
+
+impl AccessLog {
+    /// A log by the rules of `config`; without a sink nothing is ever wanted.
+    pub fn new(config: &model::AccessLog, sink: Option<Sink>) -> Self {
+        Self {
+            rules: config.clone(),
+            sink,
+            sample_below: (config.when.sample * u64::MAX as f64) as u64,
+        }
+    }
+
+    /// Whether an exchange is written: called for every one, before any text is gathered.
+    #[inline]
+    pub fn wants(
+        &self,
+        status: u16,
+        reason: Option<Reason>,
+        took: Duration,
+        random: &mut Random,
+    ) -> bool {
+        let when = &self.rules.when;
+        self.sink.is_some()
+            && (status >= when.min_status
+                || reason.is_some()
+                || when.slower_than.is_some_and(|limit| took > limit)
+                || (self.sample_below > 0 && random.bits() <= self.sample_below))
+    }
+
+    /// Names of the request headers that `write` wants in `headers`, in lower case: `access_log.headers`.
+    pub fn header_names(&self) -> &[String] {
+        &self.rules.headers
+    }
+
+    /// Writes one line. `headers` are pairs of a name of [`AccessLog::header_names`] and its value; `took` is the whole
+    /// time of the exchange, which ends now.
+    pub fn write(
+        &self,
+        record: &Record,
+        text: &RequestText<'_>,
+        headers: &[(&str, &[u8])],
+        took: Duration,
+    ) {
+        let Some(sink) = &self.sink else { return };
+        let began = clock::unix_now().saturating_sub(took);
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            match self.rules.format {
+                AccessFormat::Json => json_line(line, began, record, text, headers, took),
+                AccessFormat::Combined => combined_line(line, began, record, text),
+            }
+            sink.write(LogName::Access, line);
+        });
+    }
+}
+
+/// The status a line shows; `None` where nothing was sent.
+fn shown_status(record: &Record, text: &RequestText<'_>) -> Option<u16> {
+    match (record.status, record.reason) {
+        (0, Some(Reason::ClientDisconnected)) if !text.protocol.is_empty() => Some(CLIENT_LEFT),
+        (0, _) => None,
+        (status, _) => Some(status),
+    }
+}
+
+fn name_of(name: Option<&str>) -> &[u8] {
+    name.unwrap_or_default().as_bytes()
+}
+
+/// The path without a query: what follows `?` may hold secrets.
+fn without_query(path: &[u8]) -> &[u8] {
+    let end = memchr::memchr(b'?', path).unwrap_or(path.len());
+    path.get(..end).unwrap_or(path)
+}
+
+/// The trace id in a `traceparent` of W3C Trace Context: `00-<32 hex>-<16 hex>-<2 hex>`.
+fn trace_id(traceparent: &[u8]) -> Option<&[u8]> {
+    let mut parts = traceparent.split(|byte| *byte == b'-');
+    let (version, trace) = (parts.next()?, parts.next()?);
+    let is_hex = |text: &[u8]| {
+        text.iter()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_set = trace.iter().any(|byte| *byte != b'0');
+    (version.len() == 2 && trace.len() == 32 && is_hex(version) && is_hex(trace) && is_set)
+        .then_some(trace)
+}
+
+/// Appends the fields of a JSON object; a field without a value is left out.
+struct Fields<'a>(&'a mut Vec<u8>);
+
+impl Fields<'_> {
+    /// Names are ours and need no escape.
+    #[inline]
+    fn name(&mut self, name: &str) {
+        self.0.extend_from_slice(b",\"");
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\":");
+    }
+
+    #[inline]
+    fn text(&mut self, name: &str, value: &[u8], limit: usize) {
+        if !value.is_empty() {
+            self.name(name);
+            self.0.push(b'"');
+            text::json_text(self.0, value, limit);
+            self.0.push(b'"');
+        }
+    }
+
+    #[inline]
+    fn number(&mut self, name: &str, value: u64) {
+        self.name(name);
+        text::number(self.0, value);
+    }
+
+    #[inline]
+    fn seconds(&mut self, name: &str, value: Option<Duration>) {
+        if let Some(value) = value {
+            self.name(name);
+            text::seconds(self.0, value);
+        }
+    }
+}
+
+fn json_line(
+    line: &mut Vec<u8>,
+    began: Duration,
+    record: &Record,
+    request: &RequestText<'_>,
+    headers: &[(&str, &[u8])],
+    took: Duration,
+) {
+    line.extend_from_slice(b"{\"ts\":\"");
+    text::timestamp(line, began);
+    line.push(b'"');
+    who_and_what(line, record, request);
+    let mut fields = Fields(line);
+    fields.text("route", name_of(record.route.as_deref()), MAX_NAME);
+    fields.text("pool", name_of(record.pool.as_deref()), MAX_NAME);
+    fields.text("backend", name_of(record.backend.as_deref()), MAX_NAME);
+    if record.pool.is_some() {
+        fields.number("attempts", u64::from(record.attempts));
+        fields.name("reused");
+        fields
+            .0
+            .extend_from_slice(if record.reused { b"true" } else { b"false" });
+    }
+    fields.seconds("t_request", record.request);
+    fields.seconds("t_connect", record.connect);
+    fields.seconds("t_first_byte", record.first_byte);
+    fields.seconds("t_total", Some(took));
+    let reason = record.reason.map_or("", Reason::name);
+    fields.text("reason", reason.as_bytes(), MAX_NAME);
+    fields.text("request_id", request.request_id, MAX_NAME);
+    fields.text(
+        "trace_id",
+        trace_id(request.traceparent).unwrap_or_default(),
+        MAX_NAME,
+    );
+    fields.text("user_agent", request.user_agent, MAX_AGENT);
+    fields.text("referer", request.referer, MAX_REFERER);
+    header_fields(line, headers);
+    line.extend_from_slice(b"}\n");
+}
+
+/// The fields from `listener` to `bytes_out`.
+fn who_and_what(line: &mut Vec<u8>, record: &Record, request: &RequestText<'_>) {
+    let mut fields = Fields(line);
+    fields.text("listener", record.listener.as_bytes(), MAX_NAME);
+    if let Some(client) = record.client {
+        fields.name("client");
+        fields.0.push(b'"');
+        text::address(fields.0, client);
+        fields.0.push(b'"');
+    }
+    let protocol = match request.protocol {
+        "" => "TCP",
+        http => http,
+    };
+    fields.text("protocol", protocol.as_bytes(), MAX_NAME);
+    fields.text("method", request.method, MAX_METHOD);
+    fields.text("host", request.host, MAX_NAME);
+    fields.text("path", without_query(request.path), MAX_PATH);
+    if let Some(status) = shown_status(record, request) {
+        fields.number("status", u64::from(status));
+    }
+    fields.number("bytes_in", record.bytes_in);
+    fields.number("bytes_out", record.bytes_out);
+}
+
+/// `access_log.headers`: `x-tenant` becomes `header_x_tenant`.
+fn header_fields(line: &mut Vec<u8>, headers: &[(&str, &[u8])]) {
+    for (name, value) in headers {
+        // The name, the cut value and the end of the line have to fit.
+        if line.len() + name.len() + MAX_HEADER + 32 > MAX_LINE {
+            return;
+        }
+        line.extend_from_slice(b",\"header_");
+        line.extend(name.bytes().map(|byte| {
+            if byte.is_ascii_alphanumeric() {
+                byte
+            } else {
+                b'_'
+            }
+        }));
+        line.extend_from_slice(b"\":\"");
+        text::json_text(line, value, MAX_HEADER);
+        line.push(b'"');
+    }
+}
+
+/// `client - - [time] "method path protocol" status bytes "referer" "user agent"`.
+fn combined_line(line: &mut Vec<u8>, began: Duration, record: &Record, request: &RequestText<'_>) {
+    match record.client {
+        Some(client) => text::address(line, client),
+        None => line.push(b'-'),
+    }
+    line.extend_from_slice(b" - - [");
+    text::common_log_time(line, began);
+    line.extend_from_slice(b"] \"");
+    if request.protocol.is_empty() {
+        line.extend_from_slice(b"TCP ");
+        text::quoted(line, record.listener.as_bytes(), MAX_NAME);
+    } else {
+        text::quoted(line, request.method, MAX_METHOD);
+        line.push(b' ');
+        text::quoted(line, without_query(request.path), MAX_PATH);
+        line.push(b' ');
+        line.extend_from_slice(request.protocol.as_bytes());
+    }
+    line.extend_from_slice(b"\" ");
+    match shown_status(record, request) {
+        Some(status) => text::number(line, u64::from(status)),
+        None => line.extend_from_slice(b"000"),
+    }
+    line.push(b' ');
+    text::number(line, record.bytes_out);
+    for (value, limit) in [
+        (request.referer, MAX_REFERER),
+        (request.user_agent, MAX_AGENT),
+    ] {
+        line.extend_from_slice(b" \"");
+        let value = if value.is_empty() { &b"-"[..] } else { value };
+        text::quoted(line, value, limit);
+        line.push(b'"');
+    }
+    line.push(b'\n');
+}
+
+#[cfg(test)]
+#[path = "access_log_tests.rs"]
+mod tests;

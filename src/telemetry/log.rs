@@ -1,0 +1,279 @@
+//! The daemon's own log on standard error: one line per event, as text for people or JSON for machines.
+//!
+//! Lines go through the same [`Sink`] as the access log, so that a terminal or pipe nobody reads from never holds up a
+//! worker. Fields come from `tracing`; values are escaped, so that no peer can forge a line.
+
+use std::{
+    cell::RefCell,
+    fmt,
+    io::{self, IsTerminal as _},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    level_filters::LevelFilter,
+    span,
+    subscriber::Interest,
+};
+
+use super::{
+    sink::{LogName, Sink},
+    text,
+};
+use crate::{base::clock, config::model::LogFormat};
+
+/// What a line keeps of one value: the rendered problems of a broken configuration fit.
+const MAX_VALUE: usize = 64 << 10;
+
+/// Levels in ascending detail; the position is what [`LEVEL`] holds.
+const LEVELS: [LevelFilter; 6] = [
+    LevelFilter::OFF,
+    LevelFilter::ERROR,
+    LevelFilter::WARN,
+    LevelFilter::INFO,
+    LevelFilter::DEBUG,
+    LevelFilter::TRACE,
+];
+
+static LEVEL: AtomicUsize = AtomicUsize::new(3);
+
+static LOG: OnceLock<Sink> = OnceLock::new();
+
+fn level() -> LevelFilter {
+    LEVELS
+        .get(LEVEL.load(Relaxed))
+        .copied()
+        .unwrap_or(LevelFilter::INFO)
+}
+
+/// Starts the log of this process. Called once, first thing in `run`; a second call only sets the level.
+///
+/// # Errors
+/// When the thread that writes the log cannot be started.
+pub fn init(level: LevelFilter, format: LogFormat) -> io::Result<()> {
+    set_level(level);
+    let sink = Sink::stderr()?;
+    let json = match format {
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+        LogFormat::Auto => !io::stderr().is_terminal(),
+    };
+    if LOG.set(sink.clone()).is_ok() {
+        // Fails only if a test set another subscriber: then that one stays.
+        drop(tracing::subscriber::set_global_default(Logger {
+            sink,
+            json,
+        }));
+    }
+    Ok(())
+}
+
+/// Changes `log.level` while the daemon runs.
+pub fn set_level(level: LevelFilter) {
+    let position = LEVELS.iter().position(|known| *known == level);
+    LEVEL.store(position.unwrap_or(3), Relaxed);
+    tracing::callsite::rebuild_interest_cache();
+}
+
+/// Waits until all events so far are written, at most `timeout`.
+pub fn flush(timeout: Duration) -> bool {
+    LOG.get().is_none_or(|sink| sink.flush(timeout))
+}
+
+/// The subscriber: no spans, one line per event.
+struct Logger {
+    sink: Sink,
+    json: bool,
+}
+
+impl Subscriber for Logger {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.enabled(metadata) {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= level()
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(level())
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        thread_local! {
+            static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        LINE.with(|line| {
+            // An event from inside the formatting of an event has no buffer and is dropped.
+            let Ok(mut line) = line.try_borrow_mut() else {
+                return;
+            };
+            line.clear();
+            if self.json {
+                json_line(&mut line, clock::unix_now(), event);
+            } else {
+                text_line(&mut line, clock::unix_now(), event);
+            }
+            self.sink.write(LogName::Daemon, &line);
+        });
+    }
+}
+
+const fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "error",
+        Level::WARN => "warn",
+        Level::INFO => "info",
+        Level::DEBUG => "debug",
+        Level::TRACE => "trace",
+    }
+}
+
+/// `{"ts":…,"level":"info","message":…,"field":…}`, flat.
+fn json_line(line: &mut Vec<u8>, unix: Duration, event: &Event<'_>) {
+    line.extend_from_slice(b"{\"ts\":\"");
+    text::timestamp(line, unix);
+    line.extend_from_slice(b"\",\"level\":\"");
+    line.extend_from_slice(level_name(*event.metadata().level()).as_bytes());
+    line.push(b'"');
+    event.record(&mut JsonFields(line));
+    line.extend_from_slice(b"}\n");
+}
+
+struct JsonFields<'a>(&'a mut Vec<u8>);
+
+impl JsonFields<'_> {
+    fn name(&mut self, field: &Field) {
+        self.0.extend_from_slice(b",\"");
+        text::json_text(self.0, field.name().as_bytes(), MAX_VALUE);
+        self.0.extend_from_slice(b"\":");
+    }
+
+    fn bare(&mut self, field: &Field, value: impl fmt::Display) {
+        self.name(field);
+        self.0.extend_from_slice(value.to_string().as_bytes());
+    }
+}
+
+impl Visit for JsonFields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.name(field);
+        self.0.push(b'"');
+        text::json_text(self.0, value.as_bytes(), MAX_VALUE);
+        self.0.push(b'"');
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.bare(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.bare(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.bare(field, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        // JSON has no word for infinity and NaN.
+        if value.is_finite() {
+            self.bare(field, value);
+        } else {
+            self.record_str(field, &value.to_string());
+        }
+    }
+}
+
+/// `2026-03-01T12:00:00.000250Z WARN  backend is down pool=web backend=10.0.0.1:80`.
+fn text_line(line: &mut Vec<u8>, unix: Duration, event: &Event<'_>) {
+    text::timestamp(line, unix);
+    let level = level_name(*event.metadata().level()).to_ascii_uppercase();
+    line.extend_from_slice(format!(" {level:<5} ").as_bytes());
+    let mut fields = TextFields {
+        message: String::new(),
+        fields: String::new(),
+    };
+    event.record(&mut fields);
+    line_by_line(line, &fields.message);
+    line.extend_from_slice(fields.fields.as_bytes());
+    line.push(b'\n');
+}
+
+/// The message may have several lines, such as the problems of a configuration: further ones are indented, so that none
+/// looks like a new event. Other control characters are escaped.
+fn line_by_line(line: &mut Vec<u8>, message: &str) {
+    for (position, part) in message.trim_end().lines().enumerate() {
+        if position > 0 {
+            line.extend_from_slice(b"\n    ");
+        }
+        for char in part.chars() {
+            if char.is_control() {
+                line.extend_from_slice(char.escape_default().to_string().as_bytes());
+            } else {
+                let mut buffer = [0_u8; 4];
+                line.extend_from_slice(char.encode_utf8(&mut buffer).as_bytes());
+            }
+        }
+    }
+}
+
+struct TextFields {
+    message: String,
+    fields: String,
+}
+
+impl Visit for TextFields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            value.clone_into(&mut self.message);
+            return;
+        }
+        let is_word = !value.is_empty()
+            && value
+                .chars()
+                .all(|char| char.is_ascii_graphic() && char != '"' && char != '\\');
+        self.fields.push(' ');
+        self.fields.push_str(field.name());
+        self.fields.push('=');
+        if is_word {
+            self.fields.push_str(value);
+        } else {
+            self.fields.push_str(&format!("{value:?}"));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "log_tests.rs"]
+mod tests;

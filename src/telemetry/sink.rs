@@ -1,0 +1,450 @@
+//! Where log lines go: a bounded queue in memory and a thread of its own that writes it out.
+//!
+//! Traffic never waits for a log. A caller appends its line under a short lock; when the queue is full the line is dropped
+//! and counted. The writer takes the whole queue at once, so that a busy log costs one write for many lines. This file knows
+//! nothing of formats: a line is bytes that end with a newline.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write as _},
+    os::{fd::AsFd as _, unix::fs::OpenOptionsExt as _},
+    path::Path,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{base::clock, config::model::LogOutput};
+
+/// Bytes that may wait for the writer. At 300 bytes a line and 50,000 lines a second this is a quarter of a second.
+const CAPACITY: usize = 4 << 20;
+
+/// How long the writer lets lines gather after the first one: bounds both its wake-ups and the age of a written line.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How often a failing output is reported.
+const REPORT_EVERY: Duration = Duration::from_mins(1);
+
+/// Whose line it is: the label `log` of `balancer_log_lines_dropped_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogName {
+    /// One line per exchange or session.
+    Access,
+    /// The daemon's own log.
+    Daemon,
+}
+
+impl LogName {
+    /// Both, in the order of the metric.
+    pub const ALL: [Self; 2] = [Self::Access, Self::Daemon];
+
+    /// The value of the label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Access => "access",
+            Self::Daemon => "daemon",
+        }
+    }
+
+    /// Lines dropped by the whole process so far: an output may come and go on reload, this number only grows.
+    pub fn lines_dropped(self) -> u64 {
+        self.counter().load(Relaxed)
+    }
+
+    fn counter(self) -> &'static AtomicU64 {
+        static ACCESS: AtomicU64 = AtomicU64::new(0);
+        static DAEMON: AtomicU64 = AtomicU64::new(0);
+        match self {
+            Self::Access => &ACCESS,
+            Self::Daemon => &DAEMON,
+        }
+    }
+}
+
+/// A handle to one output; clones share its queue. The writer ends when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub struct Sink(Arc<Handle>);
+
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.wake.notify_one();
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Wakes the writer.
+    wake: Condvar,
+    /// Wakes those who wait in `flush`.
+    written: Condvar,
+    capacity: usize,
+    dropped: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    lines: Lines,
+    /// Lines taken since the start.
+    accepted: u64,
+    /// Of those, lines written or given up.
+    finished: u64,
+    /// The writer sleeps and has to be woken by the next line.
+    asleep: bool,
+    /// Somebody waits for the writer: it must not gather.
+    urgent: bool,
+    reopen: bool,
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    bytes: Vec<u8>,
+    /// How many lines, by whose they are.
+    access: u64,
+    daemon: u64,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_lines(&self, log: LogName, lines: u64) {
+        self.dropped.fetch_add(lines, Relaxed);
+        log.counter().fetch_add(lines, Relaxed);
+    }
+}
+
+impl Sink {
+    /// Opens `output` and starts its writer; `None` for [`LogOutput::None`].
+    pub fn open(output: &LogOutput) -> io::Result<Option<Self>> {
+        Ok(match output {
+            LogOutput::None => None,
+            LogOutput::Stderr => Some(Self::stderr()?),
+            LogOutput::Stdout => Some(Self::start(Output::stdout()?, CAPACITY)?),
+            LogOutput::File(path) => Some(Self::start(Output::file(path)?, CAPACITY)?),
+        })
+    }
+
+    /// The one handle to standard error, shared by the daemon's log and an access log that goes there, so that their lines
+    /// do not cut into each other.
+    pub fn stderr() -> io::Result<Self> {
+        static STDERR: OnceLock<Sink> = OnceLock::new();
+        if let Some(sink) = STDERR.get() {
+            return Ok(sink.clone());
+        }
+        let sink = Self::start(Output::stderr()?, CAPACITY)?;
+        Ok(STDERR.get_or_init(|| sink).clone())
+    }
+
+    fn start(output: Output, capacity: usize) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            written: Condvar::new(),
+            capacity,
+            dropped: AtomicU64::new(0),
+        });
+        let writer = Writer {
+            shared: Arc::clone(&shared),
+            output,
+            torn: false,
+            reported: None,
+        };
+        thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn(move || writer.run())?;
+        Ok(Self(Arc::new(Handle { shared })))
+    }
+
+    /// Hands over one line with its newline. Never waits for the output: false when the queue is full and the line is lost.
+    pub fn write(&self, log: LogName, line: &[u8]) -> bool {
+        let shared = &self.0.shared;
+        let mut queue = shared.lock();
+        let before = queue.lines.bytes.len();
+        let after = before + line.len();
+        if after > shared.capacity {
+            drop(queue);
+            shared.drop_lines(log, 1);
+            return false;
+        }
+        queue.lines.bytes.extend_from_slice(line);
+        match log {
+            LogName::Access => queue.lines.access += 1,
+            LogName::Daemon => queue.lines.daemon += 1,
+        }
+        queue.accepted += 1;
+        let half = shared.capacity / 2;
+        let half_full = before < half && after >= half;
+        let wake = std::mem::take(&mut queue.asleep) || half_full;
+        queue.urgent |= half_full;
+        drop(queue);
+        if wake {
+            shared.wake.notify_one();
+        }
+        true
+    }
+
+    /// Makes the writer open its file again before its next line, after the file was moved away.
+    pub fn reopen(&self) {
+        let mut queue = self.0.shared.lock();
+        queue.reopen = true;
+        queue.urgent = true;
+        drop(queue);
+        self.0.shared.wake.notify_one();
+    }
+
+    /// Waits until all lines handed over so far are written or given up; false when that takes longer than `timeout`.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        let mut queue = self.0.shared.lock();
+        let goal = queue.accepted;
+        queue.urgent = true;
+        self.0.shared.wake.notify_one();
+        let (queue, _) = self
+            .0
+            .shared
+            .written
+            .wait_timeout_while(queue, timeout, |queue| queue.finished < goal)
+            .unwrap_or_else(PoisonError::into_inner);
+        queue.finished >= goal
+    }
+
+    /// Lines this output lost so far.
+    pub fn dropped(&self) -> u64 {
+        self.0.shared.dropped.load(Relaxed)
+    }
+}
+
+/// The outputs in use, one sink each: a reload that keeps an output keeps its queue and its open file.
+#[derive(Debug, Default)]
+pub struct Sinks {
+    open: Mutex<Vec<(LogOutput, Sink)>>,
+}
+
+impl Sinks {
+    fn lock(&self) -> MutexGuard<'_, Vec<(LogOutput, Sink)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sink of `output`, opened if no generation had it; `None` for [`LogOutput::None`].
+    pub fn open(&self, output: &LogOutput) -> io::Result<Option<Sink>> {
+        let mut open = self.lock();
+        if let Some((_, sink)) = open.iter().find(|(known, _)| known == output) {
+            return Ok(Some(sink.clone()));
+        }
+        let sink = Sink::open(output)?;
+        if let Some(sink) = &sink {
+            open.push((output.clone(), sink.clone()));
+        }
+        Ok(sink)
+    }
+
+    /// Closes what nobody but this registry holds; called when the old generation is gone.
+    pub fn close_unused(&self) {
+        self.lock()
+            .retain(|(_, sink)| Arc::strong_count(&sink.0) > 1);
+    }
+
+    /// SIGUSR1: every file is opened again.
+    pub fn reopen_all(&self) {
+        for (_, sink) in self.lock().iter() {
+            sink.reopen();
+        }
+    }
+
+    /// Waits until everything is written, standard error included, at most `timeout` in all.
+    pub fn flush_all(&self, timeout: Duration) -> bool {
+        let end = clock::now() + timeout;
+        let mut sinks: Vec<Sink> = self.lock().iter().map(|(_, sink)| sink.clone()).collect();
+        sinks.extend(Sink::stderr());
+        sinks.iter().fold(true, |all, sink| {
+            sink.flush(end.saturating_duration_since(clock::now())) && all
+        })
+    }
+}
+
+/// An open output and, for files, how to open it again.
+#[derive(Debug)]
+struct Output {
+    file: File,
+    name: LogOutput,
+}
+
+impl Output {
+    fn stdout() -> io::Result<Self> {
+        let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        Ok(Self {
+            file,
+            name: LogOutput::Stdout,
+        })
+    }
+
+    fn stderr() -> io::Result<Self> {
+        let file = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+        Ok(Self {
+            file,
+            name: LogOutput::Stderr,
+        })
+    }
+
+    fn file(path: &Path) -> io::Result<Self> {
+        // Without O_NONBLOCK the open of a FIFO that nobody reads would hang the reload.
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o640)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)?;
+        Ok(Self {
+            file,
+            name: LogOutput::File(path.to_path_buf()),
+        })
+    }
+
+    fn describe(&self) -> String {
+        match &self.name {
+            LogOutput::File(path) => format!("file:{}", path.display()),
+            LogOutput::Stderr => "stderr".to_owned(),
+            LogOutput::Stdout | LogOutput::None => "stdout".to_owned(),
+        }
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        if let LogOutput::File(path) = &self.name {
+            *self = Self::file(path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes all of `bytes`; on an error says how many went out before it.
+fn write_all(mut output: &File, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+        match output.write(rest) {
+            Ok(0) => return Err((done, io::ErrorKind::WriteZero.into())),
+            Ok(written) => done += written,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A pipe that somebody else made non-blocking: this thread has nothing better to do than to wait.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err((done, error)),
+        }
+    }
+    Ok(())
+}
+
+/// The thread behind a sink.
+struct Writer {
+    shared: Arc<Shared>,
+    output: Output,
+    /// The last write ended inside a line: the next one starts with a newline.
+    torn: bool,
+    reported: Option<Instant>,
+}
+
+/// What the writer found in the queue.
+struct Work {
+    lines: Lines,
+    reopen: bool,
+    closed: bool,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut spare = Lines::default();
+        loop {
+            let work = self.wait(spare);
+            if work.reopen
+                && let Err(error) = self.output.reopen()
+            {
+                self.report("cannot be opened again, the old file is kept", &error);
+            }
+            self.write(&work.lines);
+            self.finish(work.lines.access + work.lines.daemon);
+            if work.closed {
+                return;
+            }
+            spare = work.lines;
+            spare.bytes.clear();
+            (spare.access, spare.daemon) = (0, 0);
+        }
+    }
+
+    /// Sleeps until there is something to do, lets lines gather, and swaps the queue for the empty `spare`.
+    fn wait(&self, spare: Lines) -> Work {
+        let mut queue = self.shared.lock();
+        queue.asleep = true;
+        let idle =
+            |queue: &mut Queue| queue.lines.bytes.is_empty() && !queue.reopen && !queue.closed;
+        let queue = self
+            .shared
+            .wake
+            .wait_while(queue, idle)
+            .unwrap_or_else(PoisonError::into_inner);
+        let (mut queue, _) = self
+            .shared
+            .wake
+            .wait_timeout_while(queue, GATHER, |queue| !queue.urgent && !queue.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        queue.asleep = false;
+        queue.urgent = false;
+        Work {
+            lines: std::mem::replace(&mut queue.lines, spare),
+            reopen: std::mem::take(&mut queue.reopen),
+            closed: queue.closed,
+        }
+    }
+
+    fn write(&mut self, lines: &Lines) {
+        let torn = if self.torn { &b"\n"[..] } else { &[] };
+        let result = write_all(&self.output.file, torn)
+            .map_err(|(_, error)| (0, error))
+            .and_then(|()| {
+                self.torn = false;
+                write_all(&self.output.file, &lines.bytes)
+            });
+        if let Err((done, error)) = result {
+            let (out, lost) = lines.bytes.split_at(done.min(lines.bytes.len()));
+            self.torn |= out.last().is_some_and(|last| *last != b'\n');
+            let lost = memchr::memchr_iter(b'\n', lost).count() as u64;
+            // Where both logs share the output nobody knows whose lines these were: the access log's go first.
+            let access = lost.min(lines.access);
+            self.shared.drop_lines(LogName::Access, access);
+            self.shared
+                .drop_lines(LogName::Daemon, (lost - access).min(lines.daemon));
+            self.report("cannot be written, lines are lost", &error);
+        }
+    }
+
+    fn finish(&self, lines: u64) {
+        self.shared.lock().finished += lines;
+        self.shared.written.notify_all();
+    }
+
+    fn report(&mut self, what: &str, error: &io::Error) {
+        let now = clock::now();
+        if self
+            .reported
+            .is_none_or(|last| now.duration_since(last) >= REPORT_EVERY)
+        {
+            self.reported = Some(now);
+            tracing::warn!(output = self.output.describe(), %error, "log output {what}");
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "sink_tests.rs"]
+mod tests;
