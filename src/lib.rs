@@ -7,4 +7,5 @@ pub mod net;
 pub mod pool;
 pub mod reason;
 pub mod route;
+pub mod snapshot;
 pub mod telemetry;

@@ -132,7 +132,7 @@ pub struct WorkerStatus {
 #[derive(Debug)]
 pub struct Daemon {
     /// The current generation; swapped by a reload only.
-    pub snapshot: ArcSwap<Snapshot>,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// True from the first generation in service until the drain begins.
     pub ready: AtomicBool,
     /// True once the drain has begun.
@@ -154,7 +154,7 @@ impl Daemon {
     pub fn new(snapshot: Snapshot, workers: usize, connection_limit: usize) -> Self {
         let unix = clock::unix_now();
         Self {
-            snapshot: ArcSwap::from_pointee(snapshot),
+            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             connections: AtomicUsize::new(0),

@@ -360,32 +360,20 @@ fn slash_of(text: &[u8], bytes: &[u8]) -> Span {
 
 /// `host` or `host:port`, not empty, without user information, RFC 3986 section 3.2.
 fn is_authority(text: &[u8]) -> bool {
-    let (host, port) = match text {
-        [b'[', rest @ ..] => {
-            let Some(end) = rest.iter().position(|byte| *byte == b']') else {
-                return false;
-            };
-            let (inner, after) = rest.split_at(end);
-            let is_address = !inner.is_empty()
-                && inner
-                    .iter()
-                    .all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'));
-            (is_address, after.get(1..).unwrap_or_default())
-        }
-        _ => {
-            let end = text
-                .iter()
-                .position(|byte| *byte == b':')
-                .unwrap_or(text.len());
-            let (name, port) = text.split_at(end);
-            (
-                !name.is_empty()
-                    && name.iter().all(|byte| {
-                        byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte)
-                    }),
-                port,
-            )
-        }
+    let (host, port) = if let [b'[', rest @ ..] = text {
+        let Some(end) = rest.iter().position(|byte| *byte == b']') else {
+            return false;
+        };
+        let (inner, after) = rest.split_at(end);
+        let is_part = |byte: &u8| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.');
+        let is_address = !inner.is_empty() && inner.iter().all(is_part);
+        (is_address, after.get(1..).unwrap_or_default())
+    } else {
+        let end = memchr::memchr(b':', text).unwrap_or(text.len());
+        let (name, port) = text.split_at(end);
+        let is_part =
+            |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte);
+        (!name.is_empty() && name.iter().all(is_part), port)
     };
     host && match port {
         [] => true,
