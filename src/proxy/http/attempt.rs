@@ -1,0 +1,731 @@
+//! One try on one backend: connect or reuse → send the request → read the response head → relay the response.
+//!
+//! Until the first byte of a final response head is on its way to the client a try can fail and be followed by another;
+//! after that it can only be completed or cut.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::pin,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Client, Next,
+    exchange::{Exchange, Io, Place, Rules, describe, write_all},
+    forward::{self, Delivery, ResponseExtra},
+    pump::{Pump, PumpError, SMALL, poll_fill},
+    retry::{Failure, Stage},
+};
+use crate::{
+    base::clock,
+    http1::{
+        Version,
+        body::Decoder,
+        response::{self, Framing},
+    },
+    net::{
+        connect,
+        copy::{self, Meter},
+    },
+    pool::{BackendState, Lease, Pool},
+    proxy::{idle::BackendConnection, timer::Timer},
+    reason::Reason,
+    telemetry::metrics::class_index,
+};
+
+/// Most 1xx responses before the final one: more are a flood.
+const MAX_INTERIM: u32 = 16;
+
+/// How long a chunked response may take from its head to its first chunk before the head is passed on alone. Most
+/// servers send both together, so that a broken first chunk can still become a clean 502.
+const FIRST_CHUNK_WAIT: Duration = Duration::from_millis(20);
+
+/// What a try is made with.
+#[derive(Clone, Copy)]
+pub(super) struct Attempt<'a> {
+    pub pool: &'a Pool,
+    pub lease: &'a Lease,
+    pub rules: &'a Rules<'a>,
+    /// No idle connection may be used.
+    pub fresh: bool,
+}
+
+/// How a try ended that did not fail by the backend's fault.
+pub(super) enum Done {
+    /// The client got its response, or part of it.
+    Answered(Next),
+    /// The client is to blame, or the time for the whole exchange is over; nothing was answered yet.
+    Client(Reason),
+}
+
+/// Why there is no response head.
+enum Trouble {
+    Backend(Reason, String),
+    Client(Reason),
+}
+
+/// Counts a connection in use while it lives.
+struct InUse<'a>(&'a BackendState);
+
+impl<'a> InUse<'a> {
+    fn new(state: &'a BackendState) -> Self {
+        state.metrics.mine().connections_active.add(1);
+        Self(state)
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.mine().connections_active.sub(1);
+    }
+}
+
+/// Makes one try.
+pub(super) async fn run(
+    exchange: &mut Exchange<'_>,
+    attempt: Attempt<'_>,
+    upload: &mut Pump,
+    io: &mut Io<'_>,
+) -> Result<Done, Failure> {
+    let started = clock::now();
+    let idle = &exchange.place.worker.idle;
+    let kept = if attempt.fresh {
+        None
+    } else {
+        idle.borrow_mut().take(attempt.lease, started)
+    };
+    exchange.facts.reused = kept.is_some();
+    let mut backend = match kept {
+        Some(kept) => kept,
+        None => Box::pin(connect(exchange, attempt, started)).await?,
+    };
+    let in_use = InUse::new(&attempt.lease.state);
+    backend.exchanges += 1;
+    let before = backend.written;
+    io.response_bytes.clear();
+    io.response_bytes.reserve(SMALL);
+    let sent = clock::now();
+    let found = response_head(exchange, attempt.rules, &mut backend, upload, io, sent).await;
+    match found {
+        Ok(()) => {}
+        Err(Trouble::Client(reason)) => return Ok(Done::Client(reason)),
+        Err(Trouble::Backend(reason, detail)) => {
+            let acked = backend.stream.bytes_acked();
+            return Err(Failure {
+                stage: Stage::Response,
+                reason,
+                stale: exchange.facts.reused
+                    && reason == Reason::ConnectionTerminated
+                    && io.response_bytes.is_empty(),
+                // The kernel counts the SYN as one byte.
+                unseen: acked.is_some_and(|acked| acked <= before + 1),
+                detail,
+            });
+        }
+    }
+    if io.response.status == 101 {
+        drop(in_use);
+        return Ok(Done::Answered(
+            Box::pin(tunnel(exchange, attempt, backend, io)).await,
+        ));
+    }
+    respond(exchange, attempt, backend, upload, io).await
+}
+
+async fn connect(
+    exchange: &mut Exchange<'_>,
+    attempt: Attempt<'_>,
+    started: Instant,
+) -> Result<BackendConnection, Failure> {
+    let metrics = attempt.lease.state.metrics.mine();
+    let own = started + attempt.rules.timeouts.connect;
+    let deadline = attempt.rules.end.map_or(own, |end| end.min(own));
+    let resolved = attempt.lease.state.resolved.load_full();
+    let connected = connect::connect_to(&attempt.lease.config.address, &resolved, deadline).await;
+    let now = clock::now();
+    exchange.facts.connect = Some(now.saturating_duration_since(started));
+    match connected {
+        Ok(stream) => {
+            metrics.connections_ok.add(1);
+            Ok(BackendConnection::new(stream, now))
+        }
+        Err(error) => {
+            metrics.connections_failed.add(1);
+            let is_total = attempt.rules.end.is_some_and(|end| now >= end);
+            Err(Failure {
+                stage: if is_total {
+                    Stage::Response
+                } else {
+                    Stage::Connect
+                },
+                reason: if is_total {
+                    Reason::TotalTimeout
+                } else {
+                    error.reason
+                },
+                stale: false,
+                unseen: true,
+                detail: error.to_string(),
+            })
+        }
+    }
+}
+
+/// Sends the request and reads until a final response head is there; 1xx are passed on.
+async fn response_head(
+    exchange: &mut Exchange<'_>,
+    rules: &Rules<'_>,
+    backend: &mut BackendConnection,
+    upload: &mut Pump,
+    io: &mut Io<'_>,
+    sent: Instant,
+) -> Result<(), Trouble> {
+    let mut wire = Wire {
+        exchange,
+        rules,
+        backend,
+        upload,
+        broken: None,
+        progress: sent,
+        sent,
+    };
+    for _ in 0..=MAX_INTERIM {
+        wire.next_head(io).await?;
+        if wire.exchange.facts.first_byte.is_none() {
+            let waited = clock::now().saturating_duration_since(sent);
+            wire.exchange.facts.first_byte = Some(waited);
+        }
+        if io.response.status == 101 {
+            return wire.check_switch(io);
+        }
+        if !io.response.is_interim() {
+            return Ok(());
+        }
+        wire.pass_interim(io).await?;
+    }
+    Err(Trouble::Backend(
+        Reason::ProxyProtocolError,
+        "too many 1xx responses".to_owned(),
+    ))
+}
+
+/// Both connections while a response head is awaited.
+struct Wire<'w, 'e> {
+    exchange: &'w mut Exchange<'e>,
+    rules: &'w Rules<'w>,
+    backend: &'w mut BackendConnection,
+    upload: &'w mut Pump,
+    /// Sending failed: the backend may still have answered before it closed.
+    broken: Option<io::Error>,
+    progress: Instant,
+    sent: Instant,
+}
+
+impl Wire<'_, '_> {
+    /// Reads one head, sending the request meanwhile.
+    async fn next_head(&mut self, io: &mut Io<'_>) -> Result<(), Trouble> {
+        // What came behind a 1xx may be a whole head already.
+        if !io.response_bytes.is_empty() && self.parse(io)? {
+            return Ok(());
+        }
+        let whole = poll_fn(|cx| {
+            if let Poll::Ready(sent) = self.poll_send(cx) {
+                return Poll::Ready(sent.map(|()| false));
+            }
+            match self.poll_head(cx, io) {
+                Poll::Pending => self.poll_deadline(cx),
+                ready => ready.map_ok(|()| true),
+            }
+        })
+        .await?;
+        if whole {
+            return Ok(());
+        }
+        let Place { .. } = self.exchange.place;
+        let deadline = self.response_deadline();
+        let Self {
+            exchange,
+            backend,
+            broken,
+            ..
+        } = self;
+        let Client { stream, timer, .. } = &mut *exchange.client;
+        let method = exchange.head.text(exchange.head.method);
+        let mut gone = pin!(stream.gone());
+        poll_fn(|cx| {
+            let read = poll_parse(backend, cx, io, method, broken.as_ref());
+            if read.is_ready() {
+                return read;
+            }
+            if gone.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Trouble::Client(Reason::ClientDisconnected)));
+            }
+            timer
+                .poll(cx, deadline)
+                .map(|()| Err(self.rules.late(deadline)))
+        })
+        .await
+    }
+
+    /// Ready when the request was sent, or cannot be sent any more.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        if self.broken.is_some() || self.upload.is_done() {
+            return Poll::Ready(Ok(()));
+        }
+        let result = poll_upload(
+            self.exchange,
+            self.backend,
+            self.upload,
+            &mut self.progress,
+            cx,
+        );
+        match result {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) => {
+                self.sent = self.progress;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(PumpError::Write(error))) => {
+                self.broken = Some(error);
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Trouble::Client(blame_client(&error)))),
+        }
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>, io: &mut Io<'_>) -> Poll<Result<(), Trouble>> {
+        let method = self.exchange.head.text(self.exchange.head.method);
+        poll_parse(self.backend, cx, io, method, self.broken.as_ref())
+    }
+
+    /// While the request is sent: the client must go on sending, and the backend reading.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Trouble>> {
+        let for_backend = self.upload.waits_for_sink();
+        let listener = &self.exchange.place.listener.config.timeouts;
+        let idle = if for_backend {
+            self.rules.timeouts.response
+        } else {
+            listener.body_idle
+        };
+        let own = idle.map(|idle| self.progress + idle);
+        let deadline = earlier(own, self.rules.end);
+        let timer = &mut self.exchange.client.timer;
+        timer.poll(cx, deadline).map(|()| {
+            let is_total = deadline == self.rules.end;
+            Err(if is_total || for_backend {
+                self.rules.late(deadline)
+            } else {
+                Trouble::Client(Reason::RequestTimeout)
+            })
+        })
+    }
+
+    fn response_deadline(&self) -> Option<Instant> {
+        let own = self
+            .rules
+            .timeouts
+            .response
+            .map(|response| self.sent + response);
+        earlier(own, self.rules.end)
+    }
+
+    fn parse(&self, io: &mut Io<'_>) -> Result<bool, Trouble> {
+        let method = self.exchange.head.text(self.exchange.head.method);
+        parse(io, method)
+    }
+
+    /// A 101 must be what the client asked for, RFC 9110 section 15.2.2.
+    fn check_switch(&self, io: &Io<'_>) -> Result<(), Trouble> {
+        let head = &self.exchange.head;
+        let asked = head.upgrade.map(|asked| head.text(asked));
+        if asked.is_some_and(|asked| io.response.switches_to(asked, io.response_bytes)) {
+            return Ok(());
+        }
+        Err(Trouble::Backend(
+            Reason::ProxyProtocolError,
+            "a 101 that was not asked for".to_owned(),
+        ))
+    }
+
+    /// HTTP/1.0 clients know no 1xx, RFC 9110 section 15.2.
+    async fn pass_interim(&mut self, io: &mut Io<'_>) -> Result<(), Trouble> {
+        let Exchange {
+            client,
+            head,
+            place,
+            ..
+        } = &mut *self.exchange;
+        if head.version == Version::Http11 {
+            io.out.clear();
+            forward::interim_head(io.out, io.response, io.response_bytes);
+            let timeouts = &place.listener.config.timeouts;
+            write_all(client, io.out, timeouts)
+                .await
+                .map_err(Trouble::Client)?;
+            place
+                .listener
+                .state
+                .metrics
+                .mine()
+                .sent
+                .add(io.out.len() as u64);
+        }
+        io.response_bytes.drain(..io.response.len);
+        Ok(())
+    }
+}
+
+/// Reads from the backend until a whole head is there.
+fn poll_parse(
+    backend: &mut BackendConnection,
+    cx: &mut Context<'_>,
+    io: &mut Io<'_>,
+    method: &[u8],
+    broken: Option<&io::Error>,
+) -> Poll<Result<(), Trouble>> {
+    let ended = |detail: String| {
+        let detail = broken.map_or(detail, describe);
+        Poll::Ready(Err(Trouble::Backend(Reason::ConnectionTerminated, detail)))
+    };
+    loop {
+        if io.response_bytes.capacity() - io.response_bytes.len() < SMALL / 4 {
+            io.response_bytes.reserve(SMALL);
+        }
+        match poll_fill(&mut backend.stream, cx, io.response_bytes) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(0)) => return ended("closed before a whole response head".to_owned()),
+            Poll::Ready(Err(error)) => return ended(describe(&error)),
+            Poll::Ready(Ok(_)) => match parse(io, method) {
+                Ok(false) => {}
+                Ok(true) => return Poll::Ready(Ok(())),
+                Err(trouble) => return Poll::Ready(Err(trouble)),
+            },
+        }
+    }
+}
+
+fn parse(io: &mut Io<'_>, method: &[u8]) -> Result<bool, Trouble> {
+    io.response
+        .parse(io.response_bytes, method)
+        .map_err(|invalid| Trouble::Backend(invalid.reason, invalid.detail.to_owned()))
+}
+
+/// Sends on, and counts what was moved.
+fn poll_upload(
+    exchange: &mut Exchange<'_>,
+    backend: &mut BackendConnection,
+    upload: &mut Pump,
+    progress: &mut Instant,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), PumpError>> {
+    let before = upload.moved();
+    let result = upload.poll(cx, &mut exchange.client.stream, &mut backend.stream);
+    let after = upload.moved();
+    exchange
+        .place
+        .listener
+        .state
+        .metrics
+        .mine()
+        .received
+        .add(after.0 - before.0);
+    backend.written += after.1 - before.1;
+    // A request without a body goes out at the first poll, at the time it was begun.
+    if after.0 != before.0 || after != before && result.is_pending() {
+        *progress = clock::now();
+    }
+    result
+}
+
+fn blame_client(error: &PumpError) -> Reason {
+    match error {
+        PumpError::Malformed(_) => Reason::RequestIncomplete,
+        PumpError::TooLarge => Reason::RequestBodySize,
+        PumpError::Read(_) | PumpError::Cut | PumpError::Write(_) => Reason::ClientDisconnected,
+    }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+impl Rules<'_> {
+    /// The deadline of the whole exchange is nobody's try any more; the other one is the backend's.
+    fn late(&self, deadline: Option<Instant>) -> Trouble {
+        if deadline == self.end {
+            return Trouble::Client(Reason::TotalTimeout);
+        }
+        Trouble::Backend(
+            Reason::ConnectionReadTimeout,
+            "no response head in time".to_owned(),
+        )
+    }
+}
+
+/// Passes a final response on.
+async fn respond(
+    exchange: &mut Exchange<'_>,
+    attempt: Attempt<'_>,
+    mut backend: BackendConnection,
+    upload: &mut Pump,
+    io: &mut Io<'_>,
+) -> Result<Done, Failure> {
+    let delivery = Delivery::of(io.response.framing, exchange.head.version);
+    let draining = exchange.client.entry.control.should_close();
+    // Whether the request was read to its end is known for sure only afterwards; a client that is told `close` has been
+    // told the truth in every case.
+    let keep_alive = exchange.head.keep_alive
+        && !draining
+        && upload.has_read_all()
+        && delivery != Delivery::UntilClose;
+    let mut download = encode_response(exchange, attempt, delivery, keep_alive, io);
+    if io.response.framing == Framing::Chunked {
+        check_first_chunk(exchange, &mut download, &mut backend).await?;
+    }
+    count_answer(exchange, attempt, io.response);
+    let relayed = relay(exchange, attempt.rules, &mut backend, upload, &mut download).await;
+    exchange.facts.bytes_out = download.body();
+    let whole = relayed.is_ok();
+    let exact = download.has_read_all() && download.is_drained();
+    let (out, bytes, _) = download.into_buffers();
+    *io.out = out;
+    *io.response_bytes = bytes;
+    if let Err(reason) = relayed {
+        exchange.facts.reason = Some(reason);
+        if reason.blames_backend() {
+            blame_backend(attempt, reason);
+        }
+        let looks_whole = delivery == Delivery::UntilClose || reason == Reason::ClientDisconnected;
+        return Ok(Done::Answered(if looks_whole {
+            Next::Reset
+        } else {
+            Next::Close
+        }));
+    }
+    attempt.pool.succeeded(attempt.lease);
+    let reusable = whole
+        && exact
+        && io.response.keep_alive
+        && upload.is_done()
+        && io.response.framing != Framing::UntilClose;
+    if reusable {
+        let rules = &attempt.pool.config.keepalive;
+        let mut idle = exchange.place.worker.idle.borrow_mut();
+        idle.put(attempt.lease, backend, rules, clock::now());
+    }
+    Ok(Done::Answered(if keep_alive {
+        Next::KeepAlive
+    } else {
+        Next::Linger
+    }))
+}
+
+/// Writes the head for the client, and makes ready for the body.
+fn encode_response(
+    exchange: &Exchange<'_>,
+    attempt: Attempt<'_>,
+    delivery: Delivery,
+    keep_alive: bool,
+    io: &mut Io<'_>,
+) -> Pump {
+    let mut out = std::mem::take(io.out);
+    let bytes = std::mem::take(io.response_bytes);
+    out.clear();
+    let extra = ResponseExtra {
+        delivery,
+        keep_alive,
+        version: exchange.head.version,
+        request_id: (
+            &exchange.place.snapshot.config.forwarded.request_id,
+            exchange.request_id,
+        ),
+        edits: attempt.rules.route.map(|route| &route.response_headers),
+    };
+    forward::response_head(&mut out, io.response, &bytes, extra);
+    let decoder = match io.response.framing {
+        Framing::None => None,
+        Framing::Length(length) => Some(Decoder::Length(length)),
+        Framing::Chunked => Some(Decoder::chunked()),
+        Framing::UntilClose => Some(Decoder::UntilClose),
+    };
+    let mut download = Pump::new(
+        out,
+        bytes,
+        io.response.len,
+        decoder,
+        delivery == Delivery::Chunked,
+    );
+    download.allow_splice();
+    download
+}
+
+/// Looks at the first chunk before the head is sent, so that a broken one is a 502 rather than a cut.
+async fn check_first_chunk(
+    exchange: &mut Exchange<'_>,
+    download: &mut Pump,
+    backend: &mut BackendConnection,
+) -> Result<(), Failure> {
+    let failure = |reason, detail: String| Failure {
+        stage: Stage::Response,
+        reason,
+        stale: false,
+        unseen: false,
+        detail,
+    };
+    let deadline = Some(clock::now() + FIRST_CHUNK_WAIT);
+    let timer: &mut Timer = &mut exchange.client.timer;
+    let looked = poll_fn(|cx| match download.poll_first(cx, &mut backend.stream) {
+        Poll::Pending => timer.poll(cx, deadline).map(Ok),
+        ready => ready,
+    })
+    .await;
+    match looked {
+        Ok(()) => Ok(()),
+        Err(PumpError::Malformed(error)) => {
+            Err(failure(Reason::ProxyProtocolError, error.to_string()))
+        }
+        Err(PumpError::Read(error)) => Err(failure(Reason::ConnectionTerminated, describe(&error))),
+        Err(_) => Err(failure(
+            Reason::ConnectionTerminated,
+            "closed before the first chunk".to_owned(),
+        )),
+    }
+}
+
+fn count_answer(exchange: &mut Exchange<'_>, attempt: Attempt<'_>, response: &response::Head) {
+    exchange.facts.status = response.status;
+    let metrics = attempt.lease.state.metrics.mine();
+    if let Some(count) = metrics.requests.get(class_index(response.status)) {
+        count.add(1);
+    }
+    if let Some(first_byte) = exchange.facts.first_byte {
+        metrics.response.observe(first_byte);
+    }
+}
+
+/// Moves the response, and what is left of the request. An error is the reason for a cut.
+async fn relay(
+    exchange: &mut Exchange<'_>,
+    rules: &Rules<'_>,
+    backend: &mut BackendConnection,
+    upload: &mut Pump,
+    download: &mut Pump,
+) -> Result<(), Reason> {
+    let mut progress = None;
+    let mut upload_ended = upload.is_done();
+    poll_fn(|cx| {
+        let mut moved = false;
+        if !upload_ended {
+            let mut at = clock::now();
+            let before = upload.moved();
+            match poll_upload(exchange, backend, upload, &mut at, cx) {
+                Poll::Ready(Ok(()) | Err(PumpError::Write(_))) => upload_ended = true,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(blame_client(&error))),
+                Poll::Pending => {}
+            }
+            moved = upload.moved() != before;
+        }
+        let before = download.moved();
+        let result = download.poll(cx, &mut backend.stream, &mut exchange.client.stream);
+        let after = download.moved();
+        exchange
+            .place
+            .listener
+            .state
+            .metrics
+            .mine()
+            .sent
+            .add(after.1 - before.1);
+        match result {
+            Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+            Poll::Ready(Err(PumpError::Write(_))) => {
+                return Poll::Ready(Err(Reason::ClientDisconnected));
+            }
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ResponseIncomplete)),
+            Poll::Pending => {}
+        }
+        if moved || after != before || progress.is_none() {
+            progress = Some(clock::now());
+        }
+        let for_client = download.waits_for_sink();
+        let listener = &exchange.place.listener.config.timeouts;
+        let idle = if for_client {
+            listener.body_idle
+        } else {
+            rules.timeouts.idle
+        };
+        let own = idle.and_then(|idle| Some(progress? + idle));
+        let deadline = earlier(own, rules.end);
+        exchange.client.timer.poll(cx, deadline).map(|()| {
+            Err(match for_client {
+                _ if deadline == rules.end => Reason::TotalTimeout,
+                true => Reason::ClientWriteTimeout,
+                false => Reason::ResponseIdleTimeout,
+            })
+        })
+    })
+    .await
+}
+
+fn blame_backend(attempt: Attempt<'_>, reason: Reason) {
+    attempt.lease.state.metrics.mine().failures.add(reason);
+    if let Some(transition) = attempt.pool.failed(attempt.lease, reason, clock::now()) {
+        tracing::warn!(target: "health", "{transition}");
+    }
+}
+
+/// After a 101 both connections carry something else, RFC 9110 section 7.8.
+async fn tunnel(
+    exchange: &mut Exchange<'_>,
+    attempt: Attempt<'_>,
+    mut backend: BackendConnection,
+    io: &mut Io<'_>,
+) -> Next {
+    let _in_use = InUse::new(&attempt.lease.state);
+    count_answer(exchange, attempt, io.response);
+    attempt.pool.succeeded(attempt.lease);
+    io.out.clear();
+    forward::interim_head(io.out, io.response, io.response_bytes);
+    io.out
+        .extend_from_slice(io.response_bytes.get(io.response.len..).unwrap_or_default());
+    let place = exchange.place;
+    let slot = place.listener.state.metrics.mine();
+    slot.sent.add(io.out.len() as u64);
+    let timeouts = &place.listener.config.timeouts;
+    if let Err(reason) = write_all(exchange.client, io.out, timeouts).await {
+        exchange.facts.reason = Some(reason);
+        return Next::Reset;
+    }
+    // What the client sent behind its request belongs to the new protocol.
+    let early = exchange
+        .head
+        .bytes
+        .get(exchange.head.len..)
+        .unwrap_or_default();
+    let backend_stream = &mut backend.stream;
+    if tokio::io::AsyncWriteExt::write_all(backend_stream, early)
+        .await
+        .is_err()
+    {
+        exchange.facts.reason = Some(Reason::BackendReset);
+        return Next::Reset;
+    }
+    let meter = Meter {
+        received: &slot.received,
+        sent: &slot.sent,
+    };
+    let idle = attempt.rules.timeouts.tcp_idle;
+    let end = copy::relay(&exchange.client.stream, &backend.stream, idle, meter).await;
+    exchange.facts.bytes_in = end.bytes_in;
+    exchange.facts.bytes_out = end.bytes_out;
+    if let Err(cut) = end.end {
+        exchange.facts.reason = Some(cut.reason());
+        return Next::Reset;
+    }
+    Next::Close
+}

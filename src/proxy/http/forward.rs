@@ -1,0 +1,315 @@
+//! What a head looks like on the other side: hop-by-hop fields gone, forwarding fields added, framing written anew.
+//!
+//! RFC 9110 section 7.6, RFC 7239.
+
+use std::{fmt::Write as _, net::IpAddr};
+
+use crate::{
+    base::rng::Random,
+    config::model::{Forwarded, HeaderEdits},
+    http1::{
+        Version, encode,
+        fields::{Field, Fields, Known},
+        request, response,
+    },
+};
+
+/// Longest request id taken over from a trusted peer, in bytes.
+const MAX_REQUEST_ID: usize = 128;
+
+/// Where a request came from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin {
+    /// The client's address; `None` on a unix socket.
+    pub peer: Option<IpAddr>,
+    /// The peer is in `trusted_proxies`.
+    pub trusted: bool,
+}
+
+/// The id of a request: the one a trusted peer sent, or a new one of 32 hexadecimal digits.
+pub(super) fn request_id(
+    id: &mut String,
+    head: &request::Head,
+    rules: &Forwarded,
+    origin: Origin,
+    random: &mut Random,
+) {
+    id.clear();
+    let sent = head.fields.values(&rules.request_id, &head.bytes).next();
+    let visible = |id: &&[u8]| {
+        (1..=MAX_REQUEST_ID).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+    };
+    if let Some(sent) = sent.filter(visible).filter(|_| origin.trusted) {
+        id.push_str(&String::from_utf8_lossy(sent));
+        return;
+    }
+    for _ in 0..2 {
+        push_hex(id, random.bits());
+    }
+}
+
+fn push_hex(text: &mut String, bits: u64) {
+    for place in (0..16).rev() {
+        let digit = (bits >> (place * 4)) & 0xf;
+        text.push(char::from_digit(digit as u32, 16).unwrap_or('0'));
+    }
+}
+
+/// Writes the head that the backend gets.
+pub(super) fn request_head(
+    out: &mut Vec<u8>,
+    head: &mut request::Head,
+    rules: &Forwarded,
+    origin: Origin,
+    id: &str,
+    edits: Option<&HeaderEdits>,
+    close: bool,
+) {
+    encode::request_line(out, head.text(head.method), head.text(head.target));
+    if head.find(Known::Host).is_none() {
+        encode::field(out, b"Host", head.text(head.host));
+    }
+    let earlier = Earlier::of(head, origin, rules);
+    let request::Head { fields, bytes, .. } = &mut *head;
+    fields.strike(|field| is_replaced(field, bytes, rules, origin));
+    if let Some(edits) = edits {
+        strike_edited(fields, bytes, edits);
+    }
+    encode::fields(out, fields, bytes);
+    add_forwarding(out, head, rules, origin, &earlier);
+    if !id.is_empty() {
+        encode::field(out, rules.request_id.as_bytes(), id.as_bytes());
+    }
+    if let Some(edits) = edits {
+        add_edited(out, edits);
+    }
+    match head.framing {
+        request::Framing::Length(length) => encode::content_length(out, length),
+        request::Framing::Chunked => encode::chunked(out),
+        // RFC 9110 section 8.6: methods that anticipate content say that there is none.
+        request::Framing::None => {
+            if matches!(head.text(head.method), b"POST" | b"PUT" | b"PATCH") {
+                encode::content_length(out, 0);
+            }
+        }
+    }
+    match head.upgrade {
+        Some(protocol) => encode::upgrade(out, head.text(protocol)),
+        None if close => encode::field(out, b"Connection", b"close"),
+        None => {}
+    }
+    encode::end(out);
+}
+
+/// Values of forwarding fields that a trusted peer sent, to be appended to.
+struct Earlier {
+    forwarded_for: String,
+    forwarded: String,
+    proto: bool,
+    host: bool,
+}
+
+impl Earlier {
+    fn of(head: &request::Head, origin: Origin, rules: &Forwarded) -> Self {
+        let mut earlier = Self {
+            forwarded_for: String::new(),
+            forwarded: String::new(),
+            proto: false,
+            host: false,
+        };
+        if !origin.trusted {
+            return earlier;
+        }
+        for field in head.fields.iter() {
+            let joined = match field.known {
+                Known::XForwardedFor if rules.x_forwarded => &mut earlier.forwarded_for,
+                Known::Forwarded if rules.rfc7239 => &mut earlier.forwarded,
+                _ => {
+                    earlier.proto |= field.known == Known::XForwardedProto;
+                    earlier.host |= field.known == Known::XForwardedHost;
+                    continue;
+                }
+            };
+            joined.push_str(&String::from_utf8_lossy(head.text(field.value)));
+            joined.push_str(", ");
+        }
+        earlier
+    }
+}
+
+/// Forwarding fields of peers that are not trusted go, those of trusted ones are kept or appended to.
+fn is_replaced(field: &Field, bytes: &[u8], rules: &Forwarded, origin: Origin) -> bool {
+    match field.known {
+        Known::XForwardedFor => !origin.trusted || rules.x_forwarded,
+        Known::Forwarded => !origin.trusted || rules.rfc7239,
+        known if known.is_forwarding() => !origin.trusted,
+        Known::Other => is_request_id(field, bytes, rules),
+        _ => false,
+    }
+}
+
+fn is_request_id(field: &Field, bytes: &[u8], rules: &Forwarded) -> bool {
+    field
+        .name
+        .get(bytes)
+        .eq_ignore_ascii_case(rules.request_id.as_bytes())
+}
+
+fn add_forwarding(
+    out: &mut Vec<u8>,
+    head: &request::Head,
+    rules: &Forwarded,
+    origin: Origin,
+    earlier: &Earlier,
+) {
+    let host = head.text(head.host);
+    if rules.x_forwarded {
+        let mut value = earlier.forwarded_for.clone();
+        push_peer(&mut value, origin.peer);
+        encode::field(out, b"X-Forwarded-For", value.as_bytes());
+        if !earlier.proto {
+            encode::field(out, b"X-Forwarded-Proto", b"http");
+        }
+        if !earlier.host && !host.is_empty() {
+            encode::field(out, b"X-Forwarded-Host", host);
+        }
+    }
+    if rules.rfc7239 {
+        let mut value = earlier.forwarded.clone();
+        match origin.peer {
+            Some(IpAddr::V4(peer)) => _ = write!(value, "for={peer}"),
+            Some(IpAddr::V6(peer)) => _ = write!(value, "for=\"[{peer}]\""),
+            None => value.push_str("for=unknown"),
+        }
+        value.push_str(";proto=http");
+        if !host.is_empty() {
+            // An authority has no quote and no backslash: it was checked when the request was read.
+            _ = write!(value, ";host=\"{}\"", String::from_utf8_lossy(host));
+        }
+        encode::field(out, b"Forwarded", value.as_bytes());
+    }
+    if rules.via {
+        let version: &[u8] = match head.version {
+            Version::Http10 => b"1.0 balancer",
+            Version::Http11 => b"1.1 balancer",
+        };
+        encode::field(out, b"Via", version);
+    }
+}
+
+fn push_peer(text: &mut String, peer: Option<IpAddr>) {
+    match peer {
+        Some(peer) => _ = write!(text, "{peer}"),
+        None => text.push_str("unknown"),
+    }
+}
+
+/// Strikes out what `remove` and `set` name.
+fn strike_edited(fields: &mut Fields, bytes: &[u8], edits: &HeaderEdits) {
+    let named = edits
+        .remove
+        .iter()
+        .chain(edits.set.iter().map(|(name, _)| name));
+    for name in named {
+        fields.strike(|field| field.name.get(bytes).eq_ignore_ascii_case(name.as_bytes()));
+    }
+}
+
+/// Writes what `set` and `add` give.
+fn add_edited(out: &mut Vec<u8>, edits: &HeaderEdits) {
+    for (name, value) in edits.set.iter().chain(&edits.add) {
+        encode::field(out, name.as_bytes(), value.as_bytes());
+    }
+}
+
+/// How the body of a response goes to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// No body.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// Chunked.
+    Chunked,
+    /// Until we close: for HTTP/1.0 clients, when the length is not known.
+    UntilClose,
+}
+
+impl Delivery {
+    /// How to deliver a response with `framing` to a client that speaks `version`.
+    pub(super) fn of(framing: response::Framing, version: Version) -> Self {
+        match (framing, version) {
+            (response::Framing::None, _) => Self::None,
+            (response::Framing::Length(length), _) => Self::Length(length),
+            (_, Version::Http11) => Self::Chunked,
+            (_, Version::Http10) => Self::UntilClose,
+        }
+    }
+}
+
+/// What a response head is made of besides the backend's own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ResponseExtra<'a> {
+    /// How the body goes to the client.
+    pub delivery: Delivery,
+    /// Another request may follow.
+    pub keep_alive: bool,
+    /// What the client speaks.
+    pub version: Version,
+    /// Name and value of the request id field.
+    pub request_id: (&'a str, &'a str),
+    /// `response_headers` of the route.
+    pub edits: Option<&'a HeaderEdits>,
+}
+
+/// Writes the final response head that the client gets.
+pub(super) fn response_head(
+    out: &mut Vec<u8>,
+    head: &mut response::Head,
+    bytes: &[u8],
+    extra: ResponseExtra<'_>,
+) {
+    encode::status_line(out, head.status, head.phrase.get(bytes));
+    let (name, id) = extra.request_id;
+    head.fields.strike(|field| {
+        field.known == Known::Other
+            && field.name.get(bytes).eq_ignore_ascii_case(name.as_bytes())
+            && !id.is_empty()
+    });
+    if let Some(edits) = extra.edits {
+        strike_edited(&mut head.fields, bytes, edits);
+    }
+    encode::fields(out, &head.fields, bytes);
+    if !id.is_empty() {
+        encode::field(out, name.as_bytes(), id.as_bytes());
+    }
+    if let Some(edits) = extra.edits {
+        add_edited(out, edits);
+    }
+    match extra.delivery {
+        Delivery::Length(length) => encode::content_length(out, length),
+        Delivery::Chunked => encode::chunked(out),
+        Delivery::None => {
+            if let Some(length) = head.announced {
+                encode::content_length(out, length);
+            }
+        }
+        Delivery::UntilClose => {}
+    }
+    if !extra.keep_alive {
+        encode::field(out, b"Connection", b"close");
+    } else if extra.version == Version::Http10 {
+        encode::field(out, b"Connection", b"keep-alive");
+    }
+    encode::end(out);
+}
+
+/// Writes a 1xx head, or a 101 with the protocol that was switched to.
+pub(super) fn interim_head(out: &mut Vec<u8>, head: &response::Head, bytes: &[u8]) {
+    encode::status_line(out, head.status, head.phrase.get(bytes));
+    encode::fields(out, &head.fields, bytes);
+    if let Some(protocol) = head.upgrade {
+        encode::upgrade(out, protocol.get(bytes));
+    }
+    encode::end(out);
+}

@@ -1,0 +1,228 @@
+//! HTTP/1.1 from a client's connection to a backend and back.
+//!
+//! [`serve`] runs one client connection: wait for a request, run the exchange, wait again. One exchange reads from top to
+//! bottom in `exchange.rs`: read the head → route → pick → forward → reply; one try on one backend is `attempt.rs`.
+//! While a connection waits it holds no buffer and no exchange.
+
+mod attempt;
+mod exchange;
+mod forward;
+mod pump;
+mod reply;
+mod retry;
+
+use std::{
+    future::poll_fn,
+    net::IpAddr,
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use super::{connections::Entry, timer::Timer, worker::Worker};
+use crate::{
+    base::{address::BindAddress, clock},
+    http1::{request, response},
+    net::stream::Stream,
+    snapshot::Snapshot,
+};
+
+/// Most bytes of an unread request that are thrown away before a connection is closed.
+const LINGER_BYTES: usize = 1 << 20;
+/// How long a closing connection waits for the client to read its last answer.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+/// Connections of a worker that may linger at a time; more are closed at once.
+const LINGERING: usize = 256;
+/// Memory that is given back when a buffer has grown beyond it.
+const KEPT_CAPACITY: usize = 64 << 10;
+
+/// Memory of one exchange, used again by the next.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// The request.
+    head: request::Head,
+    /// The response.
+    response: response::Head,
+    /// What was read from the backend.
+    response_bytes: Vec<u8>,
+    /// What goes to the client.
+    out: Vec<u8>,
+    /// The head that the backend gets, kept for another try.
+    request_out: Vec<u8>,
+    /// What goes to the backend.
+    upload_out: Vec<u8>,
+    /// What was read of the request body.
+    upload_bytes: Vec<u8>,
+    /// The id of the request.
+    request_id: String,
+}
+
+impl Scratch {
+    /// Forgets everything but the memory.
+    pub(super) fn clear(&mut self) {
+        self.head.clear();
+        for buffer in [
+            &mut self.head.bytes,
+            &mut self.response_bytes,
+            &mut self.out,
+            &mut self.request_out,
+            &mut self.upload_out,
+            &mut self.upload_bytes,
+        ] {
+            buffer.clear();
+            if buffer.capacity() > KEPT_CAPACITY {
+                *buffer = Vec::new();
+            }
+        }
+    }
+}
+
+/// A client connection.
+#[derive(Debug)]
+pub struct Client {
+    /// The stream.
+    pub stream: Stream,
+    /// The client's address; `None` on a unix socket.
+    pub peer: Option<IpAddr>,
+    /// Where it was accepted.
+    pub bind: Rc<BindAddress>,
+    /// Its place among the worker's connections.
+    pub entry: Entry,
+    timer: Timer,
+    /// By when the first request must be whole, until it is.
+    first: Option<Instant>,
+}
+
+/// What becomes of a connection after an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Another request may come.
+    KeepAlive,
+    /// Close it.
+    Close,
+    /// Close it, but let the client read what was sent although it may still be sending.
+    Linger,
+    /// Reset it: nothing may look complete.
+    Reset,
+}
+
+impl Client {
+    /// A connection that was just accepted. `header` is the time for its first request.
+    pub fn new(
+        stream: Stream,
+        peer: Option<IpAddr>,
+        bind: Rc<BindAddress>,
+        entry: Entry,
+        header: Option<Duration>,
+    ) -> Self {
+        let now = clock::now();
+        let first = header.map(|header| now + header);
+        Self {
+            stream,
+            peer,
+            bind,
+            entry,
+            timer: Timer::new(first.unwrap_or(now + Duration::from_hours(1))),
+            first,
+        }
+    }
+
+    fn listener_of(&self, snapshot: &Snapshot) -> Option<usize> {
+        snapshot.binds.get(&*self.bind).copied()
+    }
+
+    /// Waits for the first byte of a request; false if the connection is to be closed instead.
+    async fn wait(&mut self, keepalive: Option<Duration>) -> bool {
+        let deadline = self
+            .first
+            .or_else(|| keepalive.map(|keepalive| clock::now() + keepalive));
+        let Self {
+            stream,
+            entry,
+            timer,
+            ..
+        } = self;
+        let readable = poll_fn(|cx| {
+            let told_to_close = entry.control.wait(cx);
+            if stream.poll_read_ready(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            if told_to_close || timer.poll(cx, deadline).is_ready() {
+                return Poll::Ready(false);
+            }
+            Poll::Pending
+        })
+        .await;
+        entry.control.busy();
+        readable
+    }
+}
+
+/// Serves `client` until its connection ends.
+pub async fn serve(worker: Rc<Worker>, mut client: Client) {
+    let mut rest: Option<Box<Scratch>> = None;
+    loop {
+        if rest.is_none() {
+            let generation = worker.generation();
+            let Some(listener) = client
+                .listener_of(&generation)
+                .and_then(|listener| generation.listeners.get(listener))
+            else {
+                return;
+            };
+            let keepalive = listener.config.timeouts.keepalive;
+            drop(generation);
+            if !client.wait(keepalive).await {
+                return;
+            }
+        }
+        let mut scratch = rest.take().unwrap_or_else(|| worker.take_scratch());
+        let next = Box::pin(exchange::run(&worker, &mut client, &mut scratch)).await;
+        if next == Next::KeepAlive && !scratch.head.bytes.is_empty() {
+            rest = Some(scratch);
+            continue;
+        }
+        worker.give_scratch(scratch);
+        match next {
+            Next::KeepAlive => {}
+            Next::Close => return,
+            Next::Reset => return client.stream.set_reset_on_close(),
+            Next::Linger => return linger(&worker, client).await,
+        }
+    }
+}
+
+/// Ends our direction and throws away what the client still sends, so that a reset does not destroy the last answer on
+/// its way (RFC 9112 section 9.6).
+async fn linger(worker: &Worker, mut client: Client) {
+    if worker.lingering.get() >= LINGERING || client.stream.shutdown_write().is_err() {
+        return;
+    }
+    worker.lingering.set(worker.lingering.get() + 1);
+    let deadline = clock::now() + LINGER_TIME;
+    let mut waste = [0_u8; 4096];
+    let mut left = LINGER_BYTES;
+    poll_fn(|cx| {
+        loop {
+            match client.stream.poll_read_buf(cx, &mut waste) {
+                Poll::Ready(Ok(count)) if count > 0 && count < left => left -= count,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return client.timer.poll(cx, Some(deadline)),
+            }
+        }
+    })
+    .await;
+    worker.lingering.set(worker.lingering.get() - 1);
+}
+
+/// Answers a connection that is over a limit with 503 and closes it; as cheap as an answer can be.
+pub async fn refuse(worker: Rc<Worker>, client: Client) {
+    let generation = worker.generation();
+    let mut out = Vec::with_capacity(512);
+    exchange::encode_overload(&worker, &generation, &mut out);
+    drop(generation);
+    // What does not fit into an empty send buffer at once is not worth waiting for.
+    if client.stream.try_write(&out).is_ok() {
+        Box::pin(linger(&worker, client)).await;
+    }
+}

@@ -1,0 +1,387 @@
+//! Moves one message in one direction: decodes the body as it comes, encodes it anew, never holds more than a buffer.
+//!
+//! The head goes out first, together with as much of the body as is there already. Back-pressure is simple: nothing is
+//! read while there is something to write.
+
+use std::{
+    future::Future,
+    io::{self, IoSlice},
+    ops::Range,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncReadExt, AsyncWrite};
+
+use crate::{
+    http1::{
+        body::{BodyError, Decoder, Step},
+        encode,
+    },
+    net::{splice, stream::Stream},
+};
+
+/// First size of a buffer; most messages are smaller.
+pub(super) const SMALL: usize = 16 << 10;
+/// Size of a buffer when reads fill the small one.
+const MEDIUM: usize = 64 << 10;
+/// Size of a buffer when reads fill the medium one.
+const LARGE: usize = 256 << 10;
+/// Body bytes up to this are copied behind the head rather than written from where they are.
+const COPIED: usize = 4 << 10;
+/// Body bytes that must be left for the kernel to move them without us.
+const SPLICED: u64 = 256 << 10;
+/// Most bytes of a request body kept for another try.
+const REPLAY: usize = 64 << 10;
+
+/// Why a direction failed.
+#[derive(Debug)]
+pub(super) enum PumpError {
+    /// Reading failed: reset.
+    Read(io::Error),
+    /// The source ended before the body did.
+    Cut,
+    /// The body is malformed.
+    Malformed(BodyError),
+    /// The body is longer than allowed.
+    TooLarge,
+    /// Writing failed: the sink is gone.
+    Write(io::Error),
+}
+
+/// One message on its way.
+#[derive(Debug)]
+pub(super) struct Pump {
+    decoder: Decoder,
+    /// The body is sent chunked.
+    chunked: bool,
+    /// Read, and not looked at from `taken` on.
+    input: Vec<u8>,
+    taken: usize,
+    /// Part of `input` to be written as it is, after `out`.
+    raw: Range<usize>,
+    /// Encoded, and not written from `sent` on.
+    out: Vec<u8>,
+    sent: usize,
+    /// Nothing more will be added to `out`.
+    ended: bool,
+    splice: Option<splice::Splice>,
+    may_splice: bool,
+    /// Body bytes seen.
+    body: u64,
+    limit: u64,
+    read: u64,
+    written: u64,
+    /// Body bytes seen so far, while they can be sent again.
+    replay: Option<Vec<u8>>,
+}
+
+/// Reads into the spare capacity of `buffer`.
+pub(super) fn poll_fill(
+    stream: &mut Stream,
+    cx: &mut Context<'_>,
+    buffer: &mut Vec<u8>,
+) -> Poll<io::Result<usize>> {
+    pin!(stream.read_buf(buffer)).poll(cx)
+}
+
+impl Pump {
+    /// A message whose encoded head is `out`. The body begins at `input[taken..]`.
+    pub(super) fn new(
+        out: Vec<u8>,
+        input: Vec<u8>,
+        taken: usize,
+        decoder: Option<Decoder>,
+        chunked: bool,
+    ) -> Self {
+        Self {
+            ended: decoder.is_none(),
+            decoder: decoder.unwrap_or(Decoder::Length(0)),
+            chunked,
+            input,
+            taken,
+            raw: 0..0,
+            out,
+            sent: 0,
+            splice: None,
+            may_splice: false,
+            body: 0,
+            limit: u64::MAX,
+            read: 0,
+            written: 0,
+            replay: None,
+        }
+    }
+
+    /// Refuses a body of more than `limit` bytes.
+    pub(super) fn limit_body(&mut self, limit: u64) {
+        self.limit = limit;
+    }
+
+    /// Keeps the beginning of the body, so that the message can be sent again.
+    pub(super) fn keep_for_replay(&mut self) {
+        self.replay = Some(Vec::new());
+    }
+
+    /// Lets the kernel move long bodies of known length.
+    pub(super) fn allow_splice(&mut self) {
+        self.may_splice = !self.chunked;
+    }
+
+    /// Everything was written.
+    pub(super) fn is_done(&self) -> bool {
+        self.ended && !self.has_output()
+    }
+
+    /// The source was read to the end of the body.
+    pub(super) fn has_read_all(&self) -> bool {
+        self.ended
+    }
+
+    /// Nothing was read beyond the end of the body.
+    pub(super) fn is_drained(&self) -> bool {
+        self.taken == self.input.len()
+    }
+
+    /// Looks at the beginning of the body without writing anything: ready when something of it is there, or wrong.
+    pub(super) fn poll_first(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+    ) -> Poll<Result<(), PumpError>> {
+        loop {
+            self.decode()?;
+            if self.body > 0 || self.ended {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_read(cx, from))?;
+        }
+    }
+
+    /// Body bytes that have been seen.
+    pub(super) fn body(&self) -> u64 {
+        self.body
+    }
+
+    /// Bytes read from the source and written to the sink: grows with every progress.
+    pub(super) fn moved(&self) -> (u64, u64) {
+        (self.read, self.written)
+    }
+
+    /// Waiting for the sink, not for the source.
+    pub(super) fn waits_for_sink(&self) -> bool {
+        self.has_output() || self.splice.as_ref().is_some_and(|splice| splice.held() > 0)
+    }
+
+    /// The message can be sent again from its beginning.
+    pub(super) fn can_replay(&self) -> bool {
+        self.body == 0 || self.replay.is_some()
+    }
+
+    /// Begins again with `head` for another sink. Only if [`Pump::can_replay`].
+    pub(super) fn replay(&mut self, head: &[u8]) {
+        self.out.clear();
+        self.out.extend_from_slice(head);
+        (self.sent, self.raw, self.written) = (0, 0..0, 0);
+        let replay = self.replay.as_deref().unwrap_or_default();
+        if self.chunked {
+            if !replay.is_empty() {
+                encode::chunk(&mut self.out, replay);
+            }
+            if self.ended {
+                encode::last_chunk(&mut self.out, self.decoder.trailers());
+            }
+        } else {
+            self.out.extend_from_slice(replay);
+        }
+    }
+
+    /// Takes the buffers back: what was encoded, what was read, and where the unread part of it begins.
+    pub(super) fn into_buffers(self) -> (Vec<u8>, Vec<u8>, usize) {
+        (self.out, self.input, self.taken)
+    }
+
+    fn has_output(&self) -> bool {
+        self.sent < self.out.len() || !self.raw.is_empty()
+    }
+
+    /// Moves what can be moved. Ready when everything was written, or something failed.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+        to: &mut Stream,
+    ) -> Poll<Result<(), PumpError>> {
+        loop {
+            while self.has_output() {
+                ready!(self.poll_write(cx, to)).map_err(PumpError::Write)?;
+            }
+            if self.ended {
+                return Poll::Ready(Ok(()));
+            }
+            if self.splice.is_some() || self.begins_splice() {
+                ready!(self.poll_splice(cx, from, to))?;
+                continue;
+            }
+            self.decode()?;
+            if self.has_output() || self.ended {
+                continue;
+            }
+            ready!(self.poll_read(cx, from))?;
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
+        let head = self.out.get(self.sent..).unwrap_or_default();
+        let raw = self.input.get(self.raw.clone()).unwrap_or_default();
+        let written = ready!(match (head, raw) {
+            (_, []) => Pin::new(to).poll_write(cx, head),
+            ([], _) => Pin::new(to).poll_write(cx, raw),
+            _ => Pin::new(to).poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(raw)]),
+        })?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.written += written as u64;
+        let of_head = written.min(head.len());
+        self.raw.start += written - of_head;
+        self.sent += of_head;
+        if self.sent == self.out.len() {
+            self.out.clear();
+            self.sent = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+    ) -> Poll<Result<(), PumpError>> {
+        self.make_room();
+        let count = ready!(poll_fill(from, cx, &mut self.input)).map_err(PumpError::Read)?;
+        self.read += count as u64;
+        if count > 0 {
+            return Poll::Ready(Ok(()));
+        }
+        if !matches!(self.decoder, Decoder::UntilClose) {
+            return Poll::Ready(Err(PumpError::Cut));
+        }
+        self.end();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Empties the input, which has been looked at whole, and lets it grow when the last read filled it.
+    fn make_room(&mut self) {
+        let was_full = self.input.len() == self.input.capacity();
+        self.input.clear();
+        (self.taken, self.raw) = (0, 0..0);
+        let room = match self.input.capacity() {
+            0..SMALL => SMALL,
+            SMALL..MEDIUM if was_full => MEDIUM,
+            MEDIUM..LARGE if was_full => LARGE,
+            _ => 0,
+        };
+        self.input.reserve(room);
+    }
+
+    /// Looks at the input until there is something to write, or nothing left.
+    fn decode(&mut self) -> Result<(), PumpError> {
+        loop {
+            let input = self.input.get(self.taken..).unwrap_or_default();
+            match self.decoder.step(input).map_err(PumpError::Malformed)? {
+                Step::Data(count) => {
+                    let data = self.taken..self.taken + count;
+                    self.taken = data.end;
+                    if self.take_data(data)? {
+                        return Ok(());
+                    }
+                }
+                Step::Skip(count) => self.taken += count,
+                Step::More => return Ok(()),
+                Step::End => {
+                    self.end();
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Queues body bytes; true if they must be written before more are looked at.
+    fn take_data(&mut self, data: Range<usize>) -> Result<bool, PumpError> {
+        let bytes = self.input.get(data.clone()).unwrap_or_default();
+        self.body += bytes.len() as u64;
+        if self.body > self.limit {
+            return Err(PumpError::TooLarge);
+        }
+        if let Some(replay) = &mut self.replay {
+            if replay.len() + bytes.len() <= REPLAY {
+                replay.extend_from_slice(bytes);
+            } else {
+                self.replay = None;
+            }
+        }
+        if self.chunked {
+            encode::chunk(&mut self.out, bytes);
+            return Ok(self.out.len() >= LARGE);
+        }
+        if bytes.len() <= COPIED {
+            self.out.extend_from_slice(bytes);
+            return Ok(self.out.len() >= MEDIUM);
+        }
+        self.raw = data;
+        Ok(true)
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        if self.chunked {
+            encode::last_chunk(&mut self.out, self.decoder.trailers());
+        }
+    }
+
+    /// A long body of known length, with nothing of it in our memory.
+    fn begins_splice(&mut self) -> bool {
+        let Decoder::Length(left) = &mut self.decoder else {
+            return false;
+        };
+        if !self.may_splice || *left < SPLICED || self.taken < self.input.len() {
+            return false;
+        }
+        self.splice = Some(splice::Splice::new(Some(*left)));
+        true
+    }
+
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &Stream,
+        to: &Stream,
+    ) -> Poll<Result<(), PumpError>> {
+        let (Some(splice), Decoder::Length(left)) = (&mut self.splice, &mut self.decoder) else {
+            return Poll::Ready(Ok(()));
+        };
+        match ready!(splice.poll_move(cx, from, to)) {
+            Ok(0) if *left > 0 => Poll::Ready(Err(PumpError::Cut)),
+            Ok(count) => {
+                let count = count as u64;
+                self.read += count;
+                self.written += count;
+                self.body += count;
+                *left = left.saturating_sub(count);
+                if *left == 0 {
+                    self.splice = None;
+                    self.end();
+                }
+                Poll::Ready(Ok(()))
+            }
+            Err(splice::Fault::Unsupported) => {
+                self.splice = None;
+                self.may_splice = false;
+                Poll::Ready(Ok(()))
+            }
+            Err(splice::Fault::Read(error)) => Poll::Ready(Err(PumpError::Read(error))),
+            Err(splice::Fault::Write(error)) => Poll::Ready(Err(PumpError::Write(error))),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Idle connections to backends, kept for the next exchange: one store per worker, last in first out.
+//!
+//! Whatever is taken from here was quiet a moment ago: nothing to read, not closed (RFC 9112 section 9.3). That it can
+//! still be stale when the request arrives is the business of the retry rules.
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use crate::{
+    config::model::Keepalive,
+    net::stream::Stream,
+    pool::{BackendState, Lease},
+};
+
+/// A connection to a backend on which an exchange may begin.
+#[derive(Debug)]
+pub struct BackendConnection {
+    /// The stream.
+    pub stream: Stream,
+    /// When it was made.
+    pub born: Instant,
+    /// Exchanges it has carried.
+    pub exchanges: u64,
+    /// Bytes we have written to it.
+    pub written: u64,
+}
+
+impl BackendConnection {
+    /// A new connection.
+    pub fn new(stream: Stream, now: Instant) -> Self {
+        Self {
+            stream,
+            born: now,
+            exchanges: 0,
+            written: 0,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Kept {
+    connection: BackendConnection,
+    until: Instant,
+}
+
+#[derive(Debug)]
+struct Line {
+    state: Arc<BackendState>,
+    kept: Vec<Kept>,
+}
+
+/// The idle connections of one worker, by backend.
+#[derive(Debug, Default)]
+pub struct Idle {
+    lines: HashMap<usize, Line>,
+}
+
+/// A backend's state lives at one address as long as anything refers to it, and a line does.
+fn key(state: &Arc<BackendState>) -> usize {
+    Arc::as_ptr(state) as usize
+}
+
+impl Idle {
+    /// The youngest connection to the backend of `lease` that is quiet and not over its limits.
+    pub fn take(&mut self, lease: &Lease, now: Instant) -> Option<BackendConnection> {
+        let line = self.lines.get_mut(&key(&lease.state))?;
+        while let Some(kept) = line.kept.pop() {
+            line.state.metrics.mine().connections_idle.sub(1);
+            if kept.until > now && kept.connection.stream.is_quiet() {
+                return Some(kept.connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps `connection` if the rules of the pool allow it; closes it otherwise.
+    pub fn put(
+        &mut self,
+        lease: &Lease,
+        connection: BackendConnection,
+        rules: &Keepalive,
+        now: Instant,
+    ) {
+        let age = now.saturating_duration_since(connection.born);
+        let worn = rules.max_age.is_some_and(|limit| age >= limit)
+            || rules
+                .max_requests
+                .is_some_and(|limit| connection.exchanges >= limit);
+        if worn || lease.state.is_removed() || !connection.stream.is_quiet() {
+            return;
+        }
+        let line = self.lines.entry(key(&lease.state)).or_insert_with(|| Line {
+            state: Arc::clone(&lease.state),
+            kept: Vec::new(),
+        });
+        if line.kept.len() < rules.idle_per_backend {
+            let rest = rules.max_age.map(|limit| limit - age);
+            let until = now + rest.map_or(rules.idle_timeout, |rest| rest.min(rules.idle_timeout));
+            line.kept.push(Kept { connection, until });
+            line.state.metrics.mine().connections_idle.add(1);
+        }
+    }
+
+    /// Closes what is over its time, was closed by the backend, or belongs to a backend that left.
+    pub fn sweep(&mut self, now: Instant) {
+        self.lines.retain(|_, line| {
+            let before = line.kept.len();
+            let removed = line.state.is_removed();
+            line.kept
+                .retain(|kept| !removed && kept.until > now && kept.connection.stream.is_quiet());
+            let closed = (before - line.kept.len()) as u64;
+            line.state.metrics.mine().connections_idle.sub(closed);
+            !line.kept.is_empty()
+        });
+    }
+
+    /// Closes everything, at the end of the worker.
+    pub fn clear(&mut self) {
+        for (_, line) in self.lines.drain() {
+            let idle = &line.state.metrics.mine().connections_idle;
+            idle.sub(line.kept.len() as u64);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What one worker thread owns: its view of the current generation, chance, idle connections, scratch memory.
+//!
+//! Nothing here is shared with another thread, so nothing here needs a lock.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+
+use arc_swap::{ArcSwap, Cache};
+
+use super::{connections::Connections, http::Scratch, idle::Idle};
+use crate::{
+    base::{clock, rng::Random},
+    snapshot::{Daemon, Snapshot},
+};
+
+/// The generation a task works with; the inner count is touched by its own thread only.
+pub type Generation = Rc<Arc<Snapshot>>;
+
+/// How many scratch memories a worker keeps: about 48 KiB each.
+const SCRATCH_KEPT: usize = 128;
+
+/// One worker's own things.
+pub struct Worker {
+    /// What all threads share.
+    pub daemon: Arc<Daemon>,
+    /// Chance.
+    pub random: RefCell<Random>,
+    /// Idle connections to backends.
+    pub idle: RefCell<Idle>,
+    /// Client connections.
+    pub connections: Rc<Connections>,
+    current: RefCell<(Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>, Generation)>,
+    scratch: RefCell<Vec<Box<Scratch>>>,
+    date: RefCell<(u64, String)>,
+    /// Connections that are being closed with a last answer.
+    pub(super) lingering: Cell<usize>,
+}
+
+impl Worker {
+    /// The things of a new worker; called on its own thread.
+    pub fn new(daemon: Arc<Daemon>) -> Self {
+        let mut cache = Cache::new(Arc::clone(&daemon.snapshot));
+        let generation = Rc::new(Arc::clone(cache.load()));
+        Self {
+            daemon,
+            random: RefCell::new(Random::from_system()),
+            idle: RefCell::default(),
+            connections: Rc::default(),
+            current: RefCell::new((cache, generation)),
+            scratch: RefCell::default(),
+            date: RefCell::default(),
+            lingering: Cell::new(0),
+        }
+    }
+
+    /// The current generation.
+    pub fn generation(&self) -> Generation {
+        let (cache, generation) = &mut *self.current.borrow_mut();
+        let current = cache.load();
+        if !Arc::ptr_eq(current, generation) {
+            *generation = Rc::new(Arc::clone(current));
+        }
+        Rc::clone(generation)
+    }
+
+    /// Memory for an exchange.
+    pub(super) fn take_scratch(&self) -> Box<Scratch> {
+        self.scratch.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Gives the memory of an exchange back.
+    pub(super) fn give_scratch(&self, mut scratch: Box<Scratch>) {
+        let mut kept = self.scratch.borrow_mut();
+        if kept.len() < SCRATCH_KEPT {
+            scratch.clear();
+            kept.push(scratch);
+        }
+    }
+
+    /// Calls `use_it` with the value of a `Date` field, RFC 9110 section 5.6.7; formatted once a second.
+    pub(super) fn with_date<T>(&self, use_it: impl FnOnce(&str) -> T) -> T {
+        let now = clock::unix_now();
+        let (second, text) = &mut *self.date.borrow_mut();
+        if *second != now.as_secs() {
+            *second = now.as_secs();
+            *text = httpdate::fmt_http_date(std::time::UNIX_EPOCH + now);
+        }
+        use_it(text)
+    }
+
+    /// Housekeeping, a few times a second: idle connections over their time, and the view of the current generation.
+    pub fn tick(&self) {
+        self.idle.borrow_mut().sweep(clock::now());
+        drop(self.generation());
+    }
+}
