@@ -11,6 +11,8 @@
 
 mod host;
 mod path;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, sync::Arc};
 
