@@ -371,8 +371,7 @@ fn is_authority(text: &[u8]) -> bool {
     } else {
         let end = memchr::memchr(b':', text).unwrap_or(text.len());
         let (name, port) = text.split_at(end);
-        let is_part =
-            |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte);
+        let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte);
         (!name.is_empty() && name.iter().all(is_part), port)
     };
     host && match port {

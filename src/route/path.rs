@@ -169,9 +169,9 @@ mod tests {
 
     #[test]
     fn a_normal_path_is_borrowed() {
-        for path in ["/", "/a/b.c/", "/a?b%2f", "/.x/..y/z..", "*"] {
+        for path in ["/", "/a/b.c/", "/a?b%2f", "/x../z.", "*"] {
             let borrowed = matches!(normal_path(path.as_bytes()), Cow::Borrowed(_));
-            assert!(borrowed || path.contains("/."), "{path}");
+            assert!(borrowed, "{path}");
         }
     }
 
