@@ -102,3 +102,92 @@ struct Earned {
     kept: f64,
     tokens: f64,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Barrier, thread, time::Duration};
+
+    use super::*;
+    use crate::base::clock;
+
+    /// `per_second` failing requests a second, each retried as often as the budget allows, at most twice.
+    fn all_fail(budget: &RetryBudget, per_second: u32, seconds: u32, from: Instant) -> u32 {
+        let mut retries = 0;
+        for number in 0..per_second * seconds {
+            let now = from + Duration::from_secs(1) * number / per_second;
+            budget.request();
+            retries += u32::from(budget.try_spend(0.2, now));
+            retries += u32::from(budget.try_spend(0.2, now));
+        }
+        retries
+    }
+
+    /// How many retries are possible at this instant.
+    fn savings(budget: &RetryBudget, share: f64, now: Instant) -> u32 {
+        (0..100_000)
+            .take_while(|_| budget.try_spend(share, now))
+            .count() as u32
+    }
+
+    #[test]
+    fn when_everything_fails_retries_stay_in_the_budget() {
+        for (per_second, seconds) in [(1, 100), (50, 20), (1_000, 60), (5_000, 3)] {
+            let retries = all_fail(&RetryBudget::default(), per_second, seconds, clock::now());
+            let requests = per_second * seconds;
+            let most = (requests / 5 + 100 + 10 * seconds).min(requests * 2);
+            assert!(retries <= most, "{retries} > {most} at {per_second}/s");
+            assert!(
+                retries >= (most - 100).min(requests * 2 - 100),
+                "{retries} of {most}"
+            );
+        }
+    }
+
+    #[test]
+    fn neither_a_quiet_nor_a_busy_hour_saves_more_than_ten_seconds() {
+        let (budget, start) = (RetryBudget::default(), clock::now());
+        assert_eq!(savings(&budget, 0.2, start), 100);
+        let later = start + Duration::from_hours(1);
+        assert_eq!(savings(&budget, 0.2, later), 100);
+        for second in 0..3_600 {
+            for _ in 0..1_000 {
+                budget.request();
+            }
+            if second % 60 == 0 {
+                budget.try_spend(0.2, later + Duration::from_secs(second));
+            }
+        }
+        let saved = savings(&budget, 0.2, later + Duration::from_hours(1));
+        assert!((1_900..=2_100).contains(&saved), "{saved}");
+    }
+
+    #[test]
+    fn a_smaller_share_after_a_reload_counts_for_new_requests_only() {
+        let (budget, now) = (RetryBudget::default(), clock::now());
+        (0..1_000).for_each(|_| budget.request());
+        assert_eq!(savings(&budget, 0.5, now), 600);
+        (0..1_000).for_each(|_| budget.request());
+        assert_eq!(savings(&budget, 0.1, now), 100);
+    }
+
+    #[test]
+    fn threads_spend_every_token_once() {
+        let (budget, now, start) = (RetryBudget::default(), clock::now(), Barrier::new(4));
+        (0..500).for_each(|_| budget.request());
+        let spent: usize = thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        start.wait();
+                        (0..1_000).filter(|_| budget.try_spend(0.2, now)).count()
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
+        });
+        assert_eq!(spent, 200);
+    }
+}

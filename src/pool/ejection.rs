@@ -51,3 +51,46 @@ pub(crate) fn sentence(
     let length = backoff::doubled(ejection.eject_for, step, ejection.max_eject_for);
     (step, length)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_is_rounded_down_but_one_may_go() {
+        for (total, percent, allowed) in [
+            (0, 100, 0),
+            (1, 100, 0),
+            (2, 0, 0),
+            (2, 1, 1),
+            (2, 50, 1),
+            (3, 50, 1),
+            (3, 67, 2),
+            (10, 30, 3),
+            (100, 29, 29),
+            (10, 100, 10),
+        ] {
+            let got = allowed_out(total, f64::from(percent) / 100.0);
+            assert_eq!(got, allowed, "{total} at {percent}%");
+        }
+    }
+
+    #[test]
+    fn backends_out_for_any_cause_count_and_the_last_one_stays() {
+        for (total, able, percent, may) in [
+            (1, 1, 100, false),
+            (2, 2, 50, true),
+            (2, 1, 100, false),
+            (3, 2, 50, false),
+            (4, 3, 50, true),
+            (4, 2, 50, false),
+            (4, 2, 100, true),
+            (4, 1, 100, false),
+            (5, 5, 0, false),
+        ] {
+            let census = Census { total, able };
+            let got = may_eject(census, f64::from(percent) / 100.0);
+            assert_eq!(got, may, "{census:?} at {percent}%");
+        }
+    }
+}

@@ -8,9 +8,13 @@
 pub mod backend;
 pub mod budget;
 mod ejection;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod health;
 mod policy;
 mod roster;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -49,3 +49,43 @@ fn ipv6(name: &[u8]) -> Option<Ipv6Addr> {
 pub(crate) fn parents(host: &[u8]) -> impl Iterator<Item = &[u8]> {
     memchr::memchr_iter(b'.', host).filter_map(|dot| host.get(dot + 1..))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_have_one_normal_form() {
+        for (host, expected) in [
+            ("example.com", "example.com"),
+            ("EXAMPLE.Com", "example.com"),
+            ("example.com:8080", "example.com"),
+            ("example.com:", "example.com"),
+            ("example.com.", "example.com"),
+            ("example.com.:80", "example.com"),
+            ("example.com:80x", "example.com:80x"),
+            ("127.0.0.1:80", "127.0.0.1"),
+            ("[::1]", "::1"),
+            ("[::1]:8080", "::1"),
+            ("::1", "::1"),
+            ("[2001:DB8:0:0::1]:443", "2001:db8::1"),
+            ("[nonsense]:443", "[nonsense]"),
+            ("", ""),
+        ] {
+            let mut buffer = [0; MAX_HOST];
+            let got = normal_host(host.as_bytes(), &mut buffer).unwrap();
+            assert_eq!(got, expected.as_bytes(), "{host}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_host_is_none() {
+        assert_eq!(normal_host(&[b'a'; 256], &mut [0; MAX_HOST]), None);
+    }
+
+    #[test]
+    fn parents_come_nearest_first() {
+        let names: Vec<_> = parents(b"a.b.c").collect();
+        assert_eq!(names, [&b"b.c"[..], b"c"]);
+    }
+}

@@ -11,6 +11,8 @@
 
 mod host;
 mod path;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -272,7 +274,7 @@ fn whole(regex: &Regex) -> Regex {
 /// The prefixes of a path by whole segments, longest first, of at most `depth` segments; the last is empty, for `/`.
 fn prefixes(path: &[u8], depth: usize) -> impl Iterator<Item = &[u8]> {
     let end = memchr::memchr_iter(b'/', path)
-        .nth(depth + 1)
+        .nth(depth)
         .unwrap_or(path.len());
     let longest = path
         .starts_with(b"/")

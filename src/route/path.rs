@@ -120,3 +120,73 @@ fn escapes(path: &[u8]) -> impl Iterator<Item = u8> {
     let path = without_query(path);
     memchr::memchr_iter(b'%', path).filter_map(|at| escape(path.get(at..)?).map(|(value, _)| value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(path: &str, slash: Slash) -> String {
+        String::from_utf8_lossy(&normal(path.as_bytes(), slash)).into_owned()
+    }
+
+    #[test]
+    fn paths_have_one_normal_form() {
+        for (path, expected) in [
+            ("/", "/"),
+            ("/a/b", "/a/b"),
+            ("/a/b/", "/a/b/"),
+            ("/a/b?x=/../y", "/a/b"),
+            ("/%61%2e%2E/b", "/a../b"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/a/.", "/a/"),
+            ("/a/b/..", "/a/"),
+            ("/..", "/"),
+            ("/../../a", "/a"),
+            ("//a///b//", "/a/b/"),
+            ("/...", "/..."),
+            ("/.hidden/a.b", "/.hidden/a.b"),
+            ("/100%", "/100%"),
+            ("/a%zz%4", "/a%zz%4"),
+            ("/%2561", "/%61"),
+            ("/caf%c3%a9", "/café"),
+            ("/a%2fb", "/a/b"),
+            ("/a%2F..%2fb", "/b"),
+            ("*", "*"),
+            ("", ""),
+        ] {
+            assert_eq!(text(path, Slash::Separates), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_encoded_slash_can_be_read_as_part_of_a_name() {
+        assert_eq!(text("/a%2fb/c", Slash::Belongs), "/a%2Fb/c");
+        assert_eq!(text("/a/..%2fb", Slash::Belongs), "/a/..%2Fb");
+        assert!(is_ambiguous(b"/a%2Fb") && !is_ambiguous(b"/a%252fb?%2f"));
+    }
+
+    #[test]
+    fn a_normal_path_is_borrowed() {
+        for path in ["/", "/a/b.c/", "/a?b%2f", "/x../z.", "*"] {
+            let borrowed = matches!(normal_path(path.as_bytes()), Cow::Borrowed(_));
+            assert!(borrowed, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_normal_form_is_stable() {
+        let mut random = crate::base::rng::Random::seeded(11);
+        for _ in 0..20_000 {
+            let pieces = ["/", "/", "a", ".", "..", "b", "é"];
+            let path: String = (0..random.below(12))
+                .map(|_| pieces[random.below(7)])
+                .collect();
+            let path = format!("/{path}");
+            let once = text(&path, Slash::Separates);
+            assert_eq!(text(&once, Slash::Separates), once, "{path}");
+            assert!(!once.contains("//") && !once.contains("/../") && !once.contains("/./"));
+        }
+    }
+}

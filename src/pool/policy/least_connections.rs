@@ -67,3 +67,49 @@ impl Picker for LeastConnections {
         turn.claim_from(start)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        base::{clock, rng::Random},
+        config::model::Policy,
+        pool::{Pool, fixture::unchecked},
+    };
+
+    fn pool(weights: &[u16]) -> Pool {
+        let config = unchecked(weights, Policy::LeastConnections);
+        Pool::new(&config, None, clock::now())
+    }
+
+    #[test]
+    fn idle_backends_of_equal_weight_take_turns() {
+        let (pool, mut random) = (pool(&[1, 1, 1]), Random::seeded(1));
+        let picks = (0..6).map(|_| pool.pick(&[], &mut random).unwrap().index);
+        assert_eq!(picks.collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2]);
+    }
+
+    #[test]
+    fn held_connections_are_shared_out_by_weight() {
+        let (pool, mut random) = (pool(&[4, 2, 1]), Random::seeded(1));
+        let leases: Vec<_> = (0..70)
+            .map(|_| pool.pick(&[], &mut random).unwrap())
+            .collect();
+        let loads: Vec<_> = pool
+            .backends
+            .iter()
+            .map(|one| one.state.in_flight())
+            .collect();
+        assert_eq!(loads, [40, 20, 10]);
+        drop(leases);
+    }
+
+    #[test]
+    fn the_one_that_got_free_is_next() {
+        let (pool, mut random) = (pool(&[1; 5]), Random::seeded(1));
+        let mut leases: Vec<_> = (0..10)
+            .map(|_| pool.pick(&[], &mut random).unwrap())
+            .collect();
+        let free = leases.remove(3).index;
+        assert_eq!(pool.pick(&[], &mut random).unwrap().index, free);
+    }
+}

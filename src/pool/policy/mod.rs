@@ -73,3 +73,24 @@ pub(crate) fn prepare(policy: Policy, candidates: &[Candidate]) -> Box<dyn Picke
 fn lighter((load, weight): (usize, u16), (other_load, other_weight): (usize, u16)) -> bool {
     (load as u128 + 1) * u128::from(other_weight) < (other_load as u128 + 1) * u128::from(weight)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lighter_compares_the_load_after_the_pick_by_weight() {
+        for (one, other, expected) in [
+            ((0, 1), (1, 1), true),
+            ((1, 1), (0, 1), false),
+            ((1, 1), (1, 1), false),
+            ((1, 2), (0, 1), false),
+            ((1, 3), (0, 1), true),
+            ((2, 3), (1, 2), false),
+            ((9, 10), (9, 9), true),
+            ((usize::MAX - 1, 256), (usize::MAX - 1, 255), true),
+        ] {
+            assert_eq!(lighter(one, other), expected, "{one:?} {other:?}");
+        }
+    }
+}

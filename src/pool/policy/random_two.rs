@@ -85,3 +85,70 @@ fn weighs(turn: &Turn<'_>, one: usize, other: usize) -> bool {
     };
     matches!((load(one), load(other)), (Some(one), Some(other)) if lighter(one, other))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        base::{clock, rng::Random},
+        config::model::Policy,
+        pool::{Pool, fixture::unchecked},
+    };
+
+    fn pool(weights: &[u16]) -> Pool {
+        let config = unchecked(weights, Policy::RandomTwo);
+        Pool::new(&config, None, clock::now())
+    }
+
+    /// Puts `loads` in flight, and gives them back with the returned counts at the end of the pool's life.
+    fn load(pool: &Pool, loads: &[usize]) {
+        for (backend, load) in pool.backends.iter().zip(loads) {
+            (0..*load).for_each(|_| assert!(backend.state.claim(usize::MAX)));
+        }
+    }
+
+    #[test]
+    fn of_two_the_lighter_is_chosen() {
+        for (weights, loads, lighter) in [
+            ([1, 1], [0, 1], 0),
+            ([1, 1], [1, 0], 1),
+            ([1, 1], [90, 80], 1),
+            ([1, 4], [2, 8], 1),
+            ([4, 1], [6, 2], 0),
+            ([1, 256], [0, 254], 1),
+        ] {
+            let pool = pool(&weights);
+            load(&pool, &loads);
+            for seed in 0..40 {
+                let picked = pool.pick(&[], &mut Random::seeded(seed)).unwrap().index;
+                assert_eq!(picked, lighter, "weights {weights:?}, in flight {loads:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_heaviest_loaded_of_many_is_never_chosen() {
+        let pool = pool(&[1; 10]);
+        load(&pool, &[3, 3, 3, 3, 9, 3, 3, 3, 3, 3]);
+        let mut random = Random::seeded(5);
+        assert!((0..2_000).all(|_| pool.pick(&[], &mut random).unwrap().index != 4));
+    }
+
+    #[test]
+    fn idle_backends_are_drawn_by_weight() {
+        let (pool, mut random) = (pool(&[1, 1, 8]), Random::seeded(9));
+        let mut counts = [0_u32; 3];
+        for _ in 0..3_000 {
+            counts[pool.pick(&[], &mut random).unwrap().index] += 1;
+        }
+        assert!(
+            counts[2] > 4 * counts[0] && counts[0].abs_diff(counts[1]) < 120,
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn one_backend_is_picked_by_itself() {
+        let (pool, mut random) = (pool(&[3]), Random::seeded(9));
+        assert_eq!(pool.pick(&[], &mut random).unwrap().index, 0);
+    }
+}

@@ -140,3 +140,84 @@ fn spread(weights: &[usize], total: usize) -> Box<[u32]> {
     }
     sequence.into_boxed_slice()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        base::{clock, rng::Random},
+        config::model::Policy,
+        pool::{Pool, fixture::unchecked},
+    };
+
+    fn letters(weights: &[usize]) -> String {
+        let sequence = sequence(weights).unwrap();
+        sequence
+            .iter()
+            .map(|at| char::from(b'a' + *at as u8))
+            .collect()
+    }
+
+    #[test]
+    fn small_pools_are_exactly_smooth() {
+        assert_eq!(letters(&[5, 1, 1]), "aabacaa");
+        assert_eq!(letters(&[3, 2]), "ababa");
+        assert_eq!(letters(&[20, 10]), "aba");
+    }
+
+    #[test]
+    fn equal_weights_need_no_sequence() {
+        assert_eq!(sequence(&[1; 10_000]), None);
+        assert_eq!(sequence(&[256, 256]), None);
+    }
+
+    #[test]
+    fn large_pools_get_their_share_at_even_distances() {
+        let weights: Vec<usize> = (0..2_000).map(|position| 1 + position % 7).collect();
+        let sequence = sequence(&weights).unwrap();
+        assert_eq!(sequence.len(), weights.iter().sum::<usize>());
+        let mut turns = vec![Vec::new(); weights.len()];
+        for (at, position) in sequence.iter().enumerate() {
+            turns[*position as usize].push(at);
+        }
+        for (turns, weight) in turns.iter().zip(&weights) {
+            assert_eq!(turns.len(), *weight);
+            let even = sequence.len() / weight;
+            for pair in turns.windows(2) {
+                let distance = pair[1] - pair[0];
+                assert!(
+                    distance.abs_diff(even) <= weights.len(),
+                    "{distance} for {even}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn sequences_are_bounded_and_everyone_stays_in_them() {
+        for count in [1_000, 10_000, 40_000, 70_000] {
+            let weights: Vec<usize> = (0..count)
+                .map(|at| if at % 2 == 0 { 1 } else { 256 })
+                .collect();
+            if let Some(sequence) = sequence(&weights) {
+                assert!(sequence.len() <= MAX_TURNS, "{count}");
+                let mut seen = vec![false; count];
+                sequence.iter().for_each(|at| seen[*at as usize] = true);
+                assert!(seen.iter().all(|seen| *seen), "{count}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_cursor_goes_on_over_a_reload() {
+        let (config, now) = (unchecked(&[1, 1, 1], Policy::RoundRobin), clock::now());
+        let mut pool = Pool::new(&config, None, now);
+        let mut random = Random::seeded(1);
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            seen.push(pool.pick(&[], &mut random).unwrap().index);
+            pool = Pool::new(&config, Some(&pool), now);
+        }
+        assert_eq!(seen, [0, 1, 2, 0, 1, 2]);
+    }
+}

@@ -1,0 +1,70 @@
+//! What a pick costs, for 3, 100 and 10,000 backends and every policy; and what preparing the picker costs.
+
+use std::{sync::Arc, time::Duration};
+
+use balancer::{
+    base::{clock, rng::Random},
+    config::model::{Backend, Keepalive, Policy, Pool as PoolConfig, PoolTimeouts, WhenAllDown},
+    pool::Pool,
+};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+
+fn config(count: usize, policy: Policy, weighted: bool) -> PoolConfig {
+    let backends = (0..count).map(|number| {
+        let ip = [10, 0, (number / 256) as u8, (number % 256) as u8];
+        Backend {
+            address: balancer::base::address::BackendAddress::Ip((ip, 80).into()),
+            name: Arc::from(format!("b{number}")),
+            weight: if weighted { 1 + (number % 7) as u16 } else { 1 },
+            backup: false,
+            max_connections: None,
+        }
+    });
+    PoolConfig {
+        name: Arc::from("app"),
+        policy,
+        backends: backends.collect(),
+        health_check: None,
+        ejection: None,
+        retries: None,
+        timeouts: PoolTimeouts {
+            connect: Duration::from_secs(3),
+            response: None,
+            idle: None,
+            tcp_idle: None,
+            total: None,
+        },
+        keepalive: Keepalive {
+            idle_per_backend: 64,
+            idle_timeout: Duration::from_secs(4),
+            max_age: None,
+            max_requests: None,
+        },
+        connections_per_backend: None,
+        when_all_down: WhenAllDown::Reject,
+    }
+}
+
+fn pick(criterion: &mut Criterion) {
+    for (name, policy) in [
+        ("round_robin", Policy::RoundRobin),
+        ("least_connections", Policy::LeastConnections),
+        ("random_two", Policy::RandomTwo),
+    ] {
+        let mut group = criterion.benchmark_group(name);
+        for count in [3, 100, 10_000] {
+            let pool = Pool::new(&config(count, policy, true), None, clock::now());
+            let mut random = Random::seeded(1);
+            group.bench_function(BenchmarkId::new("pick", count), |bencher| {
+                bencher.iter(|| pool.pick(&[], &mut random).map(|lease| lease.index));
+            });
+            group.bench_function(BenchmarkId::new("refresh", count), |bencher| {
+                bencher.iter(|| pool.refresh());
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, pick);
+criterion_main!(benches);

@@ -1,0 +1,628 @@
+//! The promises of a pool: who gets traffic, what checks and failures lead to, what a reload keeps.
+
+use std::{
+    sync::{Barrier, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    fixture::{backend, config, unchecked},
+    *,
+};
+use crate::config::model::{Policy, WhenAllDown};
+
+const REFUSED: Reason = Reason::ConnectionRefused;
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+fn pool(config: &model::Pool) -> (Pool, Instant) {
+    let now = clock::now();
+    (Pool::new(config, None, now), now)
+}
+
+fn pass(pool: &Pool, index: usize, now: Instant) -> Option<Transition> {
+    pool.checked(&pool.backends[index], Ok(()), seconds(0), now)
+}
+
+fn fail(pool: &Pool, index: usize, now: Instant) -> Option<Transition> {
+    let error = Err("connection refused".to_owned());
+    pool.checked(&pool.backends[index], error, seconds(0), now)
+}
+
+fn fail_times(pool: &Pool, index: usize, times: u32, now: Instant) -> Option<Transition> {
+    let failures = (0..times).filter_map(|_| pool.failed(&pool.backends[index], REFUSED, now));
+    let transitions: Vec<_> = failures.collect();
+    assert!(transitions.len() <= 1, "{transitions:?}");
+    transitions.into_iter().next()
+}
+
+fn states(pool: &Pool) -> Vec<State> {
+    pool.backends.iter().map(|one| one.state.state()).collect()
+}
+
+/// The indexes that `count` picks give, each released at once.
+fn picks(pool: &Pool, count: usize) -> Vec<usize> {
+    let mut random = Random::seeded(1);
+    (0..count)
+        .map(|_| pool.pick(&[], &mut random).unwrap().index)
+        .collect()
+}
+
+fn all_up(pool: &Pool, now: Instant) {
+    for index in 0..pool.backends.len() {
+        pass(pool, index, now);
+    }
+}
+
+#[test]
+fn the_first_check_decides_alone() {
+    let (pool, now) = pool(&config(&[1, 1]));
+    assert_eq!(states(&pool), [State::Checking, State::Checking]);
+    assert_eq!(pass(&pool, 0, now).unwrap().to, State::Up);
+    let line = fail(&pool, 1, now).unwrap().to_string();
+    assert_eq!(
+        line,
+        "backend `b1` of pool `app` is down (was checking): the check failed: connection refused"
+    );
+}
+
+#[test]
+fn a_backend_that_fails_three_checks_in_a_row_goes_down_and_comes_back_after_two_good_ones() {
+    let (pool, now) = pool(&config(&[1, 1]));
+    all_up(&pool, now);
+    assert_eq!(fail(&pool, 0, now), None);
+    assert_eq!(fail(&pool, 0, now), None);
+    assert_eq!(pass(&pool, 0, now), None, "a good check ends the streak");
+    assert_eq!(fail(&pool, 0, now), None);
+    assert_eq!(fail(&pool, 0, now), None);
+    let down = fail(&pool, 0, now).unwrap();
+    assert_eq!((down.from, down.to), (State::Up, State::Down));
+    assert_eq!(down.cause, "3 checks in a row failed: connection refused");
+    assert_eq!(picks(&pool, 3), [1, 1, 1]);
+    assert_eq!(pass(&pool, 0, now), None);
+    let up = pass(&pool, 0, now + seconds(4)).unwrap();
+    assert_eq!((up.from, up.to), (State::Down, State::Up));
+    let view = pool.backends[0].state.view();
+    assert_eq!(view.since, now + seconds(4));
+    assert_eq!((view.good_in_a_row, view.bad_in_a_row), (2, 0));
+    assert_eq!(view.cause, "2 checks in a row passed");
+    assert_eq!(view.last_check.unwrap().result, Ok(()));
+}
+
+#[test]
+fn unchecked_backends_get_traffic_only_while_no_checked_one_is_up() {
+    let (pool, now) = pool(&config(&[1, 1, 1]));
+    assert_eq!(picks(&pool, 3), [0, 1, 2]);
+    pass(&pool, 1, now);
+    assert_eq!(picks(&pool, 3), [1, 1, 1]);
+}
+
+#[test]
+fn without_a_health_check_everyone_is_up_at_once() {
+    let (pool, _) = pool(&unchecked(&[1, 1], Policy::RoundRobin));
+    assert_eq!(states(&pool), [State::Up, State::Up]);
+}
+
+#[test]
+fn backups_get_work_only_when_no_other_backend_may() {
+    let mut config = config(&[1, 1, 1]);
+    config.backends[2].backup = true;
+    let (pool, now) = pool(&config);
+    all_up(&pool, now);
+    assert_eq!(picks(&pool, 4), [0, 1, 0, 1]);
+    for index in [0, 1] {
+        (0..3).for_each(|_| drop(fail(&pool, index, now)));
+    }
+    assert_eq!(picks(&pool, 2), [2, 2]);
+    pass(&pool, 0, now);
+    pass(&pool, 0, now);
+    assert_eq!(picks(&pool, 2), [0, 0]);
+}
+
+#[test]
+fn weight_zero_gets_nothing_and_nobody_means_unavailable() {
+    let (pool, now) = pool(&config(&[0, 1]));
+    assert_eq!(picks(&pool, 2), [1, 1]);
+    fail(&pool, 1, now);
+    let refused = pool.pick(&[], &mut Random::seeded(1)).unwrap_err();
+    assert_eq!(refused, Reason::DestinationUnavailable);
+}
+
+#[test]
+fn fail_open_uses_everyone_when_all_are_down() {
+    let mut config = config(&[1, 1, 0]);
+    config.when_all_down = WhenAllDown::FailOpen;
+    let (pool, now) = pool(&config);
+    for index in 0..3 {
+        fail(&pool, index, now);
+    }
+    let mut seen = picks(&pool, 4);
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 0, 1, 1]);
+    pass(&pool, 1, now);
+    pass(&pool, 1, now);
+    assert_eq!(picks(&pool, 2), [1, 1]);
+}
+
+#[test]
+fn a_tried_backend_is_not_picked_again_while_another_has_room() {
+    for policy in [
+        Policy::RoundRobin,
+        Policy::LeastConnections,
+        Policy::RandomTwo,
+    ] {
+        let mut config = unchecked(&[200, 1, 1], policy);
+        config.backends[2].max_connections = Some(0);
+        let (pool, _) = pool(&config);
+        let mut random = Random::seeded(3);
+        for _ in 0..50 {
+            assert_eq!(pool.pick(&[0], &mut random).unwrap().index, 1);
+            assert_ne!(pool.pick(&[0, 1], &mut random).unwrap().index, 2);
+        }
+    }
+}
+
+#[test]
+fn a_full_pool_says_so_and_leases_give_back() {
+    for policy in [
+        Policy::RoundRobin,
+        Policy::LeastConnections,
+        Policy::RandomTwo,
+    ] {
+        let mut config = unchecked(&[3, 1], policy);
+        config.connections_per_backend = Some(2);
+        config.backends[1].max_connections = Some(1);
+        let (pool, _) = pool(&config);
+        assert_eq!(
+            pool.backends.iter().map(|b| b.limit).collect::<Vec<_>>(),
+            [2, 1]
+        );
+        let mut random = Random::seeded(1);
+        let mut leases: Vec<_> = (0..3)
+            .map(|_| pool.pick(&[], &mut random).unwrap())
+            .collect();
+        let full = pool.pick(&[], &mut random).unwrap_err();
+        assert_eq!(full, Reason::ConnectionLimitReached);
+        let free = leases.pop().unwrap().index;
+        assert_eq!(pool.pick(&[], &mut random).unwrap().index, free);
+        drop(leases);
+        assert!(pool.backends.iter().all(|b| b.state.in_flight() == 0));
+    }
+}
+
+#[test]
+fn the_limit_holds_exactly_under_threads() {
+    for policy in [
+        Policy::RoundRobin,
+        Policy::LeastConnections,
+        Policy::RandomTwo,
+    ] {
+        let mut config = unchecked(&[1, 2, 3], policy);
+        config.connections_per_backend = Some(7);
+        let (pool, _) = pool(&config);
+        let (start, got) = (Barrier::new(8), Mutex::new(Vec::new()));
+        thread::scope(|scope| {
+            for seed in 0..8 {
+                let (pool, start, got) = (&pool, &start, &got);
+                scope.spawn(move || {
+                    let mut random = Random::seeded(seed);
+                    start.wait();
+                    for _ in 0..10 {
+                        if let Ok(lease) = pool.pick(&[], &mut random) {
+                            got.lock().unwrap().push(lease);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(got.lock().unwrap().len(), 21, "{policy:?}");
+        assert!(pool.backends.iter().all(|b| b.state.in_flight() == 7));
+    }
+}
+
+#[test]
+fn as_many_simultaneous_picks_as_backends_give_one_each() {
+    const COUNT: usize = 16;
+    for _ in 0..50 {
+        let (pool, _) = pool(&unchecked(&[1; COUNT], Policy::LeastConnections));
+        let (start, got) = (Barrier::new(COUNT), Mutex::new(Vec::new()));
+        thread::scope(|scope| {
+            for _ in 0..COUNT {
+                scope.spawn(|| {
+                    let mut random = Random::seeded(1);
+                    start.wait();
+                    let lease = pool.pick(&[], &mut random).unwrap();
+                    got.lock().unwrap().push(lease);
+                });
+            }
+        });
+        let loads: Vec<_> = pool.backends.iter().map(|b| b.state.in_flight()).collect();
+        assert_eq!(loads, [1; COUNT]);
+    }
+}
+
+#[test]
+fn failures_in_a_row_eject_and_a_success_in_between_does_not() {
+    let (pool, now) = pool(&config(&[1, 1]));
+    all_up(&pool, now);
+    assert_eq!(fail_times(&pool, 0, 4, now), None);
+    pool.succeeded(&pool.backends[0]);
+    assert_eq!(fail_times(&pool, 0, 4, now), None);
+    let ejected = fail_times(&pool, 0, 1, now).unwrap();
+    assert_eq!((ejected.from, ejected.to), (State::Up, State::Ejected));
+    assert_eq!(
+        ejected.cause,
+        "connection_refused 5 times in a row, out for 10s"
+    );
+    assert_eq!(picks(&pool, 3), [1, 1, 1]);
+    assert_eq!(pool.counts()[State::Ejected.index()], 1);
+    let counted = pool.backends[0].state.metrics.mine().ejections.get(REFUSED);
+    assert_eq!(counted, 1);
+}
+
+#[test]
+fn reasons_that_do_not_blame_the_backend_never_eject() {
+    let (pool, now) = pool(&config(&[1, 1]));
+    all_up(&pool, now);
+    for _ in 0..100 {
+        let gone = pool.failed(&pool.backends[0], Reason::ClientDisconnected, now);
+        assert_eq!(gone, None);
+    }
+    assert_eq!(pool.backends[0].state.view().failures_in_a_row, 0);
+}
+
+#[test]
+fn a_sentence_ends_doubles_and_is_forgotten_after_a_good_time() {
+    let (pool, start) = pool(&config(&[1, 1]));
+    all_up(&pool, start);
+    let mut now = start;
+    for length in [10, 20, 40, 80, 160, 300, 300] {
+        assert_eq!(fail_times(&pool, 0, 5, now).unwrap().to, State::Ejected);
+        let until = pool.backends[0].state.view().ejected_until;
+        assert_eq!(until, Some(now + seconds(length)));
+        now += seconds(length);
+        assert_eq!(pool.expire(now - Duration::from_nanos(1)), []);
+        let back = pool.expire(now);
+        assert_eq!((back[0].from, back[0].to), (State::Ejected, State::Up));
+        assert_eq!(pool.expire(now), []);
+    }
+    now += seconds(299);
+    fail_times(&pool, 0, 5, now);
+    assert_eq!(pool.expire(now + seconds(300)).len(), 1);
+    now += seconds(600);
+    fail_times(&pool, 0, 5, now);
+    let until = pool.backends[0].state.view().ejected_until;
+    assert_eq!(until, Some(now + seconds(10)));
+}
+
+#[test]
+fn failures_of_requests_still_under_way_do_not_count_for_the_next_sentence() {
+    let (pool, now) = pool(&config(&[1, 1]));
+    all_up(&pool, now);
+    fail_times(&pool, 0, 5, now).unwrap();
+    assert_eq!(fail_times(&pool, 0, 9, now), None);
+    pool.expire(now + seconds(10));
+    assert_eq!(fail_times(&pool, 0, 4, now + seconds(10)), None);
+    assert!(fail_times(&pool, 0, 1, now + seconds(10)).is_some());
+}
+
+#[test]
+fn a_failed_check_beats_an_ejection_and_the_sentence_goes_on_below_it() {
+    let (pool, now) = pool(&config(&[1, 1]));
+    all_up(&pool, now);
+    fail_times(&pool, 0, 5, now);
+    fail(&pool, 0, now);
+    fail(&pool, 0, now);
+    let down = fail(&pool, 0, now).unwrap();
+    assert_eq!((down.from, down.to), (State::Ejected, State::Down));
+    pass(&pool, 0, now);
+    assert_eq!(pass(&pool, 0, now).unwrap().to, State::Ejected);
+    assert_eq!(pool.expire(now + seconds(10))[0].to, State::Up);
+}
+
+#[test]
+fn a_sentence_over_while_down_leaves_the_backend_down() {
+    let (pool, now) = pool(&config(&[1, 1]));
+    all_up(&pool, now);
+    fail_times(&pool, 0, 5, now);
+    (0..3).for_each(|_| drop(fail(&pool, 0, now)));
+    assert_eq!(pool.expire(now + seconds(10)), []);
+    assert_eq!(states(&pool)[0], State::Down);
+    pass(&pool, 0, now);
+    assert_eq!(pass(&pool, 0, now).unwrap().to, State::Up);
+}
+
+#[test]
+fn pools_of_one_two_and_three_keep_one_backend() {
+    for (count, out) in [(1, 0), (2, 1), (3, 1), (4, 2)] {
+        let (pool, now) = pool(&config(&vec![1; count]));
+        all_up(&pool, now);
+        let ejected = (0..count).filter_map(|index| fail_times(&pool, index, 5, now));
+        assert_eq!(ejected.count(), out, "pool of {count}");
+    }
+}
+
+#[test]
+fn an_ejection_that_was_forbidden_is_tried_again_later() {
+    let (pool, now) = pool(&config(&[1, 1]));
+    pass(&pool, 0, now);
+    fail(&pool, 1, now);
+    assert_eq!(fail_times(&pool, 0, 9, now), None);
+    pass(&pool, 1, now);
+    pass(&pool, 1, now);
+    assert!(fail_times(&pool, 0, 1, now).is_some());
+}
+
+#[test]
+fn many_threads_seeing_failures_report_one_transition() {
+    for _ in 0..20 {
+        let (pool, now) = pool(&unchecked(&[1; 8], Policy::RoundRobin));
+        let (start, seen) = (Barrier::new(8), Mutex::new(Vec::new()));
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    start.wait();
+                    for _ in 0..50 {
+                        let one = pool.failed(&pool.backends[3], REFUSED, now);
+                        seen.lock().unwrap().extend(one);
+                    }
+                });
+            }
+        });
+        assert_eq!(seen.lock().unwrap().len(), 1);
+        assert_eq!(states(&pool)[3], State::Ejected);
+    }
+}
+
+/// Reloads `old` to `config` as the daemon does.
+fn reload(old: &Pool, config: &model::Pool, now: Instant) -> Pool {
+    let new = Pool::new(config, Some(old), now);
+    old.retire(Some(&new));
+    new
+}
+
+#[test]
+fn a_reload_keeps_what_is_known_by_address() {
+    let (old, now) = pool(&config(&[1, 1, 1, 1, 1]));
+    all_up(&old, now);
+    fail_times(&old, 0, 5, now);
+    (0..3).for_each(|_| drop(fail(&old, 1, now)));
+    fail(&old, 2, now);
+    fail_times(&old, 3, 4, now);
+    let lease = old.pick(&[0, 1, 2, 3], &mut Random::seeded(1)).unwrap();
+
+    let mut changed = config(&[1; 5]);
+    changed.backends.reverse();
+    changed.policy = Policy::LeastConnections;
+    for backend in &mut changed.backends {
+        backend.weight = 7;
+    }
+    changed.health_check.as_mut().unwrap().fall = 2;
+    let new = reload(&old, &changed, now);
+    assert_eq!(
+        states(&new),
+        [State::Up, State::Up, State::Up, State::Down, State::Ejected]
+    );
+    assert_eq!(new.backends[0].state.in_flight(), 1);
+    assert_eq!(new.backends[1].state.view().failures_in_a_row, 4);
+    assert_eq!(new.backends[2].state.view().bad_in_a_row, 1);
+    assert_eq!(
+        new.backends[4].state.metrics.mine().ejections.get(REFUSED),
+        1
+    );
+    assert!(
+        fail(&new, 2, now).is_some(),
+        "the streak goes on under the new threshold"
+    );
+    assert_eq!(new.expire(now + seconds(10)).len(), 1);
+    drop(lease);
+    assert_eq!(new.backends[0].state.in_flight(), 0);
+}
+
+#[test]
+fn a_backend_that_left_is_removed_and_starts_fresh_when_it_returns() {
+    let (first, now) = pool(&config(&[1, 1]));
+    all_up(&first, now);
+    let second = reload(&first, &config(&[1]), now);
+    assert!(first.backends[1].state.is_removed());
+    assert_eq!(
+        picks(&first, 2),
+        [0, 0],
+        "requests of the old generation avoid it too"
+    );
+    let third = reload(&second, &config(&[1, 1]), now);
+    assert_eq!(states(&third), [State::Up, State::Checking]);
+    third.retire(None);
+    assert!(third.backends.iter().all(|one| one.state.is_removed()));
+    assert_eq!(fail_times(&third, 0, 10, now), None);
+}
+
+#[test]
+fn a_generation_that_never_came_into_force_changes_nothing() {
+    let (old, now) = pool(&config(&[1, 1]));
+    fail(&old, 0, now);
+    let mut other = config(&[1]);
+    other.health_check = None;
+    drop(Pool::new(&other, Some(&old), now));
+    assert_eq!(states(&old), [State::Down, State::Checking]);
+    assert_eq!(picks(&old, 2), [1, 1]);
+}
+
+#[test]
+fn bad_verdicts_fall_with_the_health_check() {
+    let (old, now) = pool(&config(&[1, 1, 1]));
+    pass(&old, 0, now);
+    fail(&old, 1, now);
+    let mut plain = config(&[1, 1, 1]);
+    plain.health_check = None;
+    let new = Pool::new(&plain, Some(&old), now);
+    assert_eq!(
+        picks(&new, 3),
+        [0, 1, 2],
+        "already before the old one is retired"
+    );
+    old.retire(Some(&new));
+    assert_eq!(states(&new), [State::Up; 3]);
+}
+
+#[test]
+fn failures_seen_by_an_old_generation_reach_the_new_one() {
+    let (old, now) = pool(&config(&[1, 1]));
+    all_up(&old, now);
+    let mut grown = config(&[1, 1]);
+    grown.backends.push(backend(9, 1));
+    let new = reload(&old, &grown, now);
+    pass(&new, 2, now);
+    assert!(fail_times(&old, 0, 5, now).is_some());
+    let mut seen = picks(&new, 4);
+    seen.sort_unstable();
+    assert_eq!(seen, [1, 1, 2, 2]);
+    assert_eq!(picks(&old, 2), [1, 1]);
+    assert_eq!(new.expire(now + seconds(10)).len(), 1);
+}
+
+#[test]
+fn the_guard_asks_the_generation_in_force() {
+    let (old, now) = pool(&config(&[1, 1, 1]));
+    all_up(&old, now);
+    let mut others = config(&[1]);
+    others.backends.push(backend(8, 1));
+    let new = reload(&old, &others, now);
+    pass(&new, 1, now);
+    assert!(fail_times(&old, 0, 5, now).is_some(), "backend 8 is left");
+    let last = reload(&new, &config(&[1]), now + seconds(10));
+    last.expire(now + seconds(10));
+    assert_eq!(
+        fail_times(&old, 0, 5, now + seconds(10)),
+        None,
+        "now it is the last one"
+    );
+}
+
+/// What the random sequence expects of one backend's sentences.
+#[derive(Clone, Copy)]
+struct Expected {
+    length: Duration,
+    good_since: Instant,
+}
+
+#[test]
+fn no_sequence_of_events_ejects_all_or_shortens_a_sentence() {
+    for seed in 0..50 * 101 {
+        let (count, percent) = (1 + seed % 50, seed / 50);
+        random_life(count, percent, seed as u64);
+    }
+}
+
+fn random_life(count: usize, percent: usize, seed: u64) {
+    let context = format!("count {count}, max_ejected {percent}%, seed {seed}");
+    let mut random = Random::seeded(seed);
+    let mut config = config(&vec![1; count]);
+    let ejection = config.ejection.as_mut().unwrap();
+    ejection.failures = 2;
+    ejection.max_eject_for = seconds(60);
+    ejection.max_ejected = percent as f64 / 100.0;
+    let (pool, mut now) = pool(&config);
+    let mut expected = vec![
+        Expected {
+            length: Duration::ZERO,
+            good_since: now,
+        };
+        count
+    ];
+    for _ in 0..40 {
+        let index = random.below(count.min(6));
+        let transitions: Vec<_> = match random.below(8) {
+            0..4 => fail_times(&pool, index, 2, now).into_iter().collect(),
+            4 => pass(&pool, index, now).into_iter().collect(),
+            5 => fail(&pool, index, now).into_iter().collect(),
+            6 => {
+                pool.succeeded(&pool.backends[index]);
+                Vec::new()
+            }
+            _ => {
+                now += seconds(random.below(40) as u64);
+                pool.expire(now)
+            }
+        };
+        for transition in &transitions {
+            let index = pool
+                .backends
+                .iter()
+                .position(|one| one.config.name == transition.backend);
+            let index = index.unwrap();
+            assert_legal(transition, &context);
+            if transition.from.may_take_traffic() && transition.to == State::Ejected {
+                assert_guarded(&pool, count, percent, &context);
+                let until = pool.backends[index].state.view().ejected_until.unwrap();
+                let good_for = now - expected[index].good_since;
+                let length = if good_for >= seconds(60) || expected[index].length.is_zero() {
+                    seconds(10)
+                } else {
+                    (expected[index].length * 2).min(seconds(60))
+                };
+                assert_eq!(until - now, length, "{context}");
+                expected[index].length = length;
+            }
+            if transition.to.may_take_traffic() {
+                expected[index].good_since = now;
+            }
+            if transition.from == State::Checking && transition.to == State::Up {
+                expected[index].good_since = now;
+            }
+        }
+        assert_picks_agree(&pool, &mut random, &context);
+    }
+}
+
+fn assert_legal(transition: &Transition, context: &str) {
+    use State::{Checking, Down, Ejected, Up};
+    let legal = [
+        (Checking, Up),
+        (Checking, Down),
+        (Checking, Ejected),
+        (Up, Down),
+        (Up, Ejected),
+        (Down, Up),
+        (Down, Ejected),
+        (Ejected, Up),
+        (Ejected, Down),
+        (Ejected, Checking),
+    ];
+    let step = (transition.from, transition.to);
+    assert!(legal.contains(&step), "{step:?}, {context}");
+}
+
+fn assert_guarded(pool: &Pool, count: usize, percent: usize, context: &str) {
+    let able = pool
+        .backends
+        .iter()
+        .filter(|one| one.state.state().may_take_traffic())
+        .count();
+    assert!(able >= 1, "{context}");
+    let allowed = if percent == 0 {
+        0
+    } else {
+        (count * percent / 100).max(1)
+    };
+    assert!(count - able <= allowed, "{} out, {context}", count - able);
+}
+
+fn assert_picks_agree(pool: &Pool, random: &mut Random, context: &str) {
+    let counts = pool.counts();
+    assert_eq!(
+        counts.iter().sum::<usize>(),
+        pool.backends.len(),
+        "{context}"
+    );
+    let wanted = match (counts[State::Up.index()], counts[State::Checking.index()]) {
+        (0, 0) => None,
+        (0, _) => Some(State::Checking),
+        _ => Some(State::Up),
+    };
+    let picked = pool.pick(&[], random).ok().map(|lease| lease.state.state());
+    assert_eq!(picked, wanted, "{context}");
+}
