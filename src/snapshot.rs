@@ -69,19 +69,55 @@ pub struct ListenerState {
 
 impl Snapshot {
     /// Builds a generation from a checked configuration, adopting what lives on from the one before.
-    pub fn build(config: Arc<Config>, previous: Option<&Self>, access_log: AccessLog, now: Instant) -> Self {
-        let old_listener = |name: &str| previous.and_then(|old| old.listeners.iter().find(|listener| *listener.config.name == *name));
+    pub fn build(
+        config: Arc<Config>,
+        previous: Option<&Self>,
+        access_log: AccessLog,
+        now: Instant,
+    ) -> Self {
+        let old_listener = |name: &str| {
+            previous.and_then(|old| {
+                old.listeners
+                    .iter()
+                    .find(|listener| *listener.config.name == *name)
+            })
+        };
         let listeners: Vec<_> = config
             .listeners
             .iter()
             .map(|listener| {
-                let state = old_listener(&listener.name).map_or_else(Arc::default, |old| Arc::clone(&old.state));
-                Arc::new(Listener { config: listener.clone(), state })
+                let state = old_listener(&listener.name)
+                    .map_or_else(Arc::default, |old| Arc::clone(&old.state));
+                Arc::new(Listener {
+                    config: listener.clone(),
+                    state,
+                })
             })
             .collect();
-        let old_pools: HashMap<&str, &Arc<Pool>> = previous.iter().flat_map(|old| old.pools.iter()).map(|pool| (&*pool.name, pool)).collect();
-        let pools = config.pools.iter().map(|pool| Arc::new(Pool::new(pool, old_pools.get(&*pool.name).map(|old| &***old), now))).collect();
-        let binds = config.listeners.iter().enumerate().flat_map(|(index, listener)| listener.binds.iter().map(move |bind| (bind.clone(), index))).collect();
+        let old_pools: HashMap<&str, &Arc<Pool>> = previous
+            .iter()
+            .flat_map(|old| old.pools.iter())
+            .map(|pool| (&*pool.name, pool))
+            .collect();
+        let pools = config
+            .pools
+            .iter()
+            .map(|pool| {
+                Arc::new(Pool::new(
+                    pool,
+                    old_pools.get(&*pool.name).map(|old| &***old),
+                    now,
+                ))
+            })
+            .collect();
+        let binds = config
+            .listeners
+            .iter()
+            .enumerate()
+            .flat_map(|(index, listener)| {
+                listener.binds.iter().map(move |bind| (bind.clone(), index))
+            })
+            .collect();
         Self {
             generation: previous.map_or(1, |old| old.generation + 1),
             router: Router::new(&config),
@@ -97,7 +133,12 @@ impl Snapshot {
     /// Marks what this generation had and `next` has no more; called after the swap.
     pub fn retire(&self, next: &Self) {
         for pool in &self.pools {
-            pool.retire(next.pools.iter().find(|other| other.name == pool.name).map(|other| &**other));
+            pool.retire(
+                next.pools
+                    .iter()
+                    .find(|other| other.name == pool.name)
+                    .map(|other| &**other),
+            );
         }
     }
 }
@@ -160,14 +201,22 @@ impl Daemon {
             connections: AtomicUsize::new(0),
             connection_limit: AtomicUsize::new(connection_limit),
             workers: (0..workers).map(|_| WorkerStatus::default()).collect(),
-            reload: Mutex::new(ReloadStatus { ok: true, success_unix: unix, last_unix: unix, ..ReloadStatus::default() }),
+            reload: Mutex::new(ReloadStatus {
+                ok: true,
+                success_unix: unix,
+                last_unix: unix,
+                ..ReloadStatus::default()
+            }),
             started: clock::now(),
         }
     }
 
     /// A copy of the last reload's result.
     pub fn reload_status(&self) -> ReloadStatus {
-        self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.reload
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// `/readyz`: in service and not draining.

@@ -240,7 +240,10 @@ fn a_line_is_wanted_for_a_bad_status_a_reason_slowness_or_by_sampling() {
         ..failures()
     };
     assert_eq!(wanted(slow(), 200, None, Duration::from_secs(1)), 0);
-    assert_eq!(wanted(slow(), 200, None, Duration::from_millis(1_001)), 1_000);
+    assert_eq!(
+        wanted(slow(), 200, None, Duration::from_millis(1_001)),
+        1_000
+    );
     let sampled = |sample| LogWhen {
         sample,
         ..failures()
