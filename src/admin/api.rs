@@ -16,8 +16,9 @@ use hyper::{HeaderMap, Method, Request, StatusCode, body::Incoming, header};
 use serde_json::json;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{Semaphore, oneshot},
+    sync::{OwnedSemaphorePermit, oneshot},
 };
 
 use super::{Control, ControlHandle, Failed, http, status};
@@ -164,30 +165,33 @@ pub async fn serve_admin(listener: AdminListener, daemon: Arc<Daemon>, control: 
         control,
         token: None,
     };
-    let places = Arc::new(Semaphore::new(http::CONNECTIONS));
-    match listener.0 {
-        Kind::Unix(listener, _file) => loop {
-            let next = async || listener.accept().await.map(|(stream, _)| stream);
-            let (stream, place) = http::accept(&places, next).await;
-            let context = context.clone();
-            tokio::spawn(async move {
-                http::converse(stream, |request| answer(request, context.clone())).await;
-                drop(place);
-            });
-        },
-        Kind::Tcp(listener, token) => {
-            context.token = Some(token);
-            loop {
-                let next = async || listener.accept().await.map(|(stream, _)| stream);
-                let (stream, place) = http::accept(&places, next).await;
-                let context = context.clone();
-                tokio::spawn(async move {
-                    http::converse(stream, |request| answer(request, context.clone())).await;
-                    drop(place);
-                });
+    let mut gate = http::Gate::new();
+    if let Kind::Tcp(_, token) = &listener.0 {
+        context.token = Some(Arc::clone(token));
+    }
+    loop {
+        let place = gate.place().await;
+        match &listener.0 {
+            Kind::Unix(unix, _) => {
+                if let Some(stream) = gate.admit(unix.accept().await).await {
+                    tokio::spawn(converse(stream, context.clone(), place));
+                }
+            }
+            Kind::Tcp(tcp, _) => {
+                if let Some(stream) = gate.admit(tcp.accept().await).await {
+                    tokio::spawn(converse(stream, context.clone(), place));
+                }
             }
         }
     }
+}
+
+async fn converse<S>(stream: S, context: Context, place: Option<OwnedSemaphorePermit>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    http::converse(stream, |request| answer(request, context.clone())).await;
+    drop(place);
 }
 
 async fn answer(request: Request<Incoming>, context: Context) -> http::Answer {

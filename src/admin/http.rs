@@ -23,7 +23,7 @@ use tokio::{
 use crate::base::backoff;
 
 /// Connections at a time to one server: more wait in the kernel's queue.
-pub(super) const CONNECTIONS: usize = 64;
+const CONNECTIONS: usize = 64;
 
 /// How long a client may take for a request head, and how long a connection may stay idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,23 +36,40 @@ const LAST_ANSWER: Duration = Duration::from_secs(10);
 
 pub(super) type Answer = Response<Full<Bytes>>;
 
-/// The next connection with its place among [`CONNECTIONS`]. Never fails: accept errors (no descriptors left) back off.
-pub(super) async fn accept<S>(
-    places: &Arc<Semaphore>,
-    mut next: impl AsyncFnMut() -> io::Result<S>,
-) -> (S, Option<OwnedSemaphorePermit>) {
-    // Only a closed semaphore gives no permit, and nobody closes this one.
-    let place = Arc::clone(places).acquire_owned().await.ok();
-    let mut failures = 0;
-    loop {
-        match next().await {
-            Ok(stream) => return (stream, place),
+/// Lets in [`CONNECTIONS`] at a time and backs off when accepting fails, as it does without descriptors.
+pub(super) struct Gate {
+    places: Arc<Semaphore>,
+    failures: u32,
+}
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(CONNECTIONS)),
+            failures: 0,
+        }
+    }
+
+    /// Waits for a free place, which lasts until the permit is dropped.
+    pub(super) async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        // Only a closed semaphore gives no permit, and nobody closes this one.
+        Arc::clone(&self.places).acquire_owned().await.ok()
+    }
+
+    /// What `accept` gave; `None` after an error, and then not before a pause.
+    pub(super) async fn admit<S, A>(&mut self, accepted: io::Result<(S, A)>) -> Option<S> {
+        match accepted {
+            Ok((stream, _)) => {
+                self.failures = 0;
+                Some(stream)
+            }
             Err(error) => {
                 tracing::debug!(%error, "a connection to the admin or metrics server was not accepted");
-                let wait =
-                    backoff::doubled(Duration::from_millis(5), failures, Duration::from_secs(1));
+                let first = Duration::from_millis(5);
+                let wait = backoff::doubled(first, self.failures, Duration::from_secs(1));
+                self.failures = self.failures.saturating_add(1);
                 tokio::time::sleep(wait).await;
-                failures = failures.saturating_add(1);
+                None
             }
         }
     }

@@ -3,22 +3,21 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use hyper::{Method, Request, StatusCode, body::Incoming};
-use tokio::{
-    net::TcpListener,
-    sync::{Mutex, Semaphore},
-};
+use tokio::{net::TcpListener, sync::Mutex};
 
 use super::{http, scrape};
 use crate::snapshot::Daemon;
 
 /// Serves until dropped.
 pub async fn serve_metrics(listener: TcpListener, daemon: Arc<Daemon>) {
-    let places = Arc::new(Semaphore::new(http::CONNECTIONS));
+    let mut gate = http::Gate::new();
     // One scrape at a time: with many backends a page is large, and all of them would read the same counters.
     let turn = Arc::new(Mutex::new(()));
     loop {
-        let next = async || listener.accept().await.map(|(stream, _)| stream);
-        let (stream, place) = http::accept(&places, next).await;
+        let place = gate.place().await;
+        let Some(stream) = gate.admit(listener.accept().await).await else {
+            continue;
+        };
         let (daemon, turn) = (Arc::clone(&daemon), Arc::clone(&turn));
         tokio::spawn(async move {
             let answer = |request| answer(request, Arc::clone(&daemon), Arc::clone(&turn));

@@ -10,6 +10,8 @@ mod metrics;
 mod process;
 pub mod scrape;
 mod status;
+#[cfg(test)]
+mod testing;
 
 use tokio::sync::{mpsc, oneshot};
 
