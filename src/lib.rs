@@ -1,5 +1,6 @@
 //! balancer: a layer-4 and layer-7 load balancer daemon. ARCHITECTURE.md is the map: floors, threads, paths.
 
+pub mod admin;
 pub mod base;
 pub mod config;
 pub mod http1;

@@ -269,9 +269,16 @@ impl Visit for TextFields {
         if is_word {
             self.fields.push_str(value);
         } else {
-            self.fields.push_str(&format!("{value:?}"));
+            quote(&mut self.fields, value);
         }
     }
+}
+
+/// Appends `value` in quotes with everything escaped that could end them or the line.
+fn quote(out: &mut String, value: &str) {
+    out.push('"');
+    out.extend(value.chars().flat_map(char::escape_debug));
+    out.push('"');
 }
 
 #[cfg(test)]

@@ -7,3 +7,10 @@ pub mod metrics;
 pub mod record;
 pub mod sink;
 mod text;
+
+/// A time since the Unix epoch as RFC 3339 in UTC with microseconds: `2026-03-01T12:00:00.000250Z`.
+pub fn rfc3339(unix: std::time::Duration) -> String {
+    let mut out = Vec::with_capacity(27);
+    text::timestamp(&mut out, unix);
+    String::from_utf8(out).unwrap_or_default()
+}

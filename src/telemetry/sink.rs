@@ -267,9 +267,11 @@ impl Sinks {
         let end = clock::now() + timeout;
         let mut sinks: Vec<Sink> = self.lock().iter().map(|(_, sink)| sink.clone()).collect();
         sinks.extend(Sink::stderr());
-        sinks.iter().fold(true, |all, sink| {
-            sink.flush(end.saturating_duration_since(clock::now())) && all
-        })
+        let mut all = true;
+        for sink in sinks {
+            all &= sink.flush(end.saturating_duration_since(clock::now()));
+        }
+        all
     }
 }
 

@@ -121,6 +121,10 @@ pub(super) fn address(out: &mut Vec<u8>, address: IpAddr) {
 const CUT: &str = "…";
 
 /// Bytes that go into a JSON string as they are: printable ASCII without the quote and the backslash.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "evaluated when compiled: a wrong index would not compile"
+)]
 const PLAIN: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = b' ';

@@ -1,0 +1,318 @@
+//! The JSON API on `admin.bind`: `GET /v1/status`, `POST /v1/reload`.
+//!
+//! Who may ask: on a unix socket whoever may open it (mode 0600); on TCP, loopback only, whoever knows the token. A browser
+//! on the same machine must not be turned into a tool against it: TCP requests need a loopback `Host` (DNS rebinding), and
+//! no change is made for a request with an `Origin` (cross-site requests).
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hyper::{HeaderMap, Method, Request, StatusCode, body::Incoming, header};
+use serde_json::json;
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::{OwnedSemaphorePermit, oneshot},
+};
+
+use super::{Control, ControlHandle, Failed, http, status};
+use crate::{base::address::BindAddress, config::model, snapshot::Daemon};
+
+/// Where the API accepts.
+#[derive(Debug)]
+pub struct AdminListener(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Unix(UnixListener, SocketFile),
+    Tcp(TcpListener, Arc<str>),
+}
+
+/// The file of a unix socket, removed with its listener unless somebody else has put another one there.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|now| now == self.identity) {
+            // At worst a stale file stays, and the next start removes it.
+            drop(fs::remove_file(&self.path));
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+fn with_name(error: &io::Error, what: impl std::fmt::Display) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+impl AdminListener {
+    /// Binds what `config` says; `default` is the socket's path where it says nothing. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// Names the address. A socket file that nobody listens on is replaced; a live one is an error.
+    pub fn bind(config: &model::Admin, default: &Path) -> io::Result<Self> {
+        match &config.bind {
+            None => Self::unix(default),
+            Some(BindAddress::Unix(path)) => Self::unix(path),
+            Some(BindAddress::Ip(address)) => Self::tcp(*address, config.token_file.as_deref()),
+        }
+    }
+
+    fn unix(path: &Path) -> io::Result<Self> {
+        let name = format!("admin socket `{}`", path.display());
+        remove_stale(path).map_err(|error| with_name(&error, &name))?;
+        let bind = || {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            // Before `listen` nobody can connect, so there is no moment with wider rights.
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+            let file = SocketFile {
+                path: path.to_path_buf(),
+                identity: identity(path)?,
+            };
+            socket.listen(64)?;
+            UnixListener::from_std(socket.into()).map(|listener| Kind::Unix(listener, file))
+        };
+        bind().map(Self).map_err(|error| with_name(&error, &name))
+    }
+
+    fn tcp(address: SocketAddr, token_file: Option<&Path>) -> io::Result<Self> {
+        let refuse = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
+        if !address.ip().to_canonical().is_loopback() {
+            return Err(refuse(format!("admin address `{address}` is not loopback")));
+        }
+        let path = token_file
+            .ok_or_else(|| refuse(format!("admin address `{address}` needs a token_file")))?;
+        let name = format!("admin token file `{}`", path.display());
+        let token = fs::read_to_string(path).map_err(|error| with_name(&error, &name))?;
+        let token = token.trim();
+        if token.is_empty() {
+            return Err(refuse(format!("{name} is empty")));
+        }
+        let bind = || {
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        };
+        let listener =
+            bind().map_err(|error| with_name(&error, format!("admin address `{address}`")))?;
+        Ok(Self(Kind::Tcp(listener, Arc::from(token))))
+    }
+
+    /// Where it accepts: with the real port if the configuration said 0.
+    pub fn address(&self) -> io::Result<BindAddress> {
+        match &self.0 {
+            Kind::Unix(_, file) => Ok(BindAddress::Unix(file.path.clone())),
+            Kind::Tcp(listener, _) => listener.local_addr().map(BindAddress::Ip),
+        }
+    }
+}
+
+/// Removes a socket file that nobody listens on.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(file) if !file.file_type().is_socket() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "something that is not a socket is there",
+            ));
+        }
+        Ok(_) => {}
+    }
+    // Non-blocking: a live daemon whose queue is full answers EAGAIN instead of holding us up.
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    probe.set_nonblocking(true)?;
+    match probe.connect(&SockAddr::unix(path)?) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+        _ => Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another process listens on it",
+        )),
+    }
+}
+
+/// What one request needs to be answered.
+#[derive(Clone)]
+struct Context {
+    daemon: Arc<Daemon>,
+    control: ControlHandle,
+    /// The bearer token; `None` on a unix socket, where the file's mode decides.
+    token: Option<Arc<str>>,
+}
+
+/// Serves until dropped.
+pub async fn serve_admin(listener: AdminListener, daemon: Arc<Daemon>, control: ControlHandle) {
+    let mut context = Context {
+        daemon,
+        control,
+        token: None,
+    };
+    let mut gate = http::Gate::new();
+    if let Kind::Tcp(_, token) = &listener.0 {
+        context.token = Some(Arc::clone(token));
+    }
+    loop {
+        let place = gate.place().await;
+        match &listener.0 {
+            Kind::Unix(unix, _) => {
+                if let Some(stream) = gate.admit(unix.accept().await).await {
+                    tokio::spawn(converse(stream, context.clone(), place));
+                }
+            }
+            Kind::Tcp(tcp, _) => {
+                if let Some(stream) = gate.admit(tcp.accept().await).await {
+                    tokio::spawn(converse(stream, context.clone(), place));
+                }
+            }
+        }
+    }
+}
+
+async fn converse<S>(stream: S, context: Context, place: Option<OwnedSemaphorePermit>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    http::converse(stream, |request| answer(request, context.clone())).await;
+    drop(place);
+}
+
+async fn answer(request: Request<Incoming>, context: Context) -> http::Answer {
+    if let Some(token) = &context.token
+        && let Some(refusal) = refusal(request.headers(), token)
+    {
+        return refusal;
+    }
+    match (request.uri().path(), request.method()) {
+        ("/v1/status", &Method::GET | &Method::HEAD) => {
+            http::document(StatusCode::OK, &status::status(&context.daemon))
+        }
+        ("/v1/status", _) => http::method_not_allowed("GET, HEAD"),
+        ("/v1/reload", &Method::POST) if request.headers().contains_key(header::ORIGIN) => {
+            http::error(
+                StatusCode::FORBIDDEN,
+                "Requests made by a web page are refused.",
+            )
+        }
+        ("/v1/reload", &Method::POST) => reload(&context.control).await,
+        ("/v1/reload", _) => http::method_not_allowed("POST"),
+        _ => http::error(
+            StatusCode::NOT_FOUND,
+            "There are /v1/status and /v1/reload here.",
+        ),
+    }
+}
+
+/// The two guards of TCP: `Host` and token.
+fn refusal(headers: &HeaderMap, token: &str) -> Option<http::Answer> {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    if !host.is_some_and(is_loopback) {
+        return Some(http::error(
+            StatusCode::FORBIDDEN,
+            "The Host header must name a loopback address.",
+        ));
+    }
+    let credentials = headers
+        .get(header::AUTHORIZATION)
+        .map(header::HeaderValue::as_bytes);
+    if credentials
+        .and_then(bearer)
+        .is_some_and(|given| same(given, token.as_bytes()))
+    {
+        return None;
+    }
+    let mut refusal = http::error(
+        StatusCode::UNAUTHORIZED,
+        "The bearer token of admin.token_file is needed.",
+    );
+    let challenge = header::HeaderValue::from_static("Bearer");
+    refusal
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, challenge);
+    Some(refusal)
+}
+
+/// The token in `Authorization: Bearer TOKEN`; the scheme's case does not matter (RFC 9110 section 11.1).
+fn bearer(credentials: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = credentials.split_at_checked(b"Bearer ".len())?;
+    scheme
+        .eq_ignore_ascii_case(b"Bearer ")
+        .then(|| token.trim_ascii())
+}
+
+/// Compares without telling by its time where the first difference is.
+fn same(given: &[u8], expected: &[u8]) -> bool {
+    let difference = given
+        .iter()
+        .zip(expected)
+        .fold(0, |difference, (a, b)| difference | (a ^ b));
+    given.len() == expected.len() && std::hint::black_box(difference) == 0
+}
+
+/// `localhost`, `127.0.0.1:9901`, `[::1]`.
+fn is_loopback(host: &str) -> bool {
+    if let Some(rest) = host.strip_prefix('[') {
+        let address = rest
+            .split_once(']')
+            .map(|(address, _)| address.parse::<Ipv6Addr>());
+        return matches!(address, Some(Ok(address)) if IpAddr::from(address).to_canonical().is_loopback());
+    }
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    name.eq_ignore_ascii_case("localhost")
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+async fn reload(control: &ControlHandle) -> http::Answer {
+    let (tell, told) = oneshot::channel();
+    let leaving = || {
+        http::error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "The daemon is shutting down.",
+        )
+    };
+    if control.send(Control::Reload(tell)).await.is_err() {
+        return leaving();
+    }
+    match told.await {
+        Ok(Ok(changes)) => http::document(StatusCode::OK, &json!({"changes": changes})),
+        Ok(Err(failed)) => http::document(StatusCode::UNPROCESSABLE_ENTITY, &refused(&failed)),
+        Err(_) => leaving(),
+    }
+}
+
+fn refused(failed: &Failed) -> serde_json::Value {
+    let mut document = http::envelope(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "The configuration has problems; the one in service stays.",
+    );
+    if let Some(object) = document.as_object_mut() {
+        object.insert("problems".to_owned(), failed.json.clone());
+        object.insert("rendered".to_owned(), failed.rendered.clone().into());
+    }
+    document
+}
+
+#[cfg(test)]
+#[path = "api_tests.rs"]
+mod tests;

@@ -1,0 +1,331 @@
+//! Both servers over real sockets on free ports.
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+    sync::mpsc,
+};
+
+use super::*;
+use crate::admin::{serve_metrics, testing};
+
+fn scratch(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("balancer-api-{}-{name}", std::process::id()));
+    drop(fs::remove_file(&path));
+    path
+}
+
+/// Sends `request` and reads until the server closes.
+async fn talk(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+fn request(line: &str, headers: &str) -> String {
+    format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n")
+}
+
+fn status_of(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or_default()
+}
+
+fn body_of(answer: &str) -> serde_json::Value {
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap()
+}
+
+/// The metrics server on a free port.
+async fn metrics_server(daemon: &Arc<Daemon>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(serve_metrics(listener, Arc::clone(daemon)));
+    address
+}
+
+/// The API on a unix socket, and what it asks for.
+fn unix_server(name: &str, daemon: &Arc<Daemon>) -> (PathBuf, mpsc::Receiver<Control>) {
+    let path = scratch(name);
+    let config = model::Admin {
+        bind: Some(BindAddress::Unix(path.clone())),
+        token_file: None,
+    };
+    let listener = AdminListener::bind(&config, Path::new("/nonexistent")).unwrap();
+    let (control, asked) = mpsc::channel(1);
+    tokio::spawn(serve_admin(listener, Arc::clone(daemon), control));
+    (path, asked)
+}
+
+async fn ask_unix(path: &Path, text: &str) -> String {
+    talk(UnixStream::connect(path).await.unwrap(), text).await
+}
+
+async fn ask_tcp(address: SocketAddr, text: &str) -> String {
+    talk(TcpStream::connect(address).await.unwrap(), text).await
+}
+
+#[tokio::test]
+async fn readiness_follows_the_daemon_and_liveness_does_not() {
+    use std::sync::atomic::Ordering::Relaxed;
+    let daemon = testing::daemon(testing::usual());
+    let address = metrics_server(&daemon).await;
+    let ready = async || {
+        let answer = ask_tcp(address, &request("GET /readyz", "")).await;
+        let alive = ask_tcp(address, &request("GET /livez", "")).await;
+        assert!(status_of(&alive) == "200" && alive.ends_with("\r\n\r\nok\n"));
+        let body = answer.split("\r\n\r\n").nth(1).unwrap().to_owned();
+        (status_of(&answer).to_owned(), body)
+    };
+    assert_eq!(ready().await, ("503".to_owned(), "starting\n".to_owned()));
+    daemon.ready.store(true, Relaxed);
+    assert_eq!(ready().await, ("200".to_owned(), "ready\n".to_owned()));
+    daemon.draining.store(true, Relaxed);
+    assert_eq!(ready().await, ("503".to_owned(), "draining\n".to_owned()));
+}
+
+#[tokio::test]
+async fn the_metrics_page_is_served_and_nothing_else_is() {
+    let daemon = testing::daemon(testing::usual());
+    let address = metrics_server(&daemon).await;
+    let page = ask_tcp(address, &request("GET /metrics", "")).await;
+    assert_eq!(status_of(&page), "200");
+    assert!(page.contains("content-type: text/plain; version=0.0.4"));
+    assert!(page.contains("\nbalancer_ready 0\n"));
+    let head = ask_tcp(address, &request("HEAD /metrics", "")).await;
+    assert!(status_of(&head) == "200" && head.ends_with("\r\n\r\n"));
+    let wrong = ask_tcp(address, &request("POST /metrics", "")).await;
+    assert!(status_of(&wrong) == "405" && wrong.contains("allow: GET, HEAD\r\n"));
+    let unknown = ask_tcp(address, &request("GET /v1/status", "")).await;
+    assert_eq!(status_of(&unknown), "404");
+    assert_eq!(body_of(&unknown)["error"]["code"], 404);
+    assert_eq!(body_of(&unknown)["error"]["message"], "Not Found");
+}
+
+#[tokio::test]
+async fn garbage_and_early_ends_do_not_stop_the_server() {
+    let daemon = testing::daemon(testing::usual());
+    let address = metrics_server(&daemon).await;
+    for garbage in [
+        "",
+        "\0\0\0",
+        "GET",
+        "GET /metrics HTTP/9.9\r\n\r\n",
+        "\x16\x03\x01\r\n\r\n",
+        "GET http://[/ HTTP/1.1\r\n\r\n",
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(garbage.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        // Reset or refused, as long as it ends.
+        drop(stream.read_to_end(&mut answer).await);
+    }
+    let alive = ask_tcp(address, &request("GET /livez", "")).await;
+    assert_eq!(status_of(&alive), "200");
+}
+
+#[tokio::test]
+async fn status_tells_state_cause_and_age_of_every_backend() {
+    let daemon = testing::daemon(testing::usual());
+    let pool = Arc::clone(&daemon.snapshot.load().pools[0]);
+    let refused = Err("connection refused".to_owned());
+    let now = crate::base::clock::now();
+    pool.checked(
+        &pool.backends[1],
+        refused,
+        std::time::Duration::from_millis(2),
+        now,
+    );
+    let (path, _asked) = unix_server("status", &daemon);
+    let answer = ask_unix(&path, &request("GET /v1/status", "")).await;
+    assert_eq!(status_of(&answer), "200");
+    let status = body_of(&answer);
+    assert_eq!(status["generation"], 1);
+    assert_eq!(status["ready"], false);
+    assert_eq!(status["pid"], std::process::id());
+    assert_eq!(status["listeners"][1]["binds"][0], "127.0.0.1:8081");
+    assert_eq!(status["listeners"][1]["protocol"], "tcp");
+    assert_eq!(status["pools"][0]["policy"], "round_robin");
+    assert_eq!(
+        status["pools"][0]["states"],
+        json!({"checking": 2, "down": 1})
+    );
+    let backend = &status["pools"][0]["backends"][1];
+    assert_eq!(backend["state"], "down");
+    assert_eq!(backend["cause"], "the check failed: connection refused");
+    assert_eq!(backend["last_check"]["ok"], false);
+    assert_eq!(backend["last_check"]["took_seconds"], 0.002);
+    assert!(backend["since"].as_str().unwrap().ends_with('Z'));
+    assert_eq!(status["pools"][0]["backends"][0]["last_check"], json!(null));
+}
+
+#[tokio::test]
+async fn reload_waits_for_the_outcome_and_passes_it_on() {
+    let daemon = testing::daemon(testing::usual());
+    let (path, mut asked) = unix_server("reload", &daemon);
+    let outcomes: [ReloadOutcomeFor; 2] = [
+        || Ok(vec!["pool `app`: added".to_owned()]),
+        || {
+            Err(Failed {
+                rendered: "error: pool `ap` is not defined".to_owned(),
+                json: json!([{"line": 3}]),
+            })
+        },
+    ];
+    tokio::spawn(async move {
+        for outcome in outcomes {
+            let Some(Control::Reload(tell)) = asked.recv().await else {
+                return;
+            };
+            tell.send(outcome()).unwrap();
+        }
+    });
+    let good = ask_unix(&path, &request("POST /v1/reload", "")).await;
+    assert_eq!(status_of(&good), "200");
+    assert_eq!(body_of(&good), json!({"changes": ["pool `app`: added"]}));
+    let bad = ask_unix(&path, &request("POST /v1/reload", "")).await;
+    assert_eq!(status_of(&bad), "422");
+    assert_eq!(body_of(&bad)["error"]["code"], 422);
+    assert_eq!(body_of(&bad)["problems"], json!([{"line": 3}]));
+    assert_eq!(body_of(&bad)["rendered"], "error: pool `ap` is not defined");
+    // The receiver is gone: the daemon is on its way out.
+    let late = ask_unix(&path, &request("POST /v1/reload", "")).await;
+    assert_eq!(status_of(&late), "503");
+}
+
+type ReloadOutcomeFor = fn() -> super::super::ReloadOutcome;
+
+#[tokio::test]
+async fn a_web_page_cannot_cause_a_reload() {
+    let daemon = testing::daemon(testing::usual());
+    let (path, mut asked) = unix_server("origin", &daemon);
+    for (line, headers, status) in [
+        ("POST /v1/reload", "Origin: http://localhost\r\n", "403"),
+        ("GET /v1/reload", "", "405"),
+        ("DELETE /v1/status", "", "405"),
+        ("GET /", "", "404"),
+    ] {
+        let answer = ask_unix(&path, &request(line, headers)).await;
+        assert_eq!(status_of(&answer), status, "{line}");
+        assert_eq!(body_of(&answer)["error"]["code"].to_string(), status);
+    }
+    assert!(asked.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn on_tcp_only_the_token_and_a_loopback_host_open_the_api() {
+    let daemon = testing::daemon(testing::usual());
+    let token_file = scratch("token");
+    fs::write(&token_file, "s3cret\n").unwrap();
+    let config = model::Admin {
+        bind: Some("127.0.0.1:0".parse().unwrap()),
+        token_file: Some(token_file.clone()),
+    };
+    let listener = AdminListener::bind(&config, Path::new("/nonexistent")).unwrap();
+    let BindAddress::Ip(address) = listener.address().unwrap() else {
+        panic!("bound to TCP")
+    };
+    let (control, _asked) = mpsc::channel(1);
+    tokio::spawn(serve_admin(listener, daemon, control));
+    for (host, authorization, status) in [
+        ("localhost", "Bearer s3cret", "200"),
+        ("127.0.0.1:9901", "bearer  s3cret", "200"),
+        ("[::1]:9901", "Bearer s3cret", "200"),
+        ("localhost", "Bearer s3cre", "401"),
+        ("localhost", "Bearer s3cret2", "401"),
+        ("localhost", "Basic s3cret", "401"),
+        ("localhost", "", "401"),
+        ("evil.example", "Bearer s3cret", "403"),
+        ("127.0.0.1.evil.example", "Bearer s3cret", "403"),
+        ("[::2]", "Bearer s3cret", "403"),
+    ] {
+        let text = format!(
+            "GET /v1/status HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAuthorization: {authorization}\r\n\r\n"
+        );
+        let answer = ask_tcp(address, &text).await;
+        assert_eq!(status_of(&answer), status, "{host} {authorization}");
+        assert!(!answer.contains("s3cret"));
+    }
+    fs::remove_file(token_file).unwrap();
+}
+
+#[tokio::test]
+async fn tcp_without_a_token_or_beyond_loopback_is_refused_at_bind() {
+    let bind = |address: &str, token_file: Option<PathBuf>| {
+        let config = model::Admin {
+            bind: Some(address.parse().unwrap()),
+            token_file,
+        };
+        AdminListener::bind(&config, Path::new("/nonexistent"))
+            .map(drop)
+            .map_err(|error| error.to_string())
+    };
+    let empty = scratch("empty-token");
+    fs::write(&empty, "\n").unwrap();
+    assert!(
+        bind("127.0.0.1:0", None)
+            .unwrap_err()
+            .contains("token_file")
+    );
+    assert!(
+        bind("127.0.0.1:0", Some(empty.clone()))
+            .unwrap_err()
+            .contains("is empty")
+    );
+    assert!(
+        bind("127.0.0.1:0", Some("/nonexistent".into()))
+            .unwrap_err()
+            .contains("/nonexistent")
+    );
+    assert!(
+        bind("0.0.0.0:0", Some(empty.clone()))
+            .unwrap_err()
+            .contains("not loopback")
+    );
+    fs::remove_file(empty).unwrap();
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
+    let path = scratch("stale");
+    let admin = model::Admin {
+        bind: None,
+        token_file: None,
+    };
+    let bind = || AdminListener::bind(&admin, &path).map_err(|error| error.to_string());
+    // Dropping a listener of the standard library leaves its file behind.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let first = bind().unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    let error = bind().unwrap_err();
+    assert!(
+        error.contains("another process listens") && error.contains(&*path.to_string_lossy()),
+        "{error}"
+    );
+    drop(first);
+    assert!(!path.exists());
+    fs::write(&path, "precious").unwrap();
+    assert!(bind().unwrap_err().contains("not a socket"));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    fs::remove_file(&path).unwrap();
+}
+
+#[tokio::test]
+async fn a_socket_file_that_somebody_else_put_there_is_left() {
+    let path = scratch("replaced");
+    let admin = model::Admin {
+        bind: None,
+        token_file: None,
+    };
+    let listener = AdminListener::bind(&admin, &path).unwrap();
+    fs::rename(&path, scratch("replaced-old")).unwrap();
+    fs::write(&path, "theirs").unwrap();
+    drop(listener);
+    assert!(path.exists());
+    fs::remove_file(&path).unwrap();
+    fs::remove_file(
+        std::env::temp_dir().join(format!("balancer-api-{}-replaced-old", std::process::id())),
+    )
+    .unwrap();
+}

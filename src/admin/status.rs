@@ -1,0 +1,123 @@
+//! The document of `GET /v1/status`: everything `balancer status` shows.
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    base::clock,
+    config::model::{ListenerProtocol, Policy},
+    pool::{Backend, Pool, State},
+    snapshot::{Daemon, Listener},
+    telemetry::rfc3339,
+};
+
+/// The state of the daemon now.
+pub(super) fn status(daemon: &Daemon) -> Value {
+    let now = clock::now();
+    let snapshot = daemon.snapshot.load_full();
+    let reload = daemon.reload_status();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "uptime_seconds": age(daemon.started, now),
+        "generation": snapshot.generation,
+        "ready": daemon.is_ready(),
+        "draining": daemon.draining.load(Relaxed),
+        "workers": daemon.workers.len(),
+        "connections": {
+            "active": daemon.connections.load(Relaxed),
+            "limit": daemon.connection_limit.load(Relaxed),
+        },
+        "reload": {
+            "ok": reload.ok,
+            "at": time(reload.last_unix),
+            "last_success": time(reload.success_unix),
+            "succeeded": reload.succeeded,
+            "failed": reload.failed,
+            "message": reload.message,
+        },
+        "listeners": snapshot.listeners.iter().map(|one| listener(one)).collect::<Vec<_>>(),
+        "pools": snapshot.pools.iter().map(|one| pool(one, now)).collect::<Vec<_>>(),
+    })
+}
+
+/// Seconds with milliseconds: more would only be noise for a reader.
+fn seconds(time: Duration) -> f64 {
+    time.as_millis() as f64 / 1e3
+}
+
+fn age(since: Instant, now: Instant) -> f64 {
+    seconds(now.saturating_duration_since(since))
+}
+
+fn time(unix: Duration) -> Value {
+    if unix.is_zero() {
+        Value::Null
+    } else {
+        Value::String(rfc3339(unix))
+    }
+}
+
+fn listener(listener: &Listener) -> Value {
+    let metrics = &listener.state.metrics;
+    json!({
+        "name": &*listener.config.name,
+        "protocol": match listener.config.protocol {
+            ListenerProtocol::Http => "http",
+            ListenerProtocol::Tcp => "tcp",
+        },
+        "binds": listener.config.binds.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "active": listener.state.active.load(Relaxed),
+        "accepted": metrics.sum(|slot| &slot.connections),
+    })
+}
+
+fn pool(pool: &Pool, now: Instant) -> Value {
+    let counts = pool.counts();
+    let states = State::ALL
+        .iter()
+        .zip(counts)
+        .filter(|(_, count)| *count > 0);
+    json!({
+        "name": &*pool.name,
+        "policy": match pool.config.policy {
+            Policy::RoundRobin => "round_robin",
+            Policy::LeastConnections => "least_connections",
+            Policy::RandomTwo => "random_two",
+        },
+        "health_check": pool.config.health_check.is_some(),
+        "states": states.map(|(state, count)| (state.name().to_owned(), json!(count))).collect::<serde_json::Map<_, _>>(),
+        "backends": pool.backends.iter().map(|one| backend(one, now)).collect::<Vec<_>>(),
+    })
+}
+
+fn backend(backend: &Backend, now: Instant) -> Value {
+    let health = backend.state.view();
+    let idle = backend.state.metrics.sum(|slot| &slot.connections_idle);
+    json!({
+        "name": &*backend.config.name,
+        "address": backend.config.address.to_string(),
+        "weight": backend.config.weight,
+        "backup": backend.config.backup,
+        "state": health.state.name(),
+        "cause": health.cause,
+        "since": time(health.since_unix),
+        "since_seconds": age(health.since, now),
+        "ejected_for_seconds": health.ejected_until.map(|until| age(now, until)),
+        "in_flight": backend.state.in_flight(),
+        "idle_connections": idle.cast_signed().max(0),
+        "failures_in_a_row": health.failures_in_a_row,
+        "last_check": health.last_check.map(|check| json!({
+            "at": time(check.at),
+            "ok": check.result.is_ok(),
+            "error": check.result.err(),
+            "took_seconds": check.took.as_micros() as f64 / 1e6,
+            "good_in_a_row": health.good_in_a_row,
+            "bad_in_a_row": health.bad_in_a_row,
+        })),
+    })
+}
