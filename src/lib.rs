@@ -5,6 +5,7 @@ pub mod config;
 pub mod http1;
 pub mod net;
 pub mod pool;
+pub mod proxy;
 pub mod reason;
 pub mod route;
 pub mod snapshot;
