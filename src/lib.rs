@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod config;
+pub mod health;
 pub mod http1;
 pub mod net;
 pub mod pool;
