@@ -209,3 +209,6 @@ async fn expire(shared: Rc<Shared>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -188,3 +188,175 @@ impl Drop for Active<'_> {
         self.0.sub(1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::pending, time::Duration};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::{base::address::BackendAddress, config::model};
+
+    /// A pool of these addresses with the defaults of the documentation.
+    fn pool(addresses: &[BackendAddress], health_check: Option<model::HealthCheck>) -> Arc<Pool> {
+        let backends = addresses.iter().map(|address| model::Backend {
+            address: address.clone(),
+            name: address.to_string().into(),
+            weight: 1,
+            backup: false,
+            max_connections: None,
+        });
+        let config = model::Pool {
+            name: "app".into(),
+            policy: model::Policy::RoundRobin,
+            backends: backends.collect(),
+            health_check,
+            ejection: None,
+            retries: Some(model::Retries {
+                attempts: 2,
+                budget: 0.2,
+                conditions: model::RetryConditions {
+                    connect: true,
+                    stale: true,
+                    terminated: true,
+                    timeout: false,
+                    invalid: true,
+                },
+                methods: Vec::new(),
+            }),
+            timeouts: model::PoolTimeouts {
+                connect: Duration::from_secs(3),
+                response: None,
+                idle: None,
+                tcp_idle: None,
+                total: None,
+            },
+            keepalive: model::Keepalive {
+                idle_per_backend: 0,
+                idle_timeout: Duration::from_secs(4),
+                max_age: None,
+                max_requests: None,
+            },
+            connections_per_backend: None,
+            when_all_down: model::WhenAllDown::Reject,
+        };
+        Arc::new(Pool::new(&config, None, clock::now()))
+    }
+
+    /// An address on which nobody listens.
+    async fn dead_address() -> BackendAddress {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        BackendAddress::Ip(listener.local_addr().unwrap())
+    }
+
+    async fn client() -> (TcpStream, Stream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (peer.unwrap(), Stream::Tcp(accepted.unwrap().0))
+    }
+
+    async fn serve_one(pool: &Pool, stream: Stream, stop: impl Future<Output = ()>) -> Record {
+        let (counters, random) = (ListenerSlot::default(), RefCell::new(Random::seeded(1)));
+        let context = TcpContext {
+            listener: &"front".into(),
+            counters: &counters,
+            pool,
+            random: &random,
+        };
+        let record = session(stream, None, context, stop).await;
+        assert_eq!(
+            (counters.received.get(), counters.sent.get()),
+            (record.bytes_in, record.bytes_out)
+        );
+        record
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_refuses_is_passed_over_for_the_next_one() {
+        let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let alive = BackendAddress::Ip(echo.local_addr().unwrap());
+        let pool = pool(&[dead_address().await, alive.clone()], None);
+        for _ in 0..4 {
+            let (mut peer, stream) = client().await;
+            let script = async {
+                peer.write_all(b"ping").await.unwrap();
+                let (mut backend, _) = echo.accept().await.unwrap();
+                backend.read_exact(&mut [0; 4]).await.unwrap();
+                backend.write_all(b"pong!").await.unwrap();
+                drop(backend);
+                let mut answer = Vec::new();
+                peer.read_to_end(&mut answer).await.unwrap();
+                drop(peer);
+                answer
+            };
+            let (record, answer) = tokio::join!(serve_one(&pool, stream, pending()), script);
+            assert_eq!(answer, b"pong!");
+            assert_eq!((record.bytes_in, record.bytes_out), (4, 5));
+            assert_eq!(record.backend.as_deref(), Some(&*alive.to_string()));
+            assert_eq!(record.reason, None);
+            assert!(record.attempts <= 2);
+        }
+        let slot = pool.state.metrics.mine();
+        assert_eq!((slot.sessions_ok.get(), slot.sessions_active.get()), (4, 0));
+        // Whoever began with the dead one paid for one retry, on the other.
+        let dead = &pool.backends[0].state.metrics.mine().connections_failed;
+        assert!(dead.get() > 0);
+        assert_eq!(slot.retries.get(Reason::ConnectionRefused), dead.get());
+        assert!(pool.backends.iter().all(|one| one.state.in_flight() == 0));
+    }
+
+    #[tokio::test]
+    async fn a_client_whom_no_backend_takes_is_reset() {
+        let pool = pool(&[dead_address().await, dead_address().await], None);
+        let (mut peer, stream) = client().await;
+        let record = serve_one(&pool, stream, pending()).await;
+        assert_eq!(record.reason, Some(Reason::ConnectionRefused));
+        assert_eq!(record.attempts, 3);
+        let seen = peer.read(&mut [0; 1]).await.unwrap_err().kind();
+        assert_eq!(seen, std::io::ErrorKind::ConnectionReset);
+        let slot = pool.state.metrics.mine();
+        assert_eq!(slot.sessions_failed.get(Reason::ConnectionRefused), 1);
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_a_dns_error() {
+        let name = BackendAddress::Name {
+            host: "app.invalid".into(),
+            port: 80,
+        };
+        let pool = pool(&[name], None);
+        let (_peer, stream) = client().await;
+        let record = serve_one(&pool, stream, pending()).await;
+        assert_eq!(record.reason, Some(Reason::DnsError));
+    }
+
+    #[tokio::test]
+    async fn the_drain_deadline_cuts_a_session_and_says_so() {
+        let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = BackendAddress::Ip(backend.local_addr().unwrap());
+        let pool = pool(&[address], None);
+        let (mut peer, stream) = client().await;
+        let accepted = async {
+            let accepted = backend.accept().await.unwrap();
+            peer.write_all(b"x").await.unwrap();
+            accepted
+        };
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let script = async {
+            let (mut server, _) = accepted.await;
+            server.read_exact(&mut [0; 1]).await.unwrap();
+            stop.send(()).unwrap();
+            server.read(&mut [0; 1]).await.unwrap_err().kind()
+        };
+        let stopped = async { drop(stopped.await) };
+        let (record, seen) = tokio::join!(serve_one(&pool, stream, stopped), script);
+        assert_eq!(record.reason, Some(Reason::DrainTimeout));
+        assert_eq!(record.bytes_in, 1);
+        assert_eq!(seen, std::io::ErrorKind::ConnectionReset);
+    }
+}
