@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod base;
 pub mod config;
+pub mod health;
 pub mod http1;
 pub mod net;
 pub mod pool;

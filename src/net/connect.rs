@@ -18,6 +18,7 @@ use tokio::{
 use super::stream::Stream;
 use crate::{
     base::{address::BackendAddress, clock},
+    pool::BackendState,
     reason::Reason,
 };
 
@@ -70,20 +71,36 @@ fn reason_of(error: &io::Error) -> Reason {
     }
 }
 
-/// Connects to `address` before `deadline`. A name stands for the addresses in `resolved`: each is tried once, beginning
-/// with another one each time, and each gets an equal share of the time that is left.
-pub async fn connect_to(
-    address: &BackendAddress,
-    resolved: &[SocketAddr],
-    deadline: Instant,
-) -> Result<Stream, ConnectError> {
-    match address {
+/// Connects to a backend before `deadline`, at the addresses its name was last resolved to.
+pub async fn connect(backend: &BackendState, deadline: Instant) -> Result<Stream, ConnectError> {
+    match &backend.address {
         BackendAddress::Ip(address) => connect_tcp(*address, deadline).await,
         BackendAddress::Unix(path) => connect_unix(path, deadline).await,
-        BackendAddress::Name { .. } => connect_any(resolved, deadline).await,
+        BackendAddress::Name { .. } => {
+            let resolved = backend.resolved.load_full();
+            connect_any(&resolved, deadline).await
+        }
     }
 }
 
+/// Connects to a backend as [`connect`] does, but at another port. Unix sockets have none.
+pub async fn connect_port(
+    backend: &BackendState,
+    port: u16,
+    deadline: Instant,
+) -> Result<Stream, ConnectError> {
+    if let BackendAddress::Unix(path) = &backend.address {
+        return connect_unix(path, deadline).await;
+    }
+    let mut addresses = backend.resolved.load().to_vec();
+    for address in &mut addresses {
+        address.set_port(port);
+    }
+    connect_any(&addresses, deadline).await
+}
+
+/// A name stands for all its addresses: each is tried once, beginning with another one each time, and each gets an equal
+/// share of the time that is left.
 async fn connect_any(resolved: &[SocketAddr], deadline: Instant) -> Result<Stream, ConnectError> {
     let turn = TURN.get();
     TURN.set(turn.wrapping_add(1));

@@ -257,3 +257,108 @@ impl Acceptor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> SocketOptions {
+        SocketOptions {
+            backlog: 64,
+            keepalive: Some(std::time::Duration::from_mins(1)),
+            fast_open: true,
+        }
+    }
+
+    fn any_port(ip: &str) -> BindAddress {
+        format!("{ip}:0").parse().unwrap()
+    }
+
+    #[test]
+    fn all_workers_share_the_port_that_was_free() {
+        let sockets = bind(&any_port("127.0.0.1"), &options(), 3).unwrap();
+        let ports: Vec<_> = sockets
+            .iter()
+            .map(|socket| socket.local_addr().unwrap().port())
+            .collect();
+        assert_eq!(ports.len(), 3);
+        assert!(ports[0] != 0 && ports.iter().all(|port| *port == ports[0]));
+    }
+
+    #[test]
+    fn a_taken_port_is_an_error_that_names_it() {
+        // Taken with SO_REUSEPORT: the kernel would let us share it.
+        let taken = bind(&any_port("127.0.0.1"), &options(), 1).unwrap();
+        let address = BindAddress::Ip(taken[0].local_addr().unwrap());
+        let error = bind(&address, &options(), 2).unwrap_err();
+        let BindAddress::Ip(ip) = &address else {
+            unreachable!()
+        };
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "cannot listen on {ip}: port {} is taken by another process",
+                ip.port()
+            )
+        );
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_an_error() {
+        let error = bind(&any_port("192.0.2.1"), &options(), 1).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot listen on 192.0.2.1:0: this machine has no such address"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_ipv6_wildcard_takes_ipv4_clients_and_they_look_like_ipv4() {
+        let mut sockets = bind(&any_port("[::]"), &options(), 1).unwrap();
+        let port = sockets[0].local_addr().unwrap().port();
+        let acceptor = Acceptor::new(sockets.remove(0)).unwrap();
+        let connect = tokio::net::TcpStream::connect(("127.0.0.1", port));
+        let (accepted, _client) = tokio::join!(acceptor.accept(), connect);
+        let (stream, peer) = accepted.unwrap();
+        assert_eq!(peer, Some(IpAddr::from([127, 0, 0, 1])));
+        assert_eq!(stream.peer_ip(), peer);
+    }
+
+    #[tokio::test]
+    async fn accepted_connections_inherit_no_delay_and_keepalive() {
+        let mut sockets = bind(&any_port("127.0.0.1"), &options(), 1).unwrap();
+        let address = sockets[0].local_addr().unwrap();
+        let acceptor = Acceptor::new(sockets.remove(0)).unwrap();
+        let connect = tokio::net::TcpStream::connect(address);
+        let (accepted, _client) = tokio::join!(acceptor.accept(), connect);
+        let Stream::Tcp(stream) = accepted.unwrap().0 else {
+            unreachable!()
+        };
+        assert!(stream.nodelay().unwrap());
+        assert!(SockRef::from(&stream).keepalive().unwrap());
+    }
+
+    #[test]
+    fn a_unix_socket_is_shared_replaced_when_stale_and_kept_when_in_use() {
+        let folder = std::env::temp_dir().join(format!("balancer-listen-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("a.sock");
+        let address = BindAddress::Unix(path.clone());
+        let sockets = bind(&address, &options(), 2).unwrap();
+        assert_eq!(sockets.len(), 2);
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o666);
+        let taken = bind(&address, &options(), 1).unwrap_err().to_string();
+        assert!(taken.ends_with("another process listens there"), "{taken}");
+        drop(sockets);
+        assert!(bind(&address, &options(), 1).is_ok());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        let file = bind(&address, &options(), 1).unwrap_err().to_string();
+        assert!(
+            file.ends_with("the path exists and is not a socket"),
+            "{file}"
+        );
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -239,3 +239,71 @@ impl AsyncWrite for Stream {
         Poll::Ready(self.shutdown_write())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, Stream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (peer.unwrap(), Stream::Tcp(accepted.unwrap().0))
+    }
+
+    /// Waits until the driver has seen something to read.
+    async fn readable(stream: &Stream) {
+        let ready = std::future::poll_fn(|cx| stream.poll_read_ready(cx)).await;
+        ready.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_quiet_until_the_peer_speaks_or_leaves() {
+        let (mut peer, stream) = pair().await;
+        assert!(stream.is_quiet());
+        peer.write_all(b"x").await.unwrap();
+        readable(&stream).await;
+        assert!(!stream.is_quiet());
+        assert_eq!(stream.try_read(&mut [0; 8]).unwrap(), 1);
+        assert!(stream.is_quiet());
+        drop(peer);
+        readable(&stream).await;
+        assert!(!stream.is_quiet());
+        assert_eq!(stream.try_read(&mut [0; 8]).unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_half_close_is_not_gone_and_a_reset_is() {
+        let (mut peer, stream) = pair().await;
+        peer.shutdown().await.unwrap();
+        readable(&stream).await;
+        let mut gone = std::pin::pin!(stream.gone());
+        let polled = std::future::poll_fn(|cx| Poll::Ready(gone.as_mut().poll(cx).is_ready()));
+        assert!(!polled.await);
+        peer.set_zero_linger().unwrap();
+        drop(peer);
+        gone.await;
+    }
+
+    #[tokio::test]
+    async fn a_unix_peer_that_closed_is_gone() {
+        let (peer, ours) = UnixStream::pair().unwrap();
+        drop(peer);
+        Stream::Unix(ours).gone().await;
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn acknowledged_bytes_are_counted() {
+        let (_peer, mut stream) = pair().await;
+        let before = stream.bytes_acked().unwrap();
+        stream.write_all(&[0; 1_000]).await.unwrap();
+        // Loopback acknowledges within the call or soon after it.
+        while stream.bytes_acked().unwrap() < before + 1_000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(stream.bytes_acked().unwrap(), before + 1_000);
+    }
+}

@@ -5,6 +5,7 @@
 //! generation still report to the states after a reload, so every change of a state refreshes all living generations.
 //! Hot: [`Pool::pick`], [`Pool::succeeded`], dropping a [`Lease`]. All else takes the pool's lock and is rare.
 
+mod announce;
 pub mod backend;
 pub mod budget;
 mod ejection;

@@ -1,7 +1,10 @@
-//! The data plane of one worker: accept → HTTP exchange or TCP session.
+//! The data plane of one worker: accept → HTTP exchange or TCP session. Floor 5.
+//!
+//! Read `accept.rs` first, then `http/mod.rs` or `tcp.rs`.
 
 pub mod connections;
 pub mod http;
 pub mod idle;
+pub mod tcp;
 pub mod timer;
 pub mod worker;

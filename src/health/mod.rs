@@ -1,0 +1,214 @@
+//! Active checks on the control thread: one task per checked backend, one per backend given by name, and one that ends
+//! ejections. Verdicts are made by the pool; here are only the probes, their times, and the log line of each transition.
+//!
+//! Nothing here blocks: probes are asynchronous and names are resolved on helper threads. See `check` for what is asked.
+
+mod check;
+mod resolve;
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::{AbortHandle, spawn_local},
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+
+use self::resolve::Resolver;
+use crate::{
+    base::{clock, rng::Random},
+    config::model::HealthCheck,
+    pool::{Backend, BackendState, Pool},
+};
+
+/// First checks at a time, so that 10,000 backends are not connected to in one instant.
+const FIRST_CHECKS: usize = 256;
+
+/// How late the end of an ejection may be noticed.
+const EXPIRY_TICK: Duration = Duration::from_millis(100);
+
+/// Keeps the checks in step with the configuration. Lives on the control thread; dropping it ends all checks.
+#[derive(Debug)]
+pub struct Follower {
+    /// By the address of the backend's state, which a reload hands on and which a running check keeps alive.
+    running: HashMap<*const BackendState, Running>,
+    shared: Rc<Shared>,
+    expiry: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Shared {
+    random: RefCell<Random>,
+    first_checks: Semaphore,
+    resolver: Resolver,
+    pools: RefCell<Vec<Arc<Pool>>>,
+}
+
+/// The tasks of one backend; they end when this is dropped.
+#[derive(Debug)]
+struct Running {
+    target: Rc<RefCell<Target>>,
+    definition: Option<HealthCheck>,
+    check: Option<AbortHandle>,
+    resolve: Option<AbortHandle>,
+    /// Signalled by the first answer for a backend given by name.
+    answered: Option<Rc<Notify>>,
+}
+
+/// What is checked, as of the generation in force.
+#[derive(Debug, Clone)]
+struct Target {
+    pool: Arc<Pool>,
+    backend: Arc<Backend>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for task in [&self.check, &self.resolve].into_iter().flatten() {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.expiry.abort();
+    }
+}
+
+impl Follower {
+    /// Checks nothing yet. Must be called on the control thread, inside its runtime.
+    pub fn new(random: Random) -> Self {
+        let shared = Rc::new(Shared {
+            random: RefCell::new(random),
+            first_checks: Semaphore::new(FIRST_CHECKS),
+            resolver: Resolver::default(),
+            pools: RefCell::default(),
+        });
+        Self {
+            running: HashMap::new(),
+            expiry: spawn_local(expire(Rc::clone(&shared))).abort_handle(),
+            shared,
+        }
+    }
+
+    /// Follows a new generation: checks of backends that left end, new ones begin at once, a changed definition probes at
+    /// once and keeps the verdict, and all others go on undisturbed.
+    pub fn apply(&mut self, pools: &[Arc<Pool>]) {
+        self.shared.pools.replace(pools.to_vec());
+        let mut next = HashMap::with_capacity(self.running.len());
+        for pool in pools {
+            for backend in &pool.backends {
+                let key = Arc::as_ptr(&backend.state);
+                let target = Target {
+                    pool: Arc::clone(pool),
+                    backend: Arc::clone(backend),
+                };
+                let running = match self.running.remove(&key) {
+                    Some(running) => running.retarget(target, &self.shared),
+                    None => Running::start(target, &self.shared),
+                };
+                next.insert(key, running);
+            }
+        }
+        self.running = next;
+    }
+}
+
+impl Running {
+    fn start(target: Target, shared: &Rc<Shared>) -> Self {
+        let (resolve, answered) = shared.resolver.start(&target.backend.state).unzip();
+        let mut running = Self {
+            resolve,
+            answered,
+            definition: target.pool.config.health_check.clone(),
+            target: Rc::new(RefCell::new(target)),
+            check: None,
+        };
+        running.start_check(shared);
+        running
+    }
+
+    fn start_check(&mut self, shared: &Rc<Shared>) {
+        self.check = self.definition.clone().map(|definition| {
+            let (target, shared) = (Rc::clone(&self.target), Rc::clone(shared));
+            let answered = self.answered.take();
+            let checks = async move {
+                // Without it the first check of a name would be a failure for want of an address.
+                if let Some(answered) = answered {
+                    answered.notified().await;
+                }
+                check_forever(target, definition, shared).await;
+            };
+            spawn_local(checks).abort_handle()
+        });
+    }
+
+    fn retarget(mut self, target: Target, shared: &Rc<Shared>) -> Self {
+        let changed = self.definition != target.pool.config.health_check;
+        if changed {
+            self.definition.clone_from(&target.pool.config.health_check);
+        }
+        self.target.replace(target);
+        if changed {
+            if let Some(old) = self.check.take() {
+                old.abort();
+            }
+            self.start_check(shared);
+        }
+        self
+    }
+}
+
+/// The checks of one backend under one definition.
+async fn check_forever(target: Rc<RefCell<Target>>, definition: HealthCheck, shared: Rc<Shared>) {
+    let state = Arc::clone(&target.borrow().backend.state);
+    let mut turn = shared.first_checks.acquire().await.ok();
+    loop {
+        let began = clock::now();
+        // Boxed: between two checks, which is nearly always, a task is small.
+        let result = Box::pin(check::run(&state, &definition)).await;
+        report(&target, result, began);
+        turn.take();
+        let next = began + jittered(definition.interval, &mut shared.random.borrow_mut());
+        sleep_until(next.into()).await;
+    }
+}
+
+fn report(target: &RefCell<Target>, result: Result<(), String>, began: Instant) {
+    let Target { pool, backend } = target.borrow().clone();
+    let now = clock::now();
+    let took = now.saturating_duration_since(began);
+    if let Some(transition) = pool.checked(&backend, result, took, now) {
+        transition.log();
+    }
+}
+
+/// `interval`, shorter or longer by up to 10 %, so that checks do not fall into step.
+fn jittered(interval: Duration, random: &mut Random) -> Duration {
+    interval.mul_f64(0.9 + 0.2 * random.unit())
+}
+
+/// Ends ejections when their time is over.
+async fn expire(shared: Rc<Shared>) {
+    let mut tick = interval(EXPIRY_TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let now = clock::now();
+        for pool in shared.pools.borrow().iter() {
+            for transition in pool.expire(now) {
+                transition.log();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

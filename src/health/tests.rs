@@ -1,0 +1,294 @@
+//! Checks against scripted servers on 127.0.0.1. Time is real and the intervals are short; every wait is for an event.
+
+use std::{
+    sync::atomic::{AtomicU16, Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::LocalSet,
+};
+
+use super::*;
+use crate::{
+    base::address::BackendAddress,
+    config::model::{self, CheckKind},
+    pool::State,
+};
+
+/// A pool of these addresses with the defaults of the documentation.
+fn pool(addresses: &[BackendAddress], health_check: Option<model::HealthCheck>) -> Arc<Pool> {
+    let backends = addresses.iter().map(|address| model::Backend {
+        address: address.clone(),
+        name: address.to_string().into(),
+        weight: 1,
+        backup: false,
+        max_connections: None,
+    });
+    let config = model::Pool {
+        name: "app".into(),
+        policy: model::Policy::RoundRobin,
+        backends: backends.collect(),
+        health_check,
+        ejection: None,
+        retries: Some(model::Retries {
+            attempts: 2,
+            budget: 0.2,
+            conditions: model::RetryConditions {
+                connect: true,
+                stale: true,
+                terminated: true,
+                timeout: false,
+                invalid: true,
+            },
+            methods: Vec::new(),
+        }),
+        timeouts: model::PoolTimeouts {
+            connect: Duration::from_secs(3),
+            response: None,
+            idle: None,
+            tcp_idle: None,
+            total: None,
+        },
+        keepalive: model::Keepalive {
+            idle_per_backend: 0,
+            idle_timeout: Duration::from_secs(4),
+            max_age: None,
+            max_requests: None,
+        },
+        connections_per_backend: None,
+        when_all_down: model::WhenAllDown::Reject,
+    };
+    Arc::new(Pool::new(&config, None, clock::now()))
+}
+
+/// An address on which nobody listens.
+async fn dead_address() -> BackendAddress {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    BackendAddress::Ip(listener.local_addr().unwrap())
+}
+
+fn tcp_check() -> HealthCheck {
+    HealthCheck {
+        kind: CheckKind::Tcp,
+        port: None,
+        interval: Duration::from_millis(20),
+        timeout: Duration::from_secs(5),
+        rise: 2,
+        fall: 3,
+    }
+}
+
+fn http_check(body: Option<&str>) -> HealthCheck {
+    let kind = CheckKind::Http {
+        path: "/healthz".into(),
+        method: "GET".into(),
+        host: None,
+        expect: vec![(200, 399)],
+        body: body.map(str::to_owned),
+    };
+    HealthCheck {
+        kind,
+        ..tcp_check()
+    }
+}
+
+/// A server that answers every request with the status in `status` and the request's head as body.
+async fn serve(status: Rc<AtomicU16>) -> BackendAddress {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = BackendAddress::Ip(listener.local_addr().unwrap());
+    spawn_local(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = vec![0; 4096];
+            let count = stream.read(&mut head).await.unwrap_or(0);
+            let answer = format!(
+                "HTTP/1.1 {} X\r\nContent-Length: {count}\r\n\r\n{}",
+                status.load(Relaxed),
+                String::from_utf8_lossy(&head[..count])
+            );
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    address
+}
+
+async fn until(backend: &BackendState, wanted: State) -> String {
+    let reached = async {
+        while backend.state() != wanted {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let limit = Duration::from_secs(20);
+    let timely = tokio::time::timeout(limit, reached).await;
+    assert!(timely.is_ok(), "{:?}", backend.view());
+    backend.view().cause
+}
+
+async fn checked(backend: &BackendState) {
+    while backend.view().last_check.is_none() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_backend_goes_up_down_and_up_again_with_the_cause_of_each() {
+    LocalSet::new()
+        .run_until(async {
+            let status = Rc::new(AtomicU16::new(200));
+            let pool = pool(&[serve(Rc::clone(&status)).await], Some(http_check(None)));
+            let state = Arc::clone(&pool.backends[0].state);
+            let mut follower = Follower::new(Random::seeded(1));
+            follower.apply(&[pool]);
+            until(&state, State::Up).await;
+            status.store(503, Relaxed);
+            let cause = until(&state, State::Down).await;
+            assert!(cause.contains("status 503, expected 200-399"), "{cause}");
+            status.store(204, Relaxed);
+            until(&state, State::Up).await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn the_request_and_the_body_are_as_configured() {
+    LocalSet::new()
+        .run_until(async {
+            let status = Rc::new(AtomicU16::new(200));
+            let address = serve(status).await;
+            let expected = [
+                ("GET /healthz HTTP/1.1\r\n".to_owned(), Ok(())),
+                (format!("host: {address}\r\n"), Ok(())),
+                ("user-agent: balancer-check\r\n".to_owned(), Ok(())),
+                (
+                    "nowhere".to_owned(),
+                    Err("body does not contain `nowhere`".to_owned()),
+                ),
+            ];
+            for (text, result) in expected {
+                let definition = http_check(Some(&text));
+                let pool = pool(std::slice::from_ref(&address), Some(definition.clone()));
+                assert_eq!(
+                    check::run(&pool.backends[0].state, &definition).await,
+                    result
+                );
+            }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_goes_wrong_is_named() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_address = BackendAddress::Ip(silent.local_addr().unwrap());
+    let quick = HealthCheck {
+        timeout: Duration::from_millis(50),
+        ..http_check(None)
+    };
+    let slow = pool(&[silent_address, dead_address().await], Some(quick.clone()));
+    let probe = async |index: usize, definition: &HealthCheck| {
+        check::run(&slow.backends[index].state, definition).await
+    };
+    assert_eq!(probe(0, &quick).await, Err("no answer within 50ms".into()));
+    assert_eq!(probe(0, &tcp_check()).await, Ok(()));
+    assert_eq!(probe(1, &quick).await, Err("connection refused".into()));
+    let dead_port = match &slow.backends[1].state.address {
+        BackendAddress::Ip(address) => address.port(),
+        other => panic!("{other}"),
+    };
+    let elsewhere = HealthCheck {
+        port: Some(dead_port),
+        ..tcp_check()
+    };
+    assert_eq!(probe(0, &elsewhere).await, Err("connection refused".into()));
+}
+
+#[tokio::test]
+async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_left_alone() {
+    LocalSet::new()
+        .run_until(async {
+            let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = BackendAddress::Ip(server.local_addr().unwrap());
+            let slow = HealthCheck {
+                interval: Duration::from_hours(1),
+                ..tcp_check()
+            };
+            let first = pool(&[address], Some(slow.clone()));
+            let state = Arc::clone(&first.backends[0].state);
+            let mut follower = Follower::new(Random::seeded(1));
+            follower.apply(std::slice::from_ref(&first));
+            checked(&state).await;
+            let checks = || state.metrics.mine().checks_ok.get();
+            assert_eq!(checks(), 1);
+            // Many reloads later there is still only the first check.
+            for _ in 0..20 {
+                let again = Arc::new(Pool::new(&first.config, Some(&first), clock::now()));
+                follower.apply(&[again]);
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(checks(), 1);
+            // Another definition probes at once and keeps the verdict.
+            let mut config = first.config.clone();
+            config.health_check = Some(HealthCheck { rise: 1, ..slow });
+            let changed = Arc::new(Pool::new(&config, Some(&first), clock::now()));
+            follower.apply(&[changed]);
+            assert_ne!(state.state(), State::Checking);
+            while checks() < 2 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            follower.apply(&[]);
+            assert!(follower.running.is_empty());
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn names_are_resolved_before_their_first_check() {
+    LocalSet::new()
+        .run_until(async {
+            let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = server.local_addr().unwrap().port();
+            let name = BackendAddress::Name {
+                host: "localhost".into(),
+                port,
+            };
+            let pool = pool(
+                &[name],
+                Some(HealthCheck {
+                    rise: 1,
+                    ..tcp_check()
+                }),
+            );
+            let state = Arc::clone(&pool.backends[0].state);
+            let mut follower = Follower::new(Random::seeded(1));
+            follower.apply(&[pool]);
+            checked(&state).await;
+            assert_eq!(state.view().last_check.unwrap().result, Ok(()));
+            assert!(
+                state
+                    .resolved
+                    .load()
+                    .iter()
+                    .all(|one| one.ip().is_loopback())
+            );
+        })
+        .await;
+}
+
+#[test]
+fn intervals_vary_by_a_tenth() {
+    let mut random = Random::seeded(3);
+    let interval = Duration::from_secs(10);
+    let drawn: Vec<_> = (0..1_000)
+        .map(|_| jittered(interval, &mut random).as_secs_f64())
+        .collect();
+    let (least, most) = drawn.iter().fold((f64::MAX, 0.0_f64), |(low, high), one| {
+        (low.min(*one), high.max(*one))
+    });
+    assert!(
+        (9.0..9.1).contains(&least) && (10.9..=11.0).contains(&most),
+        "{least} {most}"
+    );
+}

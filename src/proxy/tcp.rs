@@ -1,0 +1,362 @@
+//! One TCP session, top to bottom: pick a backend, connect, relay, record.
+//!
+//! Whether the client may come in was decided at the accept. Must not know how sessions are started or where records go.
+
+use std::{cell::RefCell, future::Future, net::IpAddr, pin::pin, sync::Arc, time::Instant};
+
+use crate::{
+    base::{clock, rng::Random},
+    net::{
+        connect::{ConnectError, connect},
+        copy::{Meter, relay},
+        stream::Stream,
+    },
+    pool::{Lease, Pool},
+    reason::Reason,
+    telemetry::{
+        metrics::{Count, ListenerSlot},
+        record::Record,
+    },
+};
+
+/// What a session needs of the world.
+#[derive(Debug, Clone, Copy)]
+pub struct TcpContext<'a> {
+    /// Name of the listener.
+    pub listener: &'a Arc<str>,
+    /// The listener's counters of this thread.
+    pub counters: &'a ListenerSlot,
+    /// The listener's pool, of the generation in force when the session began.
+    pub pool: &'a Pool,
+    /// The worker's.
+    pub random: &'a RefCell<Random>,
+}
+
+/// Serves `client` until the session is over, and gives its record. `stop` cuts it: the drain deadline.
+///
+/// A client for whom no backend can be reached is reset, not closed, so that it cannot take the failure for an empty answer.
+pub async fn session(
+    client: Stream,
+    peer: Option<IpAddr>,
+    context: TcpContext<'_>,
+    stop: impl Future<Output = ()>,
+) -> Record {
+    let mut record = new_record(peer, &context);
+    let slot = context.pool.state.metrics.mine();
+    let _active = Active::new(&slot.sessions_active);
+    let result = serve(&client, &context, &mut record, stop).await;
+    record.reason = result.err();
+    match record.reason {
+        None => slot.sessions_ok.add(1),
+        Some(reason) => slot.sessions_failed.add(reason),
+    }
+    slot.session_duration
+        .observe(clock::now().saturating_duration_since(record.began));
+    record
+}
+
+async fn serve(
+    client: &Stream,
+    context: &TcpContext<'_>,
+    record: &mut Record,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Reason> {
+    let mut stop = pin!(stop);
+    let connected = tokio::select! {
+        biased;
+        connected = reach(context, record) => connected,
+        () = &mut stop => Err(Reason::DrainTimeout),
+        () = client.gone() => Err(Reason::ClientDisconnected),
+    };
+    let (lease, backend) = connected.inspect_err(|reason| {
+        client.set_reset_on_close();
+        if !matches!(reason, Reason::ClientDisconnected | Reason::DrainTimeout) {
+            context.pool.state.metrics.mine().error(*reason, 0);
+        }
+    })?;
+    let _active = Active::new(&lease.state.metrics.mine().connections_active);
+    let meter = Meter {
+        received: &context.counters.received,
+        sent: &context.counters.sent,
+    };
+    let idle = context.pool.config.timeouts.tcp_idle;
+    let end = relay(client, &backend, idle, meter, stop).await;
+    (record.bytes_in, record.bytes_out) = (end.bytes_in, end.bytes_out);
+    end.end.map_err(|cut| {
+        let reason = cut.reason();
+        if reason == Reason::BackendReset {
+            lease.state.metrics.mine().failures.add(reason);
+        }
+        reason
+    })
+}
+
+/// Picks backends until one accepts. Nothing of the client has been read so far, so that a further try is always safe.
+async fn reach(context: &TcpContext<'_>, record: &mut Record) -> Result<(Lease, Stream), Reason> {
+    let pool = context.pool;
+    pool.state.budget.request();
+    let mut tried = Vec::new();
+    loop {
+        // After a failure its reason says more than "nobody left".
+        let picked = pool.pick(&tried, &mut context.random.borrow_mut());
+        let lease = picked.map_err(|none| record.reason.unwrap_or(none))?;
+        record.attempts += 1;
+        record.backend = Some(Arc::clone(&lease.config.name));
+        let began = clock::now();
+        let result = connect(&lease.state, began + pool.config.timeouts.connect).await;
+        let now = clock::now();
+        record.connect = Some(now.saturating_duration_since(began));
+        match result {
+            Ok(stream) => {
+                lease.state.metrics.mine().connections_ok.add(1);
+                pool.succeeded(&lease);
+                return Ok((lease, stream));
+            }
+            Err(error) => {
+                note_failure(pool, &lease, &error, now);
+                record.reason = Some(error.reason);
+                tried.push(lease.index);
+            }
+        }
+        if let Some(reason) = record.reason
+            && !may_try_again(pool, record.attempts, reason, now)
+        {
+            return Err(reason);
+        }
+    }
+}
+
+fn note_failure(pool: &Pool, lease: &Lease, error: &ConnectError, now: Instant) {
+    let counters = lease.state.metrics.mine();
+    counters.connections_failed.add(1);
+    counters.failures.add(error.reason);
+    if let Some(transition) = pool.failed(lease, error.reason, now) {
+        transition.log();
+    }
+}
+
+/// Whether the pool's `retries` allow one more try, which they then pay for.
+fn may_try_again(pool: &Pool, attempts: u32, reason: Reason, now: Instant) -> bool {
+    let Some(retries) = &pool.config.retries else {
+        return false;
+    };
+    // A lack of ports or descriptors is ours: another backend does not help.
+    if attempts > retries.attempts || !retries.conditions.connect || reason == Reason::Overload {
+        return false;
+    }
+    let slot = pool.state.metrics.mine();
+    if !pool.state.budget.try_spend(retries.budget, now) {
+        slot.budget_exhausted.add(1);
+        return false;
+    }
+    slot.retries.add(reason);
+    true
+}
+
+fn new_record(peer: Option<IpAddr>, context: &TcpContext<'_>) -> Record {
+    Record {
+        began: clock::now(),
+        listener: Arc::clone(context.listener),
+        client: peer,
+        status: 0,
+        bytes_in: 0,
+        bytes_out: 0,
+        route: None,
+        pool: Some(Arc::clone(&context.pool.name)),
+        backend: None,
+        attempts: 0,
+        reused: false,
+        request: None,
+        connect: None,
+        first_byte: None,
+        reason: None,
+    }
+}
+
+/// Counts one under way until dropped.
+struct Active<'a>(&'a Count);
+
+impl<'a> Active<'a> {
+    fn new(count: &'a Count) -> Self {
+        count.add(1);
+        Self(count)
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::pending, time::Duration};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::{base::address::BackendAddress, config::model};
+
+    /// A pool of these addresses with the defaults of the documentation.
+    fn pool(addresses: &[BackendAddress], health_check: Option<model::HealthCheck>) -> Arc<Pool> {
+        let backends = addresses.iter().map(|address| model::Backend {
+            address: address.clone(),
+            name: address.to_string().into(),
+            weight: 1,
+            backup: false,
+            max_connections: None,
+        });
+        let config = model::Pool {
+            name: "app".into(),
+            policy: model::Policy::RoundRobin,
+            backends: backends.collect(),
+            health_check,
+            ejection: None,
+            retries: Some(model::Retries {
+                attempts: 2,
+                budget: 0.2,
+                conditions: model::RetryConditions {
+                    connect: true,
+                    stale: true,
+                    terminated: true,
+                    timeout: false,
+                    invalid: true,
+                },
+                methods: Vec::new(),
+            }),
+            timeouts: model::PoolTimeouts {
+                connect: Duration::from_secs(3),
+                response: None,
+                idle: None,
+                tcp_idle: None,
+                total: None,
+            },
+            keepalive: model::Keepalive {
+                idle_per_backend: 0,
+                idle_timeout: Duration::from_secs(4),
+                max_age: None,
+                max_requests: None,
+            },
+            connections_per_backend: None,
+            when_all_down: model::WhenAllDown::Reject,
+        };
+        Arc::new(Pool::new(&config, None, clock::now()))
+    }
+
+    /// An address on which nobody listens.
+    async fn dead_address() -> BackendAddress {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        BackendAddress::Ip(listener.local_addr().unwrap())
+    }
+
+    async fn client() -> (TcpStream, Stream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (peer.unwrap(), Stream::Tcp(accepted.unwrap().0))
+    }
+
+    async fn serve_one(pool: &Pool, stream: Stream, stop: impl Future<Output = ()>) -> Record {
+        let (counters, random) = (ListenerSlot::default(), RefCell::new(Random::seeded(1)));
+        let context = TcpContext {
+            listener: &"front".into(),
+            counters: &counters,
+            pool,
+            random: &random,
+        };
+        let record = session(stream, None, context, stop).await;
+        assert_eq!(
+            (counters.received.get(), counters.sent.get()),
+            (record.bytes_in, record.bytes_out)
+        );
+        record
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_refuses_is_passed_over_for_the_next_one() {
+        let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let alive = BackendAddress::Ip(echo.local_addr().unwrap());
+        let pool = pool(&[dead_address().await, alive.clone()], None);
+        for _ in 0..4 {
+            let (mut peer, stream) = client().await;
+            let script = async {
+                peer.write_all(b"ping").await.unwrap();
+                let (mut backend, _) = echo.accept().await.unwrap();
+                backend.read_exact(&mut [0; 4]).await.unwrap();
+                backend.write_all(b"pong!").await.unwrap();
+                drop(backend);
+                let mut answer = Vec::new();
+                peer.read_to_end(&mut answer).await.unwrap();
+                drop(peer);
+                answer
+            };
+            let (record, answer) = tokio::join!(serve_one(&pool, stream, pending()), script);
+            assert_eq!(answer, b"pong!");
+            assert_eq!((record.bytes_in, record.bytes_out), (4, 5));
+            assert_eq!(record.backend.as_deref(), Some(&*alive.to_string()));
+            assert_eq!(record.reason, None);
+            assert!(record.attempts <= 2);
+        }
+        let slot = pool.state.metrics.mine();
+        assert_eq!((slot.sessions_ok.get(), slot.sessions_active.get()), (4, 0));
+        // Whoever began with the dead one paid for one retry, on the other.
+        let dead = &pool.backends[0].state.metrics.mine().connections_failed;
+        assert!(dead.get() > 0);
+        assert_eq!(slot.retries.get(Reason::ConnectionRefused), dead.get());
+        assert!(pool.backends.iter().all(|one| one.state.in_flight() == 0));
+    }
+
+    #[tokio::test]
+    async fn a_client_whom_no_backend_takes_is_reset() {
+        let pool = pool(&[dead_address().await, dead_address().await], None);
+        let (mut peer, stream) = client().await;
+        let record = serve_one(&pool, stream, pending()).await;
+        assert_eq!(record.reason, Some(Reason::ConnectionRefused));
+        assert_eq!(record.attempts, 3);
+        let seen = peer.read(&mut [0; 1]).await.unwrap_err().kind();
+        assert_eq!(seen, std::io::ErrorKind::ConnectionReset);
+        let slot = pool.state.metrics.mine();
+        assert_eq!(slot.sessions_failed.get(Reason::ConnectionRefused), 1);
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_a_dns_error() {
+        let name = BackendAddress::Name {
+            host: "app.invalid".into(),
+            port: 80,
+        };
+        let pool = pool(&[name], None);
+        let (_peer, stream) = client().await;
+        let record = serve_one(&pool, stream, pending()).await;
+        assert_eq!(record.reason, Some(Reason::DnsError));
+    }
+
+    #[tokio::test]
+    async fn the_drain_deadline_cuts_a_session_and_says_so() {
+        let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = BackendAddress::Ip(backend.local_addr().unwrap());
+        let pool = pool(&[address], None);
+        let (mut peer, stream) = client().await;
+        let accepted = async {
+            let accepted = backend.accept().await.unwrap();
+            peer.write_all(b"x").await.unwrap();
+            accepted
+        };
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let script = async {
+            let (mut server, _) = accepted.await;
+            server.read_exact(&mut [0; 1]).await.unwrap();
+            stop.send(()).unwrap();
+            server.read(&mut [0; 1]).await.unwrap_err().kind()
+        };
+        let stopped = async { drop(stopped.await) };
+        let (record, seen) = tokio::join!(serve_one(&pool, stream, stopped), script);
+        assert_eq!(record.reason, Some(Reason::DrainTimeout));
+        assert_eq!(record.bytes_in, 1);
+        assert_eq!(seen, std::io::ErrorKind::ConnectionReset);
+    }
+}
