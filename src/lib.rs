@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod base;
+pub mod cli;
 pub mod config;
 pub mod health;
 pub mod http1;
@@ -10,5 +11,6 @@ pub mod pool;
 pub mod proxy;
 pub mod reason;
 pub mod route;
+pub mod runtime;
 pub mod snapshot;
 pub mod telemetry;

@@ -1,3 +1,7 @@
-//! The `balancer` command.
+//! The `balancer` command; everything is in the library's `cli`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    balancer::cli::main()
+}

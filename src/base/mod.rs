@@ -3,5 +3,6 @@
 pub mod address;
 pub mod backoff;
 pub mod clock;
+pub mod paths;
 pub mod rng;
 pub mod units;

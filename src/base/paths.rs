@@ -1,0 +1,81 @@
+//! Where balancer looks for its files when nobody says: one rule for the daemon and for the commands that call it.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+/// The configuration file of an installed balancer.
+pub const SYSTEM_CONFIG: &str = "/etc/balancer/balancer.yaml";
+
+/// The configuration file when none is named: [`SYSTEM_CONFIG`] if it exists, else `balancer.yaml` in the current
+/// directory, there or not.
+pub fn default_config() -> PathBuf {
+    let system = Path::new(SYSTEM_CONFIG);
+    if system.exists() {
+        system.to_owned()
+    } else {
+        PathBuf::from("balancer.yaml")
+    }
+}
+
+/// The socket of the admin API when `admin.bind` is not set: `admin.sock` in the first of
+/// `$RUNTIME_DIRECTORY` (set by systemd), `/run/balancer` for root, `$XDG_RUNTIME_DIR/balancer`, `/tmp/balancer-UID`.
+///
+/// The daemon makes the directory (mode 0700); whoever binds in `/tmp` must check that it owns the directory.
+pub fn default_admin_socket() -> PathBuf {
+    admin_socket(
+        env::var_os("RUNTIME_DIRECTORY"),
+        env::var_os("XDG_RUNTIME_DIR"),
+        rustix::process::geteuid().as_raw(),
+    )
+}
+
+fn admin_socket(runtime: Option<OsString>, xdg: Option<OsString>, uid: u32) -> PathBuf {
+    let directory = runtime
+        .and_then(first_absolute)
+        .or_else(|| (uid == 0).then(|| PathBuf::from("/run/balancer")))
+        .or_else(|| {
+            xdg.and_then(first_absolute)
+                .map(|path| path.join("balancer"))
+        })
+        .unwrap_or_else(|| PathBuf::from(format!("/tmp/balancer-{uid}")));
+    directory.join("admin.sock")
+}
+
+/// systemd separates several runtime directories by colons; the first one is meant.
+fn first_absolute(list: OsString) -> Option<PathBuf> {
+    env::split_paths(&list)
+        .next()
+        .filter(|path| path.is_absolute())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket(runtime: Option<&str>, xdg: Option<&str>, uid: u32) -> String {
+        admin_socket(runtime.map(OsString::from), xdg.map(OsString::from), uid)
+            .display()
+            .to_string()
+    }
+
+    #[test]
+    fn the_runtime_directory_of_systemd_comes_first() {
+        let xdg = Some("/run/user/1");
+        assert_eq!(
+            socket(Some("/run/lb"), xdg, 0),
+            "/run/lb/admin.sock",
+            "systemd's is named for this service"
+        );
+        assert_eq!(socket(Some("/run/a:/run/b"), xdg, 7), "/run/a/admin.sock");
+        assert_eq!(socket(None, xdg, 0), "/run/balancer/admin.sock");
+        assert_eq!(socket(None, xdg, 7), "/run/user/1/balancer/admin.sock");
+        assert_eq!(socket(None, None, 7), "/tmp/balancer-7/admin.sock");
+        assert_eq!(
+            socket(Some(""), Some("relative"), 7),
+            "/tmp/balancer-7/admin.sock"
+        );
+    }
+}

@@ -1,0 +1,291 @@
+//! Speaks to the admin API of a running daemon: one blocking request per connection, with deadlines and a size limit.
+//!
+//! Knows HTTP/1.1 only as far as the admin server speaks it; it is no general client and not for the data plane.
+
+use std::{
+    fmt, io,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use crate::base::{address::BindAddress, clock};
+
+/// A larger answer is refused; a status of 10,000 backends has about 3 MiB.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// Where the admin API is, and what it asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Admin {
+    /// Unix socket or loopback address.
+    pub(super) address: BindAddress,
+    /// File with the bearer token; needed when `address` is an IP address.
+    pub(super) token_file: Option<PathBuf>,
+}
+
+/// What the daemon answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// The status code.
+    pub(super) status: u16,
+    /// The body: JSON.
+    pub(super) body: Vec<u8>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum CallError {
+    /// Nobody listens there, or we may not connect.
+    Unreachable(BindAddress, io::Error),
+    /// It did not answer within the deadline.
+    TimedOut(BindAddress, Duration),
+    /// It answered something that is not an HTTP response, or cut it.
+    Broken(BindAddress, String),
+    /// The token file cannot be read.
+    Token(PathBuf, io::Error),
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(address, error) => {
+                write!(f, "the daemon is not reachable at `{address}`: {error}")
+            }
+            Self::TimedOut(address, limit) => write!(
+                f,
+                "the daemon at `{address}` did not answer within {} s",
+                limit.as_secs()
+            ),
+            Self::Broken(address, what) => write!(
+                f,
+                "`{address}` does not answer like balancer's admin API: {what}"
+            ),
+            Self::Token(path, error) => {
+                write!(
+                    f,
+                    "the token file `{}` cannot be read: {error}",
+                    path.display()
+                )
+            }
+        }
+    }
+}
+
+/// Sends one request without a body and waits for the whole answer, at most `limit`.
+pub(super) fn call(
+    admin: &Admin,
+    method: &str,
+    path: &str,
+    limit: Duration,
+) -> Result<Answer, CallError> {
+    let token = match &admin.token_file {
+        Some(file) => Some(
+            std::fs::read_to_string(file)
+                .map_err(|error| CallError::Token(file.clone(), error))?
+                .trim()
+                .to_owned(),
+        ),
+        None => None,
+    };
+    let request = request_head(method, path, &admin.address, token.as_deref());
+    let deadline = clock::now() + limit;
+    let unreachable = |error| CallError::Unreachable(admin.address.clone(), error);
+    let answer = match &admin.address {
+        BindAddress::Unix(socket) => {
+            let stream = UnixStream::connect(socket).map_err(unreachable)?;
+            exchange(
+                Timed::new(stream, deadline, UnixStream::set_read_timeout),
+                &request,
+            )
+        }
+        BindAddress::Ip(address) => {
+            let stream = connect(*address, limit).map_err(unreachable)?;
+            exchange(
+                Timed::new(stream, deadline, TcpStream::set_read_timeout),
+                &request,
+            )
+        }
+    };
+    let bytes = answer.map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            CallError::TimedOut(admin.address.clone(), limit)
+        }
+        _ => CallError::Broken(admin.address.clone(), error.to_string()),
+    })?;
+    parse(&bytes).map_err(|what| CallError::Broken(admin.address.clone(), what))
+}
+
+fn connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    TcpStream::connect_timeout(&address, limit)
+}
+
+fn request_head(method: &str, path: &str, address: &BindAddress, token: Option<&str>) -> String {
+    let host = match address {
+        BindAddress::Ip(address) => address.to_string(),
+        BindAddress::Unix(_) => "localhost".to_owned(),
+    };
+    let authorization = token.map_or_else(String::new, |token| {
+        format!("Authorization: Bearer {token}\r\n")
+    });
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+}
+
+/// A stream whose reads all end at one deadline.
+struct Timed<S> {
+    stream: S,
+    deadline: Instant,
+    set_timeout: fn(&S, Option<Duration>) -> io::Result<()>,
+}
+
+impl<S> Timed<S> {
+    fn new(
+        stream: S,
+        deadline: Instant,
+        set_timeout: fn(&S, Option<Duration>) -> io::Result<()>,
+    ) -> Self {
+        Self {
+            stream,
+            deadline,
+            set_timeout,
+        }
+    }
+}
+
+impl<S: Read> Read for Timed<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(clock::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        (self.set_timeout)(&self.stream, Some(left))?;
+        self.stream.read(buffer)
+    }
+}
+
+fn exchange<S: Read + Write>(mut timed: Timed<S>, request: &str) -> io::Result<Vec<u8>> {
+    timed.stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    timed.take(MAX_ANSWER + 1).read_to_end(&mut answer)?;
+    if answer.len() as u64 > MAX_ANSWER {
+        return Err(io::Error::other("the answer is too large"));
+    }
+    Ok(answer)
+}
+
+/// Reads a response that ended with its connection. RFC 9112 section 6: a length must be met, no length means "to the end".
+fn parse(bytes: &[u8]) -> Result<Answer, String> {
+    let mut fields = [httparse::EMPTY_HEADER; 32];
+    let mut head = httparse::Response::new(&mut fields);
+    let start = match head.parse(bytes) {
+        Ok(httparse::Status::Complete(start)) => start,
+        Ok(httparse::Status::Partial) => return Err("the answer is incomplete".to_owned()),
+        Err(error) => return Err(error.to_string()),
+    };
+    let field = |name: &str| {
+        head.headers
+            .iter()
+            .find(|field| field.name.eq_ignore_ascii_case(name))
+    };
+    if field("transfer-encoding").is_some() {
+        return Err("a transfer coding is not expected".to_owned());
+    }
+    let body = bytes.get(start..).unwrap_or_default();
+    let body = match field("content-length") {
+        None => body,
+        Some(length) => std::str::from_utf8(length.value)
+            .ok()
+            .and_then(|text| text.parse::<usize>().ok())
+            .and_then(|length| body.get(..length))
+            .ok_or("the answer is incomplete")?,
+    };
+    Ok(Answer {
+        status: head.code.unwrap_or_default(),
+        body: body.to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Serves one connection with `answer` and returns what was asked.
+    fn daemon(
+        answer: &'static str,
+    ) -> (
+        Admin,
+        std::sync::mpsc::Sender<()>,
+        std::thread::JoinHandle<String>,
+    ) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin = Admin {
+            address: BindAddress::Ip(listener.local_addr().unwrap()),
+            token_file: None,
+        };
+        let (release, released) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                asked.push(byte[0]);
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+            let _ = released.recv();
+            String::from_utf8(asked).unwrap()
+        });
+        (admin, release, thread)
+    }
+
+    #[test]
+    fn an_answer_is_read_by_its_length() {
+        let (admin, release, thread) =
+            daemon("HTTP/1.1 422 Unprocessable Content\r\ncontent-length: 2\r\n\r\n{}");
+        drop(release);
+        let answer = call(&admin, "POST", "/v1/reload", Duration::from_secs(10)).unwrap();
+        assert_eq!((answer.status, &answer.body[..]), (422, &b"{}"[..]));
+        let asked = thread.join().unwrap();
+        assert!(asked.starts_with("POST /v1/reload HTTP/1.1\r\n"), "{asked}");
+        assert!(!asked.contains("Authorization"), "{asked}");
+    }
+
+    #[test]
+    fn the_token_is_sent_when_there_is_one() {
+        let head = request_head(
+            "GET",
+            "/v1/status",
+            &BindAddress::Unix("/a".into()),
+            Some("s3"),
+        );
+        assert!(head.contains("\r\nAuthorization: Bearer s3\r\n"), "{head}");
+    }
+
+    #[test]
+    fn a_cut_answer_is_not_taken_for_a_whole_one() {
+        assert!(parse(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{}").is_err());
+        assert!(parse(b"HTTP/1.1 200 OK\r\nContent-Le").is_err());
+        assert!(parse(b"SSH-2.0-OpenSSH\r\n").is_err());
+        assert!(parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_silent_daemon_ends_at_the_deadline_and_an_absent_one_at_once() {
+        let (admin, release, thread) = daemon("");
+        let error = call(&admin, "GET", "/v1/status", Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(error, CallError::TimedOut(..)), "{error}");
+        drop(release);
+        thread.join().unwrap();
+        let admin = Admin {
+            address: BindAddress::Unix("/nonexistent/admin.sock".into()),
+            token_file: None,
+        };
+        let error = call(&admin, "GET", "/v1/status", Duration::from_secs(5)).unwrap_err();
+        assert!(matches!(error, CallError::Unreachable(..)), "{error}");
+    }
+}

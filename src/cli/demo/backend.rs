@@ -1,0 +1,359 @@
+//! One embedded backend of `balancer demo`: a small HTTP/1.1 server that can be told to misbehave.
+//!
+//! It is an actor for showing what balancer does with bad backends, not a web server; the proxy knows nothing of it.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::watch,
+};
+
+/// A longer request head ends the connection.
+const MAX_HEAD: u64 = 64 << 10;
+
+/// How long a backend that was sent down stays away when nobody calls it back.
+pub(super) const DOWN_FOR: Duration = Duration::from_secs(30);
+
+/// How a backend behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Answers.
+    Ok,
+    /// Answers 503 to everything.
+    Fail,
+    /// Takes requests and never answers.
+    Hang,
+    /// Answers something that is not HTTP.
+    Garbage,
+    /// Resets the connection instead of an answer.
+    Reset,
+    /// Closes its listener and all its connections.
+    Down,
+}
+
+impl Mode {
+    /// The modes and the paths that set them.
+    const PATHS: [(&'static str, Self); 6] = [
+        ("/ok", Self::Ok),
+        ("/fail", Self::Fail),
+        ("/hang", Self::Hang),
+        ("/garbage", Self::Garbage),
+        ("/reset", Self::Reset),
+        ("/down", Self::Down),
+    ];
+
+    fn from_path(path: &str) -> Option<Self> {
+        Self::PATHS
+            .iter()
+            .find(|(known, _)| *known == path)
+            .map(|(_, mode)| *mode)
+    }
+}
+
+/// Name, place and mode of one backend.
+#[derive(Debug)]
+pub(super) struct Backend {
+    /// `backend-1`.
+    pub(super) name: String,
+    /// Where it listens.
+    pub(super) address: SocketAddr,
+    /// How it behaves now.
+    pub(super) mode: watch::Sender<Mode>,
+}
+
+/// All backends of the demo: each can bring the others back.
+pub(super) type Troupe = Arc<[Backend]>;
+
+/// Opens the backend's listener.
+pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(1024)
+}
+
+/// Serves backend `index` until the task is dropped; begins with an open `listener`.
+pub(super) async fn serve(troupe: Troupe, index: usize, listener: TcpListener) {
+    let Some(backend) = troupe.get(index) else {
+        return;
+    };
+    let mut open = Some(listener);
+    loop {
+        match open.take() {
+            Some(listener) => accept_until_down(&troupe, index, listener).await,
+            None => wait_while_down(backend).await,
+        }
+        if *backend.mode.borrow() != Mode::Down {
+            open = listen(backend.address).ok();
+            if open.is_none() {
+                // Somebody took the port meanwhile: stay down and try again later.
+                backend.mode.send_replace(Mode::Down);
+            }
+        }
+    }
+}
+
+async fn accept_until_down(troupe: &Troupe, index: usize, listener: TcpListener) {
+    let Some(backend) = troupe.get(index) else {
+        return;
+    };
+    let mut mode = backend.mode.subscribe();
+    loop {
+        tokio::select! {
+            biased;
+            () = down(&mut mode) => return,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(tokio::spawn(connection(Arc::clone(troupe), index, stream))),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            },
+        }
+    }
+}
+
+async fn wait_while_down(backend: &Backend) {
+    let mut mode = backend.mode.subscribe();
+    let called_back = mode.wait_for(|mode| *mode != Mode::Down);
+    if tokio::time::timeout(DOWN_FOR, called_back).await.is_err() {
+        backend.mode.send_replace(Mode::Ok);
+    }
+}
+
+/// One connection: ends when the peer ends it, when the mode says so, and always when the backend goes down.
+async fn connection(troupe: Troupe, index: usize, stream: TcpStream) {
+    let Some(backend) = troupe.get(index) else {
+        return;
+    };
+    let mut mode = backend.mode.subscribe();
+    let mut stream = BufReader::new(stream);
+    tokio::select! {
+        biased;
+        // Errors and ends of a demo connection interest nobody: the peer sees them.
+        () = async { while exchange(&troupe, backend, &mut stream).await.unwrap_or(false) {} } => (),
+        // Last, so that the answer to the request that sent us down is still written.
+        () = down(&mut mode) => (),
+    }
+}
+
+/// Returns when the backend is down, or gone.
+async fn down(mode: &mut watch::Receiver<Mode>) {
+    // The guard that comes with the result must not live across other awaits.
+    drop(mode.wait_for(|mode| *mode == Mode::Down).await);
+}
+
+/// What the demo needs of a request.
+struct Request {
+    method: String,
+    path: String,
+    head: String,
+    close: bool,
+    forwarded: bool,
+}
+
+/// One request and its answer; true when another may follow.
+async fn exchange(
+    troupe: &Troupe,
+    backend: &Backend,
+    stream: &mut BufReader<TcpStream>,
+) -> io::Result<bool> {
+    let Some(request) = read_request(stream).await? else {
+        return Ok(false);
+    };
+    if request.method == "POST"
+        && let Some((target, mode)) = order(troupe, backend, &request.path)
+    {
+        return obey(target, mode, &request, backend, stream).await;
+    }
+    let mode = *backend.mode.borrow();
+    match mode {
+        Mode::Ok => {
+            let (status, body) = page(backend, &request);
+            answer(stream, backend, status, &body, &request).await
+        }
+        Mode::Fail => {
+            let body = format!("{} fails\n", backend.name);
+            answer(stream, backend, "503 Service Unavailable", &body, &request).await
+        }
+        Mode::Hang => {
+            let mut mode = backend.mode.subscribe();
+            let _ = mode.wait_for(|mode| *mode != Mode::Hang).await;
+            Ok(false)
+        }
+        Mode::Garbage => {
+            stream
+                .get_mut()
+                .write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
+                .await?;
+            Ok(false)
+        }
+        Mode::Reset => {
+            // A linger time of zero turns the close into a reset.
+            socket2::SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO))?;
+            Ok(false)
+        }
+        Mode::Down => Ok(false),
+    }
+}
+
+/// Reads `/fail` as an order for this backend and `/fail/backend-2` as one for another.
+fn order<'a>(troupe: &'a Troupe, own: &'a Backend, path: &str) -> Option<(&'a Backend, Mode)> {
+    if let Some(mode) = Mode::from_path(path) {
+        return Some((own, mode));
+    }
+    let (mode, name) = path.rsplit_once('/')?;
+    let target = troupe.iter().find(|other| other.name == name)?;
+    Some((target, Mode::from_path(mode)?))
+}
+
+async fn obey(
+    target: &Backend,
+    mode: Mode,
+    request: &Request,
+    own: &Backend,
+    stream: &mut BufReader<TcpStream>,
+) -> io::Result<bool> {
+    if request.forwarded {
+        let body =
+            "ask the backend itself: this request came through balancer, which chose the backend\n";
+        return answer(stream, own, "403 Forbidden", body, request).await;
+    }
+    let body = match mode {
+        Mode::Ok => format!("{} answers again\n", target.name),
+        Mode::Fail => format!("{} answers 503 from now on\n", target.name),
+        Mode::Hang => format!("{} hangs from now on\n", target.name),
+        Mode::Garbage => format!("{} answers garbage from now on\n", target.name),
+        Mode::Reset => format!("{} resets connections from now on\n", target.name),
+        Mode::Down => format!("{} is down for {} s\n", target.name, DOWN_FOR.as_secs()),
+    };
+    let more = answer(stream, own, "200 OK", &body, request).await?;
+    target.mode.send_replace(mode);
+    Ok(more)
+}
+
+/// The answer of a backend that is well.
+fn page(backend: &Backend, request: &Request) -> (&'static str, String) {
+    match request.path.as_str() {
+        "/healthz" => ("200 OK", "ok\n".to_owned()),
+        "/headers" => ("200 OK", request.head.clone()),
+        _ => (
+            "200 OK",
+            format!("hello from {} ({})\n", backend.name, backend.address),
+        ),
+    }
+}
+
+async fn answer(
+    stream: &mut BufReader<TcpStream>,
+    backend: &Backend,
+    status: &str,
+    body: &str,
+    request: &Request,
+) -> io::Result<bool> {
+    let connection = if request.close {
+        "Connection: close\r\n"
+    } else {
+        ""
+    };
+    // RFC 9110 section 9.3.2: HEAD gets the same head without the body.
+    let sent = if request.method == "HEAD" { "" } else { body };
+    let text = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nX-Backend: {}\r\n{connection}\r\n{sent}",
+        body.len(),
+        backend.name,
+    );
+    stream.get_mut().write_all(text.as_bytes()).await?;
+    Ok(!request.close)
+}
+
+/// Reads a head and skips the body; `None` at the end of the connection or where it is no request.
+async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
+    let mut head = Vec::new();
+    let mut limited = stream.take(MAX_HEAD);
+    while !head.ends_with(b"\r\n\r\n") {
+        if limited.read_until(b'\n', &mut head).await? == 0 {
+            return Ok(None);
+        }
+    }
+    let mut fields = [httparse::EMPTY_HEADER; 128];
+    let mut parsed = httparse::Request::new(&mut fields);
+    if !matches!(parsed.parse(&head), Ok(httparse::Status::Complete(_))) {
+        return Ok(None);
+    }
+    let field = |name: &str| {
+        parsed
+            .headers
+            .iter()
+            .find(|field| field.name.eq_ignore_ascii_case(name))
+            .map(|field| String::from_utf8_lossy(field.value).to_ascii_lowercase())
+    };
+    let connection = field("connection").unwrap_or_default();
+    let request = Request {
+        method: parsed.method.unwrap_or_default().to_owned(),
+        path: parsed
+            .path
+            .unwrap_or_default()
+            .split('?')
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
+        head: String::from_utf8_lossy(&head).trim_end().to_owned() + "\n",
+        close: connection.contains("close")
+            || parsed.version == Some(0) && !connection.contains("keep-alive"),
+        forwarded: field("via").is_some() || field("x-forwarded-for").is_some(),
+    };
+    let expects = field("expect").is_some_and(|value| value == "100-continue");
+    let chunked = field("transfer-encoding").is_some();
+    let length = field("content-length").and_then(|value| value.parse::<u64>().ok());
+    if expects {
+        stream
+            .get_mut()
+            .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+            .await?;
+    }
+    if chunked {
+        skip_chunks(stream).await?;
+    } else {
+        skip(stream, length.unwrap_or(0)).await?;
+    }
+    Ok(Some(request))
+}
+
+async fn skip(stream: &mut BufReader<TcpStream>, length: u64) -> io::Result<()> {
+    let skipped = tokio::io::copy(&mut stream.take(length), &mut tokio::io::sink()).await?;
+    if skipped < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(())
+}
+
+/// Skips a chunked body with its trailers, RFC 9112 section 7.1.
+async fn skip_chunks(stream: &mut BufReader<TcpStream>) -> io::Result<()> {
+    loop {
+        let line = read_line(stream).await?;
+        let size = line.split(';').next().unwrap_or_default().trim();
+        let size = u64::from_str_radix(size, 16).map_err(io::Error::other)?;
+        if size == 0 {
+            break;
+        }
+        skip(stream, size).await?;
+        read_line(stream).await?;
+    }
+    while !read_line(stream).await?.is_empty() {}
+    Ok(())
+}
+
+async fn read_line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
+    let mut line = Vec::new();
+    stream.take(MAX_HEAD).read_until(b'\n', &mut line).await?;
+    if line.pop() != Some(b'\n') {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(String::from_utf8_lossy(&line)
+        .trim_end_matches('\r')
+        .to_owned())
+}

@@ -1,0 +1,93 @@
+//! `balancer reload`: asks the daemon to take its file, waits, and prints what changed or why nothing did.
+
+use std::{process::ExitCode, time::Duration};
+
+use serde::Deserialize;
+
+use super::{
+    client::{self, Admin, CallError},
+    output::{complain, say},
+};
+
+/// A reload reads files, resolves names and binds sockets; longer than this something is stuck.
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default, Deserialize)]
+struct Changed {
+    changes: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Refused {
+    rendered: Option<String>,
+    error: ErrorBody,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ErrorBody {
+    message: Option<String>,
+    details: Option<String>,
+}
+
+/// Exit code 0 when the daemon runs the file as it is now, 1 when it refused it and goes on as before.
+pub(super) fn run(admin: &Admin) -> Result<ExitCode, CallError> {
+    let answer = client::call(admin, "POST", "/v1/reload", LIMIT)?;
+    if answer.status != 200 {
+        complain(&refusal(answer.status, &answer.body));
+        return Ok(ExitCode::FAILURE);
+    }
+    let changed: Changed = serde_json::from_slice(&answer.body)
+        .map_err(|error| CallError::Broken(admin.address.clone(), error.to_string()))?;
+    if changed.changes.is_empty() {
+        say("nothing changed");
+    } else {
+        say(&changed.changes.join("\n"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The daemon's words: the rendered problems where there are some, else its error.
+fn refusal(status: u16, body: &[u8]) -> String {
+    let refused: Refused = serde_json::from_slice(body).unwrap_or_default();
+    let why = refused
+        .rendered
+        .filter(|text| !text.is_empty())
+        .or_else(|| {
+            let ErrorBody { message, details } = refused.error;
+            details.or(message).map(|text| format!("error: {text}"))
+        })
+        .unwrap_or_else(|| format!("error: the daemon answered with status {status}"));
+    format!(
+        "{}\nnot reloaded: the daemon goes on with the configuration it has",
+        why.trim_end()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_reload_shows_the_problems_as_check_does() {
+        let body = br#"{"error":{"code":422,"message":"m","details":"d"},"problems":[],"rendered":"error: x\n --> f:1:2\n"}"#;
+        let text = refusal(422, body);
+        assert!(
+            text.starts_with("error: x\n --> f:1:2\nnot reloaded"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_refusal_without_problems_shows_the_error() {
+        let text = refusal(
+            401,
+            br#"{"error":{"code":401,"message":"Unauthorized","details":"the token is wrong"}}"#,
+        );
+        assert!(text.starts_with("error: the token is wrong\n"), "{text}");
+        assert!(
+            refusal(500, b"<html>").starts_with("error: the daemon answered with status 500\n")
+        );
+    }
+}

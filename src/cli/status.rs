@@ -1,0 +1,314 @@
+//! `balancer status`: the daemon's state on one screen, from the document of `GET /v1/status`.
+
+use std::{fmt::Write as _, process::ExitCode, time::Duration};
+
+use serde::Deserialize;
+
+use super::{
+    DEGRADED,
+    client::{self, Admin, CallError},
+    output::{complain, say},
+};
+
+/// The control thread answers between two other things it does; longer than this it hangs.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// What is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Show {
+    /// The screen for people.
+    Screen,
+    /// The daemon's JSON as it is.
+    Json,
+    /// Nothing: only the exit code counts, and it tells only whether the daemon is ready.
+    Nothing,
+}
+
+#[derive(Debug, Deserialize)]
+struct Status {
+    version: String,
+    pid: u32,
+    uptime_seconds: f64,
+    generation: u64,
+    ready: bool,
+    draining: bool,
+    connections: Connections,
+    reload: Reload,
+    listeners: Vec<Listener>,
+    pools: Vec<Pool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Connections {
+    active: u64,
+    limit: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Reload {
+    ok: bool,
+    at: Option<String>,
+    succeeded: u64,
+    failed: u64,
+    message: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Listener {
+    name: String,
+    protocol: String,
+    binds: Vec<String>,
+    active: u64,
+    accepted: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Pool {
+    name: String,
+    policy: String,
+    backends: Vec<Backend>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Backend {
+    name: String,
+    address: String,
+    weight: u16,
+    backup: bool,
+    state: String,
+    cause: Option<String>,
+    since_seconds: f64,
+    ejected_for_seconds: Option<f64>,
+    in_flight: u64,
+}
+
+impl Backend {
+    /// Whether new work may go there.
+    fn takes_traffic(&self) -> bool {
+        self.weight > 0 && matches!(self.state.as_str(), "up" | "checking")
+    }
+}
+
+impl Pool {
+    fn available(&self) -> usize {
+        self.backends
+            .iter()
+            .filter(|backend| backend.takes_traffic())
+            .count()
+    }
+}
+
+impl Status {
+    /// Not ready, or a pool without a backend that may take traffic.
+    fn degraded(&self) -> bool {
+        !self.ready || self.pools.iter().any(|pool| pool.available() == 0)
+    }
+}
+
+/// Exit code 0 when all is well, 3 when the daemon is not ready or (unless only readiness is asked for) a pool has no
+/// backend that may take traffic.
+pub(super) fn run(admin: &Admin, show: Show) -> Result<ExitCode, CallError> {
+    let answer = client::call(admin, "GET", "/v1/status", LIMIT)?;
+    if answer.status != 200 {
+        complain(&format!(
+            "error: the daemon answered with status {}: {}",
+            answer.status,
+            String::from_utf8_lossy(&answer.body).trim_end()
+        ));
+        return Ok(ExitCode::FAILURE);
+    }
+    let status: Status = serde_json::from_slice(&answer.body)
+        .map_err(|error| CallError::Broken(admin.address.clone(), error.to_string()))?;
+    match show {
+        Show::Screen => say(&screen(&status)),
+        Show::Json => say(&String::from_utf8_lossy(&answer.body)),
+        Show::Nothing => (),
+    }
+    let bad = match show {
+        Show::Nothing => !status.ready,
+        Show::Screen | Show::Json => status.degraded(),
+    };
+    Ok(if bad {
+        ExitCode::from(DEGRADED)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn screen(status: &Status) -> String {
+    let mut text = String::new();
+    let state = match (status.draining, status.ready) {
+        (true, _) => "draining",
+        (false, true) => "ready",
+        (false, false) => "not ready",
+    };
+    let result = if status.reload.ok { "ok" } else { "FAILED" };
+    // Writing to a String does not fail, here and below.
+    let _ = writeln!(
+        text,
+        "balancer {}, pid {}, {state}, up {}, generation {}, connections {} of {}",
+        status.version,
+        status.pid,
+        age(status.uptime_seconds),
+        status.generation,
+        status.connections.active,
+        status.connections.limit,
+    );
+    let _ = writeln!(
+        text,
+        "last load {result} at {} (reloads: {} ok, {} failed)",
+        status.reload.at.as_deref().unwrap_or("-"),
+        status.reload.succeeded,
+        status.reload.failed,
+    );
+    if !status.reload.ok {
+        for line in status.reload.message.lines() {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+    text.push_str("\nlisteners\n");
+    let rows = status.listeners.iter().map(|listener| {
+        vec![
+            listener.name.clone(),
+            listener.protocol.clone(),
+            listener.binds.join(" "),
+            format!("{} open", listener.active),
+            format!("{} accepted", listener.accepted),
+        ]
+    });
+    table(&mut text, "  ", &rows.collect::<Vec<_>>());
+    for pool in &status.pools {
+        let _ = writeln!(
+            text,
+            "\npool {}, {}, {} of {} backends available",
+            pool.name,
+            pool.policy,
+            pool.available(),
+            pool.backends.len(),
+        );
+        table(
+            &mut text,
+            "  ",
+            &pool.backends.iter().map(backend_row).collect::<Vec<_>>(),
+        );
+    }
+    text
+}
+
+fn backend_row(backend: &Backend) -> Vec<String> {
+    let name = if backend.name == backend.address {
+        backend.address.clone()
+    } else {
+        format!("{} ({})", backend.name, backend.address)
+    };
+    let mut notes = Vec::new();
+    if backend.backup {
+        notes.push("backup".to_owned());
+    }
+    if let Some(left) = backend.ejected_for_seconds {
+        notes.push(format!("back in {}", age(left)));
+    }
+    notes.extend(backend.cause.clone());
+    vec![
+        name,
+        backend.state.clone(),
+        format!("for {}", age(backend.since_seconds)),
+        format!("weight {}", backend.weight),
+        format!("{} in flight", backend.in_flight),
+        notes.join(", "),
+    ]
+}
+
+/// Writes rows with columns as wide as their widest cell.
+fn table(text: &mut String, indent: &str, rows: &[Vec<String>]) {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in rows {
+        let mut line = indent.to_owned();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+}
+
+/// A time as people say it, in the two largest units.
+fn age(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    let (days, hours, minutes) = (whole / 86_400, whole / 3_600 % 24, whole / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{whole}s"),
+        (0, 0, _) => format!("{minutes}m {}s", whole % 60),
+        (0, ..) => format!("{hours}h {minutes}m"),
+        _ => format!("{days}d {hours}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn status(ready: bool, states: [(&str, u16); 2]) -> Status {
+        let backends: Vec<_> = states
+            .iter()
+            .map(|(state, weight)| {
+                json!({"name": "a:1", "address": "a:1", "weight": weight, "backup": false, "state": state,
+                    "cause": if *state == "down" { Some("connection refused") } else { None }, "since": "2026-01-01T00:00:00Z",
+                    "since_seconds": 75.0, "ejected_for_seconds": null, "in_flight": 2})
+            })
+            .collect();
+        let document = json!({
+            "version": "0.1.0", "pid": 7, "uptime_seconds": 90_061.0, "generation": 3, "ready": ready, "draining": false,
+            "workers": 2, "connections": {"active": 5, "limit": 1_000},
+            "reload": {"ok": false, "at": "2026-01-01T00:00:00Z", "last_success": null, "succeeded": 2, "failed": 1,
+                "message": "error: x\n  --> f:1:2"},
+            "listeners": [{"name": "web", "protocol": "http", "binds": ["127.0.0.1:8080"], "active": 5, "accepted": 99}],
+            "pools": [{"name": "app", "policy": "round_robin", "health_check": true, "states": {}, "backends": backends}],
+        });
+        serde_json::from_value(document).unwrap()
+    }
+
+    #[test]
+    fn a_pool_without_an_available_backend_is_degraded() {
+        assert!(!status(true, [("up", 1), ("down", 1)]).degraded());
+        assert!(!status(true, [("checking", 1), ("down", 1)]).degraded());
+        assert!(status(true, [("ejected", 1), ("down", 1)]).degraded());
+        assert!(status(true, [("up", 0), ("draining", 1)]).degraded());
+        assert!(status(false, [("up", 1), ("up", 1)]).degraded());
+    }
+
+    #[test]
+    fn the_screen_says_who_is_down_why_and_since_when() {
+        let text = screen(&status(true, [("up", 1), ("down", 1)]));
+        let expected = "\
+balancer 0.1.0, pid 7, ready, up 1d 1h, generation 3, connections 5 of 1000
+last load FAILED at 2026-01-01T00:00:00Z (reloads: 2 ok, 1 failed)
+  error: x
+    --> f:1:2
+
+listeners
+  web  http  127.0.0.1:8080  5 open  99 accepted
+
+pool app, round_robin, 1 of 2 backends available
+  a:1  up    for 1m 15s  weight 1  2 in flight
+  a:1  down  for 1m 15s  weight 1  2 in flight  connection refused
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn ages_have_two_units() {
+        assert_eq!([age(0.4), age(59.9), age(61.0)], ["0s", "59s", "1m 1s"]);
+        assert_eq!([age(3_600.0), age(90_000.0)], ["1h 0m", "1d 1h"]);
+    }
+}

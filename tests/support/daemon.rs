@@ -1,0 +1,380 @@
+//! The built program under test: started with a configuration of its own, watched, signalled, and gone with the test.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::{SocketAddr, TcpListener},
+    os::unix::net::UnixDatagram,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::Mutex,
+    thread,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{
+    PATIENCE, TempDir,
+    client::{Client, Cut, Response, get},
+    peer::Record,
+    poll,
+};
+
+/// A running `balancer`; killed when dropped.
+pub struct Daemon {
+    child: Child,
+    directory: TempDir,
+    addresses: HashMap<String, SocketAddr>,
+    notify: UnixDatagram,
+    /// Standard output: the access log.
+    pub stdout: Record<String>,
+    /// Standard error: the daemon's own log.
+    pub stderr: Record<String>,
+}
+
+impl Daemon {
+    /// Starts with `config` and waits until the daemon says that it is ready.
+    ///
+    /// Words such as `@web` in `config` become free addresses on 127.0.0.1, the same one for the same word
+    /// ([`Daemon::address`] tells which); `@dir` becomes the test's directory. `admin` and `metrics` are added where the
+    /// text does not set them. A port that somebody took in between is tried again with others.
+    pub fn start(config: &str) -> Self {
+        for _ in 0..5 {
+            let mut daemon = Self::launch(config);
+            if daemon.wait_ready() {
+                return daemon;
+            }
+            let errors = daemon.stderr.all().join("\n");
+            assert!(
+                errors.contains("in use"),
+                "the daemon did not get ready:\n{errors}"
+            );
+        }
+        panic!("every port that was free was taken a moment later");
+    }
+
+    /// Starts with `config` and waits for nothing: for configurations that do not come up.
+    pub fn launch(config: &str) -> Self {
+        let directory = TempDir::new();
+        let notify = UnixDatagram::bind(directory.path().join("notify")).unwrap();
+        notify.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut addresses = HashMap::new();
+        let text = complete(config, &directory, &mut addresses);
+        let file = directory.path().join("balancer.yaml");
+        fs::write(&file, text).unwrap();
+        let mut child = command()
+            .args(["run", "-c"])
+            .arg(&file)
+            .env("NOTIFY_SOCKET", directory.path().join("notify"))
+            .env("RUNTIME_DIRECTORY", directory.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the built program starts");
+        let stdout = lines(child.stdout.take().unwrap());
+        let stderr = lines(child.stderr.take().unwrap());
+        Self {
+            child,
+            directory,
+            addresses,
+            notify,
+            stdout,
+            stderr,
+        }
+    }
+
+    /// Waits for READY=1; false when the process ends instead.
+    fn wait_ready(&mut self) -> bool {
+        self.notify
+            .set_read_timeout(Some(std::time::Duration::from_millis(50)))
+            .unwrap();
+        let ready = poll(|| {
+            if self.notified().is_some_and(|text| has(&text, "READY=1")) {
+                return Some(true);
+            }
+            self.child.try_wait().unwrap().map(|_| false)
+        });
+        self.notify.set_read_timeout(Some(PATIENCE)).unwrap();
+        if ready == Some(false) {
+            // The last words are read by threads that end with the pipes.
+            poll(|| {
+                self.stderr
+                    .all()
+                    .iter()
+                    .any(|line| line.contains("in use"))
+                    .then_some(())
+            });
+        }
+        ready.unwrap_or_else(|| {
+            panic!(
+                "neither ready nor ended; standard error:\n{}",
+                self.stderr.all().join("\n")
+            )
+        })
+    }
+
+    /// The next message to the service manager, such as `READY=1`; `None` when none comes.
+    pub fn notified(&self) -> Option<String> {
+        let mut buffer = [0; 4096];
+        let length = self.notify.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    }
+
+    /// Waits until a message to the service manager has the line `wanted`.
+    pub fn wait_notified(&self, wanted: &str) {
+        let mut seen = Vec::new();
+        while let Some(text) = self.notified() {
+            if has(&text, wanted) {
+                return;
+            }
+            seen.push(text);
+        }
+        panic!("`{wanted}` was not notified; seen: {seen:?}");
+    }
+
+    /// The address that stands for `word` (`@web`) in the configuration.
+    pub fn address(&self, word: &str) -> SocketAddr {
+        *self
+            .addresses
+            .get(word)
+            .unwrap_or_else(|| panic!("`{word}` is not in the configuration"))
+    }
+
+    /// The test's own directory, `@dir` in the configuration.
+    pub fn directory(&self) -> PathBuf {
+        self.directory.path().to_owned()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Connects a raw client to the address that stands for `word`.
+    pub fn client(&self, word: &str) -> Client {
+        Client::connect(self.address(word))
+    }
+
+    /// One GET on a connection of its own.
+    pub fn get(&self, word: &str, target: &str) -> Result<Response, Cut> {
+        get(self.address(word), target)
+    }
+
+    /// Replaces the configuration file; words keep the addresses they have. Tells the daemon nothing.
+    pub fn write_config(&mut self, config: &str) {
+        let text = complete(config, &self.directory, &mut self.addresses);
+        fs::write(self.directory.path().join("balancer.yaml"), text).unwrap();
+    }
+
+    /// Replaces the configuration file and asks for a reload over the admin API: its status and JSON.
+    pub fn reload(&mut self, config: &str) -> Response {
+        self.write_config(config);
+        self.admin("POST", "/v1/reload")
+    }
+
+    /// One request to the admin API.
+    pub fn admin(&self, method: &str, path: &str) -> Response {
+        let mut client = Client::connect_unix(&self.directory.path().join("admin.sock"));
+        client.send(format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        ));
+        client
+            .response()
+            .unwrap_or_else(|cut| panic!("{method} {path}: {cut:?}"))
+    }
+
+    /// `GET /v1/status`.
+    pub fn status(&self) -> serde_json::Value {
+        self.admin("GET", "/v1/status").json()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for the end of the process.
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        poll(|| self.child.try_wait().unwrap()).unwrap_or_else(|| {
+            panic!(
+                "the daemon does not end; standard error:\n{}",
+                self.stderr.all().join("\n")
+            )
+        })
+    }
+
+    /// Waits for a line of the daemon's own log.
+    pub fn wait_for_log(&self, wanted: impl Fn(&str) -> bool) -> String {
+        wait_for_line(&self.stderr, wanted)
+    }
+
+    /// Waits for a line of the access log and reads it as JSON.
+    pub fn wait_for_access(
+        &self,
+        wanted: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
+        let parse = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok();
+        let line = wait_for_line(&self.stdout, |line| {
+            parse(line).is_some_and(|json| wanted(&json))
+        });
+        parse(&line).unwrap()
+    }
+
+    /// The whole metrics page.
+    pub fn scrape(&self) -> String {
+        let response = get(self.address("@metrics"), "/metrics")
+            .unwrap_or_else(|cut| panic!("no metrics: {cut:?}"));
+        assert_eq!(response.status, 200);
+        response.text()
+    }
+
+    /// The sum of all series that `selector` names: `name{label="value"}`, with as many labels as one likes; 0 for none.
+    pub fn metric(&self, selector: &str) -> f64 {
+        sum_of(&self.scrape(), selector)
+    }
+
+    /// Waits until the sum of the series satisfies `wanted`.
+    pub fn wait_for_metric(&self, selector: &str, wanted: impl Fn(f64) -> bool) -> f64 {
+        poll(|| Some(self.metric(selector)).filter(|value| wanted(*value))).unwrap_or_else(|| {
+            panic!(
+                "`{selector}` stays at {}:\n{}",
+                self.metric(selector),
+                self.scrape()
+            )
+        })
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!(
+                "standard error of the daemon:\n{}",
+                self.stderr.all().join("\n")
+            );
+        }
+    }
+}
+
+/// The built program, ready for arguments, without the variables of the test's own surroundings.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_balancer"));
+    command
+        .stdin(Stdio::null())
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("WATCHDOG_USEC")
+        .env_remove("RUNTIME_DIRECTORY");
+    command
+}
+
+/// Runs the built program to its end.
+pub fn balancer(arguments: &[&str]) -> Output {
+    command()
+        .args(arguments)
+        .output()
+        .expect("the built program starts")
+}
+
+/// Adds up the series of a metrics page that have the selector's name and at least its labels.
+pub fn sum_of(page: &str, selector: &str) -> f64 {
+    let (name, labels) = split_series(selector);
+    page.lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.rsplit_once(' '))
+        .filter(|(series, _)| {
+            let (known, has) = split_series(series);
+            known == name && labels.iter().all(|label| has.contains(label))
+        })
+        .map(|(_, value)| value.parse::<f64>().expect("a number ends the line"))
+        .sum()
+}
+
+fn split_series(series: &str) -> (&str, Vec<&str>) {
+    match series.split_once('{') {
+        None => (series, Vec::new()),
+        Some((name, labels)) => (name, labels.trim_end_matches('}').split(',').collect()),
+    }
+}
+
+fn wait_for_line(lines: &Record<String>, wanted: impl Fn(&str) -> bool) -> String {
+    lines
+        .wait_for(|all| all.iter().find(|line| wanted(line)).cloned())
+        .unwrap_or_else(|| {
+            panic!(
+                "the line did not come; all lines:\n{}",
+                lines.all().join("\n")
+            )
+        })
+}
+
+fn lines(stream: impl Read + Send + 'static) -> Record<String> {
+    let record = Record::default();
+    let sink = record.clone();
+    thread::spawn(move || {
+        for line in BufReader::new(stream).lines() {
+            match line {
+                Ok(line) => sink.push(line),
+                Err(_) => return,
+            }
+        }
+    });
+    record
+}
+
+fn has(message: &str, wanted: &str) -> bool {
+    message.lines().any(|line| line == wanted)
+}
+
+/// Fills in the words and the sections that every test needs.
+fn complete(
+    config: &str,
+    directory: &TempDir,
+    addresses: &mut HashMap<String, SocketAddr>,
+) -> String {
+    let mut text = config.to_owned();
+    let lacks = |text: &str, key: &str| !text.lines().any(|line| line.starts_with(key));
+    if lacks(&text, "admin:") {
+        text.push_str("\nadmin: {bind: \"unix:@dir/admin.sock\"}\n");
+    }
+    if lacks(&text, "metrics:") {
+        text.push_str("\nmetrics: {bind: \"@metrics\"}\n");
+    }
+    text = text.replace("@dir", &directory.path().display().to_string());
+    let mut result = String::new();
+    let mut rest = text.as_str();
+    while let Some(at) = rest.find('@') {
+        let (before, word) = rest.split_at(at);
+        let end = word[1..]
+            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .map_or(word.len(), |end| end + 1);
+        let (word, after) = word.split_at(end);
+        let address = addresses
+            .entry(word.to_owned())
+            .or_insert_with(free_address);
+        result.push_str(before);
+        result.push_str(&address.to_string());
+        rest = after;
+    }
+    result + rest
+}
+
+/// An address that is free now and that no other test of this process gets: sharing a port would not even fail, because
+/// the daemon binds with `SO_REUSEPORT`.
+fn free_address() -> SocketAddr {
+    static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
+    let mut guard = GIVEN.lock().unwrap();
+    let given = guard.get_or_insert_default();
+    loop {
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        if given.insert(address.port()) {
+            return address;
+        }
+    }
+}
