@@ -6,9 +6,12 @@ use std::{
     task::{Context, Waker},
 };
 
+use crate::base::address::BindAddress;
+
 /// What others may tell a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Control {
+    bind: Rc<BindAddress>,
     /// Waiting for a request, with nothing of it received.
     idle: Cell<bool>,
     /// To be closed as soon as it is idle.
@@ -69,10 +72,14 @@ pub struct Entry {
 }
 
 impl Connections {
-    /// Adds a connection.
-    pub fn enter(self: &Rc<Self>) -> Entry {
-        let control = Rc::new(Control::default());
-        control.close.set(self.draining.get());
+    /// Adds a connection that was accepted on `bind`.
+    pub fn enter(self: &Rc<Self>, bind: Rc<BindAddress>) -> Entry {
+        let control = Rc::new(Control {
+            bind,
+            idle: Cell::new(false),
+            close: Cell::new(self.draining.get()),
+            waker: RefCell::new(None),
+        });
         let mut entries = self.entries.borrow_mut();
         let place = self.free.borrow_mut().pop().unwrap_or(entries.len());
         if place == entries.len() {
@@ -112,6 +119,15 @@ impl Connections {
         false
     }
 
+    /// Tells all connections of an address that is no longer listened on to close as soon as they are idle.
+    pub fn drain_bind(&self, bind: &BindAddress) {
+        for control in self.entries.borrow().iter().flatten() {
+            if *control.bind == *bind {
+                control.tell_to_close();
+            }
+        }
+    }
+
     /// Tells all connections, also those to come, to close as soon as they are idle.
     pub fn drain(&self) {
         self.draining.set(true);
@@ -135,6 +151,10 @@ impl Drop for Entry {
 mod tests {
     use super::*;
 
+    fn bind() -> Rc<BindAddress> {
+        Rc::new("127.0.0.1:80".parse().unwrap())
+    }
+
     fn wait(entry: &Entry) -> bool {
         entry.control.wait(&Context::from_waker(Waker::noop()))
     }
@@ -142,21 +162,21 @@ mod tests {
     #[test]
     fn only_idle_connections_are_shed_and_each_once() {
         let table = Rc::new(Connections::default());
-        let (first, second, third) = (table.enter(), table.enter(), table.enter());
+        let (first, second, third) = (table.enter(bind()), table.enter(bind()), table.enter(bind()));
         assert!(!table.shed_one(), "none is idle");
         assert!(!wait(&first) && !wait(&third));
         assert!(table.shed_one() && table.shed_one() && !table.shed_one());
         assert!(first.control.should_close() && !second.control.should_close());
         drop(second);
         assert_eq!(table.count(), 2);
-        assert_eq!(table.enter().place, 1, "places are used again");
+        assert_eq!(table.enter(bind()).place, 1, "places are used again");
     }
 
     #[test]
     fn a_drain_also_closes_those_to_come() {
         let table = Rc::new(Connections::default());
-        let before = table.enter();
+        let before = table.enter(bind());
         table.drain();
-        assert!(before.control.should_close() && wait(&table.enter()));
+        assert!(before.control.should_close() && wait(&table.enter(bind())));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Read `accept.rs` first, then `http/mod.rs` or `tcp.rs`.
 
+pub mod accept;
 pub mod connections;
 pub mod http;
 pub mod idle;

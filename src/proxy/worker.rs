@@ -5,10 +5,11 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use arc_swap::{ArcSwap, Cache};
+use tokio::sync::watch;
 
 use super::{connections::Connections, http::Scratch, idle::Idle};
 use crate::{
@@ -21,6 +22,8 @@ pub type Generation = Rc<Arc<Snapshot>>;
 
 /// How many scratch memories a worker keeps: about 48 KiB each.
 const SCRATCH_KEPT: usize = 128;
+/// Connections over the limit that a worker answers at a time.
+const REFUSALS: usize = 64;
 
 /// One worker's own things.
 pub struct Worker {
@@ -35,13 +38,15 @@ pub struct Worker {
     current: RefCell<(Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>, Generation)>,
     scratch: RefCell<Vec<Box<Scratch>>>,
     date: RefCell<(u64, String)>,
+    /// Becomes true when the drain is over: sessions and tunnels are cut.
+    pub(super) cut: watch::Receiver<bool>,
     /// Connections that are being closed with a last answer.
     pub(super) lingering: Cell<usize>,
 }
 
 impl Worker {
     /// The things of a new worker; called on its own thread.
-    pub fn new(daemon: Arc<Daemon>) -> Self {
+    pub fn new(daemon: Arc<Daemon>, cut: watch::Receiver<bool>) -> Self {
         let mut cache = Cache::new(Arc::clone(&daemon.snapshot));
         let generation = Rc::new(Arc::clone(cache.load()));
         Self {
@@ -52,6 +57,7 @@ impl Worker {
             current: RefCell::new((cache, generation)),
             scratch: RefCell::default(),
             date: RefCell::default(),
+            cut,
             lingering: Cell::new(0),
         }
     }
@@ -89,6 +95,11 @@ impl Worker {
             *text = httpdate::fmt_http_date(std::time::UNIX_EPOCH + now);
         }
         use_it(text)
+    }
+
+    /// Connections up to which one that is over a limit is told so rather than reset: a flood must stay cheap.
+    pub(super) fn refusals_below(&self) -> usize {
+        self.daemon.connection_limit.load(Relaxed) + REFUSALS
     }
 
     /// Housekeeping, a few times a second: idle connections over their time, and the view of the current generation.

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     Client, Next,
-    exchange::{Exchange, Io, Place, Rules, describe, write_all},
+    exchange::{Exchange, Io, Rules, describe, write_all},
     forward::{self, Delivery, ResponseExtra},
     pump::{Pump, PumpError, SMALL, poll_fill},
     retry::{Failure, Stage},
@@ -142,8 +142,7 @@ async fn connect(
     let metrics = attempt.lease.state.metrics.mine();
     let own = started + attempt.rules.timeouts.connect;
     let deadline = attempt.rules.end.map_or(own, |end| end.min(own));
-    let resolved = attempt.lease.state.resolved.load_full();
-    let connected = connect::connect_to(&attempt.lease.config.address, &resolved, deadline).await;
+    let connected = connect::connect(&attempt.lease.state, deadline).await;
     let now = clock::now();
     exchange.facts.connect = Some(now.saturating_duration_since(started));
     match connected {
@@ -243,7 +242,6 @@ impl Wire<'_, '_> {
         if whole {
             return Ok(());
         }
-        let Place { .. } = self.exchange.place;
         let deadline = self.response_deadline();
         let Self {
             exchange,
@@ -720,7 +718,11 @@ async fn tunnel(
         sent: &slot.sent,
     };
     let idle = attempt.rules.timeouts.tcp_idle;
-    let end = copy::relay(&exchange.client.stream, &backend.stream, idle, meter).await;
+    let mut cut = place.worker.cut.clone();
+    let stop = async move {
+        let _ = cut.wait_for(|cut| *cut).await;
+    };
+    let end = copy::relay(&exchange.client.stream, &backend.stream, idle, meter, stop).await;
     exchange.facts.bytes_in = end.bytes_in;
     exchange.facts.bytes_out = end.bytes_out;
     if let Err(cut) = end.end {

@@ -774,7 +774,7 @@ pub(super) fn encode_overload(worker: &Worker, snapshot: &Snapshot, out: &mut Ve
 }
 
 /// `deny` is stronger than `allow`; an empty `allow` is everybody. A unix socket's peer has no address and is allowed.
-pub(crate) fn is_allowed(peer: Option<IpAddr>, allow: &[IpNet], deny: &[IpNet]) -> bool {
+pub(in crate::proxy) fn is_allowed(peer: Option<IpAddr>, allow: &[IpNet], deny: &[IpNet]) -> bool {
     let Some(peer) = peer else { return true };
     !contains(deny, peer) && (allow.is_empty() || contains(allow, peer))
 }

@@ -11,6 +11,8 @@ mod pump;
 mod reply;
 mod retry;
 
+pub(super) use self::exchange::is_allowed;
+
 use std::{
     future::poll_fn,
     net::IpAddr,

@@ -1,0 +1,255 @@
+//! Takes connections from one listening socket: limits, then an HTTP connection or a TCP session of its own task.
+//!
+//! An accept error never ends the loop and never makes it spin: it waits, sheds idle connections, and goes on.
+
+use std::{
+    collections::hash_map::Entry as MapEntry,
+    future::Future,
+    io,
+    net::IpAddr,
+    pin::pin,
+    rc::Rc,
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::{select, sync::watch, task::spawn_local, time::sleep};
+
+use super::{
+    http::{self, Client},
+    tcp::{self, TcpContext},
+    worker::{Generation, Worker},
+};
+use crate::{
+    base::{address::BindAddress, backoff, clock},
+    config::model::ListenerProtocol,
+    net::{listen::Acceptor, stream::Stream},
+    reason::Reason,
+    snapshot::{Daemon, ListenerState},
+    telemetry::record::RequestText,
+};
+
+/// First wait after an accept error; doubled each time.
+const FIRST_WAIT: Duration = Duration::from_millis(5);
+/// Longest wait: a descriptor that becomes free is used within this time.
+const LONGEST_WAIT: Duration = Duration::from_millis(80);
+/// Connections refused in one loop before other tasks get their turn.
+const SHED_AT_ONCE: usize = 16;
+
+/// Accepts until `stop` says so; then takes what is still queued, so that no connection is lost, and ends.
+pub async fn run(
+    worker: Rc<Worker>,
+    acceptor: Acceptor,
+    bind: Rc<BindAddress>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut failures = 0;
+    loop {
+        let accepted = select! {
+            accepted = acceptor.accept() => accepted,
+            // The sender is gone only when the worker ends.
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                failures = 0;
+                admit(&worker, stream, peer, &bind);
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                make_room(&worker, &bind, failures, &error);
+                sleep(backoff::doubled(FIRST_WAIT, failures, LONGEST_WAIT)).await;
+                failures = failures.saturating_add(1);
+            }
+        }
+    }
+    while let Some((stream, peer)) = accept_now(&acceptor) {
+        admit(&worker, stream, peer, &bind);
+    }
+}
+
+fn accept_now(acceptor: &Acceptor) -> Option<(Stream, Option<IpAddr>)> {
+    let mut context = Context::from_waker(Waker::noop());
+    match pin!(acceptor.accept()).poll(&mut context) {
+        Poll::Ready(accepted) => accepted.ok(),
+        Poll::Pending => None,
+    }
+}
+
+/// Errors of a connection that was gone before it was accepted: the next one is not concerned.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::PermissionDenied
+    )
+}
+
+/// No descriptor or memory is left: close idle connections. Logged when it begins, not for every try.
+fn make_room(worker: &Worker, bind: &BindAddress, failures: u32, error: &io::Error) {
+    if failures == 0 {
+        tracing::warn!(target: "listener", bind = %bind, %error, "accept failed, idle connections are closed to make room");
+    }
+    for _ in 0..SHED_AT_ONCE {
+        if !worker.connections.shed_one() {
+            break;
+        }
+    }
+}
+
+/// A connection counted against every limit that applies to it; given back when dropped.
+struct Admission {
+    daemon: Arc<Daemon>,
+    state: Arc<ListenerState>,
+    client: Option<IpAddr>,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.daemon.connections.fetch_sub(1, Relaxed);
+        self.state.active.fetch_sub(1, Relaxed);
+        self.state.metrics.mine().active.sub(1);
+        let Some(client) = self.client else { return };
+        let mut clients = self
+            .state
+            .clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let MapEntry::Occupied(mut entry) = clients.entry(client) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+fn admit(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<BindAddress>) {
+    let generation = worker.generation();
+    let listener = generation.binds.get(&**bind).copied();
+    let Some(listener) = listener.and_then(|index| generation.listeners.get(index)) else {
+        return;
+    };
+    let is_http = listener.config.protocol == ListenerProtocol::Http;
+    listener.state.metrics.mine().connections.add(1);
+    let denied = !is_http && !http::is_allowed(peer, &listener.config.allow, &listener.config.deny);
+    let admission = if denied {
+        Err(Reason::RequestDenied)
+    } else {
+        count(worker, &generation, listener, peer)
+    };
+    let header = listener.config.timeouts.header;
+    match admission {
+        Ok(admission) if is_http => {
+            let entry = worker.connections.enter(Rc::clone(bind));
+            let client = Client::new(stream, peer, Rc::clone(bind), entry, header);
+            let worker = Rc::clone(worker);
+            drop(spawn_local(async move {
+                let _admission = admission;
+                http::serve(worker, client).await;
+            }));
+        }
+        Ok(admission) => {
+            let worker = Rc::clone(worker);
+            let bind = Rc::clone(bind);
+            drop(spawn_local(async move {
+                let _admission = admission;
+                session(worker, stream, peer, bind).await;
+            }));
+        }
+        Err(reason) => {
+            listener.state.metrics.mine().rejected.add(reason);
+            if is_http && worker.connections.count() < worker.refusals_below() {
+                let entry = worker.connections.enter(Rc::clone(bind));
+                let client = Client::new(stream, peer, Rc::clone(bind), entry, header);
+                drop(spawn_local(http::refuse(Rc::clone(worker), client)));
+            } else {
+                // A client must not take the refusal for an empty answer.
+                stream.set_reset_on_close();
+            }
+        }
+    }
+}
+
+/// Counts the connection, or says which limit it is over. Idle connections make room for new ones.
+fn count(
+    worker: &Worker,
+    generation: &Generation,
+    listener: &crate::snapshot::Listener,
+    peer: Option<IpAddr>,
+) -> Result<Admission, Reason> {
+    let daemon = &worker.daemon;
+    let limits = &listener.config.limits;
+    let all = daemon.connections.fetch_add(1, Relaxed);
+    let own = listener.state.active.fetch_add(1, Relaxed);
+    listener.state.metrics.mine().active.add(1);
+    let mut admission = Admission {
+        daemon: Arc::clone(daemon),
+        state: Arc::clone(&listener.state),
+        client: None,
+    };
+    debug_assert!(!generation.listeners.is_empty(), "it holds the listener");
+    let limit = daemon.connection_limit.load(Relaxed);
+    if all >= limit {
+        worker.connections.shed_one();
+        return Err(Reason::Overload);
+    }
+    // Idle connections go first when the limit is near, so that there is room before it is reached.
+    if all >= limit - limit / 16 {
+        worker.connections.shed_one();
+    }
+    if own >= limits.connections.unwrap_or(usize::MAX) {
+        return Err(Reason::Overload);
+    }
+    if let (Some(limit), Some(peer)) = (limits.connections_per_client, peer) {
+        let mut clients = listener
+            .state
+            .clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let count = clients.entry(peer).or_default();
+        *count += 1;
+        let over = *count > limit;
+        drop(clients);
+        admission.client = Some(peer);
+        if over {
+            return Err(Reason::Overload);
+        }
+    }
+    Ok(admission)
+}
+
+/// Runs one TCP session and logs it.
+async fn session(
+    worker: Rc<Worker>,
+    stream: Stream,
+    peer: Option<IpAddr>,
+    bind: Rc<BindAddress>,
+) {
+    let generation = worker.generation();
+    let listener = generation.binds.get(&*bind).copied();
+    let listener = listener.and_then(|index| generation.listeners.get(index));
+    let pool = listener.and_then(|listener| generation.pools.get(listener.config.pool?));
+    let (Some(listener), Some(pool)) = (listener, pool) else {
+        return stream.set_reset_on_close();
+    };
+    let context = TcpContext {
+        listener: &listener.config.name,
+        counters: listener.state.metrics.mine(),
+        pool,
+        random: &worker.random,
+    };
+    let mut cut = worker.cut.clone();
+    let stop = async move {
+        let _ = cut.wait_for(|cut| *cut).await;
+    };
+    let record = tcp::session(stream, peer, context, stop).await;
+    let took = clock::now().saturating_duration_since(record.began);
+    let log = &generation.access_log;
+    if log.wants(record.status, record.reason, took, &mut worker.random.borrow_mut()) {
+        log.write(&record, &RequestText::default(), &[], took);
+    }
+}

@@ -1,0 +1,144 @@
+//! The control thread: signals, reloads, checks, admin and metrics, until a signal asks for the end.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use tokio::{
+    net::TcpListener,
+    select,
+    sync::{mpsc, oneshot},
+    task::spawn_local,
+};
+
+use super::{
+    FLUSH_TIME, drain, reload,
+    signals::{Signal, Signals},
+    sockets::Sockets,
+    systemd,
+    worker::{Command, Pool},
+};
+use crate::{
+    admin::{self, AdminListener, ReloadOutcome, serve_admin, serve_metrics},
+    base::rng::Random,
+    config::model,
+    health::Follower,
+    snapshot::Daemon,
+    telemetry::sink::Sinks,
+};
+
+/// Reloads that may wait; more than one waiting collapse into one run anyway.
+const WAITING: usize = 64;
+
+/// What the control thread owns.
+pub(super) struct Control {
+    /// The configuration file.
+    pub file: PathBuf,
+    /// The open-file limit.
+    pub files: u64,
+    pub daemon: Arc<Daemon>,
+    pub sinks: Sinks,
+    pub sockets: Sockets,
+    pub pool: Pool,
+    pub signals: Signals,
+}
+
+/// Binds the admin API; the directory of the default socket is made if it is missing.
+pub(super) fn bind_admin(config: &model::Admin, default: &Path) -> Result<AdminListener, String> {
+    if config.bind.is_none() && let Some(directory) = default.parent() {
+        make_private(directory).map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
+    }
+    AdminListener::bind(config, default).map_err(|error| error.to_string())
+}
+
+/// Makes `directory` for us alone, or checks that it is ours: in `/tmp` somebody else could have made it.
+fn make_private(directory: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            let found = std::fs::symlink_metadata(directory)?;
+            if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() {
+                return Ok(());
+            }
+            Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, "it belongs to another user"))
+        }
+        made => made,
+    }
+}
+
+/// Binds the scrape.
+pub(super) async fn bind_metrics(bind: Option<SocketAddr>) -> Result<Option<TcpListener>, String> {
+    let Some(address) = bind else { return Ok(None) };
+    let bound = TcpListener::bind(address).await;
+    bound.map(Some).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!("cannot listen on {address} (metrics.bind): port {} is taken by another process", address.port()),
+        _ => format!("cannot listen on {address} (metrics.bind): {error}"),
+    })
+}
+
+impl Control {
+    /// Serves until a signal asks for the end, then drains and ends the workers.
+    pub(super) async fn run(mut self, admin: AdminListener, scrape: Option<TcpListener>, on_ready: Option<Box<dyn FnOnce() + Send>>) {
+        let mut follower = Follower::new(Random::from_system());
+        follower.apply(&self.daemon.snapshot.load().pools);
+        let (handle, mut requests) = mpsc::channel(WAITING);
+        drop(spawn_local(serve_admin(admin, Arc::clone(&self.daemon), handle)));
+        if let Some(scrape) = scrape {
+            drop(spawn_local(serve_metrics(scrape, Arc::clone(&self.daemon))));
+        }
+        self.daemon.ready.store(true, Relaxed);
+        let snapshot = self.daemon.snapshot.load_full();
+        tracing::info!(
+            target: "daemon", version = env!("CARGO_PKG_VERSION"), workers = self.daemon.workers.len(),
+            listeners = snapshot.listeners.len(), pools = snapshot.pools.len(), "serving"
+        );
+        drop(snapshot);
+        systemd::ready("serving generation 1");
+        if let Some(on_ready) = on_ready {
+            on_ready();
+        }
+        self.serve(&mut follower, &mut requests).await;
+        drain::run(&mut self).await;
+        let Self { pool, sinks, .. } = self;
+        pool.tell(|_| Some(Command::Stop));
+        pool.join();
+        tracing::info!(target: "daemon", "ended");
+        sinks.flush_all(FLUSH_TIME);
+    }
+
+    async fn serve(&mut self, follower: &mut Follower, requests: &mut mpsc::Receiver<admin::Control>) {
+        let daemon = Arc::clone(&self.daemon);
+        let mut watchdog = pin!(systemd::watch(&daemon));
+        loop {
+            let mut waiting = Vec::new();
+            select! {
+                signal = self.signals.next() => match signal {
+                    Signal::Reload => {}
+                    Signal::Stop | Signal::Drain => return,
+                    Signal::ReopenLogs => {
+                        self.sinks.reopen_all();
+                        continue;
+                    }
+                },
+                Some(admin::Control::Reload(answer)) = requests.recv() => waiting.push(answer),
+                () = &mut watchdog => {}
+            }
+            // Everybody who asked before the file is read gets the answer of this one run.
+            while let Ok(admin::Control::Reload(answer)) = requests.try_recv() {
+                waiting.push(answer);
+            }
+            let outcome = reload::run(self, follower);
+            answer(waiting, &outcome);
+        }
+    }
+}
+
+fn answer(waiting: Vec<oneshot::Sender<ReloadOutcome>>, outcome: &ReloadOutcome) {
+    for sender in waiting {
+        // Whoever asked may have left.
+        let _ = sender.send(outcome.clone());
+    }
+}

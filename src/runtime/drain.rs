@@ -1,0 +1,61 @@
+//! The way out: not ready → delay → stop accepting → finish → close idle → deadline → cut.
+
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+use tokio::{
+    select,
+    time::{interval, sleep},
+};
+
+use super::{
+    control::Control,
+    signals::{Signal, Signals},
+    systemd,
+    worker::Command,
+};
+use crate::{config::model, snapshot::Daemon};
+
+/// How often it is looked whether connections are left.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Drains. Returns when nothing is left, when the time is over, or when a second TERM or INT comes.
+pub(super) async fn run(control: &mut Control) {
+    let daemon = &control.daemon;
+    daemon.draining.store(true, Relaxed);
+    let rules = daemon.snapshot.load().config.drain.clone();
+    let open = daemon.connections.load(Relaxed);
+    tracing::info!(target: "daemon", connections = open, "draining");
+    systemd::stopping("draining");
+    let Control { daemon, sockets, pool, signals, .. } = control;
+    let finish = async {
+        sleep(rules.delay).await;
+        // Our own descriptors first: the workers' are then the last ones, and close after their queues are empty.
+        sockets.close_all(pool);
+        pool.tell(|_| Some(Command::Drain));
+        finish(daemon, &rules).await;
+    };
+    select! {
+        () = finish => {}
+        () = second_stop(signals) => tracing::warn!(target: "daemon", "asked again: not waiting any longer"),
+    }
+    let left = daemon.connections.load(Relaxed);
+    if left > 0 {
+        tracing::warn!(target: "daemon", connections = left, "cut what did not finish");
+    }
+}
+
+async fn finish(daemon: &Daemon, rules: &model::Drain) {
+    let mut look = interval(LOOK);
+    let end = sleep(rules.timeout);
+    tokio::pin!(end);
+    while daemon.connections.load(Relaxed) > 0 {
+        select! {
+            _ = look.tick() => {}
+            () = &mut end => return,
+        }
+    }
+}
+
+async fn second_stop(signals: &mut Signals) {
+    while signals.next().await != Signal::Stop {}
+}

@@ -1,0 +1,149 @@
+//! The process: from the configuration file to the last flushed log line.
+//!
+//! [`run`] reads top to bottom: load → bind → start workers → serve on the control thread → drain. The control thread
+//! (the caller's) runs signals, reload, checks, admin and metrics; it never carries traffic. Read next: `reload.rs`,
+//! `worker.rs`, `drain.rs`.
+
+mod control;
+mod drain;
+mod reload;
+mod signals;
+mod sockets;
+mod systemd;
+mod worker;
+
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use tokio::runtime::{Builder, LocalOptions};
+
+use self::{
+    control::Control,
+    sockets::Sockets,
+    worker::Pool,
+};
+use crate::{
+    base::{clock, paths::default_admin_socket},
+    config::{self, Loaded, model::Config},
+    net::limits::raise_open_file_limit,
+    snapshot::{Daemon, Snapshot},
+    telemetry::{
+        access_log::AccessLog,
+        log, metrics,
+        sink::Sinks,
+    },
+};
+
+/// Exit code for a configuration that is broken at start: `EX_CONFIG` of sysexits.
+const BAD_CONFIGURATION: u8 = 78;
+/// Descriptors kept for everything but client and backend connections.
+const RESERVED_FILES: u64 = 128;
+/// How long the logs may take to be written at the end.
+const FLUSH_TIME: Duration = Duration::from_secs(2);
+
+/// What `demo` adds to `run`.
+#[derive(Default)]
+pub struct RunOptions {
+    /// Called once the daemon serves.
+    pub on_ready: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// Runs the daemon until it has drained. Says on standard error why it could not start.
+///
+/// The exit code is 0 after a drain, 78 when the configuration is broken, 1 when something else keeps it from starting,
+/// such as a taken port.
+pub fn run(file: &Path, options: RunOptions) -> ExitCode {
+    let loaded = match config::load(file) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            complain(&problems.render());
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    match serve(file, loaded, options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// For people at the terminal, before there is a log.
+fn complain(text: &str) {
+    // Nobody is left to tell if standard error is closed.
+    let _ = writeln!(io::stderr(), "{}", text.trim_end());
+}
+
+fn serve(file: &Path, loaded: Loaded, options: RunOptions) -> Result<(), String> {
+    let Loaded {
+        config, warnings, ..
+    } = loaded;
+    let cannot = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    log::init(config.log.level, config.log.format).map_err(cannot("cannot start the log"))?;
+    report_panics();
+    for warning in &warnings {
+        tracing::warn!(target: "config", "{warning}");
+    }
+    // From here on no signal ends the process by itself.
+    let signals = signals::Signals::new().map_err(cannot("cannot take signals"))?;
+    let files = raise_open_file_limit();
+    let workers = config.workers.unwrap_or_else(usable_cores);
+    metrics::set_threads(workers);
+    let config = Arc::new(config);
+    let sinks = Sinks::default();
+    let sink = sinks.open(&config.access_log.output);
+    let sink = sink.map_err(cannot("cannot open the access log"))?;
+    let access_log = AccessLog::new(&config.access_log, sink);
+    let limit = connection_limit(&config, files);
+    let snapshot = Snapshot::build(Arc::clone(&config), None, access_log, clock::now());
+    let daemon = Arc::new(Daemon::new(snapshot, workers, limit));
+    let mut sockets = Sockets::default();
+    let prepared = sockets.prepare(&config, workers).map_err(|error| error.to_string())?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .map_err(cannot("cannot start the control thread"))?;
+    let (admin, scrape) = runtime.block_on(async {
+        let admin = control::bind_admin(&config.admin, &default_admin_socket())?;
+        let scrape = control::bind_metrics(config.metrics.bind).await?;
+        Ok::<_, String>((admin, scrape))
+    })?;
+    let pool = Pool::start(&daemon).map_err(cannot("cannot start a worker"))?;
+    sockets.commit(prepared, &pool);
+    let control = Control {
+        file: file.to_path_buf(),
+        files,
+        daemon: Arc::clone(&daemon),
+        sinks,
+        sockets,
+        pool,
+        signals,
+    };
+    runtime.block_on(control.run(admin, scrape, options.on_ready));
+    Ok(())
+}
+
+/// `max_connections`: as configured, or two thirds of the descriptors, because a connection under way needs two and an
+/// idle one needs one.
+fn connection_limit(config: &Config, files: u64) -> usize {
+    let auto = || usize::try_from(files.saturating_sub(RESERVED_FILES) / 3 * 2).unwrap_or(usize::MAX / 2);
+    config.max_connections.unwrap_or_else(auto).max(1)
+}
+
+fn usable_cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A fault in balancer ends one connection; it must not go unnoticed.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(target: "daemon", "fault: {panic}");
+    }));
+}

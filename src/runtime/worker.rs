@@ -1,0 +1,159 @@
+//! The worker threads: each with its own runtime, its own listening sockets and its own connections.
+
+use std::{
+    collections::HashMap,
+    io,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use rustix::{
+    thread::ClockId,
+    time::{Timespec, clock_gettime},
+};
+use tokio::{
+    runtime::{Builder, LocalOptions, LocalRuntime},
+    select,
+    sync::{mpsc, watch},
+    task::{spawn_local, yield_now},
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    base::address::BindAddress,
+    net::listen::{Acceptor, Listening},
+    proxy::{accept, worker::Worker},
+    snapshot::Daemon,
+    telemetry::metrics,
+};
+
+/// How often a worker shows that it lives and closes what is over its time.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What the control thread tells a worker.
+pub(super) enum Command {
+    /// Accept on a socket.
+    Listen(BindAddress, Listening),
+    /// Stop accepting on an address, and close its idle connections.
+    Unlisten(BindAddress),
+    /// Stop accepting, and close connections as they become idle.
+    Drain,
+    /// Cut what is left, and end.
+    Stop,
+}
+
+/// One worker thread.
+pub(super) struct WorkerHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    thread: JoinHandle<()>,
+}
+
+/// All worker threads.
+pub(super) struct Pool(Vec<WorkerHandle>);
+
+impl Pool {
+    /// Starts one worker for each [`Daemon::workers`].
+    pub(super) fn start(daemon: &Arc<Daemon>) -> io::Result<Self> {
+        let start = |index| {
+            let (commands, receiver) = mpsc::unbounded_channel();
+            let daemon = Arc::clone(daemon);
+            let thread = thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || main(index, daemon, receiver))?;
+            Ok(WorkerHandle { commands, thread })
+        };
+        (0..daemon.workers.len()).map(start).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Tells every worker something of its own.
+    pub(super) fn tell(&self, mut command: impl FnMut(usize) -> Option<Command>) {
+        for (index, worker) in self.0.iter().enumerate() {
+            if let Some(command) = command(index) {
+                // A worker that is gone has left its connections already; the watchdog sees it.
+                let _ = worker.commands.send(command);
+            }
+        }
+    }
+
+    /// Waits until every worker has ended.
+    pub(super) fn join(self) {
+        for worker in self.0 {
+            drop(worker.commands);
+            if worker.thread.join().is_err() {
+                tracing::error!(target: "daemon", "a worker ended by a fault");
+            }
+        }
+    }
+}
+
+fn main(index: usize, daemon: Arc<Daemon>, commands: mpsc::UnboundedReceiver<Command>) {
+    metrics::set_slot(index + 1);
+    let runtime: io::Result<LocalRuntime> = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default());
+    match runtime {
+        Ok(runtime) => runtime.block_on(serve(index, daemon, commands)),
+        Err(error) => tracing::error!(target: "daemon", %error, "a worker cannot start"),
+    }
+}
+
+async fn serve(index: usize, daemon: Arc<Daemon>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let (cut, cut_seen) = watch::channel(false);
+    let worker = Rc::new(Worker::new(daemon, cut_seen));
+    let mut listening: HashMap<BindAddress, watch::Sender<bool>> = HashMap::new();
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let command = select! {
+            command = commands.recv() => command,
+            _ = tick.tick() => {
+                beat(index, &worker);
+                continue;
+            }
+        };
+        match command {
+            Some(Command::Listen(bind, socket)) => match Acceptor::new(socket) {
+                Ok(acceptor) => {
+                    let (stop, stopped) = watch::channel(false);
+                    let address = Rc::new(bind.clone());
+                    drop(spawn_local(accept::run(Rc::clone(&worker), acceptor, address, stopped)));
+                    listening.insert(bind, stop);
+                }
+                Err(error) => tracing::error!(target: "listener", %bind, %error, "cannot accept"),
+            },
+            Some(Command::Unlisten(bind)) => {
+                listening.remove(&bind).into_iter().for_each(stop);
+                worker.connections.drain_bind(&bind);
+            }
+            Some(Command::Drain) => {
+                listening.drain().map(|(_, sender)| sender).for_each(stop);
+                // The accept loops take what is queued before idle connections are told to close.
+                yield_now().await;
+                worker.connections.drain();
+            }
+            Some(Command::Stop) | None => break,
+        }
+    }
+    // Sessions end and record themselves; exchanges are dropped with the runtime and record that.
+    cut.send_replace(true);
+    for _ in 0..8 {
+        yield_now().await;
+    }
+    worker.idle.borrow_mut().clear();
+}
+
+fn stop(sender: watch::Sender<bool>) {
+    sender.send_replace(true);
+}
+
+fn beat(index: usize, worker: &Worker) {
+    worker.tick();
+    if let Some(status) = worker.daemon.workers.get(index) {
+        status.heartbeat.fetch_add(1, Relaxed);
+        let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ThreadCPUTime);
+        let micros = tv_sec.unsigned_abs() * 1_000_000 + tv_nsec.unsigned_abs() / 1_000;
+        status.busy_micros.store(micros, Relaxed);
+    }
+}
