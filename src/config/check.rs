@@ -1,0 +1,162 @@
+//! What can only be seen across sections: clashing binds, listeners without work, shadowed routes, unused pools.
+
+use std::collections::HashMap;
+
+use super::{
+    file::{Binds, Bound},
+    model::{Config, ListenerProtocol, PathMatch, Route},
+    problem::{Severity, quote},
+    reader::{At, Reader, Section},
+};
+use crate::base::address::BindAddress;
+
+/// Reports every bind that clashes with an earlier one.
+pub(super) fn binds(reader: &mut Reader<'_>, binds: &Binds) {
+    let mut by_port: HashMap<Option<u16>, Vec<&Bound>> = HashMap::new();
+    let mut all: Vec<&Bound> = binds.all().iter().collect();
+    all.sort_by_key(|bound| bound.place);
+    for bound in all {
+        let port = match &bound.address {
+            BindAddress::Ip(address) => Some(address.port()),
+            BindAddress::Unix(_) => None,
+        };
+        let others = by_port.entry(port).or_default();
+        if let Some(other) = others.iter().find(|other| clash(bound, other)) {
+            let shown = if bound.address == other.address {
+                String::new()
+            } else {
+                format!(" as {}", quote(&other.address.to_string()))
+            };
+            reader.report(
+                Severity::Error,
+                bound.place,
+                bound.path.clone(),
+                format!(
+                    "{} is taken already{shown}, by {}",
+                    quote(&bound.address.to_string()),
+                    other.owner
+                ),
+                format!(
+                    "choose another port or address; the other is in line {}",
+                    other.place.line
+                ),
+            );
+        }
+        others.push(bound);
+    }
+}
+
+fn clash(one: &Bound, other: &Bound) -> bool {
+    let (a, b) = match (&one.address, &other.address) {
+        (BindAddress::Ip(a), BindAddress::Ip(b)) => (a, b),
+        (one, other) => return one == other,
+    };
+    if a.port() != b.port() || a.port() == 0 {
+        return false;
+    }
+    let covers = |wide: &std::net::IpAddr, narrow: &std::net::IpAddr| {
+        wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
+    };
+    let same = a.ip() == b.ip() || (a.ip().is_unspecified() && b.ip().is_unspecified());
+    // Listeners may give one address of a port to another listener: the kernel prefers the exact address.
+    same || (!(one.shares && other.shares)
+        && (covers(&a.ip(), &b.ip()) || covers(&b.ip(), &a.ip())))
+}
+
+/// Warns of http listeners that can only answer 404.
+pub(super) fn listeners_without_work(
+    reader: &mut Reader<'_>,
+    listeners: &Section<'_>,
+    config: &Config,
+) {
+    for (index, at) in listeners.iter().enumerate() {
+        let Some(listener) = config.listeners.get(index) else {
+            continue;
+        };
+        let routed = config
+            .routes
+            .iter()
+            .any(|route| route.listeners.is_empty() || route.listeners.contains(&index));
+        // A pool or redirect that could not be read has been reported.
+        let keys = ["pool", "redirect"];
+        let given = match &at.node.kind {
+            super::yaml::Kind::Map(entries) => entries.iter().any(|(key, _)| {
+                matches!(&key.kind, super::yaml::Kind::Scalar { text, .. } if keys.contains(&text.as_str()))
+            }),
+            _ => true,
+        };
+        if listener.protocol == ListenerProtocol::Http && !given && !routed {
+            reader.warn_at_key(
+                at,
+                format!(
+                    "listener {} answers every request with 404",
+                    quote(&listener.name)
+                ),
+                "add `pool: NAME`, a route or `redirect: https`",
+            );
+        }
+    }
+}
+
+/// Warns of pools that nothing refers to.
+pub(super) fn unused_pools(reader: &mut Reader<'_>, pools: &Section<'_>, used: &[bool]) {
+    for (at, used) in pools.iter().zip(used) {
+        if !used {
+            reader.warn_at_key(
+                at,
+                format!("pool {} is not used", quote(at.last_key())),
+                "name it in a listener or a route, or remove it",
+            );
+        }
+    }
+}
+
+/// Warns of routes that can never match because an earlier one takes all their requests.
+pub(super) fn shadowed_routes(reader: &mut Reader<'_>, entries: &[At<'_>], config: &Config) {
+    let mut seen: HashMap<String, Vec<usize>> = HashMap::new();
+    for (index, (route, at)) in config.routes.iter().zip(entries).enumerate() {
+        let same_path = seen.entry(path_key(route)).or_default();
+        let earlier = same_path.iter().copied().find(|earlier| {
+            config
+                .routes
+                .get(*earlier)
+                .is_some_and(|earlier| shadows(earlier, route))
+        });
+        if let Some(earlier) = earlier {
+            let line = entries
+                .get(earlier)
+                .map_or(0, |entry| entry.node.place.line);
+            reader.warn_at_key(
+                *at,
+                format!("the route never matches: `routes[{earlier}]` takes its requests"),
+                format!("remove one or change what it matches; the other is in line {line}"),
+            );
+        }
+        same_path.push(index);
+    }
+}
+
+fn path_key(route: &Route) -> String {
+    let mut headers: Vec<String> = route
+        .headers
+        .iter()
+        .map(|header| format!("{}={:?}", header.name, header.value))
+        .collect();
+    headers.sort();
+    let path = match &route.path {
+        PathMatch::Any => "any".to_owned(),
+        PathMatch::Prefix(path) => format!("prefix {path}"),
+        PathMatch::Exact(path) => format!("exact {path}"),
+        PathMatch::Regex(regex) => format!("regex {regex}"),
+    };
+    format!("{path}\n{}", headers.join("\n"))
+}
+
+/// True when `earlier`, of the same path and headers, takes every request of `later`.
+fn shadows(earlier: &Route, later: &Route) -> bool {
+    fn within<T: PartialEq>(inner: &[T], outer: &[T]) -> bool {
+        inner.is_empty() == outer.is_empty() && inner.iter().all(|item| outer.contains(item))
+    }
+    let listeners = earlier.listeners.is_empty() || within(&later.listeners, &earlier.listeners);
+    listeners && within(&later.methods, &earlier.methods) && within(&later.hosts, &earlier.hosts)
+}

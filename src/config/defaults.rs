@@ -1,0 +1,222 @@
+//! The defaults: what a section means that the file leaves out. The numbers are those of docs/configuration.md.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tracing::level_filters::LevelFilter;
+
+use super::model::{
+    AccessFormat, AccessLog, Admin, CheckKind, Config, Drain, Ejection, ErrorFormat, Errors,
+    Forwarded, HealthCheck, HttpLimits, Keepalive, ListenerLimits, ListenerTimeouts, Log,
+    LogFormat, LogOutput, LogWhen, Metrics, PerBackend, PoolTimeouts, Retries, RetryConditions,
+    SocketOptions,
+};
+use crate::reason::StatusProfile;
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            max_connections: None,
+            drain: Drain::default(),
+            admin: Admin {
+                bind: None,
+                token_file: None,
+            },
+            metrics: Metrics::default(),
+            log: Log::default(),
+            access_log: AccessLog::default(),
+            trusted_proxies: Vec::new(),
+            forwarded: Forwarded::default(),
+            errors: Errors::default(),
+            listeners: Vec::new(),
+            routes: Vec::new(),
+            pools: Vec::new(),
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            delay: Duration::ZERO,
+            timeout: secs(30),
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            bind: Some(SocketAddr::from(([127, 0, 0, 1], 9900))),
+            per_backend: PerBackend::Full,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: LevelFilter::INFO,
+            format: LogFormat::Auto,
+        }
+    }
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self {
+            output: LogOutput::Stdout,
+            format: AccessFormat::Json,
+            when: LogWhen::default(),
+            headers: Vec::new(),
+        }
+    }
+}
+
+impl Default for LogWhen {
+    fn default() -> Self {
+        Self {
+            min_status: 500,
+            slower_than: None,
+            sample: 0.0,
+        }
+    }
+}
+
+impl Default for Forwarded {
+    fn default() -> Self {
+        Self {
+            x_forwarded: true,
+            rfc7239: false,
+            via: true,
+            request_id: "X-Request-Id".to_owned(),
+        }
+    }
+}
+
+impl Default for Errors {
+    fn default() -> Self {
+        Self {
+            status: StatusProfile::Unified,
+            format: ErrorFormat::Json,
+            pages: Vec::new(),
+            overrides: Vec::new(),
+        }
+    }
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            max_headers: 100,
+            max_header_size: 32 << 10,
+        }
+    }
+}
+
+impl Default for ListenerTimeouts {
+    fn default() -> Self {
+        Self {
+            header: Some(secs(10)),
+            body_idle: Some(secs(30)),
+            keepalive: Some(secs(75)),
+        }
+    }
+}
+
+#[expect(clippy::derivable_impls, reason = "all defaults stand in this file")]
+impl Default for ListenerLimits {
+    fn default() -> Self {
+        Self {
+            connections: None,
+            connections_per_client: None,
+            request_body: None,
+        }
+    }
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self {
+            backlog: 4096,
+            keepalive: Some(secs(60)),
+            fast_open: false,
+        }
+    }
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            kind: CheckKind::Tcp,
+            port: None,
+            interval: secs(2),
+            timeout: secs(1),
+            rise: 2,
+            fall: 3,
+        }
+    }
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self {
+            failures: 5,
+            eject_for: secs(10),
+            max_eject_for: secs(300),
+            max_ejected: 0.5,
+        }
+    }
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        // The idempotent methods of RFC 9110 section 9.2.2.
+        let methods = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"];
+        Self {
+            attempts: 2,
+            budget: 0.2,
+            conditions: RetryConditions::default(),
+            methods: methods.map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+impl Default for RetryConditions {
+    fn default() -> Self {
+        Self {
+            connect: true,
+            stale: true,
+            terminated: true,
+            timeout: false,
+            invalid: true,
+        }
+    }
+}
+
+impl Default for PoolTimeouts {
+    fn default() -> Self {
+        Self {
+            connect: secs(3),
+            response: Some(secs(60)),
+            idle: Some(secs(60)),
+            tcp_idle: Some(secs(3600)),
+            total: None,
+        }
+    }
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self {
+            idle_per_backend: 64,
+            idle_timeout: secs(4),
+            max_age: Some(secs(600)),
+            max_requests: None,
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! What a reload changes: one line for each listener, route, pool, backend and global section that differs.
+//!
+//! Complete: two configurations are equal exactly when there is no line.
+
+use std::{collections::HashMap, fmt};
+
+use super::model::{Backend, Config, Listener, Pool, Route, RouteAction};
+
+/// One line of the log of a reload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// True where the running process keeps the old value until it is started again.
+    pub needs_restart: bool,
+    text: String,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)?;
+        if self.needs_restart {
+            f.write_str(": needs a restart")?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Changes(Vec<Change>);
+
+impl Changes {
+    fn push(&mut self, text: impl Into<String>) {
+        self.0.push(Change {
+            needs_restart: false,
+            text: text.into(),
+        });
+    }
+
+    fn if_changed<T: PartialEq>(&mut self, old: &T, new: &T, what: impl fmt::Display) {
+        if old != new {
+            self.push(format!("{what} changed"));
+        }
+    }
+
+    fn if_changed_restart<T: PartialEq>(&mut self, old: &T, new: &T, what: &str) {
+        if old != new {
+            self.0.push(Change {
+                needs_restart: true,
+                text: format!("{what} changed"),
+            });
+        }
+    }
+}
+
+/// All changes from `old` to `new`: global sections, listeners, routes, pools, each in the order of the new file.
+pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
+    let mut changes = Changes::default();
+    global(&mut changes, old, new);
+    listeners(&mut changes, old, new);
+    routes(&mut changes, old, new);
+    pools(&mut changes, old, new);
+    changes.0
+}
+
+fn global(changes: &mut Changes, old: &Config, new: &Config) {
+    changes.if_changed_restart(&old.workers, &new.workers, "workers");
+    changes.if_changed(
+        &old.max_connections,
+        &new.max_connections,
+        "max_connections",
+    );
+    changes.if_changed(&old.drain, &new.drain, "drain");
+    changes.if_changed_restart(&old.admin.bind, &new.admin.bind, "admin.bind");
+    changes.if_changed(
+        &old.admin.token_file,
+        &new.admin.token_file,
+        "admin.token_file",
+    );
+    changes.if_changed_restart(&old.metrics.bind, &new.metrics.bind, "metrics.bind");
+    changes.if_changed(
+        &old.metrics.per_backend,
+        &new.metrics.per_backend,
+        "metrics.per_backend",
+    );
+    changes.if_changed(&old.log, &new.log, "log");
+    changes.if_changed(&old.access_log, &new.access_log, "access_log");
+    changes.if_changed(
+        &old.trusted_proxies,
+        &new.trusted_proxies,
+        "trusted_proxies",
+    );
+    changes.if_changed(&old.forwarded, &new.forwarded, "forwarded");
+    changes.if_changed(&old.errors, &new.errors, "errors");
+}
+
+fn by_name<'a, T>(items: &'a [T], name: impl Fn(&'a T) -> &'a str) -> HashMap<&'a str, &'a T> {
+    items.iter().map(|item| (name(item), item)).collect()
+}
+
+/// The name behind an index, which a reordered file may change while the meaning stays.
+fn pool_name(config: &Config, index: Option<usize>) -> Option<&str> {
+    config.pools.get(index?).map(|pool| &*pool.name)
+}
+
+fn listeners(changes: &mut Changes, old: &Config, new: &Config) {
+    let before = by_name(&old.listeners, |listener| &*listener.name);
+    let after = by_name(&new.listeners, |listener| &*listener.name);
+    for listener in &old.listeners {
+        if !after.contains_key(&*listener.name) {
+            changes.push(format!("listener {} removed", listener.name));
+        }
+    }
+    for listener in &new.listeners {
+        let name = &listener.name;
+        match before.get(&**name) {
+            None => changes.push(format!("listener {name} added")),
+            Some(was) => {
+                let same_pool = pool_name(old, was.pool) == pool_name(new, listener.pool);
+                one_listener(changes, was, listener, same_pool);
+            }
+        }
+    }
+    order(
+        changes,
+        &old.listeners,
+        &new.listeners,
+        |listener| &*listener.name,
+        "listeners",
+    );
+}
+
+fn one_listener(changes: &mut Changes, old: &Listener, new: &Listener, same_pool: bool) {
+    let name = &new.name;
+    changes.if_changed(&old.binds, &new.binds, format!("listener {name}: bind"));
+    changes.if_changed(
+        &old.protocol,
+        &new.protocol,
+        format!("listener {name}: protocol"),
+    );
+    if !same_pool {
+        changes.push(format!("listener {name}: pool changed"));
+    }
+    changes.if_changed(
+        &old.redirect,
+        &new.redirect,
+        format!("listener {name}: redirect"),
+    );
+    changes.if_changed(&old.http, &new.http, format!("listener {name}: http"));
+    changes.if_changed(
+        &old.timeouts,
+        &new.timeouts,
+        format!("listener {name}: timeouts"),
+    );
+    changes.if_changed(&old.limits, &new.limits, format!("listener {name}: limits"));
+    changes.if_changed(&old.allow, &new.allow, format!("listener {name}: allow"));
+    changes.if_changed(&old.deny, &new.deny, format!("listener {name}: deny"));
+    changes.if_changed(&old.socket, &new.socket, format!("listener {name}: socket"));
+}
+
+/// A line when the same names stand in another order, which moves indexes but no traffic.
+fn order<'a, T>(
+    changes: &mut Changes,
+    old: &'a [T],
+    new: &'a [T],
+    name: impl Fn(&'a T) -> &'a str + Copy,
+    what: &str,
+) {
+    let (before, after) = (by_name(old, name), by_name(new, name));
+    let kept_old = old.iter().map(name).filter(|name| after.contains_key(name));
+    let kept_new = new
+        .iter()
+        .map(name)
+        .filter(|name| before.contains_key(name));
+    if !kept_old.eq(kept_new) {
+        changes.push(format!("{what} in another order"));
+    }
+}
+
+fn routes(changes: &mut Changes, old: &Config, new: &Config) {
+    for (index, route) in new.routes.iter().enumerate() {
+        match old.routes.get(index) {
+            None => changes.push(format!("route {} added", route.name)),
+            Some(was) if !same_route(old, was, new, route) => {
+                changes.push(format!("route {} changed", route.name));
+            }
+            Some(_) => {}
+        }
+    }
+    for route in old.routes.iter().skip(new.routes.len()) {
+        changes.push(format!("route {} removed", route.name));
+    }
+}
+
+/// Compares two routes by the names they refer to.
+fn same_route(old: &Config, was: &Route, new: &Config, is: &Route) -> bool {
+    fn names<'a>(config: &'a Config, route: &'a Route) -> impl Iterator<Item = Option<&'a str>> {
+        route
+            .listeners
+            .iter()
+            .map(|index| config.listeners.get(*index).map(|listener| &*listener.name))
+    }
+    let same_action = match (&was.action, &is.action) {
+        (RouteAction::Pool(a), RouteAction::Pool(b)) => {
+            pool_name(old, Some(*a)) == pool_name(new, Some(*b))
+        }
+        (a, b) => a == b,
+    };
+    let mut like = is.clone();
+    like.action.clone_from(&was.action);
+    like.listeners.clone_from(&was.listeners);
+    same_action && names(old, was).eq(names(new, is)) && like == *was
+}
+
+fn pools(changes: &mut Changes, old: &Config, new: &Config) {
+    let before = by_name(&old.pools, |pool| &*pool.name);
+    let after = by_name(&new.pools, |pool| &*pool.name);
+    for pool in &old.pools {
+        if !after.contains_key(&*pool.name) {
+            changes.push(format!("pool {} removed", pool.name));
+        }
+    }
+    for pool in &new.pools {
+        match before.get(&*pool.name) {
+            None => changes.push(format!("pool {} added", pool.name)),
+            Some(was) => one_pool(changes, was, pool),
+        }
+    }
+    order(changes, &old.pools, &new.pools, |pool| &*pool.name, "pools");
+}
+
+fn one_pool(changes: &mut Changes, old: &Pool, new: &Pool) {
+    let name = &new.name;
+    backends(changes, name, &old.backends, &new.backends);
+    changes.if_changed(&old.policy, &new.policy, format!("pool {name}: policy"));
+    changes.if_changed(
+        &old.health_check,
+        &new.health_check,
+        format!("pool {name}: health_check"),
+    );
+    changes.if_changed(
+        &old.ejection,
+        &new.ejection,
+        format!("pool {name}: ejection"),
+    );
+    changes.if_changed(&old.retries, &new.retries, format!("pool {name}: retries"));
+    changes.if_changed(
+        &old.timeouts,
+        &new.timeouts,
+        format!("pool {name}: timeouts"),
+    );
+    changes.if_changed(
+        &old.keepalive,
+        &new.keepalive,
+        format!("pool {name}: keepalive"),
+    );
+    changes.if_changed(
+        &old.connections_per_backend,
+        &new.connections_per_backend,
+        format!("pool {name}: limits.connections_per_backend"),
+    );
+    changes.if_changed(
+        &old.when_all_down,
+        &new.when_all_down,
+        format!("pool {name}: when_all_down"),
+    );
+}
+
+fn backends(changes: &mut Changes, pool: &str, old: &[Backend], new: &[Backend]) {
+    let before: HashMap<_, _> = old
+        .iter()
+        .map(|backend| (&backend.address, backend))
+        .collect();
+    let after: HashMap<_, _> = new
+        .iter()
+        .map(|backend| (&backend.address, backend))
+        .collect();
+    for backend in old {
+        if !after.contains_key(&backend.address) {
+            changes.push(format!("pool {pool}: backend {} removed", backend.address));
+        }
+    }
+    for backend in new {
+        let what = format!("pool {pool}: backend {}", backend.address);
+        let Some(was) = before.get(&backend.address) else {
+            changes.push(format!("{what} added"));
+            continue;
+        };
+        if was.weight != backend.weight {
+            changes.push(format!("{what} weight {} → {}", was.weight, backend.weight));
+        }
+        changes.if_changed(&was.name, &backend.name, format!("{what} name"));
+        changes.if_changed(&was.backup, &backend.backup, format!("{what} backup"));
+        changes.if_changed(
+            &was.max_connections,
+            &backend.max_connections,
+            format!("{what} max_connections"),
+        );
+    }
+    let kept_old = old
+        .iter()
+        .filter(|backend| after.contains_key(&backend.address));
+    let kept_new = new
+        .iter()
+        .filter(|backend| before.contains_key(&backend.address));
+    if !kept_old
+        .map(|b| &b.address)
+        .eq(kept_new.map(|b| &b.address))
+    {
+        changes.push(format!("pool {pool}: backends in another order"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        base::rng::Random,
+        config::{NoFiles, parse},
+    };
+
+    fn config(text: &str) -> Config {
+        parse(Path::new("test.yaml"), text, &NoFiles)
+            .unwrap()
+            .config
+    }
+
+    fn lines(old: &str, new: &str) -> Vec<String> {
+        diff(&config(old), &config(new))
+            .iter()
+            .map(Change::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn every_change_is_one_line() {
+        let old = "
+listeners: {web: {bind: ':80', pool: app}, raw: {bind: ':81', pool: app, protocol: tcp}}
+pools: {app: {backends: [10.0.0.1:80, 10.0.0.2:80, 10.0.0.3:80]}}
+";
+        let new = "
+workers: 3
+metrics: {bind: none}
+listeners: {web: {bind: ':80', pool: app}, new: {bind: ':82', pool: other}}
+routes: [{path: /a, pool: other}]
+pools:
+  app: {policy: random_two, backends: [{address: 10.0.0.1:80, weight: 2}, 10.0.0.3:80, 10.0.0.4:80]}
+  other: {backends: [10.0.0.1:80]}
+";
+        assert_eq!(
+            lines(old, new),
+            [
+                "workers changed: needs a restart",
+                "metrics.bind changed: needs a restart",
+                "listener raw removed",
+                "listener new added",
+                "route routes[0] added",
+                "pool app: backend 10.0.0.2:80 removed",
+                "pool app: backend 10.0.0.1:80 weight 1 → 2",
+                "pool app: backend 10.0.0.4:80 added",
+                "pool app: policy changed",
+                "pool other added",
+            ]
+        );
+        assert_eq!(lines(new, new), Vec::<String>::new());
+    }
+
+    #[test]
+    fn moved_pools_change_no_listener() {
+        let old = "
+listeners: {web: {bind: ':80', pool: b}, raw: {bind: ':81', pool: a}}
+pools: {a: {backends: [10.0.0.1:80]}, b: {backends: [10.0.0.1:80]}}
+";
+        let new = "
+listeners: {web: {bind: ':80', pool: b}, raw: {bind: ':81', pool: a}}
+pools: {b: {backends: [10.0.0.1:80]}, a: {backends: [10.0.0.1:80]}}
+";
+        assert_eq!(lines(old, new), ["pools in another order"]);
+    }
+
+    /// A random configuration out of few choices, so that equal ones are not rare.
+    fn random_text(random: &mut Random) -> String {
+        let mut pick = |choices: &[&'static str]| choices[random.below(choices.len())];
+        let global = pick(&[
+            "",
+            "workers: 2\n",
+            "drain: {delay: 1s}\n",
+            "log: {level: warn}\n",
+        ]);
+        let bind = pick(&["\":80\"", "\":81\""]);
+        let pool = pick(&["a", "b"]);
+        let deny = pick(&["", ", deny: [10.0.0.1]"]);
+        let policy = pick(&["", "policy: random_two, "]);
+        let backends = pick(&[
+            "h:1, h:2",
+            "h:2, h:1",
+            "h:1",
+            "{address: h:1, weight: 3}, h:2",
+            "{address: h:1, backup: true}, h:2",
+            "{address: h:1, name: x}",
+            "{address: h:1, max_connections: 9}",
+        ]);
+        let pools = [
+            format!("a: {{{policy}backends: [{backends}]}}"),
+            "b: {backends: [h:1]}".to_owned(),
+        ];
+        let pools = if pick(&["", "x"]).is_empty() {
+            pools.join(", ")
+        } else {
+            format!("{}, {}", pools[1], pools[0])
+        };
+        let route = pick(&[
+            "",
+            "routes: [{path: /x, pool: a}]\n",
+            "routes: [{path: /x, pool: b}]\n",
+        ]);
+        format!(
+            "{global}listeners: {{web: {{bind: {bind}, pool: {pool}{deny}}}}}\n{route}pools: {{{pools}}}\n"
+        )
+    }
+
+    #[test]
+    fn the_diff_is_empty_exactly_when_the_configurations_are_equal() {
+        let mut random = Random::seeded(20);
+        let mut equal = 0;
+        for round in 0..2_000 {
+            let old = config(&random_text(&mut random));
+            // Every third pair is read twice from one text.
+            let new = if round % 3 == 0 {
+                old.clone()
+            } else {
+                config(&random_text(&mut random))
+            };
+            equal += usize::from(old == new);
+            let changes = diff(&old, &new);
+            assert_eq!(
+                changes.is_empty(),
+                old == new,
+                "round {round}: {changes:?}\n{old:?}\n{new:?}"
+            );
+        }
+        assert!((600..1_900).contains(&equal), "{equal}");
+    }
+}

@@ -1,0 +1,323 @@
+//! Readers shared by sections: addresses to listen on, header names and values, redirects, retries, timeouts.
+
+use std::time::Duration;
+
+use super::{At, Reader, quote, set};
+use crate::{
+    base::address::{AddressError, BindAddress},
+    config::model::{Redirect, Retries, RetryConditions},
+};
+
+/// Shortest duration that is not zero.
+pub(super) const MS: Duration = Duration::from_millis(1);
+/// A common upper end.
+pub(super) const HOUR: Duration = Duration::from_hours(1);
+/// A common upper end.
+pub(super) const DAY: Duration = Duration::from_hours(24);
+/// The longest idle time of a session.
+pub(super) const WEEK: Duration = Duration::from_hours(168);
+
+/// One address to listen on.
+pub(super) fn bind(reader: &mut Reader<'_>, at: At<'_>) -> Option<BindAddress> {
+    let hint = "write `\":8080\"`, `127.0.0.1:8080`, `\"[::]:8080\"` or `unix:/run/app.sock`";
+    let text = reader.text(at, "an address to listen on", hint)?;
+    match text.parse() {
+        Ok(address) => Some(address),
+        Err(error) => {
+            let help = match error {
+                AddressError::NoPort => format!("write {}", quote(&format!("{text}:8080"))),
+                AddressError::BadHost if text.contains("://") => "leave out the scheme".to_owned(),
+                AddressError::BadHost if text.starts_with("localhost:") => {
+                    let port = text.rsplit(':').next().unwrap_or_default();
+                    format!("write `127.0.0.1:{port}`: names are not resolved here")
+                }
+                AddressError::BadHost => {
+                    "write an IP address of this machine, IPv6 in brackets".to_owned()
+                }
+                AddressError::BadPort | AddressError::BadPath => hint.to_owned(),
+            };
+            reader.error(
+                at,
+                format!("{} is not an address to listen on: {error}", quote(text)),
+                help,
+            );
+            None
+        }
+    }
+}
+
+/// True for a token, RFC 9110 section 5.6.2: names of fields and methods.
+pub(super) fn is_token(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+/// Reports a header name that is not a token.
+pub(super) fn header_name(reader: &mut Reader<'_>, at: At<'_>, name: &str, is_key: bool) -> bool {
+    if is_token(name) && name.len() <= 256 {
+        return true;
+    }
+    let message = format!("{} is not the name of a header", quote(name));
+    let hint = if name.ends_with(':') {
+        "leave out the colon"
+    } else {
+        "use letters, digits and `-`"
+    };
+    if is_key {
+        reader.error_at_key(at, message, hint);
+    } else {
+        reader.error(at, message, hint);
+    }
+    false
+}
+
+/// A text without control characters, such as the value of a header.
+pub(super) fn clean_text<'a>(reader: &mut Reader<'_>, at: At<'a>, what: &str) -> Option<&'a str> {
+    let text = reader.text(at, what, "write text, in quotes where needed")?;
+    if text.chars().any(char::is_control) {
+        reader.error(
+            at,
+            format!("{what} has a control character: {}", quote(text)),
+            "remove line breaks, tabs and other control characters",
+        );
+        return None;
+    }
+    if text.len() > 4096 {
+        reader.error(
+            at,
+            format!("{what} is longer than 4096 bytes"),
+            "shorten it",
+        );
+        return None;
+    }
+    Some(text)
+}
+
+/// A list of methods.
+pub(super) fn methods(reader: &mut Reader<'_>, at: At<'_>) -> Vec<String> {
+    let hint = "write methods as they are sent: `GET`";
+    let mut methods: Vec<String> = Vec::new();
+    for entry in reader.one_or_more(&at, "a list of methods", hint) {
+        if let Some(method) = method(reader, entry) {
+            if methods.contains(&method) {
+                reader.error(
+                    entry,
+                    format!("{} is given twice", quote(&method)),
+                    "remove one",
+                );
+            }
+            methods.push(method);
+        }
+    }
+    methods
+}
+
+/// One method.
+pub(super) fn method(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+    let text = reader.text(at, "a method", "write a method as it is sent: `GET`")?;
+    let upper = text.to_ascii_uppercase();
+    let help = if text == "*" {
+        "leave the key out: then every method matches".to_owned()
+    } else if upper == "CONNECT" {
+        "CONNECT is not served".to_owned()
+    } else if !is_token(text) || text.len() > 64 {
+        "write a method as it is sent: `GET`".to_owned()
+    } else if upper != text {
+        format!("methods are case-sensitive: write `{upper}`")
+    } else {
+        return Some(text.to_owned());
+    };
+    reader.error(
+        at,
+        format!("{} is not a method that can be matched", quote(text)),
+        help,
+    );
+    None
+}
+
+/// `redirect` of a listener or a route; `section` is its path in the key table.
+pub(super) fn redirect(reader: &mut Reader<'_>, at: At<'_>, section: &str) -> Option<Redirect> {
+    if at.is_word("https") {
+        return Some(Redirect::Https {
+            port: 443,
+            status: 308,
+        });
+    }
+    if !at.is_map() {
+        let found = at
+            .scalar()
+            .map(quote)
+            .unwrap_or_else(|| "something else".to_owned());
+        reader.error(
+            at,
+            format!("expected `https` or keys, found {found}"),
+            "write `https`, or `{to: https://example.com/new, status: 301}`",
+        );
+        return None;
+    }
+    let keys = reader.section(at, section)?;
+    let mut status = 308;
+    if let Some(at) = keys.get("status") {
+        let words = [
+            ("301", 301),
+            ("302", 302),
+            ("303", 303),
+            ("307", 307),
+            ("308", 308),
+        ];
+        set(&mut status, reader.word(at, &words));
+    }
+    let port = keys
+        .get("port")
+        .and_then(|at| reader.integer(at, 1, 65_535))
+        .map(|port| port as u16);
+    let Some(to) = keys.get("to") else {
+        reader.error_at_key(
+            at,
+            "`to` is missing",
+            "write `to: https` or `to: https://example.com/new`",
+        );
+        return None;
+    };
+    let location = clean_text(reader, to, "the target of a redirect")?;
+    if location == "https" {
+        return Some(Redirect::Https {
+            port: port.unwrap_or(443),
+            status,
+        });
+    }
+    if let Some(at) = keys.get("port") {
+        reader.error_at_key(
+            at,
+            "`port` goes with `to: https` only",
+            "put the port into `to`",
+        );
+    }
+    let absolute = ["http://", "https://", "/"]
+        .iter()
+        .any(|start| location.starts_with(start));
+    if !absolute || location.contains(char::is_whitespace) || !location.is_ascii() {
+        reader.error(
+            to,
+            format!("{} is not a target to redirect to", quote(location)),
+            "write `https`, a whole URL or a path that begins with `/`, spaces and non-ASCII characters encoded as %XX",
+        );
+        return None;
+    }
+    Some(Redirect::To {
+        location: location.to_owned(),
+        status,
+    })
+}
+
+/// `retries` of a pool or a route, over `base`; `Some(None)` is `none`.
+pub(super) fn retries(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    section: &str,
+    base: Retries,
+) -> Option<Option<Retries>> {
+    if at.is_word("none") {
+        return Some(None);
+    }
+    let keys = reader.section(at, section)?;
+    let mut retries = base;
+    if let Some(at) = keys.get("attempts") {
+        set(
+            &mut retries.attempts,
+            reader.integer(at, 0, 10).map(|n| n as u32),
+        );
+    }
+    if let Some(at) = keys.get("budget") {
+        set(&mut retries.budget, reader.share(at));
+    }
+    if let Some(at) = keys.get("conditions") {
+        retries.conditions = conditions(reader, at);
+    }
+    if let Some(at) = keys.get("methods") {
+        retries.methods = methods(reader, at);
+    }
+    Some(Some(retries))
+}
+
+fn conditions(reader: &mut Reader<'_>, at: At<'_>) -> RetryConditions {
+    let words = [
+        ("connect", 0),
+        ("stale", 1),
+        ("terminated", 2),
+        ("timeout", 3),
+        ("invalid", 4),
+    ];
+    let mut given = [false; 5];
+    let hint = "write a list of `connect`, `stale`, `terminated`, `timeout` and `invalid`";
+    for entry in reader.one_or_more(&at, "a list of conditions", hint) {
+        if let Some(slot) = reader
+            .word(entry, &words)
+            .and_then(|index| given.get_mut(index))
+        {
+            *slot = true;
+        }
+    }
+    let [connect, stale, terminated, timeout, invalid] = given;
+    RetryConditions {
+        connect,
+        stale,
+        terminated,
+        timeout,
+        invalid,
+    }
+}
+
+/// `timeouts` of a pool or a route: what is given.
+pub(super) fn timeouts(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    section: &str,
+) -> crate::config::model::TimeoutOverrides {
+    let mut given = crate::config::model::TimeoutOverrides::default();
+    let Some(keys) = reader.section(at, section) else {
+        return given;
+    };
+    if let Some(at) = keys.get("connect") {
+        if at.is_word("none") {
+            reader.error(
+                at,
+                "expected a duration of 1ms to 1h, found `none`",
+                "connecting always has a limit: write `1h` for the longest",
+            );
+        } else {
+            given.connect = reader.duration(at, MS, HOUR);
+        }
+    }
+    given.response = keys
+        .get("response")
+        .and_then(|at| reader.duration_or_none(at, MS, DAY));
+    given.idle = keys
+        .get("idle")
+        .and_then(|at| reader.duration_or_none(at, MS, WEEK));
+    given.total = keys
+        .get("total")
+        .and_then(|at| reader.duration_or_none(at, MS, DAY));
+    given
+}
+
+/// Warns when the whole exchange has less time than one connect.
+pub(super) fn warn_short_total(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    total: Option<Duration>,
+    connect: Duration,
+) {
+    if total.is_some_and(|total| total < connect) {
+        reader.warn_at_key(
+            at,
+            format!(
+                "`total` is shorter than `connect` ({})",
+                crate::base::units::show_duration(connect)
+            ),
+            "make `total` longer: it covers connecting and all tries",
+        );
+    }
+}

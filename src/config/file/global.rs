@@ -1,0 +1,491 @@
+//! Reads the keys at the top of the file: workers, drain, admin, metrics, logs, forwarded, errors.
+
+use std::{path::Path, time::Duration};
+
+use tracing::level_filters::LevelFilter;
+
+use super::{
+    At, Binds, Reader, Section,
+    common::{DAY, HOUR, MS, bind, header_name},
+    ip_bind, quote, set,
+};
+use crate::{
+    base::address::BindAddress,
+    config::{
+        hint,
+        model::{
+            AccessFormat, AccessLog, Admin, Config, Drain, ErrorFormat, ErrorPage, Errors,
+            Forwarded, Log, LogFormat, LogOutput, LogWhen, Metrics, PerBackend,
+        },
+    },
+    reason::{Reason, StatusProfile},
+};
+
+/// Largest error page in bytes.
+const MAX_PAGE: u64 = 64 << 10;
+/// Largest token file in bytes.
+const MAX_TOKEN: u64 = 4 << 10;
+
+/// Reads them all into `config`.
+pub(super) fn read(
+    reader: &mut Reader<'_>,
+    file: &Section<'_>,
+    config: &mut Config,
+    binds: &mut Binds,
+) {
+    if let Some(at) = file.get("version") {
+        let _checked = reader.word(at, &[("1", ())]);
+    }
+    if let Some(at) = file.get("workers") {
+        let workers = reader.integer_or(at, "auto", 1, 1024);
+        set(&mut config.workers, workers.map(|n| n.map(|n| n as usize)));
+    }
+    if let Some(at) = file.get("max_connections") {
+        let most = reader.integer_or(at, "auto", 1, 10_000_000);
+        set(
+            &mut config.max_connections,
+            most.map(|n| n.map(|n| n as usize)),
+        );
+    }
+    if let Some(at) = file.get("drain") {
+        config.drain = drain(reader, at);
+    }
+    if let Some(at) = file.get("admin") {
+        config.admin = admin(reader, at, binds);
+    }
+    read_metrics(reader, file, &mut config.metrics, binds);
+    if let Some(at) = file.get("log") {
+        config.log = log(reader, at);
+    }
+    if let Some(at) = file.get("access_log") {
+        config.access_log = access_log(reader, at);
+    }
+    if let Some(at) = file.get("trusted_proxies") {
+        config.trusted_proxies = reader.networks(at);
+    }
+    if let Some(at) = file.get("forwarded") {
+        config.forwarded = forwarded(reader, at);
+    }
+    if let Some(at) = file.get("errors") {
+        config.errors = errors(reader, at);
+    }
+}
+
+fn drain(reader: &mut Reader<'_>, at: At<'_>) -> Drain {
+    let mut drain = Drain::default();
+    if let Some(keys) = reader.section(at, "drain") {
+        if let Some(at) = keys.get("delay") {
+            set(&mut drain.delay, reader.duration(at, Duration::ZERO, HOUR));
+        }
+        if let Some(at) = keys.get("timeout") {
+            set(&mut drain.timeout, reader.duration(at, Duration::ZERO, DAY));
+        }
+    }
+    drain
+}
+
+fn admin(reader: &mut Reader<'_>, at: At<'_>, binds: &mut Binds) -> Admin {
+    let mut admin = Admin {
+        bind: None,
+        token_file: None,
+    };
+    let Some(keys) = reader.section(at, "admin") else {
+        return admin;
+    };
+    if let Some(at) = keys.get("token_file") {
+        admin.token_file = reader
+            .text(
+                at,
+                "the path of a file",
+                "write the path of a file with the token",
+            )
+            .map(|path| reader.resolve(path));
+        if let Some(path) = &admin.token_file {
+            check_token(reader, at, path);
+        }
+    }
+    let Some(at) = keys.get("bind") else {
+        return admin;
+    };
+    admin.bind = bind(reader, at);
+    let Some(address) = admin.bind.clone() else {
+        return admin;
+    };
+    if let Some(ip) = ip_bind(&address) {
+        if !ip.ip().is_loopback() {
+            reader.error(
+                at,
+                format!("{} is not a loopback address", quote(&ip.to_string())),
+                format!(
+                    "write `127.0.0.1:{}` or `unix:/run/balancer/admin.sock`",
+                    ip.port()
+                ),
+            );
+        }
+        if keys.get("token_file").is_none() {
+            reader.error(
+                at,
+                "`token_file` is missing: an admin address on TCP needs it",
+                "add `token_file: PATH`, or use `unix:/run/balancer/admin.sock`",
+            );
+        }
+    }
+    binds.add(at, address, "`admin`".to_owned(), false);
+    admin
+}
+
+fn check_token(reader: &mut Reader<'_>, at: At<'_>, path: &Path) {
+    match reader.files.read(path, MAX_TOKEN) {
+        Err(error) => reader.error(
+            at,
+            format!(
+                "cannot read {}: {}",
+                quote(&path.to_string_lossy()),
+                error.kind()
+            ),
+            "make a file that balancer's user can read, with the token in it",
+        ),
+        Ok(bytes) if bytes.len() as u64 > MAX_TOKEN => {
+            reader.error(
+                at,
+                "the token file is larger than 4KiB",
+                "keep one token in it",
+            );
+        }
+        Ok(bytes) if bytes.trim_ascii().is_empty() => {
+            reader.error(
+                at,
+                "the token file is empty",
+                "write a long random token into it",
+            );
+        }
+        Ok(_) => {}
+    }
+}
+
+fn read_metrics(
+    reader: &mut Reader<'_>,
+    file: &Section<'_>,
+    metrics: &mut Metrics,
+    binds: &mut Binds,
+) {
+    let Some(at) = file.get("metrics") else {
+        return;
+    };
+    let Some(keys) = reader.section(at, "metrics") else {
+        return;
+    };
+    if let Some(at) = keys.get("per_backend") {
+        let words = [
+            ("full", PerBackend::Full),
+            ("state", PerBackend::State),
+            ("none", PerBackend::None),
+        ];
+        set(&mut metrics.per_backend, reader.word(at, &words));
+    }
+    let Some(at) = keys.get("bind") else {
+        return;
+    };
+    if at.is_word("none") {
+        metrics.bind = None;
+        return;
+    }
+    match bind(reader, at) {
+        Some(BindAddress::Unix(_)) => reader.error(
+            at,
+            "expected an IP address and port or `none`, found a unix socket",
+            "write `127.0.0.1:9900`",
+        ),
+        Some(BindAddress::Ip(ip)) => {
+            metrics.bind = Some(ip);
+            binds.add(at, BindAddress::Ip(ip), "`metrics`".to_owned(), false);
+        }
+        None => {}
+    }
+}
+
+fn log(reader: &mut Reader<'_>, at: At<'_>) -> Log {
+    let mut log = Log::default();
+    let Some(keys) = reader.section(at, "log") else {
+        return log;
+    };
+    if let Some(at) = keys.get("level") {
+        let words = [
+            ("error", LevelFilter::ERROR),
+            ("warn", LevelFilter::WARN),
+            ("info", LevelFilter::INFO),
+            ("debug", LevelFilter::DEBUG),
+            ("trace", LevelFilter::TRACE),
+        ];
+        set(&mut log.level, reader.word(at, &words));
+    }
+    if let Some(at) = keys.get("format") {
+        let words = [
+            ("auto", LogFormat::Auto),
+            ("text", LogFormat::Text),
+            ("json", LogFormat::Json),
+        ];
+        set(&mut log.format, reader.word(at, &words));
+    }
+    log
+}
+
+fn access_log(reader: &mut Reader<'_>, at: At<'_>) -> AccessLog {
+    let mut log = AccessLog::default();
+    let Some(keys) = reader.section(at, "access_log") else {
+        return log;
+    };
+    if let Some(at) = keys.get("output") {
+        set(&mut log.output, output(reader, at));
+    }
+    if let Some(at) = keys.get("format") {
+        let words = [
+            ("json", AccessFormat::Json),
+            ("combined", AccessFormat::Combined),
+        ];
+        set(&mut log.format, reader.word(at, &words));
+    }
+    if let Some(at) = keys.get("when") {
+        log.when = when(reader, at);
+    }
+    if let Some(at) = keys.get("headers") {
+        let hint = "write the names of request headers";
+        for entry in reader.list(&at, "a list of header names", hint) {
+            if let Some(name) = reader.text(entry, "the name of a header", hint)
+                && header_name(reader, entry, name, false)
+            {
+                log.headers.push(name.to_ascii_lowercase());
+            }
+        }
+    }
+    log
+}
+
+fn output(reader: &mut Reader<'_>, at: At<'_>) -> Option<LogOutput> {
+    let path = at.scalar().and_then(|text| text.strip_prefix("file:"));
+    let Some(path) = path else {
+        if let Some(text) = at.scalar().filter(|text| text.starts_with(['/', '.'])) {
+            reader.error(
+                at,
+                format!(
+                    "expected `stdout`, `stderr`, `none` or `file:PATH`, found {}",
+                    quote(text)
+                ),
+                format!("write {}", quote(&format!("file:{text}"))),
+            );
+            return None;
+        }
+        let words = [
+            ("stdout", LogOutput::Stdout),
+            ("stderr", LogOutput::Stderr),
+            ("none", LogOutput::None),
+            ("file:PATH", LogOutput::None),
+        ];
+        let names: Vec<(&str, usize)> = words
+            .iter()
+            .enumerate()
+            .map(|(index, (word, _))| (*word, index))
+            .collect();
+        let index = reader.word(at, &names)?;
+        return words.into_iter().nth(index).map(|(_, output)| output);
+    };
+    let path = reader.resolve(path.trim());
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    if path.file_name().is_none() {
+        reader.error(
+            at,
+            "the path of the log file is missing",
+            "write `file:/var/log/balancer/access.log`",
+        );
+        return None;
+    }
+    if let Some(directory) = directory
+        && !reader.files.is_dir(directory)
+    {
+        reader.error(
+            at,
+            format!("{} is not a directory", quote(&directory.to_string_lossy())),
+            "make the directory first; balancer makes the file only",
+        );
+    }
+    Some(LogOutput::File(path))
+}
+
+fn when(reader: &mut Reader<'_>, at: At<'_>) -> LogWhen {
+    let mut when = LogWhen::default();
+    let Some(keys) = reader.section(at, "access_log.when") else {
+        return when;
+    };
+    if let Some(at) = keys.get("min_status") {
+        set(
+            &mut when.min_status,
+            reader.integer(at, 100, 599).map(|n| n as u16),
+        );
+    }
+    if let Some(at) = keys.get("slower_than") {
+        set(&mut when.slower_than, reader.duration_or_none(at, MS, DAY));
+    }
+    if let Some(at) = keys.get("sample") {
+        set(&mut when.sample, reader.share(at));
+    }
+    when
+}
+
+fn forwarded(reader: &mut Reader<'_>, at: At<'_>) -> Forwarded {
+    let mut forwarded = Forwarded::default();
+    let Some(keys) = reader.section(at, "forwarded") else {
+        return forwarded;
+    };
+    for (key, slot) in [
+        ("x_forwarded", &mut forwarded.x_forwarded),
+        ("rfc7239", &mut forwarded.rfc7239),
+        ("via", &mut forwarded.via),
+    ] {
+        if let Some(at) = keys.get(key) {
+            set(slot, reader.boolean(at));
+        }
+    }
+    if let Some(at) = keys.get("request_id")
+        && let Some(name) = reader.text(at, "the name of a header", "write `X-Request-Id`")
+        && header_name(reader, at, name, false)
+    {
+        if super::route::is_framing(name) {
+            reader.error(
+                at,
+                format!(
+                    "{} cannot carry the request id: it belongs to the connection",
+                    quote(name)
+                ),
+                "write `X-Request-Id`",
+            );
+        }
+        name.clone_into(&mut forwarded.request_id);
+    }
+    forwarded
+}
+
+fn errors(reader: &mut Reader<'_>, at: At<'_>) -> Errors {
+    let mut errors = Errors::default();
+    let Some(keys) = reader.section(at, "errors") else {
+        return errors;
+    };
+    if let Some(at) = keys.get("status") {
+        let words = [
+            ("unified", StatusProfile::Unified),
+            ("split", StatusProfile::Split),
+        ];
+        set(&mut errors.status, reader.word(at, &words));
+    }
+    if let Some(at) = keys.get("format") {
+        let words = [
+            ("json", ErrorFormat::Json),
+            ("html", ErrorFormat::Html),
+            ("auto", ErrorFormat::Auto),
+        ];
+        set(&mut errors.format, reader.word(at, &words));
+    }
+    if let Some(at) = keys.get("pages")
+        && !at.is_word("none")
+    {
+        errors.pages = pages(reader, at);
+    }
+    if let Some(at) = keys.get("override") {
+        errors.overrides = overrides(reader, at);
+    }
+    errors
+}
+
+fn pages(reader: &mut Reader<'_>, at: At<'_>) -> Vec<ErrorPage> {
+    let hint = "name a directory with files such as `502.html` and `503.json`";
+    let mut pages = Vec::new();
+    let Some(text) = reader.text(at, "the path of a directory", hint) else {
+        return pages;
+    };
+    let directory = reader.resolve(text);
+    let mut names = match reader.files.list(&directory) {
+        Ok(names) => names,
+        Err(error) => {
+            let message = format!(
+                "cannot read the directory {}: {}",
+                quote(text),
+                error.kind()
+            );
+            reader.error(at, message, hint);
+            return pages;
+        }
+    };
+    names.sort();
+    for name in names {
+        if let Some(page) = page(reader, at, &directory, &name) {
+            pages.push(page);
+        }
+    }
+    if pages.is_empty() {
+        reader.error(at, format!("{} has no error pages", quote(text)), hint);
+    }
+    pages
+}
+
+/// Reads one file of the directory; other names than `NNN.html` and `NNN.json` are left alone.
+fn page(reader: &mut Reader<'_>, at: At<'_>, directory: &Path, name: &str) -> Option<ErrorPage> {
+    let (code, kind) = name.split_once('.')?;
+    let html = match kind {
+        "html" => true,
+        "json" => false,
+        _ => return None,
+    };
+    let status = code
+        .parse::<u16>()
+        .ok()
+        .filter(|status| code.len() == 3 && (400..=599).contains(status))?;
+    match reader.files.read(&directory.join(name), MAX_PAGE) {
+        Err(error) => {
+            let message = format!(
+                "cannot read the error page {}: {}",
+                quote(name),
+                error.kind()
+            );
+            reader.error(at, message, "make it readable for balancer's user");
+            None
+        }
+        Ok(body) if body.len() as u64 > MAX_PAGE => {
+            let message = format!("the error page {} is larger than 64KiB", quote(name));
+            reader.error(at, message, "make it smaller; put images elsewhere");
+            None
+        }
+        Ok(body) => Some(ErrorPage { status, html, body }),
+    }
+}
+
+fn overrides(reader: &mut Reader<'_>, at: At<'_>) -> Vec<(Reason, u16)> {
+    let mut overrides = Vec::new();
+    let Some(map) = reader.map(at, "write `{connection_timeout: 504}`") else {
+        return overrides;
+    };
+    for at in map.iter() {
+        let name = at.last_key();
+        let Some(reason) = Reason::from_name(name) else {
+            let near = hint::nearest(name, Reason::ALL.iter().map(|reason| reason.name()));
+            let help = near.map_or_else(
+                || "the reasons are listed in docs/reasons.md".to_owned(),
+                |near| format!("did you mean `{near}`?"),
+            );
+            reader.error_at_key(at, format!("{} is not a reason", quote(name)), help);
+            continue;
+        };
+        if reason.status(StatusProfile::Unified) == 0 {
+            reader.error_at_key(
+                at,
+                format!("{} has no status: the connection is cut", quote(name)),
+                "remove it",
+            );
+            continue;
+        }
+        if let Some(status) = reader.integer(at, 400, 599) {
+            overrides.push((reason, status as u16));
+        }
+    }
+    overrides
+}

@@ -1,0 +1,224 @@
+//! Reads `listeners.NAME`.
+
+use std::sync::Arc;
+
+use super::{
+    At, Binds, Names, Reader, Section,
+    common::{DAY, MS, bind, redirect},
+    quote, set,
+};
+use crate::config::model::{
+    HttpLimits, Listener, ListenerLimits, ListenerProtocol, ListenerTimeouts, SocketOptions,
+};
+
+/// Largest request body that may be allowed, in bytes.
+const MAX_BODY: u64 = 1 << 50;
+
+/// Reads one listener.
+pub(super) fn read(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    pools: &mut Names<'_>,
+    binds: &mut Binds,
+) -> Listener {
+    reader.name(at, "listener");
+    let mut listener = Listener {
+        name: Arc::from(at.last_key()),
+        binds: Vec::new(),
+        protocol: ListenerProtocol::default(),
+        pool: None,
+        redirect: None,
+        http: HttpLimits::default(),
+        timeouts: ListenerTimeouts::default(),
+        limits: ListenerLimits::default(),
+        allow: Vec::new(),
+        deny: Vec::new(),
+        socket: SocketOptions::default(),
+    };
+    let Some(keys) = reader.section(at, "listeners.NAME") else {
+        return listener;
+    };
+    read_binds(reader, &keys, &mut listener, binds);
+    if let Some(at) = keys.get("protocol") {
+        let words = [
+            ("http", ListenerProtocol::Http),
+            ("tcp", ListenerProtocol::Tcp),
+        ];
+        set(&mut listener.protocol, reader.word(at, &words));
+    }
+    listener.pool = keys
+        .get("pool")
+        .and_then(|at| pools.resolve(reader, at, "pool"));
+    if let Some(at) = keys.get("limits") {
+        listener.limits = limits(reader, at, listener.protocol);
+    }
+    if let Some(at) = keys.get("allow") {
+        listener.allow = reader.networks(at);
+    }
+    if let Some(at) = keys.get("deny") {
+        listener.deny = reader.networks(at);
+    }
+    if let Some(at) = keys.get("socket") {
+        listener.socket = socket(reader, at);
+    }
+    match listener.protocol {
+        ListenerProtocol::Http => http_only(reader, &keys, &mut listener),
+        ListenerProtocol::Tcp => check_tcp(reader, &keys),
+    }
+    listener
+}
+
+fn read_binds(
+    reader: &mut Reader<'_>,
+    keys: &Section<'_>,
+    listener: &mut Listener,
+    binds: &mut Binds,
+) {
+    let name = quote(&listener.name);
+    let Some(at) = keys.get("bind") else {
+        reader.error_at_key(
+            keys.at,
+            format!("listener {name} has no `bind`"),
+            "write `bind: \":8080\"`",
+        );
+        return;
+    };
+    let hint = "write `\":8080\"`, `127.0.0.1:8080`, `unix:/path` or a list of these";
+    for entry in reader.one_or_more(&at, "an address to listen on", hint) {
+        if let Some(address) = bind(reader, entry) {
+            binds.add(entry, address.clone(), format!("listener {name}"), true);
+            listener.binds.push(address);
+        }
+    }
+}
+
+fn http_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listener) {
+    if let Some(at) = keys.get("redirect") {
+        listener.redirect = redirect(reader, at, "listeners.NAME.redirect");
+        if let Some(at) = keys.get("pool") {
+            reader.error_at_key(
+                at,
+                "a listener with `redirect` sends nothing to a pool",
+                "remove `pool` or `redirect`",
+            );
+        }
+    }
+    if let Some(at) = keys.get("http") {
+        listener.http = http(reader, at);
+    }
+    if let Some(at) = keys.get("timeouts") {
+        listener.timeouts = timeouts(reader, at);
+    }
+}
+
+fn check_tcp(reader: &mut Reader<'_>, keys: &Section<'_>) {
+    for key in ["redirect", "http", "timeouts"] {
+        if let Some(at) = keys.get(key) {
+            let help = if key == "timeouts" {
+                "the idle time of a session is `timeouts: {idle: 1h}` of its pool"
+            } else {
+                "remove it, or write `protocol: http`"
+            };
+            reader.error_at_key(
+                at,
+                format!("`{key}` belongs to an http listener, this one is tcp"),
+                help,
+            );
+        }
+    }
+    if keys.get("pool").is_none() {
+        reader.error_at_key(
+            keys.at,
+            format!("tcp listener {} has no `pool`", quote(keys.at.last_key())),
+            "write `pool: NAME`",
+        );
+    }
+}
+
+fn http(reader: &mut Reader<'_>, at: At<'_>) -> HttpLimits {
+    let mut http = HttpLimits::default();
+    let Some(keys) = reader.section(at, "listeners.NAME.http") else {
+        return http;
+    };
+    if let Some(at) = keys.get("max_headers") {
+        set(
+            &mut http.max_headers,
+            reader.integer(at, 1, 256).map(|n| n as usize),
+        );
+    }
+    if let Some(at) = keys.get("max_header_size") {
+        let size = reader.size(at, 1 << 10, 256 << 10);
+        set(&mut http.max_header_size, size.map(|n| n as usize));
+    }
+    http
+}
+
+fn timeouts(reader: &mut Reader<'_>, at: At<'_>) -> ListenerTimeouts {
+    let mut timeouts = ListenerTimeouts::default();
+    let Some(keys) = reader.section(at, "listeners.NAME.timeouts") else {
+        return timeouts;
+    };
+    for (key, slot) in [
+        ("header", &mut timeouts.header),
+        ("body_idle", &mut timeouts.body_idle),
+        ("keepalive", &mut timeouts.keepalive),
+    ] {
+        if let Some(at) = keys.get(key) {
+            set(slot, reader.duration_or_none(at, MS, DAY));
+        }
+    }
+    timeouts
+}
+
+fn limits(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> ListenerLimits {
+    let mut limits = ListenerLimits::default();
+    let Some(keys) = reader.section(at, "listeners.NAME.limits") else {
+        return limits;
+    };
+    for (key, slot) in [
+        ("connections", &mut limits.connections),
+        ("connections_per_client", &mut limits.connections_per_client),
+    ] {
+        if let Some(at) = keys.get(key) {
+            let most = reader.integer_or(at, "none", 1, 10_000_000);
+            set(slot, most.map(|n| n.map(|n| n as usize)));
+        }
+    }
+    if let Some(at) = keys.get("request_body") {
+        if protocol == ListenerProtocol::Tcp {
+            reader.error_at_key(
+                at,
+                "`request_body` belongs to an http listener, this one is tcp",
+                "remove it, or write `protocol: http`",
+            );
+        }
+        if !at.is_word("none") {
+            limits.request_body = reader.size(at, 0, MAX_BODY);
+        }
+    }
+    limits
+}
+
+fn socket(reader: &mut Reader<'_>, at: At<'_>) -> SocketOptions {
+    let mut socket = SocketOptions::default();
+    let Some(keys) = reader.section(at, "listeners.NAME.socket") else {
+        return socket;
+    };
+    if let Some(at) = keys.get("backlog") {
+        set(
+            &mut socket.backlog,
+            reader.integer(at, 1, 1_048_576).map(|n| n as u32),
+        );
+    }
+    if let Some(at) = keys.get("keepalive") {
+        let shortest = std::time::Duration::from_secs(1);
+        set(
+            &mut socket.keepalive,
+            reader.duration_or_none(at, shortest, super::common::HOUR * 9),
+        );
+    }
+    if let Some(at) = keys.get("fast_open") {
+        set(&mut socket.fast_open, reader.boolean(at));
+    }
+    socket
+}

@@ -1,0 +1,238 @@
+//! Reads what a route matches: hosts, paths, headers.
+
+use super::{
+    At, Reader, Section,
+    common::{clean_text, header_name},
+    quote,
+};
+use crate::config::model::{HeaderMatch, HostMatch, PathMatch};
+
+/// Longest regular expression in bytes.
+const MAX_REGEX: usize = 1024;
+/// Largest compiled regular expression, and cache of its automaton, in bytes.
+const MAX_COMPILED: usize = 1 << 20;
+
+/// `host`: one or more names.
+pub(super) fn hosts(reader: &mut Reader<'_>, at: At<'_>) -> Vec<HostMatch> {
+    let hint = "write a name such as `api.example.com` or `*.example.com`";
+    let mut hosts = Vec::new();
+    for entry in reader.one_or_more(&at, "a host name", hint) {
+        let Some(text) = reader.text(entry, "a host name", hint) else {
+            continue;
+        };
+        match host(text) {
+            Ok(host) if hosts.contains(&host) => {
+                reader.error(
+                    entry,
+                    format!("{} is given twice", quote(text)),
+                    "remove one",
+                );
+            }
+            Ok(host) => hosts.push(host),
+            Err(help) => {
+                reader.error(
+                    entry,
+                    format!("{} is not a host name to match", quote(text)),
+                    help,
+                );
+            }
+        }
+    }
+    hosts
+}
+
+fn host(text: &str) -> Result<HostMatch, &'static str> {
+    let lower = text.to_ascii_lowercase();
+    let name = lower.strip_suffix('.').unwrap_or(&lower);
+    if let Some(inner) = name.strip_prefix('[') {
+        return match inner
+            .strip_suffix(']')
+            .map(str::parse::<std::net::Ipv6Addr>)
+        {
+            Some(Ok(_)) => Ok(HostMatch::Exact(name.to_owned())),
+            _ => Err("write an IPv6 address in brackets, without a port"),
+        };
+    }
+    let (suffix, labels) = match name.strip_prefix("*.") {
+        Some(rest) => (true, rest),
+        None => (false, name),
+    };
+    if name == "*" {
+        return Err("leave the key out: then every host matches");
+    }
+    if labels.contains("://") || labels.contains('/') {
+        return Err("leave out scheme and path; the path has a key of its own");
+    }
+    if labels.contains(':') {
+        return Err("leave out the port: it is not part of the match");
+    }
+    if labels.contains('*') {
+        return Err("`*` may stand only for whole labels at the beginning: `*.example.com`");
+    }
+    if !labels.is_ascii() {
+        return Err("write the name as it is sent, in Punycode: `xn--…`");
+    }
+    let fine = labels.len() <= 253
+        && labels.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        });
+    if !fine {
+        return Err("write a name such as `api.example.com` or `*.example.com`");
+    }
+    Ok(if suffix {
+        HostMatch::Suffix(labels.to_owned())
+    } else {
+        HostMatch::Exact(labels.to_owned())
+    })
+}
+
+/// `path`, `path_exact`, `path_regex`: at most one of them.
+pub(super) fn path(reader: &mut Reader<'_>, keys: &Section<'_>) -> PathMatch {
+    let kinds = ["path", "path_exact", "path_regex"];
+    let given: Vec<(&str, At<'_>)> = kinds
+        .iter()
+        .filter_map(|key| keys.get(key).map(|at| (*key, at)))
+        .collect();
+    if let [(first, _), (_, second), ..] = given.as_slice() {
+        reader.error_at_key(
+            *second,
+            format!("a route has one path condition, and `{first}` is given too"),
+            "remove one, or write two routes",
+        );
+    }
+    match given.first() {
+        None => PathMatch::Any,
+        Some(("path_regex", at)) => regex(reader, *at).map_or(PathMatch::Any, PathMatch::Regex),
+        Some((kind, at)) => literal(reader, *at, *kind == "path"),
+    }
+}
+
+fn literal(reader: &mut Reader<'_>, at: At<'_>, prefix: bool) -> PathMatch {
+    let hint = "write a path that begins with `/`";
+    let Some(text) = clean_text(reader, at, "the path of a route") else {
+        return PathMatch::Any;
+    };
+    let help = if !text.starts_with('/') {
+        Some(hint)
+    } else if text.contains('*') {
+        Some("leave out `*`: `path` takes all below it, `path_regex` takes patterns")
+    } else if text.contains(['?', '#']) {
+        Some("leave out the query: only the path is matched")
+    } else if text
+        .split('/')
+        .any(|segment| segment == "." || segment == "..")
+    {
+        Some("leave out `.` and `..`: paths are matched without them")
+    } else if text.contains(' ') {
+        Some("leave out spaces")
+    } else {
+        None
+    };
+    if let Some(help) = help {
+        reader.error(at, format!("{} is not a path to match", quote(text)), help);
+        return PathMatch::Any;
+    }
+    if !prefix {
+        return PathMatch::Exact(text.to_owned());
+    }
+    let trimmed = text.trim_end_matches('/');
+    PathMatch::Prefix(if trimmed.is_empty() { "/" } else { trimmed }.to_owned())
+}
+
+fn regex(reader: &mut Reader<'_>, at: At<'_>) -> Option<regex::Regex> {
+    let text = reader.text(
+        at,
+        "a regular expression",
+        "write one such as `/v[0-9]+/.*`",
+    )?;
+    if text.len() > MAX_REGEX {
+        reader.error(
+            at,
+            "the regular expression is longer than 1024 bytes",
+            "shorten it",
+        );
+        return None;
+    }
+    let whole = format!(r"\A(?:{text})\z");
+    let build = |pattern: &str| {
+        regex::RegexBuilder::new(pattern)
+            .size_limit(MAX_COMPILED)
+            .dfa_size_limit(MAX_COMPILED)
+            .build()
+    };
+    // The bare text first, so that the place in its message is the user's.
+    match build(text).and_then(|_| build(&whole)) {
+        Ok(regex) => Some(regex),
+        Err(regex::Error::Syntax(drawing)) => {
+            let cause = drawing
+                .lines()
+                .rev()
+                .find_map(|line| line.strip_prefix("error: "))
+                .unwrap_or("not valid");
+            let place = drawing
+                .lines()
+                .find(|line| line.contains('^') && line.trim().bytes().all(|b| b == b'^'))
+                .and_then(|line| line.find('^'))
+                .and_then(|column| column.checked_sub(4))
+                .map(|column| format!(" at character {}", column + 1))
+                .unwrap_or_default();
+            reader.error(
+                at,
+                format!("not a regular expression: {cause}{place}"),
+                "a backslash before a special character takes it as it is",
+            );
+            None
+        }
+        Err(_) => {
+            reader.error(
+                at,
+                "the regular expression is too large",
+                "use smaller repetitions: it may take 1MiB when compiled",
+            );
+            None
+        }
+    }
+}
+
+/// `headers`: names and whole values, `"*"` for any.
+pub(super) fn headers(reader: &mut Reader<'_>, at: At<'_>) -> Vec<HeaderMatch> {
+    let mut matches: Vec<HeaderMatch> = Vec::new();
+    let Some(map) = reader.map(at, "write `{X-Name: value}`, or `\"*\"` for any value") else {
+        return matches;
+    };
+    for at in map.iter() {
+        let name = at.last_key();
+        let value = clean_text(reader, at, "the value of a header");
+        if !header_name(reader, at, name, true) {
+            continue;
+        }
+        let name = name.to_ascii_lowercase();
+        if name == "host" {
+            reader.error_at_key(
+                at,
+                "`host` has a key of its own",
+                "write `host: NAME` in the route",
+            );
+        }
+        if matches.iter().any(|other| other.name == name) {
+            reader.error_at_key(
+                at,
+                format!(
+                    "{} is given twice: names of headers have no case",
+                    quote(&name)
+                ),
+                "remove one",
+            );
+        }
+        if let Some(value) = value {
+            matches.push(HeaderMatch {
+                name,
+                value: (value != "*").then(|| value.to_owned()),
+            });
+        }
+    }
+    matches
+}

@@ -1,0 +1,189 @@
+//! Turns the tree of a document into the checked model, section by section.
+//!
+//! Every reader returns a value, defaults in place of what was wrong, so that one run reports everything; the value
+//! is used only when nothing was reported as an error.
+
+mod common;
+mod global;
+mod listener;
+mod matching;
+mod pool;
+mod route;
+
+use std::{collections::HashMap, net::SocketAddr};
+
+use super::{
+    check, hint,
+    model::Config,
+    problem::quote,
+    reader::{At, Reader, Section, set},
+    yaml::{Kind, Node, Place},
+};
+use crate::base::address::BindAddress;
+
+/// The names of the pools or listeners, to resolve references.
+#[derive(Default)]
+pub(super) struct Names<'a> {
+    index: HashMap<&'a str, usize>,
+    order: Vec<(&'a str, usize)>,
+    used: Vec<bool>,
+}
+
+impl<'a> Names<'a> {
+    fn of(section: &'a Section<'a>) -> Self {
+        let order: Vec<(&str, usize)> = section
+            .iter()
+            .map(|at| (at.last_key(), at.mark().line))
+            .collect();
+        Self {
+            index: order
+                .iter()
+                .enumerate()
+                .map(|(index, (name, _))| (*name, index))
+                .collect(),
+            used: vec![false; order.len()],
+            order,
+        }
+    }
+
+    /// The index of the pool or listener that `at` names.
+    fn resolve(&mut self, reader: &mut Reader<'_>, at: At<'_>, what: &str) -> Option<usize> {
+        let name = reader.text(at, &format!("the name of a {what}"), "write one name")?;
+        if let Some(index) = self.index.get(name) {
+            if let Some(used) = self.used.get_mut(*index) {
+                *used = true;
+            }
+            return Some(*index);
+        }
+        let near = hint::nearest(name, self.order.iter().map(|(name, _)| *name));
+        let line = near.and_then(|near| self.order.iter().find(|(name, _)| *name == near));
+        let help = match (line, self.order.len()) {
+            (Some((near, line)), _) => format!("did you mean `{near}` (line {line})?"),
+            (None, 0) => format!("define it: there are no {what}s"),
+            (None, 1..=5) => {
+                let names: Vec<&str> = self.order.iter().map(|(name, _)| *name).collect();
+                format!(
+                    "defined: {}",
+                    names
+                        .iter()
+                        .map(|name| quote(name))
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                )
+            }
+            _ => format!("define it under `{what}s`"),
+        };
+        reader.error(at, format!("{what} {} is not defined", quote(name)), help);
+        None
+    }
+}
+
+/// Who listens where, to find clashes.
+#[derive(Default)]
+pub(super) struct Binds(Vec<Bound>);
+
+/// One address somebody listens on.
+pub(super) struct Bound {
+    pub(super) address: BindAddress,
+    pub(super) owner: String,
+    pub(super) path: String,
+    pub(super) place: Place,
+    /// False for metrics and admin, which do not share their ports.
+    pub(super) shares: bool,
+}
+
+impl Binds {
+    fn add(&mut self, at: At<'_>, address: BindAddress, owner: String, shares: bool) {
+        self.0.push(Bound {
+            address,
+            owner,
+            path: at.path(),
+            place: at.node.place,
+            shares,
+        });
+    }
+
+    /// In the order in which they were read.
+    pub(super) fn all(&self) -> &[Bound] {
+        &self.0
+    }
+}
+
+/// Reads a whole document.
+pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> Config {
+    let mut config = Config::default();
+    let at = At::root(root);
+    if matches!(root.kind, Kind::Null) {
+        reader.error(
+            at,
+            "the file is empty",
+            "write at least `listeners` and `pools`, see docs/configuration.md",
+        );
+        return config;
+    }
+    let Some(file) = reader.section(at, "") else {
+        return config;
+    };
+    let mut binds = Binds::default();
+    global::read(reader, &file, &mut config, &mut binds);
+
+    let pools_at = file.get("pools");
+    let pools = pools_at.and_then(|at| reader.map(at, "write `NAME: {backends: [HOST:PORT]}`"));
+    let mut pool_names = pools.as_ref().map(Names::of).unwrap_or_default();
+    if let Some(pools) = &pools {
+        config.pools = pools.iter().map(|at| pool::read(reader, at)).collect();
+    }
+
+    let listeners_at = file.get("listeners");
+    let listeners =
+        listeners_at.and_then(|at| reader.map(at, "write `NAME: {bind: \":8080\", pool: NAME}`"));
+    let mut listener_names = listeners.as_ref().map(Names::of).unwrap_or_default();
+    match (&listeners, listeners_at) {
+        (Some(listeners), _) => {
+            config.listeners = listeners
+                .iter()
+                .map(|at| listener::read(reader, at, &mut pool_names, &mut binds))
+                .collect();
+        }
+        (None, None) => reader.error(
+            at,
+            "`listeners` is missing",
+            "write `listeners: {web: {bind: \":8080\", pool: NAME}}`",
+        ),
+        (None, Some(_)) => {}
+    }
+
+    if let Some(routes) = file.get("routes") {
+        let entries = reader.list(
+            &routes,
+            "a list of routes",
+            "write each route as `- host: …`",
+        );
+        let mut names = route::References {
+            pools: &mut pool_names,
+            listeners: &mut listener_names,
+        };
+        for entry in &entries {
+            let route = route::read(reader, *entry, &mut names, &config);
+            config.routes.push(route);
+        }
+        check::shadowed_routes(reader, &entries, &config);
+    }
+
+    check::binds(reader, &binds);
+    if let Some(listeners) = &listeners {
+        check::listeners_without_work(reader, listeners, &config);
+    }
+    if let Some(pools) = &pools {
+        check::unused_pools(reader, pools, &pool_names.used);
+    }
+    config
+}
+
+/// `metrics.bind` and `admin.bind` take one IP address.
+fn ip_bind(address: &BindAddress) -> Option<SocketAddr> {
+    match address {
+        BindAddress::Ip(address) => Some(*address),
+        BindAddress::Unix(_) => None,
+    }
+}

@@ -1,0 +1,479 @@
+//! Reads `pools.NAME`: backends, policy, check, ejection, retries, timeouts, keepalive, limits.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use super::{
+    At, Reader, Section,
+    common::{DAY, HOUR, MS, clean_text, method, retries, timeouts, warn_short_total},
+    quote, set,
+};
+use crate::{
+    base::{
+        address::{AddressError, BackendAddress},
+        units,
+    },
+    config::model::{
+        Backend, CheckKind, Ejection, HealthCheck, Keepalive, Policy, Pool, PoolTimeouts, Retries,
+        WhenAllDown,
+    },
+};
+
+/// Reads one pool.
+pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
+    reader.name(at, "pool");
+    let mut pool = Pool {
+        name: Arc::from(at.last_key()),
+        policy: Policy::default(),
+        backends: Vec::new(),
+        health_check: Some(HealthCheck::default()),
+        ejection: Some(Ejection::default()),
+        retries: Some(Retries::default()),
+        timeouts: PoolTimeouts::default(),
+        keepalive: Keepalive::default(),
+        connections_per_backend: None,
+        when_all_down: WhenAllDown::default(),
+    };
+    let Some(keys) = reader.section(at, "pools.NAME") else {
+        return pool;
+    };
+    match keys.get("backends") {
+        Some(at) => pool.backends = backends(reader, at),
+        None => reader.error_at_key(
+            at,
+            format!("pool {} has no `backends`", quote(at.last_key())),
+            "write `backends: [HOST:PORT]`",
+        ),
+    }
+    choices(reader, &keys, &mut pool);
+    if let Some(at) = keys.get("health_check") {
+        pool.health_check = health_check(reader, at);
+    }
+    if let Some(at) = keys.get("ejection") {
+        pool.ejection = ejection(reader, at);
+    }
+    if let Some(at) = keys.get("retries") {
+        let given = retries(reader, at, "pools.NAME.retries", Retries::default());
+        set(&mut pool.retries, given);
+    }
+    if let Some(at) = keys.get("timeouts") {
+        pool.timeouts = pool_timeouts(reader, at);
+    }
+    if let Some(at) = keys.get("keepalive") {
+        pool.keepalive = keepalive(reader, at);
+    }
+    if let Some(at) = keys.get("limits")
+        && let Some(keys) = reader.section(at, "pools.NAME.limits")
+        && let Some(at) = keys.get("connections_per_backend")
+    {
+        let most = reader.integer_or(at, "none", 1, 1_000_000);
+        set(
+            &mut pool.connections_per_backend,
+            most.map(|n| n.map(|n| n as usize)),
+        );
+    }
+    pool
+}
+
+fn choices(reader: &mut Reader<'_>, keys: &Section<'_>, pool: &mut Pool) {
+    if let Some(at) = keys.get("policy") {
+        let words = [
+            ("round_robin", Policy::RoundRobin),
+            ("least_connections", Policy::LeastConnections),
+            ("random_two", Policy::RandomTwo),
+        ];
+        set(&mut pool.policy, reader.word(at, &words));
+    }
+    if let Some(at) = keys.get("protocol") {
+        let _checked = reader.word(at, &[("http1", ())]);
+    }
+    if let Some(at) = keys.get("when_all_down") {
+        let words = [
+            ("reject", WhenAllDown::Reject),
+            ("fail_open", WhenAllDown::FailOpen),
+        ];
+        set(&mut pool.when_all_down, reader.word(at, &words));
+    }
+}
+
+fn backends(reader: &mut Reader<'_>, at: At<'_>) -> Vec<Backend> {
+    let hint = "write `backends: [HOST:PORT, HOST:PORT]`";
+    let entries = reader.list(&at, "a list of backends", hint);
+    let mut backends = Vec::with_capacity(entries.len());
+    let mut addresses: HashMap<BackendAddress, usize> = HashMap::with_capacity(entries.len());
+    let mut names: HashMap<Arc<str>, usize> = HashMap::with_capacity(entries.len());
+    for entry in &entries {
+        let Some(backend) = backend(reader, *entry) else {
+            continue;
+        };
+        let line = entry.node.place.line;
+        if let Some(first) = addresses.insert(backend.address.clone(), line) {
+            reader.error(
+                *entry,
+                format!(
+                    "{} is in this pool twice",
+                    quote(&backend.address.to_string())
+                ),
+                format!(
+                    "remove one (the first is in line {first}); use `weight` for a larger share"
+                ),
+            );
+        } else if let Some(first) = names.insert(Arc::clone(&backend.name), line) {
+            reader.error(
+                *entry,
+                format!(
+                    "two backends of this pool are called {}",
+                    quote(&backend.name)
+                ),
+                format!("choose another name; the first is in line {first}"),
+            );
+        }
+        backends.push(backend);
+    }
+    if entries.is_empty() && matches!(&at.node.kind, super::Kind::List(_)) {
+        reader.error(at, "`backends` is empty", hint);
+    }
+    if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
+        reader.warn_at_key(
+            at,
+            "every backend has weight 0: the pool gets no traffic",
+            "give at least one backend a weight of 1 or more",
+        );
+    }
+    backends
+}
+
+fn backend(reader: &mut Reader<'_>, at: At<'_>) -> Option<Backend> {
+    if !at.is_map() {
+        let address = address(reader, at)?;
+        return Some(Backend {
+            name: address.to_string().into(),
+            address,
+            weight: 1,
+            backup: false,
+            max_connections: None,
+        });
+    }
+    let keys = reader.section(at, "pools.NAME.backends[]")?;
+    let mut weight = 1;
+    if let Some(at) = keys.get("weight") {
+        set(&mut weight, reader.integer(at, 0, 256).map(|n| n as u16));
+    }
+    let mut backup = false;
+    if let Some(at) = keys.get("backup") {
+        set(&mut backup, reader.boolean(at));
+    }
+    let mut max_connections = None;
+    if let Some(at) = keys.get("max_connections") {
+        let most = reader.integer_or(at, "none", 1, 1_000_000);
+        set(&mut max_connections, most.map(|n| n.map(|n| n as usize)));
+    }
+    let name = keys.get("name").and_then(|at| backend_name(reader, at));
+    let Some(at_address) = keys.get("address") else {
+        reader.error_at_key(at, "`address` is missing", "write `{address: HOST:PORT}`");
+        return None;
+    };
+    let address = address(reader, at_address)?;
+    Some(Backend {
+        name: name.unwrap_or_else(|| address.to_string()).into(),
+        address,
+        weight,
+        backup,
+        max_connections,
+    })
+}
+
+fn backend_name(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+    let name = reader.text(at, "a name", "use letters, digits, `_`, `-` and `.`")?;
+    let fine = (1..=128).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_-.:[]/".contains(&b));
+    if !fine {
+        reader.error(
+            at,
+            format!("{} cannot be the name of a backend", quote(name)),
+            "use 1 to 128 letters, digits, `_`, `-`, `.`, `:` and `/`",
+        );
+    }
+    fine.then(|| name.to_owned())
+}
+
+fn address(reader: &mut Reader<'_>, at: At<'_>) -> Option<BackendAddress> {
+    let text = reader.text(
+        at,
+        "the address of a backend",
+        "write `HOST:PORT` or `unix:/path`",
+    )?;
+    let error = match text.parse() {
+        Ok(address) => return Some(address),
+        Err(error) => error,
+    };
+    let help = match error {
+        AddressError::NoPort => format!("write {}", quote(&format!("{text}:8080"))),
+        _ if text.contains("://") => {
+            let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+            let bare = rest.split('/').next().unwrap_or(rest);
+            format!("leave out the scheme and the path: {}", quote(bare))
+        }
+        AddressError::BadPort if text.ends_with(":0") => {
+            "write the port the backend listens on".to_owned()
+        }
+        AddressError::BadPort => "write `HOST:PORT` with a port of 1 to 65535".to_owned(),
+        AddressError::BadHost => "write an IP address (IPv6 in brackets) or a host name".to_owned(),
+        AddressError::BadPath => "write `unix:/run/app.sock`".to_owned(),
+    };
+    reader.error(
+        at,
+        format!("{} is not the address of a backend: {error}", quote(text)),
+        help,
+    );
+    None
+}
+
+fn health_check(reader: &mut Reader<'_>, at: At<'_>) -> Option<HealthCheck> {
+    if at.is_word("none") {
+        return None;
+    }
+    let mut check = HealthCheck::default();
+    let Some(keys) = reader.section(at, "pools.NAME.health_check") else {
+        return Some(check);
+    };
+    check.kind = check_kind(reader, &keys);
+    check.port = keys
+        .get("port")
+        .and_then(|at| reader.integer(at, 1, 65_535))
+        .map(|port| port as u16);
+    if let Some(at) = keys.get("interval") {
+        let shortest = Duration::from_millis(100);
+        set(&mut check.interval, reader.duration(at, shortest, HOUR));
+    }
+    if let Some(at) = keys.get("timeout") {
+        set(&mut check.timeout, reader.duration(at, MS, HOUR));
+    }
+    for (key, slot) in [("rise", &mut check.rise), ("fall", &mut check.fall)] {
+        if let Some(at) = keys.get(key) {
+            set(slot, reader.integer(at, 1, 100).map(|n| n as u32));
+        }
+    }
+    if check.timeout > check.interval
+        && let Some(at) = keys.get("timeout").or_else(|| keys.get("interval"))
+    {
+        reader.warn_at_key(
+            at,
+            format!(
+                "`timeout` ({}) is longer than `interval` ({})",
+                units::show_duration(check.timeout),
+                units::show_duration(check.interval)
+            ),
+            "make the timeout shorter: checks would overlap",
+        );
+    }
+    Some(check)
+}
+
+fn check_kind(reader: &mut Reader<'_>, keys: &Section<'_>) -> CheckKind {
+    let http_keys = ["path", "method", "host", "expect", "body"];
+    let mut http = keys.get("path").is_some();
+    if let Some(at) = keys.get("type") {
+        set(
+            &mut http,
+            reader.word(at, &[("tcp", false), ("http", true)]),
+        );
+    }
+    if !http {
+        for key in http_keys {
+            if let Some(at) = keys.get(key) {
+                reader.error_at_key(
+                    at,
+                    format!("`{key}` belongs to an http check, this one is tcp"),
+                    "write `type: http`, or `path`, or remove the key",
+                );
+            }
+        }
+        return CheckKind::Tcp;
+    }
+    let mut path = "/".to_owned();
+    if let Some(at) = keys.get("path") {
+        set(&mut path, target(reader, at));
+    }
+    let mut verb = "GET".to_owned();
+    if let Some(at) = keys.get("method") {
+        set(&mut verb, method(reader, at));
+    }
+    let mut expect = vec![(200, 399)];
+    if let Some(at) = keys.get("expect") {
+        expect = statuses(reader, at);
+    }
+    let host = keys.get("host").and_then(|at| check_host(reader, at));
+    let body = keys
+        .get("body")
+        .and_then(|at| check_body(reader, at, &verb));
+    CheckKind::Http {
+        path,
+        method: verb,
+        host,
+        expect,
+        body,
+    }
+}
+
+fn target(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+    let path = clean_text(reader, at, "the path of a check")?;
+    let fine = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+    if !fine {
+        let help = if path.contains("://") {
+            "leave out scheme and host; `host` sets the Host header"
+        } else {
+            "write a path that begins with `/`, such as `/healthz`"
+        };
+        reader.error(
+            at,
+            format!("{} is not a path to ask for", quote(path)),
+            help,
+        );
+    }
+    fine.then(|| path.to_owned())
+}
+
+fn check_host(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+    let host = clean_text(reader, at, "the host of a check")?;
+    let fine = !host.is_empty()
+        && host
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b));
+    if !fine {
+        reader.error(
+            at,
+            format!("{} is not a host name", quote(host)),
+            "write a name such as `app.example.com`, with a port where it is needed",
+        );
+    }
+    fine.then(|| host.to_owned())
+}
+
+fn check_body(reader: &mut Reader<'_>, at: At<'_>, verb: &str) -> Option<String> {
+    let hint = "write a text that occurs in the answer";
+    let body = reader.text(at, "a text", hint)?;
+    if body.is_empty() || body.len() > 4096 {
+        reader.error(at, "expected a text of 1 to 4096 bytes", hint);
+        return None;
+    }
+    if verb == "HEAD" {
+        reader.error_at_key(
+            at,
+            "the answer to HEAD has no body",
+            "remove `body`, or use `method: GET`",
+        );
+    }
+    Some(body.to_owned())
+}
+
+/// `200`, `200-399`, `2xx`, or a list of these.
+fn statuses(reader: &mut Reader<'_>, at: At<'_>) -> Vec<(u16, u16)> {
+    let hint = "write `200`, `200-399`, `2xx` or a list of these";
+    let mut ranges = Vec::new();
+    for entry in reader.one_or_more(&at, "a status", hint) {
+        let Some(text) = reader.text(entry, "a status", hint) else {
+            continue;
+        };
+        match status_range(text) {
+            Some(range) => ranges.push(range),
+            None => reader.error(
+                entry,
+                format!("expected statuses of 100 to 599, found {}", quote(text)),
+                hint,
+            ),
+        }
+    }
+    ranges
+}
+
+fn status_range(text: &str) -> Option<(u16, u16)> {
+    let status = |text: &str| {
+        text.parse::<u16>()
+            .ok()
+            .filter(|status| text.len() == 3 && (100..=599).contains(status))
+    };
+    if let Some(class) = text.strip_suffix("xx") {
+        let class = class.parse::<u16>().ok().filter(|n| (1..=5).contains(n))?;
+        return Some((class * 100, class * 100 + 99));
+    }
+    let (low, high) = text.split_once('-').unwrap_or((text, text));
+    let (low, high) = (status(low.trim())?, status(high.trim())?);
+    (low <= high).then_some((low, high))
+}
+
+fn ejection(reader: &mut Reader<'_>, at: At<'_>) -> Option<Ejection> {
+    if at.is_word("none") {
+        return None;
+    }
+    let mut ejection = Ejection::default();
+    let Some(keys) = reader.section(at, "pools.NAME.ejection") else {
+        return Some(ejection);
+    };
+    if let Some(at) = keys.get("failures") {
+        set(
+            &mut ejection.failures,
+            reader.integer(at, 1, 1000).map(|n| n as u32),
+        );
+    }
+    if let Some(at) = keys.get("eject_for") {
+        set(&mut ejection.eject_for, reader.duration(at, MS, DAY));
+        if keys.get("max_eject_for").is_none() {
+            ejection.max_eject_for = ejection.max_eject_for.max(ejection.eject_for);
+        }
+    }
+    if let Some(at) = keys.get("max_eject_for") {
+        set(&mut ejection.max_eject_for, reader.duration(at, MS, DAY));
+        if ejection.max_eject_for < ejection.eject_for {
+            let shortest = units::show_duration(ejection.eject_for);
+            reader.error(
+                at,
+                format!("`max_eject_for` is shorter than `eject_for` ({shortest})"),
+                format!("write `{shortest}` or more"),
+            );
+        }
+    }
+    if let Some(at) = keys.get("max_ejected") {
+        set(&mut ejection.max_ejected, reader.share(at));
+    }
+    Some(ejection)
+}
+
+fn pool_timeouts(reader: &mut Reader<'_>, at: At<'_>) -> PoolTimeouts {
+    let mut all = PoolTimeouts::default();
+    let given = timeouts(reader, at, "pools.NAME.timeouts");
+    set(&mut all.connect, given.connect);
+    set(&mut all.response, given.response);
+    set(&mut all.idle, given.idle);
+    set(&mut all.tcp_idle, given.idle);
+    set(&mut all.total, given.total);
+    warn_short_total(reader, at, all.total, all.connect);
+    all
+}
+
+fn keepalive(reader: &mut Reader<'_>, at: At<'_>) -> Keepalive {
+    let mut keepalive = Keepalive::default();
+    let Some(keys) = reader.section(at, "pools.NAME.keepalive") else {
+        return keepalive;
+    };
+    if let Some(at) = keys.get("idle_per_backend") {
+        set(
+            &mut keepalive.idle_per_backend,
+            reader.integer(at, 0, 65_535).map(|n| n as usize),
+        );
+    }
+    if let Some(at) = keys.get("idle_timeout") {
+        set(&mut keepalive.idle_timeout, reader.duration(at, MS, HOUR));
+    }
+    if let Some(at) = keys.get("max_age") {
+        set(&mut keepalive.max_age, reader.duration_or_none(at, MS, DAY));
+    }
+    if let Some(at) = keys.get("max_requests") {
+        set(
+            &mut keepalive.max_requests,
+            reader.integer_or(at, "none", 1, 1_000_000_000),
+        );
+    }
+    keepalive
+}

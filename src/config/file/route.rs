@@ -1,0 +1,290 @@
+//! Reads `routes[]`: what it matches is in `matching`, what it does is here.
+
+use std::sync::Arc;
+
+use super::{
+    At, Names, Reader, Section,
+    common::{clean_text, header_name, methods, redirect, retries, timeouts, warn_short_total},
+    matching, quote, set,
+};
+use crate::config::model::{
+    Config, HeaderEdits, ListenerProtocol, PathMatch, Route, RouteAction, TimeoutOverrides,
+};
+
+/// Largest body of `respond` in bytes.
+const MAX_RESPOND: usize = 64 << 10;
+
+/// The names that routes refer to.
+pub(super) struct References<'r, 'a> {
+    pub(super) pools: &'r mut Names<'a>,
+    pub(super) listeners: &'r mut Names<'a>,
+}
+
+/// Reads one route; `config` has the listeners and pools already.
+pub(super) fn read(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    names: &mut References<'_, '_>,
+    config: &Config,
+) -> Route {
+    let mut route = Route {
+        name: Arc::from(at.path()),
+        listeners: Vec::new(),
+        hosts: Vec::new(),
+        path: PathMatch::Any,
+        methods: Vec::new(),
+        headers: Vec::new(),
+        action: RouteAction::Pool(0),
+        request_headers: HeaderEdits::default(),
+        response_headers: HeaderEdits::default(),
+        timeouts: TimeoutOverrides::default(),
+        retries: None,
+        allow: Vec::new(),
+    };
+    let Some(keys) = reader.section(at, "routes[]") else {
+        return route;
+    };
+    read_match(reader, &keys, &mut route);
+    if let Some(at) = keys.get("listeners") {
+        route.listeners = listeners(reader, at, names.listeners, config);
+    }
+    set(&mut route.action, action(reader, &keys, names.pools));
+    if let Some(at) = keys.get("request_headers") {
+        route.request_headers = edits(reader, at, true);
+    }
+    if let Some(at) = keys.get("response_headers") {
+        route.response_headers = edits(reader, at, false);
+    }
+    if let Some(at) = keys.get("allow") {
+        route.allow = reader.networks(at);
+    }
+    read_overrides(reader, &keys, &mut route, config);
+    route
+}
+
+fn read_match(reader: &mut Reader<'_>, keys: &Section<'_>, route: &mut Route) {
+    if let Some(at) = keys.get("host") {
+        route.hosts = matching::hosts(reader, at);
+    }
+    route.path = matching::path(reader, keys);
+    if let Some(at) = keys.get("method") {
+        route.methods = methods(reader, at);
+    }
+    if let Some(at) = keys.get("headers") {
+        route.headers = matching::headers(reader, at);
+    }
+}
+
+fn read_overrides(reader: &mut Reader<'_>, keys: &Section<'_>, route: &mut Route, config: &Config) {
+    let pool = match &route.action {
+        RouteAction::Pool(index) => config.pools.get(*index),
+        _ => None,
+    };
+    let to_pool = matches!(route.action, RouteAction::Pool(_));
+    if !to_pool {
+        for key in ["request_headers", "timeouts", "retries"] {
+            if let Some(at) = keys.get(key) {
+                reader.error_at_key(
+                    at,
+                    format!("`{key}` has no effect: this route asks no backend"),
+                    "remove it",
+                );
+            }
+        }
+    }
+    if let Some(at) = keys.get("timeouts") {
+        route.timeouts = timeouts(reader, at, "routes[].timeouts");
+        let defaults = pool.map(|pool| pool.timeouts.clone()).unwrap_or_default();
+        let connect = route.timeouts.connect.unwrap_or(defaults.connect);
+        let total = route.timeouts.total.unwrap_or(defaults.total);
+        warn_short_total(reader, at, total, connect);
+    }
+    if let Some(at) = keys.get("retries") {
+        let base = pool
+            .and_then(|pool| pool.retries.clone())
+            .unwrap_or_default();
+        route.retries = retries(reader, at, "routes[].retries", base);
+    }
+}
+
+fn listeners(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    names: &mut Names<'_>,
+    config: &Config,
+) -> Vec<usize> {
+    let mut found = Vec::new();
+    for entry in reader.one_or_more(&at, "names of listeners", "write a list of names") {
+        let Some(index) = names.resolve(reader, entry, "listener") else {
+            continue;
+        };
+        let listener = config.listeners.get(index);
+        if listener.is_some_and(|listener| listener.protocol == ListenerProtocol::Tcp) {
+            let name = quote(entry.scalar().unwrap_or_default());
+            reader.error(
+                entry,
+                format!("listener {name} is tcp: it has no routes"),
+                "name http listeners only",
+            );
+        }
+        if found.contains(&index) {
+            let name = quote(entry.scalar().unwrap_or_default());
+            reader.error(entry, format!("{name} is given twice"), "remove one");
+        } else {
+            found.push(index);
+        }
+    }
+    found
+}
+
+fn action(
+    reader: &mut Reader<'_>,
+    keys: &Section<'_>,
+    pools: &mut Names<'_>,
+) -> Option<RouteAction> {
+    let kinds = ["pool", "redirect", "respond"];
+    let given: Vec<At<'_>> = kinds.iter().filter_map(|key| keys.get(key)).collect();
+    if let [first, second, ..] = given.as_slice() {
+        reader.error_at_key(
+            *second,
+            format!(
+                "a route does one thing, and `{}` is given too",
+                first.last_key()
+            ),
+            "keep one of `pool`, `redirect` and `respond`",
+        );
+    }
+    let Some(at) = given.first().copied() else {
+        reader.error_at_key(
+            keys.at,
+            "the route does nothing",
+            "add `pool: NAME`, `redirect: https` or `respond: {status: 200}`",
+        );
+        return None;
+    };
+    match at.last_key() {
+        "pool" => pools.resolve(reader, at, "pool").map(RouteAction::Pool),
+        "redirect" => redirect(reader, at, "routes[].redirect").map(RouteAction::Redirect),
+        _ => respond(reader, at),
+    }
+}
+
+fn respond(reader: &mut Reader<'_>, at: At<'_>) -> Option<RouteAction> {
+    let keys = reader.section(at, "routes[].respond")?;
+    let mut status = 200;
+    if let Some(at) = keys.get("status") {
+        set(&mut status, reader.integer(at, 200, 599).map(|n| n as u16));
+    }
+    let mut body = String::new();
+    if let Some(at) = keys.get("body") {
+        let text = reader.text(at, "a text", "write the text of the answer");
+        set(&mut body, text.map(str::to_owned));
+        if body.len() > MAX_RESPOND {
+            reader.error(
+                at,
+                "`body` is larger than 64KiB",
+                "serve large answers from a backend",
+            );
+        }
+        if matches!(status, 204 | 205 | 304) && !body.is_empty() {
+            reader.error_at_key(
+                at,
+                format!("an answer with status {status} has no body"),
+                "remove `body`",
+            );
+        }
+    }
+    Some(RouteAction::Respond { status, body })
+}
+
+/// Fields of the connection or of the framing, which only balancer itself may write. RFC 9110 section 7.6.1, RFC 9112.
+const FRAMING: &[&str] = &[
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// True for a name that only balancer itself may write.
+pub(super) fn is_framing(name: &str) -> bool {
+    FRAMING.contains(&name.to_ascii_lowercase().as_str())
+}
+
+fn edits(reader: &mut Reader<'_>, at: At<'_>, request: bool) -> HeaderEdits {
+    let mut edits = HeaderEdits::default();
+    let section = if request {
+        "routes[].request_headers"
+    } else {
+        "routes[].response_headers"
+    };
+    let Some(keys) = reader.section(at, section) else {
+        return edits;
+    };
+    // A backend needs exactly one Host: it may be set, not added or removed. A response has none.
+    if let Some(at) = keys.get("set") {
+        edits.set = fields(reader, at, request);
+    }
+    if let Some(at) = keys.get("add") {
+        edits.add = fields(reader, at, false);
+    }
+    if let Some(at) = keys.get("remove") {
+        let hint = "write a list of header names";
+        for entry in reader.one_or_more(&at, "names of headers", hint) {
+            if let Some(name) = reader.text(entry, "the name of a header", hint)
+                && header_name(reader, entry, name, false)
+                && may_edit(reader, entry, name, false)
+            {
+                edits.remove.push(name.to_owned());
+            }
+        }
+    }
+    edits
+}
+
+fn may_edit(reader: &mut Reader<'_>, at: At<'_>, name: &str, host: bool) -> bool {
+    let is_host = name.eq_ignore_ascii_case("host");
+    let help = if is_framing(name) {
+        "remove it: balancer writes it itself"
+    } else if is_host && !host {
+        "only `request_headers.set` may change Host"
+    } else {
+        return true;
+    };
+    reader.error_at_key(at, format!("{} may not be edited here", quote(name)), help);
+    false
+}
+
+fn fields(reader: &mut Reader<'_>, at: At<'_>, host: bool) -> Vec<(String, String)> {
+    let mut fields: Vec<(String, String)> = Vec::new();
+    let Some(map) = reader.map(at, "write `{X-Name: value}`") else {
+        return fields;
+    };
+    for at in map.iter() {
+        let name = at.last_key();
+        let value = clean_text(reader, at, "the value of a header");
+        if !header_name(reader, at, name, true) || !may_edit(reader, at, name, host) {
+            continue;
+        }
+        if fields
+            .iter()
+            .any(|(other, _)| other.eq_ignore_ascii_case(name))
+        {
+            reader.error_at_key(
+                at,
+                format!(
+                    "{} is given twice: names of headers have no case",
+                    quote(name)
+                ),
+                "remove one",
+            );
+        }
+        if let Some(value) = value {
+            fields.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    fields
+}

@@ -1,0 +1,691 @@
+//! Walks the tree of a document: typed readers for sections, lists and scalars that collect every problem.
+//!
+//! A reader returns `None` after it has reported; the caller goes on with the default, so that one run finds all.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+use super::{
+    hint, keys,
+    problem::{Problem, Severity, quote},
+    yaml::{Kind, Node, Place},
+};
+use crate::base::units::{self, UnitError};
+
+/// Most problems that are kept: a broken generator must not fill the memory.
+const MOST_KEPT: usize = 1_000;
+
+/// What the configuration may look at besides its own text.
+pub trait Files {
+    /// The bytes of a file, at most `limit` and one more.
+    fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>>;
+    /// The names in a directory, in any order.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    /// True when `path` is a directory.
+    fn is_dir(&self, path: &Path) -> bool;
+}
+
+/// One step of a key path.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Root,
+    Key(&'a str),
+    Index(usize),
+}
+
+/// A node with the path that led to it.
+#[derive(Clone, Copy)]
+pub(super) struct At<'a> {
+    pub(super) node: &'a Node,
+    /// Its key in the document, if it is the value of one.
+    pub(super) key: Option<&'a Node>,
+    parent: Option<&'a At<'a>>,
+    step: Step<'a>,
+}
+
+impl<'a> At<'a> {
+    /// The root of a document.
+    pub(super) fn root(node: &'a Node) -> Self {
+        Self {
+            node,
+            key: None,
+            parent: None,
+            step: Step::Root,
+        }
+    }
+
+    /// `pools.app.backends[2].weight`.
+    pub(super) fn path(&self) -> String {
+        let mut out = self.parent.map(At::path).unwrap_or_default();
+        match self.step {
+            Step::Root => {}
+            Step::Index(index) => out.push_str(&format!("[{index}]")),
+            Step::Key(key) => {
+                if !out.is_empty() {
+                    out.push('.');
+                }
+                out.push_str(key);
+            }
+        }
+        out
+    }
+
+    /// The key's place where there is a key, else the value's.
+    pub(super) fn mark(&self) -> Place {
+        self.key.map_or(self.node.place, |key| key.place)
+    }
+
+    /// The last key of the path.
+    pub(super) fn last_key(&self) -> &'a str {
+        match (self.step, self.parent) {
+            (Step::Key(key), _) => key,
+            (_, Some(parent)) => parent.last_key(),
+            _ => "",
+        }
+    }
+
+    /// The text of a scalar.
+    pub(super) fn scalar(&self) -> Option<&'a str> {
+        match &self.node.kind {
+            Kind::Scalar { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    /// True for the plain word `word`.
+    pub(super) fn is_word(&self, word: &str) -> bool {
+        matches!(&self.node.kind, Kind::Scalar { text, .. } if text == word)
+    }
+
+    /// True for a map.
+    pub(super) fn is_map(&self) -> bool {
+        matches!(self.node.kind, Kind::Map(_))
+    }
+}
+
+/// A map whose keys have been checked.
+pub(super) struct Section<'a> {
+    /// The map itself.
+    pub(super) at: At<'a>,
+    entries: Vec<(&'a str, &'a Node, &'a Node)>,
+}
+
+impl Section<'_> {
+    /// The value of `key`, if it is given.
+    pub(super) fn get<'b>(&'b self, key: &str) -> Option<At<'b>> {
+        self.iter().find(|at| at.last_key() == key)
+    }
+
+    /// Every entry, in the order of the file, each key once.
+    pub(super) fn iter<'b>(&'b self) -> impl Iterator<Item = At<'b>> {
+        self.entries.iter().map(|(name, key, node)| At {
+            node,
+            key: Some(key),
+            parent: Some(&self.at),
+            step: Step::Key(name),
+        })
+    }
+}
+
+/// Collects problems while the tree is read.
+pub(super) struct Reader<'s> {
+    /// Where the outside world is.
+    pub(super) files: &'s dyn Files,
+    /// What was found so far.
+    pub(super) problems: Vec<Problem>,
+    name: &'s Path,
+    text: &'s str,
+}
+
+impl<'s> Reader<'s> {
+    /// A reader of the document `text`, called `name` in messages.
+    pub(super) fn new(name: &'s Path, text: &'s str, files: &'s dyn Files) -> Self {
+        Self {
+            files,
+            problems: Vec::new(),
+            name,
+            text,
+        }
+    }
+
+    /// Reports a problem at any place.
+    pub(super) fn report(
+        &mut self,
+        severity: Severity,
+        place: Place,
+        path: String,
+        message: String,
+        hint: String,
+    ) {
+        if self.problems.len() < MOST_KEPT {
+            self.problems.push(Problem {
+                severity,
+                file: self.name.to_owned(),
+                place,
+                path,
+                message,
+                hint,
+                line_text: line_around(self.text, place.start).to_owned(),
+            });
+        }
+    }
+
+    /// An error in a value.
+    pub(super) fn error(
+        &mut self,
+        at: At<'_>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        self.report(
+            Severity::Error,
+            at.node.place,
+            at.path(),
+            message.into(),
+            hint.into(),
+        );
+    }
+
+    /// An error about a key, or about what is missing behind it.
+    pub(super) fn error_at_key(
+        &mut self,
+        at: At<'_>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        self.report(
+            Severity::Error,
+            at.mark(),
+            at.path(),
+            message.into(),
+            hint.into(),
+        );
+    }
+
+    /// A warning about a key.
+    pub(super) fn warn_at_key(
+        &mut self,
+        at: At<'_>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        self.report(
+            Severity::Warning,
+            at.mark(),
+            at.path(),
+            message.into(),
+            hint.into(),
+        );
+    }
+
+    /// `path` as the file means it: relative to the directory of the configuration file.
+    pub(super) fn resolve(&self, path: &str) -> PathBuf {
+        self.name
+            .parent()
+            .map_or_else(|| PathBuf::from(path), |directory| directory.join(path))
+    }
+
+    fn wrong_kind(&mut self, at: At<'_>, wanted: &str, hint: &str) {
+        let found = match &at.node.kind {
+            Kind::Null => "nothing",
+            Kind::Scalar { text, .. } => {
+                let found = quote(text);
+                return self.error(at, format!("expected {wanted}, found {found}"), hint);
+            }
+            Kind::Map(_) => "a map",
+            Kind::List(_) => "a list",
+        };
+        let message = format!("expected {wanted}, found {found}");
+        match at.node.kind {
+            Kind::Null => self.error_at_key(at, message, hint),
+            _ => self.error(at, message, hint),
+        }
+    }
+
+    /// A map with the keys of `section` (see [`keys`]); unknown and repeated keys are reported.
+    pub(super) fn section<'a>(&mut self, at: At<'a>, section: &str) -> Option<Section<'a>> {
+        let known = keys::of(section);
+        let hint = format!("it may have the keys {}", hint::list(known));
+        let mut found = self.map(at, &hint)?;
+        found.entries.retain(|(name, key, node)| {
+            let fine = known.contains(name);
+            if !fine {
+                let place = At {
+                    node,
+                    key: Some(key),
+                    parent: Some(&found.at),
+                    step: Step::Key(name),
+                };
+                let help = hint::for_key(section, name, known);
+                self.error_at_key(place, format!("unknown key {}", quote(name)), help);
+            }
+            fine
+        });
+        Some(found)
+    }
+
+    /// A map with names the user chooses; repeated ones are reported.
+    pub(super) fn map<'a>(&mut self, at: At<'a>, hint: &str) -> Option<Section<'a>> {
+        let Kind::Map(entries) = &at.node.kind else {
+            self.wrong_kind(at, "keys and values", hint);
+            return None;
+        };
+        let mut kept: Vec<(&'a str, &'a Node, &'a Node)> = Vec::with_capacity(entries.len());
+        let mut seen: std::collections::HashMap<&str, usize> = std::collections::HashMap::new();
+        for (key, node) in entries {
+            let Kind::Scalar { text, .. } = &key.kind else {
+                self.report(
+                    Severity::Error,
+                    key.place,
+                    at.path(),
+                    "a key must be a word".to_owned(),
+                    "write `key: value`; a value that begins with `[` or `{` needs quotes"
+                        .to_owned(),
+                );
+                continue;
+            };
+            let here = At {
+                node,
+                key: Some(key),
+                parent: Some(&at),
+                step: Step::Key(text),
+            };
+            if let Some(line) = seen.insert(text, key.place.line) {
+                seen.insert(text, line);
+                self.error_at_key(
+                    here,
+                    format!("{} is given twice", quote(text)),
+                    format!("remove one; the first is in line {line}"),
+                );
+            } else {
+                kept.push((text, key, node));
+            }
+        }
+        Some(Section { at, entries: kept })
+    }
+
+    /// Checks a name that the user chose: it becomes a metric label and a word of log lines.
+    pub(super) fn name(&mut self, at: At<'_>, what: &str) {
+        let name = at.last_key();
+        if hint::is_old_boolean(name) {
+            self.error_at_key(
+                at,
+                format!(
+                    "{} cannot be the name of a {what}: YAML 1.1 reads it as a boolean",
+                    quote(name)
+                ),
+                "choose another name",
+            );
+            return;
+        }
+        let fine = (1..=64).contains(&name.len())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+        if !fine {
+            self.error_at_key(
+                at,
+                format!("{} cannot be the name of a {what}", quote(name)),
+                "use 1 to 64 letters, digits, `_`, `-` and `.`",
+            );
+        }
+    }
+
+    /// The entries of a list.
+    pub(super) fn list<'b>(&mut self, at: &'b At<'b>, wanted: &str, hint: &str) -> Vec<At<'b>> {
+        match &at.node.kind {
+            Kind::List(items) => items
+                .iter()
+                .enumerate()
+                .map(|(index, node)| At {
+                    node,
+                    key: None,
+                    parent: Some(at),
+                    step: Step::Index(index),
+                })
+                .collect(),
+            _ => {
+                self.wrong_kind(*at, wanted, hint);
+                Vec::new()
+            }
+        }
+    }
+
+    /// The entries of a list, or a single value as a list of one.
+    pub(super) fn one_or_more<'b>(
+        &mut self,
+        at: &'b At<'b>,
+        wanted: &str,
+        hint: &str,
+    ) -> Vec<At<'b>> {
+        match &at.node.kind {
+            Kind::Scalar { .. } => vec![*at],
+            Kind::List(items) if items.is_empty() => {
+                self.error(*at, format!("expected {wanted}, found an empty list"), hint);
+                Vec::new()
+            }
+            _ => self.list(at, wanted, hint),
+        }
+    }
+
+    /// Any text. Plain YAML 1.1 booleans are refused.
+    pub(super) fn text<'a>(&mut self, at: At<'a>, wanted: &str, hint: &str) -> Option<&'a str> {
+        match &at.node.kind {
+            Kind::Scalar { text, quoted } => {
+                if !quoted && hint::is_old_boolean(text) {
+                    self.error(
+                        at,
+                        format!(
+                            "{} is a boolean in YAML 1.1 and text in YAML 1.2",
+                            quote(text)
+                        ),
+                        format!("write \"{text}\" in quotes if you mean the text"),
+                    );
+                    return None;
+                }
+                Some(text)
+            }
+            _ => {
+                self.wrong_kind(at, wanted, hint);
+                None
+            }
+        }
+    }
+
+    /// One of a few words.
+    pub(super) fn word<T: Copy>(&mut self, at: At<'_>, words: &[(&str, T)]) -> Option<T> {
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        let Kind::Scalar { text, .. } = &at.node.kind else {
+            let hint = format!("it may be {}", hint::list(&known));
+            self.wrong_kind(at, "a word", &hint);
+            return None;
+        };
+        let found = words.iter().find(|(word, _)| word == text);
+        if found.is_none() {
+            let help = hint::for_value(at.last_key(), text, &known);
+            let wanted = hint::list(&known);
+            self.error(
+                at,
+                format!("expected {wanted}, found {}", quote(text)),
+                help,
+            );
+        }
+        found.map(|(_, value)| *value)
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&mut self, at: At<'_>) -> Option<bool> {
+        if let Kind::Scalar {
+            text,
+            quoted: false,
+        } = &at.node.kind
+        {
+            match text.as_str() {
+                "true" | "True" | "TRUE" => return Some(true),
+                "false" | "False" | "FALSE" => return Some(false),
+                _ => {}
+            }
+        }
+        let hint = match at.scalar().map(str::to_ascii_lowercase).as_deref() {
+            Some("on" | "yes" | "y" | "1" | "true") => "write `true`, without quotes",
+            Some("off" | "no" | "n" | "0" | "none" | "false") => "write `false`, without quotes",
+            _ => "it may be `true` or `false`",
+        };
+        self.wrong_kind(at, "`true` or `false`", hint);
+        None
+    }
+
+    /// A whole number of `min..=max`.
+    pub(super) fn integer(&mut self, at: At<'_>, min: u64, max: u64) -> Option<u64> {
+        let range = format!("a number of {min} to {max}");
+        let Kind::Scalar { text, quoted } = &at.node.kind else {
+            self.wrong_kind(at, &range, "write a whole number");
+            return None;
+        };
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let number = text.parse::<u64>().ok().filter(|_| digits);
+        match number {
+            Some(number) if (min..=max).contains(&number) && !quoted => return Some(number),
+            Some(_) if *quoted => self.wrong_kind(at, &range, "remove the quotes"),
+            Some(number) => {
+                let nearest = number.clamp(min, max);
+                self.wrong_kind(at, &range, &format!("the nearest is {nearest}"));
+            }
+            None => self.wrong_kind(at, &range, "write a whole number without a sign or a unit"),
+        }
+        None
+    }
+
+    /// A whole number, or `word` for `None`.
+    pub(super) fn integer_or(
+        &mut self,
+        at: At<'_>,
+        word: &str,
+        min: u64,
+        max: u64,
+    ) -> Option<Option<u64>> {
+        if at.is_word(word) {
+            return Some(None);
+        }
+        let is_number = at
+            .scalar()
+            .is_some_and(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        if is_number {
+            return self.integer(at, min, max).map(Some);
+        }
+        let wanted = format!("a number of {min} to {max} or `{word}`");
+        self.wrong_kind(at, &wanted, "write a whole number without a sign or a unit");
+        None
+    }
+
+    /// A duration of `min..=max`.
+    pub(super) fn duration(
+        &mut self,
+        at: At<'_>,
+        min: Duration,
+        max: Duration,
+    ) -> Option<Duration> {
+        let wanted = format!(
+            "a duration of {} to {}",
+            units::show_duration(min),
+            units::show_duration(max)
+        );
+        let Some(text) = at.scalar() else {
+            self.wrong_kind(at, &wanted, "write a number and `ms`, `s`, `m` or `h`");
+            return None;
+        };
+        match units::duration(text) {
+            Ok(value) if (min..=max).contains(&value) => return Some(value),
+            Ok(value) => {
+                let nearest = units::show_duration(value.clamp(min, max));
+                self.wrong_kind(at, &wanted, &format!("the nearest is `{nearest}`"));
+            }
+            Err(error) => {
+                let hint = duration_hint(text, error);
+                self.wrong_kind(at, &wanted, &hint);
+            }
+        }
+        None
+    }
+
+    /// A duration, or `none`.
+    pub(super) fn duration_or_none(
+        &mut self,
+        at: At<'_>,
+        min: Duration,
+        max: Duration,
+    ) -> Option<Option<Duration>> {
+        if at.is_word("none") {
+            return Some(None);
+        }
+        if at.is_word("off") || at.is_word("0") {
+            self.error(
+                at,
+                format!(
+                    "expected a duration or `none`, found {}",
+                    quote(at.scalar().unwrap_or_default())
+                ),
+                "write `none` to switch it off",
+            );
+            return None;
+        }
+        self.duration(at, min, max).map(Some)
+    }
+
+    /// A number of bytes, `min..=max`.
+    pub(super) fn size(&mut self, at: At<'_>, min: u64, max: u64) -> Option<u64> {
+        let wanted = format!("a size of {} to {}", show_size(min), show_size(max));
+        let Some(text) = at.scalar() else {
+            self.wrong_kind(at, &wanted, "write a number and `KiB`, `MiB` or `GiB`");
+            return None;
+        };
+        match units::size(text) {
+            Ok(value) if (min..=max).contains(&value) => return Some(value),
+            Ok(value) => {
+                let nearest = show_size(value.clamp(min, max));
+                self.wrong_kind(at, &wanted, &format!("the nearest is `{nearest}`"));
+            }
+            Err(_) => {
+                let hint = size_hint(text);
+                self.wrong_kind(at, &wanted, &hint);
+            }
+        }
+        None
+    }
+
+    /// A share as `50%`.
+    pub(super) fn share(&mut self, at: At<'_>) -> Option<f64> {
+        let wanted = "a share of 0% to 100%";
+        let Some(text) = at.scalar() else {
+            self.wrong_kind(at, wanted, "write a number and `%`");
+            return None;
+        };
+        match units::share(text) {
+            Ok(value) => return Some(value),
+            Err(UnitError::NoUnit) => self.wrong_kind(at, wanted, &format!("write `{text}%`")),
+            Err(_) => self.wrong_kind(at, wanted, "write a whole number and `%`, such as `50%`"),
+        }
+        None
+    }
+
+    /// Networks and addresses.
+    pub(super) fn networks(&mut self, at: At<'_>) -> Vec<IpNet> {
+        let hint = "write addresses or networks such as `10.0.0.0/8`";
+        let wanted = "a list of networks";
+        let mut networks = Vec::new();
+        let entries = match &at.node.kind {
+            Kind::List(_) => self.list(&at, wanted, hint),
+            _ => self.one_or_more(&at, wanted, hint),
+        };
+        for entry in entries {
+            let Some(text) = self.text(entry, "a network", hint) else {
+                continue;
+            };
+            if let Some(network) = network(text) {
+                networks.push(network);
+            } else {
+                let help = network_hint(text);
+                self.error(entry, format!("{} is not a network", quote(text)), help);
+            }
+        }
+        networks
+    }
+}
+
+/// Writes `value` into `slot` when it could be read.
+pub(super) fn set<T>(slot: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *slot = value;
+    }
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+        .map(|network: IpNet| network.trunc())
+}
+
+fn network_hint(text: &str) -> String {
+    match text {
+        "all" | "any" | "*" => "leave the key out: then all may".to_owned(),
+        "localhost" => "write `127.0.0.0/8` and `::1`".to_owned(),
+        _ if text.contains('/') => {
+            "write an address, `/` and the length of its prefix, such as `10.0.0.0/8`".to_owned()
+        }
+        _ => {
+            "write an address or a network such as `10.0.0.0/8`; names are not resolved".to_owned()
+        }
+    }
+}
+
+fn duration_hint(text: &str, error: UnitError) -> String {
+    let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+    let unit = text.get(digits.len()..).unwrap_or_default().trim();
+    let better = match unit.to_ascii_lowercase().as_str() {
+        "sec" | "secs" | "second" | "seconds" => "s",
+        "min" | "mins" | "minute" | "minutes" => "m",
+        "hour" | "hours" | "hr" => "h",
+        "msec" | "millis" | "milliseconds" => "ms",
+        "d" | "day" | "days" => "h, 24 for a day",
+        "s" => "s",
+        "m" => "m",
+        "h" => "h",
+        "ms" => "ms",
+        _ => "",
+    };
+    match error {
+        UnitError::NoUnit => format!("a unit is missing: write `{digits}s` or `{digits}ms`"),
+        _ if text.contains('.') => {
+            "write a whole number with a smaller unit, such as `1500ms`".to_owned()
+        }
+        UnitError::BadUnit if better.len() <= 2 && !better.is_empty() => {
+            format!("write `{digits}{better}`")
+        }
+        _ if !better.is_empty() => "days are written in hours: `24h`".to_owned(),
+        _ => "write a number and `ms`, `s`, `m` or `h`".to_owned(),
+    }
+}
+
+fn size_hint(text: &str) -> String {
+    let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+    let unit = text.get(digits.len()..).unwrap_or_default().trim();
+    if digits.is_empty() {
+        return "write a number and `KiB`, `MiB` or `GiB`".to_owned();
+    }
+    let better = match unit.to_ascii_lowercase().as_str() {
+        "k" | "kb" | "kib" => "KiB",
+        "m" | "mb" | "mib" => "MiB",
+        "g" | "gb" | "gib" => "GiB",
+        "" => {
+            return format!("a unit is missing: write `{digits}KiB` or `{digits}MiB`");
+        }
+        _ => return "write a number and `KiB`, `MiB` or `GiB`".to_owned(),
+    };
+    format!("write `{digits}{better}`")
+}
+
+/// The shortest text that reads back as `bytes`.
+pub(super) fn show_size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    units
+        .iter()
+        .find(|(shift, _)| bytes > 0 && bytes.is_multiple_of(1 << shift))
+        .map_or_else(
+            || format!("{bytes} bytes"),
+            |(shift, unit)| format!("{}{unit}", bytes >> shift),
+        )
+}
+
+fn line_around(text: &str, offset: usize) -> &str {
+    let offset = offset.min(text.len());
+    let before = text.get(..offset).unwrap_or_default();
+    let start = before.rfind('\n').map_or(0, |at| at + 1);
+    let line = text.get(start..).unwrap_or_default();
+    line.split(['\n', '\r']).next().unwrap_or_default()
+}
