@@ -245,6 +245,42 @@ fn as_many_simultaneous_picks_as_backends_give_one_each() {
 }
 
 #[test]
+fn two_threads_that_want_the_same_backend_never_both_get_it() {
+    const ROUNDS: usize = 20_000;
+    let (pool, _) = pool(&unchecked(&[1, 1, 1], Policy::LeastConnections));
+    let heavy: Vec<_> = [2, 1, 1].into_iter().zip(&pool.backends).collect();
+    for (load, backend) in heavy {
+        (0..load).for_each(|_| assert!(backend.state.claim(usize::MAX)));
+    }
+    let (ready, picked) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let wrong = AtomicUsize::new(0);
+    let await_all = |count: &AtomicUsize, wanted: usize| {
+        count.fetch_add(1, AcqRel);
+        while count.load(Acquire) < wanted {
+            thread::yield_now();
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut random = Random::seeded(1);
+                for round in 1..=ROUNDS {
+                    await_all(&ready, 2 * round);
+                    let lease = pool.pick(&[], &mut random).unwrap();
+                    await_all(&picked, 4 * round - 2);
+                    let loads = pool.backends.iter().map(|one| one.state.in_flight());
+                    // A panic here would leave the other thread waiting: count and look afterwards.
+                    wrong.fetch_add(usize::from(!loads.eq([2, 2, 2])), AcqRel);
+                    await_all(&picked, 4 * round);
+                    drop(lease);
+                }
+            });
+        }
+    });
+    assert_eq!(wrong.into_inner(), 0);
+}
+
+#[test]
 fn failures_in_a_row_eject_and_a_success_in_between_does_not() {
     let (pool, now) = pool(&config(&[1, 1]));
     all_up(&pool, now);
