@@ -24,7 +24,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{
             AtomicBool, AtomicU64, AtomicUsize,
-            Ordering::{Acquire, Release},
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
     time::{Duration, Instant},
@@ -49,6 +49,11 @@ use crate::{
     reason::Reason,
     telemetry::metrics::{PerThread, PoolSlot},
 };
+
+/// Backends from which on a pool is large: its refresh takes longer than some tens of microseconds.
+const LARGE: usize = 256;
+/// Nanoseconds for which backends of a large pool that come up wait for each other: 20 ms.
+const TOGETHER: u64 = 20_000_000;
 
 /// A pool in one generation of the configuration.
 #[derive(Debug)]
@@ -75,6 +80,10 @@ pub struct PoolState {
     /// Nanoseconds after `start` when the next sentence ends; `u64::MAX` if nobody is ejected.
     next_expiry: AtomicU64,
     start: Instant,
+    /// Nanoseconds after `start` of the last refresh that a good check caused.
+    refreshed: AtomicU64,
+    /// Rosters of large pools lack backends that have come up since; `next_expiry` says when they get them.
+    behind: AtomicBool,
     /// The lock under which states change, and everyone who has to hear of it.
     generations: Mutex<Vec<Weak<Generation>>>,
 }
@@ -290,11 +299,12 @@ impl Pool {
         let change = backend
             .state
             .change(|health| health.checked(result, took, thresholds, now))?;
-        refresh_all(&generations);
+        self.state.follow(&generations, backend, &change, now);
         Some(self.transition(backend, change))
     }
 
-    /// Ends the ejections whose time is over. One atomic load where there are none.
+    /// Ends the ejections whose time is over, and lets backends of large pools in that have just come up. One atomic load
+    /// where there is nothing to do, so it may be called often: every 100 ms or faster.
     pub fn expire(&self, now: Instant) -> Vec<Transition> {
         if self.state.nanos(now) < self.state.next_expiry.load(Acquire) {
             return Vec::new();
@@ -309,7 +319,7 @@ impl Pool {
             })
             .collect();
         self.state.note_expiry(&self.backends);
-        if !ended.is_empty() {
+        if self.state.behind.swap(false, AcqRel) || !ended.is_empty() {
             refresh_all(&generations);
         }
         ended
@@ -350,6 +360,8 @@ impl PoolState {
             budget: RetryBudget::default(),
             cursor: AtomicUsize::new(0),
             next_expiry: AtomicU64::new(u64::MAX),
+            refreshed: AtomicU64::new(0),
+            behind: AtomicBool::new(false),
             start: now,
             generations: Mutex::new(Vec::new()),
         }
@@ -379,6 +391,32 @@ impl PoolState {
         generation
     }
 
+    /// Refreshes after a check changed a state. When thousands of backends come up one after the other, as at start,
+    /// each refresh would cost as much as the pool is large: then those that come up are let in together.
+    fn follow(
+        &self,
+        generations: &[Weak<Generation>],
+        backend: &Backend,
+        change: &Change,
+        now: Instant,
+    ) {
+        let living: Vec<_> = generations.iter().filter_map(Weak::upgrade).collect();
+        if living.iter().all(|one| one.is_indifferent(backend, change)) {
+            return;
+        }
+        let due = self.refreshed.load(Relaxed).saturating_add(TOGETHER);
+        let is_large = living.iter().any(|one| one.backends.len() > LARGE);
+        let can_wait = living.iter().all(|one| one.has_peers_up(backend, change));
+        if is_large && can_wait && self.nanos(now) < due {
+            self.behind.store(true, Release);
+            self.next_expiry.fetch_min(due, AcqRel);
+            return;
+        }
+        self.refreshed.store(self.nanos(now), Relaxed);
+        self.behind.store(false, Release);
+        refresh_all(generations);
+    }
+
     fn note_expiry(&self, backends: &[Arc<Backend>]) {
         let next = backends
             .iter()
@@ -393,6 +431,17 @@ impl Generation {
     fn refresh(&self) {
         self.roster
             .store(Arc::new(Roster::new(&self.backends, self.rules)));
+    }
+
+    fn is_indifferent(&self, backend: &Backend, change: &Change) -> bool {
+        let roster = self.roster.load();
+        roster.is_indifferent(backend, change, self.rules)
+    }
+
+    /// True if the backend only joins others that are up already: nobody misses it for a moment.
+    fn has_peers_up(&self, backend: &Backend, change: &Change) -> bool {
+        let roster = self.roster.load();
+        roster.is_joined_by(backend, change, self.rules)
     }
 
     fn census(&self) -> Census {

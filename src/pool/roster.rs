@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 
 use super::{
     backend::Backend,
-    health::State,
+    health::{Change, State},
     policy::{self, Candidate, Picker},
 };
 use crate::config::model::{Policy, WhenAllDown};
@@ -27,6 +27,8 @@ pub(crate) struct Rules {
 pub(crate) struct Roster {
     pub(crate) candidates: Box<[Candidate]>,
     pub(crate) picker: Box<dyn Picker>,
+    /// The group the candidates come from.
+    group: u8,
 }
 
 impl fmt::Debug for Roster {
@@ -40,7 +42,7 @@ impl Roster {
     pub(crate) fn new(backends: &[Arc<Backend>], rules: Rules) -> Self {
         let ranks: Vec<u8> = backends
             .iter()
-            .map(|backend| rank(backend, rules))
+            .map(|backend| rank(backend, backend.state.state(), rules))
             .collect();
         let best = ranks.iter().copied().min().unwrap_or(NEVER);
         let candidates: Box<[Candidate]> = backends
@@ -50,7 +52,23 @@ impl Roster {
             .map(|(backend, _)| Arc::clone(backend))
             .collect();
         let picker = policy::prepare(rules.policy, &candidates);
-        Self { candidates, picker }
+        Self {
+            candidates,
+            picker,
+            group: best,
+        }
+    }
+
+    /// True if a backend's change of state makes it one more of the candidates.
+    pub(crate) fn is_joined_by(&self, backend: &Backend, change: &Change, rules: Rules) -> bool {
+        rank(backend, change.from, rules) > self.group
+            && rank(backend, change.to, rules) == self.group
+    }
+
+    /// True if a backend's change of state makes no difference: it was and is in a group that is not picked from.
+    pub(crate) fn is_indifferent(&self, backend: &Backend, change: &Change, rules: Rules) -> bool {
+        rank(backend, change.from, rules) > self.group
+            && rank(backend, change.to, rules) > self.group
     }
 }
 
@@ -58,12 +76,12 @@ const FAIL_OPEN: u8 = 4;
 const NEVER: u8 = 5;
 
 /// The group of a backend: the lowest group that has a member is picked from.
-fn rank(backend: &Backend, rules: Rules) -> u8 {
+fn rank(backend: &Backend, state: State, rules: Rules) -> u8 {
     if backend.config.weight == 0 {
         return NEVER;
     }
     let backup = u8::from(backend.config.backup);
-    match backend.state.state() {
+    match state {
         State::Up => backup,
         State::Checking | State::Down if !rules.checks => backup,
         State::Checking => 2 + backup,

@@ -245,6 +245,42 @@ fn as_many_simultaneous_picks_as_backends_give_one_each() {
 }
 
 #[test]
+fn two_threads_that_want_the_same_backend_never_both_get_it() {
+    const ROUNDS: usize = 20_000;
+    let (pool, _) = pool(&unchecked(&[1, 1, 1], Policy::LeastConnections));
+    let heavy: Vec<_> = [2, 1, 1].into_iter().zip(&pool.backends).collect();
+    for (load, backend) in heavy {
+        (0..load).for_each(|_| assert!(backend.state.claim(usize::MAX)));
+    }
+    let (ready, picked) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let wrong = AtomicUsize::new(0);
+    let await_all = |count: &AtomicUsize, wanted: usize| {
+        count.fetch_add(1, AcqRel);
+        while count.load(Acquire) < wanted {
+            thread::yield_now();
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut random = Random::seeded(1);
+                for round in 1..=ROUNDS {
+                    await_all(&ready, 2 * round);
+                    let lease = pool.pick(&[], &mut random).unwrap();
+                    await_all(&picked, 4 * round - 2);
+                    let loads = pool.backends.iter().map(|one| one.state.in_flight());
+                    // A panic here would leave the other thread waiting: count and look afterwards.
+                    wrong.fetch_add(usize::from(!loads.eq([2, 2, 2])), AcqRel);
+                    await_all(&picked, 4 * round);
+                    drop(lease);
+                }
+            });
+        }
+    });
+    assert_eq!(wrong.into_inner(), 0);
+}
+
+#[test]
 fn failures_in_a_row_eject_and_a_success_in_between_does_not() {
     let (pool, now) = pool(&config(&[1, 1]));
     all_up(&pool, now);
@@ -283,8 +319,9 @@ fn a_sentence_ends_doubles_and_is_forgotten_after_a_good_time() {
         assert_eq!(fail_times(&pool, 0, 5, now).unwrap().to, State::Ejected);
         let until = pool.backends[0].state.view().ejected_until;
         assert_eq!(until, Some(now + seconds(length)));
+        let nearly = Duration::from_nanos(length * 1_000_000_000 - 1);
+        assert_eq!(pool.expire(now + nearly), []);
         now += seconds(length);
-        assert_eq!(pool.expire(now - Duration::from_nanos(1)), []);
         let back = pool.expire(now);
         assert_eq!((back[0].from, back[0].to), (State::Ejected, State::Up));
         assert_eq!(pool.expire(now), []);
@@ -499,6 +536,31 @@ fn the_guard_asks_the_generation_in_force() {
         fail_times(&old, 0, 5, now + seconds(10)),
         None,
         "now it is the last one"
+    );
+}
+
+#[test]
+fn backends_of_a_large_pool_that_come_up_together_are_let_in_together() {
+    let (pool, now) = pool(&config(&[1; 1_000]));
+    let soon = now + Duration::from_millis(19);
+    all_up(&pool, soon);
+    assert_eq!(pool.counts()[State::Up.index()], 1_000);
+    assert_eq!(
+        picks(&pool, 3),
+        [0, 0, 0],
+        "the first one is let in at once"
+    );
+    assert_eq!(pool.expire(soon), []);
+    assert_eq!(picks(&pool, 1), [0]);
+    assert_eq!(pool.expire(soon + Duration::from_millis(20)), []);
+    let mut seen = picks(&pool, 1_000);
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 1_000);
+    (0..3).for_each(|_| drop(fail(&pool, 7, soon + Duration::from_millis(21))));
+    assert!(
+        !picks(&pool, 2_000).contains(&7),
+        "who goes down is out at once"
     );
 }
 

@@ -416,7 +416,7 @@ fn random_route(random: &mut Random) -> Route {
 fn the_slow_matcher_and_the_fast_one_agree() {
     for seed in 0..150 {
         let mut random = Random::seeded(seed);
-        let routes = (0..1 + random.below(30)).map(|_| random_route(&mut random));
+        let routes = (0..=random.below(30)).map(|_| random_route(&mut random));
         let config = configuration(routes.collect::<Vec<_>>());
         let router = Router::new(&config);
         for _ in 0..50 {
@@ -430,7 +430,7 @@ fn the_slow_matcher_and_the_fast_one_agree() {
                 host: one_of(&mut random, &hosts),
                 path: one_of(&mut random, &paths),
                 method: one_of(&mut random, &["GET", "PUT"]),
-                fields: &both[random.below(2)..1 + random.below(2)],
+                fields: &both[random.below(2)..=random.below(2)],
             };
             let listener = random.below(2);
             assert_eq!(

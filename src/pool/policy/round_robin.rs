@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn equal_weights_need_no_sequence() {
-        assert_eq!(sequence(&[1; 10_000]), None);
+        assert_eq!(sequence(&vec![1; 10_000]), None);
         assert_eq!(sequence(&[256, 256]), None);
     }
 
