@@ -236,6 +236,10 @@ fn the_buckets_are_those_of_the_contract() {
         .filter(|line| line.starts_with(r#"balancer_backend_response_seconds_bucket{pool="sql""#))
         .map(|line| line.split('"').nth(5).unwrap())
         .collect();
+    for (text, micros) in BOUNDS.iter().zip(BUCKETS_MICROS) {
+        let shown: f64 = text.parse().unwrap();
+        assert_eq!((shown * 1e6).round() as u64, micros);
+    }
     let promised = "0.0005 0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10 30 60 +Inf";
     assert_eq!(bounds.join(" "), promised);
 }
@@ -359,6 +363,7 @@ fn hostile_names_stay_inside_their_labels() {
     let daemon = testing::daemon(config);
     let page = page(&daemon);
     assert!(!page.lines().any(|line| line.starts_with("forged_total")));
+    assert!(page.contains(r#"{pool="app",backend="a\"} 1\nforged_total 7\\"} 0"#));
 }
 
 #[test]

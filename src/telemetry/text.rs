@@ -7,7 +7,7 @@
 use std::{io::Write as _, net::IpAddr, time::Duration};
 
 /// Appends `number` in decimal.
-pub(super) fn number(out: &mut Vec<u8>, number: u64) {
+pub(crate) fn number(out: &mut Vec<u8>, number: u64) {
     let mut digits = [0_u8; 20];
     let mut rest = number;
     let mut length = 0;
