@@ -19,7 +19,8 @@ pub(crate) fn number(out: &mut Vec<u8>, number: u64) {
             break;
         }
     }
-    out.extend(digits.iter().skip(digits.len() - length));
+    let shown = digits.get(digits.len() - length..);
+    out.extend_from_slice(shown.unwrap_or_default());
 }
 
 /// Appends the last `width` decimal digits of `number`, with zeros in front.
