@@ -1,6 +1,6 @@
 //! The reference pages name every metric, reason and log field that the code has, and none that it has not.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use balancer::{
     admin::families::{self, Kind},
@@ -86,17 +86,16 @@ fn reasons_page() -> String {
             0 => "–".to_owned(),
             seconds => format!("{seconds} s"),
         };
-        writeln!(
-            page,
-            "| `{}` | {} | {} | {} | {retry_after} | `{}` | {} |",
+        let row = format!(
+            "| `{}` | {} | {} | {} | {retry_after} | `{}` | {} |\n",
             reason.name(),
             reason.when().trim(),
             status(StatusProfile::Unified),
             status(StatusProfile::Split),
             reason.token(),
             reason.sentence(),
-        )
-        .unwrap();
+        );
+        page.push_str(&row);
     }
     page
 }

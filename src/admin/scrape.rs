@@ -5,11 +5,6 @@
 
 use std::sync::{PoisonError, atomic::Ordering::Relaxed};
 
-use prometheus::{
-    TextEncoder,
-    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
-};
-
 use super::{
     families::{self as f, Family, Kind},
     process,
@@ -22,6 +17,7 @@ use crate::{
     telemetry::{
         metrics::{self, BUCKETS_MICROS, ByReason, Count, METHODS, PerThread, PoolSlot},
         sink::LogName,
+        text,
     },
 };
 
@@ -30,6 +26,12 @@ pub const NO_POOL: &str = "-";
 
 /// The classes of status, by `metrics::class_index`.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// `BUCKETS_MICROS` in seconds as the page shows them, and the bucket above all.
+const BOUNDS: [&str; BUCKETS_MICROS.len() + 1] = [
+    "0.0005", "0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1",
+    "2.5", "5", "10", "30", "60", "+Inf",
+];
 
 /// The whole page.
 pub fn page(daemon: &Daemon) -> String {
@@ -50,74 +52,99 @@ pub fn page(daemon: &Daemon) -> String {
         PerBackend::None => {}
     }
     process_families(&mut page);
-    page.text
+    String::from_utf8(page.text).unwrap_or_default()
 }
 
-/// The text so far; each family is encoded as soon as it is complete, so that only one is held in pieces.
+/// The text so far.
 #[derive(Default)]
 struct Page {
-    text: String,
+    text: Vec<u8>,
 }
 
-/// The series of one family.
-struct Series {
+/// The series of one family, written as they come: with 10,000 backends a tree of them would cost more than the counting.
+struct Series<'a> {
     family: Family,
-    metrics: Vec<Metric>,
+    text: &'a mut Vec<u8>,
+    begun: bool,
 }
 
 impl Page {
-    fn family(&mut self, family: Family, fill: impl FnOnce(&mut Series)) {
-        let mut series = Series {
+    fn family(&mut self, family: Family, fill: impl FnOnce(&mut Series<'_>)) {
+        fill(&mut Series {
             family,
-            metrics: Vec::new(),
-        };
-        fill(&mut series);
-        if series.metrics.is_empty() {
-            return;
-        }
-        let mut encoded = MetricFamily::default();
-        encoded.set_name(family.name.to_owned());
-        encoded.set_help(family.help.to_owned());
-        encoded.set_field_type(match family.kind {
-            Kind::Counter => MetricType::COUNTER,
-            Kind::Gauge => MetricType::GAUGE,
-            Kind::Histogram => MetricType::HISTOGRAM,
+            text: &mut self.text,
+            begun: false,
         });
-        encoded.set_metric(series.metrics);
-        // Fails only for a family without a name or series.
-        if let Err(error) = TextEncoder::new().encode_utf8(&[encoded], &mut self.text) {
-            tracing::error!(family = family.name, %error, "a metric cannot be written");
-        }
     }
 }
 
-impl Series {
-    fn labelled(&self, values: &[&str]) -> Metric {
-        let pair = |(name, value): (&&str, &&str)| {
-            let mut pair = LabelPair::default();
-            pair.set_name((*name).to_owned());
-            pair.set_value((*value).to_owned());
-            pair
+impl Series<'_> {
+    /// `name{label="value",…} `, after the head of the family if this is its first series.
+    fn begin(&mut self, suffix: &str, values: &[&str], bound: Option<&str>) {
+        if !self.begun {
+            self.begun = true;
+            self.head();
+        }
+        self.put(self.family.name);
+        self.put(suffix);
+        let bound = bound.map(|bound| ("le", bound));
+        let labels = self.family.labels.iter().copied();
+        let mut before = b'{';
+        for (label, value) in labels.zip(values.iter().copied()).chain(bound) {
+            self.text.push(before);
+            self.put(label);
+            self.put("=\"");
+            self.escaped(value);
+            self.text.push(b'"');
+            before = b',';
+        }
+        if before == b',' {
+            self.text.push(b'}');
+        }
+        self.text.push(b' ');
+    }
+
+    fn head(&mut self) {
+        let kind = match self.family.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         };
-        Metric::from_label(self.family.labels.iter().zip(values).map(pair).collect())
+        let Family { name, help, .. } = self.family;
+        self.put(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+    }
+
+    fn put(&mut self, text: &str) {
+        self.text.extend_from_slice(text.as_bytes());
+    }
+
+    /// The text format escapes three characters in label values.
+    fn escaped(&mut self, value: &str) {
+        if memchr::memchr3(b'\\', b'"', b'\n', value.as_bytes()).is_none() {
+            return self.put(value);
+        }
+        for byte in value.bytes() {
+            match byte {
+                b'\n' => self.put("\\n"),
+                b'\\' | b'"' => self.text.extend([b'\\', byte]),
+                _ => self.text.push(byte),
+            }
+        }
     }
 
     fn add(&mut self, labels: &[&str], value: f64) {
-        let mut metric = self.labelled(labels);
-        if self.family.kind == Kind::Counter {
-            let mut counter = Counter::default();
-            counter.set_value(value);
-            metric.set_counter(counter);
-        } else {
-            let mut gauge = Gauge::default();
-            gauge.set_value(value);
-            metric.set_gauge(gauge);
-        }
-        self.metrics.push(metric);
+        self.begin("", labels, None);
+        self.put(&format!("{value}\n"));
     }
 
     fn count(&mut self, labels: &[&str], value: u64) {
-        self.add(labels, value as f64);
+        self.sample("", labels, None, value);
+    }
+
+    fn sample(&mut self, suffix: &str, labels: &[&str], bound: Option<&str>, value: u64) {
+        self.begin(suffix, labels, bound);
+        text::number(self.text, value);
+        self.text.push(b'\n');
     }
 
     /// One series per reason that occurred; `head` are the labels before the reason.
@@ -145,25 +172,17 @@ impl Series {
             }
             sum_micros = sum_micros.wrapping_add(part.sum_micros.get());
         }
-        let total: u64 = counts.iter().sum();
-        if total == 0 {
+        let mut below = 0;
+        if counts.iter().all(|count| *count == 0) {
             return;
         }
-        let mut below = 0;
-        let bucket = |(count, bound): (&u64, &u64)| {
+        for (count, bound) in counts.iter().zip(BOUNDS) {
             below += count;
-            let mut bucket = Bucket::default();
-            bucket.set_cumulative_count(below);
-            bucket.set_upper_bound(*bound as f64 / 1e6);
-            bucket
-        };
-        let mut histogram = Histogram::default();
-        histogram.set_bucket(counts.iter().zip(&BUCKETS_MICROS).map(bucket).collect());
-        histogram.set_sample_count(total);
-        histogram.set_sample_sum(sum_micros as f64 / 1e6);
-        let mut metric = self.labelled(labels);
-        metric.set_histogram(histogram);
-        self.metrics.push(metric);
+            self.sample("_bucket", labels, Some(bound), below);
+        }
+        self.begin("_sum", labels, None);
+        self.put(&format!("{}\n", sum_micros as f64 / 1e6));
+        self.sample("_count", labels, None, below);
     }
 }
 

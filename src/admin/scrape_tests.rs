@@ -236,6 +236,10 @@ fn the_buckets_are_those_of_the_contract() {
         .filter(|line| line.starts_with(r#"balancer_backend_response_seconds_bucket{pool="sql""#))
         .map(|line| line.split('"').nth(5).unwrap())
         .collect();
+    for (text, micros) in BOUNDS.iter().zip(BUCKETS_MICROS) {
+        let shown: f64 = text.parse().unwrap();
+        assert_eq!((shown * 1e6).round() as u64, micros);
+    }
     let promised = "0.0005 0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10 30 60 +Inf";
     assert_eq!(bounds.join(" "), promised);
 }
@@ -259,17 +263,16 @@ fn exactly_one_state_of_a_backend_is_1_and_up_follows_it() {
             let series = format!(
                 r#"balancer_backend_state{{pool="app",backend="{backend}",state="{state}"}}"#
             );
-            assert_eq!(
-                samples[&*series],
-                f64::from(u8::from(state.name() == expected))
-            );
+            let value = f64::from(u8::from(state.name() == expected));
+            assert_eq!(samples.get(&*series), Some(&value), "{series}");
         }
         let up = format!(r#"balancer_backend_up{{pool="app",backend="{backend}"}}"#);
-        assert_eq!(samples[&*up], f64::from(u8::from(expected == "up")));
+        let value = f64::from(u8::from(expected == "up"));
+        assert_eq!(samples.get(&*up), Some(&value));
     }
     assert_eq!(
-        samples[r#"balancer_pool_backends{pool="app",state="down"}"#],
-        1.0
+        samples.get(r#"balancer_pool_backends{pool="app",state="down"}"#),
+        Some(&1.0)
     );
 }
 
@@ -348,8 +351,8 @@ fn a_gauge_whose_threads_disagree_never_shows_less_than_nothing() {
     snapshot.listeners[0].state.metrics.mine().active.sub(1);
     let page = page(&daemon);
     assert_eq!(
-        samples(&page)[r#"balancer_listener_connections_active{listener="web"}"#],
-        0.0
+        samples(&page).get(r#"balancer_listener_connections_active{listener="web"}"#),
+        Some(&0.0)
     );
 }
 
@@ -360,6 +363,7 @@ fn hostile_names_stay_inside_their_labels() {
     let daemon = testing::daemon(config);
     let page = page(&daemon);
     assert!(!page.lines().any(|line| line.starts_with("forged_total")));
+    assert!(page.contains(r#"{pool="app",backend="a\"} 1\nforged_total 7\\"} 0"#));
 }
 
 #[test]

@@ -6,7 +6,7 @@ pub mod log;
 pub mod metrics;
 pub mod record;
 pub mod sink;
-mod text;
+pub(crate) mod text;
 
 /// A time since the Unix epoch as RFC 3339 in UTC with microseconds: `2026-03-01T12:00:00.000250Z`.
 pub fn rfc3339(unix: std::time::Duration) -> String {

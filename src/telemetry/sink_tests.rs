@@ -44,15 +44,21 @@ fn lines_arrive_whole_and_in_order() {
 
 #[test]
 fn a_stuck_output_drops_and_counts_lines_and_never_holds_up_the_caller() {
-    let (mut reader, output) = pipe();
+    let (mut reader, mut output) = pipe();
+    // The pipe is full from the start, so the first write of the writer cannot end.
+    rustix::fs::fcntl_setfl(&output.file, rustix::fs::OFlags::NONBLOCK).unwrap();
+    let mut filled = 0;
+    while let Ok(written) = output.file.write(b"-") {
+        filled += written;
+    }
     let sink = Sink::start(output, 10_000).unwrap();
     let line = [b'x'; 99].iter().chain(b"\n").copied().collect::<Vec<u8>>();
-    // Nobody reads: the pipe and the queue hold less than this, so a caller that waited would wait for ever.
+    // The queue holds a hundred lines, the writer may hold as many: a caller that waited would wait for ever.
     let taken = (0..20_000)
         .filter(|_| sink.write(LogName::Access, &line))
         .count();
     assert!(!sink.flush(Duration::from_millis(1)));
-    assert!((100..20_000).contains(&taken), "{taken}");
+    assert!((100..=200).contains(&taken), "{taken}");
     assert_eq!(sink.dropped(), 20_000 - taken as u64);
     assert!(LogName::Access.lines_dropped() >= sink.dropped());
     let reading = thread::spawn(move || {
@@ -62,7 +68,7 @@ fn a_stuck_output_drops_and_counts_lines_and_never_holds_up_the_caller() {
     });
     assert!(sink.flush(LONG));
     drop(sink);
-    let text = reading.join().unwrap();
+    let text = reading.join().unwrap().split_off(filled);
     assert_eq!(text.len(), taken * line.len());
     assert!(text.chunks(line.len()).all(|chunk| chunk == line));
 }
@@ -102,8 +108,6 @@ fn an_output_that_fails_loses_its_lines_and_nothing_else() {
 #[test]
 fn a_line_after_a_torn_one_starts_on_a_line_of_its_own() {
     let (mut reader, output) = pipe();
-    let (other, _) = pipe();
-    drop(other);
     let shared = Sink::start(pipe().1, 100).unwrap();
     let mut writer = Writer {
         shared: Arc::clone(&shared.0.shared),

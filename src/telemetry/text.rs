@@ -7,7 +7,7 @@
 use std::{io::Write as _, net::IpAddr, time::Duration};
 
 /// Appends `number` in decimal.
-pub(super) fn number(out: &mut Vec<u8>, number: u64) {
+pub(crate) fn number(out: &mut Vec<u8>, number: u64) {
     let mut digits = [0_u8; 20];
     let mut rest = number;
     let mut length = 0;
@@ -19,7 +19,8 @@ pub(super) fn number(out: &mut Vec<u8>, number: u64) {
             break;
         }
     }
-    out.extend(digits.iter().skip(digits.len() - length));
+    let shown = digits.get(digits.len() - length..);
+    out.extend_from_slice(shown.unwrap_or_default());
 }
 
 /// Appends the last `width` decimal digits of `number`, with zeros in front.
