@@ -30,8 +30,8 @@ use crate::{
 /// First checks at a time, so that 10,000 backends are not connected to in one instant.
 const FIRST_CHECKS: usize = 256;
 
-/// How late the end of an ejection may be noticed.
-const EXPIRY_TICK: Duration = Duration::from_millis(100);
+/// How late the end of an ejection, or a newcomer of a large pool, may be noticed.
+const EXPIRY_TICK: Duration = Duration::from_millis(50);
 
 /// Keeps the checks in step with the configuration. Lives on the control thread; dropping it ends all checks.
 #[derive(Debug)]

@@ -73,13 +73,20 @@ fn reason_of(error: &io::Error) -> Reason {
 
 /// Connects to a backend before `deadline`, at the addresses its name was last resolved to.
 pub async fn connect(backend: &BackendState, deadline: Instant) -> Result<Stream, ConnectError> {
-    match &backend.address {
+    connect_to(&backend.address, &backend.resolved.load_full(), deadline).await
+}
+
+/// Connects to `address` before `deadline`; a name stands for the addresses in `resolved`: each is tried once, beginning
+/// with another one each time, and each gets an equal share of the time that is left.
+pub async fn connect_to(
+    address: &BackendAddress,
+    resolved: &[SocketAddr],
+    deadline: Instant,
+) -> Result<Stream, ConnectError> {
+    match address {
         BackendAddress::Ip(address) => connect_tcp(*address, deadline).await,
         BackendAddress::Unix(path) => connect_unix(path, deadline).await,
-        BackendAddress::Name { .. } => {
-            let resolved = backend.resolved.load_full();
-            connect_any(&resolved, deadline).await
-        }
+        BackendAddress::Name { .. } => connect_any(resolved, deadline).await,
     }
 }
 
@@ -99,8 +106,6 @@ pub async fn connect_port(
     connect_any(&addresses, deadline).await
 }
 
-/// A name stands for all its addresses: each is tried once, beginning with another one each time, and each gets an equal
-/// share of the time that is left.
 async fn connect_any(resolved: &[SocketAddr], deadline: Instant) -> Result<Stream, ConnectError> {
     let turn = TURN.get();
     TURN.set(turn.wrapping_add(1));

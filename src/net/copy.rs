@@ -82,12 +82,12 @@ pub struct RelayEnd {
 ///
 /// The caller drops the streams afterwards; that sends the FIN of the direction that ended last. After a cut both are set to
 /// be reset by it, so that no side takes the cut for an orderly end.
-pub async fn relay(
+pub async fn relay_until(
+    stop: impl Future<Output = ()>,
     client: &Stream,
     backend: &Stream,
     idle: Option<Duration>,
     meter: Meter<'_>,
-    stop: impl Future<Output = ()>,
 ) -> RelayEnd {
     let mut up = Flow::new(client, backend);
     let mut down = Flow::new(backend, client);
@@ -130,6 +130,16 @@ pub async fn relay(
         bytes_out: down.moved,
         end,
     }
+}
+
+/// As [`relay_until`], with nobody to stop it.
+pub async fn relay(
+    client: &Stream,
+    backend: &Stream,
+    idle: Option<Duration>,
+    meter: Meter<'_>,
+) -> RelayEnd {
+    relay_until(std::future::pending(), client, backend, idle, meter).await
 }
 
 /// Ready at `over`. The timer is set again only when it fires too early, not for every message.
@@ -362,8 +372,6 @@ impl Copying {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
-
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, TcpStream, UnixStream},
@@ -385,7 +393,7 @@ mod tests {
             received: &received,
             sent: &sent,
         };
-        let end = relay(&client, &backend, idle, meter, pending()).await;
+        let end = relay(&client, &backend, idle, meter).await;
         assert_eq!((received.get(), sent.get()), (end.bytes_in, end.bytes_out));
         end
     }
@@ -617,7 +625,7 @@ mod tests {
             sent: &count,
         };
         stop.notify_one();
-        let end = relay(&ours, &theirs, None, meter, stop.notified()).await;
+        let end = relay_until(stop.notified(), &ours, &theirs, None, meter).await;
         drop((ours, theirs));
         assert_eq!(end.end, Err(Cut::Stopped));
         for peer in [&mut client, &mut backend] {

@@ -8,7 +8,7 @@ use crate::{
     base::{clock, rng::Random},
     net::{
         connect::{ConnectError, connect},
-        copy::{Meter, relay},
+        copy::{Meter, relay_until},
         stream::Stream,
     },
     pool::{Lease, Pool},
@@ -80,7 +80,7 @@ async fn serve(
         sent: &context.counters.sent,
     };
     let idle = context.pool.config.timeouts.tcp_idle;
-    let end = relay(client, &backend, idle, meter, stop).await;
+    let end = relay_until(stop, client, &backend, idle, meter).await;
     (record.bytes_in, record.bytes_out) = (end.bytes_in, end.bytes_out);
     end.end.map_err(|cut| {
         let reason = cut.reason();
