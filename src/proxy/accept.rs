@@ -223,12 +223,7 @@ fn count(
 }
 
 /// Runs one TCP session and logs it.
-async fn session(
-    worker: Rc<Worker>,
-    stream: Stream,
-    peer: Option<IpAddr>,
-    bind: Rc<BindAddress>,
-) {
+async fn session(worker: Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: Rc<BindAddress>) {
     let generation = worker.generation();
     let listener = generation.binds.get(&*bind).copied();
     let listener = listener.and_then(|index| generation.listeners.get(index));
@@ -249,7 +244,12 @@ async fn session(
     let record = tcp::session(stream, peer, context, stop).await;
     let took = clock::now().saturating_duration_since(record.began);
     let log = &generation.access_log;
-    if log.wants(record.status, record.reason, took, &mut worker.random.borrow_mut()) {
+    if log.wants(
+        record.status,
+        record.reason,
+        took,
+        &mut worker.random.borrow_mut(),
+    ) {
         log.write(&record, &RequestText::default(), &[], took);
     }
 }

@@ -162,7 +162,11 @@ mod tests {
     #[test]
     fn only_idle_connections_are_shed_and_each_once() {
         let table = Rc::new(Connections::default());
-        let (first, second, third) = (table.enter(bind()), table.enter(bind()), table.enter(bind()));
+        let (first, second, third) = (
+            table.enter(bind()),
+            table.enter(bind()),
+            table.enter(bind()),
+        );
         assert!(!table.shed_one(), "none is idle");
         assert!(!wait(&first) && !wait(&third));
         assert!(table.shed_one() && table.shed_one() && !table.shed_one());

@@ -48,8 +48,11 @@ pub(super) struct Control {
 
 /// Binds the admin API; the directory of the default socket is made if it is missing.
 pub(super) fn bind_admin(config: &model::Admin, default: &Path) -> Result<AdminListener, String> {
-    if config.bind.is_none() && let Some(directory) = default.parent() {
-        make_private(directory).map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
+    if config.bind.is_none()
+        && let Some(directory) = default.parent()
+    {
+        make_private(directory)
+            .map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
     }
     AdminListener::bind(config, default).map_err(|error| error.to_string())
 }
@@ -63,7 +66,10 @@ fn make_private(directory: &Path) -> std::io::Result<()> {
             if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() {
                 return Ok(());
             }
-            Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, "it belongs to another user"))
+            Err(std::io::Error::new(
+                std::io::ErrorKind::PermissionDenied,
+                "it belongs to another user",
+            ))
         }
         made => made,
     }
@@ -74,18 +80,30 @@ pub(super) async fn bind_metrics(bind: Option<SocketAddr>) -> Result<Option<TcpL
     let Some(address) = bind else { return Ok(None) };
     let bound = TcpListener::bind(address).await;
     bound.map(Some).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!("cannot listen on {address} (metrics.bind): port {} is taken by another process", address.port()),
+        std::io::ErrorKind::AddrInUse => format!(
+            "cannot listen on {address} (metrics.bind): port {} is taken by another process",
+            address.port()
+        ),
         _ => format!("cannot listen on {address} (metrics.bind): {error}"),
     })
 }
 
 impl Control {
     /// Serves until a signal asks for the end, then drains and ends the workers.
-    pub(super) async fn run(mut self, admin: AdminListener, scrape: Option<TcpListener>, on_ready: Option<Box<dyn FnOnce() + Send>>) {
+    pub(super) async fn run(
+        mut self,
+        admin: AdminListener,
+        scrape: Option<TcpListener>,
+        on_ready: Option<Box<dyn FnOnce() + Send>>,
+    ) {
         let mut follower = Follower::new(Random::from_system());
         follower.apply(&self.daemon.snapshot.load().pools);
         let (handle, mut requests) = mpsc::channel(WAITING);
-        drop(spawn_local(serve_admin(admin, Arc::clone(&self.daemon), handle)));
+        drop(spawn_local(serve_admin(
+            admin,
+            Arc::clone(&self.daemon),
+            handle,
+        )));
         if let Some(scrape) = scrape {
             drop(spawn_local(serve_metrics(scrape, Arc::clone(&self.daemon))));
         }
@@ -109,7 +127,11 @@ impl Control {
         sinks.flush_all(FLUSH_TIME);
     }
 
-    async fn serve(&mut self, follower: &mut Follower, requests: &mut mpsc::Receiver<admin::Control>) {
+    async fn serve(
+        &mut self,
+        follower: &mut Follower,
+        requests: &mut mpsc::Receiver<admin::Control>,
+    ) {
         let daemon = Arc::clone(&self.daemon);
         let mut watchdog = pin!(systemd::watch(&daemon));
         loop {

@@ -26,7 +26,13 @@ pub(super) async fn run(control: &mut Control) {
     let open = daemon.connections.load(Relaxed);
     tracing::info!(target: "daemon", connections = open, "draining");
     systemd::stopping("draining");
-    let Control { daemon, sockets, pool, signals, .. } = control;
+    let Control {
+        daemon,
+        sockets,
+        pool,
+        signals,
+        ..
+    } = control;
     let finish = async {
         sleep(rules.delay).await;
         // Our own descriptors first: the workers' are then the last ones, and close after their queues are empty.

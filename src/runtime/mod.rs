@@ -23,21 +23,13 @@ use std::{
 
 use tokio::runtime::{Builder, LocalOptions};
 
-use self::{
-    control::Control,
-    sockets::Sockets,
-    worker::Pool,
-};
+use self::{control::Control, sockets::Sockets, worker::Pool};
 use crate::{
     base::{clock, paths::default_admin_socket},
     config::{self, Loaded, model::Config},
     net::limits::raise_open_file_limit,
     snapshot::{Daemon, Snapshot},
-    telemetry::{
-        access_log::AccessLog,
-        log, metrics,
-        sink::Sinks,
-    },
+    telemetry::{access_log::AccessLog, log, metrics, sink::Sinks},
 };
 
 /// Exit code for a configuration that is broken at start: `EX_CONFIG` of sysexits.
@@ -105,7 +97,9 @@ fn serve(file: &Path, loaded: Loaded, options: RunOptions) -> Result<(), String>
     let snapshot = Snapshot::build(Arc::clone(&config), None, access_log, clock::now());
     let daemon = Arc::new(Daemon::new(snapshot, workers, limit));
     let mut sockets = Sockets::default();
-    let prepared = sockets.prepare(&config, workers).map_err(|error| error.to_string())?;
+    let prepared = sockets
+        .prepare(&config, workers)
+        .map_err(|error| error.to_string())?;
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
@@ -133,7 +127,8 @@ fn serve(file: &Path, loaded: Loaded, options: RunOptions) -> Result<(), String>
 /// `max_connections`: as configured, or two thirds of the descriptors, because a connection under way needs two and an
 /// idle one needs one.
 fn connection_limit(config: &Config, files: u64) -> usize {
-    let auto = || usize::try_from(files.saturating_sub(RESERVED_FILES) / 3 * 2).unwrap_or(usize::MAX / 2);
+    let auto =
+        || usize::try_from(files.saturating_sub(RESERVED_FILES) / 3 * 2).unwrap_or(usize::MAX / 2);
     config.max_connections.unwrap_or_else(auto).max(1)
 }
 

@@ -26,7 +26,9 @@ pub(super) fn run(control: &mut Control, follower: &mut Follower) -> ReloadOutco
 /// Parse and check.
 fn load(control: &Control) -> Result<Config, Failed> {
     match config::load(&control.file) {
-        Ok(Loaded { config, warnings, .. }) => {
+        Ok(Loaded {
+            config, warnings, ..
+        }) => {
             for warning in &warnings {
                 tracing::warn!(target: "config", "{warning}");
             }
@@ -48,15 +50,28 @@ fn apply(control: &mut Control, follower: &mut Follower, config: Config) -> Relo
         return Ok(Vec::new());
     }
     let config = Arc::new(config);
-    let prepared = control.sockets.prepare(&config, daemon.workers.len()).map_err(|error| failed(&error.to_string()))?;
+    let prepared = control
+        .sockets
+        .prepare(&config, daemon.workers.len())
+        .map_err(|error| failed(&error.to_string()))?;
     let output = &config.access_log.output;
-    let sink = control.sinks.open(output).map_err(|error| failed(&format!("cannot open the access log: {error}")))?;
+    let sink = control
+        .sinks
+        .open(output)
+        .map_err(|error| failed(&format!("cannot open the access log: {error}")))?;
     let access_log = AccessLog::new(&config.access_log, sink);
-    let next = Arc::new(Snapshot::build(Arc::clone(&config), Some(&old), access_log, clock::now()));
+    let next = Arc::new(Snapshot::build(
+        Arc::clone(&config),
+        Some(&old),
+        access_log,
+        clock::now(),
+    ));
 
     daemon.snapshot.store(Arc::clone(&next));
 
-    daemon.connection_limit.store(connection_limit(&config, control.files), Relaxed);
+    daemon
+        .connection_limit
+        .store(connection_limit(&config, control.files), Relaxed);
     control.sockets.commit(prepared, &control.pool);
     follower.apply(&next.pools);
     old.retire(&next);
@@ -76,8 +91,17 @@ fn failed(message: &str) -> Failed {
 /// The log, the metrics and systemd.
 fn tell(control: &Control, outcome: &ReloadOutcome) {
     let unix = clock::unix_now();
-    let mut status = control.daemon.reload.lock().unwrap_or_else(PoisonError::into_inner);
-    let ReloadStatus { succeeded, failed, success_unix, .. } = *status;
+    let mut status = control
+        .daemon
+        .reload
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let ReloadStatus {
+        succeeded,
+        failed,
+        success_unix,
+        ..
+    } = *status;
     *status = match outcome {
         Ok(changes) => ReloadStatus {
             ok: true,
@@ -108,7 +132,9 @@ fn tell(control: &Control, outcome: &ReloadOutcome) {
         }
         Err(problem) => {
             tracing::error!(target: "reload", generation, "configuration not reloaded, the old one goes on\n{}", problem.rendered);
-            systemd::ready(&format!("serving generation {generation}; the last reload failed"));
+            systemd::ready(&format!(
+                "serving generation {generation}; the last reload failed"
+            ));
         }
     }
 }

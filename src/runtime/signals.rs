@@ -33,21 +33,23 @@ impl Signals {
         let mut stream = Stream::new([SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGPIPE])?;
         let handle = stream.handle();
         let (sender, receiver) = mpsc::unbounded_channel();
-        thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            for signal in stream.forever() {
-                let signal = match signal {
-                    SIGHUP => Signal::Reload,
-                    SIGTERM | SIGINT => Signal::Stop,
-                    SIGQUIT => Signal::Drain,
-                    SIGUSR1 => Signal::ReopenLogs,
-                    // A write to a closed pipe is an error where it is made.
-                    _ => continue,
-                };
-                if sender.send(signal).is_err() {
-                    break;
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                for signal in stream.forever() {
+                    let signal = match signal {
+                        SIGHUP => Signal::Reload,
+                        SIGTERM | SIGINT => Signal::Stop,
+                        SIGQUIT => Signal::Drain,
+                        SIGUSR1 => Signal::ReopenLogs,
+                        // A write to a closed pipe is an error where it is made.
+                        _ => continue,
+                    };
+                    if sender.send(signal).is_err() {
+                        break;
+                    }
                 }
-            }
-        })?;
+            })?;
         Ok(Self { receiver, handle })
     }
 

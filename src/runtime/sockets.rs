@@ -25,13 +25,20 @@ pub(super) struct Prepared {
 impl Sockets {
     /// Binds the addresses of `config` that are not bound yet.
     pub(super) fn prepare(&self, config: &Config, workers: usize) -> Result<Prepared, BindError> {
-        let mut prepared = Prepared { new: Vec::new(), wanted: HashMap::new() };
+        let mut prepared = Prepared {
+            new: Vec::new(),
+            wanted: HashMap::new(),
+        };
         for listener in &config.listeners {
             for bind in &listener.binds {
-                prepared.wanted.insert(bind.clone(), listener.socket.clone());
+                prepared
+                    .wanted
+                    .insert(bind.clone(), listener.socket.clone());
                 if !self.open.contains_key(bind) {
                     let sockets = listen::bind(bind, &listener.socket, workers)?;
-                    prepared.new.push((bind.clone(), listener.socket.clone(), sockets));
+                    prepared
+                        .new
+                        .push((bind.clone(), listener.socket.clone(), sockets));
                 }
             }
         }
@@ -44,16 +51,22 @@ impl Sockets {
         for (bind, options, sockets) in new {
             pool.tell(|index| {
                 let socket = sockets.get(index)?.try_clone();
-                let socket = socket.inspect_err(|error| tracing::error!(target: "listener", %bind, %error, "cannot accept"));
+                let socket = socket.inspect_err(
+                    |error| tracing::error!(target: "listener", %bind, %error, "cannot accept"),
+                );
                 Some(Command::Listen(bind.clone(), socket.ok()?))
             });
             self.open.insert(bind, (options, sockets));
         }
-        let (kept, left) = std::mem::take(&mut self.open).into_iter().partition(|(bind, _)| wanted.contains_key(bind));
+        let (kept, left) = std::mem::take(&mut self.open)
+            .into_iter()
+            .partition(|(bind, _)| wanted.contains_key(bind));
         self.open = kept;
         Self::close(left, pool);
         for (bind, (options, sockets)) in &mut self.open {
-            let Some(new) = wanted.get(bind).filter(|new| *new != options) else { continue };
+            let Some(new) = wanted.get(bind).filter(|new| *new != options) else {
+                continue;
+            };
             options.clone_from(new);
             for socket in sockets {
                 if let Err(error) = listen::set_options(socket, options) {

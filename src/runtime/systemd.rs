@@ -1,9 +1,6 @@
 //! What systemd is told (sd_notify(3)); without systemd nothing happens.
 
-use std::{
-    sync::atomic::Ordering::Relaxed,
-    time::Duration,
-};
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
@@ -44,7 +41,11 @@ pub(super) async fn watch(daemon: &Daemon) {
     let mut last = vec![None; daemon.workers.len()];
     loop {
         tick.tick().await;
-        let now: Vec<_> = daemon.workers.iter().map(|worker| Some(worker.heartbeat.load(Relaxed))).collect();
+        let now: Vec<_> = daemon
+            .workers
+            .iter()
+            .map(|worker| Some(worker.heartbeat.load(Relaxed)))
+            .collect();
         let stuck = now.iter().zip(&last).position(|(now, last)| now == last);
         match stuck {
             None => tell(&[NotifyState::Watchdog]),

@@ -64,7 +64,10 @@ impl Pool {
                 .spawn(move || main(index, daemon, receiver))?;
             Ok(WorkerHandle { commands, thread })
         };
-        (0..daemon.workers.len()).map(start).collect::<io::Result<_>>().map(Self)
+        (0..daemon.workers.len())
+            .map(start)
+            .collect::<io::Result<_>>()
+            .map(Self)
     }
 
     /// Tells every worker something of its own.
@@ -118,7 +121,12 @@ async fn serve(index: usize, daemon: Arc<Daemon>, mut commands: mpsc::UnboundedR
                 Ok(acceptor) => {
                     let (stop, stopped) = watch::channel(false);
                     let address = Rc::new(bind.clone());
-                    drop(spawn_local(accept::run(Rc::clone(&worker), acceptor, address, stopped)));
+                    drop(spawn_local(accept::run(
+                        Rc::clone(&worker),
+                        acceptor,
+                        address,
+                        stopped,
+                    )));
                     listening.insert(bind, stop);
                 }
                 Err(error) => tracing::error!(target: "listener", %bind, %error, "cannot accept"),

@@ -673,7 +673,7 @@ async fn relay(
 fn blame_backend(attempt: Attempt<'_>, reason: Reason) {
     attempt.lease.state.metrics.mine().failures.add(reason);
     if let Some(transition) = attempt.pool.failed(attempt.lease, reason, clock::now()) {
-        tracing::warn!(target: "health", "{transition}");
+        transition.log();
     }
 }
 
@@ -722,7 +722,7 @@ async fn tunnel(
     let stop = async move {
         let _ = cut.wait_for(|cut| *cut).await;
     };
-    let end = copy::relay(&exchange.client.stream, &backend.stream, idle, meter, stop).await;
+    let end = copy::relay_until(stop, &exchange.client.stream, &backend.stream, idle, meter).await;
     exchange.facts.bytes_in = end.bytes_in;
     exchange.facts.bytes_out = end.bytes_out;
     if let Err(cut) = end.end {

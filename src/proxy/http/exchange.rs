@@ -413,7 +413,7 @@ impl<'a> Exchange<'a> {
             if !failure.stale {
                 lease.state.metrics.mine().failures.add(failure.reason);
                 if let Some(transition) = pool.failed(&lease, failure.reason, clock::now()) {
-                    tracing::warn!(target: "health", "{transition}");
+                    transition.log();
                 }
             }
             let question = Question {
