@@ -213,6 +213,10 @@ impl Pump {
         to: &mut Stream,
     ) -> Poll<Result<(), PumpError>> {
         loop {
+            // What is there of the body goes out with the head, in one write.
+            if !self.ended && self.raw.is_empty() && self.out.len() < MEDIUM {
+                self.decode()?;
+            }
             while self.has_output() {
                 ready!(self.poll_write(cx, to)).map_err(PumpError::Write)?;
             }
@@ -223,11 +227,9 @@ impl Pump {
                 ready!(self.poll_splice(cx, from, to))?;
                 continue;
             }
-            self.decode()?;
-            if self.has_output() || self.ended {
-                continue;
+            if self.taken == self.input.len() {
+                ready!(self.poll_read(cx, from))?;
             }
-            ready!(self.poll_read(cx, from))?;
         }
     }
 
