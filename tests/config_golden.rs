@@ -14,7 +14,10 @@ fn inputs() -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "yaml")
+        })
         .collect();
     files.sort();
     files
@@ -58,7 +61,11 @@ fn every_problem_names_its_place_its_key_and_a_hint() {
             assert!(problem.place.column <= line.chars().count() + 1, "{name}");
             assert!(!problem.message.is_empty(), "{name}");
             assert!(!problem.hint.is_empty(), "{name}: {}", problem.message);
-            assert!(!problem.message.ends_with('.'), "{name}: {}", problem.message);
+            assert!(
+                !problem.message.ends_with('.'),
+                "{name}: {}",
+                problem.message
+            );
         }
     }
 }
@@ -72,7 +79,12 @@ fn warnings_do_not_refuse_a_file() {
             .is_some_and(|name| name.to_string_lossy().contains("-warn-"));
         assert_eq!(found.errors() == 0, is_warning, "{}", path.display());
         if is_warning {
-            assert!(found.0.iter().all(|problem| problem.severity == Severity::Warning));
+            assert!(
+                found
+                    .0
+                    .iter()
+                    .all(|problem| problem.severity == Severity::Warning)
+            );
         }
     }
 }

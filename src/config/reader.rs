@@ -632,7 +632,6 @@ fn duration_hint(text: &str, error: UnitError) -> String {
         "min" | "mins" | "minute" | "minutes" => "m",
         "hour" | "hours" | "hr" => "h",
         "msec" | "millis" | "milliseconds" => "ms",
-        "d" | "day" | "days" => "h, 24 for a day",
         "s" => "s",
         "m" => "m",
         "h" => "h",
@@ -644,10 +643,13 @@ fn duration_hint(text: &str, error: UnitError) -> String {
         _ if text.contains('.') => {
             "write a whole number with a smaller unit, such as `1500ms`".to_owned()
         }
-        UnitError::BadUnit if better.len() <= 2 && !better.is_empty() => {
+        UnitError::BadUnit if !better.is_empty() => {
             format!("write `{digits}{better}`")
         }
-        _ if !better.is_empty() => "days are written in hours: `24h`".to_owned(),
+        UnitError::BadUnit if matches!(unit, "d" | "day" | "days") => {
+            let hours = digits.parse::<u64>().unwrap_or(1).saturating_mul(24);
+            format!("write `{hours}h`")
+        }
         _ => "write a number and `ms`, `s`, `m` or `h`".to_owned(),
     }
 }

@@ -15,7 +15,7 @@ use std::{collections::HashMap, net::SocketAddr};
 use super::{
     check, hint,
     model::Config,
-    problem::quote,
+    problem::{Severity, quote},
     reader::{At, Reader, Section, set},
     yaml::{Kind, Node, Place},
 };
@@ -174,7 +174,13 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> Config {
     if let Some(listeners) = &listeners {
         check::listeners_without_work(reader, listeners, &config);
     }
-    if let Some(pools) = &pools {
+    // A reference that could not be read may be the one that is missing.
+    if let Some(pools) = &pools
+        && reader
+            .problems
+            .iter()
+            .all(|problem| problem.severity != Severity::Error)
+    {
         check::unused_pools(reader, pools, &pool_names.used);
     }
     config
