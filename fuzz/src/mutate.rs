@@ -56,11 +56,12 @@ pub fn mutate(seeds: &[Vec<u8>], random: &mut Random, most: usize) -> Vec<u8> {
 
 fn change(input: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
     let at = random.below(input.len() + 1);
-    let length = 1 + random.below(1 << (1 + random.below(7)));
+    let longest = 2 << random.below(7);
+    let length = 1 + random.below(longest);
     let end = (at + length).min(input.len());
     match random.below(8) {
         0 if at < input.len() => input[at] ^= 1 << random.below(8),
-        1 if at < input.len() => input[at] = random.next() as u8,
+        1 if at < input.len() => input[at] = random.below(256) as u8,
         2 => drop(input.drain(at..end)),
         3 => {
             let copy = input[at..end].to_vec();

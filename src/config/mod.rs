@@ -99,7 +99,7 @@ pub fn load(path: &Path) -> Result<Loaded, Problems> {
         let line = error
             .as_bytes()
             .get(..error.utf8_error().valid_up_to())
-            .map_or(1, |valid| valid.iter().filter(|b| **b == b'\n').count() + 1);
+            .map_or(1, |valid| valid.split(|b| *b == b'\n').count());
         problem(
             format!("the file is not UTF-8 text: see line {line}"),
             "save it as UTF-8",

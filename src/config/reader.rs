@@ -17,6 +17,9 @@ use super::{
 };
 use crate::base::units::{self, UnitError};
 
+/// A value that may be switched off: `None` is `none` or `auto`.
+pub(super) type Limit<T> = Option<T>;
+
 /// Most problems that are kept: a broken generator must not fill the memory.
 const MOST_KEPT: usize = 1_000;
 
@@ -64,7 +67,11 @@ impl<'a> At<'a> {
         let mut out = self.parent.map(At::path).unwrap_or_default();
         match self.step {
             Step::Root => {}
-            Step::Index(index) => out.push_str(&format!("[{index}]")),
+            Step::Index(index) => {
+                out.push('[');
+                out.push_str(&index.to_string());
+                out.push(']');
+            }
             Step::Key(key) => {
                 if !out.is_empty() {
                     out.push('.');
@@ -122,7 +129,7 @@ impl Section<'_> {
     }
 
     /// Every entry, in the order of the file, each key once.
-    pub(super) fn iter<'b>(&'b self) -> impl Iterator<Item = At<'b>> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = At<'_>> {
         self.entries.iter().map(|(name, key, node)| At {
             node,
             key: Some(key),
@@ -338,8 +345,8 @@ impl<'s> Reader<'s> {
 
     /// The entries of a list.
     pub(super) fn list<'b>(&mut self, at: &'b At<'b>, wanted: &str, hint: &str) -> Vec<At<'b>> {
-        match &at.node.kind {
-            Kind::List(items) => items
+        if let Kind::List(items) = &at.node.kind {
+            items
                 .iter()
                 .enumerate()
                 .map(|(index, node)| At {
@@ -348,11 +355,10 @@ impl<'s> Reader<'s> {
                     parent: Some(at),
                     step: Step::Index(index),
                 })
-                .collect(),
-            _ => {
-                self.wrong_kind(*at, wanted, hint);
-                Vec::new()
-            }
+                .collect()
+        } else {
+            self.wrong_kind(*at, wanted, hint);
+            Vec::new()
         }
     }
 
@@ -375,25 +381,22 @@ impl<'s> Reader<'s> {
 
     /// Any text. Plain YAML 1.1 booleans are refused.
     pub(super) fn text<'a>(&mut self, at: At<'a>, wanted: &str, hint: &str) -> Option<&'a str> {
-        match &at.node.kind {
-            Kind::Scalar { text, quoted } => {
-                if !quoted && hint::is_old_boolean(text) {
-                    self.error(
-                        at,
-                        format!(
-                            "{} is a boolean in YAML 1.1 and text in YAML 1.2",
-                            quote(text)
-                        ),
-                        format!("write \"{text}\" in quotes if you mean the text"),
-                    );
-                    return None;
-                }
-                Some(text)
+        if let Kind::Scalar { text, quoted } = &at.node.kind {
+            if !quoted && hint::is_old_boolean(text) {
+                self.error(
+                    at,
+                    format!(
+                        "{} is a boolean in YAML 1.1 and text in YAML 1.2",
+                        quote(text)
+                    ),
+                    format!("write \"{text}\" in quotes if you mean the text"),
+                );
+                return None;
             }
-            _ => {
-                self.wrong_kind(at, wanted, hint);
-                None
-            }
+            Some(text)
+        } else {
+            self.wrong_kind(at, wanted, hint);
+            None
         }
     }
 
@@ -468,7 +471,7 @@ impl<'s> Reader<'s> {
         word: &str,
         min: u64,
         max: u64,
-    ) -> Option<Option<u64>> {
+    ) -> Option<Limit<u64>> {
         if at.is_word(word) {
             return Some(None);
         }
@@ -519,7 +522,7 @@ impl<'s> Reader<'s> {
         at: At<'_>,
         min: Duration,
         max: Duration,
-    ) -> Option<Option<Duration>> {
+    ) -> Option<Limit<Duration>> {
         if at.is_word("none") {
             return Some(None);
         }
@@ -628,14 +631,10 @@ fn duration_hint(text: &str, error: UnitError) -> String {
     let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
     let unit = text.get(digits.len()..).unwrap_or_default().trim();
     let better = match unit.to_ascii_lowercase().as_str() {
-        "sec" | "secs" | "second" | "seconds" => "s",
-        "min" | "mins" | "minute" | "minutes" => "m",
-        "hour" | "hours" | "hr" => "h",
-        "msec" | "millis" | "milliseconds" => "ms",
-        "s" => "s",
-        "m" => "m",
-        "h" => "h",
-        "ms" => "ms",
+        "s" | "sec" | "secs" | "second" | "seconds" => "s",
+        "m" | "min" | "mins" | "minute" | "minutes" => "m",
+        "h" | "hour" | "hours" | "hr" => "h",
+        "ms" | "msec" | "millis" | "milliseconds" => "ms",
         _ => "",
     };
     match error {

@@ -16,7 +16,7 @@ use super::{
     check, hint,
     model::Config,
     problem::{Severity, quote},
-    reader::{At, Reader, Section, set},
+    reader::{At, Limit, Reader, Section, set},
     yaml::{Kind, Node, Place},
 };
 use crate::base::address::BindAddress;
