@@ -12,6 +12,7 @@ pub mod keys;
 pub mod model;
 pub mod problem;
 mod reader;
+mod scalar;
 pub mod yaml;
 
 use std::{
