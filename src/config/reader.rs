@@ -105,6 +105,16 @@ impl<'a> At<'a> {
         matches!(&self.node.kind, Kind::Scalar { text, .. } if text == word)
     }
 
+    /// True for a map with the key `key`, right or wrong.
+    pub(super) fn has_key(&self, key: &str) -> bool {
+        let Kind::Map(entries) = &self.node.kind else {
+            return false;
+        };
+        entries
+            .iter()
+            .any(|(name, _)| matches!(&name.kind, Kind::Scalar { text, .. } if text == key))
+    }
+
     /// True for a map.
     pub(super) fn is_map(&self) -> bool {
         matches!(self.node.kind, Kind::Map(_))

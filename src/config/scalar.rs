@@ -290,6 +290,13 @@ fn size_hint(text: &str) -> String {
         "k" | "kb" | "kib" => "KiB",
         "m" | "mb" | "mib" => "MiB",
         "g" | "gb" | "gib" => "GiB",
+        "" if digits
+            .parse()
+            .is_ok_and(|n: u64| n > 0 && n.is_multiple_of(1024)) =>
+        {
+            let bytes = digits.parse().unwrap_or_default();
+            return format!("a unit is missing: write `{}`", show_size(bytes));
+        }
         "" => {
             return format!("a unit is missing: write `{digits}KiB` or `{digits}MiB`");
         }
