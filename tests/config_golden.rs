@@ -2,6 +2,13 @@
 //!
 //! `UPDATE_GOLDEN=1 cargo test --test config_golden` writes the messages anew; read the difference before you commit it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -36,10 +36,10 @@ pub(super) fn binds(reader: &mut Reader<'_>, binds: &Binds) {
                     quote(&bound.address.to_string()),
                     other.owner
                 ),
-                format!(
-                    "choose another port or address; the other is in line {}",
-                    other.place.line
-                ),
+                match other.place.line {
+                    0 => "choose another port, or set `metrics.bind`".to_owned(),
+                    line => format!("choose another port or address; the other is in line {line}"),
+                },
             );
         }
         others.push(bound);
@@ -78,13 +78,7 @@ pub(super) fn listeners_without_work(
             .iter()
             .any(|route| route.listeners.is_empty() || route.listeners.contains(&index));
         // A pool or redirect that could not be read has been reported.
-        let keys = ["pool", "redirect"];
-        let given = match &at.node.kind {
-            super::yaml::Kind::Map(entries) => entries.iter().any(|(key, _)| {
-                matches!(&key.kind, super::yaml::Kind::Scalar { text, .. } if keys.contains(&text.as_str()))
-            }),
-            _ => true,
-        };
+        let given = !at.is_map() || at.has_key("pool") || at.has_key("redirect");
         if listener.protocol == ListenerProtocol::Http && !given && !routed {
             reader.warn_at_key(
                 at,

@@ -12,6 +12,7 @@ pub mod keys;
 pub mod model;
 pub mod problem;
 mod reader;
+mod scalar;
 pub mod yaml;
 
 use std::{
@@ -74,6 +75,14 @@ impl Files for NoFiles {
     }
 }
 
+/// Why a file could not be read, in words and without its path.
+fn io_cause(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "it does not exist".to_owned(),
+        kind => kind.to_string(),
+    }
+}
+
 /// Reads and checks the file at `path`. Paths inside it are relative to its directory.
 pub fn load(path: &Path) -> Result<Loaded, Problems> {
     let problem = |message: String, hint: &str| Problems::of_file(path, message, hint);
@@ -85,13 +94,13 @@ pub fn load(path: &Path) -> Result<Loaded, Problems> {
                 io::ErrorKind::PermissionDenied => "make it readable for balancer's user",
                 _ => "name a readable file with `-c FILE`",
             };
-            problem(format!("cannot read the file: {}", error.kind()), hint)
+            problem(format!("cannot read the file: {}", io_cause(&error)), hint)
         })?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let line = error
             .as_bytes()
             .get(..error.utf8_error().valid_up_to())
-            .map_or(1, |valid| valid.iter().filter(|b| **b == b'\n').count() + 1);
+            .map_or(1, |valid| valid.split(|b| *b == b'\n').count());
         problem(
             format!("the file is not UTF-8 text: see line {line}"),
             "save it as UTF-8",

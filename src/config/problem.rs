@@ -177,7 +177,9 @@ pub fn render(problems: &[Problem], coloured: bool) -> String {
         out.push('\n');
     }
     if problems.len() > MOST_SHOWN {
-        out.push_str(&format!("\nand {} more\n", problems.len() - MOST_SHOWN));
+        out.push_str("\nand ");
+        out.push_str(&(problems.len() - MOST_SHOWN).to_string());
+        out.push_str(" more\n");
     }
     out
 }

@@ -1,21 +1,20 @@
-//! Walks the tree of a document: typed readers for sections, lists and scalars that collect every problem.
+//! Walks the tree of a document: readers for sections and lists that collect every problem. Scalars are read in `scalar`.
 //!
 //! A reader returns `None` after it has reported; the caller goes on with the default, so that one run finds all.
 
 use std::{
     io,
     path::{Path, PathBuf},
-    time::Duration,
 };
-
-use ipnet::IpNet;
 
 use super::{
     hint, keys,
     problem::{Problem, Severity, quote},
     yaml::{Kind, Node, Place},
 };
-use crate::base::units::{self, UnitError};
+
+/// A value that may be switched off: `None` is `none` or `auto`.
+pub(super) type Limit<T> = Option<T>;
 
 /// Most problems that are kept: a broken generator must not fill the memory.
 const MOST_KEPT: usize = 1_000;
@@ -64,7 +63,11 @@ impl<'a> At<'a> {
         let mut out = self.parent.map(At::path).unwrap_or_default();
         match self.step {
             Step::Root => {}
-            Step::Index(index) => out.push_str(&format!("[{index}]")),
+            Step::Index(index) => {
+                out.push('[');
+                out.push_str(&index.to_string());
+                out.push(']');
+            }
             Step::Key(key) => {
                 if !out.is_empty() {
                     out.push('.');
@@ -102,6 +105,16 @@ impl<'a> At<'a> {
         matches!(&self.node.kind, Kind::Scalar { text, .. } if text == word)
     }
 
+    /// True for a map with the key `key`, right or wrong.
+    pub(super) fn has_key(&self, key: &str) -> bool {
+        let Kind::Map(entries) = &self.node.kind else {
+            return false;
+        };
+        entries
+            .iter()
+            .any(|(name, _)| matches!(&name.kind, Kind::Scalar { text, .. } if text == key))
+    }
+
     /// True for a map.
     pub(super) fn is_map(&self) -> bool {
         matches!(self.node.kind, Kind::Map(_))
@@ -122,7 +135,7 @@ impl Section<'_> {
     }
 
     /// Every entry, in the order of the file, each key once.
-    pub(super) fn iter<'b>(&'b self) -> impl Iterator<Item = At<'b>> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = At<'_>> {
         self.entries.iter().map(|(name, key, node)| At {
             node,
             key: Some(key),
@@ -230,7 +243,8 @@ impl<'s> Reader<'s> {
             .map_or_else(|| PathBuf::from(path), |directory| directory.join(path))
     }
 
-    fn wrong_kind(&mut self, at: At<'_>, wanted: &str, hint: &str) {
+    /// Reports a value of the wrong kind, or one out of range.
+    pub(super) fn wrong_kind(&mut self, at: At<'_>, wanted: &str, hint: &str) {
         let found = match &at.node.kind {
             Kind::Null => "nothing",
             Kind::Scalar { text, .. } => {
@@ -338,8 +352,8 @@ impl<'s> Reader<'s> {
 
     /// The entries of a list.
     pub(super) fn list<'b>(&mut self, at: &'b At<'b>, wanted: &str, hint: &str) -> Vec<At<'b>> {
-        match &at.node.kind {
-            Kind::List(items) => items
+        if let Kind::List(items) = &at.node.kind {
+            items
                 .iter()
                 .enumerate()
                 .map(|(index, node)| At {
@@ -348,11 +362,10 @@ impl<'s> Reader<'s> {
                     parent: Some(at),
                     step: Step::Index(index),
                 })
-                .collect(),
-            _ => {
-                self.wrong_kind(*at, wanted, hint);
-                Vec::new()
-            }
+                .collect()
+        } else {
+            self.wrong_kind(*at, wanted, hint);
+            Vec::new()
         }
     }
 
@@ -372,229 +385,6 @@ impl<'s> Reader<'s> {
             _ => self.list(at, wanted, hint),
         }
     }
-
-    /// Any text. Plain YAML 1.1 booleans are refused.
-    pub(super) fn text<'a>(&mut self, at: At<'a>, wanted: &str, hint: &str) -> Option<&'a str> {
-        match &at.node.kind {
-            Kind::Scalar { text, quoted } => {
-                if !quoted && hint::is_old_boolean(text) {
-                    self.error(
-                        at,
-                        format!(
-                            "{} is a boolean in YAML 1.1 and text in YAML 1.2",
-                            quote(text)
-                        ),
-                        format!("write \"{text}\" in quotes if you mean the text"),
-                    );
-                    return None;
-                }
-                Some(text)
-            }
-            _ => {
-                self.wrong_kind(at, wanted, hint);
-                None
-            }
-        }
-    }
-
-    /// One of a few words.
-    pub(super) fn word<T: Copy>(&mut self, at: At<'_>, words: &[(&str, T)]) -> Option<T> {
-        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        let Kind::Scalar { text, .. } = &at.node.kind else {
-            let hint = format!("it may be {}", hint::list(&known));
-            self.wrong_kind(at, "a word", &hint);
-            return None;
-        };
-        let found = words.iter().find(|(word, _)| word == text);
-        if found.is_none() {
-            let help = hint::for_value(at.last_key(), text, &known);
-            let wanted = hint::list(&known);
-            self.error(
-                at,
-                format!("expected {wanted}, found {}", quote(text)),
-                help,
-            );
-        }
-        found.map(|(_, value)| *value)
-    }
-
-    /// `true` or `false`.
-    pub(super) fn boolean(&mut self, at: At<'_>) -> Option<bool> {
-        if let Kind::Scalar {
-            text,
-            quoted: false,
-        } = &at.node.kind
-        {
-            match text.as_str() {
-                "true" | "True" | "TRUE" => return Some(true),
-                "false" | "False" | "FALSE" => return Some(false),
-                _ => {}
-            }
-        }
-        let hint = match at.scalar().map(str::to_ascii_lowercase).as_deref() {
-            Some("on" | "yes" | "y" | "1" | "true") => "write `true`, without quotes",
-            Some("off" | "no" | "n" | "0" | "none" | "false") => "write `false`, without quotes",
-            _ => "it may be `true` or `false`",
-        };
-        self.wrong_kind(at, "`true` or `false`", hint);
-        None
-    }
-
-    /// A whole number of `min..=max`.
-    pub(super) fn integer(&mut self, at: At<'_>, min: u64, max: u64) -> Option<u64> {
-        let range = format!("a number of {min} to {max}");
-        let Kind::Scalar { text, quoted } = &at.node.kind else {
-            self.wrong_kind(at, &range, "write a whole number");
-            return None;
-        };
-        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        let number = text.parse::<u64>().ok().filter(|_| digits);
-        match number {
-            Some(number) if (min..=max).contains(&number) && !quoted => return Some(number),
-            Some(_) if *quoted => self.wrong_kind(at, &range, "remove the quotes"),
-            Some(number) => {
-                let nearest = number.clamp(min, max);
-                self.wrong_kind(at, &range, &format!("the nearest is {nearest}"));
-            }
-            None => self.wrong_kind(at, &range, "write a whole number without a sign or a unit"),
-        }
-        None
-    }
-
-    /// A whole number, or `word` for `None`.
-    pub(super) fn integer_or(
-        &mut self,
-        at: At<'_>,
-        word: &str,
-        min: u64,
-        max: u64,
-    ) -> Option<Option<u64>> {
-        if at.is_word(word) {
-            return Some(None);
-        }
-        let is_number = at
-            .scalar()
-            .is_some_and(|text| text.bytes().all(|b| b.is_ascii_digit()));
-        if is_number {
-            return self.integer(at, min, max).map(Some);
-        }
-        let wanted = format!("a number of {min} to {max} or `{word}`");
-        self.wrong_kind(at, &wanted, "write a whole number without a sign or a unit");
-        None
-    }
-
-    /// A duration of `min..=max`.
-    pub(super) fn duration(
-        &mut self,
-        at: At<'_>,
-        min: Duration,
-        max: Duration,
-    ) -> Option<Duration> {
-        let wanted = format!(
-            "a duration of {} to {}",
-            units::show_duration(min),
-            units::show_duration(max)
-        );
-        let Some(text) = at.scalar() else {
-            self.wrong_kind(at, &wanted, "write a number and `ms`, `s`, `m` or `h`");
-            return None;
-        };
-        match units::duration(text) {
-            Ok(value) if (min..=max).contains(&value) => return Some(value),
-            Ok(value) => {
-                let nearest = units::show_duration(value.clamp(min, max));
-                self.wrong_kind(at, &wanted, &format!("the nearest is `{nearest}`"));
-            }
-            Err(error) => {
-                let hint = duration_hint(text, error);
-                self.wrong_kind(at, &wanted, &hint);
-            }
-        }
-        None
-    }
-
-    /// A duration, or `none`.
-    pub(super) fn duration_or_none(
-        &mut self,
-        at: At<'_>,
-        min: Duration,
-        max: Duration,
-    ) -> Option<Option<Duration>> {
-        if at.is_word("none") {
-            return Some(None);
-        }
-        if at.is_word("off") || at.is_word("0") {
-            self.error(
-                at,
-                format!(
-                    "expected a duration or `none`, found {}",
-                    quote(at.scalar().unwrap_or_default())
-                ),
-                "write `none` to switch it off",
-            );
-            return None;
-        }
-        self.duration(at, min, max).map(Some)
-    }
-
-    /// A number of bytes, `min..=max`.
-    pub(super) fn size(&mut self, at: At<'_>, min: u64, max: u64) -> Option<u64> {
-        let wanted = format!("a size of {} to {}", show_size(min), show_size(max));
-        let Some(text) = at.scalar() else {
-            self.wrong_kind(at, &wanted, "write a number and `KiB`, `MiB` or `GiB`");
-            return None;
-        };
-        match units::size(text) {
-            Ok(value) if (min..=max).contains(&value) => return Some(value),
-            Ok(value) => {
-                let nearest = show_size(value.clamp(min, max));
-                self.wrong_kind(at, &wanted, &format!("the nearest is `{nearest}`"));
-            }
-            Err(_) => {
-                let hint = size_hint(text);
-                self.wrong_kind(at, &wanted, &hint);
-            }
-        }
-        None
-    }
-
-    /// A share as `50%`.
-    pub(super) fn share(&mut self, at: At<'_>) -> Option<f64> {
-        let wanted = "a share of 0% to 100%";
-        let Some(text) = at.scalar() else {
-            self.wrong_kind(at, wanted, "write a number and `%`");
-            return None;
-        };
-        match units::share(text) {
-            Ok(value) => return Some(value),
-            Err(UnitError::NoUnit) => self.wrong_kind(at, wanted, &format!("write `{text}%`")),
-            Err(_) => self.wrong_kind(at, wanted, "write a whole number and `%`, such as `50%`"),
-        }
-        None
-    }
-
-    /// Networks and addresses.
-    pub(super) fn networks(&mut self, at: At<'_>) -> Vec<IpNet> {
-        let hint = "write addresses or networks such as `10.0.0.0/8`";
-        let wanted = "a list of networks";
-        let mut networks = Vec::new();
-        let entries = match &at.node.kind {
-            Kind::List(_) => self.list(&at, wanted, hint),
-            _ => self.one_or_more(&at, wanted, hint),
-        };
-        for entry in entries {
-            let Some(text) = self.text(entry, "a network", hint) else {
-                continue;
-            };
-            if let Some(network) = network(text) {
-                networks.push(network);
-            } else {
-                let help = network_hint(text);
-                self.error(entry, format!("{} is not a network", quote(text)), help);
-            }
-        }
-        networks
-    }
 }
 
 /// Writes `value` into `slot` when it could be read.
@@ -602,84 +392,6 @@ pub(super) fn set<T>(slot: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *slot = value;
     }
-}
-
-fn network(text: &str) -> Option<IpNet> {
-    text.parse()
-        .ok()
-        .or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
-        .map(|network: IpNet| network.trunc())
-}
-
-fn network_hint(text: &str) -> String {
-    match text {
-        "all" | "any" | "*" => "leave the key out: then all may".to_owned(),
-        "localhost" => "write `127.0.0.0/8` and `::1`".to_owned(),
-        _ if text.contains('/') => {
-            "write an address, `/` and the length of its prefix, such as `10.0.0.0/8`".to_owned()
-        }
-        _ => {
-            "write an address or a network such as `10.0.0.0/8`; names are not resolved".to_owned()
-        }
-    }
-}
-
-fn duration_hint(text: &str, error: UnitError) -> String {
-    let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
-    let unit = text.get(digits.len()..).unwrap_or_default().trim();
-    let better = match unit.to_ascii_lowercase().as_str() {
-        "sec" | "secs" | "second" | "seconds" => "s",
-        "min" | "mins" | "minute" | "minutes" => "m",
-        "hour" | "hours" | "hr" => "h",
-        "msec" | "millis" | "milliseconds" => "ms",
-        "d" | "day" | "days" => "h, 24 for a day",
-        "s" => "s",
-        "m" => "m",
-        "h" => "h",
-        "ms" => "ms",
-        _ => "",
-    };
-    match error {
-        UnitError::NoUnit => format!("a unit is missing: write `{digits}s` or `{digits}ms`"),
-        _ if text.contains('.') => {
-            "write a whole number with a smaller unit, such as `1500ms`".to_owned()
-        }
-        UnitError::BadUnit if better.len() <= 2 && !better.is_empty() => {
-            format!("write `{digits}{better}`")
-        }
-        _ if !better.is_empty() => "days are written in hours: `24h`".to_owned(),
-        _ => "write a number and `ms`, `s`, `m` or `h`".to_owned(),
-    }
-}
-
-fn size_hint(text: &str) -> String {
-    let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
-    let unit = text.get(digits.len()..).unwrap_or_default().trim();
-    if digits.is_empty() {
-        return "write a number and `KiB`, `MiB` or `GiB`".to_owned();
-    }
-    let better = match unit.to_ascii_lowercase().as_str() {
-        "k" | "kb" | "kib" => "KiB",
-        "m" | "mb" | "mib" => "MiB",
-        "g" | "gb" | "gib" => "GiB",
-        "" => {
-            return format!("a unit is missing: write `{digits}KiB` or `{digits}MiB`");
-        }
-        _ => return "write a number and `KiB`, `MiB` or `GiB`".to_owned(),
-    };
-    format!("write `{digits}{better}`")
-}
-
-/// The shortest text that reads back as `bytes`.
-pub(super) fn show_size(bytes: u64) -> String {
-    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
-    units
-        .iter()
-        .find(|(shift, _)| bytes > 0 && bytes.is_multiple_of(1 << shift))
-        .map_or_else(
-            || format!("{bytes} bytes"),
-            |(shift, unit)| format!("{}{unit}", bytes >> shift),
-        )
 }
 
 fn line_around(text: &str, offset: usize) -> &str {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{At, Reader, quote, set};
+use super::{At, Limit, Reader, quote, set};
 use crate::{
     base::address::{AddressError, BindAddress},
     config::model::{Redirect, Retries, RetryConditions},
@@ -148,8 +148,7 @@ pub(super) fn redirect(reader: &mut Reader<'_>, at: At<'_>, section: &str) -> Op
     if !at.is_map() {
         let found = at
             .scalar()
-            .map(quote)
-            .unwrap_or_else(|| "something else".to_owned());
+            .map_or_else(|| "something else".to_owned(), quote);
         reader.error(
             at,
             format!("expected `https` or keys, found {found}"),
@@ -218,7 +217,7 @@ pub(super) fn retries(
     at: At<'_>,
     section: &str,
     base: Retries,
-) -> Option<Option<Retries>> {
+) -> Option<Limit<Retries>> {
     if at.is_word("none") {
         return Some(None);
     }

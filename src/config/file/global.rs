@@ -12,7 +12,7 @@ use super::{
 use crate::{
     base::address::BindAddress,
     config::{
-        hint,
+        hint, io_cause,
         model::{
             AccessFormat, AccessLog, Admin, Config, Drain, ErrorFormat, ErrorPage, Errors,
             Forwarded, Log, LogFormat, LogOutput, LogWhen, Metrics, PerBackend,
@@ -141,7 +141,7 @@ fn check_token(reader: &mut Reader<'_>, at: At<'_>, path: &Path) {
             format!(
                 "cannot read {}: {}",
                 quote(&path.to_string_lossy()),
-                error.kind()
+                io_cause(&error)
             ),
             "make a file that balancer's user can read, with the token in it",
         ),
@@ -410,7 +410,7 @@ fn pages(reader: &mut Reader<'_>, at: At<'_>) -> Vec<ErrorPage> {
             let message = format!(
                 "cannot read the directory {}: {}",
                 quote(text),
-                error.kind()
+                io_cause(&error)
             );
             reader.error(at, message, hint);
             return pages;
@@ -445,7 +445,7 @@ fn page(reader: &mut Reader<'_>, at: At<'_>, directory: &Path, name: &str) -> Op
             let message = format!(
                 "cannot read the error page {}: {}",
                 quote(name),
-                error.kind()
+                io_cause(&error)
             );
             reader.error(at, message, "make it readable for balancer's user");
             None

@@ -12,7 +12,7 @@ use crate::config::model::{
 };
 
 /// Largest request body that may be allowed, in bytes.
-const MAX_BODY: u64 = 1 << 50;
+const MAX_BODY: u64 = 1 << 40;
 
 /// Reads one listener.
 pub(super) fn read(

@@ -15,8 +15,8 @@ use std::{collections::HashMap, net::SocketAddr};
 use super::{
     check, hint,
     model::Config,
-    problem::quote,
-    reader::{At, Reader, Section, set},
+    problem::{Severity, quote},
+    reader::{At, Limit, Reader, Section, set},
     yaml::{Kind, Node, Place},
 };
 use crate::base::address::BindAddress;
@@ -103,6 +103,17 @@ impl Binds {
         });
     }
 
+    /// The address of the scrape when the file does not name one.
+    fn add_default_metrics(&mut self, address: SocketAddr) {
+        self.0.push(Bound {
+            address: BindAddress::Ip(address),
+            owner: "`metrics.bind` by default".to_owned(),
+            path: String::new(),
+            place: Place::default(),
+            shares: false,
+        });
+    }
+
     /// In the order in which they were read.
     pub(super) fn all(&self) -> &[Bound] {
         &self.0
@@ -126,6 +137,11 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> Config {
     };
     let mut binds = Binds::default();
     global::read(reader, &file, &mut config, &mut binds);
+    let metrics = file.get("metrics");
+    let scraped_elsewhere = metrics.is_some_and(|at| at.has_key("bind"));
+    if let (false, Some(address)) = (scraped_elsewhere, config.metrics.bind) {
+        binds.add_default_metrics(address);
+    }
 
     let pools_at = file.get("pools");
     let pools = pools_at.and_then(|at| reader.map(at, "write `NAME: {backends: [HOST:PORT]}`"));
@@ -174,7 +190,13 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> Config {
     if let Some(listeners) = &listeners {
         check::listeners_without_work(reader, listeners, &config);
     }
-    if let Some(pools) = &pools {
+    // A reference that could not be read may be the one that is missing.
+    if let Some(pools) = &pools
+        && reader
+            .problems
+            .iter()
+            .all(|problem| problem.severity != Severity::Error)
+    {
         check::unused_pools(reader, pools, &pool_names.used);
     }
     config

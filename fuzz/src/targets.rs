@@ -1,0 +1,3 @@
+//! What is done with an input, one module per target.
+
+pub mod config;

@@ -1,0 +1,318 @@
+//! Typed readers of scalars: words, truth, numbers, durations, sizes, shares, networks, each with a hint for what is wrong.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::{
+    hint,
+    problem::quote,
+    reader::{At, Limit, Reader},
+    yaml::Kind,
+};
+use crate::base::units::{self, UnitError};
+
+impl Reader<'_> {
+    /// Any text. Plain YAML 1.1 booleans are refused.
+    pub(super) fn text<'a>(&mut self, at: At<'a>, wanted: &str, hint: &str) -> Option<&'a str> {
+        if let Kind::Scalar { text, quoted } = &at.node.kind {
+            if !quoted && hint::is_old_boolean(text) {
+                self.error(
+                    at,
+                    format!(
+                        "{} is a boolean in YAML 1.1 and text in YAML 1.2",
+                        quote(text)
+                    ),
+                    format!("write \"{text}\" in quotes if you mean the text"),
+                );
+                return None;
+            }
+            Some(text)
+        } else {
+            self.wrong_kind(at, wanted, hint);
+            None
+        }
+    }
+
+    /// One of a few words.
+    pub(super) fn word<T: Copy>(&mut self, at: At<'_>, words: &[(&str, T)]) -> Option<T> {
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        let Kind::Scalar { text, .. } = &at.node.kind else {
+            let hint = format!("it may be {}", hint::list(&known));
+            self.wrong_kind(at, "a word", &hint);
+            return None;
+        };
+        let found = words.iter().find(|(word, _)| word == text);
+        if found.is_none() {
+            let help = hint::for_value(at.last_key(), text, &known);
+            let wanted = hint::list(&known);
+            self.error(
+                at,
+                format!("expected {wanted}, found {}", quote(text)),
+                help,
+            );
+        }
+        found.map(|(_, value)| *value)
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&mut self, at: At<'_>) -> Option<bool> {
+        if let Kind::Scalar {
+            text,
+            quoted: false,
+        } = &at.node.kind
+        {
+            match text.as_str() {
+                "true" | "True" | "TRUE" => return Some(true),
+                "false" | "False" | "FALSE" => return Some(false),
+                _ => {}
+            }
+        }
+        let hint = match at.scalar().map(str::to_ascii_lowercase).as_deref() {
+            Some("on" | "yes" | "y" | "1" | "true") => "write `true`, without quotes",
+            Some("off" | "no" | "n" | "0" | "none" | "false") => "write `false`, without quotes",
+            _ => "it may be `true` or `false`",
+        };
+        self.wrong_kind(at, "`true` or `false`", hint);
+        None
+    }
+
+    /// A whole number of `min..=max`.
+    pub(super) fn integer(&mut self, at: At<'_>, min: u64, max: u64) -> Option<u64> {
+        let range = format!("a number of {min} to {max}");
+        let Kind::Scalar { text, quoted } = &at.node.kind else {
+            self.wrong_kind(at, &range, "write a whole number");
+            return None;
+        };
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let number = text.parse::<u64>().ok().filter(|_| digits);
+        match number {
+            Some(number) if (min..=max).contains(&number) && !quoted => return Some(number),
+            Some(_) if *quoted => self.wrong_kind(at, &range, "remove the quotes"),
+            Some(number) => {
+                let nearest = number.clamp(min, max);
+                self.wrong_kind(at, &range, &format!("the nearest is {nearest}"));
+            }
+            None => self.wrong_kind(at, &range, "write a whole number without a sign or a unit"),
+        }
+        None
+    }
+
+    /// A whole number, or `word` for `None`.
+    pub(super) fn integer_or(
+        &mut self,
+        at: At<'_>,
+        word: &str,
+        min: u64,
+        max: u64,
+    ) -> Option<Limit<u64>> {
+        if at.is_word(word) {
+            return Some(None);
+        }
+        let is_number = at
+            .scalar()
+            .is_some_and(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        if is_number {
+            return self.integer(at, min, max).map(Some);
+        }
+        let wanted = format!("a number of {min} to {max} or `{word}`");
+        self.wrong_kind(at, &wanted, "write a whole number without a sign or a unit");
+        None
+    }
+
+    /// A duration of `min..=max`.
+    pub(super) fn duration(
+        &mut self,
+        at: At<'_>,
+        min: Duration,
+        max: Duration,
+    ) -> Option<Duration> {
+        let wanted = format!(
+            "a duration of {} to {}",
+            units::show_duration(min),
+            units::show_duration(max)
+        );
+        let Some(text) = at.scalar() else {
+            self.wrong_kind(at, &wanted, "write a number and `ms`, `s`, `m` or `h`");
+            return None;
+        };
+        match units::duration(text) {
+            Ok(value) if (min..=max).contains(&value) => return Some(value),
+            Ok(value) => {
+                let nearest = units::show_duration(value.clamp(min, max));
+                self.wrong_kind(at, &wanted, &format!("the nearest is `{nearest}`"));
+            }
+            Err(error) => {
+                let hint = duration_hint(text, error);
+                self.wrong_kind(at, &wanted, &hint);
+            }
+        }
+        None
+    }
+
+    /// A duration, or `none`.
+    pub(super) fn duration_or_none(
+        &mut self,
+        at: At<'_>,
+        min: Duration,
+        max: Duration,
+    ) -> Option<Limit<Duration>> {
+        if at.is_word("none") {
+            return Some(None);
+        }
+        if at.is_word("off") || at.is_word("0") {
+            self.error(
+                at,
+                format!(
+                    "expected a duration or `none`, found {}",
+                    quote(at.scalar().unwrap_or_default())
+                ),
+                "write `none` to switch it off",
+            );
+            return None;
+        }
+        self.duration(at, min, max).map(Some)
+    }
+
+    /// A number of bytes, `min..=max`.
+    pub(super) fn size(&mut self, at: At<'_>, min: u64, max: u64) -> Option<u64> {
+        let wanted = format!("a size of {} to {}", show_size(min), show_size(max));
+        let Some(text) = at.scalar() else {
+            self.wrong_kind(at, &wanted, "write a number and `KiB`, `MiB` or `GiB`");
+            return None;
+        };
+        match units::size(text) {
+            Ok(value) if (min..=max).contains(&value) => return Some(value),
+            Ok(value) => {
+                let nearest = show_size(value.clamp(min, max));
+                self.wrong_kind(at, &wanted, &format!("the nearest is `{nearest}`"));
+            }
+            Err(_) => {
+                let hint = size_hint(text);
+                self.wrong_kind(at, &wanted, &hint);
+            }
+        }
+        None
+    }
+
+    /// A share as `50%`.
+    pub(super) fn share(&mut self, at: At<'_>) -> Option<f64> {
+        let wanted = "a share of 0% to 100%";
+        let Some(text) = at.scalar() else {
+            self.wrong_kind(at, wanted, "write a number and `%`");
+            return None;
+        };
+        match units::share(text) {
+            Ok(value) => return Some(value),
+            Err(UnitError::NoUnit) => self.wrong_kind(at, wanted, &format!("write `{text}%`")),
+            Err(_) => self.wrong_kind(at, wanted, "write a whole number and `%`, such as `50%`"),
+        }
+        None
+    }
+
+    /// Networks and addresses.
+    pub(super) fn networks(&mut self, at: At<'_>) -> Vec<IpNet> {
+        let hint = "write addresses or networks such as `10.0.0.0/8`";
+        let wanted = "a list of networks";
+        let mut networks = Vec::new();
+        let entries = match &at.node.kind {
+            Kind::List(_) => self.list(&at, wanted, hint),
+            _ => self.one_or_more(&at, wanted, hint),
+        };
+        for entry in entries {
+            let Some(text) = self.text(entry, "a network", hint) else {
+                continue;
+            };
+            if let Some(network) = network(text) {
+                networks.push(network);
+            } else {
+                let help = network_hint(text);
+                self.error(entry, format!("{} is not a network", quote(text)), help);
+            }
+        }
+        networks
+    }
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+        .map(|network: IpNet| network.trunc())
+}
+
+fn network_hint(text: &str) -> String {
+    match text {
+        "all" | "any" | "*" => "leave the key out: then all may".to_owned(),
+        "localhost" => "write `127.0.0.0/8` and `::1`".to_owned(),
+        _ if text.contains('/') => {
+            "write an address, `/` and the length of its prefix, such as `10.0.0.0/8`".to_owned()
+        }
+        _ => {
+            "write an address or a network such as `10.0.0.0/8`; names are not resolved".to_owned()
+        }
+    }
+}
+
+fn duration_hint(text: &str, error: UnitError) -> String {
+    let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+    let unit = text.get(digits.len()..).unwrap_or_default().trim();
+    let better = match unit.to_ascii_lowercase().as_str() {
+        "s" | "sec" | "secs" | "second" | "seconds" => "s",
+        "m" | "min" | "mins" | "minute" | "minutes" => "m",
+        "h" | "hour" | "hours" | "hr" => "h",
+        "ms" | "msec" | "millis" | "milliseconds" => "ms",
+        _ => "",
+    };
+    match error {
+        UnitError::NoUnit => format!("a unit is missing: write `{digits}s` or `{digits}ms`"),
+        _ if text.contains('.') => {
+            "write a whole number with a smaller unit, such as `1500ms`".to_owned()
+        }
+        UnitError::BadUnit if !better.is_empty() => {
+            format!("write `{digits}{better}`")
+        }
+        UnitError::BadUnit if matches!(unit, "d" | "day" | "days") => {
+            let hours = digits.parse::<u64>().unwrap_or(1).saturating_mul(24);
+            format!("write `{hours}h`")
+        }
+        _ => "write a number and `ms`, `s`, `m` or `h`".to_owned(),
+    }
+}
+
+fn size_hint(text: &str) -> String {
+    let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+    let unit = text.get(digits.len()..).unwrap_or_default().trim();
+    if digits.is_empty() {
+        return "write a number and `KiB`, `MiB` or `GiB`".to_owned();
+    }
+    let better = match unit.to_ascii_lowercase().as_str() {
+        "k" | "kb" | "kib" => "KiB",
+        "m" | "mb" | "mib" => "MiB",
+        "g" | "gb" | "gib" => "GiB",
+        "" if digits
+            .parse()
+            .is_ok_and(|n: u64| n > 0 && n.is_multiple_of(1024)) =>
+        {
+            let bytes = digits.parse().unwrap_or_default();
+            return format!("a unit is missing: write `{}`", show_size(bytes));
+        }
+        "" => {
+            return format!("a unit is missing: write `{digits}KiB` or `{digits}MiB`");
+        }
+        _ => return "write a number and `KiB`, `MiB` or `GiB`".to_owned(),
+    };
+    format!("write `{digits}{better}`")
+}
+
+/// The shortest text that reads back as `bytes`.
+pub(super) fn show_size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    units
+        .iter()
+        .find(|(shift, _)| bytes > 0 && bytes.is_multiple_of(1 << shift))
+        .map_or_else(
+            || format!("{bytes} bytes"),
+            |(shift, unit)| format!("{}{unit}", bytes >> shift),
+        )
+}
