@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
 };
 
@@ -34,10 +34,10 @@ pub fn default_admin_socket() -> PathBuf {
 
 fn admin_socket(runtime: Option<OsString>, xdg: Option<OsString>, uid: u32) -> PathBuf {
     let directory = runtime
-        .and_then(first_absolute)
+        .and_then(|list| first_absolute(&list))
         .or_else(|| (uid == 0).then(|| PathBuf::from("/run/balancer")))
         .or_else(|| {
-            xdg.and_then(first_absolute)
+            xdg.and_then(|list| first_absolute(&list))
                 .map(|path| path.join("balancer"))
         })
         .unwrap_or_else(|| PathBuf::from(format!("/tmp/balancer-{uid}")));
@@ -45,8 +45,8 @@ fn admin_socket(runtime: Option<OsString>, xdg: Option<OsString>, uid: u32) -> P
 }
 
 /// systemd separates several runtime directories by colons; the first one is meant.
-fn first_absolute(list: OsString) -> Option<PathBuf> {
-    env::split_paths(&list)
+fn first_absolute(list: &OsStr) -> Option<PathBuf> {
+    env::split_paths(list)
         .next()
         .filter(|path| path.is_absolute())
 }

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// A reload reads files, resolves names and binds sockets; longer than this something is stuck.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Default, Deserialize)]
 struct Changed {

@@ -40,8 +40,13 @@ impl Daemon {
     /// ([`Daemon::address`] tells which); `@dir` becomes the test's directory. `admin` and `metrics` are added where the
     /// text does not set them. A port that somebody took in between is tried again with others.
     pub fn start(config: &str) -> Self {
+        Self::start_as("run", config)
+    }
+
+    /// Like [`Daemon::start`] with another command that becomes the daemon: `demo`.
+    pub fn start_as(subcommand: &str, config: &str) -> Self {
         for _ in 0..5 {
-            let mut daemon = Self::launch(config);
+            let mut daemon = Self::launch_as(subcommand, config);
             if daemon.wait_ready() {
                 return daemon;
             }
@@ -56,6 +61,11 @@ impl Daemon {
 
     /// Starts with `config` and waits for nothing: for configurations that do not come up.
     pub fn launch(config: &str) -> Self {
+        Self::launch_as("run", config)
+    }
+
+    /// Like [`Daemon::launch`] with another command.
+    pub fn launch_as(subcommand: &str, config: &str) -> Self {
         let directory = TempDir::new();
         let notify = UnixDatagram::bind(directory.path().join("notify")).unwrap();
         notify.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -64,7 +74,7 @@ impl Daemon {
         let file = directory.path().join("balancer.yaml");
         fs::write(&file, text).unwrap();
         let mut child = command()
-            .args(["run", "-c"])
+            .args([subcommand, "-c"])
             .arg(&file)
             .env("NOTIFY_SOCKET", directory.path().join("notify"))
             .env("RUNTIME_DIRECTORY", directory.path())
@@ -139,6 +149,15 @@ impl Daemon {
             .addresses
             .get(word)
             .unwrap_or_else(|| panic!("`{word}` is not in the configuration"))
+    }
+
+    /// Runs `balancer COMMAND` against this daemon: it finds the admin socket as the service manager's reload does.
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        command()
+            .args(arguments)
+            .env("RUNTIME_DIRECTORY", self.directory.path())
+            .output()
+            .expect("the built program starts")
     }
 
     /// The test's own directory, `@dir` in the configuration.

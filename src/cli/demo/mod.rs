@@ -269,7 +269,9 @@ fn introduction(config: &Config, file: &Path, troupe: &Troupe) -> String {
     for backend in troupe.iter() {
         add(&backend.name, &format!("http://{}", backend.address));
     }
-    add("", "");
+    let program = std::env::args()
+        .next()
+        .unwrap_or_else(|| "balancer".to_owned());
     if let Some(http) = listener(ListenerProtocol::Http) {
         add(
             "the backends take turns, a few times:",
@@ -305,12 +307,12 @@ fn introduction(config: &Config, file: &Path, troupe: &Troupe) -> String {
             );
         }
     }
-    add("who is up, and why not:", "balancer status");
+    add("who is up, and why not:", &format!("{program} status"));
     if let Some(metrics) = config.metrics.bind {
         let metrics = reachable(&BindAddress::Ip(metrics)).unwrap_or(metrics);
         add("the metrics:", &format!("curl http://{metrics}/metrics"));
     }
-    let reload = format!("kill -HUP {}", std::process::id());
+    let reload = format!("{program} reload   (or kill -HUP {})", std::process::id());
     add(
         "edit the file, then reload without losing anything:",
         &reload,
