@@ -1,4 +1,4 @@
-//! Floor 0: small tools that know nothing of balancer: time, chance, addresses, units, waiting times.
+//! Small tools that know nothing of balancer: time, chance, addresses, units, waiting times.
 
 pub mod address;
 pub mod backoff;

@@ -1,4 +1,4 @@
-//! Sockets: listening, connecting, the stream type, and moving bytes between two streams. Floor 3: knows pools' backends
+//! Sockets: listening, connecting, the stream type, and moving bytes between two streams. Knows pools' backends
 //! as something to connect to; knows nothing of listeners' rules, requests or sessions.
 
 pub mod buffer;

@@ -93,7 +93,7 @@ impl Idle {
             kept: Vec::new(),
         });
         if line.kept.len() < rules.idle_per_backend {
-            let rest = rules.max_age.map(|limit| limit - age);
+            let rest = rules.max_age.map(|limit| limit.saturating_sub(age));
             let until = now + rest.map_or(rules.idle_timeout, |rest| rest.min(rules.idle_timeout));
             line.kept.push(Kept { connection, until });
             line.state.metrics.mine().connections_idle.add(1);

@@ -1,4 +1,4 @@
-//! The data plane of one worker: accept → HTTP exchange or TCP session. Floor 5.
+//! The data plane of one worker: accept → HTTP exchange or TCP session.
 //!
 //! Read `accept.rs` first, then `http/mod.rs` or `tcp.rs`.
 

@@ -20,6 +20,12 @@ use crate::{
 /// The generation a task works with; the inner count is touched by its own thread only.
 pub type Generation = Rc<Arc<Snapshot>>;
 
+/// A cheap view of the daemon's snapshot, and the same wrapped for this thread.
+struct Current {
+    cache: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
+    generation: Generation,
+}
+
 /// How many scratch memories a worker keeps: about 48 KiB each.
 const SCRATCH_KEPT: usize = 128;
 /// Connections over the limit that a worker answers at a time.
@@ -35,7 +41,11 @@ pub struct Worker {
     pub idle: RefCell<Idle>,
     /// Client connections.
     pub connections: Rc<Connections>,
-    current: RefCell<(Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>, Generation)>,
+    current: RefCell<Current>,
+    #[expect(
+        clippy::vec_box,
+        reason = "an exchange takes the box, not the half kilobyte in it"
+    )]
     scratch: RefCell<Vec<Box<Scratch>>>,
     date: RefCell<(u64, String)>,
     /// Becomes true when the drain is over: sessions and tunnels are cut.
@@ -54,7 +64,7 @@ impl Worker {
             random: RefCell::new(Random::from_system()),
             idle: RefCell::default(),
             connections: Rc::default(),
-            current: RefCell::new((cache, generation)),
+            current: RefCell::new(Current { cache, generation }),
             scratch: RefCell::default(),
             date: RefCell::default(),
             cut,
@@ -64,7 +74,7 @@ impl Worker {
 
     /// The current generation.
     pub fn generation(&self) -> Generation {
-        let (cache, generation) = &mut *self.current.borrow_mut();
+        let Current { cache, generation } = &mut *self.current.borrow_mut();
         let current = cache.load();
         if !Arc::ptr_eq(current, generation) {
             *generation = Rc::new(Arc::clone(current));

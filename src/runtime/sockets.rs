@@ -10,10 +10,13 @@ use crate::{
     net::listen::{self, BindError, Listening},
 };
 
+/// Sockets by address, one per worker.
+type Bound = HashMap<BindAddress, (SocketOptions, Vec<Listening>)>;
+
 /// Our own descriptors of the sockets that the workers accept on, one per worker.
 #[derive(Default)]
 pub(super) struct Sockets {
-    open: HashMap<BindAddress, (SocketOptions, Vec<Listening>)>,
+    open: Bound,
 }
 
 /// Sockets that are bound for a generation to come; dropping them closes them.
@@ -58,11 +61,12 @@ impl Sockets {
             });
             self.open.insert(bind, (options, sockets));
         }
-        let (kept, left) = std::mem::take(&mut self.open)
+        let (kept, left): (Bound, Bound) = std::mem::take(&mut self.open)
             .into_iter()
             .partition(|(bind, _)| wanted.contains_key(bind));
         self.open = kept;
-        Self::close(left, pool);
+        close(&left, pool);
+        drop(left);
         for (bind, (options, sockets)) in &mut self.open {
             let Some(new) = wanted.get(bind).filter(|new| *new != options) else {
                 continue;
@@ -79,16 +83,17 @@ impl Sockets {
     /// Gives up everything, at the drain.
     pub(super) fn close_all(&mut self, pool: &Pool) {
         let all = std::mem::take(&mut self.open);
-        Self::close(all, pool);
+        close(&all, pool);
     }
+}
 
-    fn close(sockets: HashMap<BindAddress, (SocketOptions, Vec<Listening>)>, pool: &Pool) {
-        for bind in sockets.keys() {
-            pool.tell(|_| Some(Command::Unlisten(bind.clone())));
-            if let BindAddress::Unix(path) = bind {
-                // Gone already if somebody else removed it.
-                let _ = std::fs::remove_file(path);
-            }
+/// Tells the workers to leave `sockets`, and removes the files of unix sockets.
+fn close(sockets: &Bound, pool: &Pool) {
+    for bind in sockets.keys() {
+        pool.tell(|_| Some(Command::Unlisten(bind.clone())));
+        if let BindAddress::Unix(path) = bind {
+            // Gone already if somebody else removed it.
+            let _ = std::fs::remove_file(path);
         }
     }
 }

@@ -132,11 +132,11 @@ async fn serve(index: usize, daemon: Arc<Daemon>, mut commands: mpsc::UnboundedR
                 Err(error) => tracing::error!(target: "listener", %bind, %error, "cannot accept"),
             },
             Some(Command::Unlisten(bind)) => {
-                listening.remove(&bind).into_iter().for_each(stop);
+                listening.remove(&bind).iter().for_each(stop);
                 worker.connections.drain_bind(&bind);
             }
             Some(Command::Drain) => {
-                listening.drain().map(|(_, sender)| sender).for_each(stop);
+                listening.values().for_each(stop);
                 // The accept loops take what is queued before idle connections are told to close.
                 yield_now().await;
                 worker.connections.drain();
@@ -152,7 +152,7 @@ async fn serve(index: usize, daemon: Arc<Daemon>, mut commands: mpsc::UnboundedR
     worker.idle.borrow_mut().clear();
 }
 
-fn stop(sender: watch::Sender<bool>) {
+fn stop(sender: &watch::Sender<bool>) {
     sender.send_replace(true);
 }
 

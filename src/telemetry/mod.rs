@@ -1,4 +1,4 @@
-//! What balancer tells about itself: counters, the access log, the daemon's log. Floor 1: knows configuration and
+//! What balancer tells about itself: counters, the access log, the daemon's log. Knows configuration and
 //! reasons, not pools or connections; those hold the counters and fill the records.
 
 pub mod access_log;

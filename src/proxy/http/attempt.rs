@@ -235,7 +235,7 @@ impl Wire<'_, '_> {
             }
             match self.poll_head(cx, io) {
                 Poll::Pending => self.poll_deadline(cx),
-                ready => ready.map_ok(|()| true),
+                ready @ Poll::Ready(_) => ready.map_ok(|()| true),
             }
         })
         .await?;
@@ -518,6 +518,9 @@ async fn respond(
     }
     Ok(Done::Answered(if keep_alive {
         Next::KeepAlive
+    } else if !exchange.head.keep_alive && upload.has_read_all() {
+        // The client asked for it and has nothing more to send.
+        Next::Close
     } else {
         Next::Linger
     }))
@@ -579,7 +582,7 @@ async fn check_first_chunk(
     let timer: &mut Timer = &mut exchange.client.timer;
     let looked = poll_fn(|cx| match download.poll_first(cx, &mut backend.stream) {
         Poll::Pending => timer.poll(cx, deadline).map(Ok),
-        ready => ready,
+        ready @ Poll::Ready(_) => ready,
     })
     .await;
     match looked {

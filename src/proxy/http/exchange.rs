@@ -87,6 +87,8 @@ pub(super) struct Exchange<'a> {
     /// Where in the head's buffer the next request begins, if the body has been read to its end.
     rest: Option<usize>,
     recorded: bool,
+    /// The client's own wish, in a request that was read whole.
+    asked_to_close: bool,
 }
 
 /// How reading a head ended.
@@ -252,6 +254,7 @@ impl<'a> Exchange<'a> {
             facts,
             rest: None,
             recorded: false,
+            asked_to_close: false,
         }
     }
 
@@ -264,6 +267,7 @@ impl<'a> Exchange<'a> {
             worker,
         } = self.place;
         self.rest = self.end_of_body();
+        self.asked_to_close = !self.head.keep_alive && self.rest.is_some();
         let origin = self.origin();
         forward::request_id(
             self.request_id,
@@ -565,6 +569,7 @@ impl<'a> Exchange<'a> {
                 Next::Reset
             }
             Ok(()) if keep_alive => Next::KeepAlive,
+            Ok(()) if self.asked_to_close && !unread => Next::Close,
             Ok(()) => Next::Linger,
         }
     }
