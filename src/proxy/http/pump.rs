@@ -217,8 +217,9 @@ impl Pump {
             if !self.ended && self.raw.is_empty() && self.out.len() < MEDIUM {
                 self.decode()?;
             }
-            while self.has_output() {
+            if self.has_output() {
                 ready!(self.poll_write(cx, to)).map_err(PumpError::Write)?;
+                continue;
             }
             if self.ended {
                 return Poll::Ready(Ok(()));
@@ -227,9 +228,7 @@ impl Pump {
                 ready!(self.poll_splice(cx, from, to))?;
                 continue;
             }
-            if self.taken == self.input.len() {
-                ready!(self.poll_read(cx, from))?;
-            }
+            ready!(self.poll_read(cx, from))?;
         }
     }
 
