@@ -1,13 +1,21 @@
 //! Both servers over real sockets on free ports.
 
+use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
+
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpStream, UnixStream},
+    runtime::{Builder, LocalOptions},
     sync::mpsc,
+    task::spawn_local,
+    time::timeout,
 };
 
 use super::*;
-use crate::admin::{serve_metrics, testing};
+use crate::{
+    admin::{serve_metrics, testing},
+    base::clock,
+};
 
 fn scratch(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("balancer-api-{}-{name}", std::process::id()));
@@ -130,13 +138,8 @@ async fn status_tells_state_cause_and_age_of_every_backend() {
     let daemon = testing::daemon(testing::usual());
     let pool = Arc::clone(&daemon.snapshot.load().pools[0]);
     let refused = Err("connection refused".to_owned());
-    let now = crate::base::clock::now();
-    pool.checked(
-        &pool.backends[1],
-        refused,
-        std::time::Duration::from_millis(2),
-        now,
-    );
+    let now = clock::now();
+    pool.checked(&pool.backends[1], refused, Duration::from_millis(2), now);
     let (path, _asked) = unix_server("status", &daemon);
     let answer = ask_unix(&path, &request("GET /v1/status", "")).await;
     assert_eq!(status_of(&answer), "200");
@@ -328,4 +331,127 @@ async fn a_socket_file_that_somebody_else_put_there_is_left() {
         std::env::temp_dir().join(format!("balancer-api-{}-replaced-old", std::process::id())),
     )
     .unwrap();
+}
+
+/// Asks for `path` on a connection that stays open.
+async fn ask_on(stream: &mut (impl AsyncWrite + Unpin), path: &str) {
+    let text = format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    stream.write_all(text.as_bytes()).await.unwrap();
+}
+
+/// Reads the answer to [`ask_on`].
+async fn answered(stream: &mut (impl AsyncRead + Unpin)) {
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0);
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 200 "));
+}
+
+/// Whether there is nothing to read now, not even an end.
+async fn is_silent(stream: &mut (impl AsyncRead + Unpin)) -> bool {
+    let mut byte = [0];
+    let mut buffer = ReadBuf::new(&mut byte);
+    poll_fn(|context| {
+        let read = Pin::new(&mut *stream).poll_read(context, &mut buffer);
+        Poll::Ready(read.is_pending())
+    })
+    .await
+}
+
+/// Takes every place of a server; one more waits until one of them is free.
+async fn fill<S: AsyncRead + AsyncWrite + Unpin>(path: &str, connect: impl AsyncFn() -> S) {
+    let mut inside = Vec::new();
+    for _ in 0..http::CONNECTIONS {
+        let mut stream = connect().await;
+        ask_on(&mut stream, path).await;
+        answered(&mut stream).await;
+        inside.push(stream);
+    }
+    let mut waiting = connect().await;
+    ask_on(&mut waiting, path).await;
+    // A server that let the last one in would answer it between these.
+    for stream in &mut inside {
+        ask_on(stream, path).await;
+        answered(stream).await;
+    }
+    assert!(is_silent(&mut waiting).await, "one more was let in");
+    drop(inside.pop());
+    // Sooner than the places of the others run out.
+    let let_in = timeout(http::HEADER_TIMEOUT / 2, answered(&mut waiting)).await;
+    assert!(let_in.is_ok(), "the free place was not given on");
+}
+
+#[tokio::test]
+async fn one_connection_more_than_there_are_places_waits_for_a_place() {
+    let daemon = testing::daemon(testing::usual());
+    let address = metrics_server(&daemon).await;
+    fill("/livez", async || {
+        TcpStream::connect(address).await.unwrap()
+    })
+    .await;
+    let (path, _asked) = unix_server("full", &daemon);
+    fill("/v1/status", async || {
+        UnixStream::connect(&path).await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_sends_no_whole_head_loses_its_place_at_the_header_timeout() {
+    let daemon = testing::daemon(testing::usual());
+    let address = metrics_server(&daemon).await;
+    let (path, _asked) = unix_server("slow", &daemon);
+    let expected = http::HEADER_TIMEOUT..http::HEADER_TIMEOUT + Duration::from_secs(1);
+    for beginning in ["", "GET /livez HTTP/1.1\r\nHost: local"] {
+        let began = clock::now();
+        ask_tcp(address, beginning).await;
+        let took = clock::now() - began;
+        assert!(expected.contains(&took), "metrics: {beginning:?}: {took:?}");
+        let began = clock::now();
+        ask_unix(&path, beginning).await;
+        let took = clock::now() - began;
+        assert!(expected.contains(&took), "admin: {beginning:?}: {took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_closed_at_the_header_timeout() {
+    let daemon = testing::daemon(testing::usual());
+    let address = metrics_server(&daemon).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let began = clock::now();
+    ask_on(&mut stream, "/livez").await;
+    answered(&mut stream).await;
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+    // The virtual clock may move on while the kernel carries the request: at most once to the first timeout.
+    let took = clock::now() - began;
+    let expected = http::HEADER_TIMEOUT..http::HEADER_TIMEOUT * 2 + Duration::from_secs(1);
+    assert!(expected.contains(&took), "{took:?}");
+}
+
+#[test]
+fn both_servers_run_on_a_local_runtime_as_that_of_the_control_thread() {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .unwrap();
+    runtime.block_on(async {
+        let daemon = testing::daemon(testing::usual());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(spawn_local(serve_metrics(listener, Arc::clone(&daemon))));
+        let path = scratch("local");
+        let config = model::Admin {
+            bind: Some(BindAddress::Unix(path.clone())),
+            token_file: None,
+        };
+        let admin = AdminListener::bind(&config, Path::new("/nonexistent")).unwrap();
+        let (control, _asked) = mpsc::channel(1);
+        drop(spawn_local(serve_admin(admin, daemon, control)));
+        let page = ask_tcp(address, &request("GET /metrics", "")).await;
+        assert!(page.contains("\nbalancer_config_generation 1\n"), "{page}");
+        let status = ask_unix(&path, &request("GET /v1/status", "")).await;
+        assert_eq!(body_of(&status)["generation"], 1);
+    });
 }

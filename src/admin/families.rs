@@ -31,7 +31,7 @@ macro_rules! families {
             pub const $constant: Family = Family { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };
         )*
 
-        /// All of them, in the order of the page.
+        /// All of them, in the order of docs/metrics.md.
         pub const ALL: &[Family] = &[$($constant),*];
     };
 }

@@ -23,10 +23,10 @@ use tokio::{
 use crate::base::backoff;
 
 /// Connections at a time to one server: more wait in the kernel's queue.
-const CONNECTIONS: usize = 64;
+pub(super) const CONNECTIONS: usize = 64;
 
 /// How long a client may take for a request head, and how long a connection may stay idle.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After this a connection is asked to end: nobody holds one of the few places for ever.
 const LIFETIME: Duration = Duration::from_mins(5);

@@ -5,22 +5,22 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use hyper::{Method, Request, StatusCode, body::Incoming};
 use tokio::{net::TcpListener, sync::Mutex};
 
-use super::{http, scrape};
+use super::{http, scrape::Scrape};
 use crate::snapshot::Daemon;
 
 /// Serves until dropped.
 pub async fn serve_metrics(listener: TcpListener, daemon: Arc<Daemon>) {
     let mut gate = http::Gate::new();
-    // One scrape at a time: with many backends a page is large, and all of them would read the same counters.
-    let turn = Arc::new(Mutex::new(()));
+    // One scrape at a time: with many backends it takes memory, and all of them would read the same counters.
+    let scrape = Arc::new(Mutex::new(Scrape::new(Arc::clone(&daemon))));
     loop {
         let place = gate.place().await;
         let Some(stream) = gate.admit(listener.accept().await).await else {
             continue;
         };
-        let (daemon, turn) = (Arc::clone(&daemon), Arc::clone(&turn));
+        let (daemon, scrape) = (Arc::clone(&daemon), Arc::clone(&scrape));
         tokio::spawn(async move {
-            let answer = |request| answer(request, Arc::clone(&daemon), Arc::clone(&turn));
+            let answer = |request| answer(request, Arc::clone(&daemon), Arc::clone(&scrape));
             http::converse(stream, answer).await;
             drop(place);
         });
@@ -30,7 +30,7 @@ pub async fn serve_metrics(listener: TcpListener, daemon: Arc<Daemon>) {
 async fn answer(
     request: Request<Incoming>,
     daemon: Arc<Daemon>,
-    turn: Arc<Mutex<()>>,
+    scrape: Arc<Mutex<Scrape>>,
 ) -> http::Answer {
     let path = request.uri().path();
     if !matches!(path, "/metrics" | "/livez" | "/readyz") {
@@ -46,11 +46,12 @@ async fn answer(
         "/livez" => http::text(StatusCode::OK, "ok\n"),
         "/readyz" => ready(&daemon),
         _ => {
-            let _turn = turn.lock().await;
+            // The turn ends with the page, not with a client that left before.
+            let scrape = scrape.lock_owned().await;
             // Off the control thread: with 10,000 backends a page takes long enough to make checks late.
-            match tokio::task::spawn_blocking(move || scrape::page(&daemon)).await {
-                Ok(page) => http::exposition(page),
-                Err(_) => http::error(
+            match tokio::task::spawn_blocking(move || scrape.page()).await {
+                Ok(Ok(page)) => http::exposition(page),
+                _ => http::error(
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "The metrics could not be gathered.",
                 ),

@@ -8,7 +8,8 @@ pub mod families;
 mod http;
 mod metrics;
 mod process;
-pub mod scrape;
+mod scrape;
+mod series;
 mod status;
 #[cfg(test)]
 mod testing;

@@ -1,13 +1,21 @@
-//! Gathers all counters and states into the text that Prometheus reads. docs/metrics.md is its reference.
+//! Gathers all counters and states into the page that Prometheus reads: one collector in one registry. docs/metrics.md is
+//! the page's reference.
 //!
 //! Reads atomics and short locks only, so it may run on any thread. Label values come from the configuration or from
-//! fixed lists: nothing a client sends ever becomes a label. A family without series is left out of the page.
+//! fixed lists: nothing a client sends ever becomes a label. The registry leaves out a family without series. Read next:
+//! `series.rs`.
 
-use std::sync::{PoisonError, atomic::Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, atomic::Ordering::Relaxed};
+
+use prometheus::{
+    Registry, TextEncoder,
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
 
 use super::{
-    families::{self as f, Family, Kind},
-    process,
+    families as f, process,
+    series::{Tree, describe},
 };
 use crate::{
     config::model::{ListenerProtocol, PerBackend},
@@ -15,174 +23,85 @@ use crate::{
     reason::Reason,
     snapshot::{Daemon, Snapshot},
     telemetry::{
-        metrics::{self, BUCKETS_MICROS, ByReason, Count, METHODS, PerThread, PoolSlot},
+        metrics::{ByReason, Count, METHODS, PerThread, PoolSlot},
         sink::LogName,
-        text,
     },
 };
 
 /// What stands for the pool where a request never reached one.
-pub const NO_POOL: &str = "-";
+const NO_POOL: &str = "-";
 
 /// The classes of status, by `metrics::class_index`.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// `BUCKETS_MICROS` in seconds as the page shows them, and the bucket above all.
-const BOUNDS: [&str; BUCKETS_MICROS.len() + 1] = [
-    "0.0005", "0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1",
-    "2.5", "5", "10", "30", "60", "+Inf",
-];
+/// The registry with the one collector of the daemon, and the encoder of its page.
+pub(super) struct Scrape {
+    registry: Registry,
+}
 
-/// The whole page.
-pub fn page(daemon: &Daemon) -> String {
-    let snapshot = daemon.snapshot.load_full();
-    let mut page = Page::default();
-    daemon_families(&mut page, daemon, &snapshot);
-    listener_families(&mut page, &snapshot);
-    request_families(&mut page, &snapshot);
-    pool_families(&mut page, &snapshot);
-    session_families(&mut page, &snapshot);
-    match snapshot.config.metrics.per_backend {
-        PerBackend::Full => {
-            state_families(&mut page, &snapshot);
-            traffic_families(&mut page, &snapshot);
-            check_families(&mut page, &snapshot);
-        }
-        PerBackend::State => state_families(&mut page, &snapshot),
-        PerBackend::None => {}
+impl Scrape {
+    pub(super) fn new(daemon: Arc<Daemon>) -> Self {
+        let registry = Registry::new();
+        #[expect(
+            clippy::expect_used,
+            reason = "names and labels are the literals of one table, whose constants no caller can change"
+        )]
+        DaemonCollector::new(daemon)
+            .and_then(|collector| registry.register(Box::new(collector)))
+            .expect("the table of families has valid names, each once");
+        Self { registry }
     }
-    process_families(&mut page);
-    String::from_utf8(page.text).unwrap_or_default()
-}
 
-/// The text so far.
-#[derive(Default)]
-struct Page {
-    text: Vec<u8>,
-}
-
-/// The series of one family, written as they come: with 10,000 backends a tree of them would cost more than the counting.
-struct Series<'a> {
-    family: Family,
-    text: &'a mut Vec<u8>,
-    begun: bool,
-}
-
-impl Page {
-    fn family(&mut self, family: Family, fill: impl FnOnce(&mut Series<'_>)) {
-        fill(&mut Series {
-            family,
-            text: &mut self.text,
-            begun: false,
-        });
+    /// The whole page.
+    ///
+    /// # Errors
+    /// When the encoder refuses a family; half a page is never given.
+    pub(super) fn page(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
 
-impl Series<'_> {
-    /// `name{label="value",…} `, after the head of the family if this is its first series.
-    fn begin(&mut self, suffix: &str, values: &[&str], bound: Option<&str>) {
-        if !self.begun {
-            self.begun = true;
-            self.head();
-        }
-        self.put(self.family.name);
-        self.put(suffix);
-        let bound = bound.map(|bound| ("le", bound));
-        let labels = self.family.labels.iter().copied();
-        let mut before = b'{';
-        for (label, value) in labels.zip(values.iter().copied()).chain(bound) {
-            self.text.push(before);
-            self.put(label);
-            self.put("=\"");
-            self.escaped(value);
-            self.text.push(b'"');
-            before = b',';
-        }
-        if before == b',' {
-            self.text.push(b'}');
-        }
-        self.text.push(b' ');
+/// Reads the daemon's counters and states when asked.
+struct DaemonCollector {
+    daemon: Arc<Daemon>,
+    descriptions: Vec<Desc>,
+}
+
+impl DaemonCollector {
+    fn new(daemon: Arc<Daemon>) -> prometheus::Result<Self> {
+        let descriptions = f::ALL.iter().map(describe).collect::<Result<_, _>>()?;
+        Ok(Self {
+            daemon,
+            descriptions,
+        })
+    }
+}
+
+impl Collector for DaemonCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
     }
 
-    fn head(&mut self) {
-        let kind = match self.family.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
-        };
-        let Family { name, help, .. } = self.family;
-        self.put(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
-    }
-
-    fn put(&mut self, text: &str) {
-        self.text.extend_from_slice(text.as_bytes());
-    }
-
-    /// The text format escapes three characters in label values.
-    fn escaped(&mut self, value: &str) {
-        if memchr::memchr3(b'\\', b'"', b'\n', value.as_bytes()).is_none() {
-            return self.put(value);
-        }
-        for byte in value.bytes() {
-            match byte {
-                b'\n' => self.put("\\n"),
-                b'\\' | b'"' => self.text.extend([b'\\', byte]),
-                _ => self.text.push(byte),
+    fn collect(&self) -> Vec<MetricFamily> {
+        let snapshot = self.daemon.snapshot.load_full();
+        let mut tree = Tree::default();
+        daemon_families(&mut tree, &self.daemon, &snapshot);
+        listener_families(&mut tree, &snapshot);
+        request_families(&mut tree, &snapshot);
+        pool_families(&mut tree, &snapshot);
+        session_families(&mut tree, &snapshot);
+        let per_backend = snapshot.config.metrics.per_backend;
+        if per_backend != PerBackend::None {
+            let all = backends(&snapshot, |_| true);
+            state_families(&mut tree, &all);
+            if per_backend == PerBackend::Full {
+                traffic_families(&mut tree, &all);
+                let checked = |pool: &Pool| pool.config.health_check.is_some();
+                check_families(&mut tree, &backends(&snapshot, checked));
             }
         }
-    }
-
-    fn add(&mut self, labels: &[&str], value: f64) {
-        self.begin("", labels, None);
-        self.put(&format!("{value}\n"));
-    }
-
-    fn count(&mut self, labels: &[&str], value: u64) {
-        self.sample("", labels, None, value);
-    }
-
-    fn sample(&mut self, suffix: &str, labels: &[&str], bound: Option<&str>, value: u64) {
-        self.begin(suffix, labels, bound);
-        text::number(self.text, value);
-        self.text.push(b'\n');
-    }
-
-    /// One series per reason that occurred; `head` are the labels before the reason.
-    fn reasons(&mut self, head: &[&str], count: impl Fn(Reason) -> u64) {
-        for reason in Reason::ALL {
-            let value = count(*reason);
-            if value > 0 {
-                let labels: Vec<&str> = head.iter().copied().chain([reason.name()]).collect();
-                self.count(&labels, value);
-            }
-        }
-    }
-
-    /// A distribution; left out while it is empty.
-    fn distribution<'a>(
-        &mut self,
-        labels: &[&str],
-        parts: impl Iterator<Item = &'a metrics::Histogram>,
-    ) {
-        let mut counts = [0_u64; BUCKETS_MICROS.len() + 1];
-        let mut sum_micros = 0_u64;
-        for part in parts {
-            for (sum, count) in counts.iter_mut().zip(&part.buckets) {
-                *sum += count.get();
-            }
-            sum_micros = sum_micros.wrapping_add(part.sum_micros.get());
-        }
-        let mut below = 0;
-        if counts.iter().all(|count| *count == 0) {
-            return;
-        }
-        for (count, bound) in counts.iter().zip(BOUNDS) {
-            below += count;
-            self.sample("_bucket", labels, Some(bound), below);
-        }
-        self.begin("_sum", labels, None);
-        self.put(&format!("{}\n", sum_micros as f64 / 1e6));
-        self.sample("_count", labels, None, below);
+        process_families(&mut tree);
+        tree.families
     }
 }
 
@@ -201,40 +120,40 @@ fn gauge<T: Default>(slots: &PerThread<T>, field: impl Fn(&T) -> &Count) -> f64 
     (slots.sum(field).cast_signed().max(0)) as f64
 }
 
-fn daemon_families(page: &mut Page, daemon: &Daemon, snapshot: &Snapshot) {
+fn daemon_families(tree: &mut Tree, daemon: &Daemon, snapshot: &Snapshot) {
     let reload = daemon.reload_status();
-    page.family(f::BUILD_INFO, |s| s.add(&[env!("CARGO_PKG_VERSION")], 1.0));
-    page.family(f::READY, |s| {
+    tree.family(f::BUILD_INFO, |s| s.add(&[env!("CARGO_PKG_VERSION")], 1.0));
+    tree.family(f::READY, |s| {
         s.add(&[], f64::from(u8::from(daemon.is_ready())));
     });
-    page.family(f::RELOAD_OK, |s| s.add(&[], f64::from(u8::from(reload.ok))));
-    page.family(f::RELOAD_TIME, |s| {
+    tree.family(f::RELOAD_OK, |s| s.add(&[], f64::from(u8::from(reload.ok))));
+    tree.family(f::RELOAD_TIME, |s| {
         s.add(&[], reload.success_unix.as_secs_f64());
     });
-    page.family(f::GENERATION, |s| s.count(&[], snapshot.generation));
-    page.family(f::RELOADS, |s| {
+    tree.family(f::GENERATION, |s| s.count(&[], snapshot.generation));
+    tree.family(f::RELOADS, |s| {
         s.count(&["success"], reload.succeeded);
         s.count(&["failure"], reload.failed);
     });
-    page.family(f::LOG_DROPPED, |s| {
+    tree.family(f::LOG_DROPPED, |s| {
         for log in LogName::ALL {
             s.count(&[log.name()], log.lines_dropped());
         }
     });
-    page.family(f::WORKER_BUSY, |s| {
+    tree.family(f::WORKER_BUSY, |s| {
         for (index, worker) in daemon.workers.iter().enumerate() {
             let busy = worker.busy_micros.load(Relaxed) as f64 / 1e6;
             s.add(&[&index.to_string()], busy);
         }
     });
-    page.family(f::CONNECTIONS_LIMIT, |s| {
+    tree.family(f::CONNECTIONS_LIMIT, |s| {
         s.count(&[], daemon.connection_limit.load(Relaxed) as u64);
     });
 }
 
-fn listener_families(page: &mut Page, snapshot: &Snapshot) {
+fn listener_families(tree: &mut Tree, snapshot: &Snapshot) {
     let listeners = &snapshot.listeners;
-    page.family(f::LISTENER_CONNECTIONS, |s| {
+    tree.family(f::LISTENER_CONNECTIONS, |s| {
         for one in listeners {
             s.count(
                 &[&one.config.name],
@@ -242,7 +161,7 @@ fn listener_families(page: &mut Page, snapshot: &Snapshot) {
             );
         }
     });
-    page.family(f::LISTENER_ACTIVE, |s| {
+    tree.family(f::LISTENER_ACTIVE, |s| {
         for one in listeners {
             s.add(
                 &[&one.config.name],
@@ -250,17 +169,17 @@ fn listener_families(page: &mut Page, snapshot: &Snapshot) {
             );
         }
     });
-    page.family(f::LISTENER_RECEIVED, |s| {
+    tree.family(f::LISTENER_RECEIVED, |s| {
         for one in listeners {
             s.count(&[&one.config.name], one.state.metrics.sum(|m| &m.received));
         }
     });
-    page.family(f::LISTENER_SENT, |s| {
+    tree.family(f::LISTENER_SENT, |s| {
         for one in listeners {
             s.count(&[&one.config.name], one.state.metrics.sum(|m| &m.sent));
         }
     });
-    page.family(f::LISTENER_REJECTED, |s| {
+    tree.family(f::LISTENER_REJECTED, |s| {
         for one in listeners {
             s.reasons(&[&one.config.name], |reason| {
                 reason_sum(&one.state.metrics, reason, |m| &m.rejected)
@@ -277,8 +196,8 @@ fn pool_slots(snapshot: &Snapshot) -> impl Iterator<Item = (&str, &PerThread<Poo
         .chain([(NO_POOL, &*snapshot.unrouted)])
 }
 
-fn request_families(page: &mut Page, snapshot: &Snapshot) {
-    page.family(f::REQUESTS, |s| {
+fn request_families(tree: &mut Tree, snapshot: &Snapshot) {
+    tree.family(f::REQUESTS, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             let mut sums = std::collections::BTreeMap::new();
             for (method, code, count) in slots.each().flat_map(|slot| slot.requests.each()) {
@@ -290,12 +209,12 @@ fn request_families(page: &mut Page, snapshot: &Snapshot) {
             }
         }
     });
-    page.family(f::REQUESTS_ACTIVE, |s| {
+    tree.family(f::REQUESTS_ACTIVE, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             s.add(&[pool], gauge(slots, |m| &m.requests_active));
         }
     });
-    page.family(f::REQUEST_DURATION, |s| {
+    tree.family(f::REQUEST_DURATION, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             for (index, class) in CLASSES.iter().enumerate() {
                 let parts = slots.each().filter_map(|slot| slot.duration.get(index));
@@ -303,20 +222,20 @@ fn request_families(page: &mut Page, snapshot: &Snapshot) {
             }
         }
     });
-    page.family(f::REQUEST_BODY, |s| {
+    tree.family(f::REQUEST_BODY, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             s.count(&[pool], slots.sum(|m| &m.request_body));
         }
     });
-    page.family(f::RESPONSE_BODY, |s| {
+    tree.family(f::RESPONSE_BODY, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             s.count(&[pool], slots.sum(|m| &m.response_body));
         }
     });
 }
 
-fn pool_families(page: &mut Page, snapshot: &Snapshot) {
-    page.family(f::ERRORS, |s| {
+fn pool_families(tree: &mut Tree, snapshot: &Snapshot) {
+    tree.family(f::ERRORS, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             let mut sums = std::collections::BTreeMap::new();
             for slot in slots.each() {
@@ -330,12 +249,12 @@ fn pool_families(page: &mut Page, snapshot: &Snapshot) {
             }
         }
     });
-    page.family(f::RETRIES, |s| {
+    tree.family(f::RETRIES, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             s.reasons(&[pool], |reason| reason_sum(slots, reason, |m| &m.retries));
         }
     });
-    page.family(f::BUDGET_EXHAUSTED, |s| {
+    tree.family(f::BUDGET_EXHAUSTED, |s| {
         for pool in &snapshot.pools {
             s.count(
                 &[&pool.name],
@@ -343,7 +262,7 @@ fn pool_families(page: &mut Page, snapshot: &Snapshot) {
             );
         }
     });
-    page.family(f::POOL_BACKENDS, |s| {
+    tree.family(f::POOL_BACKENDS, |s| {
         for pool in &snapshot.pools {
             for (state, count) in State::ALL.iter().zip(pool.counts()) {
                 s.count(&[&pool.name, state.name()], count as u64);
@@ -375,9 +294,9 @@ fn tcp_pools(snapshot: &Snapshot) -> Vec<&Pool> {
         .collect()
 }
 
-fn session_families(page: &mut Page, snapshot: &Snapshot) {
+fn session_families(tree: &mut Tree, snapshot: &Snapshot) {
     let pools = tcp_pools(snapshot);
-    page.family(f::SESSIONS, |s| {
+    tree.family(f::SESSIONS, |s| {
         for pool in &pools {
             let slots = &pool.state.metrics;
             s.count(&[&pool.name, "ok"], slots.sum(|m| &m.sessions_ok));
@@ -386,7 +305,7 @@ fn session_families(page: &mut Page, snapshot: &Snapshot) {
             });
         }
     });
-    page.family(f::SESSIONS_ACTIVE, |s| {
+    tree.family(f::SESSIONS_ACTIVE, |s| {
         for pool in &pools {
             s.add(
                 &[&pool.name],
@@ -394,7 +313,7 @@ fn session_families(page: &mut Page, snapshot: &Snapshot) {
             );
         }
     });
-    page.family(f::SESSION_DURATION, |s| {
+    tree.family(f::SESSION_DURATION, |s| {
         for pool in &pools {
             let parts = pool.state.metrics.each().map(|slot| &slot.session_duration);
             s.distribution(&[&pool.name], parts);
@@ -402,45 +321,56 @@ fn session_families(page: &mut Page, snapshot: &Snapshot) {
     });
 }
 
-/// Every backend with the two labels of its series.
-fn backends(snapshot: &Snapshot) -> impl Iterator<Item = ([&str; 2], &Backend)> {
-    snapshot.pools.iter().flat_map(|pool| {
-        let name: &str = &pool.name;
-        let members = pool.backends.iter();
-        members.map(move |backend| ([name, &*backend.config.name], &**backend))
-    })
+/// A backend with the two labels of its series.
+type Labelled<'a> = ([&'a str; 2], &'a Backend);
+
+/// The backends of the pools that `of` selects, in the order of their labels: the registry sorts every family, and what is
+/// in order already costs it one comparison a series.
+fn backends(snapshot: &Snapshot, of: impl Fn(&Pool) -> bool) -> Vec<Labelled<'_>> {
+    let pools = snapshot.pools.iter().filter(|pool| of(pool));
+    let mut found: Vec<Labelled<'_>> = pools
+        .flat_map(|pool| {
+            let name: &str = &pool.name;
+            let members = pool.backends.iter();
+            members.map(move |backend| ([name, &*backend.config.name], &**backend))
+        })
+        .collect();
+    found.sort_unstable_by_key(|(labels, _)| *labels);
+    found
 }
 
-fn state_families(page: &mut Page, snapshot: &Snapshot) {
-    page.family(f::BACKEND_UP, |s| {
-        for (labels, backend) in backends(snapshot) {
+fn state_families(tree: &mut Tree, backends: &[Labelled<'_>]) {
+    tree.family(f::BACKEND_UP, |s| {
+        for (labels, backend) in backends {
             let up = backend.state.state() == State::Up;
-            s.count(&labels, u64::from(up));
+            s.count(labels, u64::from(up));
         }
     });
-    page.family(f::BACKEND_WEIGHT, |s| {
-        for (labels, backend) in backends(snapshot) {
-            s.count(&labels, u64::from(backend.config.weight));
+    tree.family(f::BACKEND_WEIGHT, |s| {
+        for (labels, backend) in backends {
+            s.count(labels, u64::from(backend.config.weight));
         }
     });
-    page.family(f::BACKEND_CHANGED, |s| {
-        for (labels, backend) in backends(snapshot) {
-            s.add(&labels, backend.state.view().since_unix.as_secs_f64());
+    tree.family(f::BACKEND_CHANGED, |s| {
+        for (labels, backend) in backends {
+            s.add(labels, backend.state.view().since_unix.as_secs_f64());
         }
     });
-    page.family(f::BACKEND_STATE, |s| {
-        for ([pool, name], backend) in backends(snapshot) {
+    let mut states = State::ALL;
+    states.sort_unstable_by_key(|state| state.name());
+    tree.family(f::BACKEND_STATE, |s| {
+        for ([pool, name], backend) in backends {
             let now = backend.state.state();
-            for state in State::ALL {
-                s.count(&[pool, name, state.name()], u64::from(state == now));
+            for state in &states {
+                s.count(&[pool, name, state.name()], u64::from(*state == now));
             }
         }
     });
 }
 
-fn traffic_families(page: &mut Page, snapshot: &Snapshot) {
-    page.family(f::BACKEND_REQUESTS, |s| {
-        for ([pool, name], backend) in backends(snapshot) {
+fn traffic_families(tree: &mut Tree, backends: &[Labelled<'_>]) {
+    tree.family(f::BACKEND_REQUESTS, |s| {
+        for ([pool, name], backend) in backends {
             for (index, class) in CLASSES.iter().enumerate() {
                 let counts = backend.state.metrics.each();
                 let sum: u64 = counts
@@ -452,80 +382,71 @@ fn traffic_families(page: &mut Page, snapshot: &Snapshot) {
             }
         }
     });
-    page.family(f::BACKEND_RESPONSE, |s| {
-        for (labels, backend) in backends(snapshot) {
+    tree.family(f::BACKEND_RESPONSE, |s| {
+        for (labels, backend) in backends {
             let parts = backend.state.metrics.each().map(|slot| &slot.response);
-            s.distribution(&labels, parts);
+            s.distribution(labels, parts);
         }
     });
-    page.family(f::BACKEND_ACTIVE, |s| {
-        for (labels, backend) in backends(snapshot) {
+    tree.family(f::BACKEND_ACTIVE, |s| {
+        for (labels, backend) in backends {
             s.add(
-                &labels,
+                labels,
                 gauge(&backend.state.metrics, |m| &m.connections_active),
             );
         }
     });
-    page.family(f::BACKEND_IDLE, |s| {
-        for (labels, backend) in backends(snapshot) {
+    tree.family(f::BACKEND_IDLE, |s| {
+        for (labels, backend) in backends {
             s.add(
-                &labels,
+                labels,
                 gauge(&backend.state.metrics, |m| &m.connections_idle),
             );
         }
     });
-    page.family(f::BACKEND_CONNECTIONS, |s| {
-        for ([pool, name], backend) in backends(snapshot) {
+    tree.family(f::BACKEND_CONNECTIONS, |s| {
+        for ([pool, name], backend) in backends {
             let slots = &backend.state.metrics;
-            s.count(&[pool, name, "ok"], slots.sum(|m| &m.connections_ok));
             s.count(
                 &[pool, name, "failed"],
                 slots.sum(|m| &m.connections_failed),
             );
+            s.count(&[pool, name, "ok"], slots.sum(|m| &m.connections_ok));
         }
     });
-    page.family(f::BACKEND_FAILURES, |s| {
-        for (labels, backend) in backends(snapshot) {
-            s.reasons(&labels, |reason| {
+    tree.family(f::BACKEND_FAILURES, |s| {
+        for (labels, backend) in backends {
+            s.reasons(labels, |reason| {
                 reason_sum(&backend.state.metrics, reason, |m| &m.failures)
             });
         }
     });
-    page.family(f::BACKEND_EJECTIONS, |s| {
-        for (labels, backend) in backends(snapshot) {
-            s.reasons(&labels, |reason| {
+    tree.family(f::BACKEND_EJECTIONS, |s| {
+        for (labels, backend) in backends {
+            s.reasons(labels, |reason| {
                 reason_sum(&backend.state.metrics, reason, |m| &m.ejections)
             });
         }
     });
 }
 
-fn check_families(page: &mut Page, snapshot: &Snapshot) {
-    let checked = || {
-        let pools = snapshot.pools.iter();
-        pools
-            .filter(|pool| pool.config.health_check.is_some())
-            .flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)))
-    };
-    page.family(f::BACKEND_CHECKS, |s| {
-        for (pool, backend) in checked() {
-            let (slots, name) = (&backend.state.metrics, &backend.config.name);
-            s.count(&[&pool.name, name, "ok"], slots.sum(|m| &m.checks_ok));
-            s.count(
-                &[&pool.name, name, "failed"],
-                slots.sum(|m| &m.checks_failed),
-            );
+fn check_families(tree: &mut Tree, checked: &[Labelled<'_>]) {
+    tree.family(f::BACKEND_CHECKS, |s| {
+        for ([pool, name], backend) in checked {
+            let slots = &backend.state.metrics;
+            s.count(&[pool, name, "failed"], slots.sum(|m| &m.checks_failed));
+            s.count(&[pool, name, "ok"], slots.sum(|m| &m.checks_ok));
         }
     });
-    page.family(f::BACKEND_CHECK_DURATION, |s| {
-        for (pool, backend) in checked() {
+    tree.family(f::BACKEND_CHECK_DURATION, |s| {
+        for (labels, backend) in checked {
             let micros = backend.state.metrics.sum(|m| &m.check_duration_micros);
-            s.add(&[&pool.name, &backend.config.name], micros as f64 / 1e6);
+            s.add(labels, micros as f64 / 1e6);
         }
     });
 }
 
-fn process_families(page: &mut Page) {
+fn process_families(tree: &mut Tree) {
     let process = process::look();
     let numbers = [
         (f::PROCESS_CPU, process.cpu.map(|cpu| cpu.as_secs_f64())),
@@ -552,7 +473,7 @@ fn process_families(page: &mut Page) {
         ),
     ];
     for (family, value) in numbers {
-        page.family(family, |s| {
+        tree.family(family, |s| {
             if let Some(value) = value {
                 s.add(&[], value);
             }

@@ -14,6 +14,10 @@ use crate::{
     config::model::Config,
 };
 
+fn page(daemon: &Arc<Daemon>) -> String {
+    Scrape::new(Arc::clone(daemon)).page().unwrap()
+}
+
 /// Every sample of a page: name with labels, value.
 fn samples(page: &str) -> BTreeMap<&str, f64> {
     page.lines()
@@ -236,10 +240,6 @@ fn the_buckets_are_those_of_the_contract() {
         .filter(|line| line.starts_with(r#"balancer_backend_response_seconds_bucket{pool="sql""#))
         .map(|line| line.split('"').nth(5).unwrap())
         .collect();
-    for (text, micros) in BOUNDS.iter().zip(BUCKETS_MICROS) {
-        let shown: f64 = text.parse().unwrap();
-        assert_eq!((shown * 1e6).round() as u64, micros);
-    }
     let promised = "0.0005 0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10 30 60 +Inf";
     assert_eq!(bounds.join(" "), promised);
 }
@@ -295,10 +295,10 @@ fn per_backend_says_which_series_of_backends_there_are() {
     assert_eq!(
         shown(PerBackend::State),
         [
-            "up",
-            "weight",
             "last_state_change_timestamp_seconds",
-            "state"
+            "state",
+            "up",
+            "weight"
         ]
     );
     assert_eq!(shown(PerBackend::None), [""; 0]);
@@ -373,10 +373,13 @@ fn a_page_of_ten_thousand_busy_backends_is_made_in_bounded_time() {
         ..testing::config()
     };
     let daemon = testing::daemon(config);
+    count_everything(&daemon);
     let mut random = Random::seeded(1);
     for backend in &daemon.snapshot.load().pools[0].backends {
         let slot = backend.state.metrics.mine();
-        slot.requests[1].add(random.bits() >> 40);
+        for class in &slot.requests {
+            class.add(random.bits() >> 40);
+        }
         slot.response
             .observe(Duration::from_micros(random.bits() >> 44));
     }
@@ -388,6 +391,6 @@ fn a_page_of_ten_thousand_busy_backends_is_made_in_bounded_time() {
         page.lines().count(),
         page.len()
     );
-    // The promise is 100 ms in a release build; unoptimised and beside other tests this only catches a wrong order of growth.
+    // Some hundred milliseconds in a release build; unoptimised and beside other tests this only catches a wrong order of growth.
     assert!(took < Duration::from_secs(30), "{took:?}");
 }
