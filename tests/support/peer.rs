@@ -200,6 +200,12 @@ impl Connection {
         client::reset(self.stream);
     }
 
+    /// Sends bytes and ends the connection in the same segment, so that nobody sees the one without the other.
+    pub fn send_last(mut self, bytes: impl AsRef<[u8]>) {
+        let _ = socket2::SockRef::from(&self.stream).set_tcp_cork(true);
+        self.send(bytes);
+    }
+
     /// Ends our sending side (FIN) and keeps the rest open.
     pub fn finish(&mut self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
@@ -241,6 +247,14 @@ impl Peer {
     ) -> Self {
         let listener =
             TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+        Self::start_on(listener, script)
+    }
+
+    /// Like [`Peer::start`], on a socket that the test has prepared.
+    pub fn start_on(
+        listener: TcpListener,
+        script: impl Fn(Connection) + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let requests = Record::default();
         let accepted = Arc::new(AtomicUsize::new(0));
@@ -294,7 +308,7 @@ impl Peer {
         let bytes = bytes.into();
         Self::start(move |mut connection| {
             if connection.request().is_some() {
-                connection.send(&bytes);
+                connection.send_last(&bytes);
             }
         })
     }
