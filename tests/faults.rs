@@ -335,13 +335,18 @@ fn daemon_with<'a>(
     errors: &str,
     pools: impl IntoIterator<Item = (SocketAddr, &'a str, &'a str)>,
 ) -> Daemon {
-    let (mut routes, mut sections) = (String::new(), String::new());
-    for (number, (address, timeouts, check)) in pools.into_iter().enumerate() {
-        routes += &format!("  - {{path: /{number}, pool: p{number}}}\n");
-        sections += &format!(
-            "  p{number}: {{backends: [\"{address}\"], health_check: {check}, timeouts: {timeouts}}}\n"
-        );
-    }
+    let (routes, sections): (String, String) = pools
+        .into_iter()
+        .enumerate()
+        .map(|(number, (address, timeouts, check))| {
+            (
+                format!("  - {{path: /{number}, pool: p{number}}}\n"),
+                format!(
+                    "  p{number}: {{backends: [\"{address}\"], health_check: {check}, timeouts: {timeouts}}}\n"
+                ),
+            )
+        })
+        .unzip();
     Daemon::start(&format!(
         "workers: {workers}\nerrors: {errors}\nlisteners:\n  web: {{bind: \"@web\"}}\nroutes:\n{routes}pools:\n{sections}"
     ))

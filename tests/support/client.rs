@@ -10,17 +10,20 @@ use std::{
 
 use super::PATIENCE;
 
+/// Names and values.
+pub type Fields = Vec<(String, String)>;
+
 /// One answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     /// The status code.
     pub status: u16,
     /// Names as sent, values without blanks around them.
-    pub headers: Vec<(String, String)>,
+    pub headers: Fields,
     /// Without chunk framing.
     pub body: Vec<u8>,
     /// Trailer fields of a chunked body.
-    pub trailers: Vec<(String, String)>,
+    pub trailers: Fields,
 }
 
 impl Response {
@@ -174,7 +177,7 @@ impl<S: Read + Write> Client<S> {
     }
 
     /// Reads a status line and header fields only.
-    pub fn head(&mut self) -> Result<(u16, Vec<(String, String)>), Cut> {
+    pub fn head(&mut self) -> Result<(u16, Fields), Cut> {
         let head = self.until(b"\r\n\r\n")?;
         let text = String::from_utf8_lossy(&head).into_owned();
         let mut lines = text.trim_end().split("\r\n");
@@ -188,7 +191,7 @@ impl<S: Read + Write> Client<S> {
         Ok((status, fields(lines)))
     }
 
-    fn chunks(&mut self) -> Result<(Vec<u8>, Vec<(String, String)>), Cut> {
+    fn chunks(&mut self) -> Result<(Vec<u8>, Fields), Cut> {
         let mut body = Vec::new();
         loop {
             let line = String::from_utf8_lossy(&self.until(b"\r\n")?).into_owned();
@@ -259,7 +262,7 @@ impl<S: Read + Write> Client<S> {
     }
 }
 
-fn fields<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<(String, String)> {
+fn fields<'a>(lines: impl Iterator<Item = &'a str>) -> Fields {
     lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))

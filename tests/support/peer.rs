@@ -190,6 +190,16 @@ impl Connection {
         }
     }
 
+    /// Which connection of its peer this is, counted from 0.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Waits until something can be read, and leaves it unread: closing then is a reset.
+    pub fn wait_for_bytes(&self) {
+        let _ = self.stream.peek(&mut [0]);
+    }
+
     /// Waits until the other side ends or resets the connection.
     pub fn wait_for_end(&mut self) {
         while self.more().is_some() {}
