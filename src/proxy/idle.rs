@@ -22,6 +22,8 @@ pub struct BackendConnection {
     pub exchanges: u64,
     /// Bytes we have written to it.
     pub written: u64,
+    /// The backend ended it with a FIN, as far as reading has shown.
+    pub ended: bool,
 }
 
 impl BackendConnection {
@@ -32,6 +34,7 @@ impl BackendConnection {
             born: now,
             exchanges: 0,
             written: 0,
+            ended: false,
         }
     }
 }

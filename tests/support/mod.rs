@@ -16,6 +16,7 @@
     reason = "a broken expectation of the harness is a failed test"
 )]
 
+pub mod answers;
 pub mod client;
 pub mod daemon;
 pub mod peer;

@@ -190,6 +190,16 @@ impl Connection {
         }
     }
 
+    /// Which connection of its peer this is, counted from 0.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Waits until something can be read, and leaves it unread: closing then is a reset.
+    pub fn wait_for_bytes(&self) {
+        let _ = self.stream.peek(&mut [0]);
+    }
+
     /// Waits until the other side ends or resets the connection.
     pub fn wait_for_end(&mut self) {
         while self.more().is_some() {}
@@ -198,6 +208,12 @@ impl Connection {
     /// Ends the connection with a reset.
     pub fn reset(self) {
         client::reset(self.stream);
+    }
+
+    /// Sends bytes and ends the connection in the same segment, so that nobody sees the one without the other.
+    pub fn send_last(mut self, bytes: impl AsRef<[u8]>) {
+        let _ = socket2::SockRef::from(&self.stream).set_tcp_cork(true);
+        self.send(bytes);
     }
 
     /// Ends our sending side (FIN) and keeps the rest open.
@@ -241,6 +257,14 @@ impl Peer {
     ) -> Self {
         let listener =
             TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+        Self::start_on(listener, script)
+    }
+
+    /// Like [`Peer::start`], on a socket that the test has prepared.
+    pub fn start_on(
+        listener: TcpListener,
+        script: impl Fn(Connection) + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let requests = Record::default();
         let accepted = Arc::new(AtomicUsize::new(0));
@@ -294,7 +318,7 @@ impl Peer {
         let bytes = bytes.into();
         Self::start(move |mut connection| {
             if connection.request().is_some() {
-                connection.send(&bytes);
+                connection.send_last(&bytes);
             }
         })
     }

@@ -112,15 +112,20 @@ pub(super) async fn run(
         Ok(()) => {}
         Err(Trouble::Client(reason)) => return Ok(Done::Client(reason)),
         Err(Trouble::Backend(reason, detail)) => {
-            let acked = backend.stream.bytes_acked();
+            let unseen = backend.written == before
+                // The kernel counts the SYN as one byte.
+                || backend.ended
+                    && backend
+                        .stream
+                        .bytes_acked()
+                        .is_some_and(|acked| acked <= before + 1);
             return Err(Failure {
                 stage: Stage::Response,
                 reason,
                 stale: exchange.facts.reused
                     && reason == Reason::ConnectionTerminated
                     && io.response_bytes.is_empty(),
-                // The kernel counts the SYN as one byte.
-                unseen: acked.is_some_and(|acked| acked <= before + 1),
+                unseen,
                 detail,
             });
         }
@@ -383,18 +388,16 @@ fn poll_parse(
     method: &[u8],
     broken: Option<&io::Error>,
 ) -> Poll<Result<(), Trouble>> {
-    let ended = |detail: String| {
-        let detail = broken.map_or(detail, describe);
-        Poll::Ready(Err(Trouble::Backend(Reason::ConnectionTerminated, detail)))
-    };
     loop {
         if io.response_bytes.capacity() - io.response_bytes.len() < SMALL / 4 {
             io.response_bytes.reserve(SMALL);
         }
         match poll_fill(&mut backend.stream, cx, io.response_bytes) {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(Ok(0)) => return ended("closed before a whole response head".to_owned()),
-            Poll::Ready(Err(error)) => return ended(describe(&error)),
+            Poll::Ready(Ok(0)) => return Poll::Ready(Err(terminated(backend, broken, None))),
+            Poll::Ready(Err(error)) => {
+                return Poll::Ready(Err(terminated(backend, broken, Some(&error))));
+            }
             Poll::Ready(Ok(_)) => match parse(io, method) {
                 Ok(false) => {}
                 Ok(true) => return Poll::Ready(Ok(())),
@@ -402,6 +405,23 @@ fn poll_parse(
             },
         }
     }
+}
+
+/// The connection is over. Notes whether the backend ended it: what its FIN acknowledges is exact, even if a reset came
+/// behind (a broken pipe). With a bare reset the kernel does not look at what was received, and the backend may have
+/// read the request.
+fn terminated(
+    backend: &mut BackendConnection,
+    write: Option<&io::Error>,
+    read: Option<&io::Error>,
+) -> Trouble {
+    let mut errors = [write, read].into_iter().flatten().peekable();
+    let detail = errors.peek().map_or_else(
+        || "closed before a whole response head".to_owned(),
+        |error| describe(error),
+    );
+    backend.ended = errors.all(|error| error.kind() == io::ErrorKind::BrokenPipe);
+    Trouble::Backend(Reason::ConnectionTerminated, detail)
 }
 
 fn parse(io: &mut Io<'_>, method: &[u8]) -> Result<bool, Trouble> {

@@ -23,7 +23,8 @@ pub(super) struct Failure {
     pub reason: Reason,
     /// It used a keepalive connection on which no byte came back.
     pub stale: bool,
-    /// The backend's kernel has acknowledged no byte of the request: the backend cannot have acted on it.
+    /// The backend ended the connection without its kernel having received a byte of the request, or nothing was written:
+    /// the backend cannot have acted on it.
     pub unseen: bool,
     /// What exactly, for the log at debug level.
     pub detail: String,
