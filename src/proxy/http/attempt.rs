@@ -282,7 +282,7 @@ impl Wire<'_, '_> {
         }
         match self.poll_head(cx, io) {
             Poll::Pending => self.poll_deadline(cx),
-            ready => ready.map_ok(|()| true),
+            ready @ Poll::Ready(_) => ready.map_ok(|()| true),
         }
     }
 
@@ -606,7 +606,7 @@ async fn check_first_chunk(
     let timer: &mut Timer = &mut exchange.client.timer;
     let looked = poll_fn(|cx| match download.poll_first(cx, &mut backend.stream) {
         Poll::Pending => timer.poll(cx, deadline).map(Ok),
-        ready => ready,
+        ready @ Poll::Ready(_) => ready,
     })
     .await;
     match looked {
@@ -773,8 +773,8 @@ async fn tunnel(
     attempt.pool.succeeded(attempt.lease);
     io.out.clear();
     forward::interim_head(io.out, io.response, io.response_bytes);
-    io.out
-        .extend_from_slice(io.response_bytes.get(io.response.len..).unwrap_or_default());
+    let behind = io.response_bytes.get(io.response.len..).unwrap_or_default();
+    io.out.extend_from_slice(behind);
     let place = exchange.place;
     let slot = place.listener.state.metrics.mine();
     slot.sent.add(io.out.len() as u64);
@@ -797,6 +797,7 @@ async fn tunnel(
         exchange.facts.reason = Some(Reason::BackendReset);
         return Next::Reset;
     }
+    let early = early.len() as u64;
     let meter = Meter {
         received: &slot.received,
         sent: &slot.sent,
@@ -807,8 +808,8 @@ async fn tunnel(
         let _ = cut.wait_for(|cut| *cut).await;
     };
     let end = copy::relay_until(stop, &exchange.client.stream, &backend.stream, idle, meter).await;
-    exchange.facts.bytes_in = end.bytes_in;
-    exchange.facts.bytes_out = end.bytes_out;
+    exchange.facts.bytes_in = early + end.bytes_in;
+    exchange.facts.bytes_out = behind.len() as u64 + end.bytes_out;
     if let Err(cut) = end.end {
         exchange.facts.reason = Some(cut.reason());
         return Next::Reset;

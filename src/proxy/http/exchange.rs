@@ -439,7 +439,8 @@ impl<'a> Exchange<'a> {
             pool.state.metrics.mine().retries.add(failure.reason);
             upload.replay(io.request_out);
         };
-        self.facts.bytes_in = upload.body();
+        // A tunnel has counted its own.
+        self.facts.bytes_in += upload.body();
         let read_all = upload.has_read_all() || self.rest.is_some();
         let in_upload = self.head.framing != Framing::None && upload.has_read_all();
         let (out, bytes, taken) = upload.into_buffers();
