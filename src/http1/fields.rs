@@ -245,6 +245,15 @@ impl Fields {
 
 use super::list;
 
+/// True if a server may read both names as one: without regard to case, and to `_` in place of `-`, as CGI does.
+pub fn is_same_or_twin(name: &[u8], other: &[u8]) -> bool {
+    let dashed = |byte: &u8| match byte {
+        b'_' => b'-',
+        byte => byte.to_ascii_lowercase(),
+    };
+    name.len() == other.len() && name.iter().map(dashed).eq(other.iter().map(dashed))
+}
+
 /// Connection options that name no field.
 fn is_plain_option(token: &[u8]) -> bool {
     [&b"close"[..], b"keep-alive", b"upgrade"]
@@ -255,6 +264,19 @@ fn is_plain_option(token: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn twins_differ_in_case_and_underscores_only() {
+        for (name, other, same) in [
+            ("X-Tenant", "x_tenant", true),
+            ("X_Tenant", "x-tenant", true),
+            ("X-Tenant", "X-Tenants", false),
+            ("X-Tenant", "X.Tenant", false),
+        ] {
+            let found = is_same_or_twin(name.as_bytes(), other.as_bytes());
+            assert_eq!(found, same, "{name} {other}");
+        }
+    }
 
     #[test]
     fn known_names_are_found_without_regard_to_case() {

@@ -92,17 +92,22 @@ impl Head {
 
     /// Makes it empty, keeping the allocations.
     pub fn clear(&mut self) {
-        let (bytes, fields) = (
+        self.forget();
+        self.bytes.clear();
+    }
+
+    /// Forgets what was read from the bytes, so that nothing of an earlier request is taken for this one's.
+    fn forget(&mut self) {
+        let (bytes, mut fields) = (
             std::mem::take(&mut self.bytes),
             std::mem::take(&mut self.fields),
         );
+        fields.clear();
         *self = Self {
             bytes,
             fields,
             ..Self::default()
         };
-        self.bytes.clear();
-        self.fields.clear();
     }
 
     /// Reads a head from the beginning of `self.bytes`. `Ok(false)`: more bytes are needed.
@@ -110,6 +115,7 @@ impl Head {
     /// # Errors
     /// The request is refused; nothing after it on the connection may be read as a request.
     pub fn parse(&mut self, limits: Limits) -> Result<bool, Refusal> {
+        self.forget();
         let Self { bytes, fields, .. } = self;
         let mut room = [MaybeUninit::<httparse::Header<'_>>::uninit(); MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
@@ -431,7 +437,11 @@ fn asks_for_other_version(bytes: &[u8]) -> bool {
         .next()
         .unwrap_or_default()
         .trim_ascii_end();
-    matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
+    matches!(
+        line,
+        [.., b' ', b'H', b'T', b'T', b'P', b'/', major @ b'0'..=b'9', b'.', minor @ b'0'..=b'9']
+            if !matches!((major, minor), (b'1', b'0' | b'1'))
+    )
 }
 
 /// 501 for a well-formed list of other codings before a final `chunked`, 400 for all else; RFC 9112 section 6.1.

@@ -100,6 +100,12 @@ impl Client<TcpStream> {
         self
     }
 
+    /// Makes writes give up after `limit`, to find out when nothing fits any more.
+    pub fn limit_writes(&mut self, limit: Duration) -> &mut Self {
+        self.stream.set_write_timeout(Some(limit)).unwrap();
+        self
+    }
+
     /// Ends our sending side (FIN) and keeps reading.
     pub fn finish(&mut self) -> &mut Self {
         self.stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -211,6 +217,26 @@ impl<S: Read + Write> Client<S> {
             }
             trailers.extend(fields([line.trim_end()].into_iter()));
         }
+    }
+
+    /// Hands what comes next to `take`, piece by piece, until that is `length` bytes.
+    pub fn each(&mut self, mut length: usize, mut take: impl FnMut(&[u8])) -> Result<(), Cut> {
+        let mut buffer = vec![0; 256 << 10];
+        let kept = self.read.len().min(length);
+        take(&self.read.drain(..kept).collect::<Vec<_>>());
+        length -= kept;
+        while length > 0 {
+            let room = buffer.len().min(length);
+            match self.stream.read(&mut buffer[..room]) {
+                Ok(0) => return Err(Cut::Short(Vec::new())),
+                Ok(count) => {
+                    take(&buffer[..count]);
+                    length -= count;
+                }
+                Err(_) => return Err(Cut::Reset(Vec::new())),
+            }
+        }
+        Ok(())
     }
 
     /// Reads up to and with `end`.

@@ -127,12 +127,13 @@ impl Connection {
             loop {
                 let line = String::from_utf8(self.until(b"\r\n")?).unwrap();
                 let size = usize::from_str_radix(line.trim_end(), 16).unwrap();
-                body.extend(self.exactly(size)?);
-                self.exactly(2)?;
                 if size == 0 {
                     break;
                 }
+                body.extend(self.exactly(size)?);
+                self.exactly(2)?;
             }
+            while self.until(b"\r\n")? != b"\r\n" {}
         } else if let Some(length) = field("content-length") {
             body = self.exactly(length.parse().unwrap())?;
         }
@@ -198,6 +199,25 @@ impl Connection {
     /// Waits until something can be read, and leaves it unread: closing then is a reset.
     pub fn wait_for_bytes(&self) {
         let _ = self.stream.peek(&mut [0]);
+    }
+
+    /// Hands what comes next to `take`, piece by piece, until that is `length` bytes; `None` at the end of the connection.
+    pub fn each(&mut self, mut length: usize, mut take: impl FnMut(&[u8])) -> Option<()> {
+        while length > 0 {
+            if self.read.is_empty() {
+                self.more()?;
+            }
+            let here = self.read.len().min(length);
+            take(&self.read[..here]);
+            self.read.drain(..here);
+            length -= here;
+        }
+        Some(())
+    }
+
+    /// True once the other side has ended or reset the connection, and all it sent was read.
+    pub fn has_ended(&mut self) -> bool {
+        self.read.is_empty() && self.more().is_none()
     }
 
     /// Waits until the other side ends or resets the connection.

@@ -23,11 +23,13 @@ use crate::{
     http1::{
         Version,
         body::Decoder,
+        head_end,
         response::{self, Framing},
     },
     net::{
         connect,
         copy::{self, Meter},
+        stream::Stream,
     },
     pool::{BackendState, Lease, Pool},
     proxy::{idle::BackendConnection, timer::Timer},
@@ -41,6 +43,9 @@ const MAX_INTERIM: u32 = 16;
 /// How long a chunked response may take from its head to its first chunk before the head is passed on alone. Most
 /// servers send both together, so that a broken first chunk can still become a clean 502.
 const FIRST_CHUNK_WAIT: Duration = Duration::from_millis(20);
+
+/// Bytes of a response head that are parsed as they come.
+const EAGER: usize = 512;
 
 /// What a try is made with.
 #[derive(Clone, Copy)]
@@ -234,18 +239,17 @@ impl Wire<'_, '_> {
         if !io.response_bytes.is_empty() && self.parse(io)? {
             return Ok(());
         }
-        let whole = poll_fn(|cx| {
-            if let Poll::Ready(sent) = self.poll_send(cx) {
-                return Poll::Ready(sent.map(|()| false));
+        loop {
+            let step = poll_fn(|cx| Poll::Ready(self.poll_send_or_head(cx, io))).await;
+            match step {
+                Poll::Ready(Ok(true)) => return Ok(()),
+                Poll::Ready(Ok(false)) => break,
+                Poll::Ready(Err(trouble)) => return Err(trouble),
+                Poll::Pending => {}
             }
-            match self.poll_head(cx, io) {
-                Poll::Pending => self.poll_deadline(cx),
-                ready @ Poll::Ready(_) => ready.map_ok(|()| true),
+            if is_gone_when_woken(&self.exchange.client.stream).await {
+                return Err(Trouble::Client(Reason::ClientDisconnected));
             }
-        })
-        .await?;
-        if whole {
-            return Ok(());
         }
         let deadline = self.response_deadline();
         let Self {
@@ -270,6 +274,21 @@ impl Wire<'_, '_> {
                 .map(|()| Err(self.rules.late(deadline)))
         })
         .await
+    }
+
+    /// Ready when a head is there (true), or when there is nothing left to be sent (false).
+    fn poll_send_or_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut Io<'_>,
+    ) -> Poll<Result<bool, Trouble>> {
+        if let Poll::Ready(sent) = self.poll_send(cx) {
+            return Poll::Ready(sent.map(|()| false));
+        }
+        match self.poll_head(cx, io) {
+            Poll::Pending => self.poll_deadline(cx),
+            ready @ Poll::Ready(_) => ready.map_ok(|()| true),
+        }
     }
 
     /// Ready when the request was sent, or cannot be sent any more.
@@ -392,12 +411,14 @@ fn poll_parse(
         if io.response_bytes.capacity() - io.response_bytes.len() < SMALL / 4 {
             io.response_bytes.reserve(SMALL);
         }
+        let before = io.response_bytes.len();
         match poll_fill(&mut backend.stream, cx, io.response_bytes) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(0)) => return Poll::Ready(Err(terminated(backend, broken, None))),
             Poll::Ready(Err(error)) => {
                 return Poll::Ready(Err(terminated(backend, broken, Some(&error))));
             }
+            Poll::Ready(Ok(_)) if !is_worth_parsing(io.response_bytes, before) => {}
             Poll::Ready(Ok(_)) => match parse(io, method) {
                 Ok(false) => {}
                 Ok(true) => return Poll::Ready(Ok(())),
@@ -422,6 +443,12 @@ fn terminated(
     );
     backend.ended = errors.all(|error| error.kind() == io::ErrorKind::BrokenPipe);
     Trouble::Backend(Reason::ConnectionTerminated, detail)
+}
+
+/// The beginning is always looked at, so that garbage is known at once. After that a head is looked at when its end may
+/// have come, not for every byte that drips in.
+fn is_worth_parsing(bytes: &[u8], before: usize) -> bool {
+    before < EAGER || bytes.len() >= response::MAX_HEAD || head_end(bytes, before).is_some()
 }
 
 fn parse(io: &mut Io<'_>, method: &[u8]) -> Result<bool, Trouble> {
@@ -637,31 +664,48 @@ async fn relay(
     upload: &mut Pump,
     download: &mut Pump,
 ) -> Result<(), Reason> {
-    let mut progress = None;
-    let mut upload_ended = upload.is_done();
-    poll_fn(|cx| {
-        let mut moved = false;
-        if !upload_ended {
-            let mut at = clock::now();
-            let before = upload.moved();
-            match poll_upload(exchange, backend, upload, &mut at, cx) {
-                Poll::Ready(Ok(()) | Err(PumpError::Write(_))) => upload_ended = true,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(blame_client(&error))),
-                Poll::Pending => {}
-            }
-            moved = upload.moved() != before;
+    let mut relay = Relay {
+        exchange,
+        rules,
+        backend,
+        upload_ended: upload.is_done(),
+        upload,
+        download,
+        progress: None,
+    };
+    loop {
+        let step = poll_fn(|cx| Poll::Ready(relay.poll(cx))).await;
+        if let Poll::Ready(ended) = step {
+            return ended;
         }
-        let before = download.moved();
-        let result = download.poll(cx, &mut backend.stream, &mut exchange.client.stream);
-        let after = download.moved();
-        exchange
-            .place
-            .listener
-            .state
-            .metrics
-            .mine()
-            .sent
-            .add(after.1 - before.1);
+        if is_gone_when_woken(&relay.exchange.client.stream).await {
+            return Err(Reason::ClientDisconnected);
+        }
+    }
+}
+
+/// Both directions while a response is passed on.
+struct Relay<'r, 'e> {
+    exchange: &'r mut Exchange<'e>,
+    rules: &'r Rules<'r>,
+    backend: &'r mut BackendConnection,
+    upload: &'r mut Pump,
+    upload_ended: bool,
+    download: &'r mut Pump,
+    /// When a byte was last moved.
+    progress: Option<Instant>,
+}
+
+impl Relay<'_, '_> {
+    /// Ready when the response has been passed on, or must be cut.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+        let sent_on = self.poll_upload(cx)?;
+        let before = self.download.moved();
+        let client = &mut self.exchange.client.stream;
+        let result = self.download.poll(cx, &mut self.backend.stream, client);
+        let after = self.download.moved();
+        let metrics = self.exchange.place.listener.state.metrics.mine();
+        metrics.sent.add(after.1 - before.1);
         match result {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
             Poll::Ready(Err(PumpError::Write(_))) => {
@@ -670,25 +714,65 @@ async fn relay(
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ResponseIncomplete)),
             Poll::Pending => {}
         }
-        if moved || after != before || progress.is_none() {
-            progress = Some(clock::now());
+        if sent_on || after != before || self.progress.is_none() {
+            self.progress = Some(clock::now());
         }
-        let for_client = download.waits_for_sink();
-        let listener = &exchange.place.listener.config.timeouts;
-        let idle = if for_client {
-            listener.body_idle
+        self.poll_deadline(cx).map(Err)
+    }
+
+    /// Sends on what is left of the request; true if some of it was moved.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<bool, Reason> {
+        if self.upload_ended {
+            return Ok(false);
+        }
+        let mut at = clock::now();
+        let before = self.upload.moved();
+        match poll_upload(self.exchange, self.backend, self.upload, &mut at, cx) {
+            Poll::Ready(Ok(()) | Err(PumpError::Write(_))) => self.upload_ended = true,
+            Poll::Ready(Err(error)) => return Err(blame_client(&error)),
+            Poll::Pending => {}
+        }
+        Ok(self.upload.moved() != before)
+    }
+
+    /// Who is waited for has so long to move a byte. A backend that still waits for the client's body is not to blame.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        let body_idle = self.exchange.place.listener.config.timeouts.body_idle;
+        let for_body = !self.upload_ended && !self.upload.waits_for_sink();
+        let (idle, reason) = if self.download.waits_for_sink() {
+            (body_idle, Reason::ClientWriteTimeout)
+        } else if for_body {
+            (body_idle, Reason::RequestTimeout)
         } else {
-            rules.timeouts.idle
+            (self.rules.timeouts.idle, Reason::ResponseIdleTimeout)
         };
-        let own = idle.and_then(|idle| Some(progress? + idle));
-        let deadline = earlier(own, rules.end);
-        exchange.client.timer.poll(cx, deadline).map(|()| {
-            Err(match for_client {
-                _ if deadline == rules.end => Reason::TotalTimeout,
-                true => Reason::ClientWriteTimeout,
-                false => Reason::ResponseIdleTimeout,
-            })
+        let own = idle.and_then(|idle| Some(self.progress? + idle));
+        let deadline = earlier(own, self.rules.end);
+        let timer = &mut self.exchange.client.timer;
+        timer.poll(cx, deadline).map(|()| {
+            if deadline == self.rules.end {
+                Reason::TotalTimeout
+            } else {
+                reason
+            }
         })
+    }
+}
+
+/// Waits until anything wakes the task; true if it is that the client has reset its connection. Nothing else would tell
+/// while the client is neither read nor written.
+async fn is_gone_when_woken(client: &Stream) -> bool {
+    let mut gone = pin!(client.gone());
+    let mut waited = false;
+    poll_fn(|cx| {
+        if gone.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        if std::mem::replace(&mut waited, true) {
+            Poll::Ready(false)
+        } else {
+            Poll::Pending
+        }
     })
     .await
 }
@@ -712,8 +796,8 @@ async fn tunnel(
     attempt.pool.succeeded(attempt.lease);
     io.out.clear();
     forward::interim_head(io.out, io.response, io.response_bytes);
-    io.out
-        .extend_from_slice(io.response_bytes.get(io.response.len..).unwrap_or_default());
+    let behind = io.response_bytes.get(io.response.len..).unwrap_or_default();
+    io.out.extend_from_slice(behind);
     let place = exchange.place;
     let slot = place.listener.state.metrics.mine();
     slot.sent.add(io.out.len() as u64);
@@ -736,6 +820,7 @@ async fn tunnel(
         exchange.facts.reason = Some(Reason::BackendReset);
         return Next::Reset;
     }
+    let early = early.len() as u64;
     let meter = Meter {
         received: &slot.received,
         sent: &slot.sent,
@@ -746,8 +831,8 @@ async fn tunnel(
         let _ = cut.wait_for(|cut| *cut).await;
     };
     let end = copy::relay_until(stop, &exchange.client.stream, &backend.stream, idle, meter).await;
-    exchange.facts.bytes_in = end.bytes_in;
-    exchange.facts.bytes_out = end.bytes_out;
+    exchange.facts.bytes_in = early + end.bytes_in;
+    exchange.facts.bytes_out = behind.len() as u64 + end.bytes_out;
     if let Err(cut) = end.end {
         exchange.facts.reason = Some(cut.reason());
         return Next::Reset;

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     base::clock,
     config::model::{
-        ListenerTimeouts, PoolTimeouts, Retries, Route, RouteAction, TimeoutOverrides,
+        ListenerTimeouts, PoolTimeouts, Redirect, Retries, Route, RouteAction, TimeoutOverrides,
     },
     http1::{
         self, Version,
@@ -94,8 +94,10 @@ pub(super) struct Exchange<'a> {
 /// How reading a head ended.
 enum Reading {
     Whole,
-    /// The client closed, or was silent for too long before it had sent a byte.
+    /// The client closed.
     Nothing,
+    /// There is nothing to read: the driver had not noticed that all was taken.
+    NotYet,
     Refused(Reason),
 }
 
@@ -120,14 +122,15 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
     let before = scratch.head.bytes.len();
     let reading = read_head(client, &mut scratch.head, limits, deadline).await;
     received.add((scratch.head.bytes.len() - before) as u64);
-    client.first = None;
-    if matches!(reading, Reading::Nothing) {
-        return Next::Close;
+    match reading {
+        Reading::Nothing => return Next::Close,
+        // The connection goes on waiting, with nothing of an exchange in its hands.
+        Reading::NotYet => return Next::KeepAlive,
+        _ => client.first = None,
     }
     let Scratch {
         head, request_id, ..
     } = scratch;
-    request_id.clear();
     let place = Place {
         worker,
         snapshot: &generation,
@@ -135,6 +138,7 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
         listener_index,
     };
     let mut exchange = Exchange::new(place, client, head, request_id, began);
+    exchange.identify();
     let mut io = Io {
         response: &mut scratch.response,
         response_bytes: &mut scratch.response_bytes,
@@ -212,13 +216,15 @@ async fn read_head(
         }
         let Client { stream, timer, .. } = &mut *client;
         let read = poll_fn(|cx| match poll_fill(stream, cx, &mut head.bytes) {
+            Poll::Pending if bytes == 0 => Poll::Ready(None),
             Poll::Pending => timer.poll(cx, deadline).map(|()| None),
             Poll::Ready(read) => Poll::Ready(Some(read)),
         });
         match read.await {
             Some(Ok(1..)) => {}
-            None if bytes > 0 => return Reading::Refused(Reason::RequestTimeout),
-            _ => return Reading::Nothing,
+            Some(_) => return Reading::Nothing,
+            None if bytes == 0 => return Reading::NotYet,
+            None => return Reading::Refused(Reason::RequestTimeout),
         }
     }
 }
@@ -258,24 +264,30 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// Gives the request its id, one that is refused as well.
+    fn identify(&mut self) {
+        let Place {
+            snapshot, worker, ..
+        } = self.place;
+        forward::request_id(
+            self.request_id,
+            self.head,
+            &snapshot.config.forwarded,
+            self.origin(),
+            &mut worker.random.borrow_mut(),
+        );
+    }
+
     /// The request is whole: find out what is to be done, and do it.
     async fn answer(&mut self, io: &mut Io<'_>) -> Next {
         let Place {
             snapshot,
             listener,
             listener_index,
-            worker,
+            ..
         } = self.place;
         self.rest = self.end_of_body();
         self.asked_to_close = !self.head.keep_alive && self.rest.is_some();
-        let origin = self.origin();
-        forward::request_id(
-            self.request_id,
-            self.head,
-            &snapshot.config.forwarded,
-            origin,
-            &mut worker.random.borrow_mut(),
-        );
         if self.head.framing != Framing::None && self.is_over_body_limit() {
             return self.fail(Reason::RequestBodySize, io).await;
         }
@@ -287,12 +299,7 @@ impl<'a> Exchange<'a> {
             return self.fail(Reason::RequestDenied, io).await;
         }
         if let Some(redirect) = &listener.config.redirect {
-            let reply = reply::redirect(
-                redirect,
-                self.head.text(self.head.host),
-                self.head.text(self.head.target),
-            );
-            return self.reply(&reply, io).await;
+            return self.redirect(redirect, io).await;
         }
         let head = &*self.head;
         let has_header = |name: &str, test: &dyn Fn(&[u8]) -> bool| {
@@ -321,14 +328,7 @@ impl<'a> Exchange<'a> {
         }
         match &route.action {
             RouteAction::Pool(pool) => self.forward(*pool, Some(route), io).await,
-            RouteAction::Redirect(redirect) => {
-                let reply = reply::redirect(
-                    redirect,
-                    self.head.text(self.head.host),
-                    self.head.text(self.head.target),
-                );
-                self.reply(&reply, io).await
-            }
+            RouteAction::Redirect(redirect) => self.redirect(redirect, io).await,
             RouteAction::Respond { status, body } => {
                 self.reply(&Reply::fixed(*status, body), io).await
             }
@@ -443,7 +443,8 @@ impl<'a> Exchange<'a> {
             pool.state.metrics.mine().retries.add(failure.reason);
             upload.replay(io.request_out);
         };
-        self.facts.bytes_in = upload.body();
+        // A tunnel has counted its own.
+        self.facts.bytes_in += upload.body();
         let read_all = upload.has_read_all() || self.rest.is_some();
         let in_upload = self.head.framing != Framing::None && upload.has_read_all();
         let (out, bytes, taken) = upload.into_buffers();
@@ -524,6 +525,17 @@ impl<'a> Exchange<'a> {
             self.head.keep_alive = false;
         }
         self.fail(reason, io).await
+    }
+
+    /// Answers with a redirect. HTTP/1.0 clients may not say which host they mean: for them there is no https URL.
+    async fn redirect(&mut self, redirect: &Redirect, io: &mut Io<'_>) -> Next {
+        let head = &*self.head;
+        let host = head.text(head.host);
+        if host.is_empty() && matches!(redirect, Redirect::Https { .. }) {
+            return self.fail(Reason::RequestError, io).await;
+        }
+        let reply = reply::redirect(redirect, host, head.text(head.target));
+        self.reply(&reply, io).await
     }
 
     /// Answers with an error.

@@ -9,7 +9,7 @@ use crate::{
     config::model::{Forwarded, HeaderEdits},
     http1::{
         Version, encode,
-        fields::{Field, Fields, Known},
+        fields::{Field, Fields, Known, is_same_or_twin},
         request, response,
     },
 };
@@ -66,7 +66,8 @@ pub(super) fn request_head(
     close: bool,
 ) {
     encode::request_line(out, head.text(head.method), head.text(head.target));
-    if head.find(Known::Host).is_none() {
+    // RFC 9112 section 3.2: exactly one, and an empty one where nothing is known.
+    if head.find(Known::Host).is_none() && !edits.is_some_and(sets_host) {
         encode::field(out, b"Host", head.text(head.host));
     }
     let earlier = Earlier::of(head, origin, rules);
@@ -99,6 +100,11 @@ pub(super) fn request_head(
         None => {}
     }
     encode::end(out);
+}
+
+fn sets_host(edits: &HeaderEdits) -> bool {
+    let mut names = edits.set.iter().map(|(name, _)| name);
+    names.any(|name| name.eq_ignore_ascii_case("host"))
 }
 
 /// Values of forwarding fields that a trusted peer sent, to be appended to.
@@ -149,10 +155,7 @@ fn is_replaced(field: &Field, bytes: &[u8], rules: &Forwarded, origin: Origin) -
 }
 
 fn is_request_id(field: &Field, bytes: &[u8], rules: &Forwarded) -> bool {
-    field
-        .name
-        .get(bytes)
-        .eq_ignore_ascii_case(rules.request_id.as_bytes())
+    is_same_or_twin(field.name.get(bytes), rules.request_id.as_bytes())
 }
 
 fn add_forwarding(
@@ -204,14 +207,14 @@ fn push_peer(text: &mut String, peer: Option<IpAddr>) {
     }
 }
 
-/// Strikes out what `remove` and `set` name.
+/// Strikes out what `remove` and `set` name, and what a server could take for it.
 fn strike_edited(fields: &mut Fields, bytes: &[u8], edits: &HeaderEdits) {
     let named = edits
         .remove
         .iter()
         .chain(edits.set.iter().map(|(name, _)| name));
     for name in named {
-        fields.strike(|field| field.name.get(bytes).eq_ignore_ascii_case(name.as_bytes()));
+        fields.strike(|field| is_same_or_twin(field.name.get(bytes), name.as_bytes()));
     }
 }
 
