@@ -391,6 +391,6 @@ fn a_page_of_ten_thousand_busy_backends_is_made_in_bounded_time() {
         page.lines().count(),
         page.len()
     );
-    // Some hundred milliseconds in a release build; unoptimised and beside other tests this only catches a wrong order of growth.
+    // Half a second in an optimised build; unoptimised and beside other tests this only catches a wrong order of growth.
     assert!(took < Duration::from_secs(30), "{took:?}");
 }
