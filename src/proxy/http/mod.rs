@@ -189,7 +189,7 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
             Next::KeepAlive => {}
             Next::Close => return,
             Next::Reset => return client.stream.set_reset_on_close(),
-            Next::Linger => return linger(&worker, client).await,
+            Next::Linger => return Box::pin(linger(&worker, client)).await,
         }
     }
 }
@@ -226,5 +226,21 @@ pub async fn refuse(worker: Rc<Worker>, client: Client) {
     // What does not fit into an empty send buffer at once is not worth waiting for.
     if client.stream.try_write(&out).is_ok() {
         Box::pin(linger(&worker, client)).await;
+    }
+}
+
+/// Bytes of a connection's task beside its streams: what an idle connection costs, together with what the runtime keeps.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F: Future>(_: fn(Rc<Worker>, Client) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        let size = size_of_future(serve);
+        assert!(size <= 512, "{size} bytes");
     }
 }
