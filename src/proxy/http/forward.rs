@@ -167,9 +167,10 @@ fn add_forwarding(
 ) {
     let host = head.text(head.host);
     if rules.x_forwarded {
-        let mut value = earlier.forwarded_for.clone();
-        push_peer(&mut value, origin.peer);
-        encode::field(out, b"X-Forwarded-For", value.as_bytes());
+        out.extend_from_slice(b"X-Forwarded-For: ");
+        out.extend_from_slice(earlier.forwarded_for.as_bytes());
+        push_peer(out, origin.peer);
+        encode::end(out);
         if !earlier.proto {
             encode::field(out, b"X-Forwarded-Proto", b"http");
         }
@@ -200,10 +201,19 @@ fn add_forwarding(
     }
 }
 
-fn push_peer(text: &mut String, peer: Option<IpAddr>) {
+/// IPv4 addresses are written by hand: this happens for every request.
+fn push_peer(out: &mut Vec<u8>, peer: Option<IpAddr>) {
     match peer {
-        Some(peer) => _ = write!(text, "{peer}"),
-        None => text.push_str("unknown"),
+        Some(IpAddr::V4(peer)) => {
+            for (place, octet) in peer.octets().into_iter().enumerate() {
+                if place > 0 {
+                    out.push(b'.');
+                }
+                encode::number(out, u64::from(octet));
+            }
+        }
+        Some(IpAddr::V6(peer)) => out.extend_from_slice(peer.to_string().as_bytes()),
+        None => out.extend_from_slice(b"unknown"),
     }
 }
 

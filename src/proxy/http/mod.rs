@@ -91,6 +91,8 @@ pub struct Client {
     /// Its place among the worker's connections.
     pub entry: Entry,
     timer: Timer,
+    /// Generation and index of its listener, as of the last request.
+    listener: Option<(u64, usize)>,
     /// By when the first request must be whole, until it is.
     first: Option<Instant>,
 }
@@ -125,12 +127,21 @@ impl Client {
             bind,
             entry,
             timer: Timer::new(first.unwrap_or(now + Duration::from_hours(1))),
+            listener: None,
             first,
         }
     }
 
-    fn listener_of(&self, snapshot: &Snapshot) -> Option<usize> {
-        snapshot.binds.get(&*self.bind).copied()
+    /// The listener that serves this connection in `snapshot`; looked up once per generation.
+    fn listener_of(&mut self, snapshot: &Snapshot) -> Option<usize> {
+        if self
+            .listener
+            .is_none_or(|(generation, _)| generation != snapshot.generation)
+        {
+            let listener = snapshot.binds.get(&*self.bind).copied();
+            self.listener = listener.map(|listener| (snapshot.generation, listener));
+        }
+        self.listener.map(|(_, listener)| listener)
     }
 
     /// Waits for the first byte of a request; false if the connection is to be closed instead.
