@@ -3,7 +3,7 @@
 use std::{io, thread};
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1},
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1},
     iterator::{Handle, Signals as Stream},
 };
 use tokio::sync::mpsc;
@@ -30,7 +30,7 @@ pub(super) struct Signals {
 impl Signals {
     /// Takes the signals over from the system's own handling.
     pub(super) fn new() -> io::Result<Self> {
-        let mut stream = Stream::new([SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGPIPE])?;
+        let mut stream = Stream::new([SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1])?;
         let handle = stream.handle();
         let (sender, receiver) = mpsc::unbounded_channel();
         thread::Builder::new()

@@ -36,7 +36,7 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 /// Connections of a worker that may linger at a time; more are closed at once.
 const LINGERING: usize = 256;
 /// Memory that is given back when a buffer has grown beyond it.
-const KEPT_CAPACITY: usize = 64 << 10;
+const KEPT_CAPACITY: usize = pump::MEDIUM;
 
 /// Memory of one exchange, used again by the next.
 #[derive(Debug, Default)]

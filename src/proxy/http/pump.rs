@@ -23,8 +23,8 @@ use crate::{
 
 /// First size of a buffer; most messages are smaller.
 pub(super) const SMALL: usize = 16 << 10;
-/// Size of a buffer when reads fill the small one.
-const MEDIUM: usize = 64 << 10;
+/// Size of a buffer when reads fill the small one: a body of 64 KiB with its head fits.
+pub(super) const MEDIUM: usize = 80 << 10;
 /// Size of a buffer when reads fill the medium one.
 const LARGE: usize = 256 << 10;
 /// Body bytes up to this are copied behind the head rather than written from where they are.
