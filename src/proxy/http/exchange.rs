@@ -144,6 +144,7 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
     let next = match reading {
         Reading::Refused(reason) => {
             exchange.head.keep_alive = false;
+            forward::new_request_id(exchange.request_id, &mut worker.random.borrow_mut());
             exchange.fail(reason, &mut io).await
         }
         _ => exchange.answer(&mut io).await,
@@ -756,13 +757,15 @@ pub(super) fn encode_overload(worker: &Worker, snapshot: &Snapshot, out: &mut Ve
         ..request::Head::default()
     };
     let reply = reply::error(Reason::Overload, &snapshot.config.errors, &head);
+    let mut request_id = String::new();
+    forward::new_request_id(&mut request_id, &mut worker.random.borrow_mut());
     worker.with_date(|date| {
         reply.encode(
             out,
             Ending {
                 is_head: false,
                 keep_alive: false,
-                request_id: ("", ""),
+                request_id: (&snapshot.config.forwarded.request_id, &request_id),
                 date,
             },
         )
