@@ -1,7 +1,7 @@
 //! Scripted backends: each connection runs a script in a thread; every request that is read is recorded.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Condvar, Mutex,
@@ -198,6 +198,29 @@ impl Connection {
     /// Waits until something can be read, and leaves it unread: closing then is a reset.
     pub fn wait_for_bytes(&self) {
         let _ = self.stream.peek(&mut [0]);
+    }
+
+    /// Reads what comes next; `None` at the end of the connection.
+    pub fn some(&mut self) -> Option<Vec<u8>> {
+        if self.read.is_empty() {
+            self.more()?;
+        }
+        Some(std::mem::take(&mut self.read))
+    }
+
+    /// Reads to the end of the connection: all bytes, or how it failed.
+    pub fn rest(&mut self) -> Result<Vec<u8>, io::ErrorKind> {
+        let mut rest = std::mem::take(&mut self.read);
+        match self.stream.read_to_end(&mut rest) {
+            Ok(_) => Ok(rest),
+            Err(error) => Err(error.kind()),
+        }
+    }
+
+    /// The bare connection; nothing of it must have been read.
+    pub fn into_stream(self) -> TcpStream {
+        assert!(self.read.is_empty(), "bytes would be lost");
+        self.stream
     }
 
     /// Waits until the other side ends or resets the connection.
