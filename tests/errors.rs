@@ -365,6 +365,14 @@ fn a_client_that_still_sends_can_read_why_it_was_refused() {
         let response = client.response().unwrap();
         expect_error(&response, 413, "http_request_body_size");
     }
+    // One that sends far more than is worth waiting for is cut off, but not from its answer.
+    let mut client = daemon.client("@web");
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 100000000\r\n\r\n");
+    let part = vec![b'a'; 1 << 20];
+    let taken = (0..100).take_while(|_| client.try_send(&part)).count();
+    assert!(taken < 100, "all was taken");
+    let response = client.response().unwrap();
+    expect_error(&response, 413, "http_request_body_size");
 }
 
 #[test]

@@ -28,6 +28,11 @@ impl Gate {
         self.0.1.notify_all();
     }
 
+    /// Whether it is open now.
+    pub fn is_open(&self) -> bool {
+        *self.0.0.lock().unwrap()
+    }
+
     /// Waits until it is open.
     pub fn wait(&self) {
         let (open, changed) = &*self.0;
