@@ -308,8 +308,8 @@ fn an_http_check_asks_as_the_file_says() {
     assert_eq!(first(host).header("host"), Some("app.example.com"));
     assert_eq!(first(head).method, "HEAD");
     assert_eq!(first(&elsewhere).target, "/h");
-    assert_eq!(own_port.connections(), 0);
-    assert_eq!(dead.connections(), 0);
+    assert_eq!(own_port.requests.all(), []);
+    assert_eq!(dead.requests.all(), []);
 }
 
 #[test]

@@ -431,10 +431,14 @@ impl Blackhole {
     }
 }
 
-/// An address of this machine where nobody listens, so that connecting is refused.
+/// An address of this machine where nobody listens, so that connecting is refused. It stays taken as long as the test
+/// runs, so that nobody else gets it to listen there.
 pub fn refused() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    static HELD: Mutex<Vec<socket2::Socket>> = Mutex::new(Vec::new());
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&any.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    HELD.lock().unwrap().push(socket);
+    address
 }
