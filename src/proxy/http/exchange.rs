@@ -66,6 +66,8 @@ pub(super) struct Facts {
     pub connect: Option<Duration>,
     pub first_byte: Option<Duration>,
     pub reason: Option<Reason>,
+    /// The response was cut in its body: the reason is not what its status says.
+    pub cut: bool,
 }
 
 /// The rules for forwarding: the pool's, with the route's overrides.
@@ -244,6 +246,7 @@ impl<'a> Exchange<'a> {
             connect: None,
             first_byte: None,
             reason: None,
+            cut: false,
         };
         Self {
             place,
@@ -595,7 +598,7 @@ impl<'a> Exchange<'a> {
         metrics.request_body.add(facts.bytes_in);
         metrics.response_body.add(facts.bytes_out);
         if let Some(reason) = facts.reason {
-            let is_answer = reason.status(snapshot.config.errors.status) > 0;
+            let is_answer = !facts.cut && reason.status(snapshot.config.errors.status) > 0;
             metrics.error(reason, if is_answer { facts.status } else { 0 });
         }
         let status = if facts.status == 0 { 499 } else { facts.status };
