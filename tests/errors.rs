@@ -626,3 +626,56 @@ fn many_bad_clients_do_not_keep_a_good_one_waiting() {
     assert!(took < Duration::from_secs(3), "{took:?}");
     drop(held);
 }
+
+#[test]
+fn an_idle_connection_is_closed_without_a_word() {
+    let peer = Peer::answering("good");
+    let daemon = daemon(&peer, "timeouts: {keepalive: 200ms}");
+    let mut client = daemon.client("@web");
+    assert_eq!(client.request("GET", "/").unwrap().text(), "good");
+    let began = clock::now();
+    assert_eq!(client.rest(), Ok(Vec::new()));
+    let took = clock::now() - began;
+    assert!(took >= Duration::from_millis(150), "{took:?}");
+}
+
+#[test]
+fn a_client_that_ends_its_side_after_the_request_gets_its_answer() {
+    let gate = support::peer::Gate::new();
+    let door = gate.clone();
+    let peer = Peer::start(move |mut connection| {
+        connection.request().unwrap();
+        door.wait();
+        connection.answer("good");
+    });
+    let daemon = daemon(&peer, "");
+    let mut client = daemon.client("@web");
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").finish();
+    peer.wait_for_requests(1);
+    // Whoever took the end for a disconnect would have told it before the backend answers.
+    client.patience(Duration::from_millis(100));
+    assert_eq!(client.more(), Err(Cut::TimedOut(Vec::new())));
+    gate.open();
+    client.patience(support::PATIENCE);
+    assert_eq!(client.response().unwrap().text(), "good");
+}
+
+#[test]
+fn a_client_that_resets_while_it_waits_is_noticed_at_once() {
+    let peer = Peer::start(|mut connection| {
+        connection.request().unwrap();
+        connection.wait_for_end();
+    });
+    let daemon = daemon(&peer, "");
+    let mut client = daemon.client("@web");
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    peer.wait_for_requests(1);
+    client.reset();
+    let line = daemon.wait_for_access(|line| line["reason"] == "client_disconnected");
+    assert_eq!(
+        (&line["status"], &line["attempts"]),
+        (&499.into(), &1.into())
+    );
+    daemon.wait_for_metric("balancer_backend_connections_active", |now| now < 0.5);
+    is_counted(&daemon, "app", "client_disconnected", 0, 1);
+}
