@@ -826,3 +826,46 @@ fn errors_of_the_backend_itself_pass_untouched() {
     let failures = daemon.metric("balancer_backend_failures_total");
     assert!(failures < 0.5, "{failures} failures");
 }
+
+#[test]
+fn an_answer_before_the_end_of_the_request_is_passed_on() {
+    // Unread bytes make its close a reset, which must not destroy the answer that came before.
+    let peer = Peer::start(|mut connection| {
+        connection.head();
+        connection.exactly(1);
+        connection
+            .send("HTTP/1.1 413 Own Limit\r\nConnection: close\r\nContent-Length: 4\r\n\r\nless");
+    });
+    let daemon = daemon("{}", [(peer.address, PATIENT, "none")]);
+    for _ in 0..10 {
+        let mut client = daemon.client("@web");
+        let length = 300_000;
+        client.send(format!(
+            "POST /0 HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n"
+        ));
+        client.send(vec![b'a'; length]);
+        let response = client.response().unwrap();
+        assert_eq!((response.status, response.text()), (413, "less".to_owned()));
+        assert_eq!(response.count("Proxy-Status"), 0);
+    }
+}
+
+#[test]
+fn the_time_for_everything_ends_a_response_in_its_body() {
+    let peer = Peer::start(|mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nfirst part");
+        connection.wait_for_end();
+    });
+    let timeouts = "{connect: 300ms, response: 15s, idle: 15s, total: 300ms}";
+    let daemon = daemon("{}", [(peer.address, timeouts, "none")]);
+    assert!(daemon.get("@web", "/0").is_err(), "cut");
+    let line = daemon.wait_for_access(|line| line["reason"] == "total_timeout");
+    assert_eq!(
+        (&line["status"], &line["bytes_out"]),
+        (&200.into(), &10.into())
+    );
+    let series = "balancer_errors_total{pool=\"p0\",reason=\"total_timeout\",code=\"0\"}";
+    let page = daemon.scrape();
+    assert_eq!(sum_of(&page, series) as u64, 1, "{page}");
+}

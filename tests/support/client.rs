@@ -85,6 +85,11 @@ impl Client<TcpStream> {
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address)
             .unwrap_or_else(|error| panic!("connect to {address}: {error}"));
+        Self::over(stream)
+    }
+
+    /// Over a connection that the test has made.
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -269,7 +274,8 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
-    fn more(&mut self) -> Result<(), Cut> {
+    /// Reads what comes next, for the calls that follow.
+    pub fn more(&mut self) -> Result<(), Cut> {
         let mut buffer = vec![0; 64 << 10];
         match self.stream.read(&mut buffer) {
             Ok(0) if self.read.is_empty() => Err(Cut::Closed),

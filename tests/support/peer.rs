@@ -1,7 +1,7 @@
 //! Scripted backends: each connection runs a script in a thread; every request that is read is recorded.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Condvar, Mutex,
@@ -26,6 +26,11 @@ impl Gate {
     pub fn open(&self) {
         *self.0.0.lock().unwrap() = true;
         self.0.1.notify_all();
+    }
+
+    /// Whether it is open now.
+    pub fn is_open(&self) -> bool {
+        *self.0.0.lock().unwrap()
     }
 
     /// Waits until it is open.
@@ -218,6 +223,29 @@ impl Connection {
     /// True once the other side has ended or reset the connection, and all it sent was read.
     pub fn has_ended(&mut self) -> bool {
         self.read.is_empty() && self.more().is_none()
+    }
+
+    /// Reads what comes next; `None` at the end of the connection.
+    pub fn some(&mut self) -> Option<Vec<u8>> {
+        if self.read.is_empty() {
+            self.more()?;
+        }
+        Some(std::mem::take(&mut self.read))
+    }
+
+    /// Reads to the end of the connection: all bytes, or how it failed.
+    pub fn rest(&mut self) -> Result<Vec<u8>, io::ErrorKind> {
+        let mut rest = std::mem::take(&mut self.read);
+        match self.stream.read_to_end(&mut rest) {
+            Ok(_) => Ok(rest),
+            Err(error) => Err(error.kind()),
+        }
+    }
+
+    /// The bare connection; nothing of it must have been read.
+    pub fn into_stream(self) -> TcpStream {
+        assert!(self.read.is_empty(), "bytes would be lost");
+        self.stream
     }
 
     /// Waits until the other side ends or resets the connection.
@@ -423,10 +451,14 @@ impl Blackhole {
     }
 }
 
-/// An address of this machine where nobody listens, so that connecting is refused.
+/// An address of this machine where nobody listens, so that connecting is refused. It stays taken as long as the test
+/// runs, so that nobody else gets it to listen there.
 pub fn refused() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    static HELD: Mutex<Vec<socket2::Socket>> = Mutex::new(Vec::new());
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&any.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    HELD.lock().unwrap().push(socket);
+    address
 }

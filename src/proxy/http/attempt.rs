@@ -542,6 +542,7 @@ async fn respond(
     *io.response_bytes = bytes;
     if let Err(reason) = relayed {
         exchange.facts.reason = Some(reason);
+        exchange.facts.cut = true;
         if reason.blames_backend() {
             blame_backend(attempt, reason);
         }

@@ -66,6 +66,8 @@ pub(super) struct Facts {
     pub connect: Option<Duration>,
     pub first_byte: Option<Duration>,
     pub reason: Option<Reason>,
+    /// The response was cut in its body: the reason is not what its status says.
+    pub cut: bool,
 }
 
 /// The rules for forwarding: the pool's, with the route's overrides.
@@ -150,6 +152,7 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
     let next = match reading {
         Reading::Refused(reason) => {
             exchange.head.keep_alive = false;
+            forward::new_request_id(exchange.request_id, &mut worker.random.borrow_mut());
             exchange.fail(reason, &mut io).await
         }
         _ => exchange.answer(&mut io).await,
@@ -251,6 +254,7 @@ impl<'a> Exchange<'a> {
             connect: None,
             first_byte: None,
             reason: None,
+            cut: false,
         };
         Self {
             place,
@@ -611,7 +615,7 @@ impl<'a> Exchange<'a> {
         metrics.request_body.add(facts.bytes_in);
         metrics.response_body.add(facts.bytes_out);
         if let Some(reason) = facts.reason {
-            let is_answer = reason.status(snapshot.config.errors.status) > 0;
+            let is_answer = !facts.cut && reason.status(snapshot.config.errors.status) > 0;
             metrics.error(reason, if is_answer { facts.status } else { 0 });
         }
         let status = if facts.status == 0 { 499 } else { facts.status };
@@ -773,13 +777,15 @@ pub(super) fn encode_overload(worker: &Worker, snapshot: &Snapshot, out: &mut Ve
         ..request::Head::default()
     };
     let reply = reply::error(Reason::Overload, &snapshot.config.errors, &head);
+    let mut request_id = String::new();
+    forward::new_request_id(&mut request_id, &mut worker.random.borrow_mut());
     worker.with_date(|date| {
         reply.encode(
             out,
             Ending {
                 is_head: false,
                 keep_alive: false,
-                request_id: ("", ""),
+                request_id: (&snapshot.config.forwarded.request_id, &request_id),
                 date,
             },
         )

@@ -43,6 +43,11 @@ pub(super) fn request_id(
         id.push_str(&String::from_utf8_lossy(sent));
         return;
     }
+    new_request_id(id, random);
+}
+
+/// Makes an id for a request that has none of its own.
+pub(super) fn new_request_id(id: &mut String, random: &mut Random) {
     for _ in 0..2 {
         push_hex(id, random.bits());
     }
