@@ -1,0 +1,288 @@
+//! What happens to header fields on their way: forwarding fields, request ids, one-hop fields, the edits of routes.
+
+use crate::{
+    echo, front,
+    support::{client::Client, peer::Peer},
+};
+
+/// The head the backend got for a request with `fields`.
+fn forwarded(client: &mut Client, fields: &str) -> Vec<(String, String)> {
+    client.send(format!(
+        "GET /x HTTP/1.1\r\nHost: shop.example:81\r\n{fields}\r\n"
+    ));
+    let head = client.response().unwrap().text();
+    head.trim_end()
+        .lines()
+        .skip(1)
+        .map(|line| line.split_once(": ").unwrap())
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect()
+}
+
+fn all<'a>(fields: &'a [(String, String)], name: &str) -> Vec<&'a str> {
+    fields
+        .iter()
+        .filter(|(known, _)| known == name)
+        .map(|(_, value)| value.as_str())
+        .collect()
+}
+
+const FORGED: &str = "X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nForwarded: for=9.9.9.9\r\nX_Forwarded_For: 8.8.8.8\r\nX_Request_Id: forged\r\nX-Request-Id: forged\r\nVia: 1.1 before\r\n";
+
+#[test]
+fn forwarding_fields_of_a_stranger_are_replaced() {
+    let peer = echo();
+    let daemon = front(peer.address, "");
+    let got = forwarded(&mut daemon.client("@web"), FORGED);
+    assert_eq!(all(&got, "host"), ["shop.example:81"], "the host is kept");
+    assert_eq!(all(&got, "x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(all(&got, "x-forwarded-proto"), ["http"]);
+    assert_eq!(all(&got, "x-forwarded-host"), ["shop.example:81"]);
+    assert_eq!(all(&got, "forwarded"), [""; 0]);
+    assert_eq!(all(&got, "via"), ["1.1 before", "1.1 balancer"]);
+    let id = all(&got, "x-request-id");
+    assert!(
+        id.len() == 1 && id[0].len() == 32 && id[0] != "forged",
+        "{id:?}"
+    );
+    assert!(!got.iter().any(|(name, _)| name.contains('_')), "{got:?}");
+}
+
+#[test]
+fn forwarding_fields_of_a_trusted_proxy_are_appended_to() {
+    let peer = echo();
+    let daemon = front(
+        peer.address,
+        "trusted_proxies: [127.0.0.0/8]\nforwarded: {rfc7239: true}\n",
+    );
+    let mut client = daemon.client("@web");
+    let got = forwarded(&mut client, FORGED);
+    assert_eq!(all(&got, "x-forwarded-for"), ["9.9.9.9, 127.0.0.1"]);
+    assert_eq!(all(&got, "x-forwarded-proto"), ["https"]);
+    assert_eq!(all(&got, "x-forwarded-host"), ["evil"]);
+    assert_eq!(
+        all(&got, "forwarded"),
+        ["for=9.9.9.9, for=127.0.0.1;proto=http;host=\"shop.example:81\""]
+    );
+    assert_eq!(all(&got, "x-request-id"), ["forged"]);
+    let got = forwarded(
+        &mut client,
+        "X-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 2.2.2.2\r\n",
+    );
+    assert_eq!(
+        all(&got, "x-forwarded-for"),
+        ["1.1.1.1, 2.2.2.2, 127.0.0.1"]
+    );
+    assert_eq!(all(&got, "x-forwarded-proto"), ["http"]);
+    let got = forwarded(
+        &mut client,
+        &format!("X-Request-Id: {}\r\n", "x".repeat(129)),
+    );
+    assert_eq!(
+        all(&got, "x-request-id")[0].len(),
+        32,
+        "too long to be kept"
+    );
+}
+
+#[test]
+fn forwarding_fields_can_be_switched_off_but_not_forged() {
+    let peer = echo();
+    let daemon = front(
+        peer.address,
+        "forwarded: {x_forwarded: false, rfc7239: true, via: false, request_id: X-Trace}\n",
+    );
+    let got = forwarded(&mut daemon.client("@web"), FORGED);
+    for gone in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"] {
+        assert_eq!(all(&got, gone), [""; 0], "{gone}");
+    }
+    assert_eq!(
+        all(&got, "forwarded"),
+        ["for=127.0.0.1;proto=http;host=\"shop.example:81\""]
+    );
+    assert_eq!(all(&got, "via"), ["1.1 before"]);
+    assert_eq!(
+        all(&got, "x-request-id"),
+        ["forged"],
+        "only the configured field is ours"
+    );
+    assert_eq!(all(&got, "x-trace").len(), 1);
+}
+
+#[test]
+fn the_request_id_is_the_same_for_backend_client_and_log() {
+    let peer = Peer::start(|mut connection| {
+        while let Some(request) = connection.request() {
+            let id = request.header("x-request-id").unwrap();
+            connection.send(format!(
+                "HTTP/1.1 200 OK\r\nX-Request-ID: of-the-backend\r\nContent-Length: {}\r\n\r\n{id}",
+                id.len()
+            ));
+        }
+    });
+    let daemon = front(peer.address, "");
+    let mut client = daemon.client("@web");
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\r\n");
+        let response = client.response().unwrap();
+        assert_eq!(response.count("x-request-id"), 1);
+        let id = response.header("x-request-id").unwrap().to_owned();
+        assert_eq!(id, response.text());
+        let line = daemon.wait_for_access(|line| line["request_id"] == id.as_str());
+        assert_eq!(line["trace_id"], "0af7651916cd43dd8448eb211c80319c");
+        ids.push(id);
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 3, "each has its own");
+    assert!(peer.requests.all()[0].header("traceparent").is_some());
+}
+
+#[test]
+fn fields_for_one_hop_go_no_further() {
+    let peer = Peer::start(|mut connection| {
+        while let Some(request) = connection.request() {
+            let head = request.head;
+            connection.send(format!(
+                "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Hop\r\nKeep-Alive: timeout=5\r\nX-Hop: 1\r\nUpgrade: foo\r\nProxy-Connection: close\r\nX-End: 2\r\nContent-Length: {}\r\n\r\n{head}",
+                head.len()
+            ));
+        }
+    });
+    let daemon = front(peer.address, "");
+    let mut client = daemon.client("@web");
+    let got = forwarded(
+        &mut client,
+        "Connection: x-secret, keep-alive\r\nconnection: X-Other, Host, Authorization, X-Forwarded-For, Cookie\r\nX-Secret: 1\r\nX-Other: 2\r\nAuthorization: b\r\nCookie: c\r\nKeep-Alive: timeout=9\r\nProxy-Connection: keep-alive\r\nTE: trailers\r\nUpgrade: foo\r\nX-End: 3\r\n",
+    );
+    for gone in [
+        "connection",
+        "x-secret",
+        "x-other",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "upgrade",
+    ] {
+        assert_eq!(all(&got, gone), [""; 0], "{gone}");
+    }
+    for (kept, value) in [
+        ("host", "shop.example:81"),
+        ("authorization", "b"),
+        ("cookie", "c"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-end", "3"),
+    ] {
+        assert_eq!(all(&got, kept), [value], "{kept}");
+    }
+    let response = client.request("GET", "/").unwrap();
+    for gone in [
+        "connection",
+        "keep-alive",
+        "x-hop",
+        "upgrade",
+        "proxy-connection",
+    ] {
+        assert_eq!(response.count(gone), 0, "{gone}");
+    }
+    assert_eq!(response.header("x-end"), Some("2"));
+}
+
+#[test]
+fn a_route_edits_the_fields_of_both_directions() {
+    let peer = Peer::start(|mut connection| {
+        while let Some(request) = connection.request() {
+            let head = request.head;
+            connection.send(format!("HTTP/1.1 200 OK\r\nServer: secret\r\nX-Kept: 1\r\nX-Set: old\r\nContent-Length: {}\r\n\r\n{head}", head.len()));
+        }
+    });
+    let daemon = front(
+        peer.address,
+        "routes:\n  - path: /x\n    pool: app\n    request_headers: {set: {X-Tenant: main, Host: inner}, add: {X-Add: b}, remove: [X-Debug]}\n    response_headers: {set: {X-Set: new}, add: {X-Add: c}, remove: [Server]}\n",
+    );
+    let mut client = daemon.client("@web");
+    let got = forwarded(
+        &mut client,
+        "X-Tenant: forged\r\nx_tenant: forged\r\nX-Add: a\r\nX-Debug: 1\r\nX_Debug: 2\r\n",
+    );
+    assert_eq!(all(&got, "x-tenant"), ["main"]);
+    assert_eq!(all(&got, "x-add"), ["a", "b"]);
+    assert_eq!(all(&got, "host"), ["inner"]);
+    assert_eq!(all(&got, "x-forwarded-host"), ["shop.example:81"]);
+    assert!(
+        !got.iter()
+            .any(|(name, _)| name.contains("debug") || name.contains('_')),
+        "{got:?}"
+    );
+    client.send("GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    let response = client.response().unwrap();
+    assert_eq!(
+        response.text().matches("Host: ").count(),
+        1,
+        "one Host, though an old client sent none: {}",
+        response.text()
+    );
+    assert_eq!(
+        (response.header("x-set"), response.count("x-set")),
+        (Some("new"), 1)
+    );
+    assert_eq!(
+        (
+            response.header("x-add"),
+            response.count("server"),
+            response.header("x-kept")
+        ),
+        (Some("c"), 0, Some("1"))
+    );
+    let response = client.request("GET", "/other").unwrap();
+    assert_eq!(
+        (response.header("server"), response.header("x-set")),
+        (Some("secret"), Some("old"))
+    );
+}
+
+#[test]
+fn the_target_reaches_the_backend_in_origin_form() {
+    let peer = echo();
+    let daemon = front(peer.address, "");
+    let mut client = daemon.client("@web");
+    for (sent, host, target) in [
+        (
+            "GET http://shop.example/a/../b%2f?c=%0a HTTP/1.1\r\nHost: shop.example",
+            "shop.example",
+            "/a/../b%2f?c=%0a",
+        ),
+        (
+            "GET HTTP://Shop.Example HTTP/1.1\r\nHost: shop.example",
+            "shop.example",
+            "/",
+        ),
+        (
+            "GET http://shop.example/ HTTP/1.0\r\nConnection: keep-alive",
+            "shop.example",
+            "/",
+        ),
+        (
+            "OPTIONS * HTTP/1.1\r\nHost: shop.example",
+            "shop.example",
+            "*",
+        ),
+        (
+            "GET //evil.example/ HTTP/1.1\r\nHost: shop.example",
+            "shop.example",
+            "//evil.example/",
+        ),
+    ] {
+        client.send(format!("{sent}\r\n\r\n"));
+        let head = client.response().unwrap().text();
+        let method = sent.split(' ').next().unwrap();
+        assert!(
+            head.starts_with(&format!("{method} {target} HTTP/1.1\r\n")),
+            "{sent}: {head}"
+        );
+        assert!(
+            head.contains(&format!("\r\nHost: {host}\r\n")),
+            "{sent}: {head}"
+        );
+    }
+}

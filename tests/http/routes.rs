@@ -1,0 +1,199 @@
+//! Which pool gets a request, and what routes and listeners answer themselves.
+
+use crate::support::{
+    daemon::Daemon,
+    peer::{Gate, Peer},
+};
+
+#[test]
+fn the_most_specific_route_takes_a_request_whatever_their_order() {
+    let names = [
+        "default", "host", "suffix", "prefix", "longer", "exact", "regex", "method", "header",
+        "both",
+    ];
+    let peers: Vec<Peer> = names.iter().map(|name| Peer::answering(name)).collect();
+    let pools: String = names
+        .iter()
+        .zip(&peers)
+        .map(|(name, peer)| {
+            format!(
+                "  {name}: {{backends: [{}], health_check: none}}\n",
+                peer.address
+            )
+        })
+        .collect();
+    let daemon = Daemon::start(&format!(
+        "listeners: {{web: {{bind: \"@web\", pool: default}}}}\npools:\n{pools}routes:
+  - {{path: /api, pool: prefix}}
+  - {{path: /api, method: [DELETE, PUT], pool: method}}
+  - {{path: /api, headers: {{X-Beta: \"1\"}}, pool: header}}
+  - {{path: /api, headers: {{X-Beta: \"1\", X-Gamma: \"*\"}}, pool: both}}
+  - {{path: /api/v1, pool: longer}}
+  - {{path_exact: /api/v1/status, pool: exact}}
+  - {{path_regex: \"/img/[0-9]+[.]png\", pool: regex}}
+  - {{host: shop.example, pool: host}}
+  - {{host: \"*.shop.example\", pool: suffix}}
+"
+    ));
+    let mut client = daemon.client("@web");
+    for (request, pool) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\n", "default"),
+        ("GET /api HTTP/1.1\r\nHost: a\r\n", "prefix"),
+        ("GET /api/ HTTP/1.1\r\nHost: a\r\n", "prefix"),
+        ("GET /api?x HTTP/1.1\r\nHost: a\r\n", "prefix"),
+        ("GET /apis HTTP/1.1\r\nHost: a\r\n", "default"),
+        ("GET /API HTTP/1.1\r\nHost: a\r\n", "default"),
+        ("GET /x/../api HTTP/1.1\r\nHost: a\r\n", "prefix"),
+        ("GET /%61pi/x HTTP/1.1\r\nHost: a\r\n", "prefix"),
+        ("GET /api/v1 HTTP/1.1\r\nHost: a\r\n", "longer"),
+        ("GET /api/v1/status?q HTTP/1.1\r\nHost: a\r\n", "exact"),
+        ("GET /api/v1/status/ HTTP/1.1\r\nHost: a\r\n", "longer"),
+        ("GET /img/12.png HTTP/1.1\r\nHost: a\r\n", "regex"),
+        ("GET /img/12.png.exe HTTP/1.1\r\nHost: a\r\n", "default"),
+        ("DELETE /api/x HTTP/1.1\r\nHost: a\r\n", "method"),
+        ("DELETE /api/v1 HTTP/1.1\r\nHost: a\r\n", "longer"),
+        ("GET /api HTTP/1.1\r\nHost: a\r\nx-beta: 1\r\n", "header"),
+        ("GET /api HTTP/1.1\r\nHost: a\r\nX-Beta: 2\r\n", "prefix"),
+        (
+            "GET /api HTTP/1.1\r\nHost: a\r\nX-Beta: 1\r\nX-Gamma: \r\n",
+            "both",
+        ),
+        (
+            "GET /api/v1 HTTP/1.1\r\nHost: SHOP.example:8080\r\n",
+            "host",
+        ),
+        ("GET / HTTP/1.1\r\nHost: a.shop.example\r\n", "suffix"),
+        ("GET / HTTP/1.1\r\nHost: a.b.shop.example.\r\n", "suffix"),
+        ("GET / HTTP/1.1\r\nHost: notshop.example\r\n", "default"),
+        (
+            "GET http://shop.example/ HTTP/1.1\r\nHost: shop.example\r\n",
+            "host",
+        ),
+    ] {
+        client.send(format!("{request}\r\n"));
+        assert_eq!(client.response().unwrap().text(), pool, "{request}");
+    }
+}
+
+#[test]
+fn routes_and_listeners_answer_themselves() {
+    let daemon = Daemon::start(
+        "listeners:\n  web: {bind: \"@web\"}\n  plain: {bind: \"@plain\", redirect: https}\n  alt: {bind: \"@alt\", redirect: {to: https, port: 8443, status: 301}}\nroutes:
+  - {listeners: [web], path_exact: /ping, respond: {status: 200, body: pong}}
+  - {listeners: [web], path_exact: /gone, respond: {status: 410}}
+  - {listeners: [web], path: /old, redirect: {to: /new, status: 302}}
+  - {listeners: [web], path: /secure, redirect: https}
+",
+    );
+    let mut client = daemon.client("@web");
+    let response = client.request("GET", "/ping").unwrap();
+    assert_eq!((response.status, response.text().as_str()), (200, "pong"));
+    let response = client.request("HEAD", "/ping").unwrap();
+    assert_eq!(
+        (response.status, response.header("content-length")),
+        (200, Some("4"))
+    );
+    assert_eq!(client.request("GET", "/gone").unwrap().status, 410);
+    let response = client.request("GET", "/old/x?y").unwrap();
+    assert_eq!(
+        (response.status, response.header("location")),
+        (302, Some("/new"))
+    );
+    let response = client.request("GET", "/secure/x?y=%0d").unwrap();
+    assert_eq!(
+        (response.status, response.header("location")),
+        (308, Some("https://test/secure/x?y=%0d"))
+    );
+    let response = client.request("GET", "/none").unwrap();
+    assert_eq!(
+        (response.status, response.header("proxy-status")),
+        (404, Some("balancer; error=destination_not_found"))
+    );
+    assert_eq!(
+        client.request("GET", "/ping").unwrap().text(),
+        "pong",
+        "none of it ends the connection"
+    );
+    for (word, host, status, location) in [
+        ("@plain", "shop.example:80", 308, "https://shop.example/a?b"),
+        ("@alt", "shop.example", 301, "https://shop.example:8443/a?b"),
+        ("@plain", "[::1]:80", 308, "https://[::1]/a?b"),
+    ] {
+        let mut client = daemon.client(word);
+        client.send(format!("GET /a?b HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        let response = client.response().unwrap();
+        assert_eq!(
+            (response.status, response.header("location")),
+            (status, Some(location))
+        );
+    }
+    let mut client = daemon.client("@plain");
+    client.send("GET /a HTTP/1.0\r\n\r\n");
+    assert_eq!(
+        client.response().unwrap().status,
+        400,
+        "there is no URL without a host"
+    );
+}
+
+#[test]
+fn an_answer_of_our_own_to_a_request_with_a_body_keeps_the_connection_in_step() {
+    let daemon = Daemon::start(
+        "listeners: {web: {bind: \"@web\"}}\nroutes: [{path: /, respond: {status: 200, body: pong}}]\n",
+    );
+    let mut client = daemon.client("@web");
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 40\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: evil\r\n\r\nabGET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    for _ in 0..2 {
+        assert_eq!(client.response().unwrap().text(), "pong");
+    }
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 40\r\n\r\nGET /");
+    assert_eq!(
+        client.response().unwrap().header("connection"),
+        Some("close"),
+        "the rest of the body was not waited for"
+    );
+    client.try_send(" HTTP/1.1\r\nHost: evil\r\n\r\n");
+    assert_eq!(client.rest(), Ok(Vec::new()));
+}
+
+#[test]
+fn a_route_has_its_own_timeouts_and_guests() {
+    let gate = Gate::new();
+    let door = gate.clone();
+    let peer = Peer::start(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target.starts_with("/slow") {
+                door.wait();
+            }
+            connection.answer("ok");
+        }
+    });
+    let daemon = Daemon::start(&format!(
+        "listeners: {{web: {{bind: \"@web\", pool: app}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\nroutes:
+  - {{path: /slow/fails, pool: app, timeouts: {{response: 100ms}}, retries: none}}
+  - {{path: /slow/total, pool: app, timeouts: {{total: 100ms}}}}
+  - {{path: /inner, pool: app, allow: [10.0.0.0/8]}}
+  - {{path: /local, pool: app, allow: [127.0.0.1]}}
+",
+        peer.address
+    ));
+    let response = daemon.get("@web", "/slow/fails").unwrap();
+    assert_eq!(
+        (response.status, response.header("proxy-status")),
+        (502, Some("balancer; error=http_response_timeout"))
+    );
+    assert_eq!(daemon.get("@web", "/slow/total").unwrap().status, 502);
+    assert_eq!(daemon.get("@web", "/inner").unwrap().status, 403);
+    assert_eq!(daemon.get("@web", "/local").unwrap().status, 200);
+    let mut patient = daemon.client("@web");
+    patient.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    peer.requests
+        .wait_for(|all| {
+            all.iter()
+                .any(|request| request.target == "/slow")
+                .then_some(())
+        })
+        .unwrap();
+    gate.open();
+    assert_eq!(patient.response().unwrap().status, 200);
+}
