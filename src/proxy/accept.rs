@@ -4,13 +4,10 @@
 
 use std::{
     collections::hash_map::Entry as MapEntry,
-    future::Future,
     io,
     net::IpAddr,
-    pin::pin,
     rc::Rc,
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
-    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -64,16 +61,15 @@ pub async fn run(
             }
         }
     }
-    while let Some((stream, peer)) = accept_now(&acceptor) {
-        admit(&worker, stream, peer, &bind);
-    }
-}
-
-fn accept_now(acceptor: &Acceptor) -> Option<(Stream, Option<IpAddr>)> {
-    let mut context = Context::from_waker(Waker::noop());
-    match pin!(acceptor.accept()).poll(&mut context) {
-        Poll::Ready(accepted) => accepted.ok(),
-        Poll::Pending => None,
+    match acceptor.take_queued() {
+        Ok(queued) => {
+            for (stream, peer) in queued {
+                admit(&worker, stream, peer, &bind);
+            }
+        }
+        Err(error) => {
+            tracing::warn!(target: "listener", %bind, %error, "queued connections are lost");
+        }
     }
 }
 
