@@ -120,6 +120,8 @@ impl Control {
             on_ready();
         }
         self.serve(&mut follower, &mut requests).await;
+        // Whoever asks for a reload from now on is told that the daemon is leaving.
+        drop(requests);
         drain::run(&mut self).await;
         let Self { pool, sinks, .. } = self;
         pool.tell(|_| Some(Command::Stop));
