@@ -70,7 +70,7 @@ fn global(changes: &mut Changes, old: &Config, new: &Config) {
     );
     changes.if_changed(&old.drain, &new.drain, "drain");
     changes.if_changed_restart(&old.admin.bind, &new.admin.bind, "admin.bind");
-    changes.if_changed(
+    changes.if_changed_restart(
         &old.admin.token_file,
         &new.admin.token_file,
         "admin.token_file",
@@ -81,7 +81,8 @@ fn global(changes: &mut Changes, old: &Config, new: &Config) {
         &new.metrics.per_backend,
         "metrics.per_backend",
     );
-    changes.if_changed(&old.log, &new.log, "log");
+    changes.if_changed(&old.log.level, &new.log.level, "log.level");
+    changes.if_changed_restart(&old.log.format, &new.log.format, "log.format");
     changes.if_changed(&old.access_log, &new.access_log, "access_log");
     changes.if_changed(
         &old.trusted_proxies,

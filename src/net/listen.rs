@@ -21,6 +21,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use super::stream::Stream;
 use crate::{base::address::BindAddress, config::model::SocketOptions};
 
+/// Connections that are taken from a queue before it is closed: a flood must not keep it open for ever.
+const LONGEST_QUEUE: usize = 65_535;
+
 /// One listening socket, not yet part of a runtime.
 #[derive(Debug)]
 pub enum Listening {
@@ -243,6 +246,30 @@ impl Acceptor {
         }
     }
 
+    /// What is queued on the socket by now, also what the driver has not seen yet, without waiting; then closes it.
+    pub fn take_queued(self) -> io::Result<Vec<(Stream, Option<IpAddr>)>> {
+        match self {
+            Self::Tcp(listener) => {
+                let listener = listener.into_std()?;
+                let streams = queued(|| listener.accept()).filter_map(|(stream, peer)| {
+                    stream.set_nonblocking(true).ok()?;
+                    let stream = tokio::net::TcpStream::from_std(stream).ok()?;
+                    Some((Stream::Tcp(stream), Some(peer.ip().to_canonical())))
+                });
+                Ok(streams.collect())
+            }
+            Self::Unix(listener) => {
+                let listener = listener.into_std()?;
+                let streams = queued(|| listener.accept()).filter_map(|(stream, _)| {
+                    stream.set_nonblocking(true).ok()?;
+                    let stream = tokio::net::UnixStream::from_std(stream).ok()?;
+                    Some((Stream::Unix(stream), None))
+                });
+                Ok(streams.collect())
+            }
+        }
+    }
+
     /// The next connection and its peer's address; an IPv4 peer of an IPv6 socket is given as IPv4, a unix peer as `None`.
     pub async fn accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
         match self {
@@ -256,6 +283,20 @@ impl Acceptor {
             }
         }
     }
+}
+
+/// What `accept` gives until its queue is empty; one that was aborted in the queue does not end it.
+fn queued<T>(accept: impl Fn() -> io::Result<T>) -> impl Iterator<Item = T> {
+    std::iter::repeat_with(accept)
+        .take(LONGEST_QUEUE)
+        .take_while(|accepted| {
+            let kind = accepted.as_ref().err().map(io::Error::kind);
+            matches!(
+                kind,
+                None | Some(io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
+            )
+        })
+        .flatten()
 }
 
 #[cfg(test)]
@@ -336,6 +377,21 @@ mod tests {
         };
         assert!(stream.nodelay().unwrap());
         assert!(SockRef::from(&stream).keepalive().unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_is_queued_is_taken_although_the_driver_has_not_seen_it() {
+        let mut sockets = bind(&any_port("127.0.0.1"), &options(), 1).unwrap();
+        let address = sockets[0].local_addr().unwrap();
+        let acceptor = Acceptor::new(sockets.remove(0)).unwrap();
+        let clients: Vec<_> = (0..3)
+            .map(|_| std::net::TcpStream::connect(address).unwrap())
+            .collect();
+        // The driver has not run since: only the system knows of them.
+        let taken = acceptor.take_queued().unwrap();
+        assert_eq!(taken.len(), clients.len());
+        let refused = std::net::TcpStream::connect(address).unwrap_err().kind();
+        assert_eq!(refused, io::ErrorKind::ConnectionRefused);
     }
 
     #[test]

@@ -70,6 +70,17 @@ impl Stream {
         matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// True if nothing has arrived that was not read, and the peer has not ended: asks the system, also when the driver has
+    /// seen nothing yet. For the moment before a connection is closed that looks idle.
+    pub fn has_nothing(&self) -> bool {
+        let peeked = recv(
+            self.fd(),
+            &mut [0_u8; 1][..],
+            RecvFlags::PEEK | RecvFlags::DONTWAIT,
+        );
+        matches!(peeked, Err(rustix::io::Errno::WOULDBLOCK))
+    }
+
     /// Waits until the peer has reset the connection, or a unix peer has closed it altogether. A peer that has only ended
     /// its own direction (FIN) still reads, so that is not waited for.
     pub async fn gone(&self) {

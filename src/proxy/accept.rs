@@ -4,13 +4,10 @@
 
 use std::{
     collections::hash_map::Entry as MapEntry,
-    future::Future,
     io,
     net::IpAddr,
-    pin::pin,
     rc::Rc,
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
-    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -19,14 +16,14 @@ use tokio::{select, sync::watch, task::spawn_local, time::sleep};
 use super::{
     http::{self, Client},
     tcp::{self, TcpContext},
-    worker::{Generation, Worker},
+    worker::Worker,
 };
 use crate::{
     base::{address::BindAddress, backoff, clock},
     config::model::ListenerProtocol,
     net::{listen::Acceptor, stream::Stream},
     reason::Reason,
-    snapshot::{Daemon, ListenerState},
+    snapshot::{Daemon, Listener, ListenerState},
     telemetry::record::RequestText,
 };
 
@@ -64,16 +61,15 @@ pub async fn run(
             }
         }
     }
-    while let Some((stream, peer)) = accept_now(&acceptor) {
-        admit(&worker, stream, peer, &bind);
-    }
-}
-
-fn accept_now(acceptor: &Acceptor) -> Option<(Stream, Option<IpAddr>)> {
-    let mut context = Context::from_waker(Waker::noop());
-    match pin!(acceptor.accept()).poll(&mut context) {
-        Poll::Ready(accepted) => accepted.ok(),
-        Poll::Pending => None,
+    match acceptor.take_queued() {
+        Ok(queued) => {
+            for (stream, peer) in queued {
+                admit(&worker, stream, peer, &bind);
+            }
+        }
+        Err(error) => {
+            tracing::warn!(target: "listener", %bind, %error, "queued connections are lost");
+        }
     }
 }
 
@@ -139,7 +135,7 @@ fn admit(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<Bi
     let admission = if denied {
         Err(Reason::RequestDenied)
     } else {
-        count(worker, &generation, listener, peer)
+        count(worker, listener, peer)
     };
     let header = listener.config.timeouts.header;
     match admission {
@@ -175,12 +171,7 @@ fn admit(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<Bi
 }
 
 /// Counts the connection, or says which limit it is over. Idle connections make room for new ones.
-fn count(
-    worker: &Worker,
-    generation: &Generation,
-    listener: &crate::snapshot::Listener,
-    peer: Option<IpAddr>,
-) -> Result<Admission, Reason> {
+fn count(worker: &Worker, listener: &Listener, peer: Option<IpAddr>) -> Result<Admission, Reason> {
     let daemon = &worker.daemon;
     let limits = &listener.config.limits;
     let all = daemon.connections.fetch_add(1, Relaxed);
@@ -191,14 +182,13 @@ fn count(
         state: Arc::clone(&listener.state),
         client: None,
     };
-    debug_assert!(!generation.listeners.is_empty(), "it holds the listener");
     let limit = daemon.connection_limit.load(Relaxed);
-    if all >= limit {
-        worker.connections.shed_one();
+    // An idle connection that closes now leaves its place to this one.
+    if all >= limit && !worker.connections.shed_one() {
         return Err(Reason::Overload);
     }
     // Idle connections go first when the limit is near, so that there is room before it is reached.
-    if all >= limit - limit / 16 {
+    if all < limit && all >= limit - limit / 16 {
         worker.connections.shed_one();
     }
     if own >= limits.connections.unwrap_or(usize::MAX) {

@@ -3,7 +3,6 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -107,6 +106,8 @@ impl Control {
         if let Some(scrape) = scrape {
             drop(spawn_local(serve_metrics(scrape, Arc::clone(&self.daemon))));
         }
+        // To the very end: a drain may take longer than the watchdog waits.
+        drop(spawn_local(systemd::watch(Arc::clone(&self.daemon))));
         self.daemon.ready.store(true, Relaxed);
         let snapshot = self.daemon.snapshot.load_full();
         tracing::info!(
@@ -119,6 +120,8 @@ impl Control {
             on_ready();
         }
         self.serve(&mut follower, &mut requests).await;
+        // Whoever asks for a reload from now on is told that the daemon is leaving.
+        drop(requests);
         drain::run(&mut self).await;
         let Self { pool, sinks, .. } = self;
         pool.tell(|_| Some(Command::Stop));
@@ -132,8 +135,6 @@ impl Control {
         follower: &mut Follower,
         requests: &mut mpsc::Receiver<admin::Control>,
     ) {
-        let daemon = Arc::clone(&self.daemon);
-        let mut watchdog = pin!(systemd::watch(&daemon));
         loop {
             let mut waiting = Vec::new();
             select! {
@@ -146,7 +147,6 @@ impl Control {
                     }
                 },
                 Some(admin::Control::Reload(answer)) = requests.recv() => waiting.push(answer),
-                () = &mut watchdog => {}
             }
             // Everybody who asked before the file is read gets the answer of this one run.
             while let Ok(admin::Control::Reload(answer)) = requests.try_recv() {

@@ -13,7 +13,7 @@ use super::{
     systemd,
     worker::Command,
 };
-use crate::{config::model, snapshot::Daemon};
+use crate::{config::model, snapshot::Daemon, telemetry::sink::Sinks};
 
 /// How often it is looked whether connections are left.
 const LOOK: Duration = Duration::from_millis(10);
@@ -31,6 +31,7 @@ pub(super) async fn run(control: &mut Control) {
         sockets,
         pool,
         signals,
+        sinks,
         ..
     } = control;
     let finish = async {
@@ -42,8 +43,10 @@ pub(super) async fn run(control: &mut Control) {
     };
     select! {
         () = finish => {}
-        () = second_stop(signals) => tracing::warn!(target: "daemon", "asked again: not waiting any longer"),
+        () = second_stop(signals, sinks) => tracing::warn!(target: "daemon", "asked again: not waiting any longer"),
     }
+    // Still open if nobody waited for the end of the delay.
+    sockets.close_all(pool);
     let left = daemon.connections.load(Relaxed);
     if left > 0 {
         tracing::warn!(target: "daemon", connections = left, "cut what did not finish");
@@ -62,6 +65,12 @@ async fn finish(daemon: &Daemon, rules: &model::Drain) {
     }
 }
 
-async fn second_stop(signals: &mut Signals) {
-    while signals.next().await != Signal::Stop {}
+async fn second_stop(signals: &mut Signals, sinks: &Sinks) {
+    loop {
+        match signals.next().await {
+            Signal::Stop => return,
+            Signal::ReopenLogs => sinks.reopen_all(),
+            Signal::Reload | Signal::Drain => {}
+        }
+    }
 }

@@ -76,8 +76,6 @@ fn apply(control: &mut Control, follower: &mut Follower, config: Config) -> Relo
     follower.apply(&next.pools);
     old.retire(&next);
     log::set_level(config.log.level);
-    drop(old);
-    control.sinks.close_unused();
     Ok(changes.iter().map(ToString::to_string).collect())
 }
 

@@ -1,6 +1,13 @@
 //! Signals, as messages for the control thread.
 
-use std::{io, thread};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread,
+};
 
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1},
@@ -24,6 +31,8 @@ pub(super) enum Signal {
 /// The signals that arrive from now on.
 pub(super) struct Signals {
     receiver: mpsc::UnboundedReceiver<Signal>,
+    /// A HUP waits: those that come until its reload begins are the same one.
+    reload_waits: Arc<AtomicBool>,
     handle: Handle,
 }
 
@@ -33,11 +42,14 @@ impl Signals {
         let mut stream = Stream::new([SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1])?;
         let handle = stream.handle();
         let (sender, receiver) = mpsc::unbounded_channel();
+        let reload_waits = Arc::new(AtomicBool::new(false));
+        let waits = Arc::clone(&reload_waits);
         thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
                 for signal in stream.forever() {
                     let signal = match signal {
+                        SIGHUP if waits.swap(true, SeqCst) => continue,
                         SIGHUP => Signal::Reload,
                         SIGTERM | SIGINT => Signal::Stop,
                         SIGQUIT => Signal::Drain,
@@ -50,13 +62,22 @@ impl Signals {
                     }
                 }
             })?;
-        Ok(Self { receiver, handle })
+        Ok(Self {
+            receiver,
+            reload_waits,
+            handle,
+        })
     }
 
     /// The next signal.
     pub(super) async fn next(&mut self) -> Signal {
         match self.receiver.recv().await {
-            Some(signal) => signal,
+            Some(signal) => {
+                if signal == Signal::Reload {
+                    self.reload_waits.store(false, SeqCst);
+                }
+                signal
+            }
             // The thread is gone: there will be none.
             None => std::future::pending().await,
         }

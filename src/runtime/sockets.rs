@@ -19,19 +19,23 @@ pub(super) struct Sockets {
     open: Bound,
 }
 
-/// Sockets that are bound for a generation to come; dropping them closes them.
+/// Sockets that are bound for a generation to come; dropping them closes them, and nothing of them stays.
+#[derive(Default)]
 pub(super) struct Prepared {
     new: Vec<(BindAddress, SocketOptions, Vec<Listening>)>,
     wanted: HashMap<BindAddress, SocketOptions>,
 }
 
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        self.new.iter().for_each(|(bind, ..)| remove_file(bind));
+    }
+}
+
 impl Sockets {
     /// Binds the addresses of `config` that are not bound yet.
     pub(super) fn prepare(&self, config: &Config, workers: usize) -> Result<Prepared, BindError> {
-        let mut prepared = Prepared {
-            new: Vec::new(),
-            wanted: HashMap::new(),
-        };
+        let mut prepared = Prepared::default();
         for listener in &config.listeners {
             for bind in &listener.binds {
                 prepared
@@ -49,9 +53,9 @@ impl Sockets {
     }
 
     /// Hands new sockets to the workers, changes options, and gives up the addresses that are not wanted any more.
-    pub(super) fn commit(&mut self, prepared: Prepared, pool: &Pool) {
-        let Prepared { new, wanted } = prepared;
-        for (bind, options, sockets) in new {
+    pub(super) fn commit(&mut self, mut prepared: Prepared, pool: &Pool) {
+        let wanted = std::mem::take(&mut prepared.wanted);
+        for (bind, options, sockets) in prepared.new.drain(..) {
             pool.tell(|index| {
                 let socket = sockets.get(index)?.try_clone();
                 let socket = socket.inspect_err(
@@ -91,9 +95,13 @@ impl Sockets {
 fn close(sockets: &Bound, pool: &Pool) {
     for bind in sockets.keys() {
         pool.tell(|_| Some(Command::Unlisten(bind.clone())));
-        if let BindAddress::Unix(path) = bind {
-            // Gone already if somebody else removed it.
-            let _ = std::fs::remove_file(path);
-        }
+        remove_file(bind);
+    }
+}
+
+fn remove_file(bind: &BindAddress) {
+    if let BindAddress::Unix(path) = bind {
+        // Gone already if somebody else removed it.
+        let _ = std::fs::remove_file(path);
     }
 }

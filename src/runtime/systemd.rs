@@ -1,6 +1,9 @@
 //! What systemd is told (sd_notify(3)); without systemd nothing happens.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
@@ -32,7 +35,7 @@ pub(super) fn stopping(status: &str) {
 }
 
 /// Keeps the watchdog quiet as long as every worker's heartbeat moves. Never ends; pends if no watchdog is set.
-pub(super) async fn watch(daemon: &Daemon) {
+pub(super) async fn watch(daemon: Arc<Daemon>) {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return std::future::pending().await;
     };

@@ -10,7 +10,7 @@ use std::{
     os::{fd::AsFd as _, unix::fs::OpenOptionsExt as _},
     path::Path,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
@@ -225,39 +225,43 @@ impl Sink {
     }
 }
 
-/// The outputs in use, one sink each: a reload that keeps an output keeps its queue and its open file.
+/// The outputs in use, one sink each: a reload that keeps an output keeps its queue and its open file. An output closes with
+/// the last generation that writes to it, whenever its last exchange ends.
 #[derive(Debug, Default)]
 pub struct Sinks {
-    open: Mutex<Vec<(LogOutput, Sink)>>,
+    open: Mutex<Vec<(LogOutput, Weak<Handle>)>>,
 }
 
 impl Sinks {
-    fn lock(&self) -> MutexGuard<'_, Vec<(LogOutput, Sink)>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<(LogOutput, Weak<Handle>)>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|(_, sink)| sink.strong_count() > 0);
+        open
+    }
+
+    fn all(&self) -> Vec<Sink> {
+        let open = self.lock();
+        let sinks = open.iter().filter_map(|(_, sink)| sink.upgrade());
+        sinks.map(Sink).collect()
     }
 
     /// The sink of `output`, opened if no generation had it; `None` for [`LogOutput::None`].
     pub fn open(&self, output: &LogOutput) -> io::Result<Option<Sink>> {
         let mut open = self.lock();
-        if let Some((_, sink)) = open.iter().find(|(known, _)| known == output) {
-            return Ok(Some(sink.clone()));
+        let known = open.iter().find(|(known, _)| known == output);
+        if let Some(sink) = known.and_then(|(_, sink)| sink.upgrade()) {
+            return Ok(Some(Sink(sink)));
         }
         let sink = Sink::open(output)?;
         if let Some(sink) = &sink {
-            open.push((output.clone(), sink.clone()));
+            open.push((output.clone(), Arc::downgrade(&sink.0)));
         }
         Ok(sink)
     }
 
-    /// Closes what nobody but this registry holds; called when the old generation is gone.
-    pub fn close_unused(&self) {
-        self.lock()
-            .retain(|(_, sink)| Arc::strong_count(&sink.0) > 1);
-    }
-
     /// SIGUSR1: every file is opened again.
     pub fn reopen_all(&self) {
-        for (_, sink) in self.lock().iter() {
+        for sink in self.all() {
             sink.reopen();
         }
     }
@@ -265,7 +269,7 @@ impl Sinks {
     /// Waits until everything is written, standard error included, at most `timeout` in all.
     pub fn flush_all(&self, timeout: Duration) -> bool {
         let end = clock::now() + timeout;
-        let mut sinks: Vec<Sink> = self.lock().iter().map(|(_, sink)| sink.clone()).collect();
+        let mut sinks = self.all();
         sinks.extend(Sink::stderr());
         let mut all = true;
         for sink in sinks {

@@ -161,7 +161,8 @@ impl Client {
                 return Poll::Ready(true);
             }
             if told_to_close || timer.poll(cx, deadline).is_ready() {
-                return Poll::Ready(false);
+                // A request that the driver has not seen yet, as on a connection that comes from the queue, is answered.
+                return Poll::Ready(!stream.has_nothing());
             }
             Poll::Pending
         })
