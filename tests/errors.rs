@@ -490,6 +490,11 @@ fn only_two_fit(daemon: &Daemon, peer: &Peer) {
         let rejected =
             "balancer_listener_connections_rejected_total{listener=\"web\",reason=\"overload\"}";
         assert_eq!(daemon.metric(rejected) as usize, times);
+        let line = daemon.wait_for_access(|line| line["reason"] == "overload");
+        assert_eq!(
+            (&line["status"], &line["listener"]),
+            (&503.into(), &"web".into())
+        );
     }
     first.send("hello");
     assert_eq!(first.response().unwrap().text(), "good");

@@ -23,8 +23,8 @@ use crate::{
     config::model::ListenerProtocol,
     net::{listen::Acceptor, stream::Stream},
     reason::Reason,
-    snapshot::{Daemon, Listener, ListenerState},
-    telemetry::record::RequestText,
+    snapshot::{Daemon, Listener, ListenerState, Snapshot},
+    telemetry::record::{Record, RequestText},
 };
 
 /// First wait after an accept error; doubled each time.
@@ -158,15 +158,37 @@ fn admit(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<Bi
         }
         Err(reason) => {
             listener.state.metrics.mine().rejected.add(reason);
+            let mut status = 0;
             if is_http && worker.connections.count() < worker.refusals_below() {
                 let entry = worker.connections.enter(Rc::clone(bind));
                 let client = Client::new(stream, peer, Rc::clone(bind), entry, header);
+                status = http::overload_status(&generation);
                 drop(spawn_local(http::refuse(Rc::clone(worker), client)));
             } else {
                 // A client must not take the refusal for an empty answer.
                 stream.set_reset_on_close();
             }
+            log_refusal(worker, &generation, listener, peer, status, reason);
         }
+    }
+}
+
+/// One line for a connection that was not let in; `status` is 0 where it was reset.
+fn log_refusal(
+    worker: &Worker,
+    generation: &Snapshot,
+    listener: &Listener,
+    peer: Option<IpAddr>,
+    status: u16,
+    reason: Reason,
+) {
+    let log = &generation.access_log;
+    let took = Duration::ZERO;
+    if log.wants(status, Some(reason), took, &mut worker.random.borrow_mut()) {
+        let mut record = Record::begin(clock::now(), &listener.config.name, peer);
+        record.status = status;
+        record.reason = Some(reason);
+        log.write(&record, &RequestText::default(), &[], took);
     }
 }
 

@@ -41,7 +41,8 @@ pub async fn session(
     context: TcpContext<'_>,
     stop: impl Future<Output = ()>,
 ) -> Record {
-    let mut record = new_record(peer, &context);
+    let mut record = Record::begin(clock::now(), context.listener, peer);
+    record.pool = Some(Arc::clone(&context.pool.name));
     let slot = context.pool.state.metrics.mine();
     let _active = Active::new(&slot.sessions_active);
     let result = serve(&client, &context, &mut record, stop).await;
@@ -151,26 +152,6 @@ fn may_try_again(pool: &Pool, attempts: u32, reason: Reason, now: Instant) -> bo
     }
     slot.retries.add(reason);
     true
-}
-
-fn new_record(peer: Option<IpAddr>, context: &TcpContext<'_>) -> Record {
-    Record {
-        began: clock::now(),
-        listener: Arc::clone(context.listener),
-        client: peer,
-        status: 0,
-        bytes_in: 0,
-        bytes_out: 0,
-        route: None,
-        pool: Some(Arc::clone(&context.pool.name)),
-        backend: None,
-        attempts: 0,
-        reused: false,
-        request: None,
-        connect: None,
-        first_byte: None,
-        reason: None,
-    }
 }
 
 /// Counts one under way until dropped.

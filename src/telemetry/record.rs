@@ -46,6 +46,29 @@ pub struct Record {
     pub reason: Option<Reason>,
 }
 
+impl Record {
+    /// A record of which nothing is known yet but where it began.
+    pub fn begin(began: Instant, listener: &Arc<str>, client: Option<IpAddr>) -> Self {
+        Self {
+            began,
+            listener: Arc::clone(listener),
+            client,
+            status: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            route: None,
+            pool: None,
+            backend: None,
+            attempts: 0,
+            reused: false,
+            request: None,
+            connect: None,
+            first_byte: None,
+            reason: None,
+        }
+    }
+}
+
 /// Texts of an HTTP exchange, lent to the access log. Bytes as they came: the writer escapes them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RequestText<'a> {

@@ -26,6 +26,7 @@ use crate::{
     base::{address::BindAddress, clock},
     http1::{request, response},
     net::stream::Stream,
+    reason::Reason,
     snapshot::Snapshot,
 };
 
@@ -227,6 +228,11 @@ async fn linger(worker: &Worker, mut client: Client) {
     })
     .await;
     worker.lingering.set(worker.lingering.get() - 1);
+}
+
+/// The status that [`refuse`] answers with.
+pub(super) fn overload_status(snapshot: &Snapshot) -> u16 {
+    reply::status_of(Reason::Overload, &snapshot.config.errors)
 }
 
 /// Answers a connection that is over a limit with 503 and closes it; as cheap as an answer can be.
