@@ -84,21 +84,39 @@ pub fn bind(
     workers: usize,
 ) -> Result<Vec<Listening>, BindError> {
     let bound = match address {
-        BindAddress::Ip(ip) => bind_tcp(*ip, options, workers),
+        BindAddress::Ip(ip) => free_address(*ip).and_then(|ip| bind_tcp(ip, options, workers)),
         BindAddress::Unix(path) => bind_unix(path, options, workers),
     };
-    bound.map_err(|source| BindError {
+    bound.map_err(|source| at(address, source))
+}
+
+/// Like [`bind`] on a port where we listen already, on an address that includes this one or is part of it: only that is
+/// known not to be somebody else's.
+pub fn bind_beside(
+    address: &BindAddress,
+    options: &SocketOptions,
+    workers: usize,
+) -> Result<Vec<Listening>, BindError> {
+    match address {
+        BindAddress::Ip(ip) => {
+            bind_tcp(*ip, options, workers).map_err(|source| at(address, source))
+        }
+        BindAddress::Unix(_) => bind(address, options, workers),
+    }
+}
+
+fn at(address: &BindAddress, source: io::Error) -> BindError {
+    BindError {
         address: address.clone(),
         source,
-    })
+    }
 }
 
 fn bind_tcp(
-    wanted: SocketAddr,
+    address: SocketAddr,
     options: &SocketOptions,
     workers: usize,
 ) -> io::Result<Vec<Listening>> {
-    let address = free_address(wanted)?;
     (0..workers)
         .map(|_| {
             let socket = new_tcp(address)?;

@@ -6,12 +6,19 @@ use std::collections::HashMap;
 use super::worker::{Command, Pool};
 use crate::{
     base::address::BindAddress,
-    config::model::{Config, SocketOptions},
+    config::model::{Config, ListenerProtocol, SocketOptions},
     net::listen::{self, BindError, Listening},
 };
 
+/// What the configuration wants of an address.
+#[derive(Clone, PartialEq)]
+struct Wanted {
+    options: SocketOptions,
+    protocol: ListenerProtocol,
+}
+
 /// Sockets by address, one per worker.
-type Bound = HashMap<BindAddress, (SocketOptions, Vec<Listening>)>;
+type Bound = HashMap<BindAddress, (Wanted, Vec<Listening>)>;
 
 /// Our own descriptors of the sockets that the workers accept on, one per worker.
 #[derive(Default)]
@@ -22,13 +29,13 @@ pub(super) struct Sockets {
 /// Sockets that are bound for a generation to come; dropping them closes them, and nothing of them stays.
 #[derive(Default)]
 pub(super) struct Prepared {
-    new: Vec<(BindAddress, SocketOptions, Vec<Listening>)>,
-    wanted: HashMap<BindAddress, SocketOptions>,
+    new: Vec<(BindAddress, Vec<Listening>)>,
+    wanted: HashMap<BindAddress, Wanted>,
 }
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        self.new.iter().for_each(|(bind, ..)| remove_file(bind));
+        self.new.iter().for_each(|(bind, _)| remove_file(bind));
     }
 }
 
@@ -38,14 +45,21 @@ impl Sockets {
         let mut prepared = Prepared::default();
         for listener in &config.listeners {
             for bind in &listener.binds {
-                prepared
-                    .wanted
-                    .insert(bind.clone(), listener.socket.clone());
+                let wanted = Wanted {
+                    options: listener.socket.clone(),
+                    protocol: listener.protocol,
+                };
+                prepared.wanted.insert(bind.clone(), wanted);
                 if !self.open.contains_key(bind) {
-                    let sockets = listen::bind(bind, &listener.socket, workers)?;
-                    prepared
-                        .new
-                        .push((bind.clone(), listener.socket.clone(), sockets));
+                    // From `:80` to `127.0.0.1:80` and back: what is in the way is our own.
+                    let ours = self.open.keys().any(|open| have_one_port(open, bind));
+                    let claim = if ours {
+                        listen::bind_beside
+                    } else {
+                        listen::bind
+                    };
+                    let sockets = claim(bind, &listener.socket, workers)?;
+                    prepared.new.push((bind.clone(), sockets));
                 }
             }
         }
@@ -54,8 +68,8 @@ impl Sockets {
 
     /// Hands new sockets to the workers, changes options, and gives up the addresses that are not wanted any more.
     pub(super) fn commit(&mut self, mut prepared: Prepared, pool: &Pool) {
-        let wanted = std::mem::take(&mut prepared.wanted);
-        for (bind, options, sockets) in prepared.new.drain(..) {
+        let mut wanted = std::mem::take(&mut prepared.wanted);
+        for (bind, sockets) in prepared.new.drain(..) {
             pool.tell(|index| {
                 let socket = sockets.get(index)?.try_clone();
                 let socket = socket.inspect_err(
@@ -63,7 +77,9 @@ impl Sockets {
                 );
                 Some(Command::Listen(bind.clone(), socket.ok()?))
             });
-            self.open.insert(bind, (options, sockets));
+            if let Some(new) = wanted.get(&bind) {
+                self.open.insert(bind, (new.clone(), sockets));
+            }
         }
         let (kept, left): (Bound, Bound) = std::mem::take(&mut self.open)
             .into_iter()
@@ -71,13 +87,16 @@ impl Sockets {
         self.open = kept;
         close(&left, pool);
         drop(left);
-        for (bind, (options, sockets)) in &mut self.open {
-            let Some(new) = wanted.get(bind).filter(|new| *new != options) else {
+        for (bind, (now, sockets)) in &mut self.open {
+            let Some(new) = wanted.remove(bind).filter(|new| new != now) else {
                 continue;
             };
-            options.clone_from(new);
+            if new.protocol != now.protocol {
+                pool.tell(|_| Some(Command::CloseIdle(bind.clone())));
+            }
+            *now = new;
             for socket in sockets {
-                if let Err(error) = listen::set_options(socket, options) {
+                if let Err(error) = listen::set_options(socket, &now.options) {
                     tracing::warn!(target: "listener", %bind, %error, "socket options not changed");
                 }
             }
@@ -89,6 +108,10 @@ impl Sockets {
         let all = std::mem::take(&mut self.open);
         close(&all, pool);
     }
+}
+
+fn have_one_port(one: &BindAddress, other: &BindAddress) -> bool {
+    matches!((one, other), (BindAddress::Ip(one), BindAddress::Ip(other)) if one.port() == other.port() && one.port() != 0)
 }
 
 /// Tells the workers to leave `sockets`, and removes the files of unix sockets.

@@ -38,6 +38,8 @@ pub(super) enum Command {
     Listen(BindAddress, Listening),
     /// Stop accepting on an address, and close its idle connections.
     Unlisten(BindAddress),
+    /// Close the idle connections of an address that speaks another protocol from now on.
+    CloseIdle(BindAddress),
     /// Stop accepting, and close connections as they become idle.
     Drain,
     /// Cut what is left, and end.
@@ -135,6 +137,7 @@ async fn serve(index: usize, daemon: Arc<Daemon>, mut commands: mpsc::UnboundedR
                 listening.remove(&bind).iter().for_each(stop);
                 worker.connections.drain_bind(&bind);
             }
+            Some(Command::CloseIdle(bind)) => worker.connections.drain_bind(&bind),
             Some(Command::Drain) => {
                 listening.values().for_each(stop);
                 // The accept loops take what is queued before idle connections are told to close.
