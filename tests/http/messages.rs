@@ -122,6 +122,33 @@ fn a_response_may_be_split_at_every_byte() {
 }
 
 #[test]
+fn a_connection_goes_on_after_bodies_of_every_size() {
+    let peer = Peer::start(|mut connection| {
+        while let Some(request) = connection.request() {
+            let body = vec![b'x'; request.target[1..].parse().unwrap()];
+            connection.send(format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            ));
+            connection.send(body);
+        }
+    });
+    let daemon = front(peer.address, "");
+    let mut client = daemon.client("@web");
+    for size in [
+        0, 1, 4_096, 4_097, 10_000, 16_000, 20_000, 65_537, 200_000, 262_144, 400_000,
+    ] {
+        let body = vec![b'y'; size];
+        client.send(format!(
+            "POST /{size} HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n"
+        ));
+        client.send(body);
+        assert_eq!(client.response().unwrap().body.len(), size);
+    }
+    assert_eq!(peer.connections(), 1);
+}
+
+#[test]
 fn lengths_and_chunks_pass_as_what_they_are() {
     let peer = Peer::start(|mut connection| {
         while let Some(request) = connection.request() {
