@@ -471,3 +471,7 @@ fn refused_coding(coding: &[u8]) -> Refusal {
         malformed("a malformed Transfer-Encoding")
     }
 }
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -195,3 +195,7 @@ impl Head {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "response_tests.rs"]
+mod tests;

@@ -1,0 +1,175 @@
+//! Which answers of a backend are valid, and how their bodies are framed: a row per case of RFC 9112 sections 4 and 6.
+
+use super::*;
+
+fn parse(bytes: &[u8], method: &str) -> Result<Head, Invalid> {
+    let mut head = Head::default();
+    assert!(
+        head.parse(bytes, method.as_bytes())?,
+        "it is whole: {}",
+        bytes.escape_ascii()
+    );
+    Ok(head)
+}
+
+#[test]
+fn a_body_is_framed_by_method_status_and_fields() {
+    use Framing::{Chunked, Length, None as Nothing, UntilClose};
+    for (method, status, fields, framing, announced, keep) in [
+        ("GET", "1.1 200", "Content-Length: 5", Length(5), None, true),
+        ("GET", "1.1 200", "Content-Length: 0", Length(0), None, true),
+        (
+            "GET",
+            "1.1 200",
+            "Transfer-Encoding: Chunked",
+            Chunked,
+            None,
+            true,
+        ),
+        ("GET", "1.1 200", "A: b", UntilClose, None, true),
+        (
+            "GET",
+            "1.1 200",
+            "Connection: x, Close\r\nContent-Length: 5",
+            Length(5),
+            None,
+            false,
+        ),
+        (
+            "GET",
+            "1.0 200",
+            "Content-Length: 5",
+            Length(5),
+            None,
+            false,
+        ),
+        (
+            "GET",
+            "1.0 200",
+            "Connection: keep-alive\r\nContent-Length: 5",
+            Length(5),
+            None,
+            true,
+        ),
+        (
+            "HEAD",
+            "1.1 200",
+            "Content-Length: 5",
+            Nothing,
+            Some(5),
+            true,
+        ),
+        (
+            "HEAD",
+            "1.1 200",
+            "Transfer-Encoding: chunked",
+            Nothing,
+            None,
+            true,
+        ),
+        (
+            "GET",
+            "1.1 304",
+            "Content-Length: 5",
+            Nothing,
+            Some(5),
+            true,
+        ),
+        ("GET", "1.1 204", "A: b", Nothing, None, true),
+        ("GET", "1.1 204", "Content-Length: 5", Nothing, None, false),
+        (
+            "GET",
+            "1.1 204",
+            "Transfer-Encoding: chunked",
+            Nothing,
+            None,
+            false,
+        ),
+        ("GET", "1.1 103", "Link: x", Nothing, None, true),
+    ] {
+        let head = parse(
+            format!("HTTP/{status} X\r\n{fields}\r\n\r\n").as_bytes(),
+            method,
+        )
+        .unwrap();
+        assert_eq!(
+            (head.framing, head.announced, head.keep_alive),
+            (framing, announced, keep),
+            "{method} {status} {fields}"
+        );
+        assert!(
+            head.fields
+                .iter()
+                .all(|field| matches!(field.known, Known::Other))
+        );
+    }
+}
+
+#[test]
+fn what_is_not_one_valid_answer_is_refused() {
+    let table: [&[u8]; 29] = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551616\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\nA: b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\rc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: \0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n A: b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n: b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA\r\n\r\n",
+        b"HTTP/1.1 099 X\r\n\r\n",
+        b"HTTP/1.1 600 X\r\n\r\n",
+        b"HTTP/1.1 2000 X\r\n\r\n",
+        b"HTTP/1.1 20 X\r\n\r\n",
+        b"HTTP/1.1 +20 X\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\n\r\n",
+        b"\r\nHTTP/1.1 200 OK\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9\r\n\r\n",
+        b"ICY 200 OK\r\n\r\n",
+    ];
+    for bytes in table {
+        let invalid = parse(bytes, "GET").expect_err(&bytes.escape_ascii().to_string());
+        assert_eq!(
+            invalid.reason,
+            Reason::ProxyProtocolError,
+            "{}",
+            bytes.escape_ascii()
+        );
+    }
+    let large = format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "b".repeat(MAX_HEAD));
+    let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(300));
+    for bytes in [large, many] {
+        let invalid = parse(bytes.as_bytes(), "GET").unwrap_err();
+        assert_eq!(invalid.reason, Reason::ResponseHeaderSectionSize);
+    }
+}
+
+#[test]
+fn a_101_switches_only_to_what_was_asked_for() {
+    for (sent, asked, switches) in [
+        ("Upgrade: WebSocket", "websocket", true),
+        ("Upgrade: b", "a, b", true),
+        ("Upgrade: c", "a, b", false),
+        ("Upgrade: a, c", "a, b", false),
+        ("A: b", "a", false),
+    ] {
+        let bytes = format!("HTTP/1.1 101 X\r\nConnection: upgrade\r\n{sent}\r\n\r\n");
+        let head = parse(bytes.as_bytes(), "GET").unwrap();
+        assert_eq!(
+            head.switches_to(asked.as_bytes(), bytes.as_bytes()),
+            switches,
+            "{sent} {asked}"
+        );
+    }
+}
