@@ -3,6 +3,10 @@
 //! Backends are scripts that record what reaches them; clients send raw bytes. Each part of the promise is a module.
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::format_push_string,
+    clippy::format_collect,
+    clippy::large_stack_arrays,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "a broken expectation is a failed test"
