@@ -24,7 +24,10 @@ const MOST_BYTES: usize = 64 << 10;
 /// The name of a target, and what it does with an input.
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: &[Target] = &[("config", targets::config::run)];
+const TARGETS: &[Target] = &[
+    ("chunked_body", targets::chunked_body::run),
+    ("config", targets::config::run),
+];
 
 struct Options {
     target: Target,
