@@ -502,7 +502,7 @@ fn two_hundred_reloads_leave_neither_memory_nor_descriptors() {
         config
     };
     let mut daemon = Daemon::start(&config(0));
-    let mut run = |daemon: &mut Daemon, rounds: std::ops::Range<u32>| {
+    let run = |daemon: &mut Daemon, rounds: std::ops::Range<u32>| {
         for round in rounds {
             assert_eq!(daemon.reload(&config(round)).status, 200);
             assert_eq!(daemon.get("@web", "/").unwrap().status, 200);
