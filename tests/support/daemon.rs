@@ -29,7 +29,7 @@ pub struct Daemon {
     child: Child,
     directory: TempDir,
     addresses: HashMap<String, SocketAddr>,
-    notify: Receiver<String>,
+    notify: Mutex<Receiver<String>>,
     /// Standard output: the access log.
     pub stdout: Record<String>,
     /// Standard error: the daemon's own log.
@@ -99,7 +99,7 @@ impl Daemon {
             child,
             directory,
             addresses,
-            notify: messages(notify),
+            notify: Mutex::new(messages(notify)),
             stdout,
             stderr,
         }
@@ -108,7 +108,7 @@ impl Daemon {
     /// Waits for READY=1; false when the process ends instead.
     fn wait_ready(&mut self) -> bool {
         let ready = poll(|| {
-            let told = self.notify.try_recv();
+            let told = self.notify.lock().unwrap().try_recv();
             if told.is_ok_and(|text| has(&text, "READY=1")) {
                 return Some(true);
             }
@@ -134,7 +134,7 @@ impl Daemon {
 
     /// The next message to the service manager, such as `READY=1`; `None` when none comes.
     pub fn notified(&self) -> Option<String> {
-        self.notify.recv_timeout(PATIENCE).ok()
+        self.notify.lock().unwrap().recv_timeout(PATIENCE).ok()
     }
 
     /// Waits until a message to the service manager has the line `wanted`.
