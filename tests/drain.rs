@@ -106,9 +106,12 @@ fn connections_that_wait_in_the_queue_when_the_drain_begins_are_answered() {
     let mut tcp: Vec<_> = (0..40).map(|_| daemon.client("@web")).collect();
     let mut unix: Vec<_> = (0..10).map(|_| Client::connect_unix(&path)).collect();
     let request = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
-    tcp.iter_mut().for_each(|client| drop(client.send(request)));
-    unix.iter_mut()
-        .for_each(|client| drop(client.send(request)));
+    for client in &mut tcp {
+        client.send(request);
+    }
+    for client in &mut unix {
+        client.send(request);
+    }
     daemon.signal(Signal::TERM);
     daemon.signal(Signal::CONT);
     for client in &mut tcp {
