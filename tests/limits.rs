@@ -1,1 +1,256 @@
+//! Limits of connections and descriptors, the kinds of addresses, and starts that fail.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a broken expectation is a failed test"
+)]
 
+mod support;
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use balancer::base::clock;
+use support::{
+    client::{Client, get},
+    daemon::{Daemon, command_with_files},
+    peer::{Gate, Peer},
+    poll,
+};
+
+fn config(global: &str, listener: &str, backend: &Peer) -> String {
+    format!(
+        "{global}listeners:\n  web: {{bind: \"@web\", pool: app{listener}}}\npools:\n  app:\n    health_check: none\n    backends: [{}]\n",
+        backend.address
+    )
+}
+
+fn slow(gate: &Gate) -> Peer {
+    let door = gate.clone();
+    Peer::start(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target == "/slow" {
+                door.wait();
+            }
+            if !connection.answer("done") {
+                return;
+            }
+        }
+    })
+}
+
+/// Fills two places with requests under way.
+fn two_busy(daemon: &Daemon, backend: &Peer) -> [Client; 2] {
+    let mut clients = [daemon.client("@web"), daemon.client("@web")];
+    for client in &mut clients {
+        client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+    }
+    backend.wait_for_requests(2);
+    clients
+}
+
+fn assert_refuses_the_third(global: &str, listener: &str) {
+    let gate = Gate::new();
+    let backend = slow(&gate);
+    let daemon = Daemon::start(&config(global, listener, &backend));
+    let mut busy = two_busy(&daemon, &backend);
+    let refused = Client::connect(daemon.address("@web")).response().unwrap();
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert_eq!(refused.json()["error"]["code"], 503);
+    let rejected = "balancer_listener_connections_rejected_total{reason=\"overload\"}";
+    assert_eq!(daemon.metric(rejected) as u64, 1);
+    gate.open();
+    for client in &mut busy {
+        assert_eq!(client.response().unwrap().text(), "done");
+    }
+    drop(busy);
+    daemon.wait_for_metric("balancer_listener_connections_active", |open| open < 0.5);
+    assert_eq!(daemon.get("@web", "/").unwrap().status, 200);
+}
+
+#[test]
+fn a_connection_over_max_connections_is_told_so() {
+    assert_refuses_the_third("max_connections: 2\n", "");
+}
+
+#[test]
+fn a_connection_over_the_limit_of_its_listener_is_told_so() {
+    assert_refuses_the_third("", ", limits: {connections: 2}");
+}
+
+#[test]
+fn a_connection_over_the_limit_of_its_client_is_told_so() {
+    assert_refuses_the_third("", ", limits: {connections_per_client: 2}");
+}
+
+#[test]
+fn a_session_over_the_limit_is_reset() {
+    let gate = Gate::new();
+    let backend = slow(&gate);
+    let daemon = Daemon::start(&config(
+        "",
+        ", protocol: tcp, limits: {connections: 2}",
+        &backend,
+    ));
+    let _busy = two_busy(&daemon, &backend);
+    let third = Client::connect(daemon.address("@web")).response();
+    assert!(
+        matches!(third, Err(support::client::Cut::Reset(_))),
+        "{third:?}"
+    );
+    gate.open();
+}
+
+#[test]
+fn at_the_limit_an_idle_connection_leaves_its_place_to_a_new_one() {
+    let gate = Gate::new();
+    let backend = slow(&gate);
+    let global = "workers: 1\nmax_connections: 2\n";
+    let daemon = Daemon::start(&config(global, "", &backend));
+    let mut idle = daemon.client("@web");
+    assert_eq!(idle.request("GET", "/").unwrap().status, 200);
+    let mut busy = daemon.client("@web");
+    busy.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+    backend.wait_for_requests(2);
+    assert_eq!(daemon.get("@web", "/").unwrap().status, 200);
+    assert_eq!(idle.rest().unwrap(), b"", "closed without a word");
+    gate.open();
+    assert_eq!(busy.response().unwrap().text(), "done");
+}
+
+#[test]
+fn without_descriptors_it_serves_what_it_has_does_not_spin_and_recovers() {
+    let gate = Gate::new();
+    let backend = slow(&gate);
+    let text = config("workers: 1\nmax_connections: 1000\n", "", &backend);
+    let daemon = Daemon::start_by(|| command_with_files(64), "run", &text);
+    let mut busy: Vec<_> = (0..5).map(|_| daemon.client("@web")).collect();
+    for client in &mut busy {
+        client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+    }
+    backend.wait_for_requests(5);
+    // Half a request each: none is idle, so that no room can be made.
+    let mut halves: Vec<_> = (0..100).map(|_| daemon.client("@web")).collect();
+    for client in &mut halves {
+        client.send("GET / HTTP/1.1\r\n");
+    }
+    daemon.wait_for_log(|line| line.contains("accept failed"));
+    let (cpu, began) = (daemon.cpu_time(), clock::now());
+    // A second of real time is what is measured, not waited for.
+    while began.elapsed() < Duration::from_secs(1) {
+        let mut first = Client::connect(daemon.address("@web"));
+        first.patience(Duration::from_millis(250));
+        assert!(first.response().is_err(), "it waits in the queue");
+    }
+    let used = daemon.cpu_time().checked_sub(cpu).unwrap();
+    assert!(used < Duration::from_millis(250), "{used:?} in a second");
+    gate.open();
+    for client in &mut busy {
+        assert_eq!(client.response().unwrap().text(), "done");
+    }
+    drop((busy, halves));
+    let began = clock::now();
+    let answer = poll(|| {
+        get(daemon.address("@web"), "/")
+            .ok()
+            .filter(|one| one.status == 200)
+    });
+    assert!(answer.is_some());
+    let took = began.elapsed();
+    assert!(took < Duration::from_millis(500), "{took:?}");
+}
+
+#[test]
+fn every_kind_of_address_is_listened_on_and_several_at_once() {
+    let backend = Peer::answering("here");
+    // A port that is free on IPv4 is taken for both protocols.
+    let free = |host: &str| {
+        let listener = TcpListener::bind((host, 0)).unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let (both, six) = (free("::"), free("::1"));
+    let binds = format!(
+        ", pool: app}}\n  more: {{bind: [\":{both}\", \"[::1]:{six}\", \"unix:@dir/a.sock\"]"
+    );
+    let daemon = Daemon::start(&config("", "", &backend).replacen(
+        ", pool: app",
+        &format!("{binds}, pool: app"),
+        1,
+    ));
+    let addresses: [SocketAddr; 4] = [
+        daemon.address("@web"),
+        ([127, 0, 0, 1], both).into(),
+        format!("[::1]:{both}").parse().unwrap(),
+        format!("[::1]:{six}").parse().unwrap(),
+    ];
+    for address in addresses {
+        assert_eq!(get(address, "/").unwrap().text(), "here", "{address}");
+    }
+    assert!(
+        TcpStream::connect(("127.0.0.1", six)).is_err(),
+        "[::1] only"
+    );
+    let mut unix = Client::connect_unix(&daemon.directory().join("a.sock"));
+    assert_eq!(unix.request("GET", "/").unwrap().text(), "here");
+}
+
+/// The timer of the socket that the daemon has for `client`: 02 is keepalive, 00 is none.
+fn timer_of(daemon: &Daemon, client: &Client) -> String {
+    let port = |address: SocketAddr| format!(":{:04X}", address.port());
+    let (ours, theirs) = (port(daemon.address("@web")), port(client.local_address()));
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let found = table.lines().find_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let is_it = words[1].ends_with(&ours) && words[2].ends_with(&theirs);
+        is_it.then(|| words[5][..2].to_owned())
+    });
+    found.unwrap()
+}
+
+#[test]
+fn keepalive_is_set_on_accepted_connections_as_configured_and_follows_a_reload() {
+    let backend = Peer::answering("here");
+    let socket = |keepalive: &str| {
+        let listener =
+            format!(", socket: {{backlog: 16, fast_open: true, keepalive: {keepalive}}}");
+        config("", &listener, &backend)
+    };
+    let mut daemon = Daemon::start(&socket("60s"));
+    let mut client = daemon.client("@web");
+    client.request("GET", "/").unwrap();
+    // The retransmission timer of the answer may still run.
+    let timer = poll(|| Some(timer_of(&daemon, &client)).filter(|timer| timer != "01"));
+    assert_eq!(timer.unwrap(), "02");
+    assert_eq!(daemon.reload(&socket("none")).status, 200);
+    let mut client = daemon.client("@web");
+    client.request("GET", "/").unwrap();
+    let timer = poll(|| Some(timer_of(&daemon, &client)).filter(|timer| timer != "01"));
+    assert_eq!(timer.unwrap(), "00");
+}
+
+#[test]
+fn a_taken_port_ends_the_start_with_1_and_is_named() {
+    let backend = Peer::answering("here");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let mut daemon =
+        Daemon::launch(&config("", "", &backend).replace("@web", &address.to_string()));
+    assert_eq!(daemon.wait_exit().code(), Some(1));
+    let wanted = format!("port {} is taken by another process", address.port());
+    daemon.wait_for_log(|line| line.contains(&wanted));
+}
+
+#[test]
+fn a_broken_configuration_ends_the_start_with_78_and_its_places() {
+    let backend = Peer::answering("here");
+    let text = config("", "", &backend).replace("pool: app", "pool: ap");
+    let mut daemon = Daemon::launch(&text);
+    assert_eq!(daemon.wait_exit().code(), Some(78));
+    daemon.wait_for_log(|line| line.contains("balancer.yaml:2:"));
+}

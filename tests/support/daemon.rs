@@ -8,7 +8,10 @@ use std::{
     os::unix::net::UnixDatagram,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        mpsc::{Receiver, channel},
+    },
     thread,
 };
 
@@ -26,7 +29,7 @@ pub struct Daemon {
     child: Child,
     directory: TempDir,
     addresses: HashMap<String, SocketAddr>,
-    notify: UnixDatagram,
+    notify: Mutex<Receiver<String>>,
     /// Standard output: the access log.
     pub stdout: Record<String>,
     /// Standard error: the daemon's own log.
@@ -45,8 +48,13 @@ impl Daemon {
 
     /// Like [`Daemon::start`] with another command that becomes the daemon: `demo`.
     pub fn start_as(subcommand: &str, config: &str) -> Self {
+        Self::start_by(command, subcommand, config)
+    }
+
+    /// Like [`Daemon::start_as`] with a program of one's own making: another environment, other limits.
+    pub fn start_by(program: impl Fn() -> Command, subcommand: &str, config: &str) -> Self {
         for _ in 0..5 {
-            let mut daemon = Self::launch_as(subcommand, config);
+            let mut daemon = Self::launch_by(program(), subcommand, config);
             if daemon.wait_ready() {
                 return daemon;
             }
@@ -66,14 +74,17 @@ impl Daemon {
 
     /// Like [`Daemon::launch`] with another command.
     pub fn launch_as(subcommand: &str, config: &str) -> Self {
+        Self::launch_by(command(), subcommand, config)
+    }
+
+    fn launch_by(mut program: Command, subcommand: &str, config: &str) -> Self {
         let directory = TempDir::new();
         let notify = UnixDatagram::bind(directory.path().join("notify")).unwrap();
-        notify.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut addresses = HashMap::new();
         let text = complete(config, &directory, &mut addresses);
         let file = directory.path().join("balancer.yaml");
         fs::write(&file, text).unwrap();
-        let mut child = command()
+        let mut child = program
             .args([subcommand, "-c"])
             .arg(&file)
             .env("NOTIFY_SOCKET", directory.path().join("notify"))
@@ -88,7 +99,7 @@ impl Daemon {
             child,
             directory,
             addresses,
-            notify,
+            notify: Mutex::new(messages(notify)),
             stdout,
             stderr,
         }
@@ -96,16 +107,13 @@ impl Daemon {
 
     /// Waits for READY=1; false when the process ends instead.
     fn wait_ready(&mut self) -> bool {
-        self.notify
-            .set_read_timeout(Some(std::time::Duration::from_millis(50)))
-            .unwrap();
         let ready = poll(|| {
-            if self.notified().is_some_and(|text| has(&text, "READY=1")) {
+            let told = self.notify.lock().unwrap().try_recv();
+            if told.is_ok_and(|text| has(&text, "READY=1")) {
                 return Some(true);
             }
             self.child.try_wait().unwrap().map(|_| false)
         });
-        self.notify.set_read_timeout(Some(PATIENCE)).unwrap();
         if ready == Some(false) {
             // The last words are read by threads that end with the pipes.
             poll(|| {
@@ -126,9 +134,7 @@ impl Daemon {
 
     /// The next message to the service manager, such as `READY=1`; `None` when none comes.
     pub fn notified(&self) -> Option<String> {
-        let mut buffer = [0; 4096];
-        let length = self.notify.recv(&mut buffer).ok()?;
-        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        self.notify.lock().unwrap().recv_timeout(PATIENCE).ok()
     }
 
     /// Waits until a message to the service manager has the line `wanted`.
@@ -208,6 +214,41 @@ impl Daemon {
         self.admin("GET", "/v1/status").json()
     }
 
+    /// The admin socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.directory.path().join("admin.sock")
+    }
+
+    /// What the kernel says of the process: the number after `key` in `/proc/PID/status`, in KiB where it is memory.
+    pub fn proc_status(&self, key: &str) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        let words = line.and_then(|line| line.trim_start_matches(':').split_whitespace().next());
+        words.unwrap().parse().unwrap()
+    }
+
+    /// What the descriptors of the process refer to.
+    pub fn open_files(&self) -> Vec<String> {
+        let directory = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        let links = directory.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        links.map(|path| path.display().to_string()).collect()
+    }
+
+    /// Processor time of the process so far.
+    pub fn cpu_time(&self) -> std::time::Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let words = stat
+            .rsplit_once(") ")
+            .unwrap()
+            .1
+            .split(' ')
+            .skip(11)
+            .take(2);
+        let ticks: u64 = words.map(|word| word.parse::<u64>().unwrap()).sum();
+        // USER_HZ is 100 wherever Linux runs.
+        std::time::Duration::from_millis(ticks * 10)
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
@@ -281,7 +322,18 @@ impl Drop for Daemon {
 
 /// The built program, ready for arguments, without the variables of the test's own surroundings.
 pub fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_balancer"));
+    alone(Command::new(env!("CARGO_BIN_EXE_balancer")))
+}
+
+/// The built program with at most `files` open files.
+pub fn command_with_files(files: u32) -> Command {
+    let mut shell = Command::new("sh");
+    let limit = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+    shell.args(["-c", &limit, env!("CARGO_BIN_EXE_balancer")]);
+    alone(shell)
+}
+
+fn alone(mut command: Command) -> Command {
     command
         .stdin(Stdio::null())
         .env_remove("NOTIFY_SOCKET")
@@ -342,6 +394,21 @@ fn lines(stream: impl Read + Send + 'static) -> Record<String> {
         }
     });
     record
+}
+
+/// Takes messages as a service manager does: at once, because the daemon waits where they are not taken.
+fn messages(socket: UnixDatagram) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = socket.recv(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if sender.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
 }
 
 fn has(message: &str, wanted: &str) -> bool {
