@@ -35,7 +35,7 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     /// In the order of the file; indexes agree with [`Config::listeners`].
     pub listeners: Vec<Arc<Listener>>,
-    /// Which listener accepts on an address.
+    /// Which listener accepts on an address; also on one it had in the generation before, for what was queued there.
     pub binds: HashMap<BindAddress, usize>,
     /// In the order of the file; indexes agree with [`Config::pools`].
     pub pools: Vec<Arc<Pool>>,
@@ -110,14 +110,7 @@ impl Snapshot {
                 ))
             })
             .collect();
-        let binds = config
-            .listeners
-            .iter()
-            .enumerate()
-            .flat_map(|(index, listener)| {
-                listener.binds.iter().map(move |bind| (bind.clone(), index))
-            })
-            .collect();
+        let binds = binds(&config, previous.map(|old| &*old.config));
         Self {
             generation: previous.map_or(1, |old| old.generation + 1),
             router: Router::new(&config),
@@ -141,6 +134,22 @@ impl Snapshot {
             );
         }
     }
+}
+
+/// The listeners by address. An address that a listener has left still leads to it while it speaks the same protocol:
+/// connections that were in the queue, or have just sent a request, are served.
+fn binds(config: &Config, before: Option<&Config>) -> HashMap<BindAddress, usize> {
+    let mut binds = HashMap::new();
+    for old in before.iter().flat_map(|before| &before.listeners) {
+        let same = |new: &model::Listener| new.name == old.name && new.protocol == old.protocol;
+        if let Some(index) = config.listeners.iter().position(same) {
+            binds.extend(old.binds.iter().map(|bind| (bind.clone(), index)));
+        }
+    }
+    for (index, listener) in config.listeners.iter().enumerate() {
+        binds.extend(listener.binds.iter().map(|bind| (bind.clone(), index)));
+    }
+    binds
 }
 
 /// What the last reload did, for `balancer status` and the metrics.

@@ -317,4 +317,19 @@ mod tests {
         }
         assert_eq!(stream.bytes_acked().unwrap(), before + 1_000);
     }
+
+    #[tokio::test]
+    async fn what_the_driver_has_not_seen_yet_is_not_nothing() {
+        use std::io::Write as _;
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        accepted.set_nonblocking(true).unwrap();
+        let stream = Stream::Tcp(TcpStream::from_std(accepted).unwrap());
+        assert!(stream.has_nothing());
+        peer.write_all(b"GET").unwrap();
+        assert!(stream.is_quiet(), "as far as the driver knows");
+        assert!(!stream.has_nothing());
+    }
 }
