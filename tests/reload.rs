@@ -10,7 +10,9 @@ mod support;
 
 use std::{
     fs,
+    io::Write as _,
     net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
 };
 
 use rustix::process::Signal;
@@ -259,6 +261,27 @@ fn a_listener_may_widen_and_narrow_its_address_on_the_same_port() {
 }
 
 #[test]
+fn connections_that_wait_at_an_address_that_its_listener_leaves_are_answered() {
+    let backend = Peer::answering("here");
+    let before = one_pool(&backend.address.to_string());
+    let mut daemon = Daemon::start(&before);
+    daemon.write_config(&before.replace("@web", "@moved"));
+    daemon.signal(Signal::STOP);
+    let mut clients: Vec<_> = (0..30).map(|_| daemon.client("@web")).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    }
+    daemon.signal(Signal::HUP);
+    daemon.signal(Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(client.response().unwrap().text(), "here");
+    }
+    daemon.wait_for_metric("balancer_config_generation", |now| now > 1.5);
+    assert_eq!(daemon.get("@moved", "/").unwrap().text(), "here");
+    assert!(poll(|| TcpStream::connect(daemon.address("@web")).err()).is_some());
+}
+
+#[test]
 fn pools_and_routes_come_and_go() {
     let (app, other) = (Peer::answering("app"), Peer::answering("other"));
     let small = one_pool(&app.address.to_string());
@@ -343,7 +366,14 @@ fn the_count_in_flight_lives_on() {
     assert!(daemon.get("@web", "/").unwrap().status >= 500);
     gate.open();
     assert_eq!(client.response().unwrap().text(), "done");
-    assert_eq!(daemon.get("@web", "/").unwrap().text(), "done");
+    // The place is given back a moment after the answer.
+    let again = poll(|| {
+        daemon
+            .get("@web", "/")
+            .ok()
+            .filter(|one| one.text() == "done")
+    });
+    assert!(again.is_some());
 }
 
 #[test]
@@ -378,25 +408,26 @@ fn a_changed_check_asks_at_once_and_keeps_the_verdict_meanwhile() {
     daemon.wait_for_metric("balancer_backend_health_checks_total", |count| count > 1.5);
 }
 
+/// Puts a pipe in place of `file`: a reload then reads what the test writes, when it writes it.
+fn put_pipe(file: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    let fresh = file.with_extension("pipe");
+    mknodat(CWD, &fresh, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    fs::rename(fresh, file).unwrap();
+}
+
 #[test]
 fn reloads_that_wait_collapse_into_one() {
     let backend = Peer::answering("here");
     let daemon = Daemon::start(&one_pool(&backend.address.to_string()));
     let file = daemon.directory().join("balancer.yaml");
     let text = fs::read_to_string(&file).unwrap();
-    // A reload reads the file when the test writes it, and not before.
-    fs::remove_file(&file).unwrap();
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &file,
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::from_raw_mode(0o600),
-        0,
-    )
-    .unwrap();
+    put_pipe(&file);
     daemon.signal(Signal::HUP);
-    let held = fs::OpenOptions::new().write(true).open(&file).unwrap();
-    // The first one reads. The signals are taken one by one, as the next is sent when none is pending.
+    // Opens when the first reload does.
+    let mut pipe = fs::OpenOptions::new().write(true).open(&file).unwrap();
+    // The signals are taken one by one: the next is sent when none is pending.
     for _ in 0..5 {
         daemon.signal(Signal::HUP);
         poll(|| {
@@ -405,9 +436,14 @@ fn reloads_that_wait_collapse_into_one() {
         })
         .unwrap();
     }
-    std::io::Write::write_all(&mut &held, text.as_bytes()).unwrap();
-    drop(held);
-    fs::write(&file, &text).unwrap();
+    put_pipe(&file);
+    pipe.write_all(text.as_bytes()).unwrap();
+    drop(pipe);
+    let mut pipe = fs::OpenOptions::new().write(true).open(&file).unwrap();
+    // A third reload would wait at this one for ever, and nothing would be answered.
+    put_pipe(&file);
+    pipe.write_all(text.as_bytes()).unwrap();
+    drop(pipe);
     let both = daemon.wait_for_metric("balancer_config_reloads_total", |count| count > 1.5);
     assert_eq!(both as u64, 2);
 }
@@ -506,6 +542,10 @@ fn two_hundred_reloads_leave_neither_memory_nor_descriptors() {
         for round in rounds {
             assert_eq!(daemon.reload(&config(round)).status, 200);
             assert_eq!(daemon.get("@web", "/").unwrap().status, 200);
+            // The workers leave the address a moment after the answer; until then it is taken.
+            let even = daemon.address("@even");
+            let left = || TcpStream::connect(even).err().map(drop);
+            assert!(round.is_multiple_of(2) || poll(left).is_some());
         }
     };
     run(&mut daemon, 1..61);
