@@ -1,9 +1,9 @@
 //! The retry budget of a pool: retries may be a share of the requests, and always 10 a second, so that a dead pool is
 //! not hit by a multiple of its traffic. Process-wide and exact: no interleaving of threads spends a token twice.
 //!
-//! Every request earns `share` of a token, every second earns ten. What is not spent fades with a time constant of
-//! 10 s, so no quiet or busy time can save more than 10 s of earnings. A new pool starts with the 100 tokens that
-//! quiet seconds would have earned it.
+//! Every request earns `share` of a token; what is not spent fades with a time constant of 1 s, so that a pool that
+//! dies under load gets no more than its share at once. Beside that every second earns ten tokens, of which a quiet pool
+//! saves 100; a new pool starts with those.
 
 use std::{
     sync::{
@@ -20,8 +20,10 @@ use crate::telemetry::metrics::{Count, PerThread};
 
 /// Tokens earned by time alone, per second.
 const PER_SECOND: f64 = 10.0;
-/// Seconds over which savings fade.
-const WINDOW: f64 = 10.0;
+/// Most tokens saved of those.
+const RESERVE: f64 = 100.0;
+/// Seconds over which the requests' tokens fade.
+const WINDOW: f64 = 1.0;
 
 /// Tokens for retries. See the head of this file.
 #[derive(Debug)]
@@ -32,8 +34,10 @@ pub struct RetryBudget {
     /// Nanoseconds since `start` up to which the balance is settled.
     settled_nanos: AtomicU64,
     start: OnceLock<Instant>,
-    /// Bits of an `f64`: never negative.
-    balance: AtomicU64,
+    /// Tokens that requests earned. Bits of an `f64`: never negative.
+    shared: AtomicU64,
+    /// Tokens that time earned. Bits of an `f64`: never negative.
+    reserve: AtomicU64,
 }
 
 impl Default for RetryBudget {
@@ -43,7 +47,8 @@ impl Default for RetryBudget {
             settled_requests: AtomicU64::new(0),
             settled_nanos: AtomicU64::new(0),
             start: OnceLock::new(),
-            balance: AtomicU64::new((PER_SECOND * WINDOW).to_bits()),
+            shared: AtomicU64::new(0),
+            reserve: AtomicU64::new(RESERVE.to_bits()),
         }
     }
 }
@@ -58,19 +63,11 @@ impl RetryBudget {
     /// Takes the token for one retry, if there is one. `share` is 0.0..=1.0 of the requests.
     pub fn try_spend(&self, share: f64, now: Instant) -> bool {
         let earned = self.settle(share, now);
-        self.balance
-            .try_update(AcqRel, Acquire, |bits| {
-                let balance = f64::from_bits(bits) * earned.kept + earned.tokens;
-                Some(
-                    if balance >= 1.0 {
-                        balance - 1.0
-                    } else {
-                        balance
-                    }
-                    .to_bits(),
-                )
-            })
-            .is_ok_and(|bits| f64::from_bits(bits) * earned.kept + earned.tokens >= 1.0)
+        let shared = |balance: f64| balance * earned.kept + earned.tokens;
+        let reserve = |balance: f64| (balance + earned.seconds * PER_SECOND).min(RESERVE);
+        // Both are settled, whichever pays.
+        let paid = spend(&self.shared, true, shared);
+        spend(&self.reserve, !paid, reserve) || paid
     }
 
     /// What was earned since the last call; each request and each nanosecond is handed to one caller only.
@@ -81,10 +78,12 @@ impl RetryBudget {
         let nanos = now.saturating_duration_since(start).as_nanos() as u64;
         let before = self.settled_nanos.fetch_max(nanos, Relaxed);
         let seconds = nanos.saturating_sub(before) as f64 / 1e9;
+        let earned = new as f64 * share;
         if seconds <= 0.0 {
             return Earned {
                 kept: 1.0,
-                tokens: new as f64 * share,
+                tokens: earned,
+                seconds,
             };
         }
         let kept = (-seconds / WINDOW).exp();
@@ -92,15 +91,29 @@ impl RetryBudget {
         let faded = (1.0 - kept) * WINDOW / seconds;
         Earned {
             kept,
-            tokens: (new as f64 * share + seconds * PER_SECOND) * faded,
+            tokens: earned * faded,
+            seconds,
         }
     }
 }
 
+/// Replaces a balance by what `settled` makes of it, less one token if one is wanted and there. True if it was taken.
+fn spend(balance: &AtomicU64, wanted: bool, settled: impl Fn(f64) -> f64) -> bool {
+    let pays = |bits: u64| wanted && settled(f64::from_bits(bits)) >= 1.0;
+    let before = balance.try_update(AcqRel, Acquire, |bits| {
+        let price = if pays(bits) { 1.0 } else { 0.0 };
+        Some((settled(f64::from_bits(bits)) - price).to_bits())
+    });
+    before.is_ok_and(pays)
+}
+
 struct Earned {
-    /// The part of the old balance that is left.
+    /// The part of the old tokens that is left.
     kept: f64,
+    /// New ones, of requests.
     tokens: f64,
+    /// Time since the last call.
+    seconds: f64,
 }
 
 #[cfg(test)]
@@ -144,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_a_quiet_nor_a_busy_hour_saves_more_than_ten_seconds() {
+    fn a_busy_hour_saves_one_second_and_a_quiet_one_the_reserve() {
         let (budget, start) = (RetryBudget::default(), clock::now());
         assert_eq!(savings(&budget, 0.2, start), 100);
         let later = start + Duration::from_hours(1);
@@ -158,7 +171,7 @@ mod tests {
             }
         }
         let saved = savings(&budget, 0.2, later + Duration::from_hours(1));
-        assert!((1_900..=2_100).contains(&saved), "{saved}");
+        assert!((290..=310).contains(&saved), "{saved}");
     }
 
     #[test]
