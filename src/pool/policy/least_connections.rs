@@ -71,14 +71,13 @@ impl Picker for LeastConnections {
 #[cfg(test)]
 mod tests {
     use crate::{
-        base::{clock, rng::Random},
+        base::rng::Random,
         config::model::Policy,
-        pool::{Pool, fixture::unchecked},
+        pool::{Pool, fixture::unchecked_pool},
     };
 
     fn pool(weights: &[u16]) -> Pool {
-        let config = unchecked(weights, Policy::LeastConnections);
-        Pool::new(&config, None, clock::now())
+        unchecked_pool(weights, Policy::LeastConnections)
     }
 
     #[test]

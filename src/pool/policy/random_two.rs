@@ -89,14 +89,13 @@ fn weighs(turn: &Turn<'_>, one: usize, other: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use crate::{
-        base::{clock, rng::Random},
+        base::rng::Random,
         config::model::Policy,
-        pool::{Pool, fixture::unchecked},
+        pool::{Pool, fixture::unchecked_pool},
     };
 
     fn pool(weights: &[u16]) -> Pool {
-        let config = unchecked(weights, Policy::RandomTwo);
-        Pool::new(&config, None, clock::now())
+        unchecked_pool(weights, Policy::RandomTwo)
     }
 
     /// Puts `loads` in flight, and gives them back with the returned counts at the end of the pool's life.
