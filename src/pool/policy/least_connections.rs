@@ -74,20 +74,16 @@ mod tests {
 
     #[test]
     fn idle_backends_of_equal_weight_take_turns() {
-        let (pool, mut random) = (
-            unchecked_pool(&[1, 1, 1], Policy::LeastConnections),
-            Random::seeded(1),
-        );
+        let pool = unchecked_pool(&[1, 1, 1], Policy::LeastConnections);
+        let mut random = Random::seeded(1);
         let picks = (0..6).map(|_| pool.pick(&[], &mut random).unwrap().index);
         assert_eq!(picks.collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2]);
     }
 
     #[test]
     fn held_connections_are_shared_out_by_weight() {
-        let (pool, mut random) = (
-            unchecked_pool(&[4, 2, 1], Policy::LeastConnections),
-            Random::seeded(1),
-        );
+        let pool = unchecked_pool(&[4, 2, 1], Policy::LeastConnections);
+        let mut random = Random::seeded(1);
         let leases: Vec<_> = (0..70)
             .map(|_| pool.pick(&[], &mut random).unwrap())
             .collect();
@@ -102,10 +98,8 @@ mod tests {
 
     #[test]
     fn the_one_that_got_free_is_next() {
-        let (pool, mut random) = (
-            unchecked_pool(&[1; 5], Policy::LeastConnections),
-            Random::seeded(1),
-        );
+        let pool = unchecked_pool(&[1; 5], Policy::LeastConnections);
+        let mut random = Random::seeded(1);
         let mut leases: Vec<_> = (0..10)
             .map(|_| pool.pick(&[], &mut random).unwrap())
             .collect();

@@ -130,10 +130,8 @@ mod tests {
 
     #[test]
     fn idle_backends_are_drawn_by_weight() {
-        let (pool, mut random) = (
-            unchecked_pool(&[1, 1, 8], Policy::RandomTwo),
-            Random::seeded(9),
-        );
+        let pool = unchecked_pool(&[1, 1, 8], Policy::RandomTwo);
+        let mut random = Random::seeded(9);
         let mut counts = [0_u32; 3];
         for _ in 0..3_000 {
             counts[pool.pick(&[], &mut random).unwrap().index] += 1;
@@ -146,7 +144,8 @@ mod tests {
 
     #[test]
     fn one_backend_is_picked_by_itself() {
-        let (pool, mut random) = (unchecked_pool(&[3], Policy::RandomTwo), Random::seeded(9));
+        let pool = unchecked_pool(&[3], Policy::RandomTwo);
+        let mut random = Random::seeded(9);
         assert_eq!(pool.pick(&[], &mut random).unwrap().index, 0);
     }
 }
