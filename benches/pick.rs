@@ -1,10 +1,8 @@
 //! What a pick costs, for 3, 100 and 10,000 backends and every policy; and what preparing the picker costs.
 
-use std::{sync::Arc, time::Duration};
-
 use balancer::{
     base::{clock, rng::Random},
-    config::model::{Backend, Keepalive, Policy, Pool as PoolConfig, PoolTimeouts, WhenAllDown},
+    config::model::{Backend, Policy, Pool as PoolConfig},
     pool::Pool,
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
@@ -13,35 +11,17 @@ fn config(count: usize, policy: Policy, weighted: bool) -> PoolConfig {
     let backends = (0..count).map(|number| {
         let ip = [10, 0, (number / 256) as u8, (number % 256) as u8];
         Backend {
-            address: balancer::base::address::BackendAddress::Ip((ip, 80).into()),
-            name: Arc::from(format!("b{number}")),
+            name: format!("b{number}").into(),
             weight: if weighted { 1 + (number % 7) as u16 } else { 1 },
-            backup: false,
-            max_connections: None,
+            ..Backend::at(balancer::base::address::BackendAddress::Ip((ip, 80).into()))
         }
     });
     PoolConfig {
-        name: Arc::from("app"),
         policy,
         backends: backends.collect(),
         health_check: None,
         ejection: None,
-        retries: None,
-        timeouts: PoolTimeouts {
-            connect: Duration::from_secs(3),
-            response: None,
-            idle: None,
-            tcp_idle: None,
-            total: None,
-        },
-        keepalive: Keepalive {
-            idle_per_backend: 64,
-            idle_timeout: Duration::from_secs(4),
-            max_age: None,
-            max_requests: None,
-        },
-        connections_per_backend: None,
-        when_all_down: WhenAllDown::Reject,
+        ..PoolConfig::named("app")
     }
 }
 

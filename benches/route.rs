@@ -1,113 +1,24 @@
 //! What finding a route costs with 1, 1,000 and 10,000 hosts, and with 1,000 prefixes on one host.
 
-use std::time::Duration;
-
 use balancer::{
-    config::model::{
-        AccessFormat, AccessLog, Admin, Config, Drain, ErrorFormat, Errors, Forwarded, HeaderEdits,
-        HostMatch, HttpLimits, Listener, ListenerLimits, ListenerProtocol, ListenerTimeouts, Log,
-        LogFormat, LogOutput, LogWhen, Metrics, PathMatch, PerBackend, Route, RouteAction,
-        SocketOptions, TimeoutOverrides,
-    },
-    reason::StatusProfile,
+    config::model::{Config, HostMatch, Listener, PathMatch, Route},
     route::Router,
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
-fn listener() -> Listener {
-    Listener {
-        name: "web".into(),
-        binds: Vec::new(),
-        protocol: ListenerProtocol::Http,
-        pool: None,
-        redirect: None,
-        http: HttpLimits {
-            max_headers: 100,
-            max_header_size: 32_768,
-        },
-        timeouts: ListenerTimeouts {
-            header: None,
-            body_idle: None,
-            keepalive: None,
-        },
-        limits: ListenerLimits {
-            connections: None,
-            connections_per_client: None,
-            request_body: None,
-        },
-        allow: Vec::new(),
-        deny: Vec::new(),
-        socket: SocketOptions {
-            backlog: 1,
-            keepalive: None,
-            fast_open: false,
-        },
-    }
-}
-
 fn configuration(routes: Vec<Route>) -> Config {
     Config {
-        workers: None,
-        max_connections: None,
-        drain: Drain {
-            delay: Duration::ZERO,
-            timeout: Duration::ZERO,
-        },
-        admin: Admin {
-            bind: None,
-            token_file: None,
-        },
-        metrics: Metrics {
-            bind: None,
-            per_backend: PerBackend::Full,
-        },
-        log: Log {
-            level: tracing::level_filters::LevelFilter::INFO,
-            format: LogFormat::Auto,
-        },
-        access_log: AccessLog {
-            output: LogOutput::None,
-            format: AccessFormat::Json,
-            when: LogWhen {
-                min_status: 500,
-                slower_than: None,
-                sample: 0.0,
-            },
-            headers: Vec::new(),
-        },
-        trusted_proxies: Vec::new(),
-        forwarded: Forwarded {
-            x_forwarded: true,
-            rfc7239: false,
-            via: true,
-            request_id: String::new(),
-        },
-        errors: Errors {
-            status: StatusProfile::Unified,
-            format: ErrorFormat::Json,
-            pages: Vec::new(),
-            overrides: Vec::new(),
-        },
-        listeners: vec![listener()],
+        listeners: vec![Listener::named("web")],
         routes,
-        pools: Vec::new(),
+        ..Config::default()
     }
 }
 
 fn route(host: String, path: String) -> Route {
     Route {
-        name: "route".into(),
-        listeners: Vec::new(),
         hosts: vec![HostMatch::Exact(host)],
         path: PathMatch::Prefix(path),
-        methods: Vec::new(),
-        headers: Vec::new(),
-        action: RouteAction::Pool(0),
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-        timeouts: TimeoutOverrides::default(),
-        retries: None,
-        allow: Vec::new(),
+        ..Route::named("route")
     }
 }
 

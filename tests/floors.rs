@@ -234,9 +234,9 @@ fn an_import_from_above_or_beside_is_found_with_its_line() {
     assert_eq!(
         breaches("pool/mod.rs", bad),
         [
-            "src/pool/mod.rs:5: `pool` (floor 2) imports `proxy` (floor 5)",
-            "src/pool/mod.rs:6: `pool` (floor 2) imports `route` (floor 2)",
-            "src/pool/mod.rs:8: `pool` (floor 2) imports `runtime` (floor 7)",
+            "src/pool/mod.rs:5: `pool` (floor 3) imports `proxy` (floor 6)",
+            "src/pool/mod.rs:6: `pool` (floor 3) imports `route` (floor 3)",
+            "src/pool/mod.rs:8: `pool` (floor 3) imports `runtime` (floor 8)",
         ]
     );
 }

@@ -1,16 +1,12 @@
 //! A daemon without sockets for the tests of this floor.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use crate::{
     base::clock,
     config::model::{
-        AccessFormat, AccessLog, Admin, Backend, CheckKind, Config, Drain, Ejection, ErrorFormat,
-        Errors, Forwarded, HealthCheck, HttpLimits, Keepalive, Listener, ListenerLimits,
-        ListenerProtocol, ListenerTimeouts, Log, LogFormat, LogOutput, LogWhen, Metrics,
-        PerBackend, Policy, Pool, PoolTimeouts, SocketOptions, WhenAllDown,
+        AccessLog, Backend, Config, Listener, ListenerProtocol, LogOutput, Metrics, Pool,
     },
-    reason::StatusProfile,
     snapshot::{Daemon, Snapshot},
     telemetry::access_log,
 };
@@ -18,82 +14,25 @@ use crate::{
 /// A configuration without listeners and pools.
 pub(super) fn config() -> Config {
     Config {
-        workers: None,
-        max_connections: None,
-        drain: Drain {
-            delay: Duration::ZERO,
-            timeout: Duration::from_secs(30),
-        },
-        admin: Admin {
-            bind: None,
-            token_file: None,
-        },
         metrics: Metrics {
             bind: None,
-            per_backend: PerBackend::Full,
-        },
-        log: Log {
-            level: tracing::level_filters::LevelFilter::INFO,
-            format: LogFormat::Auto,
+            ..Metrics::default()
         },
         access_log: AccessLog {
             output: LogOutput::None,
-            format: AccessFormat::Json,
-            when: LogWhen {
-                min_status: 500,
-                slower_than: None,
-                sample: 0.0,
-            },
-            headers: Vec::new(),
+            ..AccessLog::default()
         },
-        trusted_proxies: Vec::new(),
-        forwarded: Forwarded {
-            x_forwarded: true,
-            rfc7239: false,
-            via: true,
-            request_id: "X-Request-Id".to_owned(),
-        },
-        errors: Errors {
-            status: StatusProfile::Unified,
-            format: ErrorFormat::Json,
-            pages: Vec::new(),
-            overrides: Vec::new(),
-        },
-        listeners: Vec::new(),
-        routes: Vec::new(),
-        pools: Vec::new(),
+        ..Config::default()
     }
 }
 
 /// A listener on `127.0.0.1:PORT`; nothing is bound.
 pub(super) fn listener(name: &str, protocol: ListenerProtocol, port: u16, pool: usize) -> Listener {
     Listener {
-        name: Arc::from(name),
         binds: vec![format!("127.0.0.1:{port}").parse().unwrap()],
         protocol,
         pool: Some(pool),
-        redirect: None,
-        http: HttpLimits {
-            max_headers: 100,
-            max_header_size: 32 << 10,
-        },
-        timeouts: ListenerTimeouts {
-            header: None,
-            body_idle: None,
-            keepalive: None,
-        },
-        limits: ListenerLimits {
-            connections: None,
-            connections_per_client: None,
-            request_body: None,
-        },
-        allow: Vec::new(),
-        deny: Vec::new(),
-        socket: SocketOptions {
-            backlog: 4_096,
-            keepalive: None,
-            fast_open: false,
-        },
+        ..Listener::named(name)
     }
 }
 
@@ -101,48 +40,11 @@ pub(super) fn listener(name: &str, protocol: ListenerProtocol, port: u16, pool: 
 pub(super) fn pool(name: &str, count: usize) -> Pool {
     let backend = |index: usize| {
         let address = format!("10.0.{}.{}:80", index / 250, index % 250);
-        Backend {
-            address: address.parse().unwrap(),
-            name: Arc::from(address),
-            weight: 1,
-            backup: false,
-            max_connections: None,
-        }
+        Backend::at(address.parse().unwrap())
     };
     Pool {
-        name: Arc::from(name),
-        policy: Policy::RoundRobin,
         backends: (0..count).map(backend).collect(),
-        health_check: Some(HealthCheck {
-            kind: CheckKind::Tcp,
-            port: None,
-            interval: Duration::from_secs(2),
-            timeout: Duration::from_secs(1),
-            rise: 2,
-            fall: 3,
-        }),
-        ejection: Some(Ejection {
-            failures: 5,
-            eject_for: Duration::from_secs(10),
-            max_eject_for: Duration::from_mins(5),
-            max_ejected: 0.5,
-        }),
-        retries: None,
-        timeouts: PoolTimeouts {
-            connect: Duration::from_secs(3),
-            response: None,
-            idle: None,
-            tcp_idle: None,
-            total: None,
-        },
-        keepalive: Keepalive {
-            idle_per_backend: 64,
-            idle_timeout: Duration::from_secs(4),
-            max_age: None,
-            max_requests: None,
-        },
-        connections_per_backend: None,
-        when_all_down: WhenAllDown::Reject,
+        ..Pool::named(name)
     }
 }
 

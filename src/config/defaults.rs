@@ -1,16 +1,17 @@
 //! The defaults: what a section means that the file leaves out. The numbers are those of docs/configuration.md.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tracing::level_filters::LevelFilter;
 
 use super::model::{
-    AccessFormat, AccessLog, Admin, CheckKind, Config, Drain, Ejection, ErrorFormat, Errors,
-    Forwarded, HealthCheck, HttpLimits, Keepalive, ListenerLimits, ListenerTimeouts, Log,
-    LogFormat, LogOutput, LogWhen, Metrics, PerBackend, PoolTimeouts, Retries, RetryConditions,
-    SocketOptions,
+    AccessFormat, AccessLog, Admin, Backend, CheckKind, Config, Drain, Ejection, ErrorFormat,
+    Errors, Forwarded, HeaderEdits, HealthCheck, HttpLimits, Keepalive, Listener, ListenerLimits,
+    ListenerProtocol, ListenerTimeouts, Log, LogFormat, LogOutput, LogWhen, Metrics, PathMatch,
+    PerBackend, Policy, Pool, PoolTimeouts, Retries, RetryConditions, Route, RouteAction,
+    SocketOptions, TimeoutOverrides, WhenAllDown,
 };
-use crate::reason::StatusProfile;
+use crate::{base::address::BackendAddress, reason::StatusProfile};
 
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -109,6 +110,26 @@ impl Default for Errors {
     }
 }
 
+impl Listener {
+    /// A listener that says nothing but its name: what it must have beyond that is still to be given.
+    #[must_use]
+    pub fn named(name: impl Into<Arc<str>>) -> Self {
+        Self {
+            name: name.into(),
+            binds: Vec::new(),
+            protocol: ListenerProtocol::default(),
+            pool: None,
+            redirect: None,
+            http: HttpLimits::default(),
+            timeouts: ListenerTimeouts::default(),
+            limits: ListenerLimits::default(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            socket: SocketOptions::default(),
+        }
+    }
+}
+
 impl Default for HttpLimits {
     fn default() -> Self {
         Self {
@@ -145,6 +166,60 @@ impl Default for SocketOptions {
             backlog: 4096,
             keepalive: Some(secs(60)),
             fast_open: false,
+        }
+    }
+}
+
+impl Route {
+    /// A route for every request, to the first pool until `action` says otherwise.
+    #[must_use]
+    pub fn named(name: impl Into<Arc<str>>) -> Self {
+        Self {
+            name: name.into(),
+            listeners: Vec::new(),
+            hosts: Vec::new(),
+            path: PathMatch::Any,
+            methods: Vec::new(),
+            headers: Vec::new(),
+            action: RouteAction::Pool(0),
+            request_headers: HeaderEdits::default(),
+            response_headers: HeaderEdits::default(),
+            timeouts: TimeoutOverrides::default(),
+            retries: None,
+            allow: Vec::new(),
+        }
+    }
+}
+
+impl Pool {
+    /// A pool that says nothing but its name: its backends are still to be given.
+    #[must_use]
+    pub fn named(name: impl Into<Arc<str>>) -> Self {
+        Self {
+            name: name.into(),
+            policy: Policy::default(),
+            backends: Vec::new(),
+            health_check: Some(HealthCheck::default()),
+            ejection: Some(Ejection::default()),
+            retries: Some(Retries::default()),
+            timeouts: PoolTimeouts::default(),
+            keepalive: Keepalive::default(),
+            connections_per_backend: None,
+            when_all_down: WhenAllDown::default(),
+        }
+    }
+}
+
+impl Backend {
+    /// A backend that says nothing but its address, and is called by it.
+    #[must_use]
+    pub fn at(address: BackendAddress) -> Self {
+        Self {
+            name: address.to_string().into(),
+            address,
+            weight: 1,
+            backup: false,
+            max_connections: None,
         }
     }
 }

@@ -172,8 +172,8 @@ impl<'s> Reader<'s> {
         severity: Severity,
         place: Place,
         path: String,
-        message: String,
-        hint: String,
+        message: impl Into<String>,
+        hint: impl Into<String>,
     ) {
         if self.problems.len() < MOST_KEPT {
             self.problems.push(Problem {
@@ -181,8 +181,8 @@ impl<'s> Reader<'s> {
                 file: self.name.to_owned(),
                 place,
                 path,
-                message,
-                hint,
+                message: message.into(),
+                hint: hint.into(),
                 line_text: line_around(self.text, place.start).to_owned(),
             });
         }
@@ -195,13 +195,7 @@ impl<'s> Reader<'s> {
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        self.report(
-            Severity::Error,
-            at.node.place,
-            at.path(),
-            message.into(),
-            hint.into(),
-        );
+        self.report(Severity::Error, at.node.place, at.path(), message, hint);
     }
 
     /// An error about a key, or about what is missing behind it.
@@ -211,13 +205,7 @@ impl<'s> Reader<'s> {
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        self.report(
-            Severity::Error,
-            at.mark(),
-            at.path(),
-            message.into(),
-            hint.into(),
-        );
+        self.report(Severity::Error, at.mark(), at.path(), message, hint);
     }
 
     /// A warning about a key.
@@ -227,13 +215,7 @@ impl<'s> Reader<'s> {
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        self.report(
-            Severity::Warning,
-            at.mark(),
-            at.path(),
-            message.into(),
-            hint.into(),
-        );
+        self.report(Severity::Warning, at.mark(), at.path(), message, hint);
     }
 
     /// `path` as the file means it: relative to the directory of the configuration file.

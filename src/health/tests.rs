@@ -14,70 +14,16 @@ use tokio::{
 use super::*;
 use crate::{
     base::address::BackendAddress,
-    config::model::{self, CheckKind},
-    pool::State,
+    config::model::CheckKind,
+    net::fixture::dead_address,
+    pool::{State, fixture::pool_of},
 };
-
-/// A pool of these addresses with the defaults of the documentation.
-fn pool(addresses: &[BackendAddress], health_check: Option<model::HealthCheck>) -> Arc<Pool> {
-    let backends = addresses.iter().map(|address| model::Backend {
-        address: address.clone(),
-        name: address.to_string().into(),
-        weight: 1,
-        backup: false,
-        max_connections: None,
-    });
-    let config = model::Pool {
-        name: "app".into(),
-        policy: model::Policy::RoundRobin,
-        backends: backends.collect(),
-        health_check,
-        ejection: None,
-        retries: Some(model::Retries {
-            attempts: 2,
-            budget: 0.2,
-            conditions: model::RetryConditions {
-                connect: true,
-                stale: true,
-                terminated: true,
-                timeout: false,
-                invalid: true,
-            },
-            methods: Vec::new(),
-        }),
-        timeouts: model::PoolTimeouts {
-            connect: Duration::from_secs(3),
-            response: None,
-            idle: None,
-            tcp_idle: None,
-            total: None,
-        },
-        keepalive: model::Keepalive {
-            idle_per_backend: 0,
-            idle_timeout: Duration::from_secs(4),
-            max_age: None,
-            max_requests: None,
-        },
-        connections_per_backend: None,
-        when_all_down: model::WhenAllDown::Reject,
-    };
-    Arc::new(Pool::new(&config, None, clock::now()))
-}
-
-/// An address on which nobody listens.
-async fn dead_address() -> BackendAddress {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    BackendAddress::Ip(listener.local_addr().unwrap())
-}
 
 fn tcp_check() -> HealthCheck {
     HealthCheck {
-        kind: CheckKind::Tcp,
-        port: None,
         interval: Duration::from_millis(20),
         timeout: Duration::from_secs(5),
-        rise: 2,
-        fall: 3,
+        ..HealthCheck::default()
     }
 }
 
@@ -138,7 +84,7 @@ async fn a_backend_goes_up_down_and_up_again_with_the_cause_of_each() {
     LocalSet::new()
         .run_until(async {
             let status = Rc::new(AtomicU16::new(200));
-            let pool = pool(&[serve(Rc::clone(&status)).await], Some(http_check(None)));
+            let pool = pool_of(&[serve(Rc::clone(&status)).await], Some(http_check(None)));
             let state = Arc::clone(&pool.backends[0].state);
             let mut follower = Follower::new(Random::seeded(1));
             follower.apply(&[pool]);
@@ -169,7 +115,7 @@ async fn the_request_and_the_body_are_as_configured() {
             ];
             for (text, result) in expected {
                 let definition = http_check(Some(&text));
-                let pool = pool(std::slice::from_ref(&address), Some(definition.clone()));
+                let pool = pool_of(std::slice::from_ref(&address), Some(definition.clone()));
                 assert_eq!(
                     check::run(&pool.backends[0].state, &definition).await,
                     result
@@ -187,7 +133,7 @@ async fn what_goes_wrong_is_named() {
         timeout: Duration::from_millis(50),
         ..http_check(None)
     };
-    let slow = pool(&[silent_address, dead_address().await], Some(quick.clone()));
+    let slow = pool_of(&[silent_address, dead_address().await], Some(quick.clone()));
     let probe = async |index: usize, definition: &HealthCheck| {
         check::run(&slow.backends[index].state, definition).await
     };
@@ -215,7 +161,7 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
                 interval: Duration::from_hours(1),
                 ..tcp_check()
             };
-            let first = pool(&[address], Some(slow.clone()));
+            let first = pool_of(&[address], Some(slow.clone()));
             let state = Arc::clone(&first.backends[0].state);
             let mut follower = Follower::new(Random::seeded(1));
             follower.apply(std::slice::from_ref(&first));
@@ -254,7 +200,7 @@ async fn names_are_resolved_before_their_first_check() {
                 host: "localhost".into(),
                 port,
             };
-            let pool = pool(
+            let pool = pool_of(
                 &[name],
                 Some(HealthCheck {
                     rise: 1,

@@ -374,18 +374,11 @@ impl Copying {
 mod tests {
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::{TcpListener, TcpStream, UnixStream},
+        net::UnixStream,
     };
 
     use super::*;
-
-    /// A connected pair over 127.0.0.1: what the test holds, and what the relay gets.
-    async fn pair() -> (TcpStream, Stream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        (peer.unwrap(), Stream::Tcp(accepted.unwrap().0))
-    }
+    use crate::net::fixture::pair;
 
     async fn run(client: Stream, backend: Stream, idle: Option<Duration>) -> RelayEnd {
         let (received, sent) = (Count::default(), Count::default());

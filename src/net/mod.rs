@@ -4,6 +4,8 @@
 pub mod buffer;
 pub mod connect;
 pub mod copy;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod limits;
 pub mod listen;
 pub mod splice;

@@ -256,13 +256,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-
-    async fn pair() -> (TcpStream, Stream) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        (peer.unwrap(), Stream::Tcp(accepted.unwrap().0))
-    }
+    use crate::net::fixture::pair;
 
     /// Waits until the driver has seen something to read.
     async fn readable(stream: &Stream) {

@@ -172,74 +172,19 @@ impl Drop for Active<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::pending, time::Duration};
+    use std::future::pending;
 
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::{TcpListener, TcpStream},
+        net::TcpListener,
     };
 
     use super::*;
-    use crate::{base::address::BackendAddress, config::model};
-
-    /// A pool of these addresses with the defaults of the documentation.
-    fn pool(addresses: &[BackendAddress], health_check: Option<model::HealthCheck>) -> Arc<Pool> {
-        let backends = addresses.iter().map(|address| model::Backend {
-            address: address.clone(),
-            name: address.to_string().into(),
-            weight: 1,
-            backup: false,
-            max_connections: None,
-        });
-        let config = model::Pool {
-            name: "app".into(),
-            policy: model::Policy::RoundRobin,
-            backends: backends.collect(),
-            health_check,
-            ejection: None,
-            retries: Some(model::Retries {
-                attempts: 2,
-                budget: 0.2,
-                conditions: model::RetryConditions {
-                    connect: true,
-                    stale: true,
-                    terminated: true,
-                    timeout: false,
-                    invalid: true,
-                },
-                methods: Vec::new(),
-            }),
-            timeouts: model::PoolTimeouts {
-                connect: Duration::from_secs(3),
-                response: None,
-                idle: None,
-                tcp_idle: None,
-                total: None,
-            },
-            keepalive: model::Keepalive {
-                idle_per_backend: 0,
-                idle_timeout: Duration::from_secs(4),
-                max_age: None,
-                max_requests: None,
-            },
-            connections_per_backend: None,
-            when_all_down: model::WhenAllDown::Reject,
-        };
-        Arc::new(Pool::new(&config, None, clock::now()))
-    }
-
-    /// An address on which nobody listens.
-    async fn dead_address() -> BackendAddress {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        BackendAddress::Ip(listener.local_addr().unwrap())
-    }
-
-    async fn client() -> (TcpStream, Stream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        (peer.unwrap(), Stream::Tcp(accepted.unwrap().0))
-    }
+    use crate::{
+        base::address::BackendAddress,
+        net::fixture::{dead_address, pair},
+        pool::fixture::pool_of,
+    };
 
     async fn serve_one(pool: &Pool, stream: Stream, stop: impl Future<Output = ()>) -> Record {
         let (counters, random) = (ListenerSlot::default(), RefCell::new(Random::seeded(1)));
@@ -261,9 +206,9 @@ mod tests {
     async fn a_backend_that_refuses_is_passed_over_for_the_next_one() {
         let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let alive = BackendAddress::Ip(echo.local_addr().unwrap());
-        let pool = pool(&[dead_address().await, alive.clone()], None);
+        let pool = pool_of(&[dead_address().await, alive.clone()], None);
         for _ in 0..4 {
-            let (mut peer, stream) = client().await;
+            let (mut peer, stream) = pair().await;
             let script = async {
                 peer.write_all(b"ping").await.unwrap();
                 let (mut backend, _) = echo.accept().await.unwrap();
@@ -293,8 +238,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_whom_no_backend_takes_is_reset() {
-        let pool = pool(&[dead_address().await, dead_address().await], None);
-        let (mut peer, stream) = client().await;
+        let pool = pool_of(&[dead_address().await, dead_address().await], None);
+        let (mut peer, stream) = pair().await;
         let record = serve_one(&pool, stream, pending()).await;
         assert_eq!(record.reason, Some(Reason::ConnectionRefused));
         assert_eq!(record.attempts, 3);
@@ -310,8 +255,8 @@ mod tests {
             host: "app.invalid".into(),
             port: 80,
         };
-        let pool = pool(&[name], None);
-        let (_peer, stream) = client().await;
+        let pool = pool_of(&[name], None);
+        let (_peer, stream) = pair().await;
         let record = serve_one(&pool, stream, pending()).await;
         assert_eq!(record.reason, Some(Reason::DnsError));
     }
@@ -320,8 +265,8 @@ mod tests {
     async fn the_drain_deadline_cuts_a_session_and_says_so() {
         let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = BackendAddress::Ip(backend.local_addr().unwrap());
-        let pool = pool(&[address], None);
-        let (mut peer, stream) = client().await;
+        let pool = pool_of(&[address], None);
+        let (mut peer, stream) = pair().await;
         let accepted = async {
             let accepted = backend.accept().await.unwrap();
             peer.write_all(b"x").await.unwrap();

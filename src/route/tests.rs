@@ -1,46 +1,12 @@
 //! The promises of routing, and the slow matcher that says what the fast one has to find.
 
-use std::time::Duration;
-
 use super::*;
-use crate::{
-    base::rng::Random,
-    config::model::{
-        AccessFormat, AccessLog, Admin, Drain, ErrorFormat, Errors, Forwarded, HeaderEdits,
-        HttpLimits, Listener, ListenerLimits, ListenerTimeouts, Log, LogFormat, LogOutput, LogWhen,
-        Metrics, PerBackend, RouteAction, SocketOptions, TimeoutOverrides,
-    },
-    reason::StatusProfile,
-};
+use crate::{base::rng::Random, config::model::Listener};
 
 fn listener(protocol: ListenerProtocol) -> Listener {
     Listener {
-        name: "web".into(),
-        binds: Vec::new(),
         protocol,
-        pool: None,
-        redirect: None,
-        http: HttpLimits {
-            max_headers: 100,
-            max_header_size: 32_768,
-        },
-        timeouts: ListenerTimeouts {
-            header: None,
-            body_idle: None,
-            keepalive: None,
-        },
-        limits: ListenerLimits {
-            connections: None,
-            connections_per_client: None,
-            request_body: None,
-        },
-        allow: Vec::new(),
-        deny: Vec::new(),
-        socket: SocketOptions {
-            backlog: 1,
-            keepalive: None,
-            fast_open: false,
-        },
+        ..Listener::named("web")
     }
 }
 
@@ -57,18 +23,9 @@ fn route(hosts: &[&str], path: &str) -> Route {
         (_, prefix) => PathMatch::Prefix(prefix.to_owned()),
     };
     Route {
-        name: "route".into(),
-        listeners: Vec::new(),
         hosts: hosts.collect(),
         path,
-        methods: Vec::new(),
-        headers: Vec::new(),
-        action: RouteAction::Pool(0),
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-        timeouts: TimeoutOverrides::default(),
-        retries: None,
-        allow: Vec::new(),
+        ..Route::named("route")
     }
 }
 
@@ -87,56 +44,7 @@ fn configuration(routes: Vec<Route>) -> Config {
             listener(ListenerProtocol::Tcp),
         ],
         routes,
-        ..empty()
-    }
-}
-
-fn empty() -> Config {
-    Config {
-        workers: None,
-        max_connections: None,
-        drain: Drain {
-            delay: Duration::ZERO,
-            timeout: Duration::ZERO,
-        },
-        admin: Admin {
-            bind: None,
-            token_file: None,
-        },
-        metrics: Metrics {
-            bind: None,
-            per_backend: PerBackend::Full,
-        },
-        log: Log {
-            level: tracing::level_filters::LevelFilter::INFO,
-            format: LogFormat::Auto,
-        },
-        access_log: AccessLog {
-            output: LogOutput::None,
-            format: AccessFormat::Json,
-            when: LogWhen {
-                min_status: 500,
-                slower_than: None,
-                sample: 0.0,
-            },
-            headers: Vec::new(),
-        },
-        trusted_proxies: Vec::new(),
-        forwarded: Forwarded {
-            x_forwarded: true,
-            rfc7239: false,
-            via: true,
-            request_id: String::new(),
-        },
-        errors: Errors {
-            status: StatusProfile::Unified,
-            format: ErrorFormat::Json,
-            pages: Vec::new(),
-            overrides: Vec::new(),
-        },
-        listeners: Vec::new(),
-        routes: Vec::new(),
-        pools: Vec::new(),
+        ..Config::default()
     }
 }
 

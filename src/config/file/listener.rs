@@ -1,7 +1,5 @@
 //! Reads `listeners.NAME`.
 
-use std::sync::Arc;
-
 use super::{
     At, Binds, Names, Reader, Section,
     common::{DAY, MS, bind, redirect},
@@ -22,19 +20,7 @@ pub(super) fn read(
     binds: &mut Binds,
 ) -> Listener {
     reader.name(at, "listener");
-    let mut listener = Listener {
-        name: Arc::from(at.last_key()),
-        binds: Vec::new(),
-        protocol: ListenerProtocol::default(),
-        pool: None,
-        redirect: None,
-        http: HttpLimits::default(),
-        timeouts: ListenerTimeouts::default(),
-        limits: ListenerLimits::default(),
-        allow: Vec::new(),
-        deny: Vec::new(),
-        socket: SocketOptions::default(),
-    };
+    let mut listener = Listener::named(at.last_key());
     let Some(keys) = reader.section(at, "listeners.NAME") else {
         return listener;
     };

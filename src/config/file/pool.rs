@@ -21,18 +21,7 @@ use crate::{
 /// Reads one pool.
 pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
     reader.name(at, "pool");
-    let mut pool = Pool {
-        name: Arc::from(at.last_key()),
-        policy: Policy::default(),
-        backends: Vec::new(),
-        health_check: Some(HealthCheck::default()),
-        ejection: Some(Ejection::default()),
-        retries: Some(Retries::default()),
-        timeouts: PoolTimeouts::default(),
-        keepalive: Keepalive::default(),
-        connections_per_backend: None,
-        when_all_down: WhenAllDown::default(),
-    };
+    let mut pool = Pool::named(at.last_key());
     let Some(keys) = reader.section(at, "pools.NAME") else {
         return pool;
     };
@@ -145,13 +134,7 @@ fn backends(reader: &mut Reader<'_>, at: At<'_>) -> Vec<Backend> {
 fn backend(reader: &mut Reader<'_>, at: At<'_>) -> Option<Backend> {
     if !at.is_map() {
         let address = address(reader, at)?;
-        return Some(Backend {
-            name: address.to_string().into(),
-            address,
-            weight: 1,
-            backup: false,
-            max_connections: None,
-        });
+        return Some(Backend::at(address));
     }
     let keys = reader.section(at, "pools.NAME.backends[]")?;
     let mut weight = 1;

@@ -1,15 +1,11 @@
 //! Reads `routes[]`: what it matches is in `matching`, what it does is here.
 
-use std::sync::Arc;
-
 use super::{
     At, Names, Reader, Section,
     common::{clean_text, header_name, methods, redirect, retries, timeouts, warn_short_total},
     matching, quote, set,
 };
-use crate::config::model::{
-    Config, HeaderEdits, ListenerProtocol, PathMatch, Route, RouteAction, TimeoutOverrides,
-};
+use crate::config::model::{Config, HeaderEdits, ListenerProtocol, Route, RouteAction};
 
 /// Largest body of `respond` in bytes.
 const MAX_RESPOND: usize = 64 << 10;
@@ -27,20 +23,7 @@ pub(super) fn read(
     names: &mut References<'_, '_>,
     config: &Config,
 ) -> Route {
-    let mut route = Route {
-        name: Arc::from(at.path()),
-        listeners: Vec::new(),
-        hosts: Vec::new(),
-        path: PathMatch::Any,
-        methods: Vec::new(),
-        headers: Vec::new(),
-        action: RouteAction::Pool(0),
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-        timeouts: TimeoutOverrides::default(),
-        retries: None,
-        allow: Vec::new(),
-    };
+    let mut route = Route::named(at.path());
     let Some(keys) = reader.section(at, "routes[]") else {
         return route;
     };

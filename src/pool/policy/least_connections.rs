@@ -70,27 +70,20 @@ impl Picker for LeastConnections {
 
 #[cfg(test)]
 mod tests {
-    use crate::{
-        base::{clock, rng::Random},
-        config::model::Policy,
-        pool::{Pool, fixture::unchecked},
-    };
-
-    fn pool(weights: &[u16]) -> Pool {
-        let config = unchecked(weights, Policy::LeastConnections);
-        Pool::new(&config, None, clock::now())
-    }
+    use crate::{base::rng::Random, config::model::Policy, pool::fixture::unchecked_pool};
 
     #[test]
     fn idle_backends_of_equal_weight_take_turns() {
-        let (pool, mut random) = (pool(&[1, 1, 1]), Random::seeded(1));
+        let pool = unchecked_pool(&[1, 1, 1], Policy::LeastConnections);
+        let mut random = Random::seeded(1);
         let picks = (0..6).map(|_| pool.pick(&[], &mut random).unwrap().index);
         assert_eq!(picks.collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2]);
     }
 
     #[test]
     fn held_connections_are_shared_out_by_weight() {
-        let (pool, mut random) = (pool(&[4, 2, 1]), Random::seeded(1));
+        let pool = unchecked_pool(&[4, 2, 1], Policy::LeastConnections);
+        let mut random = Random::seeded(1);
         let leases: Vec<_> = (0..70)
             .map(|_| pool.pick(&[], &mut random).unwrap())
             .collect();
@@ -105,7 +98,8 @@ mod tests {
 
     #[test]
     fn the_one_that_got_free_is_next() {
-        let (pool, mut random) = (pool(&[1; 5]), Random::seeded(1));
+        let pool = unchecked_pool(&[1; 5], Policy::LeastConnections);
+        let mut random = Random::seeded(1);
         let mut leases: Vec<_> = (0..10)
             .map(|_| pool.pick(&[], &mut random).unwrap())
             .collect();

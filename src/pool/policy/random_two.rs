@@ -89,15 +89,10 @@ fn weighs(turn: &Turn<'_>, one: usize, other: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use crate::{
-        base::{clock, rng::Random},
+        base::rng::Random,
         config::model::Policy,
-        pool::{Pool, fixture::unchecked},
+        pool::{Pool, fixture::unchecked_pool},
     };
-
-    fn pool(weights: &[u16]) -> Pool {
-        let config = unchecked(weights, Policy::RandomTwo);
-        Pool::new(&config, None, clock::now())
-    }
 
     /// Puts `loads` in flight, and gives them back with the returned counts at the end of the pool's life.
     fn load(pool: &Pool, loads: &[usize]) {
@@ -116,7 +111,7 @@ mod tests {
             ([4, 1], [6, 2], 0),
             ([1, 256], [0, 254], 1),
         ] {
-            let pool = pool(&weights);
+            let pool = unchecked_pool(&weights, Policy::RandomTwo);
             load(&pool, &loads);
             for seed in 0..40 {
                 let picked = pool.pick(&[], &mut Random::seeded(seed)).unwrap().index;
@@ -127,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_heaviest_loaded_of_many_is_never_chosen() {
-        let pool = pool(&[1; 10]);
+        let pool = unchecked_pool(&[1; 10], Policy::RandomTwo);
         load(&pool, &[3, 3, 3, 3, 9, 3, 3, 3, 3, 3]);
         let mut random = Random::seeded(5);
         assert!((0..2_000).all(|_| pool.pick(&[], &mut random).unwrap().index != 4));
@@ -135,7 +130,8 @@ mod tests {
 
     #[test]
     fn idle_backends_are_drawn_by_weight() {
-        let (pool, mut random) = (pool(&[1, 1, 8]), Random::seeded(9));
+        let pool = unchecked_pool(&[1, 1, 8], Policy::RandomTwo);
+        let mut random = Random::seeded(9);
         let mut counts = [0_u32; 3];
         for _ in 0..3_000 {
             counts[pool.pick(&[], &mut random).unwrap().index] += 1;
@@ -148,7 +144,8 @@ mod tests {
 
     #[test]
     fn one_backend_is_picked_by_itself() {
-        let (pool, mut random) = (pool(&[3]), Random::seeded(9));
+        let pool = unchecked_pool(&[3], Policy::RandomTwo);
+        let mut random = Random::seeded(9);
         assert_eq!(pool.pick(&[], &mut random).unwrap().index, 0);
     }
 }

@@ -1,4 +1,7 @@
 //! One HTTP exchange, top to bottom: read the head → route → forward or answer → record.
+//!
+//! How a head is read is in `read.rs`, one try on one backend in `attempt.rs`, our own answers in `reply.rs`, what is
+//! recorded in `facts.rs`.
 
 use std::{
     future::poll_fn,
@@ -6,7 +9,7 @@ use std::{
     net::IpAddr,
     rc::Rc,
     task::{Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ipnet::IpNet;
@@ -15,8 +18,10 @@ use tokio::io::AsyncWrite;
 use super::{
     Client, Next, Scratch,
     attempt::{self, Attempt, Done},
+    facts::{Active, Facts},
     forward::{self, Origin},
-    pump::{Pump, SMALL, poll_fill},
+    pump::Pump,
+    read::{self, Reading},
     reply::{self, Ending, Reply},
     retry::{self, Question, Verdict},
 };
@@ -28,17 +33,13 @@ use crate::{
     http1::{
         self, Version,
         body::{Decoder, Step},
-        fields::Known,
-        request::{self, Framing, Limits},
+        request::{self, Framing},
     },
     pool::Pool,
     proxy::worker::Worker,
     reason::Reason,
     snapshot::{Listener, Snapshot},
-    telemetry::{
-        metrics::{PerThread, PoolSlot, class_index, method_index},
-        record::{Record, RequestText},
-    },
+    telemetry::metrics::ListenerSlot,
 };
 
 /// Where an exchange takes place.
@@ -50,24 +51,11 @@ pub(super) struct Place<'a> {
     pub listener_index: usize,
 }
 
-/// What is found out on the way.
-#[derive(Debug)]
-pub(super) struct Facts {
-    pub began: Instant,
-    pub status: u16,
-    pub bytes_in: u64,
-    pub bytes_out: u64,
-    pub route: Option<usize>,
-    pub pool: Option<usize>,
-    pub backend: Option<usize>,
-    pub attempts: u32,
-    pub reused: bool,
-    pub request: Option<Duration>,
-    pub connect: Option<Duration>,
-    pub first_byte: Option<Duration>,
-    pub reason: Option<Reason>,
-    /// The response was cut in its body: the reason is not what its status says.
-    pub cut: bool,
+impl<'a> Place<'a> {
+    /// The listener's counters of this thread.
+    pub(super) fn counters(&self) -> &'a ListenerSlot {
+        self.listener.state.metrics.mine()
+    }
 }
 
 /// The rules for forwarding: the pool's, with the route's overrides.
@@ -88,19 +76,8 @@ pub(super) struct Exchange<'a> {
     pub facts: Facts,
     /// Where in the head's buffer the next request begins, if the body has been read to its end.
     rest: Option<usize>,
-    recorded: bool,
     /// The client's own wish, in a request that was read whole.
     asked_to_close: bool,
-}
-
-/// How reading a head ended.
-enum Reading {
-    Whole,
-    /// The client closed.
-    Nothing,
-    /// There is nothing to read: the driver had not noticed that all was taken.
-    NotYet,
-    Refused(Reason),
 }
 
 /// Runs one exchange. Afterwards the head's buffer in `scratch` holds what was read beyond this request.
@@ -113,17 +90,7 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
     else {
         return Next::Close;
     };
-    let deadline = client
-        .first
-        .or_else(|| listener.config.timeouts.header.map(|header| began + header));
-    let limits = Limits {
-        fields: listener.config.http.max_headers,
-        bytes: listener.config.http.max_header_size,
-    };
-    let received = &listener.state.metrics.mine().received;
-    let before = scratch.head.bytes.len();
-    let reading = read_head(client, &mut scratch.head, limits, deadline).await;
-    received.add((scratch.head.bytes.len() - before) as u64);
+    let reading = read::head(client, &mut scratch.head, listener, began).await;
     match reading {
         Reading::Nothing => return Next::Close,
         // The connection goes on waiting, with nothing of an exchange in its hands.
@@ -160,7 +127,12 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
     let rest = exchange.rest;
     exchange.record();
     drop(exchange);
-    // What was read beyond this request is the beginning of the next.
+    keep_unread(scratch, rest, next);
+    next
+}
+
+/// What was read beyond this request is the beginning of the next.
+fn keep_unread(scratch: &mut Scratch, rest: Option<usize>, next: Next) {
     let bytes = &mut scratch.head.bytes;
     match rest {
         Some(rest) if rest < bytes.len() => drop(bytes.drain(..rest)),
@@ -175,7 +147,6 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
         );
     }
     scratch.upload_bytes.clear();
-    next
 }
 
 /// The buffers of an exchange besides the request head.
@@ -188,50 +159,6 @@ pub(super) struct Io<'a> {
     pub upload_bytes: &'a mut Vec<u8>,
 }
 
-/// Reads until a whole head is there.
-async fn read_head(
-    client: &mut Client,
-    head: &mut request::Head,
-    limits: Limits,
-    deadline: Option<Instant>,
-) -> Reading {
-    let mut searched = 0;
-    // A head is parsed when its first bytes are there, so that garbage is refused at once, and when its end is; not for
-    // every byte that drips in.
-    let mut parsed_once = false;
-    loop {
-        let bytes = head.bytes.len();
-        let due = !parsed_once && bytes > 0 || bytes >= limits.bytes;
-        if due || http1::head_end(&head.bytes, searched).is_some() {
-            parsed_once = true;
-            match head.parse(limits) {
-                Ok(true) => return Reading::Whole,
-                Ok(false) => {}
-                Err(refusal) => {
-                    tracing::debug!(target: "http", client = ?client.peer, detail = refusal.detail, "request refused");
-                    return Reading::Refused(refusal.reason);
-                }
-            }
-        }
-        searched = bytes;
-        if head.bytes.capacity() - bytes < SMALL / 4 {
-            head.bytes.reserve(SMALL);
-        }
-        let Client { stream, timer, .. } = &mut *client;
-        let read = poll_fn(|cx| match poll_fill(stream, cx, &mut head.bytes) {
-            Poll::Pending if bytes == 0 => Poll::Ready(None),
-            Poll::Pending => timer.poll(cx, deadline).map(|()| None),
-            Poll::Ready(read) => Poll::Ready(Some(read)),
-        });
-        match read.await {
-            Some(Ok(1..)) => {}
-            Some(_) => return Reading::Nothing,
-            None if bytes == 0 => return Reading::NotYet,
-            None => return Reading::Refused(Reason::RequestTimeout),
-        }
-    }
-}
-
 impl<'a> Exchange<'a> {
     fn new(
         place: Place<'a>,
@@ -240,30 +167,13 @@ impl<'a> Exchange<'a> {
         request_id: &'a mut String,
         began: Instant,
     ) -> Self {
-        let facts = Facts {
-            began,
-            status: 0,
-            bytes_in: 0,
-            bytes_out: 0,
-            route: None,
-            pool: None,
-            backend: None,
-            attempts: 0,
-            reused: false,
-            request: Some(clock::now().saturating_duration_since(began)),
-            connect: None,
-            first_byte: None,
-            reason: None,
-            cut: false,
-        };
         Self {
             place,
             client,
             head,
             request_id,
-            facts,
+            facts: Facts::new(began),
             rest: None,
-            recorded: false,
             asked_to_close: false,
         }
     }
@@ -382,10 +292,7 @@ impl<'a> Exchange<'a> {
 
     /// Sends the request to backends of a pool until one answers, or no further try is allowed.
     async fn forward(&mut self, pool_index: usize, route: Option<&Route>, io: &mut Io<'_>) -> Next {
-        let Place {
-            snapshot, worker, ..
-        } = self.place;
-        let Some(pool) = snapshot.pools.get(pool_index) else {
+        let Some(pool) = self.place.snapshot.pools.get(pool_index) else {
             return self.fail(Reason::InternalError, io).await;
         };
         self.facts.pool = Some(pool_index);
@@ -395,34 +302,50 @@ impl<'a> Exchange<'a> {
             pool.state.budget.request();
         }
         let mut upload = self.upload(&rules, io);
+        let next = self.try_backends(pool, &rules, &mut upload, io).await;
+        let read_all = self.take_back(upload, io);
+        drop(active);
+        if next == Next::KeepAlive && !read_all {
+            Next::Linger
+        } else {
+            next
+        }
+    }
+
+    /// One try after another, each on another backend.
+    async fn try_backends(
+        &mut self,
+        pool: &Pool,
+        rules: &Rules<'_>,
+        upload: &mut Pump,
+        io: &mut Io<'_>,
+    ) -> Next {
+        let worker = self.place.worker;
         let mut tried = Vec::new();
         let mut left = rules.retries.map_or(0, |retries| retries.attempts);
         let mut fresh = false;
-        let next = loop {
+        loop {
             let picked = pool.pick(&tried, &mut worker.random.borrow_mut());
             let lease = match picked {
                 Ok(lease) => lease,
-                Err(reason) => break self.fail_forwarding(reason, &upload, io).await,
+                Err(reason) => return self.fail_forwarding(reason, upload, io).await,
             };
             self.facts.backend = Some(lease.index);
             self.facts.attempts += 1;
             let attempt = Attempt {
                 pool,
                 lease: &lease,
-                rules: &rules,
+                rules,
                 fresh,
             };
-            let failure = match attempt::run(self, attempt, &mut upload, io).await {
-                Ok(Done::Answered(next)) => break next,
-                Ok(Done::Client(reason)) => break self.fail_forwarding(reason, &upload, io).await,
+            let failure = match attempt::run(self, attempt, upload, io).await {
+                Ok(Done::Answered(next)) => return next,
+                Ok(Done::Client(reason)) => return self.fail_forwarding(reason, upload, io).await,
                 Err(failure) => failure,
             };
             tracing::debug!(target: "http", pool = %pool.name, backend = %lease.config.name, reason = %failure.reason, detail = %failure.detail, "try failed");
             if !failure.stale {
-                lease.state.metrics.mine().failures.add(failure.reason);
-                if let Some(transition) = pool.failed(&lease, failure.reason, clock::now()) {
-                    transition.log();
-                }
+                attempt::blame_backend(attempt, failure.reason);
             }
             let question = Question {
                 left,
@@ -432,13 +355,13 @@ impl<'a> Exchange<'a> {
             match rules.retries.map_or(Verdict::Fail, |retries| {
                 retry::may_retry(&failure, question, retries)
             }) {
-                Verdict::Fail => break self.fail_forwarding(failure.reason, &upload, io).await,
+                Verdict::Fail => return self.fail_forwarding(failure.reason, upload, io).await,
                 Verdict::Fresh => fresh = true,
                 Verdict::Retry => {
                     let share = rules.retries.map_or(0.0, |retries| retries.budget);
                     if !pool.state.budget.try_spend(share, clock::now()) {
                         pool.state.metrics.mine().budget_exhausted.add(1);
-                        break self.fail_forwarding(failure.reason, &upload, io).await;
+                        return self.fail_forwarding(failure.reason, upload, io).await;
                     }
                     left -= 1;
                     tried.push(lease.index);
@@ -446,7 +369,12 @@ impl<'a> Exchange<'a> {
             }
             pool.state.metrics.mine().retries.add(failure.reason);
             upload.replay(io.request_out);
-        };
+        }
+    }
+
+    /// Gives the buffers of the upload back, and notes where the next request begins; true if this one was read to its
+    /// end.
+    fn take_back(&mut self, upload: Pump, io: &mut Io<'_>) -> bool {
         // A tunnel has counted its own.
         self.facts.bytes_in += upload.body();
         let read_all = upload.has_read_all() || self.rest.is_some();
@@ -461,12 +389,7 @@ impl<'a> Exchange<'a> {
         } else {
             io.upload_bytes.clear();
         }
-        drop(active);
-        if next == Next::KeepAlive && !read_all {
-            Next::Linger
-        } else {
-            next
-        }
+        read_all
     }
 
     /// The request as it goes to a backend.
@@ -572,13 +495,7 @@ impl<'a> Exchange<'a> {
         self.facts.status = reply.status;
         let timeouts = &self.place.listener.config.timeouts;
         let written = write_all(self.client, io.out, timeouts).await;
-        self.place
-            .listener
-            .state
-            .metrics
-            .mine()
-            .sent
-            .add(io.out.len() as u64);
+        self.place.counters().sent.add(io.out.len() as u64);
         match written {
             Err(reason) => {
                 self.facts.reason.get_or_insert(reason);
@@ -588,117 +505,6 @@ impl<'a> Exchange<'a> {
             Ok(()) if self.asked_to_close && !unread => Next::Close,
             Ok(()) => Next::Linger,
         }
-    }
-
-    /// Counts and logs the exchange; the second time it does nothing.
-    fn record(&mut self) {
-        if std::mem::replace(&mut self.recorded, true) {
-            return;
-        }
-        let Place {
-            snapshot, worker, ..
-        } = self.place;
-        let facts = &self.facts;
-        let took = clock::now().saturating_duration_since(facts.began);
-        let pool = facts.pool.and_then(|pool| snapshot.pools.get(pool));
-        let metrics = pool
-            .map_or(&*snapshot.unrouted, |pool| &pool.state.metrics)
-            .mine();
-        if facts.status > 0 {
-            metrics
-                .requests
-                .add(method_index(self.head.text(self.head.method)), facts.status);
-            if let Some(duration) = metrics.duration.get(class_index(facts.status)) {
-                duration.observe(took);
-            }
-        }
-        metrics.request_body.add(facts.bytes_in);
-        metrics.response_body.add(facts.bytes_out);
-        if let Some(reason) = facts.reason {
-            let is_answer = !facts.cut && reason.status(snapshot.config.errors.status) > 0;
-            metrics.error(reason, if is_answer { facts.status } else { 0 });
-        }
-        let status = if facts.status == 0 { 499 } else { facts.status };
-        if snapshot
-            .access_log
-            .wants(status, facts.reason, took, &mut worker.random.borrow_mut())
-        {
-            self.write_log_line(pool.map(|pool| &**pool), status, took);
-        }
-    }
-
-    #[cold]
-    fn write_log_line(&self, pool: Option<&Pool>, status: u16, took: Duration) {
-        let Place {
-            snapshot, listener, ..
-        } = self.place;
-        let (facts, head) = (&self.facts, &*self.head);
-        let backend = facts
-            .backend
-            .and_then(|backend| pool?.backends.get(backend));
-        let record = Record {
-            began: facts.began,
-            listener: listener.config.name.clone(),
-            client: self.client.peer,
-            status,
-            bytes_in: facts.bytes_in,
-            bytes_out: facts.bytes_out,
-            route: facts
-                .route
-                .and_then(|route| snapshot.config.routes.get(route))
-                .map(|route| route.name.clone()),
-            pool: pool.map(|pool| pool.name.clone()),
-            backend: backend.map(|backend| backend.config.name.clone()),
-            attempts: facts.attempts,
-            reused: facts.reused,
-            request: facts.request,
-            connect: facts.connect,
-            first_byte: facts.first_byte,
-            reason: facts.reason,
-        };
-        let text = RequestText {
-            protocol: head.version.name(),
-            method: head.text(head.method),
-            host: head.text(head.host),
-            path: head.text(head.path),
-            request_id: self.request_id.as_bytes(),
-            traceparent: head.find(Known::Traceparent).unwrap_or_default(),
-            user_agent: head.find(Known::UserAgent).unwrap_or_default(),
-            referer: head.find(Known::Referer).unwrap_or_default(),
-        };
-        let names = snapshot.access_log.header_names();
-        let headers: Vec<(&str, &[u8])> = names
-            .iter()
-            .filter_map(|name| Some((name.as_str(), head.fields.values(name, &head.bytes).next()?)))
-            .collect();
-        snapshot.access_log.write(&record, &text, &headers, took);
-    }
-}
-
-impl Drop for Exchange<'_> {
-    fn drop(&mut self) {
-        if !self.recorded {
-            // The task was dropped in the middle: only the end of a drain does that.
-            self.facts.reason = Some(Reason::DrainTimeout);
-            self.record();
-        }
-    }
-}
-
-/// Counts a request as under way while it lives.
-struct Active<'a>(&'a PoolSlot);
-
-impl<'a> Active<'a> {
-    fn new(metrics: &'a PerThread<PoolSlot>) -> Self {
-        let slot = metrics.mine();
-        slot.requests_active.add(1);
-        Self(slot)
-    }
-}
-
-impl Drop for Active<'_> {
-    fn drop(&mut self) {
-        self.0.requests_active.sub(1);
     }
 }
 

@@ -1,14 +1,18 @@
 //! HTTP/1.1 from a client's connection to a backend and back.
 //!
 //! [`serve`] runs one client connection: wait for a request, run the exchange, wait again. One exchange reads from top to
-//! bottom in `exchange.rs`: read the head → route → pick → forward → reply; one try on one backend is `attempt.rs`.
+//! bottom in `exchange.rs`: read the head → route → pick → forward → reply; one try on one backend is `attempt.rs`, and
+//! what follows its response head `respond.rs`.
 //! While a connection waits it holds no buffer and no exchange.
 
 mod attempt;
 mod exchange;
+mod facts;
 mod forward;
 mod pump;
+mod read;
 mod reply;
+mod respond;
 mod retry;
 
 pub(super) use self::exchange::is_allowed;

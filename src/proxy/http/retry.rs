@@ -89,16 +89,8 @@ mod tests {
 
     fn rules() -> Retries {
         Retries {
-            attempts: 2,
-            budget: 0.2,
-            conditions: RetryConditions {
-                connect: true,
-                stale: true,
-                terminated: true,
-                timeout: false,
-                invalid: true,
-            },
             methods: vec!["GET".to_owned()],
+            ..Retries::default()
         }
     }
 

@@ -1,0 +1,20 @@
+//! Connections over 127.0.0.1 for the tests of this folder and of the floors above.
+
+use tokio::net::{TcpListener, TcpStream};
+
+use super::stream::Stream;
+use crate::base::address::BackendAddress;
+
+/// A connected pair: what the test holds, and what the code under test gets.
+pub(crate) async fn pair() -> (TcpStream, Stream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (peer.unwrap(), Stream::Tcp(accepted.unwrap().0))
+}
+
+/// An address on which nobody listens.
+pub(crate) async fn dead_address() -> BackendAddress {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    BackendAddress::Ip(listener.local_addr().unwrap())
+}

@@ -1,0 +1,175 @@
+//! What an exchange finds out on its way, and the one place that turns it into counters and a line of the access log.
+//!
+//! Whatever happens to an exchange, dropping included, it is recorded once. Decides nothing about the exchange.
+
+use std::time::{Duration, Instant};
+
+use super::exchange::{Exchange, Place};
+use crate::{
+    base::clock,
+    http1::fields::Known,
+    pool::Pool,
+    reason::Reason,
+    telemetry::{
+        metrics::{PerThread, PoolSlot, class_index, method_index},
+        record::{Record, RequestText},
+    },
+};
+
+/// What is found out on the way.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub began: Instant,
+    pub status: u16,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub route: Option<usize>,
+    pub pool: Option<usize>,
+    pub backend: Option<usize>,
+    pub attempts: u32,
+    pub reused: bool,
+    pub request: Option<Duration>,
+    pub connect: Option<Duration>,
+    pub first_byte: Option<Duration>,
+    pub reason: Option<Reason>,
+    /// The response was cut in its body: the reason is not what its status says.
+    pub cut: bool,
+    /// Recorded already.
+    recorded: bool,
+}
+
+impl Facts {
+    /// The head of the request, whose first byte came at `began`, has just been read.
+    pub(super) fn new(began: Instant) -> Self {
+        Self {
+            began,
+            status: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            route: None,
+            pool: None,
+            backend: None,
+            attempts: 0,
+            reused: false,
+            request: Some(clock::now().saturating_duration_since(began)),
+            connect: None,
+            first_byte: None,
+            reason: None,
+            cut: false,
+            recorded: false,
+        }
+    }
+}
+
+impl Exchange<'_> {
+    /// Counts and logs the exchange; the second time it does nothing.
+    pub(super) fn record(&mut self) {
+        if std::mem::replace(&mut self.facts.recorded, true) {
+            return;
+        }
+        let Place {
+            snapshot, worker, ..
+        } = self.place;
+        let facts = &self.facts;
+        let took = clock::now().saturating_duration_since(facts.began);
+        let pool = facts.pool.and_then(|pool| snapshot.pools.get(pool));
+        let metrics = pool
+            .map_or(&*snapshot.unrouted, |pool| &pool.state.metrics)
+            .mine();
+        if facts.status > 0 {
+            metrics
+                .requests
+                .add(method_index(self.head.text(self.head.method)), facts.status);
+            if let Some(duration) = metrics.duration.get(class_index(facts.status)) {
+                duration.observe(took);
+            }
+        }
+        metrics.request_body.add(facts.bytes_in);
+        metrics.response_body.add(facts.bytes_out);
+        if let Some(reason) = facts.reason {
+            let is_answer = !facts.cut && reason.status(snapshot.config.errors.status) > 0;
+            metrics.error(reason, if is_answer { facts.status } else { 0 });
+        }
+        let status = if facts.status == 0 { 499 } else { facts.status };
+        if snapshot
+            .access_log
+            .wants(status, facts.reason, took, &mut worker.random.borrow_mut())
+        {
+            self.write_log_line(pool.map(|pool| &**pool), status, took);
+        }
+    }
+
+    #[cold]
+    fn write_log_line(&self, pool: Option<&Pool>, status: u16, took: Duration) {
+        let Place {
+            snapshot, listener, ..
+        } = self.place;
+        let (facts, head) = (&self.facts, &*self.head);
+        let backend = facts
+            .backend
+            .and_then(|backend| pool?.backends.get(backend));
+        let record = Record {
+            began: facts.began,
+            listener: listener.config.name.clone(),
+            client: self.client.peer,
+            status,
+            bytes_in: facts.bytes_in,
+            bytes_out: facts.bytes_out,
+            route: facts
+                .route
+                .and_then(|route| snapshot.config.routes.get(route))
+                .map(|route| route.name.clone()),
+            pool: pool.map(|pool| pool.name.clone()),
+            backend: backend.map(|backend| backend.config.name.clone()),
+            attempts: facts.attempts,
+            reused: facts.reused,
+            request: facts.request,
+            connect: facts.connect,
+            first_byte: facts.first_byte,
+            reason: facts.reason,
+        };
+        let text = RequestText {
+            protocol: head.version.name(),
+            method: head.text(head.method),
+            host: head.text(head.host),
+            path: head.text(head.path),
+            request_id: self.request_id.as_bytes(),
+            traceparent: head.find(Known::Traceparent).unwrap_or_default(),
+            user_agent: head.find(Known::UserAgent).unwrap_or_default(),
+            referer: head.find(Known::Referer).unwrap_or_default(),
+        };
+        let names = snapshot.access_log.header_names();
+        let headers: Vec<(&str, &[u8])> = names
+            .iter()
+            .filter_map(|name| Some((name.as_str(), head.fields.values(name, &head.bytes).next()?)))
+            .collect();
+        snapshot.access_log.write(&record, &text, &headers, took);
+    }
+}
+
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        if !self.facts.recorded {
+            // The task was dropped in the middle: only the end of a drain does that.
+            self.facts.reason = Some(Reason::DrainTimeout);
+            self.record();
+        }
+    }
+}
+
+/// Counts a request as under way while it lives.
+pub(super) struct Active<'a>(&'a PoolSlot);
+
+impl<'a> Active<'a> {
+    pub(super) fn new(metrics: &'a PerThread<PoolSlot>) -> Self {
+        let slot = metrics.mine();
+        slot.requests_active.add(1);
+        Self(slot)
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.requests_active.sub(1);
+    }
+}

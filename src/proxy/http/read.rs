@@ -1,0 +1,93 @@
+//! Reads the head of a request from the client, or finds out why there is none.
+//!
+//! The only place that waits for a request that has begun. Knows nothing of what the request will be used for.
+
+use std::{future::poll_fn, task::Poll, time::Instant};
+
+use super::{
+    Client,
+    pump::{SMALL, poll_fill},
+};
+use crate::{
+    http1::{
+        self,
+        request::{self, Limits},
+    },
+    reason::Reason,
+    snapshot::Listener,
+};
+
+/// How reading a head ended.
+pub(super) enum Reading {
+    Whole,
+    /// The client closed.
+    Nothing,
+    /// There is nothing to read: the driver had not noticed that all was taken.
+    NotYet,
+    Refused(Reason),
+}
+
+/// Reads a head by the rules of `listener`, and counts what was read. `began` is the time of its first byte.
+pub(super) async fn head(
+    client: &mut Client,
+    head: &mut request::Head,
+    listener: &Listener,
+    began: Instant,
+) -> Reading {
+    let deadline = client
+        .first
+        .or_else(|| listener.config.timeouts.header.map(|header| began + header));
+    let limits = Limits {
+        fields: listener.config.http.max_headers,
+        bytes: listener.config.http.max_header_size,
+    };
+    let before = head.bytes.len();
+    let reading = read_head(client, head, limits, deadline).await;
+    let received = (head.bytes.len() - before) as u64;
+    listener.state.metrics.mine().received.add(received);
+    reading
+}
+
+/// Reads until a whole head is there.
+async fn read_head(
+    client: &mut Client,
+    head: &mut request::Head,
+    limits: Limits,
+    deadline: Option<Instant>,
+) -> Reading {
+    let mut searched = 0;
+    // A head is parsed when its first bytes are there, so that garbage is refused at once, and when its end is; not for
+    // every byte that drips in.
+    let mut parsed_once = false;
+    loop {
+        let bytes = head.bytes.len();
+        let due = !parsed_once && bytes > 0 || bytes >= limits.bytes;
+        if due || http1::head_end(&head.bytes, searched).is_some() {
+            parsed_once = true;
+            match head.parse(limits) {
+                Ok(true) => return Reading::Whole,
+                Ok(false) => {}
+                Err(refusal) => {
+                    tracing::debug!(target: "http", client = ?client.peer, detail = refusal.detail, "request refused");
+                    return Reading::Refused(refusal.reason);
+                }
+            }
+        }
+        searched = bytes;
+        if head.bytes.capacity() - bytes < SMALL / 4 {
+            head.bytes.reserve(SMALL);
+        }
+        let Client { stream, timer, .. } = &mut *client;
+        let read = poll_fn(|cx| match poll_fill(stream, cx, &mut head.bytes) {
+            Poll::Pending if bytes == 0 => Poll::Ready(None),
+            Poll::Pending => timer.poll(cx, deadline).map(|()| None),
+            Poll::Ready(read) => Poll::Ready(Some(read)),
+        });
+        match read.await {
+            Some(Ok(1..)) => {}
+            Some(_) => return Reading::Nothing,
+            None if bytes == 0 => return Reading::NotYet,
+            None => return Reading::Refused(Reason::RequestTimeout),
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! After the response head of a try: pass the response on to the client, or open a tunnel after a 101, and say what
+//! becomes of both connections.
+//!
+//! Only a broken first chunk is still a failure that may be tried again elsewhere; what comes later cuts the response.
+//! Does not know how the head was got (`attempt.rs`), nor why there would be another try (`exchange.rs`).
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Next,
+    attempt::{
+        Attempt, Done, InUse, blame_backend, blame_client, earlier, is_gone_when_woken, poll_upload,
+    },
+    exchange::{Exchange, Io, Rules, describe, write_all},
+    forward::{self, Delivery, ResponseExtra},
+    pump::{Pump, PumpError},
+    retry::{Failure, Stage},
+};
+use crate::{
+    base::clock,
+    http1::{
+        body::Decoder,
+        response::{self, Framing},
+    },
+    net::copy::{self, Meter},
+    proxy::{idle::BackendConnection, timer::Timer},
+    reason::Reason,
+    telemetry::metrics::class_index,
+};
+
+/// How long a chunked response may take from its head to its first chunk before the head is passed on alone. Most
+/// servers send both together, so that a broken first chunk can still become a clean 502.
+const FIRST_CHUNK_WAIT: Duration = Duration::from_millis(20);
+
+/// Passes a final response on.
+pub(super) async fn respond(
+    exchange: &mut Exchange<'_>,
+    attempt: Attempt<'_>,
+    mut backend: BackendConnection,
+    upload: &mut Pump,
+    io: &mut Io<'_>,
+) -> Result<Done, Failure> {
+    let delivery = Delivery::of(io.response.framing, exchange.head.version);
+    let draining = exchange.client.entry.control.should_close();
+    // Whether the request was read to its end is known for sure only afterwards; a client that is told `close` has been
+    // told the truth in every case.
+    let keep_alive = exchange.head.keep_alive
+        && !draining
+        && upload.has_read_all()
+        && delivery != Delivery::UntilClose;
+    let mut download = encode_response(exchange, attempt, delivery, keep_alive, io);
+    if io.response.framing == Framing::Chunked {
+        check_first_chunk(exchange, &mut download, &mut backend).await?;
+    }
+    count_answer(exchange, attempt, io.response);
+    let relayed = relay(exchange, attempt.rules, &mut backend, upload, &mut download).await;
+    exchange.facts.bytes_out = download.body();
+    let exact = download.has_read_all() && download.is_drained();
+    let (out, bytes, _) = download.into_buffers();
+    *io.out = out;
+    *io.response_bytes = bytes;
+    if let Err(reason) = relayed {
+        exchange.facts.reason = Some(reason);
+        exchange.facts.cut = true;
+        if reason.blames_backend() {
+            blame_backend(attempt, reason);
+        }
+        let looks_whole = delivery == Delivery::UntilClose || reason == Reason::ClientDisconnected;
+        return Ok(Done::Answered(if looks_whole {
+            Next::Reset
+        } else {
+            Next::Close
+        }));
+    }
+    attempt.pool.succeeded(attempt.lease);
+    let reusable = exact
+        && io.response.keep_alive
+        && upload.is_done()
+        && io.response.framing != Framing::UntilClose;
+    if reusable {
+        let rules = &attempt.pool.config.keepalive;
+        let mut idle = exchange.place.worker.idle.borrow_mut();
+        idle.put(attempt.lease, backend, rules, clock::now());
+    }
+    Ok(Done::Answered(if keep_alive {
+        Next::KeepAlive
+    } else if !exchange.head.keep_alive && upload.has_read_all() {
+        // The client asked for it and has nothing more to send.
+        Next::Close
+    } else {
+        Next::Linger
+    }))
+}
+
+/// Writes the head for the client, and makes ready for the body.
+fn encode_response(
+    exchange: &Exchange<'_>,
+    attempt: Attempt<'_>,
+    delivery: Delivery,
+    keep_alive: bool,
+    io: &mut Io<'_>,
+) -> Pump {
+    let mut out = std::mem::take(io.out);
+    let bytes = std::mem::take(io.response_bytes);
+    out.clear();
+    let extra = ResponseExtra {
+        delivery,
+        keep_alive,
+        version: exchange.head.version,
+        request_id: (
+            &exchange.place.snapshot.config.forwarded.request_id,
+            exchange.request_id,
+        ),
+        edits: attempt.rules.route.map(|route| &route.response_headers),
+    };
+    forward::response_head(&mut out, io.response, &bytes, extra);
+    let decoder = match io.response.framing {
+        Framing::None => None,
+        Framing::Length(length) => Some(Decoder::Length(length)),
+        Framing::Chunked => Some(Decoder::chunked()),
+        Framing::UntilClose => Some(Decoder::UntilClose),
+    };
+    let mut download = Pump::new(
+        out,
+        bytes,
+        io.response.len,
+        decoder,
+        delivery == Delivery::Chunked,
+    );
+    download.allow_splice();
+    download
+}
+
+/// Looks at the first chunk before the head is sent, so that a broken one is a 502 rather than a cut.
+async fn check_first_chunk(
+    exchange: &mut Exchange<'_>,
+    download: &mut Pump,
+    backend: &mut BackendConnection,
+) -> Result<(), Failure> {
+    let failure = |reason, detail: String| Failure {
+        stage: Stage::Response,
+        reason,
+        stale: false,
+        unseen: false,
+        detail,
+    };
+    let deadline = Some(clock::now() + FIRST_CHUNK_WAIT);
+    let timer: &mut Timer = &mut exchange.client.timer;
+    let looked = poll_fn(|cx| match download.poll_first(cx, &mut backend.stream) {
+        Poll::Pending => timer.poll(cx, deadline).map(Ok),
+        ready @ Poll::Ready(_) => ready,
+    })
+    .await;
+    match looked {
+        Ok(()) => Ok(()),
+        Err(PumpError::Malformed(error)) => {
+            Err(failure(Reason::ProxyProtocolError, error.to_string()))
+        }
+        Err(PumpError::Read(error)) => Err(failure(Reason::ConnectionTerminated, describe(&error))),
+        Err(_) => Err(failure(
+            Reason::ConnectionTerminated,
+            "closed before the first chunk".to_owned(),
+        )),
+    }
+}
+
+fn count_answer(exchange: &mut Exchange<'_>, attempt: Attempt<'_>, response: &response::Head) {
+    exchange.facts.status = response.status;
+    let metrics = attempt.lease.state.metrics.mine();
+    if let Some(count) = metrics.requests.get(class_index(response.status)) {
+        count.add(1);
+    }
+    if let Some(first_byte) = exchange.facts.first_byte {
+        metrics.response.observe(first_byte);
+    }
+}
+
+/// Moves the response, and what is left of the request. An error is the reason for a cut.
+async fn relay(
+    exchange: &mut Exchange<'_>,
+    rules: &Rules<'_>,
+    backend: &mut BackendConnection,
+    upload: &mut Pump,
+    download: &mut Pump,
+) -> Result<(), Reason> {
+    let mut relay = Relay {
+        exchange,
+        rules,
+        backend,
+        upload_ended: upload.is_done(),
+        upload,
+        download,
+        progress: None,
+    };
+    loop {
+        let step = poll_fn(|cx| Poll::Ready(relay.poll(cx))).await;
+        if let Poll::Ready(ended) = step {
+            return ended;
+        }
+        if is_gone_when_woken(&relay.exchange.client.stream).await {
+            return Err(Reason::ClientDisconnected);
+        }
+    }
+}
+
+/// Both directions while a response is passed on.
+struct Relay<'r, 'e> {
+    exchange: &'r mut Exchange<'e>,
+    rules: &'r Rules<'r>,
+    backend: &'r mut BackendConnection,
+    upload: &'r mut Pump,
+    upload_ended: bool,
+    download: &'r mut Pump,
+    /// When a byte was last moved.
+    progress: Option<Instant>,
+}
+
+impl Relay<'_, '_> {
+    /// Ready when the response has been passed on, or must be cut.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+        let sent_on = self.poll_upload(cx)?;
+        let before = self.download.moved();
+        let client = &mut self.exchange.client.stream;
+        let result = self.download.poll(cx, &mut self.backend.stream, client);
+        let after = self.download.moved();
+        let counters = self.exchange.place.counters();
+        counters.sent.add(after.1 - before.1);
+        match result {
+            Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+            Poll::Ready(Err(PumpError::Write(_))) => {
+                return Poll::Ready(Err(Reason::ClientDisconnected));
+            }
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ResponseIncomplete)),
+            Poll::Pending => {}
+        }
+        if sent_on || after != before || self.progress.is_none() {
+            self.progress = Some(clock::now());
+        }
+        self.poll_deadline(cx).map(Err)
+    }
+
+    /// Sends on what is left of the request; true if some of it was moved.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<bool, Reason> {
+        if self.upload_ended {
+            return Ok(false);
+        }
+        let mut at = clock::now();
+        let before = self.upload.moved();
+        match poll_upload(self.exchange, self.backend, self.upload, &mut at, cx) {
+            Poll::Ready(Ok(()) | Err(PumpError::Write(_))) => self.upload_ended = true,
+            Poll::Ready(Err(error)) => return Err(blame_client(&error)),
+            Poll::Pending => {}
+        }
+        Ok(self.upload.moved() != before)
+    }
+
+    /// Who is waited for has so long to move a byte. A backend that still waits for the client's body is not to blame.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        let body_idle = self.exchange.place.listener.config.timeouts.body_idle;
+        let for_body = !self.upload_ended && !self.upload.waits_for_sink();
+        let (idle, reason) = if self.download.waits_for_sink() {
+            (body_idle, Reason::ClientWriteTimeout)
+        } else if for_body {
+            (body_idle, Reason::RequestTimeout)
+        } else {
+            (self.rules.timeouts.idle, Reason::ResponseIdleTimeout)
+        };
+        let own = idle.and_then(|idle| Some(self.progress? + idle));
+        let deadline = earlier(own, self.rules.end);
+        let timer = &mut self.exchange.client.timer;
+        timer.poll(cx, deadline).map(|()| {
+            if deadline == self.rules.end {
+                Reason::TotalTimeout
+            } else {
+                reason
+            }
+        })
+    }
+}
+
+/// After a 101 both connections carry something else, RFC 9110 section 7.8.
+pub(super) async fn tunnel(
+    exchange: &mut Exchange<'_>,
+    attempt: Attempt<'_>,
+    mut backend: BackendConnection,
+    io: &mut Io<'_>,
+) -> Next {
+    let _in_use = InUse::new(&attempt.lease.state);
+    count_answer(exchange, attempt, io.response);
+    attempt.pool.succeeded(attempt.lease);
+    io.out.clear();
+    forward::interim_head(io.out, io.response, io.response_bytes);
+    let behind = io.response_bytes.get(io.response.len..).unwrap_or_default();
+    io.out.extend_from_slice(behind);
+    let place = exchange.place;
+    let counters = place.counters();
+    counters.sent.add(io.out.len() as u64);
+    let timeouts = &place.listener.config.timeouts;
+    if let Err(reason) = write_all(exchange.client, io.out, timeouts).await {
+        exchange.facts.reason = Some(reason);
+        return Next::Reset;
+    }
+    // What the client sent behind its request belongs to the new protocol.
+    let early = exchange
+        .head
+        .bytes
+        .get(exchange.head.len..)
+        .unwrap_or_default();
+    let backend_stream = &mut backend.stream;
+    if tokio::io::AsyncWriteExt::write_all(backend_stream, early)
+        .await
+        .is_err()
+    {
+        exchange.facts.reason = Some(Reason::BackendReset);
+        return Next::Reset;
+    }
+    let early = early.len() as u64;
+    let meter = Meter {
+        received: &counters.received,
+        sent: &counters.sent,
+    };
+    let idle = attempt.rules.timeouts.tcp_idle;
+    let mut cut = place.worker.cut.clone();
+    let stop = async move {
+        let _ = cut.wait_for(|cut| *cut).await;
+    };
+    let end = copy::relay_until(stop, &exchange.client.stream, &backend.stream, idle, meter).await;
+    exchange.facts.bytes_in = early + end.bytes_in;
+    exchange.facts.bytes_out = behind.len() as u64 + end.bytes_out;
+    if let Err(cut) = end.end {
+        exchange.facts.reason = Some(cut.reason());
+        return Next::Reset;
+    }
+    Next::Close
+}
