@@ -368,7 +368,7 @@ impl Wire<'_, '_> {
         } = &mut *self.exchange;
         if head.version == Version::Http11 {
             io.out.clear();
-            forward::interim_head(io.out, io.response, io.response_bytes);
+            forward::interim_head(io.out, io.response, io.response_bytes, ("", ""));
             let timeouts = &place.listener.config.timeouts;
             write_all(client, io.out, timeouts)
                 .await

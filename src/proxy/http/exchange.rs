@@ -255,6 +255,7 @@ impl<'a> Exchange<'a> {
         Origin {
             peer,
             trusted: peer.is_some_and(|peer| contains(trusted, peer)),
+            local: None,
         }
     }
 
@@ -397,7 +398,10 @@ impl<'a> Exchange<'a> {
         let Place {
             snapshot, listener, ..
         } = self.place;
-        let origin = self.origin();
+        let mut origin = self.origin();
+        if self.head.host.is_empty() {
+            origin.local = self.client.stream.local_addr();
+        }
         let edits = rules.route.map(|route| &route.request_headers);
         io.request_out.clear();
         let close = self
@@ -470,6 +474,14 @@ impl<'a> Exchange<'a> {
         self.facts.reason = Some(reason);
         let reply = reply::error(reason, &self.place.snapshot.config.errors, self.head);
         self.reply(&reply, io).await
+    }
+
+    /// Name and value of the field with the id of this request.
+    pub(super) fn request_id_field(&self) -> (&str, &str) {
+        (
+            &self.place.snapshot.config.forwarded.request_id,
+            self.request_id,
+        )
     }
 
     /// Sends an answer of our own.

@@ -2,7 +2,10 @@
 //!
 //! RFC 9110 section 7.6, RFC 7239.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
 use crate::{
     base::rng::Random,
@@ -24,6 +27,8 @@ pub(super) struct Origin {
     pub peer: Option<IpAddr>,
     /// The peer is in `trusted_proxies`.
     pub trusted: bool,
+    /// Where the client connected to: the authority of an HTTP/1.0 request that names none.
+    pub local: Option<SocketAddr>,
 }
 
 /// The id of a request: the one a trusted peer sent, or a new one of 32 hexadecimal digits.
@@ -73,7 +78,10 @@ pub(super) fn request_head(
     encode::request_line(out, head.text(head.method), head.text(head.target));
     // RFC 9112 section 3.2: exactly one, and an empty one where nothing is known.
     if head.find(Known::Host).is_none() && !edits.is_some_and(sets_host) {
-        encode::field(out, b"Host", head.text(head.host));
+        match origin.local.filter(|_| head.host.is_empty()) {
+            Some(local) => encode::field(out, b"Host", local.to_string().as_bytes()),
+            None => encode::field(out, b"Host", head.text(head.host)),
+        }
     }
     let earlier = Earlier::of(head, origin, rules);
     let request::Head { fields, bytes, .. } = &mut *head;
@@ -278,6 +286,8 @@ pub(super) struct ResponseExtra<'a> {
     pub request_id: (&'a str, &'a str),
     /// `response_headers` of the route.
     pub edits: Option<&'a HeaderEdits>,
+    /// Value of `Date`, where the backend sent none (RFC 9110 section 6.6.1).
+    pub date: Option<&'a str>,
 }
 
 /// Writes the final response head that the client gets.
@@ -298,6 +308,9 @@ pub(super) fn response_head(
         strike_edited(&mut head.fields, bytes, edits);
     }
     encode::fields(out, &head.fields, bytes);
+    if let Some(date) = extra.date {
+        encode::field(out, b"Date", date.as_bytes());
+    }
     if !id.is_empty() {
         encode::field(out, name.as_bytes(), id.as_bytes());
     }
@@ -322,11 +335,18 @@ pub(super) fn response_head(
     encode::end(out);
 }
 
-/// Writes a 1xx head, or a 101 with the protocol that was switched to.
-pub(super) fn interim_head(out: &mut Vec<u8>, head: &response::Head, bytes: &[u8]) {
+/// Writes a 1xx head, or a 101 with the protocol that was switched to and the id of the request.
+pub(super) fn interim_head(
+    out: &mut Vec<u8>,
+    head: &response::Head,
+    bytes: &[u8],
+    request_id: (&str, &str),
+) {
     encode::status_line(out, head.status, head.phrase.get(bytes));
     encode::fields(out, &head.fields, bytes);
     if let Some(protocol) = head.upgrade {
+        let (name, id) = request_id;
+        encode::field(out, name.as_bytes(), id.as_bytes());
         encode::upgrade(out, protocol.get(bytes));
     }
     encode::end(out);

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::{io::AsyncWriteExt, time::timeout};
+
 use super::{
     Next,
     attempt::{
@@ -24,6 +26,7 @@ use crate::{
     base::clock,
     http1::{
         body::Decoder,
+        fields::Known,
         response::{self, Framing},
     },
     net::copy::{self, Meter},
@@ -35,6 +38,9 @@ use crate::{
 /// How long a chunked response may take from its head to its first chunk before the head is passed on alone. Most
 /// servers send both together, so that a broken first chunk can still become a clean 502.
 const FIRST_CHUNK_WAIT: Duration = Duration::from_millis(20);
+
+/// How long a backend may take to read what the client sent behind its request to switch protocols: at most a buffer.
+const EARLY_TIME: Duration = Duration::from_secs(10);
 
 /// Passes a final response on.
 pub(super) async fn respond(
@@ -111,13 +117,23 @@ fn encode_response(
         delivery,
         keep_alive,
         version: exchange.head.version,
-        request_id: (
-            &exchange.place.snapshot.config.forwarded.request_id,
-            exchange.request_id,
-        ),
+        request_id: exchange.request_id_field(),
         edits: attempt.rules.route.map(|route| &route.response_headers),
+        date: None,
     };
-    forward::response_head(&mut out, io.response, &bytes, extra);
+    if io.response.fields.find(Known::Date, &bytes).is_some() {
+        forward::response_head(&mut out, io.response, &bytes, extra);
+    } else {
+        exchange.place.worker.with_date(|date| {
+            let date = Some(date);
+            forward::response_head(
+                &mut out,
+                io.response,
+                &bytes,
+                ResponseExtra { date, ..extra },
+            );
+        });
+    }
     let decoder = match io.response.framing {
         Framing::None => None,
         Framing::Length(length) => Some(Decoder::Length(length)),
@@ -293,7 +309,8 @@ pub(super) async fn tunnel(
     count_answer(exchange, attempt, io.response);
     attempt.pool.succeeded(attempt.lease);
     io.out.clear();
-    forward::interim_head(io.out, io.response, io.response_bytes);
+    let id = exchange.request_id_field();
+    forward::interim_head(io.out, io.response, io.response_bytes, id);
     let behind = io.response_bytes.get(io.response.len..).unwrap_or_default();
     io.out.extend_from_slice(behind);
     let place = exchange.place;
@@ -310,11 +327,8 @@ pub(super) async fn tunnel(
         .bytes
         .get(exchange.head.len..)
         .unwrap_or_default();
-    let backend_stream = &mut backend.stream;
-    if tokio::io::AsyncWriteExt::write_all(backend_stream, early)
-        .await
-        .is_err()
-    {
+    let written = AsyncWriteExt::write_all(&mut backend.stream, early);
+    if !matches!(timeout(EARLY_TIME, written).await, Ok(Ok(()))) {
         exchange.facts.reason = Some(Reason::BackendReset);
         return Next::Reset;
     }
