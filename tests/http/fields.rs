@@ -286,3 +286,44 @@ fn the_target_reaches_the_backend_in_origin_form() {
         );
     }
 }
+
+#[test]
+fn a_response_without_a_date_gets_one_and_a_date_is_kept() {
+    let peer = Peer::start(|mut connection| {
+        while let Some(request) = connection.request() {
+            let date = if request.head.contains("/dated") {
+                "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
+            } else {
+                ""
+            };
+            connection.send(format!(
+                "HTTP/1.1 200 OK\r\n{date}Content-Length: 2\r\n\r\nok"
+            ));
+        }
+    });
+    let daemon = front(peer.address, "");
+    let mut client = daemon.client("@web");
+    let dated = client.request("GET", "/dated").unwrap();
+    assert_eq!(
+        (dated.header("date"), dated.count("date")),
+        (Some("Sun, 06 Nov 1994 08:49:37 GMT"), 1)
+    );
+    let undated = client.request("GET", "/").unwrap();
+    let date = undated.header("date").unwrap();
+    assert!(
+        date.len() == 29 && date.ends_with(" GMT") && !date.contains("1994"),
+        "{date}"
+    );
+}
+
+#[test]
+fn an_old_request_without_a_host_gets_the_address_it_came_to() {
+    let peer = echo();
+    let daemon = front(peer.address, "");
+    let mut client = daemon.client("@web");
+    client.send("GET /x HTTP/1.0\r\n\r\n");
+    let head = client.response().unwrap().text();
+    let wanted = format!("Host: {}\r\n", daemon.address("@web"));
+    assert!(head.contains(&wanted), "{head}");
+    assert!(!head.contains("X-Forwarded-Host"), "{head}");
+}

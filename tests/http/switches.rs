@@ -127,6 +127,12 @@ fn a_switched_connection_is_a_tunnel_with_early_bytes_both_ways() {
             && fields.contains(&("Sec-WebSocket-Accept".to_owned(), "y".to_owned())),
         "{fields:?}"
     );
+    assert!(
+        fields
+            .iter()
+            .any(|(name, id)| name == "X-Request-Id" && id.len() == 32),
+        "{fields:?}"
+    );
     assert_eq!(client.exactly(18).unwrap(), b"early from backend");
     for word in ["ping", "GET / HTTP/1.1\r\n\r\n", "pong"] {
         client.send(word);
