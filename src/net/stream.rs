@@ -48,9 +48,19 @@ impl Stream {
     /// Writes what fits, without waiting: `WouldBlock` when nothing does. Makes no system call while the driver knows the
     /// socket to be full.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.try_send(bytes, SendFlags::NOSIGNAL)
+    }
+
+    /// As [`Stream::try_write`], for the last bytes before the stream is shut down at once: they wait for that, and go out
+    /// with the FIN in one segment.
+    pub fn try_write_last(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.try_send(bytes, SendFlags::NOSIGNAL | SendFlags::MORE)
+    }
+
+    fn try_send(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
         let mut written = None;
         let result = self.try_io(Interest::WRITABLE, |socket| {
-            let count = send(socket, bytes, SendFlags::NOSIGNAL)?;
+            let count = send(socket, bytes, flags)?;
             written = Some(count);
             if count < bytes.len() {
                 return Err(io::ErrorKind::WouldBlock.into());

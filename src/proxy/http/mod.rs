@@ -149,6 +149,12 @@ impl Client {
         self.listener.map(|(_, listener)| listener)
     }
 
+    /// Ends the connection in order. The last bytes go out before a reset can drop them, should the client have sent more.
+    fn end(&self) {
+        // Fails only if the connection is gone already.
+        let _ = self.stream.shutdown_write();
+    }
+
     /// Waits for the first byte of a request; false if the connection is to be closed instead.
     async fn wait(&mut self, keepalive: Option<Duration>) -> bool {
         let deadline = self
@@ -204,7 +210,7 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
         worker.give_scratch(scratch);
         match next {
             Next::KeepAlive => {}
-            Next::Close => return,
+            Next::Close => return client.end(),
             Next::Reset => return client.stream.set_reset_on_close(),
             Next::Linger => return Box::pin(linger(&worker, client)).await,
         }

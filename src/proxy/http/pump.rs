@@ -65,6 +65,8 @@ pub(super) struct Pump {
     sent: usize,
     /// Nothing more will be added to `out`.
     ended: bool,
+    /// The sink is shut down after the message.
+    last: bool,
     splice: Option<splice::Splice>,
     may_splice: bool,
     /// Body bytes seen.
@@ -74,6 +76,16 @@ pub(super) struct Pump {
     written: u64,
     /// Body bytes seen so far, while they can be sent again.
     replay: Option<Vec<u8>>,
+}
+
+/// Writes the end of the last message: it goes out with the FIN that follows.
+fn poll_write_last(cx: &mut Context<'_>, to: &mut Stream, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    match to.try_write_last(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Pin::new(to).poll_write(cx, bytes)
+        }
+        written => Poll::Ready(written),
+    }
 }
 
 /// Reads into the spare capacity of `buffer`.
@@ -103,6 +115,7 @@ impl Pump {
             raw: 0..0,
             out,
             sent: 0,
+            last: false,
             splice: None,
             may_splice: false,
             body: 0,
@@ -126,6 +139,11 @@ impl Pump {
     /// Lets the kernel move long bodies of known length.
     pub(super) fn allow_splice(&mut self) {
         self.may_splice = !self.chunked;
+    }
+
+    /// Says that the sink is shut down as soon as the message is written.
+    pub(super) fn is_last(&mut self) {
+        self.last = true;
     }
 
     /// Everything was written.
@@ -235,7 +253,9 @@ impl Pump {
     fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
         let head = self.out.get(self.sent..).unwrap_or_default();
         let raw = self.input.get(self.raw.clone()).unwrap_or_default();
+        let ends = self.last && self.ended && raw.is_empty();
         let written = ready!(match (head, raw) {
+            (_, []) if ends => poll_write_last(cx, to, head),
             (_, []) => Pin::new(to).poll_write(cx, head),
             ([], _) => Pin::new(to).poll_write(cx, raw),
             _ => Pin::new(to).poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(raw)]),

@@ -59,6 +59,9 @@ pub(super) async fn respond(
         && upload.has_read_all()
         && delivery != Delivery::UntilClose;
     let mut download = encode_response(exchange, attempt, delivery, keep_alive, io);
+    if !keep_alive {
+        download.is_last();
+    }
     if io.response.framing == Framing::Chunked {
         check_first_chunk(exchange, &mut download, &mut backend).await?;
     }
