@@ -1,6 +1,6 @@
 //! Throws mutated inputs at the parsers of balancer and stops at the first panic or slow input.
 //!
-//! Usage: `balancer-fuzz TARGET [--seconds N] [--runs N] [--seed S] [--corpus DIR]`. The seeds of a target are the files
+//! Usage: `balancer-fuzz TARGET|all [--seconds N] [--runs N] [--seed S] [--corpus DIR]`. The seeds of a target are the files
 //! of `fuzz/seeds/TARGET/`. The same seed and corpus give the same inputs. A new target is one file in
 //! `targets/` and one row of [`TARGETS`].
 
@@ -27,14 +27,17 @@ type Target = (&'static str, fn(&[u8]));
 const TARGETS: &[Target] = &[
     ("chunked_body", targets::chunked_body::run),
     ("config", targets::config::run),
+    ("request_head", targets::request_head::run),
+    ("response_head", targets::response_head::run),
 ];
 
 struct Options {
-    target: Target,
+    targets: Vec<Target>,
     time: Duration,
     runs: u64,
     seed: u64,
-    corpus: PathBuf,
+    /// Instead of the seeds of each target.
+    corpus: Option<PathBuf>,
 }
 
 fn options() -> Result<Options, String> {
@@ -43,19 +46,23 @@ fn options() -> Result<Options, String> {
     let name = arguments
         .next()
         .ok_or_else(|| format!("name a target: {}", names().join(", ")))?;
-    let target = TARGETS
+    let targets: Vec<Target> = TARGETS
         .iter()
         .copied()
-        .find(|(known, _)| *known == name)
-        .ok_or_else(|| format!("no target `{name}`; there are: {}", names().join(", ")))?;
+        .filter(|(known, _)| name == "all" || *known == name)
+        .collect();
+    if targets.is_empty() {
+        return Err(format!(
+            "no target `{name}`; there are: {}, all",
+            names().join(", ")
+        ));
+    }
     let mut options = Options {
-        target,
+        targets,
         time: Duration::MAX,
         runs: u64::MAX,
         seed: 1,
-        corpus: Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("seeds")
-            .join(&name),
+        corpus: None,
     };
     while let Some(flag) = arguments.next() {
         let value = arguments
@@ -70,7 +77,7 @@ fn options() -> Result<Options, String> {
             "--seconds" => options.time = Duration::from_secs(number()?),
             "--runs" => options.runs = number()?,
             "--seed" => options.seed = number()?,
-            "--corpus" => options.corpus = PathBuf::from(&value),
+            "--corpus" => options.corpus = Some(PathBuf::from(&value)),
             _ => return Err(format!("unknown flag {flag}")),
         }
     }
@@ -98,9 +105,11 @@ fn corpus(directory: &Path) -> Result<Vec<Vec<u8>>, String> {
     Ok(inputs)
 }
 
-fn fuzz(options: &Options) -> Result<u64, String> {
-    let (name, run) = options.target;
-    let inputs = corpus(&options.corpus)?;
+fn fuzz((name, run): Target, options: &Options) -> Result<u64, String> {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("seeds")
+        .join(name);
+    let inputs = corpus(options.corpus.as_deref().unwrap_or(&seeds))?;
     let start = Instant::now();
     let mut done = 0;
     while done < options.runs && start.elapsed() < options.time {
@@ -131,18 +140,24 @@ fn fuzz(options: &Options) -> Result<u64, String> {
     Ok(done)
 }
 
-fn main() -> ExitCode {
-    let result = options().and_then(|options| {
-        eprintln!("{}: seed {}", options.target.0, options.seed);
+fn fuzz_all() -> Result<(), String> {
+    let options = options()?;
+    for target in &options.targets {
         let start = Instant::now();
-        fuzz(&options).map(|runs| {
-            eprintln!(
-                "{runs} runs in {:.1} s, no failure",
-                start.elapsed().as_secs_f64()
-            )
-        })
-    });
-    match result {
+        let runs = fuzz(*target, &options)?;
+        let seconds = start.elapsed().as_secs_f64();
+        eprintln!(
+            "{}, seed {}: {runs} runs in {seconds:.1} s, {:.0} a second, no failure",
+            target.0,
+            options.seed,
+            runs as f64 / seconds
+        );
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match fuzz_all() {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             eprintln!("{message}");
