@@ -444,7 +444,7 @@ pub struct Backend {
     pub weight: u16,
     /// Gets work only when no other backend may.
     pub backup: bool,
-    /// Exchanges or sessions at a time; stronger than the pool's limit.
+    /// Exchanges or sessions at a time; the smaller of this and the pool's limit holds.
     pub max_connections: Option<usize>,
 }
 
