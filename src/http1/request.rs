@@ -403,10 +403,16 @@ fn too_large(bytes: &[u8], limits: Limits) -> Refusal {
     }
 }
 
-/// Refuses early what can no longer become a good head.
+/// Refuses early what can no longer become a good head; nothing that would be accepted if it came at once.
 fn check_partial(bytes: &[u8], limits: Limits) -> Result<(), Refusal> {
-    let has_line = memchr::memchr(b'\n', bytes).is_some_and(|at| at > 1);
-    if !has_line && bytes.len() > limits.bytes / 2 {
+    let is_line_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
+    let start = bytes.iter().position(|byte| !is_line_end(byte));
+    let line = bytes.get(start.unwrap_or_default()..).unwrap_or_default();
+    let target = line
+        .split(|byte| is_line_end(byte) || *byte == b' ')
+        .nth(1)
+        .unwrap_or_default();
+    if target.len() > limits.bytes / 2 {
         return Err(too_large(bytes, limits));
     }
     Ok(())

@@ -273,3 +273,30 @@ fn a_refused_head_keeps_nothing_of_the_one_before() {
     assert!(head.parse(LIMITS).is_err());
     assert!(head.method.is_empty() && head.host.is_empty() && head.fields.iter().next().is_none());
 }
+
+#[test]
+fn a_head_that_comes_in_two_pieces_is_judged_as_one_that_comes_at_once() {
+    let fields = format!("Host: a\r\nX: {}\r\n\r\n", "y".repeat(20_000));
+    let method = "M".repeat(17_000);
+    let target = "x".repeat(16_380);
+    for line in [
+        "\r\nGET / HTTP/1.1".to_owned(),
+        format!("{method} / HTTP/1.1"),
+        format!("GET /{target} HTTP/1.1"),
+    ] {
+        let fields = if line.len() > 1000 {
+            "Host: a\r\n\r\n"
+        } else {
+            &fields
+        };
+        let whole = format!("{line}\r\n{fields}");
+        assert!(parse(whole.as_bytes()).is_ok());
+        for cut in [line.len() - 3, whole.len() - 3] {
+            let mut head = Head {
+                bytes: whole.as_bytes()[..cut].to_vec(),
+                ..Head::default()
+            };
+            assert_eq!(head.parse(LIMITS), Ok(false), "{cut}");
+        }
+    }
+}

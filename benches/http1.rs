@@ -1,0 +1,117 @@
+//! What reading and writing heads costs, and what decoding a chunked body does.
+
+use std::hint::black_box;
+
+use balancer::http1::{
+    body::{Decoder, Step},
+    encode, request, response,
+};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+const LIMITS: request::Limits = request::Limits {
+    fields: 100,
+    bytes: 32 << 10,
+};
+
+const SMALL: &str = "GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n";
+
+const BROWSER: &str = "GET /articles/2024/balancing?page=2&sort=newest HTTP/1.1\r\n\
+    Host: www.example.com\r\n\
+    User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n\
+    Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8\r\n\
+    Accept-Language: en-GB,en;q=0.7,de;q=0.3\r\n\
+    Accept-Encoding: gzip, deflate, br, zstd\r\n\
+    Referer: https://www.example.com/articles/2024\r\n\
+    Connection: keep-alive\r\n\
+    Cookie: session=0123456789abcdef0123456789abcdef; theme=dark; consent=1\r\n\
+    Upgrade-Insecure-Requests: 1\r\n\
+    Sec-Fetch-Dest: document\r\n\
+    Sec-Fetch-Mode: navigate\r\n\
+    Cache-Control: max-age=0\r\n\r\n";
+
+const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+    Content-Type: text/plain\r\nContent-Length: 5\r\n\r\n";
+
+fn requests(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("request_head");
+    for (name, text) in [("small", SMALL), ("browser", BROWSER)] {
+        let mut head = request::Head {
+            bytes: text.as_bytes().to_vec(),
+            ..request::Head::default()
+        };
+        group.bench_function(BenchmarkId::new("parse", name), |bencher| {
+            bencher.iter(|| black_box(&mut head).parse(LIMITS));
+        });
+        assert_eq!(head.parse(LIMITS), Ok(true));
+        let mut out = Vec::new();
+        group.bench_function(BenchmarkId::new("encode", name), |bencher| {
+            bencher.iter(|| {
+                out.clear();
+                let head = black_box(&head);
+                encode::request_line(&mut out, head.text(head.method), head.text(head.target));
+                encode::fields(&mut out, &head.fields, &head.bytes);
+                encode::end(&mut out);
+                out.len()
+            });
+        });
+    }
+    group.finish();
+}
+
+fn responses(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("response_head");
+    let mut head = response::Head::default();
+    group.bench_function("parse", |bencher| {
+        bencher.iter(|| head.parse(black_box(RESPONSE), b"GET"));
+    });
+    assert_eq!(head.parse(RESPONSE, b"GET"), Ok(true));
+    let mut out = Vec::new();
+    group.bench_function("encode", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            let head = black_box(&head);
+            encode::status_line(&mut out, head.status, head.phrase.get(RESPONSE));
+            encode::fields(&mut out, &head.fields, RESPONSE);
+            encode::content_length(&mut out, 5);
+            encode::end(&mut out);
+            out.len()
+        });
+    });
+    group.finish();
+}
+
+/// Bytes of data in `body`.
+fn decode(mut body: &[u8]) -> usize {
+    let (mut decoder, mut total) = (Decoder::chunked(), 0);
+    loop {
+        let used = match decoder.step(body) {
+            Ok(Step::Data(count)) => {
+                total += count;
+                count
+            }
+            Ok(Step::Skip(count)) => count,
+            Ok(Step::More | Step::End) | Err(_) => return total,
+        };
+        body = body.get(used..).unwrap_or_default();
+    }
+}
+
+fn bodies(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("chunked_64_KiB");
+    group.throughput(Throughput::Bytes(64 << 10));
+    for size in [64, 4096, 64 << 10] {
+        let mut body = Vec::new();
+        for _ in 0..(64 << 10) / size {
+            encode::chunk(&mut body, &vec![b'x'; size]);
+        }
+        encode::last_chunk(&mut body, b"");
+        assert_eq!(decode(&body), 64 << 10);
+        group.bench_function(BenchmarkId::new("chunks_of", size), |bencher| {
+            bencher.iter(|| decode(black_box(&body)));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, requests, responses, bodies);
+criterion_main!(benches);
