@@ -171,9 +171,11 @@ impl Client {
             if stream.poll_read_ready(cx).is_ready() {
                 return Poll::Ready(true);
             }
-            if told_to_close || timer.poll(cx, deadline).is_ready() {
-                // A request that the driver has not seen yet, as on a connection that comes from the queue, is answered.
-                return Poll::Ready(!stream.has_nothing());
+            // A request that the driver has not seen yet, as on a connection that comes from the queue, is answered: its
+            // event is on the way.
+            let is_over = told_to_close || timer.poll(cx, deadline).is_ready();
+            if is_over && stream.has_nothing() {
+                return Poll::Ready(false);
             }
             Poll::Pending
         })
@@ -257,11 +259,40 @@ pub async fn refuse(worker: Rc<Worker>, client: Client) {
     }
 }
 
-/// Bytes of a connection's task beside its streams: what an idle connection costs, together with what the runtime keeps.
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{
+        io::Write as _,
+        pin::pin,
+        task::{Context, Waker},
+    };
 
+    use super::*;
+    use crate::{net::fixture, proxy::connections::Connections};
+
+    #[tokio::test]
+    async fn a_connection_told_to_close_answers_what_is_there_once_the_driver_has_seen_it() {
+        let (peer, stream) = fixture::pair().await;
+        let mut peer = peer.into_std().unwrap();
+        let connections = Rc::new(Connections::default());
+        connections.drain();
+        let bind = Rc::new("127.0.0.1:80".parse().unwrap());
+        let entry = connections.enter(Rc::clone(&bind));
+        let mut client = Client::new(stream, None, bind, entry, None);
+        // The runtime takes a new stream for readable until a read has shown the contrary.
+        assert!(client.stream.try_read(&mut [0]).is_err());
+        assert!(!client.wait(None).await, "nothing is there");
+        peer.write_all(b"GET").unwrap();
+        let mut wait = pin!(client.wait(None));
+        let poll = wait.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(
+            poll.is_pending(),
+            "whoever went on without the event would ask for ever"
+        );
+        assert!(wait.await);
+    }
+
+    /// Bytes of a connection's task: what an idle one costs beside its stream and what the runtime keeps.
     fn size_of_future<F: Future>(_: fn(Rc<Worker>, Client) -> F) -> usize {
         size_of::<F>()
     }
