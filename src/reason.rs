@@ -76,6 +76,10 @@ reasons! {
     ConnectionReadTimeout, "connection_read_timeout", "http_response_timeout", 502, 504, 0, "The upstream server did not respond in time.";
     /// The whole exchange took longer than `timeouts.total`.
     TotalTimeout, "total_timeout", "http_response_timeout", 502, 504, 0, "The request was not fulfilled in the time allowed for it.";
+    /// The TLS handshake with the backend failed: no TLS, no version or cipher in common, an alert.
+    TlsProtocolError, "tls_protocol_error", "tls_protocol_error", 502, 502, 0, "A secure connection to the upstream server could not be established.";
+    /// The backend's certificate is not good: unknown issuer, expired, for another name.
+    TlsCertificateError, "tls_certificate_error", "tls_certificate_error", 502, 502, 0, "The upstream server could not prove its identity.";
     /// The backend's answer is not valid HTTP: bad status line, bad header, conflicting lengths, bad first chunk, a 101 nobody asked for.
     ProxyProtocolError, "proxy_protocol_error", "http_protocol_error", 502, 502, 0, "The server received an invalid response from the upstream server while trying to fulfill the request.";
     /// The backend's response head is larger than 64 KiB or has too many fields.
@@ -100,6 +104,10 @@ reasons! {
     RequestBodySize, "http_request_body_size", "http_request_error", 413, 413, 0, "The request body is too large.";
     /// The client did not send its request within `timeouts.header` or `timeouts.body_idle`.
     RequestTimeout, "http_request_timeout", "http_request_error", 408, 408, 0, "The request was not received in time.";
+    /// Plain HTTP came to a listener with `tls`.
+    TlsRequired, "tls_required", "http_request_error", 400, 400, 0, "This port speaks HTTPS, and the request came in plain HTTP.";
+    /// The host of the request has another certificate than the one the client was shown (SNI).
+    MisdirectedRequest, "misdirected_request", "http_request_error", 421, 421, 0, "This connection is for another host.";
     /// No route matches and the listener has no `pool`.
     NoRoute, "no_route", "destination_not_found", 404, 404, 0, "No route matches the request.";
     /// The method is not served: CONNECT.

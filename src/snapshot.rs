@@ -18,6 +18,7 @@ use arc_swap::ArcSwap;
 use crate::{
     base::{address::BindAddress, clock},
     config::model::{self, Config},
+    net::tls::ServerTls,
     pool::Pool,
     route::Router,
     telemetry::{
@@ -54,6 +55,8 @@ pub struct Listener {
     pub config: model::Listener,
     /// Lives on over reloads.
     pub state: Arc<ListenerState>,
+    /// From `tls`; lives on over reloads that change nothing of it, with the keys of its tickets.
+    pub tls: Option<Arc<ServerTls>>,
 }
 
 /// What a listener keeps over reloads; the key is its name.
@@ -86,11 +89,11 @@ impl Snapshot {
             .listeners
             .iter()
             .map(|listener| {
-                let state = old_listener(&listener.name)
-                    .map_or_else(Arc::default, |old| Arc::clone(&old.state));
+                let old = old_listener(&listener.name);
                 Arc::new(Listener {
                     config: listener.clone(),
-                    state,
+                    state: old.map_or_else(Arc::default, |old| Arc::clone(&old.state)),
+                    tls: server_tls(listener, old.map(|old| &**old)),
                 })
             })
             .collect();
@@ -134,6 +137,13 @@ impl Snapshot {
             );
         }
     }
+}
+
+fn server_tls(listener: &model::Listener, old: Option<&Listener>) -> Option<Arc<ServerTls>> {
+    let tls = listener.tls.as_ref()?;
+    let same = old.filter(|old| old.config.tls.as_ref() == Some(tls));
+    let kept = same.and_then(|old| old.tls.clone());
+    Some(kept.unwrap_or_else(|| Arc::new(ServerTls::new(tls))))
 }
 
 /// The listeners by address. An address that a listener has left still leads to it while it speaks the same protocol:

@@ -52,6 +52,9 @@ families! {
     LISTENER_RECEIVED Counter "balancer_listener_received_bytes_total" ["listener"] "Bytes received from clients.";
     LISTENER_SENT Counter "balancer_listener_sent_bytes_total" ["listener"] "Bytes sent to clients.";
     LISTENER_REJECTED Counter "balancer_listener_connections_rejected_total" ["listener" "reason"] "Client connections closed right after the accept.";
+    TLS_HANDSHAKES Counter "balancer_tls_handshakes_total" ["listener" "version" "resumed"] "TLS handshakes with clients.";
+    TLS_FAILURES Counter "balancer_tls_handshake_failures_total" ["listener" "reason"] "TLS handshakes with clients that failed.";
+    TLS_EXPIRY Gauge "balancer_tls_certificate_expiry_timestamp_seconds" ["certificate"] "When the certificate of a listener expires, since the Unix epoch.";
 
     REQUESTS Counter "balancer_http_requests_total" ["pool" "method" "code"] "Finished HTTP requests.";
     REQUESTS_ACTIVE Gauge "balancer_http_requests_active" ["pool"] "HTTP requests under way.";

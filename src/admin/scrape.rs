@@ -5,7 +5,10 @@
 //! fixed lists: nothing a client sends ever becomes a label. The registry leaves out a family without series. Read next:
 //! `series.rs`.
 
-use std::sync::{Arc, PoisonError, atomic::Ordering::Relaxed};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+};
 
 use prometheus::{
     Registry, TextEncoder,
@@ -19,6 +22,7 @@ use super::{
 };
 use crate::{
     config::model::{ListenerProtocol, PerBackend},
+    net::tls::FAULTS,
     pool::{Backend, Pool, State},
     reason::Reason,
     snapshot::{Daemon, Snapshot},
@@ -185,6 +189,48 @@ fn listener_families(tree: &mut Tree, snapshot: &Snapshot) {
             s.reasons(&[&one.config.name], |reason| {
                 reason_sum(&one.state.metrics, reason, |m| &m.rejected)
             });
+        }
+    });
+    tls_families(tree, snapshot);
+}
+
+/// Handshakes and certificates of the listeners that speak TLS.
+fn tls_families(tree: &mut Tree, snapshot: &Snapshot) {
+    const KINDS: [[&str; 2]; 4] = [
+        ["1.2", "false"],
+        ["1.2", "true"],
+        ["1.3", "false"],
+        ["1.3", "true"],
+    ];
+    let secure = || snapshot.listeners.iter().filter(|one| one.tls.is_some());
+    tree.family(f::TLS_HANDSHAKES, |s| {
+        for one in secure() {
+            for (index, [version, resumed]) in KINDS.iter().enumerate() {
+                let handshakes = one.state.metrics.each();
+                let counts = handshakes.filter_map(|m| m.handshakes.get(index));
+                let labels: &[&str] = &[&one.config.name, version, resumed];
+                s.count(labels, counts.map(Count::get).sum());
+            }
+        }
+    });
+    tree.family(f::TLS_FAILURES, |s| {
+        for one in secure() {
+            for (fault, name) in FAULTS {
+                let failures = one.state.metrics.each();
+                let counts = failures.filter_map(|m| m.handshake_failures.get(fault as usize));
+                s.count(&[&one.config.name, name], counts.map(Count::get).sum());
+            }
+        }
+    });
+    tree.family(f::TLS_EXPIRY, |s| {
+        let mut seen = BTreeMap::new();
+        for tls in secure().filter_map(|one| one.config.tls.as_ref()) {
+            for certificate in &tls.certificates {
+                seen.insert(&*certificate.file, certificate.not_after);
+            }
+        }
+        for (file, not_after) in seen {
+            s.add(&[file], not_after.as_secs_f64());
         }
     });
 }

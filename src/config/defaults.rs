@@ -126,6 +126,7 @@ impl Listener {
             allow: Vec::new(),
             deny: Vec::new(),
             socket: SocketOptions::default(),
+            tls: None,
         }
     }
 }
@@ -145,6 +146,7 @@ impl Default for ListenerTimeouts {
             header: Some(secs(10)),
             body_idle: Some(secs(30)),
             keepalive: Some(secs(75)),
+            tls: Some(secs(10)),
         }
     }
 }
@@ -204,6 +206,7 @@ impl Pool {
             retries: Some(Retries::default()),
             timeouts: PoolTimeouts::default(),
             keepalive: Keepalive::default(),
+            tls: None,
             connections_per_backend: None,
             when_all_down: WhenAllDown::default(),
         }

@@ -155,6 +155,7 @@ fn one_listener(changes: &mut Changes, old: &Listener, new: &Listener, same_pool
     changes.if_changed(&old.allow, &new.allow, format!("listener {name}: allow"));
     changes.if_changed(&old.deny, &new.deny, format!("listener {name}: deny"));
     changes.if_changed(&old.socket, &new.socket, format!("listener {name}: socket"));
+    changes.if_changed(&old.tls, &new.tls, format!("listener {name}: tls"));
 }
 
 /// A line when the same names stand in another order, which moves indexes but no traffic.
@@ -253,6 +254,7 @@ fn one_pool(changes: &mut Changes, old: &Pool, new: &Pool) {
         &new.keepalive,
         format!("pool {name}: keepalive"),
     );
+    changes.if_changed(&old.tls, &new.tls, format!("pool {name}: tls"));
     changes.if_changed(
         &old.connections_per_backend,
         &new.connections_per_backend,

@@ -47,14 +47,14 @@ pub const SECTIONS: &[Section] = &[
         "listeners.NAME",
         &[
             "bind", "protocol", "pool", "redirect", "http", "timeouts", "limits", "allow", "deny",
-            "socket",
+            "socket", "tls",
         ],
     ),
     ("listeners.NAME.redirect", REDIRECT),
     ("listeners.NAME.http", &["max_headers", "max_header_size"]),
     (
         "listeners.NAME.timeouts",
-        &["header", "body_idle", "keepalive"],
+        &["header", "body_idle", "keepalive", "tls"],
     ),
     (
         "listeners.NAME.limits",
@@ -64,6 +64,20 @@ pub const SECTIONS: &[Section] = &[
         "listeners.NAME.socket",
         &["backlog", "keepalive", "fast_open"],
     ),
+    (
+        "listeners.NAME.tls",
+        &[
+            "certificates",
+            "cert",
+            "key",
+            "min_version",
+            "alpn",
+            "client_ca",
+            "client_auth",
+            "client_subject",
+        ],
+    ),
+    ("listeners.NAME.tls.certificates[]", &["cert", "key"]),
     (
         "routes[]",
         &[
@@ -104,7 +118,12 @@ pub const SECTIONS: &[Section] = &[
             "keepalive",
             "limits",
             "when_all_down",
+            "tls",
         ],
+    ),
+    (
+        "pools.NAME.tls",
+        &["ca", "server_name", "verify", "client_cert", "client_key"],
     ),
     (
         "pools.NAME.backends[]",
@@ -157,18 +176,15 @@ pub fn all() -> impl Iterator<Item = String> {
 
 /// Keys and values of the contract that this version does not have.
 const LATER: &[(&str, &str)] = &[
-    ("listeners.NAME", "tls"),
     ("listeners.NAME", "sni"),
     ("listeners.NAME", "rate_limit"),
     ("listeners.NAME", "accept_proxy"),
     ("listeners.NAME.http", "h2c"),
     ("listeners.NAME.http", "h2_max_streams"),
-    ("listeners.NAME.timeouts", "tls"),
     ("routes[]", "split"),
     ("routes[]", "rewrite"),
     ("routes[]", "rate_limit"),
     ("pools.NAME", "hash"),
-    ("pools.NAME", "tls"),
     ("pools.NAME", "send_proxy"),
     ("pools.NAME", "slow_start"),
     ("pools.NAME", "sticky"),

@@ -13,6 +13,7 @@ pub mod model;
 pub mod problem;
 mod reader;
 mod scalar;
+mod tls;
 pub mod yaml;
 
 use std::{
@@ -23,6 +24,7 @@ use std::{
 
 pub use problem::{Problem, Problems, Severity};
 pub use reader::Files;
+use rustls::pki_types::CertificateDer;
 
 /// A configuration that is fit to run.
 #[derive(Debug)]
@@ -55,6 +57,11 @@ impl Files for RealFiles {
     fn is_dir(&self, path: &Path) -> bool {
         path.is_dir()
     }
+
+    fn system_roots(&self) -> Vec<CertificateDer<'static>> {
+        // What cannot be read is left out: a backend that needed it is refused, and says so.
+        rustls_native_certs::load_native_certs().certs
+    }
 }
 
 /// No files at all: every look at one fails. For tests and fuzzing.
@@ -72,6 +79,10 @@ impl Files for NoFiles {
 
     fn is_dir(&self, _: &Path) -> bool {
         false
+    }
+
+    fn system_roots(&self) -> Vec<CertificateDer<'static>> {
+        Vec::new()
     }
 }
 

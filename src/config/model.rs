@@ -7,6 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
+pub use super::tls::{Certificate, ClientCa, ListenerTls, PoolTls, TlsVersion};
 use crate::{
     base::address::{BackendAddress, BindAddress},
     reason::{Reason, StatusProfile},
@@ -225,6 +226,8 @@ pub struct Listener {
     pub deny: Vec<IpNet>,
     /// `socket`.
     pub socket: SocketOptions,
+    /// `tls`; none: plain.
+    pub tls: Option<ListenerTls>,
 }
 
 /// `listeners.NAME.protocol`.
@@ -255,6 +258,8 @@ pub struct ListenerTimeouts {
     pub body_idle: Option<Duration>,
     /// Between a response and the next request. Default 75s.
     pub keepalive: Option<Duration>,
+    /// From the accept to the end of the TLS handshake. Default 10s.
+    pub tls: Option<Duration>,
 }
 
 /// `listeners.NAME.limits`; `None` is `none`.
@@ -419,6 +424,8 @@ pub struct Pool {
     pub connections_per_backend: Option<usize>,
     /// Default reject.
     pub when_all_down: WhenAllDown,
+    /// `tls` to the backends; none: plain.
+    pub tls: Option<PoolTls>,
 }
 
 /// `pools.NAME.policy`.

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustls::pki_types::CertificateDer;
+
 use super::{
     hint, keys,
     problem::{Problem, Severity, quote},
@@ -27,6 +29,8 @@ pub trait Files {
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
     /// True when `path` is a directory.
     fn is_dir(&self, path: &Path) -> bool;
+    /// The certificates of the authorities that this machine believes.
+    fn system_roots(&self) -> Vec<CertificateDer<'static>>;
 }
 
 /// One step of a key path.

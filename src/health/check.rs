@@ -16,10 +16,11 @@ use tokio::time::timeout_at;
 
 use crate::{
     base::{address::BackendAddress, clock},
-    config::model::{CheckKind, HealthCheck},
+    config::model::{CheckKind, HealthCheck, PoolTls},
     net::{
         connect::{connect, connect_port},
         stream::Stream,
+        tls::secure,
     },
     pool::BackendState,
     reason::Reason,
@@ -29,9 +30,13 @@ use crate::{
 const BODY_SEARCHED: usize = 64 * 1024;
 
 /// Probes once, within the definition's timeout.
-pub(super) async fn run(backend: &BackendState, check: &HealthCheck) -> Result<(), String> {
+pub(super) async fn run(
+    backend: &BackendState,
+    check: &HealthCheck,
+    tls: Option<&PoolTls>,
+) -> Result<(), String> {
     let deadline = clock::now() + check.timeout;
-    let stream = open(backend, check, deadline).await?;
+    let stream = open(backend, check, tls, deadline).await?;
     match &check.kind {
         CheckKind::Tcp => {
             // A reset instead of an end: no TIME_WAIT here, and the server is not asked to serve anybody.
@@ -47,13 +52,18 @@ pub(super) async fn run(backend: &BackendState, check: &HealthCheck) -> Result<(
 async fn open(
     backend: &BackendState,
     check: &HealthCheck,
+    tls: Option<&PoolTls>,
     deadline: Instant,
 ) -> Result<Stream, String> {
     let connected = match check.port {
         None => connect(backend, deadline).await,
         Some(port) => connect_port(backend, port, deadline).await,
     };
-    connected.map_err(|error| match error.reason {
+    let secured = match connected {
+        Ok(stream) => secure(stream, tls, &backend.address, deadline).await,
+        Err(error) => Err(error),
+    };
+    secured.map_err(|error| match error.reason {
         Reason::ConnectionTimeout => format!("no connection within {:?}", check.timeout),
         Reason::ConnectionRefused
             if error.source.kind() == std::io::ErrorKind::ConnectionRefused =>

@@ -173,7 +173,10 @@ async fn check_forever(target: Rc<RefCell<Target>>, definition: HealthCheck, sha
     loop {
         let began = clock::now();
         // Boxed: between two checks, which is nearly always, a task is small.
-        let result = Box::pin(check::run(&state, &definition)).await;
+        let pool = Arc::clone(&target.borrow().pool);
+        let tls = pool.config.tls.as_ref();
+        let result = Box::pin(check::run(&state, &definition, tls)).await;
+        drop(pool);
         report(&target, result, began);
         turn.take();
         let next = began + jittered(definition.interval, &mut shared.random.borrow_mut());

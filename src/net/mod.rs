@@ -11,3 +11,4 @@ pub mod listen;
 pub mod splice;
 pub mod stream;
 pub mod sys;
+pub mod tls;

@@ -108,6 +108,10 @@ impl Splice {
         from: &Stream,
         to: &Stream,
     ) -> Poll<Result<usize, Fault>> {
+        if from.tls().is_some() || to.tls().is_some() {
+            // The kernel cannot encrypt for us.
+            return Poll::Ready(Err(Fault::Unsupported));
+        }
         while self.held == 0 {
             if self.left == 0 {
                 return Poll::Ready(Ok(0));

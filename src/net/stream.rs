@@ -1,6 +1,6 @@
 //! One connected byte stream, to a client or to a backend, whatever carries it.
 //!
-//! Everything above works on [`Stream`] and never on a descriptor, so that an encrypted stream can be one more variant.
+//! Everything above works on [`Stream`] and never on a descriptor, so that an encrypted stream is one more variant.
 //! Must not know who is at the other end.
 
 use std::{
@@ -18,6 +18,8 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
+use super::tls::Tls;
+
 /// A connected stream of the calling thread's runtime.
 #[derive(Debug)]
 pub enum Stream {
@@ -25,12 +27,17 @@ pub enum Stream {
     Tcp(TcpStream),
     /// A unix socket.
     Unix(UnixStream),
+    /// TLS over one of the others.
+    Tls(Box<Tls>),
 }
 
 impl Stream {
     /// Reads what is there, without waiting: `WouldBlock` when there is nothing, `Ok(0)` at the end of the stream. Makes no
     /// system call unless the driver has seen something, and none more after a read that did not fill `buffer`.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Self::Tls(tls) = self {
+            return tls.try_read(buffer);
+        }
         let room = buffer.len();
         let mut read = None;
         let result = self.try_io(Interest::READABLE, |socket| {
@@ -46,15 +53,21 @@ impl Stream {
     }
 
     /// Writes what fits, without waiting: `WouldBlock` when nothing does. Makes no system call while the driver knows the
-    /// socket to be full.
+    /// socket to be full. After `WouldBlock` the same bytes must come again: under TLS they may be encrypted already.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.try_send(bytes, SendFlags::NOSIGNAL)
+        match self {
+            Self::Tls(tls) => tls.try_write(bytes, false),
+            _ => self.try_send(bytes, SendFlags::NOSIGNAL),
+        }
     }
 
     /// As [`Stream::try_write`], for the last bytes before the stream is shut down at once: they wait for that, and go out
     /// with the FIN in one segment.
     pub fn try_write_last(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.try_send(bytes, SendFlags::NOSIGNAL | SendFlags::MORE)
+        match self {
+            Self::Tls(tls) => tls.try_write(bytes, true),
+            _ => self.try_send(bytes, SendFlags::NOSIGNAL | SendFlags::MORE),
+        }
     }
 
     fn try_send(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
@@ -73,6 +86,9 @@ impl Stream {
     /// True while an idle connection is fit for use: nothing to read, not closed, no error. A system call is made only
     /// when the driver has seen something.
     pub fn is_quiet(&self) -> bool {
+        if let Self::Tls(tls) = self {
+            return tls.is_quiet();
+        }
         let peeked = self.try_io(Interest::READABLE, |socket| {
             let (count, _) = recv(socket, &mut [0_u8; 1][..], RecvFlags::PEEK)?;
             Ok(count)
@@ -83,6 +99,9 @@ impl Stream {
     /// True if nothing has arrived that was not read, and the peer has not ended: asks the system, also when the driver has
     /// seen nothing yet. For the moment before a connection is closed that looks idle.
     pub fn has_nothing(&self) -> bool {
+        if let Self::Tls(tls) = self {
+            return tls.has_nothing();
+        }
         let peeked = recv(
             self.fd(),
             &mut [0_u8; 1][..],
@@ -95,8 +114,9 @@ impl Stream {
     /// its own direction (FIN) still reads, so that is not waited for.
     pub async fn gone(&self) {
         // Errors of the waits mean that the driver is shutting down, and the caller's task with it.
-        match self {
+        match self.socket() {
             Self::Tcp(stream) => drop(stream.ready(Interest::ERROR).await),
+            Self::Tls(_) => {}
             Self::Unix(stream) => {
                 // A closed unix peer is a hang-up without an error: the end of reading and of writing at once.
                 let read_or_gone = Interest::READABLE | Interest::ERROR;
@@ -111,22 +131,49 @@ impl Stream {
 
     /// Ends our direction (FIN) and leaves the other open.
     pub fn shutdown_write(&self) -> io::Result<()> {
+        if let Self::Tls(tls) = self {
+            return tls.shutdown_write();
+        }
         rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Write)?;
         Ok(())
     }
 
     /// Makes the coming drop a reset (RST) instead of an orderly end. No effect on unix sockets, which have no reset.
     pub fn set_reset_on_close(&self) {
-        if let Self::Tcp(_) = self {
+        if let Self::Tcp(_) = self.socket() {
             // Fails only on a socket that is no more, which is what is wanted.
             let _ = socket2::SockRef::from(&self.fd()).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// The stream below, where there is one.
+    fn socket(&self) -> &Self {
+        match self {
+            Self::Tls(tls) => tls.socket(),
+            _ => self,
+        }
+    }
+
+    /// TLS, where it is spoken.
+    pub const fn tls(&self) -> Option<&Tls> {
+        match self {
+            Self::Tls(tls) => Some(tls),
+            _ => None,
+        }
+    }
+
+    /// Version of TLS that is spoken, as the log writes it; empty without.
+    pub const fn tls_version(&self) -> &'static str {
+        match self {
+            Self::Tls(tls) => tls.agreed().version(),
+            _ => "",
         }
     }
 
     /// How many bytes the peer's kernel has acknowledged so far; `None` on unix sockets and where the kernel does not say.
     pub fn bytes_acked(&self) -> Option<u64> {
         #[cfg(target_os = "linux")]
-        if let Self::Tcp(stream) = self {
+        if let Self::Tcp(stream) = self.socket() {
             return super::sys::tcp_bytes_acked(stream.as_fd());
         }
         None
@@ -134,17 +181,17 @@ impl Stream {
 
     /// Address of the peer; an IPv4 peer of an IPv6 socket is given as IPv4. `None` on unix sockets.
     pub fn peer_ip(&self) -> Option<IpAddr> {
-        match self {
+        match self.socket() {
             Self::Tcp(stream) => stream.peer_addr().ok().map(|peer| peer.ip().to_canonical()),
-            Self::Unix(_) => None,
+            Self::Unix(_) | Self::Tls(_) => None,
         }
     }
 
     /// Our own address and port; `None` on unix sockets.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        match self {
+        match self.socket() {
             Self::Tcp(stream) => stream.local_addr().ok(),
-            Self::Unix(_) => None,
+            Self::Unix(_) | Self::Tls(_) => None,
         }
     }
 
@@ -153,6 +200,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.poll_read_ready(cx),
             Self::Unix(stream) => stream.poll_read_ready(cx),
+            Self::Tls(tls) => tls.poll_read_ready(cx),
         }
     }
 
@@ -161,6 +209,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.poll_write_ready(cx),
             Self::Unix(stream) => stream.poll_write_ready(cx),
+            Self::Tls(tls) => tls.socket().poll_write_ready(cx),
         }
     }
 
@@ -185,6 +234,8 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.try_io(interest, || operation(stream.as_fd())),
             Self::Unix(stream) => stream.try_io(interest, || operation(stream.as_fd())),
+            // Past the encryption: nobody may do that.
+            Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -192,7 +243,14 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
+            Self::Tls(tls) => tls.socket().fd(),
         }
+    }
+}
+
+impl From<Tls> for Stream {
+    fn from(tls: Tls) -> Self {
+        Self::Tls(Box::new(tls))
     }
 }
 
@@ -218,6 +276,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(tls) => tls.poll_read(cx, buffer),
         }
     }
 }
@@ -232,6 +291,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(tls) => tls.poll_write(cx, bytes),
         }
     }
 
@@ -244,6 +304,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Self::Tls(tls) => tls.poll_write_vectored(cx, parts),
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::{select, sync::watch, task::spawn_local, time::sleep};
 
 use super::{
     http::{self, Client},
+    secure::{Arrival, secure},
     tcp::{self, TcpContext},
     worker::Worker,
 };
@@ -139,6 +140,26 @@ fn admit(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<Bi
     };
     let header = listener.config.timeouts.header;
     match admission {
+        Ok(admission) if listener.tls.is_some() => {
+            let worker = Rc::clone(worker);
+            let listener = Arc::clone(listener);
+            let bind = Rc::clone(bind);
+            drop(spawn_local(async move {
+                let _admission = admission;
+                let arrival = Arrival { peer, bind };
+                let secured = Box::pin(secure(&worker, &listener, stream, &arrival)).await;
+                drop(listener);
+                let Some(stream) = secured else { return };
+                let Arrival { peer, bind } = arrival;
+                if is_http {
+                    let entry = worker.connections.enter(Rc::clone(&bind));
+                    let client = Client::new(stream, peer, bind, entry, header);
+                    http::serve(worker, client).await;
+                } else {
+                    Box::pin(session(worker, stream, peer, bind)).await;
+                }
+            }));
+        }
         Ok(admission) if is_http => {
             let entry = worker.connections.enter(Rc::clone(bind));
             let client = Client::new(stream, peer, Rc::clone(bind), entry, header);
@@ -159,11 +180,18 @@ fn admit(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<Bi
         Err(reason) => {
             listener.state.metrics.mine().rejected.add(reason);
             let mut status = 0;
-            if is_http && worker.connections.count() < worker.refusals_below() {
+            if is_http
+                && listener.tls.is_none()
+                && worker.connections.count() < worker.refusals_below()
+            {
                 let entry = worker.connections.enter(Rc::clone(bind));
                 let client = Client::new(stream, peer, Rc::clone(bind), entry, header);
                 status = http::overload_status(&generation);
-                drop(spawn_local(http::refuse(Rc::clone(worker), client)));
+                drop(spawn_local(http::refuse(
+                    Rc::clone(worker),
+                    client,
+                    Reason::Overload,
+                )));
             } else {
                 // A client must not take the refusal for an empty answer.
                 stream.set_reset_on_close();

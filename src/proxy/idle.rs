@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     config::model::Keepalive,
-    net::stream::Stream,
+    net::{stream::Stream, tls::Tls},
     pool::{BackendState, Lease},
 };
 
@@ -41,6 +41,11 @@ impl BackendConnection {
             written: 0,
             ended: false,
         }
+    }
+
+    /// Bytes that the backend's system has to acknowledge, if they arrived: what was written, encrypted or not.
+    pub fn wire_written(&self) -> u64 {
+        self.stream.tls().map_or(self.written, Tls::wire_written)
     }
 }
 

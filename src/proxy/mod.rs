@@ -6,6 +6,7 @@ pub mod accept;
 pub mod connections;
 pub mod http;
 pub mod idle;
+mod secure;
 pub mod tcp;
 pub mod timer;
 pub mod worker;

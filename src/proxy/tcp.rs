@@ -10,6 +10,7 @@ use crate::{
         connect::{ConnectError, connect},
         copy::{Meter, relay_until},
         stream::Stream,
+        tls::secure,
     },
     pool::{Lease, Pool},
     reason::Reason,
@@ -43,6 +44,7 @@ pub async fn session(
 ) -> Record {
     let mut record = Record::begin(clock::now(), context.listener, peer);
     record.pool = Some(Arc::clone(&context.pool.name));
+    record.tls = client.tls_version();
     let slot = context.pool.state.metrics.mine();
     let _active = Active::new(&slot.sessions_active);
     let result = serve(&client, &context, &mut record, stop).await;
@@ -104,7 +106,14 @@ async fn reach(context: &TcpContext<'_>, record: &mut Record) -> Result<(Lease, 
         record.attempts += 1;
         record.backend = Some(Arc::clone(&lease.config.name));
         let began = clock::now();
-        let result = connect(&lease.state, began + pool.config.timeouts.connect).await;
+        let deadline = began + pool.config.timeouts.connect;
+        let result = match connect(&lease.state, deadline).await {
+            Ok(stream) => {
+                let tls = pool.config.tls.as_ref();
+                secure(stream, tls, &lease.state.address, deadline).await
+            }
+            Err(error) => Err(error),
+        };
         let now = clock::now();
         record.connect = Some(now.saturating_duration_since(began));
         match result {

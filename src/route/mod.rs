@@ -18,11 +18,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use regex::Regex;
 
+pub(crate) use self::host::{MAX_HOST, normal_host};
 pub use self::path::normal_path;
-use self::{
-    host::{MAX_HOST, normal_host, parents},
-    path::Slash,
-};
+use self::{host::parents, path::Slash};
 use crate::{
     config::model::{Config, HeaderMatch, HostMatch, ListenerProtocol, PathMatch, Route},
     reason::Reason,

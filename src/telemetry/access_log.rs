@@ -222,6 +222,9 @@ fn who_and_what(line: &mut Vec<u8>, record: &Record, request: &RequestText<'_>) 
         http => http,
     };
     fields.text("protocol", protocol.as_bytes(), MAX_NAME);
+    if !record.tls.is_empty() {
+        fields.text("tls", record.tls.as_bytes(), MAX_NAME);
+    }
     fields.text("method", request.method, MAX_METHOD);
     fields.text("host", request.host, MAX_NAME);
     fields.text("path", without_query(request.path), MAX_PATH);

@@ -23,6 +23,7 @@ fn record() -> Record {
         began: clock::now(),
         listener: Arc::from("web"),
         client: Some(IpAddr::from([192, 0, 2, 7])),
+        tls: "",
         status: 502,
         bytes_in: 12,
         bytes_out: 154,

@@ -238,6 +238,10 @@ pub struct ListenerSlot {
     pub sent: Count,
     /// Connections closed at once, by reason.
     pub rejected: ByReason,
+    /// TLS handshakes: 1.2, 1.2 resumed, 1.3, 1.3 resumed.
+    pub handshakes: [Count; 4],
+    /// TLS handshakes that failed, in the order of `net::tls::FAULTS`.
+    pub handshake_failures: [Count; 10],
 }
 
 /// What a pool counts; one more of these counts what never reached a pool.

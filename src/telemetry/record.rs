@@ -20,6 +20,8 @@ pub struct Record {
     pub listener: Arc<str>,
     /// Address of the client; `None` on a unix socket.
     pub client: Option<IpAddr>,
+    /// Version of TLS that the client speaks; empty without.
+    pub tls: &'static str,
     /// Status sent to the client; 0 when none was sent.
     pub status: u16,
     /// Bytes of the request body, or from the client of a session.
@@ -53,6 +55,7 @@ impl Record {
             began,
             listener: Arc::clone(listener),
             client,
+            tls: "",
             status: 0,
             bytes_in: 0,
             bytes_out: 0,

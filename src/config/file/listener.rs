@@ -3,7 +3,7 @@
 use super::{
     At, Binds, Names, Reader, Section,
     common::{DAY, MS, bind, redirect},
-    quote, set,
+    quote, set, tls,
 };
 use crate::config::model::{
     HttpLimits, Listener, ListenerLimits, ListenerProtocol, ListenerTimeouts, SocketOptions,
@@ -46,6 +46,9 @@ pub(super) fn read(
     }
     if let Some(at) = keys.get("socket") {
         listener.socket = socket(reader, at);
+    }
+    if let Some(at) = keys.get("tls") {
+        listener.tls = tls::listener(reader, at, listener.protocol);
     }
     match listener.protocol {
         ListenerProtocol::Http => http_only(reader, &keys, &mut listener),
@@ -148,6 +151,7 @@ fn timeouts(reader: &mut Reader<'_>, at: At<'_>) -> ListenerTimeouts {
         ("header", &mut timeouts.header),
         ("body_idle", &mut timeouts.body_idle),
         ("keepalive", &mut timeouts.keepalive),
+        ("tls", &mut timeouts.tls),
     ] {
         if let Some(at) = keys.get(key) {
             set(slot, reader.duration_or_none(at, MS, DAY));

@@ -9,6 +9,7 @@ mod listener;
 mod matching;
 mod pool;
 mod route;
+mod tls;
 
 use std::{collections::HashMap, net::SocketAddr};
 

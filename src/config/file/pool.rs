@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use super::{
     At, Reader, Section,
     common::{DAY, HOUR, MS, clean_text, method, retries, timeouts, warn_short_total},
-    quote, set,
+    quote, set, tls,
 };
 use crate::{
     base::{
@@ -50,6 +50,10 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
     if let Some(at) = keys.get("keepalive") {
         pool.keepalive = keepalive(reader, at);
     }
+    if let Some(at) = keys.get("tls") {
+        pool.tls = tls::pool(reader, at);
+        check_names(reader, at, &pool);
+    }
     if let Some(at) = keys.get("limits")
         && let Some(keys) = reader.section(at, "pools.NAME.limits")
         && let Some(at) = keys.get("connections_per_backend")
@@ -61,6 +65,23 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
         );
     }
     pool
+}
+
+/// Where no name is given, a backend's own host is what its certificate must be for.
+fn check_names(reader: &mut Reader<'_>, at: At<'_>, pool: &Pool) {
+    let Some(tls) = &pool.tls else { return };
+    for backend in &pool.backends {
+        if tls.verify && tls.name_for(&backend.address).is_none() {
+            reader.error_at_key(
+                at,
+                format!(
+                    "the certificate of {} has no name to be checked for",
+                    quote(&backend.name)
+                ),
+                "write `server_name: HOST`",
+            );
+        }
+    }
 }
 
 fn choices(reader: &mut Reader<'_>, keys: &Section<'_>, pool: &mut Pool) {

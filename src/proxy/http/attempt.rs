@@ -22,7 +22,7 @@ use super::{
 use crate::{
     base::clock,
     http1::{Version, head_end, response},
-    net::{connect, stream::Stream},
+    net::{connect, stream::Stream, tls},
     pool::{BackendState, Lease, Pool},
     proxy::idle::BackendConnection,
     reason::Reason,
@@ -95,7 +95,7 @@ pub(super) async fn run(
     };
     let in_use = InUse::new(&attempt.lease.state);
     backend.exchanges += 1;
-    let before = backend.written;
+    let before = backend.wire_written();
     io.response_bytes.clear();
     io.response_bytes.reserve(SMALL);
     let sent = clock::now();
@@ -104,7 +104,7 @@ pub(super) async fn run(
         Ok(()) => {}
         Err(Trouble::Client(reason)) => return Ok(Done::Client(reason)),
         Err(Trouble::Backend(reason, detail)) => {
-            let unseen = backend.written == before
+            let unseen = backend.wire_written() == before
                 // The kernel counts the SYN as one byte.
                 || backend.ended
                     && backend
@@ -139,7 +139,13 @@ async fn connect(
     let metrics = attempt.lease.state.metrics.mine();
     let own = started + attempt.rules.timeouts.connect;
     let deadline = attempt.rules.end.map_or(own, |end| end.min(own));
-    let connected = connect::connect(&attempt.lease.state, deadline).await;
+    let connected = match connect::connect(&attempt.lease.state, deadline).await {
+        Ok(stream) => {
+            let tls = attempt.pool.config.tls.as_ref();
+            tls::secure(stream, tls, &attempt.lease.state.address, deadline).await
+        }
+        Err(error) => Err(error),
+    };
     let now = clock::now();
     exchange.facts.connect = Some(now.saturating_duration_since(started));
     match connected {

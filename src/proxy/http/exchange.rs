@@ -35,6 +35,7 @@ use crate::{
         body::{Decoder, Step},
         request::{self, Framing},
     },
+    net::tls::Tls,
     pool::Pool,
     proxy::worker::Worker,
     reason::Reason,
@@ -55,6 +56,24 @@ impl<'a> Place<'a> {
     /// The listener's counters of this thread.
     pub(super) fn counters(&self) -> &'a ListenerSlot {
         self.listener.state.metrics.mine()
+    }
+}
+
+/// Where a request on the connection of `client` comes from.
+fn origin<'o>(place: Place<'o>, client: &'o Client) -> Origin<'o> {
+    let tls = client.stream.tls().map(Tls::agreed);
+    let subject = place.listener.config.tls.as_ref().and_then(|rules| {
+        let own = tls.and_then(|tls| tls.client_subject.as_deref());
+        Some((rules.client_subject.as_deref()?, own.unwrap_or_default()))
+    });
+    let trusted = &place.snapshot.config.trusted_proxies;
+    let peer = client.peer;
+    Origin {
+        peer,
+        trusted: peer.is_some_and(|peer| contains(trusted, peer)),
+        local: None,
+        is_secure: tls.is_some(),
+        subject,
     }
 }
 
@@ -187,7 +206,7 @@ impl<'a> Exchange<'a> {
             self.request_id,
             self.head,
             &snapshot.config.forwarded,
-            self.origin(),
+            origin(self.place, self.client),
             &mut worker.random.borrow_mut(),
         );
     }
@@ -211,6 +230,9 @@ impl<'a> Exchange<'a> {
             &listener.config.deny,
         ) {
             return self.fail(Reason::RequestDenied, io).await;
+        }
+        if self.is_misdirected() {
+            return self.fail(Reason::MisdirectedRequest, io).await;
         }
         if let Some(redirect) = &listener.config.redirect {
             return self.redirect(redirect, io).await;
@@ -249,14 +271,13 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn origin(&self) -> Origin {
-        let trusted = &self.place.snapshot.config.trusted_proxies;
-        let peer = self.client.peer;
-        Origin {
-            peer,
-            trusted: peer.is_some_and(|peer| contains(trusted, peer)),
-            local: None,
-        }
+    /// The client was shown the certificate of the host it asks for, or named none (RFC 9110 section 15.5.20).
+    fn is_misdirected(&self) -> bool {
+        let (Some(tls), Some(stream)) = (&self.place.listener.tls, self.client.stream.tls()) else {
+            return false;
+        };
+        let host = self.head.text(self.head.host);
+        !host.is_empty() && !tls.may_serve(host, stream.agreed().served)
     }
 
     fn is_over_body_limit(&self) -> bool {
@@ -398,7 +419,7 @@ impl<'a> Exchange<'a> {
         let Place {
             snapshot, listener, ..
         } = self.place;
-        let mut origin = self.origin();
+        let mut origin = origin(self.place, self.client);
         if self.head.host.is_empty() {
             origin.local = self.client.stream.local_addr();
         }
@@ -588,13 +609,18 @@ pub(super) async fn write_all(
     .await
 }
 
-/// The whole answer to a connection that is over a limit.
-pub(super) fn encode_overload(worker: &Worker, snapshot: &Snapshot, out: &mut Vec<u8>) {
+/// The whole answer to a connection that is not served.
+pub(super) fn encode_refusal(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    reason: Reason,
+    out: &mut Vec<u8>,
+) {
     let head = request::Head {
         version: Version::Http11,
         ..request::Head::default()
     };
-    let reply = reply::error(Reason::Overload, &snapshot.config.errors, &head);
+    let reply = reply::error(reason, &snapshot.config.errors, &head);
     let mut request_id = String::new();
     forward::new_request_id(&mut request_id, &mut worker.random.borrow_mut());
     worker.with_date(|date| {
@@ -608,10 +634,7 @@ pub(super) fn encode_overload(worker: &Worker, snapshot: &Snapshot, out: &mut Ve
             },
         )
     });
-    snapshot
-        .unrouted
-        .mine()
-        .error(Reason::Overload, reply.status);
+    snapshot.unrouted.mine().error(reason, reply.status);
 }
 
 /// `deny` is stronger than `allow`; an empty `allow` is everybody. A unix socket's peer has no address and is allowed.

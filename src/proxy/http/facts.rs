@@ -112,6 +112,7 @@ impl Exchange<'_> {
             began: facts.began,
             listener: listener.config.name.clone(),
             client: self.client.peer,
+            tls: self.client.stream.tls_version(),
             status,
             bytes_in: facts.bytes_in,
             bytes_out: facts.bytes_out,

@@ -22,13 +22,24 @@ const MAX_REQUEST_ID: usize = 128;
 
 /// Where a request came from.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Origin {
+pub(super) struct Origin<'a> {
     /// The client's address; `None` on a unix socket.
     pub peer: Option<IpAddr>,
     /// The peer is in `trusted_proxies`.
     pub trusted: bool,
     /// Where the client connected to: the authority of an HTTP/1.0 request that names none.
     pub local: Option<SocketAddr>,
+    /// The client speaks TLS.
+    pub is_secure: bool,
+    /// Name of the field that tells the subject of the client's certificate, and the subject; empty without one.
+    pub subject: Option<(&'a str, &'a str)>,
+}
+
+impl Origin<'_> {
+    /// The scheme of the request, RFC 9110 section 4.2.
+    const fn scheme(self) -> &'static str {
+        if self.is_secure { "https" } else { "http" }
+    }
 }
 
 /// The id of a request: the one a trusted peer sent, or a new one of 32 hexadecimal digits.
@@ -36,7 +47,7 @@ pub(super) fn request_id(
     id: &mut String,
     head: &request::Head,
     rules: &Forwarded,
-    origin: Origin,
+    origin: Origin<'_>,
     random: &mut Random,
 ) {
     id.clear();
@@ -70,7 +81,7 @@ pub(super) fn request_head(
     out: &mut Vec<u8>,
     head: &mut request::Head,
     rules: &Forwarded,
-    origin: Origin,
+    origin: Origin<'_>,
     id: &str,
     edits: Option<&HeaderEdits>,
     close: bool,
@@ -91,6 +102,10 @@ pub(super) fn request_head(
     }
     encode::fields(out, fields, bytes);
     add_forwarding(out, head, rules, origin, &earlier);
+    if let Some((name, subject @ [_, ..])) = origin.subject.map(|(name, it)| (name, it.as_bytes()))
+    {
+        encode::field(out, name.as_bytes(), subject);
+    }
     if !id.is_empty() {
         encode::field(out, rules.request_id.as_bytes(), id.as_bytes());
     }
@@ -129,7 +144,7 @@ struct Earlier {
 }
 
 impl Earlier {
-    fn of(head: &request::Head, origin: Origin, rules: &Forwarded) -> Self {
+    fn of(head: &request::Head, origin: Origin<'_>, rules: &Forwarded) -> Self {
         let mut earlier = Self {
             forwarded_for: String::new(),
             forwarded: String::new(),
@@ -157,7 +172,12 @@ impl Earlier {
 }
 
 /// Forwarding fields of peers that are not trusted go, those of trusted ones are kept or appended to.
-fn is_replaced(field: &Field, bytes: &[u8], rules: &Forwarded, origin: Origin) -> bool {
+fn is_replaced(field: &Field, bytes: &[u8], rules: &Forwarded, origin: Origin<'_>) -> bool {
+    if let Some((name, _)) = origin.subject
+        && is_same_or_twin(field.name.get(bytes), name.as_bytes())
+    {
+        return true;
+    }
     match field.known {
         Known::XForwardedFor => !origin.trusted || rules.x_forwarded,
         Known::Forwarded => !origin.trusted || rules.rfc7239,
@@ -175,7 +195,7 @@ fn add_forwarding(
     out: &mut Vec<u8>,
     head: &request::Head,
     rules: &Forwarded,
-    origin: Origin,
+    origin: Origin<'_>,
     earlier: &Earlier,
 ) {
     let host = head.text(head.host);
@@ -185,7 +205,7 @@ fn add_forwarding(
         push_peer(out, origin.peer);
         encode::end(out);
         if !earlier.proto {
-            encode::field(out, b"X-Forwarded-Proto", b"http");
+            encode::field(out, b"X-Forwarded-Proto", origin.scheme().as_bytes());
         }
         if !earlier.host && !host.is_empty() {
             encode::field(out, b"X-Forwarded-Host", host);
@@ -198,7 +218,8 @@ fn add_forwarding(
             Some(IpAddr::V6(peer)) => _ = write!(value, "for=\"[{peer}]\""),
             None => value.push_str("for=unknown"),
         }
-        value.push_str(";proto=http");
+        value.push_str(";proto=");
+        value.push_str(origin.scheme());
         if !host.is_empty() {
             // An authority has no quote and no backslash: it was checked when the request was read.
             _ = write!(value, ";host=\"{}\"", String::from_utf8_lossy(host));

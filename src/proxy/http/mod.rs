@@ -247,11 +247,12 @@ pub(super) fn overload_status(snapshot: &Snapshot) -> u16 {
     reply::status_of(Reason::Overload, &snapshot.config.errors)
 }
 
-/// Answers a connection that is over a limit with 503 and closes it; as cheap as an answer can be.
-pub async fn refuse(worker: Rc<Worker>, client: Client) {
+/// Answers a connection that is not served with an error, such as 503 when it is over a limit, and closes it; as cheap as
+/// an answer can be.
+pub async fn refuse(worker: Rc<Worker>, client: Client, reason: Reason) {
     let generation = worker.generation();
     let mut out = Vec::with_capacity(512);
-    exchange::encode_overload(&worker, &generation, &mut out);
+    exchange::encode_refusal(&worker, &generation, reason, &mut out);
     drop(generation);
     // What does not fit into an empty send buffer at once is not worth waiting for.
     if client.stream.try_write(&out).is_ok() {

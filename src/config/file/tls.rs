@@ -1,0 +1,411 @@
+//! Reads `listeners.NAME.tls` and `pools.NAME.tls`, and loads the certificates and keys they name.
+//!
+//! Everything that can be wrong with a certificate is found here, with its place: nothing of TLS can fail after a load.
+
+use std::{path::PathBuf, sync::Arc};
+
+use rustls::{
+    ClientConfig, Error, InconsistentKeys, RootCertStore,
+    client::danger::ServerCertVerifier,
+    pki_types::{
+        CertificateDer, PrivateKeyDer, ServerName,
+        pem::{self, PemObject},
+    },
+    server::WebPkiClientVerifier,
+    sign::CertifiedKey,
+};
+
+use super::{At, Reader, Section, common::header_name, quote, set};
+use crate::{
+    base::{certificate, clock, crypto::provider},
+    config::{
+        io_cause,
+        model::{Certificate, ClientCa, ListenerProtocol, ListenerTls, PoolTls, TlsVersion},
+        tls::AnyCertificate,
+    },
+};
+
+/// Largest file of certificates or keys, in bytes.
+const MAX_PEM: u64 = 1 << 20;
+
+/// What clients of an http listener are offered (ALPN), and may be.
+const HTTP_ALPN: &[(&str, &str)] = &[("http/1.1", "http/1.1")];
+
+/// Reads `listeners.NAME.tls`.
+pub(super) fn listener(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    protocol: ListenerProtocol,
+) -> Option<ListenerTls> {
+    const SECTION: &str = "listeners.NAME.tls";
+    let keys = reader.section(at, SECTION)?;
+    let certificates = certificates(reader, &keys, at);
+    let mut min_version = TlsVersion::default();
+    if let Some(at) = keys.get("min_version") {
+        let words = [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
+        set(&mut min_version, reader.word(at, &words));
+    }
+    let client_ca = client_ca(reader, &keys);
+    let client_subject = client_subject(reader, &keys, client_ca.is_some());
+    Some(ListenerTls {
+        certificates,
+        min_version,
+        alpn: alpn(reader, &keys, protocol),
+        client_ca,
+        client_subject,
+    })
+}
+
+fn certificates(reader: &mut Reader<'_>, keys: &Section<'_>, at: At<'_>) -> Vec<Certificate> {
+    let mut found = Vec::new();
+    let own = keys.get("cert").is_some() || keys.get("key").is_some();
+    match keys.get("certificates") {
+        Some(at) if own => reader.error_at_key(
+            at,
+            "`certificates` beside `cert` and `key`",
+            "put all of them into `certificates: [{cert: FILE, key: FILE}]`",
+        ),
+        Some(list) => {
+            let hint = "write `certificates: [{cert: FILE, key: FILE}]`";
+            for at in reader.list(&list, "a list of certificates", hint) {
+                if let Some(keys) = reader.section(at, "listeners.NAME.tls.certificates[]") {
+                    found.extend(certificate(reader, &keys, at, ["cert", "key"]));
+                }
+            }
+        }
+        None if own => found.extend(certificate(reader, keys, at, ["cert", "key"])),
+        None => reader.error_at_key(
+            at,
+            "`tls` without a certificate",
+            "write `tls: {cert: FILE, key: FILE}`",
+        ),
+    }
+    found
+}
+
+/// A certificate and its key, named by two keys of a section.
+fn certificate(
+    reader: &mut Reader<'_>,
+    keys: &Section<'_>,
+    at: At<'_>,
+    [cert, key]: [&str; 2],
+) -> Option<Certificate> {
+    let (Some(cert_at), Some(key_at)) = (keys.get(cert), keys.get(key)) else {
+        reader.error_at_key(
+            at,
+            format!("`{cert}` and `{key}` belong together"),
+            format!("write `{{{cert}: FILE, {key}: FILE}}`; both may be in one file"),
+        );
+        return None;
+    };
+    let chain = chain(reader, cert_at);
+    let key = private_key(reader, key_at);
+    let (file, chain, key) = (cert_at.scalar()?, chain?, key?);
+    let facts = chain.first().and_then(|leaf| certificate::facts(leaf));
+    let Some(facts) = facts else {
+        reader.error(
+            cert_at,
+            format!("{} is no valid X.509 certificate", quote(file)),
+            "its first certificate is malformed",
+        );
+        return None;
+    };
+    let now = clock::unix_now();
+    if now > facts.not_after {
+        reader.warn_at_key(
+            cert_at,
+            format!("the certificate {} has expired", quote(file)),
+            "clients will refuse it: renew it",
+        );
+    } else if now < facts.not_before {
+        reader.warn_at_key(
+            cert_at,
+            format!("the certificate {} is not valid yet", quote(file)),
+            "clients will refuse it: look at the clock, or at the certificate",
+        );
+    }
+    match CertifiedKey::from_der(chain, key, &provider()) {
+        Ok(key) => Some(Certificate {
+            file: file.to_owned(),
+            key: Arc::new(key),
+            names: facts.names,
+            not_after: facts.not_after,
+        }),
+        Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
+            reader.error(
+                key_at,
+                format!(
+                    "this key does not belong to the certificate {}",
+                    quote(file)
+                ),
+                "name the key that the certificate was made for",
+            );
+            None
+        }
+        Err(error) => {
+            reader.error(
+                key_at,
+                format!("this key cannot be used: {error}"),
+                "use an RSA key of at least 2048 bits, ECDSA P-256 or P-384, or Ed25519",
+            );
+            None
+        }
+    }
+}
+
+/// The bytes of a file that `at` names.
+fn pem_file(reader: &mut Reader<'_>, at: At<'_>) -> Option<Vec<u8>> {
+    let text = reader.text(at, "the path of a PEM file", "write the path of a PEM file")?;
+    let path: PathBuf = reader.resolve(text);
+    match reader.files.read(&path, MAX_PEM) {
+        Ok(bytes) if bytes.len() as u64 > MAX_PEM => {
+            reader.error(
+                at,
+                format!("{} is larger than 1MiB", quote(text)),
+                "name a file with certificates only",
+            );
+            None
+        }
+        Ok(bytes) => Some(bytes),
+        Err(error) => {
+            reader.error(
+                at,
+                format!("cannot read {}: {}", quote(text), io_cause(&error)),
+                "it must be readable for balancer's user",
+            );
+            None
+        }
+    }
+}
+
+/// All certificates of a PEM file, at least one.
+fn chain(reader: &mut Reader<'_>, at: At<'_>) -> Option<Vec<CertificateDer<'static>>> {
+    let bytes = pem_file(reader, at)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match found {
+        Ok(chain) if !chain.is_empty() => Some(chain),
+        _ => {
+            let file = quote(at.scalar().unwrap_or_default());
+            reader.error(
+                at,
+                format!("{file} has no certificate in PEM form"),
+                "it should have `-----BEGIN CERTIFICATE-----`, the server's own first, then its issuers",
+            );
+            None
+        }
+    }
+}
+
+fn private_key(reader: &mut Reader<'_>, at: At<'_>) -> Option<PrivateKeyDer<'static>> {
+    let bytes = pem_file(reader, at)?;
+    match PrivateKeyDer::from_pem_slice(&bytes) {
+        Ok(key) => Some(key),
+        Err(error) => {
+            let file = quote(at.scalar().unwrap_or_default());
+            let encrypted = b"ENCRYPTED";
+            let hint = if bytes.windows(encrypted.len()).any(|part| part == encrypted) {
+                "it is encrypted: store it without a password, readable for balancer's user only"
+            } else if matches!(error, pem::Error::NoItemsFound) {
+                "it should have `-----BEGIN PRIVATE KEY-----`"
+            } else {
+                "it is damaged"
+            };
+            reader.error(at, format!("{file} has no private key in PEM form"), hint);
+            None
+        }
+    }
+}
+
+fn roots(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+) -> Option<(Vec<CertificateDer<'static>>, RootCertStore)> {
+    let chain = chain(reader, at)?;
+    let mut store = RootCertStore::empty();
+    for certificate in &chain {
+        if let Err(error) = store.add(certificate.clone()) {
+            reader.error(
+                at,
+                format!("a certificate of this file cannot be a root: {error}"),
+                "name a file with the certificates of authorities",
+            );
+            return None;
+        }
+    }
+    Some((chain, store))
+}
+
+fn client_ca(reader: &mut Reader<'_>, keys: &Section<'_>) -> Option<ClientCa> {
+    let mut required = true;
+    let auth = keys.get("client_auth");
+    if let Some(at) = auth {
+        set(
+            &mut required,
+            reader.word(at, &[("required", true), ("optional", false)]),
+        );
+    }
+    let Some(at) = keys.get("client_ca") else {
+        if let Some(at) = auth {
+            reader.error_at_key(
+                at,
+                "`client_auth` without `client_ca`",
+                "name the authorities that sign clients' certificates: `client_ca: FILE`",
+            );
+        }
+        return None;
+    };
+    let (roots, store) = roots(reader, at)?;
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider());
+    let builder = if required {
+        builder
+    } else {
+        builder.allow_unauthenticated()
+    };
+    match builder.build() {
+        Ok(verifier) => Some(ClientCa {
+            roots,
+            required,
+            verifier,
+        }),
+        Err(error) => {
+            reader.error(
+                at,
+                format!("these authorities cannot be used: {error}"),
+                "name a file with the certificates of authorities",
+            );
+            None
+        }
+    }
+}
+
+fn client_subject(reader: &mut Reader<'_>, keys: &Section<'_>, has_ca: bool) -> Option<String> {
+    let at = keys.get("client_subject")?;
+    let name = reader.text(
+        at,
+        "the name of a header",
+        "write `client_subject: X-Client-Subject`",
+    )?;
+    if !header_name(reader, at, name, false) {
+        return None;
+    }
+    if !has_ca && keys.get("client_ca").is_none() {
+        reader.error_at_key(
+            at,
+            "`client_subject` without `client_ca`",
+            "name the authorities that sign clients' certificates: `client_ca: FILE`",
+        );
+    }
+    Some(name.to_owned())
+}
+
+fn alpn(reader: &mut Reader<'_>, keys: &Section<'_>, protocol: ListenerProtocol) -> Vec<String> {
+    let Some(list) = keys.get("alpn") else {
+        return match protocol {
+            ListenerProtocol::Http => HTTP_ALPN
+                .iter()
+                .map(|(name, _)| (*name).to_owned())
+                .collect(),
+            ListenerProtocol::Tcp => Vec::new(),
+        };
+    };
+    let hint = "write `alpn: [http/1.1]`";
+    let mut found = Vec::new();
+    for at in reader.one_or_more(&list, "the name of a protocol", hint) {
+        let name = match protocol {
+            ListenerProtocol::Http => reader.word(at, HTTP_ALPN),
+            ListenerProtocol::Tcp => reader
+                .text(at, "the name of a protocol", hint)
+                .filter(|name| (1..=255).contains(&name.len())),
+        };
+        found.extend(name.map(str::to_owned));
+    }
+    found
+}
+
+/// Reads `pools.NAME.tls`.
+pub(super) fn pool(reader: &mut Reader<'_>, at: At<'_>) -> Option<PoolTls> {
+    let keys = reader.section(at, "pools.NAME.tls")?;
+    let mut verify = true;
+    if let Some(at) = keys.get("verify") {
+        set(&mut verify, reader.boolean(at));
+        if !verify {
+            reader.warn_at_key(
+                at,
+                "certificates of these backends are not verified",
+                "anybody in between can read and change everything: name their authority with `ca: FILE`",
+            );
+        }
+    }
+    let mut server_name = None;
+    if let Some(at) = keys.get("server_name")
+        && let Some(name) = reader.text(at, "a host name", "write `server_name: app.internal`")
+    {
+        server_name = ServerName::try_from(name.to_owned()).ok();
+        if server_name.is_none() {
+            reader.error(
+                at,
+                format!("{} is no host name", quote(name)),
+                "write a host name or an IP address, without a port",
+            );
+        }
+    }
+    let client = [keys.get("client_cert"), keys.get("client_key")];
+    let client_cert = match client {
+        [None, None] => None,
+        _ => certificate(reader, &keys, at, ["client_cert", "client_key"]),
+    };
+    let (roots, store) = match keys.get("ca") {
+        Some(at) => roots(reader, at)?,
+        None if verify => (Vec::new(), system_roots(reader, at)?),
+        None => (Vec::new(), RootCertStore::empty()),
+    };
+    let config = client_config(store, verify, client_cert.as_ref())
+        .map_err(|error| reader.error_at_key(at, format!("{error}"), "see docs/configuration.md"))
+        .ok()?;
+    Some(PoolTls {
+        server_name,
+        verify,
+        roots,
+        client_cert,
+        config: Arc::new(config),
+    })
+}
+
+/// The authorities this machine believes.
+fn system_roots(reader: &mut Reader<'_>, at: At<'_>) -> Option<RootCertStore> {
+    let mut store = RootCertStore::empty();
+    let (added, _) = store.add_parsable_certificates(reader.files.system_roots());
+    if added > 0 {
+        return Some(store);
+    }
+    reader.error_at_key(
+        at,
+        "this machine has no root certificates to verify backends with",
+        "name their authority with `ca: FILE`, or install ca-certificates",
+    );
+    None
+}
+
+fn client_config(
+    store: RootCertStore,
+    verify: bool,
+    client_cert: Option<&Certificate>,
+) -> Result<ClientConfig, Error> {
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let builder = if verify {
+        builder.with_root_certificates(store)
+    } else {
+        let verifier: Arc<dyn ServerCertVerifier> = Arc::new(AnyCertificate(provider()));
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+    };
+    Ok(match client_cert {
+        Some(certificate) => {
+            let resolver = rustls::sign::SingleCertAndKey::from(Arc::clone(&certificate.key));
+            builder.with_client_cert_resolver(Arc::new(resolver))
+        }
+        None => builder.with_no_client_auth(),
+    })
+}

@@ -1,0 +1,182 @@
+//! The part of the model that is about TLS: certificates and keys, loaded and checked.
+//!
+//! Seen from outside as part of `model`.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::danger::ClientCertVerifier,
+    sign::CertifiedKey,
+};
+
+use crate::base::address::BackendAddress;
+
+/// `listeners.NAME.tls`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListenerTls {
+    /// At least one; the first is for names that none is for, and for clients that name none.
+    pub certificates: Vec<Certificate>,
+    /// Default 1.2.
+    pub min_version: TlsVersion,
+    /// Protocols offered (ALPN, RFC 7301), the preferred first. Default http/1.1.
+    pub alpn: Vec<String>,
+    /// `client_ca` with `client_auth`.
+    pub client_ca: Option<ClientCa>,
+    /// `client_subject`: request header that tells backends the subject of the client's certificate.
+    pub client_subject: Option<String>,
+}
+
+/// `min_version`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    #[default]
+    Tls12,
+    /// RFC 8446.
+    Tls13,
+}
+
+/// A certificate with its chain and key, loaded and checked.
+#[derive(Clone)]
+pub struct Certificate {
+    /// The file of the certificate, as the configuration writes it.
+    pub file: String,
+    /// What to show and to sign with.
+    pub key: Arc<CertifiedKey>,
+    /// DNS names it is for, in lower case.
+    pub names: Vec<String>,
+    /// Valid up to this time, since the Unix epoch.
+    pub not_after: Duration,
+}
+
+/// Two are the same when they show the same chain: a chain names its key.
+impl PartialEq for Certificate {
+    fn eq(&self, other: &Self) -> bool {
+        self.file == other.file && self.key.cert == other.key.cert
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who may sign the certificates of clients.
+#[derive(Clone)]
+pub struct ClientCa {
+    /// Certificates of the authorities, in DER.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// `client_auth: required`, as opposed to `optional`.
+    pub required: bool,
+    /// Checks what a client shows.
+    pub verifier: Arc<dyn ClientCertVerifier>,
+}
+
+impl PartialEq for ClientCa {
+    fn eq(&self, other: &Self) -> bool {
+        self.roots == other.roots && self.required == other.required
+    }
+}
+
+impl fmt::Debug for ClientCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientCa")
+            .field("required", &self.required)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `pools.NAME.tls`.
+#[derive(Clone)]
+pub struct PoolTls {
+    /// Who the backends must say they are; `None` is the host of each one's address.
+    pub server_name: Option<ServerName<'static>>,
+    /// Whether their certificates are verified. Default true.
+    pub verify: bool,
+    /// `ca`, in DER; empty is what the machine believes.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// `client_cert` with `client_key`.
+    pub client_cert: Option<Certificate>,
+    /// All of it for rustls; sessions to take up again are kept in it.
+    pub config: Arc<ClientConfig>,
+}
+
+impl PoolTls {
+    /// The name that the certificate of the backend at `address` must be for. `None`: it has none of its own.
+    pub fn name_for(&self, address: &BackendAddress) -> Option<ServerName<'static>> {
+        if let Some(name) = &self.server_name {
+            return Some(name.clone());
+        }
+        match address {
+            BackendAddress::Ip(address) => Some(address.ip().into()),
+            BackendAddress::Name { host, .. } => ServerName::try_from(host.clone()).ok(),
+            BackendAddress::Unix(_) => None,
+        }
+    }
+}
+
+impl PartialEq for PoolTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.server_name == other.server_name
+            && self.verify == other.verify
+            && self.roots == other.roots
+            && self.client_cert == other.client_cert
+    }
+}
+
+impl fmt::Debug for PoolTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolTls")
+            .field("server_name", &self.server_name)
+            .field("verify", &self.verify)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `verify: false`: whatever certificate is shown is taken, but who shows it must have its key.
+#[derive(Debug)]
+pub(super) struct AnyCertificate(pub(super) Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,61 @@
+//! TLS to a backend: whose name its certificate must be for, by when, and the reason if it fails.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    time::Instant,
+};
+
+use rustls::pki_types::ServerName;
+use tokio::time::timeout_at;
+
+use super::handshake::{self, Failed, Fault};
+use crate::{
+    base::address::BackendAddress,
+    config::model::PoolTls,
+    net::{connect::ConnectError, stream::Stream},
+    reason::Reason,
+};
+
+impl From<Failed> for ConnectError {
+    fn from(failed: Failed) -> Self {
+        Self {
+            reason: match failed.fault {
+                Fault::Closed => Reason::ConnectionTerminated,
+                Fault::Timeout => Reason::ConnectionTimeout,
+                Fault::CertificateInvalid => Reason::TlsCertificateError,
+                _ => Reason::TlsProtocolError,
+            },
+            source: io::Error::other(failed.detail),
+        }
+    }
+}
+
+fn no_name() -> ServerName<'static> {
+    ServerName::IpAddress(IpAddr::from(Ipv4Addr::LOCALHOST).into())
+}
+
+/// Takes up TLS on a new connection to the backend at `address`, before `deadline`, if its pool wants that.
+pub async fn secure(
+    stream: Stream,
+    tls: Option<&PoolTls>,
+    address: &BackendAddress,
+    deadline: Instant,
+) -> Result<Stream, ConnectError> {
+    let Some(tls) = tls else { return Ok(stream) };
+    // Only where nothing is verified can a backend be without a name.
+    let name = tls.name_for(address).unwrap_or_else(no_name);
+    match timeout_at(
+        deadline.into(),
+        handshake::connect(stream, &tls.config, name),
+    )
+    .await
+    {
+        Ok(connected) => Ok(connected?.into()),
+        Err(_) => Err(Failed {
+            fault: Fault::Timeout,
+            detail: "TLS handshake not over in time".to_owned(),
+        }
+        .into()),
+    }
+}

@@ -1,0 +1,254 @@
+//! The beginning of a TLS connection, on either side, and why it failed, by a closed list of causes.
+//!
+//! Knows no deadline: who calls drops it when its time is over.
+
+use std::{future::poll_fn, io, sync::Arc};
+
+use rustls::{
+    ClientConfig, Error, InvalidMessage, PeerIncompatible, client::UnbufferedClientConnection,
+    pki_types::ServerName, server::UnbufferedServerConnection,
+};
+use tokio::io::ReadBuf;
+
+use super::{
+    Agreed, End, MAX_WAITING, Session, Tls, is_13,
+    server::{ServerTls, asked, forget_asked},
+    session::{self, Plain},
+};
+use crate::{base::certificate, net::stream::Stream};
+
+/// Why a handshake failed; the `reason` of `balancer_tls_handshake_failures_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Not over within `timeouts.tls`.
+    Timeout,
+    /// The peer closed or reset the connection.
+    Closed,
+    /// What came is no TLS, such as plain HTTP.
+    NotTls,
+    /// No version in common.
+    Version,
+    /// No cipher suite, group or signature scheme in common.
+    Cipher,
+    /// No application protocol in common (ALPN).
+    Alpn,
+    /// The client has no certificate, and it is required.
+    CertificateMissing,
+    /// The peer's certificate is not good: unknown issuer, expired, another name.
+    CertificateInvalid,
+    /// The peer ended the handshake with an alert; it may not like our certificate.
+    Alert,
+    /// Anything else that is against the protocol.
+    Protocol,
+}
+
+/// All of them with their names, in the order of the enum.
+pub const FAULTS: [(Fault, &str); 10] = [
+    (Fault::Timeout, "timeout"),
+    (Fault::Closed, "closed"),
+    (Fault::NotTls, "not_tls"),
+    (Fault::Version, "version"),
+    (Fault::Cipher, "cipher"),
+    (Fault::Alpn, "alpn"),
+    (Fault::CertificateMissing, "certificate_missing"),
+    (Fault::CertificateInvalid, "certificate_invalid"),
+    (Fault::Alert, "alert"),
+    (Fault::Protocol, "protocol"),
+];
+
+impl From<&Error> for Fault {
+    fn from(error: &Error) -> Self {
+        match error {
+            Error::InvalidMessage(
+                InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
+            ) => Self::NotTls,
+            Error::PeerIncompatible(incompatible) => Self::from(incompatible),
+            Error::NoCertificatesPresented => Self::CertificateMissing,
+            Error::InvalidCertificate(_) => Self::CertificateInvalid,
+            Error::AlertReceived(_) => Self::Alert,
+            Error::NoApplicationProtocol => Self::Alpn,
+            _ => Self::Protocol,
+        }
+    }
+}
+
+impl From<&PeerIncompatible> for Fault {
+    fn from(incompatible: &PeerIncompatible) -> Self {
+        match incompatible {
+            PeerIncompatible::NoCipherSuitesInCommon
+            | PeerIncompatible::NoKxGroupsInCommon
+            | PeerIncompatible::NoSignatureSchemesInCommon
+            | PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon
+            | PeerIncompatible::NoEcPointFormatsInCommon => Self::Cipher,
+            PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::SupportedVersionsExtensionRequired => Self::Version,
+            _ => Self::Protocol,
+        }
+    }
+}
+
+/// A handshake that failed, and how, for the log.
+#[derive(Debug)]
+pub struct Failed {
+    /// The cause.
+    pub fault: Fault,
+    /// In words.
+    pub detail: String,
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self {
+            fault: Fault::Closed,
+            detail: error.to_string(),
+        }
+    }
+}
+
+/// Takes up TLS with a client that has connected.
+pub async fn accept(mut socket: Stream, tls: &ServerTls) -> Result<Tls, (Stream, Failed)> {
+    let connection = match UnbufferedServerConnection::new(Arc::clone(tls.config())) {
+        Ok(connection) => connection,
+        Err(error) => return Err((socket, protocol(&error))),
+    };
+    let mut session = Session::new(End::Server(connection));
+    forget_asked();
+    let mut served = None;
+    loop {
+        match step(&mut socket, &mut session).await {
+            Err(failed) => return Err((socket, failed)),
+            Ok(is_over) => {
+                served = asked().or(served);
+                if is_over {
+                    break;
+                }
+            }
+        }
+    }
+    let agreed = agreed(&session.end, served);
+    // The last message of TLS 1.3 is the client's: tickets can wait for the first answer. That of 1.2 is ours.
+    if !agreed.is_13
+        && let Err(error) = flush(&mut socket, &mut session).await
+    {
+        return Err((socket, error.into()));
+    }
+    Ok(Tls::new(socket, session, agreed))
+}
+
+/// Takes up TLS with a backend, as `name`.
+pub(super) async fn connect(
+    mut socket: Stream,
+    config: &Arc<ClientConfig>,
+    name: ServerName<'static>,
+) -> Result<Tls, Failed> {
+    let connection = UnbufferedClientConnection::new(Arc::clone(config), name);
+    let connection = connection.map_err(|error| protocol(&error))?;
+    let mut session = Session::new(End::Client(connection));
+    while !step(&mut socket, &mut session).await? {}
+    flush(&mut socket, &mut session).await?;
+    let agreed = agreed(&session.end, None);
+    Ok(Tls::new(socket, session, agreed))
+}
+
+fn protocol(error: &Error) -> Failed {
+    Failed {
+        fault: Fault::from(error),
+        detail: error.to_string(),
+    }
+}
+
+fn agreed(end: &End, served: Option<usize>) -> Agreed {
+    Agreed {
+        is_13: is_13(end.version()),
+        resumed: end.is_resumed(),
+        h2: end.alpn() == Some(b"h2"),
+        served,
+        client_subject: match end {
+            End::Server(_) => end.peer_certificate().and_then(certificate::subject),
+            End::Client(_) => None,
+        },
+    }
+}
+
+/// Works off what is there, sends what it makes, and reads more if the handshake is not over (true).
+async fn step(socket: &mut Stream, session: &mut Session) -> Result<bool, Failed> {
+    let mut incoming = std::mem::take(&mut session.incoming);
+    let mut plain = Plain {
+        target: &mut ReadBuf::new(&mut []),
+        rest: &mut session.plain,
+    };
+    let digested = session::digest(
+        &mut session.end,
+        &mut incoming,
+        &mut plain,
+        &mut session.outgoing,
+    );
+    match digested {
+        Err(error) => {
+            let failed = protocol(&error);
+            // The alert is a courtesy: the handshake has failed whether it arrives or not. Who speaks no TLS would not
+            // understand it.
+            if failed.fault != Fault::NotTls {
+                let _ = session.flush(socket);
+            }
+            return Err(failed);
+        }
+        Ok(digested) => {
+            incoming.drain(..digested.used);
+            session.incoming = incoming;
+            if digested.ended {
+                session.reading = super::Reading::Ended;
+            }
+        }
+    }
+    if !session.end.is_handshaking() {
+        if session.incoming.is_empty() {
+            session.incoming = Vec::new();
+        }
+        return Ok(true);
+    }
+    flush(socket, session).await?;
+    read(socket, session).await?;
+    Ok(false)
+}
+
+async fn flush(socket: &mut Stream, session: &mut Session) -> io::Result<()> {
+    poll_fn(|cx| {
+        loop {
+            match session.flush(socket) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    std::task::ready!(socket.poll_write_ready(cx))?;
+                }
+                flushed => return std::task::Poll::Ready(flushed),
+            }
+        }
+    })
+    .await
+}
+
+/// Reads once. A ClientHello or a chain of certificates is a few KiB.
+async fn read(socket: &mut Stream, session: &mut Session) -> Result<(), Failed> {
+    const PIECE: usize = 4 << 10;
+    let before = session.incoming.len();
+    if before > MAX_WAITING {
+        return Err(Failed {
+            fault: Fault::Protocol,
+            detail: "handshake message too long".to_owned(),
+        });
+    }
+    session.incoming.resize(before + PIECE, 0);
+    let room = session.incoming.get_mut(before..).unwrap_or_default();
+    let read = poll_fn(|cx| socket.poll_read_buf(cx, room)).await;
+    session
+        .incoming
+        .truncate(before + *read.as_ref().unwrap_or(&0));
+    match read? {
+        0 => Err(Failed {
+            fault: Fault::Closed,
+            detail: "closed in the handshake".to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}

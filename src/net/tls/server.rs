@@ -1,0 +1,172 @@
+//! What a listener's TLS is configured with: certificates by name, versions, client certificates, tickets.
+//!
+//! Built once per generation; taken over unchanged by a reload that changes nothing of it, tickets included.
+
+use std::{cell::Cell, collections::HashMap, fmt, sync::Arc};
+
+use rustls::{
+    ServerConfig,
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+
+use crate::{
+    base::crypto::provider,
+    config::model::{Certificate, ListenerTls, TlsVersion},
+    route::{MAX_HOST, normal_host},
+};
+
+thread_local! {
+    /// What the ClientHello looked at last has led to. rustls says it nowhere else on its unbuffered interface; the
+    /// handshake takes it right after the call in which it was set.
+    static ASKED: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+pub(super) fn forget_asked() {
+    ASKED.set(None);
+}
+
+/// The group of certificates that the name in the ClientHello just worked off led to.
+pub(super) fn asked() -> Option<usize> {
+    ASKED.take()
+}
+
+/// TLS of one listener.
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    names: Arc<Names>,
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTls").finish_non_exhaustive()
+    }
+}
+
+/// Certificates by the names they are for. A group is all certificates of one name, such as one with RSA and one with ECDSA.
+struct Names {
+    exact: HashMap<Box<str>, usize>,
+    /// Without the `*.`.
+    wildcard: HashMap<Box<str>, usize>,
+    /// The first is the default.
+    groups: Vec<Vec<Arc<CertifiedKey>>>,
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Names").finish_non_exhaustive()
+    }
+}
+
+impl Names {
+    fn new(tls: &ListenerTls) -> Self {
+        let mut names = Self {
+            exact: HashMap::new(),
+            wildcard: HashMap::new(),
+            groups: Vec::new(),
+        };
+        for certificate in &tls.certificates {
+            names.add(certificate);
+        }
+        names
+    }
+
+    fn add(&mut self, certificate: &Certificate) {
+        let mut own = None;
+        for name in &certificate.names {
+            let (map, name) = match name.strip_prefix("*.") {
+                Some(suffix) => (&mut self.wildcard, suffix),
+                None => (&mut self.exact, &**name),
+            };
+            // Beside another one of that name: both are of its group, in the order of the file.
+            if let Some(group) = map.get(name).and_then(|group| self.groups.get_mut(*group)) {
+                group.push(Arc::clone(&certificate.key));
+                continue;
+            }
+            let group = *own.get_or_insert_with(|| {
+                self.groups.push(vec![Arc::clone(&certificate.key)]);
+                self.groups.len() - 1
+            });
+            map.insert(name.into(), group);
+        }
+        if self.groups.is_empty() {
+            self.groups.push(vec![Arc::clone(&certificate.key)]);
+        }
+    }
+
+    /// The group for `name`, in lower case: exact, then one label wide, then the default.
+    fn group_of(&self, name: &str) -> usize {
+        let wide = || {
+            let (_, suffix) = name.split_once('.')?;
+            self.wildcard.get(suffix)
+        };
+        self.exact
+            .get(name)
+            .or_else(wide)
+            .copied()
+            .unwrap_or_default()
+    }
+}
+
+impl ResolvesServerCert for Names {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let group = hello.server_name().map(|name| self.group_of(name));
+        ASKED.set(group);
+        let group = self.groups.get(group.unwrap_or_default())?;
+        let fits =
+            |key: &&Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
+        // Where none fits, the first one makes rustls say what is missing.
+        group.iter().find(fits).or_else(|| group.first()).cloned()
+    }
+}
+
+impl ServerTls {
+    /// TLS as `tls` wants it. `alpn` is what the listener can speak of it.
+    pub fn new(tls: &ListenerTls) -> Self {
+        let names = Arc::new(Names::new(tls));
+        let versions: &[_] = match tls.min_version {
+            TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+            TlsVersion::Tls13 => &[&rustls::version::TLS13],
+        };
+        #[expect(
+            clippy::expect_used,
+            reason = "fails only for a provider without a suite of these versions, and ours is fixed"
+        )]
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .expect("the provider has suites for both versions");
+        let builder = match &tls.client_ca {
+            Some(ca) => builder.with_client_cert_verifier(Arc::clone(&ca.verifier)),
+            None => builder.with_no_client_auth(),
+        };
+        let resolver: Arc<dyn ResolvesServerCert> = names.clone();
+        let mut config = builder.with_cert_resolver(resolver);
+        config.alpn_protocols = tls
+            .alpn
+            .iter()
+            .map(|name| name.as_bytes().to_vec())
+            .collect();
+        config.ignore_client_order = true;
+        // Keys of its own, so that a session of one listener is never taken up on another. Without them: no tickets.
+        if let Ok(ticketer) = rustls::crypto::ring::Ticketer::new() {
+            config.ticketer = ticketer;
+        }
+        Self {
+            config: Arc::new(config),
+            names,
+        }
+    }
+
+    pub(super) fn config(&self) -> &Arc<ServerConfig> {
+        &self.config
+    }
+
+    /// Whether a request for `host`, as its field has it, may come on a connection that was `served` the certificates of a
+    /// name: not if the host has others (RFC 9110 section 15.5.20).
+    pub fn may_serve(&self, host: &[u8], served: Option<usize>) -> bool {
+        let Some(served) = served else { return true };
+        let mut buffer = [0; MAX_HOST];
+        let host = normal_host(host, &mut buffer).and_then(|host| str::from_utf8(host).ok());
+        host.is_some_and(|host| self.names.group_of(host) == served)
+    }
+}

@@ -1,0 +1,91 @@
+//! TLS with a client, before anything else of it is read: handshake, counters, and what becomes of a failure.
+//!
+//! Failures are counted by cause and logged at debug only: anybody can make as many of them as they like.
+
+use std::{net::IpAddr, rc::Rc, time::Duration};
+
+use tokio::time::timeout;
+
+use super::{
+    http::{self, Client},
+    worker::Worker,
+};
+use crate::{
+    base::address::BindAddress,
+    net::{
+        stream::Stream,
+        tls::{self, Agreed, Fault, ServerTls},
+    },
+    reason::Reason,
+    snapshot::Listener,
+    telemetry::metrics::ListenerSlot,
+};
+
+/// Whom a connection is from, and where it came in.
+pub(super) struct Arrival {
+    pub peer: Option<IpAddr>,
+    pub bind: Rc<BindAddress>,
+}
+
+/// Takes up TLS if `listener` wants it. `None`: it failed, and the connection is over.
+pub(super) async fn secure(
+    worker: &Rc<Worker>,
+    listener: &Listener,
+    stream: Stream,
+    arrival: &Arrival,
+) -> Option<Stream> {
+    let Some(tls) = &listener.tls else {
+        return Some(stream);
+    };
+    let counters = listener.state.metrics.mine();
+    match handshake(stream, tls, listener.config.timeouts.tls).await {
+        Ok(tls) => {
+            count(counters, tls.agreed());
+            Some(tls.into())
+        }
+        Err((stream, failed)) => {
+            if let Some(count) = counters.handshake_failures.get(failed.fault as usize) {
+                count.add(1);
+            }
+            tracing::debug!(target: "tls", listener = %listener.config.name, client = ?arrival.peer,
+                detail = failed.detail, "handshake failed");
+            if let (Fault::NotTls, Some(stream)) = (failed.fault, stream) {
+                let entry = worker.connections.enter(Rc::clone(&arrival.bind));
+                let bind = Rc::clone(&arrival.bind);
+                let client = Client::new(stream, arrival.peer, bind, entry, None);
+                Box::pin(http::refuse(
+                    Rc::clone(worker),
+                    client,
+                    Reason::RequestError,
+                ))
+                .await;
+            }
+            None
+        }
+    }
+}
+
+async fn handshake(
+    stream: Stream,
+    tls: &ServerTls,
+    time: Option<Duration>,
+) -> Result<tls::Tls, (Option<Stream>, tls::Failed)> {
+    let handshake = tls::accept(stream, tls);
+    let done = match time {
+        Some(time) => timeout(time, handshake).await,
+        None => Ok(handshake.await),
+    };
+    let Ok(done) = done else {
+        let fault = Fault::Timeout;
+        let detail = "not over in time".to_owned();
+        return Err((None, tls::Failed { fault, detail }));
+    };
+    done.map_err(|(stream, failed)| (Some(stream), failed))
+}
+
+fn count(counters: &ListenerSlot, agreed: &Agreed) {
+    let kind = usize::from(agreed.is_13) * 2 + usize::from(agreed.resumed);
+    if let Some(count) = counters.handshakes.get(kind) {
+        count.add(1);
+    }
+}
