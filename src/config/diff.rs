@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use super::model::{Backend, Config, Listener, Pool, Route, RouteAction};
+use super::model::{Backend, Config, Listener, Pool, Route, RouteAction, Share};
 
 /// One line of the log of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,6 +202,24 @@ fn same_route(old: &Config, was: &Route, new: &Config, is: &Route) -> bool {
     let same_action = match (&was.action, &is.action) {
         (RouteAction::Pool(a), RouteAction::Pool(b)) => {
             pool_name(old, Some(*a)) == pool_name(new, Some(*b))
+        }
+        (RouteAction::Split(a), RouteAction::Split(b)) => {
+            fn named<'a>(
+                config: &'a Config,
+                shares: &'a [Share],
+            ) -> impl Iterator<Item = (Option<&'a str>, Share)> {
+                shares.iter().map(|share| {
+                    let name = pool_name(config, Some(share.pool));
+                    (
+                        name,
+                        Share {
+                            pool: 0,
+                            ..share.clone()
+                        },
+                    )
+                })
+            }
+            named(old, a).eq(named(new, b))
         }
         (a, b) => a == b,
     };

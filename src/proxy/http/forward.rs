@@ -31,6 +31,17 @@ pub(super) struct Origin {
     pub local: Option<SocketAddr>,
 }
 
+/// What a route changes in a request head.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Changes<'a> {
+    /// The target to send instead of the client's.
+    pub target: Option<&'a [u8]>,
+    /// The Host to send instead of the client's.
+    pub host: Option<&'a str>,
+    /// `request_headers`.
+    pub edits: Option<&'a HeaderEdits>,
+}
+
 /// The id of a request: the one a trusted peer sent, or a new one of 32 hexadecimal digits.
 pub(super) fn request_id(
     id: &mut String,
@@ -72,12 +83,20 @@ pub(super) fn request_head(
     rules: &Forwarded,
     origin: Origin,
     id: &str,
-    edits: Option<&HeaderEdits>,
+    changes: Changes<'_>,
     close: bool,
 ) {
-    encode::request_line(out, head.text(head.method), head.text(head.target));
+    let Changes {
+        target,
+        host,
+        edits,
+    } = changes;
+    let target = target.unwrap_or_else(|| head.text(head.target));
+    encode::request_line(out, head.text(head.method), target);
     // RFC 9112 section 3.2: exactly one, and an empty one where nothing is known.
-    if head.find(Known::Host).is_none() && !edits.is_some_and(sets_host) {
+    if let Some(host) = host {
+        encode::field(out, b"Host", host.as_bytes());
+    } else if head.find(Known::Host).is_none() && !edits.is_some_and(sets_host) {
         match origin.local.filter(|_| head.host.is_empty()) {
             Some(local) => encode::field(out, b"Host", local.to_string().as_bytes()),
             None => encode::field(out, b"Host", head.text(head.host)),
@@ -85,7 +104,9 @@ pub(super) fn request_head(
     }
     let earlier = Earlier::of(head, origin, rules);
     let request::Head { fields, bytes, .. } = &mut *head;
-    fields.strike(|field| is_replaced(field, bytes, rules, origin));
+    fields.strike(|field| {
+        is_replaced(field, bytes, rules, origin) || field.known == Known::Host && host.is_some()
+    });
     if let Some(edits) = edits {
         strike_edited(fields, bytes, edits);
     }
