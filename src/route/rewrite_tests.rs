@@ -335,15 +335,8 @@ fn assert_sound(target: &str, new: &str) {
         new.split_once('?').map(|split| split.1),
         target.split_once('?').map(|split| split.1)
     );
-    let text = format!("GET {new} HTTP/1.1\r\nHost: h\r\n\r\n");
-    let mut head = crate::http1::request::Head::default();
-    head.bytes.extend_from_slice(text.as_bytes());
-    let limits = crate::http1::request::Limits {
-        fields: 4,
-        bytes: 65_536,
-    };
-    assert_eq!(head.parse(limits), Ok(true), "{target}: {new}");
-    assert_eq!(head.text(head.target), new.as_bytes(), "{target}");
+    let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
+    assert!(new.bytes().all(fits), "{target}: {new}");
     // Whatever a backend takes for a slash, it sees no empty or dot segment: there is nothing left to resolve.
     for slash in [Slash::Separates, Slash::Marked] {
         let path = path::without_query(new.as_bytes());
