@@ -385,3 +385,7 @@ pub(super) fn interim_head(
     }
     encode::end(out);
 }
+
+#[cfg(test)]
+#[path = "forward_tests.rs"]
+mod tests;
