@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{At, Names, Reader, Section, common::clean_text, quote};
+use super::{At, Kind, Names, Reader, Section, common::clean_text, quote};
 use crate::config::model::{PathMatch, PathRewrite, Piece, Rewrite, Route, Share};
 
 /// Longest path to write, in bytes.
@@ -20,7 +20,7 @@ pub(super) fn read(
         return rewrite;
     };
     let (path, strip) = (keys.get("path"), keys.get("strip_prefix"));
-    if path.is_none() && strip.is_none() && keys.get("host").is_none() {
+    if matches!(&at.node.kind, Kind::Map(entries) if entries.is_empty()) {
         reader.error_at_key(
             at,
             "`rewrite` changes nothing",
@@ -118,11 +118,11 @@ fn prefix(reader: &mut Reader<'_>, at: At<'_>, route: &Route) -> Option<String> 
 }
 
 fn path_text<'a>(reader: &mut Reader<'_>, at: At<'a>) -> Option<&'a str> {
-    let text = clean_text(reader, at, "a path to write")?;
+    let text = clean_text(reader, at, "the path of a rewrite")?;
     if text.len() > MAX_PATH {
         reader.error(
             at,
-            "a path to write is longer than 1024 bytes",
+            "the path of a rewrite is longer than 1024 bytes",
             "shorten it",
         );
         return None;
@@ -131,7 +131,12 @@ fn path_text<'a>(reader: &mut Reader<'_>, at: At<'a>) -> Option<&'a str> {
 }
 
 fn refuse(reader: &mut Reader<'_>, at: At<'_>, text: &str, help: impl Into<String>) {
-    reader.error(at, format!("{} is not a path to write", quote(text)), help);
+    let use_of_it = match at.last_key() {
+        "strip_prefix" => "take off",
+        _ => "write",
+    };
+    let message = format!("{} is not a path to {use_of_it}", quote(text));
+    reader.error(at, message, help);
 }
 
 /// What a path may hold and how, RFC 3986 section 3.3. What one server reads so and another otherwise is refused.
@@ -259,10 +264,13 @@ fn group(name: &str, regex: &regex::Regex) -> Result<usize, String> {
             })
             .collect();
         let known = match known.as_slice() {
-            [] => "`path_regex` has no groups: put what you want to keep in `(…)`".to_owned(),
-            known => format!("the groups of `path_regex` are {}", known.join(", ")),
+            [] => "no groups: put what you want to keep in `(…)`".to_owned(),
+            known => known.join(", "),
         };
-        format!("there is no group {}; {known}", quote(name))
+        format!(
+            "there is no group {}: `path_regex` has {known}",
+            quote(name)
+        )
     })
 }
 
