@@ -1,5 +1,7 @@
 //! The promises of rewriting: a table, and random paths against what the normal form says.
 
+use std::path::Path;
+
 use regex::Regex;
 
 use super::{
@@ -11,6 +13,7 @@ use crate::{
     config::model::{
         Config, Listener, ListenerProtocol, PathMatch, PathRewrite, Piece, Rewrite, Route,
     },
+    config::{NoFiles, parse},
     reason::Reason,
 };
 
@@ -429,6 +432,47 @@ fn expressions_rewrite_the_normal_form_too() {
         }
         assert!(rewritten > 100, "seed {seed}: {rewritten}");
     }
+}
+
+#[test]
+fn every_path_that_a_file_may_write_gives_plain_targets() {
+    let pieces = [
+        "/", "/", "a", ".", "..", "%2e", "%2f", "%41", "%", "%4", "$1", "$2", "${n}", "$$", "$",
+        " ", "?", "#", "é", "|", "\\", ";v=1",
+    ];
+    let matches = [
+        "path: /m",
+        "path_exact: /m",
+        "path_regex: '/m/?(.?)(?<n>.*)'",
+        "path: /",
+    ];
+    let mut random = Random::seeded(77);
+    let (mut taken, mut rewritten) = (0, 0);
+    for _ in 0..1_500 {
+        let mut path = "/".to_owned();
+        for _ in 0..random.below(5) {
+            path.push_str(pieces[random.below(pieces.len())]);
+        }
+        let key = ["path", "strip_prefix"][random.below(2)];
+        let matched = matches[random.below(matches.len())];
+        let text = format!(
+            "listeners: {{web: {{bind: ':80', pool: a}}}}\nroutes: [{{{matched}, pool: a, rewrite: {{{key}: '{path}'}}}}]\npools: {{a: {{backends: [h:1]}}}}\n"
+        );
+        let Ok(loaded) = parse(Path::new("test.yaml"), &text, &NoFiles) else {
+            continue;
+        };
+        taken += 1;
+        let router = Router::new(&loaded.config);
+        for _ in 0..8 {
+            let mut target = ["/m", "/m/", ""][random.below(3)].to_owned();
+            target.push_str(&random_target(&mut random, true));
+            if let Ok(Some(new)) = sent(&router, &target) {
+                rewritten += 1;
+                assert_sound(&target, &new);
+            }
+        }
+    }
+    assert!(taken > 150 && rewritten > 150, "{taken} {rewritten}");
 }
 
 #[test]

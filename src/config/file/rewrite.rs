@@ -359,3 +359,89 @@ pub(super) fn split(
     }
     (whole && total > 0).then_some(shares)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{
+        NoFiles,
+        model::{Config, RouteAction},
+        parse,
+    };
+
+    fn config(routes: &str) -> Config {
+        let text = format!(
+            "listeners: {{web: {{bind: ':80', pool: a}}}}\nroutes: [{routes}]\npools:\n  a: {{backends: [h:1], retries: {{attempts: 7}}}}\n  b: {{backends: [h:1], retries: none}}\n"
+        );
+        match parse(Path::new("test.yaml"), &text, &NoFiles) {
+            Ok(loaded) => loaded.config,
+            Err(problems) => panic!("{problems}"),
+        }
+    }
+
+    fn text(text: &str) -> Piece {
+        Piece::Text(text.to_owned())
+    }
+
+    #[test]
+    fn groups_are_found_by_number_and_by_name() {
+        let regex = "'/(?<first>.)(.)(.)(.)(.)(.)(.)(.)(.)(.)'";
+        for (path, expected) in [
+            ("/$1", vec![text("/"), Piece::Group(1)]),
+            ("/$10", vec![text("/"), Piece::Group(10)]),
+            ("/${1}0", vec![text("/"), Piece::Group(1), text("0")]),
+            (
+                "/${first}$2",
+                vec![text("/"), Piece::Group(1), Piece::Group(2)],
+            ),
+            ("/$0/", vec![text("/"), Piece::Group(0), text("/")]),
+            ("/$$1$$", vec![text("/$1$")]),
+            ("/a%20b", vec![text("/a%20b")]),
+        ] {
+            let config = config(&format!(
+                "{{path_regex: {regex}, pool: a, rewrite: {{path: '{path}'}}}}"
+            ));
+            assert_eq!(
+                config.routes[0].rewrite.path,
+                PathRewrite::Expand(expected),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn hosts_are_names_or_addresses_with_or_without_a_port() {
+        for host in [
+            "inner",
+            "a.b-c_d.example.",
+            "inner:8080",
+            "10.0.0.1:1",
+            "[::1]",
+            "[2001:db8::1]:65535",
+        ] {
+            let config = config(&format!("{{pool: a, rewrite: {{host: '{host}'}}}}"));
+            assert_eq!(config.routes[0].rewrite.host.as_deref(), Some(host));
+        }
+    }
+
+    #[test]
+    fn an_override_of_retries_is_laid_over_each_pool_of_a_split() {
+        let config = config("{split: {a: 256, b: 0}, retries: {budget: 1%}}");
+        let route = &config.routes[0];
+        let RouteAction::Split(shares) = &route.action else {
+            panic!("{:?}", route.action)
+        };
+        let weights: Vec<_> = shares
+            .iter()
+            .map(|share| (share.pool, share.weight))
+            .collect();
+        assert_eq!(weights, [(0, 256), (1, 0)]);
+        let attempts = [0, 1].map(|pool| {
+            let over = route.retries_for(pool).and_then(Option::as_ref);
+            over.map(|retries| (retries.attempts, retries.budget))
+        });
+        assert_eq!(attempts, [Some((7, 0.01)), Some((2, 0.01))]);
+    }
+}
