@@ -20,6 +20,8 @@ mod keepalive;
 mod messages;
 #[path = "http/refused.rs"]
 mod refused;
+#[path = "http/rewrites.rs"]
+mod rewrites;
 #[path = "http/routes.rs"]
 mod routes;
 #[path = "http/streams.rs"]

@@ -8,7 +8,7 @@ use super::model::{
     AccessFormat, AccessLog, Admin, Backend, CheckKind, Config, Drain, Ejection, ErrorFormat,
     Errors, Forwarded, HeaderEdits, HealthCheck, HttpLimits, Keepalive, Listener, ListenerLimits,
     ListenerProtocol, ListenerTimeouts, Log, LogFormat, LogOutput, LogWhen, Metrics, PathMatch,
-    PerBackend, Policy, Pool, PoolTimeouts, Retries, RetryConditions, Route, RouteAction,
+    PerBackend, Policy, Pool, PoolTimeouts, Retries, RetryConditions, Rewrite, Route, RouteAction,
     SocketOptions, TimeoutOverrides, WhenAllDown,
 };
 use crate::{base::address::BackendAddress, reason::StatusProfile};
@@ -184,6 +184,7 @@ impl Route {
             methods: Vec::new(),
             headers: Vec::new(),
             action: RouteAction::Pool(0),
+            rewrite: Rewrite::default(),
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),
             timeouts: TimeoutOverrides::default(),

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use super::model::{Backend, Config, Listener, Pool, Route, RouteAction};
+use super::model::{Backend, Config, Listener, Pool, Route, RouteAction, Share};
 
 /// One line of the log of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,6 +204,24 @@ fn same_route(old: &Config, was: &Route, new: &Config, is: &Route) -> bool {
         (RouteAction::Pool(a), RouteAction::Pool(b)) => {
             pool_name(old, Some(*a)) == pool_name(new, Some(*b))
         }
+        (RouteAction::Split(a), RouteAction::Split(b)) => {
+            fn named<'a>(
+                config: &'a Config,
+                shares: &'a [Share],
+            ) -> impl Iterator<Item = (Option<&'a str>, Share)> {
+                shares.iter().map(|share| {
+                    let name = pool_name(config, Some(share.pool));
+                    (
+                        name,
+                        Share {
+                            pool: 0,
+                            ..share.clone()
+                        },
+                    )
+                })
+            }
+            named(old, a).eq(named(new, b))
+        }
         (a, b) => a == b,
     };
     let mut like = is.clone();
@@ -381,6 +399,27 @@ pools: {b: {backends: [10.0.0.1:80]}, a: {backends: [10.0.0.1:80]}}
         assert_eq!(lines(old, new), ["pools in another order"]);
     }
 
+    #[test]
+    fn a_split_is_compared_by_the_names_of_its_pools() {
+        let file = |split: &str, pools: [&str; 2]| {
+            let pools = pools.map(|pool| format!("{pool}: {{backends: [10.0.0.1:80]}}"));
+            format!(
+                "listeners: {{web: {{bind: ':80', pool: a}}}}\nroutes: [{{split: {split}}}]\npools: {{{}}}\n",
+                pools.join(", ")
+            )
+        };
+        let old = file("{a: 1, b: 2}", ["a", "b"]);
+        let moved = file("{a: 1, b: 2}", ["b", "a"]);
+        assert_eq!(lines(&old, &moved), ["pools in another order"]);
+        let weight = file("{a: 2, b: 2}", ["a", "b"]);
+        assert_eq!(lines(&old, &weight), ["route routes[0] changed"]);
+        let swapped = file("{a: 2, b: 1}", ["b", "a"]);
+        assert_eq!(
+            lines(&old, &swapped),
+            ["route routes[0] changed", "pools in another order"]
+        );
+    }
+
     /// A random configuration out of few choices, so that equal ones are not rare.
     fn random_text(random: &mut Random) -> String {
         let mut pick = |choices: &[&'static str]| choices[random.below(choices.len())];
@@ -416,6 +455,10 @@ pools: {b: {backends: [10.0.0.1:80]}, a: {backends: [10.0.0.1:80]}}
             "",
             "routes: [{path: /x, pool: a}]\n",
             "routes: [{path: /x, pool: b}]\n",
+            "routes: [{path: /x, pool: b, rewrite: {path: /y}}]\n",
+            "routes: [{path: /x, split: {a: 1}}]\n",
+            "routes: [{path: /x, split: {a: 1, b: 2}}]\n",
+            "routes: [{path: /x, split: {a: 1, b: 2}, retries: {attempts: 1}}]\n",
         ]);
         format!(
             "{global}listeners: {{web: {{bind: {bind}, pool: {pool}{deny}}}}}\n{route}pools: {{{pools}}}\n"

@@ -88,7 +88,10 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "write `timeouts: {connect: 3s}` in the pool",
     ),
     ("proxy_next_upstream", "balancer calls this `retries`"),
-    ("proxy_pass", "balancer calls this `pool`"),
+    (
+        "proxy_pass",
+        "balancer calls this `pool`; for a path behind it write `rewrite: {path: /new}` in a route",
+    ),
     (
         "proxy_read_timeout",
         "write `timeouts: {response: 60s}` in the pool",
@@ -141,6 +144,131 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "balancer calls this `max_connections`",
     ),
     ("worker_processes", "balancer calls this `workers`"),
+    // Words for what a route does with a request on its way.
+    (
+        "add_header",
+        "write `response_headers: {add: {X-Name: value}}` in a route",
+    ),
+    (
+        "add_prefix",
+        "write `rewrite: {path: /prefix}` in a route with `path: /`",
+    ),
+    (
+        "addprefix",
+        "write `rewrite: {path: /prefix}` in a route with `path: /`",
+    ),
+    ("canary", "write `split: {stable: 9, canary: 1}` in a route"),
+    (
+        "custom_request_headers",
+        "write `request_headers: {set: {X-Name: value}}` in a route",
+    ),
+    (
+        "custom_response_headers",
+        "write `response_headers: {set: {X-Name: value}}` in a route",
+    ),
+    (
+        "customrequestheaders",
+        "write `request_headers: {set: {X-Name: value}}` in a route",
+    ),
+    (
+        "customresponseheaders",
+        "write `response_headers: {set: {X-Name: value}}` in a route",
+    ),
+    ("host_rewrite", "write `rewrite: {host: NAME}` in a route"),
+    (
+        "host_rewrite_literal",
+        "write `rewrite: {host: NAME}` in a route",
+    ),
+    (
+        "middlewares",
+        "a route has keys for them, such as `rewrite` and `request_headers`",
+    ),
+    (
+        "pass_host_header",
+        "the host is kept; `rewrite: {host: NAME}` in a route sends another",
+    ),
+    (
+        "passhostheader",
+        "the host is kept; `rewrite: {host: NAME}` in a route sends another",
+    ),
+    ("path_rewrite", "write `rewrite: {path: /new}` in a route"),
+    (
+        "prefix_rewrite",
+        "write `rewrite: {path: /new}` in a route with `path`",
+    ),
+    (
+        "proxy_set_header",
+        "write `request_headers: {set: {X-Name: value}}` in a route",
+    ),
+    (
+        "regex_rewrite",
+        "write `rewrite: {path: /$1}` in a route with `path_regex`",
+    ),
+    (
+        "replace_path",
+        "write `rewrite: {path: /new}` in a route with `path_exact`",
+    ),
+    (
+        "replacement",
+        "write `rewrite: {path: /$1}` in a route with `path_regex`",
+    ),
+    (
+        "replacepath",
+        "write `rewrite: {path: /new}` in a route with `path_exact`",
+    ),
+    (
+        "replacepathregex",
+        "write `rewrite: {path: /$1}` in a route with `path_regex`",
+    ),
+    (
+        "request_headers_to_add",
+        "write `request_headers: {add: {X-Name: value}}` in a route",
+    ),
+    (
+        "response_headers_to_add",
+        "write `response_headers: {add: {X-Name: value}}` in a route",
+    ),
+    ("rewrite_target", "write `rewrite: {path: /new}` in a route"),
+    (
+        "set_header",
+        "write `request_headers: {set: {X-Name: value}}` in a route",
+    ),
+    (
+        "split_clients",
+        "write `split: {stable: 9, canary: 1}` in a route",
+    ),
+    (
+        "strip_path",
+        "write `rewrite: {strip_prefix: /api}` in a route",
+    ),
+    (
+        "stripprefix",
+        "write `rewrite: {strip_prefix: /api}` in a route",
+    ),
+    (
+        "stripprefixregex",
+        "write `rewrite: {path: /$1}` in a route with `path_regex`",
+    ),
+    (
+        "traffic split",
+        "write `split: {stable: 9, canary: 1}` in a route",
+    ),
+    (
+        "traffic_split",
+        "write `split: {stable: 9, canary: 1}` in a route",
+    ),
+    (
+        "trafficsplit",
+        "write `split: {stable: 9, canary: 1}` in a route",
+    ),
+    (
+        "weighted",
+        "write `split: {stable: 9, canary: 1}` in a route",
+    ),
+    (
+        "weighted_clusters",
+        "write `split: {stable: 9, canary: 1}` in a route",
+    ),
 ];
 
 /// Values of other products, and ours.

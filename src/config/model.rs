@@ -320,16 +320,32 @@ pub struct Route {
     pub headers: Vec<HeaderMatch>,
     /// What happens to a request that matches.
     pub action: RouteAction,
+    /// `rewrite`: the path and host that the backend gets.
+    pub rewrite: Rewrite,
     /// `request_headers`, applied to what the backend gets.
     pub request_headers: HeaderEdits,
     /// `response_headers`, applied to what the client gets.
     pub response_headers: HeaderEdits,
     /// Overrides of the pool's `timeouts`; only the given ones.
     pub timeouts: TimeoutOverrides,
-    /// Override of the pool's `retries`; `Some(None)` is `none`.
+    /// Override of the pool's `retries`; `Some(None)` is `none`. With `split` see [`Share::retries`].
     pub retries: Option<Option<Retries>>,
     /// Clients that may use the route; empty is all.
     pub allow: Vec<IpNet>,
+}
+
+impl Route {
+    /// What the route says about the retries of a pool it sends requests to: `Some(None)` is `none`.
+    pub fn retries_for(&self, pool: usize) -> Option<&Option<Retries>> {
+        match &self.action {
+            RouteAction::Split(shares) => shares
+                .iter()
+                .find(|share| share.pool == pool)?
+                .retries
+                .as_ref(),
+            _ => self.retries.as_ref(),
+        }
+    }
 }
 
 /// One entry of `routes[].host`, in lower case, without port and final dot.
@@ -375,10 +391,12 @@ pub struct HeaderMatch {
 }
 
 /// What a route does.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RouteAction {
     /// Index into [`Config::pools`].
     Pool(usize),
+    /// `split`: one of these pools for each request, by weight. Not empty, no pool twice, some weight over 0.
+    Split(Vec<Share>),
     /// An answer with `Location`.
     Redirect(Redirect),
     /// A fixed answer.
@@ -388,6 +406,50 @@ pub enum RouteAction {
         /// At most 64 KiB. Default empty.
         body: String,
     },
+}
+
+/// One entry of `routes[].split`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Share {
+    /// Index into [`Config::pools`].
+    pub pool: usize,
+    /// 0..=256: its share of the sum of all. 0 gets nothing.
+    pub weight: u16,
+    /// The route's override of this pool's `retries`; `Some(None)` is `none`.
+    pub retries: Option<Option<Retries>>,
+}
+
+/// `routes[].rewrite`. `Default` changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rewrite {
+    /// `path` or `strip_prefix`.
+    pub path: PathRewrite,
+    /// `host`: the Host that the backend gets, a name with or without a port. Default: the client's.
+    pub host: Option<String>,
+}
+
+/// What becomes of the path of a request. Texts begin with `/` and hold only what a path may hold (RFC 3986), without
+/// empty and dot segments.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum PathRewrite {
+    /// It goes as it came.
+    #[default]
+    Keep,
+    /// `strip_prefix`: these segments are taken off its beginning.
+    Strip(String),
+    /// `path`: replaces what the route's `path` matched, or all of what `path_exact` matched.
+    Replace(String),
+    /// `path` in a route with `path_regex`: replaces the whole path.
+    Expand(Vec<Piece>),
+}
+
+/// A part of a path made from the groups of a regular expression.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// As it is.
+    Text(String),
+    /// The group with this number, 0 for the whole path; nothing if it took no part in the match.
+    Group(usize),
 }
 
 /// `request_headers`, `response_headers`: first `remove`, then `set`, then `add`. Values have no control bytes.

@@ -76,7 +76,13 @@ impl<'a> At<'a> {
                 if !out.is_empty() {
                     out.push('.');
                 }
-                out.push_str(key);
+                for c in key.chars() {
+                    if c.is_control() {
+                        out.extend(c.escape_default());
+                    } else {
+                        out.push(c);
+                    }
+                }
             }
         }
         out

@@ -11,6 +11,10 @@
 
 mod host;
 mod path;
+mod rewrite;
+#[cfg(test)]
+mod rewrite_tests;
+mod split;
 #[cfg(test)]
 mod tests;
 
@@ -19,8 +23,8 @@ use std::{collections::HashMap, sync::Arc};
 use regex::Regex;
 
 pub(crate) use self::host::{MAX_HOST, normal_host};
-pub use self::path::normal_path;
-use self::{host::parents, path::Slash};
+use self::{host::parents, path::Slash, rewrite::Rewriter};
+pub use self::{path::normal_path, split::pick_pool};
 use crate::{
     config::model::{Config, HeaderMatch, HostMatch, ListenerProtocol, PathMatch, Route},
     reason::Reason,
@@ -35,6 +39,8 @@ pub type HasHeader<'a> = dyn Fn(&str, &dyn Fn(&[u8]) -> bool) -> bool + 'a;
 pub struct Router {
     /// By listener; listeners with the same routes share a table.
     tables: Vec<Arc<Table>>,
+    /// By route.
+    rewriters: Vec<Option<Rewriter>>,
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +100,19 @@ impl Router {
             });
         Self {
             tables: tables.collect(),
+            rewriters: config.routes.iter().map(Rewriter::new).collect(),
+        }
+    }
+
+    /// The target that the backend gets for a request of this route, with the client's query; `None`: `target` as it
+    /// came. `target` is one that [`Router::find`] has let through.
+    ///
+    /// # Errors
+    /// The request has two meanings once it is rewritten, or the new target is too long. See `rewrite`.
+    pub fn rewrite(&self, route: usize, target: &[u8]) -> Result<Option<Vec<u8>>, Reason> {
+        match self.rewriters.get(route) {
+            Some(Some(rewriter)) => rewriter.target(target),
+            _ => Ok(None),
         }
     }
 

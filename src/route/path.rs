@@ -18,6 +18,9 @@ pub(crate) enum Slash {
     Separates,
     /// As a part of a name, kept as `%2F`.
     Belongs,
+    /// As a part of a name, kept as a NUL: nothing else can be one, because paths with `%00` are refused. Other than with
+    /// `Belongs`, the path can be encoded again without loss.
+    Marked,
 }
 
 /// The normal form of a path, with `%2f` read as a separator. Borrowed, and nothing allocated, if it is normal already.
@@ -81,7 +84,7 @@ fn is_normal(path: &[u8]) -> bool {
     true
 }
 
-fn decoded(path: &[u8], slash: Slash) -> Cow<'_, [u8]> {
+pub(crate) fn decoded(path: &[u8], slash: Slash) -> Cow<'_, [u8]> {
     let Some(first) = memchr::memchr(b'%', path) else {
         return Cow::Borrowed(path);
     };
@@ -92,6 +95,10 @@ fn decoded(path: &[u8], slash: Slash) -> Cow<'_, [u8]> {
         match escape(rest) {
             Some((b'/', after)) if slash == Slash::Belongs => {
                 out.extend_from_slice(b"%2F");
+                rest = after;
+            }
+            Some((b'/', after)) if slash == Slash::Marked => {
+                out.push(0);
                 rest = after;
             }
             Some((value, after)) => {
@@ -108,7 +115,7 @@ fn decoded(path: &[u8], slash: Slash) -> Cow<'_, [u8]> {
 }
 
 /// The byte that an escape at the beginning of `text` stands for, and what follows it.
-fn escape(text: &[u8]) -> Option<(u8, &[u8])> {
+pub(crate) fn escape(text: &[u8]) -> Option<(u8, &[u8])> {
     let [b'%', high, low, rest @ ..] = text else {
         return None;
     };

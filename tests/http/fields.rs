@@ -242,6 +242,48 @@ fn a_route_edits_the_fields_of_both_directions() {
 }
 
 #[test]
+fn what_a_route_sets_or_removes_is_not_added_again() {
+    let peer = echo();
+    let daemon = front(
+        peer.address,
+        "forwarded: {rfc7239: true}
+routes:
+  - path: /x
+    pool: app
+    request_headers:
+      set: {X-Forwarded-Proto: https, Via: mine, X-Request-Id: fixed}
+      add: {X-Forwarded-Host: added}
+      remove: [X-Forwarded-For, Forwarded]
+    response_headers: {set: {date: never}, remove: [X-Request-Id]}
+",
+    );
+    let mut client = daemon.client("@web");
+    let got = forwarded(&mut client, FORGED);
+    for (name, values) in [
+        ("x-forwarded-proto", &["https"][..]),
+        ("via", &["mine"]),
+        ("x-request-id", &["fixed"]),
+        ("x-forwarded-host", &["shop.example:81", "added"]),
+        ("x-forwarded-for", &[]),
+        ("forwarded", &[]),
+    ] {
+        assert_eq!(all(&got, name), values, "{name}");
+    }
+    let response = client.request("GET", "/x").unwrap();
+    assert_eq!(
+        (response.header("date"), response.count("date")),
+        (Some("never"), 1)
+    );
+    assert_eq!(response.count("x-request-id"), 0);
+    let other = client.request("GET", "/").unwrap();
+    assert_eq!(
+        (other.count("date"), other.count("x-request-id")),
+        (1, 1),
+        "other routes are not touched"
+    );
+}
+
+#[test]
 fn the_target_reaches_the_backend_in_origin_form() {
     let peer = echo();
     let daemon = front(peer.address, "");

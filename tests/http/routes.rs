@@ -2,7 +2,7 @@
 
 use crate::support::{
     daemon::Daemon,
-    peer::{Gate, Peer},
+    peer::{Blackhole, Gate, Peer},
 };
 
 #[test]
@@ -196,4 +196,60 @@ fn a_route_has_its_own_timeouts_and_guests() {
         .unwrap();
     gate.open();
     assert_eq!(patient.response().unwrap().status, 200);
+}
+
+#[test]
+fn a_route_has_its_own_time_to_connect_and_to_be_idle() {
+    let (nobody, gate) = (Blackhole::start(), Gate::new());
+    let door = gate.clone();
+    let slow = Peer::start(move |mut connection| {
+        while connection.request().is_some() {
+            connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf");
+            door.wait();
+        }
+    });
+    let daemon = Daemon::start(&format!(
+        "access_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\"}}}}\npools:
+  nobody: {{backends: [{}], health_check: none, retries: none, timeouts: {{connect: 1h}}}}
+  slow: {{backends: [{}], health_check: none, retries: none, timeouts: {{idle: 24h}}}}
+routes:
+  - {{path: /connect, pool: nobody, timeouts: {{connect: 100ms}}}}
+  - {{path: /idle, pool: slow, timeouts: {{idle: 100ms}}}}
+",
+        nobody.address, slow.address
+    ));
+    let response = daemon.get("@web", "/connect").unwrap();
+    assert_eq!(
+        (response.status, response.header("proxy-status")),
+        (502, Some("balancer; error=connection_timeout"))
+    );
+    assert!(daemon.get("@web", "/idle").is_err(), "the answer is cut");
+    let line = daemon.wait_for_access(|line| line["path"] == "/idle");
+    assert_eq!(line["reason"], "http_response_idle_timeout");
+    gate.open();
+}
+
+#[test]
+fn a_stranger_to_a_route_is_refused_by_name_and_no_backend_is_asked() {
+    let peer = Peer::answering("inner");
+    let daemon = Daemon::start(&format!(
+        "listeners: {{web: {{bind: \"@web\"}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\nroutes:
+  - {{path: /inner, pool: app, allow: [10.0.0.0/8, \"::1\"]}}
+  - {{path: /split, split: {{app: 1}}, allow: [10.0.0.0/8]}}
+  - {{path: /own, respond: {{body: secret}}, allow: [10.0.0.0/8]}}
+  - {{path: /moved, redirect: {{to: /secret}}, allow: [10.0.0.0/8]}}
+",
+        peer.address
+    ));
+    let mut client = daemon.client("@web");
+    for target in ["/inner", "/inner/../inner/x", "/split", "/own", "/moved"] {
+        let response = client.request("GET", target).unwrap();
+        assert_eq!(
+            (response.status, response.header("proxy-status")),
+            (403, Some("balancer; error=http_request_denied")),
+            "{target}"
+        );
+        assert_eq!(response.header("location"), None, "{target}");
+    }
+    assert_eq!(peer.connections(), 0);
 }

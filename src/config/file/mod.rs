@@ -8,6 +8,7 @@ mod global;
 mod listener;
 mod matching;
 mod pool;
+mod rewrite;
 mod route;
 mod tls;
 
@@ -50,16 +51,42 @@ impl<'a> Names<'a> {
     /// The index of the pool or listener that `at` names.
     fn resolve(&mut self, reader: &mut Reader<'_>, at: At<'_>, what: &str) -> Option<usize> {
         let name = reader.text(at, &format!("the name of a {what}"), "write one name")?;
-        if let Some(index) = self.index.get(name) {
-            if let Some(used) = self.used.get_mut(*index) {
-                *used = true;
-            }
-            return Some(*index);
+        let found = self.find(name);
+        if found.is_none() {
+            let help = self.help(name, what);
+            reader.error(at, format!("{what} {} is not defined", quote(name)), help);
         }
+        found
+    }
+
+    /// The index of the pool or listener that the key of `at` names.
+    fn resolve_key(&mut self, reader: &mut Reader<'_>, at: At<'_>, what: &str) -> Option<usize> {
+        let name = at.last_key();
+        let found = self.find(name);
+        if found.is_none() {
+            let help = self.help(name, what);
+            reader.error_at_key(at, format!("{what} {} is not defined", quote(name)), help);
+        }
+        found
+    }
+
+    fn find(&mut self, name: &str) -> Option<usize> {
+        let index = *self.index.get(name)?;
+        if let Some(used) = self.used.get_mut(index) {
+            *used = true;
+        }
+        Some(index)
+    }
+
+    /// What to do about a name that nobody has.
+    fn help(&self, name: &str, what: &str) -> String {
         let near = hint::nearest(name, self.order.iter().map(|(name, _)| *name));
         let line = near.and_then(|near| self.order.iter().find(|(name, _)| *name == near));
-        let help = match (line, self.order.len()) {
+        match (line, self.order.len()) {
             (Some((near, line)), _) => format!("did you mean `{near}` (line {line})?"),
+            _ if name.contains('/') => {
+                format!("write the name of a {what}; a path for its backends goes into `rewrite`")
+            }
             (None, 0) => format!("define it: there are no {what}s"),
             (None, 1..=5) => {
                 let names: Vec<&str> = self.order.iter().map(|(name, _)| *name).collect();
@@ -73,9 +100,7 @@ impl<'a> Names<'a> {
                 )
             }
             _ => format!("define it under `{what}s`"),
-        };
-        reader.error(at, format!("{what} {} is not defined", quote(name)), help);
-        None
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use super::{
     At, Names, Reader, Section,
     common::{clean_text, header_name, methods, redirect, retries, timeouts, warn_short_total},
-    matching, quote, set,
+    matching, quote, rewrite, set,
 };
-use crate::config::model::{Config, HeaderEdits, ListenerProtocol, Route, RouteAction};
+use crate::config::model::{Config, HeaderEdits, ListenerProtocol, Pool, Route, RouteAction};
 
 /// Largest body of `respond` in bytes.
 const MAX_RESPOND: usize = 64 << 10;
@@ -38,6 +38,9 @@ pub(super) fn read(
     if let Some(at) = keys.get("response_headers") {
         route.response_headers = edits(reader, at, false);
     }
+    if let Some(at) = keys.get("rewrite") {
+        route.rewrite = rewrite::read(reader, at, &keys, &route);
+    }
     if let Some(at) = keys.get("allow") {
         route.allow = reader.networks(at);
     }
@@ -59,34 +62,62 @@ fn read_match(reader: &mut Reader<'_>, keys: &Section<'_>, route: &mut Route) {
 }
 
 fn read_overrides(reader: &mut Reader<'_>, keys: &Section<'_>, route: &mut Route, config: &Config) {
-    let pool = match &route.action {
-        RouteAction::Pool(index) => config.pools.get(*index),
-        _ => None,
-    };
-    let to_pool = matches!(route.action, RouteAction::Pool(_));
-    if !to_pool {
-        for key in ["request_headers", "timeouts", "retries"] {
-            if let Some(at) = keys.get(key) {
-                reader.error_at_key(
-                    at,
-                    format!("`{key}` has no effect: this route asks no backend"),
-                    "remove it",
-                );
-            }
+    let pools: Vec<&Pool> = match &route.action {
+        RouteAction::Pool(index) => config.pools.get(*index).into_iter().collect(),
+        RouteAction::Split(shares) => shares
+            .iter()
+            .filter_map(|share| config.pools.get(share.pool))
+            .collect(),
+        RouteAction::Redirect(_) | RouteAction::Respond { .. } => {
+            refuse_overrides(reader, keys);
+            Vec::new()
         }
-    }
+    };
     if let Some(at) = keys.get("timeouts") {
         route.timeouts = timeouts(reader, at, "routes[].timeouts");
-        let defaults = pool.map(|pool| pool.timeouts.clone()).unwrap_or_default();
-        let connect = route.timeouts.connect.unwrap_or(defaults.connect);
-        let total = route.timeouts.total.unwrap_or(defaults.total);
-        warn_short_total(reader, at, total, connect);
+        let over = &route.timeouts;
+        let short = pools.iter().map(|pool| &pool.timeouts).find_map(|own| {
+            let connect = over.connect.unwrap_or(own.connect);
+            let total = over.total.unwrap_or(own.total);
+            total
+                .filter(|total| *total < connect)
+                .map(|_| (total, connect))
+        });
+        if let Some((total, connect)) = short {
+            warn_short_total(reader, at, total, connect);
+        }
     }
     if let Some(at) = keys.get("retries") {
-        let base = pool
-            .and_then(|pool| pool.retries.clone())
-            .unwrap_or_default();
-        route.retries = retries(reader, at, "routes[].retries", base);
+        read_retries(reader, at, route, &pools);
+    }
+}
+
+fn refuse_overrides(reader: &mut Reader<'_>, keys: &Section<'_>) {
+    for key in ["rewrite", "request_headers", "timeouts", "retries"] {
+        if let Some(at) = keys.get(key) {
+            reader.error_at_key(
+                at,
+                format!("`{key}` has no effect: this route asks no backend"),
+                "remove it",
+            );
+        }
+    }
+}
+
+/// What is given overrides the pool's own; of a split each pool's own.
+fn read_retries(reader: &mut Reader<'_>, at: At<'_>, route: &mut Route, pools: &[&Pool]) {
+    let base = |pool: Option<&&Pool>| {
+        pool.and_then(|pool| pool.retries.clone())
+            .unwrap_or_default()
+    };
+    route.retries = retries(reader, at, "routes[].retries", base(pools.first()));
+    if let RouteAction::Split(shares) = &mut route.action {
+        let reported = reader.problems.len();
+        for (share, pool) in shares.iter_mut().zip(pools) {
+            share.retries = retries(reader, at, "routes[].retries", base(Some(pool)));
+        }
+        // The same text again: what is wrong with it has been reported.
+        reader.problems.truncate(reported);
     }
 }
 
@@ -125,7 +156,7 @@ fn action(
     keys: &Section<'_>,
     pools: &mut Names<'_>,
 ) -> Option<RouteAction> {
-    let kinds = ["pool", "redirect", "respond"];
+    let kinds = ["pool", "split", "redirect", "respond"];
     let given: Vec<At<'_>> = kinds.iter().filter_map(|key| keys.get(key)).collect();
     if let [first, second, ..] = given.as_slice() {
         reader.error_at_key(
@@ -134,7 +165,7 @@ fn action(
                 "a route does one thing, and `{}` is given too",
                 first.last_key()
             ),
-            "keep one of `pool`, `redirect` and `respond`",
+            "keep one of `pool`, `split`, `redirect` and `respond`",
         );
     }
     let Some(at) = given.first().copied() else {
@@ -147,6 +178,7 @@ fn action(
     };
     match at.last_key() {
         "pool" => pools.resolve(reader, at, "pool").map(RouteAction::Pool),
+        "split" => rewrite::split(reader, at, pools).map(RouteAction::Split),
         "redirect" => redirect(reader, at, "routes[].redirect").map(RouteAction::Redirect),
         _ => respond(reader, at),
     }
@@ -180,10 +212,13 @@ fn respond(reader: &mut Reader<'_>, at: At<'_>) -> Option<RouteAction> {
     Some(RouteAction::Respond { status, body })
 }
 
-/// Fields of the connection or of the framing, which only balancer itself may write. RFC 9110 section 7.6.1, RFC 9112.
+/// Fields of the connection or of the framing, which only balancer itself may write. RFC 9110 sections 7.6.1 and 10.1.1,
+/// RFC 9112, RFC 9113 section 3.1.
 const FRAMING: &[&str] = &[
     "connection",
     "content-length",
+    "expect",
+    "http2-settings",
     "keep-alive",
     "proxy-connection",
     "te",
@@ -192,9 +227,10 @@ const FRAMING: &[&str] = &[
     "upgrade",
 ];
 
-/// True for a name that only balancer itself may write.
+/// True for a name that only balancer itself may write, also when written with `_`: some servers read that as `-`.
 pub(super) fn is_framing(name: &str) -> bool {
-    FRAMING.contains(&name.to_ascii_lowercase().as_str())
+    let dashed = name.to_ascii_lowercase().replace('_', "-");
+    FRAMING.contains(&dashed.as_str())
 }
 
 fn edits(reader: &mut Reader<'_>, at: At<'_>, request: bool) -> HeaderEdits {

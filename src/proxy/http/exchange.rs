@@ -19,7 +19,7 @@ use super::{
     Client, Next, Scratch,
     attempt::{self, Attempt, Done},
     facts::{Active, Facts},
-    forward::{self, Origin},
+    forward::{self, Changes, Origin},
     pump::Pump,
     read::{self, Reading},
     reply::{self, Ending, Reply},
@@ -39,6 +39,7 @@ use crate::{
     pool::Pool,
     proxy::worker::Worker,
     reason::Reason,
+    route,
     snapshot::{Listener, Snapshot},
     telemetry::metrics::ListenerSlot,
 };
@@ -253,21 +254,29 @@ impl<'a> Exchange<'a> {
             Err(reason) => return self.fail(reason, io).await,
         };
         self.facts.route = route.map(|(index, _)| index);
-        let Some((_, route)) = route else {
+        let Some((route_index, route)) = route else {
             return match listener.config.pool {
-                Some(pool) => self.forward(pool, None, io).await,
+                Some(pool) => self.forward(pool, None, None, io).await,
                 None => self.fail(Reason::NoRoute, io).await,
             };
         };
         if !is_allowed(self.client.peer, &route.allow, &[]) {
             return self.fail(Reason::RequestDenied, io).await;
         }
-        match &route.action {
-            RouteAction::Pool(pool) => self.forward(*pool, Some(route), io).await,
-            RouteAction::Redirect(redirect) => self.redirect(redirect, io).await,
-            RouteAction::Respond { status, body } => {
-                self.reply(&Reply::fixed(*status, body), io).await
+        let pool = match &route.action {
+            RouteAction::Pool(pool) => *pool,
+            RouteAction::Split(shares) => {
+                route::pick_pool(shares, &mut self.place.worker.random.borrow_mut())
             }
+            RouteAction::Redirect(redirect) => return self.redirect(redirect, io).await,
+            RouteAction::Respond { status, body } => {
+                return self.reply(&Reply::fixed(*status, body), io).await;
+            }
+        };
+        let target = self.head.text(self.head.target);
+        match snapshot.router.rewrite(route_index, target) {
+            Ok(target) => self.forward(pool, Some(route), target, io).await,
+            Err(reason) => self.fail(reason, io).await,
         }
     }
 
@@ -313,17 +322,25 @@ impl<'a> Exchange<'a> {
     }
 
     /// Sends the request to backends of a pool until one answers, or no further try is allowed.
-    async fn forward(&mut self, pool_index: usize, route: Option<&Route>, io: &mut Io<'_>) -> Next {
+    async fn forward(
+        &mut self,
+        pool_index: usize,
+        route: Option<&Route>,
+        target: Option<Vec<u8>>,
+        io: &mut Io<'_>,
+    ) -> Next {
         let Some(pool) = self.place.snapshot.pools.get(pool_index) else {
             return self.fail(Reason::InternalError, io).await;
         };
         self.facts.pool = Some(pool_index);
         let active = Active::new(&pool.state.metrics);
-        let rules = Rules::new(pool, route, self.facts.began);
+        let over = route.and_then(|route| route.retries_for(pool_index));
+        let rules = Rules::new(pool, route, over, self.facts.began);
         if rules.retries.is_some() {
             pool.state.budget.request();
         }
-        let mut upload = self.upload(&rules, io);
+        let mut upload = self.upload(&rules, target.as_deref(), io);
+        drop(target);
         let next = self.try_backends(pool, &rules, &mut upload, io).await;
         let read_all = self.take_back(upload, io);
         drop(active);
@@ -415,7 +432,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// The request as it goes to a backend.
-    fn upload(&mut self, rules: &Rules<'_>, io: &mut Io<'_>) -> Pump {
+    fn upload(&mut self, rules: &Rules<'_>, target: Option<&[u8]>, io: &mut Io<'_>) -> Pump {
         let Place {
             snapshot, listener, ..
         } = self.place;
@@ -423,7 +440,11 @@ impl<'a> Exchange<'a> {
         if self.head.host.is_empty() {
             origin.local = self.client.stream.local_addr();
         }
-        let edits = rules.route.map(|route| &route.request_headers);
+        let changes = Changes {
+            target,
+            host: rules.route.and_then(|route| route.rewrite.host.as_deref()),
+            edits: rules.route.map(|route| &route.request_headers),
+        };
         io.request_out.clear();
         let close = self
             .facts
@@ -436,7 +457,7 @@ impl<'a> Exchange<'a> {
             &snapshot.config.forwarded,
             origin,
             self.request_id,
-            edits,
+            changes,
             close,
         );
         let mut out = std::mem::take(io.upload_out);
@@ -542,7 +563,13 @@ impl<'a> Exchange<'a> {
 }
 
 impl<'a> Rules<'a> {
-    fn new(pool: &'a Pool, route: Option<&'a Route>, began: Instant) -> Self {
+    /// `over` is the route's override of the pool's retries.
+    fn new(
+        pool: &'a Pool,
+        route: Option<&'a Route>,
+        over: Option<&'a Option<Retries>>,
+        began: Instant,
+    ) -> Self {
         let own = &pool.config.timeouts;
         let timeouts = match route.map(|route| &route.timeouts) {
             Some(over) if *over != TimeoutOverrides::default() => PoolTimeouts {
@@ -554,10 +581,7 @@ impl<'a> Rules<'a> {
             },
             _ => own.clone(),
         };
-        let retries = match route.and_then(|route| route.retries.as_ref()) {
-            Some(over) => over.as_ref(),
-            None => pool.config.retries.as_ref(),
-        };
+        let retries = over.unwrap_or(&pool.config.retries).as_ref();
         let end = timeouts.total.map(|total| began + total);
         Self {
             timeouts,

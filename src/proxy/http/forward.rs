@@ -42,6 +42,17 @@ impl Origin<'_> {
     }
 }
 
+/// What a route changes in a request head.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Changes<'a> {
+    /// The target to send instead of the client's.
+    pub target: Option<&'a [u8]>,
+    /// The Host to send instead of the client's.
+    pub host: Option<&'a str>,
+    /// `request_headers`.
+    pub edits: Option<&'a HeaderEdits>,
+}
+
 /// The id of a request: the one a trusted peer sent, or a new one of 32 hexadecimal digits.
 pub(super) fn request_id(
     id: &mut String,
@@ -83,12 +94,20 @@ pub(super) fn request_head(
     rules: &Forwarded,
     origin: Origin<'_>,
     id: &str,
-    edits: Option<&HeaderEdits>,
+    changes: Changes<'_>,
     close: bool,
 ) {
-    encode::request_line(out, head.text(head.method), head.text(head.target));
+    let Changes {
+        target,
+        host,
+        edits,
+    } = changes;
+    let target = target.unwrap_or_else(|| head.text(head.target));
+    encode::request_line(out, head.text(head.method), target);
     // RFC 9112 section 3.2: exactly one, and an empty one where nothing is known.
-    if head.find(Known::Host).is_none() && !edits.is_some_and(sets_host) {
+    if let Some(host) = host {
+        encode::field(out, b"Host", host.as_bytes());
+    } else if head.find(Known::Host).is_none() && !edits.is_some_and(sets_host) {
         match origin.local.filter(|_| head.host.is_empty()) {
             Some(local) => encode::field(out, b"Host", local.to_string().as_bytes()),
             None => encode::field(out, b"Host", head.text(head.host)),
@@ -96,17 +115,20 @@ pub(super) fn request_head(
     }
     let earlier = Earlier::of(head, origin, rules);
     let request::Head { fields, bytes, .. } = &mut *head;
-    fields.strike(|field| is_replaced(field, bytes, rules, origin));
+    fields.strike(|field| {
+        is_replaced(field, bytes, rules, origin) || field.known == Known::Host && host.is_some()
+    });
     if let Some(edits) = edits {
         strike_edited(fields, bytes, edits);
     }
     encode::fields(out, fields, bytes);
-    add_forwarding(out, head, rules, origin, &earlier);
+    add_forwarding(out, head, rules, origin, &earlier, edits);
     if let Some((name, subject @ [_, ..])) = origin.subject.map(|(name, it)| (name, it.as_bytes()))
+        && !is_decided(edits, name)
     {
         encode::field(out, name.as_bytes(), subject);
     }
-    if !id.is_empty() {
+    if !id.is_empty() && !is_decided(edits, &rules.request_id) {
         encode::field(out, rules.request_id.as_bytes(), id.as_bytes());
     }
     if let Some(edits) = edits {
@@ -128,6 +150,20 @@ pub(super) fn request_head(
         None => {}
     }
     encode::end(out);
+}
+
+/// True where `set` or `remove` name a field that balancer would add: then it adds none.
+fn is_decided(edits: Option<&HeaderEdits>, name: &str) -> bool {
+    edits.is_some_and(|edits| {
+        let mut names = named(edits);
+        names.any(|edited| is_same_or_twin(name.as_bytes(), edited.as_bytes()))
+    })
+}
+
+/// The names of which no field is left as it came.
+fn named(edits: &HeaderEdits) -> impl Iterator<Item = &String> {
+    let set = edits.set.iter().map(|(name, _)| name);
+    edits.remove.iter().chain(set)
 }
 
 fn sets_host(edits: &HeaderEdits) -> bool {
@@ -197,21 +233,24 @@ fn add_forwarding(
     rules: &Forwarded,
     origin: Origin<'_>,
     earlier: &Earlier,
+    edits: Option<&HeaderEdits>,
 ) {
     let host = head.text(head.host);
     if rules.x_forwarded {
-        out.extend_from_slice(b"X-Forwarded-For: ");
-        out.extend_from_slice(earlier.forwarded_for.as_bytes());
-        push_peer(out, origin.peer);
-        encode::end(out);
-        if !earlier.proto {
+        if !is_decided(edits, "X-Forwarded-For") {
+            out.extend_from_slice(b"X-Forwarded-For: ");
+            out.extend_from_slice(earlier.forwarded_for.as_bytes());
+            push_peer(out, origin.peer);
+            encode::end(out);
+        }
+        if !earlier.proto && !is_decided(edits, "X-Forwarded-Proto") {
             encode::field(out, b"X-Forwarded-Proto", origin.scheme().as_bytes());
         }
-        if !earlier.host && !host.is_empty() {
+        if !earlier.host && !host.is_empty() && !is_decided(edits, "X-Forwarded-Host") {
             encode::field(out, b"X-Forwarded-Host", host);
         }
     }
-    if rules.rfc7239 {
+    if rules.rfc7239 && !is_decided(edits, "Forwarded") {
         let mut value = earlier.forwarded.clone();
         match origin.peer {
             Some(IpAddr::V4(peer)) => _ = write!(value, "for={peer}"),
@@ -226,7 +265,7 @@ fn add_forwarding(
         }
         encode::field(out, b"Forwarded", value.as_bytes());
     }
-    if rules.via {
+    if rules.via && !is_decided(edits, "Via") {
         let version: &[u8] = match head.version {
             Version::Http10 => b"1.0 balancer",
             Version::Http11 => b"1.1 balancer",
@@ -253,11 +292,7 @@ fn push_peer(out: &mut Vec<u8>, peer: Option<IpAddr>) {
 
 /// Strikes out what `remove` and `set` name, and what a server could take for it.
 fn strike_edited(fields: &mut Fields, bytes: &[u8], edits: &HeaderEdits) {
-    let named = edits
-        .remove
-        .iter()
-        .chain(edits.set.iter().map(|(name, _)| name));
-    for name in named {
+    for name in named(edits) {
         fields.strike(|field| is_same_or_twin(field.name.get(bytes), name.as_bytes()));
     }
 }
@@ -329,10 +364,10 @@ pub(super) fn response_head(
         strike_edited(&mut head.fields, bytes, edits);
     }
     encode::fields(out, &head.fields, bytes);
-    if let Some(date) = extra.date {
+    if let Some(date) = extra.date.filter(|_| !is_decided(extra.edits, "Date")) {
         encode::field(out, b"Date", date.as_bytes());
     }
-    if !id.is_empty() {
+    if !id.is_empty() && !is_decided(extra.edits, name) {
         encode::field(out, name.as_bytes(), id.as_bytes());
     }
     if let Some(edits) = extra.edits {
@@ -372,3 +407,7 @@ pub(super) fn interim_head(
     }
     encode::end(out);
 }
+
+#[cfg(test)]
+#[path = "forward_tests.rs"]
+mod tests;
