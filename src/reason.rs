@@ -90,6 +90,8 @@ reasons! {
     Overload, "overload", "connection_limit_reached", 503, 503, 1, "The server is overloaded.";
     /// Refused by `allow` or `deny`.
     RequestDenied, "http_request_denied", "http_request_denied", 403, 403, 0, "The request is not allowed from this address.";
+    /// Over the `rate_limit` of its listener or route. `Retry-After` says in how many seconds one more is allowed.
+    RateLimited, "rate_limited", "http_request_denied", 429, 429, 1, "Too many requests from this address.";
     /// The request is malformed or ambiguous.
     RequestError, "http_request_error", "http_request_error", 400, 400, 0, "The request is malformed.";
     /// The request head is larger than `http.max_header_size` or has more fields than `http.max_headers`.

@@ -16,8 +16,13 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    base::{address::BindAddress, clock},
-    config::model::{self, Config},
+    base::{
+        address::BindAddress,
+        clock,
+        rate::{Buckets, Limit},
+        rng::Random,
+    },
+    config::model::{self, Config, RateLimit},
     pool::Pool,
     route::Router,
     telemetry::{
@@ -39,12 +44,24 @@ pub struct Snapshot {
     pub binds: HashMap<BindAddress, usize>,
     /// In the order of the file; indexes agree with [`Config::pools`].
     pub pools: Vec<Arc<Pool>>,
+    /// Which requests are limited to a rate.
+    rates: Rates,
     /// Finds the route of a request; indexes agree with [`Config::routes`].
     pub router: Router,
     /// Counts what never reached a pool: requests without a route, redirects, malformed requests.
     pub unrouted: Arc<PerThread<PoolSlot>>,
     /// Writes the access log by this generation's rules.
     pub access_log: AccessLog,
+}
+
+/// The rate limits of a generation, by listener and route.
+#[derive(Debug, Default)]
+struct Rates {
+    listeners: Vec<Option<Limit>>,
+    /// `None` where the listener's holds.
+    routes: Vec<Option<Option<Limit>>>,
+    /// Made with the first limit, and handed on: a limit of the same name, rate and burst finds its buckets again.
+    buckets: Option<Arc<Buckets>>,
 }
 
 /// A listener of one generation.
@@ -114,6 +131,7 @@ impl Snapshot {
         Self {
             generation: previous.map_or(1, |old| old.generation + 1),
             router: Router::new(&config),
+            rates: Rates::new(&config, previous.map(|old| &old.rates), now),
             listeners,
             binds,
             pools,
@@ -121,6 +139,14 @@ impl Snapshot {
             access_log,
             config,
         }
+    }
+
+    /// The limit for a request that `listener` got and `route` takes, with the buckets; both are indexes.
+    pub fn rate_limit(&self, listener: usize, route: Option<usize>) -> Option<(&Buckets, &Limit)> {
+        let buckets = self.rates.buckets.as_deref()?;
+        let own = route.and_then(|route| self.rates.routes.get(route)?.as_ref());
+        let limit = own.or_else(|| self.rates.listeners.get(listener));
+        Some((buckets, limit?.as_ref()?))
     }
 
     /// Marks what this generation had and `next` has no more; called after the swap.
@@ -132,6 +158,42 @@ impl Snapshot {
                     .find(|other| other.name == pool.name)
                     .map(|other| &**other),
             );
+        }
+    }
+}
+
+impl Rates {
+    /// A listener's limit is known by its name. A route has none, so its limit is known by what it matches, wherever it
+    /// stands in the list.
+    fn new(config: &Config, previous: Option<&Self>, now: Instant) -> Self {
+        let limit = |name: &str, rule: &RateLimit| Limit::new(name, rule.per_client, rule.burst);
+        let of_listener = |listener: &model::Listener| {
+            let name = format!("listener {}", listener.name);
+            Some(limit(&name, listener.rate_limit.as_ref()?))
+        };
+        let of_route = |route: &model::Route| {
+            let rule = route.rate_limit.as_ref()?;
+            let conditions = (&route.hosts, &route.path, &route.methods, &route.headers);
+            let listeners: Vec<_> = route
+                .listeners
+                .iter()
+                .filter_map(|index| Some(&config.listeners.get(*index)?.name))
+                .collect();
+            let name = format!("route {listeners:?} {conditions:?}");
+            Some(rule.as_ref().map(|rule| limit(&name, rule)))
+        };
+        let listeners: Vec<_> = config.listeners.iter().map(of_listener).collect();
+        let routes: Vec<_> = config.routes.iter().map(of_route).collect();
+        let any =
+            listeners.iter().any(Option::is_some) || routes.iter().flatten().any(Option::is_some);
+        let buckets = any.then(|| {
+            let kept = previous.and_then(|old| old.buckets.clone());
+            kept.unwrap_or_else(|| Arc::new(Buckets::new(now, &mut Random::from_system())))
+        });
+        Self {
+            listeners,
+            routes,
+            buckets,
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Small tools that know nothing of balancer: time, chance, addresses, units, waiting times.
+//! Small tools that know nothing of balancer: time, chance, addresses, units, waiting times, rates.
 
 pub mod address;
 pub mod backoff;
 pub mod clock;
 pub mod paths;
+pub mod rate;
 pub mod rng;
 pub mod units;

@@ -8,7 +8,10 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use ipnet::IpNet;
 
 use crate::{
-    base::address::{BackendAddress, BindAddress},
+    base::{
+        address::{BackendAddress, BindAddress},
+        units::Rate,
+    },
     reason::{Reason, StatusProfile},
 };
 
@@ -219,6 +222,8 @@ pub struct Listener {
     pub timeouts: ListenerTimeouts,
     /// `limits`.
     pub limits: ListenerLimits,
+    /// `rate_limit`, for requests no route says otherwise of. Default none.
+    pub rate_limit: Option<RateLimit>,
     /// Clients that may connect; empty is all.
     pub allow: Vec<IpNet>,
     /// Clients that may not; stronger than `allow`.
@@ -266,6 +271,15 @@ pub struct ListenerLimits {
     pub connections_per_client: Option<usize>,
     /// Bytes of a request body. Default none.
     pub request_body: Option<u64>,
+}
+
+/// `rate_limit` of a listener or a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Requests of one client address in the long run, 1/h..=1000000/s.
+    pub per_client: Rate,
+    /// Requests that may come at once, 1..=1000000. Default: those of one second, at least 1.
+    pub burst: u32,
 }
 
 /// `listeners.NAME.socket`.
@@ -323,6 +337,8 @@ pub struct Route {
     pub timeouts: TimeoutOverrides,
     /// Override of the pool's `retries`; `Some(None)` is `none`.
     pub retries: Option<Option<Retries>>,
+    /// Override of the listener's `rate_limit`; `Some(None)` is `none`.
+    pub rate_limit: Option<Option<RateLimit>>,
     /// Clients that may use the route; empty is all.
     pub allow: Vec<IpNet>,
 }

@@ -238,6 +238,8 @@ pub struct ListenerSlot {
     pub sent: Count,
     /// Connections closed at once, by reason.
     pub rejected: ByReason,
+    /// Requests over a `rate_limit`.
+    pub rate_limited: Count,
 }
 
 /// What a pool counts; one more of these counts what never reached a pool.

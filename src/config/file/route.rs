@@ -2,7 +2,9 @@
 
 use super::{
     At, Names, Reader, Section,
-    common::{clean_text, header_name, methods, redirect, retries, timeouts, warn_short_total},
+    common::{
+        clean_text, header_name, methods, rate_limit, redirect, retries, timeouts, warn_short_total,
+    },
     matching, quote, set,
 };
 use crate::config::model::{Config, HeaderEdits, ListenerProtocol, Route, RouteAction};
@@ -37,6 +39,9 @@ pub(super) fn read(
     }
     if let Some(at) = keys.get("response_headers") {
         route.response_headers = edits(reader, at, false);
+    }
+    if let Some(at) = keys.get("rate_limit") {
+        route.rate_limit = rate_limit(reader, at, "routes[].rate_limit");
     }
     if let Some(at) = keys.get("allow") {
         route.allow = reader.networks(at);

@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
     rc::Rc,
     task::{Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -213,7 +213,10 @@ impl<'a> Exchange<'a> {
             return self.fail(Reason::RequestDenied, io).await;
         }
         if let Some(redirect) = &listener.config.redirect {
-            return self.redirect(redirect, io).await;
+            return match self.take_rate(None) {
+                Ok(()) => self.redirect(redirect, io).await,
+                Err(wait) => self.fail_for(wait, io).await,
+            };
         }
         let head = &*self.head;
         let has_header = |name: &str, test: &dyn Fn(&[u8]) -> bool| {
@@ -231,15 +234,18 @@ impl<'a> Exchange<'a> {
             Err(reason) => return self.fail(reason, io).await,
         };
         self.facts.route = route.map(|(index, _)| index);
+        if route.is_some_and(|(_, route)| !is_allowed(self.client.peer, &route.allow, &[])) {
+            return self.fail(Reason::RequestDenied, io).await;
+        }
+        if let Err(wait) = self.take_rate(self.facts.route) {
+            return self.fail_for(wait, io).await;
+        }
         let Some((_, route)) = route else {
             return match listener.config.pool {
                 Some(pool) => self.forward(pool, None, io).await,
                 None => self.fail(Reason::NoRoute, io).await,
             };
         };
-        if !is_allowed(self.client.peer, &route.allow, &[]) {
-            return self.fail(Reason::RequestDenied, io).await;
-        }
         match &route.action {
             RouteAction::Pool(pool) => self.forward(*pool, Some(route), io).await,
             RouteAction::Redirect(redirect) => self.redirect(redirect, io).await,
@@ -476,6 +482,15 @@ impl<'a> Exchange<'a> {
         self.reply(&reply, io).await
     }
 
+    /// Answers a request over its rate limit; `wait` is the time until one more is allowed.
+    async fn fail_for(&mut self, wait: Duration, io: &mut Io<'_>) -> Next {
+        let reason = Reason::RateLimited;
+        self.facts.reason = Some(reason);
+        let mut reply = reply::error(reason, &self.place.snapshot.config.errors, self.head);
+        reply.retry_after = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        self.reply(&reply, io).await
+    }
+
     /// Name and value of the field with the id of this request.
     pub(super) fn request_id_field(&self) -> (&str, &str) {
         (
@@ -620,7 +635,7 @@ pub(in crate::proxy) fn is_allowed(peer: Option<IpAddr>, allow: &[IpNet], deny: 
     !contains(deny, peer) && (allow.is_empty() || contains(allow, peer))
 }
 
-fn contains(networks: &[IpNet], peer: IpAddr) -> bool {
+pub(super) fn contains(networks: &[IpNet], peer: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&peer))
 }
 

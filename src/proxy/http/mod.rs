@@ -9,6 +9,7 @@ mod attempt;
 mod exchange;
 mod facts;
 mod forward;
+mod limit;
 mod pump;
 mod read;
 mod reply;
