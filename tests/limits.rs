@@ -29,20 +29,6 @@ fn config(global: &str, listener: &str, backend: &Peer) -> String {
     )
 }
 
-fn slow(gate: &Gate) -> Peer {
-    let door = gate.clone();
-    Peer::start(move |mut connection| {
-        while let Some(request) = connection.request() {
-            if request.target == "/slow" {
-                door.wait();
-            }
-            if !connection.answer("done") {
-                return;
-            }
-        }
-    })
-}
-
 /// Fills two places with requests under way.
 fn two_busy(daemon: &Daemon, backend: &Peer) -> [Client; 2] {
     let mut clients = [daemon.client("@web"), daemon.client("@web")];
@@ -55,7 +41,7 @@ fn two_busy(daemon: &Daemon, backend: &Peer) -> [Client; 2] {
 
 fn assert_refuses_the_third(global: &str, listener: &str) {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "done");
     let daemon = Daemon::start(&config(global, listener, &backend));
     let mut busy = two_busy(&daemon, &backend);
     let refused = Client::connect(daemon.address("@web")).response().unwrap();
@@ -92,7 +78,7 @@ fn a_connection_over_the_limit_of_its_client_is_told_so() {
 #[test]
 fn a_session_over_the_limit_is_reset() {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "done");
     let daemon = Daemon::start(&config(
         "",
         ", protocol: tcp, limits: {connections: 2}",
@@ -110,7 +96,7 @@ fn a_session_over_the_limit_is_reset() {
 #[test]
 fn at_the_limit_an_idle_connection_leaves_its_place_to_a_new_one() {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "done");
     let global = "workers: 1\nmax_connections: 2\n";
     let daemon = Daemon::start(&config(global, "", &backend));
     let mut idle = daemon.client("@web");
@@ -127,7 +113,7 @@ fn at_the_limit_an_idle_connection_leaves_its_place_to_a_new_one() {
 #[test]
 fn without_descriptors_it_serves_what_it_has_does_not_spin_and_recovers() {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "done");
     let text = config("workers: 1\nmax_connections: 1000\n", "", &backend);
     let daemon = Daemon::start_by(|| command_with_files(64), "run", &text);
     let mut busy: Vec<_> = (0..5).map(|_| daemon.client("@web")).collect();
