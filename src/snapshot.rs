@@ -58,10 +58,17 @@ pub struct Snapshot {
 #[derive(Debug, Default)]
 struct Rates {
     listeners: Vec<Option<Limit>>,
-    /// `None` where the listener's holds.
-    routes: Vec<Option<Option<Limit>>>,
+    routes: Vec<RouteRate>,
     /// Made with the first limit, and handed on: a limit of the same name, rate and burst finds its buckets again.
     buckets: Option<Arc<Buckets>>,
+}
+
+/// What a route says of the rate of its requests.
+#[derive(Debug)]
+enum RouteRate {
+    Listeners,
+    Unlimited,
+    Own(Limit),
 }
 
 /// A listener of one generation.
@@ -144,9 +151,12 @@ impl Snapshot {
     /// The limit for a request that `listener` got and `route` takes, with the buckets; both are indexes.
     pub fn rate_limit(&self, listener: usize, route: Option<usize>) -> Option<(&Buckets, &Limit)> {
         let buckets = self.rates.buckets.as_deref()?;
-        let own = route.and_then(|route| self.rates.routes.get(route)?.as_ref());
-        let limit = own.or_else(|| self.rates.listeners.get(listener));
-        Some((buckets, limit?.as_ref()?))
+        let limit = match route.and_then(|route| self.rates.routes.get(route)) {
+            Some(RouteRate::Own(limit)) => limit,
+            Some(RouteRate::Unlimited) => return None,
+            Some(RouteRate::Listeners) | None => self.rates.listeners.get(listener)?.as_ref()?,
+        };
+        Some((buckets, limit))
     }
 
     /// Marks what this generation had and `next` has no more; called after the swap.
@@ -172,7 +182,11 @@ impl Rates {
             Some(limit(&name, listener.rate_limit.as_ref()?))
         };
         let of_route = |route: &model::Route| {
-            let rule = route.rate_limit.as_ref()?;
+            let rule = match &route.rate_limit {
+                None => return RouteRate::Listeners,
+                Some(None) => return RouteRate::Unlimited,
+                Some(Some(rule)) => rule,
+            };
             let conditions = (&route.hosts, &route.path, &route.methods, &route.headers);
             let listeners: Vec<_> = route
                 .listeners
@@ -180,12 +194,12 @@ impl Rates {
                 .filter_map(|index| Some(&config.listeners.get(*index)?.name))
                 .collect();
             let name = format!("route {listeners:?} {conditions:?}");
-            Some(rule.as_ref().map(|rule| limit(&name, rule)))
+            RouteRate::Own(limit(&name, rule))
         };
         let listeners: Vec<_> = config.listeners.iter().map(of_listener).collect();
         let routes: Vec<_> = config.routes.iter().map(of_route).collect();
-        let any =
-            listeners.iter().any(Option::is_some) || routes.iter().flatten().any(Option::is_some);
+        let is_own = |route: &RouteRate| matches!(route, RouteRate::Own(_));
+        let any = listeners.iter().any(Option::is_some) || routes.iter().any(is_own);
         let buckets = any.then(|| {
             let kept = previous.and_then(|old| old.buckets.clone());
             kept.unwrap_or_else(|| Arc::new(Buckets::new(now, &mut Random::from_system())))
