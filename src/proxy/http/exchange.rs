@@ -20,6 +20,7 @@ use super::{
     attempt::{self, Attempt, Done},
     facts::{Active, Facts},
     forward::{self, Origin},
+    pace::{Pace, Reader},
     pump::Pump,
     read::{self, Reading},
     reply::{self, Ending, Reply},
@@ -74,6 +75,8 @@ pub(super) struct Exchange<'a> {
     pub head: &'a mut request::Head,
     pub request_id: &'a mut String,
     pub facts: Facts,
+    /// How fast the client sends its body.
+    pub pace: Pace,
     /// Where in the head's buffer the next request begins, if the body has been read to its end.
     rest: Option<usize>,
     /// The client's own wish, in a request that was read whole.
@@ -173,6 +176,7 @@ impl<'a> Exchange<'a> {
             head,
             request_id,
             facts: Facts::new(began),
+            pace: Pace::default(),
             rest: None,
             asked_to_close: false,
         }
@@ -572,7 +576,7 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Writes all of `bytes`; a client that reads nothing for `timeouts.body_idle` is given up.
+/// Writes all of `bytes`; a client that reads too slowly by `timeouts.body_idle` is given up.
 pub(super) async fn write_all(
     client: &mut Client,
     bytes: &[u8],
@@ -581,20 +585,20 @@ pub(super) async fn write_all(
     let Client { stream, timer, .. } = client;
     let mut stream = std::pin::Pin::new(stream);
     let mut sent = 0;
-    let mut deadline = None;
+    let (mut reader, mut noted) = (Reader::default(), None);
     poll_fn(|cx| {
         while let Some(rest @ [_, ..]) = bytes.get(sent..) {
             match stream.as_mut().poll_write(cx, rest) {
-                Poll::Ready(Ok(count @ 1..)) => {
-                    sent += count;
-                    deadline = None;
-                }
+                Poll::Ready(Ok(count @ 1..)) => sent += count,
                 Poll::Ready(_) => return Poll::Ready(Err(Reason::ClientDisconnected)),
                 Poll::Pending => {
-                    let idle = || timeouts.body_idle.map(|idle| clock::now() + idle);
-                    deadline = deadline.or_else(idle);
-                    ready!(timer.poll(cx, deadline));
-                    return Poll::Ready(Err(Reason::ClientWriteTimeout));
+                    if noted.replace(sent) != Some(sent) {
+                        reader.note(true, sent as u64, clock::now());
+                    }
+                    ready!(timer.poll(cx, reader.deadline(timeouts.body_idle)));
+                    if reader.is_slow(stream.bytes_acked(), clock::now()) {
+                        return Poll::Ready(Err(Reason::ClientWriteTimeout));
+                    }
                 }
             }
         }

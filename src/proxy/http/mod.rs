@@ -10,6 +10,7 @@ mod exchange;
 mod facts;
 mod forward;
 mod limit;
+mod pace;
 mod pump;
 mod read;
 mod reply;
