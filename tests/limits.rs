@@ -18,7 +18,7 @@ use balancer::base::clock;
 use support::{
     client::{Client, get},
     daemon::{Daemon, command_with_files},
-    peer::{Gate, Peer},
+    peer::{Gate, Peer, Record},
     poll,
 };
 
@@ -150,6 +150,86 @@ fn without_descriptors_it_serves_what_it_has_does_not_spin_and_recovers() {
     assert!(answer.is_some());
     let took = began.elapsed();
     assert!(took < Duration::from_millis(500), "{took:?}");
+}
+
+#[test]
+fn a_full_listener_gives_the_place_of_an_idle_connection_to_a_new_one() {
+    let gate = Gate::new();
+    let backend = Peer::slow(&gate, "done");
+    let limits = ", limits: {connections: 2}";
+    let daemon = Daemon::start(&config("workers: 1\n", limits, &backend));
+    let mut idle = daemon.client("@web");
+    assert_eq!(idle.request("GET", "/").unwrap().status, 200);
+    let mut busy = daemon.client("@web");
+    busy.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+    backend.wait_for_requests(2);
+    assert_eq!(daemon.get("@web", "/").unwrap().status, 200);
+    assert_eq!(idle.rest().unwrap(), b"", "closed without a word");
+    gate.open();
+    assert_eq!(busy.response().unwrap().text(), "done");
+}
+
+#[test]
+fn without_descriptors_idle_connections_to_backends_are_given_up() {
+    let (gate, ended) = (Gate::new(), Record::default());
+    let (door, ends) = (gate.clone(), ended.clone());
+    let backend = Peer::start(move |mut connection| {
+        while connection.request().is_some() {
+            door.wait();
+            connection.answer("done");
+        }
+        ends.push(connection.number());
+    });
+    let text = config("workers: 1\nmax_connections: 1000\n", "", &backend);
+    let text = text.replace(
+        "    health_check",
+        "    keepalive: {idle_timeout: 1h}\n    health_check",
+    );
+    let daemon = Daemon::start_by(|| command_with_files(64), "run", &text);
+    let mut busy: Vec<_> = (0..8).map(|_| daemon.client("@web")).collect();
+    for client in &mut busy {
+        client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    }
+    backend.wait_for_requests(8);
+    gate.open();
+    for client in &mut busy {
+        assert_eq!(client.response().unwrap().text(), "done");
+    }
+    assert!(ended.all().is_empty(), "they are kept");
+    // None of these is idle.
+    let mut halves: Vec<_> = (0..100).map(|_| daemon.client("@web")).collect();
+    for client in &mut halves {
+        client.send("GET / HTTP/1.1\r\n");
+    }
+    daemon.wait_for_log(|line| line.contains("accept failed"));
+    let all_ended = ended.wait_for(|ended| (ended.len() == 8).then_some(()));
+    assert!(all_ended.is_some(), "{:?}", ended.all());
+}
+
+#[test]
+fn of_one_read_a_hundred_requests_are_answered_and_the_rest_is_dropped() {
+    let backend = Peer::answering("done");
+    let routes = "routes: [{path: /fixed, respond: {body: fixed}}]\n";
+    let daemon = Daemon::start(&format!("{routes}{}", config("", "", &backend)));
+    for (target, text) in [("/fixed", "fixed"), ("/", "done")] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n");
+        let mut client = daemon.client("@web");
+        client.send(request.repeat(150));
+        for number in 1..=100 {
+            let answer = client.response().unwrap();
+            assert_eq!(answer.text(), text);
+            let closes = answer.header("connection") == Some("close");
+            assert_eq!(closes, number == 100, "{number}");
+        }
+        assert_eq!(client.rest().unwrap(), b"", "an end, and no reset");
+        // Whoever waits for the answers may go on for ever.
+        let mut client = daemon.client("@web");
+        for _ in 0..3 {
+            client.send(request.repeat(100));
+            let answers = (0..100).map(|_| client.response().unwrap());
+            assert!(answers.map(|one| one.text()).all(|one| one == text));
+        }
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use tokio::io::AsyncWrite;
 
 use super::{
-    Client, Next, Scratch,
+    Client, Next, PIPELINED, Scratch,
     attempt::{self, Attempt, Done},
     facts::{Active, Facts},
     forward::{self, Origin},
@@ -81,6 +81,8 @@ pub(super) struct Exchange<'a> {
     rest: Option<usize>,
     /// The client's own wish, in a request that was read whole.
     asked_to_close: bool,
+    /// So many requests of one read were answered that what is behind this one is dropped.
+    too_many: bool,
 }
 
 /// Runs one exchange. Afterwards the head's buffer in `scratch` holds what was read beyond this request.
@@ -179,7 +181,13 @@ impl<'a> Exchange<'a> {
             pace: Pace::default(),
             rest: None,
             asked_to_close: false,
+            too_many: false,
         }
+    }
+
+    /// We want no further request on this connection, whatever the client wishes.
+    pub(super) fn must_close(&self) -> bool {
+        self.too_many || self.client.entry.control.should_close()
     }
 
     /// Gives the request its id, one that is refused as well.
@@ -206,6 +214,8 @@ impl<'a> Exchange<'a> {
         } = self.place;
         self.rest = self.end_of_body();
         self.asked_to_close = !self.head.keep_alive && self.rest.is_some();
+        let is_more = self.rest.is_some_and(|rest| rest < self.head.bytes.len());
+        self.too_many = self.client.row >= PIPELINED && is_more;
         if self.head.framing != Framing::None && self.is_over_body_limit() {
             return self.fail(Reason::RequestBodySize, io).await;
         }
@@ -389,6 +399,9 @@ impl<'a> Exchange<'a> {
         // A tunnel has counted its own.
         self.facts.bytes_in += upload.body();
         let read_all = upload.has_read_all() || self.rest.is_some();
+        if upload.moved().0 > 0 {
+            self.client.row = 0;
+        }
         let in_upload = self.head.framing != Framing::None && upload.has_read_all();
         let (out, bytes, taken) = upload.into_buffers();
         *io.upload_out = out;
@@ -507,8 +520,7 @@ impl<'a> Exchange<'a> {
     async fn reply(&mut self, reply: &Reply, io: &mut Io<'_>) -> Next {
         let unread =
             self.rest.is_none() && self.facts.attempts == 0 && self.head.framing != Framing::None;
-        let keep_alive =
-            self.head.keep_alive && !unread && !self.client.entry.control.should_close();
+        let keep_alive = self.head.keep_alive && !unread && !self.must_close();
         io.out.clear();
         let ending = Ending {
             is_head: self.head.text(self.head.method) == b"HEAD",

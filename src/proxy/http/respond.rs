@@ -52,11 +52,10 @@ pub(super) async fn respond(
     io: &mut Io<'_>,
 ) -> Result<Done, Failure> {
     let delivery = Delivery::of(io.response.framing, exchange.head.version);
-    let draining = exchange.client.entry.control.should_close();
     // Whether the request was read to its end is known for sure only afterwards; a client that is told `close` has been
     // told the truth in every case.
     let keep_alive = exchange.head.keep_alive
-        && !draining
+        && !exchange.must_close()
         && upload.has_read_all()
         && delivery != Delivery::UntilClose;
     let mut download = encode_response(exchange, attempt, delivery, keep_alive, io);
