@@ -100,7 +100,7 @@ reasons! {
     RequestUriTooLong, "http_request_uri_too_long", "http_request_error", 414, 414, 0, "The request target is too long.";
     /// The request body is larger than `limits.request_body`.
     RequestBodySize, "http_request_body_size", "http_request_error", 413, 413, 0, "The request body is too large.";
-    /// The client did not send its request within `timeouts.header` or `timeouts.body_idle`.
+    /// The client did not send its request within `timeouts.header`, or its body at the pace of `timeouts.body_idle`.
     RequestTimeout, "http_request_timeout", "http_request_error", 408, 408, 0, "The request was not received in time.";
     /// No route matches and the listener has no `pool`.
     NoRoute, "no_route", "destination_not_found", 404, 404, 0, "No route matches the request.";
@@ -116,7 +116,7 @@ reasons! {
     RequestIncomplete, "http_request_incomplete", "http_request_error", 400, 400, 0, "The request body is malformed or incomplete.";
     /// The client closed or reset its connection before the exchange or session was over.
     ClientDisconnected, "client_disconnected", "http_request_error", 0, 0, 0, "The client closed the connection.";
-    /// The client read nothing of its response for `timeouts.body_idle`.
+    /// The client read less than 1 KiB of its response in `timeouts.body_idle`.
     ClientWriteTimeout, "client_write_timeout", "connection_write_timeout", 0, 0, 0, "The client did not read the response in time.";
     /// A TCP session or a tunnel moved no byte for `timeouts.idle`.
     IdleTimeout, "idle_timeout", "connection_read_timeout", 0, 0, 0, "The session was idle for too long.";

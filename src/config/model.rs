@@ -256,7 +256,7 @@ pub struct HttpLimits {
 pub struct ListenerTimeouts {
     /// From the first byte of a request (or the accept) to the end of its head. Default 10s.
     pub header: Option<Duration>,
-    /// Between two parts of a request body, or of a response the client reads. Default 30s.
+    /// In which a client moves 1 KiB of a request body, or of a response it reads. Default 30s.
     pub body_idle: Option<Duration>,
     /// Between a response and the next request. Default 75s.
     pub keepalive: Option<Duration>,
