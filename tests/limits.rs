@@ -16,7 +16,7 @@ use std::{
 
 use balancer::base::clock;
 use support::{
-    client::{Client, get},
+    client::{Client, Cut, get},
     daemon::{Daemon, command_with_files},
     peer::{Gate, Peer, Record},
     poll,
@@ -86,10 +86,7 @@ fn a_session_over_the_limit_is_reset() {
     ));
     let _busy = two_busy(&daemon, &backend);
     let third = Client::connect(daemon.address("@web")).response();
-    assert!(
-        matches!(third, Err(support::client::Cut::Reset(_))),
-        "{third:?}"
-    );
+    assert!(matches!(third, Err(Cut::Reset(_))), "{third:?}");
     gate.open();
 }
 
@@ -150,6 +147,27 @@ fn without_descriptors_it_serves_what_it_has_does_not_spin_and_recovers() {
     assert!(answer.is_some());
     let took = began.elapsed();
     assert!(took < Duration::from_millis(500), "{took:?}");
+}
+
+#[test]
+fn near_the_limit_idle_connections_leave_before_there_is_need() {
+    let backend = Peer::answering("done");
+    let global = "workers: 1\nmax_connections: 32\n";
+    let daemon = Daemon::start(&config(global, "", &backend));
+    let open = "balancer_listener_connections_active";
+    let mut idle: Vec<_> = (0..30).map(|_| daemon.client("@web")).collect();
+    for client in &mut idle {
+        assert_eq!(client.request("GET", "/").unwrap().status, 200);
+    }
+    assert_eq!(daemon.metric(open) as u64, 30);
+    let mut next = daemon.client("@web");
+    assert_eq!(next.request("GET", "/").unwrap().status, 200);
+    daemon.wait_for_metric(open, |open| open < 30.5);
+    let left = idle.iter_mut().filter_map(|client| {
+        client.patience(Duration::from_millis(1));
+        client.more().err()
+    });
+    assert_eq!(left.filter(|cut| *cut == Cut::Closed).count(), 1);
 }
 
 #[test]
