@@ -94,6 +94,8 @@ reasons! {
     Overload, "overload", "connection_limit_reached", 503, 503, 1, "The server is overloaded.";
     /// Refused by `allow` or `deny`.
     RequestDenied, "http_request_denied", "http_request_denied", 403, 403, 0, "The request is not allowed from this address.";
+    /// Over the `rate_limit` of its listener or route. `Retry-After` says in how many seconds one more is allowed.
+    RateLimited, "rate_limited", "http_request_denied", 429, 429, 1, "Too many requests from this address.";
     /// The request is malformed or ambiguous.
     RequestError, "http_request_error", "http_request_error", 400, 400, 0, "The request is malformed.";
     /// The request head is larger than `http.max_header_size` or has more fields than `http.max_headers`.
@@ -102,7 +104,7 @@ reasons! {
     RequestUriTooLong, "http_request_uri_too_long", "http_request_error", 414, 414, 0, "The request target is too long.";
     /// The request body is larger than `limits.request_body`.
     RequestBodySize, "http_request_body_size", "http_request_error", 413, 413, 0, "The request body is too large.";
-    /// The client did not send its request within `timeouts.header` or `timeouts.body_idle`.
+    /// The client did not send its request within `timeouts.header`, or its body at the pace of `timeouts.body_idle`.
     RequestTimeout, "http_request_timeout", "http_request_error", 408, 408, 0, "The request was not received in time.";
     /// Plain HTTP came to a listener with `tls`.
     TlsRequired, "tls_required", "http_request_error", 400, 400, 0, "This port speaks HTTPS, and the request came in plain HTTP.";
@@ -122,7 +124,7 @@ reasons! {
     RequestIncomplete, "http_request_incomplete", "http_request_error", 400, 400, 0, "The request body is malformed or incomplete.";
     /// The client closed or reset its connection before the exchange or session was over.
     ClientDisconnected, "client_disconnected", "http_request_error", 0, 0, 0, "The client closed the connection.";
-    /// The client read nothing of its response for `timeouts.body_idle`.
+    /// The client read less than 1 KiB of its response in `timeouts.body_idle`.
     ClientWriteTimeout, "client_write_timeout", "connection_write_timeout", 0, 0, 0, "The client did not read the response in time.";
     /// A TCP session or a tunnel moved no byte for `timeouts.idle`.
     IdleTimeout, "idle_timeout", "connection_read_timeout", 0, 0, 0, "The session was idle for too long.";

@@ -16,8 +16,13 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    base::{address::BindAddress, clock},
-    config::model::{self, Config},
+    base::{
+        address::BindAddress,
+        clock,
+        rate::{Buckets, Limit},
+        rng::Random,
+    },
+    config::model::{self, Config, RateLimit},
     net::tls::ServerTls,
     pool::Pool,
     route::Router,
@@ -40,12 +45,31 @@ pub struct Snapshot {
     pub binds: HashMap<BindAddress, usize>,
     /// In the order of the file; indexes agree with [`Config::pools`].
     pub pools: Vec<Arc<Pool>>,
+    /// Which requests are limited to a rate.
+    rates: Rates,
     /// Finds the route of a request; indexes agree with [`Config::routes`].
     pub router: Router,
     /// Counts what never reached a pool: requests without a route, redirects, malformed requests.
     pub unrouted: Arc<PerThread<PoolSlot>>,
     /// Writes the access log by this generation's rules.
     pub access_log: AccessLog,
+}
+
+/// The rate limits of a generation, by listener and route.
+#[derive(Debug, Default)]
+struct Rates {
+    listeners: Vec<Option<Limit>>,
+    routes: Vec<RouteRate>,
+    /// Made with the first limit, and handed on: a limit of the same name, rate and burst finds its buckets again.
+    buckets: Option<Arc<Buckets>>,
+}
+
+/// What a route says of the rate of its requests.
+#[derive(Debug)]
+enum RouteRate {
+    Listeners,
+    Unlimited,
+    Own(Limit),
 }
 
 /// A listener of one generation.
@@ -117,6 +141,7 @@ impl Snapshot {
         Self {
             generation: previous.map_or(1, |old| old.generation + 1),
             router: Router::new(&config),
+            rates: Rates::new(&config, previous.map(|old| &old.rates), now),
             listeners,
             binds,
             pools,
@@ -124,6 +149,17 @@ impl Snapshot {
             access_log,
             config,
         }
+    }
+
+    /// The limit for a request that `listener` got and `route` takes, with the buckets; both are indexes.
+    pub fn rate_limit(&self, listener: usize, route: Option<usize>) -> Option<(&Buckets, &Limit)> {
+        let buckets = self.rates.buckets.as_deref()?;
+        let limit = match route.and_then(|route| self.rates.routes.get(route)) {
+            Some(RouteRate::Own(limit)) => limit,
+            Some(RouteRate::Unlimited) => return None,
+            Some(RouteRate::Listeners) | None => self.rates.listeners.get(listener)?.as_ref()?,
+        };
+        Some((buckets, limit))
     }
 
     /// Marks what this generation had and `next` has no more; called after the swap.
@@ -144,6 +180,46 @@ fn server_tls(listener: &model::Listener, old: Option<&Listener>) -> Option<Arc<
     let same = old.filter(|old| old.config.tls.as_ref() == Some(tls));
     let kept = same.and_then(|old| old.tls.clone());
     Some(kept.unwrap_or_else(|| Arc::new(ServerTls::new(tls))))
+}
+
+impl Rates {
+    /// A listener's limit is known by its name. A route has none, so its limit is known by what it matches, wherever it
+    /// stands in the list.
+    fn new(config: &Config, previous: Option<&Self>, now: Instant) -> Self {
+        let limit = |name: &str, rule: &RateLimit| Limit::new(name, rule.per_client, rule.burst);
+        let of_listener = |listener: &model::Listener| {
+            let name = format!("listener {}", listener.name);
+            Some(limit(&name, listener.rate_limit.as_ref()?))
+        };
+        let of_route = |route: &model::Route| {
+            let rule = match &route.rate_limit {
+                None => return RouteRate::Listeners,
+                Some(None) => return RouteRate::Unlimited,
+                Some(Some(rule)) => rule,
+            };
+            let conditions = (&route.hosts, &route.path, &route.methods, &route.headers);
+            let listeners: Vec<_> = route
+                .listeners
+                .iter()
+                .filter_map(|index| Some(&config.listeners.get(*index)?.name))
+                .collect();
+            let name = format!("route {listeners:?} {conditions:?}");
+            RouteRate::Own(limit(&name, rule))
+        };
+        let listeners: Vec<_> = config.listeners.iter().map(of_listener).collect();
+        let routes: Vec<_> = config.routes.iter().map(of_route).collect();
+        let is_own = |route: &RouteRate| matches!(route, RouteRate::Own(_));
+        let any = listeners.iter().any(Option::is_some) || routes.iter().any(is_own);
+        let buckets = any.then(|| {
+            let kept = previous.and_then(|old| old.buckets.clone());
+            kept.unwrap_or_else(|| Arc::new(Buckets::new(now, &mut Random::from_system())))
+        });
+        Self {
+            listeners,
+            routes,
+            buckets,
+        }
+    }
 }
 
 /// The listeners by address. An address that a listener has left still leads to it while it speaks the same protocol:

@@ -25,21 +25,6 @@ fn config(drain: &str, backend: &Peer) -> String {
     )
 }
 
-/// Answers, and at `/slow` not before the gate opens.
-fn slow(gate: &Gate) -> Peer {
-    let door = gate.clone();
-    Peer::start(move |mut connection| {
-        while let Some(request) = connection.request() {
-            if request.target == "/slow" {
-                door.wait();
-            }
-            if !connection.answer("finished") {
-                return;
-            }
-        }
-    })
-}
-
 fn is_refused(daemon: &Daemon, word: &str) -> bool {
     let refused = poll(|| TcpStream::connect(daemon.address(word)).err());
     refused.map(|error| error.kind()) == Some(ErrorKind::ConnectionRefused)
@@ -48,7 +33,7 @@ fn is_refused(daemon: &Daemon, word: &str) -> bool {
 #[test]
 fn the_delay_goes_on_serving_unready_and_a_second_term_ends_at_once() {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "finished");
     let mut daemon = Daemon::start(&config("delay: 1h", &backend));
     let mut held = daemon.client("@web");
     assert_eq!(held.request("GET", "/").unwrap().status, 200);
@@ -74,7 +59,7 @@ fn the_delay_goes_on_serving_unready_and_a_second_term_ends_at_once() {
 #[test]
 fn requests_in_flight_finish_idle_connections_close_and_new_ones_are_refused() {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "finished");
     let mut daemon = Daemon::start(&config("timeout: 1h", &backend));
     let mut idle = daemon.client("@web");
     assert_eq!(idle.request("GET", "/").unwrap().header("connection"), None);
@@ -99,7 +84,7 @@ fn requests_in_flight_finish_idle_connections_close_and_new_ones_are_refused() {
 fn connections_that_wait_in_the_queue_when_the_drain_begins_are_answered() {
     let gate = Gate::new();
     gate.open();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "finished");
     let mut daemon = Daemon::start(&config("delay: 0s", &backend));
     let path = daemon.directory().join("web.sock");
     daemon.signal(Signal::STOP);
@@ -126,7 +111,7 @@ fn connections_that_wait_in_the_queue_when_the_drain_begins_are_answered() {
 #[test]
 fn sessions_live_until_the_deadline_and_are_then_cut_with_a_reason() {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "finished");
     let mut daemon = Daemon::start(&config("timeout: 2s", &backend));
     let mut session = daemon.client("@raw");
     assert_eq!(session.request("GET", "/").unwrap().text(), "finished");
@@ -141,7 +126,7 @@ fn sessions_live_until_the_deadline_and_are_then_cut_with_a_reason() {
 #[test]
 fn quit_drains_too_and_another_quit_does_not_hurry() {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "finished");
     let mut daemon = Daemon::start(&config("timeout: 1h", &backend));
     let mut busy = daemon.client("@web");
     busy.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");

@@ -16,9 +16,9 @@ use std::{
 
 use balancer::base::clock;
 use support::{
-    client::{Client, get},
+    client::{Client, Cut, get},
     daemon::{Daemon, command_with_files},
-    peer::{Gate, Peer},
+    peer::{Gate, Peer, Record},
     poll,
 };
 
@@ -27,20 +27,6 @@ fn config(global: &str, listener: &str, backend: &Peer) -> String {
         "{global}listeners:\n  web: {{bind: \"@web\", pool: app{listener}}}\npools:\n  app:\n    health_check: none\n    backends: [{}]\n",
         backend.address
     )
-}
-
-fn slow(gate: &Gate) -> Peer {
-    let door = gate.clone();
-    Peer::start(move |mut connection| {
-        while let Some(request) = connection.request() {
-            if request.target == "/slow" {
-                door.wait();
-            }
-            if !connection.answer("done") {
-                return;
-            }
-        }
-    })
 }
 
 /// Fills two places with requests under way.
@@ -55,7 +41,7 @@ fn two_busy(daemon: &Daemon, backend: &Peer) -> [Client; 2] {
 
 fn assert_refuses_the_third(global: &str, listener: &str) {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "done");
     let daemon = Daemon::start(&config(global, listener, &backend));
     let mut busy = two_busy(&daemon, &backend);
     let refused = Client::connect(daemon.address("@web")).response().unwrap();
@@ -92,7 +78,7 @@ fn a_connection_over_the_limit_of_its_client_is_told_so() {
 #[test]
 fn a_session_over_the_limit_is_reset() {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "done");
     let daemon = Daemon::start(&config(
         "",
         ", protocol: tcp, limits: {connections: 2}",
@@ -100,17 +86,14 @@ fn a_session_over_the_limit_is_reset() {
     ));
     let _busy = two_busy(&daemon, &backend);
     let third = Client::connect(daemon.address("@web")).response();
-    assert!(
-        matches!(third, Err(support::client::Cut::Reset(_))),
-        "{third:?}"
-    );
+    assert!(matches!(third, Err(Cut::Reset(_))), "{third:?}");
     gate.open();
 }
 
 #[test]
 fn at_the_limit_an_idle_connection_leaves_its_place_to_a_new_one() {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "done");
     let global = "workers: 1\nmax_connections: 2\n";
     let daemon = Daemon::start(&config(global, "", &backend));
     let mut idle = daemon.client("@web");
@@ -127,7 +110,7 @@ fn at_the_limit_an_idle_connection_leaves_its_place_to_a_new_one() {
 #[test]
 fn without_descriptors_it_serves_what_it_has_does_not_spin_and_recovers() {
     let gate = Gate::new();
-    let backend = slow(&gate);
+    let backend = Peer::slow(&gate, "done");
     let text = config("workers: 1\nmax_connections: 1000\n", "", &backend);
     let daemon = Daemon::start_by(|| command_with_files(64), "run", &text);
     let mut busy: Vec<_> = (0..5).map(|_| daemon.client("@web")).collect();
@@ -164,6 +147,107 @@ fn without_descriptors_it_serves_what_it_has_does_not_spin_and_recovers() {
     assert!(answer.is_some());
     let took = began.elapsed();
     assert!(took < Duration::from_millis(500), "{took:?}");
+}
+
+#[test]
+fn near_the_limit_idle_connections_leave_before_there_is_need() {
+    let backend = Peer::answering("done");
+    let global = "workers: 1\nmax_connections: 32\n";
+    let daemon = Daemon::start(&config(global, "", &backend));
+    let open = "balancer_listener_connections_active";
+    let mut idle: Vec<_> = (0..30).map(|_| daemon.client("@web")).collect();
+    for client in &mut idle {
+        assert_eq!(client.request("GET", "/").unwrap().status, 200);
+    }
+    assert_eq!(daemon.metric(open) as u64, 30);
+    let mut next = daemon.client("@web");
+    assert_eq!(next.request("GET", "/").unwrap().status, 200);
+    daemon.wait_for_metric(open, |open| open < 30.5);
+    let left = idle.iter_mut().filter_map(|client| {
+        client.patience(Duration::from_millis(1));
+        client.more().err()
+    });
+    assert_eq!(left.filter(|cut| *cut == Cut::Closed).count(), 1);
+}
+
+#[test]
+fn a_full_listener_gives_the_place_of_an_idle_connection_to_a_new_one() {
+    let gate = Gate::new();
+    let backend = Peer::slow(&gate, "done");
+    let limits = ", limits: {connections: 2}";
+    let daemon = Daemon::start(&config("workers: 1\n", limits, &backend));
+    let mut idle = daemon.client("@web");
+    assert_eq!(idle.request("GET", "/").unwrap().status, 200);
+    let mut busy = daemon.client("@web");
+    busy.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+    backend.wait_for_requests(2);
+    assert_eq!(daemon.get("@web", "/").unwrap().status, 200);
+    assert_eq!(idle.rest().unwrap(), b"", "closed without a word");
+    gate.open();
+    assert_eq!(busy.response().unwrap().text(), "done");
+}
+
+#[test]
+fn without_descriptors_idle_connections_to_backends_are_given_up() {
+    let (gate, ended) = (Gate::new(), Record::default());
+    let (door, ends) = (gate.clone(), ended.clone());
+    let backend = Peer::start(move |mut connection| {
+        while connection.request().is_some() {
+            door.wait();
+            connection.answer("done");
+        }
+        ends.push(connection.number());
+    });
+    let text = config("workers: 1\nmax_connections: 1000\n", "", &backend);
+    let text = text.replace(
+        "    health_check",
+        "    keepalive: {idle_timeout: 1h}\n    health_check",
+    );
+    let daemon = Daemon::start_by(|| command_with_files(64), "run", &text);
+    let mut busy: Vec<_> = (0..8).map(|_| daemon.client("@web")).collect();
+    for client in &mut busy {
+        client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    }
+    backend.wait_for_requests(8);
+    gate.open();
+    for client in &mut busy {
+        assert_eq!(client.response().unwrap().text(), "done");
+    }
+    assert!(ended.all().is_empty(), "they are kept");
+    // None of these is idle.
+    let mut halves: Vec<_> = (0..100).map(|_| daemon.client("@web")).collect();
+    for client in &mut halves {
+        client.send("GET / HTTP/1.1\r\n");
+    }
+    daemon.wait_for_log(|line| line.contains("accept failed"));
+    let all_ended = ended.wait_for(|ended| (ended.len() == 8).then_some(()));
+    assert!(all_ended.is_some(), "{:?}", ended.all());
+}
+
+#[test]
+fn of_one_read_a_hundred_requests_are_answered_and_the_rest_is_dropped() {
+    let backend = Peer::answering("done");
+    let routes = "routes: [{path: /fixed, respond: {body: fixed}}]\n";
+    let daemon = Daemon::start(&format!("{routes}{}", config("", "", &backend)));
+    for (target, text) in [("/fixed", "fixed"), ("/", "done")] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n");
+        let mut client = daemon.client("@web");
+        client.send(request.repeat(150));
+        for number in 1..=100 {
+            let answer = client.response().unwrap();
+            assert_eq!(answer.text(), text);
+            let closes = answer.header("connection") == Some("close");
+            assert_eq!(closes, number == 100, "{number}");
+        }
+        assert_eq!(client.rest().unwrap(), b"", "an end, and no reset");
+        // Whoever waits for the answers may go on for ever.
+        let mut client = daemon.client("@web");
+        for _ in 0..3 {
+            client.send(request.repeat(100));
+            let answers = (0..100).map(|_| client.response().unwrap());
+            assert!(answers.map(|one| one.text()).all(|one| one == text));
+        }
+    }
 }
 
 #[test]

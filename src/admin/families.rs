@@ -64,6 +64,7 @@ families! {
     ERRORS Counter "balancer_errors_total" ["pool" "reason" "code"] "Exchanges and sessions that ended with a reason.";
     RETRIES Counter "balancer_retries_total" ["pool" "reason"] "Further tries by the reason of the try before.";
     BUDGET_EXHAUSTED Counter "balancer_retry_budget_exhausted_total" ["pool"] "Further tries that the retry budget forbade.";
+    RATE_LIMITED Counter "balancer_rate_limited_total" ["listener"] "Requests refused by `rate_limit`.";
 
     POOL_BACKENDS Gauge "balancer_pool_backends" ["pool" "state"] "Backends by state.";
     SESSIONS Counter "balancer_tcp_sessions_total" ["pool" "result"] "Finished TCP sessions.";

@@ -25,7 +25,7 @@ use crate::{
     net::tls::FAULTS,
     pool::{Backend, Pool, State},
     reason::Reason,
-    snapshot::{Daemon, Snapshot},
+    snapshot::{Daemon, Listener, Snapshot},
     telemetry::{
         metrics::{ByReason, Count, METHODS, PerThread, PoolSlot},
         sink::LogName,
@@ -307,6 +307,13 @@ fn pool_families(tree: &mut Tree, snapshot: &Snapshot) {
                 &[&pool.name],
                 pool.state.metrics.sum(|m| &m.budget_exhausted),
             );
+        }
+    });
+    tree.family(f::RATE_LIMITED, |s| {
+        let is_http = |one: &&Arc<Listener>| one.config.protocol == ListenerProtocol::Http;
+        for one in snapshot.listeners.iter().filter(is_http) {
+            let refused = one.state.metrics.sum(|m| &m.rate_limited);
+            s.count(&[&one.config.name], refused);
         }
     });
     tree.family(f::POOL_BACKENDS, |s| {

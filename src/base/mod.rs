@@ -1,4 +1,4 @@
-//! Small tools that know nothing of balancer: time, chance, addresses, units, waiting times.
+//! Small tools that know nothing of balancer: time, chance, addresses, units, waiting times, rates.
 
 pub mod address;
 pub mod backoff;
@@ -6,5 +6,6 @@ pub mod certificate;
 pub mod clock;
 pub mod crypto;
 pub mod paths;
+pub mod rate;
 pub mod rng;
 pub mod units;

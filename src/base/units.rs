@@ -69,6 +69,40 @@ pub fn share(text: &str) -> Result<f64, UnitError> {
     }
 }
 
+/// So many in a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// At least 1.
+    pub count: u32,
+    /// A second, a minute or an hour.
+    pub per: Duration,
+}
+
+impl Rate {
+    /// How many in a second, rounded up.
+    pub fn per_second(self) -> u32 {
+        u64::from(self.count).div_ceil(self.per.as_secs().max(1)) as u32
+    }
+}
+
+/// `100/s`, `1000/m`, `5/h`.
+pub fn rate(text: &str) -> Result<Rate, UnitError> {
+    let (number, unit) = number_and_unit(text)?;
+    let seconds = match unit {
+        "/s" => 1,
+        "/m" => 60,
+        "/h" => 3_600,
+        _ => return Err(UnitError::BadUnit),
+    };
+    match u32::try_from(number) {
+        Ok(count @ 1..) => Ok(Rate {
+            count,
+            per: Duration::from_secs(seconds),
+        }),
+        _ => Err(UnitError::Number),
+    }
+}
+
 /// The shortest text that [`duration`] reads back as `value`, for messages.
 pub fn show_duration(value: Duration) -> String {
     let millis = value.as_millis();
@@ -105,6 +139,18 @@ mod tests {
         assert_eq!(share("50%"), Ok(0.5));
         assert_eq!(share("101%"), Err(UnitError::Number));
         assert_eq!(share("50"), Err(UnitError::NoUnit));
+    }
+
+    #[test]
+    fn rates_are_by_second_minute_or_hour() {
+        let per_second = |text: &str| rate(text).map(Rate::per_second);
+        assert_eq!(per_second("100/s"), Ok(100));
+        assert_eq!(per_second("1000/m"), Ok(17));
+        assert_eq!(per_second("5/h"), Ok(1));
+        assert_eq!(rate("100"), Err(UnitError::NoUnit));
+        assert_eq!(rate("100r/s"), Err(UnitError::BadUnit));
+        assert_eq!(rate("0/s"), Err(UnitError::Number));
+        assert_eq!(rate("5000000000/s"), Err(UnitError::Number));
     }
 
     #[test]

@@ -123,6 +123,7 @@ impl Listener {
             http: HttpLimits::default(),
             timeouts: ListenerTimeouts::default(),
             limits: ListenerLimits::default(),
+            rate_limit: None,
             allow: Vec::new(),
             deny: Vec::new(),
             socket: SocketOptions::default(),
@@ -189,6 +190,7 @@ impl Route {
             response_headers: HeaderEdits::default(),
             timeouts: TimeoutOverrides::default(),
             retries: None,
+            rate_limit: None,
             allow: Vec::new(),
         }
     }

@@ -152,6 +152,11 @@ fn one_listener(changes: &mut Changes, old: &Listener, new: &Listener, same_pool
         format!("listener {name}: timeouts"),
     );
     changes.if_changed(&old.limits, &new.limits, format!("listener {name}: limits"));
+    changes.if_changed(
+        &old.rate_limit,
+        &new.rate_limit,
+        format!("listener {name}: rate_limit"),
+    );
     changes.if_changed(&old.allow, &new.allow, format!("listener {name}: allow"));
     changes.if_changed(&old.deny, &new.deny, format!("listener {name}: deny"));
     changes.if_changed(&old.socket, &new.socket, format!("listener {name}: socket"));
@@ -431,7 +436,12 @@ pools: {b: {backends: [10.0.0.1:80]}, a: {backends: [10.0.0.1:80]}}
         ]);
         let bind = pick(&["\":80\"", "\":81\""]);
         let pool = pick(&["a", "b"]);
-        let deny = pick(&["", ", deny: [10.0.0.1]"]);
+        let deny = pick(&[
+            "",
+            ", deny: [10.0.0.1]",
+            ", rate_limit: {per_client: 9/s}",
+            ", rate_limit: {per_client: 9/s, burst: 8}",
+        ]);
         let policy = pick(&["", "policy: random_two, "]);
         let backends = pick(&[
             "h:1, h:2",

@@ -13,6 +13,7 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "backend",
         "balancer calls a group of servers a pool: `pools`, `pool`",
     ),
+    ("average", "balancer calls this `per_client: 100/s`"),
     ("balance", "balancer calls this `policy`"),
     ("bind_address", "balancer calls this `bind`"),
     ("check", "balancer calls this `health_check`"),
@@ -67,6 +68,18 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "least_conn",
         "write `policy: least_connections` in the pool",
     ),
+    (
+        "limit_conn",
+        "write `limits: {connections_per_client: 100}` in the listener",
+    ),
+    (
+        "limit_req",
+        "write `rate_limit: {per_client: 100/s, burst: 200}`",
+    ),
+    (
+        "limit_req_zone",
+        "write `rate_limit: {per_client: 100/s, burst: 200}` in the listener",
+    ),
     ("listen", "balancer calls this `bind`, in `listeners`"),
     ("load_balancer", "balancer calls this `policy`, in a pool"),
     ("loadbalancer", "balancer calls this `policy`, in a pool"),
@@ -96,6 +109,11 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "proxy_read_timeout",
         "write `timeouts: {response: 60s}` in the pool",
     ),
+    ("rate", "balancer calls this `per_client: 100/s`"),
+    (
+        "ratelimit",
+        "write `rate_limit: {per_client: 100/s, burst: 200}`",
+    ),
     ("retry_policy", "balancer calls this `retries`"),
     ("routers", "balancer calls these `routes`"),
     ("rule", "write `host`, `path`, `method` or `headers`"),
@@ -107,6 +125,10 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("servers", "balancer calls these `backends`"),
     ("service", "balancer calls this a pool: `pool`"),
     ("services", "balancer calls these `pools`"),
+    (
+        "stick_table",
+        "write `rate_limit: {per_client: 100/s, burst: 200}`; the table needs no setting",
+    ),
     ("strategy", "balancer calls this `policy`"),
     ("target", "balancer calls this `backends`, in a pool"),
     ("targets", "balancer calls these `backends`"),
@@ -126,6 +148,8 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "timeout server",
         "write `timeouts: {response: 60s}` in the pool",
     ),
+    ("tokens_per_fill", "balancer calls this `per_client: 100/s`"),
+    ("max_tokens", "balancer calls this `burst`"),
     ("unhealthy_threshold", "balancer calls this `fall`"),
     ("healthy_threshold", "balancer calls this `rise`"),
     (

@@ -9,6 +9,7 @@ const RETRIES: &[&str] = &["attempts", "budget", "conditions", "methods"];
 const TIMEOUTS: &[&str] = &["connect", "response", "idle", "total"];
 const EDITS: &[&str] = &["set", "add", "remove"];
 const REDIRECT: &[&str] = &["to", "port", "status"];
+const RATE_LIMIT: &[&str] = &["per_client", "burst"];
 
 /// All sections. The first, with the empty path, is the file itself.
 pub const SECTIONS: &[Section] = &[
@@ -46,8 +47,18 @@ pub const SECTIONS: &[Section] = &[
     (
         "listeners.NAME",
         &[
-            "bind", "protocol", "pool", "redirect", "http", "timeouts", "limits", "allow", "deny",
-            "socket", "tls",
+            "bind",
+            "protocol",
+            "pool",
+            "redirect",
+            "http",
+            "timeouts",
+            "limits",
+            "rate_limit",
+            "allow",
+            "deny",
+            "socket",
+            "tls",
         ],
     ),
     ("listeners.NAME.redirect", REDIRECT),
@@ -60,6 +71,7 @@ pub const SECTIONS: &[Section] = &[
         "listeners.NAME.limits",
         &["connections", "connections_per_client", "request_body"],
     ),
+    ("listeners.NAME.rate_limit", RATE_LIMIT),
     (
         "listeners.NAME.socket",
         &["backlog", "keepalive", "fast_open"],
@@ -97,6 +109,7 @@ pub const SECTIONS: &[Section] = &[
             "response_headers",
             "timeouts",
             "retries",
+            "rate_limit",
             "allow",
         ],
     ),
@@ -107,6 +120,7 @@ pub const SECTIONS: &[Section] = &[
     ("routes[].response_headers", EDITS),
     ("routes[].timeouts", TIMEOUTS),
     ("routes[].retries", RETRIES),
+    ("routes[].rate_limit", RATE_LIMIT),
     ("pools", &["NAME"]),
     (
         "pools.NAME",
@@ -180,11 +194,9 @@ pub fn all() -> impl Iterator<Item = String> {
 /// Keys and values of the contract that this version does not have.
 const LATER: &[(&str, &str)] = &[
     ("listeners.NAME", "sni"),
-    ("listeners.NAME", "rate_limit"),
     ("listeners.NAME", "accept_proxy"),
     ("listeners.NAME.http", "h2c"),
     ("listeners.NAME.http", "h2_max_streams"),
-    ("routes[]", "rate_limit"),
     ("pools.NAME", "hash"),
     ("pools.NAME", "send_proxy"),
     ("pools.NAME", "slow_start"),

@@ -9,7 +9,10 @@ use ipnet::IpNet;
 
 pub use super::tls::{Certificate, ClientCa, ListenerTls, PoolTls, TlsVersion};
 use crate::{
-    base::address::{BackendAddress, BindAddress},
+    base::{
+        address::{BackendAddress, BindAddress},
+        units::Rate,
+    },
     reason::{Reason, StatusProfile},
 };
 
@@ -220,6 +223,8 @@ pub struct Listener {
     pub timeouts: ListenerTimeouts,
     /// `limits`.
     pub limits: ListenerLimits,
+    /// `rate_limit`, for requests no route says otherwise of. Default none.
+    pub rate_limit: Option<RateLimit>,
     /// Clients that may connect; empty is all.
     pub allow: Vec<IpNet>,
     /// Clients that may not; stronger than `allow`.
@@ -254,7 +259,7 @@ pub struct HttpLimits {
 pub struct ListenerTimeouts {
     /// From the first byte of a request (or the accept) to the end of its head. Default 10s.
     pub header: Option<Duration>,
-    /// Between two parts of a request body, or of a response the client reads. Default 30s.
+    /// In which a client moves 1 KiB of a request body, or of a response it reads. Default 30s.
     pub body_idle: Option<Duration>,
     /// Between a response and the next request. Default 75s.
     pub keepalive: Option<Duration>,
@@ -271,6 +276,15 @@ pub struct ListenerLimits {
     pub connections_per_client: Option<usize>,
     /// Bytes of a request body. Default none.
     pub request_body: Option<u64>,
+}
+
+/// `rate_limit` of a listener or a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Requests of one client address in the long run, 1/h..=1000000/s.
+    pub per_client: Rate,
+    /// Requests that may come at once, 1..=1000000. Default: those of one second, at least 1.
+    pub burst: u32,
 }
 
 /// `listeners.NAME.socket`.
@@ -330,6 +344,8 @@ pub struct Route {
     pub timeouts: TimeoutOverrides,
     /// Override of the pool's `retries`; `Some(None)` is `none`. With `split` see [`Share::retries`].
     pub retries: Option<Option<Retries>>,
+    /// Override of the listener's `rate_limit`; `Some(None)` is `none`.
+    pub rate_limit: Option<Option<RateLimit>>,
     /// Clients that may use the route; empty is all.
     pub allow: Vec<IpNet>,
 }

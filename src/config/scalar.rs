@@ -10,7 +10,10 @@ use super::{
     reader::{At, Limit, Reader},
     yaml::Kind,
 };
-use crate::base::units::{self, UnitError};
+use crate::base::units::{self, Rate, UnitError};
+
+/// Largest number in a rate.
+const MAX_RATE: u32 = 1_000_000;
 
 impl Reader<'_> {
     /// Any text. Plain YAML 1.1 booleans are refused.
@@ -210,6 +213,21 @@ impl Reader<'_> {
         None
     }
 
+    /// A rate as `100/s`.
+    pub(super) fn rate(&mut self, at: At<'_>) -> Option<Rate> {
+        let wanted = "a rate of 1/h to 1000000/s";
+        let Some(text) = at.scalar() else {
+            self.wrong_kind(at, wanted, "write a number and `/s`, `/m` or `/h`");
+            return None;
+        };
+        match units::rate(text) {
+            Ok(rate) if rate.count <= MAX_RATE => return Some(rate),
+            Ok(_) => self.wrong_kind(at, wanted, "the largest number is 1000000"),
+            Err(_) => self.wrong_kind(at, wanted, &rate_hint(text)),
+        }
+        None
+    }
+
     /// Networks and addresses.
     pub(super) fn networks(&mut self, at: At<'_>) -> Vec<IpNet> {
         let hint = "write addresses or networks such as `10.0.0.0/8`";
@@ -277,6 +295,25 @@ fn duration_hint(text: &str, error: UnitError) -> String {
             format!("write `{hours}h`")
         }
         _ => "write a number and `ms`, `s`, `m` or `h`".to_owned(),
+    }
+}
+
+/// `100r/s`, `100/sec` and `100 per minute` are what other products write.
+fn rate_hint(text: &str) -> String {
+    let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+    let unit = text.get(digits.len()..).unwrap_or_default().trim();
+    let unit = unit.strip_prefix("per ").map_or(unit, str::trim);
+    let unit = unit.trim_start_matches(['r', 'q', '/', 'p']);
+    let better = match unit {
+        "s" | "sec" | "second" | "1s" => "/s",
+        "m" | "min" | "minute" | "1m" => "/m",
+        "h" | "hour" | "1h" => "/h",
+        _ => "",
+    };
+    match digits.parse() {
+        Ok(1_u64..) if !better.is_empty() => format!("write `{digits}{better}`"),
+        Ok(1_u64..) if digits == text => format!("a unit is missing: write `{digits}/s`"),
+        _ => "write a number and `/s`, `/m` or `/h`".to_owned(),
     }
 }
 

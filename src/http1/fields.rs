@@ -175,7 +175,7 @@ impl Fields {
     }
 
     /// Every field that is not struck out.
-    pub fn iter(&self) -> impl Iterator<Item = &Field> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Field> {
         self.0.iter().filter(|field| !field.struck)
     }
 

@@ -85,12 +85,14 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// No descriptor or memory is left: close idle connections. Logged when it begins, not for every try.
+/// No descriptor or memory is left: close idle connections. Those to backends go first, as nobody notices. Logged when it
+/// begins, not for every try.
 fn make_room(worker: &Worker, bind: &BindAddress, failures: u32, error: &io::Error) {
     if failures == 0 {
         tracing::warn!(target: "listener", bind = %bind, %error, "accept failed, idle connections are closed to make room");
     }
-    for _ in 0..SHED_AT_ONCE {
+    let closed = worker.idle.borrow_mut().shed(SHED_AT_ONCE);
+    for _ in closed..SHED_AT_ONCE {
         if !worker.connections.shed_one() {
             break;
         }
@@ -241,7 +243,8 @@ fn count(worker: &Worker, listener: &Listener, peer: Option<IpAddr>) -> Result<A
     if all < limit && all >= limit - limit / 16 {
         worker.connections.shed_one();
     }
-    if own >= limits.connections.unwrap_or(usize::MAX) {
+    let is_full = own >= limits.connections.unwrap_or(usize::MAX);
+    if is_full && !worker.connections.shed_one_on(&listener.config.binds) {
         return Err(Reason::Overload);
     }
     if let (Some(limit), Some(peer)) = (limits.connections_per_client, peer) {

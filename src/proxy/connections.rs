@@ -8,6 +8,9 @@ use std::{
 
 use crate::base::address::BindAddress;
 
+/// Connections that are looked at for an idle one of a particular kind.
+const LOOKED_AT: usize = 1_024;
+
 /// What others may tell a connection.
 #[derive(Debug)]
 pub struct Control {
@@ -20,24 +23,6 @@ pub struct Control {
 }
 
 impl Control {
-    /// Notes that the connection waits for its next request; true if it should close instead.
-    pub fn wait(&self, cx: &Context<'_>) -> bool {
-        self.idle.set(true);
-        let mut waker = self.waker.borrow_mut();
-        if !waker
-            .as_ref()
-            .is_some_and(|waker| waker.will_wake(cx.waker()))
-        {
-            *waker = Some(cx.waker().clone());
-        }
-        self.close.get()
-    }
-
-    /// Notes that a request has begun.
-    pub fn busy(&self) {
-        self.idle.set(false);
-    }
-
     /// True if the connection should close after the exchange under way.
     pub fn should_close(&self) -> bool {
         self.close.get()
@@ -59,6 +44,8 @@ pub struct Connections {
     /// Where the search for an idle one goes on, so that it is spread.
     hand: Cell<usize>,
     count: Cell<usize>,
+    /// How many wait for a request.
+    idle: Cell<usize>,
     draining: Cell<bool>,
 }
 
@@ -103,19 +90,35 @@ impl Connections {
 
     /// Tells one idle connection to close, to make room; false if none is idle.
     pub fn shed_one(&self) -> bool {
+        self.shed_one_of(|_| true, usize::MAX)
+    }
+
+    /// As [`Connections::shed_one`], of those accepted on one of `binds`. Looks at a part of a large table only: the next
+    /// call goes on from there.
+    pub fn shed_one_on(&self, binds: &[BindAddress]) -> bool {
+        self.shed_one_of(|control| binds.contains(&control.bind), LOOKED_AT)
+    }
+
+    fn shed_one_of(&self, may: impl Fn(&Control) -> bool, most: usize) -> bool {
+        // Under a flood with nothing idle, a refusal must stay cheap.
+        if self.idle.get() == 0 {
+            return false;
+        }
         let entries = self.entries.borrow();
         let start = self.hand.get();
-        for step in 0..entries.len() {
+        let looks = entries.len().min(most);
+        for step in 0..looks {
             let place = (start + step) % entries.len();
             let Some(Some(control)) = entries.get(place) else {
                 continue;
             };
-            if control.idle.get() && !control.close.get() {
+            if control.idle.get() && !control.close.get() && may(control) {
                 self.hand.set(place + 1);
                 control.tell_to_close();
                 return true;
             }
         }
+        self.hand.set((start + looks) % entries.len());
         false
     }
 
@@ -137,8 +140,34 @@ impl Connections {
     }
 }
 
+impl Entry {
+    /// Notes that the connection waits for its next request; true if it should close instead.
+    pub fn wait(&self, cx: &Context<'_>) -> bool {
+        let control = &self.control;
+        if !control.idle.replace(true) {
+            self.table.idle.set(self.table.idle.get() + 1);
+        }
+        let mut waker = control.waker.borrow_mut();
+        if !waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            *waker = Some(cx.waker().clone());
+        }
+        control.close.get()
+    }
+
+    /// Notes that a request has begun.
+    pub fn busy(&self) {
+        if self.control.idle.replace(false) {
+            self.table.idle.set(self.table.idle.get() - 1);
+        }
+    }
+}
+
 impl Drop for Entry {
     fn drop(&mut self) {
+        self.busy();
         if let Some(entry) = self.table.entries.borrow_mut().get_mut(self.place) {
             *entry = None;
         }
@@ -156,7 +185,7 @@ mod tests {
     }
 
     fn wait(entry: &Entry) -> bool {
-        entry.control.wait(&Context::from_waker(Waker::noop()))
+        entry.wait(&Context::from_waker(Waker::noop()))
     }
 
     #[test]
@@ -174,6 +203,25 @@ mod tests {
         drop(second);
         assert_eq!(table.count(), 2);
         assert_eq!(table.enter(bind()).place, 1, "places are used again");
+    }
+
+    #[test]
+    fn one_listener_makes_room_among_its_own_and_looks_at_a_part_at_a_time() {
+        let table = Rc::new(Connections::default());
+        let (own, other) = ("127.0.0.1:81".parse().unwrap(), bind());
+        let others: Vec<_> = (0..LOOKED_AT)
+            .map(|_| table.enter(Rc::clone(&other)))
+            .collect();
+        let mine = table.enter(Rc::new("127.0.0.1:81".parse().unwrap()));
+        assert!(!others.iter().any(wait) && !wait(&mine));
+        let own = [own];
+        assert!(!table.shed_one_on(&own), "not among the first");
+        assert!(table.shed_one_on(&own) && mine.control.should_close());
+        assert!(!others.iter().any(|one| one.control.should_close()));
+        mine.busy();
+        drop(others);
+        assert_eq!(table.idle.get(), 0);
+        assert!(!table.shed_one());
     }
 
     #[test]

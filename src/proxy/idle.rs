@@ -148,6 +148,23 @@ impl Idle {
         });
     }
 
+    /// Closes up to `most`, those first of each backend that have been idle for longest; says how many.
+    pub fn shed(&mut self, most: usize) -> usize {
+        let mut left = most;
+        self.lines.retain(|_, line| {
+            let closed = line.kept.len().min(left);
+            line.kept.drain(..closed);
+            left -= closed;
+            line.state
+                .metrics
+                .mine()
+                .connections_idle
+                .sub(closed as u64);
+            !line.kept.is_empty()
+        });
+        most - left
+    }
+
     /// Closes everything, at the end of the worker.
     pub fn clear(&mut self) {
         for (_, line) in self.lines.drain() {

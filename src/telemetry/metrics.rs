@@ -242,6 +242,8 @@ pub struct ListenerSlot {
     pub handshakes: [Count; 4],
     /// TLS handshakes that failed, in the order of `net::tls::FAULTS`.
     pub handshake_failures: [Count; 10],
+    /// Requests over a `rate_limit`.
+    pub rate_limited: Count,
 }
 
 /// What a pool counts; one more of these counts what never reached a pool.

@@ -67,6 +67,11 @@ const ANSWERS: &[(&str, &str, &str)] = &[
         "The request is not allowed from this address.",
     ),
     (
+        "rate_limited",
+        "http_request_denied",
+        "Too many requests from this address.",
+    ),
+    (
         "http_request_error",
         "http_request_error",
         "The request is malformed.",
@@ -134,6 +139,7 @@ fn phrase(status: u16) -> &'static str {
         413 => "Payload Too Large",
         414 => "URI Too Long",
         417 => "Expectation Failed",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",
@@ -174,7 +180,7 @@ pub fn expect_error_head(response: &Response, status: u16, reason: &str) -> Stri
     assert_eq!(one("Cache-Control"), "no-store", "{seen}");
     let tells_when = matches!(
         reason,
-        "destination_unavailable" | "connection_limit_reached" | "overload"
+        "destination_unavailable" | "connection_limit_reached" | "overload" | "rate_limited"
     );
     assert_eq!(response.count("Retry-After"), usize::from(tells_when));
     if tells_when {

@@ -361,6 +361,21 @@ impl Peer {
         )
     }
 
+    /// Like [`Peer::answering`], but at `/slow` not before the gate opens.
+    pub fn slow(gate: &Gate, body: &str) -> Self {
+        let (door, body) = (gate.clone(), body.to_owned());
+        Self::start(move |mut connection| {
+            while let Some(request) = connection.request() {
+                if request.target == "/slow" {
+                    door.wait();
+                }
+                if !connection.answer(&body) {
+                    return;
+                }
+            }
+        })
+    }
+
     /// Reads one request, then sends `bytes` and ends the connection.
     pub fn saying(bytes: impl Into<Vec<u8>>) -> Self {
         let bytes = bytes.into();

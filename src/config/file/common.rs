@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{At, Limit, Reader, quote, set};
 use crate::{
     base::address::{AddressError, BindAddress},
-    config::model::{Redirect, Retries, RetryConditions},
+    config::model::{RateLimit, Redirect, Retries, RetryConditions},
 };
 
 /// Shortest duration that is not zero.
@@ -267,6 +267,42 @@ fn conditions(reader: &mut Reader<'_>, at: At<'_>) -> RetryConditions {
         timeout,
         invalid,
     }
+}
+
+/// `rate_limit` of a listener or a route; `Some(None)` is `none`.
+pub(super) fn rate_limit(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    section: &str,
+) -> Option<Limit<RateLimit>> {
+    const EXAMPLE: &str = "write `{per_client: 100/s, burst: 200}`";
+    if at.is_word("none") {
+        return Some(None);
+    }
+    if let Some(text) = at.scalar() {
+        let help = match crate::base::units::rate(text) {
+            Ok(_) => format!("write `{{per_client: {text}}}`"),
+            Err(_) if matches!(text, "off" | "0") => "write `none` to switch it off".to_owned(),
+            Err(_) => EXAMPLE.to_owned(),
+        };
+        let message = format!("expected keys or `none`, found {}", quote(text));
+        reader.error(at, message, help);
+        return None;
+    }
+    let keys = reader.section(at, section)?;
+    let Some(rate) = keys.get("per_client") else {
+        reader.error_at_key(at, "`per_client` is missing", EXAMPLE);
+        return None;
+    };
+    let per_client = reader.rate(rate);
+    let burst = keys
+        .get("burst")
+        .map(|at| reader.integer(at, 1, 1_000_000).map(|burst| burst as u32));
+    let per_client = per_client?;
+    Some(Some(RateLimit {
+        per_client,
+        burst: burst.unwrap_or_else(|| Some(per_client.per_second()))?,
+    }))
 }
 
 /// `timeouts` of a pool or a route: what is given.

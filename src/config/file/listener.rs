@@ -2,7 +2,7 @@
 
 use super::{
     At, Binds, Names, Reader, Section,
-    common::{DAY, MS, bind, redirect},
+    common::{DAY, MS, bind, rate_limit, redirect},
     quote, set, tls,
 };
 use crate::config::model::{
@@ -98,15 +98,20 @@ fn http_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listene
     if let Some(at) = keys.get("timeouts") {
         listener.timeouts = timeouts(reader, at);
     }
+    if let Some(at) = keys.get("rate_limit") {
+        listener.rate_limit = rate_limit(reader, at, "listeners.NAME.rate_limit").flatten();
+    }
 }
 
 fn check_tcp(reader: &mut Reader<'_>, keys: &Section<'_>) {
-    for key in ["redirect", "http", "timeouts"] {
+    for key in ["redirect", "http", "timeouts", "rate_limit"] {
         if let Some(at) = keys.get(key) {
-            let help = if key == "timeouts" {
-                "the idle time of a session is `timeouts: {idle: 1h}` of its pool"
-            } else {
-                "remove it, or write `protocol: http`"
+            let help = match key {
+                "timeouts" => "the idle time of a session is `timeouts: {idle: 1h}` of its pool",
+                "rate_limit" => {
+                    "it counts requests; `limits: {connections_per_client: 100}` counts connections"
+                }
+                _ => "remove it, or write `protocol: http`",
             };
             reader.error_at_key(
                 at,

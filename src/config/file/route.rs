@@ -2,7 +2,9 @@
 
 use super::{
     At, Names, Reader, Section,
-    common::{clean_text, header_name, methods, redirect, retries, timeouts, warn_short_total},
+    common::{
+        clean_text, header_name, methods, rate_limit, redirect, retries, timeouts, warn_short_total,
+    },
     matching, quote, rewrite, set,
 };
 use crate::config::model::{Config, HeaderEdits, ListenerProtocol, Pool, Route, RouteAction};
@@ -40,6 +42,9 @@ pub(super) fn read(
     }
     if let Some(at) = keys.get("rewrite") {
         route.rewrite = rewrite::read(reader, at, &keys, &route);
+    }
+    if let Some(at) = keys.get("rate_limit") {
+        route.rate_limit = rate_limit(reader, at, "routes[].rate_limit");
     }
     if let Some(at) = keys.get("allow") {
         route.allow = reader.networks(at);

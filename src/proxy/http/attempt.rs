@@ -184,6 +184,7 @@ async fn response_head(
     io: &mut Io<'_>,
     sent: Instant,
 ) -> Result<(), Trouble> {
+    exchange.pace.rest();
     let mut wire = Wire {
         exchange,
         rules,
@@ -191,6 +192,7 @@ async fn response_head(
         upload,
         broken: None,
         progress: sent,
+        noted: None,
         sent,
     };
     for _ in 0..=MAX_INTERIM {
@@ -222,6 +224,8 @@ struct Wire<'w, 'e> {
     /// Sending failed: the backend may still have answered before it closed.
     broken: Option<io::Error>,
     progress: Instant,
+    /// What had been moved, and whether the backend was waited for, when the client's pace was last noted.
+    noted: Option<((u64, u64), bool)>,
     sent: Instant,
 }
 
@@ -318,13 +322,17 @@ impl Wire<'_, '_> {
     /// While the request is sent: the client must go on sending, and the backend reading.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Trouble>> {
         let for_backend = self.upload.waits_for_sink();
-        let listener = &self.exchange.place.listener.config.timeouts;
-        let idle = if for_backend {
-            self.rules.timeouts.response
+        let now = (self.upload.moved(), for_backend);
+        let pace = &mut self.exchange.pace;
+        if self.noted.replace(now) != Some(now) {
+            pace.note(!for_backend, now.0.0, self.progress);
+        }
+        let own = if for_backend {
+            let response = self.rules.timeouts.response;
+            response.map(|response| self.progress + response)
         } else {
-            listener.body_idle
+            pace.deadline(self.exchange.place.listener.config.timeouts.body_idle)
         };
-        let own = idle.map(|idle| self.progress + idle);
         let deadline = earlier(own, self.rules.end);
         let timer = &mut self.exchange.client.timer;
         timer.poll(cx, deadline).map(|()| {

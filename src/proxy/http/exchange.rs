@@ -9,17 +9,18 @@ use std::{
     net::IpAddr,
     rc::Rc,
     task::{Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
 use tokio::io::AsyncWrite;
 
 use super::{
-    Client, Next, Scratch,
+    Client, Next, PIPELINED, Scratch,
     attempt::{self, Attempt, Done},
     facts::{Active, Facts},
     forward::{self, Changes, Origin},
+    pace::{Pace, Reader},
     pump::Pump,
     read::{self, Reading},
     reply::{self, Ending, Reply},
@@ -94,10 +95,14 @@ pub(super) struct Exchange<'a> {
     pub head: &'a mut request::Head,
     pub request_id: &'a mut String,
     pub facts: Facts,
+    /// How fast the client sends its body.
+    pub pace: Pace,
     /// Where in the head's buffer the next request begins, if the body has been read to its end.
     rest: Option<usize>,
     /// The client's own wish, in a request that was read whole.
     asked_to_close: bool,
+    /// So many requests of one read were answered that what is behind this one is dropped.
+    too_many: bool,
 }
 
 /// Runs one exchange. Afterwards the head's buffer in `scratch` holds what was read beyond this request.
@@ -193,9 +198,16 @@ impl<'a> Exchange<'a> {
             head,
             request_id,
             facts: Facts::new(began),
+            pace: Pace::default(),
             rest: None,
             asked_to_close: false,
+            too_many: false,
         }
+    }
+
+    /// We want no further request on this connection, whatever the client wishes.
+    pub(super) fn must_close(&self) -> bool {
+        self.too_many || self.client.entry.control.should_close()
     }
 
     /// Gives the request its id, one that is refused as well.
@@ -222,6 +234,8 @@ impl<'a> Exchange<'a> {
         } = self.place;
         self.rest = self.end_of_body();
         self.asked_to_close = !self.head.keep_alive && self.rest.is_some();
+        let is_more = self.rest.is_some_and(|rest| rest < self.head.bytes.len());
+        self.too_many = self.client.row >= PIPELINED && is_more;
         if self.head.framing != Framing::None && self.is_over_body_limit() {
             return self.fail(Reason::RequestBodySize, io).await;
         }
@@ -236,7 +250,10 @@ impl<'a> Exchange<'a> {
             return self.fail(Reason::MisdirectedRequest, io).await;
         }
         if let Some(redirect) = &listener.config.redirect {
-            return self.redirect(redirect, io).await;
+            return match self.take_rate(None) {
+                Ok(()) => self.redirect(redirect, io).await,
+                Err(wait) => self.fail_for(wait, io).await,
+            };
         }
         let head = &*self.head;
         let has_header = |name: &str, test: &dyn Fn(&[u8]) -> bool| {
@@ -254,15 +271,18 @@ impl<'a> Exchange<'a> {
             Err(reason) => return self.fail(reason, io).await,
         };
         self.facts.route = route.map(|(index, _)| index);
+        if route.is_some_and(|(_, route)| !is_allowed(self.client.peer, &route.allow, &[])) {
+            return self.fail(Reason::RequestDenied, io).await;
+        }
+        if let Err(wait) = self.take_rate(self.facts.route) {
+            return self.fail_for(wait, io).await;
+        }
         let Some((route_index, route)) = route else {
             return match listener.config.pool {
                 Some(pool) => self.forward(pool, None, None, io).await,
                 None => self.fail(Reason::NoRoute, io).await,
             };
         };
-        if !is_allowed(self.client.peer, &route.allow, &[]) {
-            return self.fail(Reason::RequestDenied, io).await;
-        }
         let pool = match &route.action {
             RouteAction::Pool(pool) => *pool,
             RouteAction::Split(shares) => {
@@ -417,6 +437,9 @@ impl<'a> Exchange<'a> {
         // A tunnel has counted its own.
         self.facts.bytes_in += upload.body();
         let read_all = upload.has_read_all() || self.rest.is_some();
+        if upload.moved().0 > 0 {
+            self.client.row = 0;
+        }
         let in_upload = self.head.framing != Framing::None && upload.has_read_all();
         let (out, bytes, taken) = upload.into_buffers();
         *io.upload_out = out;
@@ -518,6 +541,15 @@ impl<'a> Exchange<'a> {
         self.reply(&reply, io).await
     }
 
+    /// Answers a request over its rate limit; `wait` is the time until one more is allowed.
+    async fn fail_for(&mut self, wait: Duration, io: &mut Io<'_>) -> Next {
+        let reason = Reason::RateLimited;
+        self.facts.reason = Some(reason);
+        let mut reply = reply::error(reason, &self.place.snapshot.config.errors, self.head);
+        reply.retry_after = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        self.reply(&reply, io).await
+    }
+
     /// Name and value of the field with the id of this request.
     pub(super) fn request_id_field(&self) -> (&str, &str) {
         (
@@ -530,8 +562,7 @@ impl<'a> Exchange<'a> {
     async fn reply(&mut self, reply: &Reply, io: &mut Io<'_>) -> Next {
         let unread =
             self.rest.is_none() && self.facts.attempts == 0 && self.head.framing != Framing::None;
-        let keep_alive =
-            self.head.keep_alive && !unread && !self.client.entry.control.should_close();
+        let keep_alive = self.head.keep_alive && !unread && !self.must_close();
         io.out.clear();
         let ending = Ending {
             is_head: self.head.text(self.head.method) == b"HEAD",
@@ -602,7 +633,7 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Writes all of `bytes`; a client that reads nothing for `timeouts.body_idle` is given up.
+/// Writes all of `bytes`; a client that reads too slowly by `timeouts.body_idle` is given up.
 pub(super) async fn write_all(
     client: &mut Client,
     bytes: &[u8],
@@ -611,20 +642,20 @@ pub(super) async fn write_all(
     let Client { stream, timer, .. } = client;
     let mut stream = std::pin::Pin::new(stream);
     let mut sent = 0;
-    let mut deadline = None;
+    let (mut reader, mut noted) = (Reader::default(), None);
     poll_fn(|cx| {
         while let Some(rest @ [_, ..]) = bytes.get(sent..) {
             match stream.as_mut().poll_write(cx, rest) {
-                Poll::Ready(Ok(count @ 1..)) => {
-                    sent += count;
-                    deadline = None;
-                }
+                Poll::Ready(Ok(count @ 1..)) => sent += count,
                 Poll::Ready(_) => return Poll::Ready(Err(Reason::ClientDisconnected)),
                 Poll::Pending => {
-                    let idle = || timeouts.body_idle.map(|idle| clock::now() + idle);
-                    deadline = deadline.or_else(idle);
-                    ready!(timer.poll(cx, deadline));
-                    return Poll::Ready(Err(Reason::ClientWriteTimeout));
+                    if noted.replace(sent) != Some(sent) {
+                        reader.note(true, sent as u64, clock::now());
+                    }
+                    ready!(timer.poll(cx, reader.deadline(timeouts.body_idle)));
+                    if reader.is_slow(stream.bytes_acked(), clock::now()) {
+                        return Poll::Ready(Err(Reason::ClientWriteTimeout));
+                    }
                 }
             }
         }
@@ -667,7 +698,7 @@ pub(in crate::proxy) fn is_allowed(peer: Option<IpAddr>, allow: &[IpNet], deny: 
     !contains(deny, peer) && (allow.is_empty() || contains(allow, peer))
 }
 
-fn contains(networks: &[IpNet], peer: IpAddr) -> bool {
+pub(super) fn contains(networks: &[IpNet], peer: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&peer))
 }
 

@@ -9,6 +9,8 @@ mod attempt;
 mod exchange;
 mod facts;
 mod forward;
+mod limit;
+mod pace;
 mod pump;
 mod read;
 mod reply;
@@ -25,6 +27,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::task::yield_now;
+
 use super::{connections::Entry, timer::Timer, worker::Worker};
 use crate::{
     base::{address::BindAddress, clock},
@@ -40,6 +44,10 @@ const LINGER_BYTES: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 /// Connections of a worker that may linger at a time; more are closed at once.
 const LINGERING: usize = 256;
+/// Requests that are answered of what one read brought; the client sends what is behind them again.
+const PIPELINED: u32 = 100;
+/// Requests of a pipeline after which other connections get their turn.
+const TURN: u32 = 8;
 /// Memory that is given back when a buffer has grown beyond it.
 const KEPT_CAPACITY: usize = pump::MEDIUM;
 
@@ -100,6 +108,8 @@ pub struct Client {
     listener: Option<(u64, usize)>,
     /// By when the first request must be whole, until it is.
     first: Option<Instant>,
+    /// Requests so far of what the last read brought.
+    row: u32,
 }
 
 /// What becomes of a connection after an exchange.
@@ -134,6 +144,7 @@ impl Client {
             timer: Timer::new(first.unwrap_or(now + Duration::from_hours(1))),
             listener: None,
             first,
+            row: 0,
         }
     }
 
@@ -167,7 +178,7 @@ impl Client {
             ..
         } = self;
         let readable = poll_fn(|cx| {
-            let told_to_close = entry.control.wait(cx);
+            let told_to_close = entry.wait(cx);
             if stream.poll_read_ready(cx).is_ready() {
                 return Poll::Ready(true);
             }
@@ -180,7 +191,7 @@ impl Client {
             Poll::Pending
         })
         .await;
-        entry.control.busy();
+        entry.busy();
         readable
     }
 }
@@ -207,6 +218,9 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
         let next = Box::pin(exchange::run(&worker, &mut client, &mut scratch)).await;
         if next == Next::KeepAlive && !scratch.head.bytes.is_empty() {
             rest = Some(scratch);
+            if client.row.is_multiple_of(TURN) {
+                yield_now().await;
+            }
             continue;
         }
         worker.give_scratch(scratch);

@@ -44,6 +44,7 @@ pub(super) async fn head(
     let before = head.bytes.len();
     let reading = read_head(client, head, limits, deadline).await;
     let received = (head.bytes.len() - before) as u64;
+    client.row = if received > 0 { 1 } else { client.row + 1 };
     listener.state.metrics.mine().received.add(received);
     reading
 }

@@ -17,6 +17,8 @@ pub(super) struct Reply {
     pub location: Option<String>,
     /// Error fields are added for it.
     pub reason: Option<Reason>,
+    /// Seconds for `Retry-After`; 0 is none.
+    pub retry_after: u64,
 }
 
 /// What the encoder must know of the request.
@@ -68,6 +70,7 @@ pub(super) fn error(reason: Reason, errors: &Errors, head: &Head) -> Reply {
         status,
         body: Some((kind, body)),
         reason: Some(reason),
+        retry_after: u64::from(reason.retry_after()),
         ..Reply::default()
     }
 }
@@ -182,12 +185,8 @@ impl Reply {
             encode::field(out, b"Cache-Control", b"no-store");
             let status = format!("balancer; error={}", reason.token());
             encode::field(out, b"Proxy-Status", status.as_bytes());
-            if reason.retry_after() > 0 {
-                encode::field(
-                    out,
-                    b"Retry-After",
-                    reason.retry_after().to_string().as_bytes(),
-                );
+            if self.retry_after > 0 {
+                encode::field(out, b"Retry-After", self.retry_after.to_string().as_bytes());
             }
             if reason == Reason::MethodNotAllowed {
                 encode::field(

@@ -6,7 +6,7 @@
 
 use std::{
     future::poll_fn,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,7 @@ use super::{
     },
     exchange::{Exchange, Io, Rules, describe, write_all},
     forward::{self, Delivery, ResponseExtra},
+    pace::Reader,
     pump::{Pump, PumpError},
     retry::{Failure, Stage},
 };
@@ -51,11 +52,10 @@ pub(super) async fn respond(
     io: &mut Io<'_>,
 ) -> Result<Done, Failure> {
     let delivery = Delivery::of(io.response.framing, exchange.head.version);
-    let draining = exchange.client.entry.control.should_close();
     // Whether the request was read to its end is known for sure only afterwards; a client that is told `close` has been
     // told the truth in every case.
     let keep_alive = exchange.head.keep_alive
-        && !draining
+        && !exchange.must_close()
         && upload.has_read_all()
         && delivery != Delivery::UntilClose;
     let mut download = encode_response(exchange, attempt, delivery, keep_alive, io);
@@ -213,6 +213,8 @@ async fn relay(
         upload_ended: upload.is_done(),
         upload,
         download,
+        reader: Reader::default(),
+        waits: None,
         progress: None,
     };
     loop {
@@ -234,6 +236,9 @@ struct Relay<'r, 'e> {
     upload: &'r mut Pump,
     upload_ended: bool,
     download: &'r mut Pump,
+    reader: Reader,
+    /// Whether the client was waited for to read, and to send, when its pace was last noted.
+    waits: Option<(bool, bool)>,
     /// When a byte was last moved.
     progress: Option<Instant>,
 }
@@ -256,10 +261,32 @@ impl Relay<'_, '_> {
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ResponseIncomplete)),
             Poll::Pending => {}
         }
-        if sent_on || after != before || self.progress.is_none() {
-            self.progress = Some(clock::now());
+        // Bytes that splice holds are not counted yet, but change who is waited for.
+        let waits = (self.waits_for_reader(), self.waits_for_body());
+        if sent_on || after != before || self.waits != Some(waits) {
+            self.note_progress(after.1, waits);
         }
         self.poll_deadline(cx).map(Err)
+    }
+
+    /// Something has moved, or nothing yet: whom both directions wait for may have changed.
+    fn note_progress(&mut self, written: u64, waits: (bool, bool)) {
+        let now = clock::now();
+        self.progress = Some(now);
+        self.waits = Some(waits);
+        self.reader.note(waits.0, written, now);
+        // While a response flows the client need not send.
+        let moved = self.upload.moved().0 + written;
+        self.exchange.pace.note(waits.1, moved, now);
+    }
+
+    fn waits_for_reader(&self) -> bool {
+        self.download.waits_for_sink()
+    }
+
+    /// A backend that still waits for the client's body is not to blame.
+    fn waits_for_body(&self) -> bool {
+        !self.waits_for_reader() && !self.upload_ended && !self.upload.waits_for_sink()
     }
 
     /// Sends on what is left of the request; true if some of it was moved.
@@ -277,27 +304,34 @@ impl Relay<'_, '_> {
         Ok(self.upload.moved() != before)
     }
 
-    /// Who is waited for has so long to move a byte. A backend that still waits for the client's body is not to blame.
+    /// Who is waited for has so long: the backend to move a byte, the client to keep its pace.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
         let body_idle = self.exchange.place.listener.config.timeouts.body_idle;
-        let for_body = !self.upload_ended && !self.upload.waits_for_sink();
-        let (idle, reason) = if self.download.waits_for_sink() {
-            (body_idle, Reason::ClientWriteTimeout)
-        } else if for_body {
-            (body_idle, Reason::RequestTimeout)
-        } else {
-            (self.rules.timeouts.idle, Reason::ResponseIdleTimeout)
-        };
-        let own = idle.and_then(|idle| Some(self.progress? + idle));
-        let deadline = earlier(own, self.rules.end);
-        let timer = &mut self.exchange.client.timer;
-        timer.poll(cx, deadline).map(|()| {
-            if deadline == self.rules.end {
-                Reason::TotalTimeout
+        loop {
+            let (own, reason) = if self.waits_for_reader() {
+                (self.reader.deadline(body_idle), Reason::ClientWriteTimeout)
+            } else if self.waits_for_body() {
+                let own = self.exchange.pace.deadline(body_idle);
+                (own, Reason::RequestTimeout)
             } else {
-                reason
+                let idle = self.rules.timeouts.idle;
+                let own = idle.and_then(|idle| Some(self.progress? + idle));
+                (own, Reason::ResponseIdleTimeout)
+            };
+            let deadline = earlier(own, self.rules.end);
+            let client = &mut *self.exchange.client;
+            ready!(client.timer.poll(cx, deadline));
+            if deadline == self.rules.end {
+                return Poll::Ready(Reason::TotalTimeout);
             }
-        })
+            let gives_up = reason != Reason::ClientWriteTimeout
+                || self
+                    .reader
+                    .is_slow(client.stream.bytes_acked(), clock::now());
+            if gives_up {
+                return Poll::Ready(reason);
+            }
+        }
     }
 }
 
