@@ -34,8 +34,9 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// Most bytes of an unread request that are thrown away before a connection is closed.
-const LINGER_BYTES: usize = 1 << 20;
+/// Most bytes of an unread request that are thrown away before a connection is closed. Clients that read nothing before
+/// they have sent everything lose the answer with larger bodies.
+const LINGER_BYTES: usize = 16 << 20;
 /// How long a closing connection waits for the client to read its last answer.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 /// Connections of a worker that may linger at a time; more are closed at once.
