@@ -196,9 +196,9 @@ fn a_post_meets_no_connection_that_was_closed_before() {
     }
 }
 
-/// Its first connection takes a head, answers early and reads nothing more: what is sent after the window is full
+/// Its first connection takes a head, answers when told to, and reads nothing more: what is sent after the window is full
 /// stays unacknowledged in the daemon's kernel. When told to, it ends its side. All others are in order.
-fn choked(end: Gate, closed: Gate) -> Peer {
+fn choked(sent: Gate, end: Gate, closed: Gate) -> Peer {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(2048).unwrap();
@@ -212,6 +212,7 @@ fn choked(end: Gate, closed: Gate) -> Peer {
                 return;
             }
             connection.head().unwrap();
+            sent.wait();
             connection.answer("early");
             end.wait();
             connection.finish();
@@ -223,11 +224,16 @@ fn choked(end: Gate, closed: Gate) -> Peer {
 
 #[test]
 fn a_post_that_the_backend_provably_never_saw_is_sent_again() {
-    let (gate, over) = (Gate::new(), Gate::new());
-    let peer = choked(gate.clone(), over.clone());
+    let (sent, gate, over) = (Gate::new(), Gate::new(), Gate::new());
+    let peer = choked(sent.clone(), gate.clone(), over.clone());
     let daemon = daemon(&[peer.address], "");
     let mut client = daemon.client("@web");
-    client.send(with_length("PATCH", &pattern(60_000)));
+    client.send(with_length("PATCH", &pattern(14_000)));
+    // All of it is with the kernel, so that the connection is one to be kept.
+    daemon.wait_for_metric("balancer_listener_received_bytes_total", |count| {
+        count > 14_000.0
+    });
+    sent.open();
     assert_eq!(client.response().unwrap().text(), "early");
     daemon.wait_for_metric("balancer_backend_connections_idle", |idle| idle > 0.5);
     client.send(with_length("POST", b"pay 5"));
@@ -489,4 +495,184 @@ fn an_upload_under_way_goes_on_at_the_next_backend() {
     assert_eq!(client.response().unwrap().text(), "good");
     assert_eq!(good.wait_for_requests(1)[0].body, b"firstother");
     assert_eq!((bad.connections(), good.connections()), (1, 1));
+}
+
+/// What a backend does with a request that it has read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    Closes,
+    Resets,
+    ClosesInTheHead,
+    ResetsInTheHead,
+    SaysNonsense,
+    SaysNothing,
+}
+
+/// Serves `/warm`, once a connection, and fails everything else in its own way.
+fn failing(fault: Fault) -> Peer {
+    Peer::start(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target == "/warm" {
+                connection.answer("warm");
+                continue;
+            }
+            match fault {
+                Fault::Closes => return,
+                Fault::Resets => return connection.reset(),
+                Fault::ClosesInTheHead => {
+                    connection.send("HTTP/1.1 200 OK\r\nCon");
+                    return;
+                }
+                Fault::ResetsInTheHead => {
+                    connection.send("HTTP/1.1 200 OK\r\nCon");
+                    return connection.reset();
+                }
+                Fault::SaysNonsense => return connection.send_last("nonsense\r\n\r\n"),
+                Fault::SaysNothing => connection.wait_for_end(),
+            }
+        }
+    })
+}
+
+/// A request, the method's idempotence, and its body: none, one that comes along, one that comes in chunks.
+fn acts() -> Vec<(bool, Vec<u8>)> {
+    let mut acts = Vec::new();
+    for (method, idempotent) in [
+        ("GET", true),
+        ("PUT", true),
+        ("DELETE", true),
+        ("POST", false),
+        ("PATCH", false),
+        ("LOCK", false),
+    ] {
+        let small = pattern(100);
+        for request in [
+            with_length(method, b""),
+            with_length(method, &small),
+            chunked(method, &small),
+        ] {
+            acts.push((idempotent, request));
+        }
+    }
+    acts
+}
+
+#[test]
+fn what_a_backend_may_have_acted_on_is_sent_once_unless_the_method_is_idempotent() {
+    let faults = [
+        Fault::Closes,
+        Fault::Resets,
+        Fault::ClosesInTheHead,
+        Fault::ResetsInTheHead,
+        Fault::SaysNonsense,
+        Fault::SaysNothing,
+    ];
+    thread::scope(|scope| {
+        for reused in [false, true] {
+            scope.spawn(move || {
+                for fault in faults {
+                    acts_are_sent_as_often_as_is_safe(fault, reused);
+                }
+            });
+        }
+    });
+}
+
+/// Sends each of [`acts`] to a backend that fails; `reused`: on a connection that has carried another request.
+fn acts_are_sent_as_often_as_is_safe(fault: Fault, reused: bool) {
+    let peer = failing(fault);
+    let patience = if fault == Fault::SaysNothing {
+        "100ms"
+    } else {
+        "15s"
+    };
+    let more = format!("    ejection: none\n    timeouts: {{response: {patience}}}\n");
+    let daemon = daemon(&[peer.address], &more);
+    for (idempotent, request) in acts() {
+        let mut client = daemon.client("@web");
+        if reused {
+            assert_eq!(client.request("GET", "/warm").unwrap().text(), "warm");
+        }
+        let (before, connections) = (peer.requests.all().len(), peer.connections());
+        client.send(&request);
+        let response = client.response().unwrap();
+        let shown = String::from_utf8_lossy(&request);
+        let what = format!("{fault:?}, reused {reused}, {shown:.20}");
+        assert_eq!(response.status, 502, "{what}");
+        let line = daemon.access_of(response.header("x-request-id").unwrap());
+        let is_stale = reused && matches!(fault, Fault::Closes | Fault::Resets);
+        // Twice more, and once before if it was the connection that was stale.
+        let times = match (idempotent, fault) {
+            (false, _) | (_, Fault::SaysNothing) => 1,
+            _ => 3 + usize::from(is_stale),
+        };
+        assert_eq!(line["attempts"], times, "{what}: {line}");
+        assert_eq!(peer.requests.all().len() - before, times, "{what}");
+        let made = times - usize::from(reused);
+        assert_eq!(peer.connections() - connections, made, "{what}");
+    }
+}
+
+/// The attempts of one GET on a connection that its backend closes as soon as it has read it.
+fn attempts_on_a_stale_connection(conditions: &str) -> (u16, u64) {
+    let peer = forgetful(Stale::ClosedAfter);
+    let more = format!("    ejection: none\n    retries: {{conditions: [{conditions}]}}\n");
+    let daemon = daemon(&[peer.address], &more);
+    let mut client = daemon.client("@web");
+    assert_eq!(client.request("GET", "/").unwrap().text(), "good");
+    let response = client.request("GET", "/").unwrap();
+    let id = response.header("x-request-id").unwrap();
+    let attempts = daemon.access_of(id)["attempts"].as_u64().unwrap();
+    (response.status, attempts)
+}
+
+#[test]
+fn connect_and_stale_are_conditions_of_their_own() {
+    let nobody = refused();
+    for (words, tries) in [("connect", 3), ("stale, terminated, timeout, invalid", 1)] {
+        let more = format!("    ejection: none\n    retries: {{conditions: [{words}]}}\n");
+        let daemon = daemon(&[nobody], &more);
+        // Nothing was sent: the method does not matter.
+        let id = expect_error(
+            &send(&daemon, &with_length("POST", b"pay 5")),
+            502,
+            "connection_refused",
+        );
+        assert_eq!(daemon.access_of(&id)["attempts"], tries, "{words}");
+    }
+    assert_eq!(attempts_on_a_stale_connection("stale"), (200, 2));
+    assert_eq!(
+        attempts_on_a_stale_connection("connect, timeout, invalid"),
+        (502, 1)
+    );
+    // It was closed before a whole response head, after all.
+    assert_eq!(attempts_on_a_stale_connection("terminated"), (200, 2));
+}
+
+#[test]
+fn each_method_is_tried_again_where_it_is_named_and_only_there() {
+    let peer = swallowing();
+    for method in [
+        "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "POST", "PATCH", "LOCK",
+    ] {
+        let named = format!("    retries: {{methods: [{method}]}}\n");
+        assert_eq!(attempts(&peer, &named, method), 3, "{method}");
+        let others = "    retries: {methods: [MERGE]}\n";
+        assert_eq!(attempts(&peer, others, method), 1, "{method}");
+    }
+}
+
+#[test]
+fn when_every_backend_has_been_tried_they_are_tried_again() {
+    let peers = [swallowing(), swallowing()];
+    let addresses = peers.each_ref().map(|peer| peer.address);
+    let more = "    ejection: none\n    retries: {attempts: 4}\n";
+    let daemon = daemon(&addresses, more);
+    let response = daemon.get("@web", "/").unwrap();
+    let id = expect_error(&response, 502, "connection_terminated");
+    assert_eq!(daemon.access_of(&id)["attempts"], 5);
+    let mut counts = peers.each_ref().map(Peer::connections);
+    counts.sort_unstable();
+    assert_eq!(counts.iter().sum::<usize>(), 5);
+    assert!(counts[0] >= 1, "the other one came first: {counts:?}");
 }
