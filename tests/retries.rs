@@ -393,9 +393,10 @@ fn retries_go_to_every_other_backend_before_any_a_second_time() {
 }
 
 /// The attempts that the log tells of one request to a backend that is broken in its own way.
-fn attempts(peer: &Peer, more: &str, method: &str) -> u64 {
-    let other = "    timeouts: {response: 100ms}\n    ejection: none\n";
-    let daemon = daemon(&[peer.address], &format!("{other}{more}"));
+/// `timeout` is the time for a response: short only for those that never send one.
+fn attempts(peer: &Peer, timeout: &str, more: &str, method: &str) -> u64 {
+    let other = format!("    timeouts: {{response: {timeout}}}\n    ejection: none\n");
+    let daemon = daemon(&[peer.address], &(other + more));
     let response = daemon.client("@web").request(method, "/").unwrap();
     assert_eq!(response.status, 502);
     let id = response.header("x-request-id").unwrap();
@@ -408,32 +409,43 @@ fn conditions_say_what_is_tried_again() {
     let invalid = Peer::saying("nonsense\r\n\r\n");
     let silent = Peer::silent();
     let only = |word: &str| format!("    retries: {{conditions: [{word}]}}\n");
-    for (peer, own) in [
-        (&terminated, "terminated"),
-        (&invalid, "invalid"),
-        (&silent, "timeout"),
+    for (peer, time, own) in [
+        (&terminated, "15s", "terminated"),
+        (&invalid, "15s", "invalid"),
+        (&silent, "100ms", "timeout"),
     ] {
         for word in ["terminated", "invalid", "timeout", "connect", "stale"] {
             let tries = if word == own { 3 } else { 1 };
-            assert_eq!(attempts(peer, &only(word), "GET"), tries, "{own} by {word}");
+            assert_eq!(
+                attempts(peer, time, &only(word), "GET"),
+                tries,
+                "{own} by {word}"
+            );
         }
-        assert_eq!(attempts(peer, "    retries: none\n", "GET"), 1);
-        assert_eq!(attempts(peer, "    retries: {attempts: 0}\n", "GET"), 1);
+        assert_eq!(attempts(peer, time, "    retries: none\n", "GET"), 1);
+        assert_eq!(
+            attempts(peer, time, "    retries: {attempts: 0}\n", "GET"),
+            1
+        );
     }
-    assert_eq!(attempts(&silent, "", "GET"), 1, "a timeout by default");
     assert_eq!(
-        attempts(&terminated, "    retries: {attempts: 5}\n", "GET"),
+        attempts(&silent, "100ms", "", "GET"),
+        1,
+        "a timeout by default"
+    );
+    assert_eq!(
+        attempts(&terminated, "15s", "    retries: {attempts: 5}\n", "GET"),
         6
     );
     let methods = "    retries: {methods: [POST]}\n";
-    assert_eq!(attempts(&terminated, methods, "POST"), 3);
-    assert_eq!(attempts(&terminated, methods, "GET"), 1);
+    assert_eq!(attempts(&terminated, "15s", methods, "POST"), 3);
+    assert_eq!(attempts(&terminated, "15s", methods, "GET"), 1);
 }
 
 #[test]
 fn a_response_timeout_is_not_tried_elsewhere_by_default() {
     let (silent, good) = (Peer::silent(), Peer::answering("good"));
-    let more = "    timeouts: {response: 150ms}\n";
+    let more = "    timeouts: {response: 500ms}\n";
     let daemon = daemon(&[silent.address, good.address], more);
     let mut statuses = [(); 4].map(|()| daemon.get("@web", "/").unwrap().status);
     statuses.sort_unstable();
@@ -656,9 +668,9 @@ fn each_method_is_tried_again_where_it_is_named_and_only_there() {
         "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "POST", "PATCH", "LOCK",
     ] {
         let named = format!("    retries: {{methods: [{method}]}}\n");
-        assert_eq!(attempts(&peer, &named, method), 3, "{method}");
+        assert_eq!(attempts(&peer, "15s", &named, method), 3, "{method}");
         let others = "    retries: {methods: [MERGE]}\n";
-        assert_eq!(attempts(&peer, others, method), 1, "{method}");
+        assert_eq!(attempts(&peer, "15s", others, method), 1, "{method}");
     }
 }
 
