@@ -190,7 +190,7 @@ fn leaving_client(world: &World) -> Seen {
 
 /// Reads nothing until it has been given up; then there is no end to the response.
 fn deaf_client(world: &World) -> Seen {
-    let mut client = world.daemon.client("@hasty");
+    let mut client = world.daemon.client("@unread");
     client.send("GET /torrent HTTP/1.1\r\nHost: test\r\n\r\n");
     world.line_of("client_write_timeout");
     assert!(matches!(client.rest(), Err(Cut::Reset(_))));
@@ -227,11 +227,11 @@ fn others() -> Vec<(&'static str, Peer, &'static str)> {
         "HTTP/1.1 200 OK\r\nX: {}\r\nContent-Length: 0\r\n\r\n",
         "a".repeat(100_000)
     );
-    let quick = "timeouts: {response: 200ms, idle: 200ms}";
+    let quick = "timeouts: {idle: 200ms}";
     vec![
         ("good", Peer::answering("good"), ""),
         ("hangs_up", Peer::saying("HTTP/1.1 200 OK\r\nCont"), ""),
-        ("silent", Peer::silent(), quick),
+        ("silent", Peer::silent(), "timeouts: {response: 200ms}"),
         ("endless", Peer::silent(), "timeouts: {total: 200ms}"),
         ("garbage", Peer::saying("220 ready\r\n"), ""),
         ("verbose", Peer::saying(verbose), ""),
@@ -281,7 +281,8 @@ fn config(profile: &str, pools: &[(&str, SocketAddr, &str)]) -> String {
     format!(
         "errors: {{status: {profile}}}\nlisteners:\n  \
          web: {{bind: \"@web\", http: {{max_header_size: 4KiB, max_headers: 10}}, limits: {{request_body: 1KiB}}}}\n  \
-         hasty: {{bind: \"@hasty\", timeouts: {{header: 200ms, body_idle: 200ms}}}}\n  \
+         hasty: {{bind: \"@hasty\", timeouts: {{header: 200ms}}}}\n  \
+         unread: {{bind: \"@unread\", timeouts: {{body_idle: 200ms}}}}\n  \
          full: {{bind: \"@full\", limits: {{connections: 1}}}}\n  \
          shut: {{bind: \"@shut\", deny: [127.0.0.0/8]}}\n\
          routes:\n  - {{path: /ok, respond: {{status: 200, body: fine}}}}\n  \

@@ -11,6 +11,7 @@ mod support;
 use std::{
     net::{SocketAddr, TcpListener},
     thread,
+    time::Duration,
 };
 
 use balancer::base::clock;
@@ -687,4 +688,25 @@ fn when_every_backend_has_been_tried_they_are_tried_again() {
     counts.sort_unstable();
     assert_eq!(counts.iter().sum::<usize>(), 5);
     assert!(counts[0] >= 1, "the other one came first: {counts:?}");
+}
+
+#[test]
+fn the_time_to_the_first_byte_is_that_of_the_try_that_answered() {
+    let peer = Peer::start(|mut connection| {
+        let first = connection.number() == 0;
+        connection.request();
+        if first {
+            return connection.send_last("HTTP/1.1 103 Early Hints\r\n\r\n");
+        }
+        // The pace of this backend is what is measured.
+        thread::sleep(Duration::from_millis(300));
+        connection.answer("late");
+    });
+    let daemon = daemon(&[peer.address], "");
+    let mut client = daemon.client("@web");
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    assert_eq!(client.response().unwrap().status, 103);
+    assert_eq!(client.response().unwrap().text(), "late");
+    let line = daemon.wait_for_access(|line| line["attempts"] == 2);
+    assert!(line["t_first_byte"].as_f64().unwrap() >= 0.3, "{line}");
 }
