@@ -183,12 +183,14 @@ fn a_client_that_resets_while_a_further_try_connects_is_noticed_at_once() {
 
 #[test]
 fn no_further_try_is_made_for_a_client_that_is_gone() {
-    let (asked, left) = (Gate::new(), Gate::new());
-    let (told, may_close) = (asked.clone(), left.clone());
+    let [asked, left, closed] = [(); 3].map(|()| Gate::new());
+    let (told, may_close, done) = (asked.clone(), left.clone(), closed.clone());
     let peer = Peer::start(move |mut connection| {
         connection.request();
         told.open();
         may_close.wait();
+        drop(connection);
+        done.open();
     });
     let daemon = daemon(&[peer.address], "");
     let mut client = daemon.client("@web");
@@ -198,7 +200,7 @@ fn no_further_try_is_made_for_a_client_that_is_gone() {
     daemon.signal(Signal::STOP);
     client.reset();
     left.open();
-    thread::sleep(Duration::from_millis(100));
+    closed.wait();
     daemon.signal(Signal::CONT);
     has_left(&daemon, clock::now(), 1);
     assert_eq!(peer.connections(), 1);
@@ -425,5 +427,20 @@ fn a_reset_after_the_end_of_a_response_harms_nobody() {
         }
         let cut = daemon.metric("balancer_errors_total{reason=\"http_response_incomplete\"}");
         assert_eq!(cut as u64, 0, "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_reset_behind_the_head_of_a_chunked_response_is_an_error_or_a_cut() {
+    let peer = Peer::resetting_after("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let daemon = daemon(&[peer.address], "");
+    for _ in 0..20 {
+        let mut client = daemon.client("@web");
+        client.send(GET);
+        match client.response() {
+            Ok(response) => drop(expect_error(&response, 502, "connection_terminated")),
+            // The head was passed on before the reset came.
+            Err(cut) => assert!(matches!(cut, Cut::Short(_) | Cut::Reset(_)), "{cut:?}"),
+        }
     }
 }
