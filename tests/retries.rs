@@ -11,6 +11,7 @@ mod support;
 use std::{
     net::{SocketAddr, TcpListener},
     thread,
+    time::Duration,
 };
 
 use balancer::base::clock;
@@ -196,9 +197,9 @@ fn a_post_meets_no_connection_that_was_closed_before() {
     }
 }
 
-/// Its first connection takes a head, answers early and reads nothing more: what is sent after the window is full
+/// Its first connection takes a head, answers when told to, and reads nothing more: what is sent after the window is full
 /// stays unacknowledged in the daemon's kernel. When told to, it ends its side. All others are in order.
-fn choked(end: Gate, closed: Gate) -> Peer {
+fn choked(sent: Gate, end: Gate, closed: Gate) -> Peer {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(2048).unwrap();
@@ -212,6 +213,7 @@ fn choked(end: Gate, closed: Gate) -> Peer {
                 return;
             }
             connection.head().unwrap();
+            sent.wait();
             connection.answer("early");
             end.wait();
             connection.finish();
@@ -223,11 +225,16 @@ fn choked(end: Gate, closed: Gate) -> Peer {
 
 #[test]
 fn a_post_that_the_backend_provably_never_saw_is_sent_again() {
-    let (gate, over) = (Gate::new(), Gate::new());
-    let peer = choked(gate.clone(), over.clone());
+    let (sent, gate, over) = (Gate::new(), Gate::new(), Gate::new());
+    let peer = choked(sent.clone(), gate.clone(), over.clone());
     let daemon = daemon(&[peer.address], "");
     let mut client = daemon.client("@web");
-    client.send(with_length("PATCH", &pattern(60_000)));
+    client.send(with_length("PATCH", &pattern(14_000)));
+    // All of it is with the kernel, so that the connection is one to be kept.
+    daemon.wait_for_metric("balancer_listener_received_bytes_total", |count| {
+        count > 14_000.0
+    });
+    sent.open();
     assert_eq!(client.response().unwrap().text(), "early");
     daemon.wait_for_metric("balancer_backend_connections_idle", |idle| idle > 0.5);
     client.send(with_length("POST", b"pay 5"));
@@ -387,9 +394,10 @@ fn retries_go_to_every_other_backend_before_any_a_second_time() {
 }
 
 /// The attempts that the log tells of one request to a backend that is broken in its own way.
-fn attempts(peer: &Peer, more: &str, method: &str) -> u64 {
-    let other = "    timeouts: {response: 100ms}\n    ejection: none\n";
-    let daemon = daemon(&[peer.address], &format!("{other}{more}"));
+/// `timeout` is the time for a response: short only for those that never send one.
+fn attempts(peer: &Peer, timeout: &str, more: &str, method: &str) -> u64 {
+    let other = format!("    timeouts: {{response: {timeout}}}\n    ejection: none\n");
+    let daemon = daemon(&[peer.address], &(other + more));
     let response = daemon.client("@web").request(method, "/").unwrap();
     assert_eq!(response.status, 502);
     let id = response.header("x-request-id").unwrap();
@@ -402,32 +410,43 @@ fn conditions_say_what_is_tried_again() {
     let invalid = Peer::saying("nonsense\r\n\r\n");
     let silent = Peer::silent();
     let only = |word: &str| format!("    retries: {{conditions: [{word}]}}\n");
-    for (peer, own) in [
-        (&terminated, "terminated"),
-        (&invalid, "invalid"),
-        (&silent, "timeout"),
+    for (peer, time, own) in [
+        (&terminated, "15s", "terminated"),
+        (&invalid, "15s", "invalid"),
+        (&silent, "100ms", "timeout"),
     ] {
         for word in ["terminated", "invalid", "timeout", "connect", "stale"] {
             let tries = if word == own { 3 } else { 1 };
-            assert_eq!(attempts(peer, &only(word), "GET"), tries, "{own} by {word}");
+            assert_eq!(
+                attempts(peer, time, &only(word), "GET"),
+                tries,
+                "{own} by {word}"
+            );
         }
-        assert_eq!(attempts(peer, "    retries: none\n", "GET"), 1);
-        assert_eq!(attempts(peer, "    retries: {attempts: 0}\n", "GET"), 1);
+        assert_eq!(attempts(peer, time, "    retries: none\n", "GET"), 1);
+        assert_eq!(
+            attempts(peer, time, "    retries: {attempts: 0}\n", "GET"),
+            1
+        );
     }
-    assert_eq!(attempts(&silent, "", "GET"), 1, "a timeout by default");
     assert_eq!(
-        attempts(&terminated, "    retries: {attempts: 5}\n", "GET"),
+        attempts(&silent, "100ms", "", "GET"),
+        1,
+        "a timeout by default"
+    );
+    assert_eq!(
+        attempts(&terminated, "15s", "    retries: {attempts: 5}\n", "GET"),
         6
     );
     let methods = "    retries: {methods: [POST]}\n";
-    assert_eq!(attempts(&terminated, methods, "POST"), 3);
-    assert_eq!(attempts(&terminated, methods, "GET"), 1);
+    assert_eq!(attempts(&terminated, "15s", methods, "POST"), 3);
+    assert_eq!(attempts(&terminated, "15s", methods, "GET"), 1);
 }
 
 #[test]
 fn a_response_timeout_is_not_tried_elsewhere_by_default() {
     let (silent, good) = (Peer::silent(), Peer::answering("good"));
-    let more = "    timeouts: {response: 150ms}\n";
+    let more = "    timeouts: {response: 500ms}\n";
     let daemon = daemon(&[silent.address, good.address], more);
     let mut statuses = [(); 4].map(|()| daemon.get("@web", "/").unwrap().status);
     statuses.sort_unstable();
@@ -489,4 +508,205 @@ fn an_upload_under_way_goes_on_at_the_next_backend() {
     assert_eq!(client.response().unwrap().text(), "good");
     assert_eq!(good.wait_for_requests(1)[0].body, b"firstother");
     assert_eq!((bad.connections(), good.connections()), (1, 1));
+}
+
+/// What a backend does with a request that it has read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    Closes,
+    Resets,
+    ClosesInTheHead,
+    ResetsInTheHead,
+    SaysNonsense,
+    SaysNothing,
+}
+
+/// Serves `/warm`, once a connection, and fails everything else in its own way.
+fn failing(fault: Fault) -> Peer {
+    Peer::start(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target == "/warm" {
+                connection.answer("warm");
+                continue;
+            }
+            match fault {
+                Fault::Closes => return,
+                Fault::Resets => return connection.reset(),
+                Fault::ClosesInTheHead => {
+                    connection.send("HTTP/1.1 200 OK\r\nCon");
+                    return;
+                }
+                Fault::ResetsInTheHead => {
+                    connection.send("HTTP/1.1 200 OK\r\nCon");
+                    return connection.reset();
+                }
+                Fault::SaysNonsense => return connection.send_last("nonsense\r\n\r\n"),
+                Fault::SaysNothing => connection.wait_for_end(),
+            }
+        }
+    })
+}
+
+/// A request, the method's idempotence, and its body: none, one that comes along, one that comes in chunks.
+fn acts() -> Vec<(bool, Vec<u8>)> {
+    let mut acts = Vec::new();
+    for (method, idempotent) in [
+        ("GET", true),
+        ("PUT", true),
+        ("DELETE", true),
+        ("POST", false),
+        ("PATCH", false),
+        ("LOCK", false),
+    ] {
+        let small = pattern(100);
+        for request in [
+            with_length(method, b""),
+            with_length(method, &small),
+            chunked(method, &small),
+        ] {
+            acts.push((idempotent, request));
+        }
+    }
+    acts
+}
+
+#[test]
+fn what_a_backend_may_have_acted_on_is_sent_once_unless_the_method_is_idempotent() {
+    let faults = [
+        Fault::Closes,
+        Fault::Resets,
+        Fault::ClosesInTheHead,
+        Fault::ResetsInTheHead,
+        Fault::SaysNonsense,
+        Fault::SaysNothing,
+    ];
+    thread::scope(|scope| {
+        for reused in [false, true] {
+            scope.spawn(move || {
+                for fault in faults {
+                    acts_are_sent_as_often_as_is_safe(fault, reused);
+                }
+            });
+        }
+    });
+}
+
+/// Sends each of [`acts`] to a backend that fails; `reused`: on a connection that has carried another request.
+fn acts_are_sent_as_often_as_is_safe(fault: Fault, reused: bool) {
+    let peer = failing(fault);
+    let patience = if fault == Fault::SaysNothing {
+        "100ms"
+    } else {
+        "15s"
+    };
+    let more = format!("    ejection: none\n    timeouts: {{response: {patience}}}\n");
+    let daemon = daemon(&[peer.address], &more);
+    for (idempotent, request) in acts() {
+        let mut client = daemon.client("@web");
+        if reused {
+            assert_eq!(client.request("GET", "/warm").unwrap().text(), "warm");
+        }
+        let (before, connections) = (peer.requests.all().len(), peer.connections());
+        client.send(&request);
+        let response = client.response().unwrap();
+        let shown = String::from_utf8_lossy(&request);
+        let what = format!("{fault:?}, reused {reused}, {shown:.20}");
+        assert_eq!(response.status, 502, "{what}");
+        let line = daemon.access_of(response.header("x-request-id").unwrap());
+        let is_stale = reused && matches!(fault, Fault::Closes | Fault::Resets);
+        // Twice more, and once before if it was the connection that was stale.
+        let times = match (idempotent, fault) {
+            (false, _) | (_, Fault::SaysNothing) => 1,
+            _ => 3 + usize::from(is_stale),
+        };
+        assert_eq!(line["attempts"], times, "{what}: {line}");
+        assert_eq!(peer.requests.all().len() - before, times, "{what}");
+        let made = times - usize::from(reused);
+        assert_eq!(peer.connections() - connections, made, "{what}");
+    }
+}
+
+/// The attempts of one GET on a connection that its backend closes as soon as it has read it.
+fn attempts_on_a_stale_connection(conditions: &str) -> (u16, u64) {
+    let peer = forgetful(Stale::ClosedAfter);
+    let more = format!("    ejection: none\n    retries: {{conditions: [{conditions}]}}\n");
+    let daemon = daemon(&[peer.address], &more);
+    let mut client = daemon.client("@web");
+    assert_eq!(client.request("GET", "/").unwrap().text(), "good");
+    let response = client.request("GET", "/").unwrap();
+    let id = response.header("x-request-id").unwrap();
+    let attempts = daemon.access_of(id)["attempts"].as_u64().unwrap();
+    (response.status, attempts)
+}
+
+#[test]
+fn connect_and_stale_are_conditions_of_their_own() {
+    let nobody = refused();
+    for (words, tries) in [("connect", 3), ("stale, terminated, timeout, invalid", 1)] {
+        let more = format!("    ejection: none\n    retries: {{conditions: [{words}]}}\n");
+        let daemon = daemon(&[nobody], &more);
+        // Nothing was sent: the method does not matter.
+        let id = expect_error(
+            &send(&daemon, &with_length("POST", b"pay 5")),
+            502,
+            "connection_refused",
+        );
+        assert_eq!(daemon.access_of(&id)["attempts"], tries, "{words}");
+    }
+    assert_eq!(attempts_on_a_stale_connection("stale"), (200, 2));
+    assert_eq!(
+        attempts_on_a_stale_connection("connect, timeout, invalid"),
+        (502, 1)
+    );
+    // It was closed before a whole response head, after all.
+    assert_eq!(attempts_on_a_stale_connection("terminated"), (200, 2));
+}
+
+#[test]
+fn each_method_is_tried_again_where_it_is_named_and_only_there() {
+    let peer = swallowing();
+    for method in [
+        "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "POST", "PATCH", "LOCK",
+    ] {
+        let named = format!("    retries: {{methods: [{method}]}}\n");
+        assert_eq!(attempts(&peer, "15s", &named, method), 3, "{method}");
+        let others = "    retries: {methods: [MERGE]}\n";
+        assert_eq!(attempts(&peer, "15s", others, method), 1, "{method}");
+    }
+}
+
+#[test]
+fn when_every_backend_has_been_tried_they_are_tried_again() {
+    let peers = [swallowing(), swallowing()];
+    let addresses = peers.each_ref().map(|peer| peer.address);
+    let more = "    ejection: none\n    retries: {attempts: 4}\n";
+    let daemon = daemon(&addresses, more);
+    let response = daemon.get("@web", "/").unwrap();
+    let id = expect_error(&response, 502, "connection_terminated");
+    assert_eq!(daemon.access_of(&id)["attempts"], 5);
+    let mut counts = peers.each_ref().map(Peer::connections);
+    counts.sort_unstable();
+    assert_eq!(counts.iter().sum::<usize>(), 5);
+    assert!(counts[0] >= 1, "the other one came first: {counts:?}");
+}
+
+#[test]
+fn the_time_to_the_first_byte_is_that_of_the_try_that_answered() {
+    let peer = Peer::start(|mut connection| {
+        let first = connection.number() == 0;
+        connection.request();
+        if first {
+            return connection.send_last("HTTP/1.1 103 Early Hints\r\n\r\n");
+        }
+        // The pace of this backend is what is measured.
+        thread::sleep(Duration::from_millis(300));
+        connection.answer("late");
+    });
+    let daemon = daemon(&[peer.address], "");
+    let mut client = daemon.client("@web");
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    assert_eq!(client.response().unwrap().status, 103);
+    assert_eq!(client.response().unwrap().text(), "late");
+    let line = daemon.wait_for_access(|line| line["attempts"] == 2);
+    assert!(line["t_first_byte"].as_f64().unwrap() >= 0.3, "{line}");
 }

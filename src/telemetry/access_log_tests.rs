@@ -261,18 +261,3 @@ fn without_an_output_nothing_is_wanted() {
     let mut random = Random::seeded(1);
     assert!(!log.wants(502, Some(Reason::Overload), TOOK, &mut random));
 }
-
-#[test]
-fn a_line_costs_about_a_microsecond() {
-    let (record, request) = (record(), request());
-    let mut line = Vec::new();
-    let began = clock::now();
-    for _ in 0..20_000 {
-        line.clear();
-        json_line(&mut line, BEGAN, &record, &request, &[], TOOK);
-    }
-    let each = (clock::now() - began) / 20_000;
-    println!("{each:?} for {} bytes", line.len());
-    // Generous: this also runs unoptimised and beside other tests. It catches a formatter that allocates or scans twice.
-    assert!(each < Duration::from_micros(100), "{each:?}");
-}

@@ -42,6 +42,26 @@ const ANSWERS: &[(&str, &str, &str)] = &[
         "The request was not fulfilled in the time allowed for it.",
     ),
     (
+        "tls_protocol_error",
+        "tls_protocol_error",
+        "A secure connection to the upstream server could not be established.",
+    ),
+    (
+        "tls_certificate_error",
+        "tls_certificate_error",
+        "The upstream server could not prove its identity.",
+    ),
+    (
+        "tls_required",
+        "http_request_error",
+        "This port speaks HTTPS, and the request came in plain HTTP.",
+    ),
+    (
+        "misdirected_request",
+        "http_request_error",
+        "This connection is for another host.",
+    ),
+    (
         "proxy_protocol_error",
         "http_protocol_error",
         "The server received an invalid response from the upstream server while trying to fulfill the request.",
@@ -139,6 +159,7 @@ fn phrase(status: u16) -> &'static str {
         413 => "Payload Too Large",
         414 => "URI Too Long",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",

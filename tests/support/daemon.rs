@@ -60,7 +60,7 @@ impl Daemon {
             }
             let errors = daemon.stderr.all().join("\n");
             assert!(
-                errors.contains("in use"),
+                is_about_a_port(&errors),
                 "the daemon did not get ready:\n{errors}"
             );
         }
@@ -120,7 +120,7 @@ impl Daemon {
                 self.stderr
                     .all()
                     .iter()
-                    .any(|line| line.contains("in use"))
+                    .any(|line| is_about_a_port(line))
                     .then_some(())
             });
         }
@@ -409,6 +409,11 @@ fn messages(socket: UnixDatagram) -> Receiver<String> {
         }
     });
     receiver
+}
+
+/// Somebody else got the port in between: listeners and the admin server say it in their own words.
+fn is_about_a_port(error: &str) -> bool {
+    error.contains("is taken by another process") || error.contains("in use")
 }
 
 fn has(message: &str, wanted: &str) -> bool {

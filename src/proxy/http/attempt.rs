@@ -11,6 +11,8 @@ use std::{
     time::Instant,
 };
 
+use tokio::select;
+
 use super::{
     Client, Next,
     exchange::{Exchange, Io, Rules, describe, write_all},
@@ -28,7 +30,8 @@ use crate::{
     reason::Reason,
 };
 
-/// Most 1xx responses before the final one: more are a flood.
+/// Most 1xx responses of a try before the final one: more are a flood. Also the most that a client gets of one exchange,
+/// whatever the tries after the first send.
 const MAX_INTERIM: u32 = 16;
 
 /// Bytes of a response head that are parsed as they come.
@@ -55,6 +58,13 @@ pub(super) enum Done {
 /// Why there is no response head.
 enum Trouble {
     Backend(Reason, String),
+    Client(Reason),
+}
+
+/// Why there is no connection.
+enum Unconnected {
+    Backend(Failure),
+    /// The client is gone, or the time for the whole exchange is over.
     Client(Reason),
 }
 
@@ -89,9 +99,14 @@ pub(super) async fn run(
         idle.borrow_mut().take(attempt.lease, started)
     };
     exchange.facts.reused = kept.is_some();
+    exchange.facts.first_byte = None;
     let mut backend = match kept {
         Some(kept) => kept,
-        None => Box::pin(connect(exchange, attempt, started)).await?,
+        None => match Box::pin(connect(exchange, attempt, started)).await {
+            Ok(made) => made,
+            Err(Unconnected::Backend(failure)) => return Err(failure),
+            Err(Unconnected::Client(reason)) => return Ok(Done::Client(reason)),
+        },
     };
     let in_use = InUse::new(&attempt.lease.state);
     backend.exchanges += 1;
@@ -131,20 +146,32 @@ pub(super) async fn run(
     respond::respond(exchange, attempt, backend, upload, io).await
 }
 
+/// Connects, for as long as the client is there.
 async fn connect(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
     started: Instant,
-) -> Result<BackendConnection, Failure> {
+) -> Result<BackendConnection, Unconnected> {
     let metrics = attempt.lease.state.metrics.mine();
     let own = started + attempt.rules.timeouts.connect;
     let deadline = attempt.rules.end.map_or(own, |end| end.min(own));
-    let connected = match connect::connect(&attempt.lease.state, deadline).await {
-        Ok(stream) => {
-            let tls = attempt.pool.config.tls.as_ref();
-            tls::secure(stream, tls, &attempt.lease.state.address, deadline).await
+    let reach = async {
+        let state = &attempt.lease.state;
+        let stream = connect::connect(state, deadline).await?;
+        tls::secure(
+            stream,
+            attempt.pool.config.tls.as_ref(),
+            &state.address,
+            deadline,
+        )
+        .await
+    };
+    let connected = select! {
+        biased;
+        connected = reach => connected,
+        () = exchange.client.stream.gone() => {
+            return Err(Unconnected::Client(Reason::ClientDisconnected));
         }
-        Err(error) => Err(error),
     };
     let now = clock::now();
     exchange.facts.connect = Some(now.saturating_duration_since(started));
@@ -155,22 +182,17 @@ async fn connect(
         }
         Err(error) => {
             metrics.connections_failed.add(1);
-            let is_total = attempt.rules.end.is_some_and(|end| now >= end);
-            Err(Failure {
-                stage: if is_total {
-                    Stage::Response
-                } else {
-                    Stage::Connect
-                },
-                reason: if is_total {
-                    Reason::TotalTimeout
-                } else {
-                    error.reason
-                },
+            // What ended is the time for all tries together: no backend is to blame.
+            if attempt.rules.end.is_some_and(|end| now >= end) {
+                return Err(Unconnected::Client(Reason::TotalTimeout));
+            }
+            Err(Unconnected::Backend(Failure {
+                stage: Stage::Connect,
+                reason: error.reason,
                 stale: false,
                 unseen: true,
                 detail: error.to_string(),
-            })
+            }))
         }
     }
 }
@@ -321,7 +343,7 @@ impl Wire<'_, '_> {
 
     /// While the request is sent: the client must go on sending, and the backend reading.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Trouble>> {
-        let for_backend = self.upload.waits_for_sink();
+        let for_backend = self.upload.waits_for_sink() || self.waits_for_invitation();
         let now = (self.upload.moved(), for_backend);
         let pace = &mut self.exchange.pace;
         if self.noted.replace(now) != Some(now) {
@@ -343,6 +365,13 @@ impl Wire<'_, '_> {
                 Trouble::Client(Reason::RequestTimeout)
             })
         })
+    }
+
+    /// A client that asked first sends no body before the backend has said 100, RFC 9110 section 10.1.1.
+    fn waits_for_invitation(&self) -> bool {
+        let Exchange { head, facts, .. } = &*self.exchange;
+        let nothing_came = self.upload.body() == 0 && self.upload.moved().0 == 0;
+        head.expects_continue && facts.interim == 0 && nothing_came
     }
 
     fn response_deadline(&self) -> Option<Instant> {
@@ -378,9 +407,11 @@ impl Wire<'_, '_> {
             client,
             head,
             place,
+            facts,
             ..
         } = &mut *self.exchange;
-        if head.version == Version::Http11 {
+        if head.version == Version::Http11 && facts.interim < MAX_INTERIM {
+            facts.interim += 1;
             io.out.clear();
             forward::interim_head(io.out, io.response, io.response_bytes, ("", ""));
             let timeouts = &place.listener.config.timeouts;
@@ -525,4 +556,10 @@ pub(super) async fn is_gone_when_woken(client: &Stream) -> bool {
         }
     })
     .await
+}
+
+/// True if the client has reset its connection, as far as the driver has seen.
+pub(super) async fn is_gone(client: &Stream) -> bool {
+    let mut gone = pin!(client.gone());
+    poll_fn(|cx| Poll::Ready(gone.as_mut().poll(cx).is_ready())).await
 }

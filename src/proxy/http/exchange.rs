@@ -426,6 +426,10 @@ impl<'a> Exchange<'a> {
                     tried.push(lease.index);
                 }
             }
+            if attempt::is_gone(&self.client.stream).await {
+                let reason = Reason::ClientDisconnected;
+                return self.fail_forwarding(reason, upload, io).await;
+            }
             pool.state.metrics.mine().retries.add(failure.reason);
             upload.replay(io.request_out);
         }

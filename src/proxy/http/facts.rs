@@ -27,6 +27,8 @@ pub(super) struct Facts {
     pub pool: Option<usize>,
     pub backend: Option<usize>,
     pub attempts: u32,
+    /// 1xx responses that the client got.
+    pub interim: u32,
     pub reused: bool,
     pub request: Option<Duration>,
     pub connect: Option<Duration>,
@@ -50,6 +52,7 @@ impl Facts {
             pool: None,
             backend: None,
             attempts: 0,
+            interim: 0,
             reused: false,
             request: Some(clock::now().saturating_duration_since(began)),
             connect: None,
@@ -153,6 +156,8 @@ impl Drop for Exchange<'_> {
         if !self.facts.recorded {
             // The task was dropped in the middle: only the end of a drain does that.
             self.facts.reason = Some(Reason::DrainTimeout);
+            // A response that ends with its connection would look whole.
+            self.client.stream.set_reset_on_close();
             self.record();
         }
     }

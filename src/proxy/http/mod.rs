@@ -38,10 +38,13 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// Most bytes of an unread request that are thrown away before a connection is closed.
-const LINGER_BYTES: usize = 1 << 20;
-/// How long a closing connection waits for the client to read its last answer.
-const LINGER_TIME: Duration = Duration::from_secs(2);
+/// Most bytes of an unread request that are thrown away before a connection is closed. Clients that read nothing before
+/// they have sent everything lose the answer with larger bodies.
+const LINGER_BYTES: usize = 16 << 20;
+/// How long a closing connection waits for a client that sends nothing more to read its last answer and close.
+const LINGER_IDLE: Duration = Duration::from_secs(2);
+/// How long it waits for one that goes on sending.
+const LINGER_TIME: Duration = Duration::from_secs(8);
 /// Connections of a worker that may linger at a time; more are closed at once.
 const LINGERING: usize = 256;
 /// Requests that are answered of what one read brought; the client sends what is behind them again.
@@ -240,15 +243,22 @@ async fn linger(worker: &Worker, mut client: Client) {
         return;
     }
     worker.lingering.set(worker.lingering.get() + 1);
-    let deadline = clock::now() + LINGER_TIME;
+    let began = clock::now();
+    let mut quiet_since = began;
     let mut waste = [0_u8; 4096];
     let mut left = LINGER_BYTES;
     poll_fn(|cx| {
         loop {
             match client.stream.poll_read_buf(cx, &mut waste) {
-                Poll::Ready(Ok(count)) if count > 0 && count < left => left -= count,
+                Poll::Ready(Ok(count)) if count > 0 && count < left => {
+                    left -= count;
+                    quiet_since = clock::now();
+                }
                 Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => return client.timer.poll(cx, Some(deadline)),
+                Poll::Pending => {
+                    let deadline = (began + LINGER_TIME).min(quiet_since + LINGER_IDLE);
+                    return client.timer.poll(cx, Some(deadline));
+                }
             }
         }
     })

@@ -66,6 +66,8 @@ pub(super) async fn respond(
         check_first_chunk(exchange, &mut download, &mut backend).await?;
     }
     count_answer(exchange, attempt, io.response);
+    // A backend that answers before it has the whole request may leave the rest unread, and take it for another one.
+    let was_asked = upload.is_done();
     let relayed = relay(exchange, attempt.rules, &mut backend, upload, &mut download).await;
     exchange.facts.bytes_out = download.body();
     let exact = download.has_read_all() && download.is_drained();
@@ -78,18 +80,21 @@ pub(super) async fn respond(
         if reason.blames_backend() {
             blame_backend(attempt, reason);
         }
-        let looks_whole = delivery == Delivery::UntilClose || reason == Reason::ClientDisconnected;
-        return Ok(Done::Answered(if looks_whole {
+        let looks_whole = delivery == Delivery::UntilClose;
+        // Nobody reads what is still to be sent: the kernel must not keep it.
+        let unread = matches!(
+            reason,
+            Reason::ClientDisconnected | Reason::ClientWriteTimeout
+        );
+        return Ok(Done::Answered(if looks_whole || unread {
             Next::Reset
         } else {
             Next::Close
         }));
     }
     attempt.pool.succeeded(attempt.lease);
-    let reusable = exact
-        && io.response.keep_alive
-        && upload.is_done()
-        && io.response.framing != Framing::UntilClose;
+    let reusable =
+        exact && io.response.keep_alive && was_asked && io.response.framing != Framing::UntilClose;
     if reusable {
         let rules = &attempt.pool.config.keepalive;
         let mut idle = exchange.place.worker.idle.borrow_mut();

@@ -58,13 +58,9 @@ pub(super) fn may_retry(failure: &Failure, question: Question, rules: &Retries) 
     if !question.replayable {
         return Verdict::Fail;
     }
-    if failure.stale && failure.reason == Reason::ConnectionTerminated {
-        let safe = question.idempotent || failure.unseen;
-        return if on.stale && safe {
-            Verdict::Fresh
-        } else {
-            Verdict::Fail
-        };
+    let safe = question.idempotent || failure.unseen;
+    if failure.stale && failure.reason == Reason::ConnectionTerminated && on.stale && safe {
+        return Verdict::Fresh;
     }
     let allowed = match (failure.stage, failure.reason) {
         (Stage::Connect, _) => on.connect,
