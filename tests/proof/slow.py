@@ -6,10 +6,12 @@
 The configuration is the default one apart from addresses and a route: what is attacked has a backend of its own, because
 a backend in Python that 4,000 connections keep busy would be slow by itself. The normal requests come from a process of their own: 200 a second
 on 8 kept connections and 20 a second on a new connection each. They are sent by the clock, whatever became of those before,
-and their times count from when they were due.
+and their times count from when they were due. slowhttptest and what it attacks run at a low priority: attackers bring
+processors of their own.
 """
 import asyncio
 import json
+import os
 import resource
 import selectors
 import shutil
@@ -23,11 +25,13 @@ import common
 from common import Daemon, Verdict, free_port, wait_for
 
 LIMIT = 0.1
-# What a slow reader asks for: more than the kernel takes off our hands at once.
-LARGE = 8 << 20
+# What a slow reader asks for, three times on each connection. All of it is on this machine, the backend's side too.
+LARGE = 1 << 20
 KEPT, KEPT_RATE, FRESH_RATE = 8, 200, 20
 # A normal request that took longer has failed.
 PATIENCE = 5
+# By how much the priority of the attack is lower.
+BEHIND = 10
 MODES = {
     "slow headers": ["-H", "-i", "5", "-x", "24"],
     "slow body": ["-B", "-i", "5", "-s", "8192", "-x", "10"],
@@ -51,6 +55,7 @@ class Prober:
         self.seconds = seconds
         self.selector = selectors.DefaultSelector()
         self.times, self.failures = [], []  # of times: (when it was due, seconds)
+        self.late = []  # how long after its time each was sent: the machine is to blame for that, not balancer
         self.kept = [None] * KEPT
         self.open = {}  # socket → [due, what came, place among the kept or None]
 
@@ -68,9 +73,10 @@ class Prober:
             for key, _ in self.selector.select(max(0, wait)):
                 self.read(key.fileobj)
             self.give_up()
-        return {"times": self.times, "failures": self.failures}
+        return {"times": self.times, "failures": self.failures, "late": self.late}
 
     def send(self, due, place):
+        self.late.append((due, time.monotonic() - due))
         stream = self.kept[place] if place is not None else None
         if stream is not None and stream in self.open:
             # The answer before is late: this request takes another connection rather than wait for its turn.
@@ -184,8 +190,12 @@ def listens(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def start(*words):
-    return subprocess.Popen([sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE)
+def start(*words, behind=0):
+    return subprocess.Popen([*lower(behind), sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE)
+
+
+def lower(by):
+    return ["nice", "-n", str(by)] if by else []
 
 
 class Watch(threading.Thread):
@@ -220,12 +230,12 @@ def share(times, part):
 
 
 def worst_second(times):
-    """Which second had the slowest requests, from the first on, and its p99."""
+    """The p99 of the second that had the slowest requests."""
     first = times[0][0]
     by_second = {}
     for due, seconds in times:
         by_second.setdefault(int(due - first), []).append((due, seconds))
-    return max((share(found, 0.99), second) for second, found in by_second.items())
+    return max(share(found, 0.99) for found in by_second.values())
 
 
 def attack(options, daemon, port, arguments, path):
@@ -237,7 +247,7 @@ def attack(options, daemon, port, arguments, path):
     prober = start("prober", port, options.seconds)
     time.sleep(1)
     tool = subprocess.run(
-        ["slowhttptest", *arguments, "-c", str(options.connections), "-r", str(options.rate),
+        [*lower(BEHIND), "slowhttptest", *arguments, "-c", str(options.connections), "-r", str(options.rate),
          "-l", str(options.seconds - 2), "-p", "5", "-v", "1", "-u", f"http://127.0.0.1:{port}{path}"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
     found = json.loads(prober.communicate(timeout=options.seconds + 60)[0])
@@ -257,10 +267,15 @@ def main():
     if not shutil.which("slowhttptest"):
         sys.exit("this proof needs slowhttptest (Debian: apt install slowhttptest): nothing was shown")
     limit = raise_limit()
-    print(f"     {limit} descriptors; balancer keeps {options.connections} connections of each side at a time in the worst case")
+    # A client and a backend connection each, and `max_connections: auto` leaves room besides.
+    if limit < 2 * options.connections + 2000:
+        sys.exit(f"{limit} open files are too few for {options.connections} connections (ulimit -Hn): nothing was shown")
+    load = os.getloadavg()[0]
+    print(f"     {limit} open files; load average {load:.1f} on {os.cpu_count()} cores"
+          f"{': busy, so the times are not balancer alone' if load > 0.5 else ''}", flush=True)
     verdict = Verdict()
     port, *server_ports = free_port(), free_port(), free_port()
-    servers = [start("backend", one) for one in server_ports]
+    servers = [start("backend", server_ports[0]), start("backend", server_ports[1], behind=BEHIND)]
     for one in server_ports:
         wait_for("the backends listen", lambda: listens(one))
     daemon = Daemon(
@@ -279,7 +294,8 @@ def main():
             found, watch, accepted, processor, said = attack(options, daemon, port, arguments, path)
         times, failures = found["times"], found["failures"]
         figures = (f"{len(times)} ok, {len(failures)} failed, p50 {share(times, 0.5):.1f} ms, p99 {share(times, 0.99):.1f} ms, "
-                   f"max {share(times, 1):.1f} ms; worst second {worst_second(times)[1]} with {worst_second(times)[0]:.1f} ms") if times else f"none succeeded, {len(failures)} failed"
+                   f"max {share(times, 1):.1f} ms; p99 of the worst second {worst_second(times):.1f} ms; "
+                   f"sent late p99 {share(found['late'], 0.99):.1f} ms") if times else f"none succeeded, {len(failures)} failed"
         if arguments is None:
             print(f"     no attack: {figures}", flush=True)
             continue
