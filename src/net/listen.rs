@@ -417,8 +417,8 @@ mod tests {
         client.connect(&address.into()).unwrap();
         let (stream, _) = acceptor.accept().await.unwrap();
         poll_fn(|cx| stream.poll_write_ready(cx)).await.unwrap();
-        let mut taken = 0;
-        while let Ok(count) = stream.try_write(&[0; 64 << 10]) {
+        let (block, mut taken) = (vec![0; 64 << 10], 0);
+        while let Ok(count) = stream.try_write(&block) {
             taken += count;
         }
         assert!((64 << 10..512 << 10).contains(&taken), "{taken} bytes");
