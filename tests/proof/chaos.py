@@ -534,24 +534,25 @@ class Load:
 def check_counters(verdict, daemon, load):
     """What was counted against what was seen. A client that leaves may or may not have been sent a status."""
     page = daemon.scrape()
+    away = load.left + len(load.hung)
     counted = collections.Counter()
     for series, value in page.items():
         if series.startswith('balancer_http_requests_total{pool="app"'):
             counted[int(series.split('code="')[1][:3])] += int(value)
     differ = {
         code: (load.statuses[code], counted[code]) for code in counted | load.statuses
-        if not load.statuses[code] <= counted[code] <= load.statuses[code] + load.left
+        if not load.statuses[code] <= counted[code] <= load.statuses[code] + away
     }
     verdict.check("requests by status are counted as seen", not differ,
                   f"seen {dict(load.statuses)}, counted {dict(counted)}, {load.left} left early")
     errors = lambda *labels: int(daemon.sum("balancer_errors_total", *labels, page=page))
     cut = errors('code="0"') - errors('reason="client_disconnected"')
-    seen = sum(load.cuts.values()) + len(load.hung)
-    verdict.check("cuts are counted as seen", seen <= cut <= seen + load.left, f"seen {seen}, counted {cut}")
+    seen = sum(load.cuts.values())
+    verdict.check("cuts are counted as seen", seen <= cut <= seen + away, f"seen {seen}, counted {cut}")
     gone = errors('reason="client_disconnected"')
-    verdict.check("only clients that left count as gone", gone <= load.left + len(load.hung), f"{gone} of {load.left}")
+    verdict.check("only clients that left count as gone", gone <= away, f"{gone} of {away}")
     refused = errors('code="502"')
-    verdict.check("502 are counted as seen", load.statuses[502] <= refused <= load.statuses[502] + load.left,
+    verdict.check("502 are counted as seen", load.statuses[502] <= refused <= load.statuses[502] + away,
                   f"seen {load.statuses[502]}, counted {refused}")
     own = errors('reason="proxy_internal_error"') + errors('pool="-"')
     verdict.check("no fault of our own", own == 0, own)
