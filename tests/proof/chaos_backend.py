@@ -31,6 +31,9 @@ ODD = ("drip", "slow_but_in_time", "two_answers", "surplus", "interim", "idle_cl
 # In mid-body, when nobody can make it good: a visible cut.
 TORN = ("tear_reset", "tear_close", "bad_chunk", "no_crlf", "stall_mid", "early")
 SMALL = 8 << 10
+# Answers to nobody. Wherever a reader stops, if it is at a multiple of their size, the next byte begins one of them.
+NOBODY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Nobody: 0123456789\r\n\r\n"
+NOBODY = NOBODY.replace(b"0123456789", b"x" * (64 - len(NOBODY) + 10))
 
 
 def body_of(text, length):
@@ -248,7 +251,11 @@ class Backend:
         extra = b""
         # What comes late on a connection that is in use again cannot be told from an answer by anybody: both in one send.
         if fault in ("two_answers", "surplus") and len(body) <= SMALL and request.wants != "close":
-            if fault == "two_answers":
+            if fault == "two_answers" and chance.random() < 0.5:
+                # More than one read takes, and no more than one send gives.
+                before = len(head) + len(body)
+                extra = b" " * (-before % len(NOBODY)) + NOBODY * ((30_000 - before) // len(NOBODY))
+            elif fault == "two_answers":
                 extra = b"".join(self.answer(request, other="poison"))[:SMALL]
             else:
                 extra = chance.choice((b"\r\n", b"0\r\n\r\n", b"surplus", b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"))
