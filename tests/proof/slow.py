@@ -12,6 +12,7 @@ processors of their own.
 import asyncio
 import json
 import os
+import re
 import resource
 import selectors
 import shutil
@@ -240,6 +241,13 @@ def worst_second(times):
     return max(share(found, 0.99) for found in by_second.values())
 
 
+def summary(said):
+    """The numbers that slowhttptest ends with, without its colours."""
+    words = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    return ", ".join(" ".join(line.split()) for line in words.splitlines()
+                     if re.match(r"(initializing|pending|connected|error|closed|service available|Exit status):", line))[-250:]
+
+
 def attack(options, daemon, port, arguments, path):
     """One mode, with normal requests all along: what became of those, and what the daemon held at most."""
     accepted = daemon.sum("balancer_listener_connections_total")
@@ -256,7 +264,7 @@ def attack(options, daemon, port, arguments, path):
     watch.ended.set()
     watch.join()
     accepted = int(daemon.sum("balancer_listener_connections_total") - accepted)
-    return found, watch, accepted, daemon.cpu() - processor, tool.stdout.decode(errors="replace")
+    return found, watch, accepted, daemon.cpu() - processor, summary(tool.stdout.decode(errors="replace"))
 
 
 def main():
@@ -304,7 +312,8 @@ def main():
         verdict.check(f"{name}: normal requests succeed", times and not failures, f"{figures} {failures[:3] if failures else ''}")
         if times:
             verdict.check(f"{name}: p99 below {LIMIT * 1000:.0f} ms", share(times, 0.99) < LIMIT * 1000)
-        verdict.check(f"{name}: the attack took place", accepted >= options.connections, f"{accepted} connections")
+        verdict.check(f"{name}: the attack took place", accepted >= options.connections,
+                      f"{accepted} connections{'' if accepted >= options.connections else ': ' + said}")
         print(f"     at most {watch.connections} at a time, {watch.memory >> 10} MiB, the kernel for TCP {watch.kernel} of {watch.most} MiB; "
               f"{processor:.1f} s of our processor time", flush=True)
         wait_for("the attackers are gone", lambda: daemon.sum("balancer_listener_connections_active") <= 1, 60)
