@@ -24,6 +24,12 @@ use crate::{base::address::BindAddress, config::model::SocketOptions};
 /// Connections that are taken from a queue before it is closed: a flood must not keep it open for ever.
 const LONGEST_QUEUE: usize = 65_535;
 
+/// Bytes that the kernel takes off our hands for a client beyond what is on its way to it. Without this limit some thousand
+/// clients that read slowly fill the memory that the kernel has for TCP, 2.5 MiB each, and everybody else's connections
+/// starve with them. A client that reads fast has megabytes on their way, which this does not limit.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 << 10;
+
 /// One listening socket, not yet part of a runtime.
 #[derive(Debug)]
 pub enum Listening {
@@ -204,7 +210,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 /// Applies `options` and (re)starts listening with their backlog; connections in the queue stay. What concerns accepted
-/// connections (keepalive, no delay) is set here once, because they inherit it from the socket that accepts them.
+/// connections (keepalive, no delay, limit of unsent bytes) is set here once, because they inherit it from the socket that accepts them.
 pub fn set_options(listening: &Listening, options: &SocketOptions) -> io::Result<()> {
     let descriptor = listening.fd();
     let socket = SockRef::from(&descriptor);
@@ -223,6 +229,7 @@ pub fn set_options(listening: &Listening, options: &SocketOptions) -> io::Result
                 0
             };
             super::sys::set_fast_open(listening.fd(), queue)?;
+            socket.set_tcp_notsent_lowat(UNSENT)?;
         }
     }
     socket.listen(backlog)
@@ -319,6 +326,8 @@ fn queued<T>(accept: impl Fn() -> io::Result<T>) -> impl Iterator<Item = T> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use super::*;
 
     fn options() -> SocketOptions {
@@ -395,6 +404,24 @@ mod tests {
         };
         assert!(stream.nodelay().unwrap());
         assert!(SockRef::from(&stream).keepalive().unwrap());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_kernel_takes_little_for_a_client_that_does_not_read() {
+        let mut sockets = bind(&any_port("127.0.0.1"), &options(), 1).unwrap();
+        let address = sockets[0].local_addr().unwrap();
+        let acceptor = Acceptor::new(sockets.remove(0)).unwrap();
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        client.set_recv_buffer_size(16 << 10).unwrap();
+        client.connect(&address.into()).unwrap();
+        let (stream, _) = acceptor.accept().await.unwrap();
+        poll_fn(|cx| stream.poll_write_ready(cx)).await.unwrap();
+        let (block, mut taken) = (vec![0; 64 << 10], 0);
+        while let Ok(count) = stream.try_write(&block) {
+            taken += count;
+        }
+        assert!((64 << 10..512 << 10).contains(&taken), "{taken} bytes");
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 """What the proofs share: the daemon under test, backends as processes, a load of raw asyncio clients, and verdicts.
 
-Standard library only. The program is target/release/balancer, or what BALANCER names.
+Standard library only. The program is target/release/balancer, or what BALANCER or `--balancer` names.
 """
+import argparse
 import asyncio
 import json
 import os
@@ -18,10 +19,39 @@ HERE = pathlib.Path(__file__).resolve().parent
 PROGRAM = os.environ.get("BALANCER", str(HERE.parent.parent / "target" / "release" / "balancer"))
 
 
+def arguments(doc):
+    """A parser with the options that all proofs have; `doc` is the script's own."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--balancer", default=PROGRAM, metavar="PATH", help="the program under test")
+    return parser
+
+
+def parse(parser):
+    """The arguments; daemons are of the program they name from here on."""
+    global PROGRAM
+    options = parser.parse_args()
+    PROGRAM = options.balancer
+    if not os.access(PROGRAM, os.X_OK):
+        sys.exit(f"there is no program {PROGRAM}: build it, or name another with --balancer")
+    return options
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def quiet_port(taken=set()):
+    """A port that the kernel never gives to a connection: one that may be without its listener for a while. A client
+    that connects to such a port within the ephemeral range can end up connected to itself."""
+    for port in range(20000, 32000):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if port not in taken and probe.connect_ex(("127.0.0.1", port)) != 0:
+                taken.add(port)
+                return port
+    sys.exit("no port is free")
 
 
 def wait_for(what, probe, seconds=20):

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Backends that die: kill -9 of one of three under 64 connections, its return, then kill -9 of all.
 
-    tests/proof/kill.py
+    tests/proof/kill.py [--balancer PATH]
 """
 import asyncio
 import json
 import re
 import time
 
+import common
 from common import Backend, Daemon, Load, Verdict, free_port, wait_for
 
 CONNECTIONS = 64
@@ -21,6 +22,7 @@ def is_promised(status, body):
 
 
 def main():
+    common.parse(common.arguments(__doc__))
     verdict = Verdict()
     backends = [Backend() for _ in range(3)]
     port = free_port()

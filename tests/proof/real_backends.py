@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Real servers behind it: nginx, Python's http.server and Node, with 1 GiB both ways, WebSocket, server-sent events, TCP.
 
-    tests/proof/real_backends.py [MIB]      (default 1024; needs nginx and node)
+    tests/proof/real_backends.py [MIB] [--balancer PATH]      (default 1024; needs nginx and node)
 """
 import base64
 import hashlib
@@ -14,9 +14,12 @@ import sys
 import tempfile
 import time
 
+import common
 from common import Daemon, Verdict, free_port, wait_for
 
-MIB = int(sys.argv[1]) if len(sys.argv) > 1 else 1024
+parser = common.arguments(__doc__)
+parser.add_argument("mib", type=int, nargs="?", default=1024)
+MIB = common.parse(parser).mib
 BLOCK = os.urandom(1 << 20)
 
 NODE = r"""

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Reloads under load forget nothing: SIGHUP every 100 ms with a changing weight, one dead backend, and broken files.
 
-    tests/proof/reload.py [SECONDS]      (default 60)
+    tests/proof/reload.py [SECONDS] [--balancer PATH]      (default 60)
 """
 import asyncio
-import sys
 import time
 
+import common
 from common import Backend, Daemon, Load, Verdict, decreases, free_port, wait_for
 
-SECONDS = int(sys.argv[1]) if len(sys.argv) > 1 else 60
+parser = common.arguments(__doc__)
+parser.add_argument("seconds", type=int, nargs="?", default=60)
+SECONDS = common.parse(parser).seconds
 KEPT, FRESH = 24, 8
 
 
