@@ -187,10 +187,12 @@ fn busy_backend(world: &World) -> Seen {
     seen
 }
 
-/// Holds the one connection that a listener may have, and makes another.
+/// Holds the one connection that a listener may have, and makes another. An idle one would make room, so its next request
+/// has begun.
 fn full_listener(world: &World) -> Seen {
     let mut held = world.daemon.client("@full");
-    assert_eq!(held.request("GET", "/ok").unwrap().text(), "fine");
+    held.send("GET /ok HTTP/1.1\r\nHost: test\r\n\r\nGET /o");
+    assert_eq!(held.response().unwrap().text(), "fine");
     world.ask("@full", "GET /ok HTTP/1.1\r\nHost: test\r\n\r\n")
 }
 
