@@ -451,8 +451,10 @@ pools: {b: {backends: [10.0.0.1:80]}, a: {backends: [10.0.0.1:80]}}
             ", deny: [10.0.0.1]",
             ", rate_limit: {per_client: 9/s}",
             ", rate_limit: {per_client: 9/s, burst: 8}",
+            ", accept_proxy: {from: 10.0.0.1}",
+            ", accept_proxy: {from: 10.0.0.1, version: v2}",
         ]);
-        let policy = pick(&["", "policy: random_two, "]);
+        let policy = pick(&["", "policy: random_two, ", "send_proxy: v1, "]);
         let backends = pick(&[
             "h:1, h:2",
             "h:2, h:1",

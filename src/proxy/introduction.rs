@@ -47,3 +47,41 @@ pub(super) async fn take(
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::{base::clock, net::fixture::pair};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_header_that_does_not_come_is_refused_when_its_time_is_over() {
+        for begun in ["", "PROXY TCP4 192.0.2.1"] {
+            let (mut peer, stream) = pair().await;
+            peer.write_all(begun.as_bytes()).await.unwrap();
+            let began = clock::now();
+            let taken = take(&stream, None, began + TIME, pending()).await;
+            assert_eq!(taken, Err(Some(Reason::RequestTimeout)), "{begun:?}");
+            let took = clock::now().saturating_duration_since(began);
+            assert!(took >= TIME && took < TIME * 2, "{took:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_all_connections_ends_the_wait() {
+        let (_peer, stream) = pair().await;
+        let taken = take(&stream, None, clock::now() + TIME, ready(())).await;
+        assert_eq!(taken, Err(Some(Reason::DrainTimeout)));
+    }
+
+    #[tokio::test]
+    async fn a_look_whether_we_accept_is_no_refusal() {
+        let (peer, stream) = pair().await;
+        drop(peer);
+        let taken = take(&stream, None, clock::now() + TIME, pending()).await;
+        assert_eq!(taken, Err(None));
+    }
+}

@@ -108,12 +108,15 @@ fn whoever_is_not_listed_is_refused_whatever_he_sends() {
         &to(backend.address),
         "",
     );
-    for start in [header(V1, "192.0.2.1:5000"), Vec::new()] {
-        let mut client = daemon.client("@web");
-        client.try_send(start);
-        client.try_send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
-        assert_eq!(client.response(), Err(Cut::Reset(Vec::new())));
-    }
+    // Without having sent a byte,
+    let mut client = daemon.client("@web");
+    assert_eq!(client.response(), Err(Cut::Reset(Vec::new())));
+    // or before what is sent is read, so that writing may be what meets the reset.
+    let mut client = daemon.client("@web");
+    client.try_send(header(V1, "192.0.2.1:5000"));
+    client.try_send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    let end = client.response().unwrap_err();
+    assert!(matches!(end, Cut::Reset(_) | Cut::Closed), "{end:?}");
     let denied = format!("{REJECTED}{{reason=\"http_request_denied\"}}");
     daemon.wait_for_metric(&denied, |count| count > 1.5);
     let line = daemon.wait_for_access(|line| line["reason"] == "http_request_denied");
