@@ -92,11 +92,11 @@ reasons! {
     ConnectionLimitReached, "connection_limit_reached", "connection_limit_reached", 503, 503, 1, "The server is at its connection limit for this service.";
     /// A limit of balancer itself: `max_connections`, `limits.connections`, `limits.connections_per_client`, or no descriptor or port left.
     Overload, "overload", "connection_limit_reached", 503, 503, 1, "The server is overloaded.";
-    /// Refused by `allow` or `deny`.
+    /// Refused by `allow` or `deny`, or a connection that does not come from `accept_proxy.from`.
     RequestDenied, "http_request_denied", "http_request_denied", 403, 403, 0, "The request is not allowed from this address.";
     /// Over the `rate_limit` of its listener or route. `Retry-After` says in how many seconds one more is allowed.
     RateLimited, "rate_limited", "http_request_denied", 429, 429, 1, "Too many requests from this address.";
-    /// The request is malformed or ambiguous.
+    /// The request is malformed or ambiguous, or the connection does not begin with the PROXY header of `accept_proxy`.
     RequestError, "http_request_error", "http_request_error", 400, 400, 0, "The request is malformed.";
     /// The request head is larger than `http.max_header_size` or has more fields than `http.max_headers`.
     RequestHeaderSectionSize, "http_request_header_section_size", "http_request_error", 431, 431, 0, "The request header fields are too large.";
@@ -104,7 +104,7 @@ reasons! {
     RequestUriTooLong, "http_request_uri_too_long", "http_request_error", 414, 414, 0, "The request target is too long.";
     /// The request body is larger than `limits.request_body`.
     RequestBodySize, "http_request_body_size", "http_request_error", 413, 413, 0, "The request body is too large.";
-    /// The client did not send its request within `timeouts.header`, or its body at the pace of `timeouts.body_idle`.
+    /// The client did not send its request within `timeouts.header`, or its body at the pace of `timeouts.body_idle`, or no PROXY header came in time.
     RequestTimeout, "http_request_timeout", "http_request_error", 408, 408, 0, "The request was not received in time.";
     /// Plain HTTP came to a listener with `tls`.
     TlsRequired, "tls_required", "http_request_error", 400, 400, 0, "This port speaks HTTPS, and the request came in plain HTTP.";

@@ -51,7 +51,7 @@ families! {
     LISTENER_ACTIVE Gauge "balancer_listener_connections_active" ["listener"] "Open client connections.";
     LISTENER_RECEIVED Counter "balancer_listener_received_bytes_total" ["listener"] "Bytes received from clients.";
     LISTENER_SENT Counter "balancer_listener_sent_bytes_total" ["listener"] "Bytes sent to clients.";
-    LISTENER_REJECTED Counter "balancer_listener_connections_rejected_total" ["listener" "reason"] "Client connections closed right after the accept.";
+    LISTENER_REJECTED Counter "balancer_listener_connections_rejected_total" ["listener" "reason"] "Client connections refused right after the accept, or with their PROXY header.";
     TLS_HANDSHAKES Counter "balancer_tls_handshakes_total" ["listener" "version" "resumed"] "TLS handshakes with clients.";
     TLS_FAILURES Counter "balancer_tls_handshake_failures_total" ["listener" "reason"] "TLS handshakes with clients that failed.";
     TLS_EXPIRY Gauge "balancer_tls_certificate_expiry_timestamp_seconds" ["certificate"] "When the certificate of a listener expires, since the Unix epoch.";

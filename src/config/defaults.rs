@@ -124,6 +124,7 @@ impl Listener {
             timeouts: ListenerTimeouts::default(),
             limits: ListenerLimits::default(),
             rate_limit: None,
+            accept_proxy: None,
             allow: Vec::new(),
             deny: Vec::new(),
             socket: SocketOptions::default(),
@@ -210,6 +211,7 @@ impl Pool {
             timeouts: PoolTimeouts::default(),
             keepalive: Keepalive::default(),
             tls: None,
+            send_proxy: None,
             connections_per_backend: None,
             when_all_down: WhenAllDown::default(),
         }

@@ -157,6 +157,11 @@ fn one_listener(changes: &mut Changes, old: &Listener, new: &Listener, same_pool
         &new.rate_limit,
         format!("listener {name}: rate_limit"),
     );
+    changes.if_changed(
+        &old.accept_proxy,
+        &new.accept_proxy,
+        format!("listener {name}: accept_proxy"),
+    );
     changes.if_changed(&old.allow, &new.allow, format!("listener {name}: allow"));
     changes.if_changed(&old.deny, &new.deny, format!("listener {name}: deny"));
     changes.if_changed(&old.socket, &new.socket, format!("listener {name}: socket"));
@@ -278,6 +283,11 @@ fn one_pool(changes: &mut Changes, old: &Pool, new: &Pool) {
         format!("pool {name}: keepalive"),
     );
     changes.if_changed(&old.tls, &new.tls, format!("pool {name}: tls"));
+    changes.if_changed(
+        &old.send_proxy,
+        &new.send_proxy,
+        format!("pool {name}: send_proxy"),
+    );
     changes.if_changed(
         &old.connections_per_backend,
         &new.connections_per_backend,
@@ -441,8 +451,10 @@ pools: {b: {backends: [10.0.0.1:80]}, a: {backends: [10.0.0.1:80]}}
             ", deny: [10.0.0.1]",
             ", rate_limit: {per_client: 9/s}",
             ", rate_limit: {per_client: 9/s, burst: 8}",
+            ", accept_proxy: {from: 10.0.0.1}",
+            ", accept_proxy: {from: 10.0.0.1, version: v2}",
         ]);
-        let policy = pick(&["", "policy: random_two, "]);
+        let policy = pick(&["", "policy: random_two, ", "send_proxy: v1, "]);
         let backends = pick(&[
             "h:1, h:2",
             "h:2, h:1",

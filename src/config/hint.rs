@@ -29,6 +29,10 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "client_max_body_size",
         "write `limits: {request_body: 16MiB}` in the listener",
     ),
+    (
+        "check_send_proxy",
+        "checks begin with a PROXY header when the pool has `send_proxy`",
+    ),
     ("cluster", "balancer calls this a pool: `pool`"),
     ("clusters", "balancer calls these `pools`"),
     (
@@ -106,6 +110,14 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "balancer calls this `pool`; for a path behind it write `rewrite: {path: /new}` in a route",
     ),
     (
+        "proxy_protocol",
+        "write `accept_proxy: {from: [10.0.0.0/8]}` in the listener, or `send_proxy: v2` in the pool",
+    ),
+    (
+        "proxyprotocol",
+        "write `accept_proxy: {from: [10.0.0.0/8]}` in the listener, or `send_proxy: v2` in the pool",
+    ),
+    (
         "proxy_read_timeout",
         "write `timeouts: {response: 60s}` in the pool",
     ),
@@ -117,6 +129,7 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("retry_policy", "balancer calls this `retries`"),
     ("routers", "balancer calls these `routes`"),
     ("rule", "write `host`, `path`, `method` or `headers`"),
+    ("send_proxy_v2", "write `send_proxy: v2` in the pool"),
     (
         "server",
         "balancer calls a server a backend (`backends` of a pool) and an nginx `server` block a listener",
@@ -125,6 +138,10 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("servers", "balancer calls these `backends`"),
     ("service", "balancer calls this a pool: `pool`"),
     ("services", "balancer calls these `pools`"),
+    (
+        "set_real_ip_from",
+        "write `accept_proxy: {from: [10.0.0.0/8]}` in the listener, or `trusted_proxies` at the top of the file",
+    ),
     (
         "stick_table",
         "write `rate_limit: {per_client: 100/s, burst: 200}`; the table needs no setting",
@@ -319,6 +336,8 @@ const FOREIGN_VALUES: &[(&str, &str)] = &[
     ("notice", "info"),
     ("err", "error"),
     ("http/1.1", "http1"),
+    ("1", "v1"),
+    ("2", "v2"),
 ];
 
 /// Values that a later version will have.

@@ -55,6 +55,7 @@ pub const SECTIONS: &[Section] = &[
             "timeouts",
             "limits",
             "rate_limit",
+            "accept_proxy",
             "allow",
             "deny",
             "socket",
@@ -72,6 +73,7 @@ pub const SECTIONS: &[Section] = &[
         &["connections", "connections_per_client", "request_body"],
     ),
     ("listeners.NAME.rate_limit", RATE_LIMIT),
+    ("listeners.NAME.accept_proxy", &["version", "from"]),
     (
         "listeners.NAME.socket",
         &["backlog", "keepalive", "fast_open"],
@@ -128,6 +130,7 @@ pub const SECTIONS: &[Section] = &[
             "policy",
             "backends",
             "protocol",
+            "send_proxy",
             "health_check",
             "ejection",
             "retries",
@@ -194,11 +197,9 @@ pub fn all() -> impl Iterator<Item = String> {
 /// Keys and values of the contract that this version does not have.
 const LATER: &[(&str, &str)] = &[
     ("listeners.NAME", "sni"),
-    ("listeners.NAME", "accept_proxy"),
     ("listeners.NAME.http", "h2c"),
     ("listeners.NAME.http", "h2_max_streams"),
     ("pools.NAME", "hash"),
-    ("pools.NAME", "send_proxy"),
     ("pools.NAME", "slow_start"),
     ("pools.NAME", "sticky"),
     ("pools.NAME.limits", "queue"),

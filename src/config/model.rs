@@ -225,6 +225,8 @@ pub struct Listener {
     pub limits: ListenerLimits,
     /// `rate_limit`, for requests no route says otherwise of. Default none.
     pub rate_limit: Option<RateLimit>,
+    /// `accept_proxy`: connections begin with a PROXY header. Default none.
+    pub accept_proxy: Option<AcceptProxy>,
     /// Clients that may connect; empty is all.
     pub allow: Vec<IpNet>,
     /// Clients that may not; stronger than `allow`.
@@ -243,6 +245,24 @@ pub enum ListenerProtocol {
     Http,
     /// A byte stream.
     Tcp,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyVersion {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
+}
+
+/// `listeners.NAME.accept_proxy`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcceptProxy {
+    /// The version that must be used. Default `None`: any.
+    pub version: Option<ProxyVersion>,
+    /// Whose headers are believed; at least one. All others are refused.
+    pub from: Vec<IpNet>,
 }
 
 /// `listeners.NAME.http`.
@@ -498,6 +518,8 @@ pub struct Pool {
     pub timeouts: PoolTimeouts,
     /// `keepalive`.
     pub keepalive: Keepalive,
+    /// `send_proxy`: every connection to a backend begins with a PROXY header of this version. Default none.
+    pub send_proxy: Option<ProxyVersion>,
     /// `limits.connections_per_backend`. Default none.
     pub connections_per_backend: Option<usize>,
     /// Default reject.

@@ -16,9 +16,10 @@ use tokio::time::timeout_at;
 
 use crate::{
     base::{address::BackendAddress, clock},
-    config::model::{CheckKind, HealthCheck, PoolTls},
+    config::model::{CheckKind, HealthCheck, PoolTls, ProxyVersion},
     net::{
-        connect::{connect, connect_port},
+        connect::{connect, connect_port, introduce},
+        proxy_protocol,
         stream::Stream,
         tls::secure,
     },
@@ -29,15 +30,21 @@ use crate::{
 /// How much of a body is searched for the expected text.
 const BODY_SEARCHED: usize = 64 * 1024;
 
-/// Probes once, within the definition's timeout.
+/// Probes once, within the definition's timeout. With `send_proxy`, which says that the connection is our own, unless
+/// another port is asked: what is there is another service.
 pub(super) async fn run(
     backend: &BackendState,
     check: &HealthCheck,
     tls: Option<&PoolTls>,
+    send_proxy: Option<ProxyVersion>,
 ) -> Result<(), String> {
     let deadline = clock::now() + check.timeout;
-    let stream = open(backend, check, tls, deadline).await?;
+    let header = send_proxy.filter(|_| check.port.is_none());
+    let header = header.map(proxy_protocol::encode_local);
+    let stream = open(backend, check, tls, header.as_deref(), deadline).await?;
     match &check.kind {
+        // In order, so that the header arrives: a connection that ends without one looks like a fault there.
+        CheckKind::Tcp if header.is_some() => Ok(()),
         CheckKind::Tcp => {
             // A reset instead of an end: no TIME_WAIT here, and the server is not asked to serve anybody.
             stream.set_reset_on_close();
@@ -53,13 +60,16 @@ async fn open(
     backend: &BackendState,
     check: &HealthCheck,
     tls: Option<&PoolTls>,
+    header: Option<&[u8]>,
     deadline: Instant,
 ) -> Result<Stream, String> {
     let connected = match check.port {
         None => connect(backend, deadline).await,
         Some(port) => connect_port(backend, port, deadline).await,
     };
-    let secured = match connected {
+    let more_follows = tls.is_some() || !matches!(check.kind, CheckKind::Tcp);
+    let introduced = connected.and_then(|stream| introduce(stream, header, more_follows));
+    let secured = match introduced {
         Ok(stream) => secure(stream, tls, &backend.address, deadline).await,
         Err(error) => Err(error),
     };

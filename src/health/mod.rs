@@ -174,8 +174,8 @@ async fn check_forever(target: Rc<RefCell<Target>>, definition: HealthCheck, sha
         let began = clock::now();
         // Boxed: between two checks, which is nearly always, a task is small.
         let pool = Arc::clone(&target.borrow().pool);
-        let tls = pool.config.tls.as_ref();
-        let result = Box::pin(check::run(&state, &definition, tls)).await;
+        let (tls, send_proxy) = (pool.config.tls.as_ref(), pool.config.send_proxy);
+        let result = Box::pin(check::run(&state, &definition, tls, send_proxy)).await;
         drop(pool);
         report(&target, result, began);
         turn.take();

@@ -15,7 +15,7 @@ use tokio::{
     time::timeout_at,
 };
 
-use super::stream::Stream;
+use super::{proxy_protocol, stream::Stream};
 use crate::{
     base::{address::BackendAddress, clock},
     pool::BackendState,
@@ -31,7 +31,7 @@ thread_local! {
 #[derive(Debug, thiserror::Error)]
 #[error("{source}")]
 pub struct ConnectError {
-    /// `ConnectionRefused`, `ConnectionTimeout`, `DnsError` or `Overload`.
+    /// `ConnectionRefused`, `ConnectionTimeout`, `ConnectionTerminated`, `DnsError` or `Overload`.
     pub reason: Reason,
     /// What the system said.
     pub source: io::Error,
@@ -104,6 +104,23 @@ pub async fn connect_port(
         address.set_port(port);
     }
     connect_any(&addresses, deadline).await
+}
+
+/// Sends the PROXY header that a new connection begins with, if there is one; see [`proxy_protocol::send`] for `more`.
+/// A failure is the backend's: `ConnectionTerminated`.
+pub fn introduce(
+    stream: Stream,
+    header: Option<&[u8]>,
+    more: bool,
+) -> Result<Stream, ConnectError> {
+    let sent = header.map_or(Ok(()), |header| proxy_protocol::send(&stream, header, more));
+    match sent {
+        Ok(()) => Ok(stream),
+        Err(source) => Err(ConnectError {
+            reason: Reason::ConnectionTerminated,
+            source,
+        }),
+    }
 }
 
 async fn connect_any(resolved: &[SocketAddr], deadline: Instant) -> Result<Stream, ConnectError> {

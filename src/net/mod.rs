@@ -8,6 +8,7 @@ pub mod copy;
 pub(crate) mod fixture;
 pub mod limits;
 pub mod listen;
+pub mod proxy_protocol;
 pub mod splice;
 pub mod stream;
 pub mod sys;

@@ -129,6 +129,14 @@ impl Stream {
         }
     }
 
+    /// Looks at what is there without taking it, as [`Stream::try_read`] would: `Ok(0)` at the end of the stream.
+    pub fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.try_io(Interest::READABLE, |socket| {
+            let (count, _) = recv(socket, buffer, RecvFlags::PEEK)?;
+            Ok(count)
+        })
+    }
+
     /// Ends our direction (FIN) and leaves the other open.
     pub fn shutdown_write(&self) -> io::Result<()> {
         if let Self::Tls(tls) = self {
@@ -183,6 +191,14 @@ impl Stream {
     pub fn peer_ip(&self) -> Option<IpAddr> {
         match self.socket() {
             Self::Tcp(stream) => stream.peer_addr().ok().map(|peer| peer.ip().to_canonical()),
+            Self::Unix(_) | Self::Tls(_) => None,
+        }
+    }
+
+    /// Address and port of the peer; `None` on unix sockets.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match self.socket() {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
             Self::Unix(_) | Self::Tls(_) => None,
         }
     }

@@ -1,4 +1,5 @@
-//! Takes connections from one listening socket: limits, then an HTTP connection or a TCP session of its own task.
+//! Takes connections from one listening socket: limits, a PROXY header where the listener asks for one, then an HTTP
+//! connection or a TCP session of its own task.
 //!
 //! An accept error never ends the loop and never makes it spin: it waits, sheds idle connections, and goes on.
 
@@ -15,14 +16,19 @@ use tokio::{select, sync::watch, task::spawn_local, time::sleep};
 
 use super::{
     http::{self, Client},
-    secure::{Arrival, secure},
+    introduction,
+    secure::{self, secure},
     tcp::{self, TcpContext},
     worker::Worker,
 };
 use crate::{
     base::{address::BindAddress, backoff, clock},
-    config::model::ListenerProtocol,
-    net::{listen::Acceptor, stream::Stream},
+    config::model::{AcceptProxy, ListenerProtocol, ProxyVersion},
+    net::{
+        listen::Acceptor,
+        proxy_protocol::{self, Ends, Header},
+        stream::Stream,
+    },
     reason::Reason,
     snapshot::{Daemon, Listener, ListenerState, Snapshot},
     telemetry::record::{Record, RequestText},
@@ -126,45 +132,160 @@ impl Drop for Admission {
     }
 }
 
+/// A connection on its way in.
+struct Arrival {
+    stream: Stream,
+    /// The client's address, as far as it is known.
+    peer: Option<IpAddr>,
+    bind: Rc<BindAddress>,
+    /// What its PROXY header said.
+    introduced: Option<Box<Header>>,
+    /// Time for the head of its first request.
+    header: Option<Duration>,
+}
+
 fn admit(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<BindAddress>) {
     let generation = worker.generation();
-    let listener = generation.binds.get(&**bind).copied();
-    let Some(listener) = listener.and_then(|index| generation.listeners.get(index)) else {
+    let Some(listener) = listener_of(&generation, bind) else {
         return;
     };
-    let is_http = listener.config.protocol == ListenerProtocol::Http;
     listener.state.metrics.mine().connections.add(1);
-    let denied = !is_http && !http::is_allowed(peer, &listener.config.allow, &listener.config.deny);
-    let admission = if denied {
-        Err(Reason::RequestDenied)
-    } else {
-        count(worker, listener, peer)
+    let arrival = Arrival {
+        stream,
+        peer,
+        bind: Rc::clone(bind),
+        introduced: None,
+        header: listener.config.timeouts.header,
     };
-    let header = listener.config.timeouts.header;
+    if let Some(rules) = &listener.config.accept_proxy {
+        return admit_introduced(worker, &generation, listener, rules, arrival);
+    }
+    let admission = if may_enter(listener, peer) {
+        count(worker, listener, peer)
+    } else {
+        Err(Reason::RequestDenied)
+    };
+    enter(worker, &generation, listener, arrival, admission);
+}
+
+/// The listener that an address belongs to in a generation.
+fn listener_of<'a>(generation: &'a Snapshot, bind: &BindAddress) -> Option<&'a Arc<Listener>> {
+    let listener = generation.binds.get(bind).copied()?;
+    generation.listeners.get(listener)
+}
+
+/// Whether a tcp listener's rules let the client in; an http listener answers whom it denies.
+fn may_enter(listener: &Listener, peer: Option<IpAddr>) -> bool {
+    let config = &listener.config;
+    config.protocol == ListenerProtocol::Http || http::is_allowed(peer, &config.allow, &config.deny)
+}
+
+/// Begins a connection that must tell who its client is before anything else. What comes from elsewhere is not read.
+fn admit_introduced(
+    worker: &Rc<Worker>,
+    generation: &Snapshot,
+    listener: &Arc<Listener>,
+    rules: &AcceptProxy,
+    arrival: Arrival,
+) {
+    if !http::is_allowed(arrival.peer, &rules.from, &[]) {
+        return reject(
+            worker,
+            generation,
+            listener,
+            &arrival,
+            Reason::RequestDenied,
+        );
+    }
+    // Only the client's own limit has to wait.
+    match count(worker, listener, None) {
+        Ok(admission) => {
+            let version = rules.version;
+            let worker = Rc::clone(worker);
+            drop(spawn_local(async move {
+                if let Some(arrival) = introduce(&worker, arrival, version).await {
+                    enter_introduced(&worker, arrival, admission);
+                }
+            }));
+        }
+        Err(reason) => enter(worker, generation, listener, arrival, Err(reason)),
+    }
+}
+
+/// Takes the header off the connection; `None` if it was refused for want of one, or ended.
+async fn introduce(
+    worker: &Rc<Worker>,
+    mut arrival: Arrival,
+    version: Option<ProxyVersion>,
+) -> Option<Arrival> {
+    let began = clock::now();
+    let time = arrival.header.unwrap_or(introduction::TIME);
+    let mut cut = worker.cut.clone();
+    let stop = async move {
+        let _ = cut.wait_for(|cut| *cut).await;
+    };
+    match introduction::take(&arrival.stream, version, began + time, stop).await {
+        Ok(header) => {
+            arrival.peer = header.client(arrival.peer);
+            arrival.introduced = Some(Box::new(header));
+            // One deadline from the accept to the head of the first request.
+            let took = clock::now().saturating_duration_since(began);
+            arrival.header = arrival.header.map(|time| time.saturating_sub(took));
+            Some(arrival)
+        }
+        Err(reason) => {
+            let generation = worker.generation();
+            let listener = listener_of(&generation, &arrival.bind);
+            if let (Some(listener), Some(reason)) = (listener, reason) {
+                reject(worker, &generation, listener, &arrival, reason);
+            }
+            None
+        }
+    }
+}
+
+/// Lets a connection in whose client is known now, by the rules in force now.
+fn enter_introduced(worker: &Rc<Worker>, arrival: Arrival, admission: Admission) {
+    let generation = worker.generation();
+    let Some(listener) = listener_of(&generation, &arrival.bind) else {
+        return arrival.stream.set_reset_on_close();
+    };
+    let admission = if may_enter(listener, arrival.peer) {
+        count_client(admission, listener, arrival.peer)
+    } else {
+        Err(Reason::RequestDenied)
+    };
+    enter(worker, &generation, listener, arrival, admission);
+}
+
+/// Starts what was let in, and refuses what was not.
+fn enter(
+    worker: &Rc<Worker>,
+    generation: &Snapshot,
+    listener: &Arc<Listener>,
+    arrival: Arrival,
+    admission: Result<Admission, Reason>,
+) {
+    let is_http = listener.config.protocol == ListenerProtocol::Http;
     match admission {
         Ok(admission) if listener.tls.is_some() => {
             let worker = Rc::clone(worker);
             let listener = Arc::clone(listener);
-            let bind = Rc::clone(bind);
             drop(spawn_local(async move {
                 let _admission = admission;
-                let arrival = Arrival { peer, bind };
-                let secured = Box::pin(secure(&worker, &listener, stream, &arrival)).await;
+                let secured = arrival.secured(&worker, &listener).await;
                 drop(listener);
-                let Some(stream) = secured else { return };
-                let Arrival { peer, bind } = arrival;
+                let Some(arrival) = secured else { return };
                 if is_http {
-                    let entry = worker.connections.enter(Rc::clone(&bind));
-                    let client = Client::new(stream, peer, bind, entry, header);
+                    let client = arrival.into_client(&worker);
                     http::serve(worker, client).await;
                 } else {
-                    Box::pin(session(worker, stream, peer, bind)).await;
+                    Box::pin(session(worker, arrival)).await;
                 }
             }));
         }
         Ok(admission) if is_http => {
-            let entry = worker.connections.enter(Rc::clone(bind));
-            let client = Client::new(stream, peer, Rc::clone(bind), entry, header);
+            let client = arrival.into_client(worker);
             let worker = Rc::clone(worker);
             drop(spawn_local(async move {
                 let _admission = admission;
@@ -173,34 +294,61 @@ fn admit(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<Bi
         }
         Ok(admission) => {
             let worker = Rc::clone(worker);
-            let bind = Rc::clone(bind);
             drop(spawn_local(async move {
                 let _admission = admission;
-                session(worker, stream, peer, bind).await;
+                session(worker, arrival).await;
             }));
         }
-        Err(reason) => {
-            listener.state.metrics.mine().rejected.add(reason);
-            let mut status = 0;
+        Err(reason)
             if is_http
                 && listener.tls.is_none()
-                && worker.connections.count() < worker.refusals_below()
-            {
-                let entry = worker.connections.enter(Rc::clone(bind));
-                let client = Client::new(stream, peer, Rc::clone(bind), entry, header);
-                status = http::overload_status(&generation);
-                drop(spawn_local(http::refuse(
-                    Rc::clone(worker),
-                    client,
-                    Reason::Overload,
-                )));
-            } else {
-                // A client must not take the refusal for an empty answer.
-                stream.set_reset_on_close();
-            }
-            log_refusal(worker, &generation, listener, peer, status, reason);
+                && worker.connections.count() < worker.refusals_below() =>
+        {
+            listener.state.metrics.mine().rejected.add(reason);
+            let status = http::overload_status(generation);
+            log_refusal(worker, generation, listener, arrival.peer, status, reason);
+            let client = arrival.into_client(worker);
+            drop(spawn_local(http::refuse(
+                Rc::clone(worker),
+                client,
+                Reason::Overload,
+            )));
         }
+        Err(reason) => reject(worker, generation, listener, &arrival, reason),
     }
+}
+
+impl Arrival {
+    /// The same behind its TLS handshake, where the listener has TLS.
+    async fn secured(mut self, worker: &Rc<Worker>, listener: &Listener) -> Option<Self> {
+        let from = secure::Arrival {
+            peer: self.peer,
+            bind: Rc::clone(&self.bind),
+        };
+        self.stream = Box::pin(secure(worker, listener, self.stream, &from)).await?;
+        Some(self)
+    }
+
+    fn into_client(self, worker: &Worker) -> Client {
+        let entry = worker.connections.enter(Rc::clone(&self.bind));
+        let mut client = Client::new(self.stream, self.peer, self.bind, entry, self.header);
+        client.introduced = self.introduced;
+        client
+    }
+}
+
+/// Turns a connection away without a word.
+fn reject(
+    worker: &Worker,
+    generation: &Snapshot,
+    listener: &Listener,
+    arrival: &Arrival,
+    reason: Reason,
+) {
+    listener.state.metrics.mine().rejected.add(reason);
+    // A client must not take the refusal for an empty answer.
+    arrival.stream.set_reset_on_close();
+    log_refusal(worker, generation, listener, arrival.peer, 0, reason);
 }
 
 /// One line for a connection that was not let in; `status` is 0 where it was reset.
@@ -229,7 +377,7 @@ fn count(worker: &Worker, listener: &Listener, peer: Option<IpAddr>) -> Result<A
     let all = daemon.connections.fetch_add(1, Relaxed);
     let own = listener.state.active.fetch_add(1, Relaxed);
     listener.state.metrics.mine().active.add(1);
-    let mut admission = Admission {
+    let admission = Admission {
         daemon: Arc::clone(daemon),
         state: Arc::clone(&listener.state),
         client: None,
@@ -247,6 +395,16 @@ fn count(worker: &Worker, listener: &Listener, peer: Option<IpAddr>) -> Result<A
     if is_full && !worker.connections.shed_one_on(&listener.config.binds) {
         return Err(Reason::Overload);
     }
+    count_client(admission, listener, peer)
+}
+
+/// Counts the connection against the limit of its client, or says that it is over it.
+fn count_client(
+    mut admission: Admission,
+    listener: &Listener,
+    peer: Option<IpAddr>,
+) -> Result<Admission, Reason> {
+    let limits = &listener.config.limits;
     if let (Some(limit), Some(peer)) = (limits.connections_per_client, peer) {
         let mut clients = listener
             .state
@@ -266,19 +424,25 @@ fn count(worker: &Worker, listener: &Listener, peer: Option<IpAddr>) -> Result<A
 }
 
 /// Runs one TCP session and logs it.
-async fn session(worker: Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: Rc<BindAddress>) {
+async fn session(worker: Rc<Worker>, arrival: Arrival) {
+    let Arrival { stream, peer, .. } = arrival;
     let generation = worker.generation();
-    let listener = generation.binds.get(&*bind).copied();
-    let listener = listener.and_then(|index| generation.listeners.get(index));
+    let listener = listener_of(&generation, &arrival.bind);
     let pool = listener.and_then(|listener| generation.pools.get(listener.config.pool?));
     let (Some(listener), Some(pool)) = (listener, pool) else {
         return stream.set_reset_on_close();
     };
+    let introduction = pool.config.send_proxy.map(|version| {
+        let introduced = arrival.introduced.as_deref();
+        let ends = introduced.map_or_else(|| Ends::of(&stream), |header| header.ends(&stream));
+        proxy_protocol::encode(version, ends)
+    });
     let context = TcpContext {
         listener: &listener.config.name,
         counters: listener.state.metrics.mine(),
         pool,
         random: &worker.random,
+        introduction: introduction.as_deref(),
     };
     let mut cut = worker.cut.clone();
     let stop = async move {

@@ -27,25 +27,32 @@ pub struct BackendConnection {
     pub exchanges: u64,
     /// Bytes we have written to it.
     pub written: u64,
+    /// The PROXY header it began with: it tells of one client, and may carry nothing of another's.
+    introduction: Option<Box<[u8]>>,
     /// The backend ended it with a FIN, as far as reading has shown.
     pub ended: bool,
 }
 
 impl BackendConnection {
-    /// A new connection.
-    pub fn new(stream: Stream, now: Instant) -> Self {
+    /// A new connection, on which a PROXY header was sent if `introduction` is one.
+    pub fn new(stream: Stream, introduction: Option<&[u8]>, now: Instant) -> Self {
         Self {
             stream,
             born: now,
             exchanges: 0,
             written: 0,
+            introduction: introduction.map(Box::from),
             ended: false,
         }
     }
 
     /// Bytes that the backend's system has to acknowledge, if they arrived: what was written, encrypted or not.
     pub fn wire_written(&self) -> u64 {
-        self.stream.tls().map_or(self.written, Tls::wire_written)
+        let header = self
+            .introduction
+            .as_ref()
+            .map_or(0, |header| header.len() as u64);
+        header + self.stream.tls().map_or(self.written, Tls::wire_written)
     }
 }
 
@@ -95,10 +102,18 @@ fn key(state: &Arc<BackendState>) -> usize {
 }
 
 impl Idle {
-    /// The youngest connection to the backend of `lease` that is quiet and not over its limits.
-    pub fn take(&mut self, lease: &Lease, now: Instant) -> Option<BackendConnection> {
+    /// The youngest connection to the backend of `lease` that is quiet and not over its limits, and that began with this
+    /// `introduction`, or without one.
+    pub fn take(
+        &mut self,
+        lease: &Lease,
+        introduction: Option<&[u8]>,
+        now: Instant,
+    ) -> Option<BackendConnection> {
         let line = self.lines.get_mut(&key(&lease.state))?;
-        while let Some(kept) = line.kept.pop() {
+        let is_fit = |kept: &Kept| kept.connection.introduction.as_deref() == introduction;
+        while let Some(place) = line.kept.iter().rposition(is_fit) {
+            let kept = line.kept.remove(place);
             line.state.metrics.mine().connections_idle.sub(1);
             if kept.until > now && kept.connection.stream.is_quiet() {
                 return Some(kept.connection);
@@ -127,6 +142,11 @@ impl Idle {
             state: Arc::clone(&lease.state),
             kept: Vec::new(),
         });
+        // A connection of one client is of use to no other: without this, clients that left would keep the places.
+        if connection.introduction.is_some() && line.kept.len() >= rules.idle_per_backend.max(1) {
+            line.kept.remove(0);
+            line.state.metrics.mine().connections_idle.sub(1);
+        }
         if line.kept.len() < rules.idle_per_backend {
             let rest = rules.max_age.map(|limit| limit.saturating_sub(age));
             let until = now + rest.map_or(rules.idle_timeout, |rest| rest.min(rules.idle_timeout));

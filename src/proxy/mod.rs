@@ -1,4 +1,4 @@
-//! The data plane of one worker: accept → HTTP exchange or TCP session.
+//! The data plane of one worker: accept → PROXY header, where one is asked for → HTTP exchange or TCP session.
 //!
 //! Read `accept.rs` first, then `http/mod.rs` or `tcp.rs`.
 
@@ -6,6 +6,7 @@ pub mod accept;
 pub mod connections;
 pub mod http;
 pub mod idle;
+mod introduction;
 mod secure;
 pub mod tcp;
 pub mod timer;

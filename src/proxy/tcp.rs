@@ -7,7 +7,7 @@ use std::{cell::RefCell, future::Future, net::IpAddr, pin::pin, sync::Arc, time:
 use crate::{
     base::{clock, rng::Random},
     net::{
-        connect::{ConnectError, connect},
+        connect::{ConnectError, connect, introduce},
         copy::{Meter, relay_until},
         stream::Stream,
         tls::secure,
@@ -31,6 +31,8 @@ pub struct TcpContext<'a> {
     pub pool: &'a Pool,
     /// The worker's.
     pub random: &'a RefCell<Random>,
+    /// The PROXY header that backends get before anything else; `None` without `send_proxy`.
+    pub introduction: Option<&'a [u8]>,
 }
 
 /// Serves `client` until the session is over, and gives its record. `stop` cuts it: the drain deadline.
@@ -107,11 +109,13 @@ async fn reach(context: &TcpContext<'_>, record: &mut Record) -> Result<(Lease, 
         record.backend = Some(Arc::clone(&lease.config.name));
         let began = clock::now();
         let deadline = began + pool.config.timeouts.connect;
-        let result = match connect(&lease.state, deadline).await {
-            Ok(stream) => {
-                let tls = pool.config.tls.as_ref();
-                secure(stream, tls, &lease.state.address, deadline).await
-            }
+        let tls = pool.config.tls.as_ref();
+        let connected = connect(&lease.state, deadline).await;
+        // The backend may be the first to speak, so that nothing else can be waited for.
+        let introduced =
+            connected.and_then(|stream| introduce(stream, context.introduction, tls.is_some()));
+        let result = match introduced {
+            Ok(stream) => secure(stream, tls, &lease.state.address, deadline).await,
             Err(error) => Err(error),
         };
         let now = clock::now();
@@ -202,6 +206,7 @@ mod tests {
             counters: &counters,
             pool,
             random: &random,
+            introduction: None,
         };
         let record = session(stream, None, context, stop).await;
         assert_eq!(

@@ -6,7 +6,8 @@ use super::{
     quote, set, tls,
 };
 use crate::config::model::{
-    HttpLimits, Listener, ListenerLimits, ListenerProtocol, ListenerTimeouts, SocketOptions,
+    AcceptProxy, HttpLimits, Listener, ListenerLimits, ListenerProtocol, ListenerTimeouts,
+    ProxyVersion, SocketOptions,
 };
 
 /// Largest request body that may be allowed, in bytes.
@@ -37,6 +38,9 @@ pub(super) fn read(
         .and_then(|at| pools.resolve(reader, at, "pool"));
     if let Some(at) = keys.get("limits") {
         listener.limits = limits(reader, at, listener.protocol);
+    }
+    if let Some(at) = keys.get("accept_proxy") {
+        listener.accept_proxy = accept_proxy(reader, at);
     }
     if let Some(at) = keys.get("allow") {
         listener.allow = reader.networks(at);
@@ -192,6 +196,36 @@ fn limits(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> Li
         }
     }
     limits
+}
+
+fn accept_proxy(reader: &mut Reader<'_>, at: At<'_>) -> Option<AcceptProxy> {
+    if at.is_word("none") {
+        return None;
+    }
+    let keys = reader.section(at, "listeners.NAME.accept_proxy")?;
+    let mut rules = AcceptProxy {
+        version: None,
+        from: Vec::new(),
+    };
+    if let Some(at) = keys.get("version") {
+        let words = [
+            ("v1", Some(ProxyVersion::V1)),
+            ("v2", Some(ProxyVersion::V2)),
+            ("any", None),
+        ];
+        set(&mut rules.version, reader.word(at, &words));
+    }
+    let hint = "write `from: [10.0.0.0/8]`: the addresses of the load balancers in front";
+    match keys.get("from") {
+        None => reader.error_at_key(at, "`accept_proxy` has no `from`", hint),
+        Some(at) => {
+            rules.from = reader.networks(at);
+            if matches!(&at.node.kind, super::Kind::List(entries) if entries.is_empty()) {
+                reader.error(at, "`from` is empty: nobody could connect", hint);
+            }
+        }
+    }
+    Some(rules)
 }
 
 fn socket(reader: &mut Reader<'_>, at: At<'_>) -> SocketOptions {

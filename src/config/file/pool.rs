@@ -1,4 +1,4 @@
-//! Reads `pools.NAME`: backends, policy, check, ejection, retries, timeouts, keepalive, limits.
+//! Reads `pools.NAME`: backends, policy, PROXY header, check, ejection, retries, timeouts, keepalive, limits.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -13,8 +13,8 @@ use crate::{
         units,
     },
     config::model::{
-        Backend, CheckKind, Ejection, HealthCheck, Keepalive, Policy, Pool, PoolTimeouts, Retries,
-        WhenAllDown,
+        Backend, CheckKind, Ejection, HealthCheck, Keepalive, Policy, Pool, PoolTimeouts,
+        ProxyVersion, Retries, WhenAllDown,
     },
 };
 
@@ -95,6 +95,14 @@ fn choices(reader: &mut Reader<'_>, keys: &Section<'_>, pool: &mut Pool) {
     }
     if let Some(at) = keys.get("protocol") {
         let _checked = reader.word(at, &[("http1", ())]);
+    }
+    if let Some(at) = keys.get("send_proxy") {
+        let words = [
+            ("v1", Some(ProxyVersion::V1)),
+            ("v2", Some(ProxyVersion::V2)),
+            ("none", None),
+        ];
+        set(&mut pool.send_proxy, reader.word(at, &words));
     }
     if let Some(at) = keys.get("when_all_down") {
         let words = [

@@ -45,6 +45,8 @@ pub(super) struct Attempt<'a> {
     pub rules: &'a Rules<'a>,
     /// No idle connection may be used.
     pub fresh: bool,
+    /// The PROXY header that the connection must have begun with; `None`: it must not have had one.
+    pub introduction: Option<&'a [u8]>,
 }
 
 /// How a try ended that did not fail by the backend's fault.
@@ -96,7 +98,8 @@ pub(super) async fn run(
     let kept = if attempt.fresh {
         None
     } else {
-        idle.borrow_mut().take(attempt.lease, started)
+        idle.borrow_mut()
+            .take(attempt.lease, attempt.introduction, started)
     };
     exchange.facts.reused = kept.is_some();
     exchange.facts.first_byte = None;
@@ -155,9 +158,12 @@ async fn connect(
     let metrics = attempt.lease.state.metrics.mine();
     let own = started + attempt.rules.timeouts.connect;
     let deadline = attempt.rules.end.map_or(own, |end| end.min(own));
+    let header = attempt.introduction;
     let reach = async {
         let state = &attempt.lease.state;
         let stream = connect::connect(state, deadline).await?;
+        // The request, or the handshake, follows at once.
+        let stream = connect::introduce(stream, header, true)?;
         tls::secure(
             stream,
             attempt.pool.config.tls.as_ref(),
@@ -178,7 +184,7 @@ async fn connect(
     match connected {
         Ok(stream) => {
             metrics.connections_ok.add(1);
-            Ok(BackendConnection::new(stream, now))
+            Ok(BackendConnection::new(stream, header, now))
         }
         Err(error) => {
             metrics.connections_failed.add(1);

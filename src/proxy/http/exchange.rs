@@ -36,7 +36,7 @@ use crate::{
         body::{Decoder, Step},
         request::{self, Framing},
     },
-    net::tls::Tls,
+    net::{proxy_protocol, tls::Tls},
     pool::Pool,
     proxy::worker::Worker,
     reason::Reason,
@@ -380,6 +380,10 @@ impl<'a> Exchange<'a> {
         io: &mut Io<'_>,
     ) -> Next {
         let worker = self.place.worker;
+        let introduction = pool
+            .config
+            .send_proxy
+            .map(|version| proxy_protocol::encode(version, self.client.ends()));
         let mut tried = Vec::new();
         let mut left = rules.retries.map_or(0, |retries| retries.attempts);
         let mut fresh = false;
@@ -396,6 +400,7 @@ impl<'a> Exchange<'a> {
                 lease: &lease,
                 rules,
                 fresh,
+                introduction: introduction.as_deref(),
             };
             let failure = match attempt::run(self, attempt, upload, io).await {
                 Ok(Done::Answered(next)) => return next,
@@ -465,7 +470,7 @@ impl<'a> Exchange<'a> {
         } = self.place;
         let mut origin = origin(self.place, self.client);
         if self.head.host.is_empty() {
-            origin.local = self.client.stream.local_addr();
+            origin.local = self.client.ends().map(|ends| ends.destination);
         }
         let changes = Changes {
             target,

@@ -33,7 +33,10 @@ use super::{connections::Entry, timer::Timer, worker::Worker};
 use crate::{
     base::{address::BindAddress, clock},
     http1::{request, response},
-    net::stream::Stream,
+    net::{
+        proxy_protocol::{Ends, Header},
+        stream::Stream,
+    },
     reason::Reason,
     snapshot::Snapshot,
 };
@@ -106,6 +109,8 @@ pub struct Client {
     pub bind: Rc<BindAddress>,
     /// Its place among the worker's connections.
     pub entry: Entry,
+    /// What its PROXY header said, where the listener asks for one.
+    pub introduced: Option<Box<Header>>,
     timer: Timer,
     /// Generation and index of its listener, as of the last request.
     listener: Option<(u64, usize)>,
@@ -144,10 +149,19 @@ impl Client {
             peer,
             bind,
             entry,
+            introduced: None,
             timer: Timer::new(first.unwrap_or(now + Duration::from_hours(1))),
             listener: None,
             first,
             row: 0,
+        }
+    }
+
+    /// Both ends of the client's own connection; `None` where it has no addresses.
+    fn ends(&self) -> Option<Ends> {
+        match &self.introduced {
+            None => Ends::of(&self.stream),
+            Some(header) => header.ends(&self.stream),
         }
     }
 

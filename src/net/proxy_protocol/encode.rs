@@ -1,0 +1,103 @@
+//! How a PROXY header is written. Without TLVs, and without anything that could need escaping: the text is made of numbers.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use super::{
+    Ends,
+    parse::{BINARY_START, TEXT_START},
+};
+use crate::config::model::ProxyVersion;
+
+/// The header for a connection on behalf of a client. Without `ends`, as for a client on a unix socket, it says that the
+/// client's address is not known.
+///
+/// Both addresses of a header are of one kind: an IPv4 address beside an IPv6 one is given as `::ffff:a.b.c.d`.
+pub fn encode(version: ProxyVersion, ends: Option<Ends>) -> Box<[u8]> {
+    match (version, ends) {
+        (ProxyVersion::V1, None) => text("UNKNOWN"),
+        (ProxyVersion::V1, Some(ends)) => text(&text_words(ends)),
+        (ProxyVersion::V2, None) => binary(0x21, 0, &[]),
+        (ProxyVersion::V2, Some(ends)) => {
+            let (kind, block) = block(ends);
+            binary(0x21, kind, &block)
+        }
+    }
+}
+
+/// The header for a connection of our own, such as a check: `UNKNOWN` in version 1, `LOCAL` in version 2.
+pub fn encode_local(version: ProxyVersion) -> Box<[u8]> {
+    match version {
+        ProxyVersion::V1 => text("UNKNOWN"),
+        ProxyVersion::V2 => binary(0x20, 0, &[]),
+    }
+}
+
+fn text(words: &str) -> Box<[u8]> {
+    let mut header = TEXT_START.to_vec();
+    header.extend_from_slice(words.as_bytes());
+    header.extend_from_slice(b"\r\n");
+    header.into()
+}
+
+fn text_words(
+    Ends {
+        source,
+        destination,
+    }: Ends,
+) -> String {
+    let ports = format!("{} {}", source.port(), destination.port());
+    match (source.ip(), destination.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => format!("TCP4 {from} {to} {ports}"),
+        (from, to) => format!("TCP6 {} {} {ports}", v6_text(from), v6_text(to)),
+    }
+}
+
+/// An IPv6 address in groups of hexadecimal digits only: version 1 knows no dotted end.
+fn v6_text(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+            format!("::ffff:{high:x}:{low:x}")
+        }
+        IpAddr::V6(address) => address.to_string(),
+    }
+}
+
+fn v6(address: SocketAddr) -> Ipv6Addr {
+    match address.ip() {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
+}
+
+/// The kind of the addresses, and their bytes.
+fn block(
+    Ends {
+        source,
+        destination,
+    }: Ends,
+) -> (u8, Vec<u8>) {
+    let mut block = Vec::with_capacity(36);
+    let kind = if let (IpAddr::V4(from), IpAddr::V4(to)) = (source.ip(), destination.ip()) {
+        block.extend_from_slice(&from.octets());
+        block.extend_from_slice(&to.octets());
+        0x11
+    } else {
+        block.extend_from_slice(&v6(source).octets());
+        block.extend_from_slice(&v6(destination).octets());
+        0x21
+    };
+    block.extend_from_slice(&source.port().to_be_bytes());
+    block.extend_from_slice(&destination.port().to_be_bytes());
+    (kind, block)
+}
+
+fn binary(command: u8, kind: u8, block: &[u8]) -> Box<[u8]> {
+    let length = block.len() as u16;
+    let mut header = BINARY_START.to_vec();
+    header.extend_from_slice(&[command, kind]);
+    header.extend_from_slice(&length.to_be_bytes());
+    header.extend_from_slice(block);
+    header.into()
+}

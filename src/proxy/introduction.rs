@@ -1,0 +1,87 @@
+//! What stands at the beginning of a connection before its own protocol: the PROXY header of whoever is in front of us, for
+//! listeners with `accept_proxy`.
+//!
+//! Must not know what happens to a connection that is refused, nor what comes after the header.
+
+use std::{future::Future, pin::pin, time::Instant};
+
+use tokio::time::{Duration, timeout_at};
+
+use crate::{
+    config::model::ProxyVersion,
+    net::{
+        proxy_protocol::{self, Header, ReceiveError},
+        stream::Stream,
+    },
+    reason::Reason,
+};
+
+/// Time for the header where the listener has no time for heads of requests: it is sent with the first bytes, if at all.
+pub(super) const TIME: Duration = Duration::from_secs(10);
+
+/// Takes the header off a connection that was just accepted: afterwards the first byte of the client's own is the next to
+/// be read. `Err(None)` if the connection ended without a byte, as when somebody only looks whether we accept; any other
+/// reason is a refusal. `stop` is the end of all connections.
+pub(super) async fn take(
+    stream: &Stream,
+    version: Option<ProxyVersion>,
+    deadline: Instant,
+    stop: impl Future<Output = ()>,
+) -> Result<Header, Option<Reason>> {
+    let mut stop = pin!(stop);
+    let receive = timeout_at(deadline.into(), proxy_protocol::receive(stream, version));
+    let received = tokio::select! {
+        biased;
+        received = receive => received,
+        () = &mut stop => return Err(Some(Reason::DrainTimeout)),
+    };
+    let Ok(received) = received else {
+        return Err(Some(Reason::RequestTimeout));
+    };
+    received.map_err(|error| {
+        tracing::debug!(target: "listener", peer = ?stream.peer_ip(), %error, "no PROXY header");
+        match error {
+            ReceiveError::Silent => None,
+            ReceiveError::Cut | ReceiveError::Io(_) => Some(Reason::ClientDisconnected),
+            ReceiveError::Invalid(_) => Some(Reason::RequestError),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::{base::clock, net::fixture::pair};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_header_that_does_not_come_is_refused_when_its_time_is_over() {
+        for begun in ["", "PROXY TCP4 192.0.2.1"] {
+            let (mut peer, stream) = pair().await;
+            peer.write_all(begun.as_bytes()).await.unwrap();
+            let began = clock::now();
+            let taken = take(&stream, None, began + TIME, pending()).await;
+            assert_eq!(taken, Err(Some(Reason::RequestTimeout)), "{begun:?}");
+            let took = clock::now().saturating_duration_since(began);
+            assert!(took >= TIME && took < TIME * 2, "{took:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_all_connections_ends_the_wait() {
+        let (_peer, stream) = pair().await;
+        let taken = take(&stream, None, clock::now() + TIME, ready(())).await;
+        assert_eq!(taken, Err(Some(Reason::DrainTimeout)));
+    }
+
+    #[tokio::test]
+    async fn a_look_whether_we_accept_is_no_refusal() {
+        let (peer, stream) = pair().await;
+        drop(peer);
+        let taken = take(&stream, None, clock::now() + TIME, pending()).await;
+        assert_eq!(taken, Err(None));
+    }
+}
