@@ -22,6 +22,8 @@ mod corpus;
 mod families;
 #[path = "differential/judge.rs"]
 mod judge;
+#[path = "differential/peers.rs"]
+mod peers;
 #[path = "differential/stage.rs"]
 mod stage;
 #[path = "differential/wire.rs"]
@@ -76,6 +78,16 @@ fn assert_none(failures: &[String], of: usize) {
 
 #[test]
 fn an_odd_request_is_refused_or_passed_on_in_a_form_that_everybody_reads_alike() {
+    play_requests(1);
+}
+
+#[test]
+fn an_odd_request_that_comes_in_pieces_is_judged_as_one_that_comes_at_once() {
+    play_requests(40);
+}
+
+/// Every case of the corpus, each sent in so many pieces.
+fn play_requests(pieces: usize) {
     let cases = requests();
     assert!(cases.len() >= 300, "only {} requests", cases.len());
     let stage = Stage::new(Vec::new(), PATIENCE);
@@ -83,7 +95,7 @@ fn an_odd_request_is_refused_or_passed_on_in_a_form_that_everybody_reads_alike()
     let front = daemon.address("@web");
     let mut failures = Vec::new();
     for case in cases.iter().filter(|case| is_wanted(case)) {
-        let (seen, events) = stage.play_request(front, case);
+        let (seen, events) = stage.play_request(front, case, pieces);
         let judgement = judge::of_request(case, &seen, &events);
         let broken = judge::broken_promise(case, &seen, &events);
         for problem in judgement.dangers.into_iter().chain(broken) {

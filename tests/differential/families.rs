@@ -37,13 +37,13 @@ pub fn requests() -> Vec<Case> {
         ("host", "400", "GET /x HTTP/1.1\r\nHost: a", "\r\n\r\n"),
         (
             "chunk-extension",
-            "400 # unclear begun",
+            "400 # begun",
             "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a",
             "\r\nhello\r\n0\r\n\r\n",
         ),
         (
             "chunk-size",
-            "400 # unclear begun",
+            "400 # begun",
             "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5",
             "\r\nhello\r\n0\r\n\r\n",
         ),

@@ -20,12 +20,12 @@ use crate::{
 /// What reached the backend.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// A whole message, with its running number.
-    Whole(usize, Message),
+    /// A whole message.
+    Whole(Message),
     /// What two readers could disagree about.
     Unclear(&'static str, String),
     /// The beginning of a message whose rest never came.
-    Part(String),
+    Part,
 }
 
 /// An event and the backend connection it came on.
@@ -113,15 +113,22 @@ impl Stage {
         Self { backend, shared }
     }
 
-    /// Sends a request case through the proxy at `front`, and ends the sending side.
-    pub fn play_request(&self, front: SocketAddr, case: &Case) -> (Transcript, Vec<At>) {
+    /// Sends a request case through the proxy at `front`, in `pieces` writes or a few less, and ends the sending side.
+    pub fn play_request(
+        &self,
+        front: SocketAddr,
+        case: &Case,
+        pieces: usize,
+    ) -> (Transcript, Vec<At>) {
         let mut bytes = case.bytes.clone();
         if !case.is("cut") {
             bytes.extend_from_slice(b"GET /after HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         }
         let mut client = self.connect(front);
-        // A proxy that refuses early may close while we are still sending.
-        let _ = client.write_all(&bytes);
+        for piece in bytes.chunks(bytes.len().div_ceil(pieces)) {
+            // A proxy that refuses early may close while we are still sending.
+            let _ = client.write_all(piece);
+        }
         let _ = client.shutdown(Shutdown::Write);
         let method = if bytes.starts_with(b"HEAD ") {
             "HEAD"
@@ -237,7 +244,7 @@ impl Stage {
         let mut events = std::mem::take(&mut lines.events);
         for (number, _, rest) in &mut lines.live {
             if !rest.is_empty() {
-                events.push((*number, Event::Part(wire::latin(rest))));
+                events.push((*number, Event::Part));
             }
         }
         lines.live.retain(|(_, _, rest)| rest.is_empty());
@@ -418,9 +425,7 @@ impl Backend {
         {
             let (_, _, rest) = lines.live.swap_remove(at);
             if !rest.is_empty() {
-                lines
-                    .events
-                    .push((self.number, Event::Part(wire::latin(&rest))));
+                lines.events.push((self.number, Event::Part));
             }
         }
     }
@@ -452,9 +457,7 @@ impl Backend {
                         replies.push((lines.next, target.clone()));
                     }
                     if target != "/sync" {
-                        lines
-                            .events
-                            .push((self.number, Event::Whole(lines.next, message)));
+                        lines.events.push((self.number, Event::Whole(message)));
                     }
                     if rest.is_empty() {
                         return Some(replies);

@@ -162,15 +162,21 @@ fn field(line: &str) -> Result<(Field, Option<&'static str>), &'static str> {
     let Some((name, value)) = line.split_once(':') else {
         return Err("a line without a colon");
     };
-    if !is_token(name) {
-        return Err("a name that is no token, a blank before the colon, or a folded line");
+    let is_blank = |c: char| c.is_ascii_whitespace() || c.is_ascii_control();
+    if name.is_empty() || name.contains(is_blank) {
+        return Err("an empty name, a blank in one, or a folded line");
     }
+    let odd_name = !is_token(name);
     let value = value.trim_matches([' ', '\t']);
     let is_control = |c: char| (c.is_control() && c != '\t' && (c as u32) < 0x80) || c == '\u{7f}';
     let odd = value.chars().any(is_control);
     Ok((
         (name.to_owned(), value.to_owned()),
-        odd.then_some("a control byte in a value"),
+        if odd_name {
+            Some("a name that is no token")
+        } else {
+            odd.then_some("a control byte in a value")
+        },
     ))
 }
 
@@ -193,7 +199,7 @@ fn request_line(message: &mut Message) -> Result<(), &'static str> {
         return Err("no Host");
     }
     let host = hosts.first().copied().unwrap_or_default();
-    if host.contains(|c: char| c.is_whitespace() || ",/@?#\\".contains(c)) {
+    if host.contains(|c: char| c.is_whitespace() || "/@?#\\".contains(c)) {
         return Err("a Host that is not one authority");
     }
     if let Some((_, rest)) = target
@@ -201,7 +207,9 @@ fn request_line(message: &mut Message) -> Result<(), &'static str> {
         .filter(|_| !target.starts_with('/'))
     {
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        if !authority.eq_ignore_ascii_case(host) {
+        let name = authority.rsplit('@').next().unwrap_or_default();
+        let plain = |name: &str| name.trim_end_matches(":80").to_ascii_lowercase();
+        if !hosts.is_empty() && plain(name) != plain(host) {
             return Err("a target and a Host that name two authorities");
         }
     }
@@ -232,9 +240,19 @@ fn status_line(message: &mut Message) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn length(message: &Message) -> Result<Length, &'static str> {
-    let lengths = message.values("content-length");
-    let codings = message.values("transfer-encoding");
+/// `gzip, chunked`: its end is clear.
+fn is_coded_and_chunked(coding: &str) -> bool {
+    let coding = coding.to_ascii_lowercase();
+    let words: Vec<&str> = coding.split(',').map(str::trim).collect();
+    matches!(words[..], ["gzip" | "deflate" | "compress", "chunked"])
+}
+
+fn length(message: &mut Message) -> Result<Length, &'static str> {
+    let all = |name: &str| -> Vec<String> {
+        let values = message.values(name).into_iter();
+        values.map(str::to_owned).collect()
+    };
+    let (lengths, codings) = (all("content-length"), all("transfer-encoding"));
     match (&lengths[..], &codings[..]) {
         ([], []) => Ok(Length::Unknown),
         ([length], []) => {
@@ -244,11 +262,13 @@ fn length(message: &Message) -> Result<Length, &'static str> {
                 _ => Err("a length that is not a number"),
             }
         }
-        ([], [coding]) if !coding.eq_ignore_ascii_case("chunked") => {
-            Err("a transfer coding that is not chunked")
-        }
         ([], [_]) if message.line.contains("HTTP/1.0") => Err("chunked in HTTP/1.0"),
-        ([], [_]) => Ok(Length::Chunked),
+        ([], [coding]) if coding.eq_ignore_ascii_case("chunked") => Ok(Length::Chunked),
+        ([], [coding]) if is_coded_and_chunked(coding) => {
+            message.odd.push("a transfer coding before chunked");
+            Ok(Length::Chunked)
+        }
+        ([], [_]) => Err("a transfer coding that is not chunked"),
         (_, []) => Err("several lengths"),
         ([], _) => Err("several transfer codings"),
         _ => Err("a length and a transfer coding"),
