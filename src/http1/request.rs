@@ -386,11 +386,10 @@ fn is_authority(text: &[u8]) -> bool {
         (!name.is_empty() && name.iter().all(is_part), port)
     };
     host && match port {
-        [] => true,
-        [b':', digits @ ..] => {
-            digits.len() <= 5
-                && content_length(digits).unwrap_or_default() <= u64::from(u16::MAX)
-                && digits.iter().all(u8::is_ascii_digit)
+        [] | [b':'] => true,
+        // At most five digits, so that no reader's arithmetic can wrap.
+        [b':', digits @ ..] if digits.len() <= 5 => {
+            content_length(digits).is_some_and(|port| u16::try_from(port).is_ok())
         }
         _ => false,
     }

@@ -135,7 +135,7 @@ impl Stage {
         } else {
             "GET"
         };
-        let transcript = self.read(client, Vec::new(), method);
+        let transcript = self.read(&client, Vec::new(), method);
         (transcript, self.events(front))
     }
 
@@ -163,7 +163,7 @@ impl Stage {
             let follow =
                 format!("GET /ok/{number} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
             let _ = (&client).write_all(follow.as_bytes());
-            self.read(client, rest, "GET")
+            self.read(&client, rest, "GET")
         });
         (first, second, self.events(front))
     }
@@ -197,9 +197,9 @@ impl Stage {
     }
 
     /// Reads to the end of the connection.
-    fn read(&self, client: TcpStream, mut bytes: Vec<u8>, method: &str) -> Transcript {
+    fn read(&self, client: &TcpStream, mut bytes: Vec<u8>, method: &str) -> Transcript {
         let end = loop {
-            if let Some(end) = self.more(&client, &mut bytes) {
+            if let Some(end) = self.more(client, &mut bytes) {
                 break end;
             }
         };
@@ -227,7 +227,7 @@ impl Stage {
         // The proxy answers this after whatever it had to do before.
         let client = self.connect(front);
         let _ = (&client).write_all(b"GET /sync HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-        self.read(client, Vec::new(), "GET");
+        self.read(&client, Vec::new(), "GET");
         poll(|| {
             let lines = self.shared.lines.lock().unwrap();
             let quiet = lines.live.iter().all(|(_, stream, _)| {
@@ -288,6 +288,8 @@ fn request_for(case: &Case, number: usize) -> Vec<u8> {
     }
     if case.is("upgrade") {
         fields.push_str("Connection: upgrade\r\nUpgrade: websocket\r\n");
+        fields.push_str("Sec-WebSocket-Version: 13\r\n");
+        fields.push_str("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n");
     }
     if case.is("upload") {
         method = "POST";
@@ -318,7 +320,7 @@ fn understand(bytes: &[u8], method: &str, end: End, only_first: bool) -> (Transc
         end,
     };
     let mut at = 0;
-    while at < bytes.len() && !(only_first && !transcript.answers.is_empty()) {
+    while at < bytes.len() && (!only_first || transcript.answers.is_empty()) {
         let method = if transcript.answers.is_empty() {
             method
         } else {
@@ -553,6 +555,10 @@ impl Backend {
         }
         if last {
             let _ = self.stream.shutdown(Shutdown::Write);
+            self.shared.script_done();
+            // Closing with bytes unread would be a reset.
+            let _ = self.stream.set_read_timeout(Some(self.shared.patience));
+            while matches!(self.stream.read(&mut [0; 4096]), Ok(1..)) {}
             return false;
         }
         sent

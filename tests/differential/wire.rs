@@ -74,6 +74,7 @@ fn is_token(text: &str) -> bool {
     !text.is_empty() && text.chars().all(part)
 }
 
+#[derive(Clone, Copy)]
 enum Length {
     Exactly(usize),
     Chunked,
