@@ -202,7 +202,7 @@ impl Fields {
         }
     }
 
-    /// Strikes out the fields that are for one hop, and those that `Connection` names unless they are protected.
+    /// Strikes out the fields that are for one hop, and those that `Connection` names unless they are end to end.
     pub(super) fn strike_hop_by_hop(&mut self, bytes: &[u8]) {
         let mut named = false;
         for field in &mut self.0 {
@@ -223,12 +223,11 @@ impl Fields {
             .flat_map(|field| list(field.value.get(bytes)).map(|token| Span::of(token, bytes)))
             .collect();
         self.strike(|field| {
-            !field.known.is_protected()
-                && options.iter().any(|option| {
-                    option
-                        .get(bytes)
-                        .eq_ignore_ascii_case(field.name.get(bytes))
-                })
+            let name = field.name.get(bytes);
+            !is_end_to_end(field.known, name)
+                && options
+                    .iter()
+                    .any(|option| option.get(bytes).eq_ignore_ascii_case(name))
         });
     }
 
@@ -252,6 +251,61 @@ pub fn is_same_or_twin(name: &[u8], other: &[u8]) -> bool {
         byte => byte.to_ascii_lowercase(),
     };
     name.len() == other.len() && name.iter().map(dashed).eq(other.iter().map(dashed))
+}
+
+/// True for fields that `Connection` cannot remove: the ones known to be end to end, whatever a peer says. RFC 9110
+/// section 7.6.1 forbids a sender to name them; one who does wants the next server to judge without them.
+fn is_end_to_end(known: Known, name: &[u8]) -> bool {
+    const PREFIXES: [&[u8]; 6] = [
+        b"accept-",
+        b"access-control-",
+        b"content-",
+        b"if-",
+        b"sec-",
+        b"x-forwarded-",
+    ];
+    const NAMES: [&[u8]; 34] = [
+        b"accept",
+        b"age",
+        b"allow",
+        b"alt-svc",
+        b"authentication-info",
+        b"cache-control",
+        b"cdn-cache-control",
+        b"clear-site-data",
+        b"cross-origin-opener-policy",
+        b"cross-origin-resource-policy",
+        b"date",
+        b"etag",
+        b"expires",
+        b"from",
+        b"last-modified",
+        b"link",
+        b"location",
+        b"max-forwards",
+        b"origin",
+        b"pragma",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"range",
+        b"referer",
+        b"retry-after",
+        b"server",
+        b"set-cookie",
+        b"strict-transport-security",
+        b"traceparent",
+        b"tracestate",
+        b"user-agent",
+        b"vary",
+        b"www-authenticate",
+        b"x-request-id",
+    ];
+    known.is_protected()
+        || NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
+        || PREFIXES.iter().any(|prefix| {
+            name.get(..prefix.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+        })
 }
 
 /// Connection options that name no field.

@@ -266,17 +266,11 @@ impl Head {
             .iter()
             .find(|field| field.known == Known::Upgrade)
             .map(|field| field.value);
-        // A body would have to be sent before the switch; h2c by Upgrade is a way past the routes (RFC 9113 section 3.1).
+        // A body would have to be sent before the switch.
         let may_upgrade =
             modern && *framing == Framing::None && fields.has_connection_option(b"upgrade", bytes);
         self.upgrade = upgrade.filter(|value| {
-            may_upgrade
-                && !value.is_empty()
-                && !list(value.get(bytes)).any(|protocol| {
-                    protocol
-                        .get(..3)
-                        .is_some_and(|start| start.eq_ignore_ascii_case(b"h2c"))
-                })
+            may_upgrade && !value.is_empty() && !list(value.get(bytes)).any(carries_http)
         });
         self.expects_continue = false;
         for field in fields.iter().filter(|field| field.known == Known::Expect) {
@@ -299,6 +293,16 @@ impl Head {
         fields.strike(|field| is_underscored_twin(field.name.get(bytes)));
         Ok(())
     }
+}
+
+/// Protocols that carry HTTP again, such as h2c (RFC 9113 section 3.1) or TLS (RFC 2817): requests in them would go past
+/// the routes, the limits and the log.
+fn carries_http(protocol: &[u8]) -> bool {
+    [&b"h2"[..], b"h3", b"http", b"tls"].iter().any(|prefix| {
+        protocol
+            .get(..prefix.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    })
 }
 
 /// `X_Forwarded_For` and the like: some servers read them as the field with dashes that we vouch for.
@@ -364,7 +368,8 @@ fn slash_of(text: &[u8], bytes: &[u8]) -> Span {
         .unwrap_or_default()
 }
 
-/// `host` or `host:port`, not empty, without user information, RFC 3986 section 3.2.
+/// `host` or `host:port`, not empty, without user information, RFC 3986 section 3.2. Without escapes: one reader would
+/// decode `a%2fb`, another one would not.
 fn is_authority(text: &[u8]) -> bool {
     let (host, port) = if let [b'[', rest @ ..] = text {
         let Some(end) = rest.iter().position(|byte| *byte == b']') else {
@@ -377,12 +382,15 @@ fn is_authority(text: &[u8]) -> bool {
     } else {
         let end = memchr::memchr(b':', text).unwrap_or(text.len());
         let (name, port) = text.split_at(end);
-        let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte);
+        let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(byte);
         (!name.is_empty() && name.iter().all(is_part), port)
     };
     host && match port {
-        [] => true,
-        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        [] | [b':'] => true,
+        // At most five digits, so that no reader's arithmetic can wrap.
+        [b':', digits @ ..] if digits.len() <= 5 => {
+            content_length(digits).is_some_and(|port| u16::try_from(port).is_ok())
+        }
         _ => false,
     }
 }

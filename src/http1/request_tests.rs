@@ -190,6 +190,13 @@ fn target_and_host_name_one_authority_or_the_request_is_refused() {
         ("GET / HTTP/1.1", "Host: x/y", None),
         ("GET / HTTP/1.1", "Host: x:y", None),
         ("GET / HTTP/1.1", "Host: x:123456", None),
+        ("GET / HTTP/1.1", "Host: x:65536", None),
+        ("GET / HTTP/1.1", "Host: x%2fy", None),
+        (
+            "GET / HTTP/1.1",
+            "Host: x:65535",
+            Some(("/", "/", "x:65535")),
+        ),
         ("GET / HTTP/1.1", "Host: [::1", None),
         ("GET / HTTP/1.1", "Host: [x]", None),
     ];
@@ -247,6 +254,9 @@ fn connection_upgrade_and_expect_mean_what_they_say_and_no_more() {
         ("Connection: upgrade", false),
         ("Connection: upgrade\r\nUpgrade: h2c", false),
         ("Connection: upgrade\r\nUpgrade: websocket, H2C-14", false),
+        ("Connection: upgrade\r\nUpgrade: H2", false),
+        ("Connection: upgrade\r\nUpgrade: HTTP/2.0", false),
+        ("Connection: upgrade\r\nUpgrade: TLS/1.2", false),
         (
             "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1",
             false,
@@ -263,6 +273,36 @@ fn connection_upgrade_and_expect_mean_what_they_say_and_no_more() {
     for odd in ["100-continu", "100-continue, x", "", "200-ok"] {
         let refusal = with(&format!("Expect: {odd}\r\nContent-Length: 1")).unwrap_err();
         assert_eq!(refusal.reason, Reason::ExpectationFailed, "{odd}");
+    }
+}
+
+#[test]
+fn connection_cannot_remove_what_goes_from_end_to_end() {
+    for (name, stays) in [
+        ("Host", true),
+        ("Cookie", true),
+        ("Proxy-Authorization", true),
+        ("Content-Encoding", true),
+        ("If-Match", true),
+        ("Sec-Fetch-Site", true),
+        ("x-forwarded-port", true),
+        ("Cache-Control", true),
+        ("Traceparent", true),
+        ("X-Secret", false),
+        ("Keep-Alive", false),
+        ("TE", false),
+    ] {
+        let fields = if name == "Host" {
+            "Connection: host".to_owned()
+        } else {
+            format!("Connection: close, {}\r\n{name}: b", name.to_lowercase())
+        };
+        let head = with(&fields).unwrap();
+        let found = head
+            .fields
+            .iter()
+            .any(|field| head.text(field.name).eq_ignore_ascii_case(name.as_bytes()));
+        assert_eq!(found, stays, "{name}");
     }
 }
 

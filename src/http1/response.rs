@@ -75,6 +75,10 @@ impl Head {
     /// # Errors
     /// The answer is not valid HTTP/1, or too large.
     pub fn parse(&mut self, bytes: &[u8], method: &[u8]) -> Result<bool, Invalid> {
+        // The tokenizer skips empty lines for as long as they come; no status line begins with one.
+        if matches!(bytes.first(), Some(b'\r' | b'\n')) {
+            return Err(invalid("empty lines before the response"));
+        }
         let mut room = [MaybeUninit::<httparse::Header<'_>>::uninit(); MAX_FIELDS];
         let mut response = httparse::Response::new(&mut []);
         let outcome = httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -93,9 +97,7 @@ impl Head {
             Err(_) => return Err(invalid("not an HTTP/1 response")),
         };
         if !bytes.starts_with(b"HTTP/1.") || !bytes.get(..len).is_some_and(has_only_crlf) {
-            return Err(invalid(
-                "a line ends without a carriage return, or empty lines before the response",
-            ));
+            return Err(invalid("a line ends without a carriage return"));
         }
         let (Some(version), Some(status)) = (response.version, response.code) else {
             return Err(invalid("the status line is incomplete"));
@@ -123,6 +125,9 @@ impl Head {
         let framing = self.check_framing(bytes, version)?;
         let fields = &mut self.fields;
         let interim = (100..200).contains(&self.status);
+        if interim {
+            check_interim(framing, version)?;
+        }
         let closes = fields.has_connection_option(b"close", bytes);
         self.keep_alive = !closes
             && (version == Version::Http11 || fields.has_connection_option(b"keep-alive", bytes));
@@ -130,10 +135,11 @@ impl Head {
             .iter()
             .find(|field| field.known == Known::Upgrade)
             .map(|field| field.value)
-            .filter(|value| !value.is_empty() && self.status == 101);
+            .filter(|value| !value.is_empty() && self.status == 101)
+            .filter(|_| fields.has_connection_option(b"upgrade", bytes));
         self.announced = None;
         self.framing = if interim || self.status == 204 {
-            // A body here is against the rules: whatever follows cannot be trusted.
+            // A body of 204 is against the rules: whatever follows cannot be trusted.
             self.keep_alive &= matches!(framing, Framing::UntilClose | Framing::Length(0));
             Framing::None
         } else if method == b"HEAD" || self.status == 304 {
@@ -193,6 +199,18 @@ impl Head {
                 && protocols
                     .all(|protocol| list(asked).any(|wanted| wanted.eq_ignore_ascii_case(protocol)))
         })
+    }
+}
+
+/// A 1xx has no body, whatever it announces, and HTTP/1.0 has no 1xx: a reader that thinks otherwise would take the final
+/// response for the body, or this one for the final one (RFC 9110 sections 8.6 and 15.2, RFC 9112 section 6.1).
+fn check_interim(framing: Framing, version: Version) -> Result<(), Invalid> {
+    if version == Version::Http10 {
+        return Err(invalid("a 1xx in HTTP/1.0"));
+    }
+    match framing {
+        Framing::UntilClose | Framing::Length(0) => Ok(()),
+        _ => Err(invalid("a 1xx that announces a body")),
     }
 }
 

@@ -107,7 +107,7 @@ fn a_body_is_framed_by_method_status_and_fields() {
 
 #[test]
 fn what_is_not_one_valid_answer_is_refused() {
-    let table: [&[u8]; 29] = [
+    let table: [&[u8]; 34] = [
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n",
@@ -135,6 +135,11 @@ fn what_is_not_one_valid_answer_is_refused() {
         b"HTTP/1.1 +20 X\r\n\r\n",
         b"HTTP/2.0 200 OK\r\n\r\n",
         b"\r\nHTTP/1.1 200 OK\r\n\r\n",
+        b"\r\n\r\n\r\n",
+        b"\n",
+        b"HTTP/1.0 100 Continue\r\n\r\n",
+        b"HTTP/1.1 103 X\r\nContent-Length: 5\r\n\r\n",
+        b"HTTP/1.1 101 X\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"SSH-2.0-OpenSSH_9\r\n\r\n",
         b"ICY 200 OK\r\n\r\n",
     ];
@@ -164,12 +169,14 @@ fn a_101_switches_only_to_what_was_asked_for() {
         ("Upgrade: a, c", "a, b", false),
         ("A: b", "a", false),
     ] {
-        let bytes = format!("HTTP/1.1 101 X\r\nConnection: upgrade\r\n{sent}\r\n\r\n");
-        let head = parse(bytes.as_bytes(), "GET").unwrap();
-        assert_eq!(
-            head.switches_to(asked.as_bytes(), bytes.as_bytes()),
-            switches,
-            "{sent} {asked}"
-        );
+        for (option, named) in [("Connection: upgrade", switches), ("X: upgrade", false)] {
+            let bytes = format!("HTTP/1.1 101 X\r\n{option}\r\n{sent}\r\n\r\n");
+            let head = parse(bytes.as_bytes(), "GET").unwrap();
+            assert_eq!(
+                head.switches_to(asked.as_bytes(), bytes.as_bytes()),
+                named,
+                "{option} {sent} {asked}"
+            );
+        }
     }
 }

@@ -223,7 +223,8 @@ async fn response_head(
         noted: None,
         sent,
     };
-    for _ in 0..=MAX_INTERIM {
+    let mut interim = 0;
+    loop {
         wire.next_head(io).await?;
         if wire.exchange.facts.first_byte.is_none() {
             let waited = clock::now().saturating_duration_since(sent);
@@ -235,12 +236,15 @@ async fn response_head(
         if !io.response.is_interim() {
             return Ok(());
         }
+        interim += 1;
+        if interim > MAX_INTERIM {
+            return Err(Trouble::Backend(
+                Reason::ProxyProtocolError,
+                "too many 1xx responses".to_owned(),
+            ));
+        }
         wire.pass_interim(io).await?;
     }
-    Err(Trouble::Backend(
-        Reason::ProxyProtocolError,
-        "too many 1xx responses".to_owned(),
-    ))
 }
 
 /// Both connections while a response head is awaited.

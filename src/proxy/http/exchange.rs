@@ -268,7 +268,11 @@ impl<'a> Exchange<'a> {
         );
         let route = match found {
             Ok(route) => route.and_then(|index| Some((index, snapshot.config.routes.get(index)?))),
-            Err(reason) => return self.fail(reason, io).await,
+            Err(reason) => {
+                // Refused like a head that is malformed: nothing after it is run.
+                self.head.keep_alive = false;
+                return self.fail(reason, io).await;
+            }
         };
         self.facts.route = route.map(|(index, _)| index);
         if route.is_some_and(|(_, route)| !is_allowed(self.client.peer, &route.allow, &[])) {
