@@ -127,26 +127,22 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
     let rest = exchange.rest;
     exchange.record();
     drop(exchange);
-    keep_unread(scratch, rest, next);
+    keep_unread(scratch, rest);
     next
 }
 
 /// What was read beyond this request is the beginning of the next.
-fn keep_unread(scratch: &mut Scratch, rest: Option<usize>, next: Next) {
+fn keep_unread(scratch: &mut Scratch, rest: Option<usize>) {
     let bytes = &mut scratch.head.bytes;
     match rest {
         Some(rest) if rest < bytes.len() => drop(bytes.drain(..rest)),
         _ => bytes.clear(),
     }
-    if next == Next::KeepAlive {
-        let unread = scratch.upload_bytes.len();
-        bytes.extend_from_slice(&scratch.upload_bytes);
-        debug_assert!(
-            unread == 0 || rest.is_none(),
-            "the next request begins in one place"
-        );
-    }
-    scratch.upload_bytes.clear();
+    debug_assert!(
+        scratch.upload_bytes.is_empty() || rest.is_none(),
+        "the next request begins in one place"
+    );
+    bytes.append(&mut scratch.upload_bytes);
 }
 
 /// The buffers of an exchange besides the request head.

@@ -14,6 +14,8 @@ mod read;
 mod reply;
 mod respond;
 mod retry;
+#[cfg(test)]
+mod simulation;
 
 pub(super) use self::exchange::is_allowed;
 
@@ -204,12 +206,17 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
             }
         }
         let mut scratch = rest.take().unwrap_or_else(|| worker.take_scratch());
-        let next = Box::pin(exchange::run(&worker, &mut client, &mut scratch)).await;
-        if next == Next::KeepAlive && !scratch.head.bytes.is_empty() {
+        let mut next = Box::pin(exchange::run(&worker, &mut client, &mut scratch)).await;
+        let has_rest = !scratch.head.bytes.is_empty();
+        if next == Next::KeepAlive && has_rest {
             rest = Some(scratch);
             continue;
         }
         worker.give_scratch(scratch);
+        // What is left unread would turn the close into a reset, which can destroy answers that the client has not read.
+        if next == Next::Close && (has_rest || !client.stream.is_quiet()) {
+            next = Next::Linger;
+        }
         match next {
             Next::KeepAlive => {}
             Next::Close => return client.end(),
