@@ -1,6 +1,9 @@
 //! What must hold after every run, whatever the ends have done.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt::Write as _,
+};
 
 use serde_json::Value;
 
@@ -275,7 +278,14 @@ fn check_marks(message: &Message, exchange: &Exchange) -> Result<usize, String> 
 }
 
 /// Every exchange is counted and logged once, as what the client has got.
-pub(super) fn records(world: &World, lines: &[Value]) -> Result<(), String> {
+pub(super) fn records(world: &World, lines: Option<&[Value]>) -> Result<(), String> {
+    if let Some(lines) = lines {
+        log(world, lines)?;
+    }
+    counters(world)
+}
+
+fn log(world: &World, lines: &[Value]) -> Result<(), String> {
     let mut by_id: BTreeMap<usize, &Value> = BTreeMap::new();
     for line in lines {
         let path = line["path"].as_str().unwrap_or_default();
@@ -302,7 +312,16 @@ pub(super) fn records(world: &World, lines: &[Value]) -> Result<(), String> {
                 .map_err(|error| format!("{}: {error}: {message:?} {line}", exchange.id))?;
         }
     }
-    counters(world, lines)
+    let answered = |line: &&Value| line["status"].as_u64().is_some_and(|status| status != 499);
+    let logged = lines.iter().filter(answered).count() as u64;
+    let failed = lines
+        .iter()
+        .filter(|line| !line["reason"].is_null())
+        .count() as u64;
+    let counted = counted(world);
+    require(counted == (logged, failed), || {
+        format!("counted answers and errors {counted:?}, logged {logged} and {failed}")
+    })
 }
 
 fn record(
@@ -343,25 +362,35 @@ fn record(
     })
 }
 
-fn counters(world: &World, lines: &[Value]) -> Result<(), String> {
+/// Answers and errors.
+fn counted(world: &World) -> (u64, u64) {
     let snapshot = world.worker.generation();
     let slots = [&*snapshot.unrouted, &snapshot.pools[0].state.metrics];
-    let (mut requests, mut errors, mut active) = (0, 0, 0);
+    let (mut answers, mut errors) = (0, 0);
     for slot in slots.iter().flat_map(|slots| slots.each()) {
-        requests += slot.requests.each().map(|(_, _, count)| count).sum::<u64>();
+        answers += slot.requests.each().map(|(_, _, count)| count).sum::<u64>();
         errors += slot.errors.lock().unwrap().values().sum::<u64>();
-        active += slot.requests_active.get();
     }
-    let answered = |line: &&Value| line["status"].as_u64().is_some_and(|status| status != 499);
-    let logged = lines.iter().filter(answered).count() as u64;
-    let failed = lines
+    (answers, errors)
+}
+
+fn counters(world: &World) -> Result<(), String> {
+    let (answers, _) = counted(world);
+    let got: usize = world
+        .clients
         .iter()
-        .filter(|line| !line["reason"].is_null())
-        .count() as u64;
-    require((requests, errors, active) == (logged, failed, 0), || {
-        format!(
-            "counted {requests} answers, {errors} errors, {active} active; logged {logged}, {failed}"
-        )
+        .map(|client| client.reader.finals().count())
+        .sum();
+    require(answers >= got as u64, || {
+        format!("counted {answers} answers of {got}")
+    })?;
+    let snapshot = world.worker.generation();
+    let active = snapshot.pools[0]
+        .state
+        .metrics
+        .sum(|slot| &slot.requests_active);
+    require(active == 0, || {
+        format!("{active} requests are still counted as active")
     })?;
     let slots = &snapshot.listeners[0].state.metrics;
     let (received, sent) = (
@@ -434,17 +463,15 @@ impl Case {
         let mut text = format!("tcp {}, dropped {:?}\n", self.tcp, self.dropped);
         for client in &self.clients {
             let pauses = &client.pauses;
-            text += &format!(
-                "client {:?} {pauses:?}: {}\n",
-                client.fault,
-                show(&client.out)
-            );
+            let (fault, out) = (client.fault, show(&client.out));
+            let _ = writeln!(text, "client {fault:?} {pauses:?}: {out}");
             for exchange in &client.exchanges {
                 let (id, method, end) = (exchange.id, exchange.method, exchange.end);
-                text += &format!(" {method} {id}, ends at {end}\n");
+                let _ = writeln!(text, " {method} {id}, ends at {end}");
                 for plan in &exchange.plans {
                     let (class, when, out) = (plan.class, plan.when, show(&plan.out));
-                    text += &format!("  {class:?} {when:?} dirty {:?}: {out}\n", plan.dirty_from);
+                    let dirty = plan.dirty_from;
+                    let _ = writeln!(text, "  {class:?} {when:?} dirty {dirty:?}: {out}");
                 }
             }
         }
@@ -482,8 +509,6 @@ pub(super) fn show_log(lines: &[Value]) -> String {
         "t_total",
     ];
     let line = |line: &Value| keys.map(|key| format!("{key} {}", line[key])).join(", ");
-    lines
-        .iter()
-        .map(|each| format!("\n  {}", line(each)))
-        .collect()
+    let lines: Vec<String> = lines.iter().map(line).collect();
+    format!("\n  {}", lines.join("\n  "))
 }

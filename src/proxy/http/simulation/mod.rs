@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Virtual time after which a run hangs: many times the longest that ends of connections and timeouts can take together.
-const BOUND: Duration = Duration::from_secs(3_000);
+const BOUND: Duration = Duration::from_mins(50);
 /// First step of the clock when nobody says when it goes on; doubled up to 64 times that.
 const STEP: Duration = Duration::from_millis(25);
 
@@ -95,10 +95,10 @@ struct World {
 }
 
 impl World {
-    fn new(case: &Case, log: &Log) -> Self {
+    fn new(case: &Case, log: Option<&Log>) -> Self {
         let backends = Backends::new(case);
         let config = config(&backends);
-        let access_log = AccessLog::new(&config.access_log, Some(log.sink.clone()));
+        let access_log = AccessLog::new(&config.access_log, log.map(|log| log.sink.clone()));
         let snapshot = Snapshot::build(Arc::new(config), None, access_log, clock::now());
         let (drain, cut) = watch::channel(false);
         let worker = Worker::new(Arc::new(Daemon::new(snapshot, 1, 100)), cut);
@@ -276,7 +276,7 @@ impl Log {
 
     /// What was written since the last time.
     fn lines(&self) -> Vec<serde_json::Value> {
-        assert!(self.sink.flush(Duration::from_secs(60)));
+        assert!(self.sink.flush(Duration::from_mins(1)));
         let mut text = String::new();
         (&self.reader).read_to_string(&mut text).unwrap();
         text.lines()
@@ -299,12 +299,12 @@ fn runtime() -> Runtime {
         .unwrap()
 }
 
-/// Runs `case` and judges it.
-fn run(runtime: &Runtime, log: &Log, case: &Case) -> Result<Outcome, String> {
+/// Runs `case` and judges it, and what was logged if it was.
+fn run(runtime: &Runtime, log: Option<&Log>, case: &Case) -> Result<Outcome, String> {
     runtime.block_on(async {
         let mut world = World::new(case, log);
         let mut ran = world.run().await;
-        let lines = log.lines();
+        let lines = log.map(Log::lines);
         if ran.is_ok() {
             // Idle connections that a backend has ended are closed.
             world.worker.tick();
@@ -312,7 +312,7 @@ fn run(runtime: &Runtime, log: &Log, case: &Case) -> Result<Outcome, String> {
         }
         let judged = ran
             .and_then(|()| judge::connections(&world, case))
-            .and_then(|()| judge::records(&world, &lines))
+            .and_then(|()| judge::records(&world, lines.as_deref()))
             .and_then(|()| judge::leftovers(&world));
         world.worker.idle.borrow_mut().clear();
         let finished = world.finish().await;
@@ -320,7 +320,12 @@ fn run(runtime: &Runtime, log: &Log, case: &Case) -> Result<Outcome, String> {
             .and(finished)
             .and_then(|()| judge::nothing_is_open(&world))
             .map(|()| judge::outcome(&world))
-            .map_err(|error| format!("{error}\nlog: {}", judge::show_log(&lines)))
+            .map_err(|error| {
+                format!(
+                    "{error}\nlog: {}",
+                    judge::show_log(&lines.unwrap_or_default())
+                )
+            })
     })
 }
 
@@ -337,7 +342,7 @@ fn seeds(name: &str, mood: Mood, usual: u64) {
     };
     for seed in seeds {
         let case = script::case(seed, mood);
-        if let Err(error) = run(&runtime, &log, &case) {
+        if let Err(error) = run(&runtime, Some(&log), &case) {
             panic!(
                 "SIMULATION_SEED={seed} ({mood:?}): {error}\n{}",
                 case.describe()
@@ -348,12 +353,12 @@ fn seeds(name: &str, mood: Mood, usual: u64) {
 
 #[test]
 fn clients_and_backends_that_keep_the_rules_get_every_byte_however_it_is_split() {
-    seeds("calm", Mood::Calm, 300);
+    seeds("calm", Mood::Calm, 80);
 }
 
 #[test]
 fn whoever_stalls_leaves_or_resets_wherever_nothing_is_mixed_up_or_looks_whole_that_is_not() {
-    seeds("wild", Mood::Wild, 700);
+    seeds("wild", Mood::Wild, 200);
 }
 
 /// Exchanges of every kind, each small, the answers of each connection after one another.
@@ -424,18 +429,22 @@ fn plain(exchanges: &[(Wish, Answer)]) -> Case {
 fn every_single_split_of_typical_exchanges_changes_nothing() {
     let (runtime, log) = (runtime(), Log::new("splits"));
     for (name, case) in typical() {
-        let check = |case: &Case| {
-            run(&runtime, &log, case)
+        let check = |log, case: &Case| {
+            run(&runtime, log, case)
                 .unwrap_or_else(|error| panic!("{name}: {error}\n{}", case.describe()))
         };
-        let wanted = check(&case);
+        let wanted = check(Some(&log), &case);
         let mut bytewise = case.clone();
         for out in bytewise.outputs() {
             for at in 1..out.bytes.len() {
                 out.act(at, Act::Split);
             }
         }
-        assert_eq!(check(&bytewise), wanted, "{name}: a byte at a time");
+        assert_eq!(
+            check(Some(&log), &bytewise),
+            wanted,
+            "{name}: a byte at a time"
+        );
         let lengths: Vec<usize> = case
             .clone()
             .outputs()
@@ -447,7 +456,7 @@ fn every_single_split_of_typical_exchanges_changes_nothing() {
                 let mut split = case.clone();
                 split.outputs()[output].act(at, Act::Split);
                 assert_eq!(
-                    check(&split),
+                    check(None, &split),
                     wanted,
                     "{name}: output {output} split at {at}"
                 );

@@ -238,7 +238,7 @@ fn split(out: &mut Output, from: usize, to: usize, random: &mut Random) {
             }
         }
         0..4 => {
-            for _ in 0..1 + random.below(5) {
+            for _ in 0..=random.below(5) {
                 let at = from + 1 + random.below(to - from - 1);
                 let stall = Duration::from_millis(1 + random.below(400) as u64);
                 let act = if once_in(random, 4) {
@@ -267,7 +267,7 @@ pub(super) fn case(seed: u64, mood: Mood) -> Case {
     let random = &mut random;
     let tcp = once_in(random, 3);
     let mut id = 0;
-    let clients = (0..1 + random.below(3))
+    let clients = (0..=random.below(2))
         .map(|_| client(random, &mut id, mood, tcp))
         .collect();
     let drops = if mood == Mood::Wild && once_in(random, 4) {
@@ -467,7 +467,7 @@ fn exchange(
     let wish = Wish::draw(random, tcp);
     let (mut exchange, head_end) = write_request(random, out, wish, id);
     if wish.upgrade {
-        return switch(random, out, exchange, number);
+        return switch(random, out, exchange, (number, 4_000));
     }
     let tries = if mood == Mood::Wild { 3 } else { 1 };
     for attempt in 0..tries {
@@ -489,16 +489,16 @@ fn exchange(
     exchange
 }
 
-/// A switch of protocols: bytes both ways after the 101, then both ends.
+/// A switch of protocols: fewer than `most` bytes both ways after the 101, then both ends.
 fn switch(
     random: &mut Random,
     out: &mut Output,
     mut exchange: Exchange,
-    number: usize,
+    (number, most): (usize, usize),
 ) -> Exchange {
     let id = exchange.id;
     let head_end = out.bytes.len();
-    exchange.body = pattern(id * 2, random.below(4_000));
+    exchange.body = pattern(id * 2, random.below(most));
     out.bytes.extend_from_slice(&exchange.body);
     if once_in(random, 2) {
         out.act(head_end, Act::AwaitInterim(number));
@@ -510,7 +510,7 @@ fn switch(
     answer.text(&format!(
         "HTTP/1.1 101 Switching Protocols\r\nX-Id: {id}\r\nX-Attempt: 0\r\nConnection: Upgrade\r\nUpgrade: sim\r\n\r\n"
     ));
-    let body = pattern(id * 2 + 1, random.below(4_000));
+    let body = pattern(id * 2 + 1, random.below(most));
     answer.bytes.extend_from_slice(&body);
     let length = answer.bytes.len();
     split(&mut answer, 0, length, random);
@@ -657,7 +657,7 @@ pub(super) fn plain(tcp: bool, exchanges: &[(Wish, Answer)]) -> Case {
     for (number, (wish, answer)) in exchanges.iter().enumerate() {
         let (mut exchange, head_end) = write_request(random, &mut out, *wish, number + 1);
         if wish.upgrade {
-            made.push(switch(random, &mut out, exchange, number));
+            made.push(switch(random, &mut out, exchange, (number, 30)));
             continue;
         }
         if wish.expects {
