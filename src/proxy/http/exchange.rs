@@ -119,7 +119,6 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
     let next = match reading {
         Reading::Refused(reason) => {
             exchange.head.keep_alive = false;
-            forward::new_request_id(exchange.request_id, &mut worker.random.borrow_mut());
             exchange.fail(reason, &mut io).await
         }
         _ => exchange.answer(&mut io).await,
@@ -298,7 +297,7 @@ impl<'a> Exchange<'a> {
         if rules.retries.is_some() {
             pool.state.budget.request();
         }
-        let mut upload = self.upload(&rules, io);
+        let mut upload = self.upload(pool, &rules, io);
         let next = self.try_backends(pool, &rules, &mut upload, io).await;
         let read_all = self.take_back(upload, io);
         drop(active);
@@ -390,7 +389,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// The request as it goes to a backend.
-    fn upload(&mut self, rules: &Rules<'_>, io: &mut Io<'_>) -> Pump {
+    fn upload(&mut self, pool: &Pool, rules: &Rules<'_>, io: &mut Io<'_>) -> Pump {
         let Place {
             snapshot, listener, ..
         } = self.place;
@@ -400,11 +399,7 @@ impl<'a> Exchange<'a> {
         }
         let edits = rules.route.map(|route| &route.request_headers);
         io.request_out.clear();
-        let close = self
-            .facts
-            .pool
-            .and_then(|pool| snapshot.pools.get(pool))
-            .is_some_and(|pool| pool.config.keepalive.idle_per_backend == 0);
+        let close = pool.config.keepalive.idle_per_backend == 0;
         forward::request_head(
             io.request_out,
             self.head,

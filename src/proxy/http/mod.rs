@@ -18,6 +18,11 @@ mod retry;
 mod simulation;
 
 pub(super) use self::exchange::is_allowed;
+/// What is written to the other side: public so that the fuzz targets check these and not a copy.
+pub use self::{
+    forward::{Delivery, Origin, ResponseExtra, interim_head, request_head, response_head},
+    pump::{Pump, PumpError},
+};
 
 use std::{
     future::poll_fn,

@@ -12,7 +12,7 @@ mod wire;
 
 use std::{
     fs::File,
-    io::Read as _,
+    io::{Read as _, Write as _},
     path::PathBuf,
     pin::Pin,
     rc::Rc,
@@ -44,6 +44,31 @@ use crate::{
 const BOUND: Duration = Duration::from_mins(50);
 /// First step of the clock when nobody says when it goes on; doubled up to 64 times that.
 const STEP: Duration = Duration::from_millis(25);
+
+/// Rounds without an event after which the engine is quiet.
+const CALM: usize = 2;
+
+/// Waits until packets have arrived. A busy kernel may put loopback packets off; it does not let them overtake each other
+/// on one processor, to which the thread is bound (`runtime`).
+struct Barrier {
+    near: std::net::TcpStream,
+    far: std::net::TcpStream,
+}
+
+impl Barrier {
+    fn new() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        near.set_nodelay(true).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        Self { near, far }
+    }
+
+    fn pass(&self) {
+        (&self.near).write_all(b"x").unwrap();
+        (&self.far).read_exact(&mut [0]).unwrap();
+    }
+}
 
 /// Set when the engine wants to run.
 struct Flag(AtomicBool);
@@ -90,8 +115,8 @@ struct World {
     /// Tunnels end with it.
     _drain: watch::Sender<bool>,
     random: Random,
-    /// Rounds without an event after which the engine is quiet.
-    calm: usize,
+    /// Over TCP, where packets may be under way.
+    barrier: Option<Barrier>,
 }
 
 impl World {
@@ -110,7 +135,7 @@ impl World {
             backends,
             _drain: drain,
             random: Random::seeded(case.seed),
-            calm: if case.tcp { 4 } else { 2 },
+            barrier: case.tcp.then(Barrier::new),
         };
         for plan in &case.clients {
             let (ours, theirs) = pair(case.tcp);
@@ -135,7 +160,10 @@ impl World {
     /// Lets the engine run until nothing that has happened is left to be seen.
     async fn settle(&mut self) {
         let mut quiet = 0;
-        while quiet < self.calm {
+        while quiet < CALM {
+            if let Some(barrier) = &self.barrier {
+                barrier.pass();
+            }
             // Lets the driver look at the sockets.
             tokio::task::yield_now().await;
             let mut ran = false;
@@ -143,10 +171,6 @@ impl World {
                 ran |= server.poll();
             }
             quiet = if ran { 0 } else { quiet + 1 };
-            if self.calm > 2 {
-                // Packets that the kernel has put off.
-                std::thread::yield_now();
-            }
         }
     }
 
@@ -291,7 +315,14 @@ impl Drop for Log {
     }
 }
 
+/// A runtime whose clock stands still, on a thread that stays on its processor.
 fn runtime() -> Runtime {
+    #[cfg(target_os = "linux")]
+    {
+        let mut here = rustix::thread::CpuSet::new();
+        here.set(rustix::thread::sched_getcpu());
+        rustix::thread::sched_setaffinity(None, &here).unwrap();
+    }
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
