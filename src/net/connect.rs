@@ -71,22 +71,13 @@ fn reason_of(error: &io::Error) -> Reason {
     }
 }
 
-/// Connects to a backend before `deadline`, at the addresses its name was last resolved to.
+/// Connects to a backend before `deadline`. A name stands for the addresses it was last resolved to: each is tried once,
+/// beginning with another one each time, and each gets an equal share of the time that is left.
 pub async fn connect(backend: &BackendState, deadline: Instant) -> Result<Stream, ConnectError> {
-    connect_to(&backend.address, &backend.resolved.load_full(), deadline).await
-}
-
-/// Connects to `address` before `deadline`; a name stands for the addresses in `resolved`: each is tried once, beginning
-/// with another one each time, and each gets an equal share of the time that is left.
-pub async fn connect_to(
-    address: &BackendAddress,
-    resolved: &[SocketAddr],
-    deadline: Instant,
-) -> Result<Stream, ConnectError> {
-    match address {
+    match &backend.address {
         BackendAddress::Ip(address) => connect_tcp(*address, deadline).await,
         BackendAddress::Unix(path) => connect_unix(path, deadline).await,
-        BackendAddress::Name { .. } => connect_any(resolved, deadline).await,
+        BackendAddress::Name { .. } => connect_any(&backend.resolved.load_full(), deadline).await,
     }
 }
 

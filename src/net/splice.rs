@@ -100,8 +100,7 @@ impl Splice {
         self.held
     }
 
-    /// Moves some bytes, and says how many were passed on. `Ok(0)`: the source has ended, or the length has been moved;
-    /// [`Splice::left`] tells which.
+    /// Moves some bytes, and says how many were passed on. `Ok(0)`: the source has ended, or the length has been moved.
     pub fn poll_move(
         &mut self,
         cx: &mut Context<'_>,
@@ -135,16 +134,6 @@ impl Splice {
                 Err(error) => return Poll::Ready(Err(Fault::Write(error))),
             }
         }
-    }
-
-    /// As [`Splice::poll_move`].
-    pub async fn step(&mut self, from: &Stream, to: &Stream) -> Result<usize, Fault> {
-        std::future::poll_fn(|cx| self.poll_move(cx, from, to)).await
-    }
-
-    /// Bytes of the length that have not been taken from the source.
-    pub const fn left(&self) -> u64 {
-        self.left
     }
 
     /// Source to pipe. The pipe is empty before, so that `WouldBlock` can only mean an empty source.

@@ -96,6 +96,12 @@ impl Worker {
         }
     }
 
+    /// How many scratch memories are free.
+    #[cfg(test)]
+    pub(super) fn scratch_kept(&self) -> usize {
+        self.scratch.borrow().len()
+    }
+
     /// Calls `use_it` with the value of a `Date` field, RFC 9110 section 5.6.7; formatted once a second.
     pub(super) fn with_date<T>(&self, use_it: impl FnOnce(&str) -> T) -> T {
         let now = clock::unix_now();

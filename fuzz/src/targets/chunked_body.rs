@@ -1,6 +1,19 @@
-//! A chunked body: any split of the input must decode to the same, and nothing may panic.
+//! A chunked body: any split of the input must decode to the same, and what the proxy passes on of it is the same body.
 
-use balancer::http1::body::{Decoder, Step};
+use std::{
+    future::poll_fn,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    task::Poll,
+};
+
+use balancer::{
+    base::rng::Random,
+    http1::body::{Decoder, Step},
+    net::stream::Stream,
+    proxy::http::{Pump, PumpError},
+};
+use tokio::runtime::{Builder, Runtime};
 
 /// Body, trailers and bytes used; or that it is malformed (`Some`) or not complete (`None`).
 type Decoded = Result<(Vec<u8>, Vec<u8>, usize), Option<&'static str>>;
@@ -30,5 +43,92 @@ pub fn run(data: &[u8]) {
     let whole = decode(data, data.len().max(1));
     for piece in [1, 2, 7, 64] {
         assert_eq!(decode(data, piece), whole, "pieces of {piece}");
+    }
+    check_passed_on(data, &whole);
+}
+
+thread_local! {
+    static RUNTIME: Runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
+}
+
+/// Two ends of a connection: ours, and the proxy's.
+fn pair() -> (UnixStream, Stream) {
+    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+    for end in [&ours, &theirs] {
+        end.set_nonblocking(true).expect("a flag");
+    }
+    let theirs = tokio::net::UnixStream::from_std(theirs).expect("a socket");
+    (ours, Stream::from(theirs))
+}
+
+/// Lets the proxy pass `input` on, which comes in pieces that end at `cuts`, chunked or as it is; gives what came out, and
+/// how it ended.
+fn pass_on(input: &[u8], cuts: &[usize], chunked: bool) -> (Vec<u8>, Result<(), String>) {
+    RUNTIME.with(|runtime| {
+        runtime.block_on(async {
+            let ((mut source, mut from), (mut sink, mut to)) = (pair(), pair());
+            let mut pump = Pump::new(Vec::new(), Vec::new(), 0, Some(Decoder::chunked()), chunked);
+            let (mut out, mut ended) = (Vec::new(), None);
+            let mut at = 0;
+            for end in cuts.iter().copied().chain([input.len()]) {
+                source.write_all(&input[at..end]).expect("a piece fits");
+                at = end;
+                if at == input.len() {
+                    source.shutdown(std::net::Shutdown::Write).expect("an end");
+                }
+                // The first round lets the driver see what has come.
+                for _ in 0..4 {
+                    tokio::task::yield_now().await;
+                    if ended.is_none() {
+                        ended = poll_fn(|cx| {
+                            Poll::Ready(match pump.poll(cx, &mut from, &mut to) {
+                                Poll::Ready(ended) => Some(ended),
+                                Poll::Pending => None,
+                            })
+                        })
+                        .await;
+                    }
+                }
+                // Fails when there is nothing more.
+                drop(sink.read_to_end(&mut out));
+            }
+            let ended = ended.expect("the pump ends with its source");
+            let ended = ended.map_err(|error| match error {
+                PumpError::Malformed(error) => error.0.to_owned(),
+                error => format!("{error:?}"),
+            });
+            (out, ended)
+        })
+    })
+}
+
+/// Passes `data` on whole and in pieces: the same comes out, in the same order and with the same end.
+fn check_passed_on(data: &[u8], whole: &Decoded) {
+    let mut random = Random::seeded(data.len() as u64);
+    let mut cuts: Vec<usize> = (0..random.below(6))
+        .map(|_| random.below(data.len() + 1))
+        .collect();
+    cuts.sort_unstable();
+    for cuts in [&[][..], &cuts] {
+        let (out, ended) = pass_on(data, cuts, true);
+        let again = decode(&out, out.len().max(1));
+        match whole {
+            Ok((body, trailers, _)) => {
+                assert_eq!(ended, Ok(()));
+                let wanted = (body.clone(), trailers.clone(), out.len());
+                assert_eq!(again, Ok(wanted), "cut at {cuts:?}");
+            }
+            Err(Some(error)) => {
+                assert_eq!(ended, Err((*error).to_owned()));
+                assert_eq!(again, Err(None), "a broken body that looks whole");
+            }
+            Err(None) => {
+                assert_eq!(ended, Err("Cut".to_owned()));
+                assert_eq!(again, Err(None), "a cut body that looks whole");
+            }
+        }
+        if let Ok((body, ..)) = whole {
+            assert_eq!(pass_on(data, cuts, false), (body.clone(), Ok(())));
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! A request head: what is accepted means one thing, and the same after it was written anew and read again.
 
-use balancer::http1::{
-    encode,
-    fields::{Known, Span},
-    request::{Framing, Head, Limits, Refusal},
+use balancer::{
+    config::model::Forwarded,
+    http1::{
+        fields::{Known, Span, is_same_or_twin},
+        request::{Framing, Head, Limits, Refusal},
+    },
+    proxy::http::{Changes, Origin, request_head},
 };
 
 use super::{count, lines, prefixes};
@@ -85,36 +88,59 @@ fn check(head: &Head) {
     }
 }
 
-/// Writes the head as the proxy does when it adds nothing. `host` stands in for one that is not known.
-fn write(head: &Head, host: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    encode::request_line(&mut out, head.text(head.method), head.text(head.target));
+/// What stands for the host of an old request that names none.
+const LOCAL: &str = "127.0.0.1:80";
+
+/// Writes the head as the proxy does, and gives it with the names and values it must have. `plain` adds nothing.
+fn write(head: &mut Head, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
+    let rules = Forwarded {
+        x_forwarded: !plain,
+        rfc7239: !plain,
+        via: !plain,
+        ..Forwarded::default()
+    };
+    let origin = Origin {
+        peer: Some([192, 0, 2, 7].into()),
+        trusted: plain,
+        local: LOCAL.parse().ok(),
+        is_secure: false,
+        subject: None,
+    };
+    let id = if plain { "" } else { "0123456789abcdef" };
+    let mut wanted: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     if head.find(Known::Host).is_none() {
-        encode::field(&mut out, b"Host", host);
+        let host = head.text(head.host);
+        let host = if host.is_empty() {
+            LOCAL.as_bytes()
+        } else {
+            host
+        };
+        wanted.push((b"Host".to_vec(), host.to_vec()));
     }
-    encode::fields(&mut out, &head.fields, &head.bytes);
-    match head.framing {
-        Framing::Length(length) => encode::content_length(&mut out, length),
-        Framing::Chunked => encode::chunked(&mut out),
-        Framing::None if matches!(head.text(head.method), b"POST" | b"PUT" | b"PATCH") => {
-            encode::content_length(&mut out, 0);
+    let ours = rules.request_id.as_bytes();
+    for field in head.fields.iter() {
+        let (name, value) = (head.text(field.name), head.text(field.value));
+        let claim = field.known.is_forwarding() && !plain;
+        if !claim && !is_same_or_twin(name, ours) {
+            wanted.push((name.to_vec(), value.to_vec()));
         }
-        Framing::None => {}
     }
-    match head.upgrade {
-        Some(protocol) => encode::upgrade(&mut out, head.text(protocol)),
-        None if !head.keep_alive => encode::field(&mut out, b"Connection", b"close"),
-        None => {}
-    }
-    encode::end(&mut out);
-    out
+    let close = !head.keep_alive;
+    let mut out = Vec::new();
+    request_head(
+        &mut out,
+        head,
+        &rules,
+        origin,
+        id,
+        Changes::default(),
+        close,
+    );
+    (out, wanted)
 }
 
-fn check_written_anew(head: &Head) {
-    // Our parser refuses the empty Host that stands for an unknown one, so that a name takes its place here.
-    let host = Some(head.text(head.host)).filter(|host| !host.is_empty());
-    let host = host.unwrap_or(b"unknown");
-    let written = write(head, host);
+fn check_written_anew(head: &mut Head, plain: bool) {
+    let (written, wanted) = write(head, plain);
     let lines = lines(&written);
     assert_eq!(count(&lines, "host"), 1);
     assert!(count(&lines, "content-length") + count(&lines, "transfer-encoding") <= 1);
@@ -130,12 +156,40 @@ fn check_written_anew(head: &Head) {
     for (first, second) in [(head.method, again.method), (head.target, again.target)] {
         assert_eq!(head.text(first), again.text(second));
     }
-    assert!(host.eq_ignore_ascii_case(again.text(again.host)));
-    let mut wanted = kept(head);
-    if head.find(Known::Host).is_none() {
-        wanted.insert(0, (b"Host", host));
+    if !head.host.is_empty() {
+        let host = again.text(again.host);
+        assert!(head.text(head.host).eq_ignore_ascii_case(host));
     }
-    assert_eq!(kept(&again), wanted);
+    let found = kept(&again);
+    let (same, added) = found.split_at(wanted.len());
+    assert!(
+        same.iter()
+            .zip(&wanted)
+            .all(|(found, wanted)| *found == (&wanted.0, &wanted.1)),
+        "{found:?} is not {wanted:?}"
+    );
+    let names: Vec<&[u8]> = added.iter().map(|(name, _)| *name).collect();
+    let ours: &[&[u8]] = if plain {
+        &[]
+    } else if head.host.is_empty() {
+        &[
+            b"X-Forwarded-For",
+            b"X-Forwarded-Proto",
+            b"Forwarded",
+            b"Via",
+            b"X-Request-Id",
+        ]
+    } else {
+        &[
+            b"X-Forwarded-For",
+            b"X-Forwarded-Proto",
+            b"X-Forwarded-Host",
+            b"Forwarded",
+            b"Via",
+            b"X-Request-Id",
+        ]
+    };
+    assert_eq!(names, ours);
     assert_eq!(again.framing, head.framing);
     assert_eq!(again.expects_continue, head.expects_continue);
     assert_eq!(
@@ -165,10 +219,12 @@ fn check_prefixes(data: &[u8], limits: Limits, whole: &Result<Option<Head>, Refu
 pub fn run(data: &[u8]) {
     for limits in [USUAL, TIGHT] {
         let whole = parse(data, limits);
-        if let Ok(Some(head)) = &whole {
-            check(head);
-            check_written_anew(head);
-        }
         check_prefixes(data, limits, &whole);
+        for plain in [true, false] {
+            if let Ok(Some(mut head)) = parse(data, limits) {
+                check(&head);
+                check_written_anew(&mut head, plain);
+            }
+        }
     }
 }

@@ -1,8 +1,12 @@
 //! A response head: what is accepted means one thing, and the same after it was written anew and read again.
 
-use balancer::http1::{
-    encode,
-    response::{Framing, Head, Invalid},
+use balancer::{
+    http1::{
+        Version,
+        request::MAX_FIELDS,
+        response::{Framing, Head, Invalid},
+    },
+    proxy::http::{Delivery, ResponseExtra, interim_head, response_head},
 };
 
 use super::{count, lines, prefixes};
@@ -20,45 +24,62 @@ fn kept<'a>(head: &Head, bytes: &'a [u8]) -> Vec<(&'a [u8], &'a [u8])> {
         .collect()
 }
 
-/// Writes the head as the proxy does for a client that speaks HTTP/1.1.
-fn write(head: &Head, bytes: &[u8]) -> Vec<u8> {
+/// The id of the request, in what is written.
+const ID: (&str, &str) = ("X-Request-Id", "0123456789abcdef");
+
+/// Writes the head as the proxy does for a client that speaks `version`.
+fn write(head: &mut Head, bytes: &[u8], version: Version) -> Vec<u8> {
     let mut out = Vec::new();
-    encode::status_line(&mut out, head.status, head.phrase.get(bytes));
-    encode::fields(&mut out, &head.fields, bytes);
-    match (head.framing, head.upgrade) {
-        (_, Some(protocol)) => encode::upgrade(&mut out, protocol.get(bytes)),
-        (Framing::Length(length), _) => encode::content_length(&mut out, length),
-        (Framing::Chunked | Framing::UntilClose, _) => encode::chunked(&mut out),
-        (Framing::None, _) => {
-            if let Some(length) = head.announced {
-                encode::content_length(&mut out, length);
-            }
-        }
+    if head.is_interim() || head.upgrade.is_some() {
+        interim_head(&mut out, head, bytes, ID);
+        return out;
     }
-    encode::end(&mut out);
+    let extra = ResponseExtra {
+        delivery: Delivery::of(head.framing, version),
+        keep_alive: true,
+        version,
+        request_id: ID,
+        edits: None,
+        date: None,
+    };
+    response_head(&mut out, head, bytes, extra);
     out
 }
 
-fn check_written_anew(head: &Head, bytes: &[u8], method: &[u8]) {
+fn check_written_anew(mut head: Head, bytes: &[u8], (method, version): (&[u8], Version)) {
     assert!((100..=599).contains(&head.status));
-    let written = write(head, bytes);
+    let switches = head.upgrade.is_some();
+    let mut wanted: Vec<_> = kept(&head, bytes);
+    if !head.is_interim() {
+        if !switches {
+            wanted.retain(|(name, _)| !name.eq_ignore_ascii_case(ID.0.as_bytes()));
+        }
+        wanted.push((ID.0.as_bytes(), ID.1.as_bytes()));
+    }
+    let written = write(&mut head, bytes, version);
     let lines = lines(&written);
     assert!(count(&lines, "content-length") + count(&lines, "transfer-encoding") <= 1);
     assert!(count(&lines, "connection") <= 1);
     if written.len() >= balancer::http1::response::MAX_HEAD {
         return;
     }
-    let again = parse(&written, method)
-        .expect("what we write is valid")
-        .expect("and whole");
+    let again = match parse(&written, method) {
+        // One field more than a head may have.
+        Err(invalid) if wanted.len() + 2 > MAX_FIELDS => {
+            let _ = invalid;
+            return;
+        }
+        again => again.expect("what we write is valid").expect("and whole"),
+    };
     assert_eq!(again.len, written.len());
     assert_eq!(again.status, head.status);
     assert_eq!(again.phrase.get(&written), head.phrase.get(bytes));
-    assert_eq!(kept(&again, &written), kept(head, bytes));
-    let framing = match head.framing {
+    assert_eq!(kept(&again, &written), wanted);
+    let framing = match (head.framing, version) {
         // The end of the body must be told where the connection stays open.
-        Framing::UntilClose => Framing::Chunked,
-        framing => framing,
+        (Framing::UntilClose | Framing::Chunked, Version::Http11) => Framing::Chunked,
+        (Framing::UntilClose | Framing::Chunked, Version::Http10) => Framing::UntilClose,
+        (framing, _) => framing,
     };
     assert_eq!(again.framing, framing);
     assert_eq!(again.announced, head.announced);
@@ -90,9 +111,11 @@ fn check_prefixes(data: &[u8], method: &[u8], whole: &Result<Option<Head>, Inval
 pub fn run(data: &[u8]) {
     for method in [&b"GET"[..], b"HEAD"] {
         let whole = parse(data, method);
-        if let Ok(Some(head)) = &whole {
-            check_written_anew(head, data, method);
-        }
         check_prefixes(data, method, &whole);
+        for version in [Version::Http11, Version::Http10] {
+            if let Ok(Some(head)) = parse(data, method) {
+                check_written_anew(head, data, (method, version));
+            }
+        }
     }
 }

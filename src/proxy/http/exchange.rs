@@ -144,7 +144,6 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
     let next = match reading {
         Reading::Refused(reason) => {
             exchange.head.keep_alive = false;
-            forward::new_request_id(exchange.request_id, &mut worker.random.borrow_mut());
             exchange.fail(reason, &mut io).await
         }
         _ => exchange.answer(&mut io).await,
@@ -152,26 +151,22 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
     let rest = exchange.rest;
     exchange.record();
     drop(exchange);
-    keep_unread(scratch, rest, next);
+    keep_unread(scratch, rest);
     next
 }
 
 /// What was read beyond this request is the beginning of the next.
-fn keep_unread(scratch: &mut Scratch, rest: Option<usize>, next: Next) {
+fn keep_unread(scratch: &mut Scratch, rest: Option<usize>) {
     let bytes = &mut scratch.head.bytes;
     match rest {
         Some(rest) if rest < bytes.len() => drop(bytes.drain(..rest)),
         _ => bytes.clear(),
     }
-    if next == Next::KeepAlive {
-        let unread = scratch.upload_bytes.len();
-        bytes.extend_from_slice(&scratch.upload_bytes);
-        debug_assert!(
-            unread == 0 || rest.is_none(),
-            "the next request begins in one place"
-        );
-    }
-    scratch.upload_bytes.clear();
+    debug_assert!(
+        scratch.upload_bytes.is_empty() || rest.is_none(),
+        "the next request begins in one place"
+    );
+    bytes.append(&mut scratch.upload_bytes);
 }
 
 /// The buffers of an exchange besides the request head.
@@ -363,7 +358,7 @@ impl<'a> Exchange<'a> {
         if rules.retries.is_some() {
             pool.state.budget.request();
         }
-        let mut upload = self.upload(&rules, target.as_deref(), io);
+        let mut upload = self.upload(pool, &rules, target.as_deref(), io);
         drop(target);
         let next = self.try_backends(pool, &rules, &mut upload, io).await;
         let read_all = self.take_back(upload, io);
@@ -468,7 +463,13 @@ impl<'a> Exchange<'a> {
     }
 
     /// The request as it goes to a backend.
-    fn upload(&mut self, rules: &Rules<'_>, target: Option<&[u8]>, io: &mut Io<'_>) -> Pump {
+    fn upload(
+        &mut self,
+        pool: &Pool,
+        rules: &Rules<'_>,
+        target: Option<&[u8]>,
+        io: &mut Io<'_>,
+    ) -> Pump {
         let Place {
             snapshot, listener, ..
         } = self.place;
@@ -482,11 +483,7 @@ impl<'a> Exchange<'a> {
             edits: rules.route.map(|route| &route.request_headers),
         };
         io.request_out.clear();
-        let close = self
-            .facts
-            .pool
-            .and_then(|pool| snapshot.pools.get(pool))
-            .is_some_and(|pool| pool.config.keepalive.idle_per_backend == 0);
+        let close = pool.config.keepalive.idle_per_backend == 0;
         forward::request_head(
             io.request_out,
             self.head,

@@ -22,7 +22,7 @@ const MAX_REQUEST_ID: usize = 128;
 
 /// Where a request came from.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Origin<'a> {
+pub struct Origin<'a> {
     /// The client's address; `None` on a unix socket.
     pub peer: Option<IpAddr>,
     /// The peer is in `trusted_proxies`.
@@ -44,7 +44,7 @@ impl Origin<'_> {
 
 /// What a route changes in a request head.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Changes<'a> {
+pub struct Changes<'a> {
     /// The target to send instead of the client's.
     pub target: Option<&'a [u8]>,
     /// The Host to send instead of the client's.
@@ -88,7 +88,7 @@ fn push_hex(text: &mut String, bits: u64) {
 }
 
 /// Writes the head that the backend gets.
-pub(super) fn request_head(
+pub fn request_head(
     out: &mut Vec<u8>,
     head: &mut request::Head,
     rules: &Forwarded,
@@ -306,7 +306,7 @@ fn add_edited(out: &mut Vec<u8>, edits: &HeaderEdits) {
 
 /// How the body of a response goes to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Delivery {
+pub enum Delivery {
     /// No body.
     None,
     /// So many bytes.
@@ -319,7 +319,7 @@ pub(super) enum Delivery {
 
 impl Delivery {
     /// How to deliver a response with `framing` to a client that speaks `version`.
-    pub(super) fn of(framing: response::Framing, version: Version) -> Self {
+    pub fn of(framing: response::Framing, version: Version) -> Self {
         match (framing, version) {
             (response::Framing::None, _) => Self::None,
             (response::Framing::Length(length), _) => Self::Length(length),
@@ -331,7 +331,7 @@ impl Delivery {
 
 /// What a response head is made of besides the backend's own.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ResponseExtra<'a> {
+pub struct ResponseExtra<'a> {
     /// How the body goes to the client.
     pub delivery: Delivery,
     /// Another request may follow.
@@ -347,7 +347,7 @@ pub(super) struct ResponseExtra<'a> {
 }
 
 /// Writes the final response head that the client gets.
-pub(super) fn response_head(
+pub fn response_head(
     out: &mut Vec<u8>,
     head: &mut response::Head,
     bytes: &[u8],
@@ -392,7 +392,7 @@ pub(super) fn response_head(
 }
 
 /// Writes a 1xx head, or a 101 with the protocol that was switched to and the id of the request.
-pub(super) fn interim_head(
+pub fn interim_head(
     out: &mut Vec<u8>,
     head: &response::Head,
     bytes: &[u8],

@@ -16,8 +16,17 @@ mod read;
 mod reply;
 mod respond;
 mod retry;
+#[cfg(test)]
+mod simulation;
 
 pub(super) use self::exchange::is_allowed;
+/// What is written to the other side: public so that the fuzz targets check these and not a copy.
+pub use self::{
+    forward::{
+        Changes, Delivery, Origin, ResponseExtra, interim_head, request_head, response_head,
+    },
+    pump::{Pump, PumpError},
+};
 
 use std::{
     future::poll_fn,
@@ -232,8 +241,9 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
             }
         }
         let mut scratch = rest.take().unwrap_or_else(|| worker.take_scratch());
-        let next = Box::pin(exchange::run(&worker, &mut client, &mut scratch)).await;
-        if next == Next::KeepAlive && !scratch.head.bytes.is_empty() {
+        let mut next = Box::pin(exchange::run(&worker, &mut client, &mut scratch)).await;
+        let has_rest = !scratch.head.bytes.is_empty();
+        if next == Next::KeepAlive && has_rest {
             rest = Some(scratch);
             if client.row.is_multiple_of(TURN) {
                 yield_now().await;
@@ -241,6 +251,10 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
             continue;
         }
         worker.give_scratch(scratch);
+        // What is left unread would turn the close into a reset, which can destroy answers that the client has not read.
+        if next == Next::Close && (has_rest || !client.stream.is_quiet()) {
+            next = Next::Linger;
+        }
         match next {
             Next::KeepAlive => {}
             Next::Close => return client.end(),

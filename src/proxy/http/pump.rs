@@ -36,7 +36,7 @@ const REPLAY: usize = 64 << 10;
 
 /// Why a direction failed.
 #[derive(Debug)]
-pub(super) enum PumpError {
+pub enum PumpError {
     /// Reading failed: reset.
     Read(io::Error),
     /// The source ended before the body did.
@@ -51,7 +51,7 @@ pub(super) enum PumpError {
 
 /// One message on its way.
 #[derive(Debug)]
-pub(super) struct Pump {
+pub struct Pump {
     decoder: Decoder,
     /// The body is sent chunked.
     chunked: bool,
@@ -99,7 +99,7 @@ pub(super) fn poll_fill(
 
 impl Pump {
     /// A message whose encoded head is `out`. The body begins at `input[taken..]`.
-    pub(super) fn new(
+    pub fn new(
         out: Vec<u8>,
         input: Vec<u8>,
         taken: usize,
@@ -224,7 +224,7 @@ impl Pump {
     }
 
     /// Moves what can be moved. Ready when everything was written, or something failed.
-    pub(super) fn poll(
+    pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut Stream,

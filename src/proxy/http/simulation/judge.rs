@@ -1,0 +1,514 @@
+//! What must hold after every run, whatever the ends have done.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt::Write as _,
+};
+
+use serde_json::Value;
+
+use super::{
+    World,
+    peers::{Client, End, Seen},
+    script::{Case, Class, ClientFault, Exchange, Output},
+    wire::{Framing, Message},
+};
+use crate::proxy::http::simulation::script::Act;
+
+/// Everything the ends have seen that may not depend on how bytes were split.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    clients: Vec<(Vec<Message>, Option<End>)>,
+    backends: Vec<Message>,
+}
+
+/// Fields that differ from run to run.
+const VOLATILE: [&str; 2] = ["X-Request-Id", "Date"];
+
+pub(super) fn outcome(world: &World) -> Outcome {
+    let plain = |message: &Message| {
+        let mut message = message.clone();
+        message
+            .fields
+            .retain(|(name, _)| !VOLATILE.contains(&name.as_str()));
+        message
+    };
+    let clients = world.clients.iter().map(|client| {
+        let messages = client.reader.messages.iter().map(plain).collect();
+        (messages, client.end)
+    });
+    let connections = world.backends.connections.iter();
+    Outcome {
+        clients: clients.collect(),
+        backends: connections
+            .flat_map(|connection| connection.reader.messages.iter().map(plain))
+            .collect(),
+    }
+}
+
+fn require(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+/// What both ends have got.
+pub(super) fn connections(world: &World, case: &Case) -> Result<(), String> {
+    for client in &world.clients {
+        Answers {
+            world,
+            case,
+            client,
+        }
+        .judge()?;
+    }
+    let mut ids: HashMap<&str, usize> = HashMap::new();
+    for seen in &world.backends.seen {
+        let id = request(world, seen)?;
+        let other = ids.entry(id).or_insert(seen.id);
+        require(*other == seen.id, || {
+            format!("{} and {other} have one request id", seen.id)
+        })?;
+    }
+    for client in &world.clients {
+        for (message, exchange) in client.reader.finals().zip(&client.plan.exchanges) {
+            let id = message.field("X-Request-Id").unwrap_or_default();
+            require(ids.get(id).is_none_or(|seen| *seen == exchange.id), || {
+                format!("the request id of another exchange: {message:?}")
+            })?;
+        }
+        for exchange in &client.plan.exchanges {
+            let attempts = world.backends.attempts(exchange.id);
+            let raced = world.backends.raced.contains(&exchange.id);
+            let most = if exchange.is_idempotent() { 3 } else { 1 };
+            require(
+                attempts <= most || raced && exchange.is_idempotent(),
+                || format!("{attempts} tries of {} {}", exchange.method, exchange.id),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// A request as it came to a backend; gives its request id.
+fn request<'w>(world: &'w World, seen: &Seen) -> Result<&'w str, String> {
+    let connection = &world.backends.connections[seen.connection];
+    let message = &connection.reader.messages[seen.place];
+    let bad = |what: &str| Err(format!("request {}: {what}: {message:?}", seen.id));
+    let of = |client: &&Client| client.plan.exchanges.iter().any(|each| each.id == seen.id);
+    let Some(client) = world.clients.iter().find(of) else {
+        return bad("nobody sent it");
+    };
+    let exchange = client.plan.exchanges.iter().find(|each| each.id == seen.id);
+    let exchange = exchange.ok_or("there is one")?;
+    let line = format!("{} /e/{} HTTP/1.1", exchange.method, exchange.id);
+    if message.start != line || message.field("X-Id") != Some(&seen.id.to_string()) {
+        return bad("another request");
+    }
+    if message.field("Host") != Some("sim.test") {
+        return bad("another host");
+    }
+    if ["X-Hop", "TE", "Keep-Alive"]
+        .iter()
+        .any(|name| message.field(name).is_some())
+    {
+        return bad("a field for one hop");
+    }
+    if !exchange.body.starts_with(&message.body) {
+        return bad("another body");
+    }
+    let sent_whole = client.written() >= exchange.end;
+    if message.framing == Framing::Tunnel {
+        if message.whole && sent_whole && message.body != exchange.body {
+            return bad("a tunnel that lost bytes");
+        }
+    } else if message.whole {
+        if message.body != exchange.body || message.trailers != exchange.trailers {
+            return bad("whole, with another body");
+        }
+        if !sent_whole {
+            return bad("it looks whole and is not");
+        }
+    } else if connection.is_open() {
+        return bad("it is cut, and the connection goes on");
+    }
+    message
+        .field("X-Request-Id")
+        .map_or_else(|| bad("no request id"), Ok)
+}
+
+/// The answers that one client got.
+struct Answers<'a> {
+    world: &'a World,
+    case: &'a Case,
+    client: &'a Client,
+}
+
+impl Answers<'_> {
+    fn judge(&self) -> Result<(), String> {
+        let exchanges = &self.client.plan.exchanges;
+        let (mut finals, mut open) = (0, true);
+        for message in &self.client.reader.messages {
+            let exchange = exchanges.get(finals).filter(|_| open);
+            let exchange = exchange.ok_or_else(|| format!("an answer too many: {message:?}"))?;
+            if message.is_interim() {
+                check_marks(message, exchange)?;
+                continue;
+            }
+            self.answer(message, exchange)
+                .map_err(|error| format!("exchange {}: {error}: {message:?}", exchange.id))?;
+            finals += 1;
+            open = message.whole
+                && !message.closes()
+                && !matches!(message.framing, Framing::UntilClose | Framing::Tunnel);
+        }
+        if let Some(next) = exchanges.get(finals).filter(|_| open) {
+            require(
+                self.client.written() < next.end || self.excuses(next),
+                || {
+                    format!(
+                        "no answer to exchange {}, the end is {:?}",
+                        next.id, self.client.end
+                    )
+                },
+            )?;
+            return Ok(());
+        }
+        require(
+            open || self.client.end.is_some() || self.client.left,
+            || "the connection goes on behind its last answer".to_owned(),
+        )?;
+        // A reset can destroy what the client has not read yet.
+        let all_whole = self.client.reader.finals().all(|message| message.whole);
+        let reset = self.client.end == Some(End::Reset);
+        require(
+            !reset || !all_whole || self.client.plan.fault.is_some(),
+            || "a reset behind whole answers".to_owned(),
+        )
+    }
+
+    /// The client itself is the reason why this exchange has no good end.
+    fn excuses(&self, exchange: &Exchange) -> bool {
+        match self.client.plan.fault {
+            Some(ClientFault::Reset(_)) => true,
+            Some(ClientFault::Fin(at) | ClientFault::Hang(at)) => exchange.end > at,
+            None => false,
+        }
+    }
+
+    /// No try of this exchange can be told by its plan alone.
+    fn is_unclear(&self, exchange: &Exchange) -> bool {
+        !self.case.dropped.is_empty()
+            || self.world.backends.raced.contains(&exchange.id)
+            || self.excuses(exchange)
+    }
+
+    fn answer(&self, message: &Message, exchange: &Exchange) -> Result<(), String> {
+        if message.field("Proxy-Status").is_some() {
+            return self.own_answer(message, exchange);
+        }
+        let attempt = check_marks(message, exchange)?;
+        let plan = exchange.plan(attempt);
+        if message.status() != plan.status {
+            return Err(format!("not the planned {}", plan.status));
+        }
+        if matches!(plan.class, Class::Before | Class::HangsBefore) {
+            return Err("an answer that never was".to_owned());
+        }
+        if !plan.body.starts_with(&message.body) {
+            return Err("another body".to_owned());
+        }
+        // A connection over a unix socket cannot show that it was cut.
+        let cut_unseen = !self.case.tcp && message.framing == Framing::UntilClose;
+        if !message.whole {
+            let planned = plan.class != Class::Whole || self.excuses(exchange);
+            return require(planned, || "cut without a reason".to_owned());
+        }
+        if cut_unseen {
+            return Ok(());
+        }
+        if plan.class != Class::Whole {
+            return Err(format!("it looks whole: {:?}", plan.class));
+        }
+        if message.body != plan.body {
+            return Err("whole, with another body".to_owned());
+        }
+        if message.framing == Framing::Chunked && message.trailers != plan.trailers {
+            return Err("other trailers".to_owned());
+        }
+        Ok(())
+    }
+
+    /// An error of balancer's own needs a reason, and none may be given while a further try would have helped.
+    fn own_answer(&self, message: &Message, exchange: &Exchange) -> Result<(), String> {
+        require(message.whole || self.excuses(exchange), || "cut".to_owned())?;
+        if self.is_unclear(exchange) {
+            return Ok(());
+        }
+        let tries = if exchange.is_idempotent() && exchange.body.len() <= 64 << 10 {
+            3
+        } else {
+            1
+        };
+        let mut classes = (0..tries).map(|attempt| exchange.plan(attempt).class);
+        match classes.find(|class| *class != Class::Before) {
+            Some(Class::Whole) => Err("an error, although a backend answers".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The answer is one to this exchange; gives the number of the try.
+fn check_marks(message: &Message, exchange: &Exchange) -> Result<usize, String> {
+    let id = message.field("X-Id");
+    if id != Some(&exchange.id.to_string()) {
+        return Err(format!(
+            "the answer to another request than {}: {message:?}",
+            exchange.id
+        ));
+    }
+    if ["X-Hop", "Keep-Alive"]
+        .iter()
+        .any(|name| message.field(name).is_some())
+    {
+        return Err(format!("a field for one hop: {message:?}"));
+    }
+    let attempt = message
+        .field("X-Attempt")
+        .and_then(|attempt| attempt.parse().ok());
+    attempt.ok_or_else(|| "no number of the try".to_owned())
+}
+
+/// Every exchange is counted and logged once, as what the client has got.
+pub(super) fn records(world: &World, lines: Option<&[Value]>) -> Result<(), String> {
+    if let Some(lines) = lines {
+        log(world, lines)?;
+    }
+    counters(world)
+}
+
+fn log(world: &World, lines: &[Value]) -> Result<(), String> {
+    let mut by_id: BTreeMap<usize, &Value> = BTreeMap::new();
+    for line in lines {
+        let path = line["path"].as_str().unwrap_or_default();
+        let Some(id) = path.strip_prefix("/e/").and_then(|id| id.parse().ok()) else {
+            continue;
+        };
+        require(by_id.insert(id, line).is_none(), || {
+            format!("{id} is logged twice")
+        })?;
+    }
+    for seen in &world.backends.seen {
+        require(by_id.contains_key(&seen.id), || {
+            format!("{} is not logged", seen.id)
+        })?;
+    }
+    for client in &world.clients {
+        for (message, exchange) in client.reader.finals().zip(&client.plan.exchanges) {
+            let Some(line) = by_id.get(&exchange.id) else {
+                let refused = message.field("Proxy-Status").is_some();
+                require(refused, || format!("{} is not logged", exchange.id))?;
+                continue;
+            };
+            record(world, client, line, (message, exchange))
+                .map_err(|error| format!("{}: {error}: {message:?} {line}", exchange.id))?;
+        }
+    }
+    let answered = |line: &&Value| line["status"].as_u64().is_some_and(|status| status != 499);
+    let logged = lines.iter().filter(answered).count() as u64;
+    let failed = lines
+        .iter()
+        .filter(|line| !line["reason"].is_null())
+        .count() as u64;
+    let counted = counted(world);
+    require(counted == (logged, failed), || {
+        format!("counted answers and errors {counted:?}, logged {logged} and {failed}")
+    })
+}
+
+fn record(
+    world: &World,
+    client: &Client,
+    line: &Value,
+    (message, exchange): (&Message, &Exchange),
+) -> Result<(), String> {
+    require(line["status"] == message.status(), || {
+        "another status is logged".to_owned()
+    })?;
+    let own = message.field("Proxy-Status").is_some();
+    let failed = !line["reason"].is_null();
+    if own || !message.whole && message.framing != Framing::Tunnel {
+        return require(failed, || "a failure without a reason".to_owned());
+    }
+    if failed {
+        return Ok(());
+    }
+    let out = message.body.len();
+    require(line["bytes_out"] == out, || {
+        "another length of the answer".to_owned()
+    })?;
+    let whole = |seen: &&Seen| {
+        let messages = &world.backends.connections[seen.connection].reader.messages;
+        seen.id == exchange.id && messages[seen.place].whole
+    };
+    let sent_whole = client.written() >= exchange.end;
+    if sent_whole && world.backends.seen.iter().any(|seen| whole(&seen)) {
+        let length = exchange.body.len();
+        require(line["bytes_in"] == length, || {
+            "another length of the request".to_owned()
+        })?;
+    }
+    let attempts = world.backends.attempts(exchange.id);
+    require(line["attempts"].as_u64() >= Some(attempts as u64), || {
+        "other tries".to_owned()
+    })
+}
+
+/// Answers and errors.
+fn counted(world: &World) -> (u64, u64) {
+    let snapshot = world.worker.generation();
+    let slots = [&*snapshot.unrouted, &snapshot.pools[0].state.metrics];
+    let (mut answers, mut errors) = (0, 0);
+    for slot in slots.iter().flat_map(|slots| slots.each()) {
+        answers += slot.requests.each().map(|(_, _, count)| count).sum::<u64>();
+        errors += slot.errors.lock().unwrap().values().sum::<u64>();
+    }
+    (answers, errors)
+}
+
+fn counters(world: &World) -> Result<(), String> {
+    let (answers, _) = counted(world);
+    let got: usize = world
+        .clients
+        .iter()
+        .map(|client| client.reader.finals().count())
+        .sum();
+    require(answers >= got as u64, || {
+        format!("counted {answers} answers of {got}")
+    })?;
+    let snapshot = world.worker.generation();
+    let active = snapshot.pools[0]
+        .state
+        .metrics
+        .sum(|slot| &slot.requests_active);
+    require(active == 0, || {
+        format!("{active} requests are still counted as active")
+    })?;
+    let slots = &snapshot.listeners[0].state.metrics;
+    let (received, sent) = (
+        slots.sum(|slot| &slot.received),
+        slots.sum(|slot| &slot.sent),
+    );
+    let written: usize = world.clients.iter().map(Client::written).sum();
+    let got: usize = world.clients.iter().map(|client| client.reader.bytes).sum();
+    let whole = |client: &Client| client.reader.whole_finals() == client.plan.exchanges.len();
+    require(received <= written as u64, || {
+        format!("{received} of {written} bytes received")
+    })?;
+    let nobody_left = world
+        .clients
+        .iter()
+        .all(|client| client.end != Some(End::Reset) && (!client.left || whole(client)));
+    require(!nobody_left || sent == got as u64, || {
+        format!("{sent} bytes sent, {got} arrived")
+    })
+}
+
+/// Nothing of a finished run is left but idle connections and free memory.
+pub(super) fn leftovers(world: &World) -> Result<(), String> {
+    let snapshot = world.worker.generation();
+    let (mut active, mut idle, mut in_flight) = (0, 0, 0);
+    for backend in &snapshot.pools[0].backends {
+        active += backend.state.metrics.sum(|slot| &slot.connections_active);
+        idle += backend.state.metrics.sum(|slot| &slot.connections_idle);
+        in_flight += backend.state.in_flight();
+    }
+    require((active, in_flight) == (0, 0), || {
+        format!("{active} in use, {in_flight} in flight")
+    })?;
+    let open = world
+        .backends
+        .connections
+        .iter()
+        .filter(|each| each.is_open())
+        .count();
+    require(idle == open as u64, || {
+        format!("{idle} idle connections, {open} open ones")
+    })?;
+    let worker = &world.worker;
+    require(worker.connections.count() == 0, || {
+        "a connection is still counted".to_owned()
+    })?;
+    require(worker.lingering.get() == 0, || {
+        "a connection is still lingering".to_owned()
+    })?;
+    let kept = worker.scratch_kept();
+    require((1..=world.clients.len()).contains(&kept), || {
+        format!("{kept} buffers were given back")
+    })
+}
+
+/// After the idle connections were closed.
+pub(super) fn nothing_is_open(world: &World) -> Result<(), String> {
+    let open = world
+        .backends
+        .connections
+        .iter()
+        .filter(|each| each.is_open())
+        .count();
+    require(open == 0, || format!("{open} connections to backends leak"))
+}
+
+impl Case {
+    /// The run in words, for whoever has to find out what went wrong.
+    pub(super) fn describe(&self) -> String {
+        let mut text = format!("tcp {}, dropped {:?}\n", self.tcp, self.dropped);
+        for client in &self.clients {
+            let pauses = &client.pauses;
+            let (fault, out) = (client.fault, show(&client.out));
+            let _ = writeln!(text, "client {fault:?} {pauses:?}: {out}");
+            for exchange in &client.exchanges {
+                let (id, method, end) = (exchange.id, exchange.method, exchange.end);
+                let _ = writeln!(text, " {method} {id}, ends at {end}");
+                for plan in &exchange.plans {
+                    let (class, when, out) = (plan.class, plan.when, show(&plan.out));
+                    let dirty = plan.dirty_from;
+                    let _ = writeln!(text, "  {class:?} {when:?} dirty {dirty:?}: {out}");
+                }
+            }
+        }
+        text
+    }
+}
+
+/// The beginning of what is written, and what happens on the way.
+fn show(out: &Output) -> String {
+    let start = &out.bytes[..out.bytes.len().min(400)];
+    let acts: Vec<&(usize, Act)> = out.acts.iter().collect();
+    let kinds: HashSet<String> = acts.iter().map(|(_, act)| format!("{act:?}")).collect();
+    let acts = if acts.len() > 20 {
+        format!("{} acts {kinds:?}", acts.len())
+    } else {
+        format!("{acts:?}")
+    };
+    format!(
+        "{} bytes {acts} {:?}",
+        out.bytes.len(),
+        String::from_utf8_lossy(start)
+    )
+}
+
+/// One line for each exchange.
+pub(super) fn show_log(lines: &[Value]) -> String {
+    let keys = [
+        "path",
+        "status",
+        "reason",
+        "attempts",
+        "reused",
+        "bytes_in",
+        "bytes_out",
+        "t_total",
+    ];
+    let line = |line: &Value| keys.map(|key| format!("{key} {}", line[key])).join(", ");
+    let lines: Vec<String> = lines.iter().map(line).collect();
+    format!("\n  {}", lines.join("\n  "))
+}

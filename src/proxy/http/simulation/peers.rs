@@ -1,0 +1,575 @@
+//! The clients and the backends: real sockets, written to and read from by hand, so that nothing happens by itself.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    io::{self, ErrorKind, Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use super::{
+    script::{Act, Case, ClientPlan, Exchange, Output, Plan, When},
+    wire::{Framing, Message, Reader},
+};
+use crate::base::address::BackendAddress;
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => (&*stream).read(buffer),
+            Self::Unix(stream) => (&*stream).read(buffer),
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => (&*stream).write(bytes),
+            Self::Unix(stream) => (&*stream).write(bytes),
+        }
+    }
+
+    fn finish(&self) {
+        // Fails only if the other end is gone.
+        drop(match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+        });
+    }
+
+    fn reset(self) {
+        if let Self::Tcp(stream) = &self {
+            let stream = socket2::SockRef::from(stream);
+            stream.set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    }
+}
+
+/// How the other end ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Fin,
+    Reset,
+}
+
+/// Where an end is in what it writes.
+#[derive(Debug, Default)]
+struct Writer {
+    out: Output,
+    at: usize,
+    acts: VecDeque<(usize, Act)>,
+    until: Option<Instant>,
+    /// The other end takes nothing any more.
+    given_up: bool,
+}
+
+/// What became of a turn to write.
+enum Turn {
+    /// Something happened.
+    Moved,
+    /// There is nothing to do, or nothing that can be done now.
+    Waits,
+    Fin,
+    Reset,
+}
+
+impl Writer {
+    fn new(out: Output) -> Self {
+        let acts = out.acts.iter().copied().collect();
+        Self {
+            out,
+            acts,
+            ..Self::default()
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.has_written() && self.acts.is_empty()
+    }
+
+    fn has_written(&self) -> bool {
+        self.given_up || self.at >= self.out.bytes.len()
+    }
+
+    /// Nothing more is written.
+    fn give_up(&mut self) {
+        self.given_up = true;
+        self.acts.clear();
+    }
+
+    /// Does the next thing; `may_go` says whether what is awaited has come.
+    fn turn(&mut self, socket: &Socket, now: Instant, may_go: impl Fn(Act) -> bool) -> Turn {
+        if self.until.is_some_and(|until| until > now) {
+            return Turn::Waits;
+        }
+        if let Some((at, act)) = self.acts.front().copied()
+            && at <= self.at
+        {
+            if matches!(act, Act::Stall(_)) && self.until.is_none() {
+                let Act::Stall(time) = act else {
+                    return Turn::Waits;
+                };
+                self.until = Some(now + time);
+                return Turn::Waits;
+            }
+            self.until = None;
+            if !may_go(act) {
+                return Turn::Waits;
+            }
+            self.acts.pop_front();
+            return match act {
+                Act::Fin => Turn::Fin,
+                Act::Reset => Turn::Reset,
+                _ => Turn::Moved,
+            };
+        }
+        let end = self
+            .acts
+            .front()
+            .map_or(self.out.bytes.len(), |(at, _)| *at);
+        if self.given_up || self.at >= end {
+            return Turn::Waits;
+        }
+        match socket.write(&self.out.bytes[self.at..end]) {
+            Ok(count) => {
+                self.at += count;
+                Turn::Moved
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Turn::Waits,
+            Err(_) => {
+                self.give_up();
+                Turn::Moved
+            }
+        }
+    }
+}
+
+/// A client of the run.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub plan: ClientPlan,
+    socket: Option<Socket>,
+    writer: Writer,
+    pub reader: Reader,
+    pub end: Option<End>,
+    /// It left by itself.
+    pub left: bool,
+    pauses: VecDeque<(usize, Duration)>,
+    paused: Option<Instant>,
+}
+
+impl Client {
+    pub(super) fn new(plan: &ClientPlan, socket: Socket) -> Self {
+        let methods = plan.exchanges.iter().map(|exchange| exchange.method);
+        Self {
+            socket: Some(socket),
+            writer: Writer::new(plan.out.clone()),
+            reader: Reader::of_responses(methods.collect()),
+            end: None,
+            left: false,
+            pauses: plan.pauses.iter().copied().collect(),
+            paused: None,
+            plan: plan.clone(),
+        }
+    }
+
+    /// Bytes of its requests that it has written.
+    pub(super) fn written(&self) -> usize {
+        self.writer.at
+    }
+
+    /// The next time at which something happens by itself.
+    pub(super) fn wakes(&self) -> Option<Instant> {
+        self.writer.until.into_iter().chain(self.paused).min()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.socket.is_none()
+    }
+
+    /// Reads and writes what can be read and written; true if anything happened.
+    pub(super) fn step(&mut self, now: Instant) -> Result<bool, String> {
+        let read = self.read(now)?;
+        Ok(self.write(now) || read)
+    }
+
+    fn read(&mut self, now: Instant) -> Result<bool, String> {
+        let mut buffer = [0; 16 << 10];
+        let mut moved = false;
+        while let Some(socket) = &self.socket {
+            if self.paused.is_some_and(|until| until > now) || self.end.is_some() {
+                break;
+            }
+            self.paused = None;
+            let most = match self.pauses.front().copied() {
+                Some((at, time)) if at <= self.reader.bytes => {
+                    self.pauses.pop_front();
+                    self.paused = Some(now + time);
+                    break;
+                }
+                Some((at, _)) => (at - self.reader.bytes).min(buffer.len()),
+                None => buffer.len(),
+            };
+            match socket.read(&mut buffer[..most]) {
+                Ok(0) => {
+                    self.reader.finished();
+                    self.ended(End::Fin);
+                }
+                Ok(count) => self.reader.feed(&buffer[..count])?,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => self.ended(End::Reset),
+            }
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    /// A tunnel may have ended in one direction only.
+    fn ended(&mut self, end: End) {
+        self.end = Some(end);
+        let last = self.reader.messages.last();
+        let is_tunnel = last.is_some_and(|last| last.framing == Framing::Tunnel);
+        if !is_tunnel || end == End::Reset || self.writer.is_done() {
+            self.socket = None;
+            self.writer.until = None;
+        }
+    }
+
+    fn write(&mut self, now: Instant) -> bool {
+        let Some(socket) = &self.socket else {
+            return false;
+        };
+        let reader = &self.reader;
+        let turn = self.writer.turn(socket, now, |act| match act {
+            Act::Await(number) => reader.whole_finals() >= number,
+            Act::AwaitInterim(number) => {
+                let finals = reader.finals().count();
+                finals > number
+                    || finals == number && reader.messages.last().is_some_and(Message::is_interim)
+            }
+            _ => true,
+        });
+        match turn {
+            Turn::Moved => return true,
+            Turn::Fin => socket.finish(),
+            Turn::Reset => self.leave(true),
+            Turn::Waits => {
+                let answered = self.reader.whole_finals() >= self.plan.exchanges.len();
+                if !(self.writer.is_done() && (answered || self.end.is_some())) {
+                    return false;
+                }
+                self.leave(false);
+            }
+        }
+        true
+    }
+
+    fn leave(&mut self, reset: bool) {
+        self.left = true;
+        if let Some(socket) = self.socket.take()
+            && reset
+        {
+            socket.reset();
+        }
+    }
+}
+
+/// A request as a backend saw it.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub id: usize,
+    pub connection: usize,
+    /// Its place among the messages of the connection.
+    pub place: usize,
+}
+
+/// A connection of a backend.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: Option<Socket>,
+    pub reader: Reader,
+    /// What is done with the last request.
+    plan: Option<(Plan, Writer)>,
+    /// Requests that have been looked at.
+    looked_at: usize,
+    /// No further request may come.
+    dirty: bool,
+}
+
+impl Connection {
+    pub(super) fn is_open(&self) -> bool {
+        self.socket.is_some()
+    }
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+impl Listener {
+    fn new(tcp: bool) -> Self {
+        use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        if tcp {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.set_nonblocking(true).unwrap();
+            return Self::Tcp(listener);
+        }
+        let name = format!(
+            "balancer-simulation-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Relaxed)
+        );
+        let path = std::env::temp_dir().join(name);
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Self::Unix(listener, path)
+    }
+
+    fn accept(&self) -> Option<Socket> {
+        let accepted = match self {
+            Self::Tcp(listener) => listener.accept().map(|(stream, _)| {
+                stream.set_nonblocking(true).unwrap();
+                stream.set_nodelay(true).unwrap();
+                Socket::Tcp(stream)
+            }),
+            Self::Unix(listener, _) => listener.accept().map(|(stream, _)| {
+                stream.set_nonblocking(true).unwrap();
+                Socket::Unix(stream)
+            }),
+        };
+        match accepted {
+            Ok(socket) => Some(socket),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            drop(std::fs::remove_file(path));
+        }
+    }
+}
+
+/// All backends of the run.
+pub(super) struct Backends {
+    listeners: Vec<Listener>,
+    exchanges: HashMap<usize, Exchange>,
+    pub connections: Vec<Connection>,
+    pub seen: Vec<Seen>,
+    dropped: HashSet<usize>,
+    accepted: usize,
+    /// Requests that came while their connection was about to be closed without a word.
+    pub raced: HashSet<usize>,
+}
+
+impl Backends {
+    pub(super) fn new(case: &Case) -> Self {
+        let exchanges = case.clients.iter().flat_map(|client| &client.exchanges);
+        Self {
+            listeners: (0..case.backends)
+                .map(|_| Listener::new(case.tcp))
+                .collect(),
+            exchanges: exchanges
+                .map(|exchange| (exchange.id, exchange.clone()))
+                .collect(),
+            connections: Vec::new(),
+            seen: Vec::new(),
+            dropped: case.dropped.iter().copied().collect(),
+            accepted: 0,
+            raced: HashSet::new(),
+        }
+    }
+
+    pub(super) fn addresses(&self) -> Vec<BackendAddress> {
+        let address = |listener: &Listener| match listener {
+            Listener::Tcp(listener) => BackendAddress::Ip(listener.local_addr().unwrap()),
+            Listener::Unix(_, path) => BackendAddress::Unix(path.clone()),
+        };
+        self.listeners.iter().map(address).collect()
+    }
+
+    /// Tries that this exchange has had.
+    pub(super) fn attempts(&self, id: usize) -> usize {
+        self.seen.iter().filter(|seen| seen.id == id).count()
+    }
+
+    pub(super) fn wakes(&self) -> Option<Instant> {
+        let plans = self.connections.iter().filter(|open| open.is_open());
+        let writers = plans.filter_map(|connection| connection.plan.as_ref());
+        writers.filter_map(|(_, writer)| writer.until).min()
+    }
+
+    pub(super) fn step(&mut self, now: Instant) -> Result<bool, String> {
+        let mut moved = false;
+        for listener in &self.listeners {
+            while let Some(socket) = listener.accept() {
+                moved = true;
+                self.accepted += 1;
+                if self.dropped.contains(&(self.accepted - 1)) {
+                    socket.reset();
+                    continue;
+                }
+                self.connections.push(Connection {
+                    socket: Some(socket),
+                    reader: Reader::of_requests(),
+                    plan: None,
+                    looked_at: 0,
+                    dirty: false,
+                });
+            }
+        }
+        for number in 0..self.connections.len() {
+            moved |= self.read(number)?;
+            moved |= self.connections[number].write(now);
+        }
+        Ok(moved)
+    }
+
+    fn read(&mut self, number: usize) -> Result<bool, String> {
+        let mut buffer = [0; 16 << 10];
+        let mut moved = false;
+        loop {
+            let connection = &mut self.connections[number];
+            let Some(socket) = &connection.socket else {
+                return Ok(moved);
+            };
+            match socket.read(&mut buffer) {
+                Ok(0) => {
+                    connection.reader.finished();
+                    let is_tunnel =
+                        matches!(&connection.plan, Some((plan, _)) if plan.status == 101);
+                    if !is_tunnel {
+                        connection.socket = None;
+                        return Ok(true);
+                    }
+                    return Ok(connection.end_of_tunnel() || moved);
+                }
+                Ok(count) => connection.reader.feed(&buffer[..count])?,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(moved),
+                Err(_) => {
+                    connection.socket = None;
+                    return Ok(true);
+                }
+            }
+            moved = true;
+            self.look(number)?;
+        }
+    }
+
+    /// Finds out which request this is, and what is to be done with it.
+    fn look(&mut self, number: usize) -> Result<(), String> {
+        let connection = &mut self.connections[number];
+        let begun = connection.reader.messages.len() + usize::from(connection.reader.is_in_head());
+        if begun > connection.looked_at && connection.looked_at > 0 {
+            if connection.dirty {
+                return Err(format!("connection {number} was used again"));
+            }
+            if let Some((_, writer)) = &connection.plan
+                && !writer.has_written()
+            {
+                return Err(format!(
+                    "connection {number} was used before its response ended"
+                ));
+            }
+        }
+        let Some(message) = connection.reader.messages.get(connection.looked_at) else {
+            return Ok(());
+        };
+        let id: usize = message
+            .start
+            .split('/')
+            .nth(2)
+            .and_then(|rest| rest.split(' ').next()?.parse().ok())
+            .ok_or_else(|| format!("a request nobody sent: {message:?}"))?;
+        let place = connection.looked_at;
+        connection.looked_at += 1;
+        if let Some((_, writer)) = &connection.plan
+            && writer
+                .acts
+                .iter()
+                .any(|(_, act)| matches!(act, Act::Fin | Act::Reset))
+        {
+            self.raced.insert(id);
+        }
+        let attempt = self.attempts(id);
+        let exchange = self
+            .exchanges
+            .get(&id)
+            .ok_or_else(|| format!("a request nobody sent: {id}"))?;
+        let connection = &mut self.connections[number];
+        let plan = exchange.plan(attempt).clone();
+        if plan.status != 101 {
+            connection.reader.no_switch();
+        }
+        if !self.raced.contains(&id) || connection.plan.is_none() {
+            connection.plan = Some((plan.clone(), Writer::new(plan.out)));
+        }
+        self.seen.push(Seen {
+            id,
+            connection: number,
+            place,
+        });
+        Ok(())
+    }
+}
+
+impl Connection {
+    /// The client has ended its direction of a tunnel; ours may still go on.
+    fn end_of_tunnel(&mut self) -> bool {
+        let over = self
+            .plan
+            .as_ref()
+            .is_none_or(|(_, writer)| writer.is_done());
+        if over {
+            self.socket = None;
+        }
+        over
+    }
+
+    fn write(&mut self, now: Instant) -> bool {
+        let (Some(socket), Some((plan, writer))) = (&self.socket, &mut self.plan) else {
+            return false;
+        };
+        let whole = self
+            .reader
+            .messages
+            .last()
+            .is_some_and(|message| message.whole);
+        if plan.when == When::Whole && !whole {
+            return false;
+        }
+        if plan.dirty_from.is_some_and(|from| writer.at >= from) && !writer.is_done() {
+            self.dirty = true;
+        }
+        let turn = writer.turn(socket, now, |act| act != Act::AwaitRequest || whole);
+        match turn {
+            Turn::Moved => true,
+            Turn::Waits => false,
+            Turn::Fin => {
+                self.dirty = true;
+                socket.finish();
+                true
+            }
+            Turn::Reset => {
+                self.dirty = true;
+                if let Some(socket) = self.socket.take() {
+                    socket.reset();
+                }
+                true
+            }
+        }
+    }
+}
