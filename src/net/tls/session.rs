@@ -115,8 +115,10 @@ where
         let mut is_over = false;
         match state {
             Err(error) => {
-                let rest = input.get_mut(digested.used + discard..).unwrap_or_default();
-                take_alert(connection, rest, out);
+                if connection.wants_write() {
+                    let rest = input.get_mut(digested.used + discard..).unwrap_or_default();
+                    take_alert(connection, rest, out);
+                }
                 return Err(error);
             }
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
