@@ -52,7 +52,7 @@ pub(super) fn read(
     }
     match listener.protocol {
         ListenerProtocol::Http => http_only(reader, &keys, &mut listener),
-        ListenerProtocol::Tcp => check_tcp(reader, &keys),
+        ListenerProtocol::Tcp => tcp_only(reader, &keys, &mut listener),
     }
     listener
 }
@@ -96,24 +96,22 @@ fn http_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listene
         listener.http = http(reader, at);
     }
     if let Some(at) = keys.get("timeouts") {
-        listener.timeouts = timeouts(reader, at);
+        listener.timeouts = timeouts(reader, at, ListenerProtocol::Http);
     }
 }
 
-fn check_tcp(reader: &mut Reader<'_>, keys: &Section<'_>) {
-    for key in ["redirect", "http", "timeouts"] {
+fn tcp_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listener) {
+    for key in ["redirect", "http"] {
         if let Some(at) = keys.get(key) {
-            let help = if key == "timeouts" {
-                "the idle time of a session is `timeouts: {idle: 1h}` of its pool"
-            } else {
-                "remove it, or write `protocol: http`"
-            };
             reader.error_at_key(
                 at,
                 format!("`{key}` belongs to an http listener, this one is tcp"),
-                help,
+                "remove it, or write `protocol: http`",
             );
         }
+    }
+    if let Some(at) = keys.get("timeouts") {
+        listener.timeouts = timeouts(reader, at, ListenerProtocol::Tcp);
     }
     if keys.get("pool").is_none() {
         reader.error_at_key(
@@ -142,7 +140,7 @@ fn http(reader: &mut Reader<'_>, at: At<'_>) -> HttpLimits {
     http
 }
 
-fn timeouts(reader: &mut Reader<'_>, at: At<'_>) -> ListenerTimeouts {
+fn timeouts(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> ListenerTimeouts {
     let mut timeouts = ListenerTimeouts::default();
     let Some(keys) = reader.section(at, "listeners.NAME.timeouts") else {
         return timeouts;
@@ -153,9 +151,15 @@ fn timeouts(reader: &mut Reader<'_>, at: At<'_>) -> ListenerTimeouts {
         ("keepalive", &mut timeouts.keepalive),
         ("tls", &mut timeouts.tls),
     ] {
-        if let Some(at) = keys.get(key) {
-            set(slot, reader.duration_or_none(at, MS, DAY));
+        let Some(at) = keys.get(key) else { continue };
+        if protocol == ListenerProtocol::Tcp && key != "tls" {
+            reader.error_at_key(
+                at,
+                format!("`{key}` belongs to an http listener, this one is tcp"),
+                "the idle time of a session is `timeouts: {idle: 1h}` of its pool",
+            );
         }
+        set(slot, reader.duration_or_none(at, MS, DAY));
     }
     timeouts
 }

@@ -83,7 +83,9 @@ impl From<&PeerIncompatible> for Fault {
             PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled
             | PeerIncompatible::ServerDoesNotSupportTls12Or13
-            | PeerIncompatible::SupportedVersionsExtensionRequired => Self::Version,
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            // An extension of TLS 1.2, which all clients of it send.
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired => Self::Version,
             _ => Self::Protocol,
         }
     }

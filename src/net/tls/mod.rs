@@ -4,9 +4,13 @@
 //! the two sides are configured with. Must not know who is at the other end.
 
 mod client;
+#[cfg(test)]
+mod fixture;
 mod handshake;
 mod server;
 mod session;
+#[cfg(test)]
+mod tests;
 
 pub use self::{
     client::secure,
@@ -35,7 +39,7 @@ const MAX_WAITING: usize = 64 << 10;
 /// Most plaintext that is encrypted at a time.
 const MAX_WRITE: usize = 256 << 10;
 /// Most ciphertext in a row that brings nothing to read, such as tickets and key updates: more is a flood.
-const MAX_BARREN: usize = 256 << 10;
+const MAX_BARREN: usize = 48 << 10;
 
 thread_local! {
     /// Where ciphertext is read to and decrypted in place.

@@ -154,6 +154,12 @@ impl ServerTls {
         }
     }
 
+    /// Tickets that a client gets after its handshake.
+    #[cfg(test)]
+    pub(super) fn send_tickets(&mut self, count: usize) {
+        Arc::make_mut(&mut self.config).send_tls13_tickets = count;
+    }
+
     pub(super) fn config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
