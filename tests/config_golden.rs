@@ -10,11 +10,11 @@
 )]
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use balancer::config::{NoFiles, Problems, Severity, parse};
+use balancer::config::{Files, NoFiles, Problems, Severity, parse};
 
 fn inputs() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/config");
@@ -30,10 +30,33 @@ fn inputs() -> Vec<PathBuf> {
     files
 }
 
+/// The certificates and keys of tests/fixtures, and nothing else.
+struct Fixtures;
+
+impl Files for Fixtures {
+    fn read(&self, path: &Path, _: u64) -> io::Result<Vec<u8>> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let name = path.file_name().ok_or(io::ErrorKind::NotFound)?;
+        fs::read(directory.join(name))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        NoFiles.list(path)
+    }
+
+    fn is_dir(&self, path: &Path) -> bool {
+        NoFiles.is_dir(path)
+    }
+
+    fn system_roots(&self) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+        NoFiles.system_roots()
+    }
+}
+
 /// What a user sees for the file, and all its problems.
 fn problems(path: &Path) -> Problems {
     let text = fs::read_to_string(path).unwrap();
-    match parse(Path::new("balancer.yaml"), &text, &NoFiles) {
+    match parse(Path::new("balancer.yaml"), &text, &Fixtures) {
         Ok(loaded) => Problems(loaded.warnings),
         Err(problems) => problems,
     }

@@ -4,6 +4,11 @@
 
 use super::keys;
 
+const CERTIFICATE: &str = "write `tls: {cert: FILE, key: FILE}` in the listener";
+const CA: &str =
+    "balancer calls this `ca` in the `tls` of a pool, and `client_ca` in that of a listener";
+const UNVERIFIED: &str = "write `verify: false`, or better `ca: FILE`";
+
 /// Words of HAProxy, nginx, Envoy and Traefik, and the key that means the same here.
 const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("accesslog", "balancer calls this `access_log`"),
@@ -16,6 +21,13 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("average", "balancer calls this `per_client: 100/s`"),
     ("balance", "balancer calls this `policy`"),
     ("bind_address", "balancer calls this `bind`"),
+    ("ca_cert", CA),
+    ("ca_certificates", CA),
+    ("ca_file", CA),
+    ("cafile", CA),
+    ("cert_file", "balancer calls this `cert`"),
+    ("certfile", "balancer calls this `cert`"),
+    ("certificate", "balancer calls this `cert`"),
     ("check", "balancer calls this `health_check`"),
     (
         "client_body_timeout",
@@ -33,12 +45,17 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "check_send_proxy",
         "checks begin with a PROXY header when the pool has `send_proxy`",
     ),
+    (
+        "clientauth",
+        "write `client_ca: FILE`, and `client_auth: optional` unless it is required",
+    ),
     ("cluster", "balancer calls this a pool: `pool`"),
     ("clusters", "balancer calls these `pools`"),
     (
         "connect_timeout",
         "write `timeouts: {connect: 3s}` in the pool",
     ),
+    ("crt", "balancer calls this `tls: {cert: FILE, key: FILE}`"),
     ("default_backend", "balancer calls this `pool`"),
     ("domains", "balancer calls this `host`"),
     ("endpoints", "balancer calls these `backends`"),
@@ -63,6 +80,10 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "inter",
         "balancer calls this `health_check: {interval: 2s}`",
     ),
+    ("insecure_skip_verify", UNVERIFIED),
+    ("insecureskipverify", UNVERIFIED),
+    ("key_file", "balancer calls this `key`"),
+    ("keyfile", "balancer calls this `key`"),
     (
         "keepalive_timeout",
         "write `timeouts: {keepalive: 75s}` in the listener",
@@ -94,6 +115,8 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ),
     ("maxconn", "balancer calls this `max_connections`"),
     ("method_policy", "balancer calls this `policy`"),
+    ("min_tls_version", "balancer calls this `min_version`"),
+    ("minversion", "balancer calls this `min_version`"),
     ("mode", "balancer calls this `protocol`"),
     ("nbthread", "balancer calls this `workers`"),
     ("outlier_detection", "balancer calls this `ejection`"),
@@ -146,6 +169,26 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "stick_table",
         "write `rate_limit: {per_client: 100/s, burst: 200}`; the table needs no setting",
     ),
+    ("ssl", "balancer calls this `tls`"),
+    ("ssl_certificate", CERTIFICATE),
+    ("ssl_certificate_key", CERTIFICATE),
+    (
+        "ssl_client_certificate",
+        "write `tls: {client_ca: FILE}` in the listener",
+    ),
+    (
+        "ssl_min_ver",
+        "write `tls: {min_version: \"1.2\"}` in the listener",
+    ),
+    (
+        "ssl_protocols",
+        "write `tls: {min_version: \"1.2\"}` in the listener",
+    ),
+    (
+        "ssl_verify_client",
+        "write `tls: {client_ca: FILE, client_auth: optional}` in the listener",
+    ),
+    ("sslmode", "write `tls: {ca: FILE}` in the pool"),
     ("strategy", "balancer calls this `policy`"),
     ("target", "balancer calls this `backends`, in a pool"),
     ("targets", "balancer calls these `backends`"),
@@ -167,6 +210,10 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ),
     ("tokens_per_fill", "balancer calls this `per_client: 100/s`"),
     ("max_tokens", "balancer calls this `burst`"),
+    (
+        "tls_certificates",
+        "balancer calls this `certificates`, in the `tls` of a listener",
+    ),
     ("unhealthy_threshold", "balancer calls this `fall`"),
     ("healthy_threshold", "balancer calls this `rise`"),
     (
@@ -347,6 +394,7 @@ const LATER_VALUES: &[(&str, &str)] = &[
     ("protocol", "udp"),
     ("protocol", "h2"),
     ("protocol", "h2c"),
+    ("alpn", "h2"),
     ("type", "grpc"),
 ];
 

@@ -202,12 +202,12 @@ impl<'a> Flow<'a> {
             match self.poll_move(cx) {
                 Poll::Pending if self.held() > 0 => return self.poll_source_gone(cx),
                 Poll::Pending => return None,
-                Poll::Ready(Ok(0)) => {
-                    self.ended = true;
-                    if !last && let Err(error) = self.to.shutdown_write() {
-                        return Some(Fault::Write(error));
-                    }
-                }
+                Poll::Ready(Ok(0)) => match self.poll_end(cx, last) {
+                    Poll::Pending => return None,
+                    // Who has ended its own direction already may be gone.
+                    Poll::Ready(Err(error)) if !last => return Some(Fault::Write(error)),
+                    Poll::Ready(_) => self.ended = true,
+                },
                 Poll::Ready(Ok(count)) => self.moved += count as u64,
                 Poll::Ready(Err(fault)) => return Some(fault),
             }
@@ -220,6 +220,21 @@ impl<'a> Flow<'a> {
             return None;
         }
         self.poll_source_gone(cx)
+    }
+
+    /// Tells the sink that its source has ended. Under TLS the drop would not do: that looks like a cut.
+    fn poll_end(&self, cx: &mut Context<'_>, last: bool) -> Poll<io::Result<()>> {
+        if last && self.to.tls().is_none() {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            match self.to.shutdown_write() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.to.poll_write_ready(cx))?;
+                }
+                ended => return Poll::Ready(ended),
+            }
+        }
     }
 
     fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Fault>> {

@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -137,7 +137,7 @@ impl Stream {
         })
     }
 
-    /// Ends our direction (FIN) and leaves the other open.
+    /// Ends our direction (FIN) and leaves the other open. `WouldBlock` under TLS while its end does not fit into the socket.
     pub fn shutdown_write(&self) -> io::Result<()> {
         if let Self::Tls(tls) = self {
             return tls.shutdown_write();
@@ -333,8 +333,15 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.shutdown_write())
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match self.shutdown_write() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.poll_write_ready(cx))?;
+                }
+                ended => return Poll::Ready(ended),
+            }
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     base::address::BindAddress,
+    config::model::ListenerProtocol,
     net::{
         stream::Stream,
         tls::{self, Agreed, Fault, ServerTls},
@@ -49,16 +50,12 @@ pub(super) async fn secure(
             }
             tracing::debug!(target: "tls", listener = %listener.config.name, client = ?arrival.peer,
                 detail = failed.detail, "handshake failed");
-            if let (Fault::NotTls, Some(stream)) = (failed.fault, stream) {
+            let is_http = failed.is_http && listener.config.protocol == ListenerProtocol::Http;
+            if let (true, Some(stream)) = (is_http, stream) {
                 let entry = worker.connections.enter(Rc::clone(&arrival.bind));
                 let bind = Rc::clone(&arrival.bind);
                 let client = Client::new(stream, arrival.peer, bind, entry, None);
-                Box::pin(http::refuse(
-                    Rc::clone(worker),
-                    client,
-                    Reason::RequestError,
-                ))
-                .await;
+                Box::pin(http::refuse(Rc::clone(worker), client, Reason::TlsRequired)).await;
             }
             None
         }
@@ -76,9 +73,7 @@ async fn handshake(
         None => Ok(handshake.await),
     };
     let Ok(done) = done else {
-        let fault = Fault::Timeout;
-        let detail = "not over in time".to_owned();
-        return Err((None, tls::Failed { fault, detail }));
+        return Err((None, tls::Failed::new(Fault::Timeout, "not over in time")));
     };
     done.map_err(|(stream, failed)| (Some(stream), failed))
 }

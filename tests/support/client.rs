@@ -142,6 +142,19 @@ impl Client<UnixStream> {
 }
 
 impl<S: Read + Write> Client<S> {
+    /// Over any stream that the test has made, such as one under TLS.
+    pub const fn under(stream: S) -> Self {
+        Self {
+            stream,
+            read: Vec::new(),
+        }
+    }
+
+    /// What it is over.
+    pub const fn stream(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
         self.stream

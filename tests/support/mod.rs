@@ -20,6 +20,7 @@ pub mod answers;
 pub mod client;
 pub mod daemon;
 pub mod peer;
+pub mod tls;
 
 use std::{
     fs,

@@ -56,7 +56,7 @@ pub(super) fn read(
     }
     match listener.protocol {
         ListenerProtocol::Http => http_only(reader, &keys, &mut listener),
-        ListenerProtocol::Tcp => check_tcp(reader, &keys),
+        ListenerProtocol::Tcp => tcp_only(reader, &keys, &mut listener),
     }
     listener
 }
@@ -100,18 +100,17 @@ fn http_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listene
         listener.http = http(reader, at);
     }
     if let Some(at) = keys.get("timeouts") {
-        listener.timeouts = timeouts(reader, at);
+        listener.timeouts = timeouts(reader, at, ListenerProtocol::Http);
     }
     if let Some(at) = keys.get("rate_limit") {
         listener.rate_limit = rate_limit(reader, at, "listeners.NAME.rate_limit").flatten();
     }
 }
 
-fn check_tcp(reader: &mut Reader<'_>, keys: &Section<'_>) {
-    for key in ["redirect", "http", "timeouts", "rate_limit"] {
+fn tcp_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listener) {
+    for key in ["redirect", "http", "rate_limit"] {
         if let Some(at) = keys.get(key) {
             let help = match key {
-                "timeouts" => "the idle time of a session is `timeouts: {idle: 1h}` of its pool",
                 "rate_limit" => {
                     "it counts requests; `limits: {connections_per_client: 100}` counts connections"
                 }
@@ -123,6 +122,9 @@ fn check_tcp(reader: &mut Reader<'_>, keys: &Section<'_>) {
                 help,
             );
         }
+    }
+    if let Some(at) = keys.get("timeouts") {
+        listener.timeouts = timeouts(reader, at, ListenerProtocol::Tcp);
     }
     if keys.get("pool").is_none() {
         reader.error_at_key(
@@ -151,7 +153,7 @@ fn http(reader: &mut Reader<'_>, at: At<'_>) -> HttpLimits {
     http
 }
 
-fn timeouts(reader: &mut Reader<'_>, at: At<'_>) -> ListenerTimeouts {
+fn timeouts(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> ListenerTimeouts {
     let mut timeouts = ListenerTimeouts::default();
     let Some(keys) = reader.section(at, "listeners.NAME.timeouts") else {
         return timeouts;
@@ -162,9 +164,15 @@ fn timeouts(reader: &mut Reader<'_>, at: At<'_>) -> ListenerTimeouts {
         ("keepalive", &mut timeouts.keepalive),
         ("tls", &mut timeouts.tls),
     ] {
-        if let Some(at) = keys.get(key) {
-            set(slot, reader.duration_or_none(at, MS, DAY));
+        let Some(at) = keys.get(key) else { continue };
+        if protocol == ListenerProtocol::Tcp && key != "tls" {
+            reader.error_at_key(
+                at,
+                format!("`{key}` belongs to an http listener, this one is tcp"),
+                "the idle time of a session is `timeouts: {idle: 1h}` of its pool",
+            );
         }
+        set(slot, reader.duration_or_none(at, MS, DAY));
     }
     timeouts
 }

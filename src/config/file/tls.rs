@@ -67,10 +67,27 @@ fn certificates(reader: &mut Reader<'_>, keys: &Section<'_>, at: At<'_>) -> Vec<
         ),
         Some(list) => {
             let hint = "write `certificates: [{cert: FILE, key: FILE}]`";
-            for at in reader.list(&list, "a list of certificates", hint) {
-                if let Some(keys) = reader.section(at, "listeners.NAME.tls.certificates[]") {
-                    found.extend(certificate(reader, &keys, at, ["cert", "key"]));
+            let entries = reader.list(&list, "a list of certificates", hint);
+            if entries.is_empty() {
+                reader.error_at_key(list, "`certificates` names none", hint);
+            }
+            for at in entries {
+                let Some(keys) = reader.section(at, "listeners.NAME.tls.certificates[]") else {
+                    continue;
+                };
+                let Some(one) = certificate(reader, &keys, at, ["cert", "key"]) else {
+                    continue;
+                };
+                if let (true, true, Some(at)) =
+                    (one.names.is_empty(), !found.is_empty(), keys.get("cert"))
+                {
+                    reader.warn_at_key(
+                        at,
+                        format!("the certificate {} is for no DNS name", quote(&one.file)),
+                        "it is never shown: make it the first, which is for every other name",
+                    );
                 }
+                found.push(one);
             }
         }
         None if own => found.extend(certificate(reader, keys, at, ["cert", "key"])),
@@ -124,6 +141,7 @@ fn certificate(
             "clients will refuse it: look at the clock, or at the certificate",
         );
     }
+    let owner = owner(&chain, &key);
     match CertifiedKey::from_der(chain, key, &provider()) {
         Ok(key) => Some(Certificate {
             file: file.to_owned(),
@@ -138,19 +156,37 @@ fn certificate(
                     "this key does not belong to the certificate {}",
                     quote(file)
                 ),
-                "name the key that the certificate was made for",
+                owner.map_or_else(
+                    || "name the key that the certificate was made for".to_owned(),
+                    |place| {
+                        format!(
+                            "it belongs to certificate number {place} of that file: put that one first, \
+                             then its issuers"
+                        )
+                    },
+                ),
             );
             None
         }
-        Err(error) => {
+        Err(_) => {
             reader.error(
                 key_at,
-                format!("this key cannot be used: {error}"),
+                "this key cannot be used",
                 "use an RSA key of at least 2048 bits, ECDSA P-256 or P-384, or Ed25519",
             );
             None
         }
     }
+}
+
+/// Which certificate of `chain` behind the first `key` belongs to, counted from 1.
+fn owner(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> Option<usize> {
+    let fits = |certificate: &CertificateDer<'static>| {
+        let alone = vec![certificate.clone()];
+        CertifiedKey::from_der(alone, key.clone_key(), &provider()).is_ok()
+    };
+    let place = chain.iter().skip(1).position(fits)?;
+    Some(place + 2)
 }
 
 /// The bytes of a file that `at` names.

@@ -52,10 +52,6 @@ pub async fn secure(
     .await
     {
         Ok(connected) => Ok(connected?.into()),
-        Err(_) => Err(Failed {
-            fault: Fault::Timeout,
-            detail: "TLS handshake not over in time".to_owned(),
-        }
-        .into()),
+        Err(_) => Err(Failed::new(Fault::Timeout, "TLS handshake not over in time").into()),
     }
 }

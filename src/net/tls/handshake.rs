@@ -12,7 +12,7 @@ use tokio::io::ReadBuf;
 
 use super::{
     Agreed, End, MAX_WAITING, Session, Tls, is_13,
-    server::{ServerTls, asked, forget_asked},
+    server::{ServerTls, asked},
     session::{self, Plain},
 };
 use crate::{base::certificate, net::stream::Stream};
@@ -83,7 +83,9 @@ impl From<&PeerIncompatible> for Fault {
             PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled
             | PeerIncompatible::ServerDoesNotSupportTls12Or13
-            | PeerIncompatible::SupportedVersionsExtensionRequired => Self::Version,
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            // An extension of TLS 1.2, which all clients of it send.
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired => Self::Version,
             _ => Self::Protocol,
         }
     }
@@ -96,14 +98,24 @@ pub struct Failed {
     pub fault: Fault,
     /// In words.
     pub detail: String,
+    /// What came begins like a request in plain HTTP, and would understand such an answer.
+    pub is_http: bool,
+}
+
+impl Failed {
+    /// A failure by `fault`, `detail` in words.
+    pub fn new(fault: Fault, detail: impl Into<String>) -> Self {
+        Self {
+            fault,
+            detail: detail.into(),
+            is_http: false,
+        }
+    }
 }
 
 impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Self {
-        Self {
-            fault: Fault::Closed,
-            detail: error.to_string(),
-        }
+        Self::new(Fault::Closed, error.to_string())
     }
 }
 
@@ -114,20 +126,21 @@ pub async fn accept(mut socket: Stream, tls: &ServerTls) -> Result<Tls, (Stream,
         Err(error) => return Err((socket, protocol(&error))),
     };
     let mut session = Session::new(End::Server(connection));
-    forget_asked();
-    let mut served = None;
+    let mut name = None;
     loop {
-        match step(&mut socket, &mut session).await {
-            Err(failed) => return Err((socket, failed)),
-            Ok(is_over) => {
-                served = asked().or(served);
-                if is_over {
-                    break;
-                }
-            }
+        let is_over = digest(&socket, &mut session);
+        // Before anything is waited for: other handshakes of this thread go on meanwhile.
+        name = asked().or(name);
+        let step = match is_over {
+            Ok(true) => break,
+            Ok(false) => exchange(&mut socket, &mut session).await,
+            Err(failed) => Err(failed),
+        };
+        if let Err(failed) = step {
+            return Err((socket, failed));
         }
     }
-    let agreed = agreed(&session.end, served);
+    let agreed = agreed(&session.end, name);
     // The last message of TLS 1.3 is the client's: tickets can wait for the first answer. That of 1.2 is ours.
     if !agreed.is_13
         && let Err(error) = flush(&mut socket, &mut session).await
@@ -146,25 +159,43 @@ pub(super) async fn connect(
     let connection = UnbufferedClientConnection::new(Arc::clone(config), name);
     let connection = connection.map_err(|error| protocol(&error))?;
     let mut session = Session::new(End::Client(connection));
-    while !step(&mut socket, &mut session).await? {}
+    while !digest(&socket, &mut session)? {
+        exchange(&mut socket, &mut session).await?;
+    }
     flush(&mut socket, &mut session).await?;
     let agreed = agreed(&session.end, None);
     Ok(Tls::new(socket, session, agreed))
 }
 
 fn protocol(error: &Error) -> Failed {
-    Failed {
-        fault: Fault::from(error),
-        detail: error.to_string(),
-    }
+    Failed::new(Fault::from(error), error.to_string())
 }
 
-fn agreed(end: &End, served: Option<usize>) -> Agreed {
+/// The cause, where the bytes say more than rustls does. `incoming` begins with the first byte of all while nothing was
+/// answered.
+fn failed(error: &Error, session: &Session, incoming: &[u8]) -> Failed {
+    let mut failed = protocol(error);
+    if failed.fault != Fault::NotTls || matches!(session.end, End::Client(_)) {
+        return failed;
+    }
+    match incoming {
+        _ if session.wire > 0 => failed.fault = Fault::Protocol,
+        // A record of a handshake, and then something else.
+        [0x16, ..] => failed.fault = Fault::Protocol,
+        // The ClientHello of SSL 2, RFC 5246 appendix E.2.
+        [0x80..=0xff, _, 1, ..] => failed.fault = Fault::Version,
+        [first, ..] => failed.is_http = first.is_ascii_uppercase(),
+        [] => {}
+    }
+    failed
+}
+
+fn agreed(end: &End, server_name: Option<Box<str>>) -> Agreed {
     Agreed {
         is_13: is_13(end.version()),
         resumed: end.is_resumed(),
         h2: end.alpn() == Some(b"h2"),
-        served,
+        server_name,
         client_subject: match end {
             End::Server(_) => end.peer_certificate().and_then(certificate::subject),
             End::Client(_) => None,
@@ -172,8 +203,8 @@ fn agreed(end: &End, served: Option<usize>) -> Agreed {
     }
 }
 
-/// Works off what is there, sends what it makes, and reads more if the handshake is not over (true).
-async fn step(socket: &mut Stream, session: &mut Session) -> Result<bool, Failed> {
+/// Works off what is there; true if the handshake is over.
+fn digest(socket: &Stream, session: &mut Session) -> Result<bool, Failed> {
     let mut incoming = std::mem::take(&mut session.incoming);
     let mut plain = Plain {
         target: &mut ReadBuf::new(&mut []),
@@ -187,7 +218,7 @@ async fn step(socket: &mut Stream, session: &mut Session) -> Result<bool, Failed
     );
     match digested {
         Err(error) => {
-            let failed = protocol(&error);
+            let failed = failed(&error, session, &incoming);
             // The alert is a courtesy: the handshake has failed whether it arrives or not. Who speaks no TLS would not
             // understand it.
             if failed.fault != Fault::NotTls {
@@ -203,15 +234,19 @@ async fn step(socket: &mut Stream, session: &mut Session) -> Result<bool, Failed
             }
         }
     }
-    if !session.end.is_handshaking() {
-        if session.incoming.is_empty() {
-            session.incoming = Vec::new();
-        }
-        return Ok(true);
+    if session.end.is_handshaking() {
+        return Ok(false);
     }
+    if session.incoming.is_empty() || session.reading == super::Reading::Ended {
+        session.incoming = Vec::new();
+    }
+    Ok(true)
+}
+
+/// Sends what waits to be sent, and reads more.
+async fn exchange(socket: &mut Stream, session: &mut Session) -> Result<(), Failed> {
     flush(socket, session).await?;
-    read(socket, session).await?;
-    Ok(false)
+    read(socket, session).await
 }
 
 async fn flush(socket: &mut Stream, session: &mut Session) -> io::Result<()> {
@@ -233,10 +268,7 @@ async fn read(socket: &mut Stream, session: &mut Session) -> Result<(), Failed> 
     const PIECE: usize = 4 << 10;
     let before = session.incoming.len();
     if before > MAX_WAITING {
-        return Err(Failed {
-            fault: Fault::Protocol,
-            detail: "handshake message too long".to_owned(),
-        });
+        return Err(Failed::new(Fault::Protocol, "handshake message too long"));
     }
     session.incoming.resize(before + PIECE, 0);
     let room = session.incoming.get_mut(before..).unwrap_or_default();
@@ -245,10 +277,7 @@ async fn read(socket: &mut Stream, session: &mut Session) -> Result<(), Failed> 
         .incoming
         .truncate(before + *read.as_ref().unwrap_or(&0));
     match read? {
-        0 => Err(Failed {
-            fault: Fault::Closed,
-            detail: "closed in the handshake".to_owned(),
-        }),
+        0 => Err(Failed::new(Fault::Closed, "closed in the handshake")),
         _ => Ok(()),
     }
 }

@@ -4,9 +4,13 @@
 //! the two sides are configured with. Must not know who is at the other end.
 
 mod client;
+#[cfg(test)]
+mod fixture;
 mod handshake;
 mod server;
 mod session;
+#[cfg(test)]
+mod tests;
 
 pub use self::{
     client::secure,
@@ -34,6 +38,8 @@ const SPARE: usize = 1 << 10;
 const MAX_WAITING: usize = 64 << 10;
 /// Most plaintext that is encrypted at a time.
 const MAX_WRITE: usize = 256 << 10;
+/// Most ciphertext in a row that brings nothing to read, such as tickets and key updates: more is a flood.
+const MAX_BARREN: usize = 48 << 10;
 
 thread_local! {
     /// Where ciphertext is read to and decrypted in place.
@@ -51,8 +57,8 @@ pub struct Agreed {
     pub resumed: bool,
     /// HTTP/2 was chosen by ALPN.
     pub h2: bool,
-    /// The group of certificates that the name in the ClientHello (SNI) led to; `None` without a name.
-    pub served: Option<usize>,
+    /// The name in the ClientHello (SNI), in lower case; `None` without one, and to a backend.
+    pub server_name: Option<Box<str>>,
     /// The subject of the certificate that the client has shown, as RFC 4514 writes it.
     pub client_subject: Option<Box<str>>,
 }
@@ -88,6 +94,8 @@ struct Session {
     reading: Reading,
     /// Our direction has been ended.
     closed: bool,
+    /// Ciphertext read since there was plaintext in it.
+    barren: usize,
     /// Ciphertext bytes written to the socket.
     wire: u64,
 }
@@ -119,6 +127,7 @@ impl Session {
             accepted: 0,
             reading: Reading::Open,
             closed: false,
+            barren: 0,
             wire: 0,
         }
     }
@@ -141,12 +150,12 @@ impl Session {
 
     /// Reads from `socket` and decrypts, until there is plaintext; without waiting. Nothing in `target` is the end.
     fn read(&mut self, socket: &Stream, target: &mut ReadBuf<'_>) -> io::Result<()> {
-        if self.has_plain() {
-            self.take_plain(target);
-            return Ok(());
-        }
         let before = target.filled().len();
         loop {
+            if self.has_plain() || target.remaining() == 0 {
+                self.take_plain(target);
+                return Ok(());
+            }
             match &self.reading {
                 Reading::Open => {}
                 Reading::Ended => return Ok(()),
@@ -180,50 +189,56 @@ impl Session {
                 self.reading = Reading::Cut;
                 return Ok(());
             }
+            let before = target.filled().len();
             let filled = input.get_mut(..waiting + count).unwrap_or_default();
-            self.digest(socket, filled, target)
+            self.digest(socket, filled, target);
+            self.barren += count;
+            if self.has_plain() || target.filled().len() > before {
+                self.barren = 0;
+            } else if self.barren > MAX_BARREN && self.reading == Reading::Open {
+                self.fail(Error::General("a flood of records without data".into()));
+            }
+            Ok(())
         })
     }
 
-    fn digest(
-        &mut self,
-        socket: &Stream,
-        input: &mut [u8],
-        target: &mut ReadBuf<'_>,
-    ) -> io::Result<()> {
+    /// Nothing more is read, and nothing more written: rustls may hold places in input that is gone.
+    fn fail(&mut self, error: Error) {
+        self.reading = Reading::Failed(error);
+        self.closed = true;
+        self.incoming = Vec::new();
+    }
+
+    fn digest(&mut self, socket: &Stream, input: &mut [u8], target: &mut ReadBuf<'_>) {
         let before = self.outgoing.len();
         let mut plain = Plain {
             target,
             rest: &mut self.plain,
         };
         let digested = session::digest(&mut self.end, input, &mut plain, &mut self.outgoing);
-        let Digested { used, ended } = digested.unwrap_or_else(|error| {
-            self.reading = Reading::Failed(error);
-            Digested {
-                used: input.len(),
-                ended: false,
+        match digested {
+            Err(error) => self.fail(error),
+            // What comes behind the end means nothing, RFC 8446 section 6.1.
+            Ok(Digested { ended: true, .. }) => {
+                self.reading = Reading::Ended;
+                self.incoming = Vec::new();
             }
-        });
-        if ended {
-            self.reading = Reading::Ended;
+            Ok(Digested { used, .. }) => match input.get(used..).unwrap_or_default() {
+                [] => self.incoming = Vec::new(),
+                rest if rest.len() > MAX_WAITING => {
+                    self.fail(Error::General("handshake message too long".into()));
+                }
+                rest => {
+                    self.incoming.clear();
+                    self.incoming.extend_from_slice(rest);
+                }
+            },
         }
-        let rest = input.get(used..).unwrap_or_default();
-        if rest.len() > MAX_WAITING {
-            self.reading = Reading::Failed(Error::General("handshake message too long".into()));
-        }
-        self.incoming.clear();
-        self.incoming.extend_from_slice(rest);
-        if rest.is_empty() {
-            self.incoming = Vec::new();
-        }
-        // Answers to what was read, such as an alert. What does not fit now goes out with the next write.
+        // Answers to what was read, such as an alert. What does not fit now goes out with the next write, which also shows
+        // what is wrong with the socket: what was read counts.
         if self.outgoing.len() > before && self.accepted == 0 {
-            match self.flush(socket) {
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-                _ => {}
-            }
+            let _ = self.flush(socket);
         }
-        Ok(())
     }
 
     /// Sends what waits; `WouldBlock` if not all of it fits.
@@ -245,6 +260,10 @@ impl Session {
             self.flush(socket)?;
             return Ok(std::mem::take(&mut self.accepted));
         }
+        if self.closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let last = last && bytes.len() <= MAX_WRITE;
         let bytes = bytes.get(..MAX_WRITE).unwrap_or(bytes);
         OUTPUT.with_borrow_mut(|out| {
             out.clear();
@@ -277,13 +296,13 @@ impl Session {
         })
     }
 
-    /// Tells the peer that nothing more comes, as far as the socket takes it.
-    fn close(&mut self, socket: &Stream) {
-        // Both fail only when the session or the socket has, and then there is nobody to be told.
+    /// Tells the peer that nothing more comes; `WouldBlock` until the socket has taken it.
+    fn close(&mut self, socket: &Stream) -> io::Result<()> {
         if !std::mem::replace(&mut self.closed, true) {
-            let _ = session::close(&mut self.end, &mut self.incoming, &mut self.outgoing);
+            session::close(&mut self.end, &mut self.incoming, &mut self.outgoing)
+                .map_err(io::Error::other)?;
         }
-        let _ = self.flush(socket);
+        self.flush(socket)
     }
 }
 
@@ -327,26 +346,40 @@ impl Tls {
         if session.has_plain() || session.reading != Reading::Open {
             return false;
         }
-        match session.fill(&self.socket, &mut ReadBuf::new(&mut [])) {
-            Ok(()) => {
-                !session.has_plain()
-                    && session.reading == Reading::Open
-                    && session.incoming.is_empty()
+        loop {
+            match session.fill(&self.socket, &mut ReadBuf::new(&mut [])) {
+                Ok(()) if session.has_plain() || session.reading != Reading::Open => return false,
+                Ok(()) => {}
+                // Part of a record: nobody knows of what.
+                Err(error) => {
+                    return error.kind() == io::ErrorKind::WouldBlock
+                        && session.incoming.is_empty();
+                }
             }
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock && session.incoming.is_empty(),
         }
     }
 
     /// As [`Stream::has_nothing`].
     pub(super) fn has_nothing(&self) -> bool {
         let session = self.session.borrow();
-        !session.has_plain() && session.reading == Reading::Open && self.socket.has_nothing()
+        let is_idle =
+            !session.has_plain() && session.incoming.is_empty() && session.reading == Reading::Open;
+        is_idle && self.socket.has_nothing()
     }
 
-    /// Ends our direction in order.
+    /// The peer has ended its direction of the socket below: what that acknowledges is exact. After the end of TLS only.
+    pub fn is_cut_below(&self) -> bool {
+        self.session.borrow().reading == Reading::Cut
+            || matches!(self.socket.try_read(&mut [0; 32]), Ok(0))
+    }
+
+    /// Ends our direction in order; `WouldBlock` until the socket has taken all that was written before.
     pub(super) fn shutdown_write(&self) -> io::Result<()> {
-        self.session.borrow_mut().close(&self.socket);
-        self.socket.shutdown_write()
+        match self.session.borrow_mut().close(&self.socket) {
+            // Otherwise the session or the socket has failed, and there is nobody to be told.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            _ => self.socket.shutdown_write(),
+        }
     }
 
     /// Bytes of ciphertext written to the socket.

@@ -17,17 +17,13 @@ use crate::{
 };
 
 thread_local! {
-    /// What the ClientHello looked at last has led to. rustls says it nowhere else on its unbuffered interface; the
-    /// handshake takes it right after the call in which it was set.
-    static ASKED: Cell<Option<usize>> = const { Cell::new(None) };
+    /// The name in the ClientHello looked at last. rustls says it nowhere else on its unbuffered interface; the handshake
+    /// takes it right after the call in which it was set.
+    static ASKED: Cell<Option<Box<str>>> = const { Cell::new(None) };
 }
 
-pub(super) fn forget_asked() {
-    ASKED.set(None);
-}
-
-/// The group of certificates that the name in the ClientHello just worked off led to.
-pub(super) fn asked() -> Option<usize> {
+/// The name in the ClientHello that was just worked off, in lower case.
+pub(super) fn asked() -> Option<Box<str>> {
     ASKED.take()
 }
 
@@ -110,8 +106,9 @@ impl Names {
 
 impl ResolvesServerCert for Names {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let group = hello.server_name().map(|name| self.group_of(name));
-        ASKED.set(group);
+        let name = hello.server_name().map(str::to_ascii_lowercase);
+        let group = name.as_deref().map(|name| self.group_of(name));
+        ASKED.set(name.map(String::into_boxed_str));
         let group = self.groups.get(group.unwrap_or_default())?;
         let fits =
             |key: &&Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
@@ -157,16 +154,24 @@ impl ServerTls {
         }
     }
 
+    /// Tickets that a client gets after its handshake.
+    #[cfg(test)]
+    pub(super) fn send_tickets(&mut self, count: usize) {
+        Arc::make_mut(&mut self.config).send_tls13_tickets = count;
+    }
+
     pub(super) fn config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
 
-    /// Whether a request for `host`, as its field has it, may come on a connection that was `served` the certificates of a
-    /// name: not if the host has others (RFC 9110 section 15.5.20).
-    pub fn may_serve(&self, host: &[u8], served: Option<usize>) -> bool {
-        let Some(served) = served else { return true };
+    /// Whether a request for `host`, as its field has it, may come on a connection whose client `asked` for a name: not if
+    /// the two have different certificates (RFC 9110 section 15.5.20).
+    pub fn may_serve(&self, host: &[u8], asked: Option<&str>) -> bool {
+        let Some(asked) = asked else { return true };
         let mut buffer = [0; MAX_HOST];
         let host = normal_host(host, &mut buffer).and_then(|host| str::from_utf8(host).ok());
-        host.is_some_and(|host| self.names.group_of(host) == served)
+        host.is_some_and(|host| {
+            host == asked || self.names.group_of(host) == self.names.group_of(asked)
+        })
     }
 }

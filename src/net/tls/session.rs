@@ -141,8 +141,8 @@ where
     }
 }
 
-/// The alert that says what was wrong goes to the peer. `rest` is what was not worked off: rustls remembers places in it.
-/// One call: the next would look at what is wrong once more.
+/// The alert that says what was wrong goes to the peer, behind what was said before. `rest` is what was not worked off:
+/// rustls remembers places in it. Not one call more: that would look at what is wrong once again.
 fn take_alert<Data>(
     connection: &mut UnbufferedConnectionCommon<Data>,
     rest: &mut [u8],
@@ -150,7 +150,9 @@ fn take_alert<Data>(
 ) where
     UnbufferedConnectionCommon<Data>: Records<Data>,
 {
-    if let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.records(rest).state {
+    while connection.wants_write()
+        && let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.records(rest).state
+    {
         take_message(&mut data, out);
     }
 }

@@ -477,7 +477,15 @@ fn terminated(
         || "closed before a whole response head".to_owned(),
         |error| describe(error),
     );
-    backend.ended = errors.all(|error| error.kind() == io::ErrorKind::BrokenPipe);
+    backend.ended = match backend.stream.tls() {
+        // The end of TLS is not that of the connection below; without one the connection has ended (`UnexpectedEof`).
+        Some(tls) => {
+            use io::ErrorKind::{BrokenPipe, UnexpectedEof};
+            errors.all(|error| matches!(error.kind(), BrokenPipe | UnexpectedEof))
+                && tls.is_cut_below()
+        }
+        None => errors.all(|error| error.kind() == io::ErrorKind::BrokenPipe),
+    };
     Trouble::Backend(Reason::ConnectionTerminated, detail)
 }
 

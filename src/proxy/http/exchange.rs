@@ -305,7 +305,7 @@ impl<'a> Exchange<'a> {
             return false;
         };
         let host = self.head.text(self.head.host);
-        !host.is_empty() && !tls.may_serve(host, stream.agreed().served)
+        !host.is_empty() && !tls.may_serve(host, stream.agreed().server_name.as_deref())
     }
 
     fn is_over_body_limit(&self) -> bool {

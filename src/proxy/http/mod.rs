@@ -30,6 +30,7 @@ pub use self::{
 
 use std::{
     future::poll_fn,
+    io,
     net::IpAddr,
     rc::Rc,
     task::Poll,
@@ -237,6 +238,10 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
             let keepalive = listener.config.timeouts.keepalive;
             drop(generation);
             if !client.wait(keepalive).await {
+                // The drop ends the connection as well, but under TLS that would look like a cut.
+                if client.stream.tls().is_some() {
+                    client.end();
+                }
                 return;
             }
         }
@@ -267,7 +272,8 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
 /// Ends our direction and throws away what the client still sends, so that a reset does not destroy the last answer on
 /// its way (RFC 9112 section 9.6).
 async fn linger(worker: &Worker, mut client: Client) {
-    if worker.lingering.get() >= LINGERING || client.stream.shutdown_write().is_err() {
+    let mut ended = false;
+    if worker.lingering.get() >= LINGERING || !end_or_wait(&client, &mut ended) {
         return;
     }
     worker.lingering.set(worker.lingering.get() + 1);
@@ -276,6 +282,11 @@ async fn linger(worker: &Worker, mut client: Client) {
     let mut waste = [0_u8; 4096];
     let mut left = LINGER_BYTES;
     poll_fn(|cx| {
+        while !ended && client.stream.poll_write_ready(cx).is_ready() {
+            if !end_or_wait(&client, &mut ended) {
+                return Poll::Ready(());
+            }
+        }
         loop {
             match client.stream.poll_read_buf(cx, &mut waste) {
                 Poll::Ready(Ok(count)) if count > 0 && count < left => {
@@ -292,6 +303,13 @@ async fn linger(worker: &Worker, mut client: Client) {
     })
     .await;
     worker.lingering.set(worker.lingering.get() - 1);
+}
+
+/// Ends our direction, or leaves `ended` false if that must wait for the client; false if the connection is gone.
+fn end_or_wait(client: &Client, ended: &mut bool) -> bool {
+    let result = client.stream.shutdown_write();
+    *ended = result.is_ok();
+    result.map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |()| true)
 }
 
 /// The status that [`refuse`] answers with.

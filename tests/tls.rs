@@ -1,0 +1,17 @@
+//! TLS: what clients and backends see of it, over real connections.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "tls/backends.rs"]
+mod backends;
+#[path = "tls/clients.rs"]
+mod clients;
+#[path = "tls/reload.rs"]
+mod reload;
+mod support;
