@@ -168,6 +168,14 @@ fn certificate(
             );
             None
         }
+        Err(Error::InvalidCertificate(cause)) => {
+            reader.error(
+                cert_at,
+                format!("the certificate {} cannot be used: {cause}", quote(file)),
+                "it must be X.509 version 3, with a `subjectAltName` for the names of the host",
+            );
+            None
+        }
         Err(_) => {
             reader.error(
                 key_at,

@@ -1,3 +1,5 @@
+//! Sessions with and without a socket, names, faults: each test is a promise of this folder.
+
 use std::{future::poll_fn, sync::Arc};
 
 use rustls::unbuffered::ConnectionState;
@@ -437,7 +439,7 @@ async fn the_last_bytes_and_the_end_are_one_also_where_they_do_not_fit() {
     };
     let mut server = server;
     let mut read = Vec::new();
-    let (_, got) = tokio::join!(write, server.read_to_end(&mut read));
+    let ((), got) = tokio::join!(write, server.read_to_end(&mut read));
     got.unwrap();
     assert!(read == bytes);
 }
@@ -500,10 +502,12 @@ async fn an_idle_connection_holds_no_buffer_after_an_exchange() {
         let (request, answer) = (pattern(30_000), pattern(70_000));
         let mut read = vec![0; request.len()];
         let (sent, got) = tokio::join!(client.write_all(&request), server.read_exact(&mut read));
-        (sent.unwrap(), got.unwrap());
+        sent.unwrap();
+        got.unwrap();
         let mut read = vec![0; answer.len()];
         let (sent, got) = tokio::join!(server.write_all(&answer), client.read_exact(&mut read));
-        (sent.unwrap(), got.unwrap());
+        sent.unwrap();
+        got.unwrap();
         for stream in [&client, &server] {
             let session = stream.tls().unwrap().session.borrow();
             let held = [&session.incoming, &session.plain, &session.outgoing].map(Vec::capacity);

@@ -78,7 +78,8 @@ pub(super) fn connections(world: &World, case: &Case) -> Result<(), String> {
         for exchange in &client.plan.exchanges {
             let attempts = world.backends.attempts(exchange.id);
             let raced = world.backends.raced.contains(&exchange.id);
-            let most = if exchange.is_idempotent() { 3 } else { 1 };
+            // Two more, and one for a kept connection that ended without an answer, as a stale one does.
+            let most = if exchange.is_idempotent() { 4 } else { 1 };
             require(
                 attempts <= most || raced && exchange.is_idempotent(),
                 || format!("{attempts} tries of {} {}", exchange.method, exchange.id),
@@ -441,7 +442,9 @@ pub(super) fn leftovers(world: &World) -> Result<(), String> {
         "a connection is still lingering".to_owned()
     })?;
     let kept = worker.scratch_kept();
-    require((1..=world.clients.len()).contains(&kept), || {
+    // A client that never sends a byte needs none.
+    let least = usize::from(world.clients.iter().any(|client| client.written() > 0));
+    require((least..=world.clients.len()).contains(&kept), || {
         format!("{kept} buffers were given back")
     })
 }

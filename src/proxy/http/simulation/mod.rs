@@ -29,7 +29,7 @@ use tokio::{runtime::Runtime, sync::watch};
 use self::{
     judge::Outcome,
     peers::{Backends, Client, Socket},
-    script::{Act, Answer, Case, Mood, Shape, Wish},
+    script::{Act, Answer, Break, Case, Mood, Shape, Wish},
 };
 use crate::{
     base::{clock, rng::Random},
@@ -411,6 +411,10 @@ fn typical() -> Vec<(&'static str, Case)> {
         ..ok
     };
     let old = Wish { old: true, ..get };
+    let long = Answer {
+        padding: 450,
+        ..Answer::new(200, Length(3))
+    };
     let closes = Wish {
         closes: true,
         ..get
@@ -448,6 +452,7 @@ fn typical() -> Vec<(&'static str, Case)> {
             "old",
             plain(&[(old, ok), (old, Answer::new(200, Chunked(5)))]),
         ),
+        ("long head", plain(&[(get, long)])),
         ("upgrade", plain(&[(get, ok), (upgrade, ok)])),
     ]
 }
@@ -491,6 +496,40 @@ fn every_single_split_of_typical_exchanges_changes_nothing() {
                     wanted,
                     "{name}: output {output} split at {at}"
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_end_a_reset_or_a_stall_at_any_byte_is_never_taken_for_a_good_end() {
+    let (runtime, mut random) = (runtime(), Random::seeded(5));
+    // Each place is broken in one way; a full run breaks all places.
+    let every = if number_from("SIMULATION_RUNS").is_some() {
+        1
+    } else {
+        3
+    };
+    for (name, mut case) in typical() {
+        if name == "upgrade" {
+            continue;
+        }
+        let lengths: Vec<usize> = case.outputs().iter().map(|out| out.bytes.len()).collect();
+        for (output, length) in lengths.into_iter().enumerate() {
+            for at in (random.below(every)..=length).step_by(every) {
+                let what = [Break::Fin, Break::Reset, Break::Hang][random.below(3)];
+                let mut broken = case.clone();
+                broken.tcp = random.below(2) == 0;
+                let tcp = broken.tcp;
+                let client = &mut broken.clients[0];
+                match output.checked_sub(1) {
+                    None => client.break_at(at, what),
+                    Some(exchange) => client.exchanges[exchange].plans[0].break_at(at, what, tcp),
+                }
+                if let Err(error) = run(&runtime, None, &broken) {
+                    let case = broken.describe();
+                    panic!("{name}: output {output}, {what:?} at {at}: {error}\n{case}");
+                }
             }
         }
     }

@@ -86,6 +86,9 @@ pub(super) struct Plan {
     pub class: Class,
     /// From this byte on the connection is of no use for another exchange.
     pub dirty_from: Option<usize>,
+    /// The end of the final head, the first byte of the body, the end.
+    places: (usize, usize, usize),
+    shape: Shape,
 }
 
 /// How a body is sent.
@@ -231,6 +234,10 @@ fn split(out: &mut Output, from: usize, to: usize, random: &mut Random) {
     if to <= from + 1 {
         return;
     }
+    if once_in(random, 4) {
+        // Within the line ends of a head or a last chunk.
+        out.act(to - 1 - random.below(3.min(to - from - 1)), Act::Split);
+    }
     match random.below(6) {
         0 if to - from < 600 => {
             for at in from + 1..to {
@@ -311,36 +318,22 @@ fn client(random: &mut Random, id: &mut usize, mood: Mood, tcp: bool) -> ClientP
         pipelined ^= once_in(random, 5);
         exchanges.push(exchange(random, &mut out, number, *id, mood, tcp));
     }
-    let fault = (mood == Mood::Wild && once_in(random, 4)).then(|| fault(random, &mut out));
     let mut pauses = Vec::new();
     if once_in(random, 6) {
         let at = random.below(20_000);
         pauses.push((at, Duration::from_millis(1 + random.below(8_000) as u64)));
     }
-    ClientPlan {
+    let mut plan = ClientPlan {
         exchanges,
         out,
-        fault,
+        fault: None,
         pauses,
+    };
+    if mood == Mood::Wild && once_in(random, 4) {
+        let at = random.below(plan.out.bytes.len() + 1);
+        plan.break_at(at, of(random, &[Break::Fin, Break::Reset, Break::Hang]));
     }
-}
-
-fn fault(random: &mut Random, out: &mut Output) -> ClientFault {
-    let at = random.below(out.bytes.len() + 1);
-    match random.below(3) {
-        0 => {
-            out.stop(at, Act::Fin);
-            ClientFault::Fin(at)
-        }
-        1 => {
-            out.stop(at, Act::Reset);
-            ClientFault::Reset(at)
-        }
-        _ => {
-            out.act(at, Act::Stall(HANG));
-            ClientFault::Hang(at)
-        }
-    }
+    plan
 }
 
 /// What a request is to look like.
@@ -372,7 +365,7 @@ impl Wish {
             "GET", "GET", "GET", "HEAD", "POST", "POST", "PUT", "DELETE", "OPTIONS",
         ];
         let method = of(random, &methods);
-        let old = once_in(random, 8);
+        let old = once_in(random, 6);
         let shape = match (method, random.below(5)) {
             ("POST" | "PUT", 0 | 1) | (_, 0) if !old => Shape::Chunked(length(random, tcp)),
             ("POST" | "PUT", _) => Shape::Length(length(random, tcp)),
@@ -476,7 +469,7 @@ fn exchange(
         if mood == Mood::Wild && once_in(random, 3) {
             spoil(random, &mut plan, tcp);
         }
-        exchange.plans.push(plan.0);
+        exchange.plans.push(plan);
     }
     if wish.expects {
         // Some wait for 100, some only for a while, some not at all.
@@ -524,12 +517,11 @@ fn switch(
         trailers: Vec::new(),
         class: Class::Whole,
         dirty_from: Some(0),
+        places: (0, 0, length),
+        shape: Shape::None,
     });
     exchange
 }
-
-/// Places in a response: the end of the final head, the first byte of the body, the end.
-type Places = (usize, usize, usize, Shape);
 
 /// What a response is to look like.
 #[derive(Debug, Clone, Copy)]
@@ -542,6 +534,8 @@ pub(super) struct Answer {
     pub closes: bool,
     /// It does not wait for the request.
     pub early: bool,
+    /// Bytes of a field that only makes the head longer.
+    pub padding: usize,
 }
 
 impl Answer {
@@ -554,6 +548,7 @@ impl Answer {
             continues: false,
             closes: false,
             early: false,
+            padding: 0,
         }
     }
 
@@ -577,17 +572,13 @@ impl Answer {
             continues,
             closes: once_in(random, 8),
             early: once_in(random, 6),
+            padding: if once_in(random, 5) { 500 } else { 0 },
         }
     }
 }
 
 /// A response by the rules.
-fn plan(
-    random: &mut Random,
-    exchange: &Exchange,
-    attempt: usize,
-    answer: Answer,
-) -> (Plan, Places) {
+fn plan(random: &mut Random, exchange: &Exchange, attempt: usize, answer: Answer) -> Plan {
     let Exchange { id, method, .. } = *exchange;
     let Answer { status, shape, .. } = answer;
     let mut out = Output::default();
@@ -605,6 +596,9 @@ fn plan(
     out.text(&format!(
         "HTTP/1.1 {status} As Planned\r\nX-Id: {id}\r\nX-Attempt: {attempt}\r\n"
     ));
+    if answer.padding > 0 {
+        out.text(&format!("X-Padding: {}\r\n", "x".repeat(answer.padding)));
+    }
     if answer.closes {
         out.text("Connection: close\r\n");
     } else if once_in(random, 6) {
@@ -636,7 +630,7 @@ fn plan(
         out.act(end, Act::Fin);
     }
     let at_once = answer.continues || answer.early;
-    let plan = Plan {
+    Plan {
         when: if at_once { When::Head } else { When::Whole },
         out,
         status,
@@ -645,8 +639,9 @@ fn plan(
         trailers,
         class: Class::Whole,
         dirty_from: ends.then_some(0),
-    };
-    (plan, (head_end, first, end, shape))
+        places: (head_end, first, end),
+        shape,
+    }
 }
 
 /// A run of one client that sends these requests without waiting, and gets these answers; nothing is split.
@@ -663,7 +658,7 @@ pub(super) fn plain(tcp: bool, exchanges: &[(Wish, Answer)]) -> Case {
         if wish.expects {
             out.act(head_end, Act::AwaitInterim(number));
         }
-        exchange.plans.push(plan(random, &exchange, 0, *answer).0);
+        exchange.plans.push(plan(random, &exchange, 0, *answer));
         made.push(exchange);
     }
     let mut case = Case {
@@ -699,53 +694,100 @@ impl Case {
     }
 }
 
-/// Breaks a response somewhere.
-fn spoil(
-    random: &mut Random,
-    (plan, (head_end, first, end, shape)): &mut (Plan, Places),
-    tcp: bool,
-) {
+/// What breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Break {
+    Fin,
+    Reset,
+    Hang,
+}
+
+impl Plan {
+    fn class_at(&self, at: usize) -> Class {
+        let (head_end, first, end) = self.places;
+        if at < head_end {
+            Class::Before
+        } else if at >= end && !self.is_until_close() {
+            Class::Whole
+        } else if self.is_chunked() && at <= first {
+            Class::Early
+        } else {
+            Class::Within
+        }
+    }
+
+    fn is_chunked(&self) -> bool {
+        matches!(self.shape, Shape::Chunked(_)) && self.places.2 > self.places.0
+    }
+
+    fn is_until_close(&self) -> bool {
+        matches!(self.shape, Shape::UntilClose(_)) && self.method != "HEAD"
+    }
+
+    /// The response ends or hangs before the byte at `at`.
+    pub(super) fn break_at(&mut self, at: usize, what: Break, tcp: bool) {
+        let class = self.class_at(at);
+        let head_end = self.places.0;
+        if what == Break::Hang {
+            if class != Class::Whole {
+                self.out.act(at, Act::Stall(HANG));
+                self.dirty_from = Some(0);
+                self.class = match class {
+                    Class::Before => Class::HangsBefore,
+                    _ => Class::HangsWithin,
+                };
+            }
+            return;
+        }
+        let is_fin = what == Break::Fin;
+        self.out
+            .stop(at, if is_fin { Act::Fin } else { Act::Reset });
+        self.class = class;
+        // A unix socket knows no reset.
+        if self.is_until_close() && at >= head_end && (is_fin || !tcp) {
+            self.body.truncate(at - head_end);
+            self.class = Class::Whole;
+        }
+        if self.class != Class::Whole {
+            self.dirty_from = Some(0);
+        }
+    }
+}
+
+impl ClientPlan {
+    /// The client leaves, or hangs, before the byte at `at`.
+    pub(super) fn break_at(&mut self, at: usize, what: Break) {
+        self.fault = Some(match what {
+            Break::Fin => {
+                self.out.stop(at, Act::Fin);
+                ClientFault::Fin(at)
+            }
+            Break::Reset => {
+                self.out.stop(at, Act::Reset);
+                ClientFault::Reset(at)
+            }
+            Break::Hang => {
+                self.out.act(at, Act::Stall(HANG));
+                ClientFault::Hang(at)
+            }
+        });
+    }
+}
+
+/// Breaks a response somewhere, or makes it worse than broken.
+fn spoil(random: &mut Random, plan: &mut Plan, tcp: bool) {
+    let (head_end, first, end) = plan.places;
     let at = match random.below(4) {
-        0 => random.below(*head_end),
+        0 => random.below(head_end),
         1 => 0,
-        _ => random.below(*end + 1),
-    };
-    let chunked = matches!(shape, Shape::Chunked(_)) && *end > *head_end;
-    let until_close = matches!(shape, Shape::UntilClose(_)) && plan.method != "HEAD";
-    let class = if at < *head_end {
-        Class::Before
-    } else if at >= *end && !until_close {
-        Class::Whole
-    } else if chunked && at <= *first {
-        Class::Early
-    } else {
-        Class::Within
+        _ => random.below(end + 1),
     };
     match random.below(6) {
-        kind @ (0 | 1) => {
-            let act = if kind == 0 { Act::Fin } else { Act::Reset };
-            plan.out.stop(at, act);
-            plan.class = class;
-            // A unix socket knows no reset.
-            if until_close && at >= *head_end && (act == Act::Fin || !tcp) {
-                plan.body.truncate(at - *head_end);
-                plan.class = Class::Whole;
-            }
-            if plan.class != Class::Whole {
-                plan.dirty_from = Some(0);
-            }
-        }
-        2 if class != Class::Whole => {
-            plan.out.act(at, Act::Stall(HANG));
-            plan.dirty_from = Some(0);
-            plan.class = if class == Class::Before {
-                Class::HangsBefore
-            } else {
-                Class::HangsWithin
-            };
-        }
+        0 => plan.break_at(at, Break::Fin, tcp),
+        1 => plan.break_at(at, Break::Reset, tcp),
+        2 => plan.break_at(at, Break::Hang, tcp),
         // Bytes nobody asked for, in one write with the end.
-        3 if plan.dirty_from.is_none() && *end < 50_000 => {
+        3 if plan.dirty_from.is_none() && end < 50_000 => {
             let extra: &[u8] = match random.below(3) {
                 0 => b"x",
                 1 => b"\r\n",
@@ -769,16 +811,16 @@ fn spoil(
             plan.dirty_from = Some(0);
         }
         // A bad byte where a size should be, or where the last line should end.
-        5 if chunked => {
+        5 if plan.is_chunked() => {
             let at = if once_in(random, 2) {
-                *head_end
+                head_end
             } else {
-                *end - 2
+                end - 2
             };
             plan.out.stop(at, Act::Split);
             plan.out.bytes.extend_from_slice(b"zz\r\n");
             plan.dirty_from = Some(0);
-            plan.class = if at <= *first {
+            plan.class = if at <= first {
                 Class::Early
             } else {
                 Class::Within
