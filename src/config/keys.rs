@@ -51,7 +51,10 @@ pub const SECTIONS: &[Section] = &[
         ],
     ),
     ("listeners.NAME.redirect", REDIRECT),
-    ("listeners.NAME.http", &["max_headers", "max_header_size"]),
+    (
+        "listeners.NAME.http",
+        &["max_headers", "max_header_size", "h2c", "h2_max_streams"],
+    ),
     (
         "listeners.NAME.timeouts",
         &["header", "body_idle", "keepalive", "tls"],
@@ -182,8 +185,6 @@ const LATER: &[(&str, &str)] = &[
     ("listeners.NAME", "sni"),
     ("listeners.NAME", "rate_limit"),
     ("listeners.NAME", "accept_proxy"),
-    ("listeners.NAME.http", "h2c"),
-    ("listeners.NAME.http", "h2_max_streams"),
     ("routes[]", "rate_limit"),
     ("pools.NAME", "hash"),
     ("pools.NAME", "send_proxy"),

@@ -23,6 +23,12 @@ impl Control {
     /// Notes that the connection waits for its next request; true if it should close instead.
     pub fn wait(&self, cx: &Context<'_>) -> bool {
         self.idle.set(true);
+        self.listen(cx)
+    }
+
+    /// Wakes the task of `cx` when the connection is told to close; true if it was. For a connection that carries requests
+    /// and can end without being idle.
+    pub fn listen(&self, cx: &Context<'_>) -> bool {
         let mut waker = self.waker.borrow_mut();
         if !waker
             .as_ref()
@@ -65,8 +71,8 @@ pub struct Connections {
 /// A place in the table; given back when dropped.
 #[derive(Debug)]
 pub struct Entry {
-    table: Rc<Connections>,
-    place: usize,
+    /// None for a part of a connection.
+    table: Option<(Rc<Connections>, usize)>,
     /// The connection's own part.
     pub control: Rc<Control>,
 }
@@ -90,8 +96,7 @@ impl Connections {
         }
         self.count.set(self.count.get() + 1);
         Entry {
-            table: Rc::clone(self),
-            place,
+            table: Some((Rc::clone(self), place)),
             control,
         }
     }
@@ -137,13 +142,27 @@ impl Connections {
     }
 }
 
+impl Entry {
+    /// For a part of this connection, such as an HTTP/2 stream: told what the connection is told, and not counted.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self {
+            table: None,
+            control: Rc::clone(&self.control),
+        }
+    }
+}
+
 impl Drop for Entry {
     fn drop(&mut self) {
-        if let Some(entry) = self.table.entries.borrow_mut().get_mut(self.place) {
+        let Some((table, place)) = &self.table else {
+            return;
+        };
+        if let Some(entry) = table.entries.borrow_mut().get_mut(*place) {
             *entry = None;
         }
-        self.table.free.borrow_mut().push(self.place);
-        self.table.count.set(self.table.count.get() - 1);
+        table.free.borrow_mut().push(*place);
+        table.count.set(table.count.get() - 1);
     }
 }
 
@@ -173,7 +192,8 @@ mod tests {
         assert!(first.control.should_close() && !second.control.should_close());
         drop(second);
         assert_eq!(table.count(), 2);
-        assert_eq!(table.enter(bind()).place, 1, "places are used again");
+        let (_, place) = table.enter(bind()).table.take().unwrap();
+        assert_eq!(place, 1, "places are used again");
     }
 
     #[test]

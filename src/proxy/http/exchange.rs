@@ -35,7 +35,6 @@ use crate::{
         body::{Decoder, Step},
         request::{self, Framing},
     },
-    net::tls::Tls,
     pool::Pool,
     proxy::worker::Worker,
     reason::Reason,
@@ -62,7 +61,7 @@ impl<'a> Place<'a> {
 
 /// Where a request on the connection of `client` comes from.
 fn origin<'o>(place: Place<'o>, client: &'o Client) -> Origin<'o> {
-    let tls = client.stream.tls().map(Tls::agreed);
+    let tls = client.stream.agreed();
     let subject = place.listener.config.tls.as_ref().and_then(|rules| {
         let own = tls.and_then(|tls| tls.client_subject.as_deref());
         Some((rules.client_subject.as_deref()?, own.unwrap_or_default()))
@@ -74,6 +73,7 @@ fn origin<'o>(place: Place<'o>, client: &'o Client) -> Origin<'o> {
         trusted: peer.is_some_and(|peer| contains(trusted, peer)),
         local: None,
         is_secure: tls.is_some(),
+        is_h2: client.stream.is_h2_request(),
         subject,
     }
 }
@@ -115,7 +115,8 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
         Reading::Nothing => return Next::Close,
         // The connection goes on waiting, with nothing of an exchange in its hands.
         Reading::NotYet => return Next::KeepAlive,
-        _ => client.first = None,
+        Reading::Http2 => return Next::Http2,
+        _ => (client.first, client.is_new) = (None, false),
     }
     let Scratch {
         head, request_id, ..
@@ -282,11 +283,12 @@ impl<'a> Exchange<'a> {
 
     /// The client was shown the certificate of the host it asks for, or named none (RFC 9110 section 15.5.20).
     fn is_misdirected(&self) -> bool {
-        let (Some(tls), Some(stream)) = (&self.place.listener.tls, self.client.stream.tls()) else {
+        let agreed = self.client.stream.agreed();
+        let (Some(tls), Some(agreed)) = (&self.place.listener.tls, agreed) else {
             return false;
         };
         let host = self.head.text(self.head.host);
-        !host.is_empty() && !tls.may_serve(host, stream.agreed().served)
+        !host.is_empty() && !tls.may_serve(host, agreed.served)
     }
 
     fn is_over_body_limit(&self) -> bool {

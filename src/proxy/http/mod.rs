@@ -1,4 +1,4 @@
-//! HTTP/1.1 from a client's connection to a backend and back.
+//! HTTP from a client's connection to a backend and back. An HTTP/2 stream is a connection of its own here (`http2.rs`).
 //!
 //! [`serve`] runs one client connection: wait for a request, run the exchange, wait again. One exchange reads from top to
 //! bottom in `exchange.rs`: read the head → route → pick → forward → reply; one try on one backend is `attempt.rs`, and
@@ -9,6 +9,7 @@ mod attempt;
 mod exchange;
 mod facts;
 mod forward;
+mod http2;
 mod pump;
 mod read;
 mod reply;
@@ -100,6 +101,8 @@ pub struct Client {
     listener: Option<(u64, usize)>,
     /// By when the first request must be whole, until it is.
     first: Option<Instant>,
+    /// Nothing has been asked on it.
+    is_new: bool,
 }
 
 /// What becomes of a connection after an exchange.
@@ -113,6 +116,8 @@ enum Next {
     Linger,
     /// Reset it: nothing may look complete.
     Reset,
+    /// It speaks HTTP/2, as what was read of it shows.
+    Http2,
 }
 
 impl Client {
@@ -134,6 +139,7 @@ impl Client {
             timer: Timer::new(first.unwrap_or(now + Duration::from_hours(1))),
             listener: None,
             first,
+            is_new: true,
         }
     }
 
@@ -187,6 +193,9 @@ impl Client {
 
 /// Serves `client` until its connection ends.
 pub async fn serve(worker: Rc<Worker>, mut client: Client) {
+    if client.stream.agreed().is_some_and(|agreed| agreed.h2) {
+        return Box::pin(http2::serve(worker, client, Vec::new())).await;
+    }
     let mut rest: Option<Box<Scratch>> = None;
     loop {
         if rest.is_none() {
@@ -209,9 +218,14 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
             rest = Some(scratch);
             continue;
         }
+        if next == Next::Http2 {
+            let read = std::mem::take(&mut scratch.head.bytes);
+            worker.give_scratch(scratch);
+            return Box::pin(http2::serve(worker, client, read)).await;
+        }
         worker.give_scratch(scratch);
         match next {
-            Next::KeepAlive => {}
+            Next::KeepAlive | Next::Http2 => {}
             Next::Close => return client.end(),
             Next::Reset => return client.stream.set_reset_on_close(),
             Next::Linger => return Box::pin(linger(&worker, client)).await,
