@@ -165,11 +165,10 @@ impl Incoming {
         let before = target.filled().len();
         while target.remaining() > 0 {
             match reading.poll_ready(cx) {
-                Poll::Pending if target.filled().len() > before => break,
-                Poll::Pending => return Poll::Pending,
-                // Told when nothing is left to be given first.
-                Poll::Ready(Err(_)) if target.filled().len() > before => break,
-                Poll::Ready(ready) => ready?,
+                Poll::Ready(Ok(())) => {}
+                // An error is told when nothing is left to be given first.
+                _ if target.filled().len() > before => break,
+                failed => return failed,
             }
             if !reading.take(target)? {
                 break;

@@ -38,7 +38,7 @@ pub(super) fn encode(
     let is_socket = parts.method == Method::CONNECT;
     if is_socket {
         let protocol = parts.extensions.get::<h2::ext::Protocol>();
-        if !protocol.is_some_and(|protocol| protocol.as_str() == "websocket") || ends {
+        if ends || protocol.is_none_or(|protocol| protocol.as_str() != "websocket") {
             return Err(Reason::MethodNotAllowed);
         }
     }

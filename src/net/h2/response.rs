@@ -193,8 +193,8 @@ impl Sending {
         let room = stream.capacity();
         let mut data = BytesMut::with_capacity(room.min(input.len()));
         let (mut used, mut ended) = (0, false);
-        match &mut self.phase {
-            Phase::Body(decoder, known) => loop {
+        if let Phase::Body(decoder, known) = &mut self.phase {
+            loop {
                 let rest = input.get(used..).unwrap_or_default();
                 if *known == 0 {
                     match decoder.step(rest).map_err(|error| invalid(error.0))? {
@@ -215,11 +215,10 @@ impl Sending {
                 data.extend_from_slice(rest.get(..count).unwrap_or_default());
                 *known -= count;
                 used += count;
-            },
-            _ => {
-                used = room.min(input.len());
-                data.extend_from_slice(input.get(..used).unwrap_or_default());
             }
+        } else {
+            used = room.min(input.len());
+            data.extend_from_slice(input.get(..used).unwrap_or_default());
         }
         if used == 0 && !ended {
             return Err(io::ErrorKind::WouldBlock.into());

@@ -46,10 +46,11 @@ impl Account {
             return false;
         }
         let now = clock::now();
-        let seconds = now.saturating_duration_since(self.filled.get()).as_secs();
+        let passed = now.saturating_duration_since(self.filled.get());
+        let seconds = i64::try_from(passed.as_secs()).unwrap_or(ALLOWANCE);
         if seconds > 0 {
             self.filled.set(now);
-            self.pay(-(seconds.min(ALLOWANCE as u64) as i64 * REFILL));
+            self.pay(-seconds.min(ALLOWANCE) * REFILL);
         }
         self.left.get() < 0
     }

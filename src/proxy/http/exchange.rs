@@ -20,6 +20,7 @@ use super::{
     attempt::{self, Attempt, Done},
     facts::{Active, Facts},
     forward::{self, Changes, Origin},
+    grpc,
     pump::Pump,
     read::{self, Reading},
     reply::{self, Ending, Reply},
@@ -83,7 +84,7 @@ pub(super) struct Rules<'a> {
     pub timeouts: PoolTimeouts,
     pub retries: Option<&'a Retries>,
     pub route: Option<&'a Route>,
-    /// When `timeouts.total` ends.
+    /// When `timeouts.total` ends, or the time that the client of a gRPC call gives it.
     pub end: Option<Instant>,
 }
 
@@ -337,7 +338,10 @@ impl<'a> Exchange<'a> {
         self.facts.pool = Some(pool_index);
         let active = Active::new(&pool.state.metrics);
         let over = route.and_then(|route| route.retries_for(pool_index));
-        let rules = Rules::new(pool, route, over, self.facts.began);
+        let mut rules = Rules::new(pool, route, over, self.facts.began);
+        // The client of a call gives up earlier than we, or at the same time.
+        let given_up = grpc::timeout(self.head).map(|timeout| self.facts.began + timeout);
+        rules.end = attempt::earlier(rules.end, given_up);
         if rules.retries.is_some() {
             pool.state.budget.request();
         }

@@ -7,7 +7,7 @@ use std::{
     future::poll_fn,
     net::IpAddr,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
@@ -49,7 +49,7 @@ type Asked = (Request<RecvStream>, server::SendResponse<Bytes>);
 
 /// What happens on a connection.
 enum Event {
-    Asked(Asked),
+    Asked(Box<Asked>),
     /// Told to close.
     Close,
     /// Nothing came for too long, or the end was not reached in time.
@@ -81,9 +81,9 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: Client, read: Vec<u8>)
     } = client;
     let carrier = Carrier::new(&stream);
     let (watched, account) = Watched::new(stream, read);
-    let greeted = greet(watched, &http, &mut timer, first).await;
+    let greeted = Box::pin(greet(watched, &http, &mut timer, first)).await;
     if let Some(connection) = greeted {
-        let driver = Driver {
+        let mut driver = Driver {
             worker: &worker,
             connection,
             carrier,
@@ -99,7 +99,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: Client, read: Vec<u8>)
             written: 0,
             closing: false,
         };
-        Box::pin(driver.run()).await;
+        poll_fn(|cx| driver.poll_all(cx)).await;
     }
     let Some(stream) = account.take_stream() else {
         return;
@@ -115,7 +115,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: Client, read: Vec<u8>)
         is_new: false,
     };
     // What was said last, such as a GOAWAY, must not be lost to a reset.
-    linger(&worker, client).await;
+    Box::pin(linger(&worker, client)).await;
 }
 
 /// Sends our settings and reads the preface; `None` if the client does not get that far.
@@ -124,7 +124,7 @@ async fn greet(
     http: &HttpLimits,
     timer: &mut Timer,
     deadline: Option<Instant>,
-) -> Option<server::Connection<Watched, Bytes>> {
+) -> Option<Box<server::Connection<Watched, Bytes>>> {
     let mut handshake = Box::pin(
         server::Builder::new()
             .initial_window_size(STREAM_WINDOW)
@@ -139,7 +139,7 @@ async fn greet(
             .handshake(watched),
     );
     poll_fn(|cx| match handshake.as_mut().poll(cx) {
-        Poll::Ready(done) => Poll::Ready(done.ok()),
+        Poll::Ready(done) => Poll::Ready(done.ok().map(Box::new)),
         Poll::Pending => timer.poll(cx, deadline).map(|()| None),
     })
     .await
@@ -147,7 +147,7 @@ async fn greet(
 
 struct Driver<'a> {
     worker: &'a Rc<Worker>,
-    connection: server::Connection<Watched, Bytes>,
+    connection: Box<server::Connection<Watched, Bytes>>,
     carrier: Rc<Carrier>,
     account: &'a Account,
     entry: &'a Entry,
@@ -167,20 +167,20 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
-    async fn run(mut self) {
+    /// Ready when the connection is over.
+    fn poll_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            match poll_fn(|cx| self.poll(cx)).await {
-                Event::Asked(asked) => self.begin(asked),
-                Event::Close => self.close(),
-                Event::Late if self.closing => return,
-                Event::Late => self.close(),
+            match ready!(self.poll(cx)) {
+                Event::Asked(asked) => self.begin(*asked),
+                Event::Late if self.closing => return Poll::Ready(()),
+                Event::Close | Event::Late => self.close(),
                 Event::Flood => {
                     tracing::debug!(target: "http", client = ?self.peer, "http/2 flood");
                     self.connection
                         .abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                     self.closing = true;
                 }
-                Event::Over => return,
+                Event::Over => return Poll::Ready(()),
             }
         }
     }
@@ -208,7 +208,7 @@ impl Driver<'_> {
             polled.map(|over| over.err().map(Err))
         };
         match polled {
-            Poll::Ready(Some(Ok(asked))) => return Poll::Ready(Event::Asked(asked)),
+            Poll::Ready(Some(Ok(asked))) => return Poll::Ready(Event::Asked(Box::new(asked))),
             Poll::Ready(_) => return Poll::Ready(Event::Over),
             Poll::Pending => {}
         }
@@ -277,5 +277,26 @@ async fn one(worker: Rc<Worker>, mut client: Client) {
         // Many clients take a reset while they send for a failure, whatever they have been answered.
         Next::Linger => linger(&worker, client).await,
         _ => client.end(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F: Future>(_: fn(Rc<Worker>, Client, Vec<u8>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn sizes() {
+        eprintln!(
+            "serve {} connection {} driver {} incoming {} client {}",
+            size_of_future(serve),
+            size_of::<server::Connection<Watched, Bytes>>(),
+            size_of::<Driver<'_>>(),
+            size_of::<Incoming>(),
+            size_of::<Client>(),
+        );
     }
 }

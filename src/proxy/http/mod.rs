@@ -9,6 +9,7 @@ mod attempt;
 mod exchange;
 mod facts;
 mod forward;
+mod grpc;
 mod http2;
 mod pump;
 mod read;
@@ -219,7 +220,7 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
             continue;
         }
         if next == Next::Http2 {
-            let read = std::mem::take(&mut scratch.head.bytes);
+            let read = scratch.head.bytes.clone();
             worker.give_scratch(scratch);
             return Box::pin(http2::serve(worker, client, read)).await;
         }
