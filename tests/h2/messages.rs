@@ -163,7 +163,7 @@ async fn interim_responses_go_through() {
 #[tokio::test]
 async fn a_cut_response_is_a_reset_and_never_an_end() {
     let backend = Peer::start(|mut connection| {
-        while let Some(request) = connection.request() {
+        if let Some(request) = connection.request() {
             match request.target.as_str() {
                 "/chunked" => {
                     connection
@@ -173,7 +173,6 @@ async fn a_cut_response_is_a_reset_and_never_an_end() {
                     connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\npart");
                 }
             }
-            return;
         }
     });
     let daemon = front(backend.address, "");
@@ -183,8 +182,10 @@ async fn a_cut_response_is_a_reset_and_never_an_end() {
         let (response, _) = sender
             .send_request(request(Method::GET, path, &[]), true)
             .unwrap();
-        let mut body = patiently(response).await.unwrap().into_body();
-        let error = patiently(read(&mut body)).await.unwrap_err();
+        // The reset may overtake the head.
+        let Err(error) = whole(response).await else {
+            panic!("{path} looks whole");
+        };
         assert_eq!(error.reason(), Some(h2::Reason::INTERNAL_ERROR), "{path}");
         let logged = daemon.wait_for_access(|line| line["path"] == path);
         assert_eq!(logged["reason"], "http_response_incomplete");

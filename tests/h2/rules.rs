@@ -52,15 +52,15 @@ fn a_request_that_could_be_read_in_two_ways_is_refused() {
     let socket = [(":method", "CONNECT"), (":authority", "a:443")];
     let table = [
         (without(":method"), &PROTOCOL),
-        (without(":path"), &BAD),
+        (without(":path"), &PROTOCOL),
         (without(":scheme"), &PROTOCOL),
         (without(":authority"), &BAD),
         (with(&[(":path", "/b")]), &PROTOCOL),
         (with(&[("x-a", "b"), (":late", "x")]), &closed),
         ([&[("x-a", "b")][..], &GET].concat(), &PROTOCOL),
         (but(":path", ""), &PROTOCOL),
-        (but(":path", "a"), &BAD),
-        (but(":path", "http://evil/"), &BAD),
+        (but(":path", "a"), &PROTOCOL),
+        (but(":path", "http://evil/"), &PROTOCOL),
         (but(":path", "?a"), &BAD),
         (but(":path", "*"), &BAD),
         (but(":path", "/a b"), &PROTOCOL),
@@ -107,11 +107,16 @@ fn a_request_that_could_be_read_in_two_ways_is_refused() {
         (with(&[(":protocol", "websocket")]), &PROTOCOL),
         (with(&[(":status", "200")]), &PROTOCOL),
     ];
+    let mut wrong = Vec::new();
     for (list, expected) in table {
         let mut client = Raw::connect(daemon.address("@web"));
         client.ask(1, &list);
-        assert_eq!(fate(&mut client), *expected, "{list:?}");
+        let found = fate(&mut client);
+        if found != *expected {
+            wrong.push((list, found));
+        }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
     // A tunnel to anywhere is not served: 405 has no number of its own.
     let mut client = Raw::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&socket)));
@@ -138,7 +143,7 @@ fn a_body_is_as_long_as_it_was_said_to_be() {
     let mut client = Raw::connect(daemon.address("@web"));
     client.ask(1, &with(&[("content-length", "4")]));
     assert_eq!(fate(&mut client), PROTOCOL);
-    client.ask(3, &but(":path", "nowhere"));
+    client.ask(3, &with(&[("a", " b")]));
     assert_eq!(fate(&mut client), BAD);
 }
 

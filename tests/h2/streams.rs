@@ -101,7 +101,9 @@ async fn a_stream_that_nobody_reads_holds_up_no_other() {
         }
     });
     let daemon = front(backend.address, "timeouts: {body_idle: 300ms}");
-    let (mut sender, _driver) = connect(daemon.address("@web")).await;
+    let mut wide = client::Builder::new();
+    wide.initial_connection_window_size(1 << 20);
+    let (mut sender, _driver) = connect_with(daemon.address("@web"), &wide).await;
     let asked = request(Method::GET, "/long", &[]);
     let (stalled, _) = sender.send_request(asked, true).unwrap();
     let stalled = patiently(stalled).await.unwrap();
