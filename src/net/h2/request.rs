@@ -148,9 +148,10 @@ fn fields(out: &mut Vec<u8>, fields: &HeaderMap) -> Result<bool, Reason> {
     Ok(length)
 }
 
-/// The crumbs of a cookie are one field in HTTP/1, RFC 9113 section 8.2.3.
+/// The crumbs of a cookie are one field in HTTP/1, RFC 9113 section 8.2.3. Empty ones would leave a blank at the end.
 fn cookies(out: &mut Vec<u8>, fields: &HeaderMap) {
-    let mut crumbs = fields.get_all(header::COOKIE).iter();
+    let crumbs = fields.get_all(header::COOKIE).iter();
+    let mut crumbs = crumbs.filter(|crumb| !crumb.is_empty());
     let Some(first) = crumbs.next() else { return };
     out.extend_from_slice(b"cookie: ");
     out.extend_from_slice(first.as_bytes());
@@ -170,3 +171,7 @@ fn is_plain(value: &[u8]) -> bool {
             .iter()
             .all(|byte| matches!(byte, b'\t' | b' '..=0x7e | 0x80..))
 }
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

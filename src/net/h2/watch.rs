@@ -257,3 +257,70 @@ impl AsyncWrite for Watched {
         self.get_mut().stream()?.poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, length: usize) -> Vec<u8> {
+        let mut bytes = (length as u32).to_be_bytes()[1..].to_vec();
+        bytes.extend([kind, flags, 0, 0, 0, 1]);
+        bytes.resize(HEADER + length, 0xee);
+        bytes
+    }
+
+    #[test]
+    fn frames_are_found_however_the_bytes_are_split() {
+        let sent = [
+            (0, 1, 300),
+            (8, 0, 4),
+            (1, 5, 0),
+            (9, 4, 77),
+            (0, 0, 70_000),
+        ];
+        let bytes: Vec<u8> = sent
+            .iter()
+            .flat_map(|(kind, flags, length)| frame(*kind, *flags, *length))
+            .collect();
+        for size in [1, 2, 8, 9, 10, 100, 1_000, bytes.len()] {
+            let (mut frames, mut seen) = (Frames::default(), Vec::new());
+            for part in bytes.chunks(size) {
+                frames.feed(part, |frame| seen.push(frame));
+            }
+            assert_eq!(seen, sent, "{size}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_spent_comes_back_with_time_and_with_responses() {
+        let (_peer, stream) = crate::net::fixture::pair().await;
+        let (_watched, account) = Watched::new(stream, Vec::new());
+        let reset = cost_in((3, 0, 4));
+        for _ in 0..200 {
+            account.pay(reset);
+            assert!(!account.is_spent());
+        }
+        account.pay(reset);
+        assert!(account.is_spent());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        for _ in 0..9 {
+            assert!(!account.is_spent());
+            account.pay(reset);
+        }
+        account.pay(reset);
+        assert!(account.is_spent(), "a second is worth ten");
+        account.pay(cost_out((1, 4, 50)) + cost_out((0, 1, 50)));
+        assert!(!account.is_spent(), "a response is worth one");
+    }
+
+    #[test]
+    fn what_a_client_does_for_a_response_costs_less_than_the_response_gives() {
+        let honest = 2 * cost_in((8, 0, 4)) + cost_in((6, 0, 8));
+        assert!(honest + cost_out((0, 0, 20)) <= 0);
+        assert!(cost_in((0, 0, 20)) < 0, "a part of an upload");
+        assert_eq!(cost_in((0, 1, 0)), 0, "the end of one");
+        assert!(cost_in((0, 0, 0)) > 0);
+    }
+}
