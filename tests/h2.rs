@@ -19,6 +19,8 @@ mod messages;
 mod raw;
 #[path = "h2/rules.rs"]
 mod rules;
+#[path = "h2/secured.rs"]
+mod secured;
 #[path = "h2/streams.rs"]
 mod streams;
 
