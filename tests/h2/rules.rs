@@ -167,7 +167,18 @@ fn the_number_and_the_size_of_fields_are_limited() {
     assert!(matches!(fate(&mut client), Fate::Answered(first) if first != 0x88));
     let logged = daemon.wait_for_access(|line| line["status"] == 431);
     assert_eq!(logged["reason"], "http_request_header_section_size");
-    client.ask(5, &GET);
+    let long = "x".repeat(200);
+    let large = GET
+        .into_iter()
+        .chain(std::iter::repeat_n(("a", &*long), 11));
+    client.ask(5, &large.collect::<Vec<_>>());
+    assert!(matches!(fate(&mut client), Fate::Answered(first) if first != 0x88));
+    let both = |lines: &[String]| {
+        let refused = lines.iter().filter(|line| line.contains("\"status\":431"));
+        (refused.count() == 2).then_some(())
+    };
+    daemon.stdout.wait_for(both).expect("both are logged");
+    client.ask(7, &GET);
     assert_eq!(
         fate(&mut client),
         Fate::Answered(0x88),

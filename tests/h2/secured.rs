@@ -122,30 +122,30 @@ async fn alpn_chooses_http_2_and_other_hosts_are_misdirected() {
         pair("two"),
         backend.address
     ));
-    LocalSet::new()
-        .run_until(async {
-            let stream = secured(&daemon, &["http/1.1", "h2"]).await;
-            assert!(stream.agreed().unwrap().h2, "h2 is preferred by default");
-            let (sender, connection) = h2::client::handshake(stream).await.unwrap();
-            tokio::task::spawn_local(connection);
-            for (host, status) in [("one.test", 200), ("two.test", 421), ("one.test", 200)] {
-                let asked = Request::builder()
-                    .method(Method::GET)
-                    .uri(format!("https://{host}/at/{host}"))
-                    .body(())
-                    .unwrap();
-                let mut sender = sender.clone().ready().await.unwrap();
-                let (response, _) = sender.send_request(asked, true).unwrap();
-                let answer = whole(response).await.unwrap();
-                assert_eq!(answer.status(), status, "{host}");
-                let text = String::from_utf8(answer.body).unwrap();
-                assert_eq!(text.contains("X-Forwarded-Proto: https"), status == 200);
-            }
-            let logged = daemon.wait_for_access(|line| line["path"] == "/at/one.test");
-            assert_eq!(logged["protocol"], "HTTP/2");
-            assert_eq!(logged["tls"], "TLSv1.3");
-            let plain = patiently(secured(&daemon, &["http/1.1"])).await;
-            assert!(!plain.agreed().unwrap().h2, "a client may prefer HTTP/1");
-        })
-        .await;
+    let local = LocalSet::new();
+    let clients = local.run_until(async {
+        let stream = secured(&daemon, &["http/1.1", "h2"]).await;
+        assert!(stream.agreed().unwrap().h2, "h2 is preferred by default");
+        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::task::spawn_local(connection);
+        for (host, status) in [("one.test", 200), ("two.test", 421), ("one.test", 200)] {
+            let asked = Request::builder()
+                .method(Method::GET)
+                .uri(format!("https://{host}/at/{host}"))
+                .body(())
+                .unwrap();
+            let mut sender = sender.clone().ready().await.unwrap();
+            let (response, _) = sender.send_request(asked, true).unwrap();
+            let answer = whole(response).await.unwrap();
+            assert_eq!(answer.status(), status, "{host}");
+            let text = String::from_utf8(answer.body).unwrap();
+            assert_eq!(text.contains("X-Forwarded-Proto: https"), status == 200);
+        }
+        let logged = daemon.wait_for_access(|line| line["path"] == "/at/one.test");
+        assert_eq!(logged["protocol"], "HTTP/2");
+        assert_eq!(logged["tls"], "TLSv1.3");
+        let plain = patiently(secured(&daemon, &["http/1.1"])).await;
+        assert!(!plain.agreed().unwrap().h2, "a client may prefer HTTP/1");
+    });
+    Box::pin(clients).await;
 }

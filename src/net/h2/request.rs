@@ -49,7 +49,7 @@ pub(super) fn encode(
     };
     encode::request_line(out, method.as_bytes(), target(parts)?);
     encode::field(out, b"host", host(parts)?);
-    let length = fields(out, &parts.headers)?;
+    let length = fields(out, &parts.headers, is_socket)?;
     cookies(out, &parts.headers);
     let body = match (is_socket, length, ends) {
         (true, false, _) => {
@@ -124,8 +124,8 @@ fn host(parts: &Parts) -> Result<&[u8], Reason> {
         .ok_or(Reason::RequestError)
 }
 
-/// Writes all fields but Host and cookies; true if one of them is a length.
-fn fields(out: &mut Vec<u8>, fields: &HeaderMap) -> Result<bool, Reason> {
+/// Writes all fields but Host and cookies; true if one of them is a length. The key of a WebSocket is ours.
+fn fields(out: &mut Vec<u8>, fields: &HeaderMap, is_socket: bool) -> Result<bool, Reason> {
     let mut length = false;
     for (name, value) in fields {
         let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
@@ -135,6 +135,7 @@ fn fields(out: &mut Vec<u8>, fields: &HeaderMap) -> Result<bool, Reason> {
         }
         match known {
             Known::Host | Known::Cookie => continue,
+            Known::Other if is_socket && name == b"sec-websocket-key" => continue,
             Known::Te if value != b"trailers" => return Err(Reason::RequestError),
             Known::Te | Known::Http2Settings => {}
             // RFC 9113 section 8.2.2.

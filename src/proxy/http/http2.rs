@@ -82,41 +82,26 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: Client, read: Vec<u8>)
     let carrier = Carrier::new(&stream);
     let (watched, account) = Watched::new(stream, read);
     let greeted = Box::pin(greet(watched, &http, &mut timer, first)).await;
-    if let Some(connection) = greeted {
-        let mut driver = Driver {
-            worker: &worker,
-            connection,
-            carrier,
-            account: &account,
-            entry: &entry,
-            bind: &bind,
-            peer,
-            timer: &mut timer,
-            http,
-            timeouts,
-            first,
-            idle: None,
-            written: 0,
-            closing: false,
-            calmed: false,
-        };
-        poll_fn(|cx| driver.poll_all(cx)).await;
-    }
-    let Some(stream) = account.take_stream() else {
-        return;
-    };
-    let client = Client {
-        stream,
-        peer,
-        bind,
+    let Some(connection) = greeted else { return };
+    let mut driver = Driver {
+        worker: &worker,
+        connection,
+        carrier,
+        account,
         entry,
+        bind,
+        peer,
         timer,
-        listener: None,
-        first: None,
-        is_new: false,
+        http,
+        timeouts,
+        first,
+        idle: None,
+        written: 0,
+        closing: false,
+        calmed: false,
     };
-    // What was said last, such as a GOAWAY, must not be lost to a reset.
-    Box::pin(linger(&worker, client)).await;
+    poll_fn(|cx| driver.poll_all(cx)).await;
+    Box::pin(driver.end()).await;
 }
 
 /// Sends our settings and reads the preface; `None` if the client does not get that far.
@@ -131,7 +116,8 @@ async fn greet(
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(http.h2_max_streams as u32)
-            .max_header_list_size(http.max_header_size as u32)
+            // Twice what is allowed, so that we give the answer to what is too large, and log it.
+            .max_header_list_size(2 * http.max_header_size as u32)
             .max_send_buffer_size(SEND_BUFFER)
             .max_concurrent_reset_streams(REMEMBERED)
             .max_pending_accept_reset_streams(RESET_EARLY)
@@ -150,11 +136,11 @@ struct Driver<'a> {
     worker: &'a Rc<Worker>,
     connection: Box<server::Connection<Watched, Bytes>>,
     carrier: Rc<Carrier>,
-    account: &'a Account,
-    entry: &'a Entry,
-    bind: &'a Rc<BindAddress>,
+    account: Rc<Account>,
+    entry: Entry,
+    bind: Rc<BindAddress>,
     peer: Option<IpAddr>,
-    timer: &'a mut Timer,
+    timer: Timer,
     http: HttpLimits,
     timeouts: ListenerTimeouts,
     /// By when the first request must be there, until it is.
@@ -264,9 +250,28 @@ impl Driver<'_> {
         };
         let carrier = Rc::clone(&self.carrier);
         let incoming = Incoming::new(carrier, request, respond, limits, nonce);
-        let (bind, entry) = (Rc::clone(self.bind), self.entry.part());
+        let (bind, entry) = (Rc::clone(&self.bind), self.entry.part());
         let client = Client::new(Stream::from(incoming), self.peer, bind, entry, None);
         drop(spawn_local(one(Rc::clone(self.worker), client)));
+    }
+
+    /// Closes what the connection was on: what was said last, such as a GOAWAY, must not be lost to a reset.
+    async fn end(self) {
+        drop(self.connection);
+        let Some(stream) = self.account.take_stream() else {
+            return;
+        };
+        let client = Client {
+            stream,
+            peer: self.peer,
+            bind: self.bind,
+            entry: self.entry,
+            timer: self.timer,
+            listener: None,
+            first: None,
+            is_new: false,
+        };
+        linger(self.worker, client).await;
     }
 }
 
