@@ -197,6 +197,18 @@ mod tests {
     }
 
     #[test]
+    fn a_part_hears_what_its_connection_is_told_and_is_not_counted() {
+        let table = Rc::new(Connections::default());
+        let whole = table.enter(bind());
+        let part = whole.part();
+        assert_eq!(table.count(), 1);
+        table.drain();
+        assert!(part.control.should_close());
+        drop(part);
+        assert_eq!(table.count(), 1);
+    }
+
+    #[test]
     fn a_drain_also_closes_those_to_come() {
         let table = Rc::new(Connections::default());
         let before = table.enter(bind());
