@@ -209,6 +209,14 @@ impl Stream {
         }
     }
 
+    /// What `Sec-WebSocket-Accept` must be in the answer to a request that we have made a key for.
+    pub fn expected_accept(&self) -> Option<&str> {
+        match self {
+            Self::H2Request(stream) => stream.expected_accept(),
+            _ => None,
+        }
+    }
+
     /// The kernel may move its bytes without us.
     pub const fn is_plain(&self) -> bool {
         matches!(self, Self::Tcp(_) | Self::Unix(_))

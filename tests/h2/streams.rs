@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use super::{connect, connect_with, front, get, patiently, read, request, until, whole};
 use crate::support::{
     client::Client,
+    daemon::Daemon,
     peer::{Gate, Peer},
 };
 
@@ -154,6 +155,41 @@ async fn a_connection_without_a_request_ends_with_the_time_for_the_first() {
     let daemon = front(backend.address, "timeouts: {header: 100ms}");
     let (_sender, driver) = connect(daemon.address("@web")).await;
     patiently(driver).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_idle_connection_makes_room_and_a_busy_one_does_not() {
+    let (gate, seen) = (Gate::new(), Gate::new());
+    let (door, eye) = (gate.clone(), seen.clone());
+    let backend = Peer::start(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target == "/slow" {
+                eye.open();
+                door.wait();
+            }
+            if !connection.answer("finished") {
+                return;
+            }
+        }
+    });
+    let daemon = Daemon::start(&format!(
+        "workers: 1\nmax_connections: 2\nlisteners: {{web: {{bind: \"@web\", pool: app}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\n",
+        backend.address
+    ));
+    let (busy, busy_driver) = connect(daemon.address("@web")).await;
+    let (idle, idle_driver) = connect(daemon.address("@web")).await;
+    assert_eq!(get(&idle, "/").await.unwrap().status(), 200);
+    let (response, _) = busy
+        .clone()
+        .send_request(request(Method::GET, "/slow", &[]), true)
+        .unwrap();
+    until(|| seen.is_open()).await;
+    let (third, _driver) = connect(daemon.address("@web")).await;
+    assert_eq!(get(&third, "/").await.unwrap().status(), 200);
+    patiently(idle_driver).await.unwrap().unwrap();
+    assert!(!busy_driver.is_finished());
+    gate.open();
+    assert_eq!(whole(response).await.unwrap().body, b"finished");
 }
 
 #[tokio::test]

@@ -72,6 +72,8 @@ impl Carrier {
 pub struct Incoming {
     carrier: Rc<Carrier>,
     refusal: Option<Reason>,
+    /// What the backend of a WebSocket must answer.
+    accept: Option<Box<str>>,
     reading: RefCell<Reading>,
     sending: RefCell<Sending>,
 }
@@ -100,12 +102,12 @@ impl Incoming {
     ) -> Self {
         let (parts, stream) = request.into_parts();
         let mut framing = Vec::new();
-        let (mut key, mut accept) = (String::new(), String::new());
+        let (mut key, mut accept) = (String::new(), None);
         if parts.method == Method::CONNECT {
             key = base64(&nonce);
             let digest = &ring::digest::SHA1_FOR_LEGACY_USE_ONLY;
             let answer = ring::digest::digest(digest, format!("{key}{SOCKET_ID}").as_bytes());
-            accept = base64(answer.as_ref());
+            accept = Some(base64(answer.as_ref()).into());
         }
         let ends = stream.is_end_stream();
         let body = request::encode(&mut framing, &parts, ends, limits, &key);
@@ -121,13 +123,23 @@ impl Incoming {
                 data: Bytes::new(),
                 ended: false,
             }),
-            sending: RefCell::new(Sending::new(respond, parts.method == Method::HEAD, accept)),
+            sending: RefCell::new(Sending::new(
+                respond,
+                parts.method == Method::HEAD,
+                body == Ok(Body::Raw),
+            )),
+            accept,
         }
     }
 
     /// Why there is no request to be read.
     pub const fn refusal(&self) -> Option<Reason> {
         self.refusal
+    }
+
+    /// The `Sec-WebSocket-Accept` that belongs to the key in the request, RFC 6455 section 4.2.2.
+    pub fn expected_accept(&self) -> Option<&str> {
+        self.accept.as_deref()
     }
 
     /// What the TLS of the connection agreed on.

@@ -45,8 +45,8 @@ pub(super) struct Sending {
     body: Option<SendStream<Bytes>>,
     phase: Phase,
     is_head: bool,
-    /// What a WebSocket's backend must answer; empty where none was asked for.
-    accept: String,
+    /// A switch to another protocol was asked for.
+    may_switch: bool,
 }
 
 fn gone<T>(error: h2::Error) -> io::Result<T> {
@@ -58,14 +58,14 @@ fn invalid(what: &'static str) -> io::Error {
 }
 
 impl Sending {
-    /// The response to a request that was HEAD or not.
-    pub(super) fn new(respond: SendResponse<Bytes>, is_head: bool, accept: String) -> Self {
+    /// The response to a request that was HEAD or not, and asked for another protocol or not.
+    pub(super) fn new(respond: SendResponse<Bytes>, is_head: bool, may_switch: bool) -> Self {
         Self {
             respond,
             body: None,
             phase: Phase::Head(Vec::new()),
             is_head,
-            accept,
+            may_switch,
         }
     }
 
@@ -173,10 +173,10 @@ impl Sending {
 
     /// RFC 8441 section 5: the switch of HTTP/1 is a plain 200 here, and its handshake ends with us.
     fn begin_raw(&mut self, mut fields: HeaderMap) -> io::Result<()> {
-        let accept = fields.remove("sec-websocket-accept");
-        if self.accept.is_empty() || accept.is_none_or(|accept| accept != self.accept.as_str()) {
+        if !self.may_switch {
             return Err(invalid("a switch that was not asked for"));
         }
+        fields.remove("sec-websocket-accept");
         let mut response = Response::new(());
         *response.headers_mut() = fields;
         self.body = Some(self.respond.send_response(response, false).or_else(gone)?);

@@ -351,11 +351,16 @@ impl Wire<'_, '_> {
         parse(io, method)
     }
 
-    /// A 101 must be what the client asked for, RFC 9110 section 15.2.2.
+    /// A 101 must be what the client asked for, RFC 9110 section 15.2.2. Where the key of a WebSocket is ours, so is the
+    /// look at the answer to it.
     fn check_switch(&self, io: &Io<'_>) -> Result<(), Trouble> {
         let head = &self.exchange.head;
         let asked = head.upgrade.map(|asked| head.text(asked));
-        if asked.is_some_and(|asked| io.response.switches_to(asked, io.response_bytes)) {
+        let fields = &io.response.fields;
+        let mut accept = fields.values("sec-websocket-accept", io.response_bytes);
+        let expected = self.exchange.client.stream.expected_accept();
+        let is_good = expected.is_none_or(|it| accept.next() == Some(it.as_bytes()));
+        if is_good && asked.is_some_and(|asked| io.response.switches_to(asked, io.response_bytes)) {
             return Ok(());
         }
         Err(Trouble::Backend(
