@@ -55,6 +55,20 @@ fn rapid_resets_end_the_connection_and_start_few_requests() {
 }
 
 #[test]
+fn a_request_that_is_reset_at_once_never_begins() {
+    let backend = Peer::answering("hello");
+    let daemon = front(backend.address, "");
+    let mut client = Raw::connect(daemon.address("@web"));
+    let mut all = frame(HEADERS, END_STREAM | END_HEADERS, 1, &fields(&GET));
+    all.extend(frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]));
+    all.extend(frame(HEADERS, END_STREAM | END_HEADERS, 3, &fields(&GET)));
+    client.send(all);
+    client.until(|frame| frame.stream == 3 && frame.flags & END_STREAM > 0);
+    assert_eq!(backend.wait_for_requests(1).len(), 1);
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
 fn resets_that_a_client_makes_us_send_count_as_its_own() {
     let backend = Peer::start(|mut connection| while connection.request().is_some() {});
     let daemon = front(backend.address, "");

@@ -89,9 +89,15 @@ pub(super) async fn run(
         idle.borrow_mut().take(attempt.lease, started)
     };
     exchange.facts.reused = kept.is_some();
-    let mut backend = match kept {
-        Some(kept) => kept,
-        None => Box::pin(connect(exchange, attempt, started)).await?,
+    let mut backend = if let Some(kept) = kept {
+        kept
+    } else {
+        let made = Box::pin(connect(exchange, attempt, started)).await?;
+        // A client that left meanwhile wants nothing done.
+        if is_gone(&exchange.client.stream).await {
+            return Ok(Done::Client(Reason::ClientDisconnected));
+        }
+        made
     };
     let in_use = InUse::new(&attempt.lease.state);
     backend.exchanges += 1;
@@ -504,6 +510,12 @@ impl Rules<'_> {
             "no response head in time".to_owned(),
         )
     }
+}
+
+/// True if the client has reset its connection; waits for nothing.
+pub(super) async fn is_gone(client: &Stream) -> bool {
+    let mut gone = pin!(client.gone());
+    poll_fn(|cx| Poll::Ready(gone.as_mut().poll(cx).is_ready())).await
 }
 
 /// Waits until anything wakes the task; true if it is that the client has reset its connection. Nothing else would tell

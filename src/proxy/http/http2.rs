@@ -16,7 +16,7 @@ use h2::{RecvStream, server};
 use hyper::http::Request;
 use tokio::task::spawn_local;
 
-use super::{Client, LINGER_TIME, Next, exchange, linger};
+use super::{Client, LINGER_TIME, Next, attempt, exchange, linger};
 use crate::{
     base::{address::BindAddress, clock},
     config::model::{HttpLimits, ListenerTimeouts},
@@ -277,6 +277,10 @@ impl Driver<'_> {
 
 /// Runs the exchange of one stream.
 async fn one(worker: Rc<Worker>, mut client: Client) {
+    // Asked and reset at once: nothing has begun, so there is nothing to be recorded.
+    if attempt::is_gone(&client.stream).await {
+        return;
+    }
     let mut scratch = worker.take_scratch();
     let next = Box::pin(exchange::run(&worker, &mut client, &mut scratch)).await;
     worker.give_scratch(scratch);
