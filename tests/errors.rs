@@ -154,8 +154,8 @@ fn requests_beyond_what_is_served_have_their_own_status() {
         let request = head(&format!("GET / HTTP/{version}"), "");
         is_refused(&daemon, request, 505, "version_not_supported");
     }
-    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    is_refused(&daemon, preface, 505, "version_not_supported");
+    let nearly = "PRI * HTTP/2.0\r\n\r\nSX\r\n\r\n";
+    is_refused(&daemon, nearly, 505, "version_not_supported");
     let expects = post("Expect: 200-maybe\r\nContent-Length: 5\r\n");
     is_refused(&daemon, expects, 417, "expectation_failed");
     for coding in ["gzip, chunked", "br,chunked"] {

@@ -138,6 +138,8 @@ impl Default for HttpLimits {
         Self {
             max_headers: 100,
             max_header_size: 32 << 10,
+            h2c: true,
+            h2_max_streams: 100,
         }
     }
 }

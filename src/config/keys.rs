@@ -63,7 +63,10 @@ pub const SECTIONS: &[Section] = &[
         ],
     ),
     ("listeners.NAME.redirect", REDIRECT),
-    ("listeners.NAME.http", &["max_headers", "max_header_size"]),
+    (
+        "listeners.NAME.http",
+        &["max_headers", "max_header_size", "h2c", "h2_max_streams"],
+    ),
     (
         "listeners.NAME.timeouts",
         &["header", "body_idle", "keepalive", "tls"],
@@ -197,8 +200,6 @@ pub fn all() -> impl Iterator<Item = String> {
 /// Keys and values of the contract that this version does not have.
 const LATER: &[(&str, &str)] = &[
     ("listeners.NAME", "sni"),
-    ("listeners.NAME.http", "h2c"),
-    ("listeners.NAME.http", "h2_max_streams"),
     ("pools.NAME", "hash"),
     ("pools.NAME", "slow_start"),
     ("pools.NAME", "sticky"),

@@ -240,7 +240,7 @@ pub struct Listener {
 /// `listeners.NAME.protocol`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ListenerProtocol {
-    /// HTTP/1.0 and HTTP/1.1.
+    /// HTTP/1.0, HTTP/1.1 and HTTP/2.
     #[default]
     Http,
     /// A byte stream.
@@ -272,6 +272,10 @@ pub struct HttpLimits {
     pub max_headers: usize,
     /// Bytes of a request head, 1 KiB..=256 KiB. Default 32 KiB.
     pub max_header_size: usize,
+    /// HTTP/2 without TLS from clients that begin with it. Default true. RFC 9113 section 3.3.
+    pub h2c: bool,
+    /// Requests at a time on one HTTP/2 connection, 1..=1,000. Default 100.
+    pub h2_max_streams: usize,
 }
 
 /// `listeners.NAME.timeouts`; `None` is `none`.

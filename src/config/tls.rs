@@ -22,7 +22,7 @@ pub struct ListenerTls {
     pub certificates: Vec<Certificate>,
     /// Default 1.2.
     pub min_version: TlsVersion,
-    /// Protocols offered (ALPN, RFC 7301), the preferred first. Default http/1.1.
+    /// Protocols offered (ALPN, RFC 7301), the preferred first. Default h2, http/1.1.
     pub alpn: Vec<String>,
     /// `client_ca` with `client_auth`.
     pub client_ca: Option<ClientCa>,

@@ -107,8 +107,8 @@ impl Splice {
         from: &Stream,
         to: &Stream,
     ) -> Poll<Result<usize, Fault>> {
-        if from.tls().is_some() || to.tls().is_some() {
-            // The kernel cannot encrypt for us.
+        if !from.is_plain() || !to.is_plain() {
+            // The kernel cannot encrypt for us, nor make frames.
             return Poll::Ready(Err(Fault::Unsupported));
         }
         while self.held == 0 {

@@ -4,6 +4,7 @@
 //! Must not know who is at the other end.
 
 use std::{
+    future::poll_fn,
     io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
@@ -18,7 +19,11 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use super::tls::Tls;
+use super::{
+    h2::incoming::Incoming,
+    tls::{Agreed, Tls},
+};
+use crate::reason::Reason;
 
 /// A connected stream of the calling thread's runtime.
 #[derive(Debug)]
@@ -29,14 +34,18 @@ pub enum Stream {
     Unix(UnixStream),
     /// TLS over one of the others.
     Tls(Box<Tls>),
+    /// An HTTP/2 stream of a client, as a connection of its own.
+    H2Request(Box<Incoming>),
 }
 
 impl Stream {
     /// Reads what is there, without waiting: `WouldBlock` when there is nothing, `Ok(0)` at the end of the stream. Makes no
     /// system call unless the driver has seen something, and none more after a read that did not fill `buffer`.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Self::Tls(tls) = self {
-            return tls.try_read(buffer);
+        match self {
+            Self::Tls(tls) => return tls.try_read(buffer),
+            Self::H2Request(stream) => return stream.try_read(buffer),
+            Self::Tcp(_) | Self::Unix(_) => {}
         }
         let room = buffer.len();
         let mut read = None;
@@ -57,6 +66,7 @@ impl Stream {
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => tls.try_write(bytes, false),
+            Self::H2Request(stream) => stream.try_write(bytes),
             _ => self.try_send(bytes, SendFlags::NOSIGNAL),
         }
     }
@@ -66,6 +76,7 @@ impl Stream {
     pub fn try_write_last(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => tls.try_write(bytes, true),
+            Self::H2Request(stream) => stream.try_write(bytes),
             _ => self.try_send(bytes, SendFlags::NOSIGNAL | SendFlags::MORE),
         }
     }
@@ -102,8 +113,11 @@ impl Stream {
         if let Self::Tls(tls) = self {
             return tls.has_nothing();
         }
+        let Some(socket) = self.fd() else {
+            return false;
+        };
         let peeked = recv(
-            self.fd(),
+            socket,
             &mut [0_u8; 1][..],
             RecvFlags::PEEK | RecvFlags::DONTWAIT,
         );
@@ -117,6 +131,7 @@ impl Stream {
         match self.socket() {
             Self::Tcp(stream) => drop(stream.ready(Interest::ERROR).await),
             Self::Tls(_) => {}
+            Self::H2Request(stream) => poll_fn(|cx| stream.poll_gone(cx)).await,
             Self::Unix(stream) => {
                 // A closed unix peer is a hang-up without an error: the end of reading and of writing at once.
                 let read_or_gone = Interest::READABLE | Interest::ERROR;
@@ -139,18 +154,23 @@ impl Stream {
 
     /// Ends our direction (FIN) and leaves the other open. `WouldBlock` under TLS while its end does not fit into the socket.
     pub fn shutdown_write(&self) -> io::Result<()> {
-        if let Self::Tls(tls) = self {
-            return tls.shutdown_write();
+        match self {
+            Self::Tls(tls) => return tls.shutdown_write(),
+            Self::H2Request(stream) => stream.finish(),
+            Self::Tcp(_) | Self::Unix(_) => {}
         }
-        rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Write)?;
+        if let Some(socket) = self.fd() {
+            rustix::net::shutdown(socket, rustix::net::Shutdown::Write)?;
+        }
         Ok(())
     }
 
-    /// Makes the coming drop a reset (RST) instead of an orderly end. No effect on unix sockets, which have no reset.
+    /// Makes the coming drop a reset (RST) instead of an orderly end. No effect on unix sockets, which have no reset, and on
+    /// HTTP/2 streams, which are reset whenever they have not come to their end.
     pub fn set_reset_on_close(&self) {
-        if let Self::Tcp(_) = self.socket() {
+        if let Self::Tcp(stream) = self.socket() {
             // Fails only on a socket that is no more, which is what is wanted.
-            let _ = socket2::SockRef::from(&self.fd()).set_linger(Some(Duration::ZERO));
+            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
     }
 
@@ -170,12 +190,44 @@ impl Stream {
         }
     }
 
-    /// Version of TLS that is spoken, as the log writes it; empty without.
-    pub const fn tls_version(&self) -> &'static str {
+    /// What the TLS of the connection has agreed on, also where the stream is a part of it.
+    pub fn agreed(&self) -> Option<&Agreed> {
         match self {
-            Self::Tls(tls) => tls.agreed().version(),
-            _ => "",
+            Self::Tls(tls) => Some(tls.agreed()),
+            Self::H2Request(stream) => stream.agreed(),
+            Self::Tcp(_) | Self::Unix(_) => None,
         }
+    }
+
+    /// Version of TLS that is spoken, as the log writes it; empty without.
+    pub fn tls_version(&self) -> &'static str {
+        self.agreed().map_or("", Agreed::version)
+    }
+
+    /// The client's request came by HTTP/2.
+    pub const fn is_h2_request(&self) -> bool {
+        matches!(self, Self::H2Request(_))
+    }
+
+    /// Why nothing of the request may be read: it came by HTTP/2 and is not one.
+    pub const fn refusal(&self) -> Option<Reason> {
+        match self {
+            Self::H2Request(stream) => stream.refusal(),
+            _ => None,
+        }
+    }
+
+    /// What `Sec-WebSocket-Accept` must be in the answer to a request that we have made a key for.
+    pub fn expected_accept(&self) -> Option<&str> {
+        match self {
+            Self::H2Request(stream) => stream.expected_accept(),
+            _ => None,
+        }
+    }
+
+    /// The kernel may move its bytes without us.
+    pub const fn is_plain(&self) -> bool {
+        matches!(self, Self::Tcp(_) | Self::Unix(_))
     }
 
     /// How many bytes the peer's kernel has acknowledged so far; `None` on unix sockets and where the kernel does not say.
@@ -189,16 +241,14 @@ impl Stream {
 
     /// Address of the peer; an IPv4 peer of an IPv6 socket is given as IPv4. `None` on unix sockets.
     pub fn peer_ip(&self) -> Option<IpAddr> {
-        match self.socket() {
-            Self::Tcp(stream) => stream.peer_addr().ok().map(|peer| peer.ip().to_canonical()),
-            Self::Unix(_) | Self::Tls(_) => None,
-        }
+        self.peer_addr().map(|peer| peer.ip().to_canonical())
     }
 
     /// Address and port of the peer; `None` on unix sockets.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         match self.socket() {
             Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::H2Request(stream) => stream.peer_addr(),
             Self::Unix(_) | Self::Tls(_) => None,
         }
     }
@@ -207,6 +257,7 @@ impl Stream {
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self.socket() {
             Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::H2Request(stream) => stream.local_addr(),
             Self::Unix(_) | Self::Tls(_) => None,
         }
     }
@@ -217,6 +268,7 @@ impl Stream {
             Self::Tcp(stream) => stream.poll_read_ready(cx),
             Self::Unix(stream) => stream.poll_read_ready(cx),
             Self::Tls(tls) => tls.poll_read_ready(cx),
+            Self::H2Request(stream) => stream.poll_read_ready(cx),
         }
     }
 
@@ -226,6 +278,7 @@ impl Stream {
             Self::Tcp(stream) => stream.poll_write_ready(cx),
             Self::Unix(stream) => stream.poll_write_ready(cx),
             Self::Tls(tls) => tls.socket().poll_write_ready(cx),
+            Self::H2Request(stream) => stream.poll_write_ready(cx),
         }
     }
 
@@ -250,16 +303,17 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.try_io(interest, || operation(stream.as_fd())),
             Self::Unix(stream) => stream.try_io(interest, || operation(stream.as_fd())),
-            // Past the encryption: nobody may do that.
-            Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+            // Past the encryption, or with no socket: nobody may do that.
+            Self::Tls(_) | Self::H2Request(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-            Self::Tls(tls) => tls.socket().fd(),
+    /// The socket below; an HTTP/2 stream has none of its own.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self.socket() {
+            Self::Tcp(stream) => Some(stream.as_fd()),
+            Self::Unix(stream) => Some(stream.as_fd()),
+            Self::Tls(_) | Self::H2Request(_) => None,
         }
     }
 }
@@ -267,6 +321,12 @@ impl Stream {
 impl From<Tls> for Stream {
     fn from(tls: Tls) -> Self {
         Self::Tls(Box::new(tls))
+    }
+}
+
+impl From<Incoming> for Stream {
+    fn from(stream: Incoming) -> Self {
+        Self::H2Request(Box::new(stream))
     }
 }
 
@@ -293,6 +353,7 @@ impl AsyncRead for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tls(tls) => tls.poll_read(cx, buffer),
+            Self::H2Request(stream) => stream.poll_read(cx, buffer),
         }
     }
 }
@@ -308,6 +369,7 @@ impl AsyncWrite for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(tls) => tls.poll_write(cx, bytes),
+            Self::H2Request(stream) => stream.poll_write(cx, bytes),
         }
     }
 
@@ -321,6 +383,7 @@ impl AsyncWrite for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Self::Tls(tls) => tls.poll_write_vectored(cx, parts),
+            Self::H2Request(stream) => stream.poll_write_vectored(cx, parts),
         }
     }
 

@@ -23,6 +23,19 @@ pub struct Control {
 }
 
 impl Control {
+    /// Wakes the task of `cx` when the connection is told to close; true if it was. For a connection that carries requests
+    /// and can end without being idle.
+    pub fn listen(&self, cx: &Context<'_>) -> bool {
+        let mut waker = self.waker.borrow_mut();
+        if !waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            *waker = Some(cx.waker().clone());
+        }
+        self.close.get()
+    }
+
     /// True if the connection should close after the exchange under way.
     pub fn should_close(&self) -> bool {
         self.close.get()
@@ -52,8 +65,8 @@ pub struct Connections {
 /// A place in the table; given back when dropped.
 #[derive(Debug)]
 pub struct Entry {
-    table: Rc<Connections>,
-    place: usize,
+    /// None for a part of a connection.
+    table: Option<(Rc<Connections>, usize)>,
     /// The connection's own part.
     pub control: Rc<Control>,
 }
@@ -77,8 +90,7 @@ impl Connections {
         }
         self.count.set(self.count.get() + 1);
         Entry {
-            table: Rc::clone(self),
-            place,
+            table: Some((Rc::clone(self), place)),
             control,
         }
     }
@@ -141,26 +153,31 @@ impl Connections {
 }
 
 impl Entry {
+    /// For a part of this connection, such as an HTTP/2 stream: told what the connection is told, and not counted.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self {
+            table: None,
+            control: Rc::clone(&self.control),
+        }
+    }
+
     /// Notes that the connection waits for its next request; true if it should close instead.
     pub fn wait(&self, cx: &Context<'_>) -> bool {
-        let control = &self.control;
-        if !control.idle.replace(true) {
-            self.table.idle.set(self.table.idle.get() + 1);
-        }
-        let mut waker = control.waker.borrow_mut();
-        if !waker
-            .as_ref()
-            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        if let Some((table, _)) = &self.table
+            && !self.control.idle.replace(true)
         {
-            *waker = Some(cx.waker().clone());
+            table.idle.set(table.idle.get() + 1);
         }
-        control.close.get()
+        self.control.listen(cx)
     }
 
     /// Notes that a request has begun.
     pub fn busy(&self) {
-        if self.control.idle.replace(false) {
-            self.table.idle.set(self.table.idle.get() - 1);
+        if let Some((table, _)) = &self.table
+            && self.control.idle.replace(false)
+        {
+            table.idle.set(table.idle.get() - 1);
         }
     }
 }
@@ -168,11 +185,14 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.busy();
-        if let Some(entry) = self.table.entries.borrow_mut().get_mut(self.place) {
+        let Some((table, place)) = &self.table else {
+            return;
+        };
+        if let Some(entry) = table.entries.borrow_mut().get_mut(*place) {
             *entry = None;
         }
-        self.table.free.borrow_mut().push(self.place);
-        self.table.count.set(self.table.count.get() - 1);
+        table.free.borrow_mut().push(*place);
+        table.count.set(table.count.get() - 1);
     }
 }
 
@@ -202,7 +222,20 @@ mod tests {
         assert!(first.control.should_close() && !second.control.should_close());
         drop(second);
         assert_eq!(table.count(), 2);
-        assert_eq!(table.enter(bind()).place, 1, "places are used again");
+        let (_, place) = table.enter(bind()).table.take().unwrap();
+        assert_eq!(place, 1, "places are used again");
+    }
+
+    #[test]
+    fn a_part_hears_what_its_connection_is_told_and_is_not_counted() {
+        let table = Rc::new(Connections::default());
+        let whole = table.enter(bind());
+        let part = whole.part();
+        assert_eq!(table.count(), 1);
+        table.drain();
+        assert!(part.control.should_close());
+        drop(part);
+        assert_eq!(table.count(), 1);
     }
 
     #[test]

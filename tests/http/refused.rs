@@ -44,7 +44,8 @@ fn an_ambiguous_request_is_refused_and_nothing_after_it_is_run() {
             "version_not_supported",
         ),
         (
-            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            // Not the preface of HTTP/2, but nearly.
+            "PRI * HTTP/2.0\r\n\r\nSX\r\n\r\n",
             505,
             "version_not_supported",
         ),

@@ -150,6 +150,13 @@ fn http(reader: &mut Reader<'_>, at: At<'_>) -> HttpLimits {
         let size = reader.size(at, 1 << 10, 256 << 10);
         set(&mut http.max_header_size, size.map(|n| n as usize));
     }
+    if let Some(at) = keys.get("h2c") {
+        set(&mut http.h2c, reader.boolean(at));
+    }
+    if let Some(at) = keys.get("h2_max_streams") {
+        let streams = reader.integer(at, 1, 1_000);
+        set(&mut http.h2_max_streams, streams.map(|n| n as usize));
+    }
     http
 }
 

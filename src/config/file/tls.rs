@@ -29,7 +29,7 @@ use crate::{
 const MAX_PEM: u64 = 1 << 20;
 
 /// What clients of an http listener are offered (ALPN), and may be.
-const HTTP_ALPN: &[(&str, &str)] = &[("http/1.1", "http/1.1")];
+const HTTP_ALPN: &[(&str, &str)] = &[("h2", "h2"), ("http/1.1", "http/1.1")];
 
 /// Reads `listeners.NAME.tls`.
 pub(super) fn listener(
@@ -352,7 +352,7 @@ fn alpn(reader: &mut Reader<'_>, keys: &Section<'_>, protocol: ListenerProtocol)
             ListenerProtocol::Tcp => Vec::new(),
         };
     };
-    let hint = "write `alpn: [http/1.1]`";
+    let hint = "write `alpn: [h2, http/1.1]`";
     let mut found = Vec::new();
     for at in reader.one_or_more(&list, "the name of a protocol", hint) {
         let name = match protocol {

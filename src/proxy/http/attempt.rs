@@ -103,13 +103,19 @@ pub(super) async fn run(
     };
     exchange.facts.reused = kept.is_some();
     exchange.facts.first_byte = None;
-    let mut backend = match kept {
-        Some(kept) => kept,
-        None => match Box::pin(connect(exchange, attempt, started)).await {
+    let mut backend = if let Some(kept) = kept {
+        kept
+    } else {
+        let made = match Box::pin(connect(exchange, attempt, started)).await {
             Ok(made) => made,
             Err(Unconnected::Backend(failure)) => return Err(failure),
             Err(Unconnected::Client(reason)) => return Ok(Done::Client(reason)),
-        },
+        };
+        // A client that left meanwhile wants nothing done.
+        if is_gone(&exchange.client.stream).await {
+            return Ok(Done::Client(Reason::ClientDisconnected));
+        }
+        made
     };
     let in_use = InUse::new(&attempt.lease.state);
     backend.exchanges += 1;
@@ -398,11 +404,16 @@ impl Wire<'_, '_> {
         parse(io, method)
     }
 
-    /// A 101 must be what the client asked for, RFC 9110 section 15.2.2.
+    /// A 101 must be what the client asked for, RFC 9110 section 15.2.2. Where the key of a WebSocket is ours, so is the
+    /// look at the answer to it.
     fn check_switch(&self, io: &Io<'_>) -> Result<(), Trouble> {
         let head = &self.exchange.head;
         let asked = head.upgrade.map(|asked| head.text(asked));
-        if asked.is_some_and(|asked| io.response.switches_to(asked, io.response_bytes)) {
+        let fields = &io.response.fields;
+        let mut accept = fields.values("sec-websocket-accept", io.response_bytes);
+        let expected = self.exchange.client.stream.expected_accept();
+        let is_good = expected.is_none_or(|it| accept.next() == Some(it.as_bytes()));
+        if is_good && asked.is_some_and(|asked| io.response.switches_to(asked, io.response_bytes)) {
             return Ok(());
         }
         Err(Trouble::Backend(
@@ -558,6 +569,12 @@ impl Rules<'_> {
     }
 }
 
+/// True if the client has reset its connection; waits for nothing.
+pub(super) async fn is_gone(client: &Stream) -> bool {
+    let mut gone = pin!(client.gone());
+    poll_fn(|cx| Poll::Ready(gone.as_mut().poll(cx).is_ready())).await
+}
+
 /// Waits until anything wakes the task; true if it is that the client has reset its connection. Nothing else would tell
 /// while the client is neither read nor written.
 pub(super) async fn is_gone_when_woken(client: &Stream) -> bool {
@@ -574,10 +591,4 @@ pub(super) async fn is_gone_when_woken(client: &Stream) -> bool {
         }
     })
     .await
-}
-
-/// True if the client has reset its connection, as far as the driver has seen.
-pub(super) async fn is_gone(client: &Stream) -> bool {
-    let mut gone = pin!(client.gone());
-    poll_fn(|cx| Poll::Ready(gone.as_mut().poll(cx).is_ready())).await
 }

@@ -20,6 +20,7 @@ use super::{
     attempt::{self, Attempt, Done},
     facts::{Active, Facts},
     forward::{self, Changes, Origin},
+    grpc,
     pace::{Pace, Reader},
     pump::Pump,
     read::{self, Reading},
@@ -36,7 +37,7 @@ use crate::{
         body::{Decoder, Step},
         request::{self, Framing},
     },
-    net::{proxy_protocol, tls::Tls},
+    net::proxy_protocol,
     pool::Pool,
     proxy::worker::Worker,
     reason::Reason,
@@ -63,7 +64,7 @@ impl<'a> Place<'a> {
 
 /// Where a request on the connection of `client` comes from.
 fn origin<'o>(place: Place<'o>, client: &'o Client) -> Origin<'o> {
-    let tls = client.stream.tls().map(Tls::agreed);
+    let tls = client.stream.agreed();
     let subject = place.listener.config.tls.as_ref().and_then(|rules| {
         let own = tls.and_then(|tls| tls.client_subject.as_deref());
         Some((rules.client_subject.as_deref()?, own.unwrap_or_default()))
@@ -75,6 +76,7 @@ fn origin<'o>(place: Place<'o>, client: &'o Client) -> Origin<'o> {
         trusted: peer.is_some_and(|peer| contains(trusted, peer)),
         local: None,
         is_secure: tls.is_some(),
+        is_h2: client.stream.is_h2_request(),
         subject,
     }
 }
@@ -84,7 +86,7 @@ pub(super) struct Rules<'a> {
     pub timeouts: PoolTimeouts,
     pub retries: Option<&'a Retries>,
     pub route: Option<&'a Route>,
-    /// When `timeouts.total` ends.
+    /// When `timeouts.total` ends, or the time that the client of a gRPC call gives it.
     pub end: Option<Instant>,
 }
 
@@ -120,7 +122,8 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
         Reading::Nothing => return Next::Close,
         // The connection goes on waiting, with nothing of an exchange in its hands.
         Reading::NotYet => return Next::KeepAlive,
-        _ => client.first = None,
+        Reading::Http2 => return Next::Http2,
+        _ => (client.first, client.is_new) = (None, false),
     }
     let Scratch {
         head, request_id, ..
@@ -301,11 +304,12 @@ impl<'a> Exchange<'a> {
 
     /// The client was shown the certificate of the host it asks for, or named none (RFC 9110 section 15.5.20).
     fn is_misdirected(&self) -> bool {
-        let (Some(tls), Some(stream)) = (&self.place.listener.tls, self.client.stream.tls()) else {
+        let agreed = self.client.stream.agreed();
+        let (Some(tls), Some(agreed)) = (&self.place.listener.tls, agreed) else {
             return false;
         };
         let host = self.head.text(self.head.host);
-        !host.is_empty() && !tls.may_serve(host, stream.agreed().server_name.as_deref())
+        !host.is_empty() && !tls.may_serve(host, agreed.server_name.as_deref())
     }
 
     fn is_over_body_limit(&self) -> bool {
@@ -354,7 +358,10 @@ impl<'a> Exchange<'a> {
         self.facts.pool = Some(pool_index);
         let active = Active::new(&pool.state.metrics);
         let over = route.and_then(|route| route.retries_for(pool_index));
-        let rules = Rules::new(pool, route, over, self.facts.began);
+        let mut rules = Rules::new(pool, route, over, self.facts.began);
+        // The client of a call gives up earlier than we, or at the same time.
+        let given_up = grpc::timeout(self.head).map(|timeout| self.facts.began + timeout);
+        rules.end = attempt::earlier(rules.end, given_up);
         if rules.retries.is_some() {
             pool.state.budget.request();
         }

@@ -133,7 +133,11 @@ impl Exchange<'_> {
             reason: facts.reason,
         };
         let text = RequestText {
-            protocol: head.version.name(),
+            protocol: if self.client.stream.is_h2_request() {
+                "HTTP/2"
+            } else {
+                head.version.name()
+            },
             method: head.text(head.method),
             host: head.text(head.host),
             path: head.text(head.path),

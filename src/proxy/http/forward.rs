@@ -31,6 +31,8 @@ pub struct Origin<'a> {
     pub local: Option<SocketAddr>,
     /// The client speaks TLS.
     pub is_secure: bool,
+    /// The client speaks HTTP/2.
+    pub is_h2: bool,
     /// Name of the field that tells the subject of the client's certificate, and the subject; empty without one.
     pub subject: Option<(&'a str, &'a str)>,
 }
@@ -267,6 +269,7 @@ fn add_forwarding(
     }
     if rules.via && !is_decided(edits, "Via") {
         let version: &[u8] = match head.version {
+            _ if origin.is_h2 => b"2 balancer",
             Version::Http10 => b"1.0 balancer",
             Version::Http11 => b"1.1 balancer",
         };

@@ -42,6 +42,7 @@ fn sent(config: &Config, router: &Router, mut head: request::Head) -> Option<Str
         trusted: false,
         local: None,
         is_secure: false,
+        is_h2: false,
         subject: None,
     };
     let changes = Changes {

@@ -1,4 +1,4 @@
-//! HTTP/1.1 from a client's connection to a backend and back.
+//! HTTP from a client's connection to a backend and back. An HTTP/2 stream is a connection of its own here (`http2.rs`).
 //!
 //! [`serve`] runs one client connection: wait for a request, run the exchange, wait again. One exchange reads from top to
 //! bottom in `exchange.rs`: read the head → route → pick → forward → reply; one try on one backend is `attempt.rs`, and
@@ -9,6 +9,8 @@ mod attempt;
 mod exchange;
 mod facts;
 mod forward;
+mod grpc;
+mod http2;
 mod limit;
 mod pace;
 mod pump;
@@ -128,6 +130,8 @@ pub struct Client {
     first: Option<Instant>,
     /// Requests so far of what the last read brought.
     row: u32,
+    /// Nothing has been asked on it.
+    is_new: bool,
 }
 
 /// What becomes of a connection after an exchange.
@@ -141,6 +145,8 @@ enum Next {
     Linger,
     /// Reset it: nothing may look complete.
     Reset,
+    /// It speaks HTTP/2, as what was read of it shows.
+    Http2,
 }
 
 impl Client {
@@ -164,6 +170,7 @@ impl Client {
             listener: None,
             first,
             row: 0,
+            is_new: true,
         }
     }
 
@@ -225,6 +232,9 @@ impl Client {
 
 /// Serves `client` until its connection ends.
 pub async fn serve(worker: Rc<Worker>, mut client: Client) {
+    if client.stream.agreed().is_some_and(|agreed| agreed.h2) {
+        return Box::pin(http2::serve(worker, client, Vec::new())).await;
+    }
     let mut rest: Option<Box<Scratch>> = None;
     loop {
         if rest.is_none() {
@@ -255,13 +265,18 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
             }
             continue;
         }
+        if next == Next::Http2 {
+            let read = scratch.head.bytes.clone();
+            worker.give_scratch(scratch);
+            return Box::pin(http2::serve(worker, client, read)).await;
+        }
         worker.give_scratch(scratch);
         // What is left unread would turn the close into a reset, which can destroy answers that the client has not read.
         if next == Next::Close && (has_rest || !client.stream.is_quiet()) {
             next = Next::Linger;
         }
         match next {
-            Next::KeepAlive => {}
+            Next::KeepAlive | Next::Http2 => {}
             Next::Close => return client.end(),
             Next::Reset => return client.stream.set_reset_on_close(),
             Next::Linger => return Box::pin(linger(&worker, client)).await,

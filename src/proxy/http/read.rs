@@ -24,7 +24,21 @@ pub(super) enum Reading {
     Nothing,
     /// There is nothing to read: the driver had not noticed that all was taken.
     NotYet,
+    /// The client speaks HTTP/2; its preface is among what was read.
+    Http2,
     Refused(Reason),
+}
+
+/// What a client sends that knows that we speak HTTP/2, RFC 9113 section 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The beginning of a connection is that of the preface; true for all of it.
+fn has_preface(bytes: &[u8]) -> Option<bool> {
+    if bytes.len() < PREFACE.len() {
+        PREFACE.starts_with(bytes).then_some(false)
+    } else {
+        bytes.starts_with(PREFACE).then_some(true)
+    }
 }
 
 /// Reads a head by the rules of `listener`, and counts what was read. `began` is the time of its first byte.
@@ -37,12 +51,17 @@ pub(super) async fn head(
     let deadline = client
         .first
         .or_else(|| listener.config.timeouts.header.map(|header| began + header));
+    if let Some(reason) = client.stream.refusal() {
+        return Reading::Refused(reason);
+    }
+    let http = &listener.config.http;
     let limits = Limits {
-        fields: listener.config.http.max_headers,
-        bytes: listener.config.http.max_header_size,
+        fields: http.max_headers,
+        bytes: http.max_header_size,
     };
+    let may_be_h2 = client.is_new && http.h2c && client.stream.is_plain();
     let before = head.bytes.len();
-    let reading = read_head(client, head, limits, deadline).await;
+    let reading = read_head(client, head, limits, deadline, may_be_h2).await;
     let received = (head.bytes.len() - before) as u64;
     client.row = if received > 0 { 1 } else { client.row + 1 };
     listener.state.metrics.mine().received.add(received);
@@ -55,6 +74,7 @@ async fn read_head(
     head: &mut request::Head,
     limits: Limits,
     deadline: Option<Instant>,
+    may_be_h2: bool,
 ) -> Reading {
     let mut searched = 0;
     // A head is parsed when its first bytes are there, so that garbage is refused at once, and when its end is; not for
@@ -68,6 +88,11 @@ async fn read_head(
             match head.parse(limits) {
                 Ok(true) => return Reading::Whole,
                 Ok(false) => {}
+                Err(_) if may_be_h2 && has_preface(&head.bytes) == Some(true) => {
+                    return Reading::Http2;
+                }
+                // Not even an HTTP/1 client begins like this: the rest of it decides.
+                Err(_) if may_be_h2 && has_preface(&head.bytes).is_some() => parsed_once = false,
                 Err(refusal) => {
                     tracing::debug!(target: "http", client = ?client.peer, detail = refusal.detail, "request refused");
                     return Reading::Refused(refusal.reason);

@@ -1,5 +1,6 @@
 //! The answers balancer gives itself: errors by the 502 rule, redirects and fixed answers of routes.
 
+use super::grpc;
 use crate::{
     config::model::{ErrorFormat, Errors, Redirect},
     http1::{encode, fields::Known, request::Head},
@@ -19,6 +20,8 @@ pub(super) struct Reply {
     pub reason: Option<Reason>,
     /// Seconds for `Retry-After`; 0 is none.
     pub retry_after: u64,
+    /// The status and the message of a gRPC call, which has no body.
+    pub call: Option<(u8, &'static str)>,
 }
 
 /// What the encoder must know of the request.
@@ -50,6 +53,15 @@ pub(super) fn status_of(reason: Reason, errors: &Errors) -> u16 {
 
 /// The answer for `reason`.
 pub(super) fn error(reason: Reason, errors: &Errors, head: &Head) -> Reply {
+    if grpc::is_call(head) {
+        return Reply {
+            status: 200,
+            body: Some(("application/grpc", Vec::new())),
+            reason: Some(reason),
+            call: Some((grpc::status(reason), reason.sentence())),
+            ..Reply::default()
+        };
+    }
     let status = status_of(reason, errors);
     let html = match errors.format {
         ErrorFormat::Json => false,
@@ -177,6 +189,10 @@ impl Reply {
                 encode::field(out, b"Content-Type", kind.as_bytes());
             }
             encode::content_length(out, body.len() as u64);
+        }
+        if let Some((status, message)) = self.call {
+            encode::field(out, b"grpc-status", status.to_string().as_bytes());
+            encode::field(out, b"grpc-message", message.as_bytes());
         }
         if let Some(location) = &self.location {
             encode::field(out, b"Location", location.as_bytes());

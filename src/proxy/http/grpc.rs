@@ -1,0 +1,106 @@
+//! What is different about gRPC: errors are told in fields of a 200, and the client says how long it waits.
+//!
+//! Pure. That a call streams, and has trailers, is nothing special here.
+
+use std::time::Duration;
+
+use crate::{
+    http1::{fields::Known, request::Head},
+    reason::Reason,
+};
+
+/// The request is a call, by its content type: `application/grpc`, with or without a suffix.
+pub(super) fn is_call(head: &Head) -> bool {
+    let kind = head.find(Known::ContentType).unwrap_or_default();
+    let rest = kind
+        .get(..16)
+        .filter(|start| start.eq_ignore_ascii_case(b"application/grpc"))
+        .and_then(|_| kind.get(16..));
+    matches!(rest, Some([] | [b'+' | b';' | b' ', ..]))
+}
+
+/// The status of a call that failed for `reason`: DEADLINE_EXCEEDED or UNAVAILABLE.
+pub(super) const fn status(reason: Reason) -> u8 {
+    match reason {
+        Reason::TotalTimeout => 4,
+        _ => 14,
+    }
+}
+
+/// How long the client waits for the end of a call: `grpc-timeout`, at most eight digits and a unit.
+pub(super) fn timeout(head: &Head) -> Option<Duration> {
+    if !is_call(head) {
+        return None;
+    }
+    let value = head.fields.values("grpc-timeout", &head.bytes).next()?;
+    let (unit, digits) = value.split_last()?;
+    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let count: u64 = str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(count * 3600),
+        b'M' => Duration::from_secs(count * 60),
+        b'S' => Duration::from_secs(count),
+        b'm' => Duration::from_millis(count),
+        b'u' => Duration::from_micros(count),
+        b'n' => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http1::request::Limits;
+
+    fn call(fields: &str) -> Head {
+        let mut head = Head {
+            bytes: format!("POST /a.B/C HTTP/1.1\r\nHost: a\r\n{fields}\r\n").into_bytes(),
+            ..Head::default()
+        };
+        let limits = Limits {
+            fields: 20,
+            bytes: 4096,
+        };
+        assert_eq!(head.parse(limits), Ok(true));
+        head
+    }
+
+    #[test]
+    fn a_call_is_known_by_its_content_type() {
+        for (kind, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("Application/gRPC; charset=x", true),
+            ("application/grpc-web", false),
+            ("application/grpcx", false),
+            ("application/json", false),
+        ] {
+            let head = call(&format!("Content-Type: {kind}\r\n"));
+            assert_eq!(is_call(&head), expected, "{kind}");
+        }
+        assert!(!is_call(&call("")));
+    }
+
+    #[test]
+    fn a_timeout_has_a_unit_and_few_digits() {
+        for (text, expected) in [
+            ("1H", Some(Duration::from_hours(1))),
+            ("2M", Some(Duration::from_mins(2))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("99999999u", Some(Duration::from_micros(99_999_999))),
+            ("5n", Some(Duration::from_nanos(5))),
+            ("123456789S", None),
+            ("S", None),
+            ("-1S", None),
+            ("1", None),
+            ("1s", None),
+        ] {
+            let fields = format!("Content-Type: application/grpc\r\ngrpc-timeout: {text}\r\n");
+            assert_eq!(timeout(&call(&fields)), expected, "{text}");
+        }
+        assert_eq!(timeout(&call("grpc-timeout: 1S\r\n")), None, "no call");
+    }
+}

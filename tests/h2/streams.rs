@@ -1,0 +1,259 @@
+//! Many streams, large bodies, small windows, and how connections end.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client;
+use hyper::http::Method;
+use rustix::process::Signal;
+
+use super::{connect, connect_with, front, get, patiently, read, request, until, whole};
+use crate::support::{
+    client::Client,
+    daemon::Daemon,
+    peer::{Gate, Peer},
+};
+
+/// `length` bytes that differ from place to place.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length as u32)
+        .map(|place| (place.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
+}
+
+/// Sends `bytes` as far as the windows let it.
+async fn send(mut body: h2::SendStream<Bytes>, mut bytes: Bytes) {
+    while !bytes.is_empty() {
+        body.reserve_capacity(bytes.len());
+        let room = std::future::poll_fn(|cx| body.poll_capacity(cx));
+        let room = patiently(room).await.unwrap().unwrap();
+        let part = bytes.split_to(room.min(bytes.len()));
+        body.send_data(part, bytes.is_empty()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn large_bodies_pass_through_small_windows() {
+    const LENGTH: usize = 3_000_000;
+    let backend = Peer::start(|mut connection| {
+        while let Some(request) = connection.request() {
+            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+            connection.send(head);
+            for part in request.body.chunks(70_001) {
+                connection.send(format!("{:x}\r\n", part.len()));
+                connection.send(part);
+                connection.send("\r\n");
+            }
+            connection.send("0\r\n\r\n");
+        }
+    });
+    let daemon = front(backend.address, "");
+    let mut small = client::Builder::new();
+    small.initial_window_size(7_000);
+    let (mut sender, _driver) = connect_with(daemon.address("@web"), &small).await;
+    let asked = request(Method::POST, "/", &[]);
+    let (response, body) = sender.send_request(asked, false).unwrap();
+    let bytes = Bytes::from(pattern(LENGTH));
+    let (answer, ()) = tokio::join!(whole(response), send(body, bytes.clone()));
+    assert!(answer.unwrap().body == bytes, "other bytes than were sent");
+}
+
+#[tokio::test]
+async fn many_streams_on_many_connections_all_get_their_own_answer() {
+    let backend = Peer::start(|mut connection| {
+        while let Some(request) = connection.request() {
+            if !connection.answer(&request.target) {
+                break;
+            }
+        }
+    });
+    let daemon = front(backend.address, "");
+    let mut all = tokio::task::JoinSet::new();
+    for client in 0..16 {
+        let (sender, _driver) = connect(daemon.address("@web")).await;
+        for stream in 0..32 {
+            let sender = sender.clone();
+            all.spawn(async move {
+                let path = format!("/{client}/{stream}");
+                let answer = get(&sender, &path).await.unwrap();
+                assert_eq!((answer.status(), answer.body), (200, path.into_bytes()));
+            });
+        }
+    }
+    while let Some(done) = all.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(backend.wait_for_requests(512).len(), 512);
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_holds_up_no_other() {
+    let backend = Peer::start(|mut connection| {
+        while let Some(request) = connection.request() {
+            let length = if request.target == "/long" {
+                1_000_000
+            } else {
+                5
+            };
+            let body = "x".repeat(length);
+            if !connection.answer(&body) {
+                break;
+            }
+        }
+    });
+    let daemon = front(backend.address, "timeouts: {body_idle: 300ms}");
+    let mut wide = client::Builder::new();
+    wide.initial_connection_window_size(1 << 20);
+    let (mut sender, _driver) = connect_with(daemon.address("@web"), &wide).await;
+    let asked = request(Method::GET, "/long", &[]);
+    let (stalled, _) = sender.send_request(asked, true).unwrap();
+    let stalled = patiently(stalled).await.unwrap();
+    assert_eq!(get(&sender, "/short").await.unwrap().body, b"xxxxx");
+    let logged = daemon.wait_for_access(|line| line["path"] == "/long");
+    assert_eq!(logged["reason"], "client_write_timeout");
+    let error = patiently(read(&mut stalled.into_body())).await.unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::INTERNAL_ERROR));
+    assert_eq!(get(&sender, "/short").await.unwrap().body, b"xxxxx");
+}
+
+#[tokio::test]
+async fn a_body_that_the_backend_does_not_read_is_not_taken_from_the_client() {
+    let gate = Gate::new();
+    let door = gate.clone();
+    let backend = Peer::start(move |mut connection| {
+        connection.head().unwrap();
+        door.wait();
+        let mut left = 20_000_000;
+        connection.each(left, |part| left -= part.len()).unwrap();
+        connection.answer("all");
+    });
+    let daemon = front(backend.address, "");
+    let (mut sender, _driver) = connect(daemon.address("@web")).await;
+    let asked = request(Method::POST, "/", &[("content-length", "20000000")]);
+    let (response, body) = sender.send_request(asked, false).unwrap();
+    let upload = tokio::spawn(send(body, Bytes::from(vec![0; 20_000_000])));
+    let stopped = tokio::time::timeout(Duration::from_millis(500), whole(response));
+    assert!(stopped.await.is_err(), "nothing is answered yet");
+    assert!(!upload.is_finished(), "somebody has stored the body");
+    gate.open();
+    patiently(upload).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_told_to_go_away() {
+    let backend = Peer::answering("hello");
+    let daemon = front(backend.address, "timeouts: {keepalive: 100ms}");
+    let (sender, driver) = connect(daemon.address("@web")).await;
+    assert_eq!(get(&sender, "/").await.unwrap().body, b"hello");
+    patiently(driver).await.unwrap().unwrap();
+    assert!(sender.ready().await.is_err());
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_ends_with_the_time_for_the_first() {
+    let backend = Peer::answering("hello");
+    let daemon = front(backend.address, "timeouts: {header: 100ms}");
+    let (_sender, driver) = connect(daemon.address("@web")).await;
+    patiently(driver).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_idle_connection_makes_room_and_a_busy_one_does_not() {
+    let (gate, seen) = (Gate::new(), Gate::new());
+    let (door, eye) = (gate.clone(), seen.clone());
+    let backend = Peer::start(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target == "/slow" {
+                eye.open();
+                door.wait();
+            }
+            if !connection.answer("finished") {
+                return;
+            }
+        }
+    });
+    let daemon = Daemon::start(&format!(
+        "workers: 1\nmax_connections: 2\nlisteners: {{web: {{bind: \"@web\", pool: app}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\n",
+        backend.address
+    ));
+    let (busy, busy_driver) = connect(daemon.address("@web")).await;
+    let (idle, idle_driver) = connect(daemon.address("@web")).await;
+    assert_eq!(get(&idle, "/").await.unwrap().status(), 200);
+    let (response, _) = busy
+        .clone()
+        .send_request(request(Method::GET, "/slow", &[]), true)
+        .unwrap();
+    until(|| seen.is_open()).await;
+    let (third, _driver) = connect(daemon.address("@web")).await;
+    assert_eq!(get(&third, "/").await.unwrap().status(), 200);
+    patiently(idle_driver).await.unwrap().unwrap();
+    assert!(!busy_driver.is_finished());
+    gate.open();
+    assert_eq!(whole(response).await.unwrap().body, b"finished");
+}
+
+#[tokio::test]
+async fn a_drain_lets_streams_end_and_takes_no_new_ones() {
+    let (gate, seen) = (Gate::new(), Gate::new());
+    let (door, eye) = (gate.clone(), seen.clone());
+    let backend = Peer::start(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target == "/slow" {
+                eye.open();
+                door.wait();
+            }
+            if !connection.answer("finished") {
+                return;
+            }
+        }
+    });
+    let mut daemon = front(backend.address, "");
+    let (sender, driver) = connect(daemon.address("@web")).await;
+    let (idle, idle_driver) = connect(daemon.address("@web")).await;
+    assert_eq!(get(&idle, "/").await.unwrap().body, b"finished");
+    let (response, _) = sender
+        .clone()
+        .send_request(request(Method::GET, "/slow", &[]), true)
+        .unwrap();
+    until(|| seen.is_open()).await;
+    daemon.signal(Signal::TERM);
+    patiently(idle_driver).await.unwrap().unwrap();
+    gate.open();
+    assert_eq!(whole(response).await.unwrap().body, b"finished");
+    patiently(driver).await.unwrap().unwrap();
+    assert!(daemon.wait_exit().success());
+}
+
+#[test]
+fn without_h2c_a_plain_listener_speaks_http_1_only() {
+    let backend = Peer::answering("hello");
+    let daemon = front(backend.address, "http: {h2c: false}");
+    let mut client = daemon.client("@web");
+    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    assert_eq!(client.response().unwrap().status, 505);
+}
+
+#[test]
+fn the_preface_is_known_in_pieces_and_http_1_is_not_mistaken_for_it() {
+    let backend = Peer::answering("hello");
+    let daemon = front(backend.address, "");
+    let mut pieces = Client::connect(daemon.address("@web"));
+    for piece in ["P", "RI * HT", "TP/2", ".0\r\n", "\r\nSM", "\r\n\r\n"] {
+        pieces.send(piece);
+    }
+    // Our settings come first: a frame of kind 4.
+    assert_eq!(pieces.exactly(9).unwrap()[3], 4);
+    for (text, status) in [
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\rX", 505),
+        ("PRI * HTTP/2.1\r\n\r\n", 505),
+        ("PRI / HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+    ] {
+        let mut client = daemon.client("@web");
+        client.send(text);
+        assert_eq!(client.response().unwrap().status, status, "{text}");
+    }
+    let mut later = daemon.client("@web");
+    assert_eq!(later.request("GET", "/").unwrap().status, 200);
+    later.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    assert_eq!(later.response().unwrap().status, 505, "not after a request");
+}
