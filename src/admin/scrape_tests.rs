@@ -113,7 +113,9 @@ fn promtool_finds_nothing_to_complain_about() {
 
 #[test]
 fn every_family_of_the_list_is_on_a_full_page_and_nothing_else() {
-    let daemon = testing::daemon(testing::usual());
+    let mut config = testing::usual();
+    config.listeners[0].tls = Some(testing::tls());
+    let daemon = testing::daemon(config);
     count_everything(&daemon);
     let page = page(&daemon);
     let shown: BTreeSet<&str> = page

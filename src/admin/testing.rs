@@ -1,11 +1,17 @@
 //! A daemon without sockets for the tests of this floor.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    sign::CertifiedKey,
+};
 
 use crate::{
-    base::clock,
+    base::{clock, crypto::provider},
     config::model::{
-        AccessLog, Backend, Config, Listener, ListenerProtocol, LogOutput, Metrics, Pool,
+        AccessLog, Backend, Certificate, Config, Listener, ListenerProtocol, ListenerTls,
+        LogOutput, Metrics, Pool, TlsVersion,
     },
     snapshot::{Daemon, Snapshot},
     telemetry::access_log,
@@ -69,4 +75,25 @@ pub(super) fn snapshot(config: Config, previous: Option<&Snapshot>) -> Snapshot 
 /// A daemon with two workers in its first generation.
 pub(super) fn daemon(config: Config) -> Arc<Daemon> {
     Arc::new(Daemon::new(snapshot(config, None), 2, 1_000))
+}
+
+/// TLS with the certificate of the fixtures.
+pub(super) fn tls() -> ListenerTls {
+    let chain = include_bytes!("../../tests/fixtures/good.pem");
+    let key = include_bytes!("../../tests/fixtures/good.key");
+    let chain = vec![CertificateDer::from_pem_slice(chain).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(key).unwrap();
+    let certificate = Certificate {
+        file: "good.pem".to_owned(),
+        key: Arc::new(CertifiedKey::from_der(chain, key, &provider()).unwrap()),
+        names: vec!["a.test".to_owned()],
+        not_after: Duration::from_hours(1),
+    };
+    ListenerTls {
+        certificates: vec![certificate],
+        min_version: TlsVersion::Tls12,
+        alpn: Vec::new(),
+        client_ca: None,
+        client_subject: None,
+    }
 }

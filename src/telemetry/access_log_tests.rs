@@ -23,7 +23,7 @@ fn record() -> Record {
         began: clock::now(),
         listener: Arc::from("web"),
         client: Some(IpAddr::from([192, 0, 2, 7])),
-        tls: "",
+        tls: "TLSv1.3",
         status: 502,
         bytes_in: 12,
         bytes_out: 154,
@@ -76,7 +76,7 @@ fn value(line: &str) -> serde_json::Value {
 fn an_exchange_is_one_flat_object_with_the_promised_fields_in_order() {
     let expected = concat!(
         r#"{"ts":"2026-03-01T12:00:00.000250Z","listener":"web","client":"192.0.2.7","protocol":"HTTP/1.1","#,
-        r#""method":"GET","host":"example.com","path":"/a/b","status":502,"bytes_in":12,"bytes_out":154,"#,
+        r#""tls":"TLSv1.3","method":"GET","host":"example.com","path":"/a/b","status":502,"bytes_in":12,"bytes_out":154,"#,
         r#""route":"routes[0]","pool":"app","backend":"127.0.0.1:9001","attempts":2,"reused":true,"#,
         r#""t_request":0.000080,"t_connect":0.000250,"t_first_byte":0.012000,"t_total":0.012345,"#,
         r#""reason":"connection_terminated","request_id":"0123456789abcdef","#,
@@ -91,6 +91,7 @@ fn an_exchange_is_one_flat_object_with_the_promised_fields_in_order() {
 #[test]
 fn a_session_leaves_out_what_only_http_has() {
     let session = Record {
+        tls: "",
         status: 0,
         route: None,
         request: None,

@@ -139,7 +139,7 @@ fn checks_speak_tls_too() {
         let tls = format!("ca: {}, server_name: wrong.test", authority.ca());
         let wrong = daemon(backend, &tls, &more);
         wrong.wait_for_metric(
-            "balancer_backend_health_checks_total{result=\"failure\"}",
+            "balancer_backend_health_checks_total{result=\"failed\"}",
             |n| n > 0.0,
         );
         assert_eq!(wrong.metric("balancer_backend_up"), 0.0);
