@@ -57,7 +57,7 @@ fn responses() -> Vec<Case> {
 fn daemon(backend: SocketAddr) -> Daemon {
     let pool = format!("backends: [{backend}], health_check: none, ejection: none, retries: none");
     Daemon::start(&format!(
-        "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", pool: app}}}}\nroutes: [{{path: /slow, pool: slow}}]\npools:\n  app: {{{pool}}}\n  slow: {{{pool}, timeouts: {{response: 300ms, idle: 300ms}}}}\n"
+        "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", http: {{h2c: false}}, pool: app}}}}\nroutes: [{{path: /slow, pool: slow}}]\npools:\n  app: {{{pool}}}\n  slow: {{{pool}, timeouts: {{response: 300ms, idle: 300ms}}}}\n"
     ))
 }
 

@@ -13,6 +13,8 @@
 mod backends;
 #[path = "tls/clients.rs"]
 mod clients;
+#[path = "tls/introduced.rs"]
+mod introduced;
 #[path = "tls/reload.rs"]
 mod reload;
 mod support;

@@ -17,7 +17,7 @@ use tokio::{select, sync::watch, task::spawn_local, time::sleep};
 use super::{
     http::{self, Client},
     introduction,
-    secure::{self, secure},
+    secure::secure,
     tcp::{self, TcpContext},
     worker::Worker,
 };
@@ -321,11 +321,8 @@ fn enter(
 impl Arrival {
     /// The same behind its TLS handshake, where the listener has TLS.
     async fn secured(mut self, worker: &Rc<Worker>, listener: &Listener) -> Option<Self> {
-        let from = secure::Arrival {
-            peer: self.peer,
-            bind: Rc::clone(&self.bind),
-        };
-        self.stream = Box::pin(secure(worker, listener, self.stream, &from)).await?;
+        let secured = secure(worker, listener, self.stream, self.peer, &self.bind);
+        self.stream = Box::pin(secured).await?;
         Some(self)
     }
 

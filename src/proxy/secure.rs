@@ -22,18 +22,13 @@ use crate::{
     telemetry::metrics::ListenerSlot,
 };
 
-/// Whom a connection is from, and where it came in.
-pub(super) struct Arrival {
-    pub peer: Option<IpAddr>,
-    pub bind: Rc<BindAddress>,
-}
-
-/// Takes up TLS if `listener` wants it. `None`: it failed, and the connection is over.
+/// Takes up TLS with `peer`, who came in at `bind`, if `listener` wants it. `None`: it failed, and the connection is over.
 pub(super) async fn secure(
     worker: &Rc<Worker>,
     listener: &Listener,
     stream: Stream,
-    arrival: &Arrival,
+    peer: Option<IpAddr>,
+    bind: &Rc<BindAddress>,
 ) -> Option<Stream> {
     let Some(tls) = &listener.tls else {
         return Some(stream);
@@ -48,13 +43,12 @@ pub(super) async fn secure(
             if let Some(count) = counters.handshake_failures.get(failed.fault as usize) {
                 count.add(1);
             }
-            tracing::debug!(target: "tls", listener = %listener.config.name, client = ?arrival.peer,
+            tracing::debug!(target: "tls", listener = %listener.config.name, client = ?peer,
                 detail = failed.detail, "handshake failed");
             let is_http = failed.is_http && listener.config.protocol == ListenerProtocol::Http;
             if let (true, Some(stream)) = (is_http, stream) {
-                let entry = worker.connections.enter(Rc::clone(&arrival.bind));
-                let bind = Rc::clone(&arrival.bind);
-                let client = Client::new(stream, arrival.peer, bind, entry, None);
+                let entry = worker.connections.enter(Rc::clone(bind));
+                let client = Client::new(stream, peer, Rc::clone(bind), entry, None);
                 Box::pin(http::refuse(Rc::clone(worker), client, Reason::TlsRequired)).await;
             }
             None

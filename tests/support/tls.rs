@@ -119,13 +119,8 @@ impl Authority {
         Arc::new(config)
     }
 
-    /// A backend with the certificate of `file`: runs `script` for every connection, each in a thread of its own.
-    pub fn backend(
-        &self,
-        file: &str,
-        wants_client: bool,
-        script: impl Fn(&mut StreamOwned<ServerConnection, TcpStream>) + Send + Sync + 'static,
-    ) -> SocketAddr {
+    /// What a server with the certificate of `file` is configured with.
+    pub fn server(&self, file: &str, wants_client: bool) -> Arc<ServerConfig> {
         let (chain, key) = self.load(file);
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -136,7 +131,17 @@ impl Authority {
         } else {
             builder.with_no_client_auth()
         };
-        let config = Arc::new(builder.with_single_cert(chain, key).unwrap());
+        Arc::new(builder.with_single_cert(chain, key).unwrap())
+    }
+
+    /// A backend with the certificate of `file`: runs `script` for every connection, each in a thread of its own.
+    pub fn backend(
+        &self,
+        file: &str,
+        wants_client: bool,
+        script: impl Fn(&mut StreamOwned<ServerConnection, TcpStream>) + Send + Sync + 'static,
+    ) -> SocketAddr {
+        let config = self.server(file, wants_client);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let script = Arc::new(script);
@@ -186,9 +191,20 @@ pub fn try_connect(
     config: &Arc<ClientConfig>,
     name: &str,
 ) -> std::io::Result<TlsStream> {
+    try_connect_behind(b"", address, config, name)
+}
+
+/// The same with bytes in front that are not under TLS.
+pub fn try_connect_behind(
+    front: &[u8],
+    address: SocketAddr,
+    config: &Arc<ClientConfig>,
+    name: &str,
+) -> std::io::Result<TlsStream> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let mut connection = ClientConnection::new(Arc::clone(config), name).unwrap();
     let mut socket = TcpStream::connect(address)?;
+    socket.write_all(front)?;
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_write_timeout(Some(PATIENCE))?;
