@@ -2,9 +2,9 @@
 //!
 //! A bucket is one point in time: when it will be full again if nothing more is taken (the generic cell rate algorithm).
 //! One table serves every limit of the process: the name of the limit is part of a bucket's key. A key belongs to a set of
-//! [`WAYS`] buckets; a new client in a set without room takes the bucket that is full, or will be full, before all others.
+//! `WAYS` buckets; a new client in a set without room takes the bucket that is full, or will be full, before all others.
 //! So a full bucket is forgotten before one that owes something, and nobody forgets it by asking from many addresses once
-//! each: those are nearly full. Where more than [`WAYS`] clients of one set owe something at a time, the smallest debt is
+//! each: those are nearly full. Where more than `WAYS` clients of one set owe something at a time, the smallest debt is
 //! forgiven. Nobody is ever refused for what others did.
 //!
 //! Pure: time is an argument.
