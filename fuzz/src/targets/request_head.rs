@@ -104,6 +104,7 @@ fn write(head: &mut Head, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
         trusted: plain,
         local: LOCAL.parse().ok(),
         is_secure: false,
+        is_h2: false,
         subject: None,
     };
     let id = if plain { "" } else { "0123456789abcdef" };
