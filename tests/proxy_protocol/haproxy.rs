@@ -1,69 +1,30 @@
 //! The same with HAProxy, in front of us and behind us, so that not only our own reading of the specification is tested.
 //! Skipped where HAProxy is not installed.
 
-use std::{
-    fs,
-    net::{SocketAddr, TcpStream},
-    process::{Child, Command, Stdio},
-    sync::Mutex,
-};
+use std::{net::SocketAddr, process::Command};
 
 use socket2::{Domain, Socket, Type};
 
 use super::{db, echo, forwarded_for, support, to, web};
-use support::{TempDir, client::Client, peer::Peer, poll};
-
-/// A running HAProxy; killed when dropped.
-struct Haproxy {
-    child: Child,
-    _directory: TempDir,
-}
-
-impl Drop for Haproxy {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use support::{
+    client::Client,
+    peer::Peer,
+    program::{Program, shared_address},
+    tools,
+};
 
 fn is_installed() -> bool {
-    let found = Command::new("haproxy")
-        .arg("-v")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    found.is_ok_and(|status| status.success())
+    tools::is_installed("haproxy", "haproxy")
 }
 
 /// Starts HAProxy with `sections` and waits until it listens on `address`.
-fn start(sections: &str, address: SocketAddr) -> Haproxy {
-    let directory = TempDir::new();
-    let file = directory.path().join("haproxy.cfg");
+fn start(sections: &str, address: SocketAddr) -> Program {
     let defaults = "global\n maxconn 100\ndefaults\n timeout connect 10s\n timeout client 20s\n timeout server 20s\n";
-    fs::write(&file, format!("{defaults}{sections}")).unwrap();
-    let child = Command::new("haproxy")
-        .args(["-db", "-q", "-f"])
-        .arg(&file)
-        .spawn()
-        .unwrap();
-    let haproxy = Haproxy {
-        child,
-        _directory: directory,
-    };
-    poll(|| TcpStream::connect(address).ok()).unwrap_or_else(|| panic!("not up at {address}"));
-    haproxy
-}
-
-/// An address for HAProxy. It stays taken as long as the test runs, so that nobody else gets it: HAProxy shares its ports.
-fn free() -> SocketAddr {
-    static HELD: Mutex<Vec<Socket>> = Mutex::new(Vec::new());
-    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_reuse_port(true).unwrap();
-    socket.bind(&any.into()).unwrap();
-    let address = socket.local_addr().unwrap().as_socket().unwrap();
-    HELD.lock().unwrap().push(socket);
-    address
+    Program::serve(
+        Command::new("haproxy").args(["-db", "-q", "-f"]),
+        &format!("{defaults}{sections}"),
+        address,
+    )
 }
 
 #[test]
@@ -84,7 +45,7 @@ fn haproxy_in_front_of_us_is_understood() {
         "send-proxy-v2",
         "send-proxy-v2 proxy-v2-options crc32c,unique-id",
     ] {
-        let (http, tcp) = (free(), free());
+        let (http, tcp) = (shared_address(), shared_address());
         let _haproxy = start(
             &format!(
                 "listen a\n mode http\n unique-id-format %[uuid]\n bind {http}\n server a {} {send} check\n\
@@ -119,7 +80,7 @@ fn haproxy_behind_us_understands() {
     }
     let backend = echo();
     for version in ["v1", "v2"] {
-        let (http, tcp) = (free(), free());
+        let (http, tcp) = (shared_address(), shared_address());
         let _haproxy = start(
             &format!(
                 "listen a\n mode http\n bind {http} accept-proxy\n http-request set-header X-Seen %[src]:%[src_port],%[dst_port]\n server a {0}\n\

@@ -3,7 +3,6 @@
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    io::{BufRead, BufReader, Read},
     net::{SocketAddr, TcpListener},
     os::unix::net::UnixDatagram,
     path::PathBuf,
@@ -22,6 +21,7 @@ use super::{
     client::{Client, Cut, Response, get},
     peer::Record,
     poll,
+    program::lines,
 };
 
 /// A running `balancer`; killed when dropped.
@@ -93,8 +93,8 @@ impl Daemon {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the built program starts");
-        let stdout = lines(child.stdout.take().unwrap());
-        let stderr = lines(child.stderr.take().unwrap());
+        let stdout = lines(child.stdout.take().unwrap()).0;
+        let stderr = lines(child.stderr.take().unwrap()).0;
         Self {
             child,
             directory,
@@ -380,20 +380,6 @@ fn wait_for_line(lines: &Record<String>, wanted: impl Fn(&str) -> bool) -> Strin
                 lines.all().join("\n")
             )
         })
-}
-
-fn lines(stream: impl Read + Send + 'static) -> Record<String> {
-    let record = Record::default();
-    let sink = record.clone();
-    thread::spawn(move || {
-        for line in BufReader::new(stream).lines() {
-            match line {
-                Ok(line) => sink.push(line),
-                Err(_) => return,
-            }
-        }
-    });
-    record
 }
 
 /// Takes messages as a service manager does: at once, because the daemon waits where they are not taken.

@@ -20,7 +20,9 @@ pub mod answers;
 pub mod client;
 pub mod daemon;
 pub mod peer;
+pub mod program;
 pub mod tls;
+pub mod tools;
 
 use std::{
     fs,

@@ -95,6 +95,8 @@ pub struct Request {
     pub head: String,
     /// Without chunk framing.
     pub body: Vec<u8>,
+    /// The lines behind the last chunk.
+    pub trailers: String,
     /// Which connection of this peer it came on, counted from 0.
     pub connection: usize,
 }
@@ -123,11 +125,16 @@ impl Connection {
     /// Reads and records one request with its whole body; `None` at the end of the connection.
     pub fn request(&mut self) -> Option<Request> {
         let head = self.head()?;
+        self.whole(head)
+    }
+
+    /// Reads and records the rest of the request that begins with `head`; `None` at the end of the connection.
+    pub fn whole(&mut self, head: Request) -> Option<Request> {
         let field = |name: &str| {
             head.header(name)
                 .map(|value| value.trim().to_ascii_lowercase())
         };
-        let mut body = Vec::new();
+        let (mut body, mut trailers) = (Vec::new(), String::new());
         if field("transfer-encoding").is_some() {
             loop {
                 let line = String::from_utf8(self.until(b"\r\n")?).unwrap();
@@ -138,11 +145,17 @@ impl Connection {
                 body.extend(self.exactly(size)?);
                 self.exactly(2)?;
             }
-            while self.until(b"\r\n")? != b"\r\n" {}
+            while !trailers.ends_with("\r\n\r\n") && trailers != "\r\n" {
+                trailers.push_str(&String::from_utf8_lossy(&self.until(b"\r\n")?));
+            }
         } else if let Some(length) = field("content-length") {
             body = self.exactly(length.parse().unwrap())?;
         }
-        let request = Request { body, ..head };
+        let request = Request {
+            body,
+            trailers,
+            ..head
+        };
         self.requests.push(request.clone());
         Some(request)
     }
@@ -156,6 +169,7 @@ impl Connection {
             target: words.next().unwrap_or_default().to_owned(),
             head: head.clone(),
             body: Vec::new(),
+            trailers: String::new(),
             connection: self.number,
         })
     }

@@ -11,6 +11,7 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
@@ -43,6 +44,8 @@ impl Authority {
         params
             .distinguished_name
             .push(DnType::CommonName, "authority of a test");
+        // Clients that read RFC 5280 strictly want this, and the key's name in what it signs.
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         let own = params.self_signed(&key).unwrap();
         let directory = TempDir::new();
@@ -65,6 +68,7 @@ impl Authority {
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, file);
+        params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let text = certificate.pem() + &key.serialize_pem();

@@ -1,0 +1,106 @@
+//! gRPC: client and servers are grpcio, with balancer in between.
+
+use std::{path::Path, process::Command};
+
+use super::{Program, python, run, script};
+use crate::support::{daemon::Daemon, tls::Authority};
+
+fn server(python: &Path, name: &str, pem: Option<&Path>) -> Program {
+    let mut command = Command::new(python);
+    command.arg(script("grpc_server.py")).arg(name).args(pem);
+    Program::start(&mut command)
+}
+
+fn client(python: &Path, command: &str, target: &str, more: &[&str]) -> String {
+    let mut client = Command::new(python);
+    client.arg(script("grpc_client.py")).args([command, target]);
+    run(client.args(more))
+}
+
+/// Listeners with and without TLS, before `backends` that are spoken to as `pool` says.
+fn front(authority: &Authority, backends: &[&Program], pool: &str) -> Daemon {
+    authority.sign("front", &["localhost"]);
+    let backends: Vec<_> = backends
+        .iter()
+        .map(|server| format!("\"127.0.0.1:{}\"", server.port()))
+        .collect();
+    Daemon::start(&format!(
+        "workers: 2\naccess_log: {{when: {{sample: 100%}}}}\n\
+         listeners:\n  secure: {{bind: \"@secure\", pool: app, tls: {{{}}}}}\n  plain: {{bind: \"@plain\", pool: app}}\n\
+         pools:\n  app: {{backends: [{}], {pool}}}\n",
+        authority.pair("front"),
+        backends.join(", "),
+    ))
+}
+
+fn plain(daemon: &Daemon) -> String {
+    daemon.address("@plain").to_string()
+}
+
+#[test]
+fn every_kind_of_call_goes_through_to_grpcio() {
+    let Some(python) = python(&["grpc"]) else {
+        return;
+    };
+    let authority = Authority::new();
+    authority.sign("app", &["app.test"]);
+    let pem = authority.path("app.pem");
+    let under_tls = format!(
+        "protocol: h2, health_check: none, tls: {{ca: {}, server_name: app.test}}",
+        authority.ca()
+    );
+    for (pem, pool) in [
+        (None, "protocol: h2c, health_check: none"),
+        (Some(pem.as_path()), under_tls.as_str()),
+    ] {
+        let one = server(&python, "one", pem);
+        let daemon = front(&authority, &[&one], pool);
+        client(&python, "calls", &plain(&daemon), &[]);
+        let line = daemon.wait_for_access(|line| line["path"] == "/interop.Calls/Talk");
+        assert_eq!(line["protocol"], "HTTP/2", "{line}");
+
+        // Of a server that has not seen the calls above.
+        let one = server(&python, "one", pem);
+        let daemon = front(&authority, &[&one], pool);
+        let target = format!("localhost:{}", daemon.address("@secure").port());
+        client(&python, "calls", &target, &[&authority.ca()]);
+    }
+}
+
+#[test]
+fn calls_of_one_connection_are_spread_over_the_servers_that_say_they_serve() {
+    let Some(python) = python(&["grpc"]) else {
+        return;
+    };
+    let authority = Authority::new();
+    let (one, two) = (server(&python, "one", None), server(&python, "two", None));
+    let daemon = front(
+        &authority,
+        &[&one, &two],
+        "protocol: h2c, health_check: {type: grpc, interval: 100ms}",
+    );
+    let up = |wanted: f64| daemon.wait_for_metric("balancer_backend_up", |up| up == wanted);
+    up(2.0);
+    let names = || client(&python, "names", &plain(&daemon), &["20"]);
+    assert_eq!(names(), "one 10\ntwo 10");
+    let accepted = "balancer_listener_connections_total{listener=\"plain\"}";
+    assert_eq!(daemon.metric(accepted), 1.0);
+
+    let direct = format!("127.0.0.1:{}", one.port());
+    client(&python, "health", &direct, &["down"]);
+    up(1.0);
+    assert_eq!(names(), "two 20");
+    client(&python, "health", &direct, &["up"]);
+    up(2.0);
+    assert_eq!(names(), "one 10\ntwo 10");
+
+    drop(one);
+    up(1.0);
+    assert_eq!(names(), "two 20");
+    drop(two);
+    up(0.0);
+    let said = client(&python, "down", &plain(&daemon), &[]);
+    assert!(said.contains("destination_unavailable"), "{said}");
+    let line = daemon.wait_for_access(|line| line["reason"] == "destination_unavailable");
+    assert_eq!(line["path"], "/interop.Calls/Echo", "{line}");
+}
