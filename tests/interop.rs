@@ -8,8 +8,10 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::print_stdout,
     reason = "a broken expectation is a failed test"
 )]
+#![allow(clippy::float_cmp, reason = "counters are whole numbers")]
 
 #[path = "interop/clients.rs"]
 mod clients;

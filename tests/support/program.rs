@@ -22,7 +22,8 @@ pub struct Program {
     pub stdout: Record<String>,
     /// Lines of its standard error so far.
     pub stderr: Record<String>,
-    _directory: Option<TempDir>,
+    /// Its own files, which go away with it.
+    directory: Option<TempDir>,
 }
 
 impl Program {
@@ -45,7 +46,7 @@ impl Program {
             readers: vec![out, err],
             stdout,
             stderr,
-            _directory: None,
+            directory: None,
         }
     }
 
@@ -57,7 +58,7 @@ impl Program {
         let text = config.replace("DIR", &directory.path().display().to_string());
         fs::write(&file, text).unwrap();
         let mut server = Self::start(command.arg(&file));
-        server._directory = Some(directory);
+        server.directory = Some(directory);
         poll(|| TcpStream::connect(address).ok())
             .unwrap_or_else(|| panic!("not up at {address}: {}", server.said()));
         server
