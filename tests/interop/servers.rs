@@ -53,6 +53,7 @@ fn nginx(authority: &Authority, origin: SocketAddr, files: &TempDir) -> (Program
              listen {address} ssl http2 reuseport;\n\
              ssl_certificate {0}; ssl_certificate_key {0};\n\
              root {1};\n\
+             add_header X-Spoken $server_protocol always;\n\
              location /digest {{ proxy_pass http://{origin}; proxy_http_version 1.1; }}\n\
            }}\n\
          }}\n",
@@ -73,8 +74,8 @@ fn before(backend: SocketAddr, pool: &str) -> Daemon {
     ))
 }
 
-/// Everything that is asked of nginx, several times on one connection.
-fn ask(daemon: &Daemon) {
+/// Everything that is asked of nginx, several times on one connection, in the version of HTTP that it is spoken to in.
+fn ask(daemon: &Daemon, version: &str) {
     daemon.wait_for_metric("balancer_backend_up", |up| up > 0.5);
     let mut client = daemon.client("@web");
     let sent = b"0123456789".repeat(SIZE / 10);
@@ -82,6 +83,7 @@ fn ask(daemon: &Daemon) {
         let got = client.request("GET", "/large").unwrap();
         assert_eq!(got.status, 200);
         assert!(got.header("server").unwrap().starts_with("nginx/"));
+        assert_eq!(got.header("x-spoken"), Some(version));
         let wanted: Vec<u8> = (0..SIZE).map(|at| (at % 253) as u8).collect();
         assert!(got.body == wanted, "{} bytes", got.body.len());
         client.send(format!(
@@ -110,7 +112,8 @@ fn nginx_under_tls_is_asked_and_believed_only_where_it_proves_its_name() {
         "{interval: 100ms}",
         "{path: /large, method: HEAD, interval: 100ms}",
     ] {
-        ask(&before(address, &format!("{right}, health_check: {check}")));
+        let checked = format!("{right}, health_check: {check}");
+        ask(&before(address, &checked), "HTTP/1.1");
     }
     for tls in [
         format!("ca: {}, server_name: other.test", authority.ca()),
@@ -125,4 +128,20 @@ fn nginx_under_tls_is_asked_and_believed_only_where_it_proves_its_name() {
         let line = daemon.wait_for_access(|line| line["status"] == 502);
         assert_eq!(line["reason"], "tls_certificate_error", "{tls}");
     }
+}
+
+#[test]
+fn nginx_is_spoken_to_in_http_2_where_the_pool_says_so() {
+    if !tools::is_installed("nginx", "nginx-light") {
+        return;
+    }
+    let authority = Authority::new();
+    authority.sign("app", &["app.test"]);
+    let (origin, files) = (origin::start(), TempDir::new());
+    let (_nginx, address) = nginx(&authority, origin.address, &files);
+    let pool = format!(
+        "protocol: h2, tls: {{ca: {}, server_name: app.test}}, health_check: {{path: /large, method: HEAD, interval: 100ms}}",
+        authority.ca()
+    );
+    ask(&before(address, &pool), "HTTP/2.0");
 }
