@@ -49,7 +49,7 @@ public class Client {
     }
 
     static HttpRequest.Builder request(String front, String path) {
-        return HttpRequest.newBuilder(URI.create(front + path)).timeout(Duration.ofSeconds(15));
+        return HttpRequest.newBuilder(URI.create(front + path)).timeout(Duration.ofSeconds(30));
     }
 
     static void tryOut(SSLContext context, String front, Version asked, Version spoken) throws Exception {

@@ -47,7 +47,7 @@ async def main():
     trust = ssl.create_default_context(cafile=CA)
     http2 = VERSION == "HTTP/2"
     async with httpx.AsyncClient(
-            base_url=FRONT, verify=trust, http1=not http2, http2=http2, timeout=15, trust_env=False) as client:
+            base_url=FRONT, verify=trust, http1=not http2, http2=http2, timeout=30, trust_env=False) as client:
         await together(client)
         # In HTTP/2 all of it at once, over the connection that is there.
         work = upload(client), download(client, "bytes"), download(client, "chunks")

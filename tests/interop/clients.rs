@@ -18,7 +18,7 @@ fn curl(stand: &Stand, mode: &str) -> Command {
         "--show-error",
         "--fail",
         "--max-time",
-        "15",
+        "30",
     ])
     .args(["--noproxy", "*", mode, "--cacert"])
     .arg(stand.authority.ca());

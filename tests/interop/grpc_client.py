@@ -13,7 +13,7 @@ import sys
 import grpc
 
 COMMAND, TARGET, *MORE = sys.argv[1:]
-LIMIT = 15
+LIMIT = 30
 
 
 def channel(ca=None):

@@ -74,14 +74,14 @@ def wait(request, context):
     over = threading.Event()
     context.add_callback(over.set)
     yield b"begun"
-    if over.wait(15):
+    if over.wait(30):
         STATE.give_up()
 
 
 def given_up(request, context):
     """Answers when so many calls of `Wait` were given up."""
     with STATE.changed:
-        done = STATE.changed.wait_for(lambda: STATE.given_up >= int(request), 15)
+        done = STATE.changed.wait_for(lambda: STATE.given_up >= int(request), 30)
     return b"yes" if done else b"no"
 
 

@@ -34,7 +34,7 @@ fn websockets_of_python_talk_through_both_listeners() {
 }
 
 /// How large the file is that nginx has.
-const SIZE: usize = 5_000_000;
+const SIZE: usize = 3_000_000;
 
 /// nginx under TLS with the certificate of `app`: a large file of its own, and `/digest` of `origin` behind it.
 fn nginx(authority: &Authority, origin: SocketAddr, files: &TempDir) -> (Program, SocketAddr) {
@@ -79,7 +79,7 @@ fn ask(daemon: &Daemon, version: &str) {
     daemon.wait_for_metric("balancer_backend_up", |up| up > 0.5);
     let mut client = daemon.client("@web");
     let sent = b"0123456789".repeat(SIZE / 10);
-    for _ in 0..3 {
+    for _ in 0..2 {
         let got = client.request("GET", "/large").unwrap();
         assert_eq!(got.status, 200);
         assert!(got.header("server").unwrap().starts_with("nginx/"));

@@ -21,7 +21,7 @@ async def talk(compression):
     trust = ssl.create_default_context(cafile=CA) if FRONT.startswith("wss") else None
     # Without anything from the surroundings: no proxy.
     async with connect(FRONT, ssl=trust, proxy=None, subprotocols=["echo"], compression=compression,
-                       max_size=None, open_timeout=15) as connection:
+                       max_size=None, open_timeout=30) as connection:
         assert connection.subprotocol == "echo"
         for message in MESSAGES:
             await connection.send(message)
@@ -29,7 +29,7 @@ async def talk(compression):
         # One message in five frames.
         await connection.send(parts())
         assert await connection.recv() == "".join([part async for part in parts()])
-        await asyncio.wait_for(await connection.ping(), 15)
+        await asyncio.wait_for(await connection.ping(), 30)
         await connection.send("bye")
         await connection.wait_closed()
         assert (connection.close_code, connection.close_reason) == (4001, "as you wish"), connection.close_code
@@ -41,4 +41,4 @@ async def main():
     print(f"websockets {websockets.__version__}: to {FRONT}")
 
 
-asyncio.run(asyncio.wait_for(main(), 19))
+asyncio.run(asyncio.wait_for(main(), 45))

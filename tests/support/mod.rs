@@ -66,8 +66,13 @@ impl Drop for TempDir {
 /// Asks `probe` again and again until it gives something; `None` after [`PATIENCE`].
 ///
 /// For things that nobody announces, such as a number on the metrics page or the end of a process.
-pub fn poll<T>(mut probe: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = balancer::base::clock::now() + PATIENCE;
+pub fn poll<T>(probe: impl FnMut() -> Option<T>) -> Option<T> {
+    poll_for(PATIENCE, probe)
+}
+
+/// Like [`poll`], with another patience.
+pub fn poll_for<T>(patience: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = balancer::base::clock::now() + patience;
     loop {
         let found = probe();
         if found.is_some() || balancer::base::clock::now() >= deadline {

@@ -7,11 +7,15 @@ use std::{
     process::{Child, Command, Stdio},
     sync::Mutex,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use socket2::{Domain, Socket, Type};
 
-use super::{TempDir, peer::Record, poll};
+use super::{TempDir, peer::Record, poll, poll_for};
+
+/// How long a program may take that has an end. Java alone needs ten seconds where all processors are busy.
+const LIMIT: Duration = Duration::from_secs(50);
 
 /// A running program; killed when dropped.
 pub struct Program {
@@ -73,7 +77,7 @@ impl Program {
     /// Waits until it ends well; gives what it wrote to its standard output.
     #[track_caller]
     pub fn finish(mut self) -> String {
-        let status = poll(|| self.child.try_wait().unwrap());
+        let status = poll_for(LIMIT, || self.child.try_wait().unwrap());
         if status.is_some() {
             // The last words are read by threads that end with the pipes.
             for reader in self.readers.drain(..) {
@@ -81,7 +85,8 @@ impl Program {
             }
         }
         let ended_well = status.is_some_and(|status| status.success());
-        assert!(ended_well, "{status:?}: {}", self.said());
+        let how = status.map_or_else(|| "takes too long".to_owned(), |status| status.to_string());
+        assert!(ended_well, "{how}: {}", self.said());
         self.stdout.all().join("\n")
     }
 

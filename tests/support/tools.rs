@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Whether `program` can be run; where it cannot, says so with the Debian package that has it.
-pub fn is_installed(program: &str, package: &str) -> bool {
+pub(crate) fn is_installed(program: &str, package: &str) -> bool {
     // The one question that each of them answers without doing anything.
     let asks_for_version = match program {
         "haproxy" | "nginx" => "-v",
@@ -19,7 +19,7 @@ pub fn is_installed(program: &str, package: &str) -> bool {
 }
 
 /// Whether a command ends well. What it says is lost.
-pub fn runs(command: &mut Command) -> bool {
+pub(crate) fn runs(command: &mut Command) -> bool {
     let ended = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -31,7 +31,7 @@ pub fn runs(command: &mut Command) -> bool {
 /// Says that a test is skipped for want of `what`, which comes by `how`; always false.
 ///
 /// Not by `eprintln!`, whose words the test runner keeps to itself when the test passes; ci.sh looks for the line.
-pub fn skipped(what: &str, how: &str) -> bool {
+pub(crate) fn skipped(what: &str, how: &str) -> bool {
     // In one piece, because others write too.
     let line = format!("SKIPPED: {what} is not installed ({how})\n");
     let _ = std::io::stderr().write_all(line.as_bytes());
