@@ -1,9 +1,9 @@
 //! gRPC: client and servers are grpcio, with balancer in between.
 
-use std::{path::Path, process::Command};
+use std::{net::SocketAddr, path::Path, process::Command};
 
 use super::{Program, python, run, script};
-use crate::support::{daemon::Daemon, tls::Authority};
+use crate::support::{daemon::Daemon, peer::refused, tls::Authority};
 
 fn server(python: &Path, name: &str, pem: Option<&Path>) -> Program {
     let mut command = Command::new(python);
@@ -18,19 +18,22 @@ fn client(python: &Path, command: &str, target: &str, more: &[&str]) -> String {
 }
 
 /// Listeners with and without TLS, before `backends` that are spoken to as `pool` says.
-fn front(authority: &Authority, backends: &[&Program], pool: &str) -> Daemon {
+fn front(authority: &Authority, backends: &[SocketAddr], pool: &str) -> Daemon {
     authority.sign("front", &["localhost"]);
-    let backends: Vec<_> = backends
-        .iter()
-        .map(|server| format!("\"127.0.0.1:{}\"", server.port()))
-        .collect();
     Daemon::start(&format!(
         "workers: 2\naccess_log: {{when: {{sample: 100%}}}}\n\
          listeners:\n  secure: {{bind: \"@secure\", pool: app, tls: {{{}}}}}\n  plain: {{bind: \"@plain\", pool: app}}\n\
-         pools:\n  app: {{backends: [{}], {pool}}}\n",
+         pools:\n  app: {{backends: {:?}, {pool}}}\n",
         authority.pair("front"),
-        backends.join(", "),
+        backends
+            .iter()
+            .map(SocketAddr::to_string)
+            .collect::<Vec<_>>(),
     ))
+}
+
+fn address(server: &Program) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], server.port()))
 }
 
 fn plain(daemon: &Daemon) -> String {
@@ -54,14 +57,14 @@ fn every_kind_of_call_goes_through_to_grpcio() {
         (Some(pem.as_path()), under_tls.as_str()),
     ] {
         let one = server(&python, "one", pem);
-        let daemon = front(&authority, &[&one], pool);
+        let daemon = front(&authority, &[address(&one)], pool);
         client(&python, "calls", &plain(&daemon), &[]);
         let line = daemon.wait_for_access(|line| line["path"] == "/interop.Calls/Talk");
         assert_eq!(line["protocol"], "HTTP/2", "{line}");
 
         // Of a server that has not seen the calls above.
         let one = server(&python, "one", pem);
-        let daemon = front(&authority, &[&one], pool);
+        let daemon = front(&authority, &[address(&one)], pool);
         let target = format!("localhost:{}", daemon.address("@secure").port());
         client(&python, "calls", &target, &[&authority.ca()]);
     }
@@ -76,7 +79,7 @@ fn calls_of_one_connection_are_spread_over_the_servers_that_say_they_serve() {
     let (one, two) = (server(&python, "one", None), server(&python, "two", None));
     let daemon = front(
         &authority,
-        &[&one, &two],
+        &[address(&one), address(&two)],
         "protocol: h2c, health_check: {type: grpc, interval: 100ms}",
     );
     let up = |wanted: f64| daemon.wait_for_metric("balancer_backend_up", |up| up == wanted);
@@ -86,7 +89,7 @@ fn calls_of_one_connection_are_spread_over_the_servers_that_say_they_serve() {
     let accepted = "balancer_listener_connections_total{listener=\"plain\"}";
     assert_eq!(daemon.metric(accepted), 1.0);
 
-    let direct = format!("127.0.0.1:{}", one.port());
+    let direct = address(&one).to_string();
     client(&python, "health", &direct, &["down"]);
     up(1.0);
     assert_eq!(names(), "two 20");
@@ -102,5 +105,18 @@ fn calls_of_one_connection_are_spread_over_the_servers_that_say_they_serve() {
     let said = client(&python, "down", &plain(&daemon), &[]);
     assert!(said.contains("destination_unavailable"), "{said}");
     let line = daemon.wait_for_access(|line| line["reason"] == "destination_unavailable");
+    assert_eq!(line["path"], "/interop.Calls/Echo", "{line}");
+}
+
+#[test]
+fn a_call_that_no_server_takes_is_told_to_be_unavailable_and_why() {
+    let Some(python) = python(&["grpc"]) else {
+        return;
+    };
+    let pool = "health_check: none, ejection: none";
+    let daemon = front(&Authority::new(), &[refused()], pool);
+    let said = client(&python, "down", &plain(&daemon), &[]);
+    assert!(said.contains("connection_refused"), "{said}");
+    let line = daemon.wait_for_access(|line| line["reason"] == "connection_refused");
     assert_eq!(line["path"], "/interop.Calls/Echo", "{line}");
 }
