@@ -82,6 +82,8 @@ reasons! {
     TlsCertificateError, "tls_certificate_error", "tls_certificate_error", 502, 502, 0, "The upstream server could not prove its identity.";
     /// The backend's answer is not valid HTTP: bad status line, bad header, conflicting lengths, bad first chunk, a 101 nobody asked for.
     ProxyProtocolError, "proxy_protocol_error", "http_protocol_error", 502, 502, 0, "The server received an invalid response from the upstream server while trying to fulfill the request.";
+    /// The backend did not switch to WebSocket when an HTTP/2 client or an HTTP/2 backend would need it to.
+    UpgradeFailed, "http_upgrade_failed", "http_upgrade_failed", 502, 502, 0, "The upstream server did not accept the change of protocol.";
     /// The backend's response head is larger than 64 KiB or has too many fields.
     ResponseHeaderSectionSize, "http_response_header_section_size", "http_response_header_section_size", 502, 502, 0, "The upstream server sent a response head that is too large.";
     /// The response was cut in mid-body by the backend: the client's connection is cut too.
@@ -162,6 +164,8 @@ impl Reason {
                 | Self::ConnectionTimeout
                 | Self::ConnectionTerminated
                 | Self::ConnectionReadTimeout
+                | Self::TlsProtocolError
+                | Self::TlsCertificateError
                 | Self::ProxyProtocolError
                 | Self::ResponseHeaderSectionSize
                 | Self::ResponseIncomplete

@@ -30,6 +30,7 @@ const NOT_HERE: &[(&str, &str)] = &[
     ("tls_certificate_error", "needs certificates: tests/tls.rs"),
     ("tls_required", "needs certificates: tests/tls.rs"),
     ("misdirected_request", "needs certificates: tests/tls.rs"),
+    ("http_upgrade_failed", "needs HTTP/2: tests/h2_backends.rs"),
 ];
 
 /// What a client saw.

@@ -5,11 +5,11 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tracing::level_filters::LevelFilter;
 
 use super::model::{
-    AccessFormat, AccessLog, Admin, Backend, CheckKind, Config, Drain, Ejection, ErrorFormat,
-    Errors, Forwarded, HeaderEdits, HealthCheck, HttpLimits, Keepalive, Listener, ListenerLimits,
-    ListenerProtocol, ListenerTimeouts, Log, LogFormat, LogOutput, LogWhen, Metrics, PathMatch,
-    PerBackend, Policy, Pool, PoolTimeouts, Retries, RetryConditions, Rewrite, Route, RouteAction,
-    SocketOptions, TimeoutOverrides, WhenAllDown,
+    AccessFormat, AccessLog, Admin, Backend, BackendProtocol, CheckKind, Config, Drain, Ejection,
+    ErrorFormat, Errors, Forwarded, HeaderEdits, HealthCheck, HttpLimits, Keepalive, Listener,
+    ListenerLimits, ListenerProtocol, ListenerTimeouts, Log, LogFormat, LogOutput, LogWhen,
+    Metrics, PathMatch, PerBackend, Policy, Pool, PoolTimeouts, Retries, RetryConditions, Rewrite,
+    Route, RouteAction, SocketOptions, TimeoutOverrides, WhenAllDown,
 };
 use crate::{base::address::BackendAddress, reason::StatusProfile};
 
@@ -213,6 +213,7 @@ impl Pool {
             timeouts: PoolTimeouts::default(),
             keepalive: Keepalive::default(),
             tls: None,
+            protocol: BackendProtocol::default(),
             send_proxy: None,
             connections_per_backend: None,
             when_all_down: WhenAllDown::default(),

@@ -284,6 +284,11 @@ fn one_pool(changes: &mut Changes, old: &Pool, new: &Pool) {
     );
     changes.if_changed(&old.tls, &new.tls, format!("pool {name}: tls"));
     changes.if_changed(
+        &old.protocol,
+        &new.protocol,
+        format!("pool {name}: protocol"),
+    );
+    changes.if_changed(
         &old.send_proxy,
         &new.send_proxy,
         format!("pool {name}: send_proxy"),
@@ -454,7 +459,12 @@ pools: {b: {backends: [10.0.0.1:80]}, a: {backends: [10.0.0.1:80]}}
             ", accept_proxy: {from: 10.0.0.1}",
             ", accept_proxy: {from: 10.0.0.1, version: v2}",
         ]);
-        let policy = pick(&["", "policy: random_two, ", "send_proxy: v1, "]);
+        let policy = pick(&[
+            "",
+            "policy: random_two, ",
+            "send_proxy: v1, ",
+            "protocol: h2c, ",
+        ]);
         let backends = pick(&[
             "h:1, h:2",
             "h:2, h:1",

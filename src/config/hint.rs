@@ -93,6 +93,16 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "least_conn",
         "write `policy: least_connections` in the pool",
     ),
+    ("grpc_health_check", "write `health_check: {type: grpc}`"),
+    ("grpc_pass", "write `protocol: h2c` in the pool"),
+    (
+        "http2",
+        "listeners speak HTTP/2 without a key; for backends write `protocol: h2` in the pool",
+    ),
+    (
+        "http2_protocol_options",
+        "write `protocol: h2`, or `h2c` without TLS, in the pool",
+    ),
     (
         "limit_conn",
         "write `limits: {connections_per_client: 100}` in the listener",
@@ -144,6 +154,7 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "proxy_read_timeout",
         "write `timeouts: {response: 60s}` in the pool",
     ),
+    ("proto", "balancer calls this `protocol`"),
     ("rate", "balancer calls this `per_client: 100/s`"),
     (
         "ratelimit",
@@ -160,6 +171,10 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("server_name", "balancer calls this `host`, in `routes`"),
     ("servers", "balancer calls these `backends`"),
     ("service", "balancer calls this a pool: `pool`"),
+    (
+        "service_name",
+        "balancer calls this `service`, in a check of `type: grpc`",
+    ),
     ("services", "balancer calls these `pools`"),
     (
         "set_real_ip_from",
@@ -379,6 +394,9 @@ const FOREIGN_VALUES: &[(&str, &str)] = &[
     ("https", "http"),
     ("http1", "http"),
     ("http2", "http"),
+    ("http2", "h2"),
+    ("grpc", "h2c"),
+    ("grpcs", "h2"),
     ("warning", "warn"),
     ("notice", "info"),
     ("err", "error"),
@@ -392,10 +410,6 @@ const LATER_VALUES: &[(&str, &str)] = &[
     ("policy", "hash"),
     ("policy", "least_time"),
     ("protocol", "udp"),
-    ("protocol", "h2"),
-    ("protocol", "h2c"),
-    ("alpn", "h2"),
-    ("type", "grpc"),
 ];
 
 /// The hint for an unknown key of a section; `known` are the keys it may have.

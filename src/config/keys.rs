@@ -155,8 +155,8 @@ pub const SECTIONS: &[Section] = &[
     (
         "pools.NAME.health_check",
         &[
-            "type", "path", "method", "host", "expect", "body", "port", "interval", "timeout",
-            "rise", "fall",
+            "type", "path", "method", "host", "expect", "body", "service", "port", "interval",
+            "timeout", "rise", "fall",
         ],
     ),
     (

@@ -256,6 +256,25 @@ pub enum ProxyVersion {
     V2,
 }
 
+/// `pools.NAME.protocol`: what is spoken with the backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendProtocol {
+    /// HTTP/1.1, plain or under TLS.
+    #[default]
+    Http1,
+    /// HTTP/2 under TLS, agreed on by ALPN.
+    H2,
+    /// HTTP/2 without TLS, by prior knowledge (RFC 9113 section 3.3).
+    H2c,
+}
+
+impl BackendProtocol {
+    /// HTTP/2, either way.
+    pub const fn is_h2(self) -> bool {
+        matches!(self, Self::H2 | Self::H2c)
+    }
+}
+
 /// `listeners.NAME.accept_proxy`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptProxy {
@@ -522,6 +541,8 @@ pub struct Pool {
     pub timeouts: PoolTimeouts,
     /// `keepalive`.
     pub keepalive: Keepalive,
+    /// What http listeners speak with the backends. Default http1.
+    pub protocol: BackendProtocol,
     /// `send_proxy`: every connection to a backend begins with a PROXY header of this version. Default none.
     pub send_proxy: Option<ProxyVersion>,
     /// `limits.connections_per_backend`. Default none.
@@ -593,6 +614,13 @@ pub enum CheckKind {
         expect: Vec<(u16, u16)>,
         /// Must occur in the first 64 KiB of the body.
         body: Option<String>,
+    },
+    /// The health service of gRPC says SERVING.
+    Grpc {
+        /// The service that is asked for; empty is the server as a whole.
+        service: String,
+        /// `:authority`; default: the backend's address.
+        host: Option<String>,
     },
 }
 

@@ -50,6 +50,7 @@ pub(super) async fn run(
             stream.set_reset_on_close();
             Ok(())
         }
+        CheckKind::Grpc { .. } => Err("no such check".to_owned()),
         CheckKind::Http { .. } => timeout_at(deadline.into(), http(stream, backend, check))
             .await
             .unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout))),
@@ -124,7 +125,7 @@ fn request(
         CheckKind::Http {
             path, method, host, ..
         } => (path.as_str(), method.as_str(), host.as_deref()),
-        CheckKind::Tcp => ("/", "GET", None),
+        _ => ("/", "GET", None),
     };
     let host = host.map_or_else(|| default_host(backend, check.port), str::to_owned);
     Request::builder()

@@ -74,6 +74,8 @@ pub struct Head {
     pub keep_alive: bool,
     /// The protocol the client asks to switch to, and asks for properly.
     pub upgrade: Option<Span>,
+    /// The client takes trailers (`TE`), RFC 9110 section 10.1.4.
+    pub takes_trailers: bool,
     /// The client waits for 100 before it sends the body.
     pub expects_continue: bool,
 }
@@ -272,6 +274,12 @@ impl Head {
         self.upgrade = upgrade.filter(|value| {
             may_upgrade && !value.is_empty() && !list(value.get(bytes)).any(carries_http)
         });
+        self.takes_trailers = fields
+            .iter()
+            .filter(|field| field.known == Known::Te)
+            .any(|field| {
+                list(field.value.get(bytes)).any(|it| it.eq_ignore_ascii_case(b"trailers"))
+            });
         self.expects_continue = false;
         for field in fields.iter().filter(|field| field.known == Known::Expect) {
             if !field.value.get(bytes).eq_ignore_ascii_case(b"100-continue") {

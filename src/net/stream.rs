@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    h2::incoming::Incoming,
+    h2::{Text, backend::Outgoing, incoming::Incoming},
     tls::{Agreed, Tls},
 };
 use crate::reason::Reason;
@@ -36,6 +36,8 @@ pub enum Stream {
     Tls(Box<Tls>),
     /// An HTTP/2 stream of a client, as a connection of its own.
     H2Request(Box<Incoming>),
+    /// An HTTP/2 stream to a backend, as a connection of its own.
+    H2Response(Box<Outgoing>),
 }
 
 impl Stream {
@@ -45,6 +47,7 @@ impl Stream {
         match self {
             Self::Tls(tls) => return tls.try_read(buffer),
             Self::H2Request(stream) => return stream.try_read(buffer),
+            Self::H2Response(stream) => return stream.try_read(buffer),
             Self::Tcp(_) | Self::Unix(_) => {}
         }
         let room = buffer.len();
@@ -66,7 +69,8 @@ impl Stream {
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => tls.try_write(bytes, false),
-            Self::H2Request(stream) => stream.try_write(bytes),
+            Self::H2Request(stream) => stream.write(bytes),
+            Self::H2Response(stream) => stream.write(bytes),
             _ => self.try_send(bytes, SendFlags::NOSIGNAL),
         }
     }
@@ -76,7 +80,8 @@ impl Stream {
     pub fn try_write_last(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => tls.try_write(bytes, true),
-            Self::H2Request(stream) => stream.try_write(bytes),
+            Self::H2Request(stream) => stream.write(bytes),
+            Self::H2Response(stream) => stream.write(bytes),
             _ => self.try_send(bytes, SendFlags::NOSIGNAL | SendFlags::MORE),
         }
     }
@@ -95,7 +100,7 @@ impl Stream {
     }
 
     /// True while an idle connection is fit for use: nothing to read, not closed, no error. A system call is made only
-    /// when the driver has seen something.
+    /// when the driver has seen something. An HTTP/2 stream carries one exchange and is never fit for another.
     pub fn is_quiet(&self) -> bool {
         if let Self::Tls(tls) = self {
             return tls.is_quiet();
@@ -132,6 +137,7 @@ impl Stream {
             Self::Tcp(stream) => drop(stream.ready(Interest::ERROR).await),
             Self::Tls(_) => {}
             Self::H2Request(stream) => poll_fn(|cx| stream.poll_gone(cx)).await,
+            Self::H2Response(stream) => poll_fn(|cx| stream.poll_gone(cx)).await,
             Self::Unix(stream) => {
                 // A closed unix peer is a hang-up without an error: the end of reading and of writing at once.
                 let read_or_gone = Interest::READABLE | Interest::ERROR;
@@ -157,6 +163,7 @@ impl Stream {
         match self {
             Self::Tls(tls) => return tls.shutdown_write(),
             Self::H2Request(stream) => stream.finish(),
+            Self::H2Response(stream) => stream.finish(),
             Self::Tcp(_) | Self::Unix(_) => {}
         }
         if let Some(socket) = self.fd() {
@@ -195,7 +202,7 @@ impl Stream {
         match self {
             Self::Tls(tls) => Some(tls.agreed()),
             Self::H2Request(stream) => stream.agreed(),
-            Self::Tcp(_) | Self::Unix(_) => None,
+            Self::Tcp(_) | Self::Unix(_) | Self::H2Response(_) => None,
         }
     }
 
@@ -207,6 +214,14 @@ impl Stream {
     /// The client's request came by HTTP/2.
     pub const fn is_h2_request(&self) -> bool {
         matches!(self, Self::H2Request(_))
+    }
+
+    /// The stream of HTTP/2 that the backend is asked on, where it speaks that.
+    pub const fn h2_response(&self) -> Option<&Outgoing> {
+        match self {
+            Self::H2Response(stream) => Some(stream),
+            _ => None,
+        }
     }
 
     /// Why nothing of the request may be read: it came by HTTP/2 and is not one.
@@ -249,7 +264,7 @@ impl Stream {
         match self.socket() {
             Self::Tcp(stream) => stream.peer_addr().ok(),
             Self::H2Request(stream) => stream.peer_addr(),
-            Self::Unix(_) | Self::Tls(_) => None,
+            Self::Unix(_) | Self::Tls(_) | Self::H2Response(_) => None,
         }
     }
 
@@ -258,7 +273,7 @@ impl Stream {
         match self.socket() {
             Self::Tcp(stream) => stream.local_addr().ok(),
             Self::H2Request(stream) => stream.local_addr(),
-            Self::Unix(_) | Self::Tls(_) => None,
+            Self::Unix(_) | Self::Tls(_) | Self::H2Response(_) => None,
         }
     }
 
@@ -268,7 +283,8 @@ impl Stream {
             Self::Tcp(stream) => stream.poll_read_ready(cx),
             Self::Unix(stream) => stream.poll_read_ready(cx),
             Self::Tls(tls) => tls.poll_read_ready(cx),
-            Self::H2Request(stream) => stream.poll_read_ready(cx),
+            Self::H2Request(stream) => stream.poll_ready(cx),
+            Self::H2Response(stream) => stream.poll_ready(cx),
         }
     }
 
@@ -278,7 +294,8 @@ impl Stream {
             Self::Tcp(stream) => stream.poll_write_ready(cx),
             Self::Unix(stream) => stream.poll_write_ready(cx),
             Self::Tls(tls) => tls.socket().poll_write_ready(cx),
-            Self::H2Request(stream) => stream.poll_write_ready(cx),
+            Self::H2Request(stream) => stream.poll_room(cx),
+            Self::H2Response(stream) => stream.poll_room(cx),
         }
     }
 
@@ -304,7 +321,9 @@ impl Stream {
             Self::Tcp(stream) => stream.try_io(interest, || operation(stream.as_fd())),
             Self::Unix(stream) => stream.try_io(interest, || operation(stream.as_fd())),
             // Past the encryption, or with no socket: nobody may do that.
-            Self::Tls(_) | Self::H2Request(_) => Err(io::ErrorKind::Unsupported.into()),
+            Self::Tls(_) | Self::H2Request(_) | Self::H2Response(_) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
         }
     }
 
@@ -313,7 +332,7 @@ impl Stream {
         match self.socket() {
             Self::Tcp(stream) => Some(stream.as_fd()),
             Self::Unix(stream) => Some(stream.as_fd()),
-            Self::Tls(_) | Self::H2Request(_) => None,
+            Self::Tls(_) | Self::H2Request(_) | Self::H2Response(_) => None,
         }
     }
 }
@@ -327,6 +346,12 @@ impl From<Tls> for Stream {
 impl From<Incoming> for Stream {
     fn from(stream: Incoming) -> Self {
         Self::H2Request(Box::new(stream))
+    }
+}
+
+impl From<Outgoing> for Stream {
+    fn from(stream: Outgoing) -> Self {
+        Self::H2Response(Box::new(stream))
     }
 }
 
@@ -354,6 +379,7 @@ impl AsyncRead for Stream {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tls(tls) => tls.poll_read(cx, buffer),
             Self::H2Request(stream) => stream.poll_read(cx, buffer),
+            Self::H2Response(stream) => stream.poll_read(cx, buffer),
         }
     }
 }
@@ -370,6 +396,7 @@ impl AsyncWrite for Stream {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(tls) => tls.poll_write(cx, bytes),
             Self::H2Request(stream) => stream.poll_write(cx, bytes),
+            Self::H2Response(stream) => stream.poll_write(cx, bytes),
         }
     }
 
@@ -384,6 +411,7 @@ impl AsyncWrite for Stream {
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Self::Tls(tls) => tls.poll_write_vectored(cx, parts),
             Self::H2Request(stream) => stream.poll_write_vectored(cx, parts),
+            Self::H2Response(stream) => stream.poll_write_vectored(cx, parts),
         }
     }
 

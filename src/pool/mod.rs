@@ -62,6 +62,8 @@ pub struct Pool {
     pub name: Arc<str>,
     /// What the file says about it.
     pub config: model::Pool,
+    /// Changes when connections that were made before may not be used any more: another protocol, or other TLS.
+    pub dial: u64,
     /// In the order of the file; `Backend::index` is the position.
     pub backends: Vec<Arc<Backend>>,
     /// What lives on across reloads.
@@ -165,8 +167,14 @@ impl Pool {
             when_all_down: config.when_all_down,
         };
         let generation = state.admit(backends.clone(), rules);
+        let dial = previous.map_or(0, |previous| {
+            let old = &previous.config;
+            let same = old.protocol == config.protocol && old.tls == config.tls;
+            previous.dial + u64::from(!same)
+        });
         Self {
             name: Arc::clone(&config.name),
+            dial,
             config: config.clone(),
             backends,
             state,

@@ -97,7 +97,8 @@ fn make_room(worker: &Worker, bind: &BindAddress, failures: u32, error: &io::Err
     if failures == 0 {
         tracing::warn!(target: "listener", bind = %bind, %error, "accept failed, idle connections are closed to make room");
     }
-    let closed = worker.idle.borrow_mut().shed(SHED_AT_ONCE);
+    let mut closed = worker.idle.borrow_mut().shed(SHED_AT_ONCE);
+    closed += worker.links.borrow_mut().shed(SHED_AT_ONCE - closed);
     for _ in closed..SHED_AT_ONCE {
         if !worker.connections.shed_one() {
             break;

@@ -29,19 +29,22 @@ pub struct BackendConnection {
     pub written: u64,
     /// The PROXY header it began with: it tells of one client, and may carry nothing of another's.
     introduction: Option<Box<[u8]>>,
+    /// `Pool::dial` when it was made.
+    dial: u64,
     /// The backend ended it with a FIN, as far as reading has shown.
     pub ended: bool,
 }
 
 impl BackendConnection {
-    /// A new connection, on which a PROXY header was sent if `introduction` is one.
-    pub fn new(stream: Stream, introduction: Option<&[u8]>, now: Instant) -> Self {
+    /// A new connection, made as `dial` says (`Pool::dial`), on which a PROXY header was sent if `introduction` is one.
+    pub fn new(stream: Stream, introduction: Option<&[u8]>, dial: u64, now: Instant) -> Self {
         Self {
             stream,
             born: now,
             exchanges: 0,
             written: 0,
             introduction: introduction.map(Box::from),
+            dial,
             ended: false,
         }
     }
@@ -76,7 +79,7 @@ pub struct Idle {
 
 /// Spreads addresses of our own allocations; nobody outside chooses them.
 #[derive(Debug, Default)]
-struct AddressHasher(u64);
+pub(super) struct AddressHasher(u64);
 
 impl Hasher for AddressHasher {
     fn finish(&self) -> u64 {
@@ -97,21 +100,24 @@ impl Hasher for AddressHasher {
 }
 
 /// A backend's state lives at one address as long as anything refers to it, and a line does.
-fn key(state: &Arc<BackendState>) -> usize {
+pub(super) fn key(state: &Arc<BackendState>) -> usize {
     Arc::as_ptr(state) as usize
 }
 
 impl Idle {
-    /// The youngest connection to the backend of `lease` that is quiet and not over its limits, and that began with this
-    /// `introduction`, or without one.
+    /// The youngest connection to the backend of `lease` that is quiet and not over its limits, that was made as `dial` says,
+    /// and that began with this `introduction`, or without one.
     pub fn take(
         &mut self,
         lease: &Lease,
         introduction: Option<&[u8]>,
+        dial: u64,
         now: Instant,
     ) -> Option<BackendConnection> {
         let line = self.lines.get_mut(&key(&lease.state))?;
-        let is_fit = |kept: &Kept| kept.connection.introduction.as_deref() == introduction;
+        let is_fit = |kept: &Kept| {
+            kept.connection.dial == dial && kept.connection.introduction.as_deref() == introduction
+        };
         while let Some(place) = line.kept.iter().rposition(is_fit) {
             let kept = line.kept.remove(place);
             line.state.metrics.mine().connections_idle.sub(1);

@@ -7,6 +7,7 @@ pub mod connections;
 pub mod http;
 pub mod idle;
 mod introduction;
+pub mod links;
 mod secure;
 pub mod tcp;
 pub mod timer;

@@ -11,7 +11,7 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 use tokio::sync::watch;
 
-use super::{connections::Connections, http::Scratch, idle::Idle};
+use super::{connections::Connections, http::Scratch, idle::Idle, links::Links};
 use crate::{
     base::{clock, rng::Random},
     snapshot::{Daemon, Snapshot},
@@ -39,6 +39,8 @@ pub struct Worker {
     pub random: RefCell<Random>,
     /// Idle connections to backends.
     pub idle: RefCell<Idle>,
+    /// HTTP/2 connections to backends.
+    pub links: RefCell<Links>,
     /// Client connections.
     pub connections: Rc<Connections>,
     current: RefCell<Current>,
@@ -63,6 +65,7 @@ impl Worker {
             daemon,
             random: RefCell::new(Random::from_system()),
             idle: RefCell::default(),
+            links: RefCell::default(),
             connections: Rc::default(),
             current: RefCell::new(Current { cache, generation }),
             scratch: RefCell::default(),
@@ -121,6 +124,7 @@ impl Worker {
     /// Housekeeping, a few times a second: idle connections over their time, and the view of the current generation.
     pub fn tick(&self) {
         self.idle.borrow_mut().sweep(clock::now());
+        self.links.borrow_mut().sweep(clock::now());
         drop(self.generation());
     }
 }

@@ -153,6 +153,7 @@ async fn serve(index: usize, daemon: Arc<Daemon>, mut commands: mpsc::UnboundedR
         yield_now().await;
     }
     worker.idle.borrow_mut().clear();
+    worker.links.borrow_mut().clear();
 }
 
 fn stop(sender: &watch::Sender<bool>) {

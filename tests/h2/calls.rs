@@ -3,8 +3,11 @@
 use bytes::Bytes;
 use hyper::http::Method;
 
-use super::{connect, front, request, whole};
-use crate::support::peer::{Peer, refused};
+use super::front;
+use crate::support::{
+    h2::{connect, request, whole},
+    peer::{Peer, refused},
+};
 
 const CALL: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
 

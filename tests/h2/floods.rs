@@ -1,13 +1,13 @@
 //! More work than was asked for: the connection is closed with ENHANCE_YOUR_CALM, RFC 9113 section 10.5.
 
-use super::{
-    front,
-    raw::{
+use super::front;
+use crate::support::{
+    frames::{
         CALM, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, PRIORITY, RST_STREAM, Raw,
         SETTINGS, WINDOW_UPDATE, fields, frame,
     },
+    peer::Peer,
 };
-use crate::support::peer::Peer;
 
 /// Writes `frame` often enough, and reads what the connection ends with.
 fn flood(client: &mut Raw, frame: &[u8]) -> u32 {
@@ -94,8 +94,9 @@ fn honest_traffic_is_no_flood() {
     for turn in 0..600 {
         let stream = 2 * turn + 1;
         client.ask(stream, &GET);
-        let is_end =
-            |frame: &super::raw::Frame| frame.stream == stream && frame.flags & END_STREAM > 0;
+        let is_end = |frame: &crate::support::frames::Frame| {
+            frame.stream == stream && frame.flags & END_STREAM > 0
+        };
         let end = client.until(is_end);
         assert_eq!(end.kind, DATA);
         // What a client says to a response: two windows and a ping.

@@ -4,8 +4,11 @@ use bytes::Bytes;
 use h2::ext::Protocol;
 use hyper::http::{HeaderMap, HeaderValue, Method};
 
-use super::{connect, front, get, patiently, read, request, until, whole};
-use crate::support::peer::{Gate, Peer};
+use super::front;
+use crate::support::{
+    h2::{connect, get, patiently, read, request, until, whole},
+    peer::{Gate, Peer},
+};
 
 /// A backend that answers every request with its own head and body.
 fn echo() -> Peer {

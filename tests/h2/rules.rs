@@ -1,13 +1,13 @@
 //! What may not be in a request, RFC 9113 section 8: nothing of it reaches a backend.
 
-use super::{
-    front,
-    raw::{
+use super::front;
+use crate::support::{
+    frames::{
         CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, RST_STREAM, Raw,
         fields, frame,
     },
+    peer::Peer,
 };
-use crate::support::peer::Peer;
 
 /// What became of the request on stream 1.
 #[derive(Debug, PartialEq, Eq)]

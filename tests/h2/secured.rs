@@ -14,8 +14,12 @@ use rustls::{
 };
 use tokio::{net::TcpStream, task::LocalSet};
 
-use super::{patiently, whole};
-use crate::support::{TempDir, daemon::Daemon, peer::Peer};
+use crate::support::{
+    TempDir,
+    daemon::Daemon,
+    h2::{patiently, whole},
+    peer::Peer,
+};
 
 // Good for a hundred years, and of no use to anybody: the authority's key is gone.
 const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----

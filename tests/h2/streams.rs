@@ -7,30 +7,13 @@ use h2::client;
 use hyper::http::Method;
 use rustix::process::Signal;
 
-use super::{connect, connect_with, front, get, patiently, read, request, until, whole};
+use super::front;
 use crate::support::{
     client::Client,
     daemon::Daemon,
+    h2::{connect, connect_with, get, patiently, pattern, read, request, send, until, whole},
     peer::{Gate, Peer},
 };
-
-/// `length` bytes that differ from place to place.
-fn pattern(length: usize) -> Vec<u8> {
-    (0..length as u32)
-        .map(|place| (place.wrapping_mul(2_654_435_761) >> 13) as u8)
-        .collect()
-}
-
-/// Sends `bytes` as far as the windows let it.
-async fn send(mut body: h2::SendStream<Bytes>, mut bytes: Bytes) {
-    while !bytes.is_empty() {
-        body.reserve_capacity(bytes.len());
-        let room = std::future::poll_fn(|cx| body.poll_capacity(cx));
-        let room = patiently(room).await.unwrap().unwrap();
-        let part = bytes.split_to(room.min(bytes.len()));
-        body.send_data(part, bytes.is_empty()).unwrap();
-    }
-}
 
 #[tokio::test]
 async fn large_bodies_pass_through_small_windows() {
@@ -52,9 +35,9 @@ async fn large_bodies_pass_through_small_windows() {
     small.initial_window_size(7_000);
     let (mut sender, _driver) = connect_with(daemon.address("@web"), &small).await;
     let asked = request(Method::POST, "/", &[]);
-    let (response, body) = sender.send_request(asked, false).unwrap();
+    let (response, mut body) = sender.send_request(asked, false).unwrap();
     let bytes = Bytes::from(pattern(LENGTH));
-    let (answer, ()) = tokio::join!(whole(response), send(body, bytes.clone()));
+    let (answer, ()) = tokio::join!(whole(response), send(&mut body, bytes.clone()));
     assert!(answer.unwrap().body == bytes, "other bytes than were sent");
 }
 
@@ -130,8 +113,10 @@ async fn a_body_that_the_backend_does_not_read_is_not_taken_from_the_client() {
     let daemon = front(backend.address, "");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
     let asked = request(Method::POST, "/", &[("content-length", "20000000")]);
-    let (response, body) = sender.send_request(asked, false).unwrap();
-    let upload = tokio::spawn(send(body, Bytes::from(vec![0; 20_000_000])));
+    let (response, mut body) = sender.send_request(asked, false).unwrap();
+    let upload = tokio::spawn(async move {
+        send(&mut body, Bytes::from(vec![0; 20_000_000])).await;
+    });
     let stopped = tokio::time::timeout(Duration::from_millis(500), whole(response));
     assert!(stopped.await.is_err(), "nothing is answered yet");
     assert!(!upload.is_finished(), "somebody has stored the body");

@@ -117,6 +117,11 @@ const ANSWERS: &[(&str, &str, &str)] = &[
         "The request was not received in time.",
     ),
     (
+        "http_upgrade_failed",
+        "http_upgrade_failed",
+        "The upstream server did not accept the change of protocol.",
+    ),
+    (
         "no_route",
         "destination_not_found",
         "No route matches the request.",

@@ -19,6 +19,8 @@
 pub mod answers;
 pub mod client;
 pub mod daemon;
+pub mod frames;
+pub mod h2;
 pub mod peer;
 pub mod program;
 pub mod tls;

@@ -6,7 +6,7 @@ use balancer::{
         fields::{Known, Span, is_same_or_twin},
         request::{Framing, Head, Limits, Refusal},
     },
-    proxy::http::{Changes, Origin, request_head},
+    proxy::http::{Changes, Hop, Origin, request_head},
 };
 
 use super::{count, lines, prefixes};
@@ -126,17 +126,13 @@ fn write(head: &mut Head, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
             wanted.push((name.to_vec(), value.to_vec()));
         }
     }
-    let close = !head.keep_alive;
+    let hop = if head.keep_alive {
+        Hop::KeepAlive
+    } else {
+        Hop::Close
+    };
     let mut out = Vec::new();
-    request_head(
-        &mut out,
-        head,
-        &rules,
-        origin,
-        id,
-        Changes::default(),
-        close,
-    );
+    request_head(&mut out, head, &rules, origin, id, Changes::default(), hop);
     (out, wanted)
 }
 

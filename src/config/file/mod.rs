@@ -5,6 +5,7 @@
 
 mod common;
 mod global;
+mod health_check;
 mod listener;
 mod matching;
 mod pool;

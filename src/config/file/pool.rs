@@ -1,11 +1,12 @@
-//! Reads `pools.NAME`: backends, policy, PROXY header, check, ejection, retries, timeouts, keepalive, limits.
+//! Reads `pools.NAME`: backends, policy, protocol, PROXY header, ejection, retries, timeouts, keepalive, limits. The check
+//! is read in `health_check.rs`.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     At, Reader, Section,
-    common::{DAY, HOUR, MS, clean_text, method, retries, timeouts, warn_short_total},
-    quote, set, tls,
+    common::{DAY, HOUR, MS, retries, timeouts, warn_short_total},
+    health_check, quote, set, tls,
 };
 use crate::{
     base::{
@@ -13,8 +14,8 @@ use crate::{
         units,
     },
     config::model::{
-        Backend, CheckKind, Ejection, HealthCheck, Keepalive, Policy, Pool, PoolTimeouts,
-        ProxyVersion, Retries, WhenAllDown,
+        Backend, BackendProtocol, Ejection, Keepalive, Policy, Pool, PoolTimeouts, ProxyVersion,
+        Retries, WhenAllDown,
     },
 };
 
@@ -34,8 +35,9 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
         ),
     }
     choices(reader, &keys, &mut pool);
+    check_protocol(reader, at, &keys, pool.protocol);
     if let Some(at) = keys.get("health_check") {
-        pool.health_check = health_check(reader, at);
+        pool.health_check = health_check::read(reader, at, pool.protocol);
     }
     if let Some(at) = keys.get("ejection") {
         pool.ejection = ejection(reader, at);
@@ -51,7 +53,7 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
         pool.keepalive = keepalive(reader, at);
     }
     if let Some(at) = keys.get("tls") {
-        pool.tls = tls::pool(reader, at);
+        pool.tls = tls::pool(reader, at, pool.protocol);
         check_names(reader, at, &pool);
     }
     if let Some(at) = keys.get("limits")
@@ -65,6 +67,29 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
         );
     }
     pool
+}
+
+/// `h2` is agreed on within TLS, and `h2c` is the same without.
+fn check_protocol(
+    reader: &mut Reader<'_>,
+    pool: At<'_>,
+    keys: &Section<'_>,
+    protocol: BackendProtocol,
+) {
+    let at = keys.get("protocol").unwrap_or(pool);
+    match (protocol, keys.get("tls")) {
+        (BackendProtocol::H2, None) => reader.error(
+            at,
+            "`protocol: h2` without `tls`",
+            "add `tls: {}`, or write `h2c` for HTTP/2 without TLS",
+        ),
+        (BackendProtocol::H2c, Some(_)) => reader.error(
+            at,
+            "`protocol: h2c` with `tls`",
+            "write `h2` for HTTP/2 under TLS, or remove `tls`",
+        ),
+        _ => {}
+    }
 }
 
 /// Where no name is given, a backend's own host is what its certificate must be for.
@@ -94,7 +119,12 @@ fn choices(reader: &mut Reader<'_>, keys: &Section<'_>, pool: &mut Pool) {
         set(&mut pool.policy, reader.word(at, &words));
     }
     if let Some(at) = keys.get("protocol") {
-        let _checked = reader.word(at, &[("http1", ())]);
+        let words = [
+            ("http1", BackendProtocol::Http1),
+            ("h2", BackendProtocol::H2),
+            ("h2c", BackendProtocol::H2c),
+        ];
+        set(&mut pool.protocol, reader.word(at, &words));
     }
     if let Some(at) = keys.get("send_proxy") {
         let words = [
@@ -240,179 +270,6 @@ fn address(reader: &mut Reader<'_>, at: At<'_>) -> Option<BackendAddress> {
         help,
     );
     None
-}
-
-fn health_check(reader: &mut Reader<'_>, at: At<'_>) -> Option<HealthCheck> {
-    if at.is_word("none") {
-        return None;
-    }
-    let mut check = HealthCheck::default();
-    let Some(keys) = reader.section(at, "pools.NAME.health_check") else {
-        return Some(check);
-    };
-    check.kind = check_kind(reader, &keys);
-    check.port = keys
-        .get("port")
-        .and_then(|at| reader.integer(at, 1, 65_535))
-        .map(|port| port as u16);
-    if let Some(at) = keys.get("interval") {
-        let shortest = Duration::from_millis(100);
-        set(&mut check.interval, reader.duration(at, shortest, HOUR));
-    }
-    if let Some(at) = keys.get("timeout") {
-        set(&mut check.timeout, reader.duration(at, MS, HOUR));
-    }
-    for (key, slot) in [("rise", &mut check.rise), ("fall", &mut check.fall)] {
-        if let Some(at) = keys.get(key) {
-            set(slot, reader.integer(at, 1, 100).map(|n| n as u32));
-        }
-    }
-    if check.timeout > check.interval
-        && let Some(at) = keys.get("timeout").or_else(|| keys.get("interval"))
-    {
-        reader.warn_at_key(
-            at,
-            format!(
-                "`timeout` ({}) is longer than `interval` ({})",
-                units::show_duration(check.timeout),
-                units::show_duration(check.interval)
-            ),
-            "make the timeout shorter: checks would overlap",
-        );
-    }
-    Some(check)
-}
-
-fn check_kind(reader: &mut Reader<'_>, keys: &Section<'_>) -> CheckKind {
-    let http_keys = ["path", "method", "host", "expect", "body"];
-    let mut http = keys.get("path").is_some();
-    if let Some(at) = keys.get("type") {
-        set(
-            &mut http,
-            reader.word(at, &[("tcp", false), ("http", true)]),
-        );
-    }
-    if !http {
-        for key in http_keys {
-            if let Some(at) = keys.get(key) {
-                reader.error_at_key(
-                    at,
-                    format!("`{key}` belongs to an http check, this one is tcp"),
-                    "write `type: http`, or `path`, or remove the key",
-                );
-            }
-        }
-        return CheckKind::Tcp;
-    }
-    let mut path = "/".to_owned();
-    if let Some(at) = keys.get("path") {
-        set(&mut path, target(reader, at));
-    }
-    let mut verb = "GET".to_owned();
-    if let Some(at) = keys.get("method") {
-        set(&mut verb, method(reader, at));
-    }
-    let mut expect = vec![(200, 399)];
-    if let Some(at) = keys.get("expect") {
-        expect = statuses(reader, at);
-    }
-    let host = keys.get("host").and_then(|at| check_host(reader, at));
-    let body = keys
-        .get("body")
-        .and_then(|at| check_body(reader, at, &verb));
-    CheckKind::Http {
-        path,
-        method: verb,
-        host,
-        expect,
-        body,
-    }
-}
-
-fn target(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
-    let path = clean_text(reader, at, "the path of a check")?;
-    let fine = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
-    if !fine {
-        let help = if path.contains("://") {
-            "leave out scheme and host; `host` sets the Host header"
-        } else {
-            "write a path that begins with `/`, such as `/healthz`"
-        };
-        reader.error(
-            at,
-            format!("{} is not a path to ask for", quote(path)),
-            help,
-        );
-    }
-    fine.then(|| path.to_owned())
-}
-
-fn check_host(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
-    let host = clean_text(reader, at, "the host of a check")?;
-    let fine = !host.is_empty()
-        && host
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b));
-    if !fine {
-        reader.error(
-            at,
-            format!("{} is not a host name", quote(host)),
-            "write a name such as `app.example.com`, with a port where it is needed",
-        );
-    }
-    fine.then(|| host.to_owned())
-}
-
-fn check_body(reader: &mut Reader<'_>, at: At<'_>, verb: &str) -> Option<String> {
-    let hint = "write a text that occurs in the answer";
-    let body = reader.text(at, "a text", hint)?;
-    if body.is_empty() || body.len() > 4096 {
-        reader.error(at, "expected a text of 1 to 4096 bytes", hint);
-        return None;
-    }
-    if verb == "HEAD" {
-        reader.error_at_key(
-            at,
-            "the answer to HEAD has no body",
-            "remove `body`, or use `method: GET`",
-        );
-    }
-    Some(body.to_owned())
-}
-
-/// `200`, `200-399`, `2xx`, or a list of these.
-fn statuses(reader: &mut Reader<'_>, at: At<'_>) -> Vec<(u16, u16)> {
-    let hint = "write `200`, `200-399`, `2xx` or a list of these";
-    let mut ranges = Vec::new();
-    for entry in reader.one_or_more(&at, "a status", hint) {
-        let Some(text) = reader.text(entry, "a status", hint) else {
-            continue;
-        };
-        match status_range(text) {
-            Some(range) => ranges.push(range),
-            None => reader.error(
-                entry,
-                format!("expected statuses of 100 to 599, found {}", quote(text)),
-                hint,
-            ),
-        }
-    }
-    ranges
-}
-
-fn status_range(text: &str) -> Option<(u16, u16)> {
-    let status = |text: &str| {
-        text.parse::<u16>()
-            .ok()
-            .filter(|status| text.len() == 3 && (100..=599).contains(status))
-    };
-    if let Some(class) = text.strip_suffix("xx") {
-        let class = class.parse::<u16>().ok().filter(|n| (1..=5).contains(n))?;
-        return Some((class * 100, class * 100 + 99));
-    }
-    let (low, high) = text.split_once('-').unwrap_or((text, text));
-    let (low, high) = (status(low.trim())?, status(high.trim())?);
-    (low <= high).then_some((low, high))
 }
 
 fn ejection(reader: &mut Reader<'_>, at: At<'_>) -> Option<Ejection> {

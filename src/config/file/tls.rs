@@ -20,7 +20,10 @@ use crate::{
     base::{certificate, clock, crypto::provider},
     config::{
         io_cause,
-        model::{Certificate, ClientCa, ListenerProtocol, ListenerTls, PoolTls, TlsVersion},
+        model::{
+            BackendProtocol, Certificate, ClientCa, ListenerProtocol, ListenerTls, PoolTls,
+            TlsVersion,
+        },
         tls::AnyCertificate,
     },
 };
@@ -367,7 +370,11 @@ fn alpn(reader: &mut Reader<'_>, keys: &Section<'_>, protocol: ListenerProtocol)
 }
 
 /// Reads `pools.NAME.tls`.
-pub(super) fn pool(reader: &mut Reader<'_>, at: At<'_>) -> Option<PoolTls> {
+pub(super) fn pool(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    protocol: BackendProtocol,
+) -> Option<PoolTls> {
     let keys = reader.section(at, "pools.NAME.tls")?;
     let mut verify = true;
     if let Some(at) = keys.get("verify") {
@@ -403,9 +410,12 @@ pub(super) fn pool(reader: &mut Reader<'_>, at: At<'_>) -> Option<PoolTls> {
         None if verify => (Vec::new(), system_roots(reader, at)?),
         None => (Vec::new(), RootCertStore::empty()),
     };
-    let config = client_config(store, verify, client_cert.as_ref())
+    let mut config = client_config(store, verify, client_cert.as_ref())
         .map_err(|error| reader.error_at_key(at, format!("{error}"), "see docs/configuration.md"))
         .ok()?;
+    if protocol.is_h2() {
+        config.alpn_protocols = vec![b"h2".to_vec()];
+    }
     Some(PoolTls {
         server_name,
         verify,

@@ -5,6 +5,7 @@
 
 use hyper::http::{HeaderMap, Method, header, request::Parts};
 
+use super::{is_plain, reader::Body};
 use crate::{
     http1::{encode, fields::Known, request::Limits},
     reason::Reason,
@@ -12,19 +13,6 @@ use crate::{
 
 /// What is added to a field's bytes for its size, RFC 9113 section 6.5.2.
 const FIELD_OVERHEAD: usize = 32;
-
-/// What follows the head on the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Body {
-    /// Nothing.
-    None,
-    /// The bytes of a declared length.
-    Plain,
-    /// A body that ends when the stream says so, as chunks.
-    Chunked,
-    /// Another protocol, RFC 8441.
-    Raw,
-}
 
 /// Appends the head to `out`. `ends`: the stream ends with the fields. `key` is the nonce for a WebSocket, encoded.
 pub(super) fn encode(
@@ -68,18 +56,6 @@ pub(super) fn encode(
     };
     encode::end(out);
     Ok(body)
-}
-
-/// Trailers as the section behind the last chunk; `None` if they may not be passed on.
-pub(super) fn trailers(fields: &HeaderMap) -> Option<Vec<u8>> {
-    let mut out = Vec::new();
-    for (name, value) in fields {
-        if !is_plain(value.as_bytes()) || Known::of(name.as_str().as_bytes()).is_hop_by_hop() {
-            return None;
-        }
-        encode::field(&mut out, name.as_str().as_bytes(), value.as_bytes());
-    }
-    Some(out)
 }
 
 /// Fields are counted one by one, each part of a cookie too: the many small ones are the attack (RFC 9113 section 10.5.1).
@@ -161,16 +137,6 @@ fn cookies(out: &mut Vec<u8>, fields: &HeaderMap) {
         out.extend_from_slice(crumb.as_bytes());
     }
     encode::end(out);
-}
-
-/// No control bytes, no blanks at either end: RFC 9113 section 8.2.1.
-fn is_plain(value: &[u8]) -> bool {
-    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    !is_blank(value.first())
-        && !is_blank(value.last())
-        && value
-            .iter()
-            .all(|byte| matches!(byte, b'\t' | b' '..=0x7e | 0x80..))
 }
 
 #[cfg(test)]

@@ -1,69 +1,38 @@
-//! Turns the bytes of an HTTP/1.1 response, as the engine writes them, into the frames of an h2 stream.
-//!
-//! Bounded: bytes are taken only as far as the client's windows and the stream's send buffer have room.
+//! The response of a client's stream: the HTTP/1.1 head that the engine writes becomes that of the stream.
 
 use std::{
     io,
     mem::MaybeUninit,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
-use bytes::{Bytes, BytesMut};
-use h2::{SendStream, server::SendResponse};
-use hyper::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use bytes::Bytes;
+use h2::server::SendResponse;
+use hyper::http::{HeaderMap, Response, StatusCode};
 
-use crate::http1::{
-    body::{Decoder, Step},
-    fields::Known,
-    head_end,
-};
-
-/// Most bytes of a head that we write ourselves: a backend's, and what routes add.
-const MAX_HEAD: usize = 512 << 10;
-/// Most fields of such a head.
-const MAX_FIELDS: usize = 512;
-/// How much room is asked for when the next write is not known.
-const ROOM: usize = 16 << 10;
-
-#[derive(Debug)]
-enum Phase {
-    /// Within a head; what is there of it.
-    Head(Vec<u8>),
-    /// Within the body. So many bytes to come are known to be of it.
-    Body(Decoder, usize),
-    /// Bytes of another protocol.
-    Raw,
-    /// The stream has been ended.
-    Done,
-}
+use super::writer::{self, MAX_FIELDS, Writer, gone, invalid};
+use crate::http1::body::Decoder;
 
 /// The response of one stream.
 #[derive(Debug)]
 pub(super) struct Sending {
     respond: SendResponse<Bytes>,
+    /// What is there of a head.
+    head: Vec<u8>,
     /// After the final head.
-    body: Option<SendStream<Bytes>>,
-    phase: Phase,
+    body: Option<Writer>,
     is_head: bool,
     /// A switch to another protocol was asked for.
     may_switch: bool,
 }
 
-fn gone<T>(error: h2::Error) -> io::Result<T> {
-    Err(io::Error::new(io::ErrorKind::BrokenPipe, error))
-}
-
-fn invalid(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
-}
-
 impl Sending {
     /// The response to a request that was HEAD or not, and asked for another protocol or not.
-    pub(super) fn new(respond: SendResponse<Bytes>, is_head: bool, may_switch: bool) -> Self {
+    pub(super) const fn new(respond: SendResponse<Bytes>, is_head: bool, may_switch: bool) -> Self {
         Self {
             respond,
+            head: Vec::new(),
             body: None,
-            phase: Phase::Head(Vec::new()),
             is_head,
             may_switch,
         }
@@ -74,35 +43,22 @@ impl Sending {
         let mut used = 0;
         while used < input.len() {
             let rest = input.get(used..).unwrap_or_default();
-            let count = match &mut self.phase {
-                Phase::Head(_) => self.write_head(rest)?,
-                Phase::Body(..) | Phase::Raw => match self.write_body(rest) {
+            used += match &mut self.body {
+                None => {
+                    let (whole, count) = writer::collect(&mut self.head, rest)?;
+                    if whole {
+                        let head = std::mem::take(&mut self.head);
+                        self.send_head(&head)?;
+                    }
+                    count
+                }
+                Some(body) => match body.write(rest) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock && used > 0 => break,
                     count => count?,
                 },
-                // The body of an answer to HEAD, where the engine did not know the method of a request it refused.
-                Phase::Done => rest.len(),
             };
-            used += count;
         }
         Ok(used)
-    }
-
-    fn write_head(&mut self, input: &[u8]) -> io::Result<usize> {
-        let Phase::Head(head) = &mut self.phase else {
-            return Ok(0);
-        };
-        let before = head.len();
-        head.extend_from_slice(input);
-        let Some(end) = head_end(head, before) else {
-            if head.len() > MAX_HEAD {
-                return Err(invalid("a head that does not end"));
-            }
-            return Ok(input.len());
-        };
-        let head = std::mem::take(head);
-        self.send_head(head.get(..end).unwrap_or_default())?;
-        Ok(end - before)
     }
 
     fn send_head(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -114,7 +70,7 @@ impl Sending {
         let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, status) else {
             return Err(invalid("no response head"));
         };
-        let (fields, decoder) = self.fields(head.headers, status)?;
+        let (fields, decoder) = writer::fields(head.headers)?;
         if status == StatusCode::SWITCHING_PROTOCOLS {
             return self.begin_raw(fields);
         }
@@ -124,51 +80,19 @@ impl Sending {
         if status.is_informational() {
             return self.respond.send_informational(response).or_else(gone);
         }
-        let ends = decoder.is_done();
-        self.body = Some(self.respond.send_response(response, ends).or_else(gone)?);
-        self.phase = if ends {
-            Phase::Done
+        let decoder = if self.is_head || matches!(status.as_u16(), 204 | 304) {
+            Decoder::Length(0)
         } else {
-            Phase::Body(decoder, 0)
+            decoder.unwrap_or(Decoder::UntilClose)
         };
+        let ends = decoder.is_done();
+        let stream = self.respond.send_response(response, ends).or_else(gone)?;
+        self.body = Some(if ends {
+            Writer::done(stream)
+        } else {
+            Writer::body(stream, decoder)
+        });
         Ok(())
-    }
-
-    /// The fields that go on, and how the body is framed.
-    fn fields(
-        &self,
-        fields: &[httparse::Header<'_>],
-        status: StatusCode,
-    ) -> io::Result<(HeaderMap, Decoder)> {
-        let mut kept = HeaderMap::with_capacity(fields.len());
-        let mut decoder = Decoder::UntilClose;
-        for field in fields {
-            let known = Known::of(field.name.as_bytes());
-            match known {
-                Known::ContentLength => {
-                    let length = str::from_utf8(field.value)
-                        .ok()
-                        .and_then(|it| it.parse().ok());
-                    decoder = Decoder::Length(length.ok_or(invalid("no length"))?);
-                }
-                Known::TransferEncoding => decoder = Decoder::chunked(),
-                _ => {}
-            }
-            // RFC 9113 section 8.2.2.
-            if known.is_hop_by_hop() {
-                continue;
-            }
-            let name = HeaderName::from_bytes(field.name.as_bytes());
-            let value = HeaderValue::from_bytes(field.value);
-            let (Ok(name), Ok(value)) = (name, value) else {
-                return Err(invalid("a field that HTTP/2 does not have"));
-            };
-            kept.append(name, value);
-        }
-        if self.is_head || matches!(status.as_u16(), 204 | 304) {
-            decoder = Decoder::Length(0);
-        }
-        Ok((kept, decoder))
     }
 
     /// RFC 8441 section 5: the switch of HTTP/1 is a plain 200 here, and its handshake ends with us.
@@ -179,142 +103,39 @@ impl Sending {
         fields.remove("sec-websocket-accept");
         let mut response = Response::new(());
         *response.headers_mut() = fields;
-        self.body = Some(self.respond.send_response(response, false).or_else(gone)?);
-        self.phase = Phase::Raw;
-        Ok(())
-    }
-
-    /// Sends body bytes as far as there is room.
-    fn write_body(&mut self, input: &[u8]) -> io::Result<usize> {
-        let Some(stream) = &mut self.body else {
-            return Err(invalid("a body before its head"));
-        };
-        stream.reserve_capacity(input.len());
-        let room = stream.capacity();
-        let mut data = BytesMut::with_capacity(room.min(input.len()));
-        let (mut used, mut ended) = (0, false);
-        if let Phase::Body(decoder, known) = &mut self.phase {
-            loop {
-                let rest = input.get(used..).unwrap_or_default();
-                if *known == 0 {
-                    match decoder.step(rest).map_err(|error| invalid(error.0))? {
-                        Step::Data(count) => *known = count,
-                        Step::Skip(count) => used += count,
-                        Step::More => break,
-                        Step::End => {
-                            ended = true;
-                            break;
-                        }
-                    }
-                    continue;
-                }
-                let count = (*known).min(rest.len()).min(room - data.len());
-                if count == 0 {
-                    break;
-                }
-                data.extend_from_slice(rest.get(..count).unwrap_or_default());
-                *known -= count;
-                used += count;
-            }
-        } else {
-            used = room.min(input.len());
-            data.extend_from_slice(input.get(..used).unwrap_or_default());
-        }
-        if used == 0 && !ended {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        self.send(data.freeze(), ended)?;
-        Ok(used)
-    }
-
-    fn send(&mut self, data: Bytes, ended: bool) -> io::Result<()> {
-        let Some(stream) = &mut self.body else {
-            return Ok(());
-        };
-        let trailers = match &self.phase {
-            Phase::Body(decoder, _) if ended => read_trailers(decoder.trailers())?,
-            _ => None,
-        };
-        let last = ended && trailers.is_none();
-        if last || !data.is_empty() {
-            stream.send_data(data, last).or_else(gone)?;
-        }
-        if let Some(trailers) = trailers {
-            stream.send_trailers(trailers).or_else(gone)?;
-        }
-        if ended {
-            self.phase = Phase::Done;
-        } else {
-            // Room that is not used may be another stream's.
-            stream.reserve_capacity(0);
-        }
+        let stream = self.respond.send_response(response, false).or_else(gone)?;
+        self.body = Some(Writer::raw(stream));
         Ok(())
     }
 
     /// Ready when a write takes something, or fails.
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(stream) = &mut self.body else {
-            return Poll::Ready(Ok(()));
-        };
-        if matches!(self.phase, Phase::Done) {
-            return Poll::Ready(Ok(()));
+        match &mut self.body {
+            Some(body) => body.poll_room(cx),
+            None => Poll::Ready(Ok(())),
         }
-        stream.reserve_capacity(ROOM);
-        while stream.capacity() == 0 {
-            match ready!(stream.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(gone(error)),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            }
-        }
-        Poll::Ready(Ok(()))
     }
 
     /// Ready when the stream is no more, whoever ended it.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.body {
-            Some(stream) => stream.poll_reset(cx).map(drop),
+            Some(body) => body.poll_gone(cx),
             None => self.respond.poll_reset(cx).map(drop),
         }
     }
 
     /// Ends a tunnel. A response ends by its own framing, or not at all.
     pub(super) fn finish(&mut self) {
-        if let (Phase::Raw, Some(stream)) = (&self.phase, &mut self.body) {
-            // Fails only on a stream that is no more.
-            let _ = stream.send_data(Bytes::new(), true);
-            self.phase = Phase::Done;
+        if let Some(body) = &mut self.body {
+            body.finish();
         }
     }
 
     /// Makes sure that what is not whole does not look whole.
     pub(super) fn cut(&mut self) {
-        match self.phase {
-            Phase::Done => {}
-            Phase::Raw => self.respond.send_reset(h2::Reason::CANCEL),
-            _ => self.respond.send_reset(h2::Reason::INTERNAL_ERROR),
+        match &mut self.body {
+            Some(body) => body.cut(h2::Reason::INTERNAL_ERROR),
+            None => self.respond.send_reset(h2::Reason::INTERNAL_ERROR),
         }
     }
-}
-
-/// The fields of a trailer section; `None` if there are none.
-fn read_trailers(section: &[u8]) -> io::Result<Option<HeaderMap>> {
-    if section.is_empty() {
-        return Ok(None);
-    }
-    let mut trailers = HeaderMap::new();
-    for line in section.split(|byte| *byte == b'\n') {
-        let line = line.trim_ascii_end();
-        let Some(colon) = memchr::memchr(b':', line) else {
-            continue;
-        };
-        let (name, value) = line.split_at(colon);
-        let name = HeaderName::from_bytes(name);
-        let value = HeaderValue::from_bytes(value.get(1..).unwrap_or_default().trim_ascii());
-        let (Ok(name), Ok(value)) = (name, value) else {
-            return Err(invalid("a trailer that HTTP/2 does not have"));
-        };
-        trailers.append(name, value);
-    }
-    Ok(Some(trailers))
 }

@@ -5,6 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
@@ -20,6 +21,8 @@ use crate::{base::clock, net::stream::Stream};
 const ALLOWANCE: i64 = 2_000;
 /// What it gets back in a second.
 const REFILL: i64 = 100;
+/// Most heads and trailers on one stream of a backend: two more than the interim responses that are passed on.
+const SECTIONS: u32 = 18;
 /// Length of a frame's header.
 const HEADER: usize = 9;
 /// Length of what a client sends first, RFC 9113 section 3.4.
@@ -33,6 +36,25 @@ pub struct Account {
     written: Cell<u64>,
     /// The stream, when the connection has given it back.
     stream: RefCell<Option<Stream>>,
+    /// What is seen of a backend; `None` towards clients.
+    backend: Option<Box<Backend>>,
+}
+
+/// What the frames of a backend have told.
+#[derive(Debug, Default)]
+struct Backend {
+    has_settings: Cell<bool>,
+    /// The streams that exchanges are using.
+    streams: RefCell<HashMap<u32, Heard>>,
+}
+
+/// What was heard of one stream.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Heads and trailers.
+    sections: u32,
+    /// The backend has come to the end of its message.
+    ended: bool,
 }
 
 impl Account {
@@ -55,6 +77,61 @@ impl Account {
         self.left.get() < 0
     }
 
+    /// The backend has sent its settings, RFC 9113 section 3.4.
+    pub fn has_settings(&self) -> bool {
+        let backend = self.backend.as_ref();
+        backend.is_some_and(|backend| backend.has_settings.get())
+    }
+
+    /// An exchange uses stream `id` of a backend.
+    pub fn stream_begins(&self, id: u32) {
+        if let Some(backend) = &self.backend {
+            backend.streams.borrow_mut().insert(id, Heard::default());
+        }
+    }
+
+    /// It does so no more.
+    pub fn stream_ends(&self, id: u32) {
+        if let Some(backend) = &self.backend {
+            backend.streams.borrow_mut().remove(&id);
+        }
+    }
+
+    /// The backend has sent all of its message on stream `id`, which is in use.
+    pub fn has_ended(&self, id: u32) -> bool {
+        let streams = self
+            .backend
+            .as_ref()
+            .map(|backend| backend.streams.borrow());
+        streams.is_some_and(|streams| streams.get(&id).is_some_and(|heard| heard.ended))
+    }
+
+    /// A frame from the peer.
+    fn came(&self, frame: Frame) {
+        self.pay(cost_in(frame));
+        if let Some(backend) = &self.backend {
+            self.heard(backend, frame);
+        }
+    }
+
+    fn heard(&self, backend: &Backend, frame: Frame) {
+        if frame.kind == SETTINGS && frame.flags & ACK == 0 {
+            backend.has_settings.set(true);
+        }
+        if !matches!(frame.kind, DATA | HEADERS) {
+            return;
+        }
+        let mut streams = backend.streams.borrow_mut();
+        let Some(heard) = streams.get_mut(&frame.stream) else {
+            return;
+        };
+        heard.ended |= frame.flags & END_STREAM != 0;
+        heard.sections += u32::from(frame.kind == HEADERS);
+        if heard.sections > SECTIONS {
+            self.pay(ALLOWANCE);
+        }
+    }
+
     /// Bytes that went out.
     pub fn written(&self) -> u64 {
         self.written.get()
@@ -75,8 +152,23 @@ struct Frames {
     skip: usize,
 }
 
-/// Kind, flags and length of a frame.
-type Frame = (u8, u8, usize);
+/// The header of a frame, RFC 9113 section 4.1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Frame {
+    kind: u8,
+    flags: u8,
+    length: usize,
+    stream: u32,
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
 
 impl Frames {
     fn feed(&mut self, mut bytes: &[u8], mut seen: impl FnMut(Frame)) {
@@ -96,31 +188,32 @@ impl Frames {
             self.have += count;
             if self.have == HEADER {
                 self.have = 0;
-                let [high, middle, low, kind, flags, ..] = self.header;
+                let [high, middle, low, kind, flags, stream @ ..] = self.header;
                 let length = u32::from_be_bytes([0, high, middle, low]) as usize;
                 self.skip = length;
-                seen((kind, flags, length));
+                seen(Frame {
+                    kind,
+                    flags,
+                    length,
+                    stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
+                });
             }
         }
     }
 }
 
-/// What a frame of the client costs, and less than nothing for one that is work asked for or done; RFC 9113 section 6.
-fn cost_in((kind, flags, length): Frame) -> i64 {
-    const END_STREAM: u8 = 1;
-    const ACK: u8 = 1;
-    match kind {
-        // DATA.
-        0 if length > 0 => -1,
-        0 if flags & END_STREAM == 0 => 10,
-        // HEADERS are limited by the number of streams.
-        0 | 1 => 0,
-        // RST_STREAM: the work for the stream was for nothing.
-        3 => 10,
-        // SETTINGS, PING: each is answered.
-        4 | 6 if flags & ACK == 0 => 5,
-        // CONTINUATION.
-        9 => 20,
+/// What a frame of the peer costs, and less than nothing for one that is work asked for or done; RFC 9113 section 6.
+fn cost_in(frame: Frame) -> i64 {
+    match frame.kind {
+        DATA if frame.length > 0 => -1,
+        DATA if frame.flags & END_STREAM == 0 => 10,
+        // Heads are limited by the number of streams, those of backends by `SECTIONS` too.
+        DATA | HEADERS => 0,
+        // The work for the stream was for nothing.
+        RST_STREAM => 10,
+        // Each is answered.
+        SETTINGS | PING if frame.flags & ACK == 0 => 5,
+        CONTINUATION => 20,
         // PRIORITY, WINDOW_UPDATE, acknowledgements, unknown ones.
         _ => 1,
     }
@@ -128,10 +221,10 @@ fn cost_in((kind, flags, length): Frame) -> i64 {
 
 /// Each frame of a response may be followed by two window updates and a ping. Our own resets cost as much as theirs: a client
 /// can provoke them.
-fn cost_out((kind, _, _): Frame) -> i64 {
-    match kind {
-        0 | 1 => -7,
-        3 => 10,
+fn cost_out(frame: Frame) -> i64 {
+    match frame.kind {
+        DATA | HEADERS => -7,
+        RST_STREAM => 10,
         _ => 0,
     }
 }
@@ -149,19 +242,31 @@ pub struct Watched {
 impl Watched {
     /// Watches `stream`, of which `before` has been read already, beginning with the preface.
     pub fn new(stream: Stream, before: Vec<u8>) -> (Self, Rc<Account>) {
+        let mut watched = Self::begin(stream, None);
+        watched.0.before = before;
+        watched.0.incoming.skip = PREFACE;
+        watched
+    }
+
+    /// Watches a new connection to a backend.
+    pub fn of_backend(stream: Stream) -> (Self, Rc<Account>) {
+        let mut watched = Self::begin(stream, Some(Box::default()));
+        watched.0.outgoing.skip = PREFACE;
+        watched
+    }
+
+    fn begin(stream: Stream, backend: Option<Box<Backend>>) -> (Self, Rc<Account>) {
         let account = Rc::new(Account {
             left: Cell::new(ALLOWANCE),
             filled: Cell::new(clock::now()),
             written: Cell::new(0),
             stream: RefCell::default(),
+            backend,
         });
         let watched = Self {
             stream: Some(stream),
-            before,
-            incoming: Frames {
-                skip: PREFACE,
-                ..Frames::default()
-            },
+            before: Vec::new(),
+            incoming: Frames::default(),
             outgoing: Frames::default(),
             account: Rc::clone(&account),
         };
@@ -217,7 +322,7 @@ impl AsyncRead for Watched {
         }
         let new = buffer.filled().get(start..).unwrap_or_default();
         let account = &this.account;
-        this.incoming.feed(new, |frame| account.pay(cost_in(frame)));
+        this.incoming.feed(new, |frame| account.came(frame));
         Poll::Ready(Ok(()))
     }
 }
@@ -264,10 +369,20 @@ mod tests {
 
     use super::*;
 
-    fn frame(kind: u8, flags: u8, length: usize) -> Vec<u8> {
-        let mut bytes = (length as u32).to_be_bytes()[1..].to_vec();
-        bytes.extend([kind, flags, 0, 0, 0, 1]);
-        bytes.resize(HEADER + length, 0xee);
+    fn header(kind: u8, flags: u8, length: usize) -> Frame {
+        Frame {
+            kind,
+            flags,
+            length,
+            stream: 1,
+        }
+    }
+
+    fn bytes(frame: &Frame) -> Vec<u8> {
+        let mut bytes = (frame.length as u32).to_be_bytes()[1..].to_vec();
+        bytes.extend([frame.kind, frame.flags]);
+        bytes.extend(frame.stream.to_be_bytes());
+        bytes.resize(HEADER + frame.length, 0xee);
         bytes
     }
 
@@ -280,10 +395,8 @@ mod tests {
             (9, 4, 77),
             (0, 0, 70_000),
         ];
-        let bytes: Vec<u8> = sent
-            .iter()
-            .flat_map(|(kind, flags, length)| frame(*kind, *flags, *length))
-            .collect();
+        let sent = sent.map(|(kind, flags, length)| header(kind, flags, length));
+        let bytes: Vec<u8> = sent.iter().flat_map(bytes).collect();
         for size in [1, 2, 8, 9, 10, 100, 1_000, bytes.len()] {
             let (mut frames, mut seen) = (Frames::default(), Vec::new());
             for part in bytes.chunks(size) {
@@ -297,7 +410,7 @@ mod tests {
     async fn what_is_spent_comes_back_with_time_and_with_responses() {
         let (_peer, stream) = crate::net::fixture::pair().await;
         let (_watched, account) = Watched::new(stream, Vec::new());
-        let reset = cost_in((3, 0, 4));
+        let reset = cost_in(header(3, 0, 4));
         for _ in 0..200 {
             account.pay(reset);
             assert!(!account.is_spent());
@@ -311,16 +424,16 @@ mod tests {
         }
         account.pay(reset);
         assert!(account.is_spent(), "a second is worth ten");
-        account.pay(cost_out((1, 4, 50)) + cost_out((0, 1, 50)));
+        account.pay(cost_out(header(1, 4, 50)) + cost_out(header(0, 1, 50)));
         assert!(!account.is_spent(), "a response is worth one");
     }
 
     #[test]
     fn what_a_client_does_for_a_response_costs_less_than_the_response_gives() {
-        let honest = 2 * cost_in((8, 0, 4)) + cost_in((6, 0, 8));
-        assert!(honest + cost_out((0, 0, 20)) <= 0);
-        assert!(cost_in((0, 0, 20)) < 0, "a part of an upload");
-        assert_eq!(cost_in((0, 1, 0)), 0, "the end of one");
-        assert!(cost_in((0, 0, 0)) > 0);
+        let honest = 2 * cost_in(header(8, 0, 4)) + cost_in(header(6, 0, 8));
+        assert!(honest + cost_out(header(0, 0, 20)) <= 0);
+        assert!(cost_in(header(0, 0, 20)) < 0, "a part of an upload");
+        assert_eq!(cost_in(header(0, 1, 0)), 0, "the end of one");
+        assert!(cost_in(header(0, 0, 0)) > 0);
     }
 }

@@ -7,6 +7,7 @@ use std::{
     future::poll_fn,
     io,
     pin::pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
@@ -24,9 +25,12 @@ use super::{
 use crate::{
     base::clock,
     http1::{Version, head_end, response},
-    net::{connect, stream::Stream, tls},
+    net::{connect, h2::backend, stream::Stream, tls},
     pool::{BackendState, Lease, Pool},
-    proxy::idle::BackendConnection,
+    proxy::{
+        idle::BackendConnection,
+        links::{self, Want},
+    },
     reason::Reason,
 };
 
@@ -40,10 +44,10 @@ const EAGER: usize = 512;
 /// What a try is made with.
 #[derive(Clone, Copy)]
 pub(super) struct Attempt<'a> {
-    pub pool: &'a Pool,
+    pub pool: &'a Arc<Pool>,
     pub lease: &'a Lease,
     pub rules: &'a Rules<'a>,
-    /// No idle connection may be used.
+    /// No idle connection may be used. Over HTTP/2: the connection used before is not used again, as it takes no more.
     pub fresh: bool,
     /// The PROXY header that the connection must have begun with; `None`: it must not have had one.
     pub introduction: Option<&'a [u8]>,
@@ -53,7 +57,8 @@ pub(super) struct Attempt<'a> {
 pub(super) enum Done {
     /// The client got its response, or part of it.
     Answered(Next),
-    /// The client is to blame, or the time for the whole exchange is over; nothing was answered yet.
+    /// The client is to blame, or has asked for what cannot be, or the time for the whole exchange is over; nothing was
+    /// answered yet.
     Client(Reason),
 }
 
@@ -74,9 +79,13 @@ enum Unconnected {
 pub(super) struct InUse<'a>(&'a BackendState);
 
 impl<'a> InUse<'a> {
-    pub(super) fn new(state: &'a BackendState) -> Self {
+    /// Counts `connection` to the backend of `state`; one of HTTP/2, which is used by others as well, counts itself.
+    pub(super) fn new(connection: &BackendConnection, state: &'a BackendState) -> Option<Self> {
+        if connection.stream.h2_response().is_some() {
+            return None;
+        }
         state.metrics.mine().connections_active.add(1);
-        Self(state)
+        Some(Self(state))
     }
 }
 
@@ -93,31 +102,13 @@ pub(super) async fn run(
     upload: &mut Pump,
     io: &mut Io<'_>,
 ) -> Result<Done, Failure> {
-    let started = clock::now();
-    let idle = &exchange.place.worker.idle;
-    let kept = if attempt.fresh {
-        None
-    } else {
-        idle.borrow_mut()
-            .take(attempt.lease, attempt.introduction, started)
-    };
-    exchange.facts.reused = kept.is_some();
     exchange.facts.first_byte = None;
-    let mut backend = if let Some(kept) = kept {
-        kept
-    } else {
-        let made = match Box::pin(connect(exchange, attempt, started)).await {
-            Ok(made) => made,
-            Err(Unconnected::Backend(failure)) => return Err(failure),
-            Err(Unconnected::Client(reason)) => return Ok(Done::Client(reason)),
-        };
-        // A client that left meanwhile wants nothing done.
-        if is_gone(&exchange.client.stream).await {
-            return Ok(Done::Client(Reason::ClientDisconnected));
-        }
-        made
+    let mut backend = match obtain(exchange, attempt).await {
+        Ok(backend) => backend,
+        Err(Unconnected::Backend(failure)) => return Err(failure),
+        Err(Unconnected::Client(reason)) => return Ok(Done::Client(reason)),
     };
-    let in_use = InUse::new(&attempt.lease.state);
+    let in_use = InUse::new(&backend, &attempt.lease.state);
     backend.exchanges += 1;
     let before = backend.wire_written();
     io.response_bytes.clear();
@@ -128,23 +119,27 @@ pub(super) async fn run(
         Ok(()) => {}
         Err(Trouble::Client(reason)) => return Ok(Done::Client(reason)),
         Err(Trouble::Backend(reason, detail)) => {
-            let unseen = backend.wire_written() == before
-                // The kernel counts the SYN as one byte.
-                || backend.ended
-                    && backend
-                        .stream
-                        .bytes_acked()
-                        .is_some_and(|acked| acked <= before + 1);
+            let stream = backend.stream.h2_response();
+            // Where one request gets no answer, others would wait for theirs as long.
+            if let Some(stream) = stream.filter(|_| reason == Reason::ConnectionReadTimeout) {
+                stream.link().retire();
+            }
             return Err(Failure {
                 stage: Stage::Response,
                 reason,
                 stale: exchange.facts.reused
+                    && !(attempt.fresh && stream.is_some())
                     && reason == Reason::ConnectionTerminated
                     && io.response_bytes.is_empty(),
-                unseen,
+                unseen: is_unseen(&backend, before),
                 detail,
             });
         }
+    }
+    // For a client of HTTP/2 success would be the switch that it has asked for, RFC 8441 section 5.
+    let is_socket = exchange.client.stream.expected_accept().is_some();
+    if is_socket && (200..300).contains(&io.response.status) {
+        return Ok(Done::Client(Reason::UpgradeFailed));
     }
     if io.response.status == 101 {
         drop(in_use);
@@ -155,6 +150,111 @@ pub(super) async fn run(
     respond::respond(exchange, attempt, backend, upload, io).await
 }
 
+/// The backend cannot have acted on the request; `before` had been written to it when the request began.
+fn is_unseen(backend: &BackendConnection, before: u64) -> bool {
+    if backend.wire_written() == before {
+        return true;
+    }
+    if let Some(stream) = backend.stream.h2_response() {
+        return stream.was_unseen();
+    }
+    let acked = backend.stream.bytes_acked();
+    // The kernel counts the SYN as one byte.
+    backend.ended && acked.is_some_and(|acked| acked <= before + 1)
+}
+
+/// A connection for this try: an idle one, a new one, or a stream on a shared one.
+async fn obtain(
+    exchange: &mut Exchange<'_>,
+    attempt: Attempt<'_>,
+) -> Result<BackendConnection, Unconnected> {
+    let started = clock::now();
+    exchange.facts.reused = false;
+    let dial = attempt.pool.dial;
+    let made = if attempt.pool.config.protocol.is_h2() {
+        Box::pin(share(exchange, attempt, started)).await?
+    } else {
+        let idle = &exchange.place.worker.idle;
+        let take = || {
+            let mut idle = idle.borrow_mut();
+            idle.take(attempt.lease, attempt.introduction, dial, started)
+        };
+        if let Some(kept) = (!attempt.fresh).then(take).flatten() {
+            exchange.facts.reused = true;
+            return Ok(kept);
+        }
+        Box::pin(connect(exchange, attempt, started)).await?
+    };
+    // A client that left meanwhile wants nothing done.
+    if is_gone(&exchange.client.stream).await {
+        return Err(Unconnected::Client(Reason::ClientDisconnected));
+    }
+    Ok(made)
+}
+
+/// By when there must be a connection.
+fn connect_deadline(rules: &Rules<'_>, started: Instant) -> Instant {
+    let own = started + rules.timeouts.connect;
+    rules.end.map_or(own, |end| end.min(own))
+}
+
+/// Why there is no connection, where that is not the client's fault.
+fn unconnected(rules: &Rules<'_>, reason: Reason, detail: String) -> Unconnected {
+    // What ended is the time for all tries together: no backend is to blame.
+    if rules.end.is_some_and(|end| clock::now() >= end) {
+        return Unconnected::Client(Reason::TotalTimeout);
+    }
+    Unconnected::Backend(Failure {
+        stage: Stage::Connect,
+        reason,
+        stale: false,
+        unseen: true,
+        detail,
+    })
+}
+
+/// A stream on an HTTP/2 connection, for as long as the client is there.
+async fn share(
+    exchange: &mut Exchange<'_>,
+    attempt: Attempt<'_>,
+    started: Instant,
+) -> Result<BackendConnection, Unconnected> {
+    let want = Want {
+        pool: attempt.pool,
+        lease: attempt.lease,
+        introduction: attempt.introduction,
+        deadline: connect_deadline(attempt.rules, started),
+    };
+    let found = select! {
+        biased;
+        found = links::stream(exchange.place.worker, want) => found,
+        () = exchange.client.stream.gone() => {
+            return Err(Unconnected::Client(Reason::ClientDisconnected));
+        }
+    };
+    let now = clock::now();
+    let (stream, is_used) = found.map_err(|unmade| {
+        exchange.facts.connect = Some(now.saturating_duration_since(started));
+        unconnected(attempt.rules, unmade.reason, unmade.detail.to_string())
+    })?;
+    exchange.facts.reused = is_used;
+    if !is_used {
+        exchange.facts.connect = Some(now.saturating_duration_since(started));
+    }
+    let head = &exchange.head;
+    let upgrade = head.upgrade.map(|protocol| head.text(protocol));
+    if upgrade.is_some_and(forward::is_websocket) && !stream.link().takes_websockets() {
+        return Err(Unconnected::Client(Reason::UpgradeFailed));
+    }
+    let dial = attempt.pool.dial;
+    Ok(BackendConnection::new(
+        stream.into(),
+        attempt.introduction,
+        dial,
+        now,
+    ))
+}
+
 /// Connects, for as long as the client is there.
 async fn connect(
     exchange: &mut Exchange<'_>,
@@ -162,8 +262,7 @@ async fn connect(
     started: Instant,
 ) -> Result<BackendConnection, Unconnected> {
     let metrics = attempt.lease.state.metrics.mine();
-    let own = started + attempt.rules.timeouts.connect;
-    let deadline = attempt.rules.end.map_or(own, |end| end.min(own));
+    let deadline = connect_deadline(attempt.rules, started);
     let header = attempt.introduction;
     let reach = async {
         let state = &attempt.lease.state;
@@ -190,21 +289,16 @@ async fn connect(
     match connected {
         Ok(stream) => {
             metrics.connections_ok.add(1);
-            Ok(BackendConnection::new(stream, header, now))
+            Ok(BackendConnection::new(
+                stream,
+                header,
+                attempt.pool.dial,
+                now,
+            ))
         }
         Err(error) => {
             metrics.connections_failed.add(1);
-            // What ended is the time for all tries together: no backend is to blame.
-            if attempt.rules.end.is_some_and(|end| now >= end) {
-                return Err(Unconnected::Client(Reason::TotalTimeout));
-            }
-            Err(Unconnected::Backend(Failure {
-                stage: Stage::Connect,
-                reason: error.reason,
-                stale: false,
-                unseen: true,
-                detail: error.to_string(),
-            }))
+            Err(unconnected(attempt.rules, error.reason, error.to_string()))
         }
     }
 }
@@ -343,6 +437,9 @@ impl Wire<'_, '_> {
             Poll::Ready(Ok(())) => {
                 self.sent = self.progress;
                 Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(PumpError::Write(error))) if backend::is_inexpressible(&error) => {
+                Poll::Ready(Err(Trouble::Client(Reason::RequestError)))
             }
             Poll::Ready(Err(PumpError::Write(error))) => {
                 self.broken = Some(error);
@@ -497,7 +594,11 @@ fn terminated(
         }
         None => errors.all(|error| error.kind() == io::ErrorKind::BrokenPipe),
     };
-    Trouble::Backend(Reason::ConnectionTerminated, detail)
+    let reason = match read.filter(|_| backend.stream.h2_response().is_some()) {
+        Some(error) => backend::fault(error),
+        None => Reason::ConnectionTerminated,
+    };
+    Trouble::Backend(reason, detail)
 }
 
 /// The beginning is always looked at, so that garbage is known at once. After that a head is looked at when its end may

@@ -8,6 +8,7 @@ use std::{
     io,
     net::IpAddr,
     rc::Rc,
+    sync::Arc,
     task::{Poll, ready},
     time::{Duration, Instant},
 };
@@ -19,7 +20,7 @@ use super::{
     Client, Next, PIPELINED, Scratch,
     attempt::{self, Attempt, Done},
     facts::{Active, Facts},
-    forward::{self, Changes, Origin},
+    forward::{self, Changes, Hop, Origin},
     grpc,
     pace::{Pace, Reader},
     pump::Pump,
@@ -30,7 +31,8 @@ use super::{
 use crate::{
     base::clock,
     config::model::{
-        ListenerTimeouts, PoolTimeouts, Redirect, Retries, Route, RouteAction, TimeoutOverrides,
+        BackendProtocol, ListenerTimeouts, PoolTimeouts, Redirect, Retries, Route, RouteAction,
+        TimeoutOverrides,
     },
     http1::{
         self, Version,
@@ -380,7 +382,7 @@ impl<'a> Exchange<'a> {
     /// One try after another, each on another backend.
     async fn try_backends(
         &mut self,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         rules: &Rules<'_>,
         upload: &mut Pump,
         io: &mut Io<'_>,
@@ -490,7 +492,11 @@ impl<'a> Exchange<'a> {
             edits: rules.route.map(|route| &route.request_headers),
         };
         io.request_out.clear();
-        let close = pool.config.keepalive.idle_per_backend == 0;
+        let hop = match pool.config.protocol {
+            BackendProtocol::H2 | BackendProtocol::H2c => Hop::H2,
+            BackendProtocol::Http1 if pool.config.keepalive.idle_per_backend == 0 => Hop::Close,
+            BackendProtocol::Http1 => Hop::KeepAlive,
+        };
         forward::request_head(
             io.request_out,
             self.head,
@@ -498,7 +504,7 @@ impl<'a> Exchange<'a> {
             origin,
             self.request_id,
             changes,
-            close,
+            hop,
         );
         let mut out = std::mem::take(io.upload_out);
         out.clear();

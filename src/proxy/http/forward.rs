@@ -44,6 +44,17 @@ impl Origin<'_> {
     }
 }
 
+/// What the backend is spoken to in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hop {
+    /// HTTP/1.1, on a connection that may be kept.
+    KeepAlive,
+    /// HTTP/1.1, on a connection that ends with this exchange.
+    Close,
+    /// HTTP/2.
+    H2,
+}
+
 /// What a route changes in a request head.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Changes<'a> {
@@ -97,7 +108,7 @@ pub fn request_head(
     origin: Origin<'_>,
     id: &str,
     changes: Changes<'_>,
-    close: bool,
+    hop: Hop,
 ) {
     let Changes {
         target,
@@ -146,12 +157,23 @@ pub fn request_head(
             }
         }
     }
-    match head.upgrade {
-        Some(protocol) => encode::upgrade(out, head.text(protocol)),
-        None if close => encode::field(out, b"Connection", b"close"),
+    // HTTP/2 knows no other switch than that to WebSocket (RFC 8441): others are not asked for, which the client may expect
+    // of any server (RFC 9110 section 7.8).
+    let upgrade = head.upgrade.map(|protocol| head.text(protocol));
+    match upgrade.filter(|protocol| hop != Hop::H2 || is_websocket(protocol)) {
+        Some(protocol) => encode::upgrade(out, protocol),
+        None if hop == Hop::Close => encode::field(out, b"Connection", b"close"),
         None => {}
     }
+    if hop == Hop::H2 && head.takes_trailers {
+        encode::field(out, b"TE", b"trailers");
+    }
     encode::end(out);
+}
+
+/// A switch to WebSocket and nothing else, RFC 6455 section 4.1.
+pub(super) fn is_websocket(protocol: &[u8]) -> bool {
+    protocol.eq_ignore_ascii_case(b"websocket")
 }
 
 /// True where `set` or `remove` name a field that balancer would add: then it adds none.

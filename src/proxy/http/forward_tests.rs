@@ -52,7 +52,15 @@ fn sent(config: &Config, router: &Router, mut head: request::Head) -> Option<Str
     };
     let mut out = Vec::new();
     let rules = &config.forwarded;
-    request_head(&mut out, &mut head, rules, origin, "id", changes, false);
+    request_head(
+        &mut out,
+        &mut head,
+        rules,
+        origin,
+        "id",
+        changes,
+        Hop::KeepAlive,
+    );
     Some(String::from_utf8(out).unwrap())
 }
 

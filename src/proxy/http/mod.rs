@@ -25,7 +25,7 @@ pub(super) use self::exchange::is_allowed;
 /// What is written to the other side: public so that the fuzz targets check these and not a copy.
 pub use self::{
     forward::{
-        Changes, Delivery, Origin, ResponseExtra, interim_head, request_head, response_head,
+        Changes, Delivery, Hop, Origin, ResponseExtra, interim_head, request_head, response_head,
     },
     pump::{Pump, PumpError},
 };

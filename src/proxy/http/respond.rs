@@ -80,6 +80,12 @@ pub(super) async fn respond(
         if reason.blames_backend() {
             blame_backend(attempt, reason);
         }
+        // Where one response stands still, others of the connection may as well.
+        if let Some(stream) = backend.stream.h2_response()
+            && reason == Reason::ResponseIdleTimeout
+        {
+            stream.link().retire();
+        }
         let looks_whole = delivery == Delivery::UntilClose;
         // Nobody reads what is still to be sent: the kernel must not keep it.
         let unread = matches!(
@@ -347,7 +353,7 @@ pub(super) async fn tunnel(
     mut backend: BackendConnection,
     io: &mut Io<'_>,
 ) -> Next {
-    let _in_use = InUse::new(&attempt.lease.state);
+    let _in_use = InUse::new(&backend, &attempt.lease.state);
     count_answer(exchange, attempt, io.response);
     attempt.pool.succeeded(attempt.lease);
     io.out.clear();

@@ -1,0 +1,312 @@
+//! HTTP/2 connections to backends, shared by the exchanges of one worker: who gets a stream on which, when another connection
+//! is made, and when one has to go.
+//!
+//! A connection is made by a task of its own, for everybody who waits for it: a client that leaves does not take it along.
+
+use std::{
+    collections::HashMap,
+    hash::BuildHasherDefault,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::watch, task::spawn_local, time::timeout_at};
+
+use super::{
+    idle::{AddressHasher, key},
+    worker::Worker,
+};
+use crate::{
+    base::clock,
+    net::{
+        connect::{self, ConnectError},
+        h2::backend::{Link, Outgoing},
+        tls,
+    },
+    pool::{BackendState, Lease, Pool},
+    reason::Reason,
+};
+
+/// How many exchanges wait for one connection while it is not known how many a backend allows.
+const ROOM: usize = 100;
+
+/// What an exchange needs a stream for.
+#[derive(Clone, Copy)]
+pub(super) struct Want<'a> {
+    pub pool: &'a Arc<Pool>,
+    pub lease: &'a Lease,
+    /// The PROXY header that the connection must have begun with; `None`: it must not have had one.
+    pub introduction: Option<&'a [u8]>,
+    /// By when there must be one.
+    pub deadline: Instant,
+}
+
+/// A stream, and whether its connection has carried others before.
+pub(super) type Found = (Outgoing, bool);
+
+/// Why a connection could not be made, told to everybody who waited for it.
+#[derive(Debug, Clone)]
+pub(super) struct Unmade {
+    pub reason: Reason,
+    pub detail: Rc<str>,
+}
+
+impl Unmade {
+    fn new(reason: Reason, detail: &str) -> Self {
+        let detail = detail.into();
+        Self { reason, detail }
+    }
+}
+
+impl From<ConnectError> for Unmade {
+    fn from(error: ConnectError) -> Self {
+        Self::new(error.reason, &error.to_string())
+    }
+}
+
+/// What a connection was made with: nobody gets a stream on one that he would have made otherwise.
+#[derive(Debug, PartialEq)]
+struct Made {
+    dial: u64,
+    introduction: Option<Box<[u8]>>,
+}
+
+impl Made {
+    fn of(want: Want<'_>) -> Self {
+        Self {
+            dial: want.pool.dial,
+            introduction: want.introduction.map(Box::from),
+        }
+    }
+
+    fn fits(&self, want: Want<'_>) -> bool {
+        self.dial == want.pool.dial && self.introduction.as_deref() == want.introduction
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    link: Rc<Link>,
+    made: Made,
+    idle_timeout: Duration,
+}
+
+/// A connection that is being made.
+#[derive(Debug)]
+struct Making {
+    id: u64,
+    made: Made,
+    waiting: usize,
+    outcome: watch::Receiver<Option<Result<(), Unmade>>>,
+}
+
+#[derive(Debug)]
+struct Line {
+    state: Arc<BackendState>,
+    shared: Vec<Shared>,
+    making: Vec<Making>,
+    /// How many streams the last connection had room for.
+    room: usize,
+}
+
+/// The connections of one worker, by backend.
+#[derive(Debug, Default)]
+pub struct Links {
+    lines: HashMap<usize, Line, BuildHasherDefault<AddressHasher>>,
+    ids: u64,
+}
+
+/// A stream for an exchange: on a connection that is there, or on one that is made for it and others.
+pub(super) async fn stream(worker: &Rc<Worker>, want: Want<'_>) -> Result<Found, Unmade> {
+    loop {
+        let found = worker.links.borrow_mut().take(want, clock::now());
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        // Others may have been faster, and there may be no room again.
+        if clock::now() >= want.deadline {
+            return Err(Unmade::new(Reason::ConnectionTimeout, "no stream in time"));
+        }
+        let mut outcome = join(worker, want);
+        let told = match timeout_at(want.deadline.into(), outcome.wait_for(Option::is_some)).await {
+            Ok(Ok(told)) => told.clone(),
+            // Whoever made it is no more: the worker is ending.
+            Ok(Err(_)) => Some(Err(Unmade::new(
+                Reason::ConnectionTerminated,
+                "shutting down",
+            ))),
+            Err(_) => None,
+        };
+        if let Some(Err(unmade)) = told {
+            return Err(unmade);
+        }
+    }
+}
+
+/// Waits with others for a connection that is being made, or has one made.
+fn join(worker: &Rc<Worker>, want: Want<'_>) -> watch::Receiver<Option<Result<(), Unmade>>> {
+    let links = &mut *worker.links.borrow_mut();
+    let line = links.line(&want.lease.state);
+    let room = line.room;
+    let mut making = line.making.iter_mut();
+    if let Some(making) = making.find(|one| one.waiting < room && one.made.fits(want)) {
+        making.waiting += 1;
+        return making.outcome.clone();
+    }
+    links.ids += 1;
+    let id = links.ids;
+    let (tell, outcome) = watch::channel(None);
+    links.line(&want.lease.state).making.push(Making {
+        id,
+        made: Made::of(want),
+        waiting: 1,
+        outcome: outcome.clone(),
+    });
+    let task = make(
+        Rc::clone(worker),
+        Arc::clone(want.pool),
+        Arc::clone(&want.lease.state),
+        Made::of(want),
+        want.deadline,
+    );
+    let worker = Rc::clone(worker);
+    let state = Arc::clone(&want.lease.state);
+    drop(spawn_local(async move {
+        let outcome = Box::pin(task).await;
+        let links = &mut *worker.links.borrow_mut();
+        links.line(&state).making.retain(|making| making.id != id);
+        // Nobody may be waiting any more.
+        let _ = tell.send(Some(outcome));
+    }));
+    outcome
+}
+
+/// Makes a connection and lets others use it.
+async fn make(
+    worker: Rc<Worker>,
+    pool: Arc<Pool>,
+    state: Arc<BackendState>,
+    made: Made,
+    deadline: Instant,
+) -> Result<(), Unmade> {
+    let reached = reach(&pool, &state, made.introduction.as_deref(), deadline).await;
+    let metrics = state.metrics.mine();
+    let link = match reached {
+        Ok((link, driver)) => {
+            drop(spawn_local(driver));
+            link
+        }
+        Err(error) => {
+            metrics.connections_failed.add(1);
+            return Err(error.into());
+        }
+    };
+    metrics.connections_ok.add(1);
+    let room = link.room();
+    if room == 0 {
+        link.retire();
+        let detail = "the backend allows no streams";
+        return Err(Unmade::new(Reason::ProxyProtocolError, detail));
+    }
+    let links = &mut *worker.links.borrow_mut();
+    let line = links.line(&state);
+    line.room = room;
+    line.shared.push(Shared {
+        link,
+        made,
+        idle_timeout: pool.config.keepalive.idle_timeout,
+    });
+    Ok(())
+}
+
+async fn reach(
+    pool: &Pool,
+    state: &Arc<BackendState>,
+    introduction: Option<&[u8]>,
+    deadline: Instant,
+) -> Result<(Rc<Link>, impl Future<Output = ()> + use<>), ConnectError> {
+    let stream = connect::connect(state, deadline).await?;
+    // The preface, or the handshake, follows at once.
+    let stream = connect::introduce(stream, introduction, true)?;
+    let tls = pool.config.tls.as_ref();
+    let stream = tls::secure(stream, tls, &state.address, deadline).await?;
+    Link::open(stream, state, deadline).await
+}
+
+impl Links {
+    fn line(&mut self, state: &Arc<BackendState>) -> &mut Line {
+        self.lines.entry(key(state)).or_insert_with(|| Line {
+            state: Arc::clone(state),
+            shared: Vec::new(),
+            making: Vec::new(),
+            room: ROOM,
+        })
+    }
+
+    /// A stream on the first connection that has room: later ones become idle, and end.
+    fn take(&mut self, want: Want<'_>, now: Instant) -> Option<Found> {
+        let rules = &want.pool.config.keepalive;
+        let line = self.lines.get_mut(&key(&want.lease.state))?;
+        for shared in &mut line.shared {
+            let link = &shared.link;
+            if !shared.made.fits(want) || is_worn(link, rules.max_age, now) {
+                continue;
+            }
+            let Some(stream) = link.stream() else {
+                continue;
+            };
+            shared.idle_timeout = rules.idle_timeout;
+            let begun = link.begun();
+            let is_last = rules.max_requests.is_some_and(|most| begun >= most);
+            if is_last || rules.idle_per_backend == 0 {
+                link.retire();
+            }
+            return Some((stream, begun > 1));
+        }
+        None
+    }
+
+    /// Ends what is over its time, was ended by the backend, or belongs to a backend that left; what is in use comes to its
+    /// end first.
+    pub fn sweep(&mut self, now: Instant) {
+        self.lines.retain(|_, line| {
+            let removed = line.state.is_removed();
+            line.shared.retain(|shared| {
+                let idle = shared.link.idle_since();
+                let is_late = idle.is_some_and(|since| now >= since + shared.idle_timeout);
+                if removed || is_late {
+                    shared.link.retire();
+                }
+                !shared.link.is_retired()
+            });
+            !line.shared.is_empty() || !line.making.is_empty()
+        });
+    }
+
+    /// Ends up to `most` that are idle; says how many.
+    pub fn shed(&mut self, most: usize) -> usize {
+        let links = self.lines.values().flat_map(|line| &line.shared);
+        let idle = links.filter(|shared| shared.link.idle_since().is_some());
+        let ended = idle.take(most).map(|shared| shared.link.retire()).count();
+        self.sweep(clock::now());
+        ended
+    }
+
+    /// Ends everything, at the end of the worker.
+    pub fn clear(&mut self) {
+        for (_, line) in self.lines.drain() {
+            line.shared.iter().for_each(|shared| shared.link.retire());
+        }
+    }
+}
+
+/// Too old for another exchange: another connection spreads them anew. Ends when nothing is on it any more.
+fn is_worn(link: &Link, max_age: Option<Duration>, now: Instant) -> bool {
+    let age = now.saturating_duration_since(link.born());
+    let is_worn = max_age.is_some_and(|limit| age >= limit);
+    if is_worn {
+        link.retire();
+    }
+    is_worn
+}

@@ -1,0 +1,120 @@
+//! gRPC through HTTP/2 on both sides: all four kinds of calls, statuses, deadlines.
+
+use bytes::Bytes;
+use hyper::http::{HeaderMap, Method, Response};
+
+use super::front;
+use crate::support::{
+    h2::{Asked, Backend, connect, patiently, request, until, whole},
+    peer::Record,
+};
+
+const CALL: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
+
+/// A message with its prefix.
+fn message(text: &str) -> Bytes {
+    let mut bytes = vec![0];
+    bytes.extend((text.len() as u32).to_be_bytes());
+    bytes.extend(text.as_bytes());
+    bytes.into()
+}
+
+/// Answers each message as it comes, and the end with a status.
+async fn echo(mut asked: Asked) {
+    assert_eq!(asked.head.headers["te"], "trailers");
+    let response = Response::builder().header("content-type", "application/grpc");
+    let mut stream = asked
+        .respond
+        .send_response(response.body(()).unwrap(), false)
+        .unwrap();
+    while let Some(data) = asked.body.data().await {
+        let Ok(data) = data else { return };
+        asked
+            .body
+            .flow_control()
+            .release_capacity(data.len())
+            .unwrap();
+        stream.send_data(data, false).unwrap();
+    }
+    let mut status = HeaderMap::new();
+    status.insert("grpc-status", "0".parse().unwrap());
+    stream.send_trailers(status).unwrap();
+}
+
+#[tokio::test]
+async fn messages_of_a_stream_go_both_ways_one_by_one() {
+    let backend = Backend::start(echo).await;
+    let daemon = front(backend.address, "");
+    let (mut sender, _driver) = connect(daemon.address("@web")).await;
+    let (response, mut body) = sender
+        .send_request(request(Method::POST, "/a.B/Chat", &CALL), false)
+        .unwrap();
+    // The head comes before the first message is sent, and each answer before the next one.
+    let mut answer = patiently(response).await.unwrap().into_body();
+    for number in 0..100 {
+        let sent = message(&format!("message {number}"));
+        body.send_data(sent.clone(), false).unwrap();
+        let mut back = Vec::new();
+        while back.len() < sent.len() {
+            let data = patiently(answer.data()).await.unwrap().unwrap();
+            answer.flow_control().release_capacity(data.len()).unwrap();
+            back.extend_from_slice(&data);
+        }
+        assert_eq!(back, sent);
+    }
+    body.send_data(Bytes::new(), true).unwrap();
+    assert!(patiently(answer.data()).await.is_none());
+    let trailers = patiently(answer.trailers()).await.unwrap().unwrap();
+    assert_eq!(trailers["grpc-status"], "0");
+}
+
+#[tokio::test]
+async fn an_error_without_messages_is_passed_on() {
+    let backend = Backend::start(async |asked: Asked| {
+        let fields = [
+            ("content-type", "application/grpc"),
+            ("grpc-status", "5"),
+            ("grpc-message", "none%20such"),
+        ];
+        asked.answer(&fields, Bytes::new());
+    })
+    .await;
+    let daemon = front(backend.address, "");
+    let (mut sender, _driver) = connect(daemon.address("@web")).await;
+    let (response, mut body) = sender
+        .send_request(request(Method::POST, "/a.B/C", &CALL), false)
+        .unwrap();
+    body.send_data(message(""), true).unwrap();
+    let answer = whole(response).await.unwrap();
+    assert_eq!(answer.header("grpc-status"), Some("5"));
+    assert_eq!(answer.header("grpc-message"), Some("none%20such"));
+}
+
+#[tokio::test]
+async fn the_deadline_of_a_call_reaches_the_backend_and_ends_the_stream() {
+    let ended = Record::default();
+    let noted = ended.clone();
+    let backend = Backend::start(move |mut asked: Asked| {
+        let noted = noted.clone();
+        async move {
+            let timeout = asked.head.headers["grpc-timeout"].clone();
+            let reset = std::future::poll_fn(|cx| asked.respond.poll_reset(cx)).await;
+            noted.push((timeout, reset.unwrap()));
+        }
+    })
+    .await;
+    let daemon = front(backend.address, "");
+    let (mut sender, _driver) = connect(daemon.address("@web")).await;
+    let mut asked = request(Method::POST, "/a.B/C", &CALL);
+    let timeout = "150m".parse().unwrap();
+    asked.headers_mut().insert("grpc-timeout", timeout);
+    let (response, mut body) = sender.send_request(asked, false).unwrap();
+    body.send_data(message("x"), true).unwrap();
+    let answer = whole(response).await.unwrap();
+    assert_eq!(answer.header("grpc-status"), Some("4"));
+    until(|| ended.all().len() == 1).await;
+    assert_eq!(
+        ended.all()[0],
+        ("150m".parse().unwrap(), h2::Reason::CANCEL)
+    );
+}

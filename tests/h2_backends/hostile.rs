@@ -1,0 +1,110 @@
+//! Backends that attack: bounded memory, bounded time, and a clean answer for the client.
+
+use super::front;
+use crate::support::{
+    frames::{
+        ACK, CONTINUATION, DATA, END_HEADERS, HEADERS, PING, PRIORITY, PUSH_PROMISE, RawBackend,
+        SETTINGS, WINDOW_UPDATE, fields, frame,
+    },
+    h2::{connect, get},
+    peer::Peer,
+};
+
+/// Makes the next frame for a stream.
+type Next = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
+
+/// A backend that answers each request with frames that `next` makes, for as long as they are taken.
+fn flooding(next: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) -> Peer {
+    Peer::start(move |connection| {
+        let Some(mut backend) = RawBackend::greet(connection) else {
+            return;
+        };
+        let Some(stream) = backend.asked() else {
+            return;
+        };
+        while backend.send(next(stream)) {}
+    })
+}
+
+#[tokio::test]
+async fn floods_of_frames_end_their_connection_and_are_the_backends_fault() {
+    let interim = fields(&[(":status", "103"), ("link", "</a.css>")]);
+    let floods: [(&str, Next); 8] = [
+        ("ping", Box::new(|_| frame(PING, 0, 0, &[0; 8]))),
+        ("settings", Box::new(|_| frame(SETTINGS, 0, 0, &[]))),
+        (
+            "priority",
+            Box::new(|stream| frame(PRIORITY, 0, stream, &[0; 5])),
+        ),
+        (
+            "window",
+            Box::new(|_| frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes())),
+        ),
+        (
+            "acknowledgement",
+            Box::new(|_| frame(PING, ACK, 0, &[0; 8])),
+        ),
+        ("empty data", Box::new(|stream| frame(DATA, 0, stream, &[]))),
+        (
+            "1xx",
+            Box::new(move |stream| frame(HEADERS, END_HEADERS, stream, &interim)),
+        ),
+        (
+            "continuation",
+            Box::new(|stream| frame(CONTINUATION, 0, stream, &[])),
+        ),
+    ];
+    for (name, next) in floods {
+        let backend = flooding(next);
+        let daemon = front(backend.address, "retries: none");
+        let (sender, _driver) = connect(daemon.address("@web")).await;
+        let answer = get(&sender, "/").await.unwrap();
+        let error = answer.header("proxy-status");
+        assert_eq!(answer.status(), 502, "{name}");
+        assert_eq!(error, Some("balancer; error=http_protocol_error"), "{name}");
+        let resident = daemon.proc_status("VmRSS");
+        assert!(resident < 100 << 10, "{name}: {resident} KiB");
+    }
+}
+
+#[tokio::test]
+async fn a_push_that_nobody_wants_ends_the_connection() {
+    let promise = {
+        let mut payload = 2_u32.to_be_bytes().to_vec();
+        payload.extend(fields(&[(":method", "GET"), (":path", "/pushed")]));
+        payload
+    };
+    let backend = flooding(move |stream| frame(PUSH_PROMISE, END_HEADERS, stream, &promise));
+    let daemon = front(backend.address, "retries: none");
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    let answer = get(&sender, "/").await.unwrap();
+    let error = answer.header("proxy-status");
+    assert_eq!(error, Some("balancer; error=http_protocol_error"));
+}
+
+#[tokio::test]
+async fn an_answer_to_one_request_never_reaches_another() {
+    // Answers to streams that nobody has begun, to those that have ended, and twice to the same one.
+    let backend = Peer::start(|connection| {
+        let Some(mut backend) = RawBackend::greet(connection) else {
+            return;
+        };
+        while let Some(stream) = backend.asked() {
+            backend.answer(stream, "own");
+            backend.answer(stream, "second");
+            if stream > 1 {
+                backend.answer(stream - 2, "earlier");
+            }
+        }
+    });
+    let daemon = front(backend.address, "");
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    for _ in 0..20 {
+        let answer = get(&sender, "/").await.unwrap();
+        assert!(
+            answer.status() == 502 || answer.body == b"own",
+            "{:?}",
+            String::from_utf8_lossy(&answer.body)
+        );
+    }
+}

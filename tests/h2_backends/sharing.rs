@@ -1,0 +1,226 @@
+//! Who shares a connection with whom, when another one is made, and when they end.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use hyper::http::Method;
+use tokio::sync::Semaphore;
+
+use super::{config, front};
+use crate::support::{
+    client::Client,
+    daemon::Daemon,
+    frames::{GOAWAY, RawBackend},
+    h2::{Asked, Backend, connect, get, patiently, request, until, whole},
+    peer::{Peer, Record},
+};
+
+/// A backend whose answers wait for permits, and what it has seen: the connection of each request.
+async fn gated(builder: &h2::server::Builder) -> (Backend, Arc<Semaphore>, Record<usize>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let seen = Record::default();
+    let (opened, noted) = (Arc::clone(&gate), seen.clone());
+    let script = move |asked: Asked| {
+        let (gate, seen) = (Arc::clone(&opened), noted.clone());
+        async move {
+            seen.push(asked.connection);
+            gate.acquire().await.unwrap().forget();
+            let path = asked.path().to_owned();
+            asked.answer(&[], path);
+        }
+    };
+    (Backend::start_with(builder, script).await, gate, seen)
+}
+
+/// Asks for `/0`, `/1` and so on at a time, each by a client of its own, and checks that each gets its own answer.
+fn ask(daemon: &Daemon, count: usize) -> tokio::task::JoinSet<()> {
+    let address = daemon.address("@web");
+    let mut all = tokio::task::JoinSet::new();
+    for number in 0..count {
+        all.spawn_blocking(move || {
+            let path = format!("/{number}");
+            let answer = Client::connect(address).request("GET", &path).unwrap();
+            assert_eq!((answer.status, answer.text()), (200, path));
+        });
+    }
+    all
+}
+
+async fn done(mut all: tokio::task::JoinSet<()>) {
+    while let Some(one) = patiently(all.join_next()).await {
+        one.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn requests_at_a_time_share_one_connection() {
+    let (backend, gate, seen) = gated(&h2::server::Builder::new()).await;
+    let daemon = front(backend.address, "");
+    let all = ask(&daemon, 40);
+    until(|| seen.all().len() == 40).await;
+    assert_eq!(backend.connections(), 1);
+    let active = "balancer_backend_connections_active{pool=\"app\"}";
+    let idle = "balancer_backend_connections_idle{pool=\"app\"}";
+    assert_eq!((daemon.metric(active), daemon.metric(idle)), (1.0, 0.0));
+    gate.add_permits(40);
+    done(all).await;
+    daemon.wait_for_metric(active, |count| count == 0.0);
+    daemon.wait_for_metric(idle, |count| count == 1.0);
+}
+
+#[tokio::test]
+async fn a_backend_gets_no_more_streams_on_a_connection_than_it_allows() {
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(3);
+    let (backend, gate, seen) = gated(&builder).await;
+    let daemon = front(backend.address, "");
+    let all = ask(&daemon, 12);
+    until(|| seen.all().len() == 12).await;
+    let seen = seen.all();
+    for connection in 0..backend.connections() {
+        let streams = seen.iter().filter(|seen| **seen == connection).count();
+        assert!(streams <= 3, "{streams} on connection {connection}");
+    }
+    gate.add_permits(12);
+    done(all).await;
+}
+
+#[tokio::test]
+async fn a_backend_that_allows_no_streams_is_a_failure() {
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(0);
+    let (backend, _gate, _seen) = gated(&builder).await;
+    let daemon = front(backend.address, "retries: none");
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    let answer = get(&sender, "/").await.unwrap();
+    let status = answer.header("proxy-status");
+    assert_eq!(status, Some("balancer; error=http_protocol_error"));
+}
+
+#[tokio::test]
+async fn a_connection_ends_after_its_requests_its_age_or_its_idle_time() {
+    for (rules, connections) in [
+        ("max_requests: 2", 3),
+        ("idle_per_backend: 0", 6),
+        ("max_age: 1ms", 6),
+    ] {
+        let (backend, gate, seen) = gated(&h2::server::Builder::new()).await;
+        gate.add_permits(6);
+        let daemon = front(backend.address, &format!("keepalive: {{{rules}}}"));
+        let (sender, _driver) = connect(daemon.address("@web")).await;
+        for number in 0..6 {
+            // Older than a millisecond by the next request.
+            let born = balancer::base::clock::now();
+            assert_eq!(get(&sender, "/").await.unwrap().status(), 200, "{rules}");
+            until(|| born.elapsed().as_millis() > 1).await;
+            assert_eq!(seen.all().len(), number + 1);
+        }
+        let used: HashSet<_> = seen.all().into_iter().collect();
+        assert_eq!(used.len(), connections, "{rules}");
+    }
+    // It says so to the backend.
+    let parted = Record::default();
+    let noted = parted.clone();
+    let backend = Peer::start(move |connection| {
+        let Some(mut backend) = RawBackend::greet(connection) else {
+            return;
+        };
+        let Some(stream) = backend.asked() else {
+            return;
+        };
+        backend.answer(stream, "well");
+        noted.push(
+            backend
+                .until(|frame| frame.kind == GOAWAY)
+                .map(|it| it.code()),
+        );
+    });
+    let daemon = front(backend.address, "keepalive: {idle_timeout: 50ms}");
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    assert_eq!(get(&sender, "/").await.unwrap().body, b"well");
+    until(|| parted.all() == [Some(0)]).await;
+}
+
+#[tokio::test]
+async fn a_reload_that_changes_the_protocol_changes_the_connections() {
+    let backend = Backend::start(async |asked| asked.answer(&[], "two")).await;
+    let mut daemon = front(backend.address, "");
+    let address = daemon.address("@web");
+    let (sender, _driver) = connect(address).await;
+    assert_eq!(get(&sender, "/").await.unwrap().body, b"two");
+    // The same backend, which does not speak it: an idle connection of before must not be used.
+    let other = config(&[backend.address], "retries: none").replace("h2c", "http1");
+    assert_eq!(daemon.reload(&other).status, 200);
+    assert_eq!(get(&sender, "/").await.unwrap().status(), 502);
+    assert_eq!(daemon.reload(&config(&[backend.address], "")).status, 200);
+    assert_eq!(get(&sender, "/").await.unwrap().body, b"two");
+    // What does not change it leaves them alone.
+    let before = backend.connections();
+    let same = config(&[backend.address], "timeouts: {response: 9s}");
+    assert_eq!(daemon.reload(&same).status, 200);
+    assert_eq!(get(&sender, "/").await.unwrap().body, b"two");
+    assert_eq!(backend.connections(), before);
+}
+
+#[tokio::test]
+async fn a_backend_that_leaves_finishes_what_it_has() {
+    let (backend, gate, seen) = gated(&h2::server::Builder::new()).await;
+    let (other, more, _) = gated(&h2::server::Builder::new()).await;
+    more.add_permits(1);
+    let mut daemon = front(backend.address, "");
+    let all = ask(&daemon, 1);
+    until(|| seen.all().len() == 1).await;
+    assert_eq!(daemon.reload(&config(&[other.address], "")).status, 200);
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    assert_eq!(get(&sender, "/new").await.unwrap().body, b"/new");
+    gate.add_permits(1);
+    done(all).await;
+    assert_eq!(backend.requests.all().len(), 1);
+}
+
+#[tokio::test]
+async fn clients_that_are_told_of_share_nothing() {
+    let headers = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&headers);
+    let backend = Peer::start(move |mut connection| {
+        let Some(line) = connection.until(b"\r\n") else {
+            return;
+        };
+        assert!(line.starts_with(b"PROXY TCP4 127.0.0.1 127.0.0.1 "));
+        counted.fetch_add(1, SeqCst);
+        let Some(mut backend) = RawBackend::greet(connection) else {
+            return;
+        };
+        while let Some(stream) = backend.asked() {
+            backend.answer(stream, "well");
+        }
+    });
+    let daemon = front(backend.address, "send_proxy: v1");
+    for expected in 1..=2 {
+        let (sender, _driver) = connect(daemon.address("@web")).await;
+        for _ in 0..3 {
+            assert_eq!(get(&sender, "/").await.unwrap().body, b"well");
+        }
+        assert_eq!(headers.load(SeqCst), expected);
+    }
+}
+
+#[tokio::test]
+async fn requests_of_one_client_are_spread_over_the_backends() {
+    let first = Backend::start(async |asked| asked.answer(&[], "1")).await;
+    let second = Backend::start(async |asked| asked.answer(&[], "2")).await;
+    let daemon = Daemon::start(&config(&[first.address, second.address], ""));
+    let (mut sender, _driver) = connect(daemon.address("@web")).await;
+    for _ in 0..10 {
+        let asked = request(Method::POST, "/", &[("content-type", "application/grpc")]);
+        let (response, _) = sender.send_request(asked, true).unwrap();
+        whole(response).await.unwrap();
+    }
+    let counts = (first.requests.all().len(), second.requests.all().len());
+    assert_eq!(counts, (5, 5));
+}

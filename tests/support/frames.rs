@@ -1,0 +1,207 @@
+//! Frames of HTTP/2 written and read by hand, for peers that do what no library would.
+
+use super::{
+    client::{Client, Cut},
+    peer::Connection,
+};
+
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const PRIORITY: u8 = 2;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PUSH_PROMISE: u8 = 5;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
+
+pub const END_STREAM: u8 = 1;
+pub const ACK: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+
+pub const NO_ERROR: u32 = 0;
+pub const REFUSED: u32 = 7;
+pub const CANCEL: u32 = 8;
+pub const CALM: u32 = 11;
+
+/// What a client says first.
+pub const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The fields of a request.
+pub const GET: [(&str, &str); 4] = [
+    (":method", "GET"),
+    (":scheme", "http"),
+    (":path", "/"),
+    (":authority", "test"),
+];
+
+/// One frame.
+#[derive(Debug)]
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The error code of a reset or a GOAWAY.
+    pub fn code(&self) -> u32 {
+        let at = if self.kind == GOAWAY { 4 } else { 0 };
+        u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
+    }
+
+    /// Reads one by `exactly`, which reads so many bytes.
+    pub fn read<E>(mut exactly: impl FnMut(usize) -> Result<Vec<u8>, E>) -> Result<Self, E> {
+        let head = exactly(9)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        Ok(Self {
+            kind: head[3],
+            flags: head[4],
+            stream: u32::from_be_bytes(head[5..9].try_into().unwrap()),
+            payload: exactly(length)?,
+        })
+    }
+}
+
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// A GOAWAY that says that streams up to `last` were taken.
+pub fn goaway(last: u32, code: u32) -> Vec<u8> {
+    let payload = [last.to_be_bytes(), code.to_be_bytes()].concat();
+    frame(GOAWAY, 0, 0, &payload)
+}
+
+/// Fields without compression, RFC 7541 section 6.2.2.
+pub fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            assert!(text.len() < 127 + 128, "longer ones need more digits");
+            if text.len() < 127 {
+                block.push(text.len() as u8);
+            } else {
+                block.extend([127, (text.len() - 127) as u8]);
+            }
+            block.extend(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// A client that writes frames by hand.
+pub struct Raw(pub Client);
+
+impl Raw {
+    /// Connects and says hello.
+    pub fn connect(address: std::net::SocketAddr) -> Self {
+        let mut client = Client::connect(address);
+        client.send(PREFACE);
+        client.send(frame(SETTINGS, 0, 0, &[]));
+        Self(client)
+    }
+
+    /// Sends; false when the connection is over.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.0.try_send(bytes)
+    }
+
+    /// A request without a body.
+    pub fn ask(&mut self, stream: u32, list: &[(&str, &str)]) -> bool {
+        self.send(frame(
+            HEADERS,
+            END_STREAM | END_HEADERS,
+            stream,
+            &fields(list),
+        ))
+    }
+
+    pub fn next(&mut self) -> Result<Frame, Cut> {
+        Frame::read(|length| self.0.exactly(length))
+    }
+
+    /// Reads on to the first frame that `wanted` says.
+    pub fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Frame {
+        loop {
+            let frame = self.next().expect("the frame that is waited for");
+            if wanted(&frame) {
+                return frame;
+            }
+        }
+    }
+
+    /// The code of the GOAWAY that ends the connection.
+    pub fn goodbye(&mut self) -> u32 {
+        self.until(|frame| frame.kind == GOAWAY).code()
+    }
+}
+
+/// A backend that writes frames by hand.
+pub struct RawBackend(pub Connection);
+
+impl RawBackend {
+    /// Takes the preface of a connection and sends empty settings; `None` if that ends before.
+    pub fn greet(connection: Connection) -> Option<Self> {
+        Self::greet_with(connection, &[])
+    }
+
+    /// The same with settings, RFC 9113 section 6.5.1.
+    pub fn greet_with(mut connection: Connection, settings: &[(u16, u32)]) -> Option<Self> {
+        assert_eq!(connection.exactly(PREFACE.len())?, PREFACE.as_bytes());
+        let mut payload = Vec::new();
+        for (key, value) in settings {
+            payload.extend(key.to_be_bytes());
+            payload.extend(value.to_be_bytes());
+        }
+        connection.send(frame(SETTINGS, 0, 0, &payload));
+        Some(Self(connection))
+    }
+
+    /// Sends; false when the connection is over.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.0.send(bytes)
+    }
+
+    pub fn next(&mut self) -> Option<Frame> {
+        Frame::read(|length| self.0.exactly(length).ok_or(())).ok()
+    }
+
+    /// Reads on to the first frame that `wanted` says; `None` when the connection ends before.
+    pub fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Option<Frame> {
+        loop {
+            let frame = self.next()?;
+            if wanted(&frame) {
+                return Some(frame);
+            }
+        }
+    }
+
+    /// The stream of the next request.
+    pub fn asked(&mut self) -> Option<u32> {
+        Some(self.until(|frame| frame.kind == HEADERS)?.stream)
+    }
+
+    /// A head, which may be the end.
+    pub fn head(&mut self, stream: u32, list: &[(&str, &str)], ends: bool) -> bool {
+        let flags = END_HEADERS | if ends { END_STREAM } else { 0 };
+        self.send(frame(HEADERS, flags, stream, &fields(list)))
+    }
+
+    /// A whole answer.
+    pub fn answer(&mut self, stream: u32, body: &str) -> bool {
+        self.head(stream, &[(":status", "200")], false)
+            && self.send(frame(DATA, END_STREAM, stream, body.as_bytes()))
+    }
+
+    pub fn reset(&mut self, stream: u32, code: u32) -> bool {
+        self.send(frame(RST_STREAM, 0, stream, &code.to_be_bytes()))
+    }
+}
