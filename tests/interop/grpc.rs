@@ -70,42 +70,61 @@ fn every_kind_of_call_goes_through_to_grpcio() {
     }
 }
 
+fn wait_for_up(daemon: &Daemon, wanted: f64) {
+    daemon.wait_for_metric("balancer_backend_up", |up| up == wanted);
+}
+
+/// Which servers answered how many of twenty calls on one connection.
+fn names(python: &Path, daemon: &Daemon) -> String {
+    client(python, "names", &plain(daemon), &["20"])
+}
+
 #[test]
-fn calls_of_one_connection_are_spread_over_the_servers_that_say_they_serve() {
+fn calls_of_one_connection_are_spread_over_the_servers_until_none_is_left() {
     let Some(python) = python(&["grpc"]) else {
         return;
     };
-    let authority = Authority::new();
     let (one, two) = (server(&python, "one", None), server(&python, "two", None));
     let daemon = front(
-        &authority,
+        &Authority::new(),
         &[address(&one), address(&two)],
-        "protocol: h2c, health_check: {type: grpc, interval: 100ms}",
+        "protocol: h2c, health_check: {interval: 100ms}",
     );
-    let up = |wanted: f64| daemon.wait_for_metric("balancer_backend_up", |up| up == wanted);
-    up(2.0);
-    let names = || client(&python, "names", &plain(&daemon), &["20"]);
-    assert_eq!(names(), "one 10\ntwo 10");
+    wait_for_up(&daemon, 2.0);
+    assert_eq!(names(&python, &daemon), "one 10\ntwo 10");
     let accepted = "balancer_listener_connections_total{listener=\"plain\"}";
     assert_eq!(daemon.metric(accepted), 1.0);
 
-    let direct = address(&one).to_string();
-    client(&python, "health", &direct, &["down"]);
-    up(1.0);
-    assert_eq!(names(), "two 20");
-    client(&python, "health", &direct, &["up"]);
-    up(2.0);
-    assert_eq!(names(), "one 10\ntwo 10");
-
     drop(one);
-    up(1.0);
-    assert_eq!(names(), "two 20");
+    wait_for_up(&daemon, 1.0);
+    assert_eq!(names(&python, &daemon), "two 20");
     drop(two);
-    up(0.0);
+    wait_for_up(&daemon, 0.0);
     let said = client(&python, "down", &plain(&daemon), &[]);
     assert!(said.contains("destination_unavailable"), "{said}");
     let line = daemon.wait_for_access(|line| line["reason"] == "destination_unavailable");
     assert_eq!(line["path"], "/interop.Calls/Echo", "{line}");
+}
+
+#[test]
+fn a_server_that_says_it_does_not_serve_gets_no_calls() {
+    let Some(python) = python(&["grpc"]) else {
+        return;
+    };
+    let (one, two) = (server(&python, "one", None), server(&python, "two", None));
+    let daemon = front(
+        &Authority::new(),
+        &[address(&one), address(&two)],
+        "protocol: h2c, health_check: {type: grpc, interval: 100ms}",
+    );
+    wait_for_up(&daemon, 2.0);
+    let direct = address(&one).to_string();
+    client(&python, "health", &direct, &["down"]);
+    wait_for_up(&daemon, 1.0);
+    assert_eq!(names(&python, &daemon), "two 20");
+    client(&python, "health", &direct, &["up"]);
+    wait_for_up(&daemon, 2.0);
+    assert_eq!(names(&python, &daemon), "one 10\ntwo 10");
 }
 
 #[test]

@@ -98,6 +98,14 @@ fn ask(daemon: &Daemon, version: &str) {
     assert!(daemon.metric("balancer_errors_total") < 0.5);
 }
 
+/// The same with each type of check that nginx answers.
+fn ask_with_each_check(backend: SocketAddr, pool: &str, version: &str) {
+    for check in ["type: tcp", "path: /large, method: HEAD"] {
+        let pool = format!("{pool}, health_check: {{{check}, interval: 100ms}}");
+        ask(&before(backend, &pool), version);
+    }
+}
+
 #[test]
 fn nginx_under_tls_is_asked_and_believed_only_where_it_proves_its_name() {
     if !tools::is_installed("nginx", "nginx-light") {
@@ -108,13 +116,7 @@ fn nginx_under_tls_is_asked_and_believed_only_where_it_proves_its_name() {
     let (origin, files) = (origin::start(), TempDir::new());
     let (_nginx, address) = nginx(&authority, origin.address, &files);
     let right = format!("tls: {{ca: {}, server_name: app.test}}", authority.ca());
-    for check in [
-        "{interval: 100ms}",
-        "{path: /large, method: HEAD, interval: 100ms}",
-    ] {
-        let checked = format!("{right}, health_check: {check}");
-        ask(&before(address, &checked), "HTTP/1.1");
-    }
+    ask_with_each_check(address, &right, "HTTP/1.1");
     for tls in [
         format!("ca: {}, server_name: other.test", authority.ca()),
         format!("ca: {}, server_name: app.test", stranger.ca()),
@@ -140,8 +142,8 @@ fn nginx_is_spoken_to_in_http_2_where_the_pool_says_so() {
     let (origin, files) = (origin::start(), TempDir::new());
     let (_nginx, address) = nginx(&authority, origin.address, &files);
     let pool = format!(
-        "protocol: h2, tls: {{ca: {}, server_name: app.test}}, health_check: {{path: /large, method: HEAD, interval: 100ms}}",
+        "protocol: h2, tls: {{ca: {}, server_name: app.test}}",
         authority.ca()
     );
-    ask(&before(address, &pool), "HTTP/2.0");
+    ask_with_each_check(address, &pool, "HTTP/2.0");
 }
