@@ -141,7 +141,14 @@ impl Authority {
         wants_client: bool,
         script: impl Fn(&mut StreamOwned<ServerConnection, TcpStream>) + Send + Sync + 'static,
     ) -> SocketAddr {
-        let config = self.server(file, wants_client);
+        Self::backend_as(self.server(file, wants_client), script)
+    }
+
+    /// The same with another configuration.
+    pub fn backend_as(
+        config: Arc<ServerConfig>,
+        script: impl Fn(&mut StreamOwned<ServerConnection, TcpStream>) + Send + Sync + 'static,
+    ) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let script = Arc::new(script);
