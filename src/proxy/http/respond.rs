@@ -62,7 +62,8 @@ pub(super) async fn respond(
     if !keep_alive {
         download.is_last();
     }
-    if io.response.framing == Framing::Chunked {
+    // Over HTTP/2 the chunks are our own.
+    if io.response.framing == Framing::Chunked && backend.stream.h2_response().is_none() {
         check_first_chunk(exchange, &mut download, &mut backend).await?;
     }
     count_answer(exchange, attempt, io.response);
