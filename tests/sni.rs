@@ -112,6 +112,12 @@ fn keeping() -> (Peer, support::peer::Record<Vec<u8>>) {
 fn every_name_leads_to_its_own_servers_and_to_their_certificate() {
     let servers = Servers::start();
     let daemon = Daemon::start(&servers.config(MAP, ""));
+    // Pools that only `sni` names have their series before anybody comes.
+    let page = daemon.scrape();
+    assert!(
+        page.contains("balancer_tcp_sessions_active{pool=\"wild\"} 0"),
+        "{page}"
+    );
     for only_12 in [false, true] {
         let client = servers.authority.client(None, only_12);
         for (name, body) in [
@@ -173,8 +179,8 @@ fn without_a_pool_it_is_told_that_the_name_is_not_known() {
     // The alert, and an end in order, whatever the client still had to say.
     let hello = client_hello(&client, "other.test");
     let mut raw = daemon.client("@tls");
-    raw.send([&hello[..], &[0; 30_000]].concat())
-        .send([0; 30_000]);
+    raw.send([&hello[..], &vec![0; 30_000]].concat())
+        .send(vec![0; 30_000]);
     assert_eq!(raw.rest(), Ok(UNRECOGNIZED.to_vec()));
     let line = daemon.wait_for_access(|line| line["host"] == "other.test");
     assert_eq!(

@@ -205,7 +205,7 @@ fn what_follows_the_hello_is_not_looked_at() {
         &b"\x14\x03\x03\x00\x01\x01"[..],
         b"\x17\x03\x03",
         b"GET /",
-        &[0; 40_000],
+        &vec![0; 40_000],
     ] {
         let mut bytes = modern(b"a.test");
         bytes.extend(behind);

@@ -18,7 +18,7 @@ use super::{
     http::{self, Client},
     introduction,
     secure::secure,
-    session::session,
+    session::{session, session_by_name},
     worker::Worker,
 };
 use crate::{
@@ -268,20 +268,7 @@ fn enter(
     let is_http = listener.config.protocol == ListenerProtocol::Http;
     match admission {
         Ok(admission) if listener.tls.is_some() => {
-            let worker = Rc::clone(worker);
-            let listener = Arc::clone(listener);
-            drop(spawn_local(async move {
-                let _admission = admission;
-                let secured = arrival.secured(&worker, &listener).await;
-                drop(listener);
-                let Some(arrival) = secured else { return };
-                if is_http {
-                    let client = arrival.into_client(&worker);
-                    http::serve(worker, client).await;
-                } else {
-                    Box::pin(session(worker, arrival)).await;
-                }
-            }));
+            enter_secured(Rc::clone(worker), Arc::clone(listener), arrival, admission);
         }
         Ok(admission) if is_http => {
             let client = arrival.into_client(worker);
@@ -289,6 +276,13 @@ fn enter(
             drop(spawn_local(async move {
                 let _admission = admission;
                 http::serve(worker, client).await;
+            }));
+        }
+        Ok(admission) if listener.names.is_some() => {
+            let worker = Rc::clone(worker);
+            drop(spawn_local(async move {
+                let _admission = admission;
+                session_by_name(worker, arrival).await;
             }));
         }
         Ok(admission) => {
@@ -315,6 +309,28 @@ fn enter(
         }
         Err(reason) => reject(worker, generation, listener, &arrival, reason),
     }
+}
+
+/// Starts what was let in on a listener with TLS.
+fn enter_secured(
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    arrival: Arrival,
+    admission: Admission,
+) {
+    let is_http = listener.config.protocol == ListenerProtocol::Http;
+    drop(spawn_local(async move {
+        let _admission = admission;
+        let secured = arrival.secured(&worker, &listener).await;
+        drop(listener);
+        let Some(arrival) = secured else { return };
+        if is_http {
+            let client = arrival.into_client(&worker);
+            http::serve(worker, client).await;
+        } else {
+            Box::pin(session(worker, arrival)).await;
+        }
+    }));
 }
 
 impl Arrival {

@@ -24,23 +24,23 @@ use crate::{
 
 /// Runs one TCP session and logs it.
 pub(super) async fn session(worker: Rc<Worker>, arrival: Arrival) {
+    carry(&worker, arrival, None, clock::now()).await;
+}
+
+/// The same on a listener with `sni`. Small while it waits for the client: anybody can make it wait.
+pub(super) async fn session_by_name(worker: Rc<Worker>, arrival: Arrival) {
     let began = clock::now();
-    let asked = {
+    let time = {
         let generation = worker.generation();
         let listener = listener_of(&generation, &arrival.bind);
-        listener
-            .filter(|listener| listener.names.is_some())
-            .map(|listener| listener.config.timeouts.tls)
-    };
-    let Some(time) = asked else {
-        return carry(&worker, arrival, None, began).await;
+        listener.and_then(|listener| listener.config.timeouts.tls)
     };
     let mut cut = worker.cut.clone();
     let stop = async move {
         let _ = cut.wait_for(|cut| *cut).await;
     };
-    match Box::pin(passthrough::receive(&arrival.stream, time, stop)).await {
-        Ok(opening) => carry(&worker, arrival, Some(opening), began).await,
+    match passthrough::receive(&arrival.stream, time, stop).await {
+        Ok(opening) => Box::pin(carry(&worker, arrival, Some(opening), began)).await,
         Err(refusal) => Box::pin(refuse(&worker, arrival, refusal, began)).await,
     }
 }
@@ -55,7 +55,7 @@ fn pool_for(listener: &Listener, opening: Option<&Opening>) -> Option<usize> {
 /// Relays between the client and a backend of its pool.
 async fn carry(worker: &Rc<Worker>, arrival: Arrival, opening: Option<Opening>, began: Instant) {
     let generation = worker.generation();
-    // A client that has said whom it wants is not passed to a listener that a reload has given another meaning since.
+    // Nobody is passed on by rules that a reload has made for connections of another kind meanwhile.
     let listener = listener_of(&generation, &arrival.bind)
         .filter(|listener| listener.names.is_some() == opening.is_some());
     let Some(listener) = listener else {
@@ -145,5 +145,21 @@ fn log(worker: &Worker, generation: &Arc<Snapshot>, record: &Record, name: Optio
             ..RequestText::default()
         };
         log.write(record, &text, &[], took);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of a task: what a connection costs beside its stream and what the runtime keeps.
+    fn size_of_task<F: Future>(_: fn(Rc<Worker>, Arrival) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_that_waits_for_its_hello_is_small() {
+        let size = size_of_task(session_by_name);
+        assert!(size <= 1_024, "{size} bytes");
     }
 }
