@@ -404,6 +404,16 @@ fn a_reload_changes_where_new_sessions_go_and_leaves_the_open_ones() {
     assert_eq!(alert, UNRECOGNIZED);
     let stream = try_connect(address, &client, "other.test").unwrap();
     assert_eq!(ask(stream), "rest");
+    // And one that finds no names any more is not passed on as if it had not been asked.
+    let mut half = daemon.client("@tls");
+    half.send(&hello[..50]);
+    daemon.wait_for_metric("balancer_listener_connections_active", |n| n == 2.0);
+    let plain = servers.config("none", ", pool: rest");
+    assert_eq!(daemon.reload(&plain).status, 200);
+    half.send(&hello[50..]);
+    assert_eq!(half.rest(), Err(Cut::Reset(Vec::new())));
+    let again = servers.config("{app.test: rest, other.test: rest}", "");
+    assert_eq!(daemon.reload(&again).status, 200);
     assert!(try_connect(address, &client, "a.wild.test").is_err());
     assert_eq!(ask(open), "app");
 }

@@ -49,32 +49,47 @@ const CUT: Refused = Refused::Malformed("a length in the ClientHello goes beyond
 
 /// The ClientHello at the beginning of `bytes`; `None` while bytes are missing. What follows its last record is not looked at.
 pub fn parse(bytes: &[u8]) -> Result<Option<Hello>, Refused> {
-    let seen = bytes.get(..LONGEST).unwrap_or(bytes);
-    let mut rest = seen;
-    let mut start = Start::default();
-    let mut announced = 0;
-    while let Some(record) = record(rest, announced == 0)? {
-        start.add(record.fragment);
-        announced += record.length;
-        if let Some(length) = start.message_length()? {
-            if announced > length {
-                return Err(Refused::Malformed(
-                    "a record goes on behind the ClientHello",
-                ));
+    Parser::default().parse(bytes)
+}
+
+/// Remembers which records it has seen, so that a hello in small pieces costs no more than one in large ones.
+#[derive(Debug, Default)]
+pub struct Parser {
+    /// Where the first record begins that was not there as a whole.
+    at: usize,
+    /// What the records before it have brought.
+    start: Start,
+}
+
+impl Parser {
+    /// As [`parse`], for bytes that begin with all that were given before.
+    pub fn parse(&mut self, bytes: &[u8]) -> Result<Option<Hello>, Refused> {
+        let seen = bytes.get(..LONGEST).unwrap_or(bytes);
+        while let Some(record) = record(seen.get(self.at..).unwrap_or_default(), self.at == 0)? {
+            let announced = self.start.seen + record.length;
+            let mut start = self.start;
+            start.add(record.fragment);
+            if let Some(length) = start.message_length()? {
+                if announced > length {
+                    return Err(Refused::Malformed(
+                        "a record goes on behind the ClientHello",
+                    ));
+                }
+                if start.seen == length {
+                    return message(seen, length).map(Some);
+                }
             }
-            if start.seen == length {
-                return message(seen, length).map(Some);
+            if start.seen < announced {
+                break;
             }
+            self.start = start;
+            self.at += HEADER + record.length;
         }
-        let Some(behind) = rest.get(HEADER + record.length..) else {
-            break;
-        };
-        rest = behind;
-    }
-    if bytes.len() < LONGEST {
-        Ok(None)
-    } else {
-        Err(Refused::TooLarge)
+        if bytes.len() < LONGEST {
+            Ok(None)
+        } else {
+            Err(Refused::TooLarge)
+        }
     }
 }
 
@@ -118,7 +133,7 @@ fn record(bytes: &[u8], is_first: bool) -> Result<Option<Record<'_>>, Refused> {
 }
 
 /// The first bytes of the handshake message, and how many there are in all.
-#[derive(Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Start {
     bytes: [u8; 4],
     seen: usize,

@@ -443,6 +443,14 @@ fn a_prefix_is_refused_for_what_the_whole_is_refused_for() {
             bytes[place] = random.bits() as u8;
         }
         let whole = parse(&bytes);
+        let mut parser = Parser::default();
+        for end in 0..=bytes.len() {
+            let verdict = parser.parse(&bytes[..end]);
+            if verdict != Ok(None) || end == bytes.len() {
+                assert_eq!(verdict, whole, "piece by piece, at {end}");
+                break;
+            }
+        }
         for _ in 0..20 {
             let part = parse(&bytes[..random.below(bytes.len())]);
             assert!(part == Ok(None) || part == whole, "{part:?} {whole:?}");

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::{
     net::{
         buffer::{Buffer, Size},
-        client_hello::{self, LONGEST, Refused},
+        client_hello::{LONGEST, Parser, Refused},
         stream::Stream,
         tls::Fault,
     },
@@ -64,7 +64,7 @@ impl Refusal {
 
 /// Reads until the ClientHello is there, for at most `time`. `stop` is the end of all connections.
 ///
-/// While nothing has come nothing is held; after that what has come, up to [`LONGEST`].
+/// While nothing has come nothing is held; after that what has come, up to [`LONGEST`], in room of at most twice that.
 pub(super) async fn receive(
     stream: &Stream,
     time: Option<Duration>,
@@ -131,6 +131,7 @@ impl Failure {
 }
 
 async fn hello(stream: &Stream, bytes: &mut Vec<u8>) -> Result<Option<Box<str>>, Failure> {
+    let mut parser = Parser::default();
     loop {
         poll_fn(|cx| stream.poll_read_ready(cx))
             .await
@@ -140,7 +141,7 @@ async fn hello(stream: &Stream, bytes: &mut Vec<u8>) -> Result<Option<Box<str>>,
             Err(_) | Ok(0) => return Err(Failure::Gone),
             Ok(_) => {}
         }
-        if let Some(hello) = client_hello::parse(bytes).map_err(Failure::Refused)? {
+        if let Some(hello) = parser.parse(bytes).map_err(Failure::Refused)? {
             return Ok(hello.server_name);
         }
     }

@@ -1,7 +1,7 @@
 //! A ClientHello: the verdict on a beginning never changes with what follows, a name is a host name, and the same message in
 //! other records tells the same.
 
-use balancer::net::client_hello::{Hello, LONGEST, Refused, parse};
+use balancer::net::client_hello::{Hello, LONGEST, Parser, Refused, parse};
 
 use super::prefixes;
 
@@ -14,6 +14,14 @@ fn check_prefixes(data: &[u8], whole: &Parsed) {
             part == Ok(None) || part == *whole,
             "{length} bytes are {part:?}, all are {whole:?}"
         );
+    }
+    let mut parser = Parser::default();
+    for length in (0..data.len()).step_by(1 + data.len() / 64) {
+        let part = parser.parse(&data[..length]);
+        assert_eq!(part, parse(&data[..length]), "{length} bytes, in pieces");
+        if part != Ok(None) {
+            break;
+        }
     }
 }
 
