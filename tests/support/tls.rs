@@ -221,6 +221,15 @@ pub fn try_connect_behind(
     Ok(StreamOwned::new(connection, socket))
 }
 
+/// The bytes with which a client begins that asks for `name`; for an address it asks for none.
+pub fn client_hello(config: &Arc<ClientConfig>, name: &str) -> Vec<u8> {
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let mut connection = ClientConnection::new(Arc::clone(config), name).unwrap();
+    let mut bytes = Vec::new();
+    connection.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
 /// A raw HTTP client under TLS.
 pub fn connect(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> Client<TlsStream> {
     let stream = try_connect(address, config, name)

@@ -391,7 +391,8 @@ pub(super) async fn tunnel(
     let stop = async move {
         let _ = cut.wait_for(|cut| *cut).await;
     };
-    let end = copy::relay_until(stop, &exchange.client.stream, &backend.stream, idle, meter).await;
+    let client = &exchange.client.stream;
+    let end = copy::relay_until(stop, client, &backend.stream, Vec::new(), idle, meter).await;
     exchange.facts.bytes_in = early + end.bytes_in;
     exchange.facts.bytes_out = behind.len() as u64 + end.bytes_out;
     if let Err(cut) = end.end {
