@@ -98,7 +98,7 @@ reasons! {
     RequestDenied, "http_request_denied", "http_request_denied", 403, 403, 0, "The request is not allowed from this address.";
     /// Over the `rate_limit` of its listener or route. `Retry-After` says in how many seconds one more is allowed.
     RateLimited, "rate_limited", "http_request_denied", 429, 429, 1, "Too many requests from this address.";
-    /// The request is malformed or ambiguous, or the connection does not begin with the PROXY header of `accept_proxy`.
+    /// The request is malformed or ambiguous, or the connection does not begin with the PROXY header of `accept_proxy` or with a valid ClientHello for `sni`.
     RequestError, "http_request_error", "http_request_error", 400, 400, 0, "The request is malformed.";
     /// The request head is larger than `http.max_header_size` or has more fields than `http.max_headers`.
     RequestHeaderSectionSize, "http_request_header_section_size", "http_request_error", 431, 431, 0, "The request header fields are too large.";
@@ -106,13 +106,13 @@ reasons! {
     RequestUriTooLong, "http_request_uri_too_long", "http_request_error", 414, 414, 0, "The request target is too long.";
     /// The request body is larger than `limits.request_body`.
     RequestBodySize, "http_request_body_size", "http_request_error", 413, 413, 0, "The request body is too large.";
-    /// The client did not send its request within `timeouts.header`, or its body at the pace of `timeouts.body_idle`, or no PROXY header came in time.
+    /// The client did not send its request within `timeouts.header`, or its body at the pace of `timeouts.body_idle`, or no PROXY header or ClientHello came in time.
     RequestTimeout, "http_request_timeout", "http_request_error", 408, 408, 0, "The request was not received in time.";
-    /// Plain HTTP came to a listener with `tls`.
+    /// Plain HTTP came to a listener with `tls`, or anything else than TLS to one with `sni`.
     TlsRequired, "tls_required", "http_request_error", 400, 400, 0, "This port speaks HTTPS, and the request came in plain HTTP.";
     /// The host of the request has another certificate than the one the client was shown (SNI).
     MisdirectedRequest, "misdirected_request", "http_request_error", 421, 421, 0, "This connection is for another host.";
-    /// No route matches and the listener has no `pool`.
+    /// No route matches, or no server name of `sni`, and the listener has no `pool`.
     NoRoute, "no_route", "destination_not_found", 404, 404, 0, "No route matches the request.";
     /// The method is not served: CONNECT.
     MethodNotAllowed, "method_not_allowed", "http_request_error", 405, 405, 0, "The request method is not allowed.";

@@ -25,7 +25,7 @@ use crate::{
     config::model::{self, Config, RateLimit},
     net::tls::ServerTls,
     pool::Pool,
-    route::Router,
+    route::{Router, ServerNames},
     telemetry::{
         access_log::AccessLog,
         metrics::{ListenerSlot, PerThread, PoolSlot},
@@ -81,6 +81,8 @@ pub struct Listener {
     pub state: Arc<ListenerState>,
     /// From `tls`; lives on over reloads that change nothing of it, with the keys of its tickets.
     pub tls: Option<Arc<ServerTls>>,
+    /// From `sni`: connections say first which server they want.
+    pub names: Option<ServerNames>,
 }
 
 /// What a listener keeps over reloads; the key is its name.
@@ -118,6 +120,7 @@ impl Snapshot {
                     config: listener.clone(),
                     state: old.map_or_else(Arc::default, |old| Arc::clone(&old.state)),
                     tls: server_tls(listener, old.map(|old| &**old)),
+                    names: ServerNames::new(&listener.sni),
                 })
             })
             .collect();

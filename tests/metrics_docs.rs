@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use balancer::{
     admin::families::{self, Kind},
+    net::tls::FAULTS,
     reason::{Reason, StatusProfile},
 };
 
@@ -65,6 +66,18 @@ fn every_documented_log_field_is_written_and_the_other_way_round() {
     let mut written: Vec<String> = object.keys().cloned().collect();
     written.sort_by_key(|field| example.find(&format!("\"{field}\":")));
     assert_eq!(documented, written);
+}
+
+#[test]
+fn every_cause_of_failed_handshakes_is_documented_and_the_other_way_round() {
+    let page = fs::read_to_string(docs("operations.md")).unwrap();
+    let table = page.split("**Failed handshakes**").nth(1).unwrap();
+    let table = table.split("\n## ").next().unwrap();
+    let documented: Vec<String> = rows(table)
+        .into_iter()
+        .map(|cells| cells[0].clone())
+        .collect();
+    assert_eq!(documented, FAULTS.map(|(_, name)| name));
 }
 
 fn reasons_page() -> String {

@@ -26,6 +26,7 @@ type Target = (&'static str, fn(&[u8]));
 
 const TARGETS: &[Target] = &[
     ("chunked_body", targets::chunked_body::run),
+    ("client_hello", targets::client_hello::run),
     ("config", targets::config::run),
     ("proxy_header", targets::proxy_header::run),
     ("request_head", targets::request_head::run),

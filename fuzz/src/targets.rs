@@ -1,6 +1,7 @@
 //! What is done with an input, one module per target.
 
 pub mod chunked_body;
+pub mod client_hello;
 pub mod config;
 pub mod proxy_header;
 pub mod request_head;

@@ -194,7 +194,7 @@ fn listener_families(tree: &mut Tree, snapshot: &Snapshot) {
     tls_families(tree, snapshot);
 }
 
-/// Handshakes and certificates of the listeners that speak TLS.
+/// Handshakes and certificates of the listeners that speak TLS, or look into it.
 fn tls_families(tree: &mut Tree, snapshot: &Snapshot) {
     const KINDS: [[&str; 2]; 4] = [
         ["1.2", "false"],
@@ -213,8 +213,9 @@ fn tls_families(tree: &mut Tree, snapshot: &Snapshot) {
             }
         }
     });
+    let by_name = |one: &&Arc<Listener>| one.tls.is_some() || one.names.is_some();
     tree.family(f::TLS_FAILURES, |s| {
-        for one in secure() {
+        for one in snapshot.listeners.iter().filter(by_name) {
             for (fault, name) in FAULTS {
                 let failures = one.state.metrics.each();
                 let counts = failures.filter_map(|m| m.handshake_failures.get(fault as usize));
@@ -329,7 +330,7 @@ fn pool_families(tree: &mut Tree, snapshot: &Snapshot) {
 fn tcp_pools(snapshot: &Snapshot) -> Vec<&Pool> {
     let is_tcp = |index: usize| {
         snapshot.config.listeners.iter().any(|listener| {
-            listener.protocol == ListenerProtocol::Tcp && listener.pool == Some(index)
+            listener.protocol == ListenerProtocol::Tcp && listener.pools().any(|pool| pool == index)
         })
     };
     let had_sessions = |pool: &Pool| {

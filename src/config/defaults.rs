@@ -1,6 +1,6 @@
 //! The defaults: what a section means that the file leaves out. The numbers are those of docs/configuration.md.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use tracing::level_filters::LevelFilter;
 
@@ -119,6 +119,7 @@ impl Listener {
             binds: Vec::new(),
             protocol: ListenerProtocol::default(),
             pool: None,
+            sni: BTreeMap::new(),
             redirect: None,
             http: HttpLimits::default(),
             timeouts: ListenerTimeouts::default(),

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use super::model::{Backend, Config, Listener, Pool, Route, RouteAction, Share};
+use super::model::{Backend, Config, HostMatch, Listener, Pool, Route, RouteAction, Share};
 
 /// One line of the log of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,8 +115,13 @@ fn listeners(changes: &mut Changes, old: &Config, new: &Config) {
         match before.get(&**name) {
             None => changes.push(format!("listener {name} added")),
             Some(was) => {
-                let same_pool = pool_name(old, was.pool) == pool_name(new, listener.pool);
-                one_listener(changes, was, listener, same_pool);
+                if pool_name(old, was.pool) != pool_name(new, listener.pool) {
+                    changes.push(format!("listener {name}: pool changed"));
+                }
+                if !names_to_pools(old, was).eq(names_to_pools(new, listener)) {
+                    changes.push(format!("listener {name}: sni changed"));
+                }
+                one_listener(changes, was, listener);
             }
         }
     }
@@ -129,7 +134,16 @@ fn listeners(changes: &mut Changes, old: &Config, new: &Config) {
     );
 }
 
-fn one_listener(changes: &mut Changes, old: &Listener, new: &Listener, same_pool: bool) {
+/// What `sni` says, by the names of the pools.
+fn names_to_pools<'a>(
+    config: &'a Config,
+    listener: &'a Listener,
+) -> impl Iterator<Item = (&'a HostMatch, Option<&'a str>)> {
+    let names = listener.sni.iter();
+    names.map(|(name, pool)| (name, pool_name(config, Some(*pool))))
+}
+
+fn one_listener(changes: &mut Changes, old: &Listener, new: &Listener) {
     let name = &new.name;
     changes.if_changed(&old.binds, &new.binds, format!("listener {name}: bind"));
     changes.if_changed(
@@ -137,9 +151,6 @@ fn one_listener(changes: &mut Changes, old: &Listener, new: &Listener, same_pool
         &new.protocol,
         format!("listener {name}: protocol"),
     );
-    if !same_pool {
-        changes.push(format!("listener {name}: pool changed"));
-    }
     changes.if_changed(
         &old.redirect,
         &new.redirect,
@@ -417,6 +428,33 @@ listeners: {web: {bind: ':80', pool: b}, raw: {bind: ':81', pool: a}}
 pools: {b: {backends: [10.0.0.1:80]}, a: {backends: [10.0.0.1:80]}}
 ";
         assert_eq!(lines(old, new), ["pools in another order"]);
+    }
+
+    #[test]
+    fn server_names_are_compared_by_the_names_of_their_pools() {
+        let file = |sni: &str, pools: [&str; 2]| {
+            let pools = pools.map(|pool| format!("{pool}: {{backends: [10.0.0.1:80]}}"));
+            format!(
+                "listeners: {{raw: {{bind: ':443', protocol: tcp, sni: {sni}}}}}\npools: {{{}}}\n",
+                pools.join(", ")
+            )
+        };
+        let old = file("{a.test: a, '*.test': b}", ["a", "b"]);
+        let moved = file("{'*.TEST.': b, a.test: a}", ["b", "a"]);
+        assert_eq!(lines(&old, &moved), ["pools in another order"]);
+        for other in [
+            "{a.test: b, '*.test': b}",
+            "{a.test: a}",
+            "{a.test: a, test: b}",
+        ] {
+            let new = file(other, ["a", "b"]);
+            let changed = lines(&old, &new);
+            assert_eq!(
+                changed.first().unwrap(),
+                "listener raw: sni changed",
+                "{other}"
+            );
+        }
     }
 
     #[test]

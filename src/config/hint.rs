@@ -7,6 +7,7 @@ use super::keys;
 const CERTIFICATE: &str = "write `tls: {cert: FILE, key: FILE}` in the listener";
 const CA: &str =
     "balancer calls this `ca` in the `tls` of a pool, and `client_ca` in that of a listener";
+const SNI: &str = "write `sni: {app.example.com: POOL}` in a listener with `protocol: tcp`";
 const UNVERIFIED: &str = "write `verify: false`, or better `ca: FILE`";
 
 /// Words of HAProxy, nginx, Envoy and Traefik, and the key that means the same here.
@@ -247,6 +248,19 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "balancer calls this `max_connections`",
     ),
     ("worker_processes", "balancer calls this `workers`"),
+    // Words for TLS that is passed on as it is.
+    ("hostsni", SNI),
+    ("host_sni", SNI),
+    ("hostsniregexp", SNI),
+    ("passthrough", SNI),
+    ("req.ssl_sni", SNI),
+    ("req_ssl_sni", SNI),
+    ("server_names", SNI),
+    ("ssl_fc_sni", SNI),
+    ("ssl_passthrough", SNI),
+    ("ssl_preread", SNI),
+    ("ssl_preread_server_name", SNI),
+    ("tls_inspector", SNI),
     // Words for what a route does with a request on its way.
     (
         "add_header",

@@ -60,6 +60,7 @@ pub const SECTIONS: &[Section] = &[
             "deny",
             "socket",
             "tls",
+            "sni",
         ],
     ),
     ("listeners.NAME.redirect", REDIRECT),
@@ -199,7 +200,6 @@ pub fn all() -> impl Iterator<Item = String> {
 
 /// Keys and values of the contract that this version does not have.
 const LATER: &[(&str, &str)] = &[
-    ("listeners.NAME", "sni"),
     ("pools.NAME", "hash"),
     ("pools.NAME", "slow_start"),
     ("pools.NAME", "sticky"),

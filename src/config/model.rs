@@ -3,7 +3,7 @@
 //! Made only by `config::load`; everything above reads it and never the file. Defaults and ranges are those of
 //! docs/configuration.md; a field says `None` where the file says `none`.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
@@ -215,6 +215,9 @@ pub struct Listener {
     pub protocol: ListenerProtocol,
     /// Where unmatched traffic goes: index into [`Config::pools`].
     pub pool: Option<usize>,
+    /// `sni`: the pools of TLS connections by the server name they ask for, as indexes into [`Config::pools`]. Their TLS is
+    /// passed on as it is. Default empty: connections are not looked into.
+    pub sni: BTreeMap<HostMatch, usize>,
     /// `redirect`: every request of this listener is redirected.
     pub redirect: Option<Redirect>,
     /// `http`.
@@ -235,6 +238,13 @@ pub struct Listener {
     pub socket: SocketOptions,
     /// `tls`; none: plain.
     pub tls: Option<ListenerTls>,
+}
+
+impl Listener {
+    /// The pools that it names itself; one may occur several times.
+    pub fn pools(&self) -> impl Iterator<Item = usize> {
+        self.pool.into_iter().chain(self.sni.values().copied())
+    }
 }
 
 /// `listeners.NAME.protocol`.
@@ -306,7 +316,7 @@ pub struct ListenerTimeouts {
     pub body_idle: Option<Duration>,
     /// Between a response and the next request. Default 75s.
     pub keepalive: Option<Duration>,
-    /// From the accept to the end of the TLS handshake. Default 10s.
+    /// From the accept to the end of the TLS handshake; with `sni` to the end of the ClientHello. Default 10s.
     pub tls: Option<Duration>,
 }
 
@@ -407,8 +417,8 @@ impl Route {
     }
 }
 
-/// One entry of `routes[].host`, in lower case, without port and final dot.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// One entry of `routes[].host` or `listeners.NAME.sni`, in lower case, without port and final dot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostMatch {
     /// `api.example.com`.
     Exact(String),

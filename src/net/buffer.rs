@@ -47,7 +47,8 @@ thread_local! {
     static FREE: RefCell<[Vec<Box<[u8]>>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
 }
 
-/// A buffer of the calling thread; goes back to the free list when dropped. Its bytes are left over from earlier use.
+/// A buffer of the calling thread; goes back to the free list when dropped, unless it was made of bytes that were there.
+/// Its bytes are left over from earlier use.
 #[derive(Debug)]
 pub struct Buffer {
     bytes: Box<[u8]>,
@@ -60,6 +61,15 @@ impl Buffer {
         let free = FREE.with_borrow_mut(|free| free.get_mut(size as usize)?.pop());
         let bytes = free.unwrap_or_else(|| vec![0; size.bytes()].into_boxed_slice());
         Self { bytes, size }
+    }
+}
+
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes: bytes.into_boxed_slice(),
+            size: Size::Small,
+        }
     }
 }
 
@@ -83,6 +93,7 @@ impl Drop for Buffer {
         // `try_with`: at the end of a thread its free list may be gone before its last buffers.
         let _ = FREE.try_with(|free| {
             if let Some(list) = free.borrow_mut().get_mut(self.size as usize)
+                && bytes.len() == self.size.bytes()
                 && list.len() < self.size.kept()
             {
                 list.push(bytes);
@@ -104,6 +115,14 @@ mod tests {
         let again = Buffer::take(Size::Medium);
         assert_eq!((again.as_ptr(), again[0]), (place, 7));
         assert_eq!(again.len(), Size::Medium.bytes());
+    }
+
+    #[test]
+    fn a_buffer_of_other_bytes_is_not_kept() {
+        let buffer = Buffer::from(vec![7; 20]);
+        assert_eq!(&buffer[..], [7; 20]);
+        drop(buffer);
+        assert_eq!(Buffer::take(Size::Small).len(), Size::Small.bytes());
     }
 
     #[test]

@@ -79,6 +79,7 @@ pub struct RelayEnd {
 }
 
 /// Relays until both directions have ended, or until `stop`. `idle` is over both directions: silence in one is no silence.
+/// `first` is what was read of the client already: the backend gets it before anything else.
 ///
 /// The caller drops the streams afterwards; that sends the FIN of the direction that ended last. After a cut both are set to
 /// be reset by it, so that no side takes the cut for an orderly end.
@@ -86,10 +87,12 @@ pub async fn relay_until(
     stop: impl Future<Output = ()>,
     client: &Stream,
     backend: &Stream,
+    first: Vec<u8>,
     idle: Option<Duration>,
     meter: Meter<'_>,
 ) -> RelayEnd {
     let mut up = Flow::new(client, backend);
+    up.way = Way::Copy(Copying::of(first));
     let mut down = Flow::new(backend, client);
     let mut last_moved = clock::now();
     let mut timer = pin!(sleep_until((last_moved + idle.unwrap_or_default()).into()));
@@ -132,14 +135,15 @@ pub async fn relay_until(
     }
 }
 
-/// As [`relay_until`], with nobody to stop it.
+/// As [`relay_until`], with nothing read yet and nobody to stop it.
 pub async fn relay(
     client: &Stream,
     backend: &Stream,
     idle: Option<Duration>,
     meter: Meter<'_>,
 ) -> RelayEnd {
-    relay_until(std::future::pending(), client, backend, idle, meter).await
+    let never = std::future::pending();
+    relay_until(never, client, backend, Vec::new(), idle, meter).await
 }
 
 /// Ready at `over`. The timer is set again only when it fires too early, not for every message.
@@ -325,6 +329,15 @@ impl Copying {
         }
     }
 
+    /// For a source of which `first` was read already.
+    fn of(first: Vec<u8>) -> Self {
+        Self {
+            to: first.len(),
+            buffer: (!first.is_empty()).then(|| first.into()),
+            ..Self::default()
+        }
+    }
+
     fn is_long(&self) -> bool {
         self.may_splice && self.run >= LONG && self.buffer.is_none()
     }
@@ -442,6 +455,34 @@ mod tests {
                 end: Ok(())
             }
         );
+    }
+
+    #[tokio::test]
+    async fn what_was_read_already_comes_first_and_is_counted() {
+        let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
+        let (received, sent) = (Count::default(), Count::default());
+        let meter = Meter {
+            received: &received,
+            sent: &sent,
+        };
+        // More than the system takes at once from somebody whose peer reads nothing.
+        let first = pattern(20_000_000, 4);
+        let script = async {
+            client.write_all(b"and the rest").await.unwrap();
+            client.shutdown().await.unwrap();
+            backend.write_all(b"answer").await.unwrap();
+            client.read_exact(&mut [0; 6]).await.unwrap();
+            let mut got = Vec::new();
+            backend.read_to_end(&mut got).await.unwrap();
+            drop(backend);
+            got
+        };
+        let never = std::future::pending();
+        let relayed = relay_until(never, &ours, &theirs, first.clone(), None, meter);
+        let (end, got) = tokio::join!(relayed, script);
+        assert!(got == [&first[..], b"and the rest"].concat());
+        assert_eq!((end.end, end.bytes_in), (Ok(()), got.len() as u64));
+        assert_eq!((received.get(), sent.get()), (got.len() as u64, 6));
     }
 
     #[tokio::test]
@@ -633,7 +674,7 @@ mod tests {
             sent: &count,
         };
         stop.notify_one();
-        let end = relay_until(stop.notified(), &ours, &theirs, None, meter).await;
+        let end = relay_until(stop.notified(), &ours, &theirs, Vec::new(), None, meter).await;
         drop((ours, theirs));
         assert_eq!(end.end, Err(Cut::Stopped));
         for peer in [&mut client, &mut backend] {

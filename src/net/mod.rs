@@ -2,6 +2,7 @@
 //! as something to connect to; knows nothing of listeners' rules, requests or sessions.
 
 pub mod buffer;
+pub mod client_hello;
 pub mod connect;
 pub mod copy;
 #[cfg(test)]

@@ -18,17 +18,13 @@ use super::{
     http::{self, Client},
     introduction,
     secure::secure,
-    tcp::{self, TcpContext},
+    session::{session, session_by_name},
     worker::Worker,
 };
 use crate::{
     base::{address::BindAddress, backoff, clock},
     config::model::{AcceptProxy, ListenerProtocol, ProxyVersion},
-    net::{
-        listen::Acceptor,
-        proxy_protocol::{self, Ends, Header},
-        stream::Stream,
-    },
+    net::{listen::Acceptor, proxy_protocol::Header, stream::Stream},
     reason::Reason,
     snapshot::{Daemon, Listener, ListenerState, Snapshot},
     telemetry::record::{Record, RequestText},
@@ -134,13 +130,13 @@ impl Drop for Admission {
 }
 
 /// A connection on its way in.
-struct Arrival {
-    stream: Stream,
+pub(super) struct Arrival {
+    pub(super) stream: Stream,
     /// The client's address, as far as it is known.
-    peer: Option<IpAddr>,
-    bind: Rc<BindAddress>,
+    pub(super) peer: Option<IpAddr>,
+    pub(super) bind: Rc<BindAddress>,
     /// What its PROXY header said.
-    introduced: Option<Box<Header>>,
+    pub(super) introduced: Option<Box<Header>>,
     /// Time for the head of its first request.
     header: Option<Duration>,
 }
@@ -170,7 +166,10 @@ fn admit(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<Bi
 }
 
 /// The listener that an address belongs to in a generation.
-fn listener_of<'a>(generation: &'a Snapshot, bind: &BindAddress) -> Option<&'a Arc<Listener>> {
+pub(super) fn listener_of<'a>(
+    generation: &'a Snapshot,
+    bind: &BindAddress,
+) -> Option<&'a Arc<Listener>> {
     let listener = generation.binds.get(bind).copied()?;
     generation.listeners.get(listener)
 }
@@ -270,20 +269,7 @@ fn enter(
     let is_http = listener.config.protocol == ListenerProtocol::Http;
     match admission {
         Ok(admission) if listener.tls.is_some() => {
-            let worker = Rc::clone(worker);
-            let listener = Arc::clone(listener);
-            drop(spawn_local(async move {
-                let _admission = admission;
-                let secured = arrival.secured(&worker, &listener).await;
-                drop(listener);
-                let Some(arrival) = secured else { return };
-                if is_http {
-                    let client = arrival.into_client(&worker);
-                    http::serve(worker, client).await;
-                } else {
-                    Box::pin(session(worker, arrival)).await;
-                }
-            }));
+            enter_secured(Rc::clone(worker), Arc::clone(listener), arrival, admission);
         }
         Ok(admission) if is_http => {
             let client = arrival.into_client(worker);
@@ -291,6 +277,13 @@ fn enter(
             drop(spawn_local(async move {
                 let _admission = admission;
                 http::serve(worker, client).await;
+            }));
+        }
+        Ok(admission) if listener.names.is_some() => {
+            let worker = Rc::clone(worker);
+            drop(spawn_local(async move {
+                let _admission = admission;
+                session_by_name(worker, arrival).await;
             }));
         }
         Ok(admission) => {
@@ -319,6 +312,28 @@ fn enter(
     }
 }
 
+/// Starts what was let in on a listener with TLS.
+fn enter_secured(
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    arrival: Arrival,
+    admission: Admission,
+) {
+    let is_http = listener.config.protocol == ListenerProtocol::Http;
+    drop(spawn_local(async move {
+        let _admission = admission;
+        let secured = arrival.secured(&worker, &listener).await;
+        drop(listener);
+        let Some(arrival) = secured else { return };
+        if is_http {
+            let client = arrival.into_client(&worker);
+            http::serve(worker, client).await;
+        } else {
+            Box::pin(session(worker, arrival)).await;
+        }
+    }));
+}
+
 impl Arrival {
     /// The same behind its TLS handshake, where the listener has TLS.
     async fn secured(mut self, worker: &Rc<Worker>, listener: &Listener) -> Option<Self> {
@@ -327,7 +342,8 @@ impl Arrival {
         Some(self)
     }
 
-    fn into_client(self, worker: &Worker) -> Client {
+    /// The same as a connection that is counted among those of the worker.
+    pub(super) fn into_client(self, worker: &Worker) -> Client {
         let entry = worker.connections.enter(Rc::clone(&self.bind));
         let mut client = Client::new(self.stream, self.peer, self.bind, entry, self.header);
         client.introduced = self.introduced;
@@ -419,42 +435,4 @@ fn count_client(
         }
     }
     Ok(admission)
-}
-
-/// Runs one TCP session and logs it.
-async fn session(worker: Rc<Worker>, arrival: Arrival) {
-    let Arrival { stream, peer, .. } = arrival;
-    let generation = worker.generation();
-    let listener = listener_of(&generation, &arrival.bind);
-    let pool = listener.and_then(|listener| generation.pools.get(listener.config.pool?));
-    let (Some(listener), Some(pool)) = (listener, pool) else {
-        return stream.set_reset_on_close();
-    };
-    let introduction = pool.config.send_proxy.map(|version| {
-        let introduced = arrival.introduced.as_deref();
-        let ends = introduced.map_or_else(|| Ends::of(&stream), |header| header.ends(&stream));
-        proxy_protocol::encode(version, ends)
-    });
-    let context = TcpContext {
-        listener: &listener.config.name,
-        counters: listener.state.metrics.mine(),
-        pool,
-        random: &worker.random,
-        introduction: introduction.as_deref(),
-    };
-    let mut cut = worker.cut.clone();
-    let stop = async move {
-        let _ = cut.wait_for(|cut| *cut).await;
-    };
-    let record = tcp::session(stream, peer, context, stop).await;
-    let took = clock::now().saturating_duration_since(record.began);
-    let log = &generation.access_log;
-    if log.wants(
-        record.status,
-        record.reason,
-        took,
-        &mut worker.random.borrow_mut(),
-    ) {
-        log.write(&record, &RequestText::default(), &[], took);
-    }
 }

@@ -1,6 +1,7 @@
-//! The data plane of one worker: accept → PROXY header, where one is asked for → HTTP exchange or TCP session.
+//! The data plane of one worker: accept → PROXY header, where one is asked for → HTTP exchange, or TCP session, by name where
+//! that is asked for.
 //!
-//! Read `accept.rs` first, then `http/mod.rs` or `tcp.rs`.
+//! Read `accept.rs` first, then `http/mod.rs`, or `session.rs` and `tcp.rs`.
 
 pub mod accept;
 pub mod connections;
@@ -8,7 +9,9 @@ pub mod http;
 pub mod idle;
 mod introduction;
 pub mod links;
+mod passthrough;
 mod secure;
+mod session;
 pub mod tcp;
 pub mod timer;
 pub mod worker;

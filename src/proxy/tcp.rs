@@ -33,23 +33,27 @@ pub struct TcpContext<'a> {
     pub random: &'a RefCell<Random>,
     /// The PROXY header that backends get before anything else; `None` without `send_proxy`.
     pub introduction: Option<&'a [u8]>,
+    /// When the session began.
+    pub began: Instant,
 }
 
-/// Serves `client` until the session is over, and gives its record. `stop` cuts it: the drain deadline.
+/// Serves `client` until the session is over, and gives its record. `first` is what was read of the client already, `stop`
+/// cuts the session: the drain deadline.
 ///
 /// A client for whom no backend can be reached is reset, not closed, so that it cannot take the failure for an empty answer.
 pub async fn session(
     client: Stream,
     peer: Option<IpAddr>,
+    first: Vec<u8>,
     context: TcpContext<'_>,
     stop: impl Future<Output = ()>,
 ) -> Record {
-    let mut record = Record::begin(clock::now(), context.listener, peer);
+    let mut record = Record::begin(context.began, context.listener, peer);
     record.pool = Some(Arc::clone(&context.pool.name));
     record.tls = client.tls_version();
     let slot = context.pool.state.metrics.mine();
     let _active = Active::new(&slot.sessions_active);
-    let result = serve(&client, &context, &mut record, stop).await;
+    let result = serve(&client, first, &context, &mut record, stop).await;
     record.reason = result.err();
     match record.reason {
         None => slot.sessions_ok.add(1),
@@ -62,6 +66,7 @@ pub async fn session(
 
 async fn serve(
     client: &Stream,
+    first: Vec<u8>,
     context: &TcpContext<'_>,
     record: &mut Record,
     stop: impl Future<Output = ()>,
@@ -75,6 +80,8 @@ async fn serve(
     };
     let (lease, backend) = connected.inspect_err(|reason| {
         client.set_reset_on_close();
+        record.bytes_in = first.len() as u64;
+        context.counters.received.add(record.bytes_in);
         if !matches!(reason, Reason::ClientDisconnected | Reason::DrainTimeout) {
             context.pool.state.metrics.mine().error(*reason, 0);
         }
@@ -85,7 +92,7 @@ async fn serve(
         sent: &context.counters.sent,
     };
     let idle = context.pool.config.timeouts.tcp_idle;
-    let end = relay_until(stop, client, &backend, idle, meter).await;
+    let end = relay_until(stop, client, &backend, first, idle, meter).await;
     (record.bytes_in, record.bytes_out) = (end.bytes_in, end.bytes_out);
     end.end.map_err(|cut| {
         let reason = cut.reason();
@@ -96,7 +103,7 @@ async fn serve(
     })
 }
 
-/// Picks backends until one accepts. Nothing of the client has been read so far, so that a further try is always safe.
+/// Picks backends until one accepts. No backend has got anything of the client's so far, so that a further try is always safe.
 async fn reach(context: &TcpContext<'_>, record: &mut Record) -> Result<(Lease, Stream), Reason> {
     let pool = context.pool;
     pool.state.budget.request();
@@ -200,6 +207,15 @@ mod tests {
     };
 
     async fn serve_one(pool: &Pool, stream: Stream, stop: impl Future<Output = ()>) -> Record {
+        serve_behind(b"", pool, stream, stop).await
+    }
+
+    async fn serve_behind(
+        first: &[u8],
+        pool: &Pool,
+        stream: Stream,
+        stop: impl Future<Output = ()>,
+    ) -> Record {
         let (counters, random) = (ListenerSlot::default(), RefCell::new(Random::seeded(1)));
         let context = TcpContext {
             listener: &"front".into(),
@@ -207,8 +223,9 @@ mod tests {
             pool,
             random: &random,
             introduction: None,
+            began: clock::now(),
         };
-        let record = session(stream, None, context, stop).await;
+        let record = session(stream, None, first.to_vec(), context, stop).await;
         assert_eq!(
             (counters.received.get(), counters.sent.get()),
             (record.bytes_in, record.bytes_out)
@@ -248,6 +265,35 @@ mod tests {
         assert!(dead.get() > 0);
         assert_eq!(slot.retries.get(Reason::ConnectionRefused), dead.get());
         assert!(pool.backends.iter().all(|one| one.state.in_flight() == 0));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_the_session_goes_to_the_backend_that_accepts() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let alive = BackendAddress::Ip(listener.local_addr().unwrap());
+        let pool = pool_of(&[dead_address().await, alive], None);
+        for _ in 0..4 {
+            let (mut peer, stream) = pair().await;
+            let script = async {
+                peer.write_all(b" and more").await.unwrap();
+                peer.shutdown().await.unwrap();
+                let (mut backend, _) = listener.accept().await.unwrap();
+                let mut got = Vec::new();
+                backend.read_to_end(&mut got).await.unwrap();
+                got
+            };
+            let session = serve_behind(b"hello", &pool, stream, pending());
+            let (record, got) = tokio::join!(session, script);
+            assert_eq!(got, b"hello and more");
+            assert_eq!((record.bytes_in, record.reason), (14, None));
+        }
+        let dead = &pool.backends[0].state.metrics.mine().connections_failed;
+        assert!(dead.get() > 0);
+        // And it is counted where nobody gets it.
+        let pool = pool_of(&[dead_address().await], None);
+        let (_peer, stream) = pair().await;
+        let record = serve_behind(b"hello", &pool, stream, pending()).await;
+        assert_eq!(record.bytes_in, 5);
     }
 
     #[tokio::test]

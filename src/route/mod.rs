@@ -14,6 +14,7 @@ mod path;
 mod rewrite;
 #[cfg(test)]
 mod rewrite_tests;
+mod server_name;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,7 @@ use regex::Regex;
 
 pub(crate) use self::host::{MAX_HOST, normal_host};
 use self::{host::parents, path::Slash, rewrite::Rewriter};
-pub use self::{path::normal_path, split::pick_pool};
+pub use self::{path::normal_path, server_name::ServerNames, split::pick_pool};
 use crate::{
     config::model::{Config, HeaderMatch, HostMatch, ListenerProtocol, PathMatch, Route},
     reason::Reason,

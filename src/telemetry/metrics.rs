@@ -241,7 +241,7 @@ pub struct ListenerSlot {
     /// TLS handshakes: 1.2, 1.2 resumed, 1.3, 1.3 resumed.
     pub handshakes: [Count; 4],
     /// TLS handshakes that failed, in the order of `net::tls::FAULTS`.
-    pub handshake_failures: [Count; 10],
+    pub handshake_failures: [Count; 11],
     /// Requests over a `rate_limit`.
     pub rate_limited: Count,
 }

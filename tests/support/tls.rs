@@ -145,7 +145,14 @@ impl Authority {
         wants_client: bool,
         script: impl Fn(&mut StreamOwned<ServerConnection, TcpStream>) + Send + Sync + 'static,
     ) -> SocketAddr {
-        let config = self.server(file, wants_client);
+        Self::backend_as(self.server(file, wants_client), script)
+    }
+
+    /// The same with another configuration.
+    pub fn backend_as(
+        config: Arc<ServerConfig>,
+        script: impl Fn(&mut StreamOwned<ServerConnection, TcpStream>) + Send + Sync + 'static,
+    ) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let script = Arc::new(script);
@@ -216,6 +223,15 @@ pub fn try_connect_behind(
         connection.complete_io(&mut socket)?;
     }
     Ok(StreamOwned::new(connection, socket))
+}
+
+/// The bytes with which a client begins that asks for `name`; for an address it asks for none.
+pub fn client_hello(config: &Arc<ClientConfig>, name: &str) -> Vec<u8> {
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let mut connection = ClientConnection::new(Arc::clone(config), name).unwrap();
+    let mut bytes = Vec::new();
+    connection.write_tls(&mut bytes).unwrap();
+    bytes
 }
 
 /// A raw HTTP client under TLS.

@@ -11,6 +11,7 @@ use std::{
 
 use crate::support::{
     daemon::Daemon,
+    frames::{DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, SETTINGS, fields, frame},
     peer::Peer,
     tls::{Authority, answering, head},
 };
@@ -98,6 +99,57 @@ fn failures_have_their_reason() {
             .status,
         502
     );
+}
+
+/// Answers every request over HTTP/2.
+fn answering_h2(stream: &mut (impl Read + Write)) {
+    let exactly = |stream: &mut dyn Read, length| {
+        let mut bytes = vec![0; length];
+        stream.read_exact(&mut bytes).map(|()| bytes)
+    };
+    if exactly(stream, PREFACE.len()).is_err() {
+        return;
+    }
+    stream.write_all(&frame(SETTINGS, 0, 0, &[])).unwrap();
+    while let Ok(asked) = Frame::read(|length| exactly(stream, length)) {
+        if asked.kind != HEADERS {
+            continue;
+        }
+        let head = fields(&[(":status", "200")]);
+        let answer = [
+            frame(HEADERS, END_HEADERS, asked.stream, &head),
+            frame(DATA, END_STREAM, asked.stream, b"over h2"),
+        ];
+        stream.write_all(&answer.concat()).unwrap();
+    }
+}
+
+#[test]
+fn http2_is_agreed_on_with_a_backend_or_the_connection_fails() {
+    let authority = Authority::new();
+    authority.sign("app", &["app.test"]);
+    let tls = format!("ca: {}, server_name: app.test", authority.ca());
+    let more = format!("{UNCHECKED}, protocol: h2");
+    for (alpn, agrees) in [(Some("h2"), true), (Some("http/1.1"), false), (None, false)] {
+        let mut config = (*authority.server("app", false)).clone();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let backend = Authority::backend_as(Arc::new(config), answering_h2);
+        let daemon = daemon(backend, &tls, &more);
+        let mut client = daemon.client("@web");
+        for _ in 0..3 {
+            let answer = client.request("GET", "/").unwrap();
+            if agrees {
+                assert_eq!(answer.text(), "over h2");
+            } else {
+                let status = answer.header("proxy-status");
+                assert_eq!(
+                    status,
+                    Some("balancer; error=tls_protocol_error"),
+                    "{alpn:?}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{
     At, Binds, Names, Reader, Section,
     common::{DAY, MS, bind, rate_limit, redirect},
-    quote, set, tls,
+    quote, set, sni, tls,
 };
 use crate::config::model::{
     AcceptProxy, HttpLimits, Listener, ListenerLimits, ListenerProtocol, ListenerTimeouts,
@@ -53,6 +53,10 @@ pub(super) fn read(
     }
     if let Some(at) = keys.get("tls") {
         listener.tls = tls::listener(reader, at, listener.protocol);
+    }
+    if let Some(at) = keys.get("sni") {
+        listener.sni = sni::read(reader, at, pools);
+        sni::check_place(reader, &keys, at, listener.protocol);
     }
     match listener.protocol {
         ListenerProtocol::Http => http_only(reader, &keys, &mut listener),
@@ -126,7 +130,7 @@ fn tcp_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listener
     if let Some(at) = keys.get("timeouts") {
         listener.timeouts = timeouts(reader, at, ListenerProtocol::Tcp);
     }
-    if keys.get("pool").is_none() {
+    if keys.get("pool").is_none() && keys.get("sni").is_none_or(|at| at.is_word("none")) {
         reader.error_at_key(
             keys.at,
             format!("tcp listener {} has no `pool`", quote(keys.at.last_key())),

@@ -41,7 +41,8 @@ pub(super) fn hosts(reader: &mut Reader<'_>, at: At<'_>) -> Vec<HostMatch> {
     hosts
 }
 
-fn host(text: &str) -> Result<HostMatch, &'static str> {
+/// One name or `*.` and the rest of it; the error is the hint.
+pub(super) fn host(text: &str) -> Result<HostMatch, &'static str> {
     let lower = text.to_ascii_lowercase();
     let name = lower.strip_suffix('.').unwrap_or(&lower);
     if let Some(inner) = name.strip_prefix('[') {

@@ -11,6 +11,7 @@ mod matching;
 mod pool;
 mod rewrite;
 mod route;
+mod sni;
 mod tls;
 
 use std::{collections::HashMap, net::SocketAddr};
@@ -187,6 +188,7 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> Config {
                 .iter()
                 .map(|at| listener::read(reader, at, &mut pool_names, &mut binds))
                 .collect();
+            sni::warn_of_tls_twice(reader, listeners, &config);
         }
         (None, None) => reader.error(
             at,

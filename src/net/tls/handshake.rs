@@ -40,10 +40,12 @@ pub enum Fault {
     Alert,
     /// Anything else that is against the protocol.
     Protocol,
+    /// The client asks for no name that `sni` has, and there is no pool for all others.
+    UnknownName,
 }
 
 /// All of them with their names, in the order of the enum.
-pub const FAULTS: [(Fault, &str); 10] = [
+pub const FAULTS: [(Fault, &str); 11] = [
     (Fault::Timeout, "timeout"),
     (Fault::Closed, "closed"),
     (Fault::NotTls, "not_tls"),
@@ -54,6 +56,7 @@ pub const FAULTS: [(Fault, &str); 10] = [
     (Fault::CertificateInvalid, "certificate_invalid"),
     (Fault::Alert, "alert"),
     (Fault::Protocol, "protocol"),
+    (Fault::UnknownName, "unknown_name"),
 ];
 
 impl From<&Error> for Fault {

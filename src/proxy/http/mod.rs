@@ -339,9 +339,14 @@ pub async fn refuse(worker: Rc<Worker>, client: Client, reason: Reason) {
     let mut out = Vec::with_capacity(512);
     exchange::encode_refusal(&worker, &generation, reason, &mut out);
     drop(generation);
-    // What does not fit into an empty send buffer at once is not worth waiting for.
-    if client.stream.try_write(&out).is_ok() {
-        Box::pin(linger(&worker, client)).await;
+    last_words(&worker, client, &out).await;
+}
+
+/// Closes a connection with a few last bytes, so that the client gets them. What does not fit into an empty send buffer at
+/// once is not worth waiting for.
+pub(super) async fn last_words(worker: &Worker, client: Client, words: &[u8]) {
+    if client.stream.try_write(words).is_ok() {
+        Box::pin(linger(worker, client)).await;
     }
 }
 

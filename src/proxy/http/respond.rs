@@ -62,7 +62,8 @@ pub(super) async fn respond(
     if !keep_alive {
         download.is_last();
     }
-    if io.response.framing == Framing::Chunked {
+    // Over HTTP/2 the chunks are our own.
+    if io.response.framing == Framing::Chunked && backend.stream.h2_response().is_none() {
         check_first_chunk(exchange, &mut download, &mut backend).await?;
     }
     count_answer(exchange, attempt, io.response);
@@ -390,7 +391,8 @@ pub(super) async fn tunnel(
     let stop = async move {
         let _ = cut.wait_for(|cut| *cut).await;
     };
-    let end = copy::relay_until(stop, &exchange.client.stream, &backend.stream, idle, meter).await;
+    let client = &exchange.client.stream;
+    let end = copy::relay_until(stop, client, &backend.stream, Vec::new(), idle, meter).await;
     exchange.facts.bytes_in = early + end.bytes_in;
     exchange.facts.bytes_out = behind.len() as u64 + end.bytes_out;
     if let Err(cut) = end.end {

@@ -1,0 +1,126 @@
+//! Reads `listeners.NAME.sni`: the pools of TLS connections by the server name they ask for.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{At, Kind, Names, Reader, Section, matching, quote};
+use crate::config::model::{Config, HostMatch, ListenerProtocol};
+
+const EXAMPLE: &str = "write `{app.example.com: POOL, \"*.example.com\": POOL}`";
+
+/// The names and their pools.
+pub(super) fn read(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    pools: &mut Names<'_>,
+) -> BTreeMap<HostMatch, usize> {
+    let mut names = BTreeMap::new();
+    let mut seen: BTreeMap<HostMatch, usize> = BTreeMap::new();
+    if at.is_word("none") {
+        return names;
+    }
+    if matches!(&at.node.kind, Kind::Map(entries) if entries.is_empty()) {
+        let hint = "name a server, or remove `sni`: then every connection goes to `pool`";
+        reader.error(at, "`sni` is empty", hint);
+    }
+    let Some(entries) = reader.map(at, EXAMPLE) else {
+        return names;
+    };
+    for entry in entries.iter() {
+        let text = entry.last_key();
+        let pool = pools.resolve(reader, entry, "pool");
+        let name = match server_name(text) {
+            Ok(name) => name,
+            Err(help) => {
+                reader.error_at_key(entry, format!("{} is not a server name", quote(text)), help);
+                continue;
+            }
+        };
+        if let Some(line) = seen.get(&name) {
+            reader.error_at_key(
+                entry,
+                format!(
+                    "{} is given twice: server names have no case and no final dot",
+                    quote(text)
+                ),
+                format!("remove one; the first is in line {line}"),
+            );
+            continue;
+        }
+        seen.insert(name.clone(), entry.mark().line);
+        if let Some(pool) = pool {
+            names.insert(name, pool);
+        }
+    }
+    names
+}
+
+/// What a client may ask for, RFC 6066 section 3: a name, never an address. The error is the hint.
+fn server_name(text: &str) -> Result<HostMatch, &'static str> {
+    const ADDRESS: &str =
+        "write a name: clients do not ask for addresses; what names no server goes to `pool`";
+    if text == "*" {
+        return Err("write `pool: NAME` in the listener: there goes what no name takes");
+    }
+    // A URL, or another product's matcher.
+    if text.contains(['/', '(']) {
+        return Err("write the name alone, such as `app.example.com`");
+    }
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    if bare.parse::<IpAddr>().is_ok() {
+        return Err(ADDRESS);
+    }
+    let name = matching::host(text)?;
+    let (HostMatch::Exact(labels) | HostMatch::Suffix(labels)) = &name;
+    let last = labels.rsplit('.').next().unwrap_or_default();
+    // What ends in a number is an address, or the end of one.
+    if last.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(ADDRESS);
+    }
+    Ok(name)
+}
+
+/// Reports `sni` on a listener that cannot have it.
+pub(super) fn check_place(
+    reader: &mut Reader<'_>,
+    keys: &Section<'_>,
+    at: At<'_>,
+    protocol: ListenerProtocol,
+) {
+    if protocol == ListenerProtocol::Http {
+        reader.error_at_key(
+            at,
+            "`sni` belongs to a tcp listener, this one is http",
+            "write `protocol: tcp` to pass TLS on as it is; http requests are told apart by `host` in `routes`",
+        );
+    } else if keys.get("tls").is_some() && !at.is_word("none") {
+        reader.error_at_key(
+            at,
+            "`sni` passes TLS on as it is, and `tls` ends it here",
+            "remove one of them",
+        );
+    }
+}
+
+/// Warns of pools that would encrypt again what comes encrypted.
+pub(super) fn warn_of_tls_twice(reader: &mut Reader<'_>, listeners: &Section<'_>, config: &Config) {
+    for (at, listener) in listeners.iter().zip(&config.listeners) {
+        if listener.sni.is_empty() {
+            continue;
+        }
+        let mut pools: Vec<usize> = listener.pools().collect();
+        pools.sort_unstable();
+        pools.dedup();
+        for pool in pools.into_iter().filter_map(|pool| config.pools.get(pool)) {
+            if pool.tls.is_some() {
+                reader.warn_at_key(
+                    at,
+                    format!(
+                        "pool {} has `tls`: what `sni` passes on is encrypted already",
+                        quote(&pool.name)
+                    ),
+                    "name a pool without `tls`: the backends get the TLS of the clients",
+                );
+            }
+        }
+    }
+}

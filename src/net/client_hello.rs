@@ -1,0 +1,290 @@
+//! The server name in a ClientHello, for connections whose TLS is passed on as it is. Pure: bytes in, a verdict out.
+//!
+//! A parser of our own, because rustls refuses hellos that only the backend has to understand. It reads lengths and the one
+//! extension it is after; versions, suites and all other extensions (GREASE, key shares of any size, ECH, whose outer name
+//! counts) are the backend's business. What a prefix is refused for, the whole is refused for, so that the verdict does not
+//! depend on how TCP or the client's records cut the bytes. Must not know what becomes of the name.
+
+use std::borrow::Cow;
+
+/// Longest ClientHello that is taken, in bytes of the handshake message. Post-quantum key shares make it 2 KiB; this is
+/// what one record could carry.
+pub const LONGEST_MESSAGE: usize = 16 << 10;
+/// Bytes in which the ClientHello must be over, with the headers of its records: they may be as small as five bytes of a
+/// long hello, or one of a usual one.
+pub const LONGEST: usize = 32 << 10;
+
+/// Content type of handshake records, RFC 8446 section 5.1.
+const HANDSHAKE: u8 = 22;
+/// Longest fragment of a record, RFC 8446 section 5.1.
+const LONGEST_FRAGMENT: usize = 1 << 14;
+/// Type of the message, RFC 8446 section 4.
+const CLIENT_HELLO: u8 = 1;
+/// Type of the extension, and of the only kind of name in it, RFC 6066 section 3.
+const SERVER_NAME: u16 = 0;
+const HOST_NAME: u8 = 0;
+
+/// A whole ClientHello.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The host that the client asks for (SNI): letters, digits, `-`, `_` and dots, in lower case, without a final dot.
+    pub server_name: Option<Box<str>>,
+}
+
+/// Why bytes do not begin with a ClientHello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No record of a TLS handshake.
+    #[error("not TLS")]
+    NotTls,
+    /// Longer than [`LONGEST_MESSAGE`], or not over within [`LONGEST`] bytes.
+    #[error("the ClientHello is too large")]
+    TooLarge,
+    /// TLS as it seems, but not as it must be. A fixed text without anything from the bytes.
+    #[error("{0}")]
+    Malformed(&'static str),
+}
+
+const CUT: Refused = Refused::Malformed("a length in the ClientHello goes beyond its end");
+
+/// The ClientHello at the beginning of `bytes`; `None` while bytes are missing. What follows its last record is not looked at.
+pub fn parse(bytes: &[u8]) -> Result<Option<Hello>, Refused> {
+    Parser::default().parse(bytes)
+}
+
+/// Remembers which records it has seen, so that a hello in small pieces costs no more than one in large ones.
+#[derive(Debug, Default)]
+pub struct Parser {
+    /// Where the first record begins that was not there as a whole.
+    at: usize,
+    /// What the records before it have brought.
+    start: Start,
+}
+
+impl Parser {
+    /// As [`parse`], for bytes that begin with all that were given before.
+    pub fn parse(&mut self, bytes: &[u8]) -> Result<Option<Hello>, Refused> {
+        let seen = bytes.get(..LONGEST).unwrap_or(bytes);
+        while let Some(record) = record(seen.get(self.at..).unwrap_or_default(), self.at == 0)? {
+            let announced = self.start.seen + record.length;
+            let mut start = self.start;
+            start.add(record.fragment);
+            if let Some(length) = start.message_length()? {
+                if announced > length {
+                    return Err(Refused::Malformed(
+                        "a record goes on behind the ClientHello",
+                    ));
+                }
+                if start.seen == length {
+                    return message(seen, length).map(Some);
+                }
+            }
+            if start.seen < announced {
+                break;
+            }
+            self.start = start;
+            self.at += HEADER + record.length;
+        }
+        if bytes.len() < LONGEST {
+            Ok(None)
+        } else {
+            Err(Refused::TooLarge)
+        }
+    }
+}
+
+/// Bytes before the fragment of a record.
+const HEADER: usize = 5;
+
+/// A record of a handshake, as far as it is there.
+struct Record<'a> {
+    /// Of the whole fragment.
+    length: usize,
+    fragment: &'a [u8],
+}
+
+/// The record at the beginning of `bytes`; `None` while its header is not there. Its version says nothing but that it is
+/// TLS, RFC 8446 section 5.1.
+fn record(bytes: &[u8], is_first: bool) -> Result<Option<Record<'_>>, Refused> {
+    match bytes {
+        [kind, ..] if *kind != HANDSHAKE => Err(if is_first {
+            Refused::NotTls
+        } else {
+            Refused::Malformed("another record in the middle of the ClientHello")
+        }),
+        [_, major, ..] if *major != 3 => Err(if is_first {
+            Refused::NotTls
+        } else {
+            Refused::Malformed("a record of an unknown version")
+        }),
+        [_, _, _, high, low, rest @ ..] => {
+            let length = usize::from(u16::from_be_bytes([*high, *low]));
+            match length {
+                0 => Err(Refused::Malformed("an empty record")),
+                1..=LONGEST_FRAGMENT => Ok(Some(Record {
+                    length,
+                    fragment: rest.get(..length).unwrap_or(rest),
+                })),
+                _ => Err(Refused::Malformed("a record that is too long")),
+            }
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The first bytes of the handshake message, and how many there are in all.
+#[derive(Debug, Clone, Copy, Default)]
+struct Start {
+    bytes: [u8; 4],
+    seen: usize,
+}
+
+impl Start {
+    fn add(&mut self, fragment: &[u8]) {
+        let missing = self.bytes.iter_mut().skip(self.seen);
+        for (place, byte) in missing.zip(fragment) {
+            *place = *byte;
+        }
+        self.seen += fragment.len();
+    }
+
+    /// Length of the message with its header, as soon as that is there.
+    fn message_length(&self) -> Result<Option<usize>, Refused> {
+        let [kind, high, middle, low] = self.bytes;
+        if self.seen > 0 && kind != CLIENT_HELLO {
+            return Err(Refused::Malformed("another message than a ClientHello"));
+        }
+        if self.seen < self.bytes.len() {
+            return Ok(None);
+        }
+        let length = self.bytes.len() + u32::from_be_bytes([0, high, middle, low]) as usize;
+        if length > LONGEST_MESSAGE {
+            return Err(Refused::TooLarge);
+        }
+        Ok(Some(length))
+    }
+}
+
+/// Reads the message whose records `bytes` begin with; all of it is there.
+fn message(bytes: &[u8], length: usize) -> Result<Hello, Refused> {
+    let message = match bytes.get(HEADER..HEADER + length) {
+        Some(whole) if record(bytes, true)?.is_some_and(|first| first.length == length) => {
+            Cow::Borrowed(whole)
+        }
+        _ => Cow::Owned(joined(bytes, length)?),
+    };
+    hello(message.get(4..).unwrap_or_default())
+}
+
+/// The fragments of as many records as `length` bytes need.
+fn joined(mut bytes: &[u8], length: usize) -> Result<Vec<u8>, Refused> {
+    let mut message = Vec::with_capacity(length);
+    while message.len() < length
+        && let Some(record) = record(bytes, false)?
+    {
+        message.extend_from_slice(record.fragment);
+        bytes = bytes.get(HEADER + record.length..).unwrap_or_default();
+    }
+    Ok(message)
+}
+
+/// The body of a ClientHello, RFC 8446 section 4.1.2, and 7.4.1.2 of RFC 5246, where the extensions may be missing.
+fn hello(body: &[u8]) -> Result<Hello, Refused> {
+    const VERSION_AND_RANDOM: usize = 2 + 32;
+    let mut body = Bytes(body);
+    body.take(VERSION_AND_RANDOM)?;
+    let session = body.vector_8()?;
+    let suites = body.vector_16()?;
+    let compression = body.vector_8()?;
+    let fits = session.len() <= 32
+        && !suites.is_empty()
+        && suites.len().is_multiple_of(2)
+        && !compression.is_empty();
+    if !fits {
+        return Err(Refused::Malformed(
+            "a list of the ClientHello has a length it cannot have",
+        ));
+    }
+    let mut server_name = None;
+    if !body.0.is_empty() {
+        let mut extensions = Bytes(body.vector_16()?);
+        if !body.0.is_empty() {
+            return Err(Refused::Malformed("bytes behind the extensions"));
+        }
+        while !extensions.0.is_empty() {
+            let (kind, data) = (extensions.number_16()?, extensions.vector_16()?);
+            if kind != SERVER_NAME {
+                continue;
+            }
+            if server_name.is_some() {
+                return Err(Refused::Malformed("two server name extensions"));
+            }
+            server_name = Some(name_in(data)?);
+        }
+    }
+    Ok(Hello { server_name })
+}
+
+/// The one name in a server name extension, RFC 6066 section 3. Other kinds of names were never defined, and could not be:
+/// nobody knows their length.
+fn name_in(data: &[u8]) -> Result<Box<str>, Refused> {
+    let mut data = Bytes(data);
+    let mut list = Bytes(data.vector_16()?);
+    let kind = list.take(1)?;
+    let name = list.vector_16()?;
+    if !data.0.is_empty() || !list.0.is_empty() || kind != [HOST_NAME] {
+        return Err(Refused::Malformed(
+            "not one host name in the server name extension",
+        ));
+    }
+    host_name(name).ok_or(Refused::Malformed("the server name is not a host name"))
+}
+
+/// The normal form of a host name; `None` if it is not one. An address in dots passes: as a name it leads nowhere.
+fn host_name(name: &[u8]) -> Option<Box<str>> {
+    let name = name.strip_suffix(b".").unwrap_or(name);
+    let is_label = |label: &[u8]| {
+        (1..=63).contains(&label.len())
+            && label
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    let is_name = name.len() <= 253 && name.split(|byte| *byte == b'.').all(is_label);
+    let name = is_name.then(|| str::from_utf8(name).ok())??;
+    Some(name.to_ascii_lowercase().into())
+}
+
+/// Bytes that are read from the front.
+struct Bytes<'a>(&'a [u8]);
+
+impl<'a> Bytes<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Refused> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(CUT)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn number_16(&mut self) -> Result<u16, Refused> {
+        let bytes = self.take(2)?.try_into().map_err(|_| CUT)?;
+        Ok(u16::from_be_bytes(bytes))
+    }
+
+    /// As many bytes as the first one says.
+    fn vector_8(&mut self) -> Result<&'a [u8], Refused> {
+        let length = self
+            .take(1)?
+            .first()
+            .map_or(0, |length| usize::from(*length));
+        self.take(length)
+    }
+
+    /// As many bytes as the first two say.
+    fn vector_16(&mut self) -> Result<&'a [u8], Refused> {
+        let length = usize::from(self.number_16()?);
+        self.take(length)
+    }
+}
+
+#[cfg(test)]
+#[path = "client_hello_tests.rs"]
+mod tests;

@@ -1,0 +1,277 @@
+//! The beginning of a TLS connection that is passed on as it is: the ClientHello is read, for the name in it, and kept for the
+//! backend.
+//!
+//! What does not begin with one goes nowhere, also not to the listener's `pool`: that is for clients whose hello was read and
+//! has no name on the list. A backend that expects TLS would get what nobody has looked at, a rule about names would be got
+//! round with a malformed one, and a client that waits for the server to speak would wait for ever. Must not know listeners
+//! and pools.
+
+use std::{future::Future, future::poll_fn, io, pin::pin, time::Duration};
+
+use tokio::time::timeout;
+
+use crate::{
+    net::{
+        buffer::{Buffer, Size},
+        client_hello::{LONGEST, Parser, Refused},
+        stream::Stream,
+        tls::Fault,
+    },
+    reason::Reason,
+};
+
+/// A fatal alert that no such server is here, RFC 6066 section 3.
+const UNRECOGNIZED_NAME: u8 = 112;
+/// A fatal alert that the hello cannot be read, RFC 8446 section 6.2.
+const DECODE_ERROR: u8 = 50;
+
+/// How a client has begun.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Opening {
+    /// All that was read; begins with the whole ClientHello.
+    pub(super) bytes: Vec<u8>,
+    /// Whom it asks for.
+    pub(super) server_name: Option<Box<str>>,
+}
+
+/// Why a connection leads nowhere.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// What it is counted as; `None` if the client did nothing wrong.
+    pub(super) fault: Option<Fault>,
+    /// `None` for a connection that ended without a byte, as when somebody only looks whether we accept.
+    pub(super) reason: Option<Reason>,
+    /// Whom it asked for.
+    pub(super) server_name: Option<Box<str>>,
+    /// Bytes that were read.
+    pub(super) received: u64,
+    /// In words, for the log.
+    pub(super) detail: &'static str,
+}
+
+impl Refusal {
+    /// The record that tells a client which speaks TLS; all others would not understand it.
+    pub(super) fn alert(&self) -> Option<[u8; 7]> {
+        let description = match self.fault? {
+            Fault::UnknownName => UNRECOGNIZED_NAME,
+            Fault::Protocol => DECODE_ERROR,
+            _ => return None,
+        };
+        // A record of TLS 1.2, as all versions write it: an alert of two bytes, fatal.
+        Some([21, 3, 3, 0, 2, 2, description])
+    }
+}
+
+/// Reads until the ClientHello is there, for at most `time`. `stop` is the end of all connections.
+///
+/// While nothing has come nothing is held; after that what has come, up to [`LONGEST`], in room of at most twice that.
+pub(super) async fn receive(
+    stream: &Stream,
+    time: Option<Duration>,
+    stop: impl Future<Output = ()>,
+) -> Result<Opening, Refusal> {
+    let mut bytes = Vec::new();
+    let mut stop = pin!(stop);
+    let hello = async {
+        let hello = hello(stream, &mut bytes);
+        match time {
+            Some(time) => timeout(time, hello).await.unwrap_or(Err(Failure::Late)),
+            None => hello.await,
+        }
+    };
+    let hello = tokio::select! {
+        biased;
+        hello = hello => hello,
+        () = &mut stop => Err(Failure::Stopped),
+    };
+    match hello {
+        Ok(server_name) => Ok(Opening { bytes, server_name }),
+        Err(failure) => Err(failure.refusal(bytes.len() as u64)),
+    }
+}
+
+/// Why there is no hello.
+enum Failure {
+    Late,
+    Stopped,
+    /// The client has ended or reset the connection.
+    Gone,
+    Refused(Refused),
+}
+
+impl Failure {
+    fn refusal(&self, received: u64) -> Refusal {
+        let (fault, reason, detail) = match self {
+            Self::Late => (
+                Some(Fault::Timeout),
+                Reason::RequestTimeout,
+                "not over in time",
+            ),
+            Self::Stopped => (None, Reason::DrainTimeout, "cut by the drain"),
+            Self::Gone => (Some(Fault::Closed), Reason::ClientDisconnected, "closed"),
+            Self::Refused(Refused::NotTls) => (Some(Fault::NotTls), Reason::TlsRequired, "not TLS"),
+            Self::Refused(Refused::TooLarge) => (
+                Some(Fault::Protocol),
+                Reason::RequestError,
+                "the ClientHello is too large",
+            ),
+            Self::Refused(Refused::Malformed(detail)) => {
+                (Some(Fault::Protocol), Reason::RequestError, *detail)
+            }
+        };
+        let is_a_look = received == 0 && matches!(self, Self::Gone);
+        Refusal {
+            fault,
+            reason: (!is_a_look).then_some(reason),
+            server_name: None,
+            received,
+            detail,
+        }
+    }
+}
+
+async fn hello(stream: &Stream, bytes: &mut Vec<u8>) -> Result<Option<Box<str>>, Failure> {
+    let mut parser = Parser::default();
+    loop {
+        poll_fn(|cx| stream.poll_read_ready(cx))
+            .await
+            .map_err(|_| Failure::Gone)?;
+        match read(stream, bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(_) | Ok(0) => return Err(Failure::Gone),
+            Ok(_) => {}
+        }
+        if let Some(hello) = parser.parse(bytes).map_err(Failure::Refused)? {
+            return Ok(hello.server_name);
+        }
+    }
+}
+
+/// Adds what is there to `bytes`. They are read to a buffer that others use a moment later, so that a connection holds no
+/// more than what has come.
+fn read(stream: &Stream, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    let mut buffer = Buffer::take(Size::Small);
+    // Never none: without a hello in so many bytes the parser has refused them.
+    let most = LONGEST.saturating_sub(bytes.len()).min(buffer.len());
+    let count = stream.try_read(buffer.get_mut(..most).unwrap_or_default())?;
+    bytes.extend_from_slice(buffer.get(..count).unwrap_or_default());
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::{base::clock, net::fixture::pair};
+
+    /// From `openssl s_client`.
+    const HELLO: &[u8] = include_bytes!("../../tests/fixtures/client_hello/openssl-tls13");
+    const TIME: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn all_that_was_read_is_kept_with_the_name() {
+        let (mut peer, stream) = pair().await;
+        let (first, second) = HELLO.split_at(100);
+        let rest = [second, b"early data"].concat();
+        let script = async {
+            peer.write_all(first).await.unwrap();
+            tokio::task::yield_now().await;
+            peer.write_all(&rest).await.unwrap();
+        };
+        let (opening, ()) = tokio::join!(receive(&stream, Some(TIME), pending()), script);
+        let opening = opening.unwrap();
+        assert_eq!(opening.server_name.as_deref(), Some("app.example.com"));
+        assert_eq!(opening.bytes, [HELLO, b"early data"].concat());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hello_that_does_not_come_is_refused_when_its_time_is_over() {
+        for begun in [0, 1, 5, 100, HELLO.len() - 1] {
+            let (mut peer, stream) = pair().await;
+            peer.write_all(&HELLO[..begun]).await.unwrap();
+            let began = clock::now();
+            let refusal = receive(&stream, Some(TIME), pending()).await.unwrap_err();
+            assert_eq!(refusal.fault, Some(Fault::Timeout), "{begun}");
+            assert_eq!(refusal.reason, Some(Reason::RequestTimeout));
+            assert_eq!((refusal.received, refusal.alert()), (begun as u64, None));
+            let took = clock::now().saturating_duration_since(began);
+            assert!(took >= TIME && took < TIME * 2, "{took:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_in_the_middle_is_an_end_and_one_without_a_byte_only_a_look() {
+        for (begun, reason) in [(0, None), (100, Some(Reason::ClientDisconnected))] {
+            let (mut peer, stream) = pair().await;
+            peer.write_all(&HELLO[..begun]).await.unwrap();
+            drop(peer);
+            let refusal = receive(&stream, None, pending()).await.unwrap_err();
+            assert_eq!(
+                (refusal.fault, refusal.reason),
+                (Some(Fault::Closed), reason)
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_all_connections_ends_the_wait() {
+        let (_peer, stream) = pair().await;
+        let refusal = receive(&stream, Some(TIME), ready(())).await.unwrap_err();
+        assert_eq!(
+            (refusal.fault, refusal.reason),
+            (None, Some(Reason::DrainTimeout))
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_no_hello_is_refused_with_an_alert_only_for_who_speaks_tls() {
+        let malformed = b"\x16\x03\x01\x00\x05\x02";
+        let too_large = b"\x16\x03\x01\x20\x00\x01\xff\xff\xff";
+        for (sent, fault, reason, alert) in [
+            (
+                &b"GET / HTTP/1.1\r\n"[..],
+                Fault::NotTls,
+                Reason::TlsRequired,
+                None,
+            ),
+            (
+                malformed,
+                Fault::Protocol,
+                Reason::RequestError,
+                Some(DECODE_ERROR),
+            ),
+            (
+                too_large,
+                Fault::Protocol,
+                Reason::RequestError,
+                Some(DECODE_ERROR),
+            ),
+        ] {
+            let (mut peer, stream) = pair().await;
+            peer.write_all(sent).await.unwrap();
+            let refusal = receive(&stream, None, pending()).await.unwrap_err();
+            assert_eq!((refusal.fault, refusal.reason), (Some(fault), Some(reason)));
+            assert_eq!(refusal.alert().map(|alert| alert[6]), alert);
+        }
+    }
+
+    #[tokio::test]
+    async fn small_records_without_end_are_refused_in_time() {
+        let (mut peer, stream) = pair().await;
+        let script = async {
+            let mut sent = b"\x16\x03\x01\x00\x04\x01\x00\x3f\x00".to_vec();
+            while sent.len() < LONGEST * 2 {
+                sent.extend(b"\x16\x03\x01\x00\x01\x00");
+            }
+            // The reader may have gone already.
+            let _ = peer.write_all(&sent).await;
+        };
+        let (refused, ()) = tokio::join!(receive(&stream, None, pending()), script);
+        let refusal = refused.unwrap_err();
+        assert_eq!(refusal.fault, Some(Fault::Protocol));
+        assert_eq!(refusal.received, LONGEST as u64);
+    }
+}

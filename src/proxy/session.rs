@@ -1,0 +1,165 @@
+//! From a connection that was let in to a TCP session and its line in the log: which pool, and what its backend is told first.
+//!
+//! On a listener with `sni` the client speaks first (`passthrough.rs`); the rules that hold then decide, as with a request.
+
+use std::{rc::Rc, sync::Arc, time::Instant};
+
+use super::{
+    accept::{Arrival, listener_of},
+    http,
+    passthrough::{self, Opening, Refusal},
+    tcp::{self, TcpContext},
+    worker::Worker,
+};
+use crate::{
+    base::clock,
+    net::{
+        proxy_protocol::{self, Ends},
+        tls::Fault,
+    },
+    reason::Reason,
+    snapshot::{Listener, Snapshot},
+    telemetry::record::{Record, RequestText},
+};
+
+/// Runs one TCP session and logs it.
+pub(super) async fn session(worker: Rc<Worker>, arrival: Arrival) {
+    carry(&worker, arrival, None, clock::now()).await;
+}
+
+/// The same on a listener with `sni`. Small while it waits for the client: anybody can make it wait.
+pub(super) async fn session_by_name(worker: Rc<Worker>, arrival: Arrival) {
+    let began = clock::now();
+    let time = {
+        let generation = worker.generation();
+        let listener = listener_of(&generation, &arrival.bind);
+        listener.and_then(|listener| listener.config.timeouts.tls)
+    };
+    let mut cut = worker.cut.clone();
+    let stop = async move {
+        let _ = cut.wait_for(|cut| *cut).await;
+    };
+    match passthrough::receive(&arrival.stream, time, stop).await {
+        Ok(opening) => Box::pin(carry(&worker, arrival, Some(opening), began)).await,
+        Err(refusal) => Box::pin(refuse(&worker, arrival, refusal, began)).await,
+    }
+}
+
+/// The pool for a connection, an index into `Config::pools`; `None`: there is none for it.
+fn pool_for(listener: &Listener, opening: Option<&Opening>) -> Option<usize> {
+    let name = opening.and_then(|opening| opening.server_name.as_deref());
+    let named = name.and_then(|name| listener.names.as_ref()?.find(name));
+    named.or(listener.config.pool)
+}
+
+/// Relays between the client and a backend of its pool.
+async fn carry(worker: &Rc<Worker>, arrival: Arrival, opening: Option<Opening>, began: Instant) {
+    let generation = worker.generation();
+    // Nobody is passed on by rules that a reload has made for connections of another kind meanwhile.
+    let listener = listener_of(&generation, &arrival.bind)
+        .filter(|listener| listener.names.is_some() == opening.is_some());
+    let Some(listener) = listener else {
+        return arrival.stream.set_reset_on_close();
+    };
+    let pool = pool_for(listener, opening.as_ref());
+    let (first, name) = opening.map_or_else(Default::default, |opening| {
+        (opening.bytes, opening.server_name)
+    });
+    let Some(pool) = pool.and_then(|pool| generation.pools.get(pool)) else {
+        let refusal = Refusal {
+            fault: Some(Fault::UnknownName),
+            reason: Some(Reason::NoRoute),
+            server_name: name,
+            received: first.len() as u64,
+            detail: "no pool for the server name",
+        };
+        drop(generation);
+        return Box::pin(refuse(worker, arrival, refusal, began)).await;
+    };
+    let stream = arrival.stream;
+    let introduction = pool.config.send_proxy.map(|version| {
+        let introduced = arrival.introduced.as_deref();
+        let ends = introduced.map_or_else(|| Ends::of(&stream), |header| header.ends(&stream));
+        proxy_protocol::encode(version, ends)
+    });
+    let context = TcpContext {
+        listener: &listener.config.name,
+        counters: listener.state.metrics.mine(),
+        pool,
+        random: &worker.random,
+        introduction: introduction.as_deref(),
+        began,
+    };
+    let mut cut = worker.cut.clone();
+    let stop = async move {
+        let _ = cut.wait_for(|cut| *cut).await;
+    };
+    let record = tcp::session(stream, arrival.peer, first, context, stop).await;
+    log(worker, &generation, &record, name.as_deref());
+}
+
+/// Counts and logs a connection that leads to no pool, and ends it so that its client knows.
+async fn refuse(worker: &Rc<Worker>, arrival: Arrival, refusal: Refusal, began: Instant) {
+    let alert = refusal.alert();
+    let generation = worker.generation();
+    if let Some(listener) = listener_of(&generation, &arrival.bind) {
+        let counters = listener.state.metrics.mine();
+        let fault = refusal.fault.map(|fault| fault as usize);
+        if let Some(count) = fault.and_then(|fault| counters.handshake_failures.get(fault)) {
+            count.add(1);
+        }
+        tracing::debug!(target: "tls", listener = %listener.config.name, client = ?arrival.peer,
+            detail = refusal.detail, "not passed on");
+        let mut record = Record::begin(began, &listener.config.name, arrival.peer);
+        record.bytes_in = refusal.received;
+        record.bytes_out = alert.map_or(0, |alert| alert.len() as u64);
+        record.reason = refusal.reason;
+        counters.received.add(record.bytes_in);
+        counters.sent.add(record.bytes_out);
+        if let Some(reason) = refusal.reason {
+            if reason != Reason::ClientDisconnected && reason != Reason::DrainTimeout {
+                generation.unrouted.mine().error(reason, 0);
+            }
+            log(worker, &generation, &record, refusal.server_name.as_deref());
+        }
+    }
+    drop(generation);
+    match alert {
+        Some(alert) => {
+            let client = arrival.into_client(worker);
+            http::last_words(worker, client, &alert).await;
+        }
+        // A client must not take the refusal for an empty answer.
+        None => arrival.stream.set_reset_on_close(),
+    }
+}
+
+/// Writes the line of a session that is over, if the rules want it; `name` is the server that the client asked for.
+fn log(worker: &Worker, generation: &Arc<Snapshot>, record: &Record, name: Option<&str>) {
+    let took = clock::now().saturating_duration_since(record.began);
+    let log = &generation.access_log;
+    let mut random = worker.random.borrow_mut();
+    if log.wants(record.status, record.reason, took, &mut random) {
+        let text = RequestText {
+            host: name.unwrap_or_default().as_bytes(),
+            ..RequestText::default()
+        };
+        log.write(record, &text, &[], took);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of a task: what a connection costs beside its stream and what the runtime keeps.
+    fn size_of_task<F: Future>(_: fn(Rc<Worker>, Arrival) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_that_waits_for_its_hello_is_small() {
+        let size = size_of_task(session_by_name);
+        assert!(size <= 1_024, "{size} bytes");
+    }
+}
