@@ -1,0 +1,121 @@
+//! Frames of a backend that speaks HTTP/2: what is given to the engine is HTTP/1.1 whatever they are, and looks whole only
+//! if the backend has come to its end.
+
+use std::{cell::RefCell, io::Write, path::Path, sync::Arc};
+
+use balancer::{
+    base::clock,
+    config::{NoFiles, parse},
+    http1::{
+        body::{Decoder, Step},
+        response::{Framing, Head},
+    },
+    net::{h2::backend::Link, stream::Stream},
+    pool::Pool,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    runtime::{Builder, Runtime},
+    task::{LocalSet, spawn_local, yield_now},
+};
+
+/// Empty settings, RFC 9113 section 6.5.
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+thread_local! {
+    static WORLD: RefCell<World> = RefCell::new(World::new());
+}
+
+struct World {
+    runtime: Runtime,
+    pool: Pool,
+}
+
+impl World {
+    fn new() -> Self {
+        let text = "listeners: {web: {bind: \":1\", pool: a}}\npools: {a: {backends: [\"h:1\"], protocol: h2c}}\n";
+        let loaded = parse(Path::new("fuzz.yaml"), text, &NoFiles).expect("a good file");
+        Self {
+            runtime: Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime"),
+            pool: Pool::new(&loaded.config.pools[0], None, clock::now()),
+        }
+    }
+}
+
+/// What the engine reads, and whether it came to an end without an error.
+async fn read(pool: &Pool, frames: &[u8]) -> (Vec<u8>, bool) {
+    let (mut peer, ours) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+    for one in [&peer, &ours] {
+        one.set_nonblocking(true)
+            .expect("sockets that do not block");
+    }
+    peer.write_all(&SETTINGS).expect("room for a frame");
+    let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
+    let deadline = clock::now() + std::time::Duration::from_secs(60);
+    let state = Arc::clone(&pool.backends[0].state);
+    let opened = Link::open(Stream::from(ours), &state, deadline).await;
+    let (link, driver) = opened.expect("settings are all it needs");
+    drop(spawn_local(driver));
+    let mut stream = Stream::from(link.stream().expect("room for one"));
+    stream
+        .write_all(REQUEST)
+        .await
+        .expect("a link without faults");
+    yield_now().await;
+    yield_now().await;
+    // Beyond what fits at once the frames are cut, as by a backend that dies.
+    drop(peer.write(frames));
+    peer.shutdown(std::net::Shutdown::Write)
+        .expect("an open socket");
+    let mut text = Vec::new();
+    let ended = stream.read_to_end(&mut text).await.is_ok();
+    (text, ended)
+}
+
+fn check(text: &[u8], ended: bool) {
+    let (mut head, mut at) = (Head::default(), 0);
+    loop {
+        match head.parse(&text[at..], b"GET") {
+            Ok(true) => {}
+            Ok(false) => {
+                assert!(at == text.len(), "half a head");
+                return assert!(!ended, "an end instead of a response");
+            }
+            // Several lengths and the like, which HTTP/2 has as well.
+            Err(_) => return,
+        }
+        at += head.len;
+        if !head.is_interim() {
+            break;
+        }
+    }
+    let mut decoder = match head.framing {
+        Framing::None => Decoder::Length(0),
+        Framing::Length(length) => Decoder::Length(length),
+        Framing::Chunked => Decoder::chunked(),
+        // A 101, which the engine refuses.
+        Framing::UntilClose => panic!("a length or chunks must say where the body ends"),
+    };
+    loop {
+        match decoder.step(&text[at..]) {
+            Ok(Step::Data(count) | Step::Skip(count)) => at += count,
+            Ok(Step::More) => return assert!(!ended, "a cut that looks like an end"),
+            Ok(Step::End) => return assert_eq!(at, text.len(), "bytes behind the end"),
+            // Trailers that may not be passed on.
+            Err(_) => return,
+        }
+    }
+}
+
+/// Answers a request with `data`.
+pub fn run(data: &[u8]) {
+    WORLD.with_borrow(|world| {
+        let local = LocalSet::new();
+        let (text, ended) = local.block_on(&world.runtime, read(&world.pool, data));
+        check(&text, ended);
+    });
+}
