@@ -117,7 +117,7 @@ async fn the_request_and_the_body_are_as_configured() {
                 let definition = http_check(Some(&text));
                 let pool = pool_of(std::slice::from_ref(&address), Some(definition.clone()));
                 assert_eq!(
-                    check::run(&pool.backends[0].state, &definition, None, None).await,
+                    check::run(&pool.backends[0].state, &definition, &pool.config).await,
                     result
                 );
             }
@@ -135,7 +135,7 @@ async fn what_goes_wrong_is_named() {
     };
     let slow = pool_of(&[silent_address, dead_address().await], Some(quick.clone()));
     let probe = async |index: usize, definition: &HealthCheck| {
-        check::run(&slow.backends[index].state, definition, None, None).await
+        check::run(&slow.backends[index].state, definition, &slow.config).await
     };
     assert_eq!(probe(0, &quick).await, Err("no answer within 50ms".into()));
     assert_eq!(probe(0, &tcp_check()).await, Ok(()));
