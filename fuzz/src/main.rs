@@ -27,6 +27,7 @@ type Target = (&'static str, fn(&[u8]));
 const TARGETS: &[Target] = &[
     ("chunked_body", targets::chunked_body::run),
     ("config", targets::config::run),
+    ("grpc_health", targets::grpc_health::run),
     ("proxy_header", targets::proxy_header::run),
     ("request_head", targets::request_head::run),
     ("response_head", targets::response_head::run),

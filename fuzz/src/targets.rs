@@ -2,6 +2,7 @@
 
 pub mod chunked_body;
 pub mod config;
+pub mod grpc_health;
 pub mod proxy_header;
 pub mod request_head;
 pub mod response_head;

@@ -184,6 +184,14 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
             while checks() < 2 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
+            // And so does another protocol.
+            config.protocol = BackendProtocol::H2c;
+            let changed = Arc::new(Pool::new(&config, Some(&first), clock::now()));
+            follower.apply(&[changed]);
+            assert_ne!(state.state(), State::Checking);
+            while checks() < 3 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
             follower.apply(&[]);
             assert!(follower.running.is_empty());
         })
