@@ -116,10 +116,8 @@ async fn the_request_and_the_body_are_as_configured() {
             for (text, result) in expected {
                 let definition = http_check(Some(&text));
                 let pool = pool_of(std::slice::from_ref(&address), Some(definition.clone()));
-                assert_eq!(
-                    check::run(&pool.backends[0].state, &definition, &pool.config).await,
-                    result
-                );
+                let run = check::run(&pool.backends[0].state, &definition, &pool.config);
+                assert_eq!(Box::pin(run).await, result);
             }
         })
         .await;

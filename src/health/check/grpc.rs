@@ -119,9 +119,9 @@ fn refusal(status: u32, service: &str) -> String {
         (UNIMPLEMENTED, _) => "the backend has no health service (UNIMPLEMENTED)".to_owned(),
         (NOT_FOUND, "") => "the backend does not know its health as a whole (NOT_FOUND)".to_owned(),
         (NOT_FOUND, _) => format!("the backend does not know the service `{service}` (NOT_FOUND)"),
-        _ => {
-            let name = CODES.get(status as usize).unwrap_or(&"which has no name");
-            format!("grpc-status {status} {name}")
-        }
+        _ => match CODES.get(status as usize) {
+            Some(name) => format!("grpc-status {status} {name}"),
+            None => format!("grpc-status {status}, which has no name"),
+        },
     }
 }

@@ -86,13 +86,13 @@ pub(super) async fn run(
                 body: body.as_deref(),
             };
             if pool.protocol.is_h2() {
-                http2::http(stream, &probe, limit).await
+                Box::pin(http2::http(stream, &probe, limit)).await
             } else {
                 limit.keep(http1::ask(stream, &probe)).await
             }
         }
         CheckKind::Grpc { service, host } => {
-            grpc::ask(stream, service, &authority(host), limit).await
+            Box::pin(grpc::ask(stream, service, &authority(host), limit)).await
         }
     }
 }

@@ -152,119 +152,88 @@ async fn verdict(kind: CheckKind, answer: Answer) -> Result<(), String> {
     probe(&server, kind).await
 }
 
+/// A message that says SERVING, behind its prefix.
+const SERVING: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
+
+/// The answers, each to a check of a service, and what the check says; empty is good.
+async fn check_grpc(rows: &[(&str, Answer, &str)]) {
+    for (service, answer, cause) in rows {
+        let result = verdict(grpc(service), answer.clone()).await;
+        assert_eq!(result.err().as_deref().unwrap_or_default(), *cause);
+    }
+}
+
 #[tokio::test]
 async fn a_grpc_check_is_good_when_the_service_says_serving_and_names_the_cause_when_not() {
-    let serving = [0, 0, 0, 0, 2, 8, 1];
-    let status = |status| [0, 0, 0, 0, 2, 8, status];
-    let not_grpc = Answer {
-        fields: vec![("content-type", "text/html")],
-        ..called(&serving)
+    let says = |status| called(&[0, 0, 0, 0, 2, 8, status]);
+    let failed_late = Answer {
+        trailers: vec![("grpc-status", "14"), ("grpc-message", "no")],
+        ..called(&SERVING)
     };
-    let web = Answer {
-        fields: vec![("content-type", "application/grpc-web")],
-        ..called(&serving)
-    };
-    let with_suffix = Answer {
-        fields: vec![("content-type", "application/grpc+proto")],
-        ..called(&serving)
+    let unknown = "the backend does not know the service `a.B` (NOT_FOUND)";
+    let none = "the backend does not know its health as a whole (NOT_FOUND)";
+    let unnamed = "the backend says serving status 9, which has no name";
+    let unimplemented = "the backend has no health service (UNIMPLEMENTED)";
+    check_grpc(&[
+        ("", called(&SERVING), ""),
+        ("a.B", called(&SERVING), ""),
+        ("", says(2), "the backend says NOT_SERVING"),
+        ("", says(0), "the backend says UNKNOWN"),
+        ("", called(&[0; 5]), "the backend says UNKNOWN"),
+        ("a.B", says(3), "the backend says SERVICE_UNKNOWN"),
+        ("", says(9), unnamed),
+        ("a.B", failed("5"), unknown),
+        ("", failed("5"), none),
+        ("", failed("12"), unimplemented),
+        ("", failed("4"), "grpc-status 4 DEADLINE_EXCEEDED"),
+        ("", failed("16"), "grpc-status 16 UNAUTHENTICATED"),
+        ("", failed("17"), "grpc-status 17, which has no name"),
+        ("", failed("-1"), "grpc-status is not a number"),
+        ("", failed(""), "grpc-status is not a number"),
+        ("", failed_late, "grpc-status 14 UNAVAILABLE"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_grpc_check_takes_nothing_but_the_whole_answer_of_a_call() {
+    let of_type = |kind| Answer {
+        fields: vec![("content-type", kind)],
+        ..called(&SERVING)
     };
     let unavailable = Answer {
         status: 503,
-        ..called(&serving)
-    };
-    let failed_late = Answer {
-        trailers: vec![("grpc-status", "14"), ("grpc-message", "no\u{9}")],
-        ..called(&serving)
+        ..called(&SERVING)
     };
     let without_status = Answer {
         trailers: vec![("x", "y")],
-        ..called(&serving)
+        ..called(&SERVING)
     };
     let without_trailers = Answer {
         fields: vec![GRPC, ("grpc-status", "0")],
         trailers: Vec::new(),
-        ..called(&serving)
+        ..called(&SERVING)
     };
-    let rows = [
-        ("", called(&serving), ""),
-        ("a.B", called(&serving), ""),
-        ("", with_suffix, ""),
-        ("", called(&status(2)), "the backend says NOT_SERVING"),
-        ("", called(&status(0)), "the backend says UNKNOWN"),
-        ("", called(&[0; 5]), "the backend says UNKNOWN"),
-        (
-            "a.B",
-            called(&status(3)),
-            "the backend says SERVICE_UNKNOWN",
-        ),
-        (
-            "",
-            called(&status(9)),
-            "the backend says serving status 9, which has no name",
-        ),
-        (
-            "a.B",
-            failed("5"),
-            "the backend does not know the service `a.B` (NOT_FOUND)",
-        ),
-        (
-            "",
-            failed("5"),
-            "the backend does not know its health as a whole (NOT_FOUND)",
-        ),
-        (
-            "",
-            failed("12"),
-            "the backend has no health service (UNIMPLEMENTED)",
-        ),
-        ("", failed("4"), "grpc-status 4 DEADLINE_EXCEEDED"),
-        ("", failed("16"), "grpc-status 16 UNAUTHENTICATED"),
-        ("", failed("17"), "grpc-status 17 which has no name"),
-        ("", failed("-1"), "grpc-status is not a number"),
-        ("", failed(""), "grpc-status is not a number"),
-        (
-            "",
-            failed("0"),
-            "answer is not a HealthCheckResponse: there is none",
-        ),
-        ("", failed_late, "grpc-status 14 UNAVAILABLE"),
+    let not_grpc = "answer is not gRPC, by its content-type";
+    let message = |cause| format!("answer is not a HealthCheckResponse: {cause}");
+    check_grpc(&[
+        ("", of_type("application/grpc+proto"), ""),
+        ("", of_type("text/html"), not_grpc),
+        ("", of_type("application/grpc-web"), not_grpc),
+        ("", of_type(""), not_grpc),
+        ("", unavailable, "status 503, expected 200"),
         ("", without_status, "answer has no grpc-status"),
         ("", without_trailers, "answer ends without a grpc-status"),
-        ("", unavailable, "status 503, expected 200"),
-        ("", not_grpc, "answer is not gRPC, by its content-type"),
-        ("", web, "answer is not gRPC, by its content-type"),
-        (
-            "",
-            called(&[1, 0, 0, 0, 2, 8, 1]),
-            "answer is not a HealthCheckResponse: compressed",
-        ),
-        (
-            "",
-            called(&serving[..6]),
-            "answer is not a HealthCheckResponse: truncated",
-        ),
-        (
-            "",
-            called(&serving.repeat(2)),
-            "answer is not a HealthCheckResponse: more than one",
-        ),
-        (
-            "",
-            called(b"<html>"),
-            "answer is not a HealthCheckResponse: the prefix is damaged",
-        ),
-        (
-            "",
-            called(&[0, 0, 1, 0, 0, 8, 1]),
-            "answer is not a HealthCheckResponse: too long",
-        ),
+        ("", failed("0"), &message("there is none")),
+        ("", called(&[1, 0, 0, 0, 2, 8, 1]), &message("compressed")),
+        ("", called(&SERVING[..6]), &message("truncated")),
+        ("", called(&SERVING.repeat(2)), &message("more than one")),
+        ("", called(b"<html>"), &message("the prefix is damaged")),
+        ("", called(&[0, 0, 1, 0, 0, 8, 1]), &message("too long")),
         ("", called(&[0; 600]), "answer is too long"),
-        ("", called(&[0; 60_000]), "answer is too long"),
-    ];
-    for (service, answer, cause) in rows {
-        let result = verdict(grpc(service), answer).await;
-        assert_eq!(result.err().as_deref().unwrap_or_default(), cause);
-    }
+        ("", called(&vec![0; 60_000]), "answer is too long"),
+    ])
+    .await;
 }
 
 #[tokio::test]
