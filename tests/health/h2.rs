@@ -133,7 +133,7 @@ fn a_grpc_check_asks_for_the_service_of_the_file() {
             "says SERVICE_UNKNOWN",
         ),
         ("silent", &silent, quick, "no answer within 100ms"),
-        ("HTTP/1", &old, quick, "HTTP/1"),
+        ("HTTP/1", &old, "{type: grpc}, protocol: h2c", "HTTP/1"),
         ("by tcp", &old, "{type: tcp}, protocol: h2c", ""),
     ]);
 }
