@@ -6,6 +6,9 @@
     reason = "a broken expectation is a failed test"
 )]
 
+#[path = "health/h2.rs"]
+mod h2;
+
 mod support;
 
 use std::{collections::HashMap, fmt::Display, time::Duration};

@@ -28,6 +28,7 @@ const TARGETS: &[Target] = &[
     ("chunked_body", targets::chunked_body::run),
     ("client_hello", targets::client_hello::run),
     ("config", targets::config::run),
+    ("grpc_health", targets::grpc_health::run),
     ("h2_backend", targets::h2_backend::run),
     ("proxy_header", targets::proxy_header::run),
     ("request_head", targets::request_head::run),

@@ -3,6 +3,7 @@
 pub mod chunked_body;
 pub mod client_hello;
 pub mod config;
+pub mod grpc_health;
 pub mod h2_backend;
 pub mod proxy_header;
 pub mod request_head;

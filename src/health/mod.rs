@@ -4,6 +4,7 @@
 //! Nothing here blocks: probes are asynchronous and names are resolved on helper threads. See `check` for what is asked.
 
 mod check;
+pub mod grpc_message;
 mod resolve;
 
 use std::{
@@ -23,7 +24,7 @@ use tokio::{
 use self::resolve::Resolver;
 use crate::{
     base::{clock, rng::Random},
-    config::model::HealthCheck,
+    config::model::{BackendProtocol, HealthCheck},
     pool::{Backend, BackendState, Pool},
 };
 
@@ -54,18 +55,29 @@ struct Shared {
 #[derive(Debug)]
 struct Running {
     target: Rc<RefCell<Target>>,
-    definition: Option<HealthCheck>,
+    definition: Option<Definition>,
     check: Option<AbortHandle>,
     resolve: Option<AbortHandle>,
     /// Signalled by the first answer for a backend given by name.
     answered: Option<Rc<Notify>>,
 }
 
+/// What is asked, and in which protocol: where either changes, old answers say little about the next.
+type Definition = (HealthCheck, BackendProtocol);
+
 /// What is checked, as of the generation in force.
 #[derive(Debug, Clone)]
 struct Target {
     pool: Arc<Pool>,
     backend: Arc<Backend>,
+}
+
+impl Target {
+    fn definition(&self) -> Option<Definition> {
+        let config = &self.pool.config;
+        let check = config.health_check.clone()?;
+        Some((check, config.protocol))
+    }
 }
 
 impl Drop for Running {
@@ -127,7 +139,7 @@ impl Running {
         let mut running = Self {
             resolve,
             answered,
-            definition: target.pool.config.health_check.clone(),
+            definition: target.definition(),
             target: Rc::new(RefCell::new(target)),
             check: None,
         };
@@ -136,7 +148,7 @@ impl Running {
     }
 
     fn start_check(&mut self, shared: &Rc<Shared>) {
-        self.check = self.definition.clone().map(|definition| {
+        self.check = self.definition.clone().map(|(definition, _)| {
             let (target, shared) = (Rc::clone(&self.target), Rc::clone(shared));
             let answered = self.answered.take();
             let checks = async move {
@@ -151,12 +163,10 @@ impl Running {
     }
 
     fn retarget(mut self, target: Target, shared: &Rc<Shared>) -> Self {
-        let changed = self.definition != target.pool.config.health_check;
-        if changed {
-            self.definition.clone_from(&target.pool.config.health_check);
-        }
+        let definition = target.definition();
         self.target.replace(target);
-        if changed {
+        if self.definition != definition {
+            self.definition = definition;
             if let Some(old) = self.check.take() {
                 old.abort();
             }
@@ -174,8 +184,7 @@ async fn check_forever(target: Rc<RefCell<Target>>, definition: HealthCheck, sha
         let began = clock::now();
         // Boxed: between two checks, which is nearly always, a task is small.
         let pool = Arc::clone(&target.borrow().pool);
-        let (tls, send_proxy) = (pool.config.tls.as_ref(), pool.config.send_proxy);
-        let result = Box::pin(check::run(&state, &definition, tls, send_proxy)).await;
+        let result = Box::pin(check::run(&state, &definition, &pool.config)).await;
         drop(pool);
         report(&target, result, began);
         turn.take();

@@ -116,10 +116,8 @@ async fn the_request_and_the_body_are_as_configured() {
             for (text, result) in expected {
                 let definition = http_check(Some(&text));
                 let pool = pool_of(std::slice::from_ref(&address), Some(definition.clone()));
-                assert_eq!(
-                    check::run(&pool.backends[0].state, &definition, None, None).await,
-                    result
-                );
+                let run = check::run(&pool.backends[0].state, &definition, &pool.config);
+                assert_eq!(Box::pin(run).await, result);
             }
         })
         .await;
@@ -135,7 +133,7 @@ async fn what_goes_wrong_is_named() {
     };
     let slow = pool_of(&[silent_address, dead_address().await], Some(quick.clone()));
     let probe = async |index: usize, definition: &HealthCheck| {
-        check::run(&slow.backends[index].state, definition, None, None).await
+        check::run(&slow.backends[index].state, definition, &slow.config).await
     };
     assert_eq!(probe(0, &quick).await, Err("no answer within 50ms".into()));
     assert_eq!(probe(0, &tcp_check()).await, Ok(()));
@@ -182,6 +180,14 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
             follower.apply(&[changed]);
             assert_ne!(state.state(), State::Checking);
             while checks() < 2 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            // And so does another protocol.
+            config.protocol = BackendProtocol::H2c;
+            let changed = Arc::new(Pool::new(&config, Some(&first), clock::now()));
+            follower.apply(&[changed]);
+            assert_ne!(state.state(), State::Checking);
+            while checks() < 3 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             follower.apply(&[]);

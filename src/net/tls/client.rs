@@ -17,6 +17,9 @@ use crate::{
     reason::Reason,
 };
 
+/// The cause where a backend that HTTP/2 is to be spoken with has not chosen it: by silence, or by the alert of RFC 7301.
+pub const NOT_H2: &str = "the backend did not agree on HTTP/2 (ALPN)";
+
 impl From<Failed> for ConnectError {
     fn from(failed: Failed) -> Self {
         Self {
@@ -26,7 +29,10 @@ impl From<Failed> for ConnectError {
                 Fault::CertificateInvalid => Reason::TlsCertificateError,
                 _ => Reason::TlsProtocolError,
             },
-            source: io::Error::other(failed.detail),
+            source: match failed.fault {
+                Fault::Alpn => io::Error::other(NOT_H2),
+                _ => io::Error::other(failed.detail),
+            },
         }
     }
 }

@@ -5,8 +5,8 @@
 use std::{future::poll_fn, io, sync::Arc};
 
 use rustls::{
-    ClientConfig, Error, InvalidMessage, PeerIncompatible, client::UnbufferedClientConnection,
-    pki_types::ServerName, server::UnbufferedServerConnection,
+    AlertDescription, ClientConfig, Error, InvalidMessage, PeerIncompatible,
+    client::UnbufferedClientConnection, pki_types::ServerName, server::UnbufferedServerConnection,
 };
 use tokio::io::ReadBuf;
 
@@ -68,8 +68,9 @@ impl From<&Error> for Fault {
             Error::PeerIncompatible(incompatible) => Self::from(incompatible),
             Error::NoCertificatesPresented => Self::CertificateMissing,
             Error::InvalidCertificate(_) => Self::CertificateInvalid,
+            Error::AlertReceived(AlertDescription::NoApplicationProtocol)
+            | Error::NoApplicationProtocol => Self::Alpn,
             Error::AlertReceived(_) => Self::Alert,
-            Error::NoApplicationProtocol => Self::Alpn,
             _ => Self::Protocol,
         }
     }

@@ -13,7 +13,7 @@ mod session;
 mod tests;
 
 pub use self::{
-    client::secure,
+    client::{NOT_H2, secure},
     handshake::{FAULTS, Failed, Fault, accept},
     server::ServerTls,
 };

@@ -783,7 +783,7 @@ mod faults {
         config.alpn_protocols = vec![b"h9".to_vec()];
         let (ours, theirs) = shake(&Arc::new(config), &plain, name("a.test")).await;
         assert_eq!(theirs.unwrap_err().fault, Fault::Alpn);
-        assert_eq!(ours.unwrap_err().fault, Fault::Alert);
+        assert_eq!(ours.unwrap_err().fault, Fault::Alpn);
 
         let (_, theirs) = shake(&Arc::new(client(Tls13)), &with_clients, name("a.test")).await;
         assert_eq!(theirs.unwrap_err().fault, Fault::CertificateMissing);

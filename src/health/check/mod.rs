@@ -1,0 +1,141 @@
+//! One probe of one backend: what is asked, and what counts as a good answer. A new type of check is one arm in [`run`] and
+//! one file. The error of a probe is the cause that logs and the status page show.
+//!
+//! `http.rs` judges answers of HTTP, which `http1.rs` or `http2.rs` carry; `grpc.rs` is carried by `http2.rs` too.
+
+mod grpc;
+
+mod http;
+mod http1;
+mod http2;
+
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout_at;
+
+use crate::{
+    base::{address::BackendAddress, clock},
+    config::model::{CheckKind, HealthCheck, Pool},
+    net::{
+        connect::{connect, connect_port, introduce},
+        proxy_protocol,
+        stream::Stream,
+        tls::secure,
+    },
+    pool::BackendState,
+    reason::Reason,
+};
+
+/// The `User-Agent` of all checks.
+const AGENT: &str = "balancer-check";
+
+/// By when a probe must be over.
+#[derive(Clone, Copy)]
+struct Limit {
+    deadline: Instant,
+    /// As configured, for whoever reads the cause.
+    timeout: Duration,
+}
+
+impl Limit {
+    async fn keep(self, probe: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+        timeout_at(self.deadline.into(), probe)
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {:?}", self.timeout)))
+    }
+}
+
+/// Probes once, within the definition's timeout, as `pool` speaks with its backends. With its `send_proxy`, which says that
+/// the connection is our own, unless another port is asked: what is there is another service.
+pub(super) async fn run(
+    backend: &BackendState,
+    check: &HealthCheck,
+    pool: &Pool,
+) -> Result<(), String> {
+    let limit = Limit {
+        deadline: clock::now() + check.timeout,
+        timeout: check.timeout,
+    };
+    let header = pool.send_proxy.filter(|_| check.port.is_none());
+    let header = header.map(proxy_protocol::encode_local);
+    let stream = open(backend, check, pool, header.as_deref(), limit.deadline).await?;
+    let authority = |host: &Option<String>| {
+        let host = host.clone();
+        host.unwrap_or_else(|| default_host(backend, check.port))
+    };
+    match &check.kind {
+        // In order, so that the header arrives: a connection that ends without one looks like a fault there.
+        CheckKind::Tcp if header.is_some() => Ok(()),
+        CheckKind::Tcp => {
+            // A reset instead of an end: no TIME_WAIT here, and the server is not asked to serve anybody.
+            stream.set_reset_on_close();
+            Ok(())
+        }
+        CheckKind::Http {
+            path,
+            method,
+            host,
+            expect,
+            body,
+        } => {
+            let probe = http::Probe {
+                path,
+                method,
+                authority: authority(host),
+                expect,
+                body: body.as_deref(),
+            };
+            if pool.protocol.is_h2() {
+                Box::pin(http2::http(stream, &probe, limit)).await
+            } else {
+                limit.keep(http1::ask(stream, &probe)).await
+            }
+        }
+        CheckKind::Grpc { service, host } => {
+            Box::pin(grpc::ask(stream, service, &authority(host), limit)).await
+        }
+    }
+}
+
+async fn open(
+    backend: &BackendState,
+    check: &HealthCheck,
+    pool: &Pool,
+    header: Option<&[u8]>,
+    deadline: Instant,
+) -> Result<Stream, String> {
+    let tls = pool.tls.as_ref();
+    let connected = match check.port {
+        None => connect(backend, deadline).await,
+        Some(port) => connect_port(backend, port, deadline).await,
+    };
+    let more_follows = tls.is_some() || !matches!(check.kind, CheckKind::Tcp);
+    let introduced = connected.and_then(|stream| introduce(stream, header, more_follows));
+    let secured = match introduced {
+        Ok(stream) => secure(stream, tls, &backend.address, deadline).await,
+        Err(error) => Err(error),
+    };
+    secured.map_err(|error| match error.reason {
+        Reason::ConnectionTimeout => format!("no connection within {:?}", check.timeout),
+        Reason::ConnectionRefused
+            if error.source.kind() == std::io::ErrorKind::ConnectionRefused =>
+        {
+            "connection refused".to_owned()
+        }
+        _ => error.source.to_string(),
+    })
+}
+
+fn default_host(backend: &BackendState, port: Option<u16>) -> String {
+    match (&backend.address, port) {
+        (BackendAddress::Unix(_), _) => "localhost".to_owned(),
+        (BackendAddress::Ip(address), Some(port)) => {
+            std::net::SocketAddr::new(address.ip(), port).to_string()
+        }
+        (BackendAddress::Name { host, .. }, Some(port)) => format!("{host}:{port}"),
+        (address, None) => address.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

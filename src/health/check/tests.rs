@@ -1,0 +1,340 @@
+//! Checks over HTTP/2 against scripted servers on 127.0.0.1. Those of the h2 crate behave; in `frames.rs` they do not.
+
+mod frames;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::{RecvStream, server::SendResponse};
+use hyper::{HeaderMap, Request, Response, header::HeaderName};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+
+use super::*;
+use crate::{
+    config::model::{Backend, BackendProtocol},
+    pool,
+};
+
+/// A server for one connection, and what becomes of its script.
+struct Server<T> {
+    address: BackendAddress,
+    script: JoinHandle<T>,
+}
+
+/// Runs `script` on the first connection.
+async fn raw<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+    script: impl FnOnce(TcpStream) -> F + Send + 'static,
+) -> Server<T> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = BackendAddress::Ip(listener.local_addr().unwrap());
+    let script = tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        script(socket).await
+    });
+    Server { address, script }
+}
+
+/// Runs `script` on the first request.
+async fn served<F: Future<Output = ()> + Send + 'static>(
+    script: impl FnOnce(Request<RecvStream>, SendResponse<Bytes>) -> F + Send + 'static,
+) -> BackendAddress {
+    let server = raw(async |socket| {
+        let mut connection = h2::server::handshake(socket).await.unwrap();
+        let (request, respond) = connection.accept().await.unwrap().unwrap();
+        tokio::spawn(script(request, respond));
+        // To the end of the connection.
+        connection.accept().await.is_none()
+    });
+    server.await.address
+}
+
+/// What a server answers.
+#[derive(Clone, Default)]
+struct Answer {
+    status: u16,
+    fields: Vec<(&'static str, &'static str)>,
+    body: Vec<u8>,
+    /// Without them the response ends with its body, or with its head if that is empty.
+    trailers: Vec<(&'static str, &'static str)>,
+}
+
+fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+    let pair = |(name, value): &(&'static str, &'static str)| {
+        (HeaderName::from_static(name), value.parse().unwrap())
+    };
+    fields.iter().map(pair).collect()
+}
+
+impl Answer {
+    fn send(self, mut respond: SendResponse<Bytes>) {
+        let mut head = Response::builder().status(self.status).body(()).unwrap();
+        *head.headers_mut() = map(&self.fields);
+        let ends = self.trailers.is_empty();
+        let mut stream = respond
+            .send_response(head, ends && self.body.is_empty())
+            .unwrap();
+        if !self.body.is_empty() {
+            stream.send_data(self.body.into(), ends).unwrap();
+        }
+        if !ends {
+            stream.send_trailers(map(&self.trailers)).unwrap();
+        }
+    }
+}
+
+const GRPC: (&str, &str) = ("content-type", "application/grpc");
+
+/// A call that came to its end, with `body`.
+fn called(body: &[u8]) -> Answer {
+    Answer {
+        status: 200,
+        fields: vec![GRPC],
+        body: body.to_vec(),
+        trailers: vec![("grpc-status", "0")],
+    }
+}
+
+/// A call that failed, in a head alone.
+fn failed(status: &'static str) -> Answer {
+    Answer {
+        status: 200,
+        fields: vec![GRPC, ("grpc-status", status)],
+        ..Answer::default()
+    }
+}
+
+fn grpc(service: &str) -> CheckKind {
+    CheckKind::Grpc {
+        service: service.to_owned(),
+        host: None,
+    }
+}
+
+fn http(body: Option<&str>) -> CheckKind {
+    CheckKind::Http {
+        path: "/healthz?full=1".into(),
+        method: "GET".into(),
+        host: None,
+        expect: vec![(200, 399)],
+        body: body.map(str::to_owned),
+    }
+}
+
+async fn probe_within(
+    address: &BackendAddress,
+    kind: CheckKind,
+    timeout: Duration,
+) -> Result<(), String> {
+    let check = HealthCheck {
+        kind,
+        timeout,
+        ..HealthCheck::default()
+    };
+    let config = Pool {
+        backends: vec![Backend::at(address.clone())],
+        protocol: BackendProtocol::H2c,
+        ..Pool::named("app")
+    };
+    let pool = pool::Pool::new(&config, None, clock::now());
+    run(&pool.backends[0].state, &check, &pool.config).await
+}
+
+async fn probe(address: &BackendAddress, kind: CheckKind) -> Result<(), String> {
+    probe_within(address, kind, Duration::from_secs(20)).await
+}
+
+/// What a check of `kind` makes of `answer`.
+async fn verdict(kind: CheckKind, answer: Answer) -> Result<(), String> {
+    let server = served(async |_, respond| answer.send(respond)).await;
+    probe(&server, kind).await
+}
+
+/// A message that says SERVING, behind its prefix.
+const SERVING: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
+
+/// The answers, each to a check of a service, and what the check says; empty is good.
+async fn check_grpc(rows: &[(&str, Answer, &str)]) {
+    for (service, answer, cause) in rows {
+        let result = verdict(grpc(service), answer.clone()).await;
+        assert_eq!(result.err().as_deref().unwrap_or_default(), *cause);
+    }
+}
+
+#[tokio::test]
+async fn a_grpc_check_is_good_when_the_service_says_serving_and_names_the_cause_when_not() {
+    let says = |status| called(&[0, 0, 0, 0, 2, 8, status]);
+    let failed_late = Answer {
+        trailers: vec![("grpc-status", "14"), ("grpc-message", "no")],
+        ..called(&SERVING)
+    };
+    let unknown = "the backend does not know the service `a.B` (NOT_FOUND)";
+    let none = "the backend does not know its health as a whole (NOT_FOUND)";
+    let unnamed = "the backend says serving status 9, which has no name";
+    let unimplemented = "the backend has no health service (UNIMPLEMENTED)";
+    check_grpc(&[
+        ("", called(&SERVING), ""),
+        ("a.B", called(&SERVING), ""),
+        ("", says(2), "the backend says NOT_SERVING"),
+        ("", says(0), "the backend says UNKNOWN"),
+        ("", called(&[0; 5]), "the backend says UNKNOWN"),
+        ("a.B", says(3), "the backend says SERVICE_UNKNOWN"),
+        ("", says(9), unnamed),
+        ("a.B", failed("5"), unknown),
+        ("", failed("5"), none),
+        ("", failed("12"), unimplemented),
+        ("", failed("4"), "grpc-status 4 DEADLINE_EXCEEDED"),
+        ("", failed("16"), "grpc-status 16 UNAUTHENTICATED"),
+        ("", failed("17"), "grpc-status 17, which has no name"),
+        ("", failed("-1"), "grpc-status is not a number"),
+        ("", failed(""), "grpc-status is not a number"),
+        ("", failed_late, "grpc-status 14 UNAVAILABLE"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_grpc_check_takes_nothing_but_the_whole_answer_of_a_call() {
+    let of_type = |kind| Answer {
+        fields: vec![("content-type", kind)],
+        ..called(&SERVING)
+    };
+    let unavailable = Answer {
+        status: 503,
+        ..called(&SERVING)
+    };
+    let without_status = Answer {
+        trailers: vec![("x", "y")],
+        ..called(&SERVING)
+    };
+    let without_trailers = Answer {
+        fields: vec![GRPC, ("grpc-status", "0")],
+        trailers: Vec::new(),
+        ..called(&SERVING)
+    };
+    let not_grpc = "answer is not gRPC, by its content-type";
+    let message = |cause| format!("answer is not a HealthCheckResponse: {cause}");
+    check_grpc(&[
+        ("", of_type("application/grpc+proto"), ""),
+        ("", of_type("text/html"), not_grpc),
+        ("", of_type("application/grpc-web"), not_grpc),
+        ("", of_type(""), not_grpc),
+        ("", unavailable, "status 503, expected 200"),
+        ("", without_status, "answer has no grpc-status"),
+        ("", without_trailers, "answer ends without a grpc-status"),
+        ("", failed("0"), &message("there is none")),
+        ("", called(&[1, 0, 0, 0, 2, 8, 1]), &message("compressed")),
+        ("", called(&SERVING[..6]), &message("truncated")),
+        ("", called(&SERVING.repeat(2)), &message("more than one")),
+        ("", called(b"<html>"), &message("the prefix is damaged")),
+        ("", called(&[0, 0, 1, 0, 0, 8, 1]), &message("too long")),
+        ("", called(&[0; 600]), "answer is too long"),
+        ("", called(&vec![0; 60_000]), "answer is too long"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_grpc_check_calls_the_health_service_as_its_definition_says() {
+    let server = served(async |request, respond| {
+        let (head, mut body) = request.into_parts();
+        assert_eq!(head.method, "POST");
+        assert_eq!(head.uri.scheme_str(), Some("http"));
+        assert_eq!(head.uri.path(), "/grpc.health.v1.Health/Check");
+        let expected = [
+            GRPC,
+            ("te", "trailers"),
+            ("grpc-timeout", "20000m"),
+            ("user-agent", "balancer-check"),
+        ];
+        assert_eq!(head.headers, map(&expected));
+        let mut message = Vec::new();
+        while let Some(data) = body.data().await {
+            message.extend(data.unwrap());
+        }
+        assert_eq!(message, *b"\0\0\0\0\x10\x0a\x0eshop.v1.Orders");
+        let mut answer = called(&[0, 0, 0, 0, 2, 8, 2]);
+        if head.uri.authority().unwrap().as_str() == "orders.test" {
+            answer = called(&[0, 0, 0, 0, 2, 8, 1]);
+        }
+        answer.send(respond);
+    })
+    .await;
+    let kind = CheckKind::Grpc {
+        service: "shop.v1.Orders".into(),
+        host: Some("orders.test".into()),
+    };
+    assert_eq!(probe(&server, kind).await, Ok(()));
+}
+
+#[tokio::test]
+async fn an_http_check_over_http2_asks_and_judges_as_over_http1() {
+    let page = |status: u16, body: &str| Answer {
+        status,
+        body: body.into(),
+        ..Answer::default()
+    };
+    let late = "x".repeat(http::BODY_SEARCHED - 2) + "hello";
+    let rows = [
+        (page(200, ""), None, ""),
+        (page(204, ""), None, ""),
+        (page(302, "hello"), None, ""),
+        (page(404, "hello"), None, "status 404, expected 200-399"),
+        (page(503, ""), Some("hello"), "status 503, expected 200-399"),
+        (page(200, "say hello now"), Some("hello"), ""),
+        (
+            page(200, ""),
+            Some("hello"),
+            "body does not contain `hello`",
+        ),
+        (
+            page(200, "good"),
+            Some("hello"),
+            "body does not contain `hello`",
+        ),
+        (page(200, &late[3..]), Some("hello"), ""),
+        (
+            page(200, &late),
+            Some("hello"),
+            "body does not contain `hello`",
+        ),
+        (
+            page(200, &"x".repeat(1 << 20)),
+            Some("hello"),
+            "body does not contain `hello`",
+        ),
+        (page(200, &"x".repeat(1 << 20)), None, ""),
+    ];
+    for (answer, text, cause) in rows {
+        let server = served(async |request, respond| {
+            assert_eq!(request.method(), "GET");
+            assert_eq!(request.uri().path(), "/healthz");
+            assert_eq!(request.uri().query(), Some("full=1"));
+            assert_eq!(*request.headers(), map(&[("user-agent", "balancer-check")]));
+            assert!(request.body().is_end_stream());
+            answer.send(respond);
+        })
+        .await;
+        let result = probe(&server, http(text)).await;
+        assert_eq!(result.err().as_deref().unwrap_or_default(), cause);
+    }
+}
+
+#[tokio::test]
+async fn the_authority_is_the_address_unless_the_file_says_another() {
+    let server = served(async |request, respond| {
+        let body = request.uri().authority().unwrap().to_string().into();
+        let status = 200;
+        Answer {
+            status,
+            body,
+            ..Answer::default()
+        }
+        .send(respond);
+    })
+    .await;
+    let own = http(Some(&server.to_string()));
+    assert_eq!(probe(&server, own).await, Ok(()));
+}

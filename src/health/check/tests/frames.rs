@@ -1,0 +1,204 @@
+//! Checks of servers that write frames by hand, and of such that speak no HTTP/2.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+/// `:status: 200`, `:status: 103`, `a: ` and a name, of RFC 7541.
+const OK: &[u8] = &[0x88];
+const HINTS: &[u8] = b"\x08\x03103";
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags, 0, 0, 0, stream]);
+    bytes.extend(payload);
+    bytes
+}
+
+/// Says hello, then `first` once and `more` for ever, until nobody takes it; gives how much was taken.
+async fn flood(first: Vec<u8>, more: Vec<u8>) -> Server<usize> {
+    raw(async move |mut socket| {
+        // The request, so that there is a stream.
+        socket.read_exact(&mut [0; 100]).await.unwrap();
+        let _ = socket.write_all(&[SETTINGS, &first].concat()).await;
+        let mut taken = 0;
+        if !more.is_empty() {
+            while socket.write_all(&more).await.is_ok() {
+                taken += more.len();
+            }
+        }
+        // Until the other side gives up.
+        let _ = socket.read_to_end(&mut Vec::new()).await;
+        taken
+    })
+    .await
+}
+
+/// What a grpc and an http check make of it.
+async fn verdicts(first: &[u8], more: &[u8]) -> [String; 2] {
+    let mut causes = [String::new(), String::new()];
+    for (cause, kind) in causes.iter_mut().zip([grpc(""), http(Some("hello"))]) {
+        let server = flood(first.to_vec(), more.to_vec()).await;
+        *cause = probe(&server.address, kind).await.unwrap_err();
+        let taken = server.script.await.unwrap();
+        // The rest is in buffers of the kernel.
+        assert!(taken < 16 << 20, "{taken}");
+    }
+    causes
+}
+
+#[tokio::test]
+async fn what_backends_send_without_end_is_not_kept() {
+    let hints = frame(1, END_HEADERS, 1, HINTS);
+    let heads = verdicts(&[], &hints).await;
+    assert_eq!(heads, ["too many 1xx responses"; 2]);
+    // One head in ever more frames.
+    let more = frame(9, 0, 1, &b"\0\x01a\x01b".repeat(100));
+    let endless = verdicts(&frame(1, 0, 1, OK), &more).await;
+    assert!(
+        endless[0].starts_with("answer is not valid HTTP/2"),
+        "{endless:?}"
+    );
+    // A head that is larger than we take.
+    let large = [OK.to_vec(), b"\0\x01a\x01b".repeat(1000)].concat();
+    let large = verdicts(&frame(1, END_HEADERS, 1, &large), &[]).await;
+    assert!(
+        large[0].starts_with("answer is not valid HTTP/2"),
+        "{large:?}"
+    );
+    // Frames that mean nothing, and pings.
+    let grease = verdicts(&[], &frame(0x5a, 0, 0, &[0; 1000])).await;
+    assert_eq!(grease, ["answer is too long"; 2]);
+    let pings = verdicts(&[], &frame(6, 0, 0, &[0; 8])).await;
+    assert_eq!(pings, ["answer is too long"; 2]);
+    // A body in frames without a byte.
+    let head = frame(1, END_HEADERS, 1, OK);
+    let [_, empty] = verdicts(&head, &frame(0, 0, 1, &[])).await;
+    assert!(empty.starts_with("answer is not valid HTTP/2"), "{empty}");
+}
+
+#[tokio::test]
+async fn a_few_interim_responses_are_passed_over() {
+    let mut answer = frame(1, END_HEADERS, 1, HINTS).repeat(16);
+    answer.extend(frame(1, END_HEADERS, 1, OK));
+    answer.extend(frame(0, END_STREAM, 1, b"hello"));
+    let server = flood(answer, Vec::new()).await;
+    assert_eq!(probe(&server.address, http(Some("hello"))).await, Ok(()));
+}
+
+#[tokio::test]
+async fn what_is_no_answer_is_named() {
+    let both = |cause: &str| [cause.to_owned(), cause.to_owned()];
+    let old = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+    let speaks = |bytes: &'static [u8]| async move {
+        raw(async move |mut socket: TcpStream| {
+            socket.read_exact(&mut [0; 100]).await.unwrap();
+            socket.write_all(bytes).await.unwrap();
+            socket.shutdown().await.unwrap();
+            let _ = socket.read_to_end(&mut Vec::new()).await;
+        })
+        .await
+        .address
+    };
+    let rows: [(&'static [u8], &str); 3] = [
+        (old, "the backend speaks HTTP/1, not HTTP/2"),
+        (
+            b"220 mail ESMTP ready for you\r\n",
+            "answer is not valid HTTP/2 (FRAME_SIZE_ERROR)",
+        ),
+        (b"", "connection closed before the whole answer"),
+    ];
+    for (bytes, cause) in rows {
+        assert_eq!(
+            probe(&speaks(bytes).await, grpc("")).await.unwrap_err(),
+            cause
+        );
+        assert_eq!(
+            probe(&speaks(bytes).await, http(None)).await.unwrap_err(),
+            cause
+        );
+    }
+    let reset = verdicts(&frame(3, 0, 1, &[0, 0, 0, 7]), &[]).await;
+    assert_eq!(
+        reset,
+        both("the backend refused the request (RST_STREAM REFUSED_STREAM)")
+    );
+    let away = |code: u8| frame(7, 0, 0, &[0, 0, 0, 0, 0, 0, 0, code]);
+    for (code, name) in [(0, "NO_ERROR"), (11, "ENHANCE_YOUR_CALM")] {
+        let ended = verdicts(&away(code), &[]).await;
+        assert_eq!(
+            ended,
+            both(&format!("the backend ended the connection (GOAWAY {name})"))
+        );
+    }
+    // An interim response that is the last one, and trailers before the head.
+    let last = verdicts(&frame(1, END_HEADERS | END_STREAM, 1, HINTS), &[]).await;
+    assert!(
+        last[0].starts_with("answer is not valid HTTP/2"),
+        "{last:?}"
+    );
+    let data = verdicts(&frame(0, END_STREAM, 1, b"hello"), &[]).await;
+    assert!(
+        data[0].starts_with("answer is not valid HTTP/2"),
+        "{data:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_is_ended_in_order_when_the_answer_is_there() {
+    let mut answer = [SETTINGS, &frame(4, 1, 0, &[])].concat();
+    answer.extend(frame(1, END_HEADERS, 1, OK));
+    answer.extend(frame(0, END_STREAM, 1, b"hello"));
+    for text in ["hello", "good"] {
+        let answer = answer.clone();
+        let server = raw(async move |mut socket: TcpStream| {
+            socket.read_exact(&mut [0; 100]).await.unwrap();
+            socket.write_all(&answer).await.unwrap();
+            let mut rest = Vec::new();
+            socket.read_to_end(&mut rest).await.map(|_| rest)
+        })
+        .await;
+        let result = probe(&server.address, http(Some(text))).await;
+        assert_eq!(result.is_ok(), text == "hello");
+        let rest = server.script.await.unwrap().unwrap();
+        let goodbye = frame(7, 0, 0, &[0; 8]);
+        assert!(rest.ends_with(&goodbye), "{rest:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_after_its_answer_has_answered() {
+    let mut answer = frame(1, END_HEADERS, 1, OK);
+    answer.extend(frame(0, END_STREAM, 1, b"hello"));
+    answer.extend(frame(7, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]));
+    let server = raw(async move |mut socket: TcpStream| {
+        socket.read_exact(&mut [0; 100]).await.unwrap();
+        socket
+            .write_all(&[SETTINGS, &answer].concat())
+            .await
+            .unwrap();
+    })
+    .await;
+    assert_eq!(probe(&server.address, http(Some("hello"))).await, Ok(()));
+}
+
+#[tokio::test]
+async fn silence_lasts_until_the_deadline_wherever_it_begins() {
+    let short = Duration::from_millis(200);
+    let starts: [Vec<u8>; 3] = [
+        Vec::new(),
+        frame(1, END_HEADERS, 1, HINTS),
+        frame(1, END_HEADERS, 1, b"\x88\x5f\x10application/grpc"),
+    ];
+    for start in starts {
+        for kind in [grpc(""), http(Some("hello"))] {
+            let server = flood(start.clone(), Vec::new()).await;
+            let result = probe_within(&server.address, kind, short).await;
+            assert_eq!(result.unwrap_err(), "no answer within 200ms");
+            server.script.await.unwrap();
+        }
+    }
+}
