@@ -31,7 +31,7 @@ use crate::{
     net::{
         connect::ConnectError,
         stream::Stream,
-        tls::{Failed, Fault},
+        tls::{Failed, Fault, NOT_H2},
     },
     pool::BackendState,
     reason::Reason,
@@ -77,8 +77,7 @@ impl Link {
         deadline: Instant,
     ) -> Result<(Rc<Self>, impl Future<Output = ()> + use<>), ConnectError> {
         if stream.tls().is_some_and(|tls| !tls.agreed().h2) {
-            let detail = "the backend did not agree on HTTP/2 (ALPN)";
-            return Err(Failed::new(Fault::Alpn, detail).into());
+            return Err(Failed::new(Fault::Alpn, NOT_H2).into());
         }
         let is_secure = stream.tls().is_some();
         let (watched, account) = Watched::of_backend(stream);
