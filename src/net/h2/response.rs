@@ -10,7 +10,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use h2::{SendStream, server::SendResponse};
-use hyper::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use hyper::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::http1::{
     body::{Decoder, Step},
@@ -158,11 +158,8 @@ impl Sending {
             if known.is_hop_by_hop() {
                 continue;
             }
-            let name = HeaderName::from_bytes(field.name.as_bytes());
-            let value = HeaderValue::from_bytes(field.value);
-            let (Ok(name), Ok(value)) = (name, value) else {
-                return Err(invalid("a field that HTTP/2 does not have"));
-            };
+            let (name, value) = read_field(field.name.as_bytes(), field.value)
+                .ok_or(invalid("a field that HTTP/2 does not have"))?;
             kept.append(name, value);
         }
         if self.is_head || matches!(status.as_u16(), 204 | 304) {
@@ -297,6 +294,56 @@ impl Sending {
     }
 }
 
+/// A field as HTTP/2 has it. The h2 crate enters what is not marked as sensitive in the table of the connection (RFC 7541
+/// section 2.3.2) and keeps it for as long as the connection lives.
+fn read_field(name: &[u8], value: &[u8]) -> Option<(HeaderName, HeaderValue)> {
+    let name = HeaderName::from_bytes(name).ok()?;
+    let mut value = HeaderValue::from_bytes(value).ok()?;
+    value.set_sensitive(!says_the_same_again(&name));
+    Some((name, value))
+}
+
+/// Whether the next response is likely to have the same value: others, such as the id of the request, would fill the table
+/// with what is never used again, which costs up to 12 KiB.
+fn says_the_same_again(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::ACCEPT_RANGES
+            | header::ACCESS_CONTROL_ALLOW_CREDENTIALS
+            | header::ACCESS_CONTROL_ALLOW_HEADERS
+            | header::ACCESS_CONTROL_ALLOW_METHODS
+            | header::ACCESS_CONTROL_ALLOW_ORIGIN
+            | header::ACCESS_CONTROL_EXPOSE_HEADERS
+            | header::ACCESS_CONTROL_MAX_AGE
+            | header::ALLOW
+            | header::ALT_SVC
+            | header::CACHE_CONTROL
+            | header::CONTENT_ENCODING
+            | header::CONTENT_LANGUAGE
+            | header::CONTENT_SECURITY_POLICY
+            | header::CONTENT_TYPE
+            | header::PRAGMA
+            | header::REFERRER_POLICY
+            | header::SERVER
+            | header::STRICT_TRANSPORT_SECURITY
+            | header::VARY
+            | header::VIA
+            | header::X_CONTENT_TYPE_OPTIONS
+            | header::X_FRAME_OPTIONS
+            | header::X_XSS_PROTECTION
+    ) || matches!(
+        name.as_str(),
+        "cross-origin-embedder-policy"
+            | "cross-origin-opener-policy"
+            | "cross-origin-resource-policy"
+            | "grpc-accept-encoding"
+            | "grpc-encoding"
+            | "grpc-status"
+            | "permissions-policy"
+            | "x-powered-by"
+    )
+}
+
 /// The fields of a trailer section; `None` if there are none.
 fn read_trailers(section: &[u8]) -> io::Result<Option<HeaderMap>> {
     if section.is_empty() {
@@ -309,12 +356,35 @@ fn read_trailers(section: &[u8]) -> io::Result<Option<HeaderMap>> {
             continue;
         };
         let (name, value) = line.split_at(colon);
-        let name = HeaderName::from_bytes(name);
-        let value = HeaderValue::from_bytes(value.get(1..).unwrap_or_default().trim_ascii());
-        let (Ok(name), Ok(value)) = (name, value) else {
-            return Err(invalid("a trailer that HTTP/2 does not have"));
-        };
+        let (name, value) = read_field(name, value.get(1..).unwrap_or_default().trim_ascii())
+            .ok_or(invalid("a trailer that HTTP/2 does not have"))?;
         trailers.append(name, value);
     }
     Ok(Some(trailers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_comes_again_goes_into_the_table_of_the_connection() {
+        for (name, value, kept) in [
+            ("Content-Type", "text/html", true),
+            ("via", "1.1 balancer", true),
+            ("Permissions-Policy", "camera=()", true),
+            ("grpc-status", "0", true),
+            ("X-Request-Id", "5f0c", false),
+            ("date", "Sun, 06 Nov 1994 08:49:37 GMT", false),
+            ("server-timing", "db;dur=53", false),
+        ] {
+            let (_, read) = read_field(name.as_bytes(), value.as_bytes()).unwrap();
+            assert_eq!(
+                (!read.is_sensitive(), read.as_bytes()),
+                (kept, value.as_bytes()),
+                "{name}"
+            );
+        }
+        assert!(read_field(b"a b", b"").is_none() && read_field(b"a", b"\n").is_none());
+    }
 }
