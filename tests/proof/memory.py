@@ -21,7 +21,7 @@ import time
 from common import Daemon, Verdict, arguments, free_port, parse, wait_for
 
 # KiB that a connection of each kind may cost. docs/proofs.md says what those of HTTP/2 are made of.
-LIMITS = {"http1": 2, "https1": 8, "h2c": 24, "h2": 30}
+LIMITS = {"http1": 2, "https1": 8, "h2c": 26, "h2": 31}
 # What is counted only after so many looks in a row, 200 ms apart, that saw the same.
 RESTS = 8
 WARM = 64
@@ -215,6 +215,8 @@ def main():
     options = parse(parser)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if options.connections < 1000:
+        sys.exit("balancer gives nothing back for fewer than 1,000 connections")
     if most < options.connections + 200:
         sys.exit(f"{most} open files are too few for {options.connections} connections")
     verdict = Verdict()
