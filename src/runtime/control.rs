@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    FLUSH_TIME, drain, reload,
+    FLUSH_TIME, drain, memory, reload,
     signals::{Signal, Signals},
     sockets::Sockets,
     systemd,
@@ -108,6 +108,7 @@ impl Control {
         }
         // To the very end: a drain may take longer than the watchdog waits.
         drop(spawn_local(systemd::watch(Arc::clone(&self.daemon))));
+        drop(spawn_local(memory::watch(Arc::clone(&self.daemon))));
         self.daemon.ready.store(true, Relaxed);
         let snapshot = self.daemon.snapshot.load_full();
         tracing::info!(

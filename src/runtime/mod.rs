@@ -6,6 +6,7 @@
 
 mod control;
 mod drain;
+mod memory;
 mod reload;
 mod signals;
 mod sockets;

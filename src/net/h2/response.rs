@@ -70,7 +70,8 @@ impl Sending {
         let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, status) else {
             return Err(invalid("no response head"));
         };
-        let (fields, decoder) = writer::fields(head.headers)?;
+        let (mut fields, decoder) = writer::fields(head.headers)?;
+        writer::spare_table(&mut fields);
         if status == StatusCode::SWITCHING_PROTOCOLS {
             return self.begin_raw(fields);
         }

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use h2::SendStream;
-use hyper::http::{HeaderMap, HeaderName, HeaderValue};
+use hyper::http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::http1::{
     body::{Decoder, Step},
@@ -90,6 +90,55 @@ pub(super) fn fields(fields: &[httparse::Header<'_>]) -> io::Result<(HeaderMap, 
         kept.append(name, value);
     }
     Ok((kept, decoder))
+}
+
+/// Marks as sensitive what is not likely to be said again: the h2 crate enters everything else in the table of the connection
+/// (RFC 7541 section 2.3.2) and keeps it for as long as the connection lives.
+pub(super) fn spare_table(fields: &mut HeaderMap) {
+    for (name, value) in fields {
+        value.set_sensitive(!says_the_same_again(name));
+    }
+}
+
+/// Whether the next response is likely to have the same value: others, such as the id of the request, would fill the table
+/// with what is never used again, which costs up to 12 KiB.
+fn says_the_same_again(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::ACCEPT_RANGES
+            | header::ACCESS_CONTROL_ALLOW_CREDENTIALS
+            | header::ACCESS_CONTROL_ALLOW_HEADERS
+            | header::ACCESS_CONTROL_ALLOW_METHODS
+            | header::ACCESS_CONTROL_ALLOW_ORIGIN
+            | header::ACCESS_CONTROL_EXPOSE_HEADERS
+            | header::ACCESS_CONTROL_MAX_AGE
+            | header::ALLOW
+            | header::ALT_SVC
+            | header::CACHE_CONTROL
+            | header::CONTENT_ENCODING
+            | header::CONTENT_LANGUAGE
+            | header::CONTENT_SECURITY_POLICY
+            | header::CONTENT_TYPE
+            | header::PRAGMA
+            | header::REFERRER_POLICY
+            | header::SERVER
+            | header::STRICT_TRANSPORT_SECURITY
+            | header::VARY
+            | header::VIA
+            | header::X_CONTENT_TYPE_OPTIONS
+            | header::X_FRAME_OPTIONS
+            | header::X_XSS_PROTECTION
+    ) || matches!(
+        name.as_str(),
+        "cross-origin-embedder-policy"
+            | "cross-origin-opener-policy"
+            | "cross-origin-resource-policy"
+            | "grpc-accept-encoding"
+            | "grpc-encoding"
+            | "grpc-status"
+            | "permissions-policy"
+            | "x-powered-by"
+    )
 }
 
 impl Writer {
@@ -241,5 +290,29 @@ fn read_trailers(section: &[u8]) -> io::Result<Option<HeaderMap>> {
         };
         trailers.append(name, value);
     }
+    spare_table(&mut trailers);
     Ok(Some(trailers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_comes_again_goes_into_the_table_of_the_connection() {
+        for (name, kept) in [
+            ("content-type", true),
+            ("via", true),
+            ("permissions-policy", true),
+            ("grpc-status", true),
+            ("x-request-id", false),
+            ("date", false),
+            ("server-timing", false),
+        ] {
+            let mut fields = HeaderMap::new();
+            fields.insert(name, HeaderValue::from_static("x"));
+            spare_table(&mut fields);
+            assert_eq!(!fields[name].is_sensitive(), kept, "{name}");
+        }
+    }
 }

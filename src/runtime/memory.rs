@@ -1,0 +1,73 @@
+//! Gives memory back to the system when many connections have gone.
+//!
+//! The C library keeps what is freed. That is written to all over, so connections that come later would cost a good deal more
+//! than those of a fresh process.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::{net::sys, snapshot::Daemon};
+
+/// How often the connections are counted.
+const TICK: Duration = Duration::from_secs(1);
+/// What fewer connections leave behind is not worth it.
+const FEW: usize = 1_000;
+
+/// The most connections since memory was given back.
+#[derive(Debug, Default)]
+struct Highest(usize);
+
+impl Highest {
+    /// True if half of them have gone. `now` is how many there are.
+    fn has_halved(&mut self, now: usize) -> bool {
+        self.0 = self.0.max(now);
+        let halved = self.0 >= FEW && now <= self.0 / 2;
+        if halved {
+            self.0 = now;
+        }
+        halved
+    }
+}
+
+/// Never ends.
+pub(super) async fn watch(daemon: Arc<Daemon>) {
+    let mut highest = Highest::default();
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if highest.has_halved(daemon.connections.load(Relaxed)) {
+            sys::give_memory_back();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_given_back_when_half_of_many_connections_have_gone_and_not_again_before_the_next_half()
+     {
+        let mut highest = Highest::default();
+        for (now, halved) in [
+            (0, false),
+            (FEW - 1, false),
+            (1, false),
+            (4 * FEW, false),
+            (2 * FEW + 1, false),
+            (2 * FEW, true),
+            (2 * FEW, false),
+            (3 * FEW, false),
+            (FEW, true),
+            (0, true),
+            (0, false),
+        ] {
+            assert_eq!(highest.has_halved(now), halved, "{now}");
+        }
+    }
+}
