@@ -32,6 +32,9 @@ use crate::{
     reason::Reason,
 };
 
+/// Bytes of most heads.
+const USUAL_HEAD: usize = 512;
+
 /// What the streams of one connection share.
 #[derive(Debug)]
 pub struct Carrier {
@@ -87,7 +90,7 @@ impl Incoming {
         nonce: [u8; 16],
     ) -> Self {
         let (parts, stream) = request.into_parts();
-        let mut framing = Vec::new();
+        let mut framing = Vec::with_capacity(USUAL_HEAD);
         let (mut key, mut accept) = (String::new(), None);
         if parts.method == Method::CONNECT {
             key = websocket::key(nonce);

@@ -46,8 +46,7 @@ impl Sending {
             used += match &mut self.body {
                 None => {
                     let (whole, count) = writer::collect(&mut self.head, rest)?;
-                    if whole {
-                        let head = std::mem::take(&mut self.head);
+                    if let Some(head) = whole {
                         self.send_head(&head)?;
                     }
                     count

@@ -3,6 +3,7 @@
 //! Bounded: bytes are taken only as far as the peer's windows and the stream's send buffer have room.
 
 use std::{
+    borrow::Cow,
     io,
     task::{Context, Poll, ready},
 };
@@ -49,18 +50,27 @@ pub(super) fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Adds to `head` what `input` has of it: whether it is whole now, and how many bytes belonged to it.
-pub(super) fn collect(head: &mut Vec<u8>, input: &[u8]) -> io::Result<(bool, usize)> {
+/// The head whose beginning is in `head` and which goes on with `input`, when it is whole, and how many bytes of `input`
+/// belong to it. What is not whole is kept in `head`.
+pub(super) fn collect<'i>(
+    head: &mut Vec<u8>,
+    input: &'i [u8],
+) -> io::Result<(Option<Cow<'i, [u8]>>, usize)> {
+    if head.is_empty()
+        && let Some(whole) = head_end(input, 0).and_then(|end| input.get(..end))
+    {
+        return Ok((Some(Cow::Borrowed(whole)), whole.len()));
+    }
     let before = head.len();
     head.extend_from_slice(input);
     let Some(end) = head_end(head, before) else {
         if head.len() > MAX_HEAD {
             return Err(invalid("a head that does not end"));
         }
-        return Ok((false, input.len()));
+        return Ok((None, input.len()));
     };
     head.truncate(end);
-    Ok((true, end - before))
+    Ok((Some(Cow::Owned(std::mem::take(head))), end - before))
 }
 
 /// The fields that go on (RFC 9113 section 8.2.2), and how the body is framed, where a field says so.

@@ -293,7 +293,7 @@ async fn one(worker: Rc<Worker>, mut client: Client) {
     match next {
         Next::Reset => {}
         // Many clients take a reset while they send for a failure, whatever they have been answered.
-        Next::Linger => linger(&worker, client).await,
+        Next::Linger => Box::pin(linger(&worker, client)).await,
         _ => client.end(),
     }
 }
@@ -301,6 +301,17 @@ async fn one(worker: Rc<Worker>, mut client: Client) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn size_of_stream<F: Future>(_: fn(Rc<Worker>, Client) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn the_task_of_a_stream_is_small() {
+        // It is made and moved for every request.
+        let size = size_of_stream(one);
+        assert!(size <= 700, "{size} bytes");
+    }
 
     fn size_of_future<F: Future>(_: fn(Rc<Worker>, Client, Vec<u8>) -> F) -> usize {
         size_of::<F>()

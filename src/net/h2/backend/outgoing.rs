@@ -204,8 +204,7 @@ impl Text for Outgoing {
                 Sending::Head(head, sender) => {
                     let (whole, count) = writer::collect(head, rest)?;
                     used += count;
-                    if whole {
-                        let head = std::mem::take(head);
+                    if let Some(head) = whole {
                         *sending = Sending::Body(self.begin(&head, sender)?);
                     }
                 }
