@@ -10,7 +10,9 @@ use crate::support::{
     answers::expect_error,
     client::{Client, Cut},
     daemon::Daemon,
-    frames::{CANCEL, DATA, NO_ERROR, PING, REFUSED, RST_STREAM, RawBackend, frame, goaway},
+    frames::{
+        CANCEL, DATA, END_STREAM, NO_ERROR, PING, REFUSED, RST_STREAM, RawBackend, frame, goaway,
+    },
     h2::{Asked, Backend, connect, get, patiently, request, until, whole},
     peer::{Blackhole, Gate, Peer, Record, refused},
 };
@@ -220,10 +222,16 @@ async fn what_a_backend_may_have_done_is_not_sent_again() {
 
 #[tokio::test]
 async fn a_response_that_is_cut_is_a_cut_for_every_client() {
-    let cuts: [fn(&mut RawBackend, u32); 4] = [
+    let cuts: [fn(&mut RawBackend, u32); 5] = [
         |backend, stream| _ = backend.reset(stream, 2),
         // It says that nothing is wrong, and has not come to the end.
         |backend, stream| _ = backend.reset(stream, NO_ERROR),
+        // An end behind that is none.
+        |backend, stream| {
+            let mut all = frame(RST_STREAM, 0, stream, &NO_ERROR.to_be_bytes());
+            all.extend(frame(DATA, END_STREAM, stream, b"more"));
+            backend.send(all);
+        },
         |backend, _| backend.0.finish(),
         |backend, _| _ = backend.send(frame(DATA, 0, 0, b"not on a stream")),
     ];
@@ -287,13 +295,17 @@ async fn an_answer_that_wants_no_more_of_the_request_is_whole() {
 async fn a_client_that_leaves_takes_its_stream_along_and_no_other() {
     let seen = Record::default();
     let noted = seen.clone();
-    let gate = Gate::new();
-    let opened = gate.clone();
+    let (begun, gate) = (Gate::new(), Gate::new());
+    let (told, opened) = (begun.clone(), gate.clone());
     let backend = Peer::start(move |connection| {
         let Some(mut backend) = RawBackend::greet(connection) else {
             return;
         };
-        let (Some(first), Some(second)) = (backend.asked(), backend.asked()) else {
+        let Some(first) = backend.asked() else {
+            return;
+        };
+        told.open();
+        let Some(second) = backend.asked() else {
             return;
         };
         opened.open();
@@ -309,7 +321,7 @@ async fn a_client_that_leaves_takes_its_stream_along_and_no_other() {
     let (left, _) = asking
         .send_request(request(Method::GET, "/left", &[]), true)
         .unwrap();
-    until(|| daemon.metric("balancer_http_requests_active") == 1.0).await;
+    until(|| begun.is_open()).await;
     let (staying, _second) = connect(address).await;
     let stays = tokio::spawn(async move { get(&staying, "/stays").await.unwrap().body });
     until(|| gate.is_open()).await;
@@ -400,4 +412,24 @@ fn a_request_that_http2_cannot_express_is_the_clients_fault() {
     let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
     assert_eq!(failures, 0.0);
     assert_eq!(daemon.get("@web", "/a").unwrap().text(), "well");
+}
+
+#[test]
+fn a_request_that_a_backend_resets_again_and_again_costs_the_tries_that_are_allowed() {
+    let backend = raw(|backend, stream| {
+        if stream == 1 {
+            backend.answer(stream, "well");
+        } else {
+            backend.reset(stream, 2);
+        }
+    });
+    let daemon = front(backend.address, "retries: {attempts: 1}, ejection: none");
+    assert_eq!(daemon.get("@web", "/").unwrap().text(), "well");
+    // The connection is as good as before: it has not become stale.
+    expect(&daemon, "GET", "connection_terminated");
+    let logged = daemon.wait_for_access(|line| line["status"] == 502);
+    assert_eq!(logged["attempts"], 2);
+    let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
+    assert_eq!(failures, 2.0);
+    assert_eq!(backend.connections(), 1);
 }

@@ -11,7 +11,7 @@ use super::super::{reader::Body, writer::invalid};
 use crate::http1::{encode, fields::Known};
 
 /// What the answer can be.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Expected {
     /// To HEAD: no body follows.
     pub is_head: bool,
