@@ -128,7 +128,7 @@ pub(super) async fn run(
                 stage: Stage::Response,
                 reason,
                 stale: exchange.facts.reused
-                    && !(attempt.fresh && stream.is_some())
+                    && stream.is_none_or(|stream| !attempt.fresh && stream.link().is_retired())
                     && reason == Reason::ConnectionTerminated
                     && io.response_bytes.is_empty(),
                 unseen: is_unseen(&backend, before),
@@ -224,6 +224,7 @@ async fn share(
         lease: attempt.lease,
         introduction: attempt.introduction,
         deadline: connect_deadline(attempt.rules, started),
+        patience: (attempt.rules.timeouts.connect).max(attempt.pool.config.timeouts.connect),
     };
     let found = select! {
         biased;
