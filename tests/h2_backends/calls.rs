@@ -148,3 +148,35 @@ async fn the_time_that_a_client_gives_its_call_is_not_that_of_others() {
     let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
     assert_eq!(failures, 0.0);
 }
+
+#[tokio::test]
+async fn calls_get_another_connection_when_one_has_fallen_silent() {
+    let backend = Peer::start(|connection| {
+        let is_first = connection.number() == 0;
+        let Some(mut backend) = RawBackend::greet(connection) else {
+            return;
+        };
+        while let Some(stream) = backend.asked() {
+            if !is_first {
+                backend.answer(stream, "well");
+            }
+        }
+    });
+    let daemon = front(backend.address, "retries: none");
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    // Each is given up long before the backend would be held to have not answered.
+    let calls = async {
+        loop {
+            let fields = [CALL[0], CALL[1], ("grpc-timeout", "400m")];
+            let mut sender = sender.clone().ready().await.unwrap();
+            let (call, _) = sender
+                .send_request(request(Method::POST, "/a.B/Call", &fields), true)
+                .unwrap();
+            if whole(call).await.unwrap().body == b"well" {
+                break;
+            }
+        }
+    };
+    patiently(calls).await;
+    assert_eq!(backend.connections(), 2);
+}

@@ -81,7 +81,15 @@ fn every_failure_has_its_reason() {
         (switch.address, "proxy_protocol_error"),
     ];
     for (address, reason) in calls {
-        let daemon = front(address, "retries: none, timeouts: {connect: 300ms}");
+        let connect = if reason == "connection_timeout" {
+            "300ms"
+        } else {
+            "10s"
+        };
+        let daemon = front(
+            address,
+            &format!("retries: none, timeouts: {{connect: {connect}}}"),
+        );
         expect(&daemon, "GET", reason);
         // It is held against the backend, so that it is ejected like any other.
         let failures = format!("balancer_backend_failures_total{{reason=\"{reason}\"}}");
@@ -124,10 +132,7 @@ async fn a_backend_that_does_not_answer_in_time_gets_no_more_on_that_connection(
         }
     })
     .await;
-    let daemon = front(
-        backend.address,
-        "retries: none, timeouts: {response: 200ms}",
-    );
+    let daemon = front(backend.address, "retries: none, timeouts: {response: 1s}");
     let (sender, _driver) = connect(daemon.address("@web")).await;
     for path in ["/", "/hang", "/"] {
         let answer = get(&sender, path).await.unwrap();

@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -45,6 +45,8 @@ pub struct Account {
 struct Backend {
     has_settings: Cell<bool>,
     is_leaving: Cell<bool>,
+    /// When the first head went out since anything came.
+    asked: Cell<Option<Instant>>,
     /// The streams that exchanges are using, and how many heads and trailers came on each.
     sections: RefCell<HashMap<u32, u32>>,
 }
@@ -81,6 +83,14 @@ impl Account {
         backend.is_some_and(|backend| backend.is_leaving.get())
     }
 
+    /// For how long nothing has come from the backend, counted from when it was next asked for something.
+    pub fn silence(&self) -> Duration {
+        let asked = self.backend.as_ref().and_then(|it| it.asked.get());
+        asked.map_or(Duration::ZERO, |asked| {
+            clock::now().saturating_duration_since(asked)
+        })
+    }
+
     /// An exchange uses stream `id` of a backend.
     pub fn stream_begins(&self, id: u32) {
         if let Some(backend) = &self.backend {
@@ -104,6 +114,7 @@ impl Account {
     }
 
     fn heard(&self, backend: &Backend, frame: Frame) {
+        backend.asked.set(None);
         if frame.kind == GOAWAY {
             backend.is_leaving.set(true);
         }
@@ -123,11 +134,13 @@ impl Account {
     /// A frame of ours.
     fn went(&self, frame: Frame) {
         self.pay(cost_out(frame));
-        if let Some(backend) = &self.backend
-            && frame.kind == SETTINGS
-            && frame.flags & ACK != 0
-        {
-            backend.has_settings.set(true);
+        let Some(backend) = &self.backend else {
+            return;
+        };
+        match frame.kind {
+            SETTINGS if frame.flags & ACK != 0 => backend.has_settings.set(true),
+            HEADERS if backend.asked.get().is_none() => backend.asked.set(Some(clock::now())),
+            _ => {}
         }
     }
 
@@ -364,8 +377,6 @@ impl AsyncWrite for Watched {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn header(kind: u8, flags: u8, length: usize) -> Frame {

@@ -117,7 +117,12 @@ pub(super) async fn run(
     let found = response_head(exchange, attempt.rules, &mut backend, upload, io, sent).await;
     match found {
         Ok(()) => {}
-        Err(Trouble::Client(reason)) => return Ok(Done::Client(reason)),
+        Err(Trouble::Client(reason)) => {
+            if let Some(stream) = backend.stream.h2_response() {
+                stream.link().doubt();
+            }
+            return Ok(Done::Client(reason));
+        }
         Err(Trouble::Backend(reason, detail)) => {
             let stream = backend.stream.h2_response();
             // Where one request gets no answer, others would wait for theirs as long.

@@ -49,6 +49,9 @@ const SEND_BUFFER: usize = 64 << 10;
 /// How long a connection may take to say goodbye when nothing is on it any more.
 const PARTING: Duration = Duration::from_secs(2);
 
+/// How long a backend may say nothing at all on a connection on which an exchange ran out of its time.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// A connection to a backend that speaks HTTP/2.
 #[derive(Debug)]
 pub struct Link {
@@ -135,6 +138,13 @@ impl Link {
         // Where nothing was open, that was the last reference.
         if let Some(driver) = self.driver.borrow_mut().take() {
             driver.wake();
+        }
+    }
+
+    /// An exchange did not wait for its answer any longer: where nothing at all comes, others would not get theirs either.
+    pub fn doubt(&self) {
+        if self.account.silence() >= SILENCE {
+            self.retire();
         }
     }
 
