@@ -88,11 +88,15 @@ impl Outgoing {
         self.unseen.get()
     }
 
-    /// Ready when the stream was reset, by whomever, or its connection is no more.
+    /// Ready when the stream was reset, by whomever, or its connection is no more. A backend that has come to its end may
+    /// say that it wants nothing more either (RFC 9113 section 8.1): what it sent before that is there to be read.
     pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut *self.sending.borrow_mut() {
             Sending::Head(..) => Poll::Pending,
-            Sending::Body(body) => body.poll_gone(cx),
+            Sending::Body(body) => match ready!(body.poll_gone(cx)) {
+                Some(h2::Reason::NO_ERROR) => Poll::Pending,
+                _ => Poll::Ready(()),
+            },
         }
     }
 
