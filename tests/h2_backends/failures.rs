@@ -145,9 +145,12 @@ async fn a_backend_that_does_not_answer_in_time_gets_no_more_on_that_connection(
     assert_eq!(connections.all(), [0, 0, 1]);
 }
 
-/// A backend whose first connection does `refuse` with the second request on it, and is then well. What it was asked to do
-/// is recorded when it does it.
-fn refusing(refuse: impl Fn(&mut RawBackend, u32) + Send + Sync + 'static) -> (Peer, Record<u32>) {
+/// A backend whose first connection does `refuse` with the request on stream `refused`, and is then well. What it was asked
+/// to do is recorded when it does it.
+fn refusing(
+    refused: u32,
+    refuse: impl Fn(&mut RawBackend, u32) + Send + Sync + 'static,
+) -> (Peer, Record<u32>) {
     let done = Record::default();
     let noted = done.clone();
     let backend = Peer::start(move |connection| {
@@ -156,7 +159,7 @@ fn refusing(refuse: impl Fn(&mut RawBackend, u32) + Send + Sync + 'static) -> (P
             return;
         };
         while let Some(stream) = backend.asked() {
-            if is_first && stream == 3 {
+            if is_first && stream == refused {
                 refuse(&mut backend, stream);
                 continue;
             }
@@ -171,11 +174,12 @@ fn refusing(refuse: impl Fn(&mut RawBackend, u32) + Send + Sync + 'static) -> (P
 async fn what_a_backend_has_refused_to_do_is_sent_again_whatever_it_is() {
     let refusals: [fn(&mut RawBackend, u32); 3] = [
         |backend, stream| _ = backend.reset(stream, REFUSED),
-        |backend, _| _ = backend.send(goaway(1, NO_ERROR)),
-        |backend, _| _ = backend.send(goaway(1, CANCEL)),
+        |backend, stream| _ = backend.send(goaway(stream.saturating_sub(2), NO_ERROR)),
+        |backend, stream| _ = backend.send(goaway(stream.saturating_sub(2), CANCEL)),
     ];
-    for refuse in refusals {
-        let (backend, done) = refusing(refuse);
+    // The first request of the connection or a later one.
+    for (refuse, stream) in refusals.into_iter().flat_map(|it| [(it, 1), (it, 3)]) {
+        let (backend, done) = refusing(stream, refuse);
         let daemon = front(backend.address, "");
         let (sender, _driver) = connect(daemon.address("@web")).await;
         for number in 1..=3 {
@@ -205,7 +209,7 @@ async fn what_a_backend_may_have_done_is_not_sent_again() {
         |backend, _| backend.0.finish(),
     ];
     for reset in resets {
-        let (backend, done) = refusing(reset);
+        let (backend, done) = refusing(3, reset);
         let daemon = front(backend.address, "");
         let (sender, _driver) = connect(daemon.address("@web")).await;
         for status in [200, 502, 200] {
@@ -216,7 +220,7 @@ async fn what_a_backend_may_have_done_is_not_sent_again() {
         }
         assert_eq!(done.all().len(), 2);
         // A GET is, as its method says that it may.
-        let (backend, _) = refusing(reset);
+        let (backend, _) = refusing(3, reset);
         let daemon = front(backend.address, "");
         let (sender, _driver) = connect(daemon.address("@web")).await;
         for _ in 0..3 {

@@ -132,9 +132,10 @@ pub(super) async fn run(
             return Err(Failure {
                 stage: Stage::Response,
                 reason,
-                stale: exchange.facts.reused
-                    && stream.is_none_or(|stream| !attempt.fresh && stream.link().is_retired())
-                    && reason == Reason::ConnectionTerminated
+                stale: stream.map_or(exchange.facts.reused, |stream| {
+                    let is_old = exchange.facts.reused || stream.was_unseen();
+                    is_old && !attempt.fresh && stream.link().is_retired()
+                }) && reason == Reason::ConnectionTerminated
                     && io.response_bytes.is_empty(),
                 unseen: is_unseen(&backend, before),
                 detail,
