@@ -40,6 +40,20 @@ pub(super) struct Want<'a> {
     pub introduction: Option<&'a [u8]>,
     /// By when there must be one.
     pub deadline: Instant,
+    /// How long a connection may take to be made; others may wait for it longer than this exchange can.
+    pub patience: Duration,
+}
+
+impl Want<'_> {
+    /// How many exchanges a connection is good for.
+    fn uses(&self) -> usize {
+        let rules = &self.pool.config.keepalive;
+        match rules.max_requests {
+            _ if rules.idle_per_backend == 0 => 1,
+            Some(most) => usize::try_from(most).unwrap_or(usize::MAX),
+            None => usize::MAX,
+        }
+    }
 }
 
 /// A stream, and whether its connection has carried others before.
@@ -148,7 +162,7 @@ pub(super) async fn stream(worker: &Rc<Worker>, want: Want<'_>) -> Result<Found,
 fn join(worker: &Rc<Worker>, want: Want<'_>) -> watch::Receiver<Option<Result<(), Unmade>>> {
     let links = &mut *worker.links.borrow_mut();
     let line = links.line(&want.lease.state);
-    let room = line.room;
+    let room = line.room.min(want.uses());
     let mut making = line.making.iter_mut();
     if let Some(making) = making.find(|one| one.waiting < room && one.made.fits(want)) {
         making.waiting += 1;
@@ -168,7 +182,7 @@ fn join(worker: &Rc<Worker>, want: Want<'_>) -> watch::Receiver<Option<Result<()
         Arc::clone(want.pool),
         Arc::clone(&want.lease.state),
         Made::of(want),
-        want.deadline,
+        clock::now() + want.patience,
     );
     let worker = Rc::clone(worker);
     let state = Arc::clone(&want.lease.state);

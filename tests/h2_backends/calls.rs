@@ -5,8 +5,9 @@ use hyper::http::{HeaderMap, Method, Response};
 
 use super::front;
 use crate::support::{
-    h2::{Asked, Backend, connect, patiently, request, until, whole},
-    peer::Record,
+    frames::RawBackend,
+    h2::{Asked, Backend, connect, get, patiently, request, until, whole},
+    peer::{Gate, Peer, Record},
 };
 
 const CALL: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
@@ -117,4 +118,65 @@ async fn the_deadline_of_a_call_reaches_the_backend_and_ends_the_stream() {
         ended.all()[0],
         ("150m".parse().unwrap(), h2::Reason::CANCEL)
     );
+}
+
+#[tokio::test]
+async fn the_time_that_a_client_gives_its_call_is_not_that_of_others() {
+    let gate = Gate::new();
+    let opened = gate.clone();
+    let backend = Peer::start(move |connection| {
+        opened.wait();
+        let Some(mut backend) = RawBackend::greet(connection) else {
+            return;
+        };
+        while let Some(stream) = backend.asked() {
+            backend.answer(stream, "well");
+        }
+    });
+    let daemon = front(backend.address, "retries: none, timeouts: {connect: 20s}");
+    let (mut sender, _driver) = connect(daemon.address("@web")).await;
+    let fields = [CALL[0], CALL[1], ("grpc-timeout", "200m")];
+    let (call, _) = sender
+        .send_request(request(Method::POST, "/a.B/Call", &fields), true)
+        .unwrap();
+    // It waits for the same connection.
+    let other = tokio::spawn(async move { get(&sender, "/").await.unwrap().body });
+    assert_eq!(whole(call).await.unwrap().header("grpc-status"), Some("4"));
+    gate.open();
+    assert_eq!(patiently(other).await.unwrap(), b"well");
+    assert_eq!(backend.connections(), 1);
+    let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
+    assert_eq!(failures, 0.0);
+}
+
+#[tokio::test]
+async fn calls_get_another_connection_when_one_has_fallen_silent() {
+    let backend = Peer::start(|connection| {
+        let is_first = connection.number() == 0;
+        let Some(mut backend) = RawBackend::greet(connection) else {
+            return;
+        };
+        while let Some(stream) = backend.asked() {
+            if !is_first {
+                backend.answer(stream, "well");
+            }
+        }
+    });
+    let daemon = front(backend.address, "retries: none");
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    // Each is given up long before the backend would be held to have not answered.
+    let calls = async {
+        loop {
+            let fields = [CALL[0], CALL[1], ("grpc-timeout", "400m")];
+            let mut sender = sender.clone().ready().await.unwrap();
+            let (call, _) = sender
+                .send_request(request(Method::POST, "/a.B/Call", &fields), true)
+                .unwrap();
+            if whole(call).await.unwrap().body == b"well" {
+                break;
+            }
+        }
+    };
+    patiently(calls).await;
+    assert_eq!(backend.connections(), 2);
 }

@@ -10,7 +10,9 @@ use crate::support::{
     answers::expect_error,
     client::{Client, Cut},
     daemon::Daemon,
-    frames::{CANCEL, DATA, NO_ERROR, PING, REFUSED, RST_STREAM, RawBackend, frame, goaway},
+    frames::{
+        CANCEL, DATA, END_STREAM, NO_ERROR, PING, REFUSED, RST_STREAM, RawBackend, frame, goaway,
+    },
     h2::{Asked, Backend, connect, get, patiently, request, until, whole},
     peer::{Blackhole, Gate, Peer, Record, refused},
 };
@@ -79,7 +81,15 @@ fn every_failure_has_its_reason() {
         (switch.address, "proxy_protocol_error"),
     ];
     for (address, reason) in calls {
-        let daemon = front(address, "retries: none, timeouts: {connect: 300ms}");
+        let connect = if reason == "connection_timeout" {
+            "300ms"
+        } else {
+            "10s"
+        };
+        let daemon = front(
+            address,
+            &format!("retries: none, timeouts: {{connect: {connect}}}"),
+        );
         expect(&daemon, "GET", reason);
         // It is held against the backend, so that it is ejected like any other.
         let failures = format!("balancer_backend_failures_total{{reason=\"{reason}\"}}");
@@ -122,10 +132,7 @@ async fn a_backend_that_does_not_answer_in_time_gets_no_more_on_that_connection(
         }
     })
     .await;
-    let daemon = front(
-        backend.address,
-        "retries: none, timeouts: {response: 200ms}",
-    );
+    let daemon = front(backend.address, "retries: none, timeouts: {response: 1s}");
     let (sender, _driver) = connect(daemon.address("@web")).await;
     for path in ["/", "/hang", "/"] {
         let answer = get(&sender, path).await.unwrap();
@@ -138,9 +145,12 @@ async fn a_backend_that_does_not_answer_in_time_gets_no_more_on_that_connection(
     assert_eq!(connections.all(), [0, 0, 1]);
 }
 
-/// A backend whose first connection does `refuse` with the second request on it, and is then well. What it was asked to do
-/// is recorded when it does it.
-fn refusing(refuse: impl Fn(&mut RawBackend, u32) + Send + Sync + 'static) -> (Peer, Record<u32>) {
+/// A backend whose first connection does `refuse` with the request on stream `refused`, and is then well. What it was asked
+/// to do is recorded when it does it.
+fn refusing(
+    refused: u32,
+    refuse: impl Fn(&mut RawBackend, u32) + Send + Sync + 'static,
+) -> (Peer, Record<u32>) {
     let done = Record::default();
     let noted = done.clone();
     let backend = Peer::start(move |connection| {
@@ -149,7 +159,7 @@ fn refusing(refuse: impl Fn(&mut RawBackend, u32) + Send + Sync + 'static) -> (P
             return;
         };
         while let Some(stream) = backend.asked() {
-            if is_first && stream == 3 {
+            if is_first && stream == refused {
                 refuse(&mut backend, stream);
                 continue;
             }
@@ -164,11 +174,12 @@ fn refusing(refuse: impl Fn(&mut RawBackend, u32) + Send + Sync + 'static) -> (P
 async fn what_a_backend_has_refused_to_do_is_sent_again_whatever_it_is() {
     let refusals: [fn(&mut RawBackend, u32); 3] = [
         |backend, stream| _ = backend.reset(stream, REFUSED),
-        |backend, _| _ = backend.send(goaway(1, NO_ERROR)),
-        |backend, _| _ = backend.send(goaway(1, CANCEL)),
+        |backend, stream| _ = backend.send(goaway(stream.saturating_sub(2), NO_ERROR)),
+        |backend, stream| _ = backend.send(goaway(stream.saturating_sub(2), CANCEL)),
     ];
-    for refuse in refusals {
-        let (backend, done) = refusing(refuse);
+    // The first request of the connection or a later one.
+    for (refuse, stream) in refusals.into_iter().flat_map(|it| [(it, 1), (it, 3)]) {
+        let (backend, done) = refusing(stream, refuse);
         let daemon = front(backend.address, "");
         let (sender, _driver) = connect(daemon.address("@web")).await;
         for number in 1..=3 {
@@ -198,7 +209,7 @@ async fn what_a_backend_may_have_done_is_not_sent_again() {
         |backend, _| backend.0.finish(),
     ];
     for reset in resets {
-        let (backend, done) = refusing(reset);
+        let (backend, done) = refusing(3, reset);
         let daemon = front(backend.address, "");
         let (sender, _driver) = connect(daemon.address("@web")).await;
         for status in [200, 502, 200] {
@@ -209,7 +220,7 @@ async fn what_a_backend_may_have_done_is_not_sent_again() {
         }
         assert_eq!(done.all().len(), 2);
         // A GET is, as its method says that it may.
-        let (backend, _) = refusing(reset);
+        let (backend, _) = refusing(3, reset);
         let daemon = front(backend.address, "");
         let (sender, _driver) = connect(daemon.address("@web")).await;
         for _ in 0..3 {
@@ -220,10 +231,16 @@ async fn what_a_backend_may_have_done_is_not_sent_again() {
 
 #[tokio::test]
 async fn a_response_that_is_cut_is_a_cut_for_every_client() {
-    let cuts: [fn(&mut RawBackend, u32); 4] = [
+    let cuts: [fn(&mut RawBackend, u32); 5] = [
         |backend, stream| _ = backend.reset(stream, 2),
         // It says that nothing is wrong, and has not come to the end.
         |backend, stream| _ = backend.reset(stream, NO_ERROR),
+        // An end behind that is none.
+        |backend, stream| {
+            let mut all = frame(RST_STREAM, 0, stream, &NO_ERROR.to_be_bytes());
+            all.extend(frame(DATA, END_STREAM, stream, b"more"));
+            backend.send(all);
+        },
         |backend, _| backend.0.finish(),
         |backend, _| _ = backend.send(frame(DATA, 0, 0, b"not on a stream")),
     ];
@@ -287,13 +304,17 @@ async fn an_answer_that_wants_no_more_of_the_request_is_whole() {
 async fn a_client_that_leaves_takes_its_stream_along_and_no_other() {
     let seen = Record::default();
     let noted = seen.clone();
-    let gate = Gate::new();
-    let opened = gate.clone();
+    let (begun, gate) = (Gate::new(), Gate::new());
+    let (told, opened) = (begun.clone(), gate.clone());
     let backend = Peer::start(move |connection| {
         let Some(mut backend) = RawBackend::greet(connection) else {
             return;
         };
-        let (Some(first), Some(second)) = (backend.asked(), backend.asked()) else {
+        let Some(first) = backend.asked() else {
+            return;
+        };
+        told.open();
+        let Some(second) = backend.asked() else {
             return;
         };
         opened.open();
@@ -309,7 +330,7 @@ async fn a_client_that_leaves_takes_its_stream_along_and_no_other() {
     let (left, _) = asking
         .send_request(request(Method::GET, "/left", &[]), true)
         .unwrap();
-    until(|| daemon.metric("balancer_http_requests_active") == 1.0).await;
+    until(|| begun.is_open()).await;
     let (staying, _second) = connect(address).await;
     let stays = tokio::spawn(async move { get(&staying, "/stays").await.unwrap().body });
     until(|| gate.is_open()).await;
@@ -400,4 +421,24 @@ fn a_request_that_http2_cannot_express_is_the_clients_fault() {
     let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
     assert_eq!(failures, 0.0);
     assert_eq!(daemon.get("@web", "/a").unwrap().text(), "well");
+}
+
+#[test]
+fn a_request_that_a_backend_resets_again_and_again_costs_the_tries_that_are_allowed() {
+    let backend = raw(|backend, stream| {
+        if stream == 1 {
+            backend.answer(stream, "well");
+        } else {
+            backend.reset(stream, 2);
+        }
+    });
+    let daemon = front(backend.address, "retries: {attempts: 1}, ejection: none");
+    assert_eq!(daemon.get("@web", "/").unwrap().text(), "well");
+    // The connection is as good as before: it has not become stale.
+    expect(&daemon, "GET", "connection_terminated");
+    let logged = daemon.wait_for_access(|line| line["status"] == 502);
+    assert_eq!(logged["attempts"], 2);
+    let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
+    assert_eq!(failures, 2.0);
+    assert_eq!(backend.connections(), 1);
 }

@@ -3,8 +3,8 @@
 use super::front;
 use crate::support::{
     frames::{
-        ACK, CONTINUATION, DATA, END_HEADERS, HEADERS, PING, PRIORITY, PUSH_PROMISE, RawBackend,
-        SETTINGS, WINDOW_UPDATE, fields, frame,
+        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, PUSH_PROMISE,
+        RawBackend, SETTINGS, WINDOW_UPDATE, fields, frame,
     },
     h2::{connect, get},
     peer::Peer,
@@ -106,5 +106,48 @@ async fn an_answer_to_one_request_never_reaches_another() {
             "{:?}",
             String::from_utf8_lossy(&answer.body)
         );
+    }
+}
+
+#[tokio::test]
+async fn what_may_not_be_passed_on_is_refused_whatever_comes_with_it() {
+    // HTTP/2 has this field in requests only. All of the answer is there at once.
+    let odd = [("te", "trailers")];
+    let head = |list: &[(&str, &str)], flags, stream| {
+        frame(HEADERS, END_HEADERS | flags, stream, &fields(list))
+    };
+    let bad_head = move |stream| {
+        let mut all = head(&[(":status", "103")], 0, stream);
+        all.extend(head(&[(":status", "200"), odd[0]], 0, stream));
+        all
+    };
+    let bad_trailers = move |stream| {
+        let mut all = head(&[(":status", "200")], 0, stream);
+        all.extend(frame(DATA, 0, stream, b"body"));
+        all.extend(head(&odd, END_STREAM, stream));
+        all
+    };
+    let answers: [(Next, _, _); 2] = [
+        (Box::new(bad_head), Some(502), "proxy_protocol_error"),
+        (Box::new(bad_trailers), None, "http_response_incomplete"),
+    ];
+    for (answer, status, reason) in answers {
+        let backend = Peer::start(move |connection| {
+            let Some(mut backend) = RawBackend::greet(connection) else {
+                return;
+            };
+            while let Some(stream) = backend.asked() {
+                backend.send(answer(stream));
+            }
+        });
+        let daemon = front(backend.address, "retries: none");
+        let (sender, _driver) = connect(daemon.address("@web")).await;
+        for _ in 0..3 {
+            let answer = get(&sender, "/").await;
+            assert_eq!(answer.ok().map(|answer| answer.status()), status);
+            let logged = daemon.wait_for_access(|_| true);
+            assert_eq!(logged["reason"], reason);
+        }
+        assert_eq!(backend.connections(), 1);
     }
 }

@@ -228,7 +228,7 @@ async fn a_client_that_asks_first_is_invited_by_the_backend() {
 
 #[tokio::test]
 async fn large_bodies_pass_through_small_windows() {
-    const LENGTH: usize = 3_000_000;
+    const LENGTH: usize = 1_000_000;
     let mut small = h2::server::Builder::new();
     small.initial_window_size(9_000);
     let backend = Backend::start_with(&small, async |mut asked: Asked| {

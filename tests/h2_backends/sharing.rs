@@ -3,21 +3,21 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
 };
 
-use hyper::http::Method;
+use hyper::http::{Method, Response};
 use tokio::sync::Semaphore;
 
 use super::{config, front};
 use crate::support::{
     client::Client,
     daemon::Daemon,
-    frames::{GOAWAY, RawBackend},
+    frames::{ACK, GOAWAY, NO_ERROR, PING, RawBackend, frame, goaway},
     h2::{Asked, Backend, connect, get, patiently, request, until, whole},
-    peer::{Peer, Record},
+    peer::{Gate, Peer, Record},
 };
 
 /// A backend whose answers wait for permits, and what it has seen: the connection of each request.
@@ -223,4 +223,138 @@ async fn requests_of_one_client_are_spread_over_the_backends() {
     }
     let counts = (first.requests.all().len(), second.requests.all().len());
     assert_eq!(counts, (5, 5));
+}
+
+#[tokio::test]
+async fn connections_for_few_requests_are_made_side_by_side() {
+    for (rules, connections) in [("idle_per_backend: 0", 4), ("max_requests: 2", 2)] {
+        // None of them is any good before all are there.
+        let all = Barrier::new(connections);
+        let backend = Peer::start(move |connection| {
+            all.wait();
+            let Some(mut backend) = RawBackend::greet(connection) else {
+                return;
+            };
+            while let Some(stream) = backend.asked() {
+                backend.answer(stream, "well");
+            }
+        });
+        let pool = format!("keepalive: {{{rules}}}, timeouts: {{connect: 20s}}");
+        let daemon = front(backend.address, &pool);
+        let (sender, _driver) = connect(daemon.address("@web")).await;
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let sender = sender.clone();
+            asking.spawn(async move {
+                assert_eq!(get(&sender, "/").await.unwrap().body, b"well");
+            });
+        }
+        done(asking).await;
+        assert_eq!(backend.connections(), connections, "{rules}");
+    }
+}
+
+#[tokio::test]
+async fn connections_that_a_backend_takes_leave_of_get_nothing_more() {
+    let (third, leave) = (Gate::new(), Gate::new());
+    let seen = Record::default();
+    let (noted, opened, left) = (seen.clone(), third.clone(), leave.clone());
+    let backend = Peer::start(move |connection| {
+        let number = connection.number();
+        let Some(mut backend) = RawBackend::greet_with(connection, &[(3, 2)]) else {
+            return;
+        };
+        if number > 1 {
+            while let Some(stream) = backend.asked() {
+                backend.answer(stream, "well");
+            }
+            return;
+        }
+        // Two are full with what waits, and have room for one more each in the end.
+        let first = backend.asked().unwrap();
+        noted.push(first);
+        if number == 0 {
+            let second = backend.asked().unwrap();
+            noted.push(second);
+            opened.wait();
+            backend.answer(second, "well");
+        }
+        left.wait();
+        backend.send(goaway(3, NO_ERROR));
+        backend.send(frame(PING, 0, 0, &[0; 8]));
+        backend.until(|frame| frame.kind == PING && frame.flags == ACK);
+        noted.push(0);
+        backend.until(|_| false);
+    });
+    let daemon = front(backend.address, "");
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    let mut asking = tokio::task::JoinSet::new();
+    for count in 1..=3 {
+        let sender = sender.clone();
+        asking.spawn(async move { get(&sender, "/").await.map(|answer| answer.status()) });
+        until(|| seen.all().len() == count).await;
+    }
+    assert_eq!(backend.connections(), 2);
+    third.open();
+    let answered = patiently(asking.join_next()).await.unwrap().unwrap();
+    assert_eq!(answered.unwrap(), 200);
+    leave.open();
+    until(|| seen.all().iter().filter(|seen| **seen == 0).count() == 2).await;
+    let mut sender = sender.ready().await.unwrap();
+    let asked = request(Method::POST, "/", &[]);
+    let (response, _) = sender.send_request(asked, true).unwrap();
+    assert_eq!(whole(response).await.unwrap().body, b"well");
+    let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
+    assert_eq!(failures, 0.0);
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_hold_nobody_else_up() {
+    const LARGE: usize = 2 << 20;
+    let sent = Record::default();
+    let noted = sent.clone();
+    let backend = Backend::start(move |mut asked: Asked| {
+        let noted = noted.clone();
+        async move {
+            if asked.path() == "/small" {
+                return asked.answer(&[], vec![0; 100_000]);
+            }
+            let response = Response::new(());
+            let mut stream = asked.respond.send_response(response, false).unwrap();
+            for _ in 0..LARGE / 16_384 {
+                stream.reserve_capacity(16_384);
+                let room = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
+                let Some(Ok(room)) = room else { return };
+                noted.push(room);
+                if stream.send_data(vec![0; room].into(), false).is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    let daemon = front(backend.address, "");
+    let address = daemon.address("@web");
+    let mut unread = Vec::new();
+    for _ in 0..6 {
+        let (mut sender, driver) = connect(address).await;
+        let asked = request(Method::GET, "/large", &[]);
+        let (response, _) = sender.send_request(asked, true).unwrap();
+        unread.push((patiently(response).await.unwrap(), driver));
+    }
+    // It is as well to ask before all windows are full; that only makes it easier.
+    let mut before = 0;
+    loop {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        let total = sent.all().iter().sum::<usize>();
+        if total == before && total > 0 {
+            break;
+        }
+        before = total;
+    }
+    assert_eq!(backend.connections(), 1);
+    let (sender, _driver) = connect(address).await;
+    let answer = patiently(get(&sender, "/small")).await.unwrap();
+    assert_eq!(answer.body.len(), 100_000);
+    assert_eq!(backend.connections(), 1);
 }

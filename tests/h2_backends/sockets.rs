@@ -8,7 +8,7 @@ use crate::support::{
     answers::expect_error,
     client::Client,
     daemon::Daemon,
-    h2::{Asked, Backend, Sender, connect, get, patiently, read, until},
+    h2::{Asked, Backend, Sender, connect, get, patiently, pattern, read, send, until},
     peer::Peer,
 };
 
@@ -166,4 +166,34 @@ async fn other_switches_are_not_asked_of_http2() {
     });
     h1.await.unwrap();
     assert!(!backend.requests.all()[0].headers.contains_key("upgrade"));
+}
+
+#[tokio::test]
+async fn what_a_backend_sends_before_it_hangs_up_arrives() {
+    const LENGTH: usize = 3_000_000;
+    let backend = Backend::start_with(&taking(), async |mut asked: Asked| {
+        // HTTP/2 has no such field.
+        let taken = Response::builder().header("sec-websocket-accept", "x");
+        let taken = taken.body(()).unwrap();
+        let mut stream = asked.respond.send_response(taken, false).unwrap();
+        // The end, and with the drop that nothing more is wanted.
+        send(&mut stream, pattern(LENGTH).into()).await;
+    })
+    .await;
+    let daemon = front(backend.address, "");
+    let address = daemon.address("@web");
+    let h1 = tokio::task::spawn_blocking(move || {
+        let mut client = Client::connect(address);
+        client.send(OPENING);
+        let (status, fields) = client.head().unwrap();
+        let accepts = fields
+            .iter()
+            .filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-accept"));
+        assert_eq!((status, accepts.count()), (101, 1));
+        assert!(client.rest().unwrap() == pattern(LENGTH));
+        client.finish();
+    });
+    h1.await.unwrap();
+    let logged = daemon.wait_for_access(|line| line["path"] == "/chat");
+    assert_eq!(logged["reason"], serde_json::Value::Null);
 }

@@ -40,6 +40,8 @@ pub(super) struct Reader {
     /// Received, and not taken: its window is still in use.
     data: Bytes,
     ended: bool,
+    /// The trailers may not be passed on.
+    spoilt: bool,
 }
 
 impl Reader {
@@ -52,6 +54,7 @@ impl Reader {
             stream: None,
             data: Bytes::new(),
             ended: false,
+            spoilt: false,
         }
     }
 
@@ -75,6 +78,9 @@ impl Reader {
     /// Ready when there is something to take, or the end. Only after [`Reader::begin`], or while [`Reader::has_bytes`].
     pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.has_bytes() && !self.ended {
+            if self.spoilt {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
             let Some(stream) = self.stream.as_mut().filter(|_| self.body != Body::None) else {
                 self.ended = true;
                 break;
@@ -91,7 +97,7 @@ impl Reader {
                 Some(Err(error)) => return Poll::Ready(Err(reset(error))),
                 None => {
                     let trailers = ready!(stream.poll_trailers(cx)).map_err(reset)?;
-                    self.end(trailers.as_ref())?;
+                    self.end(trailers.as_ref());
                 }
             }
         }
@@ -99,15 +105,16 @@ impl Reader {
     }
 
     /// The message is whole.
-    pub(super) fn end(&mut self, trailers: Option<&HeaderMap>) -> io::Result<()> {
+    fn end(&mut self, trailers: Option<&HeaderMap>) {
         if self.body == Body::Chunked {
-            let trailers = trailers.map_or(Some(Vec::new()), trailer_section);
-            let trailers = trailers.ok_or(io::ErrorKind::InvalidData)?;
+            let Some(trailers) = trailers.map_or(Some(Vec::new()), trailer_section) else {
+                self.spoilt = true;
+                return;
+            };
             self.begin_framing();
             encode::last_chunk(&mut self.framing, &trailers);
         }
         self.ended = true;
-        Ok(())
     }
 
     fn begin_framing(&mut self) {

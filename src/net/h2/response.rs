@@ -119,7 +119,7 @@ impl Sending {
     /// Ready when the stream is no more, whoever ended it.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.body {
-            Some(body) => body.poll_gone(cx),
+            Some(body) => body.poll_gone(cx).map(drop),
             None => self.respond.poll_reset(cx).map(drop),
         }
     }

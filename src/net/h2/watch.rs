@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -44,17 +44,11 @@ pub struct Account {
 #[derive(Debug, Default)]
 struct Backend {
     has_settings: Cell<bool>,
-    /// The streams that exchanges are using.
-    streams: RefCell<HashMap<u32, Heard>>,
-}
-
-/// What was heard of one stream.
-#[derive(Debug, Default)]
-struct Heard {
-    /// Heads and trailers.
-    sections: u32,
-    /// The backend has come to the end of its message.
-    ended: bool,
+    is_leaving: Cell<bool>,
+    /// When the first head went out since anything came.
+    asked: Cell<Option<Instant>>,
+    /// The streams that exchanges are using, and how many heads and trailers came on each.
+    sections: RefCell<HashMap<u32, u32>>,
 }
 
 impl Account {
@@ -77,33 +71,38 @@ impl Account {
         self.left.get() < 0
     }
 
-    /// The backend has sent its settings, RFC 9113 section 3.4.
+    /// The backend has sent its settings, which are in force: RFC 9113 sections 3.4 and 6.5.3.
     pub fn has_settings(&self) -> bool {
         let backend = self.backend.as_ref();
         backend.is_some_and(|backend| backend.has_settings.get())
     }
 
+    /// The backend takes no more streams, RFC 9113 section 6.8.
+    pub fn is_leaving(&self) -> bool {
+        let backend = self.backend.as_ref();
+        backend.is_some_and(|backend| backend.is_leaving.get())
+    }
+
+    /// For how long nothing has come from the backend, counted from when it was next asked for something.
+    pub fn silence(&self) -> Duration {
+        let asked = self.backend.as_ref().and_then(|it| it.asked.get());
+        asked.map_or(Duration::ZERO, |asked| {
+            clock::now().saturating_duration_since(asked)
+        })
+    }
+
     /// An exchange uses stream `id` of a backend.
     pub fn stream_begins(&self, id: u32) {
         if let Some(backend) = &self.backend {
-            backend.streams.borrow_mut().insert(id, Heard::default());
+            backend.sections.borrow_mut().insert(id, 0);
         }
     }
 
     /// It does so no more.
     pub fn stream_ends(&self, id: u32) {
         if let Some(backend) = &self.backend {
-            backend.streams.borrow_mut().remove(&id);
+            backend.sections.borrow_mut().remove(&id);
         }
-    }
-
-    /// The backend has sent all of its message on stream `id`, which is in use.
-    pub fn has_ended(&self, id: u32) -> bool {
-        let streams = self
-            .backend
-            .as_ref()
-            .map(|backend| backend.streams.borrow());
-        streams.is_some_and(|streams| streams.get(&id).is_some_and(|heard| heard.ended))
     }
 
     /// A frame from the peer.
@@ -115,20 +114,33 @@ impl Account {
     }
 
     fn heard(&self, backend: &Backend, frame: Frame) {
-        if frame.kind == SETTINGS && frame.flags & ACK == 0 {
-            backend.has_settings.set(true);
+        backend.asked.set(None);
+        if frame.kind == GOAWAY {
+            backend.is_leaving.set(true);
         }
-        if !matches!(frame.kind, DATA | HEADERS) {
-            return;
-        }
-        let mut streams = backend.streams.borrow_mut();
-        let Some(heard) = streams.get_mut(&frame.stream) else {
+        let mut sections = backend.sections.borrow_mut();
+        let Some(count) = sections
+            .get_mut(&frame.stream)
+            .filter(|_| frame.kind == HEADERS)
+        else {
             return;
         };
-        heard.ended |= frame.flags & END_STREAM != 0;
-        heard.sections += u32::from(frame.kind == HEADERS);
-        if heard.sections > SECTIONS {
+        *count += 1;
+        if *count > SECTIONS {
             self.pay(ALLOWANCE);
+        }
+    }
+
+    /// A frame of ours.
+    fn went(&self, frame: Frame) {
+        self.pay(cost_out(frame));
+        let Some(backend) = &self.backend else {
+            return;
+        };
+        match frame.kind {
+            SETTINGS if frame.flags & ACK != 0 => backend.has_settings.set(true),
+            HEADERS if backend.asked.get().is_none() => backend.asked.set(Some(clock::now())),
+            _ => {}
         }
     }
 
@@ -166,6 +178,7 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
@@ -281,8 +294,7 @@ impl Watched {
             let here = part.get(..count).unwrap_or(part);
             count -= here.len();
             let account = &self.account;
-            self.outgoing
-                .feed(here, |frame| account.pay(cost_out(frame)));
+            self.outgoing.feed(here, |frame| account.went(frame));
         }
     }
 
@@ -365,8 +377,6 @@ impl AsyncWrite for Watched {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn header(kind: u8, flags: u8, length: usize) -> Frame {
@@ -404,6 +414,19 @@ mod tests {
             }
             assert_eq!(seen, sent, "{size}");
         }
+    }
+
+    #[tokio::test]
+    async fn settings_are_there_when_we_have_acknowledged_them() {
+        let (_peer, stream) = crate::net::fixture::pair().await;
+        let (_watched, account) = Watched::of_backend(stream);
+        account.went(header(SETTINGS, 0, 6));
+        // The payload may be still to come.
+        account.came(header(SETTINGS, 0, 6));
+        account.came(header(SETTINGS, ACK, 0));
+        assert!(!account.has_settings());
+        account.went(header(SETTINGS, ACK, 0));
+        assert!(account.has_settings());
     }
 
     #[tokio::test(start_paused = true)]

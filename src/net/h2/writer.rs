@@ -257,9 +257,9 @@ impl Writer {
         Poll::Ready(Ok(()))
     }
 
-    /// Ready when the stream is no more, whoever ended it.
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_reset(cx).map(drop)
+    /// Ready when the stream is no more, whoever ended it; says why, if it was reset.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Option<h2::Reason>> {
+        self.stream.poll_reset(cx).map(Result::ok)
     }
 
     /// Ends a tunnel. A message ends by its own framing, or not at all.

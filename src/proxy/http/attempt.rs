@@ -117,7 +117,12 @@ pub(super) async fn run(
     let found = response_head(exchange, attempt.rules, &mut backend, upload, io, sent).await;
     match found {
         Ok(()) => {}
-        Err(Trouble::Client(reason)) => return Ok(Done::Client(reason)),
+        Err(Trouble::Client(reason)) => {
+            if let Some(stream) = backend.stream.h2_response() {
+                stream.link().doubt();
+            }
+            return Ok(Done::Client(reason));
+        }
         Err(Trouble::Backend(reason, detail)) => {
             let stream = backend.stream.h2_response();
             // Where one request gets no answer, others would wait for theirs as long.
@@ -127,9 +132,10 @@ pub(super) async fn run(
             return Err(Failure {
                 stage: Stage::Response,
                 reason,
-                stale: exchange.facts.reused
-                    && !(attempt.fresh && stream.is_some())
-                    && reason == Reason::ConnectionTerminated
+                stale: stream.map_or(exchange.facts.reused, |stream| {
+                    let is_old = exchange.facts.reused || stream.was_unseen();
+                    is_old && !attempt.fresh && stream.link().is_retired()
+                }) && reason == Reason::ConnectionTerminated
                     && io.response_bytes.is_empty(),
                 unseen: is_unseen(&backend, before),
                 detail,
@@ -224,6 +230,7 @@ async fn share(
         lease: attempt.lease,
         introduction: attempt.introduction,
         deadline: connect_deadline(attempt.rules, started),
+        patience: (attempt.rules.timeouts.connect).max(attempt.pool.config.timeouts.connect),
     };
     let found = select! {
         biased;

@@ -21,7 +21,7 @@ pub(super) struct Failure {
     pub stage: Stage,
     /// What went wrong.
     pub reason: Reason,
-    /// It used a keepalive connection on which no byte came back.
+    /// It used a keepalive connection on which no byte came back, or one of HTTP/2 on which the backend has refused it.
     pub stale: bool,
     /// The backend ended the connection without its kernel having received a byte of the request, or nothing was written:
     /// the backend cannot have acted on it.

@@ -42,12 +42,15 @@ use crate::{
 const STREAMS: usize = 100;
 /// Bytes of a response that a stream may hold unread.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// The same for all streams of a connection.
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// The same for all streams of a connection: those that nobody reads must not hold up the others.
+const CONNECTION_WINDOW: u32 = STREAMS as u32 * STREAM_WINDOW;
 /// Bytes of a request that a stream may hold unsent.
 const SEND_BUFFER: usize = 64 << 10;
 /// How long a connection may take to say goodbye when nothing is on it any more.
 const PARTING: Duration = Duration::from_secs(2);
+
+/// How long a backend may say nothing at all on a connection on which an exchange ran out of its time.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// A connection to a backend that speaks HTTP/2.
 #[derive(Debug)]
@@ -106,7 +109,7 @@ impl Link {
             over: Cell::new(false),
             driver: RefCell::default(),
         });
-        let driver = drive(Rc::clone(&link), connection);
+        let driver = drive(Driven(Rc::clone(&link)), connection);
         Ok((link, driver))
     }
 
@@ -134,6 +137,13 @@ impl Link {
         // Where nothing was open, that was the last reference.
         if let Some(driver) = self.driver.borrow_mut().take() {
             driver.wake();
+        }
+    }
+
+    /// An exchange did not wait for its answer any longer: where nothing at all comes, others would not get theirs either.
+    pub fn doubt(&self) {
+        if self.account.silence() >= SILENCE {
+            self.retire();
         }
     }
 
@@ -237,9 +247,8 @@ fn closed() -> h2::Error {
     h2::Reason::NO_ERROR.into()
 }
 
-/// Drives the frames of the connection of `link` until it is over.
-async fn drive(link: Rc<Link>, mut connection: Frames) {
-    let link = Driven(link);
+/// Drives the frames of the connection of `link` until it is over; the connection is dropped first.
+async fn drive(link: Driven, mut connection: Frames) {
     let mut parting: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
         match Pin::new(&mut connection).poll(cx) {
@@ -255,6 +264,9 @@ async fn drive(link: Rc<Link>, mut connection: Frames) {
         if account.is_spent() {
             tracing::debug!(target: "http", backend = %link.0.state.address, "http/2 flood");
             return Poll::Ready(());
+        }
+        if account.is_leaving() {
+            link.0.retire();
         }
         link.0.poll_parting(cx, &mut parting)
     })

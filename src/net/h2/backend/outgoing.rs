@@ -55,8 +55,8 @@ struct Receiving {
 enum Phase {
     /// There is no stream yet. Somebody may be reading already.
     Unsent(Option<Waker>),
-    /// There will be none.
-    Failed,
+    /// There will be no response that can be read.
+    Failed(io::ErrorKind),
     /// The final head is not there.
     Awaited(ResponseFuture, Expected),
     /// It is.
@@ -88,11 +88,15 @@ impl Outgoing {
         self.unseen.get()
     }
 
-    /// Ready when the stream was reset, by whomever, or its connection is no more.
+    /// Ready when the stream was reset, by whomever, or its connection is no more. A backend that has come to its end may
+    /// say that it wants nothing more either (RFC 9113 section 8.1): what it sent before that is there to be read.
     pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut *self.sending.borrow_mut() {
             Sending::Head(..) => Poll::Pending,
-            Sending::Body(body) => body.poll_gone(cx),
+            Sending::Body(body) => match ready!(body.poll_gone(cx)) {
+                Some(h2::Reason::NO_ERROR) => Poll::Pending,
+                _ => Poll::Ready(()),
+            },
         }
     }
 
@@ -106,11 +110,10 @@ impl Outgoing {
     /// Sends the head.
     fn begin(&self, head: &[u8], sender: &mut SendRequest<Bytes>) -> io::Result<Writer> {
         let begun = self.send(head, sender);
-        let phase = match &begun {
-            Ok(_) => return begun,
-            Err(_) => Phase::Failed,
-        };
-        self.receiving.borrow_mut().set(phase);
+        if begun.is_err() {
+            let phase = Phase::Failed(io::ErrorKind::BrokenPipe);
+            self.receiving.borrow_mut().set(phase);
+        }
         begun
     }
 
@@ -148,9 +151,14 @@ impl Outgoing {
         if self.link.account.is_spent() {
             return reader::reset(h2::Reason::ENHANCE_YOUR_CALM.into());
         }
-        let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM) && error.is_reset();
-        if error.is_remote() && (refused || error.is_go_away()) {
+        let refused = error.is_remote()
+            && error.is_reset()
+            && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        if refused || error.is_remote() && error.is_go_away() {
             self.unseen.set(true);
+        }
+        // Any other reset is one of this stream alone.
+        if refused || !error.is_reset() {
             self.link.retire();
         }
         reader::reset(error)
@@ -160,7 +168,7 @@ impl Outgoing {
 impl Text for Outgoing {
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut receiving = self.receiving.borrow_mut();
-        let Receiving { phase, reader, id } = &mut *receiving;
+        let Receiving { phase, reader, .. } = &mut *receiving;
         if reader.has_bytes() {
             return Poll::Ready(Ok(()));
         }
@@ -169,7 +177,7 @@ impl Text for Outgoing {
                 *waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
-            Phase::Failed => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Phase::Failed(kind) => return Poll::Ready(Err((*kind).into())),
             Phase::Awaited(response, expected) => {
                 // Interim responses come first; the final one is behind them.
                 if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
@@ -179,16 +187,16 @@ impl Text for Outgoing {
                 }
                 let response = ready!(Pin::new(response).poll(cx));
                 let (parts, stream) = response.map_err(|error| self.failed(error))?.into_parts();
-                let (text, body) = response::head(&parts, stream.is_end_stream(), expected)?;
+                // It was taken out: whoever asks again is told the same.
+                let expected = std::mem::take(expected);
+                *phase = Phase::Failed(io::ErrorKind::InvalidData);
+                let (text, body) = response::head(&parts, stream.is_end_stream(), &expected)?;
                 reader.begin(text, body, stream);
                 *phase = Phase::Begun;
             }
             Phase::Begun => {}
         }
-        match ready!(reader.poll_ready(cx)) {
-            Err(error) if self.is_whole(*id, &error) => Poll::Ready(reader.end(None)),
-            read => Poll::Ready(read),
-        }
+        reader.poll_ready(cx)
     }
 
     fn take(&self, target: &mut ReadBuf<'_>) -> io::Result<bool> {
@@ -230,17 +238,6 @@ impl Receiving {
         if let Phase::Unsent(Some(waker)) = std::mem::replace(&mut self.phase, phase) {
             waker.wake();
         }
-    }
-}
-
-impl Outgoing {
-    /// A backend that has answered whole may say that it wants no more of the request, RFC 9113 section 8.1. Only the
-    /// frames tell whether it had.
-    fn is_whole(&self, id: u32, error: &io::Error) -> bool {
-        let cause = h2_error(error);
-        cause.is_some_and(|cause| {
-            cause.is_reset() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR)
-        }) && self.link.account.has_ended(id)
     }
 }
 

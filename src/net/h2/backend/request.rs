@@ -60,7 +60,7 @@ pub(super) fn read(bytes: &[u8], is_secure: bool) -> io::Result<Asked> {
         let found = fields.find(|field| field.name.eq_ignore_ascii_case(name));
         found.map(|field| field.value)
     };
-    let (mut fields, decoder) = writer::fields(head.headers)?;
+    let (mut fields, decoder) = writer::fields(head.headers).map_err(|_| inexpressible())?;
     if value("te").is_some() {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
     }

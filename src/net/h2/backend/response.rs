@@ -11,7 +11,7 @@ use super::super::{reader::Body, writer::invalid};
 use crate::http1::{encode, fields::Known};
 
 /// What the answer can be.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Expected {
     /// To HEAD: no body follows.
     pub is_head: bool,
@@ -79,7 +79,12 @@ fn fields(out: &mut Vec<u8>, fields: &HeaderMap, with_length: bool) -> io::Resul
         if known.is_hop_by_hop() {
             return Err(invalid("a field that HTTP/2 does not have"));
         }
-        if known != Known::ContentLength || with_length {
+        let is_left_out = match known {
+            Known::ContentLength => !with_length,
+            // The answer to a key that was not sent: RFC 8441 section 5.
+            _ => name == b"sec-websocket-accept",
+        };
+        if !is_left_out {
             encode::field(out, name, value.as_bytes());
         }
     }

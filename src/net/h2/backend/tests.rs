@@ -95,6 +95,13 @@ fn odd_hosts_and_targets_are_kept_or_refused_and_never_changed() {
     }
 }
 
+#[test]
+fn a_name_that_is_too_long_is_nobody_elses_fault() {
+    let name = "x".repeat(70_000);
+    let error = asked(&format!("GET / HTTP/1.1\r\nHost: h\r\n{name}: 1\r\n\r\n")).unwrap_err();
+    assert!(super::is_inexpressible(&error));
+}
+
 fn answer(
     status: u16,
     fields: &[(&'static str, &'static str)],
