@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Certificates replaced 20 times under full handshakes, then testssl.sh against the default configuration.
 
-    tests/proof/tls.py [RELOADS]      (default 20)
+    tests/proof/tls.py [RELOADS] [--balancer PATH]      (default 20)
 
 Needs openssl; the second part is left out, and says so, where testssl.sh is not installed.
 """
@@ -15,9 +15,12 @@ import sys
 import threading
 import time
 
+import common
 from common import Backend, Daemon, Verdict, free_port, wait_for
 
-RELOADS = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+parser = common.arguments(__doc__)
+parser.add_argument("reloads", nargs="?", type=int, default=20, metavar="RELOADS")
+RELOADS = common.parse(parser).reloads
 THREADS = 4
 # Of the first certificate: as long as real ones are.
 SERIAL = 1 << 125
