@@ -153,6 +153,26 @@ fn http2_is_agreed_on_with_a_backend_or_the_connection_fails() {
 }
 
 #[test]
+fn nothing_more_goes_over_a_plain_connection_once_the_pool_has_tls() {
+    let backend = Peer::answering("in the clear");
+    let config = |tls: &str| {
+        format!(
+            "listeners: {{web: {{bind: \"@web\", pool: app}}}}\n\
+             pools: {{app: {{backends: [\"{}\"]{tls}{UNCHECKED}, retries: none}}}}\n",
+            backend.address
+        )
+    };
+    let mut daemon = Daemon::start(&config(""));
+    let mut client = daemon.client("@web");
+    assert_eq!(client.request("GET", "/").unwrap().text(), "in the clear");
+    assert_eq!(daemon.reload(&config(", tls: {verify: false}")).status, 200);
+    // The backend speaks no TLS; the connection of before would have been good for an answer.
+    assert_eq!(client.request("GET", "/secret").unwrap().status, 502);
+    let seen = backend.requests.all();
+    assert!(seen.iter().all(|request| request.target == "/"), "{seen:?}");
+}
+
+#[test]
 fn a_client_certificate_is_shown_to_the_backend() {
     let authority = Authority::new();
     authority.sign("app", &["app.test"]);
