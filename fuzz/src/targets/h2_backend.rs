@@ -89,6 +89,10 @@ fn check(text: &[u8], ended: bool) {
             Err(_) => return,
         }
         at += head.len;
+        // Nobody has asked for a switch: the engine reads no further.
+        if head.status == 101 {
+            return;
+        }
         if !head.is_interim() {
             break;
         }
@@ -97,7 +101,6 @@ fn check(text: &[u8], ended: bool) {
         Framing::None => Decoder::Length(0),
         Framing::Length(length) => Decoder::Length(length),
         Framing::Chunked => Decoder::chunked(),
-        // A 101, which the engine refuses.
         Framing::UntilClose => panic!("a length or chunks must say where the body ends"),
     };
     loop {
