@@ -20,7 +20,7 @@ use super::{
 use crate::{
     base::clock,
     net::{
-        connect::{self, ConnectError},
+        connect::ConnectError,
         h2::backend::{Link, Outgoing},
         tls,
     },
@@ -240,11 +240,9 @@ async fn reach(
     introduction: Option<&[u8]>,
     deadline: Instant,
 ) -> Result<(Rc<Link>, impl Future<Output = ()> + use<>), ConnectError> {
-    let stream = connect::connect(state, deadline).await?;
-    // The preface, or the handshake, follows at once.
-    let stream = connect::introduce(stream, introduction, true)?;
     let tls = pool.config.tls.as_ref();
-    let stream = tls::secure(stream, tls, &state.address, deadline).await?;
+    // The preface follows at once.
+    let stream = tls::reach(state, introduction, tls, true, deadline).await?;
     Link::open(stream, state, deadline).await
 }
 

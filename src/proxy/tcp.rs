@@ -7,10 +7,10 @@ use std::{cell::RefCell, future::Future, net::IpAddr, pin::pin, sync::Arc, time:
 use crate::{
     base::{clock, rng::Random},
     net::{
-        connect::{ConnectError, connect, introduce},
+        connect::ConnectError,
         copy::{Meter, relay_until},
         stream::Stream,
-        tls::secure,
+        tls,
     },
     pool::{Lease, Pool},
     reason::Reason,
@@ -117,14 +117,9 @@ async fn reach(context: &TcpContext<'_>, record: &mut Record) -> Result<(Lease, 
         let began = clock::now();
         let deadline = began + pool.config.timeouts.connect;
         let tls = pool.config.tls.as_ref();
-        let connected = connect(&lease.state, deadline).await;
         // The backend may be the first to speak, so that nothing else can be waited for.
-        let introduced =
-            connected.and_then(|stream| introduce(stream, context.introduction, tls.is_some()));
-        let result = match introduced {
-            Ok(stream) => secure(stream, tls, &lease.state.address, deadline).await,
-            Err(error) => Err(error),
-        };
+        let header = context.introduction;
+        let result = tls::reach(&lease.state, header, tls, false, deadline).await;
         let now = clock::now();
         record.connect = Some(now.saturating_duration_since(began));
         match result {

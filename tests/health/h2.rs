@@ -4,35 +4,21 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use crate::support::{
     daemon::{Daemon, sum_of},
+    frames::{DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, SETTINGS, frame},
     peer::{Connection, Peer},
     tls::Authority,
 };
 use crate::{backends, quoted, transitions, verdicts};
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    bytes.extend([kind, flags, 0, 0, 0, stream]);
-    bytes.extend(payload);
-    bytes
-}
-
 /// Reads the call of a check to its end: the message; `None` where the connection ends before.
 fn call(connection: &mut Connection) -> Option<Vec<u8>> {
-    assert_eq!(connection.exactly(24)?, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    assert_eq!(connection.exactly(PREFACE.len())?, PREFACE.as_bytes());
     let mut message = Vec::new();
     loop {
-        let head = connection.exactly(9)?;
-        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
-        let payload = connection.exactly(length)?;
-        if head[3] == DATA {
-            message.extend(payload);
-            if head[4] & END_STREAM != 0 {
+        let frame = Frame::read(|length| connection.exactly(length).ok_or(())).ok()?;
+        if frame.kind == DATA {
+            message.extend(frame.payload);
+            if frame.flags & END_STREAM != 0 {
                 return Some(message);
             }
         }

@@ -13,7 +13,11 @@ use super::handshake::{self, Failed, Fault};
 use crate::{
     base::address::BackendAddress,
     config::model::PoolTls,
-    net::{connect::ConnectError, stream::Stream},
+    net::{
+        connect::{self, ConnectError},
+        stream::Stream,
+    },
+    pool::BackendState,
     reason::Reason,
 };
 
@@ -39,6 +43,21 @@ impl From<Failed> for ConnectError {
 
 fn no_name() -> ServerName<'static> {
     ServerName::IpAddress(IpAddr::from(Ipv4Addr::LOCALHOST).into())
+}
+
+/// A new connection to the backend of `state`, ready for what the pool speaks: connected, introduced by `header` if there is
+/// one, and under TLS if the pool wants that. `speaks_first`: something of ours follows at once; see
+/// [`connect::introduce`].
+pub async fn reach(
+    state: &BackendState,
+    header: Option<&[u8]>,
+    tls: Option<&PoolTls>,
+    speaks_first: bool,
+    deadline: Instant,
+) -> Result<Stream, ConnectError> {
+    let stream = connect::connect(state, deadline).await?;
+    let stream = connect::introduce(stream, header, speaks_first || tls.is_some())?;
+    secure(stream, tls, &state.address, deadline).await
 }
 
 /// Takes up TLS on a new connection to the backend at `address`, before `deadline`, if its pool wants that.

@@ -13,7 +13,7 @@ mod session;
 mod tests;
 
 pub use self::{
-    client::{NOT_H2, secure},
+    client::{NOT_H2, reach, secure},
     handshake::{FAULTS, Failed, Fault, accept},
     server::ServerTls,
 };

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     base::clock,
     http1::{Version, head_end, response},
-    net::{connect, h2::backend, stream::Stream, tls},
+    net::{h2::backend, stream::Stream, tls},
     pool::{BackendState, Lease, Pool},
     proxy::{
         idle::BackendConnection,
@@ -271,19 +271,9 @@ async fn connect(
     let metrics = attempt.lease.state.metrics.mine();
     let deadline = connect_deadline(attempt.rules, started);
     let header = attempt.introduction;
-    let reach = async {
-        let state = &attempt.lease.state;
-        let stream = connect::connect(state, deadline).await?;
-        // The request, or the handshake, follows at once.
-        let stream = connect::introduce(stream, header, true)?;
-        tls::secure(
-            stream,
-            attempt.pool.config.tls.as_ref(),
-            &state.address,
-            deadline,
-        )
-        .await
-    };
+    let tls = attempt.pool.config.tls.as_ref();
+    // The request follows at once.
+    let reach = tls::reach(&attempt.lease.state, header, tls, true, deadline);
     let connected = select! {
         biased;
         connected = reach => connected,
