@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod health;
 pub mod http1;
+pub mod http2;
 pub mod net;
 pub mod pool;
 pub mod proxy;

@@ -16,7 +16,7 @@ const FLOORS: [&[&str]; 11] = [
     &["reason", "base"],
     &["config"],
     &["telemetry"],
-    &["pool", "route", "http1"],
+    &["pool", "route", "http1", "http2"],
     &["net"],
     &["snapshot"],
     &["proxy", "health"],

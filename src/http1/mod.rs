@@ -50,7 +50,7 @@ fn has_only_crlf(head: &[u8]) -> bool {
 }
 
 /// A plain decimal length: 1 to 18 digits and nothing else, RFC 9110 section 8.6. More digits would near 2^64.
-fn content_length(value: &[u8]) -> Option<u64> {
+pub fn content_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 18 {
         return None;
     }

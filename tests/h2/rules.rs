@@ -21,7 +21,8 @@ enum Fate {
 fn fate(client: &mut Raw) -> Fate {
     let frame = client.until(|frame| matches!(frame.kind, HEADERS | RST_STREAM | GOAWAY));
     match frame.kind {
-        HEADERS => Fate::Answered(frame.payload[0]),
+        // The first block of a connection may begin with the size of the table, RFC 7541 section 4.2.
+        HEADERS => Fate::Answered(*frame.payload.iter().find(|byte| **byte != 0x20).unwrap()),
         RST_STREAM => Fate::Reset(frame.code()),
         _ => Fate::Closed(frame.code()),
     }
@@ -48,75 +49,75 @@ fn without(name: &str) -> Vec<(&'static str, &'static str)> {
 fn a_request_that_could_be_read_in_two_ways_is_refused() {
     let backend = Peer::answering("never");
     let daemon = front(backend.address, "");
-    let closed = Fate::Closed(1);
     let socket = [(":method", "CONNECT"), (":authority", "a:443")];
     let table = [
-        (without(":method"), &PROTOCOL),
-        (without(":path"), &PROTOCOL),
-        (without(":scheme"), &PROTOCOL),
-        (without(":authority"), &BAD),
-        (with(&[(":path", "/b")]), &PROTOCOL),
-        (with(&[("x-a", "b"), (":late", "x")]), &closed),
-        ([&[("x-a", "b")][..], &GET].concat(), &PROTOCOL),
-        (but(":path", ""), &PROTOCOL),
-        (but(":path", "a"), &PROTOCOL),
-        (but(":path", "http://evil/"), &PROTOCOL),
-        (but(":path", "?a"), &BAD),
-        (but(":path", "*"), &BAD),
-        (but(":path", "/a b"), &PROTOCOL),
-        (but(":path", "/a\r\nx: y"), &PROTOCOL),
-        (but(":path", "/a\tb"), &PROTOCOL),
-        (but(":path", "/ä"), &BAD),
-        (but(":method", "GET /x HTTP/1.1\r\nA:"), &closed),
-        (but(":method", ""), &closed),
-        (but(":authority", "a b"), &PROTOCOL),
-        (but(":authority", "user@a"), &BAD),
-        (but(":authority", "a,b"), &BAD),
-        (but(":authority", "a\r\nb: c"), &PROTOCOL),
-        (but(":authority", ""), &PROTOCOL),
-        (with(&[("host", "other")]), &BAD),
-        (with(&[("host", "test"), ("host", "test")]), &BAD),
-        (with(&[("X-Upper", "a")]), &closed),
-        (with(&[("a b", "c")]), &closed),
-        (with(&[("a:b", "c")]), &closed),
-        (with(&[("", "c")]), &closed),
-        (with(&[("a", "b\r\nc: d")]), &closed),
-        (with(&[("a", "b\0c")]), &closed),
-        (with(&[("a", "b\nc")]), &closed),
-        (with(&[("a", " b")]), &BAD),
-        (with(&[("a", "b\t")]), &BAD),
-        (with(&[("cookie", "b ")]), &BAD),
-        (with(&[("connection", "close")]), &PROTOCOL),
-        (with(&[("keep-alive", "1")]), &PROTOCOL),
-        (with(&[("proxy-connection", "close")]), &PROTOCOL),
-        (with(&[("transfer-encoding", "chunked")]), &PROTOCOL),
-        (with(&[("upgrade", "websocket")]), &PROTOCOL),
-        (with(&[("te", "gzip")]), &PROTOCOL),
-        (with(&[("content-length", "1")]), &PROTOCOL),
-        (
-            with(&[("content-length", "0"), ("content-length", "0")]),
-            &BAD,
-        ),
-        (with(&[("content-length", "+0")]), &PROTOCOL),
-        (with(&[("content-length", "")]), &BAD),
-        (
-            with(&[("content-length", "00000000000000000000")]),
-            &PROTOCOL,
-        ),
-        (with(&[("content-length", "0000000000000000000")]), &BAD),
-        (with(&[(":protocol", "websocket")]), &PROTOCOL),
-        (with(&[(":status", "200")]), &PROTOCOL),
+        without(":method"),
+        without(":path"),
+        without(":scheme"),
+        without(":authority"),
+        with(&[(":path", "/b")]),
+        with(&[("x-a", "b"), (":late", "x")]),
+        [&[("x-a", "b")][..], &GET].concat(),
+        but(":path", ""),
+        but(":path", "a"),
+        but(":path", "http://evil/"),
+        but(":path", "?a"),
+        but(":path", "*"),
+        but(":path", "/a b"),
+        but(":path", "/a\r\nx: y"),
+        but(":path", "/a\tb"),
+        but(":path", "/ä"),
+        but(":method", "GET /x HTTP/1.1\r\nA:"),
+        but(":method", ""),
+        but(":authority", "a b"),
+        but(":authority", "user@a"),
+        but(":authority", "a,b"),
+        but(":authority", "a\r\nb: c"),
+        but(":authority", ""),
+        with(&[("host", "other")]),
+        with(&[("host", "test"), ("host", "test")]),
+        with(&[("X-Upper", "a")]),
+        with(&[("a b", "c")]),
+        with(&[("a:b", "c")]),
+        with(&[("", "c")]),
+        with(&[("a", "b\r\nc: d")]),
+        with(&[("a", "b\0c")]),
+        with(&[("a", "b\nc")]),
+        with(&[("a", " b")]),
+        with(&[("a", "b\t")]),
+        with(&[("cookie", "b ")]),
+        with(&[("connection", "close")]),
+        with(&[("keep-alive", "1")]),
+        with(&[("proxy-connection", "close")]),
+        with(&[("transfer-encoding", "chunked")]),
+        with(&[("upgrade", "websocket")]),
+        with(&[("te", "gzip")]),
+        with(&[("content-length", "1")]),
+        with(&[("content-length", "0"), ("content-length", "0")]),
+        with(&[("content-length", "+0")]),
+        with(&[("content-length", "")]),
+        with(&[("content-length", "00000000000000000000")]),
+        with(&[("content-length", "0000000000000000000")]),
+        with(&[(":protocol", "websocket")]),
+        with(&[(":status", "200")]),
     ];
-    let mut wrong = Vec::new();
-    for (list, expected) in table {
+    let (mut wrong, count) = (Vec::new(), table.len());
+    for list in table {
         let mut client = Raw::connect(daemon.address("@web"));
         client.ask(1, &list);
         let found = fate(&mut client);
-        if found != *expected {
+        if found != BAD {
             wrong.push((list, found));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    let all = |lines: &[String]| {
+        let told = lines
+            .iter()
+            .filter(|line| line.contains("\"http_request_error\""));
+        (told.count() == count).then_some(())
+    };
+    daemon.stdout.wait_for(all).expect("each is logged");
     // A tunnel to anywhere is not served: 405 has no number of its own.
     let mut client = Raw::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&socket)));
@@ -141,9 +142,11 @@ fn a_body_is_as_long_as_it_was_said_to_be() {
     }
     // What a stream is reset for does not end the connection.
     let mut client = Raw::connect(daemon.address("@web"));
-    client.ask(1, &with(&[("content-length", "4")]));
+    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&list)));
+    client.send(frame(DATA, END_STREAM, 1, b"abc"));
     assert_eq!(fate(&mut client), PROTOCOL);
-    client.ask(3, &with(&[("a", " b")]));
+    // Before there is a body the request can be answered.
+    client.ask(3, &list);
     assert_eq!(fate(&mut client), BAD);
 }
 

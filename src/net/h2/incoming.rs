@@ -1,116 +1,51 @@
 //! One h2 stream of a client as a connection that carries one HTTP/1.1 exchange.
 //!
-//! Reading yields the request that `request.rs` writes, its body as it is consumed (`reader.rs`), and then the end; writing
-//! takes the response and sends it as frames (`response.rs`).
+//! Reading gives the request that `request.rs` has written, its body as it is consumed (`reader.rs`), and then the end;
+//! writing takes the response and sends it as frames (`response.rs`).
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     io,
     net::SocketAddr,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use h2::{RecvStream, server::SendResponse};
-use hyper::http::{Method, Request};
 use tokio::io::ReadBuf;
 
-use super::{
-    reader::{Body, Reader},
-    request,
-    response::Sending,
-    text::Text,
-    websocket,
-};
-use crate::{
-    http1::request::Limits,
-    net::{
-        stream::Stream,
-        tls::{Agreed, Tls},
-    },
-    reason::Reason,
-};
+use super::{connection::Connection, reader, response::Sending, text::Text};
+use crate::{net::tls::Agreed, reason::Reason};
 
-/// Bytes of most heads.
-const USUAL_HEAD: usize = 512;
-
-/// What the streams of one connection share.
+/// A request on a stream that has begun.
 #[derive(Debug)]
-pub struct Carrier {
-    agreed: Option<Agreed>,
-    local: Option<SocketAddr>,
-    peer: Option<SocketAddr>,
-    open: Cell<usize>,
-    /// Of the task that drives the connection.
-    waker: RefCell<Option<Waker>>,
-}
-
-impl Carrier {
-    /// The facts about `stream`, which carries the connection.
-    pub fn new(stream: &Stream) -> Rc<Self> {
-        Rc::new(Self {
-            agreed: stream.tls().map(Tls::agreed).cloned(),
-            local: stream.local_addr(),
-            peer: stream.peer_addr(),
-            open: Cell::new(0),
-            waker: RefCell::default(),
-        })
-    }
-
-    /// Streams that are in use; the task of `cx` is woken when one ends.
-    pub fn poll_open(&self, cx: &Context<'_>) -> usize {
-        let mut waker = self.waker.borrow_mut();
-        match &mut *waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
-        self.open.get()
-    }
+pub struct Asked {
+    pub(super) id: u32,
+    pub(super) is_head: bool,
+    pub(super) accept: Option<Box<str>>,
+    pub(super) refusal: Option<Reason>,
 }
 
 /// A stream of a client.
 #[derive(Debug)]
 pub struct Incoming {
-    carrier: Rc<Carrier>,
+    connection: Rc<Connection>,
+    id: u32,
     refusal: Option<Reason>,
     /// What the backend of a WebSocket must answer.
     accept: Option<Box<str>>,
-    reading: RefCell<Reader>,
     sending: RefCell<Sending>,
 }
 
 impl Incoming {
-    /// The exchange that `request` asks for. `nonce` makes the key of a WebSocket.
-    pub fn new(
-        carrier: Rc<Carrier>,
-        request: Request<RecvStream>,
-        respond: SendResponse<Bytes>,
-        limits: Limits,
-        nonce: [u8; 16],
-    ) -> Self {
-        let (parts, stream) = request.into_parts();
-        let mut framing = Vec::with_capacity(USUAL_HEAD);
-        let (mut key, mut accept) = (String::new(), None);
-        if parts.method == Method::CONNECT {
-            key = websocket::key(nonce);
-            accept = Some(websocket::accept(key.as_bytes()).into());
-        }
-        let ends = stream.is_end_stream();
-        let body = request::encode(&mut framing, &parts, ends, limits, &key);
-        carrier.open.set(carrier.open.get() + 1);
-        let mut reader = Reader::new();
-        reader.begin(framing, body.unwrap_or(Body::None), stream);
+    /// The exchange that was asked for.
+    pub fn new(connection: Rc<Connection>, asked: Asked) -> Self {
+        let sending = Sending::new(asked.is_head, asked.accept.is_some());
         Self {
-            carrier,
-            refusal: body.err(),
-            reading: RefCell::new(reader),
-            sending: RefCell::new(Sending::new(
-                respond,
-                parts.method == Method::HEAD,
-                body == Ok(Body::Raw),
-            )),
-            accept,
+            connection,
+            id: asked.id,
+            refusal: asked.refusal,
+            accept: asked.accept,
+            sending: RefCell::new(sending),
         }
     }
 
@@ -126,54 +61,54 @@ impl Incoming {
 
     /// What the TLS of the connection agreed on.
     pub fn agreed(&self) -> Option<&Agreed> {
-        self.carrier.agreed.as_ref()
+        self.connection.facts.agreed.as_ref()
     }
 
     /// Address and port of the client.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.carrier.peer
+        self.connection.facts.peer
     }
 
     /// Our own address.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.carrier.local
+        self.connection.facts.local
     }
 
     /// Ready when the stream was reset, by whomever, or its connection is no more.
     pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.sending.borrow_mut().poll_gone(cx)
+        self.connection.poll_gone(self.id, cx).map(drop)
     }
 
     /// Ends our direction of a tunnel; a response ends by itself.
     pub fn finish(&self) {
-        self.sending.borrow_mut().finish();
+        self.sending.borrow_mut().finish(&self.connection, self.id);
     }
 }
 
 impl Text for Incoming {
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.reading.borrow_mut().poll_ready(cx)
+        self.connection.poll_ready(self.id, cx).map_err(reader::cut)
     }
 
     fn take(&self, target: &mut ReadBuf<'_>) -> io::Result<bool> {
-        self.reading.borrow_mut().take(target)
+        Ok(self.connection.take(self.id, target))
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.sending.borrow_mut().write(bytes)
+        let mut sending = self.sending.borrow_mut();
+        sending.write(&self.connection, self.id, bytes)
     }
 
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.sending.borrow_mut().poll_room(cx)
+        self.sending
+            .borrow()
+            .poll_room(&self.connection, self.id, cx)
     }
 }
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        self.sending.get_mut().cut();
-        self.carrier.open.set(self.carrier.open.get() - 1);
-        if let Some(waker) = self.carrier.waker.borrow_mut().take() {
-            waker.wake();
-        }
+        // What is not whole must not look whole.
+        self.connection.close(self.id, self.sending.get_mut().cut());
     }
 }

@@ -1,20 +1,46 @@
 //! HTTP/2 (RFC 9113) as the streams that the HTTP/1 engine reads and writes: one virtual connection for each h2 stream.
 //!
-//! Towards clients a stream gives a request and takes its response (`incoming.rs`), towards backends it takes a request and
-//! gives its response (`backend/`). What frames and compression are is the `h2` crate's business. Must not know listeners,
-//! routes or policies.
+//! `connection.rs` is a connection, from either end: what its streams share, and who drives it. `input.rs` is what the peer's
+//! frames do to it, `flow.rs` one stream. Towards clients a stream gives a request and takes its response (`incoming.rs`),
+//! towards backends it takes a request and gives its response (`backend/`). What frames and field blocks are is in
+//! `crate::http2`. Must not know listeners, routes or policies.
 
+mod account;
 pub mod backend;
+pub mod connection;
+mod flow;
 pub mod incoming;
+mod input;
 mod reader;
 mod request;
 mod response;
 mod text;
-pub mod watch;
 mod websocket;
 mod writer;
 
 pub use self::text::Text;
+
+use crate::http2::frame::Code;
+
+/// Why a stream came to no good end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// The peer has reset it.
+    #[error("stream reset by the peer ({0})")]
+    Reset(Code),
+    /// The peer has said that it will not look at it.
+    #[error("connection ended by the peer ({0})")]
+    Unseen(Code),
+    /// We have found something wrong with it.
+    #[error("stream is not valid HTTP/2 ({0})")]
+    Invalid(Code),
+    /// We have found something wrong with its connection.
+    #[error("connection is not valid HTTP/2 ({0})")]
+    Failed(Code),
+    /// Its connection is no more.
+    #[error("connection closed")]
+    Lost,
+}
 
 /// No control bytes, no blanks at either end: RFC 9113 section 8.2.1.
 fn is_plain(value: &[u8]) -> bool {
@@ -24,4 +50,15 @@ fn is_plain(value: &[u8]) -> bool {
         && value
             .iter()
             .all(|byte| matches!(byte, b'\t' | b' '..=0x7e | 0x80..))
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(text: &[u8]) -> bool {
+    let is_good = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !text.is_empty() && text.iter().all(is_good)
+}
+
+/// A token in lower case: RFC 9113 section 8.2.1. No pseudo-header field has such a name.
+fn is_name(name: &[u8]) -> bool {
+    is_token(name) && !name.iter().any(u8::is_ascii_uppercase)
 }

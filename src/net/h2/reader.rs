@@ -1,19 +1,17 @@
 //! A message that comes as frames, given out as the bytes of HTTP/1.1: its head, then its body framed as the head says.
-//!
-//! Windows open only as bytes are taken: back-pressure goes through.
 
-use std::{
-    io,
-    task::{Context, Poll, ready},
-};
+use std::io;
 
-use bytes::{Buf, Bytes};
-use h2::RecvStream;
-use hyper::http::HeaderMap;
 use tokio::io::ReadBuf;
 
-use super::is_plain;
-use crate::http1::{encode, fields::Known};
+use super::{Ended, is_name, is_plain};
+use crate::{
+    http1::{encode, fields::Known},
+    http2::hpack::Fields,
+};
+
+/// Most bytes of a body that has been taken whole whose room is kept for more of it.
+const KEPT: usize = 64 << 10;
 
 /// What follows the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,140 +26,295 @@ pub(super) enum Body {
     Raw,
 }
 
+/// A head as text, and what follows it.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub text: Vec<u8>,
+    pub body: Body,
+    /// `Content-Length` of the body that follows.
+    pub length: Option<u64>,
+}
+
+/// How far a message has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Its final head is not there.
+    Head,
+    Body,
+    /// All of it has come.
+    Whole,
+    /// All of it has come and was given out, but for what is left of `text`.
+    Closed,
+}
+
 /// A message, as far as it was not taken.
 #[derive(Debug)]
 pub(super) struct Reader {
-    /// The head, then the lines around each chunk; taken up to `at`.
-    framing: Vec<u8>,
+    /// Heads, then the lines around each chunk; taken up to `at`.
+    text: Vec<u8>,
     at: usize,
+    phase: Phase,
     body: Body,
-    /// `None` before the final head.
-    stream: Option<RecvStream>,
-    /// Received, and not taken: its window is still in use.
-    data: Bytes,
-    ended: bool,
-    /// The trailers may not be passed on.
-    spoilt: bool,
+    /// Content, taken up to `taken`: its window is in use.
+    data: Vec<u8>,
+    taken: usize,
+    /// What is left of the chunk that was begun.
+    chunk: usize,
+    /// What is to come of a declared length.
+    length: Option<u64>,
+    /// The trailer section.
+    trailers: Vec<u8>,
 }
 
 impl Reader {
     /// Nothing is there yet.
     pub(super) const fn new() -> Self {
         Self {
-            framing: Vec::new(),
+            text: Vec::new(),
             at: 0,
+            phase: Phase::Head,
             body: Body::None,
-            stream: None,
-            data: Bytes::new(),
-            ended: false,
-            spoilt: false,
+            data: Vec::new(),
+            taken: 0,
+            chunk: 0,
+            length: None,
+            trailers: Vec::new(),
         }
     }
 
-    /// `head` is to be given out, and then the body that `stream` brings.
-    pub(super) fn begin(&mut self, head: Vec<u8>, body: Body, stream: RecvStream) {
-        self.interim(head);
-        self.body = body;
-        self.stream = Some(stream);
+    /// The final head.
+    pub(super) fn begin(&mut self, head: Head) {
+        self.interim(head.text);
+        self.phase = Phase::Body;
+        self.body = head.body;
+        self.length = head.length;
     }
 
-    /// `head` is to be given out, and another one will follow.
-    pub(super) fn interim(&mut self, head: Vec<u8>) {
-        (self.framing, self.at) = (head, 0);
+    /// A head that another one will follow.
+    pub(super) fn interim(&mut self, text: Vec<u8>) {
+        if self.at == self.text.len() {
+            (self.text, self.at) = (text, 0);
+        } else {
+            self.text.extend_from_slice(&text);
+        }
     }
 
-    /// Something is there that was received before.
+    /// The final head has come.
+    pub(super) fn is_begun(&self) -> bool {
+        self.phase != Phase::Head
+    }
+
+    /// Content that has come. False: more than was declared. Where nothing may follow the head it is let go.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> bool {
+        if let Some(length) = &mut self.length {
+            match length.checked_sub(bytes.len() as u64) {
+                Some(left) => *length = left,
+                None => return false,
+            }
+        }
+        if self.data.len() + bytes.len() > self.data.capacity() && self.taken > 0 {
+            self.data.drain(..self.taken);
+            self.taken = 0;
+        }
+        self.data.extend_from_slice(bytes);
+        true
+    }
+
+    /// The message is whole, with a trailer section. False: less has come than was declared.
+    pub(super) fn end(&mut self, trailers: Vec<u8>) -> bool {
+        self.trailers = trailers;
+        self.phase = Phase::Whole;
+        self.length.unwrap_or(0) == 0
+    }
+
+    /// What follows the head is content for whoever reads.
+    pub(super) const fn wants_content(&self) -> bool {
+        !matches!(self.body, Body::None)
+    }
+
+    /// Content that was not taken.
+    pub(super) fn unread(&self) -> usize {
+        self.data.len() - self.taken
+    }
+
+    /// There is something to take.
     pub(super) fn has_bytes(&self) -> bool {
-        self.at < self.framing.len() || !self.data.is_empty()
+        self.at < self.text.len()
+            || self.unread() > 0
+            || self.phase == Phase::Whole && self.body == Body::Chunked
     }
 
-    /// Ready when there is something to take, or the end. Only after [`Reader::begin`], or while [`Reader::has_bytes`].
-    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.has_bytes() && !self.ended {
-            if self.spoilt {
-                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-            }
-            let Some(stream) = self.stream.as_mut().filter(|_| self.body != Body::None) else {
-                self.ended = true;
+    /// Nothing more will come.
+    pub(super) fn is_ended(&self) -> bool {
+        match self.phase {
+            Phase::Head => false,
+            Phase::Body => self.body == Body::None,
+            Phase::Whole | Phase::Closed => true,
+        }
+    }
+
+    /// Gives of what is there as much as fits, and says how much of that was content.
+    pub(super) fn take(&mut self, target: &mut ReadBuf<'_>) -> usize {
+        let mut content = 0;
+        while target.remaining() > 0 {
+            if let Some(lines @ [_, ..]) = self.text.get(self.at..) {
+                let fits = lines.get(..target.remaining()).unwrap_or(lines);
+                target.put_slice(fits);
+                self.at += fits.len();
+            } else if self.unread() > 0 {
+                content += self.take_content(target);
+            } else if self.phase == Phase::Whole {
+                self.phase = Phase::Closed;
+                self.begin_lines();
+                if self.body == Body::Chunked {
+                    encode::last_chunk(&mut self.text, &self.trailers);
+                }
+            } else {
                 break;
-            };
-            match ready!(stream.poll_data(cx)) {
-                Some(Ok(data)) if data.is_empty() => {}
-                Some(Ok(data)) => {
-                    if self.body == Body::Chunked {
-                        self.begin_framing();
-                        encode::chunk_size(&mut self.framing, data.len());
-                    }
-                    self.data = data;
-                }
-                Some(Err(error)) => return Poll::Ready(Err(reset(error))),
-                None => {
-                    let trailers = ready!(stream.poll_trailers(cx)).map_err(reset)?;
-                    self.end(trailers.as_ref());
-                }
             }
         }
-        Poll::Ready(Ok(()))
+        content
     }
 
-    /// The message is whole.
-    fn end(&mut self, trailers: Option<&HeaderMap>) {
-        if self.body == Body::Chunked {
-            let Some(trailers) = trailers.map_or(Some(Vec::new()), trailer_section) else {
-                self.spoilt = true;
-                return;
-            };
-            self.begin_framing();
-            encode::last_chunk(&mut self.framing, &trailers);
+    fn take_content(&mut self, target: &mut ReadBuf<'_>) -> usize {
+        let is_chunked = self.body == Body::Chunked;
+        if is_chunked && self.chunk == 0 {
+            self.chunk = self.unread();
+            self.begin_lines();
+            encode::chunk_size(&mut self.text, self.chunk);
+            return 0;
         }
-        self.ended = true;
+        let most = if is_chunked { self.chunk } else { usize::MAX };
+        let count = self.unread().min(most).min(target.remaining());
+        let bytes = self.data.get(self.taken..self.taken + count);
+        target.put_slice(bytes.unwrap_or_default());
+        self.taken += count;
+        if self.unread() == 0 {
+            self.taken = 0;
+            self.data.clear();
+            self.data.shrink_to(KEPT);
+        }
+        if is_chunked {
+            self.chunk -= count;
+            if self.chunk == 0 {
+                self.begin_lines();
+                encode::end(&mut self.text);
+            }
+        }
+        count
     }
 
-    fn begin_framing(&mut self) {
-        self.framing.clear();
+    fn begin_lines(&mut self) {
+        self.text.clear();
         self.at = 0;
-    }
-
-    /// Gives some of what is there; false at the end.
-    pub(super) fn take(&mut self, target: &mut ReadBuf<'_>) -> io::Result<bool> {
-        let lines = self.framing.get(self.at..).unwrap_or_default();
-        if !lines.is_empty() {
-            let fits = lines.get(..target.remaining()).unwrap_or(lines);
-            target.put_slice(fits);
-            self.at += fits.len();
-            return Ok(true);
-        }
-        let Some(stream) = self.stream.as_mut().filter(|_| !self.data.is_empty()) else {
-            return Ok(false);
-        };
-        let count = self.data.len().min(target.remaining());
-        target.put_slice(self.data.get(..count).unwrap_or_default());
-        self.data.advance(count);
-        stream
-            .flow_control()
-            .release_capacity(count)
-            .map_err(reset)?;
-        if self.data.is_empty() && self.body == Body::Chunked {
-            self.begin_framing();
-            encode::end(&mut self.framing);
-        }
-        Ok(true)
     }
 }
 
-/// The stream or its connection was ended by an error; the cause stays within.
-pub(super) fn reset(error: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, error)
+/// Reading a message that does not come to its end.
+pub(super) fn cut(ended: Ended) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, ended)
 }
 
 /// Trailers as the section behind the last chunk; `None` if they may not be passed on.
-pub(super) fn trailer_section(fields: &HeaderMap) -> Option<Vec<u8>> {
+pub(super) fn trailer_section(fields: &Fields) -> Option<Vec<u8>> {
     let mut out = Vec::new();
-    for (name, value) in fields {
-        if !is_plain(value.as_bytes()) || Known::of(name.as_str().as_bytes()).is_hop_by_hop() {
+    for (name, value) in fields.iter() {
+        if !is_name(name) || !is_plain(value) || Known::of(name).is_hop_by_hop() {
             return None;
         }
-        encode::field(&mut out, name.as_str().as_bytes(), value.as_bytes());
+        encode::field(&mut out, name, value);
     }
     Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        base::rng::Random,
+        http1::body::{Decoder, Step},
+    };
+
+    /// The content of chunks.
+    fn content(text: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let (mut decoder, mut at, mut out) = (Decoder::chunked(), 0, Vec::new());
+        loop {
+            match decoder.step(&text[at..]).unwrap() {
+                Step::Data(count) => {
+                    out.extend_from_slice(&text[at..at + count]);
+                    at += count;
+                }
+                Step::Skip(count) => at += count,
+                Step::More => panic!("no end"),
+                Step::End => {
+                    assert_eq!(at, text.len());
+                    return (out, decoder.trailers().to_vec());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_turns_of_frames_and_reads_give_the_same_body() {
+        let mut random = Random::seeded(12);
+        for round in 0..3_000 {
+            let body = if round % 2 == 0 {
+                Body::Chunked
+            } else {
+                Body::Plain
+            };
+            let sent: Vec<u8> = (0..random.below(3_000))
+                .map(|_| random.bits() as u8)
+                .collect();
+            let mut reader = Reader::new();
+            reader.interim(b"1".to_vec());
+            reader.begin(Head {
+                text: b"2".to_vec(),
+                body,
+                length: (body == Body::Plain).then_some(sent.len() as u64),
+            });
+            let (mut rest, mut text, mut taken) = (&sent[..], Vec::new(), 0);
+            let mut whole = false;
+            while !(whole && !reader.has_bytes()) {
+                if random.below(2) == 0 && !whole {
+                    let (now, later) = rest.split_at(random.below(rest.len() + 1).min(700));
+                    assert!(reader.push(now));
+                    rest = later;
+                    if rest.is_empty() {
+                        assert!(reader.end(b"x: y\r\n".to_vec()));
+                        whole = true;
+                    }
+                }
+                let mut room = [0; 500];
+                let room = &mut room[..random.below(500)];
+                let mut target = ReadBuf::new(room);
+                taken += reader.take(&mut target);
+                text.extend_from_slice(target.filled());
+            }
+            assert!(reader.is_ended());
+            assert_eq!(taken, sent.len());
+            assert_eq!(&text[..2], b"12");
+            if body == Body::Chunked {
+                assert_eq!(content(&text[2..]), (sent, b"x: y\r\n".to_vec()));
+            } else {
+                assert_eq!(&text[2..], sent);
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_is_kept_exactly() {
+        for (came, good_push, good_end) in [(3, true, false), (4, true, true), (5, false, true)] {
+            let mut reader = Reader::new();
+            reader.begin(Head {
+                text: Vec::new(),
+                body: Body::Plain,
+                length: Some(4),
+            });
+            assert_eq!(reader.push(&vec![0; came]), good_push);
+            if good_push {
+                assert_eq!(reader.end(Vec::new()), good_end);
+            }
+        }
+    }
 }

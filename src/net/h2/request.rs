@@ -1,140 +1,256 @@
 //! Writes an HTTP/2 request as the one HTTP/1.1 request that means the same, or says why there is none.
 //!
-//! Typed all the way: no byte of the client's reaches the head that could end a line or begin a field. What this writes is
-//! read by `http1::request` all the same, as strictly as if it had come from a socket.
+//! No byte of the client's reaches the head that could end a line or begin a field. What this writes is read by
+//! `http1::request` all the same, as strictly as if it had come from a socket.
 
-use hyper::http::{HeaderMap, Method, header, request::Parts};
-
-use super::{is_plain, reader::Body};
+use super::{
+    is_name, is_plain, is_token,
+    reader::{Body, Head},
+    websocket,
+};
 use crate::{
-    http1::{encode, fields::Known, request::Limits},
+    http1::{self, encode, fields::Known, request::Limits},
+    http2::hpack::Fields,
     reason::Reason,
 };
 
-/// What is added to a field's bytes for its size, RFC 9113 section 6.5.2.
-const FIELD_OVERHEAD: usize = 32;
+/// Bytes of most heads.
+const USUAL_HEAD: usize = 512;
+/// What we add to the fields of the client.
+const FRAMING: usize = 128;
 
-/// Appends the head to `out`. `ends`: the stream ends with the fields. `key` is the nonce for a WebSocket, encoded.
-pub(super) fn encode(
-    out: &mut Vec<u8>,
-    parts: &Parts,
+/// A request, and what its response can be.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub head: Head,
+    pub is_head: bool,
+    /// The `Sec-WebSocket-Accept` that a WebSocket must be answered with.
+    pub accept: Option<Box<str>>,
+}
+
+/// Pseudo-header fields, RFC 9113 section 8.3.1 and RFC 8441 section 4.
+#[derive(Debug, Default)]
+struct Pseudo<'f> {
+    method: Option<&'f [u8]>,
+    scheme: Option<&'f [u8]>,
+    authority: Option<&'f [u8]>,
+    path: Option<&'f [u8]>,
+    protocol: Option<&'f [u8]>,
+}
+
+/// What else a head needs.
+#[derive(Debug, Default)]
+struct Regular<'f> {
+    host: Option<&'f [u8]>,
+    length: Option<&'f [u8]>,
+    has_cookies: bool,
+}
+
+/// What is read of a stream without a request.
+pub(super) const fn nothing() -> Head {
+    Head {
+        text: Vec::new(),
+        body: Body::None,
+        length: None,
+    }
+}
+
+/// Reads the request in `fields`. `ends`: the stream ends with them. `key` is asked for the nonce of a WebSocket, encoded.
+pub(super) fn read(
+    fields: &Fields,
     ends: bool,
     limits: Limits,
-    key: &str,
-) -> Result<Body, Reason> {
-    check_size(parts, limits)?;
-    let is_socket = parts.method == Method::CONNECT;
-    if is_socket {
-        let protocol = parts.extensions.get::<h2::ext::Protocol>();
-        if ends || protocol.is_none_or(|protocol| protocol.as_str() != "websocket") {
-            return Err(Reason::MethodNotAllowed);
-        }
+    key: impl FnOnce() -> String,
+) -> Result<Request, Reason> {
+    let pseudo = pseudo(fields)?;
+    check_size(fields, &pseudo, limits)?;
+    let method = pseudo.method.filter(|method| is_token(method));
+    let method = method.ok_or(Reason::RequestError)?;
+    let is_socket = method == b"CONNECT";
+    if is_socket && (ends || pseudo.protocol != Some(b"websocket")) {
+        return Err(Reason::MethodNotAllowed);
     }
-    let method = if is_socket {
-        "GET"
-    } else {
-        parts.method.as_str()
-    };
-    encode::request_line(out, method.as_bytes(), target(parts)?);
-    encode::field(out, b"host", host(parts)?);
-    let length = fields(out, &parts.headers, is_socket)?;
-    cookies(out, &parts.headers);
-    let body = match (is_socket, length, ends) {
-        (true, false, _) => {
-            encode::upgrade(out, b"websocket");
-            encode::field(out, b"sec-websocket-key", key.as_bytes());
-            Body::Raw
+    let regular = regular(fields)?;
+    let mut text = Vec::with_capacity(USUAL_HEAD.max(fields.size() + FRAMING));
+    encode::request_line(
+        &mut text,
+        if is_socket { b"GET" } else { method },
+        target(&pseudo)?,
+    );
+    encode::field(&mut text, b"host", host(&pseudo, &regular)?);
+    write_fields(&mut text, fields, is_socket);
+    if regular.has_cookies {
+        cookies(&mut text, fields);
+    }
+    let length = regular.length.and_then(http1::content_length);
+    let (mut body, mut accept) = (Body::None, None);
+    match (is_socket, regular.length, ends) {
+        (true, None, _) => {
+            let key = key();
+            encode::upgrade(&mut text, b"websocket");
+            encode::field(&mut text, b"sec-websocket-key", key.as_bytes());
+            accept = Some(websocket::accept(key.as_bytes()).into());
+            body = Body::Raw;
         }
         // RFC 9113 section 8.5: what follows is no content, so it has no length.
-        (true, true, _) => return Err(Reason::RequestError),
-        (false, _, true) => Body::None,
-        (false, true, false) => Body::Plain,
-        (false, false, false) => {
-            encode::chunked(out);
-            Body::Chunked
+        (true, Some(_), _) => return Err(Reason::RequestError),
+        // Section 8.1.1.
+        (false, _, true) if length.is_some_and(|length| length > 0) => {
+            return Err(Reason::RequestError);
         }
-    };
-    encode::end(out);
-    Ok(body)
+        (false, _, true) => {}
+        (false, Some(_), false) => body = Body::Plain,
+        (false, None, false) => {
+            encode::chunked(&mut text);
+            body = Body::Chunked;
+        }
+    }
+    encode::end(&mut text);
+    Ok(Request {
+        head: Head { text, body, length },
+        is_head: method == b"HEAD",
+        accept,
+    })
+}
+
+/// The pseudo-header fields, which come first and once: RFC 9113 section 8.3. A name that begins with a colon is none
+/// further behind either.
+fn pseudo(fields: &Fields) -> Result<Pseudo<'_>, Reason> {
+    let mut pseudo = Pseudo::default();
+    for (name, value) in fields
+        .iter()
+        .take_while(|(name, _)| name.first() == Some(&b':'))
+    {
+        let place = match name {
+            b":method" => &mut pseudo.method,
+            b":scheme" => &mut pseudo.scheme,
+            b":authority" => &mut pseudo.authority,
+            b":path" => &mut pseudo.path,
+            b":protocol" => &mut pseudo.protocol,
+            _ => return Err(Reason::RequestError),
+        };
+        if place.replace(value).is_some() {
+            return Err(Reason::RequestError);
+        }
+    }
+    let is_connect = pseudo.method == Some(b"CONNECT");
+    let is_complete = pseudo.scheme.is_some_and(is_scheme) && pseudo.path.is_some();
+    let is_plain_connect = is_connect && pseudo.protocol.is_none();
+    if is_plain_connect {
+        return Err(Reason::MethodNotAllowed);
+    }
+    if !is_complete || pseudo.protocol.is_some() && !is_connect {
+        return Err(Reason::RequestError);
+    }
+    Ok(pseudo)
+}
+
+/// RFC 3986 section 3.1.
+fn is_scheme(scheme: &[u8]) -> bool {
+    let is_good = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+    scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(is_good)
 }
 
 /// Fields are counted one by one, each part of a cookie too: the many small ones are the attack (RFC 9113 section 10.5.1).
-fn check_size(parts: &Parts, limits: Limits) -> Result<(), Reason> {
-    let mut bytes = parts
-        .uri
-        .path_and_query()
-        .map_or(0, |path| path.as_str().len());
-    for (name, value) in &parts.headers {
-        bytes += name.as_str().len() + value.len() + FIELD_OVERHEAD;
-    }
-    if parts.headers.len() > limits.fields || bytes > limits.bytes {
+fn check_size(fields: &Fields, pseudo: &Pseudo<'_>, limits: Limits) -> Result<(), Reason> {
+    let all = [
+        pseudo.method,
+        pseudo.scheme,
+        pseudo.authority,
+        pseudo.path,
+        pseudo.protocol,
+    ];
+    let count = fields.len() - all.iter().flatten().count();
+    if count > limits.fields || fields.size() > limits.bytes {
         return Err(Reason::RequestHeaderSectionSize);
     }
     Ok(())
 }
 
 /// RFC 9113 section 8.3.1: a path, or `*` for OPTIONS. A whole URL would be read as one.
-fn target(parts: &Parts) -> Result<&[u8], Reason> {
-    let target = parts.uri.path_and_query().ok_or(Reason::RequestError)?;
-    let target = target.as_str().as_bytes();
-    let is_good = match target {
-        [b'/', ..] => target.iter().all(|byte| (0x21..=0x7e).contains(byte)),
-        b"*" => parts.method == Method::OPTIONS,
+fn target<'f>(pseudo: &Pseudo<'f>) -> Result<&'f [u8], Reason> {
+    let is_good = |target: &&[u8]| match *target {
+        [b'/', ..] => target.iter().all(u8::is_ascii_graphic),
+        b"*" => pseudo.method == Some(b"OPTIONS"),
         _ => false,
     };
-    is_good.then_some(target).ok_or(Reason::RequestError)
+    pseudo.path.filter(is_good).ok_or(Reason::RequestError)
 }
 
 /// One authority, RFC 9113 section 8.3.1. What it may consist of is checked when the head is read.
-fn host(parts: &Parts) -> Result<&[u8], Reason> {
-    let mut fields = parts.headers.get_all(header::HOST).iter();
-    let field = fields.next().map(header::HeaderValue::as_bytes);
-    let authority = parts.uri.authority().map(|it| it.as_str().as_bytes());
-    let host = match (authority, field) {
+fn host<'f>(pseudo: &Pseudo<'f>, regular: &Regular<'f>) -> Result<&'f [u8], Reason> {
+    let host = match (pseudo.authority, regular.host) {
         (Some(authority), Some(field)) if !authority.eq_ignore_ascii_case(field) => None,
         (authority, field) => authority.or(field),
     };
-    let is_good = |host: &&[u8]| host.iter().all(u8::is_ascii_graphic);
-    host.filter(is_good)
-        .filter(|_| fields.next().is_none())
-        .ok_or(Reason::RequestError)
+    let is_good = |host: &&[u8]| !host.is_empty() && host.iter().all(u8::is_ascii_graphic);
+    host.filter(is_good).ok_or(Reason::RequestError)
 }
 
-/// Writes all fields but Host and cookies; true if one of them is a length. The key of a WebSocket is ours.
-fn fields(out: &mut Vec<u8>, fields: &HeaderMap, is_socket: bool) -> Result<bool, Reason> {
-    let mut length = false;
-    for (name, value) in fields {
-        let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
-        let known = Known::of(name);
-        if !is_plain(value) {
+fn is_pseudo(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b":method" | b":scheme" | b":authority" | b":path" | b":protocol"
+    )
+}
+
+/// The fields behind the pseudo-header fields.
+fn behind_pseudo(fields: &Fields) -> impl Iterator<Item = (&[u8], &[u8])> {
+    fields.iter().skip_while(|(name, _)| is_pseudo(name))
+}
+
+/// Checks the fields, and gives what is known of some.
+fn regular(fields: &Fields) -> Result<Regular<'_>, Reason> {
+    let mut regular = Regular::default();
+    for (name, value) in behind_pseudo(fields) {
+        if !is_name(name) || !is_plain(value) {
             return Err(Reason::RequestError);
         }
-        match known {
-            Known::Host | Known::Cookie => continue,
-            Known::Other if is_socket && name == b"sec-websocket-key" => continue,
-            Known::Te if value != b"trailers" => return Err(Reason::RequestError),
-            Known::Te | Known::Http2Settings => {}
+        let is_wrong = match Known::of(name) {
+            Known::Host => regular.host.replace(value).is_some(),
+            Known::ContentLength => regular.length.replace(value).is_some(),
+            Known::Cookie => {
+                regular.has_cookies = true;
+                false
+            }
+            Known::Te => value != b"trailers",
+            Known::Http2Settings => false,
             // RFC 9113 section 8.2.2.
-            known if known.is_hop_by_hop() => return Err(Reason::RequestError),
-            // Several are refused when the head is read.
-            Known::ContentLength => length = true,
-            _ => {}
+            known => known.is_hop_by_hop(),
+        };
+        if is_wrong {
+            return Err(Reason::RequestError);
         }
-        encode::field(out, name, value);
     }
-    Ok(length)
+    Ok(regular)
+}
+
+/// Writes all fields but Host and cookies. The key of a WebSocket is ours.
+fn write_fields(out: &mut Vec<u8>, fields: &Fields, is_socket: bool) {
+    for (name, value) in behind_pseudo(fields) {
+        let is_left_out = match Known::of(name) {
+            Known::Host | Known::Cookie => true,
+            Known::Other => is_socket && name == b"sec-websocket-key",
+            _ => false,
+        };
+        if !is_left_out {
+            encode::field(out, name, value);
+        }
+    }
 }
 
 /// The crumbs of a cookie are one field in HTTP/1, RFC 9113 section 8.2.3. Empty ones would leave a blank at the end.
-fn cookies(out: &mut Vec<u8>, fields: &HeaderMap) {
-    let crumbs = fields.get_all(header::COOKIE).iter();
-    let mut crumbs = crumbs.filter(|crumb| !crumb.is_empty());
+fn cookies(out: &mut Vec<u8>, fields: &Fields) {
+    let crumbs = behind_pseudo(fields).filter(|(name, _)| *name == b"cookie");
+    let mut crumbs = crumbs
+        .map(|(_, crumb)| crumb)
+        .filter(|crumb| !crumb.is_empty());
     let Some(first) = crumbs.next() else { return };
     out.extend_from_slice(b"cookie: ");
-    out.extend_from_slice(first.as_bytes());
+    out.extend_from_slice(first);
     for crumb in crumbs {
         out.extend_from_slice(b"; ");
-        out.extend_from_slice(crumb.as_bytes());
+        out.extend_from_slice(crumb);
     }
     encode::end(out);
 }

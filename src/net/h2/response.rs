@@ -6,17 +6,18 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use h2::server::SendResponse;
-use hyper::http::{HeaderMap, Response, StatusCode};
-
-use super::writer::{self, MAX_FIELDS, Writer, gone, invalid};
-use crate::http1::body::Decoder;
+use super::{
+    connection::{Connection, gone},
+    writer::{self, MAX_FIELDS, Writer, invalid},
+};
+use crate::{
+    http1::body::Decoder,
+    http2::{frame::Code, hpack},
+};
 
 /// The response of one stream.
 #[derive(Debug)]
 pub(super) struct Sending {
-    respond: SendResponse<Bytes>,
     /// What is there of a head.
     head: Vec<u8>,
     /// After the final head.
@@ -28,9 +29,8 @@ pub(super) struct Sending {
 
 impl Sending {
     /// The response to a request that was HEAD or not, and asked for another protocol or not.
-    pub(super) const fn new(respond: SendResponse<Bytes>, is_head: bool, may_switch: bool) -> Self {
+    pub(super) const fn new(is_head: bool, may_switch: bool) -> Self {
         Self {
-            respond,
             head: Vec::new(),
             body: None,
             is_head,
@@ -39,103 +39,100 @@ impl Sending {
     }
 
     /// Takes what can be sent or buffered; `WouldBlock` when that is nothing.
-    pub(super) fn write(&mut self, input: &[u8]) -> io::Result<usize> {
+    pub(super) fn write(
+        &mut self,
+        connection: &Connection,
+        id: u32,
+        input: &[u8],
+    ) -> io::Result<usize> {
         let mut used = 0;
         while used < input.len() {
             let rest = input.get(used..).unwrap_or_default();
-            used += match &mut self.body {
-                None => {
-                    let (whole, count) = writer::collect(&mut self.head, rest)?;
-                    if let Some(head) = whole {
-                        self.send_head(&head)?;
-                    }
-                    count
-                }
-                Some(body) => match body.write(rest) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock && used > 0 => break,
-                    count => count?,
-                },
+            let written = match &mut self.body {
+                None => self.collect(connection, id, rest),
+                Some(body) => body.write(connection, id, rest),
             };
+            match written {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && used > 0 => break,
+                count => used += count?,
+            }
         }
         Ok(used)
     }
 
-    fn send_head(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Sends a head when it is whole.
+    fn collect(&mut self, connection: &Connection, id: u32, input: &[u8]) -> io::Result<usize> {
+        if !connection.has_room_for_fields() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let (whole, count) = writer::collect(&mut self.head, input)?;
+        if let Some(head) = whole {
+            self.send_head(connection, id, &head)?;
+        }
+        Ok(count)
+    }
+
+    fn send_head(&mut self, connection: &Connection, id: u32, bytes: &[u8]) -> io::Result<()> {
         let mut room = [MaybeUninit::uninit(); MAX_FIELDS];
         let mut head = httparse::Response::new(&mut []);
         let parsed = httparse::ParserConfig::default()
             .parse_response_with_uninit_headers(&mut head, bytes, &mut room);
-        let status = head.code.and_then(|code| StatusCode::from_u16(code).ok());
-        let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, status) else {
+        let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, head.code) else {
             return Err(invalid("no response head"));
         };
-        let (mut fields, decoder) = writer::fields(head.headers)?;
-        writer::spare_table(&mut fields);
-        if status == StatusCode::SWITCHING_PROTOCOLS {
-            return self.begin_raw(fields);
-        }
-        let mut response = Response::new(());
-        *response.status_mut() = status;
-        *response.headers_mut() = fields;
-        if status.is_informational() {
-            return self.respond.send_informational(response).or_else(gone);
-        }
-        let decoder = if self.is_head || matches!(status.as_u16(), 204 | 304) {
-            Decoder::Length(0)
-        } else {
-            decoder.unwrap_or(Decoder::UntilClose)
-        };
-        let ends = decoder.is_done();
-        let stream = self.respond.send_response(response, ends).or_else(gone)?;
-        self.body = Some(if ends {
-            Writer::done(stream)
-        } else {
-            Writer::body(stream, decoder)
-        });
-        Ok(())
-    }
-
-    /// RFC 8441 section 5: the switch of HTTP/1 is a plain 200 here, and its handshake ends with us.
-    fn begin_raw(&mut self, mut fields: HeaderMap) -> io::Result<()> {
-        if !self.may_switch {
+        // RFC 8441 section 5: the switch of HTTP/1 is a plain 200 here, and its handshake ends with us.
+        let is_switch = status == 101;
+        if is_switch && !self.may_switch {
             return Err(invalid("a switch that was not asked for"));
         }
-        fields.remove("sec-websocket-accept");
-        let mut response = Response::new(());
-        *response.headers_mut() = fields;
-        let stream = self.respond.send_response(response, false).or_else(gone)?;
-        self.body = Some(Writer::raw(stream));
+        let body = match status {
+            101 => Some(Writer::Raw),
+            100..200 => None,
+            204 | 304 => Some(Writer::Done),
+            _ if self.is_head => Some(Writer::Done),
+            _ => match writer::framing(head.headers)?.unwrap_or(Decoder::UntilClose) {
+                Decoder::Length(0) => Some(Writer::Done),
+                decoder => Some(Writer::Body(decoder, 0)),
+            },
+        };
+        let ends = matches!(body, Some(Writer::Done));
+        let write = |out: &mut Vec<u8>| {
+            hpack::status(out, if is_switch { 200 } else { status });
+            for field in writer::end_to_end(head.headers) {
+                let is_ours = is_switch && field.name.eq_ignore_ascii_case("sec-websocket-accept");
+                if !is_ours {
+                    hpack::field(out, field.name.as_bytes(), field.value);
+                }
+            }
+        };
+        connection.send_fields(id, ends, write).map_err(gone)?;
+        self.body = body;
         Ok(())
     }
 
     /// Ready when a write takes something, or fails.
-    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.body {
-            Some(body) => body.poll_room(cx),
-            None => Poll::Ready(Ok(())),
+    pub(super) fn poll_room(
+        &self,
+        connection: &Connection,
+        id: u32,
+        cx: &Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &self.body {
+            Some(body) => body.poll_room(connection, id, cx),
+            None => connection.poll_room_for_fields(id, cx).map_err(gone),
         }
     }
 
-    /// Ready when the stream is no more, whoever ended it.
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.body {
-            Some(body) => body.poll_gone(cx).map(drop),
-            None => self.respond.poll_reset(cx).map(drop),
-        }
-    }
-
-    /// Ends a tunnel. A response ends by its own framing, or not at all.
-    pub(super) fn finish(&mut self) {
+    /// Ends our direction of a tunnel. A response ends by its own framing, or not at all.
+    pub(super) fn finish(&mut self, connection: &Connection, id: u32) {
         if let Some(body) = &mut self.body {
-            body.finish();
+            body.finish(connection, id);
         }
     }
 
-    /// Makes sure that what is not whole does not look whole.
-    pub(super) fn cut(&mut self) {
-        match &mut self.body {
-            Some(body) => body.cut(h2::Reason::INTERNAL_ERROR),
-            None => self.respond.send_reset(h2::Reason::INTERNAL_ERROR),
-        }
+    /// How the stream is reset if it ends here.
+    pub(super) fn cut(&self) -> Code {
+        let code = Code::INTERNAL_ERROR;
+        self.body.as_ref().map_or(code, |body| body.cut(code))
     }
 }

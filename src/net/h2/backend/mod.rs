@@ -4,30 +4,28 @@
 
 mod outgoing;
 mod request;
-mod response;
+pub(super) mod response;
 
 use self::outgoing::reason_of;
 pub use self::outgoing::{Outgoing, fault, is_inexpressible};
+pub(super) use self::response::Expected;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     future::poll_fn,
     io,
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use h2::client::{Builder, Connection, SendRequest};
 use tokio::time::{Sleep, sleep, timeout_at};
 
-use super::watch::{Account, Watched};
+use super::{Ended, connection::Connection};
 use crate::{
     base::clock,
-    http1::response::MAX_HEAD,
     net::{
         connect::ConnectError,
         stream::Stream,
@@ -39,25 +37,18 @@ use crate::{
 
 /// Most exchanges at a time on one connection, where the backend allows more: beyond that another connection spreads them
 /// better over what the backend has.
-const STREAMS: usize = 100;
-/// Bytes of a response that a stream may hold unread.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// The same for all streams of a connection: those that nobody reads must not hold up the others.
-const CONNECTION_WINDOW: u32 = STREAMS as u32 * STREAM_WINDOW;
-/// Bytes of a request that a stream may hold unsent.
-const SEND_BUFFER: usize = 64 << 10;
+pub(super) const STREAMS: usize = 100;
+/// Most heads and trailers on one stream: two more than the interim responses that are passed on.
+pub(super) const MAX_SECTIONS: u32 = 18;
 /// How long a connection may take to say goodbye when nothing is on it any more.
 const PARTING: Duration = Duration::from_secs(2);
-
 /// How long a backend may say nothing at all on a connection on which an exchange ran out of its time.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// A connection to a backend that speaks HTTP/2.
 #[derive(Debug)]
 pub struct Link {
-    /// `None` when no more streams may begin.
-    sender: RefCell<Option<SendRequest<Bytes>>>,
-    account: Rc<Account>,
+    connection: Rc<Connection>,
     state: Arc<BackendState>,
     is_secure: bool,
     born: Instant,
@@ -65,9 +56,10 @@ pub struct Link {
     begun: Cell<u64>,
     /// Since when it has had no stream.
     idle_since: Cell<Instant>,
+    /// No more streams may begin.
+    retired: Cell<bool>,
     /// Its driver has ended.
     over: Cell<bool>,
-    driver: RefCell<Option<Waker>>,
 }
 
 impl Link {
@@ -83,81 +75,81 @@ impl Link {
             return Err(Failed::new(Fault::Alpn, NOT_H2).into());
         }
         let is_secure = stream.tls().is_some();
-        let (watched, account) = Watched::of_backend(stream);
-        let greeting = greet(watched, &account);
+        let connection = Connection::of_backend(stream);
+        let greeting = poll_fn(|cx| match connection.poll(cx) {
+            Poll::Pending if connection.is_greeted() => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(_) => Poll::Ready(Err(connection.fate().unwrap_or(Ended::Lost))),
+        });
         let Ok(greeted) = timeout_at(deadline.into(), greeting).await else {
             return Err(ConnectError {
                 reason: Reason::ConnectionTimeout,
                 source: io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 settings in time"),
             });
         };
-        let (sender, connection) = greeted.map_err(|error| ConnectError {
-            reason: reason_of(&error),
-            source: io::Error::other(error),
+        greeted.map_err(|ended| ConnectError {
+            reason: reason_of(ended),
+            source: io::Error::other(ended),
         })?;
         let now = clock::now();
         state.metrics.mine().connections_idle.add(1);
         let link = Rc::new(Self {
-            sender: RefCell::new(Some(sender)),
-            account,
+            connection,
             state: Arc::clone(state),
             is_secure,
             born: now,
             open: Cell::new(0),
             begun: Cell::new(0),
             idle_since: Cell::new(now),
+            retired: Cell::new(false),
             over: Cell::new(false),
-            driver: RefCell::default(),
         });
-        let driver = drive(Driven(Rc::clone(&link)), connection);
+        let driver = drive(Driven(Rc::clone(&link)));
         Ok((link, driver))
     }
 
     /// A stream for one exchange. `None`: there is no room, or none may begin any more.
     pub fn stream(self: &Rc<Self>) -> Option<Outgoing> {
-        let sender = self.sender.borrow();
-        let sender = sender.as_ref().filter(|_| self.room() > 0)?;
-        let stream = Outgoing::new(Rc::clone(self), sender.clone());
+        if self.room() == 0 {
+            return None;
+        }
         self.begun.set(self.begun.get() + 1);
-        Some(stream)
+        Some(Outgoing::new(Rc::clone(self)))
     }
 
     /// How many more exchanges may begin.
     pub fn room(&self) -> usize {
-        let sender = self.sender.borrow();
-        sender.as_ref().map_or(0, |sender| {
-            let most = sender.current_max_send_streams().min(STREAMS);
-            most.saturating_sub(self.open.get())
-        })
+        if self.is_retired() {
+            return 0;
+        }
+        let allowed = self.connection.backend(|backend| backend.most).flatten();
+        let most = allowed.map_or(STREAMS, |allowed| STREAMS.min(allowed as usize));
+        most.saturating_sub(self.open.get())
     }
 
     /// No stream begins any more; those that are open come to their end.
     pub fn retire(&self) {
-        self.sender.take();
-        // Where nothing was open, that was the last reference.
-        if let Some(driver) = self.driver.borrow_mut().take() {
-            driver.wake();
+        if !self.retired.replace(true) && self.open.get() == 0 {
+            self.connection.leave();
         }
     }
 
     /// An exchange did not wait for its answer any longer: where nothing at all comes, others would not get theirs either.
     pub fn doubt(&self) {
-        if self.account.silence() >= SILENCE {
+        if self.connection.silence() >= SILENCE {
             self.retire();
         }
     }
 
     /// No stream can begin any more.
     pub fn is_retired(&self) -> bool {
-        self.sender.borrow().is_none()
+        self.retired.get()
     }
 
     /// The backend takes WebSockets, RFC 8441 section 3.
     pub fn takes_websockets(&self) -> bool {
-        let sender = self.sender.borrow();
-        sender
-            .as_ref()
-            .is_some_and(SendRequest::is_extended_connect_protocol_enabled)
+        let takes = self.connection.backend(|backend| backend.takes_connect);
+        takes == Some(true)
     }
 
     /// When it was made.
@@ -195,11 +187,14 @@ impl Link {
         if !self.over.get() {
             metrics.connections_idle.add(1);
         }
+        if self.is_retired() {
+            self.connection.leave();
+        }
     }
 
     fn end(&self) {
         self.retire();
-        drop(self.account.take_stream());
+        drop(self.connection.take_stream());
         if !self.over.replace(true) && self.open.get() == 0 {
             self.state.metrics.mine().connections_idle.sub(1);
         }
@@ -215,73 +210,29 @@ impl Drop for Driven {
     }
 }
 
-type Sender = SendRequest<Bytes>;
-type Frames = Box<Connection<Watched, Bytes>>;
-
-async fn greet(watched: Watched, account: &Account) -> Result<(Sender, Frames), h2::Error> {
-    let (sender, connection) = Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buffer_size(SEND_BUFFER)
-        .enable_push(false)
-        // Twice what is allowed, so that we can say of most heads that are too large that this is what is wrong.
-        .max_header_list_size(2 * MAX_HEAD as u32)
-        .handshake(watched)
-        .await?;
-    let mut connection = Box::new(connection);
-    poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
-        Poll::Ready(Ok(())) => Poll::Ready(Err(closed())),
-        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-        Poll::Pending if account.has_settings() => Poll::Ready(Ok(())),
-        Poll::Pending if account.is_spent() => {
-            Poll::Ready(Err(h2::Reason::ENHANCE_YOUR_CALM.into()))
-        }
-        Poll::Pending => Poll::Pending,
-    })
-    .await?;
-    Ok((sender, connection))
-}
-
-/// The backend has ended the connection before it was one.
-fn closed() -> h2::Error {
-    h2::Reason::NO_ERROR.into()
-}
-
-/// Drives the frames of the connection of `link` until it is over; the connection is dropped first.
-async fn drive(link: Driven, mut connection: Frames) {
+/// Drives the connection of `link` until it is over.
+async fn drive(link: Driven) {
+    let link = &link.0;
     let mut parting: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
-        match Pin::new(&mut connection).poll(cx) {
-            Poll::Ready(ended) => {
-                if let Err(error) = ended {
-                    tracing::debug!(target: "http", backend = %link.0.state.address, %error, "http/2 connection failed");
-                }
-                return Poll::Ready(());
-            }
-            Poll::Pending => {}
-        }
-        let account = &link.0.account;
-        if account.is_spent() {
-            tracing::debug!(target: "http", backend = %link.0.state.address, "http/2 flood");
+        if link.connection.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if account.is_leaving() {
-            link.0.retire();
+        let is_over = link.connection.fate().is_some();
+        if is_over || link.connection.backend(|it| it.is_leaving) == Some(true) {
+            link.retire();
         }
-        link.0.poll_parting(cx, &mut parting)
+        link.poll_parting(cx, &mut parting)
     })
     .await;
+    if let Some(ended @ Ended::Failed(_)) = link.connection.fate() {
+        tracing::debug!(target: "http", backend = %link.state.address, %ended, "http/2 connection failed");
+    }
 }
 
 impl Link {
     /// Ready when the connection should have ended by itself.
     fn poll_parting(&self, cx: &mut Context<'_>, timer: &mut Option<Pin<Box<Sleep>>>) -> Poll<()> {
-        let mut driver = self.driver.borrow_mut();
-        match &mut *driver {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
-        drop(driver);
         if self.open.get() > 0 || !self.is_retired() {
             *timer = None;
             return Poll::Pending;

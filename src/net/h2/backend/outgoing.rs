@@ -4,76 +4,54 @@
 use std::{
     cell::{Cell, RefCell},
     io,
-    pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Waker},
 };
 
-use bytes::Bytes;
-use h2::client::{ResponseFuture, SendRequest};
 use tokio::io::ReadBuf;
 
 use super::{
     super::{
-        reader::{self, Reader},
+        Ended,
+        connection::gone,
+        reader,
         text::Text,
         writer::{self, Writer},
     },
-    Link,
-    request::{self, Asked, Content},
-    response::{self, Expected},
+    Link, request,
 };
-use crate::reason::Reason;
+use crate::{http2::frame::Code, reason::Reason};
 
 /// A stream to a backend.
 #[derive(Debug)]
 pub struct Outgoing {
     link: Rc<Link>,
+    /// Of the stream; `None` before it has begun.
+    id: Cell<Option<u32>>,
     sending: RefCell<Sending>,
-    receiving: RefCell<Receiving>,
+    /// Who reads before the stream has begun.
+    reader: RefCell<Option<Waker>>,
     /// The backend has said that it did nothing with the request, or never got it.
     unseen: Cell<bool>,
 }
 
 #[derive(Debug)]
 enum Sending {
-    /// What is there of the head, and how to send it.
-    Head(Vec<u8>, Box<SendRequest<Bytes>>),
+    /// What is there of the head.
+    Head(Vec<u8>),
+    /// The head could not be sent.
+    Failed,
     Body(Writer),
 }
 
-/// The response, as far as it was not read.
-#[derive(Debug)]
-struct Receiving {
-    phase: Phase,
-    reader: Reader,
-    /// Of the stream, for the account of its frames; 0 before it has begun.
-    id: u32,
-}
-
-#[derive(Debug)]
-enum Phase {
-    /// There is no stream yet. Somebody may be reading already.
-    Unsent(Option<Waker>),
-    /// There will be no response that can be read.
-    Failed(io::ErrorKind),
-    /// The final head is not there.
-    Awaited(ResponseFuture, Expected),
-    /// It is.
-    Begun,
-}
-
 impl Outgoing {
-    pub(super) fn new(link: Rc<Link>, sender: SendRequest<Bytes>) -> Self {
+    pub(super) fn new(link: Rc<Link>) -> Self {
         link.enter();
         Self {
             link,
-            sending: RefCell::new(Sending::Head(Vec::new(), Box::new(sender))),
-            receiving: RefCell::new(Receiving {
-                phase: Phase::Unsent(None),
-                reader: Reader::new(),
-                id: 0,
-            }),
+            id: Cell::new(None),
+            sending: RefCell::new(Sending::Head(Vec::new())),
+            reader: RefCell::default(),
             unseen: Cell::new(false),
         }
     }
@@ -91,185 +69,143 @@ impl Outgoing {
     /// Ready when the stream was reset, by whomever, or its connection is no more. A backend that has come to its end may
     /// say that it wants nothing more either (RFC 9113 section 8.1): what it sent before that is there to be read.
     pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut *self.sending.borrow_mut() {
-            Sending::Head(..) => Poll::Pending,
-            Sending::Body(body) => match ready!(body.poll_gone(cx)) {
-                Some(h2::Reason::NO_ERROR) => Poll::Pending,
-                _ => Poll::Ready(()),
-            },
+        let Some(id) = self.id.get() else {
+            return Poll::Pending;
+        };
+        match self.link.connection.poll_gone(id, cx) {
+            Poll::Ready(Ended::Reset(Code::NO_ERROR)) => Poll::Pending,
+            gone => gone.map(drop),
         }
     }
 
     /// Ends our direction of a tunnel; a request ends by itself.
     pub fn finish(&self) {
-        if let Sending::Body(body) = &mut *self.sending.borrow_mut() {
-            body.finish();
+        if let (Sending::Body(body), Some(id)) = (&mut *self.sending.borrow_mut(), self.id.get()) {
+            body.finish(&self.link.connection, id);
         }
     }
 
     /// Sends the head.
-    fn begin(&self, head: &[u8], sender: &mut SendRequest<Bytes>) -> io::Result<Writer> {
-        let begun = self.send(head, sender);
-        if begun.is_err() {
-            let phase = Phase::Failed(io::ErrorKind::BrokenPipe);
-            self.receiving.borrow_mut().set(phase);
-        }
-        begun
-    }
-
-    fn send(&self, head: &[u8], sender: &mut SendRequest<Bytes>) -> io::Result<Writer> {
-        let Asked {
-            request,
-            content,
-            expected,
-        } = request::read(head, self.link.is_secure)?;
-        let ends = match &content {
-            Content::Nothing => true,
-            Content::Body(decoder) => decoder.is_done(),
-            Content::Raw => false,
-        };
-        let sent = sender.send_request(request, ends);
-        let (response, stream) = sent.or_else(|error| {
-            // Nothing of it has left us.
-            self.unseen.set(true);
-            self.link.retire();
-            writer::gone(error)
-        })?;
-        let mut receiving = self.receiving.borrow_mut();
-        receiving.id = response.stream_id().as_u32();
-        self.link.account.stream_begins(receiving.id);
-        receiving.set(Phase::Awaited(response, expected));
-        Ok(match content {
-            Content::Body(decoder) if !ends => Writer::body(stream, decoder),
-            Content::Raw => Writer::raw(stream),
-            _ => Writer::done(stream),
+    fn begin(&self, head: &[u8]) -> io::Result<Writer> {
+        request::read(head, |mut asked| {
+            let expected = std::mem::take(&mut asked.expected);
+            let ends = matches!(asked.content, Writer::Done);
+            let is_secure = self.link.is_secure;
+            let write = |out: &mut Vec<u8>| asked.write(out, is_secure);
+            let begun = self.link.connection.begin(expected, ends, write);
+            let id = begun.map_err(|ended| {
+                // Nothing of it has left us.
+                self.unseen.set(true);
+                self.link.retire();
+                gone(ended)
+            })?;
+            self.id.set(Some(id));
+            Ok(asked.content)
         })
     }
 
-    /// An error of the stream, as whoever reads it is to see it.
-    fn failed(&self, error: h2::Error) -> io::Error {
-        if self.link.account.is_spent() {
-            return reader::reset(h2::Reason::ENHANCE_YOUR_CALM.into());
-        }
-        let refused = error.is_remote()
-            && error.is_reset()
-            && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-        if refused || error.is_remote() && error.is_go_away() {
+    /// An end of the stream, as whoever reads it is to see it.
+    fn failed(&self, ended: Ended) -> io::Error {
+        let (is_unseen, is_last) = match ended {
+            Ended::Unseen(_) | Ended::Reset(Code::REFUSED_STREAM) => (true, true),
+            // Of this stream alone.
+            Ended::Reset(_) | Ended::Invalid(_) => (false, false),
+            Ended::Failed(_) | Ended::Lost => (false, true),
+        };
+        if is_unseen {
             self.unseen.set(true);
         }
-        // Any other reset is one of this stream alone.
-        if refused || !error.is_reset() {
+        if is_last {
             self.link.retire();
         }
-        reader::reset(error)
+        reader::cut(ended)
     }
 }
 
 impl Text for Outgoing {
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut receiving = self.receiving.borrow_mut();
-        let Receiving { phase, reader, .. } = &mut *receiving;
-        if reader.has_bytes() {
-            return Poll::Ready(Ok(()));
+        if let Some(id) = self.id.get() {
+            let ready = self.link.connection.poll_ready(id, cx);
+            return ready.map_err(|ended| self.failed(ended));
         }
-        match phase {
-            Phase::Unsent(waker) => {
-                *waker = Some(cx.waker().clone());
-                return Poll::Pending;
-            }
-            Phase::Failed(kind) => return Poll::Ready(Err((*kind).into())),
-            Phase::Awaited(response, expected) => {
-                // Interim responses come first; the final one is behind them.
-                if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-                    let interim = interim.map_err(|error| self.failed(error))?;
-                    reader.interim(response::interim(&interim)?);
-                    return Poll::Ready(Ok(()));
-                }
-                let response = ready!(Pin::new(response).poll(cx));
-                let (parts, stream) = response.map_err(|error| self.failed(error))?.into_parts();
-                // It was taken out: whoever asks again is told the same.
-                let expected = std::mem::take(expected);
-                *phase = Phase::Failed(io::ErrorKind::InvalidData);
-                let (text, body) = response::head(&parts, stream.is_end_stream(), &expected)?;
-                reader.begin(text, body, stream);
-                *phase = Phase::Begun;
-            }
-            Phase::Begun => {}
+        if matches!(*self.sending.borrow(), Sending::Failed) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        reader.poll_ready(cx)
+        *self.reader.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     fn take(&self, target: &mut ReadBuf<'_>) -> io::Result<bool> {
-        self.receiving.borrow_mut().reader.take(target)
+        let id = self.id.get();
+        Ok(id.is_some_and(|id| self.link.connection.take(id, target)))
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut sending = self.sending.borrow_mut();
+        let connection = &self.link.connection;
         let mut used = 0;
         while used < bytes.len() {
             let rest = bytes.get(used..).unwrap_or_default();
-            match &mut *sending {
-                Sending::Head(head, sender) => {
+            let written = match (&mut *sending, self.id.get()) {
+                (Sending::Body(body), Some(id)) => body.write(connection, id, rest),
+                (Sending::Head(head), _) => {
                     let (whole, count) = writer::collect(head, rest)?;
-                    used += count;
                     if let Some(head) = whole {
-                        *sending = Sending::Body(self.begin(&head, sender)?);
+                        let begun = self.begin(&head);
+                        self.reader.take().into_iter().for_each(Waker::wake);
+                        match begun {
+                            Ok(body) => *sending = Sending::Body(body),
+                            Err(error) => {
+                                *sending = Sending::Failed;
+                                return Err(error);
+                            }
+                        }
                     }
+                    Ok(count)
                 }
-                Sending::Body(body) => match body.write(rest) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock && used > 0 => break,
-                    count => used += count?,
-                },
+                (Sending::Failed | Sending::Body(_), _) => Err(io::ErrorKind::BrokenPipe.into()),
+            };
+            match written {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && used > 0 => break,
+                count => used += count?,
             }
         }
         Ok(used)
     }
 
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self.sending.borrow_mut() {
-            Sending::Head(..) => Poll::Ready(Ok(())),
-            Sending::Body(body) => body.poll_room(cx),
-        }
-    }
-}
-
-impl Receiving {
-    fn set(&mut self, phase: Phase) {
-        if let Phase::Unsent(Some(waker)) = std::mem::replace(&mut self.phase, phase) {
-            waker.wake();
+        match (&*self.sending.borrow(), self.id.get()) {
+            (Sending::Body(body), Some(id)) => body.poll_room(&self.link.connection, id, cx),
+            _ => Poll::Ready(Ok(())),
         }
     }
 }
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        if let Sending::Body(body) = self.sending.get_mut() {
-            body.cut(h2::Reason::CANCEL);
+        if let Some(id) = self.id.get() {
+            self.link.connection.close(id, Code::CANCEL);
         }
-        self.link.account.stream_ends(self.receiving.get_mut().id);
         self.link.leave();
     }
 }
 
-fn h2_error(error: &io::Error) -> Option<&h2::Error> {
-    error.get_ref()?.downcast_ref()
-}
-
-/// What an error of HTTP/2 says of a backend that has not answered.
-pub(super) fn reason_of(error: &h2::Error) -> Reason {
-    let ours = error.is_library() || error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
-    // What we have found wrong ourselves, as opposed to what the backend has told, or an end without a word.
-    if ours && !error.is_remote() {
-        Reason::ProxyProtocolError
-    } else {
-        Reason::ConnectionTerminated
+/// What an end of HTTP/2 says of a backend that has not answered.
+pub(super) fn reason_of(ended: Ended) -> Reason {
+    match ended {
+        // What we have found wrong ourselves, as opposed to what the backend has told, or an end without a word.
+        Ended::Invalid(_) | Ended::Failed(_) => Reason::ProxyProtocolError,
+        Ended::Reset(_) | Ended::Unseen(_) | Ended::Lost => Reason::ConnectionTerminated,
     }
 }
 
 /// What an error of reading an [`Outgoing`] says of the backend.
 pub fn fault(error: &io::Error) -> Reason {
-    match h2_error(error) {
-        Some(error) => reason_of(error),
+    match error
+        .get_ref()
+        .and_then(|error| error.downcast_ref::<Ended>())
+    {
+        Some(ended) => reason_of(*ended),
         None if error.kind() == io::ErrorKind::InvalidData => Reason::ProxyProtocolError,
         None => Reason::ConnectionTerminated,
     }

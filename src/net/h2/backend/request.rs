@@ -2,49 +2,40 @@
 
 use std::{io, mem::MaybeUninit};
 
-use h2::ext::Protocol;
-use hyper::http::{
-    HeaderValue, Method, Request, Uri,
-    header::{self, HeaderMap},
-    uri::{Authority, PathAndQuery, Scheme},
-};
-
 use super::{
     super::{
         websocket,
-        writer::{self, MAX_FIELDS, invalid},
+        writer::{self, MAX_FIELDS, Writer, invalid},
     },
     response::Expected,
 };
-use crate::http1::body::Decoder;
+use crate::{
+    http1::{body::Decoder, fields::Known},
+    http2::hpack,
+};
 
-/// What follows the head.
-#[derive(Debug)]
-pub(super) enum Content {
-    Nothing,
-    Body(Decoder),
-    /// Another protocol.
-    Raw,
-}
-
-/// A request, and what its answer can be.
-#[derive(Debug)]
-pub(super) struct Asked {
-    pub request: Request<()>,
-    pub content: Content,
+/// A request head as it was tokenized, and what belongs to it.
+pub(super) struct Asked<'h, 'b> {
+    method: &'b str,
+    target: &'b str,
+    host: &'b [u8],
+    takes_trailers: bool,
+    is_socket: bool,
+    fields: &'h [httparse::Header<'b>],
+    /// What follows it.
+    pub content: Writer,
+    /// What its answer can be.
     pub expected: Expected,
 }
 
-/// HTTP/2, or the library for it, has no such request.
-fn inexpressible() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidInput,
-        "a request that HTTP/2 cannot express",
-    )
-}
-
-/// Reads the head in `bytes`.
-pub(super) fn read(bytes: &[u8], is_secure: bool) -> io::Result<Asked> {
+/// Reads the head in `bytes` for `send`.
+///
+/// # Errors
+/// `InvalidInput`: HTTP/2 has no such request.
+pub(super) fn read<T>(
+    bytes: &[u8],
+    send: impl FnOnce(Asked<'_, '_>) -> io::Result<T>,
+) -> io::Result<T> {
     let mut room = [MaybeUninit::uninit(); MAX_FIELDS];
     let mut head = httparse::Request::new(&mut []);
     let parsed = httparse::ParserConfig::default()
@@ -54,65 +45,81 @@ pub(super) fn read(bytes: &[u8], is_secure: bool) -> io::Result<Asked> {
     else {
         return Err(invalid("no request head"));
     };
-    let method = Method::from_bytes(method.as_bytes()).map_err(|_| inexpressible())?;
-    let value = |name: &str| {
-        let mut fields = head.headers.iter();
-        let found = fields.find(|field| field.name.eq_ignore_ascii_case(name));
+    if !target.bytes().all(is_expressible) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "a request that HTTP/2 cannot express",
+        ));
+    }
+    let fields = &*head.headers;
+    let find = |name: &str| {
+        let found = fields
+            .iter()
+            .find(|field| field.name.eq_ignore_ascii_case(name));
         found.map(|field| field.value)
     };
-    let (mut fields, decoder) = writer::fields(head.headers).map_err(|_| inexpressible())?;
-    if value("te").is_some() {
-        fields.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
-    let is_socket = value("upgrade").is_some();
-    let uri = uri(&mut fields, target, is_secure)?;
-    let mut request = Request::new(());
+    let is_socket = find("upgrade").is_some();
     let mut expected = Expected {
-        is_head: method == Method::HEAD,
+        is_head: method == "HEAD",
         accept: None,
     };
     let content = if is_socket {
-        let key = fields.remove("sec-websocket-key");
-        expected.accept = Some(websocket::accept(
-            key.as_ref().map_or(b"", |key| key.as_bytes()),
-        ));
-        *request.method_mut() = Method::CONNECT;
-        request
-            .extensions_mut()
-            .insert(Protocol::from_static("websocket"));
-        Content::Raw
+        let key = find("sec-websocket-key").unwrap_or_default();
+        expected.accept = Some(websocket::accept(key).into());
+        Writer::Raw
     } else {
-        *request.method_mut() = method;
-        decoder.map_or(Content::Nothing, Content::Body)
+        match writer::framing(fields)? {
+            None | Some(Decoder::Length(0)) => Writer::Done,
+            Some(decoder) => Writer::Body(decoder, 0),
+        }
     };
-    *request.uri_mut() = uri;
-    *request.headers_mut() = fields;
-    Ok(Asked {
-        request,
+    send(Asked {
+        method,
+        target,
+        host: find("host").unwrap_or_default(),
+        takes_trailers: find("te").is_some(),
+        is_socket,
+        fields,
         content,
         expected,
     })
 }
 
-/// Scheme, authority and path. A host that cannot be an authority stays a field, which is as good (section 8.3.1).
-fn uri(fields: &mut HeaderMap, target: &str, is_secure: bool) -> io::Result<Uri> {
-    let path = PathAndQuery::try_from(target).map_err(|_| inexpressible())?;
-    // Some characters are dropped or taken for something else: what does not come out as it went in is not sent.
-    if path.as_str() != target {
-        return Err(inexpressible());
-    }
-    let host = fields.get(header::HOST).map(HeaderValue::as_bytes);
-    let authority = host.and_then(|host| Authority::try_from(host).ok());
-    let mut parts = hyper::http::uri::Parts::default();
-    parts.path_and_query = Some(path);
-    if let Some(authority) = authority {
-        fields.remove(header::HOST);
-        parts.authority = Some(authority);
-        parts.scheme = Some(if is_secure {
-            Scheme::HTTPS
+/// Servers reset streams for bytes that no URI has (RFC 3986 appendix A), which would look like a fault of theirs. Those that
+/// are widely sent and taken all the same may pass.
+const fn is_expressible(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !matches!(byte, b'#' | b'<' | b'>' | b'`')
+}
+
+impl Asked<'_, '_> {
+    /// Appends the field block.
+    pub(super) fn write(&self, out: &mut Vec<u8>, is_secure: bool) {
+        let method = if self.is_socket {
+            "CONNECT"
         } else {
-            Scheme::HTTP
-        });
+            self.method
+        };
+        hpack::field(out, b":method", method.as_bytes());
+        hpack::field(out, b":scheme", if is_secure { b"https" } else { b"http" });
+        hpack::field(out, b":path", self.target.as_bytes());
+        if !self.host.is_empty() {
+            hpack::field(out, b":authority", self.host);
+        }
+        if self.is_socket {
+            hpack::field(out, b":protocol", b"websocket");
+        }
+        for field in writer::end_to_end(self.fields) {
+            let name = field.name.as_bytes();
+            let is_left_out = match Known::of(name) {
+                Known::Host => true,
+                _ => self.is_socket && name.eq_ignore_ascii_case(b"sec-websocket-key"),
+            };
+            if !is_left_out {
+                hpack::field(out, name, field.value);
+            }
+        }
+        if self.takes_trailers {
+            hpack::field(out, b"te", b"trailers");
+        }
     }
-    Uri::from_parts(parts).map_err(|_| inexpressible())
 }

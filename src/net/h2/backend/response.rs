@@ -1,69 +1,108 @@
 //! The response head of a backend's h2 stream as the HTTP/1.1 head that means the same.
 //!
-//! Typed all the way; what is written here is read by `http1::response` all the same, as strictly as if it had come from a
-//! socket.
+//! What is written here is read by `http1::response` all the same, as strictly as if it had come from a socket.
 
 use std::io;
 
-use hyper::http::{HeaderMap, Response, StatusCode, header, response::Parts};
+use hyper::http::StatusCode;
 
-use super::super::{reader::Body, writer::invalid};
-use crate::http1::{encode, fields::Known};
+use super::super::{
+    is_name, is_plain,
+    reader::{Body, Head},
+    writer::invalid,
+};
+use crate::{
+    http1::{self, encode, fields::Known},
+    http2::hpack::Fields,
+};
+
+/// Bytes of what we add to the fields of a backend.
+const FRAMING: usize = 128;
 
 /// What the answer can be.
 #[derive(Debug, Default)]
-pub(super) struct Expected {
+pub(in super::super) struct Expected {
     /// To HEAD: no body follows.
     pub is_head: bool,
     /// A WebSocket was asked for, with a key that this is the answer to.
-    pub accept: Option<String>,
+    pub accept: Option<Box<str>>,
 }
 
-/// The final head, and what follows it. `ends`: the stream ends with it.
-pub(super) fn head(parts: &Parts, ends: bool, expected: &Expected) -> io::Result<(Vec<u8>, Body)> {
-    let Parts {
-        status, headers, ..
-    } = parts;
-    let mut out = Vec::with_capacity(512);
+/// One head.
+#[derive(Debug)]
+pub(in super::super) enum Read {
+    /// Of status 1xx.
+    Interim(Vec<u8>),
+    Final(Head),
+}
+
+/// Reads the head in `fields`. `ends`: the stream ends with it.
+pub(in super::super) fn read(fields: &Fields, ends: bool, expected: &Expected) -> io::Result<Read> {
+    let status = status(fields)?;
+    let mut text = Vec::with_capacity(fields.size() + FRAMING);
+    match status.as_u16() {
+        // RFC 9113 section 8.6: HTTP/2 has no switch.
+        101 => return Err(invalid("a switch of protocols")),
+        100..200 if ends => return Err(invalid("an end without a response")),
+        100..200 => {
+            status_line(&mut text, status);
+            write_fields(&mut text, fields, true)?;
+            encode::end(&mut text);
+            return Ok(Read::Interim(text));
+        }
+        _ => {}
+    }
     if let Some(accept) = expected.accept.as_ref().filter(|_| status.is_success()) {
         // RFC 8441 section 5: success is what 101 is in HTTP/1.
-        status_line(&mut out, StatusCode::SWITCHING_PROTOCOLS);
-        fields(&mut out, headers, false)?;
-        encode::upgrade(&mut out, b"websocket");
-        encode::field(&mut out, b"sec-websocket-accept", accept.as_bytes());
-        encode::end(&mut out);
-        return Ok((out, Body::Raw));
+        status_line(&mut text, StatusCode::SWITCHING_PROTOCOLS);
+        write_fields(&mut text, fields, false)?;
+        encode::upgrade(&mut text, b"websocket");
+        encode::field(&mut text, b"sec-websocket-accept", accept.as_bytes());
+        encode::end(&mut text);
+        return Ok(Read::Final(Head {
+            text,
+            body: Body::Raw,
+            length: None,
+        }));
     }
-    let has_content = !expected.is_head
-        && *status != StatusCode::NO_CONTENT
-        && *status != StatusCode::NOT_MODIFIED;
-    let has_length = headers.contains_key(header::CONTENT_LENGTH);
+    let has_content =
+        !expected.is_head && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED;
+    let find = |known| fields.iter().find(|(name, _)| Known::of(name) == known);
+    let length = find(Known::ContentLength).map(|(_, value)| value);
     // Behind a body of known length HTTP/1 has no trailers: where they are announced, the length gives way to them.
-    let is_chunked = has_content && !ends && (!has_length || headers.contains_key(header::TRAILER));
-    status_line(&mut out, *status);
-    fields(&mut out, headers, !is_chunked)?;
+    let gives_way = length.is_none() || find(Known::Trailer).is_some();
+    let is_chunked = has_content && !ends && gives_way;
+    status_line(&mut text, status);
+    write_fields(&mut text, fields, !is_chunked)?;
     let body = if is_chunked {
-        encode::chunked(&mut out);
+        encode::chunked(&mut text);
         Body::Chunked
     } else if has_content && !ends {
         Body::Plain
     } else {
-        if has_content && !has_length {
-            encode::content_length(&mut out, 0);
+        if has_content && length.is_none() {
+            encode::content_length(&mut text, 0);
         }
         Body::None
     };
-    encode::end(&mut out);
-    Ok((out, body))
+    encode::end(&mut text);
+    let length = length
+        .and_then(http1::content_length)
+        .filter(|_| has_content);
+    if ends && length.is_some_and(|length| length > 0) {
+        return Err(invalid("an end before the length that was declared"));
+    }
+    Ok(Read::Final(Head { text, body, length }))
 }
 
-/// A head of status 1xx.
-pub(super) fn interim(response: &Response<()>) -> io::Result<Vec<u8>> {
-    let mut out = Vec::new();
-    status_line(&mut out, response.status());
-    fields(&mut out, response.headers(), true)?;
-    encode::end(&mut out);
-    Ok(out)
+/// The one pseudo-header field, which comes first: RFC 9113 section 8.3.2. Others are no names.
+fn status(fields: &Fields) -> io::Result<StatusCode> {
+    let first = fields.iter().next();
+    let value = first
+        .filter(|(name, _)| *name == b":status")
+        .map(|(_, value)| value);
+    let status = value.and_then(|value| StatusCode::from_bytes(value).ok());
+    status.ok_or(invalid("no status"))
 }
 
 fn status_line(out: &mut Vec<u8>, status: StatusCode) {
@@ -71,12 +110,11 @@ fn status_line(out: &mut Vec<u8>, status: StatusCode) {
     encode::status_line(out, status.as_u16(), phrase.as_bytes());
 }
 
-fn fields(out: &mut Vec<u8>, fields: &HeaderMap, with_length: bool) -> io::Result<()> {
-    for (name, value) in fields {
-        let name = name.as_str().as_bytes();
+fn write_fields(out: &mut Vec<u8>, fields: &Fields, with_length: bool) -> io::Result<()> {
+    for (name, value) in fields.iter().skip(1) {
         let known = Known::of(name);
-        // RFC 9113 section 8.2.2.
-        if known.is_hop_by_hop() {
+        // RFC 9113 sections 8.2.1 and 8.2.2.
+        if !is_name(name) || !is_plain(value) || known.is_hop_by_hop() {
             return Err(invalid("a field that HTTP/2 does not have"));
         }
         let is_left_out = match known {
@@ -85,7 +123,7 @@ fn fields(out: &mut Vec<u8>, fields: &HeaderMap, with_length: bool) -> io::Resul
             _ => name == b"sec-websocket-accept",
         };
         if !is_left_out {
-            encode::field(out, name, value.as_bytes());
+            encode::field(out, name, value);
         }
     }
     Ok(())

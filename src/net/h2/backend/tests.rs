@@ -1,124 +1,132 @@
 //! Heads as they are turned into those of HTTP/2 and back. What goes over connections is tested from outside.
 
-use hyper::http::{HeaderMap, HeaderValue, Method, Response};
+use std::io;
 
 use super::{
-    request::{self, Content},
-    response::{self, Expected},
+    request,
+    response::{self, Expected, Read},
 };
 use crate::{
     http1::response::{Framing, Head},
-    net::h2::reader::Body,
+    http2::hpack::{self, Decoder, Fields},
+    net::h2::{reader::Body, writer::Writer},
 };
 
-fn asked(text: &str) -> std::io::Result<request::Asked> {
-    request::read(text.as_bytes(), true)
+fn list(block: &[u8]) -> Fields {
+    let mut fields = Fields::default();
+    let decoded = Decoder::default().decode(block, 1 << 20, &mut fields);
+    decoded.unwrap();
+    fields
+}
+
+/// The fields of a request, what follows it, and what its answer can be.
+fn asked(text: &str) -> io::Result<(Vec<String>, &'static str, Expected)> {
+    request::read(text.as_bytes(), |mut asked| {
+        let mut block = Vec::new();
+        asked.write(&mut block, true);
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let fields = list(&block);
+        let lines = fields.iter();
+        let lines = lines.map(|(name, value)| format!("{}: {}", text(name), text(value)));
+        let content = match asked.content {
+            Writer::Done => "nothing",
+            Writer::Body(..) => "body",
+            Writer::Raw => "raw",
+        };
+        Ok((
+            lines.collect(),
+            content,
+            std::mem::take(&mut asked.expected),
+        ))
+    })
 }
 
 #[test]
 fn a_request_is_the_same_in_pseudo_fields() {
-    let asked = asked("PUT /a?b=%20 HTTP/1.1\r\nHost: h.example:81\r\nX-A: 1\r\nx-a: 2\r\nTE: trailers\r\nContent-Length: 3\r\n\r\n").unwrap();
-    let request = asked.request;
-    assert_eq!(request.method(), Method::PUT);
-    assert_eq!(request.uri(), "https://h.example:81/a?b=%20");
-    let fields = request.headers();
-    let values: Vec<_> = fields.get_all("x-a").iter().collect();
-    assert_eq!(values, ["1", "2"]);
+    let (lines, content, expected) = asked("PUT /a?b=%20 HTTP/1.1\r\nHost: h.example:81\r\nX-A: 1\r\nx-a: 2\r\nTE: trailers\r\nConnection: close\r\nContent-Length: 3\r\n\r\n").unwrap();
     assert_eq!(
-        (&fields["te"], &fields["content-length"]),
-        (
-            &HeaderValue::from_static("trailers"),
-            &HeaderValue::from_static("3")
-        )
+        lines,
+        [
+            ":method: PUT",
+            ":scheme: https",
+            ":path: /a?b=%20",
+            ":authority: h.example:81",
+            "x-a: 1",
+            "x-a: 2",
+            "content-length: 3",
+            "te: trailers"
+        ]
     );
-    assert_eq!(fields.len(), 4, "{fields:?}");
-    assert!(matches!(asked.content, Content::Body(_)));
-    assert!(!asked.expected.is_head && asked.expected.accept.is_none());
+    assert_eq!(content, "body");
+    assert!(!expected.is_head && expected.accept.is_none());
 }
 
 #[test]
 fn what_follows_a_request_is_what_its_fields_say() {
-    let content = |fields: &str| {
+    for (fields, expected) in [
+        ("", "nothing"),
+        ("Content-Length: 0\r\n", "nothing"),
+        ("Content-Length: 5\r\n", "body"),
+        ("Transfer-Encoding: chunked\r\n", "body"),
+        ("Connection: upgrade\r\nUpgrade: websocket\r\n", "raw"),
+    ] {
         let text = format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
-        match asked(&text).unwrap().content {
-            Content::Nothing => "nothing",
-            Content::Body(_) => "body",
-            Content::Raw => "raw",
-        }
-    };
-    assert_eq!(content(""), "nothing");
-    assert_eq!(content("Content-Length: 5\r\n"), "body");
-    assert_eq!(content("Transfer-Encoding: chunked\r\n"), "body");
+        assert_eq!(asked(&text).unwrap().1, expected, "{fields}");
+    }
+}
+
+#[test]
+fn a_websocket_is_asked_for_by_extended_connect() {
+    let (lines, _, expected) = asked("GET /chat HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n").unwrap();
     assert_eq!(
-        content("Connection: upgrade\r\nUpgrade: websocket\r\n"),
-        "raw"
+        lines,
+        [
+            ":method: CONNECT",
+            ":scheme: https",
+            ":path: /chat",
+            ":authority: h",
+            ":protocol: websocket",
+            "sec-websocket-version: 13"
+        ]
+    );
+    assert_eq!(
+        expected.accept.as_deref(),
+        Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
     );
 }
 
 #[test]
-fn odd_hosts_and_targets_are_kept_or_refused_and_never_changed() {
-    for host in [
-        "",
-        "h",
-        "h:",
-        "h:80",
-        "[::1]:80",
-        "a_b",
-        "~!$&'()*+,;=",
-        "1.2.3.4",
-    ] {
-        let request = asked(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"))
-            .unwrap()
-            .request;
-        let told = match request.uri().authority() {
-            Some(authority) => authority.as_str(),
-            None => request.headers()["host"].to_str().unwrap(),
-        };
-        assert_eq!(told, host);
-        let both = request.uri().authority().is_some() && request.headers().contains_key("host");
-        assert!(!both, "{host}");
-    }
+fn targets_that_no_uri_has_are_refused_and_never_changed() {
     for byte in 0x21..=0x7e_u8 {
         let target = format!("/a{}b?c{0}d", char::from(byte));
-        let Ok(asked) = asked(&format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n")) else {
-            continue;
-        };
-        let uri = asked.request.uri();
-        assert_eq!(uri.path_and_query().unwrap().as_str(), target);
+        match asked(&format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n")) {
+            Ok((lines, ..)) => assert_eq!(lines[2], format!(":path: {target}")),
+            Err(error) => {
+                assert!(super::is_inexpressible(&error));
+                assert!(b"#<>`".contains(&byte), "{target}");
+            }
+        }
     }
-    for target in ["*", "/", "/?", "//a", "/a//b", "/..", "/%2e"] {
-        let asked = asked(&format!("OPTIONS {target} HTTP/1.1\r\nHost: h\r\n\r\n")).unwrap();
-        assert_eq!(
-            asked.request.uri().path_and_query().unwrap().as_str(),
-            target
-        );
+    for target in ["*", "/", "/?", "//a", "/a//b", "/..", "/%2e", "/{a|b}"] {
+        let (lines, ..) = asked(&format!("OPTIONS {target} HTTP/1.1\r\nHost: h\r\n\r\n")).unwrap();
+        assert_eq!(lines[2], format!(":path: {target}"));
     }
-}
-
-#[test]
-fn a_name_that_is_too_long_is_nobody_elses_fault() {
-    let name = "x".repeat(70_000);
-    let error = asked(&format!("GET / HTTP/1.1\r\nHost: h\r\n{name}: 1\r\n\r\n")).unwrap_err();
-    assert!(super::is_inexpressible(&error));
+    let (lines, ..) = asked("GET / HTTP/1.1\r\nHost:\r\n\r\n").unwrap();
+    assert_eq!(lines.len(), 3, "{lines:?}");
 }
 
 fn answer(
-    status: u16,
-    fields: &[(&'static str, &'static str)],
+    status: &str,
+    fields: &[(&str, &str)],
     ends: bool,
-    is_head: bool,
-) -> (String, Body) {
-    let mut response = Response::builder().status(status);
+    expected: &Expected,
+) -> io::Result<Read> {
+    let mut block = Vec::new();
+    hpack::field(&mut block, b":status", status.as_bytes());
     for (name, value) in fields {
-        response = response.header(*name, *value);
+        hpack::field(&mut block, name.as_bytes(), value.as_bytes());
     }
-    let (parts, ()) = response.body(()).unwrap().into_parts();
-    let expected = Expected {
-        is_head,
-        accept: None,
-    };
-    let (text, body) = response::head(&parts, ends, &expected).unwrap();
-    (String::from_utf8(text).unwrap(), body)
+    response::read(&list(&block), ends, expected)
 }
 
 #[test]
@@ -138,37 +146,50 @@ fn a_response_is_framed_as_the_engine_reads_it() {
         (599, &[], true, false, Body::None, Framing::Length(0)),
     ];
     for (status, fields, ends, is_head, body, framing) in table {
-        let (text, found) = answer(status, fields, ends, is_head);
+        let expected = Expected {
+            is_head,
+            accept: None,
+        };
+        let read = answer(&status.to_string(), fields, ends, &expected).unwrap();
+        let Read::Final(found) = read else {
+            panic!("{status} is final")
+        };
         let mut head = Head::default();
         let method: &[u8] = if is_head { b"HEAD" } else { b"GET" };
-        assert_eq!(head.parse(text.as_bytes(), method), Ok(true), "{text}");
+        assert_eq!(head.parse(&found.text, method), Ok(true));
         assert_eq!(
-            (found, head.status, head.framing),
+            (found.body, head.status, head.framing),
             (body, status, framing),
-            "{text}"
+            "{status} {fields:?}"
         );
-        assert!(head.keep_alive, "{text}");
+        assert!(head.keep_alive, "{status}");
     }
 }
 
 #[test]
-fn fields_of_one_hop_are_no_response() {
-    for name in [
-        "connection",
-        "transfer-encoding",
-        "upgrade",
-        "keep-alive",
-        "te",
+fn what_is_no_response_of_http2_is_refused() {
+    for (status, fields, ends) in [
+        ("101", &[][..], false),
+        ("100", &[], true),
+        ("20", &[], true),
+        ("2000", &[], true),
+        ("", &[], true),
+        ("+20", &[], true),
+        ("200", &[("content-length", "5")], true),
+        ("200", &[(":status", "200")], true),
+        ("200", &[(":path", "/")], true),
+        ("200", &[("a b", "c")], true),
+        ("200", &[("a", "b\r\nc: d")], true),
+        ("200", &[("a", "b\0")], true),
+        ("200", &[("connection", "x")], true),
+        ("200", &[("transfer-encoding", "chunked")], true),
+        ("200", &[("upgrade", "x")], true),
+        ("200", &[("keep-alive", "x")], true),
+        ("200", &[("te", "trailers")], true),
+        ("103", &[("connection", "x")], false),
     ] {
-        let mut fields = HeaderMap::new();
-        fields.insert(name, HeaderValue::from_static("x"));
-        let mut response = Response::new(());
-        *response.headers_mut() = fields;
-        let expected = Expected {
-            is_head: false,
-            accept: None,
-        };
-        let (parts, ()) = response.into_parts();
-        assert!(response::head(&parts, true, &expected).is_err(), "{name}");
+        let read = answer(status, fields, ends, &Expected::default());
+        assert!(read.is_err(), "{status} {fields:?}");
     }
+    assert!(response::read(&list(&[]), true, &Expected::default()).is_err());
 }

@@ -1,0 +1,308 @@
+//! Frames, RFC 9113 sections 4 and 6.
+
+/// What a client sends first, RFC 9113 section 3.4.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Length of a frame's header, RFC 9113 section 4.1.
+pub const HEADER: usize = 9;
+/// Largest payload that we take and send: what every peer takes, RFC 9113 section 4.2.
+pub const MAX_PAYLOAD: usize = 16 << 10;
+/// The largest window, RFC 9113 section 6.9.1, and the largest id of a stream.
+pub const LARGEST: u32 = (1 << 31) - 1;
+/// What windows begin with, RFC 9113 section 6.9.2.
+pub const INITIAL_WINDOW: u32 = 65_535;
+
+/// Kinds of frames.
+pub mod kind {
+    /// Part of a body.
+    pub const DATA: u8 = 0;
+    /// Fields: a head or trailers.
+    pub const HEADERS: u8 = 1;
+    /// Means nothing any more.
+    pub const PRIORITY: u8 = 2;
+    /// Ends a stream.
+    pub const RST_STREAM: u8 = 3;
+    /// What the sender wants.
+    pub const SETTINGS: u8 = 4;
+    /// A request that the client is to have made.
+    pub const PUSH_PROMISE: u8 = 5;
+    /// To be answered.
+    pub const PING: u8 = 6;
+    /// No more streams.
+    pub const GOAWAY: u8 = 7;
+    /// More may be sent.
+    pub const WINDOW_UPDATE: u8 = 8;
+    /// More fields.
+    pub const CONTINUATION: u8 = 9;
+}
+
+/// Flags of frames.
+pub mod flag {
+    /// The last frame of its sender on the stream.
+    pub const END_STREAM: u8 = 1;
+    /// An answer to SETTINGS or PING.
+    pub const ACK: u8 = 1;
+    /// No CONTINUATION follows.
+    pub const END_HEADERS: u8 = 4;
+    /// The first byte says how many of the last mean nothing.
+    pub const PADDED: u8 = 8;
+    /// Five bytes of priority stand before the fields.
+    pub const PRIORITY: u8 = 0x20;
+}
+
+/// Settings, RFC 9113 section 6.5.2 and RFC 8441 section 3.
+pub mod setting {
+    /// The client takes pushed responses.
+    pub const ENABLE_PUSH: u16 = 2;
+    /// Streams at a time.
+    pub const MAX_CONCURRENT_STREAMS: u16 = 3;
+    /// Window of each new stream.
+    pub const INITIAL_WINDOW_SIZE: u16 = 4;
+    /// Largest payload.
+    pub const MAX_FRAME_SIZE: u16 = 5;
+    /// Largest list of fields.
+    pub const MAX_HEADER_LIST_SIZE: u16 = 6;
+    /// The server takes extended CONNECT.
+    pub const ENABLE_CONNECT_PROTOCOL: u16 = 8;
+}
+
+/// Why a stream or a connection ends, RFC 9113 section 7.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Code(pub u32);
+
+impl Code {
+    /// In order.
+    pub const NO_ERROR: Self = Self(0);
+    /// What was sent is not allowed.
+    pub const PROTOCOL_ERROR: Self = Self(1);
+    /// Something has gone wrong here.
+    pub const INTERNAL_ERROR: Self = Self(2);
+    /// More was sent than the window allows.
+    pub const FLOW_CONTROL_ERROR: Self = Self(3);
+    /// A frame for a stream that was ended.
+    pub const STREAM_CLOSED: Self = Self(5);
+    /// A frame of an invalid size.
+    pub const FRAME_SIZE_ERROR: Self = Self(6);
+    /// Nothing was done with the request.
+    pub const REFUSED_STREAM: Self = Self(7);
+    /// The stream is no longer wanted.
+    pub const CANCEL: Self = Self(8);
+    /// Fields that cannot be decoded.
+    pub const COMPRESSION_ERROR: Self = Self(9);
+    /// Too much work.
+    pub const ENHANCE_YOUR_CALM: Self = Self(11);
+}
+
+impl std::fmt::Display for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const NAMES: [&str; 14] = [
+            "NO_ERROR",
+            "PROTOCOL_ERROR",
+            "INTERNAL_ERROR",
+            "FLOW_CONTROL_ERROR",
+            "SETTINGS_TIMEOUT",
+            "STREAM_CLOSED",
+            "FRAME_SIZE_ERROR",
+            "REFUSED_STREAM",
+            "CANCEL",
+            "COMPRESSION_ERROR",
+            "CONNECT_ERROR",
+            "ENHANCE_YOUR_CALM",
+            "INADEQUATE_SECURITY",
+            "HTTP_1_1_REQUIRED",
+        ];
+        match NAMES.get(self.0 as usize) {
+            Some(name) => f.write_str(name),
+            None => write!(f, "code {}", self.0),
+        }
+    }
+}
+
+/// The header of a frame, RFC 9113 section 4.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// Length of the payload.
+    pub length: usize,
+    /// One of [`kind`], or another.
+    pub kind: u8,
+    /// Of [`flag`].
+    pub flags: u8,
+    /// 0 for the connection.
+    pub stream: u32,
+}
+
+impl Frame {
+    /// The header that `bytes` begin with, if it is all there.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        let header = bytes.first_chunk::<HEADER>()?;
+        let [high, middle, low, kind, flags, stream @ ..] = *header;
+        Some(Self {
+            length: u32::from_be_bytes([0, high, middle, low]) as usize,
+            kind,
+            flags,
+            stream: u32::from_be_bytes(stream) & LARGEST,
+        })
+    }
+
+    /// It has the flag.
+    pub const fn has(self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// The bytes of the header.
+    pub fn bytes(self) -> [u8; HEADER] {
+        let [_, high, middle, low] = (self.length as u32).to_be_bytes();
+        let [a, b, c, d] = self.stream.to_be_bytes();
+        [high, middle, low, self.kind, self.flags, a, b, c, d]
+    }
+}
+
+/// Appends a frame with a payload that is there.
+pub fn write(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    let frame = Frame {
+        length: payload.len(),
+        kind,
+        flags,
+        stream,
+    };
+    out.extend_from_slice(&frame.bytes());
+    out.extend_from_slice(payload);
+}
+
+/// Appends a frame whose payload is four bytes: RST_STREAM or WINDOW_UPDATE.
+pub fn write_u32(out: &mut Vec<u8>, kind: u8, stream: u32, value: u32) {
+    write(out, kind, 0, stream, &value.to_be_bytes());
+}
+
+/// Appends GOAWAY, RFC 9113 section 6.8.
+pub fn write_goaway(out: &mut Vec<u8>, last: u32, code: Code) {
+    let payload = (u64::from(last) << 32 | u64::from(code.0)).to_be_bytes();
+    write(out, kind::GOAWAY, 0, 0, &payload);
+}
+
+/// Appends SETTINGS, RFC 9113 section 6.5.
+pub fn write_settings(out: &mut Vec<u8>, settings: &[(u16, u32)]) {
+    let mut payload = Vec::with_capacity(6 * settings.len());
+    for (name, value) in settings {
+        payload.extend_from_slice(&name.to_be_bytes());
+        payload.extend_from_slice(&value.to_be_bytes());
+    }
+    write(out, kind::SETTINGS, 0, 0, &payload);
+}
+
+/// Names and values of a SETTINGS payload, whose length is a multiple of six.
+pub fn settings(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> {
+    payload.chunks_exact(6).filter_map(|setting| {
+        let (name, value) = setting.split_first_chunk::<2>()?;
+        let value = value.first_chunk::<4>()?;
+        Some((u16::from_be_bytes(*name), u32::from_be_bytes(*value)))
+    })
+}
+
+/// The four bytes at `at`, without the first bit, which is reserved.
+pub fn u31(payload: &[u8], at: usize) -> Option<u32> {
+    u32_at(payload, at).map(|value| value & LARGEST)
+}
+
+/// The four bytes at `at`.
+pub fn u32_at(payload: &[u8], at: usize) -> Option<u32> {
+    let bytes = payload.get(at..)?.first_chunk::<4>()?;
+    Some(u32::from_be_bytes(*bytes))
+}
+
+/// Appends the fields that `write` gives as HEADERS, and CONTINUATION where they are too long for one frame.
+pub fn write_fields(out: &mut Vec<u8>, stream: u32, ends: bool, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER]);
+    write(out);
+    let length = out.len() - start - HEADER;
+    let mut flags = if ends { flag::END_STREAM } else { 0 };
+    if length > MAX_PAYLOAD {
+        let block = out.split_off(start + HEADER);
+        out.truncate(start);
+        let (mut kind, mut parts) = (kind::HEADERS, block.chunks(MAX_PAYLOAD).peekable());
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                flags |= flag::END_HEADERS;
+            }
+            self::write(out, kind, flags, stream, part);
+            (kind, flags) = (kind::CONTINUATION, 0);
+        }
+        return;
+    }
+    flags |= flag::END_HEADERS;
+    let header = Frame {
+        length,
+        kind: kind::HEADERS,
+        flags,
+        stream,
+    };
+    if let Some(place) = out.get_mut(start..start + HEADER) {
+        place.copy_from_slice(&header.bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(mut bytes: &[u8]) -> Vec<Frame> {
+        let mut all = Vec::new();
+        while let Some(frame) = Frame::read(bytes) {
+            bytes = &bytes[HEADER + frame.length..];
+            all.push(frame);
+        }
+        assert!(bytes.is_empty());
+        all
+    }
+
+    #[test]
+    fn a_header_is_read_as_it_was_written() {
+        let frame = Frame {
+            length: 0x01_02_03,
+            kind: 9,
+            flags: 0x25,
+            stream: LARGEST,
+        };
+        assert_eq!(Frame::read(&frame.bytes()), Some(frame));
+        assert_eq!(Frame::read(&frame.bytes()[..8]), None);
+        let mut reserved = frame.bytes();
+        reserved[5] |= 0x80;
+        assert_eq!(Frame::read(&reserved), Some(frame), "the bit is ignored");
+    }
+
+    #[test]
+    fn long_fields_are_continued() {
+        for (length, kinds) in [
+            (0, &[kind::HEADERS][..]),
+            (MAX_PAYLOAD, &[kind::HEADERS]),
+            (MAX_PAYLOAD + 1, &[kind::HEADERS, kind::CONTINUATION]),
+            (
+                40_000,
+                &[kind::HEADERS, kind::CONTINUATION, kind::CONTINUATION],
+            ),
+        ] {
+            let mut out = Vec::new();
+            write_fields(&mut out, 7, true, |out| out.extend(vec![b'x'; length]));
+            let frames = frames(&out);
+            let found: Vec<u8> = frames.iter().map(|frame| frame.kind).collect();
+            assert_eq!(found, kinds);
+            assert_eq!(
+                frames.iter().map(|frame| frame.length).sum::<usize>(),
+                length
+            );
+            for (place, frame) in frames.iter().enumerate() {
+                assert_eq!(frame.stream, 7);
+                assert_eq!(frame.has(flag::END_STREAM), place == 0);
+                assert_eq!(frame.has(flag::END_HEADERS), place + 1 == frames.len());
+            }
+        }
+    }
+
+    #[test]
+    fn settings_come_back() {
+        let list = [(1, 0), (0xffff, u32::MAX)];
+        let mut out = Vec::new();
+        write_settings(&mut out, &list);
+        assert_eq!(settings(&out[HEADER..]).collect::<Vec<_>>(), list);
+    }
+}

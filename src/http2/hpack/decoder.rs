@@ -1,0 +1,216 @@
+//! Field blocks as lists of fields, RFC 7541 section 6.
+
+use super::{FIELD_OVERHEAD, Malformed, fixed, huffman, table::Table};
+
+/// Largest table that a peer may use, which is also what it may begin with: RFC 9113 section 6.5.2.
+const TABLE_SIZE: usize = 4_096;
+/// Numbers beyond this are no lengths or places of anything.
+const LARGEST: usize = 1 << 24;
+
+/// A list of fields in order: bytes as they came, nothing of them checked.
+#[derive(Debug, Default)]
+pub struct Fields {
+    /// Name and value of one field after the other.
+    bytes: Vec<u8>,
+    fields: Vec<Lengths>,
+}
+
+#[derive(Debug)]
+struct Lengths {
+    name: usize,
+    value: usize,
+}
+
+impl Fields {
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut rest = &self.bytes[..];
+        self.fields.iter().map(move |field| {
+            let (name, behind) = rest.split_at_checked(field.name).unwrap_or_default();
+            let (value, behind) = behind.split_at_checked(field.value).unwrap_or_default();
+            rest = behind;
+            (name, value)
+        })
+    }
+
+    /// How many fields there are.
+    pub fn len(&self) -> usize {
+        self.fields.len()
+    }
+
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.fields.is_empty()
+    }
+
+    /// Size of all fields as RFC 9113 section 6.5.2 counts it.
+    pub fn size(&self) -> usize {
+        self.bytes.len() + FIELD_OVERHEAD * self.fields.len()
+    }
+
+    /// Makes it empty, keeping the allocations.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.fields.clear();
+    }
+
+    /// The field whose bytes were appended from `start` on, the first `name` of them those of its name.
+    fn close(&mut self, start: usize, name: usize) {
+        let value = self.bytes.len() - start - name;
+        self.fields.push(Lengths { name, value });
+    }
+}
+
+/// Why a block was not decoded. The connection cannot go on: its table is not what the peer thinks it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// It is no field block.
+    Malformed,
+    /// Its fields are larger than what may be.
+    TooLarge,
+}
+
+impl From<Malformed> for Refused {
+    fn from(_: Malformed) -> Self {
+        Self::Malformed
+    }
+}
+
+/// Decodes the field blocks of one connection, one after the other.
+#[derive(Debug)]
+pub struct Decoder {
+    table: Table,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self {
+            table: Table::new(TABLE_SIZE),
+        }
+    }
+}
+
+impl Decoder {
+    /// Decodes `block`, which is whole, into `fields`, whose size stays within `most`.
+    ///
+    /// # Errors
+    /// The block is malformed, or too large; the decoder is of no use any more.
+    pub fn decode(
+        &mut self,
+        block: &[u8],
+        most: usize,
+        fields: &mut Fields,
+    ) -> Result<(), Refused> {
+        fields.clear();
+        let mut input = Input(block);
+        while let Some(first) = input.0.first().copied() {
+            match first {
+                0x80.. => {
+                    let place = input.number(7)?;
+                    self.copy(place, fields)?;
+                }
+                0x40.. => {
+                    let (start, name) = self.literal(&mut input, 6, fields)?;
+                    let bytes = fields.bytes.get(start..).unwrap_or_default();
+                    let (name, value) = bytes.split_at_checked(name).unwrap_or_default();
+                    self.table.insert(name, value);
+                }
+                0x20.. => {
+                    let size = input.number(5)?;
+                    // Section 4.2: before the first field, and within what we have allowed.
+                    if !fields.is_empty() || size > TABLE_SIZE {
+                        return Err(Refused::Malformed);
+                    }
+                    self.table.resize(size);
+                }
+                _ => drop(self.literal(&mut input, 4, fields)?),
+            }
+            if fields.size() > most {
+                return Err(Refused::TooLarge);
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the field of an index, section 2.3.3.
+    fn copy(&self, place: usize, fields: &mut Fields) -> Result<(), Malformed> {
+        let (name, value) = self.get(place)?;
+        let start = fields.bytes.len();
+        fields.bytes.extend_from_slice(name);
+        fields.bytes.extend_from_slice(value);
+        fields.close(start, name.len());
+        Ok(())
+    }
+
+    fn get(&self, place: usize) -> Result<(&[u8], &[u8]), Malformed> {
+        let first = place.checked_sub(1).ok_or(Malformed)?;
+        if let Some((name, value)) = fixed::FIELDS.get(first) {
+            return Ok((name.as_bytes(), value.as_bytes()));
+        }
+        let entry = self.table.get(first - fixed::FIELDS.len());
+        entry.ok_or(Malformed)
+    }
+
+    /// Appends a field whose value, at least, is spelled out; gives where it begins and the length of its name.
+    fn literal(
+        &self,
+        input: &mut Input<'_>,
+        prefix: u32,
+        fields: &mut Fields,
+    ) -> Result<(usize, usize), Malformed> {
+        let start = fields.bytes.len();
+        match input.number(prefix)? {
+            0 => input.string(&mut fields.bytes)?,
+            place => fields.bytes.extend_from_slice(self.get(place)?.0),
+        }
+        let name = fields.bytes.len() - start;
+        input.string(&mut fields.bytes)?;
+        fields.close(start, name);
+        Ok((start, name))
+    }
+}
+
+/// What is left of a block.
+struct Input<'b>(&'b [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> Result<u8, Malformed> {
+        let (first, rest) = self.0.split_first().ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(*first)
+    }
+
+    /// A number whose first `prefix` bits are in the next byte, section 5.1.
+    fn number(&mut self, prefix: u32) -> Result<usize, Malformed> {
+        let most = (1_usize << prefix) - 1;
+        let mut number = usize::from(self.byte()?) & most;
+        if number < most {
+            return Ok(number);
+        }
+        for shift in [0, 7, 14, 21] {
+            let byte = self.byte()?;
+            number += usize::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return (number <= LARGEST).then_some(number).ok_or(Malformed);
+            }
+        }
+        Err(Malformed)
+    }
+
+    /// Appends a string to `out`, section 5.2.
+    fn string(&mut self, out: &mut Vec<u8>) -> Result<(), Malformed> {
+        let is_code = self.0.first().is_some_and(|first| first & 0x80 > 0);
+        let length = self.number(7)?;
+        let (text, rest) = self.0.split_at_checked(length).ok_or(Malformed)?;
+        self.0 = rest;
+        if is_code {
+            return huffman::decode(text, out);
+        }
+        out.extend_from_slice(text);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "decoder_tests.rs"]
+mod tests;

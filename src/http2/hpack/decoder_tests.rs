@@ -1,0 +1,187 @@
+//! Blocks of the RFC, and blocks of nobody.
+
+use super::{super::encoder, *};
+use crate::base::rng::Random;
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digits: Vec<u8> = hex.bytes().filter(|byte| *byte != b' ').collect();
+    let pairs = digits.chunks(2).map(|pair| str::from_utf8(pair).unwrap());
+    pairs
+        .map(|pair| u8::from_str_radix(pair, 16).unwrap())
+        .collect()
+}
+
+fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<String>, Refused> {
+    let mut fields = Fields::default();
+    decoder.decode(block, 1 << 16, &mut fields)?;
+    assert_eq!(fields.len(), fields.iter().count());
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let lines = fields.iter();
+    Ok(lines
+        .map(|(name, value)| format!("{}: {}", text(name), text(value)))
+        .collect())
+}
+
+const REQUESTS: [&[&str]; 3] = [
+    &[
+        ":method: GET",
+        ":scheme: http",
+        ":path: /",
+        ":authority: www.example.com",
+    ],
+    &[
+        ":method: GET",
+        ":scheme: http",
+        ":path: /",
+        ":authority: www.example.com",
+        "cache-control: no-cache",
+    ],
+    &[
+        ":method: GET",
+        ":scheme: https",
+        ":path: /index.html",
+        ":authority: www.example.com",
+        "custom-key: custom-value",
+    ],
+];
+
+#[test]
+fn the_requests_of_the_rfc_are_read() {
+    // RFC 7541 appendices C.3 and C.4: three requests on one connection, without the Huffman code and with it.
+    let plain = [
+        "8286 8441 0f77 7777 2e65 7861 6d70 6c65 2e63 6f6d",
+        "8286 84be 5808 6e6f 2d63 6163 6865",
+        "8287 85bf 400a 6375 7374 6f6d 2d6b 6579 0c63 7573 746f 6d2d 7661 6c75 65",
+    ];
+    let coded = [
+        "8286 8441 8cf1 e3c2 e5f2 3a6b a0ab 90f4 ff",
+        "8286 84be 5886 a8eb 1064 9cbf",
+        "8287 85bf 4088 25a8 49e9 5ba9 7d7f 8925 a849 e95b b8e8 b4bf",
+    ];
+    for blocks in [plain, coded] {
+        let mut decoder = Decoder::default();
+        for (block, expected) in blocks.iter().zip(REQUESTS) {
+            assert_eq!(decode(&mut decoder, &bytes(block)).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn entries_go_as_the_table_is_full() {
+    // RFC 7541 appendix C.5, in a table of 256 bytes, which the first block sets.
+    let mut decoder = Decoder::default();
+    let blocks = [
+        "3fe1 01 4803 3330 3258 0770 7269 7661 7465 611d 4d6f 6e2c 2032 3120 4f63 7420 3230 3133 2032 303a 3133 3a32 3120 474d 546e 1768 7474 7073 3a2f 2f77 7777 2e65 7861 6d70 6c65 2e63 6f6d",
+        "4803 3330 37c1 c0bf",
+        "88c1 611d 4d6f 6e2c 2032 3120 4f63 7420 3230 3133 2032 303a 3133 3a32 3220 474d 54c0 5a04 677a 6970 7738 666f 6f3d 4153 444a 4b48 514b 425a 584f 5157 454f 5049 5541 5851 5745 4f49 553b 206d 6178 2d61 6765 3d33 3630 303b 2076 6572 7369 6f6e 3d31",
+    ];
+    let all: Vec<_> = blocks
+        .iter()
+        .map(|block| decode(&mut decoder, &bytes(block)).unwrap())
+        .collect();
+    assert_eq!(
+        all[1],
+        [
+            ":status: 307",
+            "cache-control: private",
+            "date: Mon, 21 Oct 2013 20:13:21 GMT",
+            "location: https://www.example.com"
+        ]
+    );
+    assert_eq!(
+        all[2],
+        [
+            ":status: 200",
+            "cache-control: private",
+            "date: Mon, 21 Oct 2013 20:13:22 GMT",
+            "location: https://www.example.com",
+            "content-encoding: gzip",
+            "set-cookie: foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1"
+        ]
+    );
+    // The oldest of them is the last that is left: three entries, 215 bytes.
+    assert!(decode(&mut decoder, &[0xc0]).is_ok());
+    assert!(decode(&mut decoder, &[0xc1]).is_err());
+}
+
+#[test]
+fn what_is_no_block_is_refused() {
+    for (what, block) in [
+        ("index 0", "80"),
+        ("no such entry", "be"),
+        ("a name of no entry", "7f0000"),
+        ("a number without end", "ffffffffffff01"),
+        ("a number that is cut", "ff"),
+        ("no value", "4001 61"),
+        ("a string that is cut", "4001 6105 61"),
+        ("a name that is cut", "4005 61"),
+        ("bad padding", "4001 61 82 1f00"),
+        ("a table that is too large", "3fe2 1f"),
+        ("a size behind a field", "82 20"),
+    ] {
+        let found = decode(&mut Decoder::default(), &bytes(block));
+        assert_eq!(found, Err(Refused::Malformed), "{what}");
+    }
+    assert_eq!(
+        decode(&mut Decoder::default(), &bytes("3fe1 1f 20 82")).unwrap(),
+        [":method: GET"]
+    );
+    assert!(decode(&mut Decoder::default(), &[]).unwrap().is_empty());
+}
+
+#[test]
+fn small_blocks_of_large_fields_are_bounded() {
+    let mut block = vec![0x40, 1, b'a', 100];
+    block.extend([b'x'; 100]);
+    block.extend([0xbe; 5_000]);
+    assert_eq!(
+        decode(&mut Decoder::default(), &block),
+        Err(Refused::TooLarge)
+    );
+}
+
+#[test]
+fn what_is_encoded_is_read_again() {
+    let mut random = Random::seeded(9_113);
+    let names = [
+        "accept",
+        "X-Request-Id",
+        "Content-Length",
+        "cookie",
+        "x",
+        "Date",
+    ];
+    let mut decoder = Decoder::default();
+    for round in 0..2_000 {
+        let (mut block, mut expected) = (Vec::new(), Vec::new());
+        if round == 0 {
+            encoder::begin(&mut block);
+        }
+        let status = 100 + random.below(500) as u16;
+        encoder::status(&mut block, status);
+        expected.push(format!(":status: {status}"));
+        for _ in 0..random.below(8) {
+            let name = names[random.below(names.len())];
+            let value: String = (0..random.below(200))
+                .map(|_| char::from(b' ' + random.below(95) as u8))
+                .collect();
+            encoder::field(&mut block, name.as_bytes(), value.as_bytes());
+            expected.push(format!("{}: {value}", name.to_lowercase()));
+        }
+        assert_eq!(decode(&mut decoder, &block).unwrap(), expected, "{round}");
+    }
+}
+
+#[test]
+fn any_bytes_are_a_block_or_not() {
+    let mut random = Random::seeded(5);
+    for _ in 0..50_000 {
+        let mut decoder = Decoder::default();
+        for _ in 0..3 {
+            let block: Vec<u8> = (0..random.below(30)).map(|_| random.bits() as u8).collect();
+            let mut fields = Fields::default();
+            let decoded = decoder.decode(&block, 1_000, &mut fields);
+            assert!(decoded.is_err() || fields.size() <= 1_000);
+        }
+    }
+}

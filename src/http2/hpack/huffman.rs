@@ -1,0 +1,214 @@
+//! The Huffman code of strings, RFC 7541 section 5.2 and appendix B.
+//!
+//! The code is canonical: codes follow each other by length and then by symbol, so the lengths say everything.
+
+use super::Malformed;
+
+/// Bits of each symbol's code; the last one is that of the end, which is never sent.
+const LENGTHS: [u8; 257] = [
+    13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28,
+    28, 28, 28, 28, 28, 28, 28, 28, 6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6, 5, 5,
+    5, 6, 6, 6, 6, 6, 6, 6, 7, 8, 15, 6, 12, 10, 13, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
+    7, 7, 7, 7, 7, 7, 7, 7, 8, 7, 8, 13, 19, 13, 14, 6, 15, 5, 6, 5, 6, 5, 6, 6, 6, 5, 7, 7, 6, 6,
+    6, 5, 6, 7, 6, 5, 5, 6, 7, 7, 7, 7, 7, 15, 11, 14, 13, 28, 20, 22, 20, 20, 22, 22, 22, 23, 22,
+    23, 23, 23, 23, 23, 24, 23, 24, 24, 22, 23, 24, 23, 23, 23, 23, 21, 22, 23, 22, 23, 23, 24, 22,
+    21, 20, 22, 22, 23, 23, 21, 23, 22, 22, 24, 21, 22, 23, 23, 21, 21, 22, 21, 23, 22, 23, 23, 20,
+    22, 22, 22, 23, 22, 22, 23, 26, 26, 20, 19, 22, 23, 22, 25, 26, 26, 26, 27, 27, 26, 24, 25, 19,
+    21, 26, 27, 27, 26, 27, 24, 21, 21, 26, 26, 28, 27, 27, 27, 20, 24, 20, 21, 22, 21, 21, 23, 22,
+    22, 25, 25, 24, 24, 26, 23, 26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26, 30,
+];
+/// The longest code.
+const LONGEST: usize = 30;
+const END: u16 = 256;
+
+/// The code as it is looked up.
+struct Code {
+    /// Code and length by symbol.
+    codes: [(u32, u8); 257],
+    /// Symbols in the order of their codes.
+    symbols: [u16; 257],
+    /// By length: the first code that is longer, and what to add to a code for its place in `symbols`.
+    ends: [(u32, i32); LONGEST + 1],
+    /// By the next eight bits: symbol and length, where they are enough; length 0 where not.
+    short: [(u8, u8); 256],
+}
+
+static CODE: Code = build();
+
+#[expect(
+    clippy::indexing_slicing,
+    reason = "run by the compiler, which would stop at a wrong index"
+)]
+const fn build() -> Code {
+    let mut code = Code {
+        codes: [(0, 0); 257],
+        symbols: [0; 257],
+        ends: [(0, 0); LONGEST + 1],
+        short: [(0, 0); 256],
+    };
+    let (mut next, mut place, mut length) = (0_u32, 0_usize, 1_usize);
+    while length <= LONGEST {
+        next <<= 1;
+        let offset = place as i32 - next as i32;
+        let mut symbol = 0;
+        while symbol < LENGTHS.len() {
+            if LENGTHS[symbol] as usize == length {
+                code.codes[symbol] = (next, length as u8);
+                code.symbols[place] = symbol as u16;
+                if length <= 8 {
+                    let mut more = 0;
+                    while more < 1 << (8 - length) {
+                        code.short[((next as usize) << (8 - length)) + more] =
+                            (symbol as u8, length as u8);
+                        more += 1;
+                    }
+                }
+                next += 1;
+                place += 1;
+            }
+            symbol += 1;
+        }
+        code.ends[length] = (next, offset);
+        length += 1;
+    }
+    code
+}
+
+impl Code {
+    /// The symbol whose code the bits of `window` begin with, from the left, and how many they are.
+    #[inline]
+    fn find(&self, window: u64) -> (u16, u32) {
+        match self.short.get((window >> 56) as usize) {
+            Some((symbol, length)) if *length > 0 => (u16::from(*symbol), u32::from(*length)),
+            _ => self.find_long(window),
+        }
+    }
+
+    fn find_long(&self, window: u64) -> (u16, u32) {
+        for (length, (end, offset)) in (0_u32..).zip(&self.ends).skip(9) {
+            let code = (window >> (64 - length)) as u32;
+            if code < *end {
+                let place = (code as i32 + offset) as usize;
+                return (self.symbols.get(place).copied().unwrap_or(END), length);
+            }
+        }
+        (END, LONGEST as u32)
+    }
+}
+
+/// Appends what `input` stands for to `out`.
+pub(super) fn decode(mut input: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
+    // The next bits, from the left.
+    let (mut bits, mut count) = (0_u64, 0_u32);
+    loop {
+        while count < 56
+            && let [byte, rest @ ..] = input
+        {
+            bits |= u64::from(*byte) << (56 - count);
+            count += 8;
+            input = rest;
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        // What is missing of the last byte is filled with ones: the beginning of the end symbol.
+        let window = bits | u64::MAX >> count;
+        let (symbol, length) = CODE.find(window);
+        if length > count {
+            let is_padding = count < 8 && window == u64::MAX;
+            return if is_padding { Ok(()) } else { Err(Malformed) };
+        }
+        out.push(u8::try_from(symbol).map_err(|_| Malformed)?);
+        bits <<= length;
+        count -= length;
+    }
+}
+
+/// Bytes that [`encode`] would append.
+pub(super) fn encoded_len(text: &[u8]) -> usize {
+    let bits: usize = text.iter().map(|byte| usize::from(code_of(*byte).1)).sum();
+    bits.div_ceil(8)
+}
+
+/// Appends the code of `text` to `out`.
+pub(super) fn encode(text: &[u8], out: &mut Vec<u8>) {
+    let (mut bits, mut count) = (0_u64, 0_u32);
+    for byte in text {
+        let (code, length) = code_of(*byte);
+        bits = bits << length | u64::from(code);
+        count += u32::from(length);
+        while count >= 8 {
+            count -= 8;
+            out.push((bits >> count) as u8);
+        }
+    }
+    if count > 0 {
+        let ones = u64::MAX >> (56 + count);
+        out.push((bits << (8 - count) | ones) as u8);
+    }
+}
+
+#[inline]
+fn code_of(byte: u8) -> (u32, u8) {
+    CODE.codes
+        .get(usize::from(byte))
+        .copied()
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Random;
+
+    fn decoded(input: &[u8]) -> Result<Vec<u8>, Malformed> {
+        let mut out = Vec::new();
+        decode(input, &mut out).map(|()| out)
+    }
+
+    #[test]
+    fn the_code_is_that_of_the_rfc() {
+        // RFC 7541 appendix B.
+        for (symbol, code) in [
+            (b'0', (0, 5)),
+            (b'a', (0x3, 5)),
+            (b' ', (0x14, 6)),
+            (b'&', (0xf8, 8)),
+            (b'!', (0x3f8, 10)),
+            (0, (0x1ff8, 13)),
+            (b'\n', (0x3fff_fffc, 30)),
+            (0xff, (0x3ff_ffee, 26)),
+            (127, (0xfff_fffc, 28)),
+        ] {
+            assert_eq!(code_of(symbol), code, "{symbol}");
+        }
+        assert_eq!(CODE.codes[256], (0x3fff_ffff, 30));
+    }
+
+    #[test]
+    fn every_text_comes_back() {
+        let mut random = Random::seeded(7541);
+        for round in 0..2_000 {
+            let most = random.below(if round % 2 == 0 { 256 } else { 128 }) + 1;
+            let text: Vec<u8> = (0..random.below(40))
+                .map(|_| random.below(most) as u8)
+                .collect();
+            let mut code = Vec::new();
+            encode(&text, &mut code);
+            assert_eq!(code.len(), encoded_len(&text));
+            assert_eq!(decoded(&code).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn padding_is_less_than_a_byte_of_ones() {
+        // RFC 7541 section 5.2.
+        assert_eq!(decoded(&[0b0001_1111]).unwrap(), b"a");
+        assert!(decoded(&[0b0001_1110]).is_err(), "not of ones");
+        assert!(decoded(&[0b0001_1111, 0xff]).is_err(), "a whole byte");
+        assert!(decoded(&[0xff]).is_err());
+        assert!(decoded(&[0xff; 4]).is_err(), "the end symbol");
+        assert!(decoded(&[0xff, 0xff, 0xff, 0xfc]).is_err());
+        assert_eq!(decoded(&[]).unwrap(), b"");
+    }
+}

@@ -1,0 +1,129 @@
+//! The dynamic table of a decoder, RFC 7541 section 2.3.2.
+
+use std::collections::VecDeque;
+
+use super::FIELD_OVERHEAD;
+
+/// How many bytes of entries that are gone may stand before the others until these are moved.
+const SLACK: usize = 1 << 10;
+
+/// Fields that the peer has entered, the newest last.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// Name and value of one entry after the other; those that are gone stand first.
+    bytes: Vec<u8>,
+    entries: VecDeque<Entry>,
+    /// As RFC 7541 section 4.1 counts.
+    size: usize,
+    most: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    start: usize,
+    name: usize,
+    value: usize,
+}
+
+impl Entry {
+    const fn size(&self) -> usize {
+        self.name + self.value + FIELD_OVERHEAD
+    }
+}
+
+impl Table {
+    pub(super) const fn new(most: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            entries: VecDeque::new(),
+            size: 0,
+            most,
+        }
+    }
+
+    /// Name and value of the entry at `place`, counted from the newest, which is 0.
+    pub(super) fn get(&self, place: usize) -> Option<(&[u8], &[u8])> {
+        let place = self.entries.len().checked_sub(place + 1)?;
+        let entry = self.entries.get(place)?;
+        let name_end = entry.start + entry.name;
+        let name = self.bytes.get(entry.start..name_end)?;
+        let value = self.bytes.get(name_end..name_end + entry.value)?;
+        Some((name, value))
+    }
+
+    /// Enters a field, for which the oldest ones have to go; one that is too large takes all of them along (section 4.4).
+    pub(super) fn insert(&mut self, name: &[u8], value: &[u8]) {
+        let entry = Entry {
+            start: 0,
+            name: name.len(),
+            value: value.len(),
+        };
+        let size = entry.size();
+        self.shrink(self.most.saturating_sub(size));
+        if size > self.most {
+            return;
+        }
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(name);
+        self.bytes.extend_from_slice(value);
+        self.entries.push_back(Entry { start, ..entry });
+        self.size += size;
+    }
+
+    /// The peer has chosen how large the table may be.
+    pub(super) fn resize(&mut self, most: usize) {
+        self.most = most;
+        self.shrink(most);
+    }
+
+    /// Lets the oldest entries go until no more than `size` is left.
+    fn shrink(&mut self, size: usize) {
+        while self.size > size
+            && let Some(oldest) = self.entries.pop_front()
+        {
+            self.size -= oldest.size();
+        }
+        let gone = self.entries.front().map_or(self.bytes.len(), |it| it.start);
+        if self.entries.is_empty() || gone > SLACK {
+            self.bytes.drain(..gone);
+            self.entries.iter_mut().for_each(|it| it.start -= gone);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Random;
+
+    #[test]
+    fn the_table_holds_the_newest_that_fit() {
+        let mut random = Random::seeded(4);
+        let (mut table, mut model) = (Table::new(4_096), Vec::<(Vec<u8>, Vec<u8>)>::new());
+        let mut most = 4_096;
+        for round in 0..20_000_u32 {
+            if random.below(100) == 0 {
+                most = random.below(4_097);
+                table.resize(most);
+            } else {
+                let name = round.to_string().into_bytes();
+                let longest = if random.below(50) == 0 { 5_000 } else { 60 };
+                let value = vec![b'v'; random.below(longest)];
+                table.insert(&name, &value);
+                model.insert(0, (name, value));
+            }
+            let mut size = 0;
+            let fits = model.iter().take_while(|(name, value)| {
+                size += name.len() + value.len() + 32;
+                size <= most
+            });
+            let fits = fits.count();
+            model.truncate(fits);
+            for (place, (name, value)) in model.iter().enumerate() {
+                assert_eq!(table.get(place), Some((&name[..], &value[..])), "{round}");
+            }
+            assert_eq!(table.get(model.len()), None, "{round}");
+            assert!(table.bytes.len() <= 4_096 + SLACK + 60, "{round}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! One stream of an HTTP/2 connection: what has come on it, what may be sent on it, and who waits for either.
+
+use std::task::{Context, Waker};
+
+use super::{Ended, backend::Expected, reader::Reader};
+use crate::http2::frame::{INITIAL_WINDOW, LARGEST};
+
+/// A stream that somebody is using.
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub reader: Reader,
+    pub inward: Inward,
+    pub outward: Outward,
+    /// What the response of a backend can be.
+    pub expected: Expected,
+    /// Heads and trailers that have come.
+    pub sections: u32,
+    /// The peer has come to its end.
+    pub got_end: bool,
+    /// We have.
+    pub sent_end: bool,
+    /// Nothing more comes or goes.
+    pub ended: Option<Ended>,
+    /// It stands in the line of those that wait to send.
+    pub is_waiting: bool,
+    pub read: Option<Waker>,
+    pub write: Option<Waker>,
+    pub gone: Option<Waker>,
+}
+
+impl Flow {
+    pub(super) fn new(inward: u32, outward: Outward) -> Self {
+        Self {
+            reader: Reader::new(),
+            inward: Inward::new(inward),
+            outward,
+            expected: Expected::default(),
+            sections: 0,
+            got_end: false,
+            sent_end: false,
+            ended: None,
+            is_waiting: false,
+            read: None,
+            write: None,
+            gone: None,
+        }
+    }
+
+    /// Something has come.
+    pub(super) fn wake_reader(&mut self) {
+        self.read.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// Nothing more comes or goes, because of `why`; what has come before can be read.
+    pub(super) fn end(&mut self, why: Ended) {
+        if self.ended.is_some() {
+            return;
+        }
+        self.ended = Some(why);
+        for waker in [&mut self.read, &mut self.write, &mut self.gone] {
+            waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// Remembers who is to be woken.
+pub(super) fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
+    match waker {
+        Some(waker) => waker.clone_from(cx.waker()),
+        none => *none = Some(cx.waker().clone()),
+    }
+}
+
+/// What the peer may send, RFC 9113 section 5.2.
+#[derive(Debug)]
+pub(super) struct Inward {
+    size: u32,
+    left: u32,
+    /// Taken, and not told to the peer.
+    owed: u32,
+}
+
+impl Inward {
+    pub(super) const fn new(size: u32) -> Self {
+        Self {
+            size,
+            left: size,
+            owed: 0,
+        }
+    }
+
+    /// That of a connection, and by how much it is to be opened at the beginning.
+    pub(super) const fn of_connection(size: u32) -> (Self, u32) {
+        (Self::new(size), size - INITIAL_WINDOW)
+    }
+
+    /// So many bytes have come. False: more than was allowed.
+    pub(super) fn take(&mut self, count: usize) -> bool {
+        let left = u32::try_from(count)
+            .ok()
+            .and_then(|it| self.left.checked_sub(it));
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
+    }
+
+    /// So many of them have been taken. Gives what the peer is to be told, once that is worth a frame.
+    pub(super) fn give(&mut self, count: usize) -> Option<u32> {
+        self.owed += count as u32;
+        if self.owed < self.size / 2 {
+            return None;
+        }
+        self.left += self.owed;
+        Some(std::mem::take(&mut self.owed))
+    }
+}
+
+/// What we may send; less than nothing after the peer has made its windows smaller, RFC 9113 section 6.9.2.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outward(i64);
+
+impl Outward {
+    pub(super) const fn new(size: u32) -> Self {
+        Self(size as i64)
+    }
+
+    /// How much may be sent.
+    pub(super) fn room(self) -> usize {
+        usize::try_from(self.0).unwrap_or(0)
+    }
+
+    pub(super) const fn take(&mut self, count: usize) {
+        self.0 -= count as i64;
+    }
+
+    /// Changes it. False: it would be larger than it may be.
+    pub(super) fn change(&mut self, by: i64) -> bool {
+        self.0 += by;
+        self.0 <= i64::from(LARGEST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_taken_is_told_in_large_parts_and_never_lost() {
+        let mut window = Inward::new(1_000);
+        let (mut sent, mut told) = (0, 0);
+        for _ in 0..1_000 {
+            assert!(window.take(300));
+            sent += 300;
+            told += window
+                .give(300)
+                .inspect(|part| assert!(*part >= 500))
+                .unwrap_or(0);
+            assert_eq!(window.left + sent - told, 1_000);
+        }
+        assert!(!window.take(1_001), "more than was allowed");
+    }
+
+    #[test]
+    fn windows_can_be_below_nothing_but_not_beyond_the_largest() {
+        let mut window = Outward::new(100);
+        window.take(100);
+        assert!(window.change(-50));
+        assert_eq!(window.room(), 0);
+        assert!(window.change(60));
+        assert_eq!(window.room(), 10);
+        assert!(window.change(i64::from(LARGEST) - 10));
+        assert!(!window.change(1));
+    }
+}

@@ -1,0 +1,610 @@
+//! What the frames of a peer do to a connection, RFC 9113 sections 5 and 6.
+
+use std::cell::RefCell;
+
+use super::{
+    Ended,
+    account::{ALLOWANCE, cost},
+    backend::{MAX_SECTIONS, response},
+    connection::{Block, Core, FAREWELL, Leave, Part, Role, STREAM_WINDOW},
+    flow::{Flow, Outward},
+    incoming::Asked,
+    reader, request, websocket,
+};
+use crate::{
+    http1::response::MAX_HEAD,
+    http2::{
+        frame::{self, Code, Frame, HEADER, LARGEST, MAX_PAYLOAD, PREFACE, flag, kind, setting},
+        hpack::{Fields, Refused},
+    },
+};
+
+/// Frames that a field block may have beside those that its size asks for.
+const CONTINUATIONS: usize = 5;
+
+thread_local! {
+    /// The fields of the block that is being read.
+    static FIELDS: RefCell<Fields> = RefCell::default();
+}
+
+/// What is wrong with a frame.
+enum Wrong {
+    /// The connection cannot go on.
+    Connection(Code),
+    /// This stream cannot.
+    Stream(u32, Code),
+}
+
+impl From<Code> for Wrong {
+    fn from(code: Code) -> Self {
+        Self::Connection(code)
+    }
+}
+
+/// Whose stream a frame is for.
+enum Whose {
+    /// It is in use.
+    Open,
+    /// It has been.
+    Past,
+}
+
+impl Core {
+    /// Does what the frames in `bytes` say; gives how many bytes that took.
+    pub(super) fn digest(&mut self, bytes: &[u8]) -> usize {
+        let mut used = 0;
+        while self.fate.is_none() {
+            match self.step(bytes.get(used..).unwrap_or_default()) {
+                Ok(0) => break,
+                Ok(count) => used += count,
+                Err(code) => self.fail(code),
+            }
+        }
+        used
+    }
+
+    /// Looks at the bytes at the front; 0: more are needed.
+    fn step(&mut self, bytes: &[u8]) -> Result<usize, Code> {
+        if self.preface > 0 {
+            return self.preface(bytes);
+        }
+        if self.part.is_some() {
+            return Ok(self.content(bytes));
+        }
+        let Some(frame) = Frame::read(bytes) else {
+            return Ok(0);
+        };
+        self.check(frame)?;
+        let head = HEADER + usize::from(frame.kind == kind::DATA && frame.has(flag::PADDED));
+        let whole = HEADER + frame.length;
+        // Of content the beginning is enough.
+        let needed = if frame.kind == kind::DATA {
+            head
+        } else {
+            whole
+        };
+        let Some(payload) = bytes.get(HEADER..needed) else {
+            return Ok(0);
+        };
+        self.account.pay(cost(frame));
+        if self.account.is_spent() {
+            return Err(Code::ENHANCE_YOUR_CALM);
+        }
+        if let Role::Backend(backend) = &mut self.role {
+            backend.asked = None;
+        }
+        match self.frame(frame, payload) {
+            Ok(()) => {}
+            Err(Wrong::Stream(id, code)) => self.reset(id, code),
+            Err(Wrong::Connection(code)) => return Err(code),
+        }
+        Ok(needed)
+    }
+
+    /// What must come first, RFC 9113 section 3.4.
+    fn preface(&mut self, bytes: &[u8]) -> Result<usize, Code> {
+        let expected = PREFACE
+            .get(PREFACE.len() - self.preface..)
+            .unwrap_or_default();
+        let count = expected.len().min(bytes.len());
+        if bytes.get(..count) != expected.get(..count) {
+            return Err(Code::PROTOCOL_ERROR);
+        }
+        self.preface -= count;
+        Ok(count)
+    }
+
+    /// What can be said by the header alone.
+    fn check(&self, frame: Frame) -> Result<(), Code> {
+        if frame.length > MAX_PAYLOAD {
+            return Err(Code::FRAME_SIZE_ERROR);
+        }
+        let is_greeting = frame.kind == kind::SETTINGS && !frame.has(flag::ACK);
+        // Section 6.10: nothing may come between the frames of a block.
+        let is_between = match &self.block {
+            Some(block) => frame.kind != kind::CONTINUATION || frame.stream != block.stream,
+            None => frame.kind == kind::CONTINUATION,
+        };
+        let is_of_connection = matches!(frame.kind, kind::SETTINGS | kind::PING | kind::GOAWAY);
+        let is_of_stream = matches!(
+            frame.kind,
+            kind::DATA | kind::HEADERS | kind::PRIORITY | kind::RST_STREAM
+        );
+        if !self.is_greeted && !is_greeting
+            || is_between
+            || is_of_connection && frame.stream != 0
+            || is_of_stream && frame.stream == 0
+            || frame.kind == kind::PUSH_PROMISE
+        {
+            return Err(Code::PROTOCOL_ERROR);
+        }
+        let is_sized = match frame.kind {
+            kind::RST_STREAM | kind::WINDOW_UPDATE => frame.length == 4,
+            kind::PING => frame.length == 8,
+            kind::GOAWAY => frame.length >= 8,
+            kind::SETTINGS if frame.has(flag::ACK) => frame.length == 0,
+            kind::SETTINGS => frame.length.is_multiple_of(6),
+            kind::DATA => frame.length > 0 || !frame.has(flag::PADDED),
+            _ => true,
+        };
+        if is_sized {
+            Ok(())
+        } else {
+            Err(Code::FRAME_SIZE_ERROR)
+        }
+    }
+
+    fn frame(&mut self, frame: Frame, payload: &[u8]) -> Result<(), Wrong> {
+        match frame.kind {
+            kind::DATA => self.data(frame, payload.first().copied()),
+            kind::HEADERS => self.headers(frame, payload),
+            kind::CONTINUATION => self.continuation(frame, payload),
+            kind::PRIORITY if frame.length != 5 => {
+                Err(Wrong::Stream(frame.stream, Code::FRAME_SIZE_ERROR))
+            }
+            kind::RST_STREAM => self.was_reset(frame.stream, payload),
+            kind::SETTINGS if !frame.has(flag::ACK) => self.settings(payload),
+            kind::PING if frame.has(flag::ACK) => {
+                if payload == FAREWELL {
+                    self.take_leave();
+                }
+                Ok(())
+            }
+            kind::PING => {
+                frame::write(&mut self.out, kind::PING, flag::ACK, 0, payload);
+                Ok(())
+            }
+            kind::GOAWAY => {
+                self.is_left(payload);
+                Ok(())
+            }
+            kind::WINDOW_UPDATE => self.window(frame.stream, payload),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whose stream `id` is; one that has not begun is an error of the connection, RFC 9113 section 5.1.
+    fn whose(&self, id: u32) -> Result<Whose, Wrong> {
+        if self.flows.contains_key(&id) {
+            return Ok(Whose::Open);
+        }
+        if id > self.last || id.is_multiple_of(2) {
+            return Err(Code::PROTOCOL_ERROR.into());
+        }
+        Ok(Whose::Past)
+    }
+
+    /// A frame for a stream that is past: on its way when we ended it, or wrong.
+    fn is_past(&self, id: u32) -> Result<(), Wrong> {
+        if self.remembered.contains(&id) {
+            return Ok(());
+        }
+        Err(Wrong::Stream(id, Code::STREAM_CLOSED))
+    }
+
+    /// Ends a stream whose peer does what it may not.
+    fn reset(&mut self, id: u32, code: Code) {
+        if let Some(flow) = self.flows.get_mut(&id) {
+            if flow.ended.is_some() {
+                return;
+            }
+            flow.end(Ended::Invalid(code));
+        }
+        self.write_reset(id, code);
+    }
+
+    /// The beginning of a DATA frame, RFC 9113 section 6.1.
+    fn data(&mut self, frame: Frame, padding: Option<u8>) -> Result<(), Wrong> {
+        let id = frame.stream;
+        let extra = padding.map_or(0, |length| usize::from(length) + 1);
+        let Some(left) = frame.length.checked_sub(extra) else {
+            return Err(Code::PROTOCOL_ERROR.into());
+        };
+        if !self.inward.take(frame.length) {
+            return Err(Code::FLOW_CONTROL_ERROR.into());
+        }
+        let mut part = Part {
+            stream: id,
+            left,
+            padding: padding.map_or(0, usize::from),
+            ends: frame.has(flag::END_STREAM),
+            is_waste: false,
+        };
+        let checked = self.check_data(frame);
+        part.is_waste = !matches!(checked, Ok(true));
+        if part.is_waste {
+            self.give(frame.length);
+        } else if extra > 0 {
+            self.give(extra);
+            self.give_to(id, extra);
+        }
+        if part.left + part.padding > 0 {
+            self.part = Some(part);
+        } else if !part.is_waste && part.ends {
+            self.ends(id, Vec::new());
+        }
+        checked.map(|_| ())
+    }
+
+    /// True if somebody wants the content of the frame.
+    fn check_data(&mut self, frame: Frame) -> Result<bool, Wrong> {
+        let id = frame.stream;
+        if let Whose::Past = self.whose(id)? {
+            return self.is_past(id).map(|()| false);
+        }
+        let Some(flow) = self.flows.get_mut(&id).filter(|flow| flow.ended.is_none()) else {
+            return Ok(false);
+        };
+        if flow.got_end {
+            return Err(Wrong::Stream(id, Code::STREAM_CLOSED));
+        }
+        if !flow.reader.is_begun() {
+            return Err(Wrong::Stream(id, Code::PROTOCOL_ERROR));
+        }
+        if !flow.inward.take(frame.length) {
+            return Err(Wrong::Stream(id, Code::FLOW_CONTROL_ERROR));
+        }
+        Ok(true)
+    }
+
+    /// Opens the window of a stream by what nobody will take.
+    fn give_to(&mut self, id: u32, count: usize) {
+        let flow = self.flows.get_mut(&id).filter(|flow| !flow.got_end);
+        if let Some(more) = flow.and_then(|flow| flow.inward.give(count)) {
+            frame::write_u32(&mut self.out, kind::WINDOW_UPDATE, id, more);
+        }
+    }
+
+    /// Content and padding of a DATA frame, as far as they are there.
+    fn content(&mut self, bytes: &[u8]) -> usize {
+        let Some(mut part) = self.part.take() else {
+            return 0;
+        };
+        let here = bytes.get(..part.left).unwrap_or(bytes);
+        part.left -= here.len();
+        let skipped = part.padding.min(bytes.len() - here.len());
+        part.padding -= skipped;
+        if !part.is_waste {
+            self.push(part.stream, here);
+        }
+        if part.left + part.padding > 0 {
+            self.part = Some(part);
+        } else if !part.is_waste && part.ends {
+            self.ends(part.stream, Vec::new());
+        }
+        here.len() + skipped
+    }
+
+    fn push(&mut self, id: u32, bytes: &[u8]) {
+        let flow = self.flows.get_mut(&id);
+        let Some(flow) = flow.filter(|flow| flow.ended.is_none()) else {
+            return self.give(bytes.len());
+        };
+        if !flow.reader.wants_content() {
+            self.give(bytes.len());
+            return self.give_to(id, bytes.len());
+        }
+        if flow.reader.push(bytes) {
+            flow.wake_reader();
+        } else {
+            self.give(bytes.len());
+            self.reset(id, Code::PROTOCOL_ERROR);
+        }
+    }
+
+    /// The peer has come to the end of a message.
+    fn ends(&mut self, id: u32, trailers: Vec<u8>) {
+        let flow = self.flows.get_mut(&id);
+        let Some(flow) = flow.filter(|flow| flow.ended.is_none()) else {
+            return;
+        };
+        flow.got_end = true;
+        if flow.reader.end(trailers) {
+            flow.wake_reader();
+        } else {
+            // Less than was declared, RFC 9113 section 8.1.1.
+            self.reset(id, Code::PROTOCOL_ERROR);
+        }
+    }
+
+    /// RFC 9113 section 6.2.
+    fn headers(&mut self, frame: Frame, payload: &[u8]) -> Result<(), Wrong> {
+        let (mut block, mut padding) = (payload, 0);
+        if frame.has(flag::PADDED) {
+            let (first, rest) = block.split_first().ok_or(Code::FRAME_SIZE_ERROR)?;
+            (block, padding) = (rest, usize::from(*first));
+        }
+        if frame.has(flag::PRIORITY) {
+            block = block.get(5..).ok_or(Code::FRAME_SIZE_ERROR)?;
+        }
+        let length = block
+            .len()
+            .checked_sub(padding)
+            .ok_or(Code::PROTOCOL_ERROR)?;
+        let block = block.get(..length).unwrap_or_default();
+        let ends = frame.has(flag::END_STREAM);
+        if frame.has(flag::END_HEADERS) {
+            return self.block(frame.stream, ends, block);
+        }
+        self.block = Some(Box::new(Block {
+            stream: frame.stream,
+            ends,
+            bytes: block.to_vec(),
+            frames: 0,
+        }));
+        Ok(())
+    }
+
+    /// RFC 9113 section 6.10.
+    fn continuation(&mut self, frame: Frame, payload: &[u8]) -> Result<(), Wrong> {
+        let most = self.most_fields();
+        let Some(mut block) = self.block.take() else {
+            return Err(Code::PROTOCOL_ERROR.into());
+        };
+        block.frames += 1;
+        block.bytes.extend_from_slice(payload);
+        if block.bytes.len() > most || block.frames > CONTINUATIONS + most / MAX_PAYLOAD {
+            return Err(Code::ENHANCE_YOUR_CALM.into());
+        }
+        if frame.has(flag::END_HEADERS) {
+            return self.block(block.stream, block.ends, &block.bytes);
+        }
+        self.block = Some(block);
+        Ok(())
+    }
+
+    /// Twice what is allowed, so that what is too large can be answered, and be told apart.
+    fn most_fields(&self) -> usize {
+        2 * match &self.role {
+            Role::Client(client) => client.limits.bytes,
+            Role::Backend(_) => MAX_HEAD,
+        }
+    }
+
+    /// A field block that is whole.
+    fn block(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), Wrong> {
+        let most = self.most_fields();
+        FIELDS.with_borrow_mut(|fields| {
+            self.decoder
+                .decode(block, most, fields)
+                .map_err(|refused| match refused {
+                    Refused::Malformed => Code::COMPRESSION_ERROR,
+                    Refused::TooLarge => Code::ENHANCE_YOUR_CALM,
+                })?;
+            match self.role {
+                Role::Client(_) => self.asks(id, ends, fields),
+                Role::Backend(_) => self.answers(id, ends, fields),
+            }
+        })
+    }
+
+    /// Trailers of a message.
+    fn trailers(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
+        let Some(flow) = self.flows.get_mut(&id).filter(|flow| flow.ended.is_none()) else {
+            return Ok(());
+        };
+        if flow.got_end {
+            return Err(Wrong::Stream(id, Code::STREAM_CLOSED));
+        }
+        let section = reader::trailer_section(fields).filter(|_| ends);
+        let section = section.ok_or(Wrong::Stream(id, Code::PROTOCOL_ERROR))?;
+        self.ends(id, section);
+        Ok(())
+    }
+
+    /// Fields of a client.
+    fn asks(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
+        if id <= self.last || id.is_multiple_of(2) {
+            return match self.whose(id)? {
+                Whose::Open => self.trailers(id, ends, fields),
+                Whose::Past => self.is_past(id),
+            };
+        }
+        self.last = id;
+        let initial = self.initial;
+        let Role::Client(client) = &mut self.role else {
+            return Ok(());
+        };
+        // A stream that was reset can still be in use.
+        let in_use = self.flows.len();
+        let is_full = in_use >= client.most && {
+            let open = self.flows.values().filter(|flow| flow.ended.is_none());
+            open.count() >= client.most || in_use >= 2 * client.most
+        };
+        if is_full || client.leave == Leave::Taken {
+            return Err(Wrong::Stream(id, Code::REFUSED_STREAM));
+        }
+        let random = &mut client.random;
+        let key = || {
+            let nonce = u128::from(random.bits()) << 64 | u128::from(random.bits());
+            websocket::key(nonce.to_be_bytes())
+        };
+        let read = request::read(fields, ends, client.limits, key);
+        let mut asked = Asked {
+            id,
+            is_head: false,
+            accept: None,
+            refusal: None,
+        };
+        let mut flow = Flow::new(STREAM_WINDOW, Outward::new(initial));
+        flow.got_end = ends;
+        match read {
+            Ok(request) => {
+                asked.is_head = request.is_head;
+                asked.accept = request.accept;
+                flow.reader.begin(request.head);
+            }
+            Err(reason) => {
+                asked.refusal = Some(reason);
+                flow.reader.begin(request::nothing());
+            }
+        }
+        if ends {
+            flow.reader.end(Vec::new());
+        }
+        self.flows.insert(id, flow);
+        client.asked.push_back(asked);
+        Ok(())
+    }
+
+    /// Fields of a backend.
+    fn answers(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
+        if let Whose::Past = self.whose(id)? {
+            return self.is_past(id);
+        }
+        let Some(flow) = self.flows.get_mut(&id).filter(|flow| flow.ended.is_none()) else {
+            return Ok(());
+        };
+        flow.sections += 1;
+        if flow.sections > MAX_SECTIONS {
+            self.account.pay(ALLOWANCE);
+            return Err(Code::ENHANCE_YOUR_CALM.into());
+        }
+        if flow.reader.is_begun() {
+            return self.trailers(id, ends, fields);
+        }
+        match response::read(fields, ends, &flow.expected) {
+            Ok(response::Read::Interim(text)) => flow.reader.interim(text),
+            Ok(response::Read::Final(head)) => {
+                flow.reader.begin(head);
+                if ends {
+                    flow.got_end = true;
+                    flow.reader.end(Vec::new());
+                }
+            }
+            Err(_) => return Err(Wrong::Stream(id, Code::PROTOCOL_ERROR)),
+        }
+        flow.wake_reader();
+        Ok(())
+    }
+
+    /// RFC 9113 section 6.4.
+    fn was_reset(&mut self, id: u32, payload: &[u8]) -> Result<(), Wrong> {
+        if let Whose::Open = self.whose(id)?
+            && let Some(flow) = self.flows.get_mut(&id)
+        {
+            let code = frame::u32_at(payload, 0).unwrap_or_default();
+            flow.end(Ended::Reset(Code(code)));
+        }
+        Ok(())
+    }
+
+    /// RFC 9113 section 6.5.
+    fn settings(&mut self, payload: &[u8]) -> Result<(), Wrong> {
+        for (name, value) in frame::settings(payload) {
+            match (name, value) {
+                (setting::INITIAL_WINDOW_SIZE, 0..=LARGEST) => self.resize(value)?,
+                (setting::INITIAL_WINDOW_SIZE, _) => return Err(Code::FLOW_CONTROL_ERROR.into()),
+                (setting::ENABLE_PUSH, 2..)
+                | (setting::ENABLE_CONNECT_PROTOCOL, 2..)
+                | (setting::MAX_FRAME_SIZE, ..0x4000 | 0x0100_0000..) => {
+                    return Err(Code::PROTOCOL_ERROR.into());
+                }
+                _ => {}
+            }
+            if let Role::Backend(backend) = &mut self.role {
+                match name {
+                    setting::MAX_CONCURRENT_STREAMS => backend.most = Some(value),
+                    setting::ENABLE_CONNECT_PROTOCOL => backend.takes_connect = value == 1,
+                    setting::ENABLE_PUSH if value == 1 => return Err(Code::PROTOCOL_ERROR.into()),
+                    _ => {}
+                }
+            }
+        }
+        self.is_greeted = true;
+        frame::write(&mut self.out, kind::SETTINGS, flag::ACK, 0, &[]);
+        Ok(())
+    }
+
+    /// The windows of all streams begin with another size, RFC 9113 section 6.9.2.
+    fn resize(&mut self, size: u32) -> Result<(), Wrong> {
+        let change = i64::from(size) - i64::from(self.initial);
+        self.initial = size;
+        for flow in self.flows.values_mut() {
+            if !flow.outward.change(change) {
+                return Err(Code::FLOW_CONTROL_ERROR.into());
+            }
+            flow.write
+                .take()
+                .into_iter()
+                .for_each(std::task::Waker::wake);
+        }
+        Ok(())
+    }
+
+    /// RFC 9113 section 6.9.
+    fn window(&mut self, id: u32, payload: &[u8]) -> Result<(), Wrong> {
+        let more = frame::u31(payload, 0).unwrap_or_default();
+        if id == 0 {
+            return match more {
+                0 => Err(Code::PROTOCOL_ERROR.into()),
+                more if !self.outward.change(i64::from(more)) => {
+                    Err(Code::FLOW_CONTROL_ERROR.into())
+                }
+                // The driver wakes those that wait for it.
+                _ => Ok(()),
+            };
+        }
+        if let Whose::Past = self.whose(id)? {
+            return Ok(());
+        }
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return Ok(());
+        };
+        if more == 0 {
+            return Err(Wrong::Stream(id, Code::PROTOCOL_ERROR));
+        }
+        if !flow.outward.change(i64::from(more)) {
+            return Err(Wrong::Stream(id, Code::FLOW_CONTROL_ERROR));
+        }
+        flow.write
+            .take()
+            .into_iter()
+            .for_each(std::task::Waker::wake);
+        Ok(())
+    }
+
+    /// The client has seen that we leave.
+    fn take_leave(&mut self) {
+        if let Role::Client(client) = &mut self.role
+            && client.leave == Leave::Announced
+        {
+            client.leave = Leave::Taken;
+            frame::write_goaway(&mut self.out, self.last, Code::NO_ERROR);
+        }
+    }
+
+    /// The peer leaves, RFC 9113 section 6.8: it will not look at streams of ours beyond the last that it names.
+    fn is_left(&mut self, payload: &[u8]) {
+        match &mut self.role {
+            Role::Client(client) => client.is_leaving = true,
+            Role::Backend(backend) => {
+                backend.is_leaving = true;
+                let last = frame::u31(payload, 0).unwrap_or_default();
+                let code = Code(frame::u32_at(payload, 4).unwrap_or_default());
+                let beyond = self.flows.iter_mut().filter(|(id, _)| **id > last);
+                beyond.for_each(|(_, flow)| flow.end(Ended::Unseen(code)));
+            }
+        }
+    }
+}
