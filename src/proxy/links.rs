@@ -243,7 +243,7 @@ async fn reach(
     let tls = pool.config.tls.as_ref();
     // The preface follows at once.
     let stream = tls::reach(state, introduction, tls, true, deadline).await?;
-    Link::open(stream, state, deadline).await
+    Link::open(stream, Some(state), deadline).await
 }
 
 impl Links {

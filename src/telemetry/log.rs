@@ -102,9 +102,7 @@ impl Subscriber for Logger {
     }
 
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // The h2 crate tells of every frame at debug.
-        let is_chatter = metadata.target().starts_with("h2::") && level() != LevelFilter::TRACE;
-        metadata.is_event() && *metadata.level() <= level() && !is_chatter
+        metadata.is_event() && *metadata.level() <= level()
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {

@@ -242,23 +242,6 @@ async fn our_own_errors_are_whole_answers() {
 }
 
 #[tokio::test]
-async fn the_daemon_log_does_not_tell_of_frames() {
-    let backend = Peer::answering("hello");
-    let daemon = crate::support::daemon::Daemon::start(&format!(
-        "workers: 1\nlog: {{level: debug}}\nlisteners: {{web: {{bind: \"@web\", pool: app}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\n",
-        backend.address
-    ));
-    let (sender, _driver) = connect(daemon.address("@web")).await;
-    assert_eq!(get(&sender, "/").await.unwrap().status(), 200);
-    let lines = daemon.stderr.all();
-    assert!(lines.len() < 10, "{lines:#?}");
-    assert!(
-        !lines.iter().any(|line| line.contains("frame")),
-        "{lines:#?}"
-    );
-}
-
-#[tokio::test]
 async fn a_websocket_comes_by_extended_connect() {
     let backend = Peer::start(|mut connection| {
         let head = connection.head().unwrap();

@@ -1,13 +1,20 @@
 //! A grpc check: `grpc.health.v1.Health/Check` must say SERVING. What is spoken is HTTP/2; see `grpc_message.rs` for the bytes.
 
-use bytes::{BufMut, BytesMut};
-use h2::RecvStream;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
 use hyper::{
-    HeaderMap, Request, Response, StatusCode, Version,
-    header::{CONTENT_TYPE, TE, USER_AGENT},
+    HeaderMap, Request, Response, StatusCode,
+    body::Incoming,
+    header::{CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING, USER_AGENT},
 };
 
-use super::{AGENT, Limit, http::cannot_ask, http2};
+use super::{
+    AGENT,
+    http::cannot_ask,
+    http1::{self, describe},
+};
 use crate::{
     health::grpc_message::{self, Health, LONGEST, PREFIX},
     net::stream::Stream,
@@ -39,28 +46,29 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// Asks on `stream` for `service`; empty is the server as a whole.
+/// Asks on `stream`, which is one of HTTP/2, for `service`; empty is the server as a whole.
 pub(super) async fn ask(
     stream: Stream,
     service: &str,
     authority: &str,
-    limit: Limit,
+    timeout: Duration,
 ) -> Result<(), String> {
-    let request = Request::post(http2::target(&stream, authority, PATH))
-        .version(Version::HTTP_2)
+    let request = Request::post(PATH)
+        .header(HOST, authority)
         .header(CONTENT_TYPE, "application/grpc")
         .header(TE, "trailers")
         // At most eight digits: a check takes an hour at most.
-        .header("grpc-timeout", format!("{}m", limit.timeout.as_millis()))
+        .header("grpc-timeout", format!("{}m", timeout.as_millis()))
         .header(USER_AGENT, AGENT)
-        .body(())
+        // A call has no length.
+        .header(TRANSFER_ENCODING, "chunked")
+        .body(Full::from(Bytes::from(grpc_message::request(service))))
         .map_err(|error| cannot_ask(&error))?;
-    let body = grpc_message::request(service);
     let judge = async |response| judge(response, service).await;
-    http2::ask(stream, request, Some(body.into()), judge, limit).await
+    http1::exchange(stream, request, judge).await
 }
 
-async fn judge(response: Response<RecvStream>, service: &str) -> Result<(), String> {
+async fn judge(response: Response<Incoming>, service: &str) -> Result<(), String> {
     if response.status() != StatusCode::OK {
         return Err(format!(
             "status {}, expected 200",
@@ -71,15 +79,16 @@ async fn judge(response: Response<RecvStream>, service: &str) -> Result<(), Stri
         return Err("answer is not gRPC, by its content-type".to_owned());
     }
     let (head, mut body) = response.into_parts();
-    let mut message = BytesMut::new();
-    while let Some(data) = http2::next(&mut body).await {
-        message.put(data?);
+    let (mut message, mut trailers) = (BytesMut::new(), None);
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(|error| describe(&error))?.into_data() {
+            Ok(data) => message.put(data),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
         if message.len() > PREFIX + LONGEST {
             return Err("answer is too long".to_owned());
         }
     }
-    let trailers = body.trailers().await;
-    let trailers = trailers.map_err(|error| http2::describe(&error))?;
     let status = match &trailers {
         Some(trailers) => status(trailers)?,
         // The head is all there is: it has what trailers have.

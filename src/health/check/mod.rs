@@ -1,7 +1,8 @@
 //! One probe of one backend: what is asked, and what counts as a good answer. A new type of check is one arm in [`run`] and
 //! one file. The error of a probe is the cause that logs and the status page show.
 //!
-//! `http.rs` judges answers of HTTP, which `http1.rs` or `http2.rs` carry; `grpc.rs` is carried by `http2.rs` too.
+//! `http.rs` judges answers of HTTP, which `http1.rs` carries: on a connection, or on a stream of one that `http2.rs` makes.
+//! `grpc.rs` is always on a stream.
 
 mod grpc;
 
@@ -41,7 +42,11 @@ impl Limit {
     async fn keep(self, probe: impl Future<Output = Result<(), String>>) -> Result<(), String> {
         timeout_at(self.deadline.into(), probe)
             .await
-            .unwrap_or_else(|_| Err(format!("no answer within {:?}", self.timeout)))
+            .unwrap_or_else(|_| Err(self.late()))
+    }
+
+    fn late(self) -> String {
+        format!("no answer within {:?}", self.timeout)
     }
 }
 
@@ -86,13 +91,17 @@ pub(super) async fn run(
                 body: body.as_deref(),
             };
             if pool.protocol.is_h2() {
-                Box::pin(http2::http(stream, &probe, limit)).await
+                let exchange = async |stream| http1::ask(stream, &probe).await;
+                Box::pin(http2::on_stream(stream, exchange, limit)).await
             } else {
                 limit.keep(http1::ask(stream, &probe)).await
             }
         }
         CheckKind::Grpc { service, host } => {
-            Box::pin(grpc::ask(stream, service, &authority(host), limit)).await
+            let authority = authority(host);
+            let timeout = check.timeout;
+            let exchange = async |stream| grpc::ask(stream, service, &authority, timeout).await;
+            Box::pin(http2::on_stream(stream, exchange, limit)).await
         }
     }
 }

@@ -36,12 +36,11 @@ pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     }
     // Section 7.1.3: what is secret must not be entered into the table of any other hop either.
     let kind = if is_secret(name) { 0x10 } else { 0 };
-    match fixed::find_name(name) {
-        Some(place) => number(out, place, 4, kind),
-        None => {
-            number(out, 0, 4, kind);
-            string(out, name);
-        }
+    if let Some(place) = fixed::find_name(name) {
+        number(out, place, 4, kind);
+    } else {
+        number(out, 0, 4, kind);
+        string(out, name);
     }
     string(out, value);
 }

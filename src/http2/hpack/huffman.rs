@@ -27,8 +27,8 @@ struct Code {
     codes: [(u32, u8); 257],
     /// Symbols in the order of their codes.
     symbols: [u16; 257],
-    /// By length: the first code that is longer, and what to add to a code for its place in `symbols`.
-    ends: [(u32, i32); LONGEST + 1],
+    /// By length: the first code, the number behind the last, and the place of the first in `symbols`.
+    lengths: [(u32, u32, u16); LONGEST + 1],
     /// By the next eight bits: symbol and length, where they are enough; length 0 where not.
     short: [(u8, u8); 256],
 }
@@ -43,13 +43,13 @@ const fn build() -> Code {
     let mut code = Code {
         codes: [(0, 0); 257],
         symbols: [0; 257],
-        ends: [(0, 0); LONGEST + 1],
+        lengths: [(0, 0, 0); LONGEST + 1],
         short: [(0, 0); 256],
     };
     let (mut next, mut place, mut length) = (0_u32, 0_usize, 1_usize);
     while length <= LONGEST {
         next <<= 1;
-        let offset = place as i32 - next as i32;
+        let (first, first_place) = (next, place as u16);
         let mut symbol = 0;
         while symbol < LENGTHS.len() {
             if LENGTHS[symbol] as usize == length {
@@ -68,7 +68,7 @@ const fn build() -> Code {
             }
             symbol += 1;
         }
-        code.ends[length] = (next, offset);
+        code.lengths[length] = (first, next, first_place);
         length += 1;
     }
     code
@@ -85,10 +85,10 @@ impl Code {
     }
 
     fn find_long(&self, window: u64) -> (u16, u32) {
-        for (length, (end, offset)) in (0_u32..).zip(&self.ends).skip(9) {
+        for (length, (first, end, place)) in (0_u32..).zip(&self.lengths).skip(9) {
             let code = (window >> (64 - length)) as u32;
             if code < *end {
-                let place = (code as i32 + offset) as usize;
+                let place = usize::from(*place) + code.saturating_sub(*first) as usize;
                 return (self.symbols.get(place).copied().unwrap_or(END), length);
             }
         }

@@ -663,7 +663,8 @@ impl Core {
         }
     }
 
-    fn end(&mut self, why: Ended) {
+    /// The connection is over, but for what is still to be written.
+    pub(super) fn end(&mut self, why: Ended) {
         self.fate.get_or_insert(why);
         self.flows.values_mut().for_each(|flow| flow.end(why));
         self.unread = Vec::new();

@@ -129,7 +129,7 @@ impl Outward {
     }
 
     pub(super) const fn take(&mut self, count: usize) {
-        self.0 -= count as i64;
+        self.0 -= count as u32 as i64;
     }
 
     /// Changes it. False: it would be larger than it may be.

@@ -74,6 +74,10 @@ impl Core {
         let Some(frame) = Frame::read(bytes) else {
             return Ok(0);
         };
+        if !self.is_greeted && bytes.starts_with(b"HTTP/") {
+            self.end(Ended::Http1);
+            return Ok(0);
+        }
         self.check(frame)?;
         let head = HEADER + usize::from(frame.kind == kind::DATA && frame.has(flag::PADDED));
         let whole = HEADER + frame.length;
@@ -515,8 +519,7 @@ impl Core {
             match (name, value) {
                 (setting::INITIAL_WINDOW_SIZE, 0..=LARGEST) => self.resize(value)?,
                 (setting::INITIAL_WINDOW_SIZE, _) => return Err(Code::FLOW_CONTROL_ERROR.into()),
-                (setting::ENABLE_PUSH, 2..)
-                | (setting::ENABLE_CONNECT_PROTOCOL, 2..)
+                (setting::ENABLE_PUSH | setting::ENABLE_CONNECT_PROTOCOL, 2..)
                 | (setting::MAX_FRAME_SIZE, ..0x4000 | 0x0100_0000..) => {
                     return Err(Code::PROTOCOL_ERROR.into());
                 }

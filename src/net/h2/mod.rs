@@ -26,17 +26,20 @@ use crate::http2::frame::Code;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Ended {
     /// The peer has reset it.
-    #[error("stream reset by the peer ({0})")]
+    #[error("stream reset by the peer (RST_STREAM {0})")]
     Reset(Code),
     /// The peer has said that it will not look at it.
-    #[error("connection ended by the peer ({0})")]
+    #[error("connection ended by the peer (GOAWAY {0})")]
     Unseen(Code),
     /// We have found something wrong with it.
-    #[error("stream is not valid HTTP/2 ({0})")]
+    #[error("not valid HTTP/2 ({0})")]
     Invalid(Code),
     /// We have found something wrong with its connection.
-    #[error("connection is not valid HTTP/2 ({0})")]
+    #[error("not valid HTTP/2, or more than is allowed ({0})")]
     Failed(Code),
+    /// The peer has spoken HTTP/1 instead.
+    #[error("the peer speaks HTTP/1, not HTTP/2")]
+    Http1,
     /// Its connection is no more.
     #[error("connection closed")]
     Lost,

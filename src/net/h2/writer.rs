@@ -206,14 +206,12 @@ mod tests {
         for cut in 0..text.len() {
             let (first, second) = text.split_at(cut);
             let mut head = Vec::new();
-            let (whole, count) = collect(&mut head, first).unwrap();
-            let (whole, count) = match whole {
-                Some(whole) => (whole.into_owned(), count),
-                None => {
-                    let (whole, more) = collect(&mut head, second).unwrap();
-                    (whole.unwrap().into_owned(), count + more)
-                }
-            };
+            let (mut whole, mut count) = collect(&mut head, first).unwrap();
+            if whole.is_none() {
+                let (found, more) = collect(&mut head, second).unwrap();
+                (whole, count) = (found, count + more);
+            }
+            let whole = whole.unwrap().into_owned();
             assert_eq!(
                 (&whole[..], count),
                 (&text[..text.len() - 4], text.len() - 4)

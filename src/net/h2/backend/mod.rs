@@ -33,6 +33,7 @@ use crate::{
     },
     pool::BackendState,
     reason::Reason,
+    telemetry::metrics::BackendSlot,
 };
 
 /// Most exchanges at a time on one connection, where the backend allows more: beyond that another connection spreads them
@@ -49,7 +50,8 @@ const SILENCE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Link {
     connection: Rc<Connection>,
-    state: Arc<BackendState>,
+    /// Whose counters it is in; `None` for a check.
+    state: Option<Arc<BackendState>>,
     is_secure: bool,
     born: Instant,
     open: Cell<usize>,
@@ -65,10 +67,10 @@ pub struct Link {
 impl Link {
     /// Takes up HTTP/2 on `stream`, which is a new connection to the backend of `state`: ready when the backend has sent its
     /// settings, without which it would not be known what it allows, nor whether it speaks HTTP/2 at all. The driver must
-    /// be run as long as the link is used.
+    /// be run as long as the link is used. Without a `state` it is in no counters.
     pub async fn open(
         stream: Stream,
-        state: &Arc<BackendState>,
+        state: Option<&Arc<BackendState>>,
         deadline: Instant,
     ) -> Result<(Rc<Self>, impl Future<Output = ()> + use<>), ConnectError> {
         if stream.tls().is_some_and(|tls| !tls.agreed().h2) {
@@ -92,10 +94,9 @@ impl Link {
             source: io::Error::other(ended),
         })?;
         let now = clock::now();
-        state.metrics.mine().connections_idle.add(1);
         let link = Rc::new(Self {
             connection,
-            state: Arc::clone(state),
+            state: state.map(Arc::clone),
             is_secure,
             born: now,
             open: Cell::new(0),
@@ -104,6 +105,7 @@ impl Link {
             retired: Cell::new(false),
             over: Cell::new(false),
         });
+        link.count(|metrics| metrics.connections_idle.add(1));
         let driver = drive(Driven(Rc::clone(&link)));
         Ok((link, driver))
     }
@@ -167,11 +169,23 @@ impl Link {
         (self.open.get() == 0).then(|| self.idle_since.get())
     }
 
+    /// Its driver has ended.
+    pub fn is_over(&self) -> bool {
+        self.over.get()
+    }
+
+    fn count(&self, change: impl FnOnce(&BackendSlot)) {
+        if let Some(state) = &self.state {
+            change(state.metrics.mine());
+        }
+    }
+
     fn enter(&self) {
-        let metrics = self.state.metrics.mine();
         if self.open.get() == 0 {
-            metrics.connections_idle.sub(1);
-            metrics.connections_active.add(1);
+            self.count(|metrics| {
+                metrics.connections_idle.sub(1);
+                metrics.connections_active.add(1);
+            });
         }
         self.open.set(self.open.get() + 1);
     }
@@ -182,11 +196,12 @@ impl Link {
             return;
         }
         self.idle_since.set(clock::now());
-        let metrics = self.state.metrics.mine();
-        metrics.connections_active.sub(1);
-        if !self.over.get() {
-            metrics.connections_idle.add(1);
-        }
+        self.count(|metrics| {
+            metrics.connections_active.sub(1);
+            if !self.over.get() {
+                metrics.connections_idle.add(1);
+            }
+        });
         if self.is_retired() {
             self.connection.leave();
         }
@@ -196,7 +211,7 @@ impl Link {
         self.retire();
         drop(self.connection.take_stream());
         if !self.over.replace(true) && self.open.get() == 0 {
-            self.state.metrics.mine().connections_idle.sub(1);
+            self.count(|metrics| metrics.connections_idle.sub(1));
         }
     }
 }
@@ -226,7 +241,8 @@ async fn drive(link: Driven) {
     })
     .await;
     if let Some(ended @ Ended::Failed(_)) = link.connection.fate() {
-        tracing::debug!(target: "http", backend = %link.state.address, %ended, "http/2 connection failed");
+        let backend = link.state.as_ref().map(|state| &state.address);
+        tracing::debug!(target: "http", ?backend, %ended, "http/2 connection failed");
     }
 }
 

@@ -110,7 +110,7 @@ impl Outgoing {
             Ended::Unseen(_) | Ended::Reset(Code::REFUSED_STREAM) => (true, true),
             // Of this stream alone.
             Ended::Reset(_) | Ended::Invalid(_) => (false, false),
-            Ended::Failed(_) | Ended::Lost => (false, true),
+            Ended::Failed(_) | Ended::Http1 | Ended::Lost => (false, true),
         };
         if is_unseen {
             self.unseen.set(true);
@@ -194,7 +194,7 @@ impl Drop for Outgoing {
 pub(super) fn reason_of(ended: Ended) -> Reason {
     match ended {
         // What we have found wrong ourselves, as opposed to what the backend has told, or an end without a word.
-        Ended::Invalid(_) | Ended::Failed(_) => Reason::ProxyProtocolError,
+        Ended::Invalid(_) | Ended::Failed(_) | Ended::Http1 => Reason::ProxyProtocolError,
         Ended::Reset(_) | Ended::Unseen(_) | Ended::Lost => Reason::ConnectionTerminated,
     }
 }
