@@ -348,7 +348,7 @@ fn five_failures_in_a_row_eject_a_backend_while_others_are_up() {
         "no client saw a failure"
     );
     assert_eq!(bad.connections(), 5);
-    let lines = transitions(&daemon);
+    let lines = wait_for_transitions(&daemon, 1);
     assert_eq!(
         lines,
         [(

@@ -10,9 +10,10 @@ use crate::support::{
 };
 use crate::{backends, quoted, transitions, verdicts};
 
-/// Reads the call of a check to its end: the message; `None` where the connection ends before.
+/// Says hello and reads the call of a check to its end: the message; `None` where the connection ends before.
 fn call(connection: &mut Connection) -> Option<Vec<u8>> {
     assert_eq!(connection.exactly(PREFACE.len())?, PREFACE.as_bytes());
+    connection.send(frame(SETTINGS, 0, 0, &[]));
     let mut message = Vec::new();
     loop {
         let frame = Frame::read(|length| connection.exactly(length).ok_or(())).ok()?;
@@ -33,7 +34,6 @@ fn grpc(status: impl Fn(&[u8]) -> u8 + Send + Sync + 'static) -> Peer {
         };
         let answer = [0, 0, 0, 0, 2, 8, status(&message)];
         connection.send_pieces([
-            frame(SETTINGS, 0, 0, &[]),
             frame(HEADERS, END_HEADERS, 1, b"\x88\x5f\x10application/grpc"),
             frame(DATA, 0, 1, &answer),
             frame(
