@@ -11,6 +11,8 @@
 
 #[path = "h2/calls.rs"]
 mod calls;
+#[path = "h2/conformance.rs"]
+mod conformance;
 #[path = "h2/floods.rs"]
 mod floods;
 #[path = "h2/messages.rs"]

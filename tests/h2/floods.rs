@@ -3,7 +3,7 @@
 use super::front;
 use crate::support::{
     frames::{
-        CALM, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, PRIORITY, RST_STREAM, Raw,
+        CALM, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, PRIORITY, RST_STREAM, Raw,
         SETTINGS, WINDOW_UPDATE, fields, frame,
     },
     peer::Peer,
@@ -103,5 +103,55 @@ fn honest_traffic_is_no_flood() {
         client.send(frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 5]));
         client.send(frame(WINDOW_UPDATE, 0, stream, &[0, 0, 0, 5]));
         client.send(frame(PING, 0, 0, &[0; 8]));
+    }
+}
+
+#[test]
+fn frames_that_are_cheap_buy_no_resets() {
+    let backend = Peer::start(|mut connection| while connection.request().is_some() {});
+    let daemon = front(backend.address, "");
+    let mut client = Raw::connect(daemon.address("@web"));
+    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET)));
+    let upload = frame(DATA, 0, 1, b"x").repeat(30);
+    for stream in (3..1_000).step_by(2) {
+        client.ask(stream, &GET);
+        client.send(&upload);
+        // The request has begun when its reset comes.
+        client.send(frame(PING, 0, 0, &[0; 8]));
+        let answer = client.until(|frame| matches!(frame.kind, PING | GOAWAY));
+        if answer.kind == GOAWAY {
+            assert_eq!(answer.code(), CALM);
+            return;
+        }
+        client.send(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
+    }
+    panic!("the connection goes on");
+}
+
+#[test]
+fn heads_for_a_stream_that_was_reset_are_limited() {
+    let backend = Peer::silent();
+    let daemon = front(backend.address, "");
+    let mut client = Raw::connect(daemon.address("@web"));
+    client.ask(1, &GET);
+    // Nothing may follow the end: we reset it.
+    client.send(frame(DATA, 0, 1, b"x"));
+    let late = frame(HEADERS, END_STREAM | END_HEADERS, 1, &fields(&GET));
+    assert_eq!(flood(&mut client, &late), CALM);
+}
+
+#[test]
+fn the_rest_of_an_upload_that_was_answered_early_is_no_offence() {
+    let daemon = front(crate::support::peer::refused(), "");
+    let mut client = Raw::connect(daemon.address("@web"));
+    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET)));
+    let reset = client.until(|frame| frame.kind == RST_STREAM);
+    assert_eq!((reset.stream, reset.code()), (1, 0));
+    // The connection has nothing else to do, and what was on its way comes bit by bit.
+    for _ in 0..300 {
+        client.send(frame(DATA, 0, 1, &[0; 100]));
+        client.send(frame(PING, 0, 0, &[0; 8]));
+        let answer = client.until(|frame| frame.kind != WINDOW_UPDATE);
+        assert_eq!(answer.kind, PING);
     }
 }

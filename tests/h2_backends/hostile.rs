@@ -3,11 +3,11 @@
 use super::front;
 use crate::support::{
     frames::{
-        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, PUSH_PROMISE,
-        RawBackend, SETTINGS, WINDOW_UPDATE, fields, frame,
+        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, PRIORITY,
+        PUSH_PROMISE, RST_STREAM, Raw, RawBackend, SETTINGS, WINDOW_UPDATE, fields, frame,
     },
     h2::{connect, get},
-    peer::Peer,
+    peer::{Gate, Peer},
 };
 
 /// Makes the next frame for a stream.
@@ -150,4 +150,76 @@ async fn what_may_not_be_passed_on_is_refused_whatever_comes_with_it() {
         }
         assert_eq!(backend.connections(), 1);
     }
+}
+
+#[test]
+fn clients_that_give_up_do_not_cost_the_others_their_connection() {
+    const CLIENTS: u32 = 8;
+    const EACH: u32 = 190;
+    let backend = Peer::start(|connection| {
+        let Some(mut backend) = RawBackend::greet(connection) else {
+            return;
+        };
+        while let Some(head) = backend.until(|frame| frame.kind == HEADERS) {
+            if head.flags & END_STREAM == 0 {
+                backend.answer(head.stream, "still here");
+            } else {
+                // Whatever it says makes us look at what it has cost us.
+                backend.send(frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()));
+            }
+        }
+    });
+    let daemon = front(backend.address, "");
+    for _ in 0..CLIENTS {
+        let mut client = Raw::connect(daemon.address("@web"));
+        for turn in 0..EACH {
+            let stream = 2 * turn + 1;
+            client.ask(stream, &GET);
+            // The request has begun when its reset comes.
+            client.send(frame(PING, 0, 0, &[0; 8]));
+            client.until(|frame| frame.kind == PING);
+            client.send(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+        }
+        client.send(frame(PING, 0, 0, &[0; 8]));
+        client.until(|frame| frame.kind == PING);
+    }
+    let mut client = Raw::connect(daemon.address("@web"));
+    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET)));
+    client.send(frame(DATA, END_STREAM, 1, b"x"));
+    let body = client.until(|frame| frame.kind == DATA);
+    assert_eq!(body.payload, b"still here");
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn a_backend_that_reads_nothing_is_not_sent_heads_without_end() {
+    let gate = Gate::new();
+    let door = gate.clone();
+    let backend = Peer::start(move |connection| {
+        let Some(mut backend) = RawBackend::greet(connection) else {
+            return;
+        };
+        // It reads nothing, and is not silent.
+        while !door.is_open() && backend.send(frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])) {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+    });
+    let daemon = front(backend.address, "");
+    let before = daemon.proc_status("VmRSS");
+    let long = "y".repeat(250);
+    let mut list = GET.to_vec();
+    list.extend(std::iter::repeat_n(("x", &*long), 60));
+    for _ in 0..20 {
+        let mut client = Raw::connect(daemon.address("@web"));
+        for turn in 0..190 {
+            let stream = 2 * turn + 1;
+            client.ask(stream, &list);
+            client.send(frame(PING, 0, 0, &[0; 8]));
+            client.until(|frame| frame.kind == PING);
+            client.send(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+        }
+    }
+    let grown = daemon.proc_status("VmRSS").saturating_sub(before);
+    assert!(grown < 30 << 10, "{grown} KiB");
+    gate.open();
 }

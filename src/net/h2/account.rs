@@ -8,17 +8,23 @@ use crate::{
     http2::frame::{Frame, flag, kind},
 };
 
-/// What a connection may spend at once. 200 streams can be reset in a row: a browser that leaves a page does half of that.
+/// What a connection may spend at once.
 pub(super) const ALLOWANCE: i64 = 2_000;
 /// What it gets back in a second.
 const REFILL: i64 = 100;
-/// A reset, whose it is: the work for the stream was for nothing, and a peer can provoke ours.
-pub(super) const RESET: i64 = 10;
+/// Streams that can be reset in a row: a browser that leaves a page does half of that. Counted apart, because frames that earn
+/// something are cheaper than the work that a reset throws away.
+const RESETS: i64 = 200;
+/// How many of them it gets back in a second.
+const RESETS_REFILL: i64 = 10;
+/// A head for a stream that is past, which is decoded for nothing.
+pub(super) const LATE_HEAD: i64 = 3;
 
 /// The account of one connection.
 #[derive(Debug)]
 pub(super) struct Account {
     left: i64,
+    resets: i64,
     filled: Instant,
 }
 
@@ -26,6 +32,7 @@ impl Account {
     pub(super) fn new() -> Self {
         Self {
             left: ALLOWANCE,
+            resets: RESETS,
             filled: clock::now(),
         }
     }
@@ -34,14 +41,25 @@ impl Account {
         self.left = (self.left - cost).min(ALLOWANCE);
     }
 
+    /// A reset, whose it is: the work for the stream was for nothing, and a peer can provoke ours.
+    pub(super) const fn pay_reset(&mut self) {
+        self.resets -= 1;
+    }
+
     /// A frame of ours that is part of a message: it may be followed by two window updates and a ping.
     pub(super) fn earn(&mut self) {
         self.pay(-7);
     }
 
+    /// A head of ours: a stream that may be reset.
+    pub(super) fn earn_head(&mut self) {
+        self.earn();
+        self.resets = (self.resets + 1).min(RESETS);
+    }
+
     /// Nothing is left: the connection is to be closed with ENHANCE_YOUR_CALM.
     pub(super) fn is_spent(&mut self) -> bool {
-        if self.left >= 0 {
+        if self.left >= 0 && self.resets >= 0 {
             return false;
         }
         let now = clock::now();
@@ -49,9 +67,11 @@ impl Account {
         let seconds = i64::try_from(passed.as_secs()).unwrap_or(ALLOWANCE);
         if seconds > 0 {
             self.filled = now;
-            self.pay(-seconds.min(ALLOWANCE) * REFILL);
+            let seconds = seconds.min(ALLOWANCE);
+            self.pay(-seconds * REFILL);
+            self.resets = (self.resets + seconds * RESETS_REFILL).min(RESETS);
         }
-        self.left < 0
+        self.left < 0 || self.resets < 0
     }
 }
 
@@ -61,8 +81,8 @@ pub(super) fn cost(frame: Frame) -> i64 {
         kind::DATA if frame.length > 0 => -1,
         kind::DATA if !frame.has(flag::END_STREAM) => 10,
         // Heads are limited by the number of streams, those of backends by their number on a stream too.
-        kind::DATA | kind::HEADERS => 0,
-        kind::RST_STREAM => RESET,
+        // Resets are counted.
+        kind::DATA | kind::HEADERS | kind::RST_STREAM => 0,
         // Each is answered.
         kind::SETTINGS | kind::PING if !frame.has(flag::ACK) => 5,
         kind::CONTINUATION => 20,
@@ -89,22 +109,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_spent_comes_back_with_time_and_with_responses() {
         let mut account = Account::new();
-        let reset = cost(header(kind::RST_STREAM, 0, 4));
         for _ in 0..200 {
-            account.pay(reset);
+            account.pay_reset();
             assert!(!account.is_spent());
         }
-        account.pay(reset);
+        account.pay_reset();
         assert!(account.is_spent());
         tokio::time::advance(Duration::from_secs(1)).await;
         for _ in 0..9 {
             assert!(!account.is_spent());
-            account.pay(reset);
+            account.pay_reset();
         }
-        account.pay(reset);
+        account.pay_reset();
         assert!(account.is_spent(), "a second is worth ten");
         account.earn();
-        account.earn();
+        assert!(account.is_spent(), "a frame is worth none");
+        account.earn_head();
         assert!(!account.is_spent(), "a response is worth one");
     }
 

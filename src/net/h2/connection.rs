@@ -20,7 +20,7 @@ use tokio::io::{AsyncWrite, ReadBuf};
 
 use super::{
     Ended,
-    account::{Account, RESET},
+    account::Account,
     backend::Expected,
     flow::{Flow, Inward, Outward, remember},
     incoming::Asked,
@@ -43,6 +43,8 @@ use crate::{
 const MOST_UNWRITTEN: usize = 64 << 10;
 /// The same until nothing more is read: what is read makes frames as well.
 const MOST_ANSWERS: usize = 4 * MOST_UNWRITTEN;
+/// The same until no exchange begins on a connection: heads wait for no room, and this many that nobody takes are no burst.
+const MOST_HEADS: usize = 4 * MOST_ANSWERS;
 /// Room for frames that a connection in use keeps.
 const KEPT: usize = 2 * MOST_UNWRITTEN;
 /// Most reads in a row before others have their turn.
@@ -54,7 +56,7 @@ const CLIENT_WINDOW: u32 = 1 << 20;
 /// The same for those of a backend's: those that nobody reads must not hold up the others.
 const BACKEND_WINDOW: u32 = super::backend::STREAMS as u32 * STREAM_WINDOW;
 /// Streams whose frames may still be on their way after we have ended them.
-const REMEMBERED: usize = 32;
+const REMEMBERED: usize = 256;
 /// Payload of the PING that a client answers when it has seen our GOAWAY.
 pub(super) const FAREWELL: [u8; 8] = *b"farewell";
 
@@ -471,6 +473,11 @@ impl Connection {
         self.core.borrow().unwritten() < MOST_UNWRITTEN
     }
 
+    /// The peer has long not taken what there is for it.
+    pub(super) fn is_clogged(&self) -> bool {
+        self.core.borrow().unwritten() > MOST_HEADS
+    }
+
     /// Sends a head or trailers, which `write` gives as a field block.
     pub(super) fn send_fields(
         &self,
@@ -510,6 +517,10 @@ impl Connection {
         };
         if let Some(code) = code {
             core.write_reset(id, code);
+            // That we do not want an answer any more is not the doing of the backend.
+            if matches!(core.role, Role::Client(_)) {
+                core.account.pay_reset();
+            }
         }
         core.wake();
     }
@@ -568,7 +579,10 @@ impl Core {
                     self.written += count as u64;
                 }
                 Poll::Ready(Err(_)) => self.lose(),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    self.compact();
+                    return Poll::Pending;
+                }
             }
         }
         self.sent = 0;
@@ -580,12 +594,19 @@ impl Core {
         Poll::Ready(())
     }
 
+    /// Lets go what was written: with a slow reader there may always be something behind it.
+    fn compact(&mut self) {
+        if self.sent >= MOST_UNWRITTEN {
+            self.out.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+
     /// With nothing on its way nothing is held.
     fn rest(&mut self) {
         self.out = Vec::new();
         self.flows = HashMap::default();
         self.waiting = VecDeque::new();
-        self.remembered = VecDeque::new();
         if let Role::Client(client) = &mut self.role {
             client.asked = VecDeque::new();
         }
@@ -623,23 +644,28 @@ impl Core {
     /// Lets some of those send who wait for room: as many as can use it. The others have their turn when these have had
     /// theirs.
     fn wake_senders(&mut self, cx: &Context<'_>) {
-        if self.outward.room() == 0 {
-            return;
-        }
+        let is_shut = self.outward.room() == 0;
         let mut most = MOST_UNWRITTEN / MAX_PAYLOAD;
+        let mut left = self.waiting.len();
         while most > 0
+            && left > 0
             && let Some(id) = self.waiting.pop_front()
         {
+            left -= 1;
             let Some(flow) = self.flows.get_mut(&id) else {
                 continue;
             };
+            if is_shut && flow.has_content {
+                self.waiting.push_back(id);
+                continue;
+            }
             flow.is_waiting = false;
             if let Some(waker) = flow.write.take() {
                 waker.wake();
                 most -= 1;
             }
         }
-        if !self.waiting.is_empty() {
+        if left > 0 {
             cx.waker().wake_by_ref();
         }
     }
@@ -682,7 +708,6 @@ impl Core {
     /// Ends a stream. Frames for it may still be on their way.
     pub(super) fn write_reset(&mut self, id: u32, code: Code) {
         frame::write_u32(&mut self.out, kind::RST_STREAM, id, code.0);
-        self.account.pay(RESET);
         if self.remembered.len() == REMEMBERED {
             self.remembered.pop_front();
         }
@@ -715,7 +740,7 @@ impl Core {
             }
             write(out);
         });
-        self.account.earn();
+        self.account.earn_head();
         self.wake();
         Ok(())
     }
@@ -779,6 +804,7 @@ impl Core {
             return Poll::Ready(Ok(()));
         }
         remember(&mut flow.write, cx);
+        flow.has_content = is_content;
         // The peer wakes those that it holds; for the others there is a line.
         if !is_held && !std::mem::replace(&mut flow.is_waiting, true) {
             self.waiting.push_back(id);
@@ -791,3 +817,7 @@ impl Core {
 pub(super) fn gone(ended: Ended) -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, ended)
 }
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

@@ -23,6 +23,8 @@ pub(super) struct Flow {
     pub ended: Option<Ended>,
     /// It stands in the line of those that wait to send.
     pub is_waiting: bool,
+    /// What it waits to send is content, which needs a window.
+    pub has_content: bool,
     pub read: Option<Waker>,
     pub write: Option<Waker>,
     pub gone: Option<Waker>,
@@ -40,6 +42,7 @@ impl Flow {
             sent_end: false,
             ended: None,
             is_waiting: false,
+            has_content: false,
             read: None,
             write: None,
             gone: None,

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use super::{
     Ended,
-    account::{ALLOWANCE, cost},
+    account::{ALLOWANCE, LATE_HEAD, cost},
     backend::{MAX_SECTIONS, response},
     connection::{Block, Core, FAREWELL, Leave, Part, Role, STREAM_WINDOW},
     flow::{Flow, Outward},
@@ -148,6 +148,7 @@ impl Core {
             kind::GOAWAY => frame.length >= 8,
             kind::SETTINGS if frame.has(flag::ACK) => frame.length == 0,
             kind::SETTINGS => frame.length.is_multiple_of(6),
+            kind::PRIORITY => frame.length == 5,
             kind::DATA => frame.length > 0 || !frame.has(flag::PADDED),
             _ => true,
         };
@@ -163,9 +164,6 @@ impl Core {
             kind::DATA => self.data(frame, payload.first().copied()),
             kind::HEADERS => self.headers(frame, payload),
             kind::CONTINUATION => self.continuation(frame, payload),
-            kind::PRIORITY if frame.length != 5 => {
-                Err(Wrong::Stream(frame.stream, Code::FRAME_SIZE_ERROR))
-            }
             kind::RST_STREAM => self.was_reset(frame.stream, payload),
             kind::SETTINGS if !frame.has(flag::ACK) => self.settings(payload),
             kind::PING if frame.has(flag::ACK) => {
@@ -206,6 +204,12 @@ impl Core {
         Err(Wrong::Stream(id, Code::STREAM_CLOSED))
     }
 
+    /// The same of fields.
+    fn is_late(&mut self, id: u32) -> Result<(), Wrong> {
+        self.account.pay(LATE_HEAD);
+        self.is_past(id)
+    }
+
     /// Ends a stream whose peer does what it may not.
     fn reset(&mut self, id: u32, code: Code) {
         if let Some(flow) = self.flows.get_mut(&id) {
@@ -214,6 +218,7 @@ impl Core {
             }
             flow.end(Ended::Invalid(code));
         }
+        self.account.pay_reset();
         self.write_reset(id, code);
     }
 
@@ -405,6 +410,7 @@ impl Core {
     /// Trailers of a message.
     fn trailers(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
         let Some(flow) = self.flows.get_mut(&id).filter(|flow| flow.ended.is_none()) else {
+            self.account.pay(LATE_HEAD);
             return Ok(());
         };
         if flow.got_end {
@@ -421,7 +427,8 @@ impl Core {
         if id <= self.last || id.is_multiple_of(2) {
             return match self.whose(id)? {
                 Whose::Open => self.trailers(id, ends, fields),
-                Whose::Past => self.is_past(id),
+                // RFC 9113 section 5.1.1.
+                Whose::Past => self.is_late(id).map_err(|_| Code::PROTOCOL_ERROR.into()),
             };
         }
         self.last = id;
@@ -460,6 +467,7 @@ impl Core {
             }
             Err(reason) => {
                 asked.refusal = Some(reason);
+                asked.is_head = fields.iter().any(|field| field == (b":method", b"HEAD"));
                 flow.reader.begin(request::nothing());
             }
         }
@@ -474,9 +482,10 @@ impl Core {
     /// Fields of a backend.
     fn answers(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
         if let Whose::Past = self.whose(id)? {
-            return self.is_past(id);
+            return self.is_late(id);
         }
         let Some(flow) = self.flows.get_mut(&id).filter(|flow| flow.ended.is_none()) else {
+            self.account.pay(LATE_HEAD);
             return Ok(());
         };
         flow.sections += 1;
@@ -504,6 +513,7 @@ impl Core {
 
     /// RFC 9113 section 6.4.
     fn was_reset(&mut self, id: u32, payload: &[u8]) -> Result<(), Wrong> {
+        self.account.pay_reset();
         if let Whose::Open = self.whose(id)?
             && let Some(flow) = self.flows.get_mut(&id)
         {
@@ -515,9 +525,11 @@ impl Core {
 
     /// RFC 9113 section 6.5.
     fn settings(&mut self, payload: &[u8]) -> Result<(), Wrong> {
+        let mut window = None;
         for (name, value) in frame::settings(payload) {
             match (name, value) {
-                (setting::INITIAL_WINDOW_SIZE, 0..=LARGEST) => self.resize(value)?,
+                // Said many times it would be much work: the last one counts.
+                (setting::INITIAL_WINDOW_SIZE, 0..=LARGEST) => window = Some(value),
                 (setting::INITIAL_WINDOW_SIZE, _) => return Err(Code::FLOW_CONTROL_ERROR.into()),
                 (setting::ENABLE_PUSH | setting::ENABLE_CONNECT_PROTOCOL, 2..)
                 | (setting::MAX_FRAME_SIZE, ..0x4000 | 0x0100_0000..) => {
@@ -533,6 +545,9 @@ impl Core {
                     _ => {}
                 }
             }
+        }
+        if let Some(size) = window {
+            self.resize(size)?;
         }
         self.is_greeted = true;
         frame::write(&mut self.out, kind::SETTINGS, flag::ACK, 0, &[]);

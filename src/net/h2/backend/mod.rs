@@ -112,6 +112,9 @@ impl Link {
 
     /// A stream for one exchange. `None`: there is no room, or none may begin any more.
     pub fn stream(self: &Rc<Self>) -> Option<Outgoing> {
+        if self.connection.is_clogged() {
+            self.retire();
+        }
         if self.room() == 0 {
             return None;
         }
