@@ -160,6 +160,8 @@ impl Core {
             kind::HEADERS => self.headers(frame, payload),
             kind::CONTINUATION => self.continuation(frame, payload),
             kind::PRIORITY if frame.length != 5 => {
+                // What has not begun cannot be reset, section 6.4.
+                self.whose(frame.stream)?;
                 Err(Wrong::Stream(frame.stream, Code::FRAME_SIZE_ERROR))
             }
             kind::RST_STREAM => self.was_reset(frame.stream, payload),
