@@ -167,6 +167,12 @@ impl Link {
         (self.open.get() == 0).then(|| self.idle_since.get())
     }
 
+    /// What it is made of.
+    #[cfg(test)]
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     fn enter(&self) {
         let metrics = self.state.metrics.mine();
         if self.open.get() == 0 {
