@@ -170,8 +170,10 @@ impl Exchange {
                     assert_eq!(at, rest.len(), "bytes behind the end");
                     return Some(content);
                 }
-                // Trailers that may not be passed on.
-                Err(_) => return None,
+                Err(error) => {
+                    assert!(error.0.contains("trailer"), "chunks of ours: {error}");
+                    return None;
+                }
             }
         }
     }
@@ -230,6 +232,8 @@ impl World {
         let random = Random::seeded(1);
         let mut said = Said::new();
         said.add(first);
+        // It is all done before there is an answer.
+        said.settle();
         Self {
             peer,
             connection: Connection::of_client(Stream::from(ours), &greeting, LIMITS, MOST, random),
@@ -271,6 +275,7 @@ impl World {
             let did = poll_fn(|cx| Poll::Ready(self.turn(cx))).await;
             quiet = if did { 0 } else { quiet + 1 };
             if quiet == 2 {
+                self.said.settle();
                 return;
             }
             yield_now().await;
@@ -291,10 +296,16 @@ impl World {
             return;
         }
         for (index, exchange) in self.exchanges.iter().enumerate() {
-            if exchange.has_failed || exchange.written == exchange.answer.len() {
+            if exchange.has_failed || exchange.reading == Reading::Cut {
                 continue;
             }
             let id = self.id_of(index).expect("a head that no window holds up");
+            let response = &self.heard.streams[&id];
+            if exchange.written == exchange.answer.len() {
+                let is_over = response.has_end || response.is_reset;
+                assert!(is_over, "stream {id} is left without an end");
+                continue;
+            }
             let is_stuck = self.heard.has_room(id, &self.said);
             assert!(!is_stuck, "the answer on stream {id} is stuck");
         }

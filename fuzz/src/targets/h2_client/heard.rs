@@ -116,7 +116,7 @@ impl Heard {
             kind::DATA | kind::HEADERS | kind::CONTINUATION => is_of_stream,
             kind::RST_STREAM => is_of_stream && frame.length == 4,
             kind::SETTINGS if frame.has(flag::ACK) => is_of_connection && frame.length == 0,
-            kind::SETTINGS => is_of_connection && frame.length % 6 == 0,
+            kind::SETTINGS => is_of_connection && frame.length.is_multiple_of(6),
             kind::PING => is_of_connection && frame.length == 8 && frame.has(flag::ACK),
             kind::GOAWAY => is_of_connection && frame.length == 8,
             kind::WINDOW_UPDATE => frame.length == 4 && (is_of_stream || is_of_connection),

@@ -25,7 +25,7 @@ pub struct Said {
     pub streams: HashMap<u32, Asked>,
     opened: i64,
     initial: i64,
-    /// The largest that `initial` has been.
+    /// The largest that `initial` has been since all was done that had been said before.
     largest: i64,
 }
 
@@ -57,6 +57,11 @@ impl Said {
             rest = &rest[HEADER + frame.length..];
         }
         self.rest = rest.to_vec();
+    }
+
+    /// All that was said has been done.
+    pub fn settle(&mut self) {
+        self.largest = self.initial;
     }
 
     /// The client says nothing more: what is there of a frame counts if that is content.
@@ -118,7 +123,7 @@ impl Said {
         stream.has_end = ends;
     }
 
-    /// The most that a stream, and the connection, could ever have been sent.
+    /// The most that a stream, and the connection, can have been sent.
     pub fn most(&self, id: u32) -> (i64, i64) {
         let opened = self.streams.get(&id).map_or(0, |stream| stream.opened);
         (self.largest + opened, self.opened)
