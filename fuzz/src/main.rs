@@ -30,6 +30,8 @@ const TARGETS: &[Target] = &[
     ("config", targets::config::run),
     ("grpc_health", targets::grpc_health::run),
     ("h2_backend", targets::h2_backend::run),
+    ("h2_client", targets::h2_client::run),
+    ("hpack", targets::hpack::run),
     ("proxy_header", targets::proxy_header::run),
     ("request_head", targets::request_head::run),
     ("response_head", targets::response_head::run),

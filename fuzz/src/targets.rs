@@ -5,6 +5,8 @@ pub mod client_hello;
 pub mod config;
 pub mod grpc_health;
 pub mod h2_backend;
+pub mod h2_client;
+pub mod hpack;
 pub mod proxy_header;
 pub mod request_head;
 pub mod response_head;

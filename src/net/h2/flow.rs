@@ -49,6 +49,11 @@ impl Flow {
         }
     }
 
+    /// It counts against the number of streams: neither reset nor ended by both sides, RFC 9113 section 5.1.2.
+    pub(super) fn is_open(&self) -> bool {
+        self.ended.is_none() && !(self.got_end && self.sent_end)
+    }
+
     /// Something has come.
     pub(super) fn wake_reader(&mut self) {
         self.read.take().into_iter().for_each(Waker::wake);
@@ -115,6 +120,12 @@ impl Inward {
         self.left += self.owed;
         Some(std::mem::take(&mut self.owed))
     }
+
+    /// Nothing that has come was not taken.
+    #[cfg(test)]
+    pub(super) const fn is_whole(&self) -> bool {
+        self.left + self.owed == self.size
+    }
 }
 
 /// What we may send; less than nothing after the peer has made its windows smaller, RFC 9113 section 6.9.2.
@@ -145,6 +156,18 @@ impl Outward {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_that_both_sides_have_ended_is_not_open() {
+        let mut flow = Flow::new(1, Outward::new(1));
+        flow.got_end = true;
+        assert!(flow.is_open());
+        flow.sent_end = true;
+        assert!(!flow.is_open(), "the client may begin another one");
+        let mut flow = Flow::new(1, Outward::new(1));
+        flow.end(Ended::Lost);
+        assert!(!flow.is_open());
+    }
 
     #[test]
     fn what_was_taken_is_told_in_large_parts_and_never_lost() {

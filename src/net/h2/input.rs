@@ -436,10 +436,10 @@ impl Core {
         let Role::Client(client) = &mut self.role else {
             return Ok(());
         };
-        // A stream that was reset can still be in use.
+        // A stream that is closed, RFC 9113 section 5.1, can still be in use.
         let in_use = self.flows.len();
         let is_full = in_use >= client.most && {
-            let open = self.flows.values().filter(|flow| flow.ended.is_none());
+            let open = self.flows.values().filter(|flow| flow.is_open());
             open.count() >= client.most || in_use >= 2 * client.most
         };
         if is_full || client.leave == Leave::Taken {

@@ -11,6 +11,8 @@ pub mod connection;
 mod flow;
 pub mod incoming;
 mod input;
+#[cfg(test)]
+mod model_tests;
 mod reader;
 mod request;
 mod response;

@@ -122,9 +122,12 @@ impl Reader {
 
     /// The message is whole, with a trailer section. False: less has come than was declared.
     pub(super) fn end(&mut self, trailers: Vec<u8>) -> bool {
-        self.trailers = trailers;
-        self.phase = Phase::Whole;
-        self.length.unwrap_or(0) == 0
+        let is_whole = self.length.unwrap_or(0) == 0;
+        if is_whole {
+            self.trailers = trailers;
+            self.phase = Phase::Whole;
+        }
+        is_whole
     }
 
     /// What follows the head is content for whoever reads.
@@ -314,6 +317,7 @@ mod tests {
             assert_eq!(reader.push(&vec![0; came]), good_push);
             if good_push {
                 assert_eq!(reader.end(Vec::new()), good_end);
+                assert_eq!(reader.is_ended(), good_end, "a cut is no end");
             }
         }
     }

@@ -183,6 +183,12 @@ impl Link {
         }
     }
 
+    /// What it is made of.
+    #[cfg(test)]
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     fn enter(&self) {
         if self.open.get() == 0 {
             self.count(|metrics| {

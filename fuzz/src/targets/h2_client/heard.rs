@@ -1,0 +1,209 @@
+//! What a client gets: a sequence of frames that RFC 9113 allows, within the windows that the client has opened.
+
+use std::collections::HashMap;
+
+use balancer::http2::{
+    frame::{Frame, HEADER, INITIAL_WINDOW, MAX_PAYLOAD, flag, kind, u32_at},
+    hpack::{Decoder, Fields},
+};
+
+use super::said::Said;
+
+/// A response as far as it has come.
+#[derive(Default)]
+pub struct Response {
+    /// What the field `x-index` says.
+    pub index: Option<usize>,
+    pub content: Vec<u8>,
+    pub has_end: bool,
+    pub is_reset: bool,
+    /// Its final head has come.
+    is_begun: bool,
+    /// By how much the window of the request was opened.
+    opened: u64,
+}
+
+/// A field block that goes on.
+struct Block {
+    stream: u32,
+    ends: bool,
+    bytes: Vec<u8>,
+}
+
+/// All that has come.
+pub struct Heard {
+    rest: Vec<u8>,
+    decoder: Decoder,
+    block: Option<Block>,
+    pub streams: HashMap<u32, Response>,
+    content: i64,
+    opened: u64,
+    is_greeted: bool,
+    has_goaway: bool,
+}
+
+impl Heard {
+    pub fn new() -> Self {
+        Self {
+            rest: Vec::new(),
+            decoder: Decoder::default(),
+            block: None,
+            streams: HashMap::new(),
+            content: 0,
+            opened: INITIAL_WINDOW.into(),
+            is_greeted: false,
+            has_goaway: false,
+        }
+    }
+
+    /// `bytes` have come after the client has said `said`.
+    pub fn add(&mut self, bytes: &[u8], said: &Said) {
+        let mut all = std::mem::take(&mut self.rest);
+        all.extend_from_slice(bytes);
+        let mut rest = &all[..];
+        while let Some(frame) = Frame::read(rest) {
+            assert!(frame.length <= MAX_PAYLOAD, "a frame that is too large");
+            let Some(payload) = rest.get(HEADER..HEADER + frame.length) else {
+                break;
+            };
+            self.frame(frame, payload, said);
+            rest = &rest[HEADER + frame.length..];
+        }
+        self.rest = rest.to_vec();
+    }
+
+    /// Nothing more comes; `is_cut`: and that in the middle.
+    pub fn finish(&self, is_cut: bool, window: u64, said: &Said) {
+        assert!(is_cut || self.rest.is_empty(), "half a frame");
+        assert!(is_cut || self.block.is_none(), "half a field block");
+        assert!(
+            self.opened <= window + said.length(),
+            "the window of the connection grows"
+        );
+        for (id, stream) in &self.streams {
+            let length = said.streams.get(id).map_or(0, |asked| asked.length);
+            assert!(stream.opened <= length, "the window of a stream grows");
+        }
+    }
+
+    /// Something may be sent on the stream.
+    pub fn has_room(&self, id: u32, said: &Said) -> bool {
+        let (stream, connection) = said.allowed(id);
+        let sent = self.streams.get(&id).map_or(0, |it| it.content.len());
+        stream > sent as i64 && connection > self.content
+    }
+
+    fn frame(&mut self, frame: Frame, payload: &[u8], said: &Said) {
+        let is_settings = frame.kind == kind::SETTINGS && !frame.has(flag::ACK);
+        assert_eq!(
+            is_settings, !self.is_greeted,
+            "settings come first and once"
+        );
+        self.is_greeted = true;
+        assert_eq!(
+            frame.kind == kind::CONTINUATION,
+            self.block.is_some(),
+            "a block is in frames that follow each other"
+        );
+        // A window may be opened by what is let go at the end.
+        assert!(
+            !self.has_goaway || frame.kind == kind::WINDOW_UPDATE,
+            "more after the end"
+        );
+        let is_of_stream = frame.stream % 2 == 1;
+        let is_of_connection = frame.stream == 0;
+        let is_good = match frame.kind {
+            kind::DATA | kind::HEADERS | kind::CONTINUATION => is_of_stream,
+            kind::RST_STREAM => is_of_stream && frame.length == 4,
+            kind::SETTINGS if frame.has(flag::ACK) => is_of_connection && frame.length == 0,
+            kind::SETTINGS => is_of_connection && frame.length.is_multiple_of(6),
+            kind::PING => is_of_connection && frame.length == 8 && frame.has(flag::ACK),
+            kind::GOAWAY => is_of_connection && frame.length == 8,
+            kind::WINDOW_UPDATE => frame.length == 4 && (is_of_stream || is_of_connection),
+            _ => false,
+        };
+        assert!(is_good, "{frame:?}");
+        match frame.kind {
+            kind::DATA => self.data(frame, payload, said),
+            kind::HEADERS | kind::CONTINUATION => self.fields(frame, payload),
+            kind::RST_STREAM => self.streams.entry(frame.stream).or_default().is_reset = true,
+            kind::GOAWAY => self.has_goaway = true,
+            kind::WINDOW_UPDATE => self.window(frame.stream, u32_at(payload, 0)),
+            _ => {}
+        }
+    }
+
+    fn window(&mut self, id: u32, more: Option<u32>) {
+        let more = u64::from(more.expect("four bytes"));
+        assert!(more > 0, "a window that is opened by nothing");
+        if id == 0 {
+            self.opened += more;
+        } else {
+            self.streams.entry(id).or_default().opened += more;
+        }
+    }
+
+    fn data(&mut self, frame: Frame, payload: &[u8], said: &Said) {
+        assert_eq!(frame.flags & !flag::END_STREAM, 0);
+        let stream = self.streams.entry(frame.stream).or_default();
+        assert!(stream.is_begun && !stream.has_end && !stream.is_reset);
+        stream.content.extend_from_slice(payload);
+        stream.has_end = frame.has(flag::END_STREAM);
+        self.content += payload.len() as i64;
+        let (most, of_all) = said.most(frame.stream);
+        // The end alone needs no window.
+        if !payload.is_empty() {
+            assert!(stream.content.len() as i64 <= most, "beyond the window");
+            assert!(self.content <= of_all, "beyond that of the connection");
+        }
+    }
+
+    fn fields(&mut self, frame: Frame, payload: &[u8]) {
+        let allowed = flag::END_HEADERS | flag::END_STREAM;
+        assert_eq!(frame.flags & !allowed, 0);
+        let mut block = self.block.take().unwrap_or(Block {
+            stream: frame.stream,
+            ends: frame.has(flag::END_STREAM),
+            bytes: Vec::new(),
+        });
+        assert_eq!(block.stream, frame.stream);
+        block.bytes.extend_from_slice(payload);
+        if !frame.has(flag::END_HEADERS) {
+            self.block = Some(block);
+            return;
+        }
+        let mut fields = Fields::default();
+        self.decoder
+            .decode(&block.bytes, 1 << 20, &mut fields)
+            .expect("a field block");
+        let stream = self.streams.entry(block.stream).or_default();
+        assert!(!stream.has_end && !stream.is_reset);
+        stream.has_end = block.ends;
+        stream.section(&fields, block.ends);
+    }
+}
+
+impl Response {
+    /// A head or trailers.
+    fn section(&mut self, fields: &Fields, ends: bool) {
+        let mut pseudo = 0;
+        for (name, _) in fields.iter() {
+            assert!(!name.iter().any(u8::is_ascii_uppercase));
+            pseudo += usize::from(name.starts_with(b":"));
+        }
+        if self.is_begun {
+            assert!(ends && pseudo == 0, "no trailers");
+            return;
+        }
+        assert_eq!(pseudo, 1);
+        let Some((b":status", [first, _, _])) = fields.iter().next() else {
+            panic!("no status");
+        };
+        self.is_begun = *first > b'1';
+        assert!(self.is_begun || !ends, "an interim response that ends");
+        for (_, value) in fields.iter().filter(|(name, _)| *name == b"x-index") {
+            let value = std::str::from_utf8(value).expect("what was written");
+            self.index = value.parse().ok();
+        }
+    }
+}

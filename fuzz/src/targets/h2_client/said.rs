@@ -1,0 +1,142 @@
+//! What the frames of a client say, read the plain way.
+
+use std::collections::HashMap;
+
+use balancer::http2::frame::{
+    Frame, HEADER, INITIAL_WINDOW, LARGEST, MAX_PAYLOAD, flag, kind, setting, settings, u31,
+};
+
+/// A stream as its client sees it.
+#[derive(Default)]
+pub struct Asked {
+    /// Of all its DATA frames up to the end.
+    pub content: Vec<u8>,
+    /// Length of all its DATA frames.
+    pub length: u64,
+    pub has_end: bool,
+    /// By how much its window was opened.
+    opened: i64,
+}
+
+/// Whatever a client has said. Of what is wrong only that is left out which nobody could read any further.
+pub struct Said {
+    rest: Vec<u8>,
+    is_over: bool,
+    pub streams: HashMap<u32, Asked>,
+    opened: i64,
+    initial: i64,
+    /// The largest that `initial` has been since all was done that had been said before.
+    largest: i64,
+}
+
+impl Said {
+    pub fn new() -> Self {
+        Self {
+            rest: Vec::new(),
+            is_over: false,
+            streams: HashMap::new(),
+            opened: INITIAL_WINDOW.into(),
+            initial: INITIAL_WINDOW.into(),
+            largest: INITIAL_WINDOW.into(),
+        }
+    }
+
+    /// The client has sent `bytes`.
+    pub fn add(&mut self, bytes: &[u8]) {
+        let mut all = std::mem::take(&mut self.rest);
+        all.extend_from_slice(bytes);
+        let mut rest = &all[..];
+        while !self.is_over
+            && let Some(frame) = Frame::read(rest)
+        {
+            self.is_over = frame.length > MAX_PAYLOAD;
+            let Some(payload) = rest.get(HEADER..HEADER + frame.length) else {
+                break;
+            };
+            self.frame(frame, payload);
+            rest = &rest[HEADER + frame.length..];
+        }
+        self.rest = rest.to_vec();
+    }
+
+    /// All that was said has been done.
+    pub fn settle(&mut self) {
+        self.largest = self.initial;
+    }
+
+    /// The client says nothing more: what is there of a frame counts if that is content.
+    pub fn finish(&mut self) {
+        let rest = std::mem::take(&mut self.rest);
+        if let Some(frame) =
+            Frame::read(&rest).filter(|frame| frame.kind == kind::DATA && !self.is_over)
+        {
+            self.data(frame, &rest[HEADER..], false);
+        }
+    }
+
+    fn frame(&mut self, frame: Frame, payload: &[u8]) {
+        match frame.kind {
+            kind::DATA => self.data(frame, payload, frame.has(flag::END_STREAM)),
+            kind::HEADERS if frame.has(flag::END_STREAM) => {
+                self.streams.entry(frame.stream).or_default().has_end = true;
+            }
+            kind::SETTINGS if !frame.has(flag::ACK) => {
+                for (name, value) in settings(payload) {
+                    if name == setting::INITIAL_WINDOW_SIZE && value <= LARGEST {
+                        self.initial = value.into();
+                        self.largest = self.largest.max(self.initial);
+                    }
+                }
+            }
+            kind::WINDOW_UPDATE => {
+                let more = i64::from(u31(payload, 0).unwrap_or_default());
+                if frame.stream == 0 {
+                    self.opened += more;
+                } else {
+                    self.streams.entry(frame.stream).or_default().opened += more;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn data(&mut self, frame: Frame, payload: &[u8], ends: bool) {
+        let stream = self.streams.entry(frame.stream).or_default();
+        stream.length += frame.length as u64;
+        if stream.has_end {
+            return;
+        }
+        let (mut content, mut length) = (payload, frame.length);
+        if frame.has(flag::PADDED) {
+            let Some((padding, behind)) = payload.split_first() else {
+                return;
+            };
+            let Some(left) = length.checked_sub(1 + usize::from(*padding)) else {
+                self.is_over = true;
+                return;
+            };
+            (content, length) = (behind, left);
+        }
+        stream
+            .content
+            .extend_from_slice(&content[..length.min(content.len())]);
+        stream.has_end = ends;
+    }
+
+    /// The most that a stream, and the connection, can have been sent.
+    pub fn most(&self, id: u32) -> (i64, i64) {
+        let opened = self.streams.get(&id).map_or(0, |stream| stream.opened);
+        (self.largest + opened, self.opened)
+    }
+
+    /// What a stream, and the connection, may be sent by what is in force now.
+    pub fn allowed(&self, id: u32) -> (i64, i64) {
+        let opened = self.streams.get(&id).map_or(0, |stream| stream.opened);
+        (self.initial + opened, self.opened)
+    }
+
+    /// The length of all DATA frames.
+    pub fn length(&self) -> u64 {
+        self.streams.values().map(|stream| stream.length).sum()
+    }
+}

@@ -1,0 +1,74 @@
+//! Field blocks of one connection: what is decoded stays within its limit, and is the same after our encoder has written it.
+
+use balancer::http2::hpack::{Decoder, FIELD_OVERHEAD, Fields, Refused, begin, field};
+
+/// A limit beyond that of any input.
+const LARGE: usize = 1 << 20;
+
+/// Names in lower case, and values.
+type List = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn list(fields: &Fields) -> List {
+    let all: List = fields
+        .iter()
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec()))
+        .collect();
+    assert_eq!(all.len(), fields.len());
+    assert_eq!(all.is_empty(), fields.is_empty());
+    let bytes: usize = all
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + FIELD_OVERHEAD)
+        .sum();
+    assert_eq!(bytes, fields.size());
+    all
+}
+
+/// The next block: a byte says how long it is, `0xff` that it is all there is.
+fn block<'d>(data: &mut &'d [u8]) -> Option<&'d [u8]> {
+    let (length, rest) = data.split_first()?;
+    let length = match usize::from(*length) {
+        0xff => rest.len(),
+        length => length.min(rest.len()),
+    };
+    let (block, rest) = rest.split_at(length);
+    *data = rest;
+    Some(block)
+}
+
+/// Decodes blocks as long as they can be; the first byte is their limit in units of 64 bytes.
+pub fn run(data: &[u8]) {
+    let Some((limit, mut data)) = data.split_first() else {
+        return;
+    };
+    let most = 64 * usize::from(*limit);
+    let (mut decoder, mut roomy) = (Decoder::default(), Decoder::default());
+    let (mut fields, mut again) = (Fields::default(), Fields::default());
+    let mut ours = Decoder::default();
+    let mut is_first = true;
+    while let Some(block) = block(&mut data) {
+        let decoded = decoder.decode(block, most, &mut fields);
+        let whole = roomy.decode(block, LARGE, &mut again);
+        match (decoded, whole) {
+            (Ok(()), Ok(())) => assert_eq!(list(&fields), list(&again)),
+            (Err(Refused::TooLarge), Ok(())) => return assert!(again.size() > most),
+            (Err(Refused::TooLarge), Err(_)) | (Err(_), Err(Refused::Malformed)) => return,
+            other => panic!("the limit changes more than the size: {other:?}"),
+        }
+        assert!(fields.size() <= most, "more than the limit");
+        let mut out = Vec::new();
+        if std::mem::take(&mut is_first) {
+            begin(&mut out);
+        }
+        fields
+            .iter()
+            .for_each(|(name, value)| field(&mut out, name, value));
+        ours.decode(&out, most, &mut again)
+            .expect("what we write is a block");
+        assert_eq!(list(&again), list(&fields), "as it was written");
+        let mut alone = Fields::default();
+        Decoder::default()
+            .decode(&out, most, &mut alone)
+            .expect("what we write needs no table");
+        assert_eq!(list(&alone), list(&fields));
+    }
+}

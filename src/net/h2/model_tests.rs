@@ -1,0 +1,412 @@
+//! Connections of ours against those of another library, in both roles: whatever the windows are, however long the bodies,
+//! whoever reads and writes when, each byte arrives on its stream and in order, or the stream is seen as reset.
+
+mod ours;
+mod theirs;
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    pin::pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    task::{LocalSet, spawn_local, yield_now},
+    time::timeout,
+};
+
+use super::connection::Connection;
+use crate::base::rng::Random;
+
+/// Connections of each role.
+const ROUNDS: u64 = 30;
+/// Streams of each, beside the last one.
+const STREAMS: usize = 16;
+/// Longest body.
+const LONGEST: usize = 200_000;
+/// Body of the stream that comes last, whose bytes need all windows to be open again.
+const LAST: usize = 1 << 20;
+/// How often windows are changed; the last time to [`LARGE`].
+const CHANGES: u32 = 50;
+const LARGE: u32 = 1 << 20;
+/// After which a round is stuck.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Who does something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Server,
+}
+
+/// What one direction of a stream carries.
+#[derive(Debug, Clone, Copy)]
+struct Body {
+    /// What its bytes are.
+    key: usize,
+    length: usize,
+    /// Its length is not declared.
+    is_chunked: bool,
+    /// Fields follow it.
+    has_trailers: bool,
+}
+
+/// What is to happen on a stream.
+#[derive(Debug, Clone)]
+struct Plan {
+    up: Body,
+    down: Body,
+    /// Who resets it, after so many bytes in both directions.
+    cut: Option<(Side, usize)>,
+    seed: u64,
+}
+
+/// How a direction ended for one side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Whole,
+    Broken,
+    /// This side was to stop here.
+    Stopped,
+}
+
+/// What became of a stream for one side.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    read: Option<End>,
+    write: Option<End>,
+    /// The end of what it writes has been given away.
+    has_sent: bool,
+}
+
+/// What one side of a stream does next, and how far it has come.
+struct Pace {
+    random: RefCell<Random>,
+    moved: Cell<usize>,
+    stop: usize,
+    has_sent: Cell<bool>,
+}
+
+impl Pace {
+    fn new(plan: &Plan, side: Side) -> Self {
+        let stop = plan.cut.filter(|(by, _)| *by == side);
+        Self {
+            random: RefCell::new(Random::seeded(plan.seed * 2 + side as u64)),
+            moved: Cell::new(0),
+            stop: stop.map_or(usize::MAX, |(_, at)| at),
+            has_sent: Cell::new(false),
+        }
+    }
+
+    fn below(&self, bound: usize) -> usize {
+        self.random.borrow_mut().below(bound)
+    }
+
+    /// A size: mostly some, sometimes tiny or large.
+    fn size(&self) -> usize {
+        let most = [3, 100, 5_000, 40_000][self.below(4)];
+        1 + self.below(most)
+    }
+
+    /// So many bytes have been read or written. True: that was enough.
+    fn moves(&self, count: usize) -> bool {
+        self.moved.set(self.moved.get() + count);
+        self.moved.get() >= self.stop
+    }
+
+    /// Lets others have their turn, or not.
+    async fn rest(&self) {
+        for _ in 0..self.below(6).saturating_sub(2) {
+            yield_now().await;
+        }
+    }
+
+    /// Reads and writes, until both have ended or one of them was to stop.
+    async fn both(
+        &self,
+        read: impl Future<Output = End>,
+        write: impl Future<Output = End>,
+    ) -> Seen {
+        let (mut read, mut write) = (pin!(read), pin!(write));
+        let (mut got_read, mut got_write) = (None, None);
+        poll_fn(|cx| {
+            if got_read.is_none()
+                && let Poll::Ready(end) = read.as_mut().poll(cx)
+            {
+                got_read = Some(end);
+            }
+            if got_write.is_none()
+                && got_read != Some(End::Stopped)
+                && let Poll::Ready(end) = write.as_mut().poll(cx)
+            {
+                got_write = Some(end);
+            }
+            let has_stopped = [got_read, got_write].contains(&Some(End::Stopped));
+            if has_stopped || got_read.is_some() && got_write.is_some() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        Seen {
+            read: got_read,
+            write: got_write,
+            has_sent: self.has_sent.get(),
+        }
+    }
+}
+
+thread_local! {
+    /// Bytes that bodies are parts of.
+    static BYTES: Vec<u8> = {
+        let mut random = Random::seeded(9113);
+        (0..LAST + 100_000).map(|_| random.bits() as u8).collect()
+    };
+}
+
+impl Body {
+    /// So many bytes of it, as far as there are.
+    fn part(self, from: usize, count: usize) -> Vec<u8> {
+        let start = self.key * 997 + from;
+        let end = start + count.min(self.length - from);
+        BYTES.with(|bytes| bytes[start..end].to_vec())
+    }
+
+    /// Checks that `bytes` are those that come next, and counts them.
+    fn check(self, place: &mut usize, bytes: &[u8]) {
+        assert!(*place + bytes.len() <= self.length, "more than was sent");
+        let start = self.key * 997 + *place;
+        let is_same = BYTES.with(|all| all[start..start + bytes.len()] == *bytes);
+        assert!(is_same, "other bytes at {place} of {self:?}");
+        *place += bytes.len();
+    }
+
+    fn random(key: usize, longest: usize, random: &mut Random) -> Self {
+        let most = [0, 1, 100, 20_000, LONGEST][random.below(5)].min(longest);
+        let is_chunked = random.below(2) == 0;
+        Self {
+            key,
+            length: random.below(most + 1),
+            is_chunked,
+            has_trailers: is_chunked && random.below(3) == 0,
+        }
+    }
+
+    /// Nothing at all is sent.
+    fn is_nothing(self) -> bool {
+        self.length == 0 && !self.is_chunked
+    }
+}
+
+impl Plan {
+    fn random(index: usize, longest: usize, random: &mut Random) -> Self {
+        let up = Body::random(2 * index, longest, random);
+        let down = Body::random(2 * index + 1, longest, random);
+        let side = [Side::Client, Side::Server][random.below(2)];
+        let at = random.below(up.length + down.length);
+        let is_cut = at > 0 && random.below(3) == 0;
+        Self {
+            up,
+            down,
+            cut: is_cut.then_some((side, at)),
+            seed: random.bits() >> 8,
+        }
+    }
+
+    /// Much in both directions.
+    fn last() -> Self {
+        let body = |key| Body {
+            key,
+            length: LAST,
+            is_chunked: false,
+            has_trailers: false,
+        };
+        Self {
+            up: body(2 * STREAMS),
+            down: body(2 * STREAMS + 1),
+            cut: None,
+            seed: 0,
+        }
+    }
+
+    /// What a side has seen is what this allows, by what the other side has seen.
+    fn check(&self, client: Seen, server: Option<Seen>) {
+        let Some((side, _)) = self.cut else {
+            for seen in [client, server.expect("a request that arrives")] {
+                let ends = (seen.read, seen.write);
+                assert_eq!(ends, (Some(End::Whole), Some(End::Whole)), "{self:?}");
+            }
+            return;
+        };
+        let (cutter, other) = match side {
+            Side::Client => (client, server),
+            Side::Server => (server.expect("who has cut it"), Some(client)),
+        };
+        let has_stopped = [cutter.read, cutter.write].contains(&Some(End::Stopped));
+        assert!(has_stopped, "{self:?}: {cutter:?}");
+        // Before it was begun for the other side, nothing of it needs to be seen.
+        let Some(other) = other else { return };
+        let is_whole = other.read == Some(End::Whole);
+        assert!(
+            !is_whole || cutter.has_sent,
+            "{self:?}: a cut that looks like an end"
+        );
+        assert!(other.read.is_some() && other.write.is_some());
+    }
+}
+
+/// What both sides of a connection know.
+struct Round {
+    plans: Vec<Plan>,
+    /// What servers have seen, by stream.
+    seen: RefCell<Vec<Option<Seen>>>,
+    /// Requests that a server is at.
+    busy: Cell<usize>,
+    /// How often the windows have been changed.
+    changes: Cell<u32>,
+    /// They are made smaller, too.
+    shrinks: bool,
+    window: Cell<u32>,
+    random: RefCell<Random>,
+}
+
+impl Round {
+    fn new(seed: u64) -> Rc<Self> {
+        let mut random = Random::seeded(seed);
+        let most = [16, 1_000, 70_000, 1_000_000][random.below(4)];
+        let window = 1 + random.below(most) as u32;
+        let longest = LONGEST.min(window as usize * 200);
+        let mut plans: Vec<Plan> = (0..STREAMS)
+            .map(|index| Plan::random(index, longest, &mut random))
+            .collect();
+        plans.push(Plan::last());
+        Rc::new(Self {
+            seen: RefCell::new(vec![None; plans.len()]),
+            plans,
+            busy: Cell::new(0),
+            changes: Cell::new(0),
+            shrinks: random.below(2) == 0,
+            window: Cell::new(window),
+            random: RefCell::new(random),
+        })
+    }
+
+    fn below(&self, bound: usize) -> usize {
+        self.random.borrow_mut().below(bound)
+    }
+
+    /// The plan whose stream has this path.
+    fn index(path: &str) -> usize {
+        path.trim_start_matches('/').parse().unwrap()
+    }
+
+    /// Changes the windows of the other library, or not: `set` is given those of streams and of the connection, and says
+    /// whether they could be changed.
+    fn resize(&self, cx: &Context<'_>, set: impl FnOnce(u32, u32) -> bool) {
+        if self.shrinks {
+            // What it has to say after a window has become smaller, it says only after another change.
+            cx.waker().wake_by_ref();
+        }
+        let changes = self.changes.get();
+        if changes == CHANGES || self.below(40) > 0 {
+            return;
+        }
+        let most = 2 * self.window.get() as usize;
+        let size = || match changes + 1 {
+            CHANGES => LARGE,
+            _ if self.shrinks => 1 + self.below(most) as u32,
+            _ => self.window.get().max(self.below(most) as u32),
+        };
+        let (size, of_all) = (size(), size());
+        if set(size, of_all) {
+            self.changes.set(changes + 1);
+            if !self.shrinks {
+                self.window.set(size.max(of_all));
+            }
+        }
+    }
+
+    /// A request has come to a server.
+    fn serve(self: &Rc<Self>, index: usize, seen: impl Future<Output = Seen> + 'static) {
+        let round = Rc::clone(self);
+        self.busy.set(self.busy.get() + 1);
+        drop(spawn_local(async move {
+            let seen = seen.await;
+            round.seen.borrow_mut()[index] = Some(seen);
+            round.busy.set(round.busy.get() - 1);
+        }));
+    }
+
+    /// Runs all plans by `ask`, and checks what became of them and of `connection`, which is ours.
+    async fn run<F>(self: &Rc<Self>, connection: &Connection, ask: impl Fn(usize) -> F)
+    where
+        F: Future<Output = Seen> + 'static,
+    {
+        let mut clients: Vec<_> = (0..STREAMS).map(|index| spawn_local(ask(index))).collect();
+        let mut seen = Vec::new();
+        for client in &mut clients {
+            seen.push(client.await.unwrap());
+        }
+        self.settle(connection).await;
+        self.changes.set(self.changes.get().max(CHANGES - 1));
+        seen.push(ask(STREAMS).await);
+        self.settle(connection).await;
+        for ((plan, client), server) in self.plans.iter().zip(seen).zip(&*self.seen.borrow()) {
+            plan.check(client, *server);
+        }
+        assert!(connection.fate().is_none());
+    }
+
+    /// Waits until nothing is on its way any more; then the windows are whole.
+    async fn settle(&self, connection: &Connection) {
+        while self.busy.get() > 0 || connection.open() > 0 || connection.has_unwritten() {
+            yield_now().await;
+        }
+        // What is on its way on streams that were reset.
+        for _ in 0..100 {
+            yield_now().await;
+        }
+        assert!(connection.core.borrow().inward.is_whole());
+    }
+}
+
+/// Runs `round` for many seeds, each with a runtime of its own.
+fn rounds<F: Future<Output = ()>>(first: u64, round: impl Fn(Rc<Round>) -> F) {
+    for seed in first..first + ROUNDS {
+        eprintln!("seed {seed}");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let local = LocalSet::new();
+        let round = async { timeout(PATIENCE, round(Round::new(seed))).await };
+        let done = local.block_on(&runtime, round);
+        done.expect("a round that is stuck");
+    }
+}
+
+#[test]
+fn clients_and_we_understand_each_other() {
+    rounds(1_000, |round| async move {
+        let (socket, stream) = ours::sockets(&round);
+        let connection = ours::serve(&round, stream);
+        let sender = theirs::connect(&round, socket).await;
+        let ask = |index| theirs::ask(Rc::clone(&round), sender.clone(), index);
+        round.run(&connection, ask).await;
+    });
+}
+
+#[test]
+fn backends_and_we_understand_each_other() {
+    rounds(2_000, |round| async move {
+        let (socket, stream) = ours::sockets(&round);
+        theirs::serve(&round, socket);
+        let link = ours::connect(stream).await;
+        let ask = |index| ours::ask(Rc::clone(&round), Rc::clone(&link), index);
+        round.run(link.connection(), ask).await;
+    });
+}

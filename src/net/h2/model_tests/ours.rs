@@ -1,0 +1,229 @@
+//! Our side of a stream: HTTP/1.1 that is written and read.
+
+use std::{future::poll_fn, rc::Rc, sync::Arc};
+
+use tokio::{
+    io::ReadBuf,
+    net::UnixStream,
+    task::{spawn_local, yield_now},
+};
+
+use super::{
+    super::{Text, backend::Link, connection::Connection, incoming::Incoming},
+    Body, End, Pace, Round, Seen, Side,
+};
+use crate::{
+    base::{clock, rng::Random},
+    config::{NoFiles, parse},
+    http1::{
+        self,
+        body::{Decoder, Step},
+        request, response,
+    },
+    net::stream::Stream,
+    pool::Pool,
+};
+
+const LIMITS: request::Limits = request::Limits {
+    fields: 40,
+    bytes: 8 << 10,
+};
+/// Streams at a time.
+pub(super) const MOST: usize = 10;
+
+/// Two ends that hold more or less on their way.
+pub(super) fn sockets(round: &Round) -> (UnixStream, Stream) {
+    let (theirs, ours) = UnixStream::pair().unwrap();
+    if round.below(2) == 0 {
+        for end in [&theirs, &ours] {
+            let size = 2_000 << round.below(6);
+            socket2::SockRef::from(end)
+                .set_send_buffer_size(size)
+                .unwrap();
+        }
+    }
+    (theirs, Stream::from(ours))
+}
+
+/// A connection of a client, which is driven and whose requests are answered.
+pub(super) fn serve(round: &Rc<Round>, stream: Stream) -> Rc<Connection> {
+    let connection = Connection::of_client(stream, &[], LIMITS, MOST, Random::seeded(1));
+    let (ours, round) = (Rc::clone(&connection), Rc::clone(round));
+    drop(spawn_local(async move {
+        while let Some(asked) = poll_fn(|cx| ours.poll(cx)).await {
+            let incoming = Incoming::new(Rc::clone(&ours), asked);
+            answer(&round, incoming);
+        }
+    }));
+    connection
+}
+
+fn answer(round: &Rc<Round>, incoming: Incoming) {
+    assert_eq!(incoming.refusal(), None);
+    // The head is there with the stream.
+    let mut room = [0; 9_000];
+    let mut target = ReadBuf::new(&mut room);
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(incoming.poll_read(&mut cx, &mut target).is_ready());
+    let mut head = request::Head {
+        bytes: target.filled().to_vec(),
+        ..request::Head::default()
+    };
+    assert_eq!(head.parse(LIMITS), Ok(true));
+    let index = Round::index(str::from_utf8(head.text(head.target)).unwrap());
+    let decoder = match head.framing {
+        request::Framing::None => Decoder::Length(0),
+        request::Framing::Length(length) => Decoder::Length(length),
+        request::Framing::Chunked => Decoder::chunked(),
+    };
+    let rest = head.bytes[head.len..].to_vec();
+    let plan = round.plans[index].clone();
+    round.serve(index, async move {
+        let pace = Pace::new(&plan, Side::Server);
+        pace.moves(rest.len());
+        let text = message("HTTP/1.1 200 OK\r\n", plan.down, &pace);
+        let read = read_body(&incoming, rest, decoder, plan.up, &pace);
+        pace.both(read, write(&incoming, &text, &pace)).await
+    });
+}
+
+/// A connection to a backend, which is driven.
+pub(super) async fn connect(stream: Stream) -> Rc<Link> {
+    let text = "listeners: {web: {bind: \":1\", pool: a}}\npools: {a: {backends: [\"h:1\"], protocol: h2c}}\n";
+    let loaded = parse("a.yaml".as_ref(), text, &NoFiles).unwrap();
+    let pool = Pool::new(&loaded.config.pools[0], None, clock::now());
+    let state = Arc::clone(&pool.backends[0].state);
+    let deadline = clock::now() + super::PATIENCE;
+    let (link, driver) = Link::open(stream, Some(&state), deadline).await.unwrap();
+    drop(spawn_local(driver));
+    link
+}
+
+/// Asks a backend as the plan says.
+pub(super) async fn ask(round: Rc<Round>, link: Rc<Link>, index: usize) -> Seen {
+    let plan = &round.plans[index];
+    let pace = Pace::new(plan, Side::Client);
+    let stream = loop {
+        if let Some(stream) = link.stream() {
+            break stream;
+        }
+        assert!(!link.is_retired());
+        yield_now().await;
+    };
+    let first = format!("POST /{index} HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n");
+    let text = message(&first, plan.up, &pace);
+    let read = read_response(&stream, plan.down, &pace);
+    pace.both(read, write(&stream, &text, &pace)).await
+}
+
+/// A whole message that begins with `first`.
+fn message(first: &str, body: Body, pace: &Pace) -> Vec<u8> {
+    let mut text = first.as_bytes().to_vec();
+    if !body.is_chunked {
+        text.extend(format!("Content-Length: {}\r\n\r\n", body.length).bytes());
+        text.extend(body.part(0, body.length));
+        return text;
+    }
+    text.extend(b"Transfer-Encoding: chunked\r\n\r\n");
+    let mut place = 0;
+    while place < body.length {
+        let part = body.part(place, pace.size());
+        text.extend(format!("{:x}\r\n", part.len()).bytes());
+        text.extend(&part);
+        text.extend(b"\r\n");
+        place += part.len();
+    }
+    let trailers = format!("x-key: {}\r\n", body.key);
+    let trailers = if body.has_trailers { &*trailers } else { "" };
+    text.extend(format!("0\r\n{trailers}\r\n").bytes());
+    text
+}
+
+async fn write(stream: &impl Text, text: &[u8], pace: &Pace) -> End {
+    let mut rest = text;
+    while !rest.is_empty() {
+        pace.rest().await;
+        let part = &rest[..pace.size().min(rest.len())];
+        let Ok(count) = poll_fn(|cx| stream.poll_write(cx, part)).await else {
+            return End::Broken;
+        };
+        rest = &rest[count..];
+        pace.has_sent.set(rest.is_empty());
+        if pace.moves(count) {
+            return End::Stopped;
+        }
+    }
+    End::Whole
+}
+
+/// Appends what comes; `None`: nothing comes any more, as the error says.
+async fn read(stream: &impl Text, text: &mut Vec<u8>, pace: &Pace) -> Result<usize, End> {
+    pace.rest().await;
+    let mut room = vec![0; pace.size()];
+    let mut target = ReadBuf::new(&mut room);
+    let read = poll_fn(|cx| stream.poll_read(cx, &mut target)).await;
+    let bytes = target.filled();
+    text.extend(bytes);
+    match read {
+        Err(_) => Err(End::Broken),
+        Ok(()) if pace.moves(bytes.len()) => Err(End::Stopped),
+        Ok(()) => Ok(bytes.len()),
+    }
+}
+
+async fn read_response(stream: &impl Text, body: Body, pace: &Pace) -> End {
+    let (mut text, mut head) = (Vec::new(), response::Head::default());
+    while http1::head_end(&text, 0).is_none() {
+        match read(stream, &mut text, pace).await {
+            Ok(0) => panic!("an end without a head"),
+            Ok(_) => {}
+            Err(end) => return end,
+        }
+    }
+    assert_eq!(head.parse(&text, b"POST"), Ok(true));
+    let decoder = match head.framing {
+        response::Framing::None => Decoder::Length(0),
+        response::Framing::Length(length) => Decoder::Length(length),
+        response::Framing::Chunked => Decoder::chunked(),
+        response::Framing::UntilClose => panic!("HTTP/2 has no such body"),
+    };
+    let rest = text.split_off(head.len);
+    read_body(stream, rest, decoder, body, pace).await
+}
+
+/// Reads to the end, what is there of the body being `text`.
+async fn read_body(
+    stream: &impl Text,
+    mut text: Vec<u8>,
+    mut decoder: Decoder,
+    body: Body,
+    pace: &Pace,
+) -> End {
+    let mut place = 0;
+    loop {
+        let count = match decoder.step(&text).unwrap() {
+            Step::Data(count) => {
+                body.check(&mut place, &text[..count]);
+                count
+            }
+            Step::Skip(count) => count,
+            Step::More => match read(stream, &mut text, pace).await {
+                Ok(0) => panic!("a cut that looks like an end: {body:?}"),
+                Ok(_) => 0,
+                Err(end) => return end,
+            },
+            Step::End => break,
+        };
+        text.drain(..count);
+    }
+    assert!(text.is_empty(), "more than a body");
+    assert_eq!(place, body.length);
+    let trailers = format!("x-key: {}\r\n", body.key);
+    let trailers = if body.has_trailers { &*trailers } else { "" };
+    assert_eq!(str::from_utf8(decoder.trailers()), Ok(trailers));
+    match read(stream, &mut text, pace).await {
+        Ok(0) => End::Whole,
+        Ok(_) => panic!("something behind the end"),
+        Err(end) => end,
+    }
+}
