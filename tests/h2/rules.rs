@@ -3,8 +3,8 @@
 use super::front;
 use crate::support::{
     frames::{
-        CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PRIORITY,
-        RST_STREAM, Raw, fields, frame,
+        CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, RST_STREAM, Raw,
+        fields, frame,
     },
     peer::Peer,
 };
@@ -148,16 +148,6 @@ fn a_body_is_as_long_as_it_was_said_to_be() {
     // Before there is a body the request can be answered.
     client.ask(3, &list);
     assert_eq!(fate(&mut client), BAD);
-}
-
-#[test]
-fn a_stream_that_has_not_begun_is_never_reset() {
-    let backend = Peer::answering("never");
-    let daemon = front(backend.address, "");
-    // RFC 9113 section 6.4: the client would have to take that for an error of the connection.
-    let mut client = Raw::connect(daemon.address("@web"));
-    client.send(frame(PRIORITY, 0, 3, &[0; 4]));
-    assert_eq!(fate(&mut client), Fate::Closed(1));
 }
 
 #[test]

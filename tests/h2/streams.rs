@@ -11,6 +11,7 @@ use super::front;
 use crate::support::{
     client::Client,
     daemon::Daemon,
+    frames::{DATA, GET, GOAWAY, RST_STREAM, Raw},
     h2::{connect, connect_with, get, patiently, pattern, read, request, send, until, whole},
     peer::{Gate, Peer},
 };
@@ -206,6 +207,34 @@ async fn a_drain_lets_streams_end_and_takes_no_new_ones() {
     gate.open();
     assert_eq!(whole(response).await.unwrap().body, b"finished");
     patiently(driver).await.unwrap().unwrap();
+    assert!(daemon.wait_exit().success());
+}
+
+#[test]
+fn a_client_that_does_not_see_that_we_leave_gets_no_more_streams_either() {
+    let gate = Gate::new();
+    let door = gate.clone();
+    let backend = Peer::start(move |mut connection| {
+        while connection.request().is_some() {
+            door.wait();
+            connection.answer("finished");
+        }
+    });
+    let mut daemon = front(backend.address, "");
+    let mut client = Raw::connect(daemon.address("@web"));
+    client.ask(1, &GET);
+    backend.wait_for_requests(1);
+    daemon.signal(Signal::TERM);
+    // The first one names no stream; its PING is not answered.
+    let goaway = |client: &mut Raw| client.until(|frame| frame.kind == GOAWAY).payload;
+    assert_eq!(goaway(&mut client)[..4], [0x7f, 0xff, 0xff, 0xff]);
+    assert_eq!(goaway(&mut client)[..4], [0, 0, 0, 1]);
+    client.ask(3, &GET);
+    let refused = client.until(|frame| frame.stream == 3);
+    assert_eq!((refused.kind, refused.code()), (RST_STREAM, 7));
+    gate.open();
+    let end = client.until(|frame| frame.stream == 1 && frame.kind == DATA);
+    assert_eq!(end.payload, b"finished");
     assert!(daemon.wait_exit().success());
 }
 

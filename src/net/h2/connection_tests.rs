@@ -49,7 +49,7 @@ async fn drive(connection: &Connection) {
 
 fn begin(connection: &Connection, id: u32) {
     let core = &mut *connection.core.borrow_mut();
-    let mut flow = Flow::new(STREAM_WINDOW, Outward::new(INITIAL_WINDOW));
+    let mut flow = Flow::new(STREAM_WINDOW, Outward::new(frame::INITIAL_WINDOW));
     flow.reader.begin(Head {
         text: Vec::new(),
         body: Body::None,

@@ -1,34 +1,17 @@
 //! What the frames of a peer do to a connection, RFC 9113 sections 5 and 6.
 
-use std::cell::RefCell;
-
 use super::{
     Ended,
-    account::{ALLOWANCE, LATE_HEAD, cost},
-    backend::{MAX_SECTIONS, response},
-    connection::{Block, Core, FAREWELL, Leave, Part, Role, STREAM_WINDOW},
-    flow::{Flow, Outward},
-    incoming::Asked,
-    reader, request, websocket,
+    account::{LATE_HEAD, cost},
+    connection::FAREWELL,
+    core::{Core, Leave, Part, Role},
 };
-use crate::{
-    http1::response::MAX_HEAD,
-    http2::{
-        frame::{self, Code, Frame, HEADER, LARGEST, MAX_PAYLOAD, PREFACE, flag, kind, setting},
-        hpack::{Fields, Refused},
-    },
+use crate::http2::frame::{
+    self, Code, Frame, HEADER, LARGEST, MAX_PAYLOAD, PREFACE, flag, kind, setting,
 };
-
-/// Frames that a field block may have beside those that its size asks for.
-const CONTINUATIONS: usize = 5;
-
-thread_local! {
-    /// The fields of the block that is being read.
-    static FIELDS: RefCell<Fields> = RefCell::default();
-}
 
 /// What is wrong with a frame.
-enum Wrong {
+pub(super) enum Wrong {
     /// The connection cannot go on.
     Connection(Code),
     /// This stream cannot.
@@ -42,7 +25,7 @@ impl From<Code> for Wrong {
 }
 
 /// Whose stream a frame is for.
-enum Whose {
+pub(super) enum Whose {
     /// It is in use.
     Open,
     /// It has been.
@@ -186,7 +169,7 @@ impl Core {
     }
 
     /// Whose stream `id` is; one that has not begun is an error of the connection, RFC 9113 section 5.1.
-    fn whose(&self, id: u32) -> Result<Whose, Wrong> {
+    pub(super) fn whose(&self, id: u32) -> Result<Whose, Wrong> {
         if self.flows.contains_key(&id) {
             return Ok(Whose::Open);
         }
@@ -197,7 +180,7 @@ impl Core {
     }
 
     /// A frame for a stream that is past: on its way when we ended it, or wrong.
-    fn is_past(&self, id: u32) -> Result<(), Wrong> {
+    pub(super) fn is_past(&self, id: u32) -> Result<(), Wrong> {
         if self.remembered.contains(&id) {
             return Ok(());
         }
@@ -205,7 +188,7 @@ impl Core {
     }
 
     /// The same of fields.
-    fn is_late(&mut self, id: u32) -> Result<(), Wrong> {
+    pub(super) fn is_late(&mut self, id: u32) -> Result<(), Wrong> {
         self.account.pay(LATE_HEAD);
         self.is_past(id)
     }
@@ -322,7 +305,7 @@ impl Core {
     }
 
     /// The peer has come to the end of a message.
-    fn ends(&mut self, id: u32, trailers: Vec<u8>) {
+    pub(super) fn ends(&mut self, id: u32, trailers: Vec<u8>) {
         let flow = self.flows.get_mut(&id);
         let Some(flow) = flow.filter(|flow| flow.ended.is_none()) else {
             return;
@@ -334,181 +317,6 @@ impl Core {
             // Less than was declared, RFC 9113 section 8.1.1.
             self.reset(id, Code::PROTOCOL_ERROR);
         }
-    }
-
-    /// RFC 9113 section 6.2.
-    fn headers(&mut self, frame: Frame, payload: &[u8]) -> Result<(), Wrong> {
-        let (mut block, mut padding) = (payload, 0);
-        if frame.has(flag::PADDED) {
-            let (first, rest) = block.split_first().ok_or(Code::FRAME_SIZE_ERROR)?;
-            (block, padding) = (rest, usize::from(*first));
-        }
-        if frame.has(flag::PRIORITY) {
-            block = block.get(5..).ok_or(Code::FRAME_SIZE_ERROR)?;
-        }
-        let length = block
-            .len()
-            .checked_sub(padding)
-            .ok_or(Code::PROTOCOL_ERROR)?;
-        let block = block.get(..length).unwrap_or_default();
-        let ends = frame.has(flag::END_STREAM);
-        if frame.has(flag::END_HEADERS) {
-            return self.block(frame.stream, ends, block);
-        }
-        self.block = Some(Box::new(Block {
-            stream: frame.stream,
-            ends,
-            bytes: block.to_vec(),
-            frames: 0,
-        }));
-        Ok(())
-    }
-
-    /// RFC 9113 section 6.10.
-    fn continuation(&mut self, frame: Frame, payload: &[u8]) -> Result<(), Wrong> {
-        let most = self.most_fields();
-        let Some(mut block) = self.block.take() else {
-            return Err(Code::PROTOCOL_ERROR.into());
-        };
-        block.frames += 1;
-        block.bytes.extend_from_slice(payload);
-        if block.bytes.len() > most || block.frames > CONTINUATIONS + most / MAX_PAYLOAD {
-            return Err(Code::ENHANCE_YOUR_CALM.into());
-        }
-        if frame.has(flag::END_HEADERS) {
-            return self.block(block.stream, block.ends, &block.bytes);
-        }
-        self.block = Some(block);
-        Ok(())
-    }
-
-    /// Twice what is allowed, so that what is too large can be answered, and be told apart.
-    fn most_fields(&self) -> usize {
-        2 * match &self.role {
-            Role::Client(client) => client.limits.bytes,
-            Role::Backend(_) => MAX_HEAD,
-        }
-    }
-
-    /// A field block that is whole.
-    fn block(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), Wrong> {
-        let most = self.most_fields();
-        FIELDS.with_borrow_mut(|fields| {
-            self.decoder
-                .decode(block, most, fields)
-                .map_err(|refused| match refused {
-                    Refused::Malformed => Code::COMPRESSION_ERROR,
-                    Refused::TooLarge => Code::ENHANCE_YOUR_CALM,
-                })?;
-            match self.role {
-                Role::Client(_) => self.asks(id, ends, fields),
-                Role::Backend(_) => self.answers(id, ends, fields),
-            }
-        })
-    }
-
-    /// Trailers of a message.
-    fn trailers(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
-        let Some(flow) = self.flows.get_mut(&id).filter(|flow| flow.ended.is_none()) else {
-            self.account.pay(LATE_HEAD);
-            return Ok(());
-        };
-        if flow.got_end {
-            return Err(Wrong::Stream(id, Code::STREAM_CLOSED));
-        }
-        let section = reader::trailer_section(fields).filter(|_| ends);
-        let section = section.ok_or(Wrong::Stream(id, Code::PROTOCOL_ERROR))?;
-        self.ends(id, section);
-        Ok(())
-    }
-
-    /// Fields of a client.
-    fn asks(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
-        if id <= self.last || id.is_multiple_of(2) {
-            return match self.whose(id)? {
-                Whose::Open => self.trailers(id, ends, fields),
-                // RFC 9113 section 5.1.1.
-                Whose::Past => self.is_late(id).map_err(|_| Code::PROTOCOL_ERROR.into()),
-            };
-        }
-        self.last = id;
-        let initial = self.initial;
-        let Role::Client(client) = &mut self.role else {
-            return Ok(());
-        };
-        // A stream that is closed, RFC 9113 section 5.1, can still be in use.
-        let in_use = self.flows.len();
-        let is_full = in_use >= client.most && {
-            let open = self.flows.values().filter(|flow| flow.is_open());
-            open.count() >= client.most || in_use >= 2 * client.most
-        };
-        if is_full || client.leave == Leave::Taken {
-            return Err(Wrong::Stream(id, Code::REFUSED_STREAM));
-        }
-        let random = &mut client.random;
-        let key = || {
-            let nonce = u128::from(random.bits()) << 64 | u128::from(random.bits());
-            websocket::key(nonce.to_be_bytes())
-        };
-        let read = request::read(fields, ends, client.limits, key);
-        let mut asked = Asked {
-            id,
-            is_head: false,
-            accept: None,
-            refusal: None,
-        };
-        let mut flow = Flow::new(STREAM_WINDOW, Outward::new(initial));
-        flow.got_end = ends;
-        match read {
-            Ok(request) => {
-                asked.is_head = request.is_head;
-                asked.accept = request.accept;
-                flow.reader.begin(request.head);
-            }
-            Err(reason) => {
-                asked.refusal = Some(reason);
-                asked.is_head = fields.iter().any(|field| field == (b":method", b"HEAD"));
-                flow.reader.begin(request::nothing());
-            }
-        }
-        if ends {
-            flow.reader.end(Vec::new());
-        }
-        self.flows.insert(id, flow);
-        client.asked.push_back(asked);
-        Ok(())
-    }
-
-    /// Fields of a backend.
-    fn answers(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
-        if let Whose::Past = self.whose(id)? {
-            return self.is_late(id);
-        }
-        let Some(flow) = self.flows.get_mut(&id).filter(|flow| flow.ended.is_none()) else {
-            self.account.pay(LATE_HEAD);
-            return Ok(());
-        };
-        flow.sections += 1;
-        if flow.sections > MAX_SECTIONS {
-            self.account.pay(ALLOWANCE);
-            return Err(Code::ENHANCE_YOUR_CALM.into());
-        }
-        if flow.reader.is_begun() {
-            return self.trailers(id, ends, fields);
-        }
-        match response::read(fields, ends, &flow.expected) {
-            Ok(response::Read::Interim(text)) => flow.reader.interim(text),
-            Ok(response::Read::Final(head)) => {
-                flow.reader.begin(head);
-                if ends {
-                    flow.got_end = true;
-                    flow.reader.end(Vec::new());
-                }
-            }
-            Err(_) => return Err(Wrong::Stream(id, Code::PROTOCOL_ERROR)),
-        }
-        flow.wake_reader();
-        Ok(())
     }
 
     /// RFC 9113 section 6.4.
@@ -602,8 +410,8 @@ impl Core {
         Ok(())
     }
 
-    /// The client has seen that we leave.
-    fn take_leave(&mut self) {
+    /// The client has seen that we leave, or has had the time for it.
+    pub(super) fn take_leave(&mut self) {
         if let Role::Client(client) = &mut self.role
             && client.leave == Leave::Announced
         {

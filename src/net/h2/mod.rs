@@ -1,14 +1,16 @@
 //! HTTP/2 (RFC 9113) as the streams that the HTTP/1 engine reads and writes: one virtual connection for each h2 stream.
 //!
-//! `connection.rs` is a connection, from either end: what its streams share, and who drives it. `input.rs` is what the peer's
-//! frames do to it, `flow.rs` one stream. Towards clients a stream gives a request and takes its response (`incoming.rs`),
+//! `connection.rs` is a connection, from either end: what its streams share, and who drives it. `core.rs` is what changes of it,
+//! `input.rs` what the peer's frames do to it, `heads.rs` what its field blocks do, `flow.rs` one stream. Towards clients a stream gives a request and takes its response (`incoming.rs`),
 //! towards backends it takes a request and gives its response (`backend/`). What frames and field blocks are is in
 //! `crate::http2`. Must not know listeners, routes or policies.
 
 mod account;
 pub mod backend;
 pub mod connection;
+mod core;
 mod flow;
+mod heads;
 pub mod incoming;
 mod input;
 #[cfg(test)]

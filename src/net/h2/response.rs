@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    connection::{Connection, gone},
+    connection::Connection,
+    core::gone,
     writer::{self, MAX_FIELDS, Writer, invalid},
 };
 use crate::{

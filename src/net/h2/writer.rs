@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::connection::{Connection, gone};
+use super::{connection::Connection, core::gone};
 use crate::{
     http1::{
         body::{Decoder, Step},

@@ -8,7 +8,7 @@ use std::{
     net::IpAddr,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::task::spawn_local;
@@ -28,6 +28,9 @@ use crate::{
     },
     proxy::{connections::Entry, timer::Timer, worker::Worker},
 };
+
+/// How long a client that has streams may take to see our GOAWAY before nothing more of it is taken: a round trip.
+const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// What happens on a connection.
 enum Event {
@@ -79,6 +82,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: Client, read: Vec<u8>)
         idle: None,
         written: 0,
         closing: false,
+        farewell: None,
     };
     drop(read);
     poll_fn(|cx| driver.poll_all(cx)).await;
@@ -102,6 +106,8 @@ struct Driver<'a> {
     written: u64,
     /// GOAWAY was said.
     closing: bool,
+    /// How long the client may take to see that.
+    farewell: Option<Instant>,
 }
 
 impl Driver<'_> {
@@ -110,6 +116,8 @@ impl Driver<'_> {
         loop {
             match ready!(self.poll(cx)) {
                 Event::Asked(asked) => self.begin(asked),
+                // It has not: what it asks for from now on is refused.
+                Event::Late if self.farewell.take().is_some() => self.connection.leave(),
                 Event::Late if self.closing => return Poll::Ready(()),
                 Event::Close | Event::Late => self.close(),
                 Event::Over => return Poll::Ready(()),
@@ -120,6 +128,7 @@ impl Driver<'_> {
     fn close(&mut self) {
         self.closing = true;
         self.idle = None;
+        self.farewell = Some(clock::now() + FAREWELL_TIME);
         self.connection.leave();
     }
 
@@ -149,8 +158,9 @@ impl Driver<'_> {
     fn deadline(&mut self, open: usize) -> Option<Instant> {
         if open > 0 {
             self.idle = None;
-            return None;
+            return self.farewell;
         }
+        self.farewell = None;
         if self.first.is_some() && !self.closing {
             return self.first;
         }

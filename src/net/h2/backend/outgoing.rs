@@ -13,7 +13,7 @@ use tokio::io::ReadBuf;
 use super::{
     super::{
         Ended,
-        connection::gone,
+        core::gone,
         reader,
         text::Text,
         writer::{self, Writer},

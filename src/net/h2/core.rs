@@ -1,0 +1,486 @@
+//! What changes of an HTTP/2 connection: what waits to be written and by whom, what was read, and how it ends.
+//!
+//! What the peer's frames do to it is in `input.rs`.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::BuildHasherDefault,
+    io,
+    pin::Pin,
+    task::{Context, Poll, Waker, ready},
+    time::Instant,
+};
+
+use tokio::io::AsyncWrite;
+
+use super::{
+    Ended,
+    account::Account,
+    flow::{Flow, Inward, Outward, remember},
+    incoming::Asked,
+};
+use crate::{
+    base::rng::Random,
+    http1::request::Limits,
+    http2::{
+        frame::{self, Code, Frame, INITIAL_WINDOW, MAX_PAYLOAD, flag, kind},
+        hpack::{self, Decoder},
+    },
+    net::{
+        buffer::{Buffer, Size},
+        stream::Stream,
+    },
+};
+
+/// Bytes of frames that wait to be written until nobody may add to them.
+pub(super) const MOST_UNWRITTEN: usize = 64 << 10;
+/// The same until nothing more is read: what is read makes frames as well.
+pub(super) const MOST_ANSWERS: usize = 4 * MOST_UNWRITTEN;
+/// The same until no exchange begins on a connection: heads wait for no room, and this many that nobody takes are no burst.
+pub(super) const MOST_HEADS: usize = 4 * MOST_ANSWERS;
+/// Room for frames that a connection in use keeps.
+const KEPT: usize = 2 * MOST_UNWRITTEN;
+/// Streams whose frames may still be on their way after we have ended them.
+const REMEMBERED: usize = 256;
+
+/// How far we have taken leave of a client, RFC 9113 section 6.8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leave {
+    None,
+    /// The client was told that there will be an end.
+    Announced,
+    /// No more streams.
+    Taken,
+}
+
+/// A client at the other end.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub limits: Limits,
+    /// Most streams at a time.
+    pub most: usize,
+    /// For the keys of WebSockets.
+    pub random: Random,
+    /// Requests that nobody has taken up.
+    pub asked: VecDeque<Asked>,
+    pub leave: Leave,
+    /// The client has taken leave.
+    pub is_leaving: bool,
+}
+
+/// A backend at the other end.
+#[derive(Debug, Default)]
+pub(super) struct Backend {
+    /// Most streams at a time, as far as it has said.
+    pub most: Option<u32>,
+    /// It takes extended CONNECT, RFC 8441 section 3.
+    pub takes_connect: bool,
+    pub is_leaving: bool,
+    /// When the first head went out since anything came.
+    pub asked: Option<Instant>,
+}
+
+/// Who is at the other end.
+#[derive(Debug)]
+pub(super) enum Role {
+    Client(Box<Client>),
+    Backend(Backend),
+}
+
+/// A field block that goes on in another frame.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub stream: u32,
+    pub ends: bool,
+    pub bytes: Vec<u8>,
+    pub frames: usize,
+}
+
+/// What is left of a DATA frame whose beginning has come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    pub stream: u32,
+    pub left: usize,
+    pub padding: usize,
+    pub ends: bool,
+    /// Nobody wants it; its window has been opened again.
+    pub is_waste: bool,
+}
+
+/// Hashes ids of streams, which follow each other.
+#[derive(Debug, Default)]
+pub(super) struct IdHasher(u64);
+
+impl std::hash::Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        debug_assert!(false, "ids are hashed as numbers");
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        // By the golden ratio: the table looks at the upper bits and at the lower ones.
+        self.0 = u64::from(id)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(32);
+    }
+}
+
+/// What changes of a connection.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub stream: Option<Stream>,
+    pub role: Role,
+    /// Bytes of the preface that have not come.
+    pub preface: usize,
+    /// The peer's settings have come.
+    pub is_greeted: bool,
+    /// What was read of a frame that is not whole.
+    pub unread: Vec<u8>,
+    pub part: Option<Part>,
+    pub block: Option<Box<Block>>,
+    pub decoder: Decoder,
+    pub account: Account,
+    pub inward: Inward,
+    pub outward: Outward,
+    /// What each new stream may send.
+    pub initial: u32,
+    pub flows: HashMap<u32, Flow, BuildHasherDefault<IdHasher>>,
+    /// The highest id of a stream that has begun.
+    pub last: u32,
+    /// Ended by us, and maybe not yet by the peer.
+    pub remembered: VecDeque<u32>,
+    /// Frames, written up to `sent`.
+    pub out: Vec<u8>,
+    pub sent: usize,
+    /// No block has been written.
+    pub is_first: bool,
+    pub written: u64,
+    /// Streams that wait to send something.
+    pub waiting: VecDeque<u32>,
+    pub driver: Option<Waker>,
+    /// The connection is over, but for what is still to be written.
+    pub fate: Option<Ended>,
+}
+
+impl Core {
+    pub(super) fn new(stream: Stream, role: Role, window: u32) -> Self {
+        let (inward, _) = Inward::of_connection(window);
+        Self {
+            stream: Some(stream),
+            role,
+            preface: 0,
+            is_greeted: false,
+            unread: Vec::new(),
+            part: None,
+            block: None,
+            decoder: Decoder::default(),
+            account: Account::new(),
+            inward,
+            outward: Outward::new(INITIAL_WINDOW),
+            initial: INITIAL_WINDOW,
+            flows: HashMap::default(),
+            last: 0,
+            remembered: VecDeque::new(),
+            out: Vec::new(),
+            sent: 0,
+            is_first: true,
+            written: 0,
+            waiting: VecDeque::new(),
+            driver: None,
+            fate: None,
+        }
+    }
+
+    pub(super) fn greet(&mut self, settings: &[(u16, u32)], window: u32) {
+        frame::write_settings(&mut self.out, settings);
+        let (_, more) = Inward::of_connection(window);
+        frame::write_u32(&mut self.out, kind::WINDOW_UPDATE, 0, more);
+    }
+
+    pub(super) fn wake(&self) {
+        self.driver.iter().for_each(Waker::wake_by_ref);
+    }
+
+    pub(super) fn unwritten(&self) -> usize {
+        self.out.len() - self.sent
+    }
+
+    pub(super) fn next_asked(&mut self) -> Option<Asked> {
+        loop {
+            let Role::Client(client) = &mut self.role else {
+                return None;
+            };
+            let asked = client.asked.pop_front()?;
+            // Asked and reset at once: nothing has begun, so there is nothing to be done or recorded.
+            if self
+                .flows
+                .get(&asked.id)
+                .is_some_and(|flow| flow.ended.is_none())
+            {
+                return Some(asked);
+            }
+            self.discard(asked.id);
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.fate.is_some()
+            || self.flows.is_empty()
+                && match &self.role {
+                    Role::Client(client) => client.leave == Leave::Taken || client.is_leaving,
+                    Role::Backend(backend) => backend.is_leaving,
+                }
+    }
+
+    /// Writes what is there.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some(bytes @ [_, ..]) = self.out.get(self.sent..)
+            && let Some(stream) = &mut self.stream
+        {
+            match Pin::new(stream).poll_write(cx, bytes) {
+                Poll::Ready(Ok(count)) => {
+                    self.sent += count;
+                    self.written += count as u64;
+                }
+                Poll::Ready(Err(_)) => self.lose(),
+                Poll::Pending => {
+                    self.compact();
+                    return Poll::Pending;
+                }
+            }
+        }
+        self.sent = 0;
+        self.out.clear();
+        self.out.shrink_to(KEPT);
+        if self.flows.is_empty() {
+            self.rest();
+        }
+        Poll::Ready(())
+    }
+
+    /// Lets go what was written: with a slow reader there may always be something behind it.
+    fn compact(&mut self) {
+        if self.sent >= MOST_UNWRITTEN {
+            self.out.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+
+    /// With nothing on its way nothing is held.
+    fn rest(&mut self) {
+        self.out = Vec::new();
+        self.flows = HashMap::default();
+        self.waiting = VecDeque::new();
+        if let Role::Client(client) = &mut self.role {
+            client.asked = VecDeque::new();
+        }
+    }
+
+    /// Reads once, and does what the frames say.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(stream) = &mut self.stream else {
+            return Poll::Ready(());
+        };
+        let mut buffer = Buffer::take(Size::Medium);
+        let before = self.unread.len();
+        let Some((kept, room)) = buffer.split_at_mut_checked(before) else {
+            return Poll::Ready(());
+        };
+        match ready!(stream.poll_read_buf(cx, room)) {
+            Ok(0) | Err(_) => self.lose(),
+            Ok(count) => {
+                kept.copy_from_slice(&self.unread);
+                self.unread = Vec::new();
+                self.take_in(buffer.get(..before + count).unwrap_or_default());
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Works off what was read, and keeps what is not whole.
+    pub(super) fn take_in(&mut self, bytes: &[u8]) {
+        let used = self.digest(bytes);
+        if self.fate.is_none() {
+            self.unread = bytes.get(used..).unwrap_or_default().to_vec();
+        }
+    }
+
+    /// Lets some of those send who wait for room: as many as can use it. The others have their turn when these have had
+    /// theirs.
+    pub(super) fn wake_senders(&mut self, cx: &Context<'_>) {
+        let is_shut = self.outward.room() == 0;
+        let mut most = MOST_UNWRITTEN / MAX_PAYLOAD;
+        let mut left = self.waiting.len();
+        while most > 0
+            && left > 0
+            && let Some(id) = self.waiting.pop_front()
+        {
+            left -= 1;
+            let Some(flow) = self.flows.get_mut(&id) else {
+                continue;
+            };
+            if is_shut && flow.has_content {
+                self.waiting.push_back(id);
+                continue;
+            }
+            flow.is_waiting = false;
+            if let Some(waker) = flow.write.take() {
+                waker.wake();
+                most -= 1;
+            }
+        }
+        if left > 0 {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    /// The connection has ended without a word.
+    pub(super) fn lose(&mut self) {
+        self.end(Ended::Lost);
+        self.out = Vec::new();
+        self.sent = 0;
+    }
+
+    /// We end the connection: the peer has done what it may not.
+    pub(super) fn fail(&mut self, code: Code) {
+        if self.fate.is_none() {
+            let last = match self.role {
+                Role::Client(_) => self.last,
+                Role::Backend(_) => 0,
+            };
+            frame::write_goaway(&mut self.out, last, code);
+            self.end(Ended::Failed(code));
+        }
+    }
+
+    /// The connection is over, but for what is still to be written.
+    pub(super) fn end(&mut self, why: Ended) {
+        self.fate.get_or_insert(why);
+        self.flows.values_mut().for_each(|flow| flow.end(why));
+        self.unread = Vec::new();
+        self.block = None;
+    }
+
+    /// So much content has been taken or let go.
+    pub(super) fn give(&mut self, count: usize) {
+        if let Some(more) = self.inward.give(count) {
+            frame::write_u32(&mut self.out, kind::WINDOW_UPDATE, 0, more);
+            self.wake();
+        }
+    }
+
+    /// Ends a stream. Frames for it may still be on their way.
+    pub(super) fn write_reset(&mut self, id: u32, code: Code) {
+        frame::write_u32(&mut self.out, kind::RST_STREAM, id, code.0);
+        if self.remembered.len() == REMEMBERED {
+            self.remembered.pop_front();
+        }
+        self.remembered.push_back(id);
+    }
+
+    /// Forgets a stream, and what nobody has read of it.
+    pub(super) fn discard(&mut self, id: u32) -> Option<Flow> {
+        let flow = self.flows.remove(&id)?;
+        self.give(flow.reader.unread());
+        Some(flow)
+    }
+
+    fn sending(&mut self, id: u32) -> Result<&mut Flow, Ended> {
+        let flow = self.flows.get_mut(&id).ok_or(Ended::Lost)?;
+        flow.ended.map_or(Ok(flow), Err)
+    }
+
+    pub(super) fn send_fields(
+        &mut self,
+        id: u32,
+        ends: bool,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Ended> {
+        self.sending(id)?.sent_end |= ends;
+        let is_first = std::mem::take(&mut self.is_first);
+        frame::write_fields(&mut self.out, id, ends, |out| {
+            if is_first {
+                hpack::begin(out);
+            }
+            write(out);
+        });
+        self.account.earn_head();
+        self.wake();
+        Ok(())
+    }
+
+    pub(super) fn send_data<T>(
+        &mut self,
+        id: u32,
+        fill: impl FnOnce(&mut Vec<u8>, usize) -> io::Result<(T, bool)>,
+    ) -> io::Result<T> {
+        let (own, all) = (
+            self.outward.room(),
+            MOST_UNWRITTEN.saturating_sub(self.unwritten()),
+        );
+        let flow = self.sending(id).map_err(gone)?;
+        let room = flow.outward.room().min(own).min(all).min(MAX_PAYLOAD);
+        let start = self.out.len();
+        self.out.extend_from_slice(&[0; frame::HEADER]);
+        let filled = fill(&mut self.out, room);
+        let length = self.out.len() - start - frame::HEADER;
+        debug_assert!(length <= room, "windows are kept");
+        let (value, ends) = match filled {
+            Ok(filled) if filled.1 || length > 0 => filled,
+            nothing => {
+                self.out.truncate(start);
+                return nothing.map(|(value, _)| value);
+            }
+        };
+        let header = Frame {
+            length,
+            kind: kind::DATA,
+            flags: if ends { flag::END_STREAM } else { 0 },
+            stream: id,
+        };
+        if let Some(place) = self.out.get_mut(start..start + frame::HEADER) {
+            place.copy_from_slice(&header.bytes());
+        }
+        self.outward.take(length);
+        if let Some(flow) = self.flows.get_mut(&id) {
+            flow.outward.take(length);
+            flow.sent_end |= ends;
+        }
+        self.account.earn();
+        self.wake();
+        Ok(value)
+    }
+
+    pub(super) fn poll_room(
+        &mut self,
+        id: u32,
+        is_content: bool,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), Ended>> {
+        let is_full = self.unwritten() >= MOST_UNWRITTEN;
+        let is_shut = is_content && self.outward.room() == 0;
+        let flow = match self.sending(id) {
+            Ok(flow) => flow,
+            Err(ended) => return Poll::Ready(Err(ended)),
+        };
+        let is_held = is_content && flow.outward.room() == 0;
+        if !is_held && !is_shut && !is_full {
+            return Poll::Ready(Ok(()));
+        }
+        remember(&mut flow.write, cx);
+        flow.has_content = is_content;
+        // The peer wakes those that it holds; for the others there is a line.
+        if !is_held && !std::mem::replace(&mut flow.is_waiting, true) {
+            self.waiting.push_back(id);
+        }
+        Poll::Pending
+    }
+}
+
+/// Writing on a stream that is no more.
+pub(super) fn gone(ended: Ended) -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, ended)
+}
