@@ -53,6 +53,8 @@ fn is_refused(daemon: &Daemon, bytes: impl AsRef<[u8]>, status: u16, reason: &st
 fn is_counted(daemon: &Daemon, pool: &str, reason: &str, code: u16, times: usize) {
     let series =
         format!("balancer_errors_total{{pool=\"{pool}\",reason=\"{reason}\",code=\"{code}\"}}");
+    // Counted when the exchange ends, which may be after the client has its answer.
+    daemon.wait_for_metric(&series, |value| value as usize >= times);
     let page = daemon.scrape();
     assert_eq!(sum_of(&page, &series) as usize, times, "{series}\n{page}");
 }

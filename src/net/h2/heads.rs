@@ -109,9 +109,11 @@ impl Core {
         if flow.got_end {
             return Err(Wrong::Stream(id, Code::STREAM_CLOSED));
         }
-        let section = reader::trailer_section(fields).filter(|_| ends);
-        let section = section.ok_or(Wrong::Stream(id, Code::PROTOCOL_ERROR))?;
-        self.ends(id, section);
+        match reader::trailer_section(fields) {
+            Some(section) if ends => self.ends(id, section),
+            Some(_) => self.malformed(id, "trailers that are not the end"),
+            None => self.malformed(id, "trailers with a field that HTTP/2 does not have there"),
+        }
         Ok(())
     }
 
@@ -198,7 +200,10 @@ impl Core {
                     flow.reader.end(Vec::new());
                 }
             }
-            Err(_) => return Err(Wrong::Stream(id, Code::PROTOCOL_ERROR)),
+            Err(what) => {
+                self.malformed(id, what);
+                return Ok(());
+            }
         }
         flow.wake_reader();
         Ok(())

@@ -195,11 +195,20 @@ impl Core {
 
     /// Ends a stream whose peer does what it may not.
     fn reset(&mut self, id: u32, code: Code) {
+        self.refuse(id, code, Ended::Invalid(code));
+    }
+
+    /// Ends a stream whose message is none, RFC 9113 section 8.1.1.
+    pub(super) fn malformed(&mut self, id: u32, what: &'static str) {
+        self.refuse(id, Code::PROTOCOL_ERROR, Ended::Malformed(what));
+    }
+
+    fn refuse(&mut self, id: u32, code: Code, why: Ended) {
         if let Some(flow) = self.flows.get_mut(&id) {
             if flow.ended.is_some() {
                 return;
             }
-            flow.end(Ended::Invalid(code));
+            flow.end(why);
         }
         self.account.pay_reset();
         self.write_reset(id, code);
@@ -251,7 +260,8 @@ impl Core {
             return Err(Wrong::Stream(id, Code::STREAM_CLOSED));
         }
         if !flow.reader.is_begun() {
-            return Err(Wrong::Stream(id, Code::PROTOCOL_ERROR));
+            self.malformed(id, "content before the head");
+            return Ok(false);
         }
         if !flow.inward.take(frame.length) {
             return Err(Wrong::Stream(id, Code::FLOW_CONTROL_ERROR));
@@ -300,7 +310,7 @@ impl Core {
             flow.wake_reader();
         } else {
             self.give(bytes.len());
-            self.reset(id, Code::PROTOCOL_ERROR);
+            self.malformed(id, "more content than was declared");
         }
     }
 
@@ -314,8 +324,8 @@ impl Core {
         if flow.reader.end(trailers) {
             flow.wake_reader();
         } else {
-            // Less than was declared, RFC 9113 section 8.1.1.
-            self.reset(id, Code::PROTOCOL_ERROR);
+            // RFC 9113 section 8.1.1.
+            self.malformed(id, "less content than was declared");
         }
     }
 

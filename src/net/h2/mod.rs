@@ -38,6 +38,9 @@ pub enum Ended {
     /// We have found something wrong with it.
     #[error("not valid HTTP/2 ({0})")]
     Invalid(Code),
+    /// Its message is none.
+    #[error("not a valid message of HTTP/2: {0}")]
+    Malformed(&'static str),
     /// We have found something wrong with its connection.
     #[error("not valid HTTP/2, or more than is allowed ({0})")]
     Failed(Code),

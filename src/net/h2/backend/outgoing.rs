@@ -109,7 +109,7 @@ impl Outgoing {
         let (is_unseen, is_last) = match ended {
             Ended::Unseen(_) | Ended::Reset(Code::REFUSED_STREAM) => (true, true),
             // Of this stream alone.
-            Ended::Reset(_) | Ended::Invalid(_) => (false, false),
+            Ended::Reset(_) | Ended::Invalid(_) | Ended::Malformed(_) => (false, false),
             Ended::Failed(_) | Ended::Http1 | Ended::Lost => (false, true),
         };
         if is_unseen {
@@ -194,7 +194,9 @@ impl Drop for Outgoing {
 pub(super) fn reason_of(ended: Ended) -> Reason {
     match ended {
         // What we have found wrong ourselves, as opposed to what the backend has told, or an end without a word.
-        Ended::Invalid(_) | Ended::Failed(_) | Ended::Http1 => Reason::ProxyProtocolError,
+        Ended::Invalid(_) | Ended::Malformed(_) | Ended::Failed(_) | Ended::Http1 => {
+            Reason::ProxyProtocolError
+        }
         Ended::Reset(_) | Ended::Unseen(_) | Ended::Lost => Reason::ConnectionTerminated,
     }
 }

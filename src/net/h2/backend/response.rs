@@ -2,14 +2,11 @@
 //!
 //! What is written here is read by `http1::response` all the same, as strictly as if it had come from a socket.
 
-use std::io;
-
 use hyper::http::StatusCode;
 
 use super::super::{
     is_name, is_plain,
     reader::{Body, Head},
-    writer::invalid,
 };
 use crate::{
     http1::{self, encode, fields::Known},
@@ -37,13 +34,17 @@ pub(in super::super) enum Read {
 }
 
 /// Reads the head in `fields`. `ends`: the stream ends with it.
-pub(in super::super) fn read(fields: &Fields, ends: bool, expected: &Expected) -> io::Result<Read> {
+pub(in super::super) fn read(
+    fields: &Fields,
+    ends: bool,
+    expected: &Expected,
+) -> Result<Read, &'static str> {
     let status = status(fields)?;
     let mut text = Vec::with_capacity(fields.size() + FRAMING);
     match status.as_u16() {
         // RFC 9113 section 8.6: HTTP/2 has no switch.
-        101 => return Err(invalid("a switch of protocols")),
-        100..200 if ends => return Err(invalid("an end without a response")),
+        101 => return Err("a switch of protocols"),
+        100..200 if ends => return Err("an end without a response"),
         100..200 => {
             status_line(&mut text, status);
             write_fields(&mut text, fields, true)?;
@@ -90,19 +91,19 @@ pub(in super::super) fn read(fields: &Fields, ends: bool, expected: &Expected) -
         .and_then(http1::content_length)
         .filter(|_| has_content);
     if ends && length.is_some_and(|length| length > 0) {
-        return Err(invalid("an end before the length that was declared"));
+        return Err("an end before the length that was declared");
     }
     Ok(Read::Final(Head { text, body, length }))
 }
 
 /// The one pseudo-header field, which comes first: RFC 9113 section 8.3.2. Others are no names.
-fn status(fields: &Fields) -> io::Result<StatusCode> {
+fn status(fields: &Fields) -> Result<StatusCode, &'static str> {
     let first = fields.iter().next();
     let value = first
         .filter(|(name, _)| *name == b":status")
         .map(|(_, value)| value);
     let status = value.and_then(|value| StatusCode::from_bytes(value).ok());
-    status.ok_or(invalid("no status"))
+    status.ok_or("no status")
 }
 
 fn status_line(out: &mut Vec<u8>, status: StatusCode) {
@@ -110,12 +111,12 @@ fn status_line(out: &mut Vec<u8>, status: StatusCode) {
     encode::status_line(out, status.as_u16(), phrase.as_bytes());
 }
 
-fn write_fields(out: &mut Vec<u8>, fields: &Fields, with_length: bool) -> io::Result<()> {
+fn write_fields(out: &mut Vec<u8>, fields: &Fields, with_length: bool) -> Result<(), &'static str> {
     for (name, value) in fields.iter().skip(1) {
         let known = Known::of(name);
         // RFC 9113 sections 8.2.1 and 8.2.2.
         if !is_name(name) || !is_plain(value) || known.is_hop_by_hop() {
-            return Err(invalid("a field that HTTP/2 does not have"));
+            return Err("a field that HTTP/2 does not have");
         }
         let is_left_out = match known {
             Known::ContentLength => !with_length,
