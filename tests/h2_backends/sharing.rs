@@ -114,10 +114,10 @@ async fn a_connection_ends_after_its_requests_its_age_or_its_idle_time() {
         let daemon = front(backend.address, &format!("keepalive: {{{rules}}}"));
         let (sender, _driver) = connect(daemon.address("@web")).await;
         for number in 0..6 {
-            // Older than a millisecond by the next request.
-            let born = balancer::base::clock::now();
             assert_eq!(get(&sender, "/").await.unwrap().status(), 200, "{rules}");
-            until(|| born.elapsed().as_millis() > 1).await;
+            // Older than a millisecond by the next request.
+            let made = balancer::base::clock::now();
+            until(|| made.elapsed().as_millis() > 1).await;
             assert_eq!(seen.all().len(), number + 1);
         }
         let used: HashSet<_> = seen.all().into_iter().collect();
