@@ -5,6 +5,7 @@ pub mod backoff;
 pub mod certificate;
 pub mod clock;
 pub mod crypto;
+pub mod hasher;
 pub mod paths;
 pub mod rate;
 pub mod rng;

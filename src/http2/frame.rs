@@ -148,6 +148,13 @@ impl Frame {
         self.flags & flag != 0
     }
 
+    /// Writes the header into the room that was left for it in `out` at `start`.
+    pub fn write_at(self, out: &mut [u8], start: usize) {
+        if let Some(place) = out.get_mut(start..start + HEADER) {
+            place.copy_from_slice(&self.bytes());
+        }
+    }
+
     /// The bytes of the header.
     pub fn bytes(self) -> [u8; HEADER] {
         let [_, high, middle, low] = (self.length as u32).to_be_bytes();
@@ -236,9 +243,7 @@ pub fn write_fields(out: &mut Vec<u8>, stream: u32, ends: bool, write: impl FnOn
         flags,
         stream,
     };
-    if let Some(place) = out.get_mut(start..start + HEADER) {
-        place.copy_from_slice(&header.bytes());
-    }
+    header.write_at(out, start);
 }
 
 #[cfg(test)]

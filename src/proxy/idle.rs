@@ -3,14 +3,10 @@
 //! Whatever is taken from here was quiet a moment ago: nothing to read, not closed (RFC 9112 section 9.3). That it can
 //! still be stale when the request arrives is the business of the retry rules.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use crate::{
+    base::hasher::NumberBuild,
     config::model::Keepalive,
     net::{stream::Stream, tls::Tls},
     pool::{BackendState, Lease},
@@ -74,29 +70,7 @@ struct Line {
 /// The idle connections of one worker, by backend.
 #[derive(Debug, Default)]
 pub struct Idle {
-    lines: HashMap<usize, Line, BuildHasherDefault<AddressHasher>>,
-}
-
-/// Spreads addresses of our own allocations; nobody outside chooses them.
-#[derive(Debug, Default)]
-pub(super) struct AddressHasher(u64);
-
-impl Hasher for AddressHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_usize(usize::from(*byte));
-        }
-    }
-
-    fn write_usize(&mut self, address: usize) {
-        self.0 = (self.0 ^ address as u64)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(32);
-    }
+    lines: HashMap<usize, Line, NumberBuild>,
 }
 
 /// A backend's state lives at one address as long as anything refers to it, and a line does.

@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    hash::BuildHasherDefault,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,12 +12,9 @@ use std::{
 
 use tokio::{sync::watch, task::spawn_local, time::timeout_at};
 
-use super::{
-    idle::{AddressHasher, key},
-    worker::Worker,
-};
+use super::{idle::key, worker::Worker};
 use crate::{
-    base::clock,
+    base::{clock, hasher::NumberBuild},
     net::{
         connect::ConnectError,
         h2::backend::{Link, Outgoing},
@@ -127,7 +123,7 @@ struct Line {
 /// The connections of one worker, by backend.
 #[derive(Debug, Default)]
 pub struct Links {
-    lines: HashMap<usize, Line, BuildHasherDefault<AddressHasher>>,
+    lines: HashMap<usize, Line, NumberBuild>,
     ids: u64,
 }
 

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// What a connection may spend at once.
-pub(super) const ALLOWANCE: i64 = 2_000;
+const ALLOWANCE: i64 = 2_000;
 /// What it gets back in a second.
 const REFILL: i64 = 100;
 /// Streams that can be reset in a row: a browser that leaves a page does half of that. Counted apart, because frames that earn

@@ -4,7 +4,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    hash::BuildHasherDefault,
     io,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
@@ -20,7 +19,7 @@ use super::{
     incoming::Asked,
 };
 use crate::{
-    base::rng::Random,
+    base::{hasher::NumberBuild, rng::Random},
     http1::request::Limits,
     http2::{
         frame::{self, Code, Frame, INITIAL_WINDOW, MAX_PAYLOAD, flag, kind},
@@ -107,27 +106,6 @@ pub(super) struct Part {
     pub is_waste: bool,
 }
 
-/// Hashes ids of streams, which follow each other.
-#[derive(Debug, Default)]
-pub(super) struct IdHasher(u64);
-
-impl std::hash::Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        debug_assert!(false, "ids are hashed as numbers");
-    }
-
-    fn write_u32(&mut self, id: u32) {
-        // By the golden ratio: the table looks at the upper bits and at the lower ones.
-        self.0 = u64::from(id)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(32);
-    }
-}
-
 /// What changes of a connection.
 #[derive(Debug)]
 pub(super) struct Core {
@@ -147,7 +125,7 @@ pub(super) struct Core {
     pub outward: Outward,
     /// What each new stream may send.
     pub initial: u32,
-    pub flows: HashMap<u32, Flow, BuildHasherDefault<IdHasher>>,
+    pub flows: HashMap<u32, Flow, NumberBuild>,
     /// The highest id of a stream that has begun.
     pub last: u32,
     /// Ended by us, and maybe not yet by the peer.
@@ -167,7 +145,6 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(stream: Stream, role: Role, window: u32) -> Self {
-        let (inward, _) = Inward::of_connection(window);
         Self {
             stream: Some(stream),
             role,
@@ -178,7 +155,7 @@ impl Core {
             block: None,
             decoder: Decoder::default(),
             account: Account::new(),
-            inward,
+            inward: Inward::new(window),
             outward: Outward::new(INITIAL_WINDOW),
             initial: INITIAL_WINDOW,
             flows: HashMap::default(),
@@ -196,7 +173,7 @@ impl Core {
 
     pub(super) fn greet(&mut self, settings: &[(u16, u32)], window: u32) {
         frame::write_settings(&mut self.out, settings);
-        let (_, more) = Inward::of_connection(window);
+        let more = window - INITIAL_WINDOW;
         frame::write_u32(&mut self.out, kind::WINDOW_UPDATE, 0, more);
     }
 
@@ -388,6 +365,11 @@ impl Core {
         Some(flow)
     }
 
+    /// The stream, if it is in use and was not ended.
+    pub(super) fn live(&mut self, id: u32) -> Option<&mut Flow> {
+        self.flows.get_mut(&id).filter(|flow| flow.ended.is_none())
+    }
+
     fn sending(&mut self, id: u32) -> Result<&mut Flow, Ended> {
         let flow = self.flows.get_mut(&id).ok_or(Ended::Lost)?;
         flow.ended.map_or(Ok(flow), Err)
@@ -441,9 +423,7 @@ impl Core {
             flags: if ends { flag::END_STREAM } else { 0 },
             stream: id,
         };
-        if let Some(place) = self.out.get_mut(start..start + frame::HEADER) {
-            place.copy_from_slice(&header.bytes());
-        }
+        header.write_at(&mut self.out, start);
         self.outward.take(length);
         if let Some(flow) = self.flows.get_mut(&id) {
             flow.outward.take(length);

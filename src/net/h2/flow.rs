@@ -3,7 +3,7 @@
 use std::task::{Context, Waker};
 
 use super::{Ended, backend::Expected, reader::Reader};
-use crate::http2::frame::{INITIAL_WINDOW, LARGEST};
+use crate::http2::frame::LARGEST;
 
 /// A stream that somebody is using.
 #[derive(Debug)]
@@ -56,7 +56,12 @@ impl Flow {
 
     /// Something has come.
     pub(super) fn wake_reader(&mut self) {
-        self.read.take().into_iter().for_each(Waker::wake);
+        wake(&mut self.read);
+    }
+
+    /// There may be room to send something.
+    pub(super) fn wake_writer(&mut self) {
+        wake(&mut self.write);
     }
 
     /// Nothing more comes or goes, because of `why`; what has come before can be read.
@@ -66,7 +71,7 @@ impl Flow {
         }
         self.ended = Some(why);
         for waker in [&mut self.read, &mut self.write, &mut self.gone] {
-            waker.take().into_iter().for_each(Waker::wake);
+            wake(waker);
         }
     }
 }
@@ -77,6 +82,11 @@ pub(super) fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
         Some(waker) => waker.clone_from(cx.waker()),
         none => *none = Some(cx.waker().clone()),
     }
+}
+
+/// Wakes who was remembered.
+pub(super) fn wake(waker: &mut Option<Waker>) {
+    waker.take().into_iter().for_each(Waker::wake);
 }
 
 /// What the peer may send, RFC 9113 section 5.2.
@@ -95,11 +105,6 @@ impl Inward {
             left: size,
             owed: 0,
         }
-    }
-
-    /// That of a connection, and by how much it is to be opened at the beginning.
-    pub(super) const fn of_connection(size: u32) -> (Self, u32) {
-        (Self::new(size), size - INITIAL_WINDOW)
     }
 
     /// So many bytes have come. False: more than was allowed.

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::{
-    account::{ALLOWANCE, LATE_HEAD},
+    account::LATE_HEAD,
     backend::{MAX_SECTIONS, response},
     connection::STREAM_WINDOW,
     core::{Block, Core, Leave, Role},
@@ -102,7 +102,7 @@ impl Core {
 
     /// Trailers of a message.
     fn trailers(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
-        let Some(flow) = self.flows.get_mut(&id).filter(|flow| flow.ended.is_none()) else {
+        let Some(flow) = self.live(id) else {
             self.account.pay(LATE_HEAD);
             return Ok(());
         };
@@ -179,13 +179,12 @@ impl Core {
         if let Whose::Past = self.whose(id)? {
             return self.is_late(id);
         }
-        let Some(flow) = self.flows.get_mut(&id).filter(|flow| flow.ended.is_none()) else {
+        let Some(flow) = self.live(id) else {
             self.account.pay(LATE_HEAD);
             return Ok(());
         };
         flow.sections += 1;
         if flow.sections > MAX_SECTIONS {
-            self.account.pay(ALLOWANCE);
             return Err(Code::ENHANCE_YOUR_CALM.into());
         }
         if flow.reader.is_begun() {

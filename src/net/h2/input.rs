@@ -253,7 +253,7 @@ impl Core {
         if let Whose::Past = self.whose(id)? {
             return self.is_past(id).map(|()| false);
         }
-        let Some(flow) = self.flows.get_mut(&id).filter(|flow| flow.ended.is_none()) else {
+        let Some(flow) = self.live(id) else {
             return Ok(false);
         };
         if flow.got_end {
@@ -298,8 +298,7 @@ impl Core {
     }
 
     fn push(&mut self, id: u32, bytes: &[u8]) {
-        let flow = self.flows.get_mut(&id);
-        let Some(flow) = flow.filter(|flow| flow.ended.is_none()) else {
+        let Some(flow) = self.live(id) else {
             return self.give(bytes.len());
         };
         if !flow.reader.wants_content() {
@@ -316,8 +315,7 @@ impl Core {
 
     /// The peer has come to the end of a message.
     pub(super) fn ends(&mut self, id: u32, trailers: Vec<u8>) {
-        let flow = self.flows.get_mut(&id);
-        let Some(flow) = flow.filter(|flow| flow.ended.is_none()) else {
+        let Some(flow) = self.live(id) else {
             return;
         };
         flow.got_end = true;
@@ -380,10 +378,7 @@ impl Core {
             if !flow.outward.change(change) {
                 return Err(Code::FLOW_CONTROL_ERROR.into());
             }
-            flow.write
-                .take()
-                .into_iter()
-                .for_each(std::task::Waker::wake);
+            flow.wake_writer();
         }
         Ok(())
     }
@@ -413,10 +408,7 @@ impl Core {
         if !flow.outward.change(i64::from(more)) {
             return Err(Wrong::Stream(id, Code::FLOW_CONTROL_ERROR));
         }
-        flow.write
-            .take()
-            .into_iter()
-            .for_each(std::task::Waker::wake);
+        flow.wake_writer();
         Ok(())
     }
 

@@ -38,10 +38,10 @@ struct Pseudo<'f> {
     protocol: Option<&'f [u8]>,
 }
 
-/// What else a head needs.
+/// What is known of the other fields.
 #[derive(Debug, Default)]
 struct Regular<'f> {
-    host: Option<&'f [u8]>,
+    has_host: bool,
     length: Option<&'f [u8]>,
     has_cookies: bool,
 }
@@ -62,23 +62,26 @@ pub(super) fn read(
     limits: Limits,
     key: impl FnOnce() -> String,
 ) -> Result<Request, Reason> {
-    let pseudo = pseudo(fields)?;
-    check_size(fields, &pseudo, limits)?;
+    let (pseudo, behind) = pseudo(fields)?;
+    // Fields are counted one by one, each part of a cookie too: the many small ones are the attack (RFC 9113 section 10.5.1).
+    if fields.len() - behind > limits.fields || fields.size() > limits.bytes {
+        return Err(Reason::RequestHeaderSectionSize);
+    }
     let method = pseudo.method.filter(|method| is_token(method));
     let method = method.ok_or(Reason::RequestError)?;
     let is_socket = method == b"CONNECT";
     if is_socket && (ends || pseudo.protocol != Some(b"websocket")) {
         return Err(Reason::MethodNotAllowed);
     }
-    let regular = regular(fields)?;
     let mut text = Vec::with_capacity(USUAL_HEAD.max(fields.size() + FRAMING));
     encode::request_line(
         &mut text,
         if is_socket { b"GET" } else { method },
         target(&pseudo)?,
     );
-    encode::field(&mut text, b"host", host(&pseudo, &regular)?);
-    write_fields(&mut text, fields, is_socket);
+    let host = host(&pseudo, fields)?;
+    encode::field(&mut text, b"host", host);
+    let regular = write_fields(&mut text, fields.iter().skip(behind), host, is_socket)?;
     if regular.has_cookies {
         cookies(&mut text, fields);
     }
@@ -114,9 +117,9 @@ pub(super) fn read(
 }
 
 /// The pseudo-header fields, which come first and once: RFC 9113 section 8.3. A name that begins with a colon is none
-/// further behind either.
-fn pseudo(fields: &Fields) -> Result<Pseudo<'_>, Reason> {
-    let mut pseudo = Pseudo::default();
+/// further behind either. Gives how many they are, too.
+fn pseudo(fields: &Fields) -> Result<(Pseudo<'_>, usize), Reason> {
+    let (mut pseudo, mut count) = (Pseudo::default(), 0);
     for (name, value) in fields
         .iter()
         .take_while(|(name, _)| name.first() == Some(&b':'))
@@ -132,6 +135,7 @@ fn pseudo(fields: &Fields) -> Result<Pseudo<'_>, Reason> {
         if place.replace(value).is_some() {
             return Err(Reason::RequestError);
         }
+        count += 1;
     }
     let is_connect = pseudo.method == Some(b"CONNECT");
     let is_complete = pseudo.scheme.is_some_and(is_scheme) && pseudo.path.is_some();
@@ -142,29 +146,13 @@ fn pseudo(fields: &Fields) -> Result<Pseudo<'_>, Reason> {
     if !is_complete || pseudo.protocol.is_some() && !is_connect {
         return Err(Reason::RequestError);
     }
-    Ok(pseudo)
+    Ok((pseudo, count))
 }
 
 /// RFC 3986 section 3.1.
 fn is_scheme(scheme: &[u8]) -> bool {
     let is_good = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
     scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(is_good)
-}
-
-/// Fields are counted one by one, each part of a cookie too: the many small ones are the attack (RFC 9113 section 10.5.1).
-fn check_size(fields: &Fields, pseudo: &Pseudo<'_>, limits: Limits) -> Result<(), Reason> {
-    let all = [
-        pseudo.method,
-        pseudo.scheme,
-        pseudo.authority,
-        pseudo.path,
-        pseudo.protocol,
-    ];
-    let count = fields.len() - all.iter().flatten().count();
-    if count > limits.fields || fields.size() > limits.bytes {
-        return Err(Reason::RequestHeaderSectionSize);
-    }
-    Ok(())
 }
 
 /// RFC 9113 section 8.3.1: a path, or `*` for OPTIONS. A whole URL would be read as one.
@@ -178,70 +166,56 @@ fn target<'f>(pseudo: &Pseudo<'f>) -> Result<&'f [u8], Reason> {
 }
 
 /// One authority, RFC 9113 section 8.3.1. What it may consist of is checked when the head is read.
-fn host<'f>(pseudo: &Pseudo<'f>, regular: &Regular<'f>) -> Result<&'f [u8], Reason> {
-    let host = match (pseudo.authority, regular.host) {
-        (Some(authority), Some(field)) if !authority.eq_ignore_ascii_case(field) => None,
-        (authority, field) => authority.or(field),
-    };
+fn host<'f>(pseudo: &Pseudo<'f>, fields: &'f Fields) -> Result<&'f [u8], Reason> {
+    let field = || fields.iter().find(|(name, _)| *name == b"host");
+    let host = pseudo.authority.or_else(|| field().map(|(_, value)| value));
     let is_good = |host: &&[u8]| !host.is_empty() && host.iter().all(u8::is_ascii_graphic);
     host.filter(is_good).ok_or(Reason::RequestError)
 }
 
-fn is_pseudo(name: &[u8]) -> bool {
-    matches!(
-        name,
-        b":method" | b":scheme" | b":authority" | b":path" | b":protocol"
-    )
-}
-
-/// The fields behind the pseudo-header fields.
-fn behind_pseudo(fields: &Fields) -> impl Iterator<Item = (&[u8], &[u8])> {
-    fields.iter().skip_while(|(name, _)| is_pseudo(name))
-}
-
-/// Checks the fields, and gives what is known of some.
-fn regular(fields: &Fields) -> Result<Regular<'_>, Reason> {
+/// Checks the fields and writes all but Host, which must be `host`, and cookies. The key of a WebSocket is ours.
+fn write_fields<'f>(
+    out: &mut Vec<u8>,
+    fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
+    host: &[u8],
+    is_socket: bool,
+) -> Result<Regular<'f>, Reason> {
     let mut regular = Regular::default();
-    for (name, value) in behind_pseudo(fields) {
+    for (name, value) in fields {
         if !is_name(name) || !is_plain(value) {
             return Err(Reason::RequestError);
         }
-        let is_wrong = match Known::of(name) {
-            Known::Host => regular.host.replace(value).is_some(),
-            Known::ContentLength => regular.length.replace(value).is_some(),
-            Known::Cookie => {
-                regular.has_cookies = true;
-                false
+        let (mut is_wrong, mut is_left_out) = (false, false);
+        match Known::of(name) {
+            Known::Host => {
+                is_left_out = true;
+                is_wrong = std::mem::replace(&mut regular.has_host, true)
+                    || !value.eq_ignore_ascii_case(host);
             }
-            Known::Te => value != b"trailers",
-            Known::Http2Settings => false,
+            Known::Cookie => {
+                is_left_out = true;
+                regular.has_cookies = true;
+            }
+            Known::ContentLength => is_wrong = regular.length.replace(value).is_some(),
+            Known::Te => is_wrong = value != b"trailers",
+            Known::Http2Settings => {}
+            Known::Other => is_left_out = is_socket && name == b"sec-websocket-key",
             // RFC 9113 section 8.2.2.
-            known => known.is_hop_by_hop(),
-        };
+            known => is_wrong = known.is_hop_by_hop(),
+        }
         if is_wrong {
             return Err(Reason::RequestError);
+        }
+        if !is_left_out {
+            encode::field(out, name, value);
         }
     }
     Ok(regular)
 }
 
-/// Writes all fields but Host and cookies. The key of a WebSocket is ours.
-fn write_fields(out: &mut Vec<u8>, fields: &Fields, is_socket: bool) {
-    for (name, value) in behind_pseudo(fields) {
-        let is_left_out = match Known::of(name) {
-            Known::Host | Known::Cookie => true,
-            Known::Other => is_socket && name == b"sec-websocket-key",
-            _ => false,
-        };
-        if !is_left_out {
-            encode::field(out, name, value);
-        }
-    }
-}
-
 /// The crumbs of a cookie are one field in HTTP/1, RFC 9113 section 8.2.3. Empty ones would leave a blank at the end.
 fn cookies(out: &mut Vec<u8>, fields: &Fields) {
-    let crumbs = behind_pseudo(fields).filter(|(name, _)| *name == b"cookie");
+    let crumbs = fields.iter().filter(|(name, _)| *name == b"cookie");
     let mut crumbs = crumbs
         .map(|(_, crumb)| crumb)
         .filter(|crumb| !crumb.is_empty());

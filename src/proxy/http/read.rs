@@ -13,6 +13,7 @@ use crate::{
         self,
         request::{self, Limits},
     },
+    http2::frame::PREFACE,
     reason::Reason,
     snapshot::Listener,
 };
@@ -28,9 +29,6 @@ pub(super) enum Reading {
     Http2,
     Refused(Reason),
 }
-
-/// What a client sends that knows that we speak HTTP/2, RFC 9113 section 3.4.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The beginning of a connection is that of the preface; true for all of it.
 fn has_preface(bytes: &[u8]) -> Option<bool> {

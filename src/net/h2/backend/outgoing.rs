@@ -14,6 +14,7 @@ use super::{
     super::{
         Ended,
         core::gone,
+        flow::wake,
         reader,
         text::Text,
         writer::{self, Writer},
@@ -152,7 +153,7 @@ impl Text for Outgoing {
                     let (whole, count) = writer::collect(head, rest)?;
                     if let Some(head) = whole {
                         let begun = self.begin(&head);
-                        self.reader.take().into_iter().for_each(Waker::wake);
+                        wake(&mut self.reader.borrow_mut());
                         match begun {
                             Ok(body) => *sending = Sending::Body(body),
                             Err(error) => {
