@@ -211,9 +211,12 @@ impl Stream {
         self.agreed().map_or("", Agreed::version)
     }
 
-    /// The client's request came by HTTP/2.
-    pub const fn is_h2_request(&self) -> bool {
-        matches!(self, Self::H2Request(_))
+    /// The client's stream of HTTP/2, where its request came by that.
+    pub const fn h2_request(&self) -> Option<&Incoming> {
+        match self {
+            Self::H2Request(stream) => Some(stream),
+            _ => None,
+        }
     }
 
     /// The stream of HTTP/2 that the backend is asked on, where it speaks that.

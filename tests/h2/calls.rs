@@ -64,3 +64,25 @@ async fn the_status_of_a_call_comes_in_trailers() {
     assert_eq!(answer.body, b"\0\0\0\0\0");
     assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
 }
+
+#[tokio::test]
+async fn a_call_that_is_being_answered_ends_with_its_deadline_and_not_with_a_reset() {
+    let backend = Peer::start(|mut connection| {
+        connection.request().unwrap();
+        connection.send("HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n\0\0\0\0\0\r\n");
+        connection.wait_for_end();
+    });
+    let daemon = front(backend.address, "");
+    let (mut sender, _driver) = connect(daemon.address("@web")).await;
+    let mut asked = request(Method::POST, "/a.B/C", &CALL);
+    let timeout = "150m".parse().unwrap();
+    asked.headers_mut().insert("grpc-timeout", timeout);
+    let (response, mut body) = sender.send_request(asked, false).unwrap();
+    body.send_data(Bytes::from_static(b"\0\0\0\0\0"), true)
+        .unwrap();
+    let answer = whole(response).await.unwrap();
+    assert_eq!(answer.body, b"\0\0\0\0\0");
+    assert_eq!(answer.trailers.unwrap()["grpc-status"], "4");
+    let logged = daemon.wait_for_access(|line| line["path"] == "/a.B/C");
+    assert_eq!(logged["reason"], "total_timeout");
+}

@@ -79,6 +79,12 @@ impl Incoming {
         self.connection.poll_gone(self.id, cx).map(drop)
     }
 
+    /// Ends a call of gRPC that has begun to be answered with `status`, which is that of a failure.
+    pub fn end_call(&self, status: u8) {
+        let mut sending = self.sending.borrow_mut();
+        sending.end_call(&self.connection, self.id, status);
+    }
+
     /// Ends our direction of a tunnel; a response ends by itself.
     pub fn finish(&self) {
         self.sending.borrow_mut().finish(&self.connection, self.id);

@@ -131,6 +131,18 @@ impl Sending {
         }
     }
 
+    /// Ends a call of gRPC whose response has begun, with `status` in trailers: for its client that is a failure, not an end.
+    pub(super) fn end_call(&mut self, connection: &Connection, id: u32, status: u8) {
+        if let Some(body @ Writer::Body(..)) = &mut self.body {
+            let status = status.to_string();
+            let write = |out: &mut Vec<u8>| hpack::field(out, b"grpc-status", status.as_bytes());
+            // Fails only on a stream that is no more.
+            if connection.send_fields(id, true, write).is_ok() {
+                *body = Writer::Done;
+            }
+        }
+    }
+
     /// How the stream is reset if it ends here.
     pub(super) fn cut(&self) -> Code {
         let code = Code::INTERNAL_ERROR;

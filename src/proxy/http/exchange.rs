@@ -78,7 +78,7 @@ fn origin<'o>(place: Place<'o>, client: &'o Client) -> Origin<'o> {
         trusted: peer.is_some_and(|peer| contains(trusted, peer)),
         local: None,
         is_secure: tls.is_some(),
-        is_h2: client.stream.is_h2_request(),
+        is_h2: client.stream.h2_request().is_some(),
         subject,
     }
 }

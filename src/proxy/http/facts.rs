@@ -133,7 +133,7 @@ impl Exchange<'_> {
             reason: facts.reason,
         };
         let text = RequestText {
-            protocol: if self.client.stream.is_h2_request() {
+            protocol: if self.client.stream.h2_request().is_some() {
                 "HTTP/2"
             } else {
                 head.version.name()

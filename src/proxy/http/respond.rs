@@ -19,6 +19,7 @@ use super::{
     },
     exchange::{Exchange, Io, Rules, describe, write_all},
     forward::{self, Delivery, ResponseExtra},
+    grpc,
     pace::Reader,
     pump::{Pump, PumpError},
     retry::{Failure, Stage},
@@ -86,6 +87,13 @@ pub(super) async fn respond(
             && reason == Reason::ResponseIdleTimeout
         {
             stream.link().retire();
+        }
+        // Its client would take a reset for a fault, and waits as long as we did.
+        if reason == Reason::TotalTimeout
+            && grpc::is_call(exchange.head)
+            && let Some(stream) = exchange.client.stream.h2_request()
+        {
+            stream.end_call(grpc::status(reason));
         }
         let looks_whole = delivery == Delivery::UntilClose;
         // Nobody reads what is still to be sent: the kernel must not keep it.
