@@ -357,7 +357,7 @@ impl Connection {
             core.write_reset(id, code);
             // That we do not want an answer any more is not the doing of the backend.
             if matches!(core.role, Role::Client(_)) {
-                core.account.pay_reset();
+                core.flood_guard.charge_reset();
             }
         }
         core.wake();

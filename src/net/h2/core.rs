@@ -14,7 +14,7 @@ use tokio::io::AsyncWrite;
 
 use super::{
     Ended,
-    account::Account,
+    flood_guard::FloodGuard,
     flow::{Flow, Inward, Outward, remember},
     incoming::Asked,
 };
@@ -120,7 +120,7 @@ pub(super) struct Core {
     pub part: Option<Part>,
     pub block: Option<Box<Block>>,
     pub decoder: Decoder,
-    pub account: Account,
+    pub flood_guard: FloodGuard,
     pub inward: Inward,
     pub outward: Outward,
     /// What each new stream may send.
@@ -154,7 +154,7 @@ impl Core {
             part: None,
             block: None,
             decoder: Decoder::default(),
-            account: Account::new(),
+            flood_guard: FloodGuard::new(),
             inward: Inward::new(window),
             outward: Outward::new(INITIAL_WINDOW),
             initial: INITIAL_WINDOW,
@@ -389,7 +389,7 @@ impl Core {
             }
             write(out);
         });
-        self.account.earn_head();
+        self.flood_guard.credit_response_head();
         self.wake();
         Ok(())
     }
@@ -429,7 +429,7 @@ impl Core {
             flow.outward.take(length);
             flow.sent_end |= ends;
         }
-        self.account.earn();
+        self.flood_guard.credit();
         self.wake();
         Ok(value)
     }

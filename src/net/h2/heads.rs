@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 
 use super::{
-    account::LATE_HEAD,
     backend::{MAX_SECTIONS, response},
     connection::STREAM_WINDOW,
     core::{Block, Core, Leave, Role},
+    flood_guard::LATE_HEAD_COST,
     flow::{Flow, Outward},
     incoming::Asked,
     input::{Whose, Wrong},
@@ -103,7 +103,7 @@ impl Core {
     /// Trailers of a message.
     fn trailers(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
         let Some(flow) = self.live(id) else {
-            self.account.pay(LATE_HEAD);
+            self.flood_guard.charge(LATE_HEAD_COST);
             return Ok(());
         };
         if flow.got_end {
@@ -180,7 +180,7 @@ impl Core {
             return self.is_late(id);
         }
         let Some(flow) = self.live(id) else {
-            self.account.pay(LATE_HEAD);
+            self.flood_guard.charge(LATE_HEAD_COST);
             return Ok(());
         };
         flow.sections += 1;

@@ -2,9 +2,9 @@
 
 use super::{
     Ended,
-    account::{LATE_HEAD, cost},
     connection::FAREWELL,
     core::{Core, Leave, Part, Role},
+    flood_guard::{LATE_HEAD_COST, cost},
 };
 use crate::http2::frame::{
     self, Code, Frame, HEADER, LARGEST, MAX_PAYLOAD, PREFACE, flag, kind, setting,
@@ -73,8 +73,8 @@ impl Core {
         let Some(payload) = bytes.get(HEADER..needed) else {
             return Ok(0);
         };
-        self.account.pay(cost(frame));
-        if self.account.is_spent() {
+        self.flood_guard.charge(cost(frame));
+        if self.flood_guard.is_exhausted() {
             return Err(Code::ENHANCE_YOUR_CALM);
         }
         if let Role::Backend(backend) = &mut self.role {
@@ -189,7 +189,7 @@ impl Core {
 
     /// The same of fields.
     pub(super) fn is_late(&mut self, id: u32) -> Result<(), Wrong> {
-        self.account.pay(LATE_HEAD);
+        self.flood_guard.charge(LATE_HEAD_COST);
         self.is_past(id)
     }
 
@@ -210,7 +210,7 @@ impl Core {
             }
             flow.end(why);
         }
-        self.account.pay_reset();
+        self.flood_guard.charge_reset();
         self.write_reset(id, code);
     }
 
@@ -329,7 +329,7 @@ impl Core {
 
     /// RFC 9113 section 6.4.
     fn was_reset(&mut self, id: u32, payload: &[u8]) -> Result<(), Wrong> {
-        self.account.pay_reset();
+        self.flood_guard.charge_reset();
         if let Whose::Open = self.whose(id)?
             && let Some(flow) = self.flows.get_mut(&id)
         {

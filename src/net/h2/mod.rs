@@ -5,10 +5,10 @@
 //! towards backends it takes a request and gives its response (`backend/`). What frames and field blocks are is in
 //! `crate::http2`. Must not know listeners, routes or policies.
 
-mod account;
 pub mod backend;
 pub mod connection;
 mod core;
+mod flood_guard;
 mod flow;
 mod heads;
 pub mod incoming;
