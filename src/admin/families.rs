@@ -41,7 +41,7 @@ families! {
     READY Gauge "balancer_ready" [] "1 while in service and not draining, as /readyz says.";
     RELOAD_OK Gauge "balancer_config_last_reload_successful" [] "1 if the last load of the configuration succeeded.";
     RELOAD_TIME Gauge "balancer_config_last_reload_success_timestamp_seconds" [] "When the configuration in service was loaded.";
-    GENERATION Gauge "balancer_config_generation" [] "1 for the configuration at start, one more for each successful reload.";
+    GENERATION Gauge "balancer_config_generation" [] "1 for the configuration at start, one more for each reload that changed something.";
     RELOADS Counter "balancer_config_reloads_total" ["result"] "Reloads by result.";
     LOG_DROPPED Counter "balancer_log_lines_dropped_total" ["log"] "Log lines lost because the output was full, slow or failed.";
     WORKER_BUSY Counter "balancer_worker_busy_seconds_total" ["worker"] "CPU time of each worker thread.";
