@@ -474,6 +474,38 @@ fn an_ejected_backend_comes_back_after_its_sentence_and_the_next_one_is_longer()
 }
 
 #[test]
+fn an_ejected_backend_is_back_when_its_checks_have_passed_rise_times() {
+    // It accepts, which is enough for the check, and answers after the ejection.
+    let healed = Gate::new();
+    let door = healed.clone();
+    let moody = Peer::start(move |mut connection| {
+        while connection.request().is_some() && door.is_open() && connection.answer("moody") {}
+    });
+    let steady = Peer::answering("steady");
+    let pool = backends([&moody, &steady].map(quoted))
+        + "    health_check: {interval: 100ms, rise: 2}\n    ejection: {eject_for: 24h}\n";
+    let daemon = daemon(&pool);
+    wait_for_state(&daemon, "up", 2);
+    let mut client = daemon.client("@web");
+    poll(|| {
+        assert_eq!(client.request("GET", "/").unwrap().status, 200);
+        let out = transitions(&daemon).iter().any(|line| line.1 == "ejected");
+        out.then_some(())
+    })
+    .unwrap();
+    healed.open();
+    let back = poll(|| {
+        let mut lines = transitions(&daemon).into_iter();
+        lines.find(|line| line.0 == "ejected")
+    })
+    .unwrap();
+    assert_eq!(back.1, "up");
+    assert_eq!(back.2, "2 checks in a row passed since the ejection");
+    wait_for_state(&daemon, "up", 2);
+    assert_eq!(tally(&daemon, 20), tallied([("steady", 10), ("moody", 10)]));
+}
+
+#[test]
 fn when_all_are_down_the_pool_rejects_or_fails_open_as_told() {
     let peer = Peer::answering("here");
     let check = format!(

@@ -647,6 +647,19 @@ pub struct Ejection {
     pub max_ejected: f64,
 }
 
+impl Ejection {
+    /// Backends that may be out at once, of `total` with a weight above 0: the share, rounded down; of two or three one
+    /// at least, unless the share is 0; the only one never.
+    pub fn allowed_out(&self, total: usize) -> usize {
+        if total < 2 || self.max_ejected <= 0.0 {
+            return 0;
+        }
+        // The small addend keeps 29 % of 100 from becoming 28: 0.29 * 100.0 is a little less than 29.
+        let share = (total as f64 * self.max_ejected + 1e-9).floor() as usize;
+        share.max(usize::from(total <= 3))
+    }
+}
+
 /// `retries`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Retries {

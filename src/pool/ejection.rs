@@ -3,8 +3,7 @@
 //! The guard counts active and passive together, as the pool would be after the ejection. `n` is every backend with a
 //! weight above 0, backups included, because a backup can take over. Out is everyone of them who may not take traffic.
 //! - the last backend that may take traffic is never ejected, so a pool of one never ejects;
-//! - from two on, `max(1, floor(n * max_ejected))` may be out, so two and three can lose one under the default 50 %;
-//! - `max_ejected: 0%` ejects nobody.
+//! - `model::Ejection::allowed_out` says how many may be out.
 
 use std::time::{Duration, Instant};
 
@@ -20,19 +19,9 @@ pub(crate) struct Census {
 }
 
 /// True if one able backend of such a pool may be ejected.
-pub(crate) fn may_eject(census: Census, max_ejected: f64) -> bool {
+pub(crate) fn may_eject(census: Census, ejection: &model::Ejection) -> bool {
     let out_after = (census.total + 1).saturating_sub(census.able);
-    census.able >= 2 && out_after <= allowed_out(census.total, max_ejected)
-}
-
-/// How many of `total` backends may be out at once.
-fn allowed_out(total: usize, max_ejected: f64) -> usize {
-    if total < 2 || max_ejected <= 0.0 {
-        return 0;
-    }
-    // The small addend keeps 29 % of 100 from becoming 28: 0.29 * 100.0 is a little less than 29.
-    let share = (total as f64 * max_ejected + 1e-9).floor() as usize;
-    share.max(1)
+    census.able >= 2 && out_after <= ejection.allowed_out(census.total)
 }
 
 /// The next sentence of a backend that served `step` of them and has been good since `since`; also the step it
@@ -56,21 +45,34 @@ pub(crate) fn sentence(
 mod tests {
     use super::*;
 
+    fn share(percent: u32) -> model::Ejection {
+        model::Ejection {
+            max_ejected: f64::from(percent) / 100.0,
+            ..model::Ejection::default()
+        }
+    }
+
     #[test]
-    fn the_share_is_rounded_down_but_one_may_go() {
+    fn the_share_is_rounded_down_and_one_of_two_or_three_may_go() {
         for (total, percent, allowed) in [
             (0, 100, 0),
             (1, 100, 0),
             (2, 0, 0),
             (2, 1, 1),
             (2, 50, 1),
+            (3, 1, 1),
             (3, 50, 1),
             (3, 67, 2),
+            (4, 24, 0),
+            (4, 25, 1),
+            (10, 9, 0),
+            (10, 10, 1),
+            (10, 19, 1),
             (10, 30, 3),
             (100, 29, 29),
             (10, 100, 10),
         ] {
-            let got = allowed_out(total, f64::from(percent) / 100.0);
+            let got = share(percent).allowed_out(total);
             assert_eq!(got, allowed, "{total} at {percent}%");
         }
     }
@@ -89,7 +91,7 @@ mod tests {
             (5, 5, 0, false),
         ] {
             let census = Census { total, able };
-            let got = may_eject(census, f64::from(percent) / 100.0);
+            let got = may_eject(census, &share(percent));
             assert_eq!(got, may, "{census:?} at {percent}%");
         }
     }

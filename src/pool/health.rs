@@ -13,7 +13,8 @@
 //! | up | up | ejected |
 //! | down | down | down |
 //!
-//! A backend that was never seen good needs one check only, either way; after that `rise` and `fall` count.
+//! A backend that was never seen good needs one check only, either way; after that `rise` and `fall` count. A sentence
+//! ends with its time, or earlier, when `rise` checks in a row have passed that began after the sentence did.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ pub enum State {
     Up,
     /// The checks failed.
     Down,
-    /// Taken out by failures of real traffic, until its sentence is over.
+    /// Taken out by failures of real traffic, until its time is over or its checks have passed.
     Ejected,
     /// Gets no new work and finishes what it has.
     Draining,
@@ -132,6 +133,10 @@ pub(crate) struct Health {
     removed: bool,
     /// End of the running sentence.
     pub(crate) sentence: Option<Instant>,
+    /// Start of the last ejection.
+    ejected_at: Instant,
+    /// Good checks in a row that began after `ejected_at`.
+    pub(crate) good_since_ejection: u32,
     /// How many sentences are remembered: the next one is doubled this often.
     pub(crate) step: u32,
     pub(crate) good_in_a_row: u32,
@@ -155,6 +160,8 @@ impl Health {
             verdict,
             removed: false,
             sentence: None,
+            ejected_at: now,
+            good_since_ejection: 0,
             step: 0,
             good_in_a_row: 0,
             bad_in_a_row: 0,
@@ -186,10 +193,22 @@ impl Health {
             (Verdict::Up, false) if bad >= thresholds.fall => Verdict::Down,
             (verdict, _) => verdict,
         };
-        let cause = match &result {
+        // A check that was under way at the ejection may have seen the time before it.
+        self.good_since_ejection = match result {
+            Ok(()) if now.checked_sub(took) < Some(self.ejected_at) => 0,
+            Ok(()) => self.good_since_ejection.saturating_add(1),
+            Err(_) => 0,
+        };
+        let mut cause = match &result {
             Ok(()) => in_a_row(good, "passed"),
             Err(error) => format!("{}: {error}", in_a_row(bad, "failed")),
         };
+        if self.sentence.is_some() && self.good_since_ejection >= thresholds.rise {
+            self.sentence = None;
+            if self.state == State::Ejected {
+                cause = in_a_row(self.good_since_ejection, "passed") + " since the ejection";
+            }
+        }
         self.last_check = Some(LastCheck {
             at: clock::unix_now(),
             result,
@@ -201,6 +220,7 @@ impl Health {
     /// Takes the backend out until `until`.
     pub(crate) fn eject(&mut self, until: Instant, now: Instant, cause: String) -> Option<Change> {
         self.sentence = Some(until);
+        (self.ejected_at, self.good_since_ejection) = (now, 0);
         self.step = self.step.saturating_add(1);
         self.settle(now, cause)
     }
@@ -212,6 +232,12 @@ impl Health {
         }
         self.sentence = None;
         self.settle(now, "the ejection is over".to_owned())
+    }
+
+    /// Ends the sentence: the pool ejects nobody any more.
+    pub(crate) fn free(&mut self, now: Instant) -> Option<Change> {
+        self.sentence = None;
+        self.settle(now, "the pool ejects no backends".to_owned())
     }
 
     /// The pool has no health check any more: nothing will ever clear a bad verdict, so it falls.

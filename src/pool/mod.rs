@@ -95,6 +95,8 @@ pub struct PoolState {
 struct Generation {
     backends: Vec<Arc<Backend>>,
     rules: Rules,
+    /// Passive ejection; `None` ejects nobody.
+    ejection: Option<model::Ejection>,
     /// A newer generation has taken over.
     retired: AtomicBool,
     roster: ArcSwap<Roster>,
@@ -166,7 +168,7 @@ impl Pool {
             checks,
             when_all_down: config.when_all_down,
         };
-        let generation = state.admit(backends.clone(), rules);
+        let generation = state.admit(backends.clone(), rules, config.ejection.clone());
         let dial = previous.map_or(0, |previous| {
             let old = &previous.config;
             let same = old.protocol == config.protocol && old.tls == config.tls;
@@ -182,8 +184,8 @@ impl Pool {
         }
     }
 
-    /// Follows the swap to `next` (`None`: the pool is gone): backends that left become removed, and where `next` has
-    /// no health check bad verdicts fall.
+    /// Follows the swap to `next` (`None`: the pool is gone): backends that left become removed, where `next` has no
+    /// health check bad verdicts fall, and where it ejects nobody all ejections end.
     pub fn retire(&self, next: Option<&Self>) {
         let now = clock::now();
         let generations = self.state.lock();
@@ -194,15 +196,26 @@ impl Pool {
             .map(|backend| Arc::as_ptr(&backend.state))
             .collect();
         let unchecked = next.is_some_and(|next| next.config.health_check.is_none());
+        let ejects = next.is_some_and(Self::may_ever_eject);
         for backend in &self.backends {
             if !staying.contains(&Arc::as_ptr(&backend.state)) {
                 backend.state.change(|health| health.remove(now));
-            } else if unchecked {
+                continue;
+            }
+            if unchecked {
                 backend.state.change(|health| health.unchecked(now));
+            }
+            if !ejects && let Some(change) = backend.state.change(|health| health.free(now)) {
+                self.transition(backend, change).log();
             }
         }
         self.state.note_expiry(&self.backends);
         refresh_all(&generations);
+    }
+
+    fn may_ever_eject(&self) -> bool {
+        let ejection = self.config.ejection.as_ref();
+        ejection.is_some_and(|ejection| ejection.max_ejected > 0.0)
     }
 
     /// Picks a backend and counts it in flight. `tried` are `Backend::index`es of this pool: none of them is picked
@@ -266,7 +279,7 @@ impl Pool {
         if streak < ejection.failures || !backend.state.state().may_take_traffic() {
             return None;
         }
-        if !may_eject(&generations, backend, ejection.max_ejected) {
+        if !may_eject(&generations, backend) {
             return None;
         }
         let change = backend.state.change(|health| {
@@ -386,12 +399,18 @@ impl PoolState {
     }
 
     /// Makes a generation and enters it into the list under one lock, so that it misses no change of state.
-    fn admit(&self, backends: Vec<Arc<Backend>>, rules: Rules) -> Arc<Generation> {
+    fn admit(
+        &self,
+        backends: Vec<Arc<Backend>>,
+        rules: Rules,
+        ejection: Option<model::Ejection>,
+    ) -> Arc<Generation> {
         let mut generations = self.lock();
         let generation = Arc::new(Generation {
             roster: ArcSwap::from_pointee(Roster::new(&backends, rules)),
             backends,
             rules,
+            ejection,
             retired: AtomicBool::new(false),
         });
         generations.retain(|old| old.strong_count() > 0);
@@ -452,6 +471,11 @@ impl Generation {
         roster.is_joined_by(backend, change, self.rules)
     }
 
+    fn may_eject(&self) -> bool {
+        let ejection = self.ejection.as_ref();
+        ejection.is_some_and(|ejection| ejection::may_eject(self.census(), ejection))
+    }
+
     fn census(&self) -> Census {
         let weighted = self.backends.iter().filter(|one| one.config.weight > 0);
         let (mut total, mut able) = (0, 0);
@@ -469,8 +493,8 @@ fn refresh_all(generations: &[Weak<Generation>]) {
     }
 }
 
-/// Asks every generation in force that has the backend; one that has been replaced has no say.
-fn may_eject(generations: &[Weak<Generation>], backend: &Backend, max_ejected: f64) -> bool {
+/// Asks every generation in force that has the backend, each by its own rules; one that has been replaced has no say.
+fn may_eject(generations: &[Weak<Generation>], backend: &Backend) -> bool {
     let mut in_force = generations
         .iter()
         .filter_map(Weak::upgrade)
@@ -480,8 +504,7 @@ fn may_eject(generations: &[Weak<Generation>], backend: &Backend, max_ejected: f
             members.any(|member| Arc::ptr_eq(&member.state, &backend.state))
         })
         .peekable();
-    in_force.peek().is_some()
-        && in_force.all(|generation| ejection::may_eject(generation.census(), max_ejected))
+    in_force.peek().is_some() && in_force.all(|generation| generation.may_eject())
 }
 
 fn limit(own: Option<usize>, pools: Option<usize>) -> usize {

@@ -40,7 +40,7 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
         pool.health_check = health_check::read(reader, at, pool.protocol);
     }
     if let Some(at) = keys.get("ejection") {
-        pool.ejection = ejection(reader, at);
+        pool.ejection = ejection(reader, at, &pool.backends);
     }
     if let Some(at) = keys.get("retries") {
         let given = retries(reader, at, "pools.NAME.retries", Retries::default());
@@ -272,7 +272,7 @@ fn address(reader: &mut Reader<'_>, at: At<'_>) -> Option<BackendAddress> {
     None
 }
 
-fn ejection(reader: &mut Reader<'_>, at: At<'_>) -> Option<Ejection> {
+fn ejection(reader: &mut Reader<'_>, at: At<'_>, backends: &[Backend]) -> Option<Ejection> {
     if at.is_word("none") {
         return None;
     }
@@ -305,8 +305,29 @@ fn ejection(reader: &mut Reader<'_>, at: At<'_>) -> Option<Ejection> {
     }
     if let Some(at) = keys.get("max_ejected") {
         set(&mut ejection.max_ejected, reader.share(at));
+        warn_of_small_share(reader, at, &ejection, backends);
     }
     Some(ejection)
+}
+
+/// A share that is less than one backend takes nobody out, which its author hardly meant.
+fn warn_of_small_share(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    ejection: &Ejection,
+    backends: &[Backend],
+) {
+    let count = backends.iter().filter(|one| one.weight > 0).count();
+    if count >= 2 && ejection.max_ejected > 0.0 && ejection.allowed_out(count) == 0 {
+        reader.warn_at_key(
+            at,
+            format!("this share of {count} backends is less than one: none is ever ejected"),
+            format!(
+                "write `{}%` or more, or `ejection: none`",
+                100_usize.div_ceil(count)
+            ),
+        );
+    }
 }
 
 fn pool_timeouts(reader: &mut Reader<'_>, at: At<'_>) -> PoolTimeouts {
