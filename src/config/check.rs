@@ -1,12 +1,13 @@
-//! What can only be seen across sections: clashing binds, listeners without work, shadowed routes, unused pools.
+//! What can only be seen across sections: clashing binds, listeners without work, unused pools. Routes that take requests
+//! from each other are in `route_order`.
 
 use std::collections::HashMap;
 
 use super::{
     file::{Binds, Bound},
-    model::{Config, ListenerProtocol, PathMatch, Route},
+    model::{Config, ListenerProtocol},
     problem::{Severity, quote},
-    reader::{At, Reader, Section},
+    reader::{Reader, Section},
 };
 use crate::base::address::BindAddress;
 
@@ -103,54 +104,4 @@ pub(super) fn unused_pools(reader: &mut Reader<'_>, pools: &Section<'_>, used: &
             );
         }
     }
-}
-
-/// Warns of routes that can never match because an earlier one takes all their requests.
-pub(super) fn shadowed_routes(reader: &mut Reader<'_>, entries: &[At<'_>], config: &Config) {
-    let mut seen: HashMap<String, Vec<usize>> = HashMap::new();
-    for (index, (route, at)) in config.routes.iter().zip(entries).enumerate() {
-        let same_path = seen.entry(path_key(route)).or_default();
-        let earlier = same_path.iter().copied().find(|earlier| {
-            config
-                .routes
-                .get(*earlier)
-                .is_some_and(|earlier| shadows(earlier, route))
-        });
-        if let Some(earlier) = earlier {
-            let line = entries
-                .get(earlier)
-                .map_or(0, |entry| entry.node.place.line);
-            reader.warn_at_key(
-                *at,
-                format!("the route never matches: `routes[{earlier}]` takes its requests"),
-                format!("remove one or change what it matches; the other is in line {line}"),
-            );
-        }
-        same_path.push(index);
-    }
-}
-
-fn path_key(route: &Route) -> String {
-    let mut headers: Vec<String> = route
-        .headers
-        .iter()
-        .map(|header| format!("{}={:?}", header.name, header.value))
-        .collect();
-    headers.sort();
-    let path = match &route.path {
-        PathMatch::Any => "any".to_owned(),
-        PathMatch::Prefix(path) => format!("prefix {path}"),
-        PathMatch::Exact(path) => format!("exact {path}"),
-        PathMatch::Regex(regex) => format!("regex {regex}"),
-    };
-    format!("{path}\n{}", headers.join("\n"))
-}
-
-/// True when `earlier`, of the same path and headers, takes every request of `later`.
-fn shadows(earlier: &Route, later: &Route) -> bool {
-    fn within<T: PartialEq>(inner: &[T], outer: &[T]) -> bool {
-        inner.is_empty() == outer.is_empty() && inner.iter().all(|item| outer.contains(item))
-    }
-    let listeners = earlier.listeners.is_empty() || within(&later.listeners, &earlier.listeners);
-    listeners && within(&later.methods, &earlier.methods) && within(&later.hosts, &earlier.hosts)
 }

@@ -183,6 +183,7 @@ impl Route {
     pub fn named(name: impl Into<Arc<str>>) -> Self {
         Self {
             name: name.into(),
+            first: false,
             listeners: Vec::new(),
             hosts: Vec::new(),
             path: PathMatch::Any,

@@ -99,6 +99,7 @@ pub const SECTIONS: &[Section] = &[
     (
         "routes[]",
         &[
+            "first",
             "listeners",
             "host",
             "path",

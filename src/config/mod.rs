@@ -12,6 +12,7 @@ pub mod keys;
 pub mod model;
 pub mod problem;
 mod reader;
+mod route_order;
 mod scalar;
 mod tls;
 pub mod yaml;

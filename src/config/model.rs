@@ -218,7 +218,7 @@ pub struct Listener {
     /// `sni`: the pools of TLS connections by the server name they ask for, as indexes into [`Config::pools`]. Their TLS is
     /// passed on as it is. Default empty: connections are not looked into.
     pub sni: BTreeMap<HostMatch, usize>,
-    /// `redirect`: every request of this listener is redirected.
+    /// `redirect`: every request of this listener is redirected that no route takes which is `first` or names the listener.
     pub redirect: Option<Redirect>,
     /// `http`.
     pub http: HttpLimits,
@@ -375,6 +375,8 @@ pub enum Redirect {
 pub struct Route {
     /// What the log calls it: `routes[3]`.
     pub name: Arc<str>,
+    /// `first`: goes before every route without it, whatever they match. Default false.
+    pub first: bool,
     /// Indexes into [`Config::listeners`]; empty is every http listener.
     pub listeners: Vec<usize>,
     /// Host names; empty is any.
@@ -435,8 +437,14 @@ pub enum PathMatch {
     Prefix(String),
     /// The whole path.
     Exact(String),
-    /// A regular expression that must match the whole path.
+    /// A regular expression that must match the whole path, see [`whole_path`].
     Regex(regex::Regex),
+}
+
+/// The pattern of `path_regex` made to match the whole path. `.` takes line feeds too: clients can send them escaped,
+/// and a path must not get past an expression such as `/admin/.*` by one.
+pub fn whole_path(pattern: &str) -> String {
+    format!(r"\A(?s:{pattern})\z")
 }
 
 impl PartialEq for PathMatch {
@@ -457,6 +465,30 @@ pub struct HeaderMatch {
     pub name: String,
     /// The whole value; `None` (written `"*"`): it only has to be there.
     pub value: Option<String>,
+}
+
+impl HeaderMatch {
+    /// True for a value of this field as sent. Fields of one hop (RFC 9110 section 7.6.1) are lists of words without
+    /// case: one of the words is enough.
+    pub fn holds(&self, sent: &[u8]) -> bool {
+        let Some(wanted) = self.value.as_deref().map(str::as_bytes) else {
+            return true;
+        };
+        let is_list = || {
+            matches!(
+                self.name.as_str(),
+                "connection"
+                    | "keep-alive"
+                    | "proxy-connection"
+                    | "te"
+                    | "transfer-encoding"
+                    | "upgrade"
+            )
+        };
+        let is_wanted = |word: &[u8]| word.trim_ascii().eq_ignore_ascii_case(wanted);
+        sent == wanted
+            || is_list() && (is_wanted(sent) || sent.split(|byte| *byte == b',').any(is_wanted))
+    }
 }
 
 /// What a route does.

@@ -193,6 +193,19 @@ impl Fields {
             .map(|field| field.value.get(bytes))
     }
 
+    /// Like [`Self::values`], and those of the fields for this hop (`Connection`, `Upgrade`, `TE`, ...) and of the framing
+    /// too, which are struck out of what goes on.
+    pub fn sent_values<'a>(&self, name: &str, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        let fields = self.0.iter().filter(|field| {
+            !field.struck
+                || field.known.is_hop_by_hop()
+                || matches!(field.known, Known::ContentLength | Known::Expect)
+        });
+        fields
+            .filter(move |field| field.name.get(bytes).eq_ignore_ascii_case(name.as_bytes()))
+            .map(|field| field.value.get(bytes))
+    }
+
     /// Strikes out every field for which `which` says so.
     pub fn strike(&mut self, mut which: impl FnMut(&Field) -> bool) {
         for field in &mut self.0 {

@@ -1,14 +1,17 @@
 //! Which route a request takes. Pure; knows the configuration's routes and nothing of pools or connections.
 //!
-//! Precedence among the routes that match: exact host, then the longest `*.suffix`, then no host; within that an exact
-//! path, then a regular expression, then the longest prefix by whole segments, then no path; within that routes with a
-//! method, then those with more headers, then the first in the file. Regular expressions stand between exact and
-//! prefix because they are written for particular paths, while a prefix is what is left; they have no length to compare
-//! among themselves, and are the one thing here that is tried one by one.
+//! Precedence among the routes that match: those that are `first`, in the order of the file; then those that name the
+//! listener; then, unless the listener redirects what is left, the others. Within the last two: exact host, then the
+//! longest `*.suffix`, then no host; within that an exact path, then the regular expression that stands first in the file,
+//! then the longest prefix by whole segments, then no path; within that routes with a method, then those with more headers,
+//! then the first in the file. Regular expressions stand between exact and prefix because they are written for particular
+//! paths, while a prefix is what is left.
 //!
 //! Hosts are compared in lower case without port and final dot (`host`), paths in one normal form (`path`).
-//! A lookup is a hash per label of the host and per segment of the path, however many routes there are.
+//! A lookup is a hash per label of the host and per segment of the path, however many routes there are; only `first` routes
+//! (`first`) and regular expressions are tried one by one.
 
+mod first;
 mod host;
 mod path;
 mod rewrite;
@@ -19,15 +22,17 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use regex::Regex;
 
 pub(crate) use self::host::{MAX_HOST, normal_host};
-use self::{host::parents, path::Slash, rewrite::Rewriter};
+use self::{first::FirstRoute, host::parents, path::Slash, rewrite::Rewriter};
 pub use self::{path::normal_path, server_name::ServerNames, split::pick_pool};
 use crate::{
-    config::model::{Config, HeaderMatch, HostMatch, ListenerProtocol, PathMatch, Route},
+    config::model::{
+        Config, HeaderMatch, HostMatch, Listener, ListenerProtocol, PathMatch, Route, whole_path,
+    },
     reason::Reason,
 };
 
@@ -44,8 +49,18 @@ pub struct Router {
     rewriters: Vec<Option<Rewriter>>,
 }
 
+/// The routes of a listener.
 #[derive(Debug, Default)]
 struct Table {
+    /// In the order of the file.
+    first: Vec<FirstRoute>,
+    /// Those that name their listeners.
+    named: Hosts,
+    others: Hosts,
+}
+
+#[derive(Debug, Default)]
+struct Hosts {
     exact: HashMap<Box<[u8]>, Paths>,
     suffix: HashMap<Box<[u8]>, Paths>,
     any: Paths,
@@ -55,7 +70,8 @@ struct Table {
 #[derive(Debug, Default)]
 struct Paths {
     exact: HashMap<Box<[u8]>, Vec<Entry>>,
-    regex: Vec<(Regex, Entry)>,
+    /// Each expression once, in the order of the file.
+    regex: Vec<(Regex, Vec<Entry>)>,
     /// By prefix without its final slash: `/` is empty.
     prefix: HashMap<Box<[u8]>, Vec<Entry>>,
     /// Segments of the longest prefix: a path of thousands of segments costs no more than this many lookups.
@@ -91,7 +107,7 @@ impl Router {
                     .routes
                     .iter()
                     .enumerate()
-                    .filter(|(_, route)| is_http && serves(route, index))
+                    .filter(|(_, route)| is_http && serves(route, index, listener))
                     .map(|(route, _)| route)
                     .collect();
                 let table = shared
@@ -117,7 +133,8 @@ impl Router {
         }
     }
 
-    /// The route for a request: an index into `Config::routes`, or `None` if no route matches.
+    /// The route for a request: an index into `Config::routes`, or `None` if no route matches: then it is the listener's own
+    /// redirect or pool that counts. A listener with a redirect has no routes but those that come before it.
     ///
     /// `listener` is the index into `Config::listeners`, `host` the authority as sent, `path` the path as sent (a query
     /// is ignored). [`Reason::RequestError`] refuses paths that servers read differently: an encoded NUL, and encoded
@@ -149,8 +166,13 @@ impl Router {
     }
 }
 
-fn serves(route: &Route, listener: usize) -> bool {
-    route.listeners.is_empty() || route.listeners.contains(&listener)
+/// True if the listener with this index has the route: a listener's redirect leaves nothing to those behind it.
+fn serves(route: &Route, index: usize, listener: &Listener) -> bool {
+    if route.listeners.is_empty() {
+        route.first || listener.redirect.is_none()
+    } else {
+        route.listeners.contains(&index)
+    }
 }
 
 impl Table {
@@ -162,24 +184,49 @@ impl Table {
                 methods: route.methods.clone().into(),
                 headers: route.headers.clone().into(),
             };
-            if route.hosts.is_empty() {
-                table.any.add(&route.path, &entry);
-            }
-            for host in &route.hosts {
-                let (map, name) = match host {
-                    HostMatch::Exact(name) => (&mut table.exact, name),
-                    HostMatch::Suffix(name) => (&mut table.suffix, name),
-                };
-                let mut buffer = [0; MAX_HOST];
-                if let Some(name) = normal_host(name.as_bytes(), &mut buffer) {
-                    map.entry(name.into()).or_default().add(&route.path, &entry);
-                }
+            if route.first {
+                table.first.push(FirstRoute::new(route, entry));
+            } else if route.listeners.is_empty() {
+                table.others.add(route, &entry);
+            } else {
+                table.named.add(route, &entry);
             }
         }
-        let hosts = table.exact.values_mut().chain(table.suffix.values_mut());
-        hosts.for_each(Paths::sort);
-        table.any.sort();
+        table.named.sort();
+        table.others.sort();
         table
+    }
+
+    fn find(&self, host: &[u8], path: &[u8], rest: &Rest<'_>) -> Option<usize> {
+        let first = self.first.iter().find(|one| one.matches(host, path, rest));
+        first
+            .map(FirstRoute::route)
+            .or_else(|| self.named.find(host, path, rest))
+            .or_else(|| self.others.find(host, path, rest))
+    }
+}
+
+impl Hosts {
+    fn add(&mut self, route: &Route, entry: &Entry) {
+        if route.hosts.is_empty() {
+            self.any.add(&route.path, entry);
+        }
+        for host in &route.hosts {
+            let (map, name) = match host {
+                HostMatch::Exact(name) => (&mut self.exact, name),
+                HostMatch::Suffix(name) => (&mut self.suffix, name),
+            };
+            let mut buffer = [0; MAX_HOST];
+            if let Some(name) = normal_host(name.as_bytes(), &mut buffer) {
+                map.entry(name.into()).or_default().add(&route.path, entry);
+            }
+        }
+    }
+
+    fn sort(&mut self) {
+        let hosts = self.exact.values_mut().chain(self.suffix.values_mut());
+        hosts.for_each(Paths::sort);
+        self.any.sort();
     }
 
     fn find(&self, host: &[u8], path: &[u8], rest: &Rest<'_>) -> Option<usize> {
@@ -203,7 +250,14 @@ impl Paths {
         let entry = entry.clone();
         match path {
             PathMatch::Any => self.any.push(entry),
-            PathMatch::Regex(regex) => self.regex.push((whole(regex), entry)),
+            PathMatch::Regex(regex) => {
+                let regex = whole(regex);
+                let mut known = self.regex.iter_mut();
+                match known.find(|(known, _)| known.as_str() == regex.as_str()) {
+                    Some((_, entries)) => entries.push(entry),
+                    None => self.regex.push((regex, vec![entry])),
+                }
+            }
             PathMatch::Exact(path) => {
                 let path = normal_path(path.as_bytes());
                 self.exact.entry((*path).into()).or_default().push(entry);
@@ -219,41 +273,47 @@ impl Paths {
 
     fn sort(&mut self) {
         self.any.sort_by_key(Entry::rank);
-        self.regex.sort_by_key(|(_, entry)| entry.rank());
+        let regexes = self.regex.iter_mut().map(|(_, entries)| entries);
         let lists = self.exact.values_mut().chain(self.prefix.values_mut());
-        lists.for_each(|list| list.sort_by_key(Entry::rank));
+        lists
+            .chain(regexes)
+            .for_each(|list| list.sort_by_key(Entry::rank));
     }
 
     fn find(&self, path: &[u8], rest: &Rest<'_>) -> Option<usize> {
-        let first = |list: &Vec<Entry>| {
-            list.iter()
-                .find(|entry| entry.matches(rest))
-                .map(|e| e.route)
-        };
         self.exact
             .get(path)
-            .and_then(first)
+            .and_then(|list| first(list, rest))
             .or_else(|| self.find_regex(path, rest))
             .or_else(|| {
                 if self.prefix.is_empty() {
                     return None;
                 }
-                prefixes(path, self.depth).find_map(|prefix| first(self.prefix.get(prefix)?))
+                prefixes(path, self.depth).find_map(|prefix| first(self.prefix.get(prefix)?, rest))
             })
-            .or_else(|| first(&self.any))
+            .or_else(|| first(&self.any, rest))
     }
 
     fn find_regex(&self, path: &[u8], rest: &Rest<'_>) -> Option<usize> {
         if self.regex.is_empty() {
             return None;
         }
-        // Bytes that are not UTF-8 become U+FFFD, so that no byte hides a path from `.`.
-        let path = String::from_utf8_lossy(path);
-        let mut matching = self.regex.iter();
-        matching
-            .find(|(regex, entry)| entry.matches(rest) && regex.is_match(&path))
-            .map(|(_, entry)| entry.route)
+        let path = text(path);
+        self.regex
+            .iter()
+            .find_map(|(regex, entries)| first(entries, rest).filter(|_| regex.is_match(&path)))
     }
+}
+
+/// The first entry that matches; the entries of one path are in the order in which they are to be tried.
+fn first(entries: &[Entry], rest: &Rest<'_>) -> Option<usize> {
+    let mut entries = entries.iter();
+    entries.find(|entry| entry.matches(rest)).map(|e| e.route)
+}
+
+/// A path for regular expressions. Bytes that are not UTF-8 become U+FFFD, so that no byte hides a path from `.`.
+fn text(path: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(path)
 }
 
 impl Entry {
@@ -273,20 +333,16 @@ impl Entry {
                 .iter()
                 .any(|method| method.as_bytes() == rest.method);
         method
-            && self.headers.iter().all(|wanted| {
-                (rest.header)(&wanted.name, &|value| {
-                    wanted
-                        .value
-                        .as_ref()
-                        .is_none_or(|wanted| wanted.as_bytes() == value)
-                })
-            })
+            && self
+                .headers
+                .iter()
+                .all(|wanted| (rest.header)(&wanted.name, &|value| wanted.holds(value)))
     }
 }
 
 /// The expression made to match the whole path; one that is too large with its anchors stays as it is.
 fn whole(regex: &Regex) -> Regex {
-    Regex::new(&format!(r"\A(?:{})\z", regex.as_str())).unwrap_or_else(|_| regex.clone())
+    Regex::new(&whole_path(regex.as_str())).unwrap_or_else(|_| regex.clone())
 }
 
 /// The prefixes of a path by whole segments, longest first, of at most `depth` segments; the last is empty, for `/`.

@@ -1,7 +1,7 @@
 //! The promises of routing, and the slow matcher that says what the fast one has to find.
 
 use super::*;
-use crate::{base::rng::Random, config::model::Listener};
+use crate::{base::rng::Random, config::model::Redirect};
 
 fn listener(protocol: ListenerProtocol) -> Listener {
     Listener {
@@ -218,9 +218,145 @@ fn a_route_may_be_for_some_listeners_only() {
 }
 
 #[test]
-fn bytes_that_are_not_text_hide_nothing_from_an_expression() {
-    let router = router(&[(&[], ""), (&[], "~/admin/.*")]);
-    assert_eq!(get(&router, "h", "/admin/%ff"), Ok(Some(1)));
+fn routes_that_are_first_go_before_all_others_in_the_order_of_the_file() {
+    let mut routes = vec![
+        route(&["a.b"], "=/x"),
+        route(&[], "/"),
+        route(&["*.b"], "/x"),
+        route(&[], "~/x.*"),
+        route(&[], "=/y"),
+    ];
+    routes[0].listeners = vec![0];
+    (routes[2].first, routes[3].first) = (true, true);
+    (routes[4].first, routes[4].methods) = (true, vec!["PUT".to_owned()]);
+    let router = Router::new(&configuration(routes));
+    for (host, path, expected) in [
+        ("a.b", "/x", 2),
+        ("a.b", "/x/", 2),
+        ("a.b", "/xy", 3),
+        ("b", "/x", 3),
+        ("b", "/y", 1),
+    ] {
+        assert_eq!(get(&router, host, path), Ok(Some(expected)), "{host}{path}");
+    }
+}
+
+#[test]
+fn a_route_that_names_the_listener_goes_before_those_of_all_listeners() {
+    let mut routes = vec![
+        route(&["a"], "=/x"),
+        route(&[], "/x"),
+        route(&["a"], "/x/y"),
+    ];
+    (routes[1].listeners, routes[2].listeners) = (vec![0], vec![1, 0]);
+    let router = Router::new(&configuration(routes));
+    for (path, expected) in [("/x", 1), ("/x/y", 2), ("/x/z", 1), ("/", usize::MAX)] {
+        let expected = Some(expected).filter(|route| *route != usize::MAX);
+        assert_eq!(get(&router, "a", path), Ok(expected), "{path}");
+    }
+}
+
+#[test]
+fn the_redirect_of_a_listener_leaves_the_routes_that_name_it_and_those_that_are_first() {
+    let mut routes = vec![
+        route(&["a"], ""),
+        route(&[], "/named"),
+        route(&[], "/first"),
+    ];
+    routes[1].listeners = vec![0];
+    routes[2].first = true;
+    let mut config = configuration(routes);
+    config.listeners[0].redirect = Some(Redirect::Https {
+        port: 443,
+        status: 308,
+    });
+    let router = Router::new(&config);
+    for (path, on_redirecting, on_other) in [
+        ("/", None, Some(0)),
+        ("/named", Some(1), Some(0)),
+        ("/first", Some(2), Some(2)),
+    ] {
+        let found = [0, 1].map(|listener| {
+            let request = Request {
+                host: "a",
+                path,
+                method: "GET",
+                fields: &[],
+            };
+            find(&router, listener, &request)
+        });
+        assert_eq!(found, [Ok(on_redirecting), Ok(on_other)], "{path}");
+    }
+}
+
+#[test]
+fn of_regular_expressions_the_first_in_the_file_is_taken() {
+    let mut routes = vec![
+        route(&[], "~/x/.*"),
+        route(&[], "~/x/[a-z]"),
+        route(&[], "~/x/.*"),
+    ];
+    routes[1].methods = vec!["GET".to_owned()];
+    routes[2].headers = vec![header("k", None)];
+    let router = Router::new(&configuration(routes));
+    assert_eq!(get(&router, "h", "/x/a"), Ok(Some(0)));
+    let request = Request {
+        host: "h",
+        path: "/x/a",
+        method: "GET",
+        fields: &[("k", "1")],
+    };
+    let same_expression = find(&router, 0, &request);
+    assert_eq!(same_expression, Ok(Some(2)), "more headers");
+}
+
+#[test]
+fn no_byte_hides_a_path_from_an_expression() {
+    for expression in ["~/admin/.*", "~(?mi)^/ADMIN/.*$"] {
+        let router = router(&[(&[], ""), (&[], expression)]);
+        for byte in 0..=u8::MAX {
+            for path in [
+                format!("/admin/%{byte:02x}"),
+                format!("/admin/%{byte:02X}secret"),
+                format!("/admin/secret%{byte:02x}"),
+                format!("/admin/se%{byte:02x}%{byte:02x}cret"),
+                format!("/admin/secret%0a%{byte:02x}x"),
+            ] {
+                let found = get(&router, "h", &path);
+                let refused = byte == 0 && found == Err(Reason::RequestError);
+                assert!(
+                    found == Ok(Some(1)) || refused,
+                    "{expression} {path} {found:?}"
+                );
+            }
+        }
+        for path in [
+            "/admin/%e2%80%a8x",
+            "/admin/%c2%85",
+            "/admin/%0d%0a",
+            "/admin/%f0%9f",
+        ] {
+            assert_eq!(get(&router, "h", path), Ok(Some(1)), "{expression} {path}");
+        }
+    }
+}
+
+#[test]
+fn a_header_of_one_hop_matches_by_its_words_without_case() {
+    for (name, wanted, sent, holds) in [
+        ("upgrade", "websocket", "WebSocket", true),
+        ("upgrade", "websocket", "foo/1, websocket", true),
+        ("upgrade", "websocket", "websockets", false),
+        ("connection", "Upgrade", "keep-alive, upgrade", true),
+        ("te", "trailers", "trailers", true),
+        ("x-a", "b", "B", false),
+        ("x-a", "b", "a, b", false),
+        ("x-a", "a, b", "a, b", true),
+    ] {
+        let found = header(name, Some(wanted)).holds(sent.as_bytes());
+        assert_eq!(found, holds, "{name}: {wanted} in {sent}");
+    }
+    assert!(header("upgrade", None).holds(b""));
 }
 
 #[test]
@@ -231,23 +367,51 @@ fn a_path_of_thousands_of_segments_is_cut_to_the_deepest_prefix() {
 }
 
 /// The rank of a route that matches, the greatest wins; written as the contract says it, in no hurry.
-fn rank(route: &Route, request: &Request<'_>, path: &str) -> Option<[usize; 4]> {
+fn rank(
+    config: &Config,
+    index: usize,
+    listener: usize,
+    request: &Request<'_>,
+    path: &str,
+) -> Option<[usize; 7]> {
+    let route = &config.routes[index];
+    let is_named = route.listeners.contains(&listener);
+    if !is_named && !route.listeners.is_empty() {
+        return None;
+    }
+    if !route.first && !is_named && config.listeners[listener].redirect.is_some() {
+        return None;
+    }
     let host = request.host;
     let hosts = route.hosts.iter().filter_map(|wanted| match wanted {
-        HostMatch::Exact(name) => (name == host).then_some(usize::MAX),
-        HostMatch::Suffix(name) => host.ends_with(&format!(".{name}")).then_some(name.len()),
+        HostMatch::Exact(name) => (name == host).then_some((usize::MAX, wanted)),
+        HostMatch::Suffix(name) => host
+            .ends_with(&format!(".{name}"))
+            .then_some((name.len(), wanted)),
     });
-    let host_rank = if route.hosts.is_empty() {
-        0
-    } else {
-        hosts.max()?
-    };
+    let best = hosts.max_by_key(|(rank, _)| *rank);
+    if best.is_none() && !route.hosts.is_empty() {
+        return None;
+    }
     let path_rank = match &route.path {
         PathMatch::Any => 0,
         PathMatch::Exact(wanted) => (wanted == path).then_some(usize::MAX)?,
         PathMatch::Regex(regex) => {
             let whole = Regex::new(&format!("^(?:{regex})$")).unwrap();
-            whole.is_match(path).then_some(usize::MAX - 1)?
+            // The same expression again, of the same host and listener, does not stand further behind.
+            let place = config.routes.iter().position(|other| {
+                other.path == route.path
+                    && other.first == route.first
+                    && other.listeners.is_empty() == route.listeners.is_empty()
+                    && (other.listeners.is_empty() || other.listeners.contains(&listener))
+                    && match best {
+                        None => other.hosts.is_empty(),
+                        Some((_, host)) => other.hosts.contains(host),
+                    }
+            });
+            whole
+                .is_match(path)
+                .then_some(usize::MAX - 1 - place.unwrap())?
         }
         PathMatch::Prefix(wanted) if wanted == "/" => path.starts_with('/').then_some(1)?,
         PathMatch::Prefix(wanted) => {
@@ -265,28 +429,30 @@ fn rank(route: &Route, request: &Request<'_>, path: &str) -> Option<[usize; 4]> 
             *name == wanted.name && wanted.value.as_ref().is_none_or(|one| one == value)
         })
     });
-    all.then_some([
-        host_rank,
+    if !all {
+        return None;
+    }
+    let before = config.routes.len() - index;
+    if route.first {
+        return Some([1, 0, 0, 0, 0, 0, before]);
+    }
+    Some([
+        0,
+        usize::from(is_named),
+        best.map_or(0, |(rank, _)| rank),
         path_rank,
         usize::from(method),
         route.headers.len(),
+        before,
     ])
 }
 
 fn slow_find(config: &Config, listener: usize, request: &Request<'_>) -> Option<usize> {
     let path = String::from_utf8(normal_path(request.path.as_bytes()).into_owned()).unwrap();
-    let mut best: Option<([usize; 4], usize)> = None;
-    for (index, route) in config.routes.iter().enumerate() {
-        if !route.listeners.is_empty() && !route.listeners.contains(&listener) {
-            continue;
-        }
-        if let Some(rank) = rank(route, request, &path)
-            && best.is_none_or(|(other, _)| rank > other)
-        {
-            best = Some((rank, index));
-        }
-    }
-    best.map(|(_, index)| index)
+    (0..config.routes.len())
+        .filter_map(|index| Some((rank(config, index, listener, request, &path)?, index)))
+        .max()
+        .map(|(_, index)| index)
 }
 
 fn one_of<'a>(random: &mut Random, of: &[&'a str]) -> &'a str {
@@ -303,6 +469,7 @@ fn random_route(random: &mut Random) -> Route {
     };
     let paths = [
         "", "/", "/x", "/x/y", "/x/y/z", "/xy", "=/x", "=/x/y", "=/x/", "~/x.*", "~/x/[yz]", "~x",
+        "~/x/.*",
     ];
     let mut route = route(hosts, one_of(random, &paths));
     if random.below(3) == 0 {
@@ -317,6 +484,7 @@ fn random_route(random: &mut Random) -> Route {
     if random.below(4) == 0 {
         route.listeners = vec![random.below(2)];
     }
+    route.first = random.below(8) == 0;
     route
 }
 
@@ -325,7 +493,13 @@ fn the_slow_matcher_and_the_fast_one_agree() {
     for seed in 0..150 {
         let mut random = Random::seeded(seed);
         let routes = (0..=random.below(30)).map(|_| random_route(&mut random));
-        let config = configuration(routes.collect::<Vec<_>>());
+        let mut config = configuration(routes.collect::<Vec<_>>());
+        if random.below(2) == 0 {
+            config.listeners[1].redirect = Some(Redirect::Https {
+                port: 443,
+                status: 308,
+            });
+        }
         let router = Router::new(&config);
         for _ in 0..50 {
             let hosts = ["a", "b.a", "c.b.a", "d.c.b.a", "x.d", "d", "e"];

@@ -6,6 +6,7 @@ use hyper::http::{HeaderMap, HeaderValue, Method};
 
 use super::front;
 use crate::support::{
+    daemon::Daemon,
     h2::{connect, get, patiently, read, request, until, whole},
     peer::{Gate, Peer},
 };
@@ -267,7 +268,11 @@ async fn a_websocket_comes_by_extended_connect() {
             assert!(connection.has_ended(), "the client's end is passed on");
         }
     });
-    let daemon = front(backend.address, "");
+    // It is found by the header that it has over HTTP/1.1.
+    let daemon = Daemon::start(&format!(
+        "listeners: {{web: {{bind: \"@web\"}}}}\nroutes: [{{headers: {{Upgrade: WebSocket}}, pool: app}}]\npools: {{app: {{backends: [{}], health_check: none}}}}\n",
+        backend.address
+    ));
     let (sender, _driver) = connect(daemon.address("@web")).await;
     until(|| sender.is_extended_connect_protocol_enabled()).await;
     let socket = |more: &[(&str, &str)]| {

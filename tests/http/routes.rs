@@ -137,6 +137,120 @@ fn routes_and_listeners_answer_themselves() {
 }
 
 #[test]
+fn the_redirect_of_a_listener_leaves_only_the_routes_that_name_it_or_are_first() {
+    let peers = ["host", "acme"].map(Peer::answering);
+    let daemon = Daemon::start(&format!(
+        "listeners:
+  plain: {{bind: \"@plain\", redirect: https}}
+  secure: {{bind: \"@secure\"}}
+pools:
+  host: {{backends: [{}], health_check: none}}
+  acme: {{backends: [{}], health_check: none}}
+routes:
+  - {{host: shop.example, pool: host}}
+  - {{listeners: [plain], path: /.well-known/acme-challenge, pool: acme}}
+  - {{path: /admin, first: true, respond: {{status: 403}}}}
+",
+        peers[0].address, peers[1].address
+    ));
+    for (word, path, expected) in [
+        ("@plain", "/", 308),
+        ("@plain", "/.well-known/acme-challenge/x", 200),
+        ("@plain", "/admin", 403),
+        ("@secure", "/", 200),
+        ("@secure", "/.well-known/acme-challenge/x", 200),
+        ("@secure", "/admin/", 403),
+    ] {
+        let mut client = daemon.client(word);
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: shop.example\r\n\r\n"));
+        let response = client.response().unwrap();
+        assert_eq!(response.status, expected, "{word} {path}");
+        if response.status == 200 {
+            let expected = if word == "@plain" { "acme" } else { "host" };
+            assert_eq!(response.text(), expected, "{word} {path}");
+        }
+    }
+}
+
+#[test]
+fn a_route_that_refuses_and_is_first_holds_for_hosts_with_routes_of_their_own() {
+    let peer = Peer::answering("shop");
+    let daemon = Daemon::start(&format!(
+        "listeners: {{web: {{bind: \"@web\"}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\nroutes:
+  - {{host: shop.example, pool: app}}
+  - {{host: shop.example, path_exact: /admin/x, listeners: [web], pool: app}}
+  - {{path_regex: \"(?i)/admin/.*\", first: true, respond: {{status: 403}}}}
+",
+        peer.address
+    ));
+    let mut client = daemon.client("@web");
+    for (path, status) in [
+        ("/", 200),
+        ("/admin", 200),
+        ("/admin/x", 403),
+        ("/ADMIN/x", 403),
+        ("/admin/%0a", 403),
+        ("/admin/x%0Dy", 403),
+        ("/admin/%E2%80%A8", 403),
+        ("/admin/%ff", 403),
+    ] {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: shop.example\r\n\r\n"));
+        assert_eq!(client.response().unwrap().status, status, "{path}");
+    }
+}
+
+#[test]
+fn headers_of_one_hop_match_what_the_client_sent() {
+    let socket = Peer::start(|mut connection| {
+        if let Some(head) = connection.head() {
+            let status = match head.header("upgrade") {
+                Some(_) => "101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket",
+                None => "200 OK\r\nContent-Length: 0",
+            };
+            connection.send(format!("HTTP/1.1 {status}\r\nX-Pool: socket\r\n\r\n"));
+            connection.wait_for_end();
+        }
+    });
+    let peers = ["trailers", "close"].map(Peer::answering);
+    let daemon = Daemon::start(&format!(
+        "listeners: {{web: {{bind: \"@web\"}}}}\npools:
+  socket: {{backends: [{}], health_check: none}}
+  trailers: {{backends: [{}], health_check: none}}
+  close: {{backends: [{}], health_check: none}}
+routes:
+  - {{headers: {{Upgrade: websocket}}, pool: socket}}
+  - {{headers: {{TE: trailers, Keep-Alive: \"*\"}}, pool: trailers}}
+  - {{headers: {{Connection: close}}, pool: close}}
+",
+        socket.address, peers[0].address, peers[1].address
+    ));
+    for fields in [
+        "Connection: Upgrade\r\nUpgrade: websocket",
+        "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket",
+        "Upgrade: websocket",
+    ] {
+        let mut client = daemon.client("@web");
+        client.send(format!("GET /chat HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n"));
+        let (status, head) = client.head().unwrap();
+        assert_eq!(status == 101, fields.starts_with("Connection"), "{fields}");
+        assert!(status == 101 || status == 200, "{fields}: {status}");
+        assert!(format!("{head:?}").contains("socket"), "{fields}");
+    }
+    for (fields, pool) in [
+        ("TE: trailers\r\nKeep-Alive: timeout=5", Some("trailers")),
+        ("Connection: Close", Some("close")),
+        ("Connection: keep-alive", None),
+        ("X-Upgrade: websocket", None),
+    ] {
+        let mut client = daemon.client("@web");
+        client.send(format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n"));
+        let response = client.response().unwrap();
+        let found = (response.status == 200).then(|| response.text());
+        assert_eq!(found.as_deref(), pool, "{fields}");
+    }
+}
+
+#[test]
 fn an_answer_of_our_own_to_a_request_with_a_body_keeps_the_connection_in_step() {
     let daemon = Daemon::start(
         "listeners: {web: {bind: \"@web\"}}\nroutes: [{path: /, respond: {status: 200, body: pong}}]\n",

@@ -5,7 +5,7 @@ use super::{
     common::{clean_text, header_name},
     quote,
 };
-use crate::config::model::{HeaderMatch, HostMatch, PathMatch};
+use crate::config::model::{HeaderMatch, HostMatch, PathMatch, whole_path};
 
 /// Longest regular expression in bytes.
 const MAX_REGEX: usize = 1024;
@@ -157,7 +157,6 @@ fn regex(reader: &mut Reader<'_>, at: At<'_>) -> Option<regex::Regex> {
         );
         return None;
     }
-    let whole = format!(r"\A(?:{text})\z");
     let build = |pattern: &str| {
         regex::RegexBuilder::new(pattern)
             .size_limit(MAX_COMPILED)
@@ -165,8 +164,8 @@ fn regex(reader: &mut Reader<'_>, at: At<'_>) -> Option<regex::Regex> {
             .build()
     };
     // The bare text first, so that the place in its message is the user's.
-    match build(text).and_then(|_| build(&whole)) {
-        Ok(regex) => Some(regex),
+    match build(text).and_then(|bare| build(&whole_path(text)).map(|_| bare)) {
+        Ok(bare) => Some(bare),
         Err(regex::Error::Syntax(drawing)) => {
             let cause = drawing
                 .lines()

@@ -21,6 +21,7 @@ use super::{
     model::Config,
     problem::{Severity, quote},
     reader::{At, Limit, Reader, Section, set},
+    route_order,
     yaml::{Kind, Node, Place},
 };
 use crate::base::address::BindAddress;
@@ -212,7 +213,7 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> Config {
             let route = route::read(reader, *entry, &mut names, &config);
             config.routes.push(route);
         }
-        check::shadowed_routes(reader, &entries, &config);
+        route_order::check(reader, &entries, &config);
     }
 
     check::binds(reader, &binds);

@@ -29,6 +29,9 @@ pub(super) fn read(
     let Some(keys) = reader.section(at, "routes[]") else {
         return route;
     };
+    if let Some(at) = keys.get("first") {
+        set(&mut route.first, reader.boolean(at));
+    }
     read_match(reader, &keys, &mut route);
     if let Some(at) = keys.get("listeners") {
         route.listeners = listeners(reader, at, names.listeners, config);

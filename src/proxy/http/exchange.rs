@@ -249,15 +249,9 @@ impl<'a> Exchange<'a> {
         if self.is_misdirected() {
             return self.fail(Reason::MisdirectedRequest, io).await;
         }
-        if let Some(redirect) = &listener.config.redirect {
-            return match self.take_rate(None) {
-                Ok(()) => self.redirect(redirect, io).await,
-                Err(wait) => self.fail_for(wait, io).await,
-            };
-        }
         let head = &*self.head;
         let has_header = |name: &str, test: &dyn Fn(&[u8]) -> bool| {
-            head.fields.values(name, &head.bytes).any(test)
+            head.fields.sent_values(name, &head.bytes).any(test)
         };
         let found = snapshot.router.find(
             listener_index,
@@ -282,9 +276,10 @@ impl<'a> Exchange<'a> {
             return self.fail_for(wait, io).await;
         }
         let Some((route_index, route)) = route else {
-            return match listener.config.pool {
-                Some(pool) => self.forward(pool, None, None, io).await,
-                None => self.fail(Reason::NoRoute, io).await,
+            return match (&listener.config.redirect, listener.config.pool) {
+                (Some(redirect), _) => self.redirect(redirect, io).await,
+                (None, Some(pool)) => self.forward(pool, None, None, io).await,
+                (None, None) => self.fail(Reason::NoRoute, io).await,
             };
         };
         let pool = match &route.action {
