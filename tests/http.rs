@@ -12,6 +12,8 @@
     reason = "a broken expectation is a failed test"
 )]
 
+#[path = "http/clients.rs"]
+mod clients;
 #[path = "http/fields.rs"]
 mod fields;
 #[path = "http/keepalive.rs"]

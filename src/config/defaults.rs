@@ -9,7 +9,7 @@ use super::model::{
     ErrorFormat, Errors, Forwarded, HeaderEdits, HealthCheck, HttpLimits, Keepalive, Listener,
     ListenerLimits, ListenerProtocol, ListenerTimeouts, Log, LogFormat, LogOutput, LogWhen,
     Metrics, PathMatch, PerBackend, Policy, Pool, PoolTimeouts, Retries, RetryConditions, Rewrite,
-    Route, RouteAction, SocketOptions, TimeoutOverrides, WhenAllDown,
+    Route, RouteAction, SocketOptions, TimeoutOverrides, TrustedProxies, WhenAllDown,
 };
 use crate::{base::address::BackendAddress, reason::StatusProfile};
 
@@ -30,7 +30,7 @@ impl Default for Config {
             metrics: Metrics::default(),
             log: Log::default(),
             access_log: AccessLog::default(),
-            trusted_proxies: Vec::new(),
+            trusted_proxies: TrustedProxies::default(),
             forwarded: Forwarded::default(),
             errors: Errors::default(),
             listeners: Vec::new(),
@@ -92,6 +92,7 @@ impl Default for Forwarded {
     fn default() -> Self {
         Self {
             x_forwarded: true,
+            real_ip: Some("X-Real-IP".to_owned()),
             rfc7239: false,
             via: true,
             request_id: "X-Request-Id".to_owned(),

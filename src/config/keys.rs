@@ -38,9 +38,10 @@ pub const SECTIONS: &[Section] = &[
     ("log", &["level", "format"]),
     ("access_log", &["output", "format", "when", "headers"]),
     ("access_log.when", &["min_status", "slower_than", "sample"]),
+    ("trusted_proxies", &["from", "client_header"]),
     (
         "forwarded",
-        &["x_forwarded", "rfc7239", "via", "request_id"],
+        &["x_forwarded", "real_ip", "rfc7239", "via", "request_id"],
     ),
     ("errors", &["status", "format", "pages", "override"]),
     ("listeners", &["NAME"]),

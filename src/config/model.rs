@@ -34,7 +34,7 @@ pub struct Config {
     /// One line per exchange or session.
     pub access_log: AccessLog,
     /// Peers whose forwarded headers and request ids are believed.
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: TrustedProxies,
     /// Which forwarding headers backends get.
     pub forwarded: Forwarded,
     /// How our own answers look.
@@ -45,6 +45,15 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// In the order of the file.
     pub pools: Vec<Pool>,
+}
+
+/// `trusted_proxies`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TrustedProxies {
+    /// Their addresses. Default none.
+    pub from: Vec<IpNet>,
+    /// Header in which they name the client's address. Default `None`: `X-Forwarded-For`.
+    pub client_header: Option<String>,
 }
 
 /// `drain`.
@@ -158,8 +167,10 @@ pub struct LogWhen {
 /// `forwarded`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forwarded {
-    /// `X-Forwarded-For`, `-Proto`, `-Host`. Default true.
+    /// `X-Forwarded-For`, `-Proto`, `-Host`, `-Port`. Default true.
     pub x_forwarded: bool,
+    /// Name of the header with the client's address; `None` is `none`. Default X-Real-IP.
+    pub real_ip: Option<String>,
     /// `Forwarded`, RFC 7239. Default false.
     pub rfc7239: bool,
     /// `Via`, RFC 9110 section 7.6.3. Default true.

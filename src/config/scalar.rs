@@ -1,6 +1,6 @@
 //! Typed readers of scalars: words, truth, numbers, durations, sizes, shares, networks, each with a hint for what is wrong.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
@@ -241,22 +241,57 @@ impl Reader<'_> {
             let Some(text) = self.text(entry, "a network", hint) else {
                 continue;
             };
-            if let Some(network) = network(text) {
-                networks.push(network);
-            } else {
-                let help = network_hint(text);
-                self.error(entry, format!("{} is not a network", quote(text)), help);
+            if let Ok(address) = text.parse::<IpAddr>() {
+                self.warn_unspecified(entry, address);
+            }
+            match network(text) {
+                Ok(network) => networks.push(network),
+                Err(help) => {
+                    self.error(entry, format!("{} is not a network", quote(text)), help);
+                }
             }
         }
         networks
     }
+
+    /// Warns of the address that stands for every one elsewhere.
+    fn warn_unspecified(&mut self, at: At<'_>, address: IpAddr) {
+        let all = match address.to_canonical() {
+            address if !address.is_unspecified() => return,
+            IpAddr::V4(_) => "`0.0.0.0/0` is every IPv4 address",
+            IpAddr::V6(_) => "`\"::/0\"` is every IPv6 address",
+        };
+        let message = format!(
+            "{} is one address, which no client has",
+            quote(&address.to_string())
+        );
+        self.warn_at_key(at, message, all);
+    }
 }
 
-fn network(text: &str) -> Option<IpNet> {
-    text.parse()
-        .ok()
-        .or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
-        .map(|network: IpNet| network.trunc())
+/// The network that `text` names. Clients are IPv4 or IPv6, never IPv4 within IPv6, so neither is a network.
+///
+/// # Errors
+/// A hint.
+fn network(text: &str) -> Result<IpNet, String> {
+    let found = text.parse::<IpNet>().ok();
+    let found = found.or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let network = found.ok_or_else(|| network_hint(text))?;
+    let mapped = match network {
+        IpNet::V4(_) => None,
+        IpNet::V6(v6) => v6.addr().to_ipv4_mapped(),
+    };
+    let Some(v4) = mapped else {
+        return Ok(network.trunc());
+    };
+    let length = network.prefix_len().checked_sub(96);
+    length
+        .and_then(|length| IpNet::new(v4.into(), length).ok())
+        .map(|network| network.trunc())
+        .ok_or_else(|| {
+            "write the IPv4 network, such as `10.0.0.0/8`: its prefix has at least 96 bits here"
+                .to_owned()
+        })
 }
 
 fn network_hint(text: &str) -> String {

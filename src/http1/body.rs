@@ -263,9 +263,16 @@ fn is_allowed_in_trailers(name: &str) -> bool {
         || known.is_protected()
         || known == Known::Trailer
         || known == Known::Date
+        // Names in which a proxy gives the client's address, such as `CF-Connecting-IP`.
+        || is_about_address(name)
         || FORBIDDEN
             .iter()
             .any(|forbidden| name.eq_ignore_ascii_case(forbidden)))
+}
+
+fn is_about_address(name: &str) -> bool {
+    let last = name.rsplit('-').next().unwrap_or_default();
+    last.eq_ignore_ascii_case("ip") || last.eq_ignore_ascii_case("clientip")
 }
 
 #[cfg(test)]

@@ -53,6 +53,8 @@ macro_rules! known {
         pub enum Known {
             /// Any other name.
             Other,
+            /// Any other name that begins with `x-forwarded-`, or is `x-forwarded`.
+            XForwarded,
             $( #[doc = $name] $variant, )*
         }
 
@@ -61,7 +63,7 @@ macro_rules! known {
             #[inline]
             pub fn of(name: &[u8]) -> Self {
                 $( if name.len() == $name.len() && name.eq_ignore_ascii_case($name.as_bytes()) { return Self::$variant; } )*
-                Self::Other
+                if is_x_forwarded(name) { Self::XForwarded } else { Self::Other }
             }
         }
     };
@@ -92,6 +94,19 @@ known! {
     XForwardedFor, "x-forwarded-for";
     XForwardedProto, "x-forwarded-proto";
     XForwardedHost, "x-forwarded-host";
+    XForwardedPort, "x-forwarded-port";
+    XRealIp, "x-real-ip";
+    TrueClientIp, "true-client-ip";
+}
+
+/// True for `X-Forwarded` and every name that begins with `X-Forwarded-`.
+#[inline]
+fn is_x_forwarded(name: &[u8]) -> bool {
+    const PREFIX: &[u8] = b"x-forwarded";
+    matches!(name.get(PREFIX.len()), None | Some(b'-'))
+        && name
+            .get(..PREFIX.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
 }
 
 impl Known {
@@ -121,18 +136,21 @@ impl Known {
                 | Self::ContentType
                 | Self::Expect
                 | Self::Via
-                | Self::Forwarded
-                | Self::XForwardedFor
-                | Self::XForwardedProto
-                | Self::XForwardedHost
-        )
+        ) || self.is_forwarding()
     }
 
-    /// Fields that say where a request came from.
+    /// Fields in which a proxy says where a request came from.
     pub const fn is_forwarding(self) -> bool {
         matches!(
             self,
-            Self::Forwarded | Self::XForwardedFor | Self::XForwardedProto | Self::XForwardedHost
+            Self::Forwarded
+                | Self::XForwarded
+                | Self::XForwardedFor
+                | Self::XForwardedProto
+                | Self::XForwardedHost
+                | Self::XForwardedPort
+                | Self::XRealIp
+                | Self::TrueClientIp
         )
     }
 }
@@ -177,6 +195,11 @@ impl Fields {
     /// Every field that is not struck out.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Field> {
         self.0.iter().filter(|field| !field.struck)
+    }
+
+    /// Every field as it was sent, those that are struck out included.
+    pub fn sent(&self) -> impl Iterator<Item = &Field> {
+        self.0.iter()
     }
 
     /// The value of the first field called `known`.
@@ -258,6 +281,7 @@ impl Fields {
 use super::list;
 
 /// True if a server may read both names as one: without regard to case, and to `_` in place of `-`, as CGI does.
+#[inline]
 pub fn is_same_or_twin(name: &[u8], other: &[u8]) -> bool {
     let dashed = |byte: &u8| match byte {
         b'_' => b'-',
@@ -269,14 +293,7 @@ pub fn is_same_or_twin(name: &[u8], other: &[u8]) -> bool {
 /// True for fields that `Connection` cannot remove: the ones known to be end to end, whatever a peer says. RFC 9110
 /// section 7.6.1 forbids a sender to name them; one who does wants the next server to judge without them.
 fn is_end_to_end(known: Known, name: &[u8]) -> bool {
-    const PREFIXES: [&[u8]; 6] = [
-        b"accept-",
-        b"access-control-",
-        b"content-",
-        b"if-",
-        b"sec-",
-        b"x-forwarded-",
-    ];
+    const PREFIXES: [&[u8]; 5] = [b"accept-", b"access-control-", b"content-", b"if-", b"sec-"];
     const NAMES: [&[u8]; 34] = [
         b"accept",
         b"age",
@@ -351,5 +368,11 @@ mod tests {
         assert_eq!(Known::of(b"TRANSFER-ENCODING"), Known::TransferEncoding);
         assert_eq!(Known::of(b"hosts"), Known::Other);
         assert_eq!(Known::of(b""), Known::Other);
+        for name in ["X-Forwarded", "x-forwarded-", "X-FORWARDED-Prefix"] {
+            assert_eq!(Known::of(name.as_bytes()), Known::XForwarded, "{name}");
+        }
+        for name in ["X-Forwarder", "X-ForwardedFor", "X-Forward"] {
+            assert_eq!(Known::of(name.as_bytes()), Known::Other, "{name}");
+        }
     }
 }

@@ -315,16 +315,23 @@ fn carries_http(protocol: &[u8]) -> bool {
 
 /// `X_Forwarded_For` and the like: some servers read them as the field with dashes that we vouch for.
 fn is_underscored_twin(name: &[u8]) -> bool {
-    if !name.contains(&b'_') || name.len() > 17 {
+    // The longest name that is known; beyond it a beginning can be known.
+    const LONGEST: usize = 17;
+    if !name.contains(&b'_') {
         return false;
     }
-    let mut dashed = [0_u8; 17];
-    let dashed = dashed.get_mut(..name.len()).unwrap_or_default();
+    let mut dashed = [0_u8; LONGEST];
+    let dashed = dashed
+        .get_mut(..name.len().min(LONGEST))
+        .unwrap_or_default();
     dashed
         .iter_mut()
         .zip(name)
         .for_each(|(to, from)| *to = if *from == b'_' { b'-' } else { *from });
-    Known::of(dashed) != Known::Other
+    match Known::of(dashed) {
+        Known::Other => false,
+        known => name.len() <= LONGEST || known.is_forwarding(),
+    }
 }
 
 /// Splits `http://host/path?query`; the authority must be that of Host, RFC 9112 section 3.2.2.

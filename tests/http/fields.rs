@@ -1,8 +1,10 @@
 //! What happens to header fields on their way: forwarding fields, request ids, one-hop fields, the edits of routes.
 
+use hyper::http::Method;
+
 use crate::{
     echo, front,
-    support::{client::Client, peer::Peer},
+    support::{client::Client, h2, peer::Peer},
 };
 
 /// The head the backend got for a request with `fields`.
@@ -46,6 +48,190 @@ fn forwarding_fields_of_a_stranger_are_replaced() {
         "{id:?}"
     );
     assert!(!got.iter().any(|(name, _)| name.contains('_')), "{got:?}");
+}
+
+/// What a client may claim of itself, in every spelling that some server reads.
+const CLAIMS: [&str; 22] = [
+    "X-Forwarded",
+    "X-Forwarded-Port",
+    "X-Forwarded-Prefix",
+    "X-Forwarded-Server",
+    "x-forwarded-ssl",
+    "X-Forwarded-Scheme",
+    "X-Forwarded-Uri",
+    "X-Forwarded-Method",
+    "X-Forwarded-For-Original",
+    "X_Forwarded_Proto",
+    "X-Forwarded_Host",
+    "x_forwarded-tls-client-cert-info",
+    "X_FORWARDED_PREFIX",
+    "Forwarded",
+    "X-Real-IP",
+    "x_real_ip",
+    "X-Real_IP",
+    "True-Client-IP",
+    "TRUE_CLIENT_IP",
+    "CF-Connecting-IP",
+    "cf_connecting_ip",
+    "CF_Connecting-IP",
+];
+
+fn claims() -> String {
+    CLAIMS.map(|name| format!("{name}: 9.9.9.9\r\n")).concat()
+}
+
+/// The value `9.9.9.9` reaches no backend under any name.
+fn assert_unclaimed(got: &[(String, String)]) {
+    let claimed: Vec<_> = got.iter().filter(|(_, value)| value == "9.9.9.9").collect();
+    assert!(claimed.is_empty(), "{claimed:?}");
+}
+
+const CLIENT_HEADER: &str =
+    "trusted_proxies: {from: [127.0.0.2], client_header: CF-Connecting-IP}\n";
+
+#[test]
+fn no_claim_of_a_stranger_reaches_a_backend_and_what_is_true_is_set() {
+    let peer = echo();
+    for more in ["", "forwarded: {x_forwarded: false, real_ip: none}\n"] {
+        let daemon = front(peer.address, &format!("{CLIENT_HEADER}{more}"));
+        let got = forwarded(&mut daemon.client("@web"), &claims());
+        assert_unclaimed(&got);
+        let port = daemon.address("@web").port().to_string();
+        let set = [port.as_str(), "127.0.0.1"].map(|value| vec![value]);
+        let set = if more.is_empty() {
+            set
+        } else {
+            [vec![], vec![]]
+        };
+        assert_eq!(all(&got, "x-forwarded-port"), set[0]);
+        assert_eq!(all(&got, "x-real-ip"), set[1]);
+    }
+}
+
+#[tokio::test]
+async fn no_claim_of_a_stranger_reaches_a_backend_over_http_2() {
+    let peer = echo();
+    let daemon = front(peer.address, CLIENT_HEADER);
+    let (mut sender, _driver) = h2::connect(daemon.address("@web")).await;
+    let names = CLAIMS.map(str::to_ascii_lowercase);
+    let fields: Vec<_> = names
+        .iter()
+        .map(|name| (name.as_str(), "9.9.9.9"))
+        .collect();
+    let (response, _) = sender
+        .send_request(h2::request(Method::GET, "/", &fields), true)
+        .unwrap();
+    let head = String::from_utf8(h2::whole(response).await.unwrap().body).unwrap();
+    assert!(!head.contains("9.9.9.9"), "{head}");
+    let port = daemon.address("@web").port();
+    assert!(
+        head.contains(&format!("X-Forwarded-Port: {port}\r\n")),
+        "{head}"
+    );
+    assert!(head.contains("X-Real-IP: 127.0.0.1\r\n"), "{head}");
+}
+
+#[test]
+fn trailers_make_no_claims_either() {
+    let peer = echo();
+    let daemon = front(peer.address, CLIENT_HEADER);
+    let mut client = daemon.client("@web");
+    let claims = claims();
+    client.send(format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{claims}X-End: 1\r\n\r\n"
+    ));
+    let got = client.response().unwrap().text();
+    assert!(!got.contains("9.9.9.9"), "{got}");
+    let sent = peer.wait_for_requests(1);
+    assert!(
+        !sent[0].trailers.contains("9.9.9.9"),
+        "{}",
+        sent[0].trailers
+    );
+}
+
+#[test]
+fn what_a_trusted_proxy_says_is_kept_and_its_client_is_the_real_one() {
+    let peer = echo();
+    let daemon = front(peer.address, "trusted_proxies: [127.0.0.0/8]\n");
+    let mut client = daemon.client("@web");
+    let got = forwarded(
+        &mut client,
+        "X-Forwarded-For: 192.0.2.9\r\nX-Forwarded-Port: 8443\r\nX-Forwarded-Prefix: /a\r\nX-Real-IP: 7.7.7.7\r\nTrue-Client-IP: 192.0.2.9\r\nX_Real_IP: 8.8.8.8\r\nX_Forwarded_Prefix: /b\r\n",
+    );
+    for (name, value) in [
+        ("x-forwarded-for", "192.0.2.9, 127.0.0.1"),
+        ("x-forwarded-port", "8443"),
+        ("x-forwarded-prefix", "/a"),
+        ("x-real-ip", "192.0.2.9"),
+        ("true-client-ip", "192.0.2.9"),
+    ] {
+        assert_eq!(all(&got, name), [value], "{name}");
+    }
+    assert!(!got.iter().any(|(name, _)| name.contains('_')), "{got:?}");
+    let got = forwarded(&mut client, "X-Forwarded-Proto: https\r\n");
+    assert_eq!(
+        all(&got, "x-forwarded-port"),
+        [""; 0],
+        "https was not spoken at our port"
+    );
+    let got = forwarded(&mut client, "");
+    let port = daemon.address("@web").port().to_string();
+    assert_eq!(all(&got, "x-forwarded-port"), [port.as_str()]);
+}
+
+#[test]
+fn a_client_header_of_a_trusted_proxy_names_the_client_everywhere() {
+    let peer = echo();
+    let daemon = front(
+        peer.address,
+        "trusted_proxies: {from: 127.0.0.1, client_header: CF-Connecting-IP}\nforwarded: {rfc7239: true, real_ip: X-Client}\n",
+    );
+    let mut client = daemon.client("@web");
+    let got = forwarded(
+        &mut client,
+        "CF-Connecting-IP: 192.0.2.9\r\nCF_Connecting_IP: 9.9.9.9\r\nX-Client: 9.9.9.9\r\nX_Client: 9.9.9.9\r\n",
+    );
+    assert_unclaimed(&got);
+    for (name, value) in [
+        ("cf-connecting-ip", "192.0.2.9"),
+        ("x-client", "192.0.2.9"),
+        ("x-forwarded-for", "192.0.2.9, 127.0.0.1"),
+        (
+            "forwarded",
+            "for=192.0.2.9, for=127.0.0.1;proto=http;host=\"shop.example:81\"",
+        ),
+    ] {
+        assert_eq!(all(&got, name), [value], "{name}");
+    }
+    for (fields, expected) in [
+        ("X-Forwarded-For: 9.9.9.9\r\n", "127.0.0.1"),
+        ("CF-Connecting-IP: nonsense\r\n", "127.0.0.1"),
+        ("CF-Connecting-IP: [2001:db8::1]:80\r\n", "2001:db8::1"),
+    ] {
+        let got = forwarded(&mut client, fields);
+        assert_eq!(all(&got, "x-client"), [expected], "{fields}");
+    }
+    let got = forwarded(
+        &mut client,
+        "CF-Connecting-IP: 192.0.2.9\r\nX-Forwarded-For: 9.9.9.9, 192.0.2.9\r\n",
+    );
+    assert_eq!(
+        all(&got, "x-forwarded-for"),
+        ["9.9.9.9, 192.0.2.9, 127.0.0.1"]
+    );
+}
+
+#[test]
+fn a_route_decides_about_the_client_s_address_too() {
+    let peer = echo();
+    let daemon = front(
+        peer.address,
+        "routes: [{path: /x, pool: app, request_headers: {set: {X-Real-IP: fixed}, remove: [X-Forwarded-Port]}}]\n",
+    );
+    let got = forwarded(&mut daemon.client("@web"), &claims());
+    assert_eq!(all(&got, "x-real-ip"), ["fixed"]);
+    assert_eq!(all(&got, "x-forwarded-port"), [""; 0]);
 }
 
 #[test]

@@ -201,7 +201,7 @@ fn only_what_has_begun_can_be_cut() {
 fn rules_about_clients_look_at_the_header() {
     let backend = echo();
     let daemon = web(
-        ", accept_proxy: {from: 127.0.0.1}, allow: [192.0.2.0/24], deny: [192.0.2.66]",
+        ", accept_proxy: {from: 127.0.0.1}, allow: [192.0.2.0/24, 203.0.113.0/24], deny: [192.0.2.66]",
         &to(backend.address),
         "trusted_proxies: [192.0.2.7]\nroutes: [{path: /own, allow: [192.0.2.1], pool: app}]\n",
     );

@@ -97,15 +97,15 @@ fn write(head: &mut Head, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
         x_forwarded: !plain,
         rfc7239: !plain,
         via: !plain,
+        real_ip: (!plain).then(|| "X-Real-IP".to_owned()),
         ..Forwarded::default()
     };
     let origin = Origin {
         peer: Some([192, 0, 2, 7].into()),
+        client: Some([192, 0, 2, 7].into()),
         trusted: plain,
         local: LOCAL.parse().ok(),
-        is_secure: false,
-        is_h2: false,
-        subject: None,
+        ..Origin::default()
     };
     let id = if plain { "" } else { "0123456789abcdef" };
     let mut wanted: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();

@@ -15,7 +15,7 @@ use crate::{
         hint, io_cause,
         model::{
             AccessFormat, AccessLog, Admin, Config, Drain, ErrorFormat, ErrorPage, Errors,
-            Forwarded, Log, LogFormat, LogOutput, LogWhen, Metrics, PerBackend,
+            Forwarded, Log, LogFormat, LogOutput, LogWhen, Metrics, PerBackend, TrustedProxies,
         },
     },
     reason::{Reason, StatusProfile},
@@ -61,7 +61,7 @@ pub(super) fn read(
         config.access_log = access_log(reader, at);
     }
     if let Some(at) = file.get("trusted_proxies") {
-        config.trusted_proxies = reader.networks(at);
+        config.trusted_proxies = trusted_proxies(reader, at);
     }
     if let Some(at) = file.get("forwarded") {
         config.forwarded = forwarded(reader, at);
@@ -333,6 +333,53 @@ fn when(reader: &mut Reader<'_>, at: At<'_>) -> LogWhen {
     when
 }
 
+fn trusted_proxies(reader: &mut Reader<'_>, at: At<'_>) -> TrustedProxies {
+    let mut trusted = TrustedProxies::default();
+    if !at.is_map() {
+        trusted.from = reader.networks(at);
+        return trusted;
+    }
+    let Some(keys) = reader.section(at, "trusted_proxies") else {
+        return trusted;
+    };
+    match keys.get("from") {
+        Some(at) => trusted.from = reader.networks(at),
+        None => reader.error_at_key(
+            at,
+            "`trusted_proxies` has no `from`",
+            "write `from: [10.0.0.0/8]`: the addresses of the proxies in front",
+        ),
+    }
+    if let Some(at) = keys.get("client_header") {
+        trusted.client_header = address_header(reader, at, "CF-Connecting-IP");
+    }
+    trusted
+}
+
+/// The name of a header with the client's address and nothing else.
+fn address_header(reader: &mut Reader<'_>, at: At<'_>, example: &str) -> Option<String> {
+    let hint = format!("write a name such as `{example}`");
+    let name = reader.text(at, "the name of a header", &hint)?;
+    if !header_name(reader, at, name, false) {
+        return None;
+    }
+    let dashed = name.to_ascii_lowercase().replace('_', "-");
+    let help = match dashed.as_str() {
+        "x-forwarded-for" if at.last_key() == "client_header" => {
+            "leave `client_header` out: `X-Forwarded-For` is what is read without it".to_owned()
+        }
+        "host" | "via" | "cookie" | "authorization" | "forwarded" => hint,
+        _ if dashed.starts_with("x-forwarded-") || super::route::is_framing(name) => hint,
+        _ => return Some(name.to_owned()),
+    };
+    let message = format!(
+        "{} cannot carry the client's address: it has another meaning",
+        quote(name)
+    );
+    reader.error(at, message, help);
+    None
+}
+
 fn forwarded(reader: &mut Reader<'_>, at: At<'_>) -> Forwarded {
     let mut forwarded = Forwarded::default();
     let Some(keys) = reader.section(at, "forwarded") else {
@@ -362,6 +409,21 @@ fn forwarded(reader: &mut Reader<'_>, at: At<'_>) -> Forwarded {
             );
         }
         name.clone_into(&mut forwarded.request_id);
+    }
+    if let Some(at) = keys.get("real_ip") {
+        if at.is_word("none") {
+            forwarded.real_ip = None;
+        } else if let Some(name) = address_header(reader, at, "X-Real-IP") {
+            forwarded.real_ip = Some(name);
+        }
+        let dashed = |name: &str| name.to_ascii_lowercase().replace('_', "-");
+        if forwarded.real_ip.as_deref().map(dashed) == Some(dashed(&forwarded.request_id)) {
+            reader.error(
+                at,
+                "the same header carries the request id",
+                "give the two different names",
+            );
+        }
     }
     forwarded
 }

@@ -6,19 +6,18 @@
 use std::{
     future::poll_fn,
     io,
-    net::IpAddr,
     rc::Rc,
     sync::Arc,
     task::{Poll, ready},
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
 use tokio::io::AsyncWrite;
 
 use super::{
     Client, Next, PIPELINED, Scratch,
     attempt::{self, Attempt, Done},
+    client_address::{ClientAddress, is_allowed},
     facts::{Active, Facts},
     forward::{self, Changes, Hop, Origin},
     grpc,
@@ -64,19 +63,29 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Where a request on the connection of `client` comes from.
-fn origin<'o>(place: Place<'o>, client: &'o Client) -> Origin<'o> {
+/// Where a request on the connection of `client` comes from, for the backend.
+fn origin<'o>(
+    place: Place<'o>,
+    client: &'o Client,
+    from: ClientAddress,
+    head: &request::Head,
+) -> Origin<'o> {
     let tls = client.stream.agreed();
     let subject = place.listener.config.tls.as_ref().and_then(|rules| {
         let own = tls.and_then(|tls| tls.client_subject.as_deref());
         Some((rules.client_subject.as_deref()?, own.unwrap_or_default()))
     });
     let trusted = &place.snapshot.config.trusted_proxies;
-    let peer = client.peer;
+    let is_hostless = head.host.is_empty();
+    let ends = is_hostless.then(|| client.ends()).flatten();
     Origin {
-        peer,
-        trusted: peer.is_some_and(|peer| contains(trusted, peer)),
-        local: None,
+        peer: client.peer,
+        trusted: from.trusted,
+        client: from.client,
+        is_unlisted: from.is_unlisted,
+        client_header: trusted.client_header.as_deref(),
+        port: client.local_port(),
+        local: ends.map(|ends| ends.destination),
         is_secure: tls.is_some(),
         is_h2: client.stream.h2_request().is_some(),
         subject,
@@ -99,6 +108,8 @@ pub(super) struct Exchange<'a> {
     pub head: &'a mut request::Head,
     pub request_id: &'a mut String,
     pub facts: Facts,
+    /// Whom the request comes from.
+    pub from: ClientAddress,
     /// How fast the client sends its body.
     pub pace: Pace,
     /// Where in the head's buffer the next request begins, if the body has been read to its end.
@@ -198,6 +209,7 @@ impl<'a> Exchange<'a> {
             head,
             request_id,
             facts: Facts::new(began),
+            from: ClientAddress::default(),
             pace: Pace::default(),
             rest: None,
             asked_to_close: false,
@@ -210,16 +222,18 @@ impl<'a> Exchange<'a> {
         self.too_many || self.client.entry.control.should_close()
     }
 
-    /// Gives the request its id, one that is refused as well.
+    /// Finds whom the request comes from, and gives it its id, one that is refused as well.
     fn identify(&mut self) {
         let Place {
             snapshot, worker, ..
         } = self.place;
+        let trusted = &snapshot.config.trusted_proxies;
+        self.from = ClientAddress::of(self.head, self.client.peer, trusted);
         forward::request_id(
             self.request_id,
             self.head,
             &snapshot.config.forwarded,
-            origin(self.place, self.client),
+            self.from.trusted,
             &mut worker.random.borrow_mut(),
         );
     }
@@ -240,7 +254,7 @@ impl<'a> Exchange<'a> {
             return self.fail(Reason::RequestBodySize, io).await;
         }
         if !is_allowed(
-            self.client.peer,
+            self.from.client,
             &listener.config.allow,
             &listener.config.deny,
         ) {
@@ -269,7 +283,7 @@ impl<'a> Exchange<'a> {
             }
         };
         self.facts.route = route.map(|(index, _)| index);
-        if route.is_some_and(|(_, route)| !is_allowed(self.client.peer, &route.allow, &[])) {
+        if route.is_some_and(|(_, route)| !is_allowed(self.from.client, &route.allow, &[])) {
             return self.fail(Reason::RequestDenied, io).await;
         }
         if let Err(wait) = self.take_rate(self.facts.route) {
@@ -477,10 +491,7 @@ impl<'a> Exchange<'a> {
         let Place {
             snapshot, listener, ..
         } = self.place;
-        let mut origin = origin(self.place, self.client);
-        if self.head.host.is_empty() {
-            origin.local = self.client.ends().map(|ends| ends.destination);
-        }
+        let origin = origin(self.place, self.client, self.from, self.head);
         let changes = Changes {
             target,
             host: rules.route.and_then(|route| route.rewrite.host.as_deref()),
@@ -708,16 +719,6 @@ pub(super) fn encode_refusal(
         )
     });
     snapshot.unrouted.mine().error(reason, reply.status);
-}
-
-/// `deny` is stronger than `allow`; an empty `allow` is everybody. A unix socket's peer has no address and is allowed.
-pub(in crate::proxy) fn is_allowed(peer: Option<IpAddr>, allow: &[IpNet], deny: &[IpNet]) -> bool {
-    let Some(peer) = peer else { return true };
-    !contains(deny, peer) && (allow.is_empty() || contains(allow, peer))
-}
-
-pub(super) fn contains(networks: &[IpNet], peer: IpAddr) -> bool {
-    networks.iter().any(|network| network.contains(&peer))
 }
 
 /// The kind of an error of a backend's stream, as a short text.

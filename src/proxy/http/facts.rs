@@ -114,7 +114,7 @@ impl Exchange<'_> {
         let record = Record {
             began: facts.began,
             listener: listener.config.name.clone(),
-            client: self.client.peer,
+            client: self.from.client,
             tls: self.client.stream.tls_version(),
             status,
             bytes_in: facts.bytes_in,

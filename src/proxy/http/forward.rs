@@ -20,13 +20,21 @@ use crate::{
 /// Longest request id taken over from a trusted peer, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
-/// Where a request came from.
-#[derive(Debug, Clone, Copy)]
+/// Where a request came from. `Default` is a plain connection without addresses.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Origin<'a> {
-    /// The client's address; `None` on a unix socket.
+    /// Address of the connection's other end; `None` on a unix socket.
     pub peer: Option<IpAddr>,
     /// The peer is in `trusted_proxies`.
     pub trusted: bool,
+    /// Address of the client: the peer's own, or the one that a trusted peer names.
+    pub client: Option<IpAddr>,
+    /// A reader of the peer's `X-Forwarded-For` would take another address for the client's.
+    pub is_unlisted: bool,
+    /// `trusted_proxies.client_header`.
+    pub client_header: Option<&'a str>,
+    /// Local port that the client reached; `None` on a unix socket.
+    pub port: Option<u16>,
     /// Where the client connected to: the authority of an HTTP/1.0 request that names none.
     pub local: Option<SocketAddr>,
     /// The client speaks TLS.
@@ -71,7 +79,7 @@ pub(super) fn request_id(
     id: &mut String,
     head: &request::Head,
     rules: &Forwarded,
-    origin: Origin<'_>,
+    trusted: bool,
     random: &mut Random,
 ) {
     id.clear();
@@ -79,7 +87,7 @@ pub(super) fn request_id(
     let visible = |id: &&[u8]| {
         (1..=MAX_REQUEST_ID).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
     };
-    if let Some(sent) = sent.filter(visible).filter(|_| origin.trusted) {
+    if let Some(sent) = sent.filter(visible).filter(|_| trusted) {
         id.push_str(&String::from_utf8_lossy(sent));
         return;
     }
@@ -196,21 +204,18 @@ fn sets_host(edits: &HeaderEdits) -> bool {
 }
 
 /// Values of forwarding fields that a trusted peer sent, to be appended to.
+#[derive(Default)]
 struct Earlier {
     forwarded_for: String,
     forwarded: String,
     proto: bool,
     host: bool,
+    port: bool,
 }
 
 impl Earlier {
     fn of(head: &request::Head, origin: Origin<'_>, rules: &Forwarded) -> Self {
-        let mut earlier = Self {
-            forwarded_for: String::new(),
-            forwarded: String::new(),
-            proto: false,
-            host: false,
-        };
+        let mut earlier = Self::default();
         if !origin.trusted {
             return earlier;
         }
@@ -221,11 +226,19 @@ impl Earlier {
                 _ => {
                     earlier.proto |= field.known == Known::XForwardedProto;
                     earlier.host |= field.known == Known::XForwardedHost;
+                    earlier.port |= field.known == Known::XForwardedPort;
                     continue;
                 }
             };
             joined.push_str(&String::from_utf8_lossy(head.text(field.value)));
             joined.push_str(", ");
+        }
+        if let Some(client) = origin.client.filter(|_| origin.is_unlisted) {
+            _ = write!(earlier.forwarded_for, "{client}, ");
+        }
+        if earlier.forwarded.is_empty() && origin.client != origin.peer {
+            push_node(&mut earlier.forwarded, origin.client);
+            earlier.forwarded.push_str(", ");
         }
         earlier
     }
@@ -233,8 +246,11 @@ impl Earlier {
 
 /// Forwarding fields of peers that are not trusted go, those of trusted ones are kept or appended to.
 fn is_replaced(field: &Field, bytes: &[u8], rules: &Forwarded, origin: Origin<'_>) -> bool {
-    if let Some((name, _)) = origin.subject
-        && is_same_or_twin(field.name.get(bytes), name.as_bytes())
+    let name = field.name.get(bytes);
+    let is = |own: &str| is_same_or_twin(name, own.as_bytes());
+    if is(&rules.request_id)
+        || rules.real_ip.as_deref().is_some_and(is)
+        || origin.subject.is_some_and(|(own, _)| is(own))
     {
         return true;
     }
@@ -242,13 +258,10 @@ fn is_replaced(field: &Field, bytes: &[u8], rules: &Forwarded, origin: Origin<'_
         Known::XForwardedFor => !origin.trusted || rules.x_forwarded,
         Known::Forwarded => !origin.trusted || rules.rfc7239,
         known if known.is_forwarding() => !origin.trusted,
-        Known::Other => is_request_id(field, bytes, rules),
-        _ => false,
+        _ => origin.client_header.is_some_and(|own| {
+            is(own) && !(origin.trusted && name.eq_ignore_ascii_case(own.as_bytes()))
+        }),
     }
-}
-
-fn is_request_id(field: &Field, bytes: &[u8], rules: &Forwarded) -> bool {
-    is_same_or_twin(field.name.get(bytes), rules.request_id.as_bytes())
 }
 
 fn add_forwarding(
@@ -264,7 +277,7 @@ fn add_forwarding(
         if !is_decided(edits, "X-Forwarded-For") {
             out.extend_from_slice(b"X-Forwarded-For: ");
             out.extend_from_slice(earlier.forwarded_for.as_bytes());
-            push_peer(out, origin.peer);
+            push_address(out, origin.peer);
             encode::end(out);
         }
         if !earlier.proto && !is_decided(edits, "X-Forwarded-Proto") {
@@ -273,14 +286,26 @@ fn add_forwarding(
         if !earlier.host && !host.is_empty() && !is_decided(edits, "X-Forwarded-Host") {
             encode::field(out, b"X-Forwarded-Host", host);
         }
+        // The scheme that a trusted peer names was spoken at another port than ours.
+        if let Some(port) = origin.port.filter(|_| !earlier.port && !earlier.proto)
+            && !is_decided(edits, "X-Forwarded-Port")
+        {
+            out.extend_from_slice(b"X-Forwarded-Port: ");
+            encode::number(out, u64::from(port));
+            encode::end(out);
+        }
+    }
+    if let (Some(name), Some(_)) = (&rules.real_ip, origin.client)
+        && !is_decided(edits, name)
+    {
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b": ");
+        push_address(out, origin.client);
+        encode::end(out);
     }
     if rules.rfc7239 && !is_decided(edits, "Forwarded") {
         let mut value = earlier.forwarded.clone();
-        match origin.peer {
-            Some(IpAddr::V4(peer)) => _ = write!(value, "for={peer}"),
-            Some(IpAddr::V6(peer)) => _ = write!(value, "for=\"[{peer}]\""),
-            None => value.push_str("for=unknown"),
-        }
+        push_node(&mut value, origin.peer);
         value.push_str(";proto=");
         value.push_str(origin.scheme());
         if !host.is_empty() {
@@ -299,18 +324,27 @@ fn add_forwarding(
     }
 }
 
+/// Writes a node of `Forwarded`, RFC 7239 section 6.
+fn push_node(value: &mut String, node: Option<IpAddr>) {
+    match node {
+        Some(IpAddr::V4(node)) => _ = write!(value, "for={node}"),
+        Some(IpAddr::V6(node)) => _ = write!(value, "for=\"[{node}]\""),
+        None => value.push_str("for=unknown"),
+    }
+}
+
 /// IPv4 addresses are written by hand: this happens for every request.
-fn push_peer(out: &mut Vec<u8>, peer: Option<IpAddr>) {
-    match peer {
-        Some(IpAddr::V4(peer)) => {
-            for (place, octet) in peer.octets().into_iter().enumerate() {
+fn push_address(out: &mut Vec<u8>, address: Option<IpAddr>) {
+    match address {
+        Some(IpAddr::V4(address)) => {
+            for (place, octet) in address.octets().into_iter().enumerate() {
                 if place > 0 {
                     out.push(b'.');
                 }
                 encode::number(out, u64::from(octet));
             }
         }
-        Some(IpAddr::V6(peer)) => out.extend_from_slice(peer.to_string().as_bytes()),
+        Some(IpAddr::V6(address)) => out.extend_from_slice(address.to_string().as_bytes()),
         None => out.extend_from_slice(b"unknown"),
     }
 }
@@ -381,9 +415,7 @@ pub fn response_head(
     encode::status_line(out, head.status, head.phrase.get(bytes));
     let (name, id) = extra.request_id;
     head.fields.strike(|field| {
-        field.known == Known::Other
-            && field.name.get(bytes).eq_ignore_ascii_case(name.as_bytes())
-            && !id.is_empty()
+        !id.is_empty() && field.name.get(bytes).eq_ignore_ascii_case(name.as_bytes())
     });
     if let Some(edits) = extra.edits {
         strike_edited(&mut head.fields, bytes, edits);

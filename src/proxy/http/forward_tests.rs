@@ -37,14 +37,7 @@ fn sent(config: &Config, router: &Router, mut head: request::Head) -> Option<Str
     let path = head.text(head.path);
     let found = router.find(0, b"h", path, b"GET", &|_, _| false).ok()??;
     let target = router.rewrite(found, head.text(head.target)).ok()?;
-    let origin = Origin {
-        peer: None,
-        trusted: false,
-        local: None,
-        is_secure: false,
-        is_h2: false,
-        subject: None,
-    };
+    let origin = Origin::default();
     let changes = Changes {
         target: target.as_deref(),
         host: config.routes[found].rewrite.host.as_deref(),

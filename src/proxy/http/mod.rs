@@ -6,6 +6,7 @@
 //! While a connection waits it holds no buffer and no exchange.
 
 mod attempt;
+mod client_address;
 mod exchange;
 mod facts;
 mod forward;
@@ -21,7 +22,7 @@ mod retry;
 #[cfg(test)]
 mod simulation;
 
-pub(super) use self::exchange::is_allowed;
+pub(super) use self::client_address::is_allowed;
 /// What is written to the other side: public so that the fuzz targets check these and not a copy.
 pub use self::{
     forward::{
@@ -179,6 +180,15 @@ impl Client {
         match &self.introduced {
             None => Ends::of(&self.stream),
             Some(header) => header.ends(&self.stream),
+        }
+    }
+
+    /// Local port that the client reached; `None` where it has no address.
+    fn local_port(&self) -> Option<u16> {
+        match (&self.introduced, &*self.bind) {
+            (None, BindAddress::Unix(_)) => None,
+            (None, BindAddress::Ip(bind)) if bind.port() > 0 => Some(bind.port()),
+            _ => self.ends().map(|ends| ends.destination.port()),
         }
     }
 
