@@ -15,6 +15,8 @@
 mod calls;
 #[path = "h2_backends/failures.rs"]
 mod failures;
+#[path = "h2_backends/honest.rs"]
+mod honest;
 #[path = "h2_backends/hostile.rs"]
 mod hostile;
 #[path = "h2_backends/messages.rs"]

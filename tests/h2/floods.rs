@@ -55,6 +55,24 @@ fn rapid_resets_end_the_connection_and_start_few_requests() {
 }
 
 #[test]
+fn a_deadline_makes_no_rapid_reset_free() {
+    let backend = Peer::start(|mut connection| while connection.request().is_some() {});
+    let daemon = front(backend.address, "");
+    let mut client = Raw::connect(daemon.address("@web"));
+    let mut call = GET.to_vec();
+    call.extend([("content-type", "application/grpc"), ("grpc-timeout", "1n")]);
+    for stream in (1..20_000).step_by(2) {
+        let mut both = frame(HEADERS, END_STREAM | END_HEADERS, stream, &fields(&call));
+        both.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
+        if !client.send(both) {
+            break;
+        }
+    }
+    assert_eq!(client.goodbye(), CALM);
+    assert!(backend.connections() <= 250, "{}", backend.connections());
+}
+
+#[test]
 fn a_request_that_is_reset_at_once_never_begins() {
     let backend = Peer::answering("hello");
     let daemon = front(backend.address, "");

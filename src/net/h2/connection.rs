@@ -240,6 +240,7 @@ impl Connection {
         let mut flow = Flow::new(STREAM_WINDOW, Outward::new(core.initial));
         flow.expected = expected;
         core.flows.insert(id, flow);
+        core.flood_guard.credit_request();
         core.send_fields(id, ends, write)?;
         Ok(id)
     }
@@ -354,11 +355,8 @@ impl Connection {
             (false, _) => Some(code),
         };
         if let Some(code) = code {
+            // Whatever it is that ends here, the peer has done nothing wrong.
             core.write_reset(id, code);
-            // That we do not want an answer any more is not the doing of the backend.
-            if matches!(core.role, Role::Client(_)) {
-                core.flood_guard.charge_reset();
-            }
         }
         core.wake();
     }

@@ -17,7 +17,13 @@ use tokio::{
 };
 
 use super::*;
-use crate::net::h2::reader::{Body, Head};
+use crate::{
+    http2::hpack,
+    net::h2::{
+        incoming::Incoming,
+        reader::{Body, Head},
+    },
+};
 
 const LIMITS: Limits = Limits {
     fields: 100,
@@ -125,4 +131,110 @@ async fn a_head_waits_for_no_window_and_content_does() {
         yield_now().await;
     }
     assert!(content.0.load(Relaxed));
+}
+
+/// Bytes of a request with further fields, reset after it if so.
+fn request(id: u32, more: &[(&str, &str)], is_reset: bool) -> Vec<u8> {
+    let fields = [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":authority", "a"),
+        (":path", "/"),
+    ];
+    let mut out = Vec::new();
+    frame::write_fields(&mut out, id, true, |out| {
+        for (name, value) in fields.iter().chain(more) {
+            hpack::field(out, name.as_bytes(), value.as_bytes());
+        }
+    });
+    if is_reset {
+        frame::write_u32(&mut out, kind::RST_STREAM, id, Code::CANCEL.0);
+    }
+    out
+}
+
+/// Takes requests that were asked for, as an exchange would that gets no answer from its backend.
+fn take_requests(connection: &Rc<Connection>) -> Vec<Incoming> {
+    let mut taken = Vec::new();
+    while let Some(asked) = connection.core.borrow_mut().next_asked() {
+        taken.push(Incoming::new(Rc::clone(connection), asked));
+    }
+    taken
+}
+
+/// So many times ten requests are reset after `age`; false: the connection does not outlive it.
+async fn resets(rounds: u32, more: &[(&str, &str)], age: Duration) -> bool {
+    let (connection, _peer) = pair();
+    let take_in = |bytes: &[u8]| connection.core.borrow_mut().take_in(bytes);
+    let mut settings = Vec::new();
+    frame::write_settings(&mut settings, &[]);
+    take_in(&settings);
+    for round in 0..rounds {
+        let ids = (0..10).map(|index| 20 * round + 2 * index + 1);
+        for id in ids.clone() {
+            take_in(&request(id, more, false));
+        }
+        let taken = take_requests(&connection);
+        assert_eq!(taken.len(), 10);
+        tokio::time::advance(age).await;
+        for id in ids {
+            let mut reset = Vec::new();
+            frame::write_u32(&mut reset, kind::RST_STREAM, id, Code::CANCEL.0);
+            take_in(&reset);
+        }
+        drop(taken);
+        connection.core.borrow_mut().out.clear();
+        if connection.fate().is_some() {
+            return false;
+        }
+    }
+    true
+}
+
+#[tokio::test(start_paused = true)]
+async fn resets_of_old_streams_and_at_deadlines_are_not_rapid_and_others_are() {
+    let ms = Duration::from_millis;
+    let call = |timeout| {
+        [
+            ("content-type", "application/grpc"),
+            ("grpc-timeout", timeout),
+        ]
+    };
+    assert!(resets(300, &[], ms(100)).await, "old streams");
+    assert!(!resets(300, &[], ms(40)).await, "young streams");
+    for (timeout, age, lives) in [
+        ("300m", 300, true),
+        ("300m", 90, false),
+        ("50m", 50, true),
+        // The reset was less delayed than the request.
+        ("50m", 48, true),
+        ("50m", 20, false),
+        ("20000u", 20, true),
+        ("1n", 1, false),
+        ("1S", 100, true),
+        ("soon", 50, false),
+    ] {
+        let outcome = resets(300, &call(timeout), ms(age)).await;
+        assert_eq!(outcome, lives, "{timeout} {age}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_we_end_ourselves_is_not_charged_to_the_client() {
+    let (connection, _peer) = pair();
+    let take_in = |bytes: &[u8]| connection.core.borrow_mut().take_in(bytes);
+    let mut settings = Vec::new();
+    frame::write_settings(&mut settings, &[]);
+    take_in(&settings);
+    for round in 0..1_000 {
+        let id = 2 * round + 1;
+        take_in(&request(id, &[], false));
+        // An exchange that ends without a response, such as one whose backend fails.
+        drop(take_requests(&connection));
+        let mut late = Vec::new();
+        frame::write_u32(&mut late, kind::RST_STREAM, id, Code::CANCEL.0);
+        take_in(&late);
+        connection.core.borrow_mut().out.clear();
+    }
+    assert_eq!(connection.fate(), None);
 }

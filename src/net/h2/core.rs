@@ -13,7 +13,8 @@ use std::{
 use tokio::io::AsyncWrite;
 
 use super::{
-    Ended,
+    Ended, backend,
+    closed_streams::ClosedStreams,
     flood_guard::FloodGuard,
     flow::{Flow, Inward, Outward, remember},
     incoming::Asked,
@@ -39,8 +40,6 @@ pub(super) const MOST_ANSWERS: usize = 4 * MOST_UNWRITTEN;
 pub(super) const MOST_HEADS: usize = 4 * MOST_ANSWERS;
 /// Room for frames that a connection in use keeps.
 const KEPT: usize = 2 * MOST_UNWRITTEN;
-/// Streams whose frames may still be on their way after we have ended them.
-const REMEMBERED: usize = 256;
 
 /// How far we have taken leave of a client, RFC 9113 section 6.8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +114,10 @@ pub(super) struct Core {
     pub preface: usize,
     /// The peer's settings have come.
     pub is_greeted: bool,
+    /// The peer has acknowledged ours.
+    pub is_acknowledged: bool,
+    /// When what is read now was read, where that was asked for.
+    pub read_at: Option<Instant>,
     /// What was read of a frame that is not whole.
     pub unread: Vec<u8>,
     pub part: Option<Part>,
@@ -128,8 +131,7 @@ pub(super) struct Core {
     pub flows: HashMap<u32, Flow, NumberBuild>,
     /// The highest id of a stream that has begun.
     pub last: u32,
-    /// Ended by us, and maybe not yet by the peer.
-    pub remembered: VecDeque<u32>,
+    pub closed: ClosedStreams,
     /// Frames, written up to `sent`.
     pub out: Vec<u8>,
     pub sent: usize,
@@ -145,11 +147,17 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(stream: Stream, role: Role, window: u32) -> Self {
+        let closed = ClosedStreams::new(match &role {
+            Role::Client(client) => client.most,
+            Role::Backend(_) => backend::STREAMS,
+        });
         Self {
             stream: Some(stream),
             role,
             preface: 0,
             is_greeted: false,
+            is_acknowledged: false,
+            read_at: None,
             unread: Vec::new(),
             part: None,
             block: None,
@@ -160,7 +168,7 @@ impl Core {
             initial: INITIAL_WINDOW,
             flows: HashMap::default(),
             last: 0,
-            remembered: VecDeque::new(),
+            closed,
             out: Vec::new(),
             sent: 0,
             is_first: true,
@@ -279,6 +287,7 @@ impl Core {
 
     /// Works off what was read, and keeps what is not whole.
     pub(super) fn take_in(&mut self, bytes: &[u8]) {
+        self.read_at = None;
         let used = self.digest(bytes);
         if self.fate.is_none() {
             self.unread = bytes.get(used..).unwrap_or_default().to_vec();
@@ -352,10 +361,7 @@ impl Core {
     /// Ends a stream. Frames for it may still be on their way.
     pub(super) fn write_reset(&mut self, id: u32, code: Code) {
         frame::write_u32(&mut self.out, kind::RST_STREAM, id, code.0);
-        if self.remembered.len() == REMEMBERED {
-            self.remembered.pop_front();
-        }
-        self.remembered.push_back(id);
+        self.closed.insert(id);
     }
 
     /// Forgets a stream, and what nobody has read of it.
@@ -389,7 +395,7 @@ impl Core {
             }
             write(out);
         });
-        self.flood_guard.credit_response_head();
+        self.flood_guard.credit_head();
         self.wake();
         Ok(())
     }
@@ -429,7 +435,7 @@ impl Core {
             flow.outward.take(length);
             flow.sent_end |= ends;
         }
-        self.flood_guard.credit();
+        self.flood_guard.credit(length);
         self.wake();
         Ok(value)
     }

@@ -1,12 +1,13 @@
 //! Flood guard of a connection: a token bucket for frames that cost us work and the peer nothing (RFC 9113 section 10.5).
 //!
-//! Honest traffic keeps the bucket full. Must not know streams; `input.rs` charges frames, `core.rs` credits ours.
+//! Honest traffic keeps the bucket full, and what belongs to traffic is free: updates of windows by as many bytes as were
+//! sent, a few priorities for each request, an empty DATA frame between others. Must not know streams.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{
     base::clock,
-    http2::frame::{Frame, flag, kind},
+    http2::frame::{Frame, LARGEST, flag, kind},
 };
 
 /// Tokens of a full bucket.
@@ -18,8 +19,26 @@ const REFILL_PER_SECOND: i64 = 100;
 const RESET_BURST: i64 = 200;
 /// Resets added per second.
 const RESET_REFILL_PER_SECOND: i64 = 10;
-/// Cost of a field block for a closed stream, which is decoded for nothing.
+/// Cost of a field block for a closed or refused stream, which is decoded for nothing.
 pub(super) const LATE_HEAD_COST: i64 = 3;
+/// Cost of a frame that is answered.
+pub(super) const ANSWERED_FRAME_COST: i64 = 5;
+/// Cost of a frame that has no effect.
+pub(super) const IDLE_FRAME_COST: i64 = 1;
+/// Cost of an empty DATA frame that follows [`MAX_EMPTY_RUN`] others.
+const EMPTY_DATA_COST: i64 = 10;
+/// Empty DATA frames in a row that are free.
+const MAX_EMPTY_RUN: u32 = 8;
+/// PRIORITY, PRIORITY_UPDATE (RFC 9218) and other frames without effect that are free for each request.
+const PRIORITIES_PER_REQUEST: u32 = 16;
+/// Most of them at once: those of 1,000 requests.
+const MAX_PRIORITIES: u32 = 1_000 * PRIORITIES_PER_REQUEST;
+/// Refused streams that are free: those of a client that does not know our limits yet, or not that we leave.
+const FREE_REFUSALS: u32 = 4_096;
+/// Age of a stream whose reset is not a rapid one.
+pub(super) const RAPID_RESET_AGE: Duration = Duration::from_millis(100);
+/// The same for the shortest deadline that a client can set.
+const MIN_RAPID_RESET_AGE: Duration = Duration::from_millis(10);
 
 /// Token buckets of one connection.
 #[derive(Debug)]
@@ -27,6 +46,15 @@ pub(super) struct FloodGuard {
     tokens: i64,
     resets: i64,
     refilled: Instant,
+    /// DATA bytes sent, less those that updates of the connection's window have covered.
+    unacknowledged: u32,
+    /// The same for updates of streams' windows. One sum for all streams, as updates for streams that are over are honest.
+    unacknowledged_on_streams: u32,
+    /// Free priorities.
+    priorities: u32,
+    /// Empty DATA frames since the last frame that was part of a message.
+    empty_run: u32,
+    free_refusals: u32,
 }
 
 impl FloodGuard {
@@ -35,6 +63,11 @@ impl FloodGuard {
             tokens: BURST,
             resets: RESET_BURST,
             refilled: clock::now(),
+            unacknowledged: 0,
+            unacknowledged_on_streams: 0,
+            priorities: 0,
+            empty_run: 0,
+            free_refusals: FREE_REFUSALS,
         }
     }
 
@@ -43,20 +76,85 @@ impl FloodGuard {
         self.tokens = (self.tokens - cost).min(BURST);
     }
 
-    /// Takes a reset, of the peer or one of ours that it caused: the work for the stream was wasted.
+    /// Charges a frame of the peer by its header; RFC 9113 section 6. DATA, WINDOW_UPDATE and RST_STREAM are charged by what
+    /// they do.
+    pub(super) fn charge_frame(&mut self, frame: Frame) {
+        match frame.kind {
+            kind::DATA | kind::WINDOW_UPDATE | kind::RST_STREAM => {}
+            // Limited by the number of streams, those of backends by their number on a stream too.
+            kind::HEADERS => self.empty_run = 0,
+            kind::SETTINGS | kind::PING if !frame.has(flag::ACK) => {
+                self.charge(ANSWERED_FRAME_COST);
+            }
+            kind::CONTINUATION => self.charge(20),
+            kind::SETTINGS | kind::PING | kind::GOAWAY => self.charge(IDLE_FRAME_COST),
+            // PRIORITY and unknown kinds.
+            _ => match self.priorities.checked_sub(1) {
+                Some(left) => self.priorities = left,
+                None => self.charge(IDLE_FRAME_COST),
+            },
+        }
+    }
+
+    /// Charges a DATA frame with `content` bytes beside its padding.
+    pub(super) fn charge_data(&mut self, content: usize, ends: bool) {
+        if content > 0 || ends {
+            self.empty_run = 0;
+            self.charge(if content > 0 { -1 } else { 0 });
+            return;
+        }
+        self.empty_run += 1;
+        if self.empty_run > MAX_EMPTY_RUN {
+            self.charge(EMPTY_DATA_COST);
+        }
+    }
+
+    /// Charges a WINDOW_UPDATE that adds `bytes`, unless so many were sent and not yet acknowledged.
+    pub(super) fn charge_window_update(&mut self, is_of_connection: bool, bytes: u32) {
+        let sent = if is_of_connection {
+            &mut self.unacknowledged
+        } else {
+            &mut self.unacknowledged_on_streams
+        };
+        match sent.checked_sub(bytes) {
+            Some(left) if bytes > 0 => *sent = left,
+            _ => self.charge(IDLE_FRAME_COST),
+        }
+    }
+
+    /// Takes a rapid reset, or one of ours that the peer caused: the work for the stream was wasted.
     pub(super) const fn charge_reset(&mut self) {
         self.resets -= 1;
     }
 
-    /// Adds tokens for a message frame of ours: two window updates and a PING may answer it.
-    pub(super) fn credit(&mut self) {
+    /// Charges a refused stream. `is_expected`: the client cannot know better.
+    pub(super) fn charge_refusal(&mut self, is_expected: bool) {
+        match self.free_refusals.checked_sub(1) {
+            Some(left) if is_expected => self.free_refusals = left,
+            _ => self.charge(LATE_HEAD_COST),
+        }
+    }
+
+    /// Adds tokens for a message frame of ours with `content` bytes: two window updates and a PING may answer it.
+    pub(super) fn credit(&mut self, content: usize) {
         self.charge(-7);
+        for sent in [
+            &mut self.unacknowledged,
+            &mut self.unacknowledged_on_streams,
+        ] {
+            *sent = sent.saturating_add(content as u32).min(LARGEST);
+        }
     }
 
     /// Adds tokens for a head of ours, and a reset of its stream.
-    pub(super) fn credit_response_head(&mut self) {
-        self.credit();
+    pub(super) fn credit_head(&mut self) {
+        self.credit(0);
         self.resets = (self.resets + 1).min(RESET_BURST);
+    }
+
+    /// Adds the priorities that belong to a request.
+    pub(super) fn credit_request(&mut self) {
+        self.priorities = (self.priorities + PRIORITIES_PER_REQUEST).min(MAX_PRIORITIES);
     }
 
     /// No tokens are left: the connection is to be closed with ENHANCE_YOUR_CALM.
@@ -77,29 +175,19 @@ impl FloodGuard {
     }
 }
 
-/// Cost of a frame of the peer, negative (a credit) for useful frames; RFC 9113 section 6.
-pub(super) fn cost(frame: Frame) -> i64 {
-    match frame.kind {
-        kind::DATA if frame.length > 0 => -1,
-        kind::DATA if !frame.has(flag::END_STREAM) => 10,
-        // Heads are limited by the number of streams, those of backends by their number on a stream too.
-        // Resets are counted.
-        kind::DATA | kind::HEADERS | kind::RST_STREAM => 0,
-        // Each is answered.
-        kind::SETTINGS | kind::PING if !frame.has(flag::ACK) => 5,
-        kind::CONTINUATION => 20,
-        // PRIORITY, WINDOW_UPDATE, acknowledgements, unknown ones.
-        _ => 1,
-    }
+/// Age from which on the reset of a call is not a rapid one; `deadline` is that of the client, counted from its request. Half
+/// of it is enough, as the two frames can be delayed differently, but no deadline makes resets at once free.
+pub(super) fn rapid_reset_age(deadline: Option<Duration>) -> Duration {
+    deadline.map_or(RAPID_RESET_AGE, |deadline| {
+        (deadline / 2).clamp(MIN_RAPID_RESET_AGE, RAPID_RESET_AGE)
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    fn header(kind: u8, flags: u8, length: usize) -> Frame {
+    const fn header(kind: u8, flags: u8, length: usize) -> Frame {
         Frame {
             length,
             kind,
@@ -124,22 +212,91 @@ mod tests {
         }
         guard.charge_reset();
         assert!(guard.is_exhausted(), "a second is worth ten");
-        guard.credit();
+        guard.credit(1);
         assert!(guard.is_exhausted(), "a frame is worth none");
-        guard.credit_response_head();
+        guard.credit_head();
         assert!(!guard.is_exhausted(), "a response is worth one");
     }
 
+    /// How many times `charge` goes well, at most `most`.
+    fn times(most: u32, mut charge: impl FnMut(&mut FloodGuard)) -> u32 {
+        let mut guard = FloodGuard::new();
+        let mut is_free = |_: &u32| {
+            charge(&mut guard);
+            !guard.is_exhausted()
+        };
+        (0..most).take_while(|at| is_free(at)).count() as u32
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_that_were_sent_are_acknowledged_in_any_steps_and_no_others() {
+        for step in [1, 7, 4_096] {
+            for is_of_connection in [true, false] {
+                let mut guard = FloodGuard::new();
+                guard.credit(64 << 10);
+                let mut updates = 0;
+                while !guard.is_exhausted() {
+                    guard.charge_window_update(is_of_connection, step);
+                    updates += 1;
+                }
+                assert_eq!(updates, (64 << 10) / step + 2_001, "{step}");
+            }
+        }
+        // Updates beyond what was sent take nothing of what was.
+        let mut guard = FloodGuard::new();
+        guard.credit(10);
+        guard.charge_window_update(true, 1 << 20);
+        for _ in 0..10 {
+            guard.charge_window_update(true, 1);
+        }
+        assert_eq!((guard.tokens, guard.unacknowledged), (BURST - 1, 0));
+        let nothing = times(9_000, |guard| guard.charge_window_update(true, 0));
+        assert_eq!(nothing, 2_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_may_be_followed_by_priorities_and_not_by_a_flood_of_them() {
+        for frame in [
+            header(kind::PRIORITY, 0, 5),
+            header(0x10, 0, 20),
+            header(0x77, 0, 0),
+        ] {
+            let honest = times(50_000, |guard| {
+                guard.credit_request();
+                (0..PRIORITIES_PER_REQUEST).for_each(|_| guard.charge_frame(frame));
+            });
+            assert_eq!(honest, 50_000);
+            let mut guard = FloodGuard::new();
+            (0..10_000).for_each(|_| guard.credit_request());
+            (0..MAX_PRIORITIES).for_each(|_| guard.charge_frame(frame));
+            assert_eq!(guard.tokens, BURST);
+            assert_eq!(times(9_000, |guard| guard.charge_frame(frame)), 2_000);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn empty_data_is_charged_when_several_frames_come_in_a_row() {
+        let in_turns = |guard: &mut FloodGuard| {
+            (0..MAX_EMPTY_RUN).for_each(|_| guard.charge_data(0, false));
+            guard.charge_data(1, false);
+        };
+        assert_eq!(times(50_000, in_turns), 50_000);
+        assert_eq!(times(50_000, |guard| guard.charge_data(0, true)), 50_000);
+        let flood = times(50_000, |guard| guard.charge_data(0, false));
+        assert_eq!(flood, MAX_EMPTY_RUN + 200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_are_free_while_a_client_cannot_know_better_but_not_for_ever() {
+        let early = times(50_000, |guard| guard.charge_refusal(true));
+        assert_eq!(early, FREE_REFUSALS + 666);
+        assert_eq!(times(50_000, |guard| guard.charge_refusal(false)), 666);
+    }
+
     #[test]
-    fn what_a_client_does_for_a_response_costs_less_than_the_response_gives() {
-        let honest = 2 * cost(header(kind::WINDOW_UPDATE, 0, 4)) + cost(header(kind::PING, 0, 8));
-        assert!(honest <= 7);
-        assert!(cost(header(kind::DATA, 0, 20)) < 0, "a part of an upload");
-        assert_eq!(
-            cost(header(kind::DATA, flag::END_STREAM, 0)),
-            0,
-            "the end of one"
-        );
-        assert!(cost(header(kind::DATA, 0, 0)) > 0);
+    fn a_reset_at_the_deadline_of_a_call_is_not_rapid_and_one_at_once_is() {
+        let age = |deadline| rapid_reset_age(Some(Duration::from_millis(deadline))).as_millis();
+        assert_eq!([age(0), age(30), age(300)], [10, 15, 100]);
+        assert_eq!(rapid_reset_age(None), RAPID_RESET_AGE);
     }
 }

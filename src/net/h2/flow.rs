@@ -1,6 +1,9 @@
 //! One stream of an HTTP/2 connection: what has come on it, what may be sent on it, and who waits for either.
 
-use std::task::{Context, Waker};
+use std::{
+    task::{Context, Waker},
+    time::Instant,
+};
 
 use super::{Ended, backend::Expected, reader::Reader};
 use crate::http2::frame::LARGEST;
@@ -15,6 +18,8 @@ pub(super) struct Flow {
     pub expected: Expected,
     /// Heads and trailers that have come.
     pub sections: u32,
+    /// A reset by the peer before that is a rapid one; `None`: at any time.
+    pub rapid_until: Option<Instant>,
     /// The peer has come to its end.
     pub got_end: bool,
     /// We have.
@@ -38,6 +43,7 @@ impl Flow {
             outward,
             expected: Expected::default(),
             sections: 0,
+            rapid_until: None,
             got_end: false,
             sent_end: false,
             ended: None,
@@ -52,6 +58,11 @@ impl Flow {
     /// It counts against the number of streams: neither reset nor ended by both sides, RFC 9113 section 5.1.2.
     pub(super) fn is_open(&self) -> bool {
         self.ended.is_none() && !(self.got_end && self.sent_end)
+    }
+
+    /// A reset by the peer at `now` is a rapid one.
+    pub(super) fn is_rapid(&self, now: Instant) -> bool {
+        self.rapid_until.is_none_or(|until| now < until)
     }
 
     /// Something has come.

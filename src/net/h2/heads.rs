@@ -1,20 +1,22 @@
 //! Field blocks of a peer: heads of requests or of responses, and trailers; RFC 9113 sections 6.2, 6.10 and 8.1.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, time::Duration};
 
 use super::{
     backend::{MAX_SECTIONS, response},
     connection::STREAM_WINDOW,
     core::{Block, Core, Leave, Role},
-    flood_guard::LATE_HEAD_COST,
+    flood_guard::{LATE_HEAD_COST, rapid_reset_age},
     flow::{Flow, Outward},
     incoming::Asked,
     input::{Whose, Wrong},
     reader, request, websocket,
 };
 use crate::{
+    base::clock,
     http1::response::MAX_HEAD,
     http2::{
+        self,
         frame::{Code, Frame, MAX_PAYLOAD, flag},
         hpack::{Fields, Refused},
     },
@@ -26,6 +28,13 @@ const CONTINUATIONS: usize = 5;
 thread_local! {
     /// The fields of the block that is being read.
     static FIELDS: RefCell<Fields> = RefCell::default();
+}
+
+/// How long the client of a gRPC call waits for its end.
+fn deadline(fields: &Fields) -> Option<Duration> {
+    let mut fields = fields.iter();
+    let (_, value) = fields.find(|(name, _)| *name == b"grpc-timeout")?;
+    http2::grpc_timeout(value)
 }
 
 impl Core {
@@ -138,7 +147,10 @@ impl Core {
             open.count() >= client.most || in_use >= 2 * client.most
         };
         if is_full || client.leave == Leave::Taken {
-            return Err(Wrong::Stream(id, Code::REFUSED_STREAM));
+            // It may not have seen our settings (RFC 9113 section 6.5.3), or that we leave.
+            let is_expected = !self.is_acknowledged || client.leave == Leave::Taken;
+            self.refuse_request(id, is_expected);
+            return Ok(());
         }
         let random = &mut client.random;
         let key = || {
@@ -153,6 +165,8 @@ impl Core {
             refusal: None,
         };
         let mut flow = Flow::new(STREAM_WINDOW, Outward::new(initial));
+        let now = *self.read_at.get_or_insert_with(clock::now);
+        flow.rapid_until = Some(now + rapid_reset_age(deadline(fields)));
         flow.got_end = ends;
         match read {
             Ok(request) => {
@@ -171,6 +185,7 @@ impl Core {
         }
         self.flows.insert(id, flow);
         client.asked.push_back(asked);
+        self.flood_guard.credit_request();
         Ok(())
     }
 

@@ -4,10 +4,11 @@ use super::{
     Ended,
     connection::FAREWELL,
     core::{Core, Leave, Part, Role},
-    flood_guard::{LATE_HEAD_COST, cost},
+    flood_guard::{ANSWERED_FRAME_COST, IDLE_FRAME_COST, LATE_HEAD_COST},
 };
-use crate::http2::frame::{
-    self, Code, Frame, HEADER, LARGEST, MAX_PAYLOAD, PREFACE, flag, kind, setting,
+use crate::{
+    base::clock,
+    http2::frame::{self, Code, Frame, HEADER, LARGEST, MAX_PAYLOAD, PREFACE, flag, kind, setting},
 };
 
 /// What is wrong with a frame.
@@ -73,7 +74,7 @@ impl Core {
         let Some(payload) = bytes.get(HEADER..needed) else {
             return Ok(0);
         };
-        self.flood_guard.charge(cost(frame));
+        self.flood_guard.charge_frame(frame);
         if self.flood_guard.is_exhausted() {
             return Err(Code::ENHANCE_YOUR_CALM);
         }
@@ -149,6 +150,10 @@ impl Core {
             kind::CONTINUATION => self.continuation(frame, payload),
             kind::RST_STREAM => self.was_reset(frame.stream, payload),
             kind::SETTINGS if !frame.has(flag::ACK) => self.settings(payload),
+            kind::SETTINGS => {
+                self.is_acknowledged = true;
+                Ok(())
+            }
             kind::PING if frame.has(flag::ACK) => {
                 if payload == FAREWELL {
                     self.take_leave();
@@ -181,7 +186,7 @@ impl Core {
 
     /// A frame for a stream that is past: on its way when we ended it, or wrong.
     pub(super) fn is_past(&self, id: u32) -> Result<(), Wrong> {
-        if self.remembered.contains(&id) {
+        if self.closed.contains(id) {
             return Ok(());
         }
         Err(Wrong::Stream(id, Code::STREAM_CLOSED))
@@ -209,9 +214,18 @@ impl Core {
                 return;
             }
             flow.end(why);
+            self.flood_guard.charge_reset();
+        } else {
+            // No work was wasted.
+            self.flood_guard.charge(ANSWERED_FRAME_COST);
         }
-        self.flood_guard.charge_reset();
         self.write_reset(id, code);
+    }
+
+    /// Refuses a request before anything is done for it, RFC 9113 section 8.7. `is_expected`: the client cannot know better.
+    pub(super) fn refuse_request(&mut self, id: u32, is_expected: bool) {
+        self.flood_guard.charge_refusal(is_expected);
+        self.write_reset(id, Code::REFUSED_STREAM);
     }
 
     /// The beginning of a DATA frame, RFC 9113 section 6.1.
@@ -231,6 +245,7 @@ impl Core {
             ends: frame.has(flag::END_STREAM),
             is_waste: false,
         };
+        self.flood_guard.charge_data(left, part.ends);
         let checked = self.check_data(frame);
         part.is_waste = !matches!(checked, Ok(true));
         if part.is_waste {
@@ -329,12 +344,17 @@ impl Core {
 
     /// RFC 9113 section 6.4.
     fn was_reset(&mut self, id: u32, payload: &[u8]) -> Result<(), Wrong> {
-        self.flood_guard.charge_reset();
-        if let Whose::Open = self.whose(id)?
-            && let Some(flow) = self.flows.get_mut(&id)
+        self.whose(id)?;
+        if let Some(flow) = self.flows.get_mut(&id)
+            && flow.ended.is_none()
         {
+            if !flow.sent_end && flow.is_rapid(clock::now()) {
+                self.flood_guard.charge_reset();
+            }
             let code = frame::u32_at(payload, 0).unwrap_or_default();
             flow.end(Ended::Reset(Code(code)));
+        } else {
+            self.flood_guard.charge(IDLE_FRAME_COST);
         }
         Ok(())
     }
@@ -386,6 +406,7 @@ impl Core {
     /// RFC 9113 section 6.9.
     fn window(&mut self, id: u32, payload: &[u8]) -> Result<(), Wrong> {
         let more = frame::u31(payload, 0).unwrap_or_default();
+        self.flood_guard.charge_window_update(id == 0, more);
         if id == 0 {
             return match more {
                 0 => Err(Code::PROTOCOL_ERROR.into()),

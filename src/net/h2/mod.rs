@@ -6,6 +6,7 @@
 //! `crate::http2`. Must not know listeners, routes or policies.
 
 pub mod backend;
+mod closed_streams;
 pub mod connection;
 mod core;
 mod flood_guard;

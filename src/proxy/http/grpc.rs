@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::{
     http1::{fields::Known, request::Head},
+    http2,
     reason::Reason,
 };
 
@@ -27,26 +28,13 @@ pub(super) const fn status(reason: Reason) -> u8 {
     }
 }
 
-/// How long the client waits for the end of a call: `grpc-timeout`, at most eight digits and a unit.
+/// How long the client waits for the end of a call, by `grpc-timeout`.
 pub(super) fn timeout(head: &Head) -> Option<Duration> {
     if !is_call(head) {
         return None;
     }
     let value = head.fields.values("grpc-timeout", &head.bytes).next()?;
-    let (unit, digits) = value.split_last()?;
-    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let count: u64 = str::from_utf8(digits).ok()?.parse().ok()?;
-    Some(match unit {
-        b'H' => Duration::from_secs(count * 3600),
-        b'M' => Duration::from_secs(count * 60),
-        b'S' => Duration::from_secs(count),
-        b'm' => Duration::from_millis(count),
-        b'u' => Duration::from_micros(count),
-        b'n' => Duration::from_nanos(count),
-        _ => return None,
-    })
+    http2::grpc_timeout(value)
 }
 
 #[cfg(test)]
