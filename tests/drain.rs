@@ -52,7 +52,7 @@ fn the_delay_goes_on_serving_unready_and_a_second_term_ends_at_once() {
     assert_eq!(daemon.wait_exit().code(), Some(0));
     assert!(held.response().is_err(), "what did not finish is cut");
     assert!(!web.exists() && !admin.exists(), "no socket file stays");
-    daemon.wait_for_log(|line| line.contains("cut what did not finish"));
+    daemon.wait_for_log(|line| line.contains("closed remaining connections"));
     gate.open();
 }
 

@@ -123,7 +123,14 @@ fn parse_bind(text: &str) -> Result<BindAddress, String> {
 
 /// Reads the command line and does what it says. Wrong usage ends the process with code 2.
 pub fn main() -> ExitCode {
+    runtime::hold_signals();
     let arguments = Arguments::parse();
+    if !matches!(
+        arguments.command,
+        None | Some(Command::Run(_) | Command::Demo(_))
+    ) {
+        runtime::release_signals();
+    }
     match arguments.command {
         None => run(arguments.run.config),
         Some(Command::Run(options)) => run(options.config),

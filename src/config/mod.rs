@@ -7,6 +7,7 @@ mod check;
 mod defaults;
 pub mod diff;
 mod file;
+pub mod files;
 mod hint;
 pub mod keys;
 pub mod model;
@@ -17,12 +18,9 @@ mod scalar;
 mod tls;
 pub mod yaml;
 
-use std::{
-    fs,
-    io::{self, Read},
-    path::Path,
-};
+use std::{io, path::Path};
 
+pub use files::RealFiles;
 pub use problem::{Problem, Problems, Severity};
 pub use reader::Files;
 use rustls::pki_types::CertificateDer;
@@ -34,35 +32,6 @@ pub struct Loaded {
     pub config: model::Config,
     /// What its author hardly wants, in the order of the file.
     pub warnings: Vec<Problem>,
-}
-
-/// The files of this machine.
-#[derive(Debug, Clone, Copy)]
-pub struct RealFiles;
-
-impl Files for RealFiles {
-    fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        fs::File::open(path)?
-            .take(limit + 1)
-            .read_to_end(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        fs::read_dir(path)?
-            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
-            .collect()
-    }
-
-    fn is_dir(&self, path: &Path) -> bool {
-        path.is_dir()
-    }
-
-    fn system_roots(&self) -> Vec<CertificateDer<'static>> {
-        // What cannot be read is left out: a backend that needed it is refused, and says so.
-        rustls_native_certs::load_native_certs().certs
-    }
 }
 
 /// No files at all: every look at one fails. For tests and fuzzing.
@@ -91,34 +60,44 @@ impl Files for NoFiles {
 fn io_cause(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "it does not exist".to_owned(),
+        _ if error.get_ref().is_some() => error.to_string(),
         kind => kind.to_string(),
     }
 }
 
 /// Reads and checks the file at `path`. Paths inside it are relative to its directory.
 pub fn load(path: &Path) -> Result<Loaded, Problems> {
-    let problem = |message: String, hint: &str| Problems::of_file(path, message, hint);
-    let bytes = RealFiles
-        .read(path, yaml::MAX_BYTES as u64)
-        .map_err(|error| {
-            let hint = match error.kind() {
-                io::ErrorKind::NotFound => "name the file with `-c FILE`, or make it",
-                io::ErrorKind::PermissionDenied => "make it readable for balancer's user",
-                _ => "name a readable file with `-c FILE`",
-            };
-            problem(format!("cannot read the file: {}", io_cause(&error)), hint)
-        })?;
+    load_through(path, &RealFiles::default())
+}
+
+/// Like [`load`], with `files` of the caller's.
+pub fn load_through(path: &Path, files: &dyn Files) -> Result<Loaded, Problems> {
+    let bytes = files.read(path, yaml::MAX_BYTES as u64).map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => "name the file with `-c FILE`, or make it",
+            io::ErrorKind::PermissionDenied => "make it readable for balancer's user",
+            io::ErrorKind::InvalidInput => {
+                "name a regular file, or pipe it into `balancer check -`"
+            }
+            _ => "name a readable file with `-c FILE`",
+        };
+        let message = format!("cannot read the file: {}", io_cause(&error));
+        Problems::of_file(path, message, hint)
+    })?;
+    check(path, bytes, files)
+}
+
+/// Checks the configuration `bytes`, called `name` in messages, whose directory is where its paths begin.
+pub fn check(name: &Path, bytes: Vec<u8>, files: &dyn Files) -> Result<Loaded, Problems> {
     let text = String::from_utf8(bytes).map_err(|error| {
         let line = error
             .as_bytes()
             .get(..error.utf8_error().valid_up_to())
             .map_or(1, |valid| valid.split(|b| *b == b'\n').count());
-        problem(
-            format!("the file is not UTF-8 text: see line {line}"),
-            "save it as UTF-8",
-        )
+        let message = format!("the file is not UTF-8 text: see line {line}");
+        Problems::of_file(name, message, "save it as UTF-8")
     })?;
-    parse(path, &text, &RealFiles)
+    parse(name, &text, files)
 }
 
 /// Checks the document `text`, called `name` in messages. Looks at the world through `files` only.

@@ -3,12 +3,14 @@
 //! A function for a socket is one system call on a descriptor that the caller lends, so it is open for the time of the call.
 #![expect(
     unsafe_code,
-    reason = "TCP_INFO, TCP_FASTOPEN and malloc_trim have no safe wrapper in the libraries we keep"
+    reason = "TCP_INFO, TCP_FASTOPEN, malloc_trim and the signal mask have no safe wrapper in the libraries we keep"
 )]
+
+use std::mem;
 
 #[cfg(target_os = "linux")]
 use std::{
-    io, mem,
+    io,
     os::fd::{AsRawFd, BorrowedFd},
 };
 
@@ -61,5 +63,29 @@ pub fn give_memory_back() {
     // SAFETY: touches nothing but memory that is free, under the locks of the allocator; any thread may call it.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Blocks `signals` for the calling thread and the threads that it starts from now on: they stay pending, also for a process 1,
+/// for which a signal without a handler is otherwise lost.
+pub fn block_signals(signals: &[libc::c_int]) {
+    change_signal_mask(libc::SIG_BLOCK, signals);
+}
+
+/// Lets the calling thread receive `signals`, those that are pending at once.
+pub fn unblock_signals(signals: &[libc::c_int]) {
+    change_signal_mask(libc::SIG_UNBLOCK, signals);
+}
+
+fn change_signal_mask(how: libc::c_int, signals: &[libc::c_int]) {
+    // SAFETY: `sigset_t` is plain integers, for which all zeros is a valid value; `set` lives over all calls, which write
+    // inside it or only read it. Numbers that are no signals are refused without effect.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
     }
 }

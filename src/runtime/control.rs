@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -15,9 +16,9 @@ use tokio::{
 
 use super::{
     FLUSH_TIME, drain, memory, reload,
-    signals::{Signal, Signals},
+    signals::{Signal, Signals, ignore},
     sockets::Sockets,
-    systemd,
+    systemd::{self, ServiceManager},
     worker::{Command, Pool},
 };
 use crate::{
@@ -43,6 +44,7 @@ pub(super) struct Control {
     pub sockets: Sockets,
     pub pool: Pool,
     pub signals: Signals,
+    pub manager: Rc<ServiceManager>,
 }
 
 /// Binds the admin API; the directory of the default socket is made if it is missing.
@@ -107,7 +109,8 @@ impl Control {
             drop(spawn_local(serve_metrics(scrape, Arc::clone(&self.daemon))));
         }
         // To the very end: a drain may take longer than the watchdog waits.
-        drop(spawn_local(systemd::watch(Arc::clone(&self.daemon))));
+        let watch = systemd::watch(Rc::clone(&self.manager), Arc::clone(&self.daemon));
+        drop(spawn_local(watch));
         drop(spawn_local(memory::watch(Arc::clone(&self.daemon))));
         self.daemon.ready.store(true, Relaxed);
         let snapshot = self.daemon.snapshot.load_full();
@@ -116,7 +119,7 @@ impl Control {
             listeners = snapshot.listeners.len(), pools = snapshot.pools.len(), "serving"
         );
         drop(snapshot);
-        systemd::ready("serving generation 1");
+        self.manager.ready("serving generation 1");
         if let Some(on_ready) = on_ready {
             on_ready();
         }
@@ -146,6 +149,10 @@ impl Control {
                         self.sinks.reopen_all();
                         continue;
                     }
+                    Signal::Unused => {
+                        ignore();
+                        continue;
+                    }
                 },
                 Some(admin::Control::Reload(answer)) = requests.recv() => waiting.push(answer),
             }
@@ -153,8 +160,10 @@ impl Control {
             while let Ok(admin::Control::Reload(answer)) = requests.try_recv() {
                 waiting.push(answer);
             }
-            let outcome = reload::run(self, follower);
-            answer(waiting, &outcome);
+            // A signal to end meanwhile is the next one; whoever asked is told that the daemon is leaving.
+            if let Some(outcome) = reload::run(self, follower).await {
+                answer(waiting, &outcome);
+            }
         }
     }
 }

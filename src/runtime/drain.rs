@@ -9,8 +9,7 @@ use tokio::{
 
 use super::{
     control::Control,
-    signals::{Signal, Signals},
-    systemd,
+    signals::{Signal, Signals, ignore},
     worker::Command,
 };
 use crate::{config::model, snapshot::Daemon, telemetry::sink::Sinks};
@@ -25,7 +24,7 @@ pub(super) async fn run(control: &mut Control) {
     let rules = daemon.snapshot.load().config.drain.clone();
     let open = daemon.connections.load(Relaxed);
     tracing::info!(target: "daemon", connections = open, "draining");
-    systemd::stopping("draining");
+    control.manager.stopping("draining");
     let Control {
         daemon,
         sockets,
@@ -43,13 +42,13 @@ pub(super) async fn run(control: &mut Control) {
     };
     select! {
         () = finish => {}
-        () = second_stop(signals, sinks) => tracing::warn!(target: "daemon", "asked again: not waiting any longer"),
+        () = second_stop(signals, sinks) => tracing::warn!(target: "daemon", "second stop signal: exiting now"),
     }
     // Still open if nobody waited for the end of the delay.
     sockets.close_all(pool);
     let left = daemon.connections.load(Relaxed);
     if left > 0 {
-        tracing::warn!(target: "daemon", connections = left, "cut what did not finish");
+        tracing::warn!(target: "daemon", connections = left, "closed remaining connections");
     }
 }
 
@@ -70,7 +69,11 @@ async fn second_stop(signals: &mut Signals, sinks: &Sinks) {
         match signals.next().await {
             Signal::Stop => return,
             Signal::ReopenLogs => sinks.reopen_all(),
-            Signal::Reload | Signal::Drain => {}
+            Signal::Reload => {
+                tracing::warn!(target: "reload", "not reloaded: the daemon is draining");
+            }
+            Signal::Unused => ignore(),
+            Signal::Drain => {}
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod control;
 mod drain;
+mod load;
 mod memory;
 mod reload;
 mod signals;
@@ -22,12 +23,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
-use self::{control::Control, sockets::Sockets, worker::Pool};
+pub use self::signals::{hold as hold_signals, release as release_signals};
+use self::{
+    control::Control, signals::Signals, sockets::Sockets, systemd::ServiceManager, worker::Pool,
+};
 use crate::{
     base::{clock, paths::default_admin_socket},
-    config::{self, Loaded, model::Config},
+    config::{Loaded, model::Config},
     net::limits::raise_open_file_limit,
     snapshot::{Daemon, Snapshot},
     telemetry::{access_log::AccessLog, log, metrics, sink::Sinks},
@@ -52,20 +56,42 @@ pub struct RunOptions {
 /// The exit code is 0 after a drain, 78 when the configuration is broken, 1 when something else keeps it from starting,
 /// such as a taken port.
 pub fn run(file: &Path, options: RunOptions) -> ExitCode {
-    let loaded = match config::load(file) {
-        Ok(loaded) => loaded,
-        Err(problems) => {
+    let failed = |error: String| {
+        complain(&format!("error: {error}"));
+        ExitCode::FAILURE
+    };
+    let (runtime, mut signals) = match prepare() {
+        Ok(prepared) => prepared,
+        Err(error) => return failed(error),
+    };
+    let sinks = Sinks::default();
+    let loaded = match runtime.block_on(load::load(file, &mut signals, &sinks)) {
+        Some(Ok(loaded)) => loaded,
+        Some(Err(problems)) => {
             complain(&problems.render());
             return ExitCode::from(BAD_CONFIGURATION);
         }
+        // A signal asked for the end before there was anything to drain.
+        None => return ExitCode::SUCCESS,
     };
-    match serve(file, loaded, options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&format!("error: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    let served = serve(file, loaded, sinks, &runtime, signals, options);
+    // A helper that hangs, in a look-up or on a file system, does not hold up the end.
+    runtime.shutdown_background();
+    served.map_or_else(failed, |()| ExitCode::SUCCESS)
+}
+
+/// The control thread's runtime and the signals, which are taken first: from here on none ends the process by itself.
+fn prepare() -> Result<(LocalRuntime, Signals), String> {
+    let signals = Signals::new().map_err(cannot("cannot install signal handlers"))?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .map_err(cannot("cannot start the control thread"))?;
+    Ok((runtime, signals))
+}
+
+fn cannot(what: &'static str) -> impl Fn(io::Error) -> String {
+    move |error| format!("{what}: {error}")
 }
 
 /// For people at the terminal, before there is a log.
@@ -74,23 +100,26 @@ fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "{}", text.trim_end());
 }
 
-fn serve(file: &Path, loaded: Loaded, options: RunOptions) -> Result<(), String> {
+fn serve(
+    file: &Path,
+    loaded: Loaded,
+    sinks: Sinks,
+    runtime: &LocalRuntime,
+    signals: Signals,
+    options: RunOptions,
+) -> Result<(), String> {
     let Loaded {
         config, warnings, ..
     } = loaded;
-    let cannot = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     log::init(config.log.level, config.log.format).map_err(cannot("cannot start the log"))?;
     report_panics();
     for warning in &warnings {
         tracing::warn!(target: "config", "{warning}");
     }
-    // From here on no signal ends the process by itself.
-    let signals = signals::Signals::new().map_err(cannot("cannot take signals"))?;
     let files = raise_open_file_limit();
     let workers = config.workers.unwrap_or_else(usable_cores);
     metrics::set_threads(workers);
     let config = Arc::new(config);
-    let sinks = Sinks::default();
     let sink = sinks.open(&config.access_log.output);
     let sink = sink.map_err(cannot("cannot open the access log"))?;
     let access_log = AccessLog::new(&config.access_log, sink);
@@ -101,10 +130,6 @@ fn serve(file: &Path, loaded: Loaded, options: RunOptions) -> Result<(), String>
     let prepared = sockets
         .prepare(&config, workers)
         .map_err(|error| error.to_string())?;
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())
-        .map_err(cannot("cannot start the control thread"))?;
     let (admin, scrape) = runtime.block_on(async {
         let admin = control::bind_admin(&config.admin, &default_admin_socket())?;
         let scrape = control::bind_metrics(config.metrics.bind).await?;
@@ -120,6 +145,7 @@ fn serve(file: &Path, loaded: Loaded, options: RunOptions) -> Result<(), String>
         sockets,
         pool,
         signals,
+        manager: ServiceManager::from_environment(),
     };
     runtime.block_on(control.run(admin, scrape, options.on_ready));
     Ok(())

@@ -5,27 +5,28 @@ use std::sync::{Arc, PoisonError, atomic::Ordering::Relaxed};
 
 use serde_json::json;
 
-use super::{connection_limit, control::Control, systemd};
+use super::{connection_limit, control::Control, load};
 use crate::{
     admin::{Failed, ReloadOutcome},
     base::clock,
-    config::{self, Loaded, diff, model::Config},
+    config::{Loaded, Problems, diff, model::Config},
     health::Follower,
     snapshot::{ReloadStatus, Snapshot},
     telemetry::{access_log::AccessLog, log},
 };
 
-/// Loads the file again and puts it in service.
-pub(super) fn run(control: &mut Control, follower: &mut Follower) -> ReloadOutcome {
-    systemd::reloading();
-    let outcome = load(control).and_then(|config| apply(control, follower, config));
+/// Loads the file again and puts it in service; `None` when a signal asks for the end before it is read.
+pub(super) async fn run(control: &mut Control, follower: &mut Follower) -> Option<ReloadOutcome> {
+    control.manager.reloading();
+    let loaded = load::load(&control.file, &mut control.signals, &control.sinks).await?;
+    let outcome = accept(loaded).and_then(|config| apply(control, follower, config));
     tell(control, &outcome);
-    outcome
+    Some(outcome)
 }
 
-/// Parse and check.
-fn load(control: &Control) -> Result<Config, Failed> {
-    match config::load(&control.file) {
+/// Reports warnings, and refuses a file with errors.
+fn accept(loaded: Result<Loaded, Problems>) -> Result<Config, Failed> {
+    match loaded {
         Ok(Loaded {
             config, warnings, ..
         }) => {
@@ -126,11 +127,13 @@ fn tell(control: &Control, outcome: &ReloadOutcome) {
                 tracing::info!(target: "reload", "{change}");
             }
             tracing::info!(target: "reload", generation, changes = changes.len(), "configuration reloaded");
-            systemd::ready(&format!("serving generation {generation}"));
+            control
+                .manager
+                .ready(&format!("serving generation {generation}"));
         }
         Err(problem) => {
-            tracing::error!(target: "reload", generation, "configuration not reloaded, the old one goes on\n{}", problem.rendered);
-            systemd::ready(&format!(
+            tracing::error!(target: "reload", generation, "reload failed; keeping the running configuration\n{}", problem.rendered);
+            control.manager.ready(&format!(
                 "serving generation {generation}; the last reload failed"
             ));
         }

@@ -1,6 +1,10 @@
 //! Signals, as messages for the control thread.
+//!
+//! They are blocked from the first statement of `main` on ([`hold`]), so none is lost and none ends the process before
+//! [`Signals`] receives them. What comes while the daemon starts waits until it is asked for.
 
 use std::{
+    collections::VecDeque,
     io,
     sync::{
         Arc,
@@ -10,10 +14,25 @@ use std::{
 };
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1},
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
     iterator::{Handle, Signals as Stream},
 };
 use tokio::sync::mpsc;
+
+use crate::net::sys;
+
+/// Every signal that the daemon answers.
+const HANDLED: [libc::c_int; 6] = [SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2];
+
+/// Keeps the daemon's signals pending until it receives them. The first statement of `main`: threads inherit it.
+pub fn hold() {
+    sys::block_signals(&HANDLED);
+}
+
+/// Restores the system's own handling, for commands that do not become the daemon.
+pub fn release() {
+    sys::unblock_signals(&HANDLED);
+}
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,11 +45,27 @@ pub(super) enum Signal {
     Drain,
     /// USR1.
     ReopenLogs,
+    /// USR2, which has no meaning.
+    Unused,
 }
 
-/// The signals that arrive from now on.
+impl Signal {
+    /// True for the signals that end the daemon.
+    pub(super) fn is_end(self) -> bool {
+        matches!(self, Self::Stop | Self::Drain)
+    }
+}
+
+/// Reports a signal that has no meaning.
+pub(super) fn ignore() {
+    tracing::warn!(target: "daemon", "signal USR2 ignored: it has no meaning");
+}
+
+/// The signals that arrive from the start of the process on.
 pub(super) struct Signals {
     receiver: mpsc::UnboundedReceiver<Signal>,
+    /// Received, and put back for whoever can act on them.
+    kept: VecDeque<Signal>,
     /// A HUP waits: those that come until its reload begins are the same one.
     reload_waits: Arc<AtomicBool>,
     handle: Handle,
@@ -39,7 +74,7 @@ pub(super) struct Signals {
 impl Signals {
     /// Takes the signals over from the system's own handling.
     pub(super) fn new() -> io::Result<Self> {
-        let mut stream = Stream::new([SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1])?;
+        let mut stream = Stream::new(HANDLED)?;
         let handle = stream.handle();
         let (sender, receiver) = mpsc::unbounded_channel();
         let reload_waits = Arc::new(AtomicBool::new(false));
@@ -47,6 +82,8 @@ impl Signals {
         thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
+                // Of all threads only this one receives them.
+                sys::unblock_signals(&HANDLED);
                 for signal in stream.forever() {
                     let signal = match signal {
                         SIGHUP if waits.swap(true, SeqCst) => continue,
@@ -54,7 +91,7 @@ impl Signals {
                         SIGTERM | SIGINT => Signal::Stop,
                         SIGQUIT => Signal::Drain,
                         SIGUSR1 => Signal::ReopenLogs,
-                        // A write to a closed pipe is an error where it is made.
+                        SIGUSR2 => Signal::Unused,
                         _ => continue,
                     };
                     if sender.send(signal).is_err() {
@@ -64,6 +101,7 @@ impl Signals {
             })?;
         Ok(Self {
             receiver,
+            kept: VecDeque::new(),
             reload_waits,
             handle,
         })
@@ -71,6 +109,9 @@ impl Signals {
 
     /// The next signal.
     pub(super) async fn next(&mut self) -> Signal {
+        if let Some(signal) = self.kept.pop_front() {
+            return signal;
+        }
         match self.receiver.recv().await {
             Some(signal) => {
                 if signal == Signal::Reload {
@@ -80,6 +121,18 @@ impl Signals {
             }
             // The thread is gone: there will be none.
             None => std::future::pending().await,
+        }
+    }
+
+    /// Gives back signals that [`next`](Self::next) gave, in their order; of several HUPs one remains.
+    pub(super) fn put_back(&mut self, mut signals: Vec<Signal>) {
+        let mut reloads = 0;
+        signals.retain(|signal| {
+            reloads += usize::from(*signal == Signal::Reload);
+            *signal != Signal::Reload || reloads == 1
+        });
+        for signal in signals.into_iter().rev() {
+            self.kept.push_front(signal);
         }
     }
 }

@@ -1,43 +1,173 @@
-//! What systemd is told (sd_notify(3)); without systemd nothing happens.
+//! Messages to the service manager, sd_notify(3); without `NOTIFY_SOCKET` nothing happens.
+//!
+//! One socket for the life of the process, as a lack of descriptors must not look like a hang; it never blocks. What a full
+//! queue does not take is sent again by [`watch`].
 
 use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    env,
+    ffi::OsStr,
+    io,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use sd_notify::NotifyState;
-use tokio::time::{MissedTickBehavior, interval};
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval, sleep},
+};
 
 use crate::snapshot::Daemon;
 
-fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(target: "daemon", %error, "systemd not told");
+/// How often unsent messages are sent again.
+const RETRY: Duration = Duration::from_millis(50);
+/// Most unsent messages; the oldest are dropped.
+const MAX_UNSENT: usize = 32;
+
+/// The way to the service manager.
+#[derive(Debug, Default)]
+pub(super) struct ServiceManager {
+    socket: Option<(UnixDatagram, SocketAddr)>,
+    /// In order; nothing is sent past them.
+    unsent: RefCell<VecDeque<String>>,
+    /// Wakes [`watch`] for what is unsent.
+    wake: Notify,
+    /// A failure has been logged; the next is logged after a success.
+    has_failed: Cell<bool>,
+}
+
+impl ServiceManager {
+    /// Opens the socket that `NOTIFY_SOCKET` names: a path, or `@name` for an abstract one.
+    pub(super) fn from_environment() -> Rc<Self> {
+        let manager = match env::var_os("NOTIFY_SOCKET") {
+            None => Self::default(),
+            Some(name) => match open(&name) {
+                Ok(socket) => Self {
+                    socket: Some(socket),
+                    ..Self::default()
+                },
+                Err(error) => {
+                    tracing::warn!(target: "daemon", socket = %name.display(), %error, "sd_notify failed");
+                    Self::default()
+                }
+            },
+        };
+        Rc::new(manager)
+    }
+
+    /// In service.
+    pub(super) fn ready(&self, status: &str) {
+        self.send(format!("READY=1\nSTATUS={status}\n"));
+    }
+
+    /// A reload has begun; [`ready`](Self::ready) ends it.
+    pub(super) fn reloading(&self) {
+        let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
+        let micros = i128::from(tv_sec) * 1_000_000 + i128::from(tv_nsec) / 1_000;
+        self.send(format!("RELOADING=1\nMONOTONIC_USEC={micros}\n"));
+    }
+
+    /// The drain has begun.
+    pub(super) fn stopping(&self, status: &str) {
+        self.send(format!("STOPPING=1\nSTATUS={status}\n"));
+    }
+
+    fn watchdog(&self) {
+        // A ping that waits says already what another one would.
+        if self.unsent.borrow().is_empty() {
+            self.send("WATCHDOG=1\n".to_owned());
+        }
+    }
+
+    fn send(&self, message: String) {
+        if self.socket.is_none() {
+            return;
+        }
+        let mut unsent = self.unsent.borrow_mut();
+        if unsent.len() >= MAX_UNSENT {
+            unsent.pop_front();
+        }
+        unsent.push_back(message);
+        drop(unsent);
+        self.flush();
+    }
+
+    fn flush(&self) {
+        let Some((socket, address)) = &self.socket else {
+            return;
+        };
+        let mut unsent = self.unsent.borrow_mut();
+        while let Some(message) = unsent.front() {
+            let sent = socket.send_to_addr(message.as_bytes(), address);
+            let again = matches!(&sent, Err(error) if is_full(error));
+            match sent {
+                Ok(_) => self.has_failed.set(false),
+                Err(error) => {
+                    if !self.has_failed.replace(true) {
+                        tracing::warn!(target: "daemon", %error, message = message.trim_end(), "sd_notify failed");
+                    }
+                }
+            }
+            if again {
+                self.wake.notify_one();
+                return;
+            }
+            unsent.pop_front();
+        }
     }
 }
 
-/// In service.
-pub(super) fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+/// True when the receiver's queue is full: a later attempt may succeed.
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
-/// A reload has begun; [`ready`] ends it.
-pub(super) fn reloading() {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(_) => tell(&[NotifyState::Reloading]),
-    }
+fn open(name: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(name)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    Ok((socket, address))
 }
 
-/// The drain has begun.
-pub(super) fn stopping(status: &str) {
-    tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+/// The time in which the service manager wants a ping: `WATCHDOG_USEC`, if `WATCHDOG_PID` is not another process.
+fn watchdog_limit() -> Option<Duration> {
+    let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
+    let is_other = env::var_os("WATCHDOG_PID").is_some()
+        && number("WATCHDOG_PID") != Some(u64::from(std::process::id()));
+    let micros = number("WATCHDOG_USEC").filter(|micros| *micros > 0 && !is_other)?;
+    Some(Duration::from_micros(micros))
 }
 
-/// Keeps the watchdog quiet as long as every worker's heartbeat moves. Never ends; pends if no watchdog is set.
-pub(super) async fn watch(daemon: Arc<Daemon>) {
-    let Some(limit) = sd_notify::watchdog_enabled() else {
+/// Pings the watchdog while all workers make progress, and sends again what could not be sent. Never ends.
+pub(super) async fn watch(manager: Rc<ServiceManager>, daemon: Arc<Daemon>) {
+    if manager.socket.is_none() {
         return std::future::pending().await;
+    }
+    tokio::join!(ping(&manager, &daemon), async {
+        loop {
+            manager.wake.notified().await;
+            sleep(RETRY).await;
+            manager.flush();
+        }
+    });
+}
+
+async fn ping(manager: &ServiceManager, daemon: &Daemon) {
+    let Some(limit) = watchdog_limit() else {
+        return;
     };
     let mut tick = interval((limit / 2).max(Duration::from_millis(1)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -51,9 +181,66 @@ pub(super) async fn watch(daemon: Arc<Daemon>) {
             .collect();
         let stuck = now.iter().zip(&last).position(|(now, last)| now == last);
         match stuck {
-            None => tell(&[NotifyState::Watchdog]),
-            Some(worker) => tracing::error!(target: "daemon", worker, "a worker does not move"),
+            None => manager.watchdog(),
+            Some(worker) => tracing::error!(target: "daemon", worker, "worker is stuck"),
         }
         last = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manager(name: &str) -> ServiceManager {
+        ServiceManager {
+            socket: Some(open(OsStr::new(name)).unwrap()),
+            ..ServiceManager::default()
+        }
+    }
+
+    fn receiver(name: &str) -> UnixDatagram {
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    }
+
+    fn received(socket: &UnixDatagram) -> Vec<String> {
+        let mut buffer = [0; 1024];
+        let next = || Some(socket.recv(&mut buffer).ok()?).map(|count| (count, buffer));
+        let messages = std::iter::from_fn(next);
+        messages
+            .map(|(count, buffer)| String::from_utf8_lossy(&buffer[..count]).into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn a_full_socket_holds_up_nothing_and_what_it_did_not_take_comes_later_in_order() {
+        let name = format!("balancer-notify-{}", std::process::id());
+        let socket = receiver(&name);
+        let manager = manager(&format!("@{name}"));
+        let mut sent = 0;
+        while manager.unsent.borrow().is_empty() {
+            manager.ready(&sent.to_string());
+            sent += 1;
+        }
+        manager.watchdog();
+        manager.stopping("draining");
+        assert_eq!(manager.unsent.borrow().len(), 2, "no ping behind others");
+        let mut all = received(&socket);
+        manager.flush();
+        all.extend(received(&socket));
+        let ready = (0..sent).map(|number| format!("READY=1\nSTATUS={number}\n"));
+        let stopping = "STOPPING=1\nSTATUS=draining\n".to_owned();
+        assert_eq!(all, ready.chain([stopping]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_receiver_that_is_gone_costs_nothing() {
+        let manager = manager("@balancer-no-such-socket");
+        manager.ready("x");
+        assert!(manager.unsent.borrow().is_empty());
+        assert!(manager.has_failed.get(), "logged once");
     }
 }
