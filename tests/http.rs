@@ -22,6 +22,8 @@ mod keepalive;
 mod messages;
 #[path = "http/refused.rs"]
 mod refused;
+#[path = "http/replies.rs"]
+mod replies;
 #[path = "http/rewrites.rs"]
 mod rewrites;
 #[path = "http/routes.rs"]

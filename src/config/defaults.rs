@@ -8,8 +8,8 @@ use super::model::{
     AccessFormat, AccessLog, Admin, Backend, BackendProtocol, CheckKind, Config, Drain, Ejection,
     ErrorFormat, Errors, Forwarded, HeaderEdits, HealthCheck, HttpLimits, Keepalive, Listener,
     ListenerLimits, ListenerProtocol, ListenerTimeouts, Log, LogFormat, LogOutput, LogWhen,
-    Metrics, PathMatch, PerBackend, Policy, Pool, PoolTimeouts, Retries, RetryConditions, Rewrite,
-    Route, RouteAction, SocketOptions, TimeoutOverrides, TrustedProxies, WhenAllDown,
+    Metrics, PathMatch, PerBackend, Policy, Pool, PoolTimeouts, Respond, Retries, RetryConditions,
+    Rewrite, Route, RouteAction, SocketOptions, TimeoutOverrides, TrustedProxies, WhenAllDown,
 };
 use crate::{base::address::BackendAddress, reason::StatusProfile};
 
@@ -96,6 +96,17 @@ impl Default for Forwarded {
             rfc7239: false,
             via: true,
             request_id: "X-Request-Id".to_owned(),
+        }
+    }
+}
+
+impl Default for Respond {
+    fn default() -> Self {
+        Self {
+            status: 200,
+            body: String::new(),
+            content_type: "text/plain; charset=utf-8".to_owned(),
+            headers: Vec::new(),
         }
     }
 }

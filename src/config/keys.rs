@@ -122,7 +122,10 @@ pub const SECTIONS: &[Section] = &[
         ],
     ),
     ("routes[].redirect", REDIRECT),
-    ("routes[].respond", &["status", "body"]),
+    (
+        "routes[].respond",
+        &["status", "body", "content_type", "headers"],
+    ),
     ("routes[].rewrite", &["path", "strip_prefix", "host"]),
     ("routes[].request_headers", EDITS),
     ("routes[].response_headers", EDITS),

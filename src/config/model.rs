@@ -512,12 +512,20 @@ pub enum RouteAction {
     /// An answer with `Location`.
     Redirect(Redirect),
     /// A fixed answer.
-    Respond {
-        /// 200..=599.
-        status: u16,
-        /// At most 64 KiB. Default empty.
-        body: String,
-    },
+    Respond(Respond),
+}
+
+/// `routes[].respond`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Respond {
+    /// 200..=599. Default 200.
+    pub status: u16,
+    /// At most 64 KiB. Default empty.
+    pub body: String,
+    /// Media type of the body. Default `text/plain; charset=utf-8`.
+    pub content_type: String,
+    /// Further fields of the response, `Content-Type` not among them.
+    pub headers: Vec<(String, String)>,
 }
 
 /// One entry of `routes[].split`.

@@ -285,7 +285,7 @@ fn asks_backend(route: &Route) -> bool {
 /// True for a route that keeps requests from a backend.
 fn refuses(route: &Route) -> bool {
     !route.allow.is_empty()
-        || matches!(route.action, RouteAction::Respond { status, .. } if status >= 400)
+        || matches!(route.action, RouteAction::Respond(ref respond) if respond.status >= 400)
 }
 
 /// True if `taker` has no condition on method and headers that `route` does not have.

@@ -3,11 +3,14 @@
 use super::{
     At, Names, Reader, Section,
     common::{
-        clean_text, header_name, methods, rate_limit, redirect, retries, timeouts, warn_short_total,
+        clean_text, header_name, is_token, methods, rate_limit, redirect, retries, timeouts,
+        warn_short_total,
     },
     matching, quote, rewrite, set,
 };
-use crate::config::model::{Config, HeaderEdits, ListenerProtocol, Pool, Route, RouteAction};
+use crate::config::model::{
+    Config, HeaderEdits, ListenerProtocol, Pool, Respond, Route, RouteAction,
+};
 
 /// Largest body of `respond` in bytes.
 const MAX_RESPOND: usize = 64 << 10;
@@ -76,7 +79,7 @@ fn read_overrides(reader: &mut Reader<'_>, keys: &Section<'_>, route: &mut Route
             .iter()
             .filter_map(|share| config.pools.get(share.pool))
             .collect(),
-        RouteAction::Redirect(_) | RouteAction::Respond { .. } => {
+        RouteAction::Redirect(_) | RouteAction::Respond(_) => {
             refuse_overrides(reader, keys);
             Vec::new()
         }
@@ -194,30 +197,71 @@ fn action(
 
 fn respond(reader: &mut Reader<'_>, at: At<'_>) -> Option<RouteAction> {
     let keys = reader.section(at, "routes[].respond")?;
-    let mut status = 200;
+    let mut respond = Respond::default();
     if let Some(at) = keys.get("status") {
-        set(&mut status, reader.integer(at, 200, 599).map(|n| n as u16));
+        let status = reader.integer(at, 200, 599).map(|n| n as u16);
+        set(&mut respond.status, status);
     }
-    let mut body = String::new();
     if let Some(at) = keys.get("body") {
         let text = reader.text(at, "a text", "write the text of the answer");
-        set(&mut body, text.map(str::to_owned));
-        if body.len() > MAX_RESPOND {
+        set(&mut respond.body, text.map(str::to_owned));
+        if respond.body.len() > MAX_RESPOND {
             reader.error(
                 at,
                 "`body` is larger than 64KiB",
                 "serve large answers from a backend",
             );
         }
-        if matches!(status, 204 | 205 | 304) && !body.is_empty() {
+    }
+    if let Some(at) = keys.get("headers") {
+        respond.headers = fields(reader, at, false);
+    }
+    let is_type = |(name, _): &mut (String, String)| name.eq_ignore_ascii_case("content-type");
+    let mut types = respond.headers.extract_if(.., is_type);
+    let by_header = types.next().map(|(_, value)| value);
+    drop(types);
+    if let Some(at) = keys.get("content_type") {
+        if by_header.is_some() {
+            reader.error_at_key(
+                at,
+                "`headers` gives a Content-Type too",
+                "keep one of the two",
+            );
+        }
+        respond.content_type = content_type(reader, at).unwrap_or_default();
+    } else {
+        set(&mut respond.content_type, by_header);
+    }
+    if let status @ (204 | 205 | 304) = respond.status {
+        let is_empty = respond.body.is_empty();
+        let body = keys.get("body").filter(|_| !is_empty);
+        for at in body.into_iter().chain(keys.get("content_type")) {
             reader.error_at_key(
                 at,
                 format!("an answer with status {status} has no body"),
-                "remove `body`",
+                format!("remove `{}`", at.last_key()),
             );
         }
     }
-    Some(RouteAction::Respond { status, body })
+    Some(RouteAction::Respond(respond))
+}
+
+/// A media type, RFC 9110 section 8.3.1. Parameters are not looked into.
+fn content_type(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+    let text = clean_text(reader, at, "a media type")?;
+    let kind = text.split(';').next().unwrap_or_default().trim_end();
+    let is_type = kind
+        .split_once('/')
+        .is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype));
+    if !is_type || !text.is_ascii() {
+        reader.error(
+            at,
+            format!("{} is not a media type", quote(text)),
+            "write one such as `text/html; charset=utf-8` or `application/json`",
+        );
+        return None;
+    }
+    Some(text.to_owned())
 }
 
 /// Fields of the connection or of the framing, which only balancer itself may write. RFC 9110 sections 7.6.1 and 10.1.1,

@@ -9,7 +9,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio::io::AsyncWrite;
@@ -24,17 +24,17 @@ use super::{
     pace::{Pace, Reader},
     pump::Pump,
     read::{self, Reading},
-    reply::{self, Ending, Reply},
+    reply::Reply,
     retry::{self, Question, Verdict},
 };
 use crate::{
     base::clock,
     config::model::{
-        BackendProtocol, ListenerTimeouts, PoolTimeouts, Redirect, Retries, Route, RouteAction,
+        BackendProtocol, ListenerTimeouts, PoolTimeouts, Retries, Route, RouteAction,
         TimeoutOverrides,
     },
     http1::{
-        self, Version,
+        self,
         body::{Decoder, Step},
         request::{self, Framing},
     },
@@ -113,9 +113,9 @@ pub(super) struct Exchange<'a> {
     /// How fast the client sends its body.
     pub pace: Pace,
     /// Where in the head's buffer the next request begins, if the body has been read to its end.
-    rest: Option<usize>,
+    pub(super) rest: Option<usize>,
     /// The client's own wish, in a request that was read whole.
-    asked_to_close: bool,
+    pub(super) asked_to_close: bool,
     /// So many requests of one read were answered that what is behind this one is dropped.
     too_many: bool,
 }
@@ -250,9 +250,6 @@ impl<'a> Exchange<'a> {
         self.asked_to_close = !self.head.keep_alive && self.rest.is_some();
         let is_more = self.rest.is_some_and(|rest| rest < self.head.bytes.len());
         self.too_many = self.client.row >= PIPELINED && is_more;
-        if self.head.framing != Framing::None && self.is_over_body_limit() {
-            return self.fail(Reason::RequestBodySize, io).await;
-        }
         if !is_allowed(
             self.from.client,
             &listener.config.allow,
@@ -283,6 +280,9 @@ impl<'a> Exchange<'a> {
             }
         };
         self.facts.route = route.map(|(index, _)| index);
+        if self.is_over_body_limit() {
+            return self.fail(Reason::RequestBodySize, io).await;
+        }
         if route.is_some_and(|(_, route)| !is_allowed(self.from.client, &route.allow, &[])) {
             return self.fail(Reason::RequestDenied, io).await;
         }
@@ -302,9 +302,7 @@ impl<'a> Exchange<'a> {
                 route::pick_pool(shares, &mut self.place.worker.random.borrow_mut())
             }
             RouteAction::Redirect(redirect) => return self.redirect(redirect, io).await,
-            RouteAction::Respond { status, body } => {
-                return self.reply(&Reply::fixed(*status, body), io).await;
-            }
+            RouteAction::Respond(respond) => return self.reply(&Reply::fixed(respond), io).await,
         };
         let target = self.head.text(self.head.target);
         match snapshot.router.rewrite(route_index, target) {
@@ -552,73 +550,12 @@ impl<'a> Exchange<'a> {
         self.fail(reason, io).await
     }
 
-    /// Answers with a redirect. HTTP/1.0 clients may not say which host they mean: for them there is no https URL.
-    async fn redirect(&mut self, redirect: &Redirect, io: &mut Io<'_>) -> Next {
-        let head = &*self.head;
-        let host = head.text(head.host);
-        if host.is_empty() && matches!(redirect, Redirect::Https { .. }) {
-            return self.fail(Reason::RequestError, io).await;
-        }
-        let reply = reply::redirect(redirect, host, head.text(head.target));
-        self.reply(&reply, io).await
-    }
-
-    /// Answers with an error.
-    async fn fail(&mut self, reason: Reason, io: &mut Io<'_>) -> Next {
-        self.facts.reason = Some(reason);
-        let reply = reply::error(reason, &self.place.snapshot.config.errors, self.head);
-        self.reply(&reply, io).await
-    }
-
-    /// Answers a request over its rate limit; `wait` is the time until one more is allowed.
-    async fn fail_for(&mut self, wait: Duration, io: &mut Io<'_>) -> Next {
-        let reason = Reason::RateLimited;
-        self.facts.reason = Some(reason);
-        let mut reply = reply::error(reason, &self.place.snapshot.config.errors, self.head);
-        reply.retry_after = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        self.reply(&reply, io).await
-    }
-
     /// Name and value of the field with the id of this request.
     pub(super) fn request_id_field(&self) -> (&str, &str) {
         (
             &self.place.snapshot.config.forwarded.request_id,
             self.request_id,
         )
-    }
-
-    /// Sends an answer of our own.
-    async fn reply(&mut self, reply: &Reply, io: &mut Io<'_>) -> Next {
-        let unread =
-            self.rest.is_none() && self.facts.attempts == 0 && self.head.framing != Framing::None;
-        let keep_alive = self.head.keep_alive && !unread && !self.must_close();
-        io.out.clear();
-        let ending = Ending {
-            is_head: self.head.text(self.head.method) == b"HEAD",
-            keep_alive,
-            request_id: (
-                &self.place.snapshot.config.forwarded.request_id,
-                self.request_id,
-            ),
-            date: "",
-        };
-        self.facts.bytes_out = self
-            .place
-            .worker
-            .with_date(|date| reply.encode(io.out, Ending { date, ..ending }));
-        self.facts.status = reply.status;
-        let timeouts = &self.place.listener.config.timeouts;
-        let written = write_all(self.client, io.out, timeouts).await;
-        self.place.counters().sent.add(io.out.len() as u64);
-        match written {
-            Err(reason) => {
-                self.facts.reason.get_or_insert(reason);
-                Next::Reset
-            }
-            Ok(()) if keep_alive => Next::KeepAlive,
-            Ok(()) if self.asked_to_close && !unread => Next::Close,
-            Ok(()) => Next::Linger,
-        }
     }
 }
 
@@ -691,34 +628,6 @@ pub(super) async fn write_all(
         Poll::Ready(Ok(()))
     })
     .await
-}
-
-/// The whole answer to a connection that is not served.
-pub(super) fn encode_refusal(
-    worker: &Worker,
-    snapshot: &Snapshot,
-    reason: Reason,
-    out: &mut Vec<u8>,
-) {
-    let head = request::Head {
-        version: Version::Http11,
-        ..request::Head::default()
-    };
-    let reply = reply::error(reason, &snapshot.config.errors, &head);
-    let mut request_id = String::new();
-    forward::new_request_id(&mut request_id, &mut worker.random.borrow_mut());
-    worker.with_date(|date| {
-        reply.encode(
-            out,
-            Ending {
-                is_head: false,
-                keep_alive: false,
-                request_id: (&snapshot.config.forwarded.request_id, &request_id),
-                date,
-            },
-        )
-    });
-    snapshot.unrouted.mine().error(reason, reply.status);
 }
 
 /// The kind of an error of a backend's stream, as a short text.

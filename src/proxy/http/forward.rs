@@ -185,7 +185,7 @@ pub(super) fn is_websocket(protocol: &[u8]) -> bool {
 }
 
 /// True where `set` or `remove` name a field that balancer would add: then it adds none.
-fn is_decided(edits: Option<&HeaderEdits>, name: &str) -> bool {
+pub(super) fn is_decided(edits: Option<&HeaderEdits>, name: &str) -> bool {
     edits.is_some_and(|edits| {
         let mut names = named(edits);
         names.any(|edited| is_same_or_twin(name.as_bytes(), edited.as_bytes()))

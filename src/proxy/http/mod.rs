@@ -347,7 +347,7 @@ pub(super) fn overload_status(snapshot: &Snapshot) -> u16 {
 pub async fn refuse(worker: Rc<Worker>, client: Client, reason: Reason) {
     let generation = worker.generation();
     let mut out = Vec::with_capacity(512);
-    exchange::encode_refusal(&worker, &generation, reason, &mut out);
+    reply::encode_refusal(&worker, &generation, reason, &mut out);
     drop(generation);
     last_words(&worker, client, &out).await;
 }

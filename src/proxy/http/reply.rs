@@ -1,21 +1,39 @@
 //! The answers balancer gives itself: errors by the 502 rule, redirects and fixed answers of routes.
+//!
+//! What is written is complete here; `response_headers` of the route that took the request have their say as with a
+//! backend's response.
 
-use super::grpc;
+use std::{borrow::Cow, time::Duration};
+
+use super::{
+    Next,
+    exchange::{Exchange, Io, write_all},
+    forward::{self, is_decided},
+    grpc,
+};
 use crate::{
-    config::model::{ErrorFormat, Errors, Redirect},
-    http1::{encode, fields::Known, request::Head},
+    config::model::{ErrorFormat, Errors, HeaderEdits, Redirect, Respond},
+    http1::{
+        Version, encode,
+        fields::{Known, is_same_or_twin},
+        request::{Framing, Head},
+    },
+    proxy::worker::Worker,
     reason::Reason,
+    snapshot::Snapshot,
 };
 
 /// An answer of our own, before it is encoded.
 #[derive(Debug, Default)]
-pub(super) struct Reply {
+pub(super) struct Reply<'a> {
     /// 200..=599.
     pub status: u16,
     /// Content type and body; none for a redirect.
-    pub body: Option<(&'static str, Vec<u8>)>,
+    pub body: Option<(&'a str, Cow<'a, [u8]>)>,
     /// `Location`.
-    pub location: Option<String>,
+    pub location: Option<Cow<'a, str>>,
+    /// `respond.headers`.
+    pub headers: &'a [(String, String)],
     /// Error fields are added for it.
     pub reason: Option<Reason>,
     /// Seconds for `Retry-After`; 0 is none.
@@ -35,6 +53,8 @@ pub(super) struct Ending<'a> {
     pub request_id: (&'a str, &'a str),
     /// Value of `Date`.
     pub date: &'a str,
+    /// `response_headers` of the route.
+    pub edits: Option<&'a HeaderEdits>,
 }
 
 /// The standard phrase of a status, RFC 9110 section 15.
@@ -52,11 +72,11 @@ pub(super) fn status_of(reason: Reason, errors: &Errors) -> u16 {
 }
 
 /// The answer for `reason`.
-pub(super) fn error(reason: Reason, errors: &Errors, head: &Head) -> Reply {
+pub(super) fn error<'a>(reason: Reason, errors: &'a Errors, head: &Head) -> Reply<'a> {
     if grpc::is_call(head) {
         return Reply {
             status: 200,
-            body: Some(("application/grpc", Vec::new())),
+            body: Some(("application/grpc", Cow::default())),
             reason: Some(reason),
             call: Some((grpc::status(reason), reason.sentence())),
             ..Reply::default()
@@ -72,7 +92,10 @@ pub(super) fn error(reason: Reason, errors: &Errors, head: &Head) -> Reply {
         .pages
         .iter()
         .find(|page| page.status == status && page.html == html);
-    let body = page.map_or_else(|| body(status, reason, html), |page| page.body.clone());
+    let body = page.map_or_else(
+        || Cow::Owned(body(status, reason, html)),
+        |page| Cow::Borrowed(&*page.body),
+    );
     let kind = if html {
         "text/html; charset=utf-8"
     } else {
@@ -135,10 +158,12 @@ fn thousandths(weight: &[u8]) -> u16 {
 }
 
 /// The answer for a redirect of `host` and `target`.
-pub(super) fn redirect(redirect: &Redirect, host: &[u8], target: &[u8]) -> Reply {
+pub(super) fn redirect<'a>(redirect: &'a Redirect, host: &[u8], target: &[u8]) -> Reply<'a> {
     let (location, status) = match redirect {
-        Redirect::Https { port, status } => (https_location(host, target, *port), *status),
-        Redirect::To { location, status } => (location.clone(), *status),
+        Redirect::Https { port, status } => {
+            (Cow::Owned(https_location(host, target, *port)), *status)
+        }
+        Redirect::To { location, status } => (Cow::Borrowed(&**location), *status),
     };
     Reply {
         status,
@@ -164,57 +189,96 @@ fn https_location(host: &[u8], target: &[u8], port: u16) -> String {
     }
 }
 
-impl Reply {
-    /// A fixed answer.
-    pub(super) fn fixed(status: u16, body: &str) -> Self {
+/// Fields that describe the body of an error or keep it out of caches: an edit that is meant for the backend's answers
+/// does not make an error something else.
+fn belongs_to_error(name: &str) -> bool {
+    let dashed = name.to_ascii_lowercase().replace('_', "-");
+    dashed.ends_with("cache-control")
+        || dashed.starts_with("content-") && !dashed.starts_with("content-security-policy")
+        || dashed.starts_with("grpc-")
+}
+
+impl<'a> Reply<'a> {
+    /// The fixed answer of a route.
+    pub(super) fn fixed(respond: &'a Respond) -> Self {
         Self {
-            status,
-            body: Some(("text/plain; charset=utf-8", body.as_bytes().to_vec())),
+            status: respond.status,
+            body: Some((
+                &respond.content_type,
+                Cow::Borrowed(respond.body.as_bytes()),
+            )),
+            headers: &respond.headers,
             ..Self::default()
         }
+    }
+
+    /// True for an error whose fields of this name are not edited.
+    fn keeps(&self, name: &str) -> bool {
+        self.reason.is_some() && belongs_to_error(name)
     }
 
     /// Writes the whole message; gives the length of the body sent.
     pub(super) fn encode(&self, out: &mut Vec<u8>, ending: Ending<'_>) -> u64 {
         encode::status_line(out, self.status, phrase(self.status).as_bytes());
-        encode::field(out, b"Date", ending.date.as_bytes());
+        let edits = ending.edits;
+        let is_free = |name: &str| self.keeps(name) || !is_decided(edits, name);
+        let is_given = |name: &str| {
+            let mut names = self.headers.iter().map(|(given, _)| given.as_bytes());
+            names.any(|given| is_same_or_twin(given, name.as_bytes()))
+        };
+        let field = |out: &mut Vec<u8>, name: &str, value: &[u8]| {
+            if is_free(name) && !is_given(name) {
+                encode::field(out, name.as_bytes(), value);
+            }
+        };
+        field(out, "Date", ending.date.as_bytes());
         let (kind, body) = self
             .body
             .as_ref()
-            .map_or(("", &[][..]), |(kind, body)| (*kind, body.as_slice()));
+            .map_or(("", &[][..]), |(kind, body)| (*kind, &**body));
         // RFC 9110 section 8.6: no length with 204, and it would mean another body with 304.
         let bodiless = matches!(self.status, 204 | 304);
         if !bodiless {
             if !kind.is_empty() {
-                encode::field(out, b"Content-Type", kind.as_bytes());
+                field(out, "Content-Type", kind.as_bytes());
             }
             encode::content_length(out, body.len() as u64);
         }
+        for (name, value) in self.headers.iter().filter(|(name, _)| is_free(name)) {
+            encode::field(out, name.as_bytes(), value.as_bytes());
+        }
         if let Some((status, message)) = self.call {
-            encode::field(out, b"grpc-status", status.to_string().as_bytes());
-            encode::field(out, b"grpc-message", message.as_bytes());
+            field(out, "grpc-status", status.to_string().as_bytes());
+            field(out, "grpc-message", message.as_bytes());
         }
         if let Some(location) = &self.location {
-            encode::field(out, b"Location", location.as_bytes());
+            field(out, "Location", location.as_bytes());
         }
         if let Some(reason) = self.reason {
-            encode::field(out, b"Cache-Control", b"no-store");
+            field(out, "Cache-Control", b"no-store");
             let status = format!("balancer; error={}", reason.token());
-            encode::field(out, b"Proxy-Status", status.as_bytes());
+            field(out, "Proxy-Status", status.as_bytes());
             if self.retry_after > 0 {
-                encode::field(out, b"Retry-After", self.retry_after.to_string().as_bytes());
+                field(out, "Retry-After", self.retry_after.to_string().as_bytes());
             }
             if reason == Reason::MethodNotAllowed {
-                encode::field(
+                field(
                     out,
-                    b"Allow",
+                    "Allow",
                     b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH",
                 );
             }
         }
         let (name, id) = ending.request_id;
         if !id.is_empty() {
-            encode::field(out, name.as_bytes(), id.as_bytes());
+            field(out, name, id.as_bytes());
+        }
+        if let Some(edits) = edits {
+            for (name, value) in edits.set.iter().chain(&edits.add) {
+                if !self.keeps(name) {
+                    encode::field(out, name.as_bytes(), value.as_bytes());
+                }
+            }
         }
         let connection: &[u8] = if ending.keep_alive {
             b"keep-alive"
@@ -229,4 +293,96 @@ impl Reply {
         out.extend_from_slice(body);
         body.len() as u64
     }
+}
+
+impl Exchange<'_> {
+    /// Answers with a redirect. HTTP/1.0 clients may not say which host they mean: for them there is no https URL.
+    pub(super) async fn redirect(&mut self, to: &Redirect, io: &mut Io<'_>) -> Next {
+        let head = &*self.head;
+        let host = head.text(head.host);
+        if host.is_empty() && matches!(to, Redirect::Https { .. }) {
+            return self.fail(Reason::RequestError, io).await;
+        }
+        let reply = redirect(to, host, head.text(head.target));
+        self.reply(&reply, io).await
+    }
+
+    /// Answers with an error.
+    pub(super) async fn fail(&mut self, reason: Reason, io: &mut Io<'_>) -> Next {
+        self.facts.reason = Some(reason);
+        let reply = error(reason, &self.place.snapshot.config.errors, self.head);
+        self.reply(&reply, io).await
+    }
+
+    /// Answers a request over its rate limit; `wait` is the time until one more is allowed.
+    pub(super) async fn fail_for(&mut self, wait: Duration, io: &mut Io<'_>) -> Next {
+        let reason = Reason::RateLimited;
+        self.facts.reason = Some(reason);
+        let mut reply = error(reason, &self.place.snapshot.config.errors, self.head);
+        reply.retry_after = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        self.reply(&reply, io).await
+    }
+
+    /// Sends an answer of our own.
+    pub(super) async fn reply(&mut self, reply: &Reply<'_>, io: &mut Io<'_>) -> Next {
+        let unread =
+            self.rest.is_none() && self.facts.attempts == 0 && self.head.framing != Framing::None;
+        let keep_alive = self.head.keep_alive && !unread && !self.must_close();
+        io.out.clear();
+        let config = &self.place.snapshot.config;
+        let route = self.facts.route.and_then(|route| config.routes.get(route));
+        let ending = Ending {
+            is_head: self.head.text(self.head.method) == b"HEAD",
+            keep_alive,
+            request_id: (&config.forwarded.request_id, self.request_id),
+            date: "",
+            edits: route.map(|route| &route.response_headers),
+        };
+        self.facts.bytes_out = self
+            .place
+            .worker
+            .with_date(|date| reply.encode(io.out, Ending { date, ..ending }));
+        self.facts.status = reply.status;
+        let timeouts = &self.place.listener.config.timeouts;
+        let written = write_all(self.client, io.out, timeouts).await;
+        self.place.counters().sent.add(io.out.len() as u64);
+        match written {
+            Err(reason) => {
+                self.facts.reason.get_or_insert(reason);
+                Next::Reset
+            }
+            Ok(()) if keep_alive => Next::KeepAlive,
+            Ok(()) if self.asked_to_close && !unread => Next::Close,
+            Ok(()) => Next::Linger,
+        }
+    }
+}
+
+/// The whole answer to a connection that is not served.
+pub(super) fn encode_refusal(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    reason: Reason,
+    out: &mut Vec<u8>,
+) {
+    let head = Head {
+        version: Version::Http11,
+        ..Head::default()
+    };
+    let reply = error(reason, &snapshot.config.errors, &head);
+    let mut request_id = String::new();
+    forward::new_request_id(&mut request_id, &mut worker.random.borrow_mut());
+    worker.with_date(|date| {
+        reply.encode(
+            out,
+            Ending {
+                is_head: false,
+                keep_alive: false,
+                request_id: (&snapshot.config.forwarded.request_id, &request_id),
+                date,
+                edits: None,
+            },
+        )
+    });
+    snapshot.unrouted.mine().error(reason, reply.status);
 }
