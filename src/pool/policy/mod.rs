@@ -67,11 +67,22 @@ pub(crate) fn prepare(policy: Policy, candidates: &[Candidate]) -> Box<dyn Picke
     }
 }
 
-/// True if a backend with `load` and `weight` would be less loaded for its weight than the other, with one more each.
+/// A backend's requests in flight and its weight.
+type Load = (usize, u16);
+
+/// True if a backend would be less loaded for its weight than the other, with one more each.
 /// Compared as fractions by cross-multiplication: no rounding.
 #[inline]
-fn lighter((load, weight): (usize, u16), (other_load, other_weight): (usize, u16)) -> bool {
+fn lighter((load, weight): Load, (other_load, other_weight): Load) -> bool {
     (load as u128 + 1) * u128::from(other_weight) < (other_load as u128 + 1) * u128::from(weight)
+}
+
+/// True if a backend has its share already: the other, with one more, would be no more loaded for its weight than this one
+/// is now. Two that both have less than their share differ by less than one request: which of them is next is for their
+/// weights to say, or the lighter one of two idle backends would never be.
+#[inline]
+fn has_its_share((load, weight): Load, (other_load, other_weight): Load) -> bool {
+    (other_load as u128 + 1) * u128::from(weight) <= load as u128 * u128::from(other_weight)
 }
 
 #[cfg(test)]
@@ -91,6 +102,23 @@ mod tests {
             ((usize::MAX - 1, 256), (usize::MAX - 1, 255), true),
         ] {
             assert_eq!(lighter(one, other), expected, "{one:?} {other:?}");
+        }
+    }
+
+    #[test]
+    fn a_backend_has_its_share_when_another_is_no_more_loaded_with_one_more() {
+        for (one, other, expected) in [
+            ((0, 1), (0, 256), false),
+            ((0, 1), (255, 256), false),
+            ((1, 1), (254, 256), true),
+            ((1, 1), (0, 1), true),
+            ((1, 1), (1, 1), false),
+            ((1, 255), (1, 256), false),
+            ((2, 256), (0, 255), true),
+            ((2, 2), (1, 1), false),
+            ((usize::MAX - 1, 256), (usize::MAX - 1, 256), false),
+        ] {
+            assert_eq!(has_its_share(one, other), expected, "{one:?} {other:?}");
         }
     }
 }
