@@ -220,7 +220,7 @@ pools:
     assert_eq!(config.listeners[1].limits.request_body, Some(16 << 20));
     assert_eq!(config.listeners[1].pool, Some(0));
     assert_eq!(config.pools[0].backends[1].weight, 2);
-    assert!(config.pools[0].backends[2].backup);
+    assert_eq!(config.pools[0].backends[2].backup, 1);
     let check = config.pools[0].health_check.clone().unwrap();
     assert!(matches!(check.kind, CheckKind::Http { path, .. } if path == "/healthz"));
     assert!((config.access_log.when.sample - 0.1).abs() < 1e-9);

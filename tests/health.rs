@@ -25,10 +25,14 @@ use support::{
 
 /// One pool `app` behind `@web`; `pool` are its keys, each on a line of its own.
 fn daemon(pool: &str) -> Daemon {
-    Daemon::start(&format!(
+    Daemon::start(&configuration(pool))
+}
+
+fn configuration(pool: &str) -> String {
+    format!(
         "workers: 2\nlog: {{format: json}}\naccess_log: {{when: {{min_status: 200}}}}\n\
          listeners:\n  web: {{bind: \"@web\", pool: app}}\npools:\n  app:\n{pool}"
-    ))
+    )
 }
 
 /// The `backends` key with these entries.
@@ -569,6 +573,31 @@ fn backups_serve_only_while_no_other_is_up() {
     healthy.open();
     wait_for_state(&daemon, "up", 3);
     assert_eq!(tally(&daemon, 20), tallied([("main", 20)]));
+}
+
+#[test]
+fn backups_of_two_tiers_serve_one_at_a_time_and_a_reload_moves_them() {
+    let down = refused();
+    let spares = [Peer::answering("spare 1"), Peer::answering("spare 2")];
+    let file = |tiers: [u8; 2]| {
+        let spare = |index: usize| {
+            format!(
+                "{{address: \"{}\", backup: {}}}",
+                spares[index].address, tiers[index]
+            )
+        };
+        let entries = [format!("\"{down}\""), spare(0), spare(1)];
+        configuration(&(backends(entries) + "    health_check: {interval: 100ms}\n"))
+    };
+    let mut daemon = Daemon::start(&file([1, 2]));
+    wait_for_state(&daemon, "up", 2);
+    wait_for_state(&daemon, "down", 1);
+    assert_eq!(tally(&daemon, 10), tallied([("spare 1", 10)]));
+    let status = daemon.status();
+    let tiers = [0, 1, 2].map(|index| status["pools"][0]["backends"][index]["tier"].clone());
+    assert_eq!(tiers, [0, 1, 2].map(serde_json::Value::from));
+    assert_eq!(daemon.reload(&file([9, 2])).status, 200);
+    assert_eq!(tally(&daemon, 10), tallied([("spare 2", 10)]));
 }
 
 #[test]

@@ -74,7 +74,7 @@ struct Backend {
     name: String,
     address: String,
     weight: u16,
-    backup: bool,
+    tier: u8,
     state: String,
     cause: Option<String>,
     since_seconds: f64,
@@ -202,8 +202,10 @@ fn backend_row(backend: &Backend) -> Vec<String> {
         format!("{} ({})", backend.name, backend.address)
     };
     let mut notes = Vec::new();
-    if backend.backup {
-        notes.push("backup".to_owned());
+    match backend.tier {
+        0 => {}
+        1 => notes.push("backup".to_owned()),
+        tier => notes.push(format!("backup {tier}")),
     }
     if let Some(left) = backend.ejected_for_seconds {
         notes.push(format!("back in {}", age(left)));
@@ -262,7 +264,7 @@ mod tests {
         let backends: Vec<_> = states
             .iter()
             .map(|(state, weight)| {
-                json!({"name": "a:1", "address": "a:1", "weight": weight, "backup": false, "state": state,
+                json!({"name": "a:1", "address": "a:1", "weight": weight, "backup": false, "tier": 0, "state": state,
                     "cause": if *state == "down" { Some("connection refused") } else { None }, "since": "2026-01-01T00:00:00Z",
                     "since_seconds": 75.0, "ejected_for_seconds": null, "in_flight": 2})
             })

@@ -243,7 +243,7 @@ impl Backend {
             name: address.to_string().into(),
             address,
             weight: 1,
-            backup: false,
+            backup: 0,
             max_connections: None,
         }
     }

@@ -340,7 +340,9 @@ fn backends(changes: &mut Changes, pool: &str, old: &[Backend], new: &[Backend])
             changes.push(format!("{what} weight {} → {}", was.weight, backend.weight));
         }
         changes.if_changed(&was.name, &backend.name, format!("{what} name"));
-        changes.if_changed(&was.backup, &backend.backup, format!("{what} backup"));
+        if was.backup != backend.backup {
+            changes.push(format!("{what} backup {} → {}", was.backup, backend.backup));
+        }
         changes.if_changed(
             &was.max_connections,
             &backend.max_connections,
@@ -509,6 +511,7 @@ pools: {b: {backends: [10.0.0.1:80]}, a: {backends: [10.0.0.1:80]}}
             "h:1",
             "{address: h:1, weight: 3}, h:2",
             "{address: h:1, backup: true}, h:2",
+            "{address: h:1, backup: 2}, h:2",
             "{address: h:1, name: x}",
             "{address: h:1, max_connections: 9}",
         ]);

@@ -635,8 +635,8 @@ pub struct Backend {
     pub name: Arc<str>,
     /// 0..=256. Default 1; 0 gets no new work.
     pub weight: u16,
-    /// Gets work only when no other backend may.
-    pub backup: bool,
+    /// Its tier, 0..=9; the lowest tier with a backend that may take traffic gets it. Default 0: no backup.
+    pub backup: u8,
     /// Exchanges or sessions at a time; the smaller of this and the pool's limit holds.
     pub max_connections: Option<usize>,
 }

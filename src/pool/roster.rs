@@ -1,9 +1,9 @@
 //! Who may be picked: the eligible backends of one generation, with the prepared policy over them.
 //!
-//! Only backends with a weight above 0 are considered. The first of these groups that has a member is the roster:
-//! primaries that are up, backups that are up, primaries not checked yet, backups not checked yet; and with
-//! `when_all_down: fail_open` everyone who is not draining, in maintenance or removed. So a checked backup is preferred
-//! to a primary nobody has seen good yet.
+//! Only backends with a weight above 0 are considered. The first of these groups that has a member is the roster: those that
+//! are up, by their tier (`backup`), then those not checked yet, by their tier; and with `when_all_down: fail_open`
+//! everyone who is not draining, in maintenance or removed. So a checked backup is preferred to a primary nobody has seen
+//! good yet.
 
 use std::{fmt, sync::Arc};
 
@@ -72,19 +72,21 @@ impl Roster {
     }
 }
 
-const FAIL_OPEN: u8 = 4;
-const NEVER: u8 = 5;
+/// The first group of backends not checked yet: higher than any tier.
+const UNCHECKED: u8 = 10;
+const FAIL_OPEN: u8 = 20;
+const NEVER: u8 = 21;
 
 /// The group of a backend: the lowest group that has a member is picked from.
 fn rank(backend: &Backend, state: State, rules: Rules) -> u8 {
     if backend.config.weight == 0 {
         return NEVER;
     }
-    let backup = u8::from(backend.config.backup);
+    let tier = backend.config.backup.min(UNCHECKED - 1);
     match state {
-        State::Up => backup,
-        State::Checking | State::Down if !rules.checks => backup,
-        State::Checking => 2 + backup,
+        State::Up => tier,
+        State::Checking | State::Down if !rules.checks => tier,
+        State::Checking => UNCHECKED + tier,
         State::Down | State::Ejected if rules.when_all_down == WhenAllDown::FailOpen => FAIL_OPEN,
         State::Down | State::Ejected | State::Draining | State::Maintenance | State::Removed => {
             NEVER

@@ -109,7 +109,7 @@ fn without_a_health_check_everyone_is_up_at_once() {
 #[test]
 fn backups_get_work_only_when_no_other_backend_may() {
     let mut config = config(&[1, 1, 1]);
-    config.backends[2].backup = true;
+    config.backends[2].backup = 1;
     let (pool, now) = pool(&config);
     all_up(&pool, now);
     assert_eq!(picks(&pool, 4), [0, 1, 0, 1]);
@@ -120,6 +120,43 @@ fn backups_get_work_only_when_no_other_backend_may() {
     pass(&pool, 0, now);
     pass(&pool, 0, now);
     assert_eq!(picks(&pool, 2), [0, 0]);
+}
+
+#[test]
+fn the_lowest_tier_with_a_backend_that_is_up_gets_all_work() {
+    let mut config = config(&[1, 1, 1, 1, 1]);
+    for (backend, tier) in config.backends.iter_mut().zip([0, 1, 1, 2, 9]) {
+        backend.backup = tier;
+    }
+    let (pool, now) = pool(&config);
+    assert_eq!(picks(&pool, 2), [0, 0], "not checked yet");
+    pass(&pool, 4, now);
+    assert_eq!(
+        picks(&pool, 2),
+        [4, 4],
+        "the only one that is known to be up"
+    );
+    all_up(&pool, now);
+    let down = |index| (0..3).for_each(|_| drop(fail(&pool, index, now)));
+    let taking = || {
+        let mut seen = picks(&pool, 4);
+        seen.sort_unstable();
+        seen.dedup();
+        seen
+    };
+    assert_eq!(taking(), [0]);
+    down(0);
+    assert_eq!(taking(), [1, 2], "several in one tier share");
+    down(2);
+    assert_eq!(taking(), [1]);
+    down(1);
+    assert_eq!(taking(), [3]);
+    down(3);
+    assert_eq!(taking(), [4]);
+    (0..2).for_each(|_| drop(pass(&pool, 2, now)));
+    assert_eq!(taking(), [2]);
+    (0..2).for_each(|_| drop(pass(&pool, 0, now)));
+    assert_eq!(taking(), [0]);
 }
 
 #[test]

@@ -19,6 +19,9 @@ use crate::{
     },
 };
 
+/// What `backup` may be.
+const TIERS: &str = "`true`, `false` or a number of 1 to 9";
+
 /// Reads one pool.
 pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
     reader.name(at, "pool");
@@ -200,9 +203,9 @@ fn backend(reader: &mut Reader<'_>, at: At<'_>) -> Option<Backend> {
     if let Some(at) = keys.get("weight") {
         set(&mut weight, reader.integer(at, 0, 256).map(|n| n as u16));
     }
-    let mut backup = false;
+    let mut backup = 0;
     if let Some(at) = keys.get("backup") {
-        set(&mut backup, reader.boolean(at));
+        set(&mut backup, tier(reader, at));
     }
     let mut max_connections = None;
     if let Some(at) = keys.get("max_connections") {
@@ -222,6 +225,36 @@ fn backend(reader: &mut Reader<'_>, at: At<'_>) -> Option<Backend> {
         backup,
         max_connections,
     })
+}
+
+/// `backup`: a truth value, or the number of a tier.
+fn tier(reader: &mut Reader<'_>, at: At<'_>) -> Option<u8> {
+    let super::Kind::Scalar { text, quoted } = &at.node.kind else {
+        reader.wrong_kind(at, TIERS, "write `true` for a backup");
+        return None;
+    };
+    match text.as_str() {
+        _ if *quoted => {}
+        "true" | "True" | "TRUE" => return Some(1),
+        "false" | "False" | "FALSE" => return Some(0),
+        digits if digits.len() == 1 => {
+            if let Ok(tier @ 1..=9) = digits.parse() {
+                return Some(tier);
+            }
+        }
+        _ => {}
+    }
+    let hint = match text.as_str() {
+        "0" | "none" | "off" | "no" | "n" => "leave it out: the backend is no backup",
+        "on" | "yes" | "y" => "write `true`, without quotes",
+        _ if *quoted => "remove the quotes",
+        _ if text.bytes().all(|byte| byte.is_ascii_digit()) => "the highest tier is 9",
+        _ => {
+            "write `true`, or the number of its tier: the lowest one with a backend that is up serves"
+        }
+    };
+    reader.wrong_kind(at, TIERS, hint);
+    None
 }
 
 fn backend_name(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
