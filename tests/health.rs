@@ -291,6 +291,55 @@ fn an_http_check_expects_what_the_file_says() {
 }
 
 #[test]
+fn an_http_check_judges_framing_as_traffic_does() {
+    let fields = |fields: &str| Peer::saying(format!("HTTP/1.1 200 OK\r\n{fields}\r\nhello"));
+    let chunks = |chunks: &str| {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        Peer::saying(format!("{head}{chunks}"))
+    };
+    let bad = [
+        fields("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
+        fields("Content-Length: 5\r\nContent-Length: 6\r\n"),
+        fields("Content-Length: 5\r\nContent-Length: 5\r\n"),
+        fields("Content-Length: 5, 5\r\n"),
+        fields("Content-Length: +5\r\n"),
+        fields("Transfer-Encoding: gzip\r\n"),
+        fields("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
+        Peer::saying("HTTP/1.1 200 OK\nContent-Length: 5\n\nhello"),
+        Peer::saying("HTTP/1.1 200 OK\r\nContent-Length: 5\n\r\nhello"),
+        Peer::saying("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        Peer::saying(
+            "HTTP/1.1 103 X\r\nContent-Length: 2\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        ),
+        chunks("zz\r\nhello\r\n0\r\n\r\n"),
+        chunks("5\nhello\r\n0\r\n\r\n"),
+        chunks("5\r\nhello!\r\n0\r\n\r\n"),
+    ];
+    let good = [
+        fields("Content-Length: 5\r\n"),
+        fields(""),
+        chunks("5\r\nhello\r\n0\r\nX: y\r\n\r\n"),
+        Peer::saying("HTTP/1.1 103 X\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        Peer::saying("HTTP/1.1 204 X\r\n\r\n"),
+    ];
+    let cut = [chunks("5\r\nhel"), fields("Content-Length: 50\r\n")];
+    let bad = bad.iter().map(|peer| (peer, "answer is not valid HTTP"));
+    let good = good.iter().map(|peer| (peer, ""));
+    let cut = cut
+        .iter()
+        .map(|peer| (peer, "closed before the whole answer"));
+    let rows: Vec<_> = bad
+        .chain(good)
+        .chain(cut)
+        .map(|(peer, cause)| ("framing", peer, "{path: /h}", cause))
+        .collect();
+    let daemon = verdicts(&rows);
+    // Traffic says the same.
+    let refused = daemon.get("@web", "/").unwrap();
+    expect_error(&refused, 502, "destination_unavailable");
+}
+
+#[test]
 fn an_http_check_asks_as_the_file_says() {
     let peers = [(); 5].map(|()| Peer::answering("hello"));
     let [plain, path, host, head, own_port] = &peers;
@@ -507,6 +556,65 @@ fn an_ejected_backend_is_back_when_its_checks_have_passed_rise_times() {
     assert_eq!(back.2, "2 checks in a row passed since the ejection");
     wait_for_state(&daemon, "up", 2);
     assert_eq!(tally(&daemon, 20), tallied([("steady", 10), ("moody", 10)]));
+}
+
+#[test]
+fn a_backend_that_refuses_is_back_long_before_the_next_interval() {
+    let gone = Peer::answering("gone");
+    let address = gone.address;
+    let pool = backends([quoted(&gone)]) + "    health_check: {interval: 8s, rise: 1}\n";
+    drop(gone);
+    let daemon = daemon(&pool);
+    wait_for_state(&daemon, "down", 1);
+    let began = clock::now();
+    let _back = Peer::start_at(address, |mut connection| while connection.answer("back") {});
+    wait_for_state(&daemon, "up", 1);
+    let took = clock::now() - began;
+    assert!(took < Duration::from_secs(5), "back after {took:?}");
+}
+
+#[test]
+fn a_lack_of_descriptors_of_our_own_changes_no_verdict_and_ejects_nobody() {
+    let peers = [Peer::answering("one"), Peer::answering("two")];
+    let pool = backends(peers.iter().map(quoted))
+        + "    health_check: {interval: 100ms, fall: 1, rise: 1}\n    ejection: {failures: 1}\n\
+           \x20   keepalive: {idle_per_backend: 0}\n";
+    let daemon = daemon(&pool);
+    wait_for_state(&daemon, "up", 2);
+    let mut client = daemon.client("@web");
+    assert_eq!(client.request("GET", "/").unwrap().status, 200);
+    let before = wait_for_transitions(&daemon, 2);
+    let limit = |limit| {
+        let pid = rustix::process::Pid::from_raw(daemon.pid().cast_signed());
+        rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit).unwrap()
+    };
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let usual = limit(rustix::process::Rlimit {
+        current: Some(3),
+        maximum: own.maximum,
+    });
+    // Several intervals of checks, with traffic.
+    let end = clock::now() + Duration::from_millis(600);
+    while clock::now() < end {
+        let response = client.request("GET", "/").unwrap();
+        expect_error(&response, 503, "overload");
+    }
+    limit(usual);
+    assert_eq!(client.request("GET", "/").unwrap().status, 200);
+    let ours = "a limit of this process or machine, no fault of the backend";
+    daemon.wait_for_log(|line| line.contains(ours));
+    let checks = "balancer_backend_health_checks_total{pool=\"app\",result=\"local_error\"}";
+    assert!(daemon.metric(checks) >= 2.0);
+    let connections = "balancer_backend_connections_total{pool=\"app\",result=\"local_error\"}";
+    assert!(daemon.metric(connections) >= 1.0);
+    for none in [
+        "balancer_backend_health_checks_total{pool=\"app\",result=\"failed\"}",
+        "balancer_backend_connections_total{pool=\"app\",result=\"failed\"}",
+        "balancer_backend_failures_total{pool=\"app\"}",
+    ] {
+        assert_eq!(daemon.metric(none) as u64, 0, "{none}");
+    }
+    assert_eq!(transitions(&daemon), before);
 }
 
 #[test]

@@ -466,6 +466,10 @@ fn traffic_families(tree: &mut Tree, backends: &[Labelled<'_>]) {
                 &[pool, name, "failed"],
                 slots.sum(|m| &m.connections_failed),
             );
+            s.count(
+                &[pool, name, "local_error"],
+                slots.sum(|m| &m.connections_local_error),
+            );
             s.count(&[pool, name, "ok"], slots.sum(|m| &m.connections_ok));
         }
     });
@@ -490,6 +494,10 @@ fn check_families(tree: &mut Tree, checked: &[Labelled<'_>]) {
         for ([pool, name], backend) in checked {
             let slots = &backend.state.metrics;
             s.count(&[pool, name, "failed"], slots.sum(|m| &m.checks_failed));
+            s.count(
+                &[pool, name, "local_error"],
+                slots.sum(|m| &m.checks_local_error),
+            );
             s.count(&[pool, name, "ok"], slots.sum(|m| &m.checks_ok));
         }
     });

@@ -16,20 +16,30 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::Semaphore,
     task::{AbortHandle, spawn_local},
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
-use self::resolve::Resolver;
+use self::{
+    check::CheckError,
+    resolve::{Resolver, Resolving},
+};
 use crate::{
     base::{clock, rng::Random},
     config::model::{BackendProtocol, HealthCheck},
-    pool::{Backend, BackendState, Pool},
+    pool::{Backend, BackendState, Pool, State},
 };
 
-/// First checks at a time, so that 10,000 backends are not connected to in one instant.
-const FIRST_CHECKS: usize = 256;
+/// Checks at a time: each holds a descriptor, and 10,000 backends are not connected to in one instant. Those that wait
+/// for a place take it in turn.
+pub const MAX_CHECKS: usize = 256;
+
+/// Backends at a time that are checked more often than every interval, because they refuse connections.
+const MAX_QUICK: usize = 64;
+
+/// Shortest time from one check to the next of a backend that refuses connections.
+const QUICK_LEAST: Duration = Duration::from_millis(100);
 
 /// How late the end of an ejection, or a newcomer of a large pool, may be noticed.
 const EXPIRY_TICK: Duration = Duration::from_millis(50);
@@ -46,7 +56,8 @@ pub struct Follower {
 #[derive(Debug)]
 struct Shared {
     random: RefCell<Random>,
-    first_checks: Semaphore,
+    checks: Semaphore,
+    quick: Semaphore,
     resolver: Resolver,
     pools: RefCell<Vec<Arc<Pool>>>,
 }
@@ -57,9 +68,10 @@ struct Running {
     target: Rc<RefCell<Target>>,
     definition: Option<Definition>,
     check: Option<AbortHandle>,
-    resolve: Option<AbortHandle>,
-    /// Signalled by the first answer for a backend given by name.
-    answered: Option<Rc<Notify>>,
+    /// For a backend given by name.
+    resolving: Option<Resolving>,
+    /// The first check has to wait for the first answer.
+    unresolved: bool,
 }
 
 /// What is asked, and in which protocol: where either changes, old answers say little about the next.
@@ -82,8 +94,8 @@ impl Target {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        for task in [&self.check, &self.resolve].into_iter().flatten() {
-            task.abort();
+        if let Some(check) = &self.check {
+            check.abort();
         }
     }
 }
@@ -97,10 +109,15 @@ impl Drop for Follower {
 impl Follower {
     /// Checks nothing yet. Must be called on the control thread, inside its runtime.
     pub fn new(random: Random) -> Self {
+        Self::with_resolver(random, Resolver::default())
+    }
+
+    fn with_resolver(random: Random, resolver: Resolver) -> Self {
         let shared = Rc::new(Shared {
             random: RefCell::new(random),
-            first_checks: Semaphore::new(FIRST_CHECKS),
-            resolver: Resolver::default(),
+            checks: Semaphore::new(MAX_CHECKS),
+            quick: Semaphore::new(MAX_QUICK),
+            resolver,
             pools: RefCell::default(),
         });
         Self {
@@ -111,7 +128,7 @@ impl Follower {
     }
 
     /// Follows a new generation: checks of backends that left end, new ones begin at once, a changed definition probes at
-    /// once and keeps the verdict, and all others go on undisturbed.
+    /// once and keeps the verdict, and all others go on undisturbed. Names are asked for anew.
     pub fn apply(&mut self, pools: &[Arc<Pool>]) {
         self.shared.pools.replace(pools.to_vec());
         let mut next = HashMap::with_capacity(self.running.len());
@@ -135,10 +152,10 @@ impl Follower {
 
 impl Running {
     fn start(target: Target, shared: &Rc<Shared>) -> Self {
-        let (resolve, answered) = shared.resolver.start(&target.backend.state).unzip();
+        let resolving = shared.resolver.start(&target.backend.state);
         let mut running = Self {
-            resolve,
-            answered,
+            unresolved: resolving.is_some(),
+            resolving,
             definition: target.definition(),
             target: Rc::new(RefCell::new(target)),
             check: None,
@@ -150,7 +167,9 @@ impl Running {
     fn start_check(&mut self, shared: &Rc<Shared>) {
         self.check = self.definition.clone().map(|(definition, _)| {
             let (target, shared) = (Rc::clone(&self.target), Rc::clone(shared));
-            let answered = self.answered.take();
+            let answered = self.resolving.as_ref().filter(|_| self.unresolved);
+            let answered = answered.map(|resolving| Rc::clone(&resolving.answered));
+            self.unresolved = false;
             let checks = async move {
                 // Without it the first check of a name would be a failure for want of an address.
                 if let Some(answered) = answered {
@@ -165,6 +184,9 @@ impl Running {
     fn retarget(mut self, target: Target, shared: &Rc<Shared>) -> Self {
         let definition = target.definition();
         self.target.replace(target);
+        if let Some(resolving) = &self.resolving {
+            resolving.refresh();
+        }
         if self.definition != definition {
             self.definition = definition;
             if let Some(old) = self.check.take() {
@@ -179,24 +201,37 @@ impl Running {
 /// The checks of one backend under one definition.
 async fn check_forever(target: Rc<RefCell<Target>>, definition: HealthCheck, shared: Rc<Shared>) {
     let state = Arc::clone(&target.borrow().backend.state);
-    let mut turn = shared.first_checks.acquire().await.ok();
     loop {
+        let turn = shared.checks.acquire().await;
         let began = clock::now();
         // Boxed: between two checks, which is nearly always, a task is small.
         let pool = Arc::clone(&target.borrow().pool);
         let result = Box::pin(check::run(&state, &definition, &pool.config)).await;
-        drop(pool);
+        drop((pool, turn));
+        let is_refused = matches!(result, Err(CheckError::Refused));
         report(&target, result, began);
-        turn.take();
-        let next = began + jittered(definition.interval, &mut shared.random.borrow_mut());
+        // To be refused costs the backend nothing, and it may be back at any moment.
+        let quick = (is_refused && state.state() == State::Down)
+            .then(|| shared.quick.try_acquire().ok())
+            .flatten();
+        let pause = match quick {
+            Some(_) => (definition.interval / 4).max(QUICK_LEAST),
+            None => definition.interval,
+        };
+        let next = began + jittered(pause, &mut shared.random.borrow_mut());
         sleep_until(next.into()).await;
     }
 }
 
-fn report(target: &RefCell<Target>, result: Result<(), String>, began: Instant) {
+fn report(target: &RefCell<Target>, result: Result<(), CheckError>, began: Instant) {
     let Target { pool, backend } = target.borrow().clone();
     let now = clock::now();
     let took = now.saturating_duration_since(began);
+    let result = match result {
+        Err(CheckError::Local(error)) => return pool.not_checked(&backend, error),
+        Err(error) => Err(error.to_string()),
+        Ok(()) => Ok(()),
+    };
     if let Some(transition) = pool.checked(&backend, result, took, now) {
         transition.log();
     }

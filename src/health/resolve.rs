@@ -1,8 +1,9 @@
-//! Addresses of backends that are given by name: asked for at the start, then every 30 s, by the system's resolver on a
-//! helper thread. A failure keeps the last good answer; it is logged when it begins and when it ends.
+//! Addresses of backends that are given by name: asked for at the start, at every reload, and every 30 s, by the system's
+//! resolver on a helper thread. A failure keeps the last good answer, is logged when it begins and when it ends, and is
+//! tried again after 1 s, then after twice as long each time, up to 30 s.
 
 use std::{
-    io,
+    fmt, io,
     net::{SocketAddr, ToSocketAddrs},
     rc::Rc,
     sync::Arc,
@@ -12,16 +13,20 @@ use std::{
 use tokio::{
     sync::{Notify, Semaphore},
     task::{AbortHandle, spawn_blocking, spawn_local},
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use crate::{
-    base::{address::BackendAddress, rng::Random},
-    pool::BackendState,
+    base::{address::BackendAddress, backoff, rng::Random},
+    net::local_error,
+    pool::{BackendState, Resolved},
 };
 
-/// From one answer to the next question, jittered by 10 %.
-const REFRESH: Duration = Duration::from_secs(30);
+/// From one good answer to the next question, jittered by 10 %. Also the longest wait after a failure.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+
+/// From the first failure to the next question, jittered by 10 %; doubled by each further one.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// For one answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,94 +34,165 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Questions at a time; each holds a thread.
 const QUESTIONS: usize = 8;
 
-/// Addresses kept of one name.
-const ADDRESSES: usize = 16;
+/// Addresses kept of one name: the first in ascending order.
+const MAX_ADDRESSES: usize = 16;
+
+/// What answers: the system's resolver. It may block.
+type Lookup = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
 /// Starts resolving; shared by all backends.
-#[derive(Debug)]
 pub(super) struct Resolver {
     questions: Arc<Semaphore>,
+    lookup: Arc<Lookup>,
+}
+
+/// The resolving of one backend's name; ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Resolving {
+    task: AbortHandle,
+    /// Signalled by every answer, good or bad.
+    pub(super) answered: Rc<Notify>,
+    ask: Rc<Notify>,
+}
+
+impl Resolving {
+    /// Asks anew at once.
+    pub(super) fn refresh(&self) {
+        self.ask.notify_one();
+    }
+}
+
+impl Drop for Resolving {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").finish_non_exhaustive()
+    }
 }
 
 impl Default for Resolver {
     fn default() -> Self {
-        Self {
-            questions: Arc::new(Semaphore::new(QUESTIONS)),
-        }
+        Self::new(|host, port| Ok((host, port).to_socket_addrs()?.collect()))
     }
 }
 
 impl Resolver {
-    /// A task that keeps `backend.resolved` fresh, and a signal for its first answer, good or bad. `None` for a backend that
-    /// is not given by name.
-    pub(super) fn start(&self, backend: &Arc<BackendState>) -> Option<(AbortHandle, Rc<Notify>)> {
+    /// Asks `lookup`, on a helper thread.
+    pub(super) fn new(
+        lookup: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            questions: Arc::new(Semaphore::new(QUESTIONS)),
+            lookup: Arc::new(lookup),
+        }
+    }
+
+    /// A task that keeps `backend.resolved` fresh. `None` for a backend that is not given by name.
+    pub(super) fn start(&self, backend: &Arc<BackendState>) -> Option<Resolving> {
         let BackendAddress::Name { host, port } = &backend.address else {
             return None;
         };
-        let answered = Rc::new(Notify::new());
+        let (answered, ask) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
+        let question = Question {
+            host: host.clone(),
+            port: *port,
+            lookup: Arc::clone(&self.lookup),
+            permits: Arc::clone(&self.questions),
+        };
         let task = keep_fresh(
             Arc::clone(backend),
-            (host.clone(), *port),
-            Arc::clone(&self.questions),
+            question,
             Rc::clone(&answered),
+            Rc::clone(&ask),
         );
-        Some((spawn_local(task).abort_handle(), answered))
+        Some(Resolving {
+            task: spawn_local(task).abort_handle(),
+            answered,
+            ask,
+        })
     }
 }
 
 async fn keep_fresh(
     backend: Arc<BackendState>,
-    name: (String, u16),
-    questions: Arc<Semaphore>,
+    question: Question,
     answered: Rc<Notify>,
+    ask: Rc<Notify>,
 ) {
     let mut random = Random::from_system();
-    let mut failed = false;
+    let mut failures = 0_u32;
     loop {
-        let answer = ask(name.clone(), Arc::clone(&questions)).await;
-        tell(&backend, &answer, &mut failed);
-        if let Ok(addresses) = answer
-            && **backend.resolved.load() != addresses
-        {
-            backend.resolved.store(Arc::new(addresses));
-        }
+        let answer = question.ask().await;
+        log(&backend, &answer, failures > 0);
+        let pause = if let Ok(addresses) = answer {
+            failures = 0;
+            store(&backend, addresses);
+            REFRESH_INTERVAL
+        } else {
+            failures = failures.saturating_add(1);
+            backoff::doubled(RETRY_INTERVAL, failures - 1, REFRESH_INTERVAL)
+        };
         answered.notify_one();
-        sleep(REFRESH.mul_f64(0.9 + 0.2 * random.unit())).await;
+        let pause = pause.mul_f64(0.9 + 0.2 * random.unit());
+        // The end of the time and a reload are the same here.
+        let _ = timeout(pause, ask.notified()).await;
     }
 }
 
-/// Asks the system's resolver. The permit goes with the thread: one that hangs beyond the timeout still counts.
-async fn ask(name: (String, u16), questions: Arc<Semaphore>) -> io::Result<Vec<SocketAddr>> {
-    let permit = questions.acquire_owned().await.ok();
-    let question = spawn_blocking(move || {
-        let _permit = permit;
-        let mut addresses: Vec<_> = name.to_socket_addrs()?.collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses.truncate(ADDRESSES);
-        Ok(addresses)
-    });
-    match timeout(TIMEOUT, question).await {
-        Ok(Ok(Ok(addresses))) if addresses.is_empty() => Err(io::Error::other("no address")),
-        Ok(Ok(answer)) => answer,
-        Ok(Err(fault)) => Err(io::Error::other(fault)),
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+fn store(backend: &BackendState, mut addresses: Vec<SocketAddr>) {
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.truncate(MAX_ADDRESSES);
+    let old = backend.resolved.load_full();
+    if old.addresses() != addresses {
+        let new = Resolved::new(addresses, Some(&old));
+        backend.resolved.store(Arc::new(new));
     }
 }
 
-/// One line when a name stops resolving, one when it resolves again.
-fn tell(backend: &BackendState, answer: &io::Result<Vec<SocketAddr>>, failed: &mut bool) {
+/// What is asked, and of whom.
+struct Question {
+    host: String,
+    port: u16,
+    lookup: Arc<Lookup>,
+    permits: Arc<Semaphore>,
+}
+
+impl Question {
+    /// Asks once. The permit goes with the thread: one that hangs beyond the timeout still counts.
+    async fn ask(&self) -> io::Result<Vec<SocketAddr>> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
+        let (lookup, host, port) = (Arc::clone(&self.lookup), self.host.clone(), self.port);
+        let question = spawn_blocking(move || {
+            let _permit = permit;
+            lookup(&host, port)
+        });
+        match timeout(TIMEOUT, question).await {
+            Ok(Ok(Ok(addresses))) if addresses.is_empty() => Err(io::Error::other("no address")),
+            Ok(Ok(answer)) => answer,
+            Ok(Err(fault)) => Err(io::Error::other(fault)),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+/// One line when a name stops resolving, one when it resolves again; `failed`: the last answer was a failure.
+fn log(backend: &BackendState, answer: &io::Result<Vec<SocketAddr>>, failed: bool) {
     let (pool, address) = (&backend.pool, &backend.address);
     match answer {
-        Err(error) if !*failed => {
-            let kept = backend.resolved.load().len();
+        Err(error) if local_error::is_local(error) => local_error::log(error),
+        Err(error) if !failed => {
+            let kept = backend.resolved.load().addresses().len();
             tracing::warn!(target: "health", %pool, backend = %address, %error, kept, "name does not resolve");
         }
-        Ok(addresses) if *failed => {
+        Ok(addresses) if failed => {
             let count = addresses.len();
             tracing::info!(target: "health", %pool, backend = %address, count, "name resolves again");
         }
         Ok(_) | Err(_) => {}
     }
-    *failed = answer.is_err();
 }

@@ -117,7 +117,8 @@ async fn the_request_and_the_body_are_as_configured() {
                 let definition = http_check(Some(&text));
                 let pool = pool_of(std::slice::from_ref(&address), Some(definition.clone()));
                 let run = check::run(&pool.backends[0].state, &definition, &pool.config);
-                assert_eq!(Box::pin(run).await, result);
+                let told = Box::pin(run).await.map_err(|error| error.to_string());
+                assert_eq!(told, result);
             }
         })
         .await;
@@ -133,7 +134,8 @@ async fn what_goes_wrong_is_named() {
     };
     let slow = pool_of(&[silent_address, dead_address().await], Some(quick.clone()));
     let probe = async |index: usize, definition: &HealthCheck| {
-        check::run(&slow.backends[index].state, definition, &slow.config).await
+        let result = check::run(&slow.backends[index].state, definition, &slow.config).await;
+        result.map_err(|error| error.to_string())
     };
     assert_eq!(probe(0, &quick).await, Err("no answer within 50ms".into()));
     assert_eq!(probe(0, &tcp_check()).await, Ok(()));
@@ -222,11 +224,89 @@ async fn names_are_resolved_before_their_first_check() {
                 state
                     .resolved
                     .load()
+                    .addresses()
                     .iter()
                     .all(|one| one.ip().is_loopback())
             );
         })
         .await;
+}
+
+/// A pool of one backend given by name, what `script` answers to each question about it, and the seconds from answer to
+/// answer; `reload` after the given number of answers.
+async fn asked(
+    count: usize,
+    reload: Option<usize>,
+    script: impl Fn(usize) -> std::io::Result<Vec<std::net::SocketAddr>> + Send + Sync + 'static,
+) -> (Arc<BackendState>, Vec<u64>) {
+    let name = BackendAddress::Name {
+        host: "app.test".into(),
+        port: 80,
+    };
+    let questions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let next = Arc::clone(&questions);
+    let resolver = Resolver::new(move |host, port| {
+        assert_eq!((host, port), ("app.test", 80));
+        script(next.fetch_add(1, Relaxed))
+    });
+    LocalSet::new()
+        .run_until(async {
+            let pool = pool_of(&[name], None);
+            let state = Arc::clone(&pool.backends[0].state);
+            let mut follower = Follower::with_resolver(Random::seeded(1), resolver);
+            follower.apply(std::slice::from_ref(&pool));
+            let answered = {
+                let running = follower.running.values().next().unwrap();
+                Rc::clone(&running.resolving.as_ref().unwrap().answered)
+            };
+            let (mut last, mut pauses) = (clock::now(), Vec::new());
+            for answer in 1..=count {
+                answered.notified().await;
+                let now = clock::now();
+                pauses.push((now - last).as_secs_f64().round() as u64);
+                last = now;
+                if reload == Some(answer) {
+                    follower.apply(&[Arc::new(Pool::new(&pool.config, Some(&pool), now))]);
+                }
+            }
+            (state, pauses)
+        })
+        .await
+}
+
+fn at(last: u8) -> std::net::SocketAddr {
+    std::net::SocketAddr::from(([10, 0, 0, last], 80))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_fails_is_asked_again_soon_and_keeps_its_last_good_answer() {
+    let (state, pauses) = asked(10, None, |question| match question {
+        1..=7 => Err(std::io::Error::other("SERVFAIL")),
+        8 => Ok(Vec::new()),
+        _ => Ok(vec![at(2), at(1)]),
+    })
+    .await;
+    // Jittered by 10 %: 1, 2, 4, 8, 16, 30, 30 seconds after the failures.
+    assert_eq!(pauses[0], 0);
+    for (pause, about) in pauses[1..].iter().zip([30, 1, 2, 4, 8, 16, 30, 30, 30]) {
+        let slack = about / 10 + 1;
+        assert!(pause.abs_diff(about) <= slack, "{pauses:?}");
+    }
+    assert_eq!(state.resolved.load().addresses(), [at(1), at(2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_asks_for_the_addresses_of_names_anew() {
+    let (state, pauses) = asked(2, Some(1), |question| Ok(vec![at(question as u8)])).await;
+    assert_eq!(pauses, [0, 0]);
+    assert_eq!(state.resolved.load().addresses(), [at(1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sixteen_addresses_of_a_name_are_kept() {
+    let (state, _) = asked(1, None, |_| Ok((0..100).rev().map(at).collect())).await;
+    let expected: Vec<_> = (0..16).map(at).collect();
+    assert_eq!(state.resolved.load().addresses(), expected);
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub(crate) mod fixture;
 pub mod h2;
 pub mod limits;
 pub mod listen;
+pub mod local_error;
 pub mod proxy_protocol;
 pub mod splice;
 pub mod stream;

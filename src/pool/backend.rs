@@ -37,12 +37,70 @@ pub struct BackendState {
     pub metrics: PerThread<BackendSlot>,
     /// Where to connect to: for an IP address always that one, for a name what the control thread resolved last (empty
     /// until then), for a unix socket empty.
-    pub resolved: ArcSwap<Vec<SocketAddr>>,
+    pub resolved: ArcSwap<Resolved>,
     in_flight: AtomicUsize,
     failures_in_a_row: AtomicU32,
     /// Copy of the health's state, for reading without the lock.
     state: AtomicU8,
     health: Mutex<Health>,
+}
+
+/// The addresses of a backend, and the one that accepted a connection last.
+#[derive(Debug, Default)]
+pub struct Resolved {
+    /// In ascending order, IPv4 first.
+    addresses: Vec<SocketAddr>,
+    /// Position in `addresses`.
+    preferred: AtomicUsize,
+}
+
+impl Resolved {
+    /// `addresses` in ascending order; the preferred one is that of `previous` if it is still among them, else the first.
+    pub fn new(mut addresses: Vec<SocketAddr>, previous: Option<&Self>) -> Self {
+        addresses.sort_unstable();
+        addresses.dedup();
+        let kept = previous.and_then(|previous| {
+            let preferred = previous.in_order().next()?;
+            addresses.iter().position(|address| *address == preferred)
+        });
+        Self {
+            addresses,
+            preferred: AtomicUsize::new(kept.unwrap_or(0)),
+        }
+    }
+
+    /// The same addresses at another port.
+    #[must_use]
+    pub fn at_port(&self, port: u16) -> Self {
+        let mut addresses = self.addresses.clone();
+        for address in &mut addresses {
+            address.set_port(port);
+        }
+        Self {
+            addresses,
+            preferred: AtomicUsize::new(self.preferred.load(Relaxed)),
+        }
+    }
+
+    /// All of them, in ascending order.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// All of them, beginning with the one that accepted last.
+    pub fn in_order(&self) -> impl Iterator<Item = SocketAddr> {
+        let preferred = self.preferred.load(Relaxed).min(self.addresses.len());
+        let (before, from) = self.addresses.split_at(preferred);
+        from.iter().chain(before).copied()
+    }
+
+    /// Notes that `address` has accepted a connection.
+    pub fn prefer(&self, address: SocketAddr) {
+        let place = self.addresses.iter().position(|one| *one == address);
+        if let Some(place) = place.filter(|place| *place != self.preferred.load(Relaxed)) {
+            self.preferred.store(place, Relaxed);
+        }
+    }
 }
 
 /// What the status page shows of a backend.
@@ -66,6 +124,8 @@ pub struct HealthView {
     pub ejected_until: Option<Instant>,
     /// The last active check; `None` before the first.
     pub last_check: Option<LastCheck>,
+    /// Why the check after it could not be made: a lack of our own.
+    pub check_not_made: Option<String>,
 }
 
 impl BackendState {
@@ -85,7 +145,7 @@ impl BackendState {
             pool: Arc::clone(pool),
             address: address.clone(),
             metrics: PerThread::default(),
-            resolved: ArcSwap::from_pointee(resolved),
+            resolved: ArcSwap::from_pointee(Resolved::new(resolved, None)),
             in_flight: AtomicUsize::new(0),
             failures_in_a_row: AtomicU32::new(0),
             state: AtomicU8::new(health.state as u8),
@@ -110,6 +170,16 @@ impl BackendState {
         self.state() == State::Removed
     }
 
+    /// True for a backend given by name: what it resolves to may change.
+    pub fn is_name(&self) -> bool {
+        matches!(self.address, BackendAddress::Name { .. })
+    }
+
+    /// False if the backend's name no longer resolves to `peer`; true where that cannot be or is not known.
+    pub fn resolves_to(&self, peer: Option<SocketAddr>) -> bool {
+        !self.is_name() || peer.is_none_or(|peer| self.resolved.load().addresses().contains(&peer))
+    }
+
     /// Everything the status page shows.
     pub fn view(&self) -> HealthView {
         let health = self.lock();
@@ -123,6 +193,7 @@ impl BackendState {
             failures_in_a_row: self.failures_in_a_row(),
             ejected_until: health.sentence,
             last_check: health.last_check.clone(),
+            check_not_made: health.check_not_made.clone(),
         }
     }
 
@@ -238,5 +309,35 @@ impl Deref for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.backend.state.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_that_accepted_last_is_first_as_long_as_it_is_listed() {
+        let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
+        let order = |resolved: &Resolved| resolved.in_order().collect::<Vec<_>>();
+        let resolved = Resolved::new(vec![address(3), address(1), address(2), address(1)], None);
+        assert_eq!(order(&resolved), [address(1), address(2), address(3)]);
+        resolved.prefer(address(2));
+        assert_eq!(order(&resolved), [address(2), address(3), address(1)]);
+        let elsewhere = resolved.at_port(81);
+        assert_eq!(
+            elsewhere.in_order().next().unwrap().to_string(),
+            "10.0.0.2:81"
+        );
+        let more = Resolved::new(vec![address(9), address(2), address(0)], Some(&resolved));
+        assert_eq!(order(&more), [address(2), address(9), address(0)]);
+        let without = Resolved::new(vec![address(9), address(3)], Some(&more));
+        assert_eq!(order(&without), [address(3), address(9)]);
+        let none = Resolved::new(Vec::new(), Some(&without));
+        assert_eq!(order(&none), []);
+        assert_eq!(
+            order(&Resolved::new(vec![address(1)], Some(&none))),
+            [address(1)]
+        );
     }
 }

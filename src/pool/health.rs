@@ -146,6 +146,8 @@ pub(crate) struct Health {
     pub(crate) since_unix: Duration,
     pub(crate) cause: String,
     pub(crate) last_check: Option<LastCheck>,
+    /// Why the check after `last_check` could not be made.
+    pub(crate) check_not_made: Option<String>,
 }
 
 impl Health {
@@ -170,6 +172,7 @@ impl Health {
             since_unix: clock::unix_now(),
             cause: cause.to_owned(),
             last_check: None,
+            check_not_made: None,
         }
     }
 
@@ -214,7 +217,14 @@ impl Health {
             result,
             took,
         });
+        self.check_not_made = None;
         self.settle(now, cause)
+    }
+
+    /// A check could not be made: that says nothing of the backend.
+    pub(crate) fn not_checked(&mut self, error: String) -> Option<Change> {
+        self.check_not_made = Some(error);
+        None
     }
 
     /// Takes the backend out until `until`.

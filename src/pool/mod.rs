@@ -33,7 +33,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 pub use self::{
-    backend::{Backend, BackendState, HealthView, Lease},
+    backend::{Backend, BackendState, HealthView, Lease, Resolved},
     budget::RetryBudget,
     health::{LastCheck, State},
 };
@@ -322,6 +322,13 @@ impl Pool {
             .change(|health| health.checked(result, took, thresholds, now))?;
         self.state.follow(&generations, backend, &change, now);
         Some(self.transition(backend, change))
+    }
+
+    /// An active check could not be made for a lack of our own: descriptors, ports, memory. It is counted and shown, and
+    /// changes no verdict and no streak. Only the control thread may call this.
+    pub fn not_checked(&self, backend: &Backend, error: String) {
+        backend.state.metrics.mine().checks_local_error.add(1);
+        backend.state.change(|health| health.not_checked(error));
     }
 
     /// Ends the ejections whose time is over, and lets backends of large pools in that have just come up. One atomic load

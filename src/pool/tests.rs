@@ -471,6 +471,42 @@ fn a_reload_to_no_ejection_frees_at_once_and_old_requests_eject_nobody_any_more(
 }
 
 #[test]
+fn a_check_that_could_not_be_made_changes_no_verdict_and_no_streak() {
+    let (pool, now) = pool(&config(&[1, 1]));
+    let miss = |count: usize| {
+        (0..count).for_each(|_| pool.not_checked(&pool.backends[0], "no descriptor".to_owned()));
+    };
+    miss(5);
+    assert_eq!(states(&pool)[0], State::Checking);
+    pass(&pool, 0, now);
+    // Two of three failed before, and it takes one more after it.
+    fail(&pool, 0, now);
+    fail(&pool, 0, now);
+    miss(100);
+    assert_eq!(states(&pool)[0], State::Up);
+    let view = pool.backends[0].state.view();
+    assert_eq!(view.check_not_made.as_deref(), Some("no descriptor"));
+    assert_eq!(fail(&pool, 0, now).unwrap().to, State::Down);
+    assert_eq!(pool.backends[0].state.view().check_not_made, None);
+    pass(&pool, 0, now);
+    miss(100);
+    assert_eq!(states(&pool)[0], State::Down);
+    assert_eq!(pass(&pool, 0, now).unwrap().to, State::Up);
+    let slot = pool.backends[0].state.metrics.mine();
+    assert_eq!(slot.checks_local_error.get(), 205);
+    assert_eq!(slot.checks_failed.get(), 3);
+}
+
+#[test]
+fn a_lack_of_our_own_ejects_nobody() {
+    let (pool, now) = pool(&config(&[1, 1]));
+    all_up(&pool, now);
+    for _ in 0..100 {
+        assert_eq!(pool.failed(&pool.backends[0], Reason::Overload, now), None);
+    }
+}
+
+#[test]
 fn ten_backends_at_ten_percent_eject_one_and_at_nine_none() {
     for (count, percent, out) in [(10, 10, 1), (10, 9, 0), (10, 25, 2), (4, 20, 0), (3, 20, 1)] {
         let mut config = config(&vec![1; count]);

@@ -3,7 +3,7 @@
 //! Whatever is taken from here was quiet a moment ago: nothing to read, not closed (RFC 9112 section 9.3). That it can
 //! still be stale when the request arrives is the business of the retry rules.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Instant};
 
 use crate::{
     base::hasher::NumberBuild,
@@ -27,6 +27,8 @@ pub struct BackendConnection {
     introduction: Option<Box<[u8]>>,
     /// `Pool::dial` when it was made.
     dial: u64,
+    /// Of a connection to a backend given by name that was kept.
+    peer: Option<SocketAddr>,
     /// The backend ended it with a FIN, as far as reading has shown.
     pub ended: bool,
 }
@@ -41,6 +43,7 @@ impl BackendConnection {
             written: 0,
             introduction: introduction.map(Box::from),
             dial,
+            peer: None,
             ended: false,
         }
     }
@@ -95,7 +98,11 @@ impl Idle {
         while let Some(place) = line.kept.iter().rposition(is_fit) {
             let kept = line.kept.remove(place);
             line.state.metrics.mine().connections_idle.sub(1);
-            if kept.until > now && kept.connection.stream.is_quiet() {
+            let connection = &kept.connection;
+            if kept.until > now
+                && line.state.resolves_to(connection.peer)
+                && connection.stream.is_quiet()
+            {
                 return Some(kept.connection);
             }
         }
@@ -106,7 +113,7 @@ impl Idle {
     pub fn put(
         &mut self,
         lease: &Lease,
-        connection: BackendConnection,
+        mut connection: BackendConnection,
         rules: &Keepalive,
         now: Instant,
     ) {
@@ -116,6 +123,12 @@ impl Idle {
                 .max_requests
                 .is_some_and(|limit| connection.exchanges >= limit);
         if worn || lease.state.is_removed() || !connection.stream.is_quiet() {
+            return;
+        }
+        if connection.peer.is_none() && lease.state.is_name() {
+            connection.peer = connection.stream.peer_addr();
+        }
+        if !lease.state.resolves_to(connection.peer) {
             return;
         }
         let line = self.lines.entry(key(&lease.state)).or_insert_with(|| Line {
@@ -135,13 +148,18 @@ impl Idle {
         }
     }
 
-    /// Closes what is over its time, was closed by the backend, or belongs to a backend that left.
+    /// Closes what is over its time, was closed by the backend, goes to an address that the backend's name lacks by now,
+    /// or belongs to a backend that left.
     pub fn sweep(&mut self, now: Instant) {
         self.lines.retain(|_, line| {
             let before = line.kept.len();
             let removed = line.state.is_removed();
-            line.kept
-                .retain(|kept| !removed && kept.until > now && kept.connection.stream.is_quiet());
+            line.kept.retain(|kept| {
+                !removed
+                    && kept.until > now
+                    && line.state.resolves_to(kept.connection.peer)
+                    && kept.connection.stream.is_quiet()
+            });
             let closed = (before - line.kept.len()) as u64;
             line.state.metrics.mine().connections_idle.sub(closed);
             !line.kept.is_empty()
@@ -170,6 +188,61 @@ impl Idle {
         for (_, line) in self.lines.drain() {
             let idle = &line.state.metrics.mine().connections_idle;
             idle.sub(line.kept.len() as u64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        base::{address::BackendAddress, clock, rng::Random},
+        net::fixture::pair,
+        pool::{Resolved, fixture::pool_of},
+    };
+
+    #[tokio::test]
+    async fn a_connection_to_an_address_that_left_the_answer_is_not_used_again() {
+        let name = BackendAddress::Name {
+            host: "app.test".into(),
+            port: 80,
+        };
+        let pool = pool_of(&[name], None);
+        let lease = pool.pick(&[], &mut Random::seeded(1)).unwrap();
+        let rules = Keepalive::default();
+        let mut idle = Idle::default();
+        let answer = |addresses| {
+            let resolved = Resolved::new(addresses, None);
+            lease.state.resolved.store(Arc::new(resolved));
+        };
+        let other = SocketAddr::from(([127, 0, 0, 1], 1));
+        let count = || lease.state.metrics.mine().connections_idle.get();
+        let now = clock::now();
+        // After it was kept, before that, and at the sweep.
+        for moment in 0..3 {
+            let (_backend, stream) = pair().await;
+            let own = stream.peer_addr().unwrap();
+            let connection = BackendConnection::new(stream, None, 0, now);
+            answer(if moment == 1 {
+                vec![other]
+            } else {
+                vec![own, other]
+            });
+            idle.put(&lease, connection, &rules, now);
+            assert_eq!(count(), u64::from(moment != 1));
+            if moment == 0 {
+                let kept = idle.take(&lease, None, 0, now).unwrap();
+                idle.put(&lease, kept, &rules, now);
+            }
+            answer(vec![other]);
+            if moment == 2 {
+                idle.sweep(now + Duration::from_millis(1));
+                assert_eq!(count(), 0);
+            }
+            assert!(idle.take(&lease, None, 0, now).is_none(), "{moment}");
+            assert_eq!(count(), 0);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -16,7 +17,7 @@ use super::{idle::key, worker::Worker};
 use crate::{
     base::{clock, hasher::NumberBuild},
     net::{
-        connect::ConnectError,
+        connect::{ConnectError, count_failed},
         h2::backend::{Link, Outgoing},
         tls,
     },
@@ -99,6 +100,8 @@ impl Made {
 struct Shared {
     link: Rc<Link>,
     made: Made,
+    /// Of a backend given by name.
+    peer: Option<SocketAddr>,
     idle_timeout: Duration,
 }
 
@@ -202,13 +205,13 @@ async fn make(
 ) -> Result<(), Unmade> {
     let reached = reach(&pool, &state, made.introduction.as_deref(), deadline).await;
     let metrics = state.metrics.mine();
-    let link = match reached {
-        Ok((link, driver)) => {
+    let (link, peer) = match reached {
+        Ok((link, driver, peer)) => {
             drop(spawn_local(driver));
-            link
+            (link, peer)
         }
         Err(error) => {
-            metrics.connections_failed.add(1);
+            count_failed(&state, error.reason);
             return Err(error.into());
         }
     };
@@ -225,21 +228,32 @@ async fn make(
     line.shared.push(Shared {
         link,
         made,
+        peer,
         idle_timeout: pool.config.keepalive.idle_timeout,
     });
     Ok(())
 }
 
+/// A connection with its driver, and for a backend given by name the address it goes to.
 async fn reach(
     pool: &Pool,
     state: &Arc<BackendState>,
     introduction: Option<&[u8]>,
     deadline: Instant,
-) -> Result<(Rc<Link>, impl Future<Output = ()> + use<>), ConnectError> {
+) -> Result<
+    (
+        Rc<Link>,
+        impl Future<Output = ()> + use<>,
+        Option<SocketAddr>,
+    ),
+    ConnectError,
+> {
     let tls = pool.config.tls.as_ref();
     // The preface follows at once.
     let stream = tls::reach(state, introduction, tls, true, deadline).await?;
-    Link::open(stream, Some(state), deadline).await
+    let peer = state.is_name().then(|| stream.peer_addr()).flatten();
+    let (link, driver) = Link::open(stream, Some(state), deadline).await?;
+    Ok((link, driver, peer))
 }
 
 impl Links {
@@ -261,6 +275,10 @@ impl Links {
             if !shared.made.fits(want) || is_worn(link, rules.max_age, now) {
                 continue;
             }
+            if !line.state.resolves_to(shared.peer) {
+                link.retire();
+                continue;
+            }
             let Some(stream) = link.stream() else {
                 continue;
             };
@@ -275,15 +293,15 @@ impl Links {
         None
     }
 
-    /// Ends what is over its time, was ended by the backend, or belongs to a backend that left; what is in use comes to its
-    /// end first.
+    /// Ends what is over its time, was ended by the backend, goes to an address that the backend's name lacks by now, or
+    /// belongs to a backend that left; what is in use comes to its end first.
     pub fn sweep(&mut self, now: Instant) {
         self.lines.retain(|_, line| {
             let removed = line.state.is_removed();
             line.shared.retain(|shared| {
                 let idle = shared.link.idle_since();
                 let is_late = idle.is_some_and(|since| now >= since + shared.idle_timeout);
-                if removed || is_late {
+                if removed || is_late || !line.state.resolves_to(shared.peer) {
                     shared.link.retire();
                 }
                 !shared.link.is_retired()
@@ -317,4 +335,70 @@ fn is_worn(link: &Link, max_age: Option<Duration>, now: Instant) -> bool {
         link.retire();
     }
     is_worn
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{net::TcpListener, task::LocalSet};
+
+    use super::*;
+    use crate::{
+        base::{address::BackendAddress, rng::Random},
+        pool::{Resolved, fixture::pool_of},
+    };
+
+    #[tokio::test]
+    async fn a_connection_to_an_address_that_left_the_answer_gets_no_further_stream() {
+        LocalSet::new()
+            .run_until(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let own = listener.local_addr().unwrap();
+                drop(spawn_local(async move {
+                    let (socket, _) = listener.accept().await.unwrap();
+                    let mut connection = h2::server::handshake(socket).await.unwrap();
+                    while connection.accept().await.is_some() {}
+                }));
+                let name = BackendAddress::Name {
+                    host: "app.test".into(),
+                    port: own.port(),
+                };
+                let pool = pool_of(&[name], None);
+                let lease = pool.pick(&[], &mut Random::seeded(1)).unwrap();
+                let answer = |address| {
+                    let resolved = Resolved::new(vec![address], None);
+                    lease.state.resolved.store(Arc::new(resolved));
+                };
+                answer(own);
+                let deadline = clock::now() + Duration::from_secs(10);
+                let (link, driver, peer) =
+                    reach(&pool, &lease.state, None, deadline).await.unwrap();
+                drop(spawn_local(driver));
+                assert_eq!(peer, Some(own));
+                let want = Want {
+                    pool: &pool,
+                    lease: &lease,
+                    introduction: None,
+                    deadline,
+                    patience: Duration::from_secs(10),
+                };
+                let mut links = Links::default();
+                links.line(&lease.state).shared.push(Shared {
+                    link: Rc::clone(&link),
+                    made: Made::of(want),
+                    peer,
+                    idle_timeout: Duration::from_secs(10),
+                });
+                let first = links.take(want, clock::now()).unwrap();
+                answer(SocketAddr::from(([127, 0, 0, 1], 1)));
+                assert!(links.take(want, clock::now()).is_none());
+                assert!(
+                    link.is_retired() && !link.is_over(),
+                    "what is on it goes on"
+                );
+                drop(first);
+                links.sweep(clock::now());
+                assert!(links.lines.is_empty());
+            })
+            .await;
+    }
 }

@@ -7,7 +7,7 @@ use std::{cell::RefCell, future::Future, net::IpAddr, pin::pin, sync::Arc, time:
 use crate::{
     base::{clock, rng::Random},
     net::{
-        connect::ConnectError,
+        connect::{ConnectError, count_failed},
         copy::{Meter, relay_until},
         stream::Stream,
         tls,
@@ -143,9 +143,12 @@ async fn reach(context: &TcpContext<'_>, record: &mut Record) -> Result<(Lease, 
 }
 
 fn note_failure(pool: &Pool, lease: &Lease, error: &ConnectError, now: Instant) {
-    let counters = lease.state.metrics.mine();
-    counters.connections_failed.add(1);
-    counters.failures.add(error.reason);
+    count_failed(&lease.state, error.reason);
+    // A lack of our own says nothing of the backend.
+    if error.reason == Reason::Overload {
+        return;
+    }
+    lease.state.metrics.mine().failures.add(error.reason);
     if let Some(transition) = pool.failed(lease, error.reason, now) {
         transition.log();
     }
@@ -156,8 +159,7 @@ fn may_try_again(pool: &Pool, attempts: u32, reason: Reason, now: Instant) -> bo
     let Some(retries) = &pool.config.retries else {
         return false;
     };
-    // A lack of ports or descriptors is ours: another backend does not help.
-    if attempts > retries.attempts || !retries.conditions.connect || reason == Reason::Overload {
+    if attempts > retries.attempts || !retries.conditions.connect {
         return false;
     }
     let slot = pool.state.metrics.mine();

@@ -297,6 +297,8 @@ pub struct BackendSlot {
     pub connections_ok: Count,
     /// Connections that could not be made.
     pub connections_failed: Count,
+    /// Attempts to connect that failed for a lack of our own: descriptors, ports, memory.
+    pub connections_local_error: Count,
     /// Open connections in use.
     pub connections_active: Count,
     /// Idle keepalive connections.
@@ -309,6 +311,8 @@ pub struct BackendSlot {
     pub checks_ok: Count,
     /// Bad checks (control thread only).
     pub checks_failed: Count,
+    /// Health checks that could not be made for a lack of our own.
+    pub checks_local_error: Count,
     /// How long checks took: microseconds of the last one (control thread only).
     pub check_duration_micros: Count,
 }

@@ -2,19 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
-use hyper::{
-    HeaderMap, Request, Response, StatusCode,
-    body::Incoming,
-    header::{CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING, USER_AGENT},
-};
-
-use super::{
-    AGENT,
-    http::cannot_ask,
-    http1::{self, describe},
-};
+use super::{AGENT, CheckError, http1::Response};
 use crate::{
     health::grpc_message::{self, Health, LONGEST, PREFIX},
     net::stream::Stream,
@@ -52,74 +40,75 @@ pub(super) async fn ask(
     service: &str,
     authority: &str,
     timeout: Duration,
-) -> Result<(), String> {
-    let request = Request::post(PATH)
-        .header(HOST, authority)
-        .header(CONTENT_TYPE, "application/grpc")
-        .header(TE, "trailers")
-        // At most eight digits: a check takes an hour at most.
-        .header("grpc-timeout", format!("{}m", timeout.as_millis()))
-        .header(USER_AGENT, AGENT)
-        // A call has no length.
-        .header(TRANSFER_ENCODING, "chunked")
-        .body(Full::from(Bytes::from(grpc_message::request(service))))
-        .map_err(|error| cannot_ask(&error))?;
-    let judge = async |response| judge(response, service).await;
-    http1::exchange(stream, request, judge).await
+) -> Result<(), CheckError> {
+    let message = grpc_message::request(service);
+    // The timeout has at most eight digits: a check takes an hour at most. A call has no length.
+    let mut request = format!(
+        "POST {PATH} HTTP/1.1\r\nhost: {authority}\r\ncontent-type: application/grpc\r\nte: trailers\r\n\
+         grpc-timeout: {}m\r\nuser-agent: {AGENT}\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n",
+        timeout.as_millis(),
+        message.len(),
+    )
+    .into_bytes();
+    request.extend_from_slice(&message);
+    request.extend_from_slice(b"\r\n0\r\n\r\n");
+    let response = Response::ask(stream, "POST", &request).await?;
+    judge(response, service).await
 }
 
-async fn judge(response: Response<Incoming>, service: &str) -> Result<(), String> {
-    if response.status() != StatusCode::OK {
-        return Err(format!(
-            "status {}, expected 200",
-            response.status().as_u16()
-        ));
+async fn judge(mut response: Response, service: &str) -> Result<(), CheckError> {
+    if response.head.status != 200 {
+        return Err(format!("status {}, expected 200", response.head.status).into());
     }
-    if !is_grpc(response.headers()) {
-        return Err("answer is not gRPC, by its content-type".to_owned());
+    if !is_grpc(response.field("content-type").unwrap_or_default()) {
+        return Err(failed("answer is not gRPC, by its content-type"));
     }
-    let (head, mut body) = response.into_parts();
-    let (mut message, mut trailers) = (BytesMut::new(), None);
-    while let Some(frame) = body.frame().await {
-        match frame.map_err(|error| describe(&error))?.into_data() {
-            Ok(data) => message.put(data),
-            Err(frame) => trailers = frame.into_trailers().ok(),
-        }
+    let mut message = Vec::new();
+    while let Some(data) = response.next().await {
+        message.extend_from_slice(&data?);
         if message.len() > PREFIX + LONGEST {
-            return Err("answer is too long".to_owned());
+            return Err(failed("answer is too long"));
         }
     }
-    let status = match &trailers {
-        Some(trailers) => status(trailers)?,
+    let status = match response.trailers() {
         // The head is all there is: it has what trailers have.
-        None if message.is_empty() => status(&head.headers)?,
-        None => return Err("answer ends without a grpc-status".to_owned()),
+        [] if message.is_empty() => response.field("grpc-status"),
+        [] => return Err(failed("answer ends without a grpc-status")),
+        trailers => trailer(trailers, b"grpc-status"),
     };
+    let status = status.ok_or_else(|| failed("answer has no grpc-status"))?;
+    let status = std::str::from_utf8(status)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    let status = status.ok_or_else(|| failed("grpc-status is not a number"))?;
     if status != OK {
-        return Err(refusal(status, service));
+        return Err(refusal(status, service).into());
     }
     match grpc_message::response(&message) {
         Ok(Health::Serving) => Ok(()),
-        Ok(other) => Err(format!("the backend says {other}")),
-        Err(invalid) => Err(format!("answer is not a HealthCheckResponse: {invalid}")),
+        Ok(other) => Err(format!("the backend says {other}").into()),
+        Err(invalid) => Err(format!("answer is not a HealthCheckResponse: {invalid}").into()),
     }
 }
 
+fn failed(cause: &str) -> CheckError {
+    CheckError::Failed(cause.to_owned())
+}
+
 /// `application/grpc`, with or without a suffix.
-fn is_grpc(fields: &HeaderMap) -> bool {
-    let kind = fields
-        .get(CONTENT_TYPE)
-        .map_or(&b""[..], |kind| kind.as_bytes());
+fn is_grpc(kind: &[u8]) -> bool {
     let (start, rest) = kind.split_at_checked(16).unwrap_or_default();
     start.eq_ignore_ascii_case(b"application/grpc") && matches!(rest, [] | [b'+' | b';' | b' ', ..])
 }
 
-fn status(fields: &HeaderMap) -> Result<u32, String> {
-    let status = fields
-        .get("grpc-status")
-        .ok_or("answer has no grpc-status")?;
-    let number = status.to_str().ok().and_then(|text| text.parse().ok());
-    number.ok_or_else(|| "grpc-status is not a number".to_owned())
+/// The value of the field `name` in the lines of a trailer section.
+fn trailer<'a>(lines: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    lines.split(|byte| *byte == b'\n').find_map(|line| {
+        let colon = memchr::memchr(b':', line)?;
+        let (found, value) = line.split_at(colon);
+        let value = value.strip_prefix(b":")?;
+        found.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
+    })
 }
 
 /// What a `grpc-status` other than OK means here.

@@ -1,9 +1,7 @@
 //! What an http check asks for, and whether the answer is good; over HTTP/1 and over HTTP/2 it is the same.
 
-use bytes::Bytes;
-use hyper::{Request, StatusCode, header::USER_AGENT, http::request::Builder};
-
-use super::AGENT;
+use super::{AGENT, CheckError, http1::Response};
+use crate::net::stream::Stream;
 
 /// How much of a body is searched for the expected text.
 pub(super) const BODY_SEARCHED: usize = 64 * 1024;
@@ -21,42 +19,43 @@ pub(super) struct Probe<'a> {
 }
 
 impl Probe<'_> {
-    /// What is the same for all versions of HTTP.
-    pub(super) fn request(&self) -> Builder {
-        Request::builder()
-            .method(self.method)
-            .header(USER_AGENT, AGENT)
-    }
-
-    /// `next` gives the body, part by part.
-    pub(super) async fn judge(
-        &self,
-        status: StatusCode,
-        next: impl AsyncFnMut() -> Option<Result<Bytes, String>>,
-    ) -> Result<(), String> {
-        let status = status.as_u16();
+    /// Makes the check on `stream`.
+    pub(super) async fn run(&self, stream: Stream) -> Result<(), CheckError> {
+        let request = self.request();
+        let mut response = Response::ask(stream, self.method, request.as_bytes()).await?;
+        let status = response.head.status;
         let mut good = self.expect.iter();
         if !good.any(|(low, high)| (*low..=*high).contains(&status)) {
-            return Err(format!("status {status}, expected {}", ranges(self.expect)));
+            let expected = ranges(self.expect);
+            return Err(format!("status {status}, expected {expected}").into());
         }
         match self.body {
-            None => Ok(()),
-            Some(text) => contains(text, next).await,
+            None => response.judge_body().await,
+            Some(text) => contains(text, &mut response).await,
         }
+    }
+
+    fn request(&self) -> String {
+        let Self {
+            path,
+            method,
+            authority,
+            ..
+        } = self;
+        // A method that has a body as a rule says that it has none, RFC 9110 section 8.6.
+        let length = match *method {
+            "POST" | "PUT" | "PATCH" => "content-length: 0\r\n",
+            _ => "",
+        };
+        format!(
+            "{method} {path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: {AGENT}\r\n{length}connection: close\r\n\r\n"
+        )
     }
 }
 
-/// The cause when there is no valid request of what is configured.
-pub(super) fn cannot_ask(error: &hyper::http::Error) -> String {
-    format!("cannot ask: {error}")
-}
-
-async fn contains(
-    text: &str,
-    mut next: impl AsyncFnMut() -> Option<Result<Bytes, String>>,
-) -> Result<(), String> {
+async fn contains(text: &str, response: &mut Response) -> Result<(), CheckError> {
     let mut seen = Vec::new();
-    while let Some(data) = next().await {
+    while let Some(data) = response.next().await {
         let data = data?;
         let room = BODY_SEARCHED - seen.len();
         seen.extend_from_slice(data.get(..room).unwrap_or(&data));
@@ -67,7 +66,7 @@ async fn contains(
             break;
         }
     }
-    Err(format!("body does not contain `{text}`"))
+    Err(format!("body does not contain `{text}`").into())
 }
 
 fn ranges(expect: &[(u16, u16)]) -> String {

@@ -1,87 +1,179 @@
-//! One request over HTTP/1.1 on a connection of its own, which is driven while the answer is waited for; on a stream of HTTP/2
-//! it is the same.
+//! One request over HTTP/1.1 on a connection of its own; on a stream of HTTP/2 it is the same. The response is read by the
+//! codec that reads those of traffic, so that a framing which fails requests fails checks too.
 
-use std::{error::Error, io};
+use std::{io, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper::{
-    Request, Response,
-    body::{Body, Incoming},
-    client::conn::http1,
-    header::{CONNECTION, HOST, HeaderValue},
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
 };
-use hyper_util::rt::TokioIo;
 
-use super::http::{Probe, cannot_ask};
-use crate::net::{h2::Ended, stream::Stream};
+use super::CheckError;
+use crate::{
+    http1::{
+        body::{Decoder, Step},
+        head_end,
+        response::{Framing, Head, MAX_HEAD},
+    },
+    net::{h2::Ended, local_error, stream::Stream},
+};
 
-/// An http check on `stream`.
-pub(super) async fn ask(stream: Stream, probe: &Probe<'_>) -> Result<(), String> {
-    let request = probe
-        .request()
-        .uri(probe.path)
-        .header(HOST, &probe.authority)
-        .header(CONNECTION, HeaderValue::from_static("close"))
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| cannot_ask(&error))?;
-    exchange(stream, request, async |response: Response<Incoming>| {
-        let status = response.status();
-        let mut body = response.into_body();
-        probe.judge(status, async || next(&mut body).await).await
-    })
-    .await
-}
+/// Most 1xx responses that are passed over, as for traffic.
+const MAX_INTERIM: u32 = 16;
 
-/// Sends `request`, and lets `judge` read the response.
-pub(super) async fn exchange<B>(
+/// Up to this many bytes a head is parsed whenever more has come, so that garbage is known at once.
+const EAGER_BYTES: usize = 1024;
+
+/// Room made for a read.
+const READ_BYTES: usize = 8 * 1024;
+
+/// How much of a body that nothing is expected of is judged.
+const MAX_JUDGED: usize = 64 * 1024;
+
+/// How long a body that nothing is expected of is waited for: most servers send it together with its head.
+const BODY_WAIT: Duration = Duration::from_millis(100);
+
+/// A response whose head is there.
+pub(super) struct Response {
     stream: Stream,
-    request: Request<B>,
-    judge: impl AsyncFnOnce(Response<Incoming>) -> Result<(), String>,
-) -> Result<(), String>
-where
-    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
-{
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| describe(&error))?;
-    let exchange = async {
-        let response = sender.send_request(request).await;
-        judge(response.map_err(|error| describe(&error))?).await
-    };
-    let (mut exchange, mut connection) = (std::pin::pin!(exchange), std::pin::pin!(connection));
-    tokio::select! {
-        biased;
-        result = &mut exchange => result,
-        // The end of the connection may be the end of the answer, which the exchange still has to read.
-        _ = &mut connection => exchange.await,
-    }
+    /// The head.
+    pub(super) head: Head,
+    /// What `head` was parsed from.
+    pub(super) head_bytes: Vec<u8>,
+    /// Received and not decoded.
+    rest: Vec<u8>,
+    decoder: Option<Decoder>,
 }
 
-/// The next part of the body; trailers are passed over.
-async fn next(body: &mut Incoming) -> Option<Result<Bytes, String>> {
-    loop {
-        match body.frame().await? {
-            Ok(frame) => {
-                if let Ok(data) = frame.into_data() {
-                    return Some(Ok(data));
+impl Response {
+    /// Sends `request` and reads the head of the final response to it.
+    pub(super) async fn ask(
+        mut stream: Stream,
+        method: &str,
+        request: &[u8],
+    ) -> Result<Self, CheckError> {
+        // What a failed write means, the read says: the response may be there all the same.
+        let _ = stream.write_all(request).await;
+        let (mut head, mut bytes) = (Head::default(), Vec::new());
+        let mut interim = 0;
+        loop {
+            let before = bytes.len();
+            read(&mut stream, &mut bytes).await?;
+            let mut from = before;
+            loop {
+                let may_be_whole = bytes.len() < EAGER_BYTES || bytes.len() >= MAX_HEAD;
+                if !may_be_whole && head_end(&bytes, from).is_none() {
+                    break;
                 }
+                if !head
+                    .parse(&bytes, method.as_bytes())
+                    .map_err(|invalid| not_http(invalid.detail))?
+                {
+                    break;
+                }
+                let rest = bytes.split_off(head.len);
+                if !head.is_interim() {
+                    let decoder = match head.framing {
+                        Framing::None => None,
+                        Framing::Length(length) => Some(Decoder::Length(length)),
+                        Framing::Chunked => Some(Decoder::chunked()),
+                        Framing::UntilClose => Some(Decoder::UntilClose),
+                    };
+                    return Ok(Self {
+                        stream,
+                        head,
+                        head_bytes: bytes,
+                        rest,
+                        decoder,
+                    });
+                }
+                interim += 1;
+                if interim > MAX_INTERIM {
+                    return Err(not_http("more than 16 interim responses"));
+                }
+                (bytes, from) = (rest, 0);
             }
-            Err(error) => return Some(Err(describe(&error))),
         }
     }
+
+    /// The next part of the body; `None` is its end.
+    pub(super) async fn next(&mut self) -> Option<Result<Vec<u8>, CheckError>> {
+        loop {
+            let decoder = self.decoder.as_mut()?;
+            match decoder.step(&self.rest) {
+                Ok(Step::Data(count)) => {
+                    let rest = self.rest.split_off(count);
+                    return Some(Ok(std::mem::replace(&mut self.rest, rest)));
+                }
+                Ok(Step::Skip(count)) => drop(self.rest.drain(..count)),
+                Ok(Step::End) => return None,
+                Ok(Step::More) => match read(&mut self.stream, &mut self.rest).await {
+                    Ok(()) => {}
+                    Err(CheckError::Closed) if matches!(decoder, Decoder::UntilClose) => {
+                        return None;
+                    }
+                    Err(error) => return Some(Err(error)),
+                },
+                Err(malformed) => return Some(Err(not_http(malformed.0))),
+            }
+        }
+    }
+
+    /// Judges the framing of a body that nothing is expected of, as far as it comes soon.
+    pub(super) async fn judge_body(&mut self) -> Result<(), CheckError> {
+        let mut left = match self.head.framing {
+            // No framing at all.
+            Framing::None | Framing::UntilClose => 0,
+            Framing::Length(_) | Framing::Chunked => MAX_JUDGED,
+        };
+        let judged = async {
+            while left > 0
+                && let Some(part) = self.next().await
+            {
+                left = left.saturating_sub(part?.len());
+            }
+            Ok(())
+        };
+        timeout(BODY_WAIT, judged).await.unwrap_or(Ok(()))
+    }
+
+    /// The value of a field of the head.
+    pub(super) fn field(&self, name: &str) -> Option<&[u8]> {
+        self.head.fields.values(name, &self.head_bytes).next()
+    }
+
+    /// The trailer section of a body that was read to its end: lines, empty where there is none.
+    pub(super) fn trailers(&self) -> &[u8] {
+        self.decoder.as_ref().map_or(&[], Decoder::trailers)
+    }
 }
 
-/// A failure of the connection in words.
-pub(super) fn describe(error: &hyper::Error) -> String {
-    let cause = error.source().and_then(|cause| cause.downcast_ref());
-    let ended = cause.and_then(io::Error::get_ref);
-    match ended.and_then(|ended| ended.downcast_ref()) {
-        Some(Ended::Lost) => {}
-        Some(ended) => return ended.to_string(),
-        None if error.is_parse() => return format!("answer is not valid HTTP: {error}"),
-        None if error.is_incomplete_message() || error.is_closed() || error.is_canceled() => {}
-        None => return error.to_string(),
+/// Reads what is there, at least one byte.
+async fn read(stream: &mut Stream, bytes: &mut Vec<u8>) -> Result<(), CheckError> {
+    bytes.reserve(READ_BYTES);
+    match stream.read_buf(bytes).await {
+        Ok(0) => Err(CheckError::Closed),
+        Ok(_) => Ok(()),
+        Err(error) => Err(broken(&error)),
     }
-    "connection closed before the whole answer".to_owned()
+}
+
+fn not_http(detail: &str) -> CheckError {
+    CheckError::Failed(format!("answer is not valid HTTP: {detail}"))
+}
+
+/// An error of the connection.
+fn broken(error: &io::Error) -> CheckError {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let ended = error.get_ref().and_then(|ended| ended.downcast_ref());
+    match (ended, error.kind()) {
+        (Some(Ended::Lost), _) => CheckError::Cut,
+        (Some(ended), _) => CheckError::Failed(ended.to_string()),
+        _ if local_error::is_local(error) => {
+            local_error::log(error);
+            CheckError::Local(error.to_string())
+        }
+        (None, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof) => CheckError::Cut,
+        (None, _) => CheckError::Failed(error.to_string()),
+    }
 }

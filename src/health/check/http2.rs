@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use tokio::{select, time::timeout_at};
 
-use super::Limit;
+use super::{CheckError, Limit};
 use crate::{
     net::{h2::backend::Link, stream::Stream},
     reason::Reason,
@@ -13,16 +13,16 @@ use crate::{
 /// Runs `exchange` on a stream of a connection that begins on `stream`.
 pub(super) async fn on_stream(
     stream: Stream,
-    exchange: impl AsyncFnOnce(Stream) -> Result<(), String>,
+    exchange: impl AsyncFnOnce(Stream) -> Result<(), CheckError>,
     limit: Limit,
-) -> Result<(), String> {
+) -> Result<(), CheckError> {
     let opened = Link::open(stream, None, limit.deadline).await;
     let (link, driver) = opened.map_err(|error| match error.reason {
         Reason::ConnectionTimeout => limit.late(),
-        _ => error.source.to_string(),
+        _ => CheckError::Failed(error.source.to_string()),
     })?;
     let Some(stream) = link.stream() else {
-        return Err("the backend allows no streams".to_owned());
+        return Err("the backend allows no streams".to_owned().into());
     };
     let mut driver = pin!(driver);
     let verdict = limit.keep(async {

@@ -1,7 +1,7 @@
 //! One probe of one backend: what is asked, and what counts as a good answer. A new type of check is one arm in [`run`] and
 //! one file. The error of a probe is the cause that logs and the status page show.
 //!
-//! `http.rs` judges answers of HTTP, which `http1.rs` carries: on a connection, or on a stream of one that `http2.rs` makes.
+//! `http.rs` judges answers of HTTP, which `http1.rs` reads: on a connection, or on a stream of one that `http2.rs` makes.
 //! `grpc.rs` is always on a stream.
 
 mod grpc;
@@ -30,6 +30,32 @@ use crate::{
 /// The `User-Agent` of all checks.
 const AGENT: &str = "balancer-check";
 
+/// Why a check did not pass; `Display` is the cause for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CheckError {
+    /// Nothing listens at the address.
+    #[error("connection refused")]
+    Refused,
+    /// The connection ended in order before the whole response.
+    #[error("connection closed before the whole answer")]
+    Closed,
+    /// The same, by a reset or without the end of TLS.
+    #[error("connection closed before the whole answer")]
+    Cut,
+    /// Anything else that is held against the backend.
+    #[error("{0}")]
+    Failed(String),
+    /// A lack of our own: descriptors, ports, buffers, memory. It says nothing of the backend.
+    #[error("{0}")]
+    Local(String),
+}
+
+impl From<String> for CheckError {
+    fn from(cause: String) -> Self {
+        Self::Failed(cause)
+    }
+}
+
 /// By when a probe must be over.
 #[derive(Clone, Copy)]
 struct Limit {
@@ -39,14 +65,17 @@ struct Limit {
 }
 
 impl Limit {
-    async fn keep(self, probe: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    async fn keep(
+        self,
+        probe: impl Future<Output = Result<(), CheckError>>,
+    ) -> Result<(), CheckError> {
         timeout_at(self.deadline.into(), probe)
             .await
             .unwrap_or_else(|_| Err(self.late()))
     }
 
-    fn late(self) -> String {
-        format!("no answer within {:?}", self.timeout)
+    fn late(self) -> CheckError {
+        CheckError::Failed(format!("no answer within {:?}", self.timeout))
     }
 }
 
@@ -56,7 +85,7 @@ pub(super) async fn run(
     backend: &BackendState,
     check: &HealthCheck,
     pool: &Pool,
-) -> Result<(), String> {
+) -> Result<(), CheckError> {
     let limit = Limit {
         deadline: clock::now() + check.timeout,
         timeout: check.timeout,
@@ -91,10 +120,10 @@ pub(super) async fn run(
                 body: body.as_deref(),
             };
             if pool.protocol.is_h2() {
-                let exchange = async |stream| http1::ask(stream, &probe).await;
+                let exchange = async |stream| probe.run(stream).await;
                 Box::pin(http2::on_stream(stream, exchange, limit)).await
             } else {
-                limit.keep(http1::ask(stream, &probe)).await
+                limit.keep(probe.run(stream)).await
             }
         }
         CheckKind::Grpc { service, host } => {
@@ -112,7 +141,7 @@ async fn open(
     pool: &Pool,
     header: Option<&[u8]>,
     deadline: Instant,
-) -> Result<Stream, String> {
+) -> Result<Stream, CheckError> {
     let tls = pool.tls.as_ref();
     let connected = match check.port {
         None => connect(backend, deadline).await,
@@ -125,13 +154,14 @@ async fn open(
         Err(error) => Err(error),
     };
     secured.map_err(|error| match error.reason {
-        Reason::ConnectionTimeout => format!("no connection within {:?}", check.timeout),
+        Reason::ConnectionTimeout => format!("no connection within {:?}", check.timeout).into(),
         Reason::ConnectionRefused
             if error.source.kind() == std::io::ErrorKind::ConnectionRefused =>
         {
-            "connection refused".to_owned()
+            CheckError::Refused
         }
-        _ => error.source.to_string(),
+        Reason::Overload => CheckError::Local(error.source.to_string()),
+        _ => CheckError::Failed(error.source.to_string()),
     })
 }
 

@@ -139,7 +139,8 @@ async fn probe_within(
         ..Pool::named("app")
     };
     let pool = pool::Pool::new(&config, None, clock::now());
-    run(&pool.backends[0].state, &check, &pool.config).await
+    let result = run(&pool.backends[0].state, &check, &pool.config).await;
+    result.map_err(|error| error.to_string())
 }
 
 async fn probe(address: &BackendAddress, kind: CheckKind) -> Result<(), String> {

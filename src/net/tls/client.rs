@@ -28,6 +28,7 @@ impl From<Failed> for ConnectError {
     fn from(failed: Failed) -> Self {
         Self {
             reason: match failed.fault {
+                Fault::Closed if failed.is_local => Reason::Overload,
                 Fault::Closed => Reason::ConnectionTerminated,
                 Fault::Timeout => Reason::ConnectionTimeout,
                 Fault::CertificateInvalid => Reason::TlsCertificateError,

@@ -15,7 +15,10 @@ use super::{
     server::{ServerTls, asked},
     session::{self, Plain},
 };
-use crate::{base::certificate, net::stream::Stream};
+use crate::{
+    base::certificate,
+    net::{local_error, stream::Stream},
+};
 
 /// Why a handshake failed; the `reason` of `balancer_tls_handshake_failures_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +107,8 @@ pub struct Failed {
     pub detail: String,
     /// What came begins like a request in plain HTTP, and would understand such an answer.
     pub is_http: bool,
+    /// A lack of our own ended the connection, no peer; see `net/local_error.rs`.
+    pub is_local: bool,
 }
 
 impl Failed {
@@ -113,13 +118,17 @@ impl Failed {
             fault,
             detail: detail.into(),
             is_http: false,
+            is_local: false,
         }
     }
 }
 
 impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Self {
-        Self::new(Fault::Closed, error.to_string())
+        Self {
+            is_local: local_error::is_local(&error),
+            ..Self::new(Fault::Closed, error.to_string())
+        }
     }
 }
 

@@ -25,7 +25,13 @@ use super::{
 use crate::{
     base::clock,
     http1::{Version, head_end, response},
-    net::{h2::backend, stream::Stream, tls},
+    net::{
+        connect::{count_failed, reason_of_broken},
+        h2::backend,
+        local_error,
+        stream::Stream,
+        tls,
+    },
     pool::{BackendState, Lease, Pool},
     proxy::{
         idle::BackendConnection,
@@ -294,7 +300,7 @@ async fn connect(
             ))
         }
         Err(error) => {
-            metrics.connections_failed.add(1);
+            count_failed(&attempt.lease.state, error.reason);
             Err(unconnected(attempt.rules, error.reason, error.to_string()))
         }
     }
@@ -591,9 +597,14 @@ fn terminated(
         }
         None => errors.all(|error| error.kind() == io::ErrorKind::BrokenPipe),
     };
-    let reason = match read.filter(|_| backend.stream.h2_response().is_some()) {
+    let h2_error = read.filter(|_| backend.stream.h2_response().is_some());
+    let mut all = [write, read].into_iter().flatten();
+    let reason = match h2_error {
         Some(error) => backend::fault(error),
-        None => Reason::ConnectionTerminated,
+        None => match all.find(|error| local_error::is_local(error)) {
+            Some(error) => reason_of_broken(error),
+            None => Reason::ConnectionTerminated,
+        },
     };
     Trouble::Backend(reason, detail)
 }
@@ -631,8 +642,11 @@ pub(super) fn poll_upload(
     result
 }
 
-/// A failure of the backend: counted, and held against it.
+/// A failure of the backend: counted, and held against it. A lack of our own is neither.
 pub(super) fn blame_backend(attempt: Attempt<'_>, reason: Reason) {
+    if reason == Reason::Overload {
+        return;
+    }
     attempt.lease.state.metrics.mine().failures.add(reason);
     if let Some(transition) = attempt.pool.failed(attempt.lease, reason, clock::now()) {
         transition.log();

@@ -31,7 +31,11 @@ use crate::{
         fields::Known,
         response::{self, Framing},
     },
-    net::copy::{self, Meter},
+    net::{
+        connect::reason_of_broken,
+        copy::{self, Meter},
+        local_error,
+    },
     proxy::{idle::BackendConnection, timer::Timer},
     reason::Reason,
     telemetry::metrics::class_index,
@@ -199,7 +203,7 @@ async fn check_first_chunk(
         Err(PumpError::Malformed(error)) => {
             Err(failure(Reason::ProxyProtocolError, error.to_string()))
         }
-        Err(PumpError::Read(error)) => Err(failure(Reason::ConnectionTerminated, describe(&error))),
+        Err(PumpError::Read(error)) => Err(failure(reason_of_broken(&error), describe(&error))),
         Err(_) => Err(failure(
             Reason::ConnectionTerminated,
             "closed before the first chunk".to_owned(),
@@ -277,6 +281,9 @@ impl Relay<'_, '_> {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
             Poll::Ready(Err(PumpError::Write(_))) => {
                 return Poll::Ready(Err(Reason::ClientDisconnected));
+            }
+            Poll::Ready(Err(PumpError::Read(error))) if local_error::is_local(&error) => {
+                return Poll::Ready(Err(reason_of_broken(&error)));
             }
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ResponseIncomplete)),
             Poll::Pending => {}

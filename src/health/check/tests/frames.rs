@@ -60,7 +60,11 @@ async fn verdicts(first: &[u8], more: &[u8]) -> [String; 2] {
 async fn what_backends_send_without_end_is_not_kept() {
     let hints = frame(1, END_HEADERS, 1, HINTS);
     let heads = verdicts(&[], &hints).await;
-    assert_eq!(heads, [TOO_MUCH; 2]);
+    // Whoever counts to its limit first, the connection or the check.
+    let too_many = "answer is not valid HTTP: more than 16 interim responses";
+    for cause in heads {
+        assert!(cause == TOO_MUCH || cause == too_many, "{cause}");
+    }
     // One head in ever more frames.
     let more = frame(9, 0, 1, &b"\0\x01a\x01b".repeat(100));
     let endless = verdicts(&frame(1, 0, 1, OK), &more).await;

@@ -21,7 +21,7 @@ use super::{
     },
     Link, request,
 };
-use crate::{http2::frame::Code, reason::Reason};
+use crate::{http2::frame::Code, net::connect, reason::Reason};
 
 /// A stream to a backend.
 #[derive(Debug)]
@@ -210,7 +210,7 @@ pub fn fault(error: &io::Error) -> Reason {
     {
         Some(ended) => reason_of(*ended),
         None if error.kind() == io::ErrorKind::InvalidData => Reason::ProxyProtocolError,
-        None => Reason::ConnectionTerminated,
+        None => connect::reason_of_broken(error),
     }
 }
 
