@@ -338,3 +338,25 @@ fn a_broken_configuration_ends_the_start_with_78_and_its_places() {
     assert_eq!(daemon.wait_exit().code(), Some(78));
     daemon.wait_for_log(|line| line.contains("balancer.yaml:2:"));
 }
+
+#[test]
+fn scrapes_that_are_not_read_hold_up_neither_probes_nor_other_scrapes() {
+    // A page that fits into no buffer of a socket.
+    let backends: Vec<_> = (0..600)
+        .map(|number| format!("127.1.{}.{}:9", number / 250, number % 250))
+        .collect();
+    let daemon = Daemon::start(&format!(
+        "listeners:\n  web: {{bind: \"@web\", pool: app}}\npools:\n  app:\n    health_check: none\n    backends: [{}]\n",
+        backends.join(", ")
+    ));
+    let mut silent: Vec<_> = (0..80).map(|_| daemon.client("@metrics")).collect();
+    for client in &mut silent {
+        // Some are closed already to make room for the last ones.
+        client.try_send("GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n");
+    }
+    for _ in 0..3 {
+        assert_eq!(daemon.get("@metrics", "/readyz").unwrap().status, 200);
+        assert_eq!(daemon.get("@metrics", "/livez").unwrap().status, 200);
+    }
+    assert!(daemon.scrape().contains("balancer_config_generation 1"));
+}

@@ -7,22 +7,38 @@
 use std::{
     fs, io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 
 use hyper::{HeaderMap, Method, Request, StatusCode, body::Incoming, header};
 use serde_json::json;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{OwnedSemaphorePermit, oneshot},
+    select,
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::{Control, ControlHandle, Failed, http, status};
-use crate::{base::address::BindAddress, config::model, snapshot::Daemon};
+use crate::{
+    base::address::BindAddress,
+    config::{files::read_regular, model},
+    snapshot::Daemon,
+};
+
+/// How often it is looked whether the socket file is still there.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a request waits for the token file.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Largest token file in bytes; a larger one is refused by the configuration.
+const MAX_TOKEN: u64 = 4 << 10;
 
 /// Where the API accepts.
 #[derive(Debug)]
@@ -31,7 +47,61 @@ pub struct AdminListener(Kind);
 #[derive(Debug)]
 enum Kind {
     Unix(UnixListener, SocketFile),
-    Tcp(TcpListener, Arc<str>),
+    Tcp(TcpListener, Arc<Token>),
+}
+
+/// The bearer token of a file.
+#[derive(Debug)]
+struct Token {
+    path: PathBuf,
+    /// As it was read last.
+    last: Mutex<Arc<str>>,
+    /// A reader has not come back: its file system may hang, and one such thread is enough.
+    is_read: AtomicBool,
+}
+
+impl Token {
+    fn read(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_path_buf(),
+            last: Mutex::new(token_of(path)?),
+            is_read: AtomicBool::new(false),
+        })
+    }
+
+    fn last(&self) -> Arc<str> {
+        Arc::clone(&self.last.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The token that is in the file now; the last one where it cannot be read.
+    async fn now(self: &Arc<Self>) -> Arc<str> {
+        if !self.is_read.swap(true, SeqCst) {
+            let token = Arc::clone(self);
+            let reader = tokio::task::spawn_blocking(move || {
+                match token_of(&token.path) {
+                    Ok(now) => *token.last.lock().unwrap_or_else(PoisonError::into_inner) = now,
+                    Err(error) => {
+                        tracing::warn!(target: "admin", %error, "token not read again, the last one holds");
+                    }
+                }
+                token.is_read.store(false, SeqCst);
+            });
+            drop(timeout(TOKEN_TIMEOUT, reader).await);
+        }
+        self.last()
+    }
+}
+
+fn token_of(path: &Path) -> io::Result<Arc<str>> {
+    let name = format!("admin token file `{}`", path.display());
+    let bytes = read_regular(path, MAX_TOKEN).map_err(|error| with_name(&error, &name))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let token = text.trim();
+    if token.is_empty() {
+        let what = format!("{name} is empty");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    Ok(Arc::from(token))
 }
 
 /// The file of a unix socket, removed with its listener unless somebody else has put another one there.
@@ -47,6 +117,31 @@ impl Drop for SocketFile {
         if identity(&self.path).is_ok_and(|now| now == self.identity) {
             // At worst a stale file stays, and the next start removes it.
             drop(fs::remove_file(&self.path));
+        }
+    }
+}
+
+impl SocketFile {
+    /// Binds the path again if nothing is there, as after a cleanup of the directory; its directory is made if it is gone.
+    fn bind_again(&self) -> Option<(UnixListener, Self)> {
+        let error = identity(&self.path).err()?;
+        if error.kind() != io::ErrorKind::NotFound {
+            return None;
+        }
+        if let Some(directory) = self.path.parent() {
+            // Where it cannot be made, binding says so.
+            let _ = fs::DirBuilder::new().mode(0o700).create(directory);
+        }
+        match AdminListener::unix(&self.path) {
+            Ok(AdminListener(Kind::Unix(listener, file))) => {
+                tracing::warn!(target: "admin", socket = %self.path.display(), "the admin socket was removed, and is made again");
+                Some((listener, file))
+            }
+            Ok(_) => None,
+            Err(error) => {
+                tracing::debug!(target: "admin", %error, "the admin socket is gone");
+                None
+            }
         }
     }
 }
@@ -98,12 +193,7 @@ impl AdminListener {
         }
         let path = token_file
             .ok_or_else(|| refuse(format!("admin address `{address}` needs a token_file")))?;
-        let name = format!("admin token file `{}`", path.display());
-        let token = fs::read_to_string(path).map_err(|error| with_name(&error, &name))?;
-        let token = token.trim();
-        if token.is_empty() {
-            return Err(refuse(format!("{name} is empty")));
-        }
+        let token = Arc::new(Token::read(path)?);
         let bind = || {
             let listener = std::net::TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
@@ -111,7 +201,7 @@ impl AdminListener {
         };
         let listener =
             bind().map_err(|error| with_name(&error, format!("admin address `{address}`")))?;
-        Ok(Self(Kind::Tcp(listener, Arc::from(token))))
+        Ok(Self(Kind::Tcp(listener, token)))
     }
 
     /// Where it accepts: with the real port if the configuration said 0.
@@ -155,48 +245,66 @@ struct Context {
     daemon: Arc<Daemon>,
     control: ControlHandle,
     /// The bearer token; `None` on a unix socket, where the file's mode decides.
-    token: Option<Arc<str>>,
+    token: Option<Arc<Token>>,
 }
 
-/// Serves until dropped.
+/// Serves until dropped. A socket file that somebody has removed is made again.
 pub async fn serve_admin(listener: AdminListener, daemon: Arc<Daemon>, control: ControlHandle) {
-    let mut context = Context {
-        daemon,
-        control,
-        token: None,
-    };
-    let mut gate = http::Gate::new();
-    if let Kind::Tcp(_, token) = &listener.0 {
-        context.token = Some(Arc::clone(token));
-    }
-    loop {
-        let place = gate.place().await;
-        match &listener.0 {
-            Kind::Unix(unix, _) => {
-                if let Some(stream) = gate.admit(unix.accept().await).await {
-                    tokio::spawn(converse(stream, context.clone(), place));
+    let mut places = http::Places::new(http::CONNECTIONS);
+    match listener.0 {
+        Kind::Tcp(tcp, token) => {
+            let context = Context {
+                daemon,
+                control,
+                token: Some(token),
+            };
+            loop {
+                let accepted = tcp.accept().await;
+                if let Some(stream) = places.accepted(accepted).await {
+                    let context = context.clone();
+                    let answer = move |request| answer(request, context.clone());
+                    places.serve(stream, answer).await;
                 }
             }
-            Kind::Tcp(tcp, _) => {
-                if let Some(stream) = gate.admit(tcp.accept().await).await {
-                    tokio::spawn(converse(stream, context.clone(), place));
-                }
-            }
+        }
+        Kind::Unix(unix, file) => {
+            let context = Context {
+                daemon,
+                control,
+                token: None,
+            };
+            serve_unix(unix, file, places, context).await;
         }
     }
 }
 
-async fn converse<S>(stream: S, context: Context, place: Option<OwnedSemaphorePermit>)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    http::converse(stream, |request| answer(request, context.clone())).await;
-    drop(place);
+async fn serve_unix(
+    mut unix: UnixListener,
+    mut file: SocketFile,
+    mut places: http::Places,
+    context: Context,
+) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        select! {
+            accepted = unix.accept() => {
+                if let Some(stream) = places.accepted(accepted).await {
+                    let context = context.clone();
+                    let answer = move |request| answer(request, context.clone());
+                    places.serve(stream, answer).await;
+                }
+            }
+            _ = look.tick() => if let Some(again) = file.bind_again() {
+                (unix, file) = again;
+            },
+        }
+    }
 }
 
 async fn answer(request: Request<Incoming>, context: Context) -> http::Answer {
     if let Some(token) = &context.token
-        && let Some(refusal) = refusal(request.headers(), token)
+        && let Some(refusal) = refusal(request.headers(), token).await
     {
         return refusal;
     }
@@ -221,7 +329,7 @@ async fn answer(request: Request<Incoming>, context: Context) -> http::Answer {
 }
 
 /// The two guards of TCP: `Host` and token.
-fn refusal(headers: &HeaderMap, token: &str) -> Option<http::Answer> {
+async fn refusal(headers: &HeaderMap, token: &Arc<Token>) -> Option<http::Answer> {
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok());
@@ -234,9 +342,8 @@ fn refusal(headers: &HeaderMap, token: &str) -> Option<http::Answer> {
     let credentials = headers
         .get(header::AUTHORIZATION)
         .map(header::HeaderValue::as_bytes);
-    if credentials
-        .and_then(bearer)
-        .is_some_and(|given| same(given, token.as_bytes()))
+    if let Some(given) = credentials.and_then(bearer)
+        && same(given, token.now().await.as_bytes())
     {
         return None;
     }

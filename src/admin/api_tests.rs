@@ -1,9 +1,9 @@
 //! Both servers over real sockets on free ports.
 
-use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
+use std::time::Duration;
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
     runtime::{Builder, LocalOptions},
     sync::mpsc,
@@ -348,42 +348,25 @@ async fn answered(stream: &mut (impl AsyncRead + Unpin)) {
     assert!(answer.starts_with(b"HTTP/1.1 200 "));
 }
 
-/// Whether there is nothing to read now, not even an end.
-async fn is_silent(stream: &mut (impl AsyncRead + Unpin)) -> bool {
-    let mut byte = [0];
-    let mut buffer = ReadBuf::new(&mut byte);
-    poll_fn(|context| {
-        let read = Pin::new(&mut *stream).poll_read(context, &mut buffer);
-        Poll::Ready(read.is_pending())
-    })
-    .await
-}
-
-/// Takes every place of a server; one more waits until one of them is free.
+/// Takes every place of a server; one more gets that of the connection that was idle longest.
 async fn fill<S: AsyncRead + AsyncWrite + Unpin>(path: &str, connect: impl AsyncFn() -> S) {
     let mut inside = Vec::new();
-    for _ in 0..http::CONNECTIONS {
+    for _ in 0..=http::CONNECTIONS {
         let mut stream = connect().await;
         ask_on(&mut stream, path).await;
         answered(&mut stream).await;
         inside.push(stream);
     }
-    let mut waiting = connect().await;
-    ask_on(&mut waiting, path).await;
-    // A server that let the last one in would answer it between these.
+    let mut first = inside.remove(0);
+    assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0);
     for stream in &mut inside {
         ask_on(stream, path).await;
         answered(stream).await;
     }
-    assert!(is_silent(&mut waiting).await, "one more was let in");
-    drop(inside.pop());
-    // Sooner than the places of the others run out.
-    let let_in = timeout(http::HEADER_TIMEOUT / 2, answered(&mut waiting)).await;
-    assert!(let_in.is_ok(), "the free place was not given on");
 }
 
 #[tokio::test]
-async fn one_connection_more_than_there_are_places_waits_for_a_place() {
+async fn one_connection_more_than_there_are_places_gets_that_of_the_longest_idle() {
     let daemon = testing::daemon(testing::usual());
     let address = metrics_server(&daemon).await;
     fill("/livez", async || {
@@ -395,6 +378,64 @@ async fn one_connection_more_than_there_are_places_waits_for_a_place() {
         UnixStream::connect(&path).await.unwrap()
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_removed_socket_is_made_again_with_its_directory_and_that_of_another_is_left() {
+    let daemon = testing::daemon(testing::usual());
+    let folder = scratch("again");
+    drop(fs::remove_dir_all(&folder));
+    fs::create_dir(&folder).unwrap();
+    let path = folder.join("admin.sock");
+    let listener = AdminListener::unix(&path).unwrap();
+    let (control, _asked) = mpsc::channel(1);
+    tokio::spawn(serve_admin(listener, daemon, control));
+    let text = request("GET /v1/status", "");
+    assert_eq!(status_of(&ask_unix(&path, &text).await), "200");
+    fs::remove_dir_all(&folder).unwrap();
+    let again = async {
+        while UnixStream::connect(&path).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LOOK * 5, again).await.unwrap();
+    assert_eq!(status_of(&ask_unix(&path, &text).await), "200");
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert_eq!(
+        fs::metadata(&folder).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_rotated_token_is_taken_at_once_and_one_that_cannot_be_read_changes_nothing() {
+    let daemon = testing::daemon(testing::usual());
+    let token_file = scratch("rotated");
+    fs::write(&token_file, "first\n").unwrap();
+    let config = model::Admin {
+        bind: Some("127.0.0.1:0".parse().unwrap()),
+        token_file: Some(token_file.clone()),
+    };
+    let listener = AdminListener::bind(&config, Path::new("/nonexistent")).unwrap();
+    let BindAddress::Ip(address) = listener.address().unwrap() else {
+        panic!("bound to TCP")
+    };
+    let (control, _asked) = mpsc::channel(1);
+    tokio::spawn(serve_admin(listener, daemon, control));
+    let ask = async |token: &str| {
+        let header = format!("Authorization: Bearer {token}\r\n");
+        let answer = ask_tcp(address, &request("GET /v1/status", &header)).await;
+        status_of(&answer).to_owned()
+    };
+    assert_eq!(ask("first").await, "200");
+    fs::write(&token_file, "second\n").unwrap();
+    assert_eq!([ask("first").await, ask("second").await], ["401", "200"]);
+    fs::remove_file(&token_file).unwrap();
+    assert_eq!([ask("first").await, ask("second").await], ["401", "200"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,36 +1,42 @@
 //! The server on `metrics.bind`: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever decides about traffic.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::{
+    Arc, Mutex as StdMutex, PoisonError, Weak,
+    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+};
 
+use bytes::Bytes;
 use hyper::{Method, Request, StatusCode, body::Incoming};
 use tokio::{net::TcpListener, sync::Mutex};
 
 use super::{http, scrape::Scrape};
 use crate::snapshot::Daemon;
 
+/// Most pages in memory: while clients read that many slowly, others get the newest of them.
+const MAX_PAGES: usize = 4;
+
 /// Serves until dropped.
 pub async fn serve_metrics(listener: TcpListener, daemon: Arc<Daemon>) {
-    let mut gate = http::Gate::new();
-    // One scrape at a time: with many backends it takes memory, and all of them would read the same counters.
-    let scrape = Arc::new(Mutex::new(Scrape::new(Arc::clone(&daemon))));
+    let mut places = http::Places::new(http::CONNECTIONS);
+    let scrape = StdMutex::new(Scrape::new(Arc::clone(&daemon)));
+    let pages = Arc::new(Pages::new(move || {
+        let scrape = scrape.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(scrape.page().ok()?.into_bytes())
+    }));
     loop {
-        let place = gate.place().await;
-        let Some(stream) = gate.admit(listener.accept().await).await else {
-            continue;
-        };
-        let (daemon, scrape) = (Arc::clone(&daemon), Arc::clone(&scrape));
-        tokio::spawn(async move {
-            let answer = |request| answer(request, Arc::clone(&daemon), Arc::clone(&scrape));
-            http::converse(stream, answer).await;
-            drop(place);
-        });
+        let accepted = listener.accept().await;
+        if let Some(stream) = places.accepted(accepted).await {
+            let (daemon, pages) = (Arc::clone(&daemon), Arc::clone(&pages));
+            let answer = move |request| answer(request, Arc::clone(&daemon), Arc::clone(&pages));
+            places.serve(stream, answer).await;
+        }
     }
 }
 
 async fn answer(
     request: Request<Incoming>,
     daemon: Arc<Daemon>,
-    scrape: Arc<Mutex<Scrape>>,
+    pages: Arc<Pages>,
 ) -> http::Answer {
     let path = request.uri().path();
     if !matches!(path, "/metrics" | "/livez" | "/readyz") {
@@ -45,18 +51,94 @@ async fn answer(
     match path {
         "/livez" => http::text(StatusCode::OK, "ok\n"),
         "/readyz" => ready(&daemon),
-        _ => {
-            // The turn ends with the page, not with a client that left before.
-            let scrape = scrape.lock_owned().await;
-            // Off the control thread: with 10,000 backends a page takes long enough to make checks late.
-            match tokio::task::spawn_blocking(move || scrape.page()).await {
-                Ok(Ok(page)) => http::exposition(page),
-                _ => http::error(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "The metrics could not be gathered.",
-                ),
-            }
+        _ => match pages.get().await {
+            Some(page) => http::exposition(page),
+            None => http::error(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "The metrics could not be gathered.",
+            ),
+        },
+    }
+}
+
+/// Makes pages, one at a time: whoever asks while one is made shares the next one with all who do.
+struct Pages {
+    make: Box<dyn Fn() -> Option<Vec<u8>> + Send + Sync>,
+    /// How often a page was asked for.
+    asked: AtomicU64,
+    /// How many wait for their turn.
+    waiting: AtomicUsize,
+    made: Arc<Mutex<Made>>,
+}
+
+#[derive(Default)]
+struct Made {
+    /// The last page, while somebody waits who may share it.
+    last: Option<Page>,
+    /// Those who asked up to this number are served by it.
+    covers: u64,
+    /// The pages that clients are being sent, in their order.
+    sent: Vec<Weak<Vec<u8>>>,
+}
+
+/// One page; its memory is shared by all answers with it.
+#[derive(Clone)]
+struct Page(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Page {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// One who waits for a turn, until dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Pages {
+    fn new(make: impl Fn() -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
+        Self {
+            make: Box::new(make),
+            asked: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+            made: Arc::default(),
         }
+    }
+
+    /// A page made after the call, unless too many older ones are still being read.
+    async fn get(self: Arc<Self>) -> Option<Bytes> {
+        let number = self.asked.fetch_add(1, Relaxed) + 1;
+        self.waiting.fetch_add(1, Relaxed);
+        let waiting = Waiting(&self.waiting);
+        let mut made = Arc::clone(&self.made).lock_owned().await;
+        drop(waiting);
+        made.sent.retain(|page| page.strong_count() > 0);
+        let shared = made.last.clone().filter(|_| made.covers >= number);
+        let newest = || made.sent.last()?.upgrade().map(Page);
+        let old = shared.or_else(|| newest().filter(|_| made.sent.len() >= MAX_PAGES));
+        if self.waiting.load(Relaxed) == 0 {
+            made.last = None;
+        }
+        if let Some(page) = old {
+            return Some(Bytes::from_owner(page));
+        }
+        let pages = Arc::clone(&self);
+        // Off the control thread: with 10,000 backends a page takes long enough to make checks late. The turn ends with the
+        // page, not with a client that left before.
+        let page = tokio::task::spawn_blocking(move || {
+            let covers = pages.asked.load(Relaxed);
+            let page = Page(Arc::new((pages.make)()?));
+            made.covers = covers;
+            made.sent.push(Arc::downgrade(&page.0));
+            made.last = (pages.waiting.load(Relaxed) > 0).then(|| page.clone());
+            Some(page)
+        });
+        page.await.ok().flatten().map(Bytes::from_owner)
     }
 }
 
@@ -67,5 +149,57 @@ fn ready(daemon: &Daemon) -> http::Answer {
         http::text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
     } else {
         http::text(StatusCode::SERVICE_UNAVAILABLE, "starting\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn pages_are_fresh_made_one_at_a_time_shared_by_those_who_wait_and_few_in_memory() {
+        let (finish, finishes) = channel::<()>();
+        let finishes = StdMutex::new(finishes);
+        let begun = Arc::new(tokio::sync::Notify::new());
+        let begins = Arc::clone(&begun);
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        let pages = Arc::new(Pages::new(move || {
+            begins.notify_one();
+            finishes.lock().unwrap().recv().ok()?;
+            let number = counted.fetch_add(1, Relaxed) + 1;
+            Some(number.to_string().into_bytes())
+        }));
+        let ask = || tokio::spawn(Arc::clone(&pages).get());
+        let first = ask();
+        begun.notified().await;
+        let others: Vec<_> = (0..20).map(|_| ask()).collect();
+        tokio::task::yield_now().await;
+        for _ in 0..2 {
+            finish.send(()).unwrap();
+        }
+        let first = first.await.unwrap().unwrap();
+        assert_eq!(&first[..], b"1");
+        let mut held = vec![first];
+        for other in others {
+            let page = other.await.unwrap().unwrap();
+            assert_eq!(&page[..], b"2", "asked before it was made");
+            held.push(page);
+        }
+        assert!(pages.made.lock().await.last.is_none(), "nobody waits");
+        for number in 3..=4 {
+            finish.send(()).unwrap();
+            let page = ask().await.unwrap().unwrap();
+            assert_eq!(page, number.to_string());
+            held.push(page);
+        }
+        let page = ask().await.unwrap().unwrap();
+        assert_eq!(&page[..], b"4", "four are being read: the newest again");
+        drop((held, page));
+        finish.send(()).unwrap();
+        assert_eq!(&ask().await.unwrap().unwrap()[..], b"5");
+        assert_eq!(count.load(Relaxed), 5);
     }
 }

@@ -58,19 +58,41 @@ pub(super) fn bind_admin(config: &model::Admin, default: &Path) -> Result<AdminL
     AdminListener::bind(config, default).map_err(|error| error.to_string())
 }
 
-/// Makes `directory` for us alone, or checks that it is ours: in `/tmp` somebody else could have made it.
+/// Makes `directory` for us alone, or checks that it is: in `/tmp` somebody else could have made it, or put a socket into it.
 fn make_private(directory: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+
+    const GROUP_WRITES: u32 = 0o020;
+    const OTHERS_WRITE: u32 = 0o002;
+    const STICKY: u32 = 0o1000;
+
+    let refused = |why: &str| {
+        Err(std::io::Error::new(
+            std::io::ErrorKind::PermissionDenied,
+            why,
+        ))
+    };
+    let parent = directory.parent().and_then(|parent| parent.metadata().ok());
+    let parent = parent.map_or(0, |parent| parent.mode());
+    let is_shared = parent & OTHERS_WRITE != 0;
+    if is_shared && parent & STICKY == 0 {
+        return refused("everybody may replace it: its parent needs the sticky bit");
+    }
     match std::fs::DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             let found = std::fs::symlink_metadata(directory)?;
-            if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() {
-                return Ok(());
+            if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+                return refused("it belongs to another user");
             }
-            Err(std::io::Error::new(
-                std::io::ErrorKind::PermissionDenied,
-                "it belongs to another user",
-            ))
+            let by_others = if is_shared {
+                GROUP_WRITES | OTHERS_WRITE
+            } else {
+                OTHERS_WRITE
+            };
+            if found.mode() & by_others != 0 {
+                return refused("others may write to it: `chmod 700` it");
+            }
+            Ok(())
         }
         made => made,
     }
@@ -172,5 +194,43 @@ fn answer(waiting: Vec<oneshot::Sender<ReloadOutcome>>, outcome: &ReloadOutcome)
     for sender in waiting {
         // Whoever asked may have left.
         let _ = sender.send(outcome.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_runtime_directory_that_others_may_write_or_replace_is_refused() {
+        let top = std::env::temp_dir().join(format!("balancer-private-{}", std::process::id()));
+        fs::create_dir(&top).unwrap();
+        let directory = top.join("run");
+        let check = |parent: u32, own: u32| {
+            let mode = |path: &Path, mode| {
+                fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            };
+            mode(&top, parent);
+            mode(&directory, own);
+            make_private(&directory).map_err(|error| error.to_string())
+        };
+        make_private(&directory).unwrap();
+        assert_eq!(fs::metadata(&directory).unwrap().mode() & 0o777, 0o700);
+        for own in [0o700, 0o755] {
+            assert_eq!(check(0o1777, own), Ok(()), "{own:o}");
+        }
+        for own in [0o770, 0o702, 0o777] {
+            let refused = check(0o1777, own).unwrap_err();
+            assert!(refused.contains("others may write"), "{own:o}: {refused}");
+        }
+        assert!(check(0o777, 0o700).unwrap_err().contains("sticky"));
+        assert_eq!(check(0o755, 0o770), Ok(()), "a group that was chosen");
+        assert!(check(0o755, 0o777).is_err());
+        fs::remove_dir_all(&top).unwrap();
     }
 }

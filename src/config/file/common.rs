@@ -1,6 +1,6 @@
 //! Readers shared by sections: addresses to listen on, header names and values, redirects, retries, timeouts.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use super::{At, Limit, Reader, quote, set};
 use crate::{
@@ -43,6 +43,18 @@ pub(super) fn bind(reader: &mut Reader<'_>, at: At<'_>) -> Option<BindAddress> {
             );
             None
         }
+    }
+}
+
+/// Like [`bind`] for what only this machine is to reach: a bare port is one of 127.0.0.1.
+pub(super) fn local_bind(reader: &mut Reader<'_>, at: At<'_>) -> Option<BindAddress> {
+    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_bare = at.scalar().is_some_and(is_port);
+    match bind(reader, at)? {
+        BindAddress::Ip(ip) if is_bare => {
+            Some(BindAddress::Ip((Ipv4Addr::LOCALHOST, ip.port()).into()))
+        }
+        address => Some(address),
     }
 }
 
@@ -354,5 +366,28 @@ pub(super) fn warn_short_total(
             ),
             "make `total` longer: it covers connecting and all tries",
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::config::{NoFiles, parse};
+
+    #[test]
+    fn a_bare_port_for_metrics_is_one_of_this_machine_alone() {
+        let bound = |bind: &str| {
+            let text = format!(
+                "metrics: {{bind: {bind}}}\nlisteners: {{web: {{bind: 8080, pool: app}}}}\npools: {{app: {{backends: [127.0.0.1:1]}}}}\n"
+            );
+            let loaded = parse(Path::new("a.yaml"), &text, &NoFiles).unwrap();
+            let listener = loaded.config.listeners[0].binds[0].to_string();
+            (loaded.config.metrics.bind.unwrap().to_string(), listener)
+        };
+        let everywhere = "[::]:8080".to_owned();
+        assert_eq!(bound("9900"), ("127.0.0.1:9900".to_owned(), everywhere));
+        assert_eq!(bound("\":9900\"").0, "[::]:9900");
+        assert_eq!(bound("0.0.0.0:9900").0, "0.0.0.0:9900");
     }
 }

@@ -6,7 +6,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::{
     At, Binds, Reader, Section,
-    common::{DAY, HOUR, MS, bind, header_name},
+    common::{DAY, HOUR, MS, header_name, local_bind},
     ip_bind, quote, set,
 };
 use crate::{
@@ -107,7 +107,7 @@ fn admin(reader: &mut Reader<'_>, at: At<'_>, binds: &mut Binds) -> Admin {
     let Some(at) = keys.get("bind") else {
         return admin;
     };
-    admin.bind = bind(reader, at);
+    admin.bind = local_bind(reader, at);
     let Some(address) = admin.bind.clone() else {
         return admin;
     };
@@ -190,7 +190,7 @@ fn read_metrics(
         metrics.bind = None;
         return;
     }
-    match bind(reader, at) {
+    match local_bind(reader, at) {
         Some(BindAddress::Unix(_)) => reader.error(
             at,
             "expected an IP address and port or `none`, found a unix socket",
