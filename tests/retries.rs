@@ -25,10 +25,14 @@ use support::{
 /// One pool `app` behind `@web`; `more` are further keys of the pool, each on a line of its own.
 fn daemon(backends: &[SocketAddr], more: &str) -> Daemon {
     let backends: Vec<_> = backends.iter().map(|one| format!("\"{one}\"")).collect();
+    daemon_with(&backends.join(", "), more)
+}
+
+/// The same; `backends` are entries of the list in the configuration.
+fn daemon_with(backends: &str, more: &str) -> Daemon {
     Daemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{min_status: 200}}}}\nlisteners:\n  web: {{bind: \"@web\", pool: app}}\n\
-         pools:\n  app:\n    backends: [{}]\n    health_check: none\n{more}",
-        backends.join(", ")
+         pools:\n  app:\n    backends: [{backends}]\n    health_check: none\n{more}"
     ))
 }
 
@@ -500,7 +504,9 @@ fn an_upload_under_way_goes_on_at_the_next_backend() {
         connection.reset();
         gone.open();
     });
-    let daemon = daemon(&[bad.address, good.address], "");
+    let (first, then) = (bad.address, good.address);
+    let backends = format!("\"{first}\", {{address: \"{then}\", backup: true}}");
+    let daemon = daemon_with(&backends, "");
     let mut client = daemon.client("@web");
     client.send("PUT / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nfirst");
     gate.wait();

@@ -26,11 +26,15 @@ use support::{
 /// `@db` in front of the backends; every session is logged. `listener` and `pool` are further keys.
 fn daemon(backends: &[SocketAddr], listener: &str, pool: &str) -> Daemon {
     let backends: Vec<_> = backends.iter().map(|one| format!("\"{one}\"")).collect();
+    daemon_with(&backends.join(", "), listener, pool)
+}
+
+/// The same; `backends` are entries of the list in the configuration.
+fn daemon_with(backends: &str, listener: &str, pool: &str) -> Daemon {
     Daemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{sample: 100%}}}}\nlisteners:\n  \
          db: {{bind: \"@db\", protocol: tcp, pool: db, {listener}}}\n\
-         pools:\n  db: {{backends: [{}], health_check: none, {pool}}}\n",
-        backends.join(", ")
+         pools:\n  db: {{backends: [{backends}], health_check: none, {pool}}}\n"
     ))
 }
 
@@ -353,8 +357,11 @@ fn a_backend_that_cannot_be_reached_is_passed_over() {
         (refused(), "connection_refused"),
         (hole.address, "connection_timeout"),
     ] {
-        let timeouts = "timeouts: {connect: 200ms}";
-        let daemon = daemon(&[dead, peer.address], "", timeouts);
+        let backends = format!(
+            "\"{dead}\", {{address: \"{}\", backup: true}}",
+            peer.address
+        );
+        let daemon = daemon_with(&backends, "", "timeouts: {connect: 200ms}");
         let mut client = daemon.client("@db");
         client.send("hello");
         assert_eq!(client.exactly(5).unwrap(), b"hello");

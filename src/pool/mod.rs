@@ -213,6 +213,11 @@ impl Pool {
         refresh_all(&generations);
     }
 
+    /// Sets the turn that is next, any number; a new pool begins with turn 0, its first backend.
+    pub fn start_at(&self, turn: usize) {
+        self.state.cursor.store(turn, Relaxed);
+    }
+
     fn may_ever_eject(&self) -> bool {
         let ejection = self.config.ejection.as_ref();
         ejection.is_some_and(|ejection| ejection.max_ejected > 0.0)

@@ -30,7 +30,7 @@ use self::{
     control::Control, signals::Signals, sockets::Sockets, systemd::ServiceManager, worker::Pool,
 };
 use crate::{
-    base::{clock, paths::default_admin_socket},
+    base::{clock, paths::default_admin_socket, rng::Random},
     config::{Loaded, model::Config},
     net::limits::raise_open_file_limit,
     snapshot::{Daemon, Snapshot},
@@ -125,6 +125,11 @@ fn serve(
     let access_log = AccessLog::new(&config.access_log, sink);
     let limit = connection_limit(&config, files);
     let snapshot = Snapshot::build(Arc::clone(&config), None, access_log, clock::now());
+    // Balancers that are restarted together do not all send their first requests to the same backend.
+    let mut random = Random::from_system();
+    for pool in &snapshot.pools {
+        pool.start_at(random.below(u16::MAX.into()));
+    }
     let daemon = Arc::new(Daemon::new(snapshot, workers, limit));
     let mut sockets = Sockets::default();
     let prepared = sockets
