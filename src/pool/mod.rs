@@ -40,7 +40,7 @@ pub use self::{
 use self::{
     ejection::Census,
     health::{Change, Thresholds},
-    policy::Turn,
+    policy::{Candidate, Turn},
     roster::{Roster, Rules},
 };
 use crate::{
@@ -224,7 +224,8 @@ impl Pool {
     }
 
     /// Picks a backend and counts it in flight. `tried` are `Backend::index`es of this pool: none of them is picked
-    /// while another eligible one has room; if there is none, they may be picked again.
+    /// while another eligible one has room. When all of a tier were tried the next tier is asked; when there is none, they
+    /// may be picked again.
     /// Errors: [`Reason::DestinationUnavailable`], [`Reason::ConnectionLimitReached`].
     #[inline]
     pub fn pick(&self, tried: &[usize], random: &mut Random) -> Result<Lease, Reason> {
@@ -240,6 +241,9 @@ impl Pool {
         };
         let mut picked = roster.picker.pick(&mut turn);
         if picked.is_none() && !tried.is_empty() {
+            if let Some(backend) = self.pick_of_next_tier(&roster, &mut turn) {
+                return Ok(Lease::claimed(backend));
+            }
             turn.tried = &[];
             picked = roster.picker.pick(&mut turn);
         }
@@ -247,6 +251,34 @@ impl Pool {
             .and_then(|position| roster.candidates.get(position))
             .map(|backend| Lease::claimed(Arc::clone(backend)))
             .ok_or(Reason::ConnectionLimitReached)
+    }
+
+    /// Picks a backend of the tier behind that of `roster`. `None` while one of `roster` was not tried: it is full, and a
+    /// full tier does not spill over.
+    #[cold]
+    fn pick_of_next_tier(&self, roster: &Roster, turn: &mut Turn<'_>) -> Option<Candidate> {
+        let is_tried = |backend: &Arc<Backend>| turn.tried.contains(&backend.index);
+        if !roster.candidates.iter().all(is_tried) {
+            return None;
+        }
+        let generation = &self.generation;
+        let untried: Vec<_> = generation
+            .backends
+            .iter()
+            .filter(|backend| !is_tried(backend))
+            .map(Arc::clone)
+            .collect();
+        let next = Roster::new(&untried, generation.rules);
+        if !next.is_tier_behind(roster) {
+            return None;
+        }
+        let picked = next.picker.pick(&mut Turn {
+            candidates: &next.candidates,
+            tried: &[],
+            cursor: turn.cursor,
+            random: turn.random,
+        });
+        picked.and_then(|position| next.candidates.get(position).map(Arc::clone))
     }
 
     /// Real traffic succeeded: the streak of failures ends. One relaxed load in the common case.

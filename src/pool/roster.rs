@@ -59,6 +59,12 @@ impl Roster {
         }
     }
 
+    /// True if retries may go on here when all of `first` were tried: with backends that may take traffic anyway, not
+    /// with those of `fail_open`.
+    pub(crate) fn is_tier_behind(&self, first: &Self) -> bool {
+        self.group > first.group && self.group < FAIL_OPEN
+    }
+
     /// True if a backend's change of state makes it one more of the candidates.
     pub(crate) fn is_joined_by(&self, backend: &Backend, change: &Change, rules: Rules) -> bool {
         rank(backend, change.from, rules) > self.group

@@ -123,6 +123,28 @@ fn backups_get_work_only_when_no_other_backend_may() {
 }
 
 #[test]
+fn a_retry_goes_to_the_next_tier_when_all_of_a_tier_were_tried_and_not_when_one_is_full() {
+    let mut config = config(&[1, 1, 1, 1, 0]);
+    for (backend, tier) in config.backends.iter_mut().zip([0, 0, 1, 2, 1]) {
+        backend.backup = tier;
+    }
+    config.backends[1].max_connections = Some(1);
+    let (pool, now) = pool(&config);
+    all_up(&pool, now);
+    let mut random = Random::seeded(1);
+    let mut pick = |tried: &[usize]| pool.pick(tried, &mut random).map(|lease| lease.index);
+    assert_eq!(pick(&[0, 1]), Ok(2));
+    assert_eq!(pick(&[0, 1, 2]), Ok(3));
+    assert!(pick(&[0, 1, 2, 3]).unwrap() < 2, "all were tried");
+    let _full = pool.pick(&[0], &mut Random::seeded(1)).unwrap();
+    assert_eq!(pick(&[0]), Ok(0), "a full tier does not spill over");
+    for _ in 0..3 {
+        fail(&pool, 2, now);
+    }
+    assert_eq!(pick(&[0, 1]), Ok(3), "the next tier is down");
+}
+
+#[test]
 fn the_lowest_tier_with_a_backend_that_is_up_gets_all_work() {
     let mut config = config(&[1, 1, 1, 1, 1]);
     for (backend, tier) in config.backends.iter_mut().zip([0, 1, 1, 2, 9]) {
