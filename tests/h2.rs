@@ -23,6 +23,8 @@ mod messages;
 mod rules;
 #[path = "h2/secured.rs"]
 mod secured;
+#[path = "h2/stalled.rs"]
+mod stalled;
 #[path = "h2/streams.rs"]
 mod streams;
 

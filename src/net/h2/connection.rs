@@ -20,7 +20,7 @@ use super::{
     Ended,
     backend::Expected,
     core::{Backend, Client, Core, Leave, MOST_ANSWERS, MOST_HEADS, MOST_UNWRITTEN, Role},
-    flow::{Flow, Outward, remember},
+    flow::remember,
     incoming::Asked,
 };
 use crate::{
@@ -35,12 +35,6 @@ use crate::{
 
 /// Most reads in a row before others have their turn.
 const READS: usize = 16;
-/// Bytes of a message that a stream may hold unread.
-pub(super) const STREAM_WINDOW: u32 = 256 << 10;
-/// The same for all streams of a client's connection.
-const CLIENT_WINDOW: u32 = 1 << 20;
-/// The same for those of a backend's: those that nobody reads must not hold up the others.
-const BACKEND_WINDOW: u32 = super::backend::STREAMS as u32 * STREAM_WINDOW;
 /// Payload of the PING that a client answers when it has seen our GOAWAY.
 pub(super) const FAREWELL: [u8; 8] = *b"farewell";
 
@@ -77,20 +71,17 @@ impl Connection {
             leave: Leave::None,
             is_leaving: false,
         }));
-        let this = Self::new(stream, role, CLIENT_WINDOW);
+        let this = Self::new(stream, role);
         {
             let core = &mut *this.core.borrow_mut();
             core.preface = frame::PREFACE.len();
-            core.greet(
-                &[
-                    (setting::MAX_CONCURRENT_STREAMS, most as u32),
-                    (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW),
-                    // Twice what is allowed, so that we give the answer to what is too large, and log it.
-                    (setting::MAX_HEADER_LIST_SIZE, 2 * limits.bytes as u32),
-                    (setting::ENABLE_CONNECT_PROTOCOL, 1),
-                ],
-                CLIENT_WINDOW,
-            );
+            core.greet(&[
+                (setting::MAX_CONCURRENT_STREAMS, most as u32),
+                (setting::INITIAL_WINDOW_SIZE, core.windows.first),
+                // Twice what is allowed, so that we give the answer to what is too large, and log it.
+                (setting::MAX_HEADER_LIST_SIZE, 2 * limits.bytes as u32),
+                (setting::ENABLE_CONNECT_PROTOCOL, 1),
+            ]);
             core.take_in(read);
         }
         this
@@ -98,30 +89,27 @@ impl Connection {
 
     /// A new connection to a backend on `stream`.
     pub(super) fn of_backend(stream: Stream) -> Rc<Self> {
-        let this = Self::new(stream, Role::Backend(Backend::default()), BACKEND_WINDOW);
+        let this = Self::new(stream, Role::Backend(Backend::default()));
         {
             let core = &mut *this.core.borrow_mut();
             core.out.extend_from_slice(frame::PREFACE);
-            core.greet(
-                &[
-                    (setting::ENABLE_PUSH, 0),
-                    (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW),
-                    (setting::MAX_HEADER_LIST_SIZE, 2 * MAX_HEAD as u32),
-                ],
-                BACKEND_WINDOW,
-            );
+            core.greet(&[
+                (setting::ENABLE_PUSH, 0),
+                (setting::INITIAL_WINDOW_SIZE, core.windows.first),
+                (setting::MAX_HEADER_LIST_SIZE, 2 * MAX_HEAD as u32),
+            ]);
         }
         this
     }
 
-    fn new(stream: Stream, role: Role, window: u32) -> Rc<Self> {
+    fn new(stream: Stream, role: Role) -> Rc<Self> {
         Rc::new(Self {
             facts: Facts {
                 agreed: stream.tls().map(Tls::agreed).cloned(),
                 local: stream.local_addr(),
                 peer: stream.peer_addr(),
             },
-            core: RefCell::new(Core::new(stream, role, window)),
+            core: RefCell::new(Core::new(stream, role)),
         })
     }
 
@@ -237,7 +225,7 @@ impl Connection {
             _ => return Err(Ended::Unseen(Code::NO_ERROR)),
         }
         core.last = id;
-        let mut flow = Flow::new(STREAM_WINDOW, Outward::new(core.initial));
+        let mut flow = core.new_flow();
         flow.expected = expected;
         core.flows.insert(id, flow);
         core.flood_guard.credit_request();
@@ -270,11 +258,7 @@ impl Connection {
         let before = target.filled().len();
         let content = flow.reader.take(target);
         if content > 0 {
-            let opens = !flow.got_end && flow.ended.is_none();
-            if let Some(more) = flow.inward.give(content).filter(|_| opens) {
-                frame::write_u32(&mut core.out, kind::WINDOW_UPDATE, id, more);
-                core.wake();
-            }
+            core.give_to(id, content);
             core.give(content);
         }
         target.filled().len() > before

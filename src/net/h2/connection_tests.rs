@@ -18,8 +18,9 @@ use tokio::{
 
 use super::*;
 use crate::{
-    http2::hpack,
+    http2::{frame::flag, hpack},
     net::h2::{
+        flow::Outward,
         incoming::Incoming,
         reader::{Body, Head},
     },
@@ -55,7 +56,7 @@ async fn drive(connection: &Connection) {
 
 fn begin(connection: &Connection, id: u32) {
     let core = &mut *connection.core.borrow_mut();
-    let mut flow = Flow::new(STREAM_WINDOW, Outward::new(frame::INITIAL_WINDOW));
+    let mut flow = core.new_flow();
     flow.reader.begin(Head {
         text: Vec::new(),
         body: Body::None,
@@ -237,4 +238,121 @@ async fn what_we_end_ourselves_is_not_charged_to_the_client() {
         connection.core.borrow_mut().out.clear();
     }
     assert_eq!(connection.fate(), None);
+}
+
+/// The other end of a long way: sends as much as windows allow, and sees what we say a round trip later.
+struct FarSender {
+    connection: Rc<Connection>,
+    id: u32,
+    window: i64,
+    window_of_all: i64,
+    pings: usize,
+}
+
+impl FarSender {
+    fn take_in(&self, bytes: &[u8]) {
+        self.connection.core.borrow_mut().take_in(bytes);
+    }
+
+    /// Sends what it may, which is read at once.
+    fn burst(&mut self) -> usize {
+        let mut count = 0;
+        while self.window.min(self.window_of_all) > 0 {
+            let part = self.window.min(self.window_of_all).min(16 << 10);
+            self.window -= part;
+            self.window_of_all -= part;
+            count += part as usize;
+            let mut bytes = Vec::new();
+            frame::write(&mut bytes, kind::DATA, 0, self.id, &vec![0; part as usize]);
+            self.take_in(&bytes);
+            let mut room = vec![0; 2 * part as usize];
+            self.connection.take(self.id, &mut ReadBuf::new(&mut room));
+        }
+        count
+    }
+
+    /// Reads what we have said, and answers it.
+    fn hear(&mut self) {
+        let out = std::mem::take(&mut self.connection.core.borrow_mut().out);
+        let mut rest = out.strip_prefix(frame::PREFACE).unwrap_or(&out);
+        while let Some(head) = frame::Frame::read(rest) {
+            let (payload, behind) = rest[frame::HEADER..].split_at(head.length);
+            rest = behind;
+            match head.kind {
+                kind::WINDOW_UPDATE => {
+                    let more = i64::from(frame::u31(payload, 0).unwrap());
+                    if head.stream == 0 {
+                        self.window_of_all += more;
+                    } else {
+                        self.window += more;
+                    }
+                }
+                kind::PING => {
+                    self.pings += 1;
+                    let mut answer = Vec::new();
+                    frame::write(&mut answer, kind::PING, flag::ACK, 0, payload);
+                    self.take_in(&answer);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Round trips of 100 ms until so many bytes have come.
+    async fn round_trips(&mut self, bytes: usize) -> usize {
+        let (mut sent, mut trips) = (0, 0);
+        while sent < bytes {
+            sent += self.burst();
+            tokio::time::advance(Duration::from_millis(100)).await;
+            self.hear();
+            trips += 1;
+        }
+        trips
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
+    let mut head = Vec::new();
+    let list = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "a"),
+        (":path", "/"),
+    ];
+    frame::write_settings(&mut head, &[]);
+    frame::write(&mut head, kind::SETTINGS, flag::ACK, 0, &[]);
+    let (client, _peer) = pair();
+    let (own, _other) = UnixStream::pair().unwrap();
+    let backend = Connection::of_backend(Stream::from(own));
+    backend.core.borrow_mut().take_in(&head);
+    let id = backend.begin(Expected::default(), true, |_| {}).unwrap();
+    let mut answer = Vec::new();
+    frame::write_fields(&mut answer, id, false, |out| hpack::status(out, 200));
+    backend.core.borrow_mut().take_in(&answer);
+    frame::write_fields(&mut head, 1, false, |out| {
+        for (name, value) in list {
+            hpack::field(out, name.as_bytes(), value.as_bytes());
+        }
+    });
+    client.core.borrow_mut().take_in(&head);
+    for (connection, name) in [(client, "upload"), (backend, "response")] {
+        let first = connection.core.borrow().windows.first;
+        let mut sender = FarSender {
+            connection,
+            id: 1,
+            window: i64::from(first),
+            window_of_all: i64::from(frame::INITIAL_WINDOW),
+            pings: 0,
+        };
+        sender.hear();
+        // The window of 256 KiB that it once was takes 80 of them.
+        let trips = sender.round_trips(20 << 20).await;
+        assert!(trips <= 20, "{name}: {trips} round trips");
+        assert_eq!(sender.pings, 1, "{name}");
+        let trips = sender.round_trips(200 << 20).await;
+        assert!(trips <= 60, "{name}: {trips} round trips");
+        assert_eq!(sender.pings, 1, "{name}");
+        assert_eq!(sender.connection.fate(), None);
+    }
 }

@@ -16,11 +16,12 @@ use super::{
     Ended, backend,
     closed_streams::ClosedStreams,
     flood_guard::FloodGuard,
-    flow::{Flow, Inward, Outward, remember},
+    flow::{Flow, Outward, remember},
     incoming::Asked,
+    recv_windows::{RTT_PROBE, RecvWindows},
 };
 use crate::{
-    base::{hasher::NumberBuild, rng::Random},
+    base::{clock, hasher::NumberBuild, rng::Random},
     http1::request::Limits,
     http2::{
         frame::{self, Code, Frame, INITIAL_WINDOW, MAX_PAYLOAD, flag, kind},
@@ -124,7 +125,7 @@ pub(super) struct Core {
     pub block: Option<Box<Block>>,
     pub decoder: Decoder,
     pub flood_guard: FloodGuard,
-    pub inward: Inward,
+    pub windows: RecvWindows,
     pub outward: Outward,
     /// What each new stream may send.
     pub initial: u32,
@@ -146,11 +147,17 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(stream: Stream, role: Role, window: u32) -> Self {
-        let closed = ClosedStreams::new(match &role {
-            Role::Client(client) => client.most,
-            Role::Backend(_) => backend::STREAMS,
-        });
+    pub(super) fn new(stream: Stream, role: Role) -> Self {
+        let (closed, windows) = match &role {
+            Role::Client(client) => (
+                ClosedStreams::new(client.most),
+                RecvWindows::for_client(client.most),
+            ),
+            Role::Backend(_) => (
+                ClosedStreams::new(backend::STREAMS),
+                RecvWindows::for_backend(),
+            ),
+        };
         Self {
             stream: Some(stream),
             role,
@@ -163,7 +170,7 @@ impl Core {
             block: None,
             decoder: Decoder::default(),
             flood_guard: FloodGuard::new(),
-            inward: Inward::new(window),
+            windows,
             outward: Outward::new(INITIAL_WINDOW),
             initial: INITIAL_WINDOW,
             flows: HashMap::default(),
@@ -179,10 +186,16 @@ impl Core {
         }
     }
 
-    pub(super) fn greet(&mut self, settings: &[(u16, u32)], window: u32) {
+    pub(super) fn greet(&mut self, settings: &[(u16, u32)]) {
         frame::write_settings(&mut self.out, settings);
-        let more = window - INITIAL_WINDOW;
+        let more = self.windows.first_increment();
         frame::write_u32(&mut self.out, kind::WINDOW_UPDATE, 0, more);
+    }
+
+    /// A new stream, which is not open to the peer yet.
+    pub(super) fn new_flow(&self) -> Flow {
+        let inward = self.windows.stream(self.is_acknowledged);
+        Flow::new(inward, Outward::new(self.initial))
     }
 
     pub(super) fn wake(&self) {
@@ -352,9 +365,50 @@ impl Core {
 
     /// So much content has been taken or let go.
     pub(super) fn give(&mut self, count: usize) {
-        if let Some(more) = self.inward.give(count) {
+        if self.windows.connection.release(count) {
+            let more = self.windows.connection.announce();
             frame::write_u32(&mut self.out, kind::WINDOW_UPDATE, 0, more);
             self.wake();
+        }
+    }
+
+    /// So much of the content of a stream has been taken or let go: opens its window, if more is to come.
+    pub(super) fn give_to(&mut self, id: u32, count: usize) {
+        let Some(flow) = self.live(id).filter(|flow| !flow.got_end) else {
+            return;
+        };
+        if !flow.inward.release(count) {
+            return;
+        }
+        let now = clock::now();
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        let unread = flow.reader.unread();
+        let more = self.windows.announce(&mut flow.inward, unread, now);
+        frame::write_u32(&mut self.out, kind::WINDOW_UPDATE, id, more);
+        if self.windows.begins_probe(now) {
+            frame::write(&mut self.out, kind::PING, 0, 0, &RTT_PROBE);
+        }
+        self.wake();
+    }
+
+    /// The peer knows our settings, RFC 9113 section 6.5.3.
+    pub(super) fn settings_acknowledged(&mut self) {
+        if std::mem::replace(&mut self.is_acknowledged, true) {
+            return;
+        }
+        let (from, to) = (self.windows.first.max(INITIAL_WINDOW), self.windows.first);
+        if from == to {
+            return;
+        }
+        for (id, flow) in &mut self.flows {
+            flow.inward.resize(from, to);
+            // What was not worth an announcement may be one now, and nothing else might come.
+            if flow.inward.release(0) && flow.ended.is_none() && !flow.got_end {
+                let more = flow.inward.announce();
+                frame::write_u32(&mut self.out, kind::WINDOW_UPDATE, *id, more);
+            }
         }
     }
 
@@ -367,6 +421,7 @@ impl Core {
     /// Forgets a stream, and what nobody has read of it.
     pub(super) fn discard(&mut self, id: u32) -> Option<Flow> {
         let flow = self.flows.remove(&id)?;
+        self.windows.reclaim(&flow.inward);
         self.give(flow.reader.unread());
         Some(flow)
     }

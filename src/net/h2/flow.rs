@@ -5,14 +5,14 @@ use std::{
     time::Instant,
 };
 
-use super::{Ended, backend::Expected, reader::Reader};
+use super::{Ended, backend::Expected, reader::Reader, recv_windows::RecvWindow};
 use crate::http2::frame::LARGEST;
 
 /// A stream that somebody is using.
 #[derive(Debug)]
 pub(super) struct Flow {
     pub reader: Reader,
-    pub inward: Inward,
+    pub inward: RecvWindow,
     pub outward: Outward,
     /// What the response of a backend can be.
     pub expected: Expected,
@@ -36,10 +36,10 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(inward: u32, outward: Outward) -> Self {
+    pub(super) fn new(inward: RecvWindow, outward: Outward) -> Self {
         Self {
             reader: Reader::new(),
-            inward: Inward::new(inward),
+            inward,
             outward,
             expected: Expected::default(),
             sections: 0,
@@ -100,50 +100,6 @@ pub(super) fn wake(waker: &mut Option<Waker>) {
     waker.take().into_iter().for_each(Waker::wake);
 }
 
-/// What the peer may send, RFC 9113 section 5.2.
-#[derive(Debug)]
-pub(super) struct Inward {
-    size: u32,
-    left: u32,
-    /// Taken, and not told to the peer.
-    owed: u32,
-}
-
-impl Inward {
-    pub(super) const fn new(size: u32) -> Self {
-        Self {
-            size,
-            left: size,
-            owed: 0,
-        }
-    }
-
-    /// So many bytes have come. False: more than was allowed.
-    pub(super) fn take(&mut self, count: usize) -> bool {
-        let left = u32::try_from(count)
-            .ok()
-            .and_then(|it| self.left.checked_sub(it));
-        self.left = left.unwrap_or(self.left);
-        left.is_some()
-    }
-
-    /// So many of them have been taken. Gives what the peer is to be told, once that is worth a frame.
-    pub(super) fn give(&mut self, count: usize) -> Option<u32> {
-        self.owed += count as u32;
-        if self.owed < self.size / 2 {
-            return None;
-        }
-        self.left += self.owed;
-        Some(std::mem::take(&mut self.owed))
-    }
-
-    /// Nothing that has come was not taken.
-    #[cfg(test)]
-    pub(super) const fn is_whole(&self) -> bool {
-        self.left + self.owed == self.size
-    }
-}
-
 /// What we may send; less than nothing after the peer has made its windows smaller, RFC 9113 section 6.9.2.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outward(i64);
@@ -175,30 +131,14 @@ mod tests {
 
     #[test]
     fn a_stream_that_both_sides_have_ended_is_not_open() {
-        let mut flow = Flow::new(1, Outward::new(1));
+        let mut flow = Flow::new(RecvWindow::new(1), Outward::new(1));
         flow.got_end = true;
         assert!(flow.is_open());
         flow.sent_end = true;
         assert!(!flow.is_open(), "the client may begin another one");
-        let mut flow = Flow::new(1, Outward::new(1));
+        let mut flow = Flow::new(RecvWindow::new(1), Outward::new(1));
         flow.end(Ended::Lost);
         assert!(!flow.is_open());
-    }
-
-    #[test]
-    fn what_was_taken_is_told_in_large_parts_and_never_lost() {
-        let mut window = Inward::new(1_000);
-        let (mut sent, mut told) = (0, 0);
-        for _ in 0..1_000 {
-            assert!(window.take(300));
-            sent += 300;
-            told += window
-                .give(300)
-                .inspect(|part| assert!(*part >= 500))
-                .unwrap_or(0);
-            assert_eq!(window.left + sent - told, 1_000);
-        }
-        assert!(!window.take(1_001), "more than was allowed");
     }
 
     #[test]

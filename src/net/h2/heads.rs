@@ -4,10 +4,8 @@ use std::{cell::RefCell, time::Duration};
 
 use super::{
     backend::{MAX_SECTIONS, response},
-    connection::STREAM_WINDOW,
     core::{Block, Core, Leave, Role},
     flood_guard::{LATE_HEAD_COST, rapid_reset_age},
-    flow::{Flow, Outward},
     incoming::Asked,
     input::{Whose, Wrong},
     reader, request, websocket,
@@ -136,7 +134,7 @@ impl Core {
             };
         }
         self.last = id;
-        let initial = self.initial;
+        let mut flow = self.new_flow();
         let Role::Client(client) = &mut self.role else {
             return Ok(());
         };
@@ -164,7 +162,6 @@ impl Core {
             accept: None,
             refusal: None,
         };
-        let mut flow = Flow::new(STREAM_WINDOW, Outward::new(initial));
         let now = *self.read_at.get_or_insert_with(clock::now);
         flow.rapid_until = Some(now + rapid_reset_age(deadline(fields)));
         flow.got_end = ends;

@@ -5,6 +5,7 @@ use super::{
     connection::FAREWELL,
     core::{Core, Leave, Part, Role},
     flood_guard::{ANSWERED_FRAME_COST, IDLE_FRAME_COST, LATE_HEAD_COST},
+    recv_windows::RTT_PROBE,
 };
 use crate::{
     base::clock,
@@ -151,12 +152,14 @@ impl Core {
             kind::RST_STREAM => self.was_reset(frame.stream, payload),
             kind::SETTINGS if !frame.has(flag::ACK) => self.settings(payload),
             kind::SETTINGS => {
-                self.is_acknowledged = true;
+                self.settings_acknowledged();
                 Ok(())
             }
             kind::PING if frame.has(flag::ACK) => {
                 if payload == FAREWELL {
                     self.take_leave();
+                } else if payload == RTT_PROBE {
+                    self.windows.finish_probe(clock::now());
                 }
                 Ok(())
             }
@@ -235,7 +238,7 @@ impl Core {
         let Some(left) = frame.length.checked_sub(extra) else {
             return Err(Code::PROTOCOL_ERROR.into());
         };
-        if !self.inward.take(frame.length) {
+        if !self.windows.connection.consume(frame.length) {
             return Err(Code::FLOW_CONTROL_ERROR.into());
         }
         let mut part = Part {
@@ -278,18 +281,10 @@ impl Core {
             self.malformed(id, "content before the head");
             return Ok(false);
         }
-        if !flow.inward.take(frame.length) {
+        if !flow.inward.consume(frame.length) {
             return Err(Wrong::Stream(id, Code::FLOW_CONTROL_ERROR));
         }
         Ok(true)
-    }
-
-    /// Opens the window of a stream by what nobody will take.
-    fn give_to(&mut self, id: u32, count: usize) {
-        let flow = self.flows.get_mut(&id).filter(|flow| !flow.got_end);
-        if let Some(more) = flow.and_then(|flow| flow.inward.give(count)) {
-            frame::write_u32(&mut self.out, kind::WINDOW_UPDATE, id, more);
-        }
     }
 
     /// Content and padding of a DATA frame, as far as they are there.

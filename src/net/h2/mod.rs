@@ -1,7 +1,7 @@
 //! HTTP/2 (RFC 9113) as the streams that the HTTP/1 engine reads and writes: one virtual connection for each h2 stream.
 //!
 //! `connection.rs` is a connection, from either end: what its streams share, and who drives it. `core.rs` is what changes of it,
-//! `input.rs` what the peer's frames do to it, `heads.rs` what its field blocks do, `flow.rs` one stream. Towards clients a stream gives a request and takes its response (`incoming.rs`),
+//! `input.rs` what the peer's frames do to it, `heads.rs` what its field blocks do, `flow.rs` one stream, `recv_windows.rs` how much it may send. Towards clients a stream gives a request and takes its response (`incoming.rs`),
 //! towards backends it takes a request and gives its response (`backend/`). What frames and field blocks are is in
 //! `crate::http2`. Must not know listeners, routes or policies.
 
@@ -17,6 +17,7 @@ mod input;
 #[cfg(test)]
 mod model_tests;
 mod reader;
+mod recv_windows;
 mod request;
 mod response;
 mod text;

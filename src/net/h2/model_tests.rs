@@ -370,7 +370,7 @@ impl Round {
         for _ in 0..100 {
             yield_now().await;
         }
-        assert!(connection.core.borrow().inward.is_whole());
+        assert!(connection.core.borrow().windows.connection.is_whole());
     }
 }
 

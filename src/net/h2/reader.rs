@@ -1,6 +1,6 @@
 //! A message that comes as frames, given out as the bytes of HTTP/1.1: its head, then its body framed as the head says.
 
-use std::io;
+use std::{collections::VecDeque, io};
 
 use tokio::io::ReadBuf;
 
@@ -55,9 +55,8 @@ pub(super) struct Reader {
     at: usize,
     phase: Phase,
     body: Body,
-    /// Content, taken up to `taken`: its window is in use.
-    data: Vec<u8>,
-    taken: usize,
+    /// Content that was not taken: its window is in use.
+    data: VecDeque<u8>,
     /// What is left of the chunk that was begun.
     chunk: usize,
     /// What is to come of a declared length.
@@ -74,8 +73,7 @@ impl Reader {
             at: 0,
             phase: Phase::Head,
             body: Body::None,
-            data: Vec::new(),
-            taken: 0,
+            data: VecDeque::new(),
             chunk: 0,
             length: None,
             trailers: Vec::new(),
@@ -112,11 +110,7 @@ impl Reader {
                 None => return false,
             }
         }
-        if self.data.len() + bytes.len() > self.data.capacity() && self.taken > 0 {
-            self.data.drain(..self.taken);
-            self.taken = 0;
-        }
-        self.data.extend_from_slice(bytes);
+        self.data.extend(bytes);
         true
     }
 
@@ -137,7 +131,7 @@ impl Reader {
 
     /// Content that was not taken.
     pub(super) fn unread(&self) -> usize {
-        self.data.len() - self.taken
+        self.data.len()
     }
 
     /// There is something to take.
@@ -189,11 +183,15 @@ impl Reader {
         }
         let most = if is_chunked { self.chunk } else { usize::MAX };
         let count = self.unread().min(most).min(target.remaining());
-        let bytes = self.data.get(self.taken..self.taken + count);
-        target.put_slice(bytes.unwrap_or_default());
-        self.taken += count;
-        if self.unread() == 0 {
-            self.taken = 0;
+        let mut left = count;
+        let (front, back) = self.data.as_slices();
+        for bytes in [front, back] {
+            let part = bytes.get(..left).unwrap_or(bytes);
+            target.put_slice(part);
+            left -= part.len();
+        }
+        self.data.drain(..count);
+        if self.data.is_empty() {
             self.data.clear();
             self.data.shrink_to(KEPT);
         }
