@@ -19,6 +19,7 @@ use crate::{
     base::{
         address::BindAddress,
         clock,
+        log_limit::LogLimit,
         rate::{Buckets, Limit},
         rng::Random,
     },
@@ -94,6 +95,8 @@ pub struct ListenerState {
     pub active: AtomicUsize,
     /// Open connections by client, for `limits.connections_per_client`; entries at 0 are removed.
     pub clients: Mutex<HashMap<IpAddr, usize>>,
+    /// Limits how often clients' certificates that are not trusted are logged.
+    pub certificate_log: LogLimit,
 }
 
 impl Snapshot {

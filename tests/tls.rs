@@ -18,3 +18,5 @@ mod introduced;
 #[path = "tls/reload.rs"]
 mod reload;
 mod support;
+#[path = "tls/trust.rs"]
+mod trust;

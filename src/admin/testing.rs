@@ -95,5 +95,6 @@ pub(super) fn tls() -> ListenerTls {
         alpn: Vec::new(),
         client_ca: None,
         client_subject: None,
+        same_host: true,
     }
 }

@@ -6,6 +6,7 @@ pub mod certificate;
 pub mod clock;
 pub mod crypto;
 pub mod hasher;
+pub mod log_limit;
 pub mod paths;
 pub mod rate;
 pub mod rng;

@@ -94,6 +94,7 @@ pub const SECTIONS: &[Section] = &[
             "client_ca",
             "client_auth",
             "client_subject",
+            "same_host",
         ],
     ),
     ("listeners.NAME.tls.certificates[]", &["cert", "key"]),

@@ -16,6 +16,7 @@ mod reader;
 mod route_order;
 mod scalar;
 mod tls;
+mod trusted;
 pub mod yaml;
 
 use std::{io, path::Path};

@@ -28,6 +28,8 @@ pub struct ListenerTls {
     pub client_ca: Option<ClientCa>,
     /// `client_subject`: request header that tells backends the subject of the client's certificate.
     pub client_subject: Option<String>,
+    /// `same_host`: a request for a host with another certificate than the one shown is refused. Default true.
+    pub same_host: bool,
 }
 
 /// `min_version`.

@@ -1,7 +1,8 @@
-//! The server name in a ClientHello, for connections whose TLS is passed on as it is. Pure: bytes in, a verdict out.
+//! The server name in a ClientHello, for connections whose TLS is passed on as it is, and whether TLS 1.3 is offered. Pure: bytes
+//! in, a verdict out.
 //!
-//! A parser of our own, because rustls refuses hellos that only the backend has to understand. It reads lengths and the one
-//! extension it is after; versions, suites and all other extensions (GREASE, key shares of any size, ECH, whose outer name
+//! A parser of our own, because rustls refuses hellos that only the backend has to understand. It reads lengths and the
+//! extensions it is after; suites and all other extensions (GREASE, key shares of any size, ECH, whose outer name
 //! counts) are the backend's business. What a prefix is refused for, the whole is refused for, so that the verdict does not
 //! depend on how TCP or the client's records cut the bytes. Must not know what becomes of the name.
 
@@ -23,12 +24,17 @@ const CLIENT_HELLO: u8 = 1;
 /// Type of the extension, and of the only kind of name in it, RFC 6066 section 3.
 const SERVER_NAME: u16 = 0;
 const HOST_NAME: u8 = 0;
+/// Type of the extension with the versions offered, and the number of TLS 1.3 in it, RFC 8446 section 4.2.1.
+const SUPPORTED_VERSIONS: u16 = 43;
+const TLS_13: [u8; 2] = [3, 4];
 
 /// A whole ClientHello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     /// The host that the client asks for (SNI): letters, digits, `-`, `_` and dots, in lower case, without a final dot.
     pub server_name: Option<Box<str>>,
+    /// The client speaks TLS 1.3.
+    pub offers_13: bool,
 }
 
 /// Why bytes do not begin with a ClientHello.
@@ -205,7 +211,7 @@ fn hello(body: &[u8]) -> Result<Hello, Refused> {
             "a list of the ClientHello has a length it cannot have",
         ));
     }
-    let mut server_name = None;
+    let (mut server_name, mut offers_13) = (None, false);
     if !body.0.is_empty() {
         let mut extensions = Bytes(body.vector_16()?);
         if !body.0.is_empty() {
@@ -213,6 +219,10 @@ fn hello(body: &[u8]) -> Result<Hello, Refused> {
         }
         while !extensions.0.is_empty() {
             let (kind, data) = (extensions.number_16()?, extensions.vector_16()?);
+            if kind == SUPPORTED_VERSIONS {
+                let (versions, _) = data.get(1..).unwrap_or_default().as_chunks();
+                offers_13 |= versions.contains(&TLS_13);
+            }
             if kind != SERVER_NAME {
                 continue;
             }
@@ -222,7 +232,10 @@ fn hello(body: &[u8]) -> Result<Hello, Refused> {
             server_name = Some(name_in(data)?);
         }
     }
-    Ok(Hello { server_name })
+    Ok(Hello {
+        server_name,
+        offers_13,
+    })
 }
 
 /// The one name in a server name extension, RFC 6066 section 3. Other kinds of names were never defined, and could not be:

@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 
 use super::health::{Change, Health, LastCheck, State};
 use crate::{
-    base::address::BackendAddress,
+    base::{address::BackendAddress, log_limit::LogLimit},
     config::model,
     telemetry::metrics::{BackendSlot, PerThread},
 };
@@ -38,6 +38,8 @@ pub struct BackendState {
     /// Where to connect to: for an IP address always that one, for a name what the control thread resolved last (empty
     /// until then), for a unix socket empty.
     pub resolved: ArcSwap<Resolved>,
+    /// Limits how often certificates that are not trusted are logged.
+    pub certificate_log: LogLimit,
     in_flight: AtomicUsize,
     failures_in_a_row: AtomicU32,
     /// Copy of the health's state, for reading without the lock.
@@ -146,6 +148,7 @@ impl BackendState {
             address: address.clone(),
             metrics: PerThread::default(),
             resolved: ArcSwap::from_pointee(Resolved::new(resolved, None)),
+            certificate_log: LogLimit::default(),
             in_flight: AtomicUsize::new(0),
             failures_in_a_row: AtomicU32::new(0),
             state: AtomicU8::new(health.state as u8),

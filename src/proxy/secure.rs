@@ -1,6 +1,7 @@
 //! TLS with a client, before anything else of it is read: handshake, counters, and what becomes of a failure.
 //!
-//! Failures are counted by cause and logged at debug only: anybody can make as many of them as they like.
+//! Failures are counted by cause and logged at debug level, since anybody can make as many of them as they like. Certificates of
+//! clients that are refused are warnings, limited in number.
 
 use std::{net::IpAddr, rc::Rc, time::Duration};
 
@@ -11,7 +12,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    base::address::BindAddress,
+    base::{address::BindAddress, clock},
     config::model::ListenerProtocol,
     net::{
         stream::Stream,
@@ -43,8 +44,7 @@ pub(super) async fn secure(
             if let Some(count) = counters.handshake_failures.get(failed.fault as usize) {
                 count.add(1);
             }
-            tracing::debug!(target: "tls", listener = %listener.config.name, client = ?peer,
-                detail = failed.detail, "handshake failed");
+            log(listener, peer, &failed);
             let is_http = failed.is_http && listener.config.protocol == ListenerProtocol::Http;
             if let (true, Some(stream)) = (is_http, stream) {
                 let entry = worker.connections.enter(Rc::clone(bind));
@@ -52,6 +52,22 @@ pub(super) async fn secure(
                 Box::pin(http::refuse(Rc::clone(worker), client, Reason::TlsRequired)).await;
             }
             None
+        }
+    }
+}
+
+/// Logs a failure: at debug level, and once in a while as a warning if it is the client's certificate.
+fn log(listener: &Listener, client: Option<IpAddr>, failed: &tls::Failed) {
+    let (name, detail) = (&listener.config.name, &failed.detail);
+    let is_certificate = failed.fault == Fault::CertificateInvalid;
+    let limit = is_certificate.then_some(&listener.state.certificate_log);
+    match limit.and_then(|limit| limit.admit(clock::now())) {
+        Some(suppressed) => {
+            tracing::warn!(target: "tls", listener = %name, ?client, detail, suppressed,
+                "certificate of a client refused");
+        }
+        None => {
+            tracing::debug!(target: "tls", listener = %name, ?client, detail, "handshake failed");
         }
     }
 }

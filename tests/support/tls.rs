@@ -10,8 +10,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
@@ -26,6 +26,19 @@ pub type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn params(
+    subject: &str,
+    names: &[&str],
+    change: impl FnOnce(&mut CertificateParams),
+) -> CertificateParams {
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, subject);
+    change(&mut params);
+    params
 }
 
 /// An authority, and a directory with the files it has signed.
@@ -64,13 +77,40 @@ impl Authority {
 
     /// Writes `FILE.pem`, certificate and key in one, for `names`; gives the certificate.
     pub fn sign(&self, file: &str, names: &[&str]) -> CertificateDer<'static> {
-        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, file);
+        self.sign_as(file, names, |_| ())
+    }
+
+    /// The same with something changed.
+    pub fn sign_as(
+        &self,
+        file: &str,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> CertificateDer<'static> {
+        let mut params = params(file, names, change);
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        self.keep(file, &params.signed_by(&key, &self.issuer).unwrap(), &key)
+    }
+
+    /// The same, signed by itself.
+    pub fn self_sign_as(
+        &self,
+        file: &str,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> CertificateDer<'static> {
+        let key = KeyPair::generate().unwrap();
+        let params = params(file, names, change);
+        self.keep(file, &params.self_signed(&key).unwrap(), &key)
+    }
+
+    fn keep(
+        &self,
+        file: &str,
+        certificate: &Certificate,
+        key: &KeyPair,
+    ) -> CertificateDer<'static> {
         let text = certificate.pem() + &key.serialize_pem();
         fs::write(self.path(&format!("{file}.pem")), text).unwrap();
         certificate.der().clone()

@@ -151,6 +151,31 @@ fn a_host_with_another_certificate_is_answered_421() {
 }
 
 #[test]
+fn with_same_host_false_a_host_of_another_certificate_is_served() {
+    let authority = Authority::new();
+    authority.sign("a", &["a.test"]);
+    authority.sign("c", &["c.test"]);
+    let peer = Peer::answering("ok");
+    let config = |same_host: bool| {
+        format!(
+            "listeners:\n  web: {{bind: \"@web\", tls: {{same_host: {same_host}, certificates: [{{{}}}, {{{}}}]}}, pool: app}}\n\
+             routes: [{{host: c.test, respond: {{body: its own}}}}]\n\
+             pools:\n  app: {{backends: [\"{}\"], health_check: none}}\n",
+            authority.pair("a"),
+            authority.pair("c"),
+            peer.address
+        )
+    };
+    let mut daemon = Daemon::start(&config(false));
+    let trusting = authority.client(None, false);
+    let mut client = connect(daemon.address("@web"), &trusting, "a.test");
+    assert_eq!(ask(&mut client, "c.test", ""), (200, "its own".to_owned()));
+    assert_eq!(ask(&mut client, "a.test", "").0, 200);
+    assert_eq!(daemon.reload(&config(true)).status, 200);
+    assert_eq!(ask(&mut client, "c.test", "").0, 421, "by the rules of now");
+}
+
+#[test]
 fn who_needs_a_certificate_is_known_by_its_subject_and_nobody_can_claim_one() {
     let authority = Authority::new();
     authority.sign("client", &["client.test"]);

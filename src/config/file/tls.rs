@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use rustls::{
     ClientConfig, Error, InconsistentKeys, RootCertStore,
-    client::danger::ServerCertVerifier,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
     pki_types::{
         CertificateDer, PrivateKeyDer, ServerName,
         pem::{self, PemObject},
@@ -25,6 +25,7 @@ use crate::{
             TlsVersion,
         },
         tls::AnyCertificate,
+        trusted::{BackendVerifier, ClientVerifier},
     },
 };
 
@@ -50,8 +51,20 @@ pub(super) fn listener(
     }
     let client_ca = client_ca(reader, &keys);
     let client_subject = client_subject(reader, &keys, client_ca.is_some());
+    let mut same_host = true;
+    if let Some(at) = keys.get("same_host") {
+        set(&mut same_host, reader.boolean(at));
+        if protocol == ListenerProtocol::Tcp {
+            reader.error_at_key(
+                at,
+                "`same_host` belongs to an http listener, this one is tcp",
+                "remove it: there are no requests with a Host",
+            );
+        }
+    }
     Some(ListenerTls {
         certificates,
+        same_host,
         min_version,
         alpn: alpn(reader, &keys, protocol),
         client_ca,
@@ -309,10 +322,13 @@ fn client_ca(reader: &mut Reader<'_>, keys: &Section<'_>) -> Option<ClientCa> {
         builder.allow_unauthenticated()
     };
     match builder.build() {
-        Ok(verifier) => Some(ClientCa {
+        Ok(by_path) => Some(ClientCa {
+            verifier: Arc::new(ClientVerifier {
+                listed: roots.clone(),
+                by_path,
+            }),
             roots,
             required,
-            verifier,
         }),
         Err(error) => {
             reader.error(
@@ -410,8 +426,8 @@ pub(super) fn pool(
         None if verify => (Vec::new(), system_roots(reader, at)?),
         None => (Vec::new(), RootCertStore::empty()),
     };
-    let mut config = client_config(store, verify, client_cert.as_ref())
-        .map_err(|error| reader.error_at_key(at, format!("{error}"), "see docs/configuration.md"))
+    let mut config = client_config(store, &roots, verify, client_cert.as_ref())
+        .map_err(|error| reader.error_at_key(at, error, "see docs/configuration.md"))
         .ok()?;
     if protocol.is_h2() {
         config.alpn_protocols = vec![b"h2".to_vec()];
@@ -442,19 +458,24 @@ fn system_roots(reader: &mut Reader<'_>, at: At<'_>) -> Option<RootCertStore> {
 
 fn client_config(
     store: RootCertStore,
+    listed: &[CertificateDer<'static>],
     verify: bool,
     client_cert: Option<&Certificate>,
-) -> Result<ClientConfig, Error> {
-    let builder =
-        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let builder = if verify {
-        builder.with_root_certificates(store)
+) -> Result<ClientConfig, String> {
+    let verifier: Arc<dyn ServerCertVerifier> = if verify {
+        let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider());
+        Arc::new(BackendVerifier {
+            listed: listed.to_vec(),
+            by_path: builder.build().map_err(|error| error.to_string())?,
+        })
     } else {
-        let verifier: Arc<dyn ServerCertVerifier> = Arc::new(AnyCertificate(provider()));
-        builder
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
+        Arc::new(AnyCertificate(provider()))
     };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
     Ok(match client_cert {
         Some(certificate) => {
             let resolver = rustls::sign::SingleCertAndKey::from(Arc::clone(&certificate.key));

@@ -21,7 +21,7 @@ use crate::{
         connect::{connect, connect_port, introduce},
         proxy_protocol,
         stream::Stream,
-        tls::secure,
+        tls::{secure, warn_refused},
     },
     pool::BackendState,
     reason::Reason,
@@ -150,7 +150,9 @@ async fn open(
     let more_follows = tls.is_some() || !matches!(check.kind, CheckKind::Tcp);
     let introduced = connected.and_then(|stream| introduce(stream, header, more_follows));
     let secured = match introduced {
-        Ok(stream) => secure(stream, tls, &backend.address, deadline).await,
+        Ok(stream) => secure(stream, tls, &backend.address, deadline)
+            .await
+            .inspect_err(|error| warn_refused(backend, error)),
         Err(error) => Err(error),
     };
     secured.map_err(|error| match error.reason {

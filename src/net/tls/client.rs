@@ -11,7 +11,7 @@ use tokio::time::timeout_at;
 
 use super::handshake::{self, Failed, Fault};
 use crate::{
-    base::address::BackendAddress,
+    base::{address::BackendAddress, clock},
     config::model::PoolTls,
     net::{
         connect::{self, ConnectError},
@@ -58,7 +58,8 @@ pub async fn reach(
 ) -> Result<Stream, ConnectError> {
     let stream = connect::connect(state, deadline).await?;
     let stream = connect::introduce(stream, header, speaks_first || tls.is_some())?;
-    secure(stream, tls, &state.address, deadline).await
+    let secured = secure(stream, tls, &state.address, deadline).await;
+    secured.inspect_err(|error| warn_refused(state, error))
 }
 
 /// Takes up TLS on a new connection to the backend at `address`, before `deadline`, if its pool wants that.
@@ -79,5 +80,16 @@ pub async fn secure(
     {
         Ok(connected) => Ok(connected?.into()),
         Err(_) => Err(Failed::new(Fault::Timeout, "TLS handshake not over in time").into()),
+    }
+}
+
+/// Logs once in a while why the certificate of a backend is refused, where that is the `error`.
+pub fn warn_refused(state: &BackendState, error: &ConnectError) {
+    if error.reason != Reason::TlsCertificateError {
+        return;
+    }
+    if let Some(suppressed) = state.certificate_log.admit(clock::now()) {
+        tracing::warn!(target: "tls", pool = %state.pool, backend = %state.address,
+            detail = %error.source, suppressed, "certificate of the backend refused");
     }
 }

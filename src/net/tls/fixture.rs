@@ -96,6 +96,7 @@ pub(super) fn listener(certificates: Vec<Certificate>) -> ListenerTls {
         alpn: vec!["http/1.1".to_owned()],
         client_ca: None,
         client_subject: None,
+        same_host: true,
     }
 }
 

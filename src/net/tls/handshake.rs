@@ -2,23 +2,28 @@
 //!
 //! Knows no deadline: who calls drops it when its time is over.
 
-use std::{future::poll_fn, io, sync::Arc};
+use std::{future::poll_fn, io, sync::Arc, time::Duration};
 
 use rustls::{
-    AlertDescription, ClientConfig, Error, InvalidMessage, PeerIncompatible,
-    client::UnbufferedClientConnection, pki_types::ServerName, server::UnbufferedServerConnection,
+    AlertDescription, CertificateError, ClientConfig, Error, InvalidMessage, PeerIncompatible,
+    client::UnbufferedClientConnection,
+    pki_types::{ServerName, UnixTime},
+    server::UnbufferedServerConnection,
 };
 use tokio::io::ReadBuf;
 
 use super::{
     Agreed, End, MAX_WAITING, Session, Tls, is_13,
-    server::{ServerTls, asked},
+    server::{ServerTls, asked, set_offers_13},
     session::{self, Plain},
 };
 use crate::{
     base::certificate,
-    net::{local_error, stream::Stream},
+    net::{client_hello::Parser, local_error, stream::Stream},
 };
+
+/// Most names of a certificate that are logged.
+const MAX_NAMES: usize = 5;
 
 /// Why a handshake failed; the `reason` of `balancer_tls_handshake_failures_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +145,14 @@ pub async fn accept(mut socket: Stream, tls: &ServerTls) -> Result<Tls, (Stream,
     };
     let mut session = Session::new(End::Server(connection));
     let mut name = None;
+    let mut parser = tls.has_choice().then(Parser::default);
+    let mut offers_13 = None;
     loop {
+        if let Some(parser) = parser.as_mut().filter(|_| offers_13.is_none()) {
+            let hello = parser.parse(&session.incoming).ok().flatten();
+            offers_13 = hello.map(|hello| hello.offers_13);
+        }
+        set_offers_13(offers_13);
         let is_over = digest(&socket, &mut session);
         // Before anything is waited for: other handshakes of this thread go on meanwhile.
         name = asked().or(name);
@@ -181,7 +193,52 @@ pub(super) async fn connect(
 }
 
 fn protocol(error: &Error) -> Failed {
-    Failed::new(Fault::from(error), error.to_string())
+    let detail = match error {
+        Error::InvalidCertificate(cause) => describe(cause),
+        error => error.to_string(),
+    };
+    Failed::new(Fault::from(error), detail)
+}
+
+/// What is wrong with the certificate of the peer.
+fn describe(cause: &CertificateError) -> String {
+    let date = |time: &UnixTime| {
+        let time = std::time::UNIX_EPOCH.checked_add(Duration::from_secs(time.as_secs()));
+        time.map_or_else(|| "a distant time".to_owned(), httpdate::fmt_http_date)
+    };
+    match cause {
+        CertificateError::UnknownIssuer => {
+            "unknown issuer: no trusted authority has signed the certificate".to_owned()
+        }
+        CertificateError::ExpiredContext { not_after, .. } => {
+            format!("the certificate has expired on {}", date(not_after))
+        }
+        CertificateError::NotValidYetContext { not_before, .. } => {
+            format!("the certificate is not valid yet: it is from {}", date(not_before))
+        }
+        CertificateError::NotValidForNameContext {
+            expected,
+            presented,
+        } => {
+            // `DnsName("a.test")`, `IpAddress(192.0.2.1)`.
+            let bare = |name: &String| {
+                let inside = name.split_once('(').map_or(&**name, |(_, inside)| inside);
+                inside.trim_end_matches(')').trim_matches('"').to_owned()
+            };
+            let names: Vec<_> = presented.iter().take(MAX_NAMES).map(bare).collect();
+            let names = match names.as_slice() {
+                [] => "no name at all (subjectAltName)".to_owned(),
+                names => names.join(", "),
+            };
+            let expected = expected.to_str();
+            format!("the certificate is not valid for name {expected}, but for {names}")
+        }
+        // The verifier's own error is not public.
+        CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+            "the certificate is that of an authority (CA:TRUE), which is trusted as itself only if it is listed".to_owned()
+        }
+        cause => cause.to_string(),
+    }
 }
 
 /// The cause, where the bytes say more than rustls does. `incoming` begins with the first byte of all while nothing was

@@ -13,7 +13,7 @@ mod session;
 mod tests;
 
 pub use self::{
-    client::{NOT_H2, reach, secure},
+    client::{NOT_H2, reach, secure, warn_refused},
     handshake::{FAULTS, Failed, Fault, accept},
     server::ServerTls,
 };

@@ -5,7 +5,7 @@
 use std::{cell::Cell, collections::HashMap, fmt, sync::Arc};
 
 use rustls::{
-    ServerConfig,
+    NamedGroup, ServerConfig, SignatureScheme,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
@@ -20,11 +20,18 @@ thread_local! {
     /// The name in the ClientHello looked at last. rustls says it nowhere else on its unbuffered interface; the handshake
     /// takes it right after the call in which it was set.
     static ASKED: Cell<Option<Box<str>>> = const { Cell::new(None) };
+    /// Whether the client whose ClientHello is worked off next offers TLS 1.3, which rustls says nowhere.
+    static OFFERS_13: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
 /// The name in the ClientHello that was just worked off, in lower case.
 pub(super) fn asked() -> Option<Box<str>> {
     ASKED.take()
+}
+
+/// Tells the choice of the certificate whether the client offers TLS 1.3, right before its ClientHello is worked off.
+pub(super) fn set_offers_13(offers: Option<bool>) {
+    OFFERS_13.set(offers);
 }
 
 /// TLS of one listener.
@@ -45,7 +52,58 @@ struct Names {
     /// Without the `*.`.
     wildcard: HashMap<Box<str>, usize>,
     /// The first is the default.
-    groups: Vec<Vec<Arc<CertifiedKey>>>,
+    groups: Vec<Vec<Candidate>>,
+}
+
+/// A certificate of a name.
+#[derive(Clone)]
+struct Candidate {
+    key: Arc<CertifiedKey>,
+    /// Curve of an ECDSA key.
+    curve: Option<NamedGroup>,
+}
+
+impl Candidate {
+    fn new(key: &Arc<CertifiedKey>) -> Self {
+        let signs = |scheme| key.key.choose_scheme(&[scheme]).is_some();
+        let curve = [
+            (
+                SignatureScheme::ECDSA_NISTP256_SHA256,
+                NamedGroup::secp256r1,
+            ),
+            (
+                SignatureScheme::ECDSA_NISTP384_SHA384,
+                NamedGroup::secp384r1,
+            ),
+            (
+                SignatureScheme::ECDSA_NISTP521_SHA512,
+                NamedGroup::secp521r1,
+            ),
+        ]
+        .into_iter()
+        .find_map(|(scheme, curve)| signs(scheme).then_some(curve));
+        Self {
+            key: Arc::clone(key),
+            curve,
+        }
+    }
+
+    /// The client can verify a signature of this key.
+    fn fits(&self, hello: &ClientHello<'_>) -> bool {
+        self.key
+            .key
+            .choose_scheme(hello.signature_schemes())
+            .is_some()
+    }
+
+    /// The client can verify certificates on this key's curve. In TLS 1.3 its groups are about key exchange alone, RFC 8446
+    /// section 4.2.7; before that they name the curves of certificates as well, RFC 8422 section 5.1.1.
+    fn has_curve(&self, hello: &ClientHello<'_>) -> bool {
+        let (Some(curve), Some(groups)) = (self.curve, hello.named_groups()) else {
+            return true;
+        };
+        groups.contains(&curve) || OFFERS_13.get() == Some(true)
+    }
 }
 
 impl fmt::Debug for Names {
@@ -68,7 +126,7 @@ impl Names {
     }
 
     fn add(&mut self, certificate: &Certificate) {
-        let mut own = None;
+        let (mut own, candidate) = (None, Candidate::new(&certificate.key));
         for name in &certificate.names {
             let (map, name) = match name.strip_prefix("*.") {
                 Some(suffix) => (&mut self.wildcard, suffix),
@@ -76,17 +134,17 @@ impl Names {
             };
             // Beside another one of that name: both are of its group, in the order of the file.
             if let Some(group) = map.get(name).and_then(|group| self.groups.get_mut(*group)) {
-                group.push(Arc::clone(&certificate.key));
+                group.push(candidate.clone());
                 continue;
             }
             let group = *own.get_or_insert_with(|| {
-                self.groups.push(vec![Arc::clone(&certificate.key)]);
+                self.groups.push(vec![candidate.clone()]);
                 self.groups.len() - 1
             });
             map.insert(name.into(), group);
         }
         if self.groups.is_empty() {
-            self.groups.push(vec![Arc::clone(&certificate.key)]);
+            self.groups.push(vec![candidate.clone()]);
         }
     }
 
@@ -110,10 +168,11 @@ impl ResolvesServerCert for Names {
         let group = name.as_deref().map(|name| self.group_of(name));
         ASKED.set(name.map(String::into_boxed_str));
         let group = self.groups.get(group.unwrap_or_default())?;
-        let fits =
-            |key: &&Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
+        let fits = |one: &&Candidate| one.fits(&hello);
+        let mut by_curve = group.iter().filter(|one| one.has_curve(&hello));
         // Where none fits, the first one makes rustls say what is missing.
-        group.iter().find(fits).or_else(|| group.first()).cloned()
+        let found = by_curve.find(fits).or_else(|| group.iter().find(fits));
+        Some(Arc::clone(&found.or_else(|| group.first())?.key))
     }
 }
 
@@ -152,6 +211,11 @@ impl ServerTls {
             config: Arc::new(config),
             names,
         }
+    }
+
+    /// True where a name has several certificates, of which each client gets the one it can verify.
+    pub(super) fn has_choice(&self) -> bool {
+        self.names.groups.iter().any(|group| group.len() > 1)
     }
 
     /// Tickets that a client gets after its handshake.

@@ -659,6 +659,42 @@ mod names {
     }
 
     #[tokio::test]
+    async fn a_client_without_the_curve_of_a_certificate_gets_another_one() {
+        let certificates = vec![AUTHORITY.ecdsa(&["a.test"]), AUTHORITY.rsa(&["a.test"])];
+        let rsa = certificates[1].key.cert[0].clone();
+        let both = ServerTls::new(&listener(certificates));
+        let only = ServerTls::new(&listener(vec![AUTHORITY.ecdsa(&["a.test"])]));
+        for (curve, version, gets_rsa) in [
+            ("secp256r1", Tls12, false),
+            ("X25519", Tls12, true),
+            ("secp384r1", Tls12, true),
+            // Here the groups are about key exchange alone.
+            ("X25519", Tls13, false),
+        ] {
+            let mut provider = (*crate::base::crypto::provider()).clone();
+            let is_wanted = |name| format!("{name:?}") == curve;
+            provider.kx_groups.retain(|group| is_wanted(group.name()));
+            let versions = [match version {
+                Tls12 => &rustls::version::TLS12,
+                Tls13 => &rustls::version::TLS13,
+            }];
+            let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+                .with_protocol_versions(&versions)
+                .unwrap()
+                .with_root_certificates(AUTHORITY.roots())
+                .with_no_client_auth();
+            let config = Arc::new(config);
+            let (ours, theirs) = shake(&config, &both, name("a.test")).await;
+            theirs.unwrap();
+            let ours = ours.unwrap();
+            let is_rsa = ours.session.borrow().end.peer_certificate() == Some(&rsa);
+            assert_eq!(is_rsa, gets_rsa, "{curve} {version:?}");
+            let (ours, _) = shake(&config, &only, name("a.test")).await;
+            assert!(ours.is_ok(), "the only one is better than none");
+        }
+    }
+
+    #[tokio::test]
     async fn handshakes_at_the_same_time_keep_their_names_apart() {
         let server = ServerTls::new(&listener(vec![
             AUTHORITY.ecdsa(&["a.test"]),

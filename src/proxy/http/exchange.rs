@@ -311,8 +311,13 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// The client was shown the certificate of the host it asks for, or named none (RFC 9110 section 15.5.20).
+    /// The client was shown another certificate than that of the host it asks for, and `tls.same_host` does not allow that
+    /// (RFC 9110 section 15.5.20).
     fn is_misdirected(&self) -> bool {
+        let rules = &self.place.listener.config.tls;
+        if rules.as_ref().is_none_or(|rules| !rules.same_host) {
+            return false;
+        }
         let agreed = self.client.stream.agreed();
         let (Some(tls), Some(agreed)) = (&self.place.listener.tls, agreed) else {
             return false;

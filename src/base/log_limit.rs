@@ -1,0 +1,52 @@
+//! A bound on how often the same kind of trouble is logged, for trouble that a peer can make as often as it likes.
+//!
+//! Pure: time is an argument.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Shortest time between two messages of one limit.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Lets one message through in each `INTERVAL`, and counts those in between.
+#[derive(Debug, Default)]
+pub struct LogLimit(Mutex<LogHistory>);
+
+#[derive(Debug, Default)]
+struct LogHistory {
+    last: Option<Instant>,
+    suppressed: u64,
+}
+
+impl LogLimit {
+    /// True where a message may be logged at `now`, with the number of those suppressed since the last one.
+    pub fn admit(&self, now: Instant) -> Option<u64> {
+        let mut history = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_soon = |last| now.saturating_duration_since(last) < INTERVAL;
+        if history.last.is_some_and(is_soon) {
+            history.suppressed += 1;
+            return None;
+        }
+        history.last = Some(now);
+        Some(std::mem::take(&mut history.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_message_in_ten_seconds_and_the_number_of_the_others() {
+        let limit = LogLimit::default();
+        let begin = crate::base::clock::now();
+        let admit = |seconds| limit.admit(begin + Duration::from_secs(seconds));
+        assert_eq!(admit(0), Some(0));
+        assert_eq!([admit(1), admit(9)], [None, None]);
+        assert_eq!(admit(10), Some(2));
+        assert_eq!(admit(11), None);
+        assert_eq!(admit(100), Some(1));
+    }
+}
