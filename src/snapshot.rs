@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -25,7 +25,7 @@ use crate::{
     },
     config::model::{self, Config, RateLimit},
     net::tls::ServerTls,
-    pool::Pool,
+    pool::{Pool, PoolState},
     route::{Router, ServerNames},
     telemetry::{
         access_log::AccessLog,
@@ -54,6 +54,44 @@ pub struct Snapshot {
     pub unrouted: Arc<PerThread<PoolSlot>>,
     /// Writes the access log by this generation's rules.
     pub access_log: AccessLog,
+    departed: Departed,
+}
+
+/// What has left the configuration while something of it is under way, by name: it is the same when it comes back.
+#[derive(Debug, Default)]
+struct Departed {
+    listeners: HashMap<Arc<str>, Weak<ListenerState>>,
+    pools: HashMap<Arc<str>, Weak<PoolState>>,
+}
+
+impl Departed {
+    /// What `config` has no more of `previous`, and what had departed before.
+    fn new(config: &Config, previous: Option<&Snapshot>) -> Self {
+        let Some(old) = previous else {
+            return Self::default();
+        };
+        let mut this = Self {
+            listeners: old.departed.listeners.clone(),
+            pools: old.departed.pools.clone(),
+        };
+        for one in &old.listeners {
+            let state = Arc::downgrade(&one.state);
+            this.listeners.insert(Arc::clone(&one.config.name), state);
+        }
+        for one in &old.pools {
+            let state = Arc::downgrade(&one.state);
+            this.pools.insert(Arc::clone(&one.name), state);
+        }
+        for one in &config.listeners {
+            this.listeners.remove(&one.name);
+        }
+        for one in &config.pools {
+            this.pools.remove(&one.name);
+        }
+        this.listeners.retain(|_, state| state.strong_count() > 0);
+        this.pools.retain(|_, state| state.strong_count() > 0);
+        this
+    }
 }
 
 /// The rate limits of a generation, by listener and route.
@@ -121,7 +159,10 @@ impl Snapshot {
                 let old = old_listener(&listener.name);
                 Arc::new(Listener {
                     config: listener.clone(),
-                    state: old.map_or_else(Arc::default, |old| Arc::clone(&old.state)),
+                    state: old
+                        .map(|old| Arc::clone(&old.state))
+                        .or_else(|| previous?.departed.listeners.get(&listener.name)?.upgrade())
+                        .unwrap_or_default(),
                     tls: server_tls(listener, old.map(|old| &**old)),
                     names: ServerNames::new(&listener.sni),
                 })
@@ -136,11 +177,12 @@ impl Snapshot {
             .pools
             .iter()
             .map(|pool| {
-                Arc::new(Pool::new(
-                    pool,
-                    old_pools.get(&*pool.name).map(|old| &***old),
-                    now,
-                ))
+                let old = old_pools.get(&*pool.name).map(|old| &***old);
+                let departed = || previous?.departed.pools.get(&pool.name)?.upgrade();
+                Arc::new(match old.map_or_else(departed, |_| None) {
+                    Some(state) => Pool::returned(pool, state, now),
+                    None => Pool::new(pool, old, now),
+                })
             })
             .collect();
         let binds = binds(&config, previous.map(|old| &*old.config));
@@ -153,6 +195,7 @@ impl Snapshot {
             pools,
             unrouted: previous.map_or_else(Arc::default, |old| Arc::clone(&old.unrouted)),
             access_log,
+            departed: Departed::new(&config, previous),
             config,
         }
     }
@@ -166,6 +209,11 @@ impl Snapshot {
             Some(RouteRate::Listeners) | None => self.rates.listeners.get(listener)?.as_ref()?,
         };
         Some((buckets, limit))
+    }
+
+    /// Takes into service what is back from before; called right before the swap to this generation.
+    pub fn restore(&self) {
+        self.pools.iter().for_each(|pool| pool.restore());
     }
 
     /// Marks what this generation had and `next` has no more; called after the swap.

@@ -230,6 +230,7 @@ impl Pool {
             protocol: BackendProtocol::default(),
             send_proxy: None,
             connections_per_backend: None,
+            streams_per_connection: 100,
             when_all_down: WhenAllDown::default(),
         }
     }

@@ -310,6 +310,11 @@ fn one_pool(changes: &mut Changes, old: &Pool, new: &Pool) {
         format!("pool {name}: limits.connections_per_backend"),
     );
     changes.if_changed(
+        &old.streams_per_connection,
+        &new.streams_per_connection,
+        format!("pool {name}: limits.streams_per_connection"),
+    );
+    changes.if_changed(
         &old.when_all_down,
         &new.when_all_down,
         format!("pool {name}: when_all_down"),

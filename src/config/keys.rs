@@ -181,7 +181,10 @@ pub const SECTIONS: &[Section] = &[
             "max_requests",
         ],
     ),
-    ("pools.NAME.limits", &["connections_per_backend"]),
+    (
+        "pools.NAME.limits",
+        &["connections_per_backend", "streams_per_connection"],
+    ),
 ];
 
 /// The keys of a section; none for a path that is not one.

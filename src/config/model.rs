@@ -608,6 +608,8 @@ pub struct Pool {
     pub send_proxy: Option<ProxyVersion>,
     /// `limits.connections_per_backend`. Default none.
     pub connections_per_backend: Option<usize>,
+    /// `limits.streams_per_connection`: exchanges at a time on one HTTP/2 connection to a backend. 1 to 1000, default 100.
+    pub streams_per_connection: usize,
     /// Default reject.
     pub when_all_down: WhenAllDown,
     /// `tls` to the backends; none: plain.

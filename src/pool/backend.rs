@@ -41,7 +41,8 @@ pub struct BackendState {
     /// Limits how often certificates that are not trusted are logged.
     pub certificate_log: LogLimit,
     in_flight: AtomicUsize,
-    failures_in_a_row: AtomicU32,
+    /// Twice the failures in a row, and 1 if the backend has refused requests on a new connection since its last success.
+    streak: AtomicU32,
     /// Copy of the health's state, for reading without the lock.
     state: AtomicU8,
     health: Mutex<Health>,
@@ -150,7 +151,7 @@ impl BackendState {
             resolved: ArcSwap::from_pointee(Resolved::new(resolved, None)),
             certificate_log: LogLimit::default(),
             in_flight: AtomicUsize::new(0),
-            failures_in_a_row: AtomicU32::new(0),
+            streak: AtomicU32::new(0),
             state: AtomicU8::new(health.state as u8),
             health: Mutex::new(health),
         }
@@ -226,21 +227,25 @@ impl BackendState {
     }
 
     pub(crate) fn failures_in_a_row(&self) -> u32 {
-        self.failures_in_a_row.load(Relaxed)
+        self.streak.load(Relaxed) / 2
+    }
+
+    /// Notes a connection on which the backend took no request. False for the first one since a success: what ends in order,
+    /// or has just begun, may do so once.
+    pub fn refuses_again(&self) -> bool {
+        self.streak.fetch_or(1, AcqRel) % 2 == 1
     }
 
     /// Adds a failure and gives the new length of the streak.
     pub(crate) fn add_failure(&self) -> u32 {
-        self.failures_in_a_row
-            .fetch_add(1, AcqRel)
-            .saturating_add(1)
+        self.streak.fetch_add(2, AcqRel) / 2 + 1
     }
 
     /// Ends the streak of failures; one relaxed load where there is none.
     #[inline]
     pub(crate) fn clear_failures(&self) {
-        if self.failures_in_a_row.load(Relaxed) != 0 {
-            self.failures_in_a_row.store(0, Release);
+        if self.streak.load(Relaxed) != 0 {
+            self.streak.store(0, Release);
         }
     }
 

@@ -130,6 +130,8 @@ pub(crate) struct Thresholds {
 #[derive(Debug)]
 pub(crate) struct Health {
     verdict: Verdict,
+    /// It was out of the configuration since the last check: the next one decides alone.
+    verdict_is_old: bool,
     removed: bool,
     /// End of the running sentence.
     pub(crate) sentence: Option<Instant>,
@@ -160,6 +162,7 @@ impl Health {
         };
         Self {
             verdict,
+            verdict_is_old: false,
             removed: false,
             sentence: None,
             ejected_at: now,
@@ -189,7 +192,12 @@ impl Health {
             Err(_) => (0, self.bad_in_a_row.saturating_add(1)),
         };
         (self.good_in_a_row, self.bad_in_a_row) = (good, bad);
-        self.verdict = match (self.verdict, result.is_ok()) {
+        let verdict = if std::mem::take(&mut self.verdict_is_old) {
+            Verdict::Unknown
+        } else {
+            self.verdict
+        };
+        self.verdict = match (verdict, result.is_ok()) {
             (Verdict::Unknown, true) => Verdict::Up,
             (Verdict::Unknown, false) => Verdict::Down,
             (Verdict::Down, true) if good >= thresholds.rise => Verdict::Up,
@@ -261,6 +269,15 @@ impl Health {
     pub(crate) fn remove(&mut self, now: Instant) -> Option<Change> {
         self.removed = true;
         self.settle(now, "no longer in the configuration".to_owned())
+    }
+
+    /// The backend is back in the configuration: what was known of it holds until the next check.
+    pub(crate) fn restore(&mut self, now: Instant) -> Option<Change> {
+        if !std::mem::replace(&mut self.removed, false) {
+            return None;
+        }
+        self.verdict_is_old = true;
+        self.settle(now, "back in the configuration".to_owned())
     }
 
     fn derived(&self) -> State {

@@ -55,6 +55,9 @@ const LARGE: usize = 256;
 /// Nanoseconds for which backends of a large pool that come up wait for each other: 20 ms.
 const TOGETHER: u64 = 20_000_000;
 
+/// The next [`Pool::dial`].
+static DIALS: AtomicU64 = AtomicU64::new(0);
+
 /// A pool in one generation of the configuration.
 #[derive(Debug)]
 pub struct Pool {
@@ -62,7 +65,8 @@ pub struct Pool {
     pub name: Arc<str>,
     /// What the file says about it.
     pub config: model::Pool,
-    /// Changes when connections that were made before may not be used any more: another protocol, or other TLS.
+    /// Changes when connections that were made before may not be used any more: another protocol, or other TLS. No two pools
+    /// share one otherwise.
     pub dial: u64,
     /// In the order of the file; `Backend::index` is the position.
     pub backends: Vec<Arc<Backend>>,
@@ -88,6 +92,8 @@ pub struct PoolState {
     behind: AtomicBool,
     /// The lock under which states change, and everyone who has to hear of it.
     generations: Mutex<Vec<Weak<Generation>>>,
+    /// Backends that have left the configuration, as long as something of them is under way.
+    departed: Mutex<Vec<Weak<BackendState>>>,
 }
 
 /// The part of a pool that changes of state have to reach, even while old and new generations live side by side.
@@ -99,6 +105,8 @@ struct Generation {
     ejection: Option<model::Ejection>,
     /// A newer generation has taken over.
     retired: AtomicBool,
+    /// The pool has left the configuration: exchanges that have begun may still use its backends.
+    orphaned: AtomicBool,
     roster: ArcSwap<Roster>,
 }
 
@@ -135,11 +143,29 @@ impl Pool {
             || Arc::new(PoolState::new(now)),
             |previous| Arc::clone(&previous.state),
         );
-        let known: HashMap<_, _> = previous
+        Self::build(config, state, previous, now)
+    }
+
+    /// A pool that is back in the configuration while something of it is still under way. Like [`Pool::new`] it changes
+    /// nothing.
+    pub fn returned(config: &model::Pool, state: Arc<PoolState>, now: Instant) -> Self {
+        Self::build(config, state, None, now)
+    }
+
+    fn build(
+        config: &model::Pool,
+        state: Arc<PoolState>,
+        previous: Option<&Self>,
+        now: Instant,
+    ) -> Self {
+        let departed = state.departed();
+        let staying = previous.iter().flat_map(|previous| &previous.backends);
+        let staying = staying.map(|backend| &backend.state);
+        // Of two at one address the later one is taken: that of the generation before.
+        let known: HashMap<_, _> = departed
             .iter()
-            .flat_map(|previous| &previous.backends)
-            .filter(|backend| !backend.state.is_removed())
-            .map(|backend| (&backend.state.address, &backend.state))
+            .chain(staying.filter(|state| !state.is_removed()))
+            .map(|state| (&state.address, state))
             .collect();
         let checks = config.health_check.is_some();
         let backends: Vec<_> = config
@@ -167,13 +193,14 @@ impl Pool {
             policy: config.policy,
             checks,
             when_all_down: config.when_all_down,
+            is_orphaned: false,
         };
         let generation = state.admit(backends.clone(), rules, config.ejection.clone());
-        let dial = previous.map_or(0, |previous| {
+        let same = previous.filter(|previous| {
             let old = &previous.config;
-            let same = old.protocol == config.protocol && old.tls == config.tls;
-            previous.dial + u64::from(!same)
+            old.protocol == config.protocol && old.tls == config.tls
         });
+        let dial = same.map_or_else(|| DIALS.fetch_add(1, Relaxed), |previous| previous.dial);
         Self {
             name: Arc::clone(&config.name),
             dial,
@@ -182,6 +209,27 @@ impl Pool {
             state,
             generation,
         }
+    }
+
+    /// Takes backends of this generation into service that had left the configuration; the last thing before the swap.
+    pub fn restore(&self) {
+        let is_back = |backend: &&Arc<Backend>| backend.state.is_removed();
+        if !self.backends.iter().any(|backend| is_back(&backend)) {
+            return;
+        }
+        let now = clock::now();
+        let generations = self.state.lock();
+        for backend in self.backends.iter().filter(is_back) {
+            backend.state.change(|health| health.restore(now));
+            if self.config.health_check.is_none() {
+                backend.state.change(|health| health.unchecked(now));
+            }
+            if !self.may_ever_eject() {
+                backend.state.change(|health| health.free(now));
+            }
+        }
+        self.state.note_expiry(&self.backends);
+        refresh_all(&generations);
     }
 
     /// Follows the swap to `next` (`None`: the pool is gone): backends that left become removed, where `next` has no
@@ -197,9 +245,14 @@ impl Pool {
             .collect();
         let unchecked = next.is_some_and(|next| next.config.health_check.is_none());
         let ejects = next.is_some_and(Self::may_ever_eject);
+        if next.is_none() {
+            let living = generations.iter().filter_map(Weak::upgrade);
+            living.for_each(|one| one.orphaned.store(true, Release));
+        }
         for backend in &self.backends {
             if !staying.contains(&Arc::as_ptr(&backend.state)) {
                 backend.state.change(|health| health.remove(now));
+                self.state.depart(&backend.state);
                 continue;
             }
             if unchecked {
@@ -209,7 +262,8 @@ impl Pool {
                 self.transition(backend, change).log();
             }
         }
-        self.state.note_expiry(&self.backends);
+        let in_force = next.map_or(&self.backends, |next| &next.backends);
+        self.state.note_expiry(in_force);
         refresh_all(&generations);
     }
 
@@ -253,6 +307,34 @@ impl Pool {
             .ok_or(Reason::ConnectionLimitReached)
     }
 
+    /// The same beside `passed`, backends that are well and could not take this request: another one of their tier is
+    /// picked, or one of them again; the next tier is not asked for their sake.
+    #[inline]
+    pub fn pick_beside(
+        &self,
+        passed: &[usize],
+        tried: &[usize],
+        random: &mut Random,
+    ) -> Result<Lease, Reason> {
+        if passed.is_empty() {
+            return self.pick(tried, random);
+        }
+        let both = [passed, tried].concat();
+        let roster = self.generation.roster.load();
+        let mut turn = Turn {
+            candidates: &roster.candidates,
+            tried: &both,
+            cursor: &self.state.cursor,
+            random,
+        };
+        let is_empty = roster.candidates.is_empty();
+        let picked = (!is_empty).then(|| roster.picker.pick(&mut turn)).flatten();
+        match picked.and_then(|position| roster.candidates.get(position)) {
+            Some(backend) => Ok(Lease::claimed(Arc::clone(backend))),
+            None => self.pick(tried, random),
+        }
+    }
+
     /// Picks a backend of the tier behind that of `roster`. `None` while one of `roster` was not tried: it is full, and a
     /// full tier does not spill over.
     #[cold]
@@ -279,6 +361,17 @@ impl Pool {
             random: turn.random,
         });
         picked.and_then(|position| next.candidates.get(position).map(Arc::clone))
+    }
+
+    /// Where the backends at `positions` of `other` are in this pool, those that are there.
+    pub fn positions_of(&self, other: &Self, positions: &[usize]) -> Vec<usize> {
+        let states = positions.iter().filter_map(|at| other.backends.get(*at));
+        states
+            .filter_map(|known| {
+                let mut own = self.backends.iter();
+                own.position(|backend| Arc::ptr_eq(&backend.state, &known.state))
+            })
+            .collect()
     }
 
     /// Real traffic succeeded: the streak of failures ends. One relaxed load in the common case.
@@ -429,7 +522,22 @@ impl PoolState {
             behind: AtomicBool::new(false),
             start: now,
             generations: Mutex::new(Vec::new()),
+            departed: Mutex::default(),
         }
+    }
+
+    /// Backends that have left the configuration and still serve something, the oldest first.
+    fn departed(&self) -> Vec<Arc<BackendState>> {
+        let departed = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
+        let living = departed.iter().filter_map(Weak::upgrade);
+        living.filter(|state| state.in_flight() > 0).collect()
+    }
+
+    fn depart(&self, state: &Arc<BackendState>) {
+        let this = Arc::downgrade(state);
+        let mut departed = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
+        departed.retain(|other| other.strong_count() > 0 && !other.ptr_eq(&this));
+        departed.push(this);
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Weak<Generation>>> {
@@ -456,6 +564,7 @@ impl PoolState {
             rules,
             ejection,
             retired: AtomicBool::new(false),
+            orphaned: AtomicBool::new(false),
         });
         generations.retain(|old| old.strong_count() > 0);
         generations.push(Arc::downgrade(&generation));
@@ -500,8 +609,12 @@ impl PoolState {
 
 impl Generation {
     fn refresh(&self) {
+        let rules = Rules {
+            is_orphaned: self.orphaned.load(Acquire),
+            ..self.rules
+        };
         self.roster
-            .store(Arc::new(Roster::new(&self.backends, self.rules)));
+            .store(Arc::new(Roster::new(&self.backends, rules)));
     }
 
     fn is_indifferent(&self, backend: &Backend, change: &Change) -> bool {

@@ -21,6 +21,8 @@ pub(crate) struct Rules {
     /// The pool has a health check. Without one no verdict counts: one left over from before is ignored.
     pub(crate) checks: bool,
     pub(crate) when_all_down: WhenAllDown,
+    /// The pool has left the configuration: its removed backends are all that exchanges of before can use.
+    pub(crate) is_orphaned: bool,
 }
 
 /// The eligible backends and the picker over them; replaced as a whole.
@@ -93,6 +95,7 @@ fn rank(backend: &Backend, state: State, rules: Rules) -> u8 {
         State::Up => tier,
         State::Checking | State::Down if !rules.checks => tier,
         State::Checking => UNCHECKED + tier,
+        State::Removed if rules.is_orphaned => FAIL_OPEN,
         State::Down | State::Ejected if rules.when_all_down == WhenAllDown::FailOpen => FAIL_OPEN,
         State::Down | State::Ejected | State::Draining | State::Maintenance | State::Removed => {
             NEVER

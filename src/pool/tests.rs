@@ -658,6 +658,104 @@ fn a_backend_that_left_is_removed_and_starts_fresh_when_it_returns() {
 }
 
 #[test]
+fn a_backend_that_returns_while_it_serves_something_is_the_same() {
+    let mut limited = config(&[1, 1]);
+    limited.backends[1].max_connections = Some(1);
+    let (first, now) = pool(&limited);
+    all_up(&first, now);
+    assert!(first.backends[1].state.claim(1));
+    let held = Lease::claimed(Arc::clone(&first.backends[1]));
+    let second = reload(&first, &config(&[1]), now);
+    // Neither generation that knew it lives on, only what it serves.
+    drop(first);
+    assert!(held.state.is_removed());
+    let third = Pool::new(&limited, Some(&second), now);
+    assert!(held.state.is_removed(), "not before it is in force");
+    assert_eq!(picks(&third, 2), [0, 0]);
+    third.restore();
+    second.retire(Some(&third));
+    assert!(Arc::ptr_eq(&held.state, &third.backends[1].state));
+    assert_eq!(states(&third), [State::Up; 2], "its verdict holds");
+    assert_eq!(picks(&third, 2), [0, 0], "it has what it may have");
+    drop(held);
+    let mut both = picks(&third, 2);
+    both.sort_unstable();
+    assert_eq!(both, [0, 1]);
+    // The verdict is old: one check decides, where three would be needed.
+    fail(&third, 1, now);
+    assert_eq!(states(&third), [State::Up, State::Down]);
+}
+
+#[test]
+fn an_ejection_goes_on_over_a_time_out_of_the_configuration() {
+    let (first, now) = pool(&config(&[1, 1]));
+    all_up(&first, now);
+    let held = first.pick(&[0], &mut Random::seeded(1)).unwrap();
+    fail_times(&first, 1, 5, now).unwrap();
+    let second = reload(&first, &config(&[1]), now);
+    let third = Pool::new(&config(&[1, 1]), Some(&second), now);
+    third.restore();
+    second.retire(Some(&third));
+    assert_eq!(states(&third), [State::Up, State::Ejected]);
+    assert_eq!(third.expire(now + seconds(11)).len(), 1);
+    assert_eq!(states(&third), [State::Up, State::Up]);
+    drop(held);
+}
+
+#[test]
+fn exchanges_of_a_pool_that_left_may_still_use_its_backends() {
+    let (first, now) = pool(&config(&[1, 1]));
+    all_up(&first, now);
+    let second = reload(&first, &config(&[1, 1]), now);
+    second.retire(None);
+    assert_eq!(states(&first), [State::Removed; 2]);
+    for old in [&first, &second] {
+        let mut both = picks(old, 2);
+        both.sort_unstable();
+        assert_eq!(both, [0, 1]);
+    }
+    // Back under its name, while something of it is under way.
+    let held = first.pick(&[], &mut Random::seeded(1)).unwrap();
+    let third = Pool::returned(&config(&[1, 1]), Arc::clone(&first.state), now);
+    third.restore();
+    let known = &third.backends[held.index].state;
+    assert!(Arc::ptr_eq(&held.state, known));
+    assert_eq!(known.state(), State::Up);
+    assert!(third.dial > second.dial, "old connections are not used");
+}
+
+#[test]
+fn a_backend_whose_connection_was_full_is_passed_over_within_its_tier() {
+    let mut config = config(&[1, 1, 1]);
+    config.backends[2].backup = 1;
+    let (pool, now) = pool(&config);
+    all_up(&pool, now);
+    let mut random = Random::seeded(1);
+    let mut pick = |passed: &[usize], tried: &[usize]| {
+        let picked = pool.pick_beside(passed, tried, &mut random);
+        picked.map(|lease| lease.index)
+    };
+    assert_eq!(pick(&[0], &[]), Ok(1));
+    assert_eq!(pick(&[0], &[1]), Ok(0), "again, before the next tier");
+    assert!(pick(&[0, 1], &[]).unwrap() < 2);
+    assert_eq!(pick(&[], &[0, 1]), Ok(2));
+}
+
+#[test]
+fn refusals_count_from_the_second_in_a_row() {
+    let (pool, now) = pool(&config(&[1, 1]));
+    all_up(&pool, now);
+    let state = &pool.backends[0].state;
+    assert!(!state.refuses_again());
+    assert_eq!(state.view().failures_in_a_row, 0);
+    assert!(state.refuses_again());
+    pool.succeeded(&pool.backends[0]);
+    assert!(!state.refuses_again(), "a success ends the row");
+    assert_eq!(fail_times(&pool, 0, 4, now), None);
+    assert!(fail_times(&pool, 0, 1, now).is_some());
+}
+
+#[test]
 fn a_generation_that_never_came_into_force_changes_nothing() {
     let (old, now) = pool(&config(&[1, 1]));
     fail(&old, 0, now);

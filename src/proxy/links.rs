@@ -18,15 +18,12 @@ use crate::{
     base::{clock, hasher::NumberBuild},
     net::{
         connect::{ConnectError, count_failed},
-        h2::backend::{Link, Outgoing},
+        h2::backend::{Link, Outgoing, StreamLimit},
         tls,
     },
     pool::{BackendState, Lease, Pool},
     reason::Reason,
 };
-
-/// How many exchanges wait for one connection while it is not known how many a backend allows.
-const ROOM: usize = 100;
 
 /// What an exchange needs a stream for.
 #[derive(Clone, Copy)]
@@ -119,8 +116,18 @@ struct Line {
     state: Arc<BackendState>,
     shared: Vec<Shared>,
     making: Vec<Making>,
-    /// How many streams the last connection had room for.
-    room: usize,
+    /// Streams at a time that the backend allowed on the last connection; `usize::MAX` before there was one.
+    allowed: usize,
+    /// The same, as its refusals have shown.
+    limit: Rc<StreamLimit>,
+}
+
+impl Line {
+    /// Exchanges at a time on one connection: the least of what the configuration, the backend and its refusals say.
+    fn streams(&self, want: Want<'_>, now: Instant) -> usize {
+        let configured = want.pool.config.streams_per_connection;
+        configured.min(self.limit.current(now))
+    }
 }
 
 /// The connections of one worker, by backend.
@@ -161,7 +168,8 @@ pub(super) async fn stream(worker: &Rc<Worker>, want: Want<'_>) -> Result<Found,
 fn join(worker: &Rc<Worker>, want: Want<'_>) -> watch::Receiver<Option<Result<(), Unmade>>> {
     let links = &mut *worker.links.borrow_mut();
     let line = links.line(&want.lease.state);
-    let room = line.room.min(want.uses());
+    let streams = line.streams(want, clock::now()).min(line.allowed);
+    let room = streams.min(want.uses());
     let mut making = line.making.iter_mut();
     if let Some(making) = making.find(|one| one.waiting < room && one.made.fits(want)) {
         making.waiting += 1;
@@ -203,7 +211,9 @@ async fn make(
     made: Made,
     deadline: Instant,
 ) -> Result<(), Unmade> {
-    let reached = reach(&pool, &state, made.introduction.as_deref(), deadline).await;
+    let limit = Rc::clone(&worker.links.borrow_mut().line(&state).limit);
+    let header = made.introduction.as_deref();
+    let reached = reach(&pool, &state, header, limit, deadline).await;
     let metrics = state.metrics.mine();
     let (link, peer) = match reached {
         Ok((link, driver, peer)) => {
@@ -216,15 +226,9 @@ async fn make(
         }
     };
     metrics.connections_ok.add(1);
-    let room = link.room();
-    if room == 0 {
-        link.retire();
-        let detail = "the backend allows no streams";
-        return Err(Unmade::new(Reason::ProxyProtocolError, detail));
-    }
     let links = &mut *worker.links.borrow_mut();
     let line = links.line(&state);
-    line.room = room;
+    line.allowed = link.allowed().max(1);
     line.shared.push(Shared {
         link,
         made,
@@ -239,6 +243,7 @@ async fn reach(
     pool: &Pool,
     state: &Arc<BackendState>,
     introduction: Option<&[u8]>,
+    limit: Rc<StreamLimit>,
     deadline: Instant,
 ) -> Result<
     (
@@ -252,7 +257,7 @@ async fn reach(
     // The preface follows at once.
     let stream = tls::reach(state, introduction, tls, true, deadline).await?;
     let peer = state.is_name().then(|| stream.peer_addr()).flatten();
-    let (link, driver) = Link::open(stream, Some(state), deadline).await?;
+    let (link, driver) = Link::open(stream, Some(state), limit, deadline).await?;
     Ok((link, driver, peer))
 }
 
@@ -262,7 +267,8 @@ impl Links {
             state: Arc::clone(state),
             shared: Vec::new(),
             making: Vec::new(),
-            room: ROOM,
+            allowed: usize::MAX,
+            limit: Rc::default(),
         })
     }
 
@@ -270,6 +276,7 @@ impl Links {
     fn take(&mut self, want: Want<'_>, now: Instant) -> Option<Found> {
         let rules = &want.pool.config.keepalive;
         let line = self.lines.get_mut(&key(&want.lease.state))?;
+        let streams = line.streams(want, now);
         for shared in &mut line.shared {
             let link = &shared.link;
             if !shared.made.fits(want) || is_worn(link, rules.max_age, now) {
@@ -279,7 +286,7 @@ impl Links {
                 link.retire();
                 continue;
             }
-            let Some(stream) = link.stream() else {
+            let Some(stream) = link.stream(streams) else {
                 continue;
             };
             shared.idle_timeout = rules.idle_timeout;
@@ -306,7 +313,8 @@ impl Links {
                 }
                 !shared.link.is_retired()
             });
-            !line.shared.is_empty() || !line.making.is_empty()
+            let has_learned = !removed && line.limit.current(now) != usize::MAX;
+            has_learned || !line.shared.is_empty() || !line.making.is_empty()
         });
     }
 
@@ -371,7 +379,9 @@ mod tests {
                 answer(own);
                 let deadline = clock::now() + Duration::from_secs(10);
                 let (link, driver, peer) =
-                    reach(&pool, &lease.state, None, deadline).await.unwrap();
+                    reach(&pool, &lease.state, None, Rc::default(), deadline)
+                        .await
+                        .unwrap();
                 drop(spawn_local(driver));
                 assert_eq!(peer, Some(own));
                 let want = Want {

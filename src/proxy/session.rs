@@ -82,10 +82,16 @@ async fn carry(worker: &Rc<Worker>, arrival: Arrival, opening: Option<Opening>, 
         let ends = introduced.map_or_else(|| Ends::of(&stream), |header| header.ends(&stream));
         proxy_protocol::encode(version, ends)
     });
+    let newest = || {
+        let generation = worker.generation();
+        let mut pools = generation.pools.iter();
+        pools.find(|one| one.name == pool.name).map(Arc::clone)
+    };
     let context = TcpContext {
         listener: &listener.config.name,
         counters: listener.state.metrics.mine(),
         pool,
+        newest: &newest,
         random: &worker.random,
         introduction: introduction.as_deref(),
         began,

@@ -21,14 +21,16 @@ use crate::{
 };
 
 /// What a session needs of the world.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct TcpContext<'a> {
     /// Name of the listener.
     pub listener: &'a Arc<str>,
     /// The listener's counters of this thread.
     pub counters: &'a ListenerSlot,
     /// The listener's pool, of the generation in force when the session began.
-    pub pool: &'a Pool,
+    pub pool: &'a Arc<Pool>,
+    /// The pool of that name in the generation in force; `None`: it has left the configuration.
+    pub newest: &'a dyn Fn() -> Option<Arc<Pool>>,
     /// The worker's.
     pub random: &'a RefCell<Random>,
     /// The PROXY header that backends get before anything else; `None` without `send_proxy`.
@@ -105,7 +107,7 @@ async fn serve(
 
 /// Picks backends until one accepts. No backend has got anything of the client's so far, so that a further try is always safe.
 async fn reach(context: &TcpContext<'_>, record: &mut Record) -> Result<(Lease, Stream), Reason> {
-    let pool = context.pool;
+    let mut pool = Arc::clone(context.pool);
     pool.state.budget.request();
     let mut tried = Vec::new();
     loop {
@@ -129,15 +131,20 @@ async fn reach(context: &TcpContext<'_>, record: &mut Record) -> Result<(Lease, 
                 return Ok((lease, stream));
             }
             Err(error) => {
-                note_failure(pool, &lease, &error, now);
+                note_failure(&pool, &lease, &error, now);
                 record.reason = Some(error.reason);
                 tried.push(lease.index);
             }
         }
         if let Some(reason) = record.reason
-            && !may_try_again(pool, record.attempts, reason, now)
+            && !may_try_again(&pool, record.attempts, reason, now)
         {
             return Err(reason);
+        }
+        // A reload may have replaced the backends since.
+        if let Some(next) = (context.newest)().filter(|next| !Arc::ptr_eq(next, &pool)) {
+            tried = next.positions_of(&pool, &tried);
+            pool = next;
         }
     }
 }
@@ -203,13 +210,13 @@ mod tests {
         pool::fixture::pool_of,
     };
 
-    async fn serve_one(pool: &Pool, stream: Stream, stop: impl Future<Output = ()>) -> Record {
+    async fn serve_one(pool: &Arc<Pool>, stream: Stream, stop: impl Future<Output = ()>) -> Record {
         serve_behind(b"", pool, stream, stop).await
     }
 
     async fn serve_behind(
         first: &[u8],
-        pool: &Pool,
+        pool: &Arc<Pool>,
         stream: Stream,
         stop: impl Future<Output = ()>,
     ) -> Record {
@@ -218,6 +225,7 @@ mod tests {
             listener: &"front".into(),
             counters: &counters,
             pool,
+            newest: &|| None,
             random: &random,
             introduction: None,
             began: clock::now(),

@@ -68,6 +68,7 @@ fn apply(control: &mut Control, follower: &mut Follower, config: Config) -> Relo
         clock::now(),
     ));
 
+    next.restore();
     daemon.snapshot.store(Arc::clone(&next));
 
     daemon

@@ -11,7 +11,8 @@ use crate::support::{
     client::{Client, Cut},
     daemon::Daemon,
     frames::{
-        CANCEL, DATA, END_STREAM, NO_ERROR, PING, REFUSED, RST_STREAM, RawBackend, frame, goaway,
+        CALM, CANCEL, DATA, END_STREAM, NO_ERROR, PING, REFUSED, RST_STREAM, RawBackend,
+        WINDOW_UPDATE, frame, goaway,
     },
     h2::{Asked, Backend, connect, get, patiently, request, until, whole},
     peer::{Blackhole, Gate, Peer, Record, refused},
@@ -194,6 +195,119 @@ async fn what_a_backend_has_refused_to_do_is_sent_again_whatever_it_is() {
         assert_eq!(backend.connections(), 2);
         let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
         assert_eq!(failures, 0.0, "nobody is to blame");
+    }
+}
+
+/// How a backend refuses every request that it gets.
+type Refuse = fn(&mut RawBackend, u32);
+
+#[tokio::test]
+async fn what_one_backend_refuses_another_gets_whatever_it_is() {
+    let refusals: [Refuse; 3] = [
+        |backend, stream| _ = backend.reset(stream, REFUSED),
+        |backend, stream| _ = backend.send(goaway(stream.saturating_sub(2), NO_ERROR)),
+        |backend, stream| {
+            backend.send(goaway(stream.saturating_sub(2), CANCEL));
+            backend.0.finish();
+        },
+    ];
+    for (refuse, ejection) in refusals
+        .into_iter()
+        .flat_map(|it| [(it, "none"), (it, "{}")])
+    {
+        let bad = raw(refuse);
+        let good = Backend::start(async |asked: Asked| asked.answer(&[], "well")).await;
+        let backends = [bad.address, good.address];
+        let daemon = Daemon::start(&config(&backends, &format!("ejection: {ejection}")));
+        let (sender, _driver) = connect(daemon.address("@web")).await;
+        let mut asking = tokio::task::JoinSet::new();
+        for number in 0..80 {
+            let mut sender = sender.clone().ready().await.unwrap();
+            let asked = request(Method::POST, "/", &[]);
+            let (response, mut body) = sender.send_request(asked, false).unwrap();
+            body.send_data(Bytes::from_static(b"once"), true).unwrap();
+            let answered = async move {
+                let answer = whole(response).await.unwrap();
+                let why = answer.header("proxy-status");
+                assert_eq!(answer.status(), 200, "{why:?}");
+            };
+            // The first half one by one, the others at a time.
+            if number < 40 {
+                answered.await;
+            } else {
+                asking.spawn(answered);
+            }
+        }
+        while let Some(one) = patiently(asking.join_next()).await {
+            one.unwrap();
+        }
+        assert_eq!(good.requests.all().len(), 80, "each is done once");
+        let refused = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
+        assert!(refused >= 4.0, "it is held against who goes on with it");
+        let ejected = daemon.metric("balancer_backend_ejections_total{pool=\"app\"}");
+        assert_eq!(ejected > 0.0, ejection == "{}");
+    }
+}
+
+#[tokio::test]
+async fn an_orderly_end_of_many_connections_is_held_against_nobody() {
+    // Each connection answers one request, and says that it is the last when others are on their way.
+    let backend = raw(|backend, stream| {
+        if stream == 1 {
+            backend.answer(stream, "well");
+            return;
+        }
+        backend.send(goaway(1, NO_ERROR));
+        backend.0.finish();
+    });
+    let good = Backend::start(async |asked: Asked| asked.answer(&[], "well")).await;
+    let daemon = Daemon::start(&config(&[backend.address, good.address], ""));
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    for _ in 0..10 {
+        for _ in 0..4 {
+            let mut sender = sender.clone().ready().await.unwrap();
+            let asked = request(Method::POST, "/", &[]);
+            let (response, _) = sender.send_request(asked, true).unwrap();
+            assert_eq!(whole(response).await.unwrap().body, b"well");
+        }
+    }
+    assert!(backend.connections() >= 5, "{}", backend.connections());
+    let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
+    assert_eq!(failures, 0.0);
+}
+
+#[tokio::test]
+async fn calm_asked_of_a_lone_request_may_come_from_its_handler() {
+    let resets: [Refuse; 2] = [
+        |backend, stream| _ = backend.reset(stream, CALM),
+        // Beside another, but something of the stream has come before.
+        |backend, stream| {
+            let Some(second) = backend.asked() else {
+                return;
+            };
+            backend.send(frame(WINDOW_UPDATE, 0, second, &1_u32.to_be_bytes()));
+            backend.reset(second, CALM);
+            backend.answer(stream, "well");
+        },
+    ];
+    for (reset, count) in resets.into_iter().zip([1, 2]) {
+        let backend = raw(reset);
+        let daemon = front(backend.address, "");
+        let (sender, _driver) = connect(daemon.address("@web")).await;
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..count {
+            let mut sender = sender.clone().ready().await.unwrap();
+            let asked = request(Method::POST, "/", &[]);
+            let (response, _) = sender.send_request(asked, true).unwrap();
+            asking.spawn(async move { whole(response).await.unwrap().status() });
+        }
+        let mut statuses = Vec::new();
+        while let Some(status) = patiently(asking.join_next()).await {
+            statuses.push(status.unwrap());
+        }
+        statuses.sort_unstable();
+        assert_eq!(statuses.last(), Some(&502), "not sent again");
+        assert_eq!(backend.connections(), 1);
     }
 }
 

@@ -1,9 +1,9 @@
 //! Who shares a connection with whom, when another one is made, and when they end.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
-        Arc, Barrier,
+        Arc, Barrier, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -15,7 +15,7 @@ use super::{config, front};
 use crate::support::{
     client::Client,
     daemon::Daemon,
-    frames::{ACK, GOAWAY, NO_ERROR, PING, RawBackend, frame, goaway},
+    frames::{ACK, GOAWAY, NO_ERROR, PING, RawBackend, SETTINGS, frame, goaway},
     h2::{Asked, Backend, connect, get, patiently, request, until, whole},
     peer::{Gate, Peer, Record},
 };
@@ -91,15 +91,138 @@ async fn a_backend_gets_no_more_streams_on_a_connection_than_it_allows() {
 }
 
 #[tokio::test]
-async fn a_backend_that_allows_no_streams_is_a_failure() {
+async fn a_backend_that_allows_no_streams_is_waited_for_as_long_as_for_a_connection() {
     let mut builder = h2::server::Builder::new();
     builder.max_concurrent_streams(0);
     let (backend, _gate, _seen) = gated(&builder).await;
-    let daemon = front(backend.address, "retries: none");
+    let daemon = front(backend.address, "retries: none, timeouts: {connect: 300ms}");
     let (sender, _driver) = connect(daemon.address("@web")).await;
     let answer = get(&sender, "/").await.unwrap();
     let status = answer.header("proxy-status");
-    assert_eq!(status, Some("balancer; error=http_protocol_error"));
+    assert_eq!(status, Some("balancer; error=connection_timeout"));
+    assert_eq!(backend.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_backend_that_allows_no_streams_at_first_gets_the_request_when_it_does() {
+    let (waiting, gate) = (Gate::new(), Gate::new());
+    let (told, opened) = (waiting.clone(), gate.clone());
+    let backend = Peer::start(move |connection| {
+        let Some(mut backend) = RawBackend::greet_with(connection, &[(3, 0)]) else {
+            return;
+        };
+        // Our settings have been taken: the connection is made, but for a stream.
+        backend.until(|frame| frame.kind == SETTINGS && frame.flags == ACK);
+        told.open();
+        opened.wait();
+        let allowed = [&3_u16.to_be_bytes()[..], &50_u32.to_be_bytes()].concat();
+        backend.send(frame(SETTINGS, 0, 0, &allowed));
+        while let Some(stream) = backend.asked() {
+            backend.answer(stream, "well");
+        }
+    });
+    let daemon = front(backend.address, "timeouts: {connect: 20s}");
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..10 {
+        let sender = sender.clone();
+        asking.spawn(async move {
+            assert_eq!(get(&sender, "/").await.unwrap().body, b"well");
+        });
+    }
+    until(|| waiting.is_open()).await;
+    gate.open();
+    done(asking).await;
+    assert_eq!(backend.connections(), 1);
+    let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
+    assert_eq!(failures, 0.0);
+}
+
+#[tokio::test]
+async fn a_connection_has_as_many_requests_at_a_time_as_the_pool_says() {
+    let (backend, gate, seen) = gated(&h2::server::Builder::new()).await;
+    let daemon = front(backend.address, "limits: {streams_per_connection: 4}");
+    let all = ask(&daemon, 12);
+    until(|| seen.all().len() == 12).await;
+    let seen = seen.all();
+    for connection in 0..backend.connections() {
+        let streams = seen.iter().filter(|seen| **seen == connection).count();
+        assert!(streams <= 4, "{streams} on connection {connection}");
+    }
+    gate.add_permits(12);
+    done(all).await;
+}
+
+/// A backend that has room for 10 requests on a connection, which it does not say, and resets others with `code`; the
+/// connections that it has reset requests on. Requests that it takes wait for permits.
+async fn narrow(code: h2::Reason) -> (Backend, Arc<Semaphore>, Record<usize>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let held: Arc<Mutex<HashMap<usize, usize>>> = Arc::default();
+    let (refused, opened) = (Record::default(), Arc::clone(&gate));
+    let noted = refused.clone();
+    let script = move |mut asked: Asked| {
+        let (gate, held, noted) = (Arc::clone(&opened), Arc::clone(&held), noted.clone());
+        async move {
+            let number = asked.connection;
+            let before = {
+                let mut held = held.lock().unwrap();
+                let count = held.entry(number).or_default();
+                *count += 1;
+                *count - 1
+            };
+            if before >= 10 {
+                noted.push(number);
+                asked.respond.send_reset(code);
+            } else {
+                gate.acquire().await.unwrap().forget();
+                asked.answer(&[], "well");
+            }
+            *held.lock().unwrap().get_mut(&number).unwrap() -= 1;
+        }
+    };
+    let backend = Backend::start(script).await;
+    (backend, gate, refused)
+}
+#[tokio::test]
+async fn a_full_connection_loses_no_request_and_gets_fewer_from_then_on() {
+    for code in [h2::Reason::REFUSED_STREAM, h2::Reason::ENHANCE_YOUR_CALM] {
+        let (backend, gate, refused) = narrow(code).await;
+        let daemon = front(backend.address, "timeouts: {connect: 20s}");
+        let (sender, _driver) = connect(daemon.address("@web")).await;
+        let burst = || {
+            let mut asking = tokio::task::JoinSet::new();
+            for _ in 0..40 {
+                let sender = sender.clone();
+                // What was not processed is sent again whatever its method.
+                asking.spawn(async move {
+                    let mut sender = sender.ready().await.unwrap();
+                    let asked = request(Method::POST, "/", &[]);
+                    let (response, mut body) = sender.send_request(asked, false).unwrap();
+                    body.send_data("once".into(), true).unwrap();
+                    let answer = whole(response).await.unwrap();
+                    let why = answer.header("proxy-status");
+                    assert_eq!(answer.status(), 200, "{why:?}");
+                });
+            }
+            asking
+        };
+        let asking = burst();
+        let taken = || backend.requests.all().len() - refused.all().len();
+        until(|| taken() == 40).await;
+        gate.add_permits(40);
+        done(asking).await;
+        // What it has learned holds for the next burst.
+        let before = refused.all().len();
+        assert!(before >= 30, "{before}");
+        let asking = burst();
+        until(|| taken() == 80).await;
+        gate.add_permits(40);
+        done(asking).await;
+        let again = refused.all().len() - before;
+        assert!(again <= 2, "{again} more were refused");
+        let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
+        assert_eq!(failures, 0.0, "a full connection is no failure");
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Frames of a backend that speaks HTTP/2: what is given to the engine is HTTP/1.1 whatever they are, and looks whole only
 //! if the backend has come to its end.
 
-use std::{cell::RefCell, io::Write, path::Path, sync::Arc};
+use std::{cell::RefCell, io::Write, path::Path, rc::Rc, sync::Arc};
 
 use balancer::{
     base::clock,
@@ -57,10 +57,10 @@ async fn read(pool: &Pool, frames: &[u8]) -> (Vec<u8>, bool) {
     let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
     let deadline = clock::now() + std::time::Duration::from_secs(60);
     let state = Arc::clone(&pool.backends[0].state);
-    let opened = Link::open(Stream::from(ours), Some(&state), deadline).await;
+    let opened = Link::open(Stream::from(ours), Some(&state), Rc::default(), deadline).await;
     let (link, driver) = opened.expect("settings are all it needs");
     drop(spawn_local(driver));
-    let mut stream = Stream::from(link.stream().expect("room for one"));
+    let mut stream = Stream::from(link.stream(1).expect("room for one"));
     stream
         .write_all(REQUEST)
         .await

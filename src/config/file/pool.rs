@@ -59,17 +59,34 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
         pool.tls = tls::pool(reader, at, pool.protocol);
         check_names(reader, at, &pool);
     }
-    if let Some(at) = keys.get("limits")
-        && let Some(keys) = reader.section(at, "pools.NAME.limits")
-        && let Some(at) = keys.get("connections_per_backend")
-    {
+    if let Some(at) = keys.get("limits") {
+        limits(reader, at, &mut pool);
+    }
+    pool
+}
+
+fn limits(reader: &mut Reader<'_>, at: At<'_>, pool: &mut Pool) {
+    let Some(keys) = reader.section(at, "pools.NAME.limits") else {
+        return;
+    };
+    if let Some(at) = keys.get("connections_per_backend") {
         let most = reader.integer_or(at, "none", 1, 1_000_000);
         set(
             &mut pool.connections_per_backend,
             most.map(|n| n.map(|n| n as usize)),
         );
     }
-    pool
+    if let Some(at) = keys.get("streams_per_connection") {
+        let most = reader.integer(at, 1, 1_000);
+        set(&mut pool.streams_per_connection, most.map(|n| n as usize));
+        if !pool.protocol.is_h2() {
+            reader.warn_at_key(
+                at,
+                "`streams_per_connection` has no effect with `protocol: http1`",
+                "remove it, or set `protocol: h2` or `h2c`",
+            );
+        }
+    }
 }
 
 /// `h2` is agreed on within TLS, and `h2c` is the same without.

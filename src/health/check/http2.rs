@@ -1,6 +1,6 @@
 //! An exchange of HTTP/1.1 on the one stream of a new HTTP/2 connection, which is driven meanwhile and ended in order.
 
-use std::pin::pin;
+use std::{pin::pin, rc::Rc};
 
 use tokio::{select, time::timeout_at};
 
@@ -16,12 +16,12 @@ pub(super) async fn on_stream(
     exchange: impl AsyncFnOnce(Stream) -> Result<(), CheckError>,
     limit: Limit,
 ) -> Result<(), CheckError> {
-    let opened = Link::open(stream, None, limit.deadline).await;
+    let opened = Link::open(stream, None, Rc::default(), limit.deadline).await;
     let (link, driver) = opened.map_err(|error| match error.reason {
         Reason::ConnectionTimeout => limit.late(),
         _ => CheckError::Failed(error.source.to_string()),
     })?;
-    let Some(stream) = link.stream() else {
+    let Some(stream) = link.stream(1) else {
         return Err("the backend allows no streams".to_owned().into());
     };
     let mut driver = pin!(driver);

@@ -188,6 +188,26 @@ impl Connection {
         self.core.borrow().is_greeted
     }
 
+    /// The backend at the other end has sent its settings, and allows a stream.
+    pub(super) fn takes_streams(&self) -> bool {
+        self.is_greeted() && self.backend(|backend| backend.most) != Some(Some(0))
+    }
+
+    /// Streams beside `id` that were not ended.
+    pub(super) fn live_beside(&self, id: u32) -> usize {
+        let core = self.core.borrow();
+        let mut flows = core.flows.iter();
+        let is_live = |(other, flow): (&u32, &Flow)| *other != id && flow.ended.is_none();
+        flows.by_ref().filter(|one| is_live(*one)).count()
+    }
+
+    /// Nothing of the stream has come but maybe its end.
+    pub(super) fn is_untouched(&self, id: u32) -> bool {
+        let core = self.core.borrow();
+        let flow = core.flows.get(&id);
+        flow.is_some_and(|flow| flow.sections == 0 && !flow.is_opened)
+    }
+
     /// What is known of the backend at the other end.
     pub(super) fn backend<T>(&self, look: impl FnOnce(&Backend) -> T) -> Option<T> {
         match &self.core.borrow().role {

@@ -75,6 +75,8 @@ pub(super) struct Backend {
     /// It takes extended CONNECT, RFC 8441 section 3.
     pub takes_connect: bool,
     pub is_leaving: bool,
+    /// A head of a response has come.
+    pub has_answered: bool,
     /// When the first head went out since anything came.
     pub asked: Option<Instant>,
 }

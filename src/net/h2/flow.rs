@@ -20,6 +20,8 @@ pub(super) struct Flow {
     pub sections: u32,
     /// A reset by the peer before that is a rapid one; `None`: at any time.
     pub rapid_until: Option<Instant>,
+    /// The peer has opened the window of the stream.
+    pub is_opened: bool,
     /// The peer has come to its end.
     pub got_end: bool,
     /// We have.
@@ -44,6 +46,7 @@ impl Flow {
             expected: Expected::default(),
             sections: 0,
             rapid_until: None,
+            is_opened: false,
             got_end: false,
             sent_end: false,
             ended: None,

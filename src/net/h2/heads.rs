@@ -217,6 +217,9 @@ impl Core {
             }
         }
         flow.wake_reader();
+        if let Role::Backend(backend) = &mut self.role {
+            backend.has_answered = true;
+        }
         Ok(())
     }
 }

@@ -424,6 +424,7 @@ impl Core {
         if !flow.outward.change(i64::from(more)) {
             return Err(Wrong::Stream(id, Code::FLOW_CONTROL_ERROR));
         }
+        flow.is_opened = true;
         flow.wake_writer();
         Ok(())
     }

@@ -12,10 +12,9 @@ use std::{
     time::Instant,
 };
 
-use tokio::select;
-
 use super::{
     Client, Next,
+    acquire::{self, Unconnected},
     exchange::{Exchange, Io, Rules, describe, write_all},
     forward,
     pump::{Pump, PumpError, SMALL, poll_fill},
@@ -26,17 +25,13 @@ use crate::{
     base::clock,
     http1::{Version, head_end, response},
     net::{
-        connect::{count_failed, reason_of_broken},
-        h2::backend,
+        connect::reason_of_broken,
+        h2::backend::{self, Refusal},
         local_error,
         stream::Stream,
-        tls,
     },
     pool::{BackendState, Lease, Pool},
-    proxy::{
-        idle::BackendConnection,
-        links::{self, Want},
-    },
+    proxy::idle::BackendConnection,
     reason::Reason,
 };
 
@@ -53,7 +48,7 @@ pub(super) struct Attempt<'a> {
     pub pool: &'a Arc<Pool>,
     pub lease: &'a Lease,
     pub rules: &'a Rules<'a>,
-    /// No idle connection may be used. Over HTTP/2: the connection used before is not used again, as it takes no more.
+    /// No idle connection may be used.
     pub fresh: bool,
     /// The PROXY header that the connection must have begun with; `None`: it must not have had one.
     pub introduction: Option<&'a [u8]>,
@@ -71,13 +66,6 @@ pub(super) enum Done {
 /// Why there is no response head.
 enum Trouble {
     Backend(Reason, String),
-    Client(Reason),
-}
-
-/// Why there is no connection.
-enum Unconnected {
-    Backend(Failure),
-    /// The client is gone, or the time for the whole exchange is over.
     Client(Reason),
 }
 
@@ -109,7 +97,7 @@ pub(super) async fn run(
     io: &mut Io<'_>,
 ) -> Result<Done, Failure> {
     exchange.facts.first_byte = None;
-    let mut backend = match obtain(exchange, attempt).await {
+    let mut backend = match acquire::connection(exchange, attempt).await {
         Ok(backend) => backend,
         Err(Unconnected::Backend(failure)) => return Err(failure),
         Err(Unconnected::Client(reason)) => return Ok(Done::Client(reason)),
@@ -135,15 +123,16 @@ pub(super) async fn run(
             if let Some(stream) = stream.filter(|_| reason == Reason::ConnectionReadTimeout) {
                 stream.link().retire();
             }
+            let is_end = reason == Reason::ConnectionTerminated && io.response_bytes.is_empty();
+            let refusal = refusal(&backend, attempt.rules, sent).filter(|_| is_end);
+            let is_old =
+                exchange.facts.reused && stream.is_none_or(|stream| stream.link().is_retired());
             return Err(Failure {
                 stage: Stage::Response,
                 reason,
-                stale: stream.map_or(exchange.facts.reused, |stream| {
-                    let is_old = exchange.facts.reused || stream.was_unseen();
-                    is_old && !attempt.fresh && stream.link().is_retired()
-                }) && reason == Reason::ConnectionTerminated
-                    && io.response_bytes.is_empty(),
-                unseen: is_unseen(&backend, before),
+                stale: is_end && is_old && refusal.is_none(),
+                refusal,
+                unseen: refusal.is_some() || is_unseen(&backend, before),
                 detail,
             });
         }
@@ -162,148 +151,25 @@ pub(super) async fn run(
     respond::respond(exchange, attempt, backend, upload, io).await
 }
 
+/// How the backend has refused a request of HTTP/2 that was sent at `sent`. ENHANCE_YOUR_CALM decides about a new stream as
+/// long as a connection could take to be made; later it may be the answer of a handler.
+fn refusal(backend: &BackendConnection, rules: &Rules<'_>, sent: Instant) -> Option<Refusal> {
+    let refusal = backend.stream.h2_response()?.refusal()?;
+    let took = clock::now().saturating_duration_since(sent);
+    (refusal != Refusal::Overloaded || took <= rules.timeouts.connect).then_some(refusal)
+}
+
 /// The backend cannot have acted on the request; `before` had been written to it when the request began.
 fn is_unseen(backend: &BackendConnection, before: u64) -> bool {
     if backend.wire_written() == before {
         return true;
     }
-    if let Some(stream) = backend.stream.h2_response() {
-        return stream.was_unseen();
+    if backend.stream.h2_response().is_some() {
+        return false;
     }
     let acked = backend.stream.bytes_acked();
     // The kernel counts the SYN as one byte.
     backend.ended && acked.is_some_and(|acked| acked <= before + 1)
-}
-
-/// A connection for this try: an idle one, a new one, or a stream on a shared one.
-async fn obtain(
-    exchange: &mut Exchange<'_>,
-    attempt: Attempt<'_>,
-) -> Result<BackendConnection, Unconnected> {
-    let started = clock::now();
-    exchange.facts.reused = false;
-    let dial = attempt.pool.dial;
-    let made = if attempt.pool.config.protocol.is_h2() {
-        Box::pin(share(exchange, attempt, started)).await?
-    } else {
-        let idle = &exchange.place.worker.idle;
-        let take = || {
-            let mut idle = idle.borrow_mut();
-            idle.take(attempt.lease, attempt.introduction, dial, started)
-        };
-        if let Some(kept) = (!attempt.fresh).then(take).flatten() {
-            exchange.facts.reused = true;
-            return Ok(kept);
-        }
-        Box::pin(connect(exchange, attempt, started)).await?
-    };
-    // A client that left meanwhile wants nothing done.
-    if is_gone(&exchange.client.stream).await {
-        return Err(Unconnected::Client(Reason::ClientDisconnected));
-    }
-    Ok(made)
-}
-
-/// By when there must be a connection.
-fn connect_deadline(rules: &Rules<'_>, started: Instant) -> Instant {
-    let own = started + rules.timeouts.connect;
-    rules.end.map_or(own, |end| end.min(own))
-}
-
-/// Why there is no connection, where that is not the client's fault.
-fn unconnected(rules: &Rules<'_>, reason: Reason, detail: String) -> Unconnected {
-    // What ended is the time for all tries together: no backend is to blame.
-    if rules.end.is_some_and(|end| clock::now() >= end) {
-        return Unconnected::Client(Reason::TotalTimeout);
-    }
-    Unconnected::Backend(Failure {
-        stage: Stage::Connect,
-        reason,
-        stale: false,
-        unseen: true,
-        detail,
-    })
-}
-
-/// A stream on an HTTP/2 connection, for as long as the client is there.
-async fn share(
-    exchange: &mut Exchange<'_>,
-    attempt: Attempt<'_>,
-    started: Instant,
-) -> Result<BackendConnection, Unconnected> {
-    let want = Want {
-        pool: attempt.pool,
-        lease: attempt.lease,
-        introduction: attempt.introduction,
-        deadline: connect_deadline(attempt.rules, started),
-        patience: (attempt.rules.timeouts.connect).max(attempt.pool.config.timeouts.connect),
-    };
-    let found = select! {
-        biased;
-        found = links::stream(exchange.place.worker, want) => found,
-        () = exchange.client.stream.gone() => {
-            return Err(Unconnected::Client(Reason::ClientDisconnected));
-        }
-    };
-    let now = clock::now();
-    let (stream, is_used) = found.map_err(|unmade| {
-        exchange.facts.connect = Some(now.saturating_duration_since(started));
-        unconnected(attempt.rules, unmade.reason, unmade.detail.to_string())
-    })?;
-    exchange.facts.reused = is_used;
-    if !is_used {
-        exchange.facts.connect = Some(now.saturating_duration_since(started));
-    }
-    let head = &exchange.head;
-    let upgrade = head.upgrade.map(|protocol| head.text(protocol));
-    if upgrade.is_some_and(forward::is_websocket) && !stream.link().takes_websockets() {
-        return Err(Unconnected::Client(Reason::UpgradeFailed));
-    }
-    let dial = attempt.pool.dial;
-    Ok(BackendConnection::new(
-        stream.into(),
-        attempt.introduction,
-        dial,
-        now,
-    ))
-}
-
-/// Connects, for as long as the client is there.
-async fn connect(
-    exchange: &mut Exchange<'_>,
-    attempt: Attempt<'_>,
-    started: Instant,
-) -> Result<BackendConnection, Unconnected> {
-    let metrics = attempt.lease.state.metrics.mine();
-    let deadline = connect_deadline(attempt.rules, started);
-    let header = attempt.introduction;
-    let tls = attempt.pool.config.tls.as_ref();
-    // The request follows at once.
-    let reach = tls::reach(&attempt.lease.state, header, tls, true, deadline);
-    let connected = select! {
-        biased;
-        connected = reach => connected,
-        () = exchange.client.stream.gone() => {
-            return Err(Unconnected::Client(Reason::ClientDisconnected));
-        }
-    };
-    let now = clock::now();
-    exchange.facts.connect = Some(now.saturating_duration_since(started));
-    match connected {
-        Ok(stream) => {
-            metrics.connections_ok.add(1);
-            Ok(BackendConnection::new(
-                stream,
-                header,
-                attempt.pool.dial,
-                now,
-            ))
-        }
-        Err(error) => {
-            count_failed(&attempt.lease.state, error.reason);
-            Err(unconnected(attempt.rules, error.reason, error.to_string()))
-        }
-    }
 }
 
 /// Sends the request and reads until a final response head is there; 1xx are passed on.

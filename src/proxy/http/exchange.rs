@@ -7,7 +7,6 @@ use std::{
     future::poll_fn,
     io,
     rc::Rc,
-    sync::Arc,
     task::{Poll, ready},
     time::Instant,
 };
@@ -15,8 +14,7 @@ use std::{
 use tokio::io::AsyncWrite;
 
 use super::{
-    Client, Next, PIPELINED, Scratch,
-    attempt::{self, Attempt, Done},
+    Client, Next, PIPELINED, Scratch, attempt,
     client_address::{ClientAddress, is_allowed},
     facts::{Active, Facts},
     forward::{self, Changes, Hop, Origin},
@@ -25,22 +23,20 @@ use super::{
     pump::Pump,
     read::{self, Reading},
     reply::Reply,
-    retry::{self, Question, Verdict},
 };
 use crate::{
     base::clock,
     config::model::{
-        BackendProtocol, ListenerTimeouts, PoolTimeouts, Retries, Route, RouteAction,
-        TimeoutOverrides,
+        BackendProtocol, ListenerProtocol, ListenerTimeouts, PoolTimeouts, Retries, Route,
+        RouteAction, TimeoutOverrides,
     },
     http1::{
         self,
         body::{Decoder, Step},
         request::{self, Framing},
     },
-    net::proxy_protocol,
     pool::Pool,
-    proxy::worker::Worker,
+    proxy::worker::{Generation, Worker},
     reason::Reason,
     route,
     snapshot::{Listener, Snapshot},
@@ -99,6 +95,8 @@ pub(super) struct Rules<'a> {
     pub route: Option<&'a Route>,
     /// When `timeouts.total` ends, or the time that the client of a gRPC call gives it.
     pub end: Option<Instant>,
+    /// The target that the route has rewritten.
+    target: Option<Vec<u8>>,
 }
 
 /// One exchange. Whatever happens to it, dropping included, it is recorded once.
@@ -124,10 +122,7 @@ pub(super) struct Exchange<'a> {
 pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut Scratch) -> Next {
     let began = clock::now();
     let generation = worker.generation();
-    let Some((listener_index, listener)) = client
-        .listener_of(&generation)
-        .and_then(|index| Some((index, generation.listeners.get(index)?)))
-    else {
+    let Some((_, listener)) = listener_of(client, &generation) else {
         return Next::Close;
     };
     let reading = read::head(client, &mut scratch.head, listener, began).await;
@@ -138,6 +133,10 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
         Reading::Http2 => return Next::Http2,
         _ => (client.first, client.is_new) = (None, false),
     }
+    let generation = newest(worker, client, generation);
+    let Some((listener_index, listener)) = listener_of(client, &generation) else {
+        return Next::Close;
+    };
     let Scratch {
         head, request_id, ..
     } = scratch;
@@ -169,6 +168,38 @@ pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut 
     drop(exchange);
     keep_unread(scratch, rest);
     next
+}
+
+/// How backends of `pool` are spoken with.
+fn hop(pool: &Pool) -> Hop {
+    match pool.config.protocol {
+        BackendProtocol::H2 | BackendProtocol::H2c => Hop::H2,
+        BackendProtocol::Http1 if pool.config.keepalive.idle_per_backend == 0 => Hop::Close,
+        BackendProtocol::Http1 => Hop::KeepAlive,
+    }
+}
+
+/// The listener that serves `client` in a generation, with its index.
+fn listener_of<'s>(client: &mut Client, snapshot: &'s Snapshot) -> Option<(usize, &'s Listener)> {
+    let index = client.listener_of(snapshot)?;
+    Some((index, snapshot.listeners.get(index)?))
+}
+
+/// The generation in force, for a request whose head is whole: a reload may have replaced `generation` while it came. Where the
+/// listener has left meanwhile, the request is served by the rules that it began with.
+fn newest(worker: &Worker, client: &mut Client, generation: Generation) -> Generation {
+    let newest = worker.generation();
+    if newest.generation == generation.generation {
+        return generation;
+    }
+    let listener = listener_of(client, &newest);
+    let serves =
+        |(_, listener): (usize, &Listener)| listener.config.protocol == ListenerProtocol::Http;
+    if listener.is_some_and(serves) {
+        newest
+    } else {
+        generation
+    }
 }
 
 /// What was read beyond this request is the beginning of the next.
@@ -370,6 +401,9 @@ impl<'a> Exchange<'a> {
             return self.fail(Reason::InternalError, io).await;
         };
         self.facts.pool = Some(pool_index);
+        let newest = self.newer(pool);
+        let pool = newest.as_ref().unwrap_or(pool);
+        self.facts.newest.clone_from(&newest);
         let active = Active::new(&pool.state.metrics);
         let over = route.and_then(|route| route.retries_for(pool_index));
         let mut rules = Rules::new(pool, route, over, self.facts.began);
@@ -379,8 +413,8 @@ impl<'a> Exchange<'a> {
         if rules.retries.is_some() {
             pool.state.budget.request();
         }
-        let mut upload = self.upload(pool, &rules, target.as_deref(), io);
-        drop(target);
+        rules.target = target;
+        let mut upload = self.upload(pool, &rules, io);
         let next = self.try_backends(pool, &rules, &mut upload, io).await;
         let read_all = self.take_back(upload, io);
         drop(active);
@@ -388,75 +422,6 @@ impl<'a> Exchange<'a> {
             Next::Linger
         } else {
             next
-        }
-    }
-
-    /// One try after another, each on another backend.
-    async fn try_backends(
-        &mut self,
-        pool: &Arc<Pool>,
-        rules: &Rules<'_>,
-        upload: &mut Pump,
-        io: &mut Io<'_>,
-    ) -> Next {
-        let worker = self.place.worker;
-        let introduction = pool
-            .config
-            .send_proxy
-            .map(|version| proxy_protocol::encode(version, self.client.ends()));
-        let mut tried = Vec::new();
-        let mut left = rules.retries.map_or(0, |retries| retries.attempts);
-        let mut fresh = false;
-        loop {
-            let picked = pool.pick(&tried, &mut worker.random.borrow_mut());
-            let lease = match picked {
-                Ok(lease) => lease,
-                Err(reason) => return self.fail_forwarding(reason, upload, io).await,
-            };
-            self.facts.backend = Some(lease.index);
-            self.facts.attempts += 1;
-            let attempt = Attempt {
-                pool,
-                lease: &lease,
-                rules,
-                fresh,
-                introduction: introduction.as_deref(),
-            };
-            let failure = match attempt::run(self, attempt, upload, io).await {
-                Ok(Done::Answered(next)) => return next,
-                Ok(Done::Client(reason)) => return self.fail_forwarding(reason, upload, io).await,
-                Err(failure) => failure,
-            };
-            tracing::debug!(target: "http", pool = %pool.name, backend = %lease.config.name, reason = %failure.reason, detail = %failure.detail, "try failed");
-            if !failure.stale {
-                attempt::blame_backend(attempt, failure.reason);
-            }
-            let question = Question {
-                left,
-                idempotent: rules.is_idempotent(self.head),
-                replayable: upload.can_replay(),
-            };
-            match rules.retries.map_or(Verdict::Fail, |retries| {
-                retry::may_retry(&failure, question, retries)
-            }) {
-                Verdict::Fail => return self.fail_forwarding(failure.reason, upload, io).await,
-                Verdict::Fresh => fresh = true,
-                Verdict::Retry => {
-                    let share = rules.retries.map_or(0.0, |retries| retries.budget);
-                    if !pool.state.budget.try_spend(share, clock::now()) {
-                        pool.state.metrics.mine().budget_exhausted.add(1);
-                        return self.fail_forwarding(failure.reason, upload, io).await;
-                    }
-                    left -= 1;
-                    tried.push(lease.index);
-                }
-            }
-            if attempt::is_gone(&self.client.stream).await {
-                let reason = Reason::ClientDisconnected;
-                return self.fail_forwarding(reason, upload, io).await;
-            }
-            pool.state.metrics.mine().retries.add(failure.reason);
-            upload.replay(io.request_out);
         }
     }
 
@@ -483,38 +448,50 @@ impl<'a> Exchange<'a> {
         read_all
     }
 
-    /// The request as it goes to a backend.
-    fn upload(
+    /// Encodes the head of the request again, where `pool` speaks otherwise with its backends than `before`.
+    pub(super) fn encode_again(
         &mut self,
+        before: &Pool,
         pool: &Pool,
         rules: &Rules<'_>,
-        target: Option<&[u8]>,
-        io: &mut Io<'_>,
-    ) -> Pump {
-        let Place {
-            snapshot, listener, ..
-        } = self.place;
+        out: &mut Vec<u8>,
+    ) {
+        if hop(before) == hop(pool) {
+            return;
+        }
+        // The first time has struck fields out. What was parsed once is parsed again.
+        let keep_alive = self.head.keep_alive;
+        let parsed = self.head.parse(read::limits(self.place.listener));
+        debug_assert!(matches!(parsed, Ok(true)), "the same bytes");
+        self.head.keep_alive = keep_alive;
+        self.encode_request(pool, rules, out);
+    }
+
+    /// Encodes the head of the request for a backend of `pool`.
+    fn encode_request(&mut self, pool: &Pool, rules: &Rules<'_>, out: &mut Vec<u8>) {
+        let snapshot = self.place.snapshot;
         let origin = origin(self.place, self.client, self.from, self.head);
         let changes = Changes {
-            target,
+            target: rules.target.as_deref(),
             host: rules.route.and_then(|route| route.rewrite.host.as_deref()),
             edits: rules.route.map(|route| &route.request_headers),
         };
-        io.request_out.clear();
-        let hop = match pool.config.protocol {
-            BackendProtocol::H2 | BackendProtocol::H2c => Hop::H2,
-            BackendProtocol::Http1 if pool.config.keepalive.idle_per_backend == 0 => Hop::Close,
-            BackendProtocol::Http1 => Hop::KeepAlive,
-        };
+        out.clear();
         forward::request_head(
-            io.request_out,
+            out,
             self.head,
             &snapshot.config.forwarded,
             origin,
             self.request_id,
             changes,
-            hop,
+            hop(pool),
         );
+    }
+
+    /// The request as it goes to a backend.
+    fn upload(&mut self, pool: &Pool, rules: &Rules<'_>, io: &mut Io<'_>) -> Pump {
+        let listener = self.place.listener;
+        self.encode_request(pool, rules, io.request_out);
         let mut out = std::mem::take(io.upload_out);
         out.clear();
         out.extend_from_slice(io.request_out);
@@ -541,7 +518,12 @@ impl<'a> Exchange<'a> {
     }
 
     /// An error after forwarding has begun.
-    async fn fail_forwarding(&mut self, reason: Reason, upload: &Pump, io: &mut Io<'_>) -> Next {
+    pub(super) async fn fail_forwarding(
+        &mut self,
+        reason: Reason,
+        upload: &Pump,
+        io: &mut Io<'_>,
+    ) -> Next {
         if matches!(
             reason,
             Reason::ClientDisconnected | Reason::ClientWriteTimeout
@@ -590,10 +572,11 @@ impl<'a> Rules<'a> {
             retries,
             route,
             end,
+            target: None,
         }
     }
 
-    fn is_idempotent(&self, head: &request::Head) -> bool {
+    pub(super) fn is_idempotent(&self, head: &request::Head) -> bool {
         let method = head.text(head.method);
         self.retries.is_some_and(|retries| {
             retries

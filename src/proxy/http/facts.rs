@@ -2,7 +2,10 @@
 //!
 //! Whatever happens to an exchange, dropping included, it is recorded once. Decides nothing about the exchange.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::exchange::{Exchange, Place};
 use crate::{
@@ -25,7 +28,10 @@ pub(super) struct Facts {
     pub bytes_out: u64,
     pub route: Option<usize>,
     pub pool: Option<usize>,
+    /// Its position in the pool, or in `newest` if that is set.
     pub backend: Option<usize>,
+    /// The pool as a reload has made it between two attempts.
+    pub newest: Option<Arc<Pool>>,
     pub attempts: u32,
     /// 1xx responses that the client got.
     pub interim: u32,
@@ -51,6 +57,7 @@ impl Facts {
             route: None,
             pool: None,
             backend: None,
+            newest: None,
             attempts: 0,
             interim: 0,
             reused: false,
@@ -110,7 +117,7 @@ impl Exchange<'_> {
         let (facts, head) = (&self.facts, &*self.head);
         let backend = facts
             .backend
-            .and_then(|backend| pool?.backends.get(backend));
+            .and_then(|backend| facts.newest.as_deref().or(pool)?.backends.get(backend));
         let record = Record {
             began: facts.began,
             listener: listener.config.name.clone(),

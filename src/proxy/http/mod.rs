@@ -1,11 +1,14 @@
 //! HTTP from a client's connection to a backend and back. An HTTP/2 stream is a connection of its own here (`http2.rs`).
 //!
 //! [`serve`] runs one client connection: wait for a request, run the exchange, wait again. One exchange reads from top to
-//! bottom in `exchange.rs`: read the head → route → pick → forward → reply; one try on one backend is `attempt.rs`, and
+//! bottom in `exchange.rs`: read the head → route → pick → forward → reply; one try on one backend is `attempt.rs`, one after
+//! another `attempts.rs`, and
 //! what follows its response head `respond.rs`.
 //! While a connection waits it holds no buffer and no exchange.
 
+mod acquire;
 mod attempt;
+mod attempts;
 mod client_address;
 mod exchange;
 mod facts;

@@ -52,18 +52,22 @@ pub(super) async fn head(
     if let Some(reason) = client.stream.refusal() {
         return Reading::Refused(reason);
     }
-    let http = &listener.config.http;
-    let limits = Limits {
-        fields: http.max_headers,
-        bytes: http.max_header_size,
-    };
-    let may_be_h2 = client.is_new && http.h2c && client.stream.is_plain();
+    let may_be_h2 = client.is_new && listener.config.http.h2c && client.stream.is_plain();
     let before = head.bytes.len();
-    let reading = read_head(client, head, limits, deadline, may_be_h2).await;
+    let reading = read_head(client, head, limits(listener), deadline, may_be_h2).await;
     let received = (head.bytes.len() - before) as u64;
     client.row = if received > 0 { 1 } else { client.row + 1 };
     listener.state.metrics.mine().received.add(received);
     reading
+}
+
+/// What a head may have.
+pub(super) fn limits(listener: &Listener) -> Limits {
+    let http = &listener.config.http;
+    Limits {
+        fields: http.max_headers,
+        bytes: http.max_header_size,
+    }
 }
 
 /// Reads until a whole head is there.

@@ -188,6 +188,7 @@ async fn check_first_chunk(
         stage: Stage::Response,
         reason,
         stale: false,
+        refusal: None,
         unseen: false,
         detail,
     };

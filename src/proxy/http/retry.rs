@@ -3,7 +3,7 @@
 //! A request is never sent twice to backends that may have acted on it, unless its method is idempotent
 //! (RFC 9110 section 9.2.2).
 
-use crate::{config::model::Retries, reason::Reason};
+use crate::{config::model::Retries, net::h2::backend::Refusal, reason::Reason};
 
 /// How far a try had come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,10 +21,12 @@ pub(super) struct Failure {
     pub stage: Stage,
     /// What went wrong.
     pub reason: Reason,
-    /// It used a keepalive connection on which no byte came back, or one of HTTP/2 on which the backend has refused it.
+    /// It used a keepalive connection on which no byte came back.
     pub stale: bool,
-    /// The backend ended the connection without its kernel having received a byte of the request, or nothing was written:
-    /// the backend cannot have acted on it.
+    /// The backend has refused it on a connection of HTTP/2, without having processed it.
+    pub refusal: Option<Refusal>,
+    /// It was refused, or the backend ended the connection without its kernel having received a byte of the request, or
+    /// nothing was written: the backend cannot have acted on it.
     pub unseen: bool,
     /// What exactly, for the log at debug level.
     pub detail: String,
@@ -39,6 +41,8 @@ pub(super) struct Question {
     pub idempotent: bool,
     /// The whole request can be sent again.
     pub replayable: bool,
+    /// The exchange has not had its one attempt that costs nothing.
+    pub free: bool,
 }
 
 /// What to do after a failure.
@@ -48,7 +52,7 @@ pub(super) enum Verdict {
     Fail,
     /// Try again, if the budget allows.
     Retry,
-    /// Try again on a new connection: the old one was stale, the backend is not to blame, and no budget is spent.
+    /// Try again at no cost, on a new connection: the old one was stale, or the backend has refused the request.
     Fresh,
 }
 
@@ -59,11 +63,18 @@ pub(super) fn may_retry(failure: &Failure, question: Question, rules: &Retries) 
         return Verdict::Fail;
     }
     let safe = question.idempotent || failure.unseen;
-    if failure.stale && failure.reason == Reason::ConnectionTerminated && on.stale && safe {
+    let refused = failure.refusal.is_some() && (on.connect || on.stale);
+    let stale = failure.stale && failure.reason == Reason::ConnectionTerminated && on.stale && safe;
+    if question.free && (refused || stale) {
         return Verdict::Fresh;
     }
     let allowed = match (failure.stage, failure.reason) {
         (Stage::Connect, _) => on.connect,
+        (Stage::Response, Reason::ConnectionTerminated)
+            if failure.unseen && (on.connect || on.stale) =>
+        {
+            true
+        }
         (Stage::Response, Reason::ConnectionTerminated) => on.terminated && question.idempotent,
         (Stage::Response, Reason::ConnectionReadTimeout) => on.timeout && question.idempotent,
         (Stage::Response, Reason::ProxyProtocolError | Reason::ResponseHeaderSectionSize) => {
@@ -100,6 +111,7 @@ mod tests {
             stage,
             reason,
             stale,
+            refusal: None,
             unseen,
             detail: String::new(),
         };
@@ -109,6 +121,7 @@ mod tests {
                 left: 1,
                 idempotent,
                 replayable: true,
+                free: true,
             },
             &rules(),
         )
@@ -143,7 +156,7 @@ mod tests {
                 Reason::ConnectionTerminated,
                 (false, true),
                 Retry,
-                Fail,
+                Retry,
             ),
             (Response, Reason::ConnectionReadTimeout, FIRST, Fail, Fail),
             (Response, Reason::ProxyProtocolError, FIRST, Retry, Fail),
@@ -177,6 +190,7 @@ mod tests {
             stage: Stage::Response,
             reason: Reason::ConnectionTerminated,
             stale,
+            refusal: None,
             unseen: true,
             detail: String::new(),
         };
@@ -184,6 +198,7 @@ mod tests {
             left,
             idempotent: true,
             replayable,
+            free: true,
         };
         assert_eq!(
             may_retry(&failure(false), ask(0, true), &rules()),
@@ -217,6 +232,7 @@ mod tests {
             left: 1,
             idempotent: true,
             replayable: true,
+            free: true,
         };
         for (stage, reason, stale) in [
             (Stage::Connect, Reason::ConnectionRefused, false),
@@ -228,6 +244,7 @@ mod tests {
                 stage,
                 reason,
                 stale,
+                refusal: None,
                 unseen: true,
                 detail: String::new(),
             };
@@ -237,6 +254,7 @@ mod tests {
             stage: Stage::Response,
             reason: Reason::ConnectionReadTimeout,
             stale: false,
+            refusal: None,
             unseen: false,
             detail: String::new(),
         };

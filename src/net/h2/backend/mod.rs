@@ -5,10 +5,14 @@
 mod outgoing;
 mod request;
 pub(super) mod response;
+mod stream_limit;
 
 use self::outgoing::reason_of;
-pub use self::outgoing::{Outgoing, fault, is_inexpressible};
 pub(super) use self::response::Expected;
+pub use self::{
+    outgoing::{Outgoing, Refusal, fault, is_inexpressible},
+    stream_limit::StreamLimit,
+};
 
 use std::{
     cell::Cell,
@@ -26,6 +30,7 @@ use tokio::time::{Sleep, sleep, timeout_at};
 use super::{Ended, connection::Connection};
 use crate::{
     base::clock,
+    http2::frame::Code,
     net::{
         connect::ConnectError,
         stream::Stream,
@@ -36,8 +41,7 @@ use crate::{
     telemetry::metrics::BackendSlot,
 };
 
-/// Most exchanges at a time on one connection, where the backend allows more: beyond that another connection spreads them
-/// better over what the backend has.
+/// Streams for which the window of a connection has room, whether somebody reads them or not.
 pub(super) const STREAMS: usize = 100;
 /// Most heads and trailers on one stream: two more than the interim responses that are passed on.
 pub(super) const MAX_SECTIONS: u32 = 18;
@@ -62,15 +66,20 @@ pub struct Link {
     retired: Cell<bool>,
     /// Its driver has ended.
     over: Cell<bool>,
+    /// Streams at a time, as learned from refusals.
+    limit: Rc<StreamLimit>,
+    /// It has been held against the backend that this connection takes no request.
+    noted: Cell<bool>,
 }
 
 impl Link {
-    /// Takes up HTTP/2 on `stream`, which is a new connection to the backend of `state`: ready when the backend has sent its
-    /// settings, without which it would not be known what it allows, nor whether it speaks HTTP/2 at all. The driver must
-    /// be run as long as the link is used. Without a `state` it is in no counters.
+    /// Performs the HTTP/2 handshake on `stream`, a new connection to the backend of `state`: ready when the backend has sent
+    /// its settings and allows a stream. The driver must be run as long as the link is used. Without a `state` it is in no
+    /// counters. `limit` is what the refusals of this backend have shown.
     pub async fn open(
         stream: Stream,
         state: Option<&Arc<BackendState>>,
+        limit: Rc<StreamLimit>,
         deadline: Instant,
     ) -> Result<(Rc<Self>, impl Future<Output = ()> + use<>), ConnectError> {
         if stream.tls().is_some_and(|tls| !tls.agreed().h2) {
@@ -79,14 +88,21 @@ impl Link {
         let is_secure = stream.tls().is_some();
         let connection = Connection::of_backend(stream);
         let greeting = poll_fn(|cx| match connection.poll(cx) {
-            Poll::Pending if connection.is_greeted() => Poll::Ready(Ok(())),
+            Poll::Pending if connection.takes_streams() => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
             Poll::Ready(_) => Poll::Ready(Err(connection.fate().unwrap_or(Ended::Lost))),
         });
         let Ok(greeted) = timeout_at(deadline.into(), greeting).await else {
             return Err(ConnectError {
                 reason: Reason::ConnectionTimeout,
-                source: io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 settings in time"),
+                source: io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    if connection.is_greeted() {
+                        "the backend allows no streams (SETTINGS_MAX_CONCURRENT_STREAMS 0)"
+                    } else {
+                        "no HTTP/2 settings in time"
+                    },
+                ),
             });
         };
         greeted.map_err(|ended| ConnectError {
@@ -104,32 +120,61 @@ impl Link {
             idle_since: Cell::new(now),
             retired: Cell::new(false),
             over: Cell::new(false),
+            limit,
+            noted: Cell::new(false),
         });
         link.count(|metrics| metrics.connections_idle.add(1));
         let driver = drive(Driven(Rc::clone(&link)));
         Ok((link, driver))
     }
 
-    /// A stream for one exchange. `None`: there is no room, or none may begin any more.
-    pub fn stream(self: &Rc<Self>) -> Option<Outgoing> {
+    /// A stream for one exchange, if less than `most` are open. `None`: there is no room, or none may begin any more.
+    pub fn stream(self: &Rc<Self>, most: usize) -> Option<Outgoing> {
         if self.connection.is_clogged() {
             self.retire();
         }
-        if self.room() == 0 {
+        if self.is_retired() || self.open.get() >= most.min(self.allowed()) {
             return None;
         }
         self.begun.set(self.begun.get() + 1);
         Some(Outgoing::new(Rc::clone(self)))
     }
 
-    /// How many more exchanges may begin.
-    pub fn room(&self) -> usize {
-        if self.is_retired() {
-            return 0;
-        }
+    /// Streams at a time that the backend allows (SETTINGS_MAX_CONCURRENT_STREAMS); `usize::MAX` where it has not said.
+    pub fn allowed(&self) -> usize {
         let allowed = self.connection.backend(|backend| backend.most).flatten();
-        let most = allowed.map_or(STREAMS, |allowed| STREAMS.min(allowed as usize));
-        most.saturating_sub(self.open.get())
+        allowed.map_or(usize::MAX, |allowed| allowed as usize)
+    }
+
+    /// Learns from RST_STREAM REFUSED_STREAM or ENHANCE_YOUR_CALM on stream `id`, which began at `epoch` of the limit. Beside
+    /// other streams it says that the connection is full; alone it says that the backend takes nothing.
+    fn refused(&self, id: u32, epoch: u32, code: Code) -> Refusal {
+        let others = self.connection.live_beside(id);
+        if others == 0 {
+            self.limit.forget();
+            self.retire();
+            return Refusal::Outright;
+        }
+        if code == Code::REFUSED_STREAM {
+            self.limit.lower(others, clock::now());
+            return Refusal::Full;
+        }
+        // One burst of refusals says one thing.
+        let is_new = epoch == self.limit.epoch();
+        let streams = if is_new { others / 2 } else { others };
+        self.limit.lower(streams, clock::now());
+        Refusal::Overloaded
+    }
+
+    /// A GOAWAY has left out a stream. An orderly end is nothing against the backend, a connection that ends before it has
+    /// answered anything is; once for all its streams.
+    fn left_out(&self) -> Refusal {
+        self.retire();
+        let has_answered = self.connection.backend(|backend| backend.has_answered);
+        if has_answered == Some(false) && !self.noted.replace(true) {
+            return Refusal::Outright;
+        }
+        Refusal::Full
     }
 
     /// No stream begins any more; those that are open come to their end.

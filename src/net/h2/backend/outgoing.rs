@@ -32,8 +32,23 @@ pub struct Outgoing {
     sending: RefCell<Sending>,
     /// Who reads before the stream has begun.
     reader: RefCell<Option<Waker>>,
-    /// The backend has said that it did nothing with the request, or never got it.
-    unseen: Cell<bool>,
+    /// How the backend has refused the request, or why it never got it.
+    refusal: Cell<Option<Refusal>>,
+    /// Of the stream limit when it began.
+    epoch: u32,
+}
+
+/// Why a request was not processed, RFC 9113 section 8.7.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The connection had no room for it, or ends: another one may take it.
+    Full,
+    /// The same, said with ENHANCE_YOUR_CALM beside other streams before anything of the stream had come. No RFC promises
+    /// that the request was not processed; servers that bound the memory of a connection refuse like this before a handler
+    /// sees the request.
+    Overloaded,
+    /// Nothing else was under way on the connection, or nothing was ever answered on it: the backend takes no requests.
+    Outright,
 }
 
 #[derive(Debug)]
@@ -48,12 +63,14 @@ enum Sending {
 impl Outgoing {
     pub(super) fn new(link: Rc<Link>) -> Self {
         link.enter();
+        let epoch = link.limit.epoch();
         Self {
             link,
             id: Cell::new(None),
             sending: RefCell::new(Sending::Head(Vec::new())),
             reader: RefCell::default(),
-            unseen: Cell::new(false),
+            refusal: Cell::new(None),
+            epoch,
         }
     }
 
@@ -62,9 +79,9 @@ impl Outgoing {
         &self.link
     }
 
-    /// The backend cannot have acted on the request, RFC 9113 section 8.7.
-    pub fn was_unseen(&self) -> bool {
-        self.unseen.get()
+    /// Why the request was not processed; `None`: it may have been.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.refusal.get()
     }
 
     /// Ready when the stream was reset, by whomever, or its connection is no more. A backend that has come to its end may
@@ -96,7 +113,7 @@ impl Outgoing {
             let begun = self.link.connection.begin(expected, ends, write);
             let id = begun.map_err(|ended| {
                 // Nothing of it has left us.
-                self.unseen.set(true);
+                self.refusal.set(Some(Refusal::Full));
                 self.link.retire();
                 gone(ended)
             })?;
@@ -107,19 +124,29 @@ impl Outgoing {
 
     /// An end of the stream, as whoever reads it is to see it.
     fn failed(&self, ended: Ended) -> io::Error {
-        let (is_unseen, is_last) = match ended {
-            Ended::Unseen(_) | Ended::Reset(Code::REFUSED_STREAM) => (true, true),
-            // Of this stream alone.
-            Ended::Reset(_) | Ended::Invalid(_) | Ended::Malformed(_) => (false, false),
-            Ended::Failed(_) | Ended::Http1 | Ended::Lost => (false, true),
-        };
-        if is_unseen {
-            self.unseen.set(true);
-        }
-        if is_last {
-            self.link.retire();
+        match ended {
+            Ended::Failed(_) | Ended::Http1 | Ended::Lost => self.link.retire(),
+            Ended::Unseen(_) | Ended::Reset(_) if self.refusal.get().is_none() => {
+                self.refusal.set(self.refused(ended));
+            }
+            // Of this stream alone, or known already.
+            Ended::Invalid(_) | Ended::Malformed(_) | Ended::Unseen(_) | Ended::Reset(_) => {}
         }
         reader::cut(ended)
+    }
+
+    /// What the end of a stream by the backend says of its request.
+    fn refused(&self, ended: Ended) -> Option<Refusal> {
+        let (id, link) = (self.id.get()?, &self.link);
+        match ended {
+            Ended::Unseen(_) => Some(link.left_out()),
+            Ended::Reset(code @ Code::REFUSED_STREAM) => Some(link.refused(id, self.epoch, code)),
+            Ended::Reset(code @ Code::ENHANCE_YOUR_CALM) if link.connection.live_beside(id) > 0 => {
+                let refusal = link.refused(id, self.epoch, code);
+                link.connection.is_untouched(id).then_some(refusal)
+            }
+            _ => None,
+        }
     }
 }
 

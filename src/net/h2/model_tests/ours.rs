@@ -94,7 +94,9 @@ pub(super) async fn connect(stream: Stream) -> Rc<Link> {
     let pool = Pool::new(&loaded.config.pools[0], None, clock::now());
     let state = Arc::clone(&pool.backends[0].state);
     let deadline = clock::now() + super::PATIENCE;
-    let (link, driver) = Link::open(stream, Some(&state), deadline).await.unwrap();
+    let (link, driver) = Link::open(stream, Some(&state), Rc::default(), deadline)
+        .await
+        .unwrap();
     drop(spawn_local(driver));
     link
 }
@@ -104,7 +106,7 @@ pub(super) async fn ask(round: Rc<Round>, link: Rc<Link>, index: usize) -> Seen 
     let plan = &round.plans[index];
     let pace = Pace::new(plan, Side::Client);
     let stream = loop {
-        if let Some(stream) = link.stream() {
+        if let Some(stream) = link.stream(usize::MAX) {
             break stream;
         }
         assert!(!link.is_retired());

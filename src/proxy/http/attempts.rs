@@ -1,0 +1,136 @@
+//! The attempts of one exchange: picks backends in turn until one responds or no further attempt is allowed.
+//!
+//! One attempt is `attempt.rs`; whether another may follow is decided in `retry.rs`. Each attempt goes to the pool as the
+//! newest generation has it.
+
+use std::sync::Arc;
+
+use super::{
+    Next,
+    attempt::{self, Attempt, Done},
+    exchange::{Exchange, Io, Rules},
+    pump::Pump,
+    retry::{self, Failure, Question, Verdict},
+};
+use crate::{
+    base::clock,
+    net::{h2::backend::Refusal, proxy_protocol},
+    pool::{Lease, Pool},
+    reason::Reason,
+};
+
+impl Exchange<'_> {
+    /// Attempts backends in turn until one responds. `chosen` is the pool as the route has it.
+    pub(super) async fn try_backends(
+        &mut self,
+        chosen: &Arc<Pool>,
+        rules: &Rules<'_>,
+        upload: &mut Pump,
+        io: &mut Io<'_>,
+    ) -> Next {
+        let worker = self.place.worker;
+        let mut newest: Option<Arc<Pool>> = None;
+        let mut introduction = self.introduction(chosen);
+        let (mut tried, mut passed) = (Vec::new(), Vec::new());
+        let mut left = rules.retries.map_or(0, |retries| retries.attempts);
+        let mut fresh = false;
+        loop {
+            let pool = newest.as_ref().unwrap_or(chosen);
+            let picked = pool.pick_beside(&passed, &tried, &mut worker.random.borrow_mut());
+            let lease = match picked {
+                Ok(lease) => lease,
+                Err(reason) => return self.fail_forwarding(reason, upload, io).await,
+            };
+            self.facts.backend = Some(lease.index);
+            self.facts.attempts += 1;
+            let attempt = Attempt {
+                pool,
+                lease: &lease,
+                rules,
+                fresh,
+                introduction: introduction.as_deref(),
+            };
+            let failure = match attempt::run(self, attempt, upload, io).await {
+                Ok(Done::Answered(next)) => return next,
+                Ok(Done::Client(reason)) => return self.fail_forwarding(reason, upload, io).await,
+                Err(failure) => failure,
+            };
+            tracing::debug!(target: "http", pool = %pool.name, backend = %lease.config.name, reason = %failure.reason, detail = %failure.detail, "attempt failed");
+            if is_backend_failure(&lease, &failure) {
+                attempt::blame_backend(attempt, failure.reason);
+            }
+            let question = Question {
+                left,
+                idempotent: rules.is_idempotent(self.head),
+                replayable: upload.can_replay(),
+                free: !fresh,
+            };
+            match rules.retries.map_or(Verdict::Fail, |retries| {
+                retry::may_retry(&failure, question, retries)
+            }) {
+                Verdict::Fail => return self.fail_forwarding(failure.reason, upload, io).await,
+                Verdict::Fresh => fresh = true,
+                Verdict::Retry => {
+                    let share = rules.retries.map_or(0.0, |retries| retries.budget);
+                    if !pool.state.budget.try_spend(share, clock::now()) {
+                        pool.state.metrics.mine().budget_exhausted.add(1);
+                        return self.fail_forwarding(failure.reason, upload, io).await;
+                    }
+                    left -= 1;
+                }
+            }
+            if is_well(&failure) {
+                passed.push(lease.index);
+            } else {
+                tried.push(lease.index);
+            }
+            if attempt::is_gone(&self.client.stream).await {
+                let reason = Reason::ClientDisconnected;
+                return self.fail_forwarding(reason, upload, io).await;
+            }
+            pool.state.metrics.mine().retries.add(failure.reason);
+            if let Some(next) = self.newer(pool) {
+                tried = next.positions_of(pool, &tried);
+                passed = next.positions_of(pool, &passed);
+                introduction = self.introduction(&next);
+                self.encode_again(pool, &next, rules, io.request_out);
+                self.facts.newest = Some(Arc::clone(&next));
+                newest = Some(next);
+            }
+            upload.replay(io.request_out);
+        }
+    }
+
+    /// The PROXY header for connections to a backend of `pool`.
+    fn introduction(&self, pool: &Pool) -> Option<Box<[u8]>> {
+        let version = pool.config.send_proxy?;
+        Some(proxy_protocol::encode(version, self.client.ends()))
+    }
+
+    /// The pool of this name in the generation in force, if that is not `pool` itself. A pool that has left the configuration
+    /// is used to the end of the exchange.
+    pub(super) fn newer(&self, pool: &Arc<Pool>) -> Option<Arc<Pool>> {
+        let newest = self.place.worker.generation();
+        if newest.generation == self.place.snapshot.generation {
+            return None;
+        }
+        let found = newest.pools.iter().find(|one| one.name == pool.name)?;
+        (!Arc::ptr_eq(found, pool)).then(|| Arc::clone(found))
+    }
+}
+
+/// A failed attempt counts against its backend, unless what failed was a connection that had grown old, or was full.
+fn is_backend_failure(lease: &Lease, failure: &Failure) -> bool {
+    match failure.refusal {
+        Some(Refusal::Outright) => lease.state.refuses_again(),
+        _ => !is_well(failure),
+    }
+}
+
+/// What failed was a connection, not the backend: another connection may do as well as another backend.
+fn is_well(failure: &Failure) -> bool {
+    match failure.refusal {
+        Some(refusal) => refusal != Refusal::Outright,
+        None => failure.stale,
+    }
+}
