@@ -20,7 +20,7 @@ use super::{
     Ended,
     backend::Expected,
     core::{Backend, Client, Core, Leave, MOST_ANSWERS, MOST_HEADS, MOST_UNWRITTEN, Role},
-    flow::remember,
+    flow::{Flow, remember},
     incoming::Asked,
 };
 use crate::{
@@ -196,9 +196,8 @@ impl Connection {
     /// Streams beside `id` that were not ended.
     pub(super) fn live_beside(&self, id: u32) -> usize {
         let core = self.core.borrow();
-        let mut flows = core.flows.iter();
-        let is_live = |(other, flow): (&u32, &Flow)| *other != id && flow.ended.is_none();
-        flows.by_ref().filter(|one| is_live(*one)).count()
+        let is_live = |(other, flow): &(&u32, &Flow)| **other != id && flow.ended.is_none();
+        core.flows.iter().filter(is_live).count()
     }
 
     /// Nothing of the stream has come but maybe its end.
