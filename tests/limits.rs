@@ -360,3 +360,70 @@ fn scrapes_that_are_not_read_hold_up_neither_probes_nor_other_scrapes() {
     }
     assert!(daemon.scrape().contains("balancer_config_generation 1"));
 }
+
+#[test]
+fn at_the_limit_of_open_files_checks_metrics_and_admin_go_on_and_the_log_says_what_is_short() {
+    let backend = Peer::answering("done");
+    let text = config("max_connections: 1000\n", "", &backend)
+        .replace("health_check: none", "health_check: {interval: 100ms}");
+    let daemon = Daemon::start_by(|| command_with_files(200), "run", &text);
+    daemon.wait_for_log(|line| {
+        line.contains("max_connections: 1000 may need") && line.contains("this process is 200")
+    });
+    let mut halves: Vec<_> = (0..300).map(|_| daemon.client("@web")).collect();
+    for client in &mut halves {
+        client.send("GET / HTTP/1.1\r\n");
+    }
+    daemon.wait_for_log(|line| line.contains("accept failed"));
+    for _ in 0..3 {
+        assert_eq!(daemon.get("@metrics", "/readyz").unwrap().status, 200);
+        let checks = "balancer_backend_health_checks_total{result=\"ok\"}";
+        let before = daemon.metric(checks);
+        daemon.wait_for_metric(checks, |now| now > before + 0.5);
+        let status = daemon.command(&["status"]);
+        assert_eq!(status.status.code(), Some(0), "{status:?}");
+    }
+    assert!(daemon.metric("balancer_backend_health_checks_total{result=\"local_error\"}") < 0.5);
+    let open = daemon.open_files().len();
+    assert!((140..180).contains(&open), "{open}");
+    drop(halves);
+    let answer = poll(|| {
+        get(daemon.address("@web"), "/")
+            .ok()
+            .filter(|one| one.status == 200)
+    });
+    assert_eq!(answer.unwrap().text(), "done");
+}
+
+#[test]
+fn the_limit_of_connections_follows_the_limit_of_open_files_and_what_listeners_hold() {
+    let backend = Peer::answering("done");
+    let text = config("workers: 2\n", "", &backend);
+    let mut daemon = Daemon::start_by(|| command_with_files(400), "run", &text);
+    let limit = |daemon: &Daemon| daemon.metric("balancer_connections_limit") as u64;
+    let one = limit(&daemon);
+    assert!((100..150).contains(&one), "{one}: half of what is left");
+    daemon.wait_for_log(|line| line.contains("the limit of 400 open files is enough for"));
+    let many: Vec<_> = (0..10)
+        .map(|number| format!("\"unix:@dir/{number}.sock\""))
+        .collect();
+    let many = format!("[\"@web\", {}]", many.join(", "));
+    daemon.write_config(&text.replace("\"@web\"", &many));
+    let output = daemon.command(&["reload"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let warned = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        warned.contains("the limit of 400 open files is enough for"),
+        "{warned}"
+    );
+    assert_eq!(limit(&daemon), one - 20, "ten addresses, two workers");
+}
+
+#[test]
+fn a_worker_that_cannot_start_ends_the_program_with_1() {
+    let backend = Peer::answering("here");
+    let text = config("workers: 10\n", "", &backend);
+    let mut daemon = Daemon::launch_by(command_with_files(48), "run", &text);
+    assert_eq!(daemon.wait_exit().code(), Some(1));
+    daemon.wait_for_log(|line| line.contains("error: cannot start worker"));
+}

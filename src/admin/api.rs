@@ -26,10 +26,11 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::{Control, ControlHandle, Failed, http, status};
+use super::{Control, ControlHandle, Failed, Reloaded, http, status};
 use crate::{
     base::address::BindAddress,
     config::{files::read_regular, model},
+    net::limits::control_connections,
     snapshot::Daemon,
 };
 
@@ -250,7 +251,7 @@ struct Context {
 
 /// Serves until dropped. A socket file that somebody has removed is made again.
 pub async fn serve_admin(listener: AdminListener, daemon: Arc<Daemon>, control: ControlHandle) {
-    let mut places = http::Places::new(http::CONNECTIONS);
+    let mut places = http::Places::new(control_connections());
     match listener.0 {
         Kind::Tcp(tcp, token) => {
             let context = Context {
@@ -402,7 +403,15 @@ async fn reload(control: &ControlHandle) -> http::Answer {
         return leaving();
     }
     match told.await {
-        Ok(Ok(changes)) => http::document(StatusCode::OK, &json!({"changes": changes})),
+        Ok(Ok(reloaded)) => {
+            let Reloaded {
+                changes,
+                rendered,
+                warnings,
+            } = reloaded;
+            let document = json!({"changes": changes, "warnings": warnings, "rendered": rendered});
+            http::document(StatusCode::OK, &document)
+        }
         Ok(Err(failed)) => http::document(StatusCode::UNPROCESSABLE_ENTITY, &refused(&failed)),
         Err(_) => leaving(),
     }

@@ -168,7 +168,13 @@ async fn reload_waits_for_the_outcome_and_passes_it_on() {
     let daemon = testing::daemon(testing::usual());
     let (path, mut asked) = unix_server("reload", &daemon);
     let outcomes: [ReloadOutcomeFor; 2] = [
-        || Ok(vec!["pool `app`: added".to_owned()]),
+        || {
+            Ok(Reloaded {
+                changes: vec!["pool `app`: added".to_owned()],
+                rendered: "warning: odd\n".to_owned(),
+                warnings: json!([{"line": 2}]),
+            })
+        },
         || {
             Err(Failed {
                 rendered: "error: pool `ap` is not defined".to_owned(),
@@ -186,7 +192,10 @@ async fn reload_waits_for_the_outcome_and_passes_it_on() {
     });
     let good = ask_unix(&path, &request("POST /v1/reload", "")).await;
     assert_eq!(status_of(&good), "200");
-    assert_eq!(body_of(&good), json!({"changes": ["pool `app`: added"]}));
+    let expected = json!({
+        "changes": ["pool `app`: added"], "warnings": [{"line": 2}], "rendered": "warning: odd\n",
+    });
+    assert_eq!(body_of(&good), expected);
     let bad = ask_unix(&path, &request("POST /v1/reload", "")).await;
     assert_eq!(status_of(&bad), "422");
     assert_eq!(body_of(&bad)["error"]["code"], 422);
@@ -351,7 +360,7 @@ async fn answered(stream: &mut (impl AsyncRead + Unpin)) {
 /// Takes every place of a server; one more gets that of the connection that was idle longest.
 async fn fill<S: AsyncRead + AsyncWrite + Unpin>(path: &str, connect: impl AsyncFn() -> S) {
     let mut inside = Vec::new();
-    for _ in 0..=http::CONNECTIONS {
+    for _ in 0..=control_connections() {
         let mut stream = connect().await;
         ask_on(&mut stream, path).await;
         answered(&mut stream).await;

@@ -35,9 +35,6 @@ use tokio::{
 
 use crate::base::{backoff, clock};
 
-/// Most connections at a time to one server.
-pub(super) const CONNECTIONS: usize = 64;
-
 /// How long a client may take for a request head, and how long a connection may stay idle.
 pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -10,14 +10,14 @@ use hyper::{Method, Request, StatusCode, body::Incoming};
 use tokio::{net::TcpListener, sync::Mutex};
 
 use super::{http, scrape::Scrape};
-use crate::snapshot::Daemon;
+use crate::{net::limits::control_connections, snapshot::Daemon};
 
 /// Most pages in memory: while clients read that many slowly, others get the newest of them.
 const MAX_PAGES: usize = 4;
 
 /// Serves until dropped.
 pub async fn serve_metrics(listener: TcpListener, daemon: Arc<Daemon>) {
-    let mut places = http::Places::new(http::CONNECTIONS);
+    let mut places = http::Places::new(control_connections());
     let scrape = StdMutex::new(Scrape::new(Arc::clone(&daemon)));
     let pages = Arc::new(Pages::new(move || {
         let scrape = scrape.lock().unwrap_or_else(PoisonError::into_inner);

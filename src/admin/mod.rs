@@ -31,8 +31,19 @@ pub enum Control {
 /// Where the API sends what it asks for.
 pub type ControlHandle = mpsc::Sender<Control>;
 
-/// One line per change, or why everything stayed as it was.
-pub type ReloadOutcome = Result<Vec<String>, Failed>;
+/// What changed, or why everything stayed as it was.
+pub type ReloadOutcome = Result<Reloaded, Failed>;
+
+/// A reload that succeeded.
+#[derive(Debug, Clone)]
+pub struct Reloaded {
+    /// One line per change.
+    pub changes: Vec<String>,
+    /// The warnings as `balancer check` prints them; empty without any.
+    pub rendered: String,
+    /// The warnings as `balancer check --json` prints them.
+    pub warnings: serde_json::Value,
+}
 
 /// A reload that changed nothing.
 #[derive(Debug, Clone)]

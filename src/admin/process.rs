@@ -4,6 +4,8 @@ use std::{fs, time::Duration};
 
 use rustix::process::{Resource, getrlimit};
 
+use crate::net::limits::open_files;
+
 /// One look at the process; a number that cannot be read is missing, not 0.
 #[derive(Debug, Default)]
 pub(super) struct Process {
@@ -27,15 +29,13 @@ pub(super) fn look() -> Process {
         line.split_whitespace().next()?.parse::<u64>().ok()
     };
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The directory listing opens a descriptor of its own.
-    let open = fs::read_dir("/proc/self/fd").map(|entries| entries.count().saturating_sub(1));
     Process {
         cpu: cpu_ticks(&stat).map(|ticks| Duration::from_millis(ticks * 1_000 / TICKS)),
         started_unix: started(&stat),
         resident_bytes: number("VmRSS:").map(|kib| kib << 10),
         virtual_bytes: number("VmSize:").map(|kib| kib << 10),
         threads: number("Threads:"),
-        open_fds: open.ok().map(|count| count as u64),
+        open_fds: open_files(),
         max_fds: getrlimit(Resource::Nofile).current,
     }
 }

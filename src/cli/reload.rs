@@ -15,6 +15,9 @@ const LIMIT: Duration = Duration::from_mins(1);
 #[derive(Debug, Default, Deserialize)]
 struct Changed {
     changes: Vec<String>,
+    /// Warnings as `check` prints them.
+    #[serde(default)]
+    rendered: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -40,6 +43,9 @@ pub(super) fn run(admin: &Admin) -> Result<ExitCode, CallError> {
     }
     let changed: Changed = serde_json::from_slice(&answer.body)
         .map_err(|error| CallError::Broken(admin.address.clone(), error.to_string()))?;
+    if !changed.rendered.is_empty() {
+        complain(&changed.rendered);
+    }
     if changed.changes.is_empty() {
         say("nothing changed");
     } else {

@@ -14,7 +14,7 @@ use tokio::{
     time::timeout_at,
 };
 
-use super::{local_error, proxy_protocol, stream::Stream};
+use super::{limits, local_error, proxy_protocol, stream::Stream};
 use crate::{
     base::{address::BackendAddress, clock},
     pool::{BackendState, Resolved},
@@ -168,6 +168,7 @@ async fn connect_tcp(address: SocketAddr, deadline: Instant) -> Result<Stream, C
     } else {
         TcpSocket::new_v6()?
     };
+    limits::check_reserve(&socket)?;
     socket.set_nodelay(true)?;
     match timeout_at(deadline.into(), socket.connect(address)).await {
         Ok(connected) => Ok(Stream::Tcp(connected?)),
@@ -180,7 +181,10 @@ async fn connect_unix(path: &Path, deadline: Instant) -> Result<Stream, ConnectE
     const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(10);
     loop {
         match timeout_at(deadline.into(), UnixStream::connect(path)).await {
-            Ok(Ok(stream)) => return Ok(Stream::Unix(stream)),
+            Ok(Ok(stream)) => {
+                limits::check_reserve(&stream)?;
+                return Ok(Stream::Unix(stream));
+            }
             Ok(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
             Ok(Err(_)) if clock::now() + FULL_QUEUE_PAUSE < deadline => {
                 tokio::time::sleep(FULL_QUEUE_PAUSE).await;

@@ -13,7 +13,7 @@ use std::{
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 
-use super::stream::Stream;
+use super::{limits::check_reserve, stream::Stream};
 
 /// Bytes a pipe can hold. The kernel grants an unprivileged user 64 MiB of pipes at this size or any other.
 const PIPE_BYTES: usize = 512 * 1024;
@@ -54,6 +54,7 @@ impl Pipe {
             return Ok(pipe);
         }
         let (source, sink) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
+        check_reserve(&sink)?;
         let capacity = fcntl_setpipe_size(&sink, PIPE_BYTES)
             .or_else(|_| fcntl_setpipe_size(&sink, PIPE_BYTES_LEAST))?;
         Ok(Self {

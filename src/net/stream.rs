@@ -331,7 +331,7 @@ impl Stream {
     }
 
     /// The socket below; an HTTP/2 stream has none of its own.
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self.socket() {
             Self::Tcp(stream) => Some(stream.as_fd()),
             Self::Unix(stream) => Some(stream.as_fd()),

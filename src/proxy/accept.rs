@@ -24,7 +24,7 @@ use super::{
 use crate::{
     base::{address::BindAddress, backoff, clock},
     config::model::{AcceptProxy, ListenerProtocol, ProxyVersion},
-    net::{listen::Acceptor, proxy_protocol::Header, stream::Stream},
+    net::{limits, listen::Acceptor, proxy_protocol::Header, stream::Stream},
     reason::Reason,
     snapshot::{Daemon, Listener, ListenerState, Snapshot},
     telemetry::record::{Record, RequestText},
@@ -54,6 +54,9 @@ pub async fn run(
         match accepted {
             Ok((stream, peer)) => {
                 failures = 0;
+                if stream.fd().is_some_and(limits::is_reserved) {
+                    wait_for_room(&worker, &bind, &stream, &stop).await;
+                }
                 admit(&worker, stream, peer, &bind);
             }
             Err(error) if is_of_one_connection(&error) => {}
@@ -72,6 +75,23 @@ pub async fn run(
         }
         Err(error) => {
             tracing::warn!(target: "listener", %bind, %error, "queued connections are lost");
+        }
+    }
+}
+
+/// Holds a connection that took a descriptor of the reserve until there is another one outside of it, or until the end.
+async fn wait_for_room(
+    worker: &Worker,
+    bind: &BindAddress,
+    stream: &Stream,
+    stop: &watch::Receiver<bool>,
+) {
+    let error = io::Error::from_raw_os_error(libc::EMFILE);
+    for failures in 0_u32.. {
+        make_room(worker, bind, failures, &error);
+        sleep(backoff::doubled(FIRST_WAIT, failures, LONGEST_WAIT)).await;
+        if *stop.borrow() || stream.fd().is_some_and(limits::has_room) {
+            return;
         }
     }
 }

@@ -15,11 +15,13 @@ use tokio::{
 };
 
 use super::{
-    FLUSH_TIME, drain, memory, reload,
+    FLUSH_TIME, drain,
+    files::Files,
+    memory, reload,
     signals::{Signal, Signals, ignore},
     sockets::Sockets,
     systemd::{self, ServiceManager},
-    worker::{Command, Pool},
+    worker::{Command, Faults, Pool},
 };
 use crate::{
     admin::{self, AdminListener, ReloadOutcome, serve_admin, serve_metrics},
@@ -38,11 +40,12 @@ pub(super) struct Control {
     /// The configuration file.
     pub file: PathBuf,
     /// The open-file limit.
-    pub files: u64,
+    pub files: Files,
     pub daemon: Arc<Daemon>,
     pub sinks: Sinks,
     pub sockets: Sockets,
     pub pool: Pool,
+    pub faults: Faults,
     pub signals: Signals,
     pub manager: Rc<ServiceManager>,
 }
@@ -113,12 +116,15 @@ pub(super) async fn bind_metrics(bind: Option<SocketAddr>) -> Result<Option<TcpL
 
 impl Control {
     /// Serves until a signal asks for the end, then drains and ends the workers.
+    ///
+    /// # Errors
+    /// When a worker cannot go on: what it should have accepted would wait for ever, so the daemon drains and ends.
     pub(super) async fn run(
         mut self,
         admin: AdminListener,
         scrape: Option<TcpListener>,
         on_ready: Option<Box<dyn FnOnce() + Send>>,
-    ) {
+    ) -> Result<(), String> {
         let mut follower = Follower::new(Random::from_system());
         follower.apply(&self.daemon.snapshot.load().pools);
         let (handle, mut requests) = mpsc::channel(WAITING);
@@ -145,7 +151,10 @@ impl Control {
         if let Some(on_ready) = on_ready {
             on_ready();
         }
-        self.serve(&mut follower, &mut requests).await;
+        let served = self.serve(&mut follower, &mut requests).await;
+        if let Err(error) = &served {
+            tracing::error!(target: "daemon", %error, "a worker cannot go on: the daemon ends");
+        }
         // Whoever asks for a reload from now on is told that the daemon is leaving.
         drop(requests);
         drain::run(&mut self).await;
@@ -154,19 +163,20 @@ impl Control {
         pool.join();
         tracing::info!(target: "daemon", "ended");
         sinks.flush_all(FLUSH_TIME);
+        served
     }
 
     async fn serve(
         &mut self,
         follower: &mut Follower,
         requests: &mut mpsc::Receiver<admin::Control>,
-    ) {
+    ) -> Result<(), String> {
         loop {
             let mut waiting = Vec::new();
             select! {
                 signal = self.signals.next() => match signal {
                     Signal::Reload => {}
-                    Signal::Stop | Signal::Drain => return,
+                    Signal::Stop | Signal::Drain => return Ok(()),
                     Signal::ReopenLogs => {
                         self.sinks.reopen_all();
                         continue;
@@ -177,6 +187,7 @@ impl Control {
                     }
                 },
                 Some(admin::Control::Reload(answer)) = requests.recv() => waiting.push(answer),
+                Some(fault) = self.faults.recv() => return Err(fault),
             }
             // Everybody who asked before the file is read gets the answer of this one run.
             while let Ok(admin::Control::Reload(answer)) = requests.try_recv() {

@@ -6,6 +6,7 @@
 
 mod control;
 mod drain;
+mod files;
 mod load;
 mod memory;
 mod reload;
@@ -27,11 +28,12 @@ use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 pub use self::signals::{hold as hold_signals, release as release_signals};
 use self::{
-    control::Control, signals::Signals, sockets::Sockets, systemd::ServiceManager, worker::Pool,
+    control::Control, files::Files, signals::Signals, sockets::Sockets, systemd::ServiceManager,
+    worker::Pool,
 };
 use crate::{
     base::{clock, paths::default_admin_socket, rng::Random},
-    config::{Loaded, model::Config},
+    config::Loaded,
     net::limits::raise_open_file_limit,
     snapshot::{Daemon, Snapshot},
     telemetry::{access_log::AccessLog, log, metrics, sink::Sinks},
@@ -39,8 +41,6 @@ use crate::{
 
 /// Exit code for a configuration that is broken at start: `EX_CONFIG` of sysexits.
 const BAD_CONFIGURATION: u8 = 78;
-/// Descriptors kept for everything but client and backend connections.
-const RESERVED_FILES: u64 = 128;
 /// How long the logs may take to be written at the end.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
 
@@ -116,21 +116,20 @@ fn serve(
     for warning in &warnings {
         tracing::warn!(target: "config", "{warning}");
     }
-    let files = raise_open_file_limit();
+    let limit = raise_open_file_limit();
     let workers = config.workers.unwrap_or_else(usable_cores);
     metrics::set_threads(workers);
     let config = Arc::new(config);
     let sink = sinks.open(&config.access_log.output);
     let sink = sink.map_err(cannot("cannot open the access log"))?;
     let access_log = AccessLog::new(&config.access_log, sink);
-    let limit = connection_limit(&config, files);
     let snapshot = Snapshot::build(Arc::clone(&config), None, access_log, clock::now());
     // Balancers that are restarted together do not all send their first requests to the same backend.
     let mut random = Random::from_system();
     for pool in &snapshot.pools {
         pool.start_at(random.below(u16::MAX.into()));
     }
-    let daemon = Arc::new(Daemon::new(snapshot, workers, limit));
+    let daemon = Arc::new(Daemon::new(snapshot, workers, 0));
     let mut sockets = Sockets::default();
     let prepared = sockets
         .prepare(&config, workers)
@@ -140,7 +139,11 @@ fn serve(
         let scrape = control::bind_metrics(config.metrics.bind).await?;
         Ok::<_, String>((admin, scrape))
     })?;
-    let pool = Pool::start(&daemon).map_err(cannot("cannot start a worker"))?;
+    let (pool, faults) = Pool::start(&daemon)?;
+    let files = Files::measure(limit, workers, &config);
+    if let Some(warning) = files.limit_connections(&config, &daemon) {
+        tracing::warn!(target: "daemon", "{warning}");
+    }
     sockets.commit(prepared, &pool);
     let control = Control {
         file: file.to_path_buf(),
@@ -149,19 +152,11 @@ fn serve(
         sinks,
         sockets,
         pool,
+        faults,
         signals,
         manager: ServiceManager::from_environment(),
     };
-    runtime.block_on(control.run(admin, scrape, options.on_ready));
-    Ok(())
-}
-
-/// `max_connections`: as configured, or two thirds of the descriptors, because a connection under way needs two and an
-/// idle one needs one.
-fn connection_limit(config: &Config, files: u64) -> usize {
-    let auto =
-        || usize::try_from(files.saturating_sub(RESERVED_FILES) / 3 * 2).unwrap_or(usize::MAX / 2);
-    config.max_connections.unwrap_or_else(auto).max(1)
+    runtime.block_on(control.run(admin, scrape, options.on_ready))
 }
 
 fn usable_cores() -> usize {

@@ -1,15 +1,15 @@
 //! Reload, top to bottom: parse → check → diff → prepare → commit → follow → tell. All or nothing: until the commit, an
 //! error leaves the old generation untouched.
 
-use std::sync::{Arc, PoisonError, atomic::Ordering::Relaxed};
+use std::sync::{Arc, PoisonError};
 
 use serde_json::json;
 
-use super::{connection_limit, control::Control, load};
+use super::{control::Control, load};
 use crate::{
-    admin::{Failed, ReloadOutcome},
+    admin::{Failed, ReloadOutcome, Reloaded},
     base::clock,
-    config::{Loaded, Problems, diff, model::Config},
+    config::{Loaded, Problems, Severity, diff, model::Config},
     health::Follower,
     snapshot::{ReloadStatus, Snapshot},
     telemetry::{access_log::AccessLog, log},
@@ -19,31 +19,52 @@ use crate::{
 pub(super) async fn run(control: &mut Control, follower: &mut Follower) -> Option<ReloadOutcome> {
     control.manager.reloading();
     let loaded = load::load(&control.file, &mut control.signals, &control.sinks).await?;
-    let outcome = accept(loaded).and_then(|config| apply(control, follower, config));
+    let outcome = take_up(control, follower, loaded);
     tell(control, &outcome);
     Some(outcome)
 }
 
 /// Reports warnings, and refuses a file with errors.
-fn accept(loaded: Result<Loaded, Problems>) -> Result<Config, Failed> {
-    match loaded {
-        Ok(Loaded {
-            config, warnings, ..
-        }) => {
-            for warning in &warnings {
-                tracing::warn!(target: "config", "{warning}");
-            }
-            Ok(config)
-        }
-        Err(problems) => Err(Failed {
-            rendered: problems.render(),
-            json: problems.to_json(),
-        }),
+fn take_up(
+    control: &mut Control,
+    follower: &mut Follower,
+    loaded: Result<Loaded, Problems>,
+) -> ReloadOutcome {
+    let Loaded {
+        config, warnings, ..
+    } = loaded.map_err(|problems| Failed {
+        rendered: problems.render(),
+        json: problems.to_json(),
+    })?;
+    for warning in &warnings {
+        tracing::warn!(target: "config", "{warning}");
     }
+    let changes = apply(control, follower, config)?;
+    let mut warnings = Problems(warnings);
+    let (daemon, files) = (&control.daemon, control.files);
+    if let Some(warning) = files.limit_connections(&daemon.snapshot.load().config, daemon) {
+        tracing::warn!(target: "reload", "{warning}");
+        let mut found =
+            Problems::of_file(&control.file, warning, "or set a lower `max_connections`");
+        found
+            .0
+            .iter_mut()
+            .for_each(|found| found.severity = Severity::Warning);
+        warnings.0.append(&mut found.0);
+    }
+    Ok(Reloaded {
+        changes,
+        rendered: warnings.render(),
+        warnings: warnings.to_json(),
+    })
 }
 
 /// Diff, prepare, commit, follow.
-fn apply(control: &mut Control, follower: &mut Follower, config: Config) -> ReloadOutcome {
+fn apply(
+    control: &mut Control,
+    follower: &mut Follower,
+    config: Config,
+) -> Result<Vec<String>, Failed> {
     let daemon = &control.daemon;
     let old = daemon.snapshot.load_full();
     let changes = diff::diff(&old.config, &config);
@@ -71,9 +92,6 @@ fn apply(control: &mut Control, follower: &mut Follower, config: Config) -> Relo
     next.restore();
     daemon.snapshot.store(Arc::clone(&next));
 
-    daemon
-        .connection_limit
-        .store(connection_limit(&config, control.files), Relaxed);
     control.sockets.commit(prepared, &control.pool);
     follower.apply(&next.pools);
     old.retire(&next);
@@ -103,7 +121,7 @@ fn tell(control: &Control, outcome: &ReloadOutcome) {
         ..
     } = *status;
     *status = match outcome {
-        Ok(changes) => ReloadStatus {
+        Ok(Reloaded { changes, .. }) => ReloadStatus {
             ok: true,
             success_unix: unix,
             last_unix: unix,
@@ -123,7 +141,7 @@ fn tell(control: &Control, outcome: &ReloadOutcome) {
     drop(status);
     let generation = control.daemon.snapshot.load().generation;
     match outcome {
-        Ok(changes) => {
+        Ok(Reloaded { changes, .. }) => {
             for change in changes {
                 tracing::info!(target: "reload", "{change}");
             }

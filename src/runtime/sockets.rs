@@ -29,13 +29,14 @@ pub(super) struct Sockets {
 /// Sockets that are bound for a generation to come; dropping them closes them, and nothing of them stays.
 #[derive(Default)]
 pub(super) struct Prepared {
-    new: Vec<(BindAddress, Vec<Listening>)>,
+    /// With the workers' own descriptors of the same sockets.
+    new: Vec<(BindAddress, Vec<Listening>, Vec<Listening>)>,
     wanted: HashMap<BindAddress, Wanted>,
 }
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        self.new.iter().for_each(|(bind, _)| remove_file(bind));
+        self.new.iter().for_each(|(bind, ..)| remove_file(bind));
     }
 }
 
@@ -59,7 +60,13 @@ impl Sockets {
                         listen::bind
                     };
                     let sockets = claim(bind, &listener.socket, workers)?;
-                    prepared.new.push((bind.clone(), sockets));
+                    let copies = sockets.iter().map(Listening::try_clone);
+                    let copies = copies.collect::<Result<_, _>>();
+                    let copies = copies.map_err(|source| BindError {
+                        address: bind.clone(),
+                        source,
+                    })?;
+                    prepared.new.push((bind.clone(), sockets, copies));
                 }
             }
         }
@@ -69,14 +76,9 @@ impl Sockets {
     /// Hands new sockets to the workers, changes options, and gives up the addresses that are not wanted any more.
     pub(super) fn commit(&mut self, mut prepared: Prepared, pool: &Pool) {
         let mut wanted = std::mem::take(&mut prepared.wanted);
-        for (bind, sockets) in prepared.new.drain(..) {
-            pool.tell(|index| {
-                let socket = sockets.get(index)?.try_clone();
-                let socket = socket.inspect_err(
-                    |error| tracing::error!(target: "listener", %bind, %error, "cannot accept"),
-                );
-                Some(Command::Listen(bind.clone(), socket.ok()?))
-            });
+        for (bind, sockets, copies) in prepared.new.drain(..) {
+            let mut copies = copies.into_iter();
+            pool.tell(|_| Some(Command::Listen(bind.clone(), copies.next()?)));
             if let Some(new) = wanted.get(&bind) {
                 self.open.insert(bind, (new.clone(), sockets));
             }

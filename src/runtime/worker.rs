@@ -23,7 +23,10 @@ use tokio::{
 
 use crate::{
     base::address::BindAddress,
-    net::listen::{Acceptor, Listening},
+    net::{
+        limits,
+        listen::{Acceptor, Listening},
+    },
     proxy::{accept, worker::Worker},
     snapshot::Daemon,
     telemetry::metrics,
@@ -55,21 +58,42 @@ pub(super) struct WorkerHandle {
 /// All worker threads.
 pub(super) struct Pool(Vec<WorkerHandle>);
 
+/// What workers tell the control thread: why one of them cannot go on.
+pub(super) type Faults = mpsc::UnboundedReceiver<String>;
+
 impl Pool {
-    /// Starts one worker for each [`Daemon::workers`].
-    pub(super) fn start(daemon: &Arc<Daemon>) -> io::Result<Self> {
-        let start = |index| {
+    /// Starts one worker for each [`Daemon::workers`], and returns when all of them run.
+    ///
+    /// # Errors
+    /// Names the worker that cannot start.
+    pub(super) fn start(daemon: &Arc<Daemon>) -> Result<(Self, Faults), String> {
+        let (fault, faults) = mpsc::unbounded_channel();
+        let (report, reports) = std::sync::mpsc::channel();
+        let mut workers = Vec::with_capacity(daemon.workers.len());
+        for index in 0..daemon.workers.len() {
             let (commands, receiver) = mpsc::unbounded_channel();
-            let daemon = Arc::clone(daemon);
+            let (daemon, report) = (Arc::clone(daemon), report.clone());
+            let faults = FaultSender {
+                index,
+                sender: fault.clone(),
+            };
             let thread = thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || main(index, daemon, receiver))?;
-            Ok(WorkerHandle { commands, thread })
-        };
-        (0..daemon.workers.len())
-            .map(start)
-            .collect::<io::Result<_>>()
-            .map(Self)
+                .spawn(move || {
+                    let faults = faults;
+                    main(index, daemon, receiver, report, &faults);
+                })
+                .map_err(|error| format!("cannot start worker {index}: {error}"))?;
+            workers.push(WorkerHandle { commands, thread });
+        }
+        drop(report);
+        for _ in 0..workers.len() {
+            // Closed only if one of them panicked.
+            reports
+                .recv()
+                .unwrap_or_else(|_| Err("a worker panicked at its start".to_owned()))?;
+        }
+        Ok((Self(workers), faults))
     }
 
     /// Tells every worker something of its own.
@@ -87,24 +111,59 @@ impl Pool {
         for worker in self.0 {
             drop(worker.commands);
             if worker.thread.join().is_err() {
-                tracing::error!(target: "daemon", "a worker ended by a fault");
+                tracing::error!(target: "daemon", "worker thread panicked");
             }
         }
     }
 }
 
-fn main(index: usize, daemon: Arc<Daemon>, commands: mpsc::UnboundedReceiver<Command>) {
+/// Reports the end of a worker that nobody asked for, a panic included.
+struct FaultSender {
+    index: usize,
+    sender: mpsc::UnboundedSender<String>,
+}
+
+impl FaultSender {
+    fn send(&self, fault: &str) {
+        // Nobody listens any more once the daemon ends.
+        drop(self.sender.send(format!("worker {}: {fault}", self.index)));
+    }
+}
+
+impl Drop for FaultSender {
+    fn drop(&mut self) {
+        self.send("it ended");
+    }
+}
+
+fn main(
+    index: usize,
+    daemon: Arc<Daemon>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    report: std::sync::mpsc::Sender<Result<(), String>>,
+    faults: &FaultSender,
+) {
     metrics::set_slot(index + 1);
+    limits::leave_reserve();
     let runtime: io::Result<LocalRuntime> = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default());
     match runtime {
-        Ok(runtime) => runtime.block_on(serve(index, daemon, commands)),
-        Err(error) => tracing::error!(target: "daemon", %error, "a worker cannot start"),
+        Ok(runtime) => {
+            drop(report.send(Ok(())));
+            drop(report);
+            runtime.block_on(serve(index, daemon, commands, faults));
+        }
+        Err(error) => drop(report.send(Err(format!("cannot start worker {index}: {error}")))),
     }
 }
 
-async fn serve(index: usize, daemon: Arc<Daemon>, mut commands: mpsc::UnboundedReceiver<Command>) {
+async fn serve(
+    index: usize,
+    daemon: Arc<Daemon>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    faults: &FaultSender,
+) {
     let (cut, cut_seen) = watch::channel(false);
     let worker = Rc::new(Worker::new(daemon, cut_seen));
     let mut listening: HashMap<BindAddress, watch::Sender<bool>> = HashMap::new();
@@ -131,7 +190,7 @@ async fn serve(index: usize, daemon: Arc<Daemon>, mut commands: mpsc::UnboundedR
                     )));
                     listening.insert(bind, stop);
                 }
-                Err(error) => tracing::error!(target: "listener", %bind, %error, "cannot accept"),
+                Err(error) => faults.send(&format!("cannot accept on {bind}: {error}")),
             },
             Some(Command::Unlisten(bind)) => {
                 listening.remove(&bind).iter().for_each(stop);

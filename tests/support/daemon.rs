@@ -77,7 +77,8 @@ impl Daemon {
         Self::launch_by(command(), subcommand, config)
     }
 
-    fn launch_by(mut program: Command, subcommand: &str, config: &str) -> Self {
+    /// Like [`Daemon::launch_as`] with a program of one's own making.
+    pub fn launch_by(mut program: Command, subcommand: &str, config: &str) -> Self {
         let directory = TempDir::new();
         let notify = UnixDatagram::bind(directory.path().join("notify")).unwrap();
         let mut addresses = HashMap::new();

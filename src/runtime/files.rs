@@ -1,0 +1,120 @@
+//! How many descriptors the process may open, and for how many connections that is enough.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::{
+    config::model::Config,
+    health::MAX_CHECKS,
+    net::limits::{open_files, set_reserve},
+    snapshot::Daemon,
+};
+
+/// Descriptors of a connection under way: the client's and the backend's.
+const PER_CONNECTION: u64 = 2;
+/// A limit that gives `max_connections: auto` less than this is hardly wanted.
+const FEW_CONNECTIONS: u64 = 1_000;
+/// Assumed where the system does not say what is open.
+const USUAL_BASE: u64 = 32;
+
+/// The limit, and what of it is taken whatever the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Files {
+    /// The open-file limit; `u64::MAX` is unlimited.
+    limit: u64,
+    /// Standard streams, logs, runtimes, the servers of admin and metrics.
+    base: u64,
+    workers: u64,
+}
+
+impl Files {
+    /// Looks at what is open: to be called when everything is bound and nothing accepted yet.
+    pub(super) fn measure(limit: u64, workers: usize, config: &Config) -> Self {
+        let mut files = Self {
+            limit,
+            base: 0,
+            workers: workers as u64,
+        };
+        let open = open_files().unwrap_or(USUAL_BASE + files.listening(config));
+        files.base = open.saturating_sub(files.listening(config));
+        files
+    }
+
+    /// Descriptors of listening sockets: for each worker its own, and ours of the same socket.
+    fn listening(&self, config: &Config) -> u64 {
+        let listeners = config.listeners.iter();
+        let addresses: usize = listeners.map(|listener| listener.binds.len()).sum();
+        2 * self.workers * addresses as u64
+    }
+
+    /// Keeps the reserve for `config`, and sets `max_connections`: as configured, or as many as the rest is enough for. Warns
+    /// where the limit is too low for it.
+    pub(super) fn limit_connections(&self, config: &Config, daemon: &Daemon) -> Option<String> {
+        let pools = config.pools.iter();
+        let checked = pools.filter(|pool| pool.health_check.is_some());
+        let checked: usize = checked.map(|pool| pool.backends.len()).sum();
+        let reserve = set_reserve(self.limit, checked.min(MAX_CHECKS) as u64);
+        let held = self.base + self.listening(config);
+        let (connections, warning) = self.connections(config.max_connections, held, reserve);
+        daemon.connection_limit.store(connections, Relaxed);
+        warning
+    }
+
+    fn connections(
+        &self,
+        wanted: Option<usize>,
+        held: u64,
+        reserve: u64,
+    ) -> (usize, Option<String>) {
+        let limit = self.limit;
+        let raise = "raise it: `LimitNOFILE` of the service, `ulimit -Hn` of a shell";
+        let room = limit.saturating_sub(held + reserve) / PER_CONNECTION;
+        if let Some(wanted) = wanted {
+            let needed = held + reserve + PER_CONNECTION * wanted as u64;
+            let warning = format!(
+                "max_connections: {wanted} may need {needed} open files, and the limit of this process is {limit}, \
+                 enough for {room}; {raise}"
+            );
+            return (wanted.max(1), (needed > limit).then_some(warning));
+        }
+        let warning = format!(
+            "the limit of {limit} open files is enough for {room} connections: {held} are held by listeners and the \
+             daemon itself, and {reserve} are kept for checks, admin and metrics; {raise}"
+        );
+        let auto = usize::try_from(room).unwrap_or(usize::MAX / 2).max(1);
+        (auto, (room < FEW_CONNECTIONS).then_some(warning))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_get_what_listeners_and_the_reserve_leave_and_too_few_are_a_warning() {
+        let files = |limit| Files {
+            limit,
+            base: 20,
+            workers: 2,
+        };
+        let (connections, warning) = files(200).connections(None, 24, 50);
+        assert_eq!(connections, 63);
+        let warning = warning.unwrap();
+        assert!(
+            warning.contains("the limit of 200 open files is enough for 63"),
+            "{warning}"
+        );
+        assert_eq!(
+            files(1_000_000).connections(None, 100, 300),
+            (499_800, None)
+        );
+        assert_eq!(files(30).connections(None, 24, 7).0, 1);
+        let (connections, warning) = files(200).connections(Some(64), 24, 50);
+        assert_eq!(connections, 64, "as configured");
+        let warning = warning.unwrap();
+        let wanted =
+            "max_connections: 64 may need 202 open files, and the limit of this process is 200";
+        assert!(warning.starts_with(wanted), "{warning}");
+        assert_eq!(files(200).connections(Some(63), 24, 50), (63, None));
+        assert!(files(u64::MAX).connections(None, 24, 300).1.is_none());
+    }
+}
