@@ -151,6 +151,22 @@ fn trailers_make_no_claims_either() {
 }
 
 #[test]
+fn trailers_have_none_of_the_names_that_the_configuration_chooses() {
+    let peer = echo();
+    let daemon = front(
+        peer.address,
+        "trusted_proxies: {from: [127.0.0.0/8], client_header: X-Visitor}\nforwarded: {real_ip: X-Caller}\n",
+    );
+    let mut client = daemon.client("@web");
+    client.send(
+        "POST / HTTP/1.1\r\nHost: a\r\nX-Visitor: 192.0.2.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Visitor: 9.9.9.9\r\nx_caller: 9.9.9.9\r\nX-End: 1\r\n\r\n",
+    );
+    let got = client.response().unwrap().text();
+    assert!(got.contains("X-Caller: 192.0.2.1\r\n"), "{got}");
+    assert_eq!(peer.wait_for_requests(1)[0].trailers, "X-End: 1\r\n\r\n");
+}
+
+#[test]
 fn what_a_trusted_proxy_says_is_kept_and_its_client_is_the_real_one() {
     let peer = echo();
     let daemon = front(peer.address, "trusted_proxies: [127.0.0.0/8]\n");

@@ -53,6 +53,8 @@ fn the_address_connected_to_is_that_of_the_header() {
     client.send([&header(V2, "192.0.2.1:5000")[..], b"GET / HTTP/1.0\r\n\r\n"].concat());
     let body = client.response().unwrap().text();
     assert!(body.contains(&format!("Host: {FRONT}\r\n")), "{body}");
+    assert!(body.contains("X-Forwarded-Port: 443\r\n"), "{body}");
+    assert!(body.contains("X-Real-IP: 192.0.2.1\r\n"), "{body}");
 }
 
 #[test]

@@ -172,6 +172,7 @@ fn check_written_anew(head: &mut Head, plain: bool) {
         &[
             b"X-Forwarded-For",
             b"X-Forwarded-Proto",
+            b"X-Real-IP",
             b"Forwarded",
             b"Via",
             b"X-Request-Id",
@@ -181,6 +182,7 @@ fn check_written_anew(head: &mut Head, plain: bool) {
             b"X-Forwarded-For",
             b"X-Forwarded-Proto",
             b"X-Forwarded-Host",
+            b"X-Real-IP",
             b"Forwarded",
             b"Via",
             b"X-Request-Id",

@@ -508,6 +508,11 @@ impl<'a> Exchange<'a> {
             Some(self.decoder()),
             self.head.framing == Framing::Chunked,
         );
+        if self.head.framing == Framing::Chunked {
+            let origin = origin(self.place, self.client, self.from, self.head);
+            let rules = &self.place.snapshot.config.forwarded;
+            upload.forbid_trailers(forward::own_names(rules, origin));
+        }
         upload.limit_body(listener.config.limits.request_body.unwrap_or(u64::MAX));
         if rules.retries.is_some() {
             upload.keep_for_replay();

@@ -264,6 +264,15 @@ fn is_replaced(field: &Field, bytes: &[u8], rules: &Forwarded, origin: Origin<'_
     }
 }
 
+/// Names of fields by which backends know the client, as far as the configuration chooses them: no trailer has one of them.
+/// Those that every configuration has are dropped by `http1::body`.
+pub(super) fn own_names(rules: &Forwarded, origin: Origin<'_>) -> Vec<Box<str>> {
+    let real_ip = rules.real_ip.as_deref().filter(|name| *name != "X-Real-IP");
+    let subject = origin.subject.map(|(name, _)| name);
+    let names = [real_ip, origin.client_header, subject];
+    names.into_iter().flatten().map(Box::from).collect()
+}
+
 fn add_forwarding(
     out: &mut Vec<u8>,
     head: &request::Head,

@@ -17,6 +17,7 @@ use crate::{
     http1::{
         body::{BodyError, Decoder, Step},
         encode,
+        fields::is_same_or_twin,
     },
     net::{splice, stream::Stream},
 };
@@ -76,6 +77,8 @@ pub struct Pump {
     written: u64,
     /// Body bytes seen so far, while they can be sent again.
     replay: Option<Vec<u8>>,
+    /// Names of trailers that are dropped, besides those that always are.
+    forbidden: Vec<Box<str>>,
 }
 
 /// Writes the end of the last message: it goes out with the FIN that follows.
@@ -123,7 +126,13 @@ impl Pump {
             read: 0,
             written: 0,
             replay: None,
+            forbidden: Vec::new(),
         }
+    }
+
+    /// Drops trailers called one of `names`, or a twin with underscores.
+    pub(super) fn forbid_trailers(&mut self, names: Vec<Box<str>>) {
+        self.forbidden = names;
     }
 
     /// Refuses a body of more than `limit` bytes.
@@ -207,7 +216,7 @@ impl Pump {
                 encode::chunk(&mut self.out, replay);
             }
             if self.ended {
-                encode::last_chunk(&mut self.out, self.decoder.trailers());
+                self.encode_last_chunk();
             }
         } else {
             self.out.extend_from_slice(replay);
@@ -357,8 +366,23 @@ impl Pump {
     fn end(&mut self) {
         self.ended = true;
         if self.chunked {
-            encode::last_chunk(&mut self.out, self.decoder.trailers());
+            self.encode_last_chunk();
         }
+    }
+
+    fn encode_last_chunk(&mut self) {
+        let trailers = self.decoder.trailers();
+        if self.forbidden.is_empty() || trailers.is_empty() {
+            return encode::last_chunk(&mut self.out, trailers);
+        }
+        let is_allowed = |line: &&[u8]| {
+            let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+            let mut names = self.forbidden.iter();
+            !names.any(|forbidden| is_same_or_twin(name, forbidden.as_bytes()))
+        };
+        let lines = trailers.split_inclusive(|byte| *byte == b'\n');
+        let kept: Vec<&[u8]> = lines.filter(is_allowed).collect();
+        encode::last_chunk(&mut self.out, &kept.concat());
     }
 
     /// A long body of known length, with nothing of it in our memory.
