@@ -6,6 +6,9 @@
     reason = "a broken expectation is a failed test"
 )]
 
+#[path = "reload/binds.rs"]
+mod binds;
+
 mod support;
 
 use std::{

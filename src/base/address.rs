@@ -132,7 +132,8 @@ impl FromStr for BindAddress {
         } else {
             host.parse().map_err(|_| AddressError::BadHost)?
         };
-        Ok(Self::Ip(SocketAddr::new(ip, port)))
+        // `[::ffff:127.0.0.1]:80` and `127.0.0.1:80` are one address to the system.
+        Ok(Self::Ip(SocketAddr::new(ip.to_canonical(), port)))
     }
 }
 
@@ -198,6 +199,7 @@ mod tests {
     fn binds_may_leave_out_the_host() {
         assert_eq!(bind(":8080").as_deref(), Ok("[::]:8080"));
         assert_eq!(bind("8080").as_deref(), Ok("[::]:8080"));
+        assert_eq!(bind("[::ffff:127.0.0.1]:80").as_deref(), Ok("127.0.0.1:80"));
         assert_eq!(bind("0.0.0.0:80").as_deref(), Ok("0.0.0.0:80"));
         assert_eq!(bind("127.0.0.1:0").as_deref(), Ok("127.0.0.1:0"));
         assert_eq!(bind("localhost:80"), Err(AddressError::BadHost));

@@ -1,7 +1,10 @@
 //! What can only be seen across sections: clashing binds, listeners without work, unused pools. Routes that take requests
 //! from each other are in `route_order`.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    path::{Component, Path, PathBuf},
+};
 
 use super::{
     file::{Binds, Bound},
@@ -50,18 +53,37 @@ pub(super) fn binds(reader: &mut Reader<'_>, binds: &Binds) {
 fn clash(one: &Bound, other: &Bound) -> bool {
     let (a, b) = match (&one.address, &other.address) {
         (BindAddress::Ip(a), BindAddress::Ip(b)) => (a, b),
-        (one, other) => return one == other,
+        (BindAddress::Unix(a), BindAddress::Unix(b)) => return plain_path(a) == plain_path(b),
+        _ => return false,
     };
+    if a == b {
+        return true;
+    }
     if a.port() != b.port() || a.port() == 0 {
         return false;
     }
     let covers = |wide: &std::net::IpAddr, narrow: &std::net::IpAddr| {
         wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
     };
-    let same = a.ip() == b.ip() || (a.ip().is_unspecified() && b.ip().is_unspecified());
+    // A listener may list the wildcards of both families. In two listeners they are no two addresses: `[::]` takes IPv4 too.
+    let two_wildcards = a.ip().is_unspecified() && b.ip().is_unspecified();
+    if two_wildcards && one.owner != other.owner {
+        return true;
+    }
     // Listeners may give one address of a port to another listener: the kernel prefers the exact address.
-    same || (!(one.shares && other.shares)
-        && (covers(&a.ip(), &b.ip()) || covers(&b.ip(), &a.ip())))
+    !(one.shares && other.shares) && (covers(&a.ip(), &b.ip()) || covers(&b.ip(), &a.ip()))
+}
+
+/// An absolute path without `.` and `..`; what symbolic links make of it is not known here.
+fn plain_path(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => _ = plain.pop(),
+            component => plain.push(component),
+        }
+    }
+    plain
 }
 
 /// Warns of http listeners that can only answer 404.

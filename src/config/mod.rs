@@ -3,6 +3,7 @@
 //! [`load`] is what the daemon and `balancer check` call. Read next: `yaml` (the tree), `reader` (typed access with
 //! problems), `file` (one module per section), `check` (across sections), `diff` (what a reload changes).
 
+mod bind_places;
 mod check;
 mod defaults;
 pub mod diff;
@@ -21,6 +22,7 @@ pub mod yaml;
 
 use std::{io, path::Path};
 
+pub use bind_places::BindPlaces;
 pub use files::RealFiles;
 pub use problem::{Problem, Problems, Severity};
 pub use reader::Files;
@@ -33,6 +35,8 @@ pub struct Loaded {
     pub config: model::Config,
     /// What its author hardly wants, in the order of the file.
     pub warnings: Vec<Problem>,
+    /// Where it says what to listen on.
+    pub binds: BindPlaces,
 }
 
 /// No files at all: every look at one fails. For tests and fuzzing.
@@ -118,7 +122,8 @@ pub fn parse(name: &Path, text: &str, files: &dyn Files) -> Result<Loaded, Probl
             return Err(Problems(reader.problems));
         }
     };
-    let config = file::read(&mut reader, &root);
+    let (config, binds) = file::read(&mut reader, &root);
+    let binds = BindPlaces::new(&reader, name, &binds);
     let mut problems = Problems(reader.problems);
     problems.0.sort_by_key(|problem| problem.place.start);
     if problems.errors() > 0 {
@@ -127,5 +132,6 @@ pub fn parse(name: &Path, text: &str, files: &dyn Files) -> Result<Loaded, Probl
     Ok(Loaded {
         config,
         warnings: problems.0,
+        binds,
     })
 }

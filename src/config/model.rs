@@ -3,7 +3,13 @@
 //! Made only by `config::load`; everything above reads it and never the file. Defaults and ranges are those of
 //! docs/configuration.md; a field says `None` where the file says `none`.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
@@ -72,6 +78,14 @@ pub struct Admin {
     pub bind: Option<BindAddress>,
     /// File with the bearer token; compulsory when `bind` is an IP address.
     pub token_file: Option<PathBuf>,
+}
+
+impl Admin {
+    /// Where it listens; `default` is the path of its socket when the file does not say.
+    pub fn address(&self, default: &Path) -> BindAddress {
+        let default = || BindAddress::Unix(default.to_path_buf());
+        self.bind.clone().unwrap_or_else(default)
+    }
 }
 
 /// `metrics`.

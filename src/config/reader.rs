@@ -187,14 +187,23 @@ impl<'s> Reader<'s> {
     ) {
         if self.problems.len() < MOST_KEPT {
             self.problems.push(Problem {
-                severity,
-                file: self.name.to_owned(),
-                place,
-                path,
                 message: message.into(),
                 hint: hint.into(),
-                line_text: line_around(self.text, place.start).to_owned(),
+                ..self.problem(severity, place, path)
             });
+        }
+    }
+
+    /// A problem at any place, without its texts and not reported.
+    pub(super) fn problem(&self, severity: Severity, place: Place, path: String) -> Problem {
+        Problem {
+            severity,
+            file: self.name.to_owned(),
+            place,
+            path,
+            message: String::new(),
+            hint: String::new(),
+            line_text: line_around(self.text, place.start).to_owned(),
         }
     }
 

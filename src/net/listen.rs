@@ -96,6 +96,15 @@ pub fn bind(
     bound.map_err(|source| at(address, source))
 }
 
+/// Reports an address that [`bind`] would report as taken by somebody else. Of unix sockets nothing is known before.
+pub fn probe(address: &BindAddress) -> Result<(), BindError> {
+    match address {
+        BindAddress::Ip(ip) => free_address(*ip).map_err(|source| at(address, source))?,
+        BindAddress::Unix(_) => return Ok(()),
+    };
+    Ok(())
+}
+
 /// Like [`bind`] on a port where we listen already, on an address that includes this one or is part of it: only that is
 /// known not to be somebody else's.
 pub fn bind_beside(
@@ -105,7 +114,8 @@ pub fn bind_beside(
 ) -> Result<Vec<Listening>, BindError> {
     match address {
         BindAddress::Ip(ip) => {
-            bind_tcp(*ip, options, workers).map_err(|source| at(address, source))
+            let bound = or_ipv4(*ip, |ip| bind_tcp(ip, options, workers));
+            bound.map_err(|source| at(address, source))
         }
         BindAddress::Unix(_) => bind(address, options, workers),
     }
@@ -138,22 +148,25 @@ fn bind_tcp(
 /// Tries the address without `SO_REUSEPORT`, which fails when anybody listens on it. Gives the address with its real port,
 /// and the IPv4 wildcard for `[::]` on a machine without IPv6.
 fn free_address(wanted: SocketAddr) -> io::Result<SocketAddr> {
-    let probe = |address: SocketAddr| {
+    or_ipv4(wanted, |address| {
         let socket = new_tcp(address)?;
         socket.bind(&address.into())?;
         let bound = socket.local_addr()?.as_socket();
         Ok(bound.unwrap_or(address))
-    };
-    let result: io::Result<SocketAddr> = probe(wanted);
+    })
+}
+
+/// Tries `attempt` with the IPv4 wildcard in place of `[::]` where there is no IPv6.
+fn or_ipv4<T>(wanted: SocketAddr, attempt: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
     let without_ipv6 = |error: &io::Error| {
         matches!(
             error.raw_os_error(),
             Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
         )
     };
-    match result {
+    match attempt(wanted) {
         Err(error) if wanted.ip() == IpAddr::from([0_u8; 16]) && without_ipv6(&error) => {
-            probe(SocketAddr::from((Ipv4Addr::UNSPECIFIED, wanted.port())))
+            attempt(SocketAddr::from((Ipv4Addr::UNSPECIFIED, wanted.port())))
         }
         other => other,
     }

@@ -25,9 +25,10 @@ use super::{
 };
 use crate::{
     admin::{self, AdminListener, ReloadOutcome, serve_admin, serve_metrics},
-    base::rng::Random,
+    base::{address::BindAddress, rng::Random},
     config::model,
     health::Follower,
+    net::listen::BindError,
     snapshot::Daemon,
     telemetry::sink::Sinks,
 };
@@ -46,19 +47,28 @@ pub(super) struct Control {
     pub sockets: Sockets,
     pub pool: Pool,
     pub faults: Faults,
+    pub started: Started,
     pub signals: Signals,
     pub manager: Rc<ServiceManager>,
 }
 
+/// What takes effect only at the start.
+pub(super) struct Started {
+    pub admin: model::Admin,
+    pub metrics: Option<SocketAddr>,
+}
+
 /// Binds the admin API; the directory of the default socket is made if it is missing.
-pub(super) fn bind_admin(config: &model::Admin, default: &Path) -> Result<AdminListener, String> {
+pub(super) fn bind_admin(config: &model::Admin, default: &Path) -> std::io::Result<AdminListener> {
     if config.bind.is_none()
         && let Some(directory) = default.parent()
     {
-        make_private(directory)
-            .map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
+        make_private(directory).map_err(|error| {
+            let text = format!("cannot make {}: {error}", directory.display());
+            std::io::Error::new(error.kind(), text)
+        })?;
     }
-    AdminListener::bind(config, default).map_err(|error| error.to_string())
+    AdminListener::bind(config, default)
 }
 
 /// Makes `directory` for us alone, or checks that it is: in `/tmp` somebody else could have made it, or put a socket into it.
@@ -102,15 +112,14 @@ fn make_private(directory: &Path) -> std::io::Result<()> {
 }
 
 /// Binds the scrape.
-pub(super) async fn bind_metrics(bind: Option<SocketAddr>) -> Result<Option<TcpListener>, String> {
+pub(super) async fn bind_metrics(
+    bind: Option<SocketAddr>,
+) -> Result<Option<TcpListener>, BindError> {
     let Some(address) = bind else { return Ok(None) };
     let bound = TcpListener::bind(address).await;
-    bound.map(Some).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!(
-            "cannot listen on {address} (metrics.bind): port {} is taken by another process",
-            address.port()
-        ),
-        _ => format!("cannot listen on {address} (metrics.bind): {error}"),
+    bound.map(Some).map_err(|source| BindError {
+        address: BindAddress::Ip(address),
+        source,
     })
 }
 

@@ -24,17 +24,25 @@ use std::{
     time::Duration,
 };
 
-use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, LocalOptions, LocalRuntime},
+};
 
 pub use self::signals::{hold as hold_signals, release as release_signals};
 use self::{
-    control::Control, files::Files, signals::Signals, sockets::Sockets, systemd::ServiceManager,
+    control::{Control, Started},
+    files::Files,
+    signals::Signals,
+    sockets::{Prepared, Sockets},
+    systemd::ServiceManager,
     worker::Pool,
 };
 use crate::{
+    admin::AdminListener,
     base::{clock, paths::default_admin_socket, rng::Random},
-    config::Loaded,
-    net::limits::raise_open_file_limit,
+    config::{BindPlaces, Loaded, Problems, model::Config},
+    net::{limits::raise_open_file_limit, listen::BindError},
     snapshot::{Daemon, Snapshot},
     telemetry::{access_log::AccessLog, log, metrics, sink::Sinks},
 };
@@ -57,6 +65,7 @@ pub struct RunOptions {
 /// such as a taken port.
 pub fn run(file: &Path, options: RunOptions) -> ExitCode {
     let failed = |error: String| {
+        let error = error.strip_prefix("error: ").unwrap_or(&error);
         complain(&format!("error: {error}"));
         ExitCode::FAILURE
     };
@@ -109,7 +118,9 @@ fn serve(
     options: RunOptions,
 ) -> Result<(), String> {
     let Loaded {
-        config, warnings, ..
+        config,
+        warnings,
+        binds,
     } = loaded;
     log::init(config.log.level, config.log.format).map_err(cannot("cannot start the log"))?;
     report_panics();
@@ -131,14 +142,9 @@ fn serve(
     }
     let daemon = Arc::new(Daemon::new(snapshot, workers, 0));
     let mut sockets = Sockets::default();
-    let prepared = sockets
-        .prepare(&config, workers)
-        .map_err(|error| error.to_string())?;
-    let (admin, scrape) = runtime.block_on(async {
-        let admin = control::bind_admin(&config.admin, &default_admin_socket())?;
-        let scrape = control::bind_metrics(config.metrics.bind).await?;
-        Ok::<_, String>((admin, scrape))
-    })?;
+    let (prepared, admin, scrape) = runtime
+        .block_on(listen(&sockets, &config, workers, &binds))
+        .map_err(|problems| problems.render())?;
     let (pool, faults) = Pool::start(&daemon)?;
     let files = Files::measure(limit, workers, &config);
     if let Some(warning) = files.limit_connections(&config, &daemon) {
@@ -153,10 +159,33 @@ fn serve(
         sockets,
         pool,
         faults,
+        started: Started {
+            admin: config.admin.clone(),
+            metrics: config.metrics.bind,
+        },
         signals,
         manager: ServiceManager::from_environment(),
     };
     runtime.block_on(control.run(admin, scrape, options.on_ready))
+}
+
+/// Binds everything that the file says.
+async fn listen(
+    sockets: &Sockets,
+    config: &Config,
+    workers: usize,
+    binds: &BindPlaces,
+) -> Result<(Prepared, AdminListener, Option<TcpListener>), Problems> {
+    let problem =
+        |error: BindError| binds.problem(&error.address, &error.to_string(), error.source.kind());
+    let prepared = sockets.prepare(config, workers).map_err(problem)?;
+    let default = default_admin_socket();
+    let admin = control::bind_admin(&config.admin, &default).map_err(|error| {
+        let address = config.admin.address(&default);
+        binds.problem(&address, &error.to_string(), error.kind())
+    })?;
+    let scrape = control::bind_metrics(config.metrics.bind).await;
+    Ok((prepared, admin, scrape.map_err(problem)?))
 }
 
 fn usable_cores() -> usize {

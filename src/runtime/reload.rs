@@ -1,16 +1,23 @@
 //! Reload, top to bottom: parse → check → diff → prepare → commit → follow → tell. All or nothing: until the commit, an
 //! error leaves the old generation untouched.
 
-use std::sync::{Arc, PoisonError};
+use std::{
+    io::ErrorKind,
+    sync::{Arc, PoisonError},
+};
 
 use serde_json::json;
 
-use super::{control::Control, load};
+use super::{
+    control::{Control, Started, bind_admin},
+    load, sockets,
+};
 use crate::{
     admin::{Failed, ReloadOutcome, Reloaded},
-    base::clock,
-    config::{Loaded, Problems, Severity, diff, model::Config},
+    base::{address::BindAddress, clock, paths::default_admin_socket},
+    config::{BindPlaces, Loaded, Problems, Severity, diff, model::Config},
     health::Follower,
+    net::listen::{self, BindError},
     snapshot::{ReloadStatus, Snapshot},
     telemetry::{access_log::AccessLog, log},
 };
@@ -31,15 +38,14 @@ fn take_up(
     loaded: Result<Loaded, Problems>,
 ) -> ReloadOutcome {
     let Loaded {
-        config, warnings, ..
-    } = loaded.map_err(|problems| Failed {
-        rendered: problems.render(),
-        json: problems.to_json(),
-    })?;
+        config,
+        warnings,
+        binds,
+    } = loaded.map_err(|problems| refused(&problems))?;
     for warning in &warnings {
         tracing::warn!(target: "config", "{warning}");
     }
-    let changes = apply(control, follower, config)?;
+    let changes = apply(control, follower, config, &binds)?;
     let mut warnings = Problems(warnings);
     let (daemon, files) = (&control.daemon, control.files);
     if let Some(warning) = files.limit_connections(&daemon.snapshot.load().config, daemon) {
@@ -59,11 +65,19 @@ fn take_up(
     })
 }
 
+fn refused(problems: &Problems) -> Failed {
+    Failed {
+        rendered: problems.render(),
+        json: problems.to_json(),
+    }
+}
+
 /// Diff, prepare, commit, follow.
 fn apply(
     control: &mut Control,
     follower: &mut Follower,
     config: Config,
+    binds: &BindPlaces,
 ) -> Result<Vec<String>, Failed> {
     let daemon = &control.daemon;
     let old = daemon.snapshot.load_full();
@@ -75,7 +89,8 @@ fn apply(
     let prepared = control
         .sockets
         .prepare(&config, daemon.workers.len())
-        .map_err(|error| failed(&error.to_string()))?;
+        .map_err(|error| cannot_listen(&control.started, binds, &error))?;
+    try_next_start(control, &config, binds)?;
     let output = &config.access_log.output;
     let sink = control
         .sinks
@@ -97,6 +112,50 @@ fn apply(
     old.retire(&next);
     log::set_level(config.log.level);
     Ok(changes.iter().map(ToString::to_string).collect())
+}
+
+fn cannot_listen(started: &Started, binds: &BindPlaces, error: &BindError) -> Failed {
+    let BindError { address, source } = error;
+    let is_ours = |held: &BindAddress| {
+        source.kind() == ErrorKind::AddrInUse && sockets::overlap(held, address)
+    };
+    let cause = if started
+        .metrics
+        .is_some_and(|held| is_ours(&BindAddress::Ip(held)))
+    {
+        format!("cannot listen on {address}: `metrics` has it until the next start")
+    } else if is_ours(&started.admin.address(&default_admin_socket())) {
+        format!("cannot listen on {address}: `admin` has it until the next start")
+    } else {
+        error.to_string()
+    };
+    refused(&binds.problem(address, &cause, source.kind()))
+}
+
+/// `admin.bind` and `metrics.bind` are taken up at the next start: a change that would make it fail is refused now. Addresses
+/// that this process holds itself are not tried.
+fn try_next_start(control: &Control, config: &Config, binds: &BindPlaces) -> Result<(), Failed> {
+    let default = default_admin_socket();
+    let started = &control.started;
+    let admin_now = started.admin.address(&default);
+    let is_ours = |address: &BindAddress| {
+        let is_metrics = |held| sockets::overlap(&BindAddress::Ip(held), address);
+        control.sockets.hold(address)
+            || sockets::overlap(&admin_now, address)
+            || started.metrics.is_some_and(is_metrics)
+    };
+    if let Some(address) = config.metrics.bind.map(BindAddress::Ip)
+        && !is_ours(&address)
+    {
+        listen::probe(&address).map_err(|error| cannot_listen(started, binds, &error))?;
+    }
+    let address = config.admin.address(&default);
+    if !is_ours(&address) {
+        let bound = bind_admin(&config.admin, &default).map(drop);
+        bound
+            .map_err(|error| refused(&binds.problem(&address, &error.to_string(), error.kind())))?;
+    }
+    Ok(())
 }
 
 fn failed(message: &str) -> Failed {

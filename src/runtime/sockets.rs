@@ -44,6 +44,13 @@ impl Sockets {
     /// Binds the addresses of `config` that are not bound yet.
     pub(super) fn prepare(&self, config: &Config, workers: usize) -> Result<Prepared, BindError> {
         let mut prepared = Prepared::default();
+        let binds = config.listeners.iter().flat_map(|listener| &listener.binds);
+        for bind in binds.filter(|bind| !self.open.contains_key(*bind)) {
+            // Before the first is bound: afterwards our own would be in the way of `:80` beside `127.0.0.1:80`.
+            if !self.has_port_of(bind) && !is_any_port(bind) {
+                listen::probe(bind)?;
+            }
+        }
         for listener in &config.listeners {
             for bind in &listener.binds {
                 let wanted = Wanted {
@@ -52,8 +59,10 @@ impl Sockets {
                 };
                 prepared.wanted.insert(bind.clone(), wanted);
                 if !self.open.contains_key(bind) {
-                    // From `:80` to `127.0.0.1:80` and back: what is in the way is our own.
-                    let ours = self.open.keys().any(|open| have_one_port(open, bind));
+                    // `:80` and `127.0.0.1:80` at once or one after the other: what is in the way is our own.
+                    let mut new = prepared.new.iter();
+                    let ours =
+                        self.has_port_of(bind) || new.any(|(new, ..)| have_one_port(new, bind));
                     let claim = if ours {
                         listen::bind_beside
                     } else {
@@ -71,6 +80,16 @@ impl Sockets {
             }
         }
         Ok(prepared)
+    }
+
+    /// True if we listen on the port of `bind`.
+    fn has_port_of(&self, bind: &BindAddress) -> bool {
+        self.open.keys().any(|open| have_one_port(open, bind))
+    }
+
+    /// True if we listen on `bind` or on an address that includes it or is part of it.
+    pub(super) fn hold(&self, bind: &BindAddress) -> bool {
+        self.open.keys().any(|open| overlap(open, bind))
     }
 
     /// Hands new sockets to the workers, changes options, and gives up the addresses that are not wanted any more.
@@ -114,6 +133,16 @@ impl Sockets {
 
 fn have_one_port(one: &BindAddress, other: &BindAddress) -> bool {
     matches!((one, other), (BindAddress::Ip(one), BindAddress::Ip(other)) if one.port() == other.port() && one.port() != 0)
+}
+
+fn is_any_port(bind: &BindAddress) -> bool {
+    matches!(bind, BindAddress::Ip(address) if address.port() == 0)
+}
+
+/// True if one socket on `one` keeps others from listening on `other`.
+pub(super) fn overlap(one: &BindAddress, other: &BindAddress) -> bool {
+    let is_wide = |bind: &BindAddress| matches!(bind, BindAddress::Ip(address) if address.ip().is_unspecified());
+    one == other || have_one_port(one, other) && (is_wide(one) || is_wide(other))
 }
 
 /// Tells the workers to leave `sockets`, and removes the files of unix sockets.

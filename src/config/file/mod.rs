@@ -150,8 +150,9 @@ impl Binds {
 }
 
 /// Reads a whole document.
-pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> Config {
+pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> (Config, Binds) {
     let mut config = Config::default();
+    let mut binds = Binds::default();
     let at = At::root(root);
     if matches!(root.kind, Kind::Null) {
         reader.error(
@@ -159,12 +160,11 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> Config {
             "the file is empty",
             "write at least `listeners` and `pools`, see docs/configuration.md",
         );
-        return config;
+        return (config, binds);
     }
     let Some(file) = reader.section(at, "") else {
-        return config;
+        return (config, binds);
     };
-    let mut binds = Binds::default();
     global::read(reader, &file, &mut config, &mut binds);
     let metrics = file.get("metrics");
     let scraped_elsewhere = metrics.is_some_and(|at| at.has_key("bind"));
@@ -229,7 +229,7 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> Config {
     {
         check::unused_pools(reader, pools, &pool_names.used);
     }
-    config
+    (config, binds)
 }
 
 /// `metrics.bind` and `admin.bind` take one IP address.
