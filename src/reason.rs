@@ -132,6 +132,8 @@ reasons! {
     IdleTimeout, "idle_timeout", "connection_read_timeout", 0, 0, 0, "The session was idle for too long.";
     /// The backend reset a TCP session or a tunnel.
     BackendReset, "backend_reset", "connection_terminated", 0, 0, 0, "The upstream server reset the connection.";
+    /// The checks of the backend of a TCP session or a tunnel failed, with `health_check.on_down: close`.
+    BackendDown, "backend_down", "connection_terminated", 0, 0, 0, "The upstream server is down.";
     /// Still open when `drain.timeout` ended: cut.
     DrainTimeout, "drain_timeout", "proxy_internal_response", 0, 0, 0, "The server is shutting down.";
     /// A fault in balancer itself.

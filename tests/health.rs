@@ -6,6 +6,8 @@
     reason = "a broken expectation is a failed test"
 )]
 
+#[path = "health/down.rs"]
+mod down;
 #[path = "health/h2.rs"]
 mod h2;
 

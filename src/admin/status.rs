@@ -1,6 +1,7 @@
 //! The document of `GET /v1/status`: everything `balancer status` shows.
 
 use std::{
+    fmt::Write as _,
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
@@ -9,8 +10,8 @@ use serde_json::{Value, json};
 
 use crate::{
     base::clock,
-    config::model::{ListenerProtocol, Policy},
-    pool::{Backend, Pool, State},
+    config::model::{HealthCheck, ListenerProtocol, Policy},
+    pool::{Backend, HealthView, Pool, State},
     snapshot::{Daemon, Listener},
     telemetry::rfc3339,
 };
@@ -91,12 +92,40 @@ fn pool(pool: &Pool, now: Instant) -> Value {
         },
         "health_check": pool.config.health_check.is_some(),
         "states": states.map(|(state, count)| (state.name().to_owned(), json!(count))).collect::<serde_json::Map<_, _>>(),
-        "backends": pool.backends.iter().map(|one| backend(one, now)).collect::<Vec<_>>(),
+        "backends": pool.backends.iter().map(|one| backend(one, pool.config.health_check.as_ref(), now)).collect::<Vec<_>>(),
     })
 }
 
-fn backend(backend: &Backend, now: Instant) -> Value {
+/// What the last check of a backend said, and how many more it takes to change its state.
+fn check_text(health: &HealthView, check: &HealthCheck) -> String {
+    let HealthView {
+        good_in_a_row: good,
+        bad_in_a_row: bad,
+        ..
+    } = health;
+    let HealthCheck { rise, fall, .. } = check;
+    let last = health.last_check.as_ref().map(|check| &check.result);
+    let mut text = match last {
+        None => "not checked yet".to_owned(),
+        Some(Ok(())) if health.failed_checks => format!("{good} of {rise} passed"),
+        Some(Ok(())) if health.state == State::Ejected => {
+            let passed = health.good_since_ejection;
+            format!("{passed} of {rise} passed since the ejection")
+        }
+        Some(Ok(())) => "passed".to_owned(),
+        Some(Err(error)) if health.failed_checks => format!("0 of {rise} passed: {error}"),
+        Some(Err(error)) => format!("{bad} of {fall} failed: {error}"),
+    };
+    if let Some(error) = &health.check_not_made {
+        let _ = write!(text, "; the next one could not be made: {error}");
+    }
+    text
+}
+
+fn backend(backend: &Backend, check_config: Option<&HealthCheck>, now: Instant) -> Value {
     let health = backend.state.view();
+    let text = check_config.map(|check| check_text(&health, check));
+    let checked = health.last_check.as_ref().map(|check| check.at);
     let idle = backend.state.metrics.sum(|slot| &slot.connections_idle);
     json!({
         "name": &*backend.config.name,
@@ -112,6 +141,8 @@ fn backend(backend: &Backend, now: Instant) -> Value {
         "in_flight": backend.state.in_flight(),
         "idle_connections": idle.cast_signed().max(0),
         "failures_in_a_row": health.failures_in_a_row,
+        "check": text,
+        "checked_seconds": checked.map(|at| seconds(clock::unix_now().saturating_sub(at))),
         "last_check": health.last_check.map(|check| json!({
             "at": time(check.at),
             "ok": check.result.is_ok(),
@@ -119,6 +150,8 @@ fn backend(backend: &Backend, now: Instant) -> Value {
             "took_seconds": check.took.as_micros() as f64 / 1e6,
             "good_in_a_row": health.good_in_a_row,
             "bad_in_a_row": health.bad_in_a_row,
+            "rise": check_config.map(|check| check.rise),
+            "fall": check_config.map(|check| check.fall),
         })),
     })
 }

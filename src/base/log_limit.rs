@@ -21,6 +21,14 @@ struct LogHistory {
 }
 
 impl LogLimit {
+    /// One that has let nothing through yet; for a `static`.
+    pub const fn new() -> Self {
+        Self(Mutex::new(LogHistory {
+            last: None,
+            suppressed: 0,
+        }))
+    }
+
     /// True where a message may be logged at `now`, with the number of those suppressed since the last one.
     pub fn admit(&self, now: Instant) -> Option<u64> {
         let mut history = self.0.lock().unwrap_or_else(PoisonError::into_inner);

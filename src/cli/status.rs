@@ -78,6 +78,9 @@ struct Backend {
     state: String,
     cause: Option<String>,
     since_seconds: f64,
+    /// Of a pool with a health check.
+    check: Option<String>,
+    checked_seconds: Option<f64>,
     ejected_for_seconds: Option<f64>,
     in_flight: u64,
 }
@@ -210,7 +213,16 @@ fn backend_row(backend: &Backend) -> Vec<String> {
     if let Some(left) = backend.ejected_for_seconds {
         notes.push(format!("back in {}", age(left)));
     }
-    notes.extend(backend.cause.clone());
+    // For one that gets traffic the last check says more than the check that once brought it up.
+    if !matches!(backend.state.as_str(), "up" | "checking") {
+        notes.extend(backend.cause.clone());
+    }
+    if let Some(check) = &backend.check {
+        let when = backend
+            .checked_seconds
+            .map(|ago| format!(" ({} ago)", age(ago)));
+        notes.push(format!("check: {check}{}", when.unwrap_or_default()));
+    }
     vec![
         name,
         backend.state.clone(),
@@ -266,6 +278,8 @@ mod tests {
             .map(|(state, weight)| {
                 json!({"name": "a:1", "address": "a:1", "weight": weight, "backup": false, "tier": 0, "state": state,
                     "cause": if *state == "down" { Some("connection refused") } else { None }, "since": "2026-01-01T00:00:00Z",
+                    "check": if *state == "down" { "0 of 2 passed: connection refused" } else { "2 of 3 failed: status 500" },
+                    "checked_seconds": 1.2,
                     "since_seconds": 75.0, "ejected_for_seconds": null, "in_flight": 2})
             })
             .collect();
@@ -302,8 +316,8 @@ listeners
   web  http  127.0.0.1:8080  5 open  99 accepted
 
 pool app, round_robin, 1 of 2 backends available
-  a:1  up    for 1m 15s  weight 1  2 in flight
-  a:1  down  for 1m 15s  weight 1  2 in flight  connection refused
+  a:1  up    for 1m 15s  weight 1  2 in flight  check: 2 of 3 failed: status 500 (1s ago)
+  a:1  down  for 1m 15s  weight 1  2 in flight  connection refused, check: 0 of 2 passed: connection refused (1s ago)
 ";
         assert_eq!(text, expected);
     }

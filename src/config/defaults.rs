@@ -8,8 +8,9 @@ use super::model::{
     AccessFormat, AccessLog, Admin, Backend, BackendProtocol, CheckKind, Config, Drain, Ejection,
     ErrorFormat, Errors, Forwarded, HeaderEdits, HealthCheck, HttpLimits, Keepalive, Listener,
     ListenerLimits, ListenerProtocol, ListenerTimeouts, Log, LogFormat, LogOutput, LogWhen,
-    Metrics, PathMatch, PerBackend, Policy, Pool, PoolTimeouts, Respond, Retries, RetryConditions,
-    Rewrite, Route, RouteAction, SocketOptions, TimeoutOverrides, TrustedProxies, WhenAllDown,
+    Metrics, OnDown, PathMatch, PerBackend, Policy, Pool, PoolTimeouts, Respond, Retries,
+    RetryConditions, Rewrite, Route, RouteAction, SocketOptions, TimeoutOverrides, TrustedProxies,
+    WhenAllDown,
 };
 use crate::{base::address::BackendAddress, reason::StatusProfile};
 
@@ -259,6 +260,7 @@ impl Default for HealthCheck {
             timeout: secs(1),
             rise: 2,
             fall: 3,
+            on_down: OnDown::default(),
         }
     }
 }

@@ -163,7 +163,7 @@ pub const SECTIONS: &[Section] = &[
         "pools.NAME.health_check",
         &[
             "type", "path", "method", "host", "expect", "body", "service", "port", "interval",
-            "timeout", "rise", "fall",
+            "timeout", "rise", "fall", "on_down",
         ],
     ),
     (

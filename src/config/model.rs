@@ -672,6 +672,18 @@ pub struct HealthCheck {
     pub rise: u32,
     /// Bad checks in a row until down. Default 3.
     pub fall: u32,
+    /// What becomes of the sessions and tunnels of a backend that goes down. Default keep.
+    pub on_down: OnDown,
+}
+
+/// `health_check.on_down`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDown {
+    /// They go on.
+    #[default]
+    Keep,
+    /// They are reset.
+    Close,
 }
 
 /// `health_check.type`.

@@ -2,16 +2,9 @@
 //!
 //! They change no verdict on a backend. The one line in the log for them is written here, at most every 10 seconds.
 
-use std::{
-    io,
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::io;
 
-use crate::base::clock;
-
-/// From one line in the log to the next.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
+use crate::base::{clock, log_limit::LogLimit};
 
 /// True for EMFILE, ENFILE, ENOBUFS, ENOMEM and EADDRNOTAVAIL (no port left for the destination, or no address of its
 /// family).
@@ -22,23 +15,13 @@ pub fn is_local(error: &io::Error) -> bool {
     )
 }
 
-/// The last line, and how many errors it did not mention.
-static LOG: Mutex<(Option<Instant>, u64)> = Mutex::new((None, 0));
-
 /// Logs that a connection to a backend could not be made or used for a lack of our own.
 pub fn log(error: &io::Error) {
-    let now = clock::now();
-    let errors = {
-        let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
-        log.1 += 1;
-        if log.0.is_some_and(|last| now < last + LOG_INTERVAL) {
-            return;
-        }
-        log.0 = Some(now);
-        std::mem::take(&mut log.1)
-    };
-    tracing::error!(target: "net", %error, errors,
-        "no connection to a backend: a limit of this process or machine, no fault of the backend");
+    static LIMIT: LogLimit = LogLimit::new();
+    if let Some(suppressed) = LIMIT.admit(clock::now()) {
+        tracing::error!(target: "net", %error, suppressed,
+            "no connection to a backend: a limit of this process or machine, no fault of the backend");
+    }
 }
 
 #[cfg(test)]

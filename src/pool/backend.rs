@@ -19,7 +19,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::health::{Change, Health, LastCheck, State};
+use super::{
+    down_signal::{DownSignal, UntilDown},
+    health::{Change, Health, LastCheck, State},
+};
 use crate::{
     base::{address::BackendAddress, log_limit::LogLimit},
     config::model,
@@ -41,6 +44,7 @@ pub struct BackendState {
     /// Limits how often certificates that are not trusted are logged.
     pub certificate_log: LogLimit,
     in_flight: AtomicUsize,
+    pub(super) down: DownSignal,
     /// Twice the failures in a row, and 1 if the backend has refused requests on a new connection since its last success.
     streak: AtomicU32,
     /// Copy of the health's state, for reading without the lock.
@@ -117,6 +121,10 @@ pub struct HealthView {
     pub since_unix: Duration,
     /// Why: one line.
     pub cause: String,
+    /// The checks say that it is down, whatever else keeps it out.
+    pub failed_checks: bool,
+    /// Good checks in a row that began after the last ejection.
+    pub good_since_ejection: u32,
     /// Good checks in a row.
     pub good_in_a_row: u32,
     /// Bad checks in a row.
@@ -151,6 +159,7 @@ impl BackendState {
             resolved: ArcSwap::from_pointee(Resolved::new(resolved, None)),
             certificate_log: LogLimit::default(),
             in_flight: AtomicUsize::new(0),
+            down: DownSignal::default(),
             streak: AtomicU32::new(0),
             state: AtomicU8::new(health.state as u8),
             health: Mutex::new(health),
@@ -184,6 +193,12 @@ impl BackendState {
         !self.is_name() || peer.is_none_or(|peer| self.resolved.load().addresses().contains(&peer))
     }
 
+    /// False once idle connections to it are to be closed: it has left the configuration, or its checks say that it is
+    /// down.
+    pub fn keeps_idle(&self) -> bool {
+        !matches!(self.state(), State::Removed | State::Down)
+    }
+
     /// Everything the status page shows.
     pub fn view(&self) -> HealthView {
         let health = self.lock();
@@ -192,6 +207,8 @@ impl BackendState {
             since: health.since,
             since_unix: health.since_unix,
             cause: health.cause.clone(),
+            failed_checks: health.failed_checks(),
+            good_since_ejection: health.good_since_ejection,
             good_in_a_row: health.good_in_a_row,
             bad_in_a_row: health.bad_in_a_row,
             failures_in_a_row: self.failures_in_a_row(),
@@ -292,12 +309,20 @@ pub struct Backend {
 #[derive(Debug)]
 pub struct Lease {
     backend: Arc<Backend>,
+    /// Count of its down signal.
+    downs: u64,
 }
 
 impl Lease {
     /// Wraps a backend on which the caller has just claimed one in flight.
     pub(crate) fn claimed(backend: Arc<Backend>) -> Self {
-        Self { backend }
+        let downs = backend.state.down.count();
+        Self { backend, downs }
+    }
+
+    /// Ready when the backend has gone down since it was picked and its pool ends sessions then.
+    pub fn until_down(&self) -> UntilDown {
+        UntilDown::new(Arc::clone(&self.backend.state), self.downs)
     }
 
     /// The backend.

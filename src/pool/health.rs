@@ -280,6 +280,11 @@ impl Health {
         self.settle(now, "back in the configuration".to_owned())
     }
 
+    /// The checks say that it is down.
+    pub(crate) fn failed_checks(&self) -> bool {
+        self.verdict == Verdict::Down
+    }
+
     fn derived(&self) -> State {
         match (self.removed, self.verdict, self.sentence) {
             (true, _, _) => State::Removed,

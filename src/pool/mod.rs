@@ -8,6 +8,7 @@
 mod announce;
 pub mod backend;
 pub mod budget;
+mod down_signal;
 mod ejection;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -45,7 +46,7 @@ use self::{
 };
 use crate::{
     base::{clock, rng::Random},
-    config::model,
+    config::model::{self, OnDown},
     reason::Reason,
     telemetry::metrics::{PerThread, PoolSlot},
 };
@@ -451,6 +452,9 @@ impl Pool {
             .state
             .change(|health| health.checked(result, took, thresholds, now))?;
         self.state.follow(&generations, backend, &change, now);
+        if change.to == State::Down && check.on_down == OnDown::Close {
+            backend.state.down.give();
+        }
         Some(self.transition(backend, change))
     }
 

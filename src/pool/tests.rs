@@ -520,6 +520,31 @@ fn a_check_that_could_not_be_made_changes_no_verdict_and_no_streak() {
 }
 
 #[test]
+fn a_backend_that_goes_down_ends_its_sessions_only_where_told() {
+    use crate::config::model::OnDown;
+    for on_down in [OnDown::Keep, OnDown::Close] {
+        let mut config = config(&[1]);
+        config.health_check.as_mut().unwrap().on_down = on_down;
+        let (pool, now) = pool(&config);
+        pass(&pool, 0, now);
+        let ends = |lease: &Lease| {
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            std::pin::pin!(lease.until_down()).poll(&mut cx).is_ready()
+        };
+        let lease = pool.pick(&[], &mut Random::seeded(1)).unwrap();
+        fail(&pool, 0, now);
+        fail(&pool, 0, now);
+        assert!(!ends(&lease), "it is up");
+        assert_eq!(fail(&pool, 0, now).unwrap().to, State::Down);
+        assert_eq!(ends(&lease), on_down == OnDown::Close);
+        pass(&pool, 0, now);
+        pass(&pool, 0, now);
+        let later = pool.pick(&[], &mut Random::seeded(1)).unwrap();
+        assert!(!ends(&later));
+    }
+}
+
+#[test]
 fn a_lack_of_our_own_ejects_nobody() {
     let (pool, now) = pool(&config(&[1, 1]));
     all_up(&pool, now);

@@ -149,13 +149,13 @@ impl Idle {
     }
 
     /// Closes what is over its time, was closed by the backend, goes to an address that the backend's name lacks by now,
-    /// or belongs to a backend that left.
+    /// or belongs to a backend that left or is down.
     pub fn sweep(&mut self, now: Instant) {
         self.lines.retain(|_, line| {
             let before = line.kept.len();
-            let removed = line.state.is_removed();
+            let keeps = line.state.keeps_idle();
             line.kept.retain(|kept| {
-                !removed
+                keeps
                     && kept.until > now
                     && line.state.resolves_to(kept.connection.peer)
                     && kept.connection.stream.is_quiet()

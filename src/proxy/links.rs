@@ -301,19 +301,19 @@ impl Links {
     }
 
     /// Ends what is over its time, was ended by the backend, goes to an address that the backend's name lacks by now, or
-    /// belongs to a backend that left; what is in use comes to its end first.
+    /// belongs to a backend that left or is down; what is in use comes to its end first.
     pub fn sweep(&mut self, now: Instant) {
         self.lines.retain(|_, line| {
-            let removed = line.state.is_removed();
+            let keeps = line.state.keeps_idle();
             line.shared.retain(|shared| {
                 let idle = shared.link.idle_since();
                 let is_late = idle.is_some_and(|since| now >= since + shared.idle_timeout);
-                if removed || is_late || !line.state.resolves_to(shared.peer) {
+                if !keeps || is_late || !line.state.resolves_to(shared.peer) {
                     shared.link.retire();
                 }
                 !shared.link.is_retired()
             });
-            let has_learned = !removed && line.limit.current(now) != usize::MAX;
+            let has_learned = !line.state.is_removed() && line.limit.current(now) != usize::MAX;
             has_learned || !line.shared.is_empty() || !line.making.is_empty()
         });
     }

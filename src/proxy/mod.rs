@@ -10,6 +10,7 @@ pub mod idle;
 mod introduction;
 pub mod links;
 mod passthrough;
+mod relay_stop;
 mod secure;
 mod session;
 pub mod tcp;

@@ -4,6 +4,7 @@
 
 use std::{cell::RefCell, future::Future, net::IpAddr, pin::pin, sync::Arc, time::Instant};
 
+use super::relay_stop::RelayStop;
 use crate::{
     base::{clock, rng::Random},
     net::{
@@ -94,10 +95,12 @@ async fn serve(
         sent: &context.counters.sent,
     };
     let idle = context.pool.config.timeouts.tcp_idle;
+    let relay_stop = RelayStop::default();
+    let stop = relay_stop.wait(stop, &lease);
     let end = relay_until(stop, client, &backend, first, idle, meter).await;
     (record.bytes_in, record.bytes_out) = (end.bytes_in, end.bytes_out);
     end.end.map_err(|cut| {
-        let reason = cut.reason();
+        let reason = relay_stop.reason(cut);
         if reason == Reason::BackendReset {
             lease.state.metrics.mine().failures.add(reason);
         }

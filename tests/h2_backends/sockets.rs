@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use hyper::http::{Method, Request, Response};
 
-use super::front;
+use super::{config, front};
 use crate::support::{
     answers::expect_error,
     client::Client,
@@ -96,6 +96,33 @@ async fn a_websocket_of_either_kind_reaches_the_backend() {
     }
     body.send_data(Bytes::new(), true).unwrap();
     assert_eq!(patiently(read(&mut answer)).await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn a_websocket_of_a_backend_that_goes_down_is_closed_where_told() {
+    let backend = Backend::start_with(&taking(), echo).await;
+    let door = Peer::silent();
+    let check = format!(
+        "health_check: {{port: {}, interval: 100ms, fall: 1, on_down: close}}",
+        door.address.port()
+    );
+    let config = config(&[backend.address], &check).replace("health_check: none, ", "");
+    let daemon = Daemon::start(&config);
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    let (response, mut body) = open(&sender).await;
+    let mut answer = patiently(response).await.unwrap().into_body();
+    body.send_data(Bytes::from_static(b"one"), false).unwrap();
+    assert_eq!(patiently(answer.data()).await.unwrap().unwrap(), "one");
+    tokio::task::spawn_blocking(move || drop(door))
+        .await
+        .unwrap();
+    let end = patiently(answer.data()).await.unwrap();
+    assert!(
+        end.unwrap_err().is_reset(),
+        "the stream, not its connection"
+    );
+    // The connection serves other requests, here with the answer that no backend is up.
+    assert_eq!(get(&sender, "/").await.unwrap().status(), 502);
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use super::{
     quote, set,
 };
 use crate::{
-    base::units,
-    config::model::{BackendProtocol, CheckKind, HealthCheck},
+    base::{address::BackendAddress, units},
+    config::model::{Backend, BackendProtocol, CheckKind, HealthCheck, OnDown},
 };
 
 /// Reads `pools.NAME.health_check` of a pool whose backends speak `protocol`.
@@ -17,6 +17,7 @@ pub(super) fn read(
     reader: &mut Reader<'_>,
     at: At<'_>,
     protocol: BackendProtocol,
+    backends: &[Backend],
 ) -> Option<HealthCheck> {
     if at.is_word("none") {
         return None;
@@ -30,6 +31,9 @@ pub(super) fn read(
         .get("port")
         .and_then(|at| reader.integer(at, 1, 65_535))
         .map(|port| port as u16);
+    if let Some(at) = keys.get("port") {
+        check_port(reader, at, backends);
+    }
     if let Some(at) = keys.get("interval") {
         let shortest = Duration::from_millis(100);
         set(&mut check.interval, reader.duration(at, shortest, HOUR));
@@ -41,6 +45,10 @@ pub(super) fn read(
         if let Some(at) = keys.get(key) {
             set(slot, reader.integer(at, 1, 100).map(|n| n as u32));
         }
+    }
+    if let Some(at) = keys.get("on_down") {
+        let words = [("keep", OnDown::Keep), ("close", OnDown::Close)];
+        set(&mut check.on_down, reader.word(at, &words));
     }
     if check.timeout > check.interval
         && let Some(at) = keys.get("timeout").or_else(|| keys.get("interval"))
@@ -56,6 +64,21 @@ pub(super) fn read(
         );
     }
     Some(check)
+}
+
+/// A unix socket has no port.
+fn check_port(reader: &mut Reader<'_>, at: At<'_>, backends: &[Backend]) {
+    let is_unix = |backend: &&Backend| matches!(backend.address, BackendAddress::Unix(_));
+    if let Some(backend) = backends.iter().find(is_unix) {
+        reader.error_at_key(
+            at,
+            format!(
+                "`port` with backend {}, which is a unix socket",
+                quote(&backend.name)
+            ),
+            "remove `port`, or put backends on unix sockets into a pool of their own",
+        );
+    }
 }
 
 /// `type`, as far as it is known here.

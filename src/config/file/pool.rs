@@ -40,7 +40,7 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
     choices(reader, &keys, &mut pool);
     check_protocol(reader, at, &keys, pool.protocol);
     if let Some(at) = keys.get("health_check") {
-        pool.health_check = health_check::read(reader, at, pool.protocol);
+        pool.health_check = health_check::read(reader, at, pool.protocol, &pool.backends);
     }
     if let Some(at) = keys.get("ejection") {
         pool.ejection = ejection(reader, at, &pool.backends);

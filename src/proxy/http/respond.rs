@@ -36,7 +36,7 @@ use crate::{
         copy::{self, Meter},
         local_error,
     },
-    proxy::{idle::BackendConnection, timer::Timer},
+    proxy::{idle::BackendConnection, relay_stop::RelayStop, timer::Timer},
     reason::Reason,
     telemetry::metrics::class_index,
 };
@@ -407,12 +407,14 @@ pub(super) async fn tunnel(
     let stop = async move {
         let _ = cut.wait_for(|cut| *cut).await;
     };
+    let relay_stop = RelayStop::default();
+    let stop = relay_stop.wait(stop, attempt.lease);
     let client = &exchange.client.stream;
     let end = copy::relay_until(stop, client, &backend.stream, Vec::new(), idle, meter).await;
     exchange.facts.bytes_in = early + end.bytes_in;
     exchange.facts.bytes_out = behind.len() as u64 + end.bytes_out;
     if let Err(cut) = end.end {
-        exchange.facts.reason = Some(cut.reason());
+        exchange.facts.reason = Some(relay_stop.reason(cut));
         return Next::Reset;
     }
     Next::Close

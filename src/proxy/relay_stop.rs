@@ -1,0 +1,31 @@
+//! What ends the relay of a TCP session or a tunnel before its peers do: the drain deadline, or a backend that went down.
+
+use std::{cell::Cell, future::Future, pin::pin};
+
+use crate::{net::copy::Cut, pool::Lease, reason::Reason};
+
+/// Why the relay was stopped, if it was.
+#[derive(Debug, Default)]
+pub(super) struct RelayStop {
+    by_backend: Cell<bool>,
+}
+
+impl RelayStop {
+    /// Ready when `drain` is, or when the backend of `lease` has gone down and its pool ends sessions then.
+    pub(super) async fn wait(&self, drain: impl Future<Output = ()>, lease: &Lease) {
+        let mut until_down = lease.until_down();
+        tokio::select! {
+            biased;
+            () = pin!(drain) => {}
+            () = &mut until_down => self.by_backend.set(true),
+        }
+    }
+
+    /// The reason of a relay that was cut.
+    pub(super) fn reason(&self, cut: Cut) -> Reason {
+        match cut {
+            Cut::Stopped if self.by_backend.get() => Reason::BackendDown,
+            other => other.reason(),
+        }
+    }
+}
