@@ -5,6 +5,7 @@
 use super::keys;
 
 const CERTIFICATE: &str = "write `tls: {cert: FILE, key: FILE}` in the listener";
+const CLIENT_HEADER: &str = "write `trusted_proxies: {from: [10.0.0.0/8], client_header: X-Real-IP}` at the top of the file";
 const CA: &str =
     "balancer calls this `ca` in the `tls` of a pool, and `client_ca` in that of a listener";
 const SNI: &str = "write `sni: {app.example.com: POOL}` in a listener with `protocol: tcp`";
@@ -161,6 +162,8 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "ratelimit",
         "write `rate_limit: {per_client: 100/s, burst: 200}`",
     ),
+    ("real_ip_header", CLIENT_HEADER),
+    ("real_ip_recursive", CLIENT_HEADER),
     ("retry_policy", "balancer calls this `retries`"),
     ("routers", "balancer calls these `routes`"),
     ("rule", "write `host`, `path`, `method` or `headers`"),
@@ -237,6 +240,8 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
         "balancer calls a group of servers a pool: `pools`, `pool`",
     ),
     ("upstreams", "balancer calls these `pools`"),
+    ("trusted_ips", CLIENT_HEADER),
+    ("trustedips", CLIENT_HEADER),
     ("uri", "balancer calls this `path`"),
     ("url", "balancer calls this `address`, without a scheme"),
     (

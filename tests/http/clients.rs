@@ -1,4 +1,4 @@
-//! Who the client is: `allow`, `deny`, limits and the log agree, whether it comes directly or through a trusted proxy.
+//! The address of the client: `allow`, `deny`, limits and the log agree, whether it comes directly or through a trusted proxy.
 
 use hyper::http::Method;
 
@@ -24,7 +24,7 @@ fn through(client: &str) -> String {
 }
 
 #[test]
-fn a_listener_that_allows_the_proxy_s_network_lets_nobody_in_behind_it() {
+fn a_listener_that_allows_the_proxy_s_network_lets_in_none_of_its_clients() {
     let backend = Peer::answering("ok");
     let daemon = behind_a_proxy(&backend, "allow: [127.0.0.0/8, 198.51.100.0/24]", "");
     let mut client = daemon.client("@web");

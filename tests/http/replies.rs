@@ -124,7 +124,7 @@ async fn answers_over_http_2_carry_them_too() {
 }
 
 #[tokio::test]
-async fn what_an_error_is_stays_whatever_the_route_says_of_its_backends_answers() {
+async fn an_error_stays_what_it_is_when_the_route_edits_its_backends_answers() {
     let daemon = Daemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\", pool: app}}}}\n\
          routes: [{{path: /, pool: app, response_headers: {{set: {{Cache-Control: max-age=9, CDN-Cache-Control: max-age=9, Content-Type: text/css, Content-Encoding: gzip, Grpc-Status: '0', Content-Security-Policy: default-src}}, remove: [Retry-After]}}}}]\n\

@@ -101,7 +101,7 @@ fn what_is_wrong_with_the_certificate_of_a_backend_is_a_warning() {
 }
 
 #[test]
-fn a_self_signed_certificate_in_client_ca_lets_its_owner_in_and_nobody_else() {
+fn a_self_signed_certificate_in_client_ca_lets_in_its_owner_alone() {
     let authority = Authority::new();
     authority.sign("a", &["a.test"]);
     let peer = Peer::answering("ok");
