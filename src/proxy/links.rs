@@ -257,7 +257,8 @@ async fn reach(
     // The preface follows at once.
     let stream = tls::reach(state, introduction, tls, true, deadline).await?;
     let peer = state.is_name().then(|| stream.peer_addr()).flatten();
-    let (link, driver) = Link::open(stream, Some(state), limit, deadline).await?;
+    let streams = pool.config.streams_per_connection;
+    let (link, driver) = Link::open(stream, Some(state), streams, limit, deadline).await?;
     Ok((link, driver, peer))
 }
 

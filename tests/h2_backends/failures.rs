@@ -455,6 +455,38 @@ async fn a_client_that_leaves_takes_its_stream_along_and_no_other() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_a_quiet_poll_does_not_take_the_connection_along() {
+    let left = Record::default();
+    let noted = left.clone();
+    let backend = Backend::start(move |mut asked: Asked| {
+        let noted = noted.clone();
+        async move {
+            if asked.path() == "/poll" {
+                let reset = std::future::poll_fn(|cx| asked.respond.poll_reset(cx)).await;
+                return noted.push(reset.unwrap());
+            }
+            asked.answer(&[], "well");
+        }
+    })
+    .await;
+    let daemon = front(backend.address, "");
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    let poll = tokio::spawn({
+        let sender = sender.clone();
+        async move { get(&sender, "/poll").await.map(drop) }
+    });
+    until(|| backend.requests.all().len() == 1).await;
+    // It has been quiet for longer than a connection may be without being asked.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    poll.abort();
+    until(|| left.all() == [h2::Reason::CANCEL]).await;
+    for _ in 0..3 {
+        assert_eq!(get(&sender, "/").await.unwrap().body, b"well");
+    }
+    assert_eq!(backend.connections(), 1);
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_holds_the_backend_up() {
     let sent = Record::default();
     let noted = sent.clone();

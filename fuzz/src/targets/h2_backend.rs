@@ -57,7 +57,7 @@ async fn read(pool: &Pool, frames: &[u8]) -> (Vec<u8>, bool) {
     let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
     let deadline = clock::now() + std::time::Duration::from_secs(60);
     let state = Arc::clone(&pool.backends[0].state);
-    let opened = Link::open(Stream::from(ours), Some(&state), Rc::default(), deadline).await;
+    let opened = Link::open(Stream::from(ours), Some(&state), 1, Rc::default(), deadline).await;
     let (link, driver) = opened.expect("settings are all it needs");
     drop(spawn_local(driver));
     let mut stream = Stream::from(link.stream(1).expect("room for one"));

@@ -16,7 +16,7 @@ pub(super) async fn on_stream(
     exchange: impl AsyncFnOnce(Stream) -> Result<(), CheckError>,
     limit: Limit,
 ) -> Result<(), CheckError> {
-    let opened = Link::open(stream, None, Rc::default(), limit.deadline).await;
+    let opened = Link::open(stream, None, 1, Rc::default(), limit.deadline).await;
     let (link, driver) = opened.map_err(|error| match error.reason {
         Reason::ConnectionTimeout => limit.late(),
         _ => CheckError::Failed(error.source.to_string()),

@@ -87,9 +87,13 @@ impl Connection {
         this
     }
 
-    /// A new connection to a backend on `stream`.
-    pub(super) fn of_backend(stream: Stream) -> Rc<Self> {
-        let this = Self::new(stream, Role::Backend(Backend::default()));
+    /// A new connection to a backend on `stream`, with windows for so many streams at a time.
+    pub(super) fn of_backend(stream: Stream, streams: usize) -> Rc<Self> {
+        let role = Role::Backend(Backend {
+            streams,
+            ..Backend::default()
+        });
+        let this = Self::new(stream, role);
         {
             let core = &mut *this.core.borrow_mut();
             core.out.extend_from_slice(frame::PREFACE);
@@ -221,6 +225,19 @@ impl Connection {
         asked.map_or(Duration::ZERO, |asked| {
             clock::now().saturating_duration_since(asked)
         })
+    }
+
+    /// Asks the backend for a sign of life: an acknowledgement of settings, or any other frame. Servers of gRPC would hold a PING
+    /// without calls against us.
+    pub(super) fn probe(&self) {
+        let core = &mut *self.core.borrow_mut();
+        if let Role::Backend(backend) = &mut core.role
+            && backend.probed.is_none()
+        {
+            backend.probed = Some(clock::now());
+            frame::write_settings(&mut core.out, &[]);
+            core.wake();
+        }
     }
 
     /// Begins a stream to a backend with the fields that `write` gives; gives its id.

@@ -324,7 +324,7 @@ async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
     frame::write(&mut head, kind::SETTINGS, flag::ACK, 0, &[]);
     let (client, _peer) = pair();
     let (own, _other) = UnixStream::pair().unwrap();
-    let backend = Connection::of_backend(Stream::from(own));
+    let backend = Connection::of_backend(Stream::from(own), 100);
     backend.core.borrow_mut().take_in(&head);
     let id = backend.begin(Expected::default(), true, |_| {}).unwrap();
     let mut answer = Vec::new();

@@ -13,7 +13,7 @@ use std::{
 use tokio::io::AsyncWrite;
 
 use super::{
-    Ended, backend,
+    Ended,
     closed_streams::ClosedStreams,
     flood_guard::FloodGuard,
     flow::{Flow, Outward, remember},
@@ -79,6 +79,10 @@ pub(super) struct Backend {
     pub has_answered: bool,
     /// When the first head went out since anything came.
     pub asked: Option<Instant>,
+    /// When it was asked for a sign of life, and nothing has come since.
+    pub probed: Option<Instant>,
+    /// Streams at a time for which there are windows.
+    pub streams: usize,
 }
 
 /// Who is at the other end.
@@ -155,9 +159,9 @@ impl Core {
                 ClosedStreams::new(client.most),
                 RecvWindows::for_client(client.most),
             ),
-            Role::Backend(_) => (
-                ClosedStreams::new(backend::STREAMS),
-                RecvWindows::for_backend(),
+            Role::Backend(backend) => (
+                ClosedStreams::new(backend.streams),
+                RecvWindows::for_backend(backend.streams),
             ),
         };
         Self {

@@ -81,6 +81,7 @@ impl Core {
         }
         if let Role::Backend(backend) = &mut self.role {
             backend.asked = None;
+            backend.probed = None;
         }
         match self.frame(frame, payload) {
             Ok(()) => {}

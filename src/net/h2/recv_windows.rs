@@ -6,7 +6,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::backend;
 use crate::http2::frame::INITIAL_WINDOW;
 
 /// Bytes of the first windows of all streams of a client's connection, where they are not at one of the bounds below.
@@ -115,9 +114,9 @@ impl RecvWindows {
         Self::new(first as u32, streams as u32)
     }
 
-    /// Windows for a backend.
-    pub(super) fn for_backend() -> Self {
-        Self::new(BACKEND_FIRST_WINDOW, backend::STREAMS as u32)
+    /// Windows for a backend with at most `streams` streams at a time.
+    pub(super) fn for_backend(streams: usize) -> Self {
+        Self::new(BACKEND_FIRST_WINDOW, streams as u32)
     }
 
     fn new(first: u32, streams: u32) -> Self {
@@ -241,9 +240,11 @@ mod tests {
             assert!(windows.connection.size <= most);
             is_kept(&windows, streams as u32);
         }
-        let windows = RecvWindows::for_backend();
-        assert!(windows.connection.size <= 26 << 20);
-        is_kept(&windows, backend::STREAMS as u32);
+        for (streams, most) in [(100, 26 << 20), (1_000, 200 << 20)] {
+            let windows = RecvWindows::for_backend(streams);
+            assert!(windows.connection.size <= most);
+            is_kept(&windows, streams as u32);
+        }
     }
 
     #[test]

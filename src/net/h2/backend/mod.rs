@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::{Sleep, sleep, timeout_at};
+use tokio::time::{Sleep, sleep, sleep_until, timeout_at};
 
 use super::{Ended, connection::Connection};
 use crate::{
@@ -41,14 +41,14 @@ use crate::{
     telemetry::metrics::BackendSlot,
 };
 
-/// Streams for which the window of a connection has room, whether somebody reads them or not.
-pub(super) const STREAMS: usize = 100;
 /// Most heads and trailers on one stream: two more than the interim responses that are passed on.
 pub(super) const MAX_SECTIONS: u32 = 18;
 /// How long a connection may take to say goodbye when nothing is on it any more.
 const PARTING: Duration = Duration::from_secs(2);
-/// How long a backend may say nothing at all on a connection on which an exchange ran out of its time.
-const SILENCE: Duration = Duration::from_secs(1);
+/// Silence of a connection on which an exchange was given up, after which the backend is asked for a sign of life.
+const STALL_TIME: Duration = Duration::from_secs(1);
+/// Time for that sign.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection to a backend that speaks HTTP/2.
 #[derive(Debug)]
@@ -66,6 +66,8 @@ pub struct Link {
     retired: Cell<bool>,
     /// Its driver has ended.
     over: Cell<bool>,
+    /// Streams at a time for which there are windows.
+    streams: usize,
     /// Streams at a time, as learned from refusals.
     limit: Rc<StreamLimit>,
     /// It has been held against the backend that this connection takes no request.
@@ -75,10 +77,11 @@ pub struct Link {
 impl Link {
     /// Performs the HTTP/2 handshake on `stream`, a new connection to the backend of `state`: ready when the backend has sent
     /// its settings and allows a stream. The driver must be run as long as the link is used. Without a `state` it is in no
-    /// counters. `limit` is what the refusals of this backend have shown.
+    /// counters. At most `streams` are begun at a time; `limit` is what the refusals of this backend have shown.
     pub async fn open(
         stream: Stream,
         state: Option<&Arc<BackendState>>,
+        streams: usize,
         limit: Rc<StreamLimit>,
         deadline: Instant,
     ) -> Result<(Rc<Self>, impl Future<Output = ()> + use<>), ConnectError> {
@@ -86,7 +89,7 @@ impl Link {
             return Err(Failed::new(Fault::Alpn, NOT_H2).into());
         }
         let is_secure = stream.tls().is_some();
-        let connection = Connection::of_backend(stream);
+        let connection = Connection::of_backend(stream, streams);
         let greeting = poll_fn(|cx| match connection.poll(cx) {
             Poll::Pending if connection.takes_streams() => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
@@ -120,6 +123,7 @@ impl Link {
             idle_since: Cell::new(now),
             retired: Cell::new(false),
             over: Cell::new(false),
+            streams,
             limit,
             noted: Cell::new(false),
         });
@@ -133,7 +137,8 @@ impl Link {
         if self.connection.is_clogged() {
             self.retire();
         }
-        if self.is_retired() || self.open.get() >= most.min(self.allowed()) {
+        let most = most.min(self.allowed()).min(self.streams);
+        if self.is_retired() || self.open.get() >= most {
             return None;
         }
         self.begun.set(self.begun.get() + 1);
@@ -184,10 +189,11 @@ impl Link {
         }
     }
 
-    /// An exchange did not wait for its answer any longer: where nothing at all comes, others would not get theirs either.
+    /// An exchange did not wait for its answer any longer. Where nothing at all has come for a while the backend may be quiet
+    /// or gone: it is asked, and the connection is retired if it does not answer.
     pub fn doubt(&self) {
-        if self.connection.silence() >= SILENCE {
-            self.retire();
+        if self.connection.silence() >= STALL_TIME && !self.is_retired() {
+            self.connection.probe();
         }
     }
 
@@ -283,6 +289,7 @@ impl Drop for Driven {
 async fn drive(link: Driven) {
     let link = &link.0;
     let mut parting: Option<Pin<Box<Sleep>>> = None;
+    let mut probe: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
         if link.connection.poll(cx).is_ready() {
             return Poll::Ready(());
@@ -291,6 +298,7 @@ async fn drive(link: Driven) {
         if is_over || link.connection.backend(|it| it.is_leaving) == Some(true) {
             link.retire();
         }
+        link.poll_probe(cx, &mut probe);
         link.poll_parting(cx, &mut parting)
     })
     .await;
@@ -301,6 +309,23 @@ async fn drive(link: Driven) {
 }
 
 impl Link {
+    /// Retires the connection when the backend has not answered in time that it is there.
+    fn poll_probe(&self, cx: &mut Context<'_>, timer: &mut Option<Pin<Box<Sleep>>>) {
+        let probed = self.connection.backend(|backend| backend.probed).flatten();
+        let Some(probed) = probed.filter(|_| !self.is_retired()) else {
+            *timer = None;
+            return;
+        };
+        let due = probed + PROBE_TIMEOUT;
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
+        if timer.deadline() != due.into() {
+            timer.as_mut().reset(due.into());
+        }
+        if timer.as_mut().poll(cx).is_ready() {
+            self.retire();
+        }
+    }
+
     /// Ready when the connection should have ended by itself.
     fn poll_parting(&self, cx: &mut Context<'_>, timer: &mut Option<Pin<Box<Sleep>>>) -> Poll<()> {
         if self.open.get() > 0 || !self.is_retired() {

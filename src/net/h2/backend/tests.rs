@@ -2,14 +2,20 @@
 
 use std::io;
 
+use tokio::{io::AsyncWriteExt as _, net::UnixStream};
+
 use super::{
     request,
     response::{self, Expected, Read},
+    *,
 };
 use crate::{
     http1::response::{Framing, Head},
-    http2::hpack::{self, Decoder, Fields},
-    net::h2::{reader::Body, writer::Writer},
+    http2::{
+        frame::{self, flag, kind},
+        hpack::{self, Decoder, Fields},
+    },
+    net::h2::{Text as _, reader::Body, writer::Writer},
 };
 
 fn list(block: &[u8]) -> Fields {
@@ -192,4 +198,42 @@ fn what_is_no_response_of_http2_is_refused() {
         assert!(read.is_err(), "{status} {fields:?}");
     }
     assert!(response::read(&list(&[]), true, &Expected::default()).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_connection_is_kept_as_long_as_its_backend_is_there() {
+    for is_there in [true, false] {
+        let (own, mut peer) = UnixStream::pair().unwrap();
+        let mut frames = Vec::new();
+        frame::write_settings(&mut frames, &[]);
+        peer.write_all(&frames).await.unwrap();
+        let deadline = clock::now() + Duration::from_mins(1);
+        let opened = Link::open(own.into(), None, 100, Rc::default(), deadline).await;
+        let (link, driver) = opened.unwrap();
+        let script = async {
+            let stream = link.stream(100).unwrap();
+            let request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+            assert_eq!(stream.write(request).unwrap(), request.len());
+            link.doubt();
+            assert!(link.connection().backend(|it| it.probed) == Some(None));
+            sleep(STALL_TIME).await;
+            link.doubt();
+            assert!(!link.is_retired());
+            sleep(PROBE_TIMEOUT / 2).await;
+            if is_there {
+                let mut sign = Vec::new();
+                frame::write(&mut sign, kind::SETTINGS, flag::ACK, 0, &[]);
+                peer.write_all(&sign).await.unwrap();
+            }
+            sleep(PROBE_TIMEOUT).await;
+            assert_eq!(link.is_retired(), !is_there);
+            // What is under way goes on.
+            assert!(link.connection().live_beside(0) == 1);
+        };
+        tokio::select! {
+            biased;
+            () = driver => panic!("the connection has ended"),
+            () = script => {}
+        }
+    }
 }

@@ -94,7 +94,7 @@ pub(super) async fn connect(stream: Stream) -> Rc<Link> {
     let pool = Pool::new(&loaded.config.pools[0], None, clock::now());
     let state = Arc::clone(&pool.backends[0].state);
     let deadline = clock::now() + super::PATIENCE;
-    let (link, driver) = Link::open(stream, Some(&state), Rc::default(), deadline)
+    let (link, driver) = Link::open(stream, Some(&state), 100, Rc::default(), deadline)
         .await
         .unwrap();
     drop(spawn_local(driver));
