@@ -35,6 +35,8 @@ use crate::{
 
 /// Most reads in a row before others have their turn.
 const READS: usize = 16;
+/// How long the window of a backend's connection may be used up until further requests go elsewhere.
+const STALL_TIME: Duration = Duration::from_millis(100);
 /// Payload of the PING that a client answers when it has seen our GOAWAY.
 pub(super) const FAREWELL: [u8; 8] = *b"farewell";
 
@@ -335,6 +337,12 @@ impl Connection {
     /// The peer has long not taken what there is for it.
     pub(super) fn is_clogged(&self) -> bool {
         self.core.borrow().unwritten() > MOST_HEADS
+    }
+
+    /// The peer has long opened its window for no content.
+    pub(super) fn is_stalled(&self) -> bool {
+        let since = self.core.borrow().stalled_since;
+        since.is_some_and(|since| clock::now().saturating_duration_since(since) >= STALL_TIME)
     }
 
     /// Sends a head or trailers, which `write` gives as a field block.

@@ -16,7 +16,7 @@ use super::{
     Ended,
     closed_streams::ClosedStreams,
     flood_guard::FloodGuard,
-    flow::{Flow, Outward, remember},
+    flow::{Flow, Outward, Share, remember},
     incoming::Asked,
     recv_windows::{RTT_PROBE, RecvWindows},
 };
@@ -41,6 +41,9 @@ pub(super) const MOST_ANSWERS: usize = 4 * MOST_UNWRITTEN;
 pub(super) const MOST_HEADS: usize = 4 * MOST_ANSWERS;
 /// Room for frames that a connection in use keeps.
 const KEPT: usize = 2 * MOST_UNWRITTEN;
+
+/// Room of a connection's window below which streams have to wait for each other.
+const STALLED_ROOM: usize = 4 << 10;
 
 /// How far we have taken leave of a client, RFC 9113 section 6.8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,6 +136,10 @@ pub(super) struct Core {
     pub flood_guard: FloodGuard,
     pub windows: RecvWindows,
     pub outward: Outward,
+    /// Content that the peer has not acknowledged with a window of the connection.
+    pub unacknowledged: usize,
+    /// Since when the connection's window is used up, or nearly.
+    pub stalled_since: Option<Instant>,
     /// What each new stream may send.
     pub initial: u32,
     pub flows: HashMap<u32, Flow, NumberBuild>,
@@ -178,6 +185,8 @@ impl Core {
             flood_guard: FloodGuard::new(),
             windows,
             outward: Outward::new(INITIAL_WINDOW),
+            unacknowledged: 0,
+            stalled_since: None,
             initial: INITIAL_WINDOW,
             flows: HashMap::default(),
             last: 0,
@@ -316,7 +325,7 @@ impl Core {
     /// Lets some of those send who wait for room: as many as can use it. The others have their turn when these have had
     /// theirs.
     pub(super) fn wake_senders(&mut self, cx: &Context<'_>) {
-        let is_shut = self.outward.room() == 0;
+        let share = self.share();
         let mut most = MOST_UNWRITTEN / MAX_PAYLOAD;
         let mut left = self.waiting.len();
         while most > 0
@@ -327,7 +336,7 @@ impl Core {
             let Some(flow) = self.flows.get_mut(&id) else {
                 continue;
             };
-            if is_shut && flow.has_content {
+            if flow.has_content && share.room(flow) == 0 {
                 self.waiting.push_back(id);
                 continue;
             }
@@ -461,17 +470,35 @@ impl Core {
         Ok(())
     }
 
+    /// How streams share what is left of the connection's window.
+    fn share(&self) -> Share {
+        let is_shared = matches!(self.role, Role::Backend(_)) && self.flows.len() > 1;
+        Share {
+            left: self.outward.room(),
+            unacknowledged: is_shared.then_some(self.unacknowledged),
+        }
+    }
+
+    /// The peer has opened the connection's window.
+    pub(super) fn acknowledged(&mut self, bytes: u32) {
+        self.unacknowledged = self.unacknowledged.saturating_sub(bytes as usize);
+        if self.outward.room() >= STALLED_ROOM {
+            self.stalled_since = None;
+        }
+    }
+
     pub(super) fn send_data<T>(
         &mut self,
         id: u32,
         fill: impl FnOnce(&mut Vec<u8>, usize) -> io::Result<(T, bool)>,
     ) -> io::Result<T> {
-        let (own, all) = (
-            self.outward.room(),
+        let (share, all) = (
+            self.share(),
             MOST_UNWRITTEN.saturating_sub(self.unwritten()),
         );
         let flow = self.sending(id).map_err(gone)?;
-        let room = flow.outward.room().min(own).min(all).min(MAX_PAYLOAD);
+        let own = flow.outward.room().min(share.room(flow));
+        let room = own.min(all).min(MAX_PAYLOAD);
         let start = self.out.len();
         self.out.extend_from_slice(&[0; frame::HEADER]);
         let filled = fill(&mut self.out, room);
@@ -492,8 +519,13 @@ impl Core {
         };
         header.write_at(&mut self.out, start);
         self.outward.take(length);
+        self.unacknowledged += length;
+        if self.outward.room() < STALLED_ROOM && self.stalled_since.is_none() {
+            self.stalled_since = Some(clock::now());
+        }
         if let Some(flow) = self.flows.get_mut(&id) {
             flow.outward.take(length);
+            flow.unacknowledged += length;
             flow.sent_end |= ends;
         }
         self.flood_guard.credit(length);
@@ -508,12 +540,13 @@ impl Core {
         cx: &Context<'_>,
     ) -> Poll<Result<(), Ended>> {
         let is_full = self.unwritten() >= MOST_UNWRITTEN;
-        let is_shut = is_content && self.outward.room() == 0;
+        let share = self.share();
         let flow = match self.sending(id) {
             Ok(flow) => flow,
             Err(ended) => return Poll::Ready(Err(ended)),
         };
         let is_held = is_content && flow.outward.room() == 0;
+        let is_shut = is_content && share.room(flow) == 0;
         if !is_held && !is_shut && !is_full {
             return Poll::Ready(Ok(()));
         }

@@ -14,6 +14,8 @@ pub(super) struct Flow {
     pub reader: Reader,
     pub inward: RecvWindow,
     pub outward: Outward,
+    /// Content that the peer has not acknowledged with a window of the stream.
+    pub unacknowledged: usize,
     /// What the response of a backend can be.
     pub expected: Expected,
     /// Heads and trailers that have come.
@@ -43,6 +45,7 @@ impl Flow {
             reader: Reader::new(),
             inward,
             outward,
+            unacknowledged: 0,
             expected: Expected::default(),
             sections: 0,
             rapid_until: None,
@@ -128,6 +131,30 @@ impl Outward {
     }
 }
 
+/// What streams may send of a connection's window. Where they share it, a stream has at most four times as much on its way as
+/// it leaves to the others: a backend that does not read one request still gets the bodies of others.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Share {
+    /// Of the connection's window.
+    pub left: usize,
+    /// Unacknowledged content of the connection; `None` where nothing is shared.
+    pub unacknowledged: Option<usize>,
+}
+
+impl Share {
+    /// How much of the connection's window the stream may use.
+    pub(super) fn room(self, flow: &Flow) -> usize {
+        match self.unacknowledged {
+            None => self.left,
+            // What was acknowledged to the connection does not hold up others.
+            Some(all) => {
+                let spare = (4 * self.left).saturating_sub(flow.unacknowledged.min(all));
+                spare.div_ceil(5)
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +169,41 @@ mod tests {
         let mut flow = Flow::new(RecvWindow::new(1), Outward::new(1));
         flow.end(Ended::Lost);
         assert!(!flow.is_open());
+    }
+
+    #[test]
+    fn a_stream_that_is_not_read_leaves_room_to_others_and_alone_it_has_all() {
+        let mut stuck: Vec<Flow> = Vec::new();
+        let mut left = 65_535;
+        for _ in 0..5 {
+            let mut flow = Flow::new(RecvWindow::new(1), Outward::new(1));
+            loop {
+                let sent = Share {
+                    left,
+                    unacknowledged: Some(65_535 - left),
+                };
+                let room = sent.room(&flow).min(1_000);
+                if room == 0 {
+                    break;
+                }
+                flow.unacknowledged += room;
+                left -= room;
+            }
+            assert!(left > 0, "room for another one");
+            stuck.push(flow);
+        }
+        let (flow, left) = (stuck.remove(0), 100);
+        let room = |unacknowledged| {
+            let share = Share {
+                left,
+                unacknowledged,
+            };
+            share.room(&flow)
+        };
+        assert_eq!(
+            [room(None), room(Some(0)), room(Some(65_435))],
+            [100, 80, 0]
+        );
     }
 
     #[test]

@@ -410,7 +410,10 @@ impl Core {
                     Err(Code::FLOW_CONTROL_ERROR.into())
                 }
                 // The driver wakes those that wait for it.
-                _ => Ok(()),
+                more => {
+                    self.acknowledged(more);
+                    Ok(())
+                }
             };
         }
         if let Whose::Past = self.whose(id)? {
@@ -426,6 +429,7 @@ impl Core {
             return Err(Wrong::Stream(id, Code::FLOW_CONTROL_ERROR));
         }
         flow.is_opened = true;
+        flow.unacknowledged = flow.unacknowledged.saturating_sub(more as usize);
         flow.wake_writer();
         Ok(())
     }
