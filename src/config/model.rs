@@ -593,7 +593,8 @@ pub struct HeaderEdits {
     pub set: Vec<(String, String)>,
     /// Adds a field.
     pub add: Vec<(String, String)>,
-    /// Names.
+    /// Names; a final `*` stands for the rest of a name. By that no field of the connection or the framing, `Host` or
+    /// `Expect` is meant.
     pub remove: Vec<String>,
 }
 

@@ -251,6 +251,59 @@ routes:
 }
 
 #[test]
+fn a_star_in_remove_takes_every_header_that_begins_so_and_no_other() {
+    let peer = Peer::start(|mut connection| {
+        while let Some(request) = connection.request() {
+            connection.send(format!(
+                "HTTP/1.1 200 OK\r\nX-Inner-A: 1\r\nx_inner_b: 2\r\nX-Inne: 3\r\nServer: s\r\nContent-Length: {}\r\n\r\n{}",
+                request.head.len(),
+                request.head
+            ));
+        }
+    });
+    let daemon = Daemon::start(&format!(
+        "listeners: {{web: {{bind: \"@web\"}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\nroutes:
+  - path: /
+    pool: app
+    request_headers: {{remove: [X-Internal-*, H*, E*, C*, x-forwarded-*], set: {{X-Internal-Own: ours}}}}
+    response_headers: {{remove: [X-Inner-*, S*, c*]}}
+",
+        peer.address
+    ));
+    let mut client = daemon.client("@web");
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nX-Internal-Id: 1\r\nx-internal-: 2\r\nX_Internal_B: 3\r\nX-Internal: 4\r\nCookie: c=d\r\nContent-Length: 2\r\n\r\nhi");
+    let response = client.response().unwrap();
+    let head = response.text().to_ascii_lowercase();
+    for gone in [
+        "x-internal-id",
+        "x-internal-:",
+        "x_internal_b",
+        "cookie",
+        "x-forwarded-for",
+    ] {
+        assert!(!head.contains(gone), "{gone}: {head}");
+    }
+    for kept in [
+        "\r\nhost: a",
+        "x-internal: 4",
+        "x-internal-own: ours",
+        "content-length: 2",
+        "via:",
+    ] {
+        assert!(head.contains(kept), "{kept}: {head}");
+    }
+    for (name, value) in [
+        ("x-inner-a", None),
+        ("x_inner_b", None),
+        ("server", None),
+        ("x-inne", Some("3")),
+    ] {
+        assert_eq!(response.header(name), value, "{name}");
+    }
+    assert!(response.header("content-length").is_some());
+}
+
+#[test]
 fn an_answer_of_our_own_to_a_request_with_a_body_keeps_the_connection_in_step() {
     let daemon = Daemon::start(
         "listeners: {web: {bind: \"@web\"}}\nroutes: [{path: /, respond: {status: 200, body: pong}}]\n",

@@ -12,7 +12,7 @@ use crate::support::{
     poll,
 };
 
-/// A port that nobody listens on, on any address.
+/// A port that is free on every address.
 fn free_port() -> u16 {
     let socket = TcpListener::bind("[::]:0").unwrap();
     socket.local_addr().unwrap().port()

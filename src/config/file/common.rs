@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use super::{At, Limit, Reader, quote, set};
+use super::{At, Limit, Reader, foreign, quote, set};
 use crate::{
     base::address::{AddressError, BindAddress},
     config::model::{RateLimit, Redirect, Retries, RetryConditions},
@@ -193,6 +193,9 @@ pub(super) fn redirect(reader: &mut Reader<'_>, at: At<'_>, section: &str) -> Op
         return None;
     };
     let location = clean_text(reader, to, "the target of a redirect")?;
+    if foreign::refuse(reader, to, location, foreign::Use::Redirect) {
+        return None;
+    }
     if location == "https" {
         return Some(Redirect::Https {
             port: port.unwrap_or(443),

@@ -4,6 +4,7 @@
 //! is used only when nothing was reported as an error.
 
 mod common;
+mod foreign;
 mod global;
 mod health_check;
 mod listener;

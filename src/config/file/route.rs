@@ -6,7 +6,7 @@ use super::{
         clean_text, header_name, is_token, methods, rate_limit, redirect, retries, timeouts,
         warn_short_total,
     },
-    matching, quote, rewrite, set,
+    foreign, matching, quote, rewrite, set,
 };
 use crate::config::model::{
     Config, HeaderEdits, ListenerProtocol, Pool, Respond, Route, RouteAction,
@@ -204,6 +204,7 @@ fn respond(reader: &mut Reader<'_>, at: At<'_>) -> Option<RouteAction> {
     }
     if let Some(at) = keys.get("body") {
         let text = reader.text(at, "a text", "write the text of the answer");
+        foreign::refuse(reader, at, text.unwrap_or_default(), foreign::Use::Body);
         set(&mut respond.body, text.map(str::to_owned));
         if respond.body.len() > MAX_RESPOND {
             reader.error(
@@ -303,17 +304,30 @@ fn edits(reader: &mut Reader<'_>, at: At<'_>, request: bool) -> HeaderEdits {
         edits.add = fields(reader, at, false);
     }
     if let Some(at) = keys.get("remove") {
-        let hint = "write a list of header names";
+        let hint = "write a list of header names, such as `X-Debug` or `X-Internal-*`";
         for entry in reader.one_or_more(&at, "names of headers", hint) {
             if let Some(name) = reader.text(entry, "the name of a header", hint)
                 && header_name(reader, entry, name, false)
                 && may_edit(reader, entry, name, false)
+                && is_pattern(reader, entry, name)
             {
                 edits.remove.push(name.to_owned());
             }
         }
     }
     edits
+}
+
+/// A name in `remove` may end in `*`.
+fn is_pattern(reader: &mut Reader<'_>, at: At<'_>, name: &str) -> bool {
+    let help = match name.find('*') {
+        None => return true,
+        Some(0) => "name the headers, or their beginning: `X-Internal-*`",
+        Some(place) if place + 1 == name.len() => return true,
+        Some(_) => "`*` may only be the last character",
+    };
+    reader.error(at, format!("{} is not a name to remove", quote(name)), help);
+    false
 }
 
 fn may_edit(reader: &mut Reader<'_>, at: At<'_>, name: &str, host: bool) -> bool {
@@ -353,7 +367,15 @@ fn fields(reader: &mut Reader<'_>, at: At<'_>, host: bool) -> Vec<(String, Strin
                 "remove one",
             );
         }
+        if name.contains('*') {
+            reader.warn_at_key(
+                at,
+                format!("{} is the whole name here, with its `*`", quote(name)),
+                "name each header; only in `remove` a final `*` stands for the rest of a name",
+            );
+        }
         if let Some(value) = value {
+            foreign::refuse(reader, at, value, foreign::Use::Header);
             fields.push((name.to_owned(), value.to_owned()));
         }
     }

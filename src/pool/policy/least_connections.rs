@@ -2,7 +2,7 @@
 //!
 //! The least loaded is the one that would have the fewest for its weight with one more. Beside it stand all that differ from it
 //! by less than one request (`has_its_share`), such as all idle ones: these take turns by weight. Where all weights are
-//! equal that is whoever has as few in flight, and the scan starts one further each time.
+//! equal these are the ones with as few in flight, and the scan starts one further each time.
 //!
 //! The load is compared and taken in one step, so two threads never take the same slot; a thread that loses the race looks
 //! again.

@@ -186,16 +186,55 @@ pub(super) fn is_websocket(protocol: &[u8]) -> bool {
 
 /// True where `set` or `remove` name a field that balancer would add: then it adds none.
 pub(super) fn is_decided(edits: Option<&HeaderEdits>, name: &str) -> bool {
-    edits.is_some_and(|edits| {
-        let mut names = named(edits);
-        names.any(|edited| is_same_or_twin(name.as_bytes(), edited.as_bytes()))
-    })
+    edits.is_some_and(|edits| named(edits).any(|edited| edited.matches(name.as_bytes())))
+}
+
+/// A name in `set` or `remove`.
+#[derive(Clone, Copy)]
+enum Edited<'a> {
+    Name(&'a [u8]),
+    /// All names that begin with it.
+    Prefix(&'a [u8]),
+}
+
+impl Edited<'_> {
+    /// True for this name, and for one that a server could take for it.
+    fn matches(self, name: &[u8]) -> bool {
+        match self {
+            Self::Name(edited) => is_same_or_twin(name, edited),
+            Self::Prefix(prefix) => name
+                .get(..prefix.len())
+                .is_some_and(|start| is_same_or_twin(start, prefix)),
+        }
+    }
+
+    fn strikes(self, field: &Field, name: &[u8]) -> bool {
+        // Without these the message is another one, or none.
+        let is_essential = || {
+            field.known.is_hop_by_hop()
+                || matches!(
+                    field.known,
+                    Known::Host | Known::ContentLength | Known::Expect
+                )
+        };
+        self.matches(name) && (matches!(self, Self::Name(_)) || !is_essential())
+    }
 }
 
 /// The names of which no field is left as it came.
-fn named(edits: &HeaderEdits) -> impl Iterator<Item = &String> {
-    let set = edits.set.iter().map(|(name, _)| name);
-    edits.remove.iter().chain(set)
+fn named(edits: &HeaderEdits) -> impl Iterator<Item = Edited<'_>> {
+    let set = edits
+        .set
+        .iter()
+        .map(|(name, _)| Edited::Name(name.as_bytes()));
+    let removed = edits
+        .remove
+        .iter()
+        .map(|name| match name.strip_suffix('*') {
+            Some(prefix) => Edited::Prefix(prefix.as_bytes()),
+            None => Edited::Name(name.as_bytes()),
+        });
+    removed.chain(set)
 }
 
 fn sets_host(edits: &HeaderEdits) -> bool {
@@ -360,8 +399,8 @@ fn push_address(out: &mut Vec<u8>, address: Option<IpAddr>) {
 
 /// Strikes out what `remove` and `set` name, and what a server could take for it.
 fn strike_edited(fields: &mut Fields, bytes: &[u8], edits: &HeaderEdits) {
-    for name in named(edits) {
-        fields.strike(|field| is_same_or_twin(field.name.get(bytes), name.as_bytes()));
+    for edited in named(edits) {
+        fields.strike(|field| edited.strikes(field, field.name.get(bytes)));
     }
 }
 
