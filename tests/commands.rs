@@ -8,11 +8,16 @@
 
 mod support;
 
-use std::{fs, process::Output};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    process::{Output, Stdio},
+};
 
 use support::{
     TempDir,
-    daemon::balancer,
+    daemon::{balancer, command},
     peer::{Peer, refused},
 };
 
@@ -184,4 +189,169 @@ fn the_demo_takes_no_addresses_of_other_machines() {
         "{}",
         err(&output)
     );
+}
+
+#[test]
+fn check_takes_the_file_by_option_and_from_standard_input() {
+    let directory = TempDir::new();
+    let file = directory.path().join("a.yaml");
+    fs::write(&file, GOOD).unwrap();
+    let by_option = balancer(&["check", "-c", file.to_str().unwrap()]);
+    assert_eq!(code(&by_option), 0, "{}", err(&by_option));
+    assert_eq!(code(&balancer(&["check", "a", "-c", "b"])), 2);
+    let piped = |arguments: &[&str], text: &str| {
+        let mut child = command()
+            .args(arguments)
+            .current_dir(directory.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
+        child.wait_with_output().unwrap()
+    };
+    for arguments in [
+        &["check", "-"][..],
+        &["check", "-c", "-"],
+        &["check", "/dev/stdin"],
+    ] {
+        let good = piped(arguments, GOOD);
+        assert_eq!(code(&good), 0, "{}", err(&good));
+        assert!(
+            out(&good).starts_with("<stdin>: ok: 1 listener"),
+            "{}",
+            out(&good)
+        );
+        let bad = piped(arguments, &GOOD.replace("pool: app", "pool: ap"));
+        assert_eq!(code(&bad), 1);
+        assert!(err(&bad).contains("<stdin>:2:"), "{}", err(&bad));
+    }
+    // Paths begin at the current directory.
+    fs::write(directory.path().join("token"), "s3cret").unwrap();
+    let token = format!("admin: {{bind: 9901, token_file: token}}\n{GOOD}");
+    assert_eq!(code(&piped(&["check", "-"], &token)), 0);
+}
+
+#[test]
+fn check_with_the_rights_of_a_user_finds_the_keys_that_it_cannot_read() {
+    if !rustix::process::geteuid().is_root() {
+        let refused = balancer(&["check", "--user", "root", "/nonexistent.yaml"]);
+        assert!(err(&refused).contains("use sudo"), "{}", err(&refused));
+        return;
+    }
+    let directory = TempDir::new();
+    let folder = directory.path();
+    for name in ["good.pem", "good.key"] {
+        let from = format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+        fs::copy(from, folder.join(name)).unwrap();
+    }
+    let mode = |name: &str, mode: u32| {
+        fs::set_permissions(folder.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let file = folder.join("a.yaml");
+    let tls = "tls: {cert: good.pem, key: good.key}, pool: app";
+    fs::write(&file, GOOD.replace("pool: app}", &format!("{tls}}}"))).unwrap();
+    let check = |user: &str| balancer(&["check", "--user", user, file.to_str().unwrap()]);
+    mode("good.key", 0o644);
+    assert_eq!(code(&check("nobody")), 0, "{}", err(&check("nobody")));
+    mode("good.key", 0o600);
+    let refused = check("nobody");
+    assert_eq!(code(&refused), 1);
+    let said = err(&refused);
+    assert!(
+        said.contains("cannot read `good.key`: permission denied"),
+        "{said}"
+    );
+    assert!(said.contains("a.yaml:2:"), "{said}");
+    assert_eq!(code(&check("root")), 0);
+    let unknown = check("no-such-user-here");
+    assert_eq!(code(&unknown), 1);
+    assert!(err(&unknown).contains("there is no user `no-such-user-here`"));
+
+    mode("good.key", 0o644);
+    let log = format!("access_log: {{output: \"file:a.log\"}}\n{GOOD}");
+    fs::write(&file, log).unwrap();
+    let refused = check("nobody");
+    assert_eq!(code(&refused), 1);
+    assert!(err(&refused).contains("access_log.output: user `nobody` may not write to"));
+}
+
+#[test]
+fn a_command_whose_output_is_lost_exits_with_1() {
+    let directory = TempDir::new();
+    let file = directory.path().join("a.yaml");
+    fs::write(&file, GOOD).unwrap();
+    let shell = |redirect: &str, arguments: &str| {
+        let program = command().get_program().to_owned();
+        let line = format!("{} {arguments} {redirect}", program.display());
+        let output = std::process::Command::new("sh")
+            .args(["-c", &line])
+            .output();
+        output.unwrap().status.code()
+    };
+    let check = format!("check {}", file.display());
+    for arguments in [&*check, "version", "--version", "--help"] {
+        assert_eq!(shell("> /dev/full", arguments), Some(1), "{arguments}");
+        assert_eq!(shell(">&-", arguments), Some(1), "{arguments}");
+        assert_eq!(shell("> /dev/null", arguments), Some(0), "{arguments}");
+    }
+}
+
+#[test]
+fn no_command_prints_colours_where_they_are_not_wanted() {
+    if std::process::Command::new("script")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        eprintln!("no script(1) here: skipped");
+        return;
+    }
+    let directory = TempDir::new();
+    let file = directory.path().join("a.yaml");
+    fs::write(&file, GOOD.replace("pool: app", "pool: ap")).unwrap();
+    let on_terminal = |variables: &[(&str, &str)]| {
+        let line = format!(
+            "{} check {}",
+            command().get_program().display(),
+            file.display()
+        );
+        let mut script = std::process::Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]);
+        script.env_remove("NO_COLOR").env("TERM", "xterm");
+        script.envs(variables.iter().copied());
+        out(&script.stdin(Stdio::null()).output().unwrap())
+    };
+    assert!(on_terminal(&[]).contains('\u{1b}'));
+    assert!(!on_terminal(&[("NO_COLOR", "1")]).contains('\u{1b}'));
+    assert!(!on_terminal(&[("TERM", "dumb")]).contains('\u{1b}'));
+}
+
+#[test]
+fn a_socket_that_cannot_be_opened_says_what_is_missing() {
+    let output = balancer(&["status", "--admin", "unix:/nonexistent/admin.sock"]);
+    assert_eq!(code(&output), 4);
+    let said = err(&output);
+    assert!(
+        said.contains("is not reachable at `unix:/nonexistent/admin.sock`"),
+        "{said}"
+    );
+    assert!(said.contains("`--admin unix:PATH`"), "{said}");
+    let peer = admin(
+        "401 Unauthorized",
+        r#"{"error":{"code":401,"message":"Unauthorized","details":"The bearer token is needed."}}"#,
+    );
+    for command in ["status", "reload"] {
+        let output = balancer(&[command, "--admin", &peer.address.to_string()]);
+        assert_eq!(code(&output), 1);
+        let said = err(&output);
+        let wanted = "error: The bearer token is needed.\nname the file with `--token-file FILE`";
+        assert!(said.starts_with(wanted), "{said}");
+    }
 }

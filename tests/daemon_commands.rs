@@ -160,3 +160,42 @@ fn the_demo_balances_over_its_backends_and_makes_them_fail_on_order() {
     daemon.signal(Signal::INT);
     assert_eq!(daemon.wait_exit().code(), Some(0));
 }
+
+#[test]
+fn status_shows_certificates_and_until_when_they_are_valid() {
+    let backend = Peer::answering("here");
+    let fixtures = format!("{}/tests/fixtures", env!("CARGO_MANIFEST_DIR"));
+    let tls = format!("tls: {{cert: {fixtures}/good.pem, key: {fixtures}/good.key}}, pool: app}}");
+    let daemon = Daemon::start(&config(&backend).replace("pool: app}", &tls));
+    let output = daemon.command(&["status"]);
+    let screen = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (_, certificates) = screen.split_once("\ncertificates\n").unwrap();
+    assert!(certificates.contains("good.pem"), "{screen}");
+    assert!(certificates.contains("valid for"), "{screen}");
+    let one = &daemon.status()["certificates"][0];
+    assert_eq!(one["state"], "valid");
+    assert!(
+        one["not_after"].as_str().unwrap().starts_with("20"),
+        "{one}"
+    );
+    assert!(one["expires_in_seconds"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn the_demo_says_how_its_admin_api_is_reached() {
+    for bind in ["", "admin: {bind: \"unix:@dir/other.sock\"}\n"] {
+        let text = format!(
+            "{bind}listeners:\n  web: {{bind: \"@web\", pool: app}}\npools:\n  app:\n    backends: [\"@one\"]\n"
+        );
+        let daemon = Daemon::start_as("demo", &text);
+        let said = poll(|| {
+            let line = |line: &String| line.contains("who is up, and why not:");
+            daemon.stdout.all().into_iter().find(line)
+        });
+        let said = said.unwrap();
+        let (_, line) = said.split_once("not:").unwrap();
+        let words: Vec<_> = line.split_whitespace().skip(1).collect();
+        let output = support::daemon::balancer(&words);
+        assert_eq!(output.status.code(), Some(0), "{said}: {output:?}");
+    }
+}

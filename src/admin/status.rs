@@ -1,6 +1,7 @@
 //! The document of `GET /v1/status`: everything `balancer status` shows.
 
 use std::{
+    collections::HashSet,
     fmt::Write as _,
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     base::clock,
-    config::model::{HealthCheck, ListenerProtocol, Policy},
+    config::model::{Config, HealthCheck, ListenerProtocol, Policy},
     pool::{Backend, HealthView, Pool, State},
     snapshot::{Daemon, Listener},
     telemetry::rfc3339,
@@ -43,7 +44,38 @@ pub(super) fn status(daemon: &Daemon) -> Value {
         },
         "listeners": snapshot.listeners.iter().map(|one| listener(one)).collect::<Vec<_>>(),
         "pools": snapshot.pools.iter().map(|one| pool(one, now)).collect::<Vec<_>>(),
+        "certificates": certificates(&snapshot.config),
     })
+}
+
+/// The certificates of listeners and pools, each file once, in the order of the configuration.
+fn certificates(config: &Config) -> Vec<Value> {
+    let listeners = config.listeners.iter().filter_map(|one| one.tls.as_ref());
+    let servers = listeners.flat_map(|tls| &tls.certificates);
+    let pools = config.pools.iter().filter_map(|one| one.tls.as_ref());
+    let clients = pools.filter_map(|tls| tls.client_cert.as_ref());
+    let now = clock::unix_now();
+    let mut seen = HashSet::new();
+    let first = servers.chain(clients).filter(|one| seen.insert(&*one.file));
+    let documents = first.map(|certificate| {
+        let state = if now > certificate.not_after {
+            "expired"
+        } else if now < certificate.not_before {
+            "not_yet_valid"
+        } else {
+            "valid"
+        };
+        json!({
+            "file": certificate.file,
+            "names": certificate.names,
+            "state": state,
+            "not_before": time(certificate.not_before),
+            "not_after": time(certificate.not_after),
+            "expires_in_seconds": seconds(certificate.not_after.saturating_sub(now)),
+            "expired_seconds_ago": seconds(now.saturating_sub(certificate.not_after)),
+        })
+    });
+    documents.collect()
 }
 
 /// Seconds with milliseconds: more would only be noise for a reader.

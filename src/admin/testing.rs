@@ -87,6 +87,7 @@ pub(super) fn tls() -> ListenerTls {
         file: "good.pem".to_owned(),
         key: Arc::new(CertifiedKey::from_der(chain, key, &provider()).unwrap()),
         names: vec!["a.test".to_owned()],
+        not_before: Duration::ZERO,
         not_after: Duration::from_hours(1),
     };
     ListenerTls {

@@ -1,19 +1,72 @@
 //! `balancer check`: reads a file as `run` would, binds nothing, and says everything that is wrong with it.
 
-use std::{io::IsTerminal, path::Path, process::ExitCode};
-
-use serde_json::json;
-
-use super::output::{complain, say};
-use crate::config::{
-    self, Loaded,
-    problem::{self, Problem},
+use std::{
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    thread,
 };
 
-/// Exit code 0 when the file may be run, with or without warnings, and 1 when it may not.
-pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
-    let result = config::load(file);
-    let (ok, problems): (bool, &[Problem]) = match &result {
+use rustix::{
+    fs::{Access, access},
+    thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+};
+use serde_json::json;
+
+use super::output::{complain, is_coloured, say};
+use crate::{
+    base::address::BindAddress,
+    config::{
+        self, Loaded, Problems,
+        files::RealFiles,
+        model::{Config, LogOutput},
+        problem::{self, Problem},
+        yaml::MAX_BYTES,
+    },
+};
+
+/// What a document from standard input is called.
+const STDIN: &str = "<stdin>";
+
+/// Exit code 0 when the file may be run, with or without warnings, and 1 when it may not. With `user`, everything is read with
+/// that user's rights.
+pub(super) fn run(file: &Path, as_json: bool, user: Option<&str>) -> ExitCode {
+    let (name, loaded) = if is_stdin(file) {
+        let mut bytes = Vec::new();
+        let read = io::stdin()
+            .take(MAX_BYTES as u64 + 1)
+            .read_to_end(&mut bytes);
+        let name = PathBuf::from(STDIN);
+        let read = read.map(|_| bytes).map_err(|error| {
+            let message = format!("cannot read standard input: {error}");
+            Problems::of_file(&name, message, "pipe a configuration into it")
+        });
+        let loaded = {
+            let name = name.clone();
+            as_user(user, move || {
+                config::check(&name, read?, &RealFiles::default())
+            })
+        };
+        (name, loaded)
+    } else {
+        let path = file.to_owned();
+        (file.to_owned(), as_user(user, move || config::load(&path)))
+    };
+    match loaded {
+        Ok(loaded) => report(&name, &loaded, as_json),
+        Err(error) => {
+            complain(&format!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_stdin(file: &Path) -> bool {
+    file == Path::new("-") || file == Path::new("/dev/stdin")
+}
+
+fn report(file: &Path, result: &Result<Loaded, Problems>, as_json: bool) -> ExitCode {
+    let (ok, problems): (bool, &[Problem]) = match result {
         Ok(loaded) => (true, &loaded.warnings),
         Err(problems) => (false, &problems.0),
     };
@@ -22,9 +75,9 @@ pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
         say(&json!({"ok": ok, "file": file.to_string_lossy(), "problems": problems}).to_string());
     } else {
         if !problems.is_empty() {
-            complain(&problem::render(problems, std::io::stderr().is_terminal()));
+            complain(&problem::render(problems, is_coloured()));
         }
-        if let Ok(loaded) = &result {
+        if let Ok(loaded) = result {
             say(&summary(file, loaded));
         }
     }
@@ -32,6 +85,128 @@ pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+type Checked = Result<Loaded, Problems>;
+
+/// Runs `load` with the rights of `user`, on a thread of its own: rights belong to threads (credentials(7)).
+fn as_user(
+    user: Option<&str>,
+    load: impl FnOnce() -> Checked + Send + 'static,
+) -> Result<Checked, String> {
+    let Some(user) = user else { return Ok(load()) };
+    let name = user.to_owned();
+    let rights = Rights::of(user)?;
+    let checked = thread::spawn(move || {
+        rights
+            .take()
+            .map_err(|error| format!("cannot take the rights of `{name}`: {error}; use sudo"))?;
+        Ok(load().and_then(|loaded| may_write(&name, loaded)))
+    });
+    checked
+        .join()
+        .unwrap_or_else(|_| Err("the check panicked".to_owned()))
+}
+
+/// Refuses a configuration whose log file or sockets `user` cannot make.
+fn may_write(user: &str, loaded: Loaded) -> Checked {
+    let mut problems = Problems::default();
+    for (path, key) in written(&loaded.config) {
+        let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        let is_file = key == "access_log.output" && path.exists();
+        let needed = if is_file {
+            access(&path, Access::WRITE_OK)
+        } else {
+            access(folder, Access::WRITE_OK | Access::EXEC_OK)
+        };
+        if let Err(error) = needed {
+            let what = if is_file { path.as_path() } else { folder };
+            let message = format!(
+                "{key}: user `{user}` may not write to `{}`: {}",
+                what.display(),
+                io::Error::from(error).kind()
+            );
+            problems
+                .0
+                .extend(Problems::of_file(&path, message, "give it to that user").0);
+        }
+    }
+    if problems.0.is_empty() {
+        Ok(loaded)
+    } else {
+        Err(problems)
+    }
+}
+
+/// The files that the daemon makes, with the keys that name them.
+fn written(config: &Config) -> Vec<(PathBuf, &'static str)> {
+    let mut files = Vec::new();
+    if let LogOutput::File(path) = &config.access_log.output {
+        files.push((path.clone(), "access_log.output"));
+    }
+    let admin = config.admin.bind.iter().map(|bind| (bind, "admin.bind"));
+    let listeners = config.listeners.iter().flat_map(|one| &one.binds);
+    let binds = admin.chain(listeners.map(|bind| (bind, "listeners.NAME.bind")));
+    for (bind, key) in binds {
+        if let BindAddress::Unix(path) = bind {
+            files.push((path.clone(), key));
+        }
+    }
+    files
+}
+
+/// The identity that decides what a user may read.
+struct Rights {
+    user: u32,
+    group: u32,
+    groups: Vec<u32>,
+}
+
+impl Rights {
+    /// Asks id(1), which knows every source of users that this machine has.
+    fn of(user: &str) -> Result<Self, String> {
+        let numbers = |option: &str| {
+            let asked = Command::new("id").arg(option).arg("--").arg(user).output();
+            let output = asked.map_err(|error| format!("cannot run `id`: {error}"))?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let words = text.split_whitespace().map(str::parse::<u32>);
+            match words.collect::<Result<Vec<_>, _>>() {
+                Ok(numbers) if output.status.success() && !numbers.is_empty() => Ok(numbers),
+                _ => Err(format!("there is no user `{user}`")),
+            }
+        };
+        let first = |option| {
+            let numbers = numbers(option)?;
+            numbers
+                .first()
+                .copied()
+                .ok_or_else(|| format!("there is no user `{user}`"))
+        };
+        Ok(Self {
+            user: first("-u")?,
+            group: first("-g")?,
+            groups: numbers("-G")?,
+        })
+    }
+
+    /// Takes them for the calling thread. Nothing is to be done for the user that we are.
+    fn take(&self) -> io::Result<()> {
+        if self.user == rustix::process::geteuid().as_raw() {
+            return Ok(());
+        }
+        let groups: Vec<_> = self
+            .groups
+            .iter()
+            .map(|id| rustix::process::Gid::from_raw(*id))
+            .collect();
+        let group = rustix::process::Gid::from_raw(self.group);
+        let user = rustix::process::Uid::from_raw(self.user);
+        set_thread_groups(&groups)?;
+        set_thread_res_gid(group, group, group)?;
+        set_thread_res_uid(user, user, user)?;
+        Ok(())
     }
 }
 

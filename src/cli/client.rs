@@ -51,7 +51,11 @@ impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(address, error) => {
-                write!(f, "the daemon is not reachable at `{address}`: {error}")
+                write!(f, "the daemon is not reachable at `{address}`: {error}")?;
+                match address {
+                    BindAddress::Unix(_) => f.write_str(missing(error)),
+                    BindAddress::Ip(_) => Ok(()),
+                }
             }
             Self::TimedOut(address, limit) => write!(
                 f,
@@ -71,6 +75,41 @@ impl fmt::Display for CallError {
             }
         }
     }
+}
+
+/// What helps against a socket that cannot be opened.
+fn missing(error: &io::Error) -> &'static str {
+    let is_root = rustix::process::geteuid().is_root();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "\nonly the user that balancer runs as, and root, may open it: use sudo"
+        }
+        _ if is_root => {
+            "\nif the daemon runs, name its socket with `--admin unix:PATH`, or its configuration with `-c FILE`"
+        }
+        _ => {
+            "\nif the daemon runs as another user, use sudo; else name its socket with `--admin unix:PATH`, or its \
+             configuration with `-c FILE`"
+        }
+    }
+}
+
+/// An answer that is no success, in words: its details, and what is missing.
+pub(super) fn refusal(answer: &Answer) -> String {
+    let document: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let text = |key: &str| document.pointer(key).and_then(serde_json::Value::as_str);
+    let why = text("/error/details").or_else(|| text("/error/message"));
+    let why = why.map_or_else(
+        || format!("the daemon answered with status {}", answer.status),
+        str::to_owned,
+    );
+    let hint = match answer.status {
+        401 => {
+            "\nname the file with `--token-file FILE`, or the daemon's configuration with `-c FILE`"
+        }
+        _ => "",
+    };
+    format!("error: {why}{hint}")
 }
 
 /// Sends one request without a body and waits for the whole answer, at most `limit`.

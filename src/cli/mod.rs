@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand};
 
 use self::{
     client::{Admin, CallError},
-    output::{complain, say},
+    output::{checked, complain, say},
 };
 use crate::{
     base::{
@@ -84,8 +84,19 @@ struct FileOption {
 
 #[derive(Debug, Args)]
 struct CheckOptions {
-    /// Configuration file [default: /etc/balancer/balancer.yaml if it exists, else balancer.yaml]
+    /// Configuration file, `-` for standard input [default: /etc/balancer/balancer.yaml if it exists, else balancer.yaml]
     file: Option<PathBuf>,
+    /// The same, as the other commands take it
+    #[arg(
+        short = 'c',
+        long = "config",
+        value_name = "FILE",
+        conflicts_with = "file"
+    )]
+    config: Option<PathBuf>,
+    /// Read everything with the rights of this user, as the service does; needs root
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -124,22 +135,33 @@ fn parse_bind(text: &str) -> Result<BindAddress, String> {
 /// Reads the command line and does what it says. Wrong usage ends the process with code 2.
 pub fn main() -> ExitCode {
     runtime::hold_signals();
-    let arguments = Arguments::parse();
-    if !matches!(
-        arguments.command,
-        None | Some(Command::Run(_) | Command::Demo(_))
-    ) {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() => error.exit(),
+        // The help, or the version.
+        Err(error) => {
+            say(&error.to_string());
+            return checked(ExitCode::SUCCESS);
+        }
+    };
+    let command = arguments.command.unwrap_or(Command::Run(arguments.run));
+    if !matches!(command, Command::Run(_) | Command::Demo(_)) {
         runtime::release_signals();
     }
-    match arguments.command {
-        None => run(arguments.run.config),
-        Some(Command::Run(options)) => run(options.config),
-        Some(Command::Check(options)) => {
-            check::run(&options.file.unwrap_or_else(default_config), options.json)
+    checked(dispatch(command))
+}
+
+fn dispatch(command: Command) -> ExitCode {
+    match command {
+        Command::Run(options) => run(options.config),
+        Command::Demo(options) => demo::run(options.config.as_deref()),
+        Command::Check(options) => {
+            let file = options.file.or(options.config);
+            let file = file.unwrap_or_else(default_config);
+            check::run(&file, options.json, options.user.as_deref())
         }
-        Some(Command::Demo(options)) => demo::run(options.config.as_deref()),
-        Some(Command::Reload(options)) => with_admin(options, reload::run),
-        Some(Command::Status(options)) => {
+        Command::Reload(options) => with_admin(options, reload::run),
+        Command::Status(options) => {
             let show = if options.ready {
                 status::Show::Nothing
             } else if options.json {
@@ -149,7 +171,7 @@ pub fn main() -> ExitCode {
             };
             with_admin(options.admin, |admin| status::run(admin, show))
         }
-        Some(Command::Version) => {
+        Command::Version => {
             say(&format!("balancer {}", env!("CARGO_PKG_VERSION")));
             ExitCode::SUCCESS
         }

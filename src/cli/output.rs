@@ -1,20 +1,48 @@
-//! Writes the commands' words to the terminal. A closed pipe (`balancer status | head -1`) is no error.
+//! Writes what the commands print. What cannot be written is remembered: a command whose output is lost has failed.
 
-use std::io::{self, Write};
+use std::{
+    env,
+    io::{self, IsTerminal as _, Write},
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use crate::net::sys;
+
+/// Standard output did not take something.
+static IS_LOST: AtomicBool = AtomicBool::new(false);
 
 /// Writes `text` to standard output, with a line end if it has none.
 pub(super) fn say(text: &str) {
-    write(&mut io::stdout().lock(), text);
+    if sys::stdout_was_closed() || write(&mut io::stdout().lock(), text).is_err() {
+        IS_LOST.store(true, Relaxed);
+    }
 }
 
 /// Writes `text` to standard error, with a line end if it has none.
 pub(super) fn complain(text: &str) {
-    write(&mut io::stderr().lock(), text);
+    // There is no other place to say it.
+    let _ = write(&mut io::stderr().lock(), text);
 }
 
-fn write(to: &mut impl Write, text: &str) {
+/// The exit code of a command that ends with `code`: 1 instead of 0 if what it printed was lost.
+pub(super) fn checked(code: ExitCode) -> ExitCode {
+    if IS_LOST.load(Relaxed) && code == ExitCode::SUCCESS {
+        complain("error: standard output cannot be written");
+        return ExitCode::FAILURE;
+    }
+    code
+}
+
+/// Whether standard error takes colours: a terminal that is not dumb, and `NO_COLOR` is not set (no-color.org).
+pub(super) fn is_coloured() -> bool {
+    let is_dumb = env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    let is_refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !is_dumb && !is_refused && io::stderr().is_terminal()
+}
+
+fn write(to: &mut impl Write, text: &str) -> io::Result<()> {
     let end = if text.ends_with('\n') { "" } else { "\n" };
-    // Nothing can be said about a terminal that does not listen.
-    let _ = to.write_all(format!("{text}{end}").as_bytes());
-    let _ = to.flush();
+    to.write_all(format!("{text}{end}").as_bytes())?;
+    to.flush()
 }

@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use serde::Deserialize;
 
 use super::{
-    client::{self, Admin, CallError},
+    client::{self, Admin, Answer, CallError},
     output::{complain, say},
 };
 
@@ -24,21 +24,13 @@ struct Changed {
 #[serde(default)]
 struct Refused {
     rendered: Option<String>,
-    error: ErrorBody,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ErrorBody {
-    message: Option<String>,
-    details: Option<String>,
 }
 
 /// Exit code 0 when the daemon runs the file as it is now, 1 when it refused it and goes on as before.
 pub(super) fn run(admin: &Admin) -> Result<ExitCode, CallError> {
     let answer = client::call(admin, "POST", "/v1/reload", LIMIT)?;
     if answer.status != 200 {
-        complain(&refusal(answer.status, &answer.body));
+        complain(&refusal(&answer));
         return Ok(ExitCode::FAILURE);
     }
     let changed: Changed = serde_json::from_slice(&answer.body)
@@ -55,16 +47,12 @@ pub(super) fn run(admin: &Admin) -> Result<ExitCode, CallError> {
 }
 
 /// The daemon's words: the rendered problems where there are some, else its error.
-fn refusal(status: u16, body: &[u8]) -> String {
-    let refused: Refused = serde_json::from_slice(body).unwrap_or_default();
+fn refusal(answer: &Answer) -> String {
+    let refused: Refused = serde_json::from_slice(&answer.body).unwrap_or_default();
     let why = refused
         .rendered
         .filter(|text| !text.is_empty())
-        .or_else(|| {
-            let ErrorBody { message, details } = refused.error;
-            details.or(message).map(|text| format!("error: {text}"))
-        })
-        .unwrap_or_else(|| format!("error: the daemon answered with status {status}"));
+        .unwrap_or_else(|| client::refusal(answer));
     format!(
         "{}\nnot reloaded: the daemon goes on with the configuration it has",
         why.trim_end()
@@ -75,10 +63,17 @@ fn refusal(status: u16, body: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    fn refused(status: u16, body: &str) -> String {
+        refusal(&Answer {
+            status,
+            body: body.as_bytes().to_vec(),
+        })
+    }
+
     #[test]
     fn a_refused_reload_shows_the_problems_as_check_does() {
-        let body = br#"{"error":{"code":422,"message":"m","details":"d"},"problems":[],"rendered":"error: x\n --> f:1:2\n"}"#;
-        let text = refusal(422, body);
+        let body = r#"{"error":{"code":422,"message":"m","details":"d"},"problems":[],"rendered":"error: x\n --> f:1:2\n"}"#;
+        let text = refused(422, body);
         assert!(
             text.starts_with("error: x\n --> f:1:2\nnot reloaded"),
             "{text}"
@@ -86,14 +81,14 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_without_problems_shows_the_error() {
-        let text = refusal(
+    fn a_refusal_without_problems_shows_the_error_and_what_is_missing() {
+        let text = refused(
             401,
-            br#"{"error":{"code":401,"message":"Unauthorized","details":"the token is wrong"}}"#,
+            r#"{"error":{"code":401,"message":"Unauthorized","details":"the token is wrong"}}"#,
         );
-        assert!(text.starts_with("error: the token is wrong\n"), "{text}");
-        assert!(
-            refusal(500, b"<html>").starts_with("error: the daemon answered with status 500\n")
-        );
+        let wanted = "error: the token is wrong\nname the file with `--token-file FILE`";
+        assert!(text.starts_with(wanted), "{text}");
+        let text = refused(500, "<html>");
+        assert!(text.starts_with("error: the daemon answered with status 500\n"));
     }
 }

@@ -36,6 +36,19 @@ struct Status {
     reload: Reload,
     listeners: Vec<Listener>,
     pools: Vec<Pool>,
+    #[serde(default)]
+    certificates: Vec<Certificate>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Certificate {
+    file: String,
+    names: Vec<String>,
+    state: String,
+    not_before: Option<String>,
+    not_after: Option<String>,
+    expires_in_seconds: f64,
+    expired_seconds_ago: f64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,11 +126,7 @@ impl Status {
 pub(super) fn run(admin: &Admin, show: Show) -> Result<ExitCode, CallError> {
     let answer = client::call(admin, "GET", "/v1/status", LIMIT)?;
     if answer.status != 200 {
-        complain(&format!(
-            "error: the daemon answered with status {}: {}",
-            answer.status,
-            String::from_utf8_lossy(&answer.body).trim_end()
-        ));
+        complain(&client::refusal(&answer));
         return Ok(ExitCode::FAILURE);
     }
     let status: Status = serde_json::from_slice(&answer.body)
@@ -195,7 +204,27 @@ fn screen(status: &Status) -> String {
             &pool.backends.iter().map(backend_row).collect::<Vec<_>>(),
         );
     }
+    if !status.certificates.is_empty() {
+        text.push_str("\ncertificates\n");
+        let rows = status.certificates.iter().map(certificate_row);
+        table(&mut text, "  ", &rows.collect::<Vec<_>>());
+    }
     text
+}
+
+fn certificate_row(certificate: &Certificate) -> Vec<String> {
+    let time = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
+    let validity = match certificate.state.as_str() {
+        "expired" => format!("EXPIRED {} ago", age(certificate.expired_seconds_ago)),
+        "not_yet_valid" => format!("NOT VALID before {}", time(&certificate.not_before)),
+        _ => format!("valid for {}", age(certificate.expires_in_seconds)),
+    };
+    vec![
+        certificate.file.clone(),
+        validity,
+        format!("until {}", time(&certificate.not_after)),
+        certificate.names.join(" "),
+    ]
 }
 
 fn backend_row(backend: &Backend) -> Vec<String> {
@@ -290,6 +319,12 @@ mod tests {
                 "message": "error: x\n  --> f:1:2"},
             "listeners": [{"name": "web", "protocol": "http", "binds": ["127.0.0.1:8080"], "active": 5, "accepted": 99}],
             "pools": [{"name": "app", "policy": "round_robin", "health_check": true, "states": {}, "backends": backends}],
+            "certificates": [
+                {"file": "a.pem", "names": ["a.test", "*.a.test"], "state": "valid", "not_before": "2026-01-01T00:00:00Z",
+                    "not_after": "2026-03-01T00:00:00Z", "expires_in_seconds": 90_061.0, "expired_seconds_ago": 0.0},
+                {"file": "old.pem", "names": [], "state": "expired", "not_before": null,
+                    "not_after": "2025-03-01T00:00:00Z", "expires_in_seconds": 0.0, "expired_seconds_ago": 61.0},
+            ],
         });
         serde_json::from_value(document).unwrap()
     }
@@ -318,6 +353,10 @@ listeners
 pool app, round_robin, 1 of 2 backends available
   a:1  up    for 1m 15s  weight 1  2 in flight  check: 2 of 3 failed: status 500 (1s ago)
   a:1  down  for 1m 15s  weight 1  2 in flight  connection refused, check: 0 of 2 passed: connection refused (1s ago)
+
+certificates
+  a.pem    valid for 1d 1h    until 2026-03-01T00:00:00Z  a.test *.a.test
+  old.pem  EXPIRED 1m 1s ago  until 2025-03-01T00:00:00Z
 ";
         assert_eq!(text, expected);
     }

@@ -51,6 +51,8 @@ pub struct Certificate {
     pub key: Arc<CertifiedKey>,
     /// DNS names it is for, in lower case.
     pub names: Vec<String>,
+    /// Valid from this time on, since the Unix epoch.
+    pub not_before: Duration,
     /// Valid up to this time, since the Unix epoch.
     pub not_after: Duration,
 }

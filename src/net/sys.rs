@@ -3,10 +3,13 @@
 //! A function for a socket is one system call on a descriptor that the caller lends, so it is open for the time of the call.
 #![expect(
     unsafe_code,
-    reason = "TCP_INFO, TCP_FASTOPEN, malloc_trim and the signal mask have no safe wrapper in the libraries we keep"
+    reason = "TCP_INFO, TCP_FASTOPEN, malloc_trim, the signal mask and a look before `main` have no safe wrapper in the libraries we keep"
 )]
 
-use std::mem;
+use std::{
+    mem,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 #[cfg(target_os = "linux")]
 use std::{
@@ -88,4 +91,26 @@ fn change_signal_mask(how: libc::c_int, signals: &[libc::c_int]) {
         }
         libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
     }
+}
+
+/// Standard output was closed before the runtime of the language put `/dev/null` in its place.
+static STDOUT_WAS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+// SAFETY: the C runtime calls every entry of this section once before `main`, with one thread; the entry has the type it expects,
+// takes no argument, and does no more than one system call and a store.
+#[cfg(target_os = "linux")]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK_AT_STDOUT: extern "C" fn() = look_at_stdout;
+
+#[cfg(target_os = "linux")]
+extern "C" fn look_at_stdout() {
+    // SAFETY: F_GETFD reads a flag of a descriptor, or fails if it is not open.
+    let is_closed = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } == -1;
+    STDOUT_WAS_CLOSED.store(is_closed, Relaxed);
+}
+
+/// Whether the process was started without standard output: what is written to it is lost, and no write says so.
+pub fn stdout_was_closed() -> bool {
+    STDOUT_WAS_CLOSED.load(Relaxed)
 }

@@ -19,7 +19,10 @@ use tokio::sync::{oneshot, watch};
 use self::backend::{Backend, DOWN_FOR, Mode, Troupe};
 use super::output::{complain, say};
 use crate::{
-    base::address::{BackendAddress, BindAddress},
+    base::{
+        address::{BackendAddress, BindAddress},
+        paths::default_admin_socket,
+    },
     config::model::{Config, ListenerProtocol},
     runtime::{self, RunOptions},
 };
@@ -246,6 +249,25 @@ fn reachable(bind: &BindAddress) -> Option<SocketAddr> {
     }
 }
 
+/// What `status` and `reload` in another terminal need to find the admin API.
+fn admin_option(config: &Config, file: &Path) -> String {
+    match &config.admin.bind {
+        Some(BindAddress::Unix(path)) => {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            format!(" --admin unix:{}", path.display())
+        }
+        Some(BindAddress::Ip(_)) => {
+            let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+            format!(" -c {}", file.display())
+        }
+        // Only this process knows of it.
+        None if std::env::var_os("RUNTIME_DIRECTORY").is_some() => {
+            format!(" --admin unix:{}", default_admin_socket().display())
+        }
+        None => String::new(),
+    }
+}
+
 /// The text for the terminal: what runs, and what to try.
 fn introduction(config: &Config, file: &Path, troupe: &Troupe) -> String {
     use std::fmt::Write as _;
@@ -307,12 +329,16 @@ fn introduction(config: &Config, file: &Path, troupe: &Troupe) -> String {
             );
         }
     }
-    add("who is up, and why not:", &format!("{program} status"));
+    let at = admin_option(config, file);
+    add("who is up, and why not:", &format!("{program} status{at}"));
     if let Some(metrics) = config.metrics.bind {
         let metrics = reachable(&BindAddress::Ip(metrics)).unwrap_or(metrics);
         add("the metrics:", &format!("curl http://{metrics}/metrics"));
     }
-    let reload = format!("{program} reload   (or kill -HUP {})", std::process::id());
+    let reload = format!(
+        "{program} reload{at}   (or kill -HUP {})",
+        std::process::id()
+    );
     add(
         "edit the file, then reload without losing anything:",
         &reload,

@@ -157,12 +157,31 @@ fn certificate(
             "clients will refuse it: look at the clock, or at the certificate",
         );
     }
+    let issuers = chain
+        .iter()
+        .skip(1)
+        .filter_map(|der| certificate::facts(der));
+    if let Some(number) = issuers
+        .map(|facts| facts.not_before)
+        .position(|from| now < from)
+    {
+        reader.warn_at_key(
+            cert_at,
+            format!(
+                "certificate number {} of {} is not valid yet",
+                number + 2,
+                quote(file)
+            ),
+            "clients will refuse the chain: look at the clock, or at the issuer",
+        );
+    }
     let owner = owner(&chain, &key);
     match CertifiedKey::from_der(chain, key, &provider()) {
         Ok(key) => Some(Certificate {
             file: file.to_owned(),
             key: Arc::new(key),
             names: facts.names,
+            not_before: facts.not_before,
             not_after: facts.not_after,
         }),
         Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
@@ -281,6 +300,21 @@ fn roots(
     at: At<'_>,
 ) -> Option<(Vec<CertificateDer<'static>>, RootCertStore)> {
     let chain = chain(reader, at)?;
+    let now = clock::unix_now();
+    let is_valid = |der: &CertificateDer<'_>| {
+        certificate::facts(der)
+            .is_none_or(|facts| (facts.not_before..=facts.not_after).contains(&now))
+    };
+    if !chain.iter().any(is_valid) {
+        reader.warn_at_key(
+            at,
+            format!(
+                "no authority of {} is valid now",
+                quote(at.scalar().unwrap_or_default())
+            ),
+            "what they signed will be refused: look at the clock, or renew them",
+        );
+    }
     let mut store = RootCertStore::empty();
     for certificate in &chain {
         if let Err(error) = store.add(certificate.clone()) {

@@ -50,6 +50,7 @@ impl Authority {
             file: String::new(),
             key: Arc::new(CertifiedKey::from_der(chain, secret, &provider()).unwrap()),
             names,
+            not_before: std::time::Duration::ZERO,
             not_after: std::time::Duration::MAX,
         }
     }
