@@ -82,7 +82,7 @@ fn responses(criterion: &mut Criterion) {
 
 /// Bytes of data in `body`.
 fn decode(mut body: &[u8]) -> usize {
-    let (mut decoder, mut total) = (Decoder::chunked(), 0);
+    let (mut decoder, mut total) = (Decoder::chunked(response::LIMITS), 0);
     loop {
         let used = match decoder.step(body) {
             Ok(Step::Data(count)) => {

@@ -84,7 +84,7 @@ reasons! {
     ProxyProtocolError, "proxy_protocol_error", "http_protocol_error", 502, 502, 0, "The server received an invalid response from the upstream server while trying to fulfill the request.";
     /// The backend did not switch to WebSocket when an HTTP/2 client or an HTTP/2 backend would need it to.
     UpgradeFailed, "http_upgrade_failed", "http_upgrade_failed", 502, 502, 0, "The upstream server did not accept the change of protocol.";
-    /// The backend's response head is larger than 64 KiB or has too many fields.
+    /// The backend's response head, or its trailers, are larger than 64 KiB or have more than 256 fields. It is not held against the backend.
     ResponseHeaderSectionSize, "http_response_header_section_size", "http_response_header_section_size", 502, 502, 0, "The upstream server sent a response head that is too large.";
     /// The response was cut in mid-body by the backend: the client's connection is cut too.
     ResponseIncomplete, "http_response_incomplete", "http_response_incomplete", 0, 0, 0, "The upstream server cut the response.";
@@ -157,7 +157,8 @@ impl Reason {
             .find(|reason| reason.name() == name)
     }
 
-    /// True where a backend is at fault, so that passive ejection counts it.
+    /// True where a backend is at fault, so that passive ejection counts it. A message that may be valid and is larger than
+    /// our own limits is no fault.
     pub const fn blames_backend(self) -> bool {
         matches!(
             self,
@@ -169,7 +170,6 @@ impl Reason {
                 | Self::TlsProtocolError
                 | Self::TlsCertificateError
                 | Self::ProxyProtocolError
-                | Self::ResponseHeaderSectionSize
                 | Self::ResponseIncomplete
                 | Self::ResponseIdleTimeout
         )

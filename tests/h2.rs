@@ -15,6 +15,8 @@ mod calls;
 mod conformance;
 #[path = "h2/floods.rs"]
 mod floods;
+#[path = "h2/heads.rs"]
+mod heads;
 #[path = "h2/honest.rs"]
 mod honest;
 #[path = "h2/messages.rs"]

@@ -19,12 +19,16 @@ mod failures;
 mod honest;
 #[path = "h2_backends/hostile.rs"]
 mod hostile;
+#[path = "h2_backends/limits.rs"]
+mod limits;
 #[path = "h2_backends/messages.rs"]
 mod messages;
 #[path = "h2_backends/sharing.rs"]
 mod sharing;
 #[path = "h2_backends/sockets.rs"]
 mod sockets;
+#[path = "h2_backends/trailers.rs"]
+mod trailers;
 
 mod support;
 

@@ -3,16 +3,17 @@
 //! A [`Decoder`] looks at the bytes at the front of a buffer and says what they are; the caller consumes them. It keeps
 //! its place inside a line, so that any split of the input gives the same result.
 
-use super::{fields::Known, has_only_crlf};
+use self::BodyError::{ChunkTooLong, Malformed};
+use super::{
+    fields::Known,
+    has_only_crlf,
+    request::{Limits, MAX_FIELDS},
+};
 
 /// Most bytes of chunk extensions in one chunk: nobody uses them but attackers.
 const MAX_EXTENSION: usize = 256;
 /// Most bytes of chunk extensions in one body, against floods of tiny chunks with long extensions.
 const MAX_EXTENSIONS: usize = 16 << 10;
-/// Most bytes of a trailer section.
-const MAX_TRAILERS: usize = 8 << 10;
-/// Most trailer fields.
-const MAX_TRAILER_FIELDS: usize = 64;
 
 /// What the bytes at the front of the buffer are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,10 +28,26 @@ pub enum Step {
     End,
 }
 
-/// The body is malformed: what exactly, for the log at debug level.
+/// Why a body cannot be read: what exactly, for the log at debug level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BodyError(pub &'static str);
+pub enum BodyError {
+    /// It is not valid.
+    #[error("{0}")]
+    Malformed(&'static str),
+    /// Its chunk sizes or extensions are longer than we take; it may be valid.
+    #[error("{0}")]
+    ChunkTooLong(&'static str),
+    /// Its trailer section is larger than allowed; it may be valid.
+    #[error("a trailer section that is too large")]
+    TrailersTooLarge,
+}
+
+impl BodyError {
+    /// The body may be valid, and is only more than we take.
+    pub const fn is_own_limit(self) -> bool {
+        !matches!(self, Malformed(_))
+    }
+}
 
 /// Decodes one body.
 #[derive(Debug)]
@@ -44,9 +61,17 @@ pub enum Decoder {
 }
 
 impl Decoder {
-    /// A decoder for a chunked body.
-    pub fn chunked() -> Self {
-        Self::Chunked(Chunked::default())
+    /// A decoder for a chunked body whose trailer section is within `trailers`, which are the limits of the head.
+    pub fn chunked(trailers: Limits) -> Self {
+        Self::Chunked(Chunked {
+            place: Place::Size,
+            left: 0,
+            digits: 0,
+            extension: 0,
+            extensions: 0,
+            trailers: Vec::new(),
+            limits: trailers,
+        })
     }
 
     /// Looks at `input`.
@@ -86,10 +111,9 @@ impl Decoder {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// Within the digits of a chunk size.
-    #[default]
     Size,
     /// Within the extensions after it.
     Extension,
@@ -108,7 +132,7 @@ enum Place {
 }
 
 /// The state of a chunked body.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Chunked {
     place: Place,
     /// Size of this chunk while its digits are read, then what is left of its data.
@@ -117,6 +141,8 @@ pub struct Chunked {
     extension: usize,
     extensions: usize,
     trailers: Vec<u8>,
+    /// Of the trailer section.
+    limits: Limits,
 }
 
 impl Chunked {
@@ -152,18 +178,18 @@ impl Chunked {
         self.place = match (self.place, byte) {
             (Place::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.size_digit(byte)?,
             (Place::Size, _) if self.digits == 0 => {
-                return Err(BodyError("a chunk without a size"));
+                return Err(Malformed("a chunk without a size"));
             }
             (Place::Size, b';') => Place::Extension,
             (Place::Size | Place::Extension, b'\r') => Place::SizeEnd,
-            (Place::Size, _) => return Err(BodyError("a malformed chunk size")),
+            (Place::Size, _) => return Err(Malformed("a malformed chunk size")),
             (Place::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extension_byte()?,
-            (Place::Extension, _) => return Err(BodyError("a control byte in a chunk extension")),
+            (Place::Extension, _) => return Err(Malformed("a control byte in a chunk extension")),
             (Place::SizeEnd, b'\n') => self.size_complete(),
             (Place::DataReturn, b'\r') => Place::DataEnd,
             (Place::DataEnd, b'\n') => Place::Size,
             (Place::Trailers, _) => self.trailer_byte(byte)?,
-            _ => return Err(BodyError("a chunk that does not end in a line end")),
+            _ => return Err(Malformed("a chunk that does not end in a line end")),
         };
         Ok(())
     }
@@ -173,7 +199,7 @@ impl Chunked {
         self.digits += 1;
         // 15 digits stay far below 2^63: no arithmetic here or in a backend can wrap.
         if self.digits > 15 {
-            return Err(BodyError("a chunk size that is too large"));
+            return Err(ChunkTooLong("a chunk size that is too large"));
         }
         self.left = self.left << 4 | u64::from(digit);
         Ok(Place::Size)
@@ -183,7 +209,7 @@ impl Chunked {
         self.extension += 1;
         self.extensions += 1;
         if self.extension > MAX_EXTENSION || self.extensions > MAX_EXTENSIONS {
-            return Err(BodyError("too many chunk extensions"));
+            return Err(ChunkTooLong("too many chunk extensions"));
         }
         Ok(Place::Extension)
     }
@@ -199,8 +225,8 @@ impl Chunked {
 
     fn trailer_byte(&mut self, byte: u8) -> Result<Place, BodyError> {
         self.trailers.push(byte);
-        if self.trailers.len() > MAX_TRAILERS {
-            return Err(BodyError("a trailer section that is too large"));
+        if self.trailers.len() > self.limits.bytes {
+            return Err(BodyError::TrailersTooLarge);
         }
         if byte != b'\n'
             || !(self.trailers == b"\r\n"
@@ -210,22 +236,28 @@ impl Chunked {
         {
             return Ok(Place::Trailers);
         }
-        self.trailers = checked_trailers(&self.trailers)?;
+        self.trailers = checked_trailers(&self.trailers, self.limits.fields)?;
         Ok(Place::Done)
     }
 }
 
-/// The fields of a trailer section that may be passed on, RFC 9110 section 6.5.1: none that frames, routes or authorises.
-fn checked_trailers(section: &[u8]) -> Result<Vec<u8>, BodyError> {
+/// The fields of a trailer section that may be passed on, RFC 9110 section 6.5.1: none that frames, routes or authorises. It
+/// has at most `most` fields in all.
+fn checked_trailers(section: &[u8], most: usize) -> Result<Vec<u8>, BodyError> {
+    if section == b"\r\n" {
+        return Ok(Vec::new());
+    }
     if !has_only_crlf(section) {
-        return Err(BodyError(
+        return Err(Malformed(
             "a trailer line that ends without a carriage return",
         ));
     }
-    let mut room = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
-    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut room)
-    else {
-        return Err(BodyError("a malformed trailer section"));
+    let mut room = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let room = room.get_mut(..most.min(MAX_FIELDS)).unwrap_or_default();
+    let fields = match httparse::parse_headers(section, room) {
+        Ok(httparse::Status::Complete((_, fields))) => fields,
+        Err(httparse::Error::TooManyHeaders) => return Err(BodyError::TrailersTooLarge),
+        _ => return Err(Malformed("a malformed trailer section")),
     };
     let mut kept = Vec::new();
     for field in fields
@@ -279,10 +311,19 @@ fn is_about_address(name: &str) -> bool {
 mod tests {
     use super::*;
 
+    const LIMITS: Limits = Limits {
+        fields: 3,
+        bytes: 200,
+    };
+
     /// Decodes `input` in pieces of `piece` bytes: the body, the trailers, and how many bytes were consumed.
     fn decode(input: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<u8>, usize), BodyError> {
-        let (mut decoder, mut body, mut at, mut end) =
-            (Decoder::chunked(), Vec::new(), 0, piece.min(input.len()));
+        let (mut decoder, mut body, mut at, mut end) = (
+            Decoder::chunked(LIMITS),
+            Vec::new(),
+            0,
+            piece.min(input.len()),
+        );
         loop {
             match decoder.step(&input[at..end])? {
                 Step::Data(n) => {
@@ -290,7 +331,7 @@ mod tests {
                     at += n;
                 }
                 Step::Skip(n) => at += n,
-                Step::More if end == input.len() => return Err(BodyError("cut")),
+                Step::More if end == input.len() => return Err(Malformed("cut")),
                 Step::More => end = (end + piece).min(input.len()),
                 Step::End => return Ok((body, decoder.trailers().to_vec(), at)),
             }
@@ -344,7 +385,7 @@ mod tests {
         for input in odd {
             for piece in [1, 3, input.len()] {
                 let error = decode(input.as_bytes(), piece).expect_err(input);
-                assert_ne!(error.0, "cut", "{input:?}");
+                assert_ne!(error, Malformed("cut"), "{input:?}");
             }
         }
     }
@@ -353,7 +394,7 @@ mod tests {
     fn a_cut_body_never_ends() {
         let input = b"5\r\nhello\r\n0\r\nA: b\r\n\r\n";
         for end in 0..input.len() {
-            assert_eq!(decode(&input[..end], 4), Err(BodyError("cut")), "{end}");
+            assert_eq!(decode(&input[..end], 4), Err(Malformed("cut")), "{end}");
         }
     }
 
@@ -380,11 +421,34 @@ mod tests {
     }
 
     #[test]
+    fn a_trailer_section_is_as_large_as_its_limits() {
+        let section = |count, length| {
+            let line = format!("X-A: {}\r\n", "b".repeat(length));
+            format!("0\r\n{}\r\n", line.repeat(count))
+        };
+        for (count, length, is_good) in [
+            (3, 50, true),
+            (4, 1, false),
+            (1, 191, true),
+            (1, 192, false),
+        ] {
+            let decoded = decode(section(count, length).as_bytes(), 7);
+            let found = decoded.map(|_| ());
+            let expected = Err(BodyError::TrailersTooLarge);
+            assert_eq!(
+                found,
+                if is_good { Ok(()) } else { expected },
+                "{count} {length}"
+            );
+        }
+    }
+
+    #[test]
     fn extension_floods_are_bounded() {
         let flood = format!("1;{}\r\na\r\n", "x".repeat(200)).repeat(100);
         assert_eq!(
             decode(flood.as_bytes(), 1000),
-            Err(BodyError("too many chunk extensions"))
+            Err(ChunkTooLong("too many chunk extensions"))
         );
     }
 

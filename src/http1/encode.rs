@@ -102,7 +102,10 @@ pub fn number(out: &mut Vec<u8>, mut value: u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::body::{Decoder, Step};
+    use super::super::{
+        body::{Decoder, Step},
+        response,
+    };
     use super::*;
 
     #[test]
@@ -121,7 +124,8 @@ mod tests {
             chunk(&mut out, &vec![b'x'; size]);
         }
         last_chunk(&mut out, b"X-A: b\r\n");
-        let (mut decoder, mut rest, mut total) = (Decoder::chunked(), out.as_slice(), 0);
+        let (mut decoder, mut rest, mut total) =
+            (Decoder::chunked(response::LIMITS), out.as_slice(), 0);
         loop {
             match decoder.step(rest).unwrap() {
                 Step::Data(n) => {

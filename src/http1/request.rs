@@ -70,6 +70,8 @@ pub struct Head {
     pub version: Version,
     /// How the body is framed.
     pub framing: Framing,
+    /// Length of a chunked body, which only HTTP/2 can declare; [`Head::parse`] leaves it to its caller.
+    pub declared_length: Option<u64>,
     /// The client allows another request on this connection.
     pub keep_alive: bool,
     /// The protocol the client asks to switch to, and asks for properly.
@@ -81,6 +83,14 @@ pub struct Head {
 }
 
 impl Head {
+    /// Length of the body, where it is known.
+    pub fn body_length(&self) -> Option<u64> {
+        match self.framing {
+            Framing::Length(length) => Some(length),
+            Framing::None | Framing::Chunked => self.declared_length,
+        }
+    }
+
     /// The bytes of `span`.
     #[inline]
     pub fn text(&self, span: Span) -> &[u8] {

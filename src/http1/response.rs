@@ -6,12 +6,17 @@ use super::{
     Version, content_length,
     fields::{Fields, Known, Span},
     has_only_crlf, list,
-    request::MAX_FIELDS,
+    request::{Limits, MAX_FIELDS},
 };
 use crate::reason::Reason;
 
 /// Most bytes of a response head. A backend that sends more is broken; HAProxy allows 16 KiB, nginx 4 to 8 KiB.
 pub const MAX_HEAD: usize = 64 << 10;
+/// How large a response head may be, and the trailers of a response.
+pub const LIMITS: Limits = Limits {
+    fields: MAX_FIELDS,
+    bytes: MAX_HEAD,
+};
 
 /// How long a response body is, RFC 9112 section 6.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +66,8 @@ pub struct Head {
     pub phrase: Span,
     /// How the body is framed.
     pub framing: Framing,
+    /// Length of a chunked body, which only HTTP/2 can declare; [`Head::parse`] leaves it to its caller.
+    pub declared_length: Option<u64>,
     /// The length the backend announced without sending it: HEAD and 304.
     pub announced: Option<u64>,
     /// The backend allows another request on this connection.
@@ -137,7 +144,7 @@ impl Head {
             .map(|field| field.value)
             .filter(|value| !value.is_empty() && self.status == 101)
             .filter(|_| fields.has_connection_option(b"upgrade", bytes));
-        self.announced = None;
+        (self.announced, self.declared_length) = (None, None);
         self.framing = if interim || self.status == 204 {
             // A body of 204 is against the rules: whatever follows cannot be trusted.
             self.keep_alive &= matches!(framing, Framing::UntilClose | Framing::Length(0));

@@ -235,6 +235,15 @@ impl Stream {
         }
     }
 
+    /// Length that the peer has declared of the body that is read in chunks: over HTTP/2.
+    pub fn declared_length(&self) -> Option<u64> {
+        match self {
+            Self::H2Request(stream) => stream.declared_length(),
+            Self::H2Response(stream) => stream.declared_length(),
+            _ => None,
+        }
+    }
+
     /// What `Sec-WebSocket-Accept` must be in the answer to a request that we have made a key for.
     pub fn expected_accept(&self) -> Option<&str> {
         match self {

@@ -85,16 +85,41 @@ pub fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
     for (name, value) in fields {
         block.push(0);
         for text in [name, value] {
-            assert!(text.len() < 127 + 128, "longer ones need more digits");
-            if text.len() < 127 {
-                block.push(text.len() as u8);
-            } else {
-                block.extend([127, (text.len() - 127) as u8]);
-            }
+            number(&mut block, text.len());
             block.extend(text.as_bytes());
         }
     }
     block
+}
+
+/// A number behind a prefix of one bit, RFC 7541 section 5.1.
+fn number(block: &mut Vec<u8>, value: usize) {
+    if value < 127 {
+        return block.push(value as u8);
+    }
+    block.push(127);
+    let mut rest = value - 127;
+    while rest >= 128 {
+        block.push(rest as u8 | 128);
+        rest >>= 7;
+    }
+    block.push(rest as u8);
+}
+
+/// A field block in frames of at most `size` bytes, the first with `flags`.
+pub fn head(flags: u8, stream: u32, block: &[u8], size: usize) -> Vec<u8> {
+    let mut frames = Vec::new();
+    let count = block.chunks(size).count();
+    for (place, part) in block.chunks(size).enumerate() {
+        let (kind, own) = if place == 0 {
+            (HEADERS, flags)
+        } else {
+            (CONTINUATION, 0)
+        };
+        let last = if place + 1 == count { END_HEADERS } else { 0 };
+        frames.extend(frame(kind, own | last, stream, part));
+    }
+    frames
 }
 
 /// A client that writes frames by hand.
@@ -129,7 +154,7 @@ impl Raw {
     }
 
     /// Reads on to the first frame that `wanted` says.
-    pub fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Frame {
+    pub fn until(&mut self, mut wanted: impl FnMut(&Frame) -> bool) -> Frame {
         loop {
             let frame = self.next().expect("the frame that is waited for");
             if wanted(&frame) {

@@ -9,23 +9,23 @@ use std::{
 
 use balancer::{
     base::rng::Random,
-    http1::body::{Decoder, Step},
+    http1::{
+        body::{BodyError, Decoder, Step},
+        response::LIMITS,
+    },
     net::stream::Stream,
     proxy::http::{Pump, PumpError},
 };
 use tokio::runtime::{Builder, Runtime};
 
 /// Body, trailers and bytes used; or that it is malformed (`Some`) or not complete (`None`).
-type Decoded = Result<(Vec<u8>, Vec<u8>, usize), Option<&'static str>>;
+type Decoded = Result<(Vec<u8>, Vec<u8>, usize), Option<BodyError>>;
 
 fn decode(input: &[u8], piece: usize) -> Decoded {
-    let (mut decoder, mut body) = (Decoder::chunked(), Vec::new());
+    let (mut decoder, mut body) = (Decoder::chunked(LIMITS), Vec::new());
     let (mut at, mut end) = (0, piece.min(input.len()));
     loop {
-        match decoder
-            .step(&input[at..end])
-            .map_err(|error| Some(error.0))?
-        {
+        match decoder.step(&input[at..end]).map_err(Some)? {
             Step::Data(count) => {
                 body.extend_from_slice(&input[at..at + count]);
                 at += count;
@@ -67,7 +67,13 @@ fn pass_on(input: &[u8], cuts: &[usize], chunked: bool) -> (Vec<u8>, Result<(), 
     RUNTIME.with(|runtime| {
         runtime.block_on(async {
             let ((mut source, mut from), (mut sink, mut to)) = (pair(), pair());
-            let mut pump = Pump::new(Vec::new(), Vec::new(), 0, Some(Decoder::chunked()), chunked);
+            let mut pump = Pump::new(
+                Vec::new(),
+                Vec::new(),
+                0,
+                Some(Decoder::chunked(LIMITS)),
+                chunked,
+            );
             let (mut out, mut ended) = (Vec::new(), None);
             let mut at = 0;
             for end in cuts.iter().copied().chain([input.len()]) {
@@ -94,7 +100,7 @@ fn pass_on(input: &[u8], cuts: &[usize], chunked: bool) -> (Vec<u8>, Result<(), 
             }
             let ended = ended.expect("the pump ends with its source");
             let ended = ended.map_err(|error| match error {
-                PumpError::Malformed(error) => error.0.to_owned(),
+                PumpError::Malformed(error) => error.to_string(),
                 error => format!("{error:?}"),
             });
             (out, ended)
@@ -119,7 +125,7 @@ fn check_passed_on(data: &[u8], whole: &Decoded) {
                 assert_eq!(again, Ok(wanted), "cut at {cuts:?}");
             }
             Err(Some(error)) => {
-                assert_eq!(ended, Err((*error).to_owned()));
+                assert_eq!(ended, Err(error.to_string()));
                 assert_eq!(again, Err(None), "a broken body that looks whole");
             }
             Err(None) => {

@@ -8,7 +8,7 @@ use balancer::{
     config::{NoFiles, parse},
     http1::{
         body::{Decoder, Step},
-        response::{Framing, Head},
+        response::{Framing, Head, LIMITS},
     },
     net::{h2::backend::Link, stream::Stream},
     pool::Pool,
@@ -100,7 +100,7 @@ fn check(text: &[u8], ended: bool) {
     let mut decoder = match head.framing {
         Framing::None => Decoder::Length(0),
         Framing::Length(length) => Decoder::Length(length),
-        Framing::Chunked => Decoder::chunked(),
+        Framing::Chunked => Decoder::chunked(LIMITS),
         Framing::UntilClose => panic!("a length or chunks must say where the body ends"),
     };
     loop {

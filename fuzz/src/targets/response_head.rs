@@ -35,7 +35,7 @@ fn write(head: &mut Head, bytes: &[u8], version: Version) -> Vec<u8> {
         return out;
     }
     let extra = ResponseExtra {
-        delivery: Delivery::of(head.framing, version),
+        delivery: Delivery::of(head, bytes, version, false),
         keep_alive: true,
         version,
         request_id: ID,

@@ -13,7 +13,7 @@ use crate::{
     http1::{
         body::{Decoder, Step},
         head_end,
-        response::{Framing, Head, MAX_HEAD},
+        response::{Framing, Head, LIMITS, MAX_HEAD},
     },
     net::{h2::Ended, local_error, stream::Stream},
 };
@@ -76,7 +76,7 @@ impl Response {
                     let decoder = match head.framing {
                         Framing::None => None,
                         Framing::Length(length) => Some(Decoder::Length(length)),
-                        Framing::Chunked => Some(Decoder::chunked()),
+                        Framing::Chunked => Some(Decoder::chunked(LIMITS)),
                         Framing::UntilClose => Some(Decoder::UntilClose),
                     };
                     return Ok(Self {
@@ -114,7 +114,7 @@ impl Response {
                     }
                     Err(error) => return Some(Err(error)),
                 },
-                Err(malformed) => return Some(Err(not_http(malformed.0))),
+                Err(malformed) => return Some(Err(not_http(&malformed.to_string()))),
             }
         }
     }
@@ -165,8 +165,7 @@ fn not_http(detail: &str) -> CheckError {
 /// An error of the connection.
 fn broken(error: &io::Error) -> CheckError {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    let ended = error.get_ref().and_then(|ended| ended.downcast_ref());
-    match (ended, error.kind()) {
+    match (Ended::of(error), error.kind()) {
         (Some(Ended::Lost), _) => CheckError::Cut,
         (Some(ended), _) => CheckError::Failed(ended.to_string()),
         _ if local_error::is_local(error) => {

@@ -7,12 +7,14 @@ const TABLE_SIZE: usize = 4_096;
 /// Numbers beyond this are no lengths or places of anything.
 const LARGEST: usize = 1 << 24;
 
-/// A list of fields in order: bytes as they came, nothing of them checked.
+/// Decoded fields of a block, in order: bytes as they came, nothing of them checked.
 #[derive(Debug, Default)]
 pub struct Fields {
     /// Name and value of one field after the other.
     bytes: Vec<u8>,
-    fields: Vec<Lengths>,
+    lengths: Vec<Lengths>,
+    /// The block had more fields than were to be kept.
+    is_cut: bool,
 }
 
 #[derive(Debug)]
@@ -25,7 +27,7 @@ impl Fields {
     /// Names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut rest = &self.bytes[..];
-        self.fields.iter().map(move |field| {
+        self.lengths.iter().map(move |field| {
             let (name, behind) = rest.split_at_checked(field.name).unwrap_or_default();
             let (value, behind) = behind.split_at_checked(field.value).unwrap_or_default();
             rest = behind;
@@ -35,29 +37,43 @@ impl Fields {
 
     /// How many fields there are.
     pub fn len(&self) -> usize {
-        self.fields.len()
+        self.lengths.len()
     }
 
     /// There is none.
     pub fn is_empty(&self) -> bool {
-        self.fields.is_empty()
+        self.lengths.is_empty()
     }
 
     /// Size of all fields as RFC 9113 section 6.5.2 counts it.
     pub fn size(&self) -> usize {
-        self.bytes.len() + FIELD_OVERHEAD * self.fields.len()
+        self.bytes.len() + FIELD_OVERHEAD * self.lengths.len()
+    }
+
+    /// False: these are the first fields of a block that has more than were to be kept.
+    pub fn is_whole(&self) -> bool {
+        !self.is_cut
     }
 
     /// Makes it empty, keeping the allocations.
     pub fn clear(&mut self) {
         self.bytes.clear();
-        self.fields.clear();
+        self.lengths.clear();
+        self.is_cut = false;
+    }
+
+    /// Removes the last field; gives its size.
+    fn drop_last(&mut self) -> usize {
+        let last = self.lengths.pop().unwrap_or(Lengths { name: 0, value: 0 });
+        let length = last.name + last.value;
+        self.bytes.truncate(self.bytes.len() - length);
+        length + FIELD_OVERHEAD
     }
 
     /// The field whose bytes were appended from `start` on, the first `name` of them those of its name.
     fn close(&mut self, start: usize, name: usize) {
         let value = self.bytes.len() - start - name;
-        self.fields.push(Lengths { name, value });
+        self.lengths.push(Lengths { name, value });
     }
 }
 
@@ -66,8 +82,17 @@ impl Fields {
 pub enum Refused {
     /// It is no field block.
     Malformed,
-    /// Its fields are larger than what may be.
+    /// Its fields are larger than [`SizeLimits::decoded`].
     TooLarge,
+}
+
+/// Sizes of the fields of a block, counted as by [`Fields::size`].
+#[derive(Debug, Clone, Copy)]
+pub struct SizeLimits {
+    /// Fields beyond this are decoded, as the table asks for, and not kept.
+    pub kept: usize,
+    /// A block with more ends the connection: bounds the work for one block.
+    pub decoded: usize,
 }
 
 impl From<Malformed> for Refused {
@@ -91,17 +116,18 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// Decodes `block`, which is whole, into `fields`, whose size stays within `most`.
+    /// Decodes `block`, which is whole, into `fields`, whose size stays within `limits.kept`.
     ///
     /// # Errors
     /// The block is malformed, or too large; the decoder is of no use any more.
     pub fn decode(
         &mut self,
         block: &[u8],
-        most: usize,
+        limits: SizeLimits,
         fields: &mut Fields,
     ) -> Result<(), Refused> {
         fields.clear();
+        let mut dropped = 0;
         let mut input = Input(block);
         while let Some(first) = input.0.first().copied() {
             match first {
@@ -118,15 +144,20 @@ impl Decoder {
                 0x20.. => {
                     let size = input.number(5)?;
                     // Section 4.2: before the first field, and within what we have allowed.
-                    if !fields.is_empty() || size > TABLE_SIZE {
+                    if !fields.is_empty() || fields.is_cut || size > TABLE_SIZE {
                         return Err(Refused::Malformed);
                     }
                     self.table.resize(size);
+                    continue;
                 }
                 _ => drop(self.literal(&mut input, 4, fields)?),
             }
-            if fields.size() > most {
-                return Err(Refused::TooLarge);
+            if fields.is_cut || fields.size() > limits.kept {
+                fields.is_cut = true;
+                dropped += fields.drop_last();
+                if fields.size() + dropped > limits.decoded {
+                    return Err(Refused::TooLarge);
+                }
             }
         }
         Ok(())

@@ -11,9 +11,17 @@ fn bytes(hex: &str) -> Vec<u8> {
         .collect()
 }
 
+/// More than `most` is an error.
+const fn limits(most: usize) -> SizeLimits {
+    SizeLimits {
+        kept: most,
+        decoded: most,
+    }
+}
+
 fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<String>, Refused> {
     let mut fields = Fields::default();
-    decoder.decode(block, 1 << 16, &mut fields)?;
+    decoder.decode(block, limits(1 << 16), &mut fields)?;
     assert_eq!(fields.len(), fields.iter().count());
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     let lines = fields.iter();
@@ -141,6 +149,30 @@ fn small_blocks_of_large_fields_are_bounded() {
 }
 
 #[test]
+fn what_is_beyond_the_limit_is_entered_in_the_table_and_not_kept() {
+    let mut block = vec![0x82, 0x40, 1, b'a', 100];
+    block.extend([b'x'; 100]);
+    // 134 bytes each, and one that is spelled out and entered behind the limit.
+    block.extend([0xbe; 20]);
+    block.extend([0x40, 1, b'b', 1, b'y']);
+    let limits = SizeLimits {
+        kept: 1_000,
+        decoded: 4_000,
+    };
+    let (mut decoder, mut fields) = (Decoder::default(), Fields::default());
+    assert_eq!(decoder.decode(&block, limits, &mut fields), Ok(()));
+    assert!(!fields.is_whole());
+    assert_eq!(fields.len(), 8, "{}", fields.size());
+    assert_eq!(fields.iter().next(), Some((&b":method"[..], &b"GET"[..])));
+    assert_eq!(decode(&mut decoder, &[0xbe]).unwrap(), ["b: y"]);
+    block.extend([0xbf; 20]);
+    assert_eq!(
+        decoder.decode(&block, limits, &mut fields),
+        Err(Refused::TooLarge)
+    );
+}
+
+#[test]
 fn what_is_encoded_is_read_again() {
     let mut random = Random::seeded(9_113);
     let names = [
@@ -180,7 +212,7 @@ fn any_bytes_are_a_block_or_not() {
         for _ in 0..3 {
             let block: Vec<u8> = (0..random.below(30)).map(|_| random.bits() as u8).collect();
             let mut fields = Fields::default();
-            let decoded = decoder.decode(&block, 1_000, &mut fields);
+            let decoded = decoder.decode(&block, limits(1_000), &mut fields);
             assert!(decoded.is_err() || fields.size() <= 1_000);
         }
     }

@@ -10,7 +10,7 @@ mod huffman;
 mod table;
 
 pub use self::{
-    decoder::{Decoder, Fields, Refused},
+    decoder::{Decoder, Fields, Refused, SizeLimits},
     encoder::{begin, field, status},
 };
 

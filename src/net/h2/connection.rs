@@ -210,7 +210,9 @@ impl Connection {
     pub(super) fn is_untouched(&self, id: u32) -> bool {
         let core = self.core.borrow();
         let flow = core.flows.get(&id);
-        flow.is_some_and(|flow| flow.sections == 0 && !flow.is_opened)
+        flow.is_some_and(|flow| {
+            flow.interim_responses == 0 && !flow.reader.is_begun() && !flow.is_opened
+        })
     }
 
     /// What is known of the backend at the other end.
@@ -280,11 +282,16 @@ impl Connection {
         if flow.reader.has_bytes() || flow.reader.is_ended() {
             return Poll::Ready(Ok(()));
         }
-        if let Some(ended) = flow.ended {
+        if let Some(ended) = flow.ended.or(flow.reader.refused()) {
             return Poll::Ready(Err(ended));
         }
         remember(&mut flow.read, cx);
         Poll::Pending
+    }
+
+    /// Length that the peer has declared of a body that is given out in chunks.
+    pub(super) fn declared_length(&self, id: u32) -> Option<u64> {
+        self.core.borrow().flows.get(&id)?.reader.declared()
     }
 
     /// Gives what has come on the stream; false at the end.

@@ -101,7 +101,7 @@ pub(super) struct Block {
     pub stream: u32,
     pub ends: bool,
     pub bytes: Vec<u8>,
-    pub frames: usize,
+    pub continuations: usize,
 }
 
 /// What is left of a DATA frame whose beginning has come.

@@ -39,6 +39,8 @@ const FREE_REFUSALS: u32 = 4_096;
 pub(super) const RAPID_RESET_AGE: Duration = Duration::from_millis(100);
 /// The same for the shortest deadline that a client can set.
 const MIN_RAPID_RESET_AGE: Duration = Duration::from_millis(10);
+/// Cost of an interim response when a stream has had many.
+pub(super) const INTERIM_RESPONSE_COST: i64 = 3;
 
 /// Token buckets of one connection.
 #[derive(Debug)]
@@ -76,17 +78,16 @@ impl FloodGuard {
         self.tokens = (self.tokens - cost).min(BURST);
     }
 
-    /// Charges a frame of the peer by its header; RFC 9113 section 6. DATA, WINDOW_UPDATE and RST_STREAM are charged by what
-    /// they do.
+    /// Charges a frame of the peer by its header; RFC 9113 section 6. DATA, WINDOW_UPDATE, RST_STREAM, CONTINUATION and interim
+    /// responses are charged by what they do.
     pub(super) fn charge_frame(&mut self, frame: Frame) {
         match frame.kind {
-            kind::DATA | kind::WINDOW_UPDATE | kind::RST_STREAM => {}
-            // Limited by the number of streams, those of backends by their number on a stream too.
+            kind::DATA | kind::WINDOW_UPDATE | kind::RST_STREAM | kind::CONTINUATION => {}
+            // Limited by the number of streams.
             kind::HEADERS => self.empty_run = 0,
             kind::SETTINGS | kind::PING if !frame.has(flag::ACK) => {
                 self.charge(ANSWERED_FRAME_COST);
             }
-            kind::CONTINUATION => self.charge(20),
             kind::SETTINGS | kind::PING | kind::GOAWAY => self.charge(IDLE_FRAME_COST),
             // PRIORITY and unknown kinds.
             _ => match self.priorities.checked_sub(1) {

@@ -18,8 +18,8 @@ pub(super) struct Flow {
     pub unacknowledged: usize,
     /// What the response of a backend can be.
     pub expected: Expected,
-    /// Heads and trailers that have come.
-    pub sections: u32,
+    /// Number of interim responses received.
+    pub interim_responses: u32,
     /// A reset by the peer before that is a rapid one; `None`: at any time.
     pub rapid_until: Option<Instant>,
     /// The peer has opened the window of the stream.
@@ -47,7 +47,7 @@ impl Flow {
             outward,
             unacknowledged: 0,
             expected: Expected::default(),
-            sections: 0,
+            interim_responses: 0,
             rapid_until: None,
             is_opened: false,
             got_end: false,

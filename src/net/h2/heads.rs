@@ -3,25 +3,34 @@
 use std::{cell::RefCell, time::Duration};
 
 use super::{
-    backend::{MAX_SECTIONS, response},
+    Ended,
+    backend::{FREE_INTERIM_RESPONSES, response},
     core::{Block, Core, Leave, Role},
-    flood_guard::{LATE_HEAD_COST, rapid_reset_age},
+    flood_guard::{INTERIM_RESPONSE_COST, LATE_HEAD_COST, rapid_reset_age},
     incoming::Asked,
     input::{Whose, Wrong},
-    reader, request, websocket,
+    reader, request, trimmed, websocket,
 };
 use crate::{
     base::clock,
     http1::response::MAX_HEAD,
     http2::{
         self,
-        frame::{Code, Frame, MAX_PAYLOAD, flag},
-        hpack::{Fields, Refused},
+        frame::{Code, Frame, flag},
+        hpack::{Fields, Refused, SizeLimits},
     },
 };
 
-/// Frames that a field block may have beside those that its size asks for.
-const CONTINUATIONS: usize = 5;
+/// CONTINUATION frames that a field block may have beyond those that its size needs.
+const SPARE_CONTINUATIONS: usize = 5;
+/// Bytes of a field block that need a CONTINUATION: peers may send smaller frames than we take, 16 KiB.
+const BYTES_PER_CONTINUATION: usize = 256;
+/// Tokens for a CONTINUATION that the size of its block does not need.
+const SPARE_CONTINUATION_COST: i64 = 20;
+/// Size of fields, in bytes, that is always kept apart from what ends a connection, however small `max_header_size` is.
+const MIN_KEPT: usize = 64 << 10;
+/// Heads in bytes that a stream may hold unread: interim responses, which no window holds up.
+const MAX_UNREAD_HEADS: usize = 256 << 10;
 
 thread_local! {
     /// The fields of the block that is being read.
@@ -32,7 +41,7 @@ thread_local! {
 fn deadline(fields: &Fields) -> Option<Duration> {
     let mut fields = fields.iter();
     let (_, value) = fields.find(|(name, _)| *name == b"grpc-timeout")?;
-    http2::grpc_timeout(value)
+    http2::grpc_timeout(trimmed(value)?)
 }
 
 impl Core {
@@ -59,20 +68,26 @@ impl Core {
             stream: frame.stream,
             ends,
             bytes: block.to_vec(),
-            frames: 0,
+            continuations: 0,
         }));
         Ok(())
     }
 
     /// RFC 9113 section 6.10.
     pub(super) fn continuation(&mut self, frame: Frame, payload: &[u8]) -> Result<(), Wrong> {
-        let most = self.most_fields();
+        // Compressed fields are seldom half as large as they are decoded.
+        let most = self.field_limits().decoded / 2;
         let Some(mut block) = self.block.take() else {
             return Err(Code::PROTOCOL_ERROR.into());
         };
-        block.frames += 1;
+        block.continuations += 1;
         block.bytes.extend_from_slice(payload);
-        if block.bytes.len() > most || block.frames > CONTINUATIONS + most / MAX_PAYLOAD {
+        let needed = block.bytes.len() / BYTES_PER_CONTINUATION;
+        let spare = block.continuations.saturating_sub(needed);
+        if spare > 0 {
+            self.flood_guard.charge(SPARE_CONTINUATION_COST);
+        }
+        if spare > SPARE_CONTINUATIONS || block.bytes.len() > most {
             return Err(Code::ENHANCE_YOUR_CALM.into());
         }
         if frame.has(flag::END_HEADERS) {
@@ -82,20 +97,25 @@ impl Core {
         Ok(())
     }
 
-    /// Twice what is allowed, so that what is too large can be answered, and be told apart.
-    fn most_fields(&self) -> usize {
-        2 * match &self.role {
+    /// Sizes of the fields of one block. Twice what is allowed is kept, so that what is a bit too large can be read and
+    /// answered; eight times that, from 512 KiB on, is decoded, as an error of its stream alone.
+    fn field_limits(&self) -> SizeLimits {
+        let kept = 2 * match &self.role {
             Role::Client(client) => client.limits.bytes,
             Role::Backend(_) => MAX_HEAD,
+        };
+        SizeLimits {
+            kept,
+            decoded: 8 * kept.max(MIN_KEPT),
         }
     }
 
     /// A field block that is whole.
     fn block(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), Wrong> {
-        let most = self.most_fields();
+        let limits = self.field_limits();
         FIELDS.with_borrow_mut(|fields| {
             self.decoder
-                .decode(block, most, fields)
+                .decode(block, limits, fields)
                 .map_err(|refused| match refused {
                     Refused::Malformed => Code::COMPRESSION_ERROR,
                     Refused::TooLarge => Code::ENHANCE_YOUR_CALM,
@@ -117,8 +137,9 @@ impl Core {
             return Err(Wrong::Stream(id, Code::STREAM_CLOSED));
         }
         match reader::trailer_section(fields) {
-            Some(section) if ends => self.ends(id, section),
-            Some(_) => self.malformed(id, "trailers that are not the end"),
+            _ if !ends => self.malformed(id, "trailers that are not the end"),
+            _ if !fields.is_whole() => self.too_large(id, "its trailers"),
+            Some(section) => self.ends(id, section),
             None => self.malformed(id, "trailers with a field that HTTP/2 does not have there"),
         }
         Ok(())
@@ -195,15 +216,22 @@ impl Core {
             self.flood_guard.charge(LATE_HEAD_COST);
             return Ok(());
         };
-        flow.sections += 1;
-        if flow.sections > MAX_SECTIONS {
-            return Err(Code::ENHANCE_YOUR_CALM.into());
-        }
         if flow.reader.is_begun() {
             return self.trailers(id, ends, fields);
         }
+        if !fields.is_whole() {
+            self.too_large(id, "its head");
+            return Ok(());
+        }
         match response::read(fields, ends, &flow.expected) {
-            Ok(response::Read::Interim(text)) => flow.reader.interim(text),
+            Ok(response::Read::Interim(text)) => {
+                if flow.reader.unread_text() + text.len() > MAX_UNREAD_HEADS {
+                    self.too_large(id, "its interim responses");
+                    return Ok(());
+                }
+                flow.interim_responses += 1;
+                flow.reader.interim(text);
+            }
             Ok(response::Read::Final(head)) => {
                 flow.reader.begin(head);
                 if ends {
@@ -217,9 +245,28 @@ impl Core {
             }
         }
         flow.wake_reader();
+        if flow.interim_responses > FREE_INTERIM_RESPONSES {
+            self.flood_guard.charge(INTERIM_RESPONSE_COST);
+        }
         if let Role::Backend(backend) = &mut self.role {
             backend.has_answered = true;
         }
         Ok(())
+    }
+
+    /// Ends a stream whose message is larger than we take; the frames of its peer are honest, and cost nothing.
+    fn too_large(&mut self, id: u32, what: &'static str) {
+        let is_client = matches!(self.role, Role::Client(_));
+        let Some(flow) = self.live(id) else { return };
+        let ended = Ended::TooLarge(what);
+        if is_client {
+            // The end of the request has come: there can be an answer.
+            flow.got_end = true;
+            flow.reader.refuse(ended);
+            flow.wake_reader();
+        } else {
+            flow.end(ended);
+            self.write_reset(id, Code::CANCEL);
+        }
     }
 }

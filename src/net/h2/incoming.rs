@@ -59,6 +59,11 @@ impl Incoming {
         self.accept.as_deref()
     }
 
+    /// Length that the client has declared of its body, which is read in chunks.
+    pub fn declared_length(&self) -> Option<u64> {
+        self.connection.declared_length(self.id)
+    }
+
     /// What the TLS of the connection agreed on.
     pub fn agreed(&self) -> Option<&Agreed> {
         self.connection.facts.agreed.as_ref()

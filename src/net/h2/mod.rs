@@ -43,6 +43,9 @@ pub enum Ended {
     /// Its message is none.
     #[error("not a valid message of HTTP/2: {0}")]
     Malformed(&'static str),
+    /// Its message is larger than we take; it may be valid.
+    #[error("larger than is taken: {0}")]
+    TooLarge(&'static str),
     /// We have found something wrong with its connection.
     #[error("not valid HTTP/2, or more than is allowed ({0})")]
     Failed(Code),
@@ -54,14 +57,30 @@ pub enum Ended {
     Lost,
 }
 
-/// No control bytes, no blanks at either end: RFC 9113 section 8.2.1.
-fn is_plain(value: &[u8]) -> bool {
-    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    !is_blank(value.first())
-        && !is_blank(value.last())
-        && value
-            .iter()
-            .all(|byte| matches!(byte, b'\t' | b' '..=0x7e | 0x80..))
+impl Ended {
+    /// Why the h2 stream ended that `error` comes from; `None` for errors of other connections.
+    pub fn of(error: &std::io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+
+    /// A limit of ours has ended it; the peer may have kept to the protocol.
+    pub fn is_own_limit(self) -> bool {
+        matches!(
+            self,
+            Self::TooLarge(_) | Self::Failed(Code::ENHANCE_YOUR_CALM)
+        )
+    }
+}
+
+/// The value without the blanks at its ends; `None` if it has control bytes. RFC 9113 section 8.2.1 forbids both, but real
+/// senders leave blanks there, and over HTTP/1 they mean nothing (RFC 9112 section 5.1).
+fn trimmed(value: &[u8]) -> Option<&[u8]> {
+    let mut rest = value;
+    while let [b' ' | b'\t', inner @ ..] | [inner @ .., b' ' | b'\t'] = rest {
+        rest = inner;
+    }
+    let is_plain = |byte: &u8| matches!(byte, b'\t' | b' '..=0x7e | 0x80..);
+    rest.iter().all(is_plain).then_some(rest)
 }
 
 /// RFC 9110 section 5.6.2.

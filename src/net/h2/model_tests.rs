@@ -192,13 +192,13 @@ impl Body {
             key,
             length: random.below(most + 1),
             is_chunked,
-            has_trailers: is_chunked && random.below(3) == 0,
+            has_trailers: random.below(3) == 0,
         }
     }
 
     /// Nothing at all is sent.
     fn is_nothing(self) -> bool {
-        self.length == 0 && !self.is_chunked
+        self.length == 0 && !self.is_chunked && !self.has_trailers
     }
 }
 

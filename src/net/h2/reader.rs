@@ -4,7 +4,7 @@ use std::{collections::VecDeque, io};
 
 use tokio::io::ReadBuf;
 
-use super::{Ended, is_name, is_plain};
+use super::{Ended, is_name, trimmed};
 use crate::{
     http1::{encode, fields::Known},
     http2::hpack::Fields,
@@ -18,9 +18,8 @@ const KEPT: usize = 64 << 10;
 pub(super) enum Body {
     /// Nothing.
     None,
-    /// The bytes of a declared length.
-    Plain,
-    /// A body that ends when the stream says so, as chunks.
+    /// A body that ends when the stream says so, as chunks: behind them trailers have their place, and whether there will be
+    /// some is known at the end only, whatever length was declared.
     Chunked,
     /// Another protocol, RFC 8441.
     Raw,
@@ -31,7 +30,7 @@ pub(super) enum Body {
 pub(super) struct Head {
     pub text: Vec<u8>,
     pub body: Body,
-    /// `Content-Length` of the body that follows.
+    /// `Content-Length` of the body that follows, which `text` does not have.
     pub length: Option<u64>,
 }
 
@@ -59,10 +58,13 @@ pub(super) struct Reader {
     data: VecDeque<u8>,
     /// What is left of the chunk that was begun.
     chunk: usize,
-    /// What is to come of a declared length.
+    declared: Option<u64>,
+    /// What is to come of that.
     length: Option<u64>,
     /// The trailer section.
     trailers: Vec<u8>,
+    /// Why the end of the message is not given out.
+    refused: Option<Ended>,
 }
 
 impl Reader {
@@ -75,8 +77,10 @@ impl Reader {
             body: Body::None,
             data: VecDeque::new(),
             chunk: 0,
+            declared: None,
             length: None,
             trailers: Vec::new(),
+            refused: None,
         }
     }
 
@@ -85,7 +89,15 @@ impl Reader {
         self.interim(head.text);
         self.phase = Phase::Body;
         self.body = head.body;
-        self.length = head.length;
+        (self.declared, self.length) = (head.length, head.length);
+    }
+
+    /// The length that was declared of a body that is given out in chunks.
+    pub(super) const fn declared(&self) -> Option<u64> {
+        match self.body {
+            Body::Chunked => self.declared,
+            Body::None | Body::Raw => None,
+        }
     }
 
     /// A head that another one will follow.
@@ -122,6 +134,21 @@ impl Reader {
             self.phase = Phase::Whole;
         }
         is_whole
+    }
+
+    /// The message is read as one that does not come to its end, because of `why`.
+    pub(super) fn refuse(&mut self, why: Ended) {
+        self.refused = Some(why);
+    }
+
+    /// Why the message does not come to its end although its stream does.
+    pub(super) const fn refused(&self) -> Option<Ended> {
+        self.refused
+    }
+
+    /// Bytes of heads and of the lines around chunks that were not taken.
+    pub(super) fn unread_text(&self) -> usize {
+        self.text.len() - self.at
     }
 
     /// What follows the head is content for whoever reads.
@@ -220,10 +247,8 @@ pub(super) fn cut(ended: Ended) -> io::Error {
 pub(super) fn trailer_section(fields: &Fields) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     for (name, value) in fields.iter() {
-        if !is_name(name) || !is_plain(value) || Known::of(name).is_hop_by_hop() {
-            return None;
-        }
-        encode::field(&mut out, name, value);
+        let is_allowed = is_name(name) && !Known::of(name).is_hop_by_hop();
+        encode::field(&mut out, name, trimmed(value).filter(|_| is_allowed)?);
     }
     Some(out)
 }
@@ -233,12 +258,15 @@ mod tests {
     use super::*;
     use crate::{
         base::rng::Random,
-        http1::body::{Decoder, Step},
+        http1::{
+            body::{Decoder, Step},
+            response::LIMITS,
+        },
     };
 
     /// The content of chunks.
     fn content(text: &[u8]) -> (Vec<u8>, Vec<u8>) {
-        let (mut decoder, mut at, mut out) = (Decoder::chunked(), 0, Vec::new());
+        let (mut decoder, mut at, mut out) = (Decoder::chunked(LIMITS), 0, Vec::new());
         loop {
             match decoder.step(&text[at..]).unwrap() {
                 Step::Data(count) => {
@@ -262,7 +290,7 @@ mod tests {
             let body = if round % 2 == 0 {
                 Body::Chunked
             } else {
-                Body::Plain
+                Body::Raw
             };
             let sent: Vec<u8> = (0..random.below(3_000))
                 .map(|_| random.bits() as u8)
@@ -272,7 +300,7 @@ mod tests {
             reader.begin(Head {
                 text: b"2".to_vec(),
                 body,
-                length: (body == Body::Plain).then_some(sent.len() as u64),
+                length: (round % 3 == 0).then_some(sent.len() as u64),
             });
             let (mut rest, mut text, mut taken) = (&sent[..], Vec::new(), 0);
             let mut whole = false;
@@ -309,7 +337,7 @@ mod tests {
             let mut reader = Reader::new();
             reader.begin(Head {
                 text: Vec::new(),
-                body: Body::Plain,
+                body: Body::Chunked,
                 length: Some(4),
             });
             assert_eq!(reader.push(&vec![0; came]), good_push);

@@ -4,13 +4,13 @@
 //! `http1::request` all the same, as strictly as if it had come from a socket.
 
 use super::{
-    is_name, is_plain, is_token,
+    is_name, is_token,
     reader::{Body, Head},
-    websocket,
+    trimmed, websocket,
 };
 use crate::{
     http1::{self, encode, fields::Known, request::Limits},
-    http2::hpack::Fields,
+    http2::hpack::{FIELD_OVERHEAD, Fields},
     reason::Reason,
 };
 
@@ -62,9 +62,11 @@ pub(super) fn read(
     limits: Limits,
     key: impl FnOnce() -> String,
 ) -> Result<Request, Reason> {
+    if !fields.is_whole() {
+        return Err(Reason::RequestHeaderSectionSize);
+    }
     let (pseudo, behind) = pseudo(fields)?;
-    // Fields are counted one by one, each part of a cookie too: the many small ones are the attack (RFC 9113 section 10.5.1).
-    if fields.len() - behind > limits.fields || fields.size() > limits.bytes {
+    if !is_within(fields, behind, limits) {
         return Err(Reason::RequestHeaderSectionSize);
     }
     let method = pseudo.method.filter(|method| is_token(method));
@@ -81,13 +83,20 @@ pub(super) fn read(
     );
     let host = host(&pseudo, fields)?;
     encode::field(&mut text, b"host", host);
-    let regular = write_fields(&mut text, fields.iter().skip(behind), host, is_socket)?;
+    let is_host = |value: &[u8]| {
+        let [one, other] = [value, host].map(|it| without_default_port(it, pseudo.scheme));
+        one.eq_ignore_ascii_case(other)
+    };
+    let regular = write_fields(&mut text, fields.iter().skip(behind), is_host, is_socket)?;
     if regular.has_cookies {
         cookies(&mut text, fields);
     }
-    let length = regular.length.and_then(http1::content_length);
+    let length = match regular.length.map(http1::content_length) {
+        Some(None) => return Err(Reason::RequestError),
+        length => length.flatten(),
+    };
     let (mut body, mut accept) = (Body::None, None);
-    match (is_socket, regular.length, ends) {
+    match (is_socket, length, ends) {
         (true, None, _) => {
             let key = key();
             encode::upgrade(&mut text, b"websocket");
@@ -95,15 +104,10 @@ pub(super) fn read(
             accept = Some(websocket::accept(key.as_bytes()).into());
             body = Body::Raw;
         }
-        // RFC 9113 section 8.5: what follows is no content, so it has no length.
-        (true, Some(_), _) => return Err(Reason::RequestError),
-        // Section 8.1.1.
-        (false, _, true) if length.is_some_and(|length| length > 0) => {
-            return Err(Reason::RequestError);
-        }
+        // RFC 9113 sections 8.5 and 8.1.1: what follows is no content, so it has no length; the end comes too early.
+        (true, Some(_), _) | (false, Some(1..), true) => return Err(Reason::RequestError),
         (false, _, true) => {}
-        (false, Some(_), false) => body = Body::Plain,
-        (false, None, false) => {
+        (false, _, false) => {
             encode::chunked(&mut text);
             body = Body::Chunked;
         }
@@ -114,6 +118,20 @@ pub(super) fn read(
         is_head: method == b"HEAD",
         accept,
     })
+}
+
+/// Whether the head is within `limits`, `pseudo` of its fields being pseudo-header fields. Each field counts
+/// [`FIELD_OVERHEAD`] bytes more than it has. The parts of a cookie are one field, as they are in HTTP/1: beside the first
+/// each counts its own bytes and those of the `; ` before it.
+fn is_within(fields: &Fields, pseudo: usize, limits: Limits) -> bool {
+    let (count, size) = (fields.len() - pseudo, fields.size());
+    if count <= limits.fields && size <= limits.bytes {
+        return true;
+    }
+    let crumbs = fields.iter().filter(|(name, _)| *name == b"cookie");
+    let joined = crumbs.count().saturating_sub(1);
+    let saved = joined * (FIELD_OVERHEAD + b"cookie".len() - b"; ".len());
+    count - joined <= limits.fields && size - saved <= limits.bytes
 }
 
 /// The pseudo-header fields, which come first and once: RFC 9113 section 8.3. A name that begins with a colon is none
@@ -165,38 +183,53 @@ fn target<'f>(pseudo: &Pseudo<'f>) -> Result<&'f [u8], Reason> {
     pseudo.path.filter(is_good).ok_or(Reason::RequestError)
 }
 
-/// One authority, RFC 9113 section 8.3.1. What it may consist of is checked when the head is read.
+/// The authority, or the one of Host where there is none: RFC 9113 section 8.3.1. What it may consist of is checked when the
+/// head is read.
 fn host<'f>(pseudo: &Pseudo<'f>, fields: &'f Fields) -> Result<&'f [u8], Reason> {
     let field = || fields.iter().find(|(name, _)| *name == b"host");
-    let host = pseudo.authority.or_else(|| field().map(|(_, value)| value));
+    let authority = pseudo.authority.filter(|authority| !authority.is_empty());
+    let host = authority.or_else(|| trimmed(field()?.1));
     let is_good = |host: &&[u8]| !host.is_empty() && host.iter().all(u8::is_ascii_graphic);
     host.filter(is_good).ok_or(Reason::RequestError)
 }
 
-/// Checks the fields and writes all but Host, which must be `host`, and cookies. The key of a WebSocket is ours.
+/// The authority without a port that is the scheme's default, or empty: RFC 3986 section 6.2.3.
+fn without_default_port<'a>(authority: &'a [u8], scheme: Option<&[u8]>) -> &'a [u8] {
+    let port: &[u8] = match scheme {
+        Some(scheme) if scheme.eq_ignore_ascii_case(b"https") => b":443",
+        Some(scheme) if scheme.eq_ignore_ascii_case(b"http") => b":80",
+        _ => b":",
+    };
+    let name = authority.strip_suffix(port);
+    name.or(authority.strip_suffix(b":")).unwrap_or(authority)
+}
+
+/// Checks the fields and writes all but Host, which must be the one of the request, cookies and the length. The key of a
+/// WebSocket is ours.
 fn write_fields<'f>(
     out: &mut Vec<u8>,
     fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
-    host: &[u8],
+    is_host: impl Fn(&[u8]) -> bool,
     is_socket: bool,
 ) -> Result<Regular<'f>, Reason> {
     let mut regular = Regular::default();
     for (name, value) in fields {
-        if !is_name(name) || !is_plain(value) {
-            return Err(Reason::RequestError);
-        }
+        let value = trimmed(value).filter(|_| is_name(name));
+        let value = value.ok_or(Reason::RequestError)?;
         let (mut is_wrong, mut is_left_out) = (false, false);
         match Known::of(name) {
             Known::Host => {
                 is_left_out = true;
-                is_wrong = std::mem::replace(&mut regular.has_host, true)
-                    || !value.eq_ignore_ascii_case(host);
+                is_wrong = std::mem::replace(&mut regular.has_host, true) || !is_host(value);
             }
             Known::Cookie => {
                 is_left_out = true;
                 regular.has_cookies = true;
             }
-            Known::ContentLength => is_wrong = regular.length.replace(value).is_some(),
+            Known::ContentLength => {
+                is_left_out = true;
+                is_wrong = regular.length.replace(value).is_some();
+            }
             Known::Te => is_wrong = value != b"trailers",
             Known::Http2Settings => {}
             Known::Other => is_left_out = is_socket && name == b"sec-websocket-key",
@@ -217,7 +250,7 @@ fn write_fields<'f>(
 fn cookies(out: &mut Vec<u8>, fields: &Fields) {
     let crumbs = fields.iter().filter(|(name, _)| *name == b"cookie");
     let mut crumbs = crumbs
-        .map(|(_, crumb)| crumb)
+        .filter_map(|(_, crumb)| trimmed(crumb))
         .filter(|crumb| !crumb.is_empty());
     let Some(first) = crumbs.next() else { return };
     out.extend_from_slice(b"cookie: ");

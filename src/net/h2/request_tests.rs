@@ -6,7 +6,7 @@ use super::{Request, *};
 use crate::{
     base::rng::Random,
     http1::request::{Framing, Head},
-    http2::hpack::{self, Decoder},
+    http2::hpack::{self, Decoder, SizeLimits},
 };
 
 const LIMITS: Limits = Limits {
@@ -24,7 +24,11 @@ fn fields(pseudo: &[(&str, &str)], regular: &[(&str, &[u8])]) -> Fields {
         hpack::field(&mut block, name.as_bytes(), value);
     }
     let mut fields = Fields::default();
-    let decoded = Decoder::default().decode(&block, 1 << 20, &mut fields);
+    let limits = SizeLimits {
+        kept: 1 << 20,
+        decoded: 1 << 20,
+    };
+    let decoded = Decoder::default().decode(&block, limits, &mut fields);
     decoded.unwrap();
     fields
 }
@@ -61,8 +65,8 @@ fn the_body_is_framed_as_the_stream_ends() {
         (
             &[("content-length", &b"7"[..])],
             false,
-            Body::Plain,
-            Framing::Length(7),
+            Body::Chunked,
+            Framing::Chunked,
         ),
         (&[("content-length", b"0")], true, Body::None, Framing::None),
     ] {
@@ -107,15 +111,96 @@ fn a_websocket_becomes_an_upgrade_and_no_other_tunnel_is_served() {
 }
 
 #[test]
-fn fields_are_counted_with_each_part_of_a_cookie() {
-    let crumbs = |count| vec![("cookie", &b"a=b"[..]); count];
-    let (_, head) = read(&get(&crumbs(40)), true).unwrap();
+fn the_parts_of_a_cookie_are_one_field_and_count_by_their_bytes() {
+    let crumbs = |count, value: &'static [u8]| vec![("cookie", value); count];
+    let other = |count| vec![("a", &b"b"[..]); count];
+    let (_, head) = read(&get(&crumbs(100, b"a=b")), true).unwrap();
     assert_eq!(head.fields.iter().count(), 2, "Host, and one cookie");
-    let refused = read(&get(&crumbs(41)), true);
+    // With Host.
+    let list = [other(38), crumbs(100, b"a=b")].concat();
+    assert!(read(&get(&list), true).is_ok());
+    let list = [other(40), crumbs(2, b"a=b")].concat();
+    let refused = read(&get(&list), true);
     assert_eq!(refused.unwrap_err(), Reason::RequestHeaderSectionSize);
+    // As large as in HTTP/1: 80 * 102 bytes with the pseudo-header fields, and 82 of them.
+    let part = &[b'x'; 100];
+    assert!(read(&get(&crumbs(78, part)), true).is_ok());
+    for list in [crumbs(82, part), crumbs(5_000, b"")] {
+        let refused = read(&get(&list), true);
+        assert_eq!(refused.unwrap_err(), Reason::RequestHeaderSectionSize);
+    }
     let large = [b'x'; 8 << 10];
     let refused = read(&get(&[("a", &large)]), true);
     assert_eq!(refused.unwrap_err(), Reason::RequestHeaderSectionSize);
+}
+
+#[test]
+fn blanks_at_the_ends_of_values_mean_nothing() {
+    let list = [
+        ("a", &b" b c\t"[..]),
+        ("cookie", b"d=e "),
+        ("cookie", b"\t "),
+        ("cookie", b" f=g"),
+        ("te", b" trailers "),
+        ("content-length", b" 7 "),
+        ("host", b" a\t"),
+        ("empty", b" \t "),
+    ];
+    let (request, head) = read(&get(&list), false).unwrap();
+    assert_eq!(request.head.length, Some(7));
+    let value = |name| head.fields.values(name, &head.bytes).next();
+    assert_eq!(value("a"), Some(&b"b c"[..]));
+    assert_eq!(value("cookie"), Some(&b"d=e; f=g"[..]));
+    assert_eq!(value("empty"), Some(&b""[..]));
+    assert!(head.takes_trailers);
+    for bad in [&b" a\r\n"[..], b"\0", b" \n", b"a\x7f "] {
+        let refused = read(&get(&[("a", bad)]), true);
+        assert_eq!(refused.unwrap_err(), Reason::RequestError, "{bad:?}");
+    }
+}
+
+#[test]
+fn the_authority_and_host_are_the_same_with_and_without_the_usual_port() {
+    let ask = |scheme, authority: Option<&'static str>, host: &'static str| {
+        let mut pseudo = vec![(":method", "GET"), (":scheme", scheme), (":path", "/")];
+        pseudo.extend(authority.map(|authority| (":authority", authority)));
+        let asked = read(&fields(&pseudo, &[("host", host.as_bytes())]), true);
+        asked.map(|(_, head)| String::from_utf8(head.text(head.host).to_vec()).unwrap())
+    };
+    for (scheme, authority, host, expected) in [
+        ("http", Some("a:80"), "a", "a:80"),
+        ("http", Some("a"), "A:80", "a"),
+        ("HTTPS", Some("a:443"), "a", "a:443"),
+        ("https", Some("a"), "a:443", "a"),
+        ("https", Some("[::1]"), "[::1]:443", "[::1]"),
+        ("http", Some("a:"), "a:80", "a:"),
+        ("http", Some(""), "a:80", "a:80"),
+        ("http", None, "a", "a"),
+    ] {
+        let found = ask(scheme, authority, host);
+        assert_eq!(
+            found.as_deref(),
+            Ok(expected),
+            "{scheme} {authority:?} {host}"
+        );
+    }
+    for (scheme, authority, host) in [
+        ("http", "a:443", "a"),
+        ("https", "a:80", "a"),
+        ("https", "a:443", "a:80"),
+        ("other", "a:80", "a"),
+        ("http", "b", "a"),
+        ("http", "", ""),
+        ("http", "a:8080", "a"),
+        ("http", "aa:80", "a"),
+    ] {
+        let found = ask(scheme, Some(authority), host);
+        assert_eq!(
+            found,
+            Err(Reason::RequestError),
+            "{scheme} {authority} {host}"
+        );
+    }
 }
 
 fn pick<'a, T: ?Sized>(random: &mut Random, choices: &[&'a T]) -> &'a T {
@@ -147,6 +232,7 @@ type Meaning = (String, String, String, Vec<(String, Vec<u8>)>);
 
 /// The meaning of an h2 request, worked out the plain way.
 fn meaning(sent: &Fields) -> Meaning {
+    let trim = |value: &[u8]| value.trim_ascii().to_vec();
     let (mut fields, mut cookies, mut texts) = (Vec::new(), Vec::new(), HashMap::new());
     for (name, value) in sent.iter() {
         let text = String::from_utf8_lossy(value).into_owned();
@@ -155,16 +241,18 @@ fn meaning(sent: &Fields) -> Meaning {
                 texts.insert(name, text);
             }
             "te" | "content-length" | "http2-settings" => {}
-            "cookie" if value.is_empty() => {}
-            "cookie" => cookies.push(value.to_vec()),
-            name => fields.push((name.to_owned(), value.to_vec())),
+            "cookie" if trim(value).is_empty() => {}
+            "cookie" => cookies.push(trim(value)),
+            name => fields.push((name.to_owned(), trim(value))),
         }
     }
     if !cookies.is_empty() {
         fields.push(("cookie".to_owned(), cookies.join(&b"; "[..])));
     }
     fields.sort();
-    let authority = texts.get(":authority").or(texts.get("host")).cloned();
+    let authority = texts.get(":authority").filter(|text| !text.is_empty());
+    let host = texts.get("host").map(|host| host.trim().to_owned());
+    let authority = authority.cloned().or(host);
     (
         texts[":method"].clone(),
         texts[":path"].clone(),

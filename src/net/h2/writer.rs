@@ -11,9 +11,10 @@ use std::{
 use super::{connection::Connection, core::gone};
 use crate::{
     http1::{
-        body::{Decoder, Step},
+        body::{BodyError, Decoder, Step},
         fields::Known,
         head_end,
+        request::Limits,
     },
     http2::{frame::Code, hpack},
 };
@@ -22,6 +23,11 @@ use crate::{
 const MAX_HEAD: usize = 512 << 10;
 /// Most fields of such a head.
 pub(super) const MAX_FIELDS: usize = 512;
+/// Limits of the trailers that we write: those of the peers were checked when they were read.
+const TRAILERS: Limits = Limits {
+    fields: MAX_FIELDS,
+    bytes: MAX_HEAD,
+};
 
 /// What is sent behind a head.
 #[derive(Debug)]
@@ -36,6 +42,10 @@ pub(super) enum Writer {
 
 pub(super) fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn malformed(error: BodyError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 /// The head whose beginning is in `head` and which goes on with `input`, when it is whole, and how many bytes of `input`
@@ -61,17 +71,17 @@ pub(super) fn collect<'i>(
     Ok((Some(Cow::Owned(std::mem::take(head))), end - before))
 }
 
-/// How the body is framed, where a field says so.
+/// How the body is framed, where a field says so: in chunks, also where its length is told as well.
 pub(super) fn framing(fields: &[httparse::Header<'_>]) -> io::Result<Option<Decoder>> {
     let mut decoder = None;
     for field in fields {
         match Known::of(field.name.as_bytes()) {
-            Known::ContentLength => {
+            Known::ContentLength if decoder.is_none() => {
                 let length = str::from_utf8(field.value).ok();
                 let length = length.and_then(|it| it.parse().ok());
                 decoder = Some(Decoder::Length(length.ok_or(invalid("no length"))?));
             }
-            Known::TransferEncoding => decoder = Some(Decoder::chunked()),
+            Known::TransferEncoding => decoder = Some(Decoder::chunked(TRAILERS)),
             _ => {}
         }
     }
@@ -138,7 +148,7 @@ impl Writer {
         loop {
             let rest = input.get(used..).unwrap_or_default();
             if *known == 0 {
-                match decoder.step(rest).map_err(|error| invalid(error.0))? {
+                match decoder.step(rest).map_err(malformed)? {
                     Step::Data(count) => *known = count,
                     Step::Skip(count) => used += count,
                     Step::More => return Ok((used, false)),

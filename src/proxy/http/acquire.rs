@@ -76,6 +76,7 @@ fn unconnected(rules: &Rules<'_>, reason: Reason, detail: String) -> Unconnected
         stale: false,
         refusal: None,
         unseen: true,
+        own_limit: false,
         detail,
     })
 }

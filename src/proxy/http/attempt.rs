@@ -17,7 +17,8 @@ use super::{
     acquire::{self, Unconnected},
     exchange::{Exchange, Io, Rules, describe, write_all},
     forward,
-    pump::{Pump, PumpError, SMALL, poll_fill},
+    interim::is_flood,
+    pump::{Pump, PumpError, SMALL, blame_client, poll_fill},
     respond,
     retry::{Failure, Stage},
 };
@@ -26,7 +27,7 @@ use crate::{
     http1::{Version, head_end, response},
     net::{
         connect::reason_of_broken,
-        h2::backend::{self, Refusal},
+        h2::backend::{self, Outgoing, Refusal},
         local_error,
         stream::Stream,
     },
@@ -34,10 +35,6 @@ use crate::{
     proxy::idle::BackendConnection,
     reason::Reason,
 };
-
-/// Most 1xx responses of a try before the final one: more are a flood. Also the most that a client gets of one exchange,
-/// whatever the tries after the first send.
-const MAX_INTERIM: u32 = 16;
 
 /// Bytes of a response head that are parsed as they come.
 const EAGER: usize = 512;
@@ -58,14 +55,15 @@ pub(super) struct Attempt<'a> {
 pub(super) enum Done {
     /// The client got its response, or part of it.
     Answered(Next),
-    /// The client is to blame, or has asked for what cannot be, or the time for the whole exchange is over; nothing was
-    /// answered yet.
+    /// The client is to blame, or has asked for what cannot be, or the time for the whole exchange is over, or another limit
+    /// of ours was passed that no other backend would keep; nothing was answered yet.
     Client(Reason),
 }
 
 /// Why there is no response head.
 enum Trouble {
     Backend(Reason, String),
+    /// No backend is to blame, and there is no further try.
     Client(Reason),
 }
 
@@ -133,6 +131,7 @@ pub(super) async fn run(
                 stale: is_end && is_old && refusal.is_none(),
                 refusal,
                 unseen: refusal.is_some() || is_unseen(&backend, before),
+                own_limit: stream.is_some_and(Outgoing::hit_own_limit),
                 detail,
             });
         }
@@ -203,14 +202,13 @@ async fn response_head(
             return wire.check_switch(io);
         }
         if !io.response.is_interim() {
+            io.response.declared_length = wire.backend.stream.declared_length();
             return Ok(());
         }
         interim += 1;
-        if interim > MAX_INTERIM {
-            return Err(Trouble::Backend(
-                Reason::ProxyProtocolError,
-                "too many 1xx responses".to_owned(),
-            ));
+        if is_flood(interim, sent) {
+            tracing::debug!(target: "http", count = interim, "too many 1xx responses");
+            return Err(Trouble::Client(Reason::ProxyProtocolError));
         }
         wire.pass_interim(io).await?;
     }
@@ -397,7 +395,8 @@ impl Wire<'_, '_> {
             facts,
             ..
         } = &mut *self.exchange;
-        if head.version == Version::Http11 && facts.interim < MAX_INTERIM {
+        let is_wanted = head.version == Version::Http11;
+        if is_wanted && !is_flood(facts.interim + 1, facts.began) {
             facts.interim += 1;
             io.out.clear();
             forward::interim_head(io.out, io.response, io.response_bytes, ("", ""));
@@ -508,22 +507,14 @@ pub(super) fn poll_upload(
     result
 }
 
-/// A failure of the backend: counted, and held against it. A lack of our own is neither.
+/// A failure of the backend: counted, and held against it, where `reason` blames it.
 pub(super) fn blame_backend(attempt: Attempt<'_>, reason: Reason) {
-    if reason == Reason::Overload {
+    if !reason.blames_backend() {
         return;
     }
     attempt.lease.state.metrics.mine().failures.add(reason);
     if let Some(transition) = attempt.pool.failed(attempt.lease, reason, clock::now()) {
         transition.log();
-    }
-}
-
-pub(super) fn blame_client(error: &PumpError) -> Reason {
-    match error {
-        PumpError::Malformed(_) => Reason::RequestIncomplete,
-        PumpError::TooLarge => Reason::RequestBodySize,
-        PumpError::Read(_) | PumpError::Cut | PumpError::Write(_) => Reason::ClientDisconnected,
     }
 }
 

@@ -94,6 +94,8 @@ impl Exchange<'_> {
                 passed = next.positions_of(pool, &passed);
                 introduction = self.introduction(&next);
                 self.encode_again(pool, &next, rules, io.request_out);
+                let (chunked, length) = self.upload_framing(&next);
+                upload.set_framing(chunked, length);
                 self.facts.newest = Some(Arc::clone(&next));
                 newest = Some(next);
             }
@@ -123,7 +125,7 @@ impl Exchange<'_> {
 fn is_backend_failure(lease: &Lease, failure: &Failure) -> bool {
     match failure.refusal {
         Some(Refusal::Outright) => lease.state.refuses_again(),
-        _ => !is_well(failure),
+        _ => !is_well(failure) && !failure.own_limit,
     }
 }
 

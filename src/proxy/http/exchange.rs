@@ -365,7 +365,7 @@ impl<'a> Exchange<'a> {
             .limits
             .request_body
             .unwrap_or(u64::MAX);
-        matches!(self.head.framing, Framing::Length(length) if length > limit)
+        self.head.body_length().is_some_and(|length| length > limit)
     }
 
     /// Where the body ends in what has been read, if it does.
@@ -385,7 +385,7 @@ impl<'a> Exchange<'a> {
         match self.head.framing {
             Framing::None => Decoder::Length(0),
             Framing::Length(length) => Decoder::Length(length),
-            Framing::Chunked => Decoder::chunked(),
+            Framing::Chunked => Decoder::chunked(read::limits(self.place.listener)),
         }
     }
 
@@ -460,10 +460,10 @@ impl<'a> Exchange<'a> {
             return;
         }
         // The first time has struck fields out. What was parsed once is parsed again.
-        let keep_alive = self.head.keep_alive;
+        let (keep_alive, length) = (self.head.keep_alive, self.head.declared_length);
         let parsed = self.head.parse(read::limits(self.place.listener));
         debug_assert!(matches!(parsed, Ok(true)), "the same bytes");
-        self.head.keep_alive = keep_alive;
+        (self.head.keep_alive, self.head.declared_length) = (keep_alive, length);
         self.encode_request(pool, rules, out);
     }
 
@@ -488,6 +488,14 @@ impl<'a> Exchange<'a> {
         );
     }
 
+    /// Whether the body goes to a backend of `pool` in chunks; if not, the length at which a chunked one ends. HTTP/1 has a
+    /// length or trailers.
+    pub(super) fn upload_framing(&self, pool: &Pool) -> (bool, Option<u64>) {
+        let length = self.head.declared_length.filter(|_| hop(pool) != Hop::H2);
+        let is_chunked = self.head.framing == Framing::Chunked && length.is_none();
+        (is_chunked, length)
+    }
+
     /// The request as it goes to a backend.
     fn upload(&mut self, pool: &Pool, rules: &Rules<'_>, io: &mut Io<'_>) -> Pump {
         let listener = self.place.listener;
@@ -501,13 +509,9 @@ impl<'a> Exchange<'a> {
             return Pump::new(out, bytes, 0, None, false);
         }
         bytes.extend_from_slice(self.head.bytes.get(self.head.len..).unwrap_or_default());
-        let mut upload = Pump::new(
-            out,
-            bytes,
-            0,
-            Some(self.decoder()),
-            self.head.framing == Framing::Chunked,
-        );
+        let (chunked, length) = self.upload_framing(pool);
+        let mut upload = Pump::new(out, bytes, 0, Some(self.decoder()), chunked);
+        upload.set_framing(chunked, length);
         if self.head.framing == Framing::Chunked {
             let origin = origin(self.place, self.client, self.from, self.head);
             let rules = &self.place.snapshot.config.forwarded;

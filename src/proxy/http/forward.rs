@@ -157,7 +157,14 @@ pub fn request_head(
     }
     match head.framing {
         request::Framing::Length(length) => encode::content_length(out, length),
-        request::Framing::Chunked => encode::chunked(out),
+        request::Framing::Chunked => {
+            if let Some(length) = head.declared_length {
+                encode::content_length(out, length);
+            }
+            if hop == Hop::H2 || head.declared_length.is_none() {
+                encode::chunked(out);
+            }
+        }
         // RFC 9110 section 8.6: methods that anticipate content say that there is none.
         request::Framing::None => {
             if matches!(head.text(head.method), b"POST" | b"PUT" | b"PATCH") {
@@ -418,20 +425,25 @@ pub enum Delivery {
     None,
     /// So many bytes.
     Length(u64),
-    /// Chunked.
-    Chunked,
+    /// Chunked. A length that is told beside that is the one of HTTP/2.
+    Chunked(Option<u64>),
     /// Until we close: for HTTP/1.0 clients, when the length is not known.
     UntilClose,
 }
 
 impl Delivery {
-    /// How to deliver a response with `framing` to a client that speaks `version`.
-    pub fn of(framing: response::Framing, version: Version) -> Self {
-        match (framing, version) {
-            (response::Framing::None, _) => Self::None,
-            (response::Framing::Length(length), _) => Self::Length(length),
-            (_, Version::Http11) => Self::Chunked,
-            (_, Version::Http10) => Self::UntilClose,
+    /// How to deliver a response with `head` to a client that speaks `version`, or HTTP/2. HTTP/1 has a length or trailers:
+    /// where the backend announces trailers, the length gives way to them.
+    pub fn of(head: &response::Head, bytes: &[u8], version: Version, is_h2: bool) -> Self {
+        let has_trailers = || head.fields.find(Known::Trailer, bytes).is_some();
+        match (head.framing, version, head.declared_length) {
+            (response::Framing::None, ..) => Self::None,
+            (response::Framing::Length(length), ..) => Self::Length(length),
+            (_, Version::Http11, length) if is_h2 => Self::Chunked(length),
+            (_, Version::Http11, None) => Self::Chunked(None),
+            (_, Version::Http11, Some(_)) if has_trailers() => Self::Chunked(None),
+            (_, _, Some(length)) => Self::Length(length),
+            (_, Version::Http10, None) => Self::UntilClose,
         }
     }
 }
@@ -480,7 +492,12 @@ pub fn response_head(
     }
     match extra.delivery {
         Delivery::Length(length) => encode::content_length(out, length),
-        Delivery::Chunked => encode::chunked(out),
+        Delivery::Chunked(length) => {
+            if let Some(length) = length {
+                encode::content_length(out, length);
+            }
+            encode::chunked(out);
+        }
         Delivery::None => {
             if let Some(length) = head.announced {
                 encode::content_length(out, length);

@@ -13,11 +13,10 @@ use std::{
 
 use tokio::task::spawn_local;
 
-use super::{Client, LINGER_TIME, Next, attempt, exchange, linger};
+use super::{Client, LINGER_TIME, Next, attempt, exchange, linger, read};
 use crate::{
     base::{address::BindAddress, clock, rng::Random},
     config::model::ListenerTimeouts,
-    http1::request::Limits,
     net::{
         h2::{
             connection::Connection,
@@ -50,12 +49,8 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: Client, read: Vec<u8>)
     let Some(listener) = listener.and_then(|index| generation.listeners.get(index)) else {
         return;
     };
-    let http = &listener.config.http;
-    let limits = Limits {
-        fields: http.max_headers,
-        bytes: http.max_header_size,
-    };
-    let most = http.h2_max_streams;
+    let limits = read::limits(listener);
+    let most = listener.config.http.h2_max_streams;
     let timeouts = listener.config.timeouts.clone();
     drop(generation);
     let Client {

@@ -15,6 +15,7 @@ mod facts;
 mod forward;
 mod grpc;
 mod http2;
+mod interim;
 mod limit;
 mod pace;
 mod pump;

@@ -19,7 +19,8 @@ use crate::{
         encode,
         fields::is_same_or_twin,
     },
-    net::{splice, stream::Stream},
+    net::{h2::Ended, splice, stream::Stream},
+    reason::Reason,
 };
 
 /// First size of a buffer; most messages are smaller.
@@ -50,6 +51,19 @@ pub enum PumpError {
     Write(io::Error),
 }
 
+/// Why the body of a client could not be moved.
+pub(super) fn blame_client(error: &PumpError) -> Reason {
+    match error {
+        PumpError::Malformed(BodyError::TrailersTooLarge) => Reason::RequestHeaderSectionSize,
+        PumpError::Read(error) if matches!(Ended::of(error), Some(Ended::TooLarge(_))) => {
+            Reason::RequestHeaderSectionSize
+        }
+        PumpError::Malformed(_) => Reason::RequestIncomplete,
+        PumpError::TooLarge => Reason::RequestBodySize,
+        PumpError::Read(_) | PumpError::Cut | PumpError::Write(_) => Reason::ClientDisconnected,
+    }
+}
+
 /// One message on its way.
 #[derive(Debug)]
 pub struct Pump {
@@ -72,6 +86,8 @@ pub struct Pump {
     may_splice: bool,
     /// Body bytes seen.
     body: u64,
+    /// Length of the body as the sink was told it, where the source has chunks.
+    length: Option<u64>,
     limit: u64,
     read: u64,
     written: u64,
@@ -122,6 +138,7 @@ impl Pump {
             splice: None,
             may_splice: false,
             body: 0,
+            length: None,
             limit: u64::MAX,
             read: 0,
             written: 0,
@@ -133,6 +150,14 @@ impl Pump {
     /// Drops trailers called one of `names`, or a twin with underscores.
     pub(super) fn forbid_trailers(&mut self, names: Vec<Box<str>>) {
         self.forbidden = names;
+    }
+
+    /// Sends the body in chunks or not. With a `length` it comes in chunks and goes as it is, and the message ends when the
+    /// body has so many bytes; trailers are dropped.
+    pub(super) fn set_framing(&mut self, chunked: bool, length: Option<u64>) {
+        self.chunked = chunked;
+        self.length = length;
+        self.end_if_whole();
     }
 
     /// Refuses a body of more than `limit` bytes.
@@ -344,6 +369,10 @@ impl Pump {
         if self.body > self.limit {
             return Err(PumpError::TooLarge);
         }
+        if self.length.is_some_and(|length| self.body > length) {
+            let what = "more content than was declared";
+            return Err(PumpError::Malformed(BodyError::Malformed(what)));
+        }
         if let Some(replay) = &mut self.replay {
             if replay.len() + bytes.len() <= REPLAY {
                 replay.extend_from_slice(bytes);
@@ -355,12 +384,22 @@ impl Pump {
             encode::chunk(&mut self.out, bytes);
             return Ok(self.out.len() >= LARGE);
         }
-        if bytes.len() <= COPIED {
+        let is_copied = bytes.len() <= COPIED;
+        if is_copied {
             self.out.extend_from_slice(bytes);
-            return Ok(self.out.len() >= MEDIUM);
+        } else {
+            self.raw = data;
         }
-        self.raw = data;
-        Ok(true)
+        self.end_if_whole();
+        Ok(self.ended || !is_copied || self.out.len() >= MEDIUM)
+    }
+
+    /// Ends the message if the sink needs nothing more of it. What is left of its chunks is dropped.
+    fn end_if_whole(&mut self) {
+        if self.length == Some(self.body) {
+            self.taken = self.input.len();
+            self.end();
+        }
     }
 
     fn end(&mut self) {

@@ -39,6 +39,14 @@ fn has_preface(bytes: &[u8]) -> Option<bool> {
     }
 }
 
+/// Limits of the heads and trailers of requests.
+pub(super) fn limits(listener: &Listener) -> Limits {
+    Limits {
+        fields: listener.config.http.max_headers,
+        bytes: listener.config.http.max_header_size,
+    }
+}
+
 /// Reads a head by the rules of `listener`, and counts what was read. `began` is the time of its first byte.
 pub(super) async fn head(
     client: &mut Client,
@@ -56,18 +64,10 @@ pub(super) async fn head(
     let before = head.bytes.len();
     let reading = read_head(client, head, limits(listener), deadline, may_be_h2).await;
     let received = (head.bytes.len() - before) as u64;
+    head.declared_length = client.stream.declared_length();
     client.row = if received > 0 { 1 } else { client.row + 1 };
     listener.state.metrics.mine().received.add(received);
     reading
-}
-
-/// What a head may have.
-pub(super) fn limits(listener: &Listener) -> Limits {
-    let http = &listener.config.http;
-    Limits {
-        fields: http.max_headers,
-        bytes: http.max_header_size,
-    }
 }
 
 /// Reads until a whole head is there.

@@ -14,26 +14,25 @@ use tokio::{io::AsyncWriteExt, time::timeout};
 
 use super::{
     Next,
-    attempt::{
-        Attempt, Done, InUse, blame_backend, blame_client, earlier, is_gone_when_woken, poll_upload,
-    },
+    attempt::{Attempt, Done, InUse, blame_backend, earlier, is_gone_when_woken, poll_upload},
     exchange::{Exchange, Io, Rules, describe, write_all},
     forward::{self, Delivery, ResponseExtra},
     grpc,
     pace::Reader,
-    pump::{Pump, PumpError},
+    pump::{Pump, PumpError, blame_client},
     retry::{Failure, Stage},
 };
 use crate::{
     base::clock,
     http1::{
-        body::Decoder,
+        body::{BodyError, Decoder},
         fields::Known,
         response::{self, Framing},
     },
     net::{
         connect::reason_of_broken,
         copy::{self, Meter},
+        h2::Ended,
         local_error,
     },
     proxy::{idle::BackendConnection, relay_stop::RelayStop, timer::Timer},
@@ -56,7 +55,9 @@ pub(super) async fn respond(
     upload: &mut Pump,
     io: &mut Io<'_>,
 ) -> Result<Done, Failure> {
-    let delivery = Delivery::of(io.response.framing, exchange.head.version);
+    let is_h2 = exchange.client.stream.h2_request().is_some();
+    let version = exchange.head.version;
+    let delivery = Delivery::of(io.response, io.response_bytes, version, is_h2);
     // Whether the request was read to its end is known for sure only afterwards; a client that is told `close` has been
     // told the truth in every case.
     let keep_alive = exchange.head.keep_alive
@@ -74,7 +75,8 @@ pub(super) async fn respond(
     count_answer(exchange, attempt, io.response);
     // A backend that answers before it has the whole request may leave the rest unread, and take it for another one.
     let was_asked = upload.is_done();
-    let relayed = relay(exchange, attempt.rules, &mut backend, upload, &mut download).await;
+    let (relayed, own_limit) =
+        relay(exchange, attempt.rules, &mut backend, upload, &mut download).await;
     exchange.facts.bytes_out = download.body();
     let exact = download.has_read_all() && download.is_drained();
     let (out, bytes, _) = download.into_buffers();
@@ -83,7 +85,7 @@ pub(super) async fn respond(
     if let Err(reason) = relayed {
         exchange.facts.reason = Some(reason);
         exchange.facts.cut = true;
-        if reason.blames_backend() {
+        if !own_limit {
             blame_backend(attempt, reason);
         }
         // Where one response stands still, others of the connection may as well.
@@ -164,16 +166,14 @@ fn encode_response(
     let decoder = match io.response.framing {
         Framing::None => None,
         Framing::Length(length) => Some(Decoder::Length(length)),
-        Framing::Chunked => Some(Decoder::chunked()),
+        Framing::Chunked => Some(Decoder::chunked(response::LIMITS)),
         Framing::UntilClose => Some(Decoder::UntilClose),
     };
-    let mut download = Pump::new(
-        out,
-        bytes,
-        io.response.len,
-        decoder,
-        delivery == Delivery::Chunked,
-    );
+    let is_chunked = matches!(delivery, Delivery::Chunked(_));
+    let mut download = Pump::new(out, bytes, io.response.len, decoder, is_chunked);
+    if let (Delivery::Length(length), Framing::Chunked) = (delivery, io.response.framing) {
+        download.set_framing(false, Some(length));
+    }
     download.allow_splice();
     download
 }
@@ -190,6 +190,7 @@ async fn check_first_chunk(
         stale: false,
         refusal: None,
         unseen: false,
+        own_limit: false,
         detail,
     };
     let deadline = Some(clock::now() + FIRST_CHUNK_WAIT);
@@ -202,7 +203,16 @@ async fn check_first_chunk(
     match looked {
         Ok(()) => Ok(()),
         Err(PumpError::Malformed(error)) => {
-            Err(failure(Reason::ProxyProtocolError, error.to_string()))
+            let reason = match error {
+                BodyError::TrailersTooLarge => Reason::ResponseHeaderSectionSize,
+                _ => Reason::ProxyProtocolError,
+            };
+            let own_limit = error.is_own_limit();
+            let detail = error.to_string();
+            Err(Failure {
+                own_limit,
+                ..failure(reason, detail)
+            })
         }
         Err(PumpError::Read(error)) => Err(failure(reason_of_broken(&error), describe(&error))),
         Err(_) => Err(failure(
@@ -223,14 +233,15 @@ fn count_answer(exchange: &mut Exchange<'_>, attempt: Attempt<'_>, response: &re
     }
 }
 
-/// Moves the response, and what is left of the request. An error is the reason for a cut.
+/// Moves the response, and what is left of the request. An error is the reason for a cut; with it true if that is a limit of
+/// ours.
 async fn relay(
     exchange: &mut Exchange<'_>,
     rules: &Rules<'_>,
     backend: &mut BackendConnection,
     upload: &mut Pump,
     download: &mut Pump,
-) -> Result<(), Reason> {
+) -> (Result<(), Reason>, bool) {
     let mut relay = Relay {
         exchange,
         rules,
@@ -241,15 +252,39 @@ async fn relay(
         reader: Reader::default(),
         waits: None,
         progress: None,
+        own_limit: false,
     };
     loop {
         let step = poll_fn(|cx| Poll::Ready(relay.poll(cx))).await;
         if let Poll::Ready(ended) = step {
-            return ended;
+            return (ended, relay.own_limit);
         }
         if is_gone_when_woken(&relay.exchange.client.stream).await {
-            return Err(Reason::ClientDisconnected);
+            return (Err(Reason::ClientDisconnected), false);
         }
+    }
+}
+
+/// Why a response is cut whose body cannot be read any further.
+fn cut_reason(error: &PumpError) -> Reason {
+    let are_trailers = match error {
+        PumpError::Malformed(error) => matches!(error, BodyError::TrailersTooLarge),
+        PumpError::Read(error) => matches!(Ended::of(error), Some(Ended::TooLarge(_))),
+        _ => false,
+    };
+    if are_trailers {
+        Reason::ResponseHeaderSectionSize
+    } else {
+        Reason::ResponseIncomplete
+    }
+}
+
+/// True if what ended a response may be valid, and was only more than we take.
+fn is_own_limit(error: &PumpError) -> bool {
+    match error {
+        PumpError::Malformed(error) => error.is_own_limit(),
+        PumpError::Read(error) => Ended::of(error).is_some_and(Ended::is_own_limit),
+        _ => false,
     }
 }
 
@@ -266,6 +301,8 @@ struct Relay<'r, 'e> {
     waits: Option<(bool, bool)>,
     /// When a byte was last moved.
     progress: Option<Instant>,
+    /// A limit of ours has ended the response.
+    own_limit: bool,
 }
 
 impl Relay<'_, '_> {
@@ -286,7 +323,10 @@ impl Relay<'_, '_> {
             Poll::Ready(Err(PumpError::Read(error))) if local_error::is_local(&error) => {
                 return Poll::Ready(Err(reason_of_broken(&error)));
             }
-            Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ResponseIncomplete)),
+            Poll::Ready(Err(error)) => {
+                self.own_limit = is_own_limit(&error);
+                return Poll::Ready(Err(cut_reason(&error)));
+            }
             Poll::Pending => {}
         }
         // Bytes that splice holds are not counted yet, but change who is waited for.

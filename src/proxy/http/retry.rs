@@ -28,6 +28,8 @@ pub(super) struct Failure {
     /// It was refused, or the backend ended the connection without its kernel having received a byte of the request, or
     /// nothing was written: the backend cannot have acted on it.
     pub unseen: bool,
+    /// A limit of ours has ended it: the backend is not to blame.
+    pub own_limit: bool,
     /// What exactly, for the log at debug level.
     pub detail: String,
 }
@@ -113,6 +115,7 @@ mod tests {
             stale,
             refusal: None,
             unseen,
+            own_limit: false,
             detail: String::new(),
         };
         may_retry(
@@ -192,6 +195,7 @@ mod tests {
             stale,
             refusal: None,
             unseen: true,
+            own_limit: false,
             detail: String::new(),
         };
         let ask = |left, replayable| Question {
@@ -246,6 +250,7 @@ mod tests {
                 stale,
                 refusal: None,
                 unseen: true,
+                own_limit: false,
                 detail: String::new(),
             };
             assert_eq!(may_retry(&failure, ask, &rules), Verdict::Fail, "{reason}");
@@ -256,6 +261,7 @@ mod tests {
             stale: false,
             refusal: None,
             unseen: false,
+            own_limit: false,
             detail: String::new(),
         };
         assert_eq!(may_retry(&slow, ask, &rules), Verdict::Retry);

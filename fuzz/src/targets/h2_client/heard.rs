@@ -4,10 +4,16 @@ use std::collections::HashMap;
 
 use balancer::http2::{
     frame::{Frame, HEADER, INITIAL_WINDOW, MAX_PAYLOAD, flag, kind, u32_at},
-    hpack::{Decoder, Fields},
+    hpack::{Decoder, Fields, SizeLimits},
 };
 
 use super::said::Said;
+
+/// Beyond any answer.
+const LIMITS: SizeLimits = SizeLimits {
+    kept: 1 << 20,
+    decoded: 1 << 20,
+};
 
 /// A response as far as it has come.
 #[derive(Default)]
@@ -174,7 +180,7 @@ impl Heard {
         }
         let mut fields = Fields::default();
         self.decoder
-            .decode(&block.bytes, 1 << 20, &mut fields)
+            .decode(&block.bytes, LIMITS, &mut fields)
             .expect("a field block");
         let stream = self.streams.entry(block.stream).or_default();
         assert!(!stream.has_end && !stream.is_reset);

@@ -69,10 +69,17 @@ async fn what_backends_send_without_end_is_not_kept() {
     let more = frame(9, 0, 1, &b"\0\x01a\x01b".repeat(100));
     let endless = verdicts(&frame(1, 0, 1, OK), &more).await;
     assert_eq!(endless, [TOO_MUCH; 2]);
-    // A head that is larger than we take.
-    let large = [OK.to_vec(), b"\x40\x01a\x01b".to_vec(), vec![0xbe; 8_000]].concat();
-    let large = verdicts(&frame(1, END_HEADERS, 1, &large), &[]).await;
-    assert_eq!(large, [TOO_MUCH; 2]);
+    // A head that is larger than we take, and one that is larger than we decode.
+    let value = [b'b'; 100];
+    for (count, cause) in [
+        (2_000, "larger than is taken: its head"),
+        (12_000, TOO_MUCH),
+    ] {
+        let field = [b"\x40\x01a\x64", &value[..]].concat();
+        let large = [OK.to_vec(), field, vec![0xbe; count]].concat();
+        let large = verdicts(&frame(1, END_HEADERS, 1, &large), &[]).await;
+        assert_eq!(large, [cause; 2]);
+    }
     // Frames that mean nothing, and pings.
     let grease = verdicts(&[], &frame(0x5a, 0, 0, &[0; 1000])).await;
     assert_eq!(grease, [TOO_MUCH; 2]);

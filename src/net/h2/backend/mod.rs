@@ -41,8 +41,8 @@ use crate::{
     telemetry::metrics::BackendSlot,
 };
 
-/// Most heads and trailers on one stream: two more than the interim responses that are passed on.
-pub(super) const MAX_SECTIONS: u32 = 18;
+/// Interim responses of a stream that cost nothing: as many at once are passed on.
+pub(super) const FREE_INTERIM_RESPONSES: u32 = 16;
 /// How long a connection may take to say goodbye when nothing is on it any more.
 const PARTING: Duration = Duration::from_secs(2);
 /// Silence of a connection on which an exchange was given up, after which the backend is asked for a sign of life.

@@ -36,6 +36,8 @@ pub struct Outgoing {
     refusal: Cell<Option<Refusal>>,
     /// Of the stream limit when it began.
     epoch: u32,
+    /// A limit of ours has ended it.
+    own_limit: Cell<bool>,
 }
 
 /// Why a request was not processed, RFC 9113 section 8.7.
@@ -71,6 +73,7 @@ impl Outgoing {
             reader: RefCell::default(),
             refusal: Cell::new(None),
             epoch,
+            own_limit: Cell::new(false),
         }
     }
 
@@ -82,6 +85,16 @@ impl Outgoing {
     /// Why the request was not processed; `None`: it may have been.
     pub fn refusal(&self) -> Option<Refusal> {
         self.refusal.get()
+    }
+
+    /// Length that the backend has declared of the body of its response, which is read in chunks.
+    pub fn declared_length(&self) -> Option<u64> {
+        self.link.connection.declared_length(self.id.get()?)
+    }
+
+    /// A limit of ours has ended the stream, or its connection: the backend may have kept to the protocol.
+    pub fn hit_own_limit(&self) -> bool {
+        self.own_limit.get()
     }
 
     /// Ready when the stream was reset, by whomever, or its connection is no more. A backend that has come to its end may
@@ -124,13 +137,20 @@ impl Outgoing {
 
     /// An end of the stream, as whoever reads it is to see it.
     fn failed(&self, ended: Ended) -> io::Error {
+        if ended.is_own_limit() {
+            self.own_limit.set(true);
+        }
         match ended {
             Ended::Failed(_) | Ended::Http1 | Ended::Lost => self.link.retire(),
             Ended::Unseen(_) | Ended::Reset(_) if self.refusal.get().is_none() => {
                 self.refusal.set(self.refused(ended));
             }
             // Of this stream alone, or known already.
-            Ended::Invalid(_) | Ended::Malformed(_) | Ended::Unseen(_) | Ended::Reset(_) => {}
+            Ended::Invalid(_)
+            | Ended::Malformed(_)
+            | Ended::TooLarge(_)
+            | Ended::Unseen(_)
+            | Ended::Reset(_) => {}
         }
         reader::cut(ended)
     }
@@ -225,17 +245,15 @@ pub(super) fn reason_of(ended: Ended) -> Reason {
         Ended::Invalid(_) | Ended::Malformed(_) | Ended::Failed(_) | Ended::Http1 => {
             Reason::ProxyProtocolError
         }
+        Ended::TooLarge(_) => Reason::ResponseHeaderSectionSize,
         Ended::Reset(_) | Ended::Unseen(_) | Ended::Lost => Reason::ConnectionTerminated,
     }
 }
 
 /// What an error of reading an [`Outgoing`] says of the backend.
 pub fn fault(error: &io::Error) -> Reason {
-    match error
-        .get_ref()
-        .and_then(|error| error.downcast_ref::<Ended>())
-    {
-        Some(ended) => reason_of(*ended),
+    match Ended::of(error) {
+        Some(ended) => reason_of(ended),
         None if error.kind() == io::ErrorKind::InvalidData => Reason::ProxyProtocolError,
         None => connect::reason_of_broken(error),
     }

@@ -5,8 +5,9 @@
 use hyper::http::StatusCode;
 
 use super::super::{
-    is_name, is_plain,
+    is_name,
     reader::{Body, Head},
+    trimmed,
 };
 use crate::{
     http1::{self, encode, fields::Known},
@@ -47,7 +48,9 @@ pub(in super::super) fn read(
         100..200 if ends => return Err("an end without a response"),
         100..200 => {
             status_line(&mut text, status);
-            write_fields(&mut text, fields, true)?;
+            if write_fields(&mut text, fields)?.is_some_and(|length| length > 0) {
+                return Err("a 1xx that announces a body");
+            }
             encode::end(&mut text);
             return Ok(Read::Interim(text));
         }
@@ -56,7 +59,7 @@ pub(in super::super) fn read(
     if let Some(accept) = expected.accept.as_ref().filter(|_| status.is_success()) {
         // RFC 8441 section 5: success is what 101 is in HTTP/1.
         status_line(&mut text, StatusCode::SWITCHING_PROTOCOLS);
-        write_fields(&mut text, fields, false)?;
+        write_fields(&mut text, fields)?;
         encode::upgrade(&mut text, b"websocket");
         encode::field(&mut text, b"sec-websocket-accept", accept.as_bytes());
         encode::end(&mut text);
@@ -68,32 +71,27 @@ pub(in super::super) fn read(
     }
     let has_content =
         !expected.is_head && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED;
-    let find = |known| fields.iter().find(|(name, _)| Known::of(name) == known);
-    let length = find(Known::ContentLength).map(|(_, value)| value);
-    // Behind a body of known length HTTP/1 has no trailers: where they are announced, the length gives way to them.
-    let gives_way = length.is_none() || find(Known::Trailer).is_some();
-    let is_chunked = has_content && !ends && gives_way;
     status_line(&mut text, status);
-    write_fields(&mut text, fields, !is_chunked)?;
-    let body = if is_chunked {
+    let length = write_fields(&mut text, fields)?;
+    let body = if has_content && !ends {
         encode::chunked(&mut text);
         Body::Chunked
-    } else if has_content && !ends {
-        Body::Plain
     } else {
-        if has_content && length.is_none() {
-            encode::content_length(&mut text, 0);
+        // Without content it is the length that there would be.
+        match length {
+            Some(1..) if has_content => return Err("an end before the length that was declared"),
+            Some(length) => encode::content_length(&mut text, length),
+            None if has_content => encode::content_length(&mut text, 0),
+            None => {}
         }
         Body::None
     };
     encode::end(&mut text);
-    let length = length
-        .and_then(http1::content_length)
-        .filter(|_| has_content);
-    if ends && length.is_some_and(|length| length > 0) {
-        return Err("an end before the length that was declared");
-    }
-    Ok(Read::Final(Head { text, body, length }))
+    Ok(Read::Final(Head {
+        text,
+        body,
+        length: length.filter(|_| has_content),
+    }))
 }
 
 /// The one pseudo-header field, which comes first: RFC 9113 section 8.3.2. Others are no names.
@@ -111,21 +109,24 @@ fn status_line(out: &mut Vec<u8>, status: StatusCode) {
     encode::status_line(out, status.as_u16(), phrase.as_bytes());
 }
 
-fn write_fields(out: &mut Vec<u8>, fields: &Fields, with_length: bool) -> Result<(), &'static str> {
+/// Checks the fields and writes all but the length, which it gives.
+fn write_fields(out: &mut Vec<u8>, fields: &Fields) -> Result<Option<u64>, &'static str> {
+    let mut length = None;
     for (name, value) in fields.iter().skip(1) {
         let known = Known::of(name);
         // RFC 9113 sections 8.2.1 and 8.2.2.
-        if !is_name(name) || !is_plain(value) || known.is_hop_by_hop() {
-            return Err("a field that HTTP/2 does not have");
-        }
-        let is_left_out = match known {
-            Known::ContentLength => !with_length,
+        let value = trimmed(value).filter(|_| is_name(name) && !known.is_hop_by_hop());
+        let value = value.ok_or("a field that HTTP/2 does not have")?;
+        match known {
+            Known::ContentLength if length.is_some() => return Err("several lengths"),
+            Known::ContentLength => {
+                let value = http1::content_length(value);
+                length = Some(value.ok_or("a malformed length")?);
+            }
             // The answer to a key that was not sent: RFC 8441 section 5.
-            _ => name == b"sec-websocket-accept",
-        };
-        if !is_left_out {
-            encode::field(out, name, value);
+            _ if name == b"sec-websocket-accept" => {}
+            _ => encode::field(out, name, value),
         }
     }
-    Ok(())
+    Ok(length)
 }

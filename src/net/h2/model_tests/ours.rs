@@ -60,6 +60,7 @@ pub(super) fn serve(round: &Rc<Round>, stream: Stream) -> Rc<Connection> {
 
 fn answer(round: &Rc<Round>, incoming: Incoming) {
     assert_eq!(incoming.refusal(), None);
+    let declared = incoming.declared_length();
     // The head is there with the stream.
     let mut room = [0; 9_000];
     let mut target = ReadBuf::new(&mut room);
@@ -74,10 +75,12 @@ fn answer(round: &Rc<Round>, incoming: Incoming) {
     let decoder = match head.framing {
         request::Framing::None => Decoder::Length(0),
         request::Framing::Length(length) => Decoder::Length(length),
-        request::Framing::Chunked => Decoder::chunked(),
+        request::Framing::Chunked => Decoder::chunked(response::LIMITS),
     };
     let rest = head.bytes[head.len..].to_vec();
     let plan = round.plans[index].clone();
+    let length = (!plan.up.is_chunked && !plan.up.is_nothing()).then_some(plan.up.length as u64);
+    assert_eq!(declared, length);
     round.serve(index, async move {
         let pace = Pace::new(&plan, Side::Server);
         pace.moves(rest.len());
@@ -122,7 +125,10 @@ pub(super) async fn ask(round: Rc<Round>, link: Rc<Link>, index: usize) -> Seen 
 fn message(first: &str, body: Body, pace: &Pace) -> Vec<u8> {
     let mut text = first.as_bytes().to_vec();
     if !body.is_chunked {
-        text.extend(format!("Content-Length: {}\r\n\r\n", body.length).bytes());
+        text.extend(format!("Content-Length: {}\r\n", body.length).bytes());
+    }
+    if !body.is_chunked && !body.has_trailers {
+        text.extend(b"\r\n");
         text.extend(body.part(0, body.length));
         return text;
     }
@@ -186,7 +192,7 @@ async fn read_response(stream: &impl Text, body: Body, pace: &Pace) -> End {
     let decoder = match head.framing {
         response::Framing::None => Decoder::Length(0),
         response::Framing::Length(length) => Decoder::Length(length),
-        response::Framing::Chunked => Decoder::chunked(),
+        response::Framing::Chunked => Decoder::chunked(response::LIMITS),
         response::Framing::UntilClose => panic!("HTTP/2 has no such body"),
     };
     let rest = text.split_off(head.len);
