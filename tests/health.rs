@@ -529,6 +529,27 @@ fn an_ejected_backend_comes_back_after_its_sentence_and_the_next_one_is_longer()
 }
 
 #[test]
+fn a_reload_that_switches_ejection_off_frees_at_once() {
+    for off in ["none", "{max_ejected: 0%}"] {
+        let (bad, steady) = (swallowing(), Peer::answering("steady"));
+        let pool = |ejection: &str| {
+            backends([&bad, &steady].map(quoted))
+                + &format!("    health_check: none\n    ejection: {ejection}\n")
+        };
+        let mut daemon = daemon(&pool("{eject_for: 24h}"));
+        tally(&daemon, 20);
+        wait_for_state(&daemon, "ejected", 1);
+        let reloaded = daemon.reload(&configuration(&pool(off)));
+        assert_eq!(reloaded.status, 200, "{reloaded:?}");
+        wait_for_state(&daemon, "up", 2);
+        let before = bad.connections();
+        tally(&daemon, 20);
+        assert!(bad.connections() >= before + 10);
+        wait_for_state(&daemon, "up", 2);
+    }
+}
+
+#[test]
 fn an_ejected_backend_is_back_when_its_checks_have_passed_rise_times() {
     // It accepts, which is enough for the check, and answers after the ejection.
     let healed = Gate::new();
@@ -576,7 +597,7 @@ fn a_backend_that_refuses_is_back_long_before_the_next_interval() {
 }
 
 #[test]
-fn a_lack_of_descriptors_of_our_own_changes_no_verdict_and_ejects_nobody() {
+fn a_lack_of_descriptors_of_our_own_changes_no_verdict_and_ejects_no_backend() {
     let peers = [Peer::answering("one"), Peer::answering("two")];
     let pool = backends(peers.iter().map(quoted))
         + "    health_check: {interval: 100ms, fall: 1, rise: 1}\n    ejection: {failures: 1}\n\

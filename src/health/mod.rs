@@ -128,7 +128,7 @@ impl Follower {
     }
 
     /// Follows a new generation: checks of backends that left end, new ones begin at once, a changed definition probes at
-    /// once and keeps the verdict, and all others go on undisturbed. Names are asked for anew.
+    /// once and keeps the verdict, and all others go on undisturbed. Names are asked for again.
     pub fn apply(&mut self, pools: &[Arc<Pool>]) {
         self.shared.pools.replace(pools.to_vec());
         let mut next = HashMap::with_capacity(self.running.len());

@@ -56,7 +56,7 @@ pub(super) struct Resolving {
 }
 
 impl Resolving {
-    /// Asks anew at once.
+    /// Asks again at once.
     pub(super) fn refresh(&self) {
         self.ask.notify_one();
     }

@@ -205,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_address_that_accepted_last_is_tried_first() {
-        // The same port, on which nobody listens at the first address.
+        // The same port; the first address refuses.
         let alive = TcpListener::bind("127.0.0.2:0").await.unwrap();
         let second = alive.local_addr().unwrap();
         let first = SocketAddr::from(([127, 0, 0, 1], second.port()));

@@ -121,7 +121,7 @@ pub struct HealthView {
     pub since_unix: Duration,
     /// Why: one line.
     pub cause: String,
-    /// The checks say that it is down, whatever else keeps it out.
+    /// The checks say that it is down; it may be out for other reasons too.
     pub failed_checks: bool,
     /// Good checks in a row that began after the last ejection.
     pub good_since_ejection: u32,

@@ -1,6 +1,6 @@
 //! Tells the sessions of a backend that it went down and that they are to end (`health_check.on_down: close`).
 //!
-//! Exchanges pay for it with one relaxed load. A session or tunnel takes the lock twice: when it begins to wait and when it
+//! It costs an exchange one relaxed load. A session or tunnel takes the lock twice: when it begins to wait and when it
 //! ends; to look whether the backend went down meanwhile is an atomic load.
 
 use std::{
@@ -40,7 +40,7 @@ impl DownSignal {
         self.count.load(Relaxed)
     }
 
-    /// Ends everyone who waits, and whoever was picked before and does not wait yet.
+    /// Ends all that wait, and those that have picked the backend and do not wait yet.
     pub(super) fn give(&self) {
         let wakers = {
             let mut waiting = self.lock();
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn all_who_wait_are_woken_once_and_nobody_stays_behind() {
+    fn all_who_wait_are_woken_once_and_none_stays_behind() {
         let pool = unchecked_pool(&[1], Policy::RoundRobin);
         let state = &pool.backends[0].state;
         let counter = Arc::new(Counter::default());

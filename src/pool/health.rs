@@ -13,8 +13,8 @@
 //! | up | up | ejected |
 //! | down | down | down |
 //!
-//! A backend that was never seen good needs one check only, either way; after that `rise` and `fall` count. A sentence
-//! ends with its time, or earlier, when `rise` checks in a row have passed that began after the sentence did.
+//! A backend that was never seen good needs one check only, either way; after that `rise` and `fall` count. An
+//! ejection ends with its time, or earlier, when `rise` checks in a row have passed that began after the ejection did.
 
 use std::time::{Duration, Instant};
 
@@ -252,10 +252,10 @@ impl Health {
         self.settle(now, "the ejection is over".to_owned())
     }
 
-    /// Ends the sentence: the pool ejects nobody any more.
+    /// Ends the ejection: the pool does not eject any more.
     pub(crate) fn free(&mut self, now: Instant) -> Option<Change> {
         self.sentence = None;
-        self.settle(now, "the pool ejects no backends".to_owned())
+        self.settle(now, "the pool does not eject any more".to_owned())
     }
 
     /// The pool has no health check any more: nothing will ever clear a bad verdict, so it falls.

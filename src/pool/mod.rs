@@ -102,7 +102,7 @@ pub struct PoolState {
 struct Generation {
     backends: Vec<Arc<Backend>>,
     rules: Rules,
-    /// Passive ejection; `None` ejects nobody.
+    /// Passive ejection; `None` is none.
     ejection: Option<model::Ejection>,
     /// A newer generation has taken over.
     retired: AtomicBool,
@@ -234,7 +234,7 @@ impl Pool {
     }
 
     /// Follows the swap to `next` (`None`: the pool is gone): backends that left become removed, where `next` has no
-    /// health check bad verdicts fall, and where it ejects nobody all ejections end.
+    /// health check bad verdicts fall, and where it never ejects all ejections end.
     pub fn retire(&self, next: Option<&Self>) {
         let now = clock::now();
         let generations = self.state.lock();

@@ -360,7 +360,7 @@ fn ejection(reader: &mut Reader<'_>, at: At<'_>, backends: &[Backend]) -> Option
     Some(ejection)
 }
 
-/// A share that is less than one backend takes nobody out, which its author hardly meant.
+/// Warns of a share that is less than one backend: it would never take one out.
 fn warn_of_small_share(
     reader: &mut Reader<'_>,
     at: At<'_>,

@@ -21,7 +21,7 @@ use crate::{
 /// Most 1xx responses that are passed over, as for traffic.
 const MAX_INTERIM: u32 = 16;
 
-/// Up to this many bytes a head is parsed whenever more has come, so that garbage is known at once.
+/// Up to this many bytes a head is parsed at every read, so that garbage is known at once.
 const EAGER_BYTES: usize = 1024;
 
 /// Room made for a read.

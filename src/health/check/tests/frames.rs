@@ -60,7 +60,7 @@ async fn verdicts(first: &[u8], more: &[u8]) -> [String; 2] {
 async fn what_backends_send_without_end_is_not_kept() {
     let hints = frame(1, END_HEADERS, 1, HINTS);
     let heads = verdicts(&[], &hints).await;
-    // Whoever counts to its limit first, the connection or the check.
+    // The connection or the check reaches its limit first.
     let too_many = "answer is not valid HTTP: more than 16 interim responses";
     for cause in heads {
         assert!(cause == TOO_MUCH || cause == too_many, "{cause}");
