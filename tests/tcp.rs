@@ -350,6 +350,54 @@ fn bytes_in_one_direction_keep_a_session_alive() {
 }
 
 #[test]
+fn a_reader_that_is_slow_is_not_silent() {
+    let length = 6 << 20;
+    let sender = move || {
+        Peer::start(move |mut connection| {
+            connection.send(vec![b'a'; length]);
+            connection.wait_for_end();
+        })
+    };
+    let reader = move || {
+        Peer::start(move |mut connection| {
+            read_slowly(|part| connection.each(part, |_| {}).is_some(), length);
+            connection.send("all of it");
+        })
+    };
+    // Nothing is left to be moved long before the reader has come to the end.
+    let (peer, idle) = (sender(), "timeouts: {idle: 700ms}");
+    let front = daemon(&[peer.address], "", idle);
+    let mut client = front.client("@db");
+    read_slowly(|part| client.each(part, |_| {}).is_ok(), length);
+    client.finish();
+    assert_eq!(client.rest(), Ok(Vec::new()));
+    is_recorded(&front, "ok");
+    let peer = reader();
+    let front = daemon(&[peer.address], "", idle);
+    let mut client = front.client("@db");
+    client.send(vec![b'a'; length]);
+    assert_eq!(client.rest().unwrap(), b"all of it");
+}
+
+/// Reads `length` bytes in parts, at about 2 MiB a second.
+fn read_slowly(mut read: impl FnMut(usize) -> bool, length: usize) {
+    let part = 128 << 10;
+    for _ in 0..length / part {
+        assert!(read(part), "cut");
+        thread::sleep(Duration::from_millis(60));
+    }
+}
+
+#[test]
+fn a_reader_that_stops_is_silent() {
+    let peer = Peer::start(|mut connection| while connection.send(vec![b'a'; 1 << 20]) {});
+    let daemon = daemon(&[peer.address], "", "timeouts: {idle: 500ms}");
+    let mut client = daemon.client("@db");
+    client.exactly(1 << 20).unwrap();
+    is_recorded(&daemon, "idle_timeout");
+}
+
+#[test]
 fn a_backend_that_cannot_be_reached_is_passed_over() {
     let peer = echo();
     let hole = Blackhole::start();

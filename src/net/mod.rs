@@ -1,6 +1,7 @@
 //! Sockets: listening, connecting, the stream type, and moving bytes between two streams. Knows pools' backends
 //! as something to connect to; knows nothing of listeners' rules, requests or sessions.
 
+pub mod activity;
 pub mod buffer;
 pub mod client_hello;
 pub mod connect;

@@ -266,6 +266,21 @@ impl Stream {
         None
     }
 
+    /// How many bytes of those written the peer has not acknowledged; of an HTTP/2 stream, those among which there are some
+    /// of its own. `None` where the kernel does not say, or a window of the stream holds back what is to be sent.
+    pub fn unacked(&self) -> Option<u64> {
+        match self {
+            Self::H2Request(stream) => return stream.unacked(),
+            Self::H2Response(stream) => return stream.unacked(),
+            Self::Tcp(_) | Self::Unix(_) | Self::Tls(_) => {}
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(socket) = self.fd() {
+            return super::sys::unacked(socket);
+        }
+        None
+    }
+
     /// Address of the peer; an IPv4 peer of an IPv6 socket is given as IPv4. `None` on unix sockets.
     pub fn peer_ip(&self) -> Option<IpAddr> {
         self.peer_addr().map(|peer| peer.ip().to_canonical())
@@ -450,7 +465,7 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
     use crate::net::fixture::pair;
@@ -507,6 +522,27 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(stream.bytes_acked().unwrap(), before + 1_000);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn what_a_peer_does_not_take_is_counted_until_it_does() {
+        let (mut tcp, tcp_end) = pair().await;
+        let (mut unix, unix_end) = UnixStream::pair().unwrap();
+        let unix_end = Stream::Unix(unix_end);
+        for (stream, peer) in [
+            (&tcp_end, &mut tcp as &mut (dyn AsyncRead + Unpin)),
+            (&unix_end, &mut unix),
+        ] {
+            assert_eq!(stream.unacked(), Some(0));
+            let mut buffer = vec![0; 1 << 16];
+            while stream.try_write(&buffer).is_ok() {}
+            let full = stream.unacked().unwrap();
+            assert!(full > 0);
+            while stream.unacked() == Some(full) {
+                peer.read_exact(&mut buffer).await.unwrap();
+            }
+        }
     }
 
     #[tokio::test]

@@ -38,6 +38,16 @@ pub fn tcp_bytes_acked(socket: BorrowedFd<'_>) -> Option<u64> {
     (result == 0 && length as usize >= needed).then_some(info.tcpi_bytes_acked)
 }
 
+/// Bytes in the send queue of a socket: on TCP those that the peer's kernel has not acknowledged (tcp(7), `SIOCOUTQ`), on a
+/// unix socket the memory of those that the peer has not read (unix(7)). `None` when the kernel does not say.
+#[cfg(target_os = "linux")]
+pub fn unacked(socket: BorrowedFd<'_>) -> Option<u64> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: `count` lives over the call, and is the one integer that the kernel writes.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    u64::try_from(count).ok().filter(|_| result == 0)
+}
+
 /// Lets the kernel take data in the SYN of known clients (RFC 7413), for at most `queue` connections at a time.
 #[cfg(target_os = "linux")]
 pub fn set_fast_open(socket: BorrowedFd<'_>, queue: u32) -> io::Result<()> {

@@ -157,6 +157,25 @@ impl Connection {
         self.core.borrow().written
     }
 
+    /// Bytes of the connection that the peer has not acknowledged, while the stream waits for that: some of them are of the
+    /// stream, or it has to wait for room behind those of others.
+    pub(super) fn unacked_of(&self, id: u32) -> Option<u64> {
+        let core = self.core.borrow();
+        let flow = core.flows.get(&id)?;
+        let queued = core.stream.as_ref()?.unacked()?;
+        // Under TLS what is queued is a little more than what was written.
+        let acked = core.written.saturating_sub(queued);
+        let is_crowded = flow.is_waiting && core.unwritten() >= MOST_UNWRITTEN;
+        (acked < flow.sent_until || is_crowded).then_some(queued + core.unwritten() as u64)
+    }
+
+    /// Bytes that the peer has not acknowledged; `None` where the kernel does not say.
+    pub fn unacked(&self) -> Option<u64> {
+        let core = self.core.borrow();
+        let queued = core.stream.as_ref()?.unacked()?;
+        Some(queued + core.unwritten() as u64)
+    }
+
     /// Why the connection is over, once it is.
     pub fn fate(&self) -> Option<Ended> {
         self.core.borrow().fate

@@ -523,10 +523,12 @@ impl Core {
         if self.outward.room() < STALLED_ROOM && self.stalled_since.is_none() {
             self.stalled_since = Some(clock::now());
         }
+        let sent_until = self.written + self.unwritten() as u64;
         if let Some(flow) = self.flows.get_mut(&id) {
             flow.outward.take(length);
             flow.unacknowledged += length;
             flow.sent_end |= ends;
+            flow.sent_until = sent_until;
         }
         self.flood_guard.credit(length);
         self.wake();

@@ -30,6 +30,8 @@ pub(super) struct Flow {
     pub sent_end: bool,
     /// Nothing more comes or goes.
     pub ended: Option<Ended>,
+    /// Where its last frame ends among all bytes of the connection.
+    pub sent_until: u64,
     /// It stands in the line of those that wait to send.
     pub is_waiting: bool,
     /// What it waits to send is content, which needs a window.
@@ -53,6 +55,7 @@ impl Flow {
             got_end: false,
             sent_end: false,
             ended: None,
+            sent_until: 0,
             is_waiting: false,
             has_content: false,
             read: None,

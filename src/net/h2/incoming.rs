@@ -84,6 +84,11 @@ impl Incoming {
         self.connection.poll_gone(self.id, cx).map(drop)
     }
 
+    /// As `Stream::unacked`.
+    pub fn unacked(&self) -> Option<u64> {
+        self.connection.unacked_of(self.id)
+    }
+
     /// Ends a call of gRPC that has begun to be answered with `status`, which is that of a failure.
     pub fn end_call(&self, status: u8) {
         let mut sending = self.sending.borrow_mut();

@@ -109,6 +109,11 @@ impl Outgoing {
         }
     }
 
+    /// As `Stream::unacked`.
+    pub fn unacked(&self) -> Option<u64> {
+        self.link.connection.unacked_of(self.id.get()?)
+    }
+
     /// Ends our direction of a tunnel; a request ends by itself.
     pub fn finish(&self) {
         if let (Sending::Body(body), Some(id)) = (&mut *self.sending.borrow_mut(), self.id.get()) {
