@@ -106,7 +106,7 @@ reasons! {
     RequestUriTooLong, "http_request_uri_too_long", "http_request_error", 414, 414, 0, "The request target is too long.";
     /// The request body is larger than `limits.request_body`.
     RequestBodySize, "http_request_body_size", "http_request_error", 413, 413, 0, "The request body is too large.";
-    /// The client did not send its request within `timeouts.header`, or its body at the pace of `timeouts.body_idle`, or no PROXY header or ClientHello came in time.
+    /// The client did not send its request within `timeouts.header`, or its body at the rate of `timeouts.body_idle`; or a gRPC call, or a body whose response had begun, waited for the client for `timeouts.idle`; or no PROXY header or ClientHello came in time.
     RequestTimeout, "http_request_timeout", "http_request_error", 408, 408, 0, "The request was not received in time.";
     /// Plain HTTP came to a listener with `tls`, or anything else than TLS to one with `sni`.
     TlsRequired, "tls_required", "http_request_error", 400, 400, 0, "This port speaks HTTPS, and the request came in plain HTTP.";
@@ -126,9 +126,9 @@ reasons! {
     RequestIncomplete, "http_request_incomplete", "http_request_error", 400, 400, 0, "The request body is malformed or incomplete.";
     /// The client closed or reset its connection before the exchange or session was over.
     ClientDisconnected, "client_disconnected", "http_request_error", 0, 0, 0, "The client closed the connection.";
-    /// The client read less than 1 KiB of its response in `timeouts.body_idle`.
+    /// The client read nothing of its response for `timeouts.idle`; of a response that balancer gives itself, for `timeouts.body_idle`.
     ClientWriteTimeout, "client_write_timeout", "connection_write_timeout", 0, 0, 0, "The client did not read the response in time.";
-    /// A TCP session or a tunnel moved no byte for `timeouts.idle`.
+    /// A TCP session or a tunnel moved no byte for `timeouts.idle`, and neither peer read one.
     IdleTimeout, "idle_timeout", "connection_read_timeout", 0, 0, 0, "The session was idle for too long.";
     /// The backend reset a TCP session or a tunnel.
     BackendReset, "backend_reset", "connection_terminated", 0, 0, 0, "The upstream server reset the connection.";

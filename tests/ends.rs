@@ -228,16 +228,16 @@ fn a_client_that_has_ended_its_side_is_served_by_a_further_try_too() {
     assert!(bad.connections() > 0);
 }
 
-/// Sends 8 MiB whatever comes back, as clients do that read only afterwards, and then reads the answer.
+/// Sends 40 MiB whatever comes back, as clients do that read only afterwards, and then reads the answer.
 #[track_caller]
 fn reads_only_afterwards(daemon: &Daemon) -> (u16, String) {
     let mut client = daemon.client("@web");
     let part = vec![b'a'; 1 << 20];
     client.send(format!(
         "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n",
-        8 * part.len()
+        40 * part.len()
     ));
-    for sent in 0..8 {
+    for sent in 0..40 {
         let log = || daemon.stdout.all();
         assert!(
             client.try_send(&part),
@@ -261,12 +261,31 @@ fn an_early_answer_is_not_lost_to_a_client_that_goes_on_sending() {
     });
     let theirs = daemon(&[peer.address], "");
     assert_eq!(reads_only_afterwards(&theirs), (413, "less".to_owned()));
+    // Reads nothing and stays, or takes all of it.
+    for reads in [false, true] {
+        let peer = Peer::start(move |mut connection| {
+            connection.head();
+            connection.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno");
+            if reads {
+                connection.wait_for_end();
+            } else {
+                connection.wait_for_bytes();
+                thread::sleep(Duration::from_millis(500));
+            }
+        });
+        let theirs = daemon(&[peer.address], "");
+        assert_eq!(reads_only_afterwards(&theirs), (401, "no".to_owned()));
+    }
     let ours = Daemon::start(&format!(
         "listeners:\n  web: {{bind: \"@web\", pool: app, limits: {{request_body: 1KiB}}}}\npools:\n  \
          app: {{backends: [\"{}\"], health_check: none}}\n",
         peer.address
     ));
     assert_eq!(reads_only_afterwards(&ours).0, 413);
+    for (more, status) in [("", 404), (", deny: [127.0.0.0/8]", 403)] {
+        let ours = Daemon::start(&format!("listeners:\n  web: {{bind: \"@web\"{more}}}\n"));
+        assert_eq!(reads_only_afterwards(&ours).0, status);
+    }
 }
 
 #[test]

@@ -38,7 +38,12 @@ use support::daemon::Daemon;
 
 /// A daemon with one listener, `@web`, in front of one backend. `more` is added to the listener.
 fn front(backend: SocketAddr, more: &str) -> Daemon {
+    front_of(backend, more, "")
+}
+
+/// The same; `pool` is added to the pool.
+fn front_of(backend: SocketAddr, more: &str, pool: &str) -> Daemon {
     Daemon::start(&format!(
-        "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", pool: app, {more}}}}}\npools: {{app: {{backends: [{backend}], health_check: none}}}}\n"
+        "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", pool: app, {more}}}}}\npools: {{app: {{backends: [{backend}], health_check: none, {pool}}}}}\n"
     ))
 }

@@ -207,7 +207,7 @@ fn leaving_client(world: &World) -> Seen {
 
 /// Reads nothing until it has been given up; then there is no end to the response.
 fn deaf_client(world: &World) -> Seen {
-    let mut client = world.daemon.client("@unread");
+    let mut client = world.daemon.client("@web");
     client.send("GET /torrent HTTP/1.1\r\nHost: test\r\n\r\n");
     world.line_of("client_write_timeout");
     assert!(matches!(client.rest(), Err(Cut::Reset(_))));
@@ -255,7 +255,7 @@ fn others() -> Vec<(&'static str, Peer, &'static str)> {
         ("verbose", Peer::saying(verbose), ""),
         ("stops", Peer::saying(PART), ""),
         ("stalls", after(PART, |mut one| one.wait_for_end()), quick),
-        ("torrent", Peer::start(torrent), ""),
+        ("torrent", Peer::start(torrent), quick),
         (
             "mute_tunnel",
             after(SWITCH, |mut one| one.wait_for_end()),
@@ -307,7 +307,6 @@ fn config(profile: &str, pools: &[(&str, SocketAddr, &str)]) -> String {
         "errors: {{status: {profile}}}\nlisteners:\n  \
          web: {{bind: \"@web\", http: {{max_header_size: 4KiB, max_headers: 10}}, limits: {{request_body: 1KiB}}}}\n  \
          hasty: {{bind: \"@hasty\", timeouts: {{header: 200ms}}}}\n  \
-         unread: {{bind: \"@unread\", timeouts: {{body_idle: 200ms}}}}\n  \
          full: {{bind: \"@full\", limits: {{connections: 1}}}}\n  \
          limited: {{bind: \"@limited\", rate_limit: {{per_client: 1/m, burst: 1}}}}\n  \
          shut: {{bind: \"@shut\", deny: [127.0.0.0/8]}}\n\

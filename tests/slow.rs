@@ -1,4 +1,4 @@
-//! Slow clients: those that drip are given up, those that are only slow are served, and none costs much memory.
+//! Slow clients: uploads that drip are given up, those that are only slow are served, and none costs much memory.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -20,8 +20,13 @@ use support::{
 };
 
 fn config(body_idle: &str, backend: &Peer) -> String {
+    timeouts(body_idle, "60s", backend)
+}
+
+/// `@web` in front of `backend`, with these for `timeouts.body_idle` and `timeouts.idle`.
+fn timeouts(body_idle: &str, idle: &str, backend: &Peer) -> String {
     format!(
-        "access_log: {{when: {{sample: 100%}}}}\nlisteners:\n  web: {{bind: \"@web\", pool: app, timeouts: {{body_idle: {body_idle}}}}}\npools:\n  app: {{health_check: none, backends: [{}]}}\n",
+        "access_log: {{when: {{sample: 100%}}}}\nlisteners:\n  web: {{bind: \"@web\", pool: app, timeouts: {{body_idle: {body_idle}}}}}\npools:\n  app: {{health_check: none, backends: [{}], timeouts: {{idle: {idle}}}}}\n",
         backend.address
     )
 }
@@ -113,25 +118,75 @@ fn a_backend_that_takes_its_time_is_not_held_against_the_client() {
 }
 
 #[test]
-fn a_reader_that_drips_is_given_up_though_it_reads_every_moment() {
+fn a_body_that_drips_is_served_once_its_response_has_begun() {
+    let backend = Peer::start(|mut connection| {
+        connection.head().unwrap();
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n");
+        for _ in 0..20 {
+            let byte = connection.exactly(1).unwrap();
+            connection.send(byte);
+        }
+    });
+    let daemon = Daemon::start(&timeouts("200ms", "600ms", &backend));
+    let mut client = daemon.client("@web");
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 20\r\n\r\n");
+    assert_eq!(client.head().unwrap().0, 200);
+    for byte in b'a'..b'a' + 20 {
+        client.send([byte]);
+        assert_eq!(client.exactly(1).unwrap(), [byte]);
+        sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_body_of_which_nothing_comes_is_given_up_after_its_response_has_begun() {
+    let backend = Peer::start(|mut connection| {
+        connection.head().unwrap();
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nbegun");
+        connection.wait_for_end();
+    });
+    let daemon = Daemon::start(&timeouts("60s", "300ms", &backend));
+    let mut client = daemon.client("@web");
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 20\r\n\r\n");
+    client.until(b"begun").unwrap();
+    assert_eq!(client.rest(), Ok(Vec::new()), "less than was announced");
+    daemon.wait_for_access(|line| line["reason"] == "http_request_timeout");
+    let blamed = daemon.metric("balancer_backend_failures_total") as u64;
+    assert_eq!(blamed, 0, "the backend is not to blame");
+}
+
+#[test]
+fn a_reader_that_stops_is_given_up() {
     let backend = large(200 << 20);
-    let daemon = Daemon::start(&config("1s", &backend));
+    let daemon = Daemon::start(&timeouts("60s", "500ms", &backend));
     let mut client = daemon.client("@web");
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
-    let cut = poll(|| {
-        let _ = client.each(1, |_| {});
-        let all = daemon.stdout.all();
-        all.into_iter()
-            .find(|line| line.contains("client_write_timeout"))
-    });
-    assert!(cut.is_some());
+    client.exactly(1 << 20).unwrap();
+    let began = clock::now();
+    daemon.wait_for_access(|line| line["reason"] == "client_write_timeout");
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let blamed = daemon.metric("balancer_backend_failures_total") as u64;
+    assert_eq!(blamed, 0, "the backend is not to blame");
+}
+
+#[test]
+fn a_reader_that_stands_still_for_less_than_the_idle_time_is_served() {
+    let length = 20 << 20;
+    let backend = large(length);
+    let daemon = Daemon::start(&timeouts("200ms", "10s", &backend));
+    let mut client = daemon.client("@web");
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    assert_eq!(client.head().unwrap().0, 200);
+    sleep(Duration::from_secs(1));
+    client.each(length, |_| {}).unwrap();
 }
 
 #[test]
 fn a_slow_reader_behind_a_large_buffer_is_served_to_the_end() {
     let length = 40 << 20;
     let backend = large(length);
-    let daemon = Daemon::start(&config("1s", &backend));
+    let daemon = Daemon::start(&timeouts("1s", "1s", &backend));
     let mut client = daemon.client("@web");
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
     assert_eq!(client.head().unwrap().0, 200);

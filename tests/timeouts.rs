@@ -177,11 +177,39 @@ fn a_backend_that_does_not_take_the_request_is_late() {
     client.send(format!(
         "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n"
     ));
-    let part = vec![b'a'; 1 << 20];
-    // Ends when the daemon has given up: it does not take all of this.
-    while client.try_send(&part) {}
+    // More than fits between the two: the rest is taken once the daemon has given up, and leads nowhere.
+    client.send(vec![b'a'; length]);
     expect_error(&client.response().unwrap(), 502, "connection_read_timeout");
     over.open();
+}
+
+#[test]
+fn a_backend_that_reads_slowly_is_not_late() {
+    let length = 12 << 20;
+    let peer = Peer::start(move |mut connection| {
+        let head = connection.head().unwrap();
+        assert_eq!(head.method, "POST");
+        // For several times as long as it may take nothing; the daemon has soon nothing left to send.
+        let slowly = 40;
+        for _ in 0..slowly {
+            connection.each(128 << 10, |_| {}).unwrap();
+            thread::sleep(millis(50));
+        }
+        connection.each(length - slowly * (128 << 10), |_| {});
+        connection.answer("at last");
+    });
+    for (listener, pool) in [
+        ("", "timeouts: {response: 700ms}"),
+        ("", "timeouts: {response: 700ms}, retries: none"),
+    ] {
+        let daemon = daemon(peer.address, pool, listener);
+        let mut client = daemon.client("@web");
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n"
+        ));
+        client.send(vec![b'a'; length]);
+        assert_eq!(client.response().unwrap().text(), "at last");
+    }
 }
 
 #[test]

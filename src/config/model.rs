@@ -337,7 +337,8 @@ pub struct HttpLimits {
 pub struct ListenerTimeouts {
     /// From the first byte of a request (or the accept) to the end of its head. Default 10s.
     pub header: Option<Duration>,
-    /// In which a client moves 1 KiB of a request body, or of a response it reads. Default 30s.
+    /// In which a client sends 1 KiB of a request body before its response begins, or reads a byte of a response of ours.
+    /// Default 30s.
     pub body_idle: Option<Duration>,
     /// Between a response and the next request. Default 75s.
     pub keepalive: Option<Duration>,

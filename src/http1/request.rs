@@ -278,9 +278,10 @@ impl Head {
             .iter()
             .find(|field| field.known == Known::Upgrade)
             .map(|field| field.value);
-        // A body would have to be sent before the switch.
-        let may_upgrade =
-            modern && *framing == Framing::None && fields.has_connection_option(b"upgrade", bytes);
+        // A body is sent before the switch, so its end must be beyond doubt.
+        let may_upgrade = modern
+            && *framing != Framing::Chunked
+            && fields.has_connection_option(b"upgrade", bytes);
         self.upgrade = upgrade.filter(|value| {
             may_upgrade && !value.is_empty() && !list(value.get(bytes)).any(carries_http)
         });

@@ -259,6 +259,10 @@ fn connection_upgrade_and_expect_mean_what_they_say_and_no_more() {
         ("Connection: upgrade\r\nUpgrade: TLS/1.2", false),
         (
             "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1",
+            true,
+        ),
+        (
+            "Connection: upgrade\r\nUpgrade: tcp\r\nTransfer-Encoding: chunked",
             false,
         ),
     ] {

@@ -72,7 +72,7 @@ pub struct Head {
     pub announced: Option<u64>,
     /// The backend allows another request on this connection.
     pub keep_alive: bool,
-    /// The protocol of a 101.
+    /// The protocol of a 101, or what a 426 asks for.
     pub upgrade: Option<Span>,
 }
 
@@ -129,7 +129,13 @@ impl Head {
     }
 
     fn check(&mut self, bytes: &[u8], version: Version, method: &[u8]) -> Result<(), Invalid> {
-        let framing = self.check_framing(bytes, version)?;
+        let framing = if self.status == 101 {
+            // What follows is no content: a length or a coding, which RFC 9110 section 8.6 and RFC 9112 section 6.1 forbid,
+            // says nothing about it and is left out.
+            Framing::UntilClose
+        } else {
+            self.check_framing(bytes, version)?
+        };
         let fields = &mut self.fields;
         let interim = (100..200).contains(&self.status);
         if interim {
@@ -142,8 +148,12 @@ impl Head {
             .iter()
             .find(|field| field.known == Known::Upgrade)
             .map(|field| field.value)
-            .filter(|value| !value.is_empty() && self.status == 101)
-            .filter(|_| fields.has_connection_option(b"upgrade", bytes));
+            .filter(|value| !value.is_empty())
+            .filter(|_| match self.status {
+                101 => fields.has_connection_option(b"upgrade", bytes),
+                // RFC 9110 section 15.5.22: without it the response has no meaning.
+                status => status == 426,
+            });
         (self.announced, self.declared_length) = (None, None);
         self.framing = if interim || self.status == 204 {
             // A body of 204 is against the rules: whatever follows cannot be trusted.

@@ -107,7 +107,7 @@ fn a_body_is_framed_by_method_status_and_fields() {
 
 #[test]
 fn what_is_not_one_valid_answer_is_refused() {
-    let table: [&[u8]; 34] = [
+    let table: [&[u8]; 33] = [
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n",
@@ -139,7 +139,6 @@ fn what_is_not_one_valid_answer_is_refused() {
         b"\n",
         b"HTTP/1.0 100 Continue\r\n\r\n",
         b"HTTP/1.1 103 X\r\nContent-Length: 5\r\n\r\n",
-        b"HTTP/1.1 101 X\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"SSH-2.0-OpenSSH_9\r\n\r\n",
         b"ICY 200 OK\r\n\r\n",
     ];
@@ -157,6 +156,28 @@ fn what_is_not_one_valid_answer_is_refused() {
     for bytes in [large, many] {
         let invalid = parse(bytes.as_bytes(), "GET").unwrap_err();
         assert_eq!(invalid.reason, Reason::ResponseHeaderSectionSize);
+    }
+}
+
+#[test]
+fn a_101_loses_what_it_says_of_a_body() {
+    for framing in [
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding: gzip",
+        "Content-Length: 0",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: x\r\nTransfer-Encoding: chunked",
+    ] {
+        let bytes =
+            format!("HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: a\r\n{framing}\r\n\r\n");
+        let head = parse(bytes.as_bytes(), "GET").unwrap();
+        assert_eq!(
+            (head.framing, head.announced),
+            (Framing::None, None),
+            "{framing}"
+        );
+        assert!(head.switches_to(b"a", bytes.as_bytes()), "{framing}");
+        assert_eq!(head.fields.iter().count(), 0, "{framing}");
     }
 }
 

@@ -4,12 +4,24 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::time::{Sleep, sleep_until};
 
-use crate::base::clock;
+use crate::{
+    base::clock,
+    net::activity::{Activity, Unacked},
+};
+
+/// Which of two times has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passed {
+    /// The time without activity.
+    Idle,
+    /// The end of everything.
+    End,
+}
 
 /// A timer whose deadline is given anew at each poll.
 #[derive(Debug)]
@@ -42,6 +54,29 @@ impl Timer {
                 return Poll::Ready(());
             }
             self.arm(deadline);
+        }
+    }
+
+    /// Ready at `end`, or when there was no activity for `idle`; `unacked` is asked before the latter is believed.
+    pub fn poll_idle(
+        &mut self,
+        cx: &mut Context<'_>,
+        activity: &mut Activity,
+        idle: Option<Duration>,
+        end: Option<Instant>,
+        unacked: impl Fn() -> Unacked,
+    ) -> Poll<Passed> {
+        loop {
+            let over = idle.map(|idle| activity.deadline(idle));
+            let deadline = [over, end].into_iter().flatten().min();
+            ready!(self.poll(cx, deadline));
+            if deadline == end {
+                return Poll::Ready(Passed::End);
+            }
+            let now = clock::now();
+            if idle.is_some_and(|idle| activity.is_over(idle, unacked(), now)) {
+                return Poll::Ready(Passed::Idle);
+            }
         }
     }
 

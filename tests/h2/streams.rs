@@ -7,11 +7,14 @@ use h2::client;
 use hyper::http::Method;
 use rustix::process::Signal;
 
-use super::front;
+use super::{front, front_of};
 use crate::support::{
     client::Client,
     daemon::Daemon,
-    frames::{DATA, GET, GOAWAY, RST_STREAM, Raw},
+    frames::{
+        DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, NO_ERROR, RST_STREAM, Raw, fields,
+        frame,
+    },
     h2::{connect, connect_with, get, patiently, pattern, read, request, send, until, whole},
     peer::{Gate, Peer},
 };
@@ -85,7 +88,7 @@ async fn a_stream_that_nobody_reads_holds_up_no_other() {
             }
         }
     });
-    let daemon = front(backend.address, "timeouts: {body_idle: 300ms}");
+    let daemon = front_of(backend.address, "", "timeouts: {idle: 300ms}");
     let mut wide = client::Builder::new();
     wide.initial_connection_window_size(1 << 20);
     let (mut sender, _driver) = connect_with(daemon.address("@web"), &wide).await;
@@ -98,6 +101,101 @@ async fn a_stream_that_nobody_reads_holds_up_no_other() {
     let error = patiently(read(&mut stalled.into_body())).await.unwrap_err();
     assert_eq!(error.reason(), Some(h2::Reason::INTERNAL_ERROR));
     assert_eq!(get(&sender, "/short").await.unwrap().body, b"xxxxx");
+}
+
+#[tokio::test]
+async fn a_stream_whose_reader_stands_still_goes_on_where_it_was() {
+    const LENGTH: usize = 2_000_000;
+    let backend = Peer::start(|mut connection| {
+        while connection.request().is_some() {
+            let body = "x".repeat(LENGTH);
+            if !connection.answer(&body) {
+                break;
+            }
+        }
+    });
+    let daemon = front_of(
+        backend.address,
+        "timeouts: {body_idle: 200ms}",
+        "timeouts: {idle: 10s}",
+    );
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let asked = request(Method::GET, "/", &[]);
+        let (response, _) = sender.clone().send_request(asked, true).unwrap();
+        all.spawn(async move {
+            let mut body = patiently(response).await.unwrap().into_body();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            patiently(read(&mut body)).await.unwrap().len()
+        });
+    }
+    while let Some(length) = all.join_next().await {
+        assert_eq!(length.unwrap(), LENGTH);
+    }
+}
+
+#[tokio::test]
+async fn streams_whose_readers_stand_still_hold_bounded_memory() {
+    let backend = Peer::start(|mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
+        let part = vec![b'a'; 1 << 20];
+        while connection.send(&part) {}
+    });
+    let daemon = front_of(backend.address, "", "timeouts: {idle: 3s}");
+    let (sender, _driver) = connect(daemon.address("@web")).await;
+    let before = daemon.proc_status("VmRSS");
+    let mut stalled = Vec::new();
+    for _ in 0..50 {
+        let asked = request(Method::GET, "/", &[]);
+        let (response, _) = sender.clone().send_request(asked, true).unwrap();
+        stalled.push(patiently(response).await.unwrap());
+    }
+    let mut most = before;
+    until(|| {
+        most = most.max(daemon.proc_status("VmRSS"));
+        let lines = daemon.stdout.all();
+        let over = lines
+            .iter()
+            .filter(|line| line.contains("client_write_timeout"));
+        over.count() == stalled.len()
+    })
+    .await;
+    let grown = most.saturating_sub(before);
+    assert!(grown < 50 * 600, "{grown} KiB for 50 streams");
+}
+
+#[tokio::test]
+async fn an_early_answer_comes_with_no_reset_while_the_client_goes_on_sending() {
+    const LENGTH: usize = 40_000_000;
+    let backend = Peer::start(|mut connection| {
+        connection.head();
+        connection.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno");
+        connection.wait_for_bytes();
+    });
+    let theirs = front(backend.address, "");
+    let ours = front(backend.address, "deny: [127.0.0.0/8]");
+    for (daemon, status) in [(&theirs, 401), (&ours, 403)] {
+        let (mut sender, driver) = connect(daemon.address("@web")).await;
+        let asked = request(Method::POST, "/", &[("content-length", "40000000")]);
+        let (response, mut body) = sender.send_request(asked, false).unwrap();
+        // Everything is sent before anything is read.
+        send(&mut body, Bytes::from(vec![0; LENGTH])).await;
+        assert_eq!(whole(response).await.unwrap().status(), status);
+        assert!(!driver.is_finished());
+    }
+}
+
+#[test]
+fn a_client_that_stops_in_a_body_that_was_answered_is_told_so_without_an_error() {
+    let backend = Peer::answering("wrong");
+    let daemon = front(backend.address, "deny: [127.0.0.0/8]");
+    let mut client = Raw::connect(daemon.address("@web"));
+    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET)));
+    client.until(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0);
+    let reset = client.until(|frame| frame.kind == RST_STREAM);
+    assert_eq!((reset.stream, reset.code()), (1, NO_ERROR));
 }
 
 #[tokio::test]

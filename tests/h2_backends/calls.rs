@@ -1,10 +1,13 @@
 //! gRPC through HTTP/2 on both sides: all four kinds of calls, statuses, deadlines.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use hyper::http::{HeaderMap, Method, Response};
 
-use super::front;
+use super::{config, front};
 use crate::support::{
+    daemon::Daemon,
     frames::RawBackend,
     h2::{Asked, Backend, connect, get, patiently, request, until, whole},
     peer::{Gate, Peer, Record},
@@ -179,4 +182,96 @@ async fn calls_get_another_connection_when_one_has_fallen_silent() {
     };
     patiently(calls).await;
     assert_eq!(backend.connections(), 2);
+}
+
+/// Longer than the minimum rate of an upload is waited for, with a byte now and then.
+async fn drip(body: &mut h2::SendStream<Bytes>) {
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        body.send_data(message("tick"), false).unwrap();
+    }
+}
+
+/// Reads all messages and answers with their number; then one now and then; then the status.
+async fn collect(mut asked: Asked) {
+    let mut length = 0;
+    while let Some(Ok(data)) = asked.body.data().await {
+        length += data.len();
+        let taken = asked.body.flow_control().release_capacity(data.len());
+        taken.unwrap();
+    }
+    let response = Response::builder().header("content-type", "application/grpc");
+    let response = response.body(()).unwrap();
+    let mut stream = asked.respond.send_response(response, false).unwrap();
+    stream
+        .send_data(message(&length.to_string()), false)
+        .unwrap();
+    drip(&mut stream).await;
+    let mut status = HeaderMap::new();
+    status.insert("grpc-status", "0".parse().unwrap());
+    stream.send_trailers(status).unwrap();
+}
+
+#[tokio::test]
+async fn calls_whose_messages_are_few_and_small_go_on() {
+    for path in ["/a.B/Chat", "/a.B/Collect"] {
+        let backend = Backend::start(|asked| async {
+            if asked.path() == "/a.B/Chat" {
+                echo(asked).await;
+            } else {
+                collect(asked).await;
+            }
+        })
+        .await;
+        let daemon = Daemon::start(
+            &config(&[backend.address], "timeouts: {idle: 500ms}")
+                .replace("pool: app}", "pool: app, timeouts: {body_idle: 200ms}}"),
+        );
+        let (mut sender, _driver) = connect(daemon.address("@web")).await;
+        let asked = request(Method::POST, path, &CALL);
+        let (response, mut body) = sender.send_request(asked, false).unwrap();
+        let sent = async {
+            drip(&mut body).await;
+            body.send_data(Bytes::new(), true).unwrap();
+        };
+        let (answer, ()) = tokio::join!(whole(response), sent);
+        let trailers = answer.unwrap().trailers.unwrap();
+        assert_eq!(trailers["grpc-status"], "0", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_on_which_nothing_moves_ends_with_the_idle_time() {
+    let backend = Backend::start(collect).await;
+    let daemon = front(backend.address, "timeouts: {idle: 300ms}");
+    let (mut sender, _driver) = connect(daemon.address("@web")).await;
+    let asked = request(Method::POST, "/a.B/Collect", &CALL);
+    let (response, mut body) = sender.send_request(asked, false).unwrap();
+    body.send_data(message("only one"), false).unwrap();
+    let answer = whole(response).await.unwrap();
+    assert_eq!(answer.header("grpc-status"), Some("14"));
+    let logged = daemon.wait_for_access(|line| line["path"] == "/a.B/Collect");
+    assert_eq!(logged["reason"], "http_request_timeout");
+    assert_eq!(daemon.metric("balancer_backend_failures_total"), 0.0);
+}
+
+#[tokio::test]
+async fn an_upload_that_is_no_call_keeps_its_minimum_rate() {
+    let backend = Backend::start(collect).await;
+    let daemon = Daemon::start(
+        &config(&[backend.address], "")
+            .replace("pool: app}", "pool: app, timeouts: {body_idle: 300ms}}"),
+    );
+    let (mut sender, _driver) = connect(daemon.address("@web")).await;
+    let asked = request(Method::POST, "/upload", &[]);
+    let (response, mut body) = sender.send_request(asked, false).unwrap();
+    let drips = async {
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Fails once the daemon has given up.
+            let _ = body.send_data(Bytes::from_static(b"x"), false);
+        }
+    };
+    let (answer, ()) = tokio::join!(whole(response), drips);
+    assert_eq!(answer.unwrap().status(), 408);
 }

@@ -112,7 +112,7 @@ pub async fn patiently<F: Future>(future: F) -> F::Output {
 }
 
 /// Waits for what nobody announces, while the connections of this test go on.
-pub async fn until(condition: impl Fn() -> bool) {
+pub async fn until(mut condition: impl FnMut() -> bool) {
     patiently(async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;

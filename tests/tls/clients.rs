@@ -449,3 +449,23 @@ fn clients_at_the_same_time_keep_their_bytes_apart() {
     });
     assert_eq!(daemon.metric("balancer_tls_handshakes_total"), 80.0);
 }
+
+#[test]
+fn an_early_answer_is_not_lost_to_a_client_that_goes_on_sending() {
+    let authority = Authority::new();
+    let peer = Peer::answering("wrong");
+    let daemon = daemon(&authority, &peer, "", ", limits: {request_body: 1KiB}");
+    for only_12 in [false, true] {
+        let config = authority.client(None, only_12);
+        let mut client = connect(daemon.address("@web"), &config, "a.test");
+        let part = vec![b'a'; 1 << 20];
+        let length = 20 * part.len();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {length}\r\n\r\n"
+        ));
+        for _ in 0..20 {
+            client.send(&part);
+        }
+        assert_eq!(client.response().unwrap().status, 413);
+    }
+}

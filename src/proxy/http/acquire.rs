@@ -110,9 +110,7 @@ async fn share(
     if !is_used {
         exchange.facts.connect = Some(now.saturating_duration_since(started));
     }
-    let head = &exchange.head;
-    let upgrade = head.upgrade.map(|protocol| head.text(protocol));
-    if upgrade.is_some_and(forward::is_websocket) && !stream.link().takes_websockets() {
+    if forward::is_websocket(exchange.head) && !stream.link().takes_websockets() {
         return Err(Unconnected::Client(Reason::UpgradeFailed));
     }
     let dial = attempt.pool.dial;

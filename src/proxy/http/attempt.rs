@@ -8,7 +8,7 @@ use std::{
     io,
     pin::pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
@@ -16,7 +16,7 @@ use super::{
     Client, Next,
     acquire::{self, Unconnected},
     exchange::{Exchange, Io, Rules, describe, write_all},
-    forward,
+    forward, grpc,
     interim::is_flood,
     pump::{Pump, PumpError, SMALL, blame_client, poll_fill},
     respond,
@@ -26,13 +26,14 @@ use crate::{
     base::clock,
     http1::{Version, head_end, response},
     net::{
+        activity::Activity,
         connect::reason_of_broken,
         h2::backend::{self, Outgoing, Refusal},
         local_error,
         stream::Stream,
     },
     pool::{BackendState, Lease, Pool},
-    proxy::idle::BackendConnection,
+    proxy::{idle::BackendConnection, timer::Passed},
     reason::Reason,
 };
 
@@ -144,7 +145,7 @@ pub(super) async fn run(
     if io.response.status == 101 {
         drop(in_use);
         return Ok(Done::Answered(
-            Box::pin(respond::tunnel(exchange, attempt, backend, io)).await,
+            Box::pin(respond::tunnel(exchange, attempt, backend, upload, io)).await,
         ));
     }
     respond::respond(exchange, attempt, backend, upload, io).await
@@ -187,9 +188,8 @@ async fn response_head(
         backend,
         upload,
         broken: None,
-        progress: sent,
+        activity: Activity::new(sent),
         noted: None,
-        sent,
     };
     let mut interim = 0;
     loop {
@@ -222,17 +222,17 @@ struct Wire<'w, 'e> {
     upload: &'w mut Pump,
     /// Sending failed: the backend may still have answered before it closed.
     broken: Option<io::Error>,
-    progress: Instant,
+    activity: Activity,
     /// What had been moved, and whether the backend was waited for, when the client's pace was last noted.
     noted: Option<((u64, u64), bool)>,
-    sent: Instant,
 }
 
 impl Wire<'_, '_> {
     /// Reads one head, sending the request meanwhile.
     async fn next_head(&mut self, io: &mut Io<'_>) -> Result<(), Trouble> {
         // What came behind a 1xx may be a whole head already.
-        if !io.response_bytes.is_empty() && self.parse(io)? {
+        let method = self.exchange.head.text(self.exchange.head.method);
+        if !io.response_bytes.is_empty() && parse(io, method)? {
             return Ok(());
         }
         loop {
@@ -247,11 +247,12 @@ impl Wire<'_, '_> {
                 return Err(Trouble::Client(Reason::ClientDisconnected));
             }
         }
-        let deadline = self.response_deadline();
         let Self {
             exchange,
+            rules,
             backend,
             broken,
+            activity,
             ..
         } = self;
         let Client { stream, timer, .. } = &mut *exchange.client;
@@ -265,9 +266,11 @@ impl Wire<'_, '_> {
             if gone.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(Trouble::Client(Reason::ClientDisconnected)));
             }
-            timer
-                .poll(cx, deadline)
-                .map(|()| Err(self.rules.late(deadline)))
+            // The time begins when the backend has the request, not when our system has it.
+            let unacked = || [backend.stream.unacked(), None];
+            let response = rules.timeouts.response;
+            let passed = timer.poll_idle(cx, activity, response, rules.end, unacked);
+            passed.map(|passed| Err(late(passed)))
         })
         .await
     }
@@ -296,15 +299,12 @@ impl Wire<'_, '_> {
             self.exchange,
             self.backend,
             self.upload,
-            &mut self.progress,
+            &mut self.activity.last,
             cx,
         );
         match result {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(())) => {
-                self.sent = self.progress;
-                Poll::Ready(Ok(()))
-            }
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(PumpError::Write(error))) if backend::is_inexpressible(&error) => {
                 Poll::Ready(Err(Trouble::Client(Reason::RequestError)))
             }
@@ -321,30 +321,41 @@ impl Wire<'_, '_> {
         poll_parse(self.backend, cx, io, method, self.broken.as_ref())
     }
 
-    /// While the request is sent: the client must go on sending, and the backend reading.
+    /// While the request is sent: the client must go on sending, and the backend reading. A gRPC call may be silent in its
+    /// middle; for it counts what moves at all.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Trouble>> {
         let for_backend = self.upload.waits_for_sink() || self.waits_for_invitation();
-        let now = (self.upload.moved(), for_backend);
+        let rate = !for_backend && !grpc::is_call(self.exchange.head);
+        let now = (self.upload.moved(), rate);
         let pace = &mut self.exchange.pace;
         if self.noted.replace(now) != Some(now) {
-            pace.note(!for_backend, now.0.0, self.progress);
+            pace.note(rate, now.0.0, self.activity.last);
         }
-        let own = if for_backend {
-            let response = self.rules.timeouts.response;
-            response.map(|response| self.progress + response)
-        } else {
-            pace.deadline(self.exchange.place.listener.config.timeouts.body_idle)
-        };
-        let deadline = earlier(own, self.rules.end);
         let timer = &mut self.exchange.client.timer;
-        timer.poll(cx, deadline).map(|()| {
-            let is_total = deadline == self.rules.end;
-            Err(if is_total || for_backend {
-                self.rules.late(deadline)
+        let end = self.rules.end;
+        if rate {
+            let own = pace.deadline(self.exchange.place.listener.config.timeouts.body_idle);
+            let deadline = earlier(own, end);
+            ready!(timer.poll(cx, deadline));
+            return Poll::Ready(Err(Trouble::Client(if deadline == end {
+                Reason::TotalTimeout
             } else {
-                Trouble::Client(Reason::RequestTimeout)
-            })
-        })
+                Reason::RequestTimeout
+            })));
+        }
+        let timeouts = &self.rules.timeouts;
+        let idle = if for_backend {
+            timeouts.response
+        } else {
+            timeouts.idle
+        };
+        let unacked = || [self.backend.stream.unacked(), None];
+        let passed = ready!(timer.poll_idle(cx, &mut self.activity, idle, end, unacked));
+        Poll::Ready(Err(if for_backend || passed == Passed::End {
+            late(passed)
+        } else {
+            Trouble::Client(Reason::RequestTimeout)
+        }))
     }
 
     /// A client that asked first sends no body before the backend has said 100, RFC 9110 section 10.1.1.
@@ -352,20 +363,6 @@ impl Wire<'_, '_> {
         let Exchange { head, facts, .. } = &*self.exchange;
         let nothing_came = self.upload.body() == 0 && self.upload.moved().0 == 0;
         head.expects_continue && facts.interim == 0 && nothing_came
-    }
-
-    fn response_deadline(&self) -> Option<Instant> {
-        let own = self
-            .rules
-            .timeouts
-            .response
-            .map(|response| self.sent + response);
-        earlier(own, self.rules.end)
-    }
-
-    fn parse(&self, io: &mut Io<'_>) -> Result<bool, Trouble> {
-        let method = self.exchange.head.text(self.exchange.head.method);
-        parse(io, method)
     }
 
     /// A 101 must be what the client asked for, RFC 9110 section 15.2.2. Where the key of a WebSocket is ours, so is the
@@ -525,16 +522,14 @@ pub(super) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<In
     }
 }
 
-impl Rules<'_> {
-    /// The deadline of the whole exchange is nobody's try any more; the other one is the backend's.
-    fn late(&self, deadline: Option<Instant>) -> Trouble {
-        if deadline == self.end {
-            return Trouble::Client(Reason::TotalTimeout);
-        }
-        Trouble::Backend(
+/// The deadline of the whole exchange blames no backend; the other one is the backend's.
+fn late(passed: Passed) -> Trouble {
+    match passed {
+        Passed::End => Trouble::Client(Reason::TotalTimeout),
+        Passed::Idle => Trouble::Backend(
             Reason::ConnectionReadTimeout,
             "no response head in time".to_owned(),
-        )
+        ),
     }
 }
 

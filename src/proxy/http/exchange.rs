@@ -6,6 +6,7 @@
 use std::{
     future::poll_fn,
     io,
+    pin::Pin,
     rc::Rc,
     task::{Poll, ready},
     time::Instant,
@@ -19,7 +20,7 @@ use super::{
     facts::{Active, Facts},
     forward::{self, Changes, Hop, Origin},
     grpc,
-    pace::{Pace, Reader},
+    pace::Pace,
     pump::Pump,
     read::{self, Reading},
     reply::Reply,
@@ -35,6 +36,7 @@ use crate::{
         body::{Decoder, Step},
         request::{self, Framing},
     },
+    net::activity::Activity,
     pool::Pool,
     proxy::worker::{Generation, Worker},
     reason::Reason,
@@ -596,29 +598,28 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Writes all of `bytes`; a client that reads too slowly by `timeouts.body_idle` is given up.
+/// Writes all of `bytes`; a client that takes nothing of them for `timeouts.body_idle` is given up.
 pub(super) async fn write_all(
     client: &mut Client,
     bytes: &[u8],
     timeouts: &ListenerTimeouts,
 ) -> Result<(), Reason> {
     let Client { stream, timer, .. } = client;
-    let mut stream = std::pin::Pin::new(stream);
-    let mut sent = 0;
-    let (mut reader, mut noted) = (Reader::default(), None);
+    let (mut sent, mut noted) = (0, None);
+    let mut activity: Option<Activity> = None;
     poll_fn(|cx| {
         while let Some(rest @ [_, ..]) = bytes.get(sent..) {
-            match stream.as_mut().poll_write(cx, rest) {
+            match Pin::new(&mut *stream).poll_write(cx, rest) {
                 Poll::Ready(Ok(count @ 1..)) => sent += count,
                 Poll::Ready(_) => return Poll::Ready(Err(Reason::ClientDisconnected)),
                 Poll::Pending => {
                     if noted.replace(sent) != Some(sent) {
-                        reader.note(true, sent as u64, clock::now());
+                        activity = None;
                     }
-                    ready!(timer.poll(cx, reader.deadline(timeouts.body_idle)));
-                    if reader.is_slow(stream.bytes_acked(), clock::now()) {
-                        return Poll::Ready(Err(Reason::ClientWriteTimeout));
-                    }
+                    let activity = activity.get_or_insert_with(|| Activity::new(clock::now()));
+                    let unacked = || [stream.unacked(), None];
+                    ready!(timer.poll_idle(cx, activity, timeouts.body_idle, None, unacked));
+                    return Poll::Ready(Err(Reason::ClientWriteTimeout));
                 }
             }
         }

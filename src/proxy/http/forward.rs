@@ -172,11 +172,11 @@ pub fn request_head(
             }
         }
     }
-    // HTTP/2 knows no other switch than that to WebSocket (RFC 8441): others are not asked for, which the client may expect
-    // of any server (RFC 9110 section 7.8).
-    let upgrade = head.upgrade.map(|protocol| head.text(protocol));
-    match upgrade.filter(|protocol| hop != Hop::H2 || is_websocket(protocol)) {
-        Some(protocol) => encode::upgrade(out, protocol),
+    match head
+        .upgrade
+        .filter(|_| hop != Hop::H2 || is_websocket(head))
+    {
+        Some(protocol) => encode::upgrade(out, head.text(protocol)),
         None if hop == Hop::Close => encode::field(out, b"Connection", b"close"),
         None => {}
     }
@@ -186,9 +186,12 @@ pub fn request_head(
     encode::end(out);
 }
 
-/// A switch to WebSocket and nothing else, RFC 6455 section 4.1.
-pub(super) fn is_websocket(protocol: &[u8]) -> bool {
-    protocol.eq_ignore_ascii_case(b"websocket")
+/// A switch to WebSocket and nothing else (RFC 6455 section 4.1), without content: the only one that HTTP/2 knows (RFC
+/// 8441). Backends that speak it are asked for no other, which the client may expect of any server (RFC 9110 section 7.8).
+pub(super) fn is_websocket(head: &request::Head) -> bool {
+    let protocol = head.upgrade.map(|protocol| head.text(protocol));
+    head.framing == request::Framing::None
+        && protocol.is_some_and(|it| it.eq_ignore_ascii_case(b"websocket"))
 }
 
 /// True where `set` or `remove` name a field that balancer would add: then it adds none.
@@ -505,7 +508,16 @@ pub fn response_head(
         }
         Delivery::UntilClose => {}
     }
-    if !extra.keep_alive {
+    let upgrade = head.upgrade.filter(|_| !is_decided(extra.edits, "Upgrade"));
+    if let Some(protocols) = upgrade {
+        encode::field(out, b"Upgrade", protocols.get(bytes));
+        let options: &[u8] = if extra.keep_alive {
+            b"upgrade"
+        } else {
+            b"upgrade, close"
+        };
+        encode::field(out, b"Connection", options);
+    } else if !extra.keep_alive {
         encode::field(out, b"Connection", b"close");
     } else if extra.version == Version::Http10 {
         encode::field(out, b"Connection", b"keep-alive");

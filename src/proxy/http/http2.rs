@@ -13,11 +13,14 @@ use std::{
 
 use tokio::task::spawn_local;
 
-use super::{Client, LINGER_TIME, Next, attempt, exchange, linger, read};
+use super::{
+    Client, LINGER_AFTER_GOAWAY, LINGER_AFTER_RESPONSE, Next, attempt, exchange, linger, read,
+};
 use crate::{
     base::{address::BindAddress, clock, rng::Random},
     config::model::ListenerTimeouts,
     net::{
+        activity::Activity,
         h2::{
             connection::Connection,
             incoming::{Asked, Incoming},
@@ -30,6 +33,9 @@ use crate::{
 
 /// How long a client that has streams may take to see our GOAWAY before nothing more of it is taken: a round trip.
 const FAREWELL_TIME: Duration = Duration::from_secs(1);
+
+/// How long a client may take to read the last frames of a connection that is over.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// What happens on a connection.
 enum Event {
@@ -95,8 +101,8 @@ struct Driver<'a> {
     timeouts: ListenerTimeouts,
     /// By when the first request must be there, until it is.
     first: Option<Instant>,
-    /// Since when there has been no request.
-    idle: Option<Instant>,
+    /// The end of the last request, or what the client has read of its response since.
+    idle: Option<Activity>,
     /// Bytes written when that was last looked at.
     written: u64,
     /// GOAWAY was said.
@@ -145,35 +151,43 @@ impl Driver<'_> {
         if told && !self.closing {
             return Poll::Ready(Event::Close);
         }
-        let deadline = self.deadline(open);
-        self.timer.poll(cx, deadline).map(|()| Event::Late)
-    }
-
-    /// When the connection has been without a request for too long.
-    fn deadline(&mut self, open: usize) -> Option<Instant> {
-        if open > 0 {
+        if open > 0 || self.first.is_some() && !self.closing {
             self.idle = None;
-            return self.farewell;
+            let deadline = if open > 0 { self.farewell } else { self.first };
+            return self.timer.poll(cx, deadline).map(|()| Event::Late);
         }
         self.farewell = None;
-        if self.first.is_some() && !self.closing {
-            return self.first;
-        }
-        // Somebody may still be reading the last response.
-        let is_read = self.connection.has_unwritten();
+        self.poll_idle(cx)
+    }
+
+    /// Ready when the connection has been without a request for too long, and its client no longer reads the last response.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let is_read = self.connection.has_unwritten() && self.connection.fate().is_none();
         let written = self.connection.written();
         if std::mem::replace(&mut self.written, written) != written && is_read {
             self.idle = None;
         }
-        let time = if is_read && self.connection.fate().is_none() {
-            self.timeouts.body_idle
-        } else if self.closing {
-            Some(LINGER_TIME)
-        } else {
-            self.timeouts.keepalive
+        let ListenerTimeouts {
+            body_idle,
+            keepalive,
+            ..
+        } = self.timeouts;
+        let time = match (is_read, self.closing) {
+            (true, true) => body_idle,
+            (true, false) => body_idle.and_then(|idle| Some(idle.max(keepalive?))),
+            (false, true) => Some(CLOSE_TIMEOUT),
+            (false, false) => keepalive,
         };
-        let since = *self.idle.get_or_insert_with(clock::now);
-        time.map(|time| since + time)
+        let idle = self.idle.get_or_insert_with(|| Activity::new(clock::now()));
+        let passed = if is_read {
+            let unacked = || [self.connection.unacked(), None];
+            self.timer
+                .poll_idle(cx, idle, time, None, unacked)
+                .map(drop)
+        } else {
+            self.timer.poll(cx, time.map(|time| idle.last + time))
+        };
+        passed.map(|()| Event::Late)
     }
 
     /// Serves one stream in a task of its own.
@@ -206,7 +220,7 @@ impl Driver<'_> {
             row: 0,
             is_new: false,
         };
-        linger(self.worker, client).await;
+        linger(&self.worker.lingering, client, LINGER_AFTER_GOAWAY).await;
     }
 }
 
@@ -222,7 +236,9 @@ async fn one(worker: Rc<Worker>, mut client: Client) {
     match next {
         Next::Reset => {}
         // Many clients take a reset while they send for a failure, whatever they have been answered.
-        Next::Linger => Box::pin(linger(&worker, client)).await,
+        Next::Linger => {
+            Box::pin(linger(&worker.lingering, client, LINGER_AFTER_RESPONSE)).await;
+        }
         _ => client.end(),
     }
 }

@@ -36,6 +36,7 @@ pub use self::{
 };
 
 use std::{
+    cell::Cell,
     future::poll_fn,
     io,
     net::IpAddr,
@@ -51,6 +52,7 @@ use crate::{
     base::{address::BindAddress, clock},
     http1::{request, response},
     net::{
+        buffer::{Buffer, Size},
         proxy_protocol::{Ends, Header},
         stream::Stream,
     },
@@ -58,15 +60,36 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// Most bytes of an unread request that are thrown away before a connection is closed. Clients that read nothing before
-/// they have sent everything lose the answer with larger bodies.
-const LINGER_BYTES: usize = 16 << 20;
-/// How long a closing connection waits for a client that sends nothing more to read its last answer and close.
-const LINGER_IDLE: Duration = Duration::from_secs(2);
-/// How long it waits for one that goes on sending.
-const LINGER_TIME: Duration = Duration::from_secs(8);
-/// Connections of a worker that may linger at a time; more are closed at once.
-const LINGERING: usize = 256;
+/// Bytes that a lingering connection discards before others have their turn.
+const DISCARD_TURN: usize = 1 << 20;
+
+/// How long a closing connection goes on to discard what its client sends, so that the client gets to read the response
+/// (RFC 9112 section 9.6).
+#[derive(Debug, Clone, Copy)]
+struct Linger {
+    /// The most, while the client goes on sending.
+    total: Duration,
+    /// The most without a byte.
+    idle: Duration,
+    /// Connections and streams of a worker that may linger at a time; more are closed at once.
+    places: usize,
+}
+
+/// After a response to a request whose body was not read to its end. Many clients read nothing before they have sent
+/// everything, and lose the response otherwise.
+const LINGER_AFTER_RESPONSE: Linger = Linger {
+    total: Duration::from_mins(1),
+    idle: Duration::from_secs(5),
+    places: 1_024,
+};
+/// After a refusal, or the end of an HTTP/2 connection: no request of such a client is under way. The same while balancer
+/// drains.
+const LINGER_AFTER_GOAWAY: Linger = Linger {
+    total: Duration::from_secs(8),
+    idle: Duration::from_secs(2),
+    places: 256,
+};
+
 /// Requests that are answered of what one read brought; the client sends what is behind them again.
 const PIPELINED: u32 = 100;
 /// Requests of a pipeline after which other connections get their turn.
@@ -293,45 +316,59 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
             Next::KeepAlive | Next::Http2 => {}
             Next::Close => return client.end(),
             Next::Reset => return client.stream.set_reset_on_close(),
-            Next::Linger => return Box::pin(linger(&worker, client)).await,
+            Next::Linger => {
+                return Box::pin(linger(&worker.lingering, client, LINGER_AFTER_RESPONSE)).await;
+            }
         }
     }
 }
 
-/// Ends our direction and throws away what the client still sends, so that a reset does not destroy the last answer on
-/// its way (RFC 9112 section 9.6).
-async fn linger(worker: &Worker, mut client: Client) {
+/// Ends our direction and discards what the client still sends, so that a reset does not destroy the last response on its
+/// way (RFC 9112 section 9.6).
+async fn linger(lingering: &Cell<usize>, mut client: Client, limits: Linger) {
     let mut ended = false;
-    if worker.lingering.get() >= LINGERING || !end_or_wait(&client, &mut ended) {
+    if lingering.get() >= limits.places || !end_or_wait(&client, &mut ended) {
         return;
     }
-    worker.lingering.set(worker.lingering.get() + 1);
+    lingering.set(lingering.get() + 1);
     let began = clock::now();
-    let mut quiet_since = began;
-    let mut waste = [0_u8; 4096];
-    let mut left = LINGER_BYTES;
+    let mut last_read = began;
     poll_fn(|cx| {
         while !ended && client.stream.poll_write_ready(cx).is_ready() {
             if !end_or_wait(&client, &mut ended) {
                 return Poll::Ready(());
             }
         }
+        let limits = if client.entry.control.listen(cx) {
+            LINGER_AFTER_GOAWAY
+        } else {
+            limits
+        };
+        let mut discarded = 0;
         loop {
+            let mut waste = Buffer::take(Size::Medium);
             match client.stream.poll_read_buf(cx, &mut waste) {
-                Poll::Ready(Ok(count)) if count > 0 && count < left => {
-                    left -= count;
-                    quiet_since = clock::now();
+                Poll::Ready(Ok(count @ 1..)) => {
+                    discarded += count;
+                    last_read = clock::now();
                 }
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => {
-                    let deadline = (began + LINGER_TIME).min(quiet_since + LINGER_IDLE);
+                    let deadline = (began + limits.total).min(last_read + limits.idle);
                     return client.timer.poll(cx, Some(deadline));
                 }
+            }
+            if last_read >= began + limits.total {
+                return Poll::Ready(());
+            }
+            if discarded >= DISCARD_TURN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         }
     })
     .await;
-    worker.lingering.set(worker.lingering.get() - 1);
+    lingering.set(lingering.get() - 1);
 }
 
 /// Ends our direction, or leaves `ended` false if that must wait for the client; false if the connection is gone.
@@ -360,7 +397,7 @@ pub async fn refuse(worker: Rc<Worker>, client: Client, reason: Reason) {
 /// once is not worth waiting for.
 pub(super) async fn last_words(worker: &Worker, client: Client, words: &[u8]) {
     if client.stream.try_write(words).is_ok() {
-        Box::pin(linger(worker, client)).await;
+        Box::pin(linger(&worker.lingering, client, LINGER_AFTER_GOAWAY)).await;
     }
 }
 
@@ -371,6 +408,8 @@ mod tests {
         pin::pin,
         task::{Context, Waker},
     };
+
+    use tokio::io::AsyncWriteExt as _;
 
     use super::*;
     use crate::{net::fixture, proxy::connections::Connections};
@@ -395,6 +434,45 @@ mod tests {
             "whoever went on without the event would ask for ever"
         );
         assert!(wait.await);
+    }
+
+    /// A client whose connection is being closed while it sends a byte in each of `pauses`; says how long that took.
+    async fn lingers(pauses: impl Iterator<Item = Duration>, limits: Linger) -> Duration {
+        let (mut peer, stream) = fixture::pair().await;
+        let bind = Rc::new("127.0.0.1:80".parse().unwrap());
+        let entry = Rc::new(Connections::default()).enter(Rc::clone(&bind));
+        let client = Client::new(stream, None, bind, entry, None);
+        let (lingering, began) = (Cell::new(0), clock::now());
+        let sends = async {
+            for pause in pauses {
+                tokio::time::sleep(pause).await;
+                if peer.write_all(b"a").await.is_err() {
+                    break;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = linger(&lingering, client, limits) => {}
+            () = sends => {}
+        }
+        assert_eq!(lingering.get(), 0);
+        clock::now() - began
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_goes_on_sending_is_waited_for_and_one_that_never_stops_is_not() {
+        let seconds = Duration::from_secs;
+        let limits = LINGER_AFTER_RESPONSE;
+        let honest = std::iter::repeat_n(seconds(4), 12);
+        let took = lingers(honest, limits).await;
+        assert!(took >= seconds(48 + 5) && took < seconds(55), "{took:?}");
+        for pause in [seconds(4), Duration::from_millis(1)] {
+            let took = lingers(std::iter::repeat(pause), limits).await;
+            assert!(took >= limits.total && took < seconds(62), "{took:?}");
+        }
+        let took = lingers(std::iter::empty(), limits).await;
+        assert!(took >= limits.idle && took < seconds(6), "{took:?}");
     }
 
     /// Bytes of a connection's task: what an idle one costs beside its stream and what the runtime keeps.

@@ -1,15 +1,13 @@
-//! Whether a client that is waited for moves fast enough: at least [`LEAST`] bytes, or all that is left, in each window of
-//! `timeouts.body_idle`. A byte now and then does not hold an exchange for ever.
+//! The minimum rate of a request body before the response begins: at least [`LEAST`] bytes, or all that is left, in each
+//! window of `timeouts.body_idle`. A byte now and then does not hold an exchange for ever.
 //!
-//! A window begins anew with every [`LEAST`] bytes, and only time in which the client is waited for counts: what a backend
+//! A new window begins with every [`LEAST`] bytes, and only time in which the client is waited for counts: what a backend
 //! takes is not its fault. Pure: times and counts are arguments, and are given when something has moved, not for every byte.
 
 use std::time::{Duration, Instant};
 
 /// Bytes a client must move in a window.
 const LEAST: u64 = 1 << 10;
-/// The part of a window after which it is asked for the first time what a reader's system has acknowledged.
-const FIRST_LOOK: u32 = 8;
 
 /// The pace of a client that sends.
 #[derive(Debug, Default)]
@@ -23,18 +21,15 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Notes that `moved` bytes have been moved in all, and whether the client is waited for from `now` on. True if a window
-    /// begins.
-    pub(super) fn note(&mut self, waits: bool, moved: u64, now: Instant) -> bool {
+    /// Notes that `moved` bytes have been moved in all, and whether the client is waited for from `now` on.
+    pub(super) fn note(&mut self, waits: bool, moved: u64, now: Instant) {
         let since = self.since.take();
-        let begins = moved.saturating_sub(self.mark) >= LEAST;
-        if begins {
+        if moved.saturating_sub(self.mark) >= LEAST {
             (self.mark, self.spent) = (moved, Duration::ZERO);
         } else if let Some(since) = since {
             self.spent += now.saturating_duration_since(since);
         }
         self.since = waits.then_some(now);
-        begins
     }
 
     /// Notes that the client is not waited for, at a time nobody has looked at.
@@ -45,50 +40,6 @@ impl Pace {
     /// When the window is over; `None` while the client is not waited for, or with no window.
     pub(super) fn deadline(&self, window: Option<Duration>) -> Option<Instant> {
         Some(self.since? + window?.saturating_sub(self.spent))
-    }
-}
-
-/// The pace of a client that reads. What we could write says little about it: behind a large send buffer an honest slow
-/// reader makes room for nothing for a long time. So before one is given up, what its system has acknowledged counts.
-#[derive(Debug, Default)]
-pub(super) struct Reader {
-    pace: Pace,
-    /// Acknowledged bytes were asked for in this window.
-    looked: bool,
-    /// They were so many then, if the system says.
-    acked: Option<u64>,
-}
-
-impl Reader {
-    /// As [`Pace::note`], of bytes written.
-    pub(super) fn note(&mut self, waits: bool, written: u64, now: Instant) {
-        if self.pace.note(waits, written, now) {
-            self.looked = false;
-        }
-    }
-
-    /// When to ask [`Reader::is_slow`]; `None` while the client is not waited for.
-    pub(super) fn deadline(&self, window: Option<Duration>) -> Option<Instant> {
-        let part = if self.looked { 1 } else { FIRST_LOOK };
-        self.pace.deadline(window.map(|window| window / part))
-    }
-
-    /// The deadline has passed: true if the client is to be given up. `acked` is the number of bytes acknowledged so far.
-    pub(super) fn is_slow(&mut self, acked: Option<u64>, now: Instant) -> bool {
-        if !std::mem::replace(&mut self.looked, true) {
-            self.acked = acked;
-            return false;
-        }
-        let taken = match (self.acked, acked) {
-            (Some(before), Some(acked)) => acked.saturating_sub(before),
-            _ => 0,
-        };
-        if taken < LEAST {
-            return true;
-        }
-        self.acked = acked;
-        (self.pace.spent, self.pace.since) = (Duration::ZERO, Some(now));
-        false
     }
 }
 
@@ -133,37 +84,5 @@ mod tests {
         pace.rest();
         pace.note(true, 10, at(2_000));
         assert_eq!(pace.deadline(WINDOW), Some(at(2_010)));
-    }
-
-    #[test]
-    fn a_reader_behind_a_large_buffer_is_judged_by_what_it_acknowledges() {
-        let (mut reader, at) = (Reader::default(), times());
-        reader.note(true, 4 << 20, at(0));
-        let look = |reader: &Reader, second: u64| {
-            assert_eq!(reader.deadline(WINDOW), Some(at(second)));
-        };
-        assert_eq!(
-            reader.deadline(WINDOW),
-            Some(at(0) + Duration::from_millis(3_750))
-        );
-        assert!(!reader.is_slow(Some(10_000), at(4)));
-        look(&reader, 30);
-        assert!(!reader.is_slow(Some(11_024), at(30)), "it reads");
-        look(&reader, 60);
-        assert!(reader.is_slow(Some(12_047), at(60)), "a byte too little");
-    }
-
-    #[test]
-    fn where_the_system_does_not_say_what_was_written_counts() {
-        let (mut reader, at) = (Reader::default(), times());
-        reader.note(true, 4 << 20, at(0));
-        assert!(!reader.is_slow(None, at(4)));
-        reader.note(true, 5 << 20, at(20));
-        assert_eq!(
-            reader.deadline(WINDOW),
-            Some(at(20) + Duration::from_millis(3_750))
-        );
-        assert!(!reader.is_slow(None, at(24)));
-        assert!(reader.is_slow(None, at(50)));
     }
 }

@@ -248,6 +248,11 @@ impl Pump {
         }
     }
 
+    /// What was read behind the end of the body.
+    pub(super) fn unread(&self) -> &[u8] {
+        self.input.get(self.taken..).unwrap_or_default()
+    }
+
     /// Takes the buffers back: what was encoded, what was read, and where the unread part of it begins.
     pub(super) fn into_buffers(self) -> (Vec<u8>, Vec<u8>, usize) {
         (self.out, self.input, self.taken)

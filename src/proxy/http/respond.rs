@@ -6,19 +6,18 @@
 
 use std::{
     future::poll_fn,
-    task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{io::AsyncWriteExt, time::timeout};
 
 use super::{
-    Next,
-    attempt::{Attempt, Done, InUse, blame_backend, earlier, is_gone_when_woken, poll_upload},
+    Client, Next,
+    attempt::{Attempt, Done, InUse, blame_backend, is_gone_when_woken, poll_upload},
     exchange::{Exchange, Io, Rules, describe, write_all},
     forward::{self, Delivery, ResponseExtra},
     grpc,
-    pace::Reader,
     pump::{Pump, PumpError, blame_client},
     retry::{Failure, Stage},
 };
@@ -27,15 +26,21 @@ use crate::{
     http1::{
         body::{BodyError, Decoder},
         fields::Known,
+        request,
         response::{self, Framing},
     },
     net::{
+        activity::Activity,
         connect::reason_of_broken,
         copy::{self, Meter},
         h2::Ended,
         local_error,
     },
-    proxy::{idle::BackendConnection, relay_stop::RelayStop, timer::Timer},
+    proxy::{
+        idle::BackendConnection,
+        relay_stop::RelayStop,
+        timer::{Passed, Timer},
+    },
     reason::Reason,
     telemetry::metrics::class_index,
 };
@@ -249,9 +254,7 @@ async fn relay(
         upload_ended: upload.is_done(),
         upload,
         download,
-        reader: Reader::default(),
-        waits: None,
-        progress: None,
+        activity: Activity::new(clock::now()),
         own_limit: false,
     };
     loop {
@@ -296,11 +299,7 @@ struct Relay<'r, 'e> {
     upload: &'r mut Pump,
     upload_ended: bool,
     download: &'r mut Pump,
-    reader: Reader,
-    /// Whether the client was waited for to read, and to send, when its pace was last noted.
-    waits: Option<(bool, bool)>,
-    /// When a byte was last moved.
-    progress: Option<Instant>,
+    activity: Activity,
     /// A limit of ours has ended the response.
     own_limit: bool,
 }
@@ -329,23 +328,10 @@ impl Relay<'_, '_> {
             }
             Poll::Pending => {}
         }
-        // Bytes that splice holds are not counted yet, but change who is waited for.
-        let waits = (self.waits_for_reader(), self.waits_for_body());
-        if sent_on || after != before || self.waits != Some(waits) {
-            self.note_progress(after.1, waits);
+        if sent_on || after != before {
+            self.activity.last = clock::now();
         }
         self.poll_deadline(cx).map(Err)
-    }
-
-    /// Something has moved, or nothing yet: whom both directions wait for may have changed.
-    fn note_progress(&mut self, written: u64, waits: (bool, bool)) {
-        let now = clock::now();
-        self.progress = Some(now);
-        self.waits = Some(waits);
-        self.reader.note(waits.0, written, now);
-        // While a response flows the client need not send.
-        let moved = self.upload.moved().0 + written;
-        self.exchange.pace.note(waits.1, moved, now);
     }
 
     fn waits_for_reader(&self) -> bool {
@@ -372,35 +358,63 @@ impl Relay<'_, '_> {
         Ok(self.upload.moved() != before)
     }
 
-    /// Who is waited for has so long: the backend to move a byte, the client to keep its pace.
+    /// Ready when nothing was moved in either direction, nor acknowledged, for `timeouts.idle`.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
-        let body_idle = self.exchange.place.listener.config.timeouts.body_idle;
-        loop {
-            let (own, reason) = if self.waits_for_reader() {
-                (self.reader.deadline(body_idle), Reason::ClientWriteTimeout)
-            } else if self.waits_for_body() {
-                let own = self.exchange.pace.deadline(body_idle);
-                (own, Reason::RequestTimeout)
-            } else {
-                let idle = self.rules.timeouts.idle;
-                let own = idle.and_then(|idle| Some(self.progress? + idle));
-                (own, Reason::ResponseIdleTimeout)
-            };
-            let deadline = earlier(own, self.rules.end);
-            let client = &mut *self.exchange.client;
-            ready!(client.timer.poll(cx, deadline));
-            if deadline == self.rules.end {
-                return Poll::Ready(Reason::TotalTimeout);
-            }
-            let gives_up = reason != Reason::ClientWriteTimeout
-                || self
-                    .reader
-                    .is_slow(client.stream.bytes_acked(), clock::now());
-            if gives_up {
-                return Poll::Ready(reason);
-            }
+        let Client { stream, timer, .. } = &mut *self.exchange.client;
+        let unacked = || [stream.unacked(), self.backend.stream.unacked()];
+        let idle = self.rules.timeouts.idle;
+        let passed = timer.poll_idle(cx, &mut self.activity, idle, self.rules.end, unacked);
+        passed.map(|passed| match passed {
+            Passed::End => Reason::TotalTimeout,
+            Passed::Idle => self.stalled(),
+        })
+    }
+
+    /// The reason for a cut by the side that is waited for.
+    fn stalled(&self) -> Reason {
+        if self.waits_for_reader() {
+            Reason::ClientWriteTimeout
+        } else if self.waits_for_body() {
+            Reason::RequestTimeout
+        } else {
+            Reason::ResponseIdleTimeout
         }
     }
+}
+
+/// Sends the rest of a request that was answered with 101 before it was whole: its client goes on with it before it uses
+/// the new protocol, RFC 9110 section 7.8.
+async fn finish_upload(
+    exchange: &mut Exchange<'_>,
+    rules: &Rules<'_>,
+    backend: &mut BackendConnection,
+    upload: &mut Pump,
+) -> Result<(), Reason> {
+    let mut activity = Activity::new(clock::now());
+    while !upload.is_done() {
+        let mut poll = |cx: &mut Context<'_>| {
+            match poll_upload(exchange, backend, upload, &mut activity.last, cx) {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(PumpError::Write(_))) => {
+                    return Poll::Ready(Err(Reason::BackendReset));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(blame_client(&error))),
+                Poll::Pending => {}
+            }
+            let Client { stream, timer, .. } = &mut *exchange.client;
+            let unacked = || [stream.unacked(), backend.stream.unacked()];
+            let idle = rules.timeouts.tcp_idle;
+            let passed = timer.poll_idle(cx, &mut activity, idle, None, unacked);
+            passed.map(|_| Err(Reason::IdleTimeout))
+        };
+        if let Poll::Ready(Err(reason)) = poll_fn(|cx| Poll::Ready(poll(cx))).await {
+            return Err(reason);
+        }
+        if !upload.is_done() && is_gone_when_woken(&exchange.client.stream).await {
+            return Err(Reason::ClientDisconnected);
+        }
+    }
+    Ok(())
 }
 
 /// After a 101 both connections carry something else, RFC 9110 section 7.8.
@@ -408,6 +422,7 @@ pub(super) async fn tunnel(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
     mut backend: BackendConnection,
+    upload: &mut Pump,
     io: &mut Io<'_>,
 ) -> Next {
     let _in_use = InUse::new(&backend, &attempt.lease.state);
@@ -426,12 +441,16 @@ pub(super) async fn tunnel(
         exchange.facts.reason = Some(reason);
         return Next::Reset;
     }
+    if let Err(reason) = finish_upload(exchange, attempt.rules, &mut backend, upload).await {
+        exchange.facts.reason = Some(reason);
+        return Next::Reset;
+    }
     // What the client sent behind its request belongs to the new protocol.
-    let early = exchange
-        .head
-        .bytes
-        .get(exchange.head.len..)
-        .unwrap_or_default();
+    let early = match exchange.head.framing {
+        request::Framing::None => exchange.head.bytes.get(exchange.head.len..),
+        _ => Some(upload.unread()),
+    };
+    let early = early.unwrap_or_default();
     let written = AsyncWriteExt::write_all(&mut backend.stream, early);
     if !matches!(timeout(EARLY_TIME, written).await, Ok(Ok(()))) {
         exchange.facts.reason = Some(Reason::BackendReset);
