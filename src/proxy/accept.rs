@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
     rc::Rc,
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{select, sync::watch, task::spawn_local, time::sleep};
@@ -34,6 +34,8 @@ use crate::{
 const FIRST_WAIT: Duration = Duration::from_millis(5);
 /// Longest wait: a descriptor that becomes free is used within this time.
 const LONGEST_WAIT: Duration = Duration::from_millis(80);
+/// Shortest time between two lines about connections that wait for a descriptor.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// Connections refused in one loop before other tasks get their turn.
 const SHED_AT_ONCE: usize = 16;
 
@@ -45,6 +47,7 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut failures = 0;
+    let mut reported: Option<Instant> = None;
     loop {
         let accepted = select! {
             accepted = acceptor.accept() => accepted,
@@ -55,7 +58,12 @@ pub async fn run(
             Ok((stream, peer)) => {
                 failures = 0;
                 if stream.fd().is_some_and(limits::is_reserved) {
-                    wait_for_room(&worker, &bind, &stream, &stop).await;
+                    let now = clock::now();
+                    let is_known = reported.is_some_and(|at| now - at < REPORT_EVERY);
+                    if !is_known {
+                        reported = Some(now);
+                    }
+                    wait_for_room(&worker, &bind, &stream, &stop, is_known.into()).await;
                 }
                 admit(&worker, stream, peer, &bind);
             }
@@ -79,15 +87,17 @@ pub async fn run(
     }
 }
 
-/// Holds a connection that took a descriptor of the reserve until there is another one outside of it, or until the end.
+/// Holds a connection that took a descriptor of the reserve until there is another one outside of it, or until the end. It is
+/// logged where `first` is 0.
 async fn wait_for_room(
     worker: &Worker,
     bind: &BindAddress,
     stream: &Stream,
     stop: &watch::Receiver<bool>,
+    first: u32,
 ) {
     let error = io::Error::from_raw_os_error(libc::EMFILE);
-    for failures in 0_u32.. {
+    for failures in first.. {
         make_room(worker, bind, failures, &error);
         sleep(backoff::doubled(FIRST_WAIT, failures, LONGEST_WAIT)).await;
         if *stop.borrow() || stream.fd().is_some_and(limits::has_room) {
