@@ -249,6 +249,26 @@ async fn what_one_backend_refuses_another_gets_whatever_it_is() {
     }
 }
 
+#[test]
+fn what_is_refused_everywhere_costs_the_attempts_that_are_allowed_and_one() {
+    let backend = raw(|backend, stream| _ = backend.reset(stream, REFUSED));
+    for (retries, attempts) in [
+        ("none", 1),
+        ("{attempts: 0}", 2),
+        ("{attempts: 2}", 4),
+        // What was not processed is neither of these.
+        ("{conditions: [terminated, timeout, invalid]}", 1),
+    ] {
+        let before = backend.connections();
+        let pool = format!("retries: {retries}, ejection: none");
+        let daemon = front(backend.address, &pool);
+        let answer = daemon.client("@web").request("POST", "/").unwrap();
+        let id = expect_error(&answer, 502, "connection_terminated");
+        assert_eq!(daemon.access_of(&id)["attempts"], attempts, "{retries}");
+        assert_eq!(backend.connections() - before, attempts, "{retries}");
+    }
+}
+
 #[tokio::test]
 async fn an_orderly_end_of_many_connections_is_held_against_nobody() {
     // Each connection answers one request, and says that it is the last when others are on their way.
