@@ -13,8 +13,9 @@ const CLIENT_WINDOWS: usize = 6_400 << 10;
 /// Bounds of a stream's first window.
 const MIN_FIRST_WINDOW: usize = 16 << 10;
 const MAX_FIRST_WINDOW: usize = 256 << 10;
-/// First window of a stream to a backend.
-const BACKEND_FIRST_WINDOW: u32 = 192 << 10;
+/// The same two for a connection to a backend.
+const BACKEND_WINDOWS: usize = 19_200 << 10;
+const MAX_BACKEND_WINDOW: usize = 192 << 10;
 /// Bytes by which windows of a connection may grow.
 const RESERVE: u32 = 6 << 20;
 /// Largest window of a stream.
@@ -116,7 +117,9 @@ impl RecvWindows {
 
     /// Windows for a backend with at most `streams` streams at a time.
     pub(super) fn for_backend(streams: usize) -> Self {
-        Self::new(BACKEND_FIRST_WINDOW, streams as u32)
+        let streams = streams.max(1);
+        let first = (BACKEND_WINDOWS / streams).clamp(MIN_FIRST_WINDOW, MAX_BACKEND_WINDOW);
+        Self::new(first as u32, streams as u32)
     }
 
     fn new(first: u32, streams: u32) -> Self {
@@ -240,7 +243,7 @@ mod tests {
             assert!(windows.connection.size <= most);
             is_kept(&windows, streams as u32);
         }
-        for (streams, most) in [(100, 26 << 20), (1_000, 200 << 20)] {
+        for (streams, most) in [(1, 7 << 20), (100, 26 << 20), (1_000, 26 << 20)] {
             let windows = RecvWindows::for_backend(streams);
             assert!(windows.connection.size <= most);
             is_kept(&windows, streams as u32);

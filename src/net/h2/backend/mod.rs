@@ -145,10 +145,6 @@ impl Link {
         if self.connection.is_stalled() {
             return None;
         }
-        // Requests that the backend does not read may hold its window for long.
-        if self.connection.is_stalled() {
-            return None;
-        }
         self.begun.set(self.begun.get() + 1);
         Some(Outgoing::new(Rc::clone(self)))
     }
