@@ -15,6 +15,8 @@
 
 #[path = "interop/clients.rs"]
 mod clients;
+#[path = "interop/go.rs"]
+mod go;
 #[path = "interop/grpc.rs"]
 mod grpc;
 #[path = "interop/origin.rs"]

@@ -12,6 +12,7 @@ pub(crate) fn is_installed(program: &str, package: &str) -> bool {
     // The one question that each of them answers without doing anything.
     let asks_for_version = match program {
         "haproxy" | "nginx" => "-v",
+        "go" => "version",
         _ => "--version",
     };
     runs(Command::new(program).arg(asks_for_version))
