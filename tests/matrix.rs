@@ -31,6 +31,7 @@ const NOT_HERE: &[(&str, &str)] = &[
     ("tls_required", "needs certificates: tests/tls.rs"),
     ("misdirected_request", "needs certificates: tests/tls.rs"),
     ("http_upgrade_failed", "needs HTTP/2: tests/h2_backends.rs"),
+    ("backend_down", "needs checks: tests/health/down.rs"),
 ];
 
 /// What a client saw.

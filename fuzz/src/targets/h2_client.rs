@@ -44,8 +44,11 @@ const LIMITS: Limits = Limits {
 };
 /// Streams at a time.
 const MOST: usize = 8;
-/// What a client may send on all streams, beside what was taken.
-const WINDOW: u64 = 1 << 20;
+/// Bytes that a client may send on all streams, beside those that were taken: the first window of each stream, what the
+/// windows of streams may grow by, and what is worth an update.
+const WINDOW: u64 = ((MOST as u64 * 256) << 10) + GROWTH + (512 << 10);
+/// Bytes by which the windows of all streams may grow.
+const GROWTH: u64 = 6 << 20;
 /// Turns after which nothing that is under way can still be on its way.
 const TURNS: usize = 10_000;
 
@@ -316,7 +319,7 @@ impl World {
 
     fn check(&self) {
         let is_cut = self.connection.fate() == Some(Ended::Lost);
-        self.heard.finish(is_cut, WINDOW, &self.said);
+        self.heard.finish(is_cut, WINDOW, GROWTH, &self.said);
         for (index, exchange) in self.exchanges.iter().enumerate() {
             let content = exchange.request();
             let Some(id) = self.id_of(index) else {

@@ -64,6 +64,8 @@ pub(super) enum Done {
 /// Why there is no response head.
 enum Trouble {
     Backend(Reason, String),
+    /// A limit of ours on what a backend may send: the backend is not to blame.
+    Limit(Reason, String),
     /// No backend is to blame, and there is no further try.
     Client(Reason),
 }
@@ -115,6 +117,17 @@ pub(super) async fn run(
                 stream.link().doubt();
             }
             return Ok(Done::Client(reason));
+        }
+        Err(Trouble::Limit(reason, detail)) => {
+            return Err(Failure {
+                stage: Stage::Response,
+                reason,
+                stale: false,
+                refusal: None,
+                unseen: false,
+                own_limit: true,
+                detail,
+            });
         }
         Err(Trouble::Backend(reason, detail)) => {
             let stream = backend.stream.h2_response();
@@ -207,8 +220,8 @@ async fn response_head(
         }
         interim += 1;
         if is_flood(interim, sent) {
-            tracing::debug!(target: "http", count = interim, "too many 1xx responses");
-            return Err(Trouble::Client(Reason::ProxyProtocolError));
+            let detail = "too many 1xx responses".to_owned();
+            return Err(Trouble::Limit(Reason::ProxyProtocolError, detail));
         }
         wire.pass_interim(io).await?;
     }

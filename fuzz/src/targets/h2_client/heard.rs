@@ -79,17 +79,21 @@ impl Heard {
     }
 
     /// Nothing more comes; `is_cut`: and that in the middle.
-    pub fn finish(&self, is_cut: bool, window: u64, said: &Said) {
+    pub fn finish(&self, is_cut: bool, window: u64, growth: u64, said: &Said) {
         assert!(is_cut || self.rest.is_empty(), "half a frame");
         assert!(is_cut || self.block.is_none(), "half a field block");
         assert!(
             self.opened <= window + said.length(),
             "the window of the connection grows"
         );
-        for (id, stream) in &self.streams {
+        let grown = self.streams.iter().map(|(id, stream)| {
             let length = said.streams.get(id).map_or(0, |asked| asked.length);
-            assert!(stream.opened <= length, "the window of a stream grows");
-        }
+            stream.opened.saturating_sub(length)
+        });
+        assert!(
+            grown.sum::<u64>() <= growth,
+            "the windows of streams grow beyond all bounds"
+        );
     }
 
     /// Something may be sent on the stream.
@@ -123,7 +127,7 @@ impl Heard {
             kind::RST_STREAM => is_of_stream && frame.length == 4,
             kind::SETTINGS if frame.has(flag::ACK) => is_of_connection && frame.length == 0,
             kind::SETTINGS => is_of_connection && frame.length.is_multiple_of(6),
-            kind::PING => is_of_connection && frame.length == 8 && frame.has(flag::ACK),
+            kind::PING => is_of_connection && frame.length == 8,
             kind::GOAWAY => is_of_connection && frame.length == 8,
             kind::WINDOW_UPDATE => frame.length == 4 && (is_of_stream || is_of_connection),
             _ => false,
