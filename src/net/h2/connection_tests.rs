@@ -203,6 +203,8 @@ async fn resets_of_old_streams_and_at_deadlines_are_not_rapid_and_others_are() {
     };
     assert!(resets(300, &[], ms(100)).await, "old streams");
     assert!(!resets(300, &[], ms(40)).await, "young streams");
+    let no_call = [("grpc-timeout", "50m")];
+    assert!(!resets(300, &no_call, ms(50)).await, "no call");
     for (timeout, age, lives) in [
         ("300m", 300, true),
         ("300m", 90, false),

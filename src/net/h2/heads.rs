@@ -37,11 +37,18 @@ thread_local! {
     static FIELDS: RefCell<Fields> = RefCell::default();
 }
 
-/// How long the client of a gRPC call waits for its end.
+/// Beginning of the content type of gRPC calls.
+const GRPC: &[u8] = b"application/grpc";
+
+/// How long the client of a gRPC call waits for its end; `None` for requests that are no calls.
 fn deadline(fields: &Fields) -> Option<Duration> {
-    let mut fields = fields.iter();
-    let (_, value) = fields.find(|(name, _)| *name == b"grpc-timeout")?;
-    http2::grpc_timeout(trimmed(value)?)
+    let value = |wanted: &[u8]| {
+        let mut fields = fields.iter();
+        fields.find_map(|(name, value)| (name == wanted).then_some(value))
+    };
+    let deadline = http2::grpc_timeout(trimmed(value(b"grpc-timeout")?)?);
+    let kind = value(b"content-type")?.get(..GRPC.len())?;
+    deadline.filter(|_| kind.eq_ignore_ascii_case(GRPC))
 }
 
 impl Core {
