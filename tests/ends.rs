@@ -228,7 +228,7 @@ fn a_client_that_has_ended_its_side_is_served_by_a_further_try_too() {
     assert!(bad.connections() > 0);
 }
 
-/// Sends 40 MiB whatever comes back, as clients do that read only afterwards, and then reads the answer.
+/// Sends 40 MiB and reads the response only then, as some clients do.
 #[track_caller]
 fn reads_only_afterwards(daemon: &Daemon) -> (u16, String) {
     let mut client = daemon.client("@web");

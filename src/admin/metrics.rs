@@ -61,7 +61,7 @@ async fn answer(
     }
 }
 
-/// Makes pages, one at a time: whoever asks while one is made shares the next one with all who do.
+/// Makes pages, one at a time: all requests that come while one is made share the next one.
 struct Pages {
     make: Box<dyn Fn() -> Option<Vec<u8>> + Send + Sync>,
     /// How often a page was asked for.
@@ -188,7 +188,7 @@ mod tests {
             assert_eq!(&page[..], b"2", "asked before it was made");
             held.push(page);
         }
-        assert!(pages.made.lock().await.last.is_none(), "nobody waits");
+        assert!(pages.made.lock().await.last.is_none(), "no request waits");
         for number in 3..=4 {
             finish.send(()).unwrap();
             let page = ask().await.unwrap().unwrap();

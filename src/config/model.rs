@@ -401,7 +401,7 @@ pub enum Redirect {
 pub struct Route {
     /// What the log calls it: `routes[3]`.
     pub name: Arc<str>,
-    /// `first`: goes before every route without it, whatever they match. Default false.
+    /// `first`: goes before every route without it. Default false.
     pub first: bool,
     /// Indexes into [`Config::listeners`]; empty is every http listener.
     pub listeners: Vec<usize>,

@@ -202,7 +202,7 @@ impl Control {
             while let Ok(admin::Control::Reload(answer)) = requests.try_recv() {
                 waiting.push(answer);
             }
-            // A signal to end meanwhile is the next one; whoever asked is told that the daemon is leaving.
+            // A signal to end meanwhile is the next one; the client of the reload is told that the daemon is leaving.
             if let Some(outcome) = reload::run(self, follower).await {
                 answer(waiting, &outcome);
             }

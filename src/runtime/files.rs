@@ -16,7 +16,7 @@ const FEW_CONNECTIONS: u64 = 1_000;
 /// Assumed where the system does not say what is open.
 const USUAL_BASE: u64 = 32;
 
-/// The limit, and what of it is taken whatever the configuration.
+/// The limit, and the part of it that any configuration needs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Files {
     /// The open-file limit; `u64::MAX` is unlimited.

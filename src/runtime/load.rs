@@ -94,7 +94,7 @@ async fn read_by(
         .spawn(move || {
             let loaded = load();
             drop(reader);
-            // Nobody waits after the timeout, or at the end.
+            // The receiver is gone after the timeout and at the end.
             drop(tell.send(loaded));
         });
     if let Err(error) = thread {

@@ -64,7 +64,7 @@ pub(super) fn ignore() {
 /// The signals that arrive from the start of the process on.
 pub(super) struct Signals {
     receiver: mpsc::UnboundedReceiver<Signal>,
-    /// Received, and put back for whoever can act on them.
+    /// Received, and put back until they can be acted on.
     kept: VecDeque<Signal>,
     /// A HUP waits: those that come until its reload begins are the same one.
     reload_waits: Arc<AtomicBool>,

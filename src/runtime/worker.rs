@@ -117,7 +117,7 @@ impl Pool {
     }
 }
 
-/// Reports the end of a worker that nobody asked for, a panic included.
+/// Reports an unexpected end of a worker, a panic included.
 struct FaultSender {
     index: usize,
     sender: mpsc::UnboundedSender<String>,
@@ -125,7 +125,7 @@ struct FaultSender {
 
 impl FaultSender {
     fn send(&self, fault: &str) {
-        // Nobody listens any more once the daemon ends.
+        // The receiver is gone once the daemon ends.
         drop(self.sender.send(format!("worker {}: {fault}", self.index)));
     }
 }

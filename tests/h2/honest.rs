@@ -29,7 +29,7 @@ fn goes_on(client: &mut Raw, what: &str) {
     assert_eq!((found.kind, found.flags), (PING, ACK), "{what}");
 }
 
-/// A backend that answers each request with so many bytes.
+/// A backend that answers each request with that number of bytes.
 fn sending(length: usize) -> Peer {
     Peer::answering(&"x".repeat(length))
 }

@@ -84,7 +84,7 @@ impl Uploader {
             .send(frame(HEADERS, END_HEADERS | flags, stream, &fields(&list)));
     }
 
-    /// Sends at most so many bytes of content; says how many.
+    /// Sends at most that many bytes of content; returns how many.
     fn send(&mut self, stream: u32, most: i64) -> i64 {
         let window = self.streams.get_mut(&stream).unwrap();
         let count = most.min(PART).min(*window).min(self.connection).max(0);

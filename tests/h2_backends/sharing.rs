@@ -193,7 +193,7 @@ async fn a_full_connection_loses_no_request_and_gets_fewer_from_then_on() {
             let mut asking = tokio::task::JoinSet::new();
             for _ in 0..40 {
                 let sender = sender.clone();
-                // What was not processed is sent again whatever its method.
+                // What was not processed is sent again with any method.
                 asking.spawn(async move {
                     let mut sender = sender.ready().await.unwrap();
                     let asked = request(Method::POST, "/", &[]);

@@ -89,7 +89,7 @@ impl Connection {
         this
     }
 
-    /// A new connection to a backend on `stream`, with windows for so many streams at a time.
+    /// A new connection to a backend on `stream`, with windows for `streams` streams at a time.
     pub(super) fn of_backend(stream: Stream, streams: usize) -> Rc<Self> {
         let role = Role::Backend(Backend {
             streams,
@@ -225,7 +225,7 @@ impl Connection {
         core.flows.iter().filter(is_live).count()
     }
 
-    /// Nothing of the stream has come but maybe its end.
+    /// True if nothing of the stream was received, except maybe its end.
     pub(super) fn is_untouched(&self, id: u32) -> bool {
         let core = self.core.borrow();
         let flow = core.flows.get(&id);
@@ -409,7 +409,7 @@ impl Connection {
             (false, _) => Some(code),
         };
         if let Some(code) = code {
-            // Whatever it is that ends here, the peer has done nothing wrong.
+            // The peer has done nothing wrong, so the reset is not charged.
             core.write_reset(id, code);
         }
         core.wake();

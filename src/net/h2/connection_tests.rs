@@ -163,7 +163,7 @@ fn take_requests(connection: &Rc<Connection>) -> Vec<Incoming> {
     taken
 }
 
-/// So many times ten requests are reset after `age`; false: the connection does not outlive it.
+/// Resets ten requests after `age`, `rounds` times; false if the connection ends.
 async fn resets(rounds: u32, more: &[(&str, &str)], age: Duration) -> bool {
     let (connection, _peer) = pair();
     let take_in = |bytes: &[u8]| connection.core.borrow_mut().take_in(bytes);
@@ -300,7 +300,7 @@ impl FarSender {
         }
     }
 
-    /// Round trips of 100 ms until so many bytes have come.
+    /// Round trips of 100 ms until that number of bytes is received.
     async fn round_trips(&mut self, bytes: usize) -> usize {
         let (mut sent, mut trips) = (0, 0);
         while sent < bytes {

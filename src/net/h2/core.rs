@@ -78,11 +78,11 @@ pub(super) struct Backend {
     /// It takes extended CONNECT, RFC 8441 section 3.
     pub takes_connect: bool,
     pub is_leaving: bool,
-    /// A head of a response has come.
+    /// A response head was received.
     pub has_answered: bool,
     /// When the first head went out since anything came.
     pub asked: Option<Instant>,
-    /// When it was asked for a sign of life, and nothing has come since.
+    /// When it was asked for a sign of life; `None` after a frame was received.
     pub probed: Option<Instant>,
     /// Streams at a time for which there are windows.
     pub streams: usize,
@@ -470,7 +470,7 @@ impl Core {
         Ok(())
     }
 
-    /// How streams share what is left of the connection's window.
+    /// How streams share the rest of the connection's window.
     fn share(&self) -> Share {
         let is_shared = matches!(self.role, Role::Backend(_)) && self.flows.len() > 1;
         Share {

@@ -110,7 +110,7 @@ impl FloodGuard {
         }
     }
 
-    /// Charges a WINDOW_UPDATE that adds `bytes`, unless so many were sent and not yet acknowledged.
+    /// Charges a WINDOW_UPDATE that adds `bytes`, unless it is covered by bytes that were sent and not yet acknowledged.
     pub(super) fn charge_window_update(&mut self, is_of_connection: bool, bytes: u32) {
         let sent = if is_of_connection {
             &mut self.unacknowledged

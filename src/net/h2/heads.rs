@@ -267,7 +267,7 @@ impl Core {
         let Some(flow) = self.live(id) else { return };
         let ended = Ended::TooLarge(what);
         if is_client {
-            // The end of the request has come: there can be an answer.
+            // The request has ended: there can be a response.
             flow.got_end = true;
             flow.reader.refuse(ended);
             flow.wake_reader();

@@ -19,7 +19,7 @@ pub(super) enum Body {
     /// Nothing.
     None,
     /// A body that ends when the stream says so, as chunks: behind them trailers have their place, and whether there will be
-    /// some is known at the end only, whatever length was declared.
+    /// some is known at the end only, also where a length was declared.
     Chunked,
     /// Another protocol, RFC 8441.
     Raw,

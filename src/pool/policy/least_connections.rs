@@ -13,7 +13,7 @@ use super::{Candidate, Load, Picker, Turn, has_its_share, lighter};
 
 /// How often a thread that lost the race looks again; more losses than this need more than 64 threads at one instant.
 const ATTEMPTS: usize = 64;
-/// 2^64 divided by the golden ratio: its multiples lie evenly spread between 0 and 2^64, whatever their number.
+/// 2^64 divided by the golden ratio: its multiples lie evenly spread between 0 and 2^64, however many there are.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 pub(super) struct LeastConnections {

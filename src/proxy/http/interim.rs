@@ -7,7 +7,7 @@ use crate::base::clock;
 /// Interim responses at once, beyond which one more is allowed for each second: 102 every few seconds is honest.
 const MAX_INTERIM: u32 = 16;
 
-/// True if `count` interim responses since `began` are a flood, which a client need not get, and whose end nobody waits for.
+/// True if `count` interim responses since `began` are a flood, which is neither passed on nor waited for.
 pub(super) fn is_flood(count: u32, began: Instant) -> bool {
     let more = u64::from(count.saturating_sub(MAX_INTERIM));
     more > 0 && more > clock::now().saturating_duration_since(began).as_secs()

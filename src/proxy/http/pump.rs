@@ -399,7 +399,7 @@ impl Pump {
         Ok(self.ended || !is_copied || self.out.len() >= MEDIUM)
     }
 
-    /// Ends the message if the sink needs nothing more of it. What is left of its chunks is dropped.
+    /// Ends the message if the sink needs nothing more of it. Its remaining chunks are dropped.
     fn end_if_whole(&mut self) {
         if self.length == Some(self.body) {
             self.taken = self.input.len();

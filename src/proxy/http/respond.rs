@@ -238,7 +238,7 @@ fn count_answer(exchange: &mut Exchange<'_>, attempt: Attempt<'_>, response: &re
     }
 }
 
-/// Moves the response, and what is left of the request. An error is the reason for a cut; with it true if that is a limit of
+/// Moves the response, and the rest of the request. An error is the reason for a cut; with it true if that is a limit of
 /// ours.
 async fn relay(
     exchange: &mut Exchange<'_>,

@@ -193,7 +193,7 @@ impl Link {
         }
     }
 
-    /// An exchange did not wait for its answer any longer. Where nothing at all has come for a while the backend may be quiet
+    /// An exchange did not wait for its answer any longer. Where nothing was received for a while the backend may be quiet
     /// or gone: it is asked, and the connection is retired if it does not answer.
     pub fn doubt(&self) {
         if self.connection.silence() >= STALL_TIME && !self.is_retired() {
