@@ -141,20 +141,30 @@ fn may_write(user: &str, loaded: Loaded) -> Checked {
 }
 
 /// The files that the daemon makes, with the keys that name them.
-fn written(config: &Config) -> Vec<(PathBuf, &'static str)> {
+fn written(config: &Config) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     if let LogOutput::File(path) = &config.access_log.output {
-        files.push((path.clone(), "access_log.output"));
+        files.push((path.clone(), "access_log.output".to_owned()));
     }
     let admin = config.admin.bind.iter().map(|bind| (bind, "admin.bind"));
-    let listeners = config.listeners.iter().flat_map(|one| &one.binds);
-    let binds = admin.chain(listeners.map(|bind| (bind, "listeners.NAME.bind")));
-    for (bind, key) in binds {
-        if let BindAddress::Unix(path) = bind {
+    let admin = admin.map(|(bind, key)| (bind, key.to_owned()));
+    let listeners = config.listeners.iter().flat_map(|one| {
+        let key = format!("listeners.{}.bind", one.name);
+        one.binds.iter().map(move |bind| (bind, key.clone()))
+    });
+    for (bind, key) in admin.chain(listeners) {
+        if let BindAddress::Unix(path) = bind
+            && !is_made_at_start(path)
+        {
             files.push((path.clone(), key));
         }
     }
     files
+}
+
+/// True for a path whose directory below `/run` does not exist: the service manager makes it when the daemon starts.
+fn is_made_at_start(path: &Path) -> bool {
+    path.starts_with("/run") && path.parent().is_some_and(|folder| !folder.exists())
 }
 
 /// The identity that decides what a user may read.

@@ -25,9 +25,9 @@ pub(super) fn complain(text: &str) {
     let _ = write(&mut io::stderr().lock(), text);
 }
 
-/// The exit code of a command that ends with `code`: 1 instead of 0 if what it printed was lost.
+/// The exit code of a command that ends with `code`: 1 if what it printed was lost.
 pub(super) fn checked(code: ExitCode) -> ExitCode {
-    if IS_LOST.load(Relaxed) && code == ExitCode::SUCCESS {
+    if IS_LOST.load(Relaxed) {
         complain("error: standard output cannot be written");
         return ExitCode::FAILURE;
     }

@@ -91,7 +91,9 @@ fn warn_if_hidden(
     takers: &[(usize, Option<Taker>)],
     line: impl Fn(usize) -> usize,
 ) {
-    let (place, other, cure) = if let Some((host, other)) = routes.hidden_on_host(index, route) {
+    let hidden = routes.hidden_on_host(index, route);
+    let takes_all = hidden.is_none_or(|(_, _, takes_all)| takes_all);
+    let (place, other, cure) = if let Some((host, other, _)) = hidden {
         let host = match host {
             HostMatch::Exact(name) => quote(name),
             HostMatch::Suffix(name) => quote(&format!("*.{name}")),
@@ -104,14 +106,15 @@ fn warn_if_hidden(
     } else {
         return;
     };
-    let effect = if refuses(route) {
-        format!("the route refuses nothing on {place}")
-    } else {
-        format!("the route has no effect on {place}")
+    let effect = match (refuses(route), takes_all) {
+        (true, true) => format!("the route refuses nothing on {place}"),
+        (true, false) => format!("the route does not refuse everything on {place}"),
+        (false, _) => format!("the route has no effect on {place}"),
     };
+    let some = if takes_all { "" } else { "some of " };
     reader.warn_at_key(
         at,
-        format!("{effect}: `routes[{other}]` takes its requests there"),
+        format!("{effect}: `routes[{other}]` takes {some}its requests there"),
         format!(
             "add `first: true`, or {cure}; the other is in line {}",
             line(other)
@@ -193,8 +196,9 @@ impl<'a> Routes<'a> {
         })
     }
 
-    /// A host for which another route, that does not name this one's path, takes all its requests.
-    fn hidden_on_host(&self, index: usize, route: &Route) -> Option<(&'a HostMatch, usize)> {
+    /// A host for which another route, that does not name this one's path, takes its requests: all of them (true), or some
+    /// that this one would refuse.
+    fn hidden_on_host(&self, index: usize, route: &Route) -> Option<(&'a HostMatch, usize, bool)> {
         let own = PathKey::of(&route.path);
         let can_be_hidden = |host: &HostMatch| {
             match host {
@@ -213,14 +217,18 @@ impl<'a> Routes<'a> {
             .flatten();
         others.find_map(|other| {
             let taker = self.get(*other)?;
-            let is_before = *other != index
-                && tier(taker) > 0
-                && tier(taker) <= tier(route)
+            let goes_first = match tier(taker) {
+                0 => refuses(route) && (tier(route) > 0 || *other < index),
+                taker => taker <= tier(route),
+            };
+            let takes_all = takes_rest(taker, route);
+            let hides = *other != index
+                && goes_first
                 && (asks_backend(taker) || !refuses(route))
-                && self.share_listener(taker, route)
-                && takes_rest(taker, route);
+                && (takes_all || refuses(route))
+                && self.share_listener(taker, route);
             let host = taker.hosts.iter().find(|host| can_be_hidden(host))?;
-            is_before.then_some((host, *other))
+            hides.then_some((host, *other, takes_all))
         })
     }
 

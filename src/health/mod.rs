@@ -127,6 +127,15 @@ impl Follower {
         }
     }
 
+    /// Asks for the addresses of all names again: a reload of an unchanged file may be about them.
+    pub fn resolve_again(&self) {
+        let names = self
+            .running
+            .values()
+            .filter_map(|one| one.resolving.as_ref());
+        names.for_each(Resolving::refresh);
+    }
+
     /// Follows a new generation: checks of backends that left end, new ones begin at once, a changed definition probes at
     /// once and keeps the verdict, and all others go on undisturbed. Names are asked for again.
     pub fn apply(&mut self, pools: &[Arc<Pool>]) {

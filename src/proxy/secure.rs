@@ -59,15 +59,16 @@ pub(super) async fn secure(
 /// Logs a failure: at debug level, and once in a while as a warning if it is the client's certificate.
 fn log(listener: &Listener, client: Option<IpAddr>, failed: &tls::Failed) {
     let (name, detail) = (&listener.config.name, &failed.detail);
+    let client = client.map(tracing::field::display);
     let is_certificate = failed.fault == Fault::CertificateInvalid;
     let limit = is_certificate.then_some(&listener.state.certificate_log);
     match limit.and_then(|limit| limit.admit(clock::now())) {
         Some(suppressed) => {
-            tracing::warn!(target: "tls", listener = %name, ?client, detail, suppressed,
+            tracing::warn!(target: "tls", listener = %name, client, detail, suppressed,
                 "certificate of a client refused");
         }
         None => {
-            tracing::debug!(target: "tls", listener = %name, ?client, detail, "handshake failed");
+            tracing::debug!(target: "tls", listener = %name, client, detail, "handshake failed");
         }
     }
 }

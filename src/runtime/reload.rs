@@ -83,6 +83,7 @@ fn apply(
     let old = daemon.snapshot.load_full();
     let changes = diff::diff(&old.config, &config);
     if changes.is_empty() {
+        follower.resolve_again();
         return Ok(Vec::new());
     }
     let config = Arc::new(config);

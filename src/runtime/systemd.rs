@@ -114,7 +114,7 @@ impl ServiceManager {
                 Ok(_) => self.has_failed.set(false),
                 Err(error) => {
                     if !self.has_failed.replace(true) {
-                        tracing::warn!(target: "daemon", %error, message = message.trim_end(), "sd_notify failed");
+                        tracing::warn!(target: "daemon", %error, notification = message.trim_end(), "sd_notify failed");
                     }
                 }
             }

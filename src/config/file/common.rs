@@ -2,10 +2,15 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
+use ipnet::IpNet;
+
 use super::{At, Limit, Reader, foreign, quote, set};
 use crate::{
     base::address::{AddressError, BindAddress},
-    config::model::{RateLimit, Redirect, Retries, RetryConditions},
+    config::{
+        model::{RateLimit, Redirect, Retries, RetryConditions},
+        yaml::Kind,
+    },
 };
 
 /// Shortest duration that is not zero.
@@ -370,6 +375,18 @@ pub(super) fn warn_short_total(
             "make `total` longer: it covers connecting and all tries",
         );
     }
+}
+
+/// `allow`: an empty list would allow all, which is the opposite of what it says.
+pub(super) fn allowed(reader: &mut Reader<'_>, at: At<'_>) -> Vec<IpNet> {
+    if matches!(&at.node.kind, Kind::List(entries) if entries.is_empty()) {
+        reader.error(
+            at,
+            "`allow` is empty: no client could connect",
+            "name networks, or leave the key out to allow all",
+        );
+    }
+    reader.networks(at)
 }
 
 #[cfg(test)]

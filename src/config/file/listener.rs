@@ -2,7 +2,7 @@
 
 use super::{
     At, Binds, Names, Reader, Section,
-    common::{DAY, MS, bind, rate_limit, redirect},
+    common::{DAY, MS, allowed, bind, rate_limit, redirect},
     quote, set, sni, tls,
 };
 use crate::config::model::{
@@ -43,7 +43,7 @@ pub(super) fn read(
         listener.accept_proxy = accept_proxy(reader, at);
     }
     if let Some(at) = keys.get("allow") {
-        listener.allow = reader.networks(at);
+        listener.allow = allowed(reader, at);
     }
     if let Some(at) = keys.get("deny") {
         listener.deny = reader.networks(at);

@@ -143,6 +143,19 @@ fn literal(reader: &mut Reader<'_>, at: At<'_>, prefix: bool) -> PathMatch {
     PathMatch::Prefix(if trimmed.is_empty() { "/" } else { trimmed }.to_owned())
 }
 
+/// True if an expression is certain to match no path: it begins with a letter or digit of its own, or is empty.
+fn cannot_begin_with_slash(text: &str) -> bool {
+    let start = text.trim_start_matches("(?i)").trim_start_matches('^');
+    let mut characters = start.chars();
+    match characters.next() {
+        None => true,
+        Some(first) => {
+            let may_be_absent = matches!(characters.next(), Some('*' | '?' | '{'));
+            first.is_ascii_alphanumeric() && !may_be_absent && !text.contains('|')
+        }
+    }
+}
+
 fn regex(reader: &mut Reader<'_>, at: At<'_>) -> Option<regex::Regex> {
     let text = reader.text(
         at,
@@ -165,7 +178,16 @@ fn regex(reader: &mut Reader<'_>, at: At<'_>) -> Option<regex::Regex> {
     };
     // The bare text first, so that the place in its message is the user's.
     match build(text).and_then(|bare| build(&whole_path(text)).map(|_| bare)) {
-        Ok(bare) => Some(bare),
+        Ok(bare) => {
+            if cannot_begin_with_slash(text) {
+                reader.warn_at_key(
+                    at,
+                    "the route never matches: a path begins with `/`, and the expression must match all of it",
+                    "begin it with `/`, or with `.*`",
+                );
+            }
+            Some(bare)
+        }
         Err(regex::Error::Syntax(drawing)) => {
             let cause = drawing
                 .lines()

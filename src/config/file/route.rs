@@ -3,8 +3,8 @@
 use super::{
     At, Names, Reader, Section,
     common::{
-        clean_text, header_name, is_token, methods, rate_limit, redirect, retries, timeouts,
-        warn_short_total,
+        allowed, clean_text, header_name, is_token, methods, rate_limit, redirect, retries,
+        timeouts, warn_short_total,
     },
     foreign, matching, quote, rewrite, set,
 };
@@ -53,7 +53,7 @@ pub(super) fn read(
         route.rate_limit = rate_limit(reader, at, "routes[].rate_limit");
     }
     if let Some(at) = keys.get("allow") {
-        route.allow = reader.networks(at);
+        route.allow = allowed(reader, at);
     }
     read_overrides(reader, &keys, &mut route, config);
     route
