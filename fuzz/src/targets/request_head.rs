@@ -80,7 +80,7 @@ fn check(head: &Head) {
     assert!(target.starts_with(head.text(head.path)));
     assert!(is_authority(host) || host.is_empty() && head.find(Known::Host).is_none());
     assert_ne!(head.framing, Framing::Length(0));
-    assert!(head.upgrade.is_none() || head.framing == Framing::None);
+    assert!(head.upgrade.is_none() || head.framing != Framing::Chunked);
     assert!(!head.expects_continue || head.framing != Framing::None);
     for (name, value) in kept(head) {
         assert!(!name.is_empty() && name.iter().all(u8::is_ascii_graphic));
