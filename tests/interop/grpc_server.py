@@ -72,10 +72,15 @@ def fail_later(request, context):
 def wait(request, context):
     """Sends one message and nothing more until the client gives up."""
     over = threading.Event()
-    context.add_callback(over.set)
-    yield b"begun"
-    if over.wait(30):
+
+    def end():
+        # Not behind the `yield`: grpcio does not come back to a call that ends while its message is being sent.
         STATE.give_up()
+        over.set()
+
+    context.add_callback(end)
+    yield b"begun"
+    over.wait(30)
 
 
 def given_up(request, context):
