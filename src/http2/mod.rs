@@ -7,6 +7,12 @@ pub mod hpack;
 
 use std::time::Duration;
 
+/// True for the content type of gRPC: `application/grpc`, with or without a suffix.
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    let (start, rest) = content_type.split_at_checked(16).unwrap_or_default();
+    start.eq_ignore_ascii_case(b"application/grpc") && matches!(rest, [] | [b'+' | b';' | b' ', ..])
+}
+
 /// Value of `grpc-timeout`: at most eight digits and a unit; `None` if it is none.
 pub fn grpc_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;

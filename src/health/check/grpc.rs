@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{AGENT, CheckError, http1::Response};
 use crate::{
     health::grpc_message::{self, Health, LONGEST, PREFIX},
+    http2,
     net::stream::Stream,
 };
 
@@ -60,7 +61,7 @@ async fn judge(mut response: Response, service: &str) -> Result<(), CheckError> 
     if response.head.status != 200 {
         return Err(format!("status {}, expected 200", response.head.status).into());
     }
-    if !is_grpc(response.field("content-type").unwrap_or_default()) {
+    if !http2::is_grpc(response.field("content-type").unwrap_or_default()) {
         return Err(failed("answer is not gRPC, by its content-type"));
     }
     let mut message = Vec::new();
@@ -93,12 +94,6 @@ async fn judge(mut response: Response, service: &str) -> Result<(), CheckError> 
 
 fn failed(cause: &str) -> CheckError {
     CheckError::Failed(cause.to_owned())
-}
-
-/// `application/grpc`, with or without a suffix.
-fn is_grpc(kind: &[u8]) -> bool {
-    let (start, rest) = kind.split_at_checked(16).unwrap_or_default();
-    start.eq_ignore_ascii_case(b"application/grpc") && matches!(rest, [] | [b'+' | b';' | b' ', ..])
 }
 
 /// The value of the field `name` in the lines of a trailer section.

@@ -37,9 +37,6 @@ thread_local! {
     static FIELDS: RefCell<Fields> = RefCell::default();
 }
 
-/// Beginning of the content type of gRPC calls.
-const GRPC: &[u8] = b"application/grpc";
-
 /// How long the client of a gRPC call waits for its end; `None` for requests that are no calls.
 fn deadline(fields: &Fields) -> Option<Duration> {
     let value = |wanted: &[u8]| {
@@ -47,8 +44,7 @@ fn deadline(fields: &Fields) -> Option<Duration> {
         fields.find_map(|(name, value)| (name == wanted).then_some(value))
     };
     let deadline = http2::grpc_timeout(trimmed(value(b"grpc-timeout")?)?);
-    let kind = value(b"content-type")?.get(..GRPC.len())?;
-    deadline.filter(|_| kind.eq_ignore_ascii_case(GRPC))
+    deadline.filter(|_| value(b"content-type").is_some_and(http2::is_grpc))
 }
 
 impl Core {

@@ -10,14 +10,9 @@ use crate::{
     reason::Reason,
 };
 
-/// The request is a call, by its content type: `application/grpc`, with or without a suffix.
+/// True if the request is a call, by its content type.
 pub(super) fn is_call(head: &Head) -> bool {
-    let kind = head.find(Known::ContentType).unwrap_or_default();
-    let rest = kind
-        .get(..16)
-        .filter(|start| start.eq_ignore_ascii_case(b"application/grpc"))
-        .and_then(|_| kind.get(16..));
-    matches!(rest, Some([] | [b'+' | b';' | b' ', ..]))
+    head.find(Known::ContentType).is_some_and(http2::is_grpc)
 }
 
 /// The status of a call that failed for `reason`: DEADLINE_EXCEEDED or UNAVAILABLE.
