@@ -19,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use balancer::{
     config::model::ProxyVersion,
-    net::proxy_protocol::{Ends, Header, LONGEST, encode, parse},
+    net::proxy_protocol::{ConnectionEnds, MAX_HEADER_BYTES, ProxyHeader, encode, parse},
 };
 use support::{
     daemon::Daemon,
@@ -34,7 +34,7 @@ const FRONT: &str = "198.51.100.2:443";
 
 /// A header for a client that connected to [`FRONT`].
 fn header(version: ProxyVersion, source: &str) -> Vec<u8> {
-    let ends = Ends::new(source.parse().unwrap(), FRONT.parse().unwrap());
+    let ends = ConnectionEnds::new(source.parse().unwrap(), FRONT.parse().unwrap());
     encode(version, Some(ends)).into()
 }
 
@@ -71,9 +71,9 @@ fn echo() -> Peer {
 }
 
 /// Reads a header from the beginning of a connection, and not a byte more.
-fn read_header(connection: &mut Connection) -> Option<Header> {
+fn read_header(connection: &mut Connection) -> Option<ProxyHeader> {
     let mut bytes = Vec::new();
-    while bytes.len() < LONGEST {
+    while bytes.len() < MAX_HEADER_BYTES {
         bytes.extend(connection.exactly(1)?);
         if let Some((header, length)) = parse(&bytes, None).unwrap() {
             assert_eq!(length, bytes.len());
@@ -84,8 +84,8 @@ fn read_header(connection: &mut Connection) -> Option<Header> {
 }
 
 /// The ends that a header names.
-fn ends(header: Header) -> Ends {
-    let Header::Proxied(ends) = header else {
+fn ends(header: ProxyHeader) -> ConnectionEnds {
+    let ProxyHeader::Proxied(ends) = header else {
         panic!("no addresses: {header:?}");
     };
     ends

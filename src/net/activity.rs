@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 const LOOKS: u32 = 8;
 
 /// Bytes written to either stream of a pair that its peer has not acknowledged; `None` where that says nothing.
-pub type Unacked = [Option<u64>; 2];
+pub type UnackedBytes = [Option<u64>; 2];
 
 /// The last activity on one stream or on a pair of them.
 #[derive(Debug, Clone, Copy)]
-pub struct Activity {
+pub struct ActivityTracker {
     /// When a byte was last moved, or seen to be acknowledged.
     pub last: Instant,
     look: Option<Look>,
@@ -23,12 +23,12 @@ pub struct Activity {
 #[derive(Debug, Clone, Copy)]
 struct Look {
     at: Instant,
-    /// [`Activity::last`] at that time: bytes that were moved since make the look worthless.
+    /// [`ActivityTracker::last`] at that time: bytes that were moved since make the look worthless.
     last: Instant,
-    unacked: Unacked,
+    unacked: UnackedBytes,
 }
 
-impl Activity {
+impl ActivityTracker {
     /// Activity at `now`.
     pub const fn new(now: Instant) -> Self {
         Self {
@@ -37,7 +37,7 @@ impl Activity {
         }
     }
 
-    /// When to ask [`Activity::is_over`], for an idle time of `idle`.
+    /// When to ask [`ActivityTracker::is_over`], for an idle time of `idle`.
     pub fn deadline(&self, idle: Duration) -> Instant {
         let over = self.last + idle;
         match self.look() {
@@ -49,7 +49,7 @@ impl Activity {
     }
 
     /// The deadline has passed: true if there was no activity for `idle`. `unacked` is that of each stream at `now`.
-    pub fn is_over(&mut self, idle: Duration, unacked: Unacked, now: Instant) -> bool {
+    pub fn is_over(&mut self, idle: Duration, unacked: UnackedBytes, now: Instant) -> bool {
         if self.look().is_some_and(|look| look.unacked != unacked) {
             self.last = now;
         }
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn a_pair_on_which_nothing_moves_is_over_after_the_idle_time() {
         let (start, at) = times();
-        let mut activity = Activity::new(start);
+        let mut activity = ActivityTracker::new(start);
         assert_eq!(activity.deadline(IDLE), at(10));
         assert!(!activity.is_over(IDLE, [Some(0), None], at(10)));
         assert_eq!(activity.deadline(IDLE), at(80), "nothing can change");
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn a_peer_that_acknowledges_bytes_is_not_idle_and_one_that_stops_is() {
         let (start, at) = times();
-        let mut activity = Activity::new(start);
+        let mut activity = ActivityTracker::new(start);
         let mut left = 1_000;
         for second in (10..=1_000).step_by(10) {
             assert_eq!(activity.deadline(IDLE), at(second));
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn bytes_that_were_moved_after_a_look_are_not_counted_again() {
         let (start, at) = times();
-        let mut activity = Activity::new(start);
+        let mut activity = ActivityTracker::new(start);
         assert!(!activity.is_over(IDLE, [Some(0), Some(0)], at(10)));
         activity.last = at(15);
         assert_eq!(activity.deadline(IDLE), at(25));

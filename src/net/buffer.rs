@@ -9,7 +9,7 @@ use std::{
 
 /// How large a buffer is. Transfers begin small and grow while reads fill what they have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Size {
+pub enum BufferSize {
     /// 16 KiB.
     Small,
     /// 64 KiB.
@@ -18,7 +18,7 @@ pub enum Size {
     Large,
 }
 
-impl Size {
+impl BufferSize {
     /// Length of the buffer in bytes.
     pub const fn bytes(self) -> usize {
         match self {
@@ -50,30 +50,30 @@ thread_local! {
 /// A buffer of the calling thread; goes back to the free list when dropped, unless it was made of bytes that were there.
 /// Its bytes are left over from earlier use.
 #[derive(Debug)]
-pub struct Buffer {
+pub struct PooledBuffer {
     bytes: Box<[u8]>,
-    size: Size,
+    size: BufferSize,
 }
 
-impl Buffer {
+impl PooledBuffer {
     /// A buffer of `size`.
-    pub fn take(size: Size) -> Self {
+    pub fn take(size: BufferSize) -> Self {
         let free = FREE.with_borrow_mut(|free| free.get_mut(size as usize)?.pop());
         let bytes = free.unwrap_or_else(|| vec![0; size.bytes()].into_boxed_slice());
         Self { bytes, size }
     }
 }
 
-impl From<Vec<u8>> for Buffer {
+impl From<Vec<u8>> for PooledBuffer {
     fn from(bytes: Vec<u8>) -> Self {
         Self {
             bytes: bytes.into_boxed_slice(),
-            size: Size::Small,
+            size: BufferSize::Small,
         }
     }
 }
 
-impl Deref for Buffer {
+impl Deref for PooledBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -81,13 +81,13 @@ impl Deref for Buffer {
     }
 }
 
-impl DerefMut for Buffer {
+impl DerefMut for PooledBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
 }
 
-impl Drop for Buffer {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
         // `try_with`: at the end of a thread its free list may be gone before its last buffers.
@@ -108,31 +108,34 @@ mod tests {
 
     #[test]
     fn a_dropped_buffer_is_the_next_one_taken() {
-        let mut first = Buffer::take(Size::Medium);
+        let mut first = PooledBuffer::take(BufferSize::Medium);
         first[0] = 7;
         let place = first.as_ptr();
         drop(first);
-        let again = Buffer::take(Size::Medium);
+        let again = PooledBuffer::take(BufferSize::Medium);
         assert_eq!((again.as_ptr(), again[0]), (place, 7));
-        assert_eq!(again.len(), Size::Medium.bytes());
+        assert_eq!(again.len(), BufferSize::Medium.bytes());
     }
 
     #[test]
     fn a_buffer_of_other_bytes_is_not_kept() {
-        let buffer = Buffer::from(vec![7; 20]);
+        let buffer = PooledBuffer::from(vec![7; 20]);
         assert_eq!(&buffer[..], [7; 20]);
         drop(buffer);
-        assert_eq!(Buffer::take(Size::Small).len(), Size::Small.bytes());
+        assert_eq!(
+            PooledBuffer::take(BufferSize::Small).len(),
+            BufferSize::Small.bytes()
+        );
     }
 
     #[test]
     fn a_thread_keeps_only_so_many() {
         drop(
             (0..200)
-                .map(|_| Buffer::take(Size::Small))
+                .map(|_| PooledBuffer::take(BufferSize::Small))
                 .collect::<Vec<_>>(),
         );
-        let kept = FREE.with_borrow(|free| free[Size::Small as usize].len());
-        assert_eq!(kept, Size::Small.kept());
+        let kept = FREE.with_borrow(|free| free[BufferSize::Small as usize].len());
+        assert_eq!(kept, BufferSize::Small.kept());
     }
 }

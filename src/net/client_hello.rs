@@ -10,10 +10,10 @@ use std::borrow::Cow;
 
 /// Longest ClientHello that is taken, in bytes of the handshake message. Post-quantum key shares make it 2 KiB; this is
 /// what one record could carry.
-pub const LONGEST_MESSAGE: usize = 16 << 10;
+pub const MAX_MESSAGE_BYTES: usize = 16 << 10;
 /// Bytes in which the ClientHello must be over, with the headers of its records: they may be as small as five bytes of a
 /// long hello, or one of a usual one.
-pub const LONGEST: usize = 32 << 10;
+pub const MAX_HELLO_BYTES: usize = 32 << 10;
 
 /// Content type of handshake records, RFC 8446 section 5.1.
 const HANDSHAKE: u8 = 22;
@@ -30,7 +30,7 @@ const TLS_13: [u8; 2] = [3, 4];
 
 /// A whole ClientHello.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hello {
+pub struct ParsedClientHello {
     /// The host that the client asks for (SNI): letters, digits, `-`, `_` and dots, in lower case, without a final dot.
     pub server_name: Option<Box<str>>,
     /// The client speaks TLS 1.3.
@@ -39,11 +39,11 @@ pub struct Hello {
 
 /// Why bytes do not begin with a ClientHello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum ClientHelloError {
     /// No record of a TLS handshake.
     #[error("not TLS")]
     NotTls,
-    /// Longer than [`LONGEST_MESSAGE`], or not over within [`LONGEST`] bytes.
+    /// Longer than [`MAX_MESSAGE_BYTES`], or not over within [`MAX_HELLO_BYTES`] bytes.
     #[error("the ClientHello is too large")]
     TooLarge,
     /// TLS as it seems, but not as it must be. A fixed text without anything from the bytes.
@@ -51,33 +51,34 @@ pub enum Refused {
     Malformed(&'static str),
 }
 
-const CUT: Refused = Refused::Malformed("a length in the ClientHello goes beyond its end");
+const CUT: ClientHelloError =
+    ClientHelloError::Malformed("a length in the ClientHello goes beyond its end");
 
 /// The ClientHello at the beginning of `bytes`; `None` while bytes are missing. What follows its last record is not looked at.
-pub fn parse(bytes: &[u8]) -> Result<Option<Hello>, Refused> {
-    Parser::default().parse(bytes)
+pub fn parse(bytes: &[u8]) -> Result<Option<ParsedClientHello>, ClientHelloError> {
+    ClientHelloParser::default().parse(bytes)
 }
 
 /// Remembers which records it has seen, so that a hello in small pieces costs no more than one in large ones.
 #[derive(Debug, Default)]
-pub struct Parser {
+pub struct ClientHelloParser {
     /// Where the first record begins that was not there as a whole.
     at: usize,
     /// What the records before it have brought.
     start: Start,
 }
 
-impl Parser {
+impl ClientHelloParser {
     /// As [`parse`], for bytes that begin with all that were given before.
-    pub fn parse(&mut self, bytes: &[u8]) -> Result<Option<Hello>, Refused> {
-        let seen = bytes.get(..LONGEST).unwrap_or(bytes);
+    pub fn parse(&mut self, bytes: &[u8]) -> Result<Option<ParsedClientHello>, ClientHelloError> {
+        let seen = bytes.get(..MAX_HELLO_BYTES).unwrap_or(bytes);
         while let Some(record) = record(seen.get(self.at..).unwrap_or_default(), self.at == 0)? {
             let announced = self.start.seen + record.length;
             let mut start = self.start;
             start.add(record.fragment);
             if let Some(length) = start.message_length()? {
                 if announced > length {
-                    return Err(Refused::Malformed(
+                    return Err(ClientHelloError::Malformed(
                         "a record goes on behind the ClientHello",
                     ));
                 }
@@ -91,10 +92,10 @@ impl Parser {
             self.start = start;
             self.at += HEADER + record.length;
         }
-        if bytes.len() < LONGEST {
+        if bytes.len() < MAX_HELLO_BYTES {
             Ok(None)
         } else {
-            Err(Refused::TooLarge)
+            Err(ClientHelloError::TooLarge)
         }
     }
 }
@@ -111,27 +112,27 @@ struct Record<'a> {
 
 /// The record at the beginning of `bytes`; `None` while its header is not there. Its version says nothing but that it is
 /// TLS, RFC 8446 section 5.1.
-fn record(bytes: &[u8], is_first: bool) -> Result<Option<Record<'_>>, Refused> {
+fn record(bytes: &[u8], is_first: bool) -> Result<Option<Record<'_>>, ClientHelloError> {
     match bytes {
         [kind, ..] if *kind != HANDSHAKE => Err(if is_first {
-            Refused::NotTls
+            ClientHelloError::NotTls
         } else {
-            Refused::Malformed("another record in the middle of the ClientHello")
+            ClientHelloError::Malformed("another record in the middle of the ClientHello")
         }),
         [_, major, ..] if *major != 3 => Err(if is_first {
-            Refused::NotTls
+            ClientHelloError::NotTls
         } else {
-            Refused::Malformed("a record of an unknown version")
+            ClientHelloError::Malformed("a record of an unknown version")
         }),
         [_, _, _, high, low, rest @ ..] => {
             let length = usize::from(u16::from_be_bytes([*high, *low]));
             match length {
-                0 => Err(Refused::Malformed("an empty record")),
+                0 => Err(ClientHelloError::Malformed("an empty record")),
                 1..=LONGEST_FRAGMENT => Ok(Some(Record {
                     length,
                     fragment: rest.get(..length).unwrap_or(rest),
                 })),
-                _ => Err(Refused::Malformed("a record that is too long")),
+                _ => Err(ClientHelloError::Malformed("a record that is too long")),
             }
         }
         _ => Ok(None),
@@ -155,24 +156,26 @@ impl Start {
     }
 
     /// Length of the message with its header, as soon as that is there.
-    fn message_length(&self) -> Result<Option<usize>, Refused> {
+    fn message_length(&self) -> Result<Option<usize>, ClientHelloError> {
         let [kind, high, middle, low] = self.bytes;
         if self.seen > 0 && kind != CLIENT_HELLO {
-            return Err(Refused::Malformed("another message than a ClientHello"));
+            return Err(ClientHelloError::Malformed(
+                "another message than a ClientHello",
+            ));
         }
         if self.seen < self.bytes.len() {
             return Ok(None);
         }
         let length = self.bytes.len() + u32::from_be_bytes([0, high, middle, low]) as usize;
-        if length > LONGEST_MESSAGE {
-            return Err(Refused::TooLarge);
+        if length > MAX_MESSAGE_BYTES {
+            return Err(ClientHelloError::TooLarge);
         }
         Ok(Some(length))
     }
 }
 
 /// Reads the message whose records `bytes` begin with; all of it is there.
-fn message(bytes: &[u8], length: usize) -> Result<Hello, Refused> {
+fn message(bytes: &[u8], length: usize) -> Result<ParsedClientHello, ClientHelloError> {
     let message = match bytes.get(HEADER..HEADER + length) {
         Some(whole) if record(bytes, true)?.is_some_and(|first| first.length == length) => {
             Cow::Borrowed(whole)
@@ -183,7 +186,7 @@ fn message(bytes: &[u8], length: usize) -> Result<Hello, Refused> {
 }
 
 /// The fragments of as many records as `length` bytes need.
-fn joined(mut bytes: &[u8], length: usize) -> Result<Vec<u8>, Refused> {
+fn joined(mut bytes: &[u8], length: usize) -> Result<Vec<u8>, ClientHelloError> {
     let mut message = Vec::with_capacity(length);
     while message.len() < length
         && let Some(record) = record(bytes, false)?
@@ -195,7 +198,7 @@ fn joined(mut bytes: &[u8], length: usize) -> Result<Vec<u8>, Refused> {
 }
 
 /// The body of a ClientHello, RFC 8446 section 4.1.2, and 7.4.1.2 of RFC 5246, where the extensions may be missing.
-fn hello(body: &[u8]) -> Result<Hello, Refused> {
+fn hello(body: &[u8]) -> Result<ParsedClientHello, ClientHelloError> {
     const VERSION_AND_RANDOM: usize = 2 + 32;
     let mut body = Bytes(body);
     body.take(VERSION_AND_RANDOM)?;
@@ -207,7 +210,7 @@ fn hello(body: &[u8]) -> Result<Hello, Refused> {
         && suites.len().is_multiple_of(2)
         && !compression.is_empty();
     if !fits {
-        return Err(Refused::Malformed(
+        return Err(ClientHelloError::Malformed(
             "a list of the ClientHello has a length it cannot have",
         ));
     }
@@ -215,7 +218,7 @@ fn hello(body: &[u8]) -> Result<Hello, Refused> {
     if !body.0.is_empty() {
         let mut extensions = Bytes(body.vector_16()?);
         if !body.0.is_empty() {
-            return Err(Refused::Malformed("bytes behind the extensions"));
+            return Err(ClientHelloError::Malformed("bytes behind the extensions"));
         }
         while !extensions.0.is_empty() {
             let (kind, data) = (extensions.number_16()?, extensions.vector_16()?);
@@ -227,12 +230,12 @@ fn hello(body: &[u8]) -> Result<Hello, Refused> {
                 continue;
             }
             if server_name.is_some() {
-                return Err(Refused::Malformed("two server name extensions"));
+                return Err(ClientHelloError::Malformed("two server name extensions"));
             }
             server_name = Some(name_in(data)?);
         }
     }
-    Ok(Hello {
+    Ok(ParsedClientHello {
         server_name,
         offers_13,
     })
@@ -240,17 +243,19 @@ fn hello(body: &[u8]) -> Result<Hello, Refused> {
 
 /// The one name in a server name extension, RFC 6066 section 3. Other kinds of names were never defined, and could not be:
 /// nobody knows their length.
-fn name_in(data: &[u8]) -> Result<Box<str>, Refused> {
+fn name_in(data: &[u8]) -> Result<Box<str>, ClientHelloError> {
     let mut data = Bytes(data);
     let mut list = Bytes(data.vector_16()?);
     let kind = list.take(1)?;
     let name = list.vector_16()?;
     if !data.0.is_empty() || !list.0.is_empty() || kind != [HOST_NAME] {
-        return Err(Refused::Malformed(
+        return Err(ClientHelloError::Malformed(
             "not one host name in the server name extension",
         ));
     }
-    host_name(name).ok_or(Refused::Malformed("the server name is not a host name"))
+    host_name(name).ok_or(ClientHelloError::Malformed(
+        "the server name is not a host name",
+    ))
 }
 
 /// The normal form of a host name; `None` if it is not one. An address in dots passes: as a name it leads nowhere.
@@ -271,19 +276,19 @@ fn host_name(name: &[u8]) -> Option<Box<str>> {
 struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], Refused> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], ClientHelloError> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or(CUT)?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn number_16(&mut self) -> Result<u16, Refused> {
+    fn number_16(&mut self) -> Result<u16, ClientHelloError> {
         let bytes = self.take(2)?.try_into().map_err(|_| CUT)?;
         Ok(u16::from_be_bytes(bytes))
     }
 
     /// As many bytes as the first one says.
-    fn vector_8(&mut self) -> Result<&'a [u8], Refused> {
+    fn vector_8(&mut self) -> Result<&'a [u8], ClientHelloError> {
         let length = self
             .take(1)?
             .first()
@@ -292,7 +297,7 @@ impl<'a> Bytes<'a> {
     }
 
     /// As many bytes as the first two say.
-    fn vector_16(&mut self) -> Result<&'a [u8], Refused> {
+    fn vector_16(&mut self) -> Result<&'a [u8], ClientHelloError> {
         let length = usize::from(self.number_16()?);
         self.take(length)
     }

@@ -256,7 +256,7 @@ fn what_is_no_host_name_is_refused() {
         let refused = parse(&named(sent)).unwrap_err();
         assert_eq!(
             refused,
-            Refused::Malformed("the server name is not a host name"),
+            ClientHelloError::Malformed("the server name is not a host name"),
             "{}",
             sent.escape_ascii()
         );
@@ -286,10 +286,13 @@ fn more_or_other_than_one_host_name_is_refused() {
         one[..one.len() - 1].to_vec(),
     ] {
         let refused = parse(&hello_of(&[(0, data.clone())])).unwrap_err();
-        assert!(matches!(refused, Refused::Malformed(_)), "{data:?}");
+        assert!(
+            matches!(refused, ClientHelloError::Malformed(_)),
+            "{data:?}"
+        );
     }
     let twice = hello_of(&[(0, one.clone()), (43, vec![2, 3, 4]), (0, one)]);
-    let refused = Refused::Malformed("two server name extensions");
+    let refused = ClientHelloError::Malformed("two server name extensions");
     assert_eq!(parse(&twice), Err(refused));
 }
 
@@ -317,7 +320,7 @@ fn lengths_must_fit_exactly() {
             let refused = match parse(&bytes) {
                 Ok(None) => place == 8 && wrong > whole[place],
                 Ok(Some(_)) => false,
-                Err(refused) => matches!(refused, Refused::Malformed(_)),
+                Err(refused) => matches!(refused, ClientHelloError::Malformed(_)),
             };
             assert!(refused, "byte {place} as {wrong}: {:?}", parse(&bytes));
         }
@@ -366,7 +369,7 @@ fn what_is_not_tls_is_known_by_its_first_bytes() {
     ] {
         assert_eq!(
             parse(bytes),
-            Err(Refused::NotTls),
+            Err(ClientHelloError::NotTls),
             "{}",
             bytes.escape_ascii()
         );
@@ -392,7 +395,7 @@ fn records_that_cannot_begin_a_connection_are_refused() {
     ];
     for bytes in cases {
         assert!(
-            matches!(parse(&bytes), Err(Refused::Malformed(_))),
+            matches!(parse(&bytes), Err(ClientHelloError::Malformed(_))),
             "{:?} {bytes:?}",
             parse(&bytes)
         );
@@ -409,22 +412,25 @@ fn a_hello_is_bounded() {
             (0, names(&[(0, b"a.test")])),
         ]))
     };
-    let longest = padded(LONGEST_MESSAGE);
-    assert_eq!(longest.len(), LONGEST_MESSAGE);
+    let longest = padded(MAX_MESSAGE_BYTES);
+    assert_eq!(longest.len(), MAX_MESSAGE_BYTES);
     assert_eq!(name_of(&recorded(&longest)).as_deref(), Some("a.test"));
     let longer = recorded(&[1, 0, 0x40, 0]);
     assert_eq!(parse(&longer[..8]), Ok(None));
     assert_eq!(
         parse(&longer),
-        Err(Refused::TooLarge),
+        Err(ClientHelloError::TooLarge),
         "as soon as it says so"
     );
     // Small records: what they carry is not too long, they are.
     let small = refragmented(&recorded(&longest), &[4]);
-    assert!(small.len() > LONGEST);
-    assert_eq!(parse(&small[..LONGEST - 1]), Ok(None));
-    assert_eq!(parse(&small[..LONGEST]), Err(Refused::TooLarge));
-    assert_eq!(parse(&small), Err(Refused::TooLarge));
+    assert!(small.len() > MAX_HELLO_BYTES);
+    assert_eq!(parse(&small[..MAX_HELLO_BYTES - 1]), Ok(None));
+    assert_eq!(
+        parse(&small[..MAX_HELLO_BYTES]),
+        Err(ClientHelloError::TooLarge)
+    );
+    assert_eq!(parse(&small), Err(ClientHelloError::TooLarge));
     let usual = refragmented(&recorded(&padded(2_000)), &[1]);
     assert_eq!(name_of(&usual).as_deref(), Some("a.test"));
 }
@@ -443,7 +449,7 @@ fn a_prefix_is_refused_for_what_the_whole_is_refused_for() {
             bytes[place] = random.bits() as u8;
         }
         let whole = parse(&bytes);
-        let mut parser = Parser::default();
+        let mut parser = ClientHelloParser::default();
         for end in 0..=bytes.len() {
             let verdict = parser.parse(&bytes[..end]);
             if verdict != Ok(None) || end == bytes.len() {

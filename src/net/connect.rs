@@ -108,14 +108,16 @@ fn log_local(error: &ConnectError) {
     }
 }
 
-/// Sends the PROXY header that a new connection begins with, if there is one; see [`proxy_protocol::send`] for `more`.
+/// Sends the PROXY header that a new connection begins with, if there is one; see [`proxy_protocol::send_header`] for `more`.
 /// A failure is the backend's, `ConnectionTerminated`, unless it is a lack of our own: `Overload`.
-pub fn introduce(
+pub fn send_proxy_header(
     stream: Stream,
     header: Option<&[u8]>,
     more: bool,
 ) -> Result<Stream, ConnectError> {
-    let sent = header.map_or(Ok(()), |header| proxy_protocol::send(&stream, header, more));
+    let sent = header.map_or(Ok(()), |header| {
+        proxy_protocol::send_header(&stream, header, more)
+    });
     match sent {
         Ok(()) => Ok(stream),
         Err(source) => Err(ConnectError {

@@ -15,9 +15,9 @@ use std::{
 use tokio::time::{Sleep, sleep_until};
 
 use super::{
-    activity::Activity,
-    buffer::{Buffer, Size},
-    splice::{Fault, Splice},
+    activity::ActivityTracker,
+    buffer::{BufferSize, PooledBuffer},
+    splice::{SpliceTransfer, TransferError},
     stream::Stream,
 };
 use crate::{base::clock, reason::Reason, telemetry::metrics::Count};
@@ -36,7 +36,7 @@ const TURN: usize = 1024 * 1024;
 
 /// Counters that grow while the relay runs, so that a scrape sees long transfers.
 #[derive(Debug, Clone, Copy)]
-pub struct Meter<'a> {
+pub struct RelayMeter<'a> {
     /// Bytes from the client, passed on to the backend.
     pub received: &'a Count,
     /// Bytes to the client.
@@ -45,7 +45,7 @@ pub struct Meter<'a> {
 
 /// Why a relay ended before both sides had ended their directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
+pub enum RelayError {
     /// No byte moved for the idle timeout, and none that was written was acknowledged.
     Idle,
     /// The caller wanted it: the drain deadline.
@@ -56,7 +56,7 @@ pub enum Cut {
     Backend(io::ErrorKind),
 }
 
-impl Cut {
+impl RelayError {
     /// The word for logs and metrics.
     pub const fn reason(self) -> Reason {
         match self {
@@ -76,7 +76,7 @@ pub struct RelayEnd {
     /// Bytes passed on from the backend to the client.
     pub bytes_out: u64,
     /// `Ok` when both sides ended their directions in order.
-    pub end: Result<(), Cut>,
+    pub end: Result<(), RelayError>,
 }
 
 /// Relays until both directions have ended, or until `stop`. `idle` is over both directions: silence in one is no silence.
@@ -91,12 +91,12 @@ pub async fn relay_until(
     backend: &Stream,
     first: Vec<u8>,
     idle: Option<Duration>,
-    meter: Meter<'_>,
+    meter: RelayMeter<'_>,
 ) -> RelayEnd {
-    let mut up = Flow::new(client, backend);
-    up.way = Way::Copy(Copying::of(first));
-    let mut down = Flow::new(backend, client);
-    let mut activity = Activity::new(clock::now());
+    let mut up = Direction::new(client, backend);
+    up.way = TransferMode::Copy(CopyTransfer::of(first));
+    let mut down = Direction::new(backend, client);
+    let mut activity = ActivityTracker::new(clock::now());
     let mut timer = pin!(sleep_until(
         activity.deadline(idle.unwrap_or_default()).into()
     ));
@@ -108,8 +108,8 @@ pub async fn relay_until(
         meter.received.add(up.moved - before.0);
         meter.sent.add(down.moved - before.1);
         let cut = up_fault
-            .map(|fault| fault.cut(Cut::Client, Cut::Backend))
-            .or_else(|| down_fault.map(|fault| fault.cut(Cut::Backend, Cut::Client)));
+            .map(|fault| fault.cut(RelayError::Client, RelayError::Backend))
+            .or_else(|| down_fault.map(|fault| fault.cut(RelayError::Backend, RelayError::Client)));
         if let Some(cut) = cut {
             return Poll::Ready(Err(cut));
         }
@@ -120,7 +120,7 @@ pub async fn relay_until(
             activity.last = clock::now();
         }
         if stop.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(Cut::Stopped));
+            return Poll::Ready(Err(RelayError::Stopped));
         }
         let Some(idle) = idle else {
             return Poll::Pending;
@@ -129,7 +129,7 @@ pub async fn relay_until(
             ready!(poll_timer(timer.as_mut(), cx, activity.deadline(idle)));
             let unacked = [client.unacked(), backend.unacked()];
             if activity.is_over(idle, unacked, clock::now()) {
-                return Poll::Ready(Err(Cut::Idle));
+                return Poll::Ready(Err(RelayError::Idle));
             }
         }
     })
@@ -150,7 +150,7 @@ pub async fn relay(
     client: &Stream,
     backend: &Stream,
     idle: Option<Duration>,
-    meter: Meter<'_>,
+    meter: RelayMeter<'_>,
 ) -> RelayEnd {
     let never = std::future::pending();
     relay_until(never, client, backend, Vec::new(), idle, meter).await
@@ -170,8 +170,12 @@ fn poll_timer(mut timer: Pin<&mut Sleep>, cx: &mut Context<'_>, deadline: Instan
     }
 }
 
-impl Fault {
-    fn cut(self, source: fn(io::ErrorKind) -> Cut, sink: fn(io::ErrorKind) -> Cut) -> Cut {
+impl TransferError {
+    fn cut(
+        self,
+        source: fn(io::ErrorKind) -> RelayError,
+        sink: fn(io::ErrorKind) -> RelayError,
+    ) -> RelayError {
         match self {
             Self::Read(error) => source(error.kind()),
             Self::Write(error) => sink(error.kind()),
@@ -181,10 +185,10 @@ impl Fault {
 }
 
 /// One direction of a relay.
-struct Flow<'a> {
+struct Direction<'a> {
     from: &'a Stream,
     to: &'a Stream,
-    way: Way,
+    way: TransferMode,
     /// Bytes passed on.
     moved: u64,
     /// The source has ended, and the sink has been told.
@@ -194,17 +198,20 @@ struct Flow<'a> {
 }
 
 /// How a direction is moved.
-enum Way {
-    Copy(Copying),
-    Splice { splice: Splice, small_rounds: u32 },
+enum TransferMode {
+    Copy(CopyTransfer),
+    Splice {
+        splice: SpliceTransfer,
+        small_rounds: u32,
+    },
 }
 
-impl<'a> Flow<'a> {
+impl<'a> Direction<'a> {
     fn new(from: &'a Stream, to: &'a Stream) -> Self {
         Self {
             from,
             to,
-            way: Way::Copy(Copying::default()),
+            way: TransferMode::Copy(CopyTransfer::default()),
             moved: 0,
             ended: false,
             gone: None,
@@ -213,7 +220,7 @@ impl<'a> Flow<'a> {
 
     /// Moves what can be moved now; a fault ends the relay. `last`: the other direction has ended already, so that the
     /// coming drop of the sink tells it the end.
-    fn poll(&mut self, cx: &mut Context<'_>, last: bool) -> Option<Fault> {
+    fn poll(&mut self, cx: &mut Context<'_>, last: bool) -> Option<TransferError> {
         let turn_over = self.moved + TURN as u64;
         while !self.ended {
             match self.poll_move(cx) {
@@ -222,7 +229,7 @@ impl<'a> Flow<'a> {
                 Poll::Ready(Ok(0)) => match self.poll_end(cx, last) {
                     Poll::Pending => return None,
                     // Who has ended its own direction already may be gone.
-                    Poll::Ready(Err(error)) if !last => return Some(Fault::Write(error)),
+                    Poll::Ready(Err(error)) if !last => return Some(TransferError::Write(error)),
                     Poll::Ready(_) => self.ended = true,
                 },
                 Poll::Ready(Ok(count)) => self.moved += count as u64,
@@ -254,19 +261,19 @@ impl<'a> Flow<'a> {
         }
     }
 
-    fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Fault>> {
+    fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, TransferError>> {
         match &mut self.way {
-            Way::Copy(copying) => {
+            TransferMode::Copy(copying) => {
                 let moved = ready!(copying.poll_move(cx, self.from, self.to));
                 if copying.is_long() {
-                    self.way = Way::Splice {
-                        splice: Splice::new(None),
+                    self.way = TransferMode::Splice {
+                        splice: SpliceTransfer::new(None),
                         small_rounds: 0,
                     };
                 }
                 Poll::Ready(moved)
             }
-            Way::Splice {
+            TransferMode::Splice {
                 splice,
                 small_rounds,
             } => {
@@ -277,12 +284,12 @@ impl<'a> Flow<'a> {
                     Ok(_) if fresh => *small_rounds = 0,
                     Ok(_) | Err(_) => {}
                 }
-                if matches!(moved, Err(Fault::Unsupported)) {
-                    self.way = Way::Copy(Copying::forever());
+                if matches!(moved, Err(TransferError::Unsupported)) {
+                    self.way = TransferMode::Copy(CopyTransfer::forever());
                     return self.poll_move(cx);
                 }
                 if *small_rounds >= SMALL_ROUNDS && splice.held() == 0 {
-                    self.way = Way::Copy(Copying::default());
+                    self.way = TransferMode::Copy(CopyTransfer::default());
                 }
                 Poll::Ready(moved)
             }
@@ -292,48 +299,50 @@ impl<'a> Flow<'a> {
     /// Bytes taken from the source and not passed on.
     fn held(&self) -> usize {
         match &self.way {
-            Way::Copy(copying) => copying.to - copying.from,
-            Way::Splice { splice, .. } => splice.held(),
+            TransferMode::Copy(copying) => copying.to - copying.from,
+            TransferMode::Splice { splice, .. } => splice.held(),
         }
     }
 
-    fn poll_source_gone(&mut self, cx: &mut Context<'_>) -> Option<Fault> {
+    fn poll_source_gone(&mut self, cx: &mut Context<'_>) -> Option<TransferError> {
         let from = self.from;
-        let gone = self.gone.get_or_insert_with(|| Box::pin(from.gone()));
+        let gone = self
+            .gone
+            .get_or_insert_with(|| Box::pin(from.disconnected()));
         match gone.as_mut().poll(cx) {
-            Poll::Ready(()) => Some(Fault::Read(io::ErrorKind::ConnectionReset.into())),
+            Poll::Ready(()) => Some(TransferError::Read(io::ErrorKind::ConnectionReset.into())),
             Poll::Pending => None,
         }
     }
 }
 
 /// One direction moved by reading and writing.
-struct Copying {
+struct CopyTransfer {
     /// Only while there are bytes in it.
-    buffer: Option<Buffer>,
+    buffer: Option<PooledBuffer>,
     from: usize,
     to: usize,
     /// Of the next buffer.
-    size: Size,
+    size: BufferSize,
     /// Grows with large reads and shrinks with small ones; [`LONG`] is bulk.
     run: usize,
     may_splice: bool,
 }
 
-impl Default for Copying {
+impl Default for CopyTransfer {
     fn default() -> Self {
         Self {
             buffer: None,
             from: 0,
             to: 0,
-            size: Size::Small,
+            size: BufferSize::Small,
             run: 0,
             may_splice: cfg!(target_os = "linux"),
         }
     }
 }
 
-impl Copying {
+impl CopyTransfer {
     /// For streams that cannot be spliced.
     fn forever() -> Self {
         Self {
@@ -355,16 +364,16 @@ impl Copying {
         self.may_splice && self.run >= LONG && self.buffer.is_none()
     }
 
-    /// As [`Splice::poll_move`].
+    /// As [`SpliceTransfer::poll_move`].
     fn poll_move(
         &mut self,
         cx: &mut Context<'_>,
         from: &Stream,
         to: &Stream,
-    ) -> Poll<Result<usize, Fault>> {
+    ) -> Poll<Result<usize, TransferError>> {
         while self.buffer.is_none() {
-            ready!(from.poll_read_ready(cx)).map_err(Fault::Read)?;
-            let mut buffer = Buffer::take(self.size);
+            ready!(from.poll_read_ready(cx)).map_err(TransferError::Read)?;
+            let mut buffer = PooledBuffer::take(self.size);
             match from.try_read(&mut buffer) {
                 Ok(0) => return Poll::Ready(Ok(0)),
                 Ok(count) => {
@@ -373,11 +382,11 @@ impl Copying {
                     self.buffer = Some(buffer);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(Fault::Read(error))),
+                Err(error) => return Poll::Ready(Err(TransferError::Read(error))),
             }
         }
         loop {
-            ready!(to.poll_write_ready(cx)).map_err(Fault::Write)?;
+            ready!(to.poll_write_ready(cx)).map_err(TransferError::Write)?;
             let pending = self
                 .buffer
                 .as_ref()
@@ -392,7 +401,7 @@ impl Copying {
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(Fault::Write(error))),
+                Err(error) => return Poll::Ready(Err(TransferError::Write(error))),
             }
         }
     }
@@ -401,7 +410,7 @@ impl Copying {
         if count >= self.size.bytes() {
             self.size = self.size.larger();
         } else if count < LARGE_READ {
-            self.size = Size::Small;
+            self.size = BufferSize::Small;
         }
         self.run = if count >= LARGE_READ {
             self.run + count

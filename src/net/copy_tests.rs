@@ -8,7 +8,7 @@ use crate::net::fixture::pair;
 
 async fn run(client: Stream, backend: Stream, idle: Option<Duration>) -> RelayEnd {
     let (received, sent) = (Count::default(), Count::default());
-    let meter = Meter {
+    let meter = RelayMeter {
         received: &received,
         sent: &sent,
     };
@@ -59,7 +59,7 @@ async fn an_end_of_one_direction_is_passed_on_and_the_other_goes_on() {
 async fn what_was_read_already_comes_first_and_is_counted() {
     let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
     let (received, sent) = (Count::default(), Count::default());
-    let meter = Meter {
+    let meter = RelayMeter {
         received: &received,
         sent: &sent,
     };
@@ -113,7 +113,10 @@ async fn a_reset_by_the_backend_reaches_the_client_as_a_reset() {
     };
     let (end, seen) = tokio::join!(run(ours, theirs, None), script);
     assert_eq!(seen, io::ErrorKind::ConnectionReset);
-    assert_eq!(end.end, Err(Cut::Backend(io::ErrorKind::ConnectionReset)));
+    assert_eq!(
+        end.end,
+        Err(RelayError::Backend(io::ErrorKind::ConnectionReset))
+    );
 }
 
 #[tokio::test]
@@ -126,7 +129,10 @@ async fn a_reset_by_the_client_reaches_the_backend_as_a_reset() {
     };
     let (end, seen) = tokio::join!(run(ours, theirs, None), script);
     assert_eq!(seen, io::ErrorKind::ConnectionReset);
-    assert_eq!(end.end, Err(Cut::Client(io::ErrorKind::ConnectionReset)));
+    assert_eq!(
+        end.end,
+        Err(RelayError::Client(io::ErrorKind::ConnectionReset))
+    );
 }
 
 #[tokio::test]
@@ -145,7 +151,10 @@ async fn a_reset_is_seen_while_the_other_side_takes_nothing() {
         backend
     };
     let (end, _backend) = tokio::join!(run(ours, theirs, None), script);
-    assert_eq!(end.end, Err(Cut::Client(io::ErrorKind::ConnectionReset)));
+    assert_eq!(
+        end.end,
+        Err(RelayError::Client(io::ErrorKind::ConnectionReset))
+    );
     assert!(end.bytes_in > 0);
 }
 
@@ -160,7 +169,10 @@ async fn a_reset_after_a_half_close_is_seen() {
         backend
     };
     let (end, _backend) = tokio::join!(run(ours, theirs, None), script);
-    assert_eq!(end.end, Err(Cut::Client(io::ErrorKind::ConnectionReset)));
+    assert_eq!(
+        end.end,
+        Err(RelayError::Client(io::ErrorKind::ConnectionReset))
+    );
 }
 
 async fn send_and_end(mut stream: impl AsyncWriteExt + Unpin, bytes: &[u8]) {
@@ -219,7 +231,7 @@ async fn unix_sockets_are_relayed_too() {
 #[tokio::test]
 async fn bulk_is_spliced_and_messages_are_not() {
     let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
-    let mut flow = Flow::new(&ours, &theirs);
+    let mut flow = Direction::new(&ours, &theirs);
     let mut spliced_after = async |length: usize, times: usize| {
         for _ in 0..times {
             let bytes = vec![7; length];
@@ -234,7 +246,7 @@ async fn bulk_is_spliced_and_messages_are_not() {
             }
             assert_eq!(got, bytes);
         }
-        matches!(flow.way, Way::Splice { .. })
+        matches!(flow.way, TransferMode::Splice { .. })
     };
     assert!(!spliced_after(1_000, 2_000).await);
     assert!(spliced_after(8_000_000, 1).await);
@@ -258,7 +270,7 @@ async fn silence_for_the_idle_timeout_cuts_with_a_reset() {
         (seen, talked)
     };
     let (end, (seen, talked)) = tokio::join!(run(ours, theirs, Some(idle)), script);
-    assert_eq!(end.end, Err(Cut::Idle));
+    assert_eq!(end.end, Err(RelayError::Idle));
     assert_eq!(seen, io::ErrorKind::ConnectionReset);
     assert!(talked - began > idle && clock::now() - talked >= idle * 9 / 10);
 }
@@ -290,7 +302,7 @@ async fn a_peer_that_reads_slowly_is_not_idle_and_one_that_stops_is() {
     };
     let (end, (sent, read, stopped)) = tokio::join!(run(ours, theirs, Some(idle)), script);
     assert!(read < sent, "{read} of {sent}");
-    assert_eq!(end.end, Err(Cut::Idle));
+    assert_eq!(end.end, Err(RelayError::Idle));
     let took = clock::now() - stopped;
     assert!(took > idle / 2 && took < 4 * idle, "{took:?}");
 }
@@ -322,14 +334,14 @@ async fn a_peer_that_takes_the_rest_out_of_its_buffers_is_not_idle() {
 async fn a_stopped_relay_resets_both() {
     let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
     let (count, stop) = (Count::default(), tokio::sync::Notify::new());
-    let meter = Meter {
+    let meter = RelayMeter {
         received: &count,
         sent: &count,
     };
     stop.notify_one();
     let end = relay_until(stop.notified(), &ours, &theirs, Vec::new(), None, meter).await;
     drop((ours, theirs));
-    assert_eq!(end.end, Err(Cut::Stopped));
+    assert_eq!(end.end, Err(RelayError::Stopped));
     for peer in [&mut client, &mut backend] {
         let seen = peer.read(&mut [0; 1]).await.unwrap_err();
         assert_eq!(seen.kind(), io::ErrorKind::ConnectionReset);
@@ -339,14 +351,18 @@ async fn a_stopped_relay_resets_both() {
 #[tokio::test]
 async fn an_idle_flow_holds_no_buffer_and_no_pipe() {
     let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
-    let mut flow = Flow::new(&ours, &theirs);
+    let mut flow = Direction::new(&ours, &theirs);
     client.write_all(b"hello").await.unwrap();
     let mut got = [0; 5];
     tokio::select! {
         _ = backend.read_exact(&mut got) => {}
         () = poll_fn(|cx| flow.poll(cx, false).map_or(Poll::Pending, |_| Poll::Ready(()))) => {}
     }
-    assert!(matches!(&flow.way, Way::Copy(copying) if copying.buffer.is_none()));
+    assert!(matches!(&flow.way, TransferMode::Copy(copying) if copying.buffer.is_none()));
     assert_eq!((&got, flow.held()), (b"hello", 0));
-    assert!(size_of::<Flow<'_>>() <= 160, "{}", size_of::<Flow<'_>>());
+    assert!(
+        size_of::<Direction<'_>>() <= 160,
+        "{}",
+        size_of::<Direction<'_>>()
+    );
 }

@@ -32,7 +32,7 @@ const UNSENT: u32 = 128 << 10;
 
 /// One listening socket, not yet part of a runtime.
 #[derive(Debug)]
-pub enum Listening {
+pub enum ListeningSocket {
     /// TCP over IPv4 or IPv6.
     Tcp(TcpListener),
     /// A unix socket.
@@ -88,7 +88,7 @@ pub fn bind(
     address: &BindAddress,
     options: &SocketOptions,
     workers: usize,
-) -> Result<Vec<Listening>, BindError> {
+) -> Result<Vec<ListeningSocket>, BindError> {
     let bound = match address {
         BindAddress::Ip(ip) => free_address(*ip).and_then(|ip| bind_tcp(ip, options, workers)),
         BindAddress::Unix(path) => bind_unix(path, options, workers),
@@ -107,11 +107,11 @@ pub fn probe(address: &BindAddress) -> Result<(), BindError> {
 
 /// Like [`bind`] on a port where we listen already, on an address that includes this one or is part of it: only that is
 /// known not to be somebody else's.
-pub fn bind_beside(
+pub fn bind_shared_port(
     address: &BindAddress,
     options: &SocketOptions,
     workers: usize,
-) -> Result<Vec<Listening>, BindError> {
+) -> Result<Vec<ListeningSocket>, BindError> {
     match address {
         BindAddress::Ip(ip) => {
             let bound = or_ipv4(*ip, |ip| bind_tcp(ip, options, workers));
@@ -132,13 +132,13 @@ fn bind_tcp(
     address: SocketAddr,
     options: &SocketOptions,
     workers: usize,
-) -> io::Result<Vec<Listening>> {
+) -> io::Result<Vec<ListeningSocket>> {
     (0..workers)
         .map(|_| {
             let socket = new_tcp(address)?;
             socket.set_reuse_port(true)?;
             socket.bind(&address.into())?;
-            let listening = Listening::Tcp(socket.into());
+            let listening = ListeningSocket::Tcp(socket.into());
             set_options(&listening, options)?;
             Ok(listening)
         })
@@ -189,15 +189,19 @@ fn new_tcp(address: SocketAddr) -> io::Result<Socket> {
 
 /// A unix socket is bound once and its descriptor copied. Its file is open to every user (0666), as a TCP port is: who
 /// may reach it is decided by the directory. A file that nobody listens on any more is replaced.
-fn bind_unix(path: &Path, options: &SocketOptions, workers: usize) -> io::Result<Vec<Listening>> {
+fn bind_unix(
+    path: &Path,
+    options: &SocketOptions,
+    workers: usize,
+) -> io::Result<Vec<ListeningSocket>> {
     remove_stale(path)?;
     let first = UnixListener::bind(path)?;
     first.set_nonblocking(true)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
     let copies = (1..workers)
-        .map(|_| first.try_clone().map(Listening::Unix))
+        .map(|_| first.try_clone().map(ListeningSocket::Unix))
         .collect::<io::Result<Vec<_>>>()?;
-    let first = Listening::Unix(first);
+    let first = ListeningSocket::Unix(first);
     set_options(&first, options)?;
     Ok(std::iter::once(first).chain(copies).collect())
 }
@@ -224,11 +228,11 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 /// Applies `options` and (re)starts listening with their backlog; connections in the queue stay. What concerns accepted
 /// connections (keepalive, no delay, limit of unsent bytes) is set here once, because they inherit it from the socket that accepts them.
-pub fn set_options(listening: &Listening, options: &SocketOptions) -> io::Result<()> {
+pub fn set_options(listening: &ListeningSocket, options: &SocketOptions) -> io::Result<()> {
     let descriptor = listening.fd();
     let socket = SockRef::from(&descriptor);
     let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
-    if let Listening::Tcp(_) = listening {
+    if let ListeningSocket::Tcp(_) = listening {
         socket.set_tcp_nodelay(true)?;
         socket.set_keepalive(options.keepalive.is_some())?;
         if let Some(idle) = options.keepalive {
@@ -248,7 +252,7 @@ pub fn set_options(listening: &Listening, options: &SocketOptions) -> io::Result
     socket.listen(backlog)
 }
 
-impl Listening {
+impl ListeningSocket {
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(listener) => listener.as_fd(),
@@ -275,17 +279,19 @@ impl Listening {
 
 impl Acceptor {
     /// Takes the socket into the runtime of the calling thread.
-    pub fn new(listening: Listening) -> io::Result<Self> {
+    pub fn new(listening: ListeningSocket) -> io::Result<Self> {
         match listening {
-            Listening::Tcp(listener) => tokio::net::TcpListener::from_std(listener).map(Self::Tcp),
-            Listening::Unix(listener) => {
+            ListeningSocket::Tcp(listener) => {
+                tokio::net::TcpListener::from_std(listener).map(Self::Tcp)
+            }
+            ListeningSocket::Unix(listener) => {
                 tokio::net::UnixListener::from_std(listener).map(Self::Unix)
             }
         }
     }
 
     /// What is queued on the socket by now, also what the driver has not seen yet, without waiting; then closes it.
-    pub fn take_queued(self) -> io::Result<Vec<(Stream, Option<IpAddr>)>> {
+    pub fn drain_queue(self) -> io::Result<Vec<(Stream, Option<IpAddr>)>> {
         match self {
             Self::Tcp(listener) => {
                 let listener = listener.into_std()?;
@@ -446,7 +452,7 @@ mod tests {
             .map(|_| std::net::TcpStream::connect(address).unwrap())
             .collect();
         // The driver has not run since: only the system knows of them.
-        let taken = acceptor.take_queued().unwrap();
+        let taken = acceptor.drain_queue().unwrap();
         assert_eq!(taken.len(), clients.len());
         let refused = std::net::TcpStream::connect(address).unwrap_err().kind();
         assert_eq!(refused, io::ErrorKind::ConnectionRefused);

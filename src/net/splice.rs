@@ -28,7 +28,7 @@ const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
 /// What went wrong, and on which side.
 #[derive(Debug)]
-pub enum Fault {
+pub enum TransferError {
     /// The source failed: the peer has reset it.
     Read(io::Error),
     /// The sink failed: the peer no longer takes bytes.
@@ -38,17 +38,17 @@ pub enum Fault {
 }
 
 #[derive(Debug)]
-struct Pipe {
+struct KernelPipe {
     sink: OwnedFd,
     source: OwnedFd,
     capacity: usize,
 }
 
 thread_local! {
-    static FREE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    static FREE: RefCell<Vec<KernelPipe>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Pipe {
+impl KernelPipe {
     fn take() -> io::Result<Self> {
         if let Some(pipe) = FREE.with_borrow_mut(Vec::pop) {
             return Ok(pipe);
@@ -77,13 +77,13 @@ impl Pipe {
 
 /// One direction that is moved by splicing.
 #[derive(Debug)]
-pub struct Splice {
-    pipe: Option<Pipe>,
+pub struct SpliceTransfer {
+    pipe: Option<KernelPipe>,
     held: usize,
     left: u64,
 }
 
-impl Splice {
+impl SpliceTransfer {
     /// Moves at most `length` bytes; `None` moves until the end of the stream.
     pub const fn new(length: Option<u64>) -> Self {
         Self {
@@ -107,39 +107,39 @@ impl Splice {
         cx: &mut Context<'_>,
         from: &Stream,
         to: &Stream,
-    ) -> Poll<Result<usize, Fault>> {
+    ) -> Poll<Result<usize, TransferError>> {
         if !from.is_plain() || !to.is_plain() {
             // The kernel cannot encrypt for us, nor make frames.
-            return Poll::Ready(Err(Fault::Unsupported));
+            return Poll::Ready(Err(TransferError::Unsupported));
         }
         while self.held == 0 {
             if self.left == 0 {
                 return Poll::Ready(Ok(0));
             }
-            ready!(from.poll_read_ready(cx)).map_err(Fault::Read)?;
+            ready!(from.poll_read_ready(cx)).map_err(TransferError::Read)?;
             match self.fill(from) {
                 Ok(0) => return Poll::Ready(Ok(0)),
                 Ok(count) => {
                     self.held = count;
                     self.left -= count as u64;
                 }
-                Err(Fault::Read(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(TransferError::Read(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(fault) => return Poll::Ready(Err(fault)),
             }
         }
         loop {
-            ready!(to.poll_write_ready(cx)).map_err(Fault::Write)?;
+            ready!(to.poll_write_ready(cx)).map_err(TransferError::Write)?;
             match self.empty(to) {
                 Ok(count) => return Poll::Ready(Ok(count)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(Fault::Write(error))),
+                Err(error) => return Poll::Ready(Err(TransferError::Write(error))),
             }
         }
     }
 
     /// Source to pipe. The pipe is empty before, so that `WouldBlock` can only mean an empty source.
-    fn fill(&mut self, from: &Stream) -> Result<usize, Fault> {
-        let pipe = Pipe::take().map_err(|_| Fault::Unsupported)?;
+    fn fill(&mut self, from: &Stream) -> Result<usize, TransferError> {
+        let pipe = KernelPipe::take().map_err(|_| TransferError::Unsupported)?;
         let wanted =
             usize::try_from(self.left).map_or(pipe.capacity, |left| left.min(pipe.capacity));
         let taken = from.try_io(Interest::READABLE, |socket| {
@@ -150,8 +150,8 @@ impl Splice {
             _ => pipe.give_back(),
         }
         taken.map_err(|error| match error.raw_os_error() {
-            Some(libc::EINVAL | libc::ENOSYS | libc::EPERM) => Fault::Unsupported,
-            _ => Fault::Read(error),
+            Some(libc::EINVAL | libc::ENOSYS | libc::EPERM) => TransferError::Unsupported,
+            _ => TransferError::Read(error),
         })
     }
 

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     h2::{Text, backend::Outgoing, incoming::Incoming},
-    tls::{Agreed, Tls},
+    tls::{NegotiatedTls, TlsStream},
 };
 use crate::reason::Reason;
 
@@ -33,7 +33,7 @@ pub enum Stream {
     /// A unix socket.
     Unix(UnixStream),
     /// TLS over one of the others.
-    Tls(Box<Tls>),
+    Tls(Box<TlsStream>),
     /// An HTTP/2 stream of a client, as a connection of its own.
     H2Request(Box<Incoming>),
     /// An HTTP/2 stream to a backend, as a connection of its own.
@@ -101,9 +101,9 @@ impl Stream {
 
     /// True while an idle connection is fit for use: nothing to read, not closed, no error. A system call is made only
     /// when the driver has seen something. An HTTP/2 stream carries one exchange and is never fit for another.
-    pub fn is_quiet(&self) -> bool {
+    pub fn is_idle_and_open(&self) -> bool {
         if let Self::Tls(tls) = self {
-            return tls.is_quiet();
+            return tls.is_idle_and_open();
         }
         let peeked = self.try_io(Interest::READABLE, |socket| {
             let (count, _) = recv(socket, &mut [0_u8; 1][..], RecvFlags::PEEK)?;
@@ -114,9 +114,9 @@ impl Stream {
 
     /// True if nothing has arrived that was not read, and the peer has not ended: asks the system, also when the driver has
     /// seen nothing yet. For the moment before a connection is closed that looks idle.
-    pub fn has_nothing(&self) -> bool {
+    pub fn has_no_pending_input(&self) -> bool {
         if let Self::Tls(tls) = self {
-            return tls.has_nothing();
+            return tls.has_no_pending_input();
         }
         let Some(socket) = self.fd() else {
             return false;
@@ -131,7 +131,7 @@ impl Stream {
 
     /// Waits until the peer has reset the connection, or a unix peer has closed it altogether. A peer that has only ended
     /// its own direction (FIN) still reads, so that is not waited for.
-    pub async fn gone(&self) {
+    pub async fn disconnected(&self) {
         // Errors of the waits mean that the driver is shutting down, and the caller's task with it.
         match self.socket() {
             Self::Tcp(stream) => drop(stream.ready(Interest::ERROR).await),
@@ -190,7 +190,7 @@ impl Stream {
     }
 
     /// TLS, where it is spoken.
-    pub const fn tls(&self) -> Option<&Tls> {
+    pub const fn tls(&self) -> Option<&TlsStream> {
         match self {
             Self::Tls(tls) => Some(tls),
             _ => None,
@@ -198,17 +198,17 @@ impl Stream {
     }
 
     /// What the TLS of the connection has agreed on, also where the stream is a part of it.
-    pub fn agreed(&self) -> Option<&Agreed> {
+    pub fn negotiated_tls(&self) -> Option<&NegotiatedTls> {
         match self {
-            Self::Tls(tls) => Some(tls.agreed()),
-            Self::H2Request(stream) => stream.agreed(),
+            Self::Tls(tls) => Some(tls.negotiated()),
+            Self::H2Request(stream) => stream.negotiated_tls(),
             Self::Tcp(_) | Self::Unix(_) | Self::H2Response(_) => None,
         }
     }
 
     /// Version of TLS that is spoken, as the log writes it; empty without.
     pub fn tls_version(&self) -> &'static str {
-        self.agreed().map_or("", Agreed::version)
+        self.negotiated_tls().map_or("", NegotiatedTls::version)
     }
 
     /// The client's stream of HTTP/2, where its request came by that.
@@ -364,8 +364,8 @@ impl Stream {
     }
 }
 
-impl From<Tls> for Stream {
-    fn from(tls: Tls) -> Self {
+impl From<TlsStream> for Stream {
+    fn from(tls: TlsStream) -> Self {
         Self::Tls(Box::new(tls))
     }
 }
@@ -479,15 +479,15 @@ mod tests {
     #[tokio::test]
     async fn an_idle_connection_is_quiet_until_the_peer_speaks_or_leaves() {
         let (mut peer, stream) = pair().await;
-        assert!(stream.is_quiet());
+        assert!(stream.is_idle_and_open());
         peer.write_all(b"x").await.unwrap();
         readable(&stream).await;
-        assert!(!stream.is_quiet());
+        assert!(!stream.is_idle_and_open());
         assert_eq!(stream.try_read(&mut [0; 8]).unwrap(), 1);
-        assert!(stream.is_quiet());
+        assert!(stream.is_idle_and_open());
         drop(peer);
         readable(&stream).await;
-        assert!(!stream.is_quiet());
+        assert!(!stream.is_idle_and_open());
         assert_eq!(stream.try_read(&mut [0; 8]).unwrap(), 0);
     }
 
@@ -496,7 +496,7 @@ mod tests {
         let (mut peer, stream) = pair().await;
         peer.shutdown().await.unwrap();
         readable(&stream).await;
-        let mut gone = std::pin::pin!(stream.gone());
+        let mut gone = std::pin::pin!(stream.disconnected());
         let polled = std::future::poll_fn(|cx| Poll::Ready(gone.as_mut().poll(cx).is_ready()));
         assert!(!polled.await);
         peer.set_zero_linger().unwrap();
@@ -508,7 +508,7 @@ mod tests {
     async fn a_unix_peer_that_closed_is_gone() {
         let (peer, ours) = UnixStream::pair().unwrap();
         drop(peer);
-        Stream::Unix(ours).gone().await;
+        Stream::Unix(ours).disconnected().await;
     }
 
     #[cfg(target_os = "linux")]
@@ -554,9 +554,9 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         accepted.set_nonblocking(true).unwrap();
         let stream = Stream::Tcp(TcpStream::from_std(accepted).unwrap());
-        assert!(stream.has_nothing());
+        assert!(stream.has_no_pending_input());
         peer.write_all(b"GET").unwrap();
-        assert!(stream.is_quiet(), "as far as the driver knows");
-        assert!(!stream.has_nothing());
+        assert!(stream.is_idle_and_open(), "as far as the driver knows");
+        assert!(!stream.has_no_pending_input());
     }
 }

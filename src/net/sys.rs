@@ -71,7 +71,7 @@ pub fn set_fast_open(socket: BorrowedFd<'_>, queue: u32) -> io::Result<()> {
 
 /// Gives whole pages of freed memory back to the system, malloc_trim(3). Takes about 0.2 ms for each MiB that goes, in which
 /// other threads may have to wait for memory. Does nothing where the C library has no such call.
-pub fn give_memory_back() {
+pub fn trim_heap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: touches nothing but memory that is free, under the locks of the allocator; any thread may call it.
     unsafe {

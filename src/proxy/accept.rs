@@ -24,7 +24,7 @@ use super::{
 use crate::{
     base::{address::BindAddress, backoff, clock},
     config::model::{AcceptProxy, ListenerProtocol, ProxyVersion},
-    net::{limits, listen::Acceptor, proxy_protocol::Header, stream::Stream},
+    net::{limits, listen::Acceptor, proxy_protocol::ProxyHeader, stream::Stream},
     reason::Reason,
     snapshot::{Daemon, Listener, ListenerState, Snapshot},
     telemetry::record::{Record, RequestText},
@@ -75,7 +75,7 @@ pub async fn run(
             }
         }
     }
-    match acceptor.take_queued() {
+    match acceptor.drain_queue() {
         Ok(queued) => {
             for (stream, peer) in queued {
                 admit(&worker, stream, peer, &bind);
@@ -166,7 +166,7 @@ pub(super) struct Arrival {
     pub(super) peer: Option<IpAddr>,
     pub(super) bind: Rc<BindAddress>,
     /// What its PROXY header said.
-    pub(super) introduced: Option<Box<Header>>,
+    pub(super) introduced: Option<Box<ProxyHeader>>,
     /// Time for the head of its first request.
     header: Option<Duration>,
 }

@@ -8,7 +8,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Instant};
 use crate::{
     base::hasher::NumberBuild,
     config::model::Keepalive,
-    net::{stream::Stream, tls::Tls},
+    net::{stream::Stream, tls::TlsStream},
     pool::{BackendState, Lease},
 };
 
@@ -54,7 +54,11 @@ impl BackendConnection {
             .introduction
             .as_ref()
             .map_or(0, |header| header.len() as u64);
-        header + self.stream.tls().map_or(self.written, Tls::wire_written)
+        header
+            + self
+                .stream
+                .tls()
+                .map_or(self.written, TlsStream::wire_written)
     }
 }
 
@@ -101,7 +105,7 @@ impl Idle {
             let connection = &kept.connection;
             if kept.until > now
                 && line.state.resolves_to(connection.peer)
-                && connection.stream.is_quiet()
+                && connection.stream.is_idle_and_open()
             {
                 return Some(kept.connection);
             }
@@ -122,7 +126,7 @@ impl Idle {
             || rules
                 .max_requests
                 .is_some_and(|limit| connection.exchanges >= limit);
-        if worn || lease.state.is_removed() || !connection.stream.is_quiet() {
+        if worn || lease.state.is_removed() || !connection.stream.is_idle_and_open() {
             return;
         }
         if connection.peer.is_none() && lease.state.is_name() {
@@ -158,7 +162,7 @@ impl Idle {
                 keeps
                     && kept.until > now
                     && line.state.resolves_to(kept.connection.peer)
-                    && kept.connection.stream.is_quiet()
+                    && kept.connection.stream.is_idle_and_open()
             });
             let closed = (before - line.kept.len()) as u64;
             line.state.metrics.mine().connections_idle.sub(closed);

@@ -10,7 +10,7 @@ use tokio::time::{Duration, timeout_at};
 use crate::{
     config::model::ProxyVersion,
     net::{
-        proxy_protocol::{self, Header, ReceiveError},
+        proxy_protocol::{self, ProxyHeader, ReceiveHeaderError},
         stream::Stream,
     },
     reason::Reason,
@@ -27,9 +27,12 @@ pub(super) async fn take(
     version: Option<ProxyVersion>,
     deadline: Instant,
     stop: impl Future<Output = ()>,
-) -> Result<Header, Option<Reason>> {
+) -> Result<ProxyHeader, Option<Reason>> {
     let mut stop = pin!(stop);
-    let receive = timeout_at(deadline.into(), proxy_protocol::receive(stream, version));
+    let receive = timeout_at(
+        deadline.into(),
+        proxy_protocol::receive_header(stream, version),
+    );
     let received = tokio::select! {
         biased;
         received = receive => received,
@@ -41,9 +44,9 @@ pub(super) async fn take(
     received.map_err(|error| {
         tracing::debug!(target: "listener", peer = ?stream.peer_ip(), %error, "no PROXY header");
         match error {
-            ReceiveError::Silent => None,
-            ReceiveError::Cut | ReceiveError::Io(_) => Some(Reason::ClientDisconnected),
-            ReceiveError::Invalid(_) => Some(Reason::RequestError),
+            ReceiveHeaderError::Silent => None,
+            ReceiveHeaderError::Cut | ReceiveHeaderError::Io(_) => Some(Reason::ClientDisconnected),
+            ReceiveHeaderError::Invalid(_) => Some(Reason::RequestError),
         }
     })
 }

@@ -255,7 +255,7 @@ async fn reach(
 > {
     let tls = pool.config.tls.as_ref();
     // The preface follows at once.
-    let stream = tls::reach(state, introduction, tls, true, deadline).await?;
+    let stream = tls::connect_backend(state, introduction, tls, true, deadline).await?;
     let peer = state.is_name().then(|| stream.peer_addr()).flatten();
     let streams = pool.config.streams_per_connection;
     let (link, driver) = Link::open(stream, Some(state), streams, limit, deadline).await?;

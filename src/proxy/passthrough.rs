@@ -12,10 +12,10 @@ use tokio::time::timeout;
 
 use crate::{
     net::{
-        buffer::{Buffer, Size},
-        client_hello::{LONGEST, Parser, Refused},
+        buffer::{BufferSize, PooledBuffer},
+        client_hello::{ClientHelloError, ClientHelloParser, MAX_HELLO_BYTES},
         stream::Stream,
-        tls::Fault,
+        tls::HandshakeFailure,
     },
     reason::Reason,
 };
@@ -38,7 +38,7 @@ pub(super) struct Opening {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     /// What it is counted as; `None` if the client did nothing wrong.
-    pub(super) fault: Option<Fault>,
+    pub(super) fault: Option<HandshakeFailure>,
     /// `None` for a connection that ended without a byte, as when somebody only looks whether we accept.
     pub(super) reason: Option<Reason>,
     /// Whom it asked for.
@@ -53,8 +53,8 @@ impl Refusal {
     /// The record that tells a client which speaks TLS; all others would not understand it.
     pub(super) fn alert(&self) -> Option<[u8; 7]> {
         let description = match self.fault? {
-            Fault::UnknownName => UNRECOGNIZED_NAME,
-            Fault::Protocol => DECODE_ERROR,
+            HandshakeFailure::UnknownName => UNRECOGNIZED_NAME,
+            HandshakeFailure::Protocol => DECODE_ERROR,
             _ => return None,
         };
         // A record of TLS 1.2, as all versions write it: an alert of two bytes, fatal.
@@ -64,7 +64,7 @@ impl Refusal {
 
 /// Reads until the ClientHello is there, for at most `time`. `stop` is the end of all connections.
 ///
-/// While nothing has come nothing is held; after that what has come, up to [`LONGEST`], in room of at most twice that.
+/// While nothing has come nothing is held; after that what has come, up to [`MAX_HELLO_BYTES`], in room of at most twice that.
 pub(super) async fn receive(
     stream: &Stream,
     time: Option<Duration>,
@@ -96,28 +96,38 @@ enum Failure {
     Stopped,
     /// The client has ended or reset the connection.
     Gone,
-    Refused(Refused),
+    Refused(ClientHelloError),
 }
 
 impl Failure {
     fn refusal(&self, received: u64) -> Refusal {
         let (fault, reason, detail) = match self {
             Self::Late => (
-                Some(Fault::Timeout),
+                Some(HandshakeFailure::Timeout),
                 Reason::RequestTimeout,
                 "not over in time",
             ),
             Self::Stopped => (None, Reason::DrainTimeout, "cut by the drain"),
-            Self::Gone => (Some(Fault::Closed), Reason::ClientDisconnected, "closed"),
-            Self::Refused(Refused::NotTls) => (Some(Fault::NotTls), Reason::TlsRequired, "not TLS"),
-            Self::Refused(Refused::TooLarge) => (
-                Some(Fault::Protocol),
+            Self::Gone => (
+                Some(HandshakeFailure::Closed),
+                Reason::ClientDisconnected,
+                "closed",
+            ),
+            Self::Refused(ClientHelloError::NotTls) => (
+                Some(HandshakeFailure::NotTls),
+                Reason::TlsRequired,
+                "not TLS",
+            ),
+            Self::Refused(ClientHelloError::TooLarge) => (
+                Some(HandshakeFailure::Protocol),
                 Reason::RequestError,
                 "the ClientHello is too large",
             ),
-            Self::Refused(Refused::Malformed(detail)) => {
-                (Some(Fault::Protocol), Reason::RequestError, *detail)
-            }
+            Self::Refused(ClientHelloError::Malformed(detail)) => (
+                Some(HandshakeFailure::Protocol),
+                Reason::RequestError,
+                *detail,
+            ),
         };
         let is_a_look = received == 0 && matches!(self, Self::Gone);
         Refusal {
@@ -131,7 +141,7 @@ impl Failure {
 }
 
 async fn hello(stream: &Stream, bytes: &mut Vec<u8>) -> Result<Option<Box<str>>, Failure> {
-    let mut parser = Parser::default();
+    let mut parser = ClientHelloParser::default();
     loop {
         poll_fn(|cx| stream.poll_read_ready(cx))
             .await
@@ -150,9 +160,11 @@ async fn hello(stream: &Stream, bytes: &mut Vec<u8>) -> Result<Option<Box<str>>,
 /// Adds what is there to `bytes`. They are read to a buffer that others use a moment later, so that a connection holds no
 /// more than what has come.
 fn read(stream: &Stream, bytes: &mut Vec<u8>) -> io::Result<usize> {
-    let mut buffer = Buffer::take(Size::Small);
+    let mut buffer = PooledBuffer::take(BufferSize::Small);
     // Never none: without a hello in so many bytes the parser has refused them.
-    let most = LONGEST.saturating_sub(bytes.len()).min(buffer.len());
+    let most = MAX_HELLO_BYTES
+        .saturating_sub(bytes.len())
+        .min(buffer.len());
     let count = stream.try_read(buffer.get_mut(..most).unwrap_or_default())?;
     bytes.extend_from_slice(buffer.get(..count).unwrap_or_default());
     Ok(count)
@@ -194,7 +206,7 @@ mod tests {
             peer.write_all(&HELLO[..begun]).await.unwrap();
             let began = clock::now();
             let refusal = receive(&stream, Some(TIME), pending()).await.unwrap_err();
-            assert_eq!(refusal.fault, Some(Fault::Timeout), "{begun}");
+            assert_eq!(refusal.fault, Some(HandshakeFailure::Timeout), "{begun}");
             assert_eq!(refusal.reason, Some(Reason::RequestTimeout));
             assert_eq!((refusal.received, refusal.alert()), (begun as u64, None));
             let took = clock::now().saturating_duration_since(began);
@@ -211,7 +223,7 @@ mod tests {
             let refusal = receive(&stream, None, pending()).await.unwrap_err();
             assert_eq!(
                 (refusal.fault, refusal.reason),
-                (Some(Fault::Closed), reason)
+                (Some(HandshakeFailure::Closed), reason)
             );
         }
     }
@@ -233,19 +245,19 @@ mod tests {
         for (sent, fault, reason, alert) in [
             (
                 &b"GET / HTTP/1.1\r\n"[..],
-                Fault::NotTls,
+                HandshakeFailure::NotTls,
                 Reason::TlsRequired,
                 None,
             ),
             (
                 malformed,
-                Fault::Protocol,
+                HandshakeFailure::Protocol,
                 Reason::RequestError,
                 Some(DECODE_ERROR),
             ),
             (
                 too_large,
-                Fault::Protocol,
+                HandshakeFailure::Protocol,
                 Reason::RequestError,
                 Some(DECODE_ERROR),
             ),
@@ -263,7 +275,7 @@ mod tests {
         let (mut peer, stream) = pair().await;
         let script = async {
             let mut sent = b"\x16\x03\x01\x00\x04\x01\x00\x3f\x00".to_vec();
-            while sent.len() < LONGEST * 2 {
+            while sent.len() < MAX_HELLO_BYTES * 2 {
                 sent.extend(b"\x16\x03\x01\x00\x01\x00");
             }
             // The reader may have gone already.
@@ -271,7 +283,7 @@ mod tests {
         };
         let (refused, ()) = tokio::join!(receive(&stream, None, pending()), script);
         let refusal = refused.unwrap_err();
-        assert_eq!(refusal.fault, Some(Fault::Protocol));
-        assert_eq!(refusal.received, LONGEST as u64);
+        assert_eq!(refusal.fault, Some(HandshakeFailure::Protocol));
+        assert_eq!(refusal.received, MAX_HELLO_BYTES as u64);
     }
 }

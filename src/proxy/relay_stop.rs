@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, future::Future, pin::pin};
 
-use crate::{net::copy::Cut, pool::Lease, reason::Reason};
+use crate::{net::copy::RelayError, pool::Lease, reason::Reason};
 
 /// Why the relay was stopped, if it was.
 #[derive(Debug, Default)]
@@ -22,9 +22,9 @@ impl RelayStop {
     }
 
     /// The reason of a relay that was cut.
-    pub(super) fn reason(&self, cut: Cut) -> Reason {
+    pub(super) fn reason(&self, cut: RelayError) -> Reason {
         match cut {
-            Cut::Stopped if self.by_backend.get() => Reason::BackendDown,
+            RelayError::Stopped if self.by_backend.get() => Reason::BackendDown,
             other => other.reason(),
         }
     }

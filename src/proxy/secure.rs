@@ -16,7 +16,7 @@ use crate::{
     config::model::ListenerProtocol,
     net::{
         stream::Stream,
-        tls::{self, Agreed, Fault, ServerTls},
+        tls::{self, HandshakeFailure, NegotiatedTls, ServerTls},
     },
     reason::Reason,
     snapshot::Listener,
@@ -37,7 +37,7 @@ pub(super) async fn secure(
     let counters = listener.state.metrics.mine();
     match handshake(stream, tls, listener.config.timeouts.tls).await {
         Ok(tls) => {
-            count(counters, tls.agreed());
+            count(counters, tls.negotiated());
             Some(tls.into())
         }
         Err((stream, failed)) => {
@@ -57,10 +57,10 @@ pub(super) async fn secure(
 }
 
 /// Logs a failure: at debug level, and once in a while as a warning if it is the client's certificate.
-fn log(listener: &Listener, client: Option<IpAddr>, failed: &tls::Failed) {
+fn log(listener: &Listener, client: Option<IpAddr>, failed: &tls::HandshakeError) {
     let (name, detail) = (&listener.config.name, &failed.detail);
     let client = client.map(tracing::field::display);
-    let is_certificate = failed.fault == Fault::CertificateInvalid;
+    let is_certificate = failed.fault == HandshakeFailure::CertificateInvalid;
     let limit = is_certificate.then_some(&listener.state.certificate_log);
     match limit.and_then(|limit| limit.admit(clock::now())) {
         Some(suppressed) => {
@@ -77,19 +77,22 @@ async fn handshake(
     stream: Stream,
     tls: &ServerTls,
     time: Option<Duration>,
-) -> Result<tls::Tls, (Option<Stream>, tls::Failed)> {
+) -> Result<tls::TlsStream, (Option<Stream>, tls::HandshakeError)> {
     let handshake = tls::accept(stream, tls);
     let done = match time {
         Some(time) => timeout(time, handshake).await,
         None => Ok(handshake.await),
     };
     let Ok(done) = done else {
-        return Err((None, tls::Failed::new(Fault::Timeout, "not over in time")));
+        return Err((
+            None,
+            tls::HandshakeError::new(HandshakeFailure::Timeout, "not over in time"),
+        ));
     };
     done.map_err(|(stream, failed)| (Some(stream), failed))
 }
 
-fn count(counters: &ListenerSlot, agreed: &Agreed) {
+fn count(counters: &ListenerSlot, agreed: &NegotiatedTls) {
     let kind = usize::from(agreed.is_13) * 2 + usize::from(agreed.resumed);
     if let Some(count) = counters.handshakes.get(kind) {
         count.add(1);

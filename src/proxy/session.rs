@@ -14,8 +14,8 @@ use super::{
 use crate::{
     base::clock,
     net::{
-        proxy_protocol::{self, Ends},
-        tls::Fault,
+        proxy_protocol::{self, ConnectionEnds},
+        tls::HandshakeFailure,
     },
     reason::Reason,
     snapshot::{Listener, Snapshot},
@@ -67,7 +67,7 @@ async fn carry(worker: &Rc<Worker>, arrival: Arrival, opening: Option<Opening>, 
     });
     let Some(pool) = pool.and_then(|pool| generation.pools.get(pool)) else {
         let refusal = Refusal {
-            fault: Some(Fault::UnknownName),
+            fault: Some(HandshakeFailure::UnknownName),
             reason: Some(Reason::NoRoute),
             server_name: name,
             received: first.len() as u64,
@@ -79,7 +79,10 @@ async fn carry(worker: &Rc<Worker>, arrival: Arrival, opening: Option<Opening>, 
     let stream = arrival.stream;
     let introduction = pool.config.send_proxy.map(|version| {
         let introduced = arrival.introduced.as_deref();
-        let ends = introduced.map_or_else(|| Ends::of(&stream), |header| header.ends(&stream));
+        let ends = introduced.map_or_else(
+            || ConnectionEnds::of(&stream),
+            |header| header.ends(&stream),
+        );
         proxy_protocol::encode(version, ends)
     });
     let newest = || {

@@ -9,7 +9,7 @@ use crate::{
     base::{clock, rng::Random},
     net::{
         connect::{ConnectError, count_failed},
-        copy::{Meter, relay_until},
+        copy::{RelayMeter, relay_until},
         stream::Stream,
         tls,
     },
@@ -79,7 +79,7 @@ async fn serve(
         biased;
         connected = reach(context, record) => connected,
         () = &mut stop => Err(Reason::DrainTimeout),
-        () = client.gone() => Err(Reason::ClientDisconnected),
+        () = client.disconnected() => Err(Reason::ClientDisconnected),
     };
     let (lease, backend) = connected.inspect_err(|reason| {
         client.set_reset_on_close();
@@ -90,7 +90,7 @@ async fn serve(
         }
     })?;
     let _active = Active::new(&lease.state.metrics.mine().connections_active);
-    let meter = Meter {
+    let meter = RelayMeter {
         received: &context.counters.received,
         sent: &context.counters.sent,
     };
@@ -124,7 +124,7 @@ async fn reach(context: &TcpContext<'_>, record: &mut Record) -> Result<(Lease, 
         let tls = pool.config.tls.as_ref();
         // The backend may be the first to speak, so that nothing else can be waited for.
         let header = context.introduction;
-        let result = tls::reach(&lease.state, header, tls, false, deadline).await;
+        let result = tls::connect_backend(&lease.state, header, tls, false, deadline).await;
         let now = clock::now();
         record.connect = Some(now.saturating_duration_since(began));
         match result {

@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use crate::{
     base::clock,
-    net::activity::{Activity, Unacked},
+    net::activity::{ActivityTracker, UnackedBytes},
 };
 
 /// Which of two times has passed.
@@ -61,10 +61,10 @@ impl Timer {
     pub fn poll_idle(
         &mut self,
         cx: &mut Context<'_>,
-        activity: &mut Activity,
+        activity: &mut ActivityTracker,
         idle: Option<Duration>,
         end: Option<Instant>,
-        unacked: impl Fn() -> Unacked,
+        unacked: impl Fn() -> UnackedBytes,
     ) -> Poll<Passed> {
         loop {
             let over = idle.map(|idle| activity.deadline(idle));

@@ -41,7 +41,7 @@ pub(super) async fn watch(daemon: Arc<Daemon>) {
     loop {
         tick.tick().await;
         if highest.has_halved(daemon.connections.load(Relaxed)) {
-            sys::give_memory_back();
+            sys::trim_heap();
         }
     }
 }

@@ -7,7 +7,7 @@ use super::worker::{Command, Pool};
 use crate::{
     base::address::BindAddress,
     config::model::{Config, ListenerProtocol, SocketOptions},
-    net::listen::{self, BindError, Listening},
+    net::listen::{self, BindError, ListeningSocket},
 };
 
 /// What the configuration wants of an address.
@@ -18,7 +18,7 @@ struct Wanted {
 }
 
 /// Sockets by address, one per worker.
-type Bound = HashMap<BindAddress, (Wanted, Vec<Listening>)>;
+type Bound = HashMap<BindAddress, (Wanted, Vec<ListeningSocket>)>;
 
 /// Our own descriptors of the sockets that the workers accept on, one per worker.
 #[derive(Default)]
@@ -30,7 +30,7 @@ pub(super) struct Sockets {
 #[derive(Default)]
 pub(super) struct Prepared {
     /// With the workers' own descriptors of the same sockets.
-    new: Vec<(BindAddress, Vec<Listening>, Vec<Listening>)>,
+    new: Vec<(BindAddress, Vec<ListeningSocket>, Vec<ListeningSocket>)>,
     wanted: HashMap<BindAddress, Wanted>,
 }
 
@@ -64,12 +64,12 @@ impl Sockets {
                     let ours =
                         self.has_port_of(bind) || new.any(|(new, ..)| have_one_port(new, bind));
                     let claim = if ours {
-                        listen::bind_beside
+                        listen::bind_shared_port
                     } else {
                         listen::bind
                     };
                     let sockets = claim(bind, &listener.socket, workers)?;
-                    let copies = sockets.iter().map(Listening::try_clone);
+                    let copies = sockets.iter().map(ListeningSocket::try_clone);
                     let copies = copies.collect::<Result<_, _>>();
                     let copies = copies.map_err(|source| BindError {
                         address: bind.clone(),

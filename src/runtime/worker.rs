@@ -25,7 +25,7 @@ use crate::{
     base::address::BindAddress,
     net::{
         limits,
-        listen::{Acceptor, Listening},
+        listen::{Acceptor, ListeningSocket},
     },
     proxy::{accept, worker::Worker},
     snapshot::Daemon,
@@ -38,7 +38,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// What the control thread tells a worker.
 pub(super) enum Command {
     /// Accept on a socket.
-    Listen(BindAddress, Listening),
+    Listen(BindAddress, ListeningSocket),
     /// Stop accepting on an address, and close its idle connections.
     Unlisten(BindAddress),
     /// Close the idle connections of an address that speaks another protocol from now on.

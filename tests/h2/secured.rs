@@ -129,7 +129,10 @@ async fn alpn_chooses_http_2_and_other_hosts_are_misdirected() {
     let local = LocalSet::new();
     let clients = local.run_until(async {
         let stream = secured(&daemon, &["http/1.1", "h2"]).await;
-        assert!(stream.agreed().unwrap().h2, "h2 is preferred by default");
+        assert!(
+            stream.negotiated_tls().unwrap().h2,
+            "h2 is preferred by default"
+        );
         let (sender, connection) = h2::client::handshake(stream).await.unwrap();
         tokio::task::spawn_local(connection);
         for (host, status) in [("one.test", 200), ("two.test", 421), ("one.test", 200)] {
@@ -149,7 +152,10 @@ async fn alpn_chooses_http_2_and_other_hosts_are_misdirected() {
         assert_eq!(logged["protocol"], "HTTP/2");
         assert_eq!(logged["tls"], "TLSv1.3");
         let plain = patiently(secured(&daemon, &["http/1.1"])).await;
-        assert!(!plain.agreed().unwrap().h2, "a client may prefer HTTP/1");
+        assert!(
+            !plain.negotiated_tls().unwrap().h2,
+            "a client may prefer HTTP/1"
+        );
     });
     Box::pin(clients).await;
 }

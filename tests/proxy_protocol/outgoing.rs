@@ -1,6 +1,6 @@
 //! `send_proxy`: what backends are told, when, and on which connections.
 
-use super::{FRONT, Header, V1, V2, db, ends, header, parse, read_header, support, to, web};
+use super::{FRONT, ProxyHeader, V1, V2, db, ends, header, parse, read_header, support, to, web};
 use support::{
     client::Client,
     daemon::Daemon,
@@ -8,7 +8,7 @@ use support::{
 };
 
 /// Reads a header, records it, and answers every request with the number of its connection.
-fn backend(headers: &Record<Header>) -> Peer {
+fn backend(headers: &Record<ProxyHeader>) -> Peer {
     let headers = headers.clone();
     Peer::start(move |mut connection| {
         let Some(header) = read_header(&mut connection) else {
@@ -99,7 +99,7 @@ fn what_a_header_told_us_is_passed_on() {
     let mut nobody = daemon.client("@web");
     nobody.send(unix);
     assert_eq!(number(&mut nobody), "2");
-    assert_eq!(headers.all()[2], Header::Own);
+    assert_eq!(headers.all()[2], ProxyHeader::Own);
 }
 
 #[test]
@@ -231,7 +231,11 @@ fn checks_say_that_they_are_our_own() {
         });
         let bytes = found.unwrap_or_else(|| panic!("{version}: {:?}", seen.all()));
         let (header, length) = parse(&bytes, Some(own)).unwrap().unwrap();
-        assert_eq!((header, length), (Header::Own, bytes.len()), "{bytes:?}");
+        assert_eq!(
+            (header, length),
+            (ProxyHeader::Own, bytes.len()),
+            "{bytes:?}"
+        );
         let wanted: &[u8] = if own == V1 {
             b"PROXY UNKNOWN\r\n"
         } else {
@@ -261,7 +265,12 @@ fn an_http_check_asks_behind_its_header_and_another_port_without_one() {
         daemon.wait_for_metric("balancer_backend_up", |up| up > 0.5);
         assert_eq!(asked.wait_for_requests(1)[0].target, "/healthz");
     }
-    assert!(headers.all().iter().all(|header| *header == Header::Own));
+    assert!(
+        headers
+            .all()
+            .iter()
+            .all(|header| *header == ProxyHeader::Own)
+    );
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! A ClientHello: the verdict on a beginning never changes with what follows, a name is a host name, and the same message in
 //! other records tells the same.
 
-use balancer::net::client_hello::{Hello, LONGEST, Parser, Refused, parse};
+use balancer::net::client_hello::{
+    ClientHelloError, ClientHelloParser, MAX_HELLO_BYTES, ParsedClientHello, parse,
+};
 
 use super::prefixes;
 
-type Parsed = Result<Option<Hello>, Refused>;
+type Parsed = Result<Option<ParsedClientHello>, ClientHelloError>;
 
 fn check_prefixes(data: &[u8], whole: &Parsed) {
     for length in prefixes(data.len(), data.len()) {
@@ -15,7 +17,7 @@ fn check_prefixes(data: &[u8], whole: &Parsed) {
             "{length} bytes are {part:?}, all are {whole:?}"
         );
     }
-    let mut parser = Parser::default();
+    let mut parser = ClientHelloParser::default();
     for length in (0..data.len()).step_by(1 + data.len() / 64) {
         let part = parser.parse(&data[..length]);
         assert_eq!(part, parse(&data[..length]), "{length} bytes, in pieces");
@@ -54,7 +56,7 @@ pub fn run(data: &[u8]) {
     let whole = parse(data);
     check_prefixes(data, &whole);
     if whole == Ok(None) {
-        assert!(data.len() < LONGEST, "no end of it is known");
+        assert!(data.len() < MAX_HELLO_BYTES, "no end of it is known");
     }
     let Ok(Some(hello)) = &whole else { return };
     if let Some(name) = &hello.server_name {
@@ -69,10 +71,14 @@ pub fn run(data: &[u8]) {
             records.extend(part);
         }
         let again = parse(&records);
-        if records.len() <= LONGEST {
+        if records.len() <= MAX_HELLO_BYTES {
             assert_eq!(again, whole, "in records of {size}");
         } else {
-            assert_eq!(again, Err(Refused::TooLarge), "in records of {size}");
+            assert_eq!(
+                again,
+                Err(ClientHelloError::TooLarge),
+                "in records of {size}"
+            );
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use balancer::{
     config::model::ProxyVersion,
-    net::proxy_protocol::{Header, Invalid, LONGEST, encode, parse},
+    net::proxy_protocol::{MAX_HEADER_BYTES, ProxyHeader, ProxyHeaderError, encode, parse},
 };
 
 use super::prefixes;
 
-type Parsed = Result<Option<(Header, usize)>, Invalid>;
+type Parsed = Result<Option<(ProxyHeader, usize)>, ProxyHeaderError>;
 
 fn check_prefixes(data: &[u8], version: Option<ProxyVersion>, whole: &Parsed) {
     let end = match whole {
@@ -33,7 +33,10 @@ pub fn run(data: &[u8]) {
     let any = parse(data, None);
     check_prefixes(data, None, &any);
     if any == Ok(None) {
-        assert!(data.len() < LONGEST, "more than a header, and still none");
+        assert!(
+            data.len() < MAX_HEADER_BYTES,
+            "more than a header, and still none"
+        );
     }
     for version in [ProxyVersion::V1, ProxyVersion::V2] {
         let one = parse(data, Some(version));
@@ -45,8 +48,8 @@ pub fn run(data: &[u8]) {
     let Ok(Some((header, length))) = any else {
         return;
     };
-    assert!(length <= data.len().min(LONGEST), "{length} bytes");
-    let Header::Proxied(ends) = header else {
+    assert!(length <= data.len().min(MAX_HEADER_BYTES), "{length} bytes");
+    let ProxyHeader::Proxied(ends) = header else {
         return;
     };
     for version in [ProxyVersion::V1, ProxyVersion::V2] {

@@ -18,7 +18,7 @@ use crate::{
     base::{address::BackendAddress, clock},
     config::model::{CheckKind, HealthCheck, Pool},
     net::{
-        connect::{connect, connect_port, introduce},
+        connect::{connect, connect_port, send_proxy_header},
         proxy_protocol,
         stream::Stream,
         tls::{secure, warn_refused},
@@ -148,7 +148,7 @@ async fn open(
         Some(port) => connect_port(backend, port, deadline).await,
     };
     let more_follows = tls.is_some() || !matches!(check.kind, CheckKind::Tcp);
-    let introduced = connected.and_then(|stream| introduce(stream, header, more_follows));
+    let introduced = connected.and_then(|stream| send_proxy_header(stream, header, more_follows));
     let secured = match introduced {
         Ok(stream) => secure(stream, tls, &backend.address, deadline)
             .await

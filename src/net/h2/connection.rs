@@ -29,7 +29,7 @@ use crate::{
     http2::frame::{self, Code, LARGEST, kind, setting},
     net::{
         stream::Stream,
-        tls::{Agreed, Tls},
+        tls::{NegotiatedTls, TlsStream},
     },
 };
 
@@ -43,7 +43,7 @@ pub(super) const FAREWELL: [u8; 8] = *b"farewell";
 /// What the streams of a connection can know of it.
 #[derive(Debug)]
 pub(super) struct Facts {
-    pub agreed: Option<Agreed>,
+    pub agreed: Option<NegotiatedTls>,
     pub local: Option<SocketAddr>,
     pub peer: Option<SocketAddr>,
 }
@@ -111,7 +111,7 @@ impl Connection {
     fn new(stream: Stream, role: Role) -> Rc<Self> {
         Rc::new(Self {
             facts: Facts {
-                agreed: stream.tls().map(Tls::agreed).cloned(),
+                agreed: stream.tls().map(TlsStream::negotiated).cloned(),
                 local: stream.local_addr(),
                 peer: stream.peer_addr(),
             },

@@ -28,7 +28,7 @@ use crate::{
         hpack::{self, Decoder},
     },
     net::{
-        buffer::{Buffer, Size},
+        buffer::{BufferSize, PooledBuffer},
         stream::Stream,
     },
 };
@@ -297,7 +297,7 @@ impl Core {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(());
         };
-        let mut buffer = Buffer::take(Size::Medium);
+        let mut buffer = PooledBuffer::take(BufferSize::Medium);
         let before = self.unread.len();
         let Some((kept, room)) = buffer.split_at_mut_checked(before) else {
             return Poll::Ready(());

@@ -14,7 +14,7 @@ use std::{
 use tokio::io::ReadBuf;
 
 use super::{connection::Connection, reader, response::Sending, text::Text};
-use crate::{net::tls::Agreed, reason::Reason};
+use crate::{net::tls::NegotiatedTls, reason::Reason};
 
 /// A request on a stream that has begun.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Incoming {
     }
 
     /// What the TLS of the connection agreed on.
-    pub fn agreed(&self) -> Option<&Agreed> {
+    pub fn negotiated_tls(&self) -> Option<&NegotiatedTls> {
         self.connection.facts.agreed.as_ref()
     }
 

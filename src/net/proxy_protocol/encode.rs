@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::{
-    Ends,
+    ConnectionEnds,
     parse::{BINARY_START, TEXT_START},
 };
 use crate::config::model::ProxyVersion;
@@ -12,7 +12,7 @@ use crate::config::model::ProxyVersion;
 /// client's address is not known.
 ///
 /// Both addresses of a header are of one kind: an IPv4 address beside an IPv6 one is given as `::ffff:a.b.c.d`.
-pub fn encode(version: ProxyVersion, ends: Option<Ends>) -> Box<[u8]> {
+pub fn encode(version: ProxyVersion, ends: Option<ConnectionEnds>) -> Box<[u8]> {
     match (version, ends) {
         (ProxyVersion::V1, None) => text("UNKNOWN"),
         (ProxyVersion::V1, Some(ends)) => text(&text_words(ends)),
@@ -40,10 +40,10 @@ fn text(words: &str) -> Box<[u8]> {
 }
 
 fn text_words(
-    Ends {
+    ConnectionEnds {
         source,
         destination,
-    }: Ends,
+    }: ConnectionEnds,
 ) -> String {
     let ports = format!("{} {}", source.port(), destination.port());
     match (source.ip(), destination.ip()) {
@@ -73,10 +73,10 @@ fn v6(address: SocketAddr) -> Ipv6Addr {
 
 /// The kind of the addresses, and their bytes.
 fn block(
-    Ends {
+    ConnectionEnds {
         source,
         destination,
-    }: Ends,
+    }: ConnectionEnds,
 ) -> (u8, Vec<u8>) {
     let mut block = Vec::with_capacity(36);
     let kind = if let (IpAddr::V4(from), IpAddr::V4(to)) = (source.ip(), destination.ip()) {

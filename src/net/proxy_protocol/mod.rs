@@ -11,7 +11,7 @@ mod tests;
 
 pub use self::{
     encode::{encode, encode_local},
-    parse::{Invalid, LONGEST, parse},
+    parse::{MAX_HEADER_BYTES, ProxyHeaderError, parse},
 };
 
 use std::{
@@ -28,14 +28,14 @@ const FIRST_LOOK: usize = 256;
 
 /// Both ends of a client's connection. IPv4 addresses are always given as IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ends {
+pub struct ConnectionEnds {
     /// The client.
     pub source: SocketAddr,
     /// What the client connected to.
     pub destination: SocketAddr,
 }
 
-impl Ends {
+impl ConnectionEnds {
     /// Ends given as IPv4 where they are IPv4, however they were written.
     pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
         let canonical =
@@ -54,16 +54,16 @@ impl Ends {
 
 /// What a header says of the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Header {
+pub enum ProxyHeader {
     /// Nothing: `LOCAL`, `UNKNOWN`, or a kind of connection that a listener of ours cannot have. The connection itself tells.
     Own,
     /// The client came over a unix socket: it has no address.
     Unix,
     /// The client's own connection.
-    Proxied(Ends),
+    Proxied(ConnectionEnds),
 }
 
-impl Header {
+impl ProxyHeader {
     /// The client's address, when the connection itself comes from `peer`.
     pub fn client(&self, peer: Option<IpAddr>) -> Option<IpAddr> {
         match self {
@@ -74,9 +74,9 @@ impl Header {
     }
 
     /// Both ends of the client's connection, of which `stream` is the last part.
-    pub fn ends(&self, stream: &Stream) -> Option<Ends> {
+    pub fn ends(&self, stream: &Stream) -> Option<ConnectionEnds> {
         match self {
-            Self::Own => Ends::of(stream),
+            Self::Own => ConnectionEnds::of(stream),
             Self::Unix => None,
             Self::Proxied(ends) => Some(*ends),
         }
@@ -85,7 +85,7 @@ impl Header {
 
 /// Why no header was received.
 #[derive(Debug, thiserror::Error)]
-pub enum ReceiveError {
+pub enum ReceiveHeaderError {
     /// The peer closed without having sent a byte.
     #[error("closed before the first byte")]
     Silent,
@@ -94,7 +94,7 @@ pub enum ReceiveError {
     Cut,
     /// What came is not a header of a version that is allowed.
     #[error("{0}")]
-    Invalid(#[from] Invalid),
+    Invalid(#[from] ProxyHeaderError),
     /// The connection failed.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -104,10 +104,10 @@ pub enum ReceiveError {
 ///
 /// What arrives is looked at before it is taken, so that whatever follows the header stays where the next reader expects it.
 /// Has no deadline of its own.
-pub async fn receive(
+pub async fn receive_header(
     stream: &Stream,
     version: Option<ProxyVersion>,
-) -> Result<Header, ReceiveError> {
+) -> Result<ProxyHeader, ReceiveHeaderError> {
     let mut seen = Vec::new();
     loop {
         poll_fn(|cx| stream.poll_read_ready(cx)).await?;
@@ -123,9 +123,9 @@ pub async fn receive(
         };
         if count == 0 {
             return Err(if had == 0 {
-                ReceiveError::Silent
+                ReceiveHeaderError::Silent
             } else {
-                ReceiveError::Cut
+                ReceiveHeaderError::Cut
             });
         }
         seen.truncate(had + count);
@@ -152,7 +152,7 @@ fn take(stream: &Stream, bytes: &mut [u8]) -> io::Result<()> {
 /// out with them in one segment.
 ///
 /// The buffer of a new connection has room for it; a system where it has not is an error rather than half a header.
-pub fn send(stream: &Stream, header: &[u8], more: bool) -> io::Result<()> {
+pub fn send_header(stream: &Stream, header: &[u8], more: bool) -> io::Result<()> {
     let written = if more {
         stream.try_write_last(header)?
     } else {

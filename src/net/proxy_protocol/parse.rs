@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{Ends, Header};
+use super::{ConnectionEnds, ProxyHeader};
 use crate::config::model::ProxyVersion;
 
 /// How a header of version 1 begins.
@@ -18,7 +18,7 @@ const FIXED: usize = 16;
 /// Most bytes of addresses and TLVs: a sixteenth of what the format could say, and room for any certificate's names.
 const BLOCK_LONGEST: usize = 4096;
 /// Longest header that is taken, in bytes.
-pub const LONGEST: usize = FIXED + BLOCK_LONGEST;
+pub const MAX_HEADER_BYTES: usize = FIXED + BLOCK_LONGEST;
 
 /// The TLV with a CRC-32C of the whole header.
 const TLV_CRC32C: u8 = 0x03;
@@ -26,20 +26,22 @@ const TLV_CRC32C: u8 = 0x03;
 /// Why bytes are not the beginning of a valid header. A fixed text without anything from the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Invalid(pub &'static str);
+pub struct ProxyHeaderError(pub &'static str);
 
 /// The header at the beginning of `bytes` and its length; `None` while bytes are missing. Without `version` both are taken.
 pub fn parse(
     bytes: &[u8],
     version: Option<ProxyVersion>,
-) -> Result<Option<(Header, usize)>, Invalid> {
+) -> Result<Option<(ProxyHeader, usize)>, ProxyHeaderError> {
     let is_allowed = |one| version.is_none_or(|only| only == one);
     if is_allowed(ProxyVersion::V1) && may_begin(bytes, TEXT_START) {
         text(bytes)
     } else if is_allowed(ProxyVersion::V2) && may_begin(bytes, BINARY_START) {
         binary(bytes)
     } else {
-        Err(Invalid("not a PROXY header of a version that is allowed"))
+        Err(ProxyHeaderError(
+            "not a PROXY header of a version that is allowed",
+        ))
     }
 }
 
@@ -59,7 +61,7 @@ fn may_begin(bytes: &[u8], start: &[u8]) -> bool {
 }
 
 /// Version 1: `PROXY TCP4 192.0.2.1 192.0.2.2 56324 443` and a line end.
-fn text(bytes: &[u8]) -> Result<Option<(Header, usize)>, Invalid> {
+fn text(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, ProxyHeaderError> {
     let line = bytes.get(..TEXT_LONGEST).unwrap_or(bytes);
     if let Some(end) = memchr::memchr2(b'\r', b'\n', line) {
         return match line.get(end..) {
@@ -68,22 +70,24 @@ fn text(bytes: &[u8]) -> Result<Option<(Header, usize)>, Invalid> {
                 let words = line.get(TEXT_START.len()..end).unwrap_or_default();
                 Ok(Some((text_words(words)?, end + 2)))
             }
-            _ => Err(Invalid("the line of version 1 does not end with CR LF")),
+            _ => Err(ProxyHeaderError(
+                "the line of version 1 does not end with CR LF",
+            )),
         };
     }
     if line.len() + 2 > TEXT_LONGEST {
-        return Err(Invalid("the line of version 1 is too long"));
+        return Err(ProxyHeaderError("the line of version 1 is too long"));
     }
     Ok(None)
 }
 
 /// What stands between `PROXY ` and the line end.
-fn text_words(line: &[u8]) -> Result<Header, Invalid> {
+fn text_words(line: &[u8]) -> Result<ProxyHeader, ProxyHeaderError> {
     // Whatever follows is to be ignored.
     if line == b"UNKNOWN" || line.starts_with(b"UNKNOWN ") {
-        return Ok(Header::Own);
+        return Ok(ProxyHeader::Own);
     }
-    let invalid = Invalid("the line of version 1 is malformed");
+    let invalid = ProxyHeaderError("the line of version 1 is malformed");
     let line = str::from_utf8(line).map_err(|_| invalid)?;
     let mut words = line.split(' ');
     let mut word = || words.next().ok_or(invalid);
@@ -99,7 +103,7 @@ fn text_words(line: &[u8]) -> Result<Header, Invalid> {
     if words.next().is_some() {
         return Err(invalid);
     }
-    Ok(Header::Proxied(Ends::new(
+    Ok(ProxyHeader::Proxied(ConnectionEnds::new(
         SocketAddr::new(source, source_port),
         SocketAddr::new(destination, destination_port),
     )))
@@ -113,45 +117,45 @@ fn port(word: &str) -> Option<u16> {
 }
 
 /// Version 2: the start, version and command, kind of address, length; then addresses and TLVs.
-fn binary(bytes: &[u8]) -> Result<Option<(Header, usize)>, Invalid> {
+fn binary(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, ProxyHeaderError> {
     // Whatever is there is looked at, not only what is whole.
     let (command, kind) = (bytes.get(BINARY_START.len()), bytes.get(FIXED - 3));
     if command.is_some_and(|command| !matches!(command, 0x20 | 0x21)) {
-        return Err(Invalid("neither LOCAL nor PROXY of version 2"));
+        return Err(ProxyHeaderError("neither LOCAL nor PROXY of version 2"));
     }
     let is_local = command == Some(&0x20);
     if !is_local && kind.is_some_and(|kind| address_bytes(*kind).is_none()) {
-        return Err(Invalid("an unknown kind of address"));
+        return Err(ProxyHeaderError("an unknown kind of address"));
     }
     let Some(length) = whole_length(bytes) else {
         return Ok(None);
     };
-    if length > LONGEST {
-        return Err(Invalid("the addresses and TLVs are too long"));
+    if length > MAX_HEADER_BYTES {
+        return Err(ProxyHeaderError("the addresses and TLVs are too long"));
     }
     let (Some(kind), Some(header)) = (kind, bytes.get(..length)) else {
         return Ok(None);
     };
     // LOCAL: the rest is to be skipped, the kind included. So it is where no kind is said.
     if is_local || *kind == 0 {
-        return Ok(Some((Header::Own, length)));
+        return Ok(Some((ProxyHeader::Own, length)));
     }
     let addresses = address_bytes(*kind).unwrap_or_default();
     let block = header.get(FIXED..).unwrap_or_default();
     let Some((block, _)) = block.split_at_checked(addresses) else {
-        return Err(Invalid("shorter than its addresses"));
+        return Err(ProxyHeaderError("shorter than its addresses"));
     };
     check_tlvs(header, FIXED + addresses)?;
     let found = match *kind {
         0x11 => ends::<4>(block),
         0x21 => ends::<16>(block),
-        0x31 => Some(Header::Unix),
+        0x31 => Some(ProxyHeader::Unix),
         // A datagram cannot have led here.
-        _ => Some(Header::Own),
+        _ => Some(ProxyHeader::Own),
     };
     match found {
         Some(found) => Ok(Some((found, length))),
-        None => Err(Invalid("shorter than its addresses")),
+        None => Err(ProxyHeaderError("shorter than its addresses")),
     }
 }
 
@@ -167,7 +171,7 @@ fn address_bytes(kind: u8) -> Option<usize> {
 }
 
 /// Two addresses of `N` bytes and two ports.
-fn ends<const N: usize>(block: &[u8]) -> Option<Header>
+fn ends<const N: usize>(block: &[u8]) -> Option<ProxyHeader>
 where
     IpAddr: From<[u8; N]>,
 {
@@ -178,26 +182,26 @@ where
     let end = |address: &[u8; N], port: &[u8; 2]| {
         SocketAddr::new(IpAddr::from(*address), u16::from_be_bytes(*port))
     };
-    Some(Header::Proxied(Ends::new(
+    Some(ProxyHeader::Proxied(ConnectionEnds::new(
         end(source, source_port),
         end(destination, destination_port),
     )))
 }
 
 /// Type, length and value, one after another to the very end; a checksum must be right. Nothing else of them is used.
-fn check_tlvs(header: &[u8], from: usize) -> Result<(), Invalid> {
+fn check_tlvs(header: &[u8], from: usize) -> Result<(), ProxyHeaderError> {
     let mut at = from;
     while let Some([kind, high, low, rest @ ..]) = header.get(at..).filter(|rest| !rest.is_empty())
     {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         let Some(value) = rest.get(..length) else {
-            return Err(Invalid("a TLV is longer than the header"));
+            return Err(ProxyHeaderError("a TLV is longer than the header"));
         };
         if *kind == TLV_CRC32C {
             let told = <[u8; 4]>::try_from(value)
-                .map_err(|_| Invalid("a checksum that is not of 4 bytes"))?;
+                .map_err(|_| ProxyHeaderError("a checksum that is not of 4 bytes"))?;
             if u32::from_be_bytes(told) != checksum(header, at + 3) {
-                return Err(Invalid("the checksum is wrong"));
+                return Err(ProxyHeaderError("the checksum is wrong"));
             }
         }
         at += 3 + length;
@@ -205,7 +209,7 @@ fn check_tlvs(header: &[u8], from: usize) -> Result<(), Invalid> {
     if at == header.len() {
         Ok(())
     } else {
-        Err(Invalid("a TLV is cut short"))
+        Err(ProxyHeaderError("a TLV is cut short"))
     }
 }
 

@@ -9,8 +9,8 @@ use crate::{base::rng::Random, net::fixture};
 const V1: ProxyVersion = ProxyVersion::V1;
 const V2: ProxyVersion = ProxyVersion::V2;
 
-fn ends(source: &str, destination: &str) -> Ends {
-    Ends {
+fn ends(source: &str, destination: &str) -> ConnectionEnds {
+    ConnectionEnds {
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
     }
@@ -24,8 +24,8 @@ fn binary(command: u8, kind: u8, block: &[u8]) -> Vec<u8> {
 
 const FOUR: [u8; 12] = [192, 0, 2, 1, 198, 51, 100, 2, 0xdc, 0x04, 0x01, 0xbb];
 
-fn four() -> Header {
-    Header::Proxied(ends("192.0.2.1:56324", "198.51.100.2:443"))
+fn four() -> ProxyHeader {
+    ProxyHeader::Proxied(ends("192.0.2.1:56324", "198.51.100.2:443"))
 }
 
 /// Addresses of version 2 with TLVs behind them.
@@ -53,15 +53,15 @@ fn six() -> Vec<u8> {
     block
 }
 
-fn valid() -> Vec<(Vec<u8>, Header)> {
-    let six_header = Header::Proxied(ends("[2001:db8::1]:56324", "[2001:db8::2]:443"));
+fn valid() -> Vec<(Vec<u8>, ProxyHeader)> {
+    let six_header = ProxyHeader::Proxied(ends("[2001:db8::1]:56324", "[2001:db8::2]:443"));
     let longest = "PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n";
     assert_eq!(longest.len(), 107);
     let mut mapped = vec![0; 10];
     mapped.extend_from_slice(&[0xff, 0xff, 192, 0, 2, 1]);
     mapped.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 198, 51, 100, 2]);
     mapped.extend_from_slice(&FOUR[8..]);
-    let texts: [(&str, Header); 9] = [
+    let texts: [(&str, ProxyHeader); 9] = [
         ("PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n", four()),
         (
             "PROXY TCP6 2001:db8::1 2001:db8::2 56324 443\r\n",
@@ -77,27 +77,27 @@ fn valid() -> Vec<(Vec<u8>, Header)> {
         ),
         (
             "PROXY TCP4 0.0.0.0 255.255.255.255 0 65535\r\n",
-            Header::Proxied(ends("0.0.0.0:0", "255.255.255.255:65535")),
+            ProxyHeader::Proxied(ends("0.0.0.0:0", "255.255.255.255:65535")),
         ),
-        ("PROXY UNKNOWN\r\n", Header::Own),
-        ("PROXY UNKNOWN \r\n", Header::Own),
-        ("PROXY UNKNOWN what\0ever\r\n", Header::Own),
-        (longest, Header::Own),
+        ("PROXY UNKNOWN\r\n", ProxyHeader::Own),
+        ("PROXY UNKNOWN \r\n", ProxyHeader::Own),
+        ("PROXY UNKNOWN what\0ever\r\n", ProxyHeader::Own),
+        (longest, ProxyHeader::Own),
     ];
     let binaries = [
         (binary(0x21, 0x11, &FOUR), four()),
         (binary(0x21, 0x21, &six()), six_header),
         (binary(0x21, 0x21, &mapped), four()),
-        (binary(0x21, 0x31, &[7; 216]), Header::Unix),
-        (binary(0x21, 0x32, &[7; 216]), Header::Own),
-        (binary(0x21, 0x12, &FOUR), Header::Own),
-        (binary(0x21, 0x22, &six()), Header::Own),
-        (binary(0x21, 0x00, &[]), Header::Own),
-        (binary(0x21, 0x00, &[1, 2, 3, 4, 5]), Header::Own),
-        (binary(0x20, 0x00, &[]), Header::Own),
+        (binary(0x21, 0x31, &[7; 216]), ProxyHeader::Unix),
+        (binary(0x21, 0x32, &[7; 216]), ProxyHeader::Own),
+        (binary(0x21, 0x12, &FOUR), ProxyHeader::Own),
+        (binary(0x21, 0x22, &six()), ProxyHeader::Own),
+        (binary(0x21, 0x00, &[]), ProxyHeader::Own),
+        (binary(0x21, 0x00, &[1, 2, 3, 4, 5]), ProxyHeader::Own),
+        (binary(0x20, 0x00, &[]), ProxyHeader::Own),
         // What LOCAL carries is skipped, whatever it is.
-        (binary(0x20, 0x11, &FOUR), Header::Own),
-        (binary(0x20, 0xff, &[0xff; 40]), Header::Own),
+        (binary(0x20, 0x11, &FOUR), ProxyHeader::Own),
+        (binary(0x20, 0xff, &[0xff; 40]), ProxyHeader::Own),
         (with_tlvs(&[0x04, 0, 0, 0xe0, 0, 3, 1, 2, 3]), four()),
         (with_checksum(0), four()),
         (
@@ -257,13 +257,13 @@ fn mutated_headers_are_read_within_their_bytes_and_mean_what_they_say() {
         };
         taken += 1;
         assert!(
-            length <= bytes.len().min(LONGEST),
+            length <= bytes.len().min(MAX_HEADER_BYTES),
             "round {round}: {bytes:?}"
         );
         // The meaning hangs on the header's own bytes only, all of them.
         assert_eq!(parse(&bytes[..length], None), Ok(Some((header, length))));
         assert_eq!(parse(&bytes[..length - 1], None), Ok(None), "{bytes:?}");
-        if let Header::Proxied(ends) = header {
+        if let ProxyHeader::Proxied(ends) = header {
             for version in [V1, V2] {
                 let written = encode(version, Some(ends));
                 let read = parse(&written, Some(version));
@@ -302,7 +302,7 @@ fn addresses_of_two_kinds_become_one_kind() {
         for version in [V1, V2] {
             let written = encode(version, Some(client));
             let read = parse(&written, None).unwrap().unwrap().0;
-            assert_eq!(read, Header::Proxied(client));
+            assert_eq!(read, ProxyHeader::Proxied(client));
         }
     }
     let line = encode(V1, Some(ends("192.0.2.1:1", "[2001:db8::2]:2")));
@@ -325,7 +325,7 @@ async fn a_header_is_taken_off_a_stream_to_its_last_byte() {
                 peer.write_all(&rest).await.unwrap();
                 peer.shutdown().await.unwrap();
             };
-            let (received, ()) = tokio::join!(receive(&stream, None), send);
+            let (received, ()) = tokio::join!(receive_header(&stream, None), send);
             assert_eq!(received.unwrap(), header, "{split} of {bytes:?}");
             let mut rest = Vec::new();
             stream.read_to_end(&mut rest).await.unwrap();
@@ -344,9 +344,9 @@ async fn a_header_that_drips_in_is_taken() {
             tokio::task::yield_now().await;
         }
     };
-    let (received, ()) = tokio::join!(receive(&stream, None), drip);
+    let (received, ()) = tokio::join!(receive_header(&stream, None), drip);
     assert_eq!(received.unwrap(), four());
-    assert!(stream.has_nothing());
+    assert!(stream.has_no_pending_input());
 }
 
 #[tokio::test]
@@ -362,7 +362,7 @@ async fn a_stream_without_a_header_says_why() {
         let (mut peer, stream) = fixture::pair().await;
         peer.write_all(bytes.as_bytes()).await.unwrap();
         drop(peer);
-        let error = receive(&stream, None).await.unwrap_err();
+        let error = receive_header(&stream, None).await.unwrap_err();
         assert_eq!(error.to_string(), wanted, "{bytes:?}");
     }
 }
@@ -373,9 +373,9 @@ async fn what_is_sent_is_received() {
     for (version, more) in [(V1, false), (V2, true)] {
         let (peer, stream) = fixture::pair().await;
         let peer = Stream::Tcp(peer);
-        send(&peer, &encode(version, Some(client)), more).unwrap();
+        send_header(&peer, &encode(version, Some(client)), more).unwrap();
         peer.shutdown_write().unwrap();
-        let received = receive(&stream, Some(version)).await.unwrap();
-        assert_eq!(received, Header::Proxied(client));
+        let received = receive_header(&stream, Some(version)).await.unwrap();
+        assert_eq!(received, ProxyHeader::Proxied(client));
     }
 }

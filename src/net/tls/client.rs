@@ -9,7 +9,7 @@ use std::{
 use rustls::pki_types::ServerName;
 use tokio::time::timeout_at;
 
-use super::handshake::{self, Failed, Fault};
+use super::handshake::{self, HandshakeError, HandshakeFailure};
 use crate::{
     base::{address::BackendAddress, clock},
     config::model::PoolTls,
@@ -22,20 +22,20 @@ use crate::{
 };
 
 /// The cause where a backend that HTTP/2 is to be spoken with has not chosen it: by silence, or by the alert of RFC 7301.
-pub const NOT_H2: &str = "the backend did not agree on HTTP/2 (ALPN)";
+pub const H2_NOT_NEGOTIATED: &str = "the backend did not agree on HTTP/2 (ALPN)";
 
-impl From<Failed> for ConnectError {
-    fn from(failed: Failed) -> Self {
+impl From<HandshakeError> for ConnectError {
+    fn from(failed: HandshakeError) -> Self {
         Self {
             reason: match failed.fault {
-                Fault::Closed if failed.is_local => Reason::Overload,
-                Fault::Closed => Reason::ConnectionTerminated,
-                Fault::Timeout => Reason::ConnectionTimeout,
-                Fault::CertificateInvalid => Reason::TlsCertificateError,
+                HandshakeFailure::Closed if failed.is_local => Reason::Overload,
+                HandshakeFailure::Closed => Reason::ConnectionTerminated,
+                HandshakeFailure::Timeout => Reason::ConnectionTimeout,
+                HandshakeFailure::CertificateInvalid => Reason::TlsCertificateError,
                 _ => Reason::TlsProtocolError,
             },
             source: match failed.fault {
-                Fault::Alpn => io::Error::other(NOT_H2),
+                HandshakeFailure::Alpn => io::Error::other(H2_NOT_NEGOTIATED),
                 _ => io::Error::other(failed.detail),
             },
         }
@@ -48,8 +48,8 @@ fn no_name() -> ServerName<'static> {
 
 /// A new connection to the backend of `state`, ready for what the pool speaks: connected, introduced by `header` if there is
 /// one, and under TLS if the pool wants that. `speaks_first`: something of ours follows at once; see
-/// [`connect::introduce`].
-pub async fn reach(
+/// [`connect::send_proxy_header`].
+pub async fn connect_backend(
     state: &BackendState,
     header: Option<&[u8]>,
     tls: Option<&PoolTls>,
@@ -57,7 +57,7 @@ pub async fn reach(
     deadline: Instant,
 ) -> Result<Stream, ConnectError> {
     let stream = connect::connect(state, deadline).await?;
-    let stream = connect::introduce(stream, header, speaks_first || tls.is_some())?;
+    let stream = connect::send_proxy_header(stream, header, speaks_first || tls.is_some())?;
     let secured = secure(stream, tls, &state.address, deadline).await;
     secured.inspect_err(|error| warn_refused(state, error))
 }
@@ -79,7 +79,11 @@ pub async fn secure(
     .await
     {
         Ok(connected) => Ok(connected?.into()),
-        Err(_) => Err(Failed::new(Fault::Timeout, "TLS handshake not over in time").into()),
+        Err(_) => Err(HandshakeError::new(
+            HandshakeFailure::Timeout,
+            "TLS handshake not over in time",
+        )
+        .into()),
     }
 }
 

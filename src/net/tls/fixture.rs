@@ -11,7 +11,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::{Tls, accept, handshake};
+use super::{TlsStream, accept, handshake};
 use crate::{
     base::crypto::provider,
     config::model::{Certificate, ClientCa, ListenerTls, TlsVersion},
@@ -129,8 +129,8 @@ pub(super) async fn shake(
     server: &ServerTls,
     name: ServerName<'static>,
 ) -> (
-    Result<Tls, handshake::Failed>,
-    Result<Tls, handshake::Failed>,
+    Result<TlsStream, handshake::HandshakeError>,
+    Result<TlsStream, handshake::HandshakeError>,
 ) {
     let (peer, stream) = pair().await;
     let (client, server) = tokio::join!(handshake::connect(peer.into(), config, name), async {

@@ -13,13 +13,13 @@ use rustls::{
 use tokio::io::ReadBuf;
 
 use super::{
-    Agreed, End, MAX_WAITING, Session, Tls, is_13,
+    End, MAX_WAITING, NegotiatedTls, Session, TlsStream, is_13,
     server::{ServerTls, asked, set_offers_13},
     session::{self, Plain},
 };
 use crate::{
     base::certificate,
-    net::{client_hello::Parser, local_error, stream::Stream},
+    net::{client_hello::ClientHelloParser, local_error, stream::Stream},
 };
 
 /// Most names of a certificate that are logged.
@@ -27,7 +27,7 @@ const MAX_NAMES: usize = 5;
 
 /// Why a handshake failed; the `reason` of `balancer_tls_handshake_failures_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum HandshakeFailure {
     /// Not over within `timeouts.tls`.
     Timeout,
     /// The peer closed or reset the connection.
@@ -53,21 +53,21 @@ pub enum Fault {
 }
 
 /// All of them with their names, in the order of the enum.
-pub const FAULTS: [(Fault, &str); 11] = [
-    (Fault::Timeout, "timeout"),
-    (Fault::Closed, "closed"),
-    (Fault::NotTls, "not_tls"),
-    (Fault::Version, "version"),
-    (Fault::Cipher, "cipher"),
-    (Fault::Alpn, "alpn"),
-    (Fault::CertificateMissing, "certificate_missing"),
-    (Fault::CertificateInvalid, "certificate_invalid"),
-    (Fault::Alert, "alert"),
-    (Fault::Protocol, "protocol"),
-    (Fault::UnknownName, "unknown_name"),
+pub const FAULTS: [(HandshakeFailure, &str); 11] = [
+    (HandshakeFailure::Timeout, "timeout"),
+    (HandshakeFailure::Closed, "closed"),
+    (HandshakeFailure::NotTls, "not_tls"),
+    (HandshakeFailure::Version, "version"),
+    (HandshakeFailure::Cipher, "cipher"),
+    (HandshakeFailure::Alpn, "alpn"),
+    (HandshakeFailure::CertificateMissing, "certificate_missing"),
+    (HandshakeFailure::CertificateInvalid, "certificate_invalid"),
+    (HandshakeFailure::Alert, "alert"),
+    (HandshakeFailure::Protocol, "protocol"),
+    (HandshakeFailure::UnknownName, "unknown_name"),
 ];
 
-impl From<&Error> for Fault {
+impl From<&Error> for HandshakeFailure {
     fn from(error: &Error) -> Self {
         match error {
             Error::InvalidMessage(
@@ -84,7 +84,7 @@ impl From<&Error> for Fault {
     }
 }
 
-impl From<&PeerIncompatible> for Fault {
+impl From<&PeerIncompatible> for HandshakeFailure {
     fn from(incompatible: &PeerIncompatible) -> Self {
         match incompatible {
             PeerIncompatible::NoCipherSuitesInCommon
@@ -105,9 +105,9 @@ impl From<&PeerIncompatible> for Fault {
 
 /// A handshake that failed, and how, for the log.
 #[derive(Debug)]
-pub struct Failed {
+pub struct HandshakeError {
     /// The cause.
-    pub fault: Fault,
+    pub fault: HandshakeFailure,
     /// In words.
     pub detail: String,
     /// What came begins like a request in plain HTTP, and would understand such an answer.
@@ -116,9 +116,9 @@ pub struct Failed {
     pub is_local: bool,
 }
 
-impl Failed {
+impl HandshakeError {
     /// A failure by `fault`, `detail` in words.
-    pub fn new(fault: Fault, detail: impl Into<String>) -> Self {
+    pub fn new(fault: HandshakeFailure, detail: impl Into<String>) -> Self {
         Self {
             fault,
             detail: detail.into(),
@@ -128,24 +128,27 @@ impl Failed {
     }
 }
 
-impl From<io::Error> for Failed {
+impl From<io::Error> for HandshakeError {
     fn from(error: io::Error) -> Self {
         Self {
             is_local: local_error::is_local(&error),
-            ..Self::new(Fault::Closed, error.to_string())
+            ..Self::new(HandshakeFailure::Closed, error.to_string())
         }
     }
 }
 
 /// Takes up TLS with a client that has connected.
-pub async fn accept(mut socket: Stream, tls: &ServerTls) -> Result<Tls, (Stream, Failed)> {
+pub async fn accept(
+    mut socket: Stream,
+    tls: &ServerTls,
+) -> Result<TlsStream, (Stream, HandshakeError)> {
     let connection = match UnbufferedServerConnection::new(Arc::clone(tls.config())) {
         Ok(connection) => connection,
         Err(error) => return Err((socket, protocol(&error))),
     };
     let mut session = Session::new(End::Server(connection));
     let mut name = None;
-    let mut parser = tls.has_choice().then(Parser::default);
+    let mut parser = tls.has_choice().then(ClientHelloParser::default);
     let mut offers_13 = None;
     loop {
         if let Some(parser) = parser.as_mut().filter(|_| offers_13.is_none()) {
@@ -172,7 +175,7 @@ pub async fn accept(mut socket: Stream, tls: &ServerTls) -> Result<Tls, (Stream,
     {
         return Err((socket, error.into()));
     }
-    Ok(Tls::new(socket, session, agreed))
+    Ok(TlsStream::new(socket, session, agreed))
 }
 
 /// Takes up TLS with a backend, as `name`.
@@ -180,7 +183,7 @@ pub(super) async fn connect(
     mut socket: Stream,
     config: &Arc<ClientConfig>,
     name: ServerName<'static>,
-) -> Result<Tls, Failed> {
+) -> Result<TlsStream, HandshakeError> {
     let connection = UnbufferedClientConnection::new(Arc::clone(config), name);
     let connection = connection.map_err(|error| protocol(&error))?;
     let mut session = Session::new(End::Client(connection));
@@ -189,15 +192,15 @@ pub(super) async fn connect(
     }
     flush(&mut socket, &mut session).await?;
     let agreed = agreed(&session.end, None);
-    Ok(Tls::new(socket, session, agreed))
+    Ok(TlsStream::new(socket, session, agreed))
 }
 
-fn protocol(error: &Error) -> Failed {
+fn protocol(error: &Error) -> HandshakeError {
     let detail = match error {
         Error::InvalidCertificate(cause) => describe(cause),
         error => error.to_string(),
     };
-    Failed::new(Fault::from(error), detail)
+    HandshakeError::new(HandshakeFailure::from(error), detail)
 }
 
 /// What is wrong with the certificate of the peer.
@@ -243,25 +246,25 @@ fn describe(cause: &CertificateError) -> String {
 
 /// The cause, where the bytes say more than rustls does. `incoming` begins with the first byte of all while nothing was
 /// answered.
-fn failed(error: &Error, session: &Session, incoming: &[u8]) -> Failed {
+fn failed(error: &Error, session: &Session, incoming: &[u8]) -> HandshakeError {
     let mut failed = protocol(error);
-    if failed.fault != Fault::NotTls || matches!(session.end, End::Client(_)) {
+    if failed.fault != HandshakeFailure::NotTls || matches!(session.end, End::Client(_)) {
         return failed;
     }
     match incoming {
-        _ if session.wire > 0 => failed.fault = Fault::Protocol,
+        _ if session.wire > 0 => failed.fault = HandshakeFailure::Protocol,
         // A record of a handshake, and then something else.
-        [0x16, ..] => failed.fault = Fault::Protocol,
+        [0x16, ..] => failed.fault = HandshakeFailure::Protocol,
         // The ClientHello of SSL 2, RFC 5246 appendix E.2.
-        [0x80..=0xff, _, 1, ..] => failed.fault = Fault::Version,
+        [0x80..=0xff, _, 1, ..] => failed.fault = HandshakeFailure::Version,
         [first, ..] => failed.is_http = first.is_ascii_uppercase(),
         [] => {}
     }
     failed
 }
 
-fn agreed(end: &End, server_name: Option<Box<str>>) -> Agreed {
-    Agreed {
+fn agreed(end: &End, server_name: Option<Box<str>>) -> NegotiatedTls {
+    NegotiatedTls {
         is_13: is_13(end.version()),
         resumed: end.is_resumed(),
         h2: end.alpn() == Some(b"h2"),
@@ -274,7 +277,7 @@ fn agreed(end: &End, server_name: Option<Box<str>>) -> Agreed {
 }
 
 /// Works off what is there; true if the handshake is over.
-fn digest(socket: &Stream, session: &mut Session) -> Result<bool, Failed> {
+fn digest(socket: &Stream, session: &mut Session) -> Result<bool, HandshakeError> {
     let mut incoming = std::mem::take(&mut session.incoming);
     let mut plain = Plain {
         target: &mut ReadBuf::new(&mut []),
@@ -291,7 +294,7 @@ fn digest(socket: &Stream, session: &mut Session) -> Result<bool, Failed> {
             let failed = failed(&error, session, &incoming);
             // The alert is a courtesy: the handshake has failed whether it arrives or not. Who speaks no TLS would not
             // understand it.
-            if failed.fault != Fault::NotTls {
+            if failed.fault != HandshakeFailure::NotTls {
                 let _ = session.flush(socket);
             }
             return Err(failed);
@@ -314,7 +317,7 @@ fn digest(socket: &Stream, session: &mut Session) -> Result<bool, Failed> {
 }
 
 /// Sends what waits to be sent, and reads more.
-async fn exchange(socket: &mut Stream, session: &mut Session) -> Result<(), Failed> {
+async fn exchange(socket: &mut Stream, session: &mut Session) -> Result<(), HandshakeError> {
     flush(socket, session).await?;
     read(socket, session).await
 }
@@ -334,11 +337,14 @@ async fn flush(socket: &mut Stream, session: &mut Session) -> io::Result<()> {
 }
 
 /// Reads once. A ClientHello or a chain of certificates is a few KiB.
-async fn read(socket: &mut Stream, session: &mut Session) -> Result<(), Failed> {
+async fn read(socket: &mut Stream, session: &mut Session) -> Result<(), HandshakeError> {
     const PIECE: usize = 4 << 10;
     let before = session.incoming.len();
     if before > MAX_WAITING {
-        return Err(Failed::new(Fault::Protocol, "handshake message too long"));
+        return Err(HandshakeError::new(
+            HandshakeFailure::Protocol,
+            "handshake message too long",
+        ));
     }
     session.incoming.resize(before + PIECE, 0);
     let room = session.incoming.get_mut(before..).unwrap_or_default();
@@ -347,7 +353,10 @@ async fn read(socket: &mut Stream, session: &mut Session) -> Result<(), Failed> 
         .incoming
         .truncate(before + *read.as_ref().unwrap_or(&0));
     match read? {
-        0 => Err(Failed::new(Fault::Closed, "closed in the handshake")),
+        0 => Err(HandshakeError::new(
+            HandshakeFailure::Closed,
+            "closed in the handshake",
+        )),
         _ => Ok(()),
     }
 }

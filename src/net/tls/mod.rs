@@ -13,8 +13,8 @@ mod session;
 mod tests;
 
 pub use self::{
-    client::{NOT_H2, reach, secure, warn_refused},
-    handshake::{FAULTS, Failed, Fault, accept},
+    client::{H2_NOT_NEGOTIATED, connect_backend, secure, warn_refused},
+    handshake::{FAULTS, HandshakeError, HandshakeFailure, accept},
     server::ServerTls,
 };
 
@@ -50,7 +50,7 @@ thread_local! {
 
 /// What a handshake agreed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Agreed {
+pub struct NegotiatedTls {
     /// TLS 1.3, as opposed to 1.2.
     pub is_13: bool,
     /// An earlier session was taken up.
@@ -63,7 +63,7 @@ pub struct Agreed {
     pub client_subject: Option<Box<str>>,
 }
 
-impl Agreed {
+impl NegotiatedTls {
     /// `TLSv1.3` or `TLSv1.2`, as the log writes it.
     pub const fn version(&self) -> &'static str {
         if self.is_13 { "TLSv1.3" } else { "TLSv1.2" }
@@ -72,10 +72,10 @@ impl Agreed {
 
 /// A connected stream under TLS. Used from its own thread only.
 #[derive(Debug)]
-pub struct Tls {
+pub struct TlsStream {
     socket: Stream,
     session: RefCell<Session>,
-    agreed: Agreed,
+    agreed: NegotiatedTls,
 }
 
 #[derive(Debug)]
@@ -106,9 +106,9 @@ enum Reading {
     /// The peer ended its direction in order.
     Ended,
     /// Nothing more can be read.
-    Failed(Error),
+    HandshakeError(Error),
     /// The peer closed its direction without a word: what was sent may be cut.
-    Cut,
+    RelayError,
 }
 
 fn would_block<T>() -> io::Result<T> {
@@ -159,8 +159,8 @@ impl Session {
             match &self.reading {
                 Reading::Open => {}
                 Reading::Ended => return Ok(()),
-                Reading::Cut => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Reading::Failed(error) => {
+                Reading::RelayError => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Reading::HandshakeError(error) => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, error.clone()));
                 }
             }
@@ -186,7 +186,7 @@ impl Session {
             before.copy_from_slice(&self.incoming);
             let count = socket.try_read(room)?;
             if count == 0 {
-                self.reading = Reading::Cut;
+                self.reading = Reading::RelayError;
                 return Ok(());
             }
             let before = target.filled().len();
@@ -204,7 +204,7 @@ impl Session {
 
     /// Nothing more is read, and nothing more written: rustls may hold places in input that is gone.
     fn fail(&mut self, error: Error) {
-        self.reading = Reading::Failed(error);
+        self.reading = Reading::HandshakeError(error);
         self.closed = true;
         self.incoming = Vec::new();
     }
@@ -306,8 +306,8 @@ impl Session {
     }
 }
 
-impl Tls {
-    fn new(socket: Stream, session: Session, agreed: Agreed) -> Self {
+impl TlsStream {
+    fn new(socket: Stream, session: Session, agreed: NegotiatedTls) -> Self {
         Self {
             socket,
             session: RefCell::new(session),
@@ -321,7 +321,7 @@ impl Tls {
     }
 
     /// What the handshake agreed on.
-    pub const fn agreed(&self) -> &Agreed {
+    pub const fn negotiated(&self) -> &NegotiatedTls {
         &self.agreed
     }
 
@@ -341,7 +341,7 @@ impl Tls {
     }
 
     /// Nothing to read, not closed, no error. What is no plaintext, such as a session ticket, is worked off.
-    pub(super) fn is_quiet(&self) -> bool {
+    pub(super) fn is_idle_and_open(&self) -> bool {
         let mut session = self.session.borrow_mut();
         if session.has_plain() || session.reading != Reading::Open {
             return false;
@@ -359,17 +359,17 @@ impl Tls {
         }
     }
 
-    /// As [`Stream::has_nothing`].
-    pub(super) fn has_nothing(&self) -> bool {
+    /// As [`Stream::has_no_pending_input`].
+    pub(super) fn has_no_pending_input(&self) -> bool {
         let session = self.session.borrow();
         let is_idle =
             !session.has_plain() && session.incoming.is_empty() && session.reading == Reading::Open;
-        is_idle && self.socket.has_nothing()
+        is_idle && self.socket.has_no_pending_input()
     }
 
     /// The peer has ended its direction of the socket below: what that acknowledges is exact. After the end of TLS only.
-    pub fn is_cut_below(&self) -> bool {
-        self.session.borrow().reading == Reading::Cut
+    pub fn peer_closed_socket(&self) -> bool {
+        self.session.borrow().reading == Reading::RelayError
             || matches!(self.socket.try_read(&mut [0; 32]), Ok(0))
     }
 

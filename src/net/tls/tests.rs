@@ -15,7 +15,7 @@ use crate::{
     base::rng::Random,
     config::model::TlsVersion::{self, Tls12, Tls13},
     net::{
-        copy::{Cut, Meter, relay},
+        copy::{RelayError, RelayMeter, relay},
         fixture::pair,
     },
     telemetry::metrics::Count,
@@ -285,7 +285,7 @@ async fn a_session_that_failed_can_be_written_to_and_closed_without_harm() {
             server.try_write(b"x").unwrap_err().kind(),
             io::ErrorKind::BrokenPipe
         );
-        assert!(!server.is_quiet());
+        assert!(!server.is_idle_and_open());
         server.shutdown_write().unwrap();
         // The peer learns of it.
         readable(&client).await;
@@ -301,7 +301,7 @@ async fn readable(stream: &Stream) {
 }
 
 fn small_buffers(stream: &Stream) {
-    let socket = match stream.tls().map(Tls::socket) {
+    let socket = match stream.tls().map(TlsStream::socket) {
         Some(Stream::Tcp(socket)) => socket2::SockRef::from(socket),
         _ => panic!("a stream over TCP"),
     };
@@ -343,7 +343,7 @@ async fn large_transfers_pass_small_socket_buffers_both_ways_and_end_in_order() 
 async fn a_relay_between_two_tls_connections_passes_all_bytes_and_both_ends() {
     let (up, down) = (pattern(400 << 10), pattern(600 << 10));
     let (count_in, count_out) = (Count::default(), Count::default());
-    let meter = Meter {
+    let meter = RelayMeter {
         received: &count_in,
         sent: &count_out,
     };
@@ -365,7 +365,7 @@ async fn a_relay_between_two_tls_connections_passes_all_bytes_and_both_ends() {
 #[tokio::test]
 async fn a_cut_is_no_end_and_a_relay_passes_it_on_as_a_cut() {
     let (count_in, count_out) = (Count::default(), Count::default());
-    let meter = Meter {
+    let meter = RelayMeter {
         received: &count_in,
         sent: &count_out,
     };
@@ -377,7 +377,10 @@ async fn a_cut_is_no_end_and_a_relay_passes_it_on_as_a_cut() {
     // A FIN without the end of TLS.
     cut.socket().shutdown_write().unwrap();
     let end = relay(&front, &back, None, meter).await;
-    assert_eq!(end.end, Err(Cut::Backend(io::ErrorKind::UnexpectedEof)));
+    assert_eq!(
+        end.end,
+        Err(RelayError::Backend(io::ErrorKind::UnexpectedEof))
+    );
     drop((front, back));
     let mut client = client;
     let mut read = Vec::new();
@@ -456,43 +459,43 @@ async fn a_session_is_taken_up_again_in_both_versions() {
             // Tickets go out with the first bytes.
             theirs.write_all(b"x").await.unwrap();
             ours.read_exact(&mut [0]).await.unwrap();
-            let agreed = theirs.tls().unwrap().agreed();
+            let agreed = theirs.tls().unwrap().negotiated();
             assert_eq!(agreed.resumed, round > 0, "{version:?} {round}");
             assert_eq!(agreed.is_13, version == Tls13);
             assert_eq!(agreed.server_name.as_deref(), Some("a.test"));
         }
         // Another server has other keys.
         let (_, theirs) = shake(&config, &self::server(), name("a.test")).await;
-        assert!(!theirs.is_ok_and(|theirs| theirs.agreed().resumed));
+        assert!(!theirs.is_ok_and(|theirs| theirs.negotiated().resumed));
     }
 }
 
 #[tokio::test]
 async fn tickets_on_an_idle_connection_leave_it_quiet() {
     let (client, server) = connected(Tls13).await;
-    assert!(client.is_quiet() && server.is_quiet());
+    assert!(client.is_idle_and_open() && server.is_idle_and_open());
     let Stream::Tls(tls) = &server else {
         panic!("TLS")
     };
     tls.session.borrow_mut().flush(tls.socket()).unwrap();
     readable(&client).await;
-    assert!(client.is_quiet());
+    assert!(client.is_idle_and_open());
     assert!(
         client.tls().unwrap().session.borrow().barren > 0,
         "the tickets were seen"
     );
-    assert!(client.has_nothing());
+    assert!(client.has_no_pending_input());
     server.try_write(b"x").unwrap();
     readable(&client).await;
-    assert!(!client.is_quiet(), "data that nobody asked for");
+    assert!(!client.is_idle_and_open(), "data that nobody asked for");
     let (client, server) = connected(Tls13).await;
     server.shutdown_write().unwrap();
     readable(&client).await;
-    assert!(!client.is_quiet(), "an orderly end");
+    assert!(!client.is_idle_and_open(), "an orderly end");
     let (client, server) = connected(Tls13).await;
     drop(server);
     readable(&client).await;
-    assert!(!client.is_quiet(), "a cut");
+    assert!(!client.is_idle_and_open(), "a cut");
 }
 
 #[tokio::test]
@@ -519,7 +522,7 @@ async fn an_idle_connection_holds_no_buffer_after_an_exchange() {
 #[test]
 fn a_connection_is_small() {
     // Beside it rustls keeps keys and, of a client, certificates on the heap.
-    let size = size_of::<Tls>();
+    let size = size_of::<TlsStream>();
     assert!(size <= 2_048, "{size} bytes");
 }
 
@@ -528,7 +531,7 @@ async fn a_flood_of_records_without_data_ends_the_connection() {
     let mut many = server();
     many.send_tickets(310);
     let (client, theirs) = shake(&Arc::new(client(Tls13)), &many, name("a.test")).await;
-    let (client, theirs): (Stream, Tls) = (client.unwrap().into(), theirs.unwrap());
+    let (client, theirs): (Stream, TlsStream) = (client.unwrap().into(), theirs.unwrap());
     let flood = theirs.session.borrow().outgoing.len();
     assert!(flood > MAX_BARREN, "{flood} bytes");
     let error = loop {
@@ -547,7 +550,7 @@ async fn a_flood_of_records_without_data_ends_the_connection() {
 mod names {
     use super::*;
 
-    async fn leaf(server: &ServerTls, asked: &str) -> (Vec<u8>, Agreed) {
+    async fn leaf(server: &ServerTls, asked: &str) -> (Vec<u8>, NegotiatedTls) {
         let config = careless_client();
         let (ours, theirs) = shake(&Arc::new(config), server, name(asked)).await;
         let ours = ours.unwrap();
@@ -558,7 +561,7 @@ mod names {
             .peer_certificate()
             .unwrap()
             .to_vec();
-        (leaf, theirs.unwrap().agreed().clone())
+        (leaf, theirs.unwrap().negotiated().clone())
     }
 
     #[tokio::test]
@@ -706,7 +709,9 @@ mod names {
                 shake(&config, &server, name("a.test")),
                 shake(&config, &server, name("b.test"))
             );
-            let named = |tls: Result<Tls, Failed>| tls.unwrap().agreed().server_name.clone();
+            let named = |tls: Result<TlsStream, HandshakeError>| {
+                tls.unwrap().negotiated().server_name.clone()
+            };
             assert_eq!(named(a.1).as_deref(), Some("a.test"));
             assert_eq!(named(b.1).as_deref(), Some("b.test"));
         }
@@ -717,7 +722,7 @@ mod faults {
     use super::*;
 
     /// How the server names what a client that only sends `bytes`, and ends, did wrong.
-    async fn fault_of(bytes: &[u8]) -> Failed {
+    async fn fault_of(bytes: &[u8]) -> HandshakeError {
         let server = server();
         let (mut peer, stream) = pair().await;
         peer.write_all(bytes).await.unwrap();
@@ -753,40 +758,50 @@ mod faults {
         let mut cut_in_garbage = hello[..30].to_vec();
         cut_in_garbage[3..5].copy_from_slice(&[0, 25]);
         cut_in_garbage.extend(b"GET / HTTP/1.1\r\n\r\n");
-        let table: [(&str, &[u8], Fault, bool); 10] = [
-            ("nothing", b"", Fault::Closed, false),
-            ("half a hello", &hello[..100], Fault::Closed, false),
+        let table: [(&str, &[u8], HandshakeFailure, bool); 10] = [
+            ("nothing", b"", HandshakeFailure::Closed, false),
+            (
+                "half a hello",
+                &hello[..100],
+                HandshakeFailure::Closed,
+                false,
+            ),
             (
                 "http",
                 b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-                Fault::NotTls,
+                HandshakeFailure::NotTls,
                 true,
             ),
-            ("lower case", b"hello, server", Fault::NotTls, false),
-            ("zeros", &[0; 40], Fault::NotTls, false),
+            (
+                "lower case",
+                b"hello, server",
+                HandshakeFailure::NotTls,
+                false,
+            ),
+            ("zeros", &[0; 40], HandshakeFailure::NotTls, false),
             (
                 "ssl 2",
                 &[0x80, 0x2e, 1, 0, 2, 0, 0x15, 0, 0, 0, 16],
-                Fault::Version,
+                HandshakeFailure::Version,
                 false,
             ),
-            ("tls 1.1", &hello_11(), Fault::Version, false),
+            ("tls 1.1", &hello_11(), HandshakeFailure::Version, false),
             (
                 "garbage behind a hello",
                 &then_garbage,
-                Fault::Protocol,
+                HandshakeFailure::Protocol,
                 false,
             ),
             (
                 "garbage in a hello",
                 &cut_in_garbage,
-                Fault::Protocol,
+                HandshakeFailure::Protocol,
                 false,
             ),
             (
                 "data first",
                 &[23, 3, 3, 0, 5, 1, 2, 3, 4, 5],
-                Fault::Protocol,
+                HandshakeFailure::Protocol,
                 false,
             ),
         ];
@@ -813,31 +828,43 @@ mod faults {
         let with_clients = ServerTls::new(&rules);
 
         let (_, theirs) = shake(&Arc::new(client(Tls12)), &only_13, name("a.test")).await;
-        assert_eq!(theirs.unwrap_err().fault, Fault::Version);
+        assert_eq!(theirs.unwrap_err().fault, HandshakeFailure::Version);
 
         let mut config = client(Tls13);
         config.alpn_protocols = vec![b"h9".to_vec()];
         let (ours, theirs) = shake(&Arc::new(config), &plain, name("a.test")).await;
-        assert_eq!(theirs.unwrap_err().fault, Fault::Alpn);
-        assert_eq!(ours.unwrap_err().fault, Fault::Alpn);
+        assert_eq!(theirs.unwrap_err().fault, HandshakeFailure::Alpn);
+        assert_eq!(ours.unwrap_err().fault, HandshakeFailure::Alpn);
 
         let (_, theirs) = shake(&Arc::new(client(Tls13)), &with_clients, name("a.test")).await;
-        assert_eq!(theirs.unwrap_err().fault, Fault::CertificateMissing);
+        assert_eq!(
+            theirs.unwrap_err().fault,
+            HandshakeFailure::CertificateMissing
+        );
 
         let stranger = Authority::new("stranger").ecdsa(&["client"]);
         let resolver = rustls::sign::SingleCertAndKey::from(Arc::clone(&stranger.key));
         let mut config = client(Tls13);
         config.client_auth_cert_resolver = Arc::new(resolver);
         let (_, theirs) = shake(&Arc::new(config), &with_clients, name("a.test")).await;
-        assert_eq!(theirs.unwrap_err().fault, Fault::CertificateInvalid);
+        assert_eq!(
+            theirs.unwrap_err().fault,
+            HandshakeFailure::CertificateInvalid
+        );
 
         // The client does not believe us.
         let foreign = ServerTls::new(&listener(vec![Authority::new("other").ecdsa(&["a.test"])]));
         let (ours, theirs) = shake(&Arc::new(client(Tls13)), &foreign, name("a.test")).await;
-        assert_eq!(ours.unwrap_err().fault, Fault::CertificateInvalid);
-        assert_eq!(theirs.unwrap_err().fault, Fault::Alert);
+        assert_eq!(
+            ours.unwrap_err().fault,
+            HandshakeFailure::CertificateInvalid
+        );
+        assert_eq!(theirs.unwrap_err().fault, HandshakeFailure::Alert);
         let (ours, _) = shake(&Arc::new(client(Tls13)), &plain, name("b.test")).await;
-        assert_eq!(ours.unwrap_err().fault, Fault::CertificateInvalid);
+        assert_eq!(
+            ours.unwrap_err().fault,
+            HandshakeFailure::CertificateInvalid
+        );
 
         let mut provider = (*crate::base::crypto::provider()).clone();
         provider
@@ -849,7 +876,7 @@ mod faults {
             .with_root_certificates(AUTHORITY.roots())
             .with_no_client_auth();
         let (_, theirs) = shake(&Arc::new(config), &plain, name("a.test")).await;
-        assert_eq!(theirs.unwrap_err().fault, Fault::Cipher);
+        assert_eq!(theirs.unwrap_err().fault, HandshakeFailure::Cipher);
     }
 
     #[tokio::test]
@@ -859,7 +886,7 @@ mod faults {
         let server = ServerTls::new(&rules);
         for version in VERSIONS {
             let (_, theirs) = shake(&Arc::new(client(version)), &server, name("a.test")).await;
-            assert_eq!(theirs.unwrap().agreed().client_subject, None);
+            assert_eq!(theirs.unwrap().negotiated().client_subject, None);
             let mut config = client(version);
             let own = AUTHORITY.ecdsa(&["client"]);
             let resolver = rustls::sign::SingleCertAndKey::from(Arc::clone(&own.key));
@@ -868,7 +895,7 @@ mod faults {
             for resumed in [false, true] {
                 let (ours, theirs) = shake(&config, &server, name("a.test")).await;
                 let mut theirs: Stream = theirs.unwrap().into();
-                let agreed = theirs.tls().unwrap().agreed().clone();
+                let agreed = theirs.tls().unwrap().negotiated().clone();
                 assert_eq!(
                     agreed.client_subject.as_deref(),
                     Some("CN=subject of a test")

@@ -97,7 +97,7 @@ async fn share(
     let found = select! {
         biased;
         found = links::stream(exchange.place.worker, want) => found,
-        () = exchange.client.stream.gone() => {
+        () = exchange.client.stream.disconnected() => {
             return Err(Unconnected::Client(Reason::ClientDisconnected));
         }
     };
@@ -133,11 +133,11 @@ async fn connect(
     let header = attempt.introduction;
     let tls = attempt.pool.config.tls.as_ref();
     // The request follows at once.
-    let reach = tls::reach(&attempt.lease.state, header, tls, true, deadline);
+    let reach = tls::connect_backend(&attempt.lease.state, header, tls, true, deadline);
     let connected = select! {
         biased;
         connected = reach => connected,
-        () = exchange.client.stream.gone() => {
+        () = exchange.client.stream.disconnected() => {
             return Err(Unconnected::Client(Reason::ClientDisconnected));
         }
     };

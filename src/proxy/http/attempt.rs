@@ -26,7 +26,7 @@ use crate::{
     base::clock,
     http1::{Version, head_end, response},
     net::{
-        activity::Activity,
+        activity::ActivityTracker,
         connect::reason_of_broken,
         h2::backend::{self, Outgoing, Refusal},
         local_error,
@@ -201,7 +201,7 @@ async fn response_head(
         backend,
         upload,
         broken: None,
-        activity: Activity::new(sent),
+        activity: ActivityTracker::new(sent),
         noted: None,
     };
     let mut interim = 0;
@@ -235,7 +235,7 @@ struct Wire<'w, 'e> {
     upload: &'w mut Pump,
     /// Sending failed: the backend may still have answered before it closed.
     broken: Option<io::Error>,
-    activity: Activity,
+    activity: ActivityTracker,
     /// What had been moved, and whether the backend was waited for, when the client's pace was last noted.
     noted: Option<((u64, u64), bool)>,
 }
@@ -270,7 +270,7 @@ impl Wire<'_, '_> {
         } = self;
         let Client { stream, timer, .. } = &mut *exchange.client;
         let method = exchange.head.text(exchange.head.method);
-        let mut gone = pin!(stream.gone());
+        let mut gone = pin!(stream.disconnected());
         poll_fn(|cx| {
             let read = poll_parse(backend, cx, io, method, broken.as_ref());
             if read.is_ready() {
@@ -468,7 +468,7 @@ fn terminated(
         Some(tls) => {
             use io::ErrorKind::{BrokenPipe, UnexpectedEof};
             errors.all(|error| matches!(error.kind(), BrokenPipe | UnexpectedEof))
-                && tls.is_cut_below()
+                && tls.peer_closed_socket()
         }
         None => errors.all(|error| error.kind() == io::ErrorKind::BrokenPipe),
     };
@@ -548,14 +548,14 @@ fn late(passed: Passed) -> Trouble {
 
 /// True if the client has reset its connection; waits for nothing.
 pub(super) async fn is_gone(client: &Stream) -> bool {
-    let mut gone = pin!(client.gone());
+    let mut gone = pin!(client.disconnected());
     poll_fn(|cx| Poll::Ready(gone.as_mut().poll(cx).is_ready())).await
 }
 
 /// Waits until anything wakes the task; true if it is that the client has reset its connection. Nothing else would tell
 /// while the client is neither read nor written.
 pub(super) async fn is_gone_when_woken(client: &Stream) -> bool {
-    let mut gone = pin!(client.gone());
+    let mut gone = pin!(client.disconnected());
     let mut waited = false;
     poll_fn(|cx| {
         if gone.as_mut().poll(cx).is_ready() {

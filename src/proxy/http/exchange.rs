@@ -36,7 +36,7 @@ use crate::{
         body::{Decoder, Step},
         request::{self, Framing},
     },
-    net::activity::Activity,
+    net::activity::ActivityTracker,
     pool::Pool,
     proxy::worker::{Generation, Worker},
     reason::Reason,
@@ -68,7 +68,7 @@ fn origin<'o>(
     from: ClientAddress,
     head: &request::Head,
 ) -> Origin<'o> {
-    let tls = client.stream.agreed();
+    let tls = client.stream.negotiated_tls();
     let subject = place.listener.config.tls.as_ref().and_then(|rules| {
         let own = tls.and_then(|tls| tls.client_subject.as_deref());
         Some((rules.client_subject.as_deref()?, own.unwrap_or_default()))
@@ -351,7 +351,7 @@ impl<'a> Exchange<'a> {
         if rules.as_ref().is_none_or(|rules| !rules.same_host) {
             return false;
         }
-        let agreed = self.client.stream.agreed();
+        let agreed = self.client.stream.negotiated_tls();
         let (Some(tls), Some(agreed)) = (&self.place.listener.tls, agreed) else {
             return false;
         };
@@ -606,7 +606,7 @@ pub(super) async fn write_all(
 ) -> Result<(), Reason> {
     let Client { stream, timer, .. } = client;
     let (mut sent, mut noted) = (0, None);
-    let mut activity: Option<Activity> = None;
+    let mut activity: Option<ActivityTracker> = None;
     poll_fn(|cx| {
         while let Some(rest @ [_, ..]) = bytes.get(sent..) {
             match Pin::new(&mut *stream).poll_write(cx, rest) {
@@ -616,7 +616,8 @@ pub(super) async fn write_all(
                     if noted.replace(sent) != Some(sent) {
                         activity = None;
                     }
-                    let activity = activity.get_or_insert_with(|| Activity::new(clock::now()));
+                    let activity =
+                        activity.get_or_insert_with(|| ActivityTracker::new(clock::now()));
                     let unacked = || [stream.unacked(), None];
                     ready!(timer.poll_idle(cx, activity, timeouts.body_idle, None, unacked));
                     return Poll::Ready(Err(Reason::ClientWriteTimeout));

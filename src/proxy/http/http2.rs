@@ -20,12 +20,12 @@ use crate::{
     base::{address::BindAddress, clock, rng::Random},
     config::model::ListenerTimeouts,
     net::{
-        activity::Activity,
+        activity::ActivityTracker,
         h2::{
             connection::Connection,
             incoming::{Asked, Incoming},
         },
-        proxy_protocol::Header,
+        proxy_protocol::ProxyHeader,
         stream::Stream,
     },
     proxy::{connections::Entry, timer::Timer, worker::Worker},
@@ -96,13 +96,13 @@ struct Driver<'a> {
     entry: Entry,
     bind: Rc<BindAddress>,
     peer: Option<IpAddr>,
-    introduced: Option<Box<Header>>,
+    introduced: Option<Box<ProxyHeader>>,
     timer: Timer,
     timeouts: ListenerTimeouts,
     /// By when the first request must be there, until it is.
     first: Option<Instant>,
     /// The end of the last request, or what the client has read of its response since.
-    idle: Option<Activity>,
+    idle: Option<ActivityTracker>,
     /// Bytes written when that was last looked at.
     written: u64,
     /// GOAWAY was said.
@@ -178,7 +178,9 @@ impl Driver<'_> {
             (false, true) => Some(CLOSE_TIMEOUT),
             (false, false) => keepalive,
         };
-        let idle = self.idle.get_or_insert_with(|| Activity::new(clock::now()));
+        let idle = self
+            .idle
+            .get_or_insert_with(|| ActivityTracker::new(clock::now()));
         let passed = if is_read {
             let unacked = || [self.connection.unacked(), None];
             self.timer

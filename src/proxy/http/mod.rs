@@ -52,8 +52,8 @@ use crate::{
     base::{address::BindAddress, clock},
     http1::{request, response},
     net::{
-        buffer::{Buffer, Size},
-        proxy_protocol::{Ends, Header},
+        buffer::{BufferSize, PooledBuffer},
+        proxy_protocol::{ConnectionEnds, ProxyHeader},
         stream::Stream,
     },
     reason::Reason,
@@ -150,7 +150,7 @@ pub struct Client {
     /// Its place among the worker's connections.
     pub entry: Entry,
     /// What its PROXY header said, where the listener asks for one.
-    pub introduced: Option<Box<Header>>,
+    pub introduced: Option<Box<ProxyHeader>>,
     timer: Timer,
     /// Generation and index of its listener, as of the last request.
     listener: Option<(u64, usize)>,
@@ -203,9 +203,9 @@ impl Client {
     }
 
     /// Both ends of the client's own connection; `None` where it has no addresses.
-    fn ends(&self) -> Option<Ends> {
+    fn ends(&self) -> Option<ConnectionEnds> {
         match &self.introduced {
-            None => Ends::of(&self.stream),
+            None => ConnectionEnds::of(&self.stream),
             Some(header) => header.ends(&self.stream),
         }
     }
@@ -256,7 +256,7 @@ impl Client {
             // A request that the driver has not seen yet, as on a connection that comes from the queue, is answered: its
             // event is on the way.
             let is_over = told_to_close || timer.poll(cx, deadline).is_ready();
-            if is_over && stream.has_nothing() {
+            if is_over && stream.has_no_pending_input() {
                 return Poll::Ready(false);
             }
             Poll::Pending
@@ -269,7 +269,11 @@ impl Client {
 
 /// Serves `client` until its connection ends.
 pub async fn serve(worker: Rc<Worker>, mut client: Client) {
-    if client.stream.agreed().is_some_and(|agreed| agreed.h2) {
+    if client
+        .stream
+        .negotiated_tls()
+        .is_some_and(|agreed| agreed.h2)
+    {
         return Box::pin(http2::serve(worker, client, Vec::new())).await;
     }
     let mut rest: Option<Box<Scratch>> = None;
@@ -309,7 +313,7 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
         }
         worker.give_scratch(scratch);
         // What is left unread would turn the close into a reset, which can destroy answers that the client has not read.
-        if next == Next::Close && (has_rest || !client.stream.is_quiet()) {
+        if next == Next::Close && (has_rest || !client.stream.is_idle_and_open()) {
             next = Next::Linger;
         }
         match next {
@@ -346,7 +350,7 @@ async fn linger(lingering: &Cell<usize>, mut client: Client, limits: Linger) {
         };
         let mut discarded = 0;
         loop {
-            let mut waste = Buffer::take(Size::Medium);
+            let mut waste = PooledBuffer::take(BufferSize::Medium);
             match client.stream.poll_read_buf(cx, &mut waste) {
                 Poll::Ready(Ok(count @ 1..)) => {
                     discarded += count;

@@ -82,7 +82,7 @@ pub struct Pump {
     ended: bool,
     /// The sink is shut down after the message.
     last: bool,
-    splice: Option<splice::Splice>,
+    splice: Option<splice::SpliceTransfer>,
     may_splice: bool,
     /// Body bytes seen.
     body: u64,
@@ -437,7 +437,7 @@ impl Pump {
         if !self.may_splice || *left < SPLICED || self.taken < self.input.len() {
             return false;
         }
-        self.splice = Some(splice::Splice::new(Some(*left)));
+        self.splice = Some(splice::SpliceTransfer::new(Some(*left)));
         true
     }
 
@@ -464,13 +464,13 @@ impl Pump {
                 }
                 Poll::Ready(Ok(()))
             }
-            Err(splice::Fault::Unsupported) => {
+            Err(splice::TransferError::Unsupported) => {
                 self.splice = None;
                 self.may_splice = false;
                 Poll::Ready(Ok(()))
             }
-            Err(splice::Fault::Read(error)) => Poll::Ready(Err(PumpError::Read(error))),
-            Err(splice::Fault::Write(error)) => Poll::Ready(Err(PumpError::Write(error))),
+            Err(splice::TransferError::Read(error)) => Poll::Ready(Err(PumpError::Read(error))),
+            Err(splice::TransferError::Write(error)) => Poll::Ready(Err(PumpError::Write(error))),
         }
     }
 }

@@ -30,9 +30,9 @@ use crate::{
         response::{self, Framing},
     },
     net::{
-        activity::Activity,
+        activity::ActivityTracker,
         connect::reason_of_broken,
-        copy::{self, Meter},
+        copy::{self, RelayMeter},
         h2::Ended,
         local_error,
     },
@@ -254,7 +254,7 @@ async fn relay(
         upload_ended: upload.is_done(),
         upload,
         download,
-        activity: Activity::new(clock::now()),
+        activity: ActivityTracker::new(clock::now()),
         own_limit: false,
     };
     loop {
@@ -299,7 +299,7 @@ struct Relay<'r, 'e> {
     upload: &'r mut Pump,
     upload_ended: bool,
     download: &'r mut Pump,
-    activity: Activity,
+    activity: ActivityTracker,
     /// A limit of ours has ended the response.
     own_limit: bool,
 }
@@ -390,7 +390,7 @@ async fn finish_upload(
     backend: &mut BackendConnection,
     upload: &mut Pump,
 ) -> Result<(), Reason> {
-    let mut activity = Activity::new(clock::now());
+    let mut activity = ActivityTracker::new(clock::now());
     while !upload.is_done() {
         let mut poll = |cx: &mut Context<'_>| {
             match poll_upload(exchange, backend, upload, &mut activity.last, cx) {
@@ -457,7 +457,7 @@ pub(super) async fn tunnel(
         return Next::Reset;
     }
     let early = early.len() as u64;
-    let meter = Meter {
+    let meter = RelayMeter {
         received: &counters.received,
         sent: &counters.sent,
     };

@@ -34,7 +34,7 @@ use crate::{
     net::{
         connect::ConnectError,
         stream::Stream,
-        tls::{Failed, Fault, NOT_H2},
+        tls::{H2_NOT_NEGOTIATED, HandshakeError, HandshakeFailure},
     },
     pool::BackendState,
     reason::Reason,
@@ -85,8 +85,8 @@ impl Link {
         limit: Rc<StreamLimit>,
         deadline: Instant,
     ) -> Result<(Rc<Self>, impl Future<Output = ()> + use<>), ConnectError> {
-        if stream.tls().is_some_and(|tls| !tls.agreed().h2) {
-            return Err(Failed::new(Fault::Alpn, NOT_H2).into());
+        if stream.tls().is_some_and(|tls| !tls.negotiated().h2) {
+            return Err(HandshakeError::new(HandshakeFailure::Alpn, H2_NOT_NEGOTIATED).into());
         }
         let is_secure = stream.tls().is_some();
         let connection = Connection::of_backend(stream, streams);
