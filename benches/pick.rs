@@ -2,18 +2,18 @@
 
 use balancer::{
     base::{clock, rng::Random},
-    config::model::{Backend, Policy, Pool as PoolConfig},
+    config::model::{BackendConfig, BalancingPolicy, PoolConfig},
     pool::Pool,
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
-fn config(count: usize, policy: Policy, weighted: bool) -> PoolConfig {
+fn config(count: usize, policy: BalancingPolicy, weighted: bool) -> PoolConfig {
     let backends = (0..count).map(|number| {
         let ip = [10, 0, (number / 256) as u8, (number % 256) as u8];
-        Backend {
+        BackendConfig {
             name: format!("b{number}").into(),
             weight: if weighted { 1 + (number % 7) as u16 } else { 1 },
-            ..Backend::at(balancer::base::address::BackendAddress::Ip((ip, 80).into()))
+            ..BackendConfig::at(balancer::base::address::BackendAddress::Ip((ip, 80).into()))
         }
     });
     PoolConfig {
@@ -27,9 +27,9 @@ fn config(count: usize, policy: Policy, weighted: bool) -> PoolConfig {
 
 fn pick(criterion: &mut Criterion) {
     for (name, policy) in [
-        ("round_robin", Policy::RoundRobin),
-        ("least_connections", Policy::LeastConnections),
-        ("random_two", Policy::RandomTwo),
+        ("round_robin", BalancingPolicy::RoundRobin),
+        ("least_connections", BalancingPolicy::LeastConnections),
+        ("random_two", BalancingPolicy::RandomTwo),
     ] {
         let mut group = criterion.benchmark_group(name);
         for count in [3, 100, 10_000] {

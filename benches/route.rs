@@ -1,24 +1,24 @@
 //! What finding a route costs with 1, 1,000 and 10,000 hosts, and with 1,000 prefixes on one host.
 
 use balancer::{
-    config::model::{Config, HostMatch, Listener, PathMatch, Route},
+    config::model::{Config, HostMatch, ListenerConfig, PathMatch, RouteConfig},
     route::Router,
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
-fn configuration(routes: Vec<Route>) -> Config {
+fn configuration(routes: Vec<RouteConfig>) -> Config {
     Config {
-        listeners: vec![Listener::named("web")],
+        listeners: vec![ListenerConfig::named("web")],
         routes,
         ..Config::default()
     }
 }
 
-fn route(host: String, path: String) -> Route {
-    Route {
+fn route(host: String, path: String) -> RouteConfig {
+    RouteConfig {
         hosts: vec![HostMatch::Exact(host)],
         path: PathMatch::Prefix(path),
-        ..Route::named("route")
+        ..RouteConfig::named("route")
     }
 }
 

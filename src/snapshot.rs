@@ -23,7 +23,7 @@ use crate::{
         rate::{Buckets, Limit},
         rng::Random,
     },
-    config::model::{self, Config, RateLimit},
+    config::model::{self, Config, RateLimitConfig},
     net::tls::ServerTls,
     pool::{Pool, PoolState},
     route::{Router, ServerNames},
@@ -115,7 +115,7 @@ enum RouteRate {
 #[derive(Debug)]
 pub struct Listener {
     /// From the file.
-    pub config: model::Listener,
+    pub config: model::ListenerConfig,
     /// Lives on over reloads.
     pub state: Arc<ListenerState>,
     /// From `tls`; lives on over reloads that change nothing of it, with the keys of its tickets.
@@ -229,7 +229,7 @@ impl Snapshot {
     }
 }
 
-fn server_tls(listener: &model::Listener, old: Option<&Listener>) -> Option<Arc<ServerTls>> {
+fn server_tls(listener: &model::ListenerConfig, old: Option<&Listener>) -> Option<Arc<ServerTls>> {
     let tls = listener.tls.as_ref()?;
     let same = old.filter(|old| old.config.tls.as_ref() == Some(tls));
     let kept = same.and_then(|old| old.tls.clone());
@@ -240,12 +240,13 @@ impl Rates {
     /// A listener's limit is known by its name. A route has none, so its limit is known by what it matches, wherever it
     /// stands in the list.
     fn new(config: &Config, previous: Option<&Self>, now: Instant) -> Self {
-        let limit = |name: &str, rule: &RateLimit| Limit::new(name, rule.per_client, rule.burst);
-        let of_listener = |listener: &model::Listener| {
+        let limit =
+            |name: &str, rule: &RateLimitConfig| Limit::new(name, rule.per_client, rule.burst);
+        let of_listener = |listener: &model::ListenerConfig| {
             let name = format!("listener {}", listener.name);
             Some(limit(&name, listener.rate_limit.as_ref()?))
         };
-        let of_route = |route: &model::Route| {
+        let of_route = |route: &model::RouteConfig| {
             let rule = match &route.rate_limit {
                 None => return RouteRate::Listeners,
                 Some(None) => return RouteRate::Unlimited,
@@ -281,7 +282,8 @@ impl Rates {
 fn binds(config: &Config, before: Option<&Config>) -> HashMap<BindAddress, usize> {
     let mut binds = HashMap::new();
     for old in before.iter().flat_map(|before| &before.listeners) {
-        let same = |new: &model::Listener| new.name == old.name && new.protocol == old.protocol;
+        let same =
+            |new: &model::ListenerConfig| new.name == old.name && new.protocol == old.protocol;
         if let Some(index) = config.listeners.iter().position(same) {
             binds.extend(old.binds.iter().map(|bind| (bind.clone(), index)));
         }

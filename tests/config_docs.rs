@@ -15,7 +15,7 @@ use std::{
 
 use balancer::config::{
     self, Files, NoFiles, keys, load,
-    model::{CheckKind, Config, HealthCheck, Keepalive, PoolTimeouts},
+    model::{CheckKind, Config, HealthCheckConfig, KeepaliveConfig, PoolTimeoutsConfig},
     parse,
 };
 
@@ -159,10 +159,10 @@ fn the_smallest_file_gives_the_defaults() {
     assert_eq!(listener.socket.backlog, 4096);
     let pool = &config.pools[0];
     assert_eq!(pool.backends[1].weight, 1);
-    assert_eq!(pool.timeouts, PoolTimeouts::default());
+    assert_eq!(pool.timeouts, PoolTimeoutsConfig::default());
     assert_eq!(pool.timeouts.tcp_idle, Some(seconds(3600)));
-    assert_eq!(pool.keepalive, Keepalive::default());
-    assert_eq!(pool.health_check, Some(HealthCheck::default()));
+    assert_eq!(pool.keepalive, KeepaliveConfig::default());
+    assert_eq!(pool.health_check, Some(HealthCheckConfig::default()));
     let ejection = pool.ejection.clone().unwrap();
     assert_eq!(
         (ejection.failures, ejection.max_eject_for),

@@ -160,7 +160,7 @@ impl AdminListener {
     ///
     /// # Errors
     /// Names the address. A socket file that nobody listens on is replaced; a live one is an error.
-    pub fn bind(config: &model::Admin, default: &Path) -> io::Result<Self> {
+    pub fn bind(config: &model::AdminConfig, default: &Path) -> io::Result<Self> {
         match &config.bind {
             None => Self::unix(default),
             Some(BindAddress::Unix(path)) => Self::unix(path),

@@ -55,7 +55,7 @@ async fn metrics_server(daemon: &Arc<Daemon>) -> SocketAddr {
 /// The API on a unix socket, and what it asks for.
 fn unix_server(name: &str, daemon: &Arc<Daemon>) -> (PathBuf, mpsc::Receiver<Control>) {
     let path = scratch(name);
-    let config = model::Admin {
+    let config = model::AdminConfig {
         bind: Some(BindAddress::Unix(path.clone())),
         token_file: None,
     };
@@ -230,7 +230,7 @@ async fn on_tcp_only_the_token_and_a_loopback_host_open_the_api() {
     let daemon = testing::daemon(testing::usual());
     let token_file = scratch("token");
     fs::write(&token_file, "s3cret\n").unwrap();
-    let config = model::Admin {
+    let config = model::AdminConfig {
         bind: Some("127.0.0.1:0".parse().unwrap()),
         token_file: Some(token_file.clone()),
     };
@@ -265,7 +265,7 @@ async fn on_tcp_only_the_token_and_a_loopback_host_open_the_api() {
 #[tokio::test]
 async fn tcp_without_a_token_or_beyond_loopback_is_refused_at_bind() {
     let bind = |address: &str, token_file: Option<PathBuf>| {
-        let config = model::Admin {
+        let config = model::AdminConfig {
             bind: Some(address.parse().unwrap()),
             token_file,
         };
@@ -301,7 +301,7 @@ async fn tcp_without_a_token_or_beyond_loopback_is_refused_at_bind() {
 #[tokio::test]
 async fn a_stale_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
     let path = scratch("stale");
-    let admin = model::Admin {
+    let admin = model::AdminConfig {
         bind: None,
         token_file: None,
     };
@@ -326,7 +326,7 @@ async fn a_stale_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
 #[tokio::test]
 async fn a_socket_file_that_somebody_else_put_there_is_left() {
     let path = scratch("replaced");
-    let admin = model::Admin {
+    let admin = model::AdminConfig {
         bind: None,
         token_file: None,
     };
@@ -425,7 +425,7 @@ async fn a_rotated_token_is_taken_at_once_and_one_that_cannot_be_read_changes_no
     let daemon = testing::daemon(testing::usual());
     let token_file = scratch("rotated");
     fs::write(&token_file, "first\n").unwrap();
-    let config = model::Admin {
+    let config = model::AdminConfig {
         bind: Some("127.0.0.1:0".parse().unwrap()),
         token_file: Some(token_file.clone()),
     };
@@ -492,7 +492,7 @@ fn both_servers_run_on_a_local_runtime_as_that_of_the_control_thread() {
         let address = listener.local_addr().unwrap();
         drop(spawn_local(serve_metrics(listener, Arc::clone(&daemon))));
         let path = scratch("local");
-        let config = model::Admin {
+        let config = model::AdminConfig {
             bind: Some(BindAddress::Unix(path.clone())),
             token_file: None,
         };

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     base::clock,
-    config::model::{Config, HealthCheck, ListenerProtocol, Policy},
+    config::model::{BalancingPolicy, Config, HealthCheckConfig, ListenerProtocol},
     pool::{Backend, HealthView, Pool, State},
     snapshot::{Daemon, Listener},
     telemetry::rfc3339,
@@ -118,9 +118,9 @@ fn pool(pool: &Pool, now: Instant) -> Value {
     json!({
         "name": &*pool.name,
         "policy": match pool.config.policy {
-            Policy::RoundRobin => "round_robin",
-            Policy::LeastConnections => "least_connections",
-            Policy::RandomTwo => "random_two",
+            BalancingPolicy::RoundRobin => "round_robin",
+            BalancingPolicy::LeastConnections => "least_connections",
+            BalancingPolicy::RandomTwo => "random_two",
         },
         "health_check": pool.config.health_check.is_some(),
         "states": states.map(|(state, count)| (state.name().to_owned(), json!(count))).collect::<serde_json::Map<_, _>>(),
@@ -129,13 +129,13 @@ fn pool(pool: &Pool, now: Instant) -> Value {
 }
 
 /// What the last check of a backend said, and how many more it takes to change its state.
-fn check_text(health: &HealthView, check: &HealthCheck) -> String {
+fn check_text(health: &HealthView, check: &HealthCheckConfig) -> String {
     let HealthView {
         good_in_a_row: good,
         bad_in_a_row: bad,
         ..
     } = health;
-    let HealthCheck { rise, fall, .. } = check;
+    let HealthCheckConfig { rise, fall, .. } = check;
     let last = health.last_check.as_ref().map(|check| &check.result);
     let mut text = match last {
         None => "not checked yet".to_owned(),
@@ -154,7 +154,7 @@ fn check_text(health: &HealthView, check: &HealthCheck) -> String {
     text
 }
 
-fn backend(backend: &Backend, check_config: Option<&HealthCheck>, now: Instant) -> Value {
+fn backend(backend: &Backend, check_config: Option<&HealthCheckConfig>, now: Instant) -> Value {
     let health = backend.state.view();
     let text = check_config.map(|check| check_text(&health, check));
     let checked = health.last_check.as_ref().map(|check| check.at);

@@ -10,8 +10,8 @@ use rustls::{
 use crate::{
     base::{clock, crypto::provider},
     config::model::{
-        AccessLog, Backend, Certificate, Config, Listener, ListenerProtocol, ListenerTls,
-        LogOutput, Metrics, Pool, TlsVersion,
+        AccessLogConfig, BackendConfig, Config, ListenerConfig, ListenerProtocol,
+        ListenerTlsConfig, LoadedCertificate, LogOutput, MetricsConfig, PoolConfig, TlsVersion,
     },
     snapshot::{Daemon, Snapshot},
     telemetry::access_log,
@@ -20,37 +20,42 @@ use crate::{
 /// A configuration without listeners and pools.
 pub(super) fn config() -> Config {
     Config {
-        metrics: Metrics {
+        metrics: MetricsConfig {
             bind: None,
-            ..Metrics::default()
+            ..MetricsConfig::default()
         },
-        access_log: AccessLog {
+        access_log: AccessLogConfig {
             output: LogOutput::None,
-            ..AccessLog::default()
+            ..AccessLogConfig::default()
         },
         ..Config::default()
     }
 }
 
 /// A listener on `127.0.0.1:PORT`; nothing is bound.
-pub(super) fn listener(name: &str, protocol: ListenerProtocol, port: u16, pool: usize) -> Listener {
-    Listener {
+pub(super) fn listener(
+    name: &str,
+    protocol: ListenerProtocol,
+    port: u16,
+    pool: usize,
+) -> ListenerConfig {
+    ListenerConfig {
         binds: vec![format!("127.0.0.1:{port}").parse().unwrap()],
         protocol,
         pool: Some(pool),
-        ..Listener::named(name)
+        ..ListenerConfig::named(name)
     }
 }
 
 /// A pool of `count` backends with TCP checks.
-pub(super) fn pool(name: &str, count: usize) -> Pool {
+pub(super) fn pool(name: &str, count: usize) -> PoolConfig {
     let backend = |index: usize| {
         let address = format!("10.0.{}.{}:80", index / 250, index % 250);
-        Backend::at(address.parse().unwrap())
+        BackendConfig::at(address.parse().unwrap())
     };
-    Pool {
+    PoolConfig {
         backends: (0..count).map(backend).collect(),
-        ..Pool::named(name)
+        ..PoolConfig::named(name)
     }
 }
 
@@ -78,19 +83,19 @@ pub(super) fn daemon(config: Config) -> Arc<Daemon> {
 }
 
 /// TLS with the certificate of the fixtures.
-pub(super) fn tls() -> ListenerTls {
+pub(super) fn tls() -> ListenerTlsConfig {
     let chain = include_bytes!("../../tests/fixtures/good.pem");
     let key = include_bytes!("../../tests/fixtures/good.key");
     let chain = vec![CertificateDer::from_pem_slice(chain).unwrap()];
     let key = PrivateKeyDer::from_pem_slice(key).unwrap();
-    let certificate = Certificate {
+    let certificate = LoadedCertificate {
         file: "good.pem".to_owned(),
         key: Arc::new(CertifiedKey::from_der(chain, key, &provider()).unwrap()),
         names: vec!["a.test".to_owned()],
         not_before: Duration::ZERO,
         not_after: Duration::from_hours(1),
     };
-    ListenerTls {
+    ListenerTlsConfig {
         certificates: vec![certificate],
         min_version: TlsVersion::Tls12,
         alpn: Vec::new(),

@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use tracing::level_filters::LevelFilter;
 
 use super::model::{
-    AccessFormat, AccessLog, Admin, Backend, BackendProtocol, CheckKind, Config, Drain, Ejection,
-    ErrorFormat, Errors, Forwarded, HeaderEdits, HealthCheck, HttpLimits, Keepalive, Listener,
-    ListenerLimits, ListenerProtocol, ListenerTimeouts, Log, LogFormat, LogOutput, LogWhen,
-    Metrics, OnDown, PathMatch, PerBackend, Policy, Pool, PoolTimeouts, Respond, Retries,
-    RetryConditions, Rewrite, Route, RouteAction, SocketOptions, TimeoutOverrides, TrustedProxies,
-    WhenAllDown,
+    AccessFormat, AccessLogConfig, AdminConfig, BackendConfig, BackendProtocol, BalancingPolicy,
+    CheckKind, Config, DrainConfig, EjectionConfig, ErrorFormat, ErrorsConfig, ForwardedConfig,
+    HeaderEdits, HealthCheckConfig, KeepaliveConfig, ListenerConfig, ListenerHttpConfig,
+    ListenerLimitsConfig, ListenerProtocol, ListenerTimeoutsConfig, LogConfig, LogFormat,
+    LogOutput, LogWhenConfig, MetricsConfig, OnDown, PathMatch, PerBackend, PoolConfig,
+    PoolTimeoutsConfig, RespondConfig, RetriesConfig, RetryConditions, RewriteConfig, RouteAction,
+    RouteConfig, SocketConfig, TimeoutOverrides, TrustedProxiesConfig, WhenAllDown,
 };
 use crate::{base::address::BackendAddress, reason::StatusProfile};
 
@@ -23,17 +24,17 @@ impl Default for Config {
         Self {
             workers: None,
             max_connections: None,
-            drain: Drain::default(),
-            admin: Admin {
+            drain: DrainConfig::default(),
+            admin: AdminConfig {
                 bind: None,
                 token_file: None,
             },
-            metrics: Metrics::default(),
-            log: Log::default(),
-            access_log: AccessLog::default(),
-            trusted_proxies: TrustedProxies::default(),
-            forwarded: Forwarded::default(),
-            errors: Errors::default(),
+            metrics: MetricsConfig::default(),
+            log: LogConfig::default(),
+            access_log: AccessLogConfig::default(),
+            trusted_proxies: TrustedProxiesConfig::default(),
+            forwarded: ForwardedConfig::default(),
+            errors: ErrorsConfig::default(),
             listeners: Vec::new(),
             routes: Vec::new(),
             pools: Vec::new(),
@@ -41,7 +42,7 @@ impl Default for Config {
     }
 }
 
-impl Default for Drain {
+impl Default for DrainConfig {
     fn default() -> Self {
         Self {
             delay: Duration::ZERO,
@@ -50,7 +51,7 @@ impl Default for Drain {
     }
 }
 
-impl Default for Metrics {
+impl Default for MetricsConfig {
     fn default() -> Self {
         Self {
             bind: Some(SocketAddr::from(([127, 0, 0, 1], 9900))),
@@ -59,7 +60,7 @@ impl Default for Metrics {
     }
 }
 
-impl Default for Log {
+impl Default for LogConfig {
     fn default() -> Self {
         Self {
             level: LevelFilter::INFO,
@@ -68,18 +69,18 @@ impl Default for Log {
     }
 }
 
-impl Default for AccessLog {
+impl Default for AccessLogConfig {
     fn default() -> Self {
         Self {
             output: LogOutput::Stdout,
             format: AccessFormat::Json,
-            when: LogWhen::default(),
+            when: LogWhenConfig::default(),
             headers: Vec::new(),
         }
     }
 }
 
-impl Default for LogWhen {
+impl Default for LogWhenConfig {
     fn default() -> Self {
         Self {
             min_status: 500,
@@ -89,7 +90,7 @@ impl Default for LogWhen {
     }
 }
 
-impl Default for Forwarded {
+impl Default for ForwardedConfig {
     fn default() -> Self {
         Self {
             x_forwarded: true,
@@ -101,7 +102,7 @@ impl Default for Forwarded {
     }
 }
 
-impl Default for Respond {
+impl Default for RespondConfig {
     fn default() -> Self {
         Self {
             status: 200,
@@ -112,7 +113,7 @@ impl Default for Respond {
     }
 }
 
-impl Default for Errors {
+impl Default for ErrorsConfig {
     fn default() -> Self {
         Self {
             status: StatusProfile::Unified,
@@ -123,7 +124,7 @@ impl Default for Errors {
     }
 }
 
-impl Listener {
+impl ListenerConfig {
     /// A listener that says nothing but its name: what it must have beyond that is still to be given.
     #[must_use]
     pub fn named(name: impl Into<Arc<str>>) -> Self {
@@ -134,20 +135,20 @@ impl Listener {
             pool: None,
             sni: BTreeMap::new(),
             redirect: None,
-            http: HttpLimits::default(),
-            timeouts: ListenerTimeouts::default(),
-            limits: ListenerLimits::default(),
+            http: ListenerHttpConfig::default(),
+            timeouts: ListenerTimeoutsConfig::default(),
+            limits: ListenerLimitsConfig::default(),
             rate_limit: None,
             accept_proxy: None,
             allow: Vec::new(),
             deny: Vec::new(),
-            socket: SocketOptions::default(),
+            socket: SocketConfig::default(),
             tls: None,
         }
     }
 }
 
-impl Default for HttpLimits {
+impl Default for ListenerHttpConfig {
     fn default() -> Self {
         Self {
             max_headers: 100,
@@ -158,7 +159,7 @@ impl Default for HttpLimits {
     }
 }
 
-impl Default for ListenerTimeouts {
+impl Default for ListenerTimeoutsConfig {
     fn default() -> Self {
         Self {
             header: Some(secs(10)),
@@ -170,7 +171,7 @@ impl Default for ListenerTimeouts {
 }
 
 #[expect(clippy::derivable_impls, reason = "all defaults stand in this file")]
-impl Default for ListenerLimits {
+impl Default for ListenerLimitsConfig {
     fn default() -> Self {
         Self {
             connections: None,
@@ -180,7 +181,7 @@ impl Default for ListenerLimits {
     }
 }
 
-impl Default for SocketOptions {
+impl Default for SocketConfig {
     fn default() -> Self {
         Self {
             backlog: 4096,
@@ -190,7 +191,7 @@ impl Default for SocketOptions {
     }
 }
 
-impl Route {
+impl RouteConfig {
     /// A route for every request, to the first pool until `action` says otherwise.
     #[must_use]
     pub fn named(name: impl Into<Arc<str>>) -> Self {
@@ -203,7 +204,7 @@ impl Route {
             methods: Vec::new(),
             headers: Vec::new(),
             action: RouteAction::Pool(0),
-            rewrite: Rewrite::default(),
+            rewrite: RewriteConfig::default(),
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),
             timeouts: TimeoutOverrides::default(),
@@ -214,19 +215,19 @@ impl Route {
     }
 }
 
-impl Pool {
+impl PoolConfig {
     /// A pool that says nothing but its name: its backends are still to be given.
     #[must_use]
     pub fn named(name: impl Into<Arc<str>>) -> Self {
         Self {
             name: name.into(),
-            policy: Policy::default(),
+            policy: BalancingPolicy::default(),
             backends: Vec::new(),
-            health_check: Some(HealthCheck::default()),
-            ejection: Some(Ejection::default()),
-            retries: Some(Retries::default()),
-            timeouts: PoolTimeouts::default(),
-            keepalive: Keepalive::default(),
+            health_check: Some(HealthCheckConfig::default()),
+            ejection: Some(EjectionConfig::default()),
+            retries: Some(RetriesConfig::default()),
+            timeouts: PoolTimeoutsConfig::default(),
+            keepalive: KeepaliveConfig::default(),
             tls: None,
             protocol: BackendProtocol::default(),
             send_proxy: None,
@@ -237,7 +238,7 @@ impl Pool {
     }
 }
 
-impl Backend {
+impl BackendConfig {
     /// A backend that says nothing but its address, and is called by it.
     #[must_use]
     pub fn at(address: BackendAddress) -> Self {
@@ -251,7 +252,7 @@ impl Backend {
     }
 }
 
-impl Default for HealthCheck {
+impl Default for HealthCheckConfig {
     fn default() -> Self {
         Self {
             kind: CheckKind::Tcp,
@@ -265,7 +266,7 @@ impl Default for HealthCheck {
     }
 }
 
-impl Default for Ejection {
+impl Default for EjectionConfig {
     fn default() -> Self {
         Self {
             failures: 5,
@@ -276,7 +277,7 @@ impl Default for Ejection {
     }
 }
 
-impl Default for Retries {
+impl Default for RetriesConfig {
     fn default() -> Self {
         // The idempotent methods of RFC 9110 section 9.2.2.
         let methods = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"];
@@ -301,7 +302,7 @@ impl Default for RetryConditions {
     }
 }
 
-impl Default for PoolTimeouts {
+impl Default for PoolTimeoutsConfig {
     fn default() -> Self {
         Self {
             connect: secs(3),
@@ -313,7 +314,7 @@ impl Default for PoolTimeouts {
     }
 }
 
-impl Default for Keepalive {
+impl Default for KeepaliveConfig {
     fn default() -> Self {
         Self {
             idle_per_backend: 64,

@@ -4,7 +4,10 @@
 
 use std::{collections::HashMap, fmt};
 
-use super::model::{Backend, Config, HostMatch, Listener, Pool, Route, RouteAction, Share};
+use super::model::{
+    BackendConfig, Config, HostMatch, ListenerConfig, PoolConfig, RouteAction, RouteConfig,
+    SplitShare,
+};
 
 /// One line of the log of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,13 +140,13 @@ fn listeners(changes: &mut Changes, old: &Config, new: &Config) {
 /// What `sni` says, by the names of the pools.
 fn names_to_pools<'a>(
     config: &'a Config,
-    listener: &'a Listener,
+    listener: &'a ListenerConfig,
 ) -> impl Iterator<Item = (&'a HostMatch, Option<&'a str>)> {
     let names = listener.sni.iter();
     names.map(|(name, pool)| (name, pool_name(config, Some(*pool))))
 }
 
-fn one_listener(changes: &mut Changes, old: &Listener, new: &Listener) {
+fn one_listener(changes: &mut Changes, old: &ListenerConfig, new: &ListenerConfig) {
     let name = &new.name;
     changes.if_changed(&old.binds, &new.binds, format!("listener {name}: bind"));
     changes.if_changed(
@@ -214,8 +217,11 @@ fn routes(changes: &mut Changes, old: &Config, new: &Config) {
 }
 
 /// Compares two routes by the names they refer to.
-fn same_route(old: &Config, was: &Route, new: &Config, is: &Route) -> bool {
-    fn names<'a>(config: &'a Config, route: &'a Route) -> impl Iterator<Item = Option<&'a str>> {
+fn same_route(old: &Config, was: &RouteConfig, new: &Config, is: &RouteConfig) -> bool {
+    fn names<'a>(
+        config: &'a Config,
+        route: &'a RouteConfig,
+    ) -> impl Iterator<Item = Option<&'a str>> {
         route
             .listeners
             .iter()
@@ -228,13 +234,13 @@ fn same_route(old: &Config, was: &Route, new: &Config, is: &Route) -> bool {
         (RouteAction::Split(a), RouteAction::Split(b)) => {
             fn named<'a>(
                 config: &'a Config,
-                shares: &'a [Share],
-            ) -> impl Iterator<Item = (Option<&'a str>, Share)> {
+                shares: &'a [SplitShare],
+            ) -> impl Iterator<Item = (Option<&'a str>, SplitShare)> {
                 shares.iter().map(|share| {
                     let name = pool_name(config, Some(share.pool));
                     (
                         name,
-                        Share {
+                        SplitShare {
                             pool: 0,
                             ..share.clone()
                         },
@@ -268,7 +274,7 @@ fn pools(changes: &mut Changes, old: &Config, new: &Config) {
     order(changes, &old.pools, &new.pools, |pool| &*pool.name, "pools");
 }
 
-fn one_pool(changes: &mut Changes, old: &Pool, new: &Pool) {
+fn one_pool(changes: &mut Changes, old: &PoolConfig, new: &PoolConfig) {
     let name = &new.name;
     backends(changes, name, &old.backends, &new.backends);
     changes.if_changed(&old.policy, &new.policy, format!("pool {name}: policy"));
@@ -321,7 +327,7 @@ fn one_pool(changes: &mut Changes, old: &Pool, new: &Pool) {
     );
 }
 
-fn backends(changes: &mut Changes, pool: &str, old: &[Backend], new: &[Backend]) {
+fn backends(changes: &mut Changes, pool: &str, old: &[BackendConfig], new: &[BackendConfig]) {
     let before: HashMap<_, _> = old
         .iter()
         .map(|backend| (&backend.address, backend))

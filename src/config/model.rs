@@ -13,7 +13,9 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use super::tls::{Certificate, ClientCa, ListenerTls, PoolTls, TlsVersion};
+pub use super::tls::{
+    ClientCaConfig, ListenerTlsConfig, LoadedCertificate, PoolTlsConfig, TlsVersion,
+};
 use crate::{
     base::{
         address::{BackendAddress, BindAddress},
@@ -30,32 +32,32 @@ pub struct Config {
     /// Client connections at a time; `None` is `auto`: from the open-file limit.
     pub max_connections: Option<usize>,
     /// How the daemon leaves.
-    pub drain: Drain,
+    pub drain: DrainConfig,
     /// Where the admin API listens.
-    pub admin: Admin,
+    pub admin: AdminConfig,
     /// Where the scrape listens.
-    pub metrics: Metrics,
+    pub metrics: MetricsConfig,
     /// The daemon's own log, on standard error.
-    pub log: Log,
+    pub log: LogConfig,
     /// One line per exchange or session.
-    pub access_log: AccessLog,
+    pub access_log: AccessLogConfig,
     /// Peers whose forwarded headers and request ids are believed.
-    pub trusted_proxies: TrustedProxies,
+    pub trusted_proxies: TrustedProxiesConfig,
     /// Which forwarding headers backends get.
-    pub forwarded: Forwarded,
+    pub forwarded: ForwardedConfig,
     /// How our own answers look.
-    pub errors: Errors,
+    pub errors: ErrorsConfig,
     /// In the order of the file.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<ListenerConfig>,
     /// In the order of the file.
-    pub routes: Vec<Route>,
+    pub routes: Vec<RouteConfig>,
     /// In the order of the file.
-    pub pools: Vec<Pool>,
+    pub pools: Vec<PoolConfig>,
 }
 
 /// `trusted_proxies`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct TrustedProxies {
+pub struct TrustedProxiesConfig {
     /// Their addresses. Default none.
     pub from: Vec<IpNet>,
     /// Header in which they name the client's address. Default `None`: `X-Forwarded-For`.
@@ -64,7 +66,7 @@ pub struct TrustedProxies {
 
 /// `drain`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drain {
+pub struct DrainConfig {
     /// From SIGTERM (and `/readyz` 503) to the end of accepting. Default 0s.
     pub delay: Duration,
     /// From the end of accepting to cutting what is left. Default 30s.
@@ -73,14 +75,14 @@ pub struct Drain {
 
 /// `admin`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admin {
+pub struct AdminConfig {
     /// Unix socket or loopback address; `None` is the default: `admin.sock` in the runtime directory.
     pub bind: Option<BindAddress>,
     /// File with the bearer token; compulsory when `bind` is an IP address.
     pub token_file: Option<PathBuf>,
 }
 
-impl Admin {
+impl AdminConfig {
     /// Where it listens; `default` is the path of its socket when the file does not say.
     pub fn address(&self, default: &Path) -> BindAddress {
         let default = || BindAddress::Unix(default.to_path_buf());
@@ -90,7 +92,7 @@ impl Admin {
 
 /// `metrics`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Metrics {
+pub struct MetricsConfig {
     /// Default 127.0.0.1:9900; `None` switches the scrape off.
     pub bind: Option<SocketAddr>,
     /// Which `balancer_backend_*` series there are. Default full.
@@ -111,7 +113,7 @@ pub enum PerBackend {
 
 /// `log`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Log {
+pub struct LogConfig {
     /// Default info.
     pub level: tracing::level_filters::LevelFilter,
     /// Default auto: text on a terminal, JSON elsewhere.
@@ -132,13 +134,13 @@ pub enum LogFormat {
 
 /// `access_log`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct AccessLog {
+pub struct AccessLogConfig {
     /// Default stdout.
     pub output: LogOutput,
     /// Default json.
     pub format: AccessFormat,
     /// Which exchanges are written. Default: status of 500 and more, or a reason.
-    pub when: LogWhen,
+    pub when: LogWhenConfig,
     /// Request headers to add, in lower case. Default none.
     pub headers: Vec<String>,
 }
@@ -169,7 +171,7 @@ pub enum AccessFormat {
 
 /// `access_log.when`: a line is written when any of these holds, or when there is a reason.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LogWhen {
+pub struct LogWhenConfig {
     /// Status at least this. Default 500.
     pub min_status: u16,
     /// Took longer than this.
@@ -180,7 +182,7 @@ pub struct LogWhen {
 
 /// `forwarded`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Forwarded {
+pub struct ForwardedConfig {
     /// `X-Forwarded-For`, `-Proto`, `-Host`, `-Port`. Default true.
     pub x_forwarded: bool,
     /// Name of the header with the client's address; `None` is `none`. Default X-Real-IP.
@@ -195,7 +197,7 @@ pub struct Forwarded {
 
 /// `errors`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Errors {
+pub struct ErrorsConfig {
     /// Default unified.
     pub status: StatusProfile,
     /// Default json.
@@ -231,7 +233,7 @@ pub enum ErrorFormat {
 
 /// `listeners.NAME`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Listener {
+pub struct ListenerConfig {
     /// The key in the file.
     pub name: Arc<str>,
     /// At least one; no two listeners share one.
@@ -244,28 +246,28 @@ pub struct Listener {
     /// passed on as it is. Default empty: connections are not looked into.
     pub sni: BTreeMap<HostMatch, usize>,
     /// `redirect`: every request of this listener is redirected that no route takes which is `first` or names the listener.
-    pub redirect: Option<Redirect>,
+    pub redirect: Option<RedirectConfig>,
     /// `http`.
-    pub http: HttpLimits,
+    pub http: ListenerHttpConfig,
     /// `timeouts`.
-    pub timeouts: ListenerTimeouts,
+    pub timeouts: ListenerTimeoutsConfig,
     /// `limits`.
-    pub limits: ListenerLimits,
+    pub limits: ListenerLimitsConfig,
     /// `rate_limit`, for requests no route says otherwise of. Default none.
-    pub rate_limit: Option<RateLimit>,
+    pub rate_limit: Option<RateLimitConfig>,
     /// `accept_proxy`: connections begin with a PROXY header. Default none.
-    pub accept_proxy: Option<AcceptProxy>,
+    pub accept_proxy: Option<AcceptProxyConfig>,
     /// Clients that may connect; empty is all.
     pub allow: Vec<IpNet>,
     /// Clients that may not; stronger than `allow`.
     pub deny: Vec<IpNet>,
     /// `socket`.
-    pub socket: SocketOptions,
+    pub socket: SocketConfig,
     /// `tls`; none: plain.
-    pub tls: Option<ListenerTls>,
+    pub tls: Option<ListenerTlsConfig>,
 }
 
-impl Listener {
+impl ListenerConfig {
     /// The pools that it names itself; one may occur several times.
     pub fn pools(&self) -> impl Iterator<Item = usize> {
         self.pool.into_iter().chain(self.sni.values().copied())
@@ -312,7 +314,7 @@ impl BackendProtocol {
 
 /// `listeners.NAME.accept_proxy`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AcceptProxy {
+pub struct AcceptProxyConfig {
     /// The version that must be used. Default `None`: any.
     pub version: Option<ProxyVersion>,
     /// Whose headers are believed; at least one. All others are refused.
@@ -321,7 +323,7 @@ pub struct AcceptProxy {
 
 /// `listeners.NAME.http`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HttpLimits {
+pub struct ListenerHttpConfig {
     /// Fields in a request head, 1..=256. Default 100.
     pub max_headers: usize,
     /// Bytes of a request head, 1 KiB..=256 KiB. Default 32 KiB.
@@ -334,7 +336,7 @@ pub struct HttpLimits {
 
 /// `listeners.NAME.timeouts`; `None` is `none`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListenerTimeouts {
+pub struct ListenerTimeoutsConfig {
     /// From the first byte of a request (or the accept) to the end of its head. Default 10s.
     pub header: Option<Duration>,
     /// In which a client sends 1 KiB of a request body before its response begins, or reads a byte of a response of ours.
@@ -348,7 +350,7 @@ pub struct ListenerTimeouts {
 
 /// `listeners.NAME.limits`; `None` is `none`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListenerLimits {
+pub struct ListenerLimitsConfig {
     /// Connections at a time. Default: only `max_connections`.
     pub connections: Option<usize>,
     /// Connections at a time from one client address. Default none.
@@ -359,7 +361,7 @@ pub struct ListenerLimits {
 
 /// `rate_limit` of a listener or a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RateLimit {
+pub struct RateLimitConfig {
     /// Requests of one client address in the long run, 1/h..=1000000/s.
     pub per_client: Rate,
     /// Requests that may come at once, 1..=1000000. Default: those of one second, at least 1.
@@ -368,7 +370,7 @@ pub struct RateLimit {
 
 /// `listeners.NAME.socket`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SocketOptions {
+pub struct SocketConfig {
     /// Connections the kernel queues for us. Default 4096.
     pub backlog: u32,
     /// TCP keepalive probes after this idle time. Default 60s.
@@ -379,7 +381,7 @@ pub struct SocketOptions {
 
 /// A redirect, of a listener or a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Redirect {
+pub enum RedirectConfig {
     /// `https` or `{to: https, port, status}`: same host and target, other scheme.
     Https {
         /// Left out of the location when 443.
@@ -398,7 +400,7 @@ pub enum Redirect {
 
 /// `routes[]`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Route {
+pub struct RouteConfig {
     /// What the log calls it: `routes[3]`.
     pub name: Arc<str>,
     /// `first`: goes before every route without it. Default false.
@@ -416,24 +418,24 @@ pub struct Route {
     /// What happens to a request that matches.
     pub action: RouteAction,
     /// `rewrite`: the path and host that the backend gets.
-    pub rewrite: Rewrite,
+    pub rewrite: RewriteConfig,
     /// `request_headers`, applied to what the backend gets.
     pub request_headers: HeaderEdits,
     /// `response_headers`, applied to what the client gets.
     pub response_headers: HeaderEdits,
     /// Overrides of the pool's `timeouts`; only the given ones.
     pub timeouts: TimeoutOverrides,
-    /// Override of the pool's `retries`; `Some(None)` is `none`. With `split` see [`Share::retries`].
-    pub retries: Option<Option<Retries>>,
+    /// Override of the pool's `retries`; `Some(None)` is `none`. With `split` see [`SplitShare::retries`].
+    pub retries: Option<Option<RetriesConfig>>,
     /// Override of the listener's `rate_limit`; `Some(None)` is `none`.
-    pub rate_limit: Option<Option<RateLimit>>,
+    pub rate_limit: Option<Option<RateLimitConfig>>,
     /// Clients that may use the route; empty is all.
     pub allow: Vec<IpNet>,
 }
 
-impl Route {
+impl RouteConfig {
     /// What the route says about the retries of a pool it sends requests to: `Some(None)` is `none`.
-    pub fn retries_for(&self, pool: usize) -> Option<&Option<Retries>> {
+    pub fn retries_for(&self, pool: usize) -> Option<&Option<RetriesConfig>> {
         match &self.action {
             RouteAction::Split(shares) => shares
                 .iter()
@@ -523,16 +525,16 @@ pub enum RouteAction {
     /// Index into [`Config::pools`].
     Pool(usize),
     /// `split`: one of these pools for each request, by weight. Not empty, no pool twice, some weight over 0.
-    Split(Vec<Share>),
+    Split(Vec<SplitShare>),
     /// An answer with `Location`.
-    Redirect(Redirect),
+    Redirect(RedirectConfig),
     /// A fixed answer.
-    Respond(Respond),
+    Respond(RespondConfig),
 }
 
 /// `routes[].respond`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Respond {
+pub struct RespondConfig {
     /// 200..=599. Default 200.
     pub status: u16,
     /// At most 64 KiB. Default empty.
@@ -545,18 +547,18 @@ pub struct Respond {
 
 /// One entry of `routes[].split`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Share {
+pub struct SplitShare {
     /// Index into [`Config::pools`].
     pub pool: usize,
     /// 0..=256: its share of the sum of all. 0 gets nothing.
     pub weight: u16,
     /// The route's override of this pool's `retries`; `Some(None)` is `none`.
-    pub retries: Option<Option<Retries>>,
+    pub retries: Option<Option<RetriesConfig>>,
 }
 
 /// `routes[].rewrite`. `Default` changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rewrite {
+pub struct RewriteConfig {
     /// `path` or `strip_prefix`.
     pub path: PathRewrite,
     /// `host`: the Host that the backend gets, a name with or without a port. Default: the client's.
@@ -575,12 +577,12 @@ pub enum PathRewrite {
     /// `path`: replaces what the route's `path` matched, or all of what `path_exact` matched.
     Replace(String),
     /// `path` in a route with `path_regex`: replaces the whole path.
-    Expand(Vec<Piece>),
+    Expand(Vec<PathPiece>),
 }
 
 /// A part of a path made from the groups of a regular expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Piece {
+pub enum PathPiece {
     /// As it is.
     Text(String),
     /// The group with this number, 0 for the whole path; nothing if it took no part in the match.
@@ -601,23 +603,23 @@ pub struct HeaderEdits {
 
 /// `pools.NAME`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Pool {
+pub struct PoolConfig {
     /// The key in the file.
     pub name: Arc<str>,
     /// Default round_robin.
-    pub policy: Policy,
+    pub policy: BalancingPolicy,
     /// At least one; addresses are unique within a pool.
-    pub backends: Vec<Backend>,
+    pub backends: Vec<BackendConfig>,
     /// `None` is `none`. Default: TCP.
-    pub health_check: Option<HealthCheck>,
+    pub health_check: Option<HealthCheckConfig>,
     /// `None` is `none`.
-    pub ejection: Option<Ejection>,
+    pub ejection: Option<EjectionConfig>,
     /// `None` is `none`.
-    pub retries: Option<Retries>,
+    pub retries: Option<RetriesConfig>,
     /// `timeouts`.
-    pub timeouts: PoolTimeouts,
+    pub timeouts: PoolTimeoutsConfig,
     /// `keepalive`.
-    pub keepalive: Keepalive,
+    pub keepalive: KeepaliveConfig,
     /// What http listeners speak with the backends. Default http1.
     pub protocol: BackendProtocol,
     /// `send_proxy`: every connection to a backend begins with a PROXY header of this version. Default none.
@@ -629,12 +631,12 @@ pub struct Pool {
     /// Default reject.
     pub when_all_down: WhenAllDown,
     /// `tls` to the backends; none: plain.
-    pub tls: Option<PoolTls>,
+    pub tls: Option<PoolTlsConfig>,
 }
 
 /// `pools.NAME.policy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Policy {
+pub enum BalancingPolicy {
     /// In turn, smooth by weight.
     #[default]
     RoundRobin,
@@ -646,7 +648,7 @@ pub enum Policy {
 
 /// One of `pools.NAME.backends`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backend {
+pub struct BackendConfig {
     /// Where it is.
     pub address: BackendAddress,
     /// What metrics and logs call it. Default: the address.
@@ -661,7 +663,7 @@ pub struct Backend {
 
 /// `pools.NAME.health_check`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct HealthCheck {
+pub struct HealthCheckConfig {
     /// What is asked.
     pub kind: CheckKind,
     /// Another port than the backend's.
@@ -717,7 +719,7 @@ pub enum CheckKind {
 
 /// `pools.NAME.ejection`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ejection {
+pub struct EjectionConfig {
     /// Failures in a row. Default 5.
     pub failures: u32,
     /// First sentence, doubled each time. Default 10s.
@@ -728,7 +730,7 @@ pub struct Ejection {
     pub max_ejected: f64,
 }
 
-impl Ejection {
+impl EjectionConfig {
     /// Backends that may be out at once, of `total` with a weight above 0: the share, rounded down; of two or three one
     /// at least, unless the share is 0; the only one never.
     pub fn allowed_out(&self, total: usize) -> usize {
@@ -743,7 +745,7 @@ impl Ejection {
 
 /// `retries`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Retries {
+pub struct RetriesConfig {
     /// Further tries after the first. Default 2.
     pub attempts: u32,
     /// Retries as a share of requests. Default 0.2, at least 10 a second.
@@ -771,7 +773,7 @@ pub struct RetryConditions {
 
 /// `pools.NAME.timeouts`; `None` is `none`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PoolTimeouts {
+pub struct PoolTimeoutsConfig {
     /// Default 3s; cannot be none.
     pub connect: Duration,
     /// From the sent request to the whole response head. Default 60s.
@@ -787,19 +789,19 @@ pub struct PoolTimeouts {
 /// `routes[].timeouts`: `Some` where the route says something.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TimeoutOverrides {
-    /// As in [`PoolTimeouts`].
+    /// As in [`PoolTimeoutsConfig`].
     pub connect: Option<Duration>,
-    /// As in [`PoolTimeouts`].
+    /// As in [`PoolTimeoutsConfig`].
     pub response: Option<Option<Duration>>,
-    /// As in [`PoolTimeouts`]; sets `tcp_idle` too.
+    /// As in [`PoolTimeoutsConfig`]; sets `tcp_idle` too.
     pub idle: Option<Option<Duration>>,
-    /// As in [`PoolTimeouts`].
+    /// As in [`PoolTimeoutsConfig`].
     pub total: Option<Option<Duration>>,
 }
 
 /// `pools.NAME.keepalive`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Keepalive {
+pub struct KeepaliveConfig {
     /// Idle connections per backend and worker; 0 closes each after its exchange. Default 64.
     pub idle_per_backend: usize,
     /// Default 4s: below the usual server's 5s.

@@ -7,7 +7,9 @@
 use std::collections::HashMap;
 
 use super::{
-    model::{Config, HeaderMatch, HostMatch, ListenerProtocol, PathMatch, Route, RouteAction},
+    model::{
+        Config, HeaderMatch, HostMatch, ListenerProtocol, PathMatch, RouteAction, RouteConfig,
+    },
     problem::quote,
     reader::{At, Reader},
 };
@@ -87,7 +89,7 @@ fn warn_if_hidden(
     reader: &mut Reader<'_>,
     at: At<'_>,
     routes: &Routes<'_>,
-    (index, route): (usize, &Route),
+    (index, route): (usize, &RouteConfig),
     takers: &[(usize, Option<Taker>)],
     line: impl Fn(usize) -> usize,
 ) {
@@ -143,19 +145,19 @@ impl<'a> Routes<'a> {
         routes
     }
 
-    fn get(&self, index: usize) -> Option<&'a Route> {
+    fn get(&self, index: usize) -> Option<&'a RouteConfig> {
         self.all.routes.get(index)
     }
 
     /// The path condition of `route`, and those of any route that include it.
-    fn wider_paths<'r>(&self, route: &'r Route) -> Vec<PathKey<'r>> {
+    fn wider_paths<'r>(&self, route: &'r RouteConfig) -> Vec<PathKey<'r>> {
         let mut paths = PathKey::of(&route.path).and_wider();
         paths.retain(|path| self.by_path.contains_key(path));
         paths
     }
 
     /// The listeners of a route, one entry for each of its hosts, and who takes its requests there.
-    fn takers(&self, index: usize, route: &Route) -> Vec<(usize, Option<Taker>)> {
+    fn takers(&self, index: usize, route: &RouteConfig) -> Vec<(usize, Option<Taker>)> {
         let listeners = self.all.listeners.iter().enumerate();
         let served = listeners.filter(|(listener, config)| {
             config.protocol == ListenerProtocol::Http && serves(route, *listener)
@@ -176,7 +178,7 @@ impl<'a> Routes<'a> {
     fn taker(
         &self,
         index: usize,
-        route: &Route,
+        route: &RouteConfig,
         listener: usize,
         host: Option<&HostMatch>,
     ) -> Option<usize> {
@@ -198,7 +200,11 @@ impl<'a> Routes<'a> {
 
     /// A host for which another route, that does not name this one's path, takes its requests: all of them (true), or some
     /// that this one would refuse.
-    fn hidden_on_host(&self, index: usize, route: &Route) -> Option<(&'a HostMatch, usize, bool)> {
+    fn hidden_on_host(
+        &self,
+        index: usize,
+        route: &RouteConfig,
+    ) -> Option<(&'a HostMatch, usize, bool)> {
         let own = PathKey::of(&route.path);
         let can_be_hidden = |host: &HostMatch| {
             match host {
@@ -244,7 +250,7 @@ impl<'a> Routes<'a> {
     }
 
     /// True if some listener has both, `route` not only behind its redirect.
-    fn share_listener(&self, taker: &Route, route: &Route) -> bool {
+    fn share_listener(&self, taker: &RouteConfig, route: &RouteConfig) -> bool {
         let mut listeners = self.all.listeners.iter().enumerate();
         listeners.any(|(listener, config)| {
             config.protocol == ListenerProtocol::Http
@@ -256,19 +262,19 @@ impl<'a> Routes<'a> {
 }
 
 /// The hosts of a route; `None` for all of them.
-fn hosts(route: &Route) -> Vec<Option<&HostMatch>> {
+fn hosts(route: &RouteConfig) -> Vec<Option<&HostMatch>> {
     if route.hosts.is_empty() {
         return vec![None];
     }
     route.hosts.iter().map(Some).collect()
 }
 
-fn serves(route: &Route, listener: usize) -> bool {
+fn serves(route: &RouteConfig, listener: usize) -> bool {
     route.listeners.is_empty() || route.listeners.contains(&listener)
 }
 
 /// 0 for a route that is `first`, 1 for one that names its listeners, 2 for others.
-fn tier(route: &Route) -> u8 {
+fn tier(route: &RouteConfig) -> u8 {
     match (route.first, route.listeners.is_empty()) {
         (true, _) => 0,
         (false, false) => 1,
@@ -277,7 +283,7 @@ fn tier(route: &Route) -> u8 {
 }
 
 /// True for the route that takes what others leave.
-fn is_fallback(route: &Route) -> bool {
+fn is_fallback(route: &RouteConfig) -> bool {
     let every_path = match &route.path {
         PathMatch::Any => true,
         PathMatch::Prefix(path) => path == "/",
@@ -286,18 +292,18 @@ fn is_fallback(route: &Route) -> bool {
     every_path && route.methods.is_empty() && route.headers.is_empty()
 }
 
-fn asks_backend(route: &Route) -> bool {
+fn asks_backend(route: &RouteConfig) -> bool {
     matches!(route.action, RouteAction::Pool(_) | RouteAction::Split(_))
 }
 
 /// True for a route that keeps requests from a backend.
-fn refuses(route: &Route) -> bool {
+fn refuses(route: &RouteConfig) -> bool {
     !route.allow.is_empty()
         || matches!(route.action, RouteAction::Respond(ref respond) if respond.status >= 400)
 }
 
 /// True if `taker` has no condition on method and headers that `route` does not have.
-fn takes_rest(taker: &Route, route: &Route) -> bool {
+fn takes_rest(taker: &RouteConfig, route: &RouteConfig) -> bool {
     let methods = taker.methods.is_empty()
         || !route.methods.is_empty() && route.methods.iter().all(|one| taker.methods.contains(one));
     let is_given = |wanted: &HeaderMatch| {
@@ -311,8 +317,8 @@ fn takes_rest(taker: &Route, route: &Route) -> bool {
 
 /// True if `taker`, whose conditions are no narrower than those of `route`, goes before it.
 fn goes_before(
-    (taker_index, taker): (usize, &Route),
-    (index, route): (usize, &Route),
+    (taker_index, taker): (usize, &RouteConfig),
+    (index, route): (usize, &RouteConfig),
     same_host: bool,
 ) -> bool {
     let (taker_tier, own_tier) = (tier(taker), tier(route));
@@ -322,7 +328,7 @@ fn goes_before(
     if !same_host {
         return false;
     }
-    let rank = |index: usize, route: &Route| {
+    let rank = |index: usize, route: &RouteConfig| {
         let headers = std::cmp::Reverse(route.headers.len());
         (route.methods.is_empty(), headers, index)
     };

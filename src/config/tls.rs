@@ -17,15 +17,15 @@ use crate::base::address::BackendAddress;
 
 /// `listeners.NAME.tls`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ListenerTls {
+pub struct ListenerTlsConfig {
     /// At least one; the first is for names that none is for, and for clients that name none.
-    pub certificates: Vec<Certificate>,
+    pub certificates: Vec<LoadedCertificate>,
     /// Default 1.2.
     pub min_version: TlsVersion,
     /// Protocols offered (ALPN, RFC 7301), the preferred first. Default h2, http/1.1.
     pub alpn: Vec<String>,
     /// `client_ca` with `client_auth`.
-    pub client_ca: Option<ClientCa>,
+    pub client_ca: Option<ClientCaConfig>,
     /// `client_subject`: request header that tells backends the subject of the client's certificate.
     pub client_subject: Option<String>,
     /// `same_host`: a request for a host with another certificate than the one shown is refused. Default true.
@@ -44,7 +44,7 @@ pub enum TlsVersion {
 
 /// A certificate with its chain and key, loaded and checked.
 #[derive(Clone)]
-pub struct Certificate {
+pub struct LoadedCertificate {
     /// The file of the certificate, as the configuration writes it.
     pub file: String,
     /// What to show and to sign with.
@@ -58,13 +58,13 @@ pub struct Certificate {
 }
 
 /// Two are the same when they show the same chain: a chain names its key.
-impl PartialEq for Certificate {
+impl PartialEq for LoadedCertificate {
     fn eq(&self, other: &Self) -> bool {
         self.file == other.file && self.key.cert == other.key.cert
     }
 }
 
-impl fmt::Debug for Certificate {
+impl fmt::Debug for LoadedCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Certificate")
             .field("file", &self.file)
@@ -74,7 +74,7 @@ impl fmt::Debug for Certificate {
 
 /// Who may sign the certificates of clients.
 #[derive(Clone)]
-pub struct ClientCa {
+pub struct ClientCaConfig {
     /// Certificates of the authorities, in DER.
     pub roots: Vec<CertificateDer<'static>>,
     /// `client_auth: required`, as opposed to `optional`.
@@ -83,13 +83,13 @@ pub struct ClientCa {
     pub verifier: Arc<dyn ClientCertVerifier>,
 }
 
-impl PartialEq for ClientCa {
+impl PartialEq for ClientCaConfig {
     fn eq(&self, other: &Self) -> bool {
         self.roots == other.roots && self.required == other.required
     }
 }
 
-impl fmt::Debug for ClientCa {
+impl fmt::Debug for ClientCaConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientCa")
             .field("required", &self.required)
@@ -99,7 +99,7 @@ impl fmt::Debug for ClientCa {
 
 /// `pools.NAME.tls`.
 #[derive(Clone)]
-pub struct PoolTls {
+pub struct PoolTlsConfig {
     /// Who the backends must say they are; `None` is the host of each one's address.
     pub server_name: Option<ServerName<'static>>,
     /// Whether their certificates are verified. Default true.
@@ -107,12 +107,12 @@ pub struct PoolTls {
     /// `ca`, in DER; empty is what the machine believes.
     pub roots: Vec<CertificateDer<'static>>,
     /// `client_cert` with `client_key`.
-    pub client_cert: Option<Certificate>,
+    pub client_cert: Option<LoadedCertificate>,
     /// All of it for rustls; sessions to take up again are kept in it.
     pub config: Arc<ClientConfig>,
 }
 
-impl PoolTls {
+impl PoolTlsConfig {
     /// The name that the certificate of the backend at `address` must be for. `None`: it has none of its own.
     pub fn name_for(&self, address: &BackendAddress) -> Option<ServerName<'static>> {
         if let Some(name) = &self.server_name {
@@ -126,7 +126,7 @@ impl PoolTls {
     }
 }
 
-impl PartialEq for PoolTls {
+impl PartialEq for PoolTlsConfig {
     fn eq(&self, other: &Self) -> bool {
         self.server_name == other.server_name
             && self.verify == other.verify
@@ -135,7 +135,7 @@ impl PartialEq for PoolTls {
     }
 }
 
-impl fmt::Debug for PoolTls {
+impl fmt::Debug for PoolTlsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PoolTls")
             .field("server_name", &self.server_name)

@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     base::{clock, rng::Random},
-    config::model::{BackendProtocol, HealthCheck},
+    config::model::{BackendProtocol, HealthCheckConfig},
     pool::{Backend, BackendState, Pool, State},
 };
 
@@ -75,7 +75,7 @@ struct Running {
 }
 
 /// What is asked, and in which protocol: where either changes, old answers say little about the next.
-type Definition = (HealthCheck, BackendProtocol);
+type Definition = (HealthCheckConfig, BackendProtocol);
 
 /// What is checked, as of the generation in force.
 #[derive(Debug, Clone)]
@@ -208,7 +208,11 @@ impl Running {
 }
 
 /// The checks of one backend under one definition.
-async fn check_forever(target: Rc<RefCell<Target>>, definition: HealthCheck, shared: Rc<Shared>) {
+async fn check_forever(
+    target: Rc<RefCell<Target>>,
+    definition: HealthCheckConfig,
+    shared: Rc<Shared>,
+) {
     let state = Arc::clone(&target.borrow().backend.state);
     loop {
         let turn = shared.checks.acquire().await;

@@ -19,15 +19,15 @@ use crate::{
     pool::{State, fixture::pool_of},
 };
 
-fn tcp_check() -> HealthCheck {
-    HealthCheck {
+fn tcp_check() -> HealthCheckConfig {
+    HealthCheckConfig {
         interval: Duration::from_millis(20),
         timeout: Duration::from_secs(5),
-        ..HealthCheck::default()
+        ..HealthCheckConfig::default()
     }
 }
 
-fn http_check(body: Option<&str>) -> HealthCheck {
+fn http_check(body: Option<&str>) -> HealthCheckConfig {
     let kind = CheckKind::Http {
         path: "/healthz".into(),
         method: "GET".into(),
@@ -35,7 +35,7 @@ fn http_check(body: Option<&str>) -> HealthCheck {
         expect: vec![(200, 399)],
         body: body.map(str::to_owned),
     };
-    HealthCheck {
+    HealthCheckConfig {
         kind,
         ..tcp_check()
     }
@@ -128,12 +128,12 @@ async fn the_request_and_the_body_are_as_configured() {
 async fn what_goes_wrong_is_named() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent_address = BackendAddress::Ip(silent.local_addr().unwrap());
-    let quick = HealthCheck {
+    let quick = HealthCheckConfig {
         timeout: Duration::from_millis(50),
         ..http_check(None)
     };
     let slow = pool_of(&[silent_address, dead_address().await], Some(quick.clone()));
-    let probe = async |index: usize, definition: &HealthCheck| {
+    let probe = async |index: usize, definition: &HealthCheckConfig| {
         let result = check::run(&slow.backends[index].state, definition, &slow.config).await;
         result.map_err(|error| error.to_string())
     };
@@ -144,7 +144,7 @@ async fn what_goes_wrong_is_named() {
         BackendAddress::Ip(address) => address.port(),
         other => panic!("{other}"),
     };
-    let elsewhere = HealthCheck {
+    let elsewhere = HealthCheckConfig {
         port: Some(dead_port),
         ..tcp_check()
     };
@@ -157,7 +157,7 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
         .run_until(async {
             let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = BackendAddress::Ip(server.local_addr().unwrap());
-            let slow = HealthCheck {
+            let slow = HealthCheckConfig {
                 interval: Duration::from_hours(1),
                 ..tcp_check()
             };
@@ -177,7 +177,7 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
             assert_eq!(checks(), 1);
             // Another definition probes at once and keeps the verdict.
             let mut config = first.config.clone();
-            config.health_check = Some(HealthCheck { rise: 1, ..slow });
+            config.health_check = Some(HealthCheckConfig { rise: 1, ..slow });
             let changed = Arc::new(Pool::new(&config, Some(&first), clock::now()));
             follower.apply(&[changed]);
             assert_ne!(state.state(), State::Checking);
@@ -210,7 +210,7 @@ async fn names_are_resolved_before_their_first_check() {
             };
             let pool = pool_of(
                 &[name],
-                Some(HealthCheck {
+                Some(HealthCheckConfig {
                     rise: 1,
                     ..tcp_check()
                 }),

@@ -19,7 +19,7 @@ use std::{
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::stream::Stream;
-use crate::{base::address::BindAddress, config::model::SocketOptions};
+use crate::{base::address::BindAddress, config::model::SocketConfig};
 
 /// Connections that are taken from a queue before it is closed: a flood must not keep it open for ever.
 const LONGEST_QUEUE: usize = 65_535;
@@ -86,7 +86,7 @@ impl std::error::Error for BindError {}
 /// A port that anybody else listens on is an error, even where `SO_REUSEPORT` would let us join in.
 pub fn bind(
     address: &BindAddress,
-    options: &SocketOptions,
+    options: &SocketConfig,
     workers: usize,
 ) -> Result<Vec<ListeningSocket>, BindError> {
     let bound = match address {
@@ -109,7 +109,7 @@ pub fn probe(address: &BindAddress) -> Result<(), BindError> {
 /// known not to be somebody else's.
 pub fn bind_shared_port(
     address: &BindAddress,
-    options: &SocketOptions,
+    options: &SocketConfig,
     workers: usize,
 ) -> Result<Vec<ListeningSocket>, BindError> {
     match address {
@@ -130,7 +130,7 @@ fn at(address: &BindAddress, source: io::Error) -> BindError {
 
 fn bind_tcp(
     address: SocketAddr,
-    options: &SocketOptions,
+    options: &SocketConfig,
     workers: usize,
 ) -> io::Result<Vec<ListeningSocket>> {
     (0..workers)
@@ -191,7 +191,7 @@ fn new_tcp(address: SocketAddr) -> io::Result<Socket> {
 /// may reach it is decided by the directory. A file that nobody listens on any more is replaced.
 fn bind_unix(
     path: &Path,
-    options: &SocketOptions,
+    options: &SocketConfig,
     workers: usize,
 ) -> io::Result<Vec<ListeningSocket>> {
     remove_stale(path)?;
@@ -228,7 +228,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 /// Applies `options` and (re)starts listening with their backlog; connections in the queue stay. What concerns accepted
 /// connections (keepalive, no delay, limit of unsent bytes) is set here once, because they inherit it from the socket that accepts them.
-pub fn set_options(listening: &ListeningSocket, options: &SocketOptions) -> io::Result<()> {
+pub fn set_options(listening: &ListeningSocket, options: &SocketConfig) -> io::Result<()> {
     let descriptor = listening.fd();
     let socket = SockRef::from(&descriptor);
     let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
@@ -349,8 +349,8 @@ mod tests {
 
     use super::*;
 
-    fn options() -> SocketOptions {
-        SocketOptions {
+    fn options() -> SocketConfig {
+        SocketConfig {
             backlog: 64,
             keepalive: Some(std::time::Duration::from_mins(1)),
             fast_open: true,

@@ -298,7 +298,7 @@ pub struct Backend {
     /// Position in `Pool::backends`.
     pub index: usize,
     /// What the file says about it.
-    pub config: model::Backend,
+    pub config: model::BackendConfig,
     /// Exchanges or sessions at a time: the smaller of its own limit and the pool's; `usize::MAX` is none.
     pub limit: usize,
     /// What lives on across reloads.

@@ -115,7 +115,7 @@ mod tests {
     use std::{pin::pin, sync::atomic::AtomicUsize, task::Wake};
 
     use super::*;
-    use crate::{config::model::Policy, pool::fixture::unchecked_pool};
+    use crate::{config::model::BalancingPolicy, pool::fixture::unchecked_pool};
 
     #[derive(Default)]
     struct Counter(AtomicUsize);
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn all_who_wait_are_woken_once_and_none_stays_behind() {
-        let pool = unchecked_pool(&[1], Policy::RoundRobin);
+        let pool = unchecked_pool(&[1], BalancingPolicy::RoundRobin);
         let state = &pool.backends[0].state;
         let counter = Arc::new(Counter::default());
         let waker = Waker::from(Arc::clone(&counter));

@@ -3,7 +3,7 @@
 //! The guard counts active and passive together, as the pool would be after the ejection. `n` is every backend with a
 //! weight above 0, backups included, because a backup can take over. Out is everyone of them who may not take traffic.
 //! - the last backend that may take traffic is never ejected, so a pool of one never ejects;
-//! - `model::Ejection::allowed_out` says how many may be out.
+//! - `model::EjectionConfig::allowed_out` says how many may be out.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ pub(crate) struct Census {
 }
 
 /// True if one able backend of such a pool may be ejected.
-pub(crate) fn may_eject(census: Census, ejection: &model::Ejection) -> bool {
+pub(crate) fn may_eject(census: Census, ejection: &model::EjectionConfig) -> bool {
     let out_after = (census.total + 1).saturating_sub(census.able);
     census.able >= 2 && out_after <= ejection.allowed_out(census.total)
 }
@@ -27,7 +27,7 @@ pub(crate) fn may_eject(census: Census, ejection: &model::Ejection) -> bool {
 /// The next sentence of a backend that served `step` of them and has been good since `since`; also the step it
 /// counts from, which is 0 again after `max_eject_for` without trouble.
 pub(crate) fn sentence(
-    ejection: &model::Ejection,
+    ejection: &model::EjectionConfig,
     step: u32,
     since: Instant,
     now: Instant,
@@ -45,10 +45,10 @@ pub(crate) fn sentence(
 mod tests {
     use super::*;
 
-    fn share(percent: u32) -> model::Ejection {
-        model::Ejection {
+    fn share(percent: u32) -> model::EjectionConfig {
+        model::EjectionConfig {
             max_ejected: f64::from(percent) / 100.0,
-            ..model::Ejection::default()
+            ..model::EjectionConfig::default()
         }
     }
 

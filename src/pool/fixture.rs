@@ -5,34 +5,34 @@ use std::sync::Arc;
 use super::Pool;
 use crate::{
     base::{address::BackendAddress, clock},
-    config::model::{self, HealthCheck, Policy},
+    config::model::{self, BalancingPolicy, HealthCheckConfig},
 };
 
 /// One backend on 10.0.0.0/8; `number` gives the address, so that the same number is the same backend.
-pub(crate) fn backend(number: usize, weight: u16) -> model::Backend {
+pub(crate) fn backend(number: usize, weight: u16) -> model::BackendConfig {
     let address = format!("10.0.{}.{}:80", number / 256, number % 256);
-    model::Backend {
+    model::BackendConfig {
         name: format!("b{number}").into(),
         weight,
-        ..model::Backend::at(address.parse().unwrap())
+        ..model::BackendConfig::at(address.parse().unwrap())
     }
 }
 
 /// A pool called `app` with backends 0.. of these weights, and the default check and ejection.
-pub(crate) fn config(weights: &[u16]) -> model::Pool {
-    model::Pool {
+pub(crate) fn config(weights: &[u16]) -> model::PoolConfig {
+    model::PoolConfig {
         backends: weights
             .iter()
             .enumerate()
             .map(|(number, weight)| backend(number, *weight))
             .collect(),
-        ..model::Pool::named("app")
+        ..model::PoolConfig::named("app")
     }
 }
 
 /// The same without a health check, so that every backend is up at once.
-pub(crate) fn unchecked(weights: &[u16], policy: Policy) -> model::Pool {
-    model::Pool {
+pub(crate) fn unchecked(weights: &[u16], policy: BalancingPolicy) -> model::PoolConfig {
+    model::PoolConfig {
         policy,
         health_check: None,
         ..config(weights)
@@ -40,20 +40,24 @@ pub(crate) fn unchecked(weights: &[u16], policy: Policy) -> model::Pool {
 }
 
 /// [`unchecked`], ready to pick.
-pub(crate) fn unchecked_pool(weights: &[u16], policy: Policy) -> Pool {
+pub(crate) fn unchecked_pool(weights: &[u16], policy: BalancingPolicy) -> Pool {
     Pool::new(&unchecked(weights, policy), None, clock::now())
 }
 
 /// A pool of real addresses that ejects nobody, so that only the check decides.
 pub(crate) fn pool_of(
     addresses: &[BackendAddress],
-    health_check: Option<HealthCheck>,
+    health_check: Option<HealthCheckConfig>,
 ) -> Arc<Pool> {
-    let config = model::Pool {
-        backends: addresses.iter().cloned().map(model::Backend::at).collect(),
+    let config = model::PoolConfig {
+        backends: addresses
+            .iter()
+            .cloned()
+            .map(model::BackendConfig::at)
+            .collect(),
         health_check,
         ejection: None,
-        ..model::Pool::named("app")
+        ..model::PoolConfig::named("app")
     };
     Arc::new(Pool::new(&config, None, clock::now()))
 }

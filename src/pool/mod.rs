@@ -65,7 +65,7 @@ pub struct Pool {
     /// The key in the file.
     pub name: Arc<str>,
     /// What the file says about it.
-    pub config: model::Pool,
+    pub config: model::PoolConfig,
     /// Changes when connections that were made before may not be used any more: another protocol, or other TLS. No two pools
     /// share one otherwise.
     pub dial: u64,
@@ -103,7 +103,7 @@ struct Generation {
     backends: Vec<Arc<Backend>>,
     rules: Rules,
     /// Passive ejection; `None` is none.
-    ejection: Option<model::Ejection>,
+    ejection: Option<model::EjectionConfig>,
     /// A newer generation has taken over.
     retired: AtomicBool,
     /// The pool has left the configuration: exchanges that have begun may still use its backends.
@@ -139,7 +139,7 @@ impl fmt::Display for Transition {
 impl Pool {
     /// A new generation. Adopts the states of `previous` by address and changes none of them, so it may be thrown away
     /// again; when it has taken over, `previous.retire(Some(&new))` has to follow.
-    pub fn new(config: &model::Pool, previous: Option<&Self>, now: Instant) -> Self {
+    pub fn new(config: &model::PoolConfig, previous: Option<&Self>, now: Instant) -> Self {
         let state = previous.map_or_else(
             || Arc::new(PoolState::new(now)),
             |previous| Arc::clone(&previous.state),
@@ -149,12 +149,12 @@ impl Pool {
 
     /// A pool that is back in the configuration while something of it is still under way. Like [`Pool::new`] it changes
     /// nothing.
-    pub fn returned(config: &model::Pool, state: Arc<PoolState>, now: Instant) -> Self {
+    pub fn returned(config: &model::PoolConfig, state: Arc<PoolState>, now: Instant) -> Self {
         Self::build(config, state, None, now)
     }
 
     fn build(
-        config: &model::Pool,
+        config: &model::PoolConfig,
         state: Arc<PoolState>,
         previous: Option<&Self>,
         now: Instant,
@@ -400,7 +400,7 @@ impl Pool {
     fn eject(
         &self,
         backend: &Backend,
-        ejection: &model::Ejection,
+        ejection: &model::EjectionConfig,
         reason: Reason,
         now: Instant,
     ) -> Option<Transition> {
@@ -559,7 +559,7 @@ impl PoolState {
         &self,
         backends: Vec<Arc<Backend>>,
         rules: Rules,
-        ejection: Option<model::Ejection>,
+        ejection: Option<model::EjectionConfig>,
     ) -> Arc<Generation> {
         let mut generations = self.lock();
         let generation = Arc::new(Generation {

@@ -12,12 +12,12 @@ use super::{
     health::{Change, State},
     policy::{self, Candidate, Picker},
 };
-use crate::config::model::{Policy, WhenAllDown};
+use crate::config::model::{BalancingPolicy, WhenAllDown};
 
 /// What decides about eligibility besides the states.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
-    pub(crate) policy: Policy,
+    pub(crate) policy: BalancingPolicy,
     /// The pool has a health check. Without one no verdict counts: one left over from before is ignored.
     pub(crate) checks: bool,
     pub(crate) when_all_down: WhenAllDown,

@@ -12,7 +12,7 @@ use super::{
     fixture::{backend, config, unchecked},
     *,
 };
-use crate::config::model::{Policy, WhenAllDown};
+use crate::config::model::{BalancingPolicy, WhenAllDown};
 
 const REFUSED: Reason = Reason::ConnectionRefused;
 
@@ -20,7 +20,7 @@ fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-fn pool(config: &model::Pool) -> (Pool, Instant) {
+fn pool(config: &model::PoolConfig) -> (Pool, Instant) {
     let now = clock::now();
     (Pool::new(config, None, now), now)
 }
@@ -104,7 +104,7 @@ fn unchecked_backends_get_traffic_only_while_no_checked_one_is_up() {
 
 #[test]
 fn without_a_health_check_everyone_is_up_at_once() {
-    let (pool, _) = pool(&unchecked(&[1, 1], Policy::RoundRobin));
+    let (pool, _) = pool(&unchecked(&[1, 1], BalancingPolicy::RoundRobin));
     assert_eq!(states(&pool), [State::Up, State::Up]);
 }
 
@@ -211,9 +211,9 @@ fn fail_open_uses_everyone_when_all_are_down() {
 #[test]
 fn a_tried_backend_is_not_picked_again_while_another_has_room() {
     for policy in [
-        Policy::RoundRobin,
-        Policy::LeastConnections,
-        Policy::RandomTwo,
+        BalancingPolicy::RoundRobin,
+        BalancingPolicy::LeastConnections,
+        BalancingPolicy::RandomTwo,
     ] {
         let mut config = unchecked(&[200, 1, 1], policy);
         config.backends[2].max_connections = Some(0);
@@ -229,9 +229,9 @@ fn a_tried_backend_is_not_picked_again_while_another_has_room() {
 #[test]
 fn a_full_pool_says_so_and_leases_give_back() {
     for policy in [
-        Policy::RoundRobin,
-        Policy::LeastConnections,
-        Policy::RandomTwo,
+        BalancingPolicy::RoundRobin,
+        BalancingPolicy::LeastConnections,
+        BalancingPolicy::RandomTwo,
     ] {
         let mut config = unchecked(&[3, 1], policy);
         config.connections_per_backend = Some(2);
@@ -257,9 +257,9 @@ fn a_full_pool_says_so_and_leases_give_back() {
 #[test]
 fn the_limit_holds_exactly_under_threads() {
     for policy in [
-        Policy::RoundRobin,
-        Policy::LeastConnections,
-        Policy::RandomTwo,
+        BalancingPolicy::RoundRobin,
+        BalancingPolicy::LeastConnections,
+        BalancingPolicy::RandomTwo,
     ] {
         let mut config = unchecked(&[1, 2, 3], policy);
         config.connections_per_backend = Some(7);
@@ -288,7 +288,7 @@ fn the_limit_holds_exactly_under_threads() {
 fn as_many_simultaneous_picks_as_backends_give_one_each() {
     const COUNT: usize = 16;
     for _ in 0..50 {
-        let (pool, _) = pool(&unchecked(&[1; COUNT], Policy::LeastConnections));
+        let (pool, _) = pool(&unchecked(&[1; COUNT], BalancingPolicy::LeastConnections));
         let (start, got) = (Barrier::new(COUNT), Mutex::new(Vec::new()));
         thread::scope(|scope| {
             for _ in 0..COUNT {
@@ -308,7 +308,7 @@ fn as_many_simultaneous_picks_as_backends_give_one_each() {
 #[test]
 fn two_threads_that_want_the_same_backend_never_both_get_it() {
     const ROUNDS: usize = 20_000;
-    let (pool, _) = pool(&unchecked(&[1, 1, 1], Policy::LeastConnections));
+    let (pool, _) = pool(&unchecked(&[1, 1, 1], BalancingPolicy::LeastConnections));
     let heavy: Vec<_> = [2, 1, 1].into_iter().zip(&pool.backends).collect();
     for (load, backend) in heavy {
         (0..load).for_each(|_| assert!(backend.state.claim(usize::MAX)));
@@ -344,7 +344,7 @@ fn two_threads_that_want_the_same_backend_never_both_get_it() {
 #[test]
 fn many_threads_seeing_failures_report_one_transition() {
     for _ in 0..20 {
-        let (pool, now) = pool(&unchecked(&[1; 8], Policy::RoundRobin));
+        let (pool, now) = pool(&unchecked(&[1; 8], BalancingPolicy::RoundRobin));
         let (start, seen) = (Barrier::new(8), Mutex::new(Vec::new()));
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -363,7 +363,7 @@ fn many_threads_seeing_failures_report_one_transition() {
 }
 
 /// Reloads `old` to `config` as the daemon does.
-fn reload(old: &Pool, config: &model::Pool, now: Instant) -> Pool {
+fn reload(old: &Pool, config: &model::PoolConfig, now: Instant) -> Pool {
     let new = Pool::new(config, Some(old), now);
     old.retire(Some(&new));
     new
@@ -381,7 +381,7 @@ fn a_reload_keeps_what_is_known_by_address() {
 
     let mut changed = config(&[1; 5]);
     changed.backends.reverse();
-    changed.policy = Policy::LeastConnections;
+    changed.policy = BalancingPolicy::LeastConnections;
     for backend in &mut changed.backends {
         backend.weight = 7;
     }

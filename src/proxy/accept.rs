@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     base::{address::BindAddress, backoff, clock},
-    config::model::{AcceptProxy, ListenerProtocol, ProxyVersion},
+    config::model::{AcceptProxyConfig, ListenerProtocol, ProxyVersion},
     net::{limits, listen::Acceptor, proxy_protocol::ProxyHeader, stream::Stream},
     reason::Reason,
     snapshot::{Daemon, Listener, ListenerState, Snapshot},
@@ -215,7 +215,7 @@ fn admit_introduced(
     worker: &Rc<Worker>,
     generation: &Snapshot,
     listener: &Arc<Listener>,
-    rules: &AcceptProxy,
+    rules: &AcceptProxyConfig,
     arrival: Arrival,
 ) {
     if !http::is_allowed(arrival.peer, &rules.from, &[]) {

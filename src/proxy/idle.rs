@@ -7,7 +7,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Instant};
 
 use crate::{
     base::hasher::NumberBuild,
-    config::model::Keepalive,
+    config::model::KeepaliveConfig,
     net::{stream::Stream, tls::TlsStream},
     pool::{BackendState, Lease},
 };
@@ -118,7 +118,7 @@ impl Idle {
         &mut self,
         lease: &Lease,
         mut connection: BackendConnection,
-        rules: &Keepalive,
+        rules: &KeepaliveConfig,
         now: Instant,
     ) {
         let age = now.saturating_duration_since(connection.born);
@@ -215,7 +215,7 @@ mod tests {
         };
         let pool = pool_of(&[name], None);
         let lease = pool.pick(&[], &mut Random::seeded(1)).unwrap();
-        let rules = Keepalive::default();
+        let rules = KeepaliveConfig::default();
         let mut idle = Idle::default();
         let answer = |addresses| {
             let resolved = Resolved::new(addresses, None);

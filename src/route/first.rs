@@ -8,7 +8,7 @@ use super::{
     path::normal_path,
     text, whole,
 };
-use crate::config::model::{HostMatch, PathMatch, Route};
+use crate::config::model::{HostMatch, PathMatch, RouteConfig};
 
 /// A route that is `first`, prepared for matching.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ enum PathPattern {
 }
 
 impl FirstRoute {
-    pub(super) fn new(route: &Route, entry: Entry) -> Self {
+    pub(super) fn new(route: &RouteConfig, entry: Entry) -> Self {
         let path = match &route.path {
             PathMatch::Any => PathPattern::Any,
             PathMatch::Exact(path) => PathPattern::Exact((*normal_path(path.as_bytes())).into()),

@@ -31,7 +31,8 @@ use self::{first::FirstRoute, host::parents, path::Slash, rewrite::Rewriter};
 pub use self::{path::normal_path, server_name::ServerNames, split::pick_pool};
 use crate::{
     config::model::{
-        Config, HeaderMatch, HostMatch, Listener, ListenerProtocol, PathMatch, Route, whole_path,
+        Config, HeaderMatch, HostMatch, ListenerConfig, ListenerProtocol, PathMatch, RouteConfig,
+        whole_path,
     },
     reason::Reason,
 };
@@ -167,7 +168,7 @@ impl Router {
 }
 
 /// True if the listener with this index has the route: a listener's redirect leaves nothing to those behind it.
-fn serves(route: &Route, index: usize, listener: &Listener) -> bool {
+fn serves(route: &RouteConfig, index: usize, listener: &ListenerConfig) -> bool {
     if route.listeners.is_empty() {
         route.first || listener.redirect.is_none()
     } else {
@@ -176,7 +177,7 @@ fn serves(route: &Route, index: usize, listener: &Listener) -> bool {
 }
 
 impl Table {
-    fn new(routes: &[Route], indexes: &[usize]) -> Self {
+    fn new(routes: &[RouteConfig], indexes: &[usize]) -> Self {
         let mut table = Self::default();
         for (index, route) in indexes.iter().filter_map(|i| Some((*i, routes.get(*i)?))) {
             let entry = Entry {
@@ -207,7 +208,7 @@ impl Table {
 }
 
 impl Hosts {
-    fn add(&mut self, route: &Route, entry: &Entry) {
+    fn add(&mut self, route: &RouteConfig, entry: &Entry) {
         if route.hosts.is_empty() {
             self.any.add(&route.path, entry);
         }

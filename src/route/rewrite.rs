@@ -23,7 +23,7 @@ use super::{
     whole,
 };
 use crate::{
-    config::model::{PathMatch, PathRewrite, Piece, Route},
+    config::model::{PathMatch, PathPiece, PathRewrite, RouteConfig},
     reason::Reason,
 };
 
@@ -38,12 +38,12 @@ pub(super) enum Rewriter {
     /// Puts this in place of the whole path.
     Whole(Box<[u8]>),
     /// Puts the path together from the groups of an expression.
-    Groups(Regex, Vec<Piece>),
+    Groups(Regex, Vec<PathPiece>),
 }
 
 impl Rewriter {
     /// `None` for a route that keeps paths as they are.
-    pub(super) fn new(route: &Route) -> Option<Self> {
+    pub(super) fn new(route: &RouteConfig) -> Option<Self> {
         let prefix = |prefix: &str, with: &str| Self::Prefix {
             prefix: without_slash(&normal_path(prefix.as_bytes())).into(),
             with: without_slash(with.as_bytes()).into(),
@@ -126,7 +126,7 @@ fn is_below(path: &[u8], prefix: &[u8]) -> bool {
 }
 
 /// The path that `pieces` make from the groups of `regex`, which has matched it.
-fn expanded(path: &[u8], regex: &Regex, pieces: &[Piece]) -> Result<Vec<u8>, Reason> {
+fn expanded(path: &[u8], regex: &Regex, pieces: &[PathPiece]) -> Result<Vec<u8>, Reason> {
     let plain = plain(path).ok_or(Reason::RequestError)?;
     let text = Text::of(&plain, Slash::Separates);
     let groups = regex.captures(&text.text).ok_or(Reason::RequestError)?;
@@ -140,8 +140,8 @@ fn expanded(path: &[u8], regex: &Regex, pieces: &[Piece]) -> Result<Vec<u8>, Rea
     let mut out = Vec::new();
     for piece in pieces {
         let part = match piece {
-            Piece::Text(text) => text.as_bytes(),
-            Piece::Group(group) => groups.get(*group).map_or(&[][..], |found| {
+            PathPiece::Text(text) => text.as_bytes(),
+            PathPiece::Group(group) => groups.get(*group).map_or(&[][..], |found| {
                 let range = text.sent(found.start())..text.sent(found.end());
                 plain.get(range).unwrap_or_default()
             }),
@@ -164,10 +164,10 @@ fn push_joined(out: &mut Vec<u8>, part: &[u8]) {
 }
 
 /// True if the groups that `pieces` name lie in the same places.
-fn same_groups(pieces: &[Piece], one: &Captures<'_>, other: &Captures<'_>) -> bool {
+fn same_groups(pieces: &[PathPiece], one: &Captures<'_>, other: &Captures<'_>) -> bool {
     pieces.iter().all(|piece| match piece {
-        Piece::Text(_) => true,
-        Piece::Group(group) => {
+        PathPiece::Text(_) => true,
+        PathPiece::Group(group) => {
             one.get(*group).map(|found| found.range())
                 == other.get(*group).map(|found| found.range())
         }

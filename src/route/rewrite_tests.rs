@@ -11,7 +11,8 @@ use super::{
 use crate::{
     base::rng::Random,
     config::model::{
-        Config, Listener, ListenerProtocol, PathMatch, PathRewrite, Piece, Rewrite, Route,
+        Config, ListenerConfig, ListenerProtocol, PathMatch, PathPiece, PathRewrite, RewriteConfig,
+        RouteConfig,
     },
     config::{NoFiles, parse},
     reason::Reason,
@@ -19,21 +20,21 @@ use crate::{
 
 const BAD: Result<Option<&str>, Reason> = Err(Reason::RequestError);
 
-fn route(path: PathMatch, rewrite: PathRewrite) -> Route {
-    Route {
+fn route(path: PathMatch, rewrite: PathRewrite) -> RouteConfig {
+    RouteConfig {
         path,
-        rewrite: Rewrite {
+        rewrite: RewriteConfig {
             path: rewrite,
             host: None,
         },
-        ..Route::named("route")
+        ..RouteConfig::named("route")
     }
 }
 
 fn router(path: PathMatch, rewrite: PathRewrite) -> Router {
-    let listener = Listener {
+    let listener = ListenerConfig {
         protocol: ListenerProtocol::Http,
-        ..Listener::named("web")
+        ..ListenerConfig::named("web")
     };
     Router::new(&Config {
         listeners: vec![listener],
@@ -61,11 +62,11 @@ fn replace(path: &str) -> PathRewrite {
 /// `/a/$1`: digits are groups.
 fn pieces(text: &str) -> PathRewrite {
     let mut parts = text.split('$');
-    let mut pieces = vec![Piece::Text(parts.next().unwrap().to_owned())];
+    let mut pieces = vec![PathPiece::Text(parts.next().unwrap().to_owned())];
     for part in parts {
         let (group, rest) = part.split_at(1);
-        pieces.push(Piece::Group(group.parse().unwrap()));
-        pieces.push(Piece::Text(rest.to_owned()));
+        pieces.push(PathPiece::Group(group.parse().unwrap()));
+        pieces.push(PathPiece::Text(rest.to_owned()));
     }
     PathRewrite::Expand(pieces)
 }

@@ -1,9 +1,9 @@
 //! Which pool of a `split` gets a request: by chance, each its share of the weights.
 
-use crate::{base::rng::Random, config::model::Share};
+use crate::{base::rng::Random, config::model::SplitShare};
 
 /// Picks a pool, an index into `Config::pools`. `shares` is not empty and has a weight over 0.
-pub fn pick_pool(shares: &[Share], random: &mut Random) -> usize {
+pub fn pick_pool(shares: &[SplitShare], random: &mut Random) -> usize {
     let total = shares.iter().map(|share| usize::from(share.weight)).sum();
     let mut drawn = random.below(total);
     for share in shares {
@@ -21,10 +21,10 @@ mod tests {
     use super::*;
 
     fn counts(weights: &[u16], draws: usize) -> Vec<usize> {
-        let shares: Vec<Share> = weights
+        let shares: Vec<SplitShare> = weights
             .iter()
             .enumerate()
-            .map(|(index, weight)| Share {
+            .map(|(index, weight)| SplitShare {
                 pool: 10 + index,
                 weight: *weight,
                 retries: None,

@@ -1,17 +1,17 @@
 //! The promises of routing, and the slow matcher that says what the fast one has to find.
 
 use super::*;
-use crate::{base::rng::Random, config::model::Redirect};
+use crate::{base::rng::Random, config::model::RedirectConfig};
 
-fn listener(protocol: ListenerProtocol) -> Listener {
-    Listener {
+fn listener(protocol: ListenerProtocol) -> ListenerConfig {
+    ListenerConfig {
         protocol,
-        ..Listener::named("web")
+        ..ListenerConfig::named("web")
     }
 }
 
 /// A route for these hosts (`*.a` is a suffix) and this path (`=` exact, `~` expression, empty any, else prefix).
-fn route(hosts: &[&str], path: &str) -> Route {
+fn route(hosts: &[&str], path: &str) -> RouteConfig {
     let hosts = hosts.iter().map(|host| match host.strip_prefix("*.") {
         Some(suffix) => HostMatch::Suffix(suffix.to_owned()),
         None => HostMatch::Exact((*host).to_owned()),
@@ -22,10 +22,10 @@ fn route(hosts: &[&str], path: &str) -> Route {
         (None, _) => PathMatch::Any,
         (_, prefix) => PathMatch::Prefix(prefix.to_owned()),
     };
-    Route {
+    RouteConfig {
         hosts: hosts.collect(),
         path,
-        ..Route::named("route")
+        ..RouteConfig::named("route")
     }
 }
 
@@ -36,7 +36,7 @@ fn header(name: &str, value: Option<&str>) -> HeaderMatch {
     }
 }
 
-fn configuration(routes: Vec<Route>) -> Config {
+fn configuration(routes: Vec<RouteConfig>) -> Config {
     Config {
         listeners: vec![
             listener(ListenerProtocol::Http),
@@ -266,7 +266,7 @@ fn the_redirect_of_a_listener_leaves_the_routes_that_name_it_and_those_that_are_
     routes[1].listeners = vec![0];
     routes[2].first = true;
     let mut config = configuration(routes);
-    config.listeners[0].redirect = Some(Redirect::Https {
+    config.listeners[0].redirect = Some(RedirectConfig::Https {
         port: 443,
         status: 308,
     });
@@ -459,7 +459,7 @@ fn one_of<'a>(random: &mut Random, of: &[&'a str]) -> &'a str {
     of[random.below(of.len())]
 }
 
-fn random_route(random: &mut Random) -> Route {
+fn random_route(random: &mut Random) -> RouteConfig {
     let host = one_of(random, &["a", "b.a", "c.b.a", "*.a", "*.b.a", "*.c.b.a"]);
     let other = one_of(random, &["d", "*.d"]);
     let hosts: &[&str] = match random.below(4) {
@@ -495,7 +495,7 @@ fn the_slow_matcher_and_the_fast_one_agree() {
         let routes = (0..=random.below(30)).map(|_| random_route(&mut random));
         let mut config = configuration(routes.collect::<Vec<_>>());
         if random.below(2) == 0 {
-            config.listeners[1].redirect = Some(Redirect::Https {
+            config.listeners[1].redirect = Some(RedirectConfig::Https {
                 port: 443,
                 status: 308,
             });

@@ -54,12 +54,15 @@ pub(super) struct Control {
 
 /// What takes effect only at the start.
 pub(super) struct Started {
-    pub admin: model::Admin,
+    pub admin: model::AdminConfig,
     pub metrics: Option<SocketAddr>,
 }
 
 /// Binds the admin API; the directory of the default socket is made if it is missing.
-pub(super) fn bind_admin(config: &model::Admin, default: &Path) -> std::io::Result<AdminListener> {
+pub(super) fn bind_admin(
+    config: &model::AdminConfig,
+    default: &Path,
+) -> std::io::Result<AdminListener> {
     if config.bind.is_none()
         && let Some(directory) = default.parent()
     {

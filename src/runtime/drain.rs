@@ -52,7 +52,7 @@ pub(super) async fn run(control: &mut Control) {
     }
 }
 
-async fn finish(daemon: &Daemon, rules: &model::Drain) {
+async fn finish(daemon: &Daemon, rules: &model::DrainConfig) {
     let mut look = interval(LOOK);
     let end = sleep(rules.timeout);
     tokio::pin!(end);

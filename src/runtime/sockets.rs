@@ -6,14 +6,14 @@ use std::collections::HashMap;
 use super::worker::{Command, Pool};
 use crate::{
     base::address::BindAddress,
-    config::model::{Config, ListenerProtocol, SocketOptions},
+    config::model::{Config, ListenerProtocol, SocketConfig},
     net::listen::{self, BindError, ListeningSocket},
 };
 
 /// What the configuration wants of an address.
 #[derive(Clone, PartialEq)]
 struct Wanted {
-    options: SocketOptions,
+    options: SocketConfig,
     protocol: ListenerProtocol,
 }
 

@@ -37,7 +37,7 @@ thread_local! {
 /// The rules of one generation and where its lines go.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
-    rules: model::AccessLog,
+    rules: model::AccessLogConfig,
     sink: Option<Sink>,
     /// A line is written when 64 random bits are below this.
     sample_below: u64,
@@ -45,7 +45,7 @@ pub struct AccessLog {
 
 impl AccessLog {
     /// A log by the rules of `config`; without a sink nothing is ever wanted.
-    pub fn new(config: &model::AccessLog, sink: Option<Sink>) -> Self {
+    pub fn new(config: &model::AccessLogConfig, sink: Option<Sink>) -> Self {
         Self {
             rules: config.clone(),
             sink,

@@ -3,13 +3,13 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::*;
-use crate::config::model::{LogOutput, LogWhen};
+use crate::config::model::{LogOutput, LogWhenConfig};
 
-fn rules(format: AccessFormat) -> model::AccessLog {
-    model::AccessLog {
+fn rules(format: AccessFormat) -> model::AccessLogConfig {
+    model::AccessLogConfig {
         output: LogOutput::None,
         format,
-        when: LogWhen {
+        when: LogWhenConfig {
             min_status: 500,
             slower_than: None,
             sample: 0.0,
@@ -216,8 +216,8 @@ fn only_a_real_trace_id_is_logged() {
     }
 }
 
-fn wanted(when: LogWhen, status: u16, reason: Option<Reason>, took: Duration) -> u32 {
-    let config = model::AccessLog {
+fn wanted(when: LogWhenConfig, status: u16, reason: Option<Reason>, took: Duration) -> u32 {
+    let config = model::AccessLogConfig {
         when,
         ..rules(AccessFormat::Json)
     };
@@ -239,7 +239,7 @@ fn a_line_is_wanted_for_a_bad_status_a_reason_slowness_or_by_sampling() {
         wanted(failures(), 200, Some(Reason::ResponseIncomplete), short),
         1_000
     );
-    let slow = || LogWhen {
+    let slow = || LogWhenConfig {
         slower_than: Some(Duration::from_secs(1)),
         ..failures()
     };
@@ -248,7 +248,7 @@ fn a_line_is_wanted_for_a_bad_status_a_reason_slowness_or_by_sampling() {
         wanted(slow(), 200, None, Duration::from_millis(1_001)),
         1_000
     );
-    let sampled = |sample| LogWhen {
+    let sampled = |sample| LogWhenConfig {
         sample,
         ..failures()
     };

@@ -4,7 +4,7 @@ use std::{fs, sync::Arc, time::Duration};
 
 use balancer::{
     base::{address::BackendAddress, clock},
-    config::model::PoolTls,
+    config::model::PoolTlsConfig,
     net::{stream::Stream, tls},
 };
 use hyper::http::{Method, Request};
@@ -87,7 +87,7 @@ async fn secured(daemon: &Daemon, alpn: &[&str]) -> Stream {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-    let rules = PoolTls {
+    let rules = PoolTlsConfig {
         server_name: Some(ServerName::try_from("one.test").unwrap()),
         verify: true,
         roots: vec![root],

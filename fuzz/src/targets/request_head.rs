@@ -1,7 +1,7 @@
 //! A request head: what is accepted means one thing, and the same after it was written anew and read again.
 
 use balancer::{
-    config::model::Forwarded,
+    config::model::ForwardedConfig,
     http1::{
         fields::{Known, Span, is_same_or_twin},
         request::{Framing, Head, Limits, Refusal},
@@ -93,12 +93,12 @@ const LOCAL: &str = "127.0.0.1:80";
 
 /// Writes the head as the proxy does, and gives it with the names and values it must have. `plain` adds nothing.
 fn write(head: &mut Head, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
-    let rules = Forwarded {
+    let rules = ForwardedConfig {
         x_forwarded: !plain,
         rfc7239: !plain,
         via: !plain,
         real_ip: (!plain).then(|| "X-Real-IP".to_owned()),
-        ..Forwarded::default()
+        ..ForwardedConfig::default()
     };
     let origin = Origin {
         peer: Some([192, 0, 2, 7].into()),

@@ -8,7 +8,7 @@ use super::{At, Limit, Reader, foreign, quote, set};
 use crate::{
     base::address::{AddressError, BindAddress},
     config::{
-        model::{RateLimit, Redirect, Retries, RetryConditions},
+        model::{RateLimitConfig, RedirectConfig, RetriesConfig, RetryConditions},
         yaml::Kind,
     },
 };
@@ -155,9 +155,13 @@ pub(super) fn method(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
 }
 
 /// `redirect` of a listener or a route; `section` is its path in the key table.
-pub(super) fn redirect(reader: &mut Reader<'_>, at: At<'_>, section: &str) -> Option<Redirect> {
+pub(super) fn redirect(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    section: &str,
+) -> Option<RedirectConfig> {
     if at.is_word("https") {
-        return Some(Redirect::Https {
+        return Some(RedirectConfig::Https {
             port: 443,
             status: 308,
         });
@@ -202,7 +206,7 @@ pub(super) fn redirect(reader: &mut Reader<'_>, at: At<'_>, section: &str) -> Op
         return None;
     }
     if location == "https" {
-        return Some(Redirect::Https {
+        return Some(RedirectConfig::Https {
             port: port.unwrap_or(443),
             status,
         });
@@ -225,7 +229,7 @@ pub(super) fn redirect(reader: &mut Reader<'_>, at: At<'_>, section: &str) -> Op
         );
         return None;
     }
-    Some(Redirect::To {
+    Some(RedirectConfig::To {
         location: location.to_owned(),
         status,
     })
@@ -236,8 +240,8 @@ pub(super) fn retries(
     reader: &mut Reader<'_>,
     at: At<'_>,
     section: &str,
-    base: Retries,
-) -> Option<Limit<Retries>> {
+    base: RetriesConfig,
+) -> Option<Limit<RetriesConfig>> {
     if at.is_word("none") {
         return Some(None);
     }
@@ -294,7 +298,7 @@ pub(super) fn rate_limit(
     reader: &mut Reader<'_>,
     at: At<'_>,
     section: &str,
-) -> Option<Limit<RateLimit>> {
+) -> Option<Limit<RateLimitConfig>> {
     const EXAMPLE: &str = "write `{per_client: 100/s, burst: 200}`";
     if at.is_word("none") {
         return Some(None);
@@ -319,7 +323,7 @@ pub(super) fn rate_limit(
         .get("burst")
         .map(|at| reader.integer(at, 1, 1_000_000).map(|burst| burst as u32));
     let per_client = per_client?;
-    Some(Some(RateLimit {
+    Some(Some(RateLimitConfig {
         per_client,
         burst: burst.unwrap_or_else(|| Some(per_client.per_second()))?,
     }))

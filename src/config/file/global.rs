@@ -14,8 +14,9 @@ use crate::{
     config::{
         hint, io_cause,
         model::{
-            AccessFormat, AccessLog, Admin, Config, Drain, ErrorFormat, ErrorPage, Errors,
-            Forwarded, Log, LogFormat, LogOutput, LogWhen, Metrics, PerBackend, TrustedProxies,
+            AccessFormat, AccessLogConfig, AdminConfig, Config, DrainConfig, ErrorFormat,
+            ErrorPage, ErrorsConfig, ForwardedConfig, LogConfig, LogFormat, LogOutput,
+            LogWhenConfig, MetricsConfig, PerBackend, TrustedProxiesConfig,
         },
     },
     reason::{Reason, StatusProfile},
@@ -71,8 +72,8 @@ pub(super) fn read(
     }
 }
 
-fn drain(reader: &mut Reader<'_>, at: At<'_>) -> Drain {
-    let mut drain = Drain::default();
+fn drain(reader: &mut Reader<'_>, at: At<'_>) -> DrainConfig {
+    let mut drain = DrainConfig::default();
     if let Some(keys) = reader.section(at, "drain") {
         if let Some(at) = keys.get("delay") {
             set(&mut drain.delay, reader.duration(at, Duration::ZERO, HOUR));
@@ -84,8 +85,8 @@ fn drain(reader: &mut Reader<'_>, at: At<'_>) -> Drain {
     drain
 }
 
-fn admin(reader: &mut Reader<'_>, at: At<'_>, binds: &mut Binds) -> Admin {
-    let mut admin = Admin {
+fn admin(reader: &mut Reader<'_>, at: At<'_>, binds: &mut Binds) -> AdminConfig {
+    let mut admin = AdminConfig {
         bind: None,
         token_file: None,
     };
@@ -166,7 +167,7 @@ fn check_token(reader: &mut Reader<'_>, at: At<'_>, path: &Path) {
 fn read_metrics(
     reader: &mut Reader<'_>,
     file: &Section<'_>,
-    metrics: &mut Metrics,
+    metrics: &mut MetricsConfig,
     binds: &mut Binds,
 ) {
     let Some(at) = file.get("metrics") else {
@@ -204,8 +205,8 @@ fn read_metrics(
     }
 }
 
-fn log(reader: &mut Reader<'_>, at: At<'_>) -> Log {
-    let mut log = Log::default();
+fn log(reader: &mut Reader<'_>, at: At<'_>) -> LogConfig {
+    let mut log = LogConfig::default();
     let Some(keys) = reader.section(at, "log") else {
         return log;
     };
@@ -230,8 +231,8 @@ fn log(reader: &mut Reader<'_>, at: At<'_>) -> Log {
     log
 }
 
-fn access_log(reader: &mut Reader<'_>, at: At<'_>) -> AccessLog {
-    let mut log = AccessLog::default();
+fn access_log(reader: &mut Reader<'_>, at: At<'_>) -> AccessLogConfig {
+    let mut log = AccessLogConfig::default();
     let Some(keys) = reader.section(at, "access_log") else {
         return log;
     };
@@ -313,8 +314,8 @@ fn output(reader: &mut Reader<'_>, at: At<'_>) -> Option<LogOutput> {
     Some(LogOutput::File(path))
 }
 
-fn when(reader: &mut Reader<'_>, at: At<'_>) -> LogWhen {
-    let mut when = LogWhen::default();
+fn when(reader: &mut Reader<'_>, at: At<'_>) -> LogWhenConfig {
+    let mut when = LogWhenConfig::default();
     let Some(keys) = reader.section(at, "access_log.when") else {
         return when;
     };
@@ -333,8 +334,8 @@ fn when(reader: &mut Reader<'_>, at: At<'_>) -> LogWhen {
     when
 }
 
-fn trusted_proxies(reader: &mut Reader<'_>, at: At<'_>) -> TrustedProxies {
-    let mut trusted = TrustedProxies::default();
+fn trusted_proxies(reader: &mut Reader<'_>, at: At<'_>) -> TrustedProxiesConfig {
+    let mut trusted = TrustedProxiesConfig::default();
     if !at.is_map() {
         trusted.from = reader.networks(at);
         return trusted;
@@ -380,8 +381,8 @@ fn address_header(reader: &mut Reader<'_>, at: At<'_>, example: &str) -> Option<
     None
 }
 
-fn forwarded(reader: &mut Reader<'_>, at: At<'_>) -> Forwarded {
-    let mut forwarded = Forwarded::default();
+fn forwarded(reader: &mut Reader<'_>, at: At<'_>) -> ForwardedConfig {
+    let mut forwarded = ForwardedConfig::default();
     let Some(keys) = reader.section(at, "forwarded") else {
         return forwarded;
     };
@@ -428,8 +429,8 @@ fn forwarded(reader: &mut Reader<'_>, at: At<'_>) -> Forwarded {
     forwarded
 }
 
-fn errors(reader: &mut Reader<'_>, at: At<'_>) -> Errors {
-    let mut errors = Errors::default();
+fn errors(reader: &mut Reader<'_>, at: At<'_>) -> ErrorsConfig {
+    let mut errors = ErrorsConfig::default();
     let Some(keys) = reader.section(at, "errors") else {
         return errors;
     };

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     base::{address::BackendAddress, units},
-    config::model::{Backend, BackendProtocol, CheckKind, HealthCheck, OnDown},
+    config::model::{BackendConfig, BackendProtocol, CheckKind, HealthCheckConfig, OnDown},
 };
 
 /// Reads `pools.NAME.health_check` of a pool whose backends speak `protocol`.
@@ -17,12 +17,12 @@ pub(super) fn read(
     reader: &mut Reader<'_>,
     at: At<'_>,
     protocol: BackendProtocol,
-    backends: &[Backend],
-) -> Option<HealthCheck> {
+    backends: &[BackendConfig],
+) -> Option<HealthCheckConfig> {
     if at.is_word("none") {
         return None;
     }
-    let mut check = HealthCheck::default();
+    let mut check = HealthCheckConfig::default();
     let Some(keys) = reader.section(at, "pools.NAME.health_check") else {
         return Some(check);
     };
@@ -67,8 +67,8 @@ pub(super) fn read(
 }
 
 /// A unix socket has no port.
-fn check_port(reader: &mut Reader<'_>, at: At<'_>, backends: &[Backend]) {
-    let is_unix = |backend: &&Backend| matches!(backend.address, BackendAddress::Unix(_));
+fn check_port(reader: &mut Reader<'_>, at: At<'_>, backends: &[BackendConfig]) {
+    let is_unix = |backend: &&BackendConfig| matches!(backend.address, BackendAddress::Unix(_));
     if let Some(backend) = backends.iter().find(is_unix) {
         reader.error_at_key(
             at,

@@ -6,8 +6,8 @@ use super::{
     quote, set, sni, tls,
 };
 use crate::config::model::{
-    AcceptProxy, HttpLimits, Listener, ListenerLimits, ListenerProtocol, ListenerTimeouts,
-    ProxyVersion, SocketOptions,
+    AcceptProxyConfig, ListenerConfig, ListenerHttpConfig, ListenerLimitsConfig, ListenerProtocol,
+    ListenerTimeoutsConfig, ProxyVersion, SocketConfig,
 };
 
 /// Largest request body that may be allowed, in bytes.
@@ -19,9 +19,9 @@ pub(super) fn read(
     at: At<'_>,
     pools: &mut Names<'_>,
     binds: &mut Binds,
-) -> Listener {
+) -> ListenerConfig {
     reader.name(at, "listener");
-    let mut listener = Listener::named(at.last_key());
+    let mut listener = ListenerConfig::named(at.last_key());
     let Some(keys) = reader.section(at, "listeners.NAME") else {
         return listener;
     };
@@ -68,7 +68,7 @@ pub(super) fn read(
 fn read_binds(
     reader: &mut Reader<'_>,
     keys: &Section<'_>,
-    listener: &mut Listener,
+    listener: &mut ListenerConfig,
     binds: &mut Binds,
 ) {
     let name = quote(&listener.name);
@@ -89,7 +89,7 @@ fn read_binds(
     }
 }
 
-fn http_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listener) {
+fn http_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut ListenerConfig) {
     if let Some(at) = keys.get("redirect") {
         listener.redirect = redirect(reader, at, "listeners.NAME.redirect");
         if let Some(at) = keys.get("pool") {
@@ -111,7 +111,7 @@ fn http_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listene
     }
 }
 
-fn tcp_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listener) {
+fn tcp_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut ListenerConfig) {
     for key in ["redirect", "http", "rate_limit"] {
         if let Some(at) = keys.get(key) {
             let help = match key {
@@ -139,8 +139,8 @@ fn tcp_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listener
     }
 }
 
-fn http(reader: &mut Reader<'_>, at: At<'_>) -> HttpLimits {
-    let mut http = HttpLimits::default();
+fn http(reader: &mut Reader<'_>, at: At<'_>) -> ListenerHttpConfig {
+    let mut http = ListenerHttpConfig::default();
     let Some(keys) = reader.section(at, "listeners.NAME.http") else {
         return http;
     };
@@ -164,8 +164,12 @@ fn http(reader: &mut Reader<'_>, at: At<'_>) -> HttpLimits {
     http
 }
 
-fn timeouts(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> ListenerTimeouts {
-    let mut timeouts = ListenerTimeouts::default();
+fn timeouts(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    protocol: ListenerProtocol,
+) -> ListenerTimeoutsConfig {
+    let mut timeouts = ListenerTimeoutsConfig::default();
     let Some(keys) = reader.section(at, "listeners.NAME.timeouts") else {
         return timeouts;
     };
@@ -188,8 +192,8 @@ fn timeouts(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> 
     timeouts
 }
 
-fn limits(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> ListenerLimits {
-    let mut limits = ListenerLimits::default();
+fn limits(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> ListenerLimitsConfig {
+    let mut limits = ListenerLimitsConfig::default();
     let Some(keys) = reader.section(at, "listeners.NAME.limits") else {
         return limits;
     };
@@ -217,12 +221,12 @@ fn limits(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> Li
     limits
 }
 
-fn accept_proxy(reader: &mut Reader<'_>, at: At<'_>) -> Option<AcceptProxy> {
+fn accept_proxy(reader: &mut Reader<'_>, at: At<'_>) -> Option<AcceptProxyConfig> {
     if at.is_word("none") {
         return None;
     }
     let keys = reader.section(at, "listeners.NAME.accept_proxy")?;
-    let mut rules = AcceptProxy {
+    let mut rules = AcceptProxyConfig {
         version: None,
         from: Vec::new(),
     };
@@ -247,8 +251,8 @@ fn accept_proxy(reader: &mut Reader<'_>, at: At<'_>) -> Option<AcceptProxy> {
     Some(rules)
 }
 
-fn socket(reader: &mut Reader<'_>, at: At<'_>) -> SocketOptions {
-    let mut socket = SocketOptions::default();
+fn socket(reader: &mut Reader<'_>, at: At<'_>) -> SocketConfig {
+    let mut socket = SocketConfig::default();
     let Some(keys) = reader.section(at, "listeners.NAME.socket") else {
         return socket;
     };

@@ -14,8 +14,8 @@ use crate::{
         units,
     },
     config::model::{
-        Backend, BackendProtocol, Ejection, Keepalive, Policy, Pool, PoolTimeouts, ProxyVersion,
-        Retries, WhenAllDown,
+        BackendConfig, BackendProtocol, BalancingPolicy, EjectionConfig, KeepaliveConfig,
+        PoolConfig, PoolTimeoutsConfig, ProxyVersion, RetriesConfig, WhenAllDown,
     },
 };
 
@@ -23,9 +23,9 @@ use crate::{
 const TIERS: &str = "`true`, `false` or a number of 1 to 9";
 
 /// Reads one pool.
-pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
+pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> PoolConfig {
     reader.name(at, "pool");
-    let mut pool = Pool::named(at.last_key());
+    let mut pool = PoolConfig::named(at.last_key());
     let Some(keys) = reader.section(at, "pools.NAME") else {
         return pool;
     };
@@ -46,7 +46,7 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
         pool.ejection = ejection(reader, at, &pool.backends);
     }
     if let Some(at) = keys.get("retries") {
-        let given = retries(reader, at, "pools.NAME.retries", Retries::default());
+        let given = retries(reader, at, "pools.NAME.retries", RetriesConfig::default());
         set(&mut pool.retries, given);
     }
     if let Some(at) = keys.get("timeouts") {
@@ -65,7 +65,7 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> Pool {
     pool
 }
 
-fn limits(reader: &mut Reader<'_>, at: At<'_>, pool: &mut Pool) {
+fn limits(reader: &mut Reader<'_>, at: At<'_>, pool: &mut PoolConfig) {
     let Some(keys) = reader.section(at, "pools.NAME.limits") else {
         return;
     };
@@ -113,7 +113,7 @@ fn check_protocol(
 }
 
 /// Where no name is given, a backend's own host is what its certificate must be for.
-fn check_names(reader: &mut Reader<'_>, at: At<'_>, pool: &Pool) {
+fn check_names(reader: &mut Reader<'_>, at: At<'_>, pool: &PoolConfig) {
     let Some(tls) = &pool.tls else { return };
     for backend in &pool.backends {
         if tls.verify && tls.name_for(&backend.address).is_none() {
@@ -129,12 +129,12 @@ fn check_names(reader: &mut Reader<'_>, at: At<'_>, pool: &Pool) {
     }
 }
 
-fn choices(reader: &mut Reader<'_>, keys: &Section<'_>, pool: &mut Pool) {
+fn choices(reader: &mut Reader<'_>, keys: &Section<'_>, pool: &mut PoolConfig) {
     if let Some(at) = keys.get("policy") {
         let words = [
-            ("round_robin", Policy::RoundRobin),
-            ("least_connections", Policy::LeastConnections),
-            ("random_two", Policy::RandomTwo),
+            ("round_robin", BalancingPolicy::RoundRobin),
+            ("least_connections", BalancingPolicy::LeastConnections),
+            ("random_two", BalancingPolicy::RandomTwo),
         ];
         set(&mut pool.policy, reader.word(at, &words));
     }
@@ -163,7 +163,7 @@ fn choices(reader: &mut Reader<'_>, keys: &Section<'_>, pool: &mut Pool) {
     }
 }
 
-fn backends(reader: &mut Reader<'_>, at: At<'_>) -> Vec<Backend> {
+fn backends(reader: &mut Reader<'_>, at: At<'_>) -> Vec<BackendConfig> {
     let hint = "write `backends: [HOST:PORT, HOST:PORT]`";
     let entries = reader.list(&at, "a list of backends", hint);
     let mut backends = Vec::with_capacity(entries.len());
@@ -210,10 +210,10 @@ fn backends(reader: &mut Reader<'_>, at: At<'_>) -> Vec<Backend> {
     backends
 }
 
-fn backend(reader: &mut Reader<'_>, at: At<'_>) -> Option<Backend> {
+fn backend(reader: &mut Reader<'_>, at: At<'_>) -> Option<BackendConfig> {
     if !at.is_map() {
         let address = address(reader, at)?;
-        return Some(Backend::at(address));
+        return Some(BackendConfig::at(address));
     }
     let keys = reader.section(at, "pools.NAME.backends[]")?;
     let mut weight = 1;
@@ -235,7 +235,7 @@ fn backend(reader: &mut Reader<'_>, at: At<'_>) -> Option<Backend> {
         return None;
     };
     let address = address(reader, at_address)?;
-    Some(Backend {
+    Some(BackendConfig {
         name: name.unwrap_or_else(|| address.to_string()).into(),
         address,
         weight,
@@ -322,11 +322,15 @@ fn address(reader: &mut Reader<'_>, at: At<'_>) -> Option<BackendAddress> {
     None
 }
 
-fn ejection(reader: &mut Reader<'_>, at: At<'_>, backends: &[Backend]) -> Option<Ejection> {
+fn ejection(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    backends: &[BackendConfig],
+) -> Option<EjectionConfig> {
     if at.is_word("none") {
         return None;
     }
-    let mut ejection = Ejection::default();
+    let mut ejection = EjectionConfig::default();
     let Some(keys) = reader.section(at, "pools.NAME.ejection") else {
         return Some(ejection);
     };
@@ -364,8 +368,8 @@ fn ejection(reader: &mut Reader<'_>, at: At<'_>, backends: &[Backend]) -> Option
 fn warn_of_small_share(
     reader: &mut Reader<'_>,
     at: At<'_>,
-    ejection: &Ejection,
-    backends: &[Backend],
+    ejection: &EjectionConfig,
+    backends: &[BackendConfig],
 ) {
     let count = backends.iter().filter(|one| one.weight > 0).count();
     if count >= 2 && ejection.max_ejected > 0.0 && ejection.allowed_out(count) == 0 {
@@ -380,8 +384,8 @@ fn warn_of_small_share(
     }
 }
 
-fn pool_timeouts(reader: &mut Reader<'_>, at: At<'_>) -> PoolTimeouts {
-    let mut all = PoolTimeouts::default();
+fn pool_timeouts(reader: &mut Reader<'_>, at: At<'_>) -> PoolTimeoutsConfig {
+    let mut all = PoolTimeoutsConfig::default();
     let given = timeouts(reader, at, "pools.NAME.timeouts");
     set(&mut all.connect, given.connect);
     set(&mut all.response, given.response);
@@ -392,8 +396,8 @@ fn pool_timeouts(reader: &mut Reader<'_>, at: At<'_>) -> PoolTimeouts {
     all
 }
 
-fn keepalive(reader: &mut Reader<'_>, at: At<'_>) -> Keepalive {
-    let mut keepalive = Keepalive::default();
+fn keepalive(reader: &mut Reader<'_>, at: At<'_>) -> KeepaliveConfig {
+    let mut keepalive = KeepaliveConfig::default();
     let Some(keys) = reader.section(at, "pools.NAME.keepalive") else {
         return keepalive;
     };

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use super::{At, Kind, Names, Reader, Section, common::clean_text, quote};
-use crate::config::model::{PathMatch, PathRewrite, Piece, Rewrite, Route, Share};
+use crate::config::model::{
+    PathMatch, PathPiece, PathRewrite, RewriteConfig, RouteConfig, SplitShare,
+};
 
 /// Longest path to write, in bytes.
 const MAX_PATH: usize = 1024;
@@ -13,9 +15,9 @@ pub(super) fn read(
     reader: &mut Reader<'_>,
     at: At<'_>,
     given: &Section<'_>,
-    route: &Route,
-) -> Rewrite {
-    let mut rewrite = Rewrite::default();
+    route: &RouteConfig,
+) -> RewriteConfig {
+    let mut rewrite = RewriteConfig::default();
     let Some(keys) = reader.section(at, "routes[].rewrite") else {
         return rewrite;
     };
@@ -62,7 +64,7 @@ pub(super) fn read(
     rewrite
 }
 
-fn sets_host(route: &Route) -> bool {
+fn sets_host(route: &RouteConfig) -> bool {
     let mut names = route.request_headers.set.iter().map(|(name, _)| name);
     names.any(|name| name.eq_ignore_ascii_case("host"))
 }
@@ -85,7 +87,7 @@ fn plain(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
         .then(|| text.to_owned())
 }
 
-fn prefix(reader: &mut Reader<'_>, at: At<'_>, route: &Route) -> Option<String> {
+fn prefix(reader: &mut Reader<'_>, at: At<'_>, route: &RouteConfig) -> Option<String> {
     let text = plain(reader, at)?;
     let trimmed = text.trim_end_matches('/');
     if trimmed.is_empty() {
@@ -183,7 +185,7 @@ fn check(text: &str) -> Result<(), String> {
 }
 
 /// A path with references to groups: `$1`, `${1}`, `${name}`; `$$` is a dollar.
-fn pieces(reader: &mut Reader<'_>, at: At<'_>, regex: &regex::Regex) -> Option<Vec<Piece>> {
+fn pieces(reader: &mut Reader<'_>, at: At<'_>, regex: &regex::Regex) -> Option<Vec<PathPiece>> {
     let text = path_text(reader, at)?;
     if text.starts_with('$') {
         refuse(
@@ -205,8 +207,8 @@ fn pieces(reader: &mut Reader<'_>, at: At<'_>, regex: &regex::Regex) -> Option<V
     let like: String = pieces
         .iter()
         .map(|piece| match piece {
-            Piece::Text(text) => text.as_str(),
-            Piece::Group(_) => "x",
+            PathPiece::Text(text) => text.as_str(),
+            PathPiece::Group(_) => "x",
         })
         .collect();
     check(&like)
@@ -215,7 +217,7 @@ fn pieces(reader: &mut Reader<'_>, at: At<'_>, regex: &regex::Regex) -> Option<V
         .then_some(pieces)
 }
 
-fn split_pieces(text: &str, regex: &regex::Regex) -> Result<Vec<Piece>, String> {
+fn split_pieces(text: &str, regex: &regex::Regex) -> Result<Vec<PathPiece>, String> {
     let mut pieces = Vec::new();
     let mut plain = String::new();
     let mut rest = text;
@@ -236,14 +238,14 @@ fn split_pieces(text: &str, regex: &regex::Regex) -> Result<Vec<Piece>, String> 
             return Err("write `$1` or `${name}` for a group, `$$` for a dollar".to_owned());
         }
         if !plain.is_empty() {
-            pieces.push(Piece::Text(std::mem::take(&mut plain)));
+            pieces.push(PathPiece::Text(std::mem::take(&mut plain)));
         }
-        pieces.push(Piece::Group(group(name, regex)?));
+        pieces.push(PathPiece::Group(group(name, regex)?));
         rest = after;
     }
     plain.push_str(rest);
     if !plain.is_empty() {
-        pieces.push(Piece::Text(plain));
+        pieces.push(PathPiece::Text(plain));
     }
     Ok(pieces)
 }
@@ -326,7 +328,7 @@ pub(super) fn split(
     reader: &mut Reader<'_>,
     at: At<'_>,
     pools: &mut Names<'_>,
-) -> Option<Vec<Share>> {
+) -> Option<Vec<SplitShare>> {
     let map = reader.map(at, "write pools and weights: `{stable: 9, canary: 1}`")?;
     let mut shares = Vec::new();
     let (mut entries, mut total, mut whole) = (0, 0, true);
@@ -336,7 +338,7 @@ pub(super) fn split(
         let weight = reader.integer(at, 0, 256);
         total += weight.unwrap_or(1);
         match (pool, weight) {
-            (Some(pool), Some(weight)) => shares.push(Share {
+            (Some(pool), Some(weight)) => shares.push(SplitShare {
                 pool,
                 weight: weight as u16,
                 retries: None,
@@ -381,22 +383,22 @@ mod tests {
         }
     }
 
-    fn text(text: &str) -> Piece {
-        Piece::Text(text.to_owned())
+    fn text(text: &str) -> PathPiece {
+        PathPiece::Text(text.to_owned())
     }
 
     #[test]
     fn groups_are_found_by_number_and_by_name() {
         let regex = "'/(?<first>.)(.)(.)(.)(.)(.)(.)(.)(.)(.)'";
         for (path, expected) in [
-            ("/$1", vec![text("/"), Piece::Group(1)]),
-            ("/$10", vec![text("/"), Piece::Group(10)]),
-            ("/${1}0", vec![text("/"), Piece::Group(1), text("0")]),
+            ("/$1", vec![text("/"), PathPiece::Group(1)]),
+            ("/$10", vec![text("/"), PathPiece::Group(10)]),
+            ("/${1}0", vec![text("/"), PathPiece::Group(1), text("0")]),
             (
                 "/${first}$2",
-                vec![text("/"), Piece::Group(1), Piece::Group(2)],
+                vec![text("/"), PathPiece::Group(1), PathPiece::Group(2)],
             ),
-            ("/$0/", vec![text("/"), Piece::Group(0), text("/")]),
+            ("/$0/", vec![text("/"), PathPiece::Group(0), text("/")]),
             ("/$$1$$", vec![text("/$1$")]),
             ("/a%20b", vec![text("/a%20b")]),
         ] {

@@ -9,7 +9,7 @@ use super::{
     foreign, matching, quote, rewrite, set,
 };
 use crate::config::model::{
-    Config, HeaderEdits, ListenerProtocol, Pool, Respond, Route, RouteAction,
+    Config, HeaderEdits, ListenerProtocol, PoolConfig, RespondConfig, RouteAction, RouteConfig,
 };
 
 /// Largest body of `respond` in bytes.
@@ -27,8 +27,8 @@ pub(super) fn read(
     at: At<'_>,
     names: &mut References<'_, '_>,
     config: &Config,
-) -> Route {
-    let mut route = Route::named(at.path());
+) -> RouteConfig {
+    let mut route = RouteConfig::named(at.path());
     let Some(keys) = reader.section(at, "routes[]") else {
         return route;
     };
@@ -59,7 +59,7 @@ pub(super) fn read(
     route
 }
 
-fn read_match(reader: &mut Reader<'_>, keys: &Section<'_>, route: &mut Route) {
+fn read_match(reader: &mut Reader<'_>, keys: &Section<'_>, route: &mut RouteConfig) {
     if let Some(at) = keys.get("host") {
         route.hosts = matching::hosts(reader, at);
     }
@@ -72,8 +72,13 @@ fn read_match(reader: &mut Reader<'_>, keys: &Section<'_>, route: &mut Route) {
     }
 }
 
-fn read_overrides(reader: &mut Reader<'_>, keys: &Section<'_>, route: &mut Route, config: &Config) {
-    let pools: Vec<&Pool> = match &route.action {
+fn read_overrides(
+    reader: &mut Reader<'_>,
+    keys: &Section<'_>,
+    route: &mut RouteConfig,
+    config: &Config,
+) {
+    let pools: Vec<&PoolConfig> = match &route.action {
         RouteAction::Pool(index) => config.pools.get(*index).into_iter().collect(),
         RouteAction::Split(shares) => shares
             .iter()
@@ -116,8 +121,13 @@ fn refuse_overrides(reader: &mut Reader<'_>, keys: &Section<'_>) {
 }
 
 /// What is given overrides the pool's own; of a split each pool's own.
-fn read_retries(reader: &mut Reader<'_>, at: At<'_>, route: &mut Route, pools: &[&Pool]) {
-    let base = |pool: Option<&&Pool>| {
+fn read_retries(
+    reader: &mut Reader<'_>,
+    at: At<'_>,
+    route: &mut RouteConfig,
+    pools: &[&PoolConfig],
+) {
+    let base = |pool: Option<&&PoolConfig>| {
         pool.and_then(|pool| pool.retries.clone())
             .unwrap_or_default()
     };
@@ -197,7 +207,7 @@ fn action(
 
 fn respond(reader: &mut Reader<'_>, at: At<'_>) -> Option<RouteAction> {
     let keys = reader.section(at, "routes[].respond")?;
-    let mut respond = Respond::default();
+    let mut respond = RespondConfig::default();
     if let Some(at) = keys.get("status") {
         let status = reader.integer(at, 200, 599).map(|n| n as u16);
         set(&mut respond.status, status);

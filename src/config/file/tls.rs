@@ -21,8 +21,8 @@ use crate::{
     config::{
         io_cause,
         model::{
-            BackendProtocol, Certificate, ClientCa, ListenerProtocol, ListenerTls, PoolTls,
-            TlsVersion,
+            BackendProtocol, ClientCaConfig, ListenerProtocol, ListenerTlsConfig,
+            LoadedCertificate, PoolTlsConfig, TlsVersion,
         },
         tls::AnyCertificate,
         trusted::{BackendVerifier, ClientVerifier},
@@ -40,7 +40,7 @@ pub(super) fn listener(
     reader: &mut Reader<'_>,
     at: At<'_>,
     protocol: ListenerProtocol,
-) -> Option<ListenerTls> {
+) -> Option<ListenerTlsConfig> {
     const SECTION: &str = "listeners.NAME.tls";
     let keys = reader.section(at, SECTION)?;
     let certificates = certificates(reader, &keys, at);
@@ -62,7 +62,7 @@ pub(super) fn listener(
             );
         }
     }
-    Some(ListenerTls {
+    Some(ListenerTlsConfig {
         certificates,
         same_host,
         min_version,
@@ -72,7 +72,7 @@ pub(super) fn listener(
     })
 }
 
-fn certificates(reader: &mut Reader<'_>, keys: &Section<'_>, at: At<'_>) -> Vec<Certificate> {
+fn certificates(reader: &mut Reader<'_>, keys: &Section<'_>, at: At<'_>) -> Vec<LoadedCertificate> {
     let mut found = Vec::new();
     let own = keys.get("cert").is_some() || keys.get("key").is_some();
     match keys.get("certificates") {
@@ -122,7 +122,7 @@ fn certificate(
     keys: &Section<'_>,
     at: At<'_>,
     [cert, key]: [&str; 2],
-) -> Option<Certificate> {
+) -> Option<LoadedCertificate> {
     let (Some(cert_at), Some(key_at)) = (keys.get(cert), keys.get(key)) else {
         reader.error_at_key(
             at,
@@ -177,7 +177,7 @@ fn certificate(
     }
     let owner = owner(&chain, &key);
     match CertifiedKey::from_der(chain, key, &provider()) {
-        Ok(key) => Some(Certificate {
+        Ok(key) => Some(LoadedCertificate {
             file: file.to_owned(),
             key: Arc::new(key),
             names: facts.names,
@@ -329,7 +329,7 @@ fn roots(
     Some((chain, store))
 }
 
-fn client_ca(reader: &mut Reader<'_>, keys: &Section<'_>) -> Option<ClientCa> {
+fn client_ca(reader: &mut Reader<'_>, keys: &Section<'_>) -> Option<ClientCaConfig> {
     let mut required = true;
     let auth = keys.get("client_auth");
     if let Some(at) = auth {
@@ -356,7 +356,7 @@ fn client_ca(reader: &mut Reader<'_>, keys: &Section<'_>) -> Option<ClientCa> {
         builder.allow_unauthenticated()
     };
     match builder.build() {
-        Ok(by_path) => Some(ClientCa {
+        Ok(by_path) => Some(ClientCaConfig {
             verifier: Arc::new(ClientVerifier {
                 listed: roots.clone(),
                 by_path,
@@ -424,7 +424,7 @@ pub(super) fn pool(
     reader: &mut Reader<'_>,
     at: At<'_>,
     protocol: BackendProtocol,
-) -> Option<PoolTls> {
+) -> Option<PoolTlsConfig> {
     let keys = reader.section(at, "pools.NAME.tls")?;
     let mut verify = true;
     if let Some(at) = keys.get("verify") {
@@ -466,7 +466,7 @@ pub(super) fn pool(
     if protocol.is_h2() {
         config.alpn_protocols = vec![b"h2".to_vec()];
     }
-    Some(PoolTls {
+    Some(PoolTlsConfig {
         server_name,
         verify,
         roots,
@@ -494,7 +494,7 @@ fn client_config(
     store: RootCertStore,
     listed: &[CertificateDer<'static>],
     verify: bool,
-    client_cert: Option<&Certificate>,
+    client_cert: Option<&LoadedCertificate>,
 ) -> Result<ClientConfig, String> {
     let verifier: Arc<dyn ServerCertVerifier> = if verify {
         let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider());

@@ -16,7 +16,7 @@ use tokio::time::timeout_at;
 
 use crate::{
     base::{address::BackendAddress, clock},
-    config::model::{CheckKind, HealthCheck, Pool},
+    config::model::{CheckKind, HealthCheckConfig, PoolConfig},
     net::{
         connect::{connect, connect_port, send_proxy_header},
         proxy_protocol,
@@ -83,8 +83,8 @@ impl Limit {
 /// the connection is our own, unless another port is asked: what is there is another service.
 pub(super) async fn run(
     backend: &BackendState,
-    check: &HealthCheck,
-    pool: &Pool,
+    check: &HealthCheckConfig,
+    pool: &PoolConfig,
 ) -> Result<(), CheckError> {
     let limit = Limit {
         deadline: clock::now() + check.timeout,
@@ -137,8 +137,8 @@ pub(super) async fn run(
 
 async fn open(
     backend: &BackendState,
-    check: &HealthCheck,
-    pool: &Pool,
+    check: &HealthCheckConfig,
+    pool: &PoolConfig,
     header: Option<&[u8]>,
     deadline: Instant,
 ) -> Result<Stream, CheckError> {

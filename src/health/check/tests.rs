@@ -14,7 +14,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::model::{Backend, BackendProtocol},
+    config::model::{BackendConfig, BackendProtocol},
     pool,
 };
 
@@ -128,15 +128,15 @@ async fn probe_within(
     kind: CheckKind,
     timeout: Duration,
 ) -> Result<(), String> {
-    let check = HealthCheck {
+    let check = HealthCheckConfig {
         kind,
         timeout,
-        ..HealthCheck::default()
+        ..HealthCheckConfig::default()
     };
-    let config = Pool {
-        backends: vec![Backend::at(address.clone())],
+    let config = PoolConfig {
+        backends: vec![BackendConfig::at(address.clone())],
         protocol: BackendProtocol::H2c,
-        ..Pool::named("app")
+        ..PoolConfig::named("app")
     };
     let pool = pool::Pool::new(&config, None, clock::now());
     let result = run(&pool.backends[0].state, &check, &pool.config).await;

@@ -12,7 +12,7 @@ use tokio::time::timeout_at;
 use super::handshake::{self, HandshakeError, HandshakeFailure};
 use crate::{
     base::{address::BackendAddress, clock},
-    config::model::PoolTls,
+    config::model::PoolTlsConfig,
     net::{
         connect::{self, ConnectError},
         stream::Stream,
@@ -52,7 +52,7 @@ fn no_name() -> ServerName<'static> {
 pub async fn connect_backend(
     state: &BackendState,
     header: Option<&[u8]>,
-    tls: Option<&PoolTls>,
+    tls: Option<&PoolTlsConfig>,
     speaks_first: bool,
     deadline: Instant,
 ) -> Result<Stream, ConnectError> {
@@ -65,7 +65,7 @@ pub async fn connect_backend(
 /// Takes up TLS on a new connection to the backend at `address`, before `deadline`, if its pool wants that.
 pub async fn secure(
     stream: Stream,
-    tls: Option<&PoolTls>,
+    tls: Option<&PoolTlsConfig>,
     address: &BackendAddress,
     deadline: Instant,
 ) -> Result<Stream, ConnectError> {

@@ -14,7 +14,7 @@ use rustls::{
 use super::{TlsStream, accept, handshake};
 use crate::{
     base::crypto::provider,
-    config::model::{Certificate, ClientCa, ListenerTls, TlsVersion},
+    config::model::{ClientCaConfig, ListenerTlsConfig, LoadedCertificate, TlsVersion},
     net::{fixture::pair, stream::Stream, tls::ServerTls},
 };
 
@@ -37,7 +37,7 @@ impl Authority {
         Self { issuer, root }
     }
 
-    fn sign(&self, names: &[&str], key: &KeyPair) -> Certificate {
+    fn sign(&self, names: &[&str], key: &KeyPair) -> LoadedCertificate {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names.clone()).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -46,7 +46,7 @@ impl Authority {
             .push(DnType::CommonName, "subject of a test");
         let chain = vec![params.signed_by(key, &self.issuer).unwrap().der().clone()];
         let secret = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        Certificate {
+        LoadedCertificate {
             file: String::new(),
             key: Arc::new(CertifiedKey::from_der(chain, secret, &provider()).unwrap()),
             names,
@@ -56,12 +56,12 @@ impl Authority {
     }
 
     /// A certificate with a key of ECDSA.
-    pub(super) fn ecdsa(&self, names: &[&str]) -> Certificate {
+    pub(super) fn ecdsa(&self, names: &[&str]) -> LoadedCertificate {
         self.sign(names, &KeyPair::generate().unwrap())
     }
 
     /// A certificate with a key of RSA.
-    pub(super) fn rsa(&self, names: &[&str]) -> Certificate {
+    pub(super) fn rsa(&self, names: &[&str]) -> LoadedCertificate {
         let key = KeyPair::from_pem_and_sign_algo(RSA, &PKCS_RSA_SHA256).unwrap();
         self.sign(names, &key)
     }
@@ -72,14 +72,14 @@ impl Authority {
         Arc::new(store)
     }
 
-    pub(super) fn of_clients(&self, required: bool) -> ClientCa {
+    pub(super) fn of_clients(&self, required: bool) -> ClientCaConfig {
         let builder = WebPkiClientVerifier::builder_with_provider(self.roots(), provider());
         let builder = if required {
             builder
         } else {
             builder.allow_unauthenticated()
         };
-        ClientCa {
+        ClientCaConfig {
             roots: vec![self.root.clone()],
             required,
             verifier: builder.build().unwrap(),
@@ -90,8 +90,8 @@ impl Authority {
 /// Who signs everything here.
 pub(super) static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::new("authority"));
 
-pub(super) fn listener(certificates: Vec<Certificate>) -> ListenerTls {
-    ListenerTls {
+pub(super) fn listener(certificates: Vec<LoadedCertificate>) -> ListenerTlsConfig {
+    ListenerTlsConfig {
         certificates,
         min_version: TlsVersion::Tls12,
         alpn: vec!["http/1.1".to_owned()],

@@ -12,7 +12,7 @@ use rustls::{
 
 use crate::{
     base::crypto::provider,
-    config::model::{Certificate, ListenerTls, TlsVersion},
+    config::model::{ListenerTlsConfig, LoadedCertificate, TlsVersion},
     route::{MAX_HOST, normal_host},
 };
 
@@ -113,7 +113,7 @@ impl fmt::Debug for Names {
 }
 
 impl Names {
-    fn new(tls: &ListenerTls) -> Self {
+    fn new(tls: &ListenerTlsConfig) -> Self {
         let mut names = Self {
             exact: HashMap::new(),
             wildcard: HashMap::new(),
@@ -125,7 +125,7 @@ impl Names {
         names
     }
 
-    fn add(&mut self, certificate: &Certificate) {
+    fn add(&mut self, certificate: &LoadedCertificate) {
         let (mut own, candidate) = (None, Candidate::new(&certificate.key));
         for name in &certificate.names {
             let (map, name) = match name.strip_prefix("*.") {
@@ -178,7 +178,7 @@ impl ResolvesServerCert for Names {
 
 impl ServerTls {
     /// TLS as `tls` wants it. `alpn` is what the listener can speak of it.
-    pub fn new(tls: &ListenerTls) -> Self {
+    pub fn new(tls: &ListenerTlsConfig) -> Self {
         let names = Arc::new(Names::new(tls));
         let versions: &[_] = match tls.min_version {
             TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],

@@ -105,11 +105,11 @@ impl Picker for LeastConnections {
 
 #[cfg(test)]
 mod tests {
-    use crate::{base::rng::Random, config::model::Policy, pool::fixture::unchecked_pool};
+    use crate::{base::rng::Random, config::model::BalancingPolicy, pool::fixture::unchecked_pool};
 
     #[test]
     fn idle_backends_of_equal_weight_take_turns() {
-        let pool = unchecked_pool(&[1, 1, 1], Policy::LeastConnections);
+        let pool = unchecked_pool(&[1, 1, 1], BalancingPolicy::LeastConnections);
         let mut random = Random::seeded(1);
         let picks = (0..6).map(|_| pool.pick(&[], &mut random).unwrap().index);
         assert_eq!(picks.collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2]);
@@ -123,7 +123,7 @@ mod tests {
             ([256, 255, 1], 512, [256, 255, 1]),
             ([30, 20, 10], 6, [3, 2, 1]),
         ] {
-            let pool = unchecked_pool(&weights, Policy::LeastConnections);
+            let pool = unchecked_pool(&weights, BalancingPolicy::LeastConnections);
             let mut random = Random::seeded(1);
             let leases: Vec<_> = (0..count)
                 .map(|_| pool.pick(&[], &mut random).unwrap())
@@ -146,7 +146,7 @@ mod tests {
             (&[1, 256], 257),
             (&[7, 200, 3, 90, 90], 0),
         ] {
-            let pool = unchecked_pool(weights, Policy::LeastConnections);
+            let pool = unchecked_pool(weights, BalancingPolicy::LeastConnections);
             let mut random = Random::seeded(1);
             let mut pick = || pool.pick(&[], &mut random).unwrap();
             let leases: Vec<_> = (0..held).map(|_| pick()).collect();
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_one_that_got_free_is_next() {
-        let pool = unchecked_pool(&[1; 5], Policy::LeastConnections);
+        let pool = unchecked_pool(&[1; 5], BalancingPolicy::LeastConnections);
         let mut random = Random::seeded(1);
         let mut leases: Vec<_> = (0..10)
             .map(|_| pool.pick(&[], &mut random).unwrap())

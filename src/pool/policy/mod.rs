@@ -11,7 +11,7 @@ mod round_robin;
 use std::sync::{Arc, atomic::AtomicUsize};
 
 use super::backend::Backend;
-use crate::{base::rng::Random, config::model::Policy};
+use crate::{base::rng::Random, config::model::BalancingPolicy};
 
 /// An eligible backend.
 pub(crate) type Candidate = Arc<Backend>;
@@ -59,11 +59,13 @@ pub(crate) trait Picker: Send + Sync {
 }
 
 /// Prepares `policy` for these candidates.
-pub(crate) fn prepare(policy: Policy, candidates: &[Candidate]) -> Box<dyn Picker> {
+pub(crate) fn prepare(policy: BalancingPolicy, candidates: &[Candidate]) -> Box<dyn Picker> {
     match policy {
-        Policy::RoundRobin => Box::new(round_robin::RoundRobin::new(candidates)),
-        Policy::LeastConnections => Box::new(least_connections::LeastConnections::new(candidates)),
-        Policy::RandomTwo => Box::new(random_two::RandomTwo::new(candidates)),
+        BalancingPolicy::RoundRobin => Box::new(round_robin::RoundRobin::new(candidates)),
+        BalancingPolicy::LeastConnections => {
+            Box::new(least_connections::LeastConnections::new(candidates))
+        }
+        BalancingPolicy::RandomTwo => Box::new(random_two::RandomTwo::new(candidates)),
     }
 }
 

@@ -93,7 +93,7 @@ fn is_busier(turn: &Turn<'_>, one: usize, other: usize) -> bool {
 mod tests {
     use crate::{
         base::rng::Random,
-        config::model::Policy,
+        config::model::BalancingPolicy,
         pool::{Pool, fixture::unchecked_pool},
     };
 
@@ -114,7 +114,7 @@ mod tests {
             ([4, 1], [6, 2], 0),
             ([1, 256], [1, 254], 1),
         ] {
-            let pool = unchecked_pool(&weights, Policy::RandomTwo);
+            let pool = unchecked_pool(&weights, BalancingPolicy::RandomTwo);
             load(&pool, &loads);
             for seed in 0..40 {
                 let picked = pool.pick(&[], &mut Random::seeded(seed)).unwrap().index;
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_heaviest_loaded_of_many_is_never_chosen() {
-        let pool = unchecked_pool(&[1; 10], Policy::RandomTwo);
+        let pool = unchecked_pool(&[1; 10], BalancingPolicy::RandomTwo);
         load(&pool, &[3, 3, 3, 3, 9, 3, 3, 3, 3, 3]);
         let mut random = Random::seeded(5);
         assert!((0..2_000).all(|_| pool.pick(&[], &mut random).unwrap().index != 4));
@@ -142,7 +142,7 @@ mod tests {
             (&[1, 256], &[0, 0]),
             (&[1, 256], &[1, 256]),
         ] {
-            let pool = unchecked_pool(weights, Policy::RandomTwo);
+            let pool = unchecked_pool(weights, BalancingPolicy::RandomTwo);
             load(&pool, loads);
             let mut random = Random::seeded(9);
             let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn one_backend_is_picked_by_itself() {
-        let pool = unchecked_pool(&[3], Policy::RandomTwo);
+        let pool = unchecked_pool(&[3], BalancingPolicy::RandomTwo);
         let mut random = Random::seeded(9);
         assert_eq!(pool.pick(&[], &mut random).unwrap().index, 0);
     }

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
     use crate::{
         base::{clock, rng::Random},
-        config::model::Policy,
+        config::model::BalancingPolicy,
         pool::{Pool, fixture::unchecked},
     };
 
@@ -210,7 +210,10 @@ mod tests {
 
     #[test]
     fn the_cursor_goes_on_over_a_reload() {
-        let (config, now) = (unchecked(&[1, 1, 1], Policy::RoundRobin), clock::now());
+        let (config, now) = (
+            unchecked(&[1, 1, 1], BalancingPolicy::RoundRobin),
+            clock::now(),
+        );
         let mut pool = Pool::new(&config, None, now);
         let mut random = Random::seeded(1);
         let mut seen = Vec::new();

@@ -130,7 +130,7 @@ fn without_a_health_check_only_time_ends_an_ejection() {
     let (old, now) = pool(&config(&[1, 1]));
     all_up(&old, now);
     fail_times(&old, 0, 5, now).unwrap();
-    let new = reload(&old, &unchecked(&[1, 1], Policy::RoundRobin), now);
+    let new = reload(&old, &unchecked(&[1, 1], BalancingPolicy::RoundRobin), now);
     assert_eq!(pass(&new, 0, now), None);
     assert_eq!(pass(&new, 0, now), None);
     assert_eq!(states(&new)[0], State::Ejected);

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::{
-    config::model::TrustedProxies,
+    config::model::TrustedProxiesConfig,
     http1::{fields::Known, request},
 };
 
@@ -24,7 +24,11 @@ pub(super) struct ClientAddress {
 
 impl ClientAddress {
     /// Finds the client of the request `head` on a connection from `peer`.
-    pub(super) fn of(head: &request::Head, peer: Option<IpAddr>, rules: &TrustedProxies) -> Self {
+    pub(super) fn of(
+        head: &request::Head,
+        peer: Option<IpAddr>,
+        rules: &TrustedProxiesConfig,
+    ) -> Self {
         let trusted = peer.filter(|peer| contains(&rules.from, *peer));
         let Some(proxy) = trusted else {
             return Self {
@@ -129,7 +133,7 @@ mod tests {
             bytes: 32 << 10,
         };
         assert!(head.parse(limits).unwrap());
-        let rules = TrustedProxies {
+        let rules = TrustedProxiesConfig {
             from: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
             client_header: header.map(str::to_owned),
         };

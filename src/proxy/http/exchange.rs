@@ -28,8 +28,8 @@ use super::{
 use crate::{
     base::clock,
     config::model::{
-        BackendProtocol, ListenerProtocol, ListenerTimeouts, PoolTimeouts, Retries, Route,
-        RouteAction, TimeoutOverrides,
+        BackendProtocol, ListenerProtocol, ListenerTimeoutsConfig, PoolTimeoutsConfig,
+        RetriesConfig, RouteAction, RouteConfig, TimeoutOverrides,
     },
     http1::{
         self,
@@ -92,9 +92,9 @@ fn origin<'o>(
 
 /// The rules for forwarding: the pool's, with the route's overrides.
 pub(super) struct Rules<'a> {
-    pub timeouts: PoolTimeouts,
-    pub retries: Option<&'a Retries>,
-    pub route: Option<&'a Route>,
+    pub timeouts: PoolTimeoutsConfig,
+    pub retries: Option<&'a RetriesConfig>,
+    pub route: Option<&'a RouteConfig>,
     /// When `timeouts.total` ends, or the time that the client of a gRPC call gives it.
     pub end: Option<Instant>,
     /// The target that the route has rewritten.
@@ -395,7 +395,7 @@ impl<'a> Exchange<'a> {
     async fn forward(
         &mut self,
         pool_index: usize,
-        route: Option<&Route>,
+        route: Option<&RouteConfig>,
         target: Option<Vec<u8>>,
         io: &mut Io<'_>,
     ) -> Next {
@@ -561,13 +561,13 @@ impl<'a> Rules<'a> {
     /// `over` is the route's override of the pool's retries.
     fn new(
         pool: &'a Pool,
-        route: Option<&'a Route>,
-        over: Option<&'a Option<Retries>>,
+        route: Option<&'a RouteConfig>,
+        over: Option<&'a Option<RetriesConfig>>,
         began: Instant,
     ) -> Self {
         let own = &pool.config.timeouts;
         let timeouts = match route.map(|route| &route.timeouts) {
-            Some(over) if *over != TimeoutOverrides::default() => PoolTimeouts {
+            Some(over) if *over != TimeoutOverrides::default() => PoolTimeoutsConfig {
                 connect: over.connect.unwrap_or(own.connect),
                 response: over.response.unwrap_or(own.response),
                 idle: over.idle.unwrap_or(own.idle),
@@ -602,7 +602,7 @@ impl<'a> Rules<'a> {
 pub(super) async fn write_all(
     client: &mut Client,
     bytes: &[u8],
-    timeouts: &ListenerTimeouts,
+    timeouts: &ListenerTimeoutsConfig,
 ) -> Result<(), Reason> {
     let Client { stream, timer, .. } = client;
     let (mut sent, mut noted) = (0, None);

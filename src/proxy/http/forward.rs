@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     base::rng::Random,
-    config::model::{Forwarded, HeaderEdits},
+    config::model::{ForwardedConfig, HeaderEdits},
     http1::{
         Version, encode,
         fields::{Field, Fields, Known, is_same_or_twin},
@@ -78,7 +78,7 @@ pub struct Changes<'a> {
 pub(super) fn request_id(
     id: &mut String,
     head: &request::Head,
-    rules: &Forwarded,
+    rules: &ForwardedConfig,
     trusted: bool,
     random: &mut Random,
 ) {
@@ -112,7 +112,7 @@ fn push_hex(text: &mut String, bits: u64) {
 pub fn request_head(
     out: &mut Vec<u8>,
     head: &mut request::Head,
-    rules: &Forwarded,
+    rules: &ForwardedConfig,
     origin: Origin<'_>,
     id: &str,
     changes: Changes<'_>,
@@ -263,7 +263,7 @@ struct Earlier {
 }
 
 impl Earlier {
-    fn of(head: &request::Head, origin: Origin<'_>, rules: &Forwarded) -> Self {
+    fn of(head: &request::Head, origin: Origin<'_>, rules: &ForwardedConfig) -> Self {
         let mut earlier = Self::default();
         if !origin.trusted {
             return earlier;
@@ -294,7 +294,7 @@ impl Earlier {
 }
 
 /// Forwarding fields of peers that are not trusted go, those of trusted ones are kept or appended to.
-fn is_replaced(field: &Field, bytes: &[u8], rules: &Forwarded, origin: Origin<'_>) -> bool {
+fn is_replaced(field: &Field, bytes: &[u8], rules: &ForwardedConfig, origin: Origin<'_>) -> bool {
     let name = field.name.get(bytes);
     let is = |own: &str| is_same_or_twin(name, own.as_bytes());
     if is(&rules.request_id)
@@ -315,7 +315,7 @@ fn is_replaced(field: &Field, bytes: &[u8], rules: &Forwarded, origin: Origin<'_
 
 /// Names of fields by which backends know the client, as far as the configuration chooses them: no trailer has one of them.
 /// Those that every configuration has are dropped by `http1::body`.
-pub(super) fn own_names(rules: &Forwarded, origin: Origin<'_>) -> Vec<Box<str>> {
+pub(super) fn own_names(rules: &ForwardedConfig, origin: Origin<'_>) -> Vec<Box<str>> {
     let real_ip = rules.real_ip.as_deref().filter(|name| *name != "X-Real-IP");
     let subject = origin.subject.map(|(name, _)| name);
     let names = [real_ip, origin.client_header, subject];
@@ -325,7 +325,7 @@ pub(super) fn own_names(rules: &Forwarded, origin: Origin<'_>) -> Vec<Box<str>> 
 fn add_forwarding(
     out: &mut Vec<u8>,
     head: &request::Head,
-    rules: &Forwarded,
+    rules: &ForwardedConfig,
     origin: Origin<'_>,
     earlier: &Earlier,
     edits: Option<&HeaderEdits>,

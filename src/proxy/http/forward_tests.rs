@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::{
-    config::model::{Config, Listener, PathMatch, PathRewrite, Piece, Rewrite, Route},
+    config::model::{
+        Config, ListenerConfig, PathMatch, PathPiece, PathRewrite, RewriteConfig, RouteConfig,
+    },
     route::Router,
 };
 
@@ -17,16 +19,16 @@ fn parsed(text: &str) -> Option<request::Head> {
 }
 
 fn routes(path: PathMatch, rewrite: PathRewrite) -> Config {
-    let route = Route {
+    let route = RouteConfig {
         path,
-        rewrite: Rewrite {
+        rewrite: RewriteConfig {
             path: rewrite,
             host: Some("inner.example:81".to_owned()),
         },
-        ..Route::named("route")
+        ..RouteConfig::named("route")
     };
     Config {
-        listeners: vec![Listener::named("web")],
+        listeners: vec![ListenerConfig::named("web")],
         routes: vec![route],
         ..Config::default()
     }
@@ -59,7 +61,7 @@ fn sent(config: &Config, router: &Router, mut head: request::Head) -> Option<Str
 
 #[test]
 fn a_rewritten_request_reads_as_a_request_for_the_rewritten_path() {
-    let group = |text: &str| vec![Piece::Text(text.to_owned()), Piece::Group(1)];
+    let group = |text: &str| vec![PathPiece::Text(text.to_owned()), PathPiece::Group(1)];
     let configs = [
         routes(PathMatch::Any, PathRewrite::Strip("/api".to_owned())),
         routes(

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     base::{address::BindAddress, clock, rng::Random},
-    config::model::ListenerTimeouts,
+    config::model::ListenerTimeoutsConfig,
     net::{
         activity::ActivityTracker,
         h2::{
@@ -98,7 +98,7 @@ struct Driver<'a> {
     peer: Option<IpAddr>,
     introduced: Option<Box<ProxyHeader>>,
     timer: Timer,
-    timeouts: ListenerTimeouts,
+    timeouts: ListenerTimeoutsConfig,
     /// By when the first request must be there, until it is.
     first: Option<Instant>,
     /// The end of the last request, or what the client has read of its response since.
@@ -167,7 +167,7 @@ impl Driver<'_> {
         if std::mem::replace(&mut self.written, written) != written && is_read {
             self.idle = None;
         }
-        let ListenerTimeouts {
+        let ListenerTimeoutsConfig {
             body_idle,
             keepalive,
             ..

@@ -12,7 +12,7 @@ use super::{
     grpc,
 };
 use crate::{
-    config::model::{ErrorFormat, Errors, HeaderEdits, Redirect, Respond},
+    config::model::{ErrorFormat, ErrorsConfig, HeaderEdits, RedirectConfig, RespondConfig},
     http1::{
         Version, encode,
         fields::{Known, is_same_or_twin},
@@ -66,13 +66,13 @@ pub(super) fn phrase(status: u16) -> &'static str {
 }
 
 /// The status for `reason` by the profile and the overrides of the configuration.
-pub(super) fn status_of(reason: Reason, errors: &Errors) -> u16 {
+pub(super) fn status_of(reason: Reason, errors: &ErrorsConfig) -> u16 {
     let other = errors.overrides.iter().find(|(from, _)| *from == reason);
     other.map_or_else(|| reason.status(errors.status), |(_, status)| *status)
 }
 
 /// The answer for `reason`.
-pub(super) fn error<'a>(reason: Reason, errors: &'a Errors, head: &Head) -> Reply<'a> {
+pub(super) fn error<'a>(reason: Reason, errors: &'a ErrorsConfig, head: &Head) -> Reply<'a> {
     if grpc::is_call(head) {
         return Reply {
             status: 200,
@@ -158,12 +158,12 @@ fn thousandths(weight: &[u8]) -> u16 {
 }
 
 /// The answer for a redirect of `host` and `target`.
-pub(super) fn redirect<'a>(redirect: &'a Redirect, host: &[u8], target: &[u8]) -> Reply<'a> {
+pub(super) fn redirect<'a>(redirect: &'a RedirectConfig, host: &[u8], target: &[u8]) -> Reply<'a> {
     let (location, status) = match redirect {
-        Redirect::Https { port, status } => {
+        RedirectConfig::Https { port, status } => {
             (Cow::Owned(https_location(host, target, *port)), *status)
         }
-        Redirect::To { location, status } => (Cow::Borrowed(&**location), *status),
+        RedirectConfig::To { location, status } => (Cow::Borrowed(&**location), *status),
     };
     Reply {
         status,
@@ -200,7 +200,7 @@ fn belongs_to_error(name: &str) -> bool {
 
 impl<'a> Reply<'a> {
     /// The fixed answer of a route.
-    pub(super) fn fixed(respond: &'a Respond) -> Self {
+    pub(super) fn fixed(respond: &'a RespondConfig) -> Self {
         Self {
             status: respond.status,
             body: Some((
@@ -297,10 +297,10 @@ impl<'a> Reply<'a> {
 
 impl Exchange<'_> {
     /// Answers with a redirect. HTTP/1.0 clients may not say which host they mean: for them there is no https URL.
-    pub(super) async fn redirect(&mut self, to: &Redirect, io: &mut Io<'_>) -> Next {
+    pub(super) async fn redirect(&mut self, to: &RedirectConfig, io: &mut Io<'_>) -> Next {
         let head = &*self.head;
         let host = head.text(head.host);
-        if host.is_empty() && matches!(to, Redirect::Https { .. }) {
+        if host.is_empty() && matches!(to, RedirectConfig::Https { .. }) {
             return self.fail(Reason::RequestError, io).await;
         }
         let reply = redirect(to, host, head.text(head.target));

@@ -3,7 +3,7 @@
 //! A request is never sent twice to backends that may have acted on it, unless its method is idempotent
 //! (RFC 9110 section 9.2.2).
 
-use crate::{config::model::Retries, net::h2::backend::Refusal, reason::Reason};
+use crate::{config::model::RetriesConfig, net::h2::backend::Refusal, reason::Reason};
 
 /// How far a try had come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub(super) enum Verdict {
 }
 
 /// Decides. See the head of this file.
-pub(super) fn may_retry(failure: &Failure, question: Question, rules: &Retries) -> Verdict {
+pub(super) fn may_retry(failure: &Failure, question: Question, rules: &RetriesConfig) -> Verdict {
     let on = rules.conditions;
     if !question.replayable {
         return Verdict::Fail;
@@ -96,10 +96,10 @@ mod tests {
     use super::*;
     use crate::config::model::RetryConditions;
 
-    fn rules() -> Retries {
-        Retries {
+    fn rules() -> RetriesConfig {
+        RetriesConfig {
             methods: vec!["GET".to_owned()],
-            ..Retries::default()
+            ..RetriesConfig::default()
         }
     }
 

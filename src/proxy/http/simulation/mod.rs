@@ -33,7 +33,7 @@ use self::{
 };
 use crate::{
     base::{clock, rng::Random},
-    config::model::{self, Config, LogOutput, LogWhen, Retries},
+    config::model::{self, Config, LogOutput, LogWhenConfig, RetriesConfig},
     net::stream::Stream,
     proxy::worker::Worker,
     snapshot::{Daemon, Snapshot},
@@ -251,32 +251,32 @@ fn pair(tcp: bool) -> (Socket, Stream) {
 
 /// One listener, one pool; every exchange is logged.
 fn config(backends: &Backends) -> Config {
-    let pool = model::Pool {
+    let pool = model::PoolConfig {
         backends: backends
             .addresses()
             .into_iter()
-            .map(model::Backend::at)
+            .map(model::BackendConfig::at)
             .collect(),
         health_check: None,
         ejection: None,
-        retries: Some(Retries {
+        retries: Some(RetriesConfig {
             budget: 10.0,
-            ..Retries::default()
+            ..RetriesConfig::default()
         }),
-        ..model::Pool::named("app")
+        ..model::PoolConfig::named("app")
     };
     let mut config = Config {
-        listeners: vec![model::Listener {
+        listeners: vec![model::ListenerConfig {
             binds: vec!["127.0.0.1:80".parse().unwrap()],
             pool: Some(0),
-            ..model::Listener::named("web")
+            ..model::ListenerConfig::named("web")
         }],
         pools: vec![pool],
         ..Config::default()
     };
-    config.access_log.when = LogWhen {
+    config.access_log.when = LogWhenConfig {
         min_status: 100,
-        ..LogWhen::default()
+        ..LogWhenConfig::default()
     };
     config
 }
