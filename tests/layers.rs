@@ -1,5 +1,5 @@
-//! A module imports only from lower layers, and files of one module do not import each other in a circle, so that each file can be read
-//! and tested without those above it.
+//! A module imports only from lower layers, and files of one module do not import each other in a
+//! circle, so that each file can be read and tested without those above it.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -28,7 +28,8 @@ const LAYERS: [&[&str]; 11] = [
     &["main"],
 ];
 
-/// Imports that close a circle. Only a stream and its kinds have to, as TLS is built on a stream and is one. The others wait to be undone.
+/// Imports that close a circle. Only a stream and its kinds have to, as TLS is built on a stream
+/// and is one. The others wait to be undone.
 const ALLOWED_CIRCLES: &[(&str, &str)] = &[
     ("net::stream", "net::tls"),
     // An HTTP/2 stream poses as a connection of its own.
@@ -59,7 +60,8 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
-/// Blanks out comments, strings and character literals, so that words in them are no imports; keeps every line end.
+/// Blanks out comments, strings and character literals, so that words in them are no imports; keeps
+/// every line end.
 fn code_only(source: &str) -> String {
     let bytes: Vec<char> = source.chars().collect();
     let mut code = String::with_capacity(source.len());
@@ -194,7 +196,8 @@ fn expand(code: &str, at: usize, prefix: &[String], found: &mut Vec<ImportPath>)
     position
 }
 
-/// Adds the paths of a `{…}` list whose first entry begins at `at`, and returns where the list ends.
+/// Adds the paths of a `{…}` list whose first entry begins at `at`, and returns where the list
+/// ends.
 fn expand_list(code: &str, at: usize, prefix: &[String], found: &mut Vec<ImportPath>) -> usize {
     let mut position = at;
     while position < code.len() {
@@ -252,8 +255,9 @@ fn module_path(file: &str) -> String {
         .replace('/', "::")
 }
 
-/// The files that each file imports, by module path, with the line of the first import. A file may use what the module above it declares:
-/// that is how Rust lets a module keep its parts private, so it is no import here. Code that only tests build does not count.
+/// The files that each file imports, by module path, with the line of the first import. A file may
+/// use what the module above it declares: that is how Rust lets a module keep its parts private, so
+/// it is no import here. Code that only tests build does not count.
 fn imports_of_files(
     sources: &BTreeMap<String, String>,
 ) -> BTreeMap<String, BTreeMap<String, usize>> {
