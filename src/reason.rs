@@ -1,7 +1,7 @@
 //! The closed list of reasons: why balancer answered a request itself, or cut a connection.
 //!
 //! One row here gives the log's `reason`, the metric label, the `Proxy-Status` token (RFC 9209), the status in both
-//! profiles, the safe sentence in the JSON body and the row in docs/reasons.md. Nothing else may invent a reason.
+//! profiles, the detail in the JSON body and the row in docs/reasons.md. Nothing else may invent a reason.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub enum StatusProfile {
 }
 
 macro_rules! reasons {
-    ($( $(#[doc = $doc:literal])* $variant:ident, $name:literal, $token:literal, $unified:literal, $split:literal, $retry_after:literal, $sentence:literal; )*) => {
+    ($( $(#[doc = $doc:literal])* $variant:ident, $name:literal, $token:literal, $unified:literal, $split:literal, $retry_after:literal, $detail:literal; )*) => {
         /// Why balancer answered by itself or cut a connection. See docs/reasons.md.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
@@ -48,9 +48,9 @@ macro_rules! reasons {
                 match self { $( Self::$variant => $retry_after, )* }
             }
 
-            /// The fixed, safe sentence for the client: no addresses, no error numbers.
-            pub const fn sentence(self) -> &'static str {
-                match self { $( Self::$variant => $sentence, )* }
+            /// Fixed detail for the client, safe to show: no addresses, no error numbers.
+            pub const fn detail(self) -> &'static str {
+                match self { $( Self::$variant => $detail, )* }
             }
 
             /// When this happens: the docs row.
@@ -159,7 +159,7 @@ impl Reason {
 
     /// True where a backend is at fault, so that passive ejection counts it. A message that may be valid and is larger than
     /// our own limits is no fault.
-    pub const fn blames_backend(self) -> bool {
+    pub const fn is_backend_fault(self) -> bool {
         matches!(
             self,
             Self::DnsError
@@ -196,17 +196,17 @@ mod tests {
     }
 
     #[test]
-    fn the_contract_sentence_belongs_to_the_invalid_response() {
+    fn the_detail_of_the_contract_belongs_to_the_invalid_response() {
         let promised = "The server received an invalid response from the upstream server while trying to fulfill the request.";
-        assert_eq!(Reason::ProxyProtocolError.sentence(), promised);
+        assert_eq!(Reason::ProxyProtocolError.detail(), promised);
     }
 
     #[test]
-    fn sentences_are_safe_in_json_and_headers() {
+    fn details_are_safe_in_json_and_headers() {
         for reason in Reason::ALL {
             assert!(
                 reason
-                    .sentence()
+                    .detail()
                     .bytes()
                     .all(|b| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\')
             );

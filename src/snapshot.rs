@@ -20,7 +20,7 @@ use crate::{
         address::BindAddress,
         clock,
         log_limit::LogLimit,
-        rate::{Buckets, Limit},
+        rate::{ClientRateLimit, RateBuckets},
         rng::Random,
     },
     config::model::{self, Config, RateLimitConfig},
@@ -97,10 +97,10 @@ impl Departed {
 /// The rate limits of a generation, by listener and route.
 #[derive(Debug, Default)]
 struct Rates {
-    listeners: Vec<Option<Limit>>,
+    listeners: Vec<Option<ClientRateLimit>>,
     routes: Vec<RouteRate>,
     /// Made with the first limit, and handed on: a limit of the same name, rate and burst finds its buckets again.
-    buckets: Option<Arc<Buckets>>,
+    buckets: Option<Arc<RateBuckets>>,
 }
 
 /// What a route says of the rate of its requests.
@@ -108,7 +108,7 @@ struct Rates {
 enum RouteRate {
     Listeners,
     Unlimited,
-    Own(Limit),
+    Own(ClientRateLimit),
 }
 
 /// A listener of one generation.
@@ -201,7 +201,11 @@ impl Snapshot {
     }
 
     /// The limit for a request that `listener` got and `route` takes, with the buckets; both are indexes.
-    pub fn rate_limit(&self, listener: usize, route: Option<usize>) -> Option<(&Buckets, &Limit)> {
+    pub fn rate_limit(
+        &self,
+        listener: usize,
+        route: Option<usize>,
+    ) -> Option<(&RateBuckets, &ClientRateLimit)> {
         let buckets = self.rates.buckets.as_deref()?;
         let limit = match route.and_then(|route| self.rates.routes.get(route)) {
             Some(RouteRate::Own(limit)) => limit,
@@ -240,8 +244,9 @@ impl Rates {
     /// A listener's limit is known by its name. A route has none, so its limit is known by what it matches, wherever it
     /// stands in the list.
     fn new(config: &Config, previous: Option<&Self>, now: Instant) -> Self {
-        let limit =
-            |name: &str, rule: &RateLimitConfig| Limit::new(name, rule.per_client, rule.burst);
+        let limit = |name: &str, rule: &RateLimitConfig| {
+            ClientRateLimit::new(name, rule.per_client, rule.burst)
+        };
         let of_listener = |listener: &model::ListenerConfig| {
             let name = format!("listener {}", listener.name);
             Some(limit(&name, listener.rate_limit.as_ref()?))
@@ -267,7 +272,7 @@ impl Rates {
         let any = listeners.iter().any(Option::is_some) || routes.iter().any(is_own);
         let buckets = any.then(|| {
             let kept = previous.and_then(|old| old.buckets.clone());
-            kept.unwrap_or_else(|| Arc::new(Buckets::new(now, &mut Random::from_system())))
+            kept.unwrap_or_else(|| Arc::new(RateBuckets::new(now, &mut Random::from_system())))
         });
         Self {
             listeners,

@@ -87,7 +87,7 @@ fn reasons_page() -> String {
          metric label `reason`, in `errors.override` and, as its token, in the `Proxy-Status` field (RFC 9209).\n\
          `–` as status: no answer can be sent any more, the client's connection is cut.\n\n\
          This page is made from `src/reason.rs`: `UPDATE_DOCS=1 cargo test --test metrics_docs` writes it again.\n\n\
-         | reason | when | unified | split | Retry-After | Proxy-Status token | sentence for the client |\n\
+         | reason | when | unified | split | Retry-After | Proxy-Status token | detail for the client |\n\
          |---|---|---|---|---|---|---|\n",
     );
     for reason in Reason::ALL {
@@ -106,7 +106,7 @@ fn reasons_page() -> String {
             status(StatusProfile::Unified),
             status(StatusProfile::Split),
             reason.token(),
-            reason.sentence(),
+            reason.detail(),
         );
         page.push_str(&row);
     }

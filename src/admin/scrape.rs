@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config::model::{ListenerProtocol, PerBackend},
     net::tls::FAULTS,
-    pool::{Backend, Pool, State},
+    pool::{Backend, HealthState, Pool},
     reason::Reason,
     snapshot::{Daemon, Listener, Snapshot},
     telemetry::{
@@ -319,7 +319,7 @@ fn pool_families(tree: &mut Tree, snapshot: &Snapshot) {
     });
     tree.family(f::POOL_BACKENDS, |s| {
         for pool in &snapshot.pools {
-            for (state, count) in State::ALL.iter().zip(pool.counts()) {
+            for (state, count) in HealthState::ALL.iter().zip(pool.counts()) {
                 s.count(&[&pool.name, state.name()], count as u64);
             }
         }
@@ -397,7 +397,7 @@ fn backends(snapshot: &Snapshot, of: impl Fn(&Pool) -> bool) -> Vec<Labelled<'_>
 fn state_families(tree: &mut Tree, backends: &[Labelled<'_>]) {
     tree.family(f::BACKEND_UP, |s| {
         for (labels, backend) in backends {
-            let up = backend.state.state() == State::Up;
+            let up = backend.state.state() == HealthState::Up;
             s.count(labels, u64::from(up));
         }
     });
@@ -411,7 +411,7 @@ fn state_families(tree: &mut Tree, backends: &[Labelled<'_>]) {
             s.add(labels, backend.state.view().since_unix.as_secs_f64());
         }
     });
-    let mut states = State::ALL;
+    let mut states = HealthState::ALL;
     states.sort_unstable_by_key(|state| state.name());
     tree.family(f::BACKEND_STATE, |s| {
         for ([pool, name], backend) in backends {

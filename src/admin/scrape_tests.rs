@@ -261,7 +261,7 @@ fn exactly_one_state_of_a_backend_is_1_and_up_follows_it() {
         ("10.0.0.1:80", "down"),
         ("10.0.0.2:80", "checking"),
     ] {
-        for state in State::ALL {
+        for state in HealthState::ALL {
             let series = format!(
                 r#"balancer_backend_state{{pool="app",backend="{backend}",state="{state}"}}"#
             );

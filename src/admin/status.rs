@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     base::clock,
     config::model::{BalancingPolicy, Config, HealthCheckConfig, ListenerProtocol},
-    pool::{Backend, HealthView, Pool, State},
+    pool::{Backend, HealthState, HealthView, Pool},
     snapshot::{Daemon, Listener},
     telemetry::rfc3339,
 };
@@ -111,7 +111,7 @@ fn listener(listener: &Listener) -> Value {
 
 fn pool(pool: &Pool, now: Instant) -> Value {
     let counts = pool.counts();
-    let states = State::ALL
+    let states = HealthState::ALL
         .iter()
         .zip(counts)
         .filter(|(_, count)| *count > 0);
@@ -140,7 +140,7 @@ fn check_text(health: &HealthView, check: &HealthCheckConfig) -> String {
     let mut text = match last {
         None => "not checked yet".to_owned(),
         Some(Ok(())) if health.failed_checks => format!("{good} of {rise} passed"),
-        Some(Ok(())) if health.state == State::Ejected => {
+        Some(Ok(())) if health.state == HealthState::Ejected => {
             let passed = health.good_since_ejection;
             format!("{passed} of {rise} passed since the ejection")
         }

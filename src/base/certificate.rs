@@ -12,7 +12,7 @@ use x509_cert::{
 
 /// What we want to know of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub struct CertificateInfo {
     /// DNS names it is for, in lower case: `example.com`, `*.example.com`.
     pub names: Vec<String>,
     /// Valid from this time on, since the Unix epoch.
@@ -22,13 +22,13 @@ pub struct Facts {
 }
 
 /// Reads the DER of a certificate; `None` if it is malformed.
-pub fn facts(der: &[u8]) -> Option<Facts> {
+pub fn parse(der: &[u8]) -> Option<CertificateInfo> {
     let certificate = Certificate::from_der(der).ok()?;
     let body = certificate.tbs_certificate();
     let validity = body.validity();
     let (_, names) = body.get_extension::<SubjectAltName>().ok()?.unzip();
     let names = names.map_or_else(Vec::new, |SubjectAltName(names)| names);
-    Some(Facts {
+    Some(CertificateInfo {
         names: names
             .iter()
             .filter_map(|name| match name {

@@ -8,9 +8,9 @@ use std::{
 };
 
 /// Shortest time between two messages of one limit.
-const INTERVAL: Duration = Duration::from_secs(10);
+const MIN_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lets one message through in each `INTERVAL`, and counts those in between.
+/// Lets one message through in each `MIN_LOG_INTERVAL`, and counts those in between.
 #[derive(Debug, Default)]
 pub struct LogLimit(Mutex<LogHistory>);
 
@@ -32,7 +32,7 @@ impl LogLimit {
     /// True where a message may be logged at `now`, with the number of those suppressed since the last one.
     pub fn admit(&self, now: Instant) -> Option<u64> {
         let mut history = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_soon = |last| now.saturating_duration_since(last) < INTERVAL;
+        let is_soon = |last| now.saturating_duration_since(last) < MIN_LOG_INTERVAL;
         if history.last.is_some_and(is_soon) {
             history.suppressed += 1;
             return None;

@@ -2,9 +2,9 @@
 //!
 //! A bucket is one point in time: when it will be full again if nothing more is taken (the generic cell rate algorithm).
 //! One table serves every limit of the process: the name of the limit is part of a bucket's key. A key belongs to a set of
-//! `WAYS` buckets; a new client in a set without room takes the bucket that is full, or will be full, before all others.
+//! `BUCKETS_PER_SET` buckets; a new client in a set without room takes the bucket that is full, or will be full, before all others.
 //! So a full bucket is forgotten before one that owes something, and nobody forgets it by asking from many addresses once
-//! each: those are nearly full. Where more than `WAYS` clients of one set owe something at a time, the smallest debt is
+//! each: those are nearly full. Where more than `BUCKETS_PER_SET` clients of one set owe something at a time, the smallest debt is
 //! forgiven. Nobody is ever refused for what others did.
 //!
 //! Pure: time is an argument.
@@ -18,14 +18,14 @@ use std::{
 
 use super::{rng::Random, units::Rate};
 
-/// Buckets in a set.
-const WAYS: usize = 8;
+/// RateBuckets in a set.
+const BUCKETS_PER_SET: usize = 8;
 /// Sets in a table: 131,072 buckets in about 2.2 MiB.
-const SETS: usize = 1 << 14;
+const SET_COUNT: usize = 1 << 14;
 
 /// What one client may do: `burst` at once, and the rate in the long run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limit {
+pub struct ClientRateLimit {
     /// Nanoseconds until one more is allowed.
     interval: u64,
     /// Nanoseconds until an empty bucket is full.
@@ -34,7 +34,7 @@ pub struct Limit {
     name: u64,
 }
 
-impl Limit {
+impl ClientRateLimit {
     /// A limit called `name`; limits of another name, rate or burst have buckets of their own.
     pub fn new(name: &str, rate: Rate, burst: u32) -> Self {
         // Rounded up: rather a nanosecond too late than one too many.
@@ -54,7 +54,7 @@ impl Limit {
 
 /// One client's bucket at one limit.
 #[derive(Debug, Clone, Copy, Default)]
-struct Bucket {
+struct RateBucket {
     key: u64,
     /// When it is full again, in nanoseconds since the table was made.
     full_at: u64,
@@ -62,18 +62,18 @@ struct Bucket {
 
 /// The buckets of all clients. Threads meet only in the set of a client.
 #[derive(Debug)]
-pub struct Buckets {
-    sets: Box<[Mutex<[Bucket; WAYS]>]>,
+pub struct RateBuckets {
+    sets: Box<[Mutex<[RateBucket; BUCKETS_PER_SET]>]>,
     began: Instant,
     /// Nobody outside can choose addresses that share a set.
     secret: [u64; 2],
 }
 
-impl Buckets {
+impl RateBuckets {
     /// An empty table. No later call may give a time before `now`.
     pub fn new(now: Instant, random: &mut Random) -> Self {
         Self {
-            sets: (0..SETS).map(|_| Mutex::default()).collect(),
+            sets: (0..SET_COUNT).map(|_| Mutex::default()).collect(),
             began: now,
             secret: [random.bits(), random.bits()],
         }
@@ -81,10 +81,15 @@ impl Buckets {
 
     /// Takes one from the bucket of `client`: an IPv4 address, or the /64 of an IPv6 address. If it is empty: how long until
     /// there is one again.
-    pub fn take(&self, limit: &Limit, client: IpAddr, now: Instant) -> Result<(), Duration> {
+    pub fn take(
+        &self,
+        limit: &ClientRateLimit,
+        client: IpAddr,
+        now: Instant,
+    ) -> Result<(), Duration> {
         let key = self.key(limit, client);
         let now = now.saturating_duration_since(self.began).as_nanos() as u64;
-        let Some(set) = self.sets.get(key as usize % SETS) else {
+        let Some(set) = self.sets.get(key as usize % SET_COUNT) else {
             return Ok(());
         };
         let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,11 +104,11 @@ impl Buckets {
         if wait > 0 {
             return Err(Duration::from_nanos(wait));
         }
-        *bucket = Bucket { key, full_at };
+        *bucket = RateBucket { key, full_at };
         Ok(())
     }
 
-    fn key(&self, limit: &Limit, client: IpAddr) -> u64 {
+    fn key(&self, limit: &ClientRateLimit, client: IpAddr) -> u64 {
         let mut hasher = DefaultHasher::new();
         for part in self.secret {
             hasher.write_u64(part);
@@ -119,7 +124,7 @@ impl Buckets {
 }
 
 /// The place of the bucket that is full before all others.
-fn fullest(set: &[Bucket; WAYS]) -> usize {
+fn fullest(set: &[RateBucket; BUCKETS_PER_SET]) -> usize {
     let places = set.iter().enumerate();
     places
         .min_by_key(|(_, bucket)| bucket.full_at)
@@ -134,13 +139,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn limit(count: u32, burst: u32) -> Limit {
-        Limit::new("web", Rate { count, per: SECOND }, burst)
+    fn limit(count: u32, burst: u32) -> ClientRateLimit {
+        ClientRateLimit::new("web", Rate { count, per: SECOND }, burst)
     }
 
-    fn table(seed: u64) -> (Buckets, Instant) {
+    fn table(seed: u64) -> (RateBuckets, Instant) {
         let now = crate::base::clock::now();
-        (Buckets::new(now, &mut Random::seeded(seed)), now)
+        (RateBuckets::new(now, &mut Random::seeded(seed)), now)
     }
 
     fn ip(number: u32) -> IpAddr {
@@ -168,12 +173,12 @@ mod tests {
         let (table, now) = table(2);
         let one = limit(1, 1);
         let v6 = |text: &str| IpAddr::V6(text.parse::<Ipv6Addr>().unwrap());
-        let take = |client, limit: &Limit| table.take(limit, client, now).is_ok();
+        let take = |client, limit: &ClientRateLimit| table.take(limit, client, now).is_ok();
         assert!(take(ip(1), &one) && !take(ip(1), &one) && take(ip(2), &one));
         assert!(!take(v6("::ffff:0.0.0.1"), &one), "the same in other dress");
         assert!(take(v6("2001:db8::1"), &one) && !take(v6("2001:db8::2"), &one));
         assert!(take(v6("2001:db8:0:1::1"), &one));
-        let other = Limit::new(
+        let other = ClientRateLimit::new(
             "api",
             Rate {
                 count: 1,
@@ -192,7 +197,7 @@ mod tests {
             count: 1,
             per: Duration::from_hours(1),
         };
-        let slow = Limit::new("slow", hourly, u32::MAX);
+        let slow = ClientRateLimit::new("slow", hourly, u32::MAX);
         let years = start + Duration::from_hours(24 * 366 * 10);
         for now in [start, years] {
             assert!((0..1_000).all(|_| table.take(&slow, ip(1), now).is_ok()));
@@ -245,7 +250,7 @@ mod tests {
         let greedy = ip(u32::MAX);
         while table.take(&limit, greedy, now).is_ok() {}
         // About 75 for each set.
-        for address in 0..10 * (SETS * WAYS) as u32 {
+        for address in 0..10 * (SET_COUNT * BUCKETS_PER_SET) as u32 {
             assert_eq!(table.take(&limit, ip(address), now), Ok(()), "never asked");
         }
         assert!(table.take(&limit, greedy, now).is_err());
@@ -268,7 +273,7 @@ mod tests {
 
     #[test]
     fn the_table_is_small() {
-        let bytes = SETS * size_of::<Mutex<[Bucket; WAYS]>>();
+        let bytes = SET_COUNT * size_of::<Mutex<[RateBucket; BUCKETS_PER_SET]>>();
         assert!(bytes <= 2_300_000, "{bytes}");
     }
 }

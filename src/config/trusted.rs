@@ -23,7 +23,7 @@ use crate::base::certificate;
 
 /// Checks that `certificate` is valid at `now`.
 fn check_validity(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
-    let facts = certificate::facts(certificate).ok_or(CertificateError::BadEncoding)?;
+    let facts = certificate::parse(certificate).ok_or(CertificateError::BadEncoding)?;
     let unix = |time: Duration| UnixTime::since_unix_epoch(time);
     if now > unix(facts.not_after) {
         let not_after = unix(facts.not_after);

@@ -6,13 +6,13 @@
 use std::fmt;
 
 /// Bytes before a message: whether it is compressed, and its length.
-pub const PREFIX: usize = 5;
+pub const PREFIX_BYTES: usize = 5;
 /// Longest message that is read. One field takes two bytes; the rest is for fields that a later version may add.
-pub const LONGEST: usize = 512;
+pub const MAX_MESSAGE_BYTES: usize = 512;
 
 /// `HealthCheckResponse.ServingStatus`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Health {
+pub enum ServingStatus {
     /// Nothing is known; also when the field is not there.
     Unknown,
     /// The only good one.
@@ -25,7 +25,7 @@ pub enum Health {
     Other(u64),
 }
 
-impl From<u64> for Health {
+impl From<u64> for ServingStatus {
     fn from(number: u64) -> Self {
         match number {
             0 => Self::Unknown,
@@ -37,7 +37,7 @@ impl From<u64> for Health {
     }
 }
 
-impl fmt::Display for Health {
+impl fmt::Display for ServingStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown => f.write_str("UNKNOWN"),
@@ -51,7 +51,7 @@ impl fmt::Display for Health {
 
 /// Why bytes are no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
+pub enum GrpcMessageError {
     /// There is not one byte.
     #[error("there is none")]
     Missing,
@@ -61,7 +61,7 @@ pub enum Invalid {
     /// The flag of the prefix is neither 0 nor 1.
     #[error("the prefix is damaged")]
     Prefix,
-    /// Longer than [`LONGEST`].
+    /// Longer than [`MAX_MESSAGE_BYTES`].
     #[error("too long")]
     TooLong,
     /// Shorter than the prefix says.
@@ -76,7 +76,7 @@ pub enum Invalid {
 }
 
 /// The body of a call that asks for `service`: `string service = 1`, which is left out if empty.
-pub fn request(service: &str) -> Vec<u8> {
+pub fn encode_request(service: &str) -> Vec<u8> {
     let mut message = Vec::new();
     if !service.is_empty() {
         message.push(1 << 3 | 2);
@@ -99,14 +99,14 @@ fn put_varint(out: &mut Vec<u8>, mut number: u64) {
 
 /// Reads the whole body of an answer: `ServingStatus status = 1`. Of several the last counts, and other fields are skipped,
 /// as everywhere in protocol buffers.
-pub fn response(body: &[u8]) -> Result<Health, Invalid> {
+pub fn decode_response(body: &[u8]) -> Result<ServingStatus, GrpcMessageError> {
     let mut message = message(body)?;
     let mut health = 0;
     while !message.is_empty() {
         let key = varint(&mut message)?;
         let (field, kind) = (key >> 3, key & 7);
         if field == 0 || field >= 1 << 29 {
-            return Err(Invalid::Malformed);
+            return Err(GrpcMessageError::Malformed);
         }
         match kind {
             0 => {
@@ -115,7 +115,7 @@ pub fn response(body: &[u8]) -> Result<Health, Invalid> {
                     health = value;
                 }
             }
-            _ if field == 1 => return Err(Invalid::Malformed),
+            _ if field == 1 => return Err(GrpcMessageError::Malformed),
             1 => skip(&mut message, 8)?,
             2 => {
                 let length = varint(&mut message)?;
@@ -123,39 +123,39 @@ pub fn response(body: &[u8]) -> Result<Health, Invalid> {
             }
             5 => skip(&mut message, 4)?,
             // Groups, which nobody writes any more, and what never was.
-            _ => return Err(Invalid::Malformed),
+            _ => return Err(GrpcMessageError::Malformed),
         }
     }
     Ok(health.into())
 }
 
 /// Takes the prefix off.
-fn message(body: &[u8]) -> Result<&[u8], Invalid> {
+fn message(body: &[u8]) -> Result<&[u8], GrpcMessageError> {
     match body.first() {
-        None => return Err(Invalid::Missing),
+        None => return Err(GrpcMessageError::Missing),
         Some(0) => {}
-        Some(1) => return Err(Invalid::Compressed),
-        Some(_) => return Err(Invalid::Prefix),
+        Some(1) => return Err(GrpcMessageError::Compressed),
+        Some(_) => return Err(GrpcMessageError::Prefix),
     }
-    let Some(([_, length @ ..], message)) = body.split_first_chunk::<PREFIX>() else {
-        return Err(Invalid::Truncated);
+    let Some(([_, length @ ..], message)) = body.split_first_chunk::<PREFIX_BYTES>() else {
+        return Err(GrpcMessageError::Truncated);
     };
     let length = u32::from_be_bytes(*length) as usize;
-    if length > LONGEST {
-        return Err(Invalid::TooLong);
+    if length > MAX_MESSAGE_BYTES {
+        return Err(GrpcMessageError::TooLong);
     }
     match message.len().cmp(&length) {
-        std::cmp::Ordering::Less => Err(Invalid::Truncated),
+        std::cmp::Ordering::Less => Err(GrpcMessageError::Truncated),
         std::cmp::Ordering::Equal => Ok(message),
-        std::cmp::Ordering::Greater => Err(Invalid::Another),
+        std::cmp::Ordering::Greater => Err(GrpcMessageError::Another),
     }
 }
 
 /// Seven bits a byte, the lowest first, 64 in all.
-fn varint(bytes: &mut &[u8]) -> Result<u64, Invalid> {
+fn varint(bytes: &mut &[u8]) -> Result<u64, GrpcMessageError> {
     let mut number = 0;
     for place in 0..10 {
-        let (byte, rest) = bytes.split_first().ok_or(Invalid::Malformed)?;
+        let (byte, rest) = bytes.split_first().ok_or(GrpcMessageError::Malformed)?;
         *bytes = rest;
         // The tenth byte has room for the last bit.
         if place == 9 && *byte > 1 {
@@ -166,12 +166,12 @@ fn varint(bytes: &mut &[u8]) -> Result<u64, Invalid> {
             return Ok(number);
         }
     }
-    Err(Invalid::Malformed)
+    Err(GrpcMessageError::Malformed)
 }
 
-fn skip(bytes: &mut &[u8], count: u64) -> Result<(), Invalid> {
-    let count = usize::try_from(count).map_err(|_| Invalid::Malformed)?;
-    *bytes = bytes.get(count..).ok_or(Invalid::Malformed)?;
+fn skip(bytes: &mut &[u8], count: u64) -> Result<(), GrpcMessageError> {
+    let count = usize::try_from(count).map_err(|_| GrpcMessageError::Malformed)?;
+    *bytes = bytes.get(count..).ok_or(GrpcMessageError::Malformed)?;
     Ok(())
 }
 
@@ -189,10 +189,10 @@ mod tests {
 
     #[test]
     fn requests_are_written_as_protocol_buffers_are() {
-        assert_eq!(request(""), [0, 0, 0, 0, 0]);
-        assert_eq!(request("a.B"), *b"\0\0\0\0\x05\x0a\x03a.B");
+        assert_eq!(encode_request(""), [0, 0, 0, 0, 0]);
+        assert_eq!(encode_request("a.B"), *b"\0\0\0\0\x05\x0a\x03a.B");
         let long = "s".repeat(200);
-        let body = request(&long);
+        let body = encode_request(&long);
         assert_eq!(body[..8], [0, 0, 0, 0, 203, 0x0a, 0xc8, 0x01]);
         assert_eq!(body[8..], *long.as_bytes());
     }
@@ -200,66 +200,75 @@ mod tests {
     #[test]
     fn answers_mean_one_thing_whatever_else_is_in_them() {
         let largest = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
-        let rows: &[(&[u8], Result<Health, Invalid>)] = &[
-            (&[], Ok(Health::Unknown)),
-            (&[8, 0], Ok(Health::Unknown)),
-            (&[8, 1], Ok(Health::Serving)),
-            (&[8, 2], Ok(Health::NotServing)),
-            (&[8, 3], Ok(Health::ServiceUnknown)),
-            (&[8, 4], Ok(Health::Other(4))),
-            (&[&[8], &largest[..]].concat(), Ok(Health::Other(u64::MAX))),
+        let rows: &[(&[u8], Result<ServingStatus, GrpcMessageError>)] = &[
+            (&[], Ok(ServingStatus::Unknown)),
+            (&[8, 0], Ok(ServingStatus::Unknown)),
+            (&[8, 1], Ok(ServingStatus::Serving)),
+            (&[8, 2], Ok(ServingStatus::NotServing)),
+            (&[8, 3], Ok(ServingStatus::ServiceUnknown)),
+            (&[8, 4], Ok(ServingStatus::Other(4))),
+            (
+                &[&[8], &largest[..]].concat(),
+                Ok(ServingStatus::Other(u64::MAX)),
+            ),
             // 2^32 + 1, which is not 1.
             (
                 &[8, 0x81, 0x80, 0x80, 0x80, 0x10],
-                Ok(Health::Other((1 << 32) + 1)),
+                Ok(ServingStatus::Other((1 << 32) + 1)),
             ),
             // Longer than it need be.
-            (&[8, 0x81, 0x00], Ok(Health::Serving)),
-            (&[0x88, 0x00, 1], Ok(Health::Serving)),
+            (&[8, 0x81, 0x00], Ok(ServingStatus::Serving)),
+            (&[0x88, 0x00, 1], Ok(ServingStatus::Serving)),
             // The last one counts.
-            (&[8, 1, 8, 2], Ok(Health::NotServing)),
-            (&[8, 2, 8, 1], Ok(Health::Serving)),
+            (&[8, 1, 8, 2], Ok(ServingStatus::NotServing)),
+            (&[8, 2, 8, 1], Ok(ServingStatus::Serving)),
             // Unknown fields of each kind.
-            (&[16, 9, 8, 1], Ok(Health::Serving)),
-            (&[17, 1, 2, 3, 4, 5, 6, 7, 8, 8, 1], Ok(Health::Serving)),
-            (&[8, 1, 18, 2, b'h', b'i'], Ok(Health::Serving)),
-            (&[8, 1, 18, 0], Ok(Health::Serving)),
-            (&[21, 1, 2, 3, 4, 8, 1], Ok(Health::Serving)),
+            (&[16, 9, 8, 1], Ok(ServingStatus::Serving)),
+            (
+                &[17, 1, 2, 3, 4, 5, 6, 7, 8, 8, 1],
+                Ok(ServingStatus::Serving),
+            ),
+            (&[8, 1, 18, 2, b'h', b'i'], Ok(ServingStatus::Serving)),
+            (&[8, 1, 18, 0], Ok(ServingStatus::Serving)),
+            (&[21, 1, 2, 3, 4, 8, 1], Ok(ServingStatus::Serving)),
             (
                 &[0xf8, 0xff, 0xff, 0xff, 0x0f, 7, 8, 1],
-                Ok(Health::Serving),
+                Ok(ServingStatus::Serving),
             ),
             // Field 0, one above the largest, groups, kinds that never were.
-            (&[0, 1], Err(Invalid::Malformed)),
-            (&[0x80, 0x80, 0x80, 0x80, 0x10, 1], Err(Invalid::Malformed)),
-            (&[19, 20, 8, 1], Err(Invalid::Malformed)),
-            (&[22, 8, 1], Err(Invalid::Malformed)),
+            (&[0, 1], Err(GrpcMessageError::Malformed)),
+            (
+                &[0x80, 0x80, 0x80, 0x80, 0x10, 1],
+                Err(GrpcMessageError::Malformed),
+            ),
+            (&[19, 20, 8, 1], Err(GrpcMessageError::Malformed)),
+            (&[22, 8, 1], Err(GrpcMessageError::Malformed)),
             // The field as another kind.
-            (&[10, 1, 1], Err(Invalid::Malformed)),
-            (&[13, 1, 0, 0, 0], Err(Invalid::Malformed)),
+            (&[10, 1, 1], Err(GrpcMessageError::Malformed)),
+            (&[13, 1, 0, 0, 0], Err(GrpcMessageError::Malformed)),
             // Cut, or with a length beyond the end.
-            (&[8], Err(Invalid::Malformed)),
-            (&[8, 0x81], Err(Invalid::Malformed)),
-            (&[8, 1, 17, 1, 2, 3], Err(Invalid::Malformed)),
-            (&[8, 1, 18, 3, b'h', b'i'], Err(Invalid::Malformed)),
+            (&[8], Err(GrpcMessageError::Malformed)),
+            (&[8, 0x81], Err(GrpcMessageError::Malformed)),
+            (&[8, 1, 17, 1, 2, 3], Err(GrpcMessageError::Malformed)),
+            (&[8, 1, 18, 3, b'h', b'i'], Err(GrpcMessageError::Malformed)),
             (
                 &[&[8, 1, 18], &largest[..]].concat(),
-                Err(Invalid::Malformed),
+                Err(GrpcMessageError::Malformed),
             ),
             // More than 64 bits.
             (
                 &[8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2],
-                Err(Invalid::Malformed),
+                Err(GrpcMessageError::Malformed),
             ),
             (
                 &[
                     8, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0,
                 ],
-                Err(Invalid::Malformed),
+                Err(GrpcMessageError::Malformed),
             ),
         ];
         for (message, wanted) in rows {
-            assert_eq!(response(&framed(message)), *wanted, "{message:?}");
+            assert_eq!(decode_response(&framed(message)), *wanted, "{message:?}");
         }
     }
 
@@ -267,19 +276,38 @@ mod tests {
     fn what_is_not_one_whole_plain_message_is_refused() {
         let serving = framed(&[8, 1]);
         for end in 1..serving.len() {
-            assert_eq!(response(&serving[..end]), Err(Invalid::Truncated), "{end}");
+            assert_eq!(
+                decode_response(&serving[..end]),
+                Err(GrpcMessageError::Truncated),
+                "{end}"
+            );
         }
-        assert_eq!(response(&[]), Err(Invalid::Missing));
-        assert_eq!(response(&[1, 0, 0, 0, 2, 8, 1]), Err(Invalid::Compressed));
-        assert_eq!(response(&[2, 0, 0, 0, 2, 8, 1]), Err(Invalid::Prefix));
-        assert_eq!(response(b"<html>"), Err(Invalid::Prefix));
-        assert_eq!(response(&serving.repeat(2)), Err(Invalid::Another));
+        assert_eq!(decode_response(&[]), Err(GrpcMessageError::Missing));
         assert_eq!(
-            response(&[0, 0xff, 0xff, 0xff, 0xff]),
-            Err(Invalid::TooLong)
+            decode_response(&[1, 0, 0, 0, 2, 8, 1]),
+            Err(GrpcMessageError::Compressed)
+        );
+        assert_eq!(
+            decode_response(&[2, 0, 0, 0, 2, 8, 1]),
+            Err(GrpcMessageError::Prefix)
+        );
+        assert_eq!(decode_response(b"<html>"), Err(GrpcMessageError::Prefix));
+        assert_eq!(
+            decode_response(&serving.repeat(2)),
+            Err(GrpcMessageError::Another)
+        );
+        assert_eq!(
+            decode_response(&[0, 0xff, 0xff, 0xff, 0xff]),
+            Err(GrpcMessageError::TooLong)
         );
         let long = |length: usize| [vec![8, 1, 18], vec![0xfb, 0x03], vec![b'x'; length]].concat();
-        assert_eq!(response(&framed(&long(507))), Ok(Health::Serving));
-        assert_eq!(response(&framed(&long(508))), Err(Invalid::TooLong));
+        assert_eq!(
+            decode_response(&framed(&long(507))),
+            Ok(ServingStatus::Serving)
+        );
+        assert_eq!(
+            decode_response(&framed(&long(508))),
+            Err(GrpcMessageError::TooLong)
+        );
     }
 }

@@ -23,12 +23,12 @@ use tokio::{
 
 use self::{
     check::CheckError,
-    resolve::{Resolver, Resolving},
+    resolve::{NameResolver, ResolveTask},
 };
 use crate::{
     base::{clock, rng::Random},
     config::model::{BackendProtocol, HealthCheckConfig},
-    pool::{Backend, BackendState, Pool, State},
+    pool::{Backend, BackendState, HealthState, Pool},
 };
 
 /// Checks at a time: each holds a descriptor, and 10,000 backends are not connected to in one instant. Those that wait
@@ -46,53 +46,53 @@ const EXPIRY_TICK: Duration = Duration::from_millis(50);
 
 /// Keeps the checks in step with the configuration. Lives on the control thread; dropping it ends all checks.
 #[derive(Debug)]
-pub struct Follower {
+pub struct HealthChecker {
     /// By the address of the backend's state, which a reload hands on and which a running check keeps alive.
-    running: HashMap<*const BackendState, Running>,
-    shared: Rc<Shared>,
+    running: HashMap<*const BackendState, BackendTask>,
+    shared: Rc<CheckerContext>,
     expiry: AbortHandle,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct CheckerContext {
     random: RefCell<Random>,
     checks: Semaphore,
     quick: Semaphore,
-    resolver: Resolver,
+    resolver: NameResolver,
     pools: RefCell<Vec<Arc<Pool>>>,
 }
 
 /// The tasks of one backend; they end when this is dropped.
 #[derive(Debug)]
-struct Running {
-    target: Rc<RefCell<Target>>,
-    definition: Option<Definition>,
+struct BackendTask {
+    target: Rc<RefCell<CheckTarget>>,
+    definition: Option<CheckSettings>,
     check: Option<AbortHandle>,
     /// For a backend given by name.
-    resolving: Option<Resolving>,
+    resolving: Option<ResolveTask>,
     /// The first check has to wait for the first answer.
     unresolved: bool,
 }
 
 /// What is asked, and in which protocol: where either changes, old answers say little about the next.
-type Definition = (HealthCheckConfig, BackendProtocol);
+type CheckSettings = (HealthCheckConfig, BackendProtocol);
 
 /// What is checked, as of the generation in force.
 #[derive(Debug, Clone)]
-struct Target {
+struct CheckTarget {
     pool: Arc<Pool>,
     backend: Arc<Backend>,
 }
 
-impl Target {
-    fn definition(&self) -> Option<Definition> {
+impl CheckTarget {
+    fn definition(&self) -> Option<CheckSettings> {
         let config = &self.pool.config;
         let check = config.health_check.clone()?;
         Some((check, config.protocol))
     }
 }
 
-impl Drop for Running {
+impl Drop for BackendTask {
     fn drop(&mut self) {
         if let Some(check) = &self.check {
             check.abort();
@@ -100,20 +100,20 @@ impl Drop for Running {
     }
 }
 
-impl Drop for Follower {
+impl Drop for HealthChecker {
     fn drop(&mut self) {
         self.expiry.abort();
     }
 }
 
-impl Follower {
+impl HealthChecker {
     /// Checks nothing yet. Must be called on the control thread, inside its runtime.
     pub fn new(random: Random) -> Self {
-        Self::with_resolver(random, Resolver::default())
+        Self::with_resolver(random, NameResolver::default())
     }
 
-    fn with_resolver(random: Random, resolver: Resolver) -> Self {
-        let shared = Rc::new(Shared {
+    fn with_resolver(random: Random, resolver: NameResolver) -> Self {
+        let shared = Rc::new(CheckerContext {
             random: RefCell::new(random),
             checks: Semaphore::new(MAX_CHECKS),
             quick: Semaphore::new(MAX_QUICK),
@@ -133,7 +133,7 @@ impl Follower {
             .running
             .values()
             .filter_map(|one| one.resolving.as_ref());
-        names.for_each(Resolving::refresh);
+        names.for_each(ResolveTask::refresh);
     }
 
     /// Follows a new generation: checks of backends that left end, new ones begin at once, a changed definition probes at
@@ -144,13 +144,13 @@ impl Follower {
         for pool in pools {
             for backend in &pool.backends {
                 let key = Arc::as_ptr(&backend.state);
-                let target = Target {
+                let target = CheckTarget {
                     pool: Arc::clone(pool),
                     backend: Arc::clone(backend),
                 };
                 let running = match self.running.remove(&key) {
                     Some(running) => running.retarget(target, &self.shared),
-                    None => Running::start(target, &self.shared),
+                    None => BackendTask::start(target, &self.shared),
                 };
                 next.insert(key, running);
             }
@@ -159,8 +159,8 @@ impl Follower {
     }
 }
 
-impl Running {
-    fn start(target: Target, shared: &Rc<Shared>) -> Self {
+impl BackendTask {
+    fn start(target: CheckTarget, shared: &Rc<CheckerContext>) -> Self {
         let resolving = shared.resolver.start(&target.backend.state);
         let mut running = Self {
             unresolved: resolving.is_some(),
@@ -173,7 +173,7 @@ impl Running {
         running
     }
 
-    fn start_check(&mut self, shared: &Rc<Shared>) {
+    fn start_check(&mut self, shared: &Rc<CheckerContext>) {
         self.check = self.definition.clone().map(|(definition, _)| {
             let (target, shared) = (Rc::clone(&self.target), Rc::clone(shared));
             let answered = self.resolving.as_ref().filter(|_| self.unresolved);
@@ -190,7 +190,7 @@ impl Running {
         });
     }
 
-    fn retarget(mut self, target: Target, shared: &Rc<Shared>) -> Self {
+    fn retarget(mut self, target: CheckTarget, shared: &Rc<CheckerContext>) -> Self {
         let definition = target.definition();
         self.target.replace(target);
         if let Some(resolving) = &self.resolving {
@@ -209,9 +209,9 @@ impl Running {
 
 /// The checks of one backend under one definition.
 async fn check_forever(
-    target: Rc<RefCell<Target>>,
+    target: Rc<RefCell<CheckTarget>>,
     definition: HealthCheckConfig,
-    shared: Rc<Shared>,
+    shared: Rc<CheckerContext>,
 ) {
     let state = Arc::clone(&target.borrow().backend.state);
     loop {
@@ -224,7 +224,7 @@ async fn check_forever(
         let is_refused = matches!(result, Err(CheckError::Refused));
         report(&target, result, began);
         // To be refused costs the backend nothing, and it may be back at any moment.
-        let quick = (is_refused && state.state() == State::Down)
+        let quick = (is_refused && state.state() == HealthState::Down)
             .then(|| shared.quick.try_acquire().ok())
             .flatten();
         let pause = match quick {
@@ -236,8 +236,8 @@ async fn check_forever(
     }
 }
 
-fn report(target: &RefCell<Target>, result: Result<(), CheckError>, began: Instant) {
-    let Target { pool, backend } = target.borrow().clone();
+fn report(target: &RefCell<CheckTarget>, result: Result<(), CheckError>, began: Instant) {
+    let CheckTarget { pool, backend } = target.borrow().clone();
     let now = clock::now();
     let took = now.saturating_duration_since(began);
     let result = match result {
@@ -256,7 +256,7 @@ fn jittered(interval: Duration, random: &mut Random) -> Duration {
 }
 
 /// Ends ejections when their time is over.
-async fn expire(shared: Rc<Shared>) {
+async fn expire(shared: Rc<CheckerContext>) {
     let mut tick = interval(EXPIRY_TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -19,7 +19,7 @@ use tokio::{
 use crate::{
     base::{address::BackendAddress, backoff, rng::Random},
     net::local_error,
-    pool::{BackendState, Resolved},
+    pool::{BackendState, ResolvedAddresses},
 };
 
 /// From one good answer to the next question, jittered by 10 %. Also the longest wait after a failure.
@@ -32,72 +32,72 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Questions at a time; each holds a thread.
-const QUESTIONS: usize = 8;
+const MAX_LOOKUPS: usize = 8;
 
 /// Addresses kept of one name: the first in ascending order.
 const MAX_ADDRESSES: usize = 16;
 
 /// What answers: the system's resolver. It may block.
-type Lookup = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
+type LookupFn = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
 /// Starts resolving; shared by all backends.
-pub(super) struct Resolver {
+pub(super) struct NameResolver {
     questions: Arc<Semaphore>,
-    lookup: Arc<Lookup>,
+    lookup: Arc<LookupFn>,
 }
 
 /// The resolving of one backend's name; ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Resolving {
+pub(super) struct ResolveTask {
     task: AbortHandle,
     /// Signalled by every answer, good or bad.
     pub(super) answered: Rc<Notify>,
     ask: Rc<Notify>,
 }
 
-impl Resolving {
+impl ResolveTask {
     /// Asks again at once.
     pub(super) fn refresh(&self) {
         self.ask.notify_one();
     }
 }
 
-impl Drop for Resolving {
+impl Drop for ResolveTask {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl fmt::Debug for Resolver {
+impl fmt::Debug for NameResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Resolver").finish_non_exhaustive()
+        f.debug_struct("NameResolver").finish_non_exhaustive()
     }
 }
 
-impl Default for Resolver {
+impl Default for NameResolver {
     fn default() -> Self {
         Self::new(|host, port| Ok((host, port).to_socket_addrs()?.collect()))
     }
 }
 
-impl Resolver {
+impl NameResolver {
     /// Asks `lookup`, on a helper thread.
     pub(super) fn new(
         lookup: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            questions: Arc::new(Semaphore::new(QUESTIONS)),
+            questions: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             lookup: Arc::new(lookup),
         }
     }
 
     /// A task that keeps `backend.resolved` fresh. `None` for a backend that is not given by name.
-    pub(super) fn start(&self, backend: &Arc<BackendState>) -> Option<Resolving> {
+    pub(super) fn start(&self, backend: &Arc<BackendState>) -> Option<ResolveTask> {
         let BackendAddress::Name { host, port } = &backend.address else {
             return None;
         };
         let (answered, ask) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
-        let question = Question {
+        let question = NameLookup {
             host: host.clone(),
             port: *port,
             lookup: Arc::clone(&self.lookup),
@@ -109,7 +109,7 @@ impl Resolver {
             Rc::clone(&answered),
             Rc::clone(&ask),
         );
-        Some(Resolving {
+        Some(ResolveTask {
             task: spawn_local(task).abort_handle(),
             answered,
             ask,
@@ -119,7 +119,7 @@ impl Resolver {
 
 async fn keep_fresh(
     backend: Arc<BackendState>,
-    question: Question,
+    question: NameLookup,
     answered: Rc<Notify>,
     ask: Rc<Notify>,
 ) {
@@ -149,20 +149,20 @@ fn store(backend: &BackendState, mut addresses: Vec<SocketAddr>) {
     addresses.truncate(MAX_ADDRESSES);
     let old = backend.resolved.load_full();
     if old.addresses() != addresses {
-        let new = Resolved::new(addresses, Some(&old));
+        let new = ResolvedAddresses::new(addresses, Some(&old));
         backend.resolved.store(Arc::new(new));
     }
 }
 
 /// What is asked, and of whom.
-struct Question {
+struct NameLookup {
     host: String,
     port: u16,
-    lookup: Arc<Lookup>,
+    lookup: Arc<LookupFn>,
     permits: Arc<Semaphore>,
 }
 
-impl Question {
+impl NameLookup {
     /// Asks once. The permit goes with the thread: one that hangs beyond the timeout still counts.
     async fn ask(&self) -> io::Result<Vec<SocketAddr>> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();

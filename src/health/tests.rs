@@ -16,7 +16,7 @@ use crate::{
     base::address::BackendAddress,
     config::model::CheckKind,
     net::fixture::dead_address,
-    pool::{State, fixture::pool_of},
+    pool::{HealthState, fixture::pool_of},
 };
 
 fn tcp_check() -> HealthCheckConfig {
@@ -61,7 +61,7 @@ async fn serve(status: Rc<AtomicU16>) -> BackendAddress {
     address
 }
 
-async fn until(backend: &BackendState, wanted: State) -> String {
+async fn until(backend: &BackendState, wanted: HealthState) -> String {
     let reached = async {
         while backend.state() != wanted {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -86,14 +86,14 @@ async fn a_backend_goes_up_down_and_up_again_with_the_cause_of_each() {
             let status = Rc::new(AtomicU16::new(200));
             let pool = pool_of(&[serve(Rc::clone(&status)).await], Some(http_check(None)));
             let state = Arc::clone(&pool.backends[0].state);
-            let mut follower = Follower::new(Random::seeded(1));
-            follower.apply(&[pool]);
-            until(&state, State::Up).await;
+            let mut checker = HealthChecker::new(Random::seeded(1));
+            checker.apply(&[pool]);
+            until(&state, HealthState::Up).await;
             status.store(503, Relaxed);
-            let cause = until(&state, State::Down).await;
+            let cause = until(&state, HealthState::Down).await;
             assert!(cause.contains("status 503, expected 200-399"), "{cause}");
             status.store(204, Relaxed);
-            until(&state, State::Up).await;
+            until(&state, HealthState::Up).await;
         })
         .await;
 }
@@ -163,15 +163,15 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
             };
             let first = pool_of(&[address], Some(slow.clone()));
             let state = Arc::clone(&first.backends[0].state);
-            let mut follower = Follower::new(Random::seeded(1));
-            follower.apply(std::slice::from_ref(&first));
+            let mut checker = HealthChecker::new(Random::seeded(1));
+            checker.apply(std::slice::from_ref(&first));
             checked(&state).await;
             let checks = || state.metrics.mine().checks_ok.get();
             assert_eq!(checks(), 1);
             // Many reloads later there is still only the first check.
             for _ in 0..20 {
                 let again = Arc::new(Pool::new(&first.config, Some(&first), clock::now()));
-                follower.apply(&[again]);
+                checker.apply(&[again]);
                 tokio::task::yield_now().await;
             }
             assert_eq!(checks(), 1);
@@ -179,21 +179,21 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
             let mut config = first.config.clone();
             config.health_check = Some(HealthCheckConfig { rise: 1, ..slow });
             let changed = Arc::new(Pool::new(&config, Some(&first), clock::now()));
-            follower.apply(&[changed]);
-            assert_ne!(state.state(), State::Checking);
+            checker.apply(&[changed]);
+            assert_ne!(state.state(), HealthState::Checking);
             while checks() < 2 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             // And so does another protocol.
             config.protocol = BackendProtocol::H2c;
             let changed = Arc::new(Pool::new(&config, Some(&first), clock::now()));
-            follower.apply(&[changed]);
-            assert_ne!(state.state(), State::Checking);
+            checker.apply(&[changed]);
+            assert_ne!(state.state(), HealthState::Checking);
             while checks() < 3 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            follower.apply(&[]);
-            assert!(follower.running.is_empty());
+            checker.apply(&[]);
+            assert!(checker.running.is_empty());
         })
         .await;
 }
@@ -216,8 +216,8 @@ async fn names_are_resolved_before_their_first_check() {
                 }),
             );
             let state = Arc::clone(&pool.backends[0].state);
-            let mut follower = Follower::new(Random::seeded(1));
-            follower.apply(&[pool]);
+            let mut checker = HealthChecker::new(Random::seeded(1));
+            checker.apply(&[pool]);
             checked(&state).await;
             assert_eq!(state.view().last_check.unwrap().result, Ok(()));
             assert!(
@@ -245,7 +245,7 @@ async fn asked(
     };
     let questions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let next = Arc::clone(&questions);
-    let resolver = Resolver::new(move |host, port| {
+    let resolver = NameResolver::new(move |host, port| {
         assert_eq!((host, port), ("app.test", 80));
         script(next.fetch_add(1, Relaxed))
     });
@@ -253,10 +253,10 @@ async fn asked(
         .run_until(async {
             let pool = pool_of(&[name], None);
             let state = Arc::clone(&pool.backends[0].state);
-            let mut follower = Follower::with_resolver(Random::seeded(1), resolver);
-            follower.apply(std::slice::from_ref(&pool));
+            let mut checker = HealthChecker::with_resolver(Random::seeded(1), resolver);
+            checker.apply(std::slice::from_ref(&pool));
             let answered = {
-                let running = follower.running.values().next().unwrap();
+                let running = checker.running.values().next().unwrap();
                 Rc::clone(&running.resolving.as_ref().unwrap().answered)
             };
             let (mut last, mut pauses) = (clock::now(), Vec::new());
@@ -266,9 +266,9 @@ async fn asked(
                 pauses.push((now - last).as_secs_f64().round() as u64);
                 last = now;
                 if reload == Some(answer) {
-                    follower.apply(&[Arc::new(Pool::new(&pool.config, Some(&pool), now))]);
+                    checker.apply(&[Arc::new(Pool::new(&pool.config, Some(&pool), now))]);
                 } else if reload == Some(answer - 1) {
-                    follower.resolve_again();
+                    checker.resolve_again();
                 }
             }
             (state, pauses)

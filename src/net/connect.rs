@@ -17,7 +17,7 @@ use tokio::{
 use super::{limits, local_error, proxy_protocol, stream::Stream};
 use crate::{
     base::{address::BackendAddress, clock},
-    pool::{BackendState, Resolved},
+    pool::{BackendState, ResolvedAddresses},
     reason::Reason,
 };
 
@@ -127,7 +127,10 @@ pub fn send_proxy_header(
     }
 }
 
-async fn connect_any(resolved: &Resolved, deadline: Instant) -> Result<Stream, ConnectError> {
+async fn connect_any(
+    resolved: &ResolvedAddresses,
+    deadline: Instant,
+) -> Result<Stream, ConnectError> {
     let mut failure = ConnectError {
         reason: Reason::DnsError,
         source: io::Error::new(io::ErrorKind::NotFound, "name not resolved"),
@@ -219,7 +222,7 @@ mod tests {
         let deadline = clock::now() + Duration::from_secs(10);
         let unresolved = connect(&state, deadline).await.unwrap_err();
         assert_eq!(unresolved.reason, Reason::DnsError);
-        let answer = Resolved::new(vec![first, second], None);
+        let answer = ResolvedAddresses::new(vec![first, second], None);
         state.resolved.store(Arc::new(answer));
         let order = || state.resolved.load().in_order().collect::<Vec<_>>();
         assert_eq!(order(), [first, second]);

@@ -1,5 +1,5 @@
 //! One backend: what lives on across reloads ([`BackendState`]), what belongs to one configuration ([`Backend`]) and
-//! one unit of work on it ([`Lease`]).
+//! one unit of work on it ([`BackendLease`]).
 //!
 //! The hot path touches `in_flight` and the failure streak, plain atomics. Everything else stands behind a mutex that
 //! only checks, ejections and the status page take. Which changes are allowed is decided in the pool (`super`).
@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 
 use super::{
     down_signal::{DownSignal, UntilDown},
-    health::{Change, Health, LastCheck, State},
+    health::{BackendHealth, HealthState, LastCheck, StateChange},
 };
 use crate::{
     base::{address::BackendAddress, log_limit::LogLimit},
@@ -40,7 +40,7 @@ pub struct BackendState {
     pub metrics: PerThread<BackendSlot>,
     /// Where to connect to: for an IP address always that one, for a name what the control thread resolved last (empty
     /// until then), for a unix socket empty.
-    pub resolved: ArcSwap<Resolved>,
+    pub resolved: ArcSwap<ResolvedAddresses>,
     /// Limits how often certificates that are not trusted are logged.
     pub certificate_log: LogLimit,
     in_flight: AtomicUsize,
@@ -49,19 +49,19 @@ pub struct BackendState {
     streak: AtomicU32,
     /// Copy of the health's state, for reading without the lock.
     state: AtomicU8,
-    health: Mutex<Health>,
+    health: Mutex<BackendHealth>,
 }
 
 /// The addresses of a backend, and the one that accepted a connection last.
 #[derive(Debug, Default)]
-pub struct Resolved {
+pub struct ResolvedAddresses {
     /// In ascending order, IPv4 first.
     addresses: Vec<SocketAddr>,
     /// Position in `addresses`.
     preferred: AtomicUsize,
 }
 
-impl Resolved {
+impl ResolvedAddresses {
     /// `addresses` in ascending order; the preferred one is that of `previous` if it is still among them, else the first.
     pub fn new(mut addresses: Vec<SocketAddr>, previous: Option<&Self>) -> Self {
         addresses.sort_unstable();
@@ -114,7 +114,7 @@ impl Resolved {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthView {
     /// The state now.
-    pub state: State,
+    pub state: HealthState,
     /// Since when, for durations.
     pub since: Instant,
     /// Since when, since the Unix epoch.
@@ -151,12 +151,12 @@ impl BackendState {
             BackendAddress::Ip(ip) => vec![*ip],
             BackendAddress::Name { .. } | BackendAddress::Unix(_) => Vec::new(),
         };
-        let health = Health::new(checks, now);
+        let health = BackendHealth::new(checks, now);
         Self {
             pool: Arc::clone(pool),
             address: address.clone(),
             metrics: PerThread::default(),
-            resolved: ArcSwap::from_pointee(Resolved::new(resolved, None)),
+            resolved: ArcSwap::from_pointee(ResolvedAddresses::new(resolved, None)),
             certificate_log: LogLimit::default(),
             in_flight: AtomicUsize::new(0),
             down: DownSignal::default(),
@@ -174,13 +174,13 @@ impl BackendState {
 
     /// The state now: one atomic load.
     #[inline]
-    pub fn state(&self) -> State {
-        State::from_index(self.state.load(Acquire))
+    pub fn state(&self) -> HealthState {
+        HealthState::from_index(self.state.load(Acquire))
     }
 
     /// True once the backend has left the configuration: its idle connections are to be closed.
     pub fn is_removed(&self) -> bool {
-        self.state() == State::Removed
+        self.state() == HealthState::Removed
     }
 
     /// True for a backend given by name: what it resolves to may change.
@@ -196,7 +196,7 @@ impl BackendState {
     /// False once idle connections to it are to be closed: it has left the configuration, or its checks say that it is
     /// down.
     pub fn keeps_idle(&self) -> bool {
-        !matches!(self.state(), State::Removed | State::Down)
+        !matches!(self.state(), HealthState::Removed | HealthState::Down)
     }
 
     /// Everything the status page shows.
@@ -269,8 +269,8 @@ impl BackendState {
     /// Runs `event` on the health machine and makes the new state visible. Callers hold the pool's lock.
     pub(crate) fn change(
         &self,
-        event: impl FnOnce(&mut Health) -> Option<Change>,
-    ) -> Option<Change> {
+        event: impl FnOnce(&mut BackendHealth) -> Option<StateChange>,
+    ) -> Option<StateChange> {
         let mut health = self.lock();
         let change = event(&mut health);
         if let Some(change) = &change {
@@ -287,7 +287,7 @@ impl BackendState {
         self.lock().sentence
     }
 
-    fn lock(&self) -> MutexGuard<'_, Health> {
+    fn lock(&self) -> MutexGuard<'_, BackendHealth> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -307,13 +307,13 @@ pub struct Backend {
 
 /// One exchange or session on a backend: counted in flight until dropped.
 #[derive(Debug)]
-pub struct Lease {
+pub struct BackendLease {
     backend: Arc<Backend>,
     /// Count of its down signal.
     downs: u64,
 }
 
-impl Lease {
+impl BackendLease {
     /// Wraps a backend on which the caller has just claimed one in flight.
     pub(crate) fn claimed(backend: Arc<Backend>) -> Self {
         let downs = backend.state.down.count();
@@ -331,7 +331,7 @@ impl Lease {
     }
 }
 
-impl Deref for Lease {
+impl Deref for BackendLease {
     type Target = Backend;
 
     fn deref(&self) -> &Backend {
@@ -339,7 +339,7 @@ impl Deref for Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for BackendLease {
     fn drop(&mut self) {
         self.backend.state.release();
     }
@@ -352,8 +352,9 @@ mod tests {
     #[test]
     fn the_address_that_accepted_last_is_first_as_long_as_it_is_listed() {
         let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
-        let order = |resolved: &Resolved| resolved.in_order().collect::<Vec<_>>();
-        let resolved = Resolved::new(vec![address(3), address(1), address(2), address(1)], None);
+        let order = |resolved: &ResolvedAddresses| resolved.in_order().collect::<Vec<_>>();
+        let resolved =
+            ResolvedAddresses::new(vec![address(3), address(1), address(2), address(1)], None);
         assert_eq!(order(&resolved), [address(1), address(2), address(3)]);
         resolved.prefer(address(2));
         assert_eq!(order(&resolved), [address(2), address(3), address(1)]);
@@ -362,14 +363,15 @@ mod tests {
             elsewhere.in_order().next().unwrap().to_string(),
             "10.0.0.2:81"
         );
-        let more = Resolved::new(vec![address(9), address(2), address(0)], Some(&resolved));
+        let more =
+            ResolvedAddresses::new(vec![address(9), address(2), address(0)], Some(&resolved));
         assert_eq!(order(&more), [address(2), address(9), address(0)]);
-        let without = Resolved::new(vec![address(9), address(3)], Some(&more));
+        let without = ResolvedAddresses::new(vec![address(9), address(3)], Some(&more));
         assert_eq!(order(&without), [address(3), address(9)]);
-        let none = Resolved::new(Vec::new(), Some(&without));
+        let none = ResolvedAddresses::new(Vec::new(), Some(&without));
         assert_eq!(order(&none), []);
         assert_eq!(
-            order(&Resolved::new(vec![address(1)], Some(&none))),
+            order(&ResolvedAddresses::new(vec![address(1)], Some(&none))),
             [address(1)]
         );
     }

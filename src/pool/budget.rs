@@ -71,7 +71,7 @@ impl RetryBudget {
     }
 
     /// What was earned since the last call; each request and each nanosecond is handed to one caller only.
-    fn settle(&self, share: f64, now: Instant) -> Earned {
+    fn settle(&self, share: f64, now: Instant) -> EarnedTokens {
         let requests = self.requests.sum(|count| count);
         let new = requests.saturating_sub(self.settled_requests.fetch_max(requests, Relaxed));
         let start = *self.start.get_or_init(|| now);
@@ -80,7 +80,7 @@ impl RetryBudget {
         let seconds = nanos.saturating_sub(before) as f64 / 1e9;
         let earned = new as f64 * share;
         if seconds <= 0.0 {
-            return Earned {
+            return EarnedTokens {
                 kept: 1.0,
                 tokens: earned,
                 seconds,
@@ -89,7 +89,7 @@ impl RetryBudget {
         let kept = (-seconds / WINDOW).exp();
         // The earnings came evenly over the time, so the older part of them has faded already.
         let faded = (1.0 - kept) * WINDOW / seconds;
-        Earned {
+        EarnedTokens {
             kept,
             tokens: earned * faded,
             seconds,
@@ -107,7 +107,7 @@ fn spend(balance: &AtomicU64, wanted: bool, settled: impl Fn(f64) -> f64) -> boo
     before.is_ok_and(pays)
 }
 
-struct Earned {
+struct EarnedTokens {
     /// The part of the old tokens that is left.
     kept: f64,
     /// New ones, of requests.

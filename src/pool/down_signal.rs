@@ -24,11 +24,11 @@ use super::BackendState;
 pub(super) struct DownSignal {
     /// How often it was given.
     count: AtomicU64,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<DownWaiters>,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct DownWaiters {
     wakers: HashMap<u64, Waker>,
     next: u64,
 }
@@ -50,7 +50,7 @@ impl DownSignal {
         wakers.into_values().for_each(Waker::wake);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, DownWaiters> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -61,7 +61,7 @@ pub struct UntilDown {
     state: Arc<BackendState>,
     /// Count of the signal when the session picked its backend.
     since: u64,
-    /// Key and waker in [`Waiting`].
+    /// Key and waker in [`DownWaiters`].
     registered: Option<(u64, Waker)>,
 }
 
@@ -118,9 +118,9 @@ mod tests {
     use crate::{config::model::BalancingPolicy, pool::fixture::unchecked_pool};
 
     #[derive(Default)]
-    struct Counter(AtomicUsize);
+    struct WakeCounter(AtomicUsize);
 
-    impl Wake for Counter {
+    impl Wake for WakeCounter {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Relaxed);
         }
@@ -130,7 +130,7 @@ mod tests {
     fn all_who_wait_are_woken_once_and_none_stays_behind() {
         let pool = unchecked_pool(&[1], BalancingPolicy::RoundRobin);
         let state = &pool.backends[0].state;
-        let counter = Arc::new(Counter::default());
+        let counter = Arc::new(WakeCounter::default());
         let waker = Waker::from(Arc::clone(&counter));
         let mut cx = Context::from_waker(&waker);
         let until = || UntilDown::new(Arc::clone(state), state.down.count());

@@ -11,17 +11,17 @@ use crate::{base::backoff, config::model};
 
 /// How a pool stands before an ejection; only backends with a weight above 0 count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Census {
+pub(crate) struct PoolCounts {
     /// All of them.
     pub(crate) total: usize,
     /// Those that may take traffic, the one to be ejected included.
-    pub(crate) able: usize,
+    pub(crate) available: usize,
 }
 
-/// True if one able backend of such a pool may be ejected.
-pub(crate) fn may_eject(census: Census, ejection: &model::EjectionConfig) -> bool {
-    let out_after = (census.total + 1).saturating_sub(census.able);
-    census.able >= 2 && out_after <= ejection.allowed_out(census.total)
+/// True if one available backend of such a pool may be ejected.
+pub(crate) fn may_eject(counts: PoolCounts, ejection: &model::EjectionConfig) -> bool {
+    let out_after = (counts.total + 1).saturating_sub(counts.available);
+    counts.available >= 2 && out_after <= ejection.allowed_out(counts.total)
 }
 
 /// The next sentence of a backend that served `step` of them and has been good since `since`; also the step it
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn backends_out_for_any_cause_count_and_the_last_one_stays() {
-        for (total, able, percent, may) in [
+        for (total, available, percent, may) in [
             (1, 1, 100, false),
             (2, 2, 50, true),
             (2, 1, 100, false),
@@ -90,9 +90,9 @@ mod tests {
             (4, 1, 100, false),
             (5, 5, 0, false),
         ] {
-            let census = Census { total, able };
-            let got = may_eject(census, &share(percent));
-            assert_eq!(got, may, "{census:?} at {percent}%");
+            let counts = PoolCounts { total, available };
+            let got = may_eject(counts, &share(percent));
+            assert_eq!(got, may, "{counts:?} at {percent}%");
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::base::clock;
 /// What a backend is doing: the words of the metrics, the log and the status page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum State {
+pub enum HealthState {
     /// Never checked yet: gets traffic only while no checked backend is up.
     Checking,
     /// Gets traffic.
@@ -40,8 +40,8 @@ pub enum State {
     Removed,
 }
 
-impl State {
-    /// Every state, in the order of [`State::index`].
+impl HealthState {
+    /// Every state, in the order of [`HealthState::index`].
     pub const ALL: [Self; 7] = [
         Self::Checking,
         Self::Up,
@@ -55,7 +55,7 @@ impl State {
     /// How many states there are.
     pub const COUNT: usize = Self::ALL.len();
 
-    /// Position in [`State::ALL`].
+    /// Position in [`HealthState::ALL`].
     pub const fn index(self) -> usize {
         self as usize
     }
@@ -86,7 +86,7 @@ impl State {
     }
 }
 
-impl std::fmt::Display for State {
+impl std::fmt::Display for HealthState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
@@ -105,7 +105,7 @@ pub struct LastCheck {
 
 /// What the active checks say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+enum CheckVerdict {
     Unknown,
     Up,
     Down,
@@ -113,23 +113,23 @@ enum Verdict {
 
 /// A change of state with its cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Change {
-    pub(crate) from: State,
-    pub(crate) to: State,
+pub(crate) struct StateChange {
+    pub(crate) from: HealthState,
+    pub(crate) to: HealthState,
     pub(crate) cause: String,
 }
 
 /// How many checks in a row change the verdict.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Thresholds {
+pub(crate) struct CheckThresholds {
     pub(crate) rise: u32,
     pub(crate) fall: u32,
 }
 
 /// The machine. Its fields are read by the status page through `BackendState::view`.
 #[derive(Debug)]
-pub(crate) struct Health {
-    verdict: Verdict,
+pub(crate) struct BackendHealth {
+    verdict: CheckVerdict,
     /// It was out of the configuration since the last check: the next one decides alone.
     verdict_is_old: bool,
     removed: bool,
@@ -143,7 +143,7 @@ pub(crate) struct Health {
     pub(crate) step: u32,
     pub(crate) good_in_a_row: u32,
     pub(crate) bad_in_a_row: u32,
-    pub(crate) state: State,
+    pub(crate) state: HealthState,
     pub(crate) since: Instant,
     pub(crate) since_unix: Duration,
     pub(crate) cause: String,
@@ -152,13 +152,21 @@ pub(crate) struct Health {
     pub(crate) check_not_made: Option<String>,
 }
 
-impl Health {
+impl BackendHealth {
     /// A backend nobody has seen yet. Without checks (`checks` false) there is nothing to wait for: it is up at once.
     pub(crate) fn new(checks: bool, now: Instant) -> Self {
         let (verdict, state, cause) = if checks {
-            (Verdict::Unknown, State::Checking, "not checked yet")
+            (
+                CheckVerdict::Unknown,
+                HealthState::Checking,
+                "not checked yet",
+            )
         } else {
-            (Verdict::Up, State::Up, "the pool has no health check")
+            (
+                CheckVerdict::Up,
+                HealthState::Up,
+                "the pool has no health check",
+            )
         };
         Self {
             verdict,
@@ -184,24 +192,24 @@ impl Health {
         &mut self,
         result: Result<(), String>,
         took: Duration,
-        thresholds: Thresholds,
+        thresholds: CheckThresholds,
         now: Instant,
-    ) -> Option<Change> {
+    ) -> Option<StateChange> {
         let (good, bad) = match &result {
             Ok(()) => (self.good_in_a_row.saturating_add(1), 0),
             Err(_) => (0, self.bad_in_a_row.saturating_add(1)),
         };
         (self.good_in_a_row, self.bad_in_a_row) = (good, bad);
         let verdict = if std::mem::take(&mut self.verdict_is_old) {
-            Verdict::Unknown
+            CheckVerdict::Unknown
         } else {
             self.verdict
         };
         self.verdict = match (verdict, result.is_ok()) {
-            (Verdict::Unknown, true) => Verdict::Up,
-            (Verdict::Unknown, false) => Verdict::Down,
-            (Verdict::Down, true) if good >= thresholds.rise => Verdict::Up,
-            (Verdict::Up, false) if bad >= thresholds.fall => Verdict::Down,
+            (CheckVerdict::Unknown, true) => CheckVerdict::Up,
+            (CheckVerdict::Unknown, false) => CheckVerdict::Down,
+            (CheckVerdict::Down, true) if good >= thresholds.rise => CheckVerdict::Up,
+            (CheckVerdict::Up, false) if bad >= thresholds.fall => CheckVerdict::Down,
             (verdict, _) => verdict,
         };
         // A check that was under way at the ejection may have seen the time before it.
@@ -216,7 +224,7 @@ impl Health {
         };
         if self.sentence.is_some() && self.good_since_ejection >= thresholds.rise {
             self.sentence = None;
-            if self.state == State::Ejected {
+            if self.state == HealthState::Ejected {
                 cause = in_a_row(self.good_since_ejection, "passed") + " since the ejection";
             }
         }
@@ -230,13 +238,18 @@ impl Health {
     }
 
     /// A check could not be made: that says nothing of the backend.
-    pub(crate) fn not_checked(&mut self, error: String) -> Option<Change> {
+    pub(crate) fn not_checked(&mut self, error: String) -> Option<StateChange> {
         self.check_not_made = Some(error);
         None
     }
 
     /// Takes the backend out until `until`.
-    pub(crate) fn eject(&mut self, until: Instant, now: Instant, cause: String) -> Option<Change> {
+    pub(crate) fn eject(
+        &mut self,
+        until: Instant,
+        now: Instant,
+        cause: String,
+    ) -> Option<StateChange> {
         self.sentence = Some(until);
         (self.ejected_at, self.good_since_ejection) = (now, 0);
         self.step = self.step.saturating_add(1);
@@ -244,7 +257,7 @@ impl Health {
     }
 
     /// Ends the sentence if it is over: the verdict of the checks holds again.
-    pub(crate) fn expire(&mut self, now: Instant) -> Option<Change> {
+    pub(crate) fn expire(&mut self, now: Instant) -> Option<StateChange> {
         if self.sentence.is_none_or(|until| until > now) {
             return None;
         }
@@ -253,26 +266,26 @@ impl Health {
     }
 
     /// Ends the ejection: the pool does not eject any more.
-    pub(crate) fn free(&mut self, now: Instant) -> Option<Change> {
+    pub(crate) fn free(&mut self, now: Instant) -> Option<StateChange> {
         self.sentence = None;
         self.settle(now, "the pool does not eject any more".to_owned())
     }
 
     /// The pool has no health check any more: nothing will ever clear a bad verdict, so it falls.
-    pub(crate) fn unchecked(&mut self, now: Instant) -> Option<Change> {
-        self.verdict = Verdict::Up;
+    pub(crate) fn unchecked(&mut self, now: Instant) -> Option<StateChange> {
+        self.verdict = CheckVerdict::Up;
         (self.good_in_a_row, self.bad_in_a_row) = (0, 0);
         self.settle(now, "the pool has no health check".to_owned())
     }
 
     /// The backend has left the configuration.
-    pub(crate) fn remove(&mut self, now: Instant) -> Option<Change> {
+    pub(crate) fn remove(&mut self, now: Instant) -> Option<StateChange> {
         self.removed = true;
         self.settle(now, "no longer in the configuration".to_owned())
     }
 
     /// The backend is back in the configuration: what was known of it holds until the next check.
-    pub(crate) fn restore(&mut self, now: Instant) -> Option<Change> {
+    pub(crate) fn restore(&mut self, now: Instant) -> Option<StateChange> {
         if !std::mem::replace(&mut self.removed, false) {
             return None;
         }
@@ -282,20 +295,20 @@ impl Health {
 
     /// The checks say that it is down.
     pub(crate) fn failed_checks(&self) -> bool {
-        self.verdict == Verdict::Down
+        self.verdict == CheckVerdict::Down
     }
 
-    fn derived(&self) -> State {
+    fn derived(&self) -> HealthState {
         match (self.removed, self.verdict, self.sentence) {
-            (true, _, _) => State::Removed,
-            (_, Verdict::Down, _) => State::Down,
-            (_, _, Some(_)) => State::Ejected,
-            (_, Verdict::Up, None) => State::Up,
-            (_, Verdict::Unknown, None) => State::Checking,
+            (true, _, _) => HealthState::Removed,
+            (_, CheckVerdict::Down, _) => HealthState::Down,
+            (_, _, Some(_)) => HealthState::Ejected,
+            (_, CheckVerdict::Up, None) => HealthState::Up,
+            (_, CheckVerdict::Unknown, None) => HealthState::Checking,
         }
     }
 
-    fn settle(&mut self, now: Instant, cause: String) -> Option<Change> {
+    fn settle(&mut self, now: Instant, cause: String) -> Option<StateChange> {
         let (from, to) = (self.state, self.derived());
         if from == to {
             return None;
@@ -304,7 +317,7 @@ impl Health {
         self.since = now;
         self.since_unix = clock::unix_now();
         self.cause.clone_from(&cause);
-        Some(Change { from, to, cause })
+        Some(StateChange { from, to, cause })
     }
 }
 

@@ -3,20 +3,20 @@
 //!
 //! A [`Pool`] is one generation, made by each reload. [`PoolState`] and [`BackendState`] live on. Requests of an old
 //! generation still report to the states after a reload, so every change of a state refreshes all living generations.
-//! Hot: [`Pool::pick`], [`Pool::succeeded`], dropping a [`Lease`]. All else takes the pool's lock and is rare.
+//! Hot: [`Pool::pick`], [`Pool::succeeded`], dropping a [`BackendLease`]. All else takes the pool's lock and is rare.
 
-mod announce;
 pub mod backend;
 pub mod budget;
 mod down_signal;
 mod ejection;
+mod eligible;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod health;
 mod policy;
-mod roster;
 #[cfg(test)]
 mod tests;
+mod transition;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,15 +34,15 @@ use std::{
 use arc_swap::ArcSwap;
 
 pub use self::{
-    backend::{Backend, BackendState, HealthView, Lease, Resolved},
+    backend::{Backend, BackendLease, BackendState, HealthView, ResolvedAddresses},
     budget::RetryBudget,
-    health::{LastCheck, State},
+    health::{HealthState, LastCheck},
 };
 use self::{
-    ejection::Census,
-    health::{Change, Thresholds},
-    policy::{Candidate, Turn},
-    roster::{Roster, Rules},
+    ejection::PoolCounts,
+    eligible::{EligibilityRules, EligibleSet},
+    health::{CheckThresholds, StateChange},
+    policy::{EligibleBackend, PickContext},
 };
 use crate::{
     base::{clock, rng::Random},
@@ -56,8 +56,8 @@ const LARGE: usize = 256;
 /// Nanoseconds for which backends of a large pool that come up wait for each other: 20 ms.
 const TOGETHER: u64 = 20_000_000;
 
-/// The next [`Pool::dial`].
-static DIALS: AtomicU64 = AtomicU64::new(0);
+/// The next [`Pool::transport_epoch`].
+static NEXT_TRANSPORT_EPOCH: AtomicU64 = AtomicU64::new(0);
 
 /// A pool in one generation of the configuration.
 #[derive(Debug)]
@@ -68,12 +68,12 @@ pub struct Pool {
     pub config: model::PoolConfig,
     /// Changes when connections that were made before may not be used any more: another protocol, or other TLS. No two pools
     /// share one otherwise.
-    pub dial: u64,
+    pub transport_epoch: u64,
     /// In the order of the file; `Backend::index` is the position.
     pub backends: Vec<Arc<Backend>>,
     /// What lives on across reloads.
     pub state: Arc<PoolState>,
-    generation: Arc<Generation>,
+    generation: Arc<PoolGeneration>,
 }
 
 /// What is known about a pool whatever the configuration says: keyed by its name, handed on by reloads.
@@ -92,41 +92,41 @@ pub struct PoolState {
     /// Rosters of large pools lack backends that have come up since; `next_expiry` says when they get them.
     behind: AtomicBool,
     /// The lock under which states change, and everyone who has to hear of it.
-    generations: Mutex<Vec<Weak<Generation>>>,
+    generations: Mutex<Vec<Weak<PoolGeneration>>>,
     /// Backends that have left the configuration, as long as something of them is under way.
     departed: Mutex<Vec<Weak<BackendState>>>,
 }
 
 /// The part of a pool that changes of state have to reach, even while old and new generations live side by side.
 #[derive(Debug)]
-struct Generation {
+struct PoolGeneration {
     backends: Vec<Arc<Backend>>,
-    rules: Rules,
+    rules: EligibilityRules,
     /// Passive ejection; `None` is none.
     ejection: Option<model::EjectionConfig>,
     /// A newer generation has taken over.
     retired: AtomicBool,
     /// The pool has left the configuration: exchanges that have begun may still use its backends.
     orphaned: AtomicBool,
-    roster: ArcSwap<Roster>,
+    eligible: ArcSwap<EligibleSet>,
 }
 
 /// A change of a backend's state. `Display` is the line for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transition {
+pub struct StateTransition {
     /// The pool's name.
     pub pool: Arc<str>,
     /// The backend's name.
     pub backend: Arc<str>,
     /// The state before.
-    pub from: State,
+    pub from: HealthState,
     /// The state now.
-    pub to: State,
+    pub to: HealthState,
     /// Why: one line without control characters of our own making; a check's error text is passed through.
     pub cause: String,
 }
 
-impl fmt::Display for Transition {
+impl fmt::Display for StateTransition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -190,7 +190,7 @@ impl Pool {
                 })
             })
             .collect();
-        let rules = Rules {
+        let rules = EligibilityRules {
             policy: config.policy,
             checks,
             when_all_down: config.when_all_down,
@@ -201,10 +201,13 @@ impl Pool {
             let old = &previous.config;
             old.protocol == config.protocol && old.tls == config.tls
         });
-        let dial = same.map_or_else(|| DIALS.fetch_add(1, Relaxed), |previous| previous.dial);
+        let transport_epoch = same.map_or_else(
+            || NEXT_TRANSPORT_EPOCH.fetch_add(1, Relaxed),
+            |previous| previous.transport_epoch,
+        );
         Self {
             name: Arc::clone(&config.name),
-            dial,
+            transport_epoch,
             config: config.clone(),
             backends,
             state,
@@ -283,28 +286,28 @@ impl Pool {
     /// may be picked again.
     /// Errors: [`Reason::DestinationUnavailable`], [`Reason::ConnectionLimitReached`].
     #[inline]
-    pub fn pick(&self, tried: &[usize], random: &mut Random) -> Result<Lease, Reason> {
-        let roster = self.generation.roster.load();
-        if roster.candidates.is_empty() {
+    pub fn pick(&self, tried: &[usize], random: &mut Random) -> Result<BackendLease, Reason> {
+        let eligible = self.generation.eligible.load();
+        if eligible.candidates.is_empty() {
             return Err(Reason::DestinationUnavailable);
         }
-        let mut turn = Turn {
-            candidates: &roster.candidates,
+        let mut turn = PickContext {
+            candidates: &eligible.candidates,
             tried,
             cursor: &self.state.cursor,
             random,
         };
-        let mut picked = roster.picker.pick(&mut turn);
+        let mut picked = eligible.picker.pick(&mut turn);
         if picked.is_none() && !tried.is_empty() {
-            if let Some(backend) = self.pick_of_next_tier(&roster, &mut turn) {
-                return Ok(Lease::claimed(backend));
+            if let Some(backend) = self.pick_of_next_tier(&eligible, &mut turn) {
+                return Ok(BackendLease::claimed(backend));
             }
             turn.tried = &[];
-            picked = roster.picker.pick(&mut turn);
+            picked = eligible.picker.pick(&mut turn);
         }
         picked
-            .and_then(|position| roster.candidates.get(position))
-            .map(|backend| Lease::claimed(Arc::clone(backend)))
+            .and_then(|position| eligible.candidates.get(position))
+            .map(|backend| BackendLease::claimed(Arc::clone(backend)))
             .ok_or(Reason::ConnectionLimitReached)
     }
 
@@ -316,32 +319,38 @@ impl Pool {
         passed: &[usize],
         tried: &[usize],
         random: &mut Random,
-    ) -> Result<Lease, Reason> {
+    ) -> Result<BackendLease, Reason> {
         if passed.is_empty() {
             return self.pick(tried, random);
         }
         let both = [passed, tried].concat();
-        let roster = self.generation.roster.load();
-        let mut turn = Turn {
-            candidates: &roster.candidates,
+        let eligible = self.generation.eligible.load();
+        let mut turn = PickContext {
+            candidates: &eligible.candidates,
             tried: &both,
             cursor: &self.state.cursor,
             random,
         };
-        let is_empty = roster.candidates.is_empty();
-        let picked = (!is_empty).then(|| roster.picker.pick(&mut turn)).flatten();
-        match picked.and_then(|position| roster.candidates.get(position)) {
-            Some(backend) => Ok(Lease::claimed(Arc::clone(backend))),
+        let is_empty = eligible.candidates.is_empty();
+        let picked = (!is_empty)
+            .then(|| eligible.picker.pick(&mut turn))
+            .flatten();
+        match picked.and_then(|position| eligible.candidates.get(position)) {
+            Some(backend) => Ok(BackendLease::claimed(Arc::clone(backend))),
             None => self.pick(tried, random),
         }
     }
 
-    /// Picks a backend of the tier behind that of `roster`. `None` while one of `roster` was not tried: it is full, and a
+    /// Picks a backend of the tier behind that of `eligible`. `None` while one of `eligible` was not tried: it is full, and a
     /// full tier does not spill over.
     #[cold]
-    fn pick_of_next_tier(&self, roster: &Roster, turn: &mut Turn<'_>) -> Option<Candidate> {
+    fn pick_of_next_tier(
+        &self,
+        eligible: &EligibleSet,
+        turn: &mut PickContext<'_>,
+    ) -> Option<EligibleBackend> {
         let is_tried = |backend: &Arc<Backend>| turn.tried.contains(&backend.index);
-        if !roster.candidates.iter().all(is_tried) {
+        if !eligible.candidates.iter().all(is_tried) {
             return None;
         }
         let generation = &self.generation;
@@ -351,11 +360,11 @@ impl Pool {
             .filter(|backend| !is_tried(backend))
             .map(Arc::clone)
             .collect();
-        let next = Roster::new(&untried, generation.rules);
-        if !next.is_tier_behind(roster) {
+        let next = EligibleSet::new(&untried, generation.rules);
+        if !next.is_tier_behind(eligible) {
             return None;
         }
-        let picked = next.picker.pick(&mut Turn {
+        let picked = next.picker.pick(&mut PickContext {
             candidates: &next.candidates,
             tried: &[],
             cursor: turn.cursor,
@@ -383,8 +392,13 @@ impl Pool {
 
     /// Real traffic failed. Counts where the reason blames the backend, and may eject it; the transition is given to
     /// one caller only. The attempt is renewed at every further `failures` in a row, should the guard have forbidden it.
-    pub fn failed(&self, backend: &Backend, reason: Reason, now: Instant) -> Option<Transition> {
-        if !reason.blames_backend() {
+    pub fn failed(
+        &self,
+        backend: &Backend,
+        reason: Reason,
+        now: Instant,
+    ) -> Option<StateTransition> {
+        if !reason.is_backend_fault() {
             return None;
         }
         let ejection = self.config.ejection.as_ref()?;
@@ -403,7 +417,7 @@ impl Pool {
         ejection: &model::EjectionConfig,
         reason: Reason,
         now: Instant,
-    ) -> Option<Transition> {
+    ) -> Option<StateTransition> {
         let generations = self.state.lock();
         let streak = backend.state.failures_in_a_row();
         // A success or another thread's ejection may have come in between.
@@ -433,7 +447,7 @@ impl Pool {
         result: Result<(), String>,
         took: Duration,
         now: Instant,
-    ) -> Option<Transition> {
+    ) -> Option<StateTransition> {
         let check = self.config.health_check.as_ref()?;
         let metrics = backend.state.metrics.mine();
         let count = if result.is_ok() {
@@ -443,7 +457,7 @@ impl Pool {
         };
         count.add(1);
         metrics.check_duration_micros.set(took.as_micros() as u64);
-        let thresholds = Thresholds {
+        let thresholds = CheckThresholds {
             rise: check.rise,
             fall: check.fall,
         };
@@ -452,7 +466,7 @@ impl Pool {
             .state
             .change(|health| health.checked(result, took, thresholds, now))?;
         self.state.follow(&generations, backend, &change, now);
-        if change.to == State::Down && check.on_down == OnDown::Close {
+        if change.to == HealthState::Down && check.on_down == OnDown::Close {
             backend.state.down.give();
         }
         Some(self.transition(backend, change))
@@ -467,7 +481,7 @@ impl Pool {
 
     /// Ends the ejections whose time is over, and lets backends of large pools in that have just come up. One atomic load
     /// where there is nothing to do, so it may be called often: every 100 ms or faster.
-    pub fn expire(&self, now: Instant) -> Vec<Transition> {
+    pub fn expire(&self, now: Instant) -> Vec<StateTransition> {
         if self.state.nanos(now) < self.state.next_expiry.load(Acquire) {
             return Vec::new();
         }
@@ -493,9 +507,9 @@ impl Pool {
         self.generation.refresh();
     }
 
-    /// How many backends are in each state, by [`State::index`].
-    pub fn counts(&self) -> [usize; State::COUNT] {
-        let mut counts = [0; State::COUNT];
+    /// How many backends are in each state, by [`HealthState::index`].
+    pub fn counts(&self) -> [usize; HealthState::COUNT] {
+        let mut counts = [0; HealthState::COUNT];
         for backend in &self.backends {
             if let Some(count) = counts.get_mut(backend.state.state().index()) {
                 *count += 1;
@@ -504,8 +518,8 @@ impl Pool {
         counts
     }
 
-    fn transition(&self, backend: &Backend, change: Change) -> Transition {
-        Transition {
+    fn transition(&self, backend: &Backend, change: StateChange) -> StateTransition {
+        StateTransition {
             pool: Arc::clone(&self.name),
             backend: Arc::clone(&backend.config.name),
             from: change.from,
@@ -544,7 +558,7 @@ impl PoolState {
         departed.push(this);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Generation>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<PoolGeneration>>> {
         self.generations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -558,12 +572,12 @@ impl PoolState {
     fn admit(
         &self,
         backends: Vec<Arc<Backend>>,
-        rules: Rules,
+        rules: EligibilityRules,
         ejection: Option<model::EjectionConfig>,
-    ) -> Arc<Generation> {
+    ) -> Arc<PoolGeneration> {
         let mut generations = self.lock();
-        let generation = Arc::new(Generation {
-            roster: ArcSwap::from_pointee(Roster::new(&backends, rules)),
+        let generation = Arc::new(PoolGeneration {
+            eligible: ArcSwap::from_pointee(EligibleSet::new(&backends, rules)),
             backends,
             rules,
             ejection,
@@ -579,9 +593,9 @@ impl PoolState {
     /// each refresh would cost as much as the pool is large: then those that come up are let in together.
     fn follow(
         &self,
-        generations: &[Weak<Generation>],
+        generations: &[Weak<PoolGeneration>],
         backend: &Backend,
-        change: &Change,
+        change: &StateChange,
         now: Instant,
     ) {
         let living: Vec<_> = generations.iter().filter_map(Weak::upgrade).collect();
@@ -611,51 +625,51 @@ impl PoolState {
     }
 }
 
-impl Generation {
+impl PoolGeneration {
     fn refresh(&self) {
-        let rules = Rules {
+        let rules = EligibilityRules {
             is_orphaned: self.orphaned.load(Acquire),
             ..self.rules
         };
-        self.roster
-            .store(Arc::new(Roster::new(&self.backends, rules)));
+        self.eligible
+            .store(Arc::new(EligibleSet::new(&self.backends, rules)));
     }
 
-    fn is_indifferent(&self, backend: &Backend, change: &Change) -> bool {
-        let roster = self.roster.load();
-        roster.is_indifferent(backend, change, self.rules)
+    fn is_indifferent(&self, backend: &Backend, change: &StateChange) -> bool {
+        let eligible = self.eligible.load();
+        eligible.is_indifferent(backend, change, self.rules)
     }
 
     /// True if the backend only joins others that are up already: nobody misses it for a moment.
-    fn has_peers_up(&self, backend: &Backend, change: &Change) -> bool {
-        let roster = self.roster.load();
-        roster.is_joined_by(backend, change, self.rules)
+    fn has_peers_up(&self, backend: &Backend, change: &StateChange) -> bool {
+        let eligible = self.eligible.load();
+        eligible.is_joined_by(backend, change, self.rules)
     }
 
     fn may_eject(&self) -> bool {
         let ejection = self.ejection.as_ref();
-        ejection.is_some_and(|ejection| ejection::may_eject(self.census(), ejection))
+        ejection.is_some_and(|ejection| ejection::may_eject(self.counts(), ejection))
     }
 
-    fn census(&self) -> Census {
+    fn counts(&self) -> PoolCounts {
         let weighted = self.backends.iter().filter(|one| one.config.weight > 0);
-        let (mut total, mut able) = (0, 0);
+        let (mut total, mut available) = (0, 0);
         for backend in weighted {
             total += 1;
-            able += usize::from(backend.state.state().may_take_traffic());
+            available += usize::from(backend.state.state().may_take_traffic());
         }
-        Census { total, able }
+        PoolCounts { total, available }
     }
 }
 
-fn refresh_all(generations: &[Weak<Generation>]) {
+fn refresh_all(generations: &[Weak<PoolGeneration>]) {
     for generation in generations.iter().filter_map(Weak::upgrade) {
         generation.refresh();
     }
 }
 
 /// Asks every generation in force that has the backend, each by its own rules; one that has been replaced has no say.
-fn may_eject(generations: &[Weak<Generation>], backend: &Backend) -> bool {
+fn may_eject(generations: &[Weak<PoolGeneration>], backend: &Backend) -> bool {
     let mut in_force = generations
         .iter()
         .filter_map(Weak::upgrade)

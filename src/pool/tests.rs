@@ -25,23 +25,23 @@ fn pool(config: &model::PoolConfig) -> (Pool, Instant) {
     (Pool::new(config, None, now), now)
 }
 
-fn pass(pool: &Pool, index: usize, now: Instant) -> Option<Transition> {
+fn pass(pool: &Pool, index: usize, now: Instant) -> Option<StateTransition> {
     pool.checked(&pool.backends[index], Ok(()), seconds(0), now)
 }
 
-fn fail(pool: &Pool, index: usize, now: Instant) -> Option<Transition> {
+fn fail(pool: &Pool, index: usize, now: Instant) -> Option<StateTransition> {
     let error = Err("connection refused".to_owned());
     pool.checked(&pool.backends[index], error, seconds(0), now)
 }
 
-fn fail_times(pool: &Pool, index: usize, times: u32, now: Instant) -> Option<Transition> {
+fn fail_times(pool: &Pool, index: usize, times: u32, now: Instant) -> Option<StateTransition> {
     let failures = (0..times).filter_map(|_| pool.failed(&pool.backends[index], REFUSED, now));
     let transitions: Vec<_> = failures.collect();
     assert!(transitions.len() <= 1, "{transitions:?}");
     transitions.into_iter().next()
 }
 
-fn states(pool: &Pool) -> Vec<State> {
+fn states(pool: &Pool) -> Vec<HealthState> {
     pool.backends.iter().map(|one| one.state.state()).collect()
 }
 
@@ -62,8 +62,11 @@ fn all_up(pool: &Pool, now: Instant) {
 #[test]
 fn the_first_check_decides_alone() {
     let (pool, now) = pool(&config(&[1, 1]));
-    assert_eq!(states(&pool), [State::Checking, State::Checking]);
-    assert_eq!(pass(&pool, 0, now).unwrap().to, State::Up);
+    assert_eq!(
+        states(&pool),
+        [HealthState::Checking, HealthState::Checking]
+    );
+    assert_eq!(pass(&pool, 0, now).unwrap().to, HealthState::Up);
     let line = fail(&pool, 1, now).unwrap().to_string();
     assert_eq!(
         line,
@@ -81,12 +84,12 @@ fn a_backend_that_fails_three_checks_in_a_row_goes_down_and_comes_back_after_two
     assert_eq!(fail(&pool, 0, now), None);
     assert_eq!(fail(&pool, 0, now), None);
     let down = fail(&pool, 0, now).unwrap();
-    assert_eq!((down.from, down.to), (State::Up, State::Down));
+    assert_eq!((down.from, down.to), (HealthState::Up, HealthState::Down));
     assert_eq!(down.cause, "3 checks in a row failed: connection refused");
     assert_eq!(picks(&pool, 3), [1, 1, 1]);
     assert_eq!(pass(&pool, 0, now), None);
     let up = pass(&pool, 0, now + seconds(4)).unwrap();
-    assert_eq!((up.from, up.to), (State::Down, State::Up));
+    assert_eq!((up.from, up.to), (HealthState::Down, HealthState::Up));
     let view = pool.backends[0].state.view();
     assert_eq!(view.since, now + seconds(4));
     assert_eq!((view.good_in_a_row, view.bad_in_a_row), (2, 0));
@@ -105,7 +108,7 @@ fn unchecked_backends_get_traffic_only_while_no_checked_one_is_up() {
 #[test]
 fn without_a_health_check_everyone_is_up_at_once() {
     let (pool, _) = pool(&unchecked(&[1, 1], BalancingPolicy::RoundRobin));
-    assert_eq!(states(&pool), [State::Up, State::Up]);
+    assert_eq!(states(&pool), [HealthState::Up, HealthState::Up]);
 }
 
 #[test]
@@ -358,7 +361,7 @@ fn many_threads_seeing_failures_report_one_transition() {
             }
         });
         assert_eq!(seen.lock().unwrap().len(), 1);
-        assert_eq!(states(&pool)[3], State::Ejected);
+        assert_eq!(states(&pool)[3], HealthState::Ejected);
     }
 }
 
@@ -389,7 +392,13 @@ fn a_reload_keeps_what_is_known_by_address() {
     let new = reload(&old, &changed, now);
     assert_eq!(
         states(&new),
-        [State::Up, State::Up, State::Up, State::Down, State::Ejected]
+        [
+            HealthState::Up,
+            HealthState::Up,
+            HealthState::Up,
+            HealthState::Down,
+            HealthState::Ejected
+        ]
     );
     assert_eq!(new.backends[0].state.in_flight(), 1);
     assert_eq!(new.backends[1].state.view().failures_in_a_row, 4);
@@ -419,7 +428,7 @@ fn a_backend_that_left_is_removed_and_starts_fresh_when_it_returns() {
         "requests of the old generation avoid it too"
     );
     let third = reload(&second, &config(&[1, 1]), now);
-    assert_eq!(states(&third), [State::Up, State::Checking]);
+    assert_eq!(states(&third), [HealthState::Up, HealthState::Checking]);
     third.retire(None);
     assert!(third.backends.iter().all(|one| one.state.is_removed()));
     assert_eq!(fail_times(&third, 0, 10, now), None);
@@ -432,7 +441,7 @@ fn a_backend_that_returns_while_it_serves_something_is_the_same() {
     let (first, now) = pool(&limited);
     all_up(&first, now);
     assert!(first.backends[1].state.claim(1));
-    let held = Lease::claimed(Arc::clone(&first.backends[1]));
+    let held = BackendLease::claimed(Arc::clone(&first.backends[1]));
     let second = reload(&first, &config(&[1]), now);
     // Neither generation that knew it lives on, only what it serves.
     drop(first);
@@ -443,7 +452,7 @@ fn a_backend_that_returns_while_it_serves_something_is_the_same() {
     third.restore();
     second.retire(Some(&third));
     assert!(Arc::ptr_eq(&held.state, &third.backends[1].state));
-    assert_eq!(states(&third), [State::Up; 2], "its verdict holds");
+    assert_eq!(states(&third), [HealthState::Up; 2], "its verdict holds");
     assert_eq!(picks(&third, 2), [0, 0], "it has what it may have");
     drop(held);
     let mut both = picks(&third, 2);
@@ -451,7 +460,7 @@ fn a_backend_that_returns_while_it_serves_something_is_the_same() {
     assert_eq!(both, [0, 1]);
     // The verdict is old: one check decides, where three would be needed.
     fail(&third, 1, now);
-    assert_eq!(states(&third), [State::Up, State::Down]);
+    assert_eq!(states(&third), [HealthState::Up, HealthState::Down]);
 }
 
 #[test]
@@ -464,9 +473,9 @@ fn an_ejection_goes_on_over_a_time_out_of_the_configuration() {
     let third = Pool::new(&config(&[1, 1]), Some(&second), now);
     third.restore();
     second.retire(Some(&third));
-    assert_eq!(states(&third), [State::Up, State::Ejected]);
+    assert_eq!(states(&third), [HealthState::Up, HealthState::Ejected]);
     assert_eq!(third.expire(now + seconds(11)).len(), 1);
-    assert_eq!(states(&third), [State::Up, State::Up]);
+    assert_eq!(states(&third), [HealthState::Up, HealthState::Up]);
     drop(held);
 }
 
@@ -476,7 +485,7 @@ fn exchanges_of_a_pool_that_left_may_still_use_its_backends() {
     all_up(&first, now);
     let second = reload(&first, &config(&[1, 1]), now);
     second.retire(None);
-    assert_eq!(states(&first), [State::Removed; 2]);
+    assert_eq!(states(&first), [HealthState::Removed; 2]);
     for old in [&first, &second] {
         let mut both = picks(old, 2);
         both.sort_unstable();
@@ -488,8 +497,11 @@ fn exchanges_of_a_pool_that_left_may_still_use_its_backends() {
     third.restore();
     let known = &third.backends[held.index].state;
     assert!(Arc::ptr_eq(&held.state, known));
-    assert_eq!(known.state(), State::Up);
-    assert!(third.dial > second.dial, "old connections are not used");
+    assert_eq!(known.state(), HealthState::Up);
+    assert!(
+        third.transport_epoch > second.transport_epoch,
+        "old connections are not used"
+    );
 }
 
 #[test]
@@ -530,7 +542,7 @@ fn a_generation_that_never_came_into_force_changes_nothing() {
     let mut other = config(&[1]);
     other.health_check = None;
     drop(Pool::new(&other, Some(&old), now));
-    assert_eq!(states(&old), [State::Down, State::Checking]);
+    assert_eq!(states(&old), [HealthState::Down, HealthState::Checking]);
     assert_eq!(picks(&old, 2), [1, 1]);
 }
 
@@ -548,7 +560,7 @@ fn bad_verdicts_fall_with_the_health_check() {
         "already before the old one is retired"
     );
     old.retire(Some(&new));
-    assert_eq!(states(&new), [State::Up; 3]);
+    assert_eq!(states(&new), [HealthState::Up; 3]);
 }
 
 #[test]
@@ -590,7 +602,7 @@ fn backends_of_a_large_pool_that_come_up_together_are_let_in_together() {
     let (pool, now) = pool(&config(&[1; 1_000]));
     let soon = now + Duration::from_millis(19);
     all_up(&pool, soon);
-    assert_eq!(pool.counts()[State::Up.index()], 1_000);
+    assert_eq!(pool.counts()[HealthState::Up.index()], 1_000);
     assert_eq!(
         picks(&pool, 3),
         [0, 0, 0],
@@ -612,7 +624,7 @@ fn backends_of_a_large_pool_that_come_up_together_are_let_in_together() {
 
 /// What the random sequence expects of one backend's sentences.
 #[derive(Clone, Copy)]
-struct Expected {
+struct ExpectedEjection {
     length: Duration,
     good_since: Instant,
 }
@@ -635,7 +647,7 @@ fn random_life(count: usize, percent: usize, seed: u64) {
     ejection.max_ejected = percent as f64 / 100.0;
     let (pool, mut now) = pool(&config);
     let mut expected = vec![
-        Expected {
+        ExpectedEjection {
             length: Duration::ZERO,
             good_since: now,
         };
@@ -673,7 +685,7 @@ fn random_life(count: usize, percent: usize, seed: u64) {
                 .position(|one| one.config.name == transition.backend);
             let index = index.unwrap();
             assert_legal(transition, &context);
-            if transition.from.may_take_traffic() && transition.to == State::Ejected {
+            if transition.from.may_take_traffic() && transition.to == HealthState::Ejected {
                 assert_guarded(&pool, count, percent, &context);
                 let until = pool.backends[index].state.view().ejected_until.unwrap();
                 let good_for = now - expected[index].good_since;
@@ -688,7 +700,7 @@ fn random_life(count: usize, percent: usize, seed: u64) {
             if transition.to.may_take_traffic() {
                 expected[index].good_since = now;
             }
-            if transition.from == State::Checking && transition.to == State::Up {
+            if transition.from == HealthState::Checking && transition.to == HealthState::Up {
                 expected[index].good_since = now;
             }
         }
@@ -696,8 +708,8 @@ fn random_life(count: usize, percent: usize, seed: u64) {
     }
 }
 
-fn assert_legal(transition: &Transition, context: &str) {
-    use State::{Checking, Down, Ejected, Up};
+fn assert_legal(transition: &StateTransition, context: &str) {
+    use HealthState::{Checking, Down, Ejected, Up};
     let legal = [
         (Checking, Up),
         (Checking, Down),
@@ -715,15 +727,19 @@ fn assert_legal(transition: &Transition, context: &str) {
 }
 
 fn assert_guarded(pool: &Pool, count: usize, percent: usize, context: &str) {
-    let able = pool
+    let available = pool
         .backends
         .iter()
         .filter(|one| one.state.state().may_take_traffic())
         .count();
-    assert!(able >= 1, "{context}");
+    assert!(available >= 1, "{context}");
     let least = usize::from(percent > 0 && (2..=3).contains(&count));
     let allowed = (count * percent / 100).max(least);
-    assert!(count - able <= allowed, "{} out, {context}", count - able);
+    assert!(
+        count - available <= allowed,
+        "{} out, {context}",
+        count - available
+    );
 }
 
 fn assert_picks_agree(pool: &Pool, random: &mut Random, context: &str) {
@@ -733,10 +749,13 @@ fn assert_picks_agree(pool: &Pool, random: &mut Random, context: &str) {
         pool.backends.len(),
         "{context}"
     );
-    let wanted = match (counts[State::Up.index()], counts[State::Checking.index()]) {
+    let wanted = match (
+        counts[HealthState::Up.index()],
+        counts[HealthState::Checking.index()],
+    ) {
         (0, 0) => None,
-        (0, _) => Some(State::Checking),
-        _ => Some(State::Up),
+        (0, _) => Some(HealthState::Checking),
+        _ => Some(HealthState::Up),
     };
     let picked = pool.pick(&[], random).ok().map(|lease| lease.state.state());
     assert_eq!(picked, wanted, "{context}");

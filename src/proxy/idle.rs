@@ -9,7 +9,7 @@ use crate::{
     base::hasher::NumberBuild,
     config::model::KeepaliveConfig,
     net::{stream::Stream, tls::TlsStream},
-    pool::{BackendState, Lease},
+    pool::{BackendLease, BackendState},
 };
 
 /// A connection to a backend on which an exchange may begin.
@@ -25,8 +25,8 @@ pub struct BackendConnection {
     pub written: u64,
     /// The PROXY header it began with: it tells of one client, and may carry nothing of another's.
     introduction: Option<Box<[u8]>>,
-    /// `Pool::dial` when it was made.
-    dial: u64,
+    /// `Pool::transport_epoch` when it was made.
+    transport_epoch: u64,
     /// Of a connection to a backend given by name that was kept.
     peer: Option<SocketAddr>,
     /// The backend ended it with a FIN, as far as reading has shown.
@@ -34,15 +34,20 @@ pub struct BackendConnection {
 }
 
 impl BackendConnection {
-    /// A new connection, made as `dial` says (`Pool::dial`), on which a PROXY header was sent if `introduction` is one.
-    pub fn new(stream: Stream, introduction: Option<&[u8]>, dial: u64, now: Instant) -> Self {
+    /// A new connection, made as `transport_epoch` says (`Pool::transport_epoch`), on which a PROXY header was sent if `introduction` is one.
+    pub fn new(
+        stream: Stream,
+        introduction: Option<&[u8]>,
+        transport_epoch: u64,
+        now: Instant,
+    ) -> Self {
         Self {
             stream,
             born: now,
             exchanges: 0,
             written: 0,
             introduction: introduction.map(Box::from),
-            dial,
+            transport_epoch,
             peer: None,
             ended: false,
         }
@@ -86,18 +91,19 @@ pub(super) fn key(state: &Arc<BackendState>) -> usize {
 }
 
 impl Idle {
-    /// The youngest connection to the backend of `lease` that is quiet and not over its limits, that was made as `dial` says,
+    /// The youngest connection to the backend of `lease` that is quiet and not over its limits, that was made as `transport_epoch` says,
     /// and that began with this `introduction`, or without one.
     pub fn take(
         &mut self,
-        lease: &Lease,
+        lease: &BackendLease,
         introduction: Option<&[u8]>,
-        dial: u64,
+        transport_epoch: u64,
         now: Instant,
     ) -> Option<BackendConnection> {
         let line = self.lines.get_mut(&key(&lease.state))?;
         let is_fit = |kept: &Kept| {
-            kept.connection.dial == dial && kept.connection.introduction.as_deref() == introduction
+            kept.connection.transport_epoch == transport_epoch
+                && kept.connection.introduction.as_deref() == introduction
         };
         while let Some(place) = line.kept.iter().rposition(is_fit) {
             let kept = line.kept.remove(place);
@@ -116,7 +122,7 @@ impl Idle {
     /// Keeps `connection` if the rules of the pool allow it; closes it otherwise.
     pub fn put(
         &mut self,
-        lease: &Lease,
+        lease: &BackendLease,
         mut connection: BackendConnection,
         rules: &KeepaliveConfig,
         now: Instant,
@@ -204,7 +210,7 @@ mod tests {
     use crate::{
         base::{address::BackendAddress, clock, rng::Random},
         net::fixture::pair,
-        pool::{Resolved, fixture::pool_of},
+        pool::{ResolvedAddresses, fixture::pool_of},
     };
 
     #[tokio::test]
@@ -218,7 +224,7 @@ mod tests {
         let rules = KeepaliveConfig::default();
         let mut idle = Idle::default();
         let answer = |addresses| {
-            let resolved = Resolved::new(addresses, None);
+            let resolved = ResolvedAddresses::new(addresses, None);
             lease.state.resolved.store(Arc::new(resolved));
         };
         let other = SocketAddr::from(([127, 0, 0, 1], 1));

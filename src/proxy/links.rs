@@ -21,7 +21,7 @@ use crate::{
         h2::backend::{Link, Outgoing, StreamLimit},
         tls,
     },
-    pool::{BackendState, Lease, Pool},
+    pool::{BackendLease, BackendState, Pool},
     reason::Reason,
 };
 
@@ -29,7 +29,7 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(super) struct Want<'a> {
     pub pool: &'a Arc<Pool>,
-    pub lease: &'a Lease,
+    pub lease: &'a BackendLease,
     /// The PROXY header that the connection must have begun with; `None`: it must not have had one.
     pub introduction: Option<&'a [u8]>,
     /// By when there must be one.
@@ -76,20 +76,21 @@ impl From<ConnectError> for Unmade {
 /// What a connection was made with: nobody gets a stream on one that he would have made otherwise.
 #[derive(Debug, PartialEq)]
 struct Made {
-    dial: u64,
+    transport_epoch: u64,
     introduction: Option<Box<[u8]>>,
 }
 
 impl Made {
     fn of(want: Want<'_>) -> Self {
         Self {
-            dial: want.pool.dial,
+            transport_epoch: want.pool.transport_epoch,
             introduction: want.introduction.map(Box::from),
         }
     }
 
     fn fits(&self, want: Want<'_>) -> bool {
-        self.dial == want.pool.dial && self.introduction.as_deref() == want.introduction
+        self.transport_epoch == want.pool.transport_epoch
+            && self.introduction.as_deref() == want.introduction
     }
 }
 
@@ -353,7 +354,7 @@ mod tests {
     use super::*;
     use crate::{
         base::{address::BackendAddress, rng::Random},
-        pool::{Resolved, fixture::pool_of},
+        pool::{ResolvedAddresses, fixture::pool_of},
     };
 
     #[tokio::test]
@@ -374,7 +375,7 @@ mod tests {
                 let pool = pool_of(&[name], None);
                 let lease = pool.pick(&[], &mut Random::seeded(1)).unwrap();
                 let answer = |address| {
-                    let resolved = Resolved::new(vec![address], None);
+                    let resolved = ResolvedAddresses::new(vec![address], None);
                     lease.state.resolved.store(Arc::new(resolved));
                 };
                 answer(own);

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, future::Future, pin::pin};
 
-use crate::{net::copy::RelayError, pool::Lease, reason::Reason};
+use crate::{net::copy::RelayError, pool::BackendLease, reason::Reason};
 
 /// Why the relay was stopped, if it was.
 #[derive(Debug, Default)]
@@ -12,7 +12,7 @@ pub(super) struct RelayStop {
 
 impl RelayStop {
     /// Ready when `drain` is, or when the backend of `lease` has gone down and its pool ends sessions then.
-    pub(super) async fn wait(&self, drain: impl Future<Output = ()>, lease: &Lease) {
+    pub(super) async fn wait(&self, drain: impl Future<Output = ()>, lease: &BackendLease) {
         let mut until_down = lease.until_down();
         tokio::select! {
             biased;

@@ -13,7 +13,7 @@ use crate::{
         stream::Stream,
         tls,
     },
-    pool::{Lease, Pool},
+    pool::{BackendLease, Pool},
     reason::Reason,
     telemetry::{
         metrics::{Count, ListenerSlot},
@@ -109,7 +109,10 @@ async fn serve(
 }
 
 /// Picks backends until one accepts. No backend has got anything of the client's so far, so that a further try is always safe.
-async fn reach(context: &TcpContext<'_>, record: &mut Record) -> Result<(Lease, Stream), Reason> {
+async fn reach(
+    context: &TcpContext<'_>,
+    record: &mut Record,
+) -> Result<(BackendLease, Stream), Reason> {
     let mut pool = Arc::clone(context.pool);
     pool.state.budget.request();
     let mut tried = Vec::new();
@@ -152,7 +155,7 @@ async fn reach(context: &TcpContext<'_>, record: &mut Record) -> Result<(Lease, 
     }
 }
 
-fn note_failure(pool: &Pool, lease: &Lease, error: &ConnectError, now: Instant) {
+fn note_failure(pool: &Pool, lease: &BackendLease, error: &ConnectError, now: Instant) {
     count_failed(&lease.state, error.reason);
     // A lack of our own says nothing of the backend.
     if error.reason == Reason::Overload {

@@ -3,7 +3,7 @@
 use regex::Regex;
 
 use super::{
-    Entry, MAX_HOST, Rest,
+    MAX_HOST, RequestConditions, RouteEntry,
     host::{normal_host, parents},
     path::normal_path,
     text, whole,
@@ -16,7 +16,7 @@ pub(super) struct FirstRoute {
     /// Empty is any.
     hosts: Vec<HostPattern>,
     path: PathPattern,
-    entry: Entry,
+    entry: RouteEntry,
 }
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ enum HostPattern {
     Suffix(Box<[u8]>),
 }
 
-/// Paths are in normal form, a prefix is without its final slash.
+/// PathTable are in normal form, a prefix is without its final slash.
 #[derive(Debug)]
 enum PathPattern {
     Any,
@@ -35,7 +35,7 @@ enum PathPattern {
 }
 
 impl FirstRoute {
-    pub(super) fn new(route: &RouteConfig, entry: Entry) -> Self {
+    pub(super) fn new(route: &RouteConfig, entry: RouteEntry) -> Self {
         let path = match &route.path {
             PathMatch::Any => PathPattern::Any,
             PathMatch::Exact(path) => PathPattern::Exact((*normal_path(path.as_bytes())).into()),
@@ -58,7 +58,7 @@ impl FirstRoute {
     }
 
     /// `host` and `path` are in normal form.
-    pub(super) fn matches(&self, host: &[u8], path: &[u8], rest: &Rest<'_>) -> bool {
+    pub(super) fn matches(&self, host: &[u8], path: &[u8], rest: &RequestConditions<'_>) -> bool {
         let host = self.hosts.is_empty() || self.hosts.iter().any(|one| one.matches(host));
         host && self.entry.matches(rest) && self.path.matches(path)
     }

@@ -7,7 +7,7 @@
 //! then the first in the file. Regular expressions stand between exact and prefix because they are written for particular
 //! paths, while a prefix is what is left.
 //!
-//! Hosts are compared in lower case without port and final dot (`host`), paths in one normal form (`path`).
+//! HostTable are compared in lower case without port and final dot (`host`), paths in one normal form (`path`).
 //! A lookup is a hash per label of the host and per segment of the path, however many routes there are; only `first` routes
 //! (`first`) and regular expressions are tried one by one.
 
@@ -27,7 +27,7 @@ use std::{borrow::Cow, collections::HashMap, sync::Arc};
 use regex::Regex;
 
 pub(crate) use self::host::{MAX_HOST, normal_host};
-use self::{first::FirstRoute, host::parents, path::Slash, rewrite::Rewriter};
+use self::{first::FirstRoute, host::parents, path::EncodedSlash, rewrite::PathRewriter};
 pub use self::{path::normal_path, server_name::ServerNames, split::pick_pool};
 use crate::{
     config::model::{
@@ -45,51 +45,51 @@ pub type HasHeader<'a> = dyn Fn(&str, &dyn Fn(&[u8]) -> bool) -> bool + 'a;
 #[derive(Debug)]
 pub struct Router {
     /// By listener; listeners with the same routes share a table.
-    tables: Vec<Arc<Table>>,
+    tables: Vec<Arc<RouteTable>>,
     /// By route.
-    rewriters: Vec<Option<Rewriter>>,
+    rewriters: Vec<Option<PathRewriter>>,
 }
 
 /// The routes of a listener.
 #[derive(Debug, Default)]
-struct Table {
+struct RouteTable {
     /// In the order of the file.
     first: Vec<FirstRoute>,
     /// Those that name their listeners.
-    named: Hosts,
-    others: Hosts,
+    named: HostTable,
+    others: HostTable,
 }
 
 #[derive(Debug, Default)]
-struct Hosts {
-    exact: HashMap<Box<[u8]>, Paths>,
-    suffix: HashMap<Box<[u8]>, Paths>,
-    any: Paths,
+struct HostTable {
+    exact: HashMap<Box<[u8]>, PathTable>,
+    suffix: HashMap<Box<[u8]>, PathTable>,
+    any: PathTable,
 }
 
 /// The routes of one host.
 #[derive(Debug, Default)]
-struct Paths {
-    exact: HashMap<Box<[u8]>, Vec<Entry>>,
+struct PathTable {
+    exact: HashMap<Box<[u8]>, Vec<RouteEntry>>,
     /// Each expression once, in the order of the file.
-    regex: Vec<(Regex, Vec<Entry>)>,
+    regex: Vec<(Regex, Vec<RouteEntry>)>,
     /// By prefix without its final slash: `/` is empty.
-    prefix: HashMap<Box<[u8]>, Vec<Entry>>,
+    prefix: HashMap<Box<[u8]>, Vec<RouteEntry>>,
     /// Segments of the longest prefix: a path of thousands of segments costs no more than this many lookups.
     depth: usize,
-    any: Vec<Entry>,
+    any: Vec<RouteEntry>,
 }
 
 /// What is left to compare when host and path have matched.
 #[derive(Debug, Clone)]
-struct Entry {
+struct RouteEntry {
     route: usize,
     methods: Arc<[String]>,
     headers: Arc<[HeaderMatch]>,
 }
 
 /// The part of a request that is the same for all readings of its path.
-struct Rest<'a> {
+struct RequestConditions<'a> {
     method: &'a [u8],
     header: &'a HasHeader<'a>,
 }
@@ -97,7 +97,7 @@ struct Rest<'a> {
 impl Router {
     /// Prepares the routes of `config`.
     pub fn new(config: &Config) -> Self {
-        let mut shared: HashMap<Vec<usize>, Arc<Table>> = HashMap::new();
+        let mut shared: HashMap<Vec<usize>, Arc<RouteTable>> = HashMap::new();
         let tables = config
             .listeners
             .iter()
@@ -113,12 +113,12 @@ impl Router {
                     .collect();
                 let table = shared
                     .entry(of_listener)
-                    .or_insert_with_key(|routes| Arc::new(Table::new(&config.routes, routes)));
+                    .or_insert_with_key(|routes| Arc::new(RouteTable::new(&config.routes, routes)));
                 Arc::clone(table)
             });
         Self {
             tables: tables.collect(),
-            rewriters: config.routes.iter().map(Rewriter::new).collect(),
+            rewriters: config.routes.iter().map(PathRewriter::new).collect(),
         }
     }
 
@@ -156,10 +156,10 @@ impl Router {
         }
         let mut buffer = [0; MAX_HOST];
         let host = normal_host(host, &mut buffer).unwrap_or_default();
-        let rest = Rest { method, header };
+        let rest = RequestConditions { method, header };
         let found = table.find(host, &normal_path(path), &rest);
         if path::is_ambiguous(path)
-            && table.find(host, &path::normal(path, Slash::Belongs), &rest) != found
+            && table.find(host, &path::normal(path, EncodedSlash::Belongs), &rest) != found
         {
             return Err(Reason::RequestError);
         }
@@ -176,11 +176,11 @@ fn serves(route: &RouteConfig, index: usize, listener: &ListenerConfig) -> bool 
     }
 }
 
-impl Table {
+impl RouteTable {
     fn new(routes: &[RouteConfig], indexes: &[usize]) -> Self {
         let mut table = Self::default();
         for (index, route) in indexes.iter().filter_map(|i| Some((*i, routes.get(*i)?))) {
-            let entry = Entry {
+            let entry = RouteEntry {
                 route: index,
                 methods: route.methods.clone().into(),
                 headers: route.headers.clone().into(),
@@ -198,7 +198,7 @@ impl Table {
         table
     }
 
-    fn find(&self, host: &[u8], path: &[u8], rest: &Rest<'_>) -> Option<usize> {
+    fn find(&self, host: &[u8], path: &[u8], rest: &RequestConditions<'_>) -> Option<usize> {
         let first = self.first.iter().find(|one| one.matches(host, path, rest));
         first
             .map(FirstRoute::route)
@@ -207,8 +207,8 @@ impl Table {
     }
 }
 
-impl Hosts {
-    fn add(&mut self, route: &RouteConfig, entry: &Entry) {
+impl HostTable {
+    fn add(&mut self, route: &RouteConfig, entry: &RouteEntry) {
         if route.hosts.is_empty() {
             self.any.add(&route.path, entry);
         }
@@ -226,11 +226,11 @@ impl Hosts {
 
     fn sort(&mut self) {
         let hosts = self.exact.values_mut().chain(self.suffix.values_mut());
-        hosts.for_each(Paths::sort);
+        hosts.for_each(PathTable::sort);
         self.any.sort();
     }
 
-    fn find(&self, host: &[u8], path: &[u8], rest: &Rest<'_>) -> Option<usize> {
+    fn find(&self, host: &[u8], path: &[u8], rest: &RequestConditions<'_>) -> Option<usize> {
         let exact = self
             .exact
             .get(host)
@@ -246,8 +246,8 @@ impl Hosts {
     }
 }
 
-impl Paths {
-    fn add(&mut self, path: &PathMatch, entry: &Entry) {
+impl PathTable {
+    fn add(&mut self, path: &PathMatch, entry: &RouteEntry) {
         let entry = entry.clone();
         match path {
             PathMatch::Any => self.any.push(entry),
@@ -273,15 +273,15 @@ impl Paths {
     }
 
     fn sort(&mut self) {
-        self.any.sort_by_key(Entry::rank);
+        self.any.sort_by_key(RouteEntry::rank);
         let regexes = self.regex.iter_mut().map(|(_, entries)| entries);
         let lists = self.exact.values_mut().chain(self.prefix.values_mut());
         lists
             .chain(regexes)
-            .for_each(|list| list.sort_by_key(Entry::rank));
+            .for_each(|list| list.sort_by_key(RouteEntry::rank));
     }
 
-    fn find(&self, path: &[u8], rest: &Rest<'_>) -> Option<usize> {
+    fn find(&self, path: &[u8], rest: &RequestConditions<'_>) -> Option<usize> {
         self.exact
             .get(path)
             .and_then(|list| first(list, rest))
@@ -295,7 +295,7 @@ impl Paths {
             .or_else(|| first(&self.any, rest))
     }
 
-    fn find_regex(&self, path: &[u8], rest: &Rest<'_>) -> Option<usize> {
+    fn find_regex(&self, path: &[u8], rest: &RequestConditions<'_>) -> Option<usize> {
         if self.regex.is_empty() {
             return None;
         }
@@ -307,7 +307,7 @@ impl Paths {
 }
 
 /// The first entry that matches; the entries of one path are in the order in which they are to be tried.
-fn first(entries: &[Entry], rest: &Rest<'_>) -> Option<usize> {
+fn first(entries: &[RouteEntry], rest: &RequestConditions<'_>) -> Option<usize> {
     let mut entries = entries.iter();
     entries.find(|entry| entry.matches(rest)).map(|e| e.route)
 }
@@ -317,7 +317,7 @@ fn text(path: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(path)
 }
 
-impl Entry {
+impl RouteEntry {
     /// Sorts what is to be tried first to the front.
     fn rank(&self) -> (bool, std::cmp::Reverse<usize>, usize) {
         (
@@ -327,7 +327,7 @@ impl Entry {
         )
     }
 
-    fn matches(&self, rest: &Rest<'_>) -> bool {
+    fn matches(&self, rest: &RequestConditions<'_>) -> bool {
         let method = self.methods.is_empty()
             || self
                 .methods

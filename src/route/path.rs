@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 /// How `%2f` is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Slash {
+pub(crate) enum EncodedSlash {
     /// As a separator of segments.
     Separates,
     /// As a part of a name, kept as `%2F`.
@@ -26,7 +26,7 @@ pub(crate) enum Slash {
 /// The normal form of a path, with `%2f` read as a separator. Borrowed, and nothing allocated, if it is normal already.
 /// What does not begin with a slash (`*`) is left alone but for its query.
 pub fn normal_path(path: &[u8]) -> Cow<'_, [u8]> {
-    normal(path, Slash::Separates)
+    normal(path, EncodedSlash::Separates)
 }
 
 /// True if `path` has an encoded slash, so that it has two readings.
@@ -39,7 +39,7 @@ pub(crate) fn has_nul(path: &[u8]) -> bool {
     escapes(path).any(|escape| escape == 0)
 }
 
-pub(crate) fn normal(path: &[u8], slash: Slash) -> Cow<'_, [u8]> {
+pub(crate) fn normal(path: &[u8], slash: EncodedSlash) -> Cow<'_, [u8]> {
     let path = without_query(path);
     if !path.starts_with(b"/") || is_normal(path) {
         return Cow::Borrowed(path);
@@ -84,7 +84,7 @@ fn is_normal(path: &[u8]) -> bool {
     true
 }
 
-pub(crate) fn decoded(path: &[u8], slash: Slash) -> Cow<'_, [u8]> {
+pub(crate) fn decoded(path: &[u8], slash: EncodedSlash) -> Cow<'_, [u8]> {
     let Some(first) = memchr::memchr(b'%', path) else {
         return Cow::Borrowed(path);
     };
@@ -93,11 +93,11 @@ pub(crate) fn decoded(path: &[u8], slash: Slash) -> Cow<'_, [u8]> {
     out.extend_from_slice(head);
     while let Some((byte, after)) = rest.split_first() {
         match escape(rest) {
-            Some((b'/', after)) if slash == Slash::Belongs => {
+            Some((b'/', after)) if slash == EncodedSlash::Belongs => {
                 out.extend_from_slice(b"%2F");
                 rest = after;
             }
-            Some((b'/', after)) if slash == Slash::Marked => {
+            Some((b'/', after)) if slash == EncodedSlash::Marked => {
                 out.push(0);
                 rest = after;
             }
@@ -132,7 +132,7 @@ fn escapes(path: &[u8]) -> impl Iterator<Item = u8> {
 mod tests {
     use super::*;
 
-    fn text(path: &str, slash: Slash) -> String {
+    fn text(path: &str, slash: EncodedSlash) -> String {
         String::from_utf8_lossy(&normal(path.as_bytes(), slash)).into_owned()
     }
 
@@ -163,14 +163,14 @@ mod tests {
             ("*", "*"),
             ("", ""),
         ] {
-            assert_eq!(text(path, Slash::Separates), expected, "{path}");
+            assert_eq!(text(path, EncodedSlash::Separates), expected, "{path}");
         }
     }
 
     #[test]
     fn an_encoded_slash_can_be_read_as_part_of_a_name() {
-        assert_eq!(text("/a%2fb/c", Slash::Belongs), "/a%2Fb/c");
-        assert_eq!(text("/a/..%2fb", Slash::Belongs), "/a/..%2Fb");
+        assert_eq!(text("/a%2fb/c", EncodedSlash::Belongs), "/a%2Fb/c");
+        assert_eq!(text("/a/..%2fb", EncodedSlash::Belongs), "/a/..%2Fb");
         assert!(is_ambiguous(b"/a%2Fb") && !is_ambiguous(b"/a%252fb?%2f"));
     }
 
@@ -191,8 +191,8 @@ mod tests {
                 .map(|_| pieces[random.below(7)])
                 .collect();
             let path = format!("/{path}");
-            let once = text(&path, Slash::Separates);
-            assert_eq!(text(&once, Slash::Separates), once, "{path}");
+            let once = text(&path, EncodedSlash::Separates);
+            assert_eq!(text(&once, EncodedSlash::Separates), once, "{path}");
             assert!(!once.contains("//") && !once.contains("/../") && !once.contains("/./"));
         }
     }

@@ -19,7 +19,7 @@ use std::borrow::Cow;
 use regex::{Captures, Regex};
 
 use super::{
-    path::{Slash, decoded, escape, is_ambiguous, normal, normal_path, without_query},
+    path::{EncodedSlash, decoded, escape, is_ambiguous, normal, normal_path, without_query},
     whole,
 };
 use crate::{
@@ -32,7 +32,7 @@ const MAX_TARGET: usize = 64 << 10;
 
 /// A route's `rewrite`, prepared.
 #[derive(Debug)]
-pub(super) enum Rewriter {
+pub(super) enum PathRewriter {
     /// Puts `with` in place of the segments of `prefix`; both without a final slash.
     Prefix { prefix: Box<[u8]>, with: Box<[u8]> },
     /// Puts this in place of the whole path.
@@ -41,7 +41,7 @@ pub(super) enum Rewriter {
     Groups(Regex, Vec<PathPiece>),
 }
 
-impl Rewriter {
+impl PathRewriter {
     /// `None` for a route that keeps paths as they are.
     pub(super) fn new(route: &RouteConfig) -> Option<Self> {
         let prefix = |prefix: &str, with: &str| Self::Prefix {
@@ -89,9 +89,9 @@ fn without_slash(path: &[u8]) -> &[u8] {
 
 /// The path with `with` in place of `prefix`; `None` if it does not begin with that.
 fn replaced(path: &[u8], prefix: &[u8], with: &[u8]) -> Result<Option<Vec<u8>>, Reason> {
-    let begins = |slash: Slash| is_below(&normal(path, slash), prefix);
+    let begins = |slash: EncodedSlash| is_below(&normal(path, slash), prefix);
     let Some(plain) = plain(path) else {
-        return if begins(Slash::Separates) || begins(Slash::Marked) {
+        return if begins(EncodedSlash::Separates) || begins(EncodedSlash::Marked) {
             Err(Reason::RequestError)
         } else {
             Ok(None)
@@ -102,9 +102,9 @@ fn replaced(path: &[u8], prefix: &[u8], with: &[u8]) -> Result<Option<Vec<u8>>, 
         .nth(segments)
         .unwrap_or(plain.len());
     let (front, rest) = plain.split_at(end);
-    if *decoded(front, Slash::Marked) != *prefix {
+    if *decoded(front, EncodedSlash::Marked) != *prefix {
         // An encoded slash makes the prefix for some servers.
-        return if begins(Slash::Separates) {
+        return if begins(EncodedSlash::Separates) {
             Err(Reason::RequestError)
         } else {
             Ok(None)
@@ -128,10 +128,10 @@ fn is_below(path: &[u8], prefix: &[u8]) -> bool {
 /// The path that `pieces` make from the groups of `regex`, which has matched it.
 fn expanded(path: &[u8], regex: &Regex, pieces: &[PathPiece]) -> Result<Vec<u8>, Reason> {
     let plain = plain(path).ok_or(Reason::RequestError)?;
-    let text = Text::of(&plain, Slash::Separates);
+    let text = DecodedText::of(&plain, EncodedSlash::Separates);
     let groups = regex.captures(&text.text).ok_or(Reason::RequestError)?;
     if is_ambiguous(&plain) {
-        let other = Text::of(&plain, Slash::Marked);
+        let other = DecodedText::of(&plain, EncodedSlash::Marked);
         let others = regex.captures(&other.text).ok_or(Reason::RequestError)?;
         if !same_groups(pieces, &groups, &others) {
             return Err(Reason::RequestError);
@@ -175,15 +175,15 @@ fn same_groups(pieces: &[PathPiece], one: &Captures<'_>, other: &Captures<'_>) -
 }
 
 /// A decoded path as text, and where each byte of it stands in the path as sent.
-struct Text {
+struct DecodedText {
     text: String,
     /// By byte of `text`, and one more for its end.
     places: Vec<usize>,
 }
 
-impl Text {
+impl DecodedText {
     /// Bytes that are not UTF-8 become U+FFFD, as they do when a route is looked up.
-    fn of(plain: &[u8], slash: Slash) -> Self {
+    fn of(plain: &[u8], slash: EncodedSlash) -> Self {
         let bytes = decoded(plain, slash);
         let mut text = String::with_capacity(bytes.len());
         let mut places = Vec::with_capacity(bytes.len() + 1);
@@ -226,9 +226,9 @@ fn plain(path: &[u8]) -> Option<Cow<'_, [u8]>> {
     if is_plain(path) {
         return Some(Cow::Borrowed(path));
     }
-    let encoded = encoded(&normal(path, Slash::Marked));
-    let alike =
-        is_plain(&encoded) && normal(&encoded, Slash::Separates) == normal(path, Slash::Separates);
+    let encoded = encoded(&normal(path, EncodedSlash::Marked));
+    let alike = is_plain(&encoded)
+        && normal(&encoded, EncodedSlash::Separates) == normal(path, EncodedSlash::Separates);
     alike.then_some(Cow::Owned(encoded))
 }
 

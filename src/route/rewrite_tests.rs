@@ -6,7 +6,7 @@ use regex::Regex;
 
 use super::{
     Router, normal_path,
-    path::{self, Slash},
+    path::{self, EncodedSlash},
 };
 use crate::{
     base::rng::Random,
@@ -342,7 +342,7 @@ fn assert_sound(target: &str, new: &str) {
     let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
     assert!(new.bytes().all(fits), "{target}: {new}");
     // Whatever a backend takes for a slash, it sees no empty or dot segment: there is nothing left to resolve.
-    for slash in [Slash::Separates, Slash::Marked] {
+    for slash in [EncodedSlash::Separates, EncodedSlash::Marked] {
         let path = path::without_query(new.as_bytes());
         let decoded = path::decoded(path, slash);
         assert_eq!(path::normal(path, slash), decoded, "{target}: {new}");

@@ -48,7 +48,7 @@ fn configuration(routes: Vec<RouteConfig>) -> Config {
     }
 }
 
-struct Request<'a> {
+struct RouteRequest<'a> {
     host: &'a str,
     path: &'a str,
     method: &'a str,
@@ -60,7 +60,11 @@ fn has(fields: &[(&str, &str)], name: &str, test: &dyn Fn(&[u8]) -> bool) -> boo
     fields.any(|(field, value)| *field == name && test(value.as_bytes()))
 }
 
-fn find(router: &Router, listener: usize, request: &Request<'_>) -> Result<Option<usize>, Reason> {
+fn find(
+    router: &Router,
+    listener: usize,
+    request: &RouteRequest<'_>,
+) -> Result<Option<usize>, Reason> {
     router.find(
         listener,
         request.host.as_bytes(),
@@ -71,7 +75,7 @@ fn find(router: &Router, listener: usize, request: &Request<'_>) -> Result<Optio
 }
 
 fn get(router: &Router, host: &str, path: &str) -> Result<Option<usize>, Reason> {
-    let request = Request {
+    let request = RouteRequest {
         host,
         path,
         method: "GET",
@@ -188,7 +192,7 @@ fn method_comes_before_the_number_of_headers_before_the_file() {
         ("PUT", &[("x-a", "1"), ("x-b", "2")], 3),
         ("put", &[], 0),
     ] {
-        let request = Request {
+        let request = RouteRequest {
             host: "h",
             path: "/a",
             method,
@@ -207,7 +211,7 @@ fn a_route_may_be_for_some_listeners_only() {
     let mut routes = vec![route(&[], "/"), route(&[], "/a")];
     routes[1].listeners = vec![1];
     let router = Router::new(&configuration(routes));
-    let request = Request {
+    let request = RouteRequest {
         host: "h",
         path: "/a",
         method: "GET",
@@ -277,7 +281,7 @@ fn the_redirect_of_a_listener_leaves_the_routes_that_name_it_and_those_that_are_
         ("/first", Some(2), Some(2)),
     ] {
         let found = [0, 1].map(|listener| {
-            let request = Request {
+            let request = RouteRequest {
                 host: "a",
                 path,
                 method: "GET",
@@ -300,7 +304,7 @@ fn of_regular_expressions_the_first_in_the_file_is_taken() {
     routes[2].headers = vec![header("k", None)];
     let router = Router::new(&configuration(routes));
     assert_eq!(get(&router, "h", "/x/a"), Ok(Some(0)));
-    let request = Request {
+    let request = RouteRequest {
         host: "h",
         path: "/x/a",
         method: "GET",
@@ -371,7 +375,7 @@ fn rank(
     config: &Config,
     index: usize,
     listener: usize,
-    request: &Request<'_>,
+    request: &RouteRequest<'_>,
     path: &str,
 ) -> Option<[usize; 7]> {
     let route = &config.routes[index];
@@ -447,7 +451,7 @@ fn rank(
     ])
 }
 
-fn slow_find(config: &Config, listener: usize, request: &Request<'_>) -> Option<usize> {
+fn slow_find(config: &Config, listener: usize, request: &RouteRequest<'_>) -> Option<usize> {
     let path = String::from_utf8(normal_path(request.path.as_bytes()).into_owned()).unwrap();
     (0..config.routes.len())
         .filter_map(|index| Some((rank(config, index, listener, request, &path)?, index)))
@@ -508,7 +512,7 @@ fn the_slow_matcher_and_the_fast_one_agree() {
             ];
             let value = one_of(&mut random, &["1", "2"]);
             let both = [("k", value), ("l", "1")];
-            let request = Request {
+            let request = RouteRequest {
                 host: one_of(&mut random, &hosts),
                 path: one_of(&mut random, &paths),
                 method: one_of(&mut random, &["GET", "PUT"]),

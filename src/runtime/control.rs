@@ -27,7 +27,7 @@ use crate::{
     admin::{self, AdminListener, ReloadOutcome, serve_admin, serve_metrics},
     base::{address::BindAddress, rng::Random},
     config::model,
-    health::Follower,
+    health::HealthChecker,
     net::listen::BindError,
     snapshot::Daemon,
     telemetry::sink::Sinks,
@@ -137,7 +137,7 @@ impl Control {
         scrape: Option<TcpListener>,
         on_ready: Option<Box<dyn FnOnce() + Send>>,
     ) -> Result<(), String> {
-        let mut follower = Follower::new(Random::from_system());
+        let mut follower = HealthChecker::new(Random::from_system());
         follower.apply(&self.daemon.snapshot.load().pools);
         let (handle, mut requests) = mpsc::channel(WAITING);
         drop(spawn_local(serve_admin(
@@ -180,7 +180,7 @@ impl Control {
 
     async fn serve(
         &mut self,
-        follower: &mut Follower,
+        follower: &mut HealthChecker,
         requests: &mut mpsc::Receiver<admin::Control>,
     ) -> Result<(), String> {
         loop {

@@ -16,14 +16,17 @@ use crate::{
     admin::{Failed, ReloadOutcome, Reloaded},
     base::{address::BindAddress, clock, paths::default_admin_socket},
     config::{BindPlaces, Loaded, Problems, Severity, diff, model::Config},
-    health::Follower,
+    health::HealthChecker,
     net::listen::{self, BindError},
     snapshot::{ReloadStatus, Snapshot},
     telemetry::{access_log::AccessLog, log},
 };
 
 /// Loads the file again and puts it in service; `None` when a signal asks for the end before it is read.
-pub(super) async fn run(control: &mut Control, follower: &mut Follower) -> Option<ReloadOutcome> {
+pub(super) async fn run(
+    control: &mut Control,
+    follower: &mut HealthChecker,
+) -> Option<ReloadOutcome> {
     control.manager.reloading();
     let loaded = load::load(&control.file, &mut control.signals, &control.sinks).await?;
     let outcome = take_up(control, follower, loaded);
@@ -34,7 +37,7 @@ pub(super) async fn run(control: &mut Control, follower: &mut Follower) -> Optio
 /// Reports warnings, and refuses a file with errors.
 fn take_up(
     control: &mut Control,
-    follower: &mut Follower,
+    follower: &mut HealthChecker,
     loaded: Result<Loaded, Problems>,
 ) -> ReloadOutcome {
     let Loaded {
@@ -75,7 +78,7 @@ fn refused(problems: &Problems) -> Failed {
 /// Diff, prepare, commit, follow.
 fn apply(
     control: &mut Control,
-    follower: &mut Follower,
+    follower: &mut HealthChecker,
     config: Config,
     binds: &BindPlaces,
 ) -> Result<Vec<String>, Failed> {

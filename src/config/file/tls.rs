@@ -134,7 +134,7 @@ fn certificate(
     let chain = chain(reader, cert_at);
     let key = private_key(reader, key_at);
     let (file, chain, key) = (cert_at.scalar()?, chain?, key?);
-    let facts = chain.first().and_then(|leaf| certificate::facts(leaf));
+    let facts = chain.first().and_then(|leaf| certificate::parse(leaf));
     let Some(facts) = facts else {
         reader.error(
             cert_at,
@@ -160,7 +160,7 @@ fn certificate(
     let issuers = chain
         .iter()
         .skip(1)
-        .filter_map(|der| certificate::facts(der));
+        .filter_map(|der| certificate::parse(der));
     if let Some(number) = issuers
         .map(|facts| facts.not_before)
         .position(|from| now < from)
@@ -302,7 +302,7 @@ fn roots(
     let chain = chain(reader, at)?;
     let now = clock::unix_now();
     let is_valid = |der: &CertificateDer<'_>| {
-        certificate::facts(der)
+        certificate::parse(der)
             .is_none_or(|facts| (facts.not_before..=facts.not_after).contains(&now))
     };
     if !chain.iter().any(is_valid) {

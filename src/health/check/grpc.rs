@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{AGENT, CheckError, http1::Response};
+use super::{CheckError, USER_AGENT, http1::CheckResponse};
 use crate::{
-    health::grpc_message::{self, Health, LONGEST, PREFIX},
+    health::grpc_message::{self, MAX_MESSAGE_BYTES, PREFIX_BYTES, ServingStatus},
     http2,
     net::stream::Stream,
 };
@@ -42,22 +42,22 @@ pub(super) async fn ask(
     authority: &str,
     timeout: Duration,
 ) -> Result<(), CheckError> {
-    let message = grpc_message::request(service);
+    let message = grpc_message::encode_request(service);
     // The timeout has at most eight digits: a check takes an hour at most. A call has no length.
     let mut request = format!(
         "POST {PATH} HTTP/1.1\r\nhost: {authority}\r\ncontent-type: application/grpc\r\nte: trailers\r\n\
-         grpc-timeout: {}m\r\nuser-agent: {AGENT}\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n",
+         grpc-timeout: {}m\r\nuser-agent: {USER_AGENT}\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n",
         timeout.as_millis(),
         message.len(),
     )
     .into_bytes();
     request.extend_from_slice(&message);
     request.extend_from_slice(b"\r\n0\r\n\r\n");
-    let response = Response::ask(stream, "POST", &request).await?;
+    let response = CheckResponse::ask(stream, "POST", &request).await?;
     judge(response, service).await
 }
 
-async fn judge(mut response: Response, service: &str) -> Result<(), CheckError> {
+async fn judge(mut response: CheckResponse, service: &str) -> Result<(), CheckError> {
     if response.head.status != 200 {
         return Err(format!("status {}, expected 200", response.head.status).into());
     }
@@ -67,7 +67,7 @@ async fn judge(mut response: Response, service: &str) -> Result<(), CheckError> 
     let mut message = Vec::new();
     while let Some(data) = response.next().await {
         message.extend_from_slice(&data?);
-        if message.len() > PREFIX + LONGEST {
+        if message.len() > PREFIX_BYTES + MAX_MESSAGE_BYTES {
             return Err(failed("answer is too long"));
         }
     }
@@ -85,8 +85,8 @@ async fn judge(mut response: Response, service: &str) -> Result<(), CheckError> 
     if status != OK {
         return Err(refusal(status, service).into());
     }
-    match grpc_message::response(&message) {
-        Ok(Health::Serving) => Ok(()),
+    match grpc_message::decode_response(&message) {
+        Ok(ServingStatus::Serving) => Ok(()),
         Ok(other) => Err(format!("the backend says {other}").into()),
         Err(invalid) => Err(format!("answer is not a HealthCheckResponse: {invalid}").into()),
     }

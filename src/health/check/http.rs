@@ -1,13 +1,13 @@
 //! What an http check asks for, and whether the answer is good; over HTTP/1 and over HTTP/2 it is the same.
 
-use super::{AGENT, CheckError, http1::Response};
+use super::{CheckError, USER_AGENT, http1::CheckResponse};
 use crate::net::stream::Stream;
 
 /// How much of a body is searched for the expected text.
 pub(super) const BODY_SEARCHED: usize = 64 * 1024;
 
 /// An http check of one backend.
-pub(super) struct Probe<'a> {
+pub(super) struct HttpProbe<'a> {
     pub path: &'a str,
     pub method: &'a str,
     /// `Host`, or `:authority`.
@@ -18,11 +18,11 @@ pub(super) struct Probe<'a> {
     pub body: Option<&'a str>,
 }
 
-impl Probe<'_> {
+impl HttpProbe<'_> {
     /// Makes the check on `stream`.
     pub(super) async fn run(&self, stream: Stream) -> Result<(), CheckError> {
         let request = self.request();
-        let mut response = Response::ask(stream, self.method, request.as_bytes()).await?;
+        let mut response = CheckResponse::ask(stream, self.method, request.as_bytes()).await?;
         let status = response.head.status;
         let mut good = self.expect.iter();
         if !good.any(|(low, high)| (*low..=*high).contains(&status)) {
@@ -48,12 +48,12 @@ impl Probe<'_> {
             _ => "",
         };
         format!(
-            "{method} {path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: {AGENT}\r\n{length}connection: close\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: {USER_AGENT}\r\n{length}connection: close\r\n\r\n"
         )
     }
 }
 
-async fn contains(text: &str, response: &mut Response) -> Result<(), CheckError> {
+async fn contains(text: &str, response: &mut CheckResponse) -> Result<(), CheckError> {
     let mut seen = Vec::new();
     while let Some(data) = response.next().await {
         let data = data?;

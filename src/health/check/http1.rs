@@ -34,7 +34,7 @@ const MAX_JUDGED: usize = 64 * 1024;
 const BODY_WAIT: Duration = Duration::from_millis(100);
 
 /// A response whose head is there.
-pub(super) struct Response {
+pub(super) struct CheckResponse {
     stream: Stream,
     /// The head.
     pub(super) head: Head,
@@ -45,7 +45,7 @@ pub(super) struct Response {
     decoder: Option<Decoder>,
 }
 
-impl Response {
+impl CheckResponse {
     /// Sends `request` and reads the head of the final response to it.
     pub(super) async fn ask(
         mut stream: Stream,

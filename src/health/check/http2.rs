@@ -4,7 +4,7 @@ use std::{pin::pin, rc::Rc};
 
 use tokio::{select, time::timeout_at};
 
-use super::{CheckError, Limit};
+use super::{CheckError, ProbeDeadline};
 use crate::{
     net::{h2::backend::Link, stream::Stream},
     reason::Reason,
@@ -14,7 +14,7 @@ use crate::{
 pub(super) async fn on_stream(
     stream: Stream,
     exchange: impl AsyncFnOnce(Stream) -> Result<(), CheckError>,
-    limit: Limit,
+    limit: ProbeDeadline,
 ) -> Result<(), CheckError> {
     let opened = Link::open(stream, None, 1, Rc::default(), limit.deadline).await;
     let (link, driver) = opened.map_err(|error| match error.reason {

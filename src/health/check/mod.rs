@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The `User-Agent` of all checks.
-const AGENT: &str = "balancer-check";
+const USER_AGENT: &str = "balancer-check";
 
 /// Why a check did not pass; `Display` is the cause for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,13 +58,13 @@ impl From<String> for CheckError {
 
 /// By when a probe must be over.
 #[derive(Clone, Copy)]
-struct Limit {
+struct ProbeDeadline {
     deadline: Instant,
     /// As configured, for whoever reads the cause.
     timeout: Duration,
 }
 
-impl Limit {
+impl ProbeDeadline {
     async fn keep(
         self,
         probe: impl Future<Output = Result<(), CheckError>>,
@@ -86,7 +86,7 @@ pub(super) async fn run(
     check: &HealthCheckConfig,
     pool: &PoolConfig,
 ) -> Result<(), CheckError> {
-    let limit = Limit {
+    let limit = ProbeDeadline {
         deadline: clock::now() + check.timeout,
         timeout: check.timeout,
     };
@@ -112,7 +112,7 @@ pub(super) async fn run(
             expect,
             body,
         } => {
-            let probe = http::Probe {
+            let probe = http::HttpProbe {
                 path,
                 method,
                 authority: authority(host),

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A server for one connection, and what becomes of its script.
-struct Server<T> {
+struct ScriptedServer<T> {
     address: BackendAddress,
     script: JoinHandle<T>,
 }
@@ -27,14 +27,14 @@ struct Server<T> {
 /// Runs `script` on the first connection.
 async fn raw<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
     script: impl FnOnce(TcpStream) -> F + Send + 'static,
-) -> Server<T> {
+) -> ScriptedServer<T> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = BackendAddress::Ip(listener.local_addr().unwrap());
     let script = tokio::spawn(async move {
         let (socket, _) = listener.accept().await.unwrap();
         script(socket).await
     });
-    Server { address, script }
+    ScriptedServer { address, script }
 }
 
 /// Runs `script` on the first request.
@@ -53,7 +53,7 @@ async fn served<F: Future<Output = ()> + Send + 'static>(
 
 /// What a server answers.
 #[derive(Clone, Default)]
-struct Answer {
+struct FakeResponse {
     status: u16,
     fields: Vec<(&'static str, &'static str)>,
     body: Vec<u8>,
@@ -68,7 +68,7 @@ fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
     fields.iter().map(pair).collect()
 }
 
-impl Answer {
+impl FakeResponse {
     fn send(self, mut respond: SendResponse<Bytes>) {
         let mut head = Response::builder().status(self.status).body(()).unwrap();
         *head.headers_mut() = map(&self.fields);
@@ -88,8 +88,8 @@ impl Answer {
 const GRPC: (&str, &str) = ("content-type", "application/grpc");
 
 /// A call that came to its end, with `body`.
-fn called(body: &[u8]) -> Answer {
-    Answer {
+fn called(body: &[u8]) -> FakeResponse {
+    FakeResponse {
         status: 200,
         fields: vec![GRPC],
         body: body.to_vec(),
@@ -98,11 +98,11 @@ fn called(body: &[u8]) -> Answer {
 }
 
 /// A call that failed, in a head alone.
-fn failed(status: &'static str) -> Answer {
-    Answer {
+fn failed(status: &'static str) -> FakeResponse {
+    FakeResponse {
         status: 200,
         fields: vec![GRPC, ("grpc-status", status)],
-        ..Answer::default()
+        ..FakeResponse::default()
     }
 }
 
@@ -148,7 +148,7 @@ async fn probe(address: &BackendAddress, kind: CheckKind) -> Result<(), String> 
 }
 
 /// What a check of `kind` makes of `answer`.
-async fn verdict(kind: CheckKind, answer: Answer) -> Result<(), String> {
+async fn verdict(kind: CheckKind, answer: FakeResponse) -> Result<(), String> {
     let server = served(async |_, respond| answer.send(respond)).await;
     probe(&server, kind).await
 }
@@ -157,7 +157,7 @@ async fn verdict(kind: CheckKind, answer: Answer) -> Result<(), String> {
 const SERVING: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
 
 /// The answers, each to a check of a service, and what the check says; empty is good.
-async fn check_grpc(rows: &[(&str, Answer, &str)]) {
+async fn check_grpc(rows: &[(&str, FakeResponse, &str)]) {
     for (service, answer, cause) in rows {
         let result = verdict(grpc(service), answer.clone()).await;
         assert_eq!(result.err().as_deref().unwrap_or_default(), *cause);
@@ -167,7 +167,7 @@ async fn check_grpc(rows: &[(&str, Answer, &str)]) {
 #[tokio::test]
 async fn a_grpc_check_is_good_when_the_service_says_serving_and_names_the_cause_when_not() {
     let says = |status| called(&[0, 0, 0, 0, 2, 8, status]);
-    let failed_late = Answer {
+    let failed_late = FakeResponse {
         trailers: vec![("grpc-status", "14"), ("grpc-message", "no")],
         ..called(&SERVING)
     };
@@ -198,19 +198,19 @@ async fn a_grpc_check_is_good_when_the_service_says_serving_and_names_the_cause_
 
 #[tokio::test]
 async fn a_grpc_check_takes_nothing_but_the_whole_answer_of_a_call() {
-    let of_type = |kind| Answer {
+    let of_type = |kind| FakeResponse {
         fields: vec![("content-type", kind)],
         ..called(&SERVING)
     };
-    let unavailable = Answer {
+    let unavailable = FakeResponse {
         status: 503,
         ..called(&SERVING)
     };
-    let without_status = Answer {
+    let without_status = FakeResponse {
         trailers: vec![("x", "y")],
         ..called(&SERVING)
     };
-    let without_trailers = Answer {
+    let without_trailers = FakeResponse {
         fields: vec![GRPC, ("grpc-status", "0")],
         trailers: Vec::new(),
         ..called(&SERVING)
@@ -272,10 +272,10 @@ async fn a_grpc_check_calls_the_health_service_as_its_definition_says() {
 
 #[tokio::test]
 async fn an_http_check_over_http2_asks_and_judges_as_over_http1() {
-    let page = |status: u16, body: &str| Answer {
+    let page = |status: u16, body: &str| FakeResponse {
         status,
         body: body.into(),
-        ..Answer::default()
+        ..FakeResponse::default()
     };
     let late = "x".repeat(http::BODY_SEARCHED - 2) + "hello";
     let rows = [
@@ -328,10 +328,10 @@ async fn the_authority_is_the_address_unless_the_file_says_another() {
     let server = served(async |request, respond| {
         let body = request.uri().authority().unwrap().to_string().into();
         let status = 200;
-        Answer {
+        FakeResponse {
             status,
             body,
-            ..Answer::default()
+            ..FakeResponse::default()
         }
         .send(respond);
     })

@@ -1,7 +1,7 @@
 //! Least connections: the backend with the fewest in flight for its weight, exact over the whole process.
 //!
 //! The least loaded is the one that would have the fewest for its weight with one more. Beside it stand all that differ from it
-//! by less than one request (`has_its_share`), such as all idle ones: these take turns by weight. Where all weights are
+//! by less than one request (`has_full_share`), such as all idle ones: these take turns by weight. Where all weights are
 //! equal these are the ones with as few in flight, and the scan starts one further each time.
 //!
 //! The load is compared and taken in one step, so two threads never take the same slot; a thread that loses the race looks
@@ -9,7 +9,9 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Candidate, Load, Picker, Turn, has_its_share, lighter};
+use super::{
+    BackendLoad, EligibleBackend, PickContext, PolicyPicker, has_full_share, is_less_loaded,
+};
 
 /// How often a thread that lost the race looks again; more losses than this need more than 64 threads at one instant.
 const ATTEMPTS: usize = 64;
@@ -17,24 +19,24 @@ const ATTEMPTS: usize = 64;
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 pub(super) struct LeastConnections {
-    heaviest: u16,
+    max_weight: u16,
     has_equal_weights: bool,
 }
 
 impl LeastConnections {
-    pub(super) fn new(candidates: &[Candidate]) -> Self {
+    pub(super) fn new(candidates: &[EligibleBackend]) -> Self {
         let weights = || candidates.iter().map(|candidate| candidate.config.weight);
-        let heaviest = weights().max().unwrap_or(1);
+        let max_weight = weights().max().unwrap_or(1);
         Self {
-            heaviest,
-            has_equal_weights: weights().all(|weight| weight == heaviest),
+            max_weight,
+            has_equal_weights: weights().all(|weight| weight == max_weight),
         }
     }
 
     /// The position and load of the next candidate; `turn_number` counts the picks of the pool.
-    fn next(&self, turn: &Turn<'_>, turn_number: usize) -> Option<(usize, usize)> {
+    fn next(&self, turn: &PickContext<'_>, turn_number: usize) -> Option<(usize, usize)> {
         let start = turn_number % turn.candidates.len().max(1);
-        let (position, load) = self.lightest(turn, start)?;
+        let (position, load) = self.least_loaded(turn, start)?;
         if self.has_equal_weights {
             return Some((position, load.0));
         }
@@ -42,15 +44,15 @@ impl LeastConnections {
     }
 
     /// The lightest untried candidate that is not full.
-    fn lightest(&self, turn: &Turn<'_>, start: usize) -> Option<(usize, Load)> {
+    fn least_loaded(&self, turn: &PickContext<'_>, start: usize) -> Option<(usize, BackendLoad)> {
         let count = turn.candidates.len();
-        let mut best: Option<(usize, Load)> = None;
+        let mut best: Option<(usize, BackendLoad)> = None;
         for (position, load) in open(turn, (start..count).chain(0..start)) {
-            if load == (0, self.heaviest) {
+            if load == (0, self.max_weight) {
                 // Nothing can be lighter.
                 return Some((position, load));
             }
-            if best.is_none_or(|(_, other)| lighter(load, other)) {
+            if best.is_none_or(|(_, other)| is_less_loaded(load, other)) {
                 best = Some((position, load));
             }
         }
@@ -59,10 +61,14 @@ impl LeastConnections {
 }
 
 /// One of the candidates that have less than their share beside the lightest, by weight and in turn.
-fn by_weight(turn: &Turn<'_>, lightest: Load, turn_number: usize) -> Option<(usize, usize)> {
+fn by_weight(
+    turn: &PickContext<'_>,
+    lightest: BackendLoad,
+    turn_number: usize,
+) -> Option<(usize, usize)> {
     let eligible = || {
         let all = open(turn, 0..turn.candidates.len());
-        all.filter(|(_, load)| !has_its_share(*load, lightest))
+        all.filter(|(_, load)| !has_full_share(*load, lightest))
     };
     let total: u64 = eligible().map(|(_, (_, weight))| u64::from(weight)).sum();
     let place = (turn_number as u64).wrapping_mul(GOLDEN);
@@ -76,9 +82,9 @@ fn by_weight(turn: &Turn<'_>, lightest: Load, turn_number: usize) -> Option<(usi
 
 /// The untried candidates at `positions` that are not full.
 fn open<'t>(
-    turn: &'t Turn<'_>,
+    turn: &'t PickContext<'_>,
     positions: impl Iterator<Item = usize> + 't,
-) -> impl Iterator<Item = (usize, Load)> + 't {
+) -> impl Iterator<Item = (usize, BackendLoad)> + 't {
     positions.filter_map(|position| {
         let candidate = turn.untried(position)?;
         let load = candidate.state.in_flight();
@@ -86,8 +92,8 @@ fn open<'t>(
     })
 }
 
-impl Picker for LeastConnections {
-    fn pick(&self, turn: &mut Turn<'_>) -> Option<usize> {
+impl PolicyPicker for LeastConnections {
+    fn pick(&self, turn: &mut PickContext<'_>) -> Option<usize> {
         let turn_number = turn.cursor.fetch_add(1, Relaxed);
         for _ in 0..ATTEMPTS {
             let (position, load) = self.next(turn, turn_number)?;

@@ -14,12 +14,12 @@ use super::backend::Backend;
 use crate::{base::rng::Random, config::model::BalancingPolicy};
 
 /// An eligible backend.
-pub(crate) type Candidate = Arc<Backend>;
+pub(crate) type EligibleBackend = Arc<Backend>;
 
 /// One request's view of the pool.
-pub(crate) struct Turn<'a> {
+pub(crate) struct PickContext<'a> {
     /// Eligible backends, never empty.
-    pub(crate) candidates: &'a [Candidate],
+    pub(crate) candidates: &'a [EligibleBackend],
     /// `Backend::index` of those that may not be picked.
     pub(crate) tried: &'a [usize],
     /// Counts the picks of the pool; survives refreshes and reloads.
@@ -27,10 +27,10 @@ pub(crate) struct Turn<'a> {
     pub(crate) random: &'a mut Random,
 }
 
-impl<'a> Turn<'a> {
+impl<'a> PickContext<'a> {
     /// The candidate at `position`, unless it was tried already.
     #[inline]
-    fn untried(&self, position: usize) -> Option<&'a Candidate> {
+    fn untried(&self, position: usize) -> Option<&'a EligibleBackend> {
         self.candidates
             .get(position)
             .filter(|candidate| self.tried.is_empty() || !self.tried.contains(&candidate.index))
@@ -53,13 +53,16 @@ impl<'a> Turn<'a> {
 }
 
 /// A prepared policy.
-pub(crate) trait Picker: Send + Sync {
+pub(crate) trait PolicyPicker: Send + Sync {
     /// The position of a candidate, claimed; `None` if every untried one is full.
-    fn pick(&self, turn: &mut Turn<'_>) -> Option<usize>;
+    fn pick(&self, turn: &mut PickContext<'_>) -> Option<usize>;
 }
 
 /// Prepares `policy` for these candidates.
-pub(crate) fn prepare(policy: BalancingPolicy, candidates: &[Candidate]) -> Box<dyn Picker> {
+pub(crate) fn prepare(
+    policy: BalancingPolicy,
+    candidates: &[EligibleBackend],
+) -> Box<dyn PolicyPicker> {
     match policy {
         BalancingPolicy::RoundRobin => Box::new(round_robin::RoundRobin::new(candidates)),
         BalancingPolicy::LeastConnections => {
@@ -70,12 +73,12 @@ pub(crate) fn prepare(policy: BalancingPolicy, candidates: &[Candidate]) -> Box<
 }
 
 /// A backend's requests in flight and its weight.
-type Load = (usize, u16);
+type BackendLoad = (usize, u16);
 
 /// True if a backend would be less loaded for its weight than the other, with one more each.
 /// Compared as fractions by cross-multiplication: no rounding.
 #[inline]
-fn lighter((load, weight): Load, (other_load, other_weight): Load) -> bool {
+fn is_less_loaded((load, weight): BackendLoad, (other_load, other_weight): BackendLoad) -> bool {
     (load as u128 + 1) * u128::from(other_weight) < (other_load as u128 + 1) * u128::from(weight)
 }
 
@@ -83,7 +86,7 @@ fn lighter((load, weight): Load, (other_load, other_weight): Load) -> bool {
 /// is now. Two that both have less than their share differ by less than one request: which of them is next is for their
 /// weights to say, or the lighter one of two idle backends would never be.
 #[inline]
-fn has_its_share((load, weight): Load, (other_load, other_weight): Load) -> bool {
+fn has_full_share((load, weight): BackendLoad, (other_load, other_weight): BackendLoad) -> bool {
     (other_load as u128 + 1) * u128::from(weight) <= load as u128 * u128::from(other_weight)
 }
 
@@ -103,7 +106,7 @@ mod tests {
             ((9, 10), (9, 9), true),
             ((usize::MAX - 1, 256), (usize::MAX - 1, 255), true),
         ] {
-            assert_eq!(lighter(one, other), expected, "{one:?} {other:?}");
+            assert_eq!(is_less_loaded(one, other), expected, "{one:?} {other:?}");
         }
     }
 
@@ -120,7 +123,7 @@ mod tests {
             ((2, 2), (1, 1), false),
             ((usize::MAX - 1, 256), (usize::MAX - 1, 256), false),
         ] {
-            assert_eq!(has_its_share(one, other), expected, "{one:?} {other:?}");
+            assert_eq!(has_full_share(one, other), expected, "{one:?} {other:?}");
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Random two: two different backends drawn by weight, and of these the one with fewer in flight for its weight.
 //!
-//! The first is taken unless it has its share already compared with the second (`has_its_share`): of two that are idle the
+//! The first is taken unless it has its share already compared with the second (`has_full_share`): of two that are idle the
 //! weights decide, by which they were drawn.
 //!
 //! Two draws cost the same for 3 and for 10,000 backends, and spread bursts well without looking at everyone.
 
-use super::{Candidate, Picker, Turn, has_its_share};
+use super::{EligibleBackend, PickContext, PolicyPicker, has_full_share};
 use crate::base::rng::Random;
 
 /// Draws until an untried, different backend is found; then the scan over all takes over.
@@ -17,7 +17,7 @@ pub(super) struct RandomTwo {
 }
 
 impl RandomTwo {
-    pub(super) fn new(candidates: &[Candidate]) -> Self {
+    pub(super) fn new(candidates: &[EligibleBackend]) -> Self {
         let mut weights = candidates.iter().map(|candidate| candidate.config.weight);
         let first = weights.next();
         if weights.all(|weight| Some(weight) == first) {
@@ -44,7 +44,7 @@ impl RandomTwo {
     }
 
     /// An untried position other than `other`.
-    fn draw_untried(&self, turn: &mut Turn<'_>, other: Option<usize>) -> Option<usize> {
+    fn draw_untried(&self, turn: &mut PickContext<'_>, other: Option<usize>) -> Option<usize> {
         let count = turn.candidates.len();
         for _ in 0..DRAWS {
             let position = self.draw(turn.random, count);
@@ -59,8 +59,8 @@ impl RandomTwo {
     }
 }
 
-impl Picker for RandomTwo {
-    fn pick(&self, turn: &mut Turn<'_>) -> Option<usize> {
+impl PolicyPicker for RandomTwo {
+    fn pick(&self, turn: &mut PickContext<'_>) -> Option<usize> {
         let first = self.draw_untried(turn, None)?;
         let (better, worse) = match self.draw_untried(turn, Some(first)) {
             Some(second) if is_busier(turn, first, second) => (second, Some(first)),
@@ -80,13 +80,13 @@ impl Picker for RandomTwo {
 }
 
 /// True if the candidate at `one` has its share already, compared with the one at `other`.
-fn is_busier(turn: &Turn<'_>, one: usize, other: usize) -> bool {
+fn is_busier(turn: &PickContext<'_>, one: usize, other: usize) -> bool {
     let load = |position: usize| {
         turn.candidates
             .get(position)
             .map(|candidate| (candidate.state.in_flight(), candidate.config.weight))
     };
-    matches!((load(one), load(other)), (Some(one), Some(other)) if has_its_share(one, other))
+    matches!((load(one), load(other)), (Some(one), Some(other)) if has_full_share(one, other))
 }
 
 #[cfg(test)]
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn of_two_the_lighter_is_chosen() {
-        for (weights, loads, lighter) in [
+        for (weights, loads, is_less_loaded) in [
             ([1, 1], [0, 1], 0),
             ([1, 1], [1, 0], 1),
             ([1, 1], [90, 80], 1),
@@ -118,7 +118,10 @@ mod tests {
             load(&pool, &loads);
             for seed in 0..40 {
                 let picked = pool.pick(&[], &mut Random::seeded(seed)).unwrap().index;
-                assert_eq!(picked, lighter, "weights {weights:?}, in flight {loads:?}");
+                assert_eq!(
+                    picked, is_less_loaded,
+                    "weights {weights:?}, in flight {loads:?}"
+                );
             }
         }
     }

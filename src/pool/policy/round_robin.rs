@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Candidate, Picker, Turn};
+use super::{EligibleBackend, PickContext, PolicyPicker};
 
 /// Turns in a sequence at most, unless there are more backends than that.
 const MAX_TURNS: usize = 65_536;
@@ -21,7 +21,7 @@ pub(super) struct RoundRobin {
 }
 
 impl RoundRobin {
-    pub(super) fn new(candidates: &[Candidate]) -> Self {
+    pub(super) fn new(candidates: &[EligibleBackend]) -> Self {
         let weights: Vec<usize> = candidates
             .iter()
             .map(|candidate| usize::from(candidate.config.weight))
@@ -42,9 +42,9 @@ impl RoundRobin {
     }
 }
 
-impl Picker for RoundRobin {
+impl PolicyPicker for RoundRobin {
     #[inline]
-    fn pick(&self, turn: &mut Turn<'_>) -> Option<usize> {
+    fn pick(&self, turn: &mut PickContext<'_>) -> Option<usize> {
         let count = turn.candidates.len();
         let first = turn.cursor.fetch_add(1, Relaxed);
         for step in 0..NEAR {

@@ -10,13 +10,16 @@ fn failures_in_a_row_eject_and_a_success_in_between_does_not() {
     pool.succeeded(&pool.backends[0]);
     assert_eq!(fail_times(&pool, 0, 4, now), None);
     let ejected = fail_times(&pool, 0, 1, now).unwrap();
-    assert_eq!((ejected.from, ejected.to), (State::Up, State::Ejected));
+    assert_eq!(
+        (ejected.from, ejected.to),
+        (HealthState::Up, HealthState::Ejected)
+    );
     assert_eq!(
         ejected.cause,
         "connection_refused 5 times in a row, out for 10s"
     );
     assert_eq!(picks(&pool, 3), [1, 1, 1]);
-    assert_eq!(pool.counts()[State::Ejected.index()], 1);
+    assert_eq!(pool.counts()[HealthState::Ejected.index()], 1);
     let counted = pool.backends[0].state.metrics.mine().ejections.get(REFUSED);
     assert_eq!(counted, 1);
 }
@@ -38,14 +41,20 @@ fn a_sentence_ends_doubles_and_is_forgotten_after_a_good_time() {
     all_up(&pool, start);
     let mut now = start;
     for length in [10, 20, 40, 80, 160, 300, 300] {
-        assert_eq!(fail_times(&pool, 0, 5, now).unwrap().to, State::Ejected);
+        assert_eq!(
+            fail_times(&pool, 0, 5, now).unwrap().to,
+            HealthState::Ejected
+        );
         let until = pool.backends[0].state.view().ejected_until;
         assert_eq!(until, Some(now + seconds(length)));
         let nearly = Duration::from_nanos(length * 1_000_000_000 - 1);
         assert_eq!(pool.expire(now + nearly), []);
         now += seconds(length);
         let back = pool.expire(now);
-        assert_eq!((back[0].from, back[0].to), (State::Ejected, State::Up));
+        assert_eq!(
+            (back[0].from, back[0].to),
+            (HealthState::Ejected, HealthState::Up)
+        );
         assert_eq!(pool.expire(now), []);
     }
     now += seconds(299);
@@ -76,10 +85,13 @@ fn a_failed_check_beats_an_ejection_and_good_ones_end_both() {
     fail(&pool, 0, now);
     fail(&pool, 0, now);
     let down = fail(&pool, 0, now).unwrap();
-    assert_eq!((down.from, down.to), (State::Ejected, State::Down));
+    assert_eq!(
+        (down.from, down.to),
+        (HealthState::Ejected, HealthState::Down)
+    );
     pass(&pool, 0, now);
     let up = pass(&pool, 0, now).unwrap();
-    assert_eq!((up.from, up.to), (State::Down, State::Up));
+    assert_eq!((up.from, up.to), (HealthState::Down, HealthState::Up));
     assert_eq!(pool.backends[0].state.view().ejected_until, None);
     assert_eq!(pool.expire(now + seconds(10)), []);
 }
@@ -107,7 +119,10 @@ fn checks_that_pass_rise_times_since_the_ejection_began_end_it() {
             assert_eq!(pass(&pool, 0, now), None, "rise {rise}");
         }
         let back = pass(&pool, 0, now).unwrap();
-        assert_eq!((back.from, back.to), (State::Ejected, State::Up));
+        assert_eq!(
+            (back.from, back.to),
+            (HealthState::Ejected, HealthState::Up)
+        );
         assert!(back.cause.ends_with("passed since the ejection"), "{back}");
         assert_eq!(pool.backends[0].state.view().ejected_until, None);
         // The next one is longer all the same.
@@ -122,7 +137,7 @@ fn a_backend_ejected_before_its_first_check_needs_as_many_good_ones() {
     let (pool, now) = pool(&config(&[1, 1]));
     fail_times(&pool, 0, 5, now).unwrap();
     assert_eq!(pass(&pool, 0, now), None);
-    assert_eq!(pass(&pool, 0, now).unwrap().to, State::Up);
+    assert_eq!(pass(&pool, 0, now).unwrap().to, HealthState::Up);
 }
 
 #[test]
@@ -133,7 +148,7 @@ fn without_a_health_check_only_time_ends_an_ejection() {
     let new = reload(&old, &unchecked(&[1, 1], BalancingPolicy::RoundRobin), now);
     assert_eq!(pass(&new, 0, now), None);
     assert_eq!(pass(&new, 0, now), None);
-    assert_eq!(states(&new)[0], State::Ejected);
+    assert_eq!(states(&new)[0], HealthState::Ejected);
     assert_eq!(new.expire(now + seconds(10)).len(), 1);
 }
 
@@ -148,10 +163,10 @@ fn a_reload_to_no_ejection_frees_at_once_and_old_requests_eject_no_more() {
         all_up(&old, now);
         fail_times(&old, 0, 5, now).unwrap();
         let new = reload(&old, &off, now);
-        assert_eq!(states(&new), [State::Up; 2]);
+        assert_eq!(states(&new), [HealthState::Up; 2]);
         assert_eq!(picks(&new, 2), [0, 1]);
         assert_eq!(fail_times(&old, 0, 50, now), None);
-        assert_eq!(states(&new), [State::Up; 2]);
+        assert_eq!(states(&new), [HealthState::Up; 2]);
     }
 }
 
@@ -162,21 +177,21 @@ fn a_check_that_could_not_be_made_changes_no_verdict_and_no_streak() {
         (0..count).for_each(|_| pool.not_checked(&pool.backends[0], "no descriptor".to_owned()));
     };
     miss(5);
-    assert_eq!(states(&pool)[0], State::Checking);
+    assert_eq!(states(&pool)[0], HealthState::Checking);
     pass(&pool, 0, now);
     // Two of three failed before, and it takes one more after it.
     fail(&pool, 0, now);
     fail(&pool, 0, now);
     miss(100);
-    assert_eq!(states(&pool)[0], State::Up);
+    assert_eq!(states(&pool)[0], HealthState::Up);
     let view = pool.backends[0].state.view();
     assert_eq!(view.check_not_made.as_deref(), Some("no descriptor"));
-    assert_eq!(fail(&pool, 0, now).unwrap().to, State::Down);
+    assert_eq!(fail(&pool, 0, now).unwrap().to, HealthState::Down);
     assert_eq!(pool.backends[0].state.view().check_not_made, None);
     pass(&pool, 0, now);
     miss(100);
-    assert_eq!(states(&pool)[0], State::Down);
-    assert_eq!(pass(&pool, 0, now).unwrap().to, State::Up);
+    assert_eq!(states(&pool)[0], HealthState::Down);
+    assert_eq!(pass(&pool, 0, now).unwrap().to, HealthState::Up);
     let slot = pool.backends[0].state.metrics.mine();
     assert_eq!(slot.checks_local_error.get(), 205);
     assert_eq!(slot.checks_failed.get(), 3);
@@ -210,9 +225,9 @@ fn a_sentence_over_while_down_leaves_the_backend_down() {
     fail_times(&pool, 0, 5, now);
     (0..3).for_each(|_| drop(fail(&pool, 0, now)));
     assert_eq!(pool.expire(now + seconds(10)), []);
-    assert_eq!(states(&pool)[0], State::Down);
+    assert_eq!(states(&pool)[0], HealthState::Down);
     pass(&pool, 0, now);
-    assert_eq!(pass(&pool, 0, now).unwrap().to, State::Up);
+    assert_eq!(pass(&pool, 0, now).unwrap().to, HealthState::Up);
 }
 
 #[test]
@@ -244,7 +259,7 @@ fn a_backend_that_goes_down_ends_its_sessions_only_where_told() {
         config.health_check.as_mut().unwrap().on_down = on_down;
         let (pool, now) = pool(&config);
         pass(&pool, 0, now);
-        let ends = |lease: &Lease| {
+        let ends = |lease: &BackendLease| {
             let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
             std::pin::pin!(lease.until_down()).poll(&mut cx).is_ready()
         };
@@ -252,7 +267,7 @@ fn a_backend_that_goes_down_ends_its_sessions_only_where_told() {
         fail(&pool, 0, now);
         fail(&pool, 0, now);
         assert!(!ends(&lease), "it is up");
-        assert_eq!(fail(&pool, 0, now).unwrap().to, State::Down);
+        assert_eq!(fail(&pool, 0, now).unwrap().to, HealthState::Down);
         assert_eq!(ends(&lease), on_down == OnDown::Close);
         pass(&pool, 0, now);
         pass(&pool, 0, now);

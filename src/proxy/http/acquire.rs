@@ -36,14 +36,19 @@ pub(super) async fn connection(
 ) -> Result<BackendConnection, Unconnected> {
     let started = clock::now();
     exchange.facts.reused = false;
-    let dial = attempt.pool.dial;
+    let transport_epoch = attempt.pool.transport_epoch;
     let made = if attempt.pool.config.protocol.is_h2() {
         Box::pin(share(exchange, attempt, started)).await?
     } else {
         let idle = &exchange.place.worker.idle;
         let take = || {
             let mut idle = idle.borrow_mut();
-            idle.take(attempt.lease, attempt.introduction, dial, started)
+            idle.take(
+                attempt.lease,
+                attempt.introduction,
+                transport_epoch,
+                started,
+            )
         };
         if let Some(kept) = (!attempt.fresh).then(take).flatten() {
             exchange.facts.reused = true;
@@ -113,11 +118,11 @@ async fn share(
     if forward::is_websocket(exchange.head) && !stream.link().takes_websockets() {
         return Err(Unconnected::Client(Reason::UpgradeFailed));
     }
-    let dial = attempt.pool.dial;
+    let transport_epoch = attempt.pool.transport_epoch;
     Ok(BackendConnection::new(
         stream.into(),
         attempt.introduction,
-        dial,
+        transport_epoch,
         now,
     ))
 }
@@ -149,7 +154,7 @@ async fn connect(
             Ok(BackendConnection::new(
                 stream,
                 header,
-                attempt.pool.dial,
+                attempt.pool.transport_epoch,
                 now,
             ))
         }

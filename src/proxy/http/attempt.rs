@@ -32,7 +32,7 @@ use crate::{
         local_error,
         stream::Stream,
     },
-    pool::{BackendState, Lease, Pool},
+    pool::{BackendLease, BackendState, Pool},
     proxy::{idle::BackendConnection, timer::Passed},
     reason::Reason,
 };
@@ -44,7 +44,7 @@ const EAGER: usize = 512;
 #[derive(Clone, Copy)]
 pub(super) struct Attempt<'a> {
     pub pool: &'a Arc<Pool>,
-    pub lease: &'a Lease,
+    pub lease: &'a BackendLease,
     pub rules: &'a Rules<'a>,
     /// No idle connection may be used.
     pub fresh: bool,
@@ -519,7 +519,7 @@ pub(super) fn poll_upload(
 
 /// A failure of the backend: counted, and held against it, where `reason` blames it.
 pub(super) fn blame_backend(attempt: Attempt<'_>, reason: Reason) {
-    if !reason.blames_backend() {
+    if !reason.is_backend_fault() {
         return;
     }
     attempt.lease.state.metrics.mine().failures.add(reason);

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     base::clock,
     net::{h2::backend::Refusal, proxy_protocol},
-    pool::{Lease, Pool},
+    pool::{BackendLease, Pool},
     reason::Reason,
 };
 
@@ -122,7 +122,7 @@ impl Exchange<'_> {
 }
 
 /// A failed attempt counts against its backend, unless what failed was a connection that had grown old, or was full.
-fn is_backend_failure(lease: &Lease, failure: &Failure) -> bool {
+fn is_backend_failure(lease: &BackendLease, failure: &Failure) -> bool {
     match failure.refusal {
         Some(Refusal::Outright) => lease.state.refuses_again(),
         _ => !is_well(failure) && !failure.own_limit,

@@ -78,7 +78,7 @@ pub(super) fn error<'a>(reason: Reason, errors: &'a ErrorsConfig, head: &Head) -
             status: 200,
             body: Some(("application/grpc", Cow::default())),
             reason: Some(reason),
-            call: Some((grpc::status(reason), reason.sentence())),
+            call: Some((grpc::status(reason), reason.detail())),
             ..Reply::default()
         };
     }
@@ -111,7 +111,7 @@ pub(super) fn error<'a>(reason: Reason, errors: &'a ErrorsConfig, head: &Head) -
 }
 
 fn body(status: u16, reason: Reason, html: bool) -> Vec<u8> {
-    let (message, details) = (phrase(status), reason.sentence());
+    let (message, details) = (phrase(status), reason.detail());
     let text = if html {
         format!(
             "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{status} {message}</title></head>\n\

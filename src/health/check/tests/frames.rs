@@ -26,7 +26,7 @@ async fn greet(socket: &mut TcpStream) {
 }
 
 /// Says hello, then `first` once and `more` for ever, until nobody takes it; gives how much was taken.
-async fn flood(first: Vec<u8>, more: Vec<u8>) -> Server<usize> {
+async fn flood(first: Vec<u8>, more: Vec<u8>) -> ScriptedServer<usize> {
     raw(async move |mut socket| {
         greet(&mut socket).await;
         let _ = socket.write_all(&first).await;
