@@ -14,7 +14,7 @@ use crate::{
     config::model::Config,
 };
 
-#[path = "../../tests/support/tools.rs"]
+#[path = "../../tests/blackbox/harness/tools.rs"]
 mod tools;
 
 fn page(daemon: &Arc<Daemon>) -> String {

@@ -1,0 +1,30 @@
+//! HTTP/2 to backends: what they get of a request, whoever sent it, the way back, how connections are shared, and what
+//! backends may not do.
+//!
+//! Well-behaved backends are the h2 crate (`harness/h2.rs`); the others write frames by hand (`harness/frames.rs`).
+
+mod failures;
+mod honest;
+mod hostile;
+mod limits;
+mod messages;
+mod sharing;
+mod trailers;
+
+use std::net::SocketAddr;
+
+use crate::harness::daemon::Daemon;
+
+/// The configuration of a listener, `@web`, in front of backends that speak h2c. `pool` is added to the pool.
+pub fn config(backends: &[SocketAddr], pool: &str) -> String {
+    let backends: Vec<_> = backends.iter().map(SocketAddr::to_string).collect();
+    let backends = backends.join(", ");
+    format!(
+        "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", pool: app}}}}\npools: {{app: {{backends: [{backends}], protocol: h2c, health_check: none, {pool}}}}}\n"
+    )
+}
+
+/// A daemon with that.
+pub fn front(backend: SocketAddr, pool: &str) -> Daemon {
+    Daemon::start(&config(&[backend], pool))
+}

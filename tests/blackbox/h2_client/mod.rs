@@ -1,0 +1,28 @@
+//! HTTP/2 from clients: what a backend gets of it, the way back, and what clients may not do.
+//!
+//! Well-behaved clients are the h2 crate; the others write frames by hand (`harness/frames.rs`).
+
+mod conformance;
+mod floods;
+mod heads;
+mod honest;
+mod messages;
+mod rules;
+mod stalled;
+mod streams;
+
+use std::net::SocketAddr;
+
+use crate::harness::daemon::Daemon;
+
+/// A daemon with one listener, `@web`, in front of one backend. `more` is added to the listener.
+pub fn front(backend: SocketAddr, more: &str) -> Daemon {
+    front_of(backend, more, "")
+}
+
+/// The same; `pool` is added to the pool.
+fn front_of(backend: SocketAddr, more: &str, pool: &str) -> Daemon {
+    Daemon::start(&format!(
+        "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", pool: app, {more}}}}}\npools: {{app: {{backends: [{backend}], health_check: none, {pool}}}}}\n"
+    ))
+}

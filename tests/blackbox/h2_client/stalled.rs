@@ -1,0 +1,209 @@
+//! Uploads that no backend reads: the other calls of their connection go on, and what is held stays bounded.
+
+use std::collections::BTreeMap;
+
+use crate::harness::{
+    daemon::Daemon,
+    frames::{
+        ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, RST_STREAM, Raw,
+        RawBackend, SETTINGS, WINDOW_UPDATE, fields, frame,
+    },
+    peer::Peer,
+};
+
+const INITIAL_WINDOW: i64 = 65_535;
+const PART: i64 = 16_384;
+
+/// A client that sends as much as windows allow.
+struct Uploader {
+    client: Raw,
+    connection: i64,
+    first: i64,
+    streams: BTreeMap<u32, i64>,
+}
+
+impl Uploader {
+    fn connect(daemon: &Daemon) -> Self {
+        let mut this = Self {
+            client: Raw::connect(daemon.address("@web")),
+            connection: INITIAL_WINDOW,
+            first: INITIAL_WINDOW,
+            streams: BTreeMap::new(),
+        };
+        this.ping();
+        this
+    }
+
+    /// Reads a frame, and does what it says to windows; gives it if it says nothing to them.
+    fn next(&mut self) -> Option<Frame> {
+        let got = self.client.next().expect("a connection that goes on");
+        let number = |at: usize| {
+            let bytes = got.payload[at..at + 4].try_into();
+            i64::from(u32::from_be_bytes(bytes.unwrap()))
+        };
+        match (got.kind, got.stream) {
+            (SETTINGS, _) if got.flags == 0 => {
+                for at in (0..got.payload.len()).step_by(6) {
+                    if got.payload[at..at + 2] == [0, 4] {
+                        self.first = number(at + 2);
+                    }
+                }
+                self.client.send(frame(SETTINGS, ACK, 0, &[]));
+            }
+            (PING, _) if got.flags == 0 => {
+                self.client.send(frame(PING, ACK, 0, &got.payload));
+            }
+            (WINDOW_UPDATE, 0) => self.connection += number(0),
+            (WINDOW_UPDATE, stream) => {
+                if let Some(window) = self.streams.get_mut(&stream) {
+                    *window += number(0);
+                }
+            }
+            (RST_STREAM | GOAWAY, _) => panic!("ended by {}", got.code()),
+            _ => return Some(got),
+        }
+        None
+    }
+
+    /// Reads all that was written before the answer to a PING.
+    fn ping(&mut self) {
+        self.client.send(frame(PING, 0, 0, b"all read"));
+        while self.next().is_none_or(|got| got.kind != PING) {}
+    }
+
+    fn begin(&mut self, stream: u32, method: &str, path: &str) {
+        let list = [
+            (":method", method),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "test"),
+        ];
+        let flags = if method == "GET" { END_STREAM } else { 0 };
+        self.streams.insert(stream, self.first);
+        self.client
+            .send(frame(HEADERS, END_HEADERS | flags, stream, &fields(&list)));
+    }
+
+    /// Sends at most that many bytes of content; returns how many.
+    fn send(&mut self, stream: u32, most: i64) -> i64 {
+        let window = self.streams.get_mut(&stream).unwrap();
+        let count = most.min(PART).min(*window).min(self.connection).max(0);
+        *window -= count;
+        self.connection -= count;
+        if count > 0 {
+            let content = vec![b'x'; count as usize];
+            self.client.send(frame(DATA, 0, stream, &content));
+        }
+        count
+    }
+
+    /// Sends on these streams until nothing more can be sent.
+    fn fill(&mut self, streams: &[u32]) {
+        loop {
+            let mut sent = 0;
+            for stream in streams {
+                while self.send(*stream, PART) > 0 {
+                    sent += 1;
+                }
+            }
+            if sent == 0 {
+                return;
+            }
+            self.ping();
+            self.ping();
+        }
+    }
+
+    /// Sends a body of such a length, and reads the response.
+    fn upload(&mut self, stream: u32, length: i64) {
+        self.begin(stream, "POST", "/good");
+        let mut left = length;
+        while left > 0 {
+            let sent = self.send(stream, left);
+            left -= sent;
+            if sent == 0 {
+                self.next();
+            }
+        }
+        self.client.send(frame(DATA, END_STREAM, stream, &[]));
+        self.response(stream);
+    }
+
+    fn response(&mut self, stream: u32) {
+        let is_end = |got: &Frame| got.stream == stream && got.flags & END_STREAM > 0;
+        while !self.next().is_some_and(|got| is_end(&got)) {}
+    }
+}
+
+/// A daemon whose `/stalled` goes to a backend that never opens a window, and all else to one that reads and answers.
+fn front(stalling: &Peer, good: &Peer, streams: usize) -> Daemon {
+    Daemon::start(&format!(
+        "workers: 1
+listeners: {{web: {{bind: \"@web\", pool: good, http: {{h2_max_streams: {streams}}}}}}}
+routes: [{{path: /stalled, pool: stalled}}]
+pools:
+  good: {{backends: [{}], health_check: none}}
+  stalled: {{backends: [{}], protocol: h2c, health_check: none}}
+",
+        good.address, stalling.address
+    ))
+}
+
+fn stalling() -> Peer {
+    Peer::start(|connection| {
+        if let Some(mut backend) = RawBackend::greet(connection) {
+            while backend.next().is_some() {}
+        }
+    })
+}
+
+#[test]
+fn uploads_that_no_backend_reads_hold_up_no_other_call() {
+    for (streams, stalled) in [(100, 3), (100, 20), (100, 99), (10, 9), (1_000, 999)] {
+        let (stalling, good) = (stalling(), Peer::answering("hello"));
+        let daemon = front(&stalling, &good, streams);
+        let mut client = Uploader::connect(&daemon);
+        let ids: Vec<u32> = (0..stalled).map(|index| 2 * index + 1).collect();
+        for id in &ids {
+            client.begin(*id, "POST", "/stalled");
+        }
+        client.fill(&ids);
+        let next = 2 * stalled + 1;
+        client.upload(next, 2_000_000);
+        client.begin(next + 2, "GET", "/good");
+        client.response(next + 2);
+        client.upload(next + 4, 10);
+        let resident = daemon.proc_status("VmRSS");
+        assert!(resident < 120 << 10, "{stalled}: {resident} KiB");
+    }
+}
+
+#[test]
+fn a_large_upload_that_stalls_late_holds_up_no_other_call() {
+    // It is read for a while, so that its window grows.
+    let stalling = Peer::start(|connection| {
+        let Some(mut backend) = RawBackend::greet(connection) else {
+            return;
+        };
+        let mut left = 30_000_000;
+        while left > 0
+            && let Some(part) = backend.until(|frame| frame.kind == DATA)
+        {
+            left -= i64::try_from(part.payload.len()).unwrap();
+            for stream in [part.stream, 0] {
+                let more = (part.payload.len() as u32).to_be_bytes();
+                backend.send(frame(WINDOW_UPDATE, 0, stream, &more));
+            }
+        }
+        while backend.next().is_some() {}
+    });
+    let good = Peer::answering("hello");
+    let daemon = front(&stalling, &good, 100);
+    let mut client = Uploader::connect(&daemon);
+    let ids: Vec<u32> = (0..20).map(|index| 2 * index + 1).collect();
+    for id in &ids {
+        client.begin(*id, "POST", "/stalled");
+    }
+    client.fill(&ids);
+    client.upload(101, 2_000_000);
+}

@@ -1,0 +1,710 @@
+//! Second tries: what may be sent again, where to, how often, and what must never be sent twice.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    thread,
+    time::Duration,
+};
+
+use crate::harness::{
+    answers::expect_error,
+    client::Response,
+    daemon::{Daemon, sum_of},
+    peer::{Connection, Gate, Peer, refused},
+};
+use balancer::base::clock;
+
+/// One pool `app` behind `@web`; `more` are further keys of the pool, each on a line of its own.
+fn daemon(backends: &[SocketAddr], more: &str) -> Daemon {
+    let backends: Vec<_> = backends.iter().map(|one| format!("\"{one}\"")).collect();
+    daemon_with(&backends.join(", "), more)
+}
+
+/// The same; `backends` are entries of the list in the configuration.
+fn daemon_with(backends: &str, more: &str) -> Daemon {
+    Daemon::start(&format!(
+        "workers: 1\naccess_log: {{when: {{min_status: 200}}}}\nlisteners:\n  web: {{bind: \"@web\", pool: app}}\n\
+         pools:\n  app:\n    backends: [{backends}]\n    health_check: none\n{more}"
+    ))
+}
+
+/// Bytes that are nowhere the same for long, so that a lost or doubled part shows.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| (at * 31 + at / 251 * 7) as u8)
+        .collect()
+}
+
+fn with_length(method: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "{method} / HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body].concat()
+}
+
+/// Two chunks.
+fn chunked(method: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("{method} / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let (one, two) = body.split_at(body.len() / 3);
+    let mut bytes = head.into_bytes();
+    for part in [one, two].into_iter().filter(|part| !part.is_empty()) {
+        bytes.extend(format!("{:x}\r\n", part.len()).into_bytes());
+        bytes.extend(part);
+        bytes.extend(b"\r\n");
+    }
+    bytes.extend(b"0\r\n\r\n");
+    bytes
+}
+
+fn send(daemon: &Daemon, request: &[u8]) -> Response {
+    let mut client = daemon.client("@web");
+    client.send(request);
+    client.response().unwrap()
+}
+
+/// The metric's sum as a whole number.
+fn count(daemon: &Daemon, selector: &str) -> u64 {
+    daemon.metric(selector) as u64
+}
+
+#[test]
+fn a_request_of_any_method_whose_backend_refuses_arrives_whole_at_another() {
+    let peer = Peer::answering("here");
+    let daemon = daemon(&[refused(), peer.address], "    ejection: none\n");
+    let large = pattern(1 << 20);
+    let bodies: [&[u8]; 3] = [b"", b"small", &large];
+    let mut sent = 0;
+    for method in ["GET", "POST", "PATCH", "DELETE"] {
+        for body in bodies {
+            // Two in a row: one of them is sent to the dead backend first.
+            for request in [with_length(method, body), chunked(method, body)]
+                .iter()
+                .filter(|_| method != "GET" || body.is_empty())
+            {
+                for _ in 0..2 {
+                    let response = send(&daemon, request);
+                    assert_eq!((response.status, response.text()), (200, "here".to_owned()));
+                    sent += 1;
+                    let got = peer.wait_for_requests(sent).pop().unwrap();
+                    assert_eq!(got.method, method);
+                    assert!(got.body == body, "{method} with {} bytes", body.len());
+                }
+            }
+        }
+    }
+    let retries = count(
+        &daemon,
+        "balancer_retries_total{reason=\"connection_refused\"}",
+    );
+    // At least one of two in a row is sent to the dead backend first.
+    assert!(retries >= sent as u64 / 2, "{retries} for {sent} requests");
+}
+
+/// What a backend does with the second request of a connection, or before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Stale {
+    /// Closes right after the answer.
+    ClosedBefore,
+    /// Reads the request and closes.
+    ClosedAfter,
+    /// Reads the request and resets.
+    ResetAfter,
+    /// Closes with the request unread, which resets.
+    ClosedUnread,
+}
+
+/// Answers one request a connection, and promises more.
+fn forgetful(stale: Stale) -> Peer {
+    Peer::start(move |mut connection| {
+        if connection.request().is_none() || stale == Stale::ClosedBefore {
+            return connection.send_last("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood");
+        }
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood");
+        match stale {
+            Stale::ClosedUnread => connection.wait_for_bytes(),
+            Stale::ResetAfter => {
+                connection.request();
+                connection.reset();
+            }
+            _ => {
+                connection.request();
+            }
+        }
+    })
+}
+
+#[test]
+fn a_stale_connection_never_shows_to_a_get() {
+    for stale in [
+        Stale::ClosedBefore,
+        Stale::ClosedAfter,
+        Stale::ResetAfter,
+        Stale::ClosedUnread,
+    ] {
+        let peer = forgetful(stale);
+        let daemon = daemon(&[peer.address], "");
+        let mut client = daemon.client("@web");
+        for _ in 0..20 {
+            let response = client.request("GET", "/").unwrap();
+            assert_eq!(response.text(), "good", "{stale:?}");
+        }
+        let page = daemon.scrape();
+        let failures = sum_of(&page, "balancer_backend_failures_total");
+        assert!(failures < 0.5, "{stale:?} counts as {failures} failures");
+        let again = sum_of(
+            &page,
+            "balancer_retries_total{reason=\"connection_terminated\"}",
+        );
+        let met = if stale == Stale::ClosedBefore { 0 } else { 19 };
+        assert_eq!(again as u64, met, "{stale:?}");
+        assert_eq!(peer.connections(), 20, "{stale:?}");
+    }
+}
+
+#[test]
+fn a_post_that_a_stale_connection_may_have_delivered_is_not_sent_again() {
+    for stale in [Stale::ClosedAfter, Stale::ResetAfter, Stale::ClosedUnread] {
+        let peer = forgetful(stale);
+        let daemon = daemon(&[peer.address], "");
+        let mut client = daemon.client("@web");
+        assert_eq!(client.request("GET", "/").unwrap().text(), "good");
+        client.send(with_length("POST", b"pay 5"));
+        let response = client.response().unwrap();
+        let id = expect_error(&response, 502, "connection_terminated");
+        let line = daemon.access_of(&id);
+        assert_eq!(
+            (&line["attempts"], &line["reused"]),
+            (&1.into(), &true.into())
+        );
+        assert_eq!(peer.connections(), 1, "{stale:?}");
+    }
+}
+
+#[test]
+fn a_post_meets_no_connection_that_was_closed_before() {
+    let peer = forgetful(Stale::ClosedBefore);
+    let daemon = daemon(&[peer.address], "");
+    let mut client = daemon.client("@web");
+    for number in 0..20 {
+        client.send(with_length("POST", b"pay 5"));
+        assert_eq!(client.response().unwrap().text(), "good");
+        assert_eq!(peer.requests.all().len(), number + 1);
+    }
+}
+
+/// Its first connection takes a head, answers when told to, and reads nothing more: what is sent after the window is full
+/// stays unacknowledged in the daemon's kernel. When told to, it ends its side. All others are in order.
+fn choked(sent: Gate, end: Gate, closed: Gate) -> Peer {
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(2048).unwrap();
+    socket.bind(&any.into()).unwrap();
+    socket.listen(16).unwrap();
+    Peer::start_on(
+        TcpListener::from(socket),
+        move |mut connection: Connection| {
+            if connection.number() > 0 {
+                while connection.request().is_some() && connection.answer("good") {}
+                return;
+            }
+            connection.head().unwrap();
+            sent.wait();
+            connection.answer("early");
+            end.wait();
+            connection.finish();
+            // Kept open: closing it with the upload unread would be a reset.
+            closed.wait();
+        },
+    )
+}
+
+#[test]
+fn a_post_that_the_backend_provably_never_saw_is_sent_again() {
+    let (sent, gate, over) = (Gate::new(), Gate::new(), Gate::new());
+    let peer = choked(sent.clone(), gate.clone(), over.clone());
+    let daemon = daemon(&[peer.address], "");
+    let mut client = daemon.client("@web");
+    client.send(with_length("PATCH", &pattern(14_000)));
+    // All of it is with the kernel, so that the connection is one to be kept.
+    daemon.wait_for_metric("balancer_listener_received_bytes_total", |count| {
+        count > 14_000.0
+    });
+    sent.open();
+    assert_eq!(client.response().unwrap().text(), "early");
+    daemon.wait_for_metric("balancer_backend_connections_idle", |idle| idle > 0.5);
+    client.send(with_length("POST", b"pay 5"));
+    // In use: it was found quiet, and the request is written at once.
+    daemon.wait_for_metric("balancer_backend_connections_active", |active| active > 0.5);
+    gate.open();
+    assert_eq!(client.response().unwrap().text(), "good");
+    let got = peer.wait_for_requests(1);
+    assert_eq!((got.len(), got[0].body.as_slice()), (1, &b"pay 5"[..]));
+    assert_eq!(count(&daemon, "balancer_retries_total"), 1);
+    over.open();
+}
+
+#[test]
+fn races_with_a_closing_backend_neither_double_a_post_nor_fail_a_get() {
+    // Answers three requests a connection and closes a little later: the next one, in turn a GET and a POST, races with
+    // the end.
+    let peer = Peer::start(|mut connection| {
+        for _ in 0..3 {
+            if connection.request().is_none() || !connection.answer("good") {
+                return;
+            }
+        }
+        for _ in 0..connection.number() % 7 * 300 {
+            std::hint::spin_loop();
+        }
+    });
+    let daemon = daemon(&[peer.address], "    ejection: none\n");
+    let mut client = daemon.client("@web");
+    let mut answered = 0;
+    for number in 0..400 {
+        assert_eq!(client.request("GET", "/").unwrap().status, 200);
+        client.send(with_length("POST", format!("pay {number}").as_bytes()));
+        match client.response().unwrap() {
+            response if response.status == 200 => answered += 1,
+            response => drop(expect_error(&response, 502, "connection_terminated")),
+        }
+    }
+    let mut paid: Vec<_> = peer.requests.all();
+    paid.retain(|request| request.method == "POST");
+    let (all, mut bodies) = (
+        paid.len(),
+        paid.into_iter().map(|one| one.body).collect::<Vec<_>>(),
+    );
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), all, "a POST came twice");
+    assert!(all >= answered && answered >= 200, "{answered} of {all}");
+}
+
+/// Reads whole requests and closes without an answer.
+fn swallowing() -> Peer {
+    Peer::start(|mut connection| drop(connection.request()))
+}
+
+#[test]
+fn a_body_is_sent_again_up_to_64_kib_and_not_beyond() {
+    const LIMIT: usize = 64 << 10;
+    type Encode = fn(&str, &[u8]) -> Vec<u8>;
+    let encodings: [Encode; 2] = [with_length, chunked];
+    for (length, again) in [
+        (1, true),
+        (LIMIT, true),
+        (LIMIT + 1, false),
+        (300_000, false),
+    ] {
+        for encode in encodings {
+            let (bad, good) = (swallowing(), Peer::answering("good"));
+            let daemon = daemon(&[bad.address, good.address], "");
+            let body = pattern(length);
+            let request = encode("PUT", &body);
+            let mut statuses = [
+                send(&daemon, &request).status,
+                send(&daemon, &request).status,
+            ];
+            statuses.sort_unstable();
+            let expected = if again { [200, 200] } else { [200, 502] };
+            assert_eq!(statuses, expected, "{length} bytes");
+            assert!(!bad.requests.all().is_empty(), "one of two comes here");
+            for got in good.requests.all().iter().chain(&bad.requests.all()) {
+                assert!(got.body == body, "{length} bytes are not the same");
+            }
+        }
+    }
+}
+
+#[test]
+fn only_idempotent_methods_are_sent_again_after_they_were_sent() {
+    for (method, again) in [
+        ("GET", true),
+        ("HEAD", true),
+        ("OPTIONS", true),
+        ("PUT", true),
+        ("DELETE", true),
+        ("POST", false),
+        ("PATCH", false),
+        ("PROPFIND", false),
+    ] {
+        let (bad, good) = (swallowing(), Peer::answering("good"));
+        let daemon = daemon(&[bad.address, good.address], "");
+        let ask = || daemon.client("@web").request(method, "/").unwrap().status;
+        let mut statuses = [ask(), ask()];
+        statuses.sort_unstable();
+        let expected = if again { [200, 200] } else { [200, 502] };
+        assert_eq!(statuses, expected, "{method}");
+    }
+}
+
+#[test]
+fn when_every_backend_is_dead_tries_stay_within_the_budget() {
+    const REQUESTS: u64 = 1500;
+    let daemon = daemon(&[refused(), refused(), refused()], "");
+    let began = clock::now();
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut client = daemon.client("@web");
+                for _ in 0..REQUESTS / 3 {
+                    let response = client.request("GET", "/").unwrap();
+                    expect_error(&response, 502, "connection_refused");
+                }
+            });
+        }
+    });
+    let seconds = (clock::now() - began).as_secs() + 1;
+    let page = daemon.scrape();
+    let count = |series: &str| sum_of(&page, series) as u64;
+    let tries = count("balancer_backend_connections_total{result=\"failed\"}");
+    // The reserve is ten tries a second, for ten seconds at the start.
+    let most = REQUESTS + REQUESTS / 5 + 100 + 10 * seconds;
+    assert!(tries <= most, "{tries} tries for {REQUESTS} requests");
+    assert!(
+        tries >= REQUESTS + REQUESTS / 10,
+        "{tries} tries: no retries"
+    );
+    assert_eq!(count("balancer_retries_total"), tries - REQUESTS);
+    let failed = "balancer_backend_failures_total{reason=\"connection_refused\"}";
+    assert_eq!(count(failed), tries);
+    assert!(count("balancer_retry_budget_exhausted_total") > 0);
+}
+
+#[test]
+fn retries_go_to_every_other_backend_before_any_a_second_time() {
+    for policy in ["round_robin", "least_connections", "random_two"] {
+        let peers = [swallowing(), swallowing(), swallowing()];
+        let addresses = peers.each_ref().map(|peer| peer.address);
+        let more = format!("    policy: {policy}\n    ejection: none\n");
+        let daemon = daemon(&addresses, &more);
+        for round in 1..=5 {
+            let response = daemon.get("@web", "/").unwrap();
+            let id = expect_error(&response, 502, "connection_terminated");
+            assert_eq!(daemon.access_of(&id)["attempts"], 3);
+            let counts = peers.each_ref().map(Peer::connections);
+            assert_eq!(counts, [round; 3], "{policy}");
+        }
+    }
+}
+
+/// The attempts that the log tells of one request to a backend that is broken in its own way.
+/// `timeout` is the time for a response: short only for those that never send one.
+fn attempts(peer: &Peer, timeout: &str, more: &str, method: &str) -> u64 {
+    let other = format!("    timeouts: {{response: {timeout}}}\n    ejection: none\n");
+    let daemon = daemon(&[peer.address], &(other + more));
+    let response = daemon.client("@web").request(method, "/").unwrap();
+    assert_eq!(response.status, 502);
+    let id = response.header("x-request-id").unwrap();
+    daemon.access_of(id)["attempts"].as_u64().unwrap()
+}
+
+#[test]
+fn conditions_say_what_is_tried_again() {
+    let terminated = swallowing();
+    let invalid = Peer::saying("nonsense\r\n\r\n");
+    let silent = Peer::silent();
+    let only = |word: &str| format!("    retries: {{conditions: [{word}]}}\n");
+    for (peer, time, own) in [
+        (&terminated, "15s", "terminated"),
+        (&invalid, "15s", "invalid"),
+        (&silent, "100ms", "timeout"),
+    ] {
+        for word in ["terminated", "invalid", "timeout", "connect", "stale"] {
+            let tries = if word == own { 3 } else { 1 };
+            assert_eq!(
+                attempts(peer, time, &only(word), "GET"),
+                tries,
+                "{own} by {word}"
+            );
+        }
+        assert_eq!(attempts(peer, time, "    retries: none\n", "GET"), 1);
+        assert_eq!(
+            attempts(peer, time, "    retries: {attempts: 0}\n", "GET"),
+            1
+        );
+    }
+    assert_eq!(
+        attempts(&silent, "100ms", "", "GET"),
+        1,
+        "a timeout by default"
+    );
+    assert_eq!(
+        attempts(&terminated, "15s", "    retries: {attempts: 5}\n", "GET"),
+        6
+    );
+    let methods = "    retries: {methods: [POST]}\n";
+    assert_eq!(attempts(&terminated, "15s", methods, "POST"), 3);
+    assert_eq!(attempts(&terminated, "15s", methods, "GET"), 1);
+}
+
+#[test]
+fn a_response_timeout_is_not_tried_elsewhere_by_default() {
+    let (silent, good) = (Peer::silent(), Peer::answering("good"));
+    let more = "    timeouts: {response: 500ms}\n";
+    let daemon = daemon(&[silent.address, good.address], more);
+    let mut statuses = [(); 4].map(|()| daemon.get("@web", "/").unwrap().status);
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 200, 502, 502]);
+    assert_eq!(good.requests.all().len(), 2);
+    assert_eq!(count(&daemon, "balancer_retries_total"), 0);
+}
+
+#[test]
+fn a_connect_that_fails_is_not_tried_again_where_the_rules_forbid_it() {
+    let good = Peer::answering("good");
+    for more in [
+        "retries: none",
+        "retries: {conditions: [terminated]}",
+        "retries: {attempts: 0}",
+    ] {
+        let daemon = daemon(&[refused(), good.address], &format!("    {more}\n"));
+        let mut statuses = [(); 4].map(|()| daemon.get("@web", "/").unwrap().status);
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 200, 502, 502], "{more}");
+    }
+}
+
+#[test]
+fn routes_override_the_retries_of_their_pool() {
+    let peer = swallowing();
+    let daemon = Daemon::start(&format!(
+        "access_log: {{when: {{min_status: 200}}}}\nlisteners:\n  web: {{bind: \"@web\", pool: app}}\nroutes:\n\
+         - {{path: /none, pool: app, retries: none}}\n\
+         - {{path: /one, pool: app, retries: {{attempts: 1}}}}\n\
+         - {{path: /four, pool: app, retries: {{attempts: 4}}}}\n\
+         pools:\n  app: {{backends: [\"{}\"], health_check: none, ejection: none}}\n",
+        peer.address
+    ));
+    for (target, tries) in [("/none", 1), ("/one", 2), ("/four", 5), ("/", 3)] {
+        let response = daemon.get("@web", target).unwrap();
+        let id = expect_error(&response, 502, "connection_terminated");
+        assert_eq!(daemon.access_of(&id)["attempts"], tries, "{target}");
+    }
+    assert_eq!(peer.connections(), 1 + 2 + 5 + 3);
+}
+
+#[test]
+fn an_upload_under_way_goes_on_at_the_next_backend() {
+    // The first backend takes the head and the first part, and is gone before the client sends the second.
+    let gate = Gate::new();
+    let (gone, good) = (gate.clone(), Peer::answering("good"));
+    let bad = Peer::start(move |mut connection| {
+        connection.head().unwrap();
+        connection.exactly(5).unwrap();
+        connection.reset();
+        gone.open();
+    });
+    let (first, then) = (bad.address, good.address);
+    let backends = format!("\"{first}\", {{address: \"{then}\", backup: true}}");
+    let daemon = daemon_with(&backends, "");
+    let mut client = daemon.client("@web");
+    client.send("PUT / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nfirst");
+    gate.wait();
+    client.send("other");
+    assert_eq!(client.response().unwrap().text(), "good");
+    assert_eq!(good.wait_for_requests(1)[0].body, b"firstother");
+    assert_eq!((bad.connections(), good.connections()), (1, 1));
+}
+
+/// What a backend does with a request that it has read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    Closes,
+    Resets,
+    ClosesInTheHead,
+    ResetsInTheHead,
+    SaysNonsense,
+    SaysNothing,
+}
+
+/// Serves `/warm`, once a connection, and fails everything else in its own way.
+fn failing(fault: Fault) -> Peer {
+    Peer::start(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target == "/warm" {
+                connection.answer("warm");
+                continue;
+            }
+            match fault {
+                Fault::Closes => return,
+                Fault::Resets => return connection.reset(),
+                Fault::ClosesInTheHead => {
+                    connection.send("HTTP/1.1 200 OK\r\nCon");
+                    return;
+                }
+                Fault::ResetsInTheHead => {
+                    connection.send("HTTP/1.1 200 OK\r\nCon");
+                    return connection.reset();
+                }
+                Fault::SaysNonsense => return connection.send_last("nonsense\r\n\r\n"),
+                Fault::SaysNothing => connection.wait_for_end(),
+            }
+        }
+    })
+}
+
+/// A request, the method's idempotence, and its body: none, one that comes along, one that comes in chunks.
+fn acts() -> Vec<(bool, Vec<u8>)> {
+    let mut acts = Vec::new();
+    for (method, idempotent) in [
+        ("GET", true),
+        ("PUT", true),
+        ("DELETE", true),
+        ("POST", false),
+        ("PATCH", false),
+        ("LOCK", false),
+    ] {
+        let small = pattern(100);
+        for request in [
+            with_length(method, b""),
+            with_length(method, &small),
+            chunked(method, &small),
+        ] {
+            acts.push((idempotent, request));
+        }
+    }
+    acts
+}
+
+#[test]
+fn what_a_backend_may_have_acted_on_is_sent_once_unless_the_method_is_idempotent() {
+    let faults = [
+        Fault::Closes,
+        Fault::Resets,
+        Fault::ClosesInTheHead,
+        Fault::ResetsInTheHead,
+        Fault::SaysNonsense,
+        Fault::SaysNothing,
+    ];
+    thread::scope(|scope| {
+        for reused in [false, true] {
+            scope.spawn(move || {
+                for fault in faults {
+                    acts_are_sent_as_often_as_is_safe(fault, reused);
+                }
+            });
+        }
+    });
+}
+
+/// Sends each of [`acts`] to a backend that fails; `reused`: on a connection that has carried another request.
+fn acts_are_sent_as_often_as_is_safe(fault: Fault, reused: bool) {
+    let peer = failing(fault);
+    let patience = if fault == Fault::SaysNothing {
+        "100ms"
+    } else {
+        "15s"
+    };
+    let more = format!("    ejection: none\n    timeouts: {{response: {patience}}}\n");
+    let daemon = daemon(&[peer.address], &more);
+    for (idempotent, request) in acts() {
+        let mut client = daemon.client("@web");
+        if reused {
+            assert_eq!(client.request("GET", "/warm").unwrap().text(), "warm");
+        }
+        let (before, connections) = (peer.requests.all().len(), peer.connections());
+        client.send(&request);
+        let response = client.response().unwrap();
+        let shown = String::from_utf8_lossy(&request);
+        let what = format!("{fault:?}, reused {reused}, {shown:.20}");
+        assert_eq!(response.status, 502, "{what}");
+        let line = daemon.access_of(response.header("x-request-id").unwrap());
+        let is_stale = reused && matches!(fault, Fault::Closes | Fault::Resets);
+        // Twice more, and once before if it was the connection that was stale.
+        let times = match (idempotent, fault) {
+            (false, _) | (_, Fault::SaysNothing) => 1,
+            _ => 3 + usize::from(is_stale),
+        };
+        assert_eq!(line["attempts"], times, "{what}: {line}");
+        assert_eq!(peer.requests.all().len() - before, times, "{what}");
+        let made = times - usize::from(reused);
+        assert_eq!(peer.connections() - connections, made, "{what}");
+    }
+}
+
+/// The attempts of one GET on a connection that its backend closes as soon as it has read it.
+fn attempts_on_a_stale_connection(conditions: &str) -> (u16, u64) {
+    let peer = forgetful(Stale::ClosedAfter);
+    let more = format!("    ejection: none\n    retries: {{conditions: [{conditions}]}}\n");
+    let daemon = daemon(&[peer.address], &more);
+    let mut client = daemon.client("@web");
+    assert_eq!(client.request("GET", "/").unwrap().text(), "good");
+    let response = client.request("GET", "/").unwrap();
+    let id = response.header("x-request-id").unwrap();
+    let attempts = daemon.access_of(id)["attempts"].as_u64().unwrap();
+    (response.status, attempts)
+}
+
+#[test]
+fn connect_and_stale_are_conditions_of_their_own() {
+    let nobody = refused();
+    for (words, tries) in [("connect", 3), ("stale, terminated, timeout, invalid", 1)] {
+        let more = format!("    ejection: none\n    retries: {{conditions: [{words}]}}\n");
+        let daemon = daemon(&[nobody], &more);
+        // Nothing was sent: the method does not matter.
+        let id = expect_error(
+            &send(&daemon, &with_length("POST", b"pay 5")),
+            502,
+            "connection_refused",
+        );
+        assert_eq!(daemon.access_of(&id)["attempts"], tries, "{words}");
+    }
+    assert_eq!(attempts_on_a_stale_connection("stale"), (200, 2));
+    assert_eq!(
+        attempts_on_a_stale_connection("connect, timeout, invalid"),
+        (502, 1)
+    );
+    // It was closed before a whole response head, after all.
+    assert_eq!(attempts_on_a_stale_connection("terminated"), (200, 2));
+}
+
+#[test]
+fn each_method_is_tried_again_where_it_is_named_and_only_there() {
+    let peer = swallowing();
+    for method in [
+        "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "POST", "PATCH", "LOCK",
+    ] {
+        let named = format!("    retries: {{methods: [{method}]}}\n");
+        assert_eq!(attempts(&peer, "15s", &named, method), 3, "{method}");
+        let others = "    retries: {methods: [MERGE]}\n";
+        assert_eq!(attempts(&peer, "15s", others, method), 1, "{method}");
+    }
+}
+
+#[test]
+fn when_every_backend_has_been_tried_they_are_tried_again() {
+    let peers = [swallowing(), swallowing()];
+    let addresses = peers.each_ref().map(|peer| peer.address);
+    let more = "    ejection: none\n    retries: {attempts: 4}\n";
+    let daemon = daemon(&addresses, more);
+    let response = daemon.get("@web", "/").unwrap();
+    let id = expect_error(&response, 502, "connection_terminated");
+    assert_eq!(daemon.access_of(&id)["attempts"], 5);
+    let mut counts = peers.each_ref().map(Peer::connections);
+    counts.sort_unstable();
+    assert_eq!(counts.iter().sum::<usize>(), 5);
+    assert!(counts[0] >= 1, "the other one came first: {counts:?}");
+}
+
+#[test]
+fn the_time_to_the_first_byte_is_that_of_the_try_that_answered() {
+    let peer = Peer::start(|mut connection| {
+        let first = connection.number() == 0;
+        connection.request();
+        if first {
+            return connection.send_last("HTTP/1.1 103 Early Hints\r\n\r\n");
+        }
+        // The pace of this backend is what is measured.
+        thread::sleep(Duration::from_millis(300));
+        connection.answer("late");
+    });
+    let daemon = daemon(&[peer.address], "");
+    let mut client = daemon.client("@web");
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    assert_eq!(client.response().unwrap().status, 103);
+    assert_eq!(client.response().unwrap().text(), "late");
+    let line = daemon.wait_for_access(|line| line["attempts"] == 2);
+    assert!(line["t_first_byte"].as_f64().unwrap() >= 0.3, "{line}");
+}
