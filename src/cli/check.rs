@@ -17,7 +17,7 @@ use super::output::{complain, is_coloured, say};
 use crate::{
     base::address::BindAddress,
     config::{
-        self, Loaded, Problems,
+        self, LoadedConfig, Problems,
         files::RealFiles,
         model::{Config, LogOutput},
         problem::{self, Problem},
@@ -65,7 +65,7 @@ fn is_stdin(file: &Path) -> bool {
     file == Path::new("-") || file == Path::new("/dev/stdin")
 }
 
-fn report(file: &Path, result: &Result<Loaded, Problems>, as_json: bool) -> ExitCode {
+fn report(file: &Path, result: &Result<LoadedConfig, Problems>, as_json: bool) -> ExitCode {
     let (ok, problems): (bool, &[Problem]) = match result {
         Ok(loaded) => (true, &loaded.warnings),
         Err(problems) => (false, &problems.0),
@@ -88,7 +88,7 @@ fn report(file: &Path, result: &Result<Loaded, Problems>, as_json: bool) -> Exit
     }
 }
 
-type Checked = Result<Loaded, Problems>;
+type Checked = Result<LoadedConfig, Problems>;
 
 /// Runs `load` with the rights of `user`, on a thread of its own: rights belong to threads (credentials(7)).
 fn as_user(
@@ -110,7 +110,7 @@ fn as_user(
 }
 
 /// Refuses a configuration whose log file or sockets `user` cannot make.
-fn may_write(user: &str, loaded: Loaded) -> Checked {
+fn may_write(user: &str, loaded: LoadedConfig) -> Checked {
     let mut problems = Problems::default();
     for (path, key) in written(&loaded.config) {
         let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
@@ -220,7 +220,7 @@ impl Rights {
     }
 }
 
-fn summary(file: &Path, loaded: &Loaded) -> String {
+fn summary(file: &Path, loaded: &LoadedConfig) -> String {
     let config = &loaded.config;
     let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
     format!(

@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::{
-    file::{Binds, Bound},
+    file::{BindList, BoundAddress},
     problem::{Problem, Problems, Severity},
-    reader::Reader,
-    yaml::Place,
+    reader::TreeReader,
+    yaml::SourcePlace,
 };
 use crate::base::address::BindAddress;
 
@@ -30,8 +30,8 @@ struct BindPlace {
 }
 
 impl BindPlaces {
-    pub(super) fn new(reader: &Reader<'_>, file: &Path, binds: &Binds) -> Self {
-        let place = |bound: &Bound| BindPlace {
+    pub(super) fn new(reader: &TreeReader<'_>, file: &Path, binds: &BindList) -> Self {
+        let place = |bound: &BoundAddress| BindPlace {
             address: bound.address.clone(),
             owner: bound.owner.clone(),
             problem: reader.problem(Severity::Error, bound.place, bound.path.clone()),
@@ -51,7 +51,7 @@ impl BindPlaces {
         let elsewhere = || Problem {
             severity: Severity::Error,
             file: self.file.clone(),
-            place: Place::default(),
+            place: SourcePlace::default(),
             path: String::new(),
             message: String::new(),
             hint: String::new(),

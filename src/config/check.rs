@@ -7,17 +7,17 @@ use std::{
 };
 
 use super::{
-    file::{Binds, Bound},
+    file::{BindList, BoundAddress},
     model::{Config, ListenerProtocol},
     problem::{Severity, quote},
-    reader::{Reader, Section},
+    reader::{Section, TreeReader},
 };
 use crate::base::address::BindAddress;
 
 /// Reports every bind that clashes with an earlier one.
-pub(super) fn binds(reader: &mut Reader<'_>, binds: &Binds) {
-    let mut by_port: HashMap<Option<u16>, Vec<&Bound>> = HashMap::new();
-    let mut all: Vec<&Bound> = binds.all().iter().collect();
+pub(super) fn binds(reader: &mut TreeReader<'_>, binds: &BindList) {
+    let mut by_port: HashMap<Option<u16>, Vec<&BoundAddress>> = HashMap::new();
+    let mut all: Vec<&BoundAddress> = binds.all().iter().collect();
     all.sort_by_key(|bound| bound.place);
     for bound in all {
         let port = match &bound.address {
@@ -50,7 +50,7 @@ pub(super) fn binds(reader: &mut Reader<'_>, binds: &Binds) {
     }
 }
 
-fn clash(one: &Bound, other: &Bound) -> bool {
+fn clash(one: &BoundAddress, other: &BoundAddress) -> bool {
     let (a, b) = match (&one.address, &other.address) {
         (BindAddress::Ip(a), BindAddress::Ip(b)) => (a, b),
         (BindAddress::Unix(a), BindAddress::Unix(b)) => return plain_path(a) == plain_path(b),
@@ -88,7 +88,7 @@ fn plain_path(path: &Path) -> PathBuf {
 
 /// Warns of http listeners that can only answer 404.
 pub(super) fn listeners_without_work(
-    reader: &mut Reader<'_>,
+    reader: &mut TreeReader<'_>,
     listeners: &Section<'_>,
     config: &Config,
 ) {
@@ -116,7 +116,7 @@ pub(super) fn listeners_without_work(
 }
 
 /// Warns of pools that nothing refers to.
-pub(super) fn unused_pools(reader: &mut Reader<'_>, pools: &Section<'_>, used: &[bool]) {
+pub(super) fn unused_pools(reader: &mut TreeReader<'_>, pools: &Section<'_>, used: &[bool]) {
     for (at, used) in pools.iter().zip(used) {
         if !used {
             reader.warn_at_key(

@@ -11,13 +11,13 @@ use super::model::{
 
 /// One line of the log of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct ConfigChange {
     /// True where the running process keeps the old value until it is started again.
     pub needs_restart: bool,
     text: String,
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for ConfigChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)?;
         if self.needs_restart {
@@ -28,11 +28,11 @@ impl fmt::Display for Change {
 }
 
 #[derive(Default)]
-struct Changes(Vec<Change>);
+struct ChangeList(Vec<ConfigChange>);
 
-impl Changes {
+impl ChangeList {
     fn push(&mut self, text: impl Into<String>) {
-        self.0.push(Change {
+        self.0.push(ConfigChange {
             needs_restart: false,
             text: text.into(),
         });
@@ -46,7 +46,7 @@ impl Changes {
 
     fn if_changed_restart<T: PartialEq>(&mut self, old: &T, new: &T, what: &str) {
         if old != new {
-            self.0.push(Change {
+            self.0.push(ConfigChange {
                 needs_restart: true,
                 text: format!("{what} changed"),
             });
@@ -55,8 +55,8 @@ impl Changes {
 }
 
 /// All changes from `old` to `new`: global sections, listeners, routes, pools, each in the order of the new file.
-pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
-    let mut changes = Changes::default();
+pub fn diff(old: &Config, new: &Config) -> Vec<ConfigChange> {
+    let mut changes = ChangeList::default();
     global(&mut changes, old, new);
     listeners(&mut changes, old, new);
     routes(&mut changes, old, new);
@@ -64,7 +64,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     changes.0
 }
 
-fn global(changes: &mut Changes, old: &Config, new: &Config) {
+fn global(changes: &mut ChangeList, old: &Config, new: &Config) {
     changes.if_changed_restart(&old.workers, &new.workers, "workers");
     changes.if_changed(
         &old.max_connections,
@@ -105,7 +105,7 @@ fn pool_name(config: &Config, index: Option<usize>) -> Option<&str> {
     config.pools.get(index?).map(|pool| &*pool.name)
 }
 
-fn listeners(changes: &mut Changes, old: &Config, new: &Config) {
+fn listeners(changes: &mut ChangeList, old: &Config, new: &Config) {
     let before = by_name(&old.listeners, |listener| &*listener.name);
     let after = by_name(&new.listeners, |listener| &*listener.name);
     for listener in &old.listeners {
@@ -146,7 +146,7 @@ fn names_to_pools<'a>(
     names.map(|(name, pool)| (name, pool_name(config, Some(*pool))))
 }
 
-fn one_listener(changes: &mut Changes, old: &ListenerConfig, new: &ListenerConfig) {
+fn one_listener(changes: &mut ChangeList, old: &ListenerConfig, new: &ListenerConfig) {
     let name = &new.name;
     changes.if_changed(&old.binds, &new.binds, format!("listener {name}: bind"));
     changes.if_changed(
@@ -184,7 +184,7 @@ fn one_listener(changes: &mut Changes, old: &ListenerConfig, new: &ListenerConfi
 
 /// A line when the same names stand in another order, which moves indexes but no traffic.
 fn order<'a, T>(
-    changes: &mut Changes,
+    changes: &mut ChangeList,
     old: &'a [T],
     new: &'a [T],
     name: impl Fn(&'a T) -> &'a str + Copy,
@@ -201,7 +201,7 @@ fn order<'a, T>(
     }
 }
 
-fn routes(changes: &mut Changes, old: &Config, new: &Config) {
+fn routes(changes: &mut ChangeList, old: &Config, new: &Config) {
     for (index, route) in new.routes.iter().enumerate() {
         match old.routes.get(index) {
             None => changes.push(format!("route {} added", route.name)),
@@ -257,7 +257,7 @@ fn same_route(old: &Config, was: &RouteConfig, new: &Config, is: &RouteConfig) -
     same_action && names(old, was).eq(names(new, is)) && like == *was
 }
 
-fn pools(changes: &mut Changes, old: &Config, new: &Config) {
+fn pools(changes: &mut ChangeList, old: &Config, new: &Config) {
     let before = by_name(&old.pools, |pool| &*pool.name);
     let after = by_name(&new.pools, |pool| &*pool.name);
     for pool in &old.pools {
@@ -274,7 +274,7 @@ fn pools(changes: &mut Changes, old: &Config, new: &Config) {
     order(changes, &old.pools, &new.pools, |pool| &*pool.name, "pools");
 }
 
-fn one_pool(changes: &mut Changes, old: &PoolConfig, new: &PoolConfig) {
+fn one_pool(changes: &mut ChangeList, old: &PoolConfig, new: &PoolConfig) {
     let name = &new.name;
     backends(changes, name, &old.backends, &new.backends);
     changes.if_changed(&old.policy, &new.policy, format!("pool {name}: policy"));
@@ -327,7 +327,7 @@ fn one_pool(changes: &mut Changes, old: &PoolConfig, new: &PoolConfig) {
     );
 }
 
-fn backends(changes: &mut Changes, pool: &str, old: &[BackendConfig], new: &[BackendConfig]) {
+fn backends(changes: &mut ChangeList, pool: &str, old: &[BackendConfig], new: &[BackendConfig]) {
     let before: HashMap<_, _> = old
         .iter()
         .map(|backend| (&backend.address, backend))
@@ -393,7 +393,7 @@ mod tests {
     fn lines(old: &str, new: &str) -> Vec<String> {
         diff(&config(old), &config(new))
             .iter()
-            .map(Change::to_string)
+            .map(ConfigChange::to_string)
             .collect()
     }
 

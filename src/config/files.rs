@@ -13,7 +13,7 @@ use std::{
 
 use rustls::pki_types::CertificateDer;
 
-use super::reader::Files;
+use super::reader::FileAccess;
 
 /// The files of this machine. Clones share what they report.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +34,7 @@ impl RealFiles {
     }
 }
 
-impl Files for RealFiles {
+impl FileAccess for RealFiles {
     fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         self.touch(path);
         read_regular(path, limit)

@@ -16,7 +16,6 @@ pub mod problem;
 mod reader;
 mod route_order;
 mod scalar;
-mod tls;
 mod trusted;
 pub mod yaml;
 
@@ -25,12 +24,12 @@ use std::{io, path::Path};
 pub use bind_places::BindPlaces;
 pub use files::RealFiles;
 pub use problem::{Problem, Problems, Severity};
-pub use reader::Files;
+pub use reader::FileAccess;
 use rustls::pki_types::CertificateDer;
 
 /// A configuration that is fit to run.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// All defaults filled in, all references resolved.
     pub config: model::Config,
     /// What its author hardly wants, in the order of the file.
@@ -43,7 +42,7 @@ pub struct Loaded {
 #[derive(Debug, Clone, Copy)]
 pub struct NoFiles;
 
-impl Files for NoFiles {
+impl FileAccess for NoFiles {
     fn read(&self, _: &Path, _: u64) -> io::Result<Vec<u8>> {
         Err(io::ErrorKind::NotFound.into())
     }
@@ -71,12 +70,12 @@ fn io_cause(error: &io::Error) -> String {
 }
 
 /// Reads and checks the file at `path`. Paths inside it are relative to its directory.
-pub fn load(path: &Path) -> Result<Loaded, Problems> {
+pub fn load(path: &Path) -> Result<LoadedConfig, Problems> {
     load_through(path, &RealFiles::default())
 }
 
 /// Like [`load`], with `files` of the caller's.
-pub fn load_through(path: &Path, files: &dyn Files) -> Result<Loaded, Problems> {
+pub fn load_through(path: &Path, files: &dyn FileAccess) -> Result<LoadedConfig, Problems> {
     let bytes = files.read(path, yaml::MAX_BYTES as u64).map_err(|error| {
         let hint = match error.kind() {
             io::ErrorKind::NotFound => "name the file with `-c FILE`, or make it",
@@ -93,7 +92,11 @@ pub fn load_through(path: &Path, files: &dyn Files) -> Result<Loaded, Problems> 
 }
 
 /// Checks the configuration `bytes`, called `name` in messages, whose directory is where its paths begin.
-pub fn check(name: &Path, bytes: Vec<u8>, files: &dyn Files) -> Result<Loaded, Problems> {
+pub fn check(
+    name: &Path,
+    bytes: Vec<u8>,
+    files: &dyn FileAccess,
+) -> Result<LoadedConfig, Problems> {
     let text = String::from_utf8(bytes).map_err(|error| {
         let line = error
             .as_bytes()
@@ -106,9 +109,9 @@ pub fn check(name: &Path, bytes: Vec<u8>, files: &dyn Files) -> Result<Loaded, P
 }
 
 /// Checks the document `text`, called `name` in messages. Looks at the world through `files` only.
-pub fn parse(name: &Path, text: &str, files: &dyn Files) -> Result<Loaded, Problems> {
+pub fn parse(name: &Path, text: &str, files: &dyn FileAccess) -> Result<LoadedConfig, Problems> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = reader::Reader::new(name, text, files);
+    let mut reader = reader::TreeReader::new(name, text, files);
     let root = match yaml::read(text) {
         Ok(root) => root,
         Err(error) => {
@@ -129,7 +132,7 @@ pub fn parse(name: &Path, text: &str, files: &dyn Files) -> Result<Loaded, Probl
     if problems.errors() > 0 {
         return Err(problems);
     }
-    Ok(Loaded {
+    Ok(LoadedConfig {
         config,
         warnings: problems.0,
         binds,

@@ -9,10 +9,10 @@ use std::{
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-use super::yaml::Place;
+use super::yaml::SourcePlace;
 
 /// Most problems that [`Problems::render`] writes out; the rest is counted.
-const MOST_SHOWN: usize = 100;
+const MAX_PROBLEMS_SHOWN: usize = 100;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct Problem {
     /// The file as it was named by the caller.
     pub file: PathBuf,
     /// Where in the file; line 0 when the file as a whole is meant.
-    pub place: Place,
+    pub place: SourcePlace,
     /// The path of the key, such as `pools.app.backends[2].weight`; empty for the file as a whole.
     pub path: String,
     /// What is wrong or what was expected: lower case, one line.
@@ -129,7 +129,7 @@ impl Problems {
         Self(vec![Problem {
             severity: Severity::Error,
             file: file.to_owned(),
-            place: Place::default(),
+            place: SourcePlace::default(),
             path: String::new(),
             message,
             hint: hint.to_owned(),
@@ -169,16 +169,16 @@ pub fn render(problems: &[Problem], coloured: bool) -> String {
         Renderer::plain()
     };
     let mut out = String::new();
-    for problem in problems.iter().take(MOST_SHOWN) {
+    for problem in problems.iter().take(MAX_PROBLEMS_SHOWN) {
         if !out.is_empty() {
             out.push('\n');
         }
         out.push_str(&problem.rendered(&renderer));
         out.push('\n');
     }
-    if problems.len() > MOST_SHOWN {
+    if problems.len() > MAX_PROBLEMS_SHOWN {
         out.push_str("\nand ");
-        out.push_str(&(problems.len() - MOST_SHOWN).to_string());
+        out.push_str(&(problems.len() - MAX_PROBLEMS_SHOWN).to_string());
         out.push_str(" more\n");
     }
     out

@@ -12,17 +12,17 @@ use rustls::pki_types::CertificateDer;
 use super::{
     hint, keys,
     problem::{Problem, Severity, quote},
-    yaml::{Kind, Node, Place},
+    yaml::{NodeKind, SourcePlace, YamlNode},
 };
 
 /// A value that may be switched off: `None` is `none` or `auto`.
-pub(super) type Limit<T> = Option<T>;
+pub(super) type OrNone<T> = Option<T>;
 
 /// Most problems that are kept: a broken generator must not fill the memory.
-const MOST_KEPT: usize = 1_000;
+const MAX_PROBLEMS: usize = 1_000;
 
 /// What the configuration may look at besides its own text.
-pub trait Files {
+pub trait FileAccess {
     /// The bytes of a file, at most `limit` and one more.
     fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>>;
     /// The names in a directory, in any order.
@@ -35,7 +35,7 @@ pub trait Files {
 
 /// One step of a key path.
 #[derive(Clone, Copy)]
-enum Step<'a> {
+enum PathStep<'a> {
     Root,
     Key(&'a str),
     Index(usize),
@@ -43,36 +43,36 @@ enum Step<'a> {
 
 /// A node with the path that led to it.
 #[derive(Clone, Copy)]
-pub(super) struct At<'a> {
-    pub(super) node: &'a Node,
+pub(super) struct NodeRef<'a> {
+    pub(super) node: &'a YamlNode,
     /// Its key in the document, if it is the value of one.
-    pub(super) key: Option<&'a Node>,
-    parent: Option<&'a At<'a>>,
-    step: Step<'a>,
+    pub(super) key: Option<&'a YamlNode>,
+    parent: Option<&'a NodeRef<'a>>,
+    step: PathStep<'a>,
 }
 
-impl<'a> At<'a> {
+impl<'a> NodeRef<'a> {
     /// The root of a document.
-    pub(super) fn root(node: &'a Node) -> Self {
+    pub(super) fn root(node: &'a YamlNode) -> Self {
         Self {
             node,
             key: None,
             parent: None,
-            step: Step::Root,
+            step: PathStep::Root,
         }
     }
 
     /// `pools.app.backends[2].weight`.
     pub(super) fn path(&self) -> String {
-        let mut out = self.parent.map(At::path).unwrap_or_default();
+        let mut out = self.parent.map(NodeRef::path).unwrap_or_default();
         match self.step {
-            Step::Root => {}
-            Step::Index(index) => {
+            PathStep::Root => {}
+            PathStep::Index(index) => {
                 out.push('[');
                 out.push_str(&index.to_string());
                 out.push(']');
             }
-            Step::Key(key) => {
+            PathStep::Key(key) => {
                 if !out.is_empty() {
                     out.push('.');
                 }
@@ -89,14 +89,14 @@ impl<'a> At<'a> {
     }
 
     /// The key's place where there is a key, else the value's.
-    pub(super) fn mark(&self) -> Place {
+    pub(super) fn key_place(&self) -> SourcePlace {
         self.key.map_or(self.node.place, |key| key.place)
     }
 
     /// The last key of the path.
     pub(super) fn last_key(&self) -> &'a str {
         match (self.step, self.parent) {
-            (Step::Key(key), _) => key,
+            (PathStep::Key(key), _) => key,
             (_, Some(parent)) => parent.last_key(),
             _ => "",
         }
@@ -105,69 +105,69 @@ impl<'a> At<'a> {
     /// The text of a scalar.
     pub(super) fn scalar(&self) -> Option<&'a str> {
         match &self.node.kind {
-            Kind::Scalar { text, .. } => Some(text),
+            NodeKind::Scalar { text, .. } => Some(text),
             _ => None,
         }
     }
 
     /// True for the plain word `word`.
     pub(super) fn is_word(&self, word: &str) -> bool {
-        matches!(&self.node.kind, Kind::Scalar { text, .. } if text == word)
+        matches!(&self.node.kind, NodeKind::Scalar { text, .. } if text == word)
     }
 
     /// True for a map with the key `key`, right or wrong.
     pub(super) fn has_key(&self, key: &str) -> bool {
-        let Kind::Map(entries) = &self.node.kind else {
+        let NodeKind::Map(entries) = &self.node.kind else {
             return false;
         };
         entries
             .iter()
-            .any(|(name, _)| matches!(&name.kind, Kind::Scalar { text, .. } if text == key))
+            .any(|(name, _)| matches!(&name.kind, NodeKind::Scalar { text, .. } if text == key))
     }
 
     /// True for a map.
     pub(super) fn is_map(&self) -> bool {
-        matches!(self.node.kind, Kind::Map(_))
+        matches!(self.node.kind, NodeKind::Map(_))
     }
 }
 
 /// A map whose keys have been checked.
 pub(super) struct Section<'a> {
     /// The map itself.
-    pub(super) at: At<'a>,
-    entries: Vec<(&'a str, &'a Node, &'a Node)>,
+    pub(super) at: NodeRef<'a>,
+    entries: Vec<(&'a str, &'a YamlNode, &'a YamlNode)>,
 }
 
 impl Section<'_> {
     /// The value of `key`, if it is given.
-    pub(super) fn get<'b>(&'b self, key: &str) -> Option<At<'b>> {
+    pub(super) fn get<'b>(&'b self, key: &str) -> Option<NodeRef<'b>> {
         self.iter().find(|at| at.last_key() == key)
     }
 
     /// Every entry, in the order of the file, each key once.
-    pub(super) fn iter(&self) -> impl Iterator<Item = At<'_>> {
-        self.entries.iter().map(|(name, key, node)| At {
+    pub(super) fn iter(&self) -> impl Iterator<Item = NodeRef<'_>> {
+        self.entries.iter().map(|(name, key, node)| NodeRef {
             node,
             key: Some(key),
             parent: Some(&self.at),
-            step: Step::Key(name),
+            step: PathStep::Key(name),
         })
     }
 }
 
 /// Collects problems while the tree is read.
-pub(super) struct Reader<'s> {
+pub(super) struct TreeReader<'s> {
     /// Where the outside world is.
-    pub(super) files: &'s dyn Files,
+    pub(super) files: &'s dyn FileAccess,
     /// What was found so far.
     pub(super) problems: Vec<Problem>,
     name: &'s Path,
     text: &'s str,
 }
 
-impl<'s> Reader<'s> {
+impl<'s> TreeReader<'s> {
     /// A reader of the document `text`, called `name` in messages.
-    pub(super) fn new(name: &'s Path, text: &'s str, files: &'s dyn Files) -> Self {
+    pub(super) fn new(name: &'s Path, text: &'s str, files: &'s dyn FileAccess) -> Self {
         Self {
             files,
             problems: Vec::new(),
@@ -180,12 +180,12 @@ impl<'s> Reader<'s> {
     pub(super) fn report(
         &mut self,
         severity: Severity,
-        place: Place,
+        place: SourcePlace,
         path: String,
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        if self.problems.len() < MOST_KEPT {
+        if self.problems.len() < MAX_PROBLEMS {
             self.problems.push(Problem {
                 message: message.into(),
                 hint: hint.into(),
@@ -195,7 +195,7 @@ impl<'s> Reader<'s> {
     }
 
     /// A problem at any place, without its texts and not reported.
-    pub(super) fn problem(&self, severity: Severity, place: Place, path: String) -> Problem {
+    pub(super) fn problem(&self, severity: Severity, place: SourcePlace, path: String) -> Problem {
         Problem {
             severity,
             file: self.name.to_owned(),
@@ -210,7 +210,7 @@ impl<'s> Reader<'s> {
     /// An error in a value.
     pub(super) fn error(
         &mut self,
-        at: At<'_>,
+        at: NodeRef<'_>,
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
@@ -220,21 +220,21 @@ impl<'s> Reader<'s> {
     /// An error about a key, or about what is missing behind it.
     pub(super) fn error_at_key(
         &mut self,
-        at: At<'_>,
+        at: NodeRef<'_>,
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        self.report(Severity::Error, at.mark(), at.path(), message, hint);
+        self.report(Severity::Error, at.key_place(), at.path(), message, hint);
     }
 
     /// A warning about a key.
     pub(super) fn warn_at_key(
         &mut self,
-        at: At<'_>,
+        at: NodeRef<'_>,
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        self.report(Severity::Warning, at.mark(), at.path(), message, hint);
+        self.report(Severity::Warning, at.key_place(), at.path(), message, hint);
     }
 
     /// `path` as the file means it: relative to the directory of the configuration file.
@@ -245,36 +245,36 @@ impl<'s> Reader<'s> {
     }
 
     /// Reports a value of the wrong kind, or one out of range.
-    pub(super) fn wrong_kind(&mut self, at: At<'_>, wanted: &str, hint: &str) {
+    pub(super) fn wrong_kind(&mut self, at: NodeRef<'_>, wanted: &str, hint: &str) {
         let found = match &at.node.kind {
-            Kind::Null => "nothing",
-            Kind::Scalar { text, .. } => {
+            NodeKind::Null => "nothing",
+            NodeKind::Scalar { text, .. } => {
                 let found = quote(text);
                 return self.error(at, format!("expected {wanted}, found {found}"), hint);
             }
-            Kind::Map(_) => "a map",
-            Kind::List(_) => "a list",
+            NodeKind::Map(_) => "a map",
+            NodeKind::List(_) => "a list",
         };
         let message = format!("expected {wanted}, found {found}");
         match at.node.kind {
-            Kind::Null => self.error_at_key(at, message, hint),
+            NodeKind::Null => self.error_at_key(at, message, hint),
             _ => self.error(at, message, hint),
         }
     }
 
     /// A map with the keys of `section` (see [`keys`]); unknown and repeated keys are reported.
-    pub(super) fn section<'a>(&mut self, at: At<'a>, section: &str) -> Option<Section<'a>> {
+    pub(super) fn section<'a>(&mut self, at: NodeRef<'a>, section: &str) -> Option<Section<'a>> {
         let known = keys::of(section);
         let hint = format!("it may have the keys {}", hint::list(known));
         let mut found = self.map(at, &hint)?;
         found.entries.retain(|(name, key, node)| {
             let fine = known.contains(name);
             if !fine {
-                let place = At {
+                let place = NodeRef {
                     node,
                     key: Some(key),
                     parent: Some(&found.at),
-                    step: Step::Key(name),
+                    step: PathStep::Key(name),
                 };
                 let help = hint::for_key(section, name, known);
                 self.error_at_key(place, format!("unknown key {}", quote(name)), help);
@@ -285,15 +285,16 @@ impl<'s> Reader<'s> {
     }
 
     /// A map with names the user chooses; repeated ones are reported.
-    pub(super) fn map<'a>(&mut self, at: At<'a>, hint: &str) -> Option<Section<'a>> {
-        let Kind::Map(entries) = &at.node.kind else {
+    pub(super) fn map<'a>(&mut self, at: NodeRef<'a>, hint: &str) -> Option<Section<'a>> {
+        let NodeKind::Map(entries) = &at.node.kind else {
             self.wrong_kind(at, "keys and values", hint);
             return None;
         };
-        let mut kept: Vec<(&'a str, &'a Node, &'a Node)> = Vec::with_capacity(entries.len());
+        let mut kept: Vec<(&'a str, &'a YamlNode, &'a YamlNode)> =
+            Vec::with_capacity(entries.len());
         let mut seen: std::collections::HashMap<&str, usize> = std::collections::HashMap::new();
         for (key, node) in entries {
-            let Kind::Scalar { text, .. } = &key.kind else {
+            let NodeKind::Scalar { text, .. } = &key.kind else {
                 self.report(
                     Severity::Error,
                     key.place,
@@ -304,11 +305,11 @@ impl<'s> Reader<'s> {
                 );
                 continue;
             };
-            let here = At {
+            let here = NodeRef {
                 node,
                 key: Some(key),
                 parent: Some(&at),
-                step: Step::Key(text),
+                step: PathStep::Key(text),
             };
             if let Some(line) = seen.insert(text, key.place.line) {
                 seen.insert(text, line);
@@ -325,7 +326,7 @@ impl<'s> Reader<'s> {
     }
 
     /// Checks a name that the user chose: it becomes a metric label and a word of log lines.
-    pub(super) fn name(&mut self, at: At<'_>, what: &str) {
+    pub(super) fn name(&mut self, at: NodeRef<'_>, what: &str) {
         let name = at.last_key();
         if hint::is_old_boolean(name) {
             self.error_at_key(
@@ -352,16 +353,21 @@ impl<'s> Reader<'s> {
     }
 
     /// The entries of a list.
-    pub(super) fn list<'b>(&mut self, at: &'b At<'b>, wanted: &str, hint: &str) -> Vec<At<'b>> {
-        if let Kind::List(items) = &at.node.kind {
+    pub(super) fn list<'b>(
+        &mut self,
+        at: &'b NodeRef<'b>,
+        wanted: &str,
+        hint: &str,
+    ) -> Vec<NodeRef<'b>> {
+        if let NodeKind::List(items) = &at.node.kind {
             items
                 .iter()
                 .enumerate()
-                .map(|(index, node)| At {
+                .map(|(index, node)| NodeRef {
                     node,
                     key: None,
                     parent: Some(at),
-                    step: Step::Index(index),
+                    step: PathStep::Index(index),
                 })
                 .collect()
         } else {
@@ -373,13 +379,13 @@ impl<'s> Reader<'s> {
     /// The entries of a list, or a single value as a list of one.
     pub(super) fn one_or_more<'b>(
         &mut self,
-        at: &'b At<'b>,
+        at: &'b NodeRef<'b>,
         wanted: &str,
         hint: &str,
-    ) -> Vec<At<'b>> {
+    ) -> Vec<NodeRef<'b>> {
         match &at.node.kind {
-            Kind::Scalar { .. } => vec![*at],
-            Kind::List(items) if items.is_empty() => {
+            NodeKind::Scalar { .. } => vec![*at],
+            NodeKind::List(items) if items.is_empty() => {
                 self.error(*at, format!("expected {wanted}, found an empty list"), hint);
                 Vec::new()
             }
@@ -389,7 +395,7 @@ impl<'s> Reader<'s> {
 }
 
 /// Writes `value` into `slot` when it could be read.
-pub(super) fn set<T>(slot: &mut T, value: Option<T>) {
+pub(super) fn assign<T>(slot: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *slot = value;
     }

@@ -11,7 +11,7 @@ use super::{
         Config, HeaderMatch, HostMatch, ListenerProtocol, PathMatch, RouteAction, RouteConfig,
     },
     problem::quote,
-    reader::{At, Reader},
+    reader::{NodeRef, TreeReader},
 };
 
 /// Expressions that match every path that begins with a slash.
@@ -27,7 +27,7 @@ enum PathKey<'a> {
 }
 
 /// The routes by what they match; a route without hosts is under `None`.
-struct Routes<'a> {
+struct RouteIndex<'a> {
     all: &'a Config,
     by_host: HashMap<(Option<&'a HostMatch>, PathKey<'a>), Vec<usize>>,
     /// Those with hosts; a path that only others have is there without any.
@@ -36,20 +36,20 @@ struct Routes<'a> {
 
 /// Why a route gets no requests of a host on a listener.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Taker {
+enum RouteTaker {
     Route(usize),
     ListenerRedirect,
 }
 
 /// Reports dead and hidden routes; `entries` are the places of `config.routes`.
-pub(super) fn check(reader: &mut Reader<'_>, entries: &[At<'_>], config: &Config) {
-    let routes = Routes::new(config);
+pub(super) fn check(reader: &mut TreeReader<'_>, entries: &[NodeRef<'_>], config: &Config) {
+    let routes = RouteIndex::new(config);
     let line = |index: usize| entries.get(index).map_or(0, |at| at.node.place.line);
     for (index, (route, at)) in config.routes.iter().zip(entries).enumerate() {
         let takers = routes.takers(index, route);
         if takers.iter().all(|(_, taker)| taker.is_some()) {
             let other = takers.iter().find_map(|(_, taker)| match taker {
-                Some(Taker::Route(other)) => Some(*other),
+                Some(RouteTaker::Route(other)) => Some(*other),
                 _ => None,
             });
             warn_of_dead(
@@ -65,10 +65,10 @@ pub(super) fn check(reader: &mut Reader<'_>, entries: &[At<'_>], config: &Config
 }
 
 fn warn_of_dead(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     other: Option<(usize, usize)>,
-    takers: &[(usize, Option<Taker>)],
+    takers: &[(usize, Option<RouteTaker>)],
 ) {
     match other {
         Some((other, line)) => reader.warn_at_key(
@@ -86,11 +86,11 @@ fn warn_of_dead(
 }
 
 fn warn_if_hidden(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
-    routes: &Routes<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    routes: &RouteIndex<'_>,
     (index, route): (usize, &RouteConfig),
-    takers: &[(usize, Option<Taker>)],
+    takers: &[(usize, Option<RouteTaker>)],
     line: impl Fn(usize) -> usize,
 ) {
     let hidden = routes.hidden_on_host(index, route);
@@ -124,7 +124,7 @@ fn warn_if_hidden(
     );
 }
 
-impl<'a> Routes<'a> {
+impl<'a> RouteIndex<'a> {
     fn new(config: &'a Config) -> Self {
         let mut routes = Self {
             all: config,
@@ -157,7 +157,7 @@ impl<'a> Routes<'a> {
     }
 
     /// The listeners of a route, one entry for each of its hosts, and who takes its requests there.
-    fn takers(&self, index: usize, route: &RouteConfig) -> Vec<(usize, Option<Taker>)> {
+    fn takers(&self, index: usize, route: &RouteConfig) -> Vec<(usize, Option<RouteTaker>)> {
         let listeners = self.all.listeners.iter().enumerate();
         let served = listeners.filter(|(listener, config)| {
             config.protocol == ListenerProtocol::Http && serves(route, *listener)
@@ -166,8 +166,11 @@ impl<'a> Routes<'a> {
             .flat_map(|(listener, config)| {
                 let redirects = tier(route) == 2 && config.redirect.is_some();
                 hosts(route).into_iter().map(move |host| {
-                    let redirect = redirects.then_some(Taker::ListenerRedirect);
-                    let taker = || self.taker(index, route, listener, host).map(Taker::Route);
+                    let redirect = redirects.then_some(RouteTaker::ListenerRedirect);
+                    let taker = || {
+                        self.taker(index, route, listener, host)
+                            .map(RouteTaker::Route)
+                    };
                     (listener, redirect.or_else(taker))
                 })
             })
@@ -239,9 +242,9 @@ impl<'a> Routes<'a> {
     }
 
     /// A listener that a route for all listeners has, and on which one that names it sends everything to a pool.
-    fn hidden_on_listener(&self, takers: &[(usize, Option<Taker>)]) -> Option<(usize, usize)> {
+    fn hidden_on_listener(&self, takers: &[(usize, Option<RouteTaker>)]) -> Option<(usize, usize)> {
         takers.iter().find_map(|(listener, taker)| match taker {
-            Some(Taker::Route(other)) => {
+            Some(RouteTaker::Route(other)) => {
                 let taker = self.get(*other)?;
                 (asks_backend(taker) && tier(taker) == 1).then_some((*listener, *other))
             }

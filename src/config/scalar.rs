@@ -7,18 +7,23 @@ use ipnet::IpNet;
 use super::{
     hint,
     problem::quote,
-    reader::{At, Limit, Reader},
-    yaml::Kind,
+    reader::{NodeRef, OrNone, TreeReader},
+    yaml::NodeKind,
 };
 use crate::base::units::{self, Rate, UnitError};
 
 /// Largest number in a rate.
 const MAX_RATE: u32 = 1_000_000;
 
-impl Reader<'_> {
+impl TreeReader<'_> {
     /// Any text. Plain YAML 1.1 booleans are refused.
-    pub(super) fn text<'a>(&mut self, at: At<'a>, wanted: &str, hint: &str) -> Option<&'a str> {
-        if let Kind::Scalar { text, quoted } = &at.node.kind {
+    pub(super) fn text<'a>(
+        &mut self,
+        at: NodeRef<'a>,
+        wanted: &str,
+        hint: &str,
+    ) -> Option<&'a str> {
+        if let NodeKind::Scalar { text, quoted } = &at.node.kind {
             if !quoted && hint::is_old_boolean(text) {
                 self.error(
                     at,
@@ -38,9 +43,9 @@ impl Reader<'_> {
     }
 
     /// One of a few words.
-    pub(super) fn word<T: Copy>(&mut self, at: At<'_>, words: &[(&str, T)]) -> Option<T> {
+    pub(super) fn one_of<T: Copy>(&mut self, at: NodeRef<'_>, words: &[(&str, T)]) -> Option<T> {
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        let Kind::Scalar { text, .. } = &at.node.kind else {
+        let NodeKind::Scalar { text, .. } = &at.node.kind else {
             let hint = format!("it may be {}", hint::list(&known));
             self.wrong_kind(at, "a word", &hint);
             return None;
@@ -59,8 +64,8 @@ impl Reader<'_> {
     }
 
     /// `true` or `false`.
-    pub(super) fn boolean(&mut self, at: At<'_>) -> Option<bool> {
-        if let Kind::Scalar {
+    pub(super) fn boolean(&mut self, at: NodeRef<'_>) -> Option<bool> {
+        if let NodeKind::Scalar {
             text,
             quoted: false,
         } = &at.node.kind
@@ -81,9 +86,9 @@ impl Reader<'_> {
     }
 
     /// A whole number of `min..=max`.
-    pub(super) fn integer(&mut self, at: At<'_>, min: u64, max: u64) -> Option<u64> {
+    pub(super) fn integer(&mut self, at: NodeRef<'_>, min: u64, max: u64) -> Option<u64> {
         let range = format!("a number of {min} to {max}");
-        let Kind::Scalar { text, quoted } = &at.node.kind else {
+        let NodeKind::Scalar { text, quoted } = &at.node.kind else {
             self.wrong_kind(at, &range, "write a whole number");
             return None;
         };
@@ -104,11 +109,11 @@ impl Reader<'_> {
     /// A whole number, or `word` for `None`.
     pub(super) fn integer_or(
         &mut self,
-        at: At<'_>,
+        at: NodeRef<'_>,
         word: &str,
         min: u64,
         max: u64,
-    ) -> Option<Limit<u64>> {
+    ) -> Option<OrNone<u64>> {
         if at.is_word(word) {
             return Some(None);
         }
@@ -126,7 +131,7 @@ impl Reader<'_> {
     /// A duration of `min..=max`.
     pub(super) fn duration(
         &mut self,
-        at: At<'_>,
+        at: NodeRef<'_>,
         min: Duration,
         max: Duration,
     ) -> Option<Duration> {
@@ -156,10 +161,10 @@ impl Reader<'_> {
     /// A duration, or `none`.
     pub(super) fn duration_or_none(
         &mut self,
-        at: At<'_>,
+        at: NodeRef<'_>,
         min: Duration,
         max: Duration,
-    ) -> Option<Limit<Duration>> {
+    ) -> Option<OrNone<Duration>> {
         if at.is_word("none") {
             return Some(None);
         }
@@ -178,7 +183,7 @@ impl Reader<'_> {
     }
 
     /// A number of bytes, `min..=max`.
-    pub(super) fn size(&mut self, at: At<'_>, min: u64, max: u64) -> Option<u64> {
+    pub(super) fn size(&mut self, at: NodeRef<'_>, min: u64, max: u64) -> Option<u64> {
         let wanted = format!("a size of {} to {}", show_size(min), show_size(max));
         let Some(text) = at.scalar() else {
             self.wrong_kind(at, &wanted, "write a number and `KiB`, `MiB` or `GiB`");
@@ -199,7 +204,7 @@ impl Reader<'_> {
     }
 
     /// A share as `50%`.
-    pub(super) fn share(&mut self, at: At<'_>) -> Option<f64> {
+    pub(super) fn share(&mut self, at: NodeRef<'_>) -> Option<f64> {
         let wanted = "a share of 0% to 100%";
         let Some(text) = at.scalar() else {
             self.wrong_kind(at, wanted, "write a number and `%`");
@@ -214,7 +219,7 @@ impl Reader<'_> {
     }
 
     /// A rate as `100/s`.
-    pub(super) fn rate(&mut self, at: At<'_>) -> Option<Rate> {
+    pub(super) fn rate(&mut self, at: NodeRef<'_>) -> Option<Rate> {
         let wanted = "a rate of 1/h to 1000000/s";
         let Some(text) = at.scalar() else {
             self.wrong_kind(at, wanted, "write a number and `/s`, `/m` or `/h`");
@@ -229,12 +234,12 @@ impl Reader<'_> {
     }
 
     /// Networks and addresses.
-    pub(super) fn networks(&mut self, at: At<'_>) -> Vec<IpNet> {
+    pub(super) fn networks(&mut self, at: NodeRef<'_>) -> Vec<IpNet> {
         let hint = "write addresses or networks such as `10.0.0.0/8`";
         let wanted = "a list of networks";
         let mut networks = Vec::new();
         let entries = match &at.node.kind {
-            Kind::List(_) => self.list(&at, wanted, hint),
+            NodeKind::List(_) => self.list(&at, wanted, hint),
             _ => self.one_or_more(&at, wanted, hint),
         };
         for entry in entries {
@@ -255,7 +260,7 @@ impl Reader<'_> {
     }
 
     /// Warns of the address that stands for every one elsewhere.
-    fn warn_unspecified(&mut self, at: At<'_>, address: IpAddr) {
+    fn warn_unspecified(&mut self, at: NodeRef<'_>, address: IpAddr) {
         let all = match address.to_canonical() {
             address if !address.is_unspecified() => return,
             IpAddr::V4(_) => "`0.0.0.0/0` is every IPv4 address",

@@ -18,7 +18,7 @@ const MAX_DEPTH: usize = 32;
 
 /// A place in the document; lines and columns count from 1, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
-pub struct Place {
+pub struct SourcePlace {
     /// First byte.
     pub start: usize,
     /// First byte behind it.
@@ -31,16 +31,16 @@ pub struct Place {
 
 /// A value with its place.
 #[derive(Debug)]
-pub struct Node {
+pub struct YamlNode {
     /// Of the whole value for scalars, of its beginning for maps and lists.
-    pub place: Place,
+    pub place: SourcePlace,
     /// What it is.
-    pub kind: Kind,
+    pub kind: NodeKind,
 }
 
-/// What a [`Node`] is.
+/// What a [`YamlNode`] is.
 #[derive(Debug)]
-pub enum Kind {
+pub enum NodeKind {
     /// Nothing, or `~`, or `null`.
     Null,
     /// Any other scalar.
@@ -51,33 +51,33 @@ pub enum Kind {
         quoted: bool,
     },
     /// In the order of the document, repeated keys included.
-    Map(Vec<(Node, Node)>),
+    Map(Vec<(YamlNode, YamlNode)>),
     /// In the order of the document.
-    List(Vec<Node>),
+    List(Vec<YamlNode>),
 }
 
 /// Why a text is not a document.
 #[derive(Debug)]
 pub struct SyntaxError {
     /// Where reading stopped.
-    pub place: Place,
+    pub place: SourcePlace,
     /// What stands there.
     pub message: String,
     /// What to do.
     pub hint: &'static str,
 }
 
-struct Raw(Spanned<RawKind>);
+struct SpannedNode(Spanned<RawKind>);
 
 enum RawKind {
     Null,
     Plain,
     Text(String),
-    Map(Vec<(Raw, Raw)>),
-    List(Vec<Raw>),
+    Map(Vec<(SpannedNode, SpannedNode)>),
+    List(Vec<SpannedNode>),
 }
 
-impl<'de> Deserialize<'de> for Raw {
+impl<'de> Deserialize<'de> for SpannedNode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Spanned::deserialize(deserializer).map(Self)
     }
@@ -144,13 +144,13 @@ impl<'de> Visitor<'de> for RawVisitor {
 }
 
 /// Reads one document.
-pub fn read(text: &str) -> Result<Node, SyntaxError> {
+pub fn read(text: &str) -> Result<YamlNode, SyntaxError> {
     if text.len() > MAX_BYTES {
         return Err(SyntaxError {
-            place: Place {
+            place: SourcePlace {
                 line: 1,
                 column: 1,
-                ..Place::default()
+                ..SourcePlace::default()
             },
             message: "the file is larger than 16MiB".to_owned(),
             hint: "a configuration of 10,000 backends needs less than 1MiB",
@@ -171,15 +171,15 @@ pub fn read(text: &str) -> Result<Node, SyntaxError> {
             max_nodes: MAX_BYTES,
         },
     };
-    serde_yaml::from_str_with_options::<Raw>(text, options)
+    serde_yaml::from_str_with_options::<SpannedNode>(text, options)
         .map(|raw| settle(raw, text))
         .map_err(|error| syntax_error(&error, text))
 }
 
-fn place_of(location: serde_yaml::Location) -> Place {
+fn place_of(location: serde_yaml::Location) -> SourcePlace {
     let span = location.span();
     let start = span.byte_offset().unwrap_or(0) as usize;
-    Place {
+    SourcePlace {
         start,
         end: start + span.byte_len().unwrap_or(0) as usize,
         line: location.line() as usize,
@@ -188,30 +188,30 @@ fn place_of(location: serde_yaml::Location) -> Place {
 }
 
 /// Puts the text of plain scalars in, so that `010` or `1_000` is shown as it was written.
-fn settle(raw: Raw, text: &str) -> Node {
+fn settle(raw: SpannedNode, text: &str) -> YamlNode {
     let place = place_of(raw.0.referenced);
     let written = text.get(place.start..place.end).unwrap_or_default();
     let kind = match raw.0.value {
-        RawKind::Null => Kind::Null,
-        RawKind::Plain => Kind::Scalar {
+        RawKind::Null => NodeKind::Null,
+        RawKind::Plain => NodeKind::Scalar {
             text: written.to_owned(),
             quoted: false,
         },
-        RawKind::Text(value) => Kind::Scalar {
+        RawKind::Text(value) => NodeKind::Scalar {
             quoted: written.starts_with(['"', '\'', '|', '>']),
             text: value,
         },
-        RawKind::Map(entries) => Kind::Map(
+        RawKind::Map(entries) => NodeKind::Map(
             entries
                 .into_iter()
                 .map(|(key, value)| (settle(key, text), settle(value, text)))
                 .collect(),
         ),
         RawKind::List(items) => {
-            Kind::List(items.into_iter().map(|item| settle(item, text)).collect())
+            NodeKind::List(items.into_iter().map(|item| settle(item, text)).collect())
         }
     };
-    Node { place, kind }
+    YamlNode { place, kind }
 }
 
 fn syntax_error(error: &serde_yaml::Error, text: &str) -> SyntaxError {
@@ -298,9 +298,11 @@ fn offset_of(text: &str, line: usize, column: usize) -> usize {
 mod tests {
     use super::*;
 
-    fn scalar(node: &Node) -> (&str, bool, usize, usize) {
+    fn scalar(node: &YamlNode) -> (&str, bool, usize, usize) {
         match &node.kind {
-            Kind::Scalar { text, quoted } => (text, *quoted, node.place.line, node.place.column),
+            NodeKind::Scalar { text, quoted } => {
+                (text, *quoted, node.place.line, node.place.column)
+            }
             other => panic!("not a scalar: {other:?}"),
         }
     }
@@ -308,7 +310,7 @@ mod tests {
     #[test]
     fn scalars_keep_their_text_and_place() {
         let node = read("[010, \"é\\t\", 1_000, 0x10, on, .inf, 127.0.0.1:80]").unwrap();
-        let Kind::List(items) = node.kind else {
+        let NodeKind::List(items) = node.kind else {
             panic!("not a list")
         };
         let found: Vec<_> = items.iter().map(scalar).collect();
@@ -329,7 +331,7 @@ mod tests {
     #[test]
     fn repeated_keys_are_kept() {
         let node = read("a: 1\na: 2\n").unwrap();
-        let Kind::Map(entries) = node.kind else {
+        let NodeKind::Map(entries) = node.kind else {
             panic!("not a map")
         };
         assert_eq!(entries.len(), 2);

@@ -12,7 +12,7 @@ use tokio::{select, sync::oneshot, time::timeout};
 
 use super::signals::{Signal, Signals};
 use crate::{
-    config::{self, Loaded, Problems, files::RealFiles},
+    config::{self, LoadedConfig, Problems, files::RealFiles},
     telemetry::sink::Sinks,
 };
 
@@ -48,7 +48,7 @@ pub(super) async fn load(
     file: &Path,
     signals: &mut Signals,
     sinks: &Sinks,
-) -> Option<Result<Loaded, Problems>> {
+) -> Option<Result<LoadedConfig, Problems>> {
     let mut reading = std::pin::pin!(read(file.to_path_buf()));
     let mut kept = Vec::new();
     let loaded = loop {
@@ -69,7 +69,7 @@ pub(super) async fn load(
     loaded
 }
 
-async fn read(file: PathBuf) -> Result<Loaded, Problems> {
+async fn read(file: PathBuf) -> Result<LoadedConfig, Problems> {
     let files = RealFiles::default();
     let (path, through) = (file.clone(), files.clone());
     let load = move || config::load_through(&path, &through);
@@ -79,9 +79,9 @@ async fn read(file: PathBuf) -> Result<Loaded, Problems> {
 /// Runs `load` on a thread of its own; `last` is the file that it touched last.
 async fn read_by(
     file: &Path,
-    load: impl FnOnce() -> Result<Loaded, Problems> + Send + 'static,
+    load: impl FnOnce() -> Result<LoadedConfig, Problems> + Send + 'static,
     last: impl Fn() -> PathBuf,
-) -> Result<Loaded, Problems> {
+) -> Result<LoadedConfig, Problems> {
     let failed = |message: String, hint: &str| Err(Problems::of_file(file, message, hint));
     let Some(reader) = Reader::begin() else {
         let message = format!("{MAX_READERS} earlier attempts to read it have not ended");

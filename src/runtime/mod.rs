@@ -41,7 +41,7 @@ use self::{
 use crate::{
     admin::AdminListener,
     base::{clock, paths::default_admin_socket, rng::Random},
-    config::{BindPlaces, Loaded, Problems, model::Config},
+    config::{BindPlaces, LoadedConfig, Problems, model::Config},
     net::{limits::raise_open_file_limit, listen::BindError},
     snapshot::{Daemon, Snapshot},
     telemetry::{access_log::AccessLog, log, metrics, sink::Sinks},
@@ -111,13 +111,13 @@ fn complain(text: &str) {
 
 fn serve(
     file: &Path,
-    loaded: Loaded,
+    loaded: LoadedConfig,
     sinks: Sinks,
     runtime: &LocalRuntime,
     signals: Signals,
     options: RunOptions,
 ) -> Result<(), String> {
-    let Loaded {
+    let LoadedConfig {
         config,
         warnings,
         binds,

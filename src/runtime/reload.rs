@@ -15,7 +15,7 @@ use super::{
 use crate::{
     admin::{Failed, ReloadOutcome, Reloaded},
     base::{address::BindAddress, clock, paths::default_admin_socket},
-    config::{BindPlaces, Loaded, Problems, Severity, diff, model::Config},
+    config::{BindPlaces, LoadedConfig, Problems, Severity, diff, model::Config},
     health::HealthChecker,
     net::listen::{self, BindError},
     snapshot::{ReloadStatus, Snapshot},
@@ -38,9 +38,9 @@ pub(super) async fn run(
 fn take_up(
     control: &mut Control,
     follower: &mut HealthChecker,
-    loaded: Result<Loaded, Problems>,
+    loaded: Result<LoadedConfig, Problems>,
 ) -> ReloadOutcome {
-    let Loaded {
+    let LoadedConfig {
         config,
         warnings,
         binds,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use balancer::config::{
-    self, Files, NoFiles, keys, load,
+    self, FileAccess, NoFiles, keys, load,
     model::{CheckKind, Config, HealthCheckConfig, KeepaliveConfig, PoolTimeoutsConfig},
     parse,
 };
@@ -52,7 +52,7 @@ fn every_key_is_documented_and_every_documented_key_exists() {
 /// Every certificate and key that a block names is there.
 struct AnyFiles;
 
-impl Files for AnyFiles {
+impl FileAccess for AnyFiles {
     fn read(&self, path: &Path, _: u64) -> io::Result<Vec<u8>> {
         let name = path.to_string_lossy();
         let fixture = if name.ends_with(".key") {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use balancer::config::{Files, NoFiles, Problems, Severity, parse};
+use balancer::config::{FileAccess, NoFiles, Problems, Severity, parse};
 
 fn inputs() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/config");
@@ -26,7 +26,7 @@ fn inputs() -> Vec<PathBuf> {
 /// The certificates and keys of tests/fixtures, and nothing else.
 struct Fixtures;
 
-impl Files for Fixtures {
+impl FileAccess for Fixtures {
     fn read(&self, path: &Path, _: u64) -> io::Result<Vec<u8>> {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         let name = path.file_name().ok_or(io::ErrorKind::NotFound)?;

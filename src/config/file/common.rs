@@ -4,12 +4,12 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use ipnet::IpNet;
 
-use super::{At, Limit, Reader, foreign, quote, set};
+use super::{NodeRef, OrNone, TreeReader, assign, foreign, quote};
 use crate::{
     base::address::{AddressError, BindAddress},
     config::{
         model::{RateLimitConfig, RedirectConfig, RetriesConfig, RetryConditions},
-        yaml::Kind,
+        yaml::NodeKind,
     },
 };
 
@@ -23,7 +23,7 @@ pub(super) const DAY: Duration = Duration::from_hours(24);
 pub(super) const WEEK: Duration = Duration::from_hours(168);
 
 /// One address to listen on.
-pub(super) fn bind(reader: &mut Reader<'_>, at: At<'_>) -> Option<BindAddress> {
+pub(super) fn bind(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BindAddress> {
     let hint = "write `\":8080\"`, `127.0.0.1:8080`, `\"[::]:8080\"` or `unix:/run/app.sock`";
     let text = reader.text(at, "an address to listen on", hint)?;
     match text.parse() {
@@ -52,7 +52,7 @@ pub(super) fn bind(reader: &mut Reader<'_>, at: At<'_>) -> Option<BindAddress> {
 }
 
 /// Like [`bind`] for what only this machine is to reach: a bare port is one of 127.0.0.1.
-pub(super) fn local_bind(reader: &mut Reader<'_>, at: At<'_>) -> Option<BindAddress> {
+pub(super) fn local_bind(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BindAddress> {
     let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     let is_bare = at.scalar().is_some_and(is_port);
     match bind(reader, at)? {
@@ -72,7 +72,12 @@ pub(super) fn is_token(text: &str) -> bool {
 }
 
 /// Reports a header name that is not a token.
-pub(super) fn header_name(reader: &mut Reader<'_>, at: At<'_>, name: &str, is_key: bool) -> bool {
+pub(super) fn header_name(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    name: &str,
+    is_key: bool,
+) -> bool {
     if is_token(name) && name.len() <= 256 {
         return true;
     }
@@ -91,7 +96,11 @@ pub(super) fn header_name(reader: &mut Reader<'_>, at: At<'_>, name: &str, is_ke
 }
 
 /// A text without control characters, such as the value of a header.
-pub(super) fn clean_text<'a>(reader: &mut Reader<'_>, at: At<'a>, what: &str) -> Option<&'a str> {
+pub(super) fn clean_text<'a>(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'a>,
+    what: &str,
+) -> Option<&'a str> {
     let text = reader.text(at, what, "write text, in quotes where needed")?;
     if text.chars().any(char::is_control) {
         reader.error(
@@ -113,7 +122,7 @@ pub(super) fn clean_text<'a>(reader: &mut Reader<'_>, at: At<'a>, what: &str) ->
 }
 
 /// A list of methods.
-pub(super) fn methods(reader: &mut Reader<'_>, at: At<'_>) -> Vec<String> {
+pub(super) fn methods(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<String> {
     let hint = "write methods as they are sent: `GET`";
     let mut methods: Vec<String> = Vec::new();
     for entry in reader.one_or_more(&at, "a list of methods", hint) {
@@ -132,7 +141,7 @@ pub(super) fn methods(reader: &mut Reader<'_>, at: At<'_>) -> Vec<String> {
 }
 
 /// One method.
-pub(super) fn method(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+pub(super) fn method(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
     let text = reader.text(at, "a method", "write a method as it is sent: `GET`")?;
     let upper = text.to_ascii_uppercase();
     let help = if text == "*" {
@@ -156,8 +165,8 @@ pub(super) fn method(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
 
 /// `redirect` of a listener or a route; `section` is its path in the key table.
 pub(super) fn redirect(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     section: &str,
 ) -> Option<RedirectConfig> {
     if at.is_word("https") {
@@ -187,7 +196,7 @@ pub(super) fn redirect(
             ("307", 307),
             ("308", 308),
         ];
-        set(&mut status, reader.word(at, &words));
+        assign(&mut status, reader.one_of(at, &words));
     }
     let port = keys
         .get("port")
@@ -202,7 +211,7 @@ pub(super) fn redirect(
         return None;
     };
     let location = clean_text(reader, to, "the target of a redirect")?;
-    if foreign::refuse(reader, to, location, foreign::Use::Redirect) {
+    if foreign::refuse(reader, to, location, foreign::TextUse::Redirect) {
         return None;
     }
     if location == "https" {
@@ -237,24 +246,24 @@ pub(super) fn redirect(
 
 /// `retries` of a pool or a route, over `base`; `Some(None)` is `none`.
 pub(super) fn retries(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     section: &str,
     base: RetriesConfig,
-) -> Option<Limit<RetriesConfig>> {
+) -> Option<OrNone<RetriesConfig>> {
     if at.is_word("none") {
         return Some(None);
     }
     let keys = reader.section(at, section)?;
     let mut retries = base;
     if let Some(at) = keys.get("attempts") {
-        set(
+        assign(
             &mut retries.attempts,
             reader.integer(at, 0, 10).map(|n| n as u32),
         );
     }
     if let Some(at) = keys.get("budget") {
-        set(&mut retries.budget, reader.share(at));
+        assign(&mut retries.budget, reader.share(at));
     }
     if let Some(at) = keys.get("conditions") {
         retries.conditions = conditions(reader, at);
@@ -265,7 +274,7 @@ pub(super) fn retries(
     Some(Some(retries))
 }
 
-fn conditions(reader: &mut Reader<'_>, at: At<'_>) -> RetryConditions {
+fn conditions(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> RetryConditions {
     let words = [
         ("connect", 0),
         ("stale", 1),
@@ -277,7 +286,7 @@ fn conditions(reader: &mut Reader<'_>, at: At<'_>) -> RetryConditions {
     let hint = "write a list of `connect`, `stale`, `terminated`, `timeout` and `invalid`";
     for entry in reader.one_or_more(&at, "a list of conditions", hint) {
         if let Some(slot) = reader
-            .word(entry, &words)
+            .one_of(entry, &words)
             .and_then(|index| given.get_mut(index))
         {
             *slot = true;
@@ -295,10 +304,10 @@ fn conditions(reader: &mut Reader<'_>, at: At<'_>) -> RetryConditions {
 
 /// `rate_limit` of a listener or a route; `Some(None)` is `none`.
 pub(super) fn rate_limit(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     section: &str,
-) -> Option<Limit<RateLimitConfig>> {
+) -> Option<OrNone<RateLimitConfig>> {
     const EXAMPLE: &str = "write `{per_client: 100/s, burst: 200}`";
     if at.is_word("none") {
         return Some(None);
@@ -331,8 +340,8 @@ pub(super) fn rate_limit(
 
 /// `timeouts` of a pool or a route: what is given.
 pub(super) fn timeouts(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     section: &str,
 ) -> crate::config::model::TimeoutOverrides {
     let mut given = crate::config::model::TimeoutOverrides::default();
@@ -364,8 +373,8 @@ pub(super) fn timeouts(
 
 /// Warns when the whole exchange has less time than one connect.
 pub(super) fn warn_short_total(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     total: Option<Duration>,
     connect: Duration,
 ) {
@@ -382,8 +391,8 @@ pub(super) fn warn_short_total(
 }
 
 /// `allow`: an empty list would allow all, which is the opposite of what it says.
-pub(super) fn allowed(reader: &mut Reader<'_>, at: At<'_>) -> Vec<IpNet> {
-    if matches!(&at.node.kind, Kind::List(entries) if entries.is_empty()) {
+pub(super) fn allowed(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<IpNet> {
+    if matches!(&at.node.kind, NodeKind::List(entries) if entries.is_empty()) {
         reader.error(
             at,
             "`allow` is empty: no client could connect",

@@ -3,11 +3,11 @@
 //! Their author means the value, which this version does not have there. Texts that may be meant as they are stay: JSON,
 //! `$5.00`, `100%`, style sheets.
 
-use super::{At, Reader, quote};
+use super::{NodeRef, TreeReader, quote};
 
 /// What a text is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
+pub(super) enum TextUse {
     /// The value of a header.
     Header,
     /// The target of a redirect.
@@ -112,27 +112,34 @@ const BRACES_PREFIXES: &[&str] = &[
 ];
 
 /// Reports the first value of another product in `text`; true if there is one.
-pub(super) fn refuse(reader: &mut Reader<'_>, at: At<'_>, text: &str, used: Use) -> bool {
+pub(super) fn refuse(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    text: &str,
+    used: TextUse,
+) -> bool {
     let Some(found) = find(text, used) else {
         return false;
     };
     let help = match used {
-        Use::Redirect => {
+        TextUse::Redirect => {
             "this version has no values of the request here: `https` keeps host, path and query, a target is sent as it is"
         }
-        Use::Header if is_about(found, &["addr", "client", "remote", "src"]) => {
+        TextUse::Header if is_about(found, &["addr", "client", "remote", "src"]) => {
             "this version has no values of the request here: backends get the client's address in X-Forwarded-For and X-Real-IP"
         }
-        Use::Header if is_about(found, &["host", "server_name"]) => {
+        TextUse::Header if is_about(found, &["host", "server_name"]) => {
             "this version has no values of the request here: backends get Host as the client sent it, and X-Forwarded-Host"
         }
-        Use::Header if is_about(found, &["scheme", "proto", "https"]) => {
+        TextUse::Header if is_about(found, &["scheme", "proto", "https"]) => {
             "this version has no values of the request here: backends get X-Forwarded-Proto"
         }
-        Use::Header if is_about(found, &["request_id"]) => {
+        TextUse::Header if is_about(found, &["request_id"]) => {
             "this version has no values of the request here: X-Request-Id is sent anyway"
         }
-        Use::Header | Use::Body => "this version has no values of the request here: leave it out",
+        TextUse::Header | TextUse::Body => {
+            "this version has no values of the request here: leave it out"
+        }
     };
     let message = format!(
         "{} is not replaced by a value: it would be sent as it is",
@@ -147,7 +154,7 @@ fn is_about(found: &str, words: &[&str]) -> bool {
     words.iter().any(|word| found.contains(word))
 }
 
-fn find(text: &str, used: Use) -> Option<&str> {
+fn find(text: &str, used: TextUse) -> Option<&str> {
     text.match_indices(['$', '%', '{', '\\'])
         .find_map(|(start, sign)| {
             let rest = text.get(start..)?;
@@ -179,7 +186,7 @@ fn is_nginx(name: &str) -> bool {
 }
 
 /// `$name`, `${name}`, and `$1` in a redirect.
-fn dollar(rest: &str, used: Use) -> Option<usize> {
+fn dollar(rest: &str, used: TextUse) -> Option<usize> {
     let (open, close) = if rest.starts_with("${") {
         (2, 1)
     } else {
@@ -194,9 +201,9 @@ fn dollar(rest: &str, used: Use) -> Option<usize> {
     }
     let is_group = name.bytes().all(|byte| byte.is_ascii_digit());
     let is_foreign = match used {
-        Use::Body => is_nginx(name),
-        Use::Redirect if is_group => true,
-        Use::Header | Use::Redirect => {
+        TextUse::Body => is_nginx(name),
+        TextUse::Redirect if is_group => true,
+        TextUse::Header | TextUse::Redirect => {
             !is_group && (close == 1 || name.starts_with(|c: char| c.is_ascii_lowercase()))
         }
     };
@@ -227,10 +234,10 @@ fn percent(rest: &str) -> Option<usize> {
 }
 
 /// `{uri}`, `{header:NAME}`, `{http.request.uri}`, and `{1}` but in a body.
-fn braces(rest: &str, used: Use) -> Option<usize> {
+fn braces(rest: &str, used: TextUse) -> Option<usize> {
     let end = rest.find('}')?;
     let word = rest.get(1..end)?;
-    let is_group = matches!(word.as_bytes(), [b'1'..=b'9']) && used != Use::Body;
+    let is_group = matches!(word.as_bytes(), [b'1'..=b'9']) && used != TextUse::Body;
     let is_short = word.len() <= 128 && !word.contains(char::is_whitespace);
     let has_prefix = |prefix: &&str| {
         word.strip_prefix(*prefix)
@@ -241,9 +248,9 @@ fn braces(rest: &str, used: Use) -> Option<usize> {
 }
 
 /// `\1` in a redirect.
-fn backslash(rest: &str, used: Use) -> Option<usize> {
+fn backslash(rest: &str, used: TextUse) -> Option<usize> {
     let is_group = rest.get(1..)?.starts_with(|c: char| c.is_ascii_digit());
-    (is_group && used == Use::Redirect).then_some(2)
+    (is_group && used == TextUse::Redirect).then_some(2)
 }
 
 #[cfg(test)]
@@ -267,7 +274,7 @@ mod tests {
             ("{header:X-Tenant}", "{header:X-Tenant}"),
             ("https://x{uri}", "{uri}"),
         ] {
-            for used in [Use::Header, Use::Redirect, Use::Body] {
+            for used in [TextUse::Header, TextUse::Redirect, TextUse::Body] {
                 assert_eq!(find(text, used), Some(found), "{text} {used:?}");
             }
         }
@@ -277,9 +284,9 @@ mod tests {
             r"https://x/\1",
             "https://x/{1}",
         ] {
-            assert!(find(text, Use::Redirect).is_some(), "{text}");
+            assert!(find(text, TextUse::Redirect).is_some(), "{text}");
         }
-        assert!(find("$tenant", Use::Header).is_some());
+        assert!(find("$tenant", TextUse::Header).is_some());
     }
 
     #[test]
@@ -298,12 +305,12 @@ mod tests {
             "max-age=31536000; includeSubDomains",
             "default-src 'self'; style-src 'sha256-abc=='",
         ] {
-            for used in [Use::Header, Use::Body] {
+            for used in [TextUse::Header, TextUse::Body] {
                 assert_eq!(find(text, used), None, "{text} {used:?}");
             }
         }
         for text in ["const a = `${name}`; $total; $('p')", r"/\d{1}/ \1 $1"] {
-            assert_eq!(find(text, Use::Body), None, "{text}");
+            assert_eq!(find(text, TextUse::Body), None, "{text}");
         }
     }
 }

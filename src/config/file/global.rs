@@ -5,9 +5,9 @@ use std::{path::Path, time::Duration};
 use tracing::level_filters::LevelFilter;
 
 use super::{
-    At, Binds, Reader, Section,
+    BindList, NodeRef, Section, TreeReader, assign,
     common::{DAY, HOUR, MS, header_name, local_bind},
-    ip_bind, quote, set,
+    ip_bind, quote,
 };
 use crate::{
     base::address::BindAddress,
@@ -29,21 +29,21 @@ const MAX_TOKEN: u64 = 4 << 10;
 
 /// Reads them all into `config`.
 pub(super) fn read(
-    reader: &mut Reader<'_>,
+    reader: &mut TreeReader<'_>,
     file: &Section<'_>,
     config: &mut Config,
-    binds: &mut Binds,
+    binds: &mut BindList,
 ) {
     if let Some(at) = file.get("version") {
-        let _checked = reader.word(at, &[("1", ())]);
+        let _checked = reader.one_of(at, &[("1", ())]);
     }
     if let Some(at) = file.get("workers") {
         let workers = reader.integer_or(at, "auto", 1, 1024);
-        set(&mut config.workers, workers.map(|n| n.map(|n| n as usize)));
+        assign(&mut config.workers, workers.map(|n| n.map(|n| n as usize)));
     }
     if let Some(at) = file.get("max_connections") {
         let most = reader.integer_or(at, "auto", 1, 10_000_000);
-        set(
+        assign(
             &mut config.max_connections,
             most.map(|n| n.map(|n| n as usize)),
         );
@@ -72,20 +72,20 @@ pub(super) fn read(
     }
 }
 
-fn drain(reader: &mut Reader<'_>, at: At<'_>) -> DrainConfig {
+fn drain(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> DrainConfig {
     let mut drain = DrainConfig::default();
     if let Some(keys) = reader.section(at, "drain") {
         if let Some(at) = keys.get("delay") {
-            set(&mut drain.delay, reader.duration(at, Duration::ZERO, HOUR));
+            assign(&mut drain.delay, reader.duration(at, Duration::ZERO, HOUR));
         }
         if let Some(at) = keys.get("timeout") {
-            set(&mut drain.timeout, reader.duration(at, Duration::ZERO, DAY));
+            assign(&mut drain.timeout, reader.duration(at, Duration::ZERO, DAY));
         }
     }
     drain
 }
 
-fn admin(reader: &mut Reader<'_>, at: At<'_>, binds: &mut Binds) -> AdminConfig {
+fn admin(reader: &mut TreeReader<'_>, at: NodeRef<'_>, binds: &mut BindList) -> AdminConfig {
     let mut admin = AdminConfig {
         bind: None,
         token_file: None,
@@ -135,7 +135,7 @@ fn admin(reader: &mut Reader<'_>, at: At<'_>, binds: &mut Binds) -> AdminConfig 
     admin
 }
 
-fn check_token(reader: &mut Reader<'_>, at: At<'_>, path: &Path) {
+fn check_token(reader: &mut TreeReader<'_>, at: NodeRef<'_>, path: &Path) {
     match reader.files.read(path, MAX_TOKEN) {
         Err(error) => reader.error(
             at,
@@ -165,10 +165,10 @@ fn check_token(reader: &mut Reader<'_>, at: At<'_>, path: &Path) {
 }
 
 fn read_metrics(
-    reader: &mut Reader<'_>,
+    reader: &mut TreeReader<'_>,
     file: &Section<'_>,
     metrics: &mut MetricsConfig,
-    binds: &mut Binds,
+    binds: &mut BindList,
 ) {
     let Some(at) = file.get("metrics") else {
         return;
@@ -182,7 +182,7 @@ fn read_metrics(
             ("state", PerBackend::State),
             ("none", PerBackend::None),
         ];
-        set(&mut metrics.per_backend, reader.word(at, &words));
+        assign(&mut metrics.per_backend, reader.one_of(at, &words));
     }
     let Some(at) = keys.get("bind") else {
         return;
@@ -205,7 +205,7 @@ fn read_metrics(
     }
 }
 
-fn log(reader: &mut Reader<'_>, at: At<'_>) -> LogConfig {
+fn log(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> LogConfig {
     let mut log = LogConfig::default();
     let Some(keys) = reader.section(at, "log") else {
         return log;
@@ -218,7 +218,7 @@ fn log(reader: &mut Reader<'_>, at: At<'_>) -> LogConfig {
             ("debug", LevelFilter::DEBUG),
             ("trace", LevelFilter::TRACE),
         ];
-        set(&mut log.level, reader.word(at, &words));
+        assign(&mut log.level, reader.one_of(at, &words));
     }
     if let Some(at) = keys.get("format") {
         let words = [
@@ -226,25 +226,25 @@ fn log(reader: &mut Reader<'_>, at: At<'_>) -> LogConfig {
             ("text", LogFormat::Text),
             ("json", LogFormat::Json),
         ];
-        set(&mut log.format, reader.word(at, &words));
+        assign(&mut log.format, reader.one_of(at, &words));
     }
     log
 }
 
-fn access_log(reader: &mut Reader<'_>, at: At<'_>) -> AccessLogConfig {
+fn access_log(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> AccessLogConfig {
     let mut log = AccessLogConfig::default();
     let Some(keys) = reader.section(at, "access_log") else {
         return log;
     };
     if let Some(at) = keys.get("output") {
-        set(&mut log.output, output(reader, at));
+        assign(&mut log.output, output(reader, at));
     }
     if let Some(at) = keys.get("format") {
         let words = [
             ("json", AccessFormat::Json),
             ("combined", AccessFormat::Combined),
         ];
-        set(&mut log.format, reader.word(at, &words));
+        assign(&mut log.format, reader.one_of(at, &words));
     }
     if let Some(at) = keys.get("when") {
         log.when = when(reader, at);
@@ -262,7 +262,7 @@ fn access_log(reader: &mut Reader<'_>, at: At<'_>) -> AccessLogConfig {
     log
 }
 
-fn output(reader: &mut Reader<'_>, at: At<'_>) -> Option<LogOutput> {
+fn output(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<LogOutput> {
     let path = at.scalar().and_then(|text| text.strip_prefix("file:"));
     let Some(path) = path else {
         if let Some(text) = at.scalar().filter(|text| text.starts_with(['/', '.'])) {
@@ -287,7 +287,7 @@ fn output(reader: &mut Reader<'_>, at: At<'_>) -> Option<LogOutput> {
             .enumerate()
             .map(|(index, (word, _))| (*word, index))
             .collect();
-        let index = reader.word(at, &names)?;
+        let index = reader.one_of(at, &names)?;
         return words.into_iter().nth(index).map(|(_, output)| output);
     };
     let path = reader.resolve(path.trim());
@@ -314,27 +314,27 @@ fn output(reader: &mut Reader<'_>, at: At<'_>) -> Option<LogOutput> {
     Some(LogOutput::File(path))
 }
 
-fn when(reader: &mut Reader<'_>, at: At<'_>) -> LogWhenConfig {
+fn when(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> LogWhenConfig {
     let mut when = LogWhenConfig::default();
     let Some(keys) = reader.section(at, "access_log.when") else {
         return when;
     };
     if let Some(at) = keys.get("min_status") {
-        set(
+        assign(
             &mut when.min_status,
             reader.integer(at, 100, 599).map(|n| n as u16),
         );
     }
     if let Some(at) = keys.get("slower_than") {
-        set(&mut when.slower_than, reader.duration_or_none(at, MS, DAY));
+        assign(&mut when.slower_than, reader.duration_or_none(at, MS, DAY));
     }
     if let Some(at) = keys.get("sample") {
-        set(&mut when.sample, reader.share(at));
+        assign(&mut when.sample, reader.share(at));
     }
     when
 }
 
-fn trusted_proxies(reader: &mut Reader<'_>, at: At<'_>) -> TrustedProxiesConfig {
+fn trusted_proxies(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> TrustedProxiesConfig {
     let mut trusted = TrustedProxiesConfig::default();
     if !at.is_map() {
         trusted.from = reader.networks(at);
@@ -358,7 +358,7 @@ fn trusted_proxies(reader: &mut Reader<'_>, at: At<'_>) -> TrustedProxiesConfig 
 }
 
 /// The name of a header with the client's address and nothing else.
-fn address_header(reader: &mut Reader<'_>, at: At<'_>, example: &str) -> Option<String> {
+fn address_header(reader: &mut TreeReader<'_>, at: NodeRef<'_>, example: &str) -> Option<String> {
     let hint = format!("write a name such as `{example}`");
     let name = reader.text(at, "the name of a header", &hint)?;
     if !header_name(reader, at, name, false) {
@@ -381,7 +381,7 @@ fn address_header(reader: &mut Reader<'_>, at: At<'_>, example: &str) -> Option<
     None
 }
 
-fn forwarded(reader: &mut Reader<'_>, at: At<'_>) -> ForwardedConfig {
+fn forwarded(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> ForwardedConfig {
     let mut forwarded = ForwardedConfig::default();
     let Some(keys) = reader.section(at, "forwarded") else {
         return forwarded;
@@ -392,7 +392,7 @@ fn forwarded(reader: &mut Reader<'_>, at: At<'_>) -> ForwardedConfig {
         ("via", &mut forwarded.via),
     ] {
         if let Some(at) = keys.get(key) {
-            set(slot, reader.boolean(at));
+            assign(slot, reader.boolean(at));
         }
     }
     if let Some(at) = keys.get("request_id")
@@ -429,7 +429,7 @@ fn forwarded(reader: &mut Reader<'_>, at: At<'_>) -> ForwardedConfig {
     forwarded
 }
 
-fn errors(reader: &mut Reader<'_>, at: At<'_>) -> ErrorsConfig {
+fn errors(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> ErrorsConfig {
     let mut errors = ErrorsConfig::default();
     let Some(keys) = reader.section(at, "errors") else {
         return errors;
@@ -439,7 +439,7 @@ fn errors(reader: &mut Reader<'_>, at: At<'_>) -> ErrorsConfig {
             ("unified", StatusProfile::Unified),
             ("split", StatusProfile::Split),
         ];
-        set(&mut errors.status, reader.word(at, &words));
+        assign(&mut errors.status, reader.one_of(at, &words));
     }
     if let Some(at) = keys.get("format") {
         let words = [
@@ -447,7 +447,7 @@ fn errors(reader: &mut Reader<'_>, at: At<'_>) -> ErrorsConfig {
             ("html", ErrorFormat::Html),
             ("auto", ErrorFormat::Auto),
         ];
-        set(&mut errors.format, reader.word(at, &words));
+        assign(&mut errors.format, reader.one_of(at, &words));
     }
     if let Some(at) = keys.get("pages")
         && !at.is_word("none")
@@ -460,7 +460,7 @@ fn errors(reader: &mut Reader<'_>, at: At<'_>) -> ErrorsConfig {
     errors
 }
 
-fn pages(reader: &mut Reader<'_>, at: At<'_>) -> Vec<ErrorPage> {
+fn pages(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<ErrorPage> {
     let hint = "name a directory with files such as `502.html` and `503.json`";
     let mut pages = Vec::new();
     let Some(text) = reader.text(at, "the path of a directory", hint) else {
@@ -492,7 +492,12 @@ fn pages(reader: &mut Reader<'_>, at: At<'_>) -> Vec<ErrorPage> {
 }
 
 /// Reads one file of the directory; other names than `NNN.html` and `NNN.json` are left alone.
-fn page(reader: &mut Reader<'_>, at: At<'_>, directory: &Path, name: &str) -> Option<ErrorPage> {
+fn page(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    directory: &Path,
+    name: &str,
+) -> Option<ErrorPage> {
     let (code, kind) = name.split_once('.')?;
     let html = match kind {
         "html" => true,
@@ -522,7 +527,7 @@ fn page(reader: &mut Reader<'_>, at: At<'_>, directory: &Path, name: &str) -> Op
     }
 }
 
-fn overrides(reader: &mut Reader<'_>, at: At<'_>) -> Vec<(Reason, u16)> {
+fn overrides(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<(Reason, u16)> {
     let mut overrides = Vec::new();
     let Some(map) = reader.map(at, "write `{connection_timeout: 504}`") else {
         return overrides;

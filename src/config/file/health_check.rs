@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    At, Reader, Section,
+    NodeRef, Section, TreeReader, assign,
     common::{HOUR, MS, clean_text, method},
-    quote, set,
+    quote,
 };
 use crate::{
     base::{address::BackendAddress, units},
@@ -14,8 +14,8 @@ use crate::{
 
 /// Reads `pools.NAME.health_check` of a pool whose backends speak `protocol`.
 pub(super) fn read(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     protocol: BackendProtocol,
     backends: &[BackendConfig],
 ) -> Option<HealthCheckConfig> {
@@ -36,19 +36,19 @@ pub(super) fn read(
     }
     if let Some(at) = keys.get("interval") {
         let shortest = Duration::from_millis(100);
-        set(&mut check.interval, reader.duration(at, shortest, HOUR));
+        assign(&mut check.interval, reader.duration(at, shortest, HOUR));
     }
     if let Some(at) = keys.get("timeout") {
-        set(&mut check.timeout, reader.duration(at, MS, HOUR));
+        assign(&mut check.timeout, reader.duration(at, MS, HOUR));
     }
     for (key, slot) in [("rise", &mut check.rise), ("fall", &mut check.fall)] {
         if let Some(at) = keys.get(key) {
-            set(slot, reader.integer(at, 1, 100).map(|n| n as u32));
+            assign(slot, reader.integer(at, 1, 100).map(|n| n as u32));
         }
     }
     if let Some(at) = keys.get("on_down") {
         let words = [("keep", OnDown::Keep), ("close", OnDown::Close)];
-        set(&mut check.on_down, reader.word(at, &words));
+        assign(&mut check.on_down, reader.one_of(at, &words));
     }
     if check.timeout > check.interval
         && let Some(at) = keys.get("timeout").or_else(|| keys.get("interval"))
@@ -67,7 +67,7 @@ pub(super) fn read(
 }
 
 /// A unix socket has no port.
-fn check_port(reader: &mut Reader<'_>, at: At<'_>, backends: &[BackendConfig]) {
+fn check_port(reader: &mut TreeReader<'_>, at: NodeRef<'_>, backends: &[BackendConfig]) {
     let is_unix = |backend: &&BackendConfig| matches!(backend.address, BackendAddress::Unix(_));
     if let Some(backend) = backends.iter().find(is_unix) {
         reader.error_at_key(
@@ -83,13 +83,13 @@ fn check_port(reader: &mut Reader<'_>, at: At<'_>, backends: &[BackendConfig]) {
 
 /// `type`, as far as it is known here.
 #[derive(Clone, Copy, PartialEq)]
-enum Type {
+enum CheckType {
     Tcp,
     Http,
     Grpc,
 }
 
-impl Type {
+impl CheckType {
     const WORDS: [(&'static str, Self); 3] = [
         ("tcp", Self::Tcp),
         ("http", Self::Http),
@@ -105,47 +105,47 @@ impl Type {
 }
 
 /// Keys that belong to some types of check only.
-const OWN_KEYS: [(&str, &[Type], &str); 6] = [
+const OWN_KEYS: [(&str, &[CheckType], &str); 6] = [
     (
         "path",
-        &[Type::Http],
+        &[CheckType::Http],
         "write `type: http`, or remove the key",
     ),
     (
         "method",
-        &[Type::Http],
+        &[CheckType::Http],
         "write `type: http`, or `path`, or remove the key",
     ),
     (
         "host",
-        &[Type::Http, Type::Grpc],
+        &[CheckType::Http, CheckType::Grpc],
         "write `type: http`, or `path`, or remove the key",
     ),
     (
         "expect",
-        &[Type::Http],
+        &[CheckType::Http],
         "write `type: http`, or `path`, or remove the key",
     ),
     (
         "body",
-        &[Type::Http],
+        &[CheckType::Http],
         "write `type: http`, or `path`, or remove the key",
     ),
     (
         "service",
-        &[Type::Grpc],
+        &[CheckType::Grpc],
         "write `type: grpc`, or remove the key",
     ),
 ];
 
-fn kind(reader: &mut Reader<'_>, keys: &Section<'_>, protocol: BackendProtocol) -> CheckKind {
+fn kind(reader: &mut TreeReader<'_>, keys: &Section<'_>, protocol: BackendProtocol) -> CheckKind {
     let mut kind = match keys.get("path") {
-        Some(_) => Type::Http,
-        None => Type::Tcp,
+        Some(_) => CheckType::Http,
+        None => CheckType::Tcp,
     };
     if let Some(at) = keys.get("type") {
-        set(&mut kind, reader.word(at, &Type::WORDS));
-        if kind == Type::Grpc && !protocol.is_h2() {
+        assign(&mut kind, reader.one_of(at, &CheckType::WORDS));
+        if kind == CheckType::Grpc && !protocol.is_h2() {
             reader.error(
                 at,
                 "a grpc check of backends that speak HTTP/1.1",
@@ -157,7 +157,7 @@ fn kind(reader: &mut Reader<'_>, keys: &Section<'_>, protocol: BackendProtocol) 
         if let Some(at) = keys.get(key)
             && !types.contains(&kind)
         {
-            let owner = if types.contains(&Type::Http) {
+            let owner = if types.contains(&CheckType::Http) {
                 "an http"
             } else {
                 "a grpc"
@@ -170,9 +170,9 @@ fn kind(reader: &mut Reader<'_>, keys: &Section<'_>, protocol: BackendProtocol) 
         }
     }
     match kind {
-        Type::Tcp => CheckKind::Tcp,
-        Type::Http => http(reader, keys),
-        Type::Grpc => CheckKind::Grpc {
+        CheckType::Tcp => CheckKind::Tcp,
+        CheckType::Http => http(reader, keys),
+        CheckType::Grpc => CheckKind::Grpc {
             service: keys
                 .get("service")
                 .and_then(|at| service(reader, at))
@@ -182,14 +182,14 @@ fn kind(reader: &mut Reader<'_>, keys: &Section<'_>, protocol: BackendProtocol) 
     }
 }
 
-fn http(reader: &mut Reader<'_>, keys: &Section<'_>) -> CheckKind {
+fn http(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> CheckKind {
     let mut path = "/".to_owned();
     if let Some(at) = keys.get("path") {
-        set(&mut path, target(reader, at));
+        assign(&mut path, target(reader, at));
     }
     let mut verb = "GET".to_owned();
     if let Some(at) = keys.get("method") {
-        set(&mut verb, method(reader, at));
+        assign(&mut verb, method(reader, at));
     }
     let mut expect = vec![(200, 399)];
     if let Some(at) = keys.get("expect") {
@@ -209,7 +209,7 @@ fn http(reader: &mut Reader<'_>, keys: &Section<'_>) -> CheckKind {
 }
 
 /// The name of a service as its definition writes it: `package.Service`.
-fn service(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+fn service(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
     let hint = "write its full name, such as `shop.v1.Orders`";
     let name = reader.text(at, "the name of a gRPC service", hint)?;
     let fine = (1..=256).contains(&name.len())
@@ -226,7 +226,7 @@ fn service(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
     fine.then(|| name.to_owned())
 }
 
-fn target(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+fn target(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
     let path = clean_text(reader, at, "the path of a check")?;
     let fine = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
     if !fine {
@@ -244,7 +244,7 @@ fn target(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
     fine.then(|| path.to_owned())
 }
 
-fn check_host(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+fn check_host(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
     let host = clean_text(reader, at, "the host of a check")?;
     let fine = !host.is_empty()
         && host
@@ -260,7 +260,7 @@ fn check_host(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
     fine.then(|| host.to_owned())
 }
 
-fn check_body(reader: &mut Reader<'_>, at: At<'_>, verb: &str) -> Option<String> {
+fn check_body(reader: &mut TreeReader<'_>, at: NodeRef<'_>, verb: &str) -> Option<String> {
     let hint = "write a text that occurs in the answer";
     let body = reader.text(at, "a text", hint)?;
     if body.is_empty() || body.len() > 4096 {
@@ -278,7 +278,7 @@ fn check_body(reader: &mut Reader<'_>, at: At<'_>, verb: &str) -> Option<String>
 }
 
 /// `200`, `200-399`, `2xx`, or a list of these.
-fn statuses(reader: &mut Reader<'_>, at: At<'_>) -> Vec<(u16, u16)> {
+fn statuses(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<(u16, u16)> {
     let hint = "write `200`, `200-399`, `2xx` or a list of these";
     let mut ranges = Vec::new();
     for entry in reader.one_or_more(&at, "a status", hint) {

@@ -1,9 +1,9 @@
 //! Reads `listeners.NAME`.
 
 use super::{
-    At, Binds, Names, Reader, Section,
+    BindList, NameTable, NodeRef, Section, TreeReader, assign,
     common::{DAY, MS, allowed, bind, rate_limit, redirect},
-    quote, set, sni, tls,
+    quote, sni, tls,
 };
 use crate::config::model::{
     AcceptProxyConfig, ListenerConfig, ListenerHttpConfig, ListenerLimitsConfig, ListenerProtocol,
@@ -15,10 +15,10 @@ const MAX_BODY: u64 = 1 << 40;
 
 /// Reads one listener.
 pub(super) fn read(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
-    pools: &mut Names<'_>,
-    binds: &mut Binds,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    pools: &mut NameTable<'_>,
+    binds: &mut BindList,
 ) -> ListenerConfig {
     reader.name(at, "listener");
     let mut listener = ListenerConfig::named(at.last_key());
@@ -31,7 +31,7 @@ pub(super) fn read(
             ("http", ListenerProtocol::Http),
             ("tcp", ListenerProtocol::Tcp),
         ];
-        set(&mut listener.protocol, reader.word(at, &words));
+        assign(&mut listener.protocol, reader.one_of(at, &words));
     }
     listener.pool = keys
         .get("pool")
@@ -66,10 +66,10 @@ pub(super) fn read(
 }
 
 fn read_binds(
-    reader: &mut Reader<'_>,
+    reader: &mut TreeReader<'_>,
     keys: &Section<'_>,
     listener: &mut ListenerConfig,
-    binds: &mut Binds,
+    binds: &mut BindList,
 ) {
     let name = quote(&listener.name);
     let Some(at) = keys.get("bind") else {
@@ -89,7 +89,7 @@ fn read_binds(
     }
 }
 
-fn http_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut ListenerConfig) {
+fn http_only(reader: &mut TreeReader<'_>, keys: &Section<'_>, listener: &mut ListenerConfig) {
     if let Some(at) = keys.get("redirect") {
         listener.redirect = redirect(reader, at, "listeners.NAME.redirect");
         if let Some(at) = keys.get("pool") {
@@ -111,7 +111,7 @@ fn http_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listene
     }
 }
 
-fn tcp_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut ListenerConfig) {
+fn tcp_only(reader: &mut TreeReader<'_>, keys: &Section<'_>, listener: &mut ListenerConfig) {
     for key in ["redirect", "http", "rate_limit"] {
         if let Some(at) = keys.get(key) {
             let help = match key {
@@ -139,34 +139,34 @@ fn tcp_only(reader: &mut Reader<'_>, keys: &Section<'_>, listener: &mut Listener
     }
 }
 
-fn http(reader: &mut Reader<'_>, at: At<'_>) -> ListenerHttpConfig {
+fn http(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> ListenerHttpConfig {
     let mut http = ListenerHttpConfig::default();
     let Some(keys) = reader.section(at, "listeners.NAME.http") else {
         return http;
     };
     if let Some(at) = keys.get("max_headers") {
-        set(
+        assign(
             &mut http.max_headers,
             reader.integer(at, 1, 256).map(|n| n as usize),
         );
     }
     if let Some(at) = keys.get("max_header_size") {
         let size = reader.size(at, 1 << 10, 256 << 10);
-        set(&mut http.max_header_size, size.map(|n| n as usize));
+        assign(&mut http.max_header_size, size.map(|n| n as usize));
     }
     if let Some(at) = keys.get("h2c") {
-        set(&mut http.h2c, reader.boolean(at));
+        assign(&mut http.h2c, reader.boolean(at));
     }
     if let Some(at) = keys.get("h2_max_streams") {
         let streams = reader.integer(at, 1, 1_000);
-        set(&mut http.h2_max_streams, streams.map(|n| n as usize));
+        assign(&mut http.h2_max_streams, streams.map(|n| n as usize));
     }
     http
 }
 
 fn timeouts(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     protocol: ListenerProtocol,
 ) -> ListenerTimeoutsConfig {
     let mut timeouts = ListenerTimeoutsConfig::default();
@@ -187,12 +187,16 @@ fn timeouts(
                 "the idle time of a session is `timeouts: {idle: 1h}` of its pool",
             );
         }
-        set(slot, reader.duration_or_none(at, MS, DAY));
+        assign(slot, reader.duration_or_none(at, MS, DAY));
     }
     timeouts
 }
 
-fn limits(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> ListenerLimitsConfig {
+fn limits(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    protocol: ListenerProtocol,
+) -> ListenerLimitsConfig {
     let mut limits = ListenerLimitsConfig::default();
     let Some(keys) = reader.section(at, "listeners.NAME.limits") else {
         return limits;
@@ -203,7 +207,7 @@ fn limits(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> Li
     ] {
         if let Some(at) = keys.get(key) {
             let most = reader.integer_or(at, "none", 1, 10_000_000);
-            set(slot, most.map(|n| n.map(|n| n as usize)));
+            assign(slot, most.map(|n| n.map(|n| n as usize)));
         }
     }
     if let Some(at) = keys.get("request_body") {
@@ -221,7 +225,7 @@ fn limits(reader: &mut Reader<'_>, at: At<'_>, protocol: ListenerProtocol) -> Li
     limits
 }
 
-fn accept_proxy(reader: &mut Reader<'_>, at: At<'_>) -> Option<AcceptProxyConfig> {
+fn accept_proxy(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<AcceptProxyConfig> {
     if at.is_word("none") {
         return None;
     }
@@ -236,14 +240,14 @@ fn accept_proxy(reader: &mut Reader<'_>, at: At<'_>) -> Option<AcceptProxyConfig
             ("v2", Some(ProxyVersion::V2)),
             ("any", None),
         ];
-        set(&mut rules.version, reader.word(at, &words));
+        assign(&mut rules.version, reader.one_of(at, &words));
     }
     let hint = "write `from: [10.0.0.0/8]`: the addresses of the load balancers in front";
     match keys.get("from") {
         None => reader.error_at_key(at, "`accept_proxy` has no `from`", hint),
         Some(at) => {
             rules.from = reader.networks(at);
-            if matches!(&at.node.kind, super::Kind::List(entries) if entries.is_empty()) {
+            if matches!(&at.node.kind, super::NodeKind::List(entries) if entries.is_empty()) {
                 reader.error(at, "`from` is empty: nobody could connect", hint);
             }
         }
@@ -251,26 +255,26 @@ fn accept_proxy(reader: &mut Reader<'_>, at: At<'_>) -> Option<AcceptProxyConfig
     Some(rules)
 }
 
-fn socket(reader: &mut Reader<'_>, at: At<'_>) -> SocketConfig {
+fn socket(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> SocketConfig {
     let mut socket = SocketConfig::default();
     let Some(keys) = reader.section(at, "listeners.NAME.socket") else {
         return socket;
     };
     if let Some(at) = keys.get("backlog") {
-        set(
+        assign(
             &mut socket.backlog,
             reader.integer(at, 1, 1_048_576).map(|n| n as u32),
         );
     }
     if let Some(at) = keys.get("keepalive") {
         let shortest = std::time::Duration::from_secs(1);
-        set(
+        assign(
             &mut socket.keepalive,
             reader.duration_or_none(at, shortest, super::common::HOUR * 9),
         );
     }
     if let Some(at) = keys.get("fast_open") {
-        set(&mut socket.fast_open, reader.boolean(at));
+        assign(&mut socket.fast_open, reader.boolean(at));
     }
     socket
 }

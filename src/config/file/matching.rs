@@ -1,7 +1,7 @@
 //! Reads what a route matches: hosts, paths, headers.
 
 use super::{
-    At, Reader, Section,
+    NodeRef, Section, TreeReader,
     common::{clean_text, header_name},
     quote,
 };
@@ -13,7 +13,7 @@ const MAX_REGEX: usize = 1024;
 const MAX_COMPILED: usize = 1 << 20;
 
 /// `host`: one or more names.
-pub(super) fn hosts(reader: &mut Reader<'_>, at: At<'_>) -> Vec<HostMatch> {
+pub(super) fn hosts(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<HostMatch> {
     let hint = "write a name such as `api.example.com` or `*.example.com`";
     let mut hosts = Vec::new();
     for entry in reader.one_or_more(&at, "a host name", hint) {
@@ -91,9 +91,9 @@ pub(super) fn host(text: &str) -> Result<HostMatch, &'static str> {
 }
 
 /// `path`, `path_exact`, `path_regex`: at most one of them.
-pub(super) fn path(reader: &mut Reader<'_>, keys: &Section<'_>) -> PathMatch {
+pub(super) fn path(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> PathMatch {
     let kinds = ["path", "path_exact", "path_regex"];
-    let given: Vec<(&str, At<'_>)> = kinds
+    let given: Vec<(&str, NodeRef<'_>)> = kinds
         .iter()
         .filter_map(|key| keys.get(key).map(|at| (*key, at)))
         .collect();
@@ -111,7 +111,7 @@ pub(super) fn path(reader: &mut Reader<'_>, keys: &Section<'_>) -> PathMatch {
     }
 }
 
-fn literal(reader: &mut Reader<'_>, at: At<'_>, prefix: bool) -> PathMatch {
+fn literal(reader: &mut TreeReader<'_>, at: NodeRef<'_>, prefix: bool) -> PathMatch {
     let hint = "write a path that begins with `/`";
     let Some(text) = clean_text(reader, at, "the path of a route") else {
         return PathMatch::Any;
@@ -156,7 +156,7 @@ fn cannot_begin_with_slash(text: &str) -> bool {
     }
 }
 
-fn regex(reader: &mut Reader<'_>, at: At<'_>) -> Option<regex::Regex> {
+fn regex(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<regex::Regex> {
     let text = reader.text(
         at,
         "a regular expression",
@@ -220,7 +220,7 @@ fn regex(reader: &mut Reader<'_>, at: At<'_>) -> Option<regex::Regex> {
 }
 
 /// `headers`: names and whole values, `"*"` for any.
-pub(super) fn headers(reader: &mut Reader<'_>, at: At<'_>) -> Vec<HeaderMatch> {
+pub(super) fn headers(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<HeaderMatch> {
     let mut matches: Vec<HeaderMatch> = Vec::new();
     let Some(map) = reader.map(at, "write `{X-Name: value}`, or `\"*\"` for any value") else {
         return matches;

@@ -21,25 +21,25 @@ use super::{
     check, hint,
     model::Config,
     problem::{Severity, quote},
-    reader::{At, Limit, Reader, Section, set},
+    reader::{NodeRef, OrNone, Section, TreeReader, assign},
     route_order,
-    yaml::{Kind, Node, Place},
+    yaml::{NodeKind, SourcePlace, YamlNode},
 };
 use crate::base::address::BindAddress;
 
 /// The names of the pools or listeners, to resolve references.
 #[derive(Default)]
-pub(super) struct Names<'a> {
+pub(super) struct NameTable<'a> {
     index: HashMap<&'a str, usize>,
     order: Vec<(&'a str, usize)>,
     used: Vec<bool>,
 }
 
-impl<'a> Names<'a> {
+impl<'a> NameTable<'a> {
     fn of(section: &'a Section<'a>) -> Self {
         let order: Vec<(&str, usize)> = section
             .iter()
-            .map(|at| (at.last_key(), at.mark().line))
+            .map(|at| (at.last_key(), at.key_place().line))
             .collect();
         Self {
             index: order
@@ -53,7 +53,12 @@ impl<'a> Names<'a> {
     }
 
     /// The index of the pool or listener that `at` names.
-    fn resolve(&mut self, reader: &mut Reader<'_>, at: At<'_>, what: &str) -> Option<usize> {
+    fn resolve(
+        &mut self,
+        reader: &mut TreeReader<'_>,
+        at: NodeRef<'_>,
+        what: &str,
+    ) -> Option<usize> {
         let name = reader.text(at, &format!("the name of a {what}"), "write one name")?;
         let found = self.find(name);
         if found.is_none() {
@@ -64,7 +69,12 @@ impl<'a> Names<'a> {
     }
 
     /// The index of the pool or listener that the key of `at` names.
-    fn resolve_key(&mut self, reader: &mut Reader<'_>, at: At<'_>, what: &str) -> Option<usize> {
+    fn resolve_key(
+        &mut self,
+        reader: &mut TreeReader<'_>,
+        at: NodeRef<'_>,
+        what: &str,
+    ) -> Option<usize> {
         let name = at.last_key();
         let found = self.find(name);
         if found.is_none() {
@@ -110,21 +120,21 @@ impl<'a> Names<'a> {
 
 /// Who listens where, to find clashes.
 #[derive(Default)]
-pub(super) struct Binds(Vec<Bound>);
+pub(super) struct BindList(Vec<BoundAddress>);
 
 /// One address somebody listens on.
-pub(super) struct Bound {
+pub(super) struct BoundAddress {
     pub(super) address: BindAddress,
     pub(super) owner: String,
     pub(super) path: String,
-    pub(super) place: Place,
+    pub(super) place: SourcePlace,
     /// False for metrics and admin, which do not share their ports.
     pub(super) shares: bool,
 }
 
-impl Binds {
-    fn add(&mut self, at: At<'_>, address: BindAddress, owner: String, shares: bool) {
-        self.0.push(Bound {
+impl BindList {
+    fn add(&mut self, at: NodeRef<'_>, address: BindAddress, owner: String, shares: bool) {
+        self.0.push(BoundAddress {
             address,
             owner,
             path: at.path(),
@@ -135,27 +145,27 @@ impl Binds {
 
     /// The address of the scrape when the file does not name one.
     fn add_default_metrics(&mut self, address: SocketAddr) {
-        self.0.push(Bound {
+        self.0.push(BoundAddress {
             address: BindAddress::Ip(address),
             owner: "`metrics.bind` by default".to_owned(),
             path: String::new(),
-            place: Place::default(),
+            place: SourcePlace::default(),
             shares: false,
         });
     }
 
     /// In the order in which they were read.
-    pub(super) fn all(&self) -> &[Bound] {
+    pub(super) fn all(&self) -> &[BoundAddress] {
         &self.0
     }
 }
 
 /// Reads a whole document.
-pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> (Config, Binds) {
+pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, BindList) {
     let mut config = Config::default();
-    let mut binds = Binds::default();
-    let at = At::root(root);
-    if matches!(root.kind, Kind::Null) {
+    let mut binds = BindList::default();
+    let at = NodeRef::root(root);
+    if matches!(root.kind, NodeKind::Null) {
         reader.error(
             at,
             "the file is empty",
@@ -175,7 +185,7 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> (Config, Binds) {
 
     let pools_at = file.get("pools");
     let pools = pools_at.and_then(|at| reader.map(at, "write `NAME: {backends: [HOST:PORT]}`"));
-    let mut pool_names = pools.as_ref().map(Names::of).unwrap_or_default();
+    let mut pool_names = pools.as_ref().map(NameTable::of).unwrap_or_default();
     if let Some(pools) = &pools {
         config.pools = pools.iter().map(|at| pool::read(reader, at)).collect();
     }
@@ -183,7 +193,7 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> (Config, Binds) {
     let listeners_at = file.get("listeners");
     let listeners =
         listeners_at.and_then(|at| reader.map(at, "write `NAME: {bind: \":8080\", pool: NAME}`"));
-    let mut listener_names = listeners.as_ref().map(Names::of).unwrap_or_default();
+    let mut listener_names = listeners.as_ref().map(NameTable::of).unwrap_or_default();
     match (&listeners, listeners_at) {
         (Some(listeners), _) => {
             config.listeners = listeners
@@ -206,7 +216,7 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Node) -> (Config, Binds) {
             "a list of routes",
             "write each route as `- host: …`",
         );
-        let mut names = route::References {
+        let mut names = route::RouteReferences {
             pools: &mut pool_names,
             listeners: &mut listener_names,
         };

@@ -4,9 +4,9 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    At, Reader, Section,
+    NodeRef, Section, TreeReader, assign,
     common::{DAY, HOUR, MS, retries, timeouts, warn_short_total},
-    health_check, quote, set, tls,
+    health_check, quote, tls,
 };
 use crate::{
     base::{
@@ -23,7 +23,7 @@ use crate::{
 const TIERS: &str = "`true`, `false` or a number of 1 to 9";
 
 /// Reads one pool.
-pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> PoolConfig {
+pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
     reader.name(at, "pool");
     let mut pool = PoolConfig::named(at.last_key());
     let Some(keys) = reader.section(at, "pools.NAME") else {
@@ -47,7 +47,7 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> PoolConfig {
     }
     if let Some(at) = keys.get("retries") {
         let given = retries(reader, at, "pools.NAME.retries", RetriesConfig::default());
-        set(&mut pool.retries, given);
+        assign(&mut pool.retries, given);
     }
     if let Some(at) = keys.get("timeouts") {
         pool.timeouts = pool_timeouts(reader, at);
@@ -65,20 +65,20 @@ pub(super) fn read(reader: &mut Reader<'_>, at: At<'_>) -> PoolConfig {
     pool
 }
 
-fn limits(reader: &mut Reader<'_>, at: At<'_>, pool: &mut PoolConfig) {
+fn limits(reader: &mut TreeReader<'_>, at: NodeRef<'_>, pool: &mut PoolConfig) {
     let Some(keys) = reader.section(at, "pools.NAME.limits") else {
         return;
     };
     if let Some(at) = keys.get("connections_per_backend") {
         let most = reader.integer_or(at, "none", 1, 1_000_000);
-        set(
+        assign(
             &mut pool.connections_per_backend,
             most.map(|n| n.map(|n| n as usize)),
         );
     }
     if let Some(at) = keys.get("streams_per_connection") {
         let most = reader.integer(at, 1, 1_000);
-        set(&mut pool.streams_per_connection, most.map(|n| n as usize));
+        assign(&mut pool.streams_per_connection, most.map(|n| n as usize));
         if !pool.protocol.is_h2() {
             reader.warn_at_key(
                 at,
@@ -91,8 +91,8 @@ fn limits(reader: &mut Reader<'_>, at: At<'_>, pool: &mut PoolConfig) {
 
 /// `h2` is agreed on within TLS, and `h2c` is the same without.
 fn check_protocol(
-    reader: &mut Reader<'_>,
-    pool: At<'_>,
+    reader: &mut TreeReader<'_>,
+    pool: NodeRef<'_>,
     keys: &Section<'_>,
     protocol: BackendProtocol,
 ) {
@@ -113,7 +113,7 @@ fn check_protocol(
 }
 
 /// Where no name is given, a backend's own host is what its certificate must be for.
-fn check_names(reader: &mut Reader<'_>, at: At<'_>, pool: &PoolConfig) {
+fn check_names(reader: &mut TreeReader<'_>, at: NodeRef<'_>, pool: &PoolConfig) {
     let Some(tls) = &pool.tls else { return };
     for backend in &pool.backends {
         if tls.verify && tls.name_for(&backend.address).is_none() {
@@ -129,14 +129,14 @@ fn check_names(reader: &mut Reader<'_>, at: At<'_>, pool: &PoolConfig) {
     }
 }
 
-fn choices(reader: &mut Reader<'_>, keys: &Section<'_>, pool: &mut PoolConfig) {
+fn choices(reader: &mut TreeReader<'_>, keys: &Section<'_>, pool: &mut PoolConfig) {
     if let Some(at) = keys.get("policy") {
         let words = [
             ("round_robin", BalancingPolicy::RoundRobin),
             ("least_connections", BalancingPolicy::LeastConnections),
             ("random_two", BalancingPolicy::RandomTwo),
         ];
-        set(&mut pool.policy, reader.word(at, &words));
+        assign(&mut pool.policy, reader.one_of(at, &words));
     }
     if let Some(at) = keys.get("protocol") {
         let words = [
@@ -144,7 +144,7 @@ fn choices(reader: &mut Reader<'_>, keys: &Section<'_>, pool: &mut PoolConfig) {
             ("h2", BackendProtocol::H2),
             ("h2c", BackendProtocol::H2c),
         ];
-        set(&mut pool.protocol, reader.word(at, &words));
+        assign(&mut pool.protocol, reader.one_of(at, &words));
     }
     if let Some(at) = keys.get("send_proxy") {
         let words = [
@@ -152,18 +152,18 @@ fn choices(reader: &mut Reader<'_>, keys: &Section<'_>, pool: &mut PoolConfig) {
             ("v2", Some(ProxyVersion::V2)),
             ("none", None),
         ];
-        set(&mut pool.send_proxy, reader.word(at, &words));
+        assign(&mut pool.send_proxy, reader.one_of(at, &words));
     }
     if let Some(at) = keys.get("when_all_down") {
         let words = [
             ("reject", WhenAllDown::Reject),
             ("fail_open", WhenAllDown::FailOpen),
         ];
-        set(&mut pool.when_all_down, reader.word(at, &words));
+        assign(&mut pool.when_all_down, reader.one_of(at, &words));
     }
 }
 
-fn backends(reader: &mut Reader<'_>, at: At<'_>) -> Vec<BackendConfig> {
+fn backends(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<BackendConfig> {
     let hint = "write `backends: [HOST:PORT, HOST:PORT]`";
     let entries = reader.list(&at, "a list of backends", hint);
     let mut backends = Vec::with_capacity(entries.len());
@@ -197,7 +197,7 @@ fn backends(reader: &mut Reader<'_>, at: At<'_>) -> Vec<BackendConfig> {
         }
         backends.push(backend);
     }
-    if entries.is_empty() && matches!(&at.node.kind, super::Kind::List(_)) {
+    if entries.is_empty() && matches!(&at.node.kind, super::NodeKind::List(_)) {
         reader.error(at, "`backends` is empty", hint);
     }
     if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
@@ -210,7 +210,7 @@ fn backends(reader: &mut Reader<'_>, at: At<'_>) -> Vec<BackendConfig> {
     backends
 }
 
-fn backend(reader: &mut Reader<'_>, at: At<'_>) -> Option<BackendConfig> {
+fn backend(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendConfig> {
     if !at.is_map() {
         let address = address(reader, at)?;
         return Some(BackendConfig::at(address));
@@ -218,16 +218,16 @@ fn backend(reader: &mut Reader<'_>, at: At<'_>) -> Option<BackendConfig> {
     let keys = reader.section(at, "pools.NAME.backends[]")?;
     let mut weight = 1;
     if let Some(at) = keys.get("weight") {
-        set(&mut weight, reader.integer(at, 0, 256).map(|n| n as u16));
+        assign(&mut weight, reader.integer(at, 0, 256).map(|n| n as u16));
     }
     let mut backup = 0;
     if let Some(at) = keys.get("backup") {
-        set(&mut backup, tier(reader, at));
+        assign(&mut backup, tier(reader, at));
     }
     let mut max_connections = None;
     if let Some(at) = keys.get("max_connections") {
         let most = reader.integer_or(at, "none", 1, 1_000_000);
-        set(&mut max_connections, most.map(|n| n.map(|n| n as usize)));
+        assign(&mut max_connections, most.map(|n| n.map(|n| n as usize)));
     }
     let name = keys.get("name").and_then(|at| backend_name(reader, at));
     let Some(at_address) = keys.get("address") else {
@@ -245,8 +245,8 @@ fn backend(reader: &mut Reader<'_>, at: At<'_>) -> Option<BackendConfig> {
 }
 
 /// `backup`: a truth value, or the number of a tier.
-fn tier(reader: &mut Reader<'_>, at: At<'_>) -> Option<u8> {
-    let super::Kind::Scalar { text, quoted } = &at.node.kind else {
+fn tier(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<u8> {
+    let super::NodeKind::Scalar { text, quoted } = &at.node.kind else {
         reader.wrong_kind(at, TIERS, "write `true` for a backup");
         return None;
     };
@@ -274,7 +274,7 @@ fn tier(reader: &mut Reader<'_>, at: At<'_>) -> Option<u8> {
     None
 }
 
-fn backend_name(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+fn backend_name(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
     let name = reader.text(at, "a name", "use letters, digits, `_`, `-` and `.`")?;
     let fine = (1..=128).contains(&name.len())
         && name
@@ -290,7 +290,7 @@ fn backend_name(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
     fine.then(|| name.to_owned())
 }
 
-fn address(reader: &mut Reader<'_>, at: At<'_>) -> Option<BackendAddress> {
+fn address(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendAddress> {
     let text = reader.text(
         at,
         "the address of a backend",
@@ -323,8 +323,8 @@ fn address(reader: &mut Reader<'_>, at: At<'_>) -> Option<BackendAddress> {
 }
 
 fn ejection(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     backends: &[BackendConfig],
 ) -> Option<EjectionConfig> {
     if at.is_word("none") {
@@ -335,19 +335,19 @@ fn ejection(
         return Some(ejection);
     };
     if let Some(at) = keys.get("failures") {
-        set(
+        assign(
             &mut ejection.failures,
             reader.integer(at, 1, 1000).map(|n| n as u32),
         );
     }
     if let Some(at) = keys.get("eject_for") {
-        set(&mut ejection.eject_for, reader.duration(at, MS, DAY));
+        assign(&mut ejection.eject_for, reader.duration(at, MS, DAY));
         if keys.get("max_eject_for").is_none() {
             ejection.max_eject_for = ejection.max_eject_for.max(ejection.eject_for);
         }
     }
     if let Some(at) = keys.get("max_eject_for") {
-        set(&mut ejection.max_eject_for, reader.duration(at, MS, DAY));
+        assign(&mut ejection.max_eject_for, reader.duration(at, MS, DAY));
         if ejection.max_eject_for < ejection.eject_for {
             let shortest = units::show_duration(ejection.eject_for);
             reader.error(
@@ -358,7 +358,7 @@ fn ejection(
         }
     }
     if let Some(at) = keys.get("max_ejected") {
-        set(&mut ejection.max_ejected, reader.share(at));
+        assign(&mut ejection.max_ejected, reader.share(at));
         warn_of_small_share(reader, at, &ejection, backends);
     }
     Some(ejection)
@@ -366,8 +366,8 @@ fn ejection(
 
 /// Warns of a share that is less than one backend: it would never take one out.
 fn warn_of_small_share(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     ejection: &EjectionConfig,
     backends: &[BackendConfig],
 ) {
@@ -384,37 +384,37 @@ fn warn_of_small_share(
     }
 }
 
-fn pool_timeouts(reader: &mut Reader<'_>, at: At<'_>) -> PoolTimeoutsConfig {
+fn pool_timeouts(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolTimeoutsConfig {
     let mut all = PoolTimeoutsConfig::default();
     let given = timeouts(reader, at, "pools.NAME.timeouts");
-    set(&mut all.connect, given.connect);
-    set(&mut all.response, given.response);
-    set(&mut all.idle, given.idle);
-    set(&mut all.tcp_idle, given.idle);
-    set(&mut all.total, given.total);
+    assign(&mut all.connect, given.connect);
+    assign(&mut all.response, given.response);
+    assign(&mut all.idle, given.idle);
+    assign(&mut all.tcp_idle, given.idle);
+    assign(&mut all.total, given.total);
     warn_short_total(reader, at, all.total, all.connect);
     all
 }
 
-fn keepalive(reader: &mut Reader<'_>, at: At<'_>) -> KeepaliveConfig {
+fn keepalive(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> KeepaliveConfig {
     let mut keepalive = KeepaliveConfig::default();
     let Some(keys) = reader.section(at, "pools.NAME.keepalive") else {
         return keepalive;
     };
     if let Some(at) = keys.get("idle_per_backend") {
-        set(
+        assign(
             &mut keepalive.idle_per_backend,
             reader.integer(at, 0, 65_535).map(|n| n as usize),
         );
     }
     if let Some(at) = keys.get("idle_timeout") {
-        set(&mut keepalive.idle_timeout, reader.duration(at, MS, HOUR));
+        assign(&mut keepalive.idle_timeout, reader.duration(at, MS, HOUR));
     }
     if let Some(at) = keys.get("max_age") {
-        set(&mut keepalive.max_age, reader.duration_or_none(at, MS, DAY));
+        assign(&mut keepalive.max_age, reader.duration_or_none(at, MS, DAY));
     }
     if let Some(at) = keys.get("max_requests") {
-        set(
+        assign(
             &mut keepalive.max_requests,
             reader.integer_or(at, "none", 1, 1_000_000_000),
         );

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{At, Kind, Names, Reader, Section, common::clean_text, quote};
+use super::{NameTable, NodeKind, NodeRef, Section, TreeReader, common::clean_text, quote};
 use crate::config::model::{
     PathMatch, PathPiece, PathRewrite, RewriteConfig, RouteConfig, SplitShare,
 };
@@ -12,8 +12,8 @@ const MAX_PATH: usize = 1024;
 
 /// `rewrite`, for a route whose match has been read; `given` are the route's keys.
 pub(super) fn read(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     given: &Section<'_>,
     route: &RouteConfig,
 ) -> RewriteConfig {
@@ -22,7 +22,7 @@ pub(super) fn read(
         return rewrite;
     };
     let (path, strip) = (keys.get("path"), keys.get("strip_prefix"));
-    if matches!(&at.node.kind, Kind::Map(entries) if entries.is_empty()) {
+    if matches!(&at.node.kind, NodeKind::Map(entries) if entries.is_empty()) {
         reader.error_at_key(
             at,
             "`rewrite` changes nothing",
@@ -70,7 +70,7 @@ fn sets_host(route: &RouteConfig) -> bool {
 }
 
 /// A path to write that refers to nothing.
-fn plain(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+fn plain(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
     let text = path_text(reader, at)?;
     if text.contains('$') {
         refuse(
@@ -87,7 +87,7 @@ fn plain(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
         .then(|| text.to_owned())
 }
 
-fn prefix(reader: &mut Reader<'_>, at: At<'_>, route: &RouteConfig) -> Option<String> {
+fn prefix(reader: &mut TreeReader<'_>, at: NodeRef<'_>, route: &RouteConfig) -> Option<String> {
     let text = plain(reader, at)?;
     let trimmed = text.trim_end_matches('/');
     if trimmed.is_empty() {
@@ -119,7 +119,7 @@ fn prefix(reader: &mut Reader<'_>, at: At<'_>, route: &RouteConfig) -> Option<St
     Some(trimmed.to_owned())
 }
 
-fn path_text<'a>(reader: &mut Reader<'_>, at: At<'a>) -> Option<&'a str> {
+fn path_text<'a>(reader: &mut TreeReader<'_>, at: NodeRef<'a>) -> Option<&'a str> {
     let text = clean_text(reader, at, "the path of a rewrite")?;
     if text.len() > MAX_PATH {
         reader.error(
@@ -132,7 +132,7 @@ fn path_text<'a>(reader: &mut Reader<'_>, at: At<'a>) -> Option<&'a str> {
     Some(text)
 }
 
-fn refuse(reader: &mut Reader<'_>, at: At<'_>, text: &str, help: impl Into<String>) {
+fn refuse(reader: &mut TreeReader<'_>, at: NodeRef<'_>, text: &str, help: impl Into<String>) {
     let use_of_it = match at.last_key() {
         "strip_prefix" => "take off",
         _ => "write",
@@ -185,7 +185,11 @@ fn check(text: &str) -> Result<(), String> {
 }
 
 /// A path with references to groups: `$1`, `${1}`, `${name}`; `$$` is a dollar.
-fn pieces(reader: &mut Reader<'_>, at: At<'_>, regex: &regex::Regex) -> Option<Vec<PathPiece>> {
+fn pieces(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    regex: &regex::Regex,
+) -> Option<Vec<PathPiece>> {
     let text = path_text(reader, at)?;
     if text.starts_with('$') {
         refuse(
@@ -277,7 +281,7 @@ fn group(name: &str, regex: &regex::Regex) -> Result<usize, String> {
 }
 
 /// A Host to send, RFC 9110 section 7.2: a name or an address, with or without a port.
-fn host(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+fn host(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
     let hint = "write a name such as `internal.example` or `internal.example:8080`";
     let text = clean_text(reader, at, "the name of a host")?;
     let (name, port) = host_parts(text);
@@ -325,9 +329,9 @@ fn is_name(name: &str) -> bool {
 
 /// `split`: names of pools and their weights.
 pub(super) fn split(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
-    pools: &mut Names<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    pools: &mut NameTable<'_>,
 ) -> Option<Vec<SplitShare>> {
     let map = reader.map(at, "write pools and weights: `{stable: 9, canary: 1}`")?;
     let mut shares = Vec::new();

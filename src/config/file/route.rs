@@ -1,12 +1,12 @@
 //! Reads `routes[]`: what it matches is in `matching`, what it does is here.
 
 use super::{
-    At, Names, Reader, Section,
+    NameTable, NodeRef, Section, TreeReader, assign,
     common::{
         allowed, clean_text, header_name, is_token, methods, rate_limit, redirect, retries,
         timeouts, warn_short_total,
     },
-    foreign, matching, quote, rewrite, set,
+    foreign, matching, quote, rewrite,
 };
 use crate::config::model::{
     Config, HeaderEdits, ListenerProtocol, PoolConfig, RespondConfig, RouteAction, RouteConfig,
@@ -16,16 +16,16 @@ use crate::config::model::{
 const MAX_RESPOND: usize = 64 << 10;
 
 /// The names that routes refer to.
-pub(super) struct References<'r, 'a> {
-    pub(super) pools: &'r mut Names<'a>,
-    pub(super) listeners: &'r mut Names<'a>,
+pub(super) struct RouteReferences<'r, 'a> {
+    pub(super) pools: &'r mut NameTable<'a>,
+    pub(super) listeners: &'r mut NameTable<'a>,
 }
 
 /// Reads one route; `config` has the listeners and pools already.
 pub(super) fn read(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
-    names: &mut References<'_, '_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    names: &mut RouteReferences<'_, '_>,
     config: &Config,
 ) -> RouteConfig {
     let mut route = RouteConfig::named(at.path());
@@ -33,13 +33,13 @@ pub(super) fn read(
         return route;
     };
     if let Some(at) = keys.get("first") {
-        set(&mut route.first, reader.boolean(at));
+        assign(&mut route.first, reader.boolean(at));
     }
     read_match(reader, &keys, &mut route);
     if let Some(at) = keys.get("listeners") {
         route.listeners = listeners(reader, at, names.listeners, config);
     }
-    set(&mut route.action, action(reader, &keys, names.pools));
+    assign(&mut route.action, action(reader, &keys, names.pools));
     if let Some(at) = keys.get("request_headers") {
         route.request_headers = edits(reader, at, true);
     }
@@ -59,7 +59,7 @@ pub(super) fn read(
     route
 }
 
-fn read_match(reader: &mut Reader<'_>, keys: &Section<'_>, route: &mut RouteConfig) {
+fn read_match(reader: &mut TreeReader<'_>, keys: &Section<'_>, route: &mut RouteConfig) {
     if let Some(at) = keys.get("host") {
         route.hosts = matching::hosts(reader, at);
     }
@@ -73,7 +73,7 @@ fn read_match(reader: &mut Reader<'_>, keys: &Section<'_>, route: &mut RouteConf
 }
 
 fn read_overrides(
-    reader: &mut Reader<'_>,
+    reader: &mut TreeReader<'_>,
     keys: &Section<'_>,
     route: &mut RouteConfig,
     config: &Config,
@@ -108,7 +108,7 @@ fn read_overrides(
     }
 }
 
-fn refuse_overrides(reader: &mut Reader<'_>, keys: &Section<'_>) {
+fn refuse_overrides(reader: &mut TreeReader<'_>, keys: &Section<'_>) {
     for key in ["rewrite", "request_headers", "timeouts", "retries"] {
         if let Some(at) = keys.get(key) {
             reader.error_at_key(
@@ -122,8 +122,8 @@ fn refuse_overrides(reader: &mut Reader<'_>, keys: &Section<'_>) {
 
 /// What is given overrides the pool's own; of a split each pool's own.
 fn read_retries(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     route: &mut RouteConfig,
     pools: &[&PoolConfig],
 ) {
@@ -143,9 +143,9 @@ fn read_retries(
 }
 
 fn listeners(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
-    names: &mut Names<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    names: &mut NameTable<'_>,
     config: &Config,
 ) -> Vec<usize> {
     let mut found = Vec::new();
@@ -173,12 +173,12 @@ fn listeners(
 }
 
 fn action(
-    reader: &mut Reader<'_>,
+    reader: &mut TreeReader<'_>,
     keys: &Section<'_>,
-    pools: &mut Names<'_>,
+    pools: &mut NameTable<'_>,
 ) -> Option<RouteAction> {
     let kinds = ["pool", "split", "redirect", "respond"];
-    let given: Vec<At<'_>> = kinds.iter().filter_map(|key| keys.get(key)).collect();
+    let given: Vec<NodeRef<'_>> = kinds.iter().filter_map(|key| keys.get(key)).collect();
     if let [first, second, ..] = given.as_slice() {
         reader.error_at_key(
             *second,
@@ -205,17 +205,17 @@ fn action(
     }
 }
 
-fn respond(reader: &mut Reader<'_>, at: At<'_>) -> Option<RouteAction> {
+fn respond(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RouteAction> {
     let keys = reader.section(at, "routes[].respond")?;
     let mut respond = RespondConfig::default();
     if let Some(at) = keys.get("status") {
         let status = reader.integer(at, 200, 599).map(|n| n as u16);
-        set(&mut respond.status, status);
+        assign(&mut respond.status, status);
     }
     if let Some(at) = keys.get("body") {
         let text = reader.text(at, "a text", "write the text of the answer");
-        foreign::refuse(reader, at, text.unwrap_or_default(), foreign::Use::Body);
-        set(&mut respond.body, text.map(str::to_owned));
+        foreign::refuse(reader, at, text.unwrap_or_default(), foreign::TextUse::Body);
+        assign(&mut respond.body, text.map(str::to_owned));
         if respond.body.len() > MAX_RESPOND {
             reader.error(
                 at,
@@ -235,13 +235,13 @@ fn respond(reader: &mut Reader<'_>, at: At<'_>) -> Option<RouteAction> {
         if by_header.is_some() {
             reader.error_at_key(
                 at,
-                "`headers` gives a Content-Type too",
+                "`headers` gives a Content-CheckType too",
                 "keep one of the two",
             );
         }
         respond.content_type = content_type(reader, at).unwrap_or_default();
     } else {
-        set(&mut respond.content_type, by_header);
+        assign(&mut respond.content_type, by_header);
     }
     if let status @ (204 | 205 | 304) = respond.status {
         let is_empty = respond.body.is_empty();
@@ -258,7 +258,7 @@ fn respond(reader: &mut Reader<'_>, at: At<'_>) -> Option<RouteAction> {
 }
 
 /// A media type, RFC 9110 section 8.3.1. Parameters are not looked into.
-fn content_type(reader: &mut Reader<'_>, at: At<'_>) -> Option<String> {
+fn content_type(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
     let text = clean_text(reader, at, "a media type")?;
     let kind = text.split(';').next().unwrap_or_default().trim_end();
     let is_type = kind
@@ -296,7 +296,7 @@ pub(super) fn is_framing(name: &str) -> bool {
     FRAMING.contains(&dashed.as_str())
 }
 
-fn edits(reader: &mut Reader<'_>, at: At<'_>, request: bool) -> HeaderEdits {
+fn edits(reader: &mut TreeReader<'_>, at: NodeRef<'_>, request: bool) -> HeaderEdits {
     let mut edits = HeaderEdits::default();
     let section = if request {
         "routes[].request_headers"
@@ -329,7 +329,7 @@ fn edits(reader: &mut Reader<'_>, at: At<'_>, request: bool) -> HeaderEdits {
 }
 
 /// A name in `remove` may end in `*`.
-fn is_pattern(reader: &mut Reader<'_>, at: At<'_>, name: &str) -> bool {
+fn is_pattern(reader: &mut TreeReader<'_>, at: NodeRef<'_>, name: &str) -> bool {
     let help = match name.find('*') {
         None => return true,
         Some(0) => "name the headers, or their beginning: `X-Internal-*`",
@@ -340,7 +340,7 @@ fn is_pattern(reader: &mut Reader<'_>, at: At<'_>, name: &str) -> bool {
     false
 }
 
-fn may_edit(reader: &mut Reader<'_>, at: At<'_>, name: &str, host: bool) -> bool {
+fn may_edit(reader: &mut TreeReader<'_>, at: NodeRef<'_>, name: &str, host: bool) -> bool {
     let is_host = name.eq_ignore_ascii_case("host");
     let help = if is_framing(name) {
         "remove it: balancer writes it itself"
@@ -353,7 +353,7 @@ fn may_edit(reader: &mut Reader<'_>, at: At<'_>, name: &str, host: bool) -> bool
     false
 }
 
-fn fields(reader: &mut Reader<'_>, at: At<'_>, host: bool) -> Vec<(String, String)> {
+fn fields(reader: &mut TreeReader<'_>, at: NodeRef<'_>, host: bool) -> Vec<(String, String)> {
     let mut fields: Vec<(String, String)> = Vec::new();
     let Some(map) = reader.map(at, "write `{X-Name: value}`") else {
         return fields;
@@ -385,7 +385,7 @@ fn fields(reader: &mut Reader<'_>, at: At<'_>, host: bool) -> Vec<(String, Strin
             );
         }
         if let Some(value) = value {
-            foreign::refuse(reader, at, value, foreign::Use::Header);
+            foreign::refuse(reader, at, value, foreign::TextUse::Header);
             fields.push((name.to_owned(), value.to_owned()));
         }
     }

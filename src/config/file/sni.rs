@@ -2,23 +2,23 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{At, Kind, Names, Reader, Section, matching, quote};
+use super::{NameTable, NodeKind, NodeRef, Section, TreeReader, matching, quote};
 use crate::config::model::{Config, HostMatch, ListenerProtocol};
 
 const EXAMPLE: &str = "write `{app.example.com: POOL, \"*.example.com\": POOL}`";
 
 /// The names and their pools.
 pub(super) fn read(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
-    pools: &mut Names<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    pools: &mut NameTable<'_>,
 ) -> BTreeMap<HostMatch, usize> {
     let mut names = BTreeMap::new();
     let mut seen: BTreeMap<HostMatch, usize> = BTreeMap::new();
     if at.is_word("none") {
         return names;
     }
-    if matches!(&at.node.kind, Kind::Map(entries) if entries.is_empty()) {
+    if matches!(&at.node.kind, NodeKind::Map(entries) if entries.is_empty()) {
         let hint = "name a server, or remove `sni`: then every connection goes to `pool`";
         reader.error(at, "`sni` is empty", hint);
     }
@@ -46,7 +46,7 @@ pub(super) fn read(
             );
             continue;
         }
-        seen.insert(name.clone(), entry.mark().line);
+        seen.insert(name.clone(), entry.key_place().line);
         if let Some(pool) = pool {
             names.insert(name, pool);
         }
@@ -81,9 +81,9 @@ fn server_name(text: &str) -> Result<HostMatch, &'static str> {
 
 /// Reports `sni` on a listener that cannot have it.
 pub(super) fn check_place(
-    reader: &mut Reader<'_>,
+    reader: &mut TreeReader<'_>,
     keys: &Section<'_>,
-    at: At<'_>,
+    at: NodeRef<'_>,
     protocol: ListenerProtocol,
 ) {
     if protocol == ListenerProtocol::Http {
@@ -102,7 +102,11 @@ pub(super) fn check_place(
 }
 
 /// Warns of pools that would encrypt again what comes encrypted.
-pub(super) fn warn_of_tls_twice(reader: &mut Reader<'_>, listeners: &Section<'_>, config: &Config) {
+pub(super) fn warn_of_tls_twice(
+    reader: &mut TreeReader<'_>,
+    listeners: &Section<'_>,
+    config: &Config,
+) {
     for (at, listener) in listeners.iter().zip(&config.listeners) {
         if listener.sni.is_empty() {
             continue;

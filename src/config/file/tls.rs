@@ -15,7 +15,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::{At, Reader, Section, common::header_name, quote, set};
+use super::{NodeRef, Section, TreeReader, assign, common::header_name, quote};
 use crate::{
     base::{certificate, clock, crypto::provider},
     config::{
@@ -24,8 +24,7 @@ use crate::{
             BackendProtocol, ClientCaConfig, ListenerProtocol, ListenerTlsConfig,
             LoadedCertificate, PoolTlsConfig, TlsVersion,
         },
-        tls::AnyCertificate,
-        trusted::{BackendVerifier, ClientVerifier},
+        trusted::{AnyCertificate, BackendVerifier, ClientVerifier},
     },
 };
 
@@ -37,8 +36,8 @@ const HTTP_ALPN: &[(&str, &str)] = &[("h2", "h2"), ("http/1.1", "http/1.1")];
 
 /// Reads `listeners.NAME.tls`.
 pub(super) fn listener(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     protocol: ListenerProtocol,
 ) -> Option<ListenerTlsConfig> {
     const SECTION: &str = "listeners.NAME.tls";
@@ -47,13 +46,13 @@ pub(super) fn listener(
     let mut min_version = TlsVersion::default();
     if let Some(at) = keys.get("min_version") {
         let words = [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
-        set(&mut min_version, reader.word(at, &words));
+        assign(&mut min_version, reader.one_of(at, &words));
     }
     let client_ca = client_ca(reader, &keys);
     let client_subject = client_subject(reader, &keys, client_ca.is_some());
     let mut same_host = true;
     if let Some(at) = keys.get("same_host") {
-        set(&mut same_host, reader.boolean(at));
+        assign(&mut same_host, reader.boolean(at));
         if protocol == ListenerProtocol::Tcp {
             reader.error_at_key(
                 at,
@@ -72,7 +71,11 @@ pub(super) fn listener(
     })
 }
 
-fn certificates(reader: &mut Reader<'_>, keys: &Section<'_>, at: At<'_>) -> Vec<LoadedCertificate> {
+fn certificates(
+    reader: &mut TreeReader<'_>,
+    keys: &Section<'_>,
+    at: NodeRef<'_>,
+) -> Vec<LoadedCertificate> {
     let mut found = Vec::new();
     let own = keys.get("cert").is_some() || keys.get("key").is_some();
     match keys.get("certificates") {
@@ -118,9 +121,9 @@ fn certificates(reader: &mut Reader<'_>, keys: &Section<'_>, at: At<'_>) -> Vec<
 
 /// A certificate and its key, named by two keys of a section.
 fn certificate(
-    reader: &mut Reader<'_>,
+    reader: &mut TreeReader<'_>,
     keys: &Section<'_>,
-    at: At<'_>,
+    at: NodeRef<'_>,
     [cert, key]: [&str; 2],
 ) -> Option<LoadedCertificate> {
     let (Some(cert_at), Some(key_at)) = (keys.get(cert), keys.get(key)) else {
@@ -233,7 +236,7 @@ fn owner(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> Opt
 }
 
 /// The bytes of a file that `at` names.
-fn pem_file(reader: &mut Reader<'_>, at: At<'_>) -> Option<Vec<u8>> {
+fn pem_file(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<Vec<u8>> {
     let text = reader.text(at, "the path of a PEM file", "write the path of a PEM file")?;
     let path: PathBuf = reader.resolve(text);
     match reader.files.read(&path, MAX_PEM) {
@@ -258,7 +261,7 @@ fn pem_file(reader: &mut Reader<'_>, at: At<'_>) -> Option<Vec<u8>> {
 }
 
 /// All certificates of a PEM file, at least one.
-fn chain(reader: &mut Reader<'_>, at: At<'_>) -> Option<Vec<CertificateDer<'static>>> {
+fn chain(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<Vec<CertificateDer<'static>>> {
     let bytes = pem_file(reader, at)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     match found {
@@ -275,7 +278,7 @@ fn chain(reader: &mut Reader<'_>, at: At<'_>) -> Option<Vec<CertificateDer<'stat
     }
 }
 
-fn private_key(reader: &mut Reader<'_>, at: At<'_>) -> Option<PrivateKeyDer<'static>> {
+fn private_key(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<PrivateKeyDer<'static>> {
     let bytes = pem_file(reader, at)?;
     match PrivateKeyDer::from_pem_slice(&bytes) {
         Ok(key) => Some(key),
@@ -296,8 +299,8 @@ fn private_key(reader: &mut Reader<'_>, at: At<'_>) -> Option<PrivateKeyDer<'sta
 }
 
 fn roots(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
 ) -> Option<(Vec<CertificateDer<'static>>, RootCertStore)> {
     let chain = chain(reader, at)?;
     let now = clock::unix_now();
@@ -329,13 +332,13 @@ fn roots(
     Some((chain, store))
 }
 
-fn client_ca(reader: &mut Reader<'_>, keys: &Section<'_>) -> Option<ClientCaConfig> {
+fn client_ca(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> Option<ClientCaConfig> {
     let mut required = true;
     let auth = keys.get("client_auth");
     if let Some(at) = auth {
-        set(
+        assign(
             &mut required,
-            reader.word(at, &[("required", true), ("optional", false)]),
+            reader.one_of(at, &[("required", true), ("optional", false)]),
         );
     }
     let Some(at) = keys.get("client_ca") else {
@@ -375,7 +378,7 @@ fn client_ca(reader: &mut Reader<'_>, keys: &Section<'_>) -> Option<ClientCaConf
     }
 }
 
-fn client_subject(reader: &mut Reader<'_>, keys: &Section<'_>, has_ca: bool) -> Option<String> {
+fn client_subject(reader: &mut TreeReader<'_>, keys: &Section<'_>, has_ca: bool) -> Option<String> {
     let at = keys.get("client_subject")?;
     let name = reader.text(
         at,
@@ -395,7 +398,11 @@ fn client_subject(reader: &mut Reader<'_>, keys: &Section<'_>, has_ca: bool) -> 
     Some(name.to_owned())
 }
 
-fn alpn(reader: &mut Reader<'_>, keys: &Section<'_>, protocol: ListenerProtocol) -> Vec<String> {
+fn alpn(
+    reader: &mut TreeReader<'_>,
+    keys: &Section<'_>,
+    protocol: ListenerProtocol,
+) -> Vec<String> {
     let Some(list) = keys.get("alpn") else {
         return match protocol {
             ListenerProtocol::Http => HTTP_ALPN
@@ -409,7 +416,7 @@ fn alpn(reader: &mut Reader<'_>, keys: &Section<'_>, protocol: ListenerProtocol)
     let mut found = Vec::new();
     for at in reader.one_or_more(&list, "the name of a protocol", hint) {
         let name = match protocol {
-            ListenerProtocol::Http => reader.word(at, HTTP_ALPN),
+            ListenerProtocol::Http => reader.one_of(at, HTTP_ALPN),
             ListenerProtocol::Tcp => reader
                 .text(at, "the name of a protocol", hint)
                 .filter(|name| (1..=255).contains(&name.len())),
@@ -421,14 +428,14 @@ fn alpn(reader: &mut Reader<'_>, keys: &Section<'_>, protocol: ListenerProtocol)
 
 /// Reads `pools.NAME.tls`.
 pub(super) fn pool(
-    reader: &mut Reader<'_>,
-    at: At<'_>,
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
     protocol: BackendProtocol,
 ) -> Option<PoolTlsConfig> {
     let keys = reader.section(at, "pools.NAME.tls")?;
     let mut verify = true;
     if let Some(at) = keys.get("verify") {
-        set(&mut verify, reader.boolean(at));
+        assign(&mut verify, reader.boolean(at));
         if !verify {
             reader.warn_at_key(
                 at,
@@ -476,7 +483,7 @@ pub(super) fn pool(
 }
 
 /// The authorities this machine believes.
-fn system_roots(reader: &mut Reader<'_>, at: At<'_>) -> Option<RootCertStore> {
+fn system_roots(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RootCertStore> {
     let mut store = RootCertStore::empty();
     let (added, _) = store.add_parsable_certificates(reader.files.system_roots());
     if added > 0 {

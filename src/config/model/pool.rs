@@ -1,0 +1,246 @@
+//! `pools.NAME`.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{PoolTlsConfig, ProxyVersion};
+use crate::base::address::BackendAddress;
+
+/// `pools.NAME.protocol`: what is spoken with the backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendProtocol {
+    /// HTTP/1.1, plain or under TLS.
+    #[default]
+    Http1,
+    /// HTTP/2 under TLS, agreed on by ALPN.
+    H2,
+    /// HTTP/2 without TLS, by prior knowledge (RFC 9113 section 3.3).
+    H2c,
+}
+
+impl BackendProtocol {
+    /// HTTP/2, either way.
+    pub const fn is_h2(self) -> bool {
+        matches!(self, Self::H2 | Self::H2c)
+    }
+}
+
+/// `pools.NAME`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PoolConfig {
+    /// The key in the file.
+    pub name: Arc<str>,
+    /// Default round_robin.
+    pub policy: BalancingPolicy,
+    /// At least one; addresses are unique within a pool.
+    pub backends: Vec<BackendConfig>,
+    /// `None` is `none`. Default: TCP.
+    pub health_check: Option<HealthCheckConfig>,
+    /// `None` is `none`.
+    pub ejection: Option<EjectionConfig>,
+    /// `None` is `none`.
+    pub retries: Option<RetriesConfig>,
+    /// `timeouts`.
+    pub timeouts: PoolTimeoutsConfig,
+    /// `keepalive`.
+    pub keepalive: KeepaliveConfig,
+    /// What http listeners speak with the backends. Default http1.
+    pub protocol: BackendProtocol,
+    /// `send_proxy`: every connection to a backend begins with a PROXY header of this version. Default none.
+    pub send_proxy: Option<ProxyVersion>,
+    /// `limits.connections_per_backend`. Default none.
+    pub connections_per_backend: Option<usize>,
+    /// `limits.streams_per_connection`: exchanges at a time on one HTTP/2 connection to a backend. 1 to 1000, default 100.
+    pub streams_per_connection: usize,
+    /// Default reject.
+    pub when_all_down: WhenAllDown,
+    /// `tls` to the backends; none: plain.
+    pub tls: Option<PoolTlsConfig>,
+}
+
+/// `pools.NAME.policy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BalancingPolicy {
+    /// In turn, smooth by weight.
+    #[default]
+    RoundRobin,
+    /// Fewest exchanges or sessions in flight for its weight.
+    LeastConnections,
+    /// The less loaded of two drawn by weight.
+    RandomTwo,
+}
+
+/// One of `pools.NAME.backends`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendConfig {
+    /// Where it is.
+    pub address: BackendAddress,
+    /// What metrics and logs call it. Default: the address.
+    pub name: Arc<str>,
+    /// 0..=256. Default 1; 0 gets no new work.
+    pub weight: u16,
+    /// Its tier, 0..=9; the lowest tier with a backend that may take traffic gets it. Default 0: no backup.
+    pub backup: u8,
+    /// Exchanges or sessions at a time; the smaller of this and the pool's limit holds.
+    pub max_connections: Option<usize>,
+}
+
+/// `pools.NAME.health_check`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HealthCheckConfig {
+    /// What is asked.
+    pub kind: CheckKind,
+    /// Another port than the backend's.
+    pub port: Option<u16>,
+    /// From one check to the next, jittered by 10 %. Default 2s.
+    pub interval: Duration,
+    /// For the whole check. Default 1s.
+    pub timeout: Duration,
+    /// Good checks in a row until up. Default 2.
+    pub rise: u32,
+    /// Bad checks in a row until down. Default 3.
+    pub fall: u32,
+    /// What becomes of the sessions and tunnels of a backend that goes down. Default keep.
+    pub on_down: OnDown,
+}
+
+/// `health_check.on_down`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDown {
+    /// They go on.
+    #[default]
+    Keep,
+    /// They are reset.
+    Close,
+}
+
+/// `health_check.type`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CheckKind {
+    /// The connection is accepted.
+    Tcp,
+    /// The answer has the expected status, and body if one is given.
+    Http {
+        /// Origin-form target.
+        path: String,
+        /// Default GET.
+        method: String,
+        /// `Host`; default: the backend's address.
+        host: Option<String>,
+        /// Inclusive ranges of status. Default 200-399.
+        expect: Vec<(u16, u16)>,
+        /// Must occur in the first 64 KiB of the body.
+        body: Option<String>,
+    },
+    /// The health service of gRPC says SERVING.
+    Grpc {
+        /// The service that is asked for; empty is the server as a whole.
+        service: String,
+        /// `:authority`; default: the backend's address.
+        host: Option<String>,
+    },
+}
+
+/// `pools.NAME.ejection`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EjectionConfig {
+    /// Failures in a row. Default 5.
+    pub failures: u32,
+    /// First sentence, doubled each time. Default 10s.
+    pub eject_for: Duration,
+    /// Longest sentence. Default 5m.
+    pub max_eject_for: Duration,
+    /// Share of the pool that may be out at once, 0.0..=1.0. Default 0.5.
+    pub max_ejected: f64,
+}
+
+impl EjectionConfig {
+    /// Backends that may be out at once, of `total` with a weight above 0: the share, rounded down; of two or three one
+    /// at least, unless the share is 0; the only one never.
+    pub fn allowed_out(&self, total: usize) -> usize {
+        if total < 2 || self.max_ejected <= 0.0 {
+            return 0;
+        }
+        // The small addend keeps 29 % of 100 from becoming 28: 0.29 * 100.0 is a little less than 29.
+        let share = (total as f64 * self.max_ejected + 1e-9).floor() as usize;
+        share.max(usize::from(total <= 3))
+    }
+}
+
+/// `retries`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetriesConfig {
+    /// Further tries after the first. Default 2.
+    pub attempts: u32,
+    /// Retries as a share of requests. Default 0.2, at least 10 a second.
+    pub budget: f64,
+    /// Which failures.
+    pub conditions: RetryConditions,
+    /// Methods for which conditions other than a failed connect hold. Default: the idempotent ones of RFC 9110 section 9.2.2.
+    pub methods: Vec<String>,
+}
+
+/// `retries.conditions`, a list of the words below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryConditions {
+    /// `connect`: refused, unreachable, timed out; for every method. Default true.
+    pub connect: bool,
+    /// `stale`: a keepalive connection that was closed before it took the request; for every method. Default true.
+    pub stale: bool,
+    /// `terminated`: closed or reset before a whole response head. Default true.
+    pub terminated: bool,
+    /// `timeout`: no response head in time. Default false: a slow backend gets no second load.
+    pub timeout: bool,
+    /// `invalid`: an answer that is not valid HTTP. Default true.
+    pub invalid: bool,
+}
+
+/// `pools.NAME.timeouts`; `None` is `none`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolTimeoutsConfig {
+    /// Default 3s; cannot be none.
+    pub connect: Duration,
+    /// From the sent request to the whole response head. Default 60s.
+    pub response: Option<Duration>,
+    /// Between two parts of a response (default 60s).
+    pub idle: Option<Duration>,
+    /// Silence of a TCP session or of a tunnel (default 1h, or `idle` when that is given).
+    pub tcp_idle: Option<Duration>,
+    /// For the whole exchange with all its tries. Default none.
+    pub total: Option<Duration>,
+}
+
+/// `routes[].timeouts`: `Some` where the route says something.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TimeoutOverrides {
+    /// As in [`PoolTimeoutsConfig`].
+    pub connect: Option<Duration>,
+    /// As in [`PoolTimeoutsConfig`].
+    pub response: Option<Option<Duration>>,
+    /// As in [`PoolTimeoutsConfig`]; sets `tcp_idle` too.
+    pub idle: Option<Option<Duration>>,
+    /// As in [`PoolTimeoutsConfig`].
+    pub total: Option<Option<Duration>>,
+}
+
+/// `pools.NAME.keepalive`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeepaliveConfig {
+    /// Idle connections per backend and worker; 0 closes each after its exchange. Default 64.
+    pub idle_per_backend: usize,
+    /// Default 4s: below the usual server's 5s.
+    pub idle_timeout: Duration,
+    /// Default 10m.
+    pub max_age: Option<Duration>,
+    /// Default none.
+    pub max_requests: Option<u64>,
+}
+
+/// `pools.NAME.when_all_down`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenAllDown {
+    /// 502 with `destination_unavailable`.
+    #[default]
+    Reject,
+    /// Every backend that is not draining or in maintenance gets traffic.
+    FailOpen,
+}
