@@ -26,7 +26,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::{Control, ControlHandle, Failed, Reloaded, http, status};
+use super::{ControlHandle, ControlRequest, ReloadError, ReloadReport, http, status};
 use crate::{
     base::address::BindAddress,
     config::{files::read_regular, model},
@@ -35,25 +35,25 @@ use crate::{
 };
 
 /// How often it is looked whether the socket file is still there.
-const LOOK: Duration = Duration::from_secs(1);
+const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a request waits for the token file.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest token file in bytes; a larger one is refused by the configuration.
-const MAX_TOKEN: u64 = 4 << 10;
+const MAX_TOKEN_BYTES: u64 = 4 << 10;
 
 /// Where the API accepts.
 #[derive(Debug)]
-pub struct AdminListener(Kind);
+pub struct AdminListener(AdminSocket);
 
 #[derive(Debug)]
-enum Kind {
+enum AdminSocket {
     Unix(UnixListener, SocketFile),
-    Tcp(TcpListener, Arc<Token>),
+    Tcp(TcpListener, Arc<TokenFile>),
 }
 
 /// The bearer token of a file.
 #[derive(Debug)]
-struct Token {
+struct TokenFile {
     path: PathBuf,
     /// As it was read last.
     last: Mutex<Arc<str>>,
@@ -61,7 +61,7 @@ struct Token {
     is_read: AtomicBool,
 }
 
-impl Token {
+impl TokenFile {
     fn read(path: &Path) -> io::Result<Self> {
         Ok(Self {
             path: path.to_path_buf(),
@@ -95,7 +95,7 @@ impl Token {
 
 fn token_of(path: &Path) -> io::Result<Arc<str>> {
     let name = format!("admin token file `{}`", path.display());
-    let bytes = read_regular(path, MAX_TOKEN).map_err(|error| with_name(&error, &name))?;
+    let bytes = read_regular(path, MAX_TOKEN_BYTES).map_err(|error| with_name(&error, &name))?;
     let text = String::from_utf8_lossy(&bytes);
     let token = text.trim();
     if token.is_empty() {
@@ -134,7 +134,7 @@ impl SocketFile {
             let _ = fs::DirBuilder::new().mode(0o700).create(directory);
         }
         match AdminListener::unix(&self.path) {
-            Ok(AdminListener(Kind::Unix(listener, file))) => {
+            Ok(AdminListener(AdminSocket::Unix(listener, file))) => {
                 tracing::warn!(target: "admin", socket = %self.path.display(), "the admin socket was removed, and is made again");
                 Some((listener, file))
             }
@@ -182,7 +182,7 @@ impl AdminListener {
                 identity: identity(path)?,
             };
             socket.listen(64)?;
-            UnixListener::from_std(socket.into()).map(|listener| Kind::Unix(listener, file))
+            UnixListener::from_std(socket.into()).map(|listener| AdminSocket::Unix(listener, file))
         };
         bind().map(Self).map_err(|error| with_name(&error, &name))
     }
@@ -194,7 +194,7 @@ impl AdminListener {
         }
         let path = token_file
             .ok_or_else(|| refuse(format!("admin address `{address}` needs a token_file")))?;
-        let token = Arc::new(Token::read(path)?);
+        let token = Arc::new(TokenFile::read(path)?);
         let bind = || {
             let listener = std::net::TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
@@ -202,14 +202,14 @@ impl AdminListener {
         };
         let listener =
             bind().map_err(|error| with_name(&error, format!("admin address `{address}`")))?;
-        Ok(Self(Kind::Tcp(listener, token)))
+        Ok(Self(AdminSocket::Tcp(listener, token)))
     }
 
     /// Where it accepts: with the real port if the configuration said 0.
     pub fn address(&self) -> io::Result<BindAddress> {
         match &self.0 {
-            Kind::Unix(_, file) => Ok(BindAddress::Unix(file.path.clone())),
-            Kind::Tcp(listener, _) => listener.local_addr().map(BindAddress::Ip),
+            AdminSocket::Unix(_, file) => Ok(BindAddress::Unix(file.path.clone())),
+            AdminSocket::Tcp(listener, _) => listener.local_addr().map(BindAddress::Ip),
         }
     }
 }
@@ -242,19 +242,19 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 /// What one request needs to be answered.
 #[derive(Clone)]
-struct Context {
+struct ApiContext {
     daemon: Arc<Daemon>,
     control: ControlHandle,
     /// The bearer token; `None` on a unix socket, where the file's mode decides.
-    token: Option<Arc<Token>>,
+    token: Option<Arc<TokenFile>>,
 }
 
 /// Serves until dropped. A socket file that somebody has removed is made again.
 pub async fn serve_admin(listener: AdminListener, daemon: Arc<Daemon>, control: ControlHandle) {
-    let mut places = http::Places::new(control_connections());
+    let mut places = http::ConnectionSlots::new(control_connections());
     match listener.0 {
-        Kind::Tcp(tcp, token) => {
-            let context = Context {
+        AdminSocket::Tcp(tcp, token) => {
+            let context = ApiContext {
                 daemon,
                 control,
                 token: Some(token),
@@ -268,8 +268,8 @@ pub async fn serve_admin(listener: AdminListener, daemon: Arc<Daemon>, control: 
                 }
             }
         }
-        Kind::Unix(unix, file) => {
-            let context = Context {
+        AdminSocket::Unix(unix, file) => {
+            let context = ApiContext {
                 daemon,
                 control,
                 token: None,
@@ -282,10 +282,10 @@ pub async fn serve_admin(listener: AdminListener, daemon: Arc<Daemon>, control: 
 async fn serve_unix(
     mut unix: UnixListener,
     mut file: SocketFile,
-    mut places: http::Places,
-    context: Context,
+    mut places: http::ConnectionSlots,
+    context: ApiContext,
 ) {
-    let mut look = interval(LOOK);
+    let mut look = interval(SOCKET_CHECK_INTERVAL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         select! {
@@ -303,7 +303,7 @@ async fn serve_unix(
     }
 }
 
-async fn answer(request: Request<Incoming>, context: Context) -> http::Answer {
+async fn answer(request: Request<Incoming>, context: ApiContext) -> http::AdminResponse {
     if let Some(token) = &context.token
         && let Some(refusal) = refusal(request.headers(), token).await
     {
@@ -330,7 +330,7 @@ async fn answer(request: Request<Incoming>, context: Context) -> http::Answer {
 }
 
 /// The two guards of TCP: `Host` and token.
-async fn refusal(headers: &HeaderMap, token: &Arc<Token>) -> Option<http::Answer> {
+async fn refusal(headers: &HeaderMap, token: &Arc<TokenFile>) -> Option<http::AdminResponse> {
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok());
@@ -391,7 +391,7 @@ fn is_loopback(host: &str) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
-async fn reload(control: &ControlHandle) -> http::Answer {
+async fn reload(control: &ControlHandle) -> http::AdminResponse {
     let (tell, told) = oneshot::channel();
     let leaving = || {
         http::error(
@@ -399,12 +399,12 @@ async fn reload(control: &ControlHandle) -> http::Answer {
             "The daemon is shutting down.",
         )
     };
-    if control.send(Control::Reload(tell)).await.is_err() {
+    if control.send(ControlRequest::Reload(tell)).await.is_err() {
         return leaving();
     }
     match told.await {
         Ok(Ok(reloaded)) => {
-            let Reloaded {
+            let ReloadReport {
                 changes,
                 rendered,
                 warnings,
@@ -417,7 +417,7 @@ async fn reload(control: &ControlHandle) -> http::Answer {
     }
 }
 
-fn refused(failed: &Failed) -> serde_json::Value {
+fn refused(failed: &ReloadError) -> serde_json::Value {
     let mut document = http::envelope(
         StatusCode::UNPROCESSABLE_ENTITY,
         "The configuration has problems; the one in service stays.",

@@ -53,7 +53,7 @@ async fn metrics_server(daemon: &Arc<Daemon>) -> SocketAddr {
 }
 
 /// The API on a unix socket, and what it asks for.
-fn unix_server(name: &str, daemon: &Arc<Daemon>) -> (PathBuf, mpsc::Receiver<Control>) {
+fn unix_server(name: &str, daemon: &Arc<Daemon>) -> (PathBuf, mpsc::Receiver<ControlRequest>) {
     let path = scratch(name);
     let config = model::AdminConfig {
         bind: Some(BindAddress::Unix(path.clone())),
@@ -169,14 +169,14 @@ async fn reload_waits_for_the_outcome_and_passes_it_on() {
     let (path, mut asked) = unix_server("reload", &daemon);
     let outcomes: [ReloadOutcomeFor; 2] = [
         || {
-            Ok(Reloaded {
+            Ok(ReloadReport {
                 changes: vec!["pool `app`: added".to_owned()],
                 rendered: "warning: odd\n".to_owned(),
                 warnings: json!([{"line": 2}]),
             })
         },
         || {
-            Err(Failed {
+            Err(ReloadError {
                 rendered: "error: pool `ap` is not defined".to_owned(),
                 json: json!([{"line": 3}]),
             })
@@ -184,7 +184,7 @@ async fn reload_waits_for_the_outcome_and_passes_it_on() {
     ];
     tokio::spawn(async move {
         for outcome in outcomes {
-            let Some(Control::Reload(tell)) = asked.recv().await else {
+            let Some(ControlRequest::Reload(tell)) = asked.recv().await else {
                 return;
             };
             tell.send(outcome()).unwrap();
@@ -407,7 +407,7 @@ async fn a_removed_socket_is_made_again_with_its_directory_and_that_of_another_i
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(LOOK * 5, again).await.unwrap();
+    timeout(SOCKET_CHECK_INTERVAL * 5, again).await.unwrap();
     assert_eq!(status_of(&ask_unix(&path, &text).await), "200");
     assert_eq!(
         fs::metadata(&path).unwrap().permissions().mode() & 0o777,

@@ -39,38 +39,38 @@ use crate::base::{backoff, clock};
 pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a client may take to read an answer.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After this a connection is asked to end: nobody holds one of the few places for ever.
-const LIFETIME: Duration = Duration::from_mins(5);
+const MAX_CONNECTION_AGE: Duration = Duration::from_mins(5);
 
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(super) type AdminResponse = Response<Full<Bytes>>;
 
 /// The connections of one server. A new one is always let in: where all places are taken, the connection that has been idle
 /// longest is closed, and where all are being answered, the oldest. An answer that its client reads takes no time, so probes
 /// find a place however many clients do not read.
-pub(super) struct Places {
+pub(super) struct ConnectionSlots {
     most: usize,
     /// The oldest first.
-    open: VecDeque<Place>,
+    open: VecDeque<ConnectionSlot>,
     failures: u32,
 }
 
-struct Place {
+struct ConnectionSlot {
     task: AbortHandle,
-    progress: Arc<Progress>,
+    progress: Arc<ConnectionProgress>,
 }
 
 /// Where a connection stands.
 #[derive(Debug, Default)]
-struct Progress {
+struct ConnectionProgress {
     /// From the head of a request to the last byte of its answer.
     is_busy: AtomicBool,
     /// Since when an answer has been written.
     writing: Mutex<Option<Instant>>,
 }
 
-impl Progress {
+impl ConnectionProgress {
     fn writing(&self) -> Option<Instant> {
         *self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -87,7 +87,7 @@ impl Progress {
     }
 }
 
-impl Places {
+impl ConnectionSlots {
     pub(super) fn new(most: usize) -> Self {
         Self {
             most,
@@ -121,29 +121,33 @@ impl Places {
         answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        F: Future<Output = Answer> + Send + 'static,
+        F: Future<Output = AdminResponse> + Send + 'static,
     {
         self.open.retain(|place| !place.task.is_finished());
         if self.open.len() >= self.most {
-            let is_idle = |place: &Place| !place.progress.is_busy.load(Relaxed);
+            let is_idle = |place: &ConnectionSlot| !place.progress.is_busy.load(Relaxed);
             let least = self.open.iter().position(is_idle).unwrap_or(0);
             if let Some(place) = self.open.remove(least) {
                 place.task.abort();
             }
         }
-        let progress = Arc::new(Progress::default());
-        let task = tokio::spawn(converse(stream, Arc::clone(&progress), answer)).abort_handle();
-        self.open.push_back(Place { task, progress });
+        let progress = Arc::new(ConnectionProgress::default());
+        let task =
+            tokio::spawn(serve_connection(stream, Arc::clone(&progress), answer)).abort_handle();
+        self.open.push_back(ConnectionSlot { task, progress });
         // It has its turn before others can take its place.
         yield_now().await;
     }
 }
 
 /// Serves one connection until it ends.
-async fn converse<S, F>(stream: S, progress: Arc<Progress>, answer: impl Fn(Request<Incoming>) -> F)
-where
+async fn serve_connection<S, F>(
+    stream: S,
+    progress: Arc<ConnectionProgress>,
+    answer: impl Fn(Request<Incoming>) -> F,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
-    F: Future<Output = Answer>,
+    F: Future<Output = AdminResponse>,
 {
     let service = service_fn(|request| {
         progress.is_busy.store(true, Relaxed);
@@ -154,7 +158,7 @@ where
             Ok::<_, Infallible>(answer)
         }
     });
-    let stream = Timed {
+    let stream = WriteTimeoutStream {
         stream,
         progress: Arc::clone(&progress),
         timer: None,
@@ -165,12 +169,12 @@ where
         .max_buf_size(32 << 10)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let ended = tokio::time::timeout(LIFETIME, connection.as_mut()).await;
+    let ended = tokio::time::timeout(MAX_CONNECTION_AGE, connection.as_mut()).await;
     let ended = if let Ok(ended) = ended {
         ended
     } else {
         connection.as_mut().graceful_shutdown();
-        tokio::time::timeout(ANSWER_TIMEOUT, connection)
+        tokio::time::timeout(RESPONSE_TIMEOUT, connection)
             .await
             .unwrap_or(Ok(()))
     };
@@ -179,20 +183,20 @@ where
     }
 }
 
-/// A stream whose writes fail when an answer takes longer than [`ANSWER_TIMEOUT`].
-struct Timed<S> {
+/// A stream whose writes fail when an answer takes longer than [`RESPONSE_TIMEOUT`].
+struct WriteTimeoutStream<S> {
     stream: S,
-    progress: Arc<Progress>,
+    progress: Arc<ConnectionProgress>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Timed<S> {
+impl<S> WriteTimeoutStream<S> {
     /// Ready when the client has had its time for the answer.
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let Some(since) = self.progress.writing() else {
             return Poll::Pending;
         };
-        let end = (since + ANSWER_TIMEOUT).into();
+        let end = (since + RESPONSE_TIMEOUT).into();
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
         if timer.deadline() != end {
             timer.as_mut().reset(end);
@@ -213,7 +217,7 @@ impl<S> Timed<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Timed<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeoutStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -223,7 +227,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Timed<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Timed<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeoutStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -260,7 +264,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Timed<S> {
     }
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> AdminResponse {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -270,12 +274,12 @@ fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>
 }
 
 /// A line of plain text.
-pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> AdminResponse {
     answer(status, "text/plain; charset=utf-8", body)
 }
 
 /// The page Prometheus reads.
-pub(super) fn exposition(body: Bytes) -> Answer {
+pub(super) fn exposition(body: Bytes) -> AdminResponse {
     answer(
         StatusCode::OK,
         "text/plain; version=0.0.4; charset=utf-8",
@@ -284,7 +288,7 @@ pub(super) fn exposition(body: Bytes) -> Answer {
 }
 
 /// A JSON document.
-pub(super) fn document(status: StatusCode, document: &serde_json::Value) -> Answer {
+pub(super) fn document(status: StatusCode, document: &serde_json::Value) -> AdminResponse {
     answer(status, "application/json", format!("{document}\n"))
 }
 
@@ -298,12 +302,12 @@ pub(super) fn envelope(status: StatusCode, details: &str) -> serde_json::Value {
 }
 
 /// An error in its envelope.
-pub(super) fn error(status: StatusCode, details: &str) -> Answer {
+pub(super) fn error(status: StatusCode, details: &str) -> AdminResponse {
     document(status, &envelope(status, details))
 }
 
 /// 405 with the methods that are allowed.
-pub(super) fn method_not_allowed(allow: &'static str) -> Answer {
+pub(super) fn method_not_allowed(allow: &'static str) -> AdminResponse {
     let mut response = error(
         StatusCode::METHOD_NOT_ALLOWED,
         &format!("Use {allow} for this path."),
@@ -320,10 +324,10 @@ mod tests {
 
     use super::*;
 
-    const ASK: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    const GET_ROOT: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
     /// A connection that is answered with `size` bytes.
-    async fn connect(places: &mut Places, size: usize) -> tokio::io::DuplexStream {
+    async fn connect(places: &mut ConnectionSlots, size: usize) -> tokio::io::DuplexStream {
         let (client, server) = duplex(1 << 10);
         let page = Bytes::from(vec![b'x'; size]);
         let answer = move |_| {
@@ -336,21 +340,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_read_or_reads_by_drops_is_cut_and_a_slow_one_is_not() {
-        let mut places = Places::new(8);
+        let mut places = ConnectionSlots::new(8);
         let mut silent = connect(&mut places, 1 << 20).await;
-        silent.write_all(ASK).await.unwrap();
+        silent.write_all(GET_ROOT).await.unwrap();
         let mut dripping = connect(&mut places, 1 << 20).await;
-        dripping.write_all(ASK).await.unwrap();
+        dripping.write_all(GET_ROOT).await.unwrap();
         let mut slow = connect(&mut places, 4 << 10).await;
-        slow.write_all(ASK).await.unwrap();
-        tokio::time::sleep(ANSWER_TIMEOUT * 9 / 10).await;
+        slow.write_all(GET_ROOT).await.unwrap();
+        tokio::time::sleep(RESPONSE_TIMEOUT * 9 / 10).await;
         let mut answer = Vec::new();
         while !answer.ends_with(b"xxx") || answer.len() < 4 << 10 {
             assert_ne!(slow.read_buf(&mut answer).await.unwrap(), 0);
         }
         for _ in 0..10 {
             dripping.read_u8().await.unwrap();
-            tokio::time::sleep(ANSWER_TIMEOUT / 20).await;
+            tokio::time::sleep(RESPONSE_TIMEOUT / 20).await;
         }
         let mut rest = Vec::new();
         dripping.read_to_end(&mut rest).await.unwrap();
@@ -362,18 +366,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn where_all_places_are_taken_the_longest_idle_gives_way_then_the_oldest_answered() {
-        let mut places = Places::new(3);
+        let mut places = ConnectionSlots::new(3);
         let mut reading = Vec::new();
         for _ in 0..2 {
             let mut client = connect(&mut places, 1 << 20).await;
-            client.write_all(ASK).await.unwrap();
+            client.write_all(GET_ROOT).await.unwrap();
             yield_now().await;
             reading.push(client);
         }
         let mut idle = connect(&mut places, 1).await;
         for _ in 0..20 {
             let mut probe = connect(&mut places, 1).await;
-            probe.write_all(ASK).await.unwrap();
+            probe.write_all(GET_ROOT).await.unwrap();
             let mut answer = Vec::new();
             while !answer.ends_with(b"x") || answer.len() < 20 {
                 assert_ne!(probe.read_buf(&mut answer).await.unwrap(), 0);
@@ -381,7 +385,7 @@ mod tests {
         }
         assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "it gave way");
         let mut third = connect(&mut places, 1 << 20).await;
-        third.write_all(ASK).await.unwrap();
+        third.write_all(GET_ROOT).await.unwrap();
         yield_now().await;
         let _newest = connect(&mut places, 1).await;
         let mut rest = Vec::new();

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hyper::{Method, Request, StatusCode, body::Incoming};
 use tokio::{net::TcpListener, sync::Mutex};
 
-use super::{http, scrape::Scrape};
+use super::{http, scrape::MetricsExporter};
 use crate::{net::limits::control_connections, snapshot::Daemon};
 
 /// Most pages in memory: while clients read that many slowly, others get the newest of them.
@@ -17,9 +17,9 @@ const MAX_PAGES: usize = 4;
 
 /// Serves until dropped.
 pub async fn serve_metrics(listener: TcpListener, daemon: Arc<Daemon>) {
-    let mut places = http::Places::new(control_connections());
-    let scrape = StdMutex::new(Scrape::new(Arc::clone(&daemon)));
-    let pages = Arc::new(Pages::new(move || {
+    let mut places = http::ConnectionSlots::new(control_connections());
+    let scrape = StdMutex::new(MetricsExporter::new(Arc::clone(&daemon)));
+    let pages = Arc::new(PageCache::new(move || {
         let scrape = scrape.lock().unwrap_or_else(PoisonError::into_inner);
         Some(scrape.page().ok()?.into_bytes())
     }));
@@ -36,8 +36,8 @@ pub async fn serve_metrics(listener: TcpListener, daemon: Arc<Daemon>) {
 async fn answer(
     request: Request<Incoming>,
     daemon: Arc<Daemon>,
-    pages: Arc<Pages>,
-) -> http::Answer {
+    pages: Arc<PageCache>,
+) -> http::AdminResponse {
     let path = request.uri().path();
     if !matches!(path, "/metrics" | "/livez" | "/readyz") {
         return http::error(
@@ -62,19 +62,19 @@ async fn answer(
 }
 
 /// Makes pages, one at a time: all requests that come while one is made share the next one.
-struct Pages {
+struct PageCache {
     make: Box<dyn Fn() -> Option<Vec<u8>> + Send + Sync>,
     /// How often a page was asked for.
     asked: AtomicU64,
     /// How many wait for their turn.
     waiting: AtomicUsize,
-    made: Arc<Mutex<Made>>,
+    made: Arc<Mutex<CachedPages>>,
 }
 
 #[derive(Default)]
-struct Made {
+struct CachedPages {
     /// The last page, while somebody waits who may share it.
-    last: Option<Page>,
+    last: Option<MetricsPage>,
     /// Those who asked up to this number are served by it.
     covers: u64,
     /// The pages that clients are being sent, in their order.
@@ -83,24 +83,24 @@ struct Made {
 
 /// One page; its memory is shared by all answers with it.
 #[derive(Clone)]
-struct Page(Arc<Vec<u8>>);
+struct MetricsPage(Arc<Vec<u8>>);
 
-impl AsRef<[u8]> for Page {
+impl AsRef<[u8]> for MetricsPage {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
 /// One who waits for a turn, until dropped.
-struct Waiting<'a>(&'a AtomicUsize);
+struct WaiterGuard<'a>(&'a AtomicUsize);
 
-impl Drop for Waiting<'_> {
+impl Drop for WaiterGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
 }
 
-impl Pages {
+impl PageCache {
     fn new(make: impl Fn() -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
         Self {
             make: Box::new(make),
@@ -114,12 +114,12 @@ impl Pages {
     async fn get(self: Arc<Self>) -> Option<Bytes> {
         let number = self.asked.fetch_add(1, Relaxed) + 1;
         self.waiting.fetch_add(1, Relaxed);
-        let waiting = Waiting(&self.waiting);
+        let waiting = WaiterGuard(&self.waiting);
         let mut made = Arc::clone(&self.made).lock_owned().await;
         drop(waiting);
         made.sent.retain(|page| page.strong_count() > 0);
         let shared = made.last.clone().filter(|_| made.covers >= number);
-        let newest = || made.sent.last()?.upgrade().map(Page);
+        let newest = || made.sent.last()?.upgrade().map(MetricsPage);
         let old = shared.or_else(|| newest().filter(|_| made.sent.len() >= MAX_PAGES));
         if self.waiting.load(Relaxed) == 0 {
             made.last = None;
@@ -132,7 +132,7 @@ impl Pages {
         // page, not with a client that left before.
         let page = tokio::task::spawn_blocking(move || {
             let covers = pages.asked.load(Relaxed);
-            let page = Page(Arc::new((pages.make)()?));
+            let page = MetricsPage(Arc::new((pages.make)()?));
             made.covers = covers;
             made.sent.push(Arc::downgrade(&page.0));
             made.last = (pages.waiting.load(Relaxed) > 0).then(|| page.clone());
@@ -142,7 +142,7 @@ impl Pages {
     }
 }
 
-fn ready(daemon: &Daemon) -> http::Answer {
+fn ready(daemon: &Daemon) -> http::AdminResponse {
     if daemon.is_ready() {
         http::text(StatusCode::OK, "ready\n")
     } else if daemon.draining.load(Relaxed) {
@@ -166,7 +166,7 @@ mod tests {
         let begins = Arc::clone(&begun);
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
-        let pages = Arc::new(Pages::new(move || {
+        let pages = Arc::new(PageCache::new(move || {
             begins.notify_one();
             finishes.lock().unwrap().recv().ok()?;
             let number = counted.fetch_add(1, Relaxed) + 1;

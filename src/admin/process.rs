@@ -8,7 +8,7 @@ use crate::net::limits::open_files;
 
 /// One look at the process; a number that cannot be read is missing, not 0.
 #[derive(Debug, Default)]
-pub(super) struct Process {
+pub(super) struct ProcessStats {
     pub(super) cpu: Option<Duration>,
     pub(super) started_unix: Option<f64>,
     pub(super) resident_bytes: Option<u64>,
@@ -19,18 +19,18 @@ pub(super) struct Process {
 }
 
 /// Ticks per second in /proc: fixed by the kernel's interface to user space, whatever its own clock.
-const TICKS: u64 = 100;
+const TICKS_PER_SECOND: u64 = 100;
 
 /// Reads /proc.
-pub(super) fn look() -> Process {
+pub(super) fn read_stats() -> ProcessStats {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let number = |key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key))?;
         line.split_whitespace().next()?.parse::<u64>().ok()
     };
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    Process {
-        cpu: cpu_ticks(&stat).map(|ticks| Duration::from_millis(ticks * 1_000 / TICKS)),
+    ProcessStats {
+        cpu: cpu_ticks(&stat).map(|ticks| Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND)),
         started_unix: started(&stat),
         resident_bytes: number("VmRSS:").map(|kib| kib << 10),
         virtual_bytes: number("VmSize:").map(|kib| kib << 10),
@@ -62,7 +62,7 @@ fn started(stat: &str) -> Option<f64> {
         .trim()
         .parse()
         .ok()?;
-    Some(boot as f64 + field(stat, 22)? as f64 / TICKS as f64)
+    Some(boot as f64 + field(stat, 22)? as f64 / TICKS_PER_SECOND as f64)
 }
 
 #[cfg(test)]
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn every_number_is_there_and_plausible() {
-        let process = look();
+        let process = read_stats();
         assert!(process.cpu.is_some());
         assert!(process.resident_bytes.unwrap() > 1 << 20);
         assert!(process.virtual_bytes >= process.resident_bytes);

@@ -18,7 +18,7 @@ use prometheus::{
 
 use super::{
     families as f, process,
-    series::{Tree, describe},
+    series::{MetricFamilies, describe},
 };
 use crate::{
     config::model::{ListenerProtocol, PerBackend},
@@ -27,7 +27,7 @@ use crate::{
     reason::Reason,
     snapshot::{Daemon, Listener, Snapshot},
     telemetry::{
-        metrics::{ByReason, Count, METHODS, PerThread, PoolSlot},
+        metrics::{METHOD_NAMES, MetricCell, PerThread, PoolSlot, ReasonCounts},
         sink::LogName,
     },
 };
@@ -36,14 +36,14 @@ use crate::{
 const NO_POOL: &str = "-";
 
 /// The classes of status, by `metrics::class_index`.
-const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// The registry with the one collector of the daemon, and the encoder of its page.
-pub(super) struct Scrape {
+pub(super) struct MetricsExporter {
     registry: Registry,
 }
 
-impl Scrape {
+impl MetricsExporter {
     pub(super) fn new(daemon: Arc<Daemon>) -> Self {
         let registry = Registry::new();
         #[expect(
@@ -74,7 +74,10 @@ struct DaemonCollector {
 
 impl DaemonCollector {
     fn new(daemon: Arc<Daemon>) -> prometheus::Result<Self> {
-        let descriptions = f::ALL.iter().map(describe).collect::<Result<_, _>>()?;
+        let descriptions = f::ALL_METRICS
+            .iter()
+            .map(describe)
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             daemon,
             descriptions,
@@ -89,7 +92,7 @@ impl Collector for DaemonCollector {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let snapshot = self.daemon.snapshot.load_full();
-        let mut tree = Tree::default();
+        let mut tree = MetricFamilies::default();
         daemon_families(&mut tree, &self.daemon, &snapshot);
         listener_families(&mut tree, &snapshot);
         request_families(&mut tree, &snapshot);
@@ -114,18 +117,18 @@ impl Collector for DaemonCollector {
 fn reason_sum<T: Default>(
     slots: &PerThread<T>,
     reason: Reason,
-    field: impl Fn(&T) -> &ByReason,
+    field: impl Fn(&T) -> &ReasonCounts,
 ) -> u64 {
     slots.each().map(|slot| field(slot).get(reason)).sum()
 }
 
 /// The sum of a gauge whose threads may each be below 0 while the whole is not.
-fn gauge<T: Default>(slots: &PerThread<T>, field: impl Fn(&T) -> &Count) -> f64 {
+fn gauge<T: Default>(slots: &PerThread<T>, field: impl Fn(&T) -> &MetricCell) -> f64 {
     // A scrape between two threads' updates may see less than 0.
     (slots.sum(field).cast_signed().max(0)) as f64
 }
 
-fn daemon_families(tree: &mut Tree, daemon: &Daemon, snapshot: &Snapshot) {
+fn daemon_families(tree: &mut MetricFamilies, daemon: &Daemon, snapshot: &Snapshot) {
     let reload = daemon.reload_status();
     tree.family(f::BUILD_INFO, |s| s.add(&[env!("CARGO_PKG_VERSION")], 1.0));
     tree.family(f::READY, |s| {
@@ -156,7 +159,7 @@ fn daemon_families(tree: &mut Tree, daemon: &Daemon, snapshot: &Snapshot) {
     });
 }
 
-fn listener_families(tree: &mut Tree, snapshot: &Snapshot) {
+fn listener_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
     let listeners = &snapshot.listeners;
     tree.family(f::LISTENER_CONNECTIONS, |s| {
         for one in listeners {
@@ -195,7 +198,7 @@ fn listener_families(tree: &mut Tree, snapshot: &Snapshot) {
 }
 
 /// Handshakes and certificates of the listeners that speak TLS, or look into it.
-fn tls_families(tree: &mut Tree, snapshot: &Snapshot) {
+fn tls_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
     const KINDS: [[&str; 2]; 4] = [
         ["1.2", "false"],
         ["1.2", "true"],
@@ -209,7 +212,7 @@ fn tls_families(tree: &mut Tree, snapshot: &Snapshot) {
                 let handshakes = one.state.metrics.each();
                 let counts = handshakes.filter_map(|m| m.handshakes.get(index));
                 let labels: &[&str] = &[&one.config.name, version, resumed];
-                s.count(labels, counts.map(Count::get).sum());
+                s.count(labels, counts.map(MetricCell::get).sum());
             }
         }
     });
@@ -219,7 +222,7 @@ fn tls_families(tree: &mut Tree, snapshot: &Snapshot) {
             for (fault, name) in FAULTS {
                 let failures = one.state.metrics.each();
                 let counts = failures.filter_map(|m| m.handshake_failures.get(fault as usize));
-                s.count(&[&one.config.name, name], counts.map(Count::get).sum());
+                s.count(&[&one.config.name, name], counts.map(MetricCell::get).sum());
             }
         }
     });
@@ -244,7 +247,7 @@ fn pool_slots(snapshot: &Snapshot) -> impl Iterator<Item = (&str, &PerThread<Poo
         .chain([(NO_POOL, &*snapshot.unrouted)])
 }
 
-fn request_families(tree: &mut Tree, snapshot: &Snapshot) {
+fn request_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
     tree.family(f::REQUESTS, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             let mut sums = std::collections::BTreeMap::new();
@@ -252,7 +255,7 @@ fn request_families(tree: &mut Tree, snapshot: &Snapshot) {
                 *sums.entry((method, code)).or_insert(0) += count;
             }
             for ((method, code), count) in sums {
-                let method = METHODS.get(method).unwrap_or(&"other");
+                let method = METHOD_NAMES.get(method).unwrap_or(&"other");
                 s.count(&[pool, method, &code.to_string()], count);
             }
         }
@@ -264,7 +267,7 @@ fn request_families(tree: &mut Tree, snapshot: &Snapshot) {
     });
     tree.family(f::REQUEST_DURATION, |s| {
         for (pool, slots) in pool_slots(snapshot) {
-            for (index, class) in CLASSES.iter().enumerate() {
+            for (index, class) in STATUS_CLASSES.iter().enumerate() {
                 let parts = slots.each().filter_map(|slot| slot.duration.get(index));
                 s.distribution(&[pool, class], parts);
             }
@@ -282,7 +285,7 @@ fn request_families(tree: &mut Tree, snapshot: &Snapshot) {
     });
 }
 
-fn pool_families(tree: &mut Tree, snapshot: &Snapshot) {
+fn pool_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
     tree.family(f::ERRORS, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             let mut sums = std::collections::BTreeMap::new();
@@ -349,7 +352,7 @@ fn tcp_pools(snapshot: &Snapshot) -> Vec<&Pool> {
         .collect()
 }
 
-fn session_families(tree: &mut Tree, snapshot: &Snapshot) {
+fn session_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
     let pools = tcp_pools(snapshot);
     tree.family(f::SESSIONS, |s| {
         for pool in &pools {
@@ -377,13 +380,13 @@ fn session_families(tree: &mut Tree, snapshot: &Snapshot) {
 }
 
 /// A backend with the two labels of its series.
-type Labelled<'a> = ([&'a str; 2], &'a Backend);
+type LabelledBackend<'a> = ([&'a str; 2], &'a Backend);
 
 /// The backends of the pools that `of` selects, in the order of their labels: the registry sorts every family, and what is
 /// in order already costs it one comparison a series.
-fn backends(snapshot: &Snapshot, of: impl Fn(&Pool) -> bool) -> Vec<Labelled<'_>> {
+fn backends(snapshot: &Snapshot, of: impl Fn(&Pool) -> bool) -> Vec<LabelledBackend<'_>> {
     let pools = snapshot.pools.iter().filter(|pool| of(pool));
-    let mut found: Vec<Labelled<'_>> = pools
+    let mut found: Vec<LabelledBackend<'_>> = pools
         .flat_map(|pool| {
             let name: &str = &pool.name;
             let members = pool.backends.iter();
@@ -394,7 +397,7 @@ fn backends(snapshot: &Snapshot, of: impl Fn(&Pool) -> bool) -> Vec<Labelled<'_>
     found
 }
 
-fn state_families(tree: &mut Tree, backends: &[Labelled<'_>]) {
+fn state_families(tree: &mut MetricFamilies, backends: &[LabelledBackend<'_>]) {
     tree.family(f::BACKEND_UP, |s| {
         for (labels, backend) in backends {
             let up = backend.state.state() == HealthState::Up;
@@ -423,13 +426,13 @@ fn state_families(tree: &mut Tree, backends: &[Labelled<'_>]) {
     });
 }
 
-fn traffic_families(tree: &mut Tree, backends: &[Labelled<'_>]) {
+fn traffic_families(tree: &mut MetricFamilies, backends: &[LabelledBackend<'_>]) {
     tree.family(f::BACKEND_REQUESTS, |s| {
         for ([pool, name], backend) in backends {
-            for (index, class) in CLASSES.iter().enumerate() {
+            for (index, class) in STATUS_CLASSES.iter().enumerate() {
                 let counts = backend.state.metrics.each();
                 let sum: u64 = counts
-                    .filter_map(|slot| slot.requests.get(index).map(Count::get))
+                    .filter_map(|slot| slot.requests.get(index).map(MetricCell::get))
                     .sum();
                 if sum > 0 {
                     s.count(&[pool, name, class], sum);
@@ -489,7 +492,7 @@ fn traffic_families(tree: &mut Tree, backends: &[Labelled<'_>]) {
     });
 }
 
-fn check_families(tree: &mut Tree, checked: &[Labelled<'_>]) {
+fn check_families(tree: &mut MetricFamilies, checked: &[LabelledBackend<'_>]) {
     tree.family(f::BACKEND_CHECKS, |s| {
         for ([pool, name], backend) in checked {
             let slots = &backend.state.metrics;
@@ -509,8 +512,8 @@ fn check_families(tree: &mut Tree, checked: &[Labelled<'_>]) {
     });
 }
 
-fn process_families(tree: &mut Tree) {
-    let process = process::look();
+fn process_families(tree: &mut MetricFamilies) {
+    let process = process::read_stats();
     let numbers = [
         (f::PROCESS_CPU, process.cpu.map(|cpu| cpu.as_secs_f64())),
         (f::PROCESS_START, process.started_unix),

@@ -18,7 +18,7 @@ use crate::{
 mod tools;
 
 fn page(daemon: &Arc<Daemon>) -> String {
-    Scrape::new(Arc::clone(daemon)).page().unwrap()
+    MetricsExporter::new(Arc::clone(daemon)).page().unwrap()
 }
 
 /// Every sample of a page: name with labels, value.
@@ -123,9 +123,9 @@ fn every_family_of_the_list_is_on_a_full_page_and_nothing_else() {
         .filter_map(|line| line.strip_prefix("# TYPE "))
         .filter_map(|line| line.split(' ').next())
         .collect();
-    let listed: BTreeSet<&str> = f::ALL.iter().map(|family| family.name).collect();
+    let listed: BTreeSet<&str> = f::ALL_METRICS.iter().map(|family| family.name).collect();
     assert_eq!(shown, listed);
-    for family in f::ALL {
+    for family in f::ALL_METRICS {
         let line = page
             .lines()
             .find(|line| !line.starts_with('#') && line.starts_with(family.name))

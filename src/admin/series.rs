@@ -7,14 +7,14 @@ use prometheus::{
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use super::families::{Family, Kind};
+use super::families::{MetricKind, MetricSpec};
 use crate::{
     reason::Reason,
     telemetry::metrics::{self, BUCKETS_MICROS},
 };
 
 /// What the registry holds every series of `family` against.
-pub(super) fn describe(family: &Family) -> prometheus::Result<Desc> {
+pub(super) fn describe(family: &MetricSpec) -> prometheus::Result<Desc> {
     let labels = family.labels.iter().map(ToString::to_string).collect();
     let no_constants = std::collections::HashMap::new();
     Desc::new(
@@ -27,14 +27,14 @@ pub(super) fn describe(family: &Family) -> prometheus::Result<Desc> {
 
 /// The families so far.
 #[derive(Default)]
-pub(super) struct Tree {
+pub(super) struct MetricFamilies {
     pub(super) families: Vec<MetricFamily>,
 }
 
-impl Tree {
+impl MetricFamilies {
     /// Adds a family with the series that `fill` makes.
-    pub(super) fn family(&mut self, family: Family, fill: impl FnOnce(&mut Series)) {
-        let mut series = Series {
+    pub(super) fn family(&mut self, family: MetricSpec, fill: impl FnOnce(&mut SeriesBuilder)) {
+        let mut series = SeriesBuilder {
             family,
             metrics: Vec::new(),
         };
@@ -43,9 +43,9 @@ impl Tree {
         built.set_name(family.name.to_owned());
         built.set_help(family.help.to_owned());
         built.set_field_type(match family.kind {
-            Kind::Counter => MetricType::COUNTER,
-            Kind::Gauge => MetricType::GAUGE,
-            Kind::Histogram => MetricType::HISTOGRAM,
+            MetricKind::Counter => MetricType::COUNTER,
+            MetricKind::Gauge => MetricType::GAUGE,
+            MetricKind::Histogram => MetricType::HISTOGRAM,
         });
         built.set_metric(series.metrics);
         self.families.push(built);
@@ -53,12 +53,12 @@ impl Tree {
 }
 
 /// The series of one family.
-pub(super) struct Series {
-    family: Family,
+pub(super) struct SeriesBuilder {
+    family: MetricSpec,
     metrics: Vec<Metric>,
 }
 
-impl Series {
+impl SeriesBuilder {
     fn labelled(&self, values: &[&str]) -> Metric {
         let pair = |(name, value): (&&str, &&str)| {
             let mut pair = LabelPair::default();
@@ -72,7 +72,7 @@ impl Series {
     /// One series; `labels` are the values in the order of the family's labels.
     pub(super) fn add(&mut self, labels: &[&str], value: f64) {
         let mut metric = self.labelled(labels);
-        if self.family.kind == Kind::Counter {
+        if self.family.kind == MetricKind::Counter {
             let mut counter = Counter::default();
             counter.set_value(value);
             metric.set_counter(counter);
@@ -104,7 +104,7 @@ impl Series {
     pub(super) fn distribution<'a>(
         &mut self,
         labels: &[&str],
-        parts: impl Iterator<Item = &'a metrics::Histogram>,
+        parts: impl Iterator<Item = &'a metrics::TimeHistogram>,
     ) {
         let mut counts = [0_u64; BUCKETS_MICROS.len() + 1];
         let mut sum_micros = 0_u64;

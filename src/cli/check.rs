@@ -13,7 +13,7 @@ use rustix::{
 };
 use serde_json::json;
 
-use super::output::{complain, is_coloured, say};
+use super::output::{is_coloured, print, print_error};
 use crate::{
     base::address::BindAddress,
     config::{
@@ -55,7 +55,7 @@ pub(super) fn run(file: &Path, as_json: bool, user: Option<&str>) -> ExitCode {
     match loaded {
         Ok(loaded) => report(&name, &loaded, as_json),
         Err(error) => {
-            complain(&format!("error: {error}"));
+            print_error(&format!("error: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -72,13 +72,13 @@ fn report(file: &Path, result: &Result<LoadedConfig, Problems>, as_json: bool) -
     };
     if as_json {
         let problems: Vec<_> = problems.iter().map(Problem::to_json).collect();
-        say(&json!({"ok": ok, "file": file.to_string_lossy(), "problems": problems}).to_string());
+        print(&json!({"ok": ok, "file": file.to_string_lossy(), "problems": problems}).to_string());
     } else {
         if !problems.is_empty() {
-            complain(&problem::render(problems, is_coloured()));
+            print_error(&problem::render(problems, is_coloured()));
         }
         if let Ok(loaded) = result {
-            say(&summary(file, loaded));
+            print(&summary(file, loaded));
         }
     }
     if ok {

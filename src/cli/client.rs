@@ -14,11 +14,11 @@ use std::{
 use crate::base::{address::BindAddress, clock};
 
 /// A larger answer is refused; a status of 10,000 backends has about 3 MiB.
-const MAX_ANSWER: u64 = 64 << 20;
+const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
 /// Where the admin API is, and what it asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Admin {
+pub(super) struct AdminEndpoint {
     /// Unix socket or loopback address.
     pub(super) address: BindAddress,
     /// File with the bearer token; needed when `address` is an IP address.
@@ -27,7 +27,7 @@ pub(super) struct Admin {
 
 /// What the daemon answered.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct ApiResponse {
     /// The status code.
     pub(super) status: u16,
     /// The body: JSON.
@@ -95,7 +95,7 @@ fn missing(error: &io::Error) -> &'static str {
 }
 
 /// An answer that is no success, in words: its details, and what is missing.
-pub(super) fn refusal(answer: &Answer) -> String {
+pub(super) fn refusal(answer: &ApiResponse) -> String {
     let document: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let text = |key: &str| document.pointer(key).and_then(serde_json::Value::as_str);
     let why = text("/error/details").or_else(|| text("/error/message"));
@@ -114,11 +114,11 @@ pub(super) fn refusal(answer: &Answer) -> String {
 
 /// Sends one request without a body and waits for the whole answer, at most `limit`.
 pub(super) fn call(
-    admin: &Admin,
+    admin: &AdminEndpoint,
     method: &str,
     path: &str,
     limit: Duration,
-) -> Result<Answer, CallError> {
+) -> Result<ApiResponse, CallError> {
     let token = match &admin.token_file {
         Some(file) => Some(
             std::fs::read_to_string(file)
@@ -135,14 +135,14 @@ pub(super) fn call(
         BindAddress::Unix(socket) => {
             let stream = UnixStream::connect(socket).map_err(unreachable)?;
             exchange(
-                Timed::new(stream, deadline, UnixStream::set_read_timeout),
+                DeadlineStream::new(stream, deadline, UnixStream::set_read_timeout),
                 &request,
             )
         }
         BindAddress::Ip(address) => {
             let stream = connect(*address, limit).map_err(unreachable)?;
             exchange(
-                Timed::new(stream, deadline, TcpStream::set_read_timeout),
+                DeadlineStream::new(stream, deadline, TcpStream::set_read_timeout),
                 &request,
             )
         }
@@ -174,13 +174,13 @@ fn request_head(method: &str, path: &str, address: &BindAddress, token: Option<&
 }
 
 /// A stream whose reads all end at one deadline.
-struct Timed<S> {
+struct DeadlineStream<S> {
     stream: S,
     deadline: Instant,
     set_timeout: fn(&S, Option<Duration>) -> io::Result<()>,
 }
 
-impl<S> Timed<S> {
+impl<S> DeadlineStream<S> {
     fn new(
         stream: S,
         deadline: Instant,
@@ -194,7 +194,7 @@ impl<S> Timed<S> {
     }
 }
 
-impl<S: Read> Read for Timed<S> {
+impl<S: Read> Read for DeadlineStream<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.deadline.saturating_duration_since(clock::now());
         if left.is_zero() {
@@ -205,18 +205,20 @@ impl<S: Read> Read for Timed<S> {
     }
 }
 
-fn exchange<S: Read + Write>(mut timed: Timed<S>, request: &str) -> io::Result<Vec<u8>> {
+fn exchange<S: Read + Write>(mut timed: DeadlineStream<S>, request: &str) -> io::Result<Vec<u8>> {
     timed.stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
-    timed.take(MAX_ANSWER + 1).read_to_end(&mut answer)?;
-    if answer.len() as u64 > MAX_ANSWER {
+    timed
+        .take(MAX_RESPONSE_BYTES + 1)
+        .read_to_end(&mut answer)?;
+    if answer.len() as u64 > MAX_RESPONSE_BYTES {
         return Err(io::Error::other("the answer is too large"));
     }
     Ok(answer)
 }
 
 /// Reads a response that ended with its connection. RFC 9112 section 6: a length must be met, no length means "to the end".
-fn parse(bytes: &[u8]) -> Result<Answer, String> {
+fn parse(bytes: &[u8]) -> Result<ApiResponse, String> {
     let mut fields = [httparse::EMPTY_HEADER; 32];
     let mut head = httparse::Response::new(&mut fields);
     let start = match head.parse(bytes) {
@@ -241,7 +243,7 @@ fn parse(bytes: &[u8]) -> Result<Answer, String> {
             .and_then(|length| body.get(..length))
             .ok_or("the answer is incomplete")?,
     };
-    Ok(Answer {
+    Ok(ApiResponse {
         status: head.code.unwrap_or_default(),
         body: body.to_vec(),
     })
@@ -257,12 +259,12 @@ mod tests {
     fn daemon(
         answer: &'static str,
     ) -> (
-        Admin,
+        AdminEndpoint,
         std::sync::mpsc::Sender<()>,
         std::thread::JoinHandle<String>,
     ) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let admin = Admin {
+        let admin = AdminEndpoint {
             address: BindAddress::Ip(listener.local_addr().unwrap()),
             token_file: None,
         };
@@ -320,7 +322,7 @@ mod tests {
         assert!(matches!(error, CallError::TimedOut(..)), "{error}");
         drop(release);
         thread.join().unwrap();
-        let admin = Admin {
+        let admin = AdminEndpoint {
             address: BindAddress::Unix("/nonexistent/admin.sock".into()),
             token_file: None,
         };

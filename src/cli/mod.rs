@@ -18,8 +18,8 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 use self::{
-    client::{Admin, CallError},
-    output::{checked, complain, say},
+    client::{AdminEndpoint, CallError},
+    output::{checked, print, print_error},
 };
 use crate::{
     base::{
@@ -31,13 +31,13 @@ use crate::{
 };
 
 /// Exit code: degraded or not ready.
-const DEGRADED: u8 = 3;
+const EXIT_DEGRADED: u8 = 3;
 /// Exit code: the daemon is not reachable.
-const UNREACHABLE: u8 = 4;
+const EXIT_UNREACHABLE: u8 = 4;
 /// Exit code: bad configuration at start; EX_CONFIG of sysexits.h, so that systemd does not restart us.
-const BAD_CONFIG: u8 = 78;
+const EXIT_BAD_CONFIG: u8 = 78;
 
-const EXAMPLES: &str = "\
+const HELP_EXAMPLES: &str = "\
 Examples:
   balancer demo                        see it at work: three backends, one balancer
   balancer check balancer.yaml         is the file right? every mistake, with its place
@@ -51,8 +51,8 @@ Signals: HUP reloads; TERM and INT drain, a second one stops at once; QUIT drain
 
 /// A layer-4 and layer-7 load balancer: one process, one YAML file, SIGHUP.
 #[derive(Debug, Parser)]
-#[command(name = "balancer", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
-struct Arguments {
+#[command(name = "balancer", version, after_help = HELP_EXAMPLES, args_conflicts_with_subcommands = true)]
+struct CliArguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
@@ -135,12 +135,12 @@ fn parse_bind(text: &str) -> Result<BindAddress, String> {
 /// Reads the command line and does what it says. Wrong usage ends the process with code 2.
 pub fn main() -> ExitCode {
     runtime::hold_signals();
-    let arguments = match Arguments::try_parse() {
+    let arguments = match CliArguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) if error.use_stderr() => error.exit(),
         // The help, or the version.
         Err(error) => {
-            say(&error.to_string());
+            print(&error.to_string());
             return checked(ExitCode::SUCCESS);
         }
     };
@@ -163,16 +163,16 @@ fn dispatch(command: Command) -> ExitCode {
         Command::Reload(options) => with_admin(options, reload::run),
         Command::Status(options) => {
             let show = if options.ready {
-                status::Show::Nothing
+                status::StatusFormat::Silent
             } else if options.json {
-                status::Show::Json
+                status::StatusFormat::Json
             } else {
-                status::Show::Screen
+                status::StatusFormat::Screen
             };
             with_admin(options.admin, |admin| status::run(admin, show))
         }
         Command::Version => {
-            say(&format!("balancer {}", env!("CARGO_PKG_VERSION")));
+            print(&format!("balancer {}", env!("CARGO_PKG_VERSION")));
             ExitCode::SUCCESS
         }
     }
@@ -188,22 +188,22 @@ fn run(file: Option<PathBuf>) -> ExitCode {
 /// Finds the admin API and asks; every way to not get an answer is told here.
 fn with_admin(
     options: AdminOptions,
-    ask: impl FnOnce(&Admin) -> Result<ExitCode, CallError>,
+    ask: impl FnOnce(&AdminEndpoint) -> Result<ExitCode, CallError>,
 ) -> ExitCode {
     let admin = match find_admin(options) {
         Ok(admin) => admin,
         Err(rendered) => {
-            complain(&rendered);
+            print_error(&rendered);
             return ExitCode::FAILURE;
         }
     };
     ask(&admin).unwrap_or_else(|error| {
-        complain(&format!("error: {error}"));
-        ExitCode::from(UNREACHABLE)
+        print_error(&format!("error: {error}"));
+        ExitCode::from(EXIT_UNREACHABLE)
     })
 }
 
-fn find_admin(options: AdminOptions) -> Result<Admin, String> {
+fn find_admin(options: AdminOptions) -> Result<AdminEndpoint, String> {
     let (bind, token_file) = match options.config {
         Some(file) => {
             let config = load(&file)?;
@@ -211,7 +211,7 @@ fn find_admin(options: AdminOptions) -> Result<Admin, String> {
         }
         None => (options.admin, options.token_file),
     };
-    Ok(Admin {
+    Ok(AdminEndpoint {
         address: bind.unwrap_or_else(|| BindAddress::Unix(default_admin_socket())),
         token_file,
     })
@@ -232,15 +232,15 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Arguments::command().debug_assert();
+        CliArguments::command().debug_assert();
     }
 
     #[test]
     fn run_is_the_default_command() {
-        let arguments = Arguments::try_parse_from(["balancer", "-c", "a.yaml"]).unwrap();
+        let arguments = CliArguments::try_parse_from(["balancer", "-c", "a.yaml"]).unwrap();
         assert!(arguments.command.is_none());
         assert_eq!(arguments.run.config.as_deref(), Some(Path::new("a.yaml")));
-        let arguments = Arguments::try_parse_from(["balancer", "run", "-c", "b.yaml"]).unwrap();
+        let arguments = CliArguments::try_parse_from(["balancer", "run", "-c", "b.yaml"]).unwrap();
         let Some(Command::Run(options)) = arguments.command else {
             panic!("not run: {arguments:?}");
         };
@@ -250,13 +250,14 @@ mod tests {
     #[test]
     fn the_admin_address_is_a_socket_or_an_ip_address() {
         let parse = |address: &str| {
-            Arguments::try_parse_from(["balancer", "reload", "--admin", address]).is_ok()
+            CliArguments::try_parse_from(["balancer", "reload", "--admin", address]).is_ok()
         };
         assert!(parse("unix:/run/balancer/admin.sock"));
         assert!(parse("127.0.0.1:9901"));
         assert!(!parse("admin.sock"));
         assert!(
-            Arguments::try_parse_from(["balancer", "reload", "--admin", ":1", "-c", "a"]).is_err(),
+            CliArguments::try_parse_from(["balancer", "reload", "--admin", ":1", "-c", "a"])
+                .is_err(),
             "two sources of one address"
         );
     }

@@ -13,14 +13,14 @@ use crate::net::sys;
 static IS_LOST: AtomicBool = AtomicBool::new(false);
 
 /// Writes `text` to standard output, with a line end if it has none.
-pub(super) fn say(text: &str) {
+pub(super) fn print(text: &str) {
     if sys::stdout_was_closed() || write(&mut io::stdout().lock(), text).is_err() {
         IS_LOST.store(true, Relaxed);
     }
 }
 
 /// Writes `text` to standard error, with a line end if it has none.
-pub(super) fn complain(text: &str) {
+pub(super) fn print_error(text: &str) {
     // There is no other place to say it.
     let _ = write(&mut io::stderr().lock(), text);
 }
@@ -28,7 +28,7 @@ pub(super) fn complain(text: &str) {
 /// The exit code of a command that ends with `code`: 1 if what it printed was lost.
 pub(super) fn checked(code: ExitCode) -> ExitCode {
     if IS_LOST.load(Relaxed) {
-        complain("error: standard output cannot be written");
+        print_error("error: standard output cannot be written");
         return ExitCode::FAILURE;
     }
     code

@@ -5,15 +5,15 @@ use std::{process::ExitCode, time::Duration};
 use serde::Deserialize;
 
 use super::{
-    client::{self, Admin, Answer, CallError},
-    output::{complain, say},
+    client::{self, AdminEndpoint, ApiResponse, CallError},
+    output::{print, print_error},
 };
 
 /// A reload reads files, resolves names and binds sockets; longer than this something is stuck.
-const LIMIT: Duration = Duration::from_mins(1);
+const RELOAD_TIMEOUT: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Default, Deserialize)]
-struct Changed {
+struct ReloadSuccess {
     changes: Vec<String>,
     /// Warnings as `check` prints them.
     #[serde(default)]
@@ -22,33 +22,33 @@ struct Changed {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Refused {
+struct ReloadRefusal {
     rendered: Option<String>,
 }
 
 /// Exit code 0 when the daemon runs the file as it is now, 1 when it refused it and goes on as before.
-pub(super) fn run(admin: &Admin) -> Result<ExitCode, CallError> {
-    let answer = client::call(admin, "POST", "/v1/reload", LIMIT)?;
+pub(super) fn run(admin: &AdminEndpoint) -> Result<ExitCode, CallError> {
+    let answer = client::call(admin, "POST", "/v1/reload", RELOAD_TIMEOUT)?;
     if answer.status != 200 {
-        complain(&refusal(&answer));
+        print_error(&refusal(&answer));
         return Ok(ExitCode::FAILURE);
     }
-    let changed: Changed = serde_json::from_slice(&answer.body)
+    let changed: ReloadSuccess = serde_json::from_slice(&answer.body)
         .map_err(|error| CallError::Broken(admin.address.clone(), error.to_string()))?;
     if !changed.rendered.is_empty() {
-        complain(&changed.rendered);
+        print_error(&changed.rendered);
     }
     if changed.changes.is_empty() {
-        say("nothing changed");
+        print("nothing changed");
     } else {
-        say(&changed.changes.join("\n"));
+        print(&changed.changes.join("\n"));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The daemon's words: the rendered problems where there are some, else its error.
-fn refusal(answer: &Answer) -> String {
-    let refused: Refused = serde_json::from_slice(&answer.body).unwrap_or_default();
+fn refusal(answer: &ApiResponse) -> String {
+    let refused: ReloadRefusal = serde_json::from_slice(&answer.body).unwrap_or_default();
     let why = refused
         .rendered
         .filter(|text| !text.is_empty())
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     fn refused(status: u16, body: &str) -> String {
-        refusal(&Answer {
+        refusal(&ApiResponse {
             status,
             body: body.as_bytes().to_vec(),
         })

@@ -5,43 +5,43 @@ use std::{fmt::Write as _, process::ExitCode, time::Duration};
 use serde::Deserialize;
 
 use super::{
-    DEGRADED,
-    client::{self, Admin, CallError},
-    output::{complain, say},
+    EXIT_DEGRADED,
+    client::{self, AdminEndpoint, CallError},
+    output::{print, print_error},
 };
 
 /// The control thread answers between two other things it does; longer than this it hangs.
-const LIMIT: Duration = Duration::from_secs(5);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Show {
+pub(super) enum StatusFormat {
     /// The screen for people.
     Screen,
     /// The daemon's JSON as it is.
     Json,
     /// Nothing: only the exit code counts, and it tells only whether the daemon is ready.
-    Nothing,
+    Silent,
 }
 
 #[derive(Debug, Deserialize)]
-struct Status {
+struct StatusDocument {
     version: String,
     pid: u32,
     uptime_seconds: f64,
     generation: u64,
     ready: bool,
     draining: bool,
-    connections: Connections,
-    reload: Reload,
-    listeners: Vec<Listener>,
-    pools: Vec<Pool>,
+    connections: ConnectionsStatus,
+    reload: ReloadSummary,
+    listeners: Vec<ListenerStatus>,
+    pools: Vec<PoolStatus>,
     #[serde(default)]
-    certificates: Vec<Certificate>,
+    certificates: Vec<CertificateStatus>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Certificate {
+struct CertificateStatus {
     file: String,
     names: Vec<String>,
     state: String,
@@ -52,13 +52,13 @@ struct Certificate {
 }
 
 #[derive(Debug, Deserialize)]
-struct Connections {
+struct ConnectionsStatus {
     active: u64,
     limit: u64,
 }
 
 #[derive(Debug, Deserialize)]
-struct Reload {
+struct ReloadSummary {
     ok: bool,
     at: Option<String>,
     succeeded: u64,
@@ -67,7 +67,7 @@ struct Reload {
 }
 
 #[derive(Debug, Deserialize)]
-struct Listener {
+struct ListenerStatus {
     name: String,
     protocol: String,
     binds: Vec<String>,
@@ -76,14 +76,14 @@ struct Listener {
 }
 
 #[derive(Debug, Deserialize)]
-struct Pool {
+struct PoolStatus {
     name: String,
     policy: String,
-    backends: Vec<Backend>,
+    backends: Vec<BackendStatus>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Backend {
+struct BackendStatus {
     name: String,
     address: String,
     weight: u16,
@@ -98,14 +98,14 @@ struct Backend {
     in_flight: u64,
 }
 
-impl Backend {
+impl BackendStatus {
     /// Whether new work may go there.
     fn takes_traffic(&self) -> bool {
         self.weight > 0 && matches!(self.state.as_str(), "up" | "checking")
     }
 }
 
-impl Pool {
+impl PoolStatus {
     fn available(&self) -> usize {
         self.backends
             .iter()
@@ -114,7 +114,7 @@ impl Pool {
     }
 }
 
-impl Status {
+impl StatusDocument {
     /// Not ready, or a pool without a backend that may take traffic.
     fn degraded(&self) -> bool {
         !self.ready || self.pools.iter().any(|pool| pool.available() == 0)
@@ -123,31 +123,31 @@ impl Status {
 
 /// Exit code 0 when all is well, 3 when the daemon is not ready or (unless only readiness is asked for) a pool has no
 /// backend that may take traffic.
-pub(super) fn run(admin: &Admin, show: Show) -> Result<ExitCode, CallError> {
-    let answer = client::call(admin, "GET", "/v1/status", LIMIT)?;
+pub(super) fn run(admin: &AdminEndpoint, show: StatusFormat) -> Result<ExitCode, CallError> {
+    let answer = client::call(admin, "GET", "/v1/status", STATUS_TIMEOUT)?;
     if answer.status != 200 {
-        complain(&client::refusal(&answer));
+        print_error(&client::refusal(&answer));
         return Ok(ExitCode::FAILURE);
     }
-    let status: Status = serde_json::from_slice(&answer.body)
+    let status: StatusDocument = serde_json::from_slice(&answer.body)
         .map_err(|error| CallError::Broken(admin.address.clone(), error.to_string()))?;
     match show {
-        Show::Screen => say(&screen(&status)),
-        Show::Json => say(&String::from_utf8_lossy(&answer.body)),
-        Show::Nothing => (),
+        StatusFormat::Screen => print(&screen(&status)),
+        StatusFormat::Json => print(&String::from_utf8_lossy(&answer.body)),
+        StatusFormat::Silent => (),
     }
     let bad = match show {
-        Show::Nothing => !status.ready,
-        Show::Screen | Show::Json => status.degraded(),
+        StatusFormat::Silent => !status.ready,
+        StatusFormat::Screen | StatusFormat::Json => status.degraded(),
     };
     Ok(if bad {
-        ExitCode::from(DEGRADED)
+        ExitCode::from(EXIT_DEGRADED)
     } else {
         ExitCode::SUCCESS
     })
 }
 
-fn screen(status: &Status) -> String {
+fn screen(status: &StatusDocument) -> String {
     let mut text = String::new();
     let state = match (status.draining, status.ready) {
         (true, _) => "draining",
@@ -212,7 +212,7 @@ fn screen(status: &Status) -> String {
     text
 }
 
-fn certificate_row(certificate: &Certificate) -> Vec<String> {
+fn certificate_row(certificate: &CertificateStatus) -> Vec<String> {
     let time = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
     let validity = match certificate.state.as_str() {
         "expired" => format!("EXPIRED {} ago", age(certificate.expired_seconds_ago)),
@@ -227,7 +227,7 @@ fn certificate_row(certificate: &Certificate) -> Vec<String> {
     ]
 }
 
-fn backend_row(backend: &Backend) -> Vec<String> {
+fn backend_row(backend: &BackendStatus) -> Vec<String> {
     let name = if backend.name == backend.address {
         backend.address.clone()
     } else {
@@ -301,7 +301,7 @@ mod tests {
 
     use super::*;
 
-    fn status(ready: bool, states: [(&str, u16); 2]) -> Status {
+    fn status(ready: bool, states: [(&str, u16); 2]) -> StatusDocument {
         let backends: Vec<_> = states
             .iter()
             .map(|(state, weight)| {

@@ -20,7 +20,7 @@ use super::{
     splice::{SpliceTransfer, TransferError},
     stream::Stream,
 };
-use crate::{base::clock, reason::Reason, telemetry::metrics::Count};
+use crate::{base::clock, reason::Reason, telemetry::metrics::MetricCell};
 
 /// A direction is spliced once reads of at least [`LARGE_READ`] have brought this many bytes.
 const LONG: usize = 256 * 1024;
@@ -38,9 +38,9 @@ const TURN: usize = 1024 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub struct RelayMeter<'a> {
     /// Bytes from the client, passed on to the backend.
-    pub received: &'a Count,
+    pub received: &'a MetricCell,
     /// Bytes to the client.
-    pub sent: &'a Count,
+    pub sent: &'a MetricCell,
 }
 
 /// Why a relay ended before both sides had ended their directions.

@@ -7,7 +7,7 @@ use super::*;
 use crate::net::fixture::pair;
 
 async fn run(client: Stream, backend: Stream, idle: Option<Duration>) -> RelayEnd {
-    let (received, sent) = (Count::default(), Count::default());
+    let (received, sent) = (MetricCell::default(), MetricCell::default());
     let meter = RelayMeter {
         received: &received,
         sent: &sent,
@@ -58,7 +58,7 @@ async fn an_end_of_one_direction_is_passed_on_and_the_other_goes_on() {
 #[tokio::test]
 async fn what_was_read_already_comes_first_and_is_counted() {
     let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
-    let (received, sent) = (Count::default(), Count::default());
+    let (received, sent) = (MetricCell::default(), MetricCell::default());
     let meter = RelayMeter {
         received: &received,
         sent: &sent,
@@ -333,7 +333,7 @@ async fn a_peer_that_takes_the_rest_out_of_its_buffers_is_not_idle() {
 #[tokio::test]
 async fn a_stopped_relay_resets_both() {
     let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
-    let (count, stop) = (Count::default(), tokio::sync::Notify::new());
+    let (count, stop) = (MetricCell::default(), tokio::sync::Notify::new());
     let meter = RelayMeter {
         received: &count,
         sent: &count,

@@ -16,7 +16,7 @@ use std::{
     time::Instant,
 };
 
-use crate::telemetry::metrics::{Count, PerThread};
+use crate::telemetry::metrics::{MetricCell, PerThread};
 
 /// Tokens earned by time alone, per second.
 const PER_SECOND: f64 = 10.0;
@@ -28,7 +28,7 @@ const WINDOW: f64 = 1.0;
 /// Tokens for retries. See the head of this file.
 #[derive(Debug)]
 pub struct RetryBudget {
-    requests: PerThread<Count>,
+    requests: PerThread<MetricCell>,
     /// Requests whose share is in the balance.
     settled_requests: AtomicU64,
     /// Nanoseconds since `start` up to which the balance is settled.

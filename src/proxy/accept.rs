@@ -27,7 +27,7 @@ use crate::{
     net::{limits, listen::Acceptor, proxy_protocol::ProxyHeader, stream::Stream},
     reason::Reason,
     snapshot::{Daemon, Listener, ListenerState, Snapshot},
-    telemetry::record::{Record, RequestText},
+    telemetry::record::{AccessRecord, RequestText},
 };
 
 /// First wait after an accept error; doubled each time.
@@ -407,7 +407,7 @@ fn log_refusal(
     let log = &generation.access_log;
     let took = Duration::ZERO;
     if log.wants(status, Some(reason), took, &mut worker.random.borrow_mut()) {
-        let mut record = Record::begin(clock::now(), &listener.config.name, peer);
+        let mut record = AccessRecord::begin(clock::now(), &listener.config.name, peer);
         record.status = status;
         record.reason = Some(reason);
         log.write(&record, &RequestText::default(), &[], took);

@@ -19,7 +19,7 @@ use crate::{
     },
     reason::Reason,
     snapshot::{Listener, Snapshot},
-    telemetry::record::{Record, RequestText},
+    telemetry::record::{AccessRecord, RequestText},
 };
 
 /// Runs one TCP session and logs it.
@@ -119,7 +119,7 @@ async fn refuse(worker: &Rc<Worker>, arrival: Arrival, refusal: Refusal, began: 
         }
         tracing::debug!(target: "tls", listener = %listener.config.name, client = ?arrival.peer,
             detail = refusal.detail, "not passed on");
-        let mut record = Record::begin(began, &listener.config.name, arrival.peer);
+        let mut record = AccessRecord::begin(began, &listener.config.name, arrival.peer);
         record.bytes_in = refusal.received;
         record.bytes_out = alert.map_or(0, |alert| alert.len() as u64);
         record.reason = refusal.reason;
@@ -144,7 +144,7 @@ async fn refuse(worker: &Rc<Worker>, arrival: Arrival, refusal: Refusal, began: 
 }
 
 /// Writes the line of a session that is over, if the rules want it; `name` is the server that the client asked for.
-fn log(worker: &Worker, generation: &Arc<Snapshot>, record: &Record, name: Option<&str>) {
+fn log(worker: &Worker, generation: &Arc<Snapshot>, record: &AccessRecord, name: Option<&str>) {
     let took = clock::now().saturating_duration_since(record.began);
     let log = &generation.access_log;
     let mut random = worker.random.borrow_mut();

@@ -16,8 +16,8 @@ use crate::{
     pool::{BackendLease, Pool},
     reason::Reason,
     telemetry::{
-        metrics::{Count, ListenerSlot},
-        record::Record,
+        metrics::{ListenerSlot, MetricCell},
+        record::AccessRecord,
     },
 };
 
@@ -50,8 +50,8 @@ pub async fn session(
     first: Vec<u8>,
     context: TcpContext<'_>,
     stop: impl Future<Output = ()>,
-) -> Record {
-    let mut record = Record::begin(context.began, context.listener, peer);
+) -> AccessRecord {
+    let mut record = AccessRecord::begin(context.began, context.listener, peer);
     record.pool = Some(Arc::clone(&context.pool.name));
     record.tls = client.tls_version();
     let slot = context.pool.state.metrics.mine();
@@ -71,7 +71,7 @@ async fn serve(
     client: &Stream,
     first: Vec<u8>,
     context: &TcpContext<'_>,
-    record: &mut Record,
+    record: &mut AccessRecord,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Reason> {
     let mut stop = pin!(stop);
@@ -111,7 +111,7 @@ async fn serve(
 /// Picks backends until one accepts. No backend has got anything of the client's so far, so that a further try is always safe.
 async fn reach(
     context: &TcpContext<'_>,
-    record: &mut Record,
+    record: &mut AccessRecord,
 ) -> Result<(BackendLease, Stream), Reason> {
     let mut pool = Arc::clone(context.pool);
     pool.state.budget.request();
@@ -185,10 +185,10 @@ fn may_try_again(pool: &Pool, attempts: u32, reason: Reason, now: Instant) -> bo
 }
 
 /// Counts one under way until dropped.
-struct Active<'a>(&'a Count);
+struct Active<'a>(&'a MetricCell);
 
 impl<'a> Active<'a> {
-    fn new(count: &'a Count) -> Self {
+    fn new(count: &'a MetricCell) -> Self {
         count.add(1);
         Self(count)
     }
@@ -216,7 +216,11 @@ mod tests {
         pool::fixture::pool_of,
     };
 
-    async fn serve_one(pool: &Arc<Pool>, stream: Stream, stop: impl Future<Output = ()>) -> Record {
+    async fn serve_one(
+        pool: &Arc<Pool>,
+        stream: Stream,
+        stop: impl Future<Output = ()>,
+    ) -> AccessRecord {
         serve_behind(b"", pool, stream, stop).await
     }
 
@@ -225,7 +229,7 @@ mod tests {
         pool: &Arc<Pool>,
         stream: Stream,
         stop: impl Future<Output = ()>,
-    ) -> Record {
+    ) -> AccessRecord {
         let (counters, random) = (ListenerSlot::default(), RefCell::new(Random::seeded(1)));
         let context = TcpContext {
             listener: &"front".into(),

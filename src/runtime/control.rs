@@ -30,7 +30,7 @@ use crate::{
     health::HealthChecker,
     net::listen::BindError,
     snapshot::Daemon,
-    telemetry::sink::Sinks,
+    telemetry::sink::LogSinks,
 };
 
 /// Reloads that may wait; more than one waiting collapse into one run anyway.
@@ -43,7 +43,7 @@ pub(super) struct Control {
     /// The open-file limit.
     pub files: Files,
     pub daemon: Arc<Daemon>,
-    pub sinks: Sinks,
+    pub sinks: LogSinks,
     pub sockets: Sockets,
     pub pool: Pool,
     pub faults: Faults,
@@ -181,7 +181,7 @@ impl Control {
     async fn serve(
         &mut self,
         follower: &mut HealthChecker,
-        requests: &mut mpsc::Receiver<admin::Control>,
+        requests: &mut mpsc::Receiver<admin::ControlRequest>,
     ) -> Result<(), String> {
         loop {
             let mut waiting = Vec::new();
@@ -198,11 +198,11 @@ impl Control {
                         continue;
                     }
                 },
-                Some(admin::Control::Reload(answer)) = requests.recv() => waiting.push(answer),
+                Some(admin::ControlRequest::Reload(answer)) = requests.recv() => waiting.push(answer),
                 Some(fault) = self.faults.recv() => return Err(fault),
             }
             // Everybody who asked before the file is read gets the answer of this one run.
-            while let Ok(admin::Control::Reload(answer)) = requests.try_recv() {
+            while let Ok(admin::ControlRequest::Reload(answer)) = requests.try_recv() {
                 waiting.push(answer);
             }
             // A signal to end meanwhile is the next one; the client of the reload is told that the daemon is leaving.

@@ -12,7 +12,7 @@ use super::{
     signals::{Signal, Signals, ignore},
     worker::Command,
 };
-use crate::{config::model, snapshot::Daemon, telemetry::sink::Sinks};
+use crate::{config::model, snapshot::Daemon, telemetry::sink::LogSinks};
 
 /// How often it is looked whether connections are left.
 const LOOK: Duration = Duration::from_millis(10);
@@ -64,7 +64,7 @@ async fn finish(daemon: &Daemon, rules: &model::DrainConfig) {
     }
 }
 
-async fn second_stop(signals: &mut Signals, sinks: &Sinks) {
+async fn second_stop(signals: &mut Signals, sinks: &LogSinks) {
     loop {
         match signals.next().await {
             Signal::Stop => return,

@@ -13,7 +13,7 @@ use tokio::{select, sync::oneshot, time::timeout};
 use super::signals::{Signal, Signals};
 use crate::{
     config::{self, LoadedConfig, Problems, files::RealFiles},
-    telemetry::sink::Sinks,
+    telemetry::sink::LogSinks,
 };
 
 /// Longest time to read all files of a configuration.
@@ -47,7 +47,7 @@ impl Drop for Reader {
 pub(super) async fn load(
     file: &Path,
     signals: &mut Signals,
-    sinks: &Sinks,
+    sinks: &LogSinks,
 ) -> Option<Result<LoadedConfig, Problems>> {
     let mut reading = std::pin::pin!(read(file.to_path_buf()));
     let mut kept = Vec::new();

@@ -44,7 +44,7 @@ use crate::{
     config::{BindPlaces, LoadedConfig, Problems, model::Config},
     net::{limits::raise_open_file_limit, listen::BindError},
     snapshot::{Daemon, Snapshot},
-    telemetry::{access_log::AccessLog, log, metrics, sink::Sinks},
+    telemetry::{access_log::AccessLog, log, metrics, sink::LogSinks},
 };
 
 /// Exit code for a configuration that is broken at start: `EX_CONFIG` of sysexits.
@@ -73,7 +73,7 @@ pub fn run(file: &Path, options: RunOptions) -> ExitCode {
         Ok(prepared) => prepared,
         Err(error) => return failed(error),
     };
-    let sinks = Sinks::default();
+    let sinks = LogSinks::default();
     let loaded = match runtime.block_on(load::load(file, &mut signals, &sinks)) {
         Some(Ok(loaded)) => loaded,
         Some(Err(problems)) => {
@@ -112,7 +112,7 @@ fn complain(text: &str) {
 fn serve(
     file: &Path,
     loaded: LoadedConfig,
-    sinks: Sinks,
+    sinks: LogSinks,
     runtime: &LocalRuntime,
     signals: Signals,
     options: RunOptions,

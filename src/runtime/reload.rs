@@ -13,7 +13,7 @@ use super::{
     load, sockets,
 };
 use crate::{
-    admin::{Failed, ReloadOutcome, Reloaded},
+    admin::{ReloadError, ReloadOutcome, ReloadReport},
     base::{address::BindAddress, clock, paths::default_admin_socket},
     config::{BindPlaces, LoadedConfig, Problems, Severity, diff, model::Config},
     health::HealthChecker,
@@ -61,15 +61,15 @@ fn take_up(
             .for_each(|found| found.severity = Severity::Warning);
         warnings.0.append(&mut found.0);
     }
-    Ok(Reloaded {
+    Ok(ReloadReport {
         changes,
         rendered: warnings.render(),
         warnings: warnings.to_json(),
     })
 }
 
-fn refused(problems: &Problems) -> Failed {
-    Failed {
+fn refused(problems: &Problems) -> ReloadError {
+    ReloadError {
         rendered: problems.render(),
         json: problems.to_json(),
     }
@@ -81,7 +81,7 @@ fn apply(
     follower: &mut HealthChecker,
     config: Config,
     binds: &BindPlaces,
-) -> Result<Vec<String>, Failed> {
+) -> Result<Vec<String>, ReloadError> {
     let daemon = &control.daemon;
     let old = daemon.snapshot.load_full();
     let changes = diff::diff(&old.config, &config);
@@ -118,7 +118,7 @@ fn apply(
     Ok(changes.iter().map(ToString::to_string).collect())
 }
 
-fn cannot_listen(started: &Started, binds: &BindPlaces, error: &BindError) -> Failed {
+fn cannot_listen(started: &Started, binds: &BindPlaces, error: &BindError) -> ReloadError {
     let BindError { address, source } = error;
     let is_ours = |held: &BindAddress| {
         source.kind() == ErrorKind::AddrInUse && sockets::overlap(held, address)
@@ -138,7 +138,11 @@ fn cannot_listen(started: &Started, binds: &BindPlaces, error: &BindError) -> Fa
 
 /// `admin.bind` and `metrics.bind` are taken up at the next start: a change that would make it fail is refused now. Addresses
 /// that this process holds itself are not tried.
-fn try_next_start(control: &Control, config: &Config, binds: &BindPlaces) -> Result<(), Failed> {
+fn try_next_start(
+    control: &Control,
+    config: &Config,
+    binds: &BindPlaces,
+) -> Result<(), ReloadError> {
     let default = default_admin_socket();
     let started = &control.started;
     let admin_now = started.admin.address(&default);
@@ -162,8 +166,8 @@ fn try_next_start(control: &Control, config: &Config, binds: &BindPlaces) -> Res
     Ok(())
 }
 
-fn failed(message: &str) -> Failed {
-    Failed {
+fn failed(message: &str) -> ReloadError {
+    ReloadError {
         rendered: format!("error: {message}\n"),
         json: json!([{"severity": "error", "message": message}]),
     }
@@ -184,7 +188,7 @@ fn tell(control: &Control, outcome: &ReloadOutcome) {
         ..
     } = *status;
     *status = match outcome {
-        Ok(Reloaded { changes, .. }) => ReloadStatus {
+        Ok(ReloadReport { changes, .. }) => ReloadStatus {
             ok: true,
             success_unix: unix,
             last_unix: unix,
@@ -204,7 +208,7 @@ fn tell(control: &Control, outcome: &ReloadOutcome) {
     drop(status);
     let generation = control.daemon.snapshot.load().generation;
     match outcome {
-        Ok(Reloaded { changes, .. }) => {
+        Ok(ReloadReport { changes, .. }) => {
             for change in changes {
                 tracing::info!(target: "reload", "{change}");
             }

@@ -1,13 +1,13 @@
 //! The access log: decides which exchanges are written and writes one line for each. docs/access-log.md is its reference.
 //!
 //! Text of clients is lent by the caller, escaped and cut here: a client cannot forge, break or flood a line. The line is
-//! made in a buffer of the calling thread and handed to a [`Sink`]; nothing here waits.
+//! made in a buffer of the calling thread and handed to a [`LogSink`]; nothing here waits.
 
 use std::{cell::RefCell, time::Duration};
 
 use super::{
-    record::{Record, RequestText},
-    sink::{LogName, Sink},
+    record::{AccessRecord, RequestText},
+    sink::{LogName, LogSink},
     text,
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A line never gets longer than this; further `access_log.headers` are left out.
-const MAX_LINE: usize = 8 << 10;
+const MAX_LINE_BYTES: usize = 8 << 10;
 
 /// What a line keeps of each text, in bytes after escaping. Together they leave room for the rest of the line.
 const MAX_PATH: usize = 2_048;
@@ -28,24 +28,24 @@ const MAX_NAME: usize = 256;
 const MAX_METHOD: usize = 64;
 
 /// The status in the log of a request whose client left before it got an answer; nginx's word for it.
-const CLIENT_LEFT: u16 = 499;
+const CLIENT_CLOSED_STATUS: u16 = 499;
 
 thread_local! {
-    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static LINE_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The rules of one generation and where its lines go.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
     rules: model::AccessLogConfig,
-    sink: Option<Sink>,
+    sink: Option<LogSink>,
     /// A line is written when 64 random bits are below this.
     sample_below: u64,
 }
 
 impl AccessLog {
     /// A log by the rules of `config`; without a sink nothing is ever wanted.
-    pub fn new(config: &model::AccessLogConfig, sink: Option<Sink>) -> Self {
+    pub fn new(config: &model::AccessLogConfig, sink: Option<LogSink>) -> Self {
         Self {
             rules: config.clone(),
             sink,
@@ -79,14 +79,14 @@ impl AccessLog {
     /// time of the exchange, which ends now.
     pub fn write(
         &self,
-        record: &Record,
+        record: &AccessRecord,
         text: &RequestText<'_>,
         headers: &[(&str, &[u8])],
         took: Duration,
     ) {
         let Some(sink) = &self.sink else { return };
         let began = clock::unix_now().saturating_sub(took);
-        LINE.with_borrow_mut(|line| {
+        LINE_BUFFER.with_borrow_mut(|line| {
             line.clear();
             match self.rules.format {
                 AccessFormat::Json => json_line(line, began, record, text, headers, took),
@@ -98,9 +98,11 @@ impl AccessLog {
 }
 
 /// The status a line shows; `None` where nothing was sent.
-fn shown_status(record: &Record, text: &RequestText<'_>) -> Option<u16> {
+fn shown_status(record: &AccessRecord, text: &RequestText<'_>) -> Option<u16> {
     match (record.status, record.reason) {
-        (0, Some(Reason::ClientDisconnected)) if !text.protocol.is_empty() => Some(CLIENT_LEFT),
+        (0, Some(Reason::ClientDisconnected)) if !text.protocol.is_empty() => {
+            Some(CLIENT_CLOSED_STATUS)
+        }
         (0, _) => None,
         (status, _) => Some(status),
     }
@@ -130,9 +132,9 @@ fn trace_id(traceparent: &[u8]) -> Option<&[u8]> {
 }
 
 /// Appends the fields of a JSON object; a field without a value is left out.
-struct Fields<'a>(&'a mut Vec<u8>);
+struct AccessFields<'a>(&'a mut Vec<u8>);
 
-impl Fields<'_> {
+impl AccessFields<'_> {
     /// Names are ours and need no escape.
     #[inline]
     fn name(&mut self, name: &str) {
@@ -169,7 +171,7 @@ impl Fields<'_> {
 fn json_line(
     line: &mut Vec<u8>,
     began: Duration,
-    record: &Record,
+    record: &AccessRecord,
     request: &RequestText<'_>,
     headers: &[(&str, &[u8])],
     took: Duration,
@@ -178,7 +180,7 @@ fn json_line(
     text::timestamp(line, began);
     line.push(b'"');
     who_and_what(line, record, request);
-    let mut fields = Fields(line);
+    let mut fields = AccessFields(line);
     fields.text("route", name_of(record.route.as_deref()), MAX_NAME);
     fields.text("pool", name_of(record.pool.as_deref()), MAX_NAME);
     fields.text("backend", name_of(record.backend.as_deref()), MAX_NAME);
@@ -208,8 +210,8 @@ fn json_line(
 }
 
 /// The fields from `listener` to `bytes_out`.
-fn who_and_what(line: &mut Vec<u8>, record: &Record, request: &RequestText<'_>) {
-    let mut fields = Fields(line);
+fn who_and_what(line: &mut Vec<u8>, record: &AccessRecord, request: &RequestText<'_>) {
+    let mut fields = AccessFields(line);
     fields.text("listener", record.listener.as_bytes(), MAX_NAME);
     if let Some(client) = record.client {
         fields.name("client");
@@ -239,7 +241,7 @@ fn who_and_what(line: &mut Vec<u8>, record: &Record, request: &RequestText<'_>) 
 fn header_fields(line: &mut Vec<u8>, headers: &[(&str, &[u8])]) {
     for (name, value) in headers {
         // The name, the cut value and the end of the line have to fit.
-        if line.len() + name.len() + MAX_HEADER + 32 > MAX_LINE {
+        if line.len() + name.len() + MAX_HEADER + 32 > MAX_LINE_BYTES {
             return;
         }
         line.extend_from_slice(b",\"header_");
@@ -257,7 +259,12 @@ fn header_fields(line: &mut Vec<u8>, headers: &[(&str, &[u8])]) {
 }
 
 /// `client - - [time] "method path protocol" status bytes "referer" "user agent"`.
-fn combined_line(line: &mut Vec<u8>, began: Duration, record: &Record, request: &RequestText<'_>) {
+fn combined_line(
+    line: &mut Vec<u8>,
+    began: Duration,
+    record: &AccessRecord,
+    request: &RequestText<'_>,
+) {
     match record.client {
         Some(client) => text::address(line, client),
         None => line.push(b'-'),

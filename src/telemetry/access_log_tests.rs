@@ -18,8 +18,8 @@ fn rules(format: AccessFormat) -> model::AccessLogConfig {
     }
 }
 
-fn record() -> Record {
-    Record {
+fn record() -> AccessRecord {
+    AccessRecord {
         began: clock::now(),
         listener: Arc::from("web"),
         client: Some(IpAddr::from([192, 0, 2, 7])),
@@ -52,18 +52,18 @@ fn request() -> RequestText<'static> {
     }
 }
 
-const BEGAN: Duration = Duration::new(1_772_366_400, 250_000);
-const TOOK: Duration = Duration::from_micros(12_345);
+const BEGAN_AT: Duration = Duration::new(1_772_366_400, 250_000);
+const TOTAL_TIME: Duration = Duration::from_micros(12_345);
 
-fn json(record: &Record, request: &RequestText<'_>, headers: &[(&str, &[u8])]) -> String {
+fn json(record: &AccessRecord, request: &RequestText<'_>, headers: &[(&str, &[u8])]) -> String {
     let mut line = Vec::new();
-    json_line(&mut line, BEGAN, record, request, headers, TOOK);
+    json_line(&mut line, BEGAN_AT, record, request, headers, TOTAL_TIME);
     String::from_utf8(line).unwrap()
 }
 
-fn combined(record: &Record, request: &RequestText<'_>) -> String {
+fn combined(record: &AccessRecord, request: &RequestText<'_>) -> String {
     let mut line = Vec::new();
-    combined_line(&mut line, BEGAN, record, request);
+    combined_line(&mut line, BEGAN_AT, record, request);
     String::from_utf8(line).unwrap()
 }
 
@@ -90,7 +90,7 @@ fn an_exchange_is_one_flat_object_with_the_promised_fields_in_order() {
 
 #[test]
 fn a_session_leaves_out_what_only_http_has() {
-    let session = Record {
+    let session = AccessRecord {
         tls: "",
         status: 0,
         route: None,
@@ -169,7 +169,7 @@ fn no_line_is_longer_than_eight_kibibytes() {
         user_agent: &long,
         referer: &long,
     };
-    let record = Record {
+    let record = AccessRecord {
         client: Some(IpAddr::from([0xffff_u16; 8])),
         listener: "l".repeat(1_000).into(),
         route: Some("r".repeat(1_000).into()),
@@ -179,22 +179,22 @@ fn no_line_is_longer_than_eight_kibibytes() {
     };
     let headers: Vec<(&str, &[u8])> = (0..100).map(|_| ("x-long", &*long)).collect();
     let line = json(&record, &request, &headers);
-    assert!(line.len() <= MAX_LINE, "{}", line.len());
+    assert!(line.len() <= MAX_LINE_BYTES, "{}", line.len());
     assert!(line.ends_with("\"}\n"));
     assert!(line.contains("header_x_long"));
-    assert!(combined(&record, &request).len() <= MAX_LINE);
+    assert!(combined(&record, &request).len() <= MAX_LINE_BYTES);
 }
 
 #[test]
 fn a_client_that_left_before_the_answer_is_shown_as_499() {
-    let left = Record {
+    let left = AccessRecord {
         status: 0,
         reason: Some(Reason::ClientDisconnected),
         ..record()
     };
     assert_eq!(value(&json(&left, &request(), &[]))["status"], 499);
     assert!(combined(&left, &request()).contains("\" 499 154 "));
-    let begun = Record {
+    let begun = AccessRecord {
         status: 200,
         ..left
     };
@@ -221,7 +221,7 @@ fn wanted(when: LogWhenConfig, status: u16, reason: Option<Reason>, took: Durati
         when,
         ..rules(AccessFormat::Json)
     };
-    let log = AccessLog::new(&config, Some(Sink::stderr().unwrap()));
+    let log = AccessLog::new(&config, Some(LogSink::stderr().unwrap()));
     let mut random = Random::seeded(3);
     (0..1_000)
         .filter(|_| log.wants(status, reason, took, &mut random))
@@ -260,5 +260,5 @@ fn a_line_is_wanted_for_a_bad_status_a_reason_slowness_or_by_sampling() {
 fn without_an_output_nothing_is_wanted() {
     let log = AccessLog::new(&rules(AccessFormat::Json), None);
     let mut random = Random::seeded(1);
-    assert!(!log.wants(502, Some(Reason::Overload), TOOK, &mut random));
+    assert!(!log.wants(502, Some(Reason::Overload), TOTAL_TIME, &mut random));
 }

@@ -1,6 +1,6 @@
 //! The daemon's own log on standard error: one line per event, as text for people or JSON for machines.
 //!
-//! Lines go through the same [`Sink`] as the access log, so that a terminal or pipe nobody reads from never holds up a
+//! Lines go through the same [`LogSink`] as the access log, so that a terminal or pipe nobody reads from never holds up a
 //! worker. Fields come from `tracing`; values are escaped, so that no peer can forge a line.
 
 use std::{
@@ -23,16 +23,16 @@ use tracing::{
 };
 
 use super::{
-    sink::{LogName, Sink},
+    sink::{LogName, LogSink},
     text,
 };
 use crate::{base::clock, config::model::LogFormat};
 
 /// What a line keeps of one value: the rendered problems of a broken configuration fit.
-const MAX_VALUE: usize = 64 << 10;
+const MAX_VALUE_BYTES: usize = 64 << 10;
 
-/// Levels in ascending detail; the position is what [`LEVEL`] holds.
-const LEVELS: [LevelFilter; 6] = [
+/// Levels in ascending detail; the position is what [`LEVEL_INDEX`] holds.
+const LEVEL_FILTERS: [LevelFilter; 6] = [
     LevelFilter::OFF,
     LevelFilter::ERROR,
     LevelFilter::WARN,
@@ -41,13 +41,13 @@ const LEVELS: [LevelFilter; 6] = [
     LevelFilter::TRACE,
 ];
 
-static LEVEL: AtomicUsize = AtomicUsize::new(3);
+static LEVEL_INDEX: AtomicUsize = AtomicUsize::new(3);
 
-static LOG: OnceLock<Sink> = OnceLock::new();
+static DAEMON_SINK: OnceLock<LogSink> = OnceLock::new();
 
 fn level() -> LevelFilter {
-    LEVELS
-        .get(LEVEL.load(Relaxed))
+    LEVEL_FILTERS
+        .get(LEVEL_INDEX.load(Relaxed))
         .copied()
         .unwrap_or(LevelFilter::INFO)
 }
@@ -58,15 +58,15 @@ fn level() -> LevelFilter {
 /// When the thread that writes the log cannot be started.
 pub fn init(level: LevelFilter, format: LogFormat) -> io::Result<()> {
     set_level(level);
-    let sink = Sink::stderr()?;
+    let sink = LogSink::stderr()?;
     let json = match format {
         LogFormat::Json => true,
         LogFormat::Text => false,
         LogFormat::Auto => !io::stderr().is_terminal(),
     };
-    if LOG.set(sink.clone()).is_ok() {
+    if DAEMON_SINK.set(sink.clone()).is_ok() {
         // Fails only if a test set another subscriber: then that one stays.
-        drop(tracing::subscriber::set_global_default(Logger {
+        drop(tracing::subscriber::set_global_default(DaemonLogger {
             sink,
             json,
         }));
@@ -76,23 +76,23 @@ pub fn init(level: LevelFilter, format: LogFormat) -> io::Result<()> {
 
 /// Changes `log.level` while the daemon runs.
 pub fn set_level(level: LevelFilter) {
-    let position = LEVELS.iter().position(|known| *known == level);
-    LEVEL.store(position.unwrap_or(3), Relaxed);
+    let position = LEVEL_FILTERS.iter().position(|known| *known == level);
+    LEVEL_INDEX.store(position.unwrap_or(3), Relaxed);
     tracing::callsite::rebuild_interest_cache();
 }
 
 /// Waits until all events so far are written, at most `timeout`.
 pub fn flush(timeout: Duration) -> bool {
-    LOG.get().is_none_or(|sink| sink.flush(timeout))
+    DAEMON_SINK.get().is_none_or(|sink| sink.flush(timeout))
 }
 
 /// The subscriber: no spans, one line per event.
-struct Logger {
-    sink: Sink,
+struct DaemonLogger {
+    sink: LogSink,
     json: bool,
 }
 
-impl Subscriber for Logger {
+impl Subscriber for DaemonLogger {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         if self.enabled(metadata) {
             Interest::always()
@@ -123,9 +123,9 @@ impl Subscriber for Logger {
 
     fn event(&self, event: &Event<'_>) {
         thread_local! {
-            static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+            static LINE_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
-        LINE.with(|line| {
+        LINE_BUFFER.with(|line| {
             // An event from inside the formatting of an event has no buffer and is dropped.
             let Ok(mut line) = line.try_borrow_mut() else {
                 return;
@@ -167,7 +167,7 @@ struct JsonFields<'a>(&'a mut Vec<u8>);
 impl JsonFields<'_> {
     fn name(&mut self, field: &Field) {
         self.0.extend_from_slice(b",\"");
-        text::json_text(self.0, field.name().as_bytes(), MAX_VALUE);
+        text::json_text(self.0, field.name().as_bytes(), MAX_VALUE_BYTES);
         self.0.extend_from_slice(b"\":");
     }
 
@@ -185,7 +185,7 @@ impl Visit for JsonFields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.name(field);
         self.0.push(b'"');
-        text::json_text(self.0, value.as_bytes(), MAX_VALUE);
+        text::json_text(self.0, value.as_bytes(), MAX_VALUE_BYTES);
         self.0.push(b'"');
     }
 

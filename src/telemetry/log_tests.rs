@@ -10,8 +10,10 @@ fn written(name: &str, json: bool, log: impl FnOnce()) -> String {
     let file = format!("balancer-log-{}-{name}", std::process::id());
     let path: PathBuf = std::env::temp_dir().join(file);
     drop(std::fs::remove_file(&path));
-    let sink = Sink::open(&LogOutput::File(path.clone())).unwrap().unwrap();
-    let logger = Logger {
+    let sink = LogSink::open(&LogOutput::File(path.clone()))
+        .unwrap()
+        .unwrap();
+    let logger = DaemonLogger {
         sink: sink.clone(),
         json,
     };

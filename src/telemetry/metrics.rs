@@ -1,6 +1,6 @@
 //! Counters of the hot path: one slot per thread, one writer each, summed at scrape.
 //!
-//! A slot is a plain struct of [`Count`]s on cache lines of its own. The writer is found by a thread-local index:
+//! A slot is a plain struct of [`MetricCell`]s on cache lines of its own. The writer is found by a thread-local index:
 //! 0 is the control thread, 1.. are the workers. Slots are made when first used, so that 10,000 idle backends are cheap.
 
 use std::{
@@ -16,26 +16,26 @@ use std::{
 use crate::reason::Reason;
 
 thread_local! {
-    static SLOT: Cell<usize> = const { Cell::new(0) };
+    static SLOT_INDEX: Cell<usize> = const { Cell::new(0) };
 }
 
-static SLOTS: AtomicUsize = AtomicUsize::new(1);
+static SLOT_COUNT: AtomicUsize = AtomicUsize::new(1);
 
 /// Says how many threads write counters: the control thread and the workers. Called once, before the first snapshot.
 pub fn set_threads(workers: usize) {
-    SLOTS.store(workers + 1, Relaxed);
+    SLOT_COUNT.store(workers + 1, Relaxed);
 }
 
 /// Gives the calling thread its slot: 0 for the control thread, 1.. for the workers.
 pub fn set_slot(slot: usize) {
-    SLOT.set(slot);
+    SLOT_INDEX.set(slot);
 }
 
 /// One number with one writer: adding is a plain load and store, reading is allowed to everyone.
 #[derive(Debug, Default)]
-pub struct Count(AtomicU64);
+pub struct MetricCell(AtomicU64);
 
-impl Count {
+impl MetricCell {
     /// Adds `n`; only the slot's own thread may call this.
     #[inline]
     pub fn add(&self, n: u64) {
@@ -63,18 +63,20 @@ impl Count {
 
 #[repr(align(128))]
 #[derive(Debug, Default)]
-struct Padded<T>(T);
+struct CacheAligned<T>(T);
 
 /// A `T` for each thread.
 #[derive(Debug)]
 pub struct PerThread<T> {
-    slots: Box<[OnceLock<Box<Padded<T>>>]>,
+    slots: Box<[OnceLock<Box<CacheAligned<T>>>]>,
 }
 
 impl<T: Default> Default for PerThread<T> {
     fn default() -> Self {
         Self {
-            slots: (0..SLOTS.load(Relaxed)).map(|_| OnceLock::new()).collect(),
+            slots: (0..SLOT_COUNT.load(Relaxed))
+                .map(|_| OnceLock::new())
+                .collect(),
         }
     }
 }
@@ -83,12 +85,15 @@ impl<T: Default> PerThread<T> {
     /// The calling thread's own slot.
     #[inline]
     pub fn mine(&self) -> &T {
-        let slot = self.slots.get(SLOT.get()).or_else(|| self.slots.first());
+        let slot = self
+            .slots
+            .get(SLOT_INDEX.get())
+            .or_else(|| self.slots.first());
         #[expect(
             clippy::expect_used,
             reason = "`Default` makes at least one slot and there is no other constructor"
         )]
-        let slot = slot.expect("there is a slot because SLOTS is at least 1");
+        let slot = slot.expect("there is a slot because SLOT_COUNT is at least 1");
         &slot.get_or_init(Box::default).0
     }
 
@@ -100,7 +105,7 @@ impl<T: Default> PerThread<T> {
     }
 
     /// The sum over all threads of the count that `field` selects.
-    pub fn sum(&self, field: impl Fn(&T) -> &Count) -> u64 {
+    pub fn sum(&self, field: impl Fn(&T) -> &MetricCell) -> u64 {
         self.each()
             .fold(0, |sum, slot| sum.wrapping_add(field(slot).get()))
     }
@@ -114,14 +119,14 @@ pub const BUCKETS_MICROS: [u64; 16] = [
 
 /// A distribution of times; the buckets are not cumulative here, the collector adds them up.
 #[derive(Debug, Default)]
-pub struct Histogram {
+pub struct TimeHistogram {
     /// How many fell into each bucket; the last is +Inf.
-    pub buckets: [Count; BUCKETS_MICROS.len() + 1],
+    pub buckets: [MetricCell; BUCKETS_MICROS.len() + 1],
     /// Sum of all times.
-    pub sum_micros: Count,
+    pub sum_micros: MetricCell,
 }
 
-impl Histogram {
+impl TimeHistogram {
     /// Counts one time.
     #[inline]
     pub fn observe(&self, time: Duration) {
@@ -138,17 +143,17 @@ impl Histogram {
 }
 
 /// The known methods, RFC 9110 section 9 and RFC 5789; [`method_index`] maps all others to `other`.
-pub const METHODS: [&str; 9] = [
+pub const METHOD_NAMES: [&str; 9] = [
     "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "PATCH", "other",
 ];
 
-/// Position of `method` in [`METHODS`].
+/// Position of `method` in [`METHOD_NAMES`].
 #[inline]
 pub fn method_index(method: &[u8]) -> usize {
-    METHODS
+    METHOD_NAMES
         .iter()
         .position(|known| known.as_bytes() == method)
-        .unwrap_or(METHODS.len() - 1)
+        .unwrap_or(METHOD_NAMES.len() - 1)
 }
 
 /// Position of a status in the five classes `1xx`..`5xx`.
@@ -160,7 +165,7 @@ pub fn class_index(status: u16) -> usize {
 /// Requests by method and status; a table of one hundred codes is made when its class is first seen.
 #[derive(Debug, Default)]
 pub struct StatusTable {
-    classes: [[OnceLock<Box<[Count; 100]>>; 5]; METHODS.len()],
+    classes: [[OnceLock<Box<[MetricCell; 100]>>; 5]; METHOD_NAMES.len()],
 }
 
 impl StatusTable {
@@ -171,8 +176,9 @@ impl StatusTable {
             .classes
             .get(method)
             .and_then(|classes| classes.get(class_index(status)));
-        let table = table
-            .map(|table| table.get_or_init(|| Box::new([const { Count(AtomicU64::new(0)) }; 100])));
+        let table = table.map(|table| {
+            table.get_or_init(|| Box::new([const { MetricCell(AtomicU64::new(0)) }; 100]))
+        });
         if let Some(count) = table.and_then(|table| table.get(usize::from(status % 100))) {
             count.add(1);
         }
@@ -203,15 +209,15 @@ impl StatusTable {
 
 /// A count for each [`Reason`].
 #[derive(Debug)]
-pub struct ByReason([Count; Reason::COUNT]);
+pub struct ReasonCounts([MetricCell; Reason::COUNT]);
 
-impl Default for ByReason {
+impl Default for ReasonCounts {
     fn default() -> Self {
-        Self([const { Count(AtomicU64::new(0)) }; Reason::COUNT])
+        Self([const { MetricCell(AtomicU64::new(0)) }; Reason::COUNT])
     }
 }
 
-impl ByReason {
+impl ReasonCounts {
     /// Counts one `reason`.
     pub fn add(&self, reason: Reason) {
         if let Some(count) = self.0.get(reason.index()) {
@@ -221,7 +227,7 @@ impl ByReason {
 
     /// How often `reason` was counted.
     pub fn get(&self, reason: Reason) -> u64 {
-        self.0.get(reason.index()).map_or(0, Count::get)
+        self.0.get(reason.index()).map_or(0, MetricCell::get)
     }
 }
 
@@ -229,21 +235,21 @@ impl ByReason {
 #[derive(Debug, Default)]
 pub struct ListenerSlot {
     /// Accepted connections.
-    pub connections: Count,
+    pub connections: MetricCell,
     /// Open connections.
-    pub active: Count,
+    pub active: MetricCell,
     /// Bytes from clients.
-    pub received: Count,
+    pub received: MetricCell,
     /// Bytes to clients.
-    pub sent: Count,
+    pub sent: MetricCell,
     /// Connections closed at once, by reason.
-    pub rejected: ByReason,
+    pub rejected: ReasonCounts,
     /// TLS handshakes: 1.2, 1.2 resumed, 1.3, 1.3 resumed.
-    pub handshakes: [Count; 4],
+    pub handshakes: [MetricCell; 4],
     /// TLS handshakes that failed, in the order of `net::tls::FAULTS`.
-    pub handshake_failures: [Count; 11],
+    pub handshake_failures: [MetricCell; 11],
     /// Requests over a `rate_limit`.
-    pub rate_limited: Count,
+    pub rate_limited: MetricCell,
 }
 
 /// What a pool counts; one more of these counts what never reached a pool.
@@ -252,27 +258,27 @@ pub struct PoolSlot {
     /// Finished requests by method and status; a request whose client left before an answer counts as 499 in the log only.
     pub requests: StatusTable,
     /// Requests under way.
-    pub requests_active: Count,
+    pub requests_active: MetricCell,
     /// From the first byte of the request to the last of the answer, by class of status.
-    pub duration: [Histogram; 5],
+    pub duration: [TimeHistogram; 5],
     /// Bytes of request bodies.
-    pub request_body: Count,
+    pub request_body: MetricCell,
     /// Bytes of response bodies.
-    pub response_body: Count,
+    pub response_body: MetricCell,
     /// Errors by reason and status sent (0 where the connection was cut); rare, so a mutex that only the scrape contends for.
     pub errors: Mutex<BTreeMap<(Reason, u16), u64>>,
     /// Further tries by the reason of the try before.
-    pub retries: ByReason,
+    pub retries: ReasonCounts,
     /// Tries that the budget forbade.
-    pub budget_exhausted: Count,
+    pub budget_exhausted: MetricCell,
     /// TCP sessions that ended well.
-    pub sessions_ok: Count,
+    pub sessions_ok: MetricCell,
     /// TCP sessions that ended with a reason.
-    pub sessions_failed: ByReason,
+    pub sessions_failed: ReasonCounts,
     /// TCP sessions under way.
-    pub sessions_active: Count,
+    pub sessions_active: MetricCell,
     /// How long TCP sessions took.
-    pub session_duration: Histogram,
+    pub session_duration: TimeHistogram,
 }
 
 impl PoolSlot {
@@ -290,29 +296,29 @@ impl PoolSlot {
 #[derive(Debug, Default)]
 pub struct BackendSlot {
     /// Answers by class of status.
-    pub requests: [Count; 5],
+    pub requests: [MetricCell; 5],
     /// From the sent request to the first byte of the answer.
-    pub response: Histogram,
+    pub response: TimeHistogram,
     /// Connections made for traffic.
-    pub connections_ok: Count,
+    pub connections_ok: MetricCell,
     /// Connections that could not be made.
-    pub connections_failed: Count,
+    pub connections_failed: MetricCell,
     /// Attempts to connect that failed for a lack of our own: descriptors, ports, memory.
-    pub connections_local_error: Count,
+    pub connections_local_error: MetricCell,
     /// Open connections in use.
-    pub connections_active: Count,
+    pub connections_active: MetricCell,
     /// Idle keepalive connections.
-    pub connections_idle: Count,
+    pub connections_idle: MetricCell,
     /// Failed tries by reason.
-    pub failures: ByReason,
+    pub failures: ReasonCounts,
     /// Ejections by the reason of the last failure.
-    pub ejections: ByReason,
+    pub ejections: ReasonCounts,
     /// Good checks (control thread only).
-    pub checks_ok: Count,
+    pub checks_ok: MetricCell,
     /// Bad checks (control thread only).
-    pub checks_failed: Count,
+    pub checks_failed: MetricCell,
     /// Health checks that could not be made for a lack of our own.
-    pub checks_local_error: Count,
+    pub checks_local_error: MetricCell,
     /// How long checks took: microseconds of the last one (control thread only).
-    pub check_duration_micros: Count,
+    pub check_duration_micros: MetricCell,
 }

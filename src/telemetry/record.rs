@@ -13,7 +13,7 @@ use crate::reason::Reason;
 
 /// Facts of one exchange or session.
 #[derive(Debug, Clone)]
-pub struct Record {
+pub struct AccessRecord {
     /// When it began: first byte of the request, or the accept of a session.
     pub began: Instant,
     /// Name of the listener.
@@ -48,7 +48,7 @@ pub struct Record {
     pub reason: Option<Reason>,
 }
 
-impl Record {
+impl AccessRecord {
     /// A record of which nothing is known yet but where it began.
     pub fn begin(began: Instant, listener: &Arc<str>, client: Option<IpAddr>) -> Self {
         Self {

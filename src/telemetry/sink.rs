@@ -20,13 +20,13 @@ use std::{
 use crate::{base::clock, config::model::LogOutput};
 
 /// Bytes that may wait for the writer. At 300 bytes a line and 50,000 lines a second this is a quarter of a second.
-const CAPACITY: usize = 4 << 20;
+const QUEUE_CAPACITY_BYTES: usize = 4 << 20;
 
 /// How long the writer lets lines gather after the first one: bounds both its wake-ups and the age of a written line.
-const GATHER: Duration = Duration::from_millis(20);
+const BATCH_DELAY: Duration = Duration::from_millis(20);
 
 /// How often a failing output is reported.
-const REPORT_EVERY: Duration = Duration::from_mins(1);
+const REPORT_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Whose line it is: the label `log` of `balancer_log_lines_dropped_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,25 +55,25 @@ impl LogName {
     }
 
     fn counter(self) -> &'static AtomicU64 {
-        static ACCESS: AtomicU64 = AtomicU64::new(0);
-        static DAEMON: AtomicU64 = AtomicU64::new(0);
+        static ACCESS_DROPPED: AtomicU64 = AtomicU64::new(0);
+        static DAEMON_DROPPED: AtomicU64 = AtomicU64::new(0);
         match self {
-            Self::Access => &ACCESS,
-            Self::Daemon => &DAEMON,
+            Self::Access => &ACCESS_DROPPED,
+            Self::Daemon => &DAEMON_DROPPED,
         }
     }
 }
 
 /// A handle to one output; clones share its queue. The writer ends when the last handle is dropped.
 #[derive(Debug, Clone)]
-pub struct Sink(Arc<Handle>);
+pub struct LogSink(Arc<SinkHandle>);
 
 #[derive(Debug)]
-struct Handle {
-    shared: Arc<Shared>,
+struct SinkHandle {
+    shared: Arc<SinkState>,
 }
 
-impl Drop for Handle {
+impl Drop for SinkHandle {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.wake.notify_one();
@@ -81,8 +81,8 @@ impl Drop for Handle {
 }
 
 #[derive(Debug)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct SinkState {
+    queue: Mutex<LineQueue>,
     /// Wakes the writer.
     wake: Condvar,
     /// Wakes those who wait in `flush`.
@@ -92,8 +92,8 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct Queue {
-    lines: Lines,
+struct LineQueue {
+    lines: LineBatch,
     /// Lines taken since the start.
     accepted: u64,
     /// Of those, lines written or given up.
@@ -107,15 +107,15 @@ struct Queue {
 }
 
 #[derive(Debug, Default)]
-struct Lines {
+struct LineBatch {
     bytes: Vec<u8>,
     /// How many lines, by whose they are.
     access: u64,
     daemon: u64,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+impl SinkState {
+    fn lock(&self) -> MutexGuard<'_, LineQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -125,37 +125,39 @@ impl Shared {
     }
 }
 
-impl Sink {
+impl LogSink {
     /// Opens `output` and starts its writer; `None` for [`LogOutput::None`].
     pub fn open(output: &LogOutput) -> io::Result<Option<Self>> {
         Ok(match output {
             LogOutput::None => None,
             LogOutput::Stderr => Some(Self::stderr()?),
-            LogOutput::Stdout => Some(Self::start(Output::stdout()?, CAPACITY)?),
-            LogOutput::File(path) => Some(Self::start(Output::file(path)?, CAPACITY)?),
+            LogOutput::Stdout => Some(Self::start(OpenOutput::stdout()?, QUEUE_CAPACITY_BYTES)?),
+            LogOutput::File(path) => {
+                Some(Self::start(OpenOutput::file(path)?, QUEUE_CAPACITY_BYTES)?)
+            }
         })
     }
 
     /// The one handle to standard error, shared by the daemon's log and an access log that goes there, so that their lines
     /// do not cut into each other.
     pub fn stderr() -> io::Result<Self> {
-        static STDERR: OnceLock<Sink> = OnceLock::new();
-        if let Some(sink) = STDERR.get() {
+        static STDERR_SINK: OnceLock<LogSink> = OnceLock::new();
+        if let Some(sink) = STDERR_SINK.get() {
             return Ok(sink.clone());
         }
-        let sink = Self::start(Output::stderr()?, CAPACITY)?;
-        Ok(STDERR.get_or_init(|| sink).clone())
+        let sink = Self::start(OpenOutput::stderr()?, QUEUE_CAPACITY_BYTES)?;
+        Ok(STDERR_SINK.get_or_init(|| sink).clone())
     }
 
-    fn start(output: Output, capacity: usize) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+    fn start(output: OpenOutput, capacity: usize) -> io::Result<Self> {
+        let shared = Arc::new(SinkState {
             queue: Mutex::default(),
             wake: Condvar::new(),
             written: Condvar::new(),
             capacity,
             dropped: AtomicU64::new(0),
         });
-        let writer = Writer {
+        let writer = LogWriter {
             shared: Arc::clone(&shared),
             output,
             torn: false,
@@ -164,7 +166,7 @@ impl Sink {
         thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || writer.run())?;
-        Ok(Self(Arc::new(Handle { shared })))
+        Ok(Self(Arc::new(SinkHandle { shared })))
     }
 
     /// Hands over one line with its newline. Never waits for the output: false when the queue is full and the line is lost.
@@ -228,31 +230,31 @@ impl Sink {
 /// The outputs in use, one sink each: a reload that keeps an output keeps its queue and its open file. An output closes with
 /// the last generation that writes to it, whenever its last exchange ends.
 #[derive(Debug, Default)]
-pub struct Sinks {
-    open: Mutex<Vec<(LogOutput, Weak<Handle>)>>,
+pub struct LogSinks {
+    open: Mutex<Vec<(LogOutput, Weak<SinkHandle>)>>,
 }
 
-impl Sinks {
-    fn lock(&self) -> MutexGuard<'_, Vec<(LogOutput, Weak<Handle>)>> {
+impl LogSinks {
+    fn lock(&self) -> MutexGuard<'_, Vec<(LogOutput, Weak<SinkHandle>)>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|(_, sink)| sink.strong_count() > 0);
         open
     }
 
-    fn all(&self) -> Vec<Sink> {
+    fn all(&self) -> Vec<LogSink> {
         let open = self.lock();
         let sinks = open.iter().filter_map(|(_, sink)| sink.upgrade());
-        sinks.map(Sink).collect()
+        sinks.map(LogSink).collect()
     }
 
     /// The sink of `output`, opened if no generation had it; `None` for [`LogOutput::None`].
-    pub fn open(&self, output: &LogOutput) -> io::Result<Option<Sink>> {
+    pub fn open(&self, output: &LogOutput) -> io::Result<Option<LogSink>> {
         let mut open = self.lock();
         let known = open.iter().find(|(known, _)| known == output);
         if let Some(sink) = known.and_then(|(_, sink)| sink.upgrade()) {
-            return Ok(Some(Sink(sink)));
+            return Ok(Some(LogSink(sink)));
         }
-        let sink = Sink::open(output)?;
+        let sink = LogSink::open(output)?;
         if let Some(sink) = &sink {
             open.push((output.clone(), Arc::downgrade(&sink.0)));
         }
@@ -270,7 +272,7 @@ impl Sinks {
     pub fn flush_all(&self, timeout: Duration) -> bool {
         let end = clock::now() + timeout;
         let mut sinks = self.all();
-        sinks.extend(Sink::stderr());
+        sinks.extend(LogSink::stderr());
         let mut all = true;
         for sink in sinks {
             all &= sink.flush(end.saturating_duration_since(clock::now()));
@@ -281,12 +283,12 @@ impl Sinks {
 
 /// An open output and, for files, how to open it again.
 #[derive(Debug)]
-struct Output {
+struct OpenOutput {
     file: File,
     name: LogOutput,
 }
 
-impl Output {
+impl OpenOutput {
     fn stdout() -> io::Result<Self> {
         let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
         Ok(Self {
@@ -352,24 +354,24 @@ fn write_all(mut output: &File, bytes: &[u8]) -> Result<(), (usize, io::Error)> 
 }
 
 /// The thread behind a sink.
-struct Writer {
-    shared: Arc<Shared>,
-    output: Output,
+struct LogWriter {
+    shared: Arc<SinkState>,
+    output: OpenOutput,
     /// The last write ended inside a line: the next one starts with a newline.
     torn: bool,
     reported: Option<Instant>,
 }
 
 /// What the writer found in the queue.
-struct Work {
-    lines: Lines,
+struct PendingWork {
+    lines: LineBatch,
     reopen: bool,
     closed: bool,
 }
 
-impl Writer {
+impl LogWriter {
     fn run(mut self) {
-        let mut spare = Lines::default();
+        let mut spare = LineBatch::default();
         loop {
             let work = self.wait(spare);
             if work.reopen
@@ -389,11 +391,11 @@ impl Writer {
     }
 
     /// Sleeps until there is something to do, lets lines gather, and swaps the queue for the empty `spare`.
-    fn wait(&self, spare: Lines) -> Work {
+    fn wait(&self, spare: LineBatch) -> PendingWork {
         let mut queue = self.shared.lock();
         queue.asleep = true;
         let idle =
-            |queue: &mut Queue| queue.lines.bytes.is_empty() && !queue.reopen && !queue.closed;
+            |queue: &mut LineQueue| queue.lines.bytes.is_empty() && !queue.reopen && !queue.closed;
         let queue = self
             .shared
             .wake
@@ -402,18 +404,18 @@ impl Writer {
         let (mut queue, _) = self
             .shared
             .wake
-            .wait_timeout_while(queue, GATHER, |queue| !queue.urgent && !queue.closed)
+            .wait_timeout_while(queue, BATCH_DELAY, |queue| !queue.urgent && !queue.closed)
             .unwrap_or_else(PoisonError::into_inner);
         queue.asleep = false;
         queue.urgent = false;
-        Work {
+        PendingWork {
             lines: std::mem::replace(&mut queue.lines, spare),
             reopen: std::mem::take(&mut queue.reopen),
             closed: queue.closed,
         }
     }
 
-    fn write(&mut self, lines: &Lines) {
+    fn write(&mut self, lines: &LineBatch) {
         let torn = if self.torn { &b"\n"[..] } else { &[] };
         let result = write_all(&self.output.file, torn)
             .map_err(|(_, error)| (0, error))
@@ -443,7 +445,7 @@ impl Writer {
         let now = clock::now();
         if self
             .reported
-            .is_none_or(|last| now.duration_since(last) >= REPORT_EVERY)
+            .is_none_or(|last| now.duration_since(last) >= REPORT_INTERVAL)
         {
             self.reported = Some(now);
             tracing::warn!(output = self.output.describe(), %error, "log output {what}");

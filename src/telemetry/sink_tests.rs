@@ -14,11 +14,11 @@ fn fs_remove(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)
 }
 
-const LONG: Duration = Duration::from_secs(20);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(20);
 
-fn pipe() -> (File, Output) {
+fn pipe() -> (File, OpenOutput) {
     let (read, write) = rustix::pipe::pipe().unwrap();
-    let output = Output {
+    let output = OpenOutput {
         file: write.into(),
         name: LogOutput::Stdout,
     };
@@ -28,11 +28,13 @@ fn pipe() -> (File, Output) {
 #[test]
 fn lines_arrive_whole_and_in_order() {
     let path = scratch("order");
-    let sink = Sink::open(&LogOutput::File(path.clone())).unwrap().unwrap();
+    let sink = LogSink::open(&LogOutput::File(path.clone()))
+        .unwrap()
+        .unwrap();
     for number in 0..1_000 {
         assert!(sink.write(LogName::Access, format!("{number}\n").as_bytes()));
     }
-    assert!(sink.flush(LONG));
+    assert!(sink.flush(FLUSH_TIMEOUT));
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(
         text.lines()
@@ -51,7 +53,7 @@ fn a_stuck_output_drops_and_counts_lines_and_never_holds_up_the_caller() {
     while let Ok(written) = output.file.write(b"-") {
         filled += written;
     }
-    let sink = Sink::start(output, 10_000).unwrap();
+    let sink = LogSink::start(output, 10_000).unwrap();
     let line = [b'x'; 99].iter().chain(b"\n").copied().collect::<Vec<u8>>();
     // The queue holds a hundred lines, the writer may hold as many: a caller that waited would wait for ever.
     let taken = (0..20_000)
@@ -66,7 +68,7 @@ fn a_stuck_output_drops_and_counts_lines_and_never_holds_up_the_caller() {
         reader.read_to_end(&mut text).unwrap();
         text
     });
-    assert!(sink.flush(LONG));
+    assert!(sink.flush(FLUSH_TIMEOUT));
     drop(sink);
     let text = reading.join().unwrap().split_off(filled);
     assert_eq!(text.len(), taken * line.len());
@@ -76,17 +78,17 @@ fn a_stuck_output_drops_and_counts_lines_and_never_holds_up_the_caller() {
 #[test]
 fn a_moved_file_is_left_alone_after_reopen() {
     let (path, moved) = (scratch("rotate"), scratch("rotate.1"));
-    let sinks = Sinks::default();
+    let sinks = LogSinks::default();
     let sink = sinks.open(&LogOutput::File(path.clone())).unwrap().unwrap();
     sink.write(LogName::Access, b"old\n");
-    assert!(sink.flush(LONG));
+    assert!(sink.flush(FLUSH_TIMEOUT));
     std::fs::rename(&path, &moved).unwrap();
     sink.write(LogName::Access, b"still old\n");
-    assert!(sink.flush(LONG));
+    assert!(sink.flush(FLUSH_TIMEOUT));
     sinks.reopen_all();
     // The order is kept: reopening comes before the next line.
     sink.write(LogName::Access, b"new\n");
-    assert!(sinks.flush_all(LONG));
+    assert!(sinks.flush_all(FLUSH_TIMEOUT));
     assert_eq!(std::fs::read_to_string(&moved).unwrap(), "old\nstill old\n");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "new\n");
     fs_remove(&path).unwrap();
@@ -95,12 +97,12 @@ fn a_moved_file_is_left_alone_after_reopen() {
 
 #[test]
 fn an_output_that_fails_loses_its_lines_and_nothing_else() {
-    let sink = Sink::open(&LogOutput::File(PathBuf::from("/dev/full")))
+    let sink = LogSink::open(&LogOutput::File(PathBuf::from("/dev/full")))
         .unwrap()
         .unwrap();
     for _ in 0..5 {
         assert!(sink.write(LogName::Access, b"line\n"));
-        assert!(sink.flush(LONG));
+        assert!(sink.flush(FLUSH_TIMEOUT));
     }
     assert_eq!(sink.dropped(), 5);
 }
@@ -108,15 +110,15 @@ fn an_output_that_fails_loses_its_lines_and_nothing_else() {
 #[test]
 fn a_line_after_a_torn_one_starts_on_a_line_of_its_own() {
     let (mut reader, output) = pipe();
-    let shared = Sink::start(pipe().1, 100).unwrap();
-    let mut writer = Writer {
+    let shared = LogSink::start(pipe().1, 100).unwrap();
+    let mut writer = LogWriter {
         shared: Arc::clone(&shared.0.shared),
         output,
         torn: true,
         reported: None,
     };
     for bytes in [b"first\n", b"other\n"] {
-        writer.write(&Lines {
+        writer.write(&LineBatch {
             bytes: bytes.to_vec(),
             access: 1,
             daemon: 0,
@@ -131,7 +133,7 @@ fn a_line_after_a_torn_one_starts_on_a_line_of_its_own() {
 #[test]
 fn one_output_has_one_sink_over_reloads_until_nobody_uses_it() {
     let output = LogOutput::File(scratch("shared"));
-    let sinks = Sinks::default();
+    let sinks = LogSinks::default();
     let first = sinks.open(&output).unwrap().unwrap();
     let second = sinks.open(&output).unwrap().unwrap();
     assert!(Arc::ptr_eq(&first.0, &second.0));
@@ -152,5 +154,5 @@ fn one_output_has_one_sink_over_reloads_until_nobody_uses_it() {
 #[test]
 fn a_directory_that_is_not_there_is_an_error_at_once() {
     let output = LogOutput::File(PathBuf::from("/nonexistent/access.log"));
-    assert!(Sinks::default().open(&output).is_err());
+    assert!(LogSinks::default().open(&output).is_err());
 }

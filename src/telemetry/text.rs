@@ -42,7 +42,7 @@ pub(super) fn seconds(out: &mut Vec<u8>, time: Duration) {
 /// Year, month and day of a number of days since 1970-01-01, in the proleptic Gregorian calendar.
 ///
 /// Counts in 400-year cycles of years that begin in March, so that the leap day is the last of its year.
-fn civil(days: u64) -> (u64, u64, u64) {
+fn civil_date(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let (cycle, day_of_cycle) = (shifted / 146_097, shifted % 146_097);
     let year_of_cycle = (day_of_cycle - day_of_cycle / 1_460 + day_of_cycle / 36_524
@@ -72,7 +72,7 @@ fn clock_of_day(out: &mut Vec<u8>, unix: Duration) {
 
 /// Appends a time since the Unix epoch as RFC 3339 in UTC with microseconds: `2026-03-01T12:00:00.000250Z`.
 pub(super) fn timestamp(out: &mut Vec<u8>, unix: Duration) {
-    let (year, month, day) = civil(unix.as_secs() / 86_400);
+    let (year, month, day) = civil_date(unix.as_secs() / 86_400);
     padded(out, year, 4);
     out.push(b'-');
     padded(out, month, 2);
@@ -87,13 +87,13 @@ pub(super) fn timestamp(out: &mut Vec<u8>, unix: Duration) {
 
 /// Appends a time since the Unix epoch as the combined format has it: `01/Mar/2026:12:00:00 +0000`.
 pub(super) fn common_log_time(out: &mut Vec<u8>, unix: Duration) {
-    const MONTHS: [&str; 12] = [
+    const MONTH_NAMES: [&str; 12] = [
         "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
     ];
-    let (year, month, day) = civil(unix.as_secs() / 86_400);
+    let (year, month, day) = civil_date(unix.as_secs() / 86_400);
     padded(out, day, 2);
     out.push(b'/');
-    let month = MONTHS.get(month as usize - 1).unwrap_or(&"Jan");
+    let month = MONTH_NAMES.get(month as usize - 1).unwrap_or(&"Jan");
     out.extend_from_slice(month.as_bytes());
     out.push(b'/');
     padded(out, year, 4);
@@ -119,14 +119,14 @@ pub(super) fn address(out: &mut Vec<u8>, address: IpAddr) {
 }
 
 /// What stands at the end of a text that was cut.
-const CUT: &str = "…";
+const TRUNCATION_MARK: &str = "…";
 
 /// Bytes that go into a JSON string as they are: printable ASCII without the quote and the backslash.
 #[expect(
     clippy::indexing_slicing,
     reason = "evaluated when compiled: a wrong index would not compile"
 )]
-const PLAIN: [bool; 256] = {
+const PLAIN_BYTES: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = b' ';
     while byte < 0x7f {
@@ -142,7 +142,7 @@ const PLAIN: [bool; 256] = {
 )]
 #[inline]
 fn is_plain(byte: u8) -> bool {
-    PLAIN[byte as usize]
+    PLAIN_BYTES[byte as usize]
 }
 
 fn hex_digit(nibble: u8) -> u8 {
@@ -189,7 +189,7 @@ pub(super) fn json_text(out: &mut Vec<u8>, text: &[u8], limit: usize) {
     let (plain, rest) = text.split_at(run);
     if plain.len() > limit {
         out.extend(plain.iter().take(limit));
-        out.extend_from_slice(CUT.as_bytes());
+        out.extend_from_slice(TRUNCATION_MARK.as_bytes());
         return;
     }
     out.extend_from_slice(plain);
@@ -204,14 +204,14 @@ fn escaped(out: &mut Vec<u8>, text: &[u8], limit: usize) {
     for chunk in text.utf8_chunks() {
         for char in chunk.valid().chars() {
             if out.len() >= end {
-                out.extend_from_slice(CUT.as_bytes());
+                out.extend_from_slice(TRUNCATION_MARK.as_bytes());
                 return;
             }
             json_char(out, char);
         }
         for byte in chunk.invalid() {
             if out.len() >= end {
-                out.extend_from_slice(CUT.as_bytes());
+                out.extend_from_slice(TRUNCATION_MARK.as_bytes());
                 return;
             }
             unicode_escape(out, u32::from(*byte));
@@ -316,7 +316,9 @@ mod tests {
     fn long_text_is_cut_whatever_it_is_made_of() {
         for byte in [b'a', b'"', 0, 0xff] {
             let text = [byte; 10_000];
-            assert!(written(|out| json_text(out, &text, 100)).len() <= 100 + 6 + CUT.len());
+            assert!(
+                written(|out| json_text(out, &text, 100)).len() <= 100 + 6 + TRUNCATION_MARK.len()
+            );
             assert!(written(|out| quoted(out, &text, 100)).len() <= 100 + 4 + 3);
         }
         assert_eq!(written(|out| json_text(out, b"abcd", 3)), "abc…");

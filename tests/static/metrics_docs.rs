@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use balancer::{
-    admin::families::{self, Kind},
+    admin::families::{self, MetricKind},
     net::tls::FAULTS,
     reason::{Reason, StatusProfile},
 };
@@ -32,13 +32,13 @@ fn every_metric_in_code_is_documented_and_the_other_way_round() {
         .into_iter()
         .map(|cells| (cells[0].clone(), (cells[1].clone(), cells[2].clone())))
         .collect();
-    let in_code: BTreeMap<String, (String, String)> = families::ALL
+    let in_code: BTreeMap<String, (String, String)> = families::ALL_METRICS
         .iter()
         .map(|family| {
             let kind = match family.kind {
-                Kind::Counter => "counter",
-                Kind::Gauge => "gauge",
-                Kind::Histogram => "histogram",
+                MetricKind::Counter => "counter",
+                MetricKind::Gauge => "gauge",
+                MetricKind::Histogram => "histogram",
             };
             let labels = match family.labels {
                 [] => "–".to_owned(),

@@ -11,14 +11,14 @@ use tokio::{
 };
 
 /// A longer request head ends the connection.
-const MAX_HEAD: u64 = 64 << 10;
+const MAX_HEAD_BYTES: u64 = 64 << 10;
 
 /// How long a backend that was sent down stays away when nobody calls it back.
-pub(super) const DOWN_FOR: Duration = Duration::from_secs(30);
+pub(super) const DOWN_DURATION: Duration = Duration::from_secs(30);
 
 /// How a backend behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(super) enum BackendMode {
     /// Answers.
     Ok,
     /// Answers 503 to everything.
@@ -33,9 +33,9 @@ pub(super) enum Mode {
     Down,
 }
 
-impl Mode {
+impl BackendMode {
     /// The modes and the paths that set them.
-    const PATHS: [(&'static str, Self); 6] = [
+    const MODE_PATHS: [(&'static str, Self); 6] = [
         ("/ok", Self::Ok),
         ("/fail", Self::Fail),
         ("/hang", Self::Hang),
@@ -45,7 +45,7 @@ impl Mode {
     ];
 
     fn from_path(path: &str) -> Option<Self> {
-        Self::PATHS
+        Self::MODE_PATHS
             .iter()
             .find(|(known, _)| *known == path)
             .map(|(_, mode)| *mode)
@@ -54,17 +54,17 @@ impl Mode {
 
 /// Name, place and mode of one backend.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(super) struct DemoBackend {
     /// `backend-1`.
     pub(super) name: String,
     /// Where it listens.
     pub(super) address: SocketAddr,
     /// How it behaves now.
-    pub(super) mode: watch::Sender<Mode>,
+    pub(super) mode: watch::Sender<BackendMode>,
 }
 
 /// All backends of the demo: each can bring the others back.
-pub(super) type Troupe = Arc<[Backend]>;
+pub(super) type DemoBackends = Arc<[DemoBackend]>;
 
 /// Opens the backend's listener.
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -79,28 +79,28 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves backend `index` until the task is dropped; begins with an open `listener`.
-pub(super) async fn serve(troupe: Troupe, index: usize, listener: TcpListener) {
-    let Some(backend) = troupe.get(index) else {
+pub(super) async fn serve(backends: DemoBackends, index: usize, listener: TcpListener) {
+    let Some(backend) = backends.get(index) else {
         return;
     };
     let mut open = Some(listener);
     loop {
         match open.take() {
-            Some(listener) => accept_until_down(&troupe, index, listener).await,
+            Some(listener) => accept_until_down(&backends, index, listener).await,
             None => wait_while_down(backend).await,
         }
-        if *backend.mode.borrow() != Mode::Down {
+        if *backend.mode.borrow() != BackendMode::Down {
             open = listen(backend.address).ok();
             if open.is_none() {
                 // Somebody took the port meanwhile: stay down and try again later.
-                backend.mode.send_replace(Mode::Down);
+                backend.mode.send_replace(BackendMode::Down);
             }
         }
     }
 }
 
-async fn accept_until_down(troupe: &Troupe, index: usize, listener: TcpListener) {
-    let Some(backend) = troupe.get(index) else {
+async fn accept_until_down(backends: &DemoBackends, index: usize, listener: TcpListener) {
+    let Some(backend) = backends.get(index) else {
         return;
     };
     let mut mode = backend.mode.subscribe();
@@ -109,24 +109,27 @@ async fn accept_until_down(troupe: &Troupe, index: usize, listener: TcpListener)
             biased;
             () = down(&mut mode) => return,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(tokio::spawn(connection(Arc::clone(troupe), index, stream))),
+                Ok((stream, _)) => drop(tokio::spawn(connection(Arc::clone(backends), index, stream))),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             },
         }
     }
 }
 
-async fn wait_while_down(backend: &Backend) {
+async fn wait_while_down(backend: &DemoBackend) {
     let mut mode = backend.mode.subscribe();
-    let called_back = mode.wait_for(|mode| *mode != Mode::Down);
-    if tokio::time::timeout(DOWN_FOR, called_back).await.is_err() {
-        backend.mode.send_replace(Mode::Ok);
+    let called_back = mode.wait_for(|mode| *mode != BackendMode::Down);
+    if tokio::time::timeout(DOWN_DURATION, called_back)
+        .await
+        .is_err()
+    {
+        backend.mode.send_replace(BackendMode::Ok);
     }
 }
 
 /// One connection: ends when the peer ends it, when the mode says so, and always when the backend goes down.
-async fn connection(troupe: Troupe, index: usize, stream: TcpStream) {
-    let Some(backend) = troupe.get(index) else {
+async fn connection(backends: DemoBackends, index: usize, stream: TcpStream) {
+    let Some(backend) = backends.get(index) else {
         return;
     };
     let mut mode = backend.mode.subscribe();
@@ -134,20 +137,20 @@ async fn connection(troupe: Troupe, index: usize, stream: TcpStream) {
     tokio::select! {
         biased;
         // Errors and ends of a demo connection interest nobody: the peer sees them.
-        () = async { while exchange(&troupe, backend, &mut stream).await.unwrap_or(false) {} } => (),
+        () = async { while exchange(&backends, backend, &mut stream).await.unwrap_or(false) {} } => (),
         // Last, so that the answer to the request that sent us down is still written.
         () = down(&mut mode) => (),
     }
 }
 
 /// Returns when the backend is down, or gone.
-async fn down(mode: &mut watch::Receiver<Mode>) {
+async fn down(mode: &mut watch::Receiver<BackendMode>) {
     // The guard that comes with the result must not live across other awaits.
-    drop(mode.wait_for(|mode| *mode == Mode::Down).await);
+    drop(mode.wait_for(|mode| *mode == BackendMode::Down).await);
 }
 
 /// What the demo needs of a request.
-struct Request {
+struct DemoRequest {
     method: String,
     path: String,
     head: String,
@@ -157,64 +160,68 @@ struct Request {
 
 /// One request and its answer; true when another may follow.
 async fn exchange(
-    troupe: &Troupe,
-    backend: &Backend,
+    backends: &DemoBackends,
+    backend: &DemoBackend,
     stream: &mut BufReader<TcpStream>,
 ) -> io::Result<bool> {
     let Some(request) = read_request(stream).await? else {
         return Ok(false);
     };
     if request.method == "POST"
-        && let Some((target, mode)) = order(troupe, backend, &request.path)
+        && let Some((target, mode)) = parse_command(backends, backend, &request.path)
     {
         return obey(target, mode, &request, backend, stream).await;
     }
     let mode = *backend.mode.borrow();
     match mode {
-        Mode::Ok => {
+        BackendMode::Ok => {
             let (status, body) = page(backend, &request);
             answer(stream, backend, status, &body, &request).await
         }
-        Mode::Fail => {
+        BackendMode::Fail => {
             let body = format!("{} fails\n", backend.name);
             answer(stream, backend, "503 Service Unavailable", &body, &request).await
         }
-        Mode::Hang => {
+        BackendMode::Hang => {
             let mut mode = backend.mode.subscribe();
-            let _ = mode.wait_for(|mode| *mode != Mode::Hang).await;
+            let _ = mode.wait_for(|mode| *mode != BackendMode::Hang).await;
             Ok(false)
         }
-        Mode::Garbage => {
+        BackendMode::Garbage => {
             stream
                 .get_mut()
                 .write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
                 .await?;
             Ok(false)
         }
-        Mode::Reset => {
+        BackendMode::Reset => {
             // A linger time of zero turns the close into a reset.
             socket2::SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO))?;
             Ok(false)
         }
-        Mode::Down => Ok(false),
+        BackendMode::Down => Ok(false),
     }
 }
 
 /// Reads `/fail` as an order for this backend and `/fail/backend-2` as one for another.
-fn order<'a>(troupe: &'a Troupe, own: &'a Backend, path: &str) -> Option<(&'a Backend, Mode)> {
-    if let Some(mode) = Mode::from_path(path) {
+fn parse_command<'a>(
+    backends: &'a DemoBackends,
+    own: &'a DemoBackend,
+    path: &str,
+) -> Option<(&'a DemoBackend, BackendMode)> {
+    if let Some(mode) = BackendMode::from_path(path) {
         return Some((own, mode));
     }
     let (mode, name) = path.rsplit_once('/')?;
-    let target = troupe.iter().find(|other| other.name == name)?;
-    Some((target, Mode::from_path(mode)?))
+    let target = backends.iter().find(|other| other.name == name)?;
+    Some((target, BackendMode::from_path(mode)?))
 }
 
 async fn obey(
-    target: &Backend,
-    mode: Mode,
-    request: &Request,
-    own: &Backend,
+    target: &DemoBackend,
+    mode: BackendMode,
+    request: &DemoRequest,
+    own: &DemoBackend,
     stream: &mut BufReader<TcpStream>,
 ) -> io::Result<bool> {
     if request.forwarded {
@@ -223,12 +230,16 @@ async fn obey(
         return answer(stream, own, "403 Forbidden", body, request).await;
     }
     let body = match mode {
-        Mode::Ok => format!("{} answers again\n", target.name),
-        Mode::Fail => format!("{} answers 503 from now on\n", target.name),
-        Mode::Hang => format!("{} hangs from now on\n", target.name),
-        Mode::Garbage => format!("{} answers garbage from now on\n", target.name),
-        Mode::Reset => format!("{} resets connections from now on\n", target.name),
-        Mode::Down => format!("{} is down for {} s\n", target.name, DOWN_FOR.as_secs()),
+        BackendMode::Ok => format!("{} answers again\n", target.name),
+        BackendMode::Fail => format!("{} answers 503 from now on\n", target.name),
+        BackendMode::Hang => format!("{} hangs from now on\n", target.name),
+        BackendMode::Garbage => format!("{} answers garbage from now on\n", target.name),
+        BackendMode::Reset => format!("{} resets connections from now on\n", target.name),
+        BackendMode::Down => format!(
+            "{} is down for {} s\n",
+            target.name,
+            DOWN_DURATION.as_secs()
+        ),
     };
     let more = answer(stream, own, "200 OK", &body, request).await?;
     target.mode.send_replace(mode);
@@ -236,7 +247,7 @@ async fn obey(
 }
 
 /// The answer of a backend that is well.
-fn page(backend: &Backend, request: &Request) -> (&'static str, String) {
+fn page(backend: &DemoBackend, request: &DemoRequest) -> (&'static str, String) {
     match request.path.as_str() {
         "/healthz" => ("200 OK", "ok\n".to_owned()),
         "/headers" => ("200 OK", request.head.clone()),
@@ -249,10 +260,10 @@ fn page(backend: &Backend, request: &Request) -> (&'static str, String) {
 
 async fn answer(
     stream: &mut BufReader<TcpStream>,
-    backend: &Backend,
+    backend: &DemoBackend,
     status: &str,
     body: &str,
-    request: &Request,
+    request: &DemoRequest,
 ) -> io::Result<bool> {
     let connection = if request.close {
         "Connection: close\r\n"
@@ -271,9 +282,9 @@ async fn answer(
 }
 
 /// Reads a head and skips the body; `None` at the end of the connection or where it is no request.
-async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
+async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<DemoRequest>> {
     let mut head = Vec::new();
-    let mut limited = stream.take(MAX_HEAD);
+    let mut limited = stream.take(MAX_HEAD_BYTES);
     while !head.ends_with(b"\r\n\r\n") {
         if limited.read_until(b'\n', &mut head).await? == 0 {
             return Ok(None);
@@ -292,7 +303,7 @@ async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Re
             .map(|field| String::from_utf8_lossy(field.value).to_ascii_lowercase())
     };
     let connection = field("connection").unwrap_or_default();
-    let request = Request {
+    let request = DemoRequest {
         method: parsed.method.unwrap_or_default().to_owned(),
         path: parsed
             .path
@@ -349,7 +360,10 @@ async fn skip_chunks(stream: &mut BufReader<TcpStream>) -> io::Result<()> {
 
 async fn read_line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     let mut line = Vec::new();
-    stream.take(MAX_HEAD).read_until(b'\n', &mut line).await?;
+    stream
+        .take(MAX_HEAD_BYTES)
+        .read_until(b'\n', &mut line)
+        .await?;
     if line.pop() != Some(b'\n') {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }

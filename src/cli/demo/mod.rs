@@ -16,8 +16,8 @@ use std::{
 
 use tokio::sync::{oneshot, watch};
 
-use self::backend::{Backend, DOWN_FOR, Mode, Troupe};
-use super::output::{complain, say};
+use self::backend::{BackendMode, DOWN_DURATION, DemoBackend, DemoBackends};
+use super::output::{print, print_error};
 use crate::{
     base::{
         address::{BackendAddress, BindAddress},
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The file that ships with balancer: used where there is none.
-const SHIPPED: &str = include_str!("../../../balancer.yaml");
+const SHIPPED_CONFIG: &str = include_str!("../../../balancer.yaml");
 
 /// More embedded backends than this are a mistake in the file.
 const MAX_BACKENDS: usize = 32;
@@ -38,7 +38,7 @@ pub(super) fn run(config: Option<&Path>) -> ExitCode {
     let file = match DemoFile::find(config) {
         Ok(file) => file,
         Err(error) => {
-            complain(&format!(
+            print_error(&format!(
                 "error: the shipped configuration cannot be written down: {error}"
             ));
             return ExitCode::FAILURE;
@@ -47,22 +47,22 @@ pub(super) fn run(config: Option<&Path>) -> ExitCode {
     let loaded = match super::load(&file.path) {
         Ok(loaded) => loaded,
         Err(rendered) => {
-            complain(&rendered);
-            return ExitCode::from(super::BAD_CONFIG);
+            print_error(&rendered);
+            return ExitCode::from(super::EXIT_BAD_CONFIG);
         }
     };
-    match Stage::open(&loaded) {
-        Ok(stage) => {
-            let text = introduction(&loaded, &file.path, &stage.troupe);
+    match Demo::open(&loaded) {
+        Ok(demo) => {
+            let text = welcome_text(&loaded, &file.path, &demo.backends);
             let options = RunOptions {
-                on_ready: Some(Box::new(move || say(&text))),
+                on_ready: Some(Box::new(move || print(&text))),
             };
             let code = runtime::run(&file.path, options);
-            stage.close();
+            demo.close();
             code
         }
         Err(error) => {
-            complain(&format!("error: {error}"));
+            print_error(&format!("error: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -92,7 +92,7 @@ impl DemoFile {
             path,
             temporary: Some(directory),
         };
-        fs::write(&file.path, SHIPPED)?;
+        fs::write(&file.path, SHIPPED_CONFIG)?;
         Ok(file)
     }
 }
@@ -128,22 +128,22 @@ enum DemoError {
 }
 
 /// The running backends.
-struct Stage {
-    troupe: Troupe,
+struct Demo {
+    backends: DemoBackends,
     stop: oneshot::Sender<()>,
     thread: thread::JoinHandle<()>,
 }
 
-impl Stage {
+impl Demo {
     /// Starts a backend at each address of the pools; all listen when this returns.
     fn open(config: &Config) -> Result<Self, DemoError> {
-        let troupe: Troupe = addresses(config)?
+        let backends: DemoBackends = addresses(config)?
             .into_iter()
             .enumerate()
-            .map(|(index, address)| Backend {
+            .map(|(index, address)| DemoBackend {
                 name: format!("backend-{}", index + 1),
                 address,
-                mode: watch::Sender::new(Mode::Ok),
+                mode: watch::Sender::new(BackendMode::Ok),
             })
             .collect();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -152,10 +152,10 @@ impl Stage {
             .map_err(DemoError::Thread)?;
         let (stop, stopped) = oneshot::channel();
         let (report, started) = mpsc::channel();
-        let actors = Arc::clone(&troupe);
+        let served = Arc::clone(&backends);
         let play = move || {
             runtime.block_on(async {
-                let opened = start(&actors);
+                let opened = start(&served);
                 let begun = opened.is_ok();
                 if report.send(opened).is_ok() && begun {
                     // An error means that the other side is gone: the end as well.
@@ -167,15 +167,15 @@ impl Stage {
             .name("demo-backends".to_owned())
             .spawn(play)
             .map_err(DemoError::Thread)?;
-        let stage = Self {
-            troupe,
+        let demo = Self {
+            backends,
             stop,
             thread,
         };
         match started.recv() {
-            Ok(Ok(())) => Ok(stage),
+            Ok(Ok(())) => Ok(demo),
             Ok(Err(error)) => {
-                stage.close();
+                demo.close();
                 Err(error)
             }
             Err(_) => Err(DemoError::Thread(io::ErrorKind::BrokenPipe.into())),
@@ -190,9 +190,9 @@ impl Stage {
 }
 
 /// Opens every listener before the first backend serves, so that a taken port starts nothing.
-fn start(troupe: &Troupe) -> Result<(), DemoError> {
-    let mut open = Vec::with_capacity(troupe.len());
-    for backend in troupe.iter() {
+fn start(backends: &DemoBackends) -> Result<(), DemoError> {
+    let mut open = Vec::with_capacity(backends.len());
+    for backend in backends.iter() {
         open.push(
             backend::listen(backend.address).map_err(|error| DemoError::Taken {
                 name: backend.name.clone(),
@@ -203,7 +203,7 @@ fn start(troupe: &Troupe) -> Result<(), DemoError> {
     }
     for (index, listener) in open.into_iter().enumerate() {
         drop(tokio::spawn(backend::serve(
-            Arc::clone(troupe),
+            Arc::clone(backends),
             index,
             listener,
         )));
@@ -269,7 +269,7 @@ fn admin_option(config: &Config, file: &Path) -> String {
 }
 
 /// The text for the terminal: what runs, and what to try.
-fn introduction(config: &Config, file: &Path, troupe: &Troupe) -> String {
+fn welcome_text(config: &Config, file: &Path, backends: &DemoBackends) -> String {
     use std::fmt::Write as _;
 
     let listener = |protocol| {
@@ -282,13 +282,13 @@ fn introduction(config: &Config, file: &Path, troupe: &Troupe) -> String {
     let mut text = format!(
         "\nbalancer is up, with {} and {} demo backends in this process.\n",
         file.display(),
-        troupe.len()
+        backends.len()
     );
     let mut add = |what: &str, how: &str| {
         // Writing to a String does not fail.
         let _ = writeln!(text, "  {what:<54} {how}");
     };
-    for backend in troupe.iter() {
+    for backend in backends.iter() {
         add(&backend.name, &format!("http://{}", backend.address));
     }
     let program = std::env::args()
@@ -310,15 +310,15 @@ fn introduction(config: &Config, file: &Path, troupe: &Troupe) -> String {
             &format!("curl http://{tcp}/"),
         );
     }
-    if let Some(first) = troupe.first() {
+    if let Some(first) = backends.first() {
         let at = first.address;
         add(
             "make one fail (or hang, garbage, reset, down):",
             &format!("curl -X POST http://{at}/fail"),
         );
         add("well again:", &format!("curl -X POST http://{at}/ok"));
-        if let Some(second) = troupe.get(1) {
-            let seconds = DOWN_FOR.as_secs();
+        if let Some(second) = backends.get(1) {
+            let seconds = DOWN_DURATION.as_secs();
             let what = format!(
                 "{} back from down (by itself after {seconds} s):",
                 first.name

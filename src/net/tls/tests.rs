@@ -18,7 +18,7 @@ use crate::{
         copy::{RelayError, RelayMeter, relay},
         fixture::pair,
     },
-    telemetry::metrics::Count,
+    telemetry::metrics::MetricCell,
 };
 
 const VERSIONS: [TlsVersion; 2] = [Tls12, Tls13];
@@ -342,7 +342,7 @@ async fn large_transfers_pass_small_socket_buffers_both_ways_and_end_in_order() 
 #[tokio::test]
 async fn a_relay_between_two_tls_connections_passes_all_bytes_and_both_ends() {
     let (up, down) = (pattern(400 << 10), pattern(600 << 10));
-    let (count_in, count_out) = (Count::default(), Count::default());
+    let (count_in, count_out) = (MetricCell::default(), MetricCell::default());
     let meter = RelayMeter {
         received: &count_in,
         sent: &count_out,
@@ -364,7 +364,7 @@ async fn a_relay_between_two_tls_connections_passes_all_bytes_and_both_ends() {
 
 #[tokio::test]
 async fn a_cut_is_no_end_and_a_relay_passes_it_on_as_a_cut() {
-    let (count_in, count_out) = (Count::default(), Count::default());
+    let (count_in, count_out) = (MetricCell::default(), MetricCell::default());
     let meter = RelayMeter {
         received: &count_in,
         sent: &count_out,

@@ -15,7 +15,7 @@ use crate::{
     reason::Reason,
     telemetry::{
         metrics::{PerThread, PoolSlot, class_index, method_index},
-        record::{Record, RequestText},
+        record::{AccessRecord, RequestText},
     },
 };
 
@@ -118,7 +118,7 @@ impl Exchange<'_> {
         let backend = facts
             .backend
             .and_then(|backend| facts.newest.as_deref().or(pool)?.backends.get(backend));
-        let record = Record {
+        let record = AccessRecord {
             began: facts.began,
             listener: listener.config.name.clone(),
             client: self.from.client,

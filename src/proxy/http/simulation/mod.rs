@@ -37,7 +37,7 @@ use crate::{
     net::stream::Stream,
     proxy::worker::Worker,
     snapshot::{Daemon, Snapshot},
-    telemetry::{access_log::AccessLog, sink::Sink},
+    telemetry::{access_log::AccessLog, sink::LogSink},
 };
 
 /// Virtual time after which a run hangs: many times the longest that ends of connections and timeouts can take together.
@@ -284,7 +284,7 @@ fn config(backends: &Backends) -> Config {
 /// The access log of a test, in a file of its own.
 struct Log {
     path: PathBuf,
-    sink: Sink,
+    sink: LogSink,
     reader: File,
 }
 
@@ -293,7 +293,9 @@ impl Log {
         let name = format!("balancer-simulation-{}-{name}.log", std::process::id());
         let path = std::env::temp_dir().join(name);
         drop(std::fs::remove_file(&path));
-        let sink = Sink::open(&LogOutput::File(path.clone())).unwrap().unwrap();
+        let sink = LogSink::open(&LogOutput::File(path.clone()))
+            .unwrap()
+            .unwrap();
         let reader = File::open(&path).unwrap();
         Self { path, sink, reader }
     }
