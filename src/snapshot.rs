@@ -47,24 +47,24 @@ pub struct Snapshot {
     /// In the order of the file; indexes agree with [`Config::pools`].
     pub pools: Vec<Arc<Pool>>,
     /// Which requests are limited to a rate.
-    rates: Rates,
+    rates: RateLimits,
     /// Finds the route of a request; indexes agree with [`Config::routes`].
     pub router: Router,
     /// Counts what never reached a pool: requests without a route, redirects, malformed requests.
     pub unrouted: Arc<PerThread<PoolSlot>>,
     /// Writes the access log by this generation's rules.
     pub access_log: AccessLog,
-    departed: Departed,
+    departed: DepartedStates,
 }
 
 /// What has left the configuration while something of it is under way, by name: it is the same when it comes back.
 #[derive(Debug, Default)]
-struct Departed {
+struct DepartedStates {
     listeners: HashMap<Arc<str>, Weak<ListenerState>>,
     pools: HashMap<Arc<str>, Weak<PoolState>>,
 }
 
-impl Departed {
+impl DepartedStates {
     /// What `config` has no more of `previous`, and what had departed before.
     fn new(config: &Config, previous: Option<&Snapshot>) -> Self {
         let Some(old) = previous else {
@@ -96,7 +96,7 @@ impl Departed {
 
 /// The rate limits of a generation, by listener and route.
 #[derive(Debug, Default)]
-struct Rates {
+struct RateLimits {
     listeners: Vec<Option<ClientRateLimit>>,
     routes: Vec<RouteRate>,
     /// Made with the first limit, and handed on: a limit of the same name, rate and burst finds its buckets again.
@@ -189,13 +189,13 @@ impl Snapshot {
         Self {
             generation: previous.map_or(1, |old| old.generation + 1),
             router: Router::new(&config),
-            rates: Rates::new(&config, previous.map(|old| &old.rates), now),
+            rates: RateLimits::new(&config, previous.map(|old| &old.rates), now),
             listeners,
             binds,
             pools,
             unrouted: previous.map_or_else(Arc::default, |old| Arc::clone(&old.unrouted)),
             access_log,
-            departed: Departed::new(&config, previous),
+            departed: DepartedStates::new(&config, previous),
             config,
         }
     }
@@ -240,7 +240,7 @@ fn server_tls(listener: &model::ListenerConfig, old: Option<&Listener>) -> Optio
     Some(kept.unwrap_or_else(|| Arc::new(ServerTls::new(tls))))
 }
 
-impl Rates {
+impl RateLimits {
     /// A listener's limit is known by its name. A route has none, so its limit is known by what it matches, wherever it
     /// stands in the list.
     fn new(config: &Config, previous: Option<&Self>, now: Instant) -> Self {

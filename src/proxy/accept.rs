@@ -16,9 +16,9 @@ use tokio::{select, sync::watch, task::spawn_local, time::sleep};
 
 use super::{
     http::{self, Client},
-    introduction,
+    proxy_header,
     secure::secure,
-    session::{session, session_by_name},
+    session::{session, sni_session},
     worker::Worker,
 };
 use crate::{
@@ -31,13 +31,13 @@ use crate::{
 };
 
 /// First wait after an accept error; doubled each time.
-const FIRST_WAIT: Duration = Duration::from_millis(5);
+const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 /// Longest wait: a descriptor that becomes free is used within this time.
-const LONGEST_WAIT: Duration = Duration::from_millis(80);
+const MAX_BACKOFF: Duration = Duration::from_millis(80);
 /// Shortest time between two lines about connections that wait for a descriptor.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Connections refused in one loop before other tasks get their turn.
-const SHED_AT_ONCE: usize = 16;
+const MAX_SHED_PER_ROUND: usize = 16;
 
 /// Accepts until `stop` says so; then takes what is still queued, so that no connection is lost, and ends.
 pub async fn run(
@@ -59,18 +59,18 @@ pub async fn run(
                 failures = 0;
                 if stream.fd().is_some_and(limits::is_reserved) {
                     let now = clock::now();
-                    let is_known = reported.is_some_and(|at| now - at < REPORT_EVERY);
+                    let is_known = reported.is_some_and(|at| now - at < REPORT_INTERVAL);
                     if !is_known {
                         reported = Some(now);
                     }
-                    wait_for_room(&worker, &bind, &stream, &stop, is_known.into()).await;
+                    wait_for_descriptor(&worker, &bind, &stream, &stop, is_known.into()).await;
                 }
-                admit(&worker, stream, peer, &bind);
+                on_accept(&worker, stream, peer, &bind);
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                make_room(&worker, &bind, failures, &error);
-                sleep(backoff::doubled(FIRST_WAIT, failures, LONGEST_WAIT)).await;
+                shed_idle(&worker, &bind, failures, &error);
+                sleep(backoff::doubled(FIRST_BACKOFF, failures, MAX_BACKOFF)).await;
                 failures = failures.saturating_add(1);
             }
         }
@@ -78,7 +78,7 @@ pub async fn run(
     match acceptor.drain_queue() {
         Ok(queued) => {
             for (stream, peer) in queued {
-                admit(&worker, stream, peer, &bind);
+                on_accept(&worker, stream, peer, &bind);
             }
         }
         Err(error) => {
@@ -89,7 +89,7 @@ pub async fn run(
 
 /// Holds a connection that took a descriptor of the reserve until there is another one outside of it, or until the end. It is
 /// logged where `first` is 0.
-async fn wait_for_room(
+async fn wait_for_descriptor(
     worker: &Worker,
     bind: &BindAddress,
     stream: &Stream,
@@ -98,8 +98,8 @@ async fn wait_for_room(
 ) {
     let error = io::Error::from_raw_os_error(libc::EMFILE);
     for failures in first.. {
-        make_room(worker, bind, failures, &error);
-        sleep(backoff::doubled(FIRST_WAIT, failures, LONGEST_WAIT)).await;
+        shed_idle(worker, bind, failures, &error);
+        sleep(backoff::doubled(FIRST_BACKOFF, failures, MAX_BACKOFF)).await;
         if *stop.borrow() || stream.fd().is_some_and(limits::has_room) {
             return;
         }
@@ -119,13 +119,16 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 /// No descriptor or memory is left: close idle connections. Those to backends go first, as nobody notices. Logged when it
 /// begins, not for every try.
-fn make_room(worker: &Worker, bind: &BindAddress, failures: u32, error: &io::Error) {
+fn shed_idle(worker: &Worker, bind: &BindAddress, failures: u32, error: &io::Error) {
     if failures == 0 {
         tracing::warn!(target: "listener", bind = %bind, %error, "accept failed, idle connections are closed to make room");
     }
-    let mut closed = worker.idle.borrow_mut().shed(SHED_AT_ONCE);
-    closed += worker.links.borrow_mut().shed(SHED_AT_ONCE - closed);
-    for _ in closed..SHED_AT_ONCE {
+    let mut closed = worker.idle.borrow_mut().shed(MAX_SHED_PER_ROUND);
+    closed += worker
+        .h2_connections
+        .borrow_mut()
+        .shed(MAX_SHED_PER_ROUND - closed);
+    for _ in closed..MAX_SHED_PER_ROUND {
         if !worker.connections.shed_one() {
             break;
         }
@@ -133,13 +136,13 @@ fn make_room(worker: &Worker, bind: &BindAddress, failures: u32, error: &io::Err
 }
 
 /// A connection counted against every limit that applies to it; given back when dropped.
-struct Admission {
+struct ConnectionPermit {
     daemon: Arc<Daemon>,
     state: Arc<ListenerState>,
     client: Option<IpAddr>,
 }
 
-impl Drop for Admission {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.daemon.connections.fetch_sub(1, Relaxed);
         self.state.active.fetch_sub(1, Relaxed);
@@ -160,39 +163,39 @@ impl Drop for Admission {
 }
 
 /// A connection on its way in.
-pub(super) struct Arrival {
+pub(super) struct AcceptedConnection {
     pub(super) stream: Stream,
     /// The client's address, as far as it is known.
     pub(super) peer: Option<IpAddr>,
     pub(super) bind: Rc<BindAddress>,
     /// What its PROXY header said.
-    pub(super) introduced: Option<Box<ProxyHeader>>,
+    pub(super) proxy_header: Option<Box<ProxyHeader>>,
     /// Time for the head of its first request.
     header: Option<Duration>,
 }
 
-fn admit(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<BindAddress>) {
+fn on_accept(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<BindAddress>) {
     let generation = worker.generation();
     let Some(listener) = listener_of(&generation, bind) else {
         return;
     };
     listener.state.metrics.mine().connections.add(1);
-    let arrival = Arrival {
+    let connection = AcceptedConnection {
         stream,
         peer,
         bind: Rc::clone(bind),
-        introduced: None,
+        proxy_header: None,
         header: listener.config.timeouts.header,
     };
     if let Some(rules) = &listener.config.accept_proxy {
-        return admit_introduced(worker, &generation, listener, rules, arrival);
+        return expect_proxy_header(worker, &generation, listener, rules, connection);
     }
-    let admission = if may_enter(listener, peer) {
-        count(worker, listener, peer)
+    let permit = if is_allowed(listener, peer) {
+        acquire_permit(worker, listener, peer)
     } else {
         Err(Reason::RequestDenied)
     };
-    enter(worker, &generation, listener, arrival, admission);
+    start(worker, &generation, listener, connection, permit);
 }
 
 /// The listener that an address belongs to in a generation.
@@ -205,69 +208,69 @@ pub(super) fn listener_of<'a>(
 }
 
 /// Whether a tcp listener's rules let the client in; an http listener answers whom it denies.
-fn may_enter(listener: &Listener, peer: Option<IpAddr>) -> bool {
+fn is_allowed(listener: &Listener, peer: Option<IpAddr>) -> bool {
     let config = &listener.config;
     config.protocol == ListenerProtocol::Http || http::is_allowed(peer, &config.allow, &config.deny)
 }
 
 /// Begins a connection that must tell who its client is before anything else. What comes from elsewhere is not read.
-fn admit_introduced(
+fn expect_proxy_header(
     worker: &Rc<Worker>,
     generation: &Snapshot,
     listener: &Arc<Listener>,
     rules: &AcceptProxyConfig,
-    arrival: Arrival,
+    connection: AcceptedConnection,
 ) {
-    if !http::is_allowed(arrival.peer, &rules.from, &[]) {
+    if !http::is_allowed(connection.peer, &rules.from, &[]) {
         return reject(
             worker,
             generation,
             listener,
-            &arrival,
+            &connection,
             Reason::RequestDenied,
         );
     }
     // Only the client's own limit has to wait.
-    match count(worker, listener, None) {
-        Ok(admission) => {
+    match acquire_permit(worker, listener, None) {
+        Ok(permit) => {
             let version = rules.version;
             let worker = Rc::clone(worker);
             drop(spawn_local(async move {
-                if let Some(arrival) = introduce(&worker, arrival, version).await {
-                    enter_introduced(&worker, arrival, admission);
+                if let Some(connection) = receive_proxy_header(&worker, connection, version).await {
+                    on_proxy_header(&worker, connection, permit);
                 }
             }));
         }
-        Err(reason) => enter(worker, generation, listener, arrival, Err(reason)),
+        Err(reason) => start(worker, generation, listener, connection, Err(reason)),
     }
 }
 
 /// Takes the header off the connection; `None` if it was refused for want of one, or ended.
-async fn introduce(
+async fn receive_proxy_header(
     worker: &Rc<Worker>,
-    mut arrival: Arrival,
+    mut connection: AcceptedConnection,
     version: Option<ProxyVersion>,
-) -> Option<Arrival> {
+) -> Option<AcceptedConnection> {
     let began = clock::now();
-    let time = arrival.header.unwrap_or(introduction::TIME);
+    let time = connection.header.unwrap_or(proxy_header::READ_TIMEOUT);
     let mut cut = worker.cut.clone();
     let stop = async move {
         let _ = cut.wait_for(|cut| *cut).await;
     };
-    match introduction::take(&arrival.stream, version, began + time, stop).await {
+    match proxy_header::read_proxy_header(&connection.stream, version, began + time, stop).await {
         Ok(header) => {
-            arrival.peer = header.client(arrival.peer);
-            arrival.introduced = Some(Box::new(header));
+            connection.peer = header.client(connection.peer);
+            connection.proxy_header = Some(Box::new(header));
             // One deadline from the accept to the head of the first request.
             let took = clock::now().saturating_duration_since(began);
-            arrival.header = arrival.header.map(|time| time.saturating_sub(took));
-            Some(arrival)
+            connection.header = connection.header.map(|time| time.saturating_sub(took));
+            Some(connection)
         }
         Err(reason) => {
             let generation = worker.generation();
-            let listener = listener_of(&generation, &arrival.bind);
+            let listener = listener_of(&generation, &connection.bind);
             if let (Some(listener), Some(reason)) = (listener, reason) {
-                reject(worker, &generation, listener, &arrival, reason);
+                reject(worker, &generation, listener, &connection, reason);
             }
             None
         }
@@ -275,96 +278,103 @@ async fn introduce(
 }
 
 /// Lets a connection in whose client is known now, by the rules in force now.
-fn enter_introduced(worker: &Rc<Worker>, arrival: Arrival, admission: Admission) {
+fn on_proxy_header(worker: &Rc<Worker>, connection: AcceptedConnection, permit: ConnectionPermit) {
     let generation = worker.generation();
-    let Some(listener) = listener_of(&generation, &arrival.bind) else {
-        return arrival.stream.set_reset_on_close();
+    let Some(listener) = listener_of(&generation, &connection.bind) else {
+        return connection.stream.set_reset_on_close();
     };
-    let admission = if may_enter(listener, arrival.peer) {
-        count_client(admission, listener, arrival.peer)
+    let permit = if is_allowed(listener, connection.peer) {
+        acquire_client_permit(permit, listener, connection.peer)
     } else {
         Err(Reason::RequestDenied)
     };
-    enter(worker, &generation, listener, arrival, admission);
+    start(worker, &generation, listener, connection, permit);
 }
 
 /// Starts what was let in, and refuses what was not.
-fn enter(
+fn start(
     worker: &Rc<Worker>,
     generation: &Snapshot,
     listener: &Arc<Listener>,
-    arrival: Arrival,
-    admission: Result<Admission, Reason>,
+    connection: AcceptedConnection,
+    permit: Result<ConnectionPermit, Reason>,
 ) {
     let is_http = listener.config.protocol == ListenerProtocol::Http;
-    match admission {
-        Ok(admission) if listener.tls.is_some() => {
-            enter_secured(Rc::clone(worker), Arc::clone(listener), arrival, admission);
+    match permit {
+        Ok(permit) if listener.tls.is_some() => {
+            start_tls(Rc::clone(worker), Arc::clone(listener), connection, permit);
         }
-        Ok(admission) if is_http => {
-            let client = arrival.into_client(worker);
+        Ok(permit) if is_http => {
+            let client = connection.into_client(worker);
             let worker = Rc::clone(worker);
             drop(spawn_local(async move {
-                let _admission = admission;
+                let _admission = permit;
                 http::serve(worker, client).await;
             }));
         }
-        Ok(admission) if listener.names.is_some() => {
+        Ok(permit) if listener.names.is_some() => {
             let worker = Rc::clone(worker);
             drop(spawn_local(async move {
-                let _admission = admission;
-                session_by_name(worker, arrival).await;
+                let _admission = permit;
+                sni_session(worker, connection).await;
             }));
         }
-        Ok(admission) => {
+        Ok(permit) => {
             let worker = Rc::clone(worker);
             drop(spawn_local(async move {
-                let _admission = admission;
-                session(worker, arrival).await;
+                let _admission = permit;
+                session(worker, connection).await;
             }));
         }
         Err(reason)
             if is_http
                 && listener.tls.is_none()
-                && worker.connections.count() < worker.refusals_below() =>
+                && worker.connections.count() < worker.max_answered_connections() =>
         {
             listener.state.metrics.mine().rejected.add(reason);
             let status = http::overload_status(generation);
-            log_refusal(worker, generation, listener, arrival.peer, status, reason);
-            let client = arrival.into_client(worker);
+            log_refusal(
+                worker,
+                generation,
+                listener,
+                connection.peer,
+                status,
+                reason,
+            );
+            let client = connection.into_client(worker);
             drop(spawn_local(http::refuse(
                 Rc::clone(worker),
                 client,
                 Reason::Overload,
             )));
         }
-        Err(reason) => reject(worker, generation, listener, &arrival, reason),
+        Err(reason) => reject(worker, generation, listener, &connection, reason),
     }
 }
 
 /// Starts what was let in on a listener with TLS.
-fn enter_secured(
+fn start_tls(
     worker: Rc<Worker>,
     listener: Arc<Listener>,
-    arrival: Arrival,
-    admission: Admission,
+    connection: AcceptedConnection,
+    permit: ConnectionPermit,
 ) {
     let is_http = listener.config.protocol == ListenerProtocol::Http;
     drop(spawn_local(async move {
-        let _admission = admission;
-        let secured = arrival.secured(&worker, &listener).await;
+        let _admission = permit;
+        let secured = connection.secured(&worker, &listener).await;
         drop(listener);
-        let Some(arrival) = secured else { return };
+        let Some(connection) = secured else { return };
         if is_http {
-            let client = arrival.into_client(&worker);
+            let client = connection.into_client(&worker);
             http::serve(worker, client).await;
         } else {
-            Box::pin(session(worker, arrival)).await;
+            Box::pin(session(worker, connection)).await;
         }
     }));
 }
 
-impl Arrival {
+impl AcceptedConnection {
     /// The same behind its TLS handshake, where the listener has TLS.
     async fn secured(mut self, worker: &Rc<Worker>, listener: &Listener) -> Option<Self> {
         let secured = secure(worker, listener, self.stream, self.peer, &self.bind);
@@ -376,7 +386,7 @@ impl Arrival {
     pub(super) fn into_client(self, worker: &Worker) -> Client {
         let entry = worker.connections.enter(Rc::clone(&self.bind));
         let mut client = Client::new(self.stream, self.peer, self.bind, entry, self.header);
-        client.introduced = self.introduced;
+        client.introduced = self.proxy_header;
         client
     }
 }
@@ -386,13 +396,13 @@ fn reject(
     worker: &Worker,
     generation: &Snapshot,
     listener: &Listener,
-    arrival: &Arrival,
+    connection: &AcceptedConnection,
     reason: Reason,
 ) {
     listener.state.metrics.mine().rejected.add(reason);
     // A client must not take the refusal for an empty answer.
-    arrival.stream.set_reset_on_close();
-    log_refusal(worker, generation, listener, arrival.peer, 0, reason);
+    connection.stream.set_reset_on_close();
+    log_refusal(worker, generation, listener, connection.peer, 0, reason);
 }
 
 /// One line for a connection that was not let in; `status` is 0 where it was reset.
@@ -415,13 +425,17 @@ fn log_refusal(
 }
 
 /// Counts the connection, or says which limit it is over. Idle connections make room for new ones.
-fn count(worker: &Worker, listener: &Listener, peer: Option<IpAddr>) -> Result<Admission, Reason> {
+fn acquire_permit(
+    worker: &Worker,
+    listener: &Listener,
+    peer: Option<IpAddr>,
+) -> Result<ConnectionPermit, Reason> {
     let daemon = &worker.daemon;
     let limits = &listener.config.limits;
     let all = daemon.connections.fetch_add(1, Relaxed);
     let own = listener.state.active.fetch_add(1, Relaxed);
     listener.state.metrics.mine().active.add(1);
-    let admission = Admission {
+    let permit = ConnectionPermit {
         daemon: Arc::clone(daemon),
         state: Arc::clone(&listener.state),
         client: None,
@@ -439,15 +453,15 @@ fn count(worker: &Worker, listener: &Listener, peer: Option<IpAddr>) -> Result<A
     if is_full && !worker.connections.shed_one_on(&listener.config.binds) {
         return Err(Reason::Overload);
     }
-    count_client(admission, listener, peer)
+    acquire_client_permit(permit, listener, peer)
 }
 
 /// Counts the connection against the limit of its client, or says that it is over it.
-fn count_client(
-    mut admission: Admission,
+fn acquire_client_permit(
+    mut permit: ConnectionPermit,
     listener: &Listener,
     peer: Option<IpAddr>,
-) -> Result<Admission, Reason> {
+) -> Result<ConnectionPermit, Reason> {
     let limits = &listener.config.limits;
     if let (Some(limit), Some(peer)) = (limits.connections_per_client, peer) {
         let mut clients = listener
@@ -459,10 +473,10 @@ fn count_client(
         *count += 1;
         let over = *count > limit;
         drop(clients);
-        admission.client = Some(peer);
+        permit.client = Some(peer);
         if over {
             return Err(Reason::Overload);
         }
     }
-    Ok(admission)
+    Ok(permit)
 }

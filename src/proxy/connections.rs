@@ -9,11 +9,11 @@ use std::{
 use crate::base::address::BindAddress;
 
 /// Connections that are looked at for an idle one of a particular kind.
-const LOOKED_AT: usize = 1_024;
+const MAX_SCANNED: usize = 1_024;
 
 /// What others may tell a connection.
 #[derive(Debug)]
-pub struct Control {
+pub struct CloseSignal {
     bind: Rc<BindAddress>,
     /// Waiting for a request, with nothing of it received.
     idle: Cell<bool>,
@@ -22,7 +22,7 @@ pub struct Control {
     waker: RefCell<Option<Waker>>,
 }
 
-impl Control {
+impl CloseSignal {
     /// Wakes the task of `cx` when the connection is told to close; true if it was. For a connection that carries requests
     /// and can end without being idle.
     pub fn listen(&self, cx: &Context<'_>) -> bool {
@@ -51,11 +51,11 @@ impl Control {
 
 /// All connections of a worker.
 #[derive(Debug, Default)]
-pub struct Connections {
-    entries: RefCell<Vec<Option<Rc<Control>>>>,
+pub struct ClientConnections {
+    entries: RefCell<Vec<Option<Rc<CloseSignal>>>>,
     free: RefCell<Vec<usize>>,
     /// Where the search for an idle one goes on, so that it is spread.
-    hand: Cell<usize>,
+    clock_hand: Cell<usize>,
     count: Cell<usize>,
     /// How many wait for a request.
     idle: Cell<usize>,
@@ -64,17 +64,17 @@ pub struct Connections {
 
 /// A place in the table; given back when dropped.
 #[derive(Debug)]
-pub struct Entry {
+pub struct ConnectionHandle {
     /// None for a part of a connection.
-    table: Option<(Rc<Connections>, usize)>,
+    table: Option<(Rc<ClientConnections>, usize)>,
     /// The connection's own part.
-    pub control: Rc<Control>,
+    pub close_signal: Rc<CloseSignal>,
 }
 
-impl Connections {
+impl ClientConnections {
     /// Adds a connection that was accepted on `bind`.
-    pub fn enter(self: &Rc<Self>, bind: Rc<BindAddress>) -> Entry {
-        let control = Rc::new(Control {
+    pub fn enter(self: &Rc<Self>, bind: Rc<BindAddress>) -> ConnectionHandle {
+        let close_signal = Rc::new(CloseSignal {
             bind,
             idle: Cell::new(false),
             close: Cell::new(self.draining.get()),
@@ -86,12 +86,12 @@ impl Connections {
             entries.push(None);
         }
         if let Some(entry) = entries.get_mut(place) {
-            *entry = Some(Rc::clone(&control));
+            *entry = Some(Rc::clone(&close_signal));
         }
         self.count.set(self.count.get() + 1);
-        Entry {
+        ConnectionHandle {
             table: Some((Rc::clone(self), place)),
-            control,
+            close_signal,
         }
     }
 
@@ -105,40 +105,43 @@ impl Connections {
         self.shed_one_of(|_| true, usize::MAX)
     }
 
-    /// As [`Connections::shed_one`], of those accepted on one of `binds`. Looks at a part of a large table only: the next
+    /// As [`ClientConnections::shed_one`], of those accepted on one of `binds`. Looks at a part of a large table only: the next
     /// call goes on from there.
     pub fn shed_one_on(&self, binds: &[BindAddress]) -> bool {
-        self.shed_one_of(|control| binds.contains(&control.bind), LOOKED_AT)
+        self.shed_one_of(
+            |close_signal| binds.contains(&close_signal.bind),
+            MAX_SCANNED,
+        )
     }
 
-    fn shed_one_of(&self, may: impl Fn(&Control) -> bool, most: usize) -> bool {
+    fn shed_one_of(&self, may: impl Fn(&CloseSignal) -> bool, most: usize) -> bool {
         // Under a flood with nothing idle, a refusal must stay cheap.
         if self.idle.get() == 0 {
             return false;
         }
         let entries = self.entries.borrow();
-        let start = self.hand.get();
+        let start = self.clock_hand.get();
         let looks = entries.len().min(most);
         for step in 0..looks {
             let place = (start + step) % entries.len();
-            let Some(Some(control)) = entries.get(place) else {
+            let Some(Some(close_signal)) = entries.get(place) else {
                 continue;
             };
-            if control.idle.get() && !control.close.get() && may(control) {
-                self.hand.set(place + 1);
-                control.tell_to_close();
+            if close_signal.idle.get() && !close_signal.close.get() && may(close_signal) {
+                self.clock_hand.set(place + 1);
+                close_signal.tell_to_close();
                 return true;
             }
         }
-        self.hand.set((start + looks) % entries.len());
+        self.clock_hand.set((start + looks) % entries.len());
         false
     }
 
     /// Tells all connections of an address that is no longer listened on to close as soon as they are idle.
     pub fn drain_bind(&self, bind: &BindAddress) {
-        for control in self.entries.borrow().iter().flatten() {
-            if *control.bind == *bind {
-                control.tell_to_close();
+        for close_signal in self.entries.borrow().iter().flatten() {
+            if *close_signal.bind == *bind {
+                close_signal.tell_to_close();
             }
         }
     }
@@ -146,43 +149,43 @@ impl Connections {
     /// Tells all connections, also those to come, to close as soon as they are idle.
     pub fn drain(&self) {
         self.draining.set(true);
-        for control in self.entries.borrow().iter().flatten() {
-            control.tell_to_close();
+        for close_signal in self.entries.borrow().iter().flatten() {
+            close_signal.tell_to_close();
         }
     }
 }
 
-impl Entry {
+impl ConnectionHandle {
     /// For a part of this connection, such as an HTTP/2 stream: told what the connection is told, and not counted.
     #[must_use]
-    pub fn part(&self) -> Self {
+    pub fn child(&self) -> Self {
         Self {
             table: None,
-            control: Rc::clone(&self.control),
+            close_signal: Rc::clone(&self.close_signal),
         }
     }
 
     /// Notes that the connection waits for its next request; true if it should close instead.
     pub fn wait(&self, cx: &Context<'_>) -> bool {
         if let Some((table, _)) = &self.table
-            && !self.control.idle.replace(true)
+            && !self.close_signal.idle.replace(true)
         {
             table.idle.set(table.idle.get() + 1);
         }
-        self.control.listen(cx)
+        self.close_signal.listen(cx)
     }
 
     /// Notes that a request has begun.
     pub fn busy(&self) {
         if let Some((table, _)) = &self.table
-            && self.control.idle.replace(false)
+            && self.close_signal.idle.replace(false)
         {
             table.idle.set(table.idle.get() - 1);
         }
     }
 }
 
-impl Drop for Entry {
+impl Drop for ConnectionHandle {
     fn drop(&mut self) {
         self.busy();
         let Some((table, place)) = &self.table else {
@@ -204,13 +207,13 @@ mod tests {
         Rc::new("127.0.0.1:80".parse().unwrap())
     }
 
-    fn wait(entry: &Entry) -> bool {
+    fn wait(entry: &ConnectionHandle) -> bool {
         entry.wait(&Context::from_waker(Waker::noop()))
     }
 
     #[test]
     fn only_idle_connections_are_shed_and_each_once() {
-        let table = Rc::new(Connections::default());
+        let table = Rc::new(ClientConnections::default());
         let (first, second, third) = (
             table.enter(bind()),
             table.enter(bind()),
@@ -219,7 +222,7 @@ mod tests {
         assert!(!table.shed_one(), "none is idle");
         assert!(!wait(&first) && !wait(&third));
         assert!(table.shed_one() && table.shed_one() && !table.shed_one());
-        assert!(first.control.should_close() && !second.control.should_close());
+        assert!(first.close_signal.should_close() && !second.close_signal.should_close());
         drop(second);
         assert_eq!(table.count(), 2);
         let (_, place) = table.enter(bind()).table.take().unwrap();
@@ -228,29 +231,29 @@ mod tests {
 
     #[test]
     fn a_part_hears_what_its_connection_is_told_and_is_not_counted() {
-        let table = Rc::new(Connections::default());
+        let table = Rc::new(ClientConnections::default());
         let whole = table.enter(bind());
-        let part = whole.part();
+        let part = whole.child();
         assert_eq!(table.count(), 1);
         table.drain();
-        assert!(part.control.should_close());
+        assert!(part.close_signal.should_close());
         drop(part);
         assert_eq!(table.count(), 1);
     }
 
     #[test]
     fn one_listener_makes_room_among_its_own_and_looks_at_a_part_at_a_time() {
-        let table = Rc::new(Connections::default());
+        let table = Rc::new(ClientConnections::default());
         let (own, other) = ("127.0.0.1:81".parse().unwrap(), bind());
-        let others: Vec<_> = (0..LOOKED_AT)
+        let others: Vec<_> = (0..MAX_SCANNED)
             .map(|_| table.enter(Rc::clone(&other)))
             .collect();
         let mine = table.enter(Rc::new("127.0.0.1:81".parse().unwrap()));
         assert!(!others.iter().any(wait) && !wait(&mine));
         let own = [own];
         assert!(!table.shed_one_on(&own), "not among the first");
-        assert!(table.shed_one_on(&own) && mine.control.should_close());
-        assert!(!others.iter().any(|one| one.control.should_close()));
+        assert!(table.shed_one_on(&own) && mine.close_signal.should_close());
+        assert!(!others.iter().any(|one| one.close_signal.should_close()));
         mine.busy();
         drop(others);
         assert_eq!(table.idle.get(), 0);
@@ -259,9 +262,9 @@ mod tests {
 
     #[test]
     fn a_drain_also_closes_those_to_come() {
-        let table = Rc::new(Connections::default());
+        let table = Rc::new(ClientConnections::default());
         let before = table.enter(bind());
         table.drain();
-        assert!(before.control.should_close() && wait(&table.enter(bind())));
+        assert!(before.close_signal.should_close() && wait(&table.enter(bind())));
     }
 }

@@ -24,7 +24,7 @@ pub struct BackendConnection {
     /// Bytes we have written to it.
     pub written: u64,
     /// The PROXY header it began with: it tells of one client, and may carry nothing of another's.
-    introduction: Option<Box<[u8]>>,
+    proxy_header: Option<Box<[u8]>>,
     /// `Pool::transport_epoch` when it was made.
     transport_epoch: u64,
     /// Of a connection to a backend given by name that was kept.
@@ -34,10 +34,10 @@ pub struct BackendConnection {
 }
 
 impl BackendConnection {
-    /// A new connection, made as `transport_epoch` says (`Pool::transport_epoch`), on which a PROXY header was sent if `introduction` is one.
+    /// A new connection, made as `transport_epoch` says (`Pool::transport_epoch`), on which a PROXY header was sent if `proxy_header` is one.
     pub fn new(
         stream: Stream,
-        introduction: Option<&[u8]>,
+        proxy_header: Option<&[u8]>,
         transport_epoch: u64,
         now: Instant,
     ) -> Self {
@@ -46,7 +46,7 @@ impl BackendConnection {
             born: now,
             exchanges: 0,
             written: 0,
-            introduction: introduction.map(Box::from),
+            proxy_header: proxy_header.map(Box::from),
             transport_epoch,
             peer: None,
             ended: false,
@@ -56,7 +56,7 @@ impl BackendConnection {
     /// Bytes that the backend's system has to acknowledge, if they arrived: what was written, encrypted or not.
     pub fn wire_written(&self) -> u64 {
         let header = self
-            .introduction
+            .proxy_header
             .as_ref()
             .map_or(0, |header| header.len() as u64);
         header
@@ -68,49 +68,49 @@ impl BackendConnection {
 }
 
 #[derive(Debug)]
-struct Kept {
+struct IdleConnection {
     connection: BackendConnection,
     until: Instant,
 }
 
 #[derive(Debug)]
-struct Line {
+struct IdleEntry {
     state: Arc<BackendState>,
-    kept: Vec<Kept>,
+    kept: Vec<IdleConnection>,
 }
 
 /// The idle connections of one worker, by backend.
 #[derive(Debug, Default)]
-pub struct Idle {
-    lines: HashMap<usize, Line, NumberBuild>,
+pub struct IdleConnections {
+    entries: HashMap<usize, IdleEntry, NumberBuild>,
 }
 
-/// A backend's state lives at one address as long as anything refers to it, and a line does.
+/// A backend's state lives at one address as long as anything refers to it, and an entry does.
 pub(super) fn key(state: &Arc<BackendState>) -> usize {
     Arc::as_ptr(state) as usize
 }
 
-impl Idle {
+impl IdleConnections {
     /// The youngest connection to the backend of `lease` that is quiet and not over its limits, that was made as `transport_epoch` says,
-    /// and that began with this `introduction`, or without one.
+    /// and that began with this `proxy_header`, or without one.
     pub fn take(
         &mut self,
         lease: &BackendLease,
-        introduction: Option<&[u8]>,
+        proxy_header: Option<&[u8]>,
         transport_epoch: u64,
         now: Instant,
     ) -> Option<BackendConnection> {
-        let line = self.lines.get_mut(&key(&lease.state))?;
-        let is_fit = |kept: &Kept| {
+        let entry = self.entries.get_mut(&key(&lease.state))?;
+        let is_fit = |kept: &IdleConnection| {
             kept.connection.transport_epoch == transport_epoch
-                && kept.connection.introduction.as_deref() == introduction
+                && kept.connection.proxy_header.as_deref() == proxy_header
         };
-        while let Some(place) = line.kept.iter().rposition(is_fit) {
-            let kept = line.kept.remove(place);
-            line.state.metrics.mine().connections_idle.sub(1);
+        while let Some(place) = entry.kept.iter().rposition(is_fit) {
+            let kept = entry.kept.remove(place);
+            entry.state.metrics.mine().connections_idle.sub(1);
             let connection = &kept.connection;
             if kept.until > now
-                && line.state.resolves_to(connection.peer)
+                && entry.state.resolves_to(connection.peer)
                 && connection.stream.is_idle_and_open()
             {
                 return Some(kept.connection);
@@ -128,11 +128,11 @@ impl Idle {
         now: Instant,
     ) {
         let age = now.saturating_duration_since(connection.born);
-        let worn = rules.max_age.is_some_and(|limit| age >= limit)
+        let is_expired = rules.max_age.is_some_and(|limit| age >= limit)
             || rules
                 .max_requests
                 .is_some_and(|limit| connection.exchanges >= limit);
-        if worn || lease.state.is_removed() || !connection.stream.is_idle_and_open() {
+        if is_expired || lease.state.is_removed() || !connection.stream.is_idle_and_open() {
             return;
         }
         if connection.peer.is_none() && lease.state.is_name() {
@@ -141,63 +141,67 @@ impl Idle {
         if !lease.state.resolves_to(connection.peer) {
             return;
         }
-        let line = self.lines.entry(key(&lease.state)).or_insert_with(|| Line {
-            state: Arc::clone(&lease.state),
-            kept: Vec::new(),
-        });
+        let entry = self
+            .entries
+            .entry(key(&lease.state))
+            .or_insert_with(|| IdleEntry {
+                state: Arc::clone(&lease.state),
+                kept: Vec::new(),
+            });
         // A connection of one client is of use to no other: without this, clients that left would keep the places.
-        if connection.introduction.is_some() && line.kept.len() >= rules.idle_per_backend.max(1) {
-            line.kept.remove(0);
-            line.state.metrics.mine().connections_idle.sub(1);
+        if connection.proxy_header.is_some() && entry.kept.len() >= rules.idle_per_backend.max(1) {
+            entry.kept.remove(0);
+            entry.state.metrics.mine().connections_idle.sub(1);
         }
-        if line.kept.len() < rules.idle_per_backend {
+        if entry.kept.len() < rules.idle_per_backend {
             let rest = rules.max_age.map(|limit| limit.saturating_sub(age));
             let until = now + rest.map_or(rules.idle_timeout, |rest| rest.min(rules.idle_timeout));
-            line.kept.push(Kept { connection, until });
-            line.state.metrics.mine().connections_idle.add(1);
+            entry.kept.push(IdleConnection { connection, until });
+            entry.state.metrics.mine().connections_idle.add(1);
         }
     }
 
     /// Closes what is over its time, was closed by the backend, goes to an address that the backend's name lacks by now,
     /// or belongs to a backend that left or is down.
     pub fn sweep(&mut self, now: Instant) {
-        self.lines.retain(|_, line| {
-            let before = line.kept.len();
-            let keeps = line.state.keeps_idle();
-            line.kept.retain(|kept| {
+        self.entries.retain(|_, entry| {
+            let before = entry.kept.len();
+            let keeps = entry.state.keeps_idle();
+            entry.kept.retain(|kept| {
                 keeps
                     && kept.until > now
-                    && line.state.resolves_to(kept.connection.peer)
+                    && entry.state.resolves_to(kept.connection.peer)
                     && kept.connection.stream.is_idle_and_open()
             });
-            let closed = (before - line.kept.len()) as u64;
-            line.state.metrics.mine().connections_idle.sub(closed);
-            !line.kept.is_empty()
+            let closed = (before - entry.kept.len()) as u64;
+            entry.state.metrics.mine().connections_idle.sub(closed);
+            !entry.kept.is_empty()
         });
     }
 
     /// Closes up to `most`, those first of each backend that have been idle for longest; says how many.
     pub fn shed(&mut self, most: usize) -> usize {
         let mut left = most;
-        self.lines.retain(|_, line| {
-            let closed = line.kept.len().min(left);
-            line.kept.drain(..closed);
+        self.entries.retain(|_, entry| {
+            let closed = entry.kept.len().min(left);
+            entry.kept.drain(..closed);
             left -= closed;
-            line.state
+            entry
+                .state
                 .metrics
                 .mine()
                 .connections_idle
                 .sub(closed as u64);
-            !line.kept.is_empty()
+            !entry.kept.is_empty()
         });
         most - left
     }
 
     /// Closes everything, at the end of the worker.
     pub fn clear(&mut self) {
-        for (_, line) in self.lines.drain() {
-            let idle = &line.state.metrics.mine().connections_idle;
-            idle.sub(line.kept.len() as u64);
+        for (_, entry) in self.entries.drain() {
+            let idle = &entry.state.metrics.mine().connections_idle;
+            idle.sub(entry.kept.len() as u64);
         }
     }
 }
@@ -222,7 +226,7 @@ mod tests {
         let pool = pool_of(&[name], None);
         let lease = pool.pick(&[], &mut Random::seeded(1)).unwrap();
         let rules = KeepaliveConfig::default();
-        let mut idle = Idle::default();
+        let mut idle = IdleConnections::default();
         let answer = |addresses| {
             let resolved = ResolvedAddresses::new(addresses, None);
             lease.state.resolved.store(Arc::new(resolved));

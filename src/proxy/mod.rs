@@ -5,11 +5,11 @@
 
 pub mod accept;
 pub mod connections;
+pub mod h2_connections;
 pub mod http;
 pub mod idle;
-mod introduction;
-pub mod links;
 mod passthrough;
+mod proxy_header;
 mod relay_stop;
 mod secure;
 mod session;

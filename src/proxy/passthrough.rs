@@ -27,7 +27,7 @@ const DECODE_ERROR: u8 = 50;
 
 /// How a client has begun.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Opening {
+pub(super) struct ClientHelloPrefix {
     /// All that was read; begins with the whole ClientHello.
     pub(super) bytes: Vec<u8>,
     /// Whom it asks for.
@@ -36,7 +36,7 @@ pub(super) struct Opening {
 
 /// Why a connection leads nowhere.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct PassthroughError {
     /// What it is counted as; `None` if the client did nothing wrong.
     pub(super) fault: Option<HandshakeFailure>,
     /// `None` for a connection that ended without a byte, as when somebody only looks whether we accept.
@@ -49,7 +49,7 @@ pub(super) struct Refusal {
     pub(super) detail: &'static str,
 }
 
-impl Refusal {
+impl PassthroughError {
     /// The record that tells a client which speaks TLS; all others would not understand it.
     pub(super) fn alert(&self) -> Option<[u8; 7]> {
         let description = match self.fault? {
@@ -69,29 +69,29 @@ pub(super) async fn receive(
     stream: &Stream,
     time: Option<Duration>,
     stop: impl Future<Output = ()>,
-) -> Result<Opening, Refusal> {
+) -> Result<ClientHelloPrefix, PassthroughError> {
     let mut bytes = Vec::new();
     let mut stop = pin!(stop);
     let hello = async {
         let hello = hello(stream, &mut bytes);
         match time {
-            Some(time) => timeout(time, hello).await.unwrap_or(Err(Failure::Late)),
+            Some(time) => timeout(time, hello).await.unwrap_or(Err(HelloError::Late)),
             None => hello.await,
         }
     };
     let hello = tokio::select! {
         biased;
         hello = hello => hello,
-        () = &mut stop => Err(Failure::Stopped),
+        () = &mut stop => Err(HelloError::Stopped),
     };
     match hello {
-        Ok(server_name) => Ok(Opening { bytes, server_name }),
-        Err(failure) => Err(failure.refusal(bytes.len() as u64)),
+        Ok(server_name) => Ok(ClientHelloPrefix { bytes, server_name }),
+        Err(error) => Err(error.error(bytes.len() as u64)),
     }
 }
 
 /// Why there is no hello.
-enum Failure {
+enum HelloError {
     Late,
     Stopped,
     /// The client has ended or reset the connection.
@@ -99,8 +99,8 @@ enum Failure {
     Refused(ClientHelloError),
 }
 
-impl Failure {
-    fn refusal(&self, received: u64) -> Refusal {
+impl HelloError {
+    fn error(&self, received: u64) -> PassthroughError {
         let (fault, reason, detail) = match self {
             Self::Late => (
                 Some(HandshakeFailure::Timeout),
@@ -130,7 +130,7 @@ impl Failure {
             ),
         };
         let is_a_look = received == 0 && matches!(self, Self::Gone);
-        Refusal {
+        PassthroughError {
             fault,
             reason: (!is_a_look).then_some(reason),
             server_name: None,
@@ -140,18 +140,18 @@ impl Failure {
     }
 }
 
-async fn hello(stream: &Stream, bytes: &mut Vec<u8>) -> Result<Option<Box<str>>, Failure> {
+async fn hello(stream: &Stream, bytes: &mut Vec<u8>) -> Result<Option<Box<str>>, HelloError> {
     let mut parser = ClientHelloParser::default();
     loop {
         poll_fn(|cx| stream.poll_read_ready(cx))
             .await
-            .map_err(|_| Failure::Gone)?;
+            .map_err(|_| HelloError::Gone)?;
         match read(stream, bytes) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(_) | Ok(0) => return Err(Failure::Gone),
+            Err(_) | Ok(0) => return Err(HelloError::Gone),
             Ok(_) => {}
         }
-        if let Some(hello) = parser.parse(bytes).map_err(Failure::Refused)? {
+        if let Some(hello) = parser.parse(bytes).map_err(HelloError::Refused)? {
             return Ok(hello.server_name);
         }
     }
@@ -180,37 +180,42 @@ mod tests {
     use crate::{base::clock, net::fixture::pair};
 
     /// From `openssl s_client`.
-    const HELLO: &[u8] = include_bytes!("../../tests/fixtures/client_hello/openssl-tls13");
-    const TIME: Duration = Duration::from_secs(10);
+    const CLIENT_HELLO: &[u8] = include_bytes!("../../tests/fixtures/client_hello/openssl-tls13");
+    const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
     #[tokio::test]
     async fn all_that_was_read_is_kept_with_the_name() {
         let (mut peer, stream) = pair().await;
-        let (first, second) = HELLO.split_at(100);
+        let (first, second) = CLIENT_HELLO.split_at(100);
         let rest = [second, b"early data"].concat();
         let script = async {
             peer.write_all(first).await.unwrap();
             tokio::task::yield_now().await;
             peer.write_all(&rest).await.unwrap();
         };
-        let (opening, ()) = tokio::join!(receive(&stream, Some(TIME), pending()), script);
-        let opening = opening.unwrap();
-        assert_eq!(opening.server_name.as_deref(), Some("app.example.com"));
-        assert_eq!(opening.bytes, [HELLO, b"early data"].concat());
+        let (prefix, ()) = tokio::join!(receive(&stream, Some(HELLO_TIMEOUT), pending()), script);
+        let prefix = prefix.unwrap();
+        assert_eq!(prefix.server_name.as_deref(), Some("app.example.com"));
+        assert_eq!(prefix.bytes, [CLIENT_HELLO, b"early data"].concat());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_hello_that_does_not_come_is_refused_when_its_time_is_over() {
-        for begun in [0, 1, 5, 100, HELLO.len() - 1] {
+        for begun in [0, 1, 5, 100, CLIENT_HELLO.len() - 1] {
             let (mut peer, stream) = pair().await;
-            peer.write_all(&HELLO[..begun]).await.unwrap();
+            peer.write_all(&CLIENT_HELLO[..begun]).await.unwrap();
             let began = clock::now();
-            let refusal = receive(&stream, Some(TIME), pending()).await.unwrap_err();
-            assert_eq!(refusal.fault, Some(HandshakeFailure::Timeout), "{begun}");
-            assert_eq!(refusal.reason, Some(Reason::RequestTimeout));
-            assert_eq!((refusal.received, refusal.alert()), (begun as u64, None));
+            let error = receive(&stream, Some(HELLO_TIMEOUT), pending())
+                .await
+                .unwrap_err();
+            assert_eq!(error.fault, Some(HandshakeFailure::Timeout), "{begun}");
+            assert_eq!(error.reason, Some(Reason::RequestTimeout));
+            assert_eq!((error.received, error.alert()), (begun as u64, None));
             let took = clock::now().saturating_duration_since(began);
-            assert!(took >= TIME && took < TIME * 2, "{took:?}");
+            assert!(
+                took >= HELLO_TIMEOUT && took < HELLO_TIMEOUT * 2,
+                "{took:?}"
+            );
         }
     }
 
@@ -218,11 +223,11 @@ mod tests {
     async fn an_end_in_the_middle_is_an_end_and_one_without_a_byte_only_a_look() {
         for (begun, reason) in [(0, None), (100, Some(Reason::ClientDisconnected))] {
             let (mut peer, stream) = pair().await;
-            peer.write_all(&HELLO[..begun]).await.unwrap();
+            peer.write_all(&CLIENT_HELLO[..begun]).await.unwrap();
             drop(peer);
-            let refusal = receive(&stream, None, pending()).await.unwrap_err();
+            let error = receive(&stream, None, pending()).await.unwrap_err();
             assert_eq!(
-                (refusal.fault, refusal.reason),
+                (error.fault, error.reason),
                 (Some(HandshakeFailure::Closed), reason)
             );
         }
@@ -231,9 +236,11 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_all_connections_ends_the_wait() {
         let (_peer, stream) = pair().await;
-        let refusal = receive(&stream, Some(TIME), ready(())).await.unwrap_err();
+        let error = receive(&stream, Some(HELLO_TIMEOUT), ready(()))
+            .await
+            .unwrap_err();
         assert_eq!(
-            (refusal.fault, refusal.reason),
+            (error.fault, error.reason),
             (None, Some(Reason::DrainTimeout))
         );
     }
@@ -264,9 +271,9 @@ mod tests {
         ] {
             let (mut peer, stream) = pair().await;
             peer.write_all(sent).await.unwrap();
-            let refusal = receive(&stream, None, pending()).await.unwrap_err();
-            assert_eq!((refusal.fault, refusal.reason), (Some(fault), Some(reason)));
-            assert_eq!(refusal.alert().map(|alert| alert[6]), alert);
+            let error = receive(&stream, None, pending()).await.unwrap_err();
+            assert_eq!((error.fault, error.reason), (Some(fault), Some(reason)));
+            assert_eq!(error.alert().map(|alert| alert[6]), alert);
         }
     }
 
@@ -282,8 +289,8 @@ mod tests {
             let _ = peer.write_all(&sent).await;
         };
         let (refused, ()) = tokio::join!(receive(&stream, None, pending()), script);
-        let refusal = refused.unwrap_err();
-        assert_eq!(refusal.fault, Some(HandshakeFailure::Protocol));
-        assert_eq!(refusal.received, MAX_HELLO_BYTES as u64);
+        let error = refused.unwrap_err();
+        assert_eq!(error.fault, Some(HandshakeFailure::Protocol));
+        assert_eq!(error.received, MAX_HELLO_BYTES as u64);
     }
 }

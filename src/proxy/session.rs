@@ -5,9 +5,9 @@
 use std::{rc::Rc, sync::Arc, time::Instant};
 
 use super::{
-    accept::{Arrival, listener_of},
+    accept::{AcceptedConnection, listener_of},
     http,
-    passthrough::{self, Opening, Refusal},
+    passthrough::{self, ClientHelloPrefix, PassthroughError},
     tcp::{self, TcpContext},
     worker::Worker,
 };
@@ -23,50 +23,55 @@ use crate::{
 };
 
 /// Runs one TCP session and logs it.
-pub(super) async fn session(worker: Rc<Worker>, arrival: Arrival) {
-    carry(&worker, arrival, None, clock::now()).await;
+pub(super) async fn session(worker: Rc<Worker>, connection: AcceptedConnection) {
+    proxy(&worker, connection, None, clock::now()).await;
 }
 
 /// The same on a listener with `sni`. Small while it waits for the client: anybody can make it wait.
-pub(super) async fn session_by_name(worker: Rc<Worker>, arrival: Arrival) {
+pub(super) async fn sni_session(worker: Rc<Worker>, connection: AcceptedConnection) {
     let began = clock::now();
     let time = {
         let generation = worker.generation();
-        let listener = listener_of(&generation, &arrival.bind);
+        let listener = listener_of(&generation, &connection.bind);
         listener.and_then(|listener| listener.config.timeouts.tls)
     };
     let mut cut = worker.cut.clone();
     let stop = async move {
         let _ = cut.wait_for(|cut| *cut).await;
     };
-    match passthrough::receive(&arrival.stream, time, stop).await {
-        Ok(opening) => Box::pin(carry(&worker, arrival, Some(opening), began)).await,
-        Err(refusal) => Box::pin(refuse(&worker, arrival, refusal, began)).await,
+    match passthrough::receive(&connection.stream, time, stop).await {
+        Ok(prefix) => Box::pin(proxy(&worker, connection, Some(prefix), began)).await,
+        Err(error) => Box::pin(refuse(&worker, connection, error, began)).await,
     }
 }
 
 /// The pool for a connection, an index into `Config::pools`; `None`: there is none for it.
-fn pool_for(listener: &Listener, opening: Option<&Opening>) -> Option<usize> {
-    let name = opening.and_then(|opening| opening.server_name.as_deref());
+fn pool_for(listener: &Listener, prefix: Option<&ClientHelloPrefix>) -> Option<usize> {
+    let name = prefix.and_then(|prefix| prefix.server_name.as_deref());
     let named = name.and_then(|name| listener.names.as_ref()?.find(name));
     named.or(listener.config.pool)
 }
 
 /// Relays between the client and a backend of its pool.
-async fn carry(worker: &Rc<Worker>, arrival: Arrival, opening: Option<Opening>, began: Instant) {
+async fn proxy(
+    worker: &Rc<Worker>,
+    connection: AcceptedConnection,
+    prefix: Option<ClientHelloPrefix>,
+    began: Instant,
+) {
     let generation = worker.generation();
     // Nobody is passed on by rules that a reload has made for connections of another kind meanwhile.
-    let listener = listener_of(&generation, &arrival.bind)
-        .filter(|listener| listener.names.is_some() == opening.is_some());
+    let listener = listener_of(&generation, &connection.bind)
+        .filter(|listener| listener.names.is_some() == prefix.is_some());
     let Some(listener) = listener else {
-        return arrival.stream.set_reset_on_close();
+        return connection.stream.set_reset_on_close();
     };
-    let pool = pool_for(listener, opening.as_ref());
-    let (first, name) = opening.map_or_else(Default::default, |opening| {
-        (opening.bytes, opening.server_name)
+    let pool = pool_for(listener, prefix.as_ref());
+    let (first, name) = prefix.map_or_else(Default::default, |prefix| {
+        (prefix.bytes, prefix.server_name)
     });
     let Some(pool) = pool.and_then(|pool| generation.pools.get(pool)) else {
-        let refusal = Refusal {
+        let error = PassthroughError {
             fault: Some(HandshakeFailure::UnknownName),
             reason: Some(Reason::NoRoute),
             server_name: name,
@@ -74,12 +79,12 @@ async fn carry(worker: &Rc<Worker>, arrival: Arrival, opening: Option<Opening>, 
             detail: "no pool for the server name",
         };
         drop(generation);
-        return Box::pin(refuse(worker, arrival, refusal, began)).await;
+        return Box::pin(refuse(worker, connection, error, began)).await;
     };
-    let stream = arrival.stream;
-    let introduction = pool.config.send_proxy.map(|version| {
-        let introduced = arrival.introduced.as_deref();
-        let ends = introduced.map_or_else(
+    let stream = connection.stream;
+    let sent_header = pool.config.send_proxy.map(|version| {
+        let received = connection.proxy_header.as_deref();
+        let ends = received.map_or_else(
             || ConnectionEnds::of(&stream),
             |header| header.ends(&stream),
         );
@@ -96,50 +101,55 @@ async fn carry(worker: &Rc<Worker>, arrival: Arrival, opening: Option<Opening>, 
         pool,
         newest: &newest,
         random: &worker.random,
-        introduction: introduction.as_deref(),
+        proxy_header: sent_header.as_deref(),
         began,
     };
     let mut cut = worker.cut.clone();
     let stop = async move {
         let _ = cut.wait_for(|cut| *cut).await;
     };
-    let record = tcp::session(stream, arrival.peer, first, context, stop).await;
+    let record = tcp::session(stream, connection.peer, first, context, stop).await;
     log(worker, &generation, &record, name.as_deref());
 }
 
 /// Counts and logs a connection that leads to no pool, and ends it so that its client knows.
-async fn refuse(worker: &Rc<Worker>, arrival: Arrival, refusal: Refusal, began: Instant) {
-    let alert = refusal.alert();
+async fn refuse(
+    worker: &Rc<Worker>,
+    connection: AcceptedConnection,
+    error: PassthroughError,
+    began: Instant,
+) {
+    let alert = error.alert();
     let generation = worker.generation();
-    if let Some(listener) = listener_of(&generation, &arrival.bind) {
+    if let Some(listener) = listener_of(&generation, &connection.bind) {
         let counters = listener.state.metrics.mine();
-        let fault = refusal.fault.map(|fault| fault as usize);
+        let fault = error.fault.map(|fault| fault as usize);
         if let Some(count) = fault.and_then(|fault| counters.handshake_failures.get(fault)) {
             count.add(1);
         }
-        tracing::debug!(target: "tls", listener = %listener.config.name, client = ?arrival.peer,
-            detail = refusal.detail, "not passed on");
-        let mut record = AccessRecord::begin(began, &listener.config.name, arrival.peer);
-        record.bytes_in = refusal.received;
+        tracing::debug!(target: "tls", listener = %listener.config.name, client = ?connection.peer,
+            detail = error.detail, "not passed on");
+        let mut record = AccessRecord::begin(began, &listener.config.name, connection.peer);
+        record.bytes_in = error.received;
         record.bytes_out = alert.map_or(0, |alert| alert.len() as u64);
-        record.reason = refusal.reason;
+        record.reason = error.reason;
         counters.received.add(record.bytes_in);
         counters.sent.add(record.bytes_out);
-        if let Some(reason) = refusal.reason {
+        if let Some(reason) = error.reason {
             if reason != Reason::ClientDisconnected && reason != Reason::DrainTimeout {
                 generation.unrouted.mine().error(reason, 0);
             }
-            log(worker, &generation, &record, refusal.server_name.as_deref());
+            log(worker, &generation, &record, error.server_name.as_deref());
         }
     }
     drop(generation);
     match alert {
         Some(alert) => {
-            let client = arrival.into_client(worker);
+            let client = connection.into_client(worker);
             http::last_words(worker, client, &alert).await;
         }
-        // A client must not take the refusal for an empty answer.
-        None => arrival.stream.set_reset_on_close(),
+        // A client must not take the error for an empty answer.
+        None => connection.stream.set_reset_on_close(),
     }
 }
 
@@ -162,13 +172,13 @@ mod tests {
     use super::*;
 
     /// Bytes of a task: what a connection costs beside its stream and what the runtime keeps.
-    fn size_of_task<F: Future>(_: fn(Rc<Worker>, Arrival) -> F) -> usize {
+    fn size_of_task<F: Future>(_: fn(Rc<Worker>, AcceptedConnection) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
     fn a_connection_that_waits_for_its_hello_is_small() {
-        let size = size_of_task(session_by_name);
+        let size = size_of_task(sni_session);
         assert!(size <= 1_024, "{size} bytes");
     }
 }

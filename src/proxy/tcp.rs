@@ -35,7 +35,7 @@ pub struct TcpContext<'a> {
     /// The worker's.
     pub random: &'a RefCell<Random>,
     /// The PROXY header that backends get before anything else; `None` without `send_proxy`.
-    pub introduction: Option<&'a [u8]>,
+    pub proxy_header: Option<&'a [u8]>,
     /// When the session began.
     pub began: Instant,
 }
@@ -55,7 +55,7 @@ pub async fn session(
     record.pool = Some(Arc::clone(&context.pool.name));
     record.tls = client.tls_version();
     let slot = context.pool.state.metrics.mine();
-    let _active = Active::new(&slot.sessions_active);
+    let _active = ActiveGuard::new(&slot.sessions_active);
     let result = serve(&client, first, &context, &mut record, stop).await;
     record.reason = result.err();
     match record.reason {
@@ -77,7 +77,7 @@ async fn serve(
     let mut stop = pin!(stop);
     let connected = tokio::select! {
         biased;
-        connected = reach(context, record) => connected,
+        connected = connect_backend(context, record) => connected,
         () = &mut stop => Err(Reason::DrainTimeout),
         () = client.disconnected() => Err(Reason::ClientDisconnected),
     };
@@ -89,7 +89,7 @@ async fn serve(
             context.pool.state.metrics.mine().error(*reason, 0);
         }
     })?;
-    let _active = Active::new(&lease.state.metrics.mine().connections_active);
+    let _active = ActiveGuard::new(&lease.state.metrics.mine().connections_active);
     let meter = RelayMeter {
         received: &context.counters.received,
         sent: &context.counters.sent,
@@ -109,7 +109,7 @@ async fn serve(
 }
 
 /// Picks backends until one accepts. No backend has got anything of the client's so far, so that a further try is always safe.
-async fn reach(
+async fn connect_backend(
     context: &TcpContext<'_>,
     record: &mut AccessRecord,
 ) -> Result<(BackendLease, Stream), Reason> {
@@ -126,7 +126,7 @@ async fn reach(
         let deadline = began + pool.config.timeouts.connect;
         let tls = pool.config.tls.as_ref();
         // The backend may be the first to speak, so that nothing else can be waited for.
-        let header = context.introduction;
+        let header = context.proxy_header;
         let result = tls::connect_backend(&lease.state, header, tls, false, deadline).await;
         let now = clock::now();
         record.connect = Some(now.saturating_duration_since(began));
@@ -137,13 +137,13 @@ async fn reach(
                 return Ok((lease, stream));
             }
             Err(error) => {
-                note_failure(&pool, &lease, &error, now);
+                record_failure(&pool, &lease, &error, now);
                 record.reason = Some(error.reason);
                 tried.push(lease.index);
             }
         }
         if let Some(reason) = record.reason
-            && !may_try_again(&pool, record.attempts, reason, now)
+            && !may_retry(&pool, record.attempts, reason, now)
         {
             return Err(reason);
         }
@@ -155,7 +155,7 @@ async fn reach(
     }
 }
 
-fn note_failure(pool: &Pool, lease: &BackendLease, error: &ConnectError, now: Instant) {
+fn record_failure(pool: &Pool, lease: &BackendLease, error: &ConnectError, now: Instant) {
     count_failed(&lease.state, error.reason);
     // A lack of our own says nothing of the backend.
     if error.reason == Reason::Overload {
@@ -168,7 +168,7 @@ fn note_failure(pool: &Pool, lease: &BackendLease, error: &ConnectError, now: In
 }
 
 /// Whether the pool's `retries` allow one more try, which they then pay for.
-fn may_try_again(pool: &Pool, attempts: u32, reason: Reason, now: Instant) -> bool {
+fn may_retry(pool: &Pool, attempts: u32, reason: Reason, now: Instant) -> bool {
     let Some(retries) = &pool.config.retries else {
         return false;
     };
@@ -185,16 +185,16 @@ fn may_try_again(pool: &Pool, attempts: u32, reason: Reason, now: Instant) -> bo
 }
 
 /// Counts one under way until dropped.
-struct Active<'a>(&'a MetricCell);
+struct ActiveGuard<'a>(&'a MetricCell);
 
-impl<'a> Active<'a> {
+impl<'a> ActiveGuard<'a> {
     fn new(count: &'a MetricCell) -> Self {
         count.add(1);
         Self(count)
     }
 }
 
-impl Drop for Active<'_> {
+impl Drop for ActiveGuard<'_> {
     fn drop(&mut self) {
         self.0.sub(1);
     }
@@ -237,7 +237,7 @@ mod tests {
             pool,
             newest: &|| None,
             random: &random,
-            introduction: None,
+            proxy_header: None,
             began: clock::now(),
         };
         let record = session(stream, None, first.to_vec(), context, stop).await;

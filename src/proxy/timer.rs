@@ -16,7 +16,7 @@ use crate::{
 
 /// Which of two times has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Passed {
+pub enum PassedDeadline {
     /// The time without activity.
     Idle,
     /// The end of everything.
@@ -65,17 +65,17 @@ impl Timer {
         idle: Option<Duration>,
         end: Option<Instant>,
         unacked: impl Fn() -> UnackedBytes,
-    ) -> Poll<Passed> {
+    ) -> Poll<PassedDeadline> {
         loop {
             let over = idle.map(|idle| activity.deadline(idle));
             let deadline = [over, end].into_iter().flatten().min();
             ready!(self.poll(cx, deadline));
             if deadline == end {
-                return Poll::Ready(Passed::End);
+                return Poll::Ready(PassedDeadline::End);
             }
             let now = clock::now();
             if idle.is_some_and(|idle| activity.is_over(idle, unacked(), now)) {
-                return Poll::Ready(Passed::Idle);
+                return Poll::Ready(PassedDeadline::Idle);
             }
         }
     }

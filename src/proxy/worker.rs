@@ -11,7 +11,10 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 use tokio::sync::watch;
 
-use super::{connections::Connections, http::Scratch, idle::Idle, links::Links};
+use super::{
+    connections::ClientConnections, h2_connections::H2Connections, http::Scratch,
+    idle::IdleConnections,
+};
 use crate::{
     base::{clock, rng::Random},
     snapshot::{Daemon, Snapshot},
@@ -21,15 +24,15 @@ use crate::{
 pub type Generation = Rc<Arc<Snapshot>>;
 
 /// A cheap view of the daemon's snapshot, and the same wrapped for this thread.
-struct Current {
+struct CurrentGeneration {
     cache: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
     generation: Generation,
 }
 
 /// How many scratch memories a worker keeps: about 48 KiB each.
-const SCRATCH_KEPT: usize = 128;
+const MAX_FREE_SCRATCH: usize = 128;
 /// Connections over the limit that a worker answers at a time.
-const REFUSALS: usize = 64;
+const MAX_ANSWERED_REFUSALS: usize = 64;
 
 /// One worker's own things.
 pub struct Worker {
@@ -38,12 +41,12 @@ pub struct Worker {
     /// Chance.
     pub random: RefCell<Random>,
     /// Idle connections to backends.
-    pub idle: RefCell<Idle>,
+    pub idle: RefCell<IdleConnections>,
     /// HTTP/2 connections to backends.
-    pub links: RefCell<Links>,
+    pub h2_connections: RefCell<H2Connections>,
     /// Client connections.
-    pub connections: Rc<Connections>,
-    current: RefCell<Current>,
+    pub connections: Rc<ClientConnections>,
+    current: RefCell<CurrentGeneration>,
     #[expect(
         clippy::vec_box,
         reason = "an exchange takes the box, not the half kilobyte in it"
@@ -65,9 +68,9 @@ impl Worker {
             daemon,
             random: RefCell::new(Random::from_system()),
             idle: RefCell::default(),
-            links: RefCell::default(),
+            h2_connections: RefCell::default(),
             connections: Rc::default(),
-            current: RefCell::new(Current { cache, generation }),
+            current: RefCell::new(CurrentGeneration { cache, generation }),
             scratch: RefCell::default(),
             date: RefCell::default(),
             cut,
@@ -77,7 +80,7 @@ impl Worker {
 
     /// The current generation.
     pub fn generation(&self) -> Generation {
-        let Current { cache, generation } = &mut *self.current.borrow_mut();
+        let CurrentGeneration { cache, generation } = &mut *self.current.borrow_mut();
         let current = cache.load();
         if !Arc::ptr_eq(current, generation) {
             *generation = Rc::new(Arc::clone(current));
@@ -93,7 +96,7 @@ impl Worker {
     /// Gives the memory of an exchange back.
     pub(super) fn give_scratch(&self, mut scratch: Box<Scratch>) {
         let mut kept = self.scratch.borrow_mut();
-        if kept.len() < SCRATCH_KEPT {
+        if kept.len() < MAX_FREE_SCRATCH {
             scratch.clear();
             kept.push(scratch);
         }
@@ -117,14 +120,14 @@ impl Worker {
     }
 
     /// Connections up to which one that is over a limit is told so rather than reset: a flood must stay cheap.
-    pub(super) fn refusals_below(&self) -> usize {
-        self.daemon.connection_limit.load(Relaxed) + REFUSALS
+    pub(super) fn max_answered_connections(&self) -> usize {
+        self.daemon.connection_limit.load(Relaxed) + MAX_ANSWERED_REFUSALS
     }
 
     /// Housekeeping, a few times a second: idle connections over their time, and the view of the current generation.
     pub fn tick(&self) {
         self.idle.borrow_mut().sweep(clock::now());
-        self.links.borrow_mut().sweep(clock::now());
+        self.h2_connections.borrow_mut().sweep(clock::now());
         drop(self.generation());
     }
 }

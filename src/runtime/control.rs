@@ -15,13 +15,13 @@ use tokio::{
 };
 
 use super::{
-    FLUSH_TIME, drain,
-    files::Files,
+    FLUSH_TIMEOUT, drain,
+    files::FileBudget,
     memory, reload,
     signals::{Signal, Signals, ignore},
-    sockets::Sockets,
+    sockets::ListeningSockets,
     systemd::{self, ServiceManager},
-    worker::{Command, Faults, Pool},
+    worker::{WorkerCommand, WorkerFaults, WorkerThreads},
 };
 use crate::{
     admin::{self, AdminListener, ReloadOutcome, serve_admin, serve_metrics},
@@ -34,26 +34,26 @@ use crate::{
 };
 
 /// Reloads that may wait; more than one waiting collapse into one run anyway.
-const WAITING: usize = 64;
+const MAX_WAITING_RELOADS: usize = 64;
 
 /// What the control thread owns.
-pub(super) struct Control {
+pub(super) struct ControlThread {
     /// The configuration file.
     pub file: PathBuf,
     /// The open-file limit.
-    pub files: Files,
+    pub files: FileBudget,
     pub daemon: Arc<Daemon>,
     pub sinks: LogSinks,
-    pub sockets: Sockets,
-    pub pool: Pool,
-    pub faults: Faults,
-    pub started: Started,
+    pub sockets: ListeningSockets,
+    pub workers: WorkerThreads,
+    pub faults: WorkerFaults,
+    pub started: StartSettings,
     pub signals: Signals,
     pub manager: Rc<ServiceManager>,
 }
 
 /// What takes effect only at the start.
-pub(super) struct Started {
+pub(super) struct StartSettings {
     pub admin: model::AdminConfig,
     pub metrics: Option<SocketAddr>,
 }
@@ -80,7 +80,7 @@ fn make_private(directory: &Path) -> std::io::Result<()> {
 
     const GROUP_WRITES: u32 = 0o020;
     const OTHERS_WRITE: u32 = 0o002;
-    const STICKY: u32 = 0o1000;
+    const STICKY_BIT: u32 = 0o1000;
 
     let refused = |why: &str| {
         Err(std::io::Error::new(
@@ -91,7 +91,7 @@ fn make_private(directory: &Path) -> std::io::Result<()> {
     let parent = directory.parent().and_then(|parent| parent.metadata().ok());
     let parent = parent.map_or(0, |parent| parent.mode());
     let is_shared = parent & OTHERS_WRITE != 0;
-    if is_shared && parent & STICKY == 0 {
+    if is_shared && parent & STICKY_BIT == 0 {
         return refused("everybody may replace it: its parent needs the sticky bit");
     }
     match std::fs::DirBuilder::new().mode(0o700).create(directory) {
@@ -126,7 +126,7 @@ pub(super) async fn bind_metrics(
     })
 }
 
-impl Control {
+impl ControlThread {
     /// Serves until a signal asks for the end, then drains and ends the workers.
     ///
     /// # Errors
@@ -139,7 +139,7 @@ impl Control {
     ) -> Result<(), String> {
         let mut follower = HealthChecker::new(Random::from_system());
         follower.apply(&self.daemon.snapshot.load().pools);
-        let (handle, mut requests) = mpsc::channel(WAITING);
+        let (handle, mut requests) = mpsc::channel(MAX_WAITING_RELOADS);
         drop(spawn_local(serve_admin(
             admin,
             Arc::clone(&self.daemon),
@@ -170,11 +170,11 @@ impl Control {
         // Whoever asks for a reload from now on is told that the daemon is leaving.
         drop(requests);
         drain::run(&mut self).await;
-        let Self { pool, sinks, .. } = self;
-        pool.tell(|_| Some(Command::Stop));
-        pool.join();
+        let Self { workers, sinks, .. } = self;
+        workers.broadcast(|_| Some(WorkerCommand::Stop));
+        workers.join();
         tracing::info!(target: "daemon", "ended");
-        sinks.flush_all(FLUSH_TIME);
+        sinks.flush_all(FLUSH_TIMEOUT);
         served
     }
 

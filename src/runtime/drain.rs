@@ -8,27 +8,27 @@ use tokio::{
 };
 
 use super::{
-    control::Control,
+    control::ControlThread,
     signals::{Signal, Signals, ignore},
-    worker::Command,
+    worker::WorkerCommand,
 };
 use crate::{config::model, snapshot::Daemon, telemetry::sink::LogSinks};
 
 /// How often it is looked whether connections are left.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Drains. Returns when nothing is left, when the time is over, or when a second TERM or INT comes.
-pub(super) async fn run(control: &mut Control) {
+pub(super) async fn run(control: &mut ControlThread) {
     let daemon = &control.daemon;
     daemon.draining.store(true, Relaxed);
     let rules = daemon.snapshot.load().config.drain.clone();
     let open = daemon.connections.load(Relaxed);
     tracing::info!(target: "daemon", connections = open, "draining");
     control.manager.stopping("draining");
-    let Control {
+    let ControlThread {
         daemon,
         sockets,
-        pool,
+        workers,
         signals,
         sinks,
         ..
@@ -36,8 +36,8 @@ pub(super) async fn run(control: &mut Control) {
     let finish = async {
         sleep(rules.delay).await;
         // Our own descriptors first: the workers' are then the last ones, and close after their queues are empty.
-        sockets.close_all(pool);
-        pool.tell(|_| Some(Command::Drain));
+        sockets.close_all(workers);
+        workers.broadcast(|_| Some(WorkerCommand::Drain));
         finish(daemon, &rules).await;
     };
     select! {
@@ -45,7 +45,7 @@ pub(super) async fn run(control: &mut Control) {
         () = second_stop(signals, sinks) => tracing::warn!(target: "daemon", "second stop signal: exiting now"),
     }
     // Still open if nobody waited for the end of the delay.
-    sockets.close_all(pool);
+    sockets.close_all(workers);
     let left = daemon.connections.load(Relaxed);
     if left > 0 {
         tracing::warn!(target: "daemon", connections = left, "closed remaining connections");
@@ -53,7 +53,7 @@ pub(super) async fn run(control: &mut Control) {
 }
 
 async fn finish(daemon: &Daemon, rules: &model::DrainConfig) {
-    let mut look = interval(LOOK);
+    let mut look = interval(POLL_INTERVAL);
     let end = sleep(rules.timeout);
     tokio::pin!(end);
     while daemon.connections.load(Relaxed) > 0 {

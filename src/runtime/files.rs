@@ -10,15 +10,15 @@ use crate::{
 };
 
 /// Descriptors of a connection under way: the client's and the backend's.
-const PER_CONNECTION: u64 = 2;
+const FILES_PER_CONNECTION: u64 = 2;
 /// A limit that gives `max_connections: auto` less than this is hardly wanted.
-const FEW_CONNECTIONS: u64 = 1_000;
+const LOW_CONNECTIONS: u64 = 1_000;
 /// Assumed where the system does not say what is open.
-const USUAL_BASE: u64 = 32;
+const ASSUMED_BASE_FILES: u64 = 32;
 
 /// The limit, and the part of it that any configuration needs.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Files {
+pub(super) struct FileBudget {
     /// The open-file limit; `u64::MAX` is unlimited.
     limit: u64,
     /// Standard streams, logs, runtimes, the servers of admin and metrics.
@@ -26,7 +26,7 @@ pub(super) struct Files {
     workers: u64,
 }
 
-impl Files {
+impl FileBudget {
     /// Looks at what is open: to be called when everything is bound and nothing accepted yet.
     pub(super) fn measure(limit: u64, workers: usize, config: &Config) -> Self {
         let mut files = Self {
@@ -34,7 +34,7 @@ impl Files {
             base: 0,
             workers: workers as u64,
         };
-        let open = open_files().unwrap_or(USUAL_BASE + files.listening(config));
+        let open = open_files().unwrap_or(ASSUMED_BASE_FILES + files.listening(config));
         files.base = open.saturating_sub(files.listening(config));
         files
     }
@@ -67,9 +67,9 @@ impl Files {
     ) -> (usize, Option<String>) {
         let limit = self.limit;
         let raise = "raise it: `LimitNOFILE` of the service, `ulimit -Hn` of a shell";
-        let room = limit.saturating_sub(held + reserve) / PER_CONNECTION;
+        let room = limit.saturating_sub(held + reserve) / FILES_PER_CONNECTION;
         if let Some(wanted) = wanted {
-            let needed = held + reserve + PER_CONNECTION * wanted as u64;
+            let needed = held + reserve + FILES_PER_CONNECTION * wanted as u64;
             let warning = format!(
                 "max_connections: {wanted} may need {needed} open files, and the limit of this process is {limit}, \
                  enough for {room}; {raise}"
@@ -81,7 +81,7 @@ impl Files {
              daemon itself, and {reserve} are kept for checks, admin and metrics; {raise}"
         );
         let auto = usize::try_from(room).unwrap_or(usize::MAX / 2).max(1);
-        (auto, (room < FEW_CONNECTIONS).then_some(warning))
+        (auto, (room < LOW_CONNECTIONS).then_some(warning))
     }
 }
 
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn connections_get_what_listeners_and_the_reserve_leave_and_too_few_are_a_warning() {
-        let files = |limit| Files {
+        let files = |limit| FileBudget {
             limit,
             base: 20,
             workers: 2,

@@ -24,21 +24,21 @@ const MAX_READERS: usize = 4;
 const STACK_BYTES: usize = 8 << 20;
 
 /// Readers under way.
-static READERS: AtomicUsize = AtomicUsize::new(0);
+static ACTIVE_READERS: AtomicUsize = AtomicUsize::new(0);
 
 /// One of the readers; counted until it is dropped.
-struct Reader;
+struct ReaderGuard;
 
-impl Reader {
+impl ReaderGuard {
     fn begin() -> Option<Self> {
         let reader = Self;
-        (READERS.fetch_add(1, SeqCst) < MAX_READERS).then_some(reader)
+        (ACTIVE_READERS.fetch_add(1, SeqCst) < MAX_READERS).then_some(reader)
     }
 }
 
-impl Drop for Reader {
+impl Drop for ReaderGuard {
     fn drop(&mut self) {
-        READERS.fetch_sub(1, SeqCst);
+        ACTIVE_READERS.fetch_sub(1, SeqCst);
     }
 }
 
@@ -83,7 +83,7 @@ async fn read_by(
     last: impl Fn() -> PathBuf,
 ) -> Result<LoadedConfig, Problems> {
     let failed = |message: String, hint: &str| Err(Problems::of_file(file, message, hint));
-    let Some(reader) = Reader::begin() else {
+    let Some(reader) = ReaderGuard::begin() else {
         let message = format!("{MAX_READERS} earlier attempts to read it have not ended");
         return failed(message, "a file system does not answer: look at its mounts");
     };
@@ -144,7 +144,7 @@ mod tests {
         let text = read_by(path, load, last).await.unwrap_err().render();
         assert!(text.contains("4 earlier attempts"), "{text}");
         drop(hanging);
-        while READERS.load(SeqCst) > 0 {
+        while ACTIVE_READERS.load(SeqCst) > 0 {
             thread::yield_now();
         }
         // Virtual time may pass before this one has read the file.

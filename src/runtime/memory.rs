@@ -13,19 +13,19 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::{net::sys, snapshot::Daemon};
 
 /// How often the connections are counted.
-const TICK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// What fewer connections leave behind is not worth it.
-const FEW: usize = 1_000;
+const MIN_PEAK: usize = 1_000;
 
 /// The most connections since memory was given back.
 #[derive(Debug, Default)]
-struct Highest(usize);
+struct ConnectionPeak(usize);
 
-impl Highest {
+impl ConnectionPeak {
     /// True if half of them have gone. `now` is how many there are.
     fn has_halved(&mut self, now: usize) -> bool {
         self.0 = self.0.max(now);
-        let halved = self.0 >= FEW && now <= self.0 / 2;
+        let halved = self.0 >= MIN_PEAK && now <= self.0 / 2;
         if halved {
             self.0 = now;
         }
@@ -35,8 +35,8 @@ impl Highest {
 
 /// Never ends.
 pub(super) async fn watch(daemon: Arc<Daemon>) {
-    let mut highest = Highest::default();
-    let mut tick = interval(TICK);
+    let mut highest = ConnectionPeak::default();
+    let mut tick = interval(CHECK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
@@ -53,17 +53,17 @@ mod tests {
     #[test]
     fn memory_is_given_back_when_half_of_many_connections_have_gone_and_not_again_before_the_next_half()
      {
-        let mut highest = Highest::default();
+        let mut highest = ConnectionPeak::default();
         for (now, halved) in [
             (0, false),
-            (FEW - 1, false),
+            (MIN_PEAK - 1, false),
             (1, false),
-            (4 * FEW, false),
-            (2 * FEW + 1, false),
-            (2 * FEW, true),
-            (2 * FEW, false),
-            (3 * FEW, false),
-            (FEW, true),
+            (4 * MIN_PEAK, false),
+            (2 * MIN_PEAK + 1, false),
+            (2 * MIN_PEAK, true),
+            (2 * MIN_PEAK, false),
+            (3 * MIN_PEAK, false),
+            (MIN_PEAK, true),
             (0, true),
             (0, false),
         ] {

@@ -31,12 +31,12 @@ use tokio::{
 
 pub use self::signals::{hold as hold_signals, release as release_signals};
 use self::{
-    control::{Control, Started},
-    files::Files,
+    control::{ControlThread, StartSettings},
+    files::FileBudget,
     signals::Signals,
-    sockets::{Prepared, Sockets},
+    sockets::{ListeningSockets, PreparedSockets},
     systemd::ServiceManager,
-    worker::Pool,
+    worker::WorkerThreads,
 };
 use crate::{
     admin::AdminListener,
@@ -50,7 +50,7 @@ use crate::{
 /// Exit code for a configuration that is broken at start: `EX_CONFIG` of sysexits.
 const BAD_CONFIGURATION: u8 = 78;
 /// How long the logs may take to be written at the end.
-const FLUSH_TIME: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What `demo` adds to `run`.
 #[derive(Default)]
@@ -141,25 +141,25 @@ fn serve(
         pool.start_at(random.below(u16::MAX.into()));
     }
     let daemon = Arc::new(Daemon::new(snapshot, workers, 0));
-    let mut sockets = Sockets::default();
+    let mut sockets = ListeningSockets::default();
     let (prepared, admin, scrape) = runtime
         .block_on(listen(&sockets, &config, workers, &binds))
         .map_err(|problems| problems.render())?;
-    let (pool, faults) = Pool::start(&daemon)?;
-    let files = Files::measure(limit, workers, &config);
+    let (worker_threads, faults) = WorkerThreads::start(&daemon)?;
+    let files = FileBudget::measure(limit, workers, &config);
     if let Some(warning) = files.limit_connections(&config, &daemon) {
         tracing::warn!(target: "daemon", "{warning}");
     }
-    sockets.commit(prepared, &pool);
-    let control = Control {
+    sockets.commit(prepared, &worker_threads);
+    let control = ControlThread {
         file: file.to_path_buf(),
         files,
         daemon: Arc::clone(&daemon),
         sinks,
         sockets,
-        pool,
+        workers: worker_threads,
         faults,
-        started: Started {
+        started: StartSettings {
             admin: config.admin.clone(),
             metrics: config.metrics.bind,
         },
@@ -171,11 +171,11 @@ fn serve(
 
 /// Binds everything that the file says.
 async fn listen(
-    sockets: &Sockets,
+    sockets: &ListeningSockets,
     config: &Config,
     workers: usize,
     binds: &BindPlaces,
-) -> Result<(Prepared, AdminListener, Option<TcpListener>), Problems> {
+) -> Result<(PreparedSockets, AdminListener, Option<TcpListener>), Problems> {
     let problem =
         |error: BindError| binds.problem(&error.address, &error.to_string(), error.source.kind());
     let prepared = sockets.prepare(config, workers).map_err(problem)?;

@@ -9,7 +9,7 @@ use std::{
 use serde_json::json;
 
 use super::{
-    control::{Control, Started, bind_admin},
+    control::{ControlThread, StartSettings, bind_admin},
     load, sockets,
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
 
 /// Loads the file again and puts it in service; `None` when a signal asks for the end before it is read.
 pub(super) async fn run(
-    control: &mut Control,
+    control: &mut ControlThread,
     follower: &mut HealthChecker,
 ) -> Option<ReloadOutcome> {
     control.manager.reloading();
@@ -36,7 +36,7 @@ pub(super) async fn run(
 
 /// Reports warnings, and refuses a file with errors.
 fn take_up(
-    control: &mut Control,
+    control: &mut ControlThread,
     follower: &mut HealthChecker,
     loaded: Result<LoadedConfig, Problems>,
 ) -> ReloadOutcome {
@@ -77,7 +77,7 @@ fn refused(problems: &Problems) -> ReloadError {
 
 /// Diff, prepare, commit, follow.
 fn apply(
-    control: &mut Control,
+    control: &mut ControlThread,
     follower: &mut HealthChecker,
     config: Config,
     binds: &BindPlaces,
@@ -111,14 +111,14 @@ fn apply(
     next.restore();
     daemon.snapshot.store(Arc::clone(&next));
 
-    control.sockets.commit(prepared, &control.pool);
+    control.sockets.commit(prepared, &control.workers);
     follower.apply(&next.pools);
     old.retire(&next);
     log::set_level(config.log.level);
     Ok(changes.iter().map(ToString::to_string).collect())
 }
 
-fn cannot_listen(started: &Started, binds: &BindPlaces, error: &BindError) -> ReloadError {
+fn cannot_listen(started: &StartSettings, binds: &BindPlaces, error: &BindError) -> ReloadError {
     let BindError { address, source } = error;
     let is_ours = |held: &BindAddress| {
         source.kind() == ErrorKind::AddrInUse && sockets::overlap(held, address)
@@ -139,7 +139,7 @@ fn cannot_listen(started: &Started, binds: &BindPlaces, error: &BindError) -> Re
 /// `admin.bind` and `metrics.bind` are taken up at the next start: a change that would make it fail is refused now. Addresses
 /// that this process holds itself are not tried.
 fn try_next_start(
-    control: &Control,
+    control: &ControlThread,
     config: &Config,
     binds: &BindPlaces,
 ) -> Result<(), ReloadError> {
@@ -174,7 +174,7 @@ fn failed(message: &str) -> ReloadError {
 }
 
 /// The log, the metrics and systemd.
-fn tell(control: &Control, outcome: &ReloadOutcome) {
+fn tell(control: &ControlThread, outcome: &ReloadOutcome) {
     let unix = clock::unix_now();
     let mut status = control
         .daemon

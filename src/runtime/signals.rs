@@ -22,16 +22,16 @@ use tokio::sync::mpsc;
 use crate::net::sys;
 
 /// Every signal that the daemon answers.
-const HANDLED: [libc::c_int; 6] = [SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2];
+const HANDLED_SIGNALS: [libc::c_int; 6] = [SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2];
 
 /// Keeps the daemon's signals pending until it receives them. The first statement of `main`: threads inherit it.
 pub fn hold() {
-    sys::block_signals(&HANDLED);
+    sys::block_signals(&HANDLED_SIGNALS);
 }
 
 /// Restores the system's own handling, for commands that do not become the daemon.
 pub fn release() {
-    sys::unblock_signals(&HANDLED);
+    sys::unblock_signals(&HANDLED_SIGNALS);
 }
 
 /// What a signal asks for.
@@ -74,7 +74,7 @@ pub(super) struct Signals {
 impl Signals {
     /// Takes the signals over from the system's own handling.
     pub(super) fn new() -> io::Result<Self> {
-        let mut stream = Stream::new(HANDLED)?;
+        let mut stream = Stream::new(HANDLED_SIGNALS)?;
         let handle = stream.handle();
         let (sender, receiver) = mpsc::unbounded_channel();
         let reload_waits = Arc::new(AtomicBool::new(false));
@@ -83,7 +83,7 @@ impl Signals {
             .name("signals".to_owned())
             .spawn(move || {
                 // Of all threads only this one receives them.
-                sys::unblock_signals(&HANDLED);
+                sys::unblock_signals(&HANDLED_SIGNALS);
                 for signal in stream.forever() {
                     let signal = match signal {
                         SIGHUP if waits.swap(true, SeqCst) => continue,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::worker::{Command, Pool};
+use super::worker::{WorkerCommand, WorkerThreads};
 use crate::{
     base::address::BindAddress,
     config::model::{Config, ListenerProtocol, SocketConfig},
@@ -12,38 +12,42 @@ use crate::{
 
 /// What the configuration wants of an address.
 #[derive(Clone, PartialEq)]
-struct Wanted {
+struct SocketSettings {
     options: SocketConfig,
     protocol: ListenerProtocol,
 }
 
-/// Sockets by address, one per worker.
-type Bound = HashMap<BindAddress, (Wanted, Vec<ListeningSocket>)>;
+/// ListeningSockets by address, one per worker.
+type BoundSockets = HashMap<BindAddress, (SocketSettings, Vec<ListeningSocket>)>;
 
 /// Our own descriptors of the sockets that the workers accept on, one per worker.
 #[derive(Default)]
-pub(super) struct Sockets {
-    open: Bound,
+pub(super) struct ListeningSockets {
+    open: BoundSockets,
 }
 
-/// Sockets that are bound for a generation to come; dropping them closes them, and nothing of them stays.
+/// ListeningSockets that are bound for a generation to come; dropping them closes them, and nothing of them stays.
 #[derive(Default)]
-pub(super) struct Prepared {
+pub(super) struct PreparedSockets {
     /// With the workers' own descriptors of the same sockets.
     new: Vec<(BindAddress, Vec<ListeningSocket>, Vec<ListeningSocket>)>,
-    wanted: HashMap<BindAddress, Wanted>,
+    wanted: HashMap<BindAddress, SocketSettings>,
 }
 
-impl Drop for Prepared {
+impl Drop for PreparedSockets {
     fn drop(&mut self) {
         self.new.iter().for_each(|(bind, ..)| remove_file(bind));
     }
 }
 
-impl Sockets {
+impl ListeningSockets {
     /// Binds the addresses of `config` that are not bound yet.
-    pub(super) fn prepare(&self, config: &Config, workers: usize) -> Result<Prepared, BindError> {
-        let mut prepared = Prepared::default();
+    pub(super) fn prepare(
+        &self,
+        config: &Config,
+        workers: usize,
+    ) -> Result<PreparedSockets, BindError> {
+        let mut prepared = PreparedSockets::default();
         let binds = config.listeners.iter().flat_map(|listener| &listener.binds);
         for bind in binds.filter(|bind| !self.open.contains_key(*bind)) {
             // Before the first is bound: afterwards our own would be in the way of `:80` beside `127.0.0.1:80`.
@@ -53,7 +57,7 @@ impl Sockets {
         }
         for listener in &config.listeners {
             for bind in &listener.binds {
-                let wanted = Wanted {
+                let wanted = SocketSettings {
                     options: listener.socket.clone(),
                     protocol: listener.protocol,
                 };
@@ -93,27 +97,27 @@ impl Sockets {
     }
 
     /// Hands new sockets to the workers, changes options, and gives up the addresses that are not wanted any more.
-    pub(super) fn commit(&mut self, mut prepared: Prepared, pool: &Pool) {
+    pub(super) fn commit(&mut self, mut prepared: PreparedSockets, workers: &WorkerThreads) {
         let mut wanted = std::mem::take(&mut prepared.wanted);
         for (bind, sockets, copies) in prepared.new.drain(..) {
             let mut copies = copies.into_iter();
-            pool.tell(|_| Some(Command::Listen(bind.clone(), copies.next()?)));
+            workers.broadcast(|_| Some(WorkerCommand::Listen(bind.clone(), copies.next()?)));
             if let Some(new) = wanted.get(&bind) {
                 self.open.insert(bind, (new.clone(), sockets));
             }
         }
-        let (kept, left): (Bound, Bound) = std::mem::take(&mut self.open)
+        let (kept, left): (BoundSockets, BoundSockets) = std::mem::take(&mut self.open)
             .into_iter()
             .partition(|(bind, _)| wanted.contains_key(bind));
         self.open = kept;
-        close(&left, pool);
+        close(&left, workers);
         drop(left);
         for (bind, (now, sockets)) in &mut self.open {
             let Some(new) = wanted.remove(bind).filter(|new| new != now) else {
                 continue;
             };
             if new.protocol != now.protocol {
-                pool.tell(|_| Some(Command::CloseIdle(bind.clone())));
+                workers.broadcast(|_| Some(WorkerCommand::CloseIdle(bind.clone())));
             }
             *now = new;
             for socket in sockets {
@@ -125,9 +129,9 @@ impl Sockets {
     }
 
     /// Gives up everything, at the drain.
-    pub(super) fn close_all(&mut self, pool: &Pool) {
+    pub(super) fn close_all(&mut self, workers: &WorkerThreads) {
         let all = std::mem::take(&mut self.open);
-        close(&all, pool);
+        close(&all, workers);
     }
 }
 
@@ -146,9 +150,9 @@ pub(super) fn overlap(one: &BindAddress, other: &BindAddress) -> bool {
 }
 
 /// Tells the workers to leave `sockets`, and removes the files of unix sockets.
-fn close(sockets: &Bound, pool: &Pool) {
+fn close(sockets: &BoundSockets, workers: &WorkerThreads) {
     for bind in sockets.keys() {
-        pool.tell(|_| Some(Command::Unlisten(bind.clone())));
+        workers.broadcast(|_| Some(WorkerCommand::Unlisten(bind.clone())));
         remove_file(bind);
     }
 }

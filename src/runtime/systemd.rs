@@ -30,7 +30,7 @@ use tokio::{
 use crate::snapshot::Daemon;
 
 /// How often unsent messages are sent again.
-const RETRY: Duration = Duration::from_millis(50);
+const RESEND_INTERVAL: Duration = Duration::from_millis(50);
 /// Most unsent messages; the oldest are dropped.
 const MAX_UNSENT: usize = 32;
 
@@ -159,7 +159,7 @@ pub(super) async fn watch(manager: Rc<ServiceManager>, daemon: Arc<Daemon>) {
     tokio::join!(ping(&manager, &daemon), async {
         loop {
             manager.wake.notified().await;
-            sleep(RETRY).await;
+            sleep(RESEND_INTERVAL).await;
             manager.flush();
         }
     });

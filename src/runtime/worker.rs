@@ -33,10 +33,10 @@ use crate::{
 };
 
 /// How often a worker shows that it lives and closes what is over its time.
-const TICK: Duration = Duration::from_millis(250);
+const TICK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What the control thread tells a worker.
-pub(super) enum Command {
+pub(super) enum WorkerCommand {
     /// Accept on a socket.
     Listen(BindAddress, ListeningSocket),
     /// Stop accepting on an address, and close its idle connections.
@@ -51,22 +51,22 @@ pub(super) enum Command {
 
 /// One worker thread.
 pub(super) struct WorkerHandle {
-    commands: mpsc::UnboundedSender<Command>,
+    commands: mpsc::UnboundedSender<WorkerCommand>,
     thread: JoinHandle<()>,
 }
 
 /// All worker threads.
-pub(super) struct Pool(Vec<WorkerHandle>);
+pub(super) struct WorkerThreads(Vec<WorkerHandle>);
 
 /// What workers tell the control thread: why one of them cannot go on.
-pub(super) type Faults = mpsc::UnboundedReceiver<String>;
+pub(super) type WorkerFaults = mpsc::UnboundedReceiver<String>;
 
-impl Pool {
+impl WorkerThreads {
     /// Starts one worker for each [`Daemon::workers`], and returns when all of them run.
     ///
     /// # Errors
     /// Names the worker that cannot start.
-    pub(super) fn start(daemon: &Arc<Daemon>) -> Result<(Self, Faults), String> {
+    pub(super) fn start(daemon: &Arc<Daemon>) -> Result<(Self, WorkerFaults), String> {
         let (fault, faults) = mpsc::unbounded_channel();
         let (report, reports) = std::sync::mpsc::channel();
         let mut workers = Vec::with_capacity(daemon.workers.len());
@@ -97,7 +97,7 @@ impl Pool {
     }
 
     /// Tells every worker something of its own.
-    pub(super) fn tell(&self, mut command: impl FnMut(usize) -> Option<Command>) {
+    pub(super) fn broadcast(&self, mut command: impl FnMut(usize) -> Option<WorkerCommand>) {
         for (index, worker) in self.0.iter().enumerate() {
             if let Some(command) = command(index) {
                 // A worker that is gone has left its connections already; the watchdog sees it.
@@ -139,7 +139,7 @@ impl Drop for FaultSender {
 fn main(
     index: usize,
     daemon: Arc<Daemon>,
-    commands: mpsc::UnboundedReceiver<Command>,
+    commands: mpsc::UnboundedReceiver<WorkerCommand>,
     report: std::sync::mpsc::Sender<Result<(), String>>,
     faults: &FaultSender,
 ) {
@@ -161,24 +161,24 @@ fn main(
 async fn serve(
     index: usize,
     daemon: Arc<Daemon>,
-    mut commands: mpsc::UnboundedReceiver<Command>,
+    mut commands: mpsc::UnboundedReceiver<WorkerCommand>,
     faults: &FaultSender,
 ) {
     let (cut, cut_seen) = watch::channel(false);
     let worker = Rc::new(Worker::new(daemon, cut_seen));
     let mut listening: HashMap<BindAddress, watch::Sender<bool>> = HashMap::new();
-    let mut tick = interval(TICK);
+    let mut tick = interval(TICK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let command = select! {
             command = commands.recv() => command,
             _ = tick.tick() => {
-                beat(index, &worker);
+                heartbeat(index, &worker);
                 continue;
             }
         };
         match command {
-            Some(Command::Listen(bind, socket)) => match Acceptor::new(socket) {
+            Some(WorkerCommand::Listen(bind, socket)) => match Acceptor::new(socket) {
                 Ok(acceptor) => {
                     let (stop, stopped) = watch::channel(false);
                     let address = Rc::new(bind.clone());
@@ -192,18 +192,18 @@ async fn serve(
                 }
                 Err(error) => faults.send(&format!("cannot accept on {bind}: {error}")),
             },
-            Some(Command::Unlisten(bind)) => {
+            Some(WorkerCommand::Unlisten(bind)) => {
                 listening.remove(&bind).iter().for_each(stop);
                 worker.connections.drain_bind(&bind);
             }
-            Some(Command::CloseIdle(bind)) => worker.connections.drain_bind(&bind),
-            Some(Command::Drain) => {
+            Some(WorkerCommand::CloseIdle(bind)) => worker.connections.drain_bind(&bind),
+            Some(WorkerCommand::Drain) => {
                 listening.values().for_each(stop);
                 // The accept loops take what is queued before idle connections are told to close.
                 yield_now().await;
                 worker.connections.drain();
             }
-            Some(Command::Stop) | None => break,
+            Some(WorkerCommand::Stop) | None => break,
         }
     }
     // Sessions end and record themselves; exchanges are dropped with the runtime and record that.
@@ -212,14 +212,14 @@ async fn serve(
         yield_now().await;
     }
     worker.idle.borrow_mut().clear();
-    worker.links.borrow_mut().clear();
+    worker.h2_connections.borrow_mut().clear();
 }
 
 fn stop(sender: &watch::Sender<bool>) {
     sender.send_replace(true);
 }
 
-fn beat(index: usize, worker: &Worker) {
+fn heartbeat(index: usize, worker: &Worker) {
     worker.tick();
     if let Some(status) = worker.daemon.workers.get(index) {
         status.heartbeat.fetch_add(1, Relaxed);

@@ -1,6 +1,6 @@
 //! The backend connection of one attempt: an idle one, a new one, or a stream on a shared HTTP/2 connection.
 //!
-//! Does not know what is sent on it (`attempt.rs`). Shared connections are handed out by `proxy/links.rs`.
+//! Does not know what is sent on it (`attempt.rs`). Shared connections are handed out by `proxy/h2_connections.rs`.
 
 use std::time::Instant;
 
@@ -16,8 +16,8 @@ use crate::{
     base::clock,
     net::{connect::count_failed, tls},
     proxy::{
+        h2_connections::{self, StreamRequest},
         idle::BackendConnection,
-        links::{self, Want},
     },
     reason::Reason,
 };
@@ -92,16 +92,16 @@ async fn share(
     attempt: Attempt<'_>,
     started: Instant,
 ) -> Result<BackendConnection, Unconnected> {
-    let want = Want {
+    let want = StreamRequest {
         pool: attempt.pool,
         lease: attempt.lease,
-        introduction: attempt.introduction,
+        proxy_header: attempt.introduction,
         deadline: connect_deadline(attempt.rules, started),
-        patience: (attempt.rules.timeouts.connect).max(attempt.pool.config.timeouts.connect),
+        connect_timeout: (attempt.rules.timeouts.connect).max(attempt.pool.config.timeouts.connect),
     };
     let found = select! {
         biased;
-        found = links::stream(exchange.place.worker, want) => found,
+        found = h2_connections::acquire_stream(exchange.place.worker, want) => found,
         () = exchange.client.stream.disconnected() => {
             return Err(Unconnected::Client(Reason::ClientDisconnected));
         }

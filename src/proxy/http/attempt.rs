@@ -33,7 +33,7 @@ use crate::{
         stream::Stream,
     },
     pool::{BackendLease, BackendState, Pool},
-    proxy::{idle::BackendConnection, timer::Passed},
+    proxy::{idle::BackendConnection, timer::PassedDeadline},
     reason::Reason,
 };
 
@@ -364,7 +364,7 @@ impl Wire<'_, '_> {
         };
         let unacked = || [self.backend.stream.unacked(), None];
         let passed = ready!(timer.poll_idle(cx, &mut self.activity, idle, end, unacked));
-        Poll::Ready(Err(if for_backend || passed == Passed::End {
+        Poll::Ready(Err(if for_backend || passed == PassedDeadline::End {
             late(passed)
         } else {
             Trouble::Client(Reason::RequestTimeout)
@@ -536,10 +536,10 @@ pub(super) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<In
 }
 
 /// The deadline of the whole exchange blames no backend; the other one is the backend's.
-fn late(passed: Passed) -> Trouble {
+fn late(passed: PassedDeadline) -> Trouble {
     match passed {
-        Passed::End => Trouble::Client(Reason::TotalTimeout),
-        Passed::Idle => Trouble::Backend(
+        PassedDeadline::End => Trouble::Client(Reason::TotalTimeout),
+        PassedDeadline::Idle => Trouble::Backend(
             Reason::ConnectionReadTimeout,
             "no response head in time".to_owned(),
         ),

@@ -252,7 +252,7 @@ impl<'a> Exchange<'a> {
 
     /// We want no further request on this connection, whatever the client wishes.
     pub(super) fn must_close(&self) -> bool {
-        self.too_many || self.client.entry.control.should_close()
+        self.too_many || self.client.entry.close_signal.should_close()
     }
 
     /// Finds whom the request comes from, and gives it its id, one that is refused as well.

@@ -28,7 +28,7 @@ use crate::{
         proxy_protocol::ProxyHeader,
         stream::Stream,
     },
-    proxy::{connections::Entry, timer::Timer, worker::Worker},
+    proxy::{connections::ConnectionHandle, timer::Timer, worker::Worker},
 };
 
 /// How long a client that has streams may take to see our GOAWAY before nothing more of it is taken: a round trip.
@@ -93,7 +93,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: Client, read: Vec<u8>)
 struct Driver<'a> {
     worker: &'a Rc<Worker>,
     connection: Rc<Connection>,
-    entry: Entry,
+    entry: ConnectionHandle,
     bind: Rc<BindAddress>,
     peer: Option<IpAddr>,
     introduced: Option<Box<ProxyHeader>>,
@@ -144,7 +144,7 @@ impl Driver<'_> {
             self.entry.wait(cx)
         } else {
             self.entry.busy();
-            self.entry.control.listen(cx)
+            self.entry.close_signal.listen(cx)
         };
         // What has failed ends as soon as the client has taken what is written.
         self.closing |= self.connection.fate().is_some();
@@ -196,7 +196,7 @@ impl Driver<'_> {
     fn begin(&mut self, asked: Asked) {
         self.first = None;
         let incoming = Incoming::new(Rc::clone(&self.connection), asked);
-        let (bind, entry) = (Rc::clone(&self.bind), self.entry.part());
+        let (bind, entry) = (Rc::clone(&self.bind), self.entry.child());
         let mut client = Client::new(Stream::from(incoming), self.peer, bind, entry, None);
         client.introduced.clone_from(&self.introduced);
         drop(spawn_local(one(Rc::clone(self.worker), client)));

@@ -47,7 +47,7 @@ use std::{
 
 use tokio::task::yield_now;
 
-use super::{connections::Entry, timer::Timer, worker::Worker};
+use super::{connections::ConnectionHandle, timer::Timer, worker::Worker};
 use crate::{
     base::{address::BindAddress, clock},
     http1::{request, response},
@@ -148,7 +148,7 @@ pub struct Client {
     /// Where it was accepted.
     pub bind: Rc<BindAddress>,
     /// Its place among the worker's connections.
-    pub entry: Entry,
+    pub entry: ConnectionHandle,
     /// What its PROXY header said, where the listener asks for one.
     pub introduced: Option<Box<ProxyHeader>>,
     timer: Timer,
@@ -183,7 +183,7 @@ impl Client {
         stream: Stream,
         peer: Option<IpAddr>,
         bind: Rc<BindAddress>,
-        entry: Entry,
+        entry: ConnectionHandle,
         header: Option<Duration>,
     ) -> Self {
         let now = clock::now();
@@ -343,7 +343,7 @@ async fn linger(lingering: &Cell<usize>, mut client: Client, limits: Linger) {
                 return Poll::Ready(());
             }
         }
-        let limits = if client.entry.control.listen(cx) {
+        let limits = if client.entry.close_signal.listen(cx) {
             LINGER_AFTER_GOAWAY
         } else {
             limits
@@ -416,13 +416,13 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
-    use crate::{net::fixture, proxy::connections::Connections};
+    use crate::{net::fixture, proxy::connections::ClientConnections};
 
     #[tokio::test]
     async fn a_connection_told_to_close_answers_what_is_there_once_the_driver_has_seen_it() {
         let (peer, stream) = fixture::pair().await;
         let mut peer = peer.into_std().unwrap();
-        let connections = Rc::new(Connections::default());
+        let connections = Rc::new(ClientConnections::default());
         connections.drain();
         let bind = Rc::new("127.0.0.1:80".parse().unwrap());
         let entry = connections.enter(Rc::clone(&bind));
@@ -444,7 +444,7 @@ mod tests {
     async fn lingers(pauses: impl Iterator<Item = Duration>, limits: Linger) -> Duration {
         let (mut peer, stream) = fixture::pair().await;
         let bind = Rc::new("127.0.0.1:80".parse().unwrap());
-        let entry = Rc::new(Connections::default()).enter(Rc::clone(&bind));
+        let entry = Rc::new(ClientConnections::default()).enter(Rc::clone(&bind));
         let client = Client::new(stream, None, bind, entry, None);
         let (lingering, began) = (Cell::new(0), clock::now());
         let sends = async {

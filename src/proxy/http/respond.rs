@@ -39,7 +39,7 @@ use crate::{
     proxy::{
         idle::BackendConnection,
         relay_stop::RelayStop,
-        timer::{Passed, Timer},
+        timer::{PassedDeadline, Timer},
     },
     reason::Reason,
     telemetry::metrics::class_index,
@@ -365,8 +365,8 @@ impl Relay<'_, '_> {
         let idle = self.rules.timeouts.idle;
         let passed = timer.poll_idle(cx, &mut self.activity, idle, self.rules.end, unacked);
         passed.map(|passed| match passed {
-            Passed::End => Reason::TotalTimeout,
-            Passed::Idle => self.stalled(),
+            PassedDeadline::End => Reason::TotalTimeout,
+            PassedDeadline::Idle => self.stalled(),
         })
     }
 

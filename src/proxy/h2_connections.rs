@@ -27,18 +27,18 @@ use crate::{
 
 /// What an exchange needs a stream for.
 #[derive(Clone, Copy)]
-pub(super) struct Want<'a> {
+pub(super) struct StreamRequest<'a> {
     pub pool: &'a Arc<Pool>,
     pub lease: &'a BackendLease,
     /// The PROXY header that the connection must have begun with; `None`: it must not have had one.
-    pub introduction: Option<&'a [u8]>,
+    pub proxy_header: Option<&'a [u8]>,
     /// By when there must be one.
     pub deadline: Instant,
     /// How long a connection may take to be made; others may wait for it longer than this exchange can.
-    pub patience: Duration,
+    pub connect_timeout: Duration,
 }
 
-impl Want<'_> {
+impl StreamRequest<'_> {
     /// How many exchanges a connection is good for.
     fn uses(&self) -> usize {
         let rules = &self.pool.config.keepalive;
@@ -51,23 +51,23 @@ impl Want<'_> {
 }
 
 /// A stream, and whether its connection has carried others before.
-pub(super) type Found = (Outgoing, bool);
+pub(super) type StreamLease = (Outgoing, bool);
 
 /// Why a connection could not be made, told to everybody who waited for it.
 #[derive(Debug, Clone)]
-pub(super) struct Unmade {
+pub(super) struct H2ConnectError {
     pub reason: Reason,
     pub detail: Rc<str>,
 }
 
-impl Unmade {
+impl H2ConnectError {
     fn new(reason: Reason, detail: &str) -> Self {
         let detail = detail.into();
         Self { reason, detail }
     }
 }
 
-impl From<ConnectError> for Unmade {
+impl From<ConnectError> for H2ConnectError {
     fn from(error: ConnectError) -> Self {
         Self::new(error.reason, &error.to_string())
     }
@@ -75,29 +75,29 @@ impl From<ConnectError> for Unmade {
 
 /// What a connection was made with: nobody gets a stream on one that he would have made otherwise.
 #[derive(Debug, PartialEq)]
-struct Made {
+struct ConnectionKey {
     transport_epoch: u64,
-    introduction: Option<Box<[u8]>>,
+    proxy_header: Option<Box<[u8]>>,
 }
 
-impl Made {
-    fn of(want: Want<'_>) -> Self {
+impl ConnectionKey {
+    fn of(request: StreamRequest<'_>) -> Self {
         Self {
-            transport_epoch: want.pool.transport_epoch,
-            introduction: want.introduction.map(Box::from),
+            transport_epoch: request.pool.transport_epoch,
+            proxy_header: request.proxy_header.map(Box::from),
         }
     }
 
-    fn fits(&self, want: Want<'_>) -> bool {
-        self.transport_epoch == want.pool.transport_epoch
-            && self.introduction.as_deref() == want.introduction
+    fn fits(&self, request: StreamRequest<'_>) -> bool {
+        self.transport_epoch == request.pool.transport_epoch
+            && self.proxy_header.as_deref() == request.proxy_header
     }
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedConnection {
     link: Rc<Link>,
-    made: Made,
+    key: ConnectionKey,
     /// Of a backend given by name.
     peer: Option<SocketAddr>,
     idle_timeout: Duration,
@@ -105,60 +105,70 @@ struct Shared {
 
 /// A connection that is being made.
 #[derive(Debug)]
-struct Making {
+struct PendingConnect {
     id: u64,
-    made: Made,
+    key: ConnectionKey,
     waiting: usize,
-    outcome: watch::Receiver<Option<Result<(), Unmade>>>,
+    outcome: watch::Receiver<Option<Result<(), H2ConnectError>>>,
 }
 
 #[derive(Debug)]
-struct Line {
+struct BackendEntry {
     state: Arc<BackendState>,
-    shared: Vec<Shared>,
-    making: Vec<Making>,
+    shared: Vec<SharedConnection>,
+    pending: Vec<PendingConnect>,
     /// Streams at a time that the backend allowed on the last connection; `usize::MAX` before there was one.
     allowed: usize,
     /// The same, as its refusals have shown.
     limit: Rc<StreamLimit>,
 }
 
-impl Line {
+impl BackendEntry {
     /// Exchanges at a time on one connection: the least of what the configuration, the backend and its refusals say.
-    fn streams(&self, want: Want<'_>, now: Instant) -> usize {
-        let configured = want.pool.config.streams_per_connection;
+    fn streams(&self, request: StreamRequest<'_>, now: Instant) -> usize {
+        let configured = request.pool.config.streams_per_connection;
         configured.min(self.limit.current(now))
     }
 }
 
 /// The connections of one worker, by backend.
 #[derive(Debug, Default)]
-pub struct Links {
-    lines: HashMap<usize, Line, NumberBuild>,
+pub struct H2Connections {
+    backends: HashMap<usize, BackendEntry, NumberBuild>,
     ids: u64,
 }
 
 /// A stream for an exchange: on a connection that is there, or on one that is made for it and others.
-pub(super) async fn stream(worker: &Rc<Worker>, want: Want<'_>) -> Result<Found, Unmade> {
+pub(super) async fn acquire_stream(
+    worker: &Rc<Worker>,
+    request: StreamRequest<'_>,
+) -> Result<StreamLease, H2ConnectError> {
     loop {
-        let found = worker.links.borrow_mut().take(want, clock::now());
+        let found = worker
+            .h2_connections
+            .borrow_mut()
+            .take(request, clock::now());
         if let Some(found) = found {
             return Ok(found);
         }
         // Others may have been faster, and there may be no room again.
-        if clock::now() >= want.deadline {
-            return Err(Unmade::new(Reason::ConnectionTimeout, "no stream in time"));
+        if clock::now() >= request.deadline {
+            return Err(H2ConnectError::new(
+                Reason::ConnectionTimeout,
+                "no stream in time",
+            ));
         }
-        let mut outcome = join(worker, want);
-        let told = match timeout_at(want.deadline.into(), outcome.wait_for(Option::is_some)).await {
-            Ok(Ok(told)) => told.clone(),
-            // Whoever made it is no more: the worker is ending.
-            Ok(Err(_)) => Some(Err(Unmade::new(
-                Reason::ConnectionTerminated,
-                "shutting down",
-            ))),
-            Err(_) => None,
-        };
+        let mut outcome = join_pending(worker, request);
+        let told =
+            match timeout_at(request.deadline.into(), outcome.wait_for(Option::is_some)).await {
+                Ok(Ok(told)) => told.clone(),
+                // Whoever made it is no more: the worker is ending.
+                Ok(Err(_)) => Some(Err(H2ConnectError::new(
+                    Reason::ConnectionTerminated,
+                    "shutting down",
+                ))),
+                Err(_) => None,
+            };
         if let Some(Err(unmade)) = told {
             return Err(unmade);
         }
@@ -166,38 +176,47 @@ pub(super) async fn stream(worker: &Rc<Worker>, want: Want<'_>) -> Result<Found,
 }
 
 /// Waits with others for a connection that is being made, or has one made.
-fn join(worker: &Rc<Worker>, want: Want<'_>) -> watch::Receiver<Option<Result<(), Unmade>>> {
-    let links = &mut *worker.links.borrow_mut();
-    let line = links.line(&want.lease.state);
-    let streams = line.streams(want, clock::now()).min(line.allowed);
-    let room = streams.min(want.uses());
-    let mut making = line.making.iter_mut();
-    if let Some(making) = making.find(|one| one.waiting < room && one.made.fits(want)) {
-        making.waiting += 1;
-        return making.outcome.clone();
+fn join_pending(
+    worker: &Rc<Worker>,
+    request: StreamRequest<'_>,
+) -> watch::Receiver<Option<Result<(), H2ConnectError>>> {
+    let links = &mut *worker.h2_connections.borrow_mut();
+    let entry = links.entry(&request.lease.state);
+    let streams = entry.streams(request, clock::now()).min(entry.allowed);
+    let room = streams.min(request.uses());
+    let mut pending = entry.pending.iter_mut();
+    if let Some(pending) = pending.find(|one| one.waiting < room && one.key.fits(request)) {
+        pending.waiting += 1;
+        return pending.outcome.clone();
     }
     links.ids += 1;
     let id = links.ids;
     let (tell, outcome) = watch::channel(None);
-    links.line(&want.lease.state).making.push(Making {
-        id,
-        made: Made::of(want),
-        waiting: 1,
-        outcome: outcome.clone(),
-    });
-    let task = make(
+    links
+        .entry(&request.lease.state)
+        .pending
+        .push(PendingConnect {
+            id,
+            key: ConnectionKey::of(request),
+            waiting: 1,
+            outcome: outcome.clone(),
+        });
+    let task = connect(
         Rc::clone(worker),
-        Arc::clone(want.pool),
-        Arc::clone(&want.lease.state),
-        Made::of(want),
-        clock::now() + want.patience,
+        Arc::clone(request.pool),
+        Arc::clone(&request.lease.state),
+        ConnectionKey::of(request),
+        clock::now() + request.connect_timeout,
     );
     let worker = Rc::clone(worker);
-    let state = Arc::clone(&want.lease.state);
+    let state = Arc::clone(&request.lease.state);
     drop(spawn_local(async move {
         let outcome = Box::pin(task).await;
-        let links = &mut *worker.links.borrow_mut();
-        links.line(&state).making.retain(|making| making.id != id);
+        let links = &mut *worker.h2_connections.borrow_mut();
+        links
+            .entry(&state)
+            .pending
+            .retain(|pending| pending.id != id);
         // Nobody may be waiting any more.
         let _ = tell.send(Some(outcome));
     }));
@@ -205,16 +224,16 @@ fn join(worker: &Rc<Worker>, want: Want<'_>) -> watch::Receiver<Option<Result<()
 }
 
 /// Makes a connection and lets others use it.
-async fn make(
+async fn connect(
     worker: Rc<Worker>,
     pool: Arc<Pool>,
     state: Arc<BackendState>,
-    made: Made,
+    key: ConnectionKey,
     deadline: Instant,
-) -> Result<(), Unmade> {
-    let limit = Rc::clone(&worker.links.borrow_mut().line(&state).limit);
-    let header = made.introduction.as_deref();
-    let reached = reach(&pool, &state, header, limit, deadline).await;
+) -> Result<(), H2ConnectError> {
+    let limit = Rc::clone(&worker.h2_connections.borrow_mut().entry(&state).limit);
+    let header = key.proxy_header.as_deref();
+    let reached = open_connection(&pool, &state, header, limit, deadline).await;
     let metrics = state.metrics.mine();
     let (link, peer) = match reached {
         Ok((link, driver, peer)) => {
@@ -227,12 +246,12 @@ async fn make(
         }
     };
     metrics.connections_ok.add(1);
-    let links = &mut *worker.links.borrow_mut();
-    let line = links.line(&state);
-    line.allowed = link.allowed().max(1);
-    line.shared.push(Shared {
+    let links = &mut *worker.h2_connections.borrow_mut();
+    let entry = links.entry(&state);
+    entry.allowed = link.allowed().max(1);
+    entry.shared.push(SharedConnection {
         link,
-        made,
+        key,
         peer,
         idle_timeout: pool.config.keepalive.idle_timeout,
     });
@@ -240,10 +259,10 @@ async fn make(
 }
 
 /// A connection with its driver, and for a backend given by name the address it goes to.
-async fn reach(
+async fn open_connection(
     pool: &Pool,
     state: &Arc<BackendState>,
-    introduction: Option<&[u8]>,
+    proxy_header: Option<&[u8]>,
     limit: Rc<StreamLimit>,
     deadline: Instant,
 ) -> Result<
@@ -256,35 +275,37 @@ async fn reach(
 > {
     let tls = pool.config.tls.as_ref();
     // The preface follows at once.
-    let stream = tls::connect_backend(state, introduction, tls, true, deadline).await?;
+    let stream = tls::connect_backend(state, proxy_header, tls, true, deadline).await?;
     let peer = state.is_name().then(|| stream.peer_addr()).flatten();
     let streams = pool.config.streams_per_connection;
     let (link, driver) = Link::open(stream, Some(state), streams, limit, deadline).await?;
     Ok((link, driver, peer))
 }
 
-impl Links {
-    fn line(&mut self, state: &Arc<BackendState>) -> &mut Line {
-        self.lines.entry(key(state)).or_insert_with(|| Line {
-            state: Arc::clone(state),
-            shared: Vec::new(),
-            making: Vec::new(),
-            allowed: usize::MAX,
-            limit: Rc::default(),
-        })
+impl H2Connections {
+    fn entry(&mut self, state: &Arc<BackendState>) -> &mut BackendEntry {
+        self.backends
+            .entry(key(state))
+            .or_insert_with(|| BackendEntry {
+                state: Arc::clone(state),
+                shared: Vec::new(),
+                pending: Vec::new(),
+                allowed: usize::MAX,
+                limit: Rc::default(),
+            })
     }
 
     /// A stream on the first connection that has room: later ones become idle, and end.
-    fn take(&mut self, want: Want<'_>, now: Instant) -> Option<Found> {
-        let rules = &want.pool.config.keepalive;
-        let line = self.lines.get_mut(&key(&want.lease.state))?;
-        let streams = line.streams(want, now);
-        for shared in &mut line.shared {
+    fn take(&mut self, request: StreamRequest<'_>, now: Instant) -> Option<StreamLease> {
+        let rules = &request.pool.config.keepalive;
+        let entry = self.backends.get_mut(&key(&request.lease.state))?;
+        let streams = entry.streams(request, now);
+        for shared in &mut entry.shared {
             let link = &shared.link;
-            if !shared.made.fits(want) || is_worn(link, rules.max_age, now) {
+            if !shared.key.fits(request) || is_expired(link, rules.max_age, now) {
                 continue;
             }
-            if !line.state.resolves_to(shared.peer) {
+            if !entry.state.resolves_to(shared.peer) {
                 link.retire();
                 continue;
             }
@@ -305,24 +326,24 @@ impl Links {
     /// Ends what is over its time, was ended by the backend, goes to an address that the backend's name lacks by now, or
     /// belongs to a backend that left or is down; what is in use comes to its end first.
     pub fn sweep(&mut self, now: Instant) {
-        self.lines.retain(|_, line| {
-            let keeps = line.state.keeps_idle();
-            line.shared.retain(|shared| {
+        self.backends.retain(|_, entry| {
+            let keeps = entry.state.keeps_idle();
+            entry.shared.retain(|shared| {
                 let idle = shared.link.idle_since();
                 let is_late = idle.is_some_and(|since| now >= since + shared.idle_timeout);
-                if !keeps || is_late || !line.state.resolves_to(shared.peer) {
+                if !keeps || is_late || !entry.state.resolves_to(shared.peer) {
                     shared.link.retire();
                 }
                 !shared.link.is_retired()
             });
-            let has_learned = !line.state.is_removed() && line.limit.current(now) != usize::MAX;
-            has_learned || !line.shared.is_empty() || !line.making.is_empty()
+            let has_learned = !entry.state.is_removed() && entry.limit.current(now) != usize::MAX;
+            has_learned || !entry.shared.is_empty() || !entry.pending.is_empty()
         });
     }
 
     /// Ends up to `most` that are idle; says how many.
     pub fn shed(&mut self, most: usize) -> usize {
-        let links = self.lines.values().flat_map(|line| &line.shared);
+        let links = self.backends.values().flat_map(|entry| &entry.shared);
         let idle = links.filter(|shared| shared.link.idle_since().is_some());
         let ended = idle.take(most).map(|shared| shared.link.retire()).count();
         self.sweep(clock::now());
@@ -331,20 +352,20 @@ impl Links {
 
     /// Ends everything, at the end of the worker.
     pub fn clear(&mut self) {
-        for (_, line) in self.lines.drain() {
-            line.shared.iter().for_each(|shared| shared.link.retire());
+        for (_, entry) in self.backends.drain() {
+            entry.shared.iter().for_each(|shared| shared.link.retire());
         }
     }
 }
 
 /// Too old for another exchange: another connection spreads them anew. Ends when nothing is on it any more.
-fn is_worn(link: &Link, max_age: Option<Duration>, now: Instant) -> bool {
+fn is_expired(link: &Link, max_age: Option<Duration>, now: Instant) -> bool {
     let age = now.saturating_duration_since(link.born());
-    let is_worn = max_age.is_some_and(|limit| age >= limit);
-    if is_worn {
+    let is_expired = max_age.is_some_and(|limit| age >= limit);
+    if is_expired {
         link.retire();
     }
-    is_worn
+    is_expired
 }
 
 #[cfg(test)]
@@ -381,35 +402,35 @@ mod tests {
                 answer(own);
                 let deadline = clock::now() + Duration::from_secs(10);
                 let (link, driver, peer) =
-                    reach(&pool, &lease.state, None, Rc::default(), deadline)
+                    open_connection(&pool, &lease.state, None, Rc::default(), deadline)
                         .await
                         .unwrap();
                 drop(spawn_local(driver));
                 assert_eq!(peer, Some(own));
-                let want = Want {
+                let request = StreamRequest {
                     pool: &pool,
                     lease: &lease,
-                    introduction: None,
+                    proxy_header: None,
                     deadline,
-                    patience: Duration::from_secs(10),
+                    connect_timeout: Duration::from_secs(10),
                 };
-                let mut links = Links::default();
-                links.line(&lease.state).shared.push(Shared {
+                let mut links = H2Connections::default();
+                links.entry(&lease.state).shared.push(SharedConnection {
                     link: Rc::clone(&link),
-                    made: Made::of(want),
+                    key: ConnectionKey::of(request),
                     peer,
                     idle_timeout: Duration::from_secs(10),
                 });
-                let first = links.take(want, clock::now()).unwrap();
+                let first = links.take(request, clock::now()).unwrap();
                 answer(SocketAddr::from(([127, 0, 0, 1], 1)));
-                assert!(links.take(want, clock::now()).is_none());
+                assert!(links.take(request, clock::now()).is_none());
                 assert!(
                     link.is_retired() && !link.is_over(),
                     "what is on it goes on"
                 );
                 drop(first);
                 links.sweep(clock::now());
-                assert!(links.lines.is_empty());
+                assert!(links.backends.is_empty());
             })
             .await;
     }

@@ -17,12 +17,12 @@ use crate::{
 };
 
 /// Time for the header where the listener has no time for heads of requests: it is sent with the first bytes, if at all.
-pub(super) const TIME: Duration = Duration::from_secs(10);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Takes the header off a connection that was just accepted: afterwards the first byte of the client's own is the next to
 /// be read. `Err(None)` if the connection ended without a byte, as when somebody only looks whether we accept; any other
 /// reason is a refusal. `stop` is the end of all connections.
-pub(super) async fn take(
+pub(super) async fn read_proxy_header(
     stream: &Stream,
     version: Option<ProxyVersion>,
     deadline: Instant,
@@ -66,17 +66,17 @@ mod tests {
             let (mut peer, stream) = pair().await;
             peer.write_all(begun.as_bytes()).await.unwrap();
             let began = clock::now();
-            let taken = take(&stream, None, began + TIME, pending()).await;
+            let taken = read_proxy_header(&stream, None, began + READ_TIMEOUT, pending()).await;
             assert_eq!(taken, Err(Some(Reason::RequestTimeout)), "{begun:?}");
             let took = clock::now().saturating_duration_since(began);
-            assert!(took >= TIME && took < TIME * 2, "{took:?}");
+            assert!(took >= READ_TIMEOUT && took < READ_TIMEOUT * 2, "{took:?}");
         }
     }
 
     #[tokio::test]
     async fn the_end_of_all_connections_ends_the_wait() {
         let (_peer, stream) = pair().await;
-        let taken = take(&stream, None, clock::now() + TIME, ready(())).await;
+        let taken = read_proxy_header(&stream, None, clock::now() + READ_TIMEOUT, ready(())).await;
         assert_eq!(taken, Err(Some(Reason::DrainTimeout)));
     }
 
@@ -84,7 +84,7 @@ mod tests {
     async fn a_look_whether_we_accept_is_no_refusal() {
         let (peer, stream) = pair().await;
         drop(peer);
-        let taken = take(&stream, None, clock::now() + TIME, pending()).await;
+        let taken = read_proxy_header(&stream, None, clock::now() + READ_TIMEOUT, pending()).await;
         assert_eq!(taken, Err(None));
     }
 }
