@@ -3,12 +3,12 @@
 use std::hint::black_box;
 
 use balancer::http1::{
-    body::{Decoder, Step},
+    body::{BodyDecoder, BodyStep},
     encode, request, response,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-const LIMITS: request::Limits = request::Limits {
+const LIMITS: request::HeadLimits = request::HeadLimits {
     fields: 100,
     bytes: 32 << 10,
 };
@@ -35,9 +35,9 @@ const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT
 fn requests(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("request_head");
     for (name, text) in [("small", SMALL), ("browser", BROWSER)] {
-        let mut head = request::Head {
+        let mut head = request::RequestHead {
             bytes: text.as_bytes().to_vec(),
-            ..request::Head::default()
+            ..request::RequestHead::default()
         };
         group.bench_function(BenchmarkId::new("parse", name), |bencher| {
             bencher.iter(|| black_box(&mut head).parse(LIMITS));
@@ -60,7 +60,7 @@ fn requests(criterion: &mut Criterion) {
 
 fn responses(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("response_head");
-    let mut head = response::Head::default();
+    let mut head = response::ResponseHead::default();
     group.bench_function("parse", |bencher| {
         bencher.iter(|| head.parse(black_box(RESPONSE), b"GET"));
     });
@@ -82,15 +82,15 @@ fn responses(criterion: &mut Criterion) {
 
 /// Bytes of data in `body`.
 fn decode(mut body: &[u8]) -> usize {
-    let (mut decoder, mut total) = (Decoder::chunked(response::LIMITS), 0);
+    let (mut decoder, mut total) = (BodyDecoder::chunked(response::RESPONSE_LIMITS), 0);
     loop {
         let used = match decoder.step(body) {
-            Ok(Step::Data(count)) => {
+            Ok(BodyStep::Data(count)) => {
                 total += count;
                 count
             }
-            Ok(Step::Skip(count)) => count,
-            Ok(Step::More | Step::End) | Err(_) => return total,
+            Ok(BodyStep::Skip(count)) => count,
+            Ok(BodyStep::More | BodyStep::End) | Err(_) => return total,
         };
         body = body.get(used..).unwrap_or_default();
     }

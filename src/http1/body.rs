@@ -1,13 +1,13 @@
 //! Finds the body in a stream of bytes: by length, chunked (RFC 9112 section 7.1), or until the end of the connection.
 //!
-//! A [`Decoder`] looks at the bytes at the front of a buffer and says what they are; the caller consumes them. It keeps
+//! A [`BodyDecoder`] looks at the bytes at the front of a buffer and says what they are; the caller consumes them. It keeps
 //! its place inside a line, so that any split of the input gives the same result.
 
 use self::BodyError::{ChunkTooLong, Malformed};
 use super::{
-    fields::Known,
+    fields::KnownField,
     has_only_crlf,
-    request::{Limits, MAX_FIELDS},
+    request::{HeadLimits, MAX_FIELDS},
 };
 
 /// Most bytes of chunk extensions in one chunk: nobody uses them but attackers.
@@ -17,7 +17,7 @@ const MAX_EXTENSIONS: usize = 16 << 10;
 
 /// What the bytes at the front of the buffer are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum BodyStep {
     /// So many bytes of the body.
     Data(usize),
     /// So many bytes of framing, to be dropped.
@@ -51,20 +51,20 @@ impl BodyError {
 
 /// Decodes one body.
 #[derive(Debug)]
-pub enum Decoder {
+pub enum BodyDecoder {
     /// So many bytes are left.
     Length(u64),
     /// Chunked.
-    Chunked(Chunked),
+    Chunked(ChunkedDecoder),
     /// All bytes until the end of the connection.
     UntilClose,
 }
 
-impl Decoder {
+impl BodyDecoder {
     /// A decoder for a chunked body whose trailer section is within `trailers`, which are the limits of the head.
-    pub fn chunked(trailers: Limits) -> Self {
-        Self::Chunked(Chunked {
-            place: Place::Size,
+    pub fn chunked(trailers: HeadLimits) -> Self {
+        Self::Chunked(ChunkedDecoder {
+            place: ChunkState::Size,
             left: 0,
             digits: 0,
             extension: 0,
@@ -79,16 +79,16 @@ impl Decoder {
     /// # Errors
     /// The body is malformed; the connection cannot be used any more.
     #[inline]
-    pub fn step(&mut self, input: &[u8]) -> Result<Step, BodyError> {
+    pub fn step(&mut self, input: &[u8]) -> Result<BodyStep, BodyError> {
         match self {
-            Self::Length(0) => Ok(Step::End),
-            Self::Length(_) | Self::UntilClose if input.is_empty() => Ok(Step::More),
+            Self::Length(0) => Ok(BodyStep::End),
+            Self::Length(_) | Self::UntilClose if input.is_empty() => Ok(BodyStep::More),
             Self::Length(left) => {
                 let here = (*left).min(input.len() as u64);
                 *left -= here;
-                Ok(Step::Data(here as usize))
+                Ok(BodyStep::Data(here as usize))
             }
-            Self::UntilClose => Ok(Step::Data(input.len())),
+            Self::UntilClose => Ok(BodyStep::Data(input.len())),
             Self::Chunked(chunked) => chunked.step(input),
         }
     }
@@ -97,7 +97,7 @@ impl Decoder {
     pub fn is_done(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,
-            Self::Chunked(chunked) => chunked.place == Place::Done,
+            Self::Chunked(chunked) => chunked.place == ChunkState::Done,
             Self::UntilClose => false,
         }
     }
@@ -112,7 +112,7 @@ impl Decoder {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum ChunkState {
     /// Within the digits of a chunk size.
     Size,
     /// Within the extensions after it.
@@ -133,8 +133,8 @@ enum Place {
 
 /// The state of a chunked body.
 #[derive(Debug)]
-pub struct Chunked {
-    place: Place,
+pub struct ChunkedDecoder {
+    place: ChunkState,
     /// Size of this chunk while its digits are read, then what is left of its data.
     left: u64,
     digits: u8,
@@ -142,20 +142,20 @@ pub struct Chunked {
     extensions: usize,
     trailers: Vec<u8>,
     /// Of the trailer section.
-    limits: Limits,
+    limits: HeadLimits,
 }
 
-impl Chunked {
-    fn step(&mut self, input: &[u8]) -> Result<Step, BodyError> {
+impl ChunkedDecoder {
+    fn step(&mut self, input: &[u8]) -> Result<BodyStep, BodyError> {
         match self.place {
-            Place::Done => return Ok(Step::End),
-            Place::Data if !input.is_empty() => {
+            ChunkState::Done => return Ok(BodyStep::End),
+            ChunkState::Data if !input.is_empty() => {
                 let here = self.left.min(input.len() as u64);
                 self.left -= here;
                 if self.left == 0 {
-                    self.place = Place::DataReturn;
+                    self.place = ChunkState::DataReturn;
                 }
-                return Ok(Step::Data(here as usize));
+                return Ok(BodyStep::Data(here as usize));
             }
             _ => {}
         }
@@ -163,38 +163,40 @@ impl Chunked {
         for byte in input {
             seen += 1;
             self.framing_byte(*byte)?;
-            if matches!(self.place, Place::Data | Place::Done) {
+            if matches!(self.place, ChunkState::Data | ChunkState::Done) {
                 break;
             }
         }
         if seen == 0 {
-            Ok(Step::More)
+            Ok(BodyStep::More)
         } else {
-            Ok(Step::Skip(seen))
+            Ok(BodyStep::Skip(seen))
         }
     }
 
     fn framing_byte(&mut self, byte: u8) -> Result<(), BodyError> {
         self.place = match (self.place, byte) {
-            (Place::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.size_digit(byte)?,
-            (Place::Size, _) if self.digits == 0 => {
+            (ChunkState::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.size_digit(byte)?,
+            (ChunkState::Size, _) if self.digits == 0 => {
                 return Err(Malformed("a chunk without a size"));
             }
-            (Place::Size, b';') => Place::Extension,
-            (Place::Size | Place::Extension, b'\r') => Place::SizeEnd,
-            (Place::Size, _) => return Err(Malformed("a malformed chunk size")),
-            (Place::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extension_byte()?,
-            (Place::Extension, _) => return Err(Malformed("a control byte in a chunk extension")),
-            (Place::SizeEnd, b'\n') => self.size_complete(),
-            (Place::DataReturn, b'\r') => Place::DataEnd,
-            (Place::DataEnd, b'\n') => Place::Size,
-            (Place::Trailers, _) => self.trailer_byte(byte)?,
+            (ChunkState::Size, b';') => ChunkState::Extension,
+            (ChunkState::Size | ChunkState::Extension, b'\r') => ChunkState::SizeEnd,
+            (ChunkState::Size, _) => return Err(Malformed("a malformed chunk size")),
+            (ChunkState::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extension_byte()?,
+            (ChunkState::Extension, _) => {
+                return Err(Malformed("a control byte in a chunk extension"));
+            }
+            (ChunkState::SizeEnd, b'\n') => self.size_complete(),
+            (ChunkState::DataReturn, b'\r') => ChunkState::DataEnd,
+            (ChunkState::DataEnd, b'\n') => ChunkState::Size,
+            (ChunkState::Trailers, _) => self.trailer_byte(byte)?,
             _ => return Err(Malformed("a chunk that does not end in a line end")),
         };
         Ok(())
     }
 
-    fn size_digit(&mut self, byte: u8) -> Result<Place, BodyError> {
+    fn size_digit(&mut self, byte: u8) -> Result<ChunkState, BodyError> {
         let digit = char::from(byte).to_digit(16).unwrap_or_default();
         self.digits += 1;
         // 15 digits stay far below 2^63: no arithmetic here or in a backend can wrap.
@@ -202,28 +204,28 @@ impl Chunked {
             return Err(ChunkTooLong("a chunk size that is too large"));
         }
         self.left = self.left << 4 | u64::from(digit);
-        Ok(Place::Size)
+        Ok(ChunkState::Size)
     }
 
-    fn extension_byte(&mut self) -> Result<Place, BodyError> {
+    fn extension_byte(&mut self) -> Result<ChunkState, BodyError> {
         self.extension += 1;
         self.extensions += 1;
         if self.extension > MAX_EXTENSION || self.extensions > MAX_EXTENSIONS {
             return Err(ChunkTooLong("too many chunk extensions"));
         }
-        Ok(Place::Extension)
+        Ok(ChunkState::Extension)
     }
 
-    fn size_complete(&mut self) -> Place {
+    fn size_complete(&mut self) -> ChunkState {
         (self.digits, self.extension) = (0, 0);
         if self.left == 0 {
-            Place::Trailers
+            ChunkState::Trailers
         } else {
-            Place::Data
+            ChunkState::Data
         }
     }
 
-    fn trailer_byte(&mut self, byte: u8) -> Result<Place, BodyError> {
+    fn trailer_byte(&mut self, byte: u8) -> Result<ChunkState, BodyError> {
         self.trailers.push(byte);
         if self.trailers.len() > self.limits.bytes {
             return Err(BodyError::TrailersTooLarge);
@@ -234,10 +236,10 @@ impl Chunked {
                 || self.trailers.ends_with(b"\n\n")
                 || self.trailers == b"\n")
         {
-            return Ok(Place::Trailers);
+            return Ok(ChunkState::Trailers);
         }
         self.trailers = checked_trailers(&self.trailers, self.limits.fields)?;
-        Ok(Place::Done)
+        Ok(ChunkState::Done)
     }
 }
 
@@ -290,11 +292,11 @@ fn is_allowed_in_trailers(name: &str) -> bool {
     ];
     let dashed = name.replace('_', "-");
     let name = dashed.as_str();
-    let known = Known::of(name.as_bytes());
+    let known = KnownField::of(name.as_bytes());
     !(known.is_hop_by_hop()
         || known.is_protected()
-        || known == Known::Trailer
-        || known == Known::Date
+        || known == KnownField::Trailer
+        || known == KnownField::Date
         // Names in which a proxy gives the client's address, such as `CF-Connecting-IP`.
         || is_about_address(name)
         || FORBIDDEN
@@ -311,7 +313,7 @@ fn is_about_address(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    const LIMITS: HeadLimits = HeadLimits {
         fields: 3,
         bytes: 200,
     };
@@ -319,21 +321,21 @@ mod tests {
     /// Decodes `input` in pieces of `piece` bytes: the body, the trailers, and how many bytes were consumed.
     fn decode(input: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<u8>, usize), BodyError> {
         let (mut decoder, mut body, mut at, mut end) = (
-            Decoder::chunked(LIMITS),
+            BodyDecoder::chunked(LIMITS),
             Vec::new(),
             0,
             piece.min(input.len()),
         );
         loop {
             match decoder.step(&input[at..end])? {
-                Step::Data(n) => {
+                BodyStep::Data(n) => {
                     body.extend_from_slice(&input[at..at + n]);
                     at += n;
                 }
-                Step::Skip(n) => at += n,
-                Step::More if end == input.len() => return Err(Malformed("cut")),
-                Step::More => end = (end + piece).min(input.len()),
-                Step::End => return Ok((body, decoder.trailers().to_vec(), at)),
+                BodyStep::Skip(n) => at += n,
+                BodyStep::More if end == input.len() => return Err(Malformed("cut")),
+                BodyStep::More => end = (end + piece).min(input.len()),
+                BodyStep::End => return Ok((body, decoder.trailers().to_vec(), at)),
             }
         }
     }
@@ -454,11 +456,11 @@ mod tests {
 
     #[test]
     fn a_length_takes_no_byte_more() {
-        let mut decoder = Decoder::Length(3);
-        assert_eq!(decoder.step(b"ab"), Ok(Step::Data(2)));
-        assert_eq!(decoder.step(b""), Ok(Step::More));
-        assert_eq!(decoder.step(b"cGET"), Ok(Step::Data(1)));
-        assert_eq!(decoder.step(b"GET"), Ok(Step::End));
+        let mut decoder = BodyDecoder::Length(3);
+        assert_eq!(decoder.step(b"ab"), Ok(BodyStep::Data(2)));
+        assert_eq!(decoder.step(b""), Ok(BodyStep::More));
+        assert_eq!(decoder.step(b"cGET"), Ok(BodyStep::Data(1)));
+        assert_eq!(decoder.step(b"GET"), Ok(BodyStep::End));
         assert!(decoder.is_done());
     }
 }

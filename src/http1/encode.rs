@@ -2,7 +2,7 @@
 //!
 //! The caller adds fields between `*_line`/[`fields`] and [`end`]; framing is always written here.
 
-use super::fields::Fields;
+use super::fields::HeadFields;
 
 /// `GET /path HTTP/1.1`.
 pub fn request_line(out: &mut Vec<u8>, method: &[u8], target: &[u8]) {
@@ -22,7 +22,7 @@ pub fn status_line(out: &mut Vec<u8>, status: u16, phrase: &[u8]) {
 }
 
 /// Every field that is not struck out.
-pub fn fields(out: &mut Vec<u8>, fields: &Fields, bytes: &[u8]) {
+pub fn fields(out: &mut Vec<u8>, fields: &HeadFields, bytes: &[u8]) {
     for each in fields.iter() {
         field(out, each.name.get(bytes), each.value.get(bytes));
     }
@@ -103,7 +103,7 @@ pub fn number(out: &mut Vec<u8>, mut value: u64) {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        body::{Decoder, Step},
+        body::{BodyDecoder, BodyStep},
         response,
     };
     use super::*;
@@ -124,17 +124,20 @@ mod tests {
             chunk(&mut out, &vec![b'x'; size]);
         }
         last_chunk(&mut out, b"X-A: b\r\n");
-        let (mut decoder, mut rest, mut total) =
-            (Decoder::chunked(response::LIMITS), out.as_slice(), 0);
+        let (mut decoder, mut rest, mut total) = (
+            BodyDecoder::chunked(response::RESPONSE_LIMITS),
+            out.as_slice(),
+            0,
+        );
         loop {
             match decoder.step(rest).unwrap() {
-                Step::Data(n) => {
+                BodyStep::Data(n) => {
                     total += n;
                     rest = &rest[n..];
                 }
-                Step::Skip(n) => rest = &rest[n..],
-                Step::More => panic!("it must end"),
-                Step::End => break,
+                BodyStep::Skip(n) => rest = &rest[n..],
+                BodyStep::More => panic!("it must end"),
+                BodyStep::End => break,
             }
         }
         assert_eq!(

@@ -50,7 +50,7 @@ macro_rules! known {
         /// Field names that mean something to the proxy.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u8)]
-        pub enum Known {
+        pub enum KnownField {
             /// Any other name.
             Other,
             /// Any other name that begins with `x-forwarded-`, or is `x-forwarded`.
@@ -58,7 +58,7 @@ macro_rules! known {
             $( #[doc = $name] $variant, )*
         }
 
-        impl Known {
+        impl KnownField {
             /// Looks `name` up, without regard to case.
             #[inline]
             pub fn of(name: &[u8]) -> Self {
@@ -109,7 +109,7 @@ fn is_x_forwarded(name: &[u8]) -> bool {
             .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
 }
 
-impl Known {
+impl KnownField {
     /// Fields for one hop only, RFC 9110 section 7.6.1; the framing ones are encoded anew.
     pub const fn is_hop_by_hop(self) -> bool {
         matches!(
@@ -157,31 +157,31 @@ impl Known {
 
 /// One field.
 #[derive(Debug, Clone, Copy)]
-pub struct Field {
+pub struct HeadField {
     /// As sent.
     pub name: Span,
     /// Without the blanks around it.
     pub value: Span,
     /// Which name it is.
-    pub known: Known,
+    pub known: KnownField,
     /// Left out when the head is encoded.
     pub struck: bool,
 }
 
 /// The fields of one head, in order.
 #[derive(Debug, Default)]
-pub struct Fields(Vec<Field>);
+pub struct HeadFields(Vec<HeadField>);
 
-impl Fields {
+impl HeadFields {
     /// Takes over what the tokenizer found in `whole`.
     pub(super) fn fill(&mut self, headers: &[httparse::Header<'_>], whole: &[u8]) {
         self.0.clear();
         self.0.extend(headers.iter().map(|header| {
             let name = header.name.as_bytes();
-            Field {
+            HeadField {
                 name: Span::of(name, whole),
                 value: Span::of(header.value, whole),
-                known: Known::of(name),
+                known: KnownField::of(name),
                 struck: false,
             }
         }));
@@ -193,17 +193,17 @@ impl Fields {
     }
 
     /// Every field that is not struck out.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Field> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &HeadField> {
         self.0.iter().filter(|field| !field.struck)
     }
 
     /// Every field as it was sent, those that are struck out included.
-    pub fn sent(&self) -> impl Iterator<Item = &Field> {
+    pub fn sent(&self) -> impl Iterator<Item = &HeadField> {
         self.0.iter()
     }
 
     /// The value of the first field called `known`.
-    pub fn find<'a>(&self, known: Known, bytes: &'a [u8]) -> Option<&'a [u8]> {
+    pub fn find<'a>(&self, known: KnownField, bytes: &'a [u8]) -> Option<&'a [u8]> {
         self.iter()
             .find(|field| field.known == known)
             .map(|field| field.value.get(bytes))
@@ -222,7 +222,7 @@ impl Fields {
         let fields = self.0.iter().filter(|field| {
             !field.struck
                 || field.known.is_hop_by_hop()
-                || matches!(field.known, Known::ContentLength | Known::Expect)
+                || matches!(field.known, KnownField::ContentLength | KnownField::Expect)
         });
         fields
             .filter(move |field| field.name.get(bytes).eq_ignore_ascii_case(name.as_bytes()))
@@ -230,7 +230,7 @@ impl Fields {
     }
 
     /// Strikes out every field for which `which` says so.
-    pub fn strike(&mut self, mut which: impl FnMut(&Field) -> bool) {
+    pub fn strike(&mut self, mut which: impl FnMut(&HeadField) -> bool) {
         for field in &mut self.0 {
             if !field.struck && which(field) {
                 field.struck = true;
@@ -242,7 +242,7 @@ impl Fields {
     pub(super) fn strike_hop_by_hop(&mut self, bytes: &[u8]) {
         let mut named = false;
         for field in &mut self.0 {
-            named |= field.known == Known::Connection
+            named |= field.known == KnownField::Connection
                 && list(field.value.get(bytes)).any(|token| !is_plain_option(token));
             field.struck |= field.known.is_hop_by_hop();
         }
@@ -255,7 +255,7 @@ impl Fields {
         let options: Vec<Span> = self
             .0
             .iter()
-            .filter(|field| field.known == Known::Connection)
+            .filter(|field| field.known == KnownField::Connection)
             .flat_map(|field| list(field.value.get(bytes)).map(|token| Span::of(token, bytes)))
             .collect();
         self.strike(|field| {
@@ -271,7 +271,7 @@ impl Fields {
     pub(super) fn has_connection_option(&self, token: &[u8], bytes: &[u8]) -> bool {
         self.0
             .iter()
-            .filter(|field| field.known == Known::Connection)
+            .filter(|field| field.known == KnownField::Connection)
             .any(|field| {
                 list(field.value.get(bytes)).any(|option| option.eq_ignore_ascii_case(token))
             })
@@ -292,7 +292,7 @@ pub fn is_same_or_twin(name: &[u8], other: &[u8]) -> bool {
 
 /// True for fields that `Connection` cannot remove: the ones known to be end to end, whatever a peer says. RFC 9110
 /// section 7.6.1 forbids a sender to name them; one who does wants the next server to judge without them.
-fn is_end_to_end(known: Known, name: &[u8]) -> bool {
+fn is_end_to_end(known: KnownField, name: &[u8]) -> bool {
     const PREFIXES: [&[u8]; 5] = [b"accept-", b"access-control-", b"content-", b"if-", b"sec-"];
     const NAMES: [&[u8]; 34] = [
         b"accept",
@@ -364,15 +364,22 @@ mod tests {
 
     #[test]
     fn known_names_are_found_without_regard_to_case() {
-        assert_eq!(Known::of(b"Host"), Known::Host);
-        assert_eq!(Known::of(b"TRANSFER-ENCODING"), Known::TransferEncoding);
-        assert_eq!(Known::of(b"hosts"), Known::Other);
-        assert_eq!(Known::of(b""), Known::Other);
+        assert_eq!(KnownField::of(b"Host"), KnownField::Host);
+        assert_eq!(
+            KnownField::of(b"TRANSFER-ENCODING"),
+            KnownField::TransferEncoding
+        );
+        assert_eq!(KnownField::of(b"hosts"), KnownField::Other);
+        assert_eq!(KnownField::of(b""), KnownField::Other);
         for name in ["X-Forwarded", "x-forwarded-", "X-FORWARDED-Prefix"] {
-            assert_eq!(Known::of(name.as_bytes()), Known::XForwarded, "{name}");
+            assert_eq!(
+                KnownField::of(name.as_bytes()),
+                KnownField::XForwarded,
+                "{name}"
+            );
         }
         for name in ["X-Forwarder", "X-ForwardedFor", "X-Forward"] {
-            assert_eq!(Known::of(name.as_bytes()), Known::Other, "{name}");
+            assert_eq!(KnownField::of(name.as_bytes()), KnownField::Other, "{name}");
         }
     }
 }

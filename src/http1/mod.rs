@@ -12,7 +12,7 @@ pub mod response;
 
 /// The protocol versions we speak, RFC 9112 section 2.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Version {
+pub enum HttpVersion {
     /// HTTP/1.0.
     Http10,
     /// HTTP/1.1.
@@ -20,7 +20,7 @@ pub enum Version {
     Http11,
 }
 
-impl Version {
+impl HttpVersion {
     /// As written in a message.
     pub const fn name(self) -> &'static str {
         match self {

@@ -3,8 +3,8 @@
 use std::mem::MaybeUninit;
 
 use super::{
-    Version, content_length,
-    fields::{Fields, Known, Span},
+    HttpVersion, content_length,
+    fields::{HeadFields, KnownField, Span},
     has_only_crlf, list,
 };
 use crate::reason::Reason;
@@ -14,7 +14,7 @@ pub const MAX_FIELDS: usize = 256;
 
 /// How large a head may be: `listeners.NAME.http`.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct HeadLimits {
     /// Fields, at most [`MAX_FIELDS`].
     pub fields: usize,
     /// Bytes of the whole head; the target may have half of them.
@@ -23,7 +23,7 @@ pub struct Limits {
 
 /// How long a request body is, RFC 9112 section 6.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Framing {
+pub enum RequestFraming {
     /// No body.
     #[default]
     None,
@@ -35,29 +35,29 @@ pub enum Framing {
 
 /// A request that is refused: why, for the client, and what exactly, for the log at debug level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refusal {
+pub struct RequestHeadError {
     /// Gives the status.
     pub reason: Reason,
     /// Says what is wrong.
     pub detail: &'static str,
 }
 
-const fn malformed(detail: &'static str) -> Refusal {
-    Refusal {
+const fn malformed(detail: &'static str) -> RequestHeadError {
+    RequestHeadError {
         reason: Reason::RequestError,
         detail,
     }
 }
 
-/// A request head: its buffer, and spans into it. Bytes after [`Head::len`] belong to the body or the next request.
+/// A request head: its buffer, and spans into it. Bytes after [`RequestHead::len`] belong to the body or the next request.
 #[derive(Debug, Default)]
-pub struct Head {
+pub struct RequestHead {
     /// Everything read from the client since this head began.
     pub bytes: Vec<u8>,
     /// Length of the head with its empty line.
     pub len: usize,
     /// The fields; those for one hop are struck out already.
-    pub fields: Fields,
+    pub fields: HeadFields,
     /// As sent.
     pub method: Span,
     /// What the backend gets: origin-form or `*`.
@@ -67,10 +67,10 @@ pub struct Head {
     /// Host name with port, from the target or the field; empty only for HTTP/1.0 without one.
     pub host: Span,
     /// What the client speaks.
-    pub version: Version,
+    pub version: HttpVersion,
     /// How the body is framed.
-    pub framing: Framing,
-    /// Length of a chunked body, which only HTTP/2 can declare; [`Head::parse`] leaves it to its caller.
+    pub framing: RequestFraming,
+    /// Length of a chunked body, which only HTTP/2 can declare; [`RequestHead::parse`] leaves it to its caller.
     pub declared_length: Option<u64>,
     /// The client allows another request on this connection.
     pub keep_alive: bool,
@@ -82,12 +82,12 @@ pub struct Head {
     pub expects_continue: bool,
 }
 
-impl Head {
+impl RequestHead {
     /// Length of the body, where it is known.
     pub fn body_length(&self) -> Option<u64> {
         match self.framing {
-            Framing::Length(length) => Some(length),
-            Framing::None | Framing::Chunked => self.declared_length,
+            RequestFraming::Length(length) => Some(length),
+            RequestFraming::None | RequestFraming::Chunked => self.declared_length,
         }
     }
 
@@ -98,7 +98,7 @@ impl Head {
     }
 
     /// The value of the first field called `known`.
-    pub fn find(&self, known: Known) -> Option<&[u8]> {
+    pub fn find(&self, known: KnownField) -> Option<&[u8]> {
         self.fields.find(known, &self.bytes)
     }
 
@@ -126,7 +126,7 @@ impl Head {
     ///
     /// # Errors
     /// The request is refused; nothing after it on the connection may be read as a request.
-    pub fn parse(&mut self, limits: Limits) -> Result<bool, Refusal> {
+    pub fn parse(&mut self, limits: HeadLimits) -> Result<bool, RequestHeadError> {
         self.forget();
         let Self { bytes, fields, .. } = self;
         let mut room = [MaybeUninit::<httparse::Header<'_>>::uninit(); MAX_FIELDS];
@@ -163,14 +163,14 @@ impl Head {
         self.len = len;
         self.method = method;
         self.version = if version == 0 {
-            Version::Http10
+            HttpVersion::Http10
         } else {
-            Version::Http11
+            HttpVersion::Http11
         };
         self.check(target).map(|()| true)
     }
 
-    fn check(&mut self, target: Span) -> Result<(), Refusal> {
+    fn check(&mut self, target: Span) -> Result<(), RequestHeadError> {
         let head = self.bytes.get(..self.len).unwrap_or_default();
         if head.starts_with(b"\n") || head.starts_with(b"\r\n\r") || head.starts_with(b"\r\n\n") {
             return Err(malformed("empty lines before the request"));
@@ -179,7 +179,7 @@ impl Head {
             return Err(malformed("a line ends without a carriage return"));
         }
         if self.text(self.method) == b"CONNECT" {
-            return Err(Refusal {
+            return Err(RequestHeadError {
                 reason: Reason::MethodNotAllowed,
                 detail: "CONNECT is not served",
             });
@@ -190,38 +190,40 @@ impl Head {
     }
 
     /// RFC 9112 section 6.3: one length, or chunked, or none; anything else is refused.
-    fn check_framing(&self) -> Result<Framing, Refusal> {
+    fn check_framing(&self) -> Result<RequestFraming, RequestHeadError> {
         let (mut length, mut coding) = (None, None);
         for field in self.fields.iter() {
             match field.known {
-                Known::ContentLength if length.is_some() => {
+                KnownField::ContentLength if length.is_some() => {
                     return Err(malformed("several Content-Length"));
                 }
-                Known::ContentLength => {
+                KnownField::ContentLength => {
                     let value = content_length(self.text(field.value));
                     length = Some(value.ok_or(malformed("a malformed Content-Length"))?);
                 }
-                Known::TransferEncoding if coding.is_some() => {
+                KnownField::TransferEncoding if coding.is_some() => {
                     return Err(malformed("several Transfer-Encoding"));
                 }
-                Known::TransferEncoding => coding = Some(self.text(field.value)),
+                KnownField::TransferEncoding => coding = Some(self.text(field.value)),
                 _ => {}
             }
         }
         match (length, coding) {
-            (None | Some(0), None) => Ok(Framing::None),
-            (Some(length), None) => Ok(Framing::Length(length)),
+            (None | Some(0), None) => Ok(RequestFraming::None),
+            (Some(length), None) => Ok(RequestFraming::Length(length)),
             (Some(_), Some(_)) => Err(malformed("both Content-Length and Transfer-Encoding")),
-            (None, Some(_)) if self.version == Version::Http10 => {
+            (None, Some(_)) if self.version == HttpVersion::Http10 => {
                 Err(malformed("Transfer-Encoding in HTTP/1.0"))
             }
-            (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+            (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => {
+                Ok(RequestFraming::Chunked)
+            }
             (None, Some(coding)) => Err(refused_coding(coding)),
         }
     }
 
     /// RFC 9112 section 3.2 and RFC 9110 section 7.2: one authority, one path.
-    fn check_target(&mut self, target: Span) -> Result<(), Refusal> {
+    fn check_target(&mut self, target: Span) -> Result<(), RequestHeadError> {
         let bytes = &self.bytes;
         let text = target.get(bytes);
         if !text
@@ -235,13 +237,13 @@ impl Head {
         let mut hosts = self
             .fields
             .iter()
-            .filter(|field| field.known == Known::Host)
+            .filter(|field| field.known == KnownField::Host)
             .map(|field| field.value);
         let host = hosts.next();
         if hosts.next().is_some() {
             return Err(malformed("several Host"));
         }
-        if host.is_none() && self.version == Version::Http11 {
+        if host.is_none() && self.version == HttpVersion::Http11 {
             return Err(malformed("no Host"));
         }
         if host.is_some_and(|host| !is_authority(host.get(bytes))) {
@@ -263,7 +265,7 @@ impl Head {
     }
 
     /// Connection options, upgrade and expectation: RFC 9110 sections 7.6.1, 7.8, 10.1.1.
-    fn check_connection(&mut self) -> Result<(), Refusal> {
+    fn check_connection(&mut self) -> Result<(), RequestHeadError> {
         let Self {
             bytes,
             fields,
@@ -271,41 +273,44 @@ impl Head {
             framing,
             ..
         } = self;
-        let modern = *version == Version::Http11;
+        let modern = *version == HttpVersion::Http11;
         let closes = fields.has_connection_option(b"close", bytes);
         self.keep_alive = !closes && (modern || fields.has_connection_option(b"keep-alive", bytes));
         let upgrade = fields
             .iter()
-            .find(|field| field.known == Known::Upgrade)
+            .find(|field| field.known == KnownField::Upgrade)
             .map(|field| field.value);
         // A body is sent before the switch, so its end must be beyond doubt.
         let may_upgrade = modern
-            && *framing != Framing::Chunked
+            && *framing != RequestFraming::Chunked
             && fields.has_connection_option(b"upgrade", bytes);
         self.upgrade = upgrade.filter(|value| {
             may_upgrade && !value.is_empty() && !list(value.get(bytes)).any(carries_http)
         });
         self.takes_trailers = fields
             .iter()
-            .filter(|field| field.known == Known::Te)
+            .filter(|field| field.known == KnownField::Te)
             .any(|field| {
                 list(field.value.get(bytes)).any(|it| it.eq_ignore_ascii_case(b"trailers"))
             });
         self.expects_continue = false;
-        for field in fields.iter().filter(|field| field.known == Known::Expect) {
+        for field in fields
+            .iter()
+            .filter(|field| field.known == KnownField::Expect)
+        {
             if !field.value.get(bytes).eq_ignore_ascii_case(b"100-continue") {
-                return Err(Refusal {
+                return Err(RequestHeadError {
                     reason: Reason::ExpectationFailed,
                     detail: "an unknown expectation",
                 });
             }
-            self.expects_continue = modern && *framing != Framing::None;
+            self.expects_continue = modern && *framing != RequestFraming::None;
         }
         let keep_expect = self.expects_continue;
         let mut seen_expect = false;
         fields.strike(|field| match field.known {
-            Known::Expect => std::mem::replace(&mut seen_expect, true) || !keep_expect,
-            Known::ContentLength => true,
+            KnownField::Expect => std::mem::replace(&mut seen_expect, true) || !keep_expect,
+            KnownField::ContentLength => true,
             _ => false,
         });
         fields.strike_hop_by_hop(bytes);
@@ -339,8 +344,8 @@ fn is_underscored_twin(name: &[u8]) -> bool {
         .iter_mut()
         .zip(name)
         .for_each(|(to, from)| *to = if *from == b'_' { b'-' } else { *from });
-    match Known::of(dashed) {
-        Known::Other => false,
+    match KnownField::of(dashed) {
+        KnownField::Other => false,
         known => name.len() <= LONGEST || known.is_forwarding(),
     }
 }
@@ -351,7 +356,7 @@ fn split_absolute(
     bytes: &[u8],
     host: Option<Span>,
     is_options: bool,
-) -> Result<(Span, Span), Refusal> {
+) -> Result<(Span, Span), RequestHeadError> {
     let scheme_end = [&b"http://"[..], b"https://"]
         .iter()
         .find(|scheme| {
@@ -422,15 +427,15 @@ fn is_authority(text: &[u8]) -> bool {
 }
 
 /// A head that outgrew its limit: the target is to blame if the first line has not ended.
-fn too_large(bytes: &[u8], limits: Limits) -> Refusal {
+fn too_large(bytes: &[u8], limits: HeadLimits) -> RequestHeadError {
     let line = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
     if line > limits.bytes / 2 {
-        Refusal {
+        RequestHeadError {
             reason: Reason::RequestUriTooLong,
             detail: "the request line is too long",
         }
     } else {
-        Refusal {
+        RequestHeadError {
             reason: Reason::RequestHeaderSectionSize,
             detail: "the head is too large",
         }
@@ -438,7 +443,7 @@ fn too_large(bytes: &[u8], limits: Limits) -> Refusal {
 }
 
 /// Refuses early what can no longer become a good head; nothing that would be accepted if it came at once.
-fn check_partial(bytes: &[u8], limits: Limits) -> Result<(), Refusal> {
+fn check_partial(bytes: &[u8], limits: HeadLimits) -> Result<(), RequestHeadError> {
     let is_line_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
     let start = bytes.iter().position(|byte| !is_line_end(byte));
     let line = bytes.get(start.unwrap_or_default()..).unwrap_or_default();
@@ -452,13 +457,13 @@ fn check_partial(bytes: &[u8], limits: Limits) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn refusal_of(error: httparse::Error, bytes: &[u8]) -> Refusal {
+fn refusal_of(error: httparse::Error, bytes: &[u8]) -> RequestHeadError {
     match error {
-        httparse::Error::TooManyHeaders => Refusal {
+        httparse::Error::TooManyHeaders => RequestHeadError {
             reason: Reason::RequestHeaderSectionSize,
             detail: "too many fields",
         },
-        httparse::Error::Version if asks_for_other_version(bytes) => Refusal {
+        httparse::Error::Version if asks_for_other_version(bytes) => RequestHeadError {
             reason: Reason::VersionNotSupported,
             detail: "an unknown protocol version",
         },
@@ -485,7 +490,7 @@ fn asks_for_other_version(bytes: &[u8]) -> bool {
 }
 
 /// 501 for a well-formed list of other codings before a final `chunked`, 400 for all else; RFC 9112 section 6.1.
-fn refused_coding(coding: &[u8]) -> Refusal {
+fn refused_coding(coding: &[u8]) -> RequestHeadError {
     const KNOWN: [&[u8]; 8] = [
         b"gzip",
         b"x-gzip",
@@ -503,7 +508,7 @@ fn refused_coding(coding: &[u8]) -> Refusal {
             .iter()
             .all(|token| KNOWN.iter().any(|known| known.eq_ignore_ascii_case(token)));
     if last.eq_ignore_ascii_case(b"chunked") && others_known {
-        Refusal {
+        RequestHeadError {
             reason: Reason::TransferCodingUnsupported,
             detail: "a transfer coding other than chunked",
         }

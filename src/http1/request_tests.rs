@@ -2,39 +2,39 @@
 
 use super::*;
 
-const LIMITS: Limits = Limits {
+const LIMITS: HeadLimits = HeadLimits {
     fields: 100,
     bytes: 32 << 10,
 };
 
-fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
-    let mut head = Head {
+fn parse(bytes: &[u8]) -> Result<RequestHead, RequestHeadError> {
+    let mut head = RequestHead {
         bytes: bytes.to_vec(),
-        ..Head::default()
+        ..RequestHead::default()
     };
     assert!(head.parse(LIMITS)?, "it is whole: {}", bytes.escape_ascii());
     Ok(head)
 }
 
 /// `POST / HTTP/1.1` with a Host and `fields`.
-fn with(fields: &str) -> Result<Head, Refusal> {
+fn with(fields: &str) -> Result<RequestHead, RequestHeadError> {
     parse(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n").as_bytes())
 }
 
 #[test]
 fn a_body_has_one_length_or_the_request_is_refused() {
     use Reason::{RequestError as Bad, TransferCodingUnsupported as Other};
-    let table: [(&str, Result<Framing, Reason>); 44] = [
-        ("X-A: b", Ok(Framing::None)),
-        ("Content-Length: 0", Ok(Framing::None)),
-        ("content-length:5", Ok(Framing::Length(5))),
-        ("Content-Length: \t 005 ", Ok(Framing::Length(5))),
+    let table: [(&str, Result<RequestFraming, Reason>); 44] = [
+        ("X-A: b", Ok(RequestFraming::None)),
+        ("Content-Length: 0", Ok(RequestFraming::None)),
+        ("content-length:5", Ok(RequestFraming::Length(5))),
+        ("Content-Length: \t 005 ", Ok(RequestFraming::Length(5))),
         (
             "Content-Length: 999999999999999999",
-            Ok(Framing::Length(999_999_999_999_999_999)),
+            Ok(RequestFraming::Length(999_999_999_999_999_999)),
         ),
-        ("Transfer-Encoding: chunked", Ok(Framing::Chunked)),
-        ("TRANSFER-ENCODING: CHUNKED", Ok(Framing::Chunked)),
+        ("Transfer-Encoding: chunked", Ok(RequestFraming::Chunked)),
+        ("TRANSFER-ENCODING: CHUNKED", Ok(RequestFraming::Chunked)),
         ("Content-Length: 5\r\nTransfer-Encoding: chunked", Err(Bad)),
         ("Transfer-Encoding: chunked\r\nContent-Length: 5", Err(Bad)),
         ("transfer-encoding: chunked\r\ncONTENT-lENGTH: 0", Err(Bad)),
@@ -239,8 +239,8 @@ fn limits_have_their_own_answers() {
 
 #[test]
 fn connection_upgrade_and_expect_mean_what_they_say_and_no_more() {
-    let names = |head: &Head| -> Vec<String> {
-        let name = |field: &super::super::fields::Field| {
+    let names = |head: &RequestHead| -> Vec<String> {
+        let name = |field: &super::super::fields::HeadField| {
             String::from_utf8_lossy(head.text(field.name)).into_owned()
         };
         head.fields.iter().map(name).collect()
@@ -336,9 +336,9 @@ fn a_head_that_comes_in_two_pieces_is_judged_as_one_that_comes_at_once() {
         let whole = format!("{line}\r\n{fields}");
         assert!(parse(whole.as_bytes()).is_ok());
         for cut in [line.len() - 3, whole.len() - 3] {
-            let mut head = Head {
+            let mut head = RequestHead {
                 bytes: whole.as_bytes()[..cut].to_vec(),
-                ..Head::default()
+                ..RequestHead::default()
             };
             assert_eq!(head.parse(LIMITS), Ok(false), "{cut}");
         }

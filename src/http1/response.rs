@@ -3,24 +3,24 @@
 use std::mem::MaybeUninit;
 
 use super::{
-    Version, content_length,
-    fields::{Fields, Known, Span},
+    HttpVersion, content_length,
+    fields::{HeadFields, KnownField, Span},
     has_only_crlf, list,
-    request::{Limits, MAX_FIELDS},
+    request::{HeadLimits, MAX_FIELDS},
 };
 use crate::reason::Reason;
 
 /// Most bytes of a response head. A backend that sends more is broken; HAProxy allows 16 KiB, nginx 4 to 8 KiB.
-pub const MAX_HEAD: usize = 64 << 10;
+pub const MAX_HEAD_BYTES: usize = 64 << 10;
 /// How large a response head may be, and the trailers of a response.
-pub const LIMITS: Limits = Limits {
+pub const RESPONSE_LIMITS: HeadLimits = HeadLimits {
     fields: MAX_FIELDS,
-    bytes: MAX_HEAD,
+    bytes: MAX_HEAD_BYTES,
 };
 
 /// How long a response body is, RFC 9112 section 6.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Framing {
+pub enum ResponseFraming {
     /// No body by the rules: HEAD, 1xx, 204, 304.
     #[default]
     None,
@@ -34,39 +34,39 @@ pub enum Framing {
 
 /// An answer that is not valid: why, and what exactly for the log at debug level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Invalid {
+pub struct ResponseHeadError {
     /// Gives the status.
     pub reason: Reason,
     /// Says what is wrong.
     pub detail: &'static str,
 }
 
-const fn invalid(detail: &'static str) -> Invalid {
-    Invalid {
+const fn invalid(detail: &'static str) -> ResponseHeadError {
+    ResponseHeadError {
         reason: Reason::ProxyProtocolError,
         detail,
     }
 }
 
-const TOO_LARGE: Invalid = Invalid {
+const TOO_LARGE: ResponseHeadError = ResponseHeadError {
     reason: Reason::ResponseHeaderSectionSize,
     detail: "the response head is too large",
 };
 
 /// A response head: spans into the buffer it was parsed from, which the caller keeps.
 #[derive(Debug, Default)]
-pub struct Head {
+pub struct ResponseHead {
     /// Length of the head with its empty line.
     pub len: usize,
     /// The fields; those for one hop are struck out already.
-    pub fields: Fields,
+    pub fields: HeadFields,
     /// 100..=599.
     pub status: u16,
     /// The backend's reason phrase; may be empty.
     pub phrase: Span,
     /// How the body is framed.
-    pub framing: Framing,
-    /// Length of a chunked body, which only HTTP/2 can declare; [`Head::parse`] leaves it to its caller.
+    pub framing: ResponseFraming,
+    /// Length of a chunked body, which only HTTP/2 can declare; [`ResponseHead::parse`] leaves it to its caller.
     pub declared_length: Option<u64>,
     /// The length the backend announced without sending it: HEAD and 304.
     pub announced: Option<u64>,
@@ -76,12 +76,12 @@ pub struct Head {
     pub upgrade: Option<Span>,
 }
 
-impl Head {
+impl ResponseHead {
     /// Reads a head from the beginning of `bytes`, the answer to `method`. `Ok(false)`: more bytes are needed.
     ///
     /// # Errors
     /// The answer is not valid HTTP/1, or too large.
-    pub fn parse(&mut self, bytes: &[u8], method: &[u8]) -> Result<bool, Invalid> {
+    pub fn parse(&mut self, bytes: &[u8], method: &[u8]) -> Result<bool, ResponseHeadError> {
         // The tokenizer skips empty lines for as long as they come; no status line begins with one.
         if matches!(bytes.first(), Some(b'\r' | b'\n')) {
             return Err(invalid("empty lines before the response"));
@@ -94,8 +94,8 @@ impl Head {
             &mut room,
         );
         let len = match outcome {
-            Ok(httparse::Status::Complete(len)) if len <= MAX_HEAD => len,
-            Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(false),
+            Ok(httparse::Status::Complete(len)) if len <= MAX_HEAD_BYTES => len,
+            Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD_BYTES => return Ok(false),
             Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(TOO_LARGE),
             Err(httparse::Error::Status) => return Err(invalid("an invalid status line")),
             Err(httparse::Error::HeaderName | httparse::Error::HeaderValue) => {
@@ -120,19 +120,24 @@ impl Head {
             .map_or_else(Span::default, |phrase| Span::of(phrase.as_bytes(), bytes));
         self.fields.fill(response.headers, bytes);
         let version = if version == 0 {
-            Version::Http10
+            HttpVersion::Http10
         } else {
-            Version::Http11
+            HttpVersion::Http11
         };
         self.check(bytes, version, method)?;
         Ok(true)
     }
 
-    fn check(&mut self, bytes: &[u8], version: Version, method: &[u8]) -> Result<(), Invalid> {
+    fn check(
+        &mut self,
+        bytes: &[u8],
+        version: HttpVersion,
+        method: &[u8],
+    ) -> Result<(), ResponseHeadError> {
         let framing = if self.status == 101 {
             // What follows is no content: a length or a coding, which RFC 9110 section 8.6 and RFC 9112 section 6.1 forbid,
             // says nothing about it and is left out.
-            Framing::UntilClose
+            ResponseFraming::UntilClose
         } else {
             self.check_framing(bytes, version)?
         };
@@ -143,10 +148,11 @@ impl Head {
         }
         let closes = fields.has_connection_option(b"close", bytes);
         self.keep_alive = !closes
-            && (version == Version::Http11 || fields.has_connection_option(b"keep-alive", bytes));
+            && (version == HttpVersion::Http11
+                || fields.has_connection_option(b"keep-alive", bytes));
         self.upgrade = fields
             .iter()
-            .find(|field| field.known == Known::Upgrade)
+            .find(|field| field.known == KnownField::Upgrade)
             .map(|field| field.value)
             .filter(|value| !value.is_empty())
             .filter(|_| match self.status {
@@ -157,48 +163,57 @@ impl Head {
         (self.announced, self.declared_length) = (None, None);
         self.framing = if interim || self.status == 204 {
             // A body of 204 is against the rules: whatever follows cannot be trusted.
-            self.keep_alive &= matches!(framing, Framing::UntilClose | Framing::Length(0));
-            Framing::None
+            self.keep_alive &= matches!(
+                framing,
+                ResponseFraming::UntilClose | ResponseFraming::Length(0)
+            );
+            ResponseFraming::None
         } else if method == b"HEAD" || self.status == 304 {
-            if let Framing::Length(length) = framing {
+            if let ResponseFraming::Length(length) = framing {
                 self.announced = Some(length);
             }
-            Framing::None
+            ResponseFraming::None
         } else {
             framing
         };
-        fields.strike(|field| field.known == Known::ContentLength);
+        fields.strike(|field| field.known == KnownField::ContentLength);
         fields.strike_hop_by_hop(bytes);
         Ok(())
     }
 
-    fn check_framing(&self, bytes: &[u8], version: Version) -> Result<Framing, Invalid> {
+    fn check_framing(
+        &self,
+        bytes: &[u8],
+        version: HttpVersion,
+    ) -> Result<ResponseFraming, ResponseHeadError> {
         let (mut length, mut coding) = (None, None);
         for field in self.fields.iter() {
             let value = field.value.get(bytes);
             match field.known {
-                Known::ContentLength if length.is_some() => {
+                KnownField::ContentLength if length.is_some() => {
                     return Err(invalid("several Content-Length"));
                 }
-                Known::ContentLength => {
+                KnownField::ContentLength => {
                     let value = content_length(value);
                     length = Some(value.ok_or(invalid("a malformed Content-Length"))?);
                 }
-                Known::TransferEncoding if coding.is_some() => {
+                KnownField::TransferEncoding if coding.is_some() => {
                     return Err(invalid("several Transfer-Encoding"));
                 }
-                Known::TransferEncoding => coding = Some(value),
+                KnownField::TransferEncoding => coding = Some(value),
                 _ => {}
             }
         }
         match (length, coding) {
-            (None, None) => Ok(Framing::UntilClose),
-            (Some(length), None) => Ok(Framing::Length(length)),
+            (None, None) => Ok(ResponseFraming::UntilClose),
+            (Some(length), None) => Ok(ResponseFraming::Length(length)),
             (Some(_), Some(_)) => Err(invalid("both Content-Length and Transfer-Encoding")),
-            (None, Some(_)) if version == Version::Http10 => {
+            (None, Some(_)) if version == HttpVersion::Http10 => {
                 Err(invalid("Transfer-Encoding in HTTP/1.0"))
             }
-            (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+            (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => {
+                Ok(ResponseFraming::Chunked)
+            }
             (None, Some(_)) => Err(invalid("a Transfer-Encoding other than chunked")),
         }
     }
@@ -221,12 +236,12 @@ impl Head {
 
 /// A 1xx has no body, whatever it announces, and HTTP/1.0 has no 1xx: a reader that thinks otherwise would take the final
 /// response for the body, or this one for the final one (RFC 9110 sections 8.6 and 15.2, RFC 9112 section 6.1).
-fn check_interim(framing: Framing, version: Version) -> Result<(), Invalid> {
-    if version == Version::Http10 {
+fn check_interim(framing: ResponseFraming, version: HttpVersion) -> Result<(), ResponseHeadError> {
+    if version == HttpVersion::Http10 {
         return Err(invalid("a 1xx in HTTP/1.0"));
     }
     match framing {
-        Framing::UntilClose | Framing::Length(0) => Ok(()),
+        ResponseFraming::UntilClose | ResponseFraming::Length(0) => Ok(()),
         _ => Err(invalid("a 1xx that announces a body")),
     }
 }

@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn parse(bytes: &[u8], method: &str) -> Result<Head, Invalid> {
-    let mut head = Head::default();
+fn parse(bytes: &[u8], method: &str) -> Result<ResponseHead, ResponseHeadError> {
+    let mut head = ResponseHead::default();
     assert!(
         head.parse(bytes, method.as_bytes())?,
         "it is whole: {}",
@@ -14,7 +14,7 @@ fn parse(bytes: &[u8], method: &str) -> Result<Head, Invalid> {
 
 #[test]
 fn a_body_is_framed_by_method_status_and_fields() {
-    use Framing::{Chunked, Length, None as Nothing, UntilClose};
+    use ResponseFraming::{Chunked, Length, None as Nothing, UntilClose};
     for (method, status, fields, framing, announced, keep) in [
         ("GET", "1.1 200", "Content-Length: 5", Length(5), None, true),
         ("GET", "1.1 200", "Content-Length: 0", Length(0), None, true),
@@ -100,7 +100,7 @@ fn a_body_is_framed_by_method_status_and_fields() {
         assert!(
             head.fields
                 .iter()
-                .all(|field| matches!(field.known, Known::Other))
+                .all(|field| matches!(field.known, KnownField::Other))
         );
     }
 }
@@ -151,7 +151,10 @@ fn what_is_not_one_valid_answer_is_refused() {
             bytes.escape_ascii()
         );
     }
-    let large = format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "b".repeat(MAX_HEAD));
+    let large = format!(
+        "HTTP/1.1 200 OK\r\nA: {}\r\n\r\n",
+        "b".repeat(MAX_HEAD_BYTES)
+    );
     let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(300));
     for bytes in [large, many] {
         let invalid = parse(bytes.as_bytes(), "GET").unwrap_err();
@@ -173,7 +176,7 @@ fn a_101_loses_what_it_says_of_a_body() {
         let head = parse(bytes.as_bytes(), "GET").unwrap();
         assert_eq!(
             (head.framing, head.announced),
-            (Framing::None, None),
+            (ResponseFraming::None, None),
             "{framing}"
         );
         assert!(head.switches_to(b"a", bytes.as_bytes()), "{framing}");

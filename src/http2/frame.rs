@@ -1,11 +1,11 @@
 //! Frames, RFC 9113 sections 4 and 6.
 
 /// What a client sends first, RFC 9113 section 3.4.
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const CLIENT_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Length of a frame's header, RFC 9113 section 4.1.
-pub const HEADER: usize = 9;
+pub const HEADER_BYTES: usize = 9;
 /// Largest payload that we take and send: what every peer takes, RFC 9113 section 4.2.
-pub const MAX_PAYLOAD: usize = 16 << 10;
+pub const MAX_PAYLOAD_BYTES: usize = 16 << 10;
 /// The largest window, RFC 9113 section 6.9.1, and the largest id of a stream.
 pub const LARGEST: u32 = (1 << 31) - 1;
 /// What windows begin with, RFC 9113 section 6.9.2.
@@ -67,9 +67,9 @@ pub mod setting {
 
 /// Why a stream or a connection ends, RFC 9113 section 7.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Code(pub u32);
+pub struct ErrorCode(pub u32);
 
-impl Code {
+impl ErrorCode {
     /// In order.
     pub const NO_ERROR: Self = Self(0);
     /// What was sent is not allowed.
@@ -92,7 +92,7 @@ impl Code {
     pub const ENHANCE_YOUR_CALM: Self = Self(11);
 }
 
-impl std::fmt::Display for Code {
+impl std::fmt::Display for ErrorCode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         const NAMES: [&str; 14] = [
             "NO_ERROR",
@@ -133,7 +133,7 @@ pub struct Frame {
 impl Frame {
     /// The header that `bytes` begin with, if it is all there.
     pub fn read(bytes: &[u8]) -> Option<Self> {
-        let header = bytes.first_chunk::<HEADER>()?;
+        let header = bytes.first_chunk::<HEADER_BYTES>()?;
         let [high, middle, low, kind, flags, stream @ ..] = *header;
         Some(Self {
             length: u32::from_be_bytes([0, high, middle, low]) as usize,
@@ -150,13 +150,13 @@ impl Frame {
 
     /// Writes the header into the room that was left for it in `out` at `start`.
     pub fn write_at(self, out: &mut [u8], start: usize) {
-        if let Some(place) = out.get_mut(start..start + HEADER) {
+        if let Some(place) = out.get_mut(start..start + HEADER_BYTES) {
             place.copy_from_slice(&self.bytes());
         }
     }
 
     /// The bytes of the header.
-    pub fn bytes(self) -> [u8; HEADER] {
+    pub fn bytes(self) -> [u8; HEADER_BYTES] {
         let [_, high, middle, low] = (self.length as u32).to_be_bytes();
         let [a, b, c, d] = self.stream.to_be_bytes();
         [high, middle, low, self.kind, self.flags, a, b, c, d]
@@ -181,7 +181,7 @@ pub fn write_u32(out: &mut Vec<u8>, kind: u8, stream: u32, value: u32) {
 }
 
 /// Appends GOAWAY, RFC 9113 section 6.8.
-pub fn write_goaway(out: &mut Vec<u8>, last: u32, code: Code) {
+pub fn write_goaway(out: &mut Vec<u8>, last: u32, code: ErrorCode) {
     let payload = (u64::from(last) << 32 | u64::from(code.0)).to_be_bytes();
     write(out, kind::GOAWAY, 0, 0, &payload);
 }
@@ -219,14 +219,14 @@ pub fn u32_at(payload: &[u8], at: usize) -> Option<u32> {
 /// Appends the fields that `write` gives as HEADERS, and CONTINUATION where they are too long for one frame.
 pub fn write_fields(out: &mut Vec<u8>, stream: u32, ends: bool, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
-    out.extend_from_slice(&[0; HEADER]);
+    out.extend_from_slice(&[0; HEADER_BYTES]);
     write(out);
-    let length = out.len() - start - HEADER;
+    let length = out.len() - start - HEADER_BYTES;
     let mut flags = if ends { flag::END_STREAM } else { 0 };
-    if length > MAX_PAYLOAD {
-        let block = out.split_off(start + HEADER);
+    if length > MAX_PAYLOAD_BYTES {
+        let block = out.split_off(start + HEADER_BYTES);
         out.truncate(start);
-        let (mut kind, mut parts) = (kind::HEADERS, block.chunks(MAX_PAYLOAD).peekable());
+        let (mut kind, mut parts) = (kind::HEADERS, block.chunks(MAX_PAYLOAD_BYTES).peekable());
         while let Some(part) = parts.next() {
             if parts.peek().is_none() {
                 flags |= flag::END_HEADERS;
@@ -253,7 +253,7 @@ mod tests {
     fn frames(mut bytes: &[u8]) -> Vec<Frame> {
         let mut all = Vec::new();
         while let Some(frame) = Frame::read(bytes) {
-            bytes = &bytes[HEADER + frame.length..];
+            bytes = &bytes[HEADER_BYTES + frame.length..];
             all.push(frame);
         }
         assert!(bytes.is_empty());
@@ -279,8 +279,8 @@ mod tests {
     fn long_fields_are_continued() {
         for (length, kinds) in [
             (0, &[kind::HEADERS][..]),
-            (MAX_PAYLOAD, &[kind::HEADERS]),
-            (MAX_PAYLOAD + 1, &[kind::HEADERS, kind::CONTINUATION]),
+            (MAX_PAYLOAD_BYTES, &[kind::HEADERS]),
+            (MAX_PAYLOAD_BYTES + 1, &[kind::HEADERS, kind::CONTINUATION]),
             (
                 40_000,
                 &[kind::HEADERS, kind::CONTINUATION, kind::CONTINUATION],
@@ -308,6 +308,6 @@ mod tests {
         let list = [(1, 0), (0xffff, u32::MAX)];
         let mut out = Vec::new();
         write_settings(&mut out, &list);
-        assert_eq!(settings(&out[HEADER..]).collect::<Vec<_>>(), list);
+        assert_eq!(settings(&out[HEADER_BYTES..]).collect::<Vec<_>>(), list);
     }
 }

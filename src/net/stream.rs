@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    h2::{Text, backend::Outgoing, incoming::Incoming},
+    h2::{Http1Adapter, backend::OutgoingStream, incoming::IncomingStream},
     tls::{NegotiatedTls, TlsStream},
 };
 use crate::reason::Reason;
@@ -35,9 +35,9 @@ pub enum Stream {
     /// TLS over one of the others.
     Tls(Box<TlsStream>),
     /// An HTTP/2 stream of a client, as a connection of its own.
-    H2Request(Box<Incoming>),
+    H2Request(Box<IncomingStream>),
     /// An HTTP/2 stream to a backend, as a connection of its own.
-    H2Response(Box<Outgoing>),
+    H2Response(Box<OutgoingStream>),
 }
 
 impl Stream {
@@ -212,7 +212,7 @@ impl Stream {
     }
 
     /// The client's stream of HTTP/2, where its request came by that.
-    pub const fn h2_request(&self) -> Option<&Incoming> {
+    pub const fn h2_request(&self) -> Option<&IncomingStream> {
         match self {
             Self::H2Request(stream) => Some(stream),
             _ => None,
@@ -220,7 +220,7 @@ impl Stream {
     }
 
     /// The stream of HTTP/2 that the backend is asked on, where it speaks that.
-    pub const fn h2_response(&self) -> Option<&Outgoing> {
+    pub const fn h2_response(&self) -> Option<&OutgoingStream> {
         match self {
             Self::H2Response(stream) => Some(stream),
             _ => None,
@@ -370,14 +370,14 @@ impl From<TlsStream> for Stream {
     }
 }
 
-impl From<Incoming> for Stream {
-    fn from(stream: Incoming) -> Self {
+impl From<IncomingStream> for Stream {
+    fn from(stream: IncomingStream) -> Self {
         Self::H2Request(Box::new(stream))
     }
 }
 
-impl From<Outgoing> for Stream {
-    fn from(stream: Outgoing) -> Self {
+impl From<OutgoingStream> for Stream {
+    fn from(stream: OutgoingStream) -> Self {
         Self::H2Response(Box::new(stream))
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     base::{clock, hasher::NumberBuild},
     net::{
         connect::{ConnectError, count_failed},
-        h2::backend::{Link, Outgoing, StreamLimit},
+        h2::backend::{H2Connection, OutgoingStream, StreamLimit},
         tls,
     },
     pool::{BackendLease, BackendState, Pool},
@@ -51,7 +51,7 @@ impl StreamRequest<'_> {
 }
 
 /// A stream, and whether its connection has carried others before.
-pub(super) type StreamLease = (Outgoing, bool);
+pub(super) type StreamLease = (OutgoingStream, bool);
 
 /// Why a connection could not be made, told to everybody who waited for it.
 #[derive(Debug, Clone)]
@@ -96,7 +96,7 @@ impl ConnectionKey {
 
 #[derive(Debug)]
 struct SharedConnection {
-    link: Rc<Link>,
+    link: Rc<H2Connection>,
     key: ConnectionKey,
     /// Of a backend given by name.
     peer: Option<SocketAddr>,
@@ -267,7 +267,7 @@ async fn open_connection(
     deadline: Instant,
 ) -> Result<
     (
-        Rc<Link>,
+        Rc<H2Connection>,
         impl Future<Output = ()> + use<>,
         Option<SocketAddr>,
     ),
@@ -278,7 +278,7 @@ async fn open_connection(
     let stream = tls::connect_backend(state, proxy_header, tls, true, deadline).await?;
     let peer = state.is_name().then(|| stream.peer_addr()).flatten();
     let streams = pool.config.streams_per_connection;
-    let (link, driver) = Link::open(stream, Some(state), streams, limit, deadline).await?;
+    let (link, driver) = H2Connection::open(stream, Some(state), streams, limit, deadline).await?;
     Ok((link, driver, peer))
 }
 
@@ -359,7 +359,7 @@ impl H2Connections {
 }
 
 /// Too old for another exchange: another connection spreads them anew. Ends when nothing is on it any more.
-fn is_expired(link: &Link, max_age: Option<Duration>, now: Instant) -> bool {
+fn is_expired(link: &H2Connection, max_age: Option<Duration>, now: Instant) -> bool {
     let age = now.saturating_duration_since(link.born());
     let is_expired = max_age.is_some_and(|limit| age >= limit);
     if is_expired {

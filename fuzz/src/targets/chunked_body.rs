@@ -10,8 +10,8 @@ use std::{
 use balancer::{
     base::rng::Random,
     http1::{
-        body::{BodyError, Decoder, Step},
-        response::LIMITS,
+        body::{BodyError, BodyDecoder, BodyStep},
+        response::RESPONSE_LIMITS,
     },
     net::stream::Stream,
     proxy::http::{Pump, PumpError},
@@ -22,18 +22,18 @@ use tokio::runtime::{Builder, Runtime};
 type Decoded = Result<(Vec<u8>, Vec<u8>, usize), Option<BodyError>>;
 
 fn decode(input: &[u8], piece: usize) -> Decoded {
-    let (mut decoder, mut body) = (Decoder::chunked(LIMITS), Vec::new());
+    let (mut decoder, mut body) = (BodyDecoder::chunked(RESPONSE_LIMITS), Vec::new());
     let (mut at, mut end) = (0, piece.min(input.len()));
     loop {
         match decoder.step(&input[at..end]).map_err(Some)? {
-            Step::Data(count) => {
+            BodyStep::Data(count) => {
                 body.extend_from_slice(&input[at..at + count]);
                 at += count;
             }
-            Step::Skip(count) => at += count,
-            Step::More if end == input.len() => return Err(None),
-            Step::More => end = (end + piece).min(input.len()),
-            Step::End => return Ok((body, decoder.trailers().to_vec(), at)),
+            BodyStep::Skip(count) => at += count,
+            BodyStep::More if end == input.len() => return Err(None),
+            BodyStep::More => end = (end + piece).min(input.len()),
+            BodyStep::End => return Ok((body, decoder.trailers().to_vec(), at)),
         }
     }
 }
@@ -71,7 +71,7 @@ fn pass_on(input: &[u8], cuts: &[usize], chunked: bool) -> (Vec<u8>, Result<(), 
                 Vec::new(),
                 Vec::new(),
                 0,
-                Some(Decoder::chunked(LIMITS)),
+                Some(BodyDecoder::chunked(RESPONSE_LIMITS)),
                 chunked,
             );
             let (mut out, mut ended) = (Vec::new(), None);

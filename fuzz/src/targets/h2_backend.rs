@@ -7,10 +7,10 @@ use balancer::{
     base::clock,
     config::{NoFiles, parse},
     http1::{
-        body::{Decoder, Step},
-        response::{Framing, Head, LIMITS},
+        body::{BodyDecoder, BodyStep},
+        response::{ResponseFraming, ResponseHead, RESPONSE_LIMITS},
     },
-    net::{h2::backend::Link, stream::Stream},
+    net::{h2::backend::H2Connection, stream::Stream},
     pool::Pool,
 };
 use tokio::{
@@ -57,7 +57,7 @@ async fn read(pool: &Pool, frames: &[u8]) -> (Vec<u8>, bool) {
     let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
     let deadline = clock::now() + std::time::Duration::from_secs(60);
     let state = Arc::clone(&pool.backends[0].state);
-    let opened = Link::open(Stream::from(ours), Some(&state), 1, Rc::default(), deadline).await;
+    let opened = H2Connection::open(Stream::from(ours), Some(&state), 1, Rc::default(), deadline).await;
     let (link, driver) = opened.expect("settings are all it needs");
     drop(spawn_local(driver));
     let mut stream = Stream::from(link.stream(1).expect("room for one"));
@@ -77,7 +77,7 @@ async fn read(pool: &Pool, frames: &[u8]) -> (Vec<u8>, bool) {
 }
 
 fn check(text: &[u8], ended: bool) {
-    let (mut head, mut at) = (Head::default(), 0);
+    let (mut head, mut at) = (ResponseHead::default(), 0);
     loop {
         match head.parse(&text[at..], b"GET") {
             Ok(true) => {}
@@ -98,16 +98,16 @@ fn check(text: &[u8], ended: bool) {
         }
     }
     let mut decoder = match head.framing {
-        Framing::None => Decoder::Length(0),
-        Framing::Length(length) => Decoder::Length(length),
-        Framing::Chunked => Decoder::chunked(LIMITS),
-        Framing::UntilClose => panic!("a length or chunks must say where the body ends"),
+        ResponseFraming::None => BodyDecoder::Length(0),
+        ResponseFraming::Length(length) => BodyDecoder::Length(length),
+        ResponseFraming::Chunked => BodyDecoder::chunked(RESPONSE_LIMITS),
+        ResponseFraming::UntilClose => panic!("a length or chunks must say where the body ends"),
     };
     loop {
         match decoder.step(&text[at..]) {
-            Ok(Step::Data(count) | Step::Skip(count)) => at += count,
-            Ok(Step::More) => return assert!(!ended, "a cut that looks like an end"),
-            Ok(Step::End) => return assert_eq!(at, text.len(), "bytes behind the end"),
+            Ok(BodyStep::Data(count) | BodyStep::Skip(count)) => at += count,
+            Ok(BodyStep::More) => return assert!(!ended, "a cut that looks like an end"),
+            Ok(BodyStep::End) => return assert_eq!(at, text.len(), "bytes behind the end"),
             // Trailers that may not be passed on.
             Err(_) => return,
         }

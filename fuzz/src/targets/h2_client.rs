@@ -15,15 +15,15 @@ use std::{
 use balancer::{
     base::rng::Random,
     http1::{
-        body::{Decoder, Step},
-        request::{Framing, Head, Limits},
+        body::{BodyDecoder, BodyStep},
+        request::{RequestFraming, RequestHead, HeadLimits},
     },
-    http2::frame::PREFACE,
+    http2::frame::CLIENT_PREFACE,
     net::{
         h2::{
-            Ended, Text,
+            StreamError, Http1Adapter,
             connection::Connection,
-            incoming::{Asked, Incoming},
+            incoming::{IncomingRequest, IncomingStream},
         },
         stream::Stream,
     },
@@ -38,7 +38,7 @@ use self::{heard::Heard, said::Said};
 
 /// Empty settings, RFC 9113 section 6.5.
 const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-const LIMITS: Limits = Limits {
+const LIMITS: HeadLimits = HeadLimits {
     fields: 40,
     bytes: 8 << 10,
 };
@@ -66,7 +66,7 @@ enum Reading {
 
 /// A request, and its answer.
 struct Exchange {
-    incoming: Option<Incoming>,
+    incoming: Option<IncomingStream>,
     is_refused: bool,
     text: Vec<u8>,
     reading: Reading,
@@ -80,8 +80,8 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn new(connection: &Rc<Connection>, asked: Asked, index: usize) -> Self {
-        let incoming = Incoming::new(Rc::clone(connection), asked);
+    fn new(connection: &Rc<Connection>, asked: IncomingRequest, index: usize) -> Self {
+        let incoming = IncomingStream::new(Rc::clone(connection), asked);
         let is_left = index % 4 == 3 && incoming.expected_accept().is_none();
         let (answer, content) = answer(index, incoming.expected_accept());
         Self {
@@ -141,35 +141,35 @@ impl Exchange {
             assert!(self.text.is_empty(), "a request and a refusal");
             return None;
         }
-        let mut head = Head {
+        let mut head = RequestHead {
             bytes: self.text.clone(),
-            ..Head::default()
+            ..RequestHead::default()
         };
         let is_whole = head.parse(LIMITS).ok()?;
         assert!(is_whole, "half a head");
         let rest = &self.text[head.len..];
         let mut decoder = match head.framing {
-            Framing::None if head.upgrade.is_some() => return Some(rest.to_vec()),
-            Framing::None => Decoder::Length(0),
-            Framing::Length(length) => Decoder::Length(length),
-            Framing::Chunked => Decoder::chunked(LIMITS),
+            RequestFraming::None if head.upgrade.is_some() => return Some(rest.to_vec()),
+            RequestFraming::None => BodyDecoder::Length(0),
+            RequestFraming::Length(length) => BodyDecoder::Length(length),
+            RequestFraming::Chunked => BodyDecoder::chunked(LIMITS),
         };
         let (mut at, mut content) = (0, Vec::new());
         loop {
             match decoder.step(&rest[at..]) {
-                Ok(Step::Data(count)) => {
+                Ok(BodyStep::Data(count)) => {
                     content.extend_from_slice(&rest[at..at + count]);
                     at += count;
                 }
-                Ok(Step::Skip(count)) => at += count,
-                Ok(Step::More) => {
+                Ok(BodyStep::Skip(count)) => at += count,
+                Ok(BodyStep::More) => {
                     assert!(
                         self.reading != Reading::Whole,
                         "a cut that looks like an end"
                     );
                     return Some(content);
                 }
-                Ok(Step::End) => {
+                Ok(BodyStep::End) => {
                     assert_eq!(at, rest.len(), "bytes behind the end");
                     return Some(content);
                 }
@@ -234,7 +234,7 @@ impl World {
                 .expect("sockets that do not block");
         }
         let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
-        let greeting = [PREFACE, &SETTINGS, first].concat();
+        let greeting = [CLIENT_PREFACE, &SETTINGS, first].concat();
         let random = Random::seeded(1);
         let mut said = Said::new();
         said.add(first);
@@ -318,7 +318,7 @@ impl World {
     }
 
     fn check(&self) {
-        let is_cut = self.connection.fate() == Some(Ended::Lost);
+        let is_cut = self.connection.fate() == Some(StreamError::Lost);
         self.heard.finish(is_cut, WINDOW, GROWTH, &self.said);
         for (index, exchange) in self.exchanges.iter().enumerate() {
             let content = exchange.request();

@@ -1,6 +1,6 @@
 //! Field blocks of one connection: what is decoded stays within its limit, and is the same after our encoder has written it.
 
-use balancer::http2::hpack::{Decoder, FIELD_OVERHEAD, Fields, Refused, SizeLimits, begin, field};
+use balancer::http2::hpack::{HpackDecoder, FIELD_OVERHEAD, FieldList, HpackError, SizeLimits, begin, field};
 
 /// Limits beyond those of any input.
 const LARGE: SizeLimits = SizeLimits {
@@ -11,7 +11,7 @@ const LARGE: SizeLimits = SizeLimits {
 /// Names in lower case, and values.
 type List = Vec<(Vec<u8>, Vec<u8>)>;
 
-fn list(fields: &Fields) -> List {
+fn list(fields: &FieldList) -> List {
     let all: List = fields
         .iter()
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec()))
@@ -49,9 +49,9 @@ pub fn run(data: &[u8]) {
         kept: most,
         decoded: 4 * most,
     };
-    let (mut decoder, mut roomy) = (Decoder::default(), Decoder::default());
-    let (mut fields, mut again) = (Fields::default(), Fields::default());
-    let mut ours = Decoder::default();
+    let (mut decoder, mut roomy) = (HpackDecoder::default(), HpackDecoder::default());
+    let (mut fields, mut again) = (FieldList::default(), FieldList::default());
+    let mut ours = HpackDecoder::default();
     let mut is_first = true;
     while let Some(block) = block(&mut data) {
         let decoded = decoder.decode(block, limits, &mut fields);
@@ -62,8 +62,8 @@ pub fn run(data: &[u8]) {
                 assert!(again.size() > most, "cut for nothing");
                 assert!(list(&again).starts_with(&list(&fields)));
             }
-            (Err(Refused::TooLarge), Ok(())) => return assert!(again.size() > limits.decoded),
-            (Err(Refused::TooLarge), Err(_)) | (Err(_), Err(Refused::Malformed)) => return,
+            (Err(HpackError::TooLarge), Ok(())) => return assert!(again.size() > limits.decoded),
+            (Err(HpackError::TooLarge), Err(_)) | (Err(_), Err(HpackError::Malformed)) => return,
             other => panic!("the limit changes more than the size: {other:?}"),
         }
         assert!(fields.size() <= most, "more than the limit");
@@ -77,8 +77,8 @@ pub fn run(data: &[u8]) {
         ours.decode(&out, limits, &mut again)
             .expect("what we write is a block");
         assert_eq!(list(&again), list(&fields), "as it was written");
-        let mut alone = Fields::default();
-        Decoder::default()
+        let mut alone = FieldList::default();
+        HpackDecoder::default()
             .decode(&out, limits, &mut alone)
             .expect("what we write needs no table");
         assert_eq!(list(&alone), list(&fields));

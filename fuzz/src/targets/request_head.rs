@@ -3,34 +3,34 @@
 use balancer::{
     config::model::ForwardedConfig,
     http1::{
-        fields::{Known, Span, is_same_or_twin},
-        request::{Framing, Head, Limits, Refusal},
+        fields::{KnownField, Span, is_same_or_twin},
+        request::{RequestFraming, RequestHead, HeadLimits, RequestHeadError},
     },
     proxy::http::{Changes, Hop, Origin, request_head},
 };
 
 use super::{count, lines, prefixes};
 
-const USUAL: Limits = Limits {
+const USUAL: HeadLimits = HeadLimits {
     fields: 100,
     bytes: 32 << 10,
 };
 /// Small enough that many inputs meet them.
-const TIGHT: Limits = Limits {
+const TIGHT: HeadLimits = HeadLimits {
     fields: 6,
     bytes: 192,
 };
 
-fn parse(bytes: &[u8], limits: Limits) -> Result<Option<Head>, Refusal> {
-    let mut head = Head {
+fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestHead>, RequestHeadError> {
+    let mut head = RequestHead {
         bytes: bytes.to_vec(),
-        ..Head::default()
+        ..RequestHead::default()
     };
     Ok(head.parse(limits)?.then_some(head))
 }
 
 /// All that was understood, as spans.
-fn spans(head: &Head) -> String {
+fn spans(head: &RequestHead) -> String {
     format!(
         "{} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {} {:?} {}",
         head.len,
@@ -48,7 +48,7 @@ fn spans(head: &Head) -> String {
 }
 
 /// Names and values of the fields that are left.
-fn kept(head: &Head) -> Vec<(&[u8], &[u8])> {
+fn kept(head: &RequestHead) -> Vec<(&[u8], &[u8])> {
     let pair = |name: Span, value: Span| (head.text(name), head.text(value));
     head.fields
         .iter()
@@ -64,7 +64,7 @@ fn is_authority(text: &[u8]) -> bool {
             .all(|byte| byte.is_ascii_graphic() && !b"/?#@,\"\\<>{}|^`".contains(byte))
 }
 
-fn check(head: &Head) {
+fn check(head: &RequestHead) {
     let (method, target, host) = (
         head.text(head.method),
         head.text(head.target),
@@ -78,10 +78,10 @@ fn check(head: &Head) {
             .all(|byte| (0x21..=0x7e).contains(byte) && *byte != b'#')
     );
     assert!(target.starts_with(head.text(head.path)));
-    assert!(is_authority(host) || host.is_empty() && head.find(Known::Host).is_none());
-    assert_ne!(head.framing, Framing::Length(0));
-    assert!(head.upgrade.is_none() || head.framing != Framing::Chunked);
-    assert!(!head.expects_continue || head.framing != Framing::None);
+    assert!(is_authority(host) || host.is_empty() && head.find(KnownField::Host).is_none());
+    assert_ne!(head.framing, RequestFraming::Length(0));
+    assert!(head.upgrade.is_none() || head.framing != RequestFraming::Chunked);
+    assert!(!head.expects_continue || head.framing != RequestFraming::None);
     for (name, value) in kept(head) {
         assert!(!name.is_empty() && name.iter().all(u8::is_ascii_graphic));
         assert!(!value.iter().any(|byte| b"\r\n\0".contains(byte)));
@@ -92,7 +92,7 @@ fn check(head: &Head) {
 const LOCAL: &str = "127.0.0.1:80";
 
 /// Writes the head as the proxy does, and gives it with the names and values it must have. `plain` adds nothing.
-fn write(head: &mut Head, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
+fn write(head: &mut RequestHead, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
     let rules = ForwardedConfig {
         x_forwarded: !plain,
         rfc7239: !plain,
@@ -109,7 +109,7 @@ fn write(head: &mut Head, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
     };
     let id = if plain { "" } else { "0123456789abcdef" };
     let mut wanted: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-    if head.find(Known::Host).is_none() {
+    if head.find(KnownField::Host).is_none() {
         let host = head.text(head.host);
         let host = if host.is_empty() {
             LOCAL.as_bytes()
@@ -136,13 +136,13 @@ fn write(head: &mut Head, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
     (out, wanted)
 }
 
-fn check_written_anew(head: &mut Head, plain: bool) {
+fn check_written_anew(head: &mut RequestHead, plain: bool) {
     let (written, wanted) = write(head, plain);
     let lines = lines(&written);
     assert_eq!(count(&lines, "host"), 1);
     assert!(count(&lines, "content-length") + count(&lines, "transfer-encoding") <= 1);
     assert!(count(&lines, "connection") <= 1);
-    let roomy = Limits {
+    let roomy = HeadLimits {
         fields: 200,
         bytes: 256 << 10,
     };
@@ -198,7 +198,7 @@ fn check_written_anew(head: &mut Head, plain: bool) {
     assert_eq!(again.keep_alive, head.keep_alive || head.upgrade.is_some());
 }
 
-fn check_prefixes(data: &[u8], limits: Limits, whole: &Result<Option<Head>, Refusal>) {
+fn check_prefixes(data: &[u8], limits: HeadLimits, whole: &Result<Option<RequestHead>, RequestHeadError>) {
     let end = match whole {
         Ok(Some(head)) => head.len,
         _ => data.len(),

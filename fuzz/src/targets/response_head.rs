@@ -2,22 +2,22 @@
 
 use balancer::{
     http1::{
-        Version,
+        HttpVersion,
         request::MAX_FIELDS,
-        response::{Framing, Head, Invalid},
+        response::{ResponseFraming, ResponseHead, ResponseHeadError},
     },
     proxy::http::{Delivery, ResponseExtra, interim_head, response_head},
 };
 
 use super::{count, lines, prefixes};
 
-fn parse(bytes: &[u8], method: &[u8]) -> Result<Option<Head>, Invalid> {
-    let mut head = Head::default();
+fn parse(bytes: &[u8], method: &[u8]) -> Result<Option<ResponseHead>, ResponseHeadError> {
+    let mut head = ResponseHead::default();
     Ok(head.parse(bytes, method)?.then_some(head))
 }
 
 /// Names and values of the fields that are left.
-fn kept<'a>(head: &Head, bytes: &'a [u8]) -> Vec<(&'a [u8], &'a [u8])> {
+fn kept<'a>(head: &ResponseHead, bytes: &'a [u8]) -> Vec<(&'a [u8], &'a [u8])> {
     head.fields
         .iter()
         .map(|field| (field.name.get(bytes), field.value.get(bytes)))
@@ -28,7 +28,7 @@ fn kept<'a>(head: &Head, bytes: &'a [u8]) -> Vec<(&'a [u8], &'a [u8])> {
 const ID: (&str, &str) = ("X-Request-Id", "0123456789abcdef");
 
 /// Writes the head as the proxy does for a client that speaks `version`.
-fn write(head: &mut Head, bytes: &[u8], version: Version) -> Vec<u8> {
+fn write(head: &mut ResponseHead, bytes: &[u8], version: HttpVersion) -> Vec<u8> {
     let mut out = Vec::new();
     if head.is_interim() || head.upgrade.is_some() {
         interim_head(&mut out, head, bytes, ID);
@@ -46,7 +46,7 @@ fn write(head: &mut Head, bytes: &[u8], version: Version) -> Vec<u8> {
     out
 }
 
-fn check_written_anew(mut head: Head, bytes: &[u8], (method, version): (&[u8], Version)) {
+fn check_written_anew(mut head: ResponseHead, bytes: &[u8], (method, version): (&[u8], HttpVersion)) {
     assert!((100..=599).contains(&head.status));
     let switches = head.upgrade.is_some();
     let mut wanted: Vec<_> = kept(&head, bytes);
@@ -60,7 +60,7 @@ fn check_written_anew(mut head: Head, bytes: &[u8], (method, version): (&[u8], V
     let lines = lines(&written);
     assert!(count(&lines, "content-length") + count(&lines, "transfer-encoding") <= 1);
     assert!(count(&lines, "connection") <= 1);
-    if written.len() >= balancer::http1::response::MAX_HEAD {
+    if written.len() >= balancer::http1::response::MAX_HEAD_BYTES {
         return;
     }
     let again = match parse(&written, method) {
@@ -77,8 +77,8 @@ fn check_written_anew(mut head: Head, bytes: &[u8], (method, version): (&[u8], V
     assert_eq!(kept(&again, &written), wanted);
     let framing = match (head.framing, version) {
         // The end of the body must be told where the connection stays open.
-        (Framing::UntilClose | Framing::Chunked, Version::Http11) => Framing::Chunked,
-        (Framing::UntilClose | Framing::Chunked, Version::Http10) => Framing::UntilClose,
+        (ResponseFraming::UntilClose | ResponseFraming::Chunked, HttpVersion::Http11) => ResponseFraming::Chunked,
+        (ResponseFraming::UntilClose | ResponseFraming::Chunked, HttpVersion::Http10) => ResponseFraming::UntilClose,
         (framing, _) => framing,
     };
     assert_eq!(again.framing, framing);
@@ -89,7 +89,7 @@ fn check_written_anew(mut head: Head, bytes: &[u8], (method, version): (&[u8], V
     );
 }
 
-fn check_prefixes(data: &[u8], method: &[u8], whole: &Result<Option<Head>, Invalid>) {
+fn check_prefixes(data: &[u8], method: &[u8], whole: &Result<Option<ResponseHead>, ResponseHeadError>) {
     let end = match whole {
         Ok(Some(head)) => head.len,
         _ => data.len(),
@@ -112,7 +112,7 @@ pub fn run(data: &[u8]) {
     for method in [&b"GET"[..], b"HEAD"] {
         let whole = parse(data, method);
         check_prefixes(data, method, &whole);
-        for version in [Version::Http11, Version::Http10] {
+        for version in [HttpVersion::Http11, HttpVersion::Http10] {
             if let Ok(Some(head)) = parse(data, method) {
                 check_written_anew(head, data, (method, version));
             }

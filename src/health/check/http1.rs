@@ -11,11 +11,11 @@ use tokio::{
 use super::CheckError;
 use crate::{
     http1::{
-        body::{Decoder, Step},
+        body::{BodyDecoder, BodyStep},
         head_end,
-        response::{Framing, Head, LIMITS, MAX_HEAD},
+        response::{MAX_HEAD_BYTES, RESPONSE_LIMITS, ResponseFraming, ResponseHead},
     },
-    net::{h2::Ended, local_error, stream::Stream},
+    net::{h2::StreamError, local_error, stream::Stream},
 };
 
 /// Most 1xx responses that are passed over, as for traffic.
@@ -37,12 +37,12 @@ const BODY_WAIT: Duration = Duration::from_millis(100);
 pub(super) struct CheckResponse {
     stream: Stream,
     /// The head.
-    pub(super) head: Head,
+    pub(super) head: ResponseHead,
     /// What `head` was parsed from.
     pub(super) head_bytes: Vec<u8>,
     /// Received and not decoded.
     rest: Vec<u8>,
-    decoder: Option<Decoder>,
+    decoder: Option<BodyDecoder>,
 }
 
 impl CheckResponse {
@@ -54,14 +54,14 @@ impl CheckResponse {
     ) -> Result<Self, CheckError> {
         // What a failed write means, the read says: the response may be there all the same.
         let _ = stream.write_all(request).await;
-        let (mut head, mut bytes) = (Head::default(), Vec::new());
+        let (mut head, mut bytes) = (ResponseHead::default(), Vec::new());
         let mut interim = 0;
         loop {
             let before = bytes.len();
             read(&mut stream, &mut bytes).await?;
             let mut from = before;
             loop {
-                let may_be_whole = bytes.len() < EAGER_BYTES || bytes.len() >= MAX_HEAD;
+                let may_be_whole = bytes.len() < EAGER_BYTES || bytes.len() >= MAX_HEAD_BYTES;
                 if !may_be_whole && head_end(&bytes, from).is_none() {
                     break;
                 }
@@ -74,10 +74,10 @@ impl CheckResponse {
                 let rest = bytes.split_off(head.len);
                 if !head.is_interim() {
                     let decoder = match head.framing {
-                        Framing::None => None,
-                        Framing::Length(length) => Some(Decoder::Length(length)),
-                        Framing::Chunked => Some(Decoder::chunked(LIMITS)),
-                        Framing::UntilClose => Some(Decoder::UntilClose),
+                        ResponseFraming::None => None,
+                        ResponseFraming::Length(length) => Some(BodyDecoder::Length(length)),
+                        ResponseFraming::Chunked => Some(BodyDecoder::chunked(RESPONSE_LIMITS)),
+                        ResponseFraming::UntilClose => Some(BodyDecoder::UntilClose),
                     };
                     return Ok(Self {
                         stream,
@@ -101,15 +101,15 @@ impl CheckResponse {
         loop {
             let decoder = self.decoder.as_mut()?;
             match decoder.step(&self.rest) {
-                Ok(Step::Data(count)) => {
+                Ok(BodyStep::Data(count)) => {
                     let rest = self.rest.split_off(count);
                     return Some(Ok(std::mem::replace(&mut self.rest, rest)));
                 }
-                Ok(Step::Skip(count)) => drop(self.rest.drain(..count)),
-                Ok(Step::End) => return None,
-                Ok(Step::More) => match read(&mut self.stream, &mut self.rest).await {
+                Ok(BodyStep::Skip(count)) => drop(self.rest.drain(..count)),
+                Ok(BodyStep::End) => return None,
+                Ok(BodyStep::More) => match read(&mut self.stream, &mut self.rest).await {
                     Ok(()) => {}
-                    Err(CheckError::Closed) if matches!(decoder, Decoder::UntilClose) => {
+                    Err(CheckError::Closed) if matches!(decoder, BodyDecoder::UntilClose) => {
                         return None;
                     }
                     Err(error) => return Some(Err(error)),
@@ -123,8 +123,8 @@ impl CheckResponse {
     pub(super) async fn judge_body(&mut self) -> Result<(), CheckError> {
         let mut left = match self.head.framing {
             // No framing at all.
-            Framing::None | Framing::UntilClose => 0,
-            Framing::Length(_) | Framing::Chunked => MAX_JUDGED,
+            ResponseFraming::None | ResponseFraming::UntilClose => 0,
+            ResponseFraming::Length(_) | ResponseFraming::Chunked => MAX_JUDGED,
         };
         let judged = async {
             while left > 0
@@ -144,7 +144,7 @@ impl CheckResponse {
 
     /// The trailer section of a body that was read to its end: lines, empty where there is none.
     pub(super) fn trailers(&self) -> &[u8] {
-        self.decoder.as_ref().map_or(&[], Decoder::trailers)
+        self.decoder.as_ref().map_or(&[], BodyDecoder::trailers)
     }
 }
 
@@ -165,8 +165,8 @@ fn not_http(detail: &str) -> CheckError {
 /// An error of the connection.
 fn broken(error: &io::Error) -> CheckError {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    match (Ended::of(error), error.kind()) {
-        (Some(Ended::Lost), _) => CheckError::Cut,
+    match (StreamError::of(error), error.kind()) {
+        (Some(StreamError::Lost), _) => CheckError::Cut,
         (Some(ended), _) => CheckError::Failed(ended.to_string()),
         _ if local_error::is_local(error) => {
             local_error::log(error);

@@ -6,7 +6,7 @@ use tokio::{select, time::timeout_at};
 
 use super::{CheckError, ProbeDeadline};
 use crate::{
-    net::{h2::backend::Link, stream::Stream},
+    net::{h2::backend::H2Connection, stream::Stream},
     reason::Reason,
 };
 
@@ -16,7 +16,7 @@ pub(super) async fn on_stream(
     exchange: impl AsyncFnOnce(Stream) -> Result<(), CheckError>,
     limit: ProbeDeadline,
 ) -> Result<(), CheckError> {
-    let opened = Link::open(stream, None, 1, Rc::default(), limit.deadline).await;
+    let opened = H2Connection::open(stream, None, 1, Rc::default(), limit.deadline).await;
     let (link, driver) = opened.map_err(|error| match error.reason {
         Reason::ConnectionTimeout => limit.late(),
         _ => CheckError::Failed(error.source.to_string()),

@@ -1,29 +1,29 @@
 //! Field blocks as lists of fields, RFC 7541 section 6.
 
-use super::{FIELD_OVERHEAD, Malformed, fixed, huffman, table::Table};
+use super::{FIELD_OVERHEAD, MalformedError, dynamic_table::DynamicTable, huffman, static_table};
 
 /// Largest table that a peer may use, which is also what it may begin with: RFC 9113 section 6.5.2.
-const TABLE_SIZE: usize = 4_096;
+const MAX_TABLE_BYTES: usize = 4_096;
 /// Numbers beyond this are no lengths or places of anything.
-const LARGEST: usize = 1 << 24;
+const MAX_INTEGER: usize = 1 << 24;
 
 /// Decoded fields of a block, in order: bytes as they came, nothing of them checked.
 #[derive(Debug, Default)]
-pub struct Fields {
+pub struct FieldList {
     /// Name and value of one field after the other.
     bytes: Vec<u8>,
-    lengths: Vec<Lengths>,
+    lengths: Vec<FieldLengths>,
     /// The block had more fields than were to be kept.
     is_cut: bool,
 }
 
 #[derive(Debug)]
-struct Lengths {
+struct FieldLengths {
     name: usize,
     value: usize,
 }
 
-impl Fields {
+impl FieldList {
     /// Names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut rest = &self.bytes[..];
@@ -64,7 +64,10 @@ impl Fields {
 
     /// Removes the last field; gives its size.
     fn drop_last(&mut self) -> usize {
-        let last = self.lengths.pop().unwrap_or(Lengths { name: 0, value: 0 });
+        let last = self
+            .lengths
+            .pop()
+            .unwrap_or(FieldLengths { name: 0, value: 0 });
         let length = last.name + last.value;
         self.bytes.truncate(self.bytes.len() - length);
         length + FIELD_OVERHEAD
@@ -73,20 +76,20 @@ impl Fields {
     /// The field whose bytes were appended from `start` on, the first `name` of them those of its name.
     fn close(&mut self, start: usize, name: usize) {
         let value = self.bytes.len() - start - name;
-        self.lengths.push(Lengths { name, value });
+        self.lengths.push(FieldLengths { name, value });
     }
 }
 
 /// Why a block was not decoded. The connection cannot go on: its table is not what the peer thinks it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum HpackError {
     /// It is no field block.
     Malformed,
     /// Its fields are larger than [`SizeLimits::decoded`].
     TooLarge,
 }
 
-/// Sizes of the fields of a block, counted as by [`Fields::size`].
+/// Sizes of the fields of a block, counted as by [`FieldList::size`].
 #[derive(Debug, Clone, Copy)]
 pub struct SizeLimits {
     /// Fields beyond this are decoded, as the table asks for, and not kept.
@@ -95,27 +98,27 @@ pub struct SizeLimits {
     pub decoded: usize,
 }
 
-impl From<Malformed> for Refused {
-    fn from(_: Malformed) -> Self {
+impl From<MalformedError> for HpackError {
+    fn from(_: MalformedError) -> Self {
         Self::Malformed
     }
 }
 
 /// Decodes the field blocks of one connection, one after the other.
 #[derive(Debug)]
-pub struct Decoder {
-    table: Table,
+pub struct HpackDecoder {
+    table: DynamicTable,
 }
 
-impl Default for Decoder {
+impl Default for HpackDecoder {
     fn default() -> Self {
         Self {
-            table: Table::new(TABLE_SIZE),
+            table: DynamicTable::new(MAX_TABLE_BYTES),
         }
     }
 }
 
-impl Decoder {
+impl HpackDecoder {
     /// Decodes `block`, which is whole, into `fields`, whose size stays within `limits.kept`.
     ///
     /// # Errors
@@ -124,11 +127,11 @@ impl Decoder {
         &mut self,
         block: &[u8],
         limits: SizeLimits,
-        fields: &mut Fields,
-    ) -> Result<(), Refused> {
+        fields: &mut FieldList,
+    ) -> Result<(), HpackError> {
         fields.clear();
         let mut dropped = 0;
-        let mut input = Input(block);
+        let mut input = BlockReader(block);
         while let Some(first) = input.0.first().copied() {
             match first {
                 0x80.. => {
@@ -144,8 +147,8 @@ impl Decoder {
                 0x20.. => {
                     let size = input.number(5)?;
                     // Section 4.2: before the first field, and within what we have allowed.
-                    if !fields.is_empty() || fields.is_cut || size > TABLE_SIZE {
-                        return Err(Refused::Malformed);
+                    if !fields.is_empty() || fields.is_cut || size > MAX_TABLE_BYTES {
+                        return Err(HpackError::Malformed);
                     }
                     self.table.resize(size);
                     continue;
@@ -156,7 +159,7 @@ impl Decoder {
                 fields.is_cut = true;
                 dropped += fields.drop_last();
                 if fields.size() + dropped > limits.decoded {
-                    return Err(Refused::TooLarge);
+                    return Err(HpackError::TooLarge);
                 }
             }
         }
@@ -164,7 +167,7 @@ impl Decoder {
     }
 
     /// Appends the field of an index, section 2.3.3.
-    fn copy(&self, place: usize, fields: &mut Fields) -> Result<(), Malformed> {
+    fn copy(&self, place: usize, fields: &mut FieldList) -> Result<(), MalformedError> {
         let (name, value) = self.get(place)?;
         let start = fields.bytes.len();
         fields.bytes.extend_from_slice(name);
@@ -173,22 +176,22 @@ impl Decoder {
         Ok(())
     }
 
-    fn get(&self, place: usize) -> Result<(&[u8], &[u8]), Malformed> {
-        let first = place.checked_sub(1).ok_or(Malformed)?;
-        if let Some((name, value)) = fixed::FIELDS.get(first) {
+    fn get(&self, place: usize) -> Result<(&[u8], &[u8]), MalformedError> {
+        let first = place.checked_sub(1).ok_or(MalformedError)?;
+        if let Some((name, value)) = static_table::STATIC_FIELDS.get(first) {
             return Ok((name.as_bytes(), value.as_bytes()));
         }
-        let entry = self.table.get(first - fixed::FIELDS.len());
-        entry.ok_or(Malformed)
+        let entry = self.table.get(first - static_table::STATIC_FIELDS.len());
+        entry.ok_or(MalformedError)
     }
 
     /// Appends a field whose value, at least, is spelled out; gives where it begins and the length of its name.
     fn literal(
         &self,
-        input: &mut Input<'_>,
+        input: &mut BlockReader<'_>,
         prefix: u32,
-        fields: &mut Fields,
-    ) -> Result<(usize, usize), Malformed> {
+        fields: &mut FieldList,
+    ) -> Result<(usize, usize), MalformedError> {
         let start = fields.bytes.len();
         match input.number(prefix)? {
             0 => input.string(&mut fields.bytes)?,
@@ -202,17 +205,17 @@ impl Decoder {
 }
 
 /// What is left of a block.
-struct Input<'b>(&'b [u8]);
+struct BlockReader<'b>(&'b [u8]);
 
-impl Input<'_> {
-    fn byte(&mut self) -> Result<u8, Malformed> {
-        let (first, rest) = self.0.split_first().ok_or(Malformed)?;
+impl BlockReader<'_> {
+    fn byte(&mut self) -> Result<u8, MalformedError> {
+        let (first, rest) = self.0.split_first().ok_or(MalformedError)?;
         self.0 = rest;
         Ok(*first)
     }
 
     /// A number whose first `prefix` bits are in the next byte, section 5.1.
-    fn number(&mut self, prefix: u32) -> Result<usize, Malformed> {
+    fn number(&mut self, prefix: u32) -> Result<usize, MalformedError> {
         let most = (1_usize << prefix) - 1;
         let mut number = usize::from(self.byte()?) & most;
         if number < most {
@@ -222,17 +225,19 @@ impl Input<'_> {
             let byte = self.byte()?;
             number += usize::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
-                return (number <= LARGEST).then_some(number).ok_or(Malformed);
+                return (number <= MAX_INTEGER)
+                    .then_some(number)
+                    .ok_or(MalformedError);
             }
         }
-        Err(Malformed)
+        Err(MalformedError)
     }
 
     /// Appends a string to `out`, section 5.2.
-    fn string(&mut self, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    fn string(&mut self, out: &mut Vec<u8>) -> Result<(), MalformedError> {
         let is_code = self.0.first().is_some_and(|first| first & 0x80 > 0);
         let length = self.number(7)?;
-        let (text, rest) = self.0.split_at_checked(length).ok_or(Malformed)?;
+        let (text, rest) = self.0.split_at_checked(length).ok_or(MalformedError)?;
         self.0 = rest;
         if is_code {
             return huffman::decode(text, out);

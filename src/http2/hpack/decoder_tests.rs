@@ -19,8 +19,8 @@ const fn limits(most: usize) -> SizeLimits {
     }
 }
 
-fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<String>, Refused> {
-    let mut fields = Fields::default();
+fn decode(decoder: &mut HpackDecoder, block: &[u8]) -> Result<Vec<String>, HpackError> {
+    let mut fields = FieldList::default();
     decoder.decode(block, limits(1 << 16), &mut fields)?;
     assert_eq!(fields.len(), fields.iter().count());
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
@@ -67,7 +67,7 @@ fn the_requests_of_the_rfc_are_read() {
         "8287 85bf 4088 25a8 49e9 5ba9 7d7f 8925 a849 e95b b8e8 b4bf",
     ];
     for blocks in [plain, coded] {
-        let mut decoder = Decoder::default();
+        let mut decoder = HpackDecoder::default();
         for (block, expected) in blocks.iter().zip(REQUESTS) {
             assert_eq!(decode(&mut decoder, &bytes(block)).unwrap(), expected);
         }
@@ -77,7 +77,7 @@ fn the_requests_of_the_rfc_are_read() {
 #[test]
 fn entries_go_as_the_table_is_full() {
     // RFC 7541 appendix C.5, in a table of 256 bytes, which the first block sets.
-    let mut decoder = Decoder::default();
+    let mut decoder = HpackDecoder::default();
     let blocks = [
         "3fe1 01 4803 3330 3258 0770 7269 7661 7465 611d 4d6f 6e2c 2032 3120 4f63 7420 3230 3133 2032 303a 3133 3a32 3120 474d 546e 1768 7474 7073 3a2f 2f77 7777 2e65 7861 6d70 6c65 2e63 6f6d",
         "4803 3330 37c1 c0bf",
@@ -127,14 +127,18 @@ fn what_is_no_block_is_refused() {
         ("a table that is too large", "3fe2 1f"),
         ("a size behind a field", "82 20"),
     ] {
-        let found = decode(&mut Decoder::default(), &bytes(block));
-        assert_eq!(found, Err(Refused::Malformed), "{what}");
+        let found = decode(&mut HpackDecoder::default(), &bytes(block));
+        assert_eq!(found, Err(HpackError::Malformed), "{what}");
     }
     assert_eq!(
-        decode(&mut Decoder::default(), &bytes("3fe1 1f 20 82")).unwrap(),
+        decode(&mut HpackDecoder::default(), &bytes("3fe1 1f 20 82")).unwrap(),
         [":method: GET"]
     );
-    assert!(decode(&mut Decoder::default(), &[]).unwrap().is_empty());
+    assert!(
+        decode(&mut HpackDecoder::default(), &[])
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[test]
@@ -143,8 +147,8 @@ fn small_blocks_of_large_fields_are_bounded() {
     block.extend([b'x'; 100]);
     block.extend([0xbe; 5_000]);
     assert_eq!(
-        decode(&mut Decoder::default(), &block),
-        Err(Refused::TooLarge)
+        decode(&mut HpackDecoder::default(), &block),
+        Err(HpackError::TooLarge)
     );
 }
 
@@ -159,7 +163,7 @@ fn what_is_beyond_the_limit_is_entered_in_the_table_and_not_kept() {
         kept: 1_000,
         decoded: 4_000,
     };
-    let (mut decoder, mut fields) = (Decoder::default(), Fields::default());
+    let (mut decoder, mut fields) = (HpackDecoder::default(), FieldList::default());
     assert_eq!(decoder.decode(&block, limits, &mut fields), Ok(()));
     assert!(!fields.is_whole());
     assert_eq!(fields.len(), 8, "{}", fields.size());
@@ -168,7 +172,7 @@ fn what_is_beyond_the_limit_is_entered_in_the_table_and_not_kept() {
     block.extend([0xbf; 20]);
     assert_eq!(
         decoder.decode(&block, limits, &mut fields),
-        Err(Refused::TooLarge)
+        Err(HpackError::TooLarge)
     );
 }
 
@@ -183,7 +187,7 @@ fn what_is_encoded_is_read_again() {
         "x",
         "Date",
     ];
-    let mut decoder = Decoder::default();
+    let mut decoder = HpackDecoder::default();
     for round in 0..2_000 {
         let (mut block, mut expected) = (Vec::new(), Vec::new());
         if round == 0 {
@@ -208,10 +212,10 @@ fn what_is_encoded_is_read_again() {
 fn any_bytes_are_a_block_or_not() {
     let mut random = Random::seeded(5);
     for _ in 0..50_000 {
-        let mut decoder = Decoder::default();
+        let mut decoder = HpackDecoder::default();
         for _ in 0..3 {
             let block: Vec<u8> = (0..random.below(30)).map(|_| random.bits() as u8).collect();
-            let mut fields = Fields::default();
+            let mut fields = FieldList::default();
             let decoded = decoder.decode(&block, limits(1_000), &mut fields);
             assert!(decoded.is_err() || fields.size() <= 1_000);
         }

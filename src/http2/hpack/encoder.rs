@@ -1,6 +1,6 @@
 //! Fields as a field block, RFC 7541 section 6: the names of the static table, and literals.
 
-use super::{fixed, huffman};
+use super::{huffman, static_table};
 
 /// Longest name that is written in lower case without an allocation.
 const USUAL_NAME: usize = 64;
@@ -31,12 +31,12 @@ pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
         long = name.to_ascii_lowercase();
         &long
     };
-    if let Some(place) = fixed::find(name, value) {
+    if let Some(place) = static_table::find(name, value) {
         return number(out, place, 7, 0x80);
     }
     // Section 7.1.3: what is secret must not be entered into the table of any other hop either.
     let kind = if is_secret(name) { 0x10 } else { 0 };
-    if let Some(place) = fixed::find_name(name) {
+    if let Some(place) = static_table::find_name(name) {
         number(out, place, 4, kind);
     } else {
         number(out, 0, 4, kind);

@@ -2,10 +2,10 @@
 //!
 //! The code is canonical: codes follow each other by length and then by symbol, so the lengths say everything.
 
-use super::Malformed;
+use super::MalformedError;
 
 /// Bits of each symbol's code; the last one is that of the end, which is never sent.
-const LENGTHS: [u8; 257] = [
+const CODE_LENGTHS: [u8; 257] = [
     13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28,
     28, 28, 28, 28, 28, 28, 28, 28, 6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6, 5, 5,
     5, 6, 6, 6, 6, 6, 6, 6, 7, 8, 15, 6, 12, 10, 13, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
@@ -18,41 +18,41 @@ const LENGTHS: [u8; 257] = [
     22, 25, 25, 24, 24, 26, 23, 26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26, 30,
 ];
 /// The longest code.
-const LONGEST: usize = 30;
-const END: u16 = 256;
+const MAX_CODE_BITS: usize = 30;
+const END_OF_STRING: u16 = 256;
 
 /// The code as it is looked up.
-struct Code {
+struct HuffmanCode {
     /// Code and length by symbol.
     codes: [(u32, u8); 257],
     /// Symbols in the order of their codes.
     symbols: [u16; 257],
     /// By length: the first code, the number behind the last, and the place of the first in `symbols`.
-    lengths: [(u32, u32, u16); LONGEST + 1],
+    lengths: [(u32, u32, u16); MAX_CODE_BITS + 1],
     /// By the next eight bits: symbol and length, where they are enough; length 0 where not.
     short: [(u8, u8); 256],
 }
 
-static CODE: Code = build();
+static HUFFMAN_CODE: HuffmanCode = build();
 
 #[expect(
     clippy::indexing_slicing,
     reason = "run by the compiler, which would stop at a wrong index"
 )]
-const fn build() -> Code {
-    let mut code = Code {
+const fn build() -> HuffmanCode {
+    let mut code = HuffmanCode {
         codes: [(0, 0); 257],
         symbols: [0; 257],
-        lengths: [(0, 0, 0); LONGEST + 1],
+        lengths: [(0, 0, 0); MAX_CODE_BITS + 1],
         short: [(0, 0); 256],
     };
     let (mut next, mut place, mut length) = (0_u32, 0_usize, 1_usize);
-    while length <= LONGEST {
+    while length <= MAX_CODE_BITS {
         next <<= 1;
         let (first, first_place) = (next, place as u16);
         let mut symbol = 0;
-        while symbol < LENGTHS.len() {
-            if LENGTHS[symbol] as usize == length {
+        while symbol < CODE_LENGTHS.len() {
+            if CODE_LENGTHS[symbol] as usize == length {
                 code.codes[symbol] = (next, length as u8);
                 code.symbols[place] = symbol as u16;
                 if length <= 8 {
@@ -74,7 +74,7 @@ const fn build() -> Code {
     code
 }
 
-impl Code {
+impl HuffmanCode {
     /// The symbol whose code the bits of `window` begin with, from the left, and how many they are.
     #[inline]
     fn find(&self, window: u64) -> (u16, u32) {
@@ -89,15 +89,18 @@ impl Code {
             let code = (window >> (64 - length)) as u32;
             if code < *end {
                 let place = usize::from(*place) + code.saturating_sub(*first) as usize;
-                return (self.symbols.get(place).copied().unwrap_or(END), length);
+                return (
+                    self.symbols.get(place).copied().unwrap_or(END_OF_STRING),
+                    length,
+                );
             }
         }
-        (END, LONGEST as u32)
+        (END_OF_STRING, MAX_CODE_BITS as u32)
     }
 }
 
 /// Appends what `input` stands for to `out`.
-pub(super) fn decode(mut input: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
+pub(super) fn decode(mut input: &[u8], out: &mut Vec<u8>) -> Result<(), MalformedError> {
     // The next bits, from the left.
     let (mut bits, mut count) = (0_u64, 0_u32);
     loop {
@@ -113,12 +116,16 @@ pub(super) fn decode(mut input: &[u8], out: &mut Vec<u8>) -> Result<(), Malforme
         }
         // What is missing of the last byte is filled with ones: the beginning of the end symbol.
         let window = bits | u64::MAX >> count;
-        let (symbol, length) = CODE.find(window);
+        let (symbol, length) = HUFFMAN_CODE.find(window);
         if length > count {
             let is_padding = count < 8 && window == u64::MAX;
-            return if is_padding { Ok(()) } else { Err(Malformed) };
+            return if is_padding {
+                Ok(())
+            } else {
+                Err(MalformedError)
+            };
         }
-        out.push(u8::try_from(symbol).map_err(|_| Malformed)?);
+        out.push(u8::try_from(symbol).map_err(|_| MalformedError)?);
         bits <<= length;
         count -= length;
     }
@@ -150,7 +157,8 @@ pub(super) fn encode(text: &[u8], out: &mut Vec<u8>) {
 
 #[inline]
 fn code_of(byte: u8) -> (u32, u8) {
-    CODE.codes
+    HUFFMAN_CODE
+        .codes
         .get(usize::from(byte))
         .copied()
         .unwrap_or_default()
@@ -161,7 +169,7 @@ mod tests {
     use super::*;
     use crate::base::rng::Random;
 
-    fn decoded(input: &[u8]) -> Result<Vec<u8>, Malformed> {
+    fn decoded(input: &[u8]) -> Result<Vec<u8>, MalformedError> {
         let mut out = Vec::new();
         decode(input, &mut out).map(|()| out)
     }
@@ -182,7 +190,7 @@ mod tests {
         ] {
             assert_eq!(code_of(symbol), code, "{symbol}");
         }
-        assert_eq!(CODE.codes[256], (0x3fff_ffff, 30));
+        assert_eq!(HUFFMAN_CODE.codes[256], (0x3fff_ffff, 30));
     }
 
     #[test]

@@ -4,13 +4,13 @@
 //! one or as literals, which costs some bytes on the wire and neither memory nor any state of the connection.
 
 mod decoder;
+mod dynamic_table;
 mod encoder;
-mod fixed;
 mod huffman;
-mod table;
+mod static_table;
 
 pub use self::{
-    decoder::{Decoder, Fields, Refused, SizeLimits},
+    decoder::{FieldList, HpackDecoder, HpackError, SizeLimits},
     encoder::{begin, field, status},
 };
 
@@ -19,4 +19,4 @@ pub const FIELD_OVERHEAD: usize = 32;
 
 /// These bytes are no code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Malformed;
+struct MalformedError;

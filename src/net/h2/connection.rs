@@ -17,16 +17,19 @@ use std::{
 use tokio::io::ReadBuf;
 
 use super::{
-    Ended,
-    backend::Expected,
-    core::{Backend, Client, Core, Leave, MOST_ANSWERS, MOST_HEADS, MOST_UNWRITTEN, Role},
-    flow::{Flow, remember},
-    incoming::Asked,
+    StreamError,
+    backend::ResponseExpectation,
+    incoming::IncomingRequest,
+    state::{
+        BackendPeer, ClientPeer, ConnectionState, GoawayState, MOST_ANSWERS, MOST_HEADS,
+        MOST_UNWRITTEN, PeerRole,
+    },
+    stream_entry::{StreamEntry, remember},
 };
 use crate::{
     base::{clock, rng::Random},
-    http1::{request::Limits, response::MAX_HEAD},
-    http2::frame::{self, Code, LARGEST, kind, setting},
+    http1::{request::HeadLimits, response::MAX_HEAD_BYTES},
+    http2::frame::{self, ErrorCode, LARGEST, kind, setting},
     net::{
         stream::Stream,
         tls::{NegotiatedTls, TlsStream},
@@ -42,7 +45,7 @@ pub(super) const FAREWELL: [u8; 8] = *b"farewell";
 
 /// What the streams of a connection can know of it.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct ConnectionInfo {
     pub agreed: Option<NegotiatedTls>,
     pub local: Option<SocketAddr>,
     pub peer: Option<SocketAddr>,
@@ -51,8 +54,8 @@ pub(super) struct Facts {
 /// A connection.
 #[derive(Debug)]
 pub struct Connection {
-    pub(super) facts: Facts,
-    pub(super) core: RefCell<Core>,
+    pub(super) facts: ConnectionInfo,
+    pub(super) core: RefCell<ConnectionState>,
 }
 
 impl Connection {
@@ -61,22 +64,22 @@ impl Connection {
     pub fn of_client(
         stream: Stream,
         read: &[u8],
-        limits: Limits,
+        limits: HeadLimits,
         most: usize,
         random: Random,
     ) -> Rc<Self> {
-        let role = Role::Client(Box::new(Client {
+        let role = PeerRole::Client(Box::new(ClientPeer {
             limits,
             most,
             random,
             asked: VecDeque::new(),
-            leave: Leave::None,
+            leave: GoawayState::None,
             is_leaving: false,
         }));
         let this = Self::new(stream, role);
         {
             let core = &mut *this.core.borrow_mut();
-            core.preface = frame::PREFACE.len();
+            core.preface = frame::CLIENT_PREFACE.len();
             core.greet(&[
                 (setting::MAX_CONCURRENT_STREAMS, most as u32),
                 (setting::INITIAL_WINDOW_SIZE, core.windows.first),
@@ -91,36 +94,36 @@ impl Connection {
 
     /// A new connection to a backend on `stream`, with windows for `streams` streams at a time.
     pub(super) fn of_backend(stream: Stream, streams: usize) -> Rc<Self> {
-        let role = Role::Backend(Backend {
+        let role = PeerRole::Backend(BackendPeer {
             streams,
-            ..Backend::default()
+            ..BackendPeer::default()
         });
         let this = Self::new(stream, role);
         {
             let core = &mut *this.core.borrow_mut();
-            core.out.extend_from_slice(frame::PREFACE);
+            core.out.extend_from_slice(frame::CLIENT_PREFACE);
             core.greet(&[
                 (setting::ENABLE_PUSH, 0),
                 (setting::INITIAL_WINDOW_SIZE, core.windows.first),
-                (setting::MAX_HEADER_LIST_SIZE, 2 * MAX_HEAD as u32),
+                (setting::MAX_HEADER_LIST_SIZE, 2 * MAX_HEAD_BYTES as u32),
             ]);
         }
         this
     }
 
-    fn new(stream: Stream, role: Role) -> Rc<Self> {
+    fn new(stream: Stream, role: PeerRole) -> Rc<Self> {
         Rc::new(Self {
-            facts: Facts {
+            facts: ConnectionInfo {
                 agreed: stream.tls().map(TlsStream::negotiated).cloned(),
                 local: stream.local_addr(),
                 peer: stream.peer_addr(),
             },
-            core: RefCell::new(Core::new(stream, role)),
+            core: RefCell::new(ConnectionState::new(stream, role)),
         })
     }
 
     /// Drives the connection: ready with a request of a client, or with `None` when the connection is over.
-    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Asked>> {
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<IncomingRequest>> {
         let core = &mut *self.core.borrow_mut();
         remember(&mut core.driver, cx);
         for _ in 0..READS {
@@ -177,7 +180,7 @@ impl Connection {
     }
 
     /// Why the connection is over, once it is.
-    pub fn fate(&self) -> Option<Ended> {
+    pub fn fate(&self) -> Option<StreamError> {
         self.core.borrow().fate
     }
 
@@ -186,17 +189,17 @@ impl Connection {
     pub fn leave(&self) {
         let core = &mut *self.core.borrow_mut();
         match &mut core.role {
-            Role::Client(client) if client.leave == Leave::None => {
-                client.leave = Leave::Announced;
-                frame::write_goaway(&mut core.out, LARGEST, Code::NO_ERROR);
+            PeerRole::Client(client) if client.leave == GoawayState::None => {
+                client.leave = GoawayState::Announced;
+                frame::write_goaway(&mut core.out, LARGEST, ErrorCode::NO_ERROR);
                 frame::write(&mut core.out, kind::PING, 0, 0, &FAREWELL);
             }
-            Role::Client(_) => core.take_leave(),
-            Role::Backend(backend) if !backend.is_leaving => {
+            PeerRole::Client(_) => core.take_leave(),
+            PeerRole::Backend(backend) if !backend.is_leaving => {
                 backend.is_leaving = true;
-                frame::write_goaway(&mut core.out, 0, Code::NO_ERROR);
+                frame::write_goaway(&mut core.out, 0, ErrorCode::NO_ERROR);
             }
-            Role::Backend(_) => {}
+            PeerRole::Backend(_) => {}
         }
         core.wake();
     }
@@ -221,7 +224,7 @@ impl Connection {
     /// Streams beside `id` that were not ended.
     pub(super) fn live_beside(&self, id: u32) -> usize {
         let core = self.core.borrow();
-        let is_live = |(other, flow): &(&u32, &Flow)| **other != id && flow.ended.is_none();
+        let is_live = |(other, flow): &(&u32, &StreamEntry)| **other != id && flow.ended.is_none();
         core.flows.iter().filter(is_live).count()
     }
 
@@ -235,10 +238,10 @@ impl Connection {
     }
 
     /// What is known of the backend at the other end.
-    pub(super) fn backend<T>(&self, look: impl FnOnce(&Backend) -> T) -> Option<T> {
+    pub(super) fn backend<T>(&self, look: impl FnOnce(&BackendPeer) -> T) -> Option<T> {
         match &self.core.borrow().role {
-            Role::Backend(backend) => Some(look(backend)),
-            Role::Client(_) => None,
+            PeerRole::Backend(backend) => Some(look(backend)),
+            PeerRole::Client(_) => None,
         }
     }
 
@@ -254,7 +257,7 @@ impl Connection {
     /// without calls against us.
     pub(super) fn probe(&self) {
         let core = &mut *self.core.borrow_mut();
-        if let Role::Backend(backend) = &mut core.role
+        if let PeerRole::Backend(backend) = &mut core.role
             && backend.probed.is_none()
         {
             backend.probed = Some(clock::now());
@@ -266,22 +269,22 @@ impl Connection {
     /// Begins a stream to a backend with the fields that `write` gives; gives its id.
     pub(super) fn begin(
         &self,
-        expected: Expected,
+        expected: ResponseExpectation,
         ends: bool,
         write: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<u32, Ended> {
+    ) -> Result<u32, StreamError> {
         let core = &mut *self.core.borrow_mut();
         if let Some(fate) = core.fate {
             return Err(fate);
         }
         let id = if core.last == 0 { 1 } else { core.last + 2 };
         match &mut core.role {
-            Role::Backend(backend) if !backend.is_leaving && id <= LARGEST => {
+            PeerRole::Backend(backend) if !backend.is_leaving && id <= LARGEST => {
                 if backend.asked.is_none() {
                     backend.asked = Some(clock::now());
                 }
             }
-            _ => return Err(Ended::Unseen(Code::NO_ERROR)),
+            _ => return Err(StreamError::Unseen(ErrorCode::NO_ERROR)),
         }
         core.last = id;
         let mut flow = core.new_flow();
@@ -293,10 +296,10 @@ impl Connection {
     }
 
     /// Ready when something of the stream can be taken, or its end.
-    pub(super) fn poll_ready(&self, id: u32, cx: &Context<'_>) -> Poll<Result<(), Ended>> {
+    pub(super) fn poll_ready(&self, id: u32, cx: &Context<'_>) -> Poll<Result<(), StreamError>> {
         let core = &mut *self.core.borrow_mut();
         let Some(flow) = core.flows.get_mut(&id) else {
-            return Poll::Ready(Err(Ended::Lost));
+            return Poll::Ready(Err(StreamError::Lost));
         };
         if flow.reader.has_bytes() || flow.reader.is_ended() {
             return Poll::Ready(Ok(()));
@@ -329,10 +332,10 @@ impl Connection {
     }
 
     /// Ready when the stream is no more, whoever ended it.
-    pub(super) fn poll_gone(&self, id: u32, cx: &Context<'_>) -> Poll<Ended> {
+    pub(super) fn poll_gone(&self, id: u32, cx: &Context<'_>) -> Poll<StreamError> {
         let core = &mut *self.core.borrow_mut();
         let Some(flow) = core.flows.get_mut(&id) else {
-            return Poll::Ready(Ended::Lost);
+            return Poll::Ready(StreamError::Lost);
         };
         if let Some(ended) = flow.ended {
             return Poll::Ready(ended);
@@ -342,7 +345,7 @@ impl Connection {
     }
 
     /// Ready when so much content can be sent, more than nothing.
-    pub(super) fn poll_room(&self, id: u32, cx: &Context<'_>) -> Poll<Result<(), Ended>> {
+    pub(super) fn poll_room(&self, id: u32, cx: &Context<'_>) -> Poll<Result<(), StreamError>> {
         self.core.borrow_mut().poll_room(id, true, cx)
     }
 
@@ -351,7 +354,7 @@ impl Connection {
         &self,
         id: u32,
         cx: &Context<'_>,
-    ) -> Poll<Result<(), Ended>> {
+    ) -> Poll<Result<(), StreamError>> {
         self.core.borrow_mut().poll_room(id, false, cx)
     }
 
@@ -377,7 +380,7 @@ impl Connection {
         id: u32,
         ends: bool,
         write: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<(), Ended> {
+    ) -> Result<(), StreamError> {
         self.core.borrow_mut().send_fields(id, ends, write)
     }
 
@@ -392,15 +395,15 @@ impl Connection {
 
     /// The stream is not used any more. It is reset with `code` if we have not come to our end, and if the peer has not
     /// because nobody wants the rest.
-    pub(super) fn close(&self, id: u32, code: Code) {
+    pub(super) fn close(&self, id: u32, code: ErrorCode) {
         let core = &mut *self.core.borrow_mut();
         let Some(flow) = core.discard(id) else {
             return;
         };
         let rest = match core.role {
             // RFC 9113 section 8.1: the response is whole, whatever was still to come of the request.
-            Role::Client(_) => Code::NO_ERROR,
-            Role::Backend(_) => Code::CANCEL,
+            PeerRole::Client(_) => ErrorCode::NO_ERROR,
+            PeerRole::Backend(_) => ErrorCode::CANCEL,
         };
         let code = match (flow.sent_end, flow.got_end) {
             _ if flow.ended.is_some() => None,

@@ -20,13 +20,13 @@ use super::*;
 use crate::{
     http2::{frame::flag, hpack},
     net::h2::{
-        flow::Outward,
-        incoming::Incoming,
-        reader::{Body, Head},
+        incoming::IncomingStream,
+        recv_buffer::{BodyKind, Http1Head},
+        stream_entry::SendWindow,
     },
 };
 
-const LIMITS: Limits = Limits {
+const LIMITS: HeadLimits = HeadLimits {
     fields: 100,
     bytes: 32 << 10,
 };
@@ -36,7 +36,7 @@ fn pair() -> (Rc<Connection>, UnixStream) {
     set_socket_send_buffer_size(&own, 16 << 10).unwrap();
     let connection = Connection::of_client(
         Stream::from(own),
-        frame::PREFACE,
+        frame::CLIENT_PREFACE,
         LIMITS,
         10,
         Random::seeded(1),
@@ -57,9 +57,9 @@ async fn drive(connection: &Connection) {
 fn begin(connection: &Connection, id: u32) {
     let core = &mut *connection.core.borrow_mut();
     let mut flow = core.new_flow();
-    flow.reader.begin(Head {
+    flow.reader.begin(Http1Head {
         text: Vec::new(),
-        body: Body::None,
+        body: BodyKind::None,
         length: None,
     });
     core.flows.insert(id, flow);
@@ -107,7 +107,7 @@ async fn a_head_waits_for_no_window_and_content_does() {
     begin(&connection, 3);
     {
         let core = &mut *connection.core.borrow_mut();
-        core.outward = Outward::new(0);
+        core.outward = SendWindow::new(0);
         frame::write(&mut core.out, kind::PING, 0, 0, &vec![0; MOST_UNWRITTEN]);
     }
     let (content, head) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
@@ -149,16 +149,16 @@ fn request(id: u32, more: &[(&str, &str)], is_reset: bool) -> Vec<u8> {
         }
     });
     if is_reset {
-        frame::write_u32(&mut out, kind::RST_STREAM, id, Code::CANCEL.0);
+        frame::write_u32(&mut out, kind::RST_STREAM, id, ErrorCode::CANCEL.0);
     }
     out
 }
 
 /// Takes requests that were asked for, as an exchange would that gets no answer from its backend.
-fn take_requests(connection: &Rc<Connection>) -> Vec<Incoming> {
+fn take_requests(connection: &Rc<Connection>) -> Vec<IncomingStream> {
     let mut taken = Vec::new();
     while let Some(asked) = connection.core.borrow_mut().next_asked() {
-        taken.push(Incoming::new(Rc::clone(connection), asked));
+        taken.push(IncomingStream::new(Rc::clone(connection), asked));
     }
     taken
 }
@@ -180,7 +180,7 @@ async fn resets(rounds: u32, more: &[(&str, &str)], age: Duration) -> bool {
         tokio::time::advance(age).await;
         for id in ids {
             let mut reset = Vec::new();
-            frame::write_u32(&mut reset, kind::RST_STREAM, id, Code::CANCEL.0);
+            frame::write_u32(&mut reset, kind::RST_STREAM, id, ErrorCode::CANCEL.0);
             take_in(&reset);
         }
         drop(taken);
@@ -235,7 +235,7 @@ async fn what_we_end_ourselves_is_not_charged_to_the_client() {
         // An exchange that ends without a response, such as one whose backend fails.
         drop(take_requests(&connection));
         let mut late = Vec::new();
-        frame::write_u32(&mut late, kind::RST_STREAM, id, Code::CANCEL.0);
+        frame::write_u32(&mut late, kind::RST_STREAM, id, ErrorCode::CANCEL.0);
         take_in(&late);
         connection.core.borrow_mut().out.clear();
     }
@@ -276,9 +276,9 @@ impl FarSender {
     /// Reads what we have said, and answers it.
     fn hear(&mut self) {
         let out = std::mem::take(&mut self.connection.core.borrow_mut().out);
-        let mut rest = out.strip_prefix(frame::PREFACE).unwrap_or(&out);
+        let mut rest = out.strip_prefix(frame::CLIENT_PREFACE).unwrap_or(&out);
         while let Some(head) = frame::Frame::read(rest) {
-            let (payload, behind) = rest[frame::HEADER..].split_at(head.length);
+            let (payload, behind) = rest[frame::HEADER_BYTES..].split_at(head.length);
             rest = behind;
             match head.kind {
                 kind::WINDOW_UPDATE => {
@@ -328,7 +328,9 @@ async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
     let (own, _other) = UnixStream::pair().unwrap();
     let backend = Connection::of_backend(Stream::from(own), 100);
     backend.core.borrow_mut().take_in(&head);
-    let id = backend.begin(Expected::default(), true, |_| {}).unwrap();
+    let id = backend
+        .begin(ResponseExpectation::default(), true, |_| {})
+        .unwrap();
     let mut answer = Vec::new();
     frame::write_fields(&mut answer, id, false, |out| hpack::status(out, 200));
     backend.core.borrow_mut().take_in(&answer);

@@ -3,21 +3,22 @@
 use std::{cell::RefCell, time::Duration};
 
 use super::{
-    Ended,
+    StreamError,
     backend::{FREE_INTERIM_RESPONSES, response},
-    core::{Block, Core, Leave, Role},
     flood_guard::{INTERIM_RESPONSE_COST, LATE_HEAD_COST, rapid_reset_age},
-    incoming::Asked,
-    input::{Whose, Wrong},
-    reader, request, trimmed, websocket,
+    incoming::IncomingRequest,
+    input::{ProtocolError, StreamState},
+    recv_buffer, request,
+    state::{ConnectionState, FieldBlock, GoawayState, PeerRole},
+    trimmed, websocket,
 };
 use crate::{
     base::clock,
-    http1::response::MAX_HEAD,
+    http1::response::MAX_HEAD_BYTES,
     http2::{
         self,
-        frame::{Code, Frame, flag},
-        hpack::{Fields, Refused, SizeLimits},
+        frame::{ErrorCode, Frame, flag},
+        hpack::{FieldList, HpackError, SizeLimits},
     },
 };
 
@@ -34,11 +35,11 @@ const MAX_UNREAD_HEADS: usize = 256 << 10;
 
 thread_local! {
     /// The fields of the block that is being read.
-    static FIELDS: RefCell<Fields> = RefCell::default();
+    static FIELDS: RefCell<FieldList> = RefCell::default();
 }
 
 /// How long the client of a gRPC call waits for its end; `None` for requests that are no calls.
-fn deadline(fields: &Fields) -> Option<Duration> {
+fn deadline(fields: &FieldList) -> Option<Duration> {
     let value = |wanted: &[u8]| {
         let mut fields = fields.iter();
         fields.find_map(|(name, value)| (name == wanted).then_some(value))
@@ -47,27 +48,27 @@ fn deadline(fields: &Fields) -> Option<Duration> {
     deadline.filter(|_| value(b"content-type").is_some_and(http2::is_grpc))
 }
 
-impl Core {
+impl ConnectionState {
     /// RFC 9113 section 6.2.
-    pub(super) fn headers(&mut self, frame: Frame, payload: &[u8]) -> Result<(), Wrong> {
+    pub(super) fn headers(&mut self, frame: Frame, payload: &[u8]) -> Result<(), ProtocolError> {
         let (mut block, mut padding) = (payload, 0);
         if frame.has(flag::PADDED) {
-            let (first, rest) = block.split_first().ok_or(Code::FRAME_SIZE_ERROR)?;
+            let (first, rest) = block.split_first().ok_or(ErrorCode::FRAME_SIZE_ERROR)?;
             (block, padding) = (rest, usize::from(*first));
         }
         if frame.has(flag::PRIORITY) {
-            block = block.get(5..).ok_or(Code::FRAME_SIZE_ERROR)?;
+            block = block.get(5..).ok_or(ErrorCode::FRAME_SIZE_ERROR)?;
         }
         let length = block
             .len()
             .checked_sub(padding)
-            .ok_or(Code::PROTOCOL_ERROR)?;
+            .ok_or(ErrorCode::PROTOCOL_ERROR)?;
         let block = block.get(..length).unwrap_or_default();
         let ends = frame.has(flag::END_STREAM);
         if frame.has(flag::END_HEADERS) {
             return self.block(frame.stream, ends, block);
         }
-        self.block = Some(Box::new(Block {
+        self.block = Some(Box::new(FieldBlock {
             stream: frame.stream,
             ends,
             bytes: block.to_vec(),
@@ -77,11 +78,15 @@ impl Core {
     }
 
     /// RFC 9113 section 6.10.
-    pub(super) fn continuation(&mut self, frame: Frame, payload: &[u8]) -> Result<(), Wrong> {
+    pub(super) fn continuation(
+        &mut self,
+        frame: Frame,
+        payload: &[u8],
+    ) -> Result<(), ProtocolError> {
         // Compressed fields are seldom half as large as they are decoded.
         let most = self.field_limits().decoded / 2;
         let Some(mut block) = self.block.take() else {
-            return Err(Code::PROTOCOL_ERROR.into());
+            return Err(ErrorCode::PROTOCOL_ERROR.into());
         };
         block.continuations += 1;
         block.bytes.extend_from_slice(payload);
@@ -91,7 +96,7 @@ impl Core {
             self.flood_guard.charge(SPARE_CONTINUATION_COST);
         }
         if spare > SPARE_CONTINUATIONS || block.bytes.len() > most {
-            return Err(Code::ENHANCE_YOUR_CALM.into());
+            return Err(ErrorCode::ENHANCE_YOUR_CALM.into());
         }
         if frame.has(flag::END_HEADERS) {
             return self.block(block.stream, block.ends, &block.bytes);
@@ -104,8 +109,8 @@ impl Core {
     /// answered; eight times that, from 512 KiB on, is decoded, as an error of its stream alone.
     fn field_limits(&self) -> SizeLimits {
         let kept = 2 * match &self.role {
-            Role::Client(client) => client.limits.bytes,
-            Role::Backend(_) => MAX_HEAD,
+            PeerRole::Client(client) => client.limits.bytes,
+            PeerRole::Backend(_) => MAX_HEAD_BYTES,
         };
         SizeLimits {
             kept,
@@ -114,32 +119,32 @@ impl Core {
     }
 
     /// A field block that is whole.
-    fn block(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), Wrong> {
+    fn block(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), ProtocolError> {
         let limits = self.field_limits();
         FIELDS.with_borrow_mut(|fields| {
             self.decoder
                 .decode(block, limits, fields)
                 .map_err(|refused| match refused {
-                    Refused::Malformed => Code::COMPRESSION_ERROR,
-                    Refused::TooLarge => Code::ENHANCE_YOUR_CALM,
+                    HpackError::Malformed => ErrorCode::COMPRESSION_ERROR,
+                    HpackError::TooLarge => ErrorCode::ENHANCE_YOUR_CALM,
                 })?;
             match self.role {
-                Role::Client(_) => self.asks(id, ends, fields),
-                Role::Backend(_) => self.answers(id, ends, fields),
+                PeerRole::Client(_) => self.asks(id, ends, fields),
+                PeerRole::Backend(_) => self.answers(id, ends, fields),
             }
         })
     }
 
     /// Trailers of a message.
-    fn trailers(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
+    fn trailers(&mut self, id: u32, ends: bool, fields: &FieldList) -> Result<(), ProtocolError> {
         let Some(flow) = self.live(id) else {
             self.flood_guard.charge(LATE_HEAD_COST);
             return Ok(());
         };
         if flow.got_end {
-            return Err(Wrong::Stream(id, Code::STREAM_CLOSED));
+            return Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED));
         }
-        match reader::trailer_section(fields) {
+        match recv_buffer::trailer_section(fields) {
             _ if !ends => self.malformed(id, "trailers that are not the end"),
             _ if !fields.is_whole() => self.too_large(id, "its trailers"),
             Some(section) => self.ends(id, section),
@@ -149,17 +154,19 @@ impl Core {
     }
 
     /// Fields of a client.
-    fn asks(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
+    fn asks(&mut self, id: u32, ends: bool, fields: &FieldList) -> Result<(), ProtocolError> {
         if id <= self.last || id.is_multiple_of(2) {
             return match self.whose(id)? {
-                Whose::Open => self.trailers(id, ends, fields),
+                StreamState::Open => self.trailers(id, ends, fields),
                 // RFC 9113 section 5.1.1.
-                Whose::Past => self.is_late(id).map_err(|_| Code::PROTOCOL_ERROR.into()),
+                StreamState::Past => self
+                    .is_late(id)
+                    .map_err(|_| ErrorCode::PROTOCOL_ERROR.into()),
             };
         }
         self.last = id;
         let mut flow = self.new_flow();
-        let Role::Client(client) = &mut self.role else {
+        let PeerRole::Client(client) = &mut self.role else {
             return Ok(());
         };
         // A stream that is closed, RFC 9113 section 5.1, can still be in use.
@@ -168,9 +175,9 @@ impl Core {
             let open = self.flows.values().filter(|flow| flow.is_open());
             open.count() >= client.most || in_use >= 2 * client.most
         };
-        if is_full || client.leave == Leave::Taken {
+        if is_full || client.leave == GoawayState::Taken {
             // It may not have seen our settings (RFC 9113 section 6.5.3), or that we leave.
-            let is_expected = !self.is_acknowledged || client.leave == Leave::Taken;
+            let is_expected = !self.is_acknowledged || client.leave == GoawayState::Taken;
             self.refuse_request(id, is_expected);
             return Ok(());
         }
@@ -180,7 +187,7 @@ impl Core {
             websocket::key(nonce.to_be_bytes())
         };
         let read = request::read(fields, ends, client.limits, key);
-        let mut asked = Asked {
+        let mut asked = IncomingRequest {
             id,
             is_head: false,
             accept: None,
@@ -211,8 +218,8 @@ impl Core {
     }
 
     /// Fields of a backend.
-    fn answers(&mut self, id: u32, ends: bool, fields: &Fields) -> Result<(), Wrong> {
-        if let Whose::Past = self.whose(id)? {
+    fn answers(&mut self, id: u32, ends: bool, fields: &FieldList) -> Result<(), ProtocolError> {
+        if let StreamState::Past = self.whose(id)? {
             return self.is_late(id);
         }
         let Some(flow) = self.live(id) else {
@@ -227,7 +234,7 @@ impl Core {
             return Ok(());
         }
         match response::read(fields, ends, &flow.expected) {
-            Ok(response::Read::Interim(text)) => {
+            Ok(response::ReceivedHead::Interim(text)) => {
                 if flow.reader.unread_text() + text.len() > MAX_UNREAD_HEADS {
                     self.too_large(id, "its interim responses");
                     return Ok(());
@@ -235,7 +242,7 @@ impl Core {
                 flow.interim_responses += 1;
                 flow.reader.interim(text);
             }
-            Ok(response::Read::Final(head)) => {
+            Ok(response::ReceivedHead::Final(head)) => {
                 flow.reader.begin(head);
                 if ends {
                     flow.got_end = true;
@@ -251,7 +258,7 @@ impl Core {
         if flow.interim_responses > FREE_INTERIM_RESPONSES {
             self.flood_guard.charge(INTERIM_RESPONSE_COST);
         }
-        if let Role::Backend(backend) = &mut self.role {
+        if let PeerRole::Backend(backend) = &mut self.role {
             backend.has_answered = true;
         }
         Ok(())
@@ -259,9 +266,9 @@ impl Core {
 
     /// Ends a stream whose message is larger than we take; the frames of its peer are honest, and cost nothing.
     fn too_large(&mut self, id: u32, what: &'static str) {
-        let is_client = matches!(self.role, Role::Client(_));
+        let is_client = matches!(self.role, PeerRole::Client(_));
         let Some(flow) = self.live(id) else { return };
-        let ended = Ended::TooLarge(what);
+        let ended = StreamError::TooLarge(what);
         if is_client {
             // The request has ended: there can be a response.
             flow.got_end = true;
@@ -269,7 +276,7 @@ impl Core {
             flow.wake_reader();
         } else {
             flow.end(ended);
-            self.write_reset(id, Code::CANCEL);
+            self.write_reset(id, ErrorCode::CANCEL);
         }
     }
 }

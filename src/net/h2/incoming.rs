@@ -13,12 +13,15 @@ use std::{
 
 use tokio::io::ReadBuf;
 
-use super::{connection::Connection, reader, response::Sending, text::Text};
+use super::{
+    connection::Connection, http1_adapter::Http1Adapter, recv_buffer,
+    response_encoder::ResponseEncoder,
+};
 use crate::{net::tls::NegotiatedTls, reason::Reason};
 
 /// A request on a stream that has begun.
 #[derive(Debug)]
-pub struct Asked {
+pub struct IncomingRequest {
     pub(super) id: u32,
     pub(super) is_head: bool,
     pub(super) accept: Option<Box<str>>,
@@ -27,19 +30,19 @@ pub struct Asked {
 
 /// A stream of a client.
 #[derive(Debug)]
-pub struct Incoming {
+pub struct IncomingStream {
     connection: Rc<Connection>,
     id: u32,
     refusal: Option<Reason>,
     /// What the backend of a WebSocket must answer.
     accept: Option<Box<str>>,
-    sending: RefCell<Sending>,
+    sending: RefCell<ResponseEncoder>,
 }
 
-impl Incoming {
+impl IncomingStream {
     /// The exchange that was asked for.
-    pub fn new(connection: Rc<Connection>, asked: Asked) -> Self {
-        let sending = Sending::new(asked.is_head, asked.accept.is_some());
+    pub fn new(connection: Rc<Connection>, asked: IncomingRequest) -> Self {
+        let sending = ResponseEncoder::new(asked.is_head, asked.accept.is_some());
         Self {
             connection,
             id: asked.id,
@@ -101,9 +104,11 @@ impl Incoming {
     }
 }
 
-impl Text for Incoming {
+impl Http1Adapter for IncomingStream {
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.connection.poll_ready(self.id, cx).map_err(reader::cut)
+        self.connection
+            .poll_ready(self.id, cx)
+            .map_err(recv_buffer::cut)
     }
 
     fn take(&self, target: &mut ReadBuf<'_>) -> io::Result<bool> {
@@ -122,7 +127,7 @@ impl Text for Incoming {
     }
 }
 
-impl Drop for Incoming {
+impl Drop for IncomingStream {
     fn drop(&mut self) {
         // What is not whole must not look whole.
         self.connection.close(self.id, self.sending.get_mut().cut());

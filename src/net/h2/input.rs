@@ -1,40 +1,43 @@
 //! What the frames of a peer do to a connection, RFC 9113 sections 5 and 6.
 
 use super::{
-    Ended,
+    StreamError,
     connection::FAREWELL,
-    core::{Core, Leave, Part, Role},
     flood_guard::{ANSWERED_FRAME_COST, IDLE_FRAME_COST, LATE_HEAD_COST},
     recv_windows::RTT_PROBE,
+    state::{ConnectionState, GoawayState, PartialData, PeerRole},
 };
 use crate::{
     base::clock,
-    http2::frame::{self, Code, Frame, HEADER, LARGEST, MAX_PAYLOAD, PREFACE, flag, kind, setting},
+    http2::frame::{
+        self, CLIENT_PREFACE, ErrorCode, Frame, HEADER_BYTES, LARGEST, MAX_PAYLOAD_BYTES, flag,
+        kind, setting,
+    },
 };
 
 /// What is wrong with a frame.
-pub(super) enum Wrong {
+pub(super) enum ProtocolError {
     /// The connection cannot go on.
-    Connection(Code),
+    Connection(ErrorCode),
     /// This stream cannot.
-    Stream(u32, Code),
+    Stream(u32, ErrorCode),
 }
 
-impl From<Code> for Wrong {
-    fn from(code: Code) -> Self {
+impl From<ErrorCode> for ProtocolError {
+    fn from(code: ErrorCode) -> Self {
         Self::Connection(code)
     }
 }
 
 /// Whose stream a frame is for.
-pub(super) enum Whose {
+pub(super) enum StreamState {
     /// It is in use.
     Open,
     /// It has been.
     Past,
 }
 
-impl Core {
+impl ConnectionState {
     /// Does what the frames in `bytes` say; gives how many bytes that took.
     pub(super) fn digest(&mut self, bytes: &[u8]) -> usize {
         let mut used = 0;
@@ -49,7 +52,7 @@ impl Core {
     }
 
     /// Looks at the bytes at the front; 0: more are needed.
-    fn step(&mut self, bytes: &[u8]) -> Result<usize, Code> {
+    fn step(&mut self, bytes: &[u8]) -> Result<usize, ErrorCode> {
         if self.preface > 0 {
             return self.preface(bytes);
         }
@@ -60,54 +63,54 @@ impl Core {
             return Ok(0);
         };
         if !self.is_greeted && bytes.starts_with(b"HTTP/") {
-            self.end(Ended::Http1);
+            self.end(StreamError::Http1);
             return Ok(0);
         }
         self.check(frame)?;
-        let head = HEADER + usize::from(frame.kind == kind::DATA && frame.has(flag::PADDED));
-        let whole = HEADER + frame.length;
+        let head = HEADER_BYTES + usize::from(frame.kind == kind::DATA && frame.has(flag::PADDED));
+        let whole = HEADER_BYTES + frame.length;
         // Of content the beginning is enough.
         let needed = if frame.kind == kind::DATA {
             head
         } else {
             whole
         };
-        let Some(payload) = bytes.get(HEADER..needed) else {
+        let Some(payload) = bytes.get(HEADER_BYTES..needed) else {
             return Ok(0);
         };
         self.flood_guard.charge_frame(frame);
         if self.flood_guard.is_exhausted() {
-            return Err(Code::ENHANCE_YOUR_CALM);
+            return Err(ErrorCode::ENHANCE_YOUR_CALM);
         }
-        if let Role::Backend(backend) = &mut self.role {
+        if let PeerRole::Backend(backend) = &mut self.role {
             backend.asked = None;
             backend.probed = None;
         }
         match self.frame(frame, payload) {
             Ok(()) => {}
-            Err(Wrong::Stream(id, code)) => self.reset(id, code),
-            Err(Wrong::Connection(code)) => return Err(code),
+            Err(ProtocolError::Stream(id, code)) => self.reset(id, code),
+            Err(ProtocolError::Connection(code)) => return Err(code),
         }
         Ok(needed)
     }
 
     /// What must come first, RFC 9113 section 3.4.
-    fn preface(&mut self, bytes: &[u8]) -> Result<usize, Code> {
-        let expected = PREFACE
-            .get(PREFACE.len() - self.preface..)
+    fn preface(&mut self, bytes: &[u8]) -> Result<usize, ErrorCode> {
+        let expected = CLIENT_PREFACE
+            .get(CLIENT_PREFACE.len() - self.preface..)
             .unwrap_or_default();
         let count = expected.len().min(bytes.len());
         if bytes.get(..count) != expected.get(..count) {
-            return Err(Code::PROTOCOL_ERROR);
+            return Err(ErrorCode::PROTOCOL_ERROR);
         }
         self.preface -= count;
         Ok(count)
     }
 
     /// What can be said by the header alone.
-    fn check(&self, frame: Frame) -> Result<(), Code> {
-        if frame.length > MAX_PAYLOAD {
-            return Err(Code::FRAME_SIZE_ERROR);
+    fn check(&self, frame: Frame) -> Result<(), ErrorCode> {
+        if frame.length > MAX_PAYLOAD_BYTES {
+            return Err(ErrorCode::FRAME_SIZE_ERROR);
         }
         let is_greeting = frame.kind == kind::SETTINGS && !frame.has(flag::ACK);
         // Section 6.10: nothing may come between the frames of a block.
@@ -126,7 +129,7 @@ impl Core {
             || is_of_stream && frame.stream == 0
             || frame.kind == kind::PUSH_PROMISE
         {
-            return Err(Code::PROTOCOL_ERROR);
+            return Err(ErrorCode::PROTOCOL_ERROR);
         }
         let is_sized = match frame.kind {
             kind::RST_STREAM | kind::WINDOW_UPDATE => frame.length == 4,
@@ -141,11 +144,11 @@ impl Core {
         if is_sized {
             Ok(())
         } else {
-            Err(Code::FRAME_SIZE_ERROR)
+            Err(ErrorCode::FRAME_SIZE_ERROR)
         }
     }
 
-    fn frame(&mut self, frame: Frame, payload: &[u8]) -> Result<(), Wrong> {
+    fn frame(&mut self, frame: Frame, payload: &[u8]) -> Result<(), ProtocolError> {
         match frame.kind {
             kind::DATA => self.data(frame, payload.first().copied()),
             kind::HEADERS => self.headers(frame, payload),
@@ -178,41 +181,41 @@ impl Core {
     }
 
     /// Whose stream `id` is; one that has not begun is an error of the connection, RFC 9113 section 5.1.
-    pub(super) fn whose(&self, id: u32) -> Result<Whose, Wrong> {
+    pub(super) fn whose(&self, id: u32) -> Result<StreamState, ProtocolError> {
         if self.flows.contains_key(&id) {
-            return Ok(Whose::Open);
+            return Ok(StreamState::Open);
         }
         if id > self.last || id.is_multiple_of(2) {
-            return Err(Code::PROTOCOL_ERROR.into());
+            return Err(ErrorCode::PROTOCOL_ERROR.into());
         }
-        Ok(Whose::Past)
+        Ok(StreamState::Past)
     }
 
     /// A frame for a stream that is past: on its way when we ended it, or wrong.
-    pub(super) fn is_past(&self, id: u32) -> Result<(), Wrong> {
+    pub(super) fn is_past(&self, id: u32) -> Result<(), ProtocolError> {
         if self.closed.contains(id) {
             return Ok(());
         }
-        Err(Wrong::Stream(id, Code::STREAM_CLOSED))
+        Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED))
     }
 
     /// The same of fields.
-    pub(super) fn is_late(&mut self, id: u32) -> Result<(), Wrong> {
+    pub(super) fn is_late(&mut self, id: u32) -> Result<(), ProtocolError> {
         self.flood_guard.charge(LATE_HEAD_COST);
         self.is_past(id)
     }
 
     /// Ends a stream whose peer does what it may not.
-    fn reset(&mut self, id: u32, code: Code) {
-        self.refuse(id, code, Ended::Invalid(code));
+    fn reset(&mut self, id: u32, code: ErrorCode) {
+        self.refuse(id, code, StreamError::Invalid(code));
     }
 
     /// Ends a stream whose message is none, RFC 9113 section 8.1.1.
     pub(super) fn malformed(&mut self, id: u32, what: &'static str) {
-        self.refuse(id, Code::PROTOCOL_ERROR, Ended::Malformed(what));
+        self.refuse(id, ErrorCode::PROTOCOL_ERROR, StreamError::Malformed(what));
     }
 
-    fn refuse(&mut self, id: u32, code: Code, why: Ended) {
+    fn refuse(&mut self, id: u32, code: ErrorCode, why: StreamError) {
         if let Some(flow) = self.flows.get_mut(&id) {
             if flow.ended.is_some() {
                 return;
@@ -229,20 +232,20 @@ impl Core {
     /// Refuses a request before anything is done for it, RFC 9113 section 8.7. `is_expected`: the client cannot know better.
     pub(super) fn refuse_request(&mut self, id: u32, is_expected: bool) {
         self.flood_guard.charge_refusal(is_expected);
-        self.write_reset(id, Code::REFUSED_STREAM);
+        self.write_reset(id, ErrorCode::REFUSED_STREAM);
     }
 
     /// The beginning of a DATA frame, RFC 9113 section 6.1.
-    fn data(&mut self, frame: Frame, padding: Option<u8>) -> Result<(), Wrong> {
+    fn data(&mut self, frame: Frame, padding: Option<u8>) -> Result<(), ProtocolError> {
         let id = frame.stream;
         let extra = padding.map_or(0, |length| usize::from(length) + 1);
         let Some(left) = frame.length.checked_sub(extra) else {
-            return Err(Code::PROTOCOL_ERROR.into());
+            return Err(ErrorCode::PROTOCOL_ERROR.into());
         };
         if !self.windows.connection.consume(frame.length) {
-            return Err(Code::FLOW_CONTROL_ERROR.into());
+            return Err(ErrorCode::FLOW_CONTROL_ERROR.into());
         }
-        let mut part = Part {
+        let mut part = PartialData {
             stream: id,
             left,
             padding: padding.map_or(0, usize::from),
@@ -267,23 +270,23 @@ impl Core {
     }
 
     /// True if somebody wants the content of the frame.
-    fn check_data(&mut self, frame: Frame) -> Result<bool, Wrong> {
+    fn check_data(&mut self, frame: Frame) -> Result<bool, ProtocolError> {
         let id = frame.stream;
-        if let Whose::Past = self.whose(id)? {
+        if let StreamState::Past = self.whose(id)? {
             return self.is_past(id).map(|()| false);
         }
         let Some(flow) = self.live(id) else {
             return Ok(false);
         };
         if flow.got_end {
-            return Err(Wrong::Stream(id, Code::STREAM_CLOSED));
+            return Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED));
         }
         if !flow.reader.is_begun() {
             self.malformed(id, "content before the head");
             return Ok(false);
         }
         if !flow.inward.consume(frame.length) {
-            return Err(Wrong::Stream(id, Code::FLOW_CONTROL_ERROR));
+            return Err(ProtocolError::Stream(id, ErrorCode::FLOW_CONTROL_ERROR));
         }
         Ok(true)
     }
@@ -339,7 +342,7 @@ impl Core {
     }
 
     /// RFC 9113 section 6.4.
-    fn was_reset(&mut self, id: u32, payload: &[u8]) -> Result<(), Wrong> {
+    fn was_reset(&mut self, id: u32, payload: &[u8]) -> Result<(), ProtocolError> {
         self.whose(id)?;
         if let Some(flow) = self.flows.get_mut(&id)
             && flow.ended.is_none()
@@ -348,7 +351,7 @@ impl Core {
                 self.flood_guard.charge_reset();
             }
             let code = frame::u32_at(payload, 0).unwrap_or_default();
-            flow.end(Ended::Reset(Code(code)));
+            flow.end(StreamError::Reset(ErrorCode(code)));
         } else {
             self.flood_guard.charge(IDLE_FRAME_COST);
         }
@@ -356,24 +359,28 @@ impl Core {
     }
 
     /// RFC 9113 section 6.5.
-    fn settings(&mut self, payload: &[u8]) -> Result<(), Wrong> {
+    fn settings(&mut self, payload: &[u8]) -> Result<(), ProtocolError> {
         let mut window = None;
         for (name, value) in frame::settings(payload) {
             match (name, value) {
                 // Said many times it would be much work: the last one counts.
                 (setting::INITIAL_WINDOW_SIZE, 0..=LARGEST) => window = Some(value),
-                (setting::INITIAL_WINDOW_SIZE, _) => return Err(Code::FLOW_CONTROL_ERROR.into()),
+                (setting::INITIAL_WINDOW_SIZE, _) => {
+                    return Err(ErrorCode::FLOW_CONTROL_ERROR.into());
+                }
                 (setting::ENABLE_PUSH | setting::ENABLE_CONNECT_PROTOCOL, 2..)
                 | (setting::MAX_FRAME_SIZE, ..0x4000 | 0x0100_0000..) => {
-                    return Err(Code::PROTOCOL_ERROR.into());
+                    return Err(ErrorCode::PROTOCOL_ERROR.into());
                 }
                 _ => {}
             }
-            if let Role::Backend(backend) = &mut self.role {
+            if let PeerRole::Backend(backend) = &mut self.role {
                 match name {
                     setting::MAX_CONCURRENT_STREAMS => backend.most = Some(value),
                     setting::ENABLE_CONNECT_PROTOCOL => backend.takes_connect = value == 1,
-                    setting::ENABLE_PUSH if value == 1 => return Err(Code::PROTOCOL_ERROR.into()),
+                    setting::ENABLE_PUSH if value == 1 => {
+                        return Err(ErrorCode::PROTOCOL_ERROR.into());
+                    }
                     _ => {}
                 }
             }
@@ -387,12 +394,12 @@ impl Core {
     }
 
     /// The windows of all streams begin with another size, RFC 9113 section 6.9.2.
-    fn resize(&mut self, size: u32) -> Result<(), Wrong> {
+    fn resize(&mut self, size: u32) -> Result<(), ProtocolError> {
         let change = i64::from(size) - i64::from(self.initial);
         self.initial = size;
         for flow in self.flows.values_mut() {
             if !flow.outward.change(change) {
-                return Err(Code::FLOW_CONTROL_ERROR.into());
+                return Err(ErrorCode::FLOW_CONTROL_ERROR.into());
             }
             flow.wake_writer();
         }
@@ -400,14 +407,14 @@ impl Core {
     }
 
     /// RFC 9113 section 6.9.
-    fn window(&mut self, id: u32, payload: &[u8]) -> Result<(), Wrong> {
+    fn window(&mut self, id: u32, payload: &[u8]) -> Result<(), ProtocolError> {
         let more = frame::u31(payload, 0).unwrap_or_default();
         self.flood_guard.charge_window_update(id == 0, more);
         if id == 0 {
             return match more {
-                0 => Err(Code::PROTOCOL_ERROR.into()),
+                0 => Err(ErrorCode::PROTOCOL_ERROR.into()),
                 more if !self.outward.change(i64::from(more)) => {
-                    Err(Code::FLOW_CONTROL_ERROR.into())
+                    Err(ErrorCode::FLOW_CONTROL_ERROR.into())
                 }
                 // The driver wakes those that wait for it.
                 more => {
@@ -416,17 +423,17 @@ impl Core {
                 }
             };
         }
-        if let Whose::Past = self.whose(id)? {
+        if let StreamState::Past = self.whose(id)? {
             return Ok(());
         }
         let Some(flow) = self.flows.get_mut(&id) else {
             return Ok(());
         };
         if more == 0 {
-            return Err(Wrong::Stream(id, Code::PROTOCOL_ERROR));
+            return Err(ProtocolError::Stream(id, ErrorCode::PROTOCOL_ERROR));
         }
         if !flow.outward.change(i64::from(more)) {
-            return Err(Wrong::Stream(id, Code::FLOW_CONTROL_ERROR));
+            return Err(ProtocolError::Stream(id, ErrorCode::FLOW_CONTROL_ERROR));
         }
         flow.is_opened = true;
         flow.unacknowledged = flow.unacknowledged.saturating_sub(more as usize);
@@ -436,24 +443,24 @@ impl Core {
 
     /// The client has seen that we leave, or has had the time for it.
     pub(super) fn take_leave(&mut self) {
-        if let Role::Client(client) = &mut self.role
-            && client.leave == Leave::Announced
+        if let PeerRole::Client(client) = &mut self.role
+            && client.leave == GoawayState::Announced
         {
-            client.leave = Leave::Taken;
-            frame::write_goaway(&mut self.out, self.last, Code::NO_ERROR);
+            client.leave = GoawayState::Taken;
+            frame::write_goaway(&mut self.out, self.last, ErrorCode::NO_ERROR);
         }
     }
 
     /// The peer leaves, RFC 9113 section 6.8: it will not look at streams of ours beyond the last that it names.
     fn is_left(&mut self, payload: &[u8]) {
         match &mut self.role {
-            Role::Client(client) => client.is_leaving = true,
-            Role::Backend(backend) => {
+            PeerRole::Client(client) => client.is_leaving = true,
+            PeerRole::Backend(backend) => {
                 backend.is_leaving = true;
                 let last = frame::u31(payload, 0).unwrap_or_default();
-                let code = Code(frame::u32_at(payload, 4).unwrap_or_default());
+                let code = ErrorCode(frame::u32_at(payload, 4).unwrap_or_default());
                 let beyond = self.flows.iter_mut().filter(|(id, _)| **id > last);
-                beyond.for_each(|(_, flow)| flow.end(Ended::Unseen(code)));
+                beyond.for_each(|(_, flow)| flow.end(StreamError::Unseen(code)));
             }
         }
     }

@@ -6,40 +6,40 @@
 //! `crate::http2`. Must not know listeners, routes or policies.
 
 pub mod backend;
+mod body_encoder;
 mod closed_streams;
 pub mod connection;
-mod core;
 mod flood_guard;
-mod flow;
 mod heads;
+mod http1_adapter;
 pub mod incoming;
 mod input;
 #[cfg(test)]
-mod model_tests;
-mod reader;
+mod interop_tests;
+mod recv_buffer;
 mod recv_windows;
 mod request;
-mod response;
-mod text;
+mod response_encoder;
+mod state;
+mod stream_entry;
 mod websocket;
-mod writer;
 
-pub use self::text::Text;
+pub use self::http1_adapter::Http1Adapter;
 
-use crate::http2::frame::Code;
+use crate::http2::frame::ErrorCode;
 
 /// Why a stream came to no good end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Ended {
+pub enum StreamError {
     /// The peer has reset it.
     #[error("stream reset by the peer (RST_STREAM {0})")]
-    Reset(Code),
+    Reset(ErrorCode),
     /// The peer has said that it will not look at it.
     #[error("connection ended by the peer (GOAWAY {0})")]
-    Unseen(Code),
+    Unseen(ErrorCode),
     /// We have found something wrong with it.
     #[error("not valid HTTP/2 ({0})")]
-    Invalid(Code),
+    Invalid(ErrorCode),
     /// Its message is none.
     #[error("not a valid message of HTTP/2: {0}")]
     Malformed(&'static str),
@@ -48,7 +48,7 @@ pub enum Ended {
     TooLarge(&'static str),
     /// We have found something wrong with its connection.
     #[error("not valid HTTP/2, or more than is allowed ({0})")]
-    Failed(Code),
+    Failed(ErrorCode),
     /// The peer has spoken HTTP/1 instead.
     #[error("the peer speaks HTTP/1, not HTTP/2")]
     Http1,
@@ -57,7 +57,7 @@ pub enum Ended {
     Lost,
 }
 
-impl Ended {
+impl StreamError {
     /// Why the h2 stream ended that `error` comes from; `None` for errors of other connections.
     pub fn of(error: &std::io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
@@ -67,7 +67,7 @@ impl Ended {
     pub fn is_own_limit(self) -> bool {
         matches!(
             self,
-            Self::TooLarge(_) | Self::Failed(Code::ENHANCE_YOUR_CALM)
+            Self::TooLarge(_) | Self::Failed(ErrorCode::ENHANCE_YOUR_CALM)
         )
     }
 }

@@ -5,12 +5,12 @@
 
 use super::{
     is_name, is_token,
-    reader::{Body, Head},
+    recv_buffer::{BodyKind, Http1Head},
     trimmed, websocket,
 };
 use crate::{
-    http1::{self, encode, fields::Known, request::Limits},
-    http2::hpack::{FIELD_OVERHEAD, Fields},
+    http1::{self, encode, fields::KnownField, request::HeadLimits},
+    http2::hpack::{FIELD_OVERHEAD, FieldList},
     reason::Reason,
 };
 
@@ -21,8 +21,8 @@ const FRAMING: usize = 128;
 
 /// A request, and what its response can be.
 #[derive(Debug)]
-pub(super) struct Request {
-    pub head: Head,
+pub(super) struct Http1Request {
+    pub head: Http1Head,
     pub is_head: bool,
     /// The `Sec-WebSocket-Accept` that a WebSocket must be answered with.
     pub accept: Option<Box<str>>,
@@ -30,7 +30,7 @@ pub(super) struct Request {
 
 /// Pseudo-header fields, RFC 9113 section 8.3.1 and RFC 8441 section 4.
 #[derive(Debug, Default)]
-struct Pseudo<'f> {
+struct PseudoFields<'f> {
     method: Option<&'f [u8]>,
     scheme: Option<&'f [u8]>,
     authority: Option<&'f [u8]>,
@@ -40,28 +40,28 @@ struct Pseudo<'f> {
 
 /// What is known of the other fields.
 #[derive(Debug, Default)]
-struct Regular<'f> {
+struct RegularFields<'f> {
     has_host: bool,
     length: Option<&'f [u8]>,
     has_cookies: bool,
 }
 
 /// What is read of a stream without a request.
-pub(super) const fn nothing() -> Head {
-    Head {
+pub(super) const fn nothing() -> Http1Head {
+    Http1Head {
         text: Vec::new(),
-        body: Body::None,
+        body: BodyKind::None,
         length: None,
     }
 }
 
 /// Reads the request in `fields`. `ends`: the stream ends with them. `key` is asked for the nonce of a WebSocket, encoded.
 pub(super) fn read(
-    fields: &Fields,
+    fields: &FieldList,
     ends: bool,
-    limits: Limits,
+    limits: HeadLimits,
     key: impl FnOnce() -> String,
-) -> Result<Request, Reason> {
+) -> Result<Http1Request, Reason> {
     if !fields.is_whole() {
         return Err(Reason::RequestHeaderSectionSize);
     }
@@ -95,26 +95,26 @@ pub(super) fn read(
         Some(None) => return Err(Reason::RequestError),
         length => length.flatten(),
     };
-    let (mut body, mut accept) = (Body::None, None);
+    let (mut body, mut accept) = (BodyKind::None, None);
     match (is_socket, length, ends) {
         (true, None, _) => {
             let key = key();
             encode::upgrade(&mut text, b"websocket");
             encode::field(&mut text, b"sec-websocket-key", key.as_bytes());
             accept = Some(websocket::accept(key.as_bytes()).into());
-            body = Body::Raw;
+            body = BodyKind::Raw;
         }
         // RFC 9113 sections 8.5 and 8.1.1: what follows is no content, so it has no length; the end comes too early.
         (true, Some(_), _) | (false, Some(1..), true) => return Err(Reason::RequestError),
         (false, _, true) => {}
         (false, _, false) => {
             encode::chunked(&mut text);
-            body = Body::Chunked;
+            body = BodyKind::Chunked;
         }
     }
     encode::end(&mut text);
-    Ok(Request {
-        head: Head { text, body, length },
+    Ok(Http1Request {
+        head: Http1Head { text, body, length },
         is_head: method == b"HEAD",
         accept,
     })
@@ -123,7 +123,7 @@ pub(super) fn read(
 /// Whether the head is within `limits`, `pseudo` of its fields being pseudo-header fields. Each field counts
 /// [`FIELD_OVERHEAD`] bytes more than it has. The parts of a cookie are one field, as they are in HTTP/1: beside the first
 /// each counts its own bytes and those of the `; ` before it.
-fn is_within(fields: &Fields, pseudo: usize, limits: Limits) -> bool {
+fn is_within(fields: &FieldList, pseudo: usize, limits: HeadLimits) -> bool {
     let (count, size) = (fields.len() - pseudo, fields.size());
     if count <= limits.fields && size <= limits.bytes {
         return true;
@@ -136,8 +136,8 @@ fn is_within(fields: &Fields, pseudo: usize, limits: Limits) -> bool {
 
 /// The pseudo-header fields, which come first and once: RFC 9113 section 8.3. A name that begins with a colon is none
 /// further behind either. Gives how many they are, too.
-fn pseudo(fields: &Fields) -> Result<(Pseudo<'_>, usize), Reason> {
-    let (mut pseudo, mut count) = (Pseudo::default(), 0);
+fn pseudo(fields: &FieldList) -> Result<(PseudoFields<'_>, usize), Reason> {
+    let (mut pseudo, mut count) = (PseudoFields::default(), 0);
     for (name, value) in fields
         .iter()
         .take_while(|(name, _)| name.first() == Some(&b':'))
@@ -174,7 +174,7 @@ fn is_scheme(scheme: &[u8]) -> bool {
 }
 
 /// RFC 9113 section 8.3.1: a path, or `*` for OPTIONS. A whole URL would be read as one.
-fn target<'f>(pseudo: &Pseudo<'f>) -> Result<&'f [u8], Reason> {
+fn target<'f>(pseudo: &PseudoFields<'f>) -> Result<&'f [u8], Reason> {
     let is_good = |target: &&[u8]| match *target {
         [b'/', ..] => target.iter().all(u8::is_ascii_graphic),
         b"*" => pseudo.method == Some(b"OPTIONS"),
@@ -185,7 +185,7 @@ fn target<'f>(pseudo: &Pseudo<'f>) -> Result<&'f [u8], Reason> {
 
 /// The authority, or the one of Host where there is none: RFC 9113 section 8.3.1. What it may consist of is checked when the
 /// head is read.
-fn host<'f>(pseudo: &Pseudo<'f>, fields: &'f Fields) -> Result<&'f [u8], Reason> {
+fn host<'f>(pseudo: &PseudoFields<'f>, fields: &'f FieldList) -> Result<&'f [u8], Reason> {
     let field = || fields.iter().find(|(name, _)| *name == b"host");
     let authority = pseudo.authority.filter(|authority| !authority.is_empty());
     let host = authority.or_else(|| trimmed(field()?.1));
@@ -211,28 +211,28 @@ fn write_fields<'f>(
     fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
     is_host: impl Fn(&[u8]) -> bool,
     is_socket: bool,
-) -> Result<Regular<'f>, Reason> {
-    let mut regular = Regular::default();
+) -> Result<RegularFields<'f>, Reason> {
+    let mut regular = RegularFields::default();
     for (name, value) in fields {
         let value = trimmed(value).filter(|_| is_name(name));
         let value = value.ok_or(Reason::RequestError)?;
         let (mut is_wrong, mut is_left_out) = (false, false);
-        match Known::of(name) {
-            Known::Host => {
+        match KnownField::of(name) {
+            KnownField::Host => {
                 is_left_out = true;
                 is_wrong = std::mem::replace(&mut regular.has_host, true) || !is_host(value);
             }
-            Known::Cookie => {
+            KnownField::Cookie => {
                 is_left_out = true;
                 regular.has_cookies = true;
             }
-            Known::ContentLength => {
+            KnownField::ContentLength => {
                 is_left_out = true;
                 is_wrong = regular.length.replace(value).is_some();
             }
-            Known::Te => is_wrong = value != b"trailers",
-            Known::Http2Settings => {}
-            Known::Other => is_left_out = is_socket && name == b"sec-websocket-key",
+            KnownField::Te => is_wrong = value != b"trailers",
+            KnownField::Http2Settings => {}
+            KnownField::Other => is_left_out = is_socket && name == b"sec-websocket-key",
             // RFC 9113 section 8.2.2.
             known => is_wrong = known.is_hop_by_hop(),
         }
@@ -247,7 +247,7 @@ fn write_fields<'f>(
 }
 
 /// The crumbs of a cookie are one field in HTTP/1, RFC 9113 section 8.2.3. Empty ones would leave a blank at the end.
-fn cookies(out: &mut Vec<u8>, fields: &Fields) {
+fn cookies(out: &mut Vec<u8>, fields: &FieldList) {
     let crumbs = fields.iter().filter(|(name, _)| *name == b"cookie");
     let mut crumbs = crumbs
         .filter_map(|(_, crumb)| trimmed(crumb))

@@ -2,20 +2,20 @@
 
 use std::collections::HashMap;
 
-use super::{Request, *};
+use super::{Http1Request, *};
 use crate::{
     base::rng::Random,
-    http1::request::{Framing, Head},
-    http2::hpack::{self, Decoder, SizeLimits},
+    http1::request::{RequestFraming, RequestHead},
+    http2::hpack::{self, HpackDecoder, SizeLimits},
 };
 
-const LIMITS: Limits = Limits {
+const LIMITS: HeadLimits = HeadLimits {
     fields: 40,
     bytes: 8 << 10,
 };
 
 /// A request by its pseudo-header fields and others.
-fn fields(pseudo: &[(&str, &str)], regular: &[(&str, &[u8])]) -> Fields {
+fn fields(pseudo: &[(&str, &str)], regular: &[(&str, &[u8])]) -> FieldList {
     let mut block = Vec::new();
     for (name, value) in pseudo {
         hpack::field(&mut block, name.as_bytes(), value.as_bytes());
@@ -23,17 +23,17 @@ fn fields(pseudo: &[(&str, &str)], regular: &[(&str, &[u8])]) -> Fields {
     for (name, value) in regular {
         hpack::field(&mut block, name.as_bytes(), value);
     }
-    let mut fields = Fields::default();
+    let mut fields = FieldList::default();
     let limits = SizeLimits {
         kept: 1 << 20,
         decoded: 1 << 20,
     };
-    let decoded = Decoder::default().decode(&block, limits, &mut fields);
+    let decoded = HpackDecoder::default().decode(&block, limits, &mut fields);
     decoded.unwrap();
     fields
 }
 
-fn get(regular: &[(&str, &[u8])]) -> Fields {
+fn get(regular: &[(&str, &[u8])]) -> FieldList {
     let pseudo = [
         (":method", "GET"),
         (":scheme", "http"),
@@ -44,11 +44,11 @@ fn get(regular: &[(&str, &[u8])]) -> Fields {
 }
 
 /// The head as the engine reads it.
-fn read(fields: &Fields, ends: bool) -> Result<(Request, Head), Reason> {
+fn read(fields: &FieldList, ends: bool) -> Result<(Http1Request, RequestHead), Reason> {
     let request = super::read(fields, ends, LIMITS, || "key".to_owned())?;
-    let mut head = Head {
+    let mut head = RequestHead {
         bytes: request.head.text.clone(),
-        ..Head::default()
+        ..RequestHead::default()
     };
     let whole = head.parse(LIMITS).map_err(|refusal| refusal.reason)?;
     assert!(whole, "a head that does not end");
@@ -60,15 +60,20 @@ fn read(fields: &Fields, ends: bool) -> Result<(Request, Head), Reason> {
 #[test]
 fn the_body_is_framed_as_the_stream_ends() {
     for (list, ends, body, framing) in [
-        (&[][..], true, Body::None, Framing::None),
-        (&[], false, Body::Chunked, Framing::Chunked),
+        (&[][..], true, BodyKind::None, RequestFraming::None),
+        (&[], false, BodyKind::Chunked, RequestFraming::Chunked),
         (
             &[("content-length", &b"7"[..])],
             false,
-            Body::Chunked,
-            Framing::Chunked,
+            BodyKind::Chunked,
+            RequestFraming::Chunked,
         ),
-        (&[("content-length", b"0")], true, Body::None, Framing::None),
+        (
+            &[("content-length", b"0")],
+            true,
+            BodyKind::None,
+            RequestFraming::None,
+        ),
     ] {
         let (request, head) = read(&get(list), ends).unwrap();
         let found = (request.head.body, head.framing);
@@ -97,7 +102,7 @@ fn a_websocket_becomes_an_upgrade_and_no_other_tunnel_is_served() {
     let (request, head) = read(&socket, false).unwrap();
     assert_eq!(
         (request.head.body, head.framing),
-        (Body::Raw, Framing::None)
+        (BodyKind::Raw, RequestFraming::None)
     );
     assert_eq!(request.accept.as_deref(), Some(&*websocket::accept(b"key")));
     assert_eq!(head.text(head.method), b"GET");
@@ -231,7 +236,7 @@ fn value(random: &mut Random) -> Vec<u8> {
 type Meaning = (String, String, String, Vec<(String, Vec<u8>)>);
 
 /// The meaning of an h2 request, worked out the plain way.
-fn meaning(sent: &Fields) -> Meaning {
+fn meaning(sent: &FieldList) -> Meaning {
     let trim = |value: &[u8]| value.trim_ascii().to_vec();
     let (mut fields, mut cookies, mut texts) = (Vec::new(), Vec::new(), HashMap::new());
     for (name, value) in sent.iter() {
@@ -261,12 +266,12 @@ fn meaning(sent: &Fields) -> Meaning {
     )
 }
 
-fn meaning_of(head: &Head) -> Meaning {
+fn meaning_of(head: &RequestHead) -> Meaning {
     let text = |span| String::from_utf8(head.text(span).to_vec()).unwrap();
     let mut fields: Vec<_> = head
         .fields
         .iter()
-        .filter(|field| field.known != Known::Host)
+        .filter(|field| field.known != KnownField::Host)
         .map(|field| (text(field.name), head.text(field.value).to_vec()))
         .collect();
     fields.sort();

@@ -24,11 +24,11 @@ use super::{
 };
 use crate::{
     base::clock,
-    http1::{Version, head_end, response},
+    http1::{HttpVersion, head_end, response},
     net::{
         activity::ActivityTracker,
         connect::reason_of_broken,
-        h2::backend::{self, Outgoing, Refusal},
+        h2::backend::{self, OutgoingStream, StreamRefusal},
         local_error,
         stream::Stream,
     },
@@ -145,7 +145,7 @@ pub(super) async fn run(
                 stale: is_end && is_old && refusal.is_none(),
                 refusal,
                 unseen: refusal.is_some() || is_unseen(&backend, before),
-                own_limit: stream.is_some_and(Outgoing::hit_own_limit),
+                own_limit: stream.is_some_and(OutgoingStream::hit_own_limit),
                 detail,
             });
         }
@@ -166,10 +166,10 @@ pub(super) async fn run(
 
 /// How the backend has refused a request of HTTP/2 that was sent at `sent`. ENHANCE_YOUR_CALM decides about a new stream as
 /// long as a connection could take to be made; later it may be the answer of a handler.
-fn refusal(backend: &BackendConnection, rules: &Rules<'_>, sent: Instant) -> Option<Refusal> {
+fn refusal(backend: &BackendConnection, rules: &Rules<'_>, sent: Instant) -> Option<StreamRefusal> {
     let refusal = backend.stream.h2_response()?.refusal()?;
     let took = clock::now().saturating_duration_since(sent);
-    (refusal != Refusal::Overloaded || took <= rules.timeouts.connect).then_some(refusal)
+    (refusal != StreamRefusal::Overloaded || took <= rules.timeouts.connect).then_some(refusal)
 }
 
 /// The backend cannot have acted on the request; `before` had been written to it when the request began.
@@ -405,7 +405,7 @@ impl Wire<'_, '_> {
             facts,
             ..
         } = &mut *self.exchange;
-        let is_wanted = head.version == Version::Http11;
+        let is_wanted = head.version == HttpVersion::Http11;
         if is_wanted && !is_flood(facts.interim + 1, facts.began) {
             facts.interim += 1;
             io.out.clear();
@@ -487,7 +487,7 @@ fn terminated(
 /// The beginning is always looked at, so that garbage is known at once. After that a head is looked at when its end may
 /// have come, not for every byte that drips in.
 fn is_worth_parsing(bytes: &[u8], before: usize) -> bool {
-    before < EAGER || bytes.len() >= response::MAX_HEAD || head_end(bytes, before).is_some()
+    before < EAGER || bytes.len() >= response::MAX_HEAD_BYTES || head_end(bytes, before).is_some()
 }
 
 fn parse(io: &mut Io<'_>, method: &[u8]) -> Result<bool, Trouble> {

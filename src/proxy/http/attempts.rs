@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     base::clock,
-    net::{h2::backend::Refusal, proxy_protocol},
+    net::{h2::backend::StreamRefusal, proxy_protocol},
     pool::{BackendLease, Pool},
     reason::Reason,
 };
@@ -124,7 +124,7 @@ impl Exchange<'_> {
 /// A failed attempt counts against its backend, unless what failed was a connection that had grown old, or was full.
 fn is_backend_failure(lease: &BackendLease, failure: &Failure) -> bool {
     match failure.refusal {
-        Some(Refusal::Outright) => lease.state.refuses_again(),
+        Some(StreamRefusal::Outright) => lease.state.refuses_again(),
         _ => !is_well(failure) && !failure.own_limit,
     }
 }
@@ -132,7 +132,7 @@ fn is_backend_failure(lease: &BackendLease, failure: &Failure) -> bool {
 /// What failed was a connection, not the backend: another connection may do as well as another backend.
 fn is_well(failure: &Failure) -> bool {
     match failure.refusal {
-        Some(refusal) => refusal != Refusal::Outright,
+        Some(refusal) => refusal != StreamRefusal::Outright,
         None => failure.stale,
     }
 }

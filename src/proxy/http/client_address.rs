@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::{
     config::model::TrustedProxiesConfig,
-    http1::{fields::Known, request},
+    http1::{fields::KnownField, request},
 };
 
 /// Whom a request comes from.
@@ -25,7 +25,7 @@ pub(super) struct ClientAddress {
 impl ClientAddress {
     /// Finds the client of the request `head` on a connection from `peer`.
     pub(super) fn of(
-        head: &request::Head,
+        head: &request::RequestHead,
         peer: Option<IpAddr>,
         rules: &TrustedProxiesConfig,
     ) -> Self {
@@ -65,11 +65,11 @@ fn contains(networks: &[IpNet], address: IpAddr) -> bool {
 
 /// The right-most address in `X-Forwarded-For` that is not trusted. Entries further left are client-controlled and
 /// ignored. An entry that is no address ends the search at the proxy that wrote it.
-fn listed(head: &request::Head, proxy: IpAddr, trusted: &[IpNet]) -> IpAddr {
+fn listed(head: &request::RequestHead, proxy: IpAddr, trusted: &[IpNet]) -> IpAddr {
     let mut client = proxy;
     let fields = head.fields.iter().rev();
     let values = fields
-        .filter(|field| field.known == Known::XForwardedFor)
+        .filter(|field| field.known == KnownField::XForwardedFor)
         .map(|field| head.text(field.value));
     for entry in values.flat_map(|value| value.rsplit(|byte| *byte == b',')) {
         let Some(address) = address(entry) else {
@@ -85,7 +85,7 @@ fn listed(head: &request::Head, proxy: IpAddr, trusted: &[IpNet]) -> IpAddr {
 
 /// The address in the one field called `name`; `None` if there is none, another value, or more than one such field. A
 /// client may have had it struck out by `Connection`: it counts all the same.
-fn named(head: &request::Head, name: &str) -> Option<IpAddr> {
+fn named(head: &request::RequestHead, name: &str) -> Option<IpAddr> {
     let mut fields = head.fields.sent().filter(|field| {
         let sent = head.text(field.name);
         sent.eq_ignore_ascii_case(name.as_bytes())
@@ -122,13 +122,13 @@ fn is_port(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http1::request::{Head, Limits};
+    use crate::http1::request::{HeadLimits, RequestHead};
 
     fn found(peer: &str, header: Option<&str>, fields: &str) -> (String, bool) {
-        let mut head = Head::default();
+        let mut head = RequestHead::default();
         let text = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
         head.bytes.extend_from_slice(text.as_bytes());
-        let limits = Limits {
+        let limits = HeadLimits {
             fields: 100,
             bytes: 32 << 10,
         };

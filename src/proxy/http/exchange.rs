@@ -33,8 +33,8 @@ use crate::{
     },
     http1::{
         self,
-        body::{Decoder, Step},
-        request::{self, Framing},
+        body::{BodyDecoder, BodyStep},
+        request::{self, RequestFraming},
     },
     net::activity::ActivityTracker,
     pool::Pool,
@@ -66,7 +66,7 @@ fn origin<'o>(
     place: Place<'o>,
     client: &'o Client,
     from: ClientAddress,
-    head: &request::Head,
+    head: &request::RequestHead,
 ) -> Origin<'o> {
     let tls = client.stream.negotiated_tls();
     let subject = place.listener.config.tls.as_ref().and_then(|rules| {
@@ -105,7 +105,7 @@ pub(super) struct Rules<'a> {
 pub(super) struct Exchange<'a> {
     pub place: Place<'a>,
     pub client: &'a mut Client,
-    pub head: &'a mut request::Head,
+    pub head: &'a mut request::RequestHead,
     pub request_id: &'a mut String,
     pub facts: Facts,
     /// Whom the request comes from.
@@ -220,7 +220,7 @@ fn keep_unread(scratch: &mut Scratch, rest: Option<usize>) {
 
 /// The buffers of an exchange besides the request head.
 pub(super) struct Io<'a> {
-    pub response: &'a mut http1::response::Head,
+    pub response: &'a mut http1::response::ResponseHead,
     pub response_bytes: &'a mut Vec<u8>,
     pub out: &'a mut Vec<u8>,
     pub request_out: &'a mut Vec<u8>,
@@ -232,7 +232,7 @@ impl<'a> Exchange<'a> {
     fn new(
         place: Place<'a>,
         client: &'a mut Client,
-        head: &'a mut request::Head,
+        head: &'a mut request::RequestHead,
         request_id: &'a mut String,
         began: Instant,
     ) -> Self {
@@ -376,18 +376,18 @@ impl<'a> Exchange<'a> {
         let mut at = self.head.len;
         loop {
             match decoder.step(self.head.bytes.get(at..)?).ok()? {
-                Step::Data(count) | Step::Skip(count) => at += count,
-                Step::More => return None,
-                Step::End => return Some(at),
+                BodyStep::Data(count) | BodyStep::Skip(count) => at += count,
+                BodyStep::More => return None,
+                BodyStep::End => return Some(at),
             }
         }
     }
 
-    fn decoder(&self) -> Decoder {
+    fn decoder(&self) -> BodyDecoder {
         match self.head.framing {
-            Framing::None => Decoder::Length(0),
-            Framing::Length(length) => Decoder::Length(length),
-            Framing::Chunked => Decoder::chunked(read::limits(self.place.listener)),
+            RequestFraming::None => BodyDecoder::Length(0),
+            RequestFraming::Length(length) => BodyDecoder::Length(length),
+            RequestFraming::Chunked => BodyDecoder::chunked(read::limits(self.place.listener)),
         }
     }
 
@@ -436,7 +436,7 @@ impl<'a> Exchange<'a> {
         if upload.moved().0 > 0 {
             self.client.row = 0;
         }
-        let in_upload = self.head.framing != Framing::None && upload.has_read_all();
+        let in_upload = self.head.framing != RequestFraming::None && upload.has_read_all();
         let (out, bytes, taken) = upload.into_buffers();
         *io.upload_out = out;
         *io.upload_bytes = bytes;
@@ -494,7 +494,7 @@ impl<'a> Exchange<'a> {
     /// length or trailers.
     pub(super) fn upload_framing(&self, pool: &Pool) -> (bool, Option<u64>) {
         let length = self.head.declared_length.filter(|_| hop(pool) != Hop::H2);
-        let is_chunked = self.head.framing == Framing::Chunked && length.is_none();
+        let is_chunked = self.head.framing == RequestFraming::Chunked && length.is_none();
         (is_chunked, length)
     }
 
@@ -507,14 +507,14 @@ impl<'a> Exchange<'a> {
         out.extend_from_slice(io.request_out);
         let mut bytes = std::mem::take(io.upload_bytes);
         bytes.clear();
-        if self.head.framing == Framing::None {
+        if self.head.framing == RequestFraming::None {
             return Pump::new(out, bytes, 0, None, false);
         }
         bytes.extend_from_slice(self.head.bytes.get(self.head.len..).unwrap_or_default());
         let (chunked, length) = self.upload_framing(pool);
         let mut upload = Pump::new(out, bytes, 0, Some(self.decoder()), chunked);
         upload.set_framing(chunked, length);
-        if self.head.framing == Framing::Chunked {
+        if self.head.framing == RequestFraming::Chunked {
             let origin = origin(self.place, self.client, self.from, self.head);
             let rules = &self.place.snapshot.config.forwarded;
             upload.forbid_trailers(forward::own_names(rules, origin));
@@ -587,7 +587,7 @@ impl<'a> Rules<'a> {
         }
     }
 
-    pub(super) fn is_idempotent(&self, head: &request::Head) -> bool {
+    pub(super) fn is_idempotent(&self, head: &request::RequestHead) -> bool {
         let method = head.text(head.method);
         self.retries.is_some_and(|retries| {
             retries

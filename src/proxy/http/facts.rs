@@ -10,7 +10,7 @@ use std::{
 use super::exchange::{Exchange, Place};
 use crate::{
     base::clock,
-    http1::fields::Known,
+    http1::fields::KnownField,
     pool::Pool,
     reason::Reason,
     telemetry::{
@@ -149,9 +149,9 @@ impl Exchange<'_> {
             host: head.text(head.host),
             path: head.text(head.path),
             request_id: self.request_id.as_bytes(),
-            traceparent: head.find(Known::Traceparent).unwrap_or_default(),
-            user_agent: head.find(Known::UserAgent).unwrap_or_default(),
-            referer: head.find(Known::Referer).unwrap_or_default(),
+            traceparent: head.find(KnownField::Traceparent).unwrap_or_default(),
+            user_agent: head.find(KnownField::UserAgent).unwrap_or_default(),
+            referer: head.find(KnownField::Referer).unwrap_or_default(),
         };
         let names = snapshot.access_log.header_names();
         let headers: Vec<(&str, &[u8])> = names

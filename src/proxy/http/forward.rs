@@ -11,8 +11,8 @@ use crate::{
     base::rng::Random,
     config::model::{ForwardedConfig, HeaderEdits},
     http1::{
-        Version, encode,
-        fields::{Field, Fields, Known, is_same_or_twin},
+        HttpVersion, encode,
+        fields::{HeadField, HeadFields, KnownField, is_same_or_twin},
         request, response,
     },
 };
@@ -77,7 +77,7 @@ pub struct Changes<'a> {
 /// The id of a request: the one a trusted peer sent, or a new one of 32 hexadecimal digits.
 pub(super) fn request_id(
     id: &mut String,
-    head: &request::Head,
+    head: &request::RequestHead,
     rules: &ForwardedConfig,
     trusted: bool,
     random: &mut Random,
@@ -111,7 +111,7 @@ fn push_hex(text: &mut String, bits: u64) {
 /// Writes the head that the backend gets.
 pub fn request_head(
     out: &mut Vec<u8>,
-    head: &mut request::Head,
+    head: &mut request::RequestHead,
     rules: &ForwardedConfig,
     origin: Origin<'_>,
     id: &str,
@@ -128,16 +128,17 @@ pub fn request_head(
     // RFC 9112 section 3.2: exactly one, and an empty one where nothing is known.
     if let Some(host) = host {
         encode::field(out, b"Host", host.as_bytes());
-    } else if head.find(Known::Host).is_none() && !edits.is_some_and(sets_host) {
+    } else if head.find(KnownField::Host).is_none() && !edits.is_some_and(sets_host) {
         match origin.local.filter(|_| head.host.is_empty()) {
             Some(local) => encode::field(out, b"Host", local.to_string().as_bytes()),
             None => encode::field(out, b"Host", head.text(head.host)),
         }
     }
     let earlier = Earlier::of(head, origin, rules);
-    let request::Head { fields, bytes, .. } = &mut *head;
+    let request::RequestHead { fields, bytes, .. } = &mut *head;
     fields.strike(|field| {
-        is_replaced(field, bytes, rules, origin) || field.known == Known::Host && host.is_some()
+        is_replaced(field, bytes, rules, origin)
+            || field.known == KnownField::Host && host.is_some()
     });
     if let Some(edits) = edits {
         strike_edited(fields, bytes, edits);
@@ -156,8 +157,8 @@ pub fn request_head(
         add_edited(out, edits);
     }
     match head.framing {
-        request::Framing::Length(length) => encode::content_length(out, length),
-        request::Framing::Chunked => {
+        request::RequestFraming::Length(length) => encode::content_length(out, length),
+        request::RequestFraming::Chunked => {
             if let Some(length) = head.declared_length {
                 encode::content_length(out, length);
             }
@@ -166,7 +167,7 @@ pub fn request_head(
             }
         }
         // RFC 9110 section 8.6: methods that anticipate content say that there is none.
-        request::Framing::None => {
+        request::RequestFraming::None => {
             if matches!(head.text(head.method), b"POST" | b"PUT" | b"PATCH") {
                 encode::content_length(out, 0);
             }
@@ -188,9 +189,9 @@ pub fn request_head(
 
 /// A switch to WebSocket and nothing else (RFC 6455 section 4.1), without content: the only one that HTTP/2 knows (RFC
 /// 8441). Backends that speak it are asked for no other, which the client may expect of any server (RFC 9110 section 7.8).
-pub(super) fn is_websocket(head: &request::Head) -> bool {
+pub(super) fn is_websocket(head: &request::RequestHead) -> bool {
     let protocol = head.upgrade.map(|protocol| head.text(protocol));
-    head.framing == request::Framing::None
+    head.framing == request::RequestFraming::None
         && protocol.is_some_and(|it| it.eq_ignore_ascii_case(b"websocket"))
 }
 
@@ -218,13 +219,13 @@ impl Edited<'_> {
         }
     }
 
-    fn strikes(self, field: &Field, name: &[u8]) -> bool {
+    fn strikes(self, field: &HeadField, name: &[u8]) -> bool {
         // Without these the message is another one, or none.
         let is_essential = || {
             field.known.is_hop_by_hop()
                 || matches!(
                     field.known,
-                    Known::Host | Known::ContentLength | Known::Expect
+                    KnownField::Host | KnownField::ContentLength | KnownField::Expect
                 )
         };
         self.matches(name) && (matches!(self, Self::Name(_)) || !is_essential())
@@ -263,19 +264,19 @@ struct Earlier {
 }
 
 impl Earlier {
-    fn of(head: &request::Head, origin: Origin<'_>, rules: &ForwardedConfig) -> Self {
+    fn of(head: &request::RequestHead, origin: Origin<'_>, rules: &ForwardedConfig) -> Self {
         let mut earlier = Self::default();
         if !origin.trusted {
             return earlier;
         }
         for field in head.fields.iter() {
             let joined = match field.known {
-                Known::XForwardedFor if rules.x_forwarded => &mut earlier.forwarded_for,
-                Known::Forwarded if rules.rfc7239 => &mut earlier.forwarded,
+                KnownField::XForwardedFor if rules.x_forwarded => &mut earlier.forwarded_for,
+                KnownField::Forwarded if rules.rfc7239 => &mut earlier.forwarded,
                 _ => {
-                    earlier.proto |= field.known == Known::XForwardedProto;
-                    earlier.host |= field.known == Known::XForwardedHost;
-                    earlier.port |= field.known == Known::XForwardedPort;
+                    earlier.proto |= field.known == KnownField::XForwardedProto;
+                    earlier.host |= field.known == KnownField::XForwardedHost;
+                    earlier.port |= field.known == KnownField::XForwardedPort;
                     continue;
                 }
             };
@@ -294,7 +295,12 @@ impl Earlier {
 }
 
 /// Forwarding fields of peers that are not trusted go, those of trusted ones are kept or appended to.
-fn is_replaced(field: &Field, bytes: &[u8], rules: &ForwardedConfig, origin: Origin<'_>) -> bool {
+fn is_replaced(
+    field: &HeadField,
+    bytes: &[u8],
+    rules: &ForwardedConfig,
+    origin: Origin<'_>,
+) -> bool {
     let name = field.name.get(bytes);
     let is = |own: &str| is_same_or_twin(name, own.as_bytes());
     if is(&rules.request_id)
@@ -304,8 +310,8 @@ fn is_replaced(field: &Field, bytes: &[u8], rules: &ForwardedConfig, origin: Ori
         return true;
     }
     match field.known {
-        Known::XForwardedFor => !origin.trusted || rules.x_forwarded,
-        Known::Forwarded => !origin.trusted || rules.rfc7239,
+        KnownField::XForwardedFor => !origin.trusted || rules.x_forwarded,
+        KnownField::Forwarded => !origin.trusted || rules.rfc7239,
         known if known.is_forwarding() => !origin.trusted,
         _ => origin.client_header.is_some_and(|own| {
             is(own) && !(origin.trusted && name.eq_ignore_ascii_case(own.as_bytes()))
@@ -324,7 +330,7 @@ pub(super) fn own_names(rules: &ForwardedConfig, origin: Origin<'_>) -> Vec<Box<
 
 fn add_forwarding(
     out: &mut Vec<u8>,
-    head: &request::Head,
+    head: &request::RequestHead,
     rules: &ForwardedConfig,
     origin: Origin<'_>,
     earlier: &Earlier,
@@ -375,8 +381,8 @@ fn add_forwarding(
     if rules.via && !is_decided(edits, "Via") {
         let version: &[u8] = match head.version {
             _ if origin.is_h2 => b"2 balancer",
-            Version::Http10 => b"1.0 balancer",
-            Version::Http11 => b"1.1 balancer",
+            HttpVersion::Http10 => b"1.0 balancer",
+            HttpVersion::Http11 => b"1.1 balancer",
         };
         encode::field(out, b"Via", version);
     }
@@ -408,7 +414,7 @@ fn push_address(out: &mut Vec<u8>, address: Option<IpAddr>) {
 }
 
 /// Strikes out what `remove` and `set` name, and what a server could take for it.
-fn strike_edited(fields: &mut Fields, bytes: &[u8], edits: &HeaderEdits) {
+fn strike_edited(fields: &mut HeadFields, bytes: &[u8], edits: &HeaderEdits) {
     for edited in named(edits) {
         fields.strike(|field| edited.strikes(field, field.name.get(bytes)));
     }
@@ -437,16 +443,21 @@ pub enum Delivery {
 impl Delivery {
     /// How to deliver a response with `head` to a client that speaks `version`, or HTTP/2. HTTP/1 has a length or trailers:
     /// where the backend announces trailers, the length gives way to them.
-    pub fn of(head: &response::Head, bytes: &[u8], version: Version, is_h2: bool) -> Self {
-        let has_trailers = || head.fields.find(Known::Trailer, bytes).is_some();
+    pub fn of(
+        head: &response::ResponseHead,
+        bytes: &[u8],
+        version: HttpVersion,
+        is_h2: bool,
+    ) -> Self {
+        let has_trailers = || head.fields.find(KnownField::Trailer, bytes).is_some();
         match (head.framing, version, head.declared_length) {
-            (response::Framing::None, ..) => Self::None,
-            (response::Framing::Length(length), ..) => Self::Length(length),
-            (_, Version::Http11, length) if is_h2 => Self::Chunked(length),
-            (_, Version::Http11, None) => Self::Chunked(None),
-            (_, Version::Http11, Some(_)) if has_trailers() => Self::Chunked(None),
+            (response::ResponseFraming::None, ..) => Self::None,
+            (response::ResponseFraming::Length(length), ..) => Self::Length(length),
+            (_, HttpVersion::Http11, length) if is_h2 => Self::Chunked(length),
+            (_, HttpVersion::Http11, None) => Self::Chunked(None),
+            (_, HttpVersion::Http11, Some(_)) if has_trailers() => Self::Chunked(None),
             (_, _, Some(length)) => Self::Length(length),
-            (_, Version::Http10, None) => Self::UntilClose,
+            (_, HttpVersion::Http10, None) => Self::UntilClose,
         }
     }
 }
@@ -459,7 +470,7 @@ pub struct ResponseExtra<'a> {
     /// Another request may follow.
     pub keep_alive: bool,
     /// What the client speaks.
-    pub version: Version,
+    pub version: HttpVersion,
     /// Name and value of the request id field.
     pub request_id: (&'a str, &'a str),
     /// `response_headers` of the route.
@@ -471,7 +482,7 @@ pub struct ResponseExtra<'a> {
 /// Writes the final response head that the client gets.
 pub fn response_head(
     out: &mut Vec<u8>,
-    head: &mut response::Head,
+    head: &mut response::ResponseHead,
     bytes: &[u8],
     extra: ResponseExtra<'_>,
 ) {
@@ -519,7 +530,7 @@ pub fn response_head(
         encode::field(out, b"Connection", options);
     } else if !extra.keep_alive {
         encode::field(out, b"Connection", b"close");
-    } else if extra.version == Version::Http10 {
+    } else if extra.version == HttpVersion::Http10 {
         encode::field(out, b"Connection", b"keep-alive");
     }
     encode::end(out);
@@ -528,7 +539,7 @@ pub fn response_head(
 /// Writes a 1xx head, or a 101 with the protocol that was switched to and the id of the request.
 pub fn interim_head(
     out: &mut Vec<u8>,
-    head: &response::Head,
+    head: &response::ResponseHead,
     bytes: &[u8],
     request_id: (&str, &str),
 ) {

@@ -8,10 +8,10 @@ use crate::{
     route::Router,
 };
 
-fn parsed(text: &str) -> Option<request::Head> {
-    let mut head = request::Head::default();
+fn parsed(text: &str) -> Option<request::RequestHead> {
+    let mut head = request::RequestHead::default();
     head.bytes.extend_from_slice(text.as_bytes());
-    let limits = request::Limits {
+    let limits = request::HeadLimits {
         fields: 100,
         bytes: 65_536,
     };
@@ -35,7 +35,7 @@ fn routes(path: PathMatch, rewrite: PathRewrite) -> Config {
 }
 
 /// The head for the backend, for a request that some route takes and that has one meaning.
-fn sent(config: &Config, router: &Router, mut head: request::Head) -> Option<String> {
+fn sent(config: &Config, router: &Router, mut head: request::RequestHead) -> Option<String> {
     let path = head.text(head.path);
     let found = router.find(0, b"h", path, b"GET", &|_, _| false).ok()??;
     let target = router.rewrite(found, head.text(head.target)).ok()?;

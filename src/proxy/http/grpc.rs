@@ -5,14 +5,15 @@
 use std::time::Duration;
 
 use crate::{
-    http1::{fields::Known, request::Head},
+    http1::{fields::KnownField, request::RequestHead},
     http2,
     reason::Reason,
 };
 
 /// True if the request is a call, by its content type.
-pub(super) fn is_call(head: &Head) -> bool {
-    head.find(Known::ContentType).is_some_and(http2::is_grpc)
+pub(super) fn is_call(head: &RequestHead) -> bool {
+    head.find(KnownField::ContentType)
+        .is_some_and(http2::is_grpc)
 }
 
 /// The status of a call that failed for `reason`: DEADLINE_EXCEEDED or UNAVAILABLE.
@@ -24,7 +25,7 @@ pub(super) const fn status(reason: Reason) -> u8 {
 }
 
 /// How long the client waits for the end of a call, by `grpc-timeout`.
-pub(super) fn timeout(head: &Head) -> Option<Duration> {
+pub(super) fn timeout(head: &RequestHead) -> Option<Duration> {
     if !is_call(head) {
         return None;
     }
@@ -35,14 +36,14 @@ pub(super) fn timeout(head: &Head) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http1::request::Limits;
+    use crate::http1::request::HeadLimits;
 
-    fn call(fields: &str) -> Head {
-        let mut head = Head {
+    fn call(fields: &str) -> RequestHead {
+        let mut head = RequestHead {
             bytes: format!("POST /a.B/C HTTP/1.1\r\nHost: a\r\n{fields}\r\n").into_bytes(),
-            ..Head::default()
+            ..RequestHead::default()
         };
-        let limits = Limits {
+        let limits = HeadLimits {
             fields: 20,
             bytes: 4096,
         };

@@ -23,7 +23,7 @@ use crate::{
         activity::ActivityTracker,
         h2::{
             connection::Connection,
-            incoming::{Asked, Incoming},
+            incoming::{IncomingRequest, IncomingStream},
         },
         proxy_protocol::ProxyHeader,
         stream::Stream,
@@ -39,7 +39,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// What happens on a connection.
 enum Event {
-    Asked(Asked),
+    Asked(IncomingRequest),
     /// Told to close.
     Close,
     /// Nothing came for too long, or the end was not reached in time.
@@ -193,9 +193,9 @@ impl Driver<'_> {
     }
 
     /// Serves one stream in a task of its own.
-    fn begin(&mut self, asked: Asked) {
+    fn begin(&mut self, asked: IncomingRequest) {
         self.first = None;
-        let incoming = Incoming::new(Rc::clone(&self.connection), asked);
+        let incoming = IncomingStream::new(Rc::clone(&self.connection), asked);
         let (bind, entry) = (Rc::clone(&self.bind), self.entry.child());
         let mut client = Client::new(Stream::from(incoming), self.peer, bind, entry, None);
         client.introduced.clone_from(&self.introduced);

@@ -101,9 +101,9 @@ const KEPT_CAPACITY: usize = pump::MEDIUM;
 #[derive(Debug, Default)]
 pub struct Scratch {
     /// The request.
-    head: request::Head,
+    head: request::RequestHead,
     /// The response.
-    response: response::Head,
+    response: response::ResponseHead,
     /// What was read from the backend.
     response_bytes: Vec<u8>,
     /// What goes to the client.

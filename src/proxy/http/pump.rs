@@ -15,11 +15,11 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::{
     http1::{
-        body::{BodyError, Decoder, Step},
+        body::{BodyDecoder, BodyError, BodyStep},
         encode,
         fields::is_same_or_twin,
     },
-    net::{h2::Ended, splice, stream::Stream},
+    net::{h2::StreamError, splice, stream::Stream},
     reason::Reason,
 };
 
@@ -55,7 +55,9 @@ pub enum PumpError {
 pub(super) fn blame_client(error: &PumpError) -> Reason {
     match error {
         PumpError::Malformed(BodyError::TrailersTooLarge) => Reason::RequestHeaderSectionSize,
-        PumpError::Read(error) if matches!(Ended::of(error), Some(Ended::TooLarge(_))) => {
+        PumpError::Read(error)
+            if matches!(StreamError::of(error), Some(StreamError::TooLarge(_))) =>
+        {
             Reason::RequestHeaderSectionSize
         }
         PumpError::Malformed(_) => Reason::RequestIncomplete,
@@ -67,7 +69,7 @@ pub(super) fn blame_client(error: &PumpError) -> Reason {
 /// One message on its way.
 #[derive(Debug)]
 pub struct Pump {
-    decoder: Decoder,
+    decoder: BodyDecoder,
     /// The body is sent chunked.
     chunked: bool,
     /// Read, and not looked at from `taken` on.
@@ -122,12 +124,12 @@ impl Pump {
         out: Vec<u8>,
         input: Vec<u8>,
         taken: usize,
-        decoder: Option<Decoder>,
+        decoder: Option<BodyDecoder>,
         chunked: bool,
     ) -> Self {
         Self {
             ended: decoder.is_none(),
-            decoder: decoder.unwrap_or(Decoder::Length(0)),
+            decoder: decoder.unwrap_or(BodyDecoder::Length(0)),
             chunked,
             input,
             taken,
@@ -324,7 +326,7 @@ impl Pump {
         if count > 0 {
             return Poll::Ready(Ok(()));
         }
-        if !matches!(self.decoder, Decoder::UntilClose) {
+        if !matches!(self.decoder, BodyDecoder::UntilClose) {
             return Poll::Ready(Err(PumpError::Cut));
         }
         self.end();
@@ -350,16 +352,16 @@ impl Pump {
         loop {
             let input = self.input.get(self.taken..).unwrap_or_default();
             match self.decoder.step(input).map_err(PumpError::Malformed)? {
-                Step::Data(count) => {
+                BodyStep::Data(count) => {
                     let data = self.taken..self.taken + count;
                     self.taken = data.end;
                     if self.take_data(data)? {
                         return Ok(());
                     }
                 }
-                Step::Skip(count) => self.taken += count,
-                Step::More => return Ok(()),
-                Step::End => {
+                BodyStep::Skip(count) => self.taken += count,
+                BodyStep::More => return Ok(()),
+                BodyStep::End => {
                     self.end();
                     return Ok(());
                 }
@@ -431,7 +433,7 @@ impl Pump {
 
     /// A long body of known length, with nothing of it in our memory.
     fn begins_splice(&mut self) -> bool {
-        let Decoder::Length(left) = &mut self.decoder else {
+        let BodyDecoder::Length(left) = &mut self.decoder else {
             return false;
         };
         if !self.may_splice || *left < SPLICED || self.taken < self.input.len() {
@@ -447,7 +449,8 @@ impl Pump {
         from: &Stream,
         to: &Stream,
     ) -> Poll<Result<(), PumpError>> {
-        let (Some(splice), Decoder::Length(left)) = (&mut self.splice, &mut self.decoder) else {
+        let (Some(splice), BodyDecoder::Length(left)) = (&mut self.splice, &mut self.decoder)
+        else {
             return Poll::Ready(Ok(()));
         };
         match ready!(splice.poll_move(cx, from, to)) {

@@ -11,9 +11,9 @@ use super::{
 use crate::{
     http1::{
         self,
-        request::{self, Limits},
+        request::{self, HeadLimits},
     },
-    http2::frame::PREFACE,
+    http2::frame::CLIENT_PREFACE,
     reason::Reason,
     snapshot::Listener,
 };
@@ -32,16 +32,16 @@ pub(super) enum Reading {
 
 /// The beginning of a connection is that of the preface; true for all of it.
 fn has_preface(bytes: &[u8]) -> Option<bool> {
-    if bytes.len() < PREFACE.len() {
-        PREFACE.starts_with(bytes).then_some(false)
+    if bytes.len() < CLIENT_PREFACE.len() {
+        CLIENT_PREFACE.starts_with(bytes).then_some(false)
     } else {
-        bytes.starts_with(PREFACE).then_some(true)
+        bytes.starts_with(CLIENT_PREFACE).then_some(true)
     }
 }
 
 /// Limits of the heads and trailers of requests.
-pub(super) fn limits(listener: &Listener) -> Limits {
-    Limits {
+pub(super) fn limits(listener: &Listener) -> HeadLimits {
+    HeadLimits {
         fields: listener.config.http.max_headers,
         bytes: listener.config.http.max_header_size,
     }
@@ -50,7 +50,7 @@ pub(super) fn limits(listener: &Listener) -> Limits {
 /// Reads a head by the rules of `listener`, and counts what was read. `began` is the time of its first byte.
 pub(super) async fn head(
     client: &mut Client,
-    head: &mut request::Head,
+    head: &mut request::RequestHead,
     listener: &Listener,
     began: Instant,
 ) -> Reading {
@@ -73,8 +73,8 @@ pub(super) async fn head(
 /// Reads until a whole head is there.
 async fn read_head(
     client: &mut Client,
-    head: &mut request::Head,
-    limits: Limits,
+    head: &mut request::RequestHead,
+    limits: HeadLimits,
     deadline: Option<Instant>,
     may_be_h2: bool,
 ) -> Reading {

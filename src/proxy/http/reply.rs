@@ -14,9 +14,9 @@ use super::{
 use crate::{
     config::model::{ErrorFormat, ErrorsConfig, HeaderEdits, RedirectConfig, RespondConfig},
     http1::{
-        Version, encode,
-        fields::{Known, is_same_or_twin},
-        request::{Framing, Head},
+        HttpVersion, encode,
+        fields::{KnownField, is_same_or_twin},
+        request::{RequestFraming, RequestHead},
     },
     proxy::worker::Worker,
     reason::Reason,
@@ -72,7 +72,7 @@ pub(super) fn status_of(reason: Reason, errors: &ErrorsConfig) -> u16 {
 }
 
 /// The answer for `reason`.
-pub(super) fn error<'a>(reason: Reason, errors: &'a ErrorsConfig, head: &Head) -> Reply<'a> {
+pub(super) fn error<'a>(reason: Reason, errors: &'a ErrorsConfig, head: &RequestHead) -> Reply<'a> {
     if grpc::is_call(head) {
         return Reply {
             status: 200,
@@ -126,12 +126,12 @@ fn body(status: u16, reason: Reason, html: bool) -> Vec<u8> {
 }
 
 /// `Accept` weighs HTML higher than JSON, RFC 9110 section 12.5.1; without `Accept` it does not.
-fn prefers_html(head: &Head) -> bool {
+fn prefers_html(head: &RequestHead) -> bool {
     let mut best = [0_u16; 2];
     for field in head
         .fields
         .iter()
-        .filter(|field| field.known == Known::Accept)
+        .filter(|field| field.known == KnownField::Accept)
     {
         for range in crate::http1::list(head.text(field.value)) {
             let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
@@ -325,8 +325,9 @@ impl Exchange<'_> {
 
     /// Sends an answer of our own.
     pub(super) async fn reply(&mut self, reply: &Reply<'_>, io: &mut Io<'_>) -> Next {
-        let unread =
-            self.rest.is_none() && self.facts.attempts == 0 && self.head.framing != Framing::None;
+        let unread = self.rest.is_none()
+            && self.facts.attempts == 0
+            && self.head.framing != RequestFraming::None;
         let keep_alive = self.head.keep_alive && !unread && !self.must_close();
         io.out.clear();
         let config = &self.place.snapshot.config;
@@ -365,9 +366,9 @@ pub(super) fn encode_refusal(
     reason: Reason,
     out: &mut Vec<u8>,
 ) {
-    let head = Head {
-        version: Version::Http11,
-        ..Head::default()
+    let head = RequestHead {
+        version: HttpVersion::Http11,
+        ..RequestHead::default()
     };
     let reply = error(reason, &snapshot.config.errors, &head);
     let mut request_id = String::new();

@@ -24,16 +24,16 @@ use super::{
 use crate::{
     base::clock,
     http1::{
-        body::{BodyError, Decoder},
-        fields::Known,
+        body::{BodyDecoder, BodyError},
+        fields::KnownField,
         request,
-        response::{self, Framing},
+        response::{self, ResponseFraming},
     },
     net::{
         activity::ActivityTracker,
         connect::reason_of_broken,
         copy::{self, RelayMeter},
-        h2::Ended,
+        h2::StreamError,
         local_error,
     },
     proxy::{
@@ -74,7 +74,7 @@ pub(super) async fn respond(
         download.is_last();
     }
     // Over HTTP/2 the chunks are our own.
-    if io.response.framing == Framing::Chunked && backend.stream.h2_response().is_none() {
+    if io.response.framing == ResponseFraming::Chunked && backend.stream.h2_response().is_none() {
         check_first_chunk(exchange, &mut download, &mut backend).await?;
     }
     count_answer(exchange, attempt, io.response);
@@ -119,8 +119,10 @@ pub(super) async fn respond(
         }));
     }
     attempt.pool.succeeded(attempt.lease);
-    let reusable =
-        exact && io.response.keep_alive && was_asked && io.response.framing != Framing::UntilClose;
+    let reusable = exact
+        && io.response.keep_alive
+        && was_asked
+        && io.response.framing != ResponseFraming::UntilClose;
     if reusable {
         let rules = &attempt.pool.config.keepalive;
         let mut idle = exchange.place.worker.idle.borrow_mut();
@@ -155,7 +157,7 @@ fn encode_response(
         edits: attempt.rules.route.map(|route| &route.response_headers),
         date: None,
     };
-    if io.response.fields.find(Known::Date, &bytes).is_some() {
+    if io.response.fields.find(KnownField::Date, &bytes).is_some() {
         forward::response_head(&mut out, io.response, &bytes, extra);
     } else {
         exchange.place.worker.with_date(|date| {
@@ -169,14 +171,14 @@ fn encode_response(
         });
     }
     let decoder = match io.response.framing {
-        Framing::None => None,
-        Framing::Length(length) => Some(Decoder::Length(length)),
-        Framing::Chunked => Some(Decoder::chunked(response::LIMITS)),
-        Framing::UntilClose => Some(Decoder::UntilClose),
+        ResponseFraming::None => None,
+        ResponseFraming::Length(length) => Some(BodyDecoder::Length(length)),
+        ResponseFraming::Chunked => Some(BodyDecoder::chunked(response::RESPONSE_LIMITS)),
+        ResponseFraming::UntilClose => Some(BodyDecoder::UntilClose),
     };
     let is_chunked = matches!(delivery, Delivery::Chunked(_));
     let mut download = Pump::new(out, bytes, io.response.len, decoder, is_chunked);
-    if let (Delivery::Length(length), Framing::Chunked) = (delivery, io.response.framing) {
+    if let (Delivery::Length(length), ResponseFraming::Chunked) = (delivery, io.response.framing) {
         download.set_framing(false, Some(length));
     }
     download.allow_splice();
@@ -227,7 +229,11 @@ async fn check_first_chunk(
     }
 }
 
-fn count_answer(exchange: &mut Exchange<'_>, attempt: Attempt<'_>, response: &response::Head) {
+fn count_answer(
+    exchange: &mut Exchange<'_>,
+    attempt: Attempt<'_>,
+    response: &response::ResponseHead,
+) {
     exchange.facts.status = response.status;
     let metrics = attempt.lease.state.metrics.mine();
     if let Some(count) = metrics.requests.get(class_index(response.status)) {
@@ -272,7 +278,7 @@ async fn relay(
 fn cut_reason(error: &PumpError) -> Reason {
     let are_trailers = match error {
         PumpError::Malformed(error) => matches!(error, BodyError::TrailersTooLarge),
-        PumpError::Read(error) => matches!(Ended::of(error), Some(Ended::TooLarge(_))),
+        PumpError::Read(error) => matches!(StreamError::of(error), Some(StreamError::TooLarge(_))),
         _ => false,
     };
     if are_trailers {
@@ -286,7 +292,7 @@ fn cut_reason(error: &PumpError) -> Reason {
 fn is_own_limit(error: &PumpError) -> bool {
     match error {
         PumpError::Malformed(error) => error.is_own_limit(),
-        PumpError::Read(error) => Ended::of(error).is_some_and(Ended::is_own_limit),
+        PumpError::Read(error) => StreamError::of(error).is_some_and(StreamError::is_own_limit),
         _ => false,
     }
 }
@@ -447,7 +453,7 @@ pub(super) async fn tunnel(
     }
     // What the client sent behind its request belongs to the new protocol.
     let early = match exchange.head.framing {
-        request::Framing::None => exchange.head.bytes.get(exchange.head.len..),
+        request::RequestFraming::None => exchange.head.bytes.get(exchange.head.len..),
         _ => Some(upload.unread()),
     };
     let early = early.unwrap_or_default();

@@ -3,7 +3,7 @@
 //! A request is never sent twice to backends that may have acted on it, unless its method is idempotent
 //! (RFC 9110 section 9.2.2).
 
-use crate::{config::model::RetriesConfig, net::h2::backend::Refusal, reason::Reason};
+use crate::{config::model::RetriesConfig, net::h2::backend::StreamRefusal, reason::Reason};
 
 /// How far a try had come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(super) struct Failure {
     /// It used a keepalive connection on which no byte came back.
     pub stale: bool,
     /// The backend has refused it on a connection of HTTP/2, without having processed it.
-    pub refusal: Option<Refusal>,
+    pub refusal: Option<StreamRefusal>,
     /// It was refused, or the backend ended the connection without its kernel having received a byte of the request, or
     /// nothing was written: the backend cannot have acted on it.
     pub unseen: bool,

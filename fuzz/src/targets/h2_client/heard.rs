@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use balancer::http2::{
-    frame::{Frame, HEADER, INITIAL_WINDOW, MAX_PAYLOAD, flag, kind, u32_at},
-    hpack::{Decoder, Fields, SizeLimits},
+    frame::{Frame, HEADER_BYTES, INITIAL_WINDOW, MAX_PAYLOAD_BYTES, flag, kind, u32_at},
+    hpack::{HpackDecoder, FieldList, SizeLimits},
 };
 
 use super::said::Said;
@@ -39,7 +39,7 @@ struct Block {
 /// All that has come.
 pub struct Heard {
     rest: Vec<u8>,
-    decoder: Decoder,
+    decoder: HpackDecoder,
     block: Option<Block>,
     pub streams: HashMap<u32, Response>,
     content: i64,
@@ -52,7 +52,7 @@ impl Heard {
     pub fn new() -> Self {
         Self {
             rest: Vec::new(),
-            decoder: Decoder::default(),
+            decoder: HpackDecoder::default(),
             block: None,
             streams: HashMap::new(),
             content: 0,
@@ -68,12 +68,12 @@ impl Heard {
         all.extend_from_slice(bytes);
         let mut rest = &all[..];
         while let Some(frame) = Frame::read(rest) {
-            assert!(frame.length <= MAX_PAYLOAD, "a frame that is too large");
-            let Some(payload) = rest.get(HEADER..HEADER + frame.length) else {
+            assert!(frame.length <= MAX_PAYLOAD_BYTES, "a frame that is too large");
+            let Some(payload) = rest.get(HEADER_BYTES..HEADER_BYTES + frame.length) else {
                 break;
             };
             self.frame(frame, payload, said);
-            rest = &rest[HEADER + frame.length..];
+            rest = &rest[HEADER_BYTES + frame.length..];
         }
         self.rest = rest.to_vec();
     }
@@ -182,7 +182,7 @@ impl Heard {
             self.block = Some(block);
             return;
         }
-        let mut fields = Fields::default();
+        let mut fields = FieldList::default();
         self.decoder
             .decode(&block.bytes, LIMITS, &mut fields)
             .expect("a field block");
@@ -195,7 +195,7 @@ impl Heard {
 
 impl Response {
     /// A head or trailers.
-    fn section(&mut self, fields: &Fields, ends: bool) {
+    fn section(&mut self, fields: &FieldList, ends: bool) {
         let mut pseudo = 0;
         for (name, _) in fields.iter() {
             assert!(!name.iter().any(u8::is_ascii_uppercase));

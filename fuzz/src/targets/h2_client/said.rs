@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use balancer::http2::frame::{
-    Frame, HEADER, INITIAL_WINDOW, LARGEST, MAX_PAYLOAD, flag, kind, setting, settings, u31,
+    Frame, HEADER_BYTES, INITIAL_WINDOW, LARGEST, MAX_PAYLOAD_BYTES, flag, kind, setting, settings, u31,
 };
 
 /// A stream as its client sees it.
@@ -49,12 +49,12 @@ impl Said {
         while !self.is_over
             && let Some(frame) = Frame::read(rest)
         {
-            self.is_over = frame.length > MAX_PAYLOAD;
-            let Some(payload) = rest.get(HEADER..HEADER + frame.length) else {
+            self.is_over = frame.length > MAX_PAYLOAD_BYTES;
+            let Some(payload) = rest.get(HEADER_BYTES..HEADER_BYTES + frame.length) else {
                 break;
             };
             self.frame(frame, payload);
-            rest = &rest[HEADER + frame.length..];
+            rest = &rest[HEADER_BYTES + frame.length..];
         }
         self.rest = rest.to_vec();
     }
@@ -70,7 +70,7 @@ impl Said {
         if let Some(frame) =
             Frame::read(&rest).filter(|frame| frame.kind == kind::DATA && !self.is_over)
         {
-            self.data(frame, &rest[HEADER..], false);
+            self.data(frame, &rest[HEADER_BYTES..], false);
         }
     }
 

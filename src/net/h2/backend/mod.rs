@@ -8,9 +8,9 @@ pub(super) mod response;
 mod stream_limit;
 
 use self::outgoing::reason_of;
-pub(super) use self::response::Expected;
+pub(super) use self::response::ResponseExpectation;
 pub use self::{
-    outgoing::{Outgoing, Refusal, fault, is_inexpressible},
+    outgoing::{OutgoingStream, StreamRefusal, fault, is_inexpressible},
     stream_limit::StreamLimit,
 };
 
@@ -27,10 +27,10 @@ use std::{
 
 use tokio::time::{Sleep, sleep, sleep_until, timeout_at};
 
-use super::{Ended, connection::Connection};
+use super::{StreamError, connection::Connection};
 use crate::{
     base::clock,
-    http2::frame::Code,
+    http2::frame::ErrorCode,
     net::{
         connect::ConnectError,
         stream::Stream,
@@ -52,7 +52,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection to a backend that speaks HTTP/2.
 #[derive(Debug)]
-pub struct Link {
+pub struct H2Connection {
     connection: Rc<Connection>,
     /// Whose counters it is in; `None` for a check.
     state: Option<Arc<BackendState>>,
@@ -74,7 +74,7 @@ pub struct Link {
     noted: Cell<bool>,
 }
 
-impl Link {
+impl H2Connection {
     /// Performs the HTTP/2 handshake on `stream`, a new connection to the backend of `state`: ready when the backend has sent
     /// its settings and allows a stream. The driver must be run as long as the link is used. Without a `state` it is in no
     /// counters. At most `streams` are begun at a time; `limit` is what the refusals of this backend have shown.
@@ -93,7 +93,7 @@ impl Link {
         let greeting = poll_fn(|cx| match connection.poll(cx) {
             Poll::Pending if connection.takes_streams() => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
-            Poll::Ready(_) => Poll::Ready(Err(connection.fate().unwrap_or(Ended::Lost))),
+            Poll::Ready(_) => Poll::Ready(Err(connection.fate().unwrap_or(StreamError::Lost))),
         });
         let Ok(greeted) = timeout_at(deadline.into(), greeting).await else {
             return Err(ConnectError {
@@ -128,12 +128,12 @@ impl Link {
             noted: Cell::new(false),
         });
         link.count(|metrics| metrics.connections_idle.add(1));
-        let driver = drive(Driven(Rc::clone(&link)));
+        let driver = drive(DriverGuard(Rc::clone(&link)));
         Ok((link, driver))
     }
 
     /// A stream for one exchange, if less than `most` are open. `None`: there is no room, or none may begin any more.
-    pub fn stream(self: &Rc<Self>, most: usize) -> Option<Outgoing> {
+    pub fn stream(self: &Rc<Self>, most: usize) -> Option<OutgoingStream> {
         if self.connection.is_clogged() {
             self.retire();
         }
@@ -146,7 +146,7 @@ impl Link {
             return None;
         }
         self.begun.set(self.begun.get() + 1);
-        Some(Outgoing::new(Rc::clone(self)))
+        Some(OutgoingStream::new(Rc::clone(self)))
     }
 
     /// Streams at a time that the backend allows (SETTINGS_MAX_CONCURRENT_STREAMS); `usize::MAX` where it has not said.
@@ -157,33 +157,33 @@ impl Link {
 
     /// Learns from RST_STREAM REFUSED_STREAM or ENHANCE_YOUR_CALM on stream `id`, which began at `epoch` of the limit. Beside
     /// other streams it says that the connection is full; alone it says that the backend takes nothing.
-    fn refused(&self, id: u32, epoch: u32, code: Code) -> Refusal {
+    fn refused(&self, id: u32, epoch: u32, code: ErrorCode) -> StreamRefusal {
         let others = self.connection.live_beside(id);
         if others == 0 {
             self.limit.forget();
             self.retire();
-            return Refusal::Outright;
+            return StreamRefusal::Outright;
         }
-        if code == Code::REFUSED_STREAM {
+        if code == ErrorCode::REFUSED_STREAM {
             self.limit.lower(others, clock::now());
-            return Refusal::Full;
+            return StreamRefusal::Full;
         }
         // One burst of refusals says one thing.
         let is_new = epoch == self.limit.epoch();
         let streams = if is_new { others / 2 } else { others };
         self.limit.lower(streams, clock::now());
-        Refusal::Overloaded
+        StreamRefusal::Overloaded
     }
 
     /// A GOAWAY has left out a stream. An orderly end is nothing against the backend, a connection that ends before it has
     /// answered anything is; once for all its streams.
-    fn left_out(&self) -> Refusal {
+    fn left_out(&self) -> StreamRefusal {
         self.retire();
         let has_answered = self.connection.backend(|backend| backend.has_answered);
         if has_answered == Some(false) && !self.noted.replace(true) {
-            return Refusal::Outright;
+            return StreamRefusal::Outright;
         }
-        Refusal::Full
+        StreamRefusal::Full
     }
 
     /// No stream begins any more; those that are open come to their end.
@@ -281,16 +281,16 @@ impl Link {
 }
 
 /// Counts the link out when its driver is dropped as well, at the end of its worker.
-struct Driven(Rc<Link>);
+struct DriverGuard(Rc<H2Connection>);
 
-impl Drop for Driven {
+impl Drop for DriverGuard {
     fn drop(&mut self) {
         self.0.end();
     }
 }
 
 /// Drives the connection of `link` until it is over.
-async fn drive(link: Driven) {
+async fn drive(link: DriverGuard) {
     let link = &link.0;
     let mut parting: Option<Pin<Box<Sleep>>> = None;
     let mut probe: Option<Pin<Box<Sleep>>> = None;
@@ -306,13 +306,13 @@ async fn drive(link: Driven) {
         link.poll_parting(cx, &mut parting)
     })
     .await;
-    if let Some(ended @ Ended::Failed(_)) = link.connection.fate() {
+    if let Some(ended @ StreamError::Failed(_)) = link.connection.fate() {
         let backend = link.state.as_ref().map(|state| &state.address);
         tracing::debug!(target: "http", ?backend, %ended, "http/2 connection failed");
     }
 }
 
-impl Link {
+impl H2Connection {
     /// Retires the connection when the backend has not answered in time that it is there.
     fn poll_probe(&self, cx: &mut Context<'_>, timer: &mut Option<Pin<Box<Sleep>>>) {
         let probed = self.connection.backend(|backend| backend.probed).flatten();

@@ -12,28 +12,28 @@ use tokio::io::ReadBuf;
 
 use super::{
     super::{
-        Ended,
-        core::gone,
-        flow::wake,
-        reader,
-        text::Text,
-        writer::{self, Writer},
+        StreamError,
+        body_encoder::{self, BodyEncoder},
+        http1_adapter::Http1Adapter,
+        recv_buffer,
+        state::gone,
+        stream_entry::wake,
     },
-    Link, request,
+    H2Connection, request,
 };
-use crate::{http2::frame::Code, net::connect, reason::Reason};
+use crate::{http2::frame::ErrorCode, net::connect, reason::Reason};
 
 /// A stream to a backend.
 #[derive(Debug)]
-pub struct Outgoing {
-    link: Rc<Link>,
+pub struct OutgoingStream {
+    link: Rc<H2Connection>,
     /// Of the stream; `None` before it has begun.
     id: Cell<Option<u32>>,
-    sending: RefCell<Sending>,
+    sending: RefCell<RequestSendState>,
     /// Who reads before the stream has begun.
     reader: RefCell<Option<Waker>>,
     /// How the backend has refused the request, or why it never got it.
-    refusal: Cell<Option<Refusal>>,
+    refusal: Cell<Option<StreamRefusal>>,
     /// Of the stream limit when it began.
     epoch: u32,
     /// A limit of ours has ended it.
@@ -42,7 +42,7 @@ pub struct Outgoing {
 
 /// Why a request was not processed, RFC 9113 section 8.7.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum StreamRefusal {
     /// The connection had no room for it, or ends: another one may take it.
     Full,
     /// The same, said with ENHANCE_YOUR_CALM beside other streams before anything of the stream had come. No RFC promises
@@ -54,22 +54,22 @@ pub enum Refusal {
 }
 
 #[derive(Debug)]
-enum Sending {
+enum RequestSendState {
     /// What is there of the head.
     Head(Vec<u8>),
     /// The head could not be sent.
     Failed,
-    Body(Writer),
+    Body(BodyEncoder),
 }
 
-impl Outgoing {
-    pub(super) fn new(link: Rc<Link>) -> Self {
+impl OutgoingStream {
+    pub(super) fn new(link: Rc<H2Connection>) -> Self {
         link.enter();
         let epoch = link.limit.epoch();
         Self {
             link,
             id: Cell::new(None),
-            sending: RefCell::new(Sending::Head(Vec::new())),
+            sending: RefCell::new(RequestSendState::Head(Vec::new())),
             reader: RefCell::default(),
             refusal: Cell::new(None),
             epoch,
@@ -78,12 +78,12 @@ impl Outgoing {
     }
 
     /// The connection that the stream is on.
-    pub fn link(&self) -> &Link {
+    pub fn link(&self) -> &H2Connection {
         &self.link
     }
 
     /// Why the request was not processed; `None`: it may have been.
-    pub fn refusal(&self) -> Option<Refusal> {
+    pub fn refusal(&self) -> Option<StreamRefusal> {
         self.refusal.get()
     }
 
@@ -104,7 +104,7 @@ impl Outgoing {
             return Poll::Pending;
         };
         match self.link.connection.poll_gone(id, cx) {
-            Poll::Ready(Ended::Reset(Code::NO_ERROR)) => Poll::Pending,
+            Poll::Ready(StreamError::Reset(ErrorCode::NO_ERROR)) => Poll::Pending,
             gone => gone.map(drop),
         }
     }
@@ -116,22 +116,24 @@ impl Outgoing {
 
     /// Ends our direction of a tunnel; a request ends by itself.
     pub fn finish(&self) {
-        if let (Sending::Body(body), Some(id)) = (&mut *self.sending.borrow_mut(), self.id.get()) {
+        if let (RequestSendState::Body(body), Some(id)) =
+            (&mut *self.sending.borrow_mut(), self.id.get())
+        {
             body.finish(&self.link.connection, id);
         }
     }
 
     /// Sends the head.
-    fn begin(&self, head: &[u8]) -> io::Result<Writer> {
+    fn begin(&self, head: &[u8]) -> io::Result<BodyEncoder> {
         request::read(head, |mut asked| {
             let expected = std::mem::take(&mut asked.expected);
-            let ends = matches!(asked.content, Writer::Done);
+            let ends = matches!(asked.content, BodyEncoder::Done);
             let is_secure = self.link.is_secure;
             let write = |out: &mut Vec<u8>| asked.write(out, is_secure);
             let begun = self.link.connection.begin(expected, ends, write);
             let id = begun.map_err(|ended| {
                 // Nothing of it has left us.
-                self.refusal.set(Some(Refusal::Full));
+                self.refusal.set(Some(StreamRefusal::Full));
                 self.link.retire();
                 gone(ended)
             })?;
@@ -141,32 +143,36 @@ impl Outgoing {
     }
 
     /// An end of the stream, as whoever reads it is to see it.
-    fn failed(&self, ended: Ended) -> io::Error {
+    fn failed(&self, ended: StreamError) -> io::Error {
         if ended.is_own_limit() {
             self.own_limit.set(true);
         }
         match ended {
-            Ended::Failed(_) | Ended::Http1 | Ended::Lost => self.link.retire(),
-            Ended::Unseen(_) | Ended::Reset(_) if self.refusal.get().is_none() => {
+            StreamError::Failed(_) | StreamError::Http1 | StreamError::Lost => self.link.retire(),
+            StreamError::Unseen(_) | StreamError::Reset(_) if self.refusal.get().is_none() => {
                 self.refusal.set(self.refused(ended));
             }
             // Of this stream alone, or known already.
-            Ended::Invalid(_)
-            | Ended::Malformed(_)
-            | Ended::TooLarge(_)
-            | Ended::Unseen(_)
-            | Ended::Reset(_) => {}
+            StreamError::Invalid(_)
+            | StreamError::Malformed(_)
+            | StreamError::TooLarge(_)
+            | StreamError::Unseen(_)
+            | StreamError::Reset(_) => {}
         }
-        reader::cut(ended)
+        recv_buffer::cut(ended)
     }
 
     /// What the end of a stream by the backend says of its request.
-    fn refused(&self, ended: Ended) -> Option<Refusal> {
+    fn refused(&self, ended: StreamError) -> Option<StreamRefusal> {
         let (id, link) = (self.id.get()?, &self.link);
         match ended {
-            Ended::Unseen(_) => Some(link.left_out()),
-            Ended::Reset(code @ Code::REFUSED_STREAM) => Some(link.refused(id, self.epoch, code)),
-            Ended::Reset(code @ Code::ENHANCE_YOUR_CALM) if link.connection.live_beside(id) > 0 => {
+            StreamError::Unseen(_) => Some(link.left_out()),
+            StreamError::Reset(code @ ErrorCode::REFUSED_STREAM) => {
+                Some(link.refused(id, self.epoch, code))
+            }
+            StreamError::Reset(code @ ErrorCode::ENHANCE_YOUR_CALM)
+                if link.connection.live_beside(id) > 0 =>
+            {
                 let refusal = link.refused(id, self.epoch, code);
                 link.connection.is_untouched(id).then_some(refusal)
             }
@@ -175,13 +181,13 @@ impl Outgoing {
     }
 }
 
-impl Text for Outgoing {
+impl Http1Adapter for OutgoingStream {
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(id) = self.id.get() {
             let ready = self.link.connection.poll_ready(id, cx);
             return ready.map_err(|ended| self.failed(ended));
         }
-        if matches!(*self.sending.borrow(), Sending::Failed) {
+        if matches!(*self.sending.borrow(), RequestSendState::Failed) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         *self.reader.borrow_mut() = Some(cx.waker().clone());
@@ -200,23 +206,25 @@ impl Text for Outgoing {
         while used < bytes.len() {
             let rest = bytes.get(used..).unwrap_or_default();
             let written = match (&mut *sending, self.id.get()) {
-                (Sending::Body(body), Some(id)) => body.write(connection, id, rest),
-                (Sending::Head(head), _) => {
-                    let (whole, count) = writer::collect(head, rest)?;
+                (RequestSendState::Body(body), Some(id)) => body.write(connection, id, rest),
+                (RequestSendState::Head(head), _) => {
+                    let (whole, count) = body_encoder::collect(head, rest)?;
                     if let Some(head) = whole {
                         let begun = self.begin(&head);
                         wake(&mut self.reader.borrow_mut());
                         match begun {
-                            Ok(body) => *sending = Sending::Body(body),
+                            Ok(body) => *sending = RequestSendState::Body(body),
                             Err(error) => {
-                                *sending = Sending::Failed;
+                                *sending = RequestSendState::Failed;
                                 return Err(error);
                             }
                         }
                     }
                     Ok(count)
                 }
-                (Sending::Failed | Sending::Body(_), _) => Err(io::ErrorKind::BrokenPipe.into()),
+                (RequestSendState::Failed | RequestSendState::Body(_), _) => {
+                    Err(io::ErrorKind::BrokenPipe.into())
+                }
             };
             match written {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && used > 0 => break,
@@ -228,36 +236,41 @@ impl Text for Outgoing {
 
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match (&*self.sending.borrow(), self.id.get()) {
-            (Sending::Body(body), Some(id)) => body.poll_room(&self.link.connection, id, cx),
+            (RequestSendState::Body(body), Some(id)) => {
+                body.poll_room(&self.link.connection, id, cx)
+            }
             _ => Poll::Ready(Ok(())),
         }
     }
 }
 
-impl Drop for Outgoing {
+impl Drop for OutgoingStream {
     fn drop(&mut self) {
         if let Some(id) = self.id.get() {
-            self.link.connection.close(id, Code::CANCEL);
+            self.link.connection.close(id, ErrorCode::CANCEL);
         }
         self.link.leave();
     }
 }
 
 /// What an end of HTTP/2 says of a backend that has not answered.
-pub(super) fn reason_of(ended: Ended) -> Reason {
+pub(super) fn reason_of(ended: StreamError) -> Reason {
     match ended {
         // What we have found wrong ourselves, as opposed to what the backend has told, or an end without a word.
-        Ended::Invalid(_) | Ended::Malformed(_) | Ended::Failed(_) | Ended::Http1 => {
-            Reason::ProxyProtocolError
+        StreamError::Invalid(_)
+        | StreamError::Malformed(_)
+        | StreamError::Failed(_)
+        | StreamError::Http1 => Reason::ProxyProtocolError,
+        StreamError::TooLarge(_) => Reason::ResponseHeaderSectionSize,
+        StreamError::Reset(_) | StreamError::Unseen(_) | StreamError::Lost => {
+            Reason::ConnectionTerminated
         }
-        Ended::TooLarge(_) => Reason::ResponseHeaderSectionSize,
-        Ended::Reset(_) | Ended::Unseen(_) | Ended::Lost => Reason::ConnectionTerminated,
     }
 }
 
 /// What an error of reading an [`Outgoing`] says of the backend.
 pub fn fault(error: &io::Error) -> Reason {
-    match Ended::of(error) {
+    match StreamError::of(error) {
         Some(ended) => reason_of(ended),
         None if error.kind() == io::ErrorKind::InvalidData => Reason::ProxyProtocolError,
         None => connect::reason_of_broken(error),

@@ -4,18 +4,18 @@ use std::{io, mem::MaybeUninit};
 
 use super::{
     super::{
+        body_encoder::{self, BodyEncoder, MAX_FIELDS, invalid},
         websocket,
-        writer::{self, MAX_FIELDS, Writer, invalid},
     },
-    response::Expected,
+    response::ResponseExpectation,
 };
 use crate::{
-    http1::{body::Decoder, fields::Known},
+    http1::{body::BodyDecoder, fields::KnownField},
     http2::hpack,
 };
 
 /// A request head as it was tokenized, and what belongs to it.
-pub(super) struct Asked<'h, 'b> {
+pub(super) struct TokenizedRequest<'h, 'b> {
     method: &'b str,
     target: &'b str,
     host: &'b [u8],
@@ -23,9 +23,9 @@ pub(super) struct Asked<'h, 'b> {
     is_socket: bool,
     fields: &'h [httparse::Header<'b>],
     /// What follows it.
-    pub content: Writer,
+    pub content: BodyEncoder,
     /// What its answer can be.
-    pub expected: Expected,
+    pub expected: ResponseExpectation,
 }
 
 /// Reads the head in `bytes` for `send`.
@@ -34,7 +34,7 @@ pub(super) struct Asked<'h, 'b> {
 /// `InvalidInput`: HTTP/2 has no such request.
 pub(super) fn read<T>(
     bytes: &[u8],
-    send: impl FnOnce(Asked<'_, '_>) -> io::Result<T>,
+    send: impl FnOnce(TokenizedRequest<'_, '_>) -> io::Result<T>,
 ) -> io::Result<T> {
     let mut room = [MaybeUninit::uninit(); MAX_FIELDS];
     let mut head = httparse::Request::new(&mut []);
@@ -59,21 +59,21 @@ pub(super) fn read<T>(
         found.map(|field| field.value)
     };
     let is_socket = find("upgrade").is_some();
-    let mut expected = Expected {
+    let mut expected = ResponseExpectation {
         is_head: method == "HEAD",
         accept: None,
     };
     let content = if is_socket {
         let key = find("sec-websocket-key").unwrap_or_default();
         expected.accept = Some(websocket::accept(key).into());
-        Writer::Raw
+        BodyEncoder::Raw
     } else {
-        match writer::framing(fields)? {
-            None | Some(Decoder::Length(0)) => Writer::Done,
-            Some(decoder) => Writer::Body(decoder, 0),
+        match body_encoder::framing(fields)? {
+            None | Some(BodyDecoder::Length(0)) => BodyEncoder::Done,
+            Some(decoder) => BodyEncoder::Body(decoder, 0),
         }
     };
-    send(Asked {
+    send(TokenizedRequest {
         method,
         target,
         host: find("host").unwrap_or_default(),
@@ -91,7 +91,7 @@ const fn is_expressible(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'#' | b'<' | b'>' | b'`')
 }
 
-impl Asked<'_, '_> {
+impl TokenizedRequest<'_, '_> {
     /// Appends the field block.
     pub(super) fn write(&self, out: &mut Vec<u8>, is_secure: bool) {
         let method = if self.is_socket {
@@ -108,10 +108,10 @@ impl Asked<'_, '_> {
         if self.is_socket {
             hpack::field(out, b":protocol", b"websocket");
         }
-        for field in writer::end_to_end(self.fields) {
+        for field in body_encoder::end_to_end(self.fields) {
             let name = field.name.as_bytes();
-            let is_left_out = match Known::of(name) {
-                Known::Host => true,
+            let is_left_out = match KnownField::of(name) {
+                KnownField::Host => true,
                 _ => self.is_socket && name.eq_ignore_ascii_case(b"sec-websocket-key"),
             };
             if !is_left_out {

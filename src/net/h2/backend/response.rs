@@ -6,12 +6,12 @@ use hyper::http::StatusCode;
 
 use super::super::{
     is_name,
-    reader::{Body, Head},
+    recv_buffer::{BodyKind, Http1Head},
     trimmed,
 };
 use crate::{
-    http1::{self, encode, fields::Known},
-    http2::hpack::Fields,
+    http1::{self, encode, fields::KnownField},
+    http2::hpack::FieldList,
 };
 
 /// Bytes of what we add to the fields of a backend.
@@ -19,7 +19,7 @@ const FRAMING: usize = 128;
 
 /// What the answer can be.
 #[derive(Debug, Default)]
-pub(in super::super) struct Expected {
+pub(in super::super) struct ResponseExpectation {
     /// To HEAD: no body follows.
     pub is_head: bool,
     /// A WebSocket was asked for, with a key that this is the answer to.
@@ -28,18 +28,18 @@ pub(in super::super) struct Expected {
 
 /// One head.
 #[derive(Debug)]
-pub(in super::super) enum Read {
+pub(in super::super) enum ReceivedHead {
     /// Of status 1xx.
     Interim(Vec<u8>),
-    Final(Head),
+    Final(Http1Head),
 }
 
 /// Reads the head in `fields`. `ends`: the stream ends with it.
 pub(in super::super) fn read(
-    fields: &Fields,
+    fields: &FieldList,
     ends: bool,
-    expected: &Expected,
-) -> Result<Read, &'static str> {
+    expected: &ResponseExpectation,
+) -> Result<ReceivedHead, &'static str> {
     let status = status(fields)?;
     let mut text = Vec::with_capacity(fields.size() + FRAMING);
     match status.as_u16() {
@@ -52,7 +52,7 @@ pub(in super::super) fn read(
                 return Err("a 1xx that announces a body");
             }
             encode::end(&mut text);
-            return Ok(Read::Interim(text));
+            return Ok(ReceivedHead::Interim(text));
         }
         _ => {}
     }
@@ -63,9 +63,9 @@ pub(in super::super) fn read(
         encode::upgrade(&mut text, b"websocket");
         encode::field(&mut text, b"sec-websocket-accept", accept.as_bytes());
         encode::end(&mut text);
-        return Ok(Read::Final(Head {
+        return Ok(ReceivedHead::Final(Http1Head {
             text,
-            body: Body::Raw,
+            body: BodyKind::Raw,
             length: None,
         }));
     }
@@ -75,7 +75,7 @@ pub(in super::super) fn read(
     let length = write_fields(&mut text, fields)?;
     let body = if has_content && !ends {
         encode::chunked(&mut text);
-        Body::Chunked
+        BodyKind::Chunked
     } else {
         // Without content it is the length that there would be.
         match length {
@@ -84,10 +84,10 @@ pub(in super::super) fn read(
             None if has_content => encode::content_length(&mut text, 0),
             None => {}
         }
-        Body::None
+        BodyKind::None
     };
     encode::end(&mut text);
-    Ok(Read::Final(Head {
+    Ok(ReceivedHead::Final(Http1Head {
         text,
         body,
         length: length.filter(|_| has_content),
@@ -95,7 +95,7 @@ pub(in super::super) fn read(
 }
 
 /// The one pseudo-header field, which comes first: RFC 9113 section 8.3.2. Others are no names.
-fn status(fields: &Fields) -> Result<StatusCode, &'static str> {
+fn status(fields: &FieldList) -> Result<StatusCode, &'static str> {
     let first = fields.iter().next();
     let value = first
         .filter(|(name, _)| *name == b":status")
@@ -110,16 +110,16 @@ fn status_line(out: &mut Vec<u8>, status: StatusCode) {
 }
 
 /// Checks the fields and writes all but the length, which it gives.
-fn write_fields(out: &mut Vec<u8>, fields: &Fields) -> Result<Option<u64>, &'static str> {
+fn write_fields(out: &mut Vec<u8>, fields: &FieldList) -> Result<Option<u64>, &'static str> {
     let mut length = None;
     for (name, value) in fields.iter().skip(1) {
-        let known = Known::of(name);
+        let known = KnownField::of(name);
         // RFC 9113 sections 8.2.1 and 8.2.2.
         let value = trimmed(value).filter(|_| is_name(name) && !known.is_hop_by_hop());
         let value = value.ok_or("a field that HTTP/2 does not have")?;
         match known {
-            Known::ContentLength if length.is_some() => return Err("several lengths"),
-            Known::ContentLength => {
+            KnownField::ContentLength if length.is_some() => return Err("several lengths"),
+            KnownField::ContentLength => {
                 let value = http1::content_length(value);
                 length = Some(value.ok_or("a malformed length")?);
             }

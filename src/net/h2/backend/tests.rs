@@ -6,31 +6,31 @@ use tokio::{io::AsyncWriteExt as _, net::UnixStream};
 
 use super::{
     request,
-    response::{self, Expected, Read},
+    response::{self, ReceivedHead, ResponseExpectation},
     *,
 };
 use crate::{
-    http1::response::{Framing, Head},
+    http1::response::{ResponseFraming, ResponseHead},
     http2::{
         frame::{self, flag, kind},
-        hpack::{self, Decoder, Fields, SizeLimits},
+        hpack::{self, FieldList, HpackDecoder, SizeLimits},
     },
-    net::h2::{Text as _, reader::Body, writer::Writer},
+    net::h2::{Http1Adapter as _, body_encoder::BodyEncoder, recv_buffer::BodyKind},
 };
 
-fn list(block: &[u8]) -> Fields {
-    let mut fields = Fields::default();
+fn list(block: &[u8]) -> FieldList {
+    let mut fields = FieldList::default();
     let limits = SizeLimits {
         kept: 1 << 20,
         decoded: 1 << 20,
     };
-    let decoded = Decoder::default().decode(block, limits, &mut fields);
+    let decoded = HpackDecoder::default().decode(block, limits, &mut fields);
     decoded.unwrap();
     fields
 }
 
 /// The fields of a request, what follows it, and what its answer can be.
-fn asked(text: &str) -> io::Result<(Vec<String>, &'static str, Expected)> {
+fn asked(text: &str) -> io::Result<(Vec<String>, &'static str, ResponseExpectation)> {
     request::read(text.as_bytes(), |mut asked| {
         let mut block = Vec::new();
         asked.write(&mut block, true);
@@ -39,9 +39,9 @@ fn asked(text: &str) -> io::Result<(Vec<String>, &'static str, Expected)> {
         let lines = fields.iter();
         let lines = lines.map(|(name, value)| format!("{}: {}", text(name), text(value)));
         let content = match asked.content {
-            Writer::Done => "nothing",
-            Writer::Body(..) => "body",
-            Writer::Raw => "raw",
+            BodyEncoder::Done => "nothing",
+            BodyEncoder::Body(..) => "body",
+            BodyEncoder::Raw => "raw",
         };
         Ok((
             lines.collect(),
@@ -129,8 +129,8 @@ fn answer(
     status: &str,
     fields: &[(&str, &str)],
     ends: bool,
-    expected: &Expected,
-) -> Result<Read, &'static str> {
+    expected: &ResponseExpectation,
+) -> Result<ReceivedHead, &'static str> {
     let mut block = Vec::new();
     hpack::field(&mut block, b":status", status.as_bytes());
     for (name, value) in fields {
@@ -144,27 +144,83 @@ fn a_response_is_framed_as_the_engine_reads_it() {
     const LENGTH: &[(&str, &str)] = &[("content-length", "5")];
     const TRAILER: &[(&str, &str)] = &[("content-length", "5"), ("trailer", "x")];
     let table = [
-        (200, &[][..], false, false, Body::Chunked, Framing::Chunked),
-        (200, &[], true, false, Body::None, Framing::Length(0)),
-        (200, LENGTH, false, false, Body::Chunked, Framing::Chunked),
-        (200, TRAILER, false, false, Body::Chunked, Framing::Chunked),
-        (200, LENGTH, true, true, Body::None, Framing::None),
-        (200, &[], false, true, Body::None, Framing::None),
-        (204, &[], true, false, Body::None, Framing::None),
-        (204, &[], false, false, Body::None, Framing::None),
-        (304, LENGTH, true, false, Body::None, Framing::None),
-        (599, &[], true, false, Body::None, Framing::Length(0)),
+        (
+            200,
+            &[][..],
+            false,
+            false,
+            BodyKind::Chunked,
+            ResponseFraming::Chunked,
+        ),
+        (
+            200,
+            &[],
+            true,
+            false,
+            BodyKind::None,
+            ResponseFraming::Length(0),
+        ),
+        (
+            200,
+            LENGTH,
+            false,
+            false,
+            BodyKind::Chunked,
+            ResponseFraming::Chunked,
+        ),
+        (
+            200,
+            TRAILER,
+            false,
+            false,
+            BodyKind::Chunked,
+            ResponseFraming::Chunked,
+        ),
+        (
+            200,
+            LENGTH,
+            true,
+            true,
+            BodyKind::None,
+            ResponseFraming::None,
+        ),
+        (200, &[], false, true, BodyKind::None, ResponseFraming::None),
+        (204, &[], true, false, BodyKind::None, ResponseFraming::None),
+        (
+            204,
+            &[],
+            false,
+            false,
+            BodyKind::None,
+            ResponseFraming::None,
+        ),
+        (
+            304,
+            LENGTH,
+            true,
+            false,
+            BodyKind::None,
+            ResponseFraming::None,
+        ),
+        (
+            599,
+            &[],
+            true,
+            false,
+            BodyKind::None,
+            ResponseFraming::Length(0),
+        ),
     ];
     for (status, fields, ends, is_head, body, framing) in table {
-        let expected = Expected {
+        let expected = ResponseExpectation {
             is_head,
             accept: None,
         };
         let read = answer(&status.to_string(), fields, ends, &expected).unwrap();
-        let Read::Final(found) = read else {
+        let ReceivedHead::Final(found) = read else {
             panic!("{status} is final")
         };
-        let mut head = Head::default();
+        let mut head = ResponseHead::default();
         let method: &[u8] = if is_head { b"HEAD" } else { b"GET" };
         assert_eq!(head.parse(&found.text, method), Ok(true));
         assert_eq!(
@@ -198,10 +254,10 @@ fn what_is_no_response_of_http2_is_refused() {
         ("200", &[("te", "trailers")], true),
         ("103", &[("connection", "x")], false),
     ] {
-        let read = answer(status, fields, ends, &Expected::default());
+        let read = answer(status, fields, ends, &ResponseExpectation::default());
         assert!(read.is_err(), "{status} {fields:?}");
     }
-    assert!(response::read(&list(&[]), true, &Expected::default()).is_err());
+    assert!(response::read(&list(&[]), true, &ResponseExpectation::default()).is_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -212,7 +268,7 @@ async fn a_quiet_connection_is_kept_as_long_as_its_backend_is_there() {
         frame::write_settings(&mut frames, &[]);
         peer.write_all(&frames).await.unwrap();
         let deadline = clock::now() + Duration::from_mins(1);
-        let opened = Link::open(own.into(), None, 100, Rc::default(), deadline).await;
+        let opened = H2Connection::open(own.into(), None, 100, Rc::default(), deadline).await;
         let (link, driver) = opened.unwrap();
         let script = async {
             let stream = link.stream(100).unwrap();

@@ -37,14 +37,14 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Who does something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum InteropSide {
     Client,
     Server,
 }
 
 /// What one direction of a stream carries.
 #[derive(Debug, Clone, Copy)]
-struct Body {
+struct BodyPlan {
     /// What its bytes are.
     key: usize,
     length: usize,
@@ -56,17 +56,17 @@ struct Body {
 
 /// What is to happen on a stream.
 #[derive(Debug, Clone)]
-struct Plan {
-    up: Body,
-    down: Body,
+struct StreamPlan {
+    up: BodyPlan,
+    down: BodyPlan,
     /// Who resets it, after so many bytes in both directions.
-    cut: Option<(Side, usize)>,
+    cut: Option<(InteropSide, usize)>,
     seed: u64,
 }
 
 /// How a direction ended for one side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum DirectionEnd {
     Whole,
     Broken,
     /// This side was to stop here.
@@ -75,23 +75,23 @@ enum End {
 
 /// What became of a stream for one side.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
-    read: Option<End>,
-    write: Option<End>,
+struct StreamOutcome {
+    read: Option<DirectionEnd>,
+    write: Option<DirectionEnd>,
     /// The end of what it writes has been given away.
     has_sent: bool,
 }
 
 /// What one side of a stream does next, and how far it has come.
-struct Pace {
+struct SidePacer {
     random: RefCell<Random>,
     moved: Cell<usize>,
     stop: usize,
     has_sent: Cell<bool>,
 }
 
-impl Pace {
-    fn new(plan: &Plan, side: Side) -> Self {
+impl SidePacer {
+    fn new(plan: &StreamPlan, side: InteropSide) -> Self {
         let stop = plan.cut.filter(|(by, _)| *by == side);
         Self {
             random: RefCell::new(Random::seeded(plan.seed * 2 + side as u64)),
@@ -127,9 +127,9 @@ impl Pace {
     /// Reads and writes, until both have ended or one of them was to stop.
     async fn both(
         &self,
-        read: impl Future<Output = End>,
-        write: impl Future<Output = End>,
-    ) -> Seen {
+        read: impl Future<Output = DirectionEnd>,
+        write: impl Future<Output = DirectionEnd>,
+    ) -> StreamOutcome {
         let (mut read, mut write) = (pin!(read), pin!(write));
         let (mut got_read, mut got_write) = (None, None);
         poll_fn(|cx| {
@@ -139,12 +139,12 @@ impl Pace {
                 got_read = Some(end);
             }
             if got_write.is_none()
-                && got_read != Some(End::Stopped)
+                && got_read != Some(DirectionEnd::Stopped)
                 && let Poll::Ready(end) = write.as_mut().poll(cx)
             {
                 got_write = Some(end);
             }
-            let has_stopped = [got_read, got_write].contains(&Some(End::Stopped));
+            let has_stopped = [got_read, got_write].contains(&Some(DirectionEnd::Stopped));
             if has_stopped || got_read.is_some() && got_write.is_some() {
                 Poll::Ready(())
             } else {
@@ -152,7 +152,7 @@ impl Pace {
             }
         })
         .await;
-        Seen {
+        StreamOutcome {
             read: got_read,
             write: got_write,
             has_sent: self.has_sent.get(),
@@ -168,7 +168,7 @@ thread_local! {
     };
 }
 
-impl Body {
+impl BodyPlan {
     /// So many bytes of it, as far as there are.
     fn part(self, from: usize, count: usize) -> Vec<u8> {
         let start = self.key * 997 + from;
@@ -202,11 +202,11 @@ impl Body {
     }
 }
 
-impl Plan {
+impl StreamPlan {
     fn random(index: usize, longest: usize, random: &mut Random) -> Self {
-        let up = Body::random(2 * index, longest, random);
-        let down = Body::random(2 * index + 1, longest, random);
-        let side = [Side::Client, Side::Server][random.below(2)];
+        let up = BodyPlan::random(2 * index, longest, random);
+        let down = BodyPlan::random(2 * index + 1, longest, random);
+        let side = [InteropSide::Client, InteropSide::Server][random.below(2)];
         let at = random.below(up.length + down.length);
         let is_cut = at > 0 && random.below(3) == 0;
         Self {
@@ -219,7 +219,7 @@ impl Plan {
 
     /// Much in both directions.
     fn last() -> Self {
-        let body = |key| Body {
+        let body = |key| BodyPlan {
             key,
             length: LAST,
             is_chunked: false,
@@ -234,23 +234,27 @@ impl Plan {
     }
 
     /// What a side has seen is what this allows, by what the other side has seen.
-    fn check(&self, client: Seen, server: Option<Seen>) {
+    fn check(&self, client: StreamOutcome, server: Option<StreamOutcome>) {
         let Some((side, _)) = self.cut else {
             for seen in [client, server.expect("a request that arrives")] {
                 let ends = (seen.read, seen.write);
-                assert_eq!(ends, (Some(End::Whole), Some(End::Whole)), "{self:?}");
+                assert_eq!(
+                    ends,
+                    (Some(DirectionEnd::Whole), Some(DirectionEnd::Whole)),
+                    "{self:?}"
+                );
             }
             return;
         };
         let (cutter, other) = match side {
-            Side::Client => (client, server),
-            Side::Server => (server.expect("who has cut it"), Some(client)),
+            InteropSide::Client => (client, server),
+            InteropSide::Server => (server.expect("who has cut it"), Some(client)),
         };
-        let has_stopped = [cutter.read, cutter.write].contains(&Some(End::Stopped));
+        let has_stopped = [cutter.read, cutter.write].contains(&Some(DirectionEnd::Stopped));
         assert!(has_stopped, "{self:?}: {cutter:?}");
         // Before it was begun for the other side, nothing of it needs to be seen.
         let Some(other) = other else { return };
-        let is_whole = other.read == Some(End::Whole);
+        let is_whole = other.read == Some(DirectionEnd::Whole);
         assert!(
             !is_whole || cutter.has_sent,
             "{self:?}: a cut that looks like an end"
@@ -260,10 +264,10 @@ impl Plan {
 }
 
 /// What both sides of a connection know.
-struct Round {
-    plans: Vec<Plan>,
+struct InteropRound {
+    plans: Vec<StreamPlan>,
     /// What servers have seen, by stream.
-    seen: RefCell<Vec<Option<Seen>>>,
+    seen: RefCell<Vec<Option<StreamOutcome>>>,
     /// Requests that a server is at.
     busy: Cell<usize>,
     /// How often the windows have been changed.
@@ -274,16 +278,16 @@ struct Round {
     random: RefCell<Random>,
 }
 
-impl Round {
+impl InteropRound {
     fn new(seed: u64) -> Rc<Self> {
         let mut random = Random::seeded(seed);
         let most = [16, 1_000, 70_000, 1_000_000][random.below(4)];
         let window = 1 + random.below(most) as u32;
         let longest = LONGEST.min(window as usize * 200);
-        let mut plans: Vec<Plan> = (0..STREAMS)
-            .map(|index| Plan::random(index, longest, &mut random))
+        let mut plans: Vec<StreamPlan> = (0..STREAMS)
+            .map(|index| StreamPlan::random(index, longest, &mut random))
             .collect();
-        plans.push(Plan::last());
+        plans.push(StreamPlan::last());
         Rc::new(Self {
             seen: RefCell::new(vec![None; plans.len()]),
             plans,
@@ -331,7 +335,7 @@ impl Round {
     }
 
     /// A request has come to a server.
-    fn serve(self: &Rc<Self>, index: usize, seen: impl Future<Output = Seen> + 'static) {
+    fn serve(self: &Rc<Self>, index: usize, seen: impl Future<Output = StreamOutcome> + 'static) {
         let round = Rc::clone(self);
         self.busy.set(self.busy.get() + 1);
         drop(spawn_local(async move {
@@ -344,7 +348,7 @@ impl Round {
     /// Runs all plans by `ask`, and checks what became of them and of `connection`, which is ours.
     async fn run<F>(self: &Rc<Self>, connection: &Connection, ask: impl Fn(usize) -> F)
     where
-        F: Future<Output = Seen> + 'static,
+        F: Future<Output = StreamOutcome> + 'static,
     {
         let mut clients: Vec<_> = (0..STREAMS).map(|index| spawn_local(ask(index))).collect();
         let mut seen = Vec::new();
@@ -375,7 +379,7 @@ impl Round {
 }
 
 /// Runs `round` for many seeds, each with a runtime of its own.
-fn rounds<F: Future<Output = ()>>(first: u64, round: impl Fn(Rc<Round>) -> F) {
+fn rounds<F: Future<Output = ()>>(first: u64, round: impl Fn(Rc<InteropRound>) -> F) {
     for seed in first..first + ROUNDS {
         eprintln!("seed {seed}");
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -383,7 +387,7 @@ fn rounds<F: Future<Output = ()>>(first: u64, round: impl Fn(Rc<Round>) -> F) {
             .build()
             .unwrap();
         let local = LocalSet::new();
-        let round = async { timeout(PATIENCE, round(Round::new(seed))).await };
+        let round = async { timeout(PATIENCE, round(InteropRound::new(seed))).await };
         let done = local.block_on(&runtime, round);
         done.expect("a round that is stuck");
     }

@@ -5,33 +5,33 @@ use std::collections::VecDeque;
 use super::FIELD_OVERHEAD;
 
 /// How many bytes of entries that are gone may stand before the others until these are moved.
-const SLACK: usize = 1 << 10;
+const COMPACT_THRESHOLD_BYTES: usize = 1 << 10;
 
 /// Fields that the peer has entered, the newest last.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct DynamicTable {
     /// Name and value of one entry after the other; those that are gone stand first.
     bytes: Vec<u8>,
-    entries: VecDeque<Entry>,
+    entries: VecDeque<TableEntry>,
     /// As RFC 7541 section 4.1 counts.
     size: usize,
     most: usize,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct TableEntry {
     start: usize,
     name: usize,
     value: usize,
 }
 
-impl Entry {
+impl TableEntry {
     const fn size(&self) -> usize {
         self.name + self.value + FIELD_OVERHEAD
     }
 }
 
-impl Table {
+impl DynamicTable {
     pub(super) const fn new(most: usize) -> Self {
         Self {
             bytes: Vec::new(),
@@ -53,7 +53,7 @@ impl Table {
 
     /// Enters a field, for which the oldest ones have to go; one that is too large takes all of them along (section 4.4).
     pub(super) fn insert(&mut self, name: &[u8], value: &[u8]) {
-        let entry = Entry {
+        let entry = TableEntry {
             start: 0,
             name: name.len(),
             value: value.len(),
@@ -66,7 +66,7 @@ impl Table {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(name);
         self.bytes.extend_from_slice(value);
-        self.entries.push_back(Entry { start, ..entry });
+        self.entries.push_back(TableEntry { start, ..entry });
         self.size += size;
     }
 
@@ -84,7 +84,7 @@ impl Table {
             self.size -= oldest.size();
         }
         let gone = self.entries.front().map_or(self.bytes.len(), |it| it.start);
-        if self.entries.is_empty() || gone > SLACK {
+        if self.entries.is_empty() || gone > COMPACT_THRESHOLD_BYTES {
             self.bytes.drain(..gone);
             self.entries.iter_mut().for_each(|it| it.start -= gone);
         }
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn the_table_holds_the_newest_that_fit() {
         let mut random = Random::seeded(4);
-        let (mut table, mut model) = (Table::new(4_096), Vec::<(Vec<u8>, Vec<u8>)>::new());
+        let (mut table, mut model) = (DynamicTable::new(4_096), Vec::<(Vec<u8>, Vec<u8>)>::new());
         let mut most = 4_096;
         for round in 0..20_000_u32 {
             if random.below(100) == 0 {
@@ -123,7 +123,10 @@ mod tests {
                 assert_eq!(table.get(place), Some((&name[..], &value[..])), "{round}");
             }
             assert_eq!(table.get(model.len()), None, "{round}");
-            assert!(table.bytes.len() <= 4_096 + SLACK + 60, "{round}");
+            assert!(
+                table.bytes.len() <= 4_096 + COMPACT_THRESHOLD_BYTES + 60,
+                "{round}"
+            );
         }
     }
 }

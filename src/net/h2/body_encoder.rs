@@ -8,32 +8,32 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{connection::Connection, core::gone};
+use super::{connection::Connection, state::gone};
 use crate::{
     http1::{
-        body::{BodyError, Decoder, Step},
-        fields::Known,
+        body::{BodyDecoder, BodyError, BodyStep},
+        fields::KnownField,
         head_end,
-        request::Limits,
+        request::HeadLimits,
     },
-    http2::{frame::Code, hpack},
+    http2::{frame::ErrorCode, hpack},
 };
 
 /// Most bytes of a head that we write ourselves: the peer's, and what routes add.
-const MAX_HEAD: usize = 512 << 10;
+const MAX_HEAD_BYTES: usize = 512 << 10;
 /// Most fields of such a head.
 pub(super) const MAX_FIELDS: usize = 512;
 /// Limits of the trailers that we write: those of the peers were checked when they were read.
-const TRAILERS: Limits = Limits {
+const TRAILERS: HeadLimits = HeadLimits {
     fields: MAX_FIELDS,
-    bytes: MAX_HEAD,
+    bytes: MAX_HEAD_BYTES,
 };
 
 /// What is sent behind a head.
 #[derive(Debug)]
-pub(super) enum Writer {
+pub(super) enum BodyEncoder {
     /// The body. So many bytes to come are known to be of it.
-    Body(Decoder, usize),
+    Body(BodyDecoder, usize),
     /// Bytes of another protocol.
     Raw,
     /// The stream has been ended.
@@ -62,7 +62,7 @@ pub(super) fn collect<'i>(
     let before = head.len();
     head.extend_from_slice(input);
     let Some(end) = head_end(head, before) else {
-        if head.len() > MAX_HEAD {
+        if head.len() > MAX_HEAD_BYTES {
             return Err(invalid("a head that does not end"));
         }
         return Ok((None, input.len()));
@@ -72,16 +72,16 @@ pub(super) fn collect<'i>(
 }
 
 /// How the body is framed, where a field says so: in chunks, also where its length is told as well.
-pub(super) fn framing(fields: &[httparse::Header<'_>]) -> io::Result<Option<Decoder>> {
+pub(super) fn framing(fields: &[httparse::Header<'_>]) -> io::Result<Option<BodyDecoder>> {
     let mut decoder = None;
     for field in fields {
-        match Known::of(field.name.as_bytes()) {
-            Known::ContentLength if decoder.is_none() => {
+        match KnownField::of(field.name.as_bytes()) {
+            KnownField::ContentLength if decoder.is_none() => {
                 let length = str::from_utf8(field.value).ok();
                 let length = length.and_then(|it| it.parse().ok());
-                decoder = Some(Decoder::Length(length.ok_or(invalid("no length"))?));
+                decoder = Some(BodyDecoder::Length(length.ok_or(invalid("no length"))?));
             }
-            Known::TransferEncoding => decoder = Some(Decoder::chunked(TRAILERS)),
+            KnownField::TransferEncoding => decoder = Some(BodyDecoder::chunked(TRAILERS)),
             _ => {}
         }
     }
@@ -92,7 +92,8 @@ pub(super) fn framing(fields: &[httparse::Header<'_>]) -> io::Result<Option<Deco
 pub(super) fn end_to_end<'f, 'b>(
     fields: &'f [httparse::Header<'b>],
 ) -> impl Iterator<Item = &'f httparse::Header<'b>> {
-    let is_kept = |field: &&httparse::Header<'_>| !Known::of(field.name.as_bytes()).is_hop_by_hop();
+    let is_kept =
+        |field: &&httparse::Header<'_>| !KnownField::of(field.name.as_bytes()).is_hop_by_hop();
     fields.iter().filter(is_kept)
 }
 
@@ -104,7 +105,7 @@ fn trailers(section: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-impl Writer {
+impl BodyEncoder {
     /// Sends body bytes as far as there is room.
     pub(super) fn write(
         &mut self,
@@ -149,10 +150,10 @@ impl Writer {
             let rest = input.get(used..).unwrap_or_default();
             if *known == 0 {
                 match decoder.step(rest).map_err(malformed)? {
-                    Step::Data(count) => *known = count,
-                    Step::Skip(count) => used += count,
-                    Step::More => return Ok((used, false)),
-                    Step::End => return Ok((used, true)),
+                    BodyStep::Data(count) => *known = count,
+                    BodyStep::Skip(count) => used += count,
+                    BodyStep::More => return Ok((used, false)),
+                    BodyStep::End => return Ok((used, true)),
                 }
                 continue;
             }
@@ -198,9 +199,9 @@ impl Writer {
     }
 
     /// How a stream is reset that ends here; `code` is for a message that is not whole.
-    pub(super) const fn cut(&self, code: Code) -> Code {
+    pub(super) const fn cut(&self, code: ErrorCode) -> ErrorCode {
         match self {
-            Self::Raw => Code::CANCEL,
+            Self::Raw => ErrorCode::CANCEL,
             Self::Body(..) | Self::Done => code,
         }
     }

@@ -7,28 +7,28 @@ use std::{
 };
 
 use super::{
+    body_encoder::{self, BodyEncoder, MAX_FIELDS, invalid},
     connection::Connection,
-    core::gone,
-    writer::{self, MAX_FIELDS, Writer, invalid},
+    state::gone,
 };
 use crate::{
-    http1::body::Decoder,
-    http2::{frame::Code, hpack},
+    http1::body::BodyDecoder,
+    http2::{frame::ErrorCode, hpack},
 };
 
 /// The response of one stream.
 #[derive(Debug)]
-pub(super) struct Sending {
+pub(super) struct ResponseEncoder {
     /// What is there of a head.
     head: Vec<u8>,
     /// After the final head.
-    body: Option<Writer>,
+    body: Option<BodyEncoder>,
     is_head: bool,
     /// A switch to another protocol was asked for.
     may_switch: bool,
 }
 
-impl Sending {
+impl ResponseEncoder {
     /// The response to a request that was HEAD or not, and asked for another protocol or not.
     pub(super) const fn new(is_head: bool, may_switch: bool) -> Self {
         Self {
@@ -66,7 +66,7 @@ impl Sending {
         if !connection.has_room_for_fields() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let (whole, count) = writer::collect(&mut self.head, input)?;
+        let (whole, count) = body_encoder::collect(&mut self.head, input)?;
         if let Some(head) = whole {
             self.send_head(connection, id, &head)?;
         }
@@ -87,19 +87,19 @@ impl Sending {
             return Err(invalid("a switch that was not asked for"));
         }
         let body = match status {
-            101 => Some(Writer::Raw),
+            101 => Some(BodyEncoder::Raw),
             100..200 => None,
-            204 | 304 => Some(Writer::Done),
-            _ if self.is_head => Some(Writer::Done),
-            _ => match writer::framing(head.headers)?.unwrap_or(Decoder::UntilClose) {
-                Decoder::Length(0) => Some(Writer::Done),
-                decoder => Some(Writer::Body(decoder, 0)),
+            204 | 304 => Some(BodyEncoder::Done),
+            _ if self.is_head => Some(BodyEncoder::Done),
+            _ => match body_encoder::framing(head.headers)?.unwrap_or(BodyDecoder::UntilClose) {
+                BodyDecoder::Length(0) => Some(BodyEncoder::Done),
+                decoder => Some(BodyEncoder::Body(decoder, 0)),
             },
         };
-        let ends = matches!(body, Some(Writer::Done));
+        let ends = matches!(body, Some(BodyEncoder::Done));
         let write = |out: &mut Vec<u8>| {
             hpack::status(out, if is_switch { 200 } else { status });
-            for field in writer::end_to_end(head.headers) {
+            for field in body_encoder::end_to_end(head.headers) {
                 let is_ours = is_switch && field.name.eq_ignore_ascii_case("sec-websocket-accept");
                 if !is_ours {
                     hpack::field(out, field.name.as_bytes(), field.value);
@@ -133,19 +133,19 @@ impl Sending {
 
     /// Ends a call of gRPC whose response has begun, with `status` in trailers: for its client that is a failure, not an end.
     pub(super) fn end_call(&mut self, connection: &Connection, id: u32, status: u8) {
-        if let Some(body @ Writer::Body(..)) = &mut self.body {
+        if let Some(body @ BodyEncoder::Body(..)) = &mut self.body {
             let status = status.to_string();
             let write = |out: &mut Vec<u8>| hpack::field(out, b"grpc-status", status.as_bytes());
             // Fails only on a stream that is no more.
             if connection.send_fields(id, true, write).is_ok() {
-                *body = Writer::Done;
+                *body = BodyEncoder::Done;
             }
         }
     }
 
     /// How the stream is reset if it ends here.
-    pub(super) fn cut(&self) -> Code {
-        let code = Code::INTERNAL_ERROR;
+    pub(super) fn cut(&self) -> ErrorCode {
+        let code = ErrorCode::INTERNAL_ERROR;
         self.body.as_ref().map_or(code, |body| body.cut(code))
     }
 }

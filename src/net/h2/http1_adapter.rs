@@ -8,11 +8,11 @@ use std::{
 use tokio::io::ReadBuf;
 
 /// An h2 stream as a connection that carries one HTTP/1.1 exchange.
-pub trait Text {
+pub trait Http1Adapter {
     /// Ready when there is something to take, or the end.
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Gives some of what is there; false at the end. Only after [`Text::poll_ready`].
+    /// Gives some of what is there; false at the end. Only after [`Http1Adapter::poll_ready`].
     fn take(&self, target: &mut ReadBuf<'_>) -> io::Result<bool>;
 
     /// Takes what can be sent or buffered; `WouldBlock` when that is nothing.
@@ -60,7 +60,7 @@ pub trait Text {
         }
     }
 
-    /// As [`Text::poll_write`], one part after the other: the head and the body behind it are frames of their own.
+    /// As [`Http1Adapter::poll_write`], one part after the other: the head and the body behind it are frames of their own.
     fn poll_write_vectored(
         &self,
         cx: &mut Context<'_>,

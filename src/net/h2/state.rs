@@ -13,19 +13,19 @@ use std::{
 use tokio::io::AsyncWrite;
 
 use super::{
-    Ended,
+    StreamError,
     closed_streams::ClosedStreams,
     flood_guard::FloodGuard,
-    flow::{Flow, Outward, Share, remember},
-    incoming::Asked,
+    incoming::IncomingRequest,
     recv_windows::{RTT_PROBE, RecvWindows},
+    stream_entry::{SendWindow, StreamEntry, WindowShare, remember},
 };
 use crate::{
     base::{clock, hasher::NumberBuild, rng::Random},
-    http1::request::Limits,
+    http1::request::HeadLimits,
     http2::{
-        frame::{self, Code, Frame, INITIAL_WINDOW, MAX_PAYLOAD, flag, kind},
-        hpack::{self, Decoder},
+        frame::{self, ErrorCode, Frame, INITIAL_WINDOW, MAX_PAYLOAD_BYTES, flag, kind},
+        hpack::{self, HpackDecoder},
     },
     net::{
         buffer::{BufferSize, PooledBuffer},
@@ -47,7 +47,7 @@ const STALLED_ROOM: usize = 4 << 10;
 
 /// How far we have taken leave of a client, RFC 9113 section 6.8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Leave {
+pub(super) enum GoawayState {
     None,
     /// The client was told that there will be an end.
     Announced,
@@ -57,22 +57,22 @@ pub(super) enum Leave {
 
 /// A client at the other end.
 #[derive(Debug)]
-pub(super) struct Client {
-    pub limits: Limits,
+pub(super) struct ClientPeer {
+    pub limits: HeadLimits,
     /// Most streams at a time.
     pub most: usize,
     /// For the keys of WebSockets.
     pub random: Random,
     /// Requests that nobody has taken up.
-    pub asked: VecDeque<Asked>,
-    pub leave: Leave,
+    pub asked: VecDeque<IncomingRequest>,
+    pub leave: GoawayState,
     /// The client has taken leave.
     pub is_leaving: bool,
 }
 
 /// A backend at the other end.
 #[derive(Debug, Default)]
-pub(super) struct Backend {
+pub(super) struct BackendPeer {
     /// Most streams at a time, as far as it has said.
     pub most: Option<u32>,
     /// It takes extended CONNECT, RFC 8441 section 3.
@@ -90,14 +90,14 @@ pub(super) struct Backend {
 
 /// Who is at the other end.
 #[derive(Debug)]
-pub(super) enum Role {
-    Client(Box<Client>),
-    Backend(Backend),
+pub(super) enum PeerRole {
+    Client(Box<ClientPeer>),
+    Backend(BackendPeer),
 }
 
 /// A field block that goes on in another frame.
 #[derive(Debug)]
-pub(super) struct Block {
+pub(super) struct FieldBlock {
     pub stream: u32,
     pub ends: bool,
     pub bytes: Vec<u8>,
@@ -106,7 +106,7 @@ pub(super) struct Block {
 
 /// What is left of a DATA frame whose beginning has come.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Part {
+pub(super) struct PartialData {
     pub stream: u32,
     pub left: usize,
     pub padding: usize,
@@ -117,9 +117,9 @@ pub(super) struct Part {
 
 /// What changes of a connection.
 #[derive(Debug)]
-pub(super) struct Core {
+pub(super) struct ConnectionState {
     pub stream: Option<Stream>,
-    pub role: Role,
+    pub role: PeerRole,
     /// Bytes of the preface that have not come.
     pub preface: usize,
     /// The peer's settings have come.
@@ -130,19 +130,19 @@ pub(super) struct Core {
     pub read_at: Option<Instant>,
     /// What was read of a frame that is not whole.
     pub unread: Vec<u8>,
-    pub part: Option<Part>,
-    pub block: Option<Box<Block>>,
-    pub decoder: Decoder,
+    pub part: Option<PartialData>,
+    pub block: Option<Box<FieldBlock>>,
+    pub decoder: HpackDecoder,
     pub flood_guard: FloodGuard,
     pub windows: RecvWindows,
-    pub outward: Outward,
+    pub outward: SendWindow,
     /// Content that the peer has not acknowledged with a window of the connection.
     pub unacknowledged: usize,
     /// Since when the connection's window is used up, or nearly.
     pub stalled_since: Option<Instant>,
     /// What each new stream may send.
     pub initial: u32,
-    pub flows: HashMap<u32, Flow, NumberBuild>,
+    pub flows: HashMap<u32, StreamEntry, NumberBuild>,
     /// The highest id of a stream that has begun.
     pub last: u32,
     pub closed: ClosedStreams,
@@ -156,17 +156,17 @@ pub(super) struct Core {
     pub waiting: VecDeque<u32>,
     pub driver: Option<Waker>,
     /// The connection is over, but for what is still to be written.
-    pub fate: Option<Ended>,
+    pub fate: Option<StreamError>,
 }
 
-impl Core {
-    pub(super) fn new(stream: Stream, role: Role) -> Self {
+impl ConnectionState {
+    pub(super) fn new(stream: Stream, role: PeerRole) -> Self {
         let (closed, windows) = match &role {
-            Role::Client(client) => (
+            PeerRole::Client(client) => (
                 ClosedStreams::new(client.most),
                 RecvWindows::for_client(client.most),
             ),
-            Role::Backend(backend) => (
+            PeerRole::Backend(backend) => (
                 ClosedStreams::new(backend.streams),
                 RecvWindows::for_backend(backend.streams),
             ),
@@ -181,10 +181,10 @@ impl Core {
             unread: Vec::new(),
             part: None,
             block: None,
-            decoder: Decoder::default(),
+            decoder: HpackDecoder::default(),
             flood_guard: FloodGuard::new(),
             windows,
-            outward: Outward::new(INITIAL_WINDOW),
+            outward: SendWindow::new(INITIAL_WINDOW),
             unacknowledged: 0,
             stalled_since: None,
             initial: INITIAL_WINDOW,
@@ -208,9 +208,9 @@ impl Core {
     }
 
     /// A new stream, which is not open to the peer yet.
-    pub(super) fn new_flow(&self) -> Flow {
+    pub(super) fn new_flow(&self) -> StreamEntry {
         let inward = self.windows.stream(self.is_acknowledged);
-        Flow::new(inward, Outward::new(self.initial))
+        StreamEntry::new(inward, SendWindow::new(self.initial))
     }
 
     pub(super) fn wake(&self) {
@@ -221,9 +221,9 @@ impl Core {
         self.out.len() - self.sent
     }
 
-    pub(super) fn next_asked(&mut self) -> Option<Asked> {
+    pub(super) fn next_asked(&mut self) -> Option<IncomingRequest> {
         loop {
-            let Role::Client(client) = &mut self.role else {
+            let PeerRole::Client(client) = &mut self.role else {
                 return None;
             };
             let asked = client.asked.pop_front()?;
@@ -243,8 +243,10 @@ impl Core {
         self.fate.is_some()
             || self.flows.is_empty()
                 && match &self.role {
-                    Role::Client(client) => client.leave == Leave::Taken || client.is_leaving,
-                    Role::Backend(backend) => backend.is_leaving,
+                    PeerRole::Client(client) => {
+                        client.leave == GoawayState::Taken || client.is_leaving
+                    }
+                    PeerRole::Backend(backend) => backend.is_leaving,
                 }
     }
 
@@ -287,7 +289,7 @@ impl Core {
         self.out = Vec::new();
         self.flows = HashMap::default();
         self.waiting = VecDeque::new();
-        if let Role::Client(client) = &mut self.role {
+        if let PeerRole::Client(client) = &mut self.role {
             client.asked = VecDeque::new();
         }
     }
@@ -326,7 +328,7 @@ impl Core {
     /// theirs.
     pub(super) fn wake_senders(&mut self, cx: &Context<'_>) {
         let share = self.share();
-        let mut most = MOST_UNWRITTEN / MAX_PAYLOAD;
+        let mut most = MOST_UNWRITTEN / MAX_PAYLOAD_BYTES;
         let mut left = self.waiting.len();
         while most > 0
             && left > 0
@@ -353,25 +355,25 @@ impl Core {
 
     /// The connection has ended without a word.
     pub(super) fn lose(&mut self) {
-        self.end(Ended::Lost);
+        self.end(StreamError::Lost);
         self.out = Vec::new();
         self.sent = 0;
     }
 
     /// We end the connection: the peer has done what it may not.
-    pub(super) fn fail(&mut self, code: Code) {
+    pub(super) fn fail(&mut self, code: ErrorCode) {
         if self.fate.is_none() {
             let last = match self.role {
-                Role::Client(_) => self.last,
-                Role::Backend(_) => 0,
+                PeerRole::Client(_) => self.last,
+                PeerRole::Backend(_) => 0,
             };
             frame::write_goaway(&mut self.out, last, code);
-            self.end(Ended::Failed(code));
+            self.end(StreamError::Failed(code));
         }
     }
 
     /// The connection is over, but for what is still to be written.
-    pub(super) fn end(&mut self, why: Ended) {
+    pub(super) fn end(&mut self, why: StreamError) {
         self.fate.get_or_insert(why);
         self.flows.values_mut().for_each(|flow| flow.end(why));
         self.unread = Vec::new();
@@ -428,13 +430,13 @@ impl Core {
     }
 
     /// Ends a stream. Frames for it may still be on their way.
-    pub(super) fn write_reset(&mut self, id: u32, code: Code) {
+    pub(super) fn write_reset(&mut self, id: u32, code: ErrorCode) {
         frame::write_u32(&mut self.out, kind::RST_STREAM, id, code.0);
         self.closed.insert(id);
     }
 
     /// Forgets a stream, and what nobody has read of it.
-    pub(super) fn discard(&mut self, id: u32) -> Option<Flow> {
+    pub(super) fn discard(&mut self, id: u32) -> Option<StreamEntry> {
         let flow = self.flows.remove(&id)?;
         self.windows.reclaim(&flow.inward);
         self.give(flow.reader.unread());
@@ -442,12 +444,12 @@ impl Core {
     }
 
     /// The stream, if it is in use and was not ended.
-    pub(super) fn live(&mut self, id: u32) -> Option<&mut Flow> {
+    pub(super) fn live(&mut self, id: u32) -> Option<&mut StreamEntry> {
         self.flows.get_mut(&id).filter(|flow| flow.ended.is_none())
     }
 
-    fn sending(&mut self, id: u32) -> Result<&mut Flow, Ended> {
-        let flow = self.flows.get_mut(&id).ok_or(Ended::Lost)?;
+    fn sending(&mut self, id: u32) -> Result<&mut StreamEntry, StreamError> {
+        let flow = self.flows.get_mut(&id).ok_or(StreamError::Lost)?;
         flow.ended.map_or(Ok(flow), Err)
     }
 
@@ -456,7 +458,7 @@ impl Core {
         id: u32,
         ends: bool,
         write: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<(), Ended> {
+    ) -> Result<(), StreamError> {
         self.sending(id)?.sent_end |= ends;
         let is_first = std::mem::take(&mut self.is_first);
         frame::write_fields(&mut self.out, id, ends, |out| {
@@ -471,9 +473,9 @@ impl Core {
     }
 
     /// How streams share the rest of the connection's window.
-    fn share(&self) -> Share {
-        let is_shared = matches!(self.role, Role::Backend(_)) && self.flows.len() > 1;
-        Share {
+    fn share(&self) -> WindowShare {
+        let is_shared = matches!(self.role, PeerRole::Backend(_)) && self.flows.len() > 1;
+        WindowShare {
             left: self.outward.room(),
             unacknowledged: is_shared.then_some(self.unacknowledged),
         }
@@ -498,11 +500,11 @@ impl Core {
         );
         let flow = self.sending(id).map_err(gone)?;
         let own = flow.outward.room().min(share.room(flow));
-        let room = own.min(all).min(MAX_PAYLOAD);
+        let room = own.min(all).min(MAX_PAYLOAD_BYTES);
         let start = self.out.len();
-        self.out.extend_from_slice(&[0; frame::HEADER]);
+        self.out.extend_from_slice(&[0; frame::HEADER_BYTES]);
         let filled = fill(&mut self.out, room);
-        let length = self.out.len() - start - frame::HEADER;
+        let length = self.out.len() - start - frame::HEADER_BYTES;
         debug_assert!(length <= room, "windows are kept");
         let (value, ends) = match filled {
             Ok(filled) if filled.1 || length > 0 => filled,
@@ -540,7 +542,7 @@ impl Core {
         id: u32,
         is_content: bool,
         cx: &Context<'_>,
-    ) -> Poll<Result<(), Ended>> {
+    ) -> Poll<Result<(), StreamError>> {
         let is_full = self.unwritten() >= MOST_UNWRITTEN;
         let share = self.share();
         let flow = match self.sending(id) {
@@ -563,6 +565,6 @@ impl Core {
 }
 
 /// Writing on a stream that is no more.
-pub(super) fn gone(ended: Ended) -> io::Error {
+pub(super) fn gone(ended: StreamError) -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, ended)
 }

@@ -9,22 +9,24 @@ use tokio::{
 };
 
 use super::{
-    super::{Text, backend::Link, connection::Connection, incoming::Incoming},
-    Body, End, Pace, Round, Seen, Side,
+    super::{
+        Http1Adapter, backend::H2Connection, connection::Connection, incoming::IncomingStream,
+    },
+    BodyPlan, DirectionEnd, InteropRound, InteropSide, SidePacer, StreamOutcome,
 };
 use crate::{
     base::{clock, rng::Random},
     config::{NoFiles, parse},
     http1::{
         self,
-        body::{Decoder, Step},
+        body::{BodyDecoder, BodyStep},
         request, response,
     },
     net::stream::Stream,
     pool::Pool,
 };
 
-const LIMITS: request::Limits = request::Limits {
+const LIMITS: request::HeadLimits = request::HeadLimits {
     fields: 40,
     bytes: 8 << 10,
 };
@@ -32,7 +34,7 @@ const LIMITS: request::Limits = request::Limits {
 pub(super) const MOST: usize = 10;
 
 /// Two ends that hold more or less on their way.
-pub(super) fn sockets(round: &Round) -> (UnixStream, Stream) {
+pub(super) fn sockets(round: &InteropRound) -> (UnixStream, Stream) {
     let (theirs, ours) = UnixStream::pair().unwrap();
     if round.below(2) == 0 {
         for end in [&theirs, &ours] {
@@ -46,19 +48,19 @@ pub(super) fn sockets(round: &Round) -> (UnixStream, Stream) {
 }
 
 /// A connection of a client, which is driven and whose requests are answered.
-pub(super) fn serve(round: &Rc<Round>, stream: Stream) -> Rc<Connection> {
+pub(super) fn serve(round: &Rc<InteropRound>, stream: Stream) -> Rc<Connection> {
     let connection = Connection::of_client(stream, &[], LIMITS, MOST, Random::seeded(1));
     let (ours, round) = (Rc::clone(&connection), Rc::clone(round));
     drop(spawn_local(async move {
         while let Some(asked) = poll_fn(|cx| ours.poll(cx)).await {
-            let incoming = Incoming::new(Rc::clone(&ours), asked);
+            let incoming = IncomingStream::new(Rc::clone(&ours), asked);
             answer(&round, incoming);
         }
     }));
     connection
 }
 
-fn answer(round: &Rc<Round>, incoming: Incoming) {
+fn answer(round: &Rc<InteropRound>, incoming: IncomingStream) {
     assert_eq!(incoming.refusal(), None);
     let declared = incoming.declared_length();
     // The head is there with the stream.
@@ -66,23 +68,23 @@ fn answer(round: &Rc<Round>, incoming: Incoming) {
     let mut target = ReadBuf::new(&mut room);
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     assert!(incoming.poll_read(&mut cx, &mut target).is_ready());
-    let mut head = request::Head {
+    let mut head = request::RequestHead {
         bytes: target.filled().to_vec(),
-        ..request::Head::default()
+        ..request::RequestHead::default()
     };
     assert_eq!(head.parse(LIMITS), Ok(true));
-    let index = Round::index(str::from_utf8(head.text(head.target)).unwrap());
+    let index = InteropRound::index(str::from_utf8(head.text(head.target)).unwrap());
     let decoder = match head.framing {
-        request::Framing::None => Decoder::Length(0),
-        request::Framing::Length(length) => Decoder::Length(length),
-        request::Framing::Chunked => Decoder::chunked(response::LIMITS),
+        request::RequestFraming::None => BodyDecoder::Length(0),
+        request::RequestFraming::Length(length) => BodyDecoder::Length(length),
+        request::RequestFraming::Chunked => BodyDecoder::chunked(response::RESPONSE_LIMITS),
     };
     let rest = head.bytes[head.len..].to_vec();
     let plan = round.plans[index].clone();
     let length = (!plan.up.is_chunked && !plan.up.is_nothing()).then_some(plan.up.length as u64);
     assert_eq!(declared, length);
     round.serve(index, async move {
-        let pace = Pace::new(&plan, Side::Server);
+        let pace = SidePacer::new(&plan, InteropSide::Server);
         pace.moves(rest.len());
         let text = message("HTTP/1.1 200 OK\r\n", plan.down, &pace);
         let read = read_body(&incoming, rest, decoder, plan.up, &pace);
@@ -91,13 +93,13 @@ fn answer(round: &Rc<Round>, incoming: Incoming) {
 }
 
 /// A connection to a backend, which is driven.
-pub(super) async fn connect(stream: Stream) -> Rc<Link> {
+pub(super) async fn connect(stream: Stream) -> Rc<H2Connection> {
     let text = "listeners: {web: {bind: \":1\", pool: a}}\npools: {a: {backends: [\"h:1\"], protocol: h2c}}\n";
     let loaded = parse("a.yaml".as_ref(), text, &NoFiles).unwrap();
     let pool = Pool::new(&loaded.config.pools[0], None, clock::now());
     let state = Arc::clone(&pool.backends[0].state);
     let deadline = clock::now() + super::PATIENCE;
-    let (link, driver) = Link::open(stream, Some(&state), 100, Rc::default(), deadline)
+    let (link, driver) = H2Connection::open(stream, Some(&state), 100, Rc::default(), deadline)
         .await
         .unwrap();
     drop(spawn_local(driver));
@@ -105,9 +107,13 @@ pub(super) async fn connect(stream: Stream) -> Rc<Link> {
 }
 
 /// Asks a backend as the plan says.
-pub(super) async fn ask(round: Rc<Round>, link: Rc<Link>, index: usize) -> Seen {
+pub(super) async fn ask(
+    round: Rc<InteropRound>,
+    link: Rc<H2Connection>,
+    index: usize,
+) -> StreamOutcome {
     let plan = &round.plans[index];
-    let pace = Pace::new(plan, Side::Client);
+    let pace = SidePacer::new(plan, InteropSide::Client);
     let stream = loop {
         if let Some(stream) = link.stream(usize::MAX) {
             break stream;
@@ -122,7 +128,7 @@ pub(super) async fn ask(round: Rc<Round>, link: Rc<Link>, index: usize) -> Seen 
 }
 
 /// A whole message that begins with `first`.
-fn message(first: &str, body: Body, pace: &Pace) -> Vec<u8> {
+fn message(first: &str, body: BodyPlan, pace: &SidePacer) -> Vec<u8> {
     let mut text = first.as_bytes().to_vec();
     if !body.is_chunked {
         text.extend(format!("Content-Length: {}\r\n", body.length).bytes());
@@ -147,25 +153,29 @@ fn message(first: &str, body: Body, pace: &Pace) -> Vec<u8> {
     text
 }
 
-async fn write(stream: &impl Text, text: &[u8], pace: &Pace) -> End {
+async fn write(stream: &impl Http1Adapter, text: &[u8], pace: &SidePacer) -> DirectionEnd {
     let mut rest = text;
     while !rest.is_empty() {
         pace.rest().await;
         let part = &rest[..pace.size().min(rest.len())];
         let Ok(count) = poll_fn(|cx| stream.poll_write(cx, part)).await else {
-            return End::Broken;
+            return DirectionEnd::Broken;
         };
         rest = &rest[count..];
         pace.has_sent.set(rest.is_empty());
         if pace.moves(count) {
-            return End::Stopped;
+            return DirectionEnd::Stopped;
         }
     }
-    End::Whole
+    DirectionEnd::Whole
 }
 
 /// Appends what comes; `None`: nothing comes any more, as the error says.
-async fn read(stream: &impl Text, text: &mut Vec<u8>, pace: &Pace) -> Result<usize, End> {
+async fn read(
+    stream: &impl Http1Adapter,
+    text: &mut Vec<u8>,
+    pace: &SidePacer,
+) -> Result<usize, DirectionEnd> {
     pace.rest().await;
     let mut room = vec![0; pace.size()];
     let mut target = ReadBuf::new(&mut room);
@@ -173,14 +183,18 @@ async fn read(stream: &impl Text, text: &mut Vec<u8>, pace: &Pace) -> Result<usi
     let bytes = target.filled();
     text.extend(bytes);
     match read {
-        Err(_) => Err(End::Broken),
-        Ok(()) if pace.moves(bytes.len()) => Err(End::Stopped),
+        Err(_) => Err(DirectionEnd::Broken),
+        Ok(()) if pace.moves(bytes.len()) => Err(DirectionEnd::Stopped),
         Ok(()) => Ok(bytes.len()),
     }
 }
 
-async fn read_response(stream: &impl Text, body: Body, pace: &Pace) -> End {
-    let (mut text, mut head) = (Vec::new(), response::Head::default());
+async fn read_response(
+    stream: &impl Http1Adapter,
+    body: BodyPlan,
+    pace: &SidePacer,
+) -> DirectionEnd {
+    let (mut text, mut head) = (Vec::new(), response::ResponseHead::default());
     while http1::head_end(&text, 0).is_none() {
         match read(stream, &mut text, pace).await {
             Ok(0) => panic!("an end without a head"),
@@ -190,10 +204,10 @@ async fn read_response(stream: &impl Text, body: Body, pace: &Pace) -> End {
     }
     assert_eq!(head.parse(&text, b"POST"), Ok(true));
     let decoder = match head.framing {
-        response::Framing::None => Decoder::Length(0),
-        response::Framing::Length(length) => Decoder::Length(length),
-        response::Framing::Chunked => Decoder::chunked(response::LIMITS),
-        response::Framing::UntilClose => panic!("HTTP/2 has no such body"),
+        response::ResponseFraming::None => BodyDecoder::Length(0),
+        response::ResponseFraming::Length(length) => BodyDecoder::Length(length),
+        response::ResponseFraming::Chunked => BodyDecoder::chunked(response::RESPONSE_LIMITS),
+        response::ResponseFraming::UntilClose => panic!("HTTP/2 has no such body"),
     };
     let rest = text.split_off(head.len);
     read_body(stream, rest, decoder, body, pace).await
@@ -201,26 +215,26 @@ async fn read_response(stream: &impl Text, body: Body, pace: &Pace) -> End {
 
 /// Reads to the end, what is there of the body being `text`.
 async fn read_body(
-    stream: &impl Text,
+    stream: &impl Http1Adapter,
     mut text: Vec<u8>,
-    mut decoder: Decoder,
-    body: Body,
-    pace: &Pace,
-) -> End {
+    mut decoder: BodyDecoder,
+    body: BodyPlan,
+    pace: &SidePacer,
+) -> DirectionEnd {
     let mut place = 0;
     loop {
         let count = match decoder.step(&text).unwrap() {
-            Step::Data(count) => {
+            BodyStep::Data(count) => {
                 body.check(&mut place, &text[..count]);
                 count
             }
-            Step::Skip(count) => count,
-            Step::More => match read(stream, &mut text, pace).await {
+            BodyStep::Skip(count) => count,
+            BodyStep::More => match read(stream, &mut text, pace).await {
                 Ok(0) => panic!("a cut that looks like an end: {body:?}"),
                 Ok(_) => 0,
                 Err(end) => return end,
             },
-            Step::End => break,
+            BodyStep::End => break,
         };
         text.drain(..count);
     }
@@ -230,7 +244,7 @@ async fn read_body(
     let trailers = if body.has_trailers { &*trailers } else { "" };
     assert_eq!(str::from_utf8(decoder.trailers()), Ok(trailers));
     match read(stream, &mut text, pace).await {
-        Ok(0) => End::Whole,
+        Ok(0) => DirectionEnd::Whole,
         Ok(_) => panic!("something behind the end"),
         Err(end) => end,
     }

@@ -4,10 +4,10 @@ use std::{collections::VecDeque, io};
 
 use tokio::io::ReadBuf;
 
-use super::{Ended, is_name, trimmed};
+use super::{StreamError, is_name, trimmed};
 use crate::{
-    http1::{encode, fields::Known},
-    http2::hpack::Fields,
+    http1::{encode, fields::KnownField},
+    http2::hpack::FieldList,
 };
 
 /// Most bytes of a body that has been taken whole whose room is kept for more of it.
@@ -15,7 +15,7 @@ const KEPT: usize = 64 << 10;
 
 /// What follows the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Body {
+pub(super) enum BodyKind {
     /// Nothing.
     None,
     /// A body that ends when the stream says so, as chunks: behind them trailers have their place, and whether there will be
@@ -27,16 +27,16 @@ pub(super) enum Body {
 
 /// A head as text, and what follows it.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct Http1Head {
     pub text: Vec<u8>,
-    pub body: Body,
+    pub body: BodyKind,
     /// `Content-Length` of the body that follows, which `text` does not have.
     pub length: Option<u64>,
 }
 
 /// How far a message has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum RecvPhase {
     /// Its final head is not there.
     Head,
     Body,
@@ -48,12 +48,12 @@ enum Phase {
 
 /// A message, as far as it was not taken.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct RecvBuffer {
     /// Heads, then the lines around each chunk; taken up to `at`.
     text: Vec<u8>,
     at: usize,
-    phase: Phase,
-    body: Body,
+    phase: RecvPhase,
+    body: BodyKind,
     /// Content that was not taken: its window is in use.
     data: VecDeque<u8>,
     /// What is left of the chunk that was begun.
@@ -64,17 +64,17 @@ pub(super) struct Reader {
     /// The trailer section.
     trailers: Vec<u8>,
     /// Why the end of the message is not given out.
-    refused: Option<Ended>,
+    refused: Option<StreamError>,
 }
 
-impl Reader {
+impl RecvBuffer {
     /// Nothing is there yet.
     pub(super) const fn new() -> Self {
         Self {
             text: Vec::new(),
             at: 0,
-            phase: Phase::Head,
-            body: Body::None,
+            phase: RecvPhase::Head,
+            body: BodyKind::None,
             data: VecDeque::new(),
             chunk: 0,
             declared: None,
@@ -85,9 +85,9 @@ impl Reader {
     }
 
     /// The final head.
-    pub(super) fn begin(&mut self, head: Head) {
+    pub(super) fn begin(&mut self, head: Http1Head) {
         self.interim(head.text);
-        self.phase = Phase::Body;
+        self.phase = RecvPhase::Body;
         self.body = head.body;
         (self.declared, self.length) = (head.length, head.length);
     }
@@ -95,8 +95,8 @@ impl Reader {
     /// The length that was declared of a body that is given out in chunks.
     pub(super) const fn declared(&self) -> Option<u64> {
         match self.body {
-            Body::Chunked => self.declared,
-            Body::None | Body::Raw => None,
+            BodyKind::Chunked => self.declared,
+            BodyKind::None | BodyKind::Raw => None,
         }
     }
 
@@ -111,7 +111,7 @@ impl Reader {
 
     /// The final head has come.
     pub(super) fn is_begun(&self) -> bool {
-        self.phase != Phase::Head
+        self.phase != RecvPhase::Head
     }
 
     /// Content that has come. False: more than was declared. Where nothing may follow the head it is let go.
@@ -131,18 +131,18 @@ impl Reader {
         let is_whole = self.length.unwrap_or(0) == 0;
         if is_whole {
             self.trailers = trailers;
-            self.phase = Phase::Whole;
+            self.phase = RecvPhase::Whole;
         }
         is_whole
     }
 
     /// The message is read as one that does not come to its end, because of `why`.
-    pub(super) fn refuse(&mut self, why: Ended) {
+    pub(super) fn refuse(&mut self, why: StreamError) {
         self.refused = Some(why);
     }
 
     /// Why the message does not come to its end although its stream does.
-    pub(super) const fn refused(&self) -> Option<Ended> {
+    pub(super) const fn refused(&self) -> Option<StreamError> {
         self.refused
     }
 
@@ -153,7 +153,7 @@ impl Reader {
 
     /// What follows the head is content for whoever reads.
     pub(super) const fn wants_content(&self) -> bool {
-        !matches!(self.body, Body::None)
+        !matches!(self.body, BodyKind::None)
     }
 
     /// Content that was not taken.
@@ -165,15 +165,15 @@ impl Reader {
     pub(super) fn has_bytes(&self) -> bool {
         self.at < self.text.len()
             || self.unread() > 0
-            || self.phase == Phase::Whole && self.body == Body::Chunked
+            || self.phase == RecvPhase::Whole && self.body == BodyKind::Chunked
     }
 
     /// Nothing more will come.
     pub(super) fn is_ended(&self) -> bool {
         match self.phase {
-            Phase::Head => false,
-            Phase::Body => self.body == Body::None,
-            Phase::Whole | Phase::Closed => true,
+            RecvPhase::Head => false,
+            RecvPhase::Body => self.body == BodyKind::None,
+            RecvPhase::Whole | RecvPhase::Closed => true,
         }
     }
 
@@ -187,10 +187,10 @@ impl Reader {
                 self.at += fits.len();
             } else if self.unread() > 0 {
                 content += self.take_content(target);
-            } else if self.phase == Phase::Whole {
-                self.phase = Phase::Closed;
+            } else if self.phase == RecvPhase::Whole {
+                self.phase = RecvPhase::Closed;
                 self.begin_lines();
-                if self.body == Body::Chunked {
+                if self.body == BodyKind::Chunked {
                     encode::last_chunk(&mut self.text, &self.trailers);
                 }
             } else {
@@ -201,7 +201,7 @@ impl Reader {
     }
 
     fn take_content(&mut self, target: &mut ReadBuf<'_>) -> usize {
-        let is_chunked = self.body == Body::Chunked;
+        let is_chunked = self.body == BodyKind::Chunked;
         if is_chunked && self.chunk == 0 {
             self.chunk = self.unread();
             self.begin_lines();
@@ -239,15 +239,15 @@ impl Reader {
 }
 
 /// Reading a message that does not come to its end.
-pub(super) fn cut(ended: Ended) -> io::Error {
+pub(super) fn cut(ended: StreamError) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, ended)
 }
 
 /// Trailers as the section behind the last chunk; `None` if they may not be passed on.
-pub(super) fn trailer_section(fields: &Fields) -> Option<Vec<u8>> {
+pub(super) fn trailer_section(fields: &FieldList) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     for (name, value) in fields.iter() {
-        let is_allowed = is_name(name) && !Known::of(name).is_hop_by_hop();
+        let is_allowed = is_name(name) && !KnownField::of(name).is_hop_by_hop();
         encode::field(&mut out, name, trimmed(value).filter(|_| is_allowed)?);
     }
     Some(out)
@@ -259,23 +259,23 @@ mod tests {
     use crate::{
         base::rng::Random,
         http1::{
-            body::{Decoder, Step},
-            response::LIMITS,
+            body::{BodyDecoder, BodyStep},
+            response::RESPONSE_LIMITS,
         },
     };
 
     /// The content of chunks.
     fn content(text: &[u8]) -> (Vec<u8>, Vec<u8>) {
-        let (mut decoder, mut at, mut out) = (Decoder::chunked(LIMITS), 0, Vec::new());
+        let (mut decoder, mut at, mut out) = (BodyDecoder::chunked(RESPONSE_LIMITS), 0, Vec::new());
         loop {
             match decoder.step(&text[at..]).unwrap() {
-                Step::Data(count) => {
+                BodyStep::Data(count) => {
                     out.extend_from_slice(&text[at..at + count]);
                     at += count;
                 }
-                Step::Skip(count) => at += count,
-                Step::More => panic!("no end"),
-                Step::End => {
+                BodyStep::Skip(count) => at += count,
+                BodyStep::More => panic!("no end"),
+                BodyStep::End => {
                     assert_eq!(at, text.len());
                     return (out, decoder.trailers().to_vec());
                 }
@@ -288,16 +288,16 @@ mod tests {
         let mut random = Random::seeded(12);
         for round in 0..3_000 {
             let body = if round % 2 == 0 {
-                Body::Chunked
+                BodyKind::Chunked
             } else {
-                Body::Raw
+                BodyKind::Raw
             };
             let sent: Vec<u8> = (0..random.below(3_000))
                 .map(|_| random.bits() as u8)
                 .collect();
-            let mut reader = Reader::new();
+            let mut reader = RecvBuffer::new();
             reader.interim(b"1".to_vec());
-            reader.begin(Head {
+            reader.begin(Http1Head {
                 text: b"2".to_vec(),
                 body,
                 length: (round % 3 == 0).then_some(sent.len() as u64),
@@ -323,7 +323,7 @@ mod tests {
             assert!(reader.is_ended());
             assert_eq!(taken, sent.len());
             assert_eq!(&text[..2], b"12");
-            if body == Body::Chunked {
+            if body == BodyKind::Chunked {
                 assert_eq!(content(&text[2..]), (sent, b"x: y\r\n".to_vec()));
             } else {
                 assert_eq!(&text[2..], sent);
@@ -334,10 +334,10 @@ mod tests {
     #[test]
     fn a_length_is_kept_exactly() {
         for (came, good_push, good_end) in [(3, true, false), (4, true, true), (5, false, true)] {
-            let mut reader = Reader::new();
-            reader.begin(Head {
+            let mut reader = RecvBuffer::new();
+            reader.begin(Http1Head {
                 text: Vec::new(),
-                body: Body::Chunked,
+                body: BodyKind::Chunked,
                 length: Some(4),
             });
             assert_eq!(reader.push(&vec![0; came]), good_push);

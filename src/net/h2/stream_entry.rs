@@ -5,19 +5,21 @@ use std::{
     time::Instant,
 };
 
-use super::{Ended, backend::Expected, reader::Reader, recv_windows::RecvWindow};
+use super::{
+    StreamError, backend::ResponseExpectation, recv_buffer::RecvBuffer, recv_windows::RecvWindow,
+};
 use crate::http2::frame::LARGEST;
 
 /// A stream that somebody is using.
 #[derive(Debug)]
-pub(super) struct Flow {
-    pub reader: Reader,
+pub(super) struct StreamEntry {
+    pub reader: RecvBuffer,
     pub inward: RecvWindow,
-    pub outward: Outward,
+    pub outward: SendWindow,
     /// Content that the peer has not acknowledged with a window of the stream.
     pub unacknowledged: usize,
     /// What the response of a backend can be.
-    pub expected: Expected,
+    pub expected: ResponseExpectation,
     /// Number of interim responses received.
     pub interim_responses: u32,
     /// A reset by the peer before that is a rapid one; `None`: at any time.
@@ -29,7 +31,7 @@ pub(super) struct Flow {
     /// We have.
     pub sent_end: bool,
     /// Nothing more comes or goes.
-    pub ended: Option<Ended>,
+    pub ended: Option<StreamError>,
     /// Where its last frame ends among all bytes of the connection.
     pub sent_until: u64,
     /// It stands in the line of those that wait to send.
@@ -41,14 +43,14 @@ pub(super) struct Flow {
     pub gone: Option<Waker>,
 }
 
-impl Flow {
-    pub(super) fn new(inward: RecvWindow, outward: Outward) -> Self {
+impl StreamEntry {
+    pub(super) fn new(inward: RecvWindow, outward: SendWindow) -> Self {
         Self {
-            reader: Reader::new(),
+            reader: RecvBuffer::new(),
             inward,
             outward,
             unacknowledged: 0,
-            expected: Expected::default(),
+            expected: ResponseExpectation::default(),
             interim_responses: 0,
             rapid_until: None,
             is_opened: false,
@@ -85,7 +87,7 @@ impl Flow {
     }
 
     /// Nothing more comes or goes, because of `why`; what has come before can be read.
-    pub(super) fn end(&mut self, why: Ended) {
+    pub(super) fn end(&mut self, why: StreamError) {
         if self.ended.is_some() {
             return;
         }
@@ -111,9 +113,9 @@ pub(super) fn wake(waker: &mut Option<Waker>) {
 
 /// What we may send; less than nothing after the peer has made its windows smaller, RFC 9113 section 6.9.2.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Outward(i64);
+pub(super) struct SendWindow(i64);
 
-impl Outward {
+impl SendWindow {
     pub(super) const fn new(size: u32) -> Self {
         Self(size as i64)
     }
@@ -137,16 +139,16 @@ impl Outward {
 /// What streams may send of a connection's window. Where they share it, a stream has at most four times as much on its way as
 /// it leaves to the others: a backend that does not read one request still gets the bodies of others.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Share {
+pub(super) struct WindowShare {
     /// Of the connection's window.
     pub left: usize,
     /// Unacknowledged content of the connection; `None` where nothing is shared.
     pub unacknowledged: Option<usize>,
 }
 
-impl Share {
+impl WindowShare {
     /// How much of the connection's window the stream may use.
-    pub(super) fn room(self, flow: &Flow) -> usize {
+    pub(super) fn room(self, flow: &StreamEntry) -> usize {
         match self.unacknowledged {
             None => self.left,
             // What was acknowledged to the connection does not hold up others.
@@ -164,24 +166,24 @@ mod tests {
 
     #[test]
     fn a_stream_that_both_sides_have_ended_is_not_open() {
-        let mut flow = Flow::new(RecvWindow::new(1), Outward::new(1));
+        let mut flow = StreamEntry::new(RecvWindow::new(1), SendWindow::new(1));
         flow.got_end = true;
         assert!(flow.is_open());
         flow.sent_end = true;
         assert!(!flow.is_open(), "the client may begin another one");
-        let mut flow = Flow::new(RecvWindow::new(1), Outward::new(1));
-        flow.end(Ended::Lost);
+        let mut flow = StreamEntry::new(RecvWindow::new(1), SendWindow::new(1));
+        flow.end(StreamError::Lost);
         assert!(!flow.is_open());
     }
 
     #[test]
     fn a_stream_that_is_not_read_leaves_room_to_others_and_alone_it_has_all() {
-        let mut stuck: Vec<Flow> = Vec::new();
+        let mut stuck: Vec<StreamEntry> = Vec::new();
         let mut left = 65_535;
         for _ in 0..5 {
-            let mut flow = Flow::new(RecvWindow::new(1), Outward::new(1));
+            let mut flow = StreamEntry::new(RecvWindow::new(1), SendWindow::new(1));
             loop {
-                let sent = Share {
+                let sent = WindowShare {
                     left,
                     unacknowledged: Some(65_535 - left),
                 };
@@ -197,7 +199,7 @@ mod tests {
         }
         let (flow, left) = (stuck.remove(0), 100);
         let room = |unacknowledged| {
-            let share = Share {
+            let share = WindowShare {
                 left,
                 unacknowledged,
             };
@@ -211,7 +213,7 @@ mod tests {
 
     #[test]
     fn windows_can_be_below_nothing_but_not_beyond_the_largest() {
-        let mut window = Outward::new(100);
+        let mut window = SendWindow::new(100);
         window.take(100);
         assert!(window.change(-50));
         assert_eq!(window.room(), 0);

@@ -7,14 +7,14 @@ use h2::{Reason, RecvStream, SendStream, client, server};
 use hyper::http::{HeaderMap, Request, Response};
 use tokio::{net::UnixStream, task::spawn_local};
 
-use super::{Body, End, Pace, Round, Seen, Side, ours};
+use super::{BodyPlan, DirectionEnd, InteropRound, InteropSide, SidePacer, StreamOutcome, ours};
 
-pub(super) type Sender = client::SendRequest<Bytes>;
+pub(super) type H2Sender = client::SendRequest<Bytes>;
 
 /// More resets than a round has.
 const RESETS: usize = 1_000;
 
-pub(super) async fn connect(round: &Rc<Round>, socket: UnixStream) -> Sender {
+pub(super) async fn connect(round: &Rc<InteropRound>, socket: UnixStream) -> H2Sender {
     let (sender, mut connection) = client::Builder::new()
         .initial_window_size(round.window.get())
         .initial_connection_window_size(round.window.get())
@@ -36,9 +36,9 @@ pub(super) async fn connect(round: &Rc<Round>, socket: UnixStream) -> Sender {
 }
 
 /// Asks us as the plan says.
-pub(super) async fn ask(round: Rc<Round>, sender: Sender, index: usize) -> Seen {
+pub(super) async fn ask(round: Rc<InteropRound>, sender: H2Sender, index: usize) -> StreamOutcome {
     let plan = &round.plans[index];
-    let pace = Pace::new(plan, Side::Client);
+    let pace = SidePacer::new(plan, InteropSide::Client);
     let mut sender = sender.ready().await.unwrap();
     let request = Request::post(format!("http://a/{index}")).header("te", "trailers");
     let request = if plan.up.is_chunked {
@@ -53,12 +53,12 @@ pub(super) async fn ask(round: Rc<Round>, sender: Sender, index: usize) -> Seen 
     let read = async {
         match response.await {
             Ok(response) => read(response.into_body(), plan.down, &pace).await,
-            Err(_) => End::Broken,
+            Err(_) => DirectionEnd::Broken,
         }
     };
     let write = async {
         if is_nothing {
-            return End::Whole;
+            return DirectionEnd::Whole;
         }
         write(&mut stream, plan.up, &pace).await
     };
@@ -68,7 +68,7 @@ pub(super) async fn ask(round: Rc<Round>, sender: Sender, index: usize) -> Seen 
 }
 
 /// A backend.
-pub(super) fn serve(round: &Rc<Round>, socket: UnixStream) {
+pub(super) fn serve(round: &Rc<InteropRound>, socket: UnixStream) {
     let round = Rc::clone(round);
     drop(spawn_local(async move {
         let mut connection = server::Builder::new()
@@ -99,13 +99,13 @@ pub(super) fn serve(round: &Rc<Round>, socket: UnixStream) {
 }
 
 fn answer(
-    round: &Rc<Round>,
+    round: &Rc<InteropRound>,
     (request, mut respond): (Request<RecvStream>, server::SendResponse<Bytes>),
 ) {
-    let index = Round::index(request.uri().path());
+    let index = InteropRound::index(request.uri().path());
     let plan = round.plans[index].clone();
     round.serve(index, async move {
-        let pace = Pace::new(&plan, Side::Server);
+        let pace = SidePacer::new(&plan, InteropSide::Server);
         pace.rest().await;
         let mut response = Response::builder();
         if !plan.down.is_chunked {
@@ -115,16 +115,16 @@ fn answer(
         let response = response.body(()).unwrap();
         let Ok(mut stream) = respond.send_response(response, is_nothing) else {
             // It was reset before it could be answered.
-            return Seen {
-                read: Some(End::Broken),
-                write: Some(End::Broken),
+            return StreamOutcome {
+                read: Some(DirectionEnd::Broken),
+                write: Some(DirectionEnd::Broken),
                 has_sent: false,
             };
         };
         pace.has_sent.set(is_nothing);
         let write = async {
             if is_nothing {
-                return End::Whole;
+                return DirectionEnd::Whole;
             }
             write(&mut stream, plan.down, &pace).await
         };
@@ -136,31 +136,31 @@ fn answer(
 }
 
 /// Resets what was to be left here.
-fn finish(stream: &mut SendStream<Bytes>, seen: Seen) {
-    if [seen.read, seen.write].contains(&Some(End::Stopped)) {
+fn finish(stream: &mut SendStream<Bytes>, seen: StreamOutcome) {
+    if [seen.read, seen.write].contains(&Some(DirectionEnd::Stopped)) {
         stream.send_reset(Reason::CANCEL);
     }
 }
 
-async fn write(stream: &mut SendStream<Bytes>, body: Body, pace: &Pace) -> End {
+async fn write(stream: &mut SendStream<Bytes>, body: BodyPlan, pace: &SidePacer) -> DirectionEnd {
     let mut place = 0;
     while place < body.length {
         pace.rest().await;
         stream.reserve_capacity(pace.size().min(body.length - place));
         let room = poll_fn(|cx| stream.poll_capacity(cx)).await;
         let Some(Ok(room)) = room else {
-            return End::Broken;
+            return DirectionEnd::Broken;
         };
         let part = body.part(place, room);
         let count = part.len();
         place += count;
         let is_end = place == body.length && !body.has_trailers;
         if stream.send_data(part.into(), is_end).is_err() {
-            return End::Broken;
+            return DirectionEnd::Broken;
         }
         pace.has_sent.set(is_end);
         if pace.moves(count) {
-            return End::Stopped;
+            return DirectionEnd::Stopped;
         }
     }
     let mut trailers = HeaderMap::new();
@@ -172,17 +172,17 @@ async fn write(stream: &mut SendStream<Bytes>, body: Body, pace: &Pace) -> End {
     };
     pace.has_sent.set(ended.is_ok());
     if ended.is_ok() {
-        End::Whole
+        DirectionEnd::Whole
     } else {
-        End::Broken
+        DirectionEnd::Broken
     }
 }
 
-async fn read(mut stream: RecvStream, body: Body, pace: &Pace) -> End {
+async fn read(mut stream: RecvStream, body: BodyPlan, pace: &SidePacer) -> DirectionEnd {
     let mut place = 0;
     while let Some(data) = stream.data().await {
         let Ok(data) = data else {
-            return End::Broken;
+            return DirectionEnd::Broken;
         };
         body.check(&mut place, &data);
         let first = pace.below(data.len() + 1);
@@ -192,11 +192,11 @@ async fn read(mut stream: RecvStream, body: Body, pace: &Pace) -> End {
             released.unwrap();
         }
         if pace.moves(data.len()) {
-            return End::Stopped;
+            return DirectionEnd::Stopped;
         }
     }
     let Ok(trailers) = stream.trailers().await else {
-        return End::Broken;
+        return DirectionEnd::Broken;
     };
     assert_eq!(place, body.length, "a cut that looks like an end: {body:?}");
     let key = trailers.and_then(|trailers| trailers.get("x-key").cloned());
@@ -205,5 +205,5 @@ async fn read(mut stream: RecvStream, body: Body, pace: &Pace) -> End {
         key.as_ref().map(|it| it.to_str().unwrap()),
         expected.as_deref()
     );
-    End::Whole
+    DirectionEnd::Whole
 }

@@ -1,7 +1,7 @@
 //! The static table, RFC 7541 appendix A.
 
 /// Fields by index, which begins at 1.
-pub(super) const FIELDS: [(&str, &str); 61] = [
+pub(super) const STATIC_FIELDS: [(&str, &str); 61] = [
     (":authority", ""),
     (":method", "GET"),
     (":method", "POST"),
@@ -68,7 +68,7 @@ pub(super) const FIELDS: [(&str, &str); 61] = [
 /// The index of a field with this name and value.
 pub(super) fn find(name: &[u8], value: &[u8]) -> Option<usize> {
     let first = find_name(name)?;
-    let from = FIELDS.get(first - 1..)?;
+    let from = STATIC_FIELDS.get(first - 1..)?;
     let same = |(own, _): &&(&str, &str)| own.as_bytes() == name;
     let place = from
         .iter()
@@ -83,32 +83,32 @@ pub(super) fn find_name(name: &[u8]) -> Option<usize> {
     let of_length = BY_LENGTH.get(name.len())?;
     let mut places = of_length.iter().take_while(|place| **place > 0);
     let found = places.find(|place| {
-        let field = FIELDS.get(usize::from(**place) - 1);
+        let field = STATIC_FIELDS.get(usize::from(**place) - 1);
         field.is_some_and(|(own, _)| own.as_bytes() == name)
     });
     found.map(|place| usize::from(*place))
 }
 
 /// The longest name.
-const LONGEST: usize = 27;
+const MAX_NAME_BYTES: usize = 27;
 /// Most names of one length.
-const MOST: usize = 9;
+const MAX_NAMES_PER_LENGTH: usize = 9;
 
 /// The first index of each name, by its length; 0 where there is none.
-static BY_LENGTH: [[u8; MOST]; LONGEST + 1] = by_length();
+static BY_LENGTH: [[u8; MAX_NAMES_PER_LENGTH]; MAX_NAME_BYTES + 1] = by_length();
 
 #[expect(
     clippy::indexing_slicing,
     reason = "run by the compiler, which would stop at a wrong index"
 )]
-const fn by_length() -> [[u8; MOST]; LONGEST + 1] {
-    let mut table = [[0; MOST]; LONGEST + 1];
+const fn by_length() -> [[u8; MAX_NAMES_PER_LENGTH]; MAX_NAME_BYTES + 1] {
+    let mut table = [[0; MAX_NAMES_PER_LENGTH]; MAX_NAME_BYTES + 1];
     let mut place = 0;
-    while place < FIELDS.len() {
+    while place < STATIC_FIELDS.len() {
         // Names that have several values follow each other, and begin with a colon.
-        let name = FIELDS[place].0.as_bytes();
+        let name = STATIC_FIELDS[place].0.as_bytes();
         let is_again = place > 0 && {
-            let before = FIELDS[place - 1].0.as_bytes();
+            let before = STATIC_FIELDS[place - 1].0.as_bytes();
             name[0] == b':' && before.len() == name.len() && before[2] == name[2]
         };
         if !is_again {
@@ -129,8 +129,11 @@ mod tests {
 
     #[test]
     fn every_field_is_found_at_its_first_place() {
-        for (place, (name, value)) in FIELDS.iter().enumerate() {
-            let first = FIELDS.iter().position(|(own, _)| own == name).unwrap();
+        for (place, (name, value)) in STATIC_FIELDS.iter().enumerate() {
+            let first = STATIC_FIELDS
+                .iter()
+                .position(|(own, _)| own == name)
+                .unwrap();
             assert_eq!(find_name(name.as_bytes()), Some(first + 1), "{name}");
             let found = find(name.as_bytes(), value.as_bytes());
             let expected = (!value.is_empty()).then_some(place + 1);
