@@ -235,7 +235,7 @@ fn respond(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RouteAction> 
         if by_header.is_some() {
             reader.error_at_key(
                 at,
-                "`headers` gives a Content-CheckType too",
+                "`headers` gives a Content-Type too",
                 "keep one of the two",
             );
         }
