@@ -15,7 +15,7 @@ use std::{
 use tokio::{select, sync::watch, task::spawn_local, time::sleep};
 
 use super::{
-    http::{self, Client},
+    http::{self, ClientConnection},
     proxy_header,
     secure::secure,
     session::{session, sni_session},
@@ -383,10 +383,11 @@ impl AcceptedConnection {
     }
 
     /// The same as a connection that is counted among those of the worker.
-    pub(super) fn into_client(self, worker: &Worker) -> Client {
+    pub(super) fn into_client(self, worker: &Worker) -> ClientConnection {
         let entry = worker.connections.enter(Rc::clone(&self.bind));
-        let mut client = Client::new(self.stream, self.peer, self.bind, entry, self.header);
-        client.introduced = self.proxy_header;
+        let mut client =
+            ClientConnection::new(self.stream, self.peer, self.bind, entry, self.header);
+        client.proxy_header = self.proxy_header;
         client
     }
 }

@@ -13,6 +13,8 @@ mod proxy_header;
 mod relay_stop;
 mod secure;
 mod session;
+#[cfg(test)]
+mod simulation;
 pub mod tcp;
 pub mod timer;
 pub mod worker;

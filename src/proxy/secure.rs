@@ -8,7 +8,7 @@ use std::{net::IpAddr, rc::Rc, time::Duration};
 use tokio::time::timeout;
 
 use super::{
-    http::{self, Client},
+    http::{self, ClientConnection},
     worker::Worker,
 };
 use crate::{
@@ -48,7 +48,7 @@ pub(super) async fn secure(
             let is_http = failed.is_http && listener.config.protocol == ListenerProtocol::Http;
             if let (true, Some(stream)) = (is_http, stream) {
                 let entry = worker.connections.enter(Rc::clone(bind));
-                let client = Client::new(stream, peer, Rc::clone(bind), entry, None);
+                let client = ClientConnection::new(stream, peer, Rc::clone(bind), entry, None);
                 Box::pin(http::refuse(Rc::clone(worker), client, Reason::TlsRequired)).await;
             }
             None

@@ -146,7 +146,7 @@ async fn refuse(
     match alert {
         Some(alert) => {
             let client = connection.into_client(worker);
-            http::last_words(worker, client, &alert).await;
+            http::write_and_close(worker, client, &alert).await;
         }
         // A client must not take the error for an empty answer.
         None => connection.stream.set_reset_on_close(),

@@ -12,7 +12,7 @@ use arc_swap::{ArcSwap, Cache};
 use tokio::sync::watch;
 
 use super::{
-    connections::ClientConnections, h2_connections::H2Connections, http::Scratch,
+    connections::ClientConnections, h2_connections::H2Connections, http::ExchangeBuffers,
     idle::IdleConnections,
 };
 use crate::{
@@ -51,7 +51,7 @@ pub struct Worker {
         clippy::vec_box,
         reason = "an exchange takes the box, not the half kilobyte in it"
     )]
-    scratch: RefCell<Vec<Box<Scratch>>>,
+    scratch: RefCell<Vec<Box<ExchangeBuffers>>>,
     date: RefCell<(u64, String)>,
     /// Becomes true when the drain is over: sessions and tunnels are cut.
     pub(super) cut: watch::Receiver<bool>,
@@ -89,12 +89,12 @@ impl Worker {
     }
 
     /// Memory for an exchange.
-    pub(super) fn take_scratch(&self) -> Box<Scratch> {
+    pub(super) fn take_scratch(&self) -> Box<ExchangeBuffers> {
         self.scratch.borrow_mut().pop().unwrap_or_default()
     }
 
     /// Gives the memory of an exchange back.
-    pub(super) fn give_scratch(&self, mut scratch: Box<Scratch>) {
+    pub(super) fn give_scratch(&self, mut scratch: Box<ExchangeBuffers>) {
         let mut kept = self.scratch.borrow_mut();
         if kept.len() < MAX_FREE_SCRATCH {
             scratch.clear();

@@ -6,7 +6,7 @@ use balancer::{
         fields::{KnownField, Span, is_same_or_twin},
         request::{RequestFraming, RequestHead, HeadLimits, RequestHeadError},
     },
-    proxy::http::{Changes, Hop, Origin, request_head},
+    proxy::http::{RequestChanges, NextHop, RequestOrigin, request_head},
 };
 
 use super::{count, lines, prefixes};
@@ -100,12 +100,12 @@ fn write(head: &mut RequestHead, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>
         real_ip: (!plain).then(|| "X-Real-IP".to_owned()),
         ..ForwardedConfig::default()
     };
-    let origin = Origin {
+    let origin = RequestOrigin {
         peer: Some([192, 0, 2, 7].into()),
         client: Some([192, 0, 2, 7].into()),
         trusted: plain,
         local: LOCAL.parse().ok(),
-        ..Origin::default()
+        ..RequestOrigin::default()
     };
     let id = if plain { "" } else { "0123456789abcdef" };
     let mut wanted: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
@@ -127,12 +127,12 @@ fn write(head: &mut RequestHead, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>
         }
     }
     let hop = if head.keep_alive {
-        Hop::KeepAlive
+        NextHop::KeepAlive
     } else {
-        Hop::Close
+        NextHop::Close
     };
     let mut out = Vec::new();
-    request_head(&mut out, head, &rules, origin, id, Changes::default(), hop);
+    request_head(&mut out, head, &rules, origin, id, RequestChanges::default(), hop);
     (out, wanted)
 }
 

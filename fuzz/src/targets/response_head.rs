@@ -6,7 +6,7 @@ use balancer::{
         request::MAX_FIELDS,
         response::{ResponseFraming, ResponseHead, ResponseHeadError},
     },
-    proxy::http::{Delivery, ResponseExtra, interim_head, response_head},
+    proxy::http::{BodyDelivery, ResponseExtra, interim_head, response_head},
 };
 
 use super::{count, lines, prefixes};
@@ -35,7 +35,7 @@ fn write(head: &mut ResponseHead, bytes: &[u8], version: HttpVersion) -> Vec<u8>
         return out;
     }
     let extra = ResponseExtra {
-        delivery: Delivery::of(head, bytes, version, false),
+        delivery: BodyDelivery::of(head, bytes, version, false),
         keep_alive: true,
         version,
         request_id: ID,

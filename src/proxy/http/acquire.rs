@@ -8,9 +8,9 @@ use tokio::select;
 
 use super::{
     attempt::{Attempt, is_gone},
-    exchange::{Exchange, Rules},
+    exchange::{Exchange, ForwardSettings},
     forward,
-    retry::{Failure, Stage},
+    retry::{AttemptError, AttemptPhase},
 };
 use crate::{
     base::clock,
@@ -23,105 +23,106 @@ use crate::{
 };
 
 /// Why there is no connection.
-pub(super) enum Unconnected {
-    Backend(Failure),
+pub(super) enum AcquireError {
+    Backend(AttemptError),
     /// The client is gone, or the time for the whole exchange is over.
     Client(Reason),
 }
 
 /// Acquires the connection of an attempt: an idle one, a new one, or a stream on a shared one.
-pub(super) async fn connection(
+pub(super) async fn acquire_connection(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
-) -> Result<BackendConnection, Unconnected> {
+) -> Result<BackendConnection, AcquireError> {
     let started = clock::now();
-    exchange.facts.reused = false;
+    exchange.record.reused = false;
     let transport_epoch = attempt.pool.transport_epoch;
     let made = if attempt.pool.config.protocol.is_h2() {
-        Box::pin(share(exchange, attempt, started)).await?
+        Box::pin(acquire_h2_stream(exchange, attempt, started)).await?
     } else {
-        let idle = &exchange.place.worker.idle;
+        let idle = &exchange.context.worker.idle;
         let take = || {
             let mut idle = idle.borrow_mut();
             idle.take(
                 attempt.lease,
-                attempt.introduction,
+                attempt.proxy_header,
                 transport_epoch,
                 started,
             )
         };
         if let Some(kept) = (!attempt.fresh).then(take).flatten() {
-            exchange.facts.reused = true;
+            exchange.record.reused = true;
             return Ok(kept);
         }
         Box::pin(connect(exchange, attempt, started)).await?
     };
     // A client that left meanwhile wants nothing done.
     if is_gone(&exchange.client.stream).await {
-        return Err(Unconnected::Client(Reason::ClientDisconnected));
+        return Err(AcquireError::Client(Reason::ClientDisconnected));
     }
     Ok(made)
 }
 
 /// By when there must be a connection.
-fn connect_deadline(rules: &Rules<'_>, started: Instant) -> Instant {
-    let own = started + rules.timeouts.connect;
-    rules.end.map_or(own, |end| end.min(own))
+fn connect_deadline(settings: &ForwardSettings<'_>, started: Instant) -> Instant {
+    let own = started + settings.timeouts.connect;
+    settings.end.map_or(own, |end| end.min(own))
 }
 
 /// Why there is no connection, where that is not the client's fault.
-fn unconnected(rules: &Rules<'_>, reason: Reason, detail: String) -> Unconnected {
+fn acquire_error(settings: &ForwardSettings<'_>, reason: Reason, detail: String) -> AcquireError {
     // What ended is the time for all tries together: no backend is to blame.
-    if rules.end.is_some_and(|end| clock::now() >= end) {
-        return Unconnected::Client(Reason::TotalTimeout);
+    if settings.end.is_some_and(|end| clock::now() >= end) {
+        return AcquireError::Client(Reason::TotalTimeout);
     }
-    Unconnected::Backend(Failure {
-        stage: Stage::Connect,
+    AcquireError::Backend(AttemptError {
+        phase: AttemptPhase::Connect,
         reason,
         stale: false,
         refusal: None,
-        unseen: true,
+        not_processed: true,
         own_limit: false,
         detail,
     })
 }
 
 /// A stream on an HTTP/2 connection, for as long as the client is there.
-async fn share(
+async fn acquire_h2_stream(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
     started: Instant,
-) -> Result<BackendConnection, Unconnected> {
-    let want = StreamRequest {
+) -> Result<BackendConnection, AcquireError> {
+    let request = StreamRequest {
         pool: attempt.pool,
         lease: attempt.lease,
-        proxy_header: attempt.introduction,
-        deadline: connect_deadline(attempt.rules, started),
-        connect_timeout: (attempt.rules.timeouts.connect).max(attempt.pool.config.timeouts.connect),
+        proxy_header: attempt.proxy_header,
+        deadline: connect_deadline(attempt.settings, started),
+        connect_timeout: (attempt.settings.timeouts.connect)
+            .max(attempt.pool.config.timeouts.connect),
     };
     let found = select! {
         biased;
-        found = h2_connections::acquire_stream(exchange.place.worker, want) => found,
+        found = h2_connections::acquire_stream(exchange.context.worker, request) => found,
         () = exchange.client.stream.disconnected() => {
-            return Err(Unconnected::Client(Reason::ClientDisconnected));
+            return Err(AcquireError::Client(Reason::ClientDisconnected));
         }
     };
     let now = clock::now();
-    let (stream, is_used) = found.map_err(|unmade| {
-        exchange.facts.connect = Some(now.saturating_duration_since(started));
-        unconnected(attempt.rules, unmade.reason, unmade.detail.to_string())
+    let (stream, is_used) = found.map_err(|failure| {
+        exchange.record.connect = Some(now.saturating_duration_since(started));
+        acquire_error(attempt.settings, failure.reason, failure.detail.to_string())
     })?;
-    exchange.facts.reused = is_used;
+    exchange.record.reused = is_used;
     if !is_used {
-        exchange.facts.connect = Some(now.saturating_duration_since(started));
+        exchange.record.connect = Some(now.saturating_duration_since(started));
     }
     if forward::is_websocket(exchange.head) && !stream.link().takes_websockets() {
-        return Err(Unconnected::Client(Reason::UpgradeFailed));
+        return Err(AcquireError::Client(Reason::UpgradeFailed));
     }
     let transport_epoch = attempt.pool.transport_epoch;
     Ok(BackendConnection::new(
         stream.into(),
-        attempt.introduction,
+        attempt.proxy_header,
         transport_epoch,
         now,
     ))
@@ -132,10 +133,10 @@ async fn connect(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
     started: Instant,
-) -> Result<BackendConnection, Unconnected> {
+) -> Result<BackendConnection, AcquireError> {
     let metrics = attempt.lease.state.metrics.mine();
-    let deadline = connect_deadline(attempt.rules, started);
-    let header = attempt.introduction;
+    let deadline = connect_deadline(attempt.settings, started);
+    let header = attempt.proxy_header;
     let tls = attempt.pool.config.tls.as_ref();
     // The request follows at once.
     let reach = tls::connect_backend(&attempt.lease.state, header, tls, true, deadline);
@@ -143,11 +144,11 @@ async fn connect(
         biased;
         connected = reach => connected,
         () = exchange.client.stream.disconnected() => {
-            return Err(Unconnected::Client(Reason::ClientDisconnected));
+            return Err(AcquireError::Client(Reason::ClientDisconnected));
         }
     };
     let now = clock::now();
-    exchange.facts.connect = Some(now.saturating_duration_since(started));
+    exchange.record.connect = Some(now.saturating_duration_since(started));
     match connected {
         Ok(stream) => {
             metrics.connections_ok.add(1);
@@ -160,7 +161,11 @@ async fn connect(
         }
         Err(error) => {
             count_failed(&attempt.lease.state, error.reason);
-            Err(unconnected(attempt.rules, error.reason, error.to_string()))
+            Err(acquire_error(
+                attempt.settings,
+                error.reason,
+                error.to_string(),
+            ))
         }
     }
 }

@@ -13,14 +13,14 @@ use std::{
 };
 
 use super::{
-    Client, Next,
-    acquire::{self, Unconnected},
-    exchange::{Exchange, Io, Rules, describe, write_all},
+    AfterExchange, ClientConnection,
+    acquire::{self, AcquireError},
+    exchange::{Exchange, ForwardSettings, Io, describe, write_all},
     forward, grpc,
     interim::is_flood,
-    pump::{Pump, PumpError, SMALL, blame_client, poll_fill},
+    pump::{INITIAL_BUFFER_BYTES, Pump, PumpError, client_error_reason, poll_fill},
     respond,
-    retry::{Failure, Stage},
+    retry::{AttemptError, AttemptPhase},
 };
 use crate::{
     base::clock,
@@ -38,31 +38,31 @@ use crate::{
 };
 
 /// Bytes of a response head that are parsed as they come.
-const EAGER: usize = 512;
+const EAGER_PARSE_BYTES: usize = 512;
 
 /// What a try is made with.
 #[derive(Clone, Copy)]
 pub(super) struct Attempt<'a> {
     pub pool: &'a Arc<Pool>,
     pub lease: &'a BackendLease,
-    pub rules: &'a Rules<'a>,
+    pub settings: &'a ForwardSettings<'a>,
     /// No idle connection may be used.
     pub fresh: bool,
     /// The PROXY header that the connection must have begun with; `None`: it must not have had one.
-    pub introduction: Option<&'a [u8]>,
+    pub proxy_header: Option<&'a [u8]>,
 }
 
 /// How a try ended that did not fail by the backend's fault.
-pub(super) enum Done {
+pub(super) enum AttemptOutcome {
     /// The client got its response, or part of it.
-    Answered(Next),
+    Answered(AfterExchange),
     /// The client is to blame, or has asked for what cannot be, or the time for the whole exchange is over, or another limit
     /// of ours was passed that no other backend would keep; nothing was answered yet.
     Client(Reason),
 }
 
 /// Why there is no response head.
-enum Trouble {
+enum ResponseError {
     Backend(Reason, String),
     /// A limit of ours on what a backend may send: the backend is not to blame.
     Limit(Reason, String),
@@ -71,9 +71,9 @@ enum Trouble {
 }
 
 /// Counts a connection in use while it lives.
-pub(super) struct InUse<'a>(&'a BackendState);
+pub(super) struct ConnectionInUse<'a>(&'a BackendState);
 
-impl<'a> InUse<'a> {
+impl<'a> ConnectionInUse<'a> {
     /// Counts `connection` to the backend of `state`; one of HTTP/2, which is used by others as well, counts itself.
     pub(super) fn new(connection: &BackendConnection, state: &'a BackendState) -> Option<Self> {
         if connection.stream.h2_response().is_some() {
@@ -84,7 +84,7 @@ impl<'a> InUse<'a> {
     }
 }
 
-impl Drop for InUse<'_> {
+impl Drop for ConnectionInUse<'_> {
     fn drop(&mut self) {
         self.0.metrics.mine().connections_active.sub(1);
     }
@@ -96,55 +96,55 @@ pub(super) async fn run(
     attempt: Attempt<'_>,
     upload: &mut Pump,
     io: &mut Io<'_>,
-) -> Result<Done, Failure> {
-    exchange.facts.first_byte = None;
-    let mut backend = match acquire::connection(exchange, attempt).await {
+) -> Result<AttemptOutcome, AttemptError> {
+    exchange.record.first_byte = None;
+    let mut backend = match acquire::acquire_connection(exchange, attempt).await {
         Ok(backend) => backend,
-        Err(Unconnected::Backend(failure)) => return Err(failure),
-        Err(Unconnected::Client(reason)) => return Ok(Done::Client(reason)),
+        Err(AcquireError::Backend(failure)) => return Err(failure),
+        Err(AcquireError::Client(reason)) => return Ok(AttemptOutcome::Client(reason)),
     };
-    let in_use = InUse::new(&backend, &attempt.lease.state);
+    let in_use = ConnectionInUse::new(&backend, &attempt.lease.state);
     backend.exchanges += 1;
     let before = backend.wire_written();
     io.response_bytes.clear();
-    io.response_bytes.reserve(SMALL);
+    io.response_bytes.reserve(INITIAL_BUFFER_BYTES);
     let sent = clock::now();
-    let found = response_head(exchange, attempt.rules, &mut backend, upload, io, sent).await;
+    let found = response_head(exchange, attempt.settings, &mut backend, upload, io, sent).await;
     match found {
         Ok(()) => {}
-        Err(Trouble::Client(reason)) => {
+        Err(ResponseError::Client(reason)) => {
             if let Some(stream) = backend.stream.h2_response() {
                 stream.link().doubt();
             }
-            return Ok(Done::Client(reason));
+            return Ok(AttemptOutcome::Client(reason));
         }
-        Err(Trouble::Limit(reason, detail)) => {
-            return Err(Failure {
-                stage: Stage::Response,
+        Err(ResponseError::Limit(reason, detail)) => {
+            return Err(AttemptError {
+                phase: AttemptPhase::Response,
                 reason,
                 stale: false,
                 refusal: None,
-                unseen: false,
+                not_processed: false,
                 own_limit: true,
                 detail,
             });
         }
-        Err(Trouble::Backend(reason, detail)) => {
+        Err(ResponseError::Backend(reason, detail)) => {
             let stream = backend.stream.h2_response();
             // Where one request gets no answer, others would wait for theirs as long.
             if let Some(stream) = stream.filter(|_| reason == Reason::ConnectionReadTimeout) {
                 stream.link().retire();
             }
             let is_end = reason == Reason::ConnectionTerminated && io.response_bytes.is_empty();
-            let refusal = refusal(&backend, attempt.rules, sent).filter(|_| is_end);
+            let refusal = refusal(&backend, attempt.settings, sent).filter(|_| is_end);
             let is_old =
-                exchange.facts.reused && stream.is_none_or(|stream| stream.link().is_retired());
-            return Err(Failure {
-                stage: Stage::Response,
+                exchange.record.reused && stream.is_none_or(|stream| stream.link().is_retired());
+            return Err(AttemptError {
+                phase: AttemptPhase::Response,
                 reason,
                 stale: is_end && is_old && refusal.is_none(),
                 refusal,
-                unseen: refusal.is_some() || is_unseen(&backend, before),
+                not_processed: refusal.is_some() || is_not_processed(&backend, before),
                 own_limit: stream.is_some_and(OutgoingStream::hit_own_limit),
                 detail,
             });
@@ -153,11 +153,11 @@ pub(super) async fn run(
     // For a client of HTTP/2 success would be the switch that it has asked for, RFC 8441 section 5.
     let is_socket = exchange.client.stream.expected_accept().is_some();
     if is_socket && (200..300).contains(&io.response.status) {
-        return Ok(Done::Client(Reason::UpgradeFailed));
+        return Ok(AttemptOutcome::Client(Reason::UpgradeFailed));
     }
     if io.response.status == 101 {
         drop(in_use);
-        return Ok(Done::Answered(
+        return Ok(AttemptOutcome::Answered(
             Box::pin(respond::tunnel(exchange, attempt, backend, upload, io)).await,
         ));
     }
@@ -166,14 +166,18 @@ pub(super) async fn run(
 
 /// How the backend has refused a request of HTTP/2 that was sent at `sent`. ENHANCE_YOUR_CALM decides about a new stream as
 /// long as a connection could take to be made; later it may be the answer of a handler.
-fn refusal(backend: &BackendConnection, rules: &Rules<'_>, sent: Instant) -> Option<StreamRefusal> {
+fn refusal(
+    backend: &BackendConnection,
+    settings: &ForwardSettings<'_>,
+    sent: Instant,
+) -> Option<StreamRefusal> {
     let refusal = backend.stream.h2_response()?.refusal()?;
     let took = clock::now().saturating_duration_since(sent);
-    (refusal != StreamRefusal::Overloaded || took <= rules.timeouts.connect).then_some(refusal)
+    (refusal != StreamRefusal::Overloaded || took <= settings.timeouts.connect).then_some(refusal)
 }
 
 /// The backend cannot have acted on the request; `before` had been written to it when the request began.
-fn is_unseen(backend: &BackendConnection, before: u64) -> bool {
+fn is_not_processed(backend: &BackendConnection, before: u64) -> bool {
     if backend.wire_written() == before {
         return true;
     }
@@ -188,16 +192,16 @@ fn is_unseen(backend: &BackendConnection, before: u64) -> bool {
 /// Sends the request and reads until a final response head is there; 1xx are passed on.
 async fn response_head(
     exchange: &mut Exchange<'_>,
-    rules: &Rules<'_>,
+    settings: &ForwardSettings<'_>,
     backend: &mut BackendConnection,
     upload: &mut Pump,
     io: &mut Io<'_>,
     sent: Instant,
-) -> Result<(), Trouble> {
-    exchange.pace.rest();
-    let mut wire = Wire {
+) -> Result<(), ResponseError> {
+    exchange.min_rate.pause();
+    let mut wire = PendingResponse {
         exchange,
-        rules,
+        settings,
         backend,
         upload,
         broken: None,
@@ -207,9 +211,9 @@ async fn response_head(
     let mut interim = 0;
     loop {
         wire.next_head(io).await?;
-        if wire.exchange.facts.first_byte.is_none() {
+        if wire.exchange.record.first_byte.is_none() {
             let waited = clock::now().saturating_duration_since(sent);
-            wire.exchange.facts.first_byte = Some(waited);
+            wire.exchange.record.first_byte = Some(waited);
         }
         if io.response.status == 101 {
             return wire.check_switch(io);
@@ -221,16 +225,16 @@ async fn response_head(
         interim += 1;
         if is_flood(interim, sent) {
             let detail = "too many 1xx responses".to_owned();
-            return Err(Trouble::Limit(Reason::ProxyProtocolError, detail));
+            return Err(ResponseError::Limit(Reason::ProxyProtocolError, detail));
         }
         wire.pass_interim(io).await?;
     }
 }
 
 /// Both connections while a response head is awaited.
-struct Wire<'w, 'e> {
+struct PendingResponse<'w, 'e> {
     exchange: &'w mut Exchange<'e>,
-    rules: &'w Rules<'w>,
+    settings: &'w ForwardSettings<'w>,
     backend: &'w mut BackendConnection,
     upload: &'w mut Pump,
     /// Sending failed: the backend may still have answered before it closed.
@@ -240,9 +244,9 @@ struct Wire<'w, 'e> {
     noted: Option<((u64, u64), bool)>,
 }
 
-impl Wire<'_, '_> {
+impl PendingResponse<'_, '_> {
     /// Reads one head, sending the request meanwhile.
-    async fn next_head(&mut self, io: &mut Io<'_>) -> Result<(), Trouble> {
+    async fn next_head(&mut self, io: &mut Io<'_>) -> Result<(), ResponseError> {
         // What came behind a 1xx may be a whole head already.
         let method = self.exchange.head.text(self.exchange.head.method);
         if !io.response_bytes.is_empty() && parse(io, method)? {
@@ -257,18 +261,18 @@ impl Wire<'_, '_> {
                 Poll::Pending => {}
             }
             if is_gone_when_woken(&self.exchange.client.stream).await {
-                return Err(Trouble::Client(Reason::ClientDisconnected));
+                return Err(ResponseError::Client(Reason::ClientDisconnected));
             }
         }
         let Self {
             exchange,
-            rules,
+            settings,
             backend,
             broken,
             activity,
             ..
         } = self;
-        let Client { stream, timer, .. } = &mut *exchange.client;
+        let ClientConnection { stream, timer, .. } = &mut *exchange.client;
         let method = exchange.head.text(exchange.head.method);
         let mut gone = pin!(stream.disconnected());
         poll_fn(|cx| {
@@ -277,13 +281,13 @@ impl Wire<'_, '_> {
                 return read;
             }
             if gone.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(Trouble::Client(Reason::ClientDisconnected)));
+                return Poll::Ready(Err(ResponseError::Client(Reason::ClientDisconnected)));
             }
             // The time begins when the backend has the request, not when our system has it.
             let unacked = || [backend.stream.unacked(), None];
-            let response = rules.timeouts.response;
-            let passed = timer.poll_idle(cx, activity, response, rules.end, unacked);
-            passed.map(|passed| Err(late(passed)))
+            let response = settings.timeouts.response;
+            let passed = timer.poll_idle(cx, activity, response, settings.end, unacked);
+            passed.map(|passed| Err(timeout_error(passed)))
         })
         .await
     }
@@ -293,7 +297,7 @@ impl Wire<'_, '_> {
         &mut self,
         cx: &mut Context<'_>,
         io: &mut Io<'_>,
-    ) -> Poll<Result<bool, Trouble>> {
+    ) -> Poll<Result<bool, ResponseError>> {
         if let Poll::Ready(sent) = self.poll_send(cx) {
             return Poll::Ready(sent.map(|()| false));
         }
@@ -304,7 +308,7 @@ impl Wire<'_, '_> {
     }
 
     /// Ready when the request was sent, or cannot be sent any more.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResponseError>> {
         if self.broken.is_some() || self.upload.is_done() {
             return Poll::Ready(Ok(()));
         }
@@ -319,44 +323,50 @@ impl Wire<'_, '_> {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(PumpError::Write(error))) if backend::is_inexpressible(&error) => {
-                Poll::Ready(Err(Trouble::Client(Reason::RequestError)))
+                Poll::Ready(Err(ResponseError::Client(Reason::RequestError)))
             }
             Poll::Ready(Err(PumpError::Write(error))) => {
                 self.broken = Some(error);
                 Poll::Ready(Ok(()))
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(Trouble::Client(blame_client(&error)))),
+            Poll::Ready(Err(error)) => {
+                Poll::Ready(Err(ResponseError::Client(client_error_reason(&error))))
+            }
         }
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>, io: &mut Io<'_>) -> Poll<Result<(), Trouble>> {
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut Io<'_>,
+    ) -> Poll<Result<(), ResponseError>> {
         let method = self.exchange.head.text(self.exchange.head.method);
         poll_parse(self.backend, cx, io, method, self.broken.as_ref())
     }
 
     /// While the request is sent: the client must go on sending, and the backend reading. A gRPC call may be silent in its
     /// middle; for it counts what moves at all.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Trouble>> {
-        let for_backend = self.upload.waits_for_sink() || self.waits_for_invitation();
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ResponseError>> {
+        let for_backend = self.upload.waits_for_sink() || self.awaits_100_continue();
         let rate = !for_backend && !grpc::is_call(self.exchange.head);
         let now = (self.upload.moved(), rate);
-        let pace = &mut self.exchange.pace;
+        let min_rate = &mut self.exchange.min_rate;
         if self.noted.replace(now) != Some(now) {
-            pace.note(rate, now.0.0, self.activity.last);
+            min_rate.update(rate, now.0.0, self.activity.last);
         }
         let timer = &mut self.exchange.client.timer;
-        let end = self.rules.end;
+        let end = self.settings.end;
         if rate {
-            let own = pace.deadline(self.exchange.place.listener.config.timeouts.body_idle);
-            let deadline = earlier(own, end);
+            let own = min_rate.deadline(self.exchange.context.listener.config.timeouts.body_idle);
+            let deadline = min_deadline(own, end);
             ready!(timer.poll(cx, deadline));
-            return Poll::Ready(Err(Trouble::Client(if deadline == end {
+            return Poll::Ready(Err(ResponseError::Client(if deadline == end {
                 Reason::TotalTimeout
             } else {
                 Reason::RequestTimeout
             })));
         }
-        let timeouts = &self.rules.timeouts;
+        let timeouts = &self.settings.timeouts;
         let idle = if for_backend {
             timeouts.response
         } else {
@@ -365,22 +375,22 @@ impl Wire<'_, '_> {
         let unacked = || [self.backend.stream.unacked(), None];
         let passed = ready!(timer.poll_idle(cx, &mut self.activity, idle, end, unacked));
         Poll::Ready(Err(if for_backend || passed == PassedDeadline::End {
-            late(passed)
+            timeout_error(passed)
         } else {
-            Trouble::Client(Reason::RequestTimeout)
+            ResponseError::Client(Reason::RequestTimeout)
         }))
     }
 
     /// A client that asked first sends no body before the backend has said 100, RFC 9110 section 10.1.1.
-    fn waits_for_invitation(&self) -> bool {
-        let Exchange { head, facts, .. } = &*self.exchange;
+    fn awaits_100_continue(&self) -> bool {
+        let Exchange { head, record, .. } = &*self.exchange;
         let nothing_came = self.upload.body() == 0 && self.upload.moved().0 == 0;
-        head.expects_continue && facts.interim == 0 && nothing_came
+        head.expects_continue && record.interim == 0 && nothing_came
     }
 
     /// A 101 must be what the client asked for, RFC 9110 section 15.2.2. Where the key of a WebSocket is ours, so is the
     /// look at the answer to it.
-    fn check_switch(&self, io: &Io<'_>) -> Result<(), Trouble> {
+    fn check_switch(&self, io: &Io<'_>) -> Result<(), ResponseError> {
         let head = &self.exchange.head;
         let asked = head.upgrade.map(|asked| head.text(asked));
         let fields = &io.response.fields;
@@ -390,31 +400,31 @@ impl Wire<'_, '_> {
         if is_good && asked.is_some_and(|asked| io.response.switches_to(asked, io.response_bytes)) {
             return Ok(());
         }
-        Err(Trouble::Backend(
+        Err(ResponseError::Backend(
             Reason::ProxyProtocolError,
             "a 101 that was not asked for".to_owned(),
         ))
     }
 
     /// HTTP/1.0 clients know no 1xx, RFC 9110 section 15.2.
-    async fn pass_interim(&mut self, io: &mut Io<'_>) -> Result<(), Trouble> {
+    async fn pass_interim(&mut self, io: &mut Io<'_>) -> Result<(), ResponseError> {
         let Exchange {
             client,
             head,
-            place,
-            facts,
+            context,
+            record,
             ..
         } = &mut *self.exchange;
         let is_wanted = head.version == HttpVersion::Http11;
-        if is_wanted && !is_flood(facts.interim + 1, facts.began) {
-            facts.interim += 1;
+        if is_wanted && !is_flood(record.interim + 1, record.began) {
+            record.interim += 1;
             io.out.clear();
             forward::interim_head(io.out, io.response, io.response_bytes, ("", ""));
-            let timeouts = &place.listener.config.timeouts;
+            let timeouts = &context.listener.config.timeouts;
             write_all(client, io.out, timeouts)
                 .await
-                .map_err(Trouble::Client)?;
-            place.counters().sent.add(io.out.len() as u64);
+                .map_err(ResponseError::Client)?;
+            context.counters().sent.add(io.out.len() as u64);
         }
         io.response_bytes.drain(..io.response.len);
         Ok(())
@@ -428,10 +438,10 @@ fn poll_parse(
     io: &mut Io<'_>,
     method: &[u8],
     broken: Option<&io::Error>,
-) -> Poll<Result<(), Trouble>> {
+) -> Poll<Result<(), ResponseError>> {
     loop {
-        if io.response_bytes.capacity() - io.response_bytes.len() < SMALL / 4 {
-            io.response_bytes.reserve(SMALL);
+        if io.response_bytes.capacity() - io.response_bytes.len() < INITIAL_BUFFER_BYTES / 4 {
+            io.response_bytes.reserve(INITIAL_BUFFER_BYTES);
         }
         let before = io.response_bytes.len();
         match poll_fill(&mut backend.stream, cx, io.response_bytes) {
@@ -457,7 +467,7 @@ fn terminated(
     backend: &mut BackendConnection,
     write: Option<&io::Error>,
     read: Option<&io::Error>,
-) -> Trouble {
+) -> ResponseError {
     let mut errors = [write, read].into_iter().flatten().peekable();
     let detail = errors.peek().map_or_else(
         || "closed before a whole response head".to_owned(),
@@ -481,19 +491,21 @@ fn terminated(
             None => Reason::ConnectionTerminated,
         },
     };
-    Trouble::Backend(reason, detail)
+    ResponseError::Backend(reason, detail)
 }
 
 /// The beginning is always looked at, so that garbage is known at once. After that a head is looked at when its end may
 /// have come, not for every byte that drips in.
 fn is_worth_parsing(bytes: &[u8], before: usize) -> bool {
-    before < EAGER || bytes.len() >= response::MAX_HEAD_BYTES || head_end(bytes, before).is_some()
+    before < EAGER_PARSE_BYTES
+        || bytes.len() >= response::MAX_HEAD_BYTES
+        || head_end(bytes, before).is_some()
 }
 
-fn parse(io: &mut Io<'_>, method: &[u8]) -> Result<bool, Trouble> {
+fn parse(io: &mut Io<'_>, method: &[u8]) -> Result<bool, ResponseError> {
     io.response
         .parse(io.response_bytes, method)
-        .map_err(|invalid| Trouble::Backend(invalid.reason, invalid.detail.to_owned()))
+        .map_err(|invalid| ResponseError::Backend(invalid.reason, invalid.detail.to_owned()))
 }
 
 /// Sends on, and counts what was moved.
@@ -507,7 +519,7 @@ pub(super) fn poll_upload(
     let before = upload.moved();
     let result = upload.poll(cx, &mut exchange.client.stream, &mut backend.stream);
     let after = upload.moved();
-    let counters = exchange.place.counters();
+    let counters = exchange.context.counters();
     counters.received.add(after.0 - before.0);
     backend.written += after.1 - before.1;
     // A request without a body goes out at the first poll, at the time it was begun.
@@ -518,7 +530,7 @@ pub(super) fn poll_upload(
 }
 
 /// A failure of the backend: counted, and held against it, where `reason` blames it.
-pub(super) fn blame_backend(attempt: Attempt<'_>, reason: Reason) {
+pub(super) fn record_backend_failure(attempt: Attempt<'_>, reason: Reason) {
     if !reason.is_backend_fault() {
         return;
     }
@@ -528,7 +540,7 @@ pub(super) fn blame_backend(attempt: Attempt<'_>, reason: Reason) {
     }
 }
 
-pub(super) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+pub(super) fn min_deadline(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
@@ -536,10 +548,10 @@ pub(super) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<In
 }
 
 /// The deadline of the whole exchange blames no backend; the other one is the backend's.
-fn late(passed: PassedDeadline) -> Trouble {
+fn timeout_error(passed: PassedDeadline) -> ResponseError {
     match passed {
-        PassedDeadline::End => Trouble::Client(Reason::TotalTimeout),
-        PassedDeadline::Idle => Trouble::Backend(
+        PassedDeadline::End => ResponseError::Client(Reason::TotalTimeout),
+        PassedDeadline::Idle => ResponseError::Backend(
             Reason::ConnectionReadTimeout,
             "no response head in time".to_owned(),
         ),

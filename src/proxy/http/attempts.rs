@@ -6,11 +6,11 @@
 use std::sync::Arc;
 
 use super::{
-    Next,
-    attempt::{self, Attempt, Done},
-    exchange::{Exchange, Io, Rules},
+    AfterExchange,
+    attempt::{self, Attempt, AttemptOutcome},
+    exchange::{Exchange, ForwardSettings, Io},
     pump::Pump,
-    retry::{self, Failure, Question, Verdict},
+    retry::{self, AttemptError, RetryContext, RetryDecision},
 };
 use crate::{
     base::clock,
@@ -24,15 +24,15 @@ impl Exchange<'_> {
     pub(super) async fn try_backends(
         &mut self,
         chosen: &Arc<Pool>,
-        rules: &Rules<'_>,
+        settings: &ForwardSettings<'_>,
         upload: &mut Pump,
         io: &mut Io<'_>,
-    ) -> Next {
-        let worker = self.place.worker;
+    ) -> AfterExchange {
+        let worker = self.context.worker;
         let mut newest: Option<Arc<Pool>> = None;
-        let mut introduction = self.introduction(chosen);
+        let mut proxy_header = self.proxy_header_for(chosen);
         let (mut tried, mut passed) = (Vec::new(), Vec::new());
-        let mut left = rules.retries.map_or(0, |retries| retries.attempts);
+        let mut left = settings.retries.map_or(0, |retries| retries.attempts);
         let mut fresh = false;
         loop {
             let pool = newest.as_ref().unwrap_or(chosen);
@@ -41,37 +41,41 @@ impl Exchange<'_> {
                 Ok(lease) => lease,
                 Err(reason) => return self.fail_forwarding(reason, upload, io).await,
             };
-            self.facts.backend = Some(lease.index);
-            self.facts.attempts += 1;
+            self.record.backend = Some(lease.index);
+            self.record.attempts += 1;
             let attempt = Attempt {
                 pool,
                 lease: &lease,
-                rules,
+                settings,
                 fresh,
-                introduction: introduction.as_deref(),
+                proxy_header: proxy_header.as_deref(),
             };
             let failure = match attempt::run(self, attempt, upload, io).await {
-                Ok(Done::Answered(next)) => return next,
-                Ok(Done::Client(reason)) => return self.fail_forwarding(reason, upload, io).await,
+                Ok(AttemptOutcome::Answered(next)) => return next,
+                Ok(AttemptOutcome::Client(reason)) => {
+                    return self.fail_forwarding(reason, upload, io).await;
+                }
                 Err(failure) => failure,
             };
             tracing::debug!(target: "http", pool = %pool.name, backend = %lease.config.name, reason = %failure.reason, detail = %failure.detail, "attempt failed");
             if is_backend_failure(&lease, &failure) {
-                attempt::blame_backend(attempt, failure.reason);
+                attempt::record_backend_failure(attempt, failure.reason);
             }
-            let question = Question {
+            let context = RetryContext {
                 left,
-                idempotent: rules.is_idempotent(self.head),
+                idempotent: settings.is_idempotent(self.head),
                 replayable: upload.can_replay(),
                 free: !fresh,
             };
-            match rules.retries.map_or(Verdict::Fail, |retries| {
-                retry::may_retry(&failure, question, retries)
+            match settings.retries.map_or(RetryDecision::Fail, |retries| {
+                retry::may_retry(&failure, context, retries)
             }) {
-                Verdict::Fail => return self.fail_forwarding(failure.reason, upload, io).await,
-                Verdict::Fresh => fresh = true,
-                Verdict::Retry => {
-                    let share = rules.retries.map_or(0.0, |retries| retries.budget);
+                RetryDecision::Fail => {
+                    return self.fail_forwarding(failure.reason, upload, io).await;
+                }
+                RetryDecision::Fresh => fresh = true,
+                RetryDecision::Retry => {
+                    let share = settings.retries.map_or(0.0, |retries| retries.budget);
                     if !pool.state.budget.try_spend(share, clock::now()) {
                         pool.state.metrics.mine().budget_exhausted.add(1);
                         return self.fail_forwarding(failure.reason, upload, io).await;
@@ -92,11 +96,11 @@ impl Exchange<'_> {
             if let Some(next) = self.newer(pool) {
                 tried = next.positions_of(pool, &tried);
                 passed = next.positions_of(pool, &passed);
-                introduction = self.introduction(&next);
-                self.encode_again(pool, &next, rules, io.request_out);
+                proxy_header = self.proxy_header_for(&next);
+                self.reencode_request(pool, &next, settings, io.request_out);
                 let (chunked, length) = self.upload_framing(&next);
                 upload.set_framing(chunked, length);
-                self.facts.newest = Some(Arc::clone(&next));
+                self.record.newest = Some(Arc::clone(&next));
                 newest = Some(next);
             }
             upload.replay(io.request_out);
@@ -104,7 +108,7 @@ impl Exchange<'_> {
     }
 
     /// The PROXY header for connections to a backend of `pool`.
-    fn introduction(&self, pool: &Pool) -> Option<Box<[u8]>> {
+    fn proxy_header_for(&self, pool: &Pool) -> Option<Box<[u8]>> {
         let version = pool.config.send_proxy?;
         Some(proxy_protocol::encode(version, self.client.ends()))
     }
@@ -112,8 +116,8 @@ impl Exchange<'_> {
     /// The pool of this name in the generation in force, if that is not `pool` itself. A pool that has left the configuration
     /// is used to the end of the exchange.
     pub(super) fn newer(&self, pool: &Arc<Pool>) -> Option<Arc<Pool>> {
-        let newest = self.place.worker.generation();
-        if newest.generation == self.place.snapshot.generation {
+        let newest = self.context.worker.generation();
+        if newest.generation == self.context.snapshot.generation {
             return None;
         }
         let found = newest.pools.iter().find(|one| one.name == pool.name)?;
@@ -122,7 +126,7 @@ impl Exchange<'_> {
 }
 
 /// A failed attempt counts against its backend, unless what failed was a connection that had grown old, or was full.
-fn is_backend_failure(lease: &BackendLease, failure: &Failure) -> bool {
+fn is_backend_failure(lease: &BackendLease, failure: &AttemptError) -> bool {
     match failure.refusal {
         Some(StreamRefusal::Outright) => lease.state.refuses_again(),
         _ => !is_well(failure) && !failure.own_limit,
@@ -130,7 +134,7 @@ fn is_backend_failure(lease: &BackendLease, failure: &Failure) -> bool {
 }
 
 /// What failed was a connection, not the backend: another connection may do as well as another backend.
-fn is_well(failure: &Failure) -> bool {
+fn is_well(failure: &AttemptError) -> bool {
     match failure.refusal {
         Some(refusal) => refusal != StreamRefusal::Outright,
         None => failure.stale,

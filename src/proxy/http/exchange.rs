@@ -15,15 +15,15 @@ use std::{
 use tokio::io::AsyncWrite;
 
 use super::{
-    Client, Next, PIPELINED, Scratch, attempt,
+    AfterExchange, ClientConnection, ExchangeBuffers, MAX_PIPELINED, attempt,
     client_address::{ClientAddress, is_allowed},
-    facts::{Active, Facts},
-    forward::{self, Changes, Hop, Origin},
+    facts::{ActiveRequest, ExchangeRecord},
+    forward::{self, NextHop, RequestChanges, RequestOrigin},
     grpc,
-    pace::Pace,
+    pace::MinRate,
     pump::Pump,
-    read::{self, Reading},
-    reply::Reply,
+    read::{self, HeadReadOutcome},
+    reply::LocalReply,
 };
 use crate::{
     base::clock,
@@ -47,14 +47,14 @@ use crate::{
 
 /// Where an exchange takes place.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct ExchangeContext<'a> {
     pub worker: &'a Rc<Worker>,
     pub snapshot: &'a Snapshot,
     pub listener: &'a Listener,
     pub listener_index: usize,
 }
 
-impl<'a> Place<'a> {
+impl<'a> ExchangeContext<'a> {
     /// The listener's counters of this thread.
     pub(super) fn counters(&self) -> &'a ListenerSlot {
         self.listener.state.metrics.mine()
@@ -63,20 +63,20 @@ impl<'a> Place<'a> {
 
 /// Where a request on the connection of `client` comes from, for the backend.
 fn origin<'o>(
-    place: Place<'o>,
-    client: &'o Client,
+    context: ExchangeContext<'o>,
+    client: &'o ClientConnection,
     from: ClientAddress,
     head: &request::RequestHead,
-) -> Origin<'o> {
+) -> RequestOrigin<'o> {
     let tls = client.stream.negotiated_tls();
-    let subject = place.listener.config.tls.as_ref().and_then(|rules| {
+    let subject = context.listener.config.tls.as_ref().and_then(|rules| {
         let own = tls.and_then(|tls| tls.client_subject.as_deref());
         Some((rules.client_subject.as_deref()?, own.unwrap_or_default()))
     });
-    let trusted = &place.snapshot.config.trusted_proxies;
+    let trusted = &context.snapshot.config.trusted_proxies;
     let is_hostless = head.host.is_empty();
     let ends = is_hostless.then(|| client.ends()).flatten();
-    Origin {
+    RequestOrigin {
         peer: client.peer,
         trusted: from.trusted,
         client: from.client,
@@ -91,7 +91,7 @@ fn origin<'o>(
 }
 
 /// The rules for forwarding: the pool's, with the route's overrides.
-pub(super) struct Rules<'a> {
+pub(super) struct ForwardSettings<'a> {
     pub timeouts: PoolTimeoutsConfig,
     pub retries: Option<&'a RetriesConfig>,
     pub route: Option<&'a RouteConfig>,
@@ -103,93 +103,100 @@ pub(super) struct Rules<'a> {
 
 /// One exchange. Whatever happens to it, dropping included, it is recorded once.
 pub(super) struct Exchange<'a> {
-    pub place: Place<'a>,
-    pub client: &'a mut Client,
+    pub context: ExchangeContext<'a>,
+    pub client: &'a mut ClientConnection,
     pub head: &'a mut request::RequestHead,
     pub request_id: &'a mut String,
-    pub facts: Facts,
+    pub record: ExchangeRecord,
     /// Whom the request comes from.
     pub from: ClientAddress,
     /// How fast the client sends its body.
-    pub pace: Pace,
+    pub min_rate: MinRate,
     /// Where in the head's buffer the next request begins, if the body has been read to its end.
-    pub(super) rest: Option<usize>,
+    pub(super) next_request_at: Option<usize>,
     /// The client's own wish, in a request that was read whole.
-    pub(super) asked_to_close: bool,
+    pub(super) client_asked_to_close: bool,
     /// So many requests of one read were answered that what is behind this one is dropped.
-    too_many: bool,
+    pipeline_limit_reached: bool,
 }
 
 /// Runs one exchange. Afterwards the head's buffer in `scratch` holds what was read beyond this request.
-pub(super) async fn run(worker: &Rc<Worker>, client: &mut Client, scratch: &mut Scratch) -> Next {
+pub(super) async fn run(
+    worker: &Rc<Worker>,
+    client: &mut ClientConnection,
+    buffers: &mut ExchangeBuffers,
+) -> AfterExchange {
     let began = clock::now();
     let generation = worker.generation();
     let Some((_, listener)) = listener_of(client, &generation) else {
-        return Next::Close;
+        return AfterExchange::Close;
     };
-    let reading = read::head(client, &mut scratch.head, listener, began).await;
+    let reading = read::head(client, &mut buffers.head, listener, began).await;
     match reading {
-        Reading::Nothing => return Next::Close,
+        HeadReadOutcome::Nothing => return AfterExchange::Close,
         // The connection goes on waiting, with nothing of an exchange in its hands.
-        Reading::NotYet => return Next::KeepAlive,
-        Reading::Http2 => return Next::Http2,
-        _ => (client.first, client.is_new) = (None, false),
+        HeadReadOutcome::NotYet => return AfterExchange::KeepAlive,
+        HeadReadOutcome::Http2 => return AfterExchange::Http2,
+        _ => (client.first_request_deadline, client.is_unused) = (None, false),
     }
     let generation = newest(worker, client, generation);
     let Some((listener_index, listener)) = listener_of(client, &generation) else {
-        return Next::Close;
+        return AfterExchange::Close;
     };
-    let Scratch {
+    let ExchangeBuffers {
         head, request_id, ..
-    } = scratch;
-    let place = Place {
+    } = buffers;
+    let context = ExchangeContext {
         worker,
         snapshot: &generation,
         listener,
         listener_index,
     };
-    let mut exchange = Exchange::new(place, client, head, request_id, began);
+    let mut exchange = Exchange::new(context, client, head, request_id, began);
     exchange.identify();
     let mut io = Io {
-        response: &mut scratch.response,
-        response_bytes: &mut scratch.response_bytes,
-        out: &mut scratch.out,
-        request_out: &mut scratch.request_out,
-        upload_out: &mut scratch.upload_out,
-        upload_bytes: &mut scratch.upload_bytes,
+        response: &mut buffers.response,
+        response_bytes: &mut buffers.response_bytes,
+        out: &mut buffers.out,
+        request_out: &mut buffers.request_out,
+        upload_out: &mut buffers.upload_out,
+        upload_bytes: &mut buffers.upload_bytes,
     };
     let next = match reading {
-        Reading::Refused(reason) => {
+        HeadReadOutcome::Refused(reason) => {
             exchange.head.keep_alive = false;
             exchange.fail(reason, &mut io).await
         }
         _ => exchange.answer(&mut io).await,
     };
-    let rest = exchange.rest;
+    let rest = exchange.next_request_at;
     exchange.record();
     drop(exchange);
-    keep_unread(scratch, rest);
+    keep_unread(buffers, rest);
     next
 }
 
 /// How backends of `pool` are spoken with.
-fn hop(pool: &Pool) -> Hop {
+fn hop(pool: &Pool) -> NextHop {
     match pool.config.protocol {
-        BackendProtocol::H2 | BackendProtocol::H2c => Hop::H2,
-        BackendProtocol::Http1 if pool.config.keepalive.idle_per_backend == 0 => Hop::Close,
-        BackendProtocol::Http1 => Hop::KeepAlive,
+        BackendProtocol::H2 | BackendProtocol::H2c => NextHop::H2,
+        BackendProtocol::Http1 if pool.config.keepalive.idle_per_backend == 0 => NextHop::Close,
+        BackendProtocol::Http1 => NextHop::KeepAlive,
     }
 }
 
 /// The listener that serves `client` in a generation, with its index.
-fn listener_of<'s>(client: &mut Client, snapshot: &'s Snapshot) -> Option<(usize, &'s Listener)> {
+fn listener_of<'s>(
+    client: &mut ClientConnection,
+    snapshot: &'s Snapshot,
+) -> Option<(usize, &'s Listener)> {
     let index = client.listener_of(snapshot)?;
     Some((index, snapshot.listeners.get(index)?))
 }
 
 /// The generation in force, for a request whose head is whole: a reload may have replaced `generation` while it came. Where the
 /// listener has left meanwhile, the request is served by the rules that it began with.
-fn newest(worker: &Worker, client: &mut Client, generation: Generation) -> Generation {
+fn newest(worker: &Worker, client: &mut ClientConnection, generation: Generation) -> Generation {
     let newest = worker.generation();
     if newest.generation == generation.generation {
         return generation;
@@ -205,17 +212,17 @@ fn newest(worker: &Worker, client: &mut Client, generation: Generation) -> Gener
 }
 
 /// What was read beyond this request is the beginning of the next.
-fn keep_unread(scratch: &mut Scratch, rest: Option<usize>) {
-    let bytes = &mut scratch.head.bytes;
+fn keep_unread(buffers: &mut ExchangeBuffers, rest: Option<usize>) {
+    let bytes = &mut buffers.head.bytes;
     match rest {
         Some(rest) if rest < bytes.len() => drop(bytes.drain(..rest)),
         _ => bytes.clear(),
     }
     debug_assert!(
-        scratch.upload_bytes.is_empty() || rest.is_none(),
+        buffers.upload_bytes.is_empty() || rest.is_none(),
         "the next request begins in one place"
     );
-    bytes.append(&mut scratch.upload_bytes);
+    bytes.append(&mut buffers.upload_bytes);
 }
 
 /// The buffers of an exchange besides the request head.
@@ -230,36 +237,36 @@ pub(super) struct Io<'a> {
 
 impl<'a> Exchange<'a> {
     fn new(
-        place: Place<'a>,
-        client: &'a mut Client,
+        context: ExchangeContext<'a>,
+        client: &'a mut ClientConnection,
         head: &'a mut request::RequestHead,
         request_id: &'a mut String,
         began: Instant,
     ) -> Self {
         Self {
-            place,
+            context,
             client,
             head,
             request_id,
-            facts: Facts::new(began),
+            record: ExchangeRecord::new(began),
             from: ClientAddress::default(),
-            pace: Pace::default(),
-            rest: None,
-            asked_to_close: false,
-            too_many: false,
+            min_rate: MinRate::default(),
+            next_request_at: None,
+            client_asked_to_close: false,
+            pipeline_limit_reached: false,
         }
     }
 
     /// We want no further request on this connection, whatever the client wishes.
     pub(super) fn must_close(&self) -> bool {
-        self.too_many || self.client.entry.close_signal.should_close()
+        self.pipeline_limit_reached || self.client.entry.close_signal.should_close()
     }
 
     /// Finds whom the request comes from, and gives it its id, one that is refused as well.
     fn identify(&mut self) {
-        let Place {
+        let ExchangeContext {
             snapshot, worker, ..
-        } = self.place;
+        } = self.context;
         let trusted = &snapshot.config.trusted_proxies;
         self.from = ClientAddress::of(self.head, self.client.peer, trusted);
         forward::request_id(
@@ -272,17 +279,19 @@ impl<'a> Exchange<'a> {
     }
 
     /// The request is whole: find out what is to be done, and do it.
-    async fn answer(&mut self, io: &mut Io<'_>) -> Next {
-        let Place {
+    async fn answer(&mut self, io: &mut Io<'_>) -> AfterExchange {
+        let ExchangeContext {
             snapshot,
             listener,
             listener_index,
             ..
-        } = self.place;
-        self.rest = self.end_of_body();
-        self.asked_to_close = !self.head.keep_alive && self.rest.is_some();
-        let is_more = self.rest.is_some_and(|rest| rest < self.head.bytes.len());
-        self.too_many = self.client.row >= PIPELINED && is_more;
+        } = self.context;
+        self.next_request_at = self.end_of_body();
+        self.client_asked_to_close = !self.head.keep_alive && self.next_request_at.is_some();
+        let is_more = self
+            .next_request_at
+            .is_some_and(|rest| rest < self.head.bytes.len());
+        self.pipeline_limit_reached = self.client.pipelined_requests >= MAX_PIPELINED && is_more;
         if !is_allowed(
             self.from.client,
             &listener.config.allow,
@@ -312,14 +321,14 @@ impl<'a> Exchange<'a> {
                 return self.fail(reason, io).await;
             }
         };
-        self.facts.route = route.map(|(index, _)| index);
+        self.record.route = route.map(|(index, _)| index);
         if self.is_over_body_limit() {
             return self.fail(Reason::RequestBodySize, io).await;
         }
         if route.is_some_and(|(_, route)| !is_allowed(self.from.client, &route.allow, &[])) {
             return self.fail(Reason::RequestDenied, io).await;
         }
-        if let Err(wait) = self.take_rate(self.facts.route) {
+        if let Err(wait) = self.take_rate(self.record.route) {
             return self.fail_for(wait, io).await;
         }
         let Some((route_index, route)) = route else {
@@ -332,10 +341,12 @@ impl<'a> Exchange<'a> {
         let pool = match &route.action {
             RouteAction::Pool(pool) => *pool,
             RouteAction::Split(shares) => {
-                route::pick_pool(shares, &mut self.place.worker.random.borrow_mut())
+                route::pick_pool(shares, &mut self.context.worker.random.borrow_mut())
             }
             RouteAction::Redirect(redirect) => return self.redirect(redirect, io).await,
-            RouteAction::Respond(respond) => return self.reply(&Reply::fixed(respond), io).await,
+            RouteAction::Respond(respond) => {
+                return self.reply(&LocalReply::fixed(respond), io).await;
+            }
         };
         let target = self.head.text(self.head.target);
         match snapshot.router.rewrite(route_index, target) {
@@ -347,12 +358,12 @@ impl<'a> Exchange<'a> {
     /// The client was shown another certificate than that of the host it asks for, and `tls.same_host` does not allow that
     /// (RFC 9110 section 15.5.20).
     fn is_misdirected(&self) -> bool {
-        let rules = &self.place.listener.config.tls;
+        let rules = &self.context.listener.config.tls;
         if rules.as_ref().is_none_or(|rules| !rules.same_host) {
             return false;
         }
         let agreed = self.client.stream.negotiated_tls();
-        let (Some(tls), Some(agreed)) = (&self.place.listener.tls, agreed) else {
+        let (Some(tls), Some(agreed)) = (&self.context.listener.tls, agreed) else {
             return false;
         };
         let host = self.head.text(self.head.host);
@@ -361,7 +372,7 @@ impl<'a> Exchange<'a> {
 
     fn is_over_body_limit(&self) -> bool {
         let limit = self
-            .place
+            .context
             .listener
             .config
             .limits
@@ -387,7 +398,7 @@ impl<'a> Exchange<'a> {
         match self.head.framing {
             RequestFraming::None => BodyDecoder::Length(0),
             RequestFraming::Length(length) => BodyDecoder::Length(length),
-            RequestFraming::Chunked => BodyDecoder::chunked(read::limits(self.place.listener)),
+            RequestFraming::Chunked => BodyDecoder::chunked(read::limits(self.context.listener)),
         }
     }
 
@@ -398,30 +409,30 @@ impl<'a> Exchange<'a> {
         route: Option<&RouteConfig>,
         target: Option<Vec<u8>>,
         io: &mut Io<'_>,
-    ) -> Next {
-        let Some(pool) = self.place.snapshot.pools.get(pool_index) else {
+    ) -> AfterExchange {
+        let Some(pool) = self.context.snapshot.pools.get(pool_index) else {
             return self.fail(Reason::InternalError, io).await;
         };
-        self.facts.pool = Some(pool_index);
+        self.record.pool = Some(pool_index);
         let newest = self.newer(pool);
         let pool = newest.as_ref().unwrap_or(pool);
-        self.facts.newest.clone_from(&newest);
-        let active = Active::new(&pool.state.metrics);
+        self.record.newest.clone_from(&newest);
+        let active = ActiveRequest::new(&pool.state.metrics);
         let over = route.and_then(|route| route.retries_for(pool_index));
-        let mut rules = Rules::new(pool, route, over, self.facts.began);
+        let mut settings = ForwardSettings::new(pool, route, over, self.record.began);
         // The client of a call gives up earlier than we, or at the same time.
-        let given_up = grpc::timeout(self.head).map(|timeout| self.facts.began + timeout);
-        rules.end = attempt::earlier(rules.end, given_up);
-        if rules.retries.is_some() {
+        let given_up = grpc::timeout(self.head).map(|timeout| self.record.began + timeout);
+        settings.end = attempt::min_deadline(settings.end, given_up);
+        if settings.retries.is_some() {
             pool.state.budget.request();
         }
-        rules.target = target;
-        let mut upload = self.upload(pool, &rules, io);
-        let next = self.try_backends(pool, &rules, &mut upload, io).await;
+        settings.target = target;
+        let mut upload = self.upload(pool, &settings, io);
+        let next = self.try_backends(pool, &settings, &mut upload, io).await;
         let read_all = self.take_back(upload, io);
         drop(active);
-        if next == Next::KeepAlive && !read_all {
-            Next::Linger
+        if next == AfterExchange::KeepAlive && !read_all {
+            AfterExchange::Linger
         } else {
             next
         }
@@ -431,10 +442,10 @@ impl<'a> Exchange<'a> {
     /// end.
     fn take_back(&mut self, upload: Pump, io: &mut Io<'_>) -> bool {
         // A tunnel has counted its own.
-        self.facts.bytes_in += upload.body();
-        let read_all = upload.has_read_all() || self.rest.is_some();
+        self.record.bytes_in += upload.body();
+        let read_all = upload.has_read_all() || self.next_request_at.is_some();
         if upload.moved().0 > 0 {
-            self.client.row = 0;
+            self.client.pipelined_requests = 0;
         }
         let in_upload = self.head.framing != RequestFraming::None && upload.has_read_all();
         let (out, bytes, taken) = upload.into_buffers();
@@ -442,7 +453,7 @@ impl<'a> Exchange<'a> {
         *io.upload_bytes = bytes;
         if in_upload {
             // The next request begins where the upload stopped reading.
-            self.rest = None;
+            self.next_request_at = None;
             io.upload_bytes.drain(..taken.min(io.upload_bytes.len()));
         } else {
             io.upload_bytes.clear();
@@ -451,11 +462,11 @@ impl<'a> Exchange<'a> {
     }
 
     /// Encodes the head of the request again, where `pool` speaks otherwise with its backends than `before`.
-    pub(super) fn encode_again(
+    pub(super) fn reencode_request(
         &mut self,
         before: &Pool,
         pool: &Pool,
-        rules: &Rules<'_>,
+        settings: &ForwardSettings<'_>,
         out: &mut Vec<u8>,
     ) {
         if hop(before) == hop(pool) {
@@ -463,20 +474,22 @@ impl<'a> Exchange<'a> {
         }
         // The first time has struck fields out. What was parsed once is parsed again.
         let (keep_alive, length) = (self.head.keep_alive, self.head.declared_length);
-        let parsed = self.head.parse(read::limits(self.place.listener));
+        let parsed = self.head.parse(read::limits(self.context.listener));
         debug_assert!(matches!(parsed, Ok(true)), "the same bytes");
         (self.head.keep_alive, self.head.declared_length) = (keep_alive, length);
-        self.encode_request(pool, rules, out);
+        self.encode_request(pool, settings, out);
     }
 
     /// Encodes the head of the request for a backend of `pool`.
-    fn encode_request(&mut self, pool: &Pool, rules: &Rules<'_>, out: &mut Vec<u8>) {
-        let snapshot = self.place.snapshot;
-        let origin = origin(self.place, self.client, self.from, self.head);
-        let changes = Changes {
-            target: rules.target.as_deref(),
-            host: rules.route.and_then(|route| route.rewrite.host.as_deref()),
-            edits: rules.route.map(|route| &route.request_headers),
+    fn encode_request(&mut self, pool: &Pool, settings: &ForwardSettings<'_>, out: &mut Vec<u8>) {
+        let snapshot = self.context.snapshot;
+        let origin = origin(self.context, self.client, self.from, self.head);
+        let changes = RequestChanges {
+            target: settings.target.as_deref(),
+            host: settings
+                .route
+                .and_then(|route| route.rewrite.host.as_deref()),
+            edits: settings.route.map(|route| &route.request_headers),
         };
         out.clear();
         forward::request_head(
@@ -493,15 +506,18 @@ impl<'a> Exchange<'a> {
     /// Whether the body goes to a backend of `pool` in chunks; if not, the length at which a chunked one ends. HTTP/1 has a
     /// length or trailers.
     pub(super) fn upload_framing(&self, pool: &Pool) -> (bool, Option<u64>) {
-        let length = self.head.declared_length.filter(|_| hop(pool) != Hop::H2);
+        let length = self
+            .head
+            .declared_length
+            .filter(|_| hop(pool) != NextHop::H2);
         let is_chunked = self.head.framing == RequestFraming::Chunked && length.is_none();
         (is_chunked, length)
     }
 
     /// The request as it goes to a backend.
-    fn upload(&mut self, pool: &Pool, rules: &Rules<'_>, io: &mut Io<'_>) -> Pump {
-        let listener = self.place.listener;
-        self.encode_request(pool, rules, io.request_out);
+    fn upload(&mut self, pool: &Pool, settings: &ForwardSettings<'_>, io: &mut Io<'_>) -> Pump {
+        let listener = self.context.listener;
+        self.encode_request(pool, settings, io.request_out);
         let mut out = std::mem::take(io.upload_out);
         out.clear();
         out.extend_from_slice(io.request_out);
@@ -515,12 +531,12 @@ impl<'a> Exchange<'a> {
         let mut upload = Pump::new(out, bytes, 0, Some(self.decoder()), chunked);
         upload.set_framing(chunked, length);
         if self.head.framing == RequestFraming::Chunked {
-            let origin = origin(self.place, self.client, self.from, self.head);
-            let rules = &self.place.snapshot.config.forwarded;
+            let origin = origin(self.context, self.client, self.from, self.head);
+            let rules = &self.context.snapshot.config.forwarded;
             upload.forbid_trailers(forward::own_names(rules, origin));
         }
         upload.limit_body(listener.config.limits.request_body.unwrap_or(u64::MAX));
-        if rules.retries.is_some() {
+        if settings.retries.is_some() {
             upload.keep_for_replay();
         } else {
             upload.allow_splice();
@@ -534,15 +550,15 @@ impl<'a> Exchange<'a> {
         reason: Reason,
         upload: &Pump,
         io: &mut Io<'_>,
-    ) -> Next {
+    ) -> AfterExchange {
         if matches!(
             reason,
             Reason::ClientDisconnected | Reason::ClientWriteTimeout
         ) {
-            self.facts.reason = Some(reason);
-            return Next::Reset;
+            self.record.reason = Some(reason);
+            return AfterExchange::Reset;
         }
-        if !upload.has_read_all() && self.rest.is_none() {
+        if !upload.has_read_all() && self.next_request_at.is_none() {
             self.head.keep_alive = false;
         }
         self.fail(reason, io).await
@@ -551,13 +567,13 @@ impl<'a> Exchange<'a> {
     /// Name and value of the field with the id of this request.
     pub(super) fn request_id_field(&self) -> (&str, &str) {
         (
-            &self.place.snapshot.config.forwarded.request_id,
+            &self.context.snapshot.config.forwarded.request_id,
             self.request_id,
         )
     }
 }
 
-impl<'a> Rules<'a> {
+impl<'a> ForwardSettings<'a> {
     /// `over` is the route's override of the pool's retries.
     fn new(
         pool: &'a Pool,
@@ -600,11 +616,11 @@ impl<'a> Rules<'a> {
 
 /// Writes all of `bytes`; a client that takes nothing of them for `timeouts.body_idle` is given up.
 pub(super) async fn write_all(
-    client: &mut Client,
+    client: &mut ClientConnection,
     bytes: &[u8],
     timeouts: &ListenerTimeoutsConfig,
 ) -> Result<(), Reason> {
-    let Client { stream, timer, .. } = client;
+    let ClientConnection { stream, timer, .. } = client;
     let (mut sent, mut noted) = (0, None);
     let mut activity: Option<ActivityTracker> = None;
     poll_fn(|cx| {

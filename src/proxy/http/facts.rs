@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::exchange::{Exchange, Place};
+use super::exchange::{Exchange, ExchangeContext};
 use crate::{
     base::clock,
     http1::fields::KnownField,
@@ -21,7 +21,7 @@ use crate::{
 
 /// What is found out on the way.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct ExchangeRecord {
     pub began: Instant,
     pub status: u16,
     pub bytes_in: u64,
@@ -46,7 +46,7 @@ pub(super) struct Facts {
     recorded: bool,
 }
 
-impl Facts {
+impl ExchangeRecord {
     /// The head of the request, whose first byte came at `began`, has just been read.
     pub(super) fn new(began: Instant) -> Self {
         Self {
@@ -74,36 +74,41 @@ impl Facts {
 impl Exchange<'_> {
     /// Counts and logs the exchange; the second time it does nothing.
     pub(super) fn record(&mut self) {
-        if std::mem::replace(&mut self.facts.recorded, true) {
+        if std::mem::replace(&mut self.record.recorded, true) {
             return;
         }
-        let Place {
+        let ExchangeContext {
             snapshot, worker, ..
-        } = self.place;
-        let facts = &self.facts;
-        let took = clock::now().saturating_duration_since(facts.began);
-        let pool = facts.pool.and_then(|pool| snapshot.pools.get(pool));
+        } = self.context;
+        let record = &self.record;
+        let took = clock::now().saturating_duration_since(record.began);
+        let pool = record.pool.and_then(|pool| snapshot.pools.get(pool));
         let metrics = pool
             .map_or(&*snapshot.unrouted, |pool| &pool.state.metrics)
             .mine();
-        if facts.status > 0 {
-            metrics
-                .requests
-                .add(method_index(self.head.text(self.head.method)), facts.status);
-            if let Some(duration) = metrics.duration.get(class_index(facts.status)) {
+        if record.status > 0 {
+            metrics.requests.add(
+                method_index(self.head.text(self.head.method)),
+                record.status,
+            );
+            if let Some(duration) = metrics.duration.get(class_index(record.status)) {
                 duration.observe(took);
             }
         }
-        metrics.request_body.add(facts.bytes_in);
-        metrics.response_body.add(facts.bytes_out);
-        if let Some(reason) = facts.reason {
-            let is_answer = !facts.cut && reason.status(snapshot.config.errors.status) > 0;
-            metrics.error(reason, if is_answer { facts.status } else { 0 });
+        metrics.request_body.add(record.bytes_in);
+        metrics.response_body.add(record.bytes_out);
+        if let Some(reason) = record.reason {
+            let is_answer = !record.cut && reason.status(snapshot.config.errors.status) > 0;
+            metrics.error(reason, if is_answer { record.status } else { 0 });
         }
-        let status = if facts.status == 0 { 499 } else { facts.status };
+        let status = if record.status == 0 {
+            499
+        } else {
+            record.status
+        };
         if snapshot
             .access_log
-            .wants(status, facts.reason, took, &mut worker.random.borrow_mut())
+            .wants(status, record.reason, took, &mut worker.random.borrow_mut())
         {
             self.write_log_line(pool.map(|pool| &**pool), status, took);
         }
@@ -111,33 +116,33 @@ impl Exchange<'_> {
 
     #[cold]
     fn write_log_line(&self, pool: Option<&Pool>, status: u16, took: Duration) {
-        let Place {
+        let ExchangeContext {
             snapshot, listener, ..
-        } = self.place;
-        let (facts, head) = (&self.facts, &*self.head);
-        let backend = facts
+        } = self.context;
+        let (record, head) = (&self.record, &*self.head);
+        let backend = record
             .backend
-            .and_then(|backend| facts.newest.as_deref().or(pool)?.backends.get(backend));
+            .and_then(|backend| record.newest.as_deref().or(pool)?.backends.get(backend));
         let record = AccessRecord {
-            began: facts.began,
+            began: record.began,
             listener: listener.config.name.clone(),
             client: self.from.client,
             tls: self.client.stream.tls_version(),
             status,
-            bytes_in: facts.bytes_in,
-            bytes_out: facts.bytes_out,
-            route: facts
+            bytes_in: record.bytes_in,
+            bytes_out: record.bytes_out,
+            route: record
                 .route
                 .and_then(|route| snapshot.config.routes.get(route))
                 .map(|route| route.name.clone()),
             pool: pool.map(|pool| pool.name.clone()),
             backend: backend.map(|backend| backend.config.name.clone()),
-            attempts: facts.attempts,
-            reused: facts.reused,
-            request: facts.request,
-            connect: facts.connect,
-            first_byte: facts.first_byte,
-            reason: facts.reason,
+            attempts: record.attempts,
+            reused: record.reused,
+            request: record.request,
+            connect: record.connect,
+            first_byte: record.first_byte,
+            reason: record.reason,
         };
         let text = RequestText {
             protocol: if self.client.stream.h2_request().is_some() {
@@ -164,9 +169,9 @@ impl Exchange<'_> {
 
 impl Drop for Exchange<'_> {
     fn drop(&mut self) {
-        if !self.facts.recorded {
+        if !self.record.recorded {
             // The task was dropped in the middle: only the end of a drain does that.
-            self.facts.reason = Some(Reason::DrainTimeout);
+            self.record.reason = Some(Reason::DrainTimeout);
             // A response that ends with its connection would look whole.
             self.client.stream.set_reset_on_close();
             self.record();
@@ -175,9 +180,9 @@ impl Drop for Exchange<'_> {
 }
 
 /// Counts a request as under way while it lives.
-pub(super) struct Active<'a>(&'a PoolSlot);
+pub(super) struct ActiveRequest<'a>(&'a PoolSlot);
 
-impl<'a> Active<'a> {
+impl<'a> ActiveRequest<'a> {
     pub(super) fn new(metrics: &'a PerThread<PoolSlot>) -> Self {
         let slot = metrics.mine();
         slot.requests_active.add(1);
@@ -185,7 +190,7 @@ impl<'a> Active<'a> {
     }
 }
 
-impl Drop for Active<'_> {
+impl Drop for ActiveRequest<'_> {
     fn drop(&mut self) {
         self.0.requests_active.sub(1);
     }

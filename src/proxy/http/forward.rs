@@ -18,11 +18,11 @@ use crate::{
 };
 
 /// Longest request id taken over from a trusted peer, in bytes.
-const MAX_REQUEST_ID: usize = 128;
+const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// Where a request came from. `Default` is a plain connection without addresses.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Origin<'a> {
+pub struct RequestOrigin<'a> {
     /// Address of the connection's other end; `None` on a unix socket.
     pub peer: Option<IpAddr>,
     /// The peer is in `trusted_proxies`.
@@ -45,7 +45,7 @@ pub struct Origin<'a> {
     pub subject: Option<(&'a str, &'a str)>,
 }
 
-impl Origin<'_> {
+impl RequestOrigin<'_> {
     /// The scheme of the request, RFC 9110 section 4.2.
     const fn scheme(self) -> &'static str {
         if self.is_secure { "https" } else { "http" }
@@ -54,7 +54,7 @@ impl Origin<'_> {
 
 /// What the backend is spoken to in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hop {
+pub enum NextHop {
     /// HTTP/1.1, on a connection that may be kept.
     KeepAlive,
     /// HTTP/1.1, on a connection that ends with this exchange.
@@ -65,7 +65,7 @@ pub enum Hop {
 
 /// What a route changes in a request head.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Changes<'a> {
+pub struct RequestChanges<'a> {
     /// The target to send instead of the client's.
     pub target: Option<&'a [u8]>,
     /// The Host to send instead of the client's.
@@ -85,7 +85,7 @@ pub(super) fn request_id(
     id.clear();
     let sent = head.fields.values(&rules.request_id, &head.bytes).next();
     let visible = |id: &&[u8]| {
-        (1..=MAX_REQUEST_ID).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+        (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
     };
     if let Some(sent) = sent.filter(visible).filter(|_| trusted) {
         id.push_str(&String::from_utf8_lossy(sent));
@@ -113,12 +113,12 @@ pub fn request_head(
     out: &mut Vec<u8>,
     head: &mut request::RequestHead,
     rules: &ForwardedConfig,
-    origin: Origin<'_>,
+    origin: RequestOrigin<'_>,
     id: &str,
-    changes: Changes<'_>,
-    hop: Hop,
+    changes: RequestChanges<'_>,
+    hop: NextHop,
 ) {
-    let Changes {
+    let RequestChanges {
         target,
         host,
         edits,
@@ -134,7 +134,7 @@ pub fn request_head(
             None => encode::field(out, b"Host", head.text(head.host)),
         }
     }
-    let earlier = Earlier::of(head, origin, rules);
+    let earlier = ReceivedForwarding::of(head, origin, rules);
     let request::RequestHead { fields, bytes, .. } = &mut *head;
     fields.strike(|field| {
         is_replaced(field, bytes, rules, origin)
@@ -162,7 +162,7 @@ pub fn request_head(
             if let Some(length) = head.declared_length {
                 encode::content_length(out, length);
             }
-            if hop == Hop::H2 || head.declared_length.is_none() {
+            if hop == NextHop::H2 || head.declared_length.is_none() {
                 encode::chunked(out);
             }
         }
@@ -175,13 +175,13 @@ pub fn request_head(
     }
     match head
         .upgrade
-        .filter(|_| hop != Hop::H2 || is_websocket(head))
+        .filter(|_| hop != NextHop::H2 || is_websocket(head))
     {
         Some(protocol) => encode::upgrade(out, head.text(protocol)),
-        None if hop == Hop::Close => encode::field(out, b"Connection", b"close"),
+        None if hop == NextHop::Close => encode::field(out, b"Connection", b"close"),
         None => {}
     }
-    if hop == Hop::H2 && head.takes_trailers {
+    if hop == NextHop::H2 && head.takes_trailers {
         encode::field(out, b"TE", b"trailers");
     }
     encode::end(out);
@@ -202,13 +202,13 @@ pub(super) fn is_decided(edits: Option<&HeaderEdits>, name: &str) -> bool {
 
 /// A name in `set` or `remove`.
 #[derive(Clone, Copy)]
-enum Edited<'a> {
+enum EditedName<'a> {
     Name(&'a [u8]),
     /// All names that begin with it.
     Prefix(&'a [u8]),
 }
 
-impl Edited<'_> {
+impl EditedName<'_> {
     /// True for this name, and for one that a server could take for it.
     fn matches(self, name: &[u8]) -> bool {
         match self {
@@ -233,17 +233,17 @@ impl Edited<'_> {
 }
 
 /// The names of which no field is left as it came.
-fn named(edits: &HeaderEdits) -> impl Iterator<Item = Edited<'_>> {
+fn named(edits: &HeaderEdits) -> impl Iterator<Item = EditedName<'_>> {
     let set = edits
         .set
         .iter()
-        .map(|(name, _)| Edited::Name(name.as_bytes()));
+        .map(|(name, _)| EditedName::Name(name.as_bytes()));
     let removed = edits
         .remove
         .iter()
         .map(|name| match name.strip_suffix('*') {
-            Some(prefix) => Edited::Prefix(prefix.as_bytes()),
-            None => Edited::Name(name.as_bytes()),
+            Some(prefix) => EditedName::Prefix(prefix.as_bytes()),
+            None => EditedName::Name(name.as_bytes()),
         });
     removed.chain(set)
 }
@@ -255,7 +255,7 @@ fn sets_host(edits: &HeaderEdits) -> bool {
 
 /// Values of forwarding fields that a trusted peer sent, to be appended to.
 #[derive(Default)]
-struct Earlier {
+struct ReceivedForwarding {
     forwarded_for: String,
     forwarded: String,
     proto: bool,
@@ -263,8 +263,8 @@ struct Earlier {
     port: bool,
 }
 
-impl Earlier {
-    fn of(head: &request::RequestHead, origin: Origin<'_>, rules: &ForwardedConfig) -> Self {
+impl ReceivedForwarding {
+    fn of(head: &request::RequestHead, origin: RequestOrigin<'_>, rules: &ForwardedConfig) -> Self {
         let mut earlier = Self::default();
         if !origin.trusted {
             return earlier;
@@ -299,7 +299,7 @@ fn is_replaced(
     field: &HeadField,
     bytes: &[u8],
     rules: &ForwardedConfig,
-    origin: Origin<'_>,
+    origin: RequestOrigin<'_>,
 ) -> bool {
     let name = field.name.get(bytes);
     let is = |own: &str| is_same_or_twin(name, own.as_bytes());
@@ -321,7 +321,7 @@ fn is_replaced(
 
 /// Names of fields by which backends know the client, as far as the configuration chooses them: no trailer has one of them.
 /// Those that every configuration has are dropped by `http1::body`.
-pub(super) fn own_names(rules: &ForwardedConfig, origin: Origin<'_>) -> Vec<Box<str>> {
+pub(super) fn own_names(rules: &ForwardedConfig, origin: RequestOrigin<'_>) -> Vec<Box<str>> {
     let real_ip = rules.real_ip.as_deref().filter(|name| *name != "X-Real-IP");
     let subject = origin.subject.map(|(name, _)| name);
     let names = [real_ip, origin.client_header, subject];
@@ -332,8 +332,8 @@ fn add_forwarding(
     out: &mut Vec<u8>,
     head: &request::RequestHead,
     rules: &ForwardedConfig,
-    origin: Origin<'_>,
-    earlier: &Earlier,
+    origin: RequestOrigin<'_>,
+    earlier: &ReceivedForwarding,
     edits: Option<&HeaderEdits>,
 ) {
     let host = head.text(head.host);
@@ -429,7 +429,7 @@ fn add_edited(out: &mut Vec<u8>, edits: &HeaderEdits) {
 
 /// How the body of a response goes to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
+pub enum BodyDelivery {
     /// No body.
     None,
     /// So many bytes.
@@ -440,7 +440,7 @@ pub enum Delivery {
     UntilClose,
 }
 
-impl Delivery {
+impl BodyDelivery {
     /// How to deliver a response with `head` to a client that speaks `version`, or HTTP/2. HTTP/1 has a length or trailers:
     /// where the backend announces trailers, the length gives way to them.
     pub fn of(
@@ -466,7 +466,7 @@ impl Delivery {
 #[derive(Debug, Clone, Copy)]
 pub struct ResponseExtra<'a> {
     /// How the body goes to the client.
-    pub delivery: Delivery,
+    pub delivery: BodyDelivery,
     /// Another request may follow.
     pub keep_alive: bool,
     /// What the client speaks.
@@ -505,19 +505,19 @@ pub fn response_head(
         add_edited(out, edits);
     }
     match extra.delivery {
-        Delivery::Length(length) => encode::content_length(out, length),
-        Delivery::Chunked(length) => {
+        BodyDelivery::Length(length) => encode::content_length(out, length),
+        BodyDelivery::Chunked(length) => {
             if let Some(length) = length {
                 encode::content_length(out, length);
             }
             encode::chunked(out);
         }
-        Delivery::None => {
+        BodyDelivery::None => {
             if let Some(length) = head.announced {
                 encode::content_length(out, length);
             }
         }
-        Delivery::UntilClose => {}
+        BodyDelivery::UntilClose => {}
     }
     let upgrade = head.upgrade.filter(|_| !is_decided(extra.edits, "Upgrade"));
     if let Some(protocols) = upgrade {

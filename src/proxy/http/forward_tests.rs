@@ -39,8 +39,8 @@ fn sent(config: &Config, router: &Router, mut head: request::RequestHead) -> Opt
     let path = head.text(head.path);
     let found = router.find(0, b"h", path, b"GET", &|_, _| false).ok()??;
     let target = router.rewrite(found, head.text(head.target)).ok()?;
-    let origin = Origin::default();
-    let changes = Changes {
+    let origin = RequestOrigin::default();
+    let changes = RequestChanges {
         target: target.as_deref(),
         host: config.routes[found].rewrite.host.as_deref(),
         edits: Some(&config.routes[found].request_headers),
@@ -54,7 +54,7 @@ fn sent(config: &Config, router: &Router, mut head: request::RequestHead) -> Opt
         origin,
         "id",
         changes,
-        Hop::KeepAlive,
+        NextHop::KeepAlive,
     );
     Some(String::from_utf8(out).unwrap())
 }

@@ -14,7 +14,8 @@ use std::{
 use tokio::task::spawn_local;
 
 use super::{
-    Client, LINGER_AFTER_GOAWAY, LINGER_AFTER_RESPONSE, Next, attempt, exchange, linger, read,
+    AfterExchange, ClientConnection, LINGER_AFTER_GOAWAY, LINGER_AFTER_RESPONSE, attempt, exchange,
+    linger, read,
 };
 use crate::{
     base::{address::BindAddress, clock, rng::Random},
@@ -32,24 +33,24 @@ use crate::{
 };
 
 /// How long a client that has streams may take to see our GOAWAY before nothing more of it is taken: a round trip.
-const FAREWELL_TIME: Duration = Duration::from_secs(1);
+const GOAWAY_GRACE: Duration = Duration::from_secs(1);
 
 /// How long a client may take to read the last frames of a connection that is over.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// What happens on a connection.
-enum Event {
+enum DriverEvent {
     Asked(IncomingRequest),
     /// Told to close.
     Close,
     /// Nothing came for too long, or the end was not reached in time.
-    Late,
+    TimedOut,
     /// The connection is over.
-    Over,
+    Ended,
 }
 
 /// Serves the connection of `client`, of which `read` has been read already, until it ends.
-pub(super) async fn serve(worker: Rc<Worker>, mut client: Client, read: Vec<u8>) {
+pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read: Vec<u8>) {
     let generation = worker.generation();
     let listener = client.listener_of(&generation);
     let Some(listener) = listener.and_then(|index| generation.listeners.get(index)) else {
@@ -59,48 +60,48 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: Client, read: Vec<u8>)
     let most = listener.config.http.h2_max_streams;
     let timeouts = listener.config.timeouts.clone();
     drop(generation);
-    let Client {
+    let ClientConnection {
         stream,
         peer,
-        introduced,
+        proxy_header,
         bind,
         entry,
         timer,
-        first,
+        first_request_deadline,
         ..
     } = client;
     let random = Random::seeded(worker.random.borrow_mut().bits());
-    let mut driver = Driver {
+    let mut driver = H2ClientDriver {
         worker: &worker,
         connection: Connection::of_client(stream, &read, limits, most, random),
         entry,
         bind,
         peer,
-        introduced,
+        proxy_header,
         timer,
         timeouts,
-        first,
+        first_request_deadline,
         idle: None,
         written: 0,
         closing: false,
-        farewell: None,
+        goaway_deadline: None,
     };
     drop(read);
     poll_fn(|cx| driver.poll_all(cx)).await;
     Box::pin(driver.end()).await;
 }
 
-struct Driver<'a> {
+struct H2ClientDriver<'a> {
     worker: &'a Rc<Worker>,
     connection: Rc<Connection>,
     entry: ConnectionHandle,
     bind: Rc<BindAddress>,
     peer: Option<IpAddr>,
-    introduced: Option<Box<ProxyHeader>>,
+    proxy_header: Option<Box<ProxyHeader>>,
     timer: Timer,
     timeouts: ListenerTimeoutsConfig,
     /// By when the first request must be there, until it is.
-    first: Option<Instant>,
+    first_request_deadline: Option<Instant>,
     /// The end of the last request, or what the client has read of its response since.
     idle: Option<ActivityTracker>,
     /// Bytes written when that was last looked at.
@@ -108,20 +109,22 @@ struct Driver<'a> {
     /// GOAWAY was said.
     closing: bool,
     /// How long the client may take to see that.
-    farewell: Option<Instant>,
+    goaway_deadline: Option<Instant>,
 }
 
-impl Driver<'_> {
+impl H2ClientDriver<'_> {
     /// Ready when the connection is over.
     fn poll_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match ready!(self.poll(cx)) {
-                Event::Asked(asked) => self.begin(asked),
+                DriverEvent::Asked(asked) => self.begin(asked),
                 // It has not: what it asks for from now on is refused.
-                Event::Late if self.farewell.take().is_some() => self.connection.leave(),
-                Event::Late if self.closing => return Poll::Ready(()),
-                Event::Close | Event::Late => self.close(),
-                Event::Over => return Poll::Ready(()),
+                DriverEvent::TimedOut if self.goaway_deadline.take().is_some() => {
+                    self.connection.leave();
+                }
+                DriverEvent::TimedOut if self.closing => return Poll::Ready(()),
+                DriverEvent::Close | DriverEvent::TimedOut => self.close(),
+                DriverEvent::Ended => return Poll::Ready(()),
             }
         }
     }
@@ -129,14 +132,14 @@ impl Driver<'_> {
     fn close(&mut self) {
         self.closing = true;
         self.idle = None;
-        self.farewell = Some(clock::now() + FAREWELL_TIME);
+        self.goaway_deadline = Some(clock::now() + GOAWAY_GRACE);
         self.connection.leave();
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DriverEvent> {
         match self.connection.poll(cx) {
-            Poll::Ready(Some(asked)) => return Poll::Ready(Event::Asked(asked)),
-            Poll::Ready(None) => return Poll::Ready(Event::Over),
+            Poll::Ready(Some(asked)) => return Poll::Ready(DriverEvent::Asked(asked)),
+            Poll::Ready(None) => return Poll::Ready(DriverEvent::Ended),
             Poll::Pending => {}
         }
         let open = self.connection.open();
@@ -149,19 +152,26 @@ impl Driver<'_> {
         // What has failed ends as soon as the client has taken what is written.
         self.closing |= self.connection.fate().is_some();
         if told && !self.closing {
-            return Poll::Ready(Event::Close);
+            return Poll::Ready(DriverEvent::Close);
         }
-        if open > 0 || self.first.is_some() && !self.closing {
+        if open > 0 || self.first_request_deadline.is_some() && !self.closing {
             self.idle = None;
-            let deadline = if open > 0 { self.farewell } else { self.first };
-            return self.timer.poll(cx, deadline).map(|()| Event::Late);
+            let deadline = if open > 0 {
+                self.goaway_deadline
+            } else {
+                self.first_request_deadline
+            };
+            return self
+                .timer
+                .poll(cx, deadline)
+                .map(|()| DriverEvent::TimedOut);
         }
-        self.farewell = None;
+        self.goaway_deadline = None;
         self.poll_idle(cx)
     }
 
     /// Ready when the connection has been without a request for too long, and its client no longer reads the last response.
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<DriverEvent> {
         let is_read = self.connection.has_unwritten() && self.connection.fate().is_none();
         let written = self.connection.written();
         if std::mem::replace(&mut self.written, written) != written && is_read {
@@ -189,17 +199,18 @@ impl Driver<'_> {
         } else {
             self.timer.poll(cx, time.map(|time| idle.last + time))
         };
-        passed.map(|()| Event::Late)
+        passed.map(|()| DriverEvent::TimedOut)
     }
 
     /// Serves one stream in a task of its own.
     fn begin(&mut self, asked: IncomingRequest) {
-        self.first = None;
+        self.first_request_deadline = None;
         let incoming = IncomingStream::new(Rc::clone(&self.connection), asked);
         let (bind, entry) = (Rc::clone(&self.bind), self.entry.child());
-        let mut client = Client::new(Stream::from(incoming), self.peer, bind, entry, None);
-        client.introduced.clone_from(&self.introduced);
-        drop(spawn_local(one(Rc::clone(self.worker), client)));
+        let mut client =
+            ClientConnection::new(Stream::from(incoming), self.peer, bind, entry, None);
+        client.proxy_header.clone_from(&self.proxy_header);
+        drop(spawn_local(serve_stream(Rc::clone(self.worker), client)));
     }
 
     /// Closes what the connection was on: what was said last, such as a GOAWAY, must not be lost to a reset.
@@ -210,38 +221,38 @@ impl Driver<'_> {
         let Some(stream) = self.connection.take_stream() else {
             return;
         };
-        let client = Client {
+        let client = ClientConnection {
             stream,
             peer: self.peer,
-            introduced: None,
+            proxy_header: None,
             bind: self.bind,
             entry: self.entry,
             timer: self.timer,
             listener: None,
-            first: None,
-            row: 0,
-            is_new: false,
+            first_request_deadline: None,
+            pipelined_requests: 0,
+            is_unused: false,
         };
         linger(&self.worker.lingering, client, LINGER_AFTER_GOAWAY).await;
     }
 }
 
 /// Runs the exchange of one stream.
-async fn one(worker: Rc<Worker>, mut client: Client) {
+async fn serve_stream(worker: Rc<Worker>, mut client: ClientConnection) {
     // Asked and reset at once: nothing has begun, so there is nothing to be recorded.
     if attempt::is_gone(&client.stream).await {
         return;
     }
-    let mut scratch = worker.take_scratch();
-    let next = Box::pin(exchange::run(&worker, &mut client, &mut scratch)).await;
-    worker.give_scratch(scratch);
+    let mut buffers = worker.take_scratch();
+    let next = Box::pin(exchange::run(&worker, &mut client, &mut buffers)).await;
+    worker.give_scratch(buffers);
     match next {
-        Next::Reset => {}
+        AfterExchange::Reset => {}
         // Many clients take a reset while they send for a failure, whatever they have been answered.
-        Next::Linger => {
+        AfterExchange::Linger => {
             Box::pin(linger(&worker.lingering, client, LINGER_AFTER_RESPONSE)).await;
         }
-        _ => client.end(),
+        _ => client.finish(),
     }
 }
 
@@ -249,18 +260,18 @@ async fn one(worker: Rc<Worker>, mut client: Client) {
 mod tests {
     use super::*;
 
-    fn size_of_stream<F: Future>(_: fn(Rc<Worker>, Client) -> F) -> usize {
+    fn size_of_stream<F: Future>(_: fn(Rc<Worker>, ClientConnection) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
     fn the_task_of_a_stream_is_small() {
         // It is made and moved for every request.
-        let size = size_of_stream(one);
+        let size = size_of_stream(serve_stream);
         assert!(size <= 700, "{size} bytes");
     }
 
-    fn size_of_future<F: Future>(_: fn(Rc<Worker>, Client, Vec<u8>) -> F) -> usize {
+    fn size_of_future<F: Future>(_: fn(Rc<Worker>, ClientConnection, Vec<u8>) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -11,15 +11,15 @@ impl Exchange<'_> {
     /// Takes one from the client's bucket; how long it must wait if there is none. Without a limit no clock is read.
     /// Clients on a unix socket have no address, and no limit.
     pub(super) fn take_rate(&self, route: Option<usize>) -> Result<(), Duration> {
-        let snapshot = self.place.snapshot;
-        let Some((buckets, limit)) = snapshot.rate_limit(self.place.listener_index, route) else {
+        let snapshot = self.context.snapshot;
+        let Some((buckets, limit)) = snapshot.rate_limit(self.context.listener_index, route) else {
             return Ok(());
         };
         let Some(client) = self.from.client else {
             return Ok(());
         };
         buckets.take(limit, client, clock::now()).inspect_err(|_| {
-            self.place.counters().rate_limited.add(1);
+            self.context.counters().rate_limited.add(1);
         })
     }
 }

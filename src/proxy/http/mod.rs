@@ -23,14 +23,13 @@ mod read;
 mod reply;
 mod respond;
 mod retry;
-#[cfg(test)]
-mod simulation;
 
 pub(super) use self::client_address::is_allowed;
 /// What is written to the other side: public so that the fuzz targets check these and not a copy.
 pub use self::{
     forward::{
-        Changes, Delivery, Hop, Origin, ResponseExtra, interim_head, request_head, response_head,
+        BodyDelivery, NextHop, RequestChanges, RequestOrigin, ResponseExtra, interim_head,
+        request_head, response_head,
     },
     pump::{Pump, PumpError},
 };
@@ -61,45 +60,45 @@ use crate::{
 };
 
 /// Bytes that a lingering connection discards before others have their turn.
-const DISCARD_TURN: usize = 1 << 20;
+const MAX_DISCARD_BYTES_PER_POLL: usize = 1 << 20;
 
 /// How long a closing connection goes on to discard what its client sends, so that the client gets to read the response
 /// (RFC 9112 section 9.6).
 #[derive(Debug, Clone, Copy)]
-struct Linger {
+struct LingerLimits {
     /// The most, while the client goes on sending.
     total: Duration,
     /// The most without a byte.
     idle: Duration,
     /// Connections and streams of a worker that may linger at a time; more are closed at once.
-    places: usize,
+    max_connections: usize,
 }
 
 /// After a response to a request whose body was not read to its end. Many clients read nothing before they have sent
 /// everything, and lose the response otherwise.
-const LINGER_AFTER_RESPONSE: Linger = Linger {
+const LINGER_AFTER_RESPONSE: LingerLimits = LingerLimits {
     total: Duration::from_mins(1),
     idle: Duration::from_secs(5),
-    places: 1_024,
+    max_connections: 1_024,
 };
 /// After a refusal, or the end of an HTTP/2 connection: no request of such a client is under way. The same while balancer
 /// drains.
-const LINGER_AFTER_GOAWAY: Linger = Linger {
+const LINGER_AFTER_GOAWAY: LingerLimits = LingerLimits {
     total: Duration::from_secs(8),
     idle: Duration::from_secs(2),
-    places: 256,
+    max_connections: 256,
 };
 
 /// Requests that are answered of what one read brought; the client sends what is behind them again.
-const PIPELINED: u32 = 100;
+const MAX_PIPELINED: u32 = 100;
 /// Requests of a pipeline after which other connections get their turn.
-const TURN: u32 = 8;
+const YIELD_EVERY: u32 = 8;
 /// Memory that is given back when a buffer has grown beyond it.
-const KEPT_CAPACITY: usize = pump::MEDIUM;
+const MAX_KEPT_CAPACITY_BYTES: usize = pump::GROWN_BUFFER_BYTES;
 
 /// Memory of one exchange, used again by the next.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub struct ExchangeBuffers {
     /// The request.
     head: request::RequestHead,
     /// The response.
@@ -118,7 +117,7 @@ pub struct Scratch {
     request_id: String,
 }
 
-impl Scratch {
+impl ExchangeBuffers {
     /// Forgets everything but the memory.
     pub(super) fn clear(&mut self) {
         self.head.clear();
@@ -131,7 +130,7 @@ impl Scratch {
             &mut self.upload_bytes,
         ] {
             buffer.clear();
-            if buffer.capacity() > KEPT_CAPACITY {
+            if buffer.capacity() > MAX_KEPT_CAPACITY_BYTES {
                 *buffer = Vec::new();
             }
         }
@@ -140,7 +139,7 @@ impl Scratch {
 
 /// A client connection.
 #[derive(Debug)]
-pub struct Client {
+pub struct ClientConnection {
     /// The stream.
     pub stream: Stream,
     /// The client's address; `None` on a unix socket.
@@ -150,21 +149,21 @@ pub struct Client {
     /// Its place among the worker's connections.
     pub entry: ConnectionHandle,
     /// What its PROXY header said, where the listener asks for one.
-    pub introduced: Option<Box<ProxyHeader>>,
+    pub proxy_header: Option<Box<ProxyHeader>>,
     timer: Timer,
     /// Generation and index of its listener, as of the last request.
     listener: Option<(u64, usize)>,
     /// By when the first request must be whole, until it is.
-    first: Option<Instant>,
+    first_request_deadline: Option<Instant>,
     /// Requests so far of what the last read brought.
-    row: u32,
+    pipelined_requests: u32,
     /// Nothing has been asked on it.
-    is_new: bool,
+    is_unused: bool,
 }
 
 /// What becomes of a connection after an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
+enum AfterExchange {
     /// Another request may come.
     KeepAlive,
     /// Close it.
@@ -177,7 +176,7 @@ enum Next {
     Http2,
 }
 
-impl Client {
+impl ClientConnection {
     /// A connection that was just accepted. `header` is the time for its first request.
     pub fn new(
         stream: Stream,
@@ -187,24 +186,24 @@ impl Client {
         header: Option<Duration>,
     ) -> Self {
         let now = clock::now();
-        let first = header.map(|header| now + header);
+        let first_request_deadline = header.map(|header| now + header);
         Self {
             stream,
             peer,
             bind,
             entry,
-            introduced: None,
-            timer: Timer::new(first.unwrap_or(now + Duration::from_hours(1))),
+            proxy_header: None,
+            timer: Timer::new(first_request_deadline.unwrap_or(now + Duration::from_hours(1))),
             listener: None,
-            first,
-            row: 0,
-            is_new: true,
+            first_request_deadline,
+            pipelined_requests: 0,
+            is_unused: true,
         }
     }
 
     /// Both ends of the client's own connection; `None` where it has no addresses.
     fn ends(&self) -> Option<ConnectionEnds> {
-        match &self.introduced {
+        match &self.proxy_header {
             None => ConnectionEnds::of(&self.stream),
             Some(header) => header.ends(&self.stream),
         }
@@ -212,7 +211,7 @@ impl Client {
 
     /// Local port that the client reached; `None` where it has no address.
     fn local_port(&self) -> Option<u16> {
-        match (&self.introduced, &*self.bind) {
+        match (&self.proxy_header, &*self.bind) {
             (None, BindAddress::Unix(_)) => None,
             (None, BindAddress::Ip(bind)) if bind.port() > 0 => Some(bind.port()),
             _ => self.ends().map(|ends| ends.destination.port()),
@@ -232,15 +231,15 @@ impl Client {
     }
 
     /// Ends the connection in order. The last bytes go out before a reset can drop them, should the client have sent more.
-    fn end(&self) {
+    fn finish(&self) {
         // Fails only if the connection is gone already.
         let _ = self.stream.shutdown_write();
     }
 
     /// Waits for the first byte of a request; false if the connection is to be closed instead.
-    async fn wait(&mut self, keepalive: Option<Duration>) -> bool {
+    async fn wait_for_request(&mut self, keepalive: Option<Duration>) -> bool {
         let deadline = self
-            .first
+            .first_request_deadline
             .or_else(|| keepalive.map(|keepalive| clock::now() + keepalive));
         let Self {
             stream,
@@ -268,7 +267,7 @@ impl Client {
 }
 
 /// Serves `client` until its connection ends.
-pub async fn serve(worker: Rc<Worker>, mut client: Client) {
+pub async fn serve(worker: Rc<Worker>, mut client: ClientConnection) {
     if client
         .stream
         .negotiated_tls()
@@ -276,9 +275,9 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
     {
         return Box::pin(http2::serve(worker, client, Vec::new())).await;
     }
-    let mut rest: Option<Box<Scratch>> = None;
+    let mut pipelined: Option<Box<ExchangeBuffers>> = None;
     loop {
-        if rest.is_none() {
+        if pipelined.is_none() {
             let generation = worker.generation();
             let Some(listener) = client
                 .listener_of(&generation)
@@ -288,39 +287,39 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
             };
             let keepalive = listener.config.timeouts.keepalive;
             drop(generation);
-            if !client.wait(keepalive).await {
+            if !client.wait_for_request(keepalive).await {
                 // The drop ends the connection as well, but under TLS that would look like a cut.
                 if client.stream.tls().is_some() {
-                    client.end();
+                    client.finish();
                 }
                 return;
             }
         }
-        let mut scratch = rest.take().unwrap_or_else(|| worker.take_scratch());
-        let mut next = Box::pin(exchange::run(&worker, &mut client, &mut scratch)).await;
-        let has_rest = !scratch.head.bytes.is_empty();
-        if next == Next::KeepAlive && has_rest {
-            rest = Some(scratch);
-            if client.row.is_multiple_of(TURN) {
+        let mut buffers = pipelined.take().unwrap_or_else(|| worker.take_scratch());
+        let mut next = Box::pin(exchange::run(&worker, &mut client, &mut buffers)).await;
+        let has_pipelined = !buffers.head.bytes.is_empty();
+        if next == AfterExchange::KeepAlive && has_pipelined {
+            pipelined = Some(buffers);
+            if client.pipelined_requests.is_multiple_of(YIELD_EVERY) {
                 yield_now().await;
             }
             continue;
         }
-        if next == Next::Http2 {
-            let read = scratch.head.bytes.clone();
-            worker.give_scratch(scratch);
+        if next == AfterExchange::Http2 {
+            let read = buffers.head.bytes.clone();
+            worker.give_scratch(buffers);
             return Box::pin(http2::serve(worker, client, read)).await;
         }
-        worker.give_scratch(scratch);
+        worker.give_scratch(buffers);
         // What is left unread would turn the close into a reset, which can destroy answers that the client has not read.
-        if next == Next::Close && (has_rest || !client.stream.is_idle_and_open()) {
-            next = Next::Linger;
+        if next == AfterExchange::Close && (has_pipelined || !client.stream.is_idle_and_open()) {
+            next = AfterExchange::Linger;
         }
         match next {
-            Next::KeepAlive | Next::Http2 => {}
-            Next::Close => return client.end(),
-            Next::Reset => return client.stream.set_reset_on_close(),
-            Next::Linger => {
+            AfterExchange::KeepAlive | AfterExchange::Http2 => {}
+            AfterExchange::Close => return client.finish(),
+            AfterExchange::Reset => return client.stream.set_reset_on_close(),
+            AfterExchange::Linger => {
                 return Box::pin(linger(&worker.lingering, client, LINGER_AFTER_RESPONSE)).await;
             }
         }
@@ -329,9 +328,9 @@ pub async fn serve(worker: Rc<Worker>, mut client: Client) {
 
 /// Ends our direction and discards what the client still sends, so that a reset does not destroy the last response on its
 /// way (RFC 9112 section 9.6).
-async fn linger(lingering: &Cell<usize>, mut client: Client, limits: Linger) {
+async fn linger(lingering: &Cell<usize>, mut client: ClientConnection, limits: LingerLimits) {
     let mut ended = false;
-    if lingering.get() >= limits.places || !end_or_wait(&client, &mut ended) {
+    if lingering.get() >= limits.max_connections || !try_shutdown_write(&client, &mut ended) {
         return;
     }
     lingering.set(lingering.get() + 1);
@@ -339,7 +338,7 @@ async fn linger(lingering: &Cell<usize>, mut client: Client, limits: Linger) {
     let mut last_read = began;
     poll_fn(|cx| {
         while !ended && client.stream.poll_write_ready(cx).is_ready() {
-            if !end_or_wait(&client, &mut ended) {
+            if !try_shutdown_write(&client, &mut ended) {
                 return Poll::Ready(());
             }
         }
@@ -365,7 +364,7 @@ async fn linger(lingering: &Cell<usize>, mut client: Client, limits: Linger) {
             if last_read >= began + limits.total {
                 return Poll::Ready(());
             }
-            if discarded >= DISCARD_TURN {
+            if discarded >= MAX_DISCARD_BYTES_PER_POLL {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -376,7 +375,7 @@ async fn linger(lingering: &Cell<usize>, mut client: Client, limits: Linger) {
 }
 
 /// Ends our direction, or leaves `ended` false if that must wait for the client; false if the connection is gone.
-fn end_or_wait(client: &Client, ended: &mut bool) -> bool {
+fn try_shutdown_write(client: &ClientConnection, ended: &mut bool) -> bool {
     let result = client.stream.shutdown_write();
     *ended = result.is_ok();
     result.map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |()| true)
@@ -389,18 +388,18 @@ pub(super) fn overload_status(snapshot: &Snapshot) -> u16 {
 
 /// Answers a connection that is not served with an error, such as 503 when it is over a limit, and closes it; as cheap as
 /// an answer can be.
-pub async fn refuse(worker: Rc<Worker>, client: Client, reason: Reason) {
+pub async fn refuse(worker: Rc<Worker>, client: ClientConnection, reason: Reason) {
     let generation = worker.generation();
     let mut out = Vec::with_capacity(512);
     reply::encode_refusal(&worker, &generation, reason, &mut out);
     drop(generation);
-    last_words(&worker, client, &out).await;
+    write_and_close(&worker, client, &out).await;
 }
 
 /// Closes a connection with a few last bytes, so that the client gets them. What does not fit into an empty send buffer at
 /// once is not worth waiting for.
-pub(super) async fn last_words(worker: &Worker, client: Client, words: &[u8]) {
-    if client.stream.try_write(words).is_ok() {
+pub(super) async fn write_and_close(worker: &Worker, client: ClientConnection, bytes: &[u8]) {
+    if client.stream.try_write(bytes).is_ok() {
         Box::pin(linger(&worker.lingering, client, LINGER_AFTER_GOAWAY)).await;
     }
 }
@@ -426,12 +425,12 @@ mod tests {
         connections.drain();
         let bind = Rc::new("127.0.0.1:80".parse().unwrap());
         let entry = connections.enter(Rc::clone(&bind));
-        let mut client = Client::new(stream, None, bind, entry, None);
+        let mut client = ClientConnection::new(stream, None, bind, entry, None);
         // The runtime takes a new stream for readable until a read has shown the contrary.
         assert!(client.stream.try_read(&mut [0]).is_err());
-        assert!(!client.wait(None).await, "nothing is there");
+        assert!(!client.wait_for_request(None).await, "nothing is there");
         peer.write_all(b"GET").unwrap();
-        let mut wait = pin!(client.wait(None));
+        let mut wait = pin!(client.wait_for_request(None));
         let poll = wait.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert!(
             poll.is_pending(),
@@ -441,11 +440,11 @@ mod tests {
     }
 
     /// A client whose connection is being closed while it sends a byte in each of `pauses`; says how long that took.
-    async fn lingers(pauses: impl Iterator<Item = Duration>, limits: Linger) -> Duration {
+    async fn lingers(pauses: impl Iterator<Item = Duration>, limits: LingerLimits) -> Duration {
         let (mut peer, stream) = fixture::pair().await;
         let bind = Rc::new("127.0.0.1:80".parse().unwrap());
         let entry = Rc::new(ClientConnections::default()).enter(Rc::clone(&bind));
-        let client = Client::new(stream, None, bind, entry, None);
+        let client = ClientConnection::new(stream, None, bind, entry, None);
         let (lingering, began) = (Cell::new(0), clock::now());
         let sends = async {
             for pause in pauses {
@@ -480,7 +479,7 @@ mod tests {
     }
 
     /// Bytes of a connection's task: what an idle one costs beside its stream and what the runtime keeps.
-    fn size_of_future<F: Future>(_: fn(Rc<Worker>, Client) -> F) -> usize {
+    fn size_of_future<F: Future>(_: fn(Rc<Worker>, ClientConnection) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -1,17 +1,17 @@
-//! The minimum rate of a request body before the response begins: at least [`LEAST`] bytes, or all that is left, in each
+//! The minimum rate of a request body before the response begins: at least [`MIN_BYTES_PER_WINDOW`] bytes, or all that is left, in each
 //! window of `timeouts.body_idle`. A byte now and then does not hold an exchange for ever.
 //!
-//! A new window begins with every [`LEAST`] bytes, and only time in which the client is waited for counts: what a backend
+//! A new window begins with every [`MIN_BYTES_PER_WINDOW`] bytes, and only time in which the client is waited for counts: what a backend
 //! takes is not its fault. Pure: times and counts are arguments, and are given when something has moved, not for every byte.
 
 use std::time::{Duration, Instant};
 
 /// Bytes a client must move in a window.
-const LEAST: u64 = 1 << 10;
+const MIN_BYTES_PER_WINDOW: u64 = 1 << 10;
 
 /// The pace of a client that sends.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct MinRate {
     /// What it had moved when the window began.
     mark: u64,
     /// Time of the window before `since`.
@@ -20,11 +20,11 @@ pub(super) struct Pace {
     since: Option<Instant>,
 }
 
-impl Pace {
+impl MinRate {
     /// Notes that `moved` bytes have been moved in all, and whether the client is waited for from `now` on.
-    pub(super) fn note(&mut self, waits: bool, moved: u64, now: Instant) {
+    pub(super) fn update(&mut self, waits: bool, moved: u64, now: Instant) {
         let since = self.since.take();
-        if moved.saturating_sub(self.mark) >= LEAST {
+        if moved.saturating_sub(self.mark) >= MIN_BYTES_PER_WINDOW {
             (self.mark, self.spent) = (moved, Duration::ZERO);
         } else if let Some(since) = since {
             self.spent += now.saturating_duration_since(since);
@@ -33,7 +33,7 @@ impl Pace {
     }
 
     /// Notes that the client is not waited for, at a time nobody has looked at.
-    pub(super) fn rest(&mut self) {
+    pub(super) fn pause(&mut self) {
         self.since = None;
     }
 
@@ -58,31 +58,31 @@ mod tests {
 
     #[test]
     fn dripping_does_not_move_the_deadline_and_a_kibibyte_does() {
-        let (mut pace, at) = (Pace::default(), times());
-        assert_eq!(pace.deadline(WINDOW), None, "nobody waits");
-        pace.note(true, 100, at(0));
+        let (mut min_rate, at) = (MinRate::default(), times());
+        assert_eq!(min_rate.deadline(WINDOW), None, "nobody waits");
+        min_rate.update(true, 100, at(0));
         for second in 1..25 {
-            pace.note(true, 100 + second, at(second));
-            assert_eq!(pace.deadline(WINDOW), Some(at(30)), "second {second}");
+            min_rate.update(true, 100 + second, at(second));
+            assert_eq!(min_rate.deadline(WINDOW), Some(at(30)), "second {second}");
         }
-        pace.note(true, 1_023, at(25));
-        assert_eq!(pace.deadline(WINDOW), Some(at(30)));
-        pace.note(true, 1_024, at(26));
-        assert_eq!(pace.deadline(WINDOW), Some(at(56)));
-        assert_eq!(pace.deadline(None), None);
+        min_rate.update(true, 1_023, at(25));
+        assert_eq!(min_rate.deadline(WINDOW), Some(at(30)));
+        min_rate.update(true, 1_024, at(26));
+        assert_eq!(min_rate.deadline(WINDOW), Some(at(56)));
+        assert_eq!(min_rate.deadline(None), None);
     }
 
     #[test]
     fn only_the_time_in_which_the_client_is_waited_for_counts() {
-        let (mut pace, at) = (Pace::default(), times());
-        pace.note(true, 0, at(0));
-        pace.note(false, 10, at(20));
-        assert_eq!(pace.deadline(WINDOW), None);
-        pace.note(false, 10, at(500));
-        pace.note(true, 10, at(1_000));
-        assert_eq!(pace.deadline(WINDOW), Some(at(1_010)), "20 s are spent");
-        pace.rest();
-        pace.note(true, 10, at(2_000));
-        assert_eq!(pace.deadline(WINDOW), Some(at(2_010)));
+        let (mut min_rate, at) = (MinRate::default(), times());
+        min_rate.update(true, 0, at(0));
+        min_rate.update(false, 10, at(20));
+        assert_eq!(min_rate.deadline(WINDOW), None);
+        min_rate.update(false, 10, at(500));
+        min_rate.update(true, 10, at(1_000));
+        assert_eq!(min_rate.deadline(WINDOW), Some(at(1_010)), "20 s are spent");
+        min_rate.pause();
+        min_rate.update(true, 10, at(2_000));
+        assert_eq!(min_rate.deadline(WINDOW), Some(at(2_010)));
     }
 }

@@ -24,17 +24,17 @@ use crate::{
 };
 
 /// First size of a buffer; most messages are smaller.
-pub(super) const SMALL: usize = 16 << 10;
+pub(super) const INITIAL_BUFFER_BYTES: usize = 16 << 10;
 /// Size of a buffer when reads fill the small one: a body of 64 KiB with its head fits.
-pub(super) const MEDIUM: usize = 80 << 10;
+pub(super) const GROWN_BUFFER_BYTES: usize = 80 << 10;
 /// Size of a buffer when reads fill the medium one.
-const LARGE: usize = 256 << 10;
+const MAX_BUFFER_BYTES: usize = 256 << 10;
 /// Body bytes up to this are copied behind the head rather than written from where they are.
-const COPIED: usize = 4 << 10;
+const MAX_COPIED_BYTES: usize = 4 << 10;
 /// Body bytes that must be left for the kernel to move them without us.
-const SPLICED: u64 = 256 << 10;
+const SPLICE_THRESHOLD_BYTES: u64 = 256 << 10;
 /// Most bytes of a request body kept for another try.
-const REPLAY: usize = 64 << 10;
+const MAX_REPLAY_BYTES: usize = 64 << 10;
 
 /// Why a direction failed.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub enum PumpError {
 }
 
 /// Why the body of a client could not be moved.
-pub(super) fn blame_client(error: &PumpError) -> Reason {
+pub(super) fn client_error_reason(error: &PumpError) -> Reason {
     match error {
         PumpError::Malformed(BodyError::TrailersTooLarge) => Reason::RequestHeaderSectionSize,
         PumpError::Read(error)
@@ -273,7 +273,7 @@ impl Pump {
     ) -> Poll<Result<(), PumpError>> {
         loop {
             // What is there of the body goes out with the head, in one write.
-            if !self.ended && self.raw.is_empty() && self.out.len() < MEDIUM {
+            if !self.ended && self.raw.is_empty() && self.out.len() < GROWN_BUFFER_BYTES {
                 self.decode()?;
             }
             if self.has_output() {
@@ -339,9 +339,9 @@ impl Pump {
         self.input.clear();
         (self.taken, self.raw) = (0, 0..0);
         let room = match self.input.capacity() {
-            0..SMALL => SMALL,
-            SMALL..MEDIUM if was_full => MEDIUM,
-            MEDIUM..LARGE if was_full => LARGE,
+            0..INITIAL_BUFFER_BYTES => INITIAL_BUFFER_BYTES,
+            INITIAL_BUFFER_BYTES..GROWN_BUFFER_BYTES if was_full => GROWN_BUFFER_BYTES,
+            GROWN_BUFFER_BYTES..MAX_BUFFER_BYTES if was_full => MAX_BUFFER_BYTES,
             _ => 0,
         };
         self.input.reserve(room);
@@ -381,7 +381,7 @@ impl Pump {
             return Err(PumpError::Malformed(BodyError::Malformed(what)));
         }
         if let Some(replay) = &mut self.replay {
-            if replay.len() + bytes.len() <= REPLAY {
+            if replay.len() + bytes.len() <= MAX_REPLAY_BYTES {
                 replay.extend_from_slice(bytes);
             } else {
                 self.replay = None;
@@ -389,16 +389,16 @@ impl Pump {
         }
         if self.chunked {
             encode::chunk(&mut self.out, bytes);
-            return Ok(self.out.len() >= LARGE);
+            return Ok(self.out.len() >= MAX_BUFFER_BYTES);
         }
-        let is_copied = bytes.len() <= COPIED;
+        let is_copied = bytes.len() <= MAX_COPIED_BYTES;
         if is_copied {
             self.out.extend_from_slice(bytes);
         } else {
             self.raw = data;
         }
         self.end_if_whole();
-        Ok(self.ended || !is_copied || self.out.len() >= MEDIUM)
+        Ok(self.ended || !is_copied || self.out.len() >= GROWN_BUFFER_BYTES)
     }
 
     /// Ends the message if the sink needs nothing more of it. Its remaining chunks are dropped.
@@ -436,7 +436,7 @@ impl Pump {
         let BodyDecoder::Length(left) = &mut self.decoder else {
             return false;
         };
-        if !self.may_splice || *left < SPLICED || self.taken < self.input.len() {
+        if !self.may_splice || *left < SPLICE_THRESHOLD_BYTES || self.taken < self.input.len() {
             return false;
         }
         self.splice = Some(splice::SpliceTransfer::new(Some(*left)));

@@ -5,8 +5,8 @@
 use std::{future::poll_fn, task::Poll, time::Instant};
 
 use super::{
-    Client,
-    pump::{SMALL, poll_fill},
+    ClientConnection,
+    pump::{INITIAL_BUFFER_BYTES, poll_fill},
 };
 use crate::{
     http1::{
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How reading a head ended.
-pub(super) enum Reading {
+pub(super) enum HeadReadOutcome {
     Whole,
     /// The client closed.
     Nothing,
@@ -49,35 +49,39 @@ pub(super) fn limits(listener: &Listener) -> HeadLimits {
 
 /// Reads a head by the rules of `listener`, and counts what was read. `began` is the time of its first byte.
 pub(super) async fn head(
-    client: &mut Client,
+    client: &mut ClientConnection,
     head: &mut request::RequestHead,
     listener: &Listener,
     began: Instant,
-) -> Reading {
+) -> HeadReadOutcome {
     let deadline = client
-        .first
+        .first_request_deadline
         .or_else(|| listener.config.timeouts.header.map(|header| began + header));
     if let Some(reason) = client.stream.refusal() {
-        return Reading::Refused(reason);
+        return HeadReadOutcome::Refused(reason);
     }
-    let may_be_h2 = client.is_new && listener.config.http.h2c && client.stream.is_plain();
+    let may_be_h2 = client.is_unused && listener.config.http.h2c && client.stream.is_plain();
     let before = head.bytes.len();
     let reading = read_head(client, head, limits(listener), deadline, may_be_h2).await;
     let received = (head.bytes.len() - before) as u64;
     head.declared_length = client.stream.declared_length();
-    client.row = if received > 0 { 1 } else { client.row + 1 };
+    client.pipelined_requests = if received > 0 {
+        1
+    } else {
+        client.pipelined_requests + 1
+    };
     listener.state.metrics.mine().received.add(received);
     reading
 }
 
 /// Reads until a whole head is there.
 async fn read_head(
-    client: &mut Client,
+    client: &mut ClientConnection,
     head: &mut request::RequestHead,
     limits: HeadLimits,
     deadline: Option<Instant>,
     may_be_h2: bool,
-) -> Reading {
+) -> HeadReadOutcome {
     let mut searched = 0;
     // A head is parsed when its first bytes are there, so that garbage is refused at once, and when its end is; not for
     // every byte that drips in.
@@ -88,24 +92,24 @@ async fn read_head(
         if due || http1::head_end(&head.bytes, searched).is_some() {
             parsed_once = true;
             match head.parse(limits) {
-                Ok(true) => return Reading::Whole,
+                Ok(true) => return HeadReadOutcome::Whole,
                 Ok(false) => {}
                 Err(_) if may_be_h2 && has_preface(&head.bytes) == Some(true) => {
-                    return Reading::Http2;
+                    return HeadReadOutcome::Http2;
                 }
                 // Not even an HTTP/1 client begins like this: the rest of it decides.
                 Err(_) if may_be_h2 && has_preface(&head.bytes).is_some() => parsed_once = false,
                 Err(refusal) => {
                     tracing::debug!(target: "http", client = ?client.peer, detail = refusal.detail, "request refused");
-                    return Reading::Refused(refusal.reason);
+                    return HeadReadOutcome::Refused(refusal.reason);
                 }
             }
         }
         searched = bytes;
-        if head.bytes.capacity() - bytes < SMALL / 4 {
-            head.bytes.reserve(SMALL);
+        if head.bytes.capacity() - bytes < INITIAL_BUFFER_BYTES / 4 {
+            head.bytes.reserve(INITIAL_BUFFER_BYTES);
         }
-        let Client { stream, timer, .. } = &mut *client;
+        let ClientConnection { stream, timer, .. } = &mut *client;
         let read = poll_fn(|cx| match poll_fill(stream, cx, &mut head.bytes) {
             Poll::Pending if bytes == 0 => Poll::Ready(None),
             Poll::Pending => timer.poll(cx, deadline).map(|()| None),
@@ -113,9 +117,9 @@ async fn read_head(
         });
         match read.await {
             Some(Ok(1..)) => {}
-            Some(_) => return Reading::Nothing,
-            None if bytes == 0 => return Reading::NotYet,
-            None => return Reading::Refused(Reason::RequestTimeout),
+            Some(_) => return HeadReadOutcome::Nothing,
+            None if bytes == 0 => return HeadReadOutcome::NotYet,
+            None => return HeadReadOutcome::Refused(Reason::RequestTimeout),
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use super::{
-    Next,
+    AfterExchange,
     exchange::{Exchange, Io, write_all},
     forward::{self, is_decided},
     grpc,
@@ -25,7 +25,7 @@ use crate::{
 
 /// An answer of our own, before it is encoded.
 #[derive(Debug, Default)]
-pub(super) struct Reply<'a> {
+pub(super) struct LocalReply<'a> {
     /// 200..=599.
     pub status: u16,
     /// Content type and body; none for a redirect.
@@ -44,7 +44,7 @@ pub(super) struct Reply<'a> {
 
 /// What the encoder must know of the request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ending<'a> {
+pub(super) struct ReplyContext<'a> {
     /// The answer to HEAD has no body.
     pub is_head: bool,
     /// Another request may follow.
@@ -72,14 +72,18 @@ pub(super) fn status_of(reason: Reason, errors: &ErrorsConfig) -> u16 {
 }
 
 /// The answer for `reason`.
-pub(super) fn error<'a>(reason: Reason, errors: &'a ErrorsConfig, head: &RequestHead) -> Reply<'a> {
+pub(super) fn error<'a>(
+    reason: Reason,
+    errors: &'a ErrorsConfig,
+    head: &RequestHead,
+) -> LocalReply<'a> {
     if grpc::is_call(head) {
-        return Reply {
+        return LocalReply {
             status: 200,
             body: Some(("application/grpc", Cow::default())),
             reason: Some(reason),
             call: Some((grpc::status(reason), reason.detail())),
-            ..Reply::default()
+            ..LocalReply::default()
         };
     }
     let status = status_of(reason, errors);
@@ -101,12 +105,12 @@ pub(super) fn error<'a>(reason: Reason, errors: &'a ErrorsConfig, head: &Request
     } else {
         "application/json"
     };
-    Reply {
+    LocalReply {
         status,
         body: Some((kind, body)),
         reason: Some(reason),
         retry_after: u64::from(reason.retry_after()),
-        ..Reply::default()
+        ..LocalReply::default()
     }
 }
 
@@ -158,17 +162,21 @@ fn thousandths(weight: &[u8]) -> u16 {
 }
 
 /// The answer for a redirect of `host` and `target`.
-pub(super) fn redirect<'a>(redirect: &'a RedirectConfig, host: &[u8], target: &[u8]) -> Reply<'a> {
+pub(super) fn redirect<'a>(
+    redirect: &'a RedirectConfig,
+    host: &[u8],
+    target: &[u8],
+) -> LocalReply<'a> {
     let (location, status) = match redirect {
         RedirectConfig::Https { port, status } => {
             (Cow::Owned(https_location(host, target, *port)), *status)
         }
         RedirectConfig::To { location, status } => (Cow::Borrowed(&**location), *status),
     };
-    Reply {
+    LocalReply {
         status,
         location: Some(location),
-        ..Reply::default()
+        ..LocalReply::default()
     }
 }
 
@@ -198,7 +206,7 @@ fn belongs_to_error(name: &str) -> bool {
         || dashed.starts_with("grpc-")
 }
 
-impl<'a> Reply<'a> {
+impl<'a> LocalReply<'a> {
     /// The fixed answer of a route.
     pub(super) fn fixed(respond: &'a RespondConfig) -> Self {
         Self {
@@ -218,7 +226,7 @@ impl<'a> Reply<'a> {
     }
 
     /// Writes the whole message; gives the length of the body sent.
-    pub(super) fn encode(&self, out: &mut Vec<u8>, ending: Ending<'_>) -> u64 {
+    pub(super) fn encode(&self, out: &mut Vec<u8>, ending: ReplyContext<'_>) -> u64 {
         encode::status_line(out, self.status, phrase(self.status).as_bytes());
         let edits = ending.edits;
         let is_free = |name: &str| self.keeps(name) || !is_decided(edits, name);
@@ -297,7 +305,7 @@ impl<'a> Reply<'a> {
 
 impl Exchange<'_> {
     /// Answers with a redirect. HTTP/1.0 clients may not say which host they mean: for them there is no https URL.
-    pub(super) async fn redirect(&mut self, to: &RedirectConfig, io: &mut Io<'_>) -> Next {
+    pub(super) async fn redirect(&mut self, to: &RedirectConfig, io: &mut Io<'_>) -> AfterExchange {
         let head = &*self.head;
         let host = head.text(head.host);
         if host.is_empty() && matches!(to, RedirectConfig::Https { .. }) {
@@ -308,53 +316,53 @@ impl Exchange<'_> {
     }
 
     /// Answers with an error.
-    pub(super) async fn fail(&mut self, reason: Reason, io: &mut Io<'_>) -> Next {
-        self.facts.reason = Some(reason);
-        let reply = error(reason, &self.place.snapshot.config.errors, self.head);
+    pub(super) async fn fail(&mut self, reason: Reason, io: &mut Io<'_>) -> AfterExchange {
+        self.record.reason = Some(reason);
+        let reply = error(reason, &self.context.snapshot.config.errors, self.head);
         self.reply(&reply, io).await
     }
 
     /// Answers a request over its rate limit; `wait` is the time until one more is allowed.
-    pub(super) async fn fail_for(&mut self, wait: Duration, io: &mut Io<'_>) -> Next {
+    pub(super) async fn fail_for(&mut self, wait: Duration, io: &mut Io<'_>) -> AfterExchange {
         let reason = Reason::RateLimited;
-        self.facts.reason = Some(reason);
-        let mut reply = error(reason, &self.place.snapshot.config.errors, self.head);
+        self.record.reason = Some(reason);
+        let mut reply = error(reason, &self.context.snapshot.config.errors, self.head);
         reply.retry_after = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         self.reply(&reply, io).await
     }
 
     /// Sends an answer of our own.
-    pub(super) async fn reply(&mut self, reply: &Reply<'_>, io: &mut Io<'_>) -> Next {
-        let unread = self.rest.is_none()
-            && self.facts.attempts == 0
+    pub(super) async fn reply(&mut self, reply: &LocalReply<'_>, io: &mut Io<'_>) -> AfterExchange {
+        let unread = self.next_request_at.is_none()
+            && self.record.attempts == 0
             && self.head.framing != RequestFraming::None;
         let keep_alive = self.head.keep_alive && !unread && !self.must_close();
         io.out.clear();
-        let config = &self.place.snapshot.config;
-        let route = self.facts.route.and_then(|route| config.routes.get(route));
-        let ending = Ending {
+        let config = &self.context.snapshot.config;
+        let route = self.record.route.and_then(|route| config.routes.get(route));
+        let ending = ReplyContext {
             is_head: self.head.text(self.head.method) == b"HEAD",
             keep_alive,
             request_id: (&config.forwarded.request_id, self.request_id),
             date: "",
             edits: route.map(|route| &route.response_headers),
         };
-        self.facts.bytes_out = self
-            .place
+        self.record.bytes_out = self
+            .context
             .worker
-            .with_date(|date| reply.encode(io.out, Ending { date, ..ending }));
-        self.facts.status = reply.status;
-        let timeouts = &self.place.listener.config.timeouts;
+            .with_date(|date| reply.encode(io.out, ReplyContext { date, ..ending }));
+        self.record.status = reply.status;
+        let timeouts = &self.context.listener.config.timeouts;
         let written = write_all(self.client, io.out, timeouts).await;
-        self.place.counters().sent.add(io.out.len() as u64);
+        self.context.counters().sent.add(io.out.len() as u64);
         match written {
             Err(reason) => {
-                self.facts.reason.get_or_insert(reason);
-                Next::Reset
+                self.record.reason.get_or_insert(reason);
+                AfterExchange::Reset
             }
-            Ok(()) if keep_alive => Next::KeepAlive,
-            Ok(()) if self.asked_to_close && !unread => Next::Close,
-            Ok(()) => Next::Linger,
+            Ok(()) if keep_alive => AfterExchange::KeepAlive,
+            Ok(()) if self.client_asked_to_close && !unread => AfterExchange::Close,
+            Ok(()) => AfterExchange::Linger,
         }
     }
 }
@@ -376,7 +384,7 @@ pub(super) fn encode_refusal(
     worker.with_date(|date| {
         reply.encode(
             out,
-            Ending {
+            ReplyContext {
                 is_head: false,
                 keep_alive: false,
                 request_id: (&snapshot.config.forwarded.request_id, &request_id),

@@ -13,13 +13,16 @@ use std::{
 use tokio::{io::AsyncWriteExt, time::timeout};
 
 use super::{
-    Client, Next,
-    attempt::{Attempt, Done, InUse, blame_backend, is_gone_when_woken, poll_upload},
-    exchange::{Exchange, Io, Rules, describe, write_all},
-    forward::{self, Delivery, ResponseExtra},
+    AfterExchange, ClientConnection,
+    attempt::{
+        Attempt, AttemptOutcome, ConnectionInUse, is_gone_when_woken, poll_upload,
+        record_backend_failure,
+    },
+    exchange::{Exchange, ForwardSettings, Io, describe, write_all},
+    forward::{self, BodyDelivery, ResponseExtra},
     grpc,
-    pump::{Pump, PumpError, blame_client},
-    retry::{Failure, Stage},
+    pump::{Pump, PumpError, client_error_reason},
+    retry::{AttemptError, AttemptPhase},
 };
 use crate::{
     base::clock,
@@ -47,10 +50,10 @@ use crate::{
 
 /// How long a chunked response may take from its head to its first chunk before the head is passed on alone. Most
 /// servers send both together, so that a broken first chunk can still become a clean 502.
-const FIRST_CHUNK_WAIT: Duration = Duration::from_millis(20);
+const FIRST_CHUNK_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// How long a backend may take to read what the client sent behind its request to switch protocols: at most a buffer.
-const EARLY_TIME: Duration = Duration::from_secs(10);
+const EARLY_DATA_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Passes a final response on.
 pub(super) async fn respond(
@@ -59,16 +62,16 @@ pub(super) async fn respond(
     mut backend: BackendConnection,
     upload: &mut Pump,
     io: &mut Io<'_>,
-) -> Result<Done, Failure> {
+) -> Result<AttemptOutcome, AttemptError> {
     let is_h2 = exchange.client.stream.h2_request().is_some();
     let version = exchange.head.version;
-    let delivery = Delivery::of(io.response, io.response_bytes, version, is_h2);
+    let delivery = BodyDelivery::of(io.response, io.response_bytes, version, is_h2);
     // Whether the request was read to its end is known for sure only afterwards; a client that is told `close` has been
     // told the truth in every case.
     let keep_alive = exchange.head.keep_alive
         && !exchange.must_close()
         && upload.has_read_all()
-        && delivery != Delivery::UntilClose;
+        && delivery != BodyDelivery::UntilClose;
     let mut download = encode_response(exchange, attempt, delivery, keep_alive, io);
     if !keep_alive {
         download.is_last();
@@ -80,18 +83,24 @@ pub(super) async fn respond(
     count_answer(exchange, attempt, io.response);
     // A backend that answers before it has the whole request may leave the rest unread, and take it for another one.
     let was_asked = upload.is_done();
-    let (relayed, own_limit) =
-        relay(exchange, attempt.rules, &mut backend, upload, &mut download).await;
-    exchange.facts.bytes_out = download.body();
+    let (relayed, own_limit) = relay(
+        exchange,
+        attempt.settings,
+        &mut backend,
+        upload,
+        &mut download,
+    )
+    .await;
+    exchange.record.bytes_out = download.body();
     let exact = download.has_read_all() && download.is_drained();
     let (out, bytes, _) = download.into_buffers();
     *io.out = out;
     *io.response_bytes = bytes;
     if let Err(reason) = relayed {
-        exchange.facts.reason = Some(reason);
-        exchange.facts.cut = true;
+        exchange.record.reason = Some(reason);
+        exchange.record.cut = true;
         if !own_limit {
-            blame_backend(attempt, reason);
+            record_backend_failure(attempt, reason);
         }
         // Where one response stands still, others of the connection may as well.
         if let Some(stream) = backend.stream.h2_response()
@@ -106,16 +115,16 @@ pub(super) async fn respond(
         {
             stream.end_call(grpc::status(reason));
         }
-        let looks_whole = delivery == Delivery::UntilClose;
+        let looks_whole = delivery == BodyDelivery::UntilClose;
         // Nobody reads what is still to be sent: the kernel must not keep it.
         let unread = matches!(
             reason,
             Reason::ClientDisconnected | Reason::ClientWriteTimeout
         );
-        return Ok(Done::Answered(if looks_whole || unread {
-            Next::Reset
+        return Ok(AttemptOutcome::Answered(if looks_whole || unread {
+            AfterExchange::Reset
         } else {
-            Next::Close
+            AfterExchange::Close
         }));
     }
     attempt.pool.succeeded(attempt.lease);
@@ -125,16 +134,16 @@ pub(super) async fn respond(
         && io.response.framing != ResponseFraming::UntilClose;
     if reusable {
         let rules = &attempt.pool.config.keepalive;
-        let mut idle = exchange.place.worker.idle.borrow_mut();
+        let mut idle = exchange.context.worker.idle.borrow_mut();
         idle.put(attempt.lease, backend, rules, clock::now());
     }
-    Ok(Done::Answered(if keep_alive {
-        Next::KeepAlive
+    Ok(AttemptOutcome::Answered(if keep_alive {
+        AfterExchange::KeepAlive
     } else if !exchange.head.keep_alive && upload.has_read_all() {
         // The client asked for it and has nothing more to send.
-        Next::Close
+        AfterExchange::Close
     } else {
-        Next::Linger
+        AfterExchange::Linger
     }))
 }
 
@@ -142,7 +151,7 @@ pub(super) async fn respond(
 fn encode_response(
     exchange: &Exchange<'_>,
     attempt: Attempt<'_>,
-    delivery: Delivery,
+    delivery: BodyDelivery,
     keep_alive: bool,
     io: &mut Io<'_>,
 ) -> Pump {
@@ -154,13 +163,13 @@ fn encode_response(
         keep_alive,
         version: exchange.head.version,
         request_id: exchange.request_id_field(),
-        edits: attempt.rules.route.map(|route| &route.response_headers),
+        edits: attempt.settings.route.map(|route| &route.response_headers),
         date: None,
     };
     if io.response.fields.find(KnownField::Date, &bytes).is_some() {
         forward::response_head(&mut out, io.response, &bytes, extra);
     } else {
-        exchange.place.worker.with_date(|date| {
+        exchange.context.worker.with_date(|date| {
             let date = Some(date);
             forward::response_head(
                 &mut out,
@@ -176,9 +185,11 @@ fn encode_response(
         ResponseFraming::Chunked => Some(BodyDecoder::chunked(response::RESPONSE_LIMITS)),
         ResponseFraming::UntilClose => Some(BodyDecoder::UntilClose),
     };
-    let is_chunked = matches!(delivery, Delivery::Chunked(_));
+    let is_chunked = matches!(delivery, BodyDelivery::Chunked(_));
     let mut download = Pump::new(out, bytes, io.response.len, decoder, is_chunked);
-    if let (Delivery::Length(length), ResponseFraming::Chunked) = (delivery, io.response.framing) {
+    if let (BodyDelivery::Length(length), ResponseFraming::Chunked) =
+        (delivery, io.response.framing)
+    {
         download.set_framing(false, Some(length));
     }
     download.allow_splice();
@@ -190,17 +201,17 @@ async fn check_first_chunk(
     exchange: &mut Exchange<'_>,
     download: &mut Pump,
     backend: &mut BackendConnection,
-) -> Result<(), Failure> {
-    let failure = |reason, detail: String| Failure {
-        stage: Stage::Response,
+) -> Result<(), AttemptError> {
+    let failure = |reason, detail: String| AttemptError {
+        phase: AttemptPhase::Response,
         reason,
         stale: false,
         refusal: None,
-        unseen: false,
+        not_processed: false,
         own_limit: false,
         detail,
     };
-    let deadline = Some(clock::now() + FIRST_CHUNK_WAIT);
+    let deadline = Some(clock::now() + FIRST_CHUNK_TIMEOUT);
     let timer: &mut Timer = &mut exchange.client.timer;
     let looked = poll_fn(|cx| match download.poll_first(cx, &mut backend.stream) {
         Poll::Pending => timer.poll(cx, deadline).map(Ok),
@@ -216,7 +227,7 @@ async fn check_first_chunk(
             };
             let own_limit = error.is_own_limit();
             let detail = error.to_string();
-            Err(Failure {
+            Err(AttemptError {
                 own_limit,
                 ..failure(reason, detail)
             })
@@ -234,12 +245,12 @@ fn count_answer(
     attempt: Attempt<'_>,
     response: &response::ResponseHead,
 ) {
-    exchange.facts.status = response.status;
+    exchange.record.status = response.status;
     let metrics = attempt.lease.state.metrics.mine();
     if let Some(count) = metrics.requests.get(class_index(response.status)) {
         count.add(1);
     }
-    if let Some(first_byte) = exchange.facts.first_byte {
+    if let Some(first_byte) = exchange.record.first_byte {
         metrics.response.observe(first_byte);
     }
 }
@@ -248,14 +259,14 @@ fn count_answer(
 /// ours.
 async fn relay(
     exchange: &mut Exchange<'_>,
-    rules: &Rules<'_>,
+    settings: &ForwardSettings<'_>,
     backend: &mut BackendConnection,
     upload: &mut Pump,
     download: &mut Pump,
 ) -> (Result<(), Reason>, bool) {
-    let mut relay = Relay {
+    let mut relay = ResponseRelay {
         exchange,
-        rules,
+        settings,
         backend,
         upload_ended: upload.is_done(),
         upload,
@@ -298,9 +309,9 @@ fn is_own_limit(error: &PumpError) -> bool {
 }
 
 /// Both directions while a response is passed on.
-struct Relay<'r, 'e> {
+struct ResponseRelay<'r, 'e> {
     exchange: &'r mut Exchange<'e>,
-    rules: &'r Rules<'r>,
+    settings: &'r ForwardSettings<'r>,
     backend: &'r mut BackendConnection,
     upload: &'r mut Pump,
     upload_ended: bool,
@@ -310,7 +321,7 @@ struct Relay<'r, 'e> {
     own_limit: bool,
 }
 
-impl Relay<'_, '_> {
+impl ResponseRelay<'_, '_> {
     /// Ready when the response has been passed on, or must be cut.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
         let sent_on = self.poll_upload(cx)?;
@@ -318,7 +329,7 @@ impl Relay<'_, '_> {
         let client = &mut self.exchange.client.stream;
         let result = self.download.poll(cx, &mut self.backend.stream, client);
         let after = self.download.moved();
-        let counters = self.exchange.place.counters();
+        let counters = self.exchange.context.counters();
         counters.sent.add(after.1 - before.1);
         match result {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
@@ -358,7 +369,7 @@ impl Relay<'_, '_> {
         let before = self.upload.moved();
         match poll_upload(self.exchange, self.backend, self.upload, &mut at, cx) {
             Poll::Ready(Ok(()) | Err(PumpError::Write(_))) => self.upload_ended = true,
-            Poll::Ready(Err(error)) => return Err(blame_client(&error)),
+            Poll::Ready(Err(error)) => return Err(client_error_reason(&error)),
             Poll::Pending => {}
         }
         Ok(self.upload.moved() != before)
@@ -366,10 +377,10 @@ impl Relay<'_, '_> {
 
     /// Ready when nothing was moved in either direction, nor acknowledged, for `timeouts.idle`.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
-        let Client { stream, timer, .. } = &mut *self.exchange.client;
+        let ClientConnection { stream, timer, .. } = &mut *self.exchange.client;
         let unacked = || [stream.unacked(), self.backend.stream.unacked()];
-        let idle = self.rules.timeouts.idle;
-        let passed = timer.poll_idle(cx, &mut self.activity, idle, self.rules.end, unacked);
+        let idle = self.settings.timeouts.idle;
+        let passed = timer.poll_idle(cx, &mut self.activity, idle, self.settings.end, unacked);
         passed.map(|passed| match passed {
             PassedDeadline::End => Reason::TotalTimeout,
             PassedDeadline::Idle => self.stalled(),
@@ -392,7 +403,7 @@ impl Relay<'_, '_> {
 /// the new protocol, RFC 9110 section 7.8.
 async fn finish_upload(
     exchange: &mut Exchange<'_>,
-    rules: &Rules<'_>,
+    settings: &ForwardSettings<'_>,
     backend: &mut BackendConnection,
     upload: &mut Pump,
 ) -> Result<(), Reason> {
@@ -404,12 +415,12 @@ async fn finish_upload(
                 Poll::Ready(Err(PumpError::Write(_))) => {
                     return Poll::Ready(Err(Reason::BackendReset));
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(blame_client(&error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(client_error_reason(&error))),
                 Poll::Pending => {}
             }
-            let Client { stream, timer, .. } = &mut *exchange.client;
+            let ClientConnection { stream, timer, .. } = &mut *exchange.client;
             let unacked = || [stream.unacked(), backend.stream.unacked()];
-            let idle = rules.timeouts.tcp_idle;
+            let idle = settings.timeouts.tcp_idle;
             let passed = timer.poll_idle(cx, &mut activity, idle, None, unacked);
             passed.map(|_| Err(Reason::IdleTimeout))
         };
@@ -430,8 +441,8 @@ pub(super) async fn tunnel(
     mut backend: BackendConnection,
     upload: &mut Pump,
     io: &mut Io<'_>,
-) -> Next {
-    let _in_use = InUse::new(&backend, &attempt.lease.state);
+) -> AfterExchange {
+    let _in_use = ConnectionInUse::new(&backend, &attempt.lease.state);
     count_answer(exchange, attempt, io.response);
     attempt.pool.succeeded(attempt.lease);
     io.out.clear();
@@ -439,17 +450,17 @@ pub(super) async fn tunnel(
     forward::interim_head(io.out, io.response, io.response_bytes, id);
     let behind = io.response_bytes.get(io.response.len..).unwrap_or_default();
     io.out.extend_from_slice(behind);
-    let place = exchange.place;
-    let counters = place.counters();
+    let context = exchange.context;
+    let counters = context.counters();
     counters.sent.add(io.out.len() as u64);
-    let timeouts = &place.listener.config.timeouts;
+    let timeouts = &context.listener.config.timeouts;
     if let Err(reason) = write_all(exchange.client, io.out, timeouts).await {
-        exchange.facts.reason = Some(reason);
-        return Next::Reset;
+        exchange.record.reason = Some(reason);
+        return AfterExchange::Reset;
     }
-    if let Err(reason) = finish_upload(exchange, attempt.rules, &mut backend, upload).await {
-        exchange.facts.reason = Some(reason);
-        return Next::Reset;
+    if let Err(reason) = finish_upload(exchange, attempt.settings, &mut backend, upload).await {
+        exchange.record.reason = Some(reason);
+        return AfterExchange::Reset;
     }
     // What the client sent behind its request belongs to the new protocol.
     let early = match exchange.head.framing {
@@ -458,17 +469,17 @@ pub(super) async fn tunnel(
     };
     let early = early.unwrap_or_default();
     let written = AsyncWriteExt::write_all(&mut backend.stream, early);
-    if !matches!(timeout(EARLY_TIME, written).await, Ok(Ok(()))) {
-        exchange.facts.reason = Some(Reason::BackendReset);
-        return Next::Reset;
+    if !matches!(timeout(EARLY_DATA_TIMEOUT, written).await, Ok(Ok(()))) {
+        exchange.record.reason = Some(Reason::BackendReset);
+        return AfterExchange::Reset;
     }
     let early = early.len() as u64;
     let meter = RelayMeter {
         received: &counters.received,
         sent: &counters.sent,
     };
-    let idle = attempt.rules.timeouts.tcp_idle;
-    let mut cut = place.worker.cut.clone();
+    let idle = attempt.settings.timeouts.tcp_idle;
+    let mut cut = context.worker.cut.clone();
     let stop = async move {
         let _ = cut.wait_for(|cut| *cut).await;
     };
@@ -476,11 +487,11 @@ pub(super) async fn tunnel(
     let stop = relay_stop.wait(stop, attempt.lease);
     let client = &exchange.client.stream;
     let end = copy::relay_until(stop, client, &backend.stream, Vec::new(), idle, meter).await;
-    exchange.facts.bytes_in = early + end.bytes_in;
-    exchange.facts.bytes_out = behind.len() as u64 + end.bytes_out;
+    exchange.record.bytes_in = early + end.bytes_in;
+    exchange.record.bytes_out = behind.len() as u64 + end.bytes_out;
     if let Err(cut) = end.end {
-        exchange.facts.reason = Some(relay_stop.reason(cut));
-        return Next::Reset;
+        exchange.record.reason = Some(relay_stop.reason(cut));
+        return AfterExchange::Reset;
     }
-    Next::Close
+    AfterExchange::Close
 }

@@ -7,7 +7,7 @@ use crate::{config::model::RetriesConfig, net::h2::backend::StreamRefusal, reaso
 
 /// How far a try had come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum AttemptPhase {
     /// There was no connection: nothing was sent.
     Connect,
     /// On the way to a whole response head.
@@ -16,9 +16,9 @@ pub(super) enum Stage {
 
 /// A try that failed before anything of its answer reached the client.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct AttemptError {
     /// How far it had come.
-    pub stage: Stage,
+    pub phase: AttemptPhase,
     /// What went wrong.
     pub reason: Reason,
     /// It used a keepalive connection on which no byte came back.
@@ -27,7 +27,7 @@ pub(super) struct Failure {
     pub refusal: Option<StreamRefusal>,
     /// It was refused, or the backend ended the connection without its kernel having received a byte of the request, or
     /// nothing was written: the backend cannot have acted on it.
-    pub unseen: bool,
+    pub not_processed: bool,
     /// A limit of ours has ended it: the backend is not to blame.
     pub own_limit: bool,
     /// What exactly, for the log at debug level.
@@ -36,7 +36,7 @@ pub(super) struct Failure {
 
 /// What the decision depends on besides the failure.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Question {
+pub(super) struct RetryContext {
     /// Further tries that are left.
     pub left: u32,
     /// The method is in `retries.methods`.
@@ -49,7 +49,7 @@ pub(super) struct Question {
 
 /// What to do after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum RetryDecision {
     /// Give up.
     Fail,
     /// Try again, if the budget allows.
@@ -59,35 +59,42 @@ pub(super) enum Verdict {
 }
 
 /// Decides. See the head of this file.
-pub(super) fn may_retry(failure: &Failure, question: Question, rules: &RetriesConfig) -> Verdict {
+pub(super) fn may_retry(
+    failure: &AttemptError,
+    context: RetryContext,
+    rules: &RetriesConfig,
+) -> RetryDecision {
     let on = rules.conditions;
-    if !question.replayable {
-        return Verdict::Fail;
+    if !context.replayable {
+        return RetryDecision::Fail;
     }
-    let safe = question.idempotent || failure.unseen;
+    let safe = context.idempotent || failure.not_processed;
     let refused = failure.refusal.is_some() && (on.connect || on.stale);
     let stale = failure.stale && failure.reason == Reason::ConnectionTerminated && on.stale && safe;
-    if question.free && (refused || stale) {
-        return Verdict::Fresh;
+    if context.free && (refused || stale) {
+        return RetryDecision::Fresh;
     }
-    let allowed = match (failure.stage, failure.reason) {
-        (Stage::Connect, _) => on.connect,
-        (Stage::Response, Reason::ConnectionTerminated)
-            if failure.unseen && (on.connect || on.stale) =>
+    let allowed = match (failure.phase, failure.reason) {
+        (AttemptPhase::Connect, _) => on.connect,
+        (AttemptPhase::Response, Reason::ConnectionTerminated)
+            if failure.not_processed && (on.connect || on.stale) =>
         {
             true
         }
-        (Stage::Response, Reason::ConnectionTerminated) => on.terminated && question.idempotent,
-        (Stage::Response, Reason::ConnectionReadTimeout) => on.timeout && question.idempotent,
-        (Stage::Response, Reason::ProxyProtocolError | Reason::ResponseHeaderSectionSize) => {
-            on.invalid && question.idempotent
+        (AttemptPhase::Response, Reason::ConnectionTerminated) => {
+            on.terminated && context.idempotent
         }
+        (AttemptPhase::Response, Reason::ConnectionReadTimeout) => on.timeout && context.idempotent,
+        (
+            AttemptPhase::Response,
+            Reason::ProxyProtocolError | Reason::ResponseHeaderSectionSize,
+        ) => on.invalid && context.idempotent,
         _ => false,
     };
-    if allowed && question.left > 0 {
-        Verdict::Retry
+    if allowed && context.left > 0 {
+        RetryDecision::Retry
     } else {
-        Verdict::Fail
+        RetryDecision::Fail
     }
 }
 
@@ -104,23 +111,23 @@ mod tests {
     }
 
     fn verdict(
-        stage: Stage,
+        phase: AttemptPhase,
         reason: Reason,
-        (stale, unseen): (bool, bool),
+        (stale, not_processed): (bool, bool),
         idempotent: bool,
-    ) -> Verdict {
-        let failure = Failure {
-            stage,
+    ) -> RetryDecision {
+        let failure = AttemptError {
+            phase,
             reason,
             stale,
             refusal: None,
-            unseen,
+            not_processed,
             own_limit: false,
             detail: String::new(),
         };
         may_retry(
             &failure,
-            Question {
+            RetryContext {
                 left: 1,
                 idempotent,
                 replayable: true,
@@ -132,8 +139,8 @@ mod tests {
 
     #[test]
     fn each_failure_has_its_verdict() {
-        use Stage::{Connect, Response};
-        use Verdict::{Fail, Fresh, Retry};
+        use AttemptPhase::{Connect, Response};
+        use RetryDecision::{Fail, Fresh, Retry};
         const FIRST: (bool, bool) = (false, false);
         let table = [
             (Connect, Reason::ConnectionRefused, FIRST, Retry, Retry),
@@ -173,32 +180,32 @@ mod tests {
             (Response, Reason::TotalTimeout, FIRST, Fail, Fail),
             (Response, Reason::RequestTimeout, FIRST, Fail, Fail),
         ];
-        for (stage, reason, state, idempotent, other) in table {
+        for (phase, reason, state, idempotent, other) in table {
             assert_eq!(
-                verdict(stage, reason, state, true),
+                verdict(phase, reason, state, true),
                 idempotent,
-                "{stage:?} {reason} {state:?} GET"
+                "{phase:?} {reason} {state:?} GET"
             );
             assert_eq!(
-                verdict(stage, reason, state, false),
+                verdict(phase, reason, state, false),
                 other,
-                "{stage:?} {reason} {state:?} POST"
+                "{phase:?} {reason} {state:?} POST"
             );
         }
     }
 
     #[test]
     fn without_tries_or_body_there_is_no_retry() {
-        let failure = |stale| Failure {
-            stage: Stage::Response,
+        let failure = |stale| AttemptError {
+            phase: AttemptPhase::Response,
             reason: Reason::ConnectionTerminated,
             stale,
             refusal: None,
-            unseen: true,
+            not_processed: true,
             own_limit: false,
             detail: String::new(),
         };
-        let ask = |left, replayable| Question {
+        let ask = |left, replayable| RetryContext {
             left,
             idempotent: true,
             replayable,
@@ -206,19 +213,19 @@ mod tests {
         };
         assert_eq!(
             may_retry(&failure(false), ask(0, true), &rules()),
-            Verdict::Fail
+            RetryDecision::Fail
         );
         assert_eq!(
             may_retry(&failure(false), ask(1, false), &rules()),
-            Verdict::Fail
+            RetryDecision::Fail
         );
         assert_eq!(
             may_retry(&failure(true), ask(0, true), &rules()),
-            Verdict::Fresh
+            RetryDecision::Fresh
         );
         assert_eq!(
             may_retry(&failure(true), ask(0, false), &rules()),
-            Verdict::Fail
+            RetryDecision::Fail
         );
     }
 
@@ -232,38 +239,42 @@ mod tests {
             timeout: true,
             invalid: false,
         };
-        let ask = Question {
+        let ask = RetryContext {
             left: 1,
             idempotent: true,
             replayable: true,
             free: true,
         };
-        for (stage, reason, stale) in [
-            (Stage::Connect, Reason::ConnectionRefused, false),
-            (Stage::Response, Reason::ConnectionTerminated, true),
-            (Stage::Response, Reason::ConnectionTerminated, false),
-            (Stage::Response, Reason::ProxyProtocolError, false),
+        for (phase, reason, stale) in [
+            (AttemptPhase::Connect, Reason::ConnectionRefused, false),
+            (AttemptPhase::Response, Reason::ConnectionTerminated, true),
+            (AttemptPhase::Response, Reason::ConnectionTerminated, false),
+            (AttemptPhase::Response, Reason::ProxyProtocolError, false),
         ] {
-            let failure = Failure {
-                stage,
+            let failure = AttemptError {
+                phase,
                 reason,
                 stale,
                 refusal: None,
-                unseen: true,
+                not_processed: true,
                 own_limit: false,
                 detail: String::new(),
             };
-            assert_eq!(may_retry(&failure, ask, &rules), Verdict::Fail, "{reason}");
+            assert_eq!(
+                may_retry(&failure, ask, &rules),
+                RetryDecision::Fail,
+                "{reason}"
+            );
         }
-        let slow = Failure {
-            stage: Stage::Response,
+        let slow = AttemptError {
+            phase: AttemptPhase::Response,
             reason: Reason::ConnectionReadTimeout,
             stale: false,
             refusal: None,
-            unseen: false,
+            not_processed: false,
             own_limit: false,
             detail: String::new(),
         };
-        assert_eq!(may_retry(&slow, ask, &rules), Verdict::Retry);
+        assert_eq!(may_retry(&slow, ask, &rules), RetryDecision::Retry);
     }
 }

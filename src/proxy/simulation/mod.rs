@@ -1,13 +1,14 @@
 //! A simulation of the engine: clients and backends that split, stall, leave and reset wherever a seed says, around the real
-//! [`serve`](super::serve) on real sockets, on one thread, in virtual time.
+//! [`serve`](crate::proxy::http::serve) on real sockets, on one thread, in virtual time.
 //!
 //! Nothing happens by itself: the driver lets the engine run until it is quiet, then lets each end do one thing, and moves
 //! the clock only when nobody can do anything. `script.rs` says what the ends do, `peers.rs` does it, `wire.rs` reads what
 //! comes back, `judge.rs` knows what must hold. `SIMULATION_SEED=N` runs one seed again and `SIMULATION_RUNS=N` that many.
 
-mod judge;
+mod generate;
+mod oracle;
 mod peers;
-mod script;
+mod scenario;
 mod wire;
 
 use std::{
@@ -27,35 +28,39 @@ use std::{
 use tokio::{runtime::Runtime, sync::watch};
 
 use self::{
-    judge::Outcome,
-    peers::{Backends, Client, Socket},
-    script::{Act, Answer, Break, Case, Mood, Shape, Wish},
+    generate::{RequestSpec, ResponseSpec, ScenarioKind, fixed_scenario, random_scenario},
+    oracle::RunOutcome,
+    peers::{PeerSocket, SimulatedBackends, SimulatedClient},
+    scenario::{BodyShape, FaultKind, Scenario, ScriptedEvent},
 };
 use crate::{
     base::{clock, rng::Random},
     config::model::{self, Config, LogOutput, LogWhenConfig, RetriesConfig},
     net::stream::Stream,
-    proxy::worker::Worker,
+    proxy::{
+        http::{ClientConnection, serve},
+        worker::Worker,
+    },
     snapshot::{Daemon, Snapshot},
     telemetry::{access_log::AccessLog, sink::LogSink},
 };
 
 /// Virtual time after which a run hangs: many times the longest that ends of connections and timeouts can take together.
-const BOUND: Duration = Duration::from_mins(50);
+const MAX_RUN_TIME: Duration = Duration::from_mins(50);
 /// First step of the clock when nobody says when it goes on; doubled up to 64 times that.
-const STEP: Duration = Duration::from_millis(25);
+const FIRST_CLOCK_STEP: Duration = Duration::from_millis(25);
 
 /// Rounds without an event after which the engine is quiet.
-const CALM: usize = 2;
+const IDLE_ROUNDS: usize = 2;
 
 /// Waits until packets have arrived. A busy kernel may put loopback packets off; it does not let them overtake each other
 /// on one processor, to which the thread is bound (`runtime`).
-struct Barrier {
+struct LoopbackBarrier {
     near: std::net::TcpStream,
     far: std::net::TcpStream,
 }
 
-impl Barrier {
+impl LoopbackBarrier {
     fn new() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -71,21 +76,21 @@ impl Barrier {
 }
 
 /// Set when the engine wants to run.
-struct Flag(AtomicBool);
+struct WakeFlag(AtomicBool);
 
-impl Wake for Flag {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Relaxed);
     }
 }
 
 /// The engine's side of one client connection.
-struct Server {
+struct EngineTask {
     future: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    flag: Arc<Flag>,
+    flag: Arc<WakeFlag>,
 }
 
-impl Server {
+impl EngineTask {
     /// Lets it run if it wants to; true if it did.
     fn poll(&mut self) -> bool {
         let Some(future) = &mut self.future else {
@@ -107,60 +112,60 @@ impl Server {
 }
 
 /// Everything that takes part in a run.
-struct World {
+struct Simulation {
     worker: Rc<Worker>,
-    servers: Vec<Server>,
-    clients: Vec<Client>,
-    backends: Backends,
+    servers: Vec<EngineTask>,
+    clients: Vec<SimulatedClient>,
+    backends: SimulatedBackends,
     /// Tunnels end with it.
     _drain: watch::Sender<bool>,
     random: Random,
     /// Over TCP, where packets may be under way.
-    barrier: Option<Barrier>,
+    barrier: Option<LoopbackBarrier>,
 }
 
-impl World {
-    fn new(case: &Case, log: Option<&Log>) -> Self {
-        let backends = Backends::new(case);
+impl Simulation {
+    fn new(scenario: &Scenario, log: Option<&SimulationLog>) -> Self {
+        let backends = SimulatedBackends::new(scenario);
         let config = config(&backends);
         let access_log = AccessLog::new(&config.access_log, log.map(|log| log.sink.clone()));
         let snapshot = Snapshot::build(Arc::new(config), None, access_log, clock::now());
         let (drain, cut) = watch::channel(false);
         let worker = Worker::new(Arc::new(Daemon::new(snapshot, 1, 100)), cut);
-        *worker.random.borrow_mut() = Random::seeded(case.seed);
-        let mut world = Self {
+        *worker.random.borrow_mut() = Random::seeded(scenario.seed);
+        let mut simulation = Self {
             worker: Rc::new(worker),
             servers: Vec::new(),
             clients: Vec::new(),
             backends,
             _drain: drain,
-            random: Random::seeded(case.seed),
-            barrier: case.tcp.then(Barrier::new),
+            random: Random::seeded(scenario.seed),
+            barrier: scenario.tcp.then(LoopbackBarrier::new),
         };
-        for plan in &case.clients {
-            let (ours, theirs) = pair(case.tcp);
-            world.clients.push(Client::new(plan, ours));
-            world.serve(theirs);
+        for plan in &scenario.clients {
+            let (ours, theirs) = pair(scenario.tcp);
+            simulation.clients.push(SimulatedClient::new(plan, ours));
+            simulation.serve(theirs);
         }
-        world
+        simulation
     }
 
     fn serve(&mut self, stream: Stream) {
         let bind = Rc::new("127.0.0.1:80".parse().unwrap());
         let entry = self.worker.connections.enter(Rc::clone(&bind));
         let header = Some(Duration::from_secs(10));
-        let client = super::Client::new(stream, None, bind, entry, header);
-        let future = Box::pin(super::serve(Rc::clone(&self.worker), client));
-        self.servers.push(Server {
+        let client = ClientConnection::new(stream, None, bind, entry, header);
+        let future = Box::pin(serve(Rc::clone(&self.worker), client));
+        self.servers.push(EngineTask {
             future: Some(future),
-            flag: Arc::new(Flag(AtomicBool::new(true))),
+            flag: Arc::new(WakeFlag(AtomicBool::new(true))),
         });
     }
 
     /// Lets the engine run until nothing that has happened is left to be seen.
     async fn settle(&mut self) {
-        let mut quiet = 0;
-        while quiet < CALM {
+        let mut idle_rounds = 0;
+        while idle_rounds < IDLE_ROUNDS {
             if let Some(barrier) = &self.barrier {
                 barrier.pass();
             }
@@ -170,18 +175,18 @@ impl World {
             for server in &mut self.servers {
                 ran |= server.poll();
             }
-            quiet = if ran { 0 } else { quiet + 1 };
+            idle_rounds = if ran { 0 } else { idle_rounds + 1 };
         }
     }
 
     fn is_over(&self) -> bool {
         self.servers.iter().all(|server| server.future.is_none())
-            && self.clients.iter().all(Client::is_over)
+            && self.clients.iter().all(SimulatedClient::is_over)
     }
 
     /// Runs to the end; an error is a hang, or something that must not be.
     async fn run(&mut self) -> Result<(), String> {
-        let bound = clock::now() + BOUND;
+        let bound = clock::now() + MAX_RUN_TIME;
         let mut rounds = 0;
         loop {
             self.settle().await;
@@ -206,7 +211,7 @@ impl World {
             if now > bound {
                 return Err("it hangs".to_owned());
             }
-            let most = STEP * (1 << rounds.min(6));
+            let most = FIRST_CLOCK_STEP * (1 << rounds.min(6));
             rounds += 1;
             tokio::time::advance(self.until_event(now).map_or(most, |wait| wait.min(most))).await;
         }
@@ -223,20 +228,20 @@ impl World {
 
     /// How long until an end goes on by itself.
     fn until_event(&self, now: Instant) -> Option<Duration> {
-        let clients = self.clients.iter().filter_map(Client::wakes);
+        let clients = self.clients.iter().filter_map(SimulatedClient::wakes);
         let all = clients.chain(self.backends.wakes());
         all.filter(|at| *at > now).min().map(|at| at - now)
     }
 }
 
 /// A connection: what the simulation holds, and what the engine gets.
-fn pair(tcp: bool) -> (Socket, Stream) {
+fn pair(tcp: bool) -> (PeerSocket, Stream) {
     if !tcp {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         theirs.set_nonblocking(true).unwrap();
         let theirs = tokio::net::UnixStream::from_std(theirs).unwrap();
-        return (Socket::Unix(ours), Stream::Unix(theirs));
+        return (PeerSocket::Unix(ours), Stream::Unix(theirs));
     }
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -246,11 +251,11 @@ fn pair(tcp: bool) -> (Socket, Stream) {
         socket.set_nodelay(true).unwrap();
     }
     let theirs = tokio::net::TcpStream::from_std(theirs).unwrap();
-    (Socket::Tcp(ours), Stream::Tcp(theirs))
+    (PeerSocket::Tcp(ours), Stream::Tcp(theirs))
 }
 
 /// One listener, one pool; every exchange is logged.
-fn config(backends: &Backends) -> Config {
+fn config(backends: &SimulatedBackends) -> Config {
     let pool = model::PoolConfig {
         backends: backends
             .addresses()
@@ -282,13 +287,13 @@ fn config(backends: &Backends) -> Config {
 }
 
 /// The access log of a test, in a file of its own.
-struct Log {
+struct SimulationLog {
     path: PathBuf,
     sink: LogSink,
     reader: File,
 }
 
-impl Log {
+impl SimulationLog {
     fn new(name: &str) -> Self {
         let name = format!("balancer-simulation-{}-{name}.log", std::process::id());
         let path = std::env::temp_dir().join(name);
@@ -311,7 +316,7 @@ impl Log {
     }
 }
 
-impl Drop for Log {
+impl Drop for SimulationLog {
     fn drop(&mut self) {
         drop(std::fs::remove_file(&self.path));
     }
@@ -333,30 +338,34 @@ fn runtime() -> Runtime {
 }
 
 /// Runs `case` and judges it, and what was logged if it was.
-fn run(runtime: &Runtime, log: Option<&Log>, case: &Case) -> Result<Outcome, String> {
+fn run(
+    runtime: &Runtime,
+    log: Option<&SimulationLog>,
+    scenario: &Scenario,
+) -> Result<RunOutcome, String> {
     runtime.block_on(async {
-        let mut world = World::new(case, log);
-        let mut ran = world.run().await;
-        let lines = log.map(Log::lines);
+        let mut simulation = Simulation::new(scenario, log);
+        let mut ran = simulation.run().await;
+        let lines = log.map(SimulationLog::lines);
         if ran.is_ok() {
             // Idle connections that a backend has ended are closed.
-            world.worker.tick();
-            ran = world.finish().await;
+            simulation.worker.tick();
+            ran = simulation.finish().await;
         }
         let judged = ran
-            .and_then(|()| judge::connections(&world, case))
-            .and_then(|()| judge::records(&world, lines.as_deref()))
-            .and_then(|()| judge::leftovers(&world));
-        world.worker.idle.borrow_mut().clear();
-        let finished = world.finish().await;
+            .and_then(|()| oracle::connections(&simulation, scenario))
+            .and_then(|()| oracle::records(&simulation, lines.as_deref()))
+            .and_then(|()| oracle::leftovers(&simulation));
+        simulation.worker.idle.borrow_mut().clear();
+        let finished = simulation.finish().await;
         judged
             .and(finished)
-            .and_then(|()| judge::nothing_is_open(&world))
-            .map(|()| judge::outcome(&world))
+            .and_then(|()| oracle::nothing_is_open(&simulation))
+            .map(|()| oracle::outcome(&simulation))
             .map_err(|error| {
                 format!(
                     "{error}\nlog: {}",
-                    judge::show_log(&lines.unwrap_or_default())
+                    oracle::show_log(&lines.unwrap_or_default())
                 )
             })
     })
@@ -367,18 +376,18 @@ fn number_from(variable: &str) -> Option<u64> {
 }
 
 /// Runs the seeds of a mood: one, many, or `usual`.
-fn seeds(name: &str, mood: Mood, usual: u64) {
-    let (runtime, log) = (runtime(), Log::new(name));
+fn seeds(name: &str, kind: ScenarioKind, usual: u64) {
+    let (runtime, log) = (runtime(), SimulationLog::new(name));
     let seeds = match number_from("SIMULATION_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number_from("SIMULATION_RUNS").unwrap_or(usual),
     };
     for seed in seeds {
-        let case = script::case(seed, mood);
-        if let Err(error) = run(&runtime, Some(&log), &case) {
+        let scenario = random_scenario(seed, kind);
+        if let Err(error) = run(&runtime, Some(&log), &scenario) {
             panic!(
-                "SIMULATION_SEED={seed} ({mood:?}): {error}\n{}",
-                case.describe()
+                "SIMULATION_SEED={seed} ({kind:?}): {error}\n{}",
+                scenario.describe()
             );
         }
     }
@@ -386,64 +395,76 @@ fn seeds(name: &str, mood: Mood, usual: u64) {
 
 #[test]
 fn clients_and_backends_that_keep_the_rules_get_every_byte_however_it_is_split() {
-    seeds("calm", Mood::Calm, 80);
+    seeds("calm", ScenarioKind::Orderly, 80);
 }
 
 #[test]
 fn whoever_stalls_leaves_or_resets_wherever_nothing_is_mixed_up_or_looks_whole_that_is_not() {
-    seeds("wild", Mood::Wild, 200);
+    seeds("wild", ScenarioKind::Wild, 200);
 }
 
 /// Exchanges of every kind, each small, the answers of each connection after one another.
-fn typical() -> Vec<(&'static str, Case)> {
-    use Shape::{Chunked, Length, None, UntilClose};
-    let get = Wish::new("GET", None);
-    let ok = Answer::new(200, Length(5));
-    let hints = Answer {
+fn typical() -> Vec<(&'static str, Scenario)> {
+    use BodyShape::{Chunked, Length, None, UntilClose};
+    let get = RequestSpec::new("GET", None);
+    let ok = ResponseSpec::new(200, Length(5));
+    let hints = ResponseSpec {
         interims: 1,
-        ..Answer::new(200, Chunked(9))
+        ..ResponseSpec::new(200, Chunked(9))
     };
-    let waits = Wish {
+    let waits = RequestSpec {
         expects: true,
-        ..Wish::new("POST", Length(7))
+        ..RequestSpec::new("POST", Length(7))
     };
-    let continues = Answer {
+    let continues = ResponseSpec {
         interims: 1,
         continues: true,
         ..ok
     };
-    let old = Wish { old: true, ..get };
-    let long = Answer {
+    let old = RequestSpec { old: true, ..get };
+    let long = ResponseSpec {
         padding: 450,
-        ..Answer::new(200, Length(3))
+        ..ResponseSpec::new(200, Length(3))
     };
-    let closes = Wish {
+    let closes = RequestSpec {
         closes: true,
         ..get
     };
-    let upgrade = Wish {
+    let upgrade = RequestSpec {
         upgrade: true,
         ..get
     };
     let posts = [
-        (Wish::new("POST", Length(9)), Answer::new(200, Chunked(12))),
-        (Wish::new("PUT", Chunked(11)), Answer::new(200, Chunked(6))),
+        (
+            RequestSpec::new("POST", Length(9)),
+            ResponseSpec::new(200, Chunked(12)),
+        ),
+        (
+            RequestSpec::new("PUT", Chunked(11)),
+            ResponseSpec::new(200, Chunked(6)),
+        ),
     ];
     vec![
         ("lengths", plain(&[(get, ok), (get, ok)])),
         ("bodies", plain(&posts)),
         (
             "until close",
-            plain(&[(get, Answer::new(200, UntilClose(8)))]),
+            plain(&[(get, ResponseSpec::new(200, UntilClose(8)))]),
         ),
         (
             "no body",
-            plain(&[(get, Answer::new(204, None)), (get, Answer::new(304, None))]),
+            plain(&[
+                (get, ResponseSpec::new(204, None)),
+                (get, ResponseSpec::new(304, None)),
+            ]),
         ),
         (
             "head",
             plain(&[
-                (Wish::new("HEAD", None), Answer::new(200, Chunked(4))),
+                (
+                    RequestSpec::new("HEAD", None),
+                    ResponseSpec::new(200, Chunked(4)),
+                ),
                 (get, ok),
             ]),
         ),
@@ -452,30 +473,30 @@ fn typical() -> Vec<(&'static str, Case)> {
         ("expect", plain(&[(waits, continues), (get, ok)])),
         (
             "old",
-            plain(&[(old, ok), (old, Answer::new(200, Chunked(5)))]),
+            plain(&[(old, ok), (old, ResponseSpec::new(200, Chunked(5)))]),
         ),
         ("long head", plain(&[(get, long)])),
         ("upgrade", plain(&[(get, ok), (upgrade, ok)])),
     ]
 }
 
-fn plain(exchanges: &[(Wish, Answer)]) -> Case {
-    script::plain(false, exchanges)
+fn plain(exchanges: &[(RequestSpec, ResponseSpec)]) -> Scenario {
+    fixed_scenario(false, exchanges)
 }
 
 #[test]
 fn every_single_split_of_typical_exchanges_changes_nothing() {
-    let (runtime, log) = (runtime(), Log::new("splits"));
-    for (name, case) in typical() {
-        let check = |log, case: &Case| {
-            run(&runtime, log, case)
-                .unwrap_or_else(|error| panic!("{name}: {error}\n{}", case.describe()))
+    let (runtime, log) = (runtime(), SimulationLog::new("splits"));
+    for (name, scenario) in typical() {
+        let check = |log, scenario: &Scenario| {
+            run(&runtime, log, scenario)
+                .unwrap_or_else(|error| panic!("{name}: {error}\n{}", scenario.describe()))
         };
-        let wanted = check(Some(&log), &case);
-        let mut bytewise = case.clone();
+        let wanted = check(Some(&log), &scenario);
+        let mut bytewise = scenario.clone();
         for out in bytewise.outputs() {
             for at in 1..out.bytes.len() {
-                out.act(at, Act::Split);
+                out.act(at, ScriptedEvent::Split);
             }
         }
         assert_eq!(
@@ -483,7 +504,7 @@ fn every_single_split_of_typical_exchanges_changes_nothing() {
             wanted,
             "{name}: a byte at a time"
         );
-        let lengths: Vec<usize> = case
+        let lengths: Vec<usize> = scenario
             .clone()
             .outputs()
             .iter()
@@ -491,8 +512,8 @@ fn every_single_split_of_typical_exchanges_changes_nothing() {
             .collect();
         for (output, length) in lengths.into_iter().enumerate() {
             for at in 1..length {
-                let mut split = case.clone();
-                split.outputs()[output].act(at, Act::Split);
+                let mut split = scenario.clone();
+                split.outputs()[output].act(at, ScriptedEvent::Split);
                 assert_eq!(
                     check(None, &split),
                     wanted,
@@ -512,15 +533,19 @@ fn an_end_a_reset_or_a_stall_at_any_byte_is_never_taken_for_a_good_end() {
     } else {
         3
     };
-    for (name, mut case) in typical() {
+    for (name, mut scenario) in typical() {
         if name == "upgrade" {
             continue;
         }
-        let lengths: Vec<usize> = case.outputs().iter().map(|out| out.bytes.len()).collect();
+        let lengths: Vec<usize> = scenario
+            .outputs()
+            .iter()
+            .map(|out| out.bytes.len())
+            .collect();
         for (output, length) in lengths.into_iter().enumerate() {
             for at in (random.below(every)..=length).step_by(every) {
-                let what = [Break::Fin, Break::Reset, Break::Hang][random.below(3)];
-                let mut broken = case.clone();
+                let what = [FaultKind::Fin, FaultKind::Reset, FaultKind::Hang][random.below(3)];
+                let mut broken = scenario.clone();
                 broken.tcp = random.below(2) == 0;
                 let tcp = broken.tcp;
                 let client = &mut broken.clients[0];
@@ -529,8 +554,8 @@ fn an_end_a_reset_or_a_stall_at_any_byte_is_never_taken_for_a_good_end() {
                     Some(exchange) => client.exchanges[exchange].plans[0].break_at(at, what, tcp),
                 }
                 if let Err(error) = run(&runtime, None, &broken) {
-                    let case = broken.describe();
-                    panic!("{name}: output {output}, {what:?} at {at}: {error}\n{case}");
+                    let scenario = broken.describe();
+                    panic!("{name}: output {output}, {what:?} at {at}: {error}\n{scenario}");
                 }
             }
         }

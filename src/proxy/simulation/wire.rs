@@ -3,7 +3,7 @@
 
 /// How the body of a message was framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub(super) enum WireFraming {
     None,
     Length,
     Chunked,
@@ -14,17 +14,17 @@ pub(super) enum Framing {
 
 /// A message, or what has come of it.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Message {
+pub(super) struct WireMessage {
     pub start: String,
     pub fields: Vec<(String, String)>,
-    pub framing: Framing,
+    pub framing: WireFraming,
     pub body: Vec<u8>,
     pub trailers: Vec<(String, String)>,
     /// The end has come.
     pub whole: bool,
 }
 
-impl std::fmt::Debug for Message {
+impl std::fmt::Debug for WireMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let body = &self.body;
         let start = String::from_utf8_lossy(&body[..body.len().min(40)]);
@@ -34,7 +34,7 @@ impl std::fmt::Debug for Message {
     }
 }
 
-impl Message {
+impl WireMessage {
     /// The value of the only field called `name`.
     pub(super) fn field(&self, name: &str) -> Option<&str> {
         let found = self
@@ -62,7 +62,7 @@ impl Message {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum WirePosition {
     Head,
     Data(usize),
     Size,
@@ -74,19 +74,19 @@ enum Place {
 
 /// The messages of one direction of a connection.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct WireReader {
     /// Of the requests, where responses are read.
     methods: Option<Vec<&'static str>>,
     finals: usize,
-    place: Place,
+    place: WirePosition,
     line: Vec<u8>,
     head: Vec<String>,
-    pub messages: Vec<Message>,
+    pub messages: Vec<WireMessage>,
     /// Bytes that came.
     pub bytes: usize,
 }
 
-impl Reader {
+impl WireReader {
     pub(super) fn of_requests() -> Self {
         Self::new(None)
     }
@@ -100,7 +100,7 @@ impl Reader {
         Self {
             methods,
             finals: 0,
-            place: Place::Head,
+            place: WirePosition::Head,
             line: Vec::new(),
             head: Vec::new(),
             messages: Vec::new(),
@@ -109,7 +109,7 @@ impl Reader {
     }
 
     /// Responses that are not 1xx, whole or not.
-    pub(super) fn finals(&self) -> impl Iterator<Item = &Message> {
+    pub(super) fn finals(&self) -> impl Iterator<Item = &WireMessage> {
         self.messages.iter().filter(|message| !message.is_interim())
     }
 
@@ -120,18 +120,18 @@ impl Reader {
 
     /// Something of a head has come, not all of it.
     pub(super) fn is_in_head(&self) -> bool {
-        self.place == Place::Head && (!self.line.is_empty() || !self.head.is_empty())
+        self.place == WirePosition::Head && (!self.line.is_empty() || !self.head.is_empty())
     }
 
     /// The request did not switch protocols after all.
     pub(super) fn no_switch(&mut self) {
-        if self.place == Place::Rest {
-            self.place = Place::Head;
+        if self.place == WirePosition::Rest {
+            self.place = WirePosition::Head;
             self.last().whole = true;
         }
     }
 
-    fn last(&mut self) -> &mut Message {
+    fn last(&mut self) -> &mut WireMessage {
         self.messages.last_mut().unwrap()
     }
 
@@ -139,23 +139,26 @@ impl Reader {
         self.bytes += bytes.len();
         while !bytes.is_empty() {
             match self.place {
-                Place::Rest => {
+                WirePosition::Rest => {
                     self.last().body.extend_from_slice(bytes);
                     return Ok(());
                 }
-                Place::Data(left) | Place::Chunk(left) => {
+                WirePosition::Data(left) | WirePosition::Chunk(left) => {
                     let count = left.min(bytes.len());
                     let (data, rest) = bytes.split_at(count);
                     self.last().body.extend_from_slice(data);
                     bytes = rest;
                     self.place = match self.place {
-                        Place::Chunk(_) if count == left => Place::ChunkEnd,
-                        Place::Chunk(_) => Place::Chunk(left - count),
+                        WirePosition::Chunk(_) if count == left => WirePosition::ChunkEnd,
+                        WirePosition::Chunk(_) => WirePosition::Chunk(left - count),
                         _ if count == left => self.end(),
-                        _ => Place::Data(left - count),
+                        _ => WirePosition::Data(left - count),
                     };
                 }
-                Place::Head | Place::Size | Place::ChunkEnd | Place::Trailers => {
+                WirePosition::Head
+                | WirePosition::Size
+                | WirePosition::ChunkEnd
+                | WirePosition::Trailers => {
                     let end = bytes.iter().position(|byte| *byte == b'\n');
                     let count = end.map_or(bytes.len(), |end| end + 1);
                     self.line.extend_from_slice(&bytes[..count]);
@@ -174,42 +177,42 @@ impl Reader {
 
     /// The connection was ended in order.
     pub(super) fn finished(&mut self) {
-        if self.place == Place::Rest {
+        if self.place == WirePosition::Rest {
             self.last().whole = true;
         }
     }
 
-    fn end(&mut self) -> Place {
+    fn end(&mut self) -> WirePosition {
         self.last().whole = true;
-        Place::Head
+        WirePosition::Head
     }
 
-    fn line(&mut self, line: &str) -> Result<Place, String> {
+    fn line(&mut self, line: &str) -> Result<WirePosition, String> {
         match self.place {
-            Place::Size => {
+            WirePosition::Size => {
                 let size = usize::from_str_radix(line, 16).map_err(|_| format!("size {line:?}"))?;
                 if size == 0 {
-                    return Ok(Place::Trailers);
+                    return Ok(WirePosition::Trailers);
                 }
-                Ok(Place::Chunk(size))
+                Ok(WirePosition::Chunk(size))
             }
-            Place::ChunkEnd if line.is_empty() => Ok(Place::Size),
-            Place::ChunkEnd => Err("no line end after a chunk".to_owned()),
-            Place::Trailers if line.is_empty() => Ok(self.end()),
-            Place::Trailers => {
+            WirePosition::ChunkEnd if line.is_empty() => Ok(WirePosition::Size),
+            WirePosition::ChunkEnd => Err("no line end after a chunk".to_owned()),
+            WirePosition::Trailers if line.is_empty() => Ok(self.end()),
+            WirePosition::Trailers => {
                 let field = split_field(line)?;
                 self.last().trailers.push(field);
-                Ok(Place::Trailers)
+                Ok(WirePosition::Trailers)
             }
             _ if line.is_empty() => self.head(),
             _ => {
                 self.head.push(line.to_owned());
-                Ok(Place::Head)
+                Ok(WirePosition::Head)
             }
         }
     }
 
-    fn head(&mut self) -> Result<Place, String> {
+    fn head(&mut self) -> Result<WirePosition, String> {
         let mut lines = std::mem::take(&mut self.head).into_iter();
         let start = lines.next().ok_or("an empty head")?;
         let fields: Vec<_> = lines
@@ -221,10 +224,10 @@ impl Reader {
                 return Err(format!("{name} twice: {start} {fields:?}"));
             }
         }
-        let mut message = Message {
+        let mut message = WireMessage {
             start,
             fields,
-            framing: Framing::None,
+            framing: WireFraming::None,
             body: Vec::new(),
             trailers: Vec::new(),
             whole: false,
@@ -246,31 +249,31 @@ impl Reader {
         let switches = status == 101 || status == 0 && message.field("upgrade").is_some();
         let place = match (length, coding) {
             _ if switches => {
-                message.framing = Framing::Tunnel;
-                Place::Rest
+                message.framing = WireFraming::Tunnel;
+                WirePosition::Rest
             }
-            _ if bodiless => Place::Head,
+            _ if bodiless => WirePosition::Head,
             (Some(length), _) => {
-                message.framing = Framing::Length;
+                message.framing = WireFraming::Length;
                 let length = length.parse().map_err(|_| format!("length {length:?}"))?;
                 if length == 0 {
-                    Place::Head
+                    WirePosition::Head
                 } else {
-                    Place::Data(length)
+                    WirePosition::Data(length)
                 }
             }
             (None, Some(coding)) if coding == "chunked" => {
-                message.framing = Framing::Chunked;
-                Place::Size
+                message.framing = WireFraming::Chunked;
+                WirePosition::Size
             }
             (None, Some(coding)) => return Err(format!("coding {coding:?}")),
             (None, None) if status > 0 => {
-                message.framing = Framing::UntilClose;
-                Place::Rest
+                message.framing = WireFraming::UntilClose;
+                WirePosition::Rest
             }
-            (None, None) => Place::Head,
+            (None, None) => WirePosition::Head,
         };
-        message.whole = place == Place::Head;
+        message.whole = place == WirePosition::Head;
         if self.methods.is_some() {
             if status == 0 {
                 return Err(format!("not a response: {:?}", message.start));

@@ -1,167 +1,12 @@
-//! What the ends of the connections will do: bytes, where they are cut, where somebody stalls, leaves or resets. Made from
-//! one seed, before anything runs.
+//! Makes scenarios: random ones from a seed, or fixed ones from a list of requests and responses.
 
 use std::time::Duration;
 
+use super::scenario::{
+    AttemptClass, BodyShape, ClientPlan, FaultKind, ResponsePlan, ResponseTrigger, Scenario,
+    ScriptedEvent, ScriptedExchange, ScriptedOutput,
+};
 use crate::base::rng::Random;
-
-/// Something that happens before the byte at its place is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
-    /// The bytes before are delivered first.
-    Split,
-    Stall(Duration),
-    /// Ends its direction.
-    Fin,
-    /// Ends both, at once.
-    Reset,
-    /// A client waits until so many of its responses are whole.
-    Await(usize),
-    /// A client waits for a 1xx to its exchange of this number, or for the final response.
-    AwaitInterim(usize),
-    /// A backend waits for the whole request.
-    AwaitRequest,
-}
-
-/// What one end writes.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Output {
-    pub bytes: Vec<u8>,
-    /// In the order of their places.
-    pub acts: Vec<(usize, Act)>,
-}
-
-impl Output {
-    /// Adds an act behind those at the same place.
-    pub(super) fn act(&mut self, at: usize, act: Act) {
-        let behind = self.acts.partition_point(|(place, _)| *place <= at);
-        self.acts.insert(behind, (at, act));
-    }
-
-    /// Nothing is written from `at` on, but for `act`.
-    fn stop(&mut self, at: usize, act: Act) {
-        self.bytes.truncate(at);
-        self.acts.retain(|(place, _)| *place < at);
-        self.acts.push((at, act));
-    }
-
-    fn text(&mut self, text: &str) {
-        self.bytes.extend_from_slice(text.as_bytes());
-    }
-}
-
-/// When a backend begins to answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum When {
-    Head,
-    Whole,
-}
-
-/// What can become of a try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
-    Whole,
-    /// Fails before a response head is whole and valid.
-    Before,
-    /// Chunked, and fails before the first byte of the body: a failure or a cut.
-    Early,
-    /// Fails in its body.
-    Within,
-    /// Hangs before the head is whole.
-    HangsBefore,
-    /// Hangs in its body.
-    HangsWithin,
-}
-
-/// What a backend does with one try.
-#[derive(Debug, Clone)]
-pub(super) struct Plan {
-    pub when: When,
-    pub out: Output,
-    pub status: u16,
-    /// The method it answers.
-    pub method: &'static str,
-    pub body: Vec<u8>,
-    pub trailers: Vec<(String, String)>,
-    pub class: Class,
-    /// From this byte on the connection is of no use for another exchange.
-    pub dirty_from: Option<usize>,
-    /// The end of the final head, the first byte of the body, the end.
-    places: (usize, usize, usize),
-    shape: Shape,
-}
-
-/// How a body is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shape {
-    None,
-    Length(usize),
-    Chunked(usize),
-    /// Responses only.
-    UntilClose(usize),
-}
-
-/// One request, and what backends will say to it.
-#[derive(Debug, Clone)]
-pub(super) struct Exchange {
-    pub id: usize,
-    pub method: &'static str,
-    pub upgrade: bool,
-    pub body: Vec<u8>,
-    pub trailers: Vec<(String, String)>,
-    /// Where it ends in what the client writes.
-    pub end: usize,
-    /// One for each try; tries beyond them get the last.
-    pub plans: Vec<Plan>,
-}
-
-impl Exchange {
-    /// The plan of a try.
-    pub(super) fn plan(&self, attempt: usize) -> &Plan {
-        &self.plans[attempt.min(self.plans.len() - 1)]
-    }
-
-    pub(super) fn is_idempotent(&self) -> bool {
-        !matches!(self.method, "POST" | "PATCH")
-    }
-}
-
-/// What is wrong with a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ClientFault {
-    /// It ends its direction at this byte.
-    Fin(usize),
-    Reset(usize),
-    /// It says nothing for longer than any timeout.
-    Hang(usize),
-}
-
-/// One client connection.
-#[derive(Debug, Clone)]
-pub(super) struct ClientPlan {
-    pub exchanges: Vec<Exchange>,
-    pub out: Output,
-    pub fault: Option<ClientFault>,
-    /// After so many bytes it reads nothing for a while.
-    pub pauses: Vec<(usize, Duration)>,
-}
-
-/// A whole run.
-#[derive(Debug, Clone)]
-pub(super) struct Case {
-    pub clients: Vec<ClientPlan>,
-    /// 1 or 2.
-    pub backends: usize,
-    /// Over TCP; else over unix sockets, which know no reset.
-    pub tcp: bool,
-    /// New connections that backends drop without reading, by their order.
-    pub dropped: Vec<usize>,
-    /// Who goes first is drawn from this.
-    pub seed: u64,
-}
-
-/// Longer than any timeout.
-pub(super) const HANG: Duration = Duration::from_secs(200);
 
 /// A body whose every part says whose it is.
 pub(super) fn pattern(who: usize, length: usize) -> Vec<u8> {
@@ -193,13 +38,13 @@ fn length(random: &mut Random, tcp: bool) -> usize {
 
 /// Writes `body` in this shape; gives the trailers, and where the first byte of the body is.
 fn write_body(
-    out: &mut Output,
-    shape: Shape,
+    out: &mut ScriptedOutput,
+    shape: BodyShape,
     body: &[u8],
     id: usize,
     random: &mut Random,
 ) -> (Vec<(String, String)>, usize) {
-    let Shape::Chunked(_) = shape else {
+    let BodyShape::Chunked(_) = shape else {
         let first = out.bytes.len();
         out.bytes.extend_from_slice(body);
         return (Vec::new(), first);
@@ -230,18 +75,21 @@ fn write_body(
 }
 
 /// Cuts what is written from `from` to `to` into pieces.
-fn split(out: &mut Output, from: usize, to: usize, random: &mut Random) {
+fn split(out: &mut ScriptedOutput, from: usize, to: usize, random: &mut Random) {
     if to <= from + 1 {
         return;
     }
     if once_in(random, 4) {
         // Within the line ends of a head or a last chunk.
-        out.act(to - 1 - random.below(3.min(to - from - 1)), Act::Split);
+        out.act(
+            to - 1 - random.below(3.min(to - from - 1)),
+            ScriptedEvent::Split,
+        );
     }
     match random.below(6) {
         0 if to - from < 600 => {
             for at in from + 1..to {
-                out.act(at, Act::Split);
+                out.act(at, ScriptedEvent::Split);
             }
         }
         0..4 => {
@@ -249,9 +97,9 @@ fn split(out: &mut Output, from: usize, to: usize, random: &mut Random) {
                 let at = from + 1 + random.below(to - from - 1);
                 let stall = Duration::from_millis(1 + random.below(400) as u64);
                 let act = if once_in(random, 4) {
-                    Act::Stall(stall)
+                    ScriptedEvent::Stall(stall)
                 } else {
-                    Act::Split
+                    ScriptedEvent::Split
                 };
                 out.act(at, act);
             }
@@ -262,27 +110,27 @@ fn split(out: &mut Output, from: usize, to: usize, random: &mut Random) {
 
 /// How wild a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mood {
+pub(super) enum ScenarioKind {
     /// Everybody keeps to the rules; only the splits are random.
-    Calm,
+    Orderly,
     Wild,
 }
 
 /// The run of a seed.
-pub(super) fn case(seed: u64, mood: Mood) -> Case {
+pub(super) fn random_scenario(seed: u64, kind: ScenarioKind) -> Scenario {
     let mut random = Random::seeded(seed);
     let random = &mut random;
     let tcp = once_in(random, 3);
     let mut id = 0;
     let clients = (0..=random.below(2))
-        .map(|_| client(random, &mut id, mood, tcp))
+        .map(|_| client(random, &mut id, kind, tcp))
         .collect();
-    let drops = if mood == Mood::Wild && once_in(random, 4) {
+    let drops = if kind == ScenarioKind::Wild && once_in(random, 4) {
         (0..4).filter(|_| once_in(random, 3)).collect()
     } else {
         Vec::new()
     };
-    Case {
+    Scenario {
         clients,
         backends: 1 + random.below(2),
         tcp,
@@ -291,15 +139,15 @@ pub(super) fn case(seed: u64, mood: Mood) -> Case {
     }
 }
 
-fn client(random: &mut Random, id: &mut usize, mood: Mood, tcp: bool) -> ClientPlan {
-    let mut out = Output::default();
-    let mut exchanges: Vec<Exchange> = Vec::new();
+fn client(random: &mut Random, id: &mut usize, kind: ScenarioKind, tcp: bool) -> ClientPlan {
+    let mut out = ScriptedOutput::default();
+    let mut exchanges: Vec<ScriptedExchange> = Vec::new();
     let mut pipelined = once_in(random, 3);
     let wanted = 1 + random.below(4);
     if *id > 0 && once_in(random, 2) {
         out.act(
             0,
-            Act::Stall(Duration::from_millis(1 + random.below(5_000) as u64)),
+            ScriptedEvent::Stall(Duration::from_millis(1 + random.below(5_000) as u64)),
         );
     }
     while exchanges.len() < wanted {
@@ -309,14 +157,14 @@ fn client(random: &mut Random, id: &mut usize, mood: Mood, tcp: bool) -> ClientP
         }
         let number = exchanges.len();
         if number > 0 && !pipelined {
-            out.act(out.bytes.len(), Act::Await(number));
+            out.act(out.bytes.len(), ScriptedEvent::Await(number));
             if once_in(random, 3) {
                 let wait = Duration::from_millis(1 + random.below(6_000) as u64);
-                out.act(out.bytes.len(), Act::Stall(wait));
+                out.act(out.bytes.len(), ScriptedEvent::Stall(wait));
             }
         }
         pipelined ^= once_in(random, 5);
-        exchanges.push(exchange(random, &mut out, number, *id, mood, tcp));
+        exchanges.push(exchange(random, &mut out, number, *id, kind, tcp));
     }
     let mut pauses = Vec::new();
     if once_in(random, 6) {
@@ -329,27 +177,30 @@ fn client(random: &mut Random, id: &mut usize, mood: Mood, tcp: bool) -> ClientP
         fault: None,
         pauses,
     };
-    if mood == Mood::Wild && once_in(random, 4) {
+    if kind == ScenarioKind::Wild && once_in(random, 4) {
         let at = random.below(plan.out.bytes.len() + 1);
-        plan.break_at(at, of(random, &[Break::Fin, Break::Reset, Break::Hang]));
+        plan.break_at(
+            at,
+            of(random, &[FaultKind::Fin, FaultKind::Reset, FaultKind::Hang]),
+        );
     }
     plan
 }
 
 /// What a request is to look like.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wish {
+pub(super) struct RequestSpec {
     pub method: &'static str,
     pub old: bool,
     pub closes: bool,
     pub upgrade: bool,
     pub expects: bool,
-    pub shape: Shape,
+    pub shape: BodyShape,
 }
 
-impl Wish {
+impl RequestSpec {
     /// Nothing special.
-    pub(super) fn new(method: &'static str, shape: Shape) -> Self {
+    pub(super) fn new(method: &'static str, shape: BodyShape) -> Self {
         Self {
             method,
             old: false,
@@ -367,14 +218,14 @@ impl Wish {
         let method = of(random, &methods);
         let old = once_in(random, 6);
         let shape = match (method, random.below(5)) {
-            ("POST" | "PUT", 0 | 1) | (_, 0) if !old => Shape::Chunked(length(random, tcp)),
-            ("POST" | "PUT", _) => Shape::Length(length(random, tcp)),
-            _ => Shape::None,
+            ("POST" | "PUT", 0 | 1) | (_, 0) if !old => BodyShape::Chunked(length(random, tcp)),
+            ("POST" | "PUT", _) => BodyShape::Length(length(random, tcp)),
+            _ => BodyShape::None,
         };
         if once_in(random, 12) {
             return Self {
                 upgrade: true,
-                ..Self::new("GET", Shape::None)
+                ..Self::new("GET", BodyShape::None)
             };
         }
         Self {
@@ -382,7 +233,7 @@ impl Wish {
             old,
             closes: once_in(random, 8) || old && once_in(random, 2),
             upgrade: false,
-            expects: shape != Shape::None && !old && once_in(random, 4),
+            expects: shape != BodyShape::None && !old && once_in(random, 4),
             shape,
         }
     }
@@ -391,18 +242,18 @@ impl Wish {
 /// Writes one request to `out`, without plans for it; gives the end of its head too.
 fn write_request(
     random: &mut Random,
-    out: &mut Output,
-    wish: Wish,
+    out: &mut ScriptedOutput,
+    request: RequestSpec,
     id: usize,
-) -> (Exchange, usize) {
-    let Wish {
+) -> (ScriptedExchange, usize) {
+    let RequestSpec {
         method,
         old,
         closes,
         upgrade,
         shape,
         ..
-    } = wish;
+    } = request;
     let start = out.bytes.len();
     let version = if old { "1.0" } else { "1.1" };
     out.text(&format!(
@@ -420,21 +271,21 @@ fn write_request(
         out.text("Connection: Upgrade\r\nUpgrade: sim\r\n");
     }
     let body = match shape {
-        Shape::Length(length) | Shape::Chunked(length) => pattern(id * 2, length),
+        BodyShape::Length(length) | BodyShape::Chunked(length) => pattern(id * 2, length),
         _ => Vec::new(),
     };
     match shape {
-        Shape::Length(length) => out.text(&format!("Content-Length: {length}\r\n")),
-        Shape::Chunked(_) => out.text("Transfer-Encoding: chunked\r\n"),
+        BodyShape::Length(length) => out.text(&format!("Content-Length: {length}\r\n")),
+        BodyShape::Chunked(_) => out.text("Transfer-Encoding: chunked\r\n"),
         _ => {}
     }
-    if wish.expects {
+    if request.expects {
         out.text("Expect: 100-continue\r\n");
     }
     out.text("\r\n");
     let head_end = out.bytes.len();
     let (trailers, _) = write_body(out, shape, &body, id, random);
-    let exchange = Exchange {
+    let exchange = ScriptedExchange {
         id,
         method,
         upgrade,
@@ -451,31 +302,31 @@ fn write_request(
 /// Writes one request to `out`, and makes the plans for it.
 fn exchange(
     random: &mut Random,
-    out: &mut Output,
+    out: &mut ScriptedOutput,
     number: usize,
     id: usize,
-    mood: Mood,
+    kind: ScenarioKind,
     tcp: bool,
-) -> Exchange {
-    let wish = Wish::draw(random, tcp);
-    let (mut exchange, head_end) = write_request(random, out, wish, id);
-    if wish.upgrade {
+) -> ScriptedExchange {
+    let request = RequestSpec::draw(random, tcp);
+    let (mut exchange, head_end) = write_request(random, out, request, id);
+    if request.upgrade {
         return switch(random, out, exchange, (number, 4_000));
     }
-    let tries = if mood == Mood::Wild { 3 } else { 1 };
-    for attempt in 0..tries {
-        let answer = Answer::draw(random, wish.expects, tcp);
-        let mut plan = plan(random, &exchange, attempt, answer);
-        if mood == Mood::Wild && once_in(random, 3) {
+    let attempts = if kind == ScenarioKind::Wild { 3 } else { 1 };
+    for attempt in 0..attempts {
+        let response = ResponseSpec::draw(random, request.expects, tcp);
+        let mut plan = plan(random, &exchange, attempt, response);
+        if kind == ScenarioKind::Wild && once_in(random, 3) {
             spoil(random, &mut plan, tcp);
         }
         exchange.plans.push(plan);
     }
-    if wish.expects {
+    if request.expects {
         // Some wait for 100, some only for a while, some not at all.
         match random.below(3) {
-            0 => out.act(head_end, Act::AwaitInterim(number)),
-            1 => out.act(head_end, Act::Stall(Duration::from_secs(1))),
+            0 => out.act(head_end, ScriptedEvent::AwaitInterim(number)),
+            1 => out.act(head_end, ScriptedEvent::Stall(Duration::from_secs(1))),
             _ => {}
         }
     }
@@ -485,49 +336,49 @@ fn exchange(
 /// A switch of protocols: fewer than `most` bytes both ways after the 101, then both ends.
 fn switch(
     random: &mut Random,
-    out: &mut Output,
-    mut exchange: Exchange,
+    out: &mut ScriptedOutput,
+    mut exchange: ScriptedExchange,
     (number, most): (usize, usize),
-) -> Exchange {
+) -> ScriptedExchange {
     let id = exchange.id;
     let head_end = out.bytes.len();
     exchange.body = pattern(id * 2, random.below(most));
     out.bytes.extend_from_slice(&exchange.body);
     if once_in(random, 2) {
-        out.act(head_end, Act::AwaitInterim(number));
+        out.act(head_end, ScriptedEvent::AwaitInterim(number));
     }
     split(out, head_end, out.bytes.len(), random);
     exchange.end = out.bytes.len();
-    out.act(exchange.end, Act::Fin);
-    let mut answer = Output::default();
-    answer.text(&format!(
+    out.act(exchange.end, ScriptedEvent::Fin);
+    let mut response = ScriptedOutput::default();
+    response.text(&format!(
         "HTTP/1.1 101 Switching Protocols\r\nX-Id: {id}\r\nX-Attempt: 0\r\nConnection: Upgrade\r\nUpgrade: sim\r\n\r\n"
     ));
     let body = pattern(id * 2 + 1, random.below(most));
-    answer.bytes.extend_from_slice(&body);
-    let length = answer.bytes.len();
-    split(&mut answer, 0, length, random);
-    answer.act(length, Act::Fin);
-    exchange.plans.push(Plan {
-        when: When::Head,
-        out: answer,
+    response.bytes.extend_from_slice(&body);
+    let length = response.bytes.len();
+    split(&mut response, 0, length, random);
+    response.act(length, ScriptedEvent::Fin);
+    exchange.plans.push(ResponsePlan {
+        when: ResponseTrigger::Head,
+        out: response,
         status: 101,
         method: "GET",
         body,
         trailers: Vec::new(),
-        class: Class::Whole,
+        class: AttemptClass::Whole,
         dirty_from: Some(0),
         places: (0, 0, length),
-        shape: Shape::None,
+        shape: BodyShape::None,
     });
     exchange
 }
 
 /// What a response is to look like.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Answer {
+pub(super) struct ResponseSpec {
     pub status: u16,
-    pub shape: Shape,
+    pub shape: BodyShape,
     pub interims: usize,
     /// The first 1xx is a 100, and the final response waits for the body.
     pub continues: bool,
@@ -538,9 +389,9 @@ pub(super) struct Answer {
     pub padding: usize,
 }
 
-impl Answer {
+impl ResponseSpec {
     /// Nothing special.
-    pub(super) fn new(status: u16, shape: Shape) -> Self {
+    pub(super) fn new(status: u16, shape: BodyShape) -> Self {
         Self {
             status,
             shape,
@@ -560,10 +411,10 @@ impl Answer {
             length(random, tcp)
         };
         let shape = match random.below(5) {
-            _ if matches!(status, 204 | 304) => Shape::None,
-            0 | 1 => Shape::Length(size),
-            2 | 3 => Shape::Chunked(size),
-            _ => Shape::UntilClose(size),
+            _ if matches!(status, 204 | 304) => BodyShape::None,
+            0 | 1 => BodyShape::Length(size),
+            2 | 3 => BodyShape::Chunked(size),
+            _ => BodyShape::UntilClose(size),
         };
         Self {
             status,
@@ -578,12 +429,17 @@ impl Answer {
 }
 
 /// A response by the rules.
-fn plan(random: &mut Random, exchange: &Exchange, attempt: usize, answer: Answer) -> Plan {
-    let Exchange { id, method, .. } = *exchange;
-    let Answer { status, shape, .. } = answer;
-    let mut out = Output::default();
-    for number in 0..answer.interims {
-        let line = if number == 0 && answer.continues {
+fn plan(
+    random: &mut Random,
+    exchange: &ScriptedExchange,
+    attempt: usize,
+    response: ResponseSpec,
+) -> ResponsePlan {
+    let ScriptedExchange { id, method, .. } = *exchange;
+    let ResponseSpec { status, shape, .. } = response;
+    let mut out = ScriptedOutput::default();
+    for number in 0..response.interims {
+        let line = if number == 0 && response.continues {
             "100 Continue"
         } else {
             "103 Early Hints"
@@ -596,48 +452,53 @@ fn plan(random: &mut Random, exchange: &Exchange, attempt: usize, answer: Answer
     out.text(&format!(
         "HTTP/1.1 {status} As Planned\r\nX-Id: {id}\r\nX-Attempt: {attempt}\r\n"
     ));
-    if answer.padding > 0 {
-        out.text(&format!("X-Padding: {}\r\n", "x".repeat(answer.padding)));
+    if response.padding > 0 {
+        out.text(&format!("X-Padding: {}\r\n", "x".repeat(response.padding)));
     }
-    if answer.closes {
+    if response.closes {
         out.text("Connection: close\r\n");
     } else if once_in(random, 6) {
         out.text("Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\n");
     }
     match shape {
-        Shape::None if status == 304 => out.text("Content-Length: 77\r\n"),
-        Shape::Length(length) => out.text(&format!("Content-Length: {length}\r\n")),
-        Shape::Chunked(_) => out.text("Transfer-Encoding: chunked\r\n"),
-        Shape::None | Shape::UntilClose(_) => {}
+        BodyShape::None if status == 304 => out.text("Content-Length: 77\r\n"),
+        BodyShape::Length(length) => out.text(&format!("Content-Length: {length}\r\n")),
+        BodyShape::Chunked(_) => out.text("Transfer-Encoding: chunked\r\n"),
+        BodyShape::None | BodyShape::UntilClose(_) => {}
     }
     out.text("\r\n");
     let head_end = out.bytes.len();
     let (mut body, mut trailers, mut first) = (Vec::new(), Vec::new(), head_end);
     if method != "HEAD"
-        && let Shape::Length(size) | Shape::Chunked(size) | Shape::UntilClose(size) = shape
+        && let BodyShape::Length(size) | BodyShape::Chunked(size) | BodyShape::UntilClose(size) =
+            shape
     {
         body = pattern(id * 2 + 1 + attempt * 100_000, size);
         (trailers, first) = write_body(&mut out, shape, &body, id, random);
     }
     let end = out.bytes.len();
-    if answer.continues && !answer.early {
-        out.act(interims_end, Act::AwaitRequest);
+    if response.continues && !response.early {
+        out.act(interims_end, ScriptedEvent::AwaitRequest);
     }
     split(&mut out, 0, head_end, random);
     split(&mut out, head_end, end, random);
-    let ends = answer.closes || method != "HEAD" && matches!(shape, Shape::UntilClose(_));
+    let ends = response.closes || method != "HEAD" && matches!(shape, BodyShape::UntilClose(_));
     if ends {
-        out.act(end, Act::Fin);
+        out.act(end, ScriptedEvent::Fin);
     }
-    let at_once = answer.continues || answer.early;
-    Plan {
-        when: if at_once { When::Head } else { When::Whole },
+    let at_once = response.continues || response.early;
+    ResponsePlan {
+        when: if at_once {
+            ResponseTrigger::Head
+        } else {
+            ResponseTrigger::Whole
+        },
         out,
         status,
         method,
         body,
         trailers,
-        class: Class::Whole,
+        class: AttemptClass::Whole,
         dirty_from: ends.then_some(0),
         places: (head_end, first, end),
         shape,
@@ -645,23 +506,23 @@ fn plan(random: &mut Random, exchange: &Exchange, attempt: usize, answer: Answer
 }
 
 /// A run of one client that sends these requests without waiting, and gets these answers; nothing is split.
-pub(super) fn plain(tcp: bool, exchanges: &[(Wish, Answer)]) -> Case {
+pub(super) fn fixed_scenario(tcp: bool, exchanges: &[(RequestSpec, ResponseSpec)]) -> Scenario {
     let random = &mut Random::seeded(9);
-    let mut out = Output::default();
+    let mut out = ScriptedOutput::default();
     let mut made = Vec::new();
-    for (number, (wish, answer)) in exchanges.iter().enumerate() {
-        let (mut exchange, head_end) = write_request(random, &mut out, *wish, number + 1);
-        if wish.upgrade {
+    for (number, (request, response)) in exchanges.iter().enumerate() {
+        let (mut exchange, head_end) = write_request(random, &mut out, *request, number + 1);
+        if request.upgrade {
             made.push(switch(random, &mut out, exchange, (number, 30)));
             continue;
         }
-        if wish.expects {
-            out.act(head_end, Act::AwaitInterim(number));
+        if request.expects {
+            out.act(head_end, ScriptedEvent::AwaitInterim(number));
         }
-        exchange.plans.push(plan(random, &exchange, 0, *answer));
+        exchange.plans.push(plan(random, &exchange, 0, *response));
         made.push(exchange);
     }
-    let mut case = Case {
+    let mut scenario = Scenario {
         clients: vec![ClientPlan {
             exchanges: made,
             out,
@@ -673,109 +534,16 @@ pub(super) fn plain(tcp: bool, exchanges: &[(Wish, Answer)]) -> Case {
         dropped: Vec::new(),
         seed: 1,
     };
-    for out in case.outputs() {
-        let is_cut = |act: &Act| matches!(act, Act::Split | Act::Stall(_));
+    for out in scenario.outputs() {
+        let is_cut =
+            |act: &ScriptedEvent| matches!(act, ScriptedEvent::Split | ScriptedEvent::Stall(_));
         out.acts.retain(|(_, act)| !is_cut(act));
     }
-    case
-}
-
-impl Case {
-    /// All that is written by anybody.
-    pub(super) fn outputs(&mut self) -> Vec<&mut Output> {
-        let clients = self.clients.iter_mut();
-        clients
-            .flat_map(|client| {
-                let plans = client.exchanges.iter_mut().flat_map(|each| &mut each.plans);
-                let outputs = plans.map(|plan| &mut plan.out);
-                std::iter::once(&mut client.out).chain(outputs)
-            })
-            .collect()
-    }
-}
-
-/// What breaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Break {
-    Fin,
-    Reset,
-    Hang,
-}
-
-impl Plan {
-    fn class_at(&self, at: usize) -> Class {
-        let (head_end, first, end) = self.places;
-        if at < head_end {
-            Class::Before
-        } else if at >= end && !self.is_until_close() {
-            Class::Whole
-        } else if self.is_chunked() && at <= first {
-            Class::Early
-        } else {
-            Class::Within
-        }
-    }
-
-    fn is_chunked(&self) -> bool {
-        matches!(self.shape, Shape::Chunked(_)) && self.places.2 > self.places.0
-    }
-
-    fn is_until_close(&self) -> bool {
-        matches!(self.shape, Shape::UntilClose(_)) && self.method != "HEAD"
-    }
-
-    /// The response ends or hangs before the byte at `at`.
-    pub(super) fn break_at(&mut self, at: usize, what: Break, tcp: bool) {
-        let class = self.class_at(at);
-        let head_end = self.places.0;
-        if what == Break::Hang {
-            if class != Class::Whole {
-                self.out.act(at, Act::Stall(HANG));
-                self.dirty_from = Some(0);
-                self.class = match class {
-                    Class::Before => Class::HangsBefore,
-                    _ => Class::HangsWithin,
-                };
-            }
-            return;
-        }
-        let is_fin = what == Break::Fin;
-        self.out
-            .stop(at, if is_fin { Act::Fin } else { Act::Reset });
-        self.class = class;
-        // A unix socket knows no reset.
-        if self.is_until_close() && at >= head_end && (is_fin || !tcp) {
-            self.body.truncate(at - head_end);
-            self.class = Class::Whole;
-        }
-        if self.class != Class::Whole {
-            self.dirty_from = Some(0);
-        }
-    }
-}
-
-impl ClientPlan {
-    /// The client leaves, or hangs, before the byte at `at`.
-    pub(super) fn break_at(&mut self, at: usize, what: Break) {
-        self.fault = Some(match what {
-            Break::Fin => {
-                self.out.stop(at, Act::Fin);
-                ClientFault::Fin(at)
-            }
-            Break::Reset => {
-                self.out.stop(at, Act::Reset);
-                ClientFault::Reset(at)
-            }
-            Break::Hang => {
-                self.out.act(at, Act::Stall(HANG));
-                ClientFault::Hang(at)
-            }
-        });
-    }
+    scenario
 }
 
 /// Breaks a response somewhere, or makes it worse than broken.
-fn spoil(random: &mut Random, plan: &mut Plan, tcp: bool) {
+fn spoil(random: &mut Random, plan: &mut ResponsePlan, tcp: bool) {
     let (head_end, first, end) = plan.places;
     let at = match random.below(4) {
         0 => random.below(head_end),
@@ -783,9 +551,9 @@ fn spoil(random: &mut Random, plan: &mut Plan, tcp: bool) {
         _ => random.below(end + 1),
     };
     match random.below(6) {
-        0 => plan.break_at(at, Break::Fin, tcp),
-        1 => plan.break_at(at, Break::Reset, tcp),
-        2 => plan.break_at(at, Break::Hang, tcp),
+        0 => plan.break_at(at, FaultKind::Fin, tcp),
+        1 => plan.break_at(at, FaultKind::Reset, tcp),
+        2 => plan.break_at(at, FaultKind::Hang, tcp),
         // Bytes nobody asked for, in one write with the end.
         3 if plan.dirty_from.is_none() && end < 50_000 => {
             let extra: &[u8] = match random.below(3) {
@@ -803,11 +571,11 @@ fn spoil(random: &mut Random, plan: &mut Plan, tcp: bool) {
                 2 => b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nx",
                 _ => b"HTTP/1.1 200 OK\r\nBad Name: 1\r\n\r\n",
             };
-            plan.out = Output {
+            plan.out = ScriptedOutput {
                 bytes: garbage.to_vec(),
                 acts: Vec::new(),
             };
-            plan.class = Class::Before;
+            plan.class = AttemptClass::Before;
             plan.dirty_from = Some(0);
         }
         // A bad byte where a size should be, or where the last line should end.
@@ -817,13 +585,13 @@ fn spoil(random: &mut Random, plan: &mut Plan, tcp: bool) {
             } else {
                 end - 2
             };
-            plan.out.stop(at, Act::Split);
+            plan.out.stop(at, ScriptedEvent::Split);
             plan.out.bytes.extend_from_slice(b"zz\r\n");
             plan.dirty_from = Some(0);
             plan.class = if at <= first {
-                Class::Early
+                AttemptClass::Early
             } else {
-                Class::Within
+                AttemptClass::Within
             };
         }
         _ => {}

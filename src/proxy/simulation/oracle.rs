@@ -8,37 +8,38 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    World,
-    peers::{Client, End, Seen},
-    script::{Case, Class, ClientFault, Exchange, Output},
-    wire::{Framing, Message},
+    Simulation,
+    peers::{PeerClose, SeenRequest, SimulatedClient},
+    scenario::{
+        AttemptClass, ClientFault, Scenario, ScriptedEvent, ScriptedExchange, ScriptedOutput,
+    },
+    wire::{WireFraming, WireMessage},
 };
-use crate::proxy::http::simulation::script::Act;
 
 /// Everything the ends have seen that may not depend on how bytes were split.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Outcome {
-    clients: Vec<(Vec<Message>, Option<End>)>,
-    backends: Vec<Message>,
+pub(super) struct RunOutcome {
+    clients: Vec<(Vec<WireMessage>, Option<PeerClose>)>,
+    backends: Vec<WireMessage>,
 }
 
 /// Fields that differ from run to run.
-const VOLATILE: [&str; 2] = ["X-Request-Id", "Date"];
+const VOLATILE_FIELDS: [&str; 2] = ["X-Request-Id", "Date"];
 
-pub(super) fn outcome(world: &World) -> Outcome {
-    let plain = |message: &Message| {
+pub(super) fn outcome(simulation: &Simulation) -> RunOutcome {
+    let plain = |message: &WireMessage| {
         let mut message = message.clone();
         message
             .fields
-            .retain(|(name, _)| !VOLATILE.contains(&name.as_str()));
+            .retain(|(name, _)| !VOLATILE_FIELDS.contains(&name.as_str()));
         message
     };
-    let clients = world.clients.iter().map(|client| {
+    let clients = simulation.clients.iter().map(|client| {
         let messages = client.reader.messages.iter().map(plain).collect();
         (messages, client.end)
     });
-    let connections = world.backends.connections.iter();
-    Outcome {
+    let connections = simulation.backends.connections.iter();
+    RunOutcome {
         clients: clients.collect(),
         backends: connections
             .flat_map(|connection| connection.reader.messages.iter().map(plain))
@@ -51,24 +52,24 @@ fn require(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
 }
 
 /// What both ends have got.
-pub(super) fn connections(world: &World, case: &Case) -> Result<(), String> {
-    for client in &world.clients {
-        Answers {
-            world,
-            case,
+pub(super) fn connections(simulation: &Simulation, scenario: &Scenario) -> Result<(), String> {
+    for client in &simulation.clients {
+        ReceivedResponses {
+            simulation,
+            scenario,
             client,
         }
-        .judge()?;
+        .check()?;
     }
     let mut ids: HashMap<&str, usize> = HashMap::new();
-    for seen in &world.backends.seen {
-        let id = request(world, seen)?;
+    for seen in &simulation.backends.seen {
+        let id = request(simulation, seen)?;
         let other = ids.entry(id).or_insert(seen.id);
         require(*other == seen.id, || {
             format!("{} and {other} have one request id", seen.id)
         })?;
     }
-    for client in &world.clients {
+    for client in &simulation.clients {
         for (message, exchange) in client.reader.finals().zip(&client.plan.exchanges) {
             let id = message.field("X-Request-Id").unwrap_or_default();
             require(ids.get(id).is_none_or(|seen| *seen == exchange.id), || {
@@ -76,8 +77,8 @@ pub(super) fn connections(world: &World, case: &Case) -> Result<(), String> {
             })?;
         }
         for exchange in &client.plan.exchanges {
-            let attempts = world.backends.attempts(exchange.id);
-            let raced = world.backends.raced.contains(&exchange.id);
+            let attempts = simulation.backends.attempts(exchange.id);
+            let raced = simulation.backends.raced.contains(&exchange.id);
             // Two more, and one for a kept connection that ended without an answer, as a stale one does.
             let most = if exchange.is_idempotent() { 4 } else { 1 };
             require(
@@ -90,12 +91,13 @@ pub(super) fn connections(world: &World, case: &Case) -> Result<(), String> {
 }
 
 /// A request as it came to a backend; gives its request id.
-fn request<'w>(world: &'w World, seen: &Seen) -> Result<&'w str, String> {
-    let connection = &world.backends.connections[seen.connection];
+fn request<'w>(simulation: &'w Simulation, seen: &SeenRequest) -> Result<&'w str, String> {
+    let connection = &simulation.backends.connections[seen.connection];
     let message = &connection.reader.messages[seen.place];
     let bad = |what: &str| Err(format!("request {}: {what}: {message:?}", seen.id));
-    let of = |client: &&Client| client.plan.exchanges.iter().any(|each| each.id == seen.id);
-    let Some(client) = world.clients.iter().find(of) else {
+    let of =
+        |client: &&SimulatedClient| client.plan.exchanges.iter().any(|each| each.id == seen.id);
+    let Some(client) = simulation.clients.iter().find(of) else {
         return bad("nobody sent it");
     };
     let exchange = client.plan.exchanges.iter().find(|each| each.id == seen.id);
@@ -117,7 +119,7 @@ fn request<'w>(world: &'w World, seen: &Seen) -> Result<&'w str, String> {
         return bad("another body");
     }
     let sent_whole = client.written() >= exchange.end;
-    if message.framing == Framing::Tunnel {
+    if message.framing == WireFraming::Tunnel {
         if message.whole && sent_whole && message.body != exchange.body {
             return bad("a tunnel that lost bytes");
         }
@@ -137,14 +139,14 @@ fn request<'w>(world: &'w World, seen: &Seen) -> Result<&'w str, String> {
 }
 
 /// The answers that one client got.
-struct Answers<'a> {
-    world: &'a World,
-    case: &'a Case,
-    client: &'a Client,
+struct ReceivedResponses<'a> {
+    simulation: &'a Simulation,
+    scenario: &'a Scenario,
+    client: &'a SimulatedClient,
 }
 
-impl Answers<'_> {
-    fn judge(&self) -> Result<(), String> {
+impl ReceivedResponses<'_> {
+    fn check(&self) -> Result<(), String> {
         let exchanges = &self.client.plan.exchanges;
         let (mut finals, mut open) = (0, true);
         for message in &self.client.reader.messages {
@@ -154,12 +156,15 @@ impl Answers<'_> {
                 check_marks(message, exchange)?;
                 continue;
             }
-            self.answer(message, exchange)
+            self.check_response(message, exchange)
                 .map_err(|error| format!("exchange {}: {error}: {message:?}", exchange.id))?;
             finals += 1;
             open = message.whole
                 && !message.closes()
-                && !matches!(message.framing, Framing::UntilClose | Framing::Tunnel);
+                && !matches!(
+                    message.framing,
+                    WireFraming::UntilClose | WireFraming::Tunnel
+                );
         }
         if let Some(next) = exchanges.get(finals).filter(|_| open) {
             require(
@@ -179,7 +184,7 @@ impl Answers<'_> {
         )?;
         // A reset can destroy what the client has not read yet.
         let all_whole = self.client.reader.finals().all(|message| message.whole);
-        let reset = self.client.end == Some(End::Reset);
+        let reset = self.client.end == Some(PeerClose::Reset);
         require(
             !reset || !all_whole || self.client.plan.fault.is_some(),
             || "a reset behind whole answers".to_owned(),
@@ -187,7 +192,7 @@ impl Answers<'_> {
     }
 
     /// The client itself is the reason why this exchange has no good end.
-    fn excuses(&self, exchange: &Exchange) -> bool {
+    fn excuses(&self, exchange: &ScriptedExchange) -> bool {
         match self.client.plan.fault {
             Some(ClientFault::Reset(_)) => true,
             Some(ClientFault::Fin(at) | ClientFault::Hang(at)) => exchange.end > at,
@@ -196,50 +201,58 @@ impl Answers<'_> {
     }
 
     /// No try of this exchange can be told by its plan alone.
-    fn is_unclear(&self, exchange: &Exchange) -> bool {
-        !self.case.dropped.is_empty()
-            || self.world.backends.raced.contains(&exchange.id)
+    fn is_unclear(&self, exchange: &ScriptedExchange) -> bool {
+        !self.scenario.dropped.is_empty()
+            || self.simulation.backends.raced.contains(&exchange.id)
             || self.excuses(exchange)
     }
 
-    fn answer(&self, message: &Message, exchange: &Exchange) -> Result<(), String> {
+    fn check_response(
+        &self,
+        message: &WireMessage,
+        exchange: &ScriptedExchange,
+    ) -> Result<(), String> {
         if message.field("Proxy-Status").is_some() {
-            return self.own_answer(message, exchange);
+            return self.local_reply(message, exchange);
         }
         let attempt = check_marks(message, exchange)?;
         let plan = exchange.plan(attempt);
         if message.status() != plan.status {
             return Err(format!("not the planned {}", plan.status));
         }
-        if matches!(plan.class, Class::Before | Class::HangsBefore) {
+        if matches!(plan.class, AttemptClass::Before | AttemptClass::HangsBefore) {
             return Err("an answer that never was".to_owned());
         }
         if !plan.body.starts_with(&message.body) {
             return Err("another body".to_owned());
         }
         // A connection over a unix socket cannot show that it was cut.
-        let cut_unseen = !self.case.tcp && message.framing == Framing::UntilClose;
+        let cut_unseen = !self.scenario.tcp && message.framing == WireFraming::UntilClose;
         if !message.whole {
-            let planned = plan.class != Class::Whole || self.excuses(exchange);
+            let planned = plan.class != AttemptClass::Whole || self.excuses(exchange);
             return require(planned, || "cut without a reason".to_owned());
         }
         if cut_unseen {
             return Ok(());
         }
-        if plan.class != Class::Whole {
+        if plan.class != AttemptClass::Whole {
             return Err(format!("it looks whole: {:?}", plan.class));
         }
         if message.body != plan.body {
             return Err("whole, with another body".to_owned());
         }
-        if message.framing == Framing::Chunked && message.trailers != plan.trailers {
+        if message.framing == WireFraming::Chunked && message.trailers != plan.trailers {
             return Err("other trailers".to_owned());
         }
         Ok(())
     }
 
     /// An error of balancer's own needs a reason, and none may be given while a further try would have helped.
-    fn own_answer(&self, message: &Message, exchange: &Exchange) -> Result<(), String> {
+    fn local_reply(
+        &self,
+        message: &WireMessage,
+        exchange: &ScriptedExchange,
+    ) -> Result<(), String> {
         require(message.whole || self.excuses(exchange), || "cut".to_owned())?;
         if self.is_unclear(exchange) {
             return Ok(());
@@ -250,15 +263,15 @@ impl Answers<'_> {
             1
         };
         let mut classes = (0..tries).map(|attempt| exchange.plan(attempt).class);
-        match classes.find(|class| *class != Class::Before) {
-            Some(Class::Whole) => Err("an error, although a backend answers".to_owned()),
+        match classes.find(|class| *class != AttemptClass::Before) {
+            Some(AttemptClass::Whole) => Err("an error, although a backend answers".to_owned()),
             _ => Ok(()),
         }
     }
 }
 
 /// The answer is one to this exchange; gives the number of the try.
-fn check_marks(message: &Message, exchange: &Exchange) -> Result<usize, String> {
+fn check_marks(message: &WireMessage, exchange: &ScriptedExchange) -> Result<usize, String> {
     let id = message.field("X-Id");
     if id != Some(&exchange.id.to_string()) {
         return Err(format!(
@@ -279,14 +292,14 @@ fn check_marks(message: &Message, exchange: &Exchange) -> Result<usize, String> 
 }
 
 /// Every exchange is counted and logged once, as what the client has got.
-pub(super) fn records(world: &World, lines: Option<&[Value]>) -> Result<(), String> {
+pub(super) fn records(simulation: &Simulation, lines: Option<&[Value]>) -> Result<(), String> {
     if let Some(lines) = lines {
-        log(world, lines)?;
+        log(simulation, lines)?;
     }
-    counters(world)
+    counters(simulation)
 }
 
-fn log(world: &World, lines: &[Value]) -> Result<(), String> {
+fn log(simulation: &Simulation, lines: &[Value]) -> Result<(), String> {
     let mut by_id: BTreeMap<usize, &Value> = BTreeMap::new();
     for line in lines {
         let path = line["path"].as_str().unwrap_or_default();
@@ -297,19 +310,19 @@ fn log(world: &World, lines: &[Value]) -> Result<(), String> {
             format!("{id} is logged twice")
         })?;
     }
-    for seen in &world.backends.seen {
+    for seen in &simulation.backends.seen {
         require(by_id.contains_key(&seen.id), || {
             format!("{} is not logged", seen.id)
         })?;
     }
-    for client in &world.clients {
+    for client in &simulation.clients {
         for (message, exchange) in client.reader.finals().zip(&client.plan.exchanges) {
             let Some(line) = by_id.get(&exchange.id) else {
                 let refused = message.field("Proxy-Status").is_some();
                 require(refused, || format!("{} is not logged", exchange.id))?;
                 continue;
             };
-            record(world, client, line, (message, exchange))
+            record(simulation, client, line, (message, exchange))
                 .map_err(|error| format!("{}: {error}: {message:?} {line}", exchange.id))?;
         }
     }
@@ -319,24 +332,24 @@ fn log(world: &World, lines: &[Value]) -> Result<(), String> {
         .iter()
         .filter(|line| !line["reason"].is_null())
         .count() as u64;
-    let counted = counted(world);
+    let counted = counted(simulation);
     require(counted == (logged, failed), || {
         format!("counted answers and errors {counted:?}, logged {logged} and {failed}")
     })
 }
 
 fn record(
-    world: &World,
-    client: &Client,
+    simulation: &Simulation,
+    client: &SimulatedClient,
     line: &Value,
-    (message, exchange): (&Message, &Exchange),
+    (message, exchange): (&WireMessage, &ScriptedExchange),
 ) -> Result<(), String> {
     require(line["status"] == message.status(), || {
         "another status is logged".to_owned()
     })?;
     let own = message.field("Proxy-Status").is_some();
     let failed = !line["reason"].is_null();
-    if own || !message.whole && message.framing != Framing::Tunnel {
+    if own || !message.whole && message.framing != WireFraming::Tunnel {
         return require(failed, || "a failure without a reason".to_owned());
     }
     if failed {
@@ -346,26 +359,28 @@ fn record(
     require(line["bytes_out"] == out, || {
         "another length of the answer".to_owned()
     })?;
-    let whole = |seen: &&Seen| {
-        let messages = &world.backends.connections[seen.connection].reader.messages;
+    let whole = |seen: &&SeenRequest| {
+        let messages = &simulation.backends.connections[seen.connection]
+            .reader
+            .messages;
         seen.id == exchange.id && messages[seen.place].whole
     };
     let sent_whole = client.written() >= exchange.end;
-    if sent_whole && world.backends.seen.iter().any(|seen| whole(&seen)) {
+    if sent_whole && simulation.backends.seen.iter().any(|seen| whole(&seen)) {
         let length = exchange.body.len();
         require(line["bytes_in"] == length, || {
             "another length of the request".to_owned()
         })?;
     }
-    let attempts = world.backends.attempts(exchange.id);
+    let attempts = simulation.backends.attempts(exchange.id);
     require(line["attempts"].as_u64() >= Some(attempts as u64), || {
         "other tries".to_owned()
     })
 }
 
 /// Answers and errors.
-fn counted(world: &World) -> (u64, u64) {
-    let snapshot = world.worker.generation();
+fn counted(simulation: &Simulation) -> (u64, u64) {
+    let snapshot = simulation.worker.generation();
     let slots = [&*snapshot.unrouted, &snapshot.pools[0].state.metrics];
     let (mut answers, mut errors) = (0, 0);
     for slot in slots.iter().flat_map(|slots| slots.each()) {
@@ -375,9 +390,9 @@ fn counted(world: &World) -> (u64, u64) {
     (answers, errors)
 }
 
-fn counters(world: &World) -> Result<(), String> {
-    let (answers, _) = counted(world);
-    let got: usize = world
+fn counters(simulation: &Simulation) -> Result<(), String> {
+    let (answers, _) = counted(simulation);
+    let got: usize = simulation
         .clients
         .iter()
         .map(|client| client.reader.finals().count())
@@ -385,7 +400,7 @@ fn counters(world: &World) -> Result<(), String> {
     require(answers >= got as u64, || {
         format!("counted {answers} answers of {got}")
     })?;
-    let snapshot = world.worker.generation();
+    let snapshot = simulation.worker.generation();
     let active = snapshot.pools[0]
         .state
         .metrics
@@ -398,24 +413,33 @@ fn counters(world: &World) -> Result<(), String> {
         slots.sum(|slot| &slot.received),
         slots.sum(|slot| &slot.sent),
     );
-    let written: usize = world.clients.iter().map(Client::written).sum();
-    let got: usize = world.clients.iter().map(|client| client.reader.bytes).sum();
-    let whole = |client: &Client| client.reader.whole_finals() == client.plan.exchanges.len();
+    let written: usize = simulation
+        .clients
+        .iter()
+        .map(SimulatedClient::written)
+        .sum();
+    let got: usize = simulation
+        .clients
+        .iter()
+        .map(|client| client.reader.bytes)
+        .sum();
+    let whole =
+        |client: &SimulatedClient| client.reader.whole_finals() == client.plan.exchanges.len();
     require(received <= written as u64, || {
         format!("{received} of {written} bytes received")
     })?;
-    let nobody_left = world
+    let none_left = simulation
         .clients
         .iter()
-        .all(|client| client.end != Some(End::Reset) && (!client.left || whole(client)));
-    require(!nobody_left || sent == got as u64, || {
+        .all(|client| client.end != Some(PeerClose::Reset) && (!client.left || whole(client)));
+    require(!none_left || sent == got as u64, || {
         format!("{sent} bytes sent, {got} arrived")
     })
 }
 
 /// Nothing of a finished run is left but idle connections and free memory.
-pub(super) fn leftovers(world: &World) -> Result<(), String> {
-    let snapshot = world.worker.generation();
+pub(super) fn leftovers(simulation: &Simulation) -> Result<(), String> {
+    let snapshot = simulation.worker.generation();
     let (mut active, mut idle, mut in_flight) = (0, 0, 0);
     for backend in &snapshot.pools[0].backends {
         active += backend.state.metrics.sum(|slot| &slot.connections_active);
@@ -425,7 +449,7 @@ pub(super) fn leftovers(world: &World) -> Result<(), String> {
     require((active, in_flight) == (0, 0), || {
         format!("{active} in use, {in_flight} in flight")
     })?;
-    let open = world
+    let open = simulation
         .backends
         .connections
         .iter()
@@ -434,7 +458,7 @@ pub(super) fn leftovers(world: &World) -> Result<(), String> {
     require(idle == open as u64, || {
         format!("{idle} idle connections, {open} open ones")
     })?;
-    let worker = &world.worker;
+    let worker = &simulation.worker;
     require(worker.connections.count() == 0, || {
         "a connection is still counted".to_owned()
     })?;
@@ -443,15 +467,15 @@ pub(super) fn leftovers(world: &World) -> Result<(), String> {
     })?;
     let kept = worker.scratch_kept();
     // A client that never sends a byte needs none.
-    let least = usize::from(world.clients.iter().any(|client| client.written() > 0));
-    require((least..=world.clients.len()).contains(&kept), || {
+    let least = usize::from(simulation.clients.iter().any(|client| client.written() > 0));
+    require((least..=simulation.clients.len()).contains(&kept), || {
         format!("{kept} buffers were given back")
     })
 }
 
 /// After the idle connections were closed.
-pub(super) fn nothing_is_open(world: &World) -> Result<(), String> {
-    let open = world
+pub(super) fn nothing_is_open(simulation: &Simulation) -> Result<(), String> {
+    let open = simulation
         .backends
         .connections
         .iter()
@@ -460,7 +484,7 @@ pub(super) fn nothing_is_open(world: &World) -> Result<(), String> {
     require(open == 0, || format!("{open} connections to backends leak"))
 }
 
-impl Case {
+impl Scenario {
     /// The run in words, for whoever has to find out what went wrong.
     pub(super) fn describe(&self) -> String {
         let mut text = format!("tcp {}, dropped {:?}\n", self.tcp, self.dropped);
@@ -483,9 +507,9 @@ impl Case {
 }
 
 /// The beginning of what is written, and what happens on the way.
-fn show(out: &Output) -> String {
+fn show(out: &ScriptedOutput) -> String {
     let start = &out.bytes[..out.bytes.len().min(400)];
-    let acts: Vec<&(usize, Act)> = out.acts.iter().collect();
+    let acts: Vec<&(usize, ScriptedEvent)> = out.acts.iter().collect();
     let kinds: HashSet<String> = acts.iter().map(|(_, act)| format!("{act:?}")).collect();
     let acts = if acts.len() > 20 {
         format!("{} acts {kinds:?}", acts.len())

@@ -10,19 +10,22 @@ use std::{
 };
 
 use super::{
-    script::{Act, Case, ClientPlan, Exchange, Output, Plan, When},
-    wire::{Framing, Message, Reader},
+    scenario::{
+        ClientPlan, ResponsePlan, ResponseTrigger, Scenario, ScriptedEvent, ScriptedExchange,
+        ScriptedOutput,
+    },
+    wire::{WireFraming, WireMessage, WireReader},
 };
 use crate::base::address::BackendAddress;
 
 /// One end of a connection.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub(super) enum PeerSocket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-impl Socket {
+impl PeerSocket {
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => (&*stream).read(buffer),
@@ -55,24 +58,24 @@ impl Socket {
 
 /// How the other end ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum PeerClose {
     Fin,
     Reset,
 }
 
 /// Where an end is in what it writes.
 #[derive(Debug, Default)]
-struct Writer {
-    out: Output,
+struct ScriptedWriter {
+    out: ScriptedOutput,
     at: usize,
-    acts: VecDeque<(usize, Act)>,
+    acts: VecDeque<(usize, ScriptedEvent)>,
     until: Option<Instant>,
     /// The other end takes nothing any more.
     given_up: bool,
 }
 
 /// What became of a turn to write.
-enum Turn {
+enum WriteStep {
     /// Something happened.
     Moved,
     /// There is nothing to do, or nothing that can be done now.
@@ -81,8 +84,8 @@ enum Turn {
     Reset,
 }
 
-impl Writer {
-    fn new(out: Output) -> Self {
+impl ScriptedWriter {
+    fn new(out: ScriptedOutput) -> Self {
         let acts = out.acts.iter().copied().collect();
         Self {
             out,
@@ -106,29 +109,34 @@ impl Writer {
     }
 
     /// Does the next thing; `may_go` says whether what is awaited has come.
-    fn turn(&mut self, socket: &Socket, now: Instant, may_go: impl Fn(Act) -> bool) -> Turn {
+    fn turn(
+        &mut self,
+        socket: &PeerSocket,
+        now: Instant,
+        may_go: impl Fn(ScriptedEvent) -> bool,
+    ) -> WriteStep {
         if self.until.is_some_and(|until| until > now) {
-            return Turn::Waits;
+            return WriteStep::Waits;
         }
         if let Some((at, act)) = self.acts.front().copied()
             && at <= self.at
         {
-            if matches!(act, Act::Stall(_)) && self.until.is_none() {
-                let Act::Stall(time) = act else {
-                    return Turn::Waits;
+            if matches!(act, ScriptedEvent::Stall(_)) && self.until.is_none() {
+                let ScriptedEvent::Stall(time) = act else {
+                    return WriteStep::Waits;
                 };
                 self.until = Some(now + time);
-                return Turn::Waits;
+                return WriteStep::Waits;
             }
             self.until = None;
             if !may_go(act) {
-                return Turn::Waits;
+                return WriteStep::Waits;
             }
             self.acts.pop_front();
             return match act {
-                Act::Fin => Turn::Fin,
-                Act::Reset => Turn::Reset,
-                _ => Turn::Moved,
+                ScriptedEvent::Fin => WriteStep::Fin,
+                ScriptedEvent::Reset => WriteStep::Reset,
+                _ => WriteStep::Moved,
             };
         }
         let end = self
@@ -136,17 +144,17 @@ impl Writer {
             .front()
             .map_or(self.out.bytes.len(), |(at, _)| *at);
         if self.given_up || self.at >= end {
-            return Turn::Waits;
+            return WriteStep::Waits;
         }
         match socket.write(&self.out.bytes[self.at..end]) {
             Ok(count) => {
                 self.at += count;
-                Turn::Moved
+                WriteStep::Moved
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Turn::Waits,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => WriteStep::Waits,
             Err(_) => {
                 self.give_up();
-                Turn::Moved
+                WriteStep::Moved
             }
         }
     }
@@ -154,25 +162,25 @@ impl Writer {
 
 /// A client of the run.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct SimulatedClient {
     pub plan: ClientPlan,
-    socket: Option<Socket>,
-    writer: Writer,
-    pub reader: Reader,
-    pub end: Option<End>,
+    socket: Option<PeerSocket>,
+    writer: ScriptedWriter,
+    pub reader: WireReader,
+    pub end: Option<PeerClose>,
     /// It left by itself.
     pub left: bool,
     pauses: VecDeque<(usize, Duration)>,
     paused: Option<Instant>,
 }
 
-impl Client {
-    pub(super) fn new(plan: &ClientPlan, socket: Socket) -> Self {
+impl SimulatedClient {
+    pub(super) fn new(plan: &ClientPlan, socket: PeerSocket) -> Self {
         let methods = plan.exchanges.iter().map(|exchange| exchange.method);
         Self {
             socket: Some(socket),
-            writer: Writer::new(plan.out.clone()),
-            reader: Reader::of_responses(methods.collect()),
+            writer: ScriptedWriter::new(plan.out.clone()),
+            reader: WireReader::of_responses(methods.collect()),
             end: None,
             left: false,
             pauses: plan.pauses.iter().copied().collect(),
@@ -221,11 +229,11 @@ impl Client {
             match socket.read(&mut buffer[..most]) {
                 Ok(0) => {
                     self.reader.finished();
-                    self.ended(End::Fin);
+                    self.ended(PeerClose::Fin);
                 }
                 Ok(count) => self.reader.feed(&buffer[..count])?,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => self.ended(End::Reset),
+                Err(_) => self.ended(PeerClose::Reset),
             }
             moved = true;
         }
@@ -233,11 +241,11 @@ impl Client {
     }
 
     /// A tunnel may have ended in one direction only.
-    fn ended(&mut self, end: End) {
+    fn ended(&mut self, end: PeerClose) {
         self.end = Some(end);
         let last = self.reader.messages.last();
-        let is_tunnel = last.is_some_and(|last| last.framing == Framing::Tunnel);
-        if !is_tunnel || end == End::Reset || self.writer.is_done() {
+        let is_tunnel = last.is_some_and(|last| last.framing == WireFraming::Tunnel);
+        if !is_tunnel || end == PeerClose::Reset || self.writer.is_done() {
             self.socket = None;
             self.writer.until = None;
         }
@@ -249,19 +257,20 @@ impl Client {
         };
         let reader = &self.reader;
         let turn = self.writer.turn(socket, now, |act| match act {
-            Act::Await(number) => reader.whole_finals() >= number,
-            Act::AwaitInterim(number) => {
+            ScriptedEvent::Await(number) => reader.whole_finals() >= number,
+            ScriptedEvent::AwaitInterim(number) => {
                 let finals = reader.finals().count();
                 finals > number
-                    || finals == number && reader.messages.last().is_some_and(Message::is_interim)
+                    || finals == number
+                        && reader.messages.last().is_some_and(WireMessage::is_interim)
             }
             _ => true,
         });
         match turn {
-            Turn::Moved => return true,
-            Turn::Fin => socket.finish(),
-            Turn::Reset => self.leave(true),
-            Turn::Waits => {
+            WriteStep::Moved => return true,
+            WriteStep::Fin => socket.finish(),
+            WriteStep::Reset => self.leave(true),
+            WriteStep::Waits => {
                 let answered = self.reader.whole_finals() >= self.plan.exchanges.len();
                 if !(self.writer.is_done() && (answered || self.end.is_some())) {
                     return false;
@@ -284,7 +293,7 @@ impl Client {
 
 /// A request as a backend saw it.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct SeenRequest {
     pub id: usize,
     pub connection: usize,
     /// Its place among the messages of the connection.
@@ -293,32 +302,32 @@ pub(super) struct Seen {
 
 /// A connection of a backend.
 #[derive(Debug)]
-pub(super) struct Connection {
-    socket: Option<Socket>,
-    pub reader: Reader,
+pub(super) struct SimulatedConnection {
+    socket: Option<PeerSocket>,
+    pub reader: WireReader,
     /// What is done with the last request.
-    plan: Option<(Plan, Writer)>,
+    plan: Option<(ResponsePlan, ScriptedWriter)>,
     /// Requests that have been looked at.
     looked_at: usize,
     /// No further request may come.
     dirty: bool,
 }
 
-impl Connection {
+impl SimulatedConnection {
     pub(super) fn is_open(&self) -> bool {
         self.socket.is_some()
     }
 }
 
-enum Listener {
+enum SimulatedListener {
     Tcp(TcpListener),
     Unix(UnixListener, PathBuf),
 }
 
-impl Listener {
+impl SimulatedListener {
     fn new(tcp: bool) -> Self {
         use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        static NEXT_SOCKET_NUMBER: AtomicUsize = AtomicUsize::new(0);
         if tcp {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             listener.set_nonblocking(true).unwrap();
@@ -327,7 +336,7 @@ impl Listener {
         let name = format!(
             "balancer-simulation-{}-{}",
             std::process::id(),
-            NEXT.fetch_add(1, Relaxed)
+            NEXT_SOCKET_NUMBER.fetch_add(1, Relaxed)
         );
         let path = std::env::temp_dir().join(name);
         let listener = UnixListener::bind(&path).unwrap();
@@ -335,16 +344,16 @@ impl Listener {
         Self::Unix(listener, path)
     }
 
-    fn accept(&self) -> Option<Socket> {
+    fn accept(&self) -> Option<PeerSocket> {
         let accepted = match self {
             Self::Tcp(listener) => listener.accept().map(|(stream, _)| {
                 stream.set_nonblocking(true).unwrap();
                 stream.set_nodelay(true).unwrap();
-                Socket::Tcp(stream)
+                PeerSocket::Tcp(stream)
             }),
             Self::Unix(listener, _) => listener.accept().map(|(stream, _)| {
                 stream.set_nonblocking(true).unwrap();
-                Socket::Unix(stream)
+                PeerSocket::Unix(stream)
             }),
         };
         match accepted {
@@ -355,7 +364,7 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for SimulatedListener {
     fn drop(&mut self) {
         if let Self::Unix(_, path) = self {
             drop(std::fs::remove_file(path));
@@ -364,39 +373,39 @@ impl Drop for Listener {
 }
 
 /// All backends of the run.
-pub(super) struct Backends {
-    listeners: Vec<Listener>,
-    exchanges: HashMap<usize, Exchange>,
-    pub connections: Vec<Connection>,
-    pub seen: Vec<Seen>,
+pub(super) struct SimulatedBackends {
+    listeners: Vec<SimulatedListener>,
+    exchanges: HashMap<usize, ScriptedExchange>,
+    pub connections: Vec<SimulatedConnection>,
+    pub seen: Vec<SeenRequest>,
     dropped: HashSet<usize>,
     accepted: usize,
     /// Requests that came while their connection was about to be closed without a word.
     pub raced: HashSet<usize>,
 }
 
-impl Backends {
-    pub(super) fn new(case: &Case) -> Self {
-        let exchanges = case.clients.iter().flat_map(|client| &client.exchanges);
+impl SimulatedBackends {
+    pub(super) fn new(scenario: &Scenario) -> Self {
+        let exchanges = scenario.clients.iter().flat_map(|client| &client.exchanges);
         Self {
-            listeners: (0..case.backends)
-                .map(|_| Listener::new(case.tcp))
+            listeners: (0..scenario.backends)
+                .map(|_| SimulatedListener::new(scenario.tcp))
                 .collect(),
             exchanges: exchanges
                 .map(|exchange| (exchange.id, exchange.clone()))
                 .collect(),
             connections: Vec::new(),
             seen: Vec::new(),
-            dropped: case.dropped.iter().copied().collect(),
+            dropped: scenario.dropped.iter().copied().collect(),
             accepted: 0,
             raced: HashSet::new(),
         }
     }
 
     pub(super) fn addresses(&self) -> Vec<BackendAddress> {
-        let address = |listener: &Listener| match listener {
-            Listener::Tcp(listener) => BackendAddress::Ip(listener.local_addr().unwrap()),
-            Listener::Unix(_, path) => BackendAddress::Unix(path.clone()),
+        let address = |listener: &SimulatedListener| match listener {
+            SimulatedListener::Tcp(listener) => BackendAddress::Ip(listener.local_addr().unwrap()),
+            SimulatedListener::Unix(_, path) => BackendAddress::Unix(path.clone()),
         };
         self.listeners.iter().map(address).collect()
     }
@@ -422,9 +431,9 @@ impl Backends {
                     socket.reset();
                     continue;
                 }
-                self.connections.push(Connection {
+                self.connections.push(SimulatedConnection {
                     socket: Some(socket),
-                    reader: Reader::of_requests(),
+                    reader: WireReader::of_requests(),
                     plan: None,
                     looked_at: 0,
                     dirty: false,
@@ -500,7 +509,7 @@ impl Backends {
             && writer
                 .acts
                 .iter()
-                .any(|(_, act)| matches!(act, Act::Fin | Act::Reset))
+                .any(|(_, act)| matches!(act, ScriptedEvent::Fin | ScriptedEvent::Reset))
         {
             self.raced.insert(id);
         }
@@ -515,9 +524,9 @@ impl Backends {
             connection.reader.no_switch();
         }
         if !self.raced.contains(&id) || connection.plan.is_none() {
-            connection.plan = Some((plan.clone(), Writer::new(plan.out)));
+            connection.plan = Some((plan.clone(), ScriptedWriter::new(plan.out)));
         }
-        self.seen.push(Seen {
+        self.seen.push(SeenRequest {
             id,
             connection: number,
             place,
@@ -526,7 +535,7 @@ impl Backends {
     }
 }
 
-impl Connection {
+impl SimulatedConnection {
     /// The client has ended its direction of a tunnel; ours may still go on.
     fn end_of_tunnel(&mut self) -> bool {
         let over = self
@@ -548,22 +557,24 @@ impl Connection {
             .messages
             .last()
             .is_some_and(|message| message.whole);
-        if plan.when == When::Whole && !whole {
+        if plan.when == ResponseTrigger::Whole && !whole {
             return false;
         }
         if plan.dirty_from.is_some_and(|from| writer.at >= from) && !writer.is_done() {
             self.dirty = true;
         }
-        let turn = writer.turn(socket, now, |act| act != Act::AwaitRequest || whole);
+        let turn = writer.turn(socket, now, |act| {
+            act != ScriptedEvent::AwaitRequest || whole
+        });
         match turn {
-            Turn::Moved => true,
-            Turn::Waits => false,
-            Turn::Fin => {
+            WriteStep::Moved => true,
+            WriteStep::Waits => false,
+            WriteStep::Fin => {
                 self.dirty = true;
                 socket.finish();
                 true
             }
-            Turn::Reset => {
+            WriteStep::Reset => {
                 self.dirty = true;
                 if let Some(socket) = self.socket.take() {
                     socket.reset();
