@@ -10,12 +10,12 @@ pub mod diff;
 mod file;
 pub mod files;
 mod hint;
-pub mod keys;
 pub mod model;
 pub mod problem;
 mod reader;
 mod route_order;
 mod scalar;
+pub mod schema;
 mod trusted;
 pub mod yaml;
 

@@ -3,6 +3,8 @@
 //! A reader returns `None` after it has reported; the caller goes on with the default, so that one run finds all.
 
 use std::{
+    borrow::Cow,
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
 };
@@ -10,8 +12,9 @@ use std::{
 use rustls::pki_types::CertificateDer;
 
 use super::{
-    hint, keys,
+    hint,
     problem::{Problem, Severity, quote},
+    schema::{self, KeyRow, Shape},
     yaml::{NodeKind, SourcePlace, YamlNode},
 };
 
@@ -49,6 +52,10 @@ pub(super) struct NodeRef<'a> {
     pub(super) key: Option<&'a YamlNode>,
     parent: Option<&'a NodeRef<'a>>,
     step: PathStep<'a>,
+    /// The row of its key in the table; for an entry of a list or map the row of that.
+    pub(super) row: &'static KeyRow,
+    /// True for an entry of a list or map.
+    is_entry: bool,
 }
 
 impl<'a> NodeRef<'a> {
@@ -59,6 +66,8 @@ impl<'a> NodeRef<'a> {
             key: None,
             parent: None,
             step: PathStep::Root,
+            row: &schema::ROOT,
+            is_entry: false,
         }
     }
 
@@ -86,6 +95,16 @@ impl<'a> NodeRef<'a> {
             }
         }
         out
+    }
+
+    /// The path of the section that this is in the table, if it is one.
+    fn section_path(&self) -> Cow<'static, str> {
+        let path = self.row.path;
+        match self.row.value.shape {
+            _ if !self.is_entry => path.into(),
+            Shape::Map { .. } => format!("{path}.NAME").into(),
+            _ => format!("{path}[]").into(),
+        }
     }
 
     /// The key's place where there is a key, else the value's.
@@ -135,22 +154,37 @@ impl<'a> NodeRef<'a> {
 pub(super) struct Section<'a> {
     /// The map itself.
     pub(super) at: NodeRef<'a>,
-    entries: Vec<(&'a str, &'a YamlNode, &'a YamlNode)>,
+    entries: Vec<MapEntry<'a>>,
+}
+
+/// A key of a map with its value.
+struct MapEntry<'a> {
+    name: &'a str,
+    key: &'a YamlNode,
+    node: &'a YamlNode,
+    /// Its own row; that of the map where the user chooses the keys.
+    row: &'static KeyRow,
 }
 
 impl Section<'_> {
     /// The value of `key`, if it is given.
     pub(super) fn get<'b>(&'b self, key: &str) -> Option<NodeRef<'b>> {
+        debug_assert!(
+            schema::find(&self.at.section_path(), key).is_some(),
+            "`{key}` has no row in the table"
+        );
         self.iter().find(|at| at.last_key() == key)
     }
 
     /// Every entry, in the order of the file, each key once.
     pub(super) fn iter(&self) -> impl Iterator<Item = NodeRef<'_>> {
-        self.entries.iter().map(|(name, key, node)| NodeRef {
-            node,
-            key: Some(key),
+        self.entries.iter().map(|entry| NodeRef {
+            node: entry.node,
+            key: Some(entry.key),
             parent: Some(&self.at),
-            step: PathStep::Key(name),
+            step: PathStep::Key(entry.name),
+            row: entry.row,
+            is_entry: std::ptr::eq(entry.row, self.at.row),
         })
     }
 }
@@ -262,24 +296,28 @@ impl<'s> TreeReader<'s> {
         }
     }
 
-    /// A map with the keys of `section` (see [`keys`]); unknown and repeated keys are reported.
-    pub(super) fn section<'a>(&mut self, at: NodeRef<'a>, section: &str) -> Option<Section<'a>> {
-        let known = keys::of(section);
-        let hint = format!("it may have the keys {}", hint::list(known));
+    /// A map with the keys that the table has for this place; unknown and repeated keys are reported.
+    pub(super) fn section<'a>(&mut self, at: NodeRef<'a>) -> Option<Section<'a>> {
+        let path = at.section_path();
+        let rows = schema::section(&path);
+        let known: Vec<&str> = rows.iter().map(|row| row.name()).collect();
+        let hint = format!("it may have the keys {}", hint::list(&known));
         let mut found = self.map(at, &hint)?;
-        found.entries.retain(|(name, key, node)| {
-            let fine = known.contains(name);
-            if !fine {
-                let place = NodeRef {
-                    node,
-                    key: Some(key),
-                    parent: Some(&found.at),
-                    step: PathStep::Key(name),
-                };
-                let help = hint::for_key(section, name, known);
-                self.error_at_key(place, format!("unknown key {}", quote(name)), help);
+        found.entries.retain_mut(|entry| {
+            if let Some(row) = rows.iter().find(|row| row.name() == entry.name) {
+                entry.row = row;
+                return true;
             }
-            fine
+            let place = NodeRef {
+                node: entry.node,
+                key: Some(entry.key),
+                parent: Some(&found.at),
+                step: PathStep::Key(entry.name),
+                ..found.at
+            };
+            let help = hint::for_key(&path, entry.name, &known);
+            self.error_at_key(place, format!("unknown key {}", quote(entry.name)), help);
+            false
         });
         Some(found)
     }
@@ -290,11 +328,10 @@ impl<'s> TreeReader<'s> {
             self.wrong_kind(at, "keys and values", hint);
             return None;
         };
-        let mut kept: Vec<(&'a str, &'a YamlNode, &'a YamlNode)> =
-            Vec::with_capacity(entries.len());
-        let mut seen: std::collections::HashMap<&str, usize> = std::collections::HashMap::new();
+        let mut kept: Vec<MapEntry<'a>> = Vec::with_capacity(entries.len());
+        let mut seen: HashMap<&str, usize> = HashMap::new();
         for (key, node) in entries {
-            let NodeKind::Scalar { text, .. } = &key.kind else {
+            let NodeKind::Scalar { text: name, .. } = &key.kind else {
                 self.report(
                     Severity::Error,
                     key.place,
@@ -309,17 +346,23 @@ impl<'s> TreeReader<'s> {
                 node,
                 key: Some(key),
                 parent: Some(&at),
-                step: PathStep::Key(text),
+                step: PathStep::Key(name),
+                ..at
             };
-            if let Some(line) = seen.insert(text, key.place.line) {
-                seen.insert(text, line);
+            if let Some(line) = seen.insert(name, key.place.line) {
+                seen.insert(name, line);
                 self.error_at_key(
                     here,
-                    format!("{} is given twice", quote(text)),
+                    format!("{} is given twice", quote(name)),
                     format!("remove one; the first is in line {line}"),
                 );
             } else {
-                kept.push((text, key, node));
+                kept.push(MapEntry {
+                    name,
+                    key,
+                    node,
+                    row: at.row,
+                });
             }
         }
         Some(Section { at, entries: kept })
@@ -368,6 +411,8 @@ impl<'s> TreeReader<'s> {
                     key: None,
                     parent: Some(at),
                     step: PathStep::Index(index),
+                    row: at.row,
+                    is_entry: true,
                 })
                 .collect()
         } else {

@@ -52,7 +52,7 @@ impl TreeReader<'_> {
         };
         let found = words.iter().find(|(word, _)| word == text);
         if found.is_none() {
-            let help = hint::for_value(at.last_key(), text, &known);
+            let help = hint::for_value(at.row, text, &known);
             let wanted = hint::list(&known);
             self.error(
                 at,

@@ -7,9 +7,9 @@ use std::{
 };
 
 use balancer::config::{
-    self, FileAccess, NoFiles, keys, load,
+    self, FileAccess, NoFiles, load,
     model::{CheckKind, Config, HealthCheckConfig, KeepaliveConfig, PoolTimeoutsConfig},
-    parse,
+    parse, schema,
 };
 
 fn root() -> PathBuf {
@@ -38,7 +38,7 @@ fn documented() -> BTreeSet<String> {
 
 #[test]
 fn every_key_is_documented_and_every_documented_key_exists() {
-    let known: BTreeSet<String> = keys::all().collect();
+    let known: BTreeSet<String> = schema::rows().map(|row| row.path.to_owned()).collect();
     let documented = documented();
     let missing: Vec<_> = known.difference(&documented).collect();
     let unknown: Vec<_> = documented.difference(&known).collect();

@@ -164,11 +164,7 @@ pub(super) fn method(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<Str
 }
 
 /// `redirect` of a listener or a route; `section` is its path in the key table.
-pub(super) fn redirect(
-    reader: &mut TreeReader<'_>,
-    at: NodeRef<'_>,
-    section: &str,
-) -> Option<RedirectConfig> {
+pub(super) fn redirect(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RedirectConfig> {
     if at.is_word("https") {
         return Some(RedirectConfig::Https {
             port: 443,
@@ -186,7 +182,7 @@ pub(super) fn redirect(
         );
         return None;
     }
-    let keys = reader.section(at, section)?;
+    let keys = reader.section(at)?;
     let mut status = 308;
     if let Some(at) = keys.get("status") {
         let words = [
@@ -248,13 +244,12 @@ pub(super) fn redirect(
 pub(super) fn retries(
     reader: &mut TreeReader<'_>,
     at: NodeRef<'_>,
-    section: &str,
     base: RetriesConfig,
 ) -> Option<OrNone<RetriesConfig>> {
     if at.is_word("none") {
         return Some(None);
     }
-    let keys = reader.section(at, section)?;
+    let keys = reader.section(at)?;
     let mut retries = base;
     if let Some(at) = keys.get("attempts") {
         assign(
@@ -306,7 +301,6 @@ fn conditions(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> RetryConditions {
 pub(super) fn rate_limit(
     reader: &mut TreeReader<'_>,
     at: NodeRef<'_>,
-    section: &str,
 ) -> Option<OrNone<RateLimitConfig>> {
     const EXAMPLE: &str = "write `{per_client: 100/s, burst: 200}`";
     if at.is_word("none") {
@@ -322,7 +316,7 @@ pub(super) fn rate_limit(
         reader.error(at, message, help);
         return None;
     }
-    let keys = reader.section(at, section)?;
+    let keys = reader.section(at)?;
     let Some(rate) = keys.get("per_client") else {
         reader.error_at_key(at, "`per_client` is missing", EXAMPLE);
         return None;
@@ -342,10 +336,9 @@ pub(super) fn rate_limit(
 pub(super) fn timeouts(
     reader: &mut TreeReader<'_>,
     at: NodeRef<'_>,
-    section: &str,
 ) -> crate::config::model::TimeoutOverrides {
     let mut given = crate::config::model::TimeoutOverrides::default();
-    let Some(keys) = reader.section(at, section) else {
+    let Some(keys) = reader.section(at) else {
         return given;
     };
     if let Some(at) = keys.get("connect") {

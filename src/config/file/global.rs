@@ -74,7 +74,7 @@ pub(super) fn read(
 
 fn drain(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> DrainConfig {
     let mut drain = DrainConfig::default();
-    if let Some(keys) = reader.section(at, "drain") {
+    if let Some(keys) = reader.section(at) {
         if let Some(at) = keys.get("delay") {
             assign(&mut drain.delay, reader.duration(at, Duration::ZERO, HOUR));
         }
@@ -90,7 +90,7 @@ fn admin(reader: &mut TreeReader<'_>, at: NodeRef<'_>, binds: &mut BindList) -> 
         bind: None,
         token_file: None,
     };
-    let Some(keys) = reader.section(at, "admin") else {
+    let Some(keys) = reader.section(at) else {
         return admin;
     };
     if let Some(at) = keys.get("token_file") {
@@ -173,7 +173,7 @@ fn read_metrics(
     let Some(at) = file.get("metrics") else {
         return;
     };
-    let Some(keys) = reader.section(at, "metrics") else {
+    let Some(keys) = reader.section(at) else {
         return;
     };
     if let Some(at) = keys.get("per_backend") {
@@ -207,7 +207,7 @@ fn read_metrics(
 
 fn log(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> LogConfig {
     let mut log = LogConfig::default();
-    let Some(keys) = reader.section(at, "log") else {
+    let Some(keys) = reader.section(at) else {
         return log;
     };
     if let Some(at) = keys.get("level") {
@@ -233,7 +233,7 @@ fn log(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> LogConfig {
 
 fn access_log(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> AccessLogConfig {
     let mut log = AccessLogConfig::default();
-    let Some(keys) = reader.section(at, "access_log") else {
+    let Some(keys) = reader.section(at) else {
         return log;
     };
     if let Some(at) = keys.get("output") {
@@ -316,7 +316,7 @@ fn output(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<LogOutput> {
 
 fn when(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> LogWhenConfig {
     let mut when = LogWhenConfig::default();
-    let Some(keys) = reader.section(at, "access_log.when") else {
+    let Some(keys) = reader.section(at) else {
         return when;
     };
     if let Some(at) = keys.get("min_status") {
@@ -340,7 +340,7 @@ fn trusted_proxies(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> TrustedProxi
         trusted.from = reader.networks(at);
         return trusted;
     }
-    let Some(keys) = reader.section(at, "trusted_proxies") else {
+    let Some(keys) = reader.section(at) else {
         return trusted;
     };
     match keys.get("from") {
@@ -383,7 +383,7 @@ fn address_header(reader: &mut TreeReader<'_>, at: NodeRef<'_>, example: &str) -
 
 fn forwarded(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> ForwardedConfig {
     let mut forwarded = ForwardedConfig::default();
-    let Some(keys) = reader.section(at, "forwarded") else {
+    let Some(keys) = reader.section(at) else {
         return forwarded;
     };
     for (key, slot) in [
@@ -431,7 +431,7 @@ fn forwarded(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> ForwardedConfig {
 
 fn errors(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> ErrorsConfig {
     let mut errors = ErrorsConfig::default();
-    let Some(keys) = reader.section(at, "errors") else {
+    let Some(keys) = reader.section(at) else {
         return errors;
     };
     if let Some(at) = keys.get("status") {

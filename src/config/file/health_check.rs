@@ -9,7 +9,9 @@ use super::{
 };
 use crate::{
     base::{address::BackendAddress, units},
-    config::model::{BackendConfig, BackendProtocol, CheckKind, HealthCheckConfig, OnDown},
+    config::model::{
+        BackendConfig, BackendProtocol, CheckKind, CheckType, HealthCheckConfig, OnDown,
+    },
 };
 
 /// Reads `pools.NAME.health_check` of a pool whose backends speak `protocol`.
@@ -23,7 +25,7 @@ pub(super) fn read(
         return None;
     }
     let mut check = HealthCheckConfig::default();
-    let Some(keys) = reader.section(at, "pools.NAME.health_check") else {
+    let Some(keys) = reader.section(at) else {
         return Some(check);
     };
     check.kind = kind(reader, &keys, protocol);
@@ -81,29 +83,6 @@ fn check_port(reader: &mut TreeReader<'_>, at: NodeRef<'_>, backends: &[BackendC
     }
 }
 
-/// `type`, as far as it is known here.
-#[derive(Clone, Copy, PartialEq)]
-enum CheckType {
-    Tcp,
-    Http,
-    Grpc,
-}
-
-impl CheckType {
-    const WORDS: [(&'static str, Self); 3] = [
-        ("tcp", Self::Tcp),
-        ("http", Self::Http),
-        ("grpc", Self::Grpc),
-    ];
-
-    fn name(self) -> &'static str {
-        let mut words = Self::WORDS.iter();
-        words
-            .find(|(_, kind)| *kind == self)
-            .map_or("", |word| word.0)
-    }
-}
-
 /// Keys that belong to some types of check only.
 const OWN_KEYS: [(&str, &[CheckType], &str); 6] = [
     (
@@ -144,7 +123,17 @@ fn kind(reader: &mut TreeReader<'_>, keys: &Section<'_>, protocol: BackendProtoc
         None => CheckType::Tcp,
     };
     if let Some(at) = keys.get("type") {
-        assign(&mut kind, reader.one_of(at, &CheckType::WORDS));
+        assign(
+            &mut kind,
+            reader.one_of(
+                at,
+                &[
+                    ("tcp", CheckType::Tcp),
+                    ("http", CheckType::Http),
+                    ("grpc", CheckType::Grpc),
+                ],
+            ),
+        );
         if kind == CheckType::Grpc && !protocol.is_h2() {
             reader.error(
                 at,

@@ -22,7 +22,7 @@ pub(super) fn read(
 ) -> ListenerConfig {
     reader.name(at, "listener");
     let mut listener = ListenerConfig::named(at.last_key());
-    let Some(keys) = reader.section(at, "listeners.NAME") else {
+    let Some(keys) = reader.section(at) else {
         return listener;
     };
     read_binds(reader, &keys, &mut listener, binds);
@@ -91,7 +91,7 @@ fn read_binds(
 
 fn http_only(reader: &mut TreeReader<'_>, keys: &Section<'_>, listener: &mut ListenerConfig) {
     if let Some(at) = keys.get("redirect") {
-        listener.redirect = redirect(reader, at, "listeners.NAME.redirect");
+        listener.redirect = redirect(reader, at);
         if let Some(at) = keys.get("pool") {
             reader.error_at_key(
                 at,
@@ -107,7 +107,7 @@ fn http_only(reader: &mut TreeReader<'_>, keys: &Section<'_>, listener: &mut Lis
         listener.timeouts = timeouts(reader, at, ListenerProtocol::Http);
     }
     if let Some(at) = keys.get("rate_limit") {
-        listener.rate_limit = rate_limit(reader, at, "listeners.NAME.rate_limit").flatten();
+        listener.rate_limit = rate_limit(reader, at).flatten();
     }
 }
 
@@ -141,7 +141,7 @@ fn tcp_only(reader: &mut TreeReader<'_>, keys: &Section<'_>, listener: &mut List
 
 fn http(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> ListenerHttpConfig {
     let mut http = ListenerHttpConfig::default();
-    let Some(keys) = reader.section(at, "listeners.NAME.http") else {
+    let Some(keys) = reader.section(at) else {
         return http;
     };
     if let Some(at) = keys.get("max_headers") {
@@ -170,7 +170,7 @@ fn timeouts(
     protocol: ListenerProtocol,
 ) -> ListenerTimeoutsConfig {
     let mut timeouts = ListenerTimeoutsConfig::default();
-    let Some(keys) = reader.section(at, "listeners.NAME.timeouts") else {
+    let Some(keys) = reader.section(at) else {
         return timeouts;
     };
     for (key, slot) in [
@@ -198,7 +198,7 @@ fn limits(
     protocol: ListenerProtocol,
 ) -> ListenerLimitsConfig {
     let mut limits = ListenerLimitsConfig::default();
-    let Some(keys) = reader.section(at, "listeners.NAME.limits") else {
+    let Some(keys) = reader.section(at) else {
         return limits;
     };
     for (key, slot) in [
@@ -229,7 +229,7 @@ fn accept_proxy(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<AcceptPr
     if at.is_word("none") {
         return None;
     }
-    let keys = reader.section(at, "listeners.NAME.accept_proxy")?;
+    let keys = reader.section(at)?;
     let mut rules = AcceptProxyConfig {
         version: None,
         from: Vec::new(),
@@ -257,7 +257,7 @@ fn accept_proxy(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<AcceptPr
 
 fn socket(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> SocketConfig {
     let mut socket = SocketConfig::default();
-    let Some(keys) = reader.section(at, "listeners.NAME.socket") else {
+    let Some(keys) = reader.section(at) else {
         return socket;
     };
     if let Some(at) = keys.get("backlog") {

@@ -173,7 +173,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
         );
         return (config, binds);
     }
-    let Some(file) = reader.section(at, "") else {
+    let Some(file) = reader.section(at) else {
         return (config, binds);
     };
     global::read(reader, &file, &mut config, &mut binds);

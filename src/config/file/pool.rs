@@ -26,7 +26,7 @@ const TIERS: &str = "`true`, `false` or a number of 1 to 9";
 pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
     reader.name(at, "pool");
     let mut pool = PoolConfig::named(at.last_key());
-    let Some(keys) = reader.section(at, "pools.NAME") else {
+    let Some(keys) = reader.section(at) else {
         return pool;
     };
     match keys.get("backends") {
@@ -46,7 +46,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
         pool.ejection = ejection(reader, at, &pool.backends);
     }
     if let Some(at) = keys.get("retries") {
-        let given = retries(reader, at, "pools.NAME.retries", RetriesConfig::default());
+        let given = retries(reader, at, RetriesConfig::default());
         assign(&mut pool.retries, given);
     }
     if let Some(at) = keys.get("timeouts") {
@@ -66,7 +66,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
 }
 
 fn limits(reader: &mut TreeReader<'_>, at: NodeRef<'_>, pool: &mut PoolConfig) {
-    let Some(keys) = reader.section(at, "pools.NAME.limits") else {
+    let Some(keys) = reader.section(at) else {
         return;
     };
     if let Some(at) = keys.get("connections_per_backend") {
@@ -215,7 +215,7 @@ fn backend(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendConfig
         let address = address(reader, at)?;
         return Some(BackendConfig::at(address));
     }
-    let keys = reader.section(at, "pools.NAME.backends[]")?;
+    let keys = reader.section(at)?;
     let mut weight = 1;
     if let Some(at) = keys.get("weight") {
         assign(&mut weight, reader.integer(at, 0, 256).map(|n| n as u16));
@@ -331,7 +331,7 @@ fn ejection(
         return None;
     }
     let mut ejection = EjectionConfig::default();
-    let Some(keys) = reader.section(at, "pools.NAME.ejection") else {
+    let Some(keys) = reader.section(at) else {
         return Some(ejection);
     };
     if let Some(at) = keys.get("failures") {
@@ -386,7 +386,7 @@ fn warn_of_small_share(
 
 fn pool_timeouts(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolTimeoutsConfig {
     let mut all = PoolTimeoutsConfig::default();
-    let given = timeouts(reader, at, "pools.NAME.timeouts");
+    let given = timeouts(reader, at);
     assign(&mut all.connect, given.connect);
     assign(&mut all.response, given.response);
     assign(&mut all.idle, given.idle);
@@ -398,7 +398,7 @@ fn pool_timeouts(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolTimeoutsCo
 
 fn keepalive(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> KeepaliveConfig {
     let mut keepalive = KeepaliveConfig::default();
-    let Some(keys) = reader.section(at, "pools.NAME.keepalive") else {
+    let Some(keys) = reader.section(at) else {
         return keepalive;
     };
     if let Some(at) = keys.get("idle_per_backend") {

@@ -18,7 +18,7 @@ pub(super) fn read(
     route: &RouteConfig,
 ) -> RewriteConfig {
     let mut rewrite = RewriteConfig::default();
-    let Some(keys) = reader.section(at, "routes[].rewrite") else {
+    let Some(keys) = reader.section(at) else {
         return rewrite;
     };
     let (path, strip) = (keys.get("path"), keys.get("strip_prefix"));

@@ -29,7 +29,7 @@ pub(super) fn read(
     config: &Config,
 ) -> RouteConfig {
     let mut route = RouteConfig::named(at.path());
-    let Some(keys) = reader.section(at, "routes[]") else {
+    let Some(keys) = reader.section(at) else {
         return route;
     };
     if let Some(at) = keys.get("first") {
@@ -50,7 +50,7 @@ pub(super) fn read(
         route.rewrite = rewrite::read(reader, at, &keys, &route);
     }
     if let Some(at) = keys.get("rate_limit") {
-        route.rate_limit = rate_limit(reader, at, "routes[].rate_limit");
+        route.rate_limit = rate_limit(reader, at);
     }
     if let Some(at) = keys.get("allow") {
         route.allow = allowed(reader, at);
@@ -90,7 +90,7 @@ fn read_overrides(
         }
     };
     if let Some(at) = keys.get("timeouts") {
-        route.timeouts = timeouts(reader, at, "routes[].timeouts");
+        route.timeouts = timeouts(reader, at);
         let over = &route.timeouts;
         let short = pools.iter().map(|pool| &pool.timeouts).find_map(|own| {
             let connect = over.connect.unwrap_or(own.connect);
@@ -131,11 +131,11 @@ fn read_retries(
         pool.and_then(|pool| pool.retries.clone())
             .unwrap_or_default()
     };
-    route.retries = retries(reader, at, "routes[].retries", base(pools.first()));
+    route.retries = retries(reader, at, base(pools.first()));
     if let RouteAction::Split(shares) = &mut route.action {
         let reported = reader.problems.len();
         for (share, pool) in shares.iter_mut().zip(pools) {
-            share.retries = retries(reader, at, "routes[].retries", base(Some(pool)));
+            share.retries = retries(reader, at, base(Some(pool)));
         }
         // The same text again: what is wrong with it has been reported.
         reader.problems.truncate(reported);
@@ -200,13 +200,13 @@ fn action(
     match at.last_key() {
         "pool" => pools.resolve(reader, at, "pool").map(RouteAction::Pool),
         "split" => rewrite::split(reader, at, pools).map(RouteAction::Split),
-        "redirect" => redirect(reader, at, "routes[].redirect").map(RouteAction::Redirect),
+        "redirect" => redirect(reader, at).map(RouteAction::Redirect),
         _ => respond(reader, at),
     }
 }
 
 fn respond(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RouteAction> {
-    let keys = reader.section(at, "routes[].respond")?;
+    let keys = reader.section(at)?;
     let mut respond = RespondConfig::default();
     if let Some(at) = keys.get("status") {
         let status = reader.integer(at, 200, 599).map(|n| n as u16);
@@ -298,12 +298,7 @@ pub(super) fn is_framing(name: &str) -> bool {
 
 fn edits(reader: &mut TreeReader<'_>, at: NodeRef<'_>, request: bool) -> HeaderEdits {
     let mut edits = HeaderEdits::default();
-    let section = if request {
-        "routes[].request_headers"
-    } else {
-        "routes[].response_headers"
-    };
-    let Some(keys) = reader.section(at, section) else {
+    let Some(keys) = reader.section(at) else {
         return edits;
     };
     // A backend needs exactly one Host: it may be set, not added or removed. A response has none.

@@ -40,8 +40,7 @@ pub(super) fn listener(
     at: NodeRef<'_>,
     protocol: ListenerProtocol,
 ) -> Option<ListenerTlsConfig> {
-    const SECTION: &str = "listeners.NAME.tls";
-    let keys = reader.section(at, SECTION)?;
+    let keys = reader.section(at)?;
     let certificates = certificates(reader, &keys, at);
     let mut min_version = TlsVersion::default();
     if let Some(at) = keys.get("min_version") {
@@ -91,7 +90,7 @@ fn certificates(
                 reader.error_at_key(list, "`certificates` names none", hint);
             }
             for at in entries {
-                let Some(keys) = reader.section(at, "listeners.NAME.tls.certificates[]") else {
+                let Some(keys) = reader.section(at) else {
                     continue;
                 };
                 let Some(one) = certificate(reader, &keys, at, ["cert", "key"]) else {
@@ -432,7 +431,7 @@ pub(super) fn pool(
     at: NodeRef<'_>,
     protocol: BackendProtocol,
 ) -> Option<PoolTlsConfig> {
-    let keys = reader.section(at, "pools.NAME.tls")?;
+    let keys = reader.section(at)?;
     let mut verify = true;
     if let Some(at) = keys.get("verify") {
         assign(&mut verify, reader.boolean(at));

@@ -7,6 +7,7 @@ mod listener;
 mod pool;
 mod route;
 mod tls;
+mod value_set;
 
 use std::{
     net::SocketAddr,
@@ -16,7 +17,7 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use self::{listener::*, pool::*, route::*, tls::*};
+pub use self::{listener::*, pool::*, route::*, tls::*, value_set::ValueSet};
 use crate::{
     base::address::BindAddress,
     reason::{Reason, StatusProfile},

@@ -114,6 +114,17 @@ pub enum OnDown {
 }
 
 /// `health_check.type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckType {
+    /// The connection is accepted.
+    Tcp,
+    /// A request over HTTP gets the expected response.
+    Http,
+    /// The health service of gRPC answers.
+    Grpc,
+}
+
+/// A type of check with what it needs.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CheckKind {
     /// The connection is accepted.
@@ -179,7 +190,22 @@ pub struct RetriesConfig {
     pub methods: Vec<String>,
 }
 
-/// `retries.conditions`, a list of the words below.
+/// One word of `retries.conditions`, see [`RetryConditions`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryCondition {
+    /// [`RetryConditions::connect`].
+    Connect,
+    /// [`RetryConditions::stale`].
+    Stale,
+    /// [`RetryConditions::terminated`].
+    Terminated,
+    /// [`RetryConditions::timeout`].
+    Timeout,
+    /// [`RetryConditions::invalid`].
+    Invalid,
+}
+
+/// `retries.conditions`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryConditions {
     /// `connect`: refused, unreachable, timed out; for every method. Default true.

@@ -40,6 +40,16 @@ pub enum TlsVersion {
     Tls13,
 }
 
+/// `client_auth`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClientAuth {
+    /// A client without a certificate is refused.
+    #[default]
+    Required,
+    /// A client may have none.
+    Optional,
+}
+
 /// A certificate with its chain and key, loaded and checked.
 #[derive(Clone)]
 pub struct LoadedCertificate {

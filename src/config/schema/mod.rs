@@ -1,0 +1,277 @@
+//! The table of keys: everything about a key of the file that is not code stands here, once.
+//!
+//! From it come the check of unknown keys, the ranges that readers accept, hints, the names and `needs a restart` of a
+//! reload's log, the tables of docs/configuration.md and the JSON Schema of `balancer schema`.
+//!
+//! # To add a key
+//! 1. A field in `config/model/`, with its default in `config/defaults.rs`.
+//! 2. A row here, in the file of its section. `UPDATE_DOCS=1 cargo test --test static` writes the docs and the schema.
+//! 3. A line in the reader of its section in `config/file/`, and there the rules that it has with other keys.
+//!
+//! # To add a hint
+//! - Another product's word for a key of ours: in `other_words` of that key's row, with what to write instead. Where
+//!   several rows have the word, the row nearest to the place of the mistake is taken (see [`hint_for_word`]).
+//! - Another product's word for a value: in `other_values` of the key's row.
+//! - A word that is no single key of ours, or that a later version will have: in `words.rs`.
+//!
+//! All words are written in lower case with `_` for `-`: that is how they are looked up. Texts name keys in backquotes.
+
+mod global;
+mod listeners;
+mod pools;
+mod routes;
+mod spec;
+mod words;
+
+use std::{collections::HashMap, sync::LazyLock};
+
+pub use self::spec::{Shape, ValueKind, ValueSpec};
+use super::model::{Config, ListenerConfig, PoolConfig};
+
+/// One key of the file.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyRow {
+    /// Where it stands: `NAME` for a name that the user chooses, `[]` for an entry of a list.
+    pub path: &'static str,
+    /// What may be written.
+    pub value: ValueSpec,
+    /// What holds when the key is left out.
+    pub default: KeyDefault,
+    /// Its meaning in one line of Markdown, for the docs and editors. May be empty.
+    pub doc: &'static str,
+    /// When a change takes effect.
+    pub effect: Effect,
+    /// How a reload finds out that it has changed.
+    pub differs: Differs,
+    /// Words of other products for this key, and what to write instead.
+    pub other_words: &'static [(&'static [&'static str], &'static str)],
+    /// Words of other products for its values, and ours.
+    pub other_values: &'static [(&'static str, &'static str)],
+    /// Values that a later version will have.
+    pub later_values: &'static [&'static str],
+}
+
+/// The common case, for struct update syntax.
+const KEY: KeyRow = KeyRow {
+    path: "",
+    value: spec::keys(),
+    default: KeyDefault::Nothing,
+    doc: "",
+    effect: Effect::Reload,
+    differs: Differs::WithSection,
+    other_words: &[],
+    other_values: &[],
+    later_values: &[],
+};
+
+/// The file as a whole.
+pub(super) static ROOT: KeyRow = KEY;
+
+/// What holds when a key is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyDefault {
+    /// Not worth a word: the keys of the section have defaults of their own, or there is no effect.
+    Nothing,
+    /// The key must be given.
+    Required,
+    /// The same as this text, as it would be written in the file.
+    Value(&'static str),
+    /// No value that could be written: Markdown for the docs.
+    Words(&'static str),
+}
+
+/// When the change of a key takes effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// With a reload.
+    Reload,
+    /// At the next start; a reload logs `needs a restart`.
+    Restart,
+}
+
+/// Comparison of a key in two configurations: true when it differs.
+#[derive(Debug, Clone, Copy)]
+pub enum Differs {
+    /// The section that the key is in is compared as a whole.
+    WithSection,
+    /// Compares two files.
+    File(fn(&Config, &Config) -> bool),
+    /// Compares two listeners of one name.
+    Listener(fn(&ListenerConfig, &ListenerConfig) -> bool),
+    /// Compares two pools of one name.
+    Pool(fn(&PoolConfig, &PoolConfig) -> bool),
+}
+
+impl KeyRow {
+    /// Path of the section that the key is in, and the key itself.
+    pub fn split(&self) -> (&'static str, &'static str) {
+        self.path.rsplit_once('.').unwrap_or(("", self.path))
+    }
+
+    /// The key without its section.
+    pub fn name(&self) -> &'static str {
+        self.split().1
+    }
+
+    /// The listeners', routes' or pools' part of the file, or the top of it.
+    pub fn part(&self) -> Part {
+        Part::of(self.path)
+    }
+}
+
+/// A part of the file with a table of its own in the docs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The keys at the top and their sections.
+    Global,
+    /// `listeners.NAME`.
+    Listeners,
+    /// `routes[]`.
+    Routes,
+    /// `pools.NAME`.
+    Pools,
+}
+
+impl Part {
+    /// Every part, in the order of the docs.
+    pub const ALL: [Self; 4] = [Self::Global, Self::Listeners, Self::Routes, Self::Pools];
+
+    /// The part that a path belongs to; a section counts to the part of its keys.
+    fn of(path: &str) -> Self {
+        if path.starts_with("listeners.") {
+            Self::Listeners
+        } else if path.starts_with("routes[]") {
+            Self::Routes
+        } else if path.starts_with("pools.") {
+            Self::Pools
+        } else {
+            Self::Global
+        }
+    }
+
+    /// The rows of the part.
+    pub fn rows(self) -> &'static [KeyRow] {
+        match self {
+            Self::Global => global::ROWS,
+            Self::Listeners => listeners::ROWS,
+            Self::Routes => routes::ROWS,
+            Self::Pools => pools::ROWS,
+        }
+    }
+}
+
+/// Every row, in the order of the docs.
+pub fn rows() -> impl Iterator<Item = &'static KeyRow> {
+    Part::ALL.into_iter().flat_map(Part::rows)
+}
+
+/// The keys of each section, by the section's path.
+static SECTIONS: LazyLock<HashMap<&'static str, Vec<&'static KeyRow>>> = LazyLock::new(|| {
+    let mut sections: HashMap<_, Vec<_>> = HashMap::new();
+    for row in rows() {
+        sections.entry(row.split().0).or_default().push(row);
+    }
+    sections
+});
+
+/// The rows of a section's own keys; none for a path that is not a section.
+pub fn section(path: &str) -> &'static [&'static KeyRow] {
+    SECTIONS.get(path).map_or(&[], Vec::as_slice)
+}
+
+/// The row of a key in a section.
+pub fn find(path: &str, key: &str) -> Option<&'static KeyRow> {
+    section(path).iter().copied().find(|row| row.name() == key)
+}
+
+/// What to write instead of `word`, a key of `at` (the path of a section) that is none of ours.
+pub(super) fn hint_for_word(at: &str, word: &str) -> Option<&'static str> {
+    let texts = |row: &'static KeyRow| {
+        let entries = row.other_words.iter();
+        entries.filter_map(move |(words, text)| words.contains(&word).then_some((row, *text)))
+    };
+    // The row nearest to the mistake: of the same section, of the same part of the file, the first in the table.
+    rows()
+        .flat_map(texts)
+        .min_by_key(|(row, _)| (row.split().0 != at, row.part() != Part::of(at)))
+        .map(|(_, text)| text)
+        .or_else(|| words::hint(word))
+}
+
+/// Sections in the order of the table that have `key`, without `except`.
+pub(super) fn sections_with<'k>(
+    key: &'k str,
+    except: &'k str,
+) -> impl Iterator<Item = &'static str> + use<'k> {
+    rows()
+        .map(KeyRow::split)
+        .filter(move |(section, name)| *name == key && *section != except)
+        .map(|(section, _)| section)
+}
+
+/// True for a key that a later version will have.
+pub(super) fn is_later_key(section: &str, key: &str) -> bool {
+    words::LATER_KEYS.contains(&(section, key))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_key_stands_once_and_its_section_is_a_key() {
+        let mut seen = BTreeSet::new();
+        for row in rows() {
+            assert!(seen.insert(row.path), "`{}` has two rows", row.path);
+            let section = row.split().0;
+            let owner = section.trim_end_matches(".NAME").trim_end_matches("[]");
+            assert!(
+                section.is_empty() || rows().any(|other| other.path == owner),
+                "`{}` is in no section",
+                row.path
+            );
+        }
+    }
+
+    #[test]
+    fn no_word_of_another_product_is_a_key_of_ours_at_the_top() {
+        for row in rows() {
+            for (words, text) in row.other_words {
+                assert!(!text.is_empty() && !words.is_empty(), "{}", row.path);
+                for word in *words {
+                    assert!(find("", word).is_none(), "`{word}` is a key at the top");
+                    assert_eq!(
+                        *word,
+                        word.to_ascii_lowercase().replace('-', "_"),
+                        "{}",
+                        row.path
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_word_has_one_text_in_each_section() {
+        let mut seen = BTreeSet::new();
+        for row in rows() {
+            for word in row.other_words.iter().flat_map(|(words, _)| *words) {
+                assert!(
+                    seen.insert((row.split().0, *word)),
+                    "`{word}` is twice among the keys of `{}`",
+                    row.split().0
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn later_keys_are_not_accepted_now() {
+        for (section, key) in words::LATER_KEYS {
+            assert!(find(section, key).is_none(), "{section}.{key}");
+            assert!(!super::section(section).is_empty(), "{section}");
+        }
+    }
+}

@@ -1,0 +1,561 @@
+//! The keys of `pools.NAME`.
+
+use super::{
+    Differs::Pool,
+    KEY,
+    KeyDefault::{Nothing, Required, Value, Words},
+    KeyRow,
+    spec::{
+        MIN_CHECK_INTERVAL, ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ONE_WEEK, TOKEN, boolean, duration,
+        integer, keys, one_of, share, text,
+    },
+};
+use crate::config::model::{
+    BackendProtocol, BalancingPolicy, CheckType, OnDown, ProxyVersion, RetryCondition, WhenAllDown,
+};
+
+pub(super) static ROWS: &[KeyRow] = &[
+    KeyRow {
+        path: "pools.NAME.policy",
+        value: one_of(BalancingPolicy::NAMES),
+        default: Value("round_robin"),
+        doc: "how a backend is picked; all respect weights, see below",
+        differs: Pool(|a, b| a.policy != b.policy),
+        other_words: &[
+            (
+                &["balance", "lb_policy", "method_policy", "strategy"],
+                "balancer calls this `policy`",
+            ),
+            (
+                &["least_conn"],
+                "write `policy: least_connections` in the pool",
+            ),
+            (
+                &["load_balancer", "loadbalancer"],
+                "balancer calls this `policy`, in a pool",
+            ),
+        ],
+        other_values: &[
+            ("first", "round_robin"),
+            ("least-connections", "least_connections"),
+            ("least_conn", "least_connections"),
+            ("least_request", "least_connections"),
+            ("leastconn", "least_connections"),
+            ("leastconnections", "least_connections"),
+            ("p2c", "random_two"),
+            ("random", "random_two"),
+            ("power_of_two", "random_two"),
+            ("power_of_two_choices", "random_two"),
+            ("round-robin", "round_robin"),
+            ("roundrobin", "round_robin"),
+            ("rr", "round_robin"),
+            ("static-rr", "round_robin"),
+            ("wrr", "round_robin"),
+        ],
+        later_values: &["hash", "least_time"],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.backends",
+        value: text("address")
+            .or_keys()
+            .non_empty_list()
+            .shown("list, at least one"),
+        default: Required,
+        doc: "`HOST:PORT`, `unix:PATH`, or keys; each address once",
+        other_words: &[
+            (
+                &["endpoints", "servers", "targets"],
+                "balancer calls these `backends`",
+            ),
+            (
+                &["server"],
+                "balancer calls a server a backend (`backends` of a pool) and an nginx `server` \
+                  block a listener",
+            ),
+            (&["target"], "balancer calls this `backends`, in a pool"),
+        ],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.backends[].address",
+        value: text("`HOST:PORT` or `unix:PATH`"),
+        default: Required,
+        other_words: &[
+            (&["addr"], "balancer calls this `address`"),
+            (&["url"], "balancer calls this `address`, without a scheme"),
+        ],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.backends[].name",
+        value: text("1 to 128 letters, digits, `_`, `-`, `.`, `:`, `/`, `[` and `]`")
+            .pattern(r"^[A-Za-z0-9_.:\[\]/-]{1,128}$"),
+        default: Words("the address"),
+        doc: "what metrics and logs call it",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.backends[].weight",
+        value: integer(0, 256),
+        default: Value("1"),
+        doc: "its share; 0: no new work",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.backends[].backup",
+        value: one_of(&["true", "false", "1", "2", "3", "4", "5", "6", "7", "8", "9"])
+            .shown("true, false or 1 to 9"),
+        default: Value("false"),
+        doc: "a backup: gets work only when no other backend may. The number is its tier, `true` \
+              is 1, see [below](#backups)",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.backends[].max_connections",
+        value: integer(1, 1_000_000).or("none"),
+        default: Value("none"),
+        doc: "exchanges or sessions at a time; the smaller of this and \
+              `limits.connections_per_backend` holds",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.protocol",
+        value: one_of(BackendProtocol::NAMES),
+        default: Value("http1"),
+        doc: "what http listeners speak with the backends: HTTP/1.1 (under TLS with `tls`), \
+              HTTP/2 under TLS (`h2`, needs `tls`), HTTP/2 without TLS (`h2c`); gRPC needs one \
+              of the last two",
+        differs: Pool(|a, b| a.protocol != b.protocol),
+        other_words: &[
+            (&["grpc_pass"], "write `protocol: h2c` in the pool"),
+            (
+                &["http2"],
+                "listeners speak HTTP/2 without a key; for backends write `protocol: h2` in the \
+                  pool",
+            ),
+            (
+                &["http2_protocol_options"],
+                "write `protocol: h2`, or `h2c` without TLS, in the pool",
+            ),
+        ],
+        other_values: &[
+            ("http2", "h2"),
+            ("grpc", "h2c"),
+            ("grpcs", "h2"),
+            ("http/1.1", "http1"),
+        ],
+        later_values: &["udp"],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.send_proxy",
+        value: one_of(ProxyVersion::NAMES).or("none"),
+        default: Value("none"),
+        doc: "connections to backends begin with a PROXY header, see below",
+        differs: Pool(|a, b| a.send_proxy != b.send_proxy),
+        other_words: &[
+            (
+                &["check_send_proxy"],
+                "checks begin with a PROXY header when the pool has `send_proxy`",
+            ),
+            (&["send_proxy_v2"], "write `send_proxy: v2` in the pool"),
+        ],
+        other_values: &[("1", "v1"), ("2", "v2")],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check",
+        value: keys().or("none"),
+        default: Words("a tcp check"),
+        doc: "asks every backend, at once and then in every interval",
+        differs: Pool(|a, b| a.health_check != b.health_check),
+        other_words: &[(
+            &["check", "health", "healthcheck", "health_checks"],
+            "balancer calls this `health_check`",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.type",
+        value: one_of(CheckType::NAMES),
+        default: Words("tcp; http with `path`"),
+        doc: "tcp: the connection is accepted; http: asked by the pool's `protocol`; grpc: \
+              `grpc.health.v1.Health/Check` says SERVING",
+        other_words: &[(&["grpc_health_check"], "write `health_check: {type: grpc}`")],
+        other_values: &[("https", "http"), ("http1", "http"), ("http2", "http")],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.path",
+        value: text("path").pattern("^/"),
+        default: Value("/"),
+        doc: "what an http check asks for",
+        other_words: &[(
+            &["http_check", "httpchk"],
+            "write `health_check: {path: /healthz}`",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.method",
+        value: text("name").pattern(TOKEN),
+        default: Value("GET"),
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.host",
+        value: text("name"),
+        default: Words("the address"),
+        doc: "the `Host` header, or `:authority`",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.expect",
+        value: text("status")
+            .one_or_more()
+            .shown("status, range, class or list"),
+        default: Value("200-399"),
+        doc: "`200`, `200-299`, `2xx`",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.body",
+        value: text("text of 1 to 4096 bytes"),
+        default: Words("none"),
+        doc: "must occur in the first 64 KiB of the answer",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.service",
+        value: text("name"),
+        default: Words("the server as a whole"),
+        doc: "the service that a grpc check asks for, such as `shop.v1.Orders`",
+        other_words: &[(
+            &["service_name"],
+            "balancer calls this `service`, in a check of `type: grpc`",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.port",
+        value: integer(1, 65_535),
+        default: Words("the backend's"),
+        doc: "an error where a backend is a unix socket",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.interval",
+        value: duration(MIN_CHECK_INTERVAL, ONE_HOUR),
+        default: Value("2s"),
+        doc: "from one check to the next, give or take 10 %; a backend that is down because it \
+              refuses connections is asked four times as often (100 ms at least, 64 such \
+              backends at a time), as that costs it nothing",
+        other_words: &[(
+            &["inter"],
+            "balancer calls this `health_check: {interval: 2s}`",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.timeout",
+        value: duration(ONE_MILLISECOND, ONE_HOUR),
+        default: Value("1s"),
+        doc: "for the whole check",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.rise",
+        value: integer(1, 100),
+        default: Value("2"),
+        doc: "good checks in a row until up",
+        other_words: &[(&["healthy_threshold"], "balancer calls this `rise`")],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.fall",
+        value: integer(1, 100),
+        default: Value("3"),
+        doc: "bad checks in a row until down",
+        other_words: &[(&["unhealthy_threshold"], "balancer calls this `fall`")],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.on_down",
+        value: one_of(OnDown::NAMES),
+        default: Value("keep"),
+        doc: "close: when the checks take a backend down, its TCP sessions and tunnels \
+              (WebSocket and other upgrades) are reset, with the reason `backend_down`; requests \
+              under way finish",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.ejection",
+        value: keys().or("none"),
+        default: Words("on"),
+        doc: "takes a backend out that fails real traffic; `none` by a reload frees all at once; \
+              see [operations.md](operations.md#ejection)",
+        differs: Pool(|a, b| a.ejection != b.ejection),
+        other_words: &[(&["outlier_detection"], "balancer calls this `ejection`")],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.ejection.failures",
+        value: integer(1, 1000),
+        default: Value("5"),
+        doc: "failures in a row",
+        other_words: &[(
+            &["max_fails"],
+            "balancer calls this `ejection: {failures: 5}` in the pool",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.ejection.eject_for",
+        value: duration(ONE_MILLISECOND, ONE_DAY),
+        default: Value("10s"),
+        doc: "the first time; doubled each time",
+        other_words: &[(
+            &["fail_timeout"],
+            "balancer calls this `ejection: {eject_for: 10s}` in the pool",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.ejection.max_eject_for",
+        value: duration(ONE_MILLISECOND, ONE_DAY),
+        default: Value("5m"),
+        doc: "the longest time; without the key `eject_for` where that is longer",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.ejection.max_ejected",
+        value: share(),
+        default: Value("50%"),
+        doc: "of the pool that may be out at once, rounded down, backends that checks took down \
+              included: of 10 backends one at 10 %, none at 9 % (a warning). Of two or three one \
+              may go at any share above 0 %; the last one that serves never. `0%` ejects none, \
+              and by a reload frees all at once",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.retries",
+        value: keys().or("none"),
+        default: Words("on"),
+        doc: "further tries on other backends",
+        differs: Pool(|a, b| a.retries != b.retries),
+        other_words: &[(
+            &["proxy_next_upstream", "retry_policy"],
+            "balancer calls this `retries`",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.retries.attempts",
+        value: integer(0, 10),
+        default: Value("2"),
+        doc: "tries after the first",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.retries.budget",
+        value: share(),
+        default: Value("20%"),
+        doc: "retries as a share of requests, at least 10 a second; unused, the share of one \
+              second is kept, and 100 tries of quiet times",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.retries.conditions",
+        value: one_of(RetryCondition::NAMES)
+            .one_or_more()
+            .shown("word or list"),
+        default: Value("[connect, stale, terminated, invalid]"),
+        doc: "`connect`: refused, unreachable, timed out. `stale`: a keepalive connection that \
+              was closed before it took the request. Either of the two: a backend that refused \
+              the request without processing it. `terminated`: closed before a whole response \
+              head. `timeout`: no response head in time. `invalid`: an answer that is not valid \
+              HTTP",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.retries.methods",
+        value: text("name").pattern(TOKEN).one_or_more(),
+        default: Value("[GET, HEAD, OPTIONS, TRACE, PUT, DELETE]"),
+        doc: "the methods for which conditions other than `connect` and `stale` hold",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.timeouts",
+        value: keys(),
+        default: Nothing,
+        differs: Pool(|a, b| a.timeouts != b.timeouts),
+        other_words: &[(
+            &["timeout"],
+            "balancer calls this `timeouts`, with one key for each",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.timeouts.connect",
+        value: duration(ONE_MILLISECOND, ONE_HOUR),
+        default: Value("3s"),
+        doc: "to connect, TLS handshake included; cannot be `none`",
+        other_words: &[(
+            &[
+                "connect_timeout",
+                "proxy_connect_timeout",
+                "timeout connect",
+            ],
+            "write `timeouts: {connect: 3s}` in the pool",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.timeouts.response",
+        value: duration(ONE_MILLISECOND, ONE_DAY).or("none"),
+        default: Value("60s"),
+        doc: "from the sent request to the whole response head",
+        other_words: &[(
+            &["proxy_read_timeout", "timeout server"],
+            "write `timeouts: {response: 60s}` in the pool",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.timeouts.idle",
+        value: duration(ONE_MILLISECOND, ONE_WEEK).or("none"),
+        default: Words("60s; 1h for tcp and tunnels"),
+        doc: "without a byte in either direction: of an exchange whose response has begun, of a \
+              gRPC call, of a session. See [below](#slow-clients-and-pipelines)",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.timeouts.total",
+        value: duration(ONE_MILLISECOND, ONE_DAY).or("none"),
+        default: Value("none"),
+        doc: "for the whole exchange with all its tries",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.tls",
+        value: keys(),
+        default: Words("none"),
+        doc: "TLS 1.2 and 1.3 towards the backends, checks included; `tls: {}` is enough where \
+              the machine believes their authority",
+        differs: Pool(|a, b| a.tls != b.tls),
+        other_words: &[(&["sslmode"], "write `tls: {ca: FILE}` in the pool")],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.tls.ca",
+        value: text("path"),
+        default: Words("the machine's authorities"),
+        doc: "PEM: who must have signed the backends' certificates, and certificates of backends \
+              that are trusted as themselves (self-signed ones)",
+        other_words: &[(
+            &["ca_cert", "ca_certificates", "ca_file", "cafile"],
+            "balancer calls this `ca` in the `tls` of a pool, and `client_ca` in that of a \
+                  listener",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.tls.server_name",
+        value: text("host name or IP address"),
+        default: Words("the host of each backend"),
+        doc: "the name that the certificate must be for, and that is asked for (SNI)",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.tls.verify",
+        value: boolean(),
+        default: Value("true"),
+        doc: "false: any certificate is taken, and a warning says so",
+        other_words: &[(
+            &["insecure_skip_verify", "insecureskipverify"],
+            "write `verify: false`, or better `ca: FILE`",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.tls.client_cert",
+        value: text("path"),
+        default: Words("none"),
+        doc: "PEM: what backends are shown that ask for a certificate",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.tls.client_key",
+        value: text("path"),
+        default: Words("required with `client_cert`"),
+        doc: "PEM, without a password",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.keepalive",
+        value: keys(),
+        default: Nothing,
+        doc: "idle connections to backends",
+        differs: Pool(|a, b| a.keepalive != b.keepalive),
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.keepalive.idle_per_backend",
+        value: integer(0, 65_535),
+        default: Value("64"),
+        doc: "per backend and worker; 0 closes each after its exchange",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.keepalive.idle_timeout",
+        value: duration(ONE_MILLISECOND, ONE_HOUR),
+        default: Value("4s"),
+        doc: "keep it below the backend's own",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.keepalive.max_age",
+        value: duration(ONE_MILLISECOND, ONE_DAY).or("none"),
+        default: Value("10m"),
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.keepalive.max_requests",
+        value: integer(1, 1_000_000_000).or("none"),
+        default: Value("none"),
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.limits",
+        value: keys(),
+        default: Nothing,
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.limits.connections_per_backend",
+        value: integer(1, 1_000_000).or("none"),
+        default: Value("none"),
+        doc: "exchanges or sessions at a time on each backend",
+        differs: Pool(|a, b| a.connections_per_backend != b.connections_per_backend),
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.limits.streams_per_connection",
+        value: integer(1, 1000),
+        default: Value("100"),
+        doc: "with `protocol: h2` or `h2c`: requests at a time on one connection. Fewer where \
+              the backend allows fewer (SETTINGS_MAX_CONCURRENT_STREAMS), and for a while after \
+              it has refused requests on a connection that was full",
+        differs: Pool(|a, b| a.streams_per_connection != b.streams_per_connection),
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.when_all_down",
+        value: one_of(WhenAllDown::NAMES),
+        default: Value("reject"),
+        doc: "reject: 502; fail_open: every backend gets traffic",
+        differs: Pool(|a, b| a.when_all_down != b.when_all_down),
+        ..KEY
+    },
+];
