@@ -22,11 +22,11 @@ use super::{
 };
 use crate::{
     config::model::{ListenerProtocol, PerBackend},
-    net::tls::FAULTS,
     pool::{Backend, HealthState, Pool},
     reason::Reason,
     snapshot::{Daemon, Listener, Snapshot},
     telemetry::{
+        handshakes::HandshakeFailure,
         metrics::{METHOD_NAMES, MetricCell, PerThread, PoolSlot, ReasonCounts},
         sink::LogName,
     },
@@ -199,30 +199,27 @@ fn listener_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
 
 /// Handshakes and certificates of the listeners that speak TLS, or look into it.
 fn tls_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
-    const KINDS: [[&str; 2]; 4] = [
-        ["1.2", "false"],
-        ["1.2", "true"],
-        ["1.3", "false"],
-        ["1.3", "true"],
-    ];
+    const KINDS: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
     let secure = || snapshot.listeners.iter().filter(|one| one.tls.is_some());
     tree.family(f::TLS_HANDSHAKES, |s| {
         for one in secure() {
-            for (index, [version, resumed]) in KINDS.iter().enumerate() {
-                let handshakes = one.state.metrics.each();
-                let counts = handshakes.filter_map(|m| m.handshakes.get(index));
-                let labels: &[&str] = &[&one.config.name, version, resumed];
-                s.count(labels, counts.map(MetricCell::get).sum());
+            for (is_tls13, resumed) in KINDS {
+                let version = if is_tls13 { "1.3" } else { "1.2" };
+                let labels: &[&str] = &[&one.config.name, version, &resumed.to_string()];
+                let slots = &one.state.metrics;
+                s.count(
+                    labels,
+                    slots.sum(|m| m.handshakes.completed(is_tls13, resumed)),
+                );
             }
         }
     });
     let by_name = |one: &&Arc<Listener>| one.tls.is_some() || one.names.is_some();
     tree.family(f::TLS_FAILURES, |s| {
         for one in snapshot.listeners.iter().filter(by_name) {
-            for (fault, name) in FAULTS {
-                let failures = one.state.metrics.each();
-                let counts = failures.filter_map(|m| m.handshake_failures.get(fault as usize));
-                s.count(&[&one.config.name, name], counts.map(MetricCell::get).sum());
+            for failure in HandshakeFailure::ALL {
+                let count = one.state.metrics.sum(|m| m.handshakes.failed(*failure));
+                s.count(&[&one.config.name, failure.name()], count);
             }
         }
     });

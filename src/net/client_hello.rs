@@ -37,18 +37,27 @@ pub struct ParsedClientHello {
     pub offers_13: bool,
 }
 
-/// Why bytes do not begin with a ClientHello.
+/// Fault of bytes that do not begin with a ClientHello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.detail())]
 pub enum ClientHelloError {
     /// No record of a TLS handshake.
-    #[error("not TLS")]
     NotTls,
-    /// Longer than [`MAX_MESSAGE_BYTES`], or not over within [`MAX_HELLO_BYTES`] bytes.
-    #[error("the ClientHello is too large")]
+    /// Longer than [`MAX_MESSAGE_BYTES`], or not complete within [`MAX_HELLO_BYTES`].
     TooLarge,
-    /// TLS as it seems, but not as it must be. A fixed text without anything from the bytes.
-    #[error("{0}")]
+    /// Violates the format; the text is fixed and repeats nothing of the bytes.
     Malformed(&'static str),
+}
+
+impl ClientHelloError {
+    /// The fault in words.
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::NotTls => "not TLS",
+            Self::TooLarge => "the ClientHello is too large",
+            Self::Malformed(detail) => detail,
+        }
+    }
 }
 
 const CUT: ClientHelloError =

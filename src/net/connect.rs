@@ -1,84 +1,104 @@
-//! Making a connection to a backend, within a deadline, with the failure named by its reason.
+//! New connections to a backend: TCP or unix socket, PROXY header, TLS, all before one deadline.
 //!
-//! Names are resolved elsewhere (on the control thread); here is only the list of addresses that came out.
+//! A failure is returned by its cause, [`ConnectError`]; its meaning for an exchange or a check is
+//! decided above. Names are resolved on the control thread: here is only the list of addresses.
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     time::{Duration, Instant},
 };
 
+use rustls::pki_types::ServerName;
 use tokio::{
     net::{TcpSocket, UnixStream},
     time::timeout_at,
 };
 
-use super::{limits, local_error, proxy_protocol, stream::Stream};
+use super::{
+    limits, local_error, proxy_protocol,
+    stream::Stream,
+    tls::{self, HandshakeError},
+};
 use crate::{
     base::{address::BackendAddress, clock},
+    config::model::PoolTlsConfig,
     pool::{BackendState, ResolvedAddresses},
-    reason::Reason,
+    telemetry::handshakes::HandshakeFailure,
 };
 
-/// Why there is no connection.
+/// Pause before the next attempt at a unix listener whose queue is full.
+const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Detail of a failure where the pool speaks HTTP/2 and ALPN has not chosen it: the backend ignored
+/// the extension, or sent the alert of RFC 7301.
+pub const H2_NOT_NEGOTIATED: &str = "the backend did not agree on HTTP/2 (ALPN)";
+
+/// Cause of a connection that could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("{source}")]
-pub struct ConnectError {
-    /// `ConnectionRefused`, `ConnectionTimeout`, `ConnectionTerminated`, `DnsError` or `Overload`.
-    pub reason: Reason,
-    /// What the system said.
-    pub source: io::Error,
+pub enum ConnectError {
+    /// The backend's name has no address.
+    #[error("name not resolved")]
+    Unresolved,
+    /// The backend did not accept before the deadline.
+    #[error("connection not accepted in time")]
+    Timeout,
+    /// The system could not connect: refused, unreachable, or a local resource is exhausted.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The PROXY header could not be sent on the new connection.
+    #[error("{0}")]
+    ProxyHeader(#[source] io::Error),
+    /// The TLS handshake failed.
+    #[error("{0}")]
+    Tls(#[from] HandshakeError),
 }
 
 impl ConnectError {
-    fn timeout() -> Self {
-        Self {
-            reason: Reason::ConnectionTimeout,
-            source: io::Error::new(io::ErrorKind::TimedOut, "connection not accepted in time"),
+    /// True if this machine or process lacks descriptors, ports or memory: no fault of the backend.
+    pub fn is_local(&self) -> bool {
+        match self {
+            // EAGAIN of connect(2) on TCP: the kernel's routing cache is full.
+            Self::Io(error) => {
+                error.raw_os_error() == Some(libc::EAGAIN) || local_error::is_local(error)
+            }
+            Self::ProxyHeader(error) => local_error::is_local(error),
+            Self::Tls(error) => error.is_local,
+            Self::Unresolved | Self::Timeout => false,
+        }
+    }
+
+    /// True if time ran out: our deadline, or the kernel's limit of SYN retransmissions.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::Timeout => true,
+            Self::Io(error) => error.raw_os_error() == Some(libc::ETIMEDOUT),
+            Self::Tls(error) => error.failure == HandshakeFailure::Timeout,
+            Self::Unresolved | Self::ProxyHeader(_) => false,
         }
     }
 }
 
-impl From<io::Error> for ConnectError {
-    fn from(source: io::Error) -> Self {
-        Self {
-            reason: reason_of(&source),
-            source,
-        }
-    }
+/// Opens a connection that is ready for what the pool speaks: PROXY header sent, TLS established.
+///
+/// `sends_first`: bytes of ours follow at once, so the header waits for them; see
+/// [`send_proxy_header`].
+pub async fn connect_backend(
+    state: &BackendState,
+    header: Option<&[u8]>,
+    tls: Option<&PoolTlsConfig>,
+    sends_first: bool,
+    deadline: Instant,
+) -> Result<Stream, ConnectError> {
+    let stream = connect(state, deadline).await?;
+    let stream = send_proxy_header(stream, header, sends_first || tls.is_some())?;
+    let secured = secure(stream, tls, &state.address, deadline).await;
+    secured.inspect_err(|error| warn_refused(state, error))
 }
 
-/// Refused and unreachable are the backend's side; a lack of ports, descriptors or memory is ours.
-fn reason_of(error: &io::Error) -> Reason {
-    match error.raw_os_error() {
-        Some(libc::ETIMEDOUT) => Reason::ConnectionTimeout,
-        Some(libc::EAGAIN) => Reason::Overload,
-        _ if local_error::is_local(error) => Reason::Overload,
-        _ => Reason::ConnectionRefused,
-    }
-}
-
-/// The reason for an error on a connection that was made: `ConnectionTerminated`, or `Overload` for a lack of our own.
-pub fn reason_of_broken(error: &io::Error) -> Reason {
-    if local_error::is_local(error) {
-        local_error::log(error);
-        return Reason::Overload;
-    }
-    Reason::ConnectionTerminated
-}
-
-/// Counts an attempt to connect to the backend of `state` that failed for `reason`.
-pub fn count_failed(state: &BackendState, reason: Reason) {
-    let metrics = state.metrics.mine();
-    match reason {
-        Reason::Overload => metrics.connections_local_error.add(1),
-        _ => metrics.connections_failed.add(1),
-    }
-}
-
-/// Connects to a backend before `deadline`. A name stands for the addresses it was last resolved to: each is tried once,
-/// beginning with the one that accepted last, and each gets an equal share of the time that is left.
+/// Connects to a backend before `deadline`. Of the addresses of a name each is attempted once,
+/// beginning with the one that accepted last, and each gets an equal share of the remaining time.
 pub async fn connect(backend: &BackendState, deadline: Instant) -> Result<Stream, ConnectError> {
     let connected = match &backend.address {
         BackendAddress::Ip(address) => connect_tcp(*address, deadline).await,
@@ -88,7 +108,7 @@ pub async fn connect(backend: &BackendState, deadline: Instant) -> Result<Stream
     connected.inspect_err(log_local)
 }
 
-/// Connects to a backend as [`connect`] does, but at another port. Unix sockets have none.
+/// Connects to a backend as [`connect`] does, but to another port. Unix sockets have none.
 pub async fn connect_port(
     backend: &BackendState,
     port: u16,
@@ -102,28 +122,70 @@ pub async fn connect_port(
     connected.inspect_err(log_local)
 }
 
+/// Logs that a local resource is exhausted; [`local_error::log`] limits the rate.
 fn log_local(error: &ConnectError) {
-    if error.reason == Reason::Overload {
-        local_error::log(&error.source);
+    if let ConnectError::Io(source) | ConnectError::ProxyHeader(source) = error
+        && error.is_local()
+    {
+        local_error::log(source);
     }
 }
 
-/// Sends the PROXY header that a new connection begins with, if there is one; see [`proxy_protocol::send_header`] for `more`.
-/// A failure is the backend's, `ConnectionTerminated`, unless it is a lack of our own: `Overload`.
+/// Sends the PROXY header that a new connection begins with, if there is one; for `more` see
+/// [`proxy_protocol::send_header`].
 pub fn send_proxy_header(
     stream: Stream,
     header: Option<&[u8]>,
     more: bool,
 ) -> Result<Stream, ConnectError> {
-    let sent = header.map_or(Ok(()), |header| {
+    if let Some(header) = header {
         proxy_protocol::send_header(&stream, header, more)
-    });
-    match sent {
-        Ok(()) => Ok(stream),
-        Err(source) => Err(ConnectError {
-            reason: reason_of_broken(&source),
-            source,
-        }),
+            .map_err(ConnectError::ProxyHeader)
+            .inspect_err(log_local)?;
+    }
+    Ok(stream)
+}
+
+/// Performs the TLS handshake with the backend at `address` before `deadline`, if its pool has TLS.
+pub async fn secure(
+    stream: Stream,
+    tls: Option<&PoolTlsConfig>,
+    address: &BackendAddress,
+    deadline: Instant,
+) -> Result<Stream, ConnectError> {
+    let Some(tls) = tls else { return Ok(stream) };
+    // Only a pool that verifies nothing can have a backend without a name.
+    let name = tls.name_for(address).unwrap_or_else(placeholder_name);
+    let handshake = tls::connect(stream, &tls.config, name);
+    match timeout_at(deadline.into(), handshake).await {
+        Ok(Ok(connected)) => Ok(connected.into()),
+        Ok(Err(error)) if error.failure == HandshakeFailure::Alpn => Err(ConnectError::Tls(
+            HandshakeError::new(HandshakeFailure::Alpn, H2_NOT_NEGOTIATED),
+        )),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(ConnectError::Tls(HandshakeError::new(
+            HandshakeFailure::Timeout,
+            "TLS handshake not over in time",
+        ))),
+    }
+}
+
+/// Name for rustls where none is verified. It is an address, which is never sent as SNI.
+fn placeholder_name() -> ServerName<'static> {
+    ServerName::IpAddress(IpAddr::from(Ipv4Addr::LOCALHOST).into())
+}
+
+/// Logs that the certificate of a backend was refused, if that is the `error`; limited in rate.
+pub fn warn_refused(state: &BackendState, error: &ConnectError) {
+    let ConnectError::Tls(error) = error else {
+        return;
+    };
+    if error.failure != HandshakeFailure::CertificateInvalid {
+        return;
+    }
+    if let Some(suppressed) = state.certificate_log.admit(clock::now()) {
+        tracing::warn!(target: "tls", pool = %state.pool, backend = %state.address,
+            detail = %error, suppressed, "certificate of the backend refused");
     }
 }
 
@@ -131,14 +193,12 @@ async fn connect_any(
     resolved: &ResolvedAddresses,
     deadline: Instant,
 ) -> Result<Stream, ConnectError> {
-    let mut failure = ConnectError {
-        reason: Reason::DnsError,
-        source: io::Error::new(io::ErrorKind::NotFound, "name not resolved"),
-    };
-    let mut weight = 0;
+    let mut failure = ConnectError::Unresolved;
+    let mut rank = 0;
     let mut left = resolved.addresses().len() as u32;
     for address in resolved.in_order() {
         let now = clock::now();
+        // One address that drops packets must not take the time of all others.
         let share = deadline.saturating_duration_since(now) / left.max(1);
         left = left.saturating_sub(1);
         match connect_tcp(address, now + share).await {
@@ -146,8 +206,8 @@ async fn connect_any(
                 resolved.prefer(address);
                 return Ok(stream);
             }
-            Err(error) if weigh(&error, address) >= weight => {
-                weight = weigh(&error, address);
+            Err(error) if failure_rank(&error, address) >= rank => {
+                rank = failure_rank(&error, address);
                 failure = error;
             }
             Err(_) => {}
@@ -156,14 +216,17 @@ async fn connect_any(
     Err(failure)
 }
 
-/// Which of several failures is told: a lack of our own leaves it open whether an address would have accepted. But no
-/// source address for IPv6 is no such lack where the name has addresses of IPv4 as well.
-fn weigh(error: &ConnectError, address: SocketAddr) -> u8 {
-    let lacks_address = error.source.raw_os_error() == Some(libc::EADDRNOTAVAIL);
-    match error.reason {
-        Reason::Overload if address.is_ipv6() && lacks_address => 0,
-        Reason::Overload => 2,
-        _ => 1,
+/// Rank of a failure among those of all addresses of a name; the highest is returned.
+///
+/// A local shortage leaves open whether the address would have accepted, so it outranks a
+/// refusal. A missing source address for IPv6 is no shortage: the machine has no IPv6 at all.
+fn failure_rank(error: &ConnectError, address: SocketAddr) -> u8 {
+    let lacks_source = matches!(error, ConnectError::Io(error)
+        if error.raw_os_error() == Some(libc::EADDRNOTAVAIL));
+    match error.is_local() {
+        true if address.is_ipv6() && lacks_source => 0,
+        true => 2,
+        false => 1,
     }
 }
 
@@ -174,16 +237,15 @@ async fn connect_tcp(address: SocketAddr, deadline: Instant) -> Result<Stream, C
         TcpSocket::new_v6()?
     };
     limits::check_reserve(&socket)?;
+    // Messages are written whole, so Nagle's algorithm would only delay their last segment.
     socket.set_nodelay(true)?;
     match timeout_at(deadline.into(), socket.connect(address)).await {
         Ok(connected) => Ok(Stream::Tcp(connected?)),
-        Err(_) => Err(ConnectError::timeout()),
+        Err(_) => Err(ConnectError::Timeout),
     }
 }
 
 async fn connect_unix(path: &Path, deadline: Instant) -> Result<Stream, ConnectError> {
-    /// A full queue of a unix listener is EAGAIN at once and no event says when it has room.
-    const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(10);
     loop {
         match timeout_at(deadline.into(), UnixStream::connect(path)).await {
             Ok(Ok(stream)) => {
@@ -191,10 +253,12 @@ async fn connect_unix(path: &Path, deadline: Instant) -> Result<Stream, ConnectE
                 return Ok(Stream::Unix(stream));
             }
             Ok(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+            // A full queue of a unix listener is EAGAIN at once, and no event announces a free
+            // place (connect(2)): all that is left is to poll.
             Ok(Err(_)) if clock::now() + FULL_QUEUE_PAUSE < deadline => {
                 tokio::time::sleep(FULL_QUEUE_PAUSE).await;
             }
-            Ok(Err(_)) | Err(_) => return Err(ConnectError::timeout()),
+            Ok(Err(_)) | Err(_) => return Err(ConnectError::Timeout),
         }
     }
 }
@@ -209,7 +273,7 @@ mod tests {
     use crate::pool::fixture::pool_of;
 
     #[tokio::test]
-    async fn the_address_that_accepted_last_is_tried_first() {
+    async fn the_address_that_accepted_last_is_attempted_first() {
         // The same port; the first address refuses.
         let alive = TcpListener::bind("127.0.0.2:0").await.unwrap();
         let second = alive.local_addr().unwrap();
@@ -221,7 +285,7 @@ mod tests {
         let state = Arc::clone(&pool_of(&[name], None).backends[0].state);
         let deadline = clock::now() + Duration::from_secs(10);
         let unresolved = connect(&state, deadline).await.unwrap_err();
-        assert_eq!(unresolved.reason, Reason::DnsError);
+        assert!(matches!(unresolved, ConnectError::Unresolved));
         let answer = ResolvedAddresses::new(vec![first, second], None);
         state.resolved.store(Arc::new(answer));
         let order = || state.resolved.load().in_order().collect::<Vec<_>>();
@@ -234,18 +298,32 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_our_own_is_told_before_what_other_addresses_say() {
+    fn a_handshake_failure_is_the_source_of_the_connect_error() {
+        use std::error::Error as _;
+
+        let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+        let error = ConnectError::from(HandshakeError::from(reset));
+        let handshake = error.source().unwrap();
+        assert_eq!(handshake.to_string(), error.to_string());
+        let reset = handshake
+            .source()
+            .and_then(|it| it.downcast_ref::<io::Error>());
+        assert_eq!(reset.unwrap().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_local_shortage_outranks_failures_of_other_addresses() {
         let error = |number| ConnectError::from(io::Error::from_raw_os_error(number));
         let v4 = SocketAddr::from(([127, 0, 0, 1], 80));
         let v6 = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 80));
-        let refused = weigh(&error(libc::ECONNREFUSED), v4);
-        assert!(weigh(&error(libc::EMFILE), v6) > refused);
+        let refused = failure_rank(&error(libc::ECONNREFUSED), v4);
+        assert!(failure_rank(&error(libc::EMFILE), v6) > refused);
         assert!(
-            weigh(&error(libc::EADDRNOTAVAIL), v4) > refused,
+            failure_rank(&error(libc::EADDRNOTAVAIL), v4) > refused,
             "no port left"
         );
         assert!(
-            weigh(&error(libc::EADDRNOTAVAIL), v6) < refused,
+            failure_rank(&error(libc::EADDRNOTAVAIL), v6) < refused,
             "no address of IPv6"
         );
     }

@@ -20,7 +20,7 @@ use super::{
     splice::{SpliceTransfer, TransferError},
     stream::Stream,
 };
-use crate::{base::clock, reason::Reason, telemetry::metrics::MetricCell};
+use crate::{base::clock, telemetry::metrics::MetricCell};
 
 /// A direction is spliced once reads of at least [`LARGE_READ`] have brought this many bytes.
 const LONG: usize = 256 * 1024;
@@ -54,18 +54,6 @@ pub enum RelayError {
     Client(io::ErrorKind),
     /// The backend has reset the connection, or no longer takes bytes.
     Backend(io::ErrorKind),
-}
-
-impl RelayError {
-    /// The word for logs and metrics.
-    pub const fn reason(self) -> Reason {
-        match self {
-            Self::Idle => Reason::IdleTimeout,
-            Self::Stopped => Reason::DrainTimeout,
-            Self::Client(_) => Reason::ClientDisconnected,
-            Self::Backend(_) => Reason::BackendReset,
-        }
-    }
 }
 
 /// How a relay ended.

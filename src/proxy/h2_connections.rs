@@ -13,13 +13,12 @@ use std::{
 
 use tokio::{sync::watch, task::spawn_local, time::timeout_at};
 
-use super::{idle::key, worker::Worker};
+use super::{idle::key, reasons, worker::Worker};
 use crate::{
     base::{clock, hasher::NumberBuild},
     net::{
-        connect::{ConnectError, count_failed},
-        h2::backend::{H2Connection, OutgoingStream, StreamLimit},
-        tls,
+        connect::{ConnectError, connect_backend},
+        h2::backend::{H2Connection, H2HandshakeError, OutgoingStream, StreamLimit},
     },
     pool::{BackendLease, BackendState, Pool},
     reason::Reason,
@@ -69,7 +68,13 @@ impl H2ConnectError {
 
 impl From<ConnectError> for H2ConnectError {
     fn from(error: ConnectError) -> Self {
-        Self::new(error.reason, &error.to_string())
+        Self::new(reasons::of_connect(&error), &error.to_string())
+    }
+}
+
+impl From<H2HandshakeError> for H2ConnectError {
+    fn from(error: H2HandshakeError) -> Self {
+        Self::new(reasons::of_h2_handshake(&error), &error.to_string())
     }
 }
 
@@ -241,8 +246,8 @@ async fn connect(
             (link, peer)
         }
         Err(error) => {
-            count_failed(&state, error.reason);
-            return Err(error.into());
+            reasons::count_connect_failure(&state, error.reason);
+            return Err(error);
         }
     };
     metrics.connections_ok.add(1);
@@ -271,11 +276,11 @@ async fn open_connection(
         impl Future<Output = ()> + use<>,
         Option<SocketAddr>,
     ),
-    ConnectError,
+    H2ConnectError,
 > {
     let tls = pool.config.tls.as_ref();
     // The preface follows at once.
-    let stream = tls::connect_backend(state, proxy_header, tls, true, deadline).await?;
+    let stream = connect_backend(state, proxy_header, tls, true, deadline).await?;
     let peer = state.is_name().then(|| stream.peer_addr()).flatten();
     let streams = pool.config.streams_per_connection;
     let (link, driver) = H2Connection::open(stream, Some(state), streams, limit, deadline).await?;

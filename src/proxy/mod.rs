@@ -10,6 +10,7 @@ pub mod http;
 pub mod idle;
 mod passthrough;
 mod proxy_header;
+mod reasons;
 mod relay_stop;
 mod secure;
 mod session;

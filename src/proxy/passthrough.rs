@@ -10,14 +10,15 @@ use std::{future::Future, future::poll_fn, io, pin::pin, time::Duration};
 
 use tokio::time::timeout;
 
+use super::reasons;
 use crate::{
     net::{
         buffer::{BufferSize, PooledBuffer},
         client_hello::{ClientHelloError, ClientHelloParser, MAX_HELLO_BYTES},
         stream::Stream,
-        tls::HandshakeFailure,
     },
     reason::Reason,
+    telemetry::handshakes::HandshakeFailure,
 };
 
 /// A fatal alert that no such server is here, RFC 6066 section 3.
@@ -113,21 +114,10 @@ impl HelloError {
                 Reason::ClientDisconnected,
                 "closed",
             ),
-            Self::Refused(ClientHelloError::NotTls) => (
-                Some(HandshakeFailure::NotTls),
-                Reason::TlsRequired,
-                "not TLS",
-            ),
-            Self::Refused(ClientHelloError::TooLarge) => (
-                Some(HandshakeFailure::Protocol),
-                Reason::RequestError,
-                "the ClientHello is too large",
-            ),
-            Self::Refused(ClientHelloError::Malformed(detail)) => (
-                Some(HandshakeFailure::Protocol),
-                Reason::RequestError,
-                *detail,
-            ),
+            Self::Refused(error) => {
+                let (failure, reason) = reasons::of_client_hello(error);
+                (Some(failure), reason, error.detail())
+            }
         };
         let is_a_look = received == 0 && matches!(self, Self::Gone);
         PassthroughError {

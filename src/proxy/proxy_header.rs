@@ -7,10 +7,11 @@ use std::{future::Future, pin::pin, time::Instant};
 
 use tokio::time::{Duration, timeout_at};
 
+use super::reasons;
 use crate::{
     config::model::ProxyVersion,
     net::{
-        proxy_protocol::{self, ProxyHeader, ReceiveHeaderError},
+        proxy_protocol::{self, ProxyHeader},
         stream::Stream,
     },
     reason::Reason,
@@ -43,11 +44,7 @@ pub(super) async fn read_proxy_header(
     };
     received.map_err(|error| {
         tracing::debug!(target: "listener", peer = ?stream.peer_ip(), %error, "no PROXY header");
-        match error {
-            ReceiveHeaderError::Silent => None,
-            ReceiveHeaderError::Cut | ReceiveHeaderError::Io(_) => Some(Reason::ClientDisconnected),
-            ReceiveHeaderError::Invalid(_) => Some(Reason::RequestError),
-        }
+        reasons::of_proxy_header(&error)
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::{cell::Cell, future::Future, pin::pin};
 
+use super::reasons;
 use crate::{net::copy::RelayError, pool::BackendLease, reason::Reason};
 
 /// Why the relay was stopped, if it was.
@@ -25,7 +26,7 @@ impl RelayStop {
     pub(super) fn reason(&self, cut: RelayError) -> Reason {
         match cut {
             RelayError::Stopped if self.by_backend.get() => Reason::BackendDown,
-            other => other.reason(),
+            other => reasons::of_relay(other),
         }
     }
 }

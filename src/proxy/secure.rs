@@ -16,11 +16,11 @@ use crate::{
     config::model::ListenerProtocol,
     net::{
         stream::Stream,
-        tls::{self, HandshakeFailure, NegotiatedTls, ServerTls},
+        tls::{self, ServerTls},
     },
     reason::Reason,
     snapshot::Listener,
-    telemetry::metrics::ListenerSlot,
+    telemetry::handshakes::HandshakeFailure,
 };
 
 /// Takes up TLS with `peer`, who came in at `bind`, if `listener` wants it. `None`: it failed, and the connection is over.
@@ -37,13 +37,15 @@ pub(super) async fn secure(
     let counters = listener.state.metrics.mine();
     match handshake(stream, tls, listener.config.timeouts.tls).await {
         Ok(tls) => {
-            count(counters, tls.negotiated());
+            let negotiated = tls.negotiated();
+            let handshakes = &counters.handshakes;
+            handshakes
+                .completed(negotiated.is_13, negotiated.resumed)
+                .add(1);
             Some(tls.into())
         }
         Err((stream, failed)) => {
-            if let Some(count) = counters.handshake_failures.get(failed.fault as usize) {
-                count.add(1);
-            }
+            counters.handshakes.failed(failed.failure).add(1);
             log(listener, peer, &failed);
             let is_http = failed.is_http && listener.config.protocol == ListenerProtocol::Http;
             if let (true, Some(stream)) = (is_http, stream) {
@@ -60,7 +62,7 @@ pub(super) async fn secure(
 fn log(listener: &Listener, client: Option<IpAddr>, failed: &tls::HandshakeError) {
     let (name, detail) = (&listener.config.name, &failed.detail);
     let client = client.map(tracing::field::display);
-    let is_certificate = failed.fault == HandshakeFailure::CertificateInvalid;
+    let is_certificate = failed.failure == HandshakeFailure::CertificateInvalid;
     let limit = is_certificate.then_some(&listener.state.certificate_log);
     match limit.and_then(|limit| limit.admit(clock::now())) {
         Some(suppressed) => {
@@ -90,11 +92,4 @@ async fn handshake(
         ));
     };
     done.map_err(|(stream, failed)| (Some(stream), failed))
-}
-
-fn count(counters: &ListenerSlot, agreed: &NegotiatedTls) {
-    let kind = usize::from(agreed.is_13) * 2 + usize::from(agreed.resumed);
-    if let Some(count) = counters.handshakes.get(kind) {
-        count.add(1);
-    }
 }

@@ -13,13 +13,13 @@ use super::{
 };
 use crate::{
     base::clock,
-    net::{
-        proxy_protocol::{self, ConnectionEnds},
-        tls::HandshakeFailure,
-    },
+    net::proxy_protocol::{self, ConnectionEnds},
     reason::Reason,
     snapshot::{Listener, Snapshot},
-    telemetry::record::{AccessRecord, RequestText},
+    telemetry::{
+        handshakes::HandshakeFailure,
+        record::{AccessRecord, RequestText},
+    },
 };
 
 /// Runs one TCP session and logs it.
@@ -123,9 +123,8 @@ async fn refuse(
     let generation = worker.generation();
     if let Some(listener) = listener_of(&generation, &connection.bind) {
         let counters = listener.state.metrics.mine();
-        let fault = error.fault.map(|fault| fault as usize);
-        if let Some(count) = fault.and_then(|fault| counters.handshake_failures.get(fault)) {
-            count.add(1);
+        if let Some(failure) = error.fault {
+            counters.handshakes.failed(failure).add(1);
         }
         tracing::debug!(target: "tls", listener = %listener.config.name, client = ?connection.peer,
             detail = error.detail, "not passed on");

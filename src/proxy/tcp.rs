@@ -4,14 +4,13 @@
 
 use std::{cell::RefCell, future::Future, net::IpAddr, pin::pin, sync::Arc, time::Instant};
 
-use super::relay_stop::RelayStop;
+use super::{reasons, relay_stop::RelayStop};
 use crate::{
     base::{clock, rng::Random},
     net::{
-        connect::{ConnectError, count_failed},
+        connect,
         copy::{RelayMeter, relay_until},
         stream::Stream,
-        tls,
     },
     pool::{BackendLease, Pool},
     reason::Reason,
@@ -127,7 +126,7 @@ async fn connect_backend(
         let tls = pool.config.tls.as_ref();
         // The backend may be the first to speak, so that nothing else can be waited for.
         let header = context.proxy_header;
-        let result = tls::connect_backend(&lease.state, header, tls, false, deadline).await;
+        let result = connect::connect_backend(&lease.state, header, tls, false, deadline).await;
         let now = clock::now();
         record.connect = Some(now.saturating_duration_since(began));
         match result {
@@ -137,8 +136,9 @@ async fn connect_backend(
                 return Ok((lease, stream));
             }
             Err(error) => {
-                record_failure(&pool, &lease, &error, now);
-                record.reason = Some(error.reason);
+                let reason = reasons::of_connect(&error);
+                record_failure(&pool, &lease, reason, now);
+                record.reason = Some(reason);
                 tried.push(lease.index);
             }
         }
@@ -155,14 +155,14 @@ async fn connect_backend(
     }
 }
 
-fn record_failure(pool: &Pool, lease: &BackendLease, error: &ConnectError, now: Instant) {
-    count_failed(&lease.state, error.reason);
+fn record_failure(pool: &Pool, lease: &BackendLease, reason: Reason, now: Instant) {
+    reasons::count_connect_failure(&lease.state, reason);
     // A lack of our own says nothing of the backend.
-    if error.reason == Reason::Overload {
+    if reason == Reason::Overload {
         return;
     }
-    lease.state.metrics.mine().failures.add(error.reason);
-    if let Some(transition) = pool.failed(lease, error.reason, now) {
+    lease.state.metrics.mine().failures.add(reason);
+    if let Some(transition) = pool.failed(lease, reason, now) {
         transition.log();
     }
 }

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use super::handshakes::HandshakeCounts;
 use crate::reason::Reason;
 
 thread_local! {
@@ -244,10 +245,8 @@ pub struct ListenerSlot {
     pub sent: MetricCell,
     /// Connections closed at once, by reason.
     pub rejected: ReasonCounts,
-    /// TLS handshakes: 1.2, 1.2 resumed, 1.3, 1.3 resumed.
-    pub handshakes: [MetricCell; 4],
-    /// TLS handshakes that failed, in the order of `net::tls::FAULTS`.
-    pub handshake_failures: [MetricCell; 11],
+    /// TLS handshakes, completed and failed.
+    pub handshakes: HandshakeCounts<MetricCell>,
     /// Requests over a `rate_limit`.
     pub rate_limited: MetricCell,
 }

@@ -2,6 +2,7 @@
 //! reasons, not pools or connections; those hold the counters and fill the records.
 
 pub mod access_log;
+pub mod handshakes;
 pub mod log;
 pub mod metrics;
 pub mod record;

@@ -5,7 +5,7 @@ use std::{fs, sync::Arc, time::Duration};
 use balancer::{
     base::{address::BackendAddress, clock},
     config::model::PoolTlsConfig,
-    net::{stream::Stream, tls},
+    net::{connect, stream::Stream},
 };
 use hyper::http::{Method, Request};
 use rustls::{
@@ -98,7 +98,7 @@ async fn secured(daemon: &Daemon, alpn: &[&str]) -> Stream {
     let stream = TcpStream::connect(address).await.unwrap();
     let deadline = clock::now() + Duration::from_secs(20);
     let address = BackendAddress::Ip(address);
-    let secured = tls::secure(stream.into(), Some(&rules), &address, deadline);
+    let secured = connect::secure(stream.into(), Some(&rules), &address, deadline);
     secured.await.unwrap()
 }
 

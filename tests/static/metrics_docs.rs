@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use balancer::{
     admin::families::{self, MetricKind},
-    net::tls::FAULTS,
     reason::{Reason, StatusProfile},
+    telemetry::handshakes::HandshakeFailure,
 };
 
 fn docs(name: &str) -> PathBuf {
@@ -77,7 +77,8 @@ fn every_cause_of_failed_handshakes_is_documented_and_the_other_way_round() {
         .into_iter()
         .map(|cells| cells[0].clone())
         .collect();
-    assert_eq!(documented, FAULTS.map(|(_, name)| name));
+    let names: Vec<&str> = HandshakeFailure::ALL.iter().map(|it| it.name()).collect();
+    assert_eq!(documented, names);
 }
 
 fn reasons_page() -> String {

@@ -5,9 +5,9 @@ use std::{pin::pin, rc::Rc};
 use tokio::{select, time::timeout_at};
 
 use super::{CheckError, ProbeDeadline};
-use crate::{
-    net::{h2::backend::H2Connection, stream::Stream},
-    reason::Reason,
+use crate::net::{
+    h2::backend::{H2Connection, H2HandshakeError},
+    stream::Stream,
 };
 
 /// Runs `exchange` on a stream of a connection that begins on `stream`.
@@ -17,9 +17,9 @@ pub(super) async fn on_stream(
     limit: ProbeDeadline,
 ) -> Result<(), CheckError> {
     let opened = H2Connection::open(stream, None, 1, Rc::default(), limit.deadline).await;
-    let (link, driver) = opened.map_err(|error| match error.reason {
-        Reason::ConnectionTimeout => limit.late(),
-        _ => CheckError::Failed(error.source.to_string()),
+    let (link, driver) = opened.map_err(|error| match error {
+        H2HandshakeError::NoSettings | H2HandshakeError::NoStreams => limit.late(),
+        _ => CheckError::Failed(error.to_string()),
     })?;
     let Some(stream) = link.stream(1) else {
         return Err("the backend allows no streams".to_owned().into());

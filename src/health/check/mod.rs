@@ -10,7 +10,10 @@ mod http;
 mod http1;
 mod http2;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::ErrorKind,
+    time::{Duration, Instant},
+};
 
 use tokio::time::timeout_at;
 
@@ -18,13 +21,11 @@ use crate::{
     base::{address::BackendAddress, clock},
     config::model::{CheckKind, HealthCheckConfig, PoolConfig},
     net::{
-        connect::{connect, connect_port, send_proxy_header},
+        connect::{ConnectError, connect, connect_port, secure, send_proxy_header, warn_refused},
         proxy_protocol,
         stream::Stream,
-        tls::{secure, warn_refused},
     },
     pool::BackendState,
-    reason::Reason,
 };
 
 /// The `User-Agent` of all checks.
@@ -155,15 +156,13 @@ async fn open(
             .inspect_err(|error| warn_refused(backend, error)),
         Err(error) => Err(error),
     };
-    secured.map_err(|error| match error.reason {
-        Reason::ConnectionTimeout => format!("no connection within {:?}", check.timeout).into(),
-        Reason::ConnectionRefused
-            if error.source.kind() == std::io::ErrorKind::ConnectionRefused =>
-        {
+    secured.map_err(|error| match &error {
+        _ if error.is_timeout() => format!("no connection within {:?}", check.timeout).into(),
+        _ if error.is_local() => CheckError::Local(error.to_string()),
+        ConnectError::Io(source) if source.kind() == ErrorKind::ConnectionRefused => {
             CheckError::Refused
         }
-        Reason::Overload => CheckError::Local(error.source.to_string()),
-        _ => CheckError::Failed(error.source.to_string()),
+        _ => CheckError::Failed(error.to_string()),
     })
 }
 

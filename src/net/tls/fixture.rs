@@ -11,7 +11,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::{TlsStream, accept, handshake};
+use super::{HandshakeError, TlsStream, accept, handshake};
 use crate::{
     base::crypto::provider,
     config::model::{ClientCaConfig, ListenerTlsConfig, LoadedCertificate, TlsVersion},
@@ -124,13 +124,13 @@ pub(super) fn client(version: TlsVersion) -> ClientConfig {
 }
 
 /// Both ends of a handshake over 127.0.0.1: the client's, and the server's.
-pub(super) async fn shake(
+pub(super) async fn handshake_pair(
     config: &Arc<ClientConfig>,
     server: &ServerTls,
     name: ServerName<'static>,
 ) -> (
-    Result<TlsStream, handshake::HandshakeError>,
-    Result<TlsStream, handshake::HandshakeError>,
+    Result<TlsStream, HandshakeError>,
+    Result<TlsStream, HandshakeError>,
 ) {
     let (peer, stream) = pair().await;
     let (client, server) = tokio::join!(handshake::connect(peer.into(), config, name), async {
@@ -141,7 +141,8 @@ pub(super) async fn shake(
 
 /// Both ends of an established connection: the client's, and the server's.
 pub(super) async fn connected(version: TlsVersion) -> (Stream, Stream) {
-    let (client, server) = shake(&Arc::new(client(version)), &server(), name("a.test")).await;
+    let (client, server) =
+        handshake_pair(&Arc::new(client(version)), &server(), name("a.test")).await;
     (client.unwrap().into(), server.unwrap().into())
 }
 

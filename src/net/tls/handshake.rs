@@ -1,8 +1,15 @@
-//! The beginning of a TLS connection, on either side, and why it failed, by a closed list of causes.
+//! TLS handshakes, with a client or with a backend, and the causes by which they fail.
 //!
-//! Knows no deadline: who calls drops it when its time is over.
+//! Has no deadline: the caller drops the future when its time is over.
 
-use std::{future::poll_fn, io, sync::Arc, time::Duration};
+use std::{
+    error,
+    future::poll_fn,
+    io,
+    sync::Arc,
+    task::{Poll, ready},
+    time::Duration,
+};
 
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, Error, InvalidMessage, PeerIncompatible,
@@ -13,117 +20,54 @@ use rustls::{
 use tokio::io::ReadBuf;
 
 use super::{
-    End, MAX_WAITING, NegotiatedTls, Session, TlsStream, is_13,
-    server::{ServerTls, asked, set_offers_13},
-    session::{self, Plain},
+    records::{self, PlaintextBuf, RustlsConnection},
+    server::{ServerTls, set_offers_13, take_requested_name},
+    session::{MAX_PARTIAL_BYTES, ReadState, TlsSession},
+    stream::{NegotiatedTls, TlsStream},
 };
 use crate::{
     base::certificate,
     net::{client_hello::ClientHelloParser, local_error, stream::Stream},
+    telemetry::handshakes::HandshakeFailure,
 };
 
 /// Most names of a certificate that are logged.
-const MAX_NAMES: usize = 5;
+const MAX_LOGGED_NAMES: usize = 5;
+/// Bytes read at a time: a ClientHello or a chain of certificates is a few KiB.
+const READ_BYTES: usize = 4 << 10;
 
-/// Why a handshake failed; the `reason` of `balancer_tls_handshake_failures_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HandshakeFailure {
-    /// Not over within `timeouts.tls`.
-    Timeout,
-    /// The peer closed or reset the connection.
-    Closed,
-    /// What came is no TLS, such as plain HTTP.
-    NotTls,
-    /// No version in common.
-    Version,
-    /// No cipher suite, group or signature scheme in common.
-    Cipher,
-    /// No application protocol in common (ALPN).
-    Alpn,
-    /// The client has no certificate, and it is required.
-    CertificateMissing,
-    /// The peer's certificate is not good: unknown issuer, expired, another name.
-    CertificateInvalid,
-    /// The peer ended the handshake with an alert; it may not like our certificate.
-    Alert,
-    /// Anything else that is against the protocol.
-    Protocol,
-    /// The client asks for no name that `sni` has, and there is no pool for all others.
-    UnknownName,
-}
-
-/// All of them with their names, in the order of the enum.
-pub const FAULTS: [(HandshakeFailure, &str); 11] = [
-    (HandshakeFailure::Timeout, "timeout"),
-    (HandshakeFailure::Closed, "closed"),
-    (HandshakeFailure::NotTls, "not_tls"),
-    (HandshakeFailure::Version, "version"),
-    (HandshakeFailure::Cipher, "cipher"),
-    (HandshakeFailure::Alpn, "alpn"),
-    (HandshakeFailure::CertificateMissing, "certificate_missing"),
-    (HandshakeFailure::CertificateInvalid, "certificate_invalid"),
-    (HandshakeFailure::Alert, "alert"),
-    (HandshakeFailure::Protocol, "protocol"),
-    (HandshakeFailure::UnknownName, "unknown_name"),
-];
-
-impl From<&Error> for HandshakeFailure {
-    fn from(error: &Error) -> Self {
-        match error {
-            Error::InvalidMessage(
-                InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
-            ) => Self::NotTls,
-            Error::PeerIncompatible(incompatible) => Self::from(incompatible),
-            Error::NoCertificatesPresented => Self::CertificateMissing,
-            Error::InvalidCertificate(_) => Self::CertificateInvalid,
-            Error::AlertReceived(AlertDescription::NoApplicationProtocol)
-            | Error::NoApplicationProtocol => Self::Alpn,
-            Error::AlertReceived(_) => Self::Alert,
-            _ => Self::Protocol,
-        }
-    }
-}
-
-impl From<&PeerIncompatible> for HandshakeFailure {
-    fn from(incompatible: &PeerIncompatible) -> Self {
-        match incompatible {
-            PeerIncompatible::NoCipherSuitesInCommon
-            | PeerIncompatible::NoKxGroupsInCommon
-            | PeerIncompatible::NoSignatureSchemesInCommon
-            | PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon
-            | PeerIncompatible::NoEcPointFormatsInCommon => Self::Cipher,
-            PeerIncompatible::Tls12NotOffered
-            | PeerIncompatible::Tls12NotOfferedOrEnabled
-            | PeerIncompatible::ServerDoesNotSupportTls12Or13
-            | PeerIncompatible::SupportedVersionsExtensionRequired
-            // An extension of TLS 1.2, which all clients of it send.
-            | PeerIncompatible::SignatureAlgorithmsExtensionRequired => Self::Version,
-            _ => Self::Protocol,
-        }
-    }
-}
-
-/// A handshake that failed, and how, for the log.
-#[derive(Debug)]
+/// A failed handshake.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
 pub struct HandshakeError {
-    /// The cause.
-    pub fault: HandshakeFailure,
-    /// In words.
+    /// Cause from the closed list, for metrics and reasons.
+    pub failure: HandshakeFailure,
+    /// The same in words, for the log.
     pub detail: String,
-    /// What came begins like a request in plain HTTP, and would understand such an answer.
+    /// The first bytes look like a request in plain HTTP, so a response in plain HTTP is understood.
     pub is_http: bool,
-    /// A lack of our own ended the connection, no peer; see `net/local_error.rs`.
+    /// A local resource is exhausted, see `net/local_error.rs`: no fault of the peer.
     pub is_local: bool,
+    /// Error of the socket or of rustls, where one ended the handshake.
+    source: Option<Box<dyn error::Error + Send + Sync>>,
 }
 
 impl HandshakeError {
-    /// A failure by `fault`, `detail` in words.
-    pub fn new(fault: HandshakeFailure, detail: impl Into<String>) -> Self {
+    /// A failure without an error of the socket or of rustls.
+    pub fn new(failure: HandshakeFailure, detail: impl Into<String>) -> Self {
         Self {
-            fault,
+            failure,
             detail: detail.into(),
             is_http: false,
             is_local: false,
+            source: None,
+        }
+    }
+
+    fn caused_by(self, source: impl error::Error + Send + Sync + 'static) -> Self {
+        Self {
+            source: Some(Box::new(source)),
+            ..self
         }
     }
 }
@@ -134,76 +78,114 @@ impl From<io::Error> for HandshakeError {
             is_local: local_error::is_local(&error),
             ..Self::new(HandshakeFailure::Closed, error.to_string())
         }
+        .caused_by(error)
     }
 }
 
-/// Takes up TLS with a client that has connected.
+impl From<Error> for HandshakeError {
+    fn from(error: Error) -> Self {
+        let detail = match &error {
+            Error::InvalidCertificate(cause) => describe(cause),
+            error => error.to_string(),
+        };
+        Self::new(failure_of(&error), detail).caused_by(error)
+    }
+}
+
+/// Classifies an error of rustls.
+fn failure_of(error: &Error) -> HandshakeFailure {
+    match error {
+        Error::InvalidMessage(
+            InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
+        ) => HandshakeFailure::NotTls,
+        Error::PeerIncompatible(incompatible) => failure_of_incompatible(incompatible),
+        Error::NoCertificatesPresented => HandshakeFailure::CertificateMissing,
+        Error::InvalidCertificate(_) => HandshakeFailure::CertificateInvalid,
+        Error::AlertReceived(AlertDescription::NoApplicationProtocol)
+        | Error::NoApplicationProtocol => HandshakeFailure::Alpn,
+        Error::AlertReceived(_) => HandshakeFailure::Alert,
+        _ => HandshakeFailure::Protocol,
+    }
+}
+
+fn failure_of_incompatible(incompatible: &PeerIncompatible) -> HandshakeFailure {
+    match incompatible {
+        PeerIncompatible::NoCipherSuitesInCommon
+        | PeerIncompatible::NoKxGroupsInCommon
+        | PeerIncompatible::NoSignatureSchemesInCommon
+        | PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon
+        | PeerIncompatible::NoEcPointFormatsInCommon => HandshakeFailure::Cipher,
+        PeerIncompatible::Tls12NotOffered
+        | PeerIncompatible::Tls12NotOfferedOrEnabled
+        | PeerIncompatible::ServerDoesNotSupportTls12Or13
+        | PeerIncompatible::SupportedVersionsExtensionRequired
+        // Every client of TLS 1.2 sends this extension: without it the hello is of an older version.
+        | PeerIncompatible::SignatureAlgorithmsExtensionRequired => HandshakeFailure::Version,
+        _ => HandshakeFailure::Protocol,
+    }
+}
+
+/// Performs the handshake with a client. After a failure the socket comes back, as a client that
+/// speaks plain HTTP can still be answered.
 pub async fn accept(
     mut socket: Stream,
     tls: &ServerTls,
 ) -> Result<TlsStream, (Stream, HandshakeError)> {
     let connection = match UnbufferedServerConnection::new(Arc::clone(tls.config())) {
         Ok(connection) => connection,
-        Err(error) => return Err((socket, protocol(&error))),
+        Err(error) => return Err((socket, error.into())),
     };
-    let mut session = Session::new(End::Server(connection));
+    let mut session = TlsSession::new(RustlsConnection::Server(connection));
     let mut name = None;
     let mut parser = tls.has_choice().then(ClientHelloParser::default);
     let mut offers_13 = None;
     loop {
+        // The choice among several certificates of a name needs to know what rustls does not say.
         if let Some(parser) = parser.as_mut().filter(|_| offers_13.is_none()) {
             let hello = parser.parse(&session.incoming).ok().flatten();
             offers_13 = hello.map(|hello| hello.offers_13);
         }
         set_offers_13(offers_13);
-        let is_over = digest(&socket, &mut session);
-        // Before anything is waited for: other handshakes of this thread go on meanwhile.
-        name = asked().or(name);
+        let is_over = process(&socket, &mut session);
+        // Before the next await: other handshakes of this thread set the name meanwhile.
+        name = take_requested_name().or(name);
         let step = match is_over {
             Ok(true) => break,
-            Ok(false) => exchange(&mut socket, &mut session).await,
-            Err(failed) => Err(failed),
+            Ok(false) => flush_and_read(&mut socket, &mut session).await,
+            Err(error) => Err(error),
         };
-        if let Err(failed) = step {
-            return Err((socket, failed));
+        if let Err(error) = step {
+            return Err((socket, error));
         }
     }
-    let agreed = agreed(&session.end, name);
-    // The last message of TLS 1.3 is the client's: tickets can wait for the first answer. That of 1.2 is ours.
-    if !agreed.is_13
+    let negotiated = negotiated(&session.connection, name);
+    // The last message of TLS 1.3 is the client's: our tickets can wait for the first response.
+    // The last message of 1.2 is ours, and the client waits for it.
+    if !negotiated.is_13
         && let Err(error) = flush(&mut socket, &mut session).await
     {
         return Err((socket, error.into()));
     }
-    Ok(TlsStream::new(socket, session, agreed))
+    Ok(TlsStream::new(socket, session, negotiated))
 }
 
-/// Takes up TLS with a backend, as `name`.
-pub(super) async fn connect(
+/// Performs the handshake with a backend, as a client that asks for `name`.
+pub(in crate::net) async fn connect(
     mut socket: Stream,
     config: &Arc<ClientConfig>,
     name: ServerName<'static>,
 ) -> Result<TlsStream, HandshakeError> {
-    let connection = UnbufferedClientConnection::new(Arc::clone(config), name);
-    let connection = connection.map_err(|error| protocol(&error))?;
-    let mut session = Session::new(End::Client(connection));
-    while !digest(&socket, &mut session)? {
-        exchange(&mut socket, &mut session).await?;
+    let connection = UnbufferedClientConnection::new(Arc::clone(config), name)?;
+    let mut session = TlsSession::new(RustlsConnection::Client(connection));
+    while !process(&socket, &mut session)? {
+        flush_and_read(&mut socket, &mut session).await?;
     }
     flush(&mut socket, &mut session).await?;
-    let agreed = agreed(&session.end, None);
-    Ok(TlsStream::new(socket, session, agreed))
+    let negotiated = negotiated(&session.connection, None);
+    Ok(TlsStream::new(socket, session, negotiated))
 }
 
-fn protocol(error: &Error) -> HandshakeError {
-    let detail = match error {
-        Error::InvalidCertificate(cause) => describe(cause),
-        error => error.to_string(),
-    };
-    HandshakeError::new(HandshakeFailure::from(error), detail)
-}
-
-/// What is wrong with the certificate of the peer.
+/// Returns the fault of the peer's certificate in words. rustls' own texts name no dates and names.
 fn describe(cause: &CertificateError) -> String {
     let date = |time: &UnixTime| {
         let time = std::time::UNIX_EPOCH.checked_add(Duration::from_secs(time.as_secs()));
@@ -228,7 +210,7 @@ fn describe(cause: &CertificateError) -> String {
                 let inside = name.split_once('(').map_or(&**name, |(_, inside)| inside);
                 inside.trim_end_matches(')').trim_matches('"').to_owned()
             };
-            let names: Vec<_> = presented.iter().take(MAX_NAMES).map(bare).collect();
+            let names: Vec<_> = presented.iter().take(MAX_LOGGED_NAMES).map(bare).collect();
             let names = match names.as_slice() {
                 [] => "no name at all (subjectAltName)".to_owned(),
                 names => names.join(", "),
@@ -244,111 +226,118 @@ fn describe(cause: &CertificateError) -> String {
     }
 }
 
-/// The cause, where the bytes say more than rustls does. `incoming` begins with the first byte of all while nothing was
-/// answered.
-fn failed(error: &Error, session: &Session, incoming: &[u8]) -> HandshakeError {
-    let mut failed = protocol(error);
-    if failed.fault != HandshakeFailure::NotTls || matches!(session.end, End::Client(_)) {
-        return failed;
+/// Classifies an error of rustls, and more exactly where the client's first bytes tell more.
+///
+/// `incoming` begins with the first byte of the connection as long as nothing was sent.
+fn handshake_error(error: Error, session: &TlsSession, incoming: &[u8]) -> HandshakeError {
+    let mut error = HandshakeError::from(error);
+    let is_client = matches!(session.connection, RustlsConnection::Client(_));
+    if error.failure != HandshakeFailure::NotTls || is_client {
+        return error;
     }
     match incoming {
-        _ if session.wire > 0 => failed.fault = HandshakeFailure::Protocol,
-        // A record of a handshake, and then something else.
-        [0x16, ..] => failed.fault = HandshakeFailure::Protocol,
-        // The ClientHello of SSL 2, RFC 5246 appendix E.2.
-        [0x80..=0xff, _, 1, ..] => failed.fault = HandshakeFailure::Version,
-        [first, ..] => failed.is_http = first.is_ascii_uppercase(),
+        _ if session.wire_written > 0 => error.failure = HandshakeFailure::Protocol,
+        // A handshake record, followed by something else.
+        [0x16, ..] => error.failure = HandshakeFailure::Protocol,
+        // A ClientHello of SSL 2, RFC 5246 appendix E.2.
+        [0x80..=0xff, _, 1, ..] => error.failure = HandshakeFailure::Version,
+        [first, ..] => error.is_http = first.is_ascii_uppercase(),
         [] => {}
     }
-    failed
+    error
 }
 
-fn agreed(end: &End, server_name: Option<Box<str>>) -> NegotiatedTls {
+fn negotiated(connection: &RustlsConnection, server_name: Option<Box<str>>) -> NegotiatedTls {
     NegotiatedTls {
-        is_13: is_13(end.version()),
-        resumed: end.is_resumed(),
-        h2: end.alpn() == Some(b"h2"),
+        is_13: connection.is_13(),
+        resumed: connection.is_resumed(),
+        h2: connection.alpn() == Some(b"h2"),
         server_name,
-        client_subject: match end {
-            End::Server(_) => end.peer_certificate().and_then(certificate::subject),
-            End::Client(_) => None,
+        client_subject: match connection {
+            RustlsConnection::Server(_) => {
+                connection.peer_certificate().and_then(certificate::subject)
+            }
+            RustlsConnection::Client(_) => None,
         },
     }
 }
 
-/// Works off what is there; true if the handshake is over.
-fn digest(socket: &Stream, session: &mut Session) -> Result<bool, HandshakeError> {
+/// Processes what was received; true if the handshake is over.
+fn process(socket: &Stream, session: &mut TlsSession) -> Result<bool, HandshakeError> {
     let mut incoming = std::mem::take(&mut session.incoming);
-    let mut plain = Plain {
+    let mut plaintext = PlaintextBuf {
         target: &mut ReadBuf::new(&mut []),
-        rest: &mut session.plain,
+        overflow: &mut session.plaintext,
     };
-    let digested = session::digest(
-        &mut session.end,
+    let processed = records::process(
+        &mut session.connection,
         &mut incoming,
-        &mut plain,
+        &mut plaintext,
         &mut session.outgoing,
     );
-    match digested {
+    match processed {
         Err(error) => {
-            let failed = failed(&error, session, &incoming);
-            // The alert is a courtesy: the handshake has failed whether it arrives or not. Who speaks no TLS would not
-            // understand it.
-            if failed.fault != HandshakeFailure::NotTls {
+            let error = handshake_error(error, session, &incoming);
+            // Best effort: the handshake has failed, whether the alert arrives or not. A peer that
+            // does not speak TLS would not understand it.
+            if error.failure != HandshakeFailure::NotTls {
                 let _ = session.flush(socket);
             }
-            return Err(failed);
+            return Err(error);
         }
-        Ok(digested) => {
-            incoming.drain(..digested.used);
+        Ok(processed) => {
+            incoming.drain(..processed.used);
             session.incoming = incoming;
-            if digested.ended {
-                session.reading = super::Reading::Ended;
+            if processed.ended {
+                session.read_state = ReadState::Ended;
             }
         }
     }
-    if session.end.is_handshaking() {
+    if session.connection.is_handshaking() {
         return Ok(false);
     }
-    if session.incoming.is_empty() || session.reading == super::Reading::Ended {
+    // Give the buffer back: from here on an idle connection holds none.
+    if session.incoming.is_empty() || session.read_state == ReadState::Ended {
         session.incoming = Vec::new();
     }
     Ok(true)
 }
 
 /// Sends what waits to be sent, and reads more.
-async fn exchange(socket: &mut Stream, session: &mut Session) -> Result<(), HandshakeError> {
+async fn flush_and_read(
+    socket: &mut Stream,
+    session: &mut TlsSession,
+) -> Result<(), HandshakeError> {
     flush(socket, session).await?;
     read(socket, session).await
 }
 
-async fn flush(socket: &mut Stream, session: &mut Session) -> io::Result<()> {
+async fn flush(socket: &mut Stream, session: &mut TlsSession) -> io::Result<()> {
     poll_fn(|cx| {
         loop {
             match session.flush(socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    std::task::ready!(socket.poll_write_ready(cx))?;
+                    ready!(socket.poll_write_ready(cx))?;
                 }
-                flushed => return std::task::Poll::Ready(flushed),
+                flushed => return Poll::Ready(flushed),
             }
         }
     })
     .await
 }
 
-/// Reads once. A ClientHello or a chain of certificates is a few KiB.
-async fn read(socket: &mut Stream, session: &mut Session) -> Result<(), HandshakeError> {
-    const PIECE: usize = 4 << 10;
+/// Reads once.
+async fn read(socket: &mut Stream, session: &mut TlsSession) -> Result<(), HandshakeError> {
     let before = session.incoming.len();
-    if before > MAX_WAITING {
+    if before > MAX_PARTIAL_BYTES {
         return Err(HandshakeError::new(
             HandshakeFailure::Protocol,
             "handshake message too long",
         ));
     }
-    session.incoming.resize(before + PIECE, 0);
-    let room = session.incoming.get_mut(before..).unwrap_or_default();
-    let read = poll_fn(|cx| socket.poll_read_buf(cx, room)).await;
+    session.incoming.resize(before + READ_BYTES, 0);
+    let space = session.incoming.get_mut(before..).unwrap_or_default();
+    let read = poll_fn(|cx| socket.poll_read_buf(cx, space)).await;
     session
         .incoming
         .truncate(before + *read.as_ref().unwrap_or(&0));

@@ -1,321 +1,300 @@
-//! One end of a TLS connection as records in and bytes out. No sockets, no waiting: who calls moves the bytes.
+//! The state of one TLS connection between its socket and its reader and writer.
 //!
-//! Works on rustls' unbuffered interface, so that a connection with nothing on its way holds no buffer at all.
+//! Buffers for whole reads and writes belong to the thread. A session keeps only bytes that wait:
+//! part of a record, plaintext that the reader had no space for, ciphertext that the socket did not
+//! take. That is why rustls' unbuffered interface is used, and what makes 100,000 idle clients cheap.
 
-use std::fmt;
+use std::{cell::RefCell, io};
 
-use rustls::{
-    Error, HandshakeKind, ProtocolVersion,
-    client::{ClientConnectionData, UnbufferedClientConnection},
-    server::{ServerConnectionData, UnbufferedServerConnection},
-    unbuffered::{
-        ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedConnectionCommon,
-        UnbufferedStatus, WriteTraffic,
-    },
-};
+use rustls::Error;
 use tokio::io::ReadBuf;
 
-/// Bytes a record adds to its plaintext, rounded up: header, nonce, type, tag.
-const RECORD_OVERHEAD: usize = 40;
-/// Most plaintext in one record, RFC 8446 section 5.1.
-const RECORD: usize = 16 << 10;
+use super::records::{self, PlaintextBuf, ProcessedRecords, RustlsConnection};
+use crate::net::stream::Stream;
 
-/// Either end of a connection.
-pub(super) enum End {
-    /// A client has connected to us.
-    Server(UnbufferedServerConnection),
-    /// We have connected to a backend.
-    Client(UnbufferedClientConnection),
+/// Most bytes taken from the socket at a time.
+const MAX_READ_BYTES: usize = 256 << 10;
+/// Least bytes asked of the socket at a time: a record of a usual head, or some small ones.
+const MIN_READ_BYTES: usize = 4 << 10;
+/// Bytes read beyond the reader's own space: the framing of a few records.
+const READ_HEADROOM_BYTES: usize = 1 << 10;
+/// Most bytes that may wait for the end of their record or handshake message: a record is at most
+/// 16 KiB and 256 bytes (RFC 8446 section 5.2), a message with a long certificate chain is longer.
+pub(super) const MAX_PARTIAL_BYTES: usize = 64 << 10;
+/// Most plaintext that is encrypted at a time.
+const MAX_WRITE_BYTES: usize = 256 << 10;
+/// Most ciphertext in a row that brings no data, such as tickets and key updates. More is an
+/// attack: each record costs us a decryption, and a key update a derivation of keys, for nothing.
+pub(super) const MAX_BYTES_WITHOUT_PLAINTEXT: usize = 48 << 10;
+
+thread_local! {
+    /// Buffer that ciphertext is read to, and decrypted in place.
+    static DECRYPT_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Buffer that plaintext is encrypted to.
+    static ENCRYPT_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl fmt::Debug for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Server(_) => "Server",
-            Self::Client(_) => "Client",
+/// One end of a TLS connection, with the bytes that wait on either side of it.
+#[derive(Debug)]
+pub(super) struct TlsSession {
+    pub(super) connection: RustlsConnection,
+    /// Ciphertext of a record that is not whole. rustls remembers positions in it, so it must be
+    /// passed in again at every call.
+    pub(super) incoming: Vec<u8>,
+    /// Decrypted bytes for the reader, from `plaintext_read` on.
+    pub(super) plaintext: Vec<u8>,
+    plaintext_read: usize,
+    /// Ciphertext that the socket did not take yet, from `outgoing_sent` on.
+    pub(super) outgoing: Vec<u8>,
+    outgoing_sent: usize,
+    /// Plaintext bytes encrypted in `outgoing` that were answered with `WouldBlock`: the writer is
+    /// told of them when it comes again.
+    pending_plaintext: usize,
+    pub(super) read_state: ReadState,
+    /// Our direction has ended.
+    write_closed: bool,
+    /// Ciphertext bytes read since the last plaintext.
+    pub(super) bytes_without_plaintext: usize,
+    /// Ciphertext bytes written to the socket.
+    pub(super) wire_written: u64,
+}
+
+/// State of the peer's direction.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum ReadState {
+    Open,
+    /// The peer ended its direction in order (`close_notify`).
+    Ended,
+    /// The session has failed.
+    Failed(Error),
+    /// FIN without `close_notify`: an attacker can forge that, so the data may be truncated
+    /// (RFC 8446 section 6.1). An error, never the end of a message.
+    Truncated,
+}
+
+fn would_block<T>() -> io::Result<T> {
+    Err(io::ErrorKind::WouldBlock.into())
+}
+
+impl TlsSession {
+    pub(super) const fn new(connection: RustlsConnection) -> Self {
+        Self {
+            connection,
+            incoming: Vec::new(),
+            plaintext: Vec::new(),
+            plaintext_read: 0,
+            outgoing: Vec::new(),
+            outgoing_sent: 0,
+            pending_plaintext: 0,
+            read_state: ReadState::Open,
+            write_closed: false,
+            bytes_without_plaintext: 0,
+            wire_written: 0,
+        }
+    }
+
+    /// Moves waiting plaintext to `target`.
+    fn take_plaintext(&mut self, target: &mut ReadBuf<'_>) {
+        debug_assert!(self.plaintext_read <= self.plaintext.len(), "read past it");
+        let waiting = self
+            .plaintext
+            .get(self.plaintext_read..)
+            .unwrap_or_default();
+        let fits = waiting.get(..target.remaining()).unwrap_or(waiting);
+        target.put_slice(fits);
+        self.plaintext_read += fits.len();
+        if self.plaintext_read == self.plaintext.len() {
+            self.plaintext = Vec::new();
+            self.plaintext_read = 0;
+        }
+    }
+
+    pub(super) fn has_plaintext(&self) -> bool {
+        self.plaintext_read < self.plaintext.len()
+    }
+
+    /// Reads from `socket` and decrypts until there is plaintext, without waiting. `Ok` with
+    /// nothing in `target` is the end.
+    pub(super) fn read(&mut self, socket: &Stream, target: &mut ReadBuf<'_>) -> io::Result<()> {
+        let before = target.filled().len();
+        loop {
+            if self.has_plaintext() || target.remaining() == 0 {
+                self.take_plaintext(target);
+                return Ok(());
+            }
+            match &self.read_state {
+                ReadState::Open => {}
+                ReadState::Ended => return Ok(()),
+                ReadState::Truncated => return Err(io::ErrorKind::UnexpectedEof.into()),
+                ReadState::Failed(error) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, error.clone()));
+                }
+            }
+            self.fill(socket, target)?;
+            if target.filled().len() > before {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads from `socket` once and decrypts; what arrived may hold no plaintext.
+    pub(super) fn fill(&mut self, socket: &Stream, target: &mut ReadBuf<'_>) -> io::Result<()> {
+        DECRYPT_BUFFER.with_borrow_mut(|input| {
+            let partial = self.incoming.len();
+            let size = partial + target.remaining() + READ_HEADROOM_BYTES;
+            let size = size.clamp(MIN_READ_BYTES, MAX_READ_BYTES);
+            if input.len() < size {
+                input.resize(size, 0);
+            }
+            // The waiting part of a record goes in front of what is read now.
+            debug_assert!(partial < size, "no space left to read");
+            let (before, space) = input
+                .get_mut(..size)
+                .unwrap_or_default()
+                .split_at_mut(partial);
+            before.copy_from_slice(&self.incoming);
+            let count = socket.try_read(space)?;
+            if count == 0 {
+                self.read_state = ReadState::Truncated;
+                return Ok(());
+            }
+            let before = target.filled().len();
+            let filled = input.get_mut(..partial + count).unwrap_or_default();
+            self.process(socket, filled, target);
+
+            // Guard against records that carry no data.
+            self.bytes_without_plaintext += count;
+            if self.has_plaintext() || target.filled().len() > before {
+                self.bytes_without_plaintext = 0;
+            } else if self.bytes_without_plaintext > MAX_BYTES_WITHOUT_PLAINTEXT
+                && self.read_state == ReadState::Open
+            {
+                self.fail(Error::General("a flood of records without data".into()));
+            }
+            Ok(())
         })
     }
-}
 
-/// What both kinds of connection can do.
-trait Records<Data> {
-    fn records<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Data>;
-}
-
-impl Records<ServerConnectionData> for UnbufferedConnectionCommon<ServerConnectionData> {
-    fn records<'c, 'i>(
-        &'c mut self,
-        input: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, ServerConnectionData> {
-        self.process_tls_records(input)
+    /// Ends both directions: after an error rustls must not be called again, as it may remember
+    /// positions in input that is gone.
+    fn fail(&mut self, error: Error) {
+        self.read_state = ReadState::Failed(error);
+        self.write_closed = true;
+        self.incoming = Vec::new();
     }
-}
 
-impl Records<ClientConnectionData> for UnbufferedConnectionCommon<ClientConnectionData> {
-    fn records<'c, 'i>(
-        &'c mut self,
-        input: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, ClientConnectionData> {
-        self.process_tls_records(input)
-    }
-}
-
-/// Where decrypted bytes go: what fits to whoever reads, the rest is kept.
-pub(super) struct Plain<'a, 'b> {
-    /// The reader's.
-    pub(super) target: &'a mut ReadBuf<'b>,
-    /// What did not fit.
-    pub(super) rest: &'a mut Vec<u8>,
-}
-
-impl Plain<'_, '_> {
-    fn push(&mut self, bytes: &[u8]) {
-        let fits = bytes.len().min(self.target.remaining());
-        let (now, later) = bytes.split_at(fits);
-        self.target.put_slice(now);
-        self.rest.extend_from_slice(later);
-    }
-}
-
-/// What a look at the input brought.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Digested {
-    /// Bytes of the input that are done with.
-    pub(super) used: usize,
-    /// The peer has ended its direction in order.
-    pub(super) ended: bool,
-}
-
-/// Works through whole records of `input`. What is to be sent for it is added to `out`, the fatal alert of an error too.
-pub(super) fn digest(
-    end: &mut End,
-    input: &mut [u8],
-    plain: &mut Plain<'_, '_>,
-    out: &mut Vec<u8>,
-) -> Result<Digested, Error> {
-    match end {
-        End::Server(connection) => digest_any(&mut **connection, input, plain, out),
-        End::Client(connection) => digest_any(&mut **connection, input, plain, out),
-    }
-}
-
-fn digest_any<Data>(
-    connection: &mut UnbufferedConnectionCommon<Data>,
-    input: &mut [u8],
-    plain: &mut Plain<'_, '_>,
-    out: &mut Vec<u8>,
-) -> Result<Digested, Error>
-where
-    UnbufferedConnectionCommon<Data>: Records<Data>,
-{
-    let mut digested = Digested::default();
-    loop {
-        let rest = input.get_mut(digested.used..).unwrap_or_default();
-        let UnbufferedStatus { mut discard, state } = connection.records(rest);
-        let mut is_over = false;
-        match state {
-            Err(error) => {
-                let rest = input.get_mut(digested.used + discard..).unwrap_or_default();
-                take_alert(connection, rest, out);
-                return Err(error);
+    /// Processes the records in `input`, keeps a last part, and sends what rustls answers.
+    fn process(&mut self, socket: &Stream, input: &mut [u8], target: &mut ReadBuf<'_>) {
+        let before = self.outgoing.len();
+        let mut plaintext = PlaintextBuf {
+            target,
+            overflow: &mut self.plaintext,
+        };
+        let processed = records::process(
+            &mut self.connection,
+            input,
+            &mut plaintext,
+            &mut self.outgoing,
+        );
+        match processed {
+            Err(error) => self.fail(error),
+            // Data behind `close_notify` is ignored, RFC 8446 section 6.1.
+            Ok(ProcessedRecords { ended: true, .. }) => {
+                self.read_state = ReadState::Ended;
+                self.incoming = Vec::new();
             }
-            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                while let Some(record) = traffic.next_record() {
-                    let record = record?;
-                    discard += record.discard;
-                    plain.push(record.payload);
+            Ok(ProcessedRecords { used, .. }) => match input.get(used..).unwrap_or_default() {
+                [] => self.incoming = Vec::new(),
+                partial if partial.len() > MAX_PARTIAL_BYTES => {
+                    self.fail(Error::General("handshake message too long".into()));
                 }
-            }
-            Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                take_message(&mut data, out);
-            }
-            // What was encoded is queued in `out`, in order: as good as sent.
-            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-            Ok(ConnectionState::PeerClosed) => digested.ended = true,
-            Ok(_) => is_over = true,
+                partial => {
+                    self.incoming.clear();
+                    self.incoming.extend_from_slice(partial);
+                }
+            },
         }
-        digested.used += discard;
-        if is_over {
-            return Ok(digested);
+        // Replies such as an alert. What does not fit goes out with the next write, which also
+        // reports an error of the socket: data that was read before it must not be lost. With
+        // `pending_plaintext` the writer itself comes again.
+        if self.outgoing.len() > before && self.pending_plaintext == 0 {
+            let _ = self.flush(socket);
         }
     }
-}
 
-/// The alert that says what was wrong goes to the peer, behind what was said before. `rest` is what was not worked off:
-/// rustls remembers places in it. Not one call more: that would look at what is wrong once again.
-fn take_alert<Data>(
-    connection: &mut UnbufferedConnectionCommon<Data>,
-    rest: &mut [u8],
-    out: &mut Vec<u8>,
-) where
-    UnbufferedConnectionCommon<Data>: Records<Data>,
-{
-    while connection.wants_write()
-        && let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.records(rest).state
-    {
-        take_message(&mut data, out);
-    }
-}
-
-/// Queues a message of the handshake, or an alert.
-fn take_message<Data>(data: &mut EncodeTlsData<'_, Data>, out: &mut Vec<u8>) {
-    append(out, |room| match data.encode(room) {
-        Err(EncodeError::InsufficientSize(size)) => Err(size.required_size),
-        // Encoded at the first call with enough room, which is the last.
-        Err(EncodeError::AlreadyEncoded) => Ok(0),
-        Ok(count) => Ok(count),
-    });
-}
-
-/// Appends what `write` makes; it says how much room it needs if that is too little.
-fn append(out: &mut Vec<u8>, mut write: impl FnMut(&mut [u8]) -> Result<usize, usize>) {
-    let before = out.len();
-    let mut room = 1 << 10;
-    loop {
-        out.resize(before + room, 0);
-        match write(out.get_mut(before..).unwrap_or_default()) {
-            Ok(count) => return out.truncate(before + count),
-            Err(needed) if needed > room => room = needed,
-            // Said to be enough and yet not: nothing to write.
-            Err(_) => return out.truncate(before),
+    /// Sends waiting ciphertext; `WouldBlock` if the socket does not take all of it.
+    pub(super) fn flush(&mut self, socket: &Stream) -> io::Result<()> {
+        while let Some(waiting @ [_, ..]) = self.outgoing.get(self.outgoing_sent..) {
+            let count = socket.try_write(waiting)?;
+            self.outgoing_sent += count;
+            self.wire_written += count as u64;
         }
-    }
-}
-
-/// Encrypts `bytes` to the end of `out`. Nothing is added when no more may be sent. `incoming` is what was received and not
-/// worked off.
-pub(super) fn encrypt(
-    end: &mut End,
-    incoming: &mut Vec<u8>,
-    bytes: &[u8],
-    out: &mut Vec<u8>,
-) -> Result<(), Error> {
-    with_traffic(end, incoming, out, |traffic, out| {
-        let before = out.len();
-        let mut room = bytes.len() + (bytes.len() / RECORD + 1) * RECORD_OVERHEAD;
-        loop {
-            out.resize(before + room, 0);
-            match traffic.encrypt(bytes, out.get_mut(before..).unwrap_or_default()) {
-                Ok(count) => {
-                    out.truncate(before + count);
-                    return Ok(());
-                }
-                Err(EncryptError::InsufficientSize(size)) if size.required_size > room => {
-                    room = size.required_size;
-                }
-                Err(_) => {
-                    out.truncate(before);
-                    return Err(Error::EncryptError);
-                }
-            }
-        }
-    })
-}
-
-/// Adds the orderly end of our direction (`close_notify`) to `out`.
-pub(super) fn close(end: &mut End, incoming: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<(), Error> {
-    with_traffic(end, incoming, out, |traffic, out| {
-        append(out, |room| match traffic.queue_close_notify(room) {
-            Ok(count) => Ok(count),
-            Err(EncryptError::InsufficientSize(size)) => Err(size.required_size),
-            Err(EncryptError::EncryptExhausted) => Ok(0),
-        });
+        self.outgoing = Vec::new();
+        self.outgoing_sent = 0;
         Ok(())
-    })
-}
-
-fn with_traffic(
-    end: &mut End,
-    incoming: &mut Vec<u8>,
-    out: &mut Vec<u8>,
-    work: impl FnOnce(&mut dyn Traffic, &mut Vec<u8>) -> Result<(), Error>,
-) -> Result<(), Error> {
-    match end {
-        End::Server(connection) => with_traffic_of(&mut **connection, incoming, out, work),
-        End::Client(connection) => with_traffic_of(&mut **connection, incoming, out, work),
-    }
-}
-
-/// What may be done once the handshake is over.
-trait Traffic {
-    fn encrypt(&mut self, bytes: &[u8], room: &mut [u8]) -> Result<usize, EncryptError>;
-    fn queue_close_notify(&mut self, room: &mut [u8]) -> Result<usize, EncryptError>;
-}
-
-impl<Data> Traffic for WriteTraffic<'_, Data> {
-    fn encrypt(&mut self, bytes: &[u8], room: &mut [u8]) -> Result<usize, EncryptError> {
-        WriteTraffic::encrypt(self, bytes, room)
     }
 
-    fn queue_close_notify(&mut self, room: &mut [u8]) -> Result<usize, EncryptError> {
-        WriteTraffic::queue_close_notify(self, room)
-    }
-}
-
-fn with_traffic_of<Data>(
-    connection: &mut UnbufferedConnectionCommon<Data>,
-    incoming: &mut Vec<u8>,
-    out: &mut Vec<u8>,
-    work: impl FnOnce(&mut dyn Traffic, &mut Vec<u8>) -> Result<(), Error>,
-) -> Result<(), Error>
-where
-    UnbufferedConnectionCommon<Data>: Records<Data>,
-{
-    // rustls remembers places in what is not worked off, so that it must see it at every call.
-    loop {
-        let UnbufferedStatus { discard, state } = connection.records(incoming);
-        match state? {
-            ConnectionState::WriteTraffic(mut traffic) => return work(&mut traffic, out),
-            ConnectionState::EncodeTlsData(mut data) => take_message(&mut data, out),
-            ConnectionState::TransmitTlsData(data) => data.done(),
-            // The peer's end was seen before.
-            ConnectionState::PeerClosed => {}
-            _ => return Err(Error::HandshakeNotComplete),
+    /// Encrypts and sends without waiting; with `last` our direction ends in the same segment.
+    ///
+    /// `Ok` counts bytes that went out whole. After `WouldBlock` the same bytes must come again:
+    /// they are encrypted under sequence numbers that cannot be taken back.
+    pub(super) fn write(&mut self, socket: &Stream, bytes: &[u8], last: bool) -> io::Result<usize> {
+        if self.pending_plaintext > 0 {
+            self.flush(socket)?;
+            return Ok(std::mem::take(&mut self.pending_plaintext));
         }
-        incoming.drain(..discard.min(incoming.len()));
-    }
-}
-
-impl End {
-    /// The handshake is not over.
-    pub(super) fn is_handshaking(&self) -> bool {
-        match self {
-            Self::Server(connection) => connection.is_handshaking(),
-            Self::Client(connection) => connection.is_handshaking(),
+        if self.write_closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
+        let last = last && bytes.len() <= MAX_WRITE_BYTES;
+        let bytes = bytes.get(..MAX_WRITE_BYTES).unwrap_or(bytes);
+        ENCRYPT_BUFFER.with_borrow_mut(|out| {
+            // Encrypt behind what waits: records leave in the order of their numbers.
+            out.clear();
+            debug_assert!(self.outgoing_sent <= self.outgoing.len(), "sent past it");
+            out.extend_from_slice(self.outgoing.get(self.outgoing_sent..).unwrap_or_default());
+            records::encrypt(&mut self.connection, &mut self.incoming, bytes, out)
+                .map_err(io::Error::other)?;
+            if last {
+                self.write_closed = true;
+                records::encode_close_notify(&mut self.connection, &mut self.incoming, out)
+                    .map_err(io::Error::other)?;
+            }
+
+            // Send, and keep what the socket does not take.
+            let sent = match if last {
+                socket.try_write_last(out)
+            } else {
+                socket.try_write(out)
+            } {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                sent => sent?,
+            };
+            self.wire_written += sent as u64;
+            self.outgoing_sent = 0;
+            self.outgoing.clear();
+            debug_assert!(sent <= out.len(), "the socket took more than there was");
+            let unsent = out.get(sent..).unwrap_or_default();
+            if unsent.is_empty() {
+                self.outgoing = Vec::new();
+                return Ok(bytes.len());
+            }
+            self.outgoing.extend_from_slice(unsent);
+            self.pending_plaintext = bytes.len();
+            would_block()
+        })
     }
 
-    /// What was agreed on; `None` before.
-    pub(super) fn version(&self) -> Option<ProtocolVersion> {
-        match self {
-            Self::Server(connection) => connection.protocol_version(),
-            Self::Client(connection) => connection.protocol_version(),
+    /// Ends our direction with `close_notify`; `WouldBlock` until the socket has taken it.
+    pub(super) fn close(&mut self, socket: &Stream) -> io::Result<()> {
+        if !std::mem::replace(&mut self.write_closed, true) {
+            records::encode_close_notify(
+                &mut self.connection,
+                &mut self.incoming,
+                &mut self.outgoing,
+            )
+            .map_err(io::Error::other)?;
         }
-    }
-
-    /// The protocol that was agreed on by ALPN.
-    pub(super) fn alpn(&self) -> Option<&[u8]> {
-        match self {
-            Self::Server(connection) => connection.alpn_protocol(),
-            Self::Client(connection) => connection.alpn_protocol(),
-        }
-    }
-
-    /// An earlier session was taken up.
-    pub(super) fn is_resumed(&self) -> bool {
-        let kind = match self {
-            Self::Server(connection) => connection.handshake_kind(),
-            Self::Client(connection) => connection.handshake_kind(),
-        };
-        kind == Some(HandshakeKind::Resumed)
-    }
-
-    /// The leaf certificate of the peer, in DER.
-    pub(super) fn peer_certificate(&self) -> Option<&[u8]> {
-        let chain = match self {
-            Self::Server(connection) => connection.peer_certificates(),
-            Self::Client(connection) => connection.peer_certificates(),
-        };
-        chain?.first().map(|leaf| &**leaf)
+        self.flush(socket)
     }
 }

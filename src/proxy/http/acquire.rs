@@ -14,10 +14,11 @@ use super::{
 };
 use crate::{
     base::clock,
-    net::{connect::count_failed, tls},
+    net::connect::connect_backend,
     proxy::{
         h2_connections::{self, StreamRequest},
         idle::BackendConnection,
+        reasons,
     },
     reason::Reason,
 };
@@ -139,7 +140,7 @@ async fn connect(
     let header = attempt.proxy_header;
     let tls = attempt.pool.config.tls.as_ref();
     // The request follows at once.
-    let reach = tls::connect_backend(&attempt.lease.state, header, tls, true, deadline);
+    let reach = connect_backend(&attempt.lease.state, header, tls, true, deadline);
     let connected = select! {
         biased;
         connected = reach => connected,
@@ -160,12 +161,9 @@ async fn connect(
             ))
         }
         Err(error) => {
-            count_failed(&attempt.lease.state, error.reason);
-            Err(acquire_error(
-                attempt.settings,
-                error.reason,
-                error.to_string(),
-            ))
+            let reason = reasons::of_connect(&error);
+            reasons::count_connect_failure(&attempt.lease.state, reason);
+            Err(acquire_error(attempt.settings, reason, error.to_string()))
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{
     exchange::{Exchange, ForwardSettings, Io, describe, write_all},
     forward, grpc,
     interim::is_flood,
-    pump::{INITIAL_BUFFER_BYTES, Pump, PumpError, client_error_reason, poll_fill},
+    pump::{INITIAL_BUFFER_BYTES, Pump, PumpError, poll_fill},
     respond,
     retry::{AttemptError, AttemptPhase},
 };
@@ -27,13 +27,12 @@ use crate::{
     http1::{HttpVersion, head_end, response},
     net::{
         activity::ActivityTracker,
-        connect::reason_of_broken,
         h2::backend::{self, OutgoingStream, StreamRefusal},
         local_error,
         stream::Stream,
     },
     pool::{BackendLease, BackendState, Pool},
-    proxy::{idle::BackendConnection, timer::PassedDeadline},
+    proxy::{idle::BackendConnection, reasons, timer::PassedDeadline},
     reason::Reason,
 };
 
@@ -330,7 +329,7 @@ impl PendingResponse<'_, '_> {
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => {
-                Poll::Ready(Err(ResponseError::Client(client_error_reason(&error))))
+                Poll::Ready(Err(ResponseError::Client(reasons::of_request_body(&error))))
             }
         }
     }
@@ -485,9 +484,9 @@ fn terminated(
     let h2_error = read.filter(|_| backend.stream.h2_response().is_some());
     let mut all = [write, read].into_iter().flatten();
     let reason = match h2_error {
-        Some(error) => backend::fault(error),
+        Some(error) => reasons::of_h2_stream(error),
         None => match all.find(|error| local_error::is_local(error)) {
-            Some(error) => reason_of_broken(error),
+            Some(error) => reasons::of_broken_connection(error),
             None => Reason::ConnectionTerminated,
         },
     };

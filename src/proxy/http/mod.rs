@@ -18,7 +18,7 @@ mod http2;
 mod interim;
 mod limit;
 mod pace;
-mod pump;
+pub(super) mod pump;
 mod read;
 mod reply;
 mod respond;

@@ -19,8 +19,7 @@ use crate::{
         encode,
         fields::is_same_or_twin,
     },
-    net::{h2::StreamError, splice, stream::Stream},
-    reason::Reason,
+    net::{splice, stream::Stream},
 };
 
 /// First size of a buffer; most messages are smaller.
@@ -49,21 +48,6 @@ pub enum PumpError {
     TooLarge,
     /// Writing failed: the sink is gone.
     Write(io::Error),
-}
-
-/// Why the body of a client could not be moved.
-pub(super) fn client_error_reason(error: &PumpError) -> Reason {
-    match error {
-        PumpError::Malformed(BodyError::TrailersTooLarge) => Reason::RequestHeaderSectionSize,
-        PumpError::Read(error)
-            if matches!(StreamError::of(error), Some(StreamError::TooLarge(_))) =>
-        {
-            Reason::RequestHeaderSectionSize
-        }
-        PumpError::Malformed(_) => Reason::RequestIncomplete,
-        PumpError::TooLarge => Reason::RequestBodySize,
-        PumpError::Read(_) | PumpError::Cut | PumpError::Write(_) => Reason::ClientDisconnected,
-    }
 }
 
 /// One message on its way.

@@ -21,26 +21,26 @@ use super::{
     exchange::{Exchange, ForwardSettings, Io, describe, write_all},
     forward::{self, BodyDelivery, ResponseExtra},
     grpc,
-    pump::{Pump, PumpError, client_error_reason},
+    pump::{Pump, PumpError},
     retry::{AttemptError, AttemptPhase},
 };
 use crate::{
     base::clock,
     http1::{
-        body::{BodyDecoder, BodyError},
+        body::BodyDecoder,
         fields::KnownField,
         request,
         response::{self, ResponseFraming},
     },
     net::{
         activity::ActivityTracker,
-        connect::reason_of_broken,
         copy::{self, RelayMeter},
         h2::StreamError,
         local_error,
     },
     proxy::{
         idle::BackendConnection,
+        reasons,
         relay_stop::RelayStop,
         timer::{PassedDeadline, Timer},
     },
@@ -221,10 +221,7 @@ async fn check_first_chunk(
     match looked {
         Ok(()) => Ok(()),
         Err(PumpError::Malformed(error)) => {
-            let reason = match error {
-                BodyError::TrailersTooLarge => Reason::ResponseHeaderSectionSize,
-                _ => Reason::ProxyProtocolError,
-            };
+            let reason = reasons::of_first_chunk(&error);
             let own_limit = error.is_own_limit();
             let detail = error.to_string();
             Err(AttemptError {
@@ -232,7 +229,10 @@ async fn check_first_chunk(
                 ..failure(reason, detail)
             })
         }
-        Err(PumpError::Read(error)) => Err(failure(reason_of_broken(&error), describe(&error))),
+        Err(PumpError::Read(error)) => Err(failure(
+            reasons::of_broken_connection(&error),
+            describe(&error),
+        )),
         Err(_) => Err(failure(
             Reason::ConnectionTerminated,
             "closed before the first chunk".to_owned(),
@@ -285,20 +285,6 @@ async fn relay(
     }
 }
 
-/// Why a response is cut whose body cannot be read any further.
-fn cut_reason(error: &PumpError) -> Reason {
-    let are_trailers = match error {
-        PumpError::Malformed(error) => matches!(error, BodyError::TrailersTooLarge),
-        PumpError::Read(error) => matches!(StreamError::of(error), Some(StreamError::TooLarge(_))),
-        _ => false,
-    };
-    if are_trailers {
-        Reason::ResponseHeaderSectionSize
-    } else {
-        Reason::ResponseIncomplete
-    }
-}
-
 /// True if what ended a response may be valid, and was only more than we take.
 fn is_own_limit(error: &PumpError) -> bool {
     match error {
@@ -337,11 +323,11 @@ impl ResponseRelay<'_, '_> {
                 return Poll::Ready(Err(Reason::ClientDisconnected));
             }
             Poll::Ready(Err(PumpError::Read(error))) if local_error::is_local(&error) => {
-                return Poll::Ready(Err(reason_of_broken(&error)));
+                return Poll::Ready(Err(reasons::of_broken_connection(&error)));
             }
             Poll::Ready(Err(error)) => {
                 self.own_limit = is_own_limit(&error);
-                return Poll::Ready(Err(cut_reason(&error)));
+                return Poll::Ready(Err(reasons::of_response_body(&error)));
             }
             Poll::Pending => {}
         }
@@ -369,7 +355,7 @@ impl ResponseRelay<'_, '_> {
         let before = self.upload.moved();
         match poll_upload(self.exchange, self.backend, self.upload, &mut at, cx) {
             Poll::Ready(Ok(()) | Err(PumpError::Write(_))) => self.upload_ended = true,
-            Poll::Ready(Err(error)) => return Err(client_error_reason(&error)),
+            Poll::Ready(Err(error)) => return Err(reasons::of_request_body(&error)),
             Poll::Pending => {}
         }
         Ok(self.upload.moved() != before)
@@ -415,7 +401,9 @@ async fn finish_upload(
                 Poll::Ready(Err(PumpError::Write(_))) => {
                     return Poll::Ready(Err(Reason::BackendReset));
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(client_error_reason(&error))),
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(Err(reasons::of_request_body(&error)));
+                }
                 Poll::Pending => {}
             }
             let ClientConnection { stream, timer, .. } = &mut *exchange.client;

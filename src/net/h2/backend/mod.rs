@@ -7,17 +7,15 @@ mod request;
 pub(super) mod response;
 mod stream_limit;
 
-use self::outgoing::reason_of;
 pub(super) use self::response::ResponseExpectation;
 pub use self::{
-    outgoing::{OutgoingStream, StreamRefusal, fault, is_inexpressible},
+    outgoing::{OutgoingStream, StreamRefusal, is_inexpressible},
     stream_limit::StreamLimit,
 };
 
 use std::{
     cell::Cell,
     future::poll_fn,
-    io,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -31,13 +29,8 @@ use super::{StreamError, connection::Connection};
 use crate::{
     base::clock,
     http2::frame::ErrorCode,
-    net::{
-        connect::ConnectError,
-        stream::Stream,
-        tls::{H2_NOT_NEGOTIATED, HandshakeError, HandshakeFailure},
-    },
+    net::{connect::H2_NOT_NEGOTIATED, stream::Stream},
     pool::BackendState,
-    reason::Reason,
     telemetry::metrics::BackendSlot,
 };
 
@@ -49,6 +42,23 @@ const PARTING: Duration = Duration::from_secs(2);
 const STALL_TIME: Duration = Duration::from_secs(1);
 /// Time for that sign.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Cause of a connection on which HTTP/2 could not begin.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+pub enum H2HandshakeError {
+    /// TLS did not negotiate HTTP/2.
+    #[error("{H2_NOT_NEGOTIATED}")]
+    NotNegotiated,
+    /// The backend sent no SETTINGS before the deadline.
+    #[error("no HTTP/2 settings in time")]
+    NoSettings,
+    /// The backend allowed no stream before the deadline.
+    #[error("the backend allows no streams (SETTINGS_MAX_CONCURRENT_STREAMS 0)")]
+    NoStreams,
+    /// The connection ended.
+    #[error("{0}")]
+    Ended(#[from] StreamError),
+}
 
 /// A connection to a backend that speaks HTTP/2.
 #[derive(Debug)]
@@ -84,9 +94,9 @@ impl H2Connection {
         streams: usize,
         limit: Rc<StreamLimit>,
         deadline: Instant,
-    ) -> Result<(Rc<Self>, impl Future<Output = ()> + use<>), ConnectError> {
+    ) -> Result<(Rc<Self>, impl Future<Output = ()> + use<>), H2HandshakeError> {
         if stream.tls().is_some_and(|tls| !tls.negotiated().h2) {
-            return Err(HandshakeError::new(HandshakeFailure::Alpn, H2_NOT_NEGOTIATED).into());
+            return Err(H2HandshakeError::NotNegotiated);
         }
         let is_secure = stream.tls().is_some();
         let connection = Connection::of_backend(stream, streams);
@@ -96,22 +106,13 @@ impl H2Connection {
             Poll::Ready(_) => Poll::Ready(Err(connection.fate().unwrap_or(StreamError::Lost))),
         });
         let Ok(greeted) = timeout_at(deadline.into(), greeting).await else {
-            return Err(ConnectError {
-                reason: Reason::ConnectionTimeout,
-                source: io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    if connection.is_greeted() {
-                        "the backend allows no streams (SETTINGS_MAX_CONCURRENT_STREAMS 0)"
-                    } else {
-                        "no HTTP/2 settings in time"
-                    },
-                ),
+            return Err(if connection.is_greeted() {
+                H2HandshakeError::NoStreams
+            } else {
+                H2HandshakeError::NoSettings
             });
         };
-        greeted.map_err(|ended| ConnectError {
-            reason: reason_of(ended),
-            source: io::Error::other(ended),
-        })?;
+        greeted?;
         let now = clock::now();
         let link = Rc::new(Self {
             connection,

@@ -21,7 +21,7 @@ use super::{
     },
     H2Connection, request,
 };
-use crate::{http2::frame::ErrorCode, net::connect, reason::Reason};
+use crate::http2::frame::ErrorCode;
 
 /// A stream to a backend.
 #[derive(Debug)]
@@ -250,30 +250,6 @@ impl Drop for OutgoingStream {
             self.link.connection.close(id, ErrorCode::CANCEL);
         }
         self.link.leave();
-    }
-}
-
-/// What an end of HTTP/2 says of a backend that has not answered.
-pub(super) fn reason_of(ended: StreamError) -> Reason {
-    match ended {
-        // What we have found wrong ourselves, as opposed to what the backend has told, or an end without a word.
-        StreamError::Invalid(_)
-        | StreamError::Malformed(_)
-        | StreamError::Failed(_)
-        | StreamError::Http1 => Reason::ProxyProtocolError,
-        StreamError::TooLarge(_) => Reason::ResponseHeaderSectionSize,
-        StreamError::Reset(_) | StreamError::Unseen(_) | StreamError::Lost => {
-            Reason::ConnectionTerminated
-        }
-    }
-}
-
-/// What an error of reading an [`Outgoing`] says of the backend.
-pub fn fault(error: &io::Error) -> Reason {
-    match StreamError::of(error) {
-        Some(ended) => reason_of(ended),
-        None if error.kind() == io::ErrorKind::InvalidData => Reason::ProxyProtocolError,
-        None => connect::reason_of_broken(error),
     }
 }
 
