@@ -7,7 +7,7 @@ pub const HEADER_BYTES: usize = 9;
 /// Largest payload that we take and send: what every peer takes, RFC 9113 section 4.2.
 pub const MAX_PAYLOAD_BYTES: usize = 16 << 10;
 /// The largest window, RFC 9113 section 6.9.1, and the largest id of a stream.
-pub const LARGEST: u32 = (1 << 31) - 1;
+pub const MAX_WINDOW_SIZE: u32 = (1 << 31) - 1;
 /// What windows begin with, RFC 9113 section 6.9.2.
 pub const INITIAL_WINDOW: u32 = 65_535;
 
@@ -139,7 +139,7 @@ impl Frame {
             length: u32::from_be_bytes([0, high, middle, low]) as usize,
             kind,
             flags,
-            stream: u32::from_be_bytes(stream) & LARGEST,
+            stream: u32::from_be_bytes(stream) & MAX_WINDOW_SIZE,
         })
     }
 
@@ -207,7 +207,7 @@ pub fn settings(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> {
 
 /// The four bytes at `at`, without the first bit, which is reserved.
 pub fn u31(payload: &[u8], at: usize) -> Option<u32> {
-    u32_at(payload, at).map(|value| value & LARGEST)
+    u32_at(payload, at).map(|value| value & MAX_WINDOW_SIZE)
 }
 
 /// The four bytes at `at`.
@@ -266,7 +266,7 @@ mod tests {
             length: 0x01_02_03,
             kind: 9,
             flags: 0x25,
-            stream: LARGEST,
+            stream: MAX_WINDOW_SIZE,
         };
         assert_eq!(Frame::read(&frame.bytes()), Some(frame));
         assert_eq!(Frame::read(&frame.bytes()[..8]), None);

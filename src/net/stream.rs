@@ -136,8 +136,8 @@ impl Stream {
         match self.socket() {
             Self::Tcp(stream) => drop(stream.ready(Interest::ERROR).await),
             Self::Tls(_) => {}
-            Self::H2Request(stream) => poll_fn(|cx| stream.poll_gone(cx)).await,
-            Self::H2Response(stream) => poll_fn(|cx| stream.poll_gone(cx)).await,
+            Self::H2Request(stream) => poll_fn(|cx| stream.poll_closed(cx)).await,
+            Self::H2Response(stream) => poll_fn(|cx| stream.poll_closed(cx)).await,
             Self::Unix(stream) => {
                 // A closed unix peer is a hang-up without an error: the end of reading and of writing at once.
                 let read_or_gone = Interest::READABLE | Interest::ERROR;
@@ -321,8 +321,8 @@ impl Stream {
             Self::Tcp(stream) => stream.poll_write_ready(cx),
             Self::Unix(stream) => stream.poll_write_ready(cx),
             Self::Tls(tls) => tls.socket().poll_write_ready(cx),
-            Self::H2Request(stream) => stream.poll_room(cx),
-            Self::H2Response(stream) => stream.poll_room(cx),
+            Self::H2Request(stream) => stream.poll_writable(cx),
+            Self::H2Response(stream) => stream.poll_writable(cx),
         }
     }
 

@@ -253,7 +253,7 @@ async fn connect(
     metrics.connections_ok.add(1);
     let links = &mut *worker.h2_connections.borrow_mut();
     let entry = links.entry(&state);
-    entry.allowed = link.allowed().max(1);
+    entry.allowed = link.max_allowed_streams().max(1);
     entry.shared.push(SharedConnection {
         link,
         key,
@@ -314,11 +314,11 @@ impl H2Connections {
                 link.retire();
                 continue;
             }
-            let Some(stream) = link.stream(streams) else {
+            let Some(stream) = link.open_stream(streams) else {
                 continue;
             };
             shared.idle_timeout = rules.idle_timeout;
-            let begun = link.begun();
+            let begun = link.streams_opened();
             let is_last = rules.max_requests.is_some_and(|most| begun >= most);
             if is_last || rules.idle_per_backend == 0 {
                 link.retire();
@@ -365,7 +365,7 @@ impl H2Connections {
 
 /// Too old for another exchange: another connection spreads them anew. Ends when nothing is on it any more.
 fn is_expired(link: &H2Connection, max_age: Option<Duration>, now: Instant) -> bool {
-    let age = now.saturating_duration_since(link.born());
+    let age = now.saturating_duration_since(link.opened_at());
     let is_expired = max_age.is_some_and(|limit| age >= limit);
     if is_expired {
         link.retire();
@@ -430,7 +430,7 @@ mod tests {
                 answer(SocketAddr::from(([127, 0, 0, 1], 1)));
                 assert!(links.take(request, clock::now()).is_none());
                 assert!(
-                    link.is_retired() && !link.is_over(),
+                    link.is_retired() && !link.is_closed(),
                     "what is on it goes on"
                 );
                 drop(first);

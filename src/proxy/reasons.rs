@@ -70,7 +70,7 @@ const fn of_h2_end(ended: StreamError) -> Reason {
         | StreamError::Failed(_)
         | StreamError::Http1 => Reason::ProxyProtocolError,
         StreamError::TooLarge(_) => Reason::ResponseHeaderSectionSize,
-        StreamError::Reset(_) | StreamError::Unseen(_) | StreamError::Lost => {
+        StreamError::Reset(_) | StreamError::NotProcessed(_) | StreamError::Lost => {
             Reason::ConnectionTerminated
         }
     }
@@ -227,7 +227,10 @@ mod tests {
             (StreamError::Http1, Reason::ProxyProtocolError),
             (StreamError::TooLarge(""), Reason::ResponseHeaderSectionSize),
             (StreamError::Reset(code), Reason::ConnectionTerminated),
-            (StreamError::Unseen(code), Reason::ConnectionTerminated),
+            (
+                StreamError::NotProcessed(code),
+                Reason::ConnectionTerminated,
+            ),
             (StreamError::Lost, Reason::ConnectionTerminated),
         ];
         for (ended, reason) in table {

@@ -60,7 +60,7 @@ async fn read(pool: &Pool, frames: &[u8]) -> (Vec<u8>, bool) {
     let opened = H2Connection::open(Stream::from(ours), Some(&state), 1, Rc::default(), deadline).await;
     let (link, driver) = opened.expect("settings are all it needs");
     drop(spawn_local(driver));
-    let mut stream = Stream::from(link.stream(1).expect("room for one"));
+    let mut stream = Stream::from(link.open_stream(1).expect("room for one"));
     stream
         .write_all(REQUEST)
         .await

@@ -298,7 +298,7 @@ impl World {
 
     /// What is not written can only be held up by the client.
     fn check_progress(&self) {
-        if self.connection.fate().is_some() || self.is_over {
+        if self.connection.close_reason().is_some() || self.is_over {
             return;
         }
         for (index, exchange) in self.exchanges.iter().enumerate() {
@@ -318,7 +318,7 @@ impl World {
     }
 
     fn check(&self) {
-        let is_cut = self.connection.fate() == Some(StreamError::Lost);
+        let is_cut = self.connection.close_reason() == Some(StreamError::Lost);
         self.heard.finish(is_cut, WINDOW, GROWTH, &self.said);
         for (index, exchange) in self.exchanges.iter().enumerate() {
             let content = exchange.request();
@@ -372,7 +372,7 @@ async fn serve(first: &[u8], second: &[u8]) {
         assert!(exchange.reading != Reading::Open || exchange.is_left);
     }
     world.exchanges.clear();
-    assert_eq!(world.connection.open(), 0, "streams that nobody uses");
+    assert_eq!(world.connection.open_streams(), 0, "streams that nobody uses");
 }
 
 /// Lets a client say `data`: as much as the first byte says, of 255 parts, before it waits for answers.

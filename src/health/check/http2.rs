@@ -21,7 +21,7 @@ pub(super) async fn on_stream(
         H2HandshakeError::NoSettings | H2HandshakeError::NoStreams => limit.late(),
         _ => CheckError::Failed(error.to_string()),
     })?;
-    let Some(stream) = link.stream(1) else {
+    let Some(stream) = link.open_stream(1) else {
         return Err("the backend allows no streams".to_owned().into());
     };
     let mut driver = pin!(driver);
@@ -36,7 +36,7 @@ pub(super) async fn on_stream(
     });
     let verdict = verdict.await;
     link.retire();
-    if !link.is_over() {
+    if !link.is_closed() {
         // The verdict stands, whether the backend takes our goodbye or not.
         let _ = timeout_at(limit.deadline.into(), driver).await;
     }

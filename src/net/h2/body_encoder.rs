@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{connection::Connection, state::gone};
+use super::{connection::Connection, state::broken_pipe};
 use crate::{
     http1::{
         body::{BodyDecoder, BodyError, BodyStep},
@@ -24,7 +24,7 @@ const MAX_HEAD_BYTES: usize = 512 << 10;
 /// Most fields of such a head.
 pub(super) const MAX_FIELDS: usize = 512;
 /// Limits of the trailers that we write: those of the peers were checked when they were read.
-const TRAILERS: HeadLimits = HeadLimits {
+const TRAILER_LIMITS: HeadLimits = HeadLimits {
     fields: MAX_FIELDS,
     bytes: MAX_HEAD_BYTES,
 };
@@ -81,7 +81,7 @@ pub(super) fn framing(fields: &[httparse::Header<'_>]) -> io::Result<Option<Body
                 let length = length.and_then(|it| it.parse().ok());
                 decoder = Some(BodyDecoder::Length(length.ok_or(invalid("no length"))?));
             }
-            KnownField::TransferEncoding => decoder = Some(BodyDecoder::chunked(TRAILERS)),
+            KnownField::TransferEncoding => decoder = Some(BodyDecoder::chunked(TRAILER_LIMITS)),
             _ => {}
         }
     }
@@ -89,7 +89,7 @@ pub(super) fn framing(fields: &[httparse::Header<'_>]) -> io::Result<Option<Body
 }
 
 /// The fields that go on, RFC 9113 section 8.2.2.
-pub(super) fn end_to_end<'f, 'b>(
+pub(super) fn end_to_end_fields<'f, 'b>(
     fields: &'f [httparse::Header<'b>],
 ) -> impl Iterator<Item = &'f httparse::Header<'b>> {
     let is_kept =
@@ -128,7 +128,9 @@ impl BodyEncoder {
                 let write = |out: &mut Vec<u8>| {
                     trailers(section).for_each(|(name, value)| hpack::field(out, name, value));
                 };
-                connection.send_fields(id, true, write).map_err(gone)?;
+                connection
+                    .send_fields(id, true, write)
+                    .map_err(broken_pipe)?;
             }
             *self = Self::Done;
         } else if used == 0 {
@@ -177,7 +179,7 @@ impl BodyEncoder {
     }
 
     /// Ready when a write takes something, or fails.
-    pub(super) fn poll_room(
+    pub(super) fn poll_writable(
         &self,
         connection: &Connection,
         id: u32,
@@ -185,7 +187,7 @@ impl BodyEncoder {
     ) -> Poll<io::Result<()>> {
         match self {
             Self::Done => Poll::Ready(Ok(())),
-            Self::Body(..) | Self::Raw => connection.poll_room(id, cx).map_err(gone),
+            Self::Body(..) | Self::Raw => connection.poll_send_content(id, cx).map_err(broken_pipe),
         }
     }
 

@@ -55,15 +55,15 @@ async fn drive(connection: &Connection) {
 }
 
 fn begin(connection: &Connection, id: u32) {
-    let core = &mut *connection.core.borrow_mut();
-    let mut flow = core.new_flow();
-    flow.reader.begin(Http1Head {
+    let state = &mut *connection.state.borrow_mut();
+    let mut entry = state.new_entry();
+    entry.recv_buffer.set_head(Http1Head {
         text: Vec::new(),
         body: BodyKind::None,
         length: None,
     });
-    core.flows.insert(id, flow);
-    core.last = id;
+    state.streams.insert(id, entry);
+    state.last_stream_id = id;
 }
 
 #[tokio::test]
@@ -72,12 +72,12 @@ async fn a_reader_that_always_lags_behind_makes_nothing_grow() {
     let (connection, mut peer) = pair();
     begin(&connection, 1);
     let add = || {
-        let out = &mut connection.core.borrow_mut().out;
+        let out = &mut connection.state.borrow_mut().out;
         frame::write(out, kind::DATA, 0, 1, &[0; PART]);
     };
     let mut waste = vec![0; PART];
     for _ in 0..500 {
-        while connection.core.borrow().unwritten() < MOST_UNWRITTEN {
+        while connection.state.borrow().unwritten() < MAX_UNWRITTEN_BYTES {
             add();
         }
         drive(&connection).await;
@@ -86,8 +86,8 @@ async fn a_reader_that_always_lags_behind_makes_nothing_grow() {
         // The readiness of the socket takes a turn of the reactor.
         yield_now().await;
     }
-    let held = connection.core.borrow().out.len();
-    assert!(held <= 4 * MOST_UNWRITTEN, "{held} bytes");
+    let held = connection.state.borrow().out.len();
+    assert!(held <= 4 * MAX_UNWRITTEN_BYTES, "{held} bytes");
 }
 
 /// Whether somebody was woken.
@@ -106,16 +106,22 @@ async fn a_head_waits_for_no_window_and_content_does() {
     begin(&connection, 1);
     begin(&connection, 3);
     {
-        let core = &mut *connection.core.borrow_mut();
-        core.outward = SendWindow::new(0);
-        frame::write(&mut core.out, kind::PING, 0, 0, &vec![0; MOST_UNWRITTEN]);
+        let state = &mut *connection.state.borrow_mut();
+        state.send_window = SendWindow::new(0);
+        frame::write(
+            &mut state.out,
+            kind::PING,
+            0,
+            0,
+            &vec![0; MAX_UNWRITTEN_BYTES],
+        );
     }
     let (content, head) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
     let (first, second) = (Arc::clone(&content).into(), Arc::clone(&head).into());
     let mut cx = Context::from_waker(&first);
-    assert!(connection.poll_room(1, &cx).is_pending());
+    assert!(connection.poll_send_content(1, &cx).is_pending());
     cx = Context::from_waker(&second);
-    assert!(connection.poll_room_for_fields(3, &cx).is_pending());
+    assert!(connection.poll_send_fields(3, &cx).is_pending());
     drive(&connection).await;
     while connection.has_unwritten() {
         assert!(peer.read(&mut [0; 4096]).await.unwrap() > 0);
@@ -157,7 +163,7 @@ fn request(id: u32, more: &[(&str, &str)], is_reset: bool) -> Vec<u8> {
 /// Takes requests that were asked for, as an exchange would that gets no answer from its backend.
 fn take_requests(connection: &Rc<Connection>) -> Vec<IncomingStream> {
     let mut taken = Vec::new();
-    while let Some(asked) = connection.core.borrow_mut().next_asked() {
+    while let Some(asked) = connection.state.borrow_mut().next_request() {
         taken.push(IncomingStream::new(Rc::clone(connection), asked));
     }
     taken
@@ -166,14 +172,14 @@ fn take_requests(connection: &Rc<Connection>) -> Vec<IncomingStream> {
 /// Resets ten requests after `age`, `rounds` times; false if the connection ends.
 async fn resets(rounds: u32, more: &[(&str, &str)], age: Duration) -> bool {
     let (connection, _peer) = pair();
-    let take_in = |bytes: &[u8]| connection.core.borrow_mut().take_in(bytes);
+    let recv = |bytes: &[u8]| connection.state.borrow_mut().recv(bytes);
     let mut settings = Vec::new();
     frame::write_settings(&mut settings, &[]);
-    take_in(&settings);
+    recv(&settings);
     for round in 0..rounds {
         let ids = (0..10).map(|index| 20 * round + 2 * index + 1);
         for id in ids.clone() {
-            take_in(&request(id, more, false));
+            recv(&request(id, more, false));
         }
         let taken = take_requests(&connection);
         assert_eq!(taken.len(), 10);
@@ -181,11 +187,11 @@ async fn resets(rounds: u32, more: &[(&str, &str)], age: Duration) -> bool {
         for id in ids {
             let mut reset = Vec::new();
             frame::write_u32(&mut reset, kind::RST_STREAM, id, ErrorCode::CANCEL.0);
-            take_in(&reset);
+            recv(&reset);
         }
         drop(taken);
-        connection.core.borrow_mut().out.clear();
-        if connection.fate().is_some() {
+        connection.state.borrow_mut().out.clear();
+        if connection.close_reason().is_some() {
             return false;
         }
     }
@@ -225,21 +231,21 @@ async fn resets_of_old_streams_and_at_deadlines_are_not_rapid_and_others_are() {
 #[tokio::test(start_paused = true)]
 async fn what_we_end_ourselves_is_not_charged_to_the_client() {
     let (connection, _peer) = pair();
-    let take_in = |bytes: &[u8]| connection.core.borrow_mut().take_in(bytes);
+    let recv = |bytes: &[u8]| connection.state.borrow_mut().recv(bytes);
     let mut settings = Vec::new();
     frame::write_settings(&mut settings, &[]);
-    take_in(&settings);
+    recv(&settings);
     for round in 0..1_000 {
         let id = 2 * round + 1;
-        take_in(&request(id, &[], false));
+        recv(&request(id, &[], false));
         // An exchange that ends without a response, such as one whose backend fails.
         drop(take_requests(&connection));
         let mut late = Vec::new();
         frame::write_u32(&mut late, kind::RST_STREAM, id, ErrorCode::CANCEL.0);
-        take_in(&late);
-        connection.core.borrow_mut().out.clear();
+        recv(&late);
+        connection.state.borrow_mut().out.clear();
     }
-    assert_eq!(connection.fate(), None);
+    assert_eq!(connection.close_reason(), None);
 }
 
 /// The other end of a long way: sends as much as windows allow, and sees what we say a round trip later.
@@ -252,8 +258,8 @@ struct FarSender {
 }
 
 impl FarSender {
-    fn take_in(&self, bytes: &[u8]) {
-        self.connection.core.borrow_mut().take_in(bytes);
+    fn recv(&self, bytes: &[u8]) {
+        self.connection.state.borrow_mut().recv(bytes);
     }
 
     /// Sends what it may, which is read at once.
@@ -266,16 +272,16 @@ impl FarSender {
             count += part as usize;
             let mut bytes = Vec::new();
             frame::write(&mut bytes, kind::DATA, 0, self.id, &vec![0; part as usize]);
-            self.take_in(&bytes);
+            self.recv(&bytes);
             let mut room = vec![0; 2 * part as usize];
-            self.connection.take(self.id, &mut ReadBuf::new(&mut room));
+            self.connection.read(self.id, &mut ReadBuf::new(&mut room));
         }
         count
     }
 
     /// Reads what we have said, and answers it.
     fn hear(&mut self) {
-        let out = std::mem::take(&mut self.connection.core.borrow_mut().out);
+        let out = std::mem::take(&mut self.connection.state.borrow_mut().out);
         let mut rest = out.strip_prefix(frame::CLIENT_PREFACE).unwrap_or(&out);
         while let Some(head) = frame::Frame::read(rest) {
             let (payload, behind) = rest[frame::HEADER_BYTES..].split_at(head.length);
@@ -293,7 +299,7 @@ impl FarSender {
                     self.pings += 1;
                     let mut answer = Vec::new();
                     frame::write(&mut answer, kind::PING, flag::ACK, 0, payload);
-                    self.take_in(&answer);
+                    self.recv(&answer);
                 }
                 _ => {}
             }
@@ -327,21 +333,21 @@ async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
     let (client, _peer) = pair();
     let (own, _other) = UnixStream::pair().unwrap();
     let backend = Connection::of_backend(Stream::from(own), 100);
-    backend.core.borrow_mut().take_in(&head);
+    backend.state.borrow_mut().recv(&head);
     let id = backend
-        .begin(ResponseExpectation::default(), true, |_| {})
+        .open_stream(ResponseExpectation::default(), true, |_| {})
         .unwrap();
     let mut answer = Vec::new();
     frame::write_fields(&mut answer, id, false, |out| hpack::status(out, 200));
-    backend.core.borrow_mut().take_in(&answer);
+    backend.state.borrow_mut().recv(&answer);
     frame::write_fields(&mut head, 1, false, |out| {
         for (name, value) in list {
             hpack::field(out, name.as_bytes(), value.as_bytes());
         }
     });
-    client.core.borrow_mut().take_in(&head);
+    client.state.borrow_mut().recv(&head);
     for (connection, name) in [(client, "upload"), (backend, "response")] {
-        let first = connection.core.borrow().windows.first;
+        let first = connection.state.borrow().windows.first;
         let mut sender = FarSender {
             connection,
             id: 1,
@@ -357,6 +363,6 @@ async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
         let trips = sender.round_trips(200 << 20).await;
         assert!(trips <= 60, "{name}: {trips} round trips");
         assert_eq!(sender.pings, 1, "{name}");
-        assert_eq!(sender.connection.fate(), None);
+        assert_eq!(sender.connection.close_reason(), None);
     }
 }

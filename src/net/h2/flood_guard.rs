@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::{
     base::clock,
-    http2::frame::{Frame, LARGEST, flag, kind},
+    http2::frame::{Frame, MAX_WINDOW_SIZE, flag, kind},
 };
 
 /// Tokens of a full bucket.
-const BURST: i64 = 2_000;
+const BURST_TOKENS: i64 = 2_000;
 /// Tokens added per second.
 const REFILL_PER_SECOND: i64 = 100;
 /// Resets in a row; a browser that leaves a page sends half of that. They have a bucket of their own: credits for cheap frames
@@ -62,7 +62,7 @@ pub(super) struct FloodGuard {
 impl FloodGuard {
     pub(super) fn new() -> Self {
         Self {
-            tokens: BURST,
+            tokens: BURST_TOKENS,
             resets: RESET_BURST,
             refilled: clock::now(),
             unacknowledged: 0,
@@ -75,7 +75,7 @@ impl FloodGuard {
 
     /// Takes `cost` tokens; a negative cost adds some.
     pub(super) fn charge(&mut self, cost: i64) {
-        self.tokens = (self.tokens - cost).min(BURST);
+        self.tokens = (self.tokens - cost).min(BURST_TOKENS);
     }
 
     /// Charges a frame of the peer by its header; RFC 9113 section 6. DATA, WINDOW_UPDATE, RST_STREAM, CONTINUATION and interim
@@ -143,7 +143,7 @@ impl FloodGuard {
             &mut self.unacknowledged,
             &mut self.unacknowledged_on_streams,
         ] {
-            *sent = sent.saturating_add(content as u32).min(LARGEST);
+            *sent = sent.saturating_add(content as u32).min(MAX_WINDOW_SIZE);
         }
     }
 
@@ -165,10 +165,10 @@ impl FloodGuard {
         }
         let now = clock::now();
         let passed = now.saturating_duration_since(self.refilled);
-        let seconds = i64::try_from(passed.as_secs()).unwrap_or(BURST);
+        let seconds = i64::try_from(passed.as_secs()).unwrap_or(BURST_TOKENS);
         if seconds > 0 {
             self.refilled = now;
-            let seconds = seconds.min(BURST);
+            let seconds = seconds.min(BURST_TOKENS);
             self.charge(-seconds * REFILL_PER_SECOND);
             self.resets = (self.resets + seconds * RESET_REFILL_PER_SECOND).min(RESET_BURST);
         }
@@ -250,7 +250,7 @@ mod tests {
         for _ in 0..10 {
             guard.charge_window_update(true, 1);
         }
-        assert_eq!((guard.tokens, guard.unacknowledged), (BURST - 1, 0));
+        assert_eq!((guard.tokens, guard.unacknowledged), (BURST_TOKENS - 1, 0));
         let nothing = times(9_000, |guard| guard.charge_window_update(true, 0));
         assert_eq!(nothing, 2_000);
     }
@@ -270,7 +270,7 @@ mod tests {
             let mut guard = FloodGuard::new();
             (0..10_000).for_each(|_| guard.credit_request());
             (0..MAX_PRIORITIES).for_each(|_| guard.charge_frame(frame));
-            assert_eq!(guard.tokens, BURST);
+            assert_eq!(guard.tokens, BURST_TOKENS);
             assert_eq!(times(9_000, |guard| guard.charge_frame(frame)), 2_000);
         }
     }

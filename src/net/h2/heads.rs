@@ -29,13 +29,13 @@ const BYTES_PER_CONTINUATION: usize = 256;
 /// Tokens for a CONTINUATION that the size of its block does not need.
 const SPARE_CONTINUATION_COST: i64 = 20;
 /// Size of fields, in bytes, that is always kept apart from what ends a connection, however small `max_header_size` is.
-const MIN_KEPT: usize = 64 << 10;
+const MIN_KEPT_BYTES: usize = 64 << 10;
 /// Heads in bytes that a stream may hold unread: interim responses, which no window holds up.
-const MAX_UNREAD_HEADS: usize = 256 << 10;
+const MAX_UNREAD_HEAD_BYTES: usize = 256 << 10;
 
 thread_local! {
     /// The fields of the block that is being read.
-    static FIELDS: RefCell<FieldList> = RefCell::default();
+    static FIELD_LIST: RefCell<FieldList> = RefCell::default();
 }
 
 /// How long the client of a gRPC call waits for its end; `None` for requests that are no calls.
@@ -50,7 +50,7 @@ fn deadline(fields: &FieldList) -> Option<Duration> {
 
 impl ConnectionState {
     /// RFC 9113 section 6.2.
-    pub(super) fn headers(&mut self, frame: Frame, payload: &[u8]) -> Result<(), ProtocolError> {
+    pub(super) fn on_headers(&mut self, frame: Frame, payload: &[u8]) -> Result<(), ProtocolError> {
         let (mut block, mut padding) = (payload, 0);
         if frame.has(flag::PADDED) {
             let (first, rest) = block.split_first().ok_or(ErrorCode::FRAME_SIZE_ERROR)?;
@@ -66,9 +66,9 @@ impl ConnectionState {
         let block = block.get(..length).unwrap_or_default();
         let ends = frame.has(flag::END_STREAM);
         if frame.has(flag::END_HEADERS) {
-            return self.block(frame.stream, ends, block);
+            return self.on_field_block(frame.stream, ends, block);
         }
-        self.block = Some(Box::new(FieldBlock {
+        self.partial_block = Some(Box::new(FieldBlock {
             stream: frame.stream,
             ends,
             bytes: block.to_vec(),
@@ -78,14 +78,14 @@ impl ConnectionState {
     }
 
     /// RFC 9113 section 6.10.
-    pub(super) fn continuation(
+    pub(super) fn on_continuation(
         &mut self,
         frame: Frame,
         payload: &[u8],
     ) -> Result<(), ProtocolError> {
         // Compressed fields are seldom half as large as they are decoded.
         let most = self.field_limits().decoded / 2;
-        let Some(mut block) = self.block.take() else {
+        let Some(mut block) = self.partial_block.take() else {
             return Err(ErrorCode::PROTOCOL_ERROR.into());
         };
         block.continuations += 1;
@@ -99,9 +99,9 @@ impl ConnectionState {
             return Err(ErrorCode::ENHANCE_YOUR_CALM.into());
         }
         if frame.has(flag::END_HEADERS) {
-            return self.block(block.stream, block.ends, &block.bytes);
+            return self.on_field_block(block.stream, block.ends, &block.bytes);
         }
-        self.block = Some(block);
+        self.partial_block = Some(block);
         Ok(())
     }
 
@@ -114,14 +114,14 @@ impl ConnectionState {
         };
         SizeLimits {
             kept,
-            decoded: 8 * kept.max(MIN_KEPT),
+            decoded: 8 * kept.max(MIN_KEPT_BYTES),
         }
     }
 
     /// A field block that is whole.
-    fn block(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), ProtocolError> {
+    fn on_field_block(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), ProtocolError> {
         let limits = self.field_limits();
-        FIELDS.with_borrow_mut(|fields| {
+        FIELD_LIST.with_borrow_mut(|fields| {
             self.decoder
                 .decode(block, limits, fields)
                 .map_err(|refused| match refused {
@@ -129,55 +129,65 @@ impl ConnectionState {
                     HpackError::TooLarge => ErrorCode::ENHANCE_YOUR_CALM,
                 })?;
             match self.role {
-                PeerRole::Client(_) => self.asks(id, ends, fields),
-                PeerRole::Backend(_) => self.answers(id, ends, fields),
+                PeerRole::Client(_) => self.on_request_headers(id, ends, fields),
+                PeerRole::Backend(_) => self.on_response_headers(id, ends, fields),
             }
         })
     }
 
     /// Trailers of a message.
-    fn trailers(&mut self, id: u32, ends: bool, fields: &FieldList) -> Result<(), ProtocolError> {
-        let Some(flow) = self.live(id) else {
+    fn on_trailers(
+        &mut self,
+        id: u32,
+        ends: bool,
+        fields: &FieldList,
+    ) -> Result<(), ProtocolError> {
+        let Some(entry) = self.open_entry(id) else {
             self.flood_guard.charge(LATE_HEAD_COST);
             return Ok(());
         };
-        if flow.got_end {
+        if entry.end_received {
             return Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED));
         }
         match recv_buffer::trailer_section(fields) {
             _ if !ends => self.malformed(id, "trailers that are not the end"),
             _ if !fields.is_whole() => self.too_large(id, "its trailers"),
-            Some(section) => self.ends(id, section),
+            Some(section) => self.on_end_stream(id, section),
             None => self.malformed(id, "trailers with a field that HTTP/2 does not have there"),
         }
         Ok(())
     }
 
     /// Fields of a client.
-    fn asks(&mut self, id: u32, ends: bool, fields: &FieldList) -> Result<(), ProtocolError> {
-        if id <= self.last || id.is_multiple_of(2) {
-            return match self.whose(id)? {
-                StreamState::Open => self.trailers(id, ends, fields),
+    fn on_request_headers(
+        &mut self,
+        id: u32,
+        ends: bool,
+        fields: &FieldList,
+    ) -> Result<(), ProtocolError> {
+        if id <= self.last_stream_id || id.is_multiple_of(2) {
+            return match self.stream_state(id)? {
+                StreamState::Open => self.on_trailers(id, ends, fields),
                 // RFC 9113 section 5.1.1.
-                StreamState::Past => self
-                    .is_late(id)
+                StreamState::Closed => self
+                    .check_closed_headers(id)
                     .map_err(|_| ErrorCode::PROTOCOL_ERROR.into()),
             };
         }
-        self.last = id;
-        let mut flow = self.new_flow();
+        self.last_stream_id = id;
+        let mut entry = self.new_entry();
         let PeerRole::Client(client) = &mut self.role else {
             return Ok(());
         };
         // A stream that is closed, RFC 9113 section 5.1, can still be in use.
-        let in_use = self.flows.len();
-        let is_full = in_use >= client.most && {
-            let open = self.flows.values().filter(|flow| flow.is_open());
-            open.count() >= client.most || in_use >= 2 * client.most
+        let in_use = self.streams.len();
+        let is_full = in_use >= client.max_streams && {
+            let open = self.streams.values().filter(|entry| entry.is_open());
+            open.count() >= client.max_streams || in_use >= 2 * client.max_streams
         };
-        if is_full || client.leave == GoawayState::Taken {
+        if is_full || client.goaway == GoawayState::Final {
             // It may not have seen our settings (RFC 9113 section 6.5.3), or that we leave.
-            let is_expected = !self.is_acknowledged || client.leave == GoawayState::Taken;
+            let is_expected = !self.is_acknowledged || client.goaway == GoawayState::Final;
             self.refuse_request(id, is_expected);
             return Ok(());
         }
@@ -194,59 +204,64 @@ impl ConnectionState {
             refusal: None,
         };
         let now = *self.read_at.get_or_insert_with(clock::now);
-        flow.rapid_until = Some(now + rapid_reset_age(deadline(fields)));
-        flow.got_end = ends;
+        entry.rapid_until = Some(now + rapid_reset_age(deadline(fields)));
+        entry.end_received = ends;
         match read {
             Ok(request) => {
                 asked.is_head = request.is_head;
                 asked.accept = request.accept;
-                flow.reader.begin(request.head);
+                entry.recv_buffer.set_head(request.head);
             }
             Err(reason) => {
                 asked.refusal = Some(reason);
                 asked.is_head = fields.iter().any(|field| field == (b":method", b"HEAD"));
-                flow.reader.begin(request::nothing());
+                entry.recv_buffer.set_head(request::nothing());
             }
         }
         if ends {
-            flow.reader.end(Vec::new());
+            entry.recv_buffer.finish(Vec::new());
         }
-        self.flows.insert(id, flow);
-        client.asked.push_back(asked);
+        self.streams.insert(id, entry);
+        client.requests.push_back(asked);
         self.flood_guard.credit_request();
         Ok(())
     }
 
     /// Fields of a backend.
-    fn answers(&mut self, id: u32, ends: bool, fields: &FieldList) -> Result<(), ProtocolError> {
-        if let StreamState::Past = self.whose(id)? {
-            return self.is_late(id);
+    fn on_response_headers(
+        &mut self,
+        id: u32,
+        ends: bool,
+        fields: &FieldList,
+    ) -> Result<(), ProtocolError> {
+        if let StreamState::Closed = self.stream_state(id)? {
+            return self.check_closed_headers(id);
         }
-        let Some(flow) = self.live(id) else {
+        let Some(entry) = self.open_entry(id) else {
             self.flood_guard.charge(LATE_HEAD_COST);
             return Ok(());
         };
-        if flow.reader.is_begun() {
-            return self.trailers(id, ends, fields);
+        if entry.recv_buffer.has_head() {
+            return self.on_trailers(id, ends, fields);
         }
         if !fields.is_whole() {
             self.too_large(id, "its head");
             return Ok(());
         }
-        match response::read(fields, ends, &flow.expected) {
+        match response::read(fields, ends, &entry.expected) {
             Ok(response::ReceivedHead::Interim(text)) => {
-                if flow.reader.unread_text() + text.len() > MAX_UNREAD_HEADS {
+                if entry.recv_buffer.unread_text() + text.len() > MAX_UNREAD_HEAD_BYTES {
                     self.too_large(id, "its interim responses");
                     return Ok(());
                 }
-                flow.interim_responses += 1;
-                flow.reader.interim(text);
+                entry.interim_responses += 1;
+                entry.recv_buffer.push_interim(text);
             }
             Ok(response::ReceivedHead::Final(head)) => {
-                flow.reader.begin(head);
+                entry.recv_buffer.set_head(head);
                 if ends {
-                    flow.got_end = true;
-                    flow.reader.end(Vec::new());
+                    entry.end_received = true;
+                    entry.recv_buffer.finish(Vec::new());
                 }
             }
             Err(what) => {
@@ -254,12 +269,12 @@ impl ConnectionState {
                 return Ok(());
             }
         }
-        flow.wake_reader();
-        if flow.interim_responses > FREE_INTERIM_RESPONSES {
+        entry.wake_reader();
+        if entry.interim_responses > FREE_INTERIM_RESPONSES {
             self.flood_guard.charge(INTERIM_RESPONSE_COST);
         }
         if let PeerRole::Backend(backend) = &mut self.role {
-            backend.has_answered = true;
+            backend.has_responded = true;
         }
         Ok(())
     }
@@ -267,15 +282,17 @@ impl ConnectionState {
     /// Ends a stream whose message is larger than we take; the frames of its peer are honest, and cost nothing.
     fn too_large(&mut self, id: u32, what: &'static str) {
         let is_client = matches!(self.role, PeerRole::Client(_));
-        let Some(flow) = self.live(id) else { return };
+        let Some(entry) = self.open_entry(id) else {
+            return;
+        };
         let ended = StreamError::TooLarge(what);
         if is_client {
             // The request has ended: there can be a response.
-            flow.got_end = true;
-            flow.reader.refuse(ended);
-            flow.wake_reader();
+            entry.end_received = true;
+            entry.recv_buffer.fail(ended);
+            entry.wake_reader();
         } else {
-            flow.end(ended);
+            entry.close(ended);
             self.write_reset(id, ErrorCode::CANCEL);
         }
     }

@@ -19,7 +19,7 @@ pub trait Http1Adapter {
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
 
     /// Ready when a write takes something, or fails.
-    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
     /// As `Stream::try_read`.
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -53,7 +53,7 @@ pub trait Http1Adapter {
         loop {
             match self.write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.poll_room(cx))?;
+                    ready!(self.poll_writable(cx))?;
                 }
                 written => return Poll::Ready(written),
             }

@@ -36,19 +36,19 @@ pub struct IncomingStream {
     refusal: Option<Reason>,
     /// What the backend of a WebSocket must answer.
     accept: Option<Box<str>>,
-    sending: RefCell<ResponseEncoder>,
+    encoder: RefCell<ResponseEncoder>,
 }
 
 impl IncomingStream {
     /// The exchange that was asked for.
     pub fn new(connection: Rc<Connection>, asked: IncomingRequest) -> Self {
-        let sending = ResponseEncoder::new(asked.is_head, asked.accept.is_some());
+        let encoder = ResponseEncoder::new(asked.is_head, asked.accept.is_some());
         Self {
             connection,
             id: asked.id,
             refusal: asked.refusal,
             accept: asked.accept,
-            sending: RefCell::new(sending),
+            encoder: RefCell::new(encoder),
         }
     }
 
@@ -69,38 +69,38 @@ impl IncomingStream {
 
     /// What the TLS of the connection agreed on.
     pub fn negotiated_tls(&self) -> Option<&NegotiatedTls> {
-        self.connection.facts.agreed.as_ref()
+        self.connection.info.agreed.as_ref()
     }
 
     /// Address and port of the client.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.connection.facts.peer
+        self.connection.info.peer
     }
 
     /// Our own address.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.connection.facts.local
+        self.connection.info.local
     }
 
     /// Ready when the stream was reset, by whomever, or its connection is no more.
-    pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.connection.poll_gone(self.id, cx).map(drop)
+    pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.connection.poll_closed(self.id, cx).map(drop)
     }
 
     /// As `Stream::unacked`.
     pub fn unacked(&self) -> Option<u64> {
-        self.connection.unacked_of(self.id)
+        self.connection.unacked_on_stream(self.id)
     }
 
     /// Ends a call of gRPC that has begun to be answered with `status`, which is that of a failure.
     pub fn end_call(&self, status: u8) {
-        let mut sending = self.sending.borrow_mut();
-        sending.end_call(&self.connection, self.id, status);
+        let mut encoder = self.encoder.borrow_mut();
+        encoder.end_call(&self.connection, self.id, status);
     }
 
     /// Ends our direction of a tunnel; a response ends by itself.
     pub fn finish(&self) {
-        self.sending.borrow_mut().finish(&self.connection, self.id);
+        self.encoder.borrow_mut().finish(&self.connection, self.id);
     }
 }
 
@@ -112,24 +112,24 @@ impl Http1Adapter for IncomingStream {
     }
 
     fn take(&self, target: &mut ReadBuf<'_>) -> io::Result<bool> {
-        Ok(self.connection.take(self.id, target))
+        Ok(self.connection.read(self.id, target))
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let mut sending = self.sending.borrow_mut();
-        sending.write(&self.connection, self.id, bytes)
+        let mut encoder = self.encoder.borrow_mut();
+        encoder.write(&self.connection, self.id, bytes)
     }
 
-    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.sending
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.encoder
             .borrow()
-            .poll_room(&self.connection, self.id, cx)
+            .poll_writable(&self.connection, self.id, cx)
     }
 }
 
 impl Drop for IncomingStream {
     fn drop(&mut self) {
         // What is not whole must not look whole.
-        self.connection.close(self.id, self.sending.get_mut().cut());
+        self.connection.close(self.id, self.encoder.get_mut().cut());
     }
 }

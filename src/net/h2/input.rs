@@ -2,7 +2,7 @@
 
 use super::{
     StreamError,
-    connection::FAREWELL,
+    connection::SHUTDOWN_PING,
     flood_guard::{ANSWERED_FRAME_COST, IDLE_FRAME_COST, LATE_HEAD_COST},
     recv_windows::RTT_PROBE,
     state::{ConnectionState, GoawayState, PartialData, PeerRole},
@@ -10,8 +10,8 @@ use super::{
 use crate::{
     base::clock,
     http2::frame::{
-        self, CLIENT_PREFACE, ErrorCode, Frame, HEADER_BYTES, LARGEST, MAX_PAYLOAD_BYTES, flag,
-        kind, setting,
+        self, CLIENT_PREFACE, ErrorCode, Frame, HEADER_BYTES, MAX_PAYLOAD_BYTES, MAX_WINDOW_SIZE,
+        flag, kind, setting,
     },
 };
 
@@ -34,15 +34,15 @@ pub(super) enum StreamState {
     /// It is in use.
     Open,
     /// It has been.
-    Past,
+    Closed,
 }
 
 impl ConnectionState {
     /// Does what the frames in `bytes` say; gives how many bytes that took.
-    pub(super) fn digest(&mut self, bytes: &[u8]) -> usize {
+    pub(super) fn recv_frames(&mut self, bytes: &[u8]) -> usize {
         let mut used = 0;
-        while self.fate.is_none() {
-            match self.step(bytes.get(used..).unwrap_or_default()) {
+        while self.close_reason.is_none() {
+            match self.recv_next(bytes.get(used..).unwrap_or_default()) {
                 Ok(0) => break,
                 Ok(count) => used += count,
                 Err(code) => self.fail(code),
@@ -52,21 +52,21 @@ impl ConnectionState {
     }
 
     /// Looks at the bytes at the front; 0: more are needed.
-    fn step(&mut self, bytes: &[u8]) -> Result<usize, ErrorCode> {
-        if self.preface > 0 {
-            return self.preface(bytes);
+    fn recv_next(&mut self, bytes: &[u8]) -> Result<usize, ErrorCode> {
+        if self.preface_left > 0 {
+            return self.recv_preface(bytes);
         }
-        if self.part.is_some() {
-            return Ok(self.content(bytes));
+        if self.partial_data.is_some() {
+            return Ok(self.recv_content(bytes));
         }
         let Some(frame) = Frame::read(bytes) else {
             return Ok(0);
         };
-        if !self.is_greeted && bytes.starts_with(b"HTTP/") {
-            self.end(StreamError::Http1);
+        if !self.settings_received && bytes.starts_with(b"HTTP/") {
+            self.close(StreamError::Http1);
             return Ok(0);
         }
-        self.check(frame)?;
+        self.check_header(frame)?;
         let head = HEADER_BYTES + usize::from(frame.kind == kind::DATA && frame.has(flag::PADDED));
         let whole = HEADER_BYTES + frame.length;
         // Of content the beginning is enough.
@@ -83,10 +83,10 @@ impl ConnectionState {
             return Err(ErrorCode::ENHANCE_YOUR_CALM);
         }
         if let PeerRole::Backend(backend) = &mut self.role {
-            backend.asked = None;
-            backend.probed = None;
+            backend.asked_at = None;
+            backend.probed_at = None;
         }
-        match self.frame(frame, payload) {
+        match self.on_frame(frame, payload) {
             Ok(()) => {}
             Err(ProtocolError::Stream(id, code)) => self.reset(id, code),
             Err(ProtocolError::Connection(code)) => return Err(code),
@@ -95,26 +95,26 @@ impl ConnectionState {
     }
 
     /// What must come first, RFC 9113 section 3.4.
-    fn preface(&mut self, bytes: &[u8]) -> Result<usize, ErrorCode> {
+    fn recv_preface(&mut self, bytes: &[u8]) -> Result<usize, ErrorCode> {
         let expected = CLIENT_PREFACE
-            .get(CLIENT_PREFACE.len() - self.preface..)
+            .get(CLIENT_PREFACE.len() - self.preface_left..)
             .unwrap_or_default();
         let count = expected.len().min(bytes.len());
         if bytes.get(..count) != expected.get(..count) {
             return Err(ErrorCode::PROTOCOL_ERROR);
         }
-        self.preface -= count;
+        self.preface_left -= count;
         Ok(count)
     }
 
     /// What can be said by the header alone.
-    fn check(&self, frame: Frame) -> Result<(), ErrorCode> {
+    fn check_header(&self, frame: Frame) -> Result<(), ErrorCode> {
         if frame.length > MAX_PAYLOAD_BYTES {
             return Err(ErrorCode::FRAME_SIZE_ERROR);
         }
         let is_greeting = frame.kind == kind::SETTINGS && !frame.has(flag::ACK);
         // Section 6.10: nothing may come between the frames of a block.
-        let is_between = match &self.block {
+        let is_between = match &self.partial_block {
             Some(block) => frame.kind != kind::CONTINUATION || frame.stream != block.stream,
             None => frame.kind == kind::CONTINUATION,
         };
@@ -123,7 +123,7 @@ impl ConnectionState {
             frame.kind,
             kind::DATA | kind::HEADERS | kind::PRIORITY | kind::RST_STREAM
         );
-        if !self.is_greeted && !is_greeting
+        if !self.settings_received && !is_greeting
             || is_between
             || is_of_connection && frame.stream != 0
             || is_of_stream && frame.stream == 0
@@ -148,20 +148,20 @@ impl ConnectionState {
         }
     }
 
-    fn frame(&mut self, frame: Frame, payload: &[u8]) -> Result<(), ProtocolError> {
+    fn on_frame(&mut self, frame: Frame, payload: &[u8]) -> Result<(), ProtocolError> {
         match frame.kind {
-            kind::DATA => self.data(frame, payload.first().copied()),
-            kind::HEADERS => self.headers(frame, payload),
-            kind::CONTINUATION => self.continuation(frame, payload),
-            kind::RST_STREAM => self.was_reset(frame.stream, payload),
-            kind::SETTINGS if !frame.has(flag::ACK) => self.settings(payload),
+            kind::DATA => self.on_data(frame, payload.first().copied()),
+            kind::HEADERS => self.on_headers(frame, payload),
+            kind::CONTINUATION => self.on_continuation(frame, payload),
+            kind::RST_STREAM => self.on_rst_stream(frame.stream, payload),
+            kind::SETTINGS if !frame.has(flag::ACK) => self.on_settings(payload),
             kind::SETTINGS => {
-                self.settings_acknowledged();
+                self.on_settings_ack();
                 Ok(())
             }
             kind::PING if frame.has(flag::ACK) => {
-                if payload == FAREWELL {
-                    self.take_leave();
+                if payload == SHUTDOWN_PING {
+                    self.finish_shutdown();
                 } else if payload == RTT_PROBE {
                     self.windows.finish_probe(clock::now());
                 }
@@ -172,37 +172,37 @@ impl ConnectionState {
                 Ok(())
             }
             kind::GOAWAY => {
-                self.is_left(payload);
+                self.on_goaway(payload);
                 Ok(())
             }
-            kind::WINDOW_UPDATE => self.window(frame.stream, payload),
+            kind::WINDOW_UPDATE => self.on_window_update(frame.stream, payload),
             _ => Ok(()),
         }
     }
 
     /// Whose stream `id` is; one that has not begun is an error of the connection, RFC 9113 section 5.1.
-    pub(super) fn whose(&self, id: u32) -> Result<StreamState, ProtocolError> {
-        if self.flows.contains_key(&id) {
+    pub(super) fn stream_state(&self, id: u32) -> Result<StreamState, ProtocolError> {
+        if self.streams.contains_key(&id) {
             return Ok(StreamState::Open);
         }
-        if id > self.last || id.is_multiple_of(2) {
+        if id > self.last_stream_id || id.is_multiple_of(2) {
             return Err(ErrorCode::PROTOCOL_ERROR.into());
         }
-        Ok(StreamState::Past)
+        Ok(StreamState::Closed)
     }
 
     /// A frame for a stream that is past: on its way when we ended it, or wrong.
-    pub(super) fn is_past(&self, id: u32) -> Result<(), ProtocolError> {
-        if self.closed.contains(id) {
+    pub(super) fn check_closed(&self, id: u32) -> Result<(), ProtocolError> {
+        if self.closed_streams.contains(id) {
             return Ok(());
         }
         Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED))
     }
 
     /// The same of fields.
-    pub(super) fn is_late(&mut self, id: u32) -> Result<(), ProtocolError> {
+    pub(super) fn check_closed_headers(&mut self, id: u32) -> Result<(), ProtocolError> {
         self.flood_guard.charge(LATE_HEAD_COST);
-        self.is_past(id)
+        self.check_closed(id)
     }
 
     /// Ends a stream whose peer does what it may not.
@@ -216,11 +216,11 @@ impl ConnectionState {
     }
 
     fn refuse(&mut self, id: u32, code: ErrorCode, why: StreamError) {
-        if let Some(flow) = self.flows.get_mut(&id) {
-            if flow.ended.is_some() {
+        if let Some(entry) = self.streams.get_mut(&id) {
+            if entry.error.is_some() {
                 return;
             }
-            flow.end(why);
+            entry.close(why);
             self.flood_guard.charge_reset();
         } else {
             // No work was wasted.
@@ -236,7 +236,7 @@ impl ConnectionState {
     }
 
     /// The beginning of a DATA frame, RFC 9113 section 6.1.
-    fn data(&mut self, frame: Frame, padding: Option<u8>) -> Result<(), ProtocolError> {
+    fn on_data(&mut self, frame: Frame, padding: Option<u8>) -> Result<(), ProtocolError> {
         let id = frame.stream;
         let extra = padding.map_or(0, |length| usize::from(length) + 1);
         let Some(left) = frame.length.checked_sub(extra) else {
@@ -256,15 +256,15 @@ impl ConnectionState {
         let checked = self.check_data(frame);
         part.is_waste = !matches!(checked, Ok(true));
         if part.is_waste {
-            self.give(frame.length);
+            self.release(frame.length);
         } else if extra > 0 {
-            self.give(extra);
-            self.give_to(id, extra);
+            self.release(extra);
+            self.release_on_stream(id, extra);
         }
         if part.left + part.padding > 0 {
-            self.part = Some(part);
+            self.partial_data = Some(part);
         } else if !part.is_waste && part.ends {
-            self.ends(id, Vec::new());
+            self.on_end_stream(id, Vec::new());
         }
         checked.map(|_| ())
     }
@@ -272,28 +272,28 @@ impl ConnectionState {
     /// True if somebody wants the content of the frame.
     fn check_data(&mut self, frame: Frame) -> Result<bool, ProtocolError> {
         let id = frame.stream;
-        if let StreamState::Past = self.whose(id)? {
-            return self.is_past(id).map(|()| false);
+        if let StreamState::Closed = self.stream_state(id)? {
+            return self.check_closed(id).map(|()| false);
         }
-        let Some(flow) = self.live(id) else {
+        let Some(entry) = self.open_entry(id) else {
             return Ok(false);
         };
-        if flow.got_end {
+        if entry.end_received {
             return Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED));
         }
-        if !flow.reader.is_begun() {
+        if !entry.recv_buffer.has_head() {
             self.malformed(id, "content before the head");
             return Ok(false);
         }
-        if !flow.inward.consume(frame.length) {
+        if !entry.recv_window.consume(frame.length) {
             return Err(ProtocolError::Stream(id, ErrorCode::FLOW_CONTROL_ERROR));
         }
         Ok(true)
     }
 
     /// Content and padding of a DATA frame, as far as they are there.
-    fn content(&mut self, bytes: &[u8]) -> usize {
-        let Some(mut part) = self.part.take() else {
+    fn recv_content(&mut self, bytes: &[u8]) -> usize {
+        let Some(mut part) = self.partial_data.take() else {
             return 0;
         };
         let here = bytes.get(..part.left).unwrap_or(bytes);
@@ -301,40 +301,40 @@ impl ConnectionState {
         let skipped = part.padding.min(bytes.len() - here.len());
         part.padding -= skipped;
         if !part.is_waste {
-            self.push(part.stream, here);
+            self.on_content(part.stream, here);
         }
         if part.left + part.padding > 0 {
-            self.part = Some(part);
+            self.partial_data = Some(part);
         } else if !part.is_waste && part.ends {
-            self.ends(part.stream, Vec::new());
+            self.on_end_stream(part.stream, Vec::new());
         }
         here.len() + skipped
     }
 
-    fn push(&mut self, id: u32, bytes: &[u8]) {
-        let Some(flow) = self.live(id) else {
-            return self.give(bytes.len());
+    fn on_content(&mut self, id: u32, bytes: &[u8]) {
+        let Some(entry) = self.open_entry(id) else {
+            return self.release(bytes.len());
         };
-        if !flow.reader.wants_content() {
-            self.give(bytes.len());
-            return self.give_to(id, bytes.len());
+        if !entry.recv_buffer.expects_content() {
+            self.release(bytes.len());
+            return self.release_on_stream(id, bytes.len());
         }
-        if flow.reader.push(bytes) {
-            flow.wake_reader();
+        if entry.recv_buffer.push_content(bytes) {
+            entry.wake_reader();
         } else {
-            self.give(bytes.len());
+            self.release(bytes.len());
             self.malformed(id, "more content than was declared");
         }
     }
 
     /// The peer has come to the end of a message.
-    pub(super) fn ends(&mut self, id: u32, trailers: Vec<u8>) {
-        let Some(flow) = self.live(id) else {
+    pub(super) fn on_end_stream(&mut self, id: u32, trailers: Vec<u8>) {
+        let Some(entry) = self.open_entry(id) else {
             return;
         };
-        flow.got_end = true;
-        if flow.reader.end(trailers) {
-            flow.wake_reader();
+        entry.end_received = true;
+        if entry.recv_buffer.finish(trailers) {
+            entry.wake_reader();
         } else {
             // RFC 9113 section 8.1.1.
             self.malformed(id, "less content than was declared");
@@ -342,16 +342,16 @@ impl ConnectionState {
     }
 
     /// RFC 9113 section 6.4.
-    fn was_reset(&mut self, id: u32, payload: &[u8]) -> Result<(), ProtocolError> {
-        self.whose(id)?;
-        if let Some(flow) = self.flows.get_mut(&id)
-            && flow.ended.is_none()
+    fn on_rst_stream(&mut self, id: u32, payload: &[u8]) -> Result<(), ProtocolError> {
+        self.stream_state(id)?;
+        if let Some(entry) = self.streams.get_mut(&id)
+            && entry.error.is_none()
         {
-            if !flow.sent_end && flow.is_rapid(clock::now()) {
+            if !entry.end_sent && entry.is_rapid(clock::now()) {
                 self.flood_guard.charge_reset();
             }
             let code = frame::u32_at(payload, 0).unwrap_or_default();
-            flow.end(StreamError::Reset(ErrorCode(code)));
+            entry.close(StreamError::Reset(ErrorCode(code)));
         } else {
             self.flood_guard.charge(IDLE_FRAME_COST);
         }
@@ -359,12 +359,12 @@ impl ConnectionState {
     }
 
     /// RFC 9113 section 6.5.
-    fn settings(&mut self, payload: &[u8]) -> Result<(), ProtocolError> {
+    fn on_settings(&mut self, payload: &[u8]) -> Result<(), ProtocolError> {
         let mut window = None;
         for (name, value) in frame::settings(payload) {
             match (name, value) {
                 // Said many times it would be much work: the last one counts.
-                (setting::INITIAL_WINDOW_SIZE, 0..=LARGEST) => window = Some(value),
+                (setting::INITIAL_WINDOW_SIZE, 0..=MAX_WINDOW_SIZE) => window = Some(value),
                 (setting::INITIAL_WINDOW_SIZE, _) => {
                     return Err(ErrorCode::FLOW_CONTROL_ERROR.into());
                 }
@@ -376,8 +376,8 @@ impl ConnectionState {
             }
             if let PeerRole::Backend(backend) = &mut self.role {
                 match name {
-                    setting::MAX_CONCURRENT_STREAMS => backend.most = Some(value),
-                    setting::ENABLE_CONNECT_PROTOCOL => backend.takes_connect = value == 1,
+                    setting::MAX_CONCURRENT_STREAMS => backend.max_streams = Some(value),
+                    setting::ENABLE_CONNECT_PROTOCOL => backend.supports_connect = value == 1,
                     setting::ENABLE_PUSH if value == 1 => {
                         return Err(ErrorCode::PROTOCOL_ERROR.into());
                     }
@@ -386,34 +386,34 @@ impl ConnectionState {
             }
         }
         if let Some(size) = window {
-            self.resize(size)?;
+            self.on_initial_window_size(size)?;
         }
-        self.is_greeted = true;
+        self.settings_received = true;
         frame::write(&mut self.out, kind::SETTINGS, flag::ACK, 0, &[]);
         Ok(())
     }
 
     /// The windows of all streams begin with another size, RFC 9113 section 6.9.2.
-    fn resize(&mut self, size: u32) -> Result<(), ProtocolError> {
-        let change = i64::from(size) - i64::from(self.initial);
-        self.initial = size;
-        for flow in self.flows.values_mut() {
-            if !flow.outward.change(change) {
+    fn on_initial_window_size(&mut self, size: u32) -> Result<(), ProtocolError> {
+        let change = i64::from(size) - i64::from(self.peer_initial_window);
+        self.peer_initial_window = size;
+        for entry in self.streams.values_mut() {
+            if !entry.send_window.adjust(change) {
                 return Err(ErrorCode::FLOW_CONTROL_ERROR.into());
             }
-            flow.wake_writer();
+            entry.wake_writer();
         }
         Ok(())
     }
 
     /// RFC 9113 section 6.9.
-    fn window(&mut self, id: u32, payload: &[u8]) -> Result<(), ProtocolError> {
+    fn on_window_update(&mut self, id: u32, payload: &[u8]) -> Result<(), ProtocolError> {
         let more = frame::u31(payload, 0).unwrap_or_default();
         self.flood_guard.charge_window_update(id == 0, more);
         if id == 0 {
             return match more {
                 0 => Err(ErrorCode::PROTOCOL_ERROR.into()),
-                more if !self.outward.change(i64::from(more)) => {
+                more if !self.send_window.adjust(i64::from(more)) => {
                     Err(ErrorCode::FLOW_CONTROL_ERROR.into())
                 }
                 // The driver wakes those that wait for it.
@@ -423,44 +423,44 @@ impl ConnectionState {
                 }
             };
         }
-        if let StreamState::Past = self.whose(id)? {
+        if let StreamState::Closed = self.stream_state(id)? {
             return Ok(());
         }
-        let Some(flow) = self.flows.get_mut(&id) else {
+        let Some(entry) = self.streams.get_mut(&id) else {
             return Ok(());
         };
         if more == 0 {
             return Err(ProtocolError::Stream(id, ErrorCode::PROTOCOL_ERROR));
         }
-        if !flow.outward.change(i64::from(more)) {
+        if !entry.send_window.adjust(i64::from(more)) {
             return Err(ProtocolError::Stream(id, ErrorCode::FLOW_CONTROL_ERROR));
         }
-        flow.is_opened = true;
-        flow.unacknowledged = flow.unacknowledged.saturating_sub(more as usize);
-        flow.wake_writer();
+        entry.window_update_received = true;
+        entry.unacknowledged = entry.unacknowledged.saturating_sub(more as usize);
+        entry.wake_writer();
         Ok(())
     }
 
     /// The client has seen that we leave, or has had the time for it.
-    pub(super) fn take_leave(&mut self) {
+    pub(super) fn finish_shutdown(&mut self) {
         if let PeerRole::Client(client) = &mut self.role
-            && client.leave == GoawayState::Announced
+            && client.goaway == GoawayState::Announced
         {
-            client.leave = GoawayState::Taken;
-            frame::write_goaway(&mut self.out, self.last, ErrorCode::NO_ERROR);
+            client.goaway = GoawayState::Final;
+            frame::write_goaway(&mut self.out, self.last_stream_id, ErrorCode::NO_ERROR);
         }
     }
 
     /// The peer leaves, RFC 9113 section 6.8: it will not look at streams of ours beyond the last that it names.
-    fn is_left(&mut self, payload: &[u8]) {
+    fn on_goaway(&mut self, payload: &[u8]) {
         match &mut self.role {
-            PeerRole::Client(client) => client.is_leaving = true,
+            PeerRole::Client(client) => client.goaway_received = true,
             PeerRole::Backend(backend) => {
-                backend.is_leaving = true;
+                backend.is_closing = true;
                 let last = frame::u31(payload, 0).unwrap_or_default();
                 let code = ErrorCode(frame::u32_at(payload, 4).unwrap_or_default());
-                let beyond = self.flows.iter_mut().filter(|(id, _)| **id > last);
-                beyond.for_each(|(_, flow)| flow.end(StreamError::Unseen(code)));
+                let beyond = self.streams.iter_mut().filter(|(id, _)| **id > last);
+                beyond.for_each(|(_, entry)| entry.close(StreamError::NotProcessed(code)));
             }
         }
     }

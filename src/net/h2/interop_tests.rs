@@ -362,19 +362,19 @@ impl InteropRound {
         for ((plan, client), server) in self.plans.iter().zip(seen).zip(&*self.seen.borrow()) {
             plan.check(client, *server);
         }
-        assert!(connection.fate().is_none());
+        assert!(connection.close_reason().is_none());
     }
 
     /// Waits until nothing is on its way any more; then the windows are whole.
     async fn settle(&self, connection: &Connection) {
-        while self.busy.get() > 0 || connection.open() > 0 || connection.has_unwritten() {
+        while self.busy.get() > 0 || connection.open_streams() > 0 || connection.has_unwritten() {
             yield_now().await;
         }
         // What is on its way on streams that were reset.
         for _ in 0..100 {
             yield_now().await;
         }
-        assert!(connection.core.borrow().windows.connection.is_whole());
+        assert!(connection.state.borrow().windows.connection.is_whole());
     }
 }
 
@@ -409,8 +409,8 @@ fn backends_and_we_understand_each_other() {
     rounds(2_000, |round| async move {
         let (socket, stream) = ours::sockets(&round);
         theirs::serve(&round, socket);
-        let link = ours::connect(stream).await;
-        let ask = |index| ours::ask(Rc::clone(&round), Rc::clone(&link), index);
-        round.run(link.connection(), ask).await;
+        let connection = ours::connect(stream).await;
+        let ask = |index| ours::ask(Rc::clone(&round), Rc::clone(&connection), index);
+        round.run(connection.engine(), ask).await;
     });
 }

@@ -1,7 +1,7 @@
 //! HTTP/2 (RFC 9113) as the streams that the HTTP/1 engine reads and writes: one virtual connection for each h2 stream.
 //!
 //! `connection.rs` is a connection, from either end: what its streams share, and who drives it. `core.rs` is what changes of it,
-//! `input.rs` what the peer's frames do to it, `heads.rs` what its field blocks do, `flow.rs` one stream, `recv_windows.rs` how much it may send. Towards clients a stream gives a request and takes its response (`incoming.rs`),
+//! `input.rs` what the peer's frames do to it, `heads.rs` what its field blocks do, `entry.rs` one stream, `recv_windows.rs` how much it may send. Towards clients a stream gives a request and takes its response (`incoming.rs`),
 //! towards backends it takes a request and gives its response (`backend/`). What frames and field blocks are is in
 //! `crate::http2`. Must not know listeners, routes or policies.
 
@@ -36,7 +36,7 @@ pub enum StreamError {
     Reset(ErrorCode),
     /// The peer has said that it will not look at it.
     #[error("connection ended by the peer (GOAWAY {0})")]
-    Unseen(ErrorCode),
+    NotProcessed(ErrorCode),
     /// We have found something wrong with it.
     #[error("not valid HTTP/2 ({0})")]
     Invalid(ErrorCode),

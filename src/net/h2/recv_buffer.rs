@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Most bytes of a body that has been taken whole whose room is kept for more of it.
-const KEPT: usize = 64 << 10;
+const KEPT_CONTENT_BYTES: usize = 64 << 10;
 
 /// What follows the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub(super) struct RecvBuffer {
     /// The trailer section.
     trailers: Vec<u8>,
     /// Why the end of the message is not given out.
-    refused: Option<StreamError>,
+    failure: Option<StreamError>,
 }
 
 impl RecvBuffer {
@@ -80,20 +80,20 @@ impl RecvBuffer {
             declared: None,
             length: None,
             trailers: Vec::new(),
-            refused: None,
+            failure: None,
         }
     }
 
     /// The final head.
-    pub(super) fn begin(&mut self, head: Http1Head) {
-        self.interim(head.text);
+    pub(super) fn set_head(&mut self, head: Http1Head) {
+        self.push_interim(head.text);
         self.phase = RecvPhase::Body;
         self.body = head.body;
         (self.declared, self.length) = (head.length, head.length);
     }
 
     /// The length that was declared of a body that is given out in chunks.
-    pub(super) const fn declared(&self) -> Option<u64> {
+    pub(super) const fn declared_length(&self) -> Option<u64> {
         match self.body {
             BodyKind::Chunked => self.declared,
             BodyKind::None | BodyKind::Raw => None,
@@ -101,7 +101,7 @@ impl RecvBuffer {
     }
 
     /// A head that another one will follow.
-    pub(super) fn interim(&mut self, text: Vec<u8>) {
+    pub(super) fn push_interim(&mut self, text: Vec<u8>) {
         if self.at == self.text.len() {
             (self.text, self.at) = (text, 0);
         } else {
@@ -110,12 +110,12 @@ impl RecvBuffer {
     }
 
     /// The final head has come.
-    pub(super) fn is_begun(&self) -> bool {
+    pub(super) fn has_head(&self) -> bool {
         self.phase != RecvPhase::Head
     }
 
     /// Content that has come. False: more than was declared. Where nothing may follow the head it is let go.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> bool {
+    pub(super) fn push_content(&mut self, bytes: &[u8]) -> bool {
         if let Some(length) = &mut self.length {
             match length.checked_sub(bytes.len() as u64) {
                 Some(left) => *length = left,
@@ -127,7 +127,7 @@ impl RecvBuffer {
     }
 
     /// The message is whole, with a trailer section. False: less has come than was declared.
-    pub(super) fn end(&mut self, trailers: Vec<u8>) -> bool {
+    pub(super) fn finish(&mut self, trailers: Vec<u8>) -> bool {
         let is_whole = self.length.unwrap_or(0) == 0;
         if is_whole {
             self.trailers = trailers;
@@ -137,13 +137,13 @@ impl RecvBuffer {
     }
 
     /// The message is read as one that does not come to its end, because of `why`.
-    pub(super) fn refuse(&mut self, why: StreamError) {
-        self.refused = Some(why);
+    pub(super) fn fail(&mut self, why: StreamError) {
+        self.failure = Some(why);
     }
 
     /// Why the message does not come to its end although its stream does.
-    pub(super) const fn refused(&self) -> Option<StreamError> {
-        self.refused
+    pub(super) const fn failure(&self) -> Option<StreamError> {
+        self.failure
     }
 
     /// Bytes of heads and of the lines around chunks that were not taken.
@@ -152,24 +152,24 @@ impl RecvBuffer {
     }
 
     /// What follows the head is content for whoever reads.
-    pub(super) const fn wants_content(&self) -> bool {
+    pub(super) const fn expects_content(&self) -> bool {
         !matches!(self.body, BodyKind::None)
     }
 
     /// Content that was not taken.
-    pub(super) fn unread(&self) -> usize {
+    pub(super) fn unread_content(&self) -> usize {
         self.data.len()
     }
 
     /// There is something to take.
     pub(super) fn has_bytes(&self) -> bool {
         self.at < self.text.len()
-            || self.unread() > 0
+            || self.unread_content() > 0
             || self.phase == RecvPhase::Whole && self.body == BodyKind::Chunked
     }
 
     /// Nothing more will come.
-    pub(super) fn is_ended(&self) -> bool {
+    pub(super) fn is_finished(&self) -> bool {
         match self.phase {
             RecvPhase::Head => false,
             RecvPhase::Body => self.body == BodyKind::None,
@@ -178,18 +178,18 @@ impl RecvBuffer {
     }
 
     /// Gives of what is there as much as fits, and says how much of that was content.
-    pub(super) fn take(&mut self, target: &mut ReadBuf<'_>) -> usize {
+    pub(super) fn read(&mut self, target: &mut ReadBuf<'_>) -> usize {
         let mut content = 0;
         while target.remaining() > 0 {
             if let Some(lines @ [_, ..]) = self.text.get(self.at..) {
                 let fits = lines.get(..target.remaining()).unwrap_or(lines);
                 target.put_slice(fits);
                 self.at += fits.len();
-            } else if self.unread() > 0 {
-                content += self.take_content(target);
+            } else if self.unread_content() > 0 {
+                content += self.read_content(target);
             } else if self.phase == RecvPhase::Whole {
                 self.phase = RecvPhase::Closed;
-                self.begin_lines();
+                self.clear_text();
                 if self.body == BodyKind::Chunked {
                     encode::last_chunk(&mut self.text, &self.trailers);
                 }
@@ -200,16 +200,16 @@ impl RecvBuffer {
         content
     }
 
-    fn take_content(&mut self, target: &mut ReadBuf<'_>) -> usize {
+    fn read_content(&mut self, target: &mut ReadBuf<'_>) -> usize {
         let is_chunked = self.body == BodyKind::Chunked;
         if is_chunked && self.chunk == 0 {
-            self.chunk = self.unread();
-            self.begin_lines();
+            self.chunk = self.unread_content();
+            self.clear_text();
             encode::chunk_size(&mut self.text, self.chunk);
             return 0;
         }
         let most = if is_chunked { self.chunk } else { usize::MAX };
-        let count = self.unread().min(most).min(target.remaining());
+        let count = self.unread_content().min(most).min(target.remaining());
         let mut left = count;
         let (front, back) = self.data.as_slices();
         for bytes in [front, back] {
@@ -220,19 +220,19 @@ impl RecvBuffer {
         self.data.drain(..count);
         if self.data.is_empty() {
             self.data.clear();
-            self.data.shrink_to(KEPT);
+            self.data.shrink_to(KEPT_CONTENT_BYTES);
         }
         if is_chunked {
             self.chunk -= count;
             if self.chunk == 0 {
-                self.begin_lines();
+                self.clear_text();
                 encode::end(&mut self.text);
             }
         }
         count
     }
 
-    fn begin_lines(&mut self) {
+    fn clear_text(&mut self) {
         self.text.clear();
         self.at = 0;
     }
@@ -295,32 +295,32 @@ mod tests {
             let sent: Vec<u8> = (0..random.below(3_000))
                 .map(|_| random.bits() as u8)
                 .collect();
-            let mut reader = RecvBuffer::new();
-            reader.interim(b"1".to_vec());
-            reader.begin(Http1Head {
+            let mut recv_buffer = RecvBuffer::new();
+            recv_buffer.push_interim(b"1".to_vec());
+            recv_buffer.set_head(Http1Head {
                 text: b"2".to_vec(),
                 body,
                 length: (round % 3 == 0).then_some(sent.len() as u64),
             });
             let (mut rest, mut text, mut taken) = (&sent[..], Vec::new(), 0);
             let mut whole = false;
-            while !whole || reader.has_bytes() {
+            while !whole || recv_buffer.has_bytes() {
                 if random.below(2) == 0 && !whole {
                     let (now, later) = rest.split_at(random.below(rest.len() + 1).min(700));
-                    assert!(reader.push(now));
+                    assert!(recv_buffer.push_content(now));
                     rest = later;
                     if rest.is_empty() {
-                        assert!(reader.end(b"x: y\r\n".to_vec()));
+                        assert!(recv_buffer.finish(b"x: y\r\n".to_vec()));
                         whole = true;
                     }
                 }
                 let mut room = [0; 500];
                 let room = &mut room[..random.below(500)];
                 let mut target = ReadBuf::new(room);
-                taken += reader.take(&mut target);
+                taken += recv_buffer.read(&mut target);
                 text.extend_from_slice(target.filled());
             }
-            assert!(reader.is_ended());
+            assert!(recv_buffer.is_finished());
             assert_eq!(taken, sent.len());
             assert_eq!(&text[..2], b"12");
             if body == BodyKind::Chunked {
@@ -334,16 +334,16 @@ mod tests {
     #[test]
     fn a_length_is_kept_exactly() {
         for (came, good_push, good_end) in [(3, true, false), (4, true, true), (5, false, true)] {
-            let mut reader = RecvBuffer::new();
-            reader.begin(Http1Head {
+            let mut recv_buffer = RecvBuffer::new();
+            recv_buffer.set_head(Http1Head {
                 text: Vec::new(),
                 body: BodyKind::Chunked,
                 length: Some(4),
             });
-            assert_eq!(reader.push(&vec![0; came]), good_push);
+            assert_eq!(recv_buffer.push_content(&vec![0; came]), good_push);
             if good_push {
-                assert_eq!(reader.end(Vec::new()), good_end);
-                assert_eq!(reader.is_ended(), good_end, "a cut is no end");
+                assert_eq!(recv_buffer.finish(Vec::new()), good_end);
+                assert_eq!(recv_buffer.is_finished(), good_end, "a cut is no end");
             }
         }
     }

@@ -17,7 +17,7 @@ const MAX_FIRST_WINDOW: usize = 256 << 10;
 const BACKEND_WINDOWS: usize = 19_200 << 10;
 const MAX_BACKEND_WINDOW: usize = 192 << 10;
 /// Bytes by which windows of a connection may grow.
-const RESERVE: u32 = 6 << 20;
+const WINDOW_RESERVE_BYTES: u32 = 6 << 20;
 /// Largest window of a stream.
 const MAX_WINDOW: u32 = 4 << 20;
 /// Fewest bytes that a window grows by.
@@ -125,7 +125,7 @@ impl RecvWindows {
     fn new(first: u32, streams: u32) -> Self {
         let size = first
             .saturating_mul(streams)
-            .saturating_add(RESERVE + CONNECTION_STEP);
+            .saturating_add(WINDOW_RESERVE_BYTES + CONNECTION_STEP);
         let connection = RecvWindow {
             step: CONNECTION_STEP,
             ..RecvWindow::new(size)
@@ -133,7 +133,7 @@ impl RecvWindows {
         Self {
             first,
             connection,
-            reserve: RESERVE,
+            reserve: WINDOW_RESERVE_BYTES,
             rtt: None,
             probed_at: None,
             is_probing: false,
@@ -210,7 +210,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn is_kept(windows: &RecvWindows, streams: u32) {
-        let most = windows.first * streams + RESERVE;
+        let most = windows.first * streams + WINDOW_RESERVE_BYTES;
         assert!(most + CONNECTION_STEP <= windows.connection.size);
     }
 
@@ -315,12 +315,12 @@ mod tests {
         }
         assert!(sizes[0] >= 1 << 20, "{sizes:?}");
         let all: u32 = sizes.iter().map(|size| size - windows.first).sum();
-        assert!(all + window.grown + windows.reserve == RESERVE);
+        assert!(all + window.grown + windows.reserve == WINDOW_RESERVE_BYTES);
         for other in &others {
             windows.reclaim(other);
         }
         windows.reclaim(&window);
-        assert_eq!(windows.reserve, RESERVE);
+        assert_eq!(windows.reserve, WINDOW_RESERVE_BYTES);
     }
 
     #[test]

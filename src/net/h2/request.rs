@@ -15,9 +15,9 @@ use crate::{
 };
 
 /// Bytes of most heads.
-const USUAL_HEAD: usize = 512;
+const TYPICAL_HEAD_BYTES: usize = 512;
 /// What we add to the fields of the client.
-const FRAMING: usize = 128;
+const ADDED_FIELDS_BYTES: usize = 128;
 
 /// A request, and what its response can be.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ pub(super) fn read(
     if is_socket && (ends || pseudo.protocol != Some(b"websocket")) {
         return Err(Reason::MethodNotAllowed);
     }
-    let mut text = Vec::with_capacity(USUAL_HEAD.max(fields.size() + FRAMING));
+    let mut text = Vec::with_capacity(TYPICAL_HEAD_BYTES.max(fields.size() + ADDED_FIELDS_BYTES));
     encode::request_line(
         &mut text,
         if is_socket { b"GET" } else { method },

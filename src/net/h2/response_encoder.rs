@@ -9,7 +9,7 @@ use std::{
 use super::{
     body_encoder::{self, BodyEncoder, MAX_FIELDS, invalid},
     connection::Connection,
-    state::gone,
+    state::broken_pipe,
 };
 use crate::{
     http1::body::BodyDecoder,
@@ -63,7 +63,7 @@ impl ResponseEncoder {
 
     /// Sends a head when it is whole.
     fn collect(&mut self, connection: &Connection, id: u32, input: &[u8]) -> io::Result<usize> {
-        if !connection.has_room_for_fields() {
+        if !connection.can_send_fields() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let (whole, count) = body_encoder::collect(&mut self.head, input)?;
@@ -99,28 +99,30 @@ impl ResponseEncoder {
         let ends = matches!(body, Some(BodyEncoder::Done));
         let write = |out: &mut Vec<u8>| {
             hpack::status(out, if is_switch { 200 } else { status });
-            for field in body_encoder::end_to_end(head.headers) {
+            for field in body_encoder::end_to_end_fields(head.headers) {
                 let is_ours = is_switch && field.name.eq_ignore_ascii_case("sec-websocket-accept");
                 if !is_ours {
                     hpack::field(out, field.name.as_bytes(), field.value);
                 }
             }
         };
-        connection.send_fields(id, ends, write).map_err(gone)?;
+        connection
+            .send_fields(id, ends, write)
+            .map_err(broken_pipe)?;
         self.body = body;
         Ok(())
     }
 
     /// Ready when a write takes something, or fails.
-    pub(super) fn poll_room(
+    pub(super) fn poll_writable(
         &self,
         connection: &Connection,
         id: u32,
         cx: &Context<'_>,
     ) -> Poll<io::Result<()>> {
         match &self.body {
-            Some(body) => body.poll_room(connection, id, cx),
-            None => connection.poll_room_for_fields(id, cx).map_err(gone),
+            Some(body) => body.poll_writable(connection, id, cx),
+            None => connection.poll_send_fields(id, cx).map_err(broken_pipe),
         }
     }
 

@@ -8,14 +8,14 @@ use std::{
 use super::{
     StreamError, backend::ResponseExpectation, recv_buffer::RecvBuffer, recv_windows::RecvWindow,
 };
-use crate::http2::frame::LARGEST;
+use crate::http2::frame::MAX_WINDOW_SIZE;
 
 /// A stream that somebody is using.
 #[derive(Debug)]
 pub(super) struct StreamEntry {
-    pub reader: RecvBuffer,
-    pub inward: RecvWindow,
-    pub outward: SendWindow,
+    pub recv_buffer: RecvBuffer,
+    pub recv_window: RecvWindow,
+    pub send_window: SendWindow,
     /// Content that the peer has not acknowledged with a window of the stream.
     pub unacknowledged: usize,
     /// What the response of a backend can be.
@@ -25,50 +25,50 @@ pub(super) struct StreamEntry {
     /// A reset by the peer before that is a rapid one; `None`: at any time.
     pub rapid_until: Option<Instant>,
     /// The peer has opened the window of the stream.
-    pub is_opened: bool,
+    pub window_update_received: bool,
     /// The peer has come to its end.
-    pub got_end: bool,
+    pub end_received: bool,
     /// We have.
-    pub sent_end: bool,
+    pub end_sent: bool,
     /// Nothing more comes or goes.
-    pub ended: Option<StreamError>,
+    pub error: Option<StreamError>,
     /// Where its last frame ends among all bytes of the connection.
     pub sent_until: u64,
     /// It stands in the line of those that wait to send.
-    pub is_waiting: bool,
+    pub is_queued: bool,
     /// What it waits to send is content, which needs a window.
-    pub has_content: bool,
-    pub read: Option<Waker>,
-    pub write: Option<Waker>,
-    pub gone: Option<Waker>,
+    pub waits_for_window: bool,
+    pub read_waker: Option<Waker>,
+    pub write_waker: Option<Waker>,
+    pub close_waker: Option<Waker>,
 }
 
 impl StreamEntry {
-    pub(super) fn new(inward: RecvWindow, outward: SendWindow) -> Self {
+    pub(super) fn new(recv_window: RecvWindow, send_window: SendWindow) -> Self {
         Self {
-            reader: RecvBuffer::new(),
-            inward,
-            outward,
+            recv_buffer: RecvBuffer::new(),
+            recv_window,
+            send_window,
             unacknowledged: 0,
             expected: ResponseExpectation::default(),
             interim_responses: 0,
             rapid_until: None,
-            is_opened: false,
-            got_end: false,
-            sent_end: false,
-            ended: None,
+            window_update_received: false,
+            end_received: false,
+            end_sent: false,
+            error: None,
             sent_until: 0,
-            is_waiting: false,
-            has_content: false,
-            read: None,
-            write: None,
-            gone: None,
+            is_queued: false,
+            waits_for_window: false,
+            read_waker: None,
+            write_waker: None,
+            close_waker: None,
         }
     }
 
     /// It counts against the number of streams: neither reset nor ended by both sides, RFC 9113 section 5.1.2.
     pub(super) fn is_open(&self) -> bool {
-        self.ended.is_none() && !(self.got_end && self.sent_end)
+        self.error.is_none() && !(self.end_received && self.end_sent)
     }
 
     /// A reset by the peer at `now` is a rapid one.
@@ -78,28 +78,32 @@ impl StreamEntry {
 
     /// Something has come.
     pub(super) fn wake_reader(&mut self) {
-        wake(&mut self.read);
+        wake(&mut self.read_waker);
     }
 
     /// There may be room to send something.
     pub(super) fn wake_writer(&mut self) {
-        wake(&mut self.write);
+        wake(&mut self.write_waker);
     }
 
     /// Nothing more comes or goes, because of `why`; what has come before can be read.
-    pub(super) fn end(&mut self, why: StreamError) {
-        if self.ended.is_some() {
+    pub(super) fn close(&mut self, why: StreamError) {
+        if self.error.is_some() {
             return;
         }
-        self.ended = Some(why);
-        for waker in [&mut self.read, &mut self.write, &mut self.gone] {
+        self.error = Some(why);
+        for waker in [
+            &mut self.read_waker,
+            &mut self.write_waker,
+            &mut self.close_waker,
+        ] {
             wake(waker);
         }
     }
 }
 
 /// Remembers who is to be woken.
-pub(super) fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
+pub(super) fn set_waker(waker: &mut Option<Waker>, cx: &Context<'_>) {
     match waker {
         Some(waker) => waker.clone_from(cx.waker()),
         none => *none = Some(cx.waker().clone()),
@@ -121,18 +125,18 @@ impl SendWindow {
     }
 
     /// How much may be sent.
-    pub(super) fn room(self) -> usize {
+    pub(super) fn available(self) -> usize {
         usize::try_from(self.0).unwrap_or(0)
     }
 
-    pub(super) const fn take(&mut self, count: usize) {
+    pub(super) const fn consume(&mut self, count: usize) {
         self.0 -= count as u32 as i64;
     }
 
     /// Changes it. False: it would be larger than it may be.
-    pub(super) fn change(&mut self, by: i64) -> bool {
+    pub(super) fn adjust(&mut self, by: i64) -> bool {
         self.0 += by;
-        self.0 <= i64::from(LARGEST)
+        self.0 <= i64::from(MAX_WINDOW_SIZE)
     }
 }
 
@@ -148,12 +152,12 @@ pub(super) struct WindowShare {
 
 impl WindowShare {
     /// How much of the connection's window the stream may use.
-    pub(super) fn room(self, flow: &StreamEntry) -> usize {
+    pub(super) fn available_to(self, entry: &StreamEntry) -> usize {
         match self.unacknowledged {
             None => self.left,
             // What was acknowledged to the connection does not hold up others.
             Some(all) => {
-                let spare = (4 * self.left).saturating_sub(flow.unacknowledged.min(all));
+                let spare = (4 * self.left).saturating_sub(entry.unacknowledged.min(all));
                 spare.div_ceil(5)
             }
         }
@@ -166,14 +170,14 @@ mod tests {
 
     #[test]
     fn a_stream_that_both_sides_have_ended_is_not_open() {
-        let mut flow = StreamEntry::new(RecvWindow::new(1), SendWindow::new(1));
-        flow.got_end = true;
-        assert!(flow.is_open());
-        flow.sent_end = true;
-        assert!(!flow.is_open(), "the client may begin another one");
-        let mut flow = StreamEntry::new(RecvWindow::new(1), SendWindow::new(1));
-        flow.end(StreamError::Lost);
-        assert!(!flow.is_open());
+        let mut entry = StreamEntry::new(RecvWindow::new(1), SendWindow::new(1));
+        entry.end_received = true;
+        assert!(entry.is_open());
+        entry.end_sent = true;
+        assert!(!entry.is_open(), "the client may begin another one");
+        let mut entry = StreamEntry::new(RecvWindow::new(1), SendWindow::new(1));
+        entry.close(StreamError::Lost);
+        assert!(!entry.is_open());
     }
 
     #[test]
@@ -181,29 +185,29 @@ mod tests {
         let mut stuck: Vec<StreamEntry> = Vec::new();
         let mut left = 65_535;
         for _ in 0..5 {
-            let mut flow = StreamEntry::new(RecvWindow::new(1), SendWindow::new(1));
+            let mut entry = StreamEntry::new(RecvWindow::new(1), SendWindow::new(1));
             loop {
                 let sent = WindowShare {
                     left,
                     unacknowledged: Some(65_535 - left),
                 };
-                let room = sent.room(&flow).min(1_000);
+                let room = sent.available_to(&entry).min(1_000);
                 if room == 0 {
                     break;
                 }
-                flow.unacknowledged += room;
+                entry.unacknowledged += room;
                 left -= room;
             }
             assert!(left > 0, "room for another one");
-            stuck.push(flow);
+            stuck.push(entry);
         }
-        let (flow, left) = (stuck.remove(0), 100);
+        let (entry, left) = (stuck.remove(0), 100);
         let room = |unacknowledged| {
             let share = WindowShare {
                 left,
                 unacknowledged,
             };
-            share.room(&flow)
+            share.available_to(&entry)
         };
         assert_eq!(
             [room(None), room(Some(0)), room(Some(65_435))],
@@ -214,12 +218,12 @@ mod tests {
     #[test]
     fn windows_can_be_below_nothing_but_not_beyond_the_largest() {
         let mut window = SendWindow::new(100);
-        window.take(100);
-        assert!(window.change(-50));
-        assert_eq!(window.room(), 0);
-        assert!(window.change(60));
-        assert_eq!(window.room(), 10);
-        assert!(window.change(i64::from(LARGEST) - 10));
-        assert!(!window.change(1));
+        window.consume(100);
+        assert!(window.adjust(-50));
+        assert_eq!(window.available(), 0);
+        assert!(window.adjust(60));
+        assert_eq!(window.available(), 10);
+        assert!(window.adjust(i64::from(MAX_WINDOW_SIZE) - 10));
+        assert!(!window.adjust(1));
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 /// Appended to the key for the answer to it, RFC 6455 section 1.3.
-const ID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+const WEBSOCKET_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// A key made of `nonce`, RFC 6455 section 4.1.
 pub(super) fn key(nonce: [u8; 16]) -> String {
@@ -14,13 +14,14 @@ pub(super) fn key(nonce: [u8; 16]) -> String {
 pub(super) fn accept(key: &[u8]) -> String {
     let mut text = ring::digest::Context::new(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY);
     text.update(key);
-    text.update(ID.as_bytes());
+    text.update(WEBSOCKET_GUID.as_bytes());
     base64(text.finish().as_ref())
 }
 
 /// RFC 4648 section 4.
 fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const BASE64_DIGITS: &[u8; 64] =
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for group in bytes.chunks(3) {
         let bits = group
@@ -30,7 +31,7 @@ fn base64(bytes: &[u8]) -> String {
                 bits | u32::from(*byte) << shift
             });
         for place in 0..4 {
-            let digit = DIGITS.get((bits >> (18 - 6 * place) & 63) as usize);
+            let digit = BASE64_DIGITS.get((bits >> (18 - 6 * place) & 63) as usize);
             let digit = digit.filter(|_| place <= group.len()).unwrap_or(&b'=');
             _ = text.write_char(char::from(*digit));
         }

@@ -117,7 +117,7 @@ async fn acquire_h2_stream(
     if !is_used {
         exchange.record.connect = Some(now.saturating_duration_since(started));
     }
-    if forward::is_websocket(exchange.head) && !stream.link().takes_websockets() {
+    if forward::is_websocket(exchange.head) && !stream.connection().supports_websockets() {
         return Err(AcquireError::Client(Reason::UpgradeFailed));
     }
     let transport_epoch = attempt.pool.transport_epoch;

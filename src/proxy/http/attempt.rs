@@ -113,7 +113,7 @@ pub(super) async fn run(
         Ok(()) => {}
         Err(ResponseError::Client(reason)) => {
             if let Some(stream) = backend.stream.h2_response() {
-                stream.link().doubt();
+                stream.connection().probe_if_stalled();
             }
             return Ok(AttemptOutcome::Client(reason));
         }
@@ -132,12 +132,12 @@ pub(super) async fn run(
             let stream = backend.stream.h2_response();
             // Where one request gets no answer, others would wait for theirs as long.
             if let Some(stream) = stream.filter(|_| reason == Reason::ConnectionReadTimeout) {
-                stream.link().retire();
+                stream.connection().retire();
             }
             let is_end = reason == Reason::ConnectionTerminated && io.response_bytes.is_empty();
             let refusal = refusal(&backend, attempt.settings, sent).filter(|_| is_end);
-            let is_old =
-                exchange.record.reused && stream.is_none_or(|stream| stream.link().is_retired());
+            let is_old = exchange.record.reused
+                && stream.is_none_or(|stream| stream.connection().is_retired());
             return Err(AttemptError {
                 phase: AttemptPhase::Response,
                 reason,

@@ -120,7 +120,7 @@ impl H2ClientDriver<'_> {
                 DriverEvent::Asked(asked) => self.begin(asked),
                 // It has not: what it asks for from now on is refused.
                 DriverEvent::TimedOut if self.goaway_deadline.take().is_some() => {
-                    self.connection.leave();
+                    self.connection.begin_shutdown();
                 }
                 DriverEvent::TimedOut if self.closing => return Poll::Ready(()),
                 DriverEvent::Close | DriverEvent::TimedOut => self.close(),
@@ -133,7 +133,7 @@ impl H2ClientDriver<'_> {
         self.closing = true;
         self.idle = None;
         self.goaway_deadline = Some(clock::now() + GOAWAY_GRACE);
-        self.connection.leave();
+        self.connection.begin_shutdown();
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DriverEvent> {
@@ -142,7 +142,7 @@ impl H2ClientDriver<'_> {
             Poll::Ready(None) => return Poll::Ready(DriverEvent::Ended),
             Poll::Pending => {}
         }
-        let open = self.connection.open();
+        let open = self.connection.open_streams();
         let told = if open == 0 {
             self.entry.wait(cx)
         } else {
@@ -150,7 +150,7 @@ impl H2ClientDriver<'_> {
             self.entry.close_signal.listen(cx)
         };
         // What has failed ends as soon as the client has taken what is written.
-        self.closing |= self.connection.fate().is_some();
+        self.closing |= self.connection.close_reason().is_some();
         if told && !self.closing {
             return Poll::Ready(DriverEvent::Close);
         }
@@ -172,7 +172,7 @@ impl H2ClientDriver<'_> {
 
     /// Ready when the connection has been without a request for too long, and its client no longer reads the last response.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<DriverEvent> {
-        let is_read = self.connection.has_unwritten() && self.connection.fate().is_none();
+        let is_read = self.connection.has_unwritten() && self.connection.close_reason().is_none();
         let written = self.connection.written();
         if std::mem::replace(&mut self.written, written) != written && is_read {
             self.idle = None;
@@ -215,7 +215,7 @@ impl H2ClientDriver<'_> {
 
     /// Closes what the connection was on: what was said last, such as a GOAWAY, must not be lost to a reset.
     async fn end(self) {
-        if let Some(ended) = self.connection.fate() {
+        if let Some(ended) = self.connection.close_reason() {
             tracing::debug!(target: "http", client = ?self.peer, %ended, "http/2 connection over");
         }
         let Some(stream) = self.connection.take_stream() else {

@@ -106,7 +106,7 @@ pub(super) async fn respond(
         if let Some(stream) = backend.stream.h2_response()
             && reason == Reason::ResponseIdleTimeout
         {
-            stream.link().retire();
+            stream.connection().retire();
         }
         // Its client would take a reset for a fault, and waits as long as we did.
         if reason == Reason::TotalTimeout

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use balancer::http2::frame::{
-    Frame, HEADER_BYTES, INITIAL_WINDOW, LARGEST, MAX_PAYLOAD_BYTES, flag, kind, setting, settings, u31,
+    Frame, HEADER_BYTES, INITIAL_WINDOW, MAX_WINDOW_SIZE, MAX_PAYLOAD_BYTES, flag, kind, setting, settings, u31,
 };
 
 /// A stream as its client sees it.
@@ -82,7 +82,7 @@ impl Said {
             }
             kind::SETTINGS if !frame.has(flag::ACK) => {
                 for (name, value) in settings(payload) {
-                    if name == setting::INITIAL_WINDOW_SIZE && value <= LARGEST {
+                    if name == setting::INITIAL_WINDOW_SIZE && value <= MAX_WINDOW_SIZE {
                         self.initial = value.into();
                         self.largest = self.largest.max(self.initial);
                     }

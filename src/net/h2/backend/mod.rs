@@ -37,9 +37,9 @@ use crate::{
 /// Interim responses of a stream that cost nothing: as many at once are passed on.
 pub(super) const FREE_INTERIM_RESPONSES: u32 = 16;
 /// How long a connection may take to say goodbye when nothing is on it any more.
-const PARTING: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Silence of a connection on which an exchange was given up, after which the backend is asked for a sign of life.
-const STALL_TIME: Duration = Duration::from_secs(1);
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time for that sign.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -63,25 +63,25 @@ pub enum H2HandshakeError {
 /// A connection to a backend that speaks HTTP/2.
 #[derive(Debug)]
 pub struct H2Connection {
-    connection: Rc<Connection>,
+    engine: Rc<Connection>,
     /// Whose counters it is in; `None` for a check.
     state: Option<Arc<BackendState>>,
     is_secure: bool,
-    born: Instant,
-    open: Cell<usize>,
-    begun: Cell<u64>,
+    opened_at: Instant,
+    open_streams: Cell<usize>,
+    streams_opened: Cell<u64>,
     /// Since when it has had no stream.
     idle_since: Cell<Instant>,
     /// No more streams may begin.
     retired: Cell<bool>,
     /// Its driver has ended.
-    over: Cell<bool>,
+    closed: Cell<bool>,
     /// Streams at a time for which there are windows.
-    streams: usize,
+    max_streams: usize,
     /// Streams at a time, as learned from refusals.
-    limit: Rc<StreamLimit>,
+    stream_limit: Rc<StreamLimit>,
     /// It has been held against the backend that this connection takes no request.
-    noted: Cell<bool>,
+    failure_recorded: Cell<bool>,
 }
 
 impl H2Connection {
@@ -99,89 +99,92 @@ impl H2Connection {
             return Err(H2HandshakeError::NotNegotiated);
         }
         let is_secure = stream.tls().is_some();
-        let connection = Connection::of_backend(stream, streams);
-        let greeting = poll_fn(|cx| match connection.poll(cx) {
-            Poll::Pending if connection.takes_streams() => Poll::Ready(Ok(())),
+        let engine = Connection::of_backend(stream, streams);
+        let handshake = poll_fn(|cx| match engine.poll(cx) {
+            Poll::Pending if engine.accepts_streams() => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
-            Poll::Ready(_) => Poll::Ready(Err(connection.fate().unwrap_or(StreamError::Lost))),
+            Poll::Ready(_) => Poll::Ready(Err(engine.close_reason().unwrap_or(StreamError::Lost))),
         });
-        let Ok(greeted) = timeout_at(deadline.into(), greeting).await else {
-            return Err(if connection.is_greeted() {
+        let Ok(done) = timeout_at(deadline.into(), handshake).await else {
+            return Err(if engine.settings_received() {
                 H2HandshakeError::NoStreams
             } else {
                 H2HandshakeError::NoSettings
             });
         };
-        greeted?;
+        done?;
         let now = clock::now();
-        let link = Rc::new(Self {
-            connection,
+        let connection = Rc::new(Self {
+            engine,
             state: state.map(Arc::clone),
             is_secure,
-            born: now,
-            open: Cell::new(0),
-            begun: Cell::new(0),
+            opened_at: now,
+            open_streams: Cell::new(0),
+            streams_opened: Cell::new(0),
             idle_since: Cell::new(now),
             retired: Cell::new(false),
-            over: Cell::new(false),
-            streams,
-            limit,
-            noted: Cell::new(false),
+            closed: Cell::new(false),
+            max_streams: streams,
+            stream_limit: limit,
+            failure_recorded: Cell::new(false),
         });
-        link.count(|metrics| metrics.connections_idle.add(1));
-        let driver = drive(DriverGuard(Rc::clone(&link)));
-        Ok((link, driver))
+        connection.count(|metrics| metrics.connections_idle.add(1));
+        let driver = drive(DriverGuard(Rc::clone(&connection)));
+        Ok((connection, driver))
     }
 
     /// A stream for one exchange, if less than `most` are open. `None`: there is no room, or none may begin any more.
-    pub fn stream(self: &Rc<Self>, most: usize) -> Option<OutgoingStream> {
-        if self.connection.is_clogged() {
+    pub fn open_stream(self: &Rc<Self>, most: usize) -> Option<OutgoingStream> {
+        if self.engine.is_output_full() {
             self.retire();
         }
-        let most = most.min(self.allowed()).min(self.streams);
-        if self.is_retired() || self.open.get() >= most {
+        let most = most.min(self.max_allowed_streams()).min(self.max_streams);
+        if self.is_retired() || self.open_streams.get() >= most {
             return None;
         }
         // Requests that the backend does not read may hold its window for long.
-        if self.connection.is_stalled() {
+        if self.engine.is_window_stalled() {
             return None;
         }
-        self.begun.set(self.begun.get() + 1);
+        self.streams_opened.set(self.streams_opened.get() + 1);
         Some(OutgoingStream::new(Rc::clone(self)))
     }
 
     /// Streams at a time that the backend allows (SETTINGS_MAX_CONCURRENT_STREAMS); `usize::MAX` where it has not said.
-    pub fn allowed(&self) -> usize {
-        let allowed = self.connection.backend(|backend| backend.most).flatten();
+    pub fn max_allowed_streams(&self) -> usize {
+        let allowed = self
+            .engine
+            .with_backend(|backend| backend.max_streams)
+            .flatten();
         allowed.map_or(usize::MAX, |allowed| allowed as usize)
     }
 
     /// Learns from RST_STREAM REFUSED_STREAM or ENHANCE_YOUR_CALM on stream `id`, which began at `epoch` of the limit. Beside
     /// other streams it says that the connection is full; alone it says that the backend takes nothing.
-    fn refused(&self, id: u32, epoch: u32, code: ErrorCode) -> StreamRefusal {
-        let others = self.connection.live_beside(id);
+    fn on_refused(&self, id: u32, epoch: u32, code: ErrorCode) -> StreamRefusal {
+        let others = self.engine.other_open_streams(id);
         if others == 0 {
-            self.limit.forget();
+            self.stream_limit.forget();
             self.retire();
             return StreamRefusal::Outright;
         }
         if code == ErrorCode::REFUSED_STREAM {
-            self.limit.lower(others, clock::now());
+            self.stream_limit.lower(others, clock::now());
             return StreamRefusal::Full;
         }
         // One burst of refusals says one thing.
-        let is_new = epoch == self.limit.epoch();
+        let is_new = epoch == self.stream_limit.epoch();
         let streams = if is_new { others / 2 } else { others };
-        self.limit.lower(streams, clock::now());
+        self.stream_limit.lower(streams, clock::now());
         StreamRefusal::Overloaded
     }
 
     /// A GOAWAY has left out a stream. An orderly end is nothing against the backend, a connection that ends before it has
     /// answered anything is; once for all its streams.
-    fn left_out(&self) -> StreamRefusal {
+    fn on_not_processed(&self) -> StreamRefusal {
         self.retire();
-        let has_answered = self.connection.backend(|backend| backend.has_answered);
-        if has_answered == Some(false) && !self.noted.replace(true) {
+        let has_responded = self.engine.with_backend(|backend| backend.has_responded);
+        if has_responded == Some(false) && !self.failure_recorded.replace(true) {
             return StreamRefusal::Outright;
         }
         StreamRefusal::Full
@@ -189,16 +192,16 @@ impl H2Connection {
 
     /// No stream begins any more; those that are open come to their end.
     pub fn retire(&self) {
-        if !self.retired.replace(true) && self.open.get() == 0 {
-            self.connection.leave();
+        if !self.retired.replace(true) && self.open_streams.get() == 0 {
+            self.engine.begin_shutdown();
         }
     }
 
     /// An exchange did not wait for its answer any longer. Where nothing was received for a while the backend may be quiet
     /// or gone: it is asked, and the connection is retired if it does not answer.
-    pub fn doubt(&self) {
-        if self.connection.silence() >= STALL_TIME && !self.is_retired() {
-            self.connection.probe();
+    pub fn probe_if_stalled(&self) {
+        if self.engine.unanswered_for() >= STALL_TIMEOUT && !self.is_retired() {
+            self.engine.probe();
         }
     }
 
@@ -208,29 +211,29 @@ impl H2Connection {
     }
 
     /// The backend takes WebSockets, RFC 8441 section 3.
-    pub fn takes_websockets(&self) -> bool {
-        let takes = self.connection.backend(|backend| backend.takes_connect);
+    pub fn supports_websockets(&self) -> bool {
+        let takes = self.engine.with_backend(|backend| backend.supports_connect);
         takes == Some(true)
     }
 
     /// When it was made.
-    pub const fn born(&self) -> Instant {
-        self.born
+    pub const fn opened_at(&self) -> Instant {
+        self.opened_at
     }
 
     /// Streams that it has had.
-    pub fn begun(&self) -> u64 {
-        self.begun.get()
+    pub fn streams_opened(&self) -> u64 {
+        self.streams_opened.get()
     }
 
     /// Since when it has had no stream; `None` while it has.
     pub fn idle_since(&self) -> Option<Instant> {
-        (self.open.get() == 0).then(|| self.idle_since.get())
+        (self.open_streams.get() == 0).then(|| self.idle_since.get())
     }
 
     /// Its driver has ended.
-    pub fn is_over(&self) -> bool {
-        self.over.get()
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
     }
 
     fn count(&self, change: impl FnOnce(&BackendSlot)) {
@@ -241,41 +244,41 @@ impl H2Connection {
 
     /// What it is made of.
     #[cfg(test)]
-    pub(super) fn connection(&self) -> &Connection {
-        &self.connection
+    pub(super) fn engine(&self) -> &Connection {
+        &self.engine
     }
 
-    fn enter(&self) {
-        if self.open.get() == 0 {
+    fn add_stream(&self) {
+        if self.open_streams.get() == 0 {
             self.count(|metrics| {
                 metrics.connections_idle.sub(1);
                 metrics.connections_active.add(1);
             });
         }
-        self.open.set(self.open.get() + 1);
+        self.open_streams.set(self.open_streams.get() + 1);
     }
 
-    fn leave(&self) {
-        self.open.set(self.open.get() - 1);
-        if self.open.get() > 0 {
+    fn remove_stream(&self) {
+        self.open_streams.set(self.open_streams.get() - 1);
+        if self.open_streams.get() > 0 {
             return;
         }
         self.idle_since.set(clock::now());
         self.count(|metrics| {
             metrics.connections_active.sub(1);
-            if !self.over.get() {
+            if !self.closed.get() {
                 metrics.connections_idle.add(1);
             }
         });
         if self.is_retired() {
-            self.connection.leave();
+            self.engine.begin_shutdown();
         }
     }
 
-    fn end(&self) {
+    fn on_closed(&self) {
         self.retire();
-        drop(self.connection.take_stream());
-        if !self.over.replace(true) && self.open.get() == 0 {
+        drop(self.engine.take_stream());
+        if !self.closed.replace(true) && self.open_streams.get() == 0 {
             self.count(|metrics| metrics.connections_idle.sub(1));
         }
     }
@@ -286,29 +289,29 @@ struct DriverGuard(Rc<H2Connection>);
 
 impl Drop for DriverGuard {
     fn drop(&mut self) {
-        self.0.end();
+        self.0.on_closed();
     }
 }
 
 /// Drives the connection of `link` until it is over.
-async fn drive(link: DriverGuard) {
-    let link = &link.0;
-    let mut parting: Option<Pin<Box<Sleep>>> = None;
+async fn drive(connection: DriverGuard) {
+    let connection = &connection.0;
+    let mut close_timer: Option<Pin<Box<Sleep>>> = None;
     let mut probe: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
-        if link.connection.poll(cx).is_ready() {
+        if connection.engine.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let is_over = link.connection.fate().is_some();
-        if is_over || link.connection.backend(|it| it.is_leaving) == Some(true) {
-            link.retire();
+        let is_over = connection.engine.close_reason().is_some();
+        if is_over || connection.engine.with_backend(|it| it.is_closing) == Some(true) {
+            connection.retire();
         }
-        link.poll_probe(cx, &mut probe);
-        link.poll_parting(cx, &mut parting)
+        connection.poll_probe(cx, &mut probe);
+        connection.poll_close_timeout(cx, &mut close_timer)
     })
     .await;
-    if let Some(ended @ StreamError::Failed(_)) = link.connection.fate() {
-        let backend = link.state.as_ref().map(|state| &state.address);
+    if let Some(ended @ StreamError::Failed(_)) = connection.engine.close_reason() {
+        let backend = connection.state.as_ref().map(|state| &state.address);
         tracing::debug!(target: "http", ?backend, %ended, "http/2 connection failed");
     }
 }
@@ -316,7 +319,10 @@ async fn drive(link: DriverGuard) {
 impl H2Connection {
     /// Retires the connection when the backend has not answered in time that it is there.
     fn poll_probe(&self, cx: &mut Context<'_>, timer: &mut Option<Pin<Box<Sleep>>>) {
-        let probed = self.connection.backend(|backend| backend.probed).flatten();
+        let probed = self
+            .engine
+            .with_backend(|backend| backend.probed_at)
+            .flatten();
         let Some(probed) = probed.filter(|_| !self.is_retired()) else {
             *timer = None;
             return;
@@ -332,12 +338,16 @@ impl H2Connection {
     }
 
     /// Ready when the connection should have ended by itself.
-    fn poll_parting(&self, cx: &mut Context<'_>, timer: &mut Option<Pin<Box<Sleep>>>) -> Poll<()> {
-        if self.open.get() > 0 || !self.is_retired() {
+    fn poll_close_timeout(
+        &self,
+        cx: &mut Context<'_>,
+        timer: &mut Option<Pin<Box<Sleep>>>,
+    ) -> Poll<()> {
+        if self.open_streams.get() > 0 || !self.is_retired() {
             *timer = None;
             return Poll::Pending;
         }
-        let timer = timer.get_or_insert_with(|| Box::pin(sleep(PARTING)));
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep(CLOSE_TIMEOUT)));
         timer.as_mut().poll(cx)
     }
 }

@@ -16,7 +16,7 @@ use super::{
         body_encoder::{self, BodyEncoder},
         http1_adapter::Http1Adapter,
         recv_buffer,
-        state::gone,
+        state::broken_pipe,
         stream_entry::wake,
     },
     H2Connection, request,
@@ -26,12 +26,12 @@ use crate::http2::frame::ErrorCode;
 /// A stream to a backend.
 #[derive(Debug)]
 pub struct OutgoingStream {
-    link: Rc<H2Connection>,
+    connection: Rc<H2Connection>,
     /// Of the stream; `None` before it has begun.
     id: Cell<Option<u32>>,
-    sending: RefCell<RequestSendState>,
+    send_state: RefCell<RequestSendState>,
     /// Who reads before the stream has begun.
-    reader: RefCell<Option<Waker>>,
+    read_waker: RefCell<Option<Waker>>,
     /// How the backend has refused the request, or why it never got it.
     refusal: Cell<Option<StreamRefusal>>,
     /// Of the stream limit when it began.
@@ -63,14 +63,14 @@ enum RequestSendState {
 }
 
 impl OutgoingStream {
-    pub(super) fn new(link: Rc<H2Connection>) -> Self {
-        link.enter();
-        let epoch = link.limit.epoch();
+    pub(super) fn new(connection: Rc<H2Connection>) -> Self {
+        connection.add_stream();
+        let epoch = connection.stream_limit.epoch();
         Self {
-            link,
+            connection,
             id: Cell::new(None),
-            sending: RefCell::new(RequestSendState::Head(Vec::new())),
-            reader: RefCell::default(),
+            send_state: RefCell::new(RequestSendState::Head(Vec::new())),
+            read_waker: RefCell::default(),
             refusal: Cell::new(None),
             epoch,
             own_limit: Cell::new(false),
@@ -78,8 +78,8 @@ impl OutgoingStream {
     }
 
     /// The connection that the stream is on.
-    pub fn link(&self) -> &H2Connection {
-        &self.link
+    pub fn connection(&self) -> &H2Connection {
+        &self.connection
     }
 
     /// Why the request was not processed; `None`: it may have been.
@@ -89,7 +89,7 @@ impl OutgoingStream {
 
     /// Length that the backend has declared of the body of its response, which is read in chunks.
     pub fn declared_length(&self) -> Option<u64> {
-        self.link.connection.declared_length(self.id.get()?)
+        self.connection.engine.declared_length(self.id.get()?)
     }
 
     /// A limit of ours has ended the stream, or its connection: the backend may have kept to the protocol.
@@ -99,11 +99,11 @@ impl OutgoingStream {
 
     /// Ready when the stream was reset, by whomever, or its connection is no more. A backend that has come to its end may
     /// say that it wants nothing more either (RFC 9113 section 8.1): what it sent before that is there to be read.
-    pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(id) = self.id.get() else {
             return Poll::Pending;
         };
-        match self.link.connection.poll_gone(id, cx) {
+        match self.connection.engine.poll_closed(id, cx) {
             Poll::Ready(StreamError::Reset(ErrorCode::NO_ERROR)) => Poll::Pending,
             gone => gone.map(drop),
         }
@@ -111,31 +111,31 @@ impl OutgoingStream {
 
     /// As `Stream::unacked`.
     pub fn unacked(&self) -> Option<u64> {
-        self.link.connection.unacked_of(self.id.get()?)
+        self.connection.engine.unacked_on_stream(self.id.get()?)
     }
 
     /// Ends our direction of a tunnel; a request ends by itself.
     pub fn finish(&self) {
         if let (RequestSendState::Body(body), Some(id)) =
-            (&mut *self.sending.borrow_mut(), self.id.get())
+            (&mut *self.send_state.borrow_mut(), self.id.get())
         {
-            body.finish(&self.link.connection, id);
+            body.finish(&self.connection.engine, id);
         }
     }
 
     /// Sends the head.
-    fn begin(&self, head: &[u8]) -> io::Result<BodyEncoder> {
+    fn send_head(&self, head: &[u8]) -> io::Result<BodyEncoder> {
         request::read(head, |mut asked| {
             let expected = std::mem::take(&mut asked.expected);
             let ends = matches!(asked.content, BodyEncoder::Done);
-            let is_secure = self.link.is_secure;
+            let is_secure = self.connection.is_secure;
             let write = |out: &mut Vec<u8>| asked.write(out, is_secure);
-            let begun = self.link.connection.begin(expected, ends, write);
+            let begun = self.connection.engine.open_stream(expected, ends, write);
             let id = begun.map_err(|ended| {
                 // Nothing of it has left us.
                 self.refusal.set(Some(StreamRefusal::Full));
-                self.link.retire();
-                gone(ended)
+                self.connection.retire();
+                broken_pipe(ended)
             })?;
             self.id.set(Some(id));
             Ok(asked.content)
@@ -143,38 +143,45 @@ impl OutgoingStream {
     }
 
     /// An end of the stream, as whoever reads it is to see it.
-    fn failed(&self, ended: StreamError) -> io::Error {
+    fn map_error(&self, ended: StreamError) -> io::Error {
         if ended.is_own_limit() {
             self.own_limit.set(true);
         }
         match ended {
-            StreamError::Failed(_) | StreamError::Http1 | StreamError::Lost => self.link.retire(),
-            StreamError::Unseen(_) | StreamError::Reset(_) if self.refusal.get().is_none() => {
-                self.refusal.set(self.refused(ended));
+            StreamError::Failed(_) | StreamError::Http1 | StreamError::Lost => {
+                self.connection.retire();
+            }
+            StreamError::NotProcessed(_) | StreamError::Reset(_)
+                if self.refusal.get().is_none() =>
+            {
+                self.refusal.set(self.refusal_of(ended));
             }
             // Of this stream alone, or known already.
             StreamError::Invalid(_)
             | StreamError::Malformed(_)
             | StreamError::TooLarge(_)
-            | StreamError::Unseen(_)
+            | StreamError::NotProcessed(_)
             | StreamError::Reset(_) => {}
         }
         recv_buffer::cut(ended)
     }
 
     /// What the end of a stream by the backend says of its request.
-    fn refused(&self, ended: StreamError) -> Option<StreamRefusal> {
-        let (id, link) = (self.id.get()?, &self.link);
+    fn refusal_of(&self, ended: StreamError) -> Option<StreamRefusal> {
+        let (id, connection) = (self.id.get()?, &self.connection);
         match ended {
-            StreamError::Unseen(_) => Some(link.left_out()),
+            StreamError::NotProcessed(_) => Some(connection.on_not_processed()),
             StreamError::Reset(code @ ErrorCode::REFUSED_STREAM) => {
-                Some(link.refused(id, self.epoch, code))
+                Some(connection.on_refused(id, self.epoch, code))
             }
             StreamError::Reset(code @ ErrorCode::ENHANCE_YOUR_CALM)
-                if link.connection.live_beside(id) > 0 =>
+                if connection.engine.other_open_streams(id) > 0 =>
             {
-                let refusal = link.refused(id, self.epoch, code);
-                link.connection.is_untouched(id).then_some(refusal)
+                let refusal = connection.on_refused(id, self.epoch, code);
+                connection
+                    .engine
+                    .has_received_nothing(id)
+                    .then_some(refusal)
             }
             _ => None,
         }
@@ -184,38 +191,38 @@ impl OutgoingStream {
 impl Http1Adapter for OutgoingStream {
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(id) = self.id.get() {
-            let ready = self.link.connection.poll_ready(id, cx);
-            return ready.map_err(|ended| self.failed(ended));
+            let ready = self.connection.engine.poll_ready(id, cx);
+            return ready.map_err(|ended| self.map_error(ended));
         }
-        if matches!(*self.sending.borrow(), RequestSendState::Failed) {
+        if matches!(*self.send_state.borrow(), RequestSendState::Failed) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        *self.reader.borrow_mut() = Some(cx.waker().clone());
+        *self.read_waker.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending
     }
 
     fn take(&self, target: &mut ReadBuf<'_>) -> io::Result<bool> {
         let id = self.id.get();
-        Ok(id.is_some_and(|id| self.link.connection.take(id, target)))
+        Ok(id.is_some_and(|id| self.connection.engine.read(id, target)))
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let mut sending = self.sending.borrow_mut();
-        let connection = &self.link.connection;
+        let mut send_state = self.send_state.borrow_mut();
+        let engine = &self.connection.engine;
         let mut used = 0;
         while used < bytes.len() {
             let rest = bytes.get(used..).unwrap_or_default();
-            let written = match (&mut *sending, self.id.get()) {
-                (RequestSendState::Body(body), Some(id)) => body.write(connection, id, rest),
+            let written = match (&mut *send_state, self.id.get()) {
+                (RequestSendState::Body(body), Some(id)) => body.write(engine, id, rest),
                 (RequestSendState::Head(head), _) => {
                     let (whole, count) = body_encoder::collect(head, rest)?;
                     if let Some(head) = whole {
-                        let begun = self.begin(&head);
-                        wake(&mut self.reader.borrow_mut());
+                        let begun = self.send_head(&head);
+                        wake(&mut self.read_waker.borrow_mut());
                         match begun {
-                            Ok(body) => *sending = RequestSendState::Body(body),
+                            Ok(body) => *send_state = RequestSendState::Body(body),
                             Err(error) => {
-                                *sending = RequestSendState::Failed;
+                                *send_state = RequestSendState::Failed;
                                 return Err(error);
                             }
                         }
@@ -234,10 +241,10 @@ impl Http1Adapter for OutgoingStream {
         Ok(used)
     }
 
-    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match (&*self.sending.borrow(), self.id.get()) {
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match (&*self.send_state.borrow(), self.id.get()) {
             (RequestSendState::Body(body), Some(id)) => {
-                body.poll_room(&self.link.connection, id, cx)
+                body.poll_writable(&self.connection.engine, id, cx)
             }
             _ => Poll::Ready(Ok(())),
         }
@@ -247,9 +254,9 @@ impl Http1Adapter for OutgoingStream {
 impl Drop for OutgoingStream {
     fn drop(&mut self) {
         if let Some(id) = self.id.get() {
-            self.link.connection.close(id, ErrorCode::CANCEL);
+            self.connection.engine.close(id, ErrorCode::CANCEL);
         }
-        self.link.leave();
+        self.connection.remove_stream();
     }
 }
 

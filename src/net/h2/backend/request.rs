@@ -108,7 +108,7 @@ impl TokenizedRequest<'_, '_> {
         if self.is_socket {
             hpack::field(out, b":protocol", b"websocket");
         }
-        for field in body_encoder::end_to_end(self.fields) {
+        for field in body_encoder::end_to_end_fields(self.fields) {
             let name = field.name.as_bytes();
             let is_left_out = match KnownField::of(name) {
                 KnownField::Host => true,

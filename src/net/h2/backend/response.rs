@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Bytes of what we add to the fields of a backend.
-const FRAMING: usize = 128;
+const ADDED_FIELDS_BYTES: usize = 128;
 
 /// What the answer can be.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ pub(in super::super) fn read(
     expected: &ResponseExpectation,
 ) -> Result<ReceivedHead, &'static str> {
     let status = status(fields)?;
-    let mut text = Vec::with_capacity(fields.size() + FRAMING);
+    let mut text = Vec::with_capacity(fields.size() + ADDED_FIELDS_BYTES);
     match status.as_u16() {
         // RFC 9113 section 8.6: HTTP/2 has no switch.
         101 => return Err("a switch of protocols"),

@@ -269,16 +269,16 @@ async fn a_quiet_connection_is_kept_as_long_as_its_backend_is_there() {
         peer.write_all(&frames).await.unwrap();
         let deadline = clock::now() + Duration::from_mins(1);
         let opened = H2Connection::open(own.into(), None, 100, Rc::default(), deadline).await;
-        let (link, driver) = opened.unwrap();
+        let (connection, driver) = opened.unwrap();
         let script = async {
-            let stream = link.stream(100).unwrap();
+            let stream = connection.open_stream(100).unwrap();
             let request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
             assert_eq!(stream.write(request).unwrap(), request.len());
-            link.doubt();
-            assert!(link.connection().backend(|it| it.probed) == Some(None));
-            sleep(STALL_TIME).await;
-            link.doubt();
-            assert!(!link.is_retired());
+            connection.probe_if_stalled();
+            assert!(connection.engine().with_backend(|it| it.probed_at) == Some(None));
+            sleep(STALL_TIMEOUT).await;
+            connection.probe_if_stalled();
+            assert!(!connection.is_retired());
             sleep(PROBE_TIMEOUT / 2).await;
             if is_there {
                 let mut sign = Vec::new();
@@ -286,9 +286,9 @@ async fn a_quiet_connection_is_kept_as_long_as_its_backend_is_there() {
                 peer.write_all(&sign).await.unwrap();
             }
             sleep(PROBE_TIMEOUT).await;
-            assert_eq!(link.is_retired(), !is_there);
+            assert_eq!(connection.is_retired(), !is_there);
             // What is under way goes on.
-            assert!(link.connection().live_beside(0) == 1);
+            assert!(connection.engine().other_open_streams(0) == 1);
         };
         tokio::select! {
             biased;

@@ -99,26 +99,27 @@ pub(super) async fn connect(stream: Stream) -> Rc<H2Connection> {
     let pool = Pool::new(&loaded.config.pools[0], None, clock::now());
     let state = Arc::clone(&pool.backends[0].state);
     let deadline = clock::now() + super::PATIENCE;
-    let (link, driver) = H2Connection::open(stream, Some(&state), 100, Rc::default(), deadline)
-        .await
-        .unwrap();
+    let (connection, driver) =
+        H2Connection::open(stream, Some(&state), 100, Rc::default(), deadline)
+            .await
+            .unwrap();
     drop(spawn_local(driver));
-    link
+    connection
 }
 
 /// Asks a backend as the plan says.
 pub(super) async fn ask(
     round: Rc<InteropRound>,
-    link: Rc<H2Connection>,
+    connection: Rc<H2Connection>,
     index: usize,
 ) -> StreamOutcome {
     let plan = &round.plans[index];
     let pace = SidePacer::new(plan, InteropSide::Client);
     let stream = loop {
-        if let Some(stream) = link.stream(usize::MAX) {
+        if let Some(stream) = connection.open_stream(usize::MAX) {
             break stream;
         }
-        assert!(!link.is_retired());
+        assert!(!connection.is_retired());
         yield_now().await;
     };
     let first = format!("POST /{index} HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n");
