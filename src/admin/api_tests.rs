@@ -139,7 +139,7 @@ async fn status_tells_state_cause_and_age_of_every_backend() {
     let pool = Arc::clone(&daemon.snapshot.load().pools[0]);
     let refused = Err("connection refused".to_owned());
     let now = clock::now();
-    pool.checked(&pool.backends[1], refused, Duration::from_millis(2), now);
+    pool.record_check(&pool.backends[1], refused, Duration::from_millis(2), now);
     let (path, _asked) = unix_server("status", &daemon);
     let answer = ask_unix(&path, &request("GET /v1/status", "")).await;
     assert_eq!(status_of(&answer), "200");

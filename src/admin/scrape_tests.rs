@@ -251,9 +251,9 @@ fn exactly_one_state_of_a_backend_is_1_and_up_follows_it() {
     let daemon = testing::daemon(testing::usual());
     let snapshot = daemon.snapshot.load_full();
     let pool = &snapshot.pools[0];
-    pool.checked(&pool.backends[0], Ok(()), Duration::ZERO, clock::now());
+    pool.record_check(&pool.backends[0], Ok(()), Duration::ZERO, clock::now());
     let refused = Err("refused".to_owned());
-    pool.checked(&pool.backends[1], refused, Duration::ZERO, clock::now());
+    pool.record_check(&pool.backends[1], refused, Duration::ZERO, clock::now());
     let page = page(&daemon);
     let samples = samples(&page);
     for (backend, expected) in [

@@ -241,11 +241,11 @@ fn report(target: &RefCell<CheckTarget>, result: Result<(), CheckError>, began: 
     let now = clock::now();
     let took = now.saturating_duration_since(began);
     let result = match result {
-        Err(CheckError::Local(error)) => return pool.not_checked(&backend, error),
+        Err(CheckError::Local(error)) => return pool.record_check_not_made(&backend, error),
         Err(error) => Err(error.to_string()),
         Ok(()) => Ok(()),
     };
-    if let Some(transition) = pool.checked(&backend, result, took, now) {
+    if let Some(transition) = pool.record_check(&backend, result, took, now) {
         transition.log();
     }
 }

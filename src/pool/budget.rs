@@ -1,9 +1,11 @@
-//! The retry budget of a pool: retries may be a share of the requests, and always 10 a second, so that a dead pool is
-//! not hit by a multiple of its traffic. Process-wide and exact: no interleaving of threads spends a token twice.
+//! The retry budget of a pool: retries may be a share of the requests, and always 10 a second. So a
+//! dead pool is not hit by a multiple of its traffic, and a pool with little traffic can still
+//! retry. Process-wide and exact: no interleaving of threads spends a token twice.
 //!
-//! Every request earns `share` of a token; what is not spent fades with a time constant of 1 s, so that a pool that
-//! dies under load gets no more than its share at once. Beside that every second earns ten tokens, of which a quiet pool
-//! saves 100; a new pool starts with those.
+//! Each request adds `share` of a token. Unused tokens of requests decay exponentially with a time
+//! constant of 1 s (an exponentially weighted moving average of the request rate), so that a pool
+//! that dies under load gets no more than its share at once. Time adds ten tokens a second, up to a
+//! reserve of 100; a new pool starts with a full reserve.
 
 use std::{
     sync::{
@@ -18,26 +20,26 @@ use std::{
 
 use crate::telemetry::metrics::{MetricCell, PerThread};
 
-/// Tokens earned by time alone, per second.
-const PER_SECOND: f64 = 10.0;
-/// Most tokens saved of those.
-const RESERVE: f64 = 100.0;
-/// Seconds over which the requests' tokens fade.
-const WINDOW: f64 = 1.0;
+/// Tokens added per second by time alone.
+const RESERVE_TOKENS_PER_SECOND: f64 = 10.0;
+/// Maximum of unused tokens added by time.
+const MAX_RESERVE_TOKENS: f64 = 100.0;
+/// Time constant of the decay of the requests' tokens, in seconds.
+const DECAY_SECONDS: f64 = 1.0;
 
-/// Tokens for retries. See the head of this file.
+/// Token bucket for retries; see the head of this file.
 #[derive(Debug)]
 pub struct RetryBudget {
     requests: PerThread<MetricCell>,
-    /// Requests whose share is in the balance.
+    /// Number of requests whose share is in the balance.
     settled_requests: AtomicU64,
     /// Nanoseconds since `start` up to which the balance is settled.
     settled_nanos: AtomicU64,
     start: OnceLock<Instant>,
-    /// Tokens that requests earned. Bits of an `f64`: never negative.
-    shared: AtomicU64,
-    /// Tokens that time earned. Bits of an `f64`: never negative.
-    reserve: AtomicU64,
+    /// Tokens added by requests. Bits of an `f64`: never negative.
+    request_tokens: AtomicU64,
+    /// Tokens added by time. Bits of an `f64`: never negative.
+    reserve_tokens: AtomicU64,
 }
 
 impl Default for RetryBudget {
@@ -47,14 +49,15 @@ impl Default for RetryBudget {
             settled_requests: AtomicU64::new(0),
             settled_nanos: AtomicU64::new(0),
             start: OnceLock::new(),
-            shared: AtomicU64::new(0),
-            reserve: AtomicU64::new(RESERVE.to_bits()),
+            request_tokens: AtomicU64::new(0),
+            reserve_tokens: AtomicU64::new(MAX_RESERVE_TOKENS.to_bits()),
         }
     }
 }
 
 impl RetryBudget {
-    /// Counts a request, on the calling thread's own slot.
+    /// Counts a request in the calling thread's own slot. The tokens are computed by the next
+    /// retry, so that a request shares no cache line with other threads.
     #[inline]
     pub fn request(&self) {
         self.requests.mine().add(1);
@@ -62,17 +65,23 @@ impl RetryBudget {
 
     /// Takes the token for one retry, if there is one. `share` is 0.0..=1.0 of the requests.
     pub fn try_spend(&self, share: f64, now: Instant) -> bool {
+        debug_assert!((0.0..=1.0).contains(&share), "{share}");
         let earned = self.settle(share, now);
-        let shared = |balance: f64| balance * earned.kept + earned.tokens;
-        let reserve = |balance: f64| (balance + earned.seconds * PER_SECOND).min(RESERVE);
-        // Both are settled, whichever pays.
-        let paid = spend(&self.shared, true, shared);
-        spend(&self.reserve, !paid, reserve) || paid
+        let requests = |balance: f64| balance * earned.kept + earned.tokens;
+        let reserve = |balance: f64| {
+            (balance + earned.seconds * RESERVE_TOKENS_PER_SECOND).min(MAX_RESERVE_TOKENS)
+        };
+        // Both balances are updated, even if the first one has the token: the earnings are handed
+        // out only once. The decaying tokens go first, the reserve keeps.
+        let taken = take_token(&self.request_tokens, true, requests);
+        take_token(&self.reserve_tokens, !taken, reserve) || taken
     }
 
-    /// What was earned since the last call; each request and each nanosecond is handed to one caller only.
+    /// Computes the earnings since the last call; each request and each nanosecond is handed to one
+    /// caller only.
     fn settle(&self, share: f64, now: Instant) -> EarnedTokens {
         let requests = self.requests.sum(|count| count);
+        // `fetch_max` hands the difference to the one caller that moves the mark.
         let new = requests.saturating_sub(self.settled_requests.fetch_max(requests, Relaxed));
         let start = *self.start.get_or_init(|| now);
         let nanos = now.saturating_duration_since(start).as_nanos() as u64;
@@ -86,33 +95,36 @@ impl RetryBudget {
                 seconds,
             };
         }
-        let kept = (-seconds / WINDOW).exp();
-        // The earnings came evenly over the time, so the older part of them has faded already.
-        let faded = (1.0 - kept) * WINDOW / seconds;
+        let kept = (-seconds / DECAY_SECONDS).exp();
+        // The requests came evenly over the interval, so the older of their tokens have decayed
+        // too: the mean of exp(-t/τ) over it is (1 - exp(-s/τ)) · τ / s.
+        let undecayed = (1.0 - kept) * DECAY_SECONDS / seconds;
         EarnedTokens {
             kept,
-            tokens: earned * faded,
+            tokens: earned * undecayed,
             seconds,
         }
     }
 }
 
-/// Replaces a balance by what `settled` makes of it, less one token if one is wanted and there. True if it was taken.
-fn spend(balance: &AtomicU64, wanted: bool, settled: impl Fn(f64) -> f64) -> bool {
-    let pays = |bits: u64| wanted && settled(f64::from_bits(bits)) >= 1.0;
+/// Replaces a balance by `settled` of it, less one token if one is wanted and there. True if it was
+/// taken.
+fn take_token(balance: &AtomicU64, wanted: bool, settled: impl Fn(f64) -> f64) -> bool {
+    let has_token = |bits: u64| wanted && settled(f64::from_bits(bits)) >= 1.0;
     let before = balance.try_update(AcqRel, Acquire, |bits| {
-        let price = if pays(bits) { 1.0 } else { 0.0 };
-        Some((settled(f64::from_bits(bits)) - price).to_bits())
+        let taken = if has_token(bits) { 1.0 } else { 0.0 };
+        Some((settled(f64::from_bits(bits)) - taken).to_bits())
     });
-    before.is_ok_and(pays)
+    before.is_ok_and(has_token)
 }
 
+/// Earnings between two settlements.
 struct EarnedTokens {
-    /// The part of the old tokens that is left.
+    /// Remaining part of the old request tokens after their decay, 0.0..=1.0.
     kept: f64,
-    /// New ones, of requests.
+    /// New request tokens.
     tokens: f64,
-    /// Time since the last call.
+    /// Length of the interval.
     seconds: f64,
 }
 
@@ -123,7 +135,8 @@ mod tests {
     use super::*;
     use crate::base::clock;
 
-    /// `per_second` failing requests a second, each retried as often as the budget allows, at most twice.
+    /// `per_second` failing requests a second, each retried as often as the budget allows, at most
+    /// twice.
     fn all_fail(budget: &RetryBudget, per_second: u32, seconds: u32, from: Instant) -> u32 {
         let mut retries = 0;
         for number in 0..per_second * seconds {
@@ -135,7 +148,7 @@ mod tests {
         retries
     }
 
-    /// How many retries are possible at this instant.
+    /// Number of retries that are possible at this instant.
     fn savings(budget: &RetryBudget, share: f64, now: Instant) -> u32 {
         (0..100_000)
             .take_while(|_| budget.try_spend(share, now))
@@ -157,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_hour_saves_one_second_and_a_quiet_one_the_reserve() {
+    fn a_busy_hour_saves_one_second_and_an_idle_one_the_reserve() {
         let (budget, start) = (RetryBudget::default(), clock::now());
         assert_eq!(savings(&budget, 0.2, start), 100);
         let later = start + Duration::from_hours(1);

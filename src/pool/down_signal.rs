@@ -1,14 +1,13 @@
-//! Tells the sessions of a backend that it went down and that they are to end (`health_check.on_down: close`).
+//! The signal that a backend went down and its sessions must end (`health_check.on_down: close`).
 //!
-//! It costs an exchange one relaxed load. A session or tunnel takes the lock twice: when it begins to wait and when it
-//! ends; to look whether the backend went down meanwhile is an atomic load.
+//! Exchanges only pick a backend and never wait for the signal: it costs them one relaxed load. A
+//! session or tunnel takes the lock twice, when it begins to wait and when it ends. In between, a
+//! poll is one atomic load.
 
 use std::{
     collections::HashMap,
-    future::Future,
-    pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{
             AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -17,142 +16,87 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use super::BackendState;
-
-/// Part of the state of a backend.
+/// The down signal of one backend.
 #[derive(Debug, Default)]
 pub(super) struct DownSignal {
-    /// How often it was given.
+    /// Number of times the signal was raised. A counter and not a flag, because the backend may
+    /// come up again before a session looks.
     count: AtomicU64,
-    waiting: Mutex<DownWaiters>,
+    waiters: Mutex<DownWaiters>,
 }
 
 #[derive(Debug, Default)]
 struct DownWaiters {
     wakers: HashMap<u64, Waker>,
-    next: u64,
+    next_key: u64,
+}
+
+/// Entry of one waiting session.
+#[derive(Debug)]
+pub(super) struct DownRegistration {
+    /// Key in [`DownWaiters`].
+    key: u64,
+    waker: Waker,
 }
 
 impl DownSignal {
-    /// How often the signal was given.
+    /// Number of times the signal was raised so far.
     #[inline]
     pub(super) fn count(&self) -> u64 {
         self.count.load(Relaxed)
     }
 
-    /// Ends all that wait, and those that have picked the backend and do not wait yet.
-    pub(super) fn give(&self) {
+    /// Ends all sessions that wait, and those that have picked the backend and do not wait yet.
+    pub(super) fn raise(&self) {
         let wakers = {
-            let mut waiting = self.lock();
+            // Counts under the lock: a session either sees the new count or is in the map.
+            let mut waiters = self.lock();
             self.count.fetch_add(1, Release);
-            std::mem::take(&mut waiting.wakers)
+            std::mem::take(&mut waiters.wakers)
         };
         wakers.into_values().for_each(Waker::wake);
     }
 
-    fn lock(&self) -> MutexGuard<'_, DownWaiters> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Ready when the backend goes down and its sessions are to end; never otherwise.
-#[derive(Debug)]
-pub struct UntilDown {
-    state: Arc<BackendState>,
-    /// Count of the signal when the session picked its backend.
-    since: u64,
-    /// Key and waker in [`DownWaiters`].
-    registered: Option<(u64, Waker)>,
-}
-
-impl UntilDown {
-    pub(super) fn new(state: Arc<BackendState>, since: u64) -> Self {
-        Self {
-            state,
-            since,
-            registered: None,
-        }
-    }
-}
-
-impl Future for UntilDown {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        let signal = &this.state.down;
-        if signal.count.load(Acquire) != this.since {
+    /// Returns ready if the signal was raised since it stood at `seen`; registers `cx` otherwise.
+    pub(super) fn poll_raised(
+        &self,
+        seen: u64,
+        registration: &mut Option<DownRegistration>,
+        cx: &Context<'_>,
+    ) -> Poll<()> {
+        if self.count.load(Acquire) != seen {
             return Poll::Ready(());
         }
-        let known = this.registered.as_ref();
-        if known.is_some_and(|(_, waker)| waker.will_wake(cx.waker())) {
+        let known = registration.as_ref();
+        if known.is_some_and(|known| known.waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }
-        let mut waiting = signal.lock();
-        // The signal may have been given since the look above.
-        if signal.count.load(Acquire) != this.since {
+        let mut waiters = self.lock();
+        // The signal may have been raised between the first load and the lock.
+        if self.count.load(Acquire) != seen {
             return Poll::Ready(());
         }
-        let key = known.map_or(waiting.next, |(key, _)| *key);
-        waiting.next += u64::from(known.is_none());
-        waiting.wakers.insert(key, cx.waker().clone());
-        drop(waiting);
-        this.registered = Some((key, cx.waker().clone()));
+        let key = known.map_or(waiters.next_key, |known| known.key);
+        waiters.next_key += u64::from(known.is_none());
+        waiters.wakers.insert(key, cx.waker().clone());
+        drop(waiters);
+        let waker = cx.waker().clone();
+        *registration = Some(DownRegistration { key, waker });
         Poll::Pending
     }
-}
 
-impl Drop for UntilDown {
-    fn drop(&mut self) {
-        if let Some((key, _)) = &self.registered {
-            self.state.down.lock().wakers.remove(key);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{pin::pin, sync::atomic::AtomicUsize, task::Wake};
-
-    use super::*;
-    use crate::{config::model::BalancingPolicy, pool::fixture::unchecked_pool};
-
-    #[derive(Default)]
-    struct WakeCounter(AtomicUsize);
-
-    impl Wake for WakeCounter {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Relaxed);
-        }
+    /// Removes the entry of a session that no longer waits.
+    pub(super) fn deregister(&self, registration: &DownRegistration) {
+        self.lock().wakers.remove(&registration.key);
     }
 
-    #[test]
-    fn all_who_wait_are_woken_once_and_none_stays_behind() {
-        let pool = unchecked_pool(&[1], BalancingPolicy::RoundRobin);
-        let state = &pool.backends[0].state;
-        let counter = Arc::new(WakeCounter::default());
-        let waker = Waker::from(Arc::clone(&counter));
-        let mut cx = Context::from_waker(&waker);
-        let until = || UntilDown::new(Arc::clone(state), state.down.count());
-        let early = until();
-        let (mut one, mut other) = (pin!(until()), pin!(until()));
-        for _ in 0..3 {
-            assert!(one.as_mut().poll(&mut cx).is_pending());
-            assert!(other.as_mut().poll(&mut cx).is_pending());
-        }
-        let mut left = until();
-        assert!(Pin::new(&mut left).poll(&mut cx).is_pending());
-        assert_eq!(state.down.lock().wakers.len(), 3);
-        drop(left);
-        assert_eq!(state.down.lock().wakers.len(), 2);
-        state.down.give();
-        assert_eq!(counter.0.load(Relaxed), 2);
-        assert!(one.as_mut().poll(&mut cx).is_ready() && other.as_mut().poll(&mut cx).is_ready());
-        assert!(
-            pin!(early).poll(&mut cx).is_ready(),
-            "picked before the signal"
-        );
-        assert!(pin!(until()).poll(&mut cx).is_pending(), "picked after it");
-        assert!(state.down.lock().wakers.is_empty());
+    /// Number of sessions that wait.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().wakers.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, DownWaiters> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

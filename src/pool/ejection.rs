@@ -1,44 +1,47 @@
-//! Passive ejection: how long a sentence is, and whether one more backend may be taken out. Pure arithmetic.
+//! Passive ejection: the duration of the next ejection, and the panic guard that limits how much of
+//! a pool may be out. Pure arithmetic.
 //!
-//! The guard counts active and passive together, as the pool would be after the ejection. `n` is every backend with a
-//! weight above 0, backups included, because a backup can take over. Out is everyone of them who may not take traffic.
-//! - the last backend that may take traffic is never ejected, so a pool of one never ejects;
+//! The guard counts backends that are out by checks and by ejection together, as the pool would be
+//! after the ejection. Otherwise checks and traffic could each take out half and leave nothing.
+//! It counts every backend with a weight above 0, backups included, because a backup can take over.
+//! - The last backend that may take traffic is never ejected, so a pool of one never ejects.
 //! - `model::EjectionConfig::allowed_out` says how many may be out.
 
 use std::time::{Duration, Instant};
 
 use crate::{base::backoff, config::model};
 
-/// How a pool stands before an ejection; only backends with a weight above 0 count.
+/// Numbers of a pool before an ejection; only backends with a weight above 0 count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PoolCounts {
-    /// All of them.
+    /// All backends.
     pub(crate) total: usize,
-    /// Those that may take traffic, the one to be ejected included.
+    /// Backends that may take traffic, including the one to be ejected.
     pub(crate) available: usize,
 }
 
 /// True if one available backend of such a pool may be ejected.
 pub(crate) fn may_eject(counts: PoolCounts, ejection: &model::EjectionConfig) -> bool {
+    debug_assert!(counts.available <= counts.total, "{counts:?}");
     let out_after = (counts.total + 1).saturating_sub(counts.available);
     counts.available >= 2 && out_after <= ejection.allowed_out(counts.total)
 }
 
-/// The next sentence of a backend that served `step` of them and has been good since `since`; also the step it
-/// counts from, which is 0 again after `max_eject_for` without trouble.
-pub(crate) fn sentence(
-    ejection: &model::EjectionConfig,
-    step: u32,
+/// Duration of the next ejection, and the number of earlier ones it counts from.
+///
+/// Each ejection of `ejections` before it doubles the duration, because a backend that fails again
+/// right away is not repaired. After `max_eject_for` in a good state (`since`) the count starts at
+/// 0.
+pub(crate) fn ejection_duration(
+    config: &model::EjectionConfig,
+    ejections: u32,
     since: Instant,
     now: Instant,
 ) -> (u32, Duration) {
-    let step = if now.saturating_duration_since(since) >= ejection.max_eject_for {
-        0
-    } else {
-        step
-    };
-    let length = backoff::doubled(ejection.eject_for, step, ejection.max_eject_for);
-    (step, length)
+    let is_forgiven = now.saturating_duration_since(since) >= config.max_eject_for;
+    let ejections = if is_forgiven { 0 } else { ejections };
+    let duration = backoff::doubled(config.eject_for, ejections, config.max_eject_for);
+    (ejections, duration)
 }
 
 #[cfg(test)]

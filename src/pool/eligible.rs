@@ -1,9 +1,12 @@
-//! Who may be picked: the eligible backends of one generation, with the prepared policy over them.
+//! The eligible backends of one generation, with the prepared policy over them.
 //!
-//! Only backends with a weight above 0 are considered. The first of these groups that has a member is picked from: those that
-//! are up, by their tier (`backup`), then those not checked yet, by their tier; and with `when_all_down: fail_open`
-//! everyone who is not draining, in maintenance or removed. So a checked backup is preferred to a primary nobody has seen
-//! good yet.
+//! Only backends with a weight above 0 are considered. They fall into groups, and the first group
+//! with a member is picked from:
+//! - backends that are up, by their tier (`backup`);
+//! - backends not checked yet, by their tier;
+//! - with `when_all_down: fail_open` all that are not draining, in maintenance or removed.
+//!
+//! So a checked backup is preferred to a primary that has never passed a check.
 
 use std::{fmt, sync::Arc};
 
@@ -14,22 +17,31 @@ use super::{
 };
 use crate::config::model::{BalancingPolicy, WhenAllDown};
 
-/// What decides about eligibility besides the states.
+/// The first group of backends not checked yet: higher than any tier.
+const UNCHECKED_GROUP: u8 = 10;
+/// The group of `when_all_down: fail_open`.
+const FAIL_OPEN_GROUP: u8 = 20;
+/// The group that is never picked from.
+const INELIGIBLE_GROUP: u8 = 21;
+
+/// Settings that decide about eligibility besides the states.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EligibilityRules {
     pub(crate) policy: BalancingPolicy,
-    /// The pool has a health check. Without one no verdict counts: one left over from before is ignored.
+    /// The pool has a health check. Without one, a verdict left over from before is ignored.
     pub(crate) checks: bool,
     pub(crate) when_all_down: WhenAllDown,
-    /// The pool has left the configuration: its removed backends are all that exchanges of before can use.
+    /// The pool has left the configuration: exchanges that have begun can only use its removed
+    /// backends.
     pub(crate) is_orphaned: bool,
 }
 
-/// The eligible backends and the picker over them; replaced as a whole.
+/// The eligible backends and the picker over them. Immutable and replaced as a whole, so that a
+/// pick never sees half of a change.
 pub(crate) struct EligibleSet {
     pub(crate) candidates: Box<[EligibleBackend]>,
     pub(crate) picker: Box<dyn PolicyPicker>,
-    /// The group the candidates come from.
+    /// The group of the candidates.
     group: u8,
 }
 
@@ -41,80 +53,70 @@ impl fmt::Debug for EligibleSet {
 }
 
 impl EligibleSet {
+    /// Selects the first group with a member and prepares the policy for it.
     pub(crate) fn new(backends: &[Arc<Backend>], rules: EligibilityRules) -> Self {
-        let ranks: Vec<u8> = backends
+        // Each state is read once: a change in between must not split a group.
+        let groups: Vec<u8> = backends
             .iter()
-            .map(|backend| rank(backend, backend.state.state(), rules))
+            .map(|backend| group_of(backend, backend.state.state(), rules))
             .collect();
-        let best = ranks.iter().copied().min().unwrap_or(NEVER);
+        let first = groups.iter().copied().min().unwrap_or(INELIGIBLE_GROUP);
         let candidates: Box<[EligibleBackend]> = backends
             .iter()
-            .zip(&ranks)
-            .filter(|(_, rank)| **rank != NEVER && (**rank == best))
+            .zip(&groups)
+            .filter(|(_, group)| **group != INELIGIBLE_GROUP && **group == first)
             .map(|(backend, _)| Arc::clone(backend))
             .collect();
         let picker = policy::prepare(rules.policy, &candidates);
         Self {
             candidates,
             picker,
-            group: best,
+            group: first,
         }
     }
 
-    /// True if retries may go on here when all of `first` were tried: with backends that may take traffic anyway, not
-    /// with those of `fail_open`.
+    /// True if retries may move on to this set when all of `first` were attempted. Backends of
+    /// `fail_open` are excluded: they are known to be bad.
     pub(crate) fn is_tier_behind(&self, first: &Self) -> bool {
-        self.group > first.group && self.group < FAIL_OPEN
+        self.group > first.group && self.group < FAIL_OPEN_GROUP
     }
 
-    /// True if a backend's change of state makes it one more of the candidates.
+    /// True if a change of state makes the backend one more candidate.
     pub(crate) fn is_joined_by(
         &self,
         backend: &Backend,
         change: &StateChange,
         rules: EligibilityRules,
     ) -> bool {
-        rank(backend, change.from, rules) > self.group
-            && rank(backend, change.to, rules) == self.group
+        group_of(backend, change.from, rules) > self.group
+            && group_of(backend, change.to, rules) == self.group
     }
 
-    /// True if a backend's change of state makes no difference: it was and is in a group that is not picked from.
-    pub(crate) fn is_indifferent(
+    /// True if the backend was and stays in a group behind the one picked from.
+    pub(crate) fn is_unaffected_by(
         &self,
         backend: &Backend,
         change: &StateChange,
         rules: EligibilityRules,
     ) -> bool {
-        rank(backend, change.from, rules) > self.group
-            && rank(backend, change.to, rules) > self.group
+        group_of(backend, change.from, rules) > self.group
+            && group_of(backend, change.to, rules) > self.group
     }
 }
 
-/// The first group of backends not checked yet: higher than any tier.
-const UNCHECKED: u8 = 10;
-const FAIL_OPEN: u8 = 20;
-const NEVER: u8 = 21;
-
-/// The group of a backend: the lowest group that has a member is picked from.
-fn rank(backend: &Backend, state: HealthState, rules: EligibilityRules) -> u8 {
+/// Returns the group of a backend in `state`.
+fn group_of(backend: &Backend, state: HealthState, rules: EligibilityRules) -> u8 {
+    use HealthState::{Checking, Down, Draining, Ejected, Maintenance, Removed, Up};
     if backend.config.weight == 0 {
-        return NEVER;
+        return INELIGIBLE_GROUP;
     }
-    let tier = backend.config.backup.min(UNCHECKED - 1);
+    let tier = backend.config.backup.min(UNCHECKED_GROUP - 1);
     match state {
-        HealthState::Up => tier,
-        HealthState::Checking | HealthState::Down if !rules.checks => tier,
-        HealthState::Checking => UNCHECKED + tier,
-        HealthState::Removed if rules.is_orphaned => FAIL_OPEN,
-        HealthState::Down | HealthState::Ejected
-            if rules.when_all_down == WhenAllDown::FailOpen =>
-        {
-            FAIL_OPEN
-        }
-        HealthState::Down
-        | HealthState::Ejected
-        | HealthState::Draining
-        | HealthState::Maintenance
-        | HealthState::Removed => NEVER,
+        Up => tier,
+        Checking | Down if !rules.checks => tier,
+        Checking => UNCHECKED_GROUP + tier,
+        Removed if rules.is_orphaned => FAIL_OPEN_GROUP,
+        Down | Ejected if rules.when_all_down == WhenAllDown::FailOpen => FAIL_OPEN_GROUP,
+        Down | Ejected | Draining | Maintenance | Removed => INELIGIBLE_GROUP,
     }
 }

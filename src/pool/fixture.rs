@@ -1,4 +1,4 @@
-//! Pools for the tests of this folder and of the floors above.
+//! Pools for the tests of this module and of the layers above.
 
 use std::sync::Arc;
 
@@ -8,7 +8,8 @@ use crate::{
     config::model::{self, BalancingPolicy, HealthCheckConfig},
 };
 
-/// One backend on 10.0.0.0/8; `number` gives the address, so that the same number is the same backend.
+/// A backend on 10.0.0.0/8; `number` gives the address, so that the same number is the same
+/// backend.
 pub(crate) fn backend(number: usize, weight: u16) -> model::BackendConfig {
     let address = format!("10.0.{}.{}:80", number / 256, number % 256);
     model::BackendConfig {
@@ -44,7 +45,7 @@ pub(crate) fn unchecked_pool(weights: &[u16], policy: BalancingPolicy) -> Pool {
     Pool::new(&unchecked(weights, policy), None, clock::now())
 }
 
-/// A pool of real addresses that ejects nobody, so that only the check decides.
+/// A pool of real addresses that never ejects, so that only the check decides.
 pub(crate) fn pool_of(
     addresses: &[BackendAddress],
     health_check: Option<HealthCheckConfig>,

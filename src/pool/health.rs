@@ -1,26 +1,27 @@
-//! The state of one backend as a pure machine: checks, sentences and removal go in, changes of state come out.
+//! The state of one backend as a pure state machine: checks, ejections and removal go in, changes
+//! of state come out.
 //!
-//! Knows neither the pool (whether an ejection is allowed is decided in `ejection`) nor threads (`backend` holds the
-//! lock). Time comes in as an argument; the wall clock is read only to be shown.
+//! It knows neither the pool (`ejection` decides if an ejection is allowed) nor threads (`backend`
+//! holds the lock). Time is an argument; the wall clock is read only for display.
 //!
-//! Three facts make the state: what the checks say (never checked, up, down), whether a sentence of passive ejection
-//! is running, and whether the backend has left the configuration. Removal beats everything, a bad verdict beats a
-//! sentence, a sentence beats a good verdict:
+//! Three facts make the state: the verdict of the checks (never checked, up, down), a running
+//! ejection, and removal from the configuration. Precedence: removed > down > ejected > up.
 //!
-//! | checks say | no sentence | sentence running |
+//! | verdict | no ejection | ejection running |
 //! |---|---|---|
-//! | nothing yet | checking | ejected |
+//! | unknown | checking | ejected |
 //! | up | up | ejected |
 //! | down | down | down |
 //!
-//! A backend that was never seen good needs one check only, either way; after that `rise` and `fall` count. An
-//! ejection ends with its time, or earlier, when `rise` checks in a row have passed that began after the ejection did.
+//! The first check decides alone, either way, so that a start takes one interval and not `rise` of
+//! them. After that `rise` and `fall` count. An ejection ends with its time, or earlier, when
+//! `rise` checks in a row have passed that began after the ejection did.
 
 use std::time::{Duration, Instant};
 
 use crate::base::clock;
 
-/// What a backend is doing: the words of the metrics, the log and the status page.
+/// State of a backend, as named in metrics, the log and on the status page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum HealthState {
@@ -52,7 +53,7 @@ impl HealthState {
         Self::Removed,
     ];
 
-    /// How many states there are.
+    /// Number of states.
     pub const COUNT: usize = Self::ALL.len();
 
     /// Position in [`HealthState::ALL`].
@@ -60,7 +61,7 @@ impl HealthState {
         self as usize
     }
 
-    /// The word in lower case.
+    /// The name in lower case.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Checking => "checking",
@@ -73,16 +74,17 @@ impl HealthState {
         }
     }
 
-    /// True where the backend may get new work: checked and up, or not checked yet.
+    /// True if the backend may get new work: checked and up, or not checked yet.
     pub const fn may_take_traffic(self) -> bool {
         matches!(self, Self::Up | Self::Checking)
     }
 
+    /// Returns the state at `index`, which must come from [`HealthState::index`].
     pub(crate) fn from_index(index: u8) -> Self {
-        Self::ALL
-            .get(usize::from(index))
-            .copied()
-            .unwrap_or(Self::Removed)
+        let state = Self::ALL.get(usize::from(index)).copied();
+        debug_assert!(state.is_some(), "no state {index}");
+        // Removed is the safe one: it gets no traffic.
+        state.unwrap_or(Self::Removed)
     }
 }
 
@@ -95,15 +97,15 @@ impl std::fmt::Display for HealthState {
 /// The last active check of a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastCheck {
-    /// When it ended, since the Unix epoch.
+    /// Its end, since the Unix epoch.
     pub at: Duration,
-    /// `Err` says what was wrong.
+    /// `Err` is the cause of the failure.
     pub result: Result<(), String>,
-    /// How long it took.
+    /// Its duration.
     pub took: Duration,
 }
 
-/// What the active checks say.
+/// Verdict of the active checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CheckVerdict {
     Unknown,
@@ -119,28 +121,28 @@ pub(crate) struct StateChange {
     pub(crate) cause: String,
 }
 
-/// How many checks in a row change the verdict.
+/// Numbers of checks in a row that change the verdict.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CheckThresholds {
     pub(crate) rise: u32,
     pub(crate) fall: u32,
 }
 
-/// The machine. Its fields are read by the status page through `BackendState::view`.
+/// The state machine. `BackendState::view` copies its fields for the status page.
 #[derive(Debug)]
 pub(crate) struct BackendHealth {
     verdict: CheckVerdict,
-    /// It was out of the configuration since the last check: the next one decides alone.
+    /// The backend was out of the configuration since the last check: the next one decides alone.
     verdict_is_old: bool,
     removed: bool,
-    /// End of the running sentence.
-    pub(crate) sentence: Option<Instant>,
+    /// End of the running ejection.
+    pub(crate) ejected_until: Option<Instant>,
     /// Start of the last ejection.
     ejected_at: Instant,
     /// Good checks in a row that began after `ejected_at`.
     pub(crate) good_since_ejection: u32,
-    /// How many sentences are remembered: the next one is doubled this often.
-    pub(crate) step: u32,
+    /// Ejections that are remembered: each doubles the duration of the next one.
+    pub(crate) ejection_count: u32,
     pub(crate) good_in_a_row: u32,
     pub(crate) bad_in_a_row: u32,
     pub(crate) state: HealthState,
@@ -148,12 +150,12 @@ pub(crate) struct BackendHealth {
     pub(crate) since_unix: Duration,
     pub(crate) cause: String,
     pub(crate) last_check: Option<LastCheck>,
-    /// Why the check after `last_check` could not be made.
+    /// The local error that prevented the check after `last_check`.
     pub(crate) check_not_made: Option<String>,
 }
 
 impl BackendHealth {
-    /// A backend nobody has seen yet. Without checks (`checks` false) there is nothing to wait for: it is up at once.
+    /// Health of a new backend. Without `checks` there is nothing to wait for: it is up at once.
     pub(crate) fn new(checks: bool, now: Instant) -> Self {
         let (verdict, state, cause) = if checks {
             (
@@ -172,10 +174,10 @@ impl BackendHealth {
             verdict,
             verdict_is_old: false,
             removed: false,
-            sentence: None,
+            ejected_until: None,
             ejected_at: now,
             good_since_ejection: 0,
-            step: 0,
+            ejection_count: 0,
             good_in_a_row: 0,
             bad_in_a_row: 0,
             state,
@@ -187,7 +189,7 @@ impl BackendHealth {
         }
     }
 
-    /// The result of an active check.
+    /// Takes the result of an active check that took `took`.
     pub(crate) fn checked(
         &mut self,
         result: Result<(), String>,
@@ -200,19 +202,8 @@ impl BackendHealth {
             Err(_) => (0, self.bad_in_a_row.saturating_add(1)),
         };
         (self.good_in_a_row, self.bad_in_a_row) = (good, bad);
-        let verdict = if std::mem::take(&mut self.verdict_is_old) {
-            CheckVerdict::Unknown
-        } else {
-            self.verdict
-        };
-        self.verdict = match (verdict, result.is_ok()) {
-            (CheckVerdict::Unknown, true) => CheckVerdict::Up,
-            (CheckVerdict::Unknown, false) => CheckVerdict::Down,
-            (CheckVerdict::Down, true) if good >= thresholds.rise => CheckVerdict::Up,
-            (CheckVerdict::Up, false) if bad >= thresholds.fall => CheckVerdict::Down,
-            (verdict, _) => verdict,
-        };
-        // A check that was under way at the ejection may have seen the time before it.
+        self.update_verdict(result.is_ok(), thresholds);
+        // A check that began before the ejection may have seen the backend as it was then.
         self.good_since_ejection = match result {
             Ok(()) if now.checked_sub(took) < Some(self.ejected_at) => 0,
             Ok(()) => self.good_since_ejection.saturating_add(1),
@@ -222,8 +213,9 @@ impl BackendHealth {
             Ok(()) => in_a_row(good, "passed"),
             Err(error) => format!("{}: {error}", in_a_row(bad, "failed")),
         };
-        if self.sentence.is_some() && self.good_since_ejection >= thresholds.rise {
-            self.sentence = None;
+        // Checks end an ejection early: they prove a repair sooner than the backoff does.
+        if self.ejected_until.is_some() && self.good_since_ejection >= thresholds.rise {
+            self.ejected_until = None;
             if self.state == HealthState::Ejected {
                 cause = in_a_row(self.good_since_ejection, "passed") + " since the ejection";
             }
@@ -237,10 +229,25 @@ impl BackendHealth {
         self.settle(now, cause)
     }
 
-    /// A check could not be made: that says nothing of the backend.
-    pub(crate) fn not_checked(&mut self, error: String) -> Option<StateChange> {
+    /// Applies one result to the verdict. Callers have updated the streaks.
+    fn update_verdict(&mut self, is_good: bool, thresholds: CheckThresholds) {
+        let verdict = if std::mem::take(&mut self.verdict_is_old) {
+            CheckVerdict::Unknown
+        } else {
+            self.verdict
+        };
+        self.verdict = match (verdict, is_good) {
+            (CheckVerdict::Unknown, true) => CheckVerdict::Up,
+            (CheckVerdict::Unknown, false) => CheckVerdict::Down,
+            (CheckVerdict::Down, true) if self.good_in_a_row >= thresholds.rise => CheckVerdict::Up,
+            (CheckVerdict::Up, false) if self.bad_in_a_row >= thresholds.fall => CheckVerdict::Down,
+            (verdict, _) => verdict,
+        };
+    }
+
+    /// Records that a check could not be made. That says nothing about the backend.
+    pub(crate) fn check_not_made(&mut self, error: String) {
         self.check_not_made = Some(error);
-        None
     }
 
     /// Takes the backend out until `until`.
@@ -250,41 +257,42 @@ impl BackendHealth {
         now: Instant,
         cause: String,
     ) -> Option<StateChange> {
-        self.sentence = Some(until);
+        self.ejected_until = Some(until);
         (self.ejected_at, self.good_since_ejection) = (now, 0);
-        self.step = self.step.saturating_add(1);
+        self.ejection_count = self.ejection_count.saturating_add(1);
         self.settle(now, cause)
     }
 
-    /// Ends the sentence if it is over: the verdict of the checks holds again.
+    /// Ends the ejection if its time is over: the verdict of the checks holds again.
     pub(crate) fn expire(&mut self, now: Instant) -> Option<StateChange> {
-        if self.sentence.is_none_or(|until| until > now) {
+        if self.ejected_until.is_none_or(|until| until > now) {
             return None;
         }
-        self.sentence = None;
+        self.ejected_until = None;
         self.settle(now, "the ejection is over".to_owned())
     }
 
-    /// Ends the ejection: the pool does not eject any more.
-    pub(crate) fn free(&mut self, now: Instant) -> Option<StateChange> {
-        self.sentence = None;
+    /// Ends the ejection, because the pool no longer ejects.
+    pub(crate) fn end_ejection(&mut self, now: Instant) -> Option<StateChange> {
+        self.ejected_until = None;
         self.settle(now, "the pool does not eject any more".to_owned())
     }
 
-    /// The pool has no health check any more: nothing will ever clear a bad verdict, so it falls.
-    pub(crate) fn unchecked(&mut self, now: Instant) -> Option<StateChange> {
+    /// Drops the verdict, because the pool no longer has a health check: nothing would ever clear a
+    /// bad one.
+    pub(crate) fn end_checks(&mut self, now: Instant) -> Option<StateChange> {
         self.verdict = CheckVerdict::Up;
         (self.good_in_a_row, self.bad_in_a_row) = (0, 0);
         self.settle(now, "the pool has no health check".to_owned())
     }
 
-    /// The backend has left the configuration.
+    /// Marks the backend as removed from the configuration.
     pub(crate) fn remove(&mut self, now: Instant) -> Option<StateChange> {
         self.removed = true;
         self.settle(now, "no longer in the configuration".to_owned())
     }
 
-    /// The backend is back in the configuration: what was known of it holds until the next check.
+    /// Marks the backend as back in the configuration. The old verdict holds until the next check.
     pub(crate) fn restore(&mut self, now: Instant) -> Option<StateChange> {
         if !std::mem::replace(&mut self.removed, false) {
             return None;
@@ -293,13 +301,14 @@ impl BackendHealth {
         self.settle(now, "back in the configuration".to_owned())
     }
 
-    /// The checks say that it is down.
+    /// True if the verdict of the checks is down.
     pub(crate) fn failed_checks(&self) -> bool {
         self.verdict == CheckVerdict::Down
     }
 
+    /// Derives the state from the three facts; see the table above.
     fn derived(&self) -> HealthState {
-        match (self.removed, self.verdict, self.sentence) {
+        match (self.removed, self.verdict, self.ejected_until) {
             (true, _, _) => HealthState::Removed,
             (_, CheckVerdict::Down, _) => HealthState::Down,
             (_, _, Some(_)) => HealthState::Ejected,
@@ -308,6 +317,7 @@ impl BackendHealth {
         }
     }
 
+    /// Moves to the derived state and returns the change, if it is one.
     fn settle(&mut self, now: Instant, cause: String) -> Option<StateChange> {
         let (from, to) = (self.state, self.derived());
         if from == to {
@@ -321,6 +331,7 @@ impl BackendHealth {
     }
 }
 
+/// Text for a streak of `count` checks.
 fn in_a_row(count: u32, what: &str) -> String {
     if count == 1 {
         format!("the check {what}")

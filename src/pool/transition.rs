@@ -1,9 +1,38 @@
-//! The log line of a transition: one for each, whoever caused it (a check, a failed request, the end of a sentence).
+//! State transitions of backends and their log line. Checks, failed requests and the end of an
+//! ejection all log through here, so that every transition has exactly one line.
 
-use super::{StateTransition, health::HealthState};
+use std::{fmt, sync::Arc};
+
+use super::health::{HealthState, StateChange};
+
+/// A change of a backend's state. `Display` is the text for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateTransition {
+    /// The pool's name.
+    pub pool: Arc<str>,
+    /// The backend's name.
+    pub backend: Arc<str>,
+    /// The state before.
+    pub from: HealthState,
+    /// The state now.
+    pub to: HealthState,
+    /// The cause in one line. We add no control characters; the error text of a check is kept as
+    /// it is.
+    pub cause: String,
+}
 
 impl StateTransition {
-    /// Writes the line: a warning when the backend goes out of service, else information.
+    pub(super) fn new(pool: &Arc<str>, backend: &Arc<str>, change: StateChange) -> Self {
+        Self {
+            pool: Arc::clone(pool),
+            backend: Arc::clone(backend),
+            from: change.from,
+            to: change.to,
+            cause: change.cause,
+        }
+    }
+
+    /// Writes the log line: a warning when the backend goes out of service, else information.
     pub fn log(&self) {
         let Self {
             pool,
@@ -17,5 +46,15 @@ impl StateTransition {
         } else {
             tracing::info!(target: "health", %pool, %backend, %from, %to, %cause, "backend is {to}");
         }
+    }
+}
+
+impl fmt::Display for StateTransition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "backend `{}` of pool `{}` is {} (was {}): {}",
+            self.backend, self.pool, self.to, self.from, self.cause
+        )
     }
 }

@@ -132,7 +132,7 @@ async fn connect_backend(
         match result {
             Ok(stream) => {
                 lease.state.metrics.mine().connections_ok.add(1);
-                pool.succeeded(&lease);
+                pool.record_success(&lease);
                 return Ok((lease, stream));
             }
             Err(error) => {
@@ -162,7 +162,7 @@ fn record_failure(pool: &Pool, lease: &BackendLease, reason: Reason, now: Instan
         return;
     }
     lease.state.metrics.mine().failures.add(reason);
-    if let Some(transition) = pool.failed(lease, reason, now) {
+    if let Some(transition) = pool.record_failure(lease, reason, now) {
         transition.log();
     }
 }

@@ -1,22 +1,25 @@
-//! Least connections: the backend with the fewest in flight for its weight, exact over the whole process.
+//! Least connections: the backend with the fewest in flight for its weight, exact over the process.
 //!
-//! The least loaded is the one that would have the fewest for its weight with one more. Beside it stand all that differ from it
-//! by less than one request (`has_full_share`), such as all idle ones: these take turns by weight. Where all weights are
-//! equal these are the ones with as few in flight, and the scan starts one further each time.
+//! The least loaded backend is the one that would have the fewest for its weight with one more. All
+//! that differ from it by less than one request (`has_full_share`) are as good, such as all idle
+//! ones: these take turns by weight. With equal weights they are the ones with as few in flight,
+//! and each scan starts one position further.
 //!
-//! The load is compared and taken in one step, so two threads never take the same slot; a thread that loses the race looks
-//! again.
+//! The load is compared and taken in one step, so two threads never take the same slot. A thread
+//! that loses the race scans again.
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{
+use super::context::{
     BackendLoad, EligibleBackend, PickContext, PolicyPicker, has_full_share, is_less_loaded,
 };
 
-/// How often a thread that lost the race looks again; more losses than this need more than 64 threads at one instant.
-const ATTEMPTS: usize = 64;
-/// 2^64 divided by the golden ratio: its multiples lie evenly spread between 0 and 2^64, however many there are.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Scans by a thread that keeps losing the race. More losses need more than 64 threads at one
+/// instant.
+const MAX_SCANS: usize = 64;
+/// 2^64 divided by the golden ratio. Its multiples modulo 2^64 are evenly spread, however many
+/// there are (Fibonacci hashing), so consecutive picks interleave the backends smoothly.
+const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 
 pub(super) struct LeastConnections {
     max_weight: u16,
@@ -33,23 +36,28 @@ impl LeastConnections {
         }
     }
 
-    /// The position and load of the next candidate; `turn_number` counts the picks of the pool.
-    fn next(&self, turn: &PickContext<'_>, turn_number: usize) -> Option<(usize, usize)> {
-        let start = turn_number % turn.candidates.len().max(1);
-        let (position, load) = self.least_loaded(turn, start)?;
+    /// Position and load of the next candidate; `pick_number` counts the picks of the pool.
+    fn next(&self, context: &PickContext<'_>, pick_number: usize) -> Option<(usize, usize)> {
+        let start = pick_number % context.candidates.len().max(1);
+        let (position, load) = self.least_loaded(context, start)?;
+        // The second scan below is only needed to share idle backends by weight.
         if self.has_equal_weights {
             return Some((position, load.0));
         }
-        by_weight(turn, load, turn_number).or(Some((position, load.0)))
+        pick_by_weight(context, load, pick_number).or(Some((position, load.0)))
     }
 
-    /// The lightest untried candidate that is not full.
-    fn least_loaded(&self, turn: &PickContext<'_>, start: usize) -> Option<(usize, BackendLoad)> {
-        let count = turn.candidates.len();
+    /// The least loaded candidate that has capacity, scanning from `start`.
+    fn least_loaded(
+        &self,
+        context: &PickContext<'_>,
+        start: usize,
+    ) -> Option<(usize, BackendLoad)> {
+        let count = context.candidates.len();
         let mut best: Option<(usize, BackendLoad)> = None;
-        for (position, load) in open(turn, (start..count).chain(0..start)) {
+        for (position, load) in with_capacity(context, (start..count).chain(0..start)) {
+            // An idle one of the highest weight cannot be beaten: an idle pool scans one entry.
             if load == (0, self.max_weight) {
-                // Nothing can be lighter.
                 return Some((position, load));
             }
             if best.is_none_or(|(_, other)| is_less_loaded(load, other)) {
@@ -60,52 +68,53 @@ impl LeastConnections {
     }
 }
 
-/// One of the candidates that have less than their share beside the lightest, by weight and in turn.
-fn by_weight(
-    turn: &PickContext<'_>,
-    lightest: BackendLoad,
-    turn_number: usize,
+/// One of the candidates below their share compared with `least`: in turn, by weight.
+fn pick_by_weight(
+    context: &PickContext<'_>,
+    least: BackendLoad,
+    pick_number: usize,
 ) -> Option<(usize, usize)> {
-    let eligible = || {
-        let all = open(turn, 0..turn.candidates.len());
-        all.filter(|(_, load)| !has_full_share(*load, lightest))
+    let below_share = || {
+        let all = with_capacity(context, 0..context.candidates.len());
+        all.filter(|(_, load)| !has_full_share(*load, least))
     };
-    let total: u64 = eligible().map(|(_, (_, weight))| u64::from(weight)).sum();
-    let place = (turn_number as u64).wrapping_mul(GOLDEN);
-    let mut ticket = ((u128::from(place) * u128::from(total)) >> 64) as u64;
-    eligible().find_map(|(position, (load, weight))| {
+    let total: u64 = below_share()
+        .map(|(_, (_, weight))| u64::from(weight))
+        .sum();
+    // A point of the golden-ratio sequence, scaled to the sum of weights, selects one of them.
+    let point = (pick_number as u64).wrapping_mul(GOLDEN_RATIO);
+    let mut ticket = ((u128::from(point) * u128::from(total)) >> 64) as u64;
+    below_share().find_map(|(position, (load, weight))| {
         let left = ticket.checked_sub(u64::from(weight));
         ticket = left.unwrap_or(ticket);
         left.is_none().then_some((position, load))
     })
 }
 
-/// The untried candidates at `positions` that are not full.
-fn open<'t>(
-    turn: &'t PickContext<'_>,
+/// The candidates at `positions` that have capacity and were not attempted, with their loads.
+fn with_capacity<'t>(
+    context: &'t PickContext<'_>,
     positions: impl Iterator<Item = usize> + 't,
 ) -> impl Iterator<Item = (usize, BackendLoad)> + 't {
     positions.filter_map(|position| {
-        let candidate = turn.untried(position)?;
+        let candidate = context.candidate(position)?;
         let load = candidate.state.in_flight();
         (load < candidate.limit).then_some((position, (load, candidate.config.weight)))
     })
 }
 
 impl PolicyPicker for LeastConnections {
-    fn pick(&self, turn: &mut PickContext<'_>) -> Option<usize> {
-        let turn_number = turn.cursor.fetch_add(1, Relaxed);
-        for _ in 0..ATTEMPTS {
-            let (position, load) = self.next(turn, turn_number)?;
-            if turn
-                .candidates
-                .get(position)
-                .is_some_and(|candidate| candidate.state.claim_at(load))
-            {
+    fn pick(&self, context: &mut PickContext<'_>) -> Option<usize> {
+        let pick_number = context.cursor.fetch_add(1, Relaxed);
+        for _ in 0..MAX_SCANS {
+            let (position, load) = self.next(context, pick_number)?;
+            let candidate = context.candidates.get(position);
+            if candidate.is_some_and(|candidate| candidate.state.claim_at(load)) {
                 return Some(position);
             }
         }
-        turn.claim_from(turn_number % turn.candidates.len().max(1))
+        // Any backend with capacity is better than spinning on.
+        context.claim_from(pick_number % context.candidates.len().max(1))
     }
 }
 

@@ -1,18 +1,21 @@
-//! Random two: two different backends drawn by weight, and of these the one with fewer in flight for its weight.
+//! Random two: two different backends drawn by weight, and of these the less loaded for its weight.
 //!
-//! The first is taken unless it has its share already compared with the second (`has_full_share`): of two that are idle the
-//! weights decide, by which they were drawn.
+//! The first is taken unless it has its full share already compared with the second
+//! (`has_full_share`). So between two idle backends the draw decides, and the draw is by weight.
 //!
-//! Two draws cost the same for 3 and for 10,000 backends, and spread bursts well without looking at everyone.
+//! Two draws cost the same for 3 and for 10,000 backends. They keep bursts from all hitting the one
+//! that looks idle, and bound the load of the fullest far better than one draw does ("power of two
+//! choices").
 
-use super::{EligibleBackend, PickContext, PolicyPicker, has_full_share};
+use super::context::{EligibleBackend, PickContext, PolicyPicker, has_full_share};
 use crate::base::rng::Random;
 
-/// Draws until an untried, different backend is found; then the scan over all takes over.
-const DRAWS: usize = 16;
+/// Draws until a different backend is found that was not attempted; a scan over all follows. Only
+/// many attempts, or one weight far above all others, need more.
+const MAX_DRAWS: usize = 16;
 
 pub(super) struct RandomTwo {
-    /// Sums of weights up to and with each position; `None` where all weights are equal.
+    /// Running sums of the weights by position; `None` if all weights are equal.
     sums: Option<Box<[u32]>>,
 }
 
@@ -32,7 +35,7 @@ impl RandomTwo {
         }
     }
 
-    /// A position drawn by weight.
+    /// Draws a position by weight.
     fn draw(&self, random: &mut Random, count: usize) -> usize {
         match &self.sums {
             None => random.below(count),
@@ -43,48 +46,48 @@ impl RandomTwo {
         }
     }
 
-    /// An untried position other than `other`.
-    fn draw_untried(&self, turn: &mut PickContext<'_>, other: Option<usize>) -> Option<usize> {
-        let count = turn.candidates.len();
-        for _ in 0..DRAWS {
-            let position = self.draw(turn.random, count);
-            if Some(position) != other && turn.untried(position).is_some() {
+    /// Draws a position other than `other` that was not attempted.
+    fn draw_other(&self, context: &mut PickContext<'_>, other: Option<usize>) -> Option<usize> {
+        let count = context.candidates.len();
+        for _ in 0..MAX_DRAWS {
+            let position = self.draw(context.random, count);
+            if Some(position) != other && context.candidate(position).is_some() {
                 return Some(position);
             }
         }
-        let start = turn.random.below(count);
+        let start = context.random.below(count);
         (start..count)
             .chain(0..start)
-            .find(|position| Some(*position) != other && turn.untried(*position).is_some())
+            .find(|position| Some(*position) != other && context.candidate(*position).is_some())
     }
 }
 
 impl PolicyPicker for RandomTwo {
-    fn pick(&self, turn: &mut PickContext<'_>) -> Option<usize> {
-        let first = self.draw_untried(turn, None)?;
-        let (better, worse) = match self.draw_untried(turn, Some(first)) {
-            Some(second) if is_busier(turn, first, second) => (second, Some(first)),
+    fn pick(&self, context: &mut PickContext<'_>) -> Option<usize> {
+        let first = self.draw_other(context, None)?;
+        let (better, worse) = match self.draw_other(context, Some(first)) {
+            Some(second) if is_busier(context, first, second) => (second, Some(first)),
             second => (first, second),
         };
-        if turn.claim(better) {
+        if context.claim(better) {
             return Some(better);
         }
         match worse {
-            Some(worse) if turn.claim(worse) => Some(worse),
+            Some(worse) if context.claim(worse) => Some(worse),
+            // Both are full: take any that is not.
             _ => {
-                let start = turn.random.below(turn.candidates.len());
-                turn.claim_from(start)
+                let start = context.random.below(context.candidates.len());
+                context.claim_from(start)
             }
         }
     }
 }
 
-/// True if the candidate at `one` has its share already, compared with the one at `other`.
-fn is_busier(turn: &PickContext<'_>, one: usize, other: usize) -> bool {
+/// True if the candidate at `one` has its full share compared with the one at `other`.
+fn is_busier(context: &PickContext<'_>, one: usize, other: usize) -> bool {
     let load = |position: usize| {
-        turn.candidates
-            .get(position)
-            .map(|candidate| (candidate.state.in_flight(), candidate.config.weight))
+        let candidate = context.candidates.get(position)?;
+        Some((candidate.state.in_flight(), candidate.config.weight))
     };
     matches!((load(one), load(other)), (Some(one), Some(other)) if has_full_share(one, other))
 }
@@ -97,7 +100,7 @@ mod tests {
         pool::{Pool, fixture::unchecked_pool},
     };
 
-    /// Puts `loads` in flight, and gives them back with the returned counts at the end of the pool's life.
+    /// Puts `loads` in flight for the life of the pool.
     fn load(pool: &Pool, loads: &[usize]) {
         for (backend, load) in pool.backends.iter().zip(loads) {
             (0..*load).for_each(|_| assert!(backend.state.claim(usize::MAX)));
@@ -105,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_the_lighter_is_chosen() {
+    fn of_two_the_less_loaded_is_chosen() {
         for (weights, loads, is_less_loaded) in [
             ([1, 1], [0, 1], 0),
             ([1, 1], [1, 0], 1),
@@ -136,7 +139,7 @@ mod tests {
 
     #[test]
     fn backends_of_unequal_weight_get_their_share_when_idle_and_when_equally_busy() {
-        const PICKS: usize = 20_000;
+        const PICK_COUNT: usize = 20_000;
         for (weights, loads) in [
             (&[255, 256][..], &[0, 0][..]),
             (&[255, 256], &[1, 1]),
@@ -150,13 +153,13 @@ mod tests {
             let mut random = Random::seeded(9);
             let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
             let mut counts = vec![0_usize; weights.len()];
-            for _ in 0..PICKS {
+            for _ in 0..PICK_COUNT {
                 counts[pool.pick(&[], &mut random).unwrap().index] += 1;
             }
             for (count, weight) in counts.iter().zip(weights) {
                 let share = f64::from(*weight) / total;
-                let expected = share * PICKS as f64;
-                // Five standard deviations: the seed is fixed, so this is no gamble.
+                let expected = share * PICK_COUNT as f64;
+                // Five standard deviations; the seed is fixed, so the test is stable.
                 let spread = 5.0 * (expected * (1.0 - share)).sqrt();
                 let off = (*count as f64 - expected).abs();
                 assert!(off <= spread, "{weights:?} {loads:?}: {counts:?}");

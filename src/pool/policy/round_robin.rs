@@ -1,22 +1,25 @@
-//! Round robin, smooth by weight: a sequence worked out beforehand and one cursor for the whole process.
+//! Smooth weighted round robin: a precomputed sequence and one cursor for the whole process.
 //!
-//! Equal weights are the identity. A small pool gets the smooth order known from nginx (5, 1, 1 is `a a b a c a a`).
-//! A large one would take n times the sum of weights for that, so its turns are laid out at even distances instead.
-//! Weights are divided by their greatest common divisor, and scaled down where the sequence would exceed 65,536 turns.
+//! Equal weights need no sequence. A small pool gets the smooth order known from nginx: weights 5,
+//! 1, 1 give `a a b a c a a`. That costs n times the sum of weights to compute, so a large pool
+//! gets its turns at even distances instead. Weights are divided by their greatest common divisor,
+//! and scaled down where the sequence would exceed 65,536 turns.
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{EligibleBackend, PickContext, PolicyPicker};
+use super::context::{EligibleBackend, PickContext, PolicyPicker};
 
-/// Turns in a sequence at most, unless there are more backends than that.
+/// Maximum length of a sequence, unless there are more backends: 256 KiB of memory.
 const MAX_TURNS: usize = 65_536;
-/// Steps the exact smooth order may cost: about a millisecond.
-const MAX_STEPS: usize = 1 << 20;
-/// Turns to go on from a tried or full backend before the scan over all backends.
-const NEAR: usize = 8;
+/// Maximum number of steps to compute the exact smooth order: about a millisecond.
+const MAX_SMOOTH_STEPS: usize = 1 << 20;
+/// Turns looked at after an attempted or full backend, before the scan over all backends. Following
+/// the sequence a few turns keeps the weights; following it on could revisit one full backend for
+/// thousands of turns.
+const MAX_SKIPPED_TURNS: usize = 8;
 
 pub(super) struct RoundRobin {
-    /// Positions of candidates; `None` is the identity.
+    /// Positions of candidates by turn; `None` is the identity.
     sequence: Option<Box<[u32]>>,
 }
 
@@ -31,8 +34,9 @@ impl RoundRobin {
         }
     }
 
+    /// The position that has turn `turn`, of `count` candidates.
     #[inline]
-    fn at(&self, turn: usize, count: usize) -> Option<usize> {
+    fn position_at(&self, turn: usize, count: usize) -> Option<usize> {
         match &self.sequence {
             None => Some(turn % count.max(1)),
             Some(sequence) => sequence
@@ -44,16 +48,16 @@ impl RoundRobin {
 
 impl PolicyPicker for RoundRobin {
     #[inline]
-    fn pick(&self, turn: &mut PickContext<'_>) -> Option<usize> {
-        let count = turn.candidates.len();
-        let first = turn.cursor.fetch_add(1, Relaxed);
-        for step in 0..NEAR {
-            let position = self.at(first.wrapping_add(step), count)?;
-            if turn.claim(position) {
+    fn pick(&self, context: &mut PickContext<'_>) -> Option<usize> {
+        let count = context.candidates.len();
+        let first = context.cursor.fetch_add(1, Relaxed);
+        for step in 0..MAX_SKIPPED_TURNS {
+            let position = self.position_at(first.wrapping_add(step), count)?;
+            if context.claim(position) {
                 return Some(position);
             }
         }
-        turn.claim_from(first % count.max(1))
+        context.claim_from(first % count.max(1))
     }
 }
 
@@ -64,14 +68,15 @@ fn sequence(weights: &[usize]) -> Option<Box<[u32]>> {
         return None;
     }
     let total: usize = weights.iter().sum();
-    Some(if weights.len() * total <= MAX_STEPS {
-        smooth(&weights, total)
+    Some(if weights.len() * total <= MAX_SMOOTH_STEPS {
+        smooth_sequence(&weights, total)
     } else {
-        spread(&weights, total)
+        even_sequence(&weights, total)
     })
 }
 
-/// The weights without their common divisor, and small enough to sum up to [`MAX_TURNS`]; all are at least 1.
+/// The weights without their common divisor, scaled to a sum of at most [`MAX_TURNS`]; all are at
+/// least 1.
 fn reduced(weights: &[usize]) -> Vec<usize> {
     let divisor = weights.iter().copied().fold(0, gcd).max(1);
     let weights: Vec<usize> = weights.iter().map(|weight| weight / divisor).collect();
@@ -79,41 +84,46 @@ fn reduced(weights: &[usize]) -> Vec<usize> {
     if total <= MAX_TURNS {
         return weights;
     }
-    // What is below one turn is rounded up to one, which costs at most one turn per backend.
-    let room = MAX_TURNS.saturating_sub(weights.len());
+    // One turn per backend is set aside, because a share below one turn is rounded up to one.
+    let shared = MAX_TURNS.saturating_sub(weights.len());
     weights
         .iter()
-        .map(|weight| (weight * room / total).max(1))
+        .map(|weight| (weight * shared / total).max(1))
         .collect()
 }
 
+/// The greatest common divisor.
 fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Every turn each backend gains its weight; the richest is taken and pays the sum of weights.
-fn smooth(weights: &[usize], total: usize) -> Box<[u32]> {
-    let mut credit = vec![0_isize; weights.len()];
+/// Smooth weighted round robin: in every turn each current weight grows by the weight; the highest
+/// is chosen and reduced by the total. Turns of one backend come out as far apart as they can.
+fn smooth_sequence(weights: &[usize], total: usize) -> Box<[u32]> {
+    let mut current = vec![0_isize; weights.len()];
     (0..total)
         .map(|_| {
-            let mut best = (0_usize, isize::MIN);
-            for (position, (credit, weight)) in credit.iter_mut().zip(weights).enumerate() {
-                *credit += weight.cast_signed();
-                if *credit > best.1 {
-                    best = (position, *credit);
+            let mut highest = (0_usize, isize::MIN);
+            for (position, (current, weight)) in current.iter_mut().zip(weights).enumerate() {
+                *current += weight.cast_signed();
+                // The first of equal ones, so that the order of the file decides.
+                if *current > highest.1 {
+                    highest = (position, *current);
                 }
             }
-            if let Some(credit) = credit.get_mut(best.0) {
-                *credit -= total.cast_signed();
+            if let Some(current) = current.get_mut(highest.0) {
+                *current -= total.cast_signed();
             }
-            best.0 as u32
+            highest.0 as u32
         })
         .collect()
 }
 
-/// The k-th turn of a backend of weight w goes to the place (2k + 1) / 2w of the sequence: a counting sort by place.
-fn spread(weights: &[usize], total: usize) -> Box<[u32]> {
+/// Turns at even distances: the k-th turn of a backend of weight w goes to (2k + 1) / 2w of the
+/// sequence. A counting sort by that place, so its cost is linear in the total.
+fn even_sequence(weights: &[usize], total: usize) -> Box<[u32]> {
     let place = |turn: usize, weight: usize| (2 * turn + 1) * total / (2 * weight);
+    // Counts the turns of each place, shifted by one for the sums below.
     let mut starts = vec![0_u32; total + 1];
     for weight in weights {
         for turn in 0..*weight {
@@ -122,11 +132,14 @@ fn spread(weights: &[usize], total: usize) -> Box<[u32]> {
             }
         }
     }
+    // Running sums: where the turns of each place begin in the sequence.
     let mut sum = 0;
     for start in &mut starts {
         sum += *start;
         *start = sum;
     }
+    debug_assert_eq!(sum as usize, total, "a turn without a place");
+    // Puts each turn at the next free entry of its place.
     let mut sequence = vec![0_u32; total];
     for (position, weight) in weights.iter().enumerate() {
         for turn in 0..*weight {
@@ -150,6 +163,7 @@ mod tests {
         pool::{Pool, fixture::unchecked},
     };
 
+    /// The sequence with a letter per backend.
     fn letters(weights: &[usize]) -> String {
         let sequence = sequence(weights).unwrap();
         sequence
@@ -194,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn sequences_are_bounded_and_everyone_stays_in_them() {
+    fn sequences_are_bounded_and_every_backend_stays_in_them() {
         for count in [1_000, 10_000, 40_000, 70_000] {
             let weights: Vec<usize> = (0..count)
                 .map(|at| if at % 2 == 0 { 1 } else { 256 })

@@ -1,4 +1,4 @@
-//! What failures of traffic, checks and reloads do to an ejection, and what a lack of our own does not.
+//! The effect of failed traffic, checks and reloads on an ejection. Local errors have none.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn failures_in_a_row_eject_and_a_success_in_between_does_not() {
     let (pool, now) = pool(&config(&[1, 1]));
     all_up(&pool, now);
     assert_eq!(fail_times(&pool, 0, 4, now), None);
-    pool.succeeded(&pool.backends[0]);
+    pool.record_success(&pool.backends[0]);
     assert_eq!(fail_times(&pool, 0, 4, now), None);
     let ejected = fail_times(&pool, 0, 1, now).unwrap();
     assert_eq!(
@@ -25,18 +25,18 @@ fn failures_in_a_row_eject_and_a_success_in_between_does_not() {
 }
 
 #[test]
-fn reasons_that_do_not_blame_the_backend_never_eject() {
+fn reasons_that_are_no_fault_of_the_backend_never_eject() {
     let (pool, now) = pool(&config(&[1, 1]));
     all_up(&pool, now);
     for _ in 0..100 {
-        let gone = pool.failed(&pool.backends[0], Reason::ClientDisconnected, now);
+        let gone = pool.record_failure(&pool.backends[0], Reason::ClientDisconnected, now);
         assert_eq!(gone, None);
     }
     assert_eq!(pool.backends[0].state.view().failures_in_a_row, 0);
 }
 
 #[test]
-fn a_sentence_ends_doubles_and_is_forgotten_after_a_good_time() {
+fn an_ejection_ends_doubles_and_is_forgotten_after_a_good_time() {
     let (pool, start) = pool(&config(&[1, 1]));
     all_up(&pool, start);
     let mut now = start;
@@ -67,7 +67,7 @@ fn a_sentence_ends_doubles_and_is_forgotten_after_a_good_time() {
 }
 
 #[test]
-fn failures_of_requests_still_under_way_do_not_count_for_the_next_sentence() {
+fn failures_of_requests_still_under_way_do_not_count_for_the_next_ejection() {
     let (pool, now) = pool(&config(&[1, 1]));
     all_up(&pool, now);
     fail_times(&pool, 0, 5, now).unwrap();
@@ -103,13 +103,13 @@ fn checks_that_pass_rise_times_since_the_ejection_began_end_it() {
         config.health_check.as_mut().unwrap().rise = rise;
         let (pool, start) = pool(&config);
         all_up(&pool, start);
-        // What passed before the ejection counts for nothing.
+        // Checks that passed before the ejection do not count.
         (0..10).for_each(|_| drop(pass(&pool, 0, start)));
         let ejected = start + seconds(1);
         fail_times(&pool, 0, 5, ejected).unwrap();
         let now = ejected + seconds(1);
-        // Neither does a check that was under way when it began, nor one that failed in between.
-        let under_way = pool.checked(&pool.backends[0], Ok(()), seconds(2), now);
+        // Nor does a check that was under way when it began, nor a streak that failed in between.
+        let under_way = pool.record_check(&pool.backends[0], Ok(()), seconds(2), now);
         assert_eq!(under_way, None);
         for _ in 1..rise {
             assert_eq!(pass(&pool, 0, now), None);
@@ -153,7 +153,7 @@ fn without_a_health_check_only_time_ends_an_ejection() {
 }
 
 #[test]
-fn a_reload_to_no_ejection_frees_at_once_and_old_requests_eject_no_more() {
+fn a_reload_to_no_ejection_ends_ejections_at_once_and_old_requests_cause_none() {
     let mut none = config(&[1, 1]);
     none.ejection = None;
     let mut zero = config(&[1, 1]);
@@ -174,7 +174,9 @@ fn a_reload_to_no_ejection_frees_at_once_and_old_requests_eject_no_more() {
 fn a_check_that_could_not_be_made_changes_no_verdict_and_no_streak() {
     let (pool, now) = pool(&config(&[1, 1]));
     let miss = |count: usize| {
-        (0..count).for_each(|_| pool.not_checked(&pool.backends[0], "no descriptor".to_owned()));
+        (0..count).for_each(|_| {
+            pool.record_check_not_made(&pool.backends[0], "no descriptor".to_owned());
+        });
     };
     miss(5);
     assert_eq!(states(&pool)[0], HealthState::Checking);
@@ -198,11 +200,14 @@ fn a_check_that_could_not_be_made_changes_no_verdict_and_no_streak() {
 }
 
 #[test]
-fn a_lack_of_our_own_ejects_no_backend() {
+fn a_local_error_ejects_no_backend() {
     let (pool, now) = pool(&config(&[1, 1]));
     all_up(&pool, now);
     for _ in 0..100 {
-        assert_eq!(pool.failed(&pool.backends[0], Reason::Overload, now), None);
+        assert_eq!(
+            pool.record_failure(&pool.backends[0], Reason::Overload, now),
+            None
+        );
     }
 }
 
@@ -219,7 +224,7 @@ fn ten_backends_at_ten_percent_eject_one_and_at_nine_none() {
 }
 
 #[test]
-fn a_sentence_over_while_down_leaves_the_backend_down() {
+fn an_ejection_over_while_down_leaves_the_backend_down() {
     let (pool, now) = pool(&config(&[1, 1]));
     all_up(&pool, now);
     fail_times(&pool, 0, 5, now);
@@ -241,7 +246,7 @@ fn pools_of_one_two_and_three_keep_one_backend() {
 }
 
 #[test]
-fn an_ejection_that_was_forbidden_is_tried_again_later() {
+fn an_ejection_that_the_guard_forbids_is_attempted_again_later() {
     let (pool, now) = pool(&config(&[1, 1]));
     pass(&pool, 0, now);
     fail(&pool, 1, now);

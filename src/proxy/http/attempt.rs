@@ -534,7 +534,10 @@ pub(super) fn record_backend_failure(attempt: Attempt<'_>, reason: Reason) {
         return;
     }
     attempt.lease.state.metrics.mine().failures.add(reason);
-    if let Some(transition) = attempt.pool.failed(attempt.lease, reason, clock::now()) {
+    if let Some(transition) = attempt
+        .pool
+        .record_failure(attempt.lease, reason, clock::now())
+    {
         transition.log();
     }
 }

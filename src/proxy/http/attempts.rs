@@ -36,7 +36,7 @@ impl Exchange<'_> {
         let mut fresh = false;
         loop {
             let pool = newest.as_ref().unwrap_or(chosen);
-            let picked = pool.pick_beside(&passed, &tried, &mut worker.random.borrow_mut());
+            let picked = pool.pick_avoiding(&passed, &tried, &mut worker.random.borrow_mut());
             let lease = match picked {
                 Ok(lease) => lease,
                 Err(reason) => return self.fail_forwarding(reason, upload, io).await,

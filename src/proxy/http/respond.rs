@@ -127,7 +127,7 @@ pub(super) async fn respond(
             AfterExchange::Close
         }));
     }
-    attempt.pool.succeeded(attempt.lease);
+    attempt.pool.record_success(attempt.lease);
     let reusable = exact
         && io.response.keep_alive
         && was_asked
@@ -432,7 +432,7 @@ pub(super) async fn tunnel(
 ) -> AfterExchange {
     let _in_use = ConnectionInUse::new(&backend, &attempt.lease.state);
     count_answer(exchange, attempt, io.response);
-    attempt.pool.succeeded(attempt.lease);
+    attempt.pool.record_success(attempt.lease);
     io.out.clear();
     let id = exchange.request_id_field();
     forward::interim_head(io.out, io.response, io.response_bytes, id);

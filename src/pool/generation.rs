@@ -1,0 +1,115 @@
+//! The part of a pool that changes of state must reach.
+//!
+//! After a reload, old and new generations live side by side while requests of the old one finish.
+//! They share backends, so a change that either of them sees refreshes both.
+
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicBool, Ordering::Acquire},
+};
+
+use arc_swap::ArcSwap;
+
+use super::{
+    backend::Backend,
+    ejection::{self, PoolCounts},
+    eligible::{EligibilityRules, EligibleSet},
+    health::StateChange,
+};
+use crate::config::model;
+
+/// The backends of one generation and the set that is picked from.
+#[derive(Debug)]
+pub(super) struct PoolGeneration {
+    pub(super) backends: Vec<Arc<Backend>>,
+    pub(super) rules: EligibilityRules,
+    /// Passive ejection; `None` is off.
+    ejection: Option<model::EjectionConfig>,
+    /// A newer generation is in force.
+    pub(super) retired: AtomicBool,
+    /// The pool has left the configuration: exchanges that have begun may still use its backends.
+    pub(super) orphaned: AtomicBool,
+    pub(super) eligible: ArcSwap<EligibleSet>,
+}
+
+impl PoolGeneration {
+    pub(super) fn new(
+        backends: Vec<Arc<Backend>>,
+        rules: EligibilityRules,
+        ejection: Option<model::EjectionConfig>,
+    ) -> Self {
+        Self {
+            eligible: ArcSwap::from_pointee(EligibleSet::new(&backends, rules)),
+            backends,
+            rules,
+            ejection,
+            retired: AtomicBool::new(false),
+            orphaned: AtomicBool::new(false),
+        }
+    }
+
+    /// Rebuilds the eligible set from the current states.
+    pub(super) fn refresh(&self) {
+        let rules = EligibilityRules {
+            is_orphaned: self.orphaned.load(Acquire),
+            ..self.rules
+        };
+        let eligible = EligibleSet::new(&self.backends, rules);
+        self.eligible.store(Arc::new(eligible));
+    }
+
+    /// True if the change leaves the eligible set as it is.
+    pub(super) fn is_unaffected_by(&self, backend: &Backend, change: &StateChange) -> bool {
+        let eligible = self.eligible.load();
+        eligible.is_unaffected_by(backend, change, self.rules)
+    }
+
+    /// True if the backend only joins others that are up already: a late refresh harms no request.
+    pub(super) fn is_joined_by(&self, backend: &Backend, change: &StateChange) -> bool {
+        let eligible = self.eligible.load();
+        eligible.is_joined_by(backend, change, self.rules)
+    }
+
+    fn contains(&self, backend: &Backend) -> bool {
+        let mut members = self.backends.iter();
+        members.any(|member| Arc::ptr_eq(&member.state, &backend.state))
+    }
+
+    fn may_eject(&self) -> bool {
+        let ejection = self.ejection.as_ref();
+        ejection.is_some_and(|ejection| ejection::may_eject(self.counts(), ejection))
+    }
+
+    fn counts(&self) -> PoolCounts {
+        let weighted = self.backends.iter().filter(|one| one.config.weight > 0);
+        let (mut total, mut available) = (0, 0);
+        for backend in weighted {
+            total += 1;
+            available += usize::from(backend.state.state().may_take_traffic());
+        }
+        PoolCounts { total, available }
+    }
+}
+
+/// The generations that are still referenced.
+pub(super) fn living(
+    generations: &[Weak<PoolGeneration>],
+) -> impl Iterator<Item = Arc<PoolGeneration>> {
+    generations.iter().filter_map(Weak::upgrade)
+}
+
+/// Rebuilds the eligible set of every living generation.
+pub(super) fn refresh_all(generations: &[Weak<PoolGeneration>]) {
+    living(generations).for_each(|generation| generation.refresh());
+}
+
+/// True if every generation in force that has the backend allows its ejection by its own rules.
+///
+/// A retired generation has no vote: its backends may have left, and it would guard a pool that no
+/// longer exists.
+pub(super) fn may_eject(generations: &[Weak<PoolGeneration>], backend: &Backend) -> bool {
+    let mut in_force = living(generations)
+        .filter(|generation| !generation.retired.load(Acquire) && generation.contains(backend))
+        .peekable();
+    in_force.peek().is_some() && in_force.all(|generation| generation.may_eject())
+}

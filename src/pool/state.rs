@@ -1,0 +1,164 @@
+//! State of a pool that reloads hand on, keyed by the pool's name.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
+        },
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    backend::{Backend, BackendState},
+    budget::RetryBudget,
+    eligible::EligibilityRules,
+    generation::{PoolGeneration, living, refresh_all},
+    health::StateChange,
+};
+use crate::{
+    config::model,
+    telemetry::metrics::{PerThread, PoolSlot},
+};
+
+/// Pools with more backends than this coalesce refreshes: one takes more than some tens of
+/// microseconds there.
+const LARGE_POOL_BACKENDS: usize = 256;
+/// Coalescing time of `up` transitions in large pools.
+const UP_COALESCE: Duration = Duration::from_millis(20);
+
+/// State of a pool that outlives one generation of the configuration.
+#[derive(Debug)]
+pub struct PoolState {
+    /// Its counters.
+    pub metrics: PerThread<PoolSlot>,
+    /// Tokens for retries.
+    pub budget: RetryBudget,
+    /// Number of picks so far; the policies take turns by it.
+    pub(super) cursor: AtomicUsize,
+    /// Nanoseconds after `start` at which `expire` has work: the next ejection ends, or coalesced
+    /// transitions are due. `u64::MAX` is never.
+    next_expiry: AtomicU64,
+    start: Instant,
+    /// Nanoseconds after `start` of the last refresh that a good check caused.
+    last_refresh: AtomicU64,
+    /// Coalesced transitions are pending.
+    refresh_pending: AtomicBool,
+    /// Generations to refresh. This lock serialises all changes of state in the pool.
+    generations: Mutex<Vec<Weak<PoolGeneration>>>,
+    /// Backends that have left the configuration and may still serve something.
+    departed: Mutex<Vec<Weak<BackendState>>>,
+}
+
+impl PoolState {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            metrics: PerThread::default(),
+            budget: RetryBudget::default(),
+            cursor: AtomicUsize::new(0),
+            next_expiry: AtomicU64::new(u64::MAX),
+            last_refresh: AtomicU64::new(0),
+            refresh_pending: AtomicBool::new(false),
+            start: now,
+            generations: Mutex::new(Vec::new()),
+            departed: Mutex::default(),
+        }
+    }
+
+    /// Backends that have left the configuration and still serve something, the oldest first.
+    pub(super) fn departed(&self) -> Vec<Arc<BackendState>> {
+        let departed = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
+        let living = departed.iter().filter_map(Weak::upgrade);
+        living.filter(|state| state.in_flight() > 0).collect()
+    }
+
+    /// Remembers a backend that has left the configuration.
+    pub(super) fn add_departed(&self, state: &Arc<BackendState>) {
+        let this = Arc::downgrade(state);
+        let mut departed = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
+        departed.retain(|other| other.strong_count() > 0 && !other.ptr_eq(&this));
+        departed.push(this);
+    }
+
+    /// Locks the state changes of the pool.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<Weak<PoolGeneration>>> {
+        self.generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a generation and lists it under one lock, so that it misses no change of state.
+    pub(super) fn add_generation(
+        &self,
+        backends: Vec<Arc<Backend>>,
+        rules: EligibilityRules,
+        ejection: Option<model::EjectionConfig>,
+    ) -> Arc<PoolGeneration> {
+        let mut generations = self.lock();
+        let generation = Arc::new(PoolGeneration::new(backends, rules, ejection));
+        generations.retain(|old| old.strong_count() > 0);
+        generations.push(Arc::downgrade(&generation));
+        generation
+    }
+
+    /// Refreshes the generations after a check changed a state.
+    ///
+    /// When thousands of backends come up one after the other, as at start, a refresh for each
+    /// would cost the square of their number: those that only join others are let in together.
+    pub(super) fn refresh_after(
+        &self,
+        generations: &[Weak<PoolGeneration>],
+        backend: &Backend,
+        change: &StateChange,
+        now: Instant,
+    ) {
+        let living: Vec<_> = living(generations).collect();
+        if living
+            .iter()
+            .all(|one| one.is_unaffected_by(backend, change))
+        {
+            return;
+        }
+        let coalesce = UP_COALESCE.as_nanos() as u64;
+        let due = self.last_refresh.load(Relaxed).saturating_add(coalesce);
+        let is_large = living
+            .iter()
+            .any(|one| one.backends.len() > LARGE_POOL_BACKENDS);
+        // A backend that goes down is taken out at once, in pools of any size.
+        let can_wait = living.iter().all(|one| one.is_joined_by(backend, change));
+        if is_large && can_wait && self.nanos(now) < due {
+            self.refresh_pending.store(true, Release);
+            self.next_expiry.fetch_min(due, AcqRel);
+            return;
+        }
+        self.last_refresh.store(self.nanos(now), Relaxed);
+        self.refresh_pending.store(false, Release);
+        refresh_all(generations);
+    }
+
+    /// True if an ejection ends by `now` or coalesced transitions are due.
+    pub(super) fn has_expired(&self, now: Instant) -> bool {
+        self.nanos(now) >= self.next_expiry.load(Acquire)
+    }
+
+    /// Returns and clears the mark that coalesced transitions are pending.
+    pub(super) fn take_pending_refresh(&self) -> bool {
+        self.refresh_pending.swap(false, AcqRel)
+    }
+
+    /// Sets the next expiry to the first end of an ejection among `backends`.
+    pub(super) fn update_next_expiry(&self, backends: &[Arc<Backend>]) {
+        let next = backends
+            .iter()
+            .filter_map(|backend| backend.state.ejected_until())
+            .map(|until| self.nanos(until))
+            .min();
+        self.next_expiry.store(next.unwrap_or(u64::MAX), Release);
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.start).as_nanos() as u64
+    }
+}
