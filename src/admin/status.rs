@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     base::clock,
-    config::model::{BalancingPolicy, Config, HealthCheckConfig, ListenerProtocol},
+    config::model::{Config, HealthCheckConfig},
     pool::{Backend, HealthState, HealthView, Pool},
     snapshot::{Daemon, Listener},
     telemetry::rfc3339,
@@ -99,10 +99,7 @@ fn listener(listener: &Listener) -> Value {
     let metrics = &listener.state.metrics;
     json!({
         "name": &*listener.config.name,
-        "protocol": match listener.config.protocol {
-            ListenerProtocol::Http => "http",
-            ListenerProtocol::Tcp => "tcp",
-        },
+        "protocol": listener.config.protocol.name(),
         "binds": listener.config.binds.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "active": listener.state.active.load(Relaxed),
         "accepted": metrics.sum(|slot| &slot.connections),
@@ -117,11 +114,7 @@ fn pool(pool: &Pool, now: Instant) -> Value {
         .filter(|(_, count)| *count > 0);
     json!({
         "name": &*pool.name,
-        "policy": match pool.config.policy {
-            BalancingPolicy::RoundRobin => "round_robin",
-            BalancingPolicy::LeastConnections => "least_connections",
-            BalancingPolicy::RandomTwo => "random_two",
-        },
+        "policy": pool.config.policy.name(),
         "health_check": pool.config.health_check.is_some(),
         "states": states.map(|(state, count)| (state.name().to_owned(), json!(count))).collect::<serde_json::Map<_, _>>(),
         "backends": pool.backends.iter().map(|one| backend(one, pool.config.health_check.as_ref(), now)).collect::<Vec<_>>(),

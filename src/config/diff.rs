@@ -4,9 +4,12 @@
 
 use std::{collections::HashMap, fmt};
 
-use super::model::{
-    BackendConfig, Config, HostMatch, ListenerConfig, PoolConfig, RouteAction, RouteConfig,
-    SplitShare,
+use super::{
+    model::{
+        BackendConfig, Config, HostMatch, ListenerConfig, PoolConfig, RouteAction, RouteConfig,
+        SplitShare,
+    },
+    schema::{self, Differs, Effect},
 };
 
 /// One line of the log of a reload.
@@ -44,11 +47,13 @@ impl ChangeList {
         }
     }
 
-    fn if_changed_restart<T: PartialEq>(&mut self, old: &T, new: &T, what: &str) {
-        if old != new {
+    /// One line for each row of the table that `differs` finds changed; `owner` is what has the keys below `section`.
+    fn by_table(&mut self, owner: &str, section: &str, differs: impl Fn(&Differs) -> bool) {
+        for row in schema::rows().filter(|row| differs(&row.differs)) {
+            let key = row.path.strip_prefix(section).unwrap_or(row.path);
             self.0.push(ConfigChange {
-                needs_restart: true,
-                text: format!("{what} changed"),
+                needs_restart: row.effect == Effect::Restart,
+                text: format!("{owner}{key} changed"),
             });
         }
     }
@@ -57,43 +62,14 @@ impl ChangeList {
 /// All changes from `old` to `new`: global sections, listeners, routes, pools, each in the order of the new file.
 pub fn diff(old: &Config, new: &Config) -> Vec<ConfigChange> {
     let mut changes = ChangeList::default();
-    global(&mut changes, old, new);
+    changes.by_table("", "", |differs| match differs {
+        Differs::File(differs) => differs(old, new),
+        Differs::Listener(_) | Differs::Pool(_) | Differs::WithSection => false,
+    });
     listeners(&mut changes, old, new);
     routes(&mut changes, old, new);
     pools(&mut changes, old, new);
     changes.0
-}
-
-fn global(changes: &mut ChangeList, old: &Config, new: &Config) {
-    changes.if_changed_restart(&old.workers, &new.workers, "workers");
-    changes.if_changed(
-        &old.max_connections,
-        &new.max_connections,
-        "max_connections",
-    );
-    changes.if_changed(&old.drain, &new.drain, "drain");
-    changes.if_changed_restart(&old.admin.bind, &new.admin.bind, "admin.bind");
-    changes.if_changed_restart(
-        &old.admin.token_file,
-        &new.admin.token_file,
-        "admin.token_file",
-    );
-    changes.if_changed_restart(&old.metrics.bind, &new.metrics.bind, "metrics.bind");
-    changes.if_changed(
-        &old.metrics.per_backend,
-        &new.metrics.per_backend,
-        "metrics.per_backend",
-    );
-    changes.if_changed(&old.log.level, &new.log.level, "log.level");
-    changes.if_changed_restart(&old.log.format, &new.log.format, "log.format");
-    changes.if_changed(&old.access_log, &new.access_log, "access_log");
-    changes.if_changed(
-        &old.trusted_proxies,
-        &new.trusted_proxies,
-        "trusted_proxies",
-    );
-    changes.if_changed(&old.forwarded, &new.forwarded, "forwarded");
-    changes.if_changed(&old.errors, &new.errors, "errors");
 }
 
 fn by_name<'a, T>(items: &'a [T], name: impl Fn(&'a T) -> &'a str) -> HashMap<&'a str, &'a T> {
@@ -124,7 +100,11 @@ fn listeners(changes: &mut ChangeList, old: &Config, new: &Config) {
                 if !names_to_pools(old, was).eq(names_to_pools(new, listener)) {
                     changes.push(format!("listener {name}: sni changed"));
                 }
-                one_listener(changes, was, listener);
+                let owner = format!("listener {name}: ");
+                changes.by_table(&owner, "listeners.NAME.", |differs| match differs {
+                    Differs::Listener(differs) => differs(was, listener),
+                    Differs::File(_) | Differs::Pool(_) | Differs::WithSection => false,
+                });
             }
         }
     }
@@ -144,42 +124,6 @@ fn names_to_pools<'a>(
 ) -> impl Iterator<Item = (&'a HostMatch, Option<&'a str>)> {
     let names = listener.sni.iter();
     names.map(|(name, pool)| (name, pool_name(config, Some(*pool))))
-}
-
-fn one_listener(changes: &mut ChangeList, old: &ListenerConfig, new: &ListenerConfig) {
-    let name = &new.name;
-    changes.if_changed(&old.binds, &new.binds, format!("listener {name}: bind"));
-    changes.if_changed(
-        &old.protocol,
-        &new.protocol,
-        format!("listener {name}: protocol"),
-    );
-    changes.if_changed(
-        &old.redirect,
-        &new.redirect,
-        format!("listener {name}: redirect"),
-    );
-    changes.if_changed(&old.http, &new.http, format!("listener {name}: http"));
-    changes.if_changed(
-        &old.timeouts,
-        &new.timeouts,
-        format!("listener {name}: timeouts"),
-    );
-    changes.if_changed(&old.limits, &new.limits, format!("listener {name}: limits"));
-    changes.if_changed(
-        &old.rate_limit,
-        &new.rate_limit,
-        format!("listener {name}: rate_limit"),
-    );
-    changes.if_changed(
-        &old.accept_proxy,
-        &new.accept_proxy,
-        format!("listener {name}: accept_proxy"),
-    );
-    changes.if_changed(&old.allow, &new.allow, format!("listener {name}: allow"));
-    changes.if_changed(&old.deny, &new.deny, format!("listener {name}: deny"));
-    changes.if_changed(&old.socket, &new.socket, format!("listener {name}: socket"));
-    changes.if_changed(&old.tls, &new.tls, format!("listener {name}: tls"));
 }
 
 /// A line when the same names stand in another order, which moves indexes but no traffic.
@@ -277,54 +221,11 @@ fn pools(changes: &mut ChangeList, old: &Config, new: &Config) {
 fn one_pool(changes: &mut ChangeList, old: &PoolConfig, new: &PoolConfig) {
     let name = &new.name;
     backends(changes, name, &old.backends, &new.backends);
-    changes.if_changed(&old.policy, &new.policy, format!("pool {name}: policy"));
-    changes.if_changed(
-        &old.health_check,
-        &new.health_check,
-        format!("pool {name}: health_check"),
-    );
-    changes.if_changed(
-        &old.ejection,
-        &new.ejection,
-        format!("pool {name}: ejection"),
-    );
-    changes.if_changed(&old.retries, &new.retries, format!("pool {name}: retries"));
-    changes.if_changed(
-        &old.timeouts,
-        &new.timeouts,
-        format!("pool {name}: timeouts"),
-    );
-    changes.if_changed(
-        &old.keepalive,
-        &new.keepalive,
-        format!("pool {name}: keepalive"),
-    );
-    changes.if_changed(&old.tls, &new.tls, format!("pool {name}: tls"));
-    changes.if_changed(
-        &old.protocol,
-        &new.protocol,
-        format!("pool {name}: protocol"),
-    );
-    changes.if_changed(
-        &old.send_proxy,
-        &new.send_proxy,
-        format!("pool {name}: send_proxy"),
-    );
-    changes.if_changed(
-        &old.connections_per_backend,
-        &new.connections_per_backend,
-        format!("pool {name}: limits.connections_per_backend"),
-    );
-    changes.if_changed(
-        &old.streams_per_connection,
-        &new.streams_per_connection,
-        format!("pool {name}: limits.streams_per_connection"),
-    );
-    changes.if_changed(
-        &old.when_all_down,
-        &new.when_all_down,
-        format!("pool {name}: when_all_down"),
-    );
+    let owner = format!("pool {name}: ");
+    changes.by_table(&owner, "pools.NAME.", |differs| match differs {
+        Differs::Pool(differs) => differs(old, new),
+        Differs::File(_) | Differs::Listener(_) | Differs::WithSection => false,
+    });
 }
 
 fn backends(changes: &mut ChangeList, pool: &str, old: &[BackendConfig], new: &[BackendConfig]) {
@@ -428,6 +329,26 @@ pools:
             ]
         );
         assert_eq!(lines(new, new), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_key_of_a_section_is_compared() {
+        // Compared in this file: by the names of pools, by address, one by one.
+        let here = ["listeners", "routes", "pools", "pool", "sni", "backends"];
+        for section in ["", "listeners.NAME", "pools.NAME"] {
+            for row in schema::section(section) {
+                let within = format!("{}.", row.path);
+                let is_compared = schema::rows()
+                    .filter(|other| other.path == row.path || other.path.starts_with(&within))
+                    .any(|other| !matches!(other.differs, Differs::WithSection));
+                let has_no_effect = row.path == "version";
+                assert!(
+                    is_compared || has_no_effect || here.contains(&row.name()),
+                    "a reload would not tell that `{}` has changed",
+                    row.path
+                );
+            }
+        }
     }
 
     #[test]

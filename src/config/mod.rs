@@ -10,6 +10,7 @@ pub mod diff;
 mod file;
 pub mod files;
 mod hint;
+mod key_value;
 pub mod model;
 pub mod problem;
 mod reader;

@@ -18,7 +18,7 @@ use super::{
     yaml::{NodeKind, SourcePlace, YamlNode},
 };
 
-/// A value that may be switched off: `None` is `none` or `auto`.
+/// A value that a word such as `none` or `auto` may stand instead of: `None` is that word.
 pub(super) type OrNone<T> = Option<T>;
 
 /// Most problems that are kept: a broken generator must not fill the memory.
@@ -132,6 +132,14 @@ impl<'a> NodeRef<'a> {
     /// True for the plain word `word`.
     pub(super) fn is_word(&self, word: &str) -> bool {
         matches!(&self.node.kind, NodeKind::Scalar { text, .. } if text == word)
+    }
+
+    /// True for the word that may stand instead of the key's value: `none`, `auto`, `any`, `https`.
+    pub(super) fn is_or_word(&self) -> bool {
+        self.row
+            .value
+            .or_word
+            .is_some_and(|word| self.is_word(word))
     }
 
     /// True for a map with the key `key`, right or wrong.

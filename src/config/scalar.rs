@@ -1,4 +1,5 @@
-//! Typed readers of scalars: words, truth, numbers, durations, sizes, shares, networks, each with a hint for what is wrong.
+//! Typed readers of scalars: words, booleans, numbers, durations, sizes, shares, networks, each with a hint for what is
+//! wrong. Ranges and words come from the row of the key.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -6,8 +7,10 @@ use ipnet::IpNet;
 
 use super::{
     hint,
+    model::ValueSet,
     problem::quote,
     reader::{NodeRef, OrNone, TreeReader},
+    schema::ValueKind,
     yaml::NodeKind,
 };
 use crate::base::units::{self, Rate, UnitError};
@@ -42,25 +45,53 @@ impl TreeReader<'_> {
         }
     }
 
-    /// One of a few words.
-    pub(super) fn one_of<T: Copy>(&mut self, at: NodeRef<'_>, words: &[(&str, T)]) -> Option<T> {
-        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+    /// One of `known`.
+    pub(super) fn word_among(
+        &mut self,
+        at: NodeRef<'_>,
+        known: &[&'static str],
+    ) -> Option<&'static str> {
         let NodeKind::Scalar { text, .. } = &at.node.kind else {
-            let hint = format!("it may be {}", hint::list(&known));
+            let hint = format!("it may be {}", hint::list(known));
             self.wrong_kind(at, "a word", &hint);
             return None;
         };
-        let found = words.iter().find(|(word, _)| word == text);
+        let found = known.iter().copied().find(|word| word == text);
         if found.is_none() {
-            let help = hint::for_value(at.row, text, &known);
-            let wanted = hint::list(&known);
+            let help = hint::for_value(at.row, text, known);
+            let wanted = hint::list(known);
             self.error(
                 at,
                 format!("expected {wanted}, found {}", quote(text)),
                 help,
             );
         }
-        found.map(|(_, value)| *value)
+        found
+    }
+
+    /// One of the words that the table has for the key.
+    pub(super) fn word(&mut self, at: NodeRef<'_>) -> Option<&'static str> {
+        let ValueKind::OneOf(words) = at.row.value.kind else {
+            debug_assert!(false, "`{}` is no set of words", at.row.path);
+            return None;
+        };
+        let known: Vec<&str> = words.iter().copied().chain(at.row.value.or_word).collect();
+        self.word_among(at, &known)
+    }
+
+    /// A value of a closed set.
+    pub(super) fn one_of<T: ValueSet>(&mut self, at: NodeRef<'_>) -> Option<T> {
+        let word = self.word(at)?;
+        let index = T::NAMES.iter().position(|name| *name == word)?;
+        T::ALL.get(index).copied()
+    }
+
+    /// A value of a closed set, or the word that stands for none of it.
+    pub(super) fn one_of_or_none<T: ValueSet>(&mut self, at: NodeRef<'_>) -> Option<OrNone<T>> {
+        if at.is_or_word() {
+            return Some(None);
+        }
+        self.one_of(at).map(Some)
     }
 
     /// `true` or `false`.
@@ -85,8 +116,9 @@ impl TreeReader<'_> {
         None
     }
 
-    /// A whole number of `min..=max`.
-    pub(super) fn integer(&mut self, at: NodeRef<'_>, min: u64, max: u64) -> Option<u64> {
+    /// A whole number in the key's range.
+    pub(super) fn integer(&mut self, at: NodeRef<'_>) -> Option<u64> {
+        let (min, max) = integer_range(at);
         let range = format!("a number of {min} to {max}");
         let NodeKind::Scalar { text, quoted } = &at.node.kind else {
             self.wrong_kind(at, &range, "write a whole number");
@@ -106,35 +138,30 @@ impl TreeReader<'_> {
         None
     }
 
-    /// A whole number, or `word` for `None`.
-    pub(super) fn integer_or(
-        &mut self,
-        at: NodeRef<'_>,
-        word: &str,
-        min: u64,
-        max: u64,
-    ) -> Option<OrNone<u64>> {
-        if at.is_word(word) {
+    /// A whole number in the key's range, or the word that stands for none.
+    pub(super) fn integer_or_none(&mut self, at: NodeRef<'_>) -> Option<OrNone<u64>> {
+        if at.is_or_word() {
             return Some(None);
         }
         let is_number = at
             .scalar()
             .is_some_and(|text| text.bytes().all(|b| b.is_ascii_digit()));
         if is_number {
-            return self.integer(at, min, max).map(Some);
+            return self.integer(at).map(Some);
         }
+        let (min, max) = integer_range(at);
+        let word = at.row.value.or_word.unwrap_or("none");
         let wanted = format!("a number of {min} to {max} or `{word}`");
         self.wrong_kind(at, &wanted, "write a whole number without a sign or a unit");
         None
     }
 
-    /// A duration of `min..=max`.
-    pub(super) fn duration(
-        &mut self,
-        at: NodeRef<'_>,
-        min: Duration,
-        max: Duration,
-    ) -> Option<Duration> {
+    /// A duration in the key's range.
+    pub(super) fn duration(&mut self, at: NodeRef<'_>) -> Option<Duration> {
+        let ValueKind::Duration { min, max } = at.row.value.kind else {
+            debug_assert!(false, "`{}` is no duration", at.row.path);
+            return None;
+        };
         let wanted = format!(
             "a duration of {} to {}",
             units::show_duration(min),
@@ -158,14 +185,9 @@ impl TreeReader<'_> {
         None
     }
 
-    /// A duration, or `none`.
-    pub(super) fn duration_or_none(
-        &mut self,
-        at: NodeRef<'_>,
-        min: Duration,
-        max: Duration,
-    ) -> Option<OrNone<Duration>> {
-        if at.is_word("none") {
+    /// A duration in the key's range, or `none`.
+    pub(super) fn duration_or_none(&mut self, at: NodeRef<'_>) -> Option<OrNone<Duration>> {
+        if at.is_or_word() {
             return Some(None);
         }
         if at.is_word("off") || at.is_word("0") {
@@ -179,11 +201,15 @@ impl TreeReader<'_> {
             );
             return None;
         }
-        self.duration(at, min, max).map(Some)
+        self.duration(at).map(Some)
     }
 
-    /// A number of bytes, `min..=max`.
-    pub(super) fn size(&mut self, at: NodeRef<'_>, min: u64, max: u64) -> Option<u64> {
+    /// A number of bytes in the key's range.
+    pub(super) fn size(&mut self, at: NodeRef<'_>) -> Option<u64> {
+        let ValueKind::Size { min, max } = at.row.value.kind else {
+            debug_assert!(false, "`{}` is no size", at.row.path);
+            return None;
+        };
         let wanted = format!("a size of {} to {}", show_size(min), show_size(max));
         let Some(text) = at.scalar() else {
             self.wrong_kind(at, &wanted, "write a number and `KiB`, `MiB` or `GiB`");
@@ -272,6 +298,14 @@ impl TreeReader<'_> {
         );
         self.warn_at_key(at, message, all);
     }
+}
+
+fn integer_range(at: NodeRef<'_>) -> (u64, u64) {
+    if let ValueKind::Integer { min, max } = at.row.value.kind {
+        return (min, max);
+    }
+    debug_assert!(false, "`{}` is no number", at.row.path);
+    (0, u64::MAX)
 }
 
 /// The network that `text` names. Clients are IPv4 or IPv6, never IPv4 within IPv6, so neither is a network.

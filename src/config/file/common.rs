@@ -4,23 +4,14 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use ipnet::IpNet;
 
-use super::{NodeRef, OrNone, TreeReader, assign, foreign, quote};
+use super::{KeyValue as _, NodeRef, OrNone, TreeReader, assign, foreign, quote};
 use crate::{
     base::address::{AddressError, BindAddress},
     config::{
-        model::{RateLimitConfig, RedirectConfig, RetriesConfig, RetryConditions},
+        model::{RateLimitConfig, RedirectConfig, RetriesConfig, RetryCondition, RetryConditions},
         yaml::NodeKind,
     },
 };
-
-/// Shortest duration that is not zero.
-pub(super) const MS: Duration = Duration::from_millis(1);
-/// A common upper end.
-pub(super) const HOUR: Duration = Duration::from_hours(1);
-/// A common upper end.
-pub(super) const DAY: Duration = Duration::from_hours(24);
-/// The longest idle time of a session.
-pub(super) const WEEK: Duration = Duration::from_hours(168);
 
 /// One address to listen on.
 pub(super) fn bind(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BindAddress> {
@@ -163,9 +154,9 @@ pub(super) fn method(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<Str
     None
 }
 
-/// `redirect` of a listener or a route; `section` is its path in the key table.
+/// `redirect` of a listener or a route.
 pub(super) fn redirect(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RedirectConfig> {
-    if at.is_word("https") {
+    if at.is_or_word() {
         return Some(RedirectConfig::Https {
             port: 443,
             status: 308,
@@ -185,19 +176,10 @@ pub(super) fn redirect(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<R
     let keys = reader.section(at)?;
     let mut status = 308;
     if let Some(at) = keys.get("status") {
-        let words = [
-            ("301", 301),
-            ("302", 302),
-            ("303", 303),
-            ("307", 307),
-            ("308", 308),
-        ];
-        assign(&mut status, reader.one_of(at, &words));
+        let given = reader.word(at).and_then(|word| word.parse().ok());
+        assign(&mut status, given);
     }
-    let port = keys
-        .get("port")
-        .and_then(|at| reader.integer(at, 1, 65_535))
-        .map(|port| port as u16);
+    let port = keys.get("port").and_then(|at| u16::read(reader, at));
     let Some(to) = keys.get("to") else {
         reader.error_at_key(
             at,
@@ -223,21 +205,24 @@ pub(super) fn redirect(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<R
             "put the port into `to`",
         );
     }
+    redirect_target(reader, to, location).map(|location| RedirectConfig::To { location, status })
+}
+
+/// A whole URL or a path, as it is sent in `Location`.
+fn redirect_target(reader: &mut TreeReader<'_>, at: NodeRef<'_>, text: &str) -> Option<String> {
     let absolute = ["http://", "https://", "/"]
         .iter()
-        .any(|start| location.starts_with(start));
-    if !absolute || location.contains(char::is_whitespace) || !location.is_ascii() {
+        .any(|start| text.starts_with(start));
+    if !absolute || text.contains(char::is_whitespace) || !text.is_ascii() {
         reader.error(
-            to,
-            format!("{} is not a target to redirect to", quote(location)),
-            "write `https`, a whole URL or a path that begins with `/`, spaces and non-ASCII characters encoded as %XX",
+            at,
+            format!("{} is not a target to redirect to", quote(text)),
+            "write `https`, a whole URL or a path that begins with `/`, spaces and non-ASCII \
+             characters encoded as %XX",
         );
         return None;
     }
-    Some(RedirectConfig::To {
-        location: location.to_owned(),
-        status,
-    })
+    Some(text.to_owned())
 }
 
 /// `retries` of a pool or a route, over `base`; `Some(None)` is `none`.
@@ -246,20 +231,13 @@ pub(super) fn retries(
     at: NodeRef<'_>,
     base: RetriesConfig,
 ) -> Option<OrNone<RetriesConfig>> {
-    if at.is_word("none") {
+    if at.is_or_word() {
         return Some(None);
     }
     let keys = reader.section(at)?;
     let mut retries = base;
-    if let Some(at) = keys.get("attempts") {
-        assign(
-            &mut retries.attempts,
-            reader.integer(at, 0, 10).map(|n| n as u32),
-        );
-    }
-    if let Some(at) = keys.get("budget") {
-        assign(&mut retries.budget, reader.share(at));
-    }
+    keys.read(reader, "attempts", &mut retries.attempts);
+    keys.read(reader, "budget", &mut retries.budget);
     if let Some(at) = keys.get("conditions") {
         retries.conditions = conditions(reader, at);
     }
@@ -270,30 +248,18 @@ pub(super) fn retries(
 }
 
 fn conditions(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> RetryConditions {
-    let words = [
-        ("connect", 0),
-        ("stale", 1),
-        ("terminated", 2),
-        ("timeout", 3),
-        ("invalid", 4),
-    ];
-    let mut given = [false; 5];
+    let mut given: Vec<RetryCondition> = Vec::new();
     let hint = "write a list of `connect`, `stale`, `terminated`, `timeout` and `invalid`";
     for entry in reader.one_or_more(&at, "a list of conditions", hint) {
-        if let Some(slot) = reader
-            .one_of(entry, &words)
-            .and_then(|index| given.get_mut(index))
-        {
-            *slot = true;
-        }
+        given.extend(reader.one_of::<RetryCondition>(entry));
     }
-    let [connect, stale, terminated, timeout, invalid] = given;
+    let has = |condition| given.contains(&condition);
     RetryConditions {
-        connect,
-        stale,
-        terminated,
-        timeout,
-        invalid,
+        connect: has(RetryCondition::Connect),
+        stale: has(RetryCondition::Stale),
+        terminated: has(RetryCondition::Terminated),
+        timeout: has(RetryCondition::Timeout),
+        invalid: has(RetryCondition::Invalid),
     }
 }
 
@@ -303,7 +269,7 @@ pub(super) fn rate_limit(
     at: NodeRef<'_>,
 ) -> Option<OrNone<RateLimitConfig>> {
     const EXAMPLE: &str = "write `{per_client: 100/s, burst: 200}`";
-    if at.is_word("none") {
+    if at.is_or_word() {
         return Some(None);
     }
     if let Some(text) = at.scalar() {
@@ -322,9 +288,7 @@ pub(super) fn rate_limit(
         return None;
     };
     let per_client = reader.rate(rate);
-    let burst = keys
-        .get("burst")
-        .map(|at| reader.integer(at, 1, 1_000_000).map(|burst| burst as u32));
+    let burst = keys.get("burst").map(|at| u32::read(reader, at));
     let per_client = per_client?;
     Some(Some(RateLimitConfig {
         per_client,
@@ -349,18 +313,16 @@ pub(super) fn timeouts(
                 "connecting always has a limit: write `1h` for the longest",
             );
         } else {
-            given.connect = reader.duration(at, MS, HOUR);
+            given.connect = reader.duration(at);
         }
     }
-    given.response = keys
-        .get("response")
-        .and_then(|at| reader.duration_or_none(at, MS, DAY));
-    given.idle = keys
-        .get("idle")
-        .and_then(|at| reader.duration_or_none(at, MS, WEEK));
-    given.total = keys
-        .get("total")
-        .and_then(|at| reader.duration_or_none(at, MS, DAY));
+    for (key, slot) in [
+        ("response", &mut given.response),
+        ("idle", &mut given.idle),
+        ("total", &mut given.total),
+    ] {
+        *slot = keys.get(key).and_then(|at| reader.duration_or_none(at));
+    }
     given
 }
 

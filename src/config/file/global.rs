@@ -1,12 +1,10 @@
 //! Reads the keys at the top of the file: workers, drain, admin, metrics, logs, forwarded, errors.
 
-use std::{path::Path, time::Duration};
-
-use tracing::level_filters::LevelFilter;
+use std::path::Path;
 
 use super::{
     BindList, NodeRef, Section, TreeReader, assign,
-    common::{DAY, HOUR, MS, header_name, local_bind},
+    common::{header_name, local_bind},
     ip_bind, quote,
 };
 use crate::{
@@ -14,18 +12,18 @@ use crate::{
     config::{
         hint, io_cause,
         model::{
-            AccessFormat, AccessLogConfig, AdminConfig, Config, DrainConfig, ErrorFormat,
-            ErrorPage, ErrorsConfig, ForwardedConfig, LogConfig, LogFormat, LogOutput,
-            LogWhenConfig, MetricsConfig, PerBackend, TrustedProxiesConfig,
+            AccessLogConfig, AdminConfig, Config, DrainConfig, ErrorPage, ErrorsConfig,
+            ForwardedConfig, LogConfig, LogOutput, LogWhenConfig, MetricsConfig,
+            TrustedProxiesConfig,
         },
     },
     reason::{Reason, StatusProfile},
 };
 
 /// Largest error page in bytes.
-const MAX_PAGE: u64 = 64 << 10;
+const MAX_PAGE_BYTES: u64 = 64 << 10;
 /// Largest token file in bytes.
-const MAX_TOKEN: u64 = 4 << 10;
+const MAX_TOKEN_BYTES: u64 = 4 << 10;
 
 /// Reads them all into `config`.
 pub(super) fn read(
@@ -35,19 +33,10 @@ pub(super) fn read(
     binds: &mut BindList,
 ) {
     if let Some(at) = file.get("version") {
-        let _checked = reader.one_of(at, &[("1", ())]);
+        reader.word(at);
     }
-    if let Some(at) = file.get("workers") {
-        let workers = reader.integer_or(at, "auto", 1, 1024);
-        assign(&mut config.workers, workers.map(|n| n.map(|n| n as usize)));
-    }
-    if let Some(at) = file.get("max_connections") {
-        let most = reader.integer_or(at, "auto", 1, 10_000_000);
-        assign(
-            &mut config.max_connections,
-            most.map(|n| n.map(|n| n as usize)),
-        );
-    }
+    file.read(reader, "workers", &mut config.workers);
+    file.read(reader, "max_connections", &mut config.max_connections);
     if let Some(at) = file.get("drain") {
         config.drain = drain(reader, at);
     }
@@ -75,12 +64,8 @@ pub(super) fn read(
 fn drain(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> DrainConfig {
     let mut drain = DrainConfig::default();
     if let Some(keys) = reader.section(at) {
-        if let Some(at) = keys.get("delay") {
-            assign(&mut drain.delay, reader.duration(at, Duration::ZERO, HOUR));
-        }
-        if let Some(at) = keys.get("timeout") {
-            assign(&mut drain.timeout, reader.duration(at, Duration::ZERO, DAY));
-        }
+        keys.read(reader, "delay", &mut drain.delay);
+        keys.read(reader, "timeout", &mut drain.timeout);
     }
     drain
 }
@@ -136,7 +121,7 @@ fn admin(reader: &mut TreeReader<'_>, at: NodeRef<'_>, binds: &mut BindList) -> 
 }
 
 fn check_token(reader: &mut TreeReader<'_>, at: NodeRef<'_>, path: &Path) {
-    match reader.files.read(path, MAX_TOKEN) {
+    match reader.files.read(path, MAX_TOKEN_BYTES) {
         Err(error) => reader.error(
             at,
             format!(
@@ -146,7 +131,7 @@ fn check_token(reader: &mut TreeReader<'_>, at: NodeRef<'_>, path: &Path) {
             ),
             "make a file that balancer's user can read, with the token in it",
         ),
-        Ok(bytes) if bytes.len() as u64 > MAX_TOKEN => {
+        Ok(bytes) if bytes.len() as u64 > MAX_TOKEN_BYTES => {
             reader.error(
                 at,
                 "the token file is larger than 4KiB",
@@ -176,18 +161,11 @@ fn read_metrics(
     let Some(keys) = reader.section(at) else {
         return;
     };
-    if let Some(at) = keys.get("per_backend") {
-        let words = [
-            ("full", PerBackend::Full),
-            ("state", PerBackend::State),
-            ("none", PerBackend::None),
-        ];
-        assign(&mut metrics.per_backend, reader.one_of(at, &words));
-    }
+    keys.read(reader, "per_backend", &mut metrics.per_backend);
     let Some(at) = keys.get("bind") else {
         return;
     };
-    if at.is_word("none") {
+    if at.is_or_word() {
         metrics.bind = None;
         return;
     }
@@ -207,26 +185,9 @@ fn read_metrics(
 
 fn log(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> LogConfig {
     let mut log = LogConfig::default();
-    let Some(keys) = reader.section(at) else {
-        return log;
-    };
-    if let Some(at) = keys.get("level") {
-        let words = [
-            ("error", LevelFilter::ERROR),
-            ("warn", LevelFilter::WARN),
-            ("info", LevelFilter::INFO),
-            ("debug", LevelFilter::DEBUG),
-            ("trace", LevelFilter::TRACE),
-        ];
-        assign(&mut log.level, reader.one_of(at, &words));
-    }
-    if let Some(at) = keys.get("format") {
-        let words = [
-            ("auto", LogFormat::Auto),
-            ("text", LogFormat::Text),
-            ("json", LogFormat::Json),
-        ];
-        assign(&mut log.format, reader.one_of(at, &words));
+    if let Some(keys) = reader.section(at) {
+        keys.read(reader, "level", &mut log.level);
+        keys.read(reader, "format", &mut log.format);
     }
     log
 }
@@ -239,13 +200,7 @@ fn access_log(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> AccessLogConfig {
     if let Some(at) = keys.get("output") {
         assign(&mut log.output, output(reader, at));
     }
-    if let Some(at) = keys.get("format") {
-        let words = [
-            ("json", AccessFormat::Json),
-            ("combined", AccessFormat::Combined),
-        ];
-        assign(&mut log.format, reader.one_of(at, &words));
-    }
+    keys.read(reader, "format", &mut log.format);
     if let Some(at) = keys.get("when") {
         log.when = when(reader, at);
     }
@@ -276,19 +231,11 @@ fn output(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<LogOutput> {
             );
             return None;
         }
-        let words = [
-            ("stdout", LogOutput::Stdout),
-            ("stderr", LogOutput::Stderr),
-            ("none", LogOutput::None),
-            ("file:PATH", LogOutput::None),
-        ];
-        let names: Vec<(&str, usize)> = words
-            .iter()
-            .enumerate()
-            .map(|(index, (word, _))| (*word, index))
-            .collect();
-        let index = reader.one_of(at, &names)?;
-        return words.into_iter().nth(index).map(|(_, output)| output);
+        return match reader.word_among(at, &["stdout", "stderr", "none", "file:PATH"])? {
+            "stdout" => Some(LogOutput::Stdout),
+            "stderr" => Some(LogOutput::Stderr),
+            _ => Some(LogOutput::None),
+        };
     };
     let path = reader.resolve(path.trim());
     let directory = path
@@ -316,20 +263,10 @@ fn output(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<LogOutput> {
 
 fn when(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> LogWhenConfig {
     let mut when = LogWhenConfig::default();
-    let Some(keys) = reader.section(at) else {
-        return when;
-    };
-    if let Some(at) = keys.get("min_status") {
-        assign(
-            &mut when.min_status,
-            reader.integer(at, 100, 599).map(|n| n as u16),
-        );
-    }
-    if let Some(at) = keys.get("slower_than") {
-        assign(&mut when.slower_than, reader.duration_or_none(at, MS, DAY));
-    }
-    if let Some(at) = keys.get("sample") {
-        assign(&mut when.sample, reader.share(at));
+    if let Some(keys) = reader.section(at) {
+        keys.read(reader, "min_status", &mut when.min_status);
+        keys.read(reader, "slower_than", &mut when.slower_than);
+        keys.read(reader, "sample", &mut when.sample);
     }
     when
 }
@@ -386,15 +323,9 @@ fn forwarded(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> ForwardedConfig {
     let Some(keys) = reader.section(at) else {
         return forwarded;
     };
-    for (key, slot) in [
-        ("x_forwarded", &mut forwarded.x_forwarded),
-        ("rfc7239", &mut forwarded.rfc7239),
-        ("via", &mut forwarded.via),
-    ] {
-        if let Some(at) = keys.get(key) {
-            assign(slot, reader.boolean(at));
-        }
-    }
+    keys.read(reader, "x_forwarded", &mut forwarded.x_forwarded);
+    keys.read(reader, "rfc7239", &mut forwarded.rfc7239);
+    keys.read(reader, "via", &mut forwarded.via);
     if let Some(at) = keys.get("request_id")
         && let Some(name) = reader.text(at, "the name of a header", "write `X-Request-Id`")
         && header_name(reader, at, name, false)
@@ -412,7 +343,7 @@ fn forwarded(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> ForwardedConfig {
         name.clone_into(&mut forwarded.request_id);
     }
     if let Some(at) = keys.get("real_ip") {
-        if at.is_word("none") {
+        if at.is_or_word() {
             forwarded.real_ip = None;
         } else if let Some(name) = address_header(reader, at, "X-Real-IP") {
             forwarded.real_ip = Some(name);
@@ -434,23 +365,10 @@ fn errors(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> ErrorsConfig {
     let Some(keys) = reader.section(at) else {
         return errors;
     };
-    if let Some(at) = keys.get("status") {
-        let words = [
-            ("unified", StatusProfile::Unified),
-            ("split", StatusProfile::Split),
-        ];
-        assign(&mut errors.status, reader.one_of(at, &words));
-    }
-    if let Some(at) = keys.get("format") {
-        let words = [
-            ("json", ErrorFormat::Json),
-            ("html", ErrorFormat::Html),
-            ("auto", ErrorFormat::Auto),
-        ];
-        assign(&mut errors.format, reader.one_of(at, &words));
-    }
+    keys.read(reader, "status", &mut errors.status);
+    keys.read(reader, "format", &mut errors.format);
     if let Some(at) = keys.get("pages")
-        && !at.is_word("none")
+        && !at.is_or_word()
     {
         errors.pages = pages(reader, at);
     }
@@ -508,7 +426,7 @@ fn page(
         .parse::<u16>()
         .ok()
         .filter(|status| code.len() == 3 && (400..=599).contains(status))?;
-    match reader.files.read(&directory.join(name), MAX_PAGE) {
+    match reader.files.read(&directory.join(name), MAX_PAGE_BYTES) {
         Err(error) => {
             let message = format!(
                 "cannot read the error page {}: {}",
@@ -518,7 +436,7 @@ fn page(
             reader.error(at, message, "make it readable for balancer's user");
             None
         }
-        Ok(body) if body.len() as u64 > MAX_PAGE => {
+        Ok(body) if body.len() as u64 > MAX_PAGE_BYTES => {
             let message = format!("the error page {} is larger than 64KiB", quote(name));
             reader.error(at, message, "make it smaller; put images elsewhere");
             None
@@ -551,7 +469,7 @@ fn overrides(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<(Reason, u16)>
             );
             continue;
         }
-        if let Some(status) = reader.integer(at, 400, 599) {
+        if let Some(status) = reader.integer(at) {
             overrides.push((reason, status as u16));
         }
     }

@@ -1,17 +1,13 @@
 //! Reads `pools.NAME.health_check`: what is asked of a backend, how often, and what counts.
 
-use std::time::Duration;
-
 use super::{
-    NodeRef, Section, TreeReader, assign,
-    common::{HOUR, MS, clean_text, method},
+    KeyValue as _, NodeRef, Section, TreeReader, assign,
+    common::{clean_text, method},
     quote,
 };
 use crate::{
     base::{address::BackendAddress, units},
-    config::model::{
-        BackendConfig, BackendProtocol, CheckKind, CheckType, HealthCheckConfig, OnDown,
-    },
+    config::model::{BackendConfig, BackendProtocol, CheckKind, CheckType, HealthCheckConfig},
 };
 
 /// Reads `pools.NAME.health_check` of a pool whose backends speak `protocol`.
@@ -21,7 +17,7 @@ pub(super) fn read(
     protocol: BackendProtocol,
     backends: &[BackendConfig],
 ) -> Option<HealthCheckConfig> {
-    if at.is_word("none") {
+    if at.is_or_word() {
         return None;
     }
     let mut check = HealthCheckConfig::default();
@@ -29,29 +25,15 @@ pub(super) fn read(
         return Some(check);
     };
     check.kind = kind(reader, &keys, protocol);
-    check.port = keys
-        .get("port")
-        .and_then(|at| reader.integer(at, 1, 65_535))
-        .map(|port| port as u16);
     if let Some(at) = keys.get("port") {
+        check.port = u16::read(reader, at);
         check_port(reader, at, backends);
     }
-    if let Some(at) = keys.get("interval") {
-        let shortest = Duration::from_millis(100);
-        assign(&mut check.interval, reader.duration(at, shortest, HOUR));
-    }
-    if let Some(at) = keys.get("timeout") {
-        assign(&mut check.timeout, reader.duration(at, MS, HOUR));
-    }
-    for (key, slot) in [("rise", &mut check.rise), ("fall", &mut check.fall)] {
-        if let Some(at) = keys.get(key) {
-            assign(slot, reader.integer(at, 1, 100).map(|n| n as u32));
-        }
-    }
-    if let Some(at) = keys.get("on_down") {
-        let words = [("keep", OnDown::Keep), ("close", OnDown::Close)];
-        assign(&mut check.on_down, reader.one_of(at, &words));
-    }
+    keys.read(reader, "interval", &mut check.interval);
+    keys.read(reader, "timeout", &mut check.timeout);
+    keys.read(reader, "rise", &mut check.rise);
+    keys.read(reader, "fall", &mut check.fall);
+    keys.read(reader, "on_down", &mut check.on_down);
     if check.timeout > check.interval
         && let Some(at) = keys.get("timeout").or_else(|| keys.get("interval"))
     {
@@ -123,17 +105,7 @@ fn kind(reader: &mut TreeReader<'_>, keys: &Section<'_>, protocol: BackendProtoc
         None => CheckType::Tcp,
     };
     if let Some(at) = keys.get("type") {
-        assign(
-            &mut kind,
-            reader.one_of(
-                at,
-                &[
-                    ("tcp", CheckType::Tcp),
-                    ("http", CheckType::Http),
-                    ("grpc", CheckType::Grpc),
-                ],
-            ),
-        );
+        assign(&mut kind, reader.one_of(at));
         if kind == CheckType::Grpc && !protocol.is_h2() {
             reader.error(
                 at,

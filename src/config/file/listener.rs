@@ -2,16 +2,13 @@
 
 use super::{
     BindList, NameTable, NodeRef, Section, TreeReader, assign,
-    common::{DAY, MS, allowed, bind, rate_limit, redirect},
+    common::{allowed, bind, rate_limit, redirect},
     quote, sni, tls,
 };
 use crate::config::model::{
     AcceptProxyConfig, ListenerConfig, ListenerHttpConfig, ListenerLimitsConfig, ListenerProtocol,
-    ListenerTimeoutsConfig, ProxyVersion, SocketConfig,
+    ListenerTimeoutsConfig, SocketConfig,
 };
-
-/// Largest request body that may be allowed, in bytes.
-const MAX_BODY: u64 = 1 << 40;
 
 /// Reads one listener.
 pub(super) fn read(
@@ -26,13 +23,7 @@ pub(super) fn read(
         return listener;
     };
     read_binds(reader, &keys, &mut listener, binds);
-    if let Some(at) = keys.get("protocol") {
-        let words = [
-            ("http", ListenerProtocol::Http),
-            ("tcp", ListenerProtocol::Tcp),
-        ];
-        assign(&mut listener.protocol, reader.one_of(at, &words));
-    }
+    keys.read(reader, "protocol", &mut listener.protocol);
     listener.pool = keys
         .get("pool")
         .and_then(|at| pools.resolve(reader, at, "pool"));
@@ -130,7 +121,7 @@ fn tcp_only(reader: &mut TreeReader<'_>, keys: &Section<'_>, listener: &mut List
     if let Some(at) = keys.get("timeouts") {
         listener.timeouts = timeouts(reader, at, ListenerProtocol::Tcp);
     }
-    if keys.get("pool").is_none() && keys.get("sni").is_none_or(|at| at.is_word("none")) {
+    if keys.get("pool").is_none() && keys.get("sni").is_none_or(|at| at.is_or_word()) {
         reader.error_at_key(
             keys.at,
             format!("tcp listener {} has no `pool`", quote(keys.at.last_key())),
@@ -141,25 +132,11 @@ fn tcp_only(reader: &mut TreeReader<'_>, keys: &Section<'_>, listener: &mut List
 
 fn http(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> ListenerHttpConfig {
     let mut http = ListenerHttpConfig::default();
-    let Some(keys) = reader.section(at) else {
-        return http;
-    };
-    if let Some(at) = keys.get("max_headers") {
-        assign(
-            &mut http.max_headers,
-            reader.integer(at, 1, 256).map(|n| n as usize),
-        );
-    }
-    if let Some(at) = keys.get("max_header_size") {
-        let size = reader.size(at, 1 << 10, 256 << 10);
-        assign(&mut http.max_header_size, size.map(|n| n as usize));
-    }
-    if let Some(at) = keys.get("h2c") {
-        assign(&mut http.h2c, reader.boolean(at));
-    }
-    if let Some(at) = keys.get("h2_max_streams") {
-        let streams = reader.integer(at, 1, 1_000);
-        assign(&mut http.h2_max_streams, streams.map(|n| n as usize));
+    if let Some(keys) = reader.section(at) {
+        keys.read(reader, "max_headers", &mut http.max_headers);
+        keys.read(reader, "max_header_size", &mut http.max_header_size);
+        keys.read(reader, "h2c", &mut http.h2c);
+        keys.read(reader, "h2_max_streams", &mut http.h2_max_streams);
     }
     http
 }
@@ -187,7 +164,7 @@ fn timeouts(
                 "the idle time of a session is `timeouts: {idle: 1h}` of its pool",
             );
         }
-        assign(slot, reader.duration_or_none(at, MS, DAY));
+        assign(slot, reader.duration_or_none(at));
     }
     timeouts
 }
@@ -201,32 +178,27 @@ fn limits(
     let Some(keys) = reader.section(at) else {
         return limits;
     };
-    for (key, slot) in [
-        ("connections", &mut limits.connections),
-        ("connections_per_client", &mut limits.connections_per_client),
-    ] {
-        if let Some(at) = keys.get(key) {
-            let most = reader.integer_or(at, "none", 1, 10_000_000);
-            assign(slot, most.map(|n| n.map(|n| n as usize)));
-        }
-    }
-    if let Some(at) = keys.get("request_body") {
-        if protocol == ListenerProtocol::Tcp {
-            reader.error_at_key(
-                at,
-                "`request_body` belongs to an http listener, this one is tcp",
-                "remove it, or write `protocol: http`",
-            );
-        }
-        if !at.is_word("none") {
-            limits.request_body = reader.size(at, 0, MAX_BODY);
-        }
+    keys.read(reader, "connections", &mut limits.connections);
+    keys.read(
+        reader,
+        "connections_per_client",
+        &mut limits.connections_per_client,
+    );
+    keys.read(reader, "request_body", &mut limits.request_body);
+    if let Some(at) = keys.get("request_body")
+        && protocol == ListenerProtocol::Tcp
+    {
+        reader.error_at_key(
+            at,
+            "`request_body` belongs to an http listener, this one is tcp",
+            "remove it, or write `protocol: http`",
+        );
     }
     limits
 }
 
 fn accept_proxy(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<AcceptProxyConfig> {
-    if at.is_word("none") {
+    if at.is_or_word() {
         return None;
     }
     let keys = reader.section(at)?;
@@ -234,14 +206,7 @@ fn accept_proxy(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<AcceptPr
         version: None,
         from: Vec::new(),
     };
-    if let Some(at) = keys.get("version") {
-        let words = [
-            ("v1", Some(ProxyVersion::V1)),
-            ("v2", Some(ProxyVersion::V2)),
-            ("any", None),
-        ];
-        assign(&mut rules.version, reader.one_of(at, &words));
-    }
+    keys.read(reader, "version", &mut rules.version);
     let hint = "write `from: [10.0.0.0/8]`: the addresses of the load balancers in front";
     match keys.get("from") {
         None => reader.error_at_key(at, "`accept_proxy` has no `from`", hint),
@@ -257,24 +222,10 @@ fn accept_proxy(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<AcceptPr
 
 fn socket(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> SocketConfig {
     let mut socket = SocketConfig::default();
-    let Some(keys) = reader.section(at) else {
-        return socket;
-    };
-    if let Some(at) = keys.get("backlog") {
-        assign(
-            &mut socket.backlog,
-            reader.integer(at, 1, 1_048_576).map(|n| n as u32),
-        );
-    }
-    if let Some(at) = keys.get("keepalive") {
-        let shortest = std::time::Duration::from_secs(1);
-        assign(
-            &mut socket.keepalive,
-            reader.duration_or_none(at, shortest, super::common::HOUR * 9),
-        );
-    }
-    if let Some(at) = keys.get("fast_open") {
-        assign(&mut socket.fast_open, reader.boolean(at));
+    if let Some(keys) = reader.section(at) {
+        keys.read(reader, "backlog", &mut socket.backlog);
+        keys.read(reader, "keepalive", &mut socket.keepalive);
+        keys.read(reader, "fast_open", &mut socket.fast_open);
     }
     socket
 }

@@ -19,6 +19,7 @@ use std::{collections::HashMap, net::SocketAddr};
 
 use super::{
     check, hint,
+    key_value::KeyValue,
     model::Config,
     problem::{Severity, quote},
     reader::{NodeRef, OrNone, Section, TreeReader, assign},

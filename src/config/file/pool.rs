@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     NodeRef, Section, TreeReader, assign,
-    common::{DAY, HOUR, MS, retries, timeouts, warn_short_total},
+    common::{retries, timeouts, warn_short_total},
     health_check, quote, tls,
 };
 use crate::{
@@ -14,8 +14,8 @@ use crate::{
         units,
     },
     config::model::{
-        BackendConfig, BackendProtocol, BalancingPolicy, EjectionConfig, KeepaliveConfig,
-        PoolConfig, PoolTimeoutsConfig, ProxyVersion, RetriesConfig, WhenAllDown,
+        BackendConfig, BackendProtocol, EjectionConfig, KeepaliveConfig, PoolConfig,
+        PoolTimeoutsConfig, RetriesConfig,
     },
 };
 
@@ -37,7 +37,10 @@ pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
             "write `backends: [HOST:PORT]`",
         ),
     }
-    choices(reader, &keys, &mut pool);
+    keys.read(reader, "policy", &mut pool.policy);
+    keys.read(reader, "protocol", &mut pool.protocol);
+    keys.read(reader, "send_proxy", &mut pool.send_proxy);
+    keys.read(reader, "when_all_down", &mut pool.when_all_down);
     check_protocol(reader, at, &keys, pool.protocol);
     if let Some(at) = keys.get("health_check") {
         pool.health_check = health_check::read(reader, at, pool.protocol, &pool.backends);
@@ -69,23 +72,24 @@ fn limits(reader: &mut TreeReader<'_>, at: NodeRef<'_>, pool: &mut PoolConfig) {
     let Some(keys) = reader.section(at) else {
         return;
     };
-    if let Some(at) = keys.get("connections_per_backend") {
-        let most = reader.integer_or(at, "none", 1, 1_000_000);
-        assign(
-            &mut pool.connections_per_backend,
-            most.map(|n| n.map(|n| n as usize)),
+    keys.read(
+        reader,
+        "connections_per_backend",
+        &mut pool.connections_per_backend,
+    );
+    keys.read(
+        reader,
+        "streams_per_connection",
+        &mut pool.streams_per_connection,
+    );
+    if let Some(at) = keys.get("streams_per_connection")
+        && !pool.protocol.is_h2()
+    {
+        reader.warn_at_key(
+            at,
+            "`streams_per_connection` has no effect with `protocol: http1`",
+            "remove it, or set `protocol: h2` or `h2c`",
         );
-    }
-    if let Some(at) = keys.get("streams_per_connection") {
-        let most = reader.integer(at, 1, 1_000);
-        assign(&mut pool.streams_per_connection, most.map(|n| n as usize));
-        if !pool.protocol.is_h2() {
-            reader.warn_at_key(
-                at,
-                "`streams_per_connection` has no effect with `protocol: http1`",
-                "remove it, or set `protocol: h2` or `h2c`",
-            );
-        }
     }
 }
 
@@ -126,40 +130,6 @@ fn check_names(reader: &mut TreeReader<'_>, at: NodeRef<'_>, pool: &PoolConfig) 
                 "write `server_name: HOST`",
             );
         }
-    }
-}
-
-fn choices(reader: &mut TreeReader<'_>, keys: &Section<'_>, pool: &mut PoolConfig) {
-    if let Some(at) = keys.get("policy") {
-        let words = [
-            ("round_robin", BalancingPolicy::RoundRobin),
-            ("least_connections", BalancingPolicy::LeastConnections),
-            ("random_two", BalancingPolicy::RandomTwo),
-        ];
-        assign(&mut pool.policy, reader.one_of(at, &words));
-    }
-    if let Some(at) = keys.get("protocol") {
-        let words = [
-            ("http1", BackendProtocol::Http1),
-            ("h2", BackendProtocol::H2),
-            ("h2c", BackendProtocol::H2c),
-        ];
-        assign(&mut pool.protocol, reader.one_of(at, &words));
-    }
-    if let Some(at) = keys.get("send_proxy") {
-        let words = [
-            ("v1", Some(ProxyVersion::V1)),
-            ("v2", Some(ProxyVersion::V2)),
-            ("none", None),
-        ];
-        assign(&mut pool.send_proxy, reader.one_of(at, &words));
-    }
-    if let Some(at) = keys.get("when_all_down") {
-        let words = [
-            ("reject", WhenAllDown::Reject),
-            ("fail_open", WhenAllDown::FailOpen),
-        ];
-        assign(&mut pool.when_all_down, reader.one_of(at, &words));
     }
 }
 
@@ -216,19 +186,12 @@ fn backend(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendConfig
         return Some(BackendConfig::at(address));
     }
     let keys = reader.section(at)?;
-    let mut weight = 1;
-    if let Some(at) = keys.get("weight") {
-        assign(&mut weight, reader.integer(at, 0, 256).map(|n| n as u16));
-    }
-    let mut backup = 0;
+    let (mut weight, mut backup, mut max_connections) = (1, 0, None);
+    keys.read(reader, "weight", &mut weight);
     if let Some(at) = keys.get("backup") {
         assign(&mut backup, tier(reader, at));
     }
-    let mut max_connections = None;
-    if let Some(at) = keys.get("max_connections") {
-        let most = reader.integer_or(at, "none", 1, 1_000_000);
-        assign(&mut max_connections, most.map(|n| n.map(|n| n as usize)));
-    }
+    keys.read(reader, "max_connections", &mut max_connections);
     let name = keys.get("name").and_then(|at| backend_name(reader, at));
     let Some(at_address) = keys.get("address") else {
         reader.error_at_key(at, "`address` is missing", "write `{address: HOST:PORT}`");
@@ -327,27 +290,22 @@ fn ejection(
     at: NodeRef<'_>,
     backends: &[BackendConfig],
 ) -> Option<EjectionConfig> {
-    if at.is_word("none") {
+    if at.is_or_word() {
         return None;
     }
     let mut ejection = EjectionConfig::default();
     let Some(keys) = reader.section(at) else {
         return Some(ejection);
     };
-    if let Some(at) = keys.get("failures") {
-        assign(
-            &mut ejection.failures,
-            reader.integer(at, 1, 1000).map(|n| n as u32),
-        );
-    }
+    keys.read(reader, "failures", &mut ejection.failures);
     if let Some(at) = keys.get("eject_for") {
-        assign(&mut ejection.eject_for, reader.duration(at, MS, DAY));
+        assign(&mut ejection.eject_for, reader.duration(at));
         if keys.get("max_eject_for").is_none() {
             ejection.max_eject_for = ejection.max_eject_for.max(ejection.eject_for);
         }
     }
     if let Some(at) = keys.get("max_eject_for") {
-        assign(&mut ejection.max_eject_for, reader.duration(at, MS, DAY));
+        assign(&mut ejection.max_eject_for, reader.duration(at));
         if ejection.max_eject_for < ejection.eject_for {
             let shortest = units::show_duration(ejection.eject_for);
             reader.error(
@@ -398,26 +356,11 @@ fn pool_timeouts(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolTimeoutsCo
 
 fn keepalive(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> KeepaliveConfig {
     let mut keepalive = KeepaliveConfig::default();
-    let Some(keys) = reader.section(at) else {
-        return keepalive;
-    };
-    if let Some(at) = keys.get("idle_per_backend") {
-        assign(
-            &mut keepalive.idle_per_backend,
-            reader.integer(at, 0, 65_535).map(|n| n as usize),
-        );
-    }
-    if let Some(at) = keys.get("idle_timeout") {
-        assign(&mut keepalive.idle_timeout, reader.duration(at, MS, HOUR));
-    }
-    if let Some(at) = keys.get("max_age") {
-        assign(&mut keepalive.max_age, reader.duration_or_none(at, MS, DAY));
-    }
-    if let Some(at) = keys.get("max_requests") {
-        assign(
-            &mut keepalive.max_requests,
-            reader.integer_or(at, "none", 1, 1_000_000_000),
-        );
+    if let Some(keys) = reader.section(at) {
+        keys.read(reader, "idle_per_backend", &mut keepalive.idle_per_backend);
+        keys.read(reader, "idle_timeout", &mut keepalive.idle_timeout);
+        keys.read(reader, "max_age", &mut keepalive.max_age);
+        keys.read(reader, "max_requests", &mut keepalive.max_requests);
     }
     keepalive
 }

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{NameTable, NodeKind, NodeRef, Section, TreeReader, common::clean_text, quote};
+use super::{
+    KeyValue as _, NameTable, NodeKind, NodeRef, Section, TreeReader, common::clean_text, quote,
+};
 use crate::config::model::{
     PathMatch, PathPiece, PathRewrite, RewriteConfig, RouteConfig, SplitShare,
 };
@@ -339,12 +341,12 @@ pub(super) fn split(
     for at in map.iter() {
         entries += 1;
         let pool = pools.resolve_key(reader, at, "pool");
-        let weight = reader.integer(at, 0, 256);
-        total += weight.unwrap_or(1);
+        let weight = u16::read(reader, at);
+        total += u32::from(weight.unwrap_or(1));
         match (pool, weight) {
             (Some(pool), Some(weight)) => shares.push(SplitShare {
                 pool,
-                weight: weight as u16,
+                weight,
                 retries: None,
             }),
             _ => whole = false,

@@ -32,9 +32,7 @@ pub(super) fn read(
     let Some(keys) = reader.section(at) else {
         return route;
     };
-    if let Some(at) = keys.get("first") {
-        assign(&mut route.first, reader.boolean(at));
-    }
+    keys.read(reader, "first", &mut route.first);
     read_match(reader, &keys, &mut route);
     if let Some(at) = keys.get("listeners") {
         route.listeners = listeners(reader, at, names.listeners, config);
@@ -208,10 +206,7 @@ fn action(
 fn respond(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RouteAction> {
     let keys = reader.section(at)?;
     let mut respond = RespondConfig::default();
-    if let Some(at) = keys.get("status") {
-        let status = reader.integer(at, 200, 599).map(|n| n as u16);
-        assign(&mut respond.status, status);
-    }
+    keys.read(reader, "status", &mut respond.status);
     if let Some(at) = keys.get("body") {
         let text = reader.text(at, "a text", "write the text of the answer");
         foreign::refuse(reader, at, text.unwrap_or_default(), foreign::TextUse::Body);

@@ -15,7 +15,7 @@ pub(super) fn read(
 ) -> BTreeMap<HostMatch, usize> {
     let mut names = BTreeMap::new();
     let mut seen: BTreeMap<HostMatch, usize> = BTreeMap::new();
-    if at.is_word("none") {
+    if at.is_or_word() {
         return names;
     }
     if matches!(&at.node.kind, NodeKind::Map(entries) if entries.is_empty()) {
@@ -92,7 +92,7 @@ pub(super) fn check_place(
             "`sni` belongs to a tcp listener, this one is http",
             "write `protocol: tcp` to pass TLS on as it is; http requests are told apart by `host` in `routes`",
         );
-    } else if keys.get("tls").is_some() && !at.is_word("none") {
+    } else if keys.get("tls").is_some() && !at.is_or_word() {
         reader.error_at_key(
             at,
             "`sni` passes TLS on as it is, and `tls` ends it here",

@@ -21,7 +21,7 @@ use crate::{
     config::{
         io_cause,
         model::{
-            BackendProtocol, ClientCaConfig, ListenerProtocol, ListenerTlsConfig,
+            BackendProtocol, ClientAuth, ClientCaConfig, ListenerProtocol, ListenerTlsConfig,
             LoadedCertificate, PoolTlsConfig, TlsVersion,
         },
         trusted::{AnyCertificate, BackendVerifier, ClientVerifier},
@@ -32,7 +32,7 @@ use crate::{
 const MAX_PEM: u64 = 1 << 20;
 
 /// What clients of an http listener are offered (ALPN), and may be.
-const HTTP_ALPN: &[(&str, &str)] = &[("h2", "h2"), ("http/1.1", "http/1.1")];
+const HTTP_ALPN: &[&str] = &["h2", "http/1.1"];
 
 /// Reads `listeners.NAME.tls`.
 pub(super) fn listener(
@@ -43,10 +43,7 @@ pub(super) fn listener(
     let keys = reader.section(at)?;
     let certificates = certificates(reader, &keys, at);
     let mut min_version = TlsVersion::default();
-    if let Some(at) = keys.get("min_version") {
-        let words = [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
-        assign(&mut min_version, reader.one_of(at, &words));
-    }
+    keys.read(reader, "min_version", &mut min_version);
     let client_ca = client_ca(reader, &keys);
     let client_subject = client_subject(reader, &keys, client_ca.is_some());
     let mut same_host = true;
@@ -332,16 +329,11 @@ fn roots(
 }
 
 fn client_ca(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> Option<ClientCaConfig> {
-    let mut required = true;
-    let auth = keys.get("client_auth");
-    if let Some(at) = auth {
-        assign(
-            &mut required,
-            reader.one_of(at, &[("required", true), ("optional", false)]),
-        );
-    }
+    let mut client_auth = ClientAuth::default();
+    keys.read(reader, "client_auth", &mut client_auth);
+    let required = client_auth == ClientAuth::Required;
     let Some(at) = keys.get("client_ca") else {
-        if let Some(at) = auth {
+        if let Some(at) = keys.get("client_auth") {
             reader.error_at_key(
                 at,
                 "`client_auth` without `client_ca`",
@@ -404,10 +396,7 @@ fn alpn(
 ) -> Vec<String> {
     let Some(list) = keys.get("alpn") else {
         return match protocol {
-            ListenerProtocol::Http => HTTP_ALPN
-                .iter()
-                .map(|(name, _)| (*name).to_owned())
-                .collect(),
+            ListenerProtocol::Http => HTTP_ALPN.iter().copied().map(str::to_owned).collect(),
             ListenerProtocol::Tcp => Vec::new(),
         };
     };
@@ -415,7 +404,7 @@ fn alpn(
     let mut found = Vec::new();
     for at in reader.one_or_more(&list, "the name of a protocol", hint) {
         let name = match protocol {
-            ListenerProtocol::Http => reader.one_of(at, HTTP_ALPN),
+            ListenerProtocol::Http => reader.word_among(at, HTTP_ALPN),
             ListenerProtocol::Tcp => reader
                 .text(at, "the name of a protocol", hint)
                 .filter(|name| (1..=255).contains(&name.len())),
