@@ -1,10 +1,15 @@
 //! Both servers over real sockets on free ports.
 
-use std::time::Duration;
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::{TcpStream, UnixStream},
+    net::{TcpListener, TcpStream, UnixStream},
     runtime::{Builder, LocalOptions},
     sync::mpsc,
     task::spawn_local,
@@ -13,8 +18,9 @@ use tokio::{
 
 use super::*;
 use crate::{
-    admin::{serve_metrics, testing},
-    base::clock,
+    admin::{ReloadOutcome, serve_metrics, testing},
+    base::{address::BindAddress, clock},
+    config::model,
 };
 
 fn scratch(name: &str) -> PathBuf {
@@ -52,7 +58,7 @@ async fn metrics_server(daemon: &Arc<Daemon>) -> SocketAddr {
     address
 }
 
-/// The API on a unix socket, and what it asks for.
+/// The API on a unix socket, and its requests to the control thread.
 fn unix_server(name: &str, daemon: &Arc<Daemon>) -> (PathBuf, mpsc::Receiver<ControlRequest>) {
     let path = scratch(name);
     let config = model::AdminConfig {
@@ -126,7 +132,7 @@ async fn garbage_and_early_ends_do_not_stop_the_server() {
         stream.write_all(garbage.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
-        // Reset or refused, as long as it ends.
+        // The server may reset or refuse it, but must end it.
         drop(stream.read_to_end(&mut answer).await);
     }
     let alive = ask_tcp(address, &request("GET /livez", "")).await;
@@ -167,7 +173,7 @@ async fn status_tells_state_cause_and_age_of_every_backend() {
 async fn reload_waits_for_the_outcome_and_passes_it_on() {
     let daemon = testing::daemon(testing::usual());
     let (path, mut asked) = unix_server("reload", &daemon);
-    let outcomes: [ReloadOutcomeFor; 2] = [
+    let outcomes: [MakeOutcome; 2] = [
         || {
             Ok(ReloadReport {
                 changes: vec!["pool `app`: added".to_owned()],
@@ -201,12 +207,12 @@ async fn reload_waits_for_the_outcome_and_passes_it_on() {
     assert_eq!(body_of(&bad)["error"]["code"], 422);
     assert_eq!(body_of(&bad)["problems"], json!([{"line": 3}]));
     assert_eq!(body_of(&bad)["rendered"], "error: pool `ap` is not defined");
-    // The receiver is gone: the daemon is on its way out.
+    // The receiver is dropped, as during a shutdown.
     let late = ask_unix(&path, &request("POST /v1/reload", "")).await;
     assert_eq!(status_of(&late), "503");
 }
 
-type ReloadOutcomeFor = fn() -> super::super::ReloadOutcome;
+type MakeOutcome = fn() -> ReloadOutcome;
 
 #[tokio::test]
 async fn a_web_page_cannot_cause_a_reload() {
@@ -357,7 +363,7 @@ async fn answered(stream: &mut (impl AsyncRead + Unpin)) {
     assert!(answer.starts_with(b"HTTP/1.1 200 "));
 }
 
-/// Takes every place of a server; one more gets that of the connection that was idle longest.
+/// Fills all slots of a server. One more connection replaces the one that was idle longest.
 async fn fill<S: AsyncRead + AsyncWrite + Unpin>(path: &str, connect: impl AsyncFn() -> S) {
     let mut inside = Vec::new();
     for _ in 0..=control_connections() {
@@ -375,7 +381,7 @@ async fn fill<S: AsyncRead + AsyncWrite + Unpin>(path: &str, connect: impl Async
 }
 
 #[tokio::test]
-async fn one_connection_more_than_there_are_places_gets_that_of_the_longest_idle() {
+async fn one_connection_above_the_limit_replaces_the_longest_idle() {
     let daemon = testing::daemon(testing::usual());
     let address = metrics_server(&daemon).await;
     fill("/livez", async || {
@@ -390,13 +396,20 @@ async fn one_connection_more_than_there_are_places_gets_that_of_the_longest_idle
 }
 
 #[tokio::test]
-async fn a_removed_socket_is_made_again_with_its_directory_and_that_of_another_is_left() {
+async fn a_removed_socket_is_created_again_with_its_directory() {
     let daemon = testing::daemon(testing::usual());
     let folder = scratch("again");
     drop(fs::remove_dir_all(&folder));
     fs::create_dir(&folder).unwrap();
     let path = folder.join("admin.sock");
-    let listener = AdminListener::unix(&path).unwrap();
+    let listener = AdminListener::bind(
+        &model::AdminConfig {
+            bind: None,
+            token_file: None,
+        },
+        &path,
+    )
+    .unwrap();
     let (control, _asked) = mpsc::channel(1);
     tokio::spawn(serve_admin(listener, daemon, control));
     let text = request("GET /v1/status", "");
@@ -448,7 +461,7 @@ async fn a_rotated_token_is_taken_at_once_and_one_that_cannot_be_read_changes_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_sends_no_whole_head_loses_its_place_at_the_header_timeout() {
+async fn a_client_that_sends_no_whole_head_loses_its_slot_at_the_header_timeout() {
     let daemon = testing::daemon(testing::usual());
     let address = metrics_server(&daemon).await;
     let (path, _asked) = unix_server("slow", &daemon);
@@ -474,7 +487,8 @@ async fn an_idle_connection_is_closed_at_the_header_timeout() {
     ask_on(&mut stream, "/livez").await;
     answered(&mut stream).await;
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
-    // The virtual clock may move on while the kernel carries the request: at most once to the first timeout.
+    // The virtual clock may move on while the kernel carries the request: at most once to the first
+    // timeout.
     let took = clock::now() - began;
     let expected = http::HEADER_TIMEOUT..http::HEADER_TIMEOUT * 2 + Duration::from_secs(1);
     assert!(expected.contains(&took), "{took:?}");

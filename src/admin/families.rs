@@ -1,26 +1,29 @@
-//! Every metric: name, kind, labels, meaning. docs/metrics.md is compared with this list by a test.
+//! The table of all metrics: name, kind, labels and help text.
+//!
+//! A test compares docs/metrics.md with this table. Names and labels are an interface: dashboards
+//! and alerts use them, so they never change within a major version.
 
-/// How a metric behaves.
+/// Kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
-    /// Only grows while its object lives.
+    /// Number that only grows while its object exists.
     Counter,
-    /// Goes up and down.
+    /// Number that goes up and down.
     Gauge,
-    /// A distribution in buckets.
+    /// Distribution in buckets.
     Histogram,
 }
 
-/// One metric.
+/// Definition of one metric.
 #[derive(Debug, Clone, Copy)]
 pub struct MetricSpec {
-    /// With its prefix.
+    /// Full name with its prefix.
     pub name: &'static str,
-    /// How it behaves.
+    /// Kind of the metric.
     pub kind: MetricKind,
-    /// In the order of the values.
+    /// Names of the labels, in the order of their values.
     pub labels: &'static [&'static str],
-    /// One sentence.
+    /// Help text: one line on the page.
     pub help: &'static str,
 }
 
@@ -31,7 +34,7 @@ macro_rules! families {
             pub const $constant: MetricSpec = MetricSpec { name: $name, kind: MetricKind::$kind, labels: &[$($label),*], help: $help };
         )*
 
-        /// All of them, in the order of docs/metrics.md.
+        /// All metrics, in the order of docs/metrics.md.
         pub const ALL_METRICS: &[MetricSpec] = &[$($constant),*];
     };
 }

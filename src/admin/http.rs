@@ -1,6 +1,9 @@
-//! HTTP for the two small servers: a bounded number of connections with deadlines, and answers in the envelope of every error.
+//! HTTP for the two small servers: a bounded number of connections with timeouts, and responses
+//! with one error envelope.
 //!
-//! hyper speaks the protocol. Knows nothing of what is served.
+//! hyper implements the protocol. This file does not know the paths and documents. The servers run
+//! on the control thread, so hostile clients must cost it little: memory is bounded by the number
+//! of connections, and each phase of a connection has a timeout. Read next: `api.rs`, `metrics.rs`.
 
 use std::{
     collections::VecDeque,
@@ -35,24 +38,34 @@ use tokio::{
 
 use crate::base::{backoff, clock};
 
-/// How long a client may take for a request head, and how long a connection may stay idle.
+/// Time for a client to send a request head; also the idle timeout of a connection.
 pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a client may take to read an answer.
+/// Time for a client to read a response.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After this a connection is asked to end: nobody holds one of the few places for ever.
+/// Age at which a connection is closed gracefully, so that no client keeps a slot for ever.
 const MAX_CONNECTION_AGE: Duration = Duration::from_mins(5);
+
+/// Maximum size of hyper's read buffer for each connection, and so of a request head.
+const MAX_BUFFER_BYTES: usize = 32 << 10;
+
+/// Delay after a failed accept; doubled for each further failure.
+const FIRST_ACCEPT_DELAY: Duration = Duration::from_millis(5);
+const MAX_ACCEPT_DELAY: Duration = Duration::from_secs(1);
 
 pub(super) type AdminResponse = Response<Full<Bytes>>;
 
-/// The connections of one server. A new one is always let in: where all places are taken, the connection that has been idle
-/// longest is closed, and where all are being answered, the oldest. An answer that its client reads takes no time, so probes
-/// find a place however many clients do not read.
+/// Open connections of one server.
+///
+/// A new connection is always accepted. If all slots are in use, it replaces the connection that
+/// has been idle longest, or the oldest one if none is idle. A response to a client that reads it
+/// takes almost no time. So health probes always get a slot, even if many clients do not read.
 pub(super) struct ConnectionSlots {
-    most: usize,
-    /// The oldest first.
+    max: usize,
+    /// In the order of their start, the oldest first.
     open: VecDeque<ConnectionSlot>,
+    /// Accept errors in a row.
     failures: u32,
 }
 
@@ -61,12 +74,12 @@ struct ConnectionSlot {
     progress: Arc<ConnectionProgress>,
 }
 
-/// Where a connection stands.
+/// Progress of a connection, written by its task and read by the accept loop.
 #[derive(Debug, Default)]
 struct ConnectionProgress {
-    /// From the head of a request to the last byte of its answer.
+    /// True from the head of a request to the last byte of its response.
     is_busy: AtomicBool,
-    /// Since when an answer has been written.
+    /// Start of the response that is being written.
     writing: Mutex<Option<Instant>>,
 }
 
@@ -79,6 +92,7 @@ impl ConnectionProgress {
         *self.writing.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
+    /// Ends the current response, if one is being written.
     fn finish(&self) {
         if self.writing().is_some() {
             self.set_writing(None);
@@ -88,15 +102,17 @@ impl ConnectionProgress {
 }
 
 impl ConnectionSlots {
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(max: usize) -> Self {
         Self {
-            most,
+            max,
             open: VecDeque::new(),
             failures: 0,
         }
     }
 
-    /// The stream of what `accept` gave; `None` after an error, and then not before a pause.
+    /// Returns the accepted stream, or `None` after an error and a delay.
+    ///
+    /// Without the delay, an accept loop that has no descriptors left would use a full core.
     pub(super) async fn accepted<S, A>(&mut self, accepted: io::Result<(S, A)>) -> Option<S> {
         match accepted {
             Ok((stream, _)) => {
@@ -104,38 +120,37 @@ impl ConnectionSlots {
                 Some(stream)
             }
             Err(error) => {
-                tracing::debug!(%error, "a connection to the admin or metrics server was not accepted");
-                let first = Duration::from_millis(5);
-                let wait = backoff::doubled(first, self.failures, Duration::from_secs(1));
+                tracing::debug!(%error, "cannot accept a connection to the admin or metrics server");
+                let delay = backoff::doubled(FIRST_ACCEPT_DELAY, self.failures, MAX_ACCEPT_DELAY);
                 self.failures = self.failures.saturating_add(1);
-                tokio::time::sleep(wait).await;
+                tokio::time::sleep(delay).await;
                 None
             }
         }
     }
 
-    /// Serves a connection on a task of its own.
+    /// Starts a task that serves the connection with `respond`.
     pub(super) async fn serve<S, F>(
         &mut self,
         stream: S,
-        answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+        respond: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Future<Output = AdminResponse> + Send + 'static,
     {
-        self.open.retain(|place| !place.task.is_finished());
-        if self.open.len() >= self.most {
-            let is_idle = |place: &ConnectionSlot| !place.progress.is_busy.load(Relaxed);
-            let least = self.open.iter().position(is_idle).unwrap_or(0);
-            if let Some(place) = self.open.remove(least) {
-                place.task.abort();
+        self.open.retain(|slot| !slot.task.is_finished());
+        if self.open.len() >= self.max {
+            let is_idle = |slot: &ConnectionSlot| !slot.progress.is_busy.load(Relaxed);
+            let replaced = self.open.iter().position(is_idle).unwrap_or(0);
+            if let Some(slot) = self.open.remove(replaced) {
+                slot.task.abort();
             }
         }
         let progress = Arc::new(ConnectionProgress::default());
         let task =
-            tokio::spawn(serve_connection(stream, Arc::clone(&progress), answer)).abort_handle();
+            tokio::spawn(serve_connection(stream, Arc::clone(&progress), respond)).abort_handle();
         self.open.push_back(ConnectionSlot { task, progress });
-        // It has its turn before others can take its place.
+        // The new task runs once before the next accept, which could replace this connection.
         yield_now().await;
     }
 }
@@ -144,18 +159,18 @@ impl ConnectionSlots {
 async fn serve_connection<S, F>(
     stream: S,
     progress: Arc<ConnectionProgress>,
-    answer: impl Fn(Request<Incoming>) -> F,
+    respond: impl Fn(Request<Incoming>) -> F,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
     F: Future<Output = AdminResponse>,
 {
     let service = service_fn(|request| {
         progress.is_busy.store(true, Relaxed);
-        let answer = answer(request);
+        let response = respond(request);
         async {
-            let answer = answer.await;
+            let response = response.await;
             progress.set_writing(Some(clock::now()));
-            Ok::<_, Infallible>(answer)
+            Ok::<_, Infallible>(response)
         }
     });
     let stream = WriteTimeoutStream {
@@ -166,9 +181,10 @@ async fn serve_connection<S, F>(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(32 << 10)
+        .max_buf_size(MAX_BUFFER_BYTES)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
+    // Normal life of the connection, then a graceful end within the time for one response.
     let ended = tokio::time::timeout(MAX_CONNECTION_AGE, connection.as_mut()).await;
     let ended = if let Ok(ended) = ended {
         ended
@@ -183,7 +199,10 @@ async fn serve_connection<S, F>(
     }
 }
 
-/// A stream whose writes fail when an answer takes longer than [`RESPONSE_TIMEOUT`].
+/// Stream whose writes fail when a response takes longer than [`RESPONSE_TIMEOUT`].
+///
+/// hyper has a timeout for request heads only. Without this one, a client that does not read would
+/// hold its page, which can have many megabytes.
 struct WriteTimeoutStream<S> {
     stream: S,
     progress: Arc<ConnectionProgress>,
@@ -191,8 +210,8 @@ struct WriteTimeoutStream<S> {
 }
 
 impl<S> WriteTimeoutStream<S> {
-    /// Ready when the client has had its time for the answer.
-    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+    /// Ready when the time for the current response is over.
+    fn poll_timeout(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let Some(since) = self.progress.writing() else {
             return Poll::Pending;
         };
@@ -205,13 +224,14 @@ impl<S> WriteTimeoutStream<S> {
         Poll::Ready(io::ErrorKind::TimedOut.into())
     }
 
-    fn or_late<T>(
+    /// Fails a write that is pending when the time is over.
+    fn or_timeout<T>(
         &mut self,
         context: &mut Context<'_>,
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         match written {
-            Poll::Pending => self.poll_late(context).map(Err),
+            Poll::Pending => self.poll_timeout(context).map(Err),
             written @ Poll::Ready(_) => written,
         }
     }
@@ -234,7 +254,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeoutStream<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.or_late(context, written)
+        self.or_timeout(context, written)
     }
 
     fn poll_write_vectored(
@@ -243,14 +263,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeoutStream<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.or_late(context, written)
+        self.or_timeout(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes when it has written all that it has.
+    /// A completed flush ends the response: hyper flushes after it has written everything.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         if flushed.is_ready() {
@@ -264,7 +284,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeoutStream<S> {
     }
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> AdminResponse {
+fn respond(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> AdminResponse {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -273,26 +297,26 @@ fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>
     response
 }
 
-/// A line of plain text.
+/// Response with plain text.
 pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> AdminResponse {
-    answer(status, "text/plain; charset=utf-8", body)
+    respond(status, "text/plain; charset=utf-8", body)
 }
 
-/// The page Prometheus reads.
+/// Response with metrics in the text format of Prometheus.
 pub(super) fn exposition(body: Bytes) -> AdminResponse {
-    answer(
+    respond(
         StatusCode::OK,
         "text/plain; version=0.0.4; charset=utf-8",
         body,
     )
 }
 
-/// A JSON document.
+/// Response with a JSON document.
 pub(super) fn document(status: StatusCode, document: &serde_json::Value) -> AdminResponse {
-    answer(status, "application/json", format!("{document}\n"))
+    respond(status, "application/json", format!("{document}\n"))
 }
 
-/// The envelope of all errors, `{"error":{"code":…,"message":…,"details":…}}`.
+/// Envelope of all errors: `{"error":{"code":…,"message":…,"details":…}}`.
 pub(super) fn envelope(status: StatusCode, details: &str) -> serde_json::Value {
     json!({"error": {
         "code": status.as_u16(),
@@ -301,12 +325,12 @@ pub(super) fn envelope(status: StatusCode, details: &str) -> serde_json::Value {
     }})
 }
 
-/// An error in its envelope.
+/// Response with an error in its envelope.
 pub(super) fn error(status: StatusCode, details: &str) -> AdminResponse {
     document(status, &envelope(status, details))
 }
 
-/// 405 with the methods that are allowed.
+/// Response 405 with the allowed methods.
 pub(super) fn method_not_allowed(allow: &'static str) -> AdminResponse {
     let mut response = error(
         StatusCode::METHOD_NOT_ALLOWED,
@@ -326,26 +350,26 @@ mod tests {
 
     const GET_ROOT: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-    /// A connection that is answered with `size` bytes.
-    async fn connect(places: &mut ConnectionSlots, size: usize) -> tokio::io::DuplexStream {
+    /// Opens a connection whose requests get `size` bytes.
+    async fn connect(slots: &mut ConnectionSlots, size: usize) -> tokio::io::DuplexStream {
         let (client, server) = duplex(1 << 10);
         let page = Bytes::from(vec![b'x'; size]);
-        let answer = move |_| {
+        let service = move |_| {
             let page = page.clone();
             async move { exposition(page) }
         };
-        places.serve(server, answer).await;
+        slots.serve(server, service).await;
         client
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_read_or_reads_by_drops_is_cut_and_a_slow_one_is_not() {
-        let mut places = ConnectionSlots::new(8);
-        let mut silent = connect(&mut places, 1 << 20).await;
+        let mut slots = ConnectionSlots::new(8);
+        let mut silent = connect(&mut slots, 1 << 20).await;
         silent.write_all(GET_ROOT).await.unwrap();
-        let mut dripping = connect(&mut places, 1 << 20).await;
+        let mut dripping = connect(&mut slots, 1 << 20).await;
         dripping.write_all(GET_ROOT).await.unwrap();
-        let mut slow = connect(&mut places, 4 << 10).await;
+        let mut slow = connect(&mut slots, 4 << 10).await;
         slow.write_all(GET_ROOT).await.unwrap();
         tokio::time::sleep(RESPONSE_TIMEOUT * 9 / 10).await;
         let mut answer = Vec::new();
@@ -365,29 +389,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_all_places_are_taken_the_longest_idle_gives_way_then_the_oldest_answered() {
-        let mut places = ConnectionSlots::new(3);
+    async fn above_the_limit_the_longest_idle_is_replaced_then_the_oldest() {
+        let mut slots = ConnectionSlots::new(3);
         let mut reading = Vec::new();
         for _ in 0..2 {
-            let mut client = connect(&mut places, 1 << 20).await;
+            let mut client = connect(&mut slots, 1 << 20).await;
             client.write_all(GET_ROOT).await.unwrap();
             yield_now().await;
             reading.push(client);
         }
-        let mut idle = connect(&mut places, 1).await;
+        let mut idle = connect(&mut slots, 1).await;
         for _ in 0..20 {
-            let mut probe = connect(&mut places, 1).await;
+            let mut probe = connect(&mut slots, 1).await;
             probe.write_all(GET_ROOT).await.unwrap();
             let mut answer = Vec::new();
             while !answer.ends_with(b"x") || answer.len() < 20 {
                 assert_ne!(probe.read_buf(&mut answer).await.unwrap(), 0);
             }
         }
-        assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "it gave way");
-        let mut third = connect(&mut places, 1 << 20).await;
+        assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "it was replaced");
+        let mut third = connect(&mut slots, 1 << 20).await;
         third.write_all(GET_ROOT).await.unwrap();
         yield_now().await;
-        let _newest = connect(&mut places, 1).await;
+        let _newest = connect(&mut slots, 1).await;
         let mut rest = Vec::new();
         reading[0].read_to_end(&mut rest).await.unwrap();
         assert!(rest.len() <= 1 << 10, "the oldest was cut");

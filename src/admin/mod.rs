@@ -1,11 +1,15 @@
-//! What operators and monitoring talk to: `/metrics`, `/livez`, `/readyz` on `metrics.bind`, the JSON API on `admin.bind`.
+//! Servers for operators and monitoring: `/metrics`, `/livez` and `/readyz` on `metrics.bind`, and
+//! the JSON API on `admin.bind`.
 //!
-//! Runs on the control thread only, reads what the data plane left in counters and states, and changes nothing itself:
-//! a reload is asked for over [`ControlRequest`]. Read next: `api.rs` and `scrape.rs`.
+//! They run on the control thread only, so a slow client never delays traffic. They read the
+//! counters and states of the data plane and change nothing themselves: a reload is requested
+//! with a [`ControlRequest`]. Read next: `api.rs` and `scrape.rs`.
 
 mod api;
+mod control;
 pub mod families;
 mod http;
+mod listener;
 mod metrics;
 mod process;
 mod scrape;
@@ -13,43 +17,11 @@ mod series;
 mod status;
 #[cfg(test)]
 mod testing;
-
-use tokio::sync::{mpsc, oneshot};
+mod token;
 
 pub use self::{
-    api::{AdminListener, serve_admin},
+    api::serve_admin,
+    control::{ControlHandle, ControlRequest, ReloadError, ReloadOutcome, ReloadReport},
+    listener::AdminListener,
     metrics::serve_metrics,
 };
-
-/// What the API asks of the control thread.
-#[derive(Debug)]
-pub enum ControlRequest {
-    /// Load the configuration again and say what came of it.
-    Reload(oneshot::Sender<ReloadOutcome>),
-}
-
-/// Where the API sends what it asks for.
-pub type ControlHandle = mpsc::Sender<ControlRequest>;
-
-/// What changed, or why everything stayed as it was.
-pub type ReloadOutcome = Result<ReloadReport, ReloadError>;
-
-/// A reload that succeeded.
-#[derive(Debug, Clone)]
-pub struct ReloadReport {
-    /// One line per change.
-    pub changes: Vec<String>,
-    /// The warnings as `balancer check` prints them; empty without any.
-    pub rendered: String,
-    /// The warnings as `balancer check --json` prints them.
-    pub warnings: serde_json::Value,
-}
-
-/// A reload that changed nothing.
-#[derive(Debug, Clone)]
-pub struct ReloadError {
-    /// The problems as `balancer check` prints them.
-    pub rendered: String,
-    /// The problems as `balancer check --json` prints them.
-    pub json: serde_json::Value,
-}

@@ -1,4 +1,4 @@
-//! What Linux says about this process: the source of the `process_*` metrics.
+//! Numbers of this process from /proc: the source of the `process_*` metrics.
 
 use std::{fs, time::Duration};
 
@@ -6,10 +6,12 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::net::limits::open_files;
 
-/// One look at the process; a number that cannot be read is missing, not 0.
+/// Numbers of the process. A number that cannot be read is `None`, so that its metric is missing
+/// instead of wrong.
 #[derive(Debug, Default)]
 pub(super) struct ProcessStats {
     pub(super) cpu: Option<Duration>,
+    /// Start of the process in seconds since the Unix epoch.
     pub(super) started_unix: Option<f64>,
     pub(super) resident_bytes: Option<u64>,
     pub(super) virtual_bytes: Option<u64>,
@@ -18,7 +20,8 @@ pub(super) struct ProcessStats {
     pub(super) max_fds: Option<u64>,
 }
 
-/// Ticks per second in /proc: fixed by the kernel's interface to user space, whatever its own clock.
+/// Clock ticks per second in /proc (`USER_HZ`): 100 on every architecture that we build for, also
+/// if the kernel's own clock is faster.
 const TICKS_PER_SECOND: u64 = 100;
 
 /// Reads /proc.
@@ -40,7 +43,10 @@ pub(super) fn read_stats() -> ProcessStats {
     }
 }
 
-/// Field `number` of /proc/self/stat, counted from 1 as in proc_pid_stat(5). The second one, the name, may hold anything.
+/// Field `number` of /proc/self/stat, counted from 1 as in proc_pid_stat(5).
+///
+/// The second field, the name in parentheses, may contain blanks and parentheses. So fields are
+/// counted from the last `)`.
 fn field(stat: &str, number: usize) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name
@@ -50,10 +56,12 @@ fn field(stat: &str, number: usize) -> Option<u64> {
         .ok()
 }
 
+/// CPU time in user space and in the kernel.
 fn cpu_ticks(stat: &str) -> Option<u64> {
     Some(field(stat, 14)? + field(stat, 15)?)
 }
 
+/// Start time: the boot time of the machine plus the ticks from boot to the start.
 fn started(stat: &str) -> Option<f64> {
     let boot: u64 = fs::read_to_string("/proc/stat")
         .ok()?

@@ -1,9 +1,10 @@
-//! Gathers all counters and states into the page that Prometheus reads: one collector in one registry. docs/metrics.md is
-//! the page's reference.
+//! Collects all counters and states into the page for Prometheus: one collector in one registry.
+//! docs/metrics.md describes the page for users.
 //!
-//! Reads atomics and short locks only, so it may run on any thread. Label values come from the configuration or from
-//! fixed lists: nothing a client sends ever becomes a label. The registry leaves out a family without series. Read next:
-//! `series.rs`.
+//! Reads only atomics and holds locks only for short, so it may run on any thread. Label values
+//! come from the configuration or from fixed lists. A client cannot create a label, because each
+//! new label value costs memory here and in Prometheus for ever. The registry omits a family
+//! without series. Read next: `families.rs`, the table of metrics, then `series.rs`.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +19,7 @@ use prometheus::{
 
 use super::{
     families as f, process,
-    series::{MetricFamilies, describe},
+    series::{MetricFamilies, SeriesBuilder, describe},
 };
 use crate::{
     config::model::{ListenerProtocol, PerBackend},
@@ -27,18 +28,20 @@ use crate::{
     snapshot::{Daemon, Listener, Snapshot},
     telemetry::{
         handshakes::HandshakeFailure,
-        metrics::{METHOD_NAMES, MetricCell, PerThread, PoolSlot, ReasonCounts},
+        metrics::{
+            BackendSlot, ListenerSlot, METHOD_NAMES, MetricCell, PerThread, PoolSlot, ReasonCounts,
+        },
         sink::LogName,
     },
 };
 
-/// What stands for the pool where a request never reached one.
+/// Value of the label `pool` for requests that never reached a pool.
 const NO_POOL: &str = "-";
 
-/// The classes of status, by `metrics::class_index`.
+/// Classes of status, indexed by `metrics::class_index`.
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// The registry with the one collector of the daemon, and the encoder of its page.
+/// Registry with the collector of the daemon.
 pub(super) struct MetricsExporter {
     registry: Registry,
 }
@@ -48,25 +51,27 @@ impl MetricsExporter {
         let registry = Registry::new();
         #[expect(
             clippy::expect_used,
-            reason = "names and labels are the literals of one table, whose constants no caller can change"
+            reason = "names and labels are literals of one table"
         )]
         DaemonCollector::new(daemon)
             .and_then(|collector| registry.register(Box::new(collector)))
-            .expect("the table of families has valid names, each once");
+            .expect("the table of metrics has valid and unique names");
         Self { registry }
     }
 
-    /// The whole page. 10,000 busy backends make 430,000 lines: half a second on one core, and more than 100 MB until the
-    /// page is done, as the registry wants all series at once to sort them.
+    /// Encodes the whole page.
+    ///
+    /// 10,000 busy backends make 430,000 lines. That takes half a second on one core and more than
+    /// 100 MB of memory, because the registry needs all series at once to sort them.
     ///
     /// # Errors
-    /// When the encoder refuses a family; half a page is never given.
+    /// When the encoder refuses a family. There is never half a page.
     pub(super) fn page(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
 
-/// Reads the daemon's counters and states when asked.
+/// Collector that reads the daemon's counters and states at each scrape.
 struct DaemonCollector {
     daemon: Arc<Daemon>,
     descriptions: Vec<Desc>,
@@ -92,28 +97,28 @@ impl Collector for DaemonCollector {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let snapshot = self.daemon.snapshot.load_full();
-        let mut tree = MetricFamilies::default();
-        daemon_families(&mut tree, &self.daemon, &snapshot);
-        listener_families(&mut tree, &snapshot);
-        request_families(&mut tree, &snapshot);
-        pool_families(&mut tree, &snapshot);
-        session_families(&mut tree, &snapshot);
+        let mut families = MetricFamilies::default();
+        daemon_families(&mut families, &self.daemon, &snapshot);
+        listener_families(&mut families, &snapshot);
+        request_families(&mut families, &snapshot);
+        pool_families(&mut families, &snapshot);
+        session_families(&mut families, &snapshot);
         let per_backend = snapshot.config.metrics.per_backend;
         if per_backend != PerBackend::None {
             let all = backends(&snapshot, |_| true);
-            state_families(&mut tree, &all);
+            state_families(&mut families, &all);
             if per_backend == PerBackend::Full {
-                traffic_families(&mut tree, &all);
+                traffic_families(&mut families, &all);
                 let checked = |pool: &Pool| pool.config.health_check.is_some();
-                check_families(&mut tree, &backends(&snapshot, checked));
+                check_families(&mut families, &backends(&snapshot, checked));
             }
         }
-        process_families(&mut tree);
-        tree.families
+        process_families(&mut families);
+        families.families
     }
 }
 
-/// The sum of one reason over all threads.
+/// Sum of one reason over all threads.
 fn reason_sum<T: Default>(
     slots: &PerThread<T>,
     reason: Reason,
@@ -122,88 +127,83 @@ fn reason_sum<T: Default>(
     slots.each().map(|slot| field(slot).get(reason)).sum()
 }
 
-/// The sum of a gauge whose threads may each be below 0 while the whole is not.
-fn gauge<T: Default>(slots: &PerThread<T>, field: impl Fn(&T) -> &MetricCell) -> f64 {
-    // A scrape between two threads' updates may see less than 0.
+/// Sum of a gauge over all threads.
+///
+/// One thread may add a connection and another one remove it, so a single slot can be negative. The
+/// sum is not, unless this reads one of the two slots before the change and the other one after it.
+fn gauge_sum<T: Default>(slots: &PerThread<T>, field: impl Fn(&T) -> &MetricCell) -> f64 {
     (slots.sum(field).cast_signed().max(0)) as f64
 }
 
-fn daemon_families(tree: &mut MetricFamilies, daemon: &Daemon, snapshot: &Snapshot) {
+fn daemon_families(families: &mut MetricFamilies, daemon: &Daemon, snapshot: &Snapshot) {
     let reload = daemon.reload_status();
-    tree.family(f::BUILD_INFO, |s| s.add(&[env!("CARGO_PKG_VERSION")], 1.0));
-    tree.family(f::READY, |s| {
+    families.family(f::BUILD_INFO, |s| s.add(&[env!("CARGO_PKG_VERSION")], 1.0));
+    families.family(f::READY, |s| {
         s.add(&[], f64::from(u8::from(daemon.is_ready())));
     });
-    tree.family(f::RELOAD_OK, |s| s.add(&[], f64::from(u8::from(reload.ok))));
-    tree.family(f::RELOAD_TIME, |s| {
+    families.family(f::RELOAD_OK, |s| s.add(&[], f64::from(u8::from(reload.ok))));
+    families.family(f::RELOAD_TIME, |s| {
         s.add(&[], reload.success_unix.as_secs_f64());
     });
-    tree.family(f::GENERATION, |s| s.count(&[], snapshot.generation));
-    tree.family(f::RELOADS, |s| {
+    families.family(f::GENERATION, |s| s.count(&[], snapshot.generation));
+    families.family(f::RELOADS, |s| {
         s.count(&["success"], reload.succeeded);
         s.count(&["failure"], reload.failed);
     });
-    tree.family(f::LOG_DROPPED, |s| {
+    families.family(f::LOG_DROPPED, |s| {
         for log in LogName::ALL {
             s.count(&[log.name()], log.lines_dropped());
         }
     });
-    tree.family(f::WORKER_BUSY, |s| {
+    families.family(f::WORKER_BUSY, |s| {
         for (index, worker) in daemon.workers.iter().enumerate() {
             let busy = worker.busy_micros.load(Relaxed) as f64 / 1e6;
             s.add(&[&index.to_string()], busy);
         }
     });
-    tree.family(f::CONNECTIONS_LIMIT, |s| {
+    families.family(f::CONNECTIONS_LIMIT, |s| {
         s.count(&[], daemon.connection_limit.load(Relaxed) as u64);
     });
 }
 
-fn listener_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
-    let listeners = &snapshot.listeners;
-    tree.family(f::LISTENER_CONNECTIONS, |s| {
-        for one in listeners {
-            s.count(
-                &[&one.config.name],
-                one.state.metrics.sum(|m| &m.connections),
-            );
-        }
-    });
-    tree.family(f::LISTENER_ACTIVE, |s| {
-        for one in listeners {
+fn listener_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
+    let mut counter = |spec, field: fn(&ListenerSlot) -> &MetricCell| {
+        families.family(spec, |s| {
+            for one in &snapshot.listeners {
+                s.count(&[&one.config.name], one.state.metrics.sum(field));
+            }
+        });
+    };
+    counter(f::LISTENER_CONNECTIONS, |m| &m.connections);
+    counter(f::LISTENER_RECEIVED, |m| &m.received);
+    counter(f::LISTENER_SENT, |m| &m.sent);
+    families.family(f::LISTENER_ACTIVE, |s| {
+        for one in &snapshot.listeners {
             s.add(
                 &[&one.config.name],
-                gauge(&one.state.metrics, |m| &m.active),
+                gauge_sum(&one.state.metrics, |m| &m.active),
             );
         }
     });
-    tree.family(f::LISTENER_RECEIVED, |s| {
-        for one in listeners {
-            s.count(&[&one.config.name], one.state.metrics.sum(|m| &m.received));
-        }
-    });
-    tree.family(f::LISTENER_SENT, |s| {
-        for one in listeners {
-            s.count(&[&one.config.name], one.state.metrics.sum(|m| &m.sent));
-        }
-    });
-    tree.family(f::LISTENER_REJECTED, |s| {
-        for one in listeners {
+    families.family(f::LISTENER_REJECTED, |s| {
+        for one in &snapshot.listeners {
             s.reasons(&[&one.config.name], |reason| {
                 reason_sum(&one.state.metrics, reason, |m| &m.rejected)
             });
         }
     });
-    tls_families(tree, snapshot);
+    tls_families(families, snapshot);
 }
 
-/// Handshakes and certificates of the listeners that speak TLS, or look into it.
-fn tls_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
-    const KINDS: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
+/// Handshakes and certificates of listeners with `tls`, and failures of those with `sni`.
+fn tls_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
+    // Whether the handshake is TLS 1.3, and whether it resumed a session.
+    const HANDSHAKE_KINDS: [(bool, bool); 4] =
+        [(false, false), (false, true), (true, false), (true, true)];
     let secure = || snapshot.listeners.iter().filter(|one| one.tls.is_some());
-    tree.family(f::TLS_HANDSHAKES, |s| {
+    families.family(f::TLS_HANDSHAKES, |s| {
         for one in secure() {
-            for (is_tls13, resumed) in KINDS {
+            for (is_tls13, resumed) in HANDSHAKE_KINDS {
                 let version = if is_tls13 { "1.3" } else { "1.2" };
                 let labels: &[&str] = &[&one.config.name, version, &resumed.to_string()];
                 let slots = &one.state.metrics;
@@ -215,7 +215,7 @@ fn tls_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
         }
     });
     let by_name = |one: &&Arc<Listener>| one.tls.is_some() || one.names.is_some();
-    tree.family(f::TLS_FAILURES, |s| {
+    families.family(f::TLS_FAILURES, |s| {
         for one in snapshot.listeners.iter().filter(by_name) {
             for failure in HandshakeFailure::ALL {
                 let count = one.state.metrics.sum(|m| m.handshakes.failed(*failure));
@@ -223,7 +223,7 @@ fn tls_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
             }
         }
     });
-    tree.family(f::TLS_EXPIRY, |s| {
+    families.family(f::TLS_EXPIRY, |s| {
         let mut seen = BTreeMap::new();
         for tls in secure().filter_map(|one| one.config.tls.as_ref()) {
             for certificate in &tls.certificates {
@@ -236,7 +236,7 @@ fn tls_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
     });
 }
 
-/// Every pool's counters, and those of requests that never reached a pool.
+/// Counters of all pools, and of requests that never reached a pool.
 fn pool_slots(snapshot: &Snapshot) -> impl Iterator<Item = (&str, &PerThread<PoolSlot>)> {
     let pools = snapshot.pools.iter();
     pools
@@ -244,10 +244,10 @@ fn pool_slots(snapshot: &Snapshot) -> impl Iterator<Item = (&str, &PerThread<Poo
         .chain([(NO_POOL, &*snapshot.unrouted)])
 }
 
-fn request_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
-    tree.family(f::REQUESTS, |s| {
+fn request_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
+    families.family(f::REQUESTS, |s| {
         for (pool, slots) in pool_slots(snapshot) {
-            let mut sums = std::collections::BTreeMap::new();
+            let mut sums = BTreeMap::new();
             for (method, code, count) in slots.each().flat_map(|slot| slot.requests.each()) {
                 *sums.entry((method, code)).or_insert(0) += count;
             }
@@ -257,12 +257,12 @@ fn request_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
             }
         }
     });
-    tree.family(f::REQUESTS_ACTIVE, |s| {
+    families.family(f::REQUESTS_ACTIVE, |s| {
         for (pool, slots) in pool_slots(snapshot) {
-            s.add(&[pool], gauge(slots, |m| &m.requests_active));
+            s.add(&[pool], gauge_sum(slots, |m| &m.requests_active));
         }
     });
-    tree.family(f::REQUEST_DURATION, |s| {
+    families.family(f::REQUEST_DURATION, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             for (index, class) in STATUS_CLASSES.iter().enumerate() {
                 let parts = slots.each().filter_map(|slot| slot.duration.get(index));
@@ -270,22 +270,22 @@ fn request_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
             }
         }
     });
-    tree.family(f::REQUEST_BODY, |s| {
+    families.family(f::REQUEST_BODY, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             s.count(&[pool], slots.sum(|m| &m.request_body));
         }
     });
-    tree.family(f::RESPONSE_BODY, |s| {
+    families.family(f::RESPONSE_BODY, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             s.count(&[pool], slots.sum(|m| &m.response_body));
         }
     });
 }
 
-fn pool_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
-    tree.family(f::ERRORS, |s| {
+fn pool_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
+    families.family(f::ERRORS, |s| {
         for (pool, slots) in pool_slots(snapshot) {
-            let mut sums = std::collections::BTreeMap::new();
+            let mut sums = BTreeMap::new();
             for slot in slots.each() {
                 let errors = slot.errors.lock().unwrap_or_else(PoisonError::into_inner);
                 for (key, count) in errors.iter() {
@@ -297,12 +297,12 @@ fn pool_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
             }
         }
     });
-    tree.family(f::RETRIES, |s| {
+    families.family(f::RETRIES, |s| {
         for (pool, slots) in pool_slots(snapshot) {
             s.reasons(&[pool], |reason| reason_sum(slots, reason, |m| &m.retries));
         }
     });
-    tree.family(f::BUDGET_EXHAUSTED, |s| {
+    families.family(f::BUDGET_EXHAUSTED, |s| {
         for pool in &snapshot.pools {
             s.count(
                 &[&pool.name],
@@ -310,14 +310,14 @@ fn pool_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
             );
         }
     });
-    tree.family(f::RATE_LIMITED, |s| {
+    families.family(f::RATE_LIMITED, |s| {
         let is_http = |one: &&Arc<Listener>| one.config.protocol == ListenerProtocol::Http;
         for one in snapshot.listeners.iter().filter(is_http) {
             let refused = one.state.metrics.sum(|m| &m.rate_limited);
             s.count(&[&one.config.name], refused);
         }
     });
-    tree.family(f::POOL_BACKENDS, |s| {
+    families.family(f::POOL_BACKENDS, |s| {
         for pool in &snapshot.pools {
             for (state, count) in HealthState::ALL.iter().zip(pool.counts()) {
                 s.count(&[&pool.name, state.name()], count as u64);
@@ -326,7 +326,9 @@ fn pool_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
     });
 }
 
-/// Pools that a TCP listener uses, or did while this state lived.
+/// Pools that a TCP listener uses now, or has used before a reload.
+///
+/// Without this filter every HTTP pool would have series of sessions that are always 0.
 fn tcp_pools(snapshot: &Snapshot) -> Vec<&Pool> {
     let is_tcp = |index: usize| {
         snapshot.config.listeners.iter().any(|listener| {
@@ -349,9 +351,9 @@ fn tcp_pools(snapshot: &Snapshot) -> Vec<&Pool> {
         .collect()
 }
 
-fn session_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
+fn session_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
     let pools = tcp_pools(snapshot);
-    tree.family(f::SESSIONS, |s| {
+    families.family(f::SESSIONS, |s| {
         for pool in &pools {
             let slots = &pool.state.metrics;
             s.count(&[&pool.name, "ok"], slots.sum(|m| &m.sessions_ok));
@@ -360,15 +362,15 @@ fn session_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
             });
         }
     });
-    tree.family(f::SESSIONS_ACTIVE, |s| {
+    families.family(f::SESSIONS_ACTIVE, |s| {
         for pool in &pools {
             s.add(
                 &[&pool.name],
-                gauge(&pool.state.metrics, |m| &m.sessions_active),
+                gauge_sum(&pool.state.metrics, |m| &m.sessions_active),
             );
         }
     });
-    tree.family(f::SESSION_DURATION, |s| {
+    families.family(f::SESSION_DURATION, |s| {
         for pool in &pools {
             let parts = pool.state.metrics.each().map(|slot| &slot.session_duration);
             s.distribution(&[&pool.name], parts);
@@ -376,11 +378,13 @@ fn session_families(tree: &mut MetricFamilies, snapshot: &Snapshot) {
     });
 }
 
-/// A backend with the two labels of its series.
+/// Backend with the two labels of its series.
 type LabelledBackend<'a> = ([&'a str; 2], &'a Backend);
 
-/// The backends of the pools that `of` selects, in the order of their labels: the registry sorts every family, and what is
-/// in order already costs it one comparison a series.
+/// Backends of the pools that `of` selects, in the order of their labels.
+///
+/// The registry sorts every family. Series that are already in order cost it only one comparison
+/// each, and there are many families.
 fn backends(snapshot: &Snapshot, of: impl Fn(&Pool) -> bool) -> Vec<LabelledBackend<'_>> {
     let pools = snapshot.pools.iter().filter(|pool| of(pool));
     let mut found: Vec<LabelledBackend<'_>> = pools
@@ -394,26 +398,26 @@ fn backends(snapshot: &Snapshot, of: impl Fn(&Pool) -> bool) -> Vec<LabelledBack
     found
 }
 
-fn state_families(tree: &mut MetricFamilies, backends: &[LabelledBackend<'_>]) {
-    tree.family(f::BACKEND_UP, |s| {
+fn state_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'_>]) {
+    families.family(f::BACKEND_UP, |s| {
         for (labels, backend) in backends {
             let up = backend.state.state() == HealthState::Up;
             s.count(labels, u64::from(up));
         }
     });
-    tree.family(f::BACKEND_WEIGHT, |s| {
+    families.family(f::BACKEND_WEIGHT, |s| {
         for (labels, backend) in backends {
             s.count(labels, u64::from(backend.config.weight));
         }
     });
-    tree.family(f::BACKEND_CHANGED, |s| {
+    families.family(f::BACKEND_CHANGED, |s| {
         for (labels, backend) in backends {
             s.add(labels, backend.state.view().since_unix.as_secs_f64());
         }
     });
     let mut states = HealthState::ALL;
     states.sort_unstable_by_key(|state| state.name());
-    tree.family(f::BACKEND_STATE, |s| {
+    families.family(f::BACKEND_STATE, |s| {
         for ([pool, name], backend) in backends {
             let now = backend.state.state();
             for state in &states {
@@ -423,8 +427,49 @@ fn state_families(tree: &mut MetricFamilies, backends: &[LabelledBackend<'_>]) {
     });
 }
 
-fn traffic_families(tree: &mut MetricFamilies, backends: &[LabelledBackend<'_>]) {
-    tree.family(f::BACKEND_REQUESTS, |s| {
+/// Adds a gauge that is read from one field of each backend.
+fn backend_gauge(
+    families: &mut MetricFamilies,
+    spec: f::MetricSpec,
+    backends: &[LabelledBackend<'_>],
+    field: fn(&BackendSlot) -> &MetricCell,
+) {
+    families.family(spec, |s| {
+        for (labels, backend) in backends {
+            s.add(labels, gauge_sum(&backend.state.metrics, field));
+        }
+    });
+}
+
+/// Adds a counter with the label `reason` that is read from one field of each backend.
+fn backend_reasons(
+    families: &mut MetricFamilies,
+    spec: f::MetricSpec,
+    backends: &[LabelledBackend<'_>],
+    field: fn(&BackendSlot) -> &ReasonCounts,
+) {
+    families.family(spec, |s| {
+        for (labels, backend) in backends {
+            s.reasons(labels, |reason| {
+                reason_sum(&backend.state.metrics, reason, field)
+            });
+        }
+    });
+}
+
+/// Adds a backend's results of connects or checks: the label `result`, in alphabetical order.
+fn add_results(
+    series: &mut SeriesBuilder,
+    ([pool, name], backend): &LabelledBackend<'_>,
+    fields: [(&str, fn(&BackendSlot) -> &MetricCell); 3],
+) {
+    for (result, field) in fields {
+        series.count(&[pool, name, result], backend.state.metrics.sum(field));
+    }
+}
+
+fn traffic_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'_>]) {
+    families.family(f::BACKEND_REQUESTS, |s| {
         for ([pool, name], backend) in backends {
             for (index, class) in STATUS_CLASSES.iter().enumerate() {
                 let counts = backend.state.metrics.each();
@@ -437,71 +482,42 @@ fn traffic_families(tree: &mut MetricFamilies, backends: &[LabelledBackend<'_>])
             }
         }
     });
-    tree.family(f::BACKEND_RESPONSE, |s| {
+    families.family(f::BACKEND_RESPONSE, |s| {
         for (labels, backend) in backends {
             let parts = backend.state.metrics.each().map(|slot| &slot.response);
             s.distribution(labels, parts);
         }
     });
-    tree.family(f::BACKEND_ACTIVE, |s| {
-        for (labels, backend) in backends {
-            s.add(
-                labels,
-                gauge(&backend.state.metrics, |m| &m.connections_active),
-            );
+    backend_gauge(families, f::BACKEND_ACTIVE, backends, |m| {
+        &m.connections_active
+    });
+    backend_gauge(families, f::BACKEND_IDLE, backends, |m| &m.connections_idle);
+    families.family(f::BACKEND_CONNECTIONS, |s| {
+        for backend in backends {
+            let fields: [(&str, fn(&BackendSlot) -> &MetricCell); 3] = [
+                ("failed", |m| &m.connections_failed),
+                ("local_error", |m| &m.connections_local_error),
+                ("ok", |m| &m.connections_ok),
+            ];
+            add_results(s, backend, fields);
         }
     });
-    tree.family(f::BACKEND_IDLE, |s| {
-        for (labels, backend) in backends {
-            s.add(
-                labels,
-                gauge(&backend.state.metrics, |m| &m.connections_idle),
-            );
-        }
-    });
-    tree.family(f::BACKEND_CONNECTIONS, |s| {
-        for ([pool, name], backend) in backends {
-            let slots = &backend.state.metrics;
-            s.count(
-                &[pool, name, "failed"],
-                slots.sum(|m| &m.connections_failed),
-            );
-            s.count(
-                &[pool, name, "local_error"],
-                slots.sum(|m| &m.connections_local_error),
-            );
-            s.count(&[pool, name, "ok"], slots.sum(|m| &m.connections_ok));
-        }
-    });
-    tree.family(f::BACKEND_FAILURES, |s| {
-        for (labels, backend) in backends {
-            s.reasons(labels, |reason| {
-                reason_sum(&backend.state.metrics, reason, |m| &m.failures)
-            });
-        }
-    });
-    tree.family(f::BACKEND_EJECTIONS, |s| {
-        for (labels, backend) in backends {
-            s.reasons(labels, |reason| {
-                reason_sum(&backend.state.metrics, reason, |m| &m.ejections)
-            });
-        }
-    });
+    backend_reasons(families, f::BACKEND_FAILURES, backends, |m| &m.failures);
+    backend_reasons(families, f::BACKEND_EJECTIONS, backends, |m| &m.ejections);
 }
 
-fn check_families(tree: &mut MetricFamilies, checked: &[LabelledBackend<'_>]) {
-    tree.family(f::BACKEND_CHECKS, |s| {
-        for ([pool, name], backend) in checked {
-            let slots = &backend.state.metrics;
-            s.count(&[pool, name, "failed"], slots.sum(|m| &m.checks_failed));
-            s.count(
-                &[pool, name, "local_error"],
-                slots.sum(|m| &m.checks_local_error),
-            );
-            s.count(&[pool, name, "ok"], slots.sum(|m| &m.checks_ok));
+fn check_families(families: &mut MetricFamilies, checked: &[LabelledBackend<'_>]) {
+    families.family(f::BACKEND_CHECKS, |s| {
+        for backend in checked {
+            let fields: [(&str, fn(&BackendSlot) -> &MetricCell); 3] = [
+                ("failed", |m| &m.checks_failed),
+                ("local_error", |m| &m.checks_local_error),
+                ("ok", |m| &m.checks_ok),
+            ];
+            add_results(s, backend, fields);
         }
     });
-    tree.family(f::BACKEND_CHECK_DURATION, |s| {
+    families.family(f::BACKEND_CHECK_DURATION, |s| {
         for (labels, backend) in checked {
             let micros = backend.state.metrics.sum(|m| &m.check_duration_micros);
             s.add(labels, micros as f64 / 1e6);
@@ -509,7 +525,7 @@ fn check_families(tree: &mut MetricFamilies, checked: &[LabelledBackend<'_>]) {
     });
 }
 
-fn process_families(tree: &mut MetricFamilies) {
+fn process_families(families: &mut MetricFamilies) {
     let process = process::read_stats();
     let numbers = [
         (f::PROCESS_CPU, process.cpu.map(|cpu| cpu.as_secs_f64())),
@@ -536,7 +552,7 @@ fn process_families(tree: &mut MetricFamilies) {
         ),
     ];
     for (family, value) in numbers {
-        tree.family(family, |s| {
+        families.family(family, |s| {
             if let Some(value) = value {
                 s.add(&[], value);
             }

@@ -1,4 +1,4 @@
-//! The page against promtool, against a table of what was counted, and over reloads.
+//! The metrics page: checked by promtool, compared with known counts, and over reloads.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ fn page(daemon: &Arc<Daemon>) -> String {
     MetricsExporter::new(Arc::clone(daemon)).page().unwrap()
 }
 
-/// Every sample of a page: name with labels, value.
+/// Samples of a page: name with labels, and value.
 fn samples(page: &str) -> BTreeMap<&str, f64> {
     page.lines()
         .filter(|line| !line.starts_with('#'))
@@ -32,7 +32,7 @@ fn samples(page: &str) -> BTreeMap<&str, f64> {
         .collect()
 }
 
-/// A bit of everything on every object.
+/// Adds known counts to every object.
 fn count_everything(daemon: &Daemon) {
     let snapshot = daemon.snapshot.load_full();
     for listener in &snapshot.listeners {
@@ -82,7 +82,7 @@ fn count_everything(daemon: &Daemon) {
 }
 
 #[test]
-fn promtool_finds_nothing_to_complain_about() {
+fn promtool_finds_no_problem() {
     if !tools::is_installed("promtool", "prometheus") {
         return;
     }
@@ -347,7 +347,7 @@ fn a_reload_drops_the_series_of_removed_objects_and_lowers_no_other_counter() {
 }
 
 #[test]
-fn a_gauge_whose_threads_disagree_never_shows_less_than_nothing() {
+fn a_gauge_is_never_negative_while_its_threads_are_read() {
     let daemon = testing::daemon(testing::usual());
     let snapshot = daemon.snapshot.load_full();
     snapshot.listeners[0].state.metrics.mine().active.sub(1);
@@ -393,6 +393,7 @@ fn a_page_of_ten_thousand_busy_backends_is_made_in_bounded_time() {
         page.lines().count(),
         page.len()
     );
-    // Half a second in an optimised build; unoptimised and beside other tests this only catches a wrong order of growth.
+    // Half a second in an optimised build; unoptimised and beside other tests this only catches a
+    // wrong order of growth.
     assert!(took < Duration::from_secs(30), "{took:?}");
 }

@@ -1,6 +1,8 @@
-//! Builds what the text encoder reads: families of series with their labels and values.
+//! Builds the input of the text encoder: metric families with labels and values.
 //!
-//! Knows the shape of the crate's objects and the table of families; where the numbers come from is `scrape.rs`'s matter.
+//! Knows the types of the `prometheus` crate. `scrape.rs` knows the sources of the numbers. The
+//! crate is used as registry and encoder only: its own counters are shared by all threads, and ours
+//! are not (`telemetry/metrics.rs`).
 
 use prometheus::{
     core::Desc,
@@ -13,7 +15,7 @@ use crate::{
     telemetry::metrics::{self, BUCKETS_MICROS},
 };
 
-/// What the registry holds every series of `family` against.
+/// Descriptor of `family`. The registry compares every series with it.
 pub(super) fn describe(family: &MetricSpec) -> prometheus::Result<Desc> {
     let labels = family.labels.iter().map(ToString::to_string).collect();
     let no_constants = std::collections::HashMap::new();
@@ -25,14 +27,14 @@ pub(super) fn describe(family: &MetricSpec) -> prometheus::Result<Desc> {
     )
 }
 
-/// The families so far.
+/// Families that were collected so far.
 #[derive(Default)]
 pub(super) struct MetricFamilies {
     pub(super) families: Vec<MetricFamily>,
 }
 
 impl MetricFamilies {
-    /// Adds a family with the series that `fill` makes.
+    /// Adds a family with the series that `fill` adds to it.
     pub(super) fn family(&mut self, family: MetricSpec, fill: impl FnOnce(&mut SeriesBuilder)) {
         let mut series = SeriesBuilder {
             family,
@@ -52,7 +54,7 @@ impl MetricFamilies {
     }
 }
 
-/// The series of one family.
+/// Series of one family.
 pub(super) struct SeriesBuilder {
     family: MetricSpec,
     metrics: Vec<Metric>,
@@ -60,6 +62,7 @@ pub(super) struct SeriesBuilder {
 
 impl SeriesBuilder {
     fn labelled(&self, values: &[&str]) -> Metric {
+        debug_assert_eq!(self.family.labels.len(), values.len());
         let pair = |(name, value): (&&str, &&str)| {
             let mut pair = LabelPair::default();
             pair.set_name((*name).to_owned());
@@ -69,7 +72,7 @@ impl SeriesBuilder {
         Metric::from_label(self.family.labels.iter().zip(values).map(pair).collect())
     }
 
-    /// One series; `labels` are the values in the order of the family's labels.
+    /// Adds one series. `labels` are the values in the order of the family's labels.
     pub(super) fn add(&mut self, labels: &[&str], value: f64) {
         let mut metric = self.labelled(labels);
         if self.family.kind == MetricKind::Counter {
@@ -84,12 +87,14 @@ impl SeriesBuilder {
         self.metrics.push(metric);
     }
 
-    /// One series of a whole number; exact up to 2^53, as all numbers of Prometheus.
+    /// Adds one series with a whole number. It is exact up to 2^53: Prometheus has only `f64`.
     pub(super) fn count(&mut self, labels: &[&str], value: u64) {
         self.add(labels, value as f64);
     }
 
-    /// One series per reason that occurred; `head` are the labels before the reason.
+    /// Adds one series for each reason that occurred. `head` are the labels before the reason.
+    ///
+    /// All reasons of all backends would be most of the page, and nearly all of them 0.
     pub(super) fn reasons(&mut self, head: &[&str], count: impl Fn(Reason) -> u64) {
         for reason in Reason::ALL {
             let value = count(*reason);
@@ -100,7 +105,7 @@ impl SeriesBuilder {
         }
     }
 
-    /// A distribution; left out while it is empty.
+    /// Adds a histogram that is the sum of `parts`, unless it is empty.
     pub(super) fn distribution<'a>(
         &mut self,
         labels: &[&str],
@@ -118,6 +123,7 @@ impl SeriesBuilder {
         if total == 0 {
             return;
         }
+        // Prometheus counts each bucket with all smaller ones.
         let mut below = 0;
         let bucket = |(count, bound): (&u64, &u64)| {
             below += count;
@@ -126,7 +132,7 @@ impl SeriesBuilder {
             bucket.set_upper_bound(*bound as f64 / 1e6);
             bucket
         };
-        // The encoder adds the bucket above all itself.
+        // Without the bucket `+Inf`: the encoder adds it.
         let mut histogram = Histogram::default();
         histogram.set_bucket(counts.iter().zip(&BUCKETS_MICROS).map(bucket).collect());
         histogram.set_sample_count(total);

@@ -1,4 +1,7 @@
-//! The document of `GET /v1/status`: everything `balancer status` shows.
+//! The document of `GET /v1/status`: the source of `balancer status`.
+//!
+//! Users write scripts against this document. So its fields are only added, not renamed or removed.
+//! `cli/status.rs` reads it.
 
 use std::{
     collections::HashSet,
@@ -17,7 +20,7 @@ use crate::{
     telemetry::rfc3339,
 };
 
-/// The state of the daemon now.
+/// Describes the current state of the daemon.
 pub(super) fn status(daemon: &Daemon) -> Value {
     let now = clock::now();
     let snapshot = daemon.snapshot.load_full();
@@ -48,7 +51,7 @@ pub(super) fn status(daemon: &Daemon) -> Value {
     })
 }
 
-/// The certificates of listeners and pools, each file once, in the order of the configuration.
+/// Certificates of listeners and pools: each file once, in the order of the configuration.
 fn certificates(config: &Config) -> Vec<Value> {
     let listeners = config.listeners.iter().filter_map(|one| one.tls.as_ref());
     let servers = listeners.flat_map(|tls| &tls.certificates);
@@ -78,7 +81,7 @@ fn certificates(config: &Config) -> Vec<Value> {
     documents.collect()
 }
 
-/// Seconds with milliseconds: more would only be noise for a reader.
+/// Seconds with three decimals: more digits would only be noise.
 fn seconds(time: Duration) -> f64 {
     time.as_millis() as f64 / 1e3
 }
@@ -121,7 +124,9 @@ fn pool(pool: &Pool, now: Instant) -> Value {
     })
 }
 
-/// What the last check of a backend said, and how many more it takes to change its state.
+/// Result of the last check, and the number of results that change the state.
+///
+/// For example `2 of 3 failed: status 500`.
 fn check_text(health: &HealthView, check: &HealthCheckConfig) -> String {
     let HealthView {
         good_in_a_row: good,
@@ -142,7 +147,7 @@ fn check_text(health: &HealthView, check: &HealthCheckConfig) -> String {
         Some(Err(error)) => format!("{bad} of {fall} failed: {error}"),
     };
     if let Some(error) = &health.check_not_made {
-        let _ = write!(text, "; the next one could not be made: {error}");
+        let _ = write!(text, "; the next check could not run: {error}");
     }
     text
 }

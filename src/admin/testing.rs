@@ -1,4 +1,4 @@
-//! A daemon without sockets for the tests of this floor.
+//! A daemon without sockets for the tests of this module.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     telemetry::access_log,
 };
 
-/// A configuration without listeners and pools.
+/// Configuration without listeners and pools.
 pub(super) fn config() -> Config {
     Config {
         metrics: MetricsConfig {
@@ -32,7 +32,7 @@ pub(super) fn config() -> Config {
     }
 }
 
-/// A listener on `127.0.0.1:PORT`; nothing is bound.
+/// Listener on `127.0.0.1:PORT`; nothing is bound.
 pub(super) fn listener(
     name: &str,
     protocol: ListenerProtocol,
@@ -47,7 +47,7 @@ pub(super) fn listener(
     }
 }
 
-/// A pool of `count` backends with TCP checks.
+/// Pool of `count` backends with TCP checks.
 pub(super) fn pool(name: &str, count: usize) -> PoolConfig {
     let backend = |index: usize| {
         let address = format!("10.0.{}.{}:80", index / 250, index % 250);
@@ -59,7 +59,8 @@ pub(super) fn pool(name: &str, count: usize) -> PoolConfig {
     }
 }
 
-/// An http listener `web` on pool `app` (three backends) and a tcp listener `db` on pool `sql` (one backend).
+/// HTTP listener `web` with pool `app` (three backends), and TCP listener `db` with pool `sql` (one
+/// backend).
 pub(super) fn usual() -> Config {
     Config {
         listeners: vec![
@@ -71,18 +72,18 @@ pub(super) fn usual() -> Config {
     }
 }
 
-/// A generation of `config`.
+/// Snapshot of `config`.
 pub(super) fn snapshot(config: Config, previous: Option<&Snapshot>) -> Snapshot {
     let log = access_log::AccessLog::new(&config.access_log, None);
     Snapshot::build(Arc::new(config), previous, log, clock::now())
 }
 
-/// A daemon with two workers in its first generation.
+/// Daemon with two workers in its first generation.
 pub(super) fn daemon(config: Config) -> Arc<Daemon> {
     Arc::new(Daemon::new(snapshot(config, None), 2, 1_000))
 }
 
-/// TLS with the certificate of the fixtures.
+/// TLS settings with the certificate of the fixtures.
 pub(super) fn tls() -> ListenerTlsConfig {
     let chain = include_bytes!("../../tests/fixtures/good.pem");
     let key = include_bytes!("../../tests/fixtures/good.key");

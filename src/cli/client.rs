@@ -1,8 +1,10 @@
-//! Speaks to the admin API of a running daemon: one blocking request per connection, with deadlines and a size limit.
+//! Client of the admin API: one blocking request per connection, with a deadline and a size limit.
 //!
-//! Knows HTTP/1.1 only as far as the admin server speaks it; it is no general client and not for the data plane.
+//! It supports only the part of HTTP/1.1 that the admin server uses. It is not a general client and
+//! not for the data plane. An HTTP library would need an async runtime for one request.
 
 use std::{
+    error::Error,
     fmt, io,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
@@ -13,35 +15,35 @@ use std::{
 
 use crate::base::{address::BindAddress, clock};
 
-/// A larger answer is refused; a status of 10,000 backends has about 3 MiB.
+/// Maximum size of a response. The status of 10,000 backends has about 3 MiB.
 const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// Where the admin API is, and what it asks for.
+/// Address of the admin API and its credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AdminEndpoint {
     /// Unix socket or loopback address.
     pub(super) address: BindAddress,
-    /// File with the bearer token; needed when `address` is an IP address.
+    /// File with the bearer token; required if `address` is an IP address.
     pub(super) token_file: Option<PathBuf>,
 }
 
-/// What the daemon answered.
+/// Response of the daemon.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ApiResponse {
-    /// The status code.
+    /// Status code.
     pub(super) status: u16,
-    /// The body: JSON.
+    /// Body in JSON.
     pub(super) body: Vec<u8>,
 }
 
-/// Why there is no answer.
+/// Failure to get a response.
 #[derive(Debug)]
 pub(super) enum CallError {
-    /// Nobody listens there, or we may not connect.
+    /// No process listens on the address, or the user may not connect.
     Unreachable(BindAddress, io::Error),
-    /// It did not answer within the deadline.
+    /// There was no response before the deadline.
     TimedOut(BindAddress, Duration),
-    /// It answered something that is not an HTTP response, or cut it.
+    /// The response is not HTTP, or it was cut.
     Broken(BindAddress, String),
     /// The token file cannot be read.
     Token(PathBuf, io::Error),
@@ -53,23 +55,23 @@ impl fmt::Display for CallError {
             Self::Unreachable(address, error) => {
                 write!(f, "the daemon is not reachable at `{address}`: {error}")?;
                 match address {
-                    BindAddress::Unix(_) => f.write_str(missing(error)),
+                    BindAddress::Unix(_) => f.write_str(socket_hint(error)),
                     BindAddress::Ip(_) => Ok(()),
                 }
             }
             Self::TimedOut(address, limit) => write!(
                 f,
-                "the daemon at `{address}` did not answer within {} s",
+                "the daemon at `{address}` did not respond within {} s",
                 limit.as_secs()
             ),
             Self::Broken(address, what) => write!(
                 f,
-                "`{address}` does not answer like balancer's admin API: {what}"
+                "the response from `{address}` is not from balancer's admin API: {what}"
             ),
             Self::Token(path, error) => {
                 write!(
                     f,
-                    "the token file `{}` cannot be read: {error}",
+                    "cannot read the token file `{}`: {error}",
                     path.display()
                 )
             }
@@ -77,42 +79,51 @@ impl fmt::Display for CallError {
     }
 }
 
-/// What helps against a socket that cannot be opened.
-fn missing(error: &io::Error) -> &'static str {
+impl Error for CallError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Unreachable(_, error) | Self::Token(_, error) => Some(error),
+            Self::TimedOut(..) | Self::Broken(..) => None,
+        }
+    }
+}
+
+/// Hint for a socket that cannot be opened.
+fn socket_hint(error: &io::Error) -> &'static str {
     let is_root = rustix::process::geteuid().is_root();
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            "\nonly the user that balancer runs as, and root, may open it: use sudo"
+            "\nonly root and the user of the daemon may open it: use sudo"
         }
         _ if is_root => {
-            "\nif the daemon runs, name its socket with `--admin unix:PATH`, or its configuration with `-c FILE`"
+            "\nif the daemon is running, give its socket with `--admin unix:PATH`, or its configuration with `-c FILE`"
         }
         _ => {
-            "\nif the daemon runs as another user, use sudo; else name its socket with `--admin unix:PATH`, or its \
+            "\nif the daemon runs as another user, use sudo; otherwise give its socket with `--admin unix:PATH`, or its \
              configuration with `-c FILE`"
         }
     }
 }
 
-/// An answer that is no success, in words: its details, and what is missing.
-pub(super) fn refusal(answer: &ApiResponse) -> String {
-    let document: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+/// Text for a response that is not a success: its details, and a hint.
+pub(super) fn error_text(response: &ApiResponse) -> String {
+    let document: serde_json::Value = serde_json::from_slice(&response.body).unwrap_or_default();
     let text = |key: &str| document.pointer(key).and_then(serde_json::Value::as_str);
-    let why = text("/error/details").or_else(|| text("/error/message"));
-    let why = why.map_or_else(
-        || format!("the daemon answered with status {}", answer.status),
+    let details = text("/error/details").or_else(|| text("/error/message"));
+    let details = details.map_or_else(
+        || format!("the daemon responded with status {}", response.status),
         str::to_owned,
     );
-    let hint = match answer.status {
+    let hint = match response.status {
         401 => {
-            "\nname the file with `--token-file FILE`, or the daemon's configuration with `-c FILE`"
+            "\ngive the token with `--token-file FILE`, or the daemon's configuration with `-c FILE`"
         }
         _ => "",
     };
-    format!("error: {why}{hint}")
+    format!("error: {details}{hint}")
 }
 
-/// Sends one request without a body and waits for the whole answer, at most `limit`.
+/// Sends one request without a body and waits for the complete response, at most `limit`.
 pub(super) fn call(
     admin: &AdminEndpoint,
     method: &str,
@@ -131,7 +142,7 @@ pub(super) fn call(
     let request = request_head(method, path, &admin.address, token.as_deref());
     let deadline = clock::now() + limit;
     let unreachable = |error| CallError::Unreachable(admin.address.clone(), error);
-    let answer = match &admin.address {
+    let response = match &admin.address {
         BindAddress::Unix(socket) => {
             let stream = UnixStream::connect(socket).map_err(unreachable)?;
             exchange(
@@ -147,7 +158,7 @@ pub(super) fn call(
             )
         }
     };
-    let bytes = answer.map_err(|error| match error.kind() {
+    let bytes = response.map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
             CallError::TimedOut(admin.address.clone(), limit)
         }
@@ -160,6 +171,7 @@ fn connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&address, limit)
 }
 
+/// Request head. `Connection: close`, so that the response ends with the connection.
 fn request_head(method: &str, path: &str, address: &BindAddress, token: Option<&str>) -> String {
     let host = match address {
         BindAddress::Ip(address) => address.to_string(),
@@ -173,7 +185,9 @@ fn request_head(method: &str, path: &str, address: &BindAddress, token: Option<&
     )
 }
 
-/// A stream whose reads all end at one deadline.
+/// Stream whose reads share one deadline.
+///
+/// A read timeout alone would start again with each byte of a slow response.
 struct DeadlineStream<S> {
     stream: S,
     deadline: Instant,
@@ -206,24 +220,28 @@ impl<S: Read> Read for DeadlineStream<S> {
 }
 
 fn exchange<S: Read + Write>(mut timed: DeadlineStream<S>, request: &str) -> io::Result<Vec<u8>> {
+    // The request fits into the socket's buffer, so the write needs no timeout.
     timed.stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     timed
         .take(MAX_RESPONSE_BYTES + 1)
-        .read_to_end(&mut answer)?;
-    if answer.len() as u64 > MAX_RESPONSE_BYTES {
-        return Err(io::Error::other("the answer is too large"));
+        .read_to_end(&mut response)?;
+    if response.len() as u64 > MAX_RESPONSE_BYTES {
+        return Err(io::Error::other("the response is too large"));
     }
-    Ok(answer)
+    Ok(response)
 }
 
-/// Reads a response that ended with its connection. RFC 9112 section 6: a length must be met, no length means "to the end".
+/// Parses a response that ended with its connection.
+///
+/// RFC 9112 §6.3: with a `Content-Length` the body must have that length, without one it extends to
+/// the end of the connection.
 fn parse(bytes: &[u8]) -> Result<ApiResponse, String> {
     let mut fields = [httparse::EMPTY_HEADER; 32];
     let mut head = httparse::Response::new(&mut fields);
     let start = match head.parse(bytes) {
         Ok(httparse::Status::Complete(start)) => start,
-        Ok(httparse::Status::Partial) => return Err("the answer is incomplete".to_owned()),
+        Ok(httparse::Status::Partial) => return Err("the response is incomplete".to_owned()),
         Err(error) => return Err(error.to_string()),
     };
     let field = |name: &str| {
@@ -241,7 +259,7 @@ fn parse(bytes: &[u8]) -> Result<ApiResponse, String> {
             .ok()
             .and_then(|text| text.parse::<usize>().ok())
             .and_then(|length| body.get(..length))
-            .ok_or("the answer is incomplete")?,
+            .ok_or("the response is incomplete")?,
     };
     Ok(ApiResponse {
         status: head.code.unwrap_or_default(),
@@ -255,7 +273,7 @@ mod tests {
 
     use super::*;
 
-    /// Serves one connection with `answer` and returns what was asked.
+    /// Serves one connection with `answer`; the thread returns the request.
     fn daemon(
         answer: &'static str,
     ) -> (
@@ -285,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_read_by_its_length() {
+    fn a_response_is_read_by_its_length() {
         let (admin, release, thread) =
             daemon("HTTP/1.1 422 Unprocessable Content\r\ncontent-length: 2\r\n\r\n{}");
         drop(release);
@@ -308,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_answer_is_not_taken_for_a_whole_one() {
+    fn a_cut_response_is_an_error() {
         assert!(parse(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{}").is_err());
         assert!(parse(b"HTTP/1.1 200 OK\r\nContent-Le").is_err());
         assert!(parse(b"SSH-2.0-OpenSSH\r\n").is_err());

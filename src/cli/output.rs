@@ -1,4 +1,7 @@
-//! Writes what the commands print. What cannot be written is remembered: a command whose output is lost has failed.
+//! Output of the commands.
+//!
+//! A command whose output is lost has failed: `balancer status > /full/disk` must not exit with 0.
+//! So a failed write is remembered for the exit code.
 
 use std::{
     env,
@@ -9,23 +12,23 @@ use std::{
 
 use crate::net::sys;
 
-/// Standard output did not take something.
+/// A write to standard output has failed.
 static IS_LOST: AtomicBool = AtomicBool::new(false);
 
-/// Writes `text` to standard output, with a line end if it has none.
+/// Writes `text` to standard output and adds a missing newline.
 pub(super) fn print(text: &str) {
     if sys::stdout_was_closed() || write(&mut io::stdout().lock(), text).is_err() {
         IS_LOST.store(true, Relaxed);
     }
 }
 
-/// Writes `text` to standard error, with a line end if it has none.
+/// Writes `text` to standard error and adds a missing newline.
 pub(super) fn print_error(text: &str) {
-    // There is no other place to say it.
+    // There is no other place to report this.
     let _ = write(&mut io::stderr().lock(), text);
 }
 
-/// The exit code of a command that ends with `code`: 1 if what it printed was lost.
+/// Exit code of a command that ends with `code`: 1 if its output was lost.
 pub(super) fn checked(code: ExitCode) -> ExitCode {
     if IS_LOST.load(Relaxed) {
         print_error("error: standard output cannot be written");
@@ -34,7 +37,8 @@ pub(super) fn checked(code: ExitCode) -> ExitCode {
     code
 }
 
-/// Whether standard error takes colours: a terminal that is not dumb, and `NO_COLOR` is not set (no-color.org).
+/// Returns true if standard error shows colours: it is a terminal, `TERM` is not `dumb`, and
+/// `NO_COLOR` is not set (no-color.org).
 pub(super) fn is_coloured() -> bool {
     let is_dumb = env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
     let is_refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

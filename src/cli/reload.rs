@@ -1,4 +1,4 @@
-//! `balancer reload`: asks the daemon to take its file, waits, and prints what changed or why nothing did.
+//! `balancer reload`: requests a reload, waits for it, and prints what changed or the errors.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -9,31 +9,34 @@ use super::{
     output::{print, print_error},
 };
 
-/// A reload reads files, resolves names and binds sockets; longer than this something is stuck.
+/// Time for a reload: it reads files, resolves names and binds sockets. If it takes longer, it
+/// hangs.
 const RELOAD_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// Document of a reload that succeeded.
 #[derive(Debug, Default, Deserialize)]
 struct ReloadSuccess {
     changes: Vec<String>,
-    /// Warnings as `check` prints them.
+    /// Warnings as `check` prints them; older daemons do not send them.
     #[serde(default)]
     rendered: String,
 }
 
+/// Document of a reload that failed.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct ReloadRefusal {
     rendered: Option<String>,
 }
 
-/// Exit code 0 when the daemon runs the file as it is now, 1 when it refused it and goes on as before.
+/// Exits with 0 if the daemon runs the current file, with 1 if it refused the file.
 pub(super) fn run(admin: &AdminEndpoint) -> Result<ExitCode, CallError> {
-    let answer = client::call(admin, "POST", "/v1/reload", RELOAD_TIMEOUT)?;
-    if answer.status != 200 {
-        print_error(&refusal(&answer));
+    let response = client::call(admin, "POST", "/v1/reload", RELOAD_TIMEOUT)?;
+    if response.status != 200 {
+        print_error(&error_text(&response));
         return Ok(ExitCode::FAILURE);
     }
-    let changed: ReloadSuccess = serde_json::from_slice(&answer.body)
+    let changed: ReloadSuccess = serde_json::from_slice(&response.body)
         .map_err(|error| CallError::Broken(admin.address.clone(), error.to_string()))?;
     if !changed.rendered.is_empty() {
         print_error(&changed.rendered);
@@ -46,16 +49,16 @@ pub(super) fn run(admin: &AdminEndpoint) -> Result<ExitCode, CallError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The daemon's words: the rendered problems where there are some, else its error.
-fn refusal(answer: &ApiResponse) -> String {
-    let refused: ReloadRefusal = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let why = refused
+/// Text of a failed reload: the problems of the file if there are any, otherwise the error.
+fn error_text(response: &ApiResponse) -> String {
+    let refused: ReloadRefusal = serde_json::from_slice(&response.body).unwrap_or_default();
+    let problems = refused
         .rendered
         .filter(|text| !text.is_empty())
-        .unwrap_or_else(|| client::refusal(answer));
+        .unwrap_or_else(|| client::error_text(response));
     format!(
-        "{}\nnot reloaded: the daemon goes on with the configuration it has",
-        why.trim_end()
+        "{}\nreload failed: the daemon keeps its running configuration",
+        problems.trim_end()
     )
 }
 
@@ -64,7 +67,7 @@ mod tests {
     use super::*;
 
     fn refused(status: u16, body: &str) -> String {
-        refusal(&ApiResponse {
+        error_text(&ApiResponse {
             status,
             body: body.as_bytes().to_vec(),
         })
@@ -75,20 +78,20 @@ mod tests {
         let body = r#"{"error":{"code":422,"message":"m","details":"d"},"problems":[],"rendered":"error: x\n --> f:1:2\n"}"#;
         let text = refused(422, body);
         assert!(
-            text.starts_with("error: x\n --> f:1:2\nnot reloaded"),
+            text.starts_with("error: x\n --> f:1:2\nreload failed"),
             "{text}"
         );
     }
 
     #[test]
-    fn a_refusal_without_problems_shows_the_error_and_what_is_missing() {
+    fn a_failure_without_problems_shows_the_error_and_a_hint() {
         let text = refused(
             401,
             r#"{"error":{"code":401,"message":"Unauthorized","details":"the token is wrong"}}"#,
         );
-        let wanted = "error: the token is wrong\nname the file with `--token-file FILE`";
+        let wanted = "error: the token is wrong\ngive the token with `--token-file FILE`";
         assert!(text.starts_with(wanted), "{text}");
         let text = refused(500, "<html>");
-        assert!(text.starts_with("error: the daemon answered with status 500\n"));
+        assert!(text.starts_with("error: the daemon responded with status 500\n"));
     }
 }

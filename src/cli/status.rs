@@ -1,26 +1,29 @@
-//! `balancer status`: the daemon's state on one screen, from the document of `GET /v1/status`.
+//! `balancer status`: shows the document of `GET /v1/status` on one screen.
+//!
+//! The structs here have the fields of that document that the screen needs. `admin/status.rs`
+//! writes it.
 
 use std::{fmt::Write as _, process::ExitCode, time::Duration};
 
 use serde::Deserialize;
 
 use super::{
-    EXIT_DEGRADED,
     client::{self, AdminEndpoint, CallError},
+    exit_code::EXIT_DEGRADED,
     output::{print, print_error},
 };
 
-/// The control thread answers between two other things it does; longer than this it hangs.
+/// Time for a status. The control thread does other work in between; if it takes longer, it hangs.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is printed.
+/// Output format of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StatusFormat {
-    /// The screen for people.
+    /// Screen for people.
     Screen,
-    /// The daemon's JSON as it is.
+    /// JSON document of the daemon, unchanged.
     Json,
-    /// Nothing: only the exit code counts, and it tells only whether the daemon is ready.
+    /// No output. The exit code depends only on readiness.
     Silent,
 }
 
@@ -91,7 +94,7 @@ struct BackendStatus {
     state: String,
     cause: Option<String>,
     since_seconds: f64,
-    /// Of a pool with a health check.
+    /// Result of the last check; `None` without a health check.
     check: Option<String>,
     checked_seconds: Option<f64>,
     ejected_for_seconds: Option<f64>,
@@ -99,8 +102,8 @@ struct BackendStatus {
 }
 
 impl BackendStatus {
-    /// Whether new work may go there.
-    fn takes_traffic(&self) -> bool {
+    /// True if the backend can get new work.
+    fn is_available(&self) -> bool {
         self.weight > 0 && matches!(self.state.as_str(), "up" | "checking")
     }
 }
@@ -109,31 +112,31 @@ impl PoolStatus {
     fn available(&self) -> usize {
         self.backends
             .iter()
-            .filter(|backend| backend.takes_traffic())
+            .filter(|backend| backend.is_available())
             .count()
     }
 }
 
 impl StatusDocument {
-    /// Not ready, or a pool without a backend that may take traffic.
+    /// True if the daemon is not ready, or if a pool has no available backend.
     fn degraded(&self) -> bool {
         !self.ready || self.pools.iter().any(|pool| pool.available() == 0)
     }
 }
 
-/// Exit code 0 when all is well, 3 when the daemon is not ready or (unless only readiness is asked for) a pool has no
-/// backend that may take traffic.
+/// Exits with 3 if the daemon is not ready or a pool has no available backend. With
+/// [`StatusFormat::Silent`] only readiness counts.
 pub(super) fn run(admin: &AdminEndpoint, show: StatusFormat) -> Result<ExitCode, CallError> {
-    let answer = client::call(admin, "GET", "/v1/status", STATUS_TIMEOUT)?;
-    if answer.status != 200 {
-        print_error(&client::refusal(&answer));
+    let response = client::call(admin, "GET", "/v1/status", STATUS_TIMEOUT)?;
+    if response.status != 200 {
+        print_error(&client::error_text(&response));
         return Ok(ExitCode::FAILURE);
     }
-    let status: StatusDocument = serde_json::from_slice(&answer.body)
+    let status: StatusDocument = serde_json::from_slice(&response.body)
         .map_err(|error| CallError::Broken(admin.address.clone(), error.to_string()))?;
     match show {
         StatusFormat::Screen => print(&screen(&status)),
-        StatusFormat::Json => print(&String::from_utf8_lossy(&answer.body)),
+        StatusFormat::Json => print(&String::from_utf8_lossy(&response.body)),
         StatusFormat::Silent => (),
     }
     let bad = match show {
@@ -147,15 +150,41 @@ pub(super) fn run(admin: &AdminEndpoint, show: StatusFormat) -> Result<ExitCode,
     })
 }
 
+/// Formats the screen. Writing to a `String` cannot fail, so the results are ignored.
 fn screen(status: &StatusDocument) -> String {
     let mut text = String::new();
+    add_summary(&mut text, status);
+    text.push_str("\nlisteners\n");
+    let rows = status.listeners.iter().map(listener_row);
+    table(&mut text, "  ", &rows.collect::<Vec<_>>());
+    for pool in &status.pools {
+        let _ = writeln!(
+            text,
+            "\npool {}, {}, {} of {} backends available",
+            pool.name,
+            pool.policy,
+            pool.available(),
+            pool.backends.len(),
+        );
+        let rows = pool.backends.iter().map(backend_row);
+        table(&mut text, "  ", &rows.collect::<Vec<_>>());
+    }
+    if !status.certificates.is_empty() {
+        text.push_str("\ncertificates\n");
+        let rows = status.certificates.iter().map(certificate_row);
+        table(&mut text, "  ", &rows.collect::<Vec<_>>());
+    }
+    text
+}
+
+/// Appends the state of the daemon and the result of the last load, with its errors.
+fn add_summary(text: &mut String, status: &StatusDocument) {
     let state = match (status.draining, status.ready) {
         (true, _) => "draining",
         (false, true) => "ready",
         (false, false) => "not ready",
     };
     let result = if status.reload.ok { "ok" } else { "FAILED" };
-    // Writing to a String does not fail, here and below.
     let _ = writeln!(
         text,
         "balancer {}, pid {}, {state}, up {}, generation {}, connections {} of {}",
@@ -178,40 +207,20 @@ fn screen(status: &StatusDocument) -> String {
             let _ = writeln!(text, "  {line}");
         }
     }
-    text.push_str("\nlisteners\n");
-    let rows = status.listeners.iter().map(|listener| {
-        vec![
-            listener.name.clone(),
-            listener.protocol.clone(),
-            listener.binds.join(" "),
-            format!("{} open", listener.active),
-            format!("{} accepted", listener.accepted),
-        ]
-    });
-    table(&mut text, "  ", &rows.collect::<Vec<_>>());
-    for pool in &status.pools {
-        let _ = writeln!(
-            text,
-            "\npool {}, {}, {} of {} backends available",
-            pool.name,
-            pool.policy,
-            pool.available(),
-            pool.backends.len(),
-        );
-        table(
-            &mut text,
-            "  ",
-            &pool.backends.iter().map(backend_row).collect::<Vec<_>>(),
-        );
-    }
-    if !status.certificates.is_empty() {
-        text.push_str("\ncertificates\n");
-        let rows = status.certificates.iter().map(certificate_row);
-        table(&mut text, "  ", &rows.collect::<Vec<_>>());
-    }
-    text
 }
 
+/// Cells of a listener: name, protocol, addresses, connections.
+fn listener_row(listener: &ListenerStatus) -> Vec<String> {
+    vec![
+        listener.name.clone(),
+        listener.protocol.clone(),
+        listener.binds.join(" "),
+        format!("{} open", listener.active),
+        format!("{} accepted", listener.accepted),
+    ]
+}
+
+/// Cells of a certificate: file, validity, end, names.
 fn certificate_row(certificate: &CertificateStatus) -> Vec<String> {
     let time = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
     let validity = match certificate.state.as_str() {
@@ -227,6 +236,7 @@ fn certificate_row(certificate: &CertificateStatus) -> Vec<String> {
     ]
 }
 
+/// Cells of a backend: name, state, age of the state, weight, load, notes.
 fn backend_row(backend: &BackendStatus) -> Vec<String> {
     let name = if backend.name == backend.address {
         backend.address.clone()
@@ -242,7 +252,8 @@ fn backend_row(backend: &BackendStatus) -> Vec<String> {
     if let Some(left) = backend.ejected_for_seconds {
         notes.push(format!("back in {}", age(left)));
     }
-    // For one that gets traffic the last check says more than the check that once brought it up.
+    // The cause explains why a backend is out of service. For one that is in service, the result of
+    // the last check says more.
     if !matches!(backend.state.as_str(), "up" | "checking") {
         notes.extend(backend.cause.clone());
     }
@@ -262,7 +273,7 @@ fn backend_row(backend: &BackendStatus) -> Vec<String> {
     ]
 }
 
-/// Writes rows with columns as wide as their widest cell.
+/// Appends rows. Each column is as wide as its widest cell.
 fn table(text: &mut String, indent: &str, rows: &[Vec<String>]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -283,7 +294,7 @@ fn table(text: &mut String, indent: &str, rows: &[Vec<String>]) {
     }
 }
 
-/// A time as people say it, in the two largest units.
+/// Formats a duration in its two largest units: `1d 1h`, `2m 5s`.
 fn age(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;
     let (days, hours, minutes) = (whole / 86_400, whole / 3_600 % 24, whole / 60 % 60);
@@ -339,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_screen_says_who_is_down_why_and_since_when() {
+    fn the_screen_shows_who_is_down_why_and_since_when() {
         let text = screen(&status(true, [("up", 1), ("down", 1)]));
         let expected = "\
 balancer 0.1.0, pid 7, ready, up 1d 1h, generation 3, connections 5 of 1000

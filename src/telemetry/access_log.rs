@@ -1,7 +1,9 @@
-//! The access log: decides which exchanges are written and writes one line for each. docs/access-log.md is its reference.
+//! The access log: selects the exchanges to write, and writes one line for each of them.
+//! docs/access-log.md describes the lines for users.
 //!
-//! Text of clients is lent by the caller, escaped and cut here: a client cannot forge, break or flood a line. The line is
-//! made in a buffer of the calling thread and handed to a [`LogSink`]; nothing here waits.
+//! Texts of clients are borrowed from the caller, and escaped and cut here: a client cannot forge,
+//! break or flood a line. Each thread formats its lines in its own buffer and gives them to a
+//! [`LogSink`], so nothing here waits.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -16,10 +18,10 @@ use crate::{
     reason::Reason,
 };
 
-/// A line never gets longer than this; further `access_log.headers` are left out.
+/// Maximum length of a line. `access_log.headers` that do not fit are omitted.
 const MAX_LINE_BYTES: usize = 8 << 10;
 
-/// What a line keeps of each text, in bytes after escaping. Together they leave room for the rest of the line.
+// Maximum length of each text in bytes, after escaping. Their sum is below `MAX_LINE_BYTES`.
 const MAX_PATH: usize = 2_048;
 const MAX_AGENT: usize = 1_024;
 const MAX_REFERER: usize = 1_024;
@@ -27,24 +29,25 @@ const MAX_HEADER: usize = 512;
 const MAX_NAME: usize = 256;
 const MAX_METHOD: usize = 64;
 
-/// The status in the log of a request whose client left before it got an answer; nginx's word for it.
+/// Logged status if the client disconnected before it got a response. nginx uses the same number.
 const CLIENT_CLOSED_STATUS: u16 = 499;
 
 thread_local! {
+    /// Buffer for the line, kept so that a line needs no allocation.
     static LINE_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The rules of one generation and where its lines go.
+/// Access log of one snapshot: its rules and its output.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
     rules: model::AccessLogConfig,
     sink: Option<LogSink>,
-    /// A line is written when 64 random bits are below this.
+    /// Sampling: a line is written if 64 random bits are not above this number; 0 for no sampling.
     sample_below: u64,
 }
 
 impl AccessLog {
-    /// A log by the rules of `config`; without a sink nothing is ever wanted.
+    /// Creates a log with the rules of `config`. Without a sink it writes nothing.
     pub fn new(config: &model::AccessLogConfig, sink: Option<LogSink>) -> Self {
         Self {
             rules: config.clone(),
@@ -53,7 +56,9 @@ impl AccessLog {
         }
     }
 
-    /// Whether an exchange is written: called for every one, before any text is gathered.
+    /// Returns true if the exchange is to be written.
+    ///
+    /// Called for each exchange, before its texts are collected, so it must be cheap.
     #[inline]
     pub fn wants(
         &self,
@@ -70,13 +75,15 @@ impl AccessLog {
                 || (self.sample_below > 0 && random.bits() <= self.sample_below))
     }
 
-    /// Names of the request headers that `write` wants in `headers`, in lower case: `access_log.headers`.
+    /// Names in `access_log.headers`, in lower case: `write` needs their values.
     pub fn header_names(&self) -> &[String] {
         &self.rules.headers
     }
 
-    /// Writes one line. `headers` are pairs of a name of [`AccessLog::header_names`] and its value; `took` is the whole
-    /// time of the exchange, which ends now.
+    /// Writes one line.
+    ///
+    /// `headers` are pairs of a name in [`AccessLog::header_names`] and its value. `took` is the
+    /// duration of the exchange, which ends now.
     pub fn write(
         &self,
         record: &AccessRecord,
@@ -97,7 +104,7 @@ impl AccessLog {
     }
 }
 
-/// The status a line shows; `None` where nothing was sent.
+/// Status in the line; `None` if no status was sent.
 fn shown_status(record: &AccessRecord, text: &RequestText<'_>) -> Option<u16> {
     match (record.status, record.reason) {
         (0, Some(Reason::ClientDisconnected)) if !text.protocol.is_empty() => {
@@ -112,13 +119,13 @@ fn name_of(name: Option<&str>) -> &[u8] {
     name.unwrap_or_default().as_bytes()
 }
 
-/// The path without a query: what follows `?` may hold secrets.
+/// Path without the query. A query often contains secrets, such as tokens.
 fn without_query(path: &[u8]) -> &[u8] {
     let end = memchr::memchr(b'?', path).unwrap_or(path.len());
     path.get(..end).unwrap_or(path)
 }
 
-/// The trace id in a `traceparent` of W3C Trace Context: `00-<32 hex>-<16 hex>-<2 hex>`.
+/// Trace id in a `traceparent` (W3C Trace Context): `00-<32 hex>-<16 hex>-<2 hex>`.
 fn trace_id(traceparent: &[u8]) -> Option<&[u8]> {
     let mut parts = traceparent.split(|byte| *byte == b'-');
     let (version, trace) = (parts.next()?, parts.next()?);
@@ -131,11 +138,11 @@ fn trace_id(traceparent: &[u8]) -> Option<&[u8]> {
         .then_some(trace)
 }
 
-/// Appends the fields of a JSON object; a field without a value is left out.
+/// Writer of the fields of a JSON object. A field without a value is omitted.
 struct AccessFields<'a>(&'a mut Vec<u8>);
 
 impl AccessFields<'_> {
-    /// Names are ours and need no escape.
+    /// Appends a name. All names are constants that need no escape.
     #[inline]
     fn name(&mut self, name: &str) {
         self.0.extend_from_slice(b",\"");
@@ -168,6 +175,7 @@ impl AccessFields<'_> {
     }
 }
 
+/// Appends a line in JSON.
 fn json_line(
     line: &mut Vec<u8>,
     began: Duration,
@@ -179,7 +187,7 @@ fn json_line(
     line.extend_from_slice(b"{\"ts\":\"");
     text::timestamp(line, began);
     line.push(b'"');
-    who_and_what(line, record, request);
+    request_fields(line, record, request);
     let mut fields = AccessFields(line);
     fields.text("route", name_of(record.route.as_deref()), MAX_NAME);
     fields.text("pool", name_of(record.pool.as_deref()), MAX_NAME);
@@ -209,8 +217,8 @@ fn json_line(
     line.extend_from_slice(b"}\n");
 }
 
-/// The fields from `listener` to `bytes_out`.
-fn who_and_what(line: &mut Vec<u8>, record: &AccessRecord, request: &RequestText<'_>) {
+/// Appends the fields from `listener` to `bytes_out`.
+fn request_fields(line: &mut Vec<u8>, record: &AccessRecord, request: &RequestText<'_>) {
     let mut fields = AccessFields(line);
     fields.text("listener", record.listener.as_bytes(), MAX_NAME);
     if let Some(client) = record.client {
@@ -237,10 +245,10 @@ fn who_and_what(line: &mut Vec<u8>, record: &AccessRecord, request: &RequestText
     fields.number("bytes_out", record.bytes_out);
 }
 
-/// `access_log.headers`: `x-tenant` becomes `header_x_tenant`.
+/// Appends the fields of `access_log.headers`: `x-tenant` becomes `header_x_tenant`.
 fn header_fields(line: &mut Vec<u8>, headers: &[(&str, &[u8])]) {
     for (name, value) in headers {
-        // The name, the cut value and the end of the line have to fit.
+        // The name, the longest value and the end of the line must fit.
         if line.len() + name.len() + MAX_HEADER + 32 > MAX_LINE_BYTES {
             return;
         }
@@ -258,6 +266,7 @@ fn header_fields(line: &mut Vec<u8>, headers: &[(&str, &[u8])]) {
     }
 }
 
+/// Appends a line in the combined format:
 /// `client - - [time] "method path protocol" status bytes "referer" "user agent"`.
 fn combined_line(
     line: &mut Vec<u8>,

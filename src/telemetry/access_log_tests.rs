@@ -1,4 +1,4 @@
-//! Golden lines of the access log, and lines that clients try to forge.
+//! Tests of the access log: golden lines, and attempts to forge a line.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -186,7 +186,7 @@ fn no_line_is_longer_than_eight_kibibytes() {
 }
 
 #[test]
-fn a_client_that_left_before_the_answer_is_shown_as_499() {
+fn a_client_that_disconnects_before_the_response_is_shown_as_499() {
     let left = AccessRecord {
         status: 0,
         reason: Some(Reason::ClientDisconnected),

@@ -1,7 +1,8 @@
-//! The daemon's own log on standard error: one line per event, as text for people or JSON for machines.
+//! The daemon's own log on standard error: one line per event, as text or as JSON.
 //!
-//! Lines go through the same [`LogSink`] as the access log, so that a terminal or pipe nobody reads from never holds up a
-//! worker. Fields come from `tracing`; values are escaped, so that no peer can forge a line.
+//! Lines go through a [`LogSink`], like those of the access log. So a terminal or pipe without a
+//! reader never blocks a worker. Events and fields come from `tracing`. Values are escaped, so that
+//! a peer cannot forge a line.
 
 use std::{
     cell::RefCell,
@@ -28,10 +29,10 @@ use super::{
 };
 use crate::{base::clock, config::model::LogFormat};
 
-/// What a line keeps of one value: the rendered problems of a broken configuration fit.
+/// Maximum size of one value. It is large enough for the rendered errors of a configuration.
 const MAX_VALUE_BYTES: usize = 64 << 10;
 
-/// Levels in ascending detail; the position is what [`LEVEL_INDEX`] holds.
+/// Levels in ascending detail.
 const LEVEL_FILTERS: [LevelFilter; 6] = [
     LevelFilter::OFF,
     LevelFilter::ERROR,
@@ -41,8 +42,10 @@ const LEVEL_FILTERS: [LevelFilter; 6] = [
     LevelFilter::TRACE,
 ];
 
+/// Current level, as an index into [`LEVEL_FILTERS`]. An atomic, because a reload can change it.
 static LEVEL_INDEX: AtomicUsize = AtomicUsize::new(3);
 
+/// Sink of the log, set by [`init`].
 static DAEMON_SINK: OnceLock<LogSink> = OnceLock::new();
 
 fn level() -> LevelFilter {
@@ -52,10 +55,10 @@ fn level() -> LevelFilter {
         .unwrap_or(LevelFilter::INFO)
 }
 
-/// Starts the log of this process. Called once, first thing in `run`; a second call only sets the level.
+/// Starts the log of this process. A second call only sets the level.
 ///
 /// # Errors
-/// When the thread that writes the log cannot be started.
+/// When the writer thread cannot be started.
 pub fn init(level: LevelFilter, format: LogFormat) -> io::Result<()> {
     set_level(level);
     let sink = LogSink::stderr()?;
@@ -65,7 +68,7 @@ pub fn init(level: LevelFilter, format: LogFormat) -> io::Result<()> {
         LogFormat::Auto => !io::stderr().is_terminal(),
     };
     if DAEMON_SINK.set(sink.clone()).is_ok() {
-        // Fails only if a test set another subscriber: then that one stays.
+        // Fails only if a test has set another subscriber, which then stays.
         drop(tracing::subscriber::set_global_default(DaemonLogger {
             sink,
             json,
@@ -76,17 +79,19 @@ pub fn init(level: LevelFilter, format: LogFormat) -> io::Result<()> {
 
 /// Changes `log.level` while the daemon runs.
 pub fn set_level(level: LevelFilter) {
+    // `tracing` caches for each call site whether its level is enabled, so the caches must be
+    // rebuilt.
     let position = LEVEL_FILTERS.iter().position(|known| *known == level);
     LEVEL_INDEX.store(position.unwrap_or(3), Relaxed);
     tracing::callsite::rebuild_interest_cache();
 }
 
-/// Waits until all events so far are written, at most `timeout`.
+/// Waits until all events so far are written. Returns false after `timeout`.
 pub fn flush(timeout: Duration) -> bool {
     DAEMON_SINK.get().is_none_or(|sink| sink.flush(timeout))
 }
 
-/// The subscriber: no spans, one line per event.
+/// Subscriber of `tracing`: one line per event. There are no spans.
 struct DaemonLogger {
     sink: LogSink,
     json: bool,
@@ -126,7 +131,7 @@ impl Subscriber for DaemonLogger {
             static LINE_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         LINE_BUFFER.with(|line| {
-            // An event from inside the formatting of an event has no buffer and is dropped.
+            // An event during the formatting of another event has no buffer. It is dropped.
             let Ok(mut line) = line.try_borrow_mut() else {
                 return;
             };
@@ -151,7 +156,7 @@ const fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// `{"ts":…,"level":"info","message":…,"field":…}`, flat.
+/// Appends a flat object: `{"ts":…,"level":"info","message":…,"field":…}`.
 fn json_line(line: &mut Vec<u8>, unix: Duration, event: &Event<'_>) {
     line.extend_from_slice(b"{\"ts\":\"");
     text::timestamp(line, unix);
@@ -162,6 +167,7 @@ fn json_line(line: &mut Vec<u8>, unix: Duration, event: &Event<'_>) {
     line.extend_from_slice(b"}\n");
 }
 
+/// Visitor that appends fields of a JSON object.
 struct JsonFields<'a>(&'a mut Vec<u8>);
 
 impl JsonFields<'_> {
@@ -171,6 +177,7 @@ impl JsonFields<'_> {
         self.0.extend_from_slice(b"\":");
     }
 
+    /// Appends a value without quotes.
     fn bare(&mut self, field: &Field, value: impl fmt::Display) {
         self.name(field);
         self.0.extend_from_slice(value.to_string().as_bytes());
@@ -202,7 +209,7 @@ impl Visit for JsonFields<'_> {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // JSON has no word for infinity and NaN.
+        // JSON has no infinity and no NaN.
         if value.is_finite() {
             self.bare(field, value);
         } else {
@@ -211,6 +218,7 @@ impl Visit for JsonFields<'_> {
     }
 }
 
+/// Appends a line such as
 /// `2026-03-01T12:00:00.000250Z WARN  backend is down pool=web backend=10.0.0.1:80`.
 fn text_line(line: &mut Vec<u8>, unix: Duration, event: &Event<'_>) {
     text::timestamp(line, unix);
@@ -221,14 +229,16 @@ fn text_line(line: &mut Vec<u8>, unix: Duration, event: &Event<'_>) {
         fields: String::new(),
     };
     event.record(&mut fields);
-    line_by_line(line, &fields.message);
+    message_lines(line, &fields.message);
     line.extend_from_slice(fields.fields.as_bytes());
     line.push(b'\n');
 }
 
-/// The message may have several lines, such as the problems of a configuration: further ones are indented, so that none
-/// looks like a new event. Other control characters are escaped.
-fn line_by_line(line: &mut Vec<u8>, message: &str) {
+/// Appends a message that may have several lines, such as the errors of a configuration.
+///
+/// Further lines are indented, so that none of them looks like a new event. Other control
+/// characters are escaped: a terminal would execute them.
+fn message_lines(line: &mut Vec<u8>, message: &str) {
     for (position, part) in message.trim_end().lines().enumerate() {
         if position > 0 {
             line.extend_from_slice(b"\n    ");
@@ -244,6 +254,7 @@ fn line_by_line(line: &mut Vec<u8>, message: &str) {
     }
 }
 
+/// Visitor that collects the message and the fields of a text line.
 struct TextFields {
     message: String,
     fields: String,
@@ -259,6 +270,7 @@ impl Visit for TextFields {
             value.clone_into(&mut self.message);
             return;
         }
+        // Values with blanks or quotes are quoted, so that a line can be split at blanks.
         let is_word = !value.is_empty()
             && value
                 .chars()
@@ -274,7 +286,7 @@ impl Visit for TextFields {
     }
 }
 
-/// Appends `value` in quotes with everything escaped that could end them or the line.
+/// Appends `value` in quotes. Everything that could end the quotes or the line is escaped.
 fn quote(out: &mut String, value: &str) {
     out.push('"');
     out.extend(value.chars().flat_map(char::escape_debug));

@@ -1,11 +1,11 @@
-//! Lines of the daemon's log in both formats.
+//! Tests of the lines of the daemon's log in both formats.
 
 use std::path::PathBuf;
 
 use super::*;
 use crate::config::model::LogOutput;
 
-/// What `log` writes, without the time stamps.
+/// Lines that `log` writes.
 fn written(name: &str, json: bool, log: impl FnOnce()) -> String {
     let file = format!("balancer-log-{}-{name}", std::process::id());
     let path: PathBuf = std::env::temp_dir().join(file);
@@ -57,7 +57,7 @@ fn further_lines_of_a_message_cannot_pass_for_events() {
 }
 
 #[test]
-fn json_is_flat_and_keeps_the_kind_of_each_value() {
+fn json_is_flat_and_keeps_the_type_of_each_value() {
     let text = written("json", true, || {
         tracing::error!(
             streak = 3,

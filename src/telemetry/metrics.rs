@@ -1,7 +1,9 @@
-//! Counters of the hot path: one slot per thread, one writer each, summed at scrape.
+//! Counters of the hot path: each thread has its own slot, and a scrape adds them up.
 //!
-//! A slot is a plain struct of [`MetricCell`]s on cache lines of its own. The writer is found by a thread-local index:
-//! 0 is the control thread, 1.. are the workers. Slots are made when first used, so that 10,000 idle backends are cheap.
+//! A counter that all workers share would move its cache line between cores at each request. So
+//! each thread writes only its own slot, and needs no atomic read-modify-write. The slot is found
+//! by a thread-local index: 0 is the control thread, 1.. are the workers. A slot is created when it
+//! is first used, so that 10,000 idle backends cost almost no memory.
 
 use std::{
     cell::Cell,
@@ -22,51 +24,56 @@ thread_local! {
 
 static SLOT_COUNT: AtomicUsize = AtomicUsize::new(1);
 
-/// Says how many threads write counters: the control thread and the workers. Called once, before the first snapshot.
+/// Sets the number of slots: one for the control thread and one for each worker.
+///
+/// Called once, before the first snapshot: existing counters do not get more slots.
 pub fn set_threads(workers: usize) {
     SLOT_COUNT.store(workers + 1, Relaxed);
 }
 
-/// Gives the calling thread its slot: 0 for the control thread, 1.. for the workers.
+/// Sets the slot of the calling thread: 0 for the control thread, 1.. for the workers.
 pub fn set_slot(slot: usize) {
     SLOT_INDEX.set(slot);
 }
 
-/// One number with one writer: adding is a plain load and store, reading is allowed to everyone.
+/// Number with one writer and any number of readers.
+///
+/// Because only one thread writes, an addition is a plain load and store.
 #[derive(Debug, Default)]
 pub struct MetricCell(AtomicU64);
 
 impl MetricCell {
-    /// Adds `n`; only the slot's own thread may call this.
+    /// Adds `n`. Only the thread of the slot may call this: concurrent additions would be lost.
     #[inline]
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }
 
-    /// Takes `n` away, for gauges whose sum over all slots stays at 0 or more.
+    /// Subtracts `n`. For gauges: one slot may become negative, but not the sum of all slots.
     #[inline]
     pub fn sub(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
     }
 
-    /// Replaces the number, for gauges of one thread.
+    /// Replaces the number. For gauges that only one thread writes.
     #[inline]
     pub fn set(&self, n: u64) {
         self.0.store(n, Relaxed);
     }
 
-    /// The number now.
+    /// Current number.
     #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
 
+/// Value on its own cache lines. 128 bytes, because x86 prefetches cache lines in pairs.
 #[repr(align(128))]
 #[derive(Debug, Default)]
 struct CacheAligned<T>(T);
 
-/// A `T` for each thread.
+/// One `T` for each thread.
 #[derive(Debug)]
 pub struct PerThread<T> {
     slots: Box<[OnceLock<Box<CacheAligned<T>>>]>,
@@ -83,9 +90,13 @@ impl<T: Default> Default for PerThread<T> {
 }
 
 impl<T: Default> PerThread<T> {
-    /// The calling thread's own slot.
+    /// Slot of the calling thread.
     #[inline]
     pub fn mine(&self) -> &T {
+        debug_assert!(
+            SLOT_INDEX.get() < self.slots.len(),
+            "`set_threads` comes before the first counter"
+        );
         let slot = self
             .slots
             .get(SLOT_INDEX.get())
@@ -98,37 +109,38 @@ impl<T: Default> PerThread<T> {
         &slot.get_or_init(Box::default).0
     }
 
-    /// Every slot that was ever used.
+    /// Slots that were used so far.
     pub fn each(&self) -> impl Iterator<Item = &T> {
         self.slots
             .iter()
             .filter_map(|slot| slot.get().map(|padded| &padded.0))
     }
 
-    /// The sum over all threads of the count that `field` selects.
+    /// Sum over all threads of the number that `field` selects.
     pub fn sum(&self, field: impl Fn(&T) -> &MetricCell) -> u64 {
         self.each()
             .fold(0, |sum, slot| sum.wrapping_add(field(slot).get()))
     }
 }
 
-/// Upper bounds of the histogram buckets in microseconds: 0.5 ms to 60 s. The last bucket, +Inf, has no bound here.
+/// Upper bounds of the histogram buckets in microseconds: 0.5 ms to 60 s. The last bucket is +Inf
+/// and has no bound here.
 pub const BUCKETS_MICROS: [u64; 16] = [
     500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000, 10_000_000, 30_000_000, 60_000_000,
 ];
 
-/// A distribution of times; the buckets are not cumulative here, the collector adds them up.
+/// Distribution of times. The buckets are not cumulative: `admin/series.rs` adds them up.
 #[derive(Debug, Default)]
 pub struct TimeHistogram {
-    /// How many fell into each bucket; the last is +Inf.
+    /// Number of times in each bucket; the last bucket is +Inf.
     pub buckets: [MetricCell; BUCKETS_MICROS.len() + 1],
-    /// Sum of all times.
+    /// Sum of all times in microseconds.
     pub sum_micros: MetricCell,
 }
 
 impl TimeHistogram {
-    /// Counts one time.
+    /// Adds one time.
     #[inline]
     pub fn observe(&self, time: Duration) {
         let micros = time.as_micros() as u64;
@@ -143,12 +155,13 @@ impl TimeHistogram {
     }
 }
 
-/// The known methods, RFC 9110 section 9 and RFC 5789; [`method_index`] maps all others to `other`.
+/// Known methods (RFC 9110 §9, RFC 5789). [`method_index`] maps all others to `other`, because a
+/// client must not be able to create label values.
 pub const METHOD_NAMES: [&str; 9] = [
     "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "PATCH", "other",
 ];
 
-/// Position of `method` in [`METHOD_NAMES`].
+/// Index of `method` in [`METHOD_NAMES`].
 #[inline]
 pub fn method_index(method: &[u8]) -> usize {
     METHOD_NAMES
@@ -157,20 +170,23 @@ pub fn method_index(method: &[u8]) -> usize {
         .unwrap_or(METHOD_NAMES.len() - 1)
 }
 
-/// Position of a status in the five classes `1xx`..`5xx`.
+/// Index of a status in the five classes `1xx` to `5xx`.
 #[inline]
 pub fn class_index(status: u16) -> usize {
     usize::from(status / 100).clamp(1, 5) - 1
 }
 
-/// Requests by method and status; a table of one hundred codes is made when its class is first seen.
+/// Requests by method and status.
+///
+/// A table of one hundred codes is created when its class is first used: the full table would take
+/// 36 KB for each pool and thread.
 #[derive(Debug, Default)]
 pub struct StatusTable {
     classes: [[OnceLock<Box<[MetricCell; 100]>>; 5]; METHOD_NAMES.len()],
 }
 
 impl StatusTable {
-    /// Counts one answer of 100..=599.
+    /// Counts one response with a status of 100 to 599.
     #[inline]
     pub fn add(&self, method: usize, status: u16) {
         let table = self
@@ -185,7 +201,7 @@ impl StatusTable {
         }
     }
 
-    /// Every pair of method and status that was seen, with its count.
+    /// Pairs of method and status that occurred, with their counts.
     pub fn each(&self) -> impl Iterator<Item = (usize, u16, u64)> {
         self.classes
             .iter()
@@ -208,7 +224,7 @@ impl StatusTable {
     }
 }
 
-/// A count for each [`Reason`].
+/// Number for each [`Reason`].
 #[derive(Debug)]
 pub struct ReasonCounts([MetricCell; Reason::COUNT]);
 
@@ -226,13 +242,13 @@ impl ReasonCounts {
         }
     }
 
-    /// How often `reason` was counted.
+    /// Number of times that `reason` was counted.
     pub fn get(&self, reason: Reason) -> u64 {
         self.0.get(reason.index()).map_or(0, MetricCell::get)
     }
 }
 
-/// What a listener counts.
+/// Counters of a listener.
 #[derive(Debug, Default)]
 pub struct ListenerSlot {
     /// Accepted connections.
@@ -243,7 +259,7 @@ pub struct ListenerSlot {
     pub received: MetricCell,
     /// Bytes to clients.
     pub sent: MetricCell,
-    /// Connections closed at once, by reason.
+    /// Connections that were refused, by reason.
     pub rejected: ReasonCounts,
     /// TLS handshakes, completed and failed.
     pub handshakes: HandshakeCounts<MetricCell>,
@@ -251,37 +267,40 @@ pub struct ListenerSlot {
     pub rate_limited: MetricCell,
 }
 
-/// What a pool counts; one more of these counts what never reached a pool.
+/// Counters of a pool. One more slot of this type counts requests that never reached a pool.
 #[derive(Debug, Default)]
 pub struct PoolSlot {
-    /// Finished requests by method and status; a request whose client left before an answer counts as 499 in the log only.
+    /// Finished requests by method and status. A request whose client disconnected before a
+    /// response is not counted here; only the access log shows it as 499.
     pub requests: StatusTable,
-    /// Requests under way.
+    /// Requests in progress.
     pub requests_active: MetricCell,
-    /// From the first byte of the request to the last of the answer, by class of status.
+    /// Time from the first byte of the request to the last byte of the response, by class of
+    /// status.
     pub duration: [TimeHistogram; 5],
     /// Bytes of request bodies.
     pub request_body: MetricCell,
     /// Bytes of response bodies.
     pub response_body: MetricCell,
-    /// Errors by reason and status sent (0 where the connection was cut); rare, so a mutex that only the scrape contends for.
+    /// Errors by reason and status sent (0 if the connection was cut). Errors are rare, and only a
+    /// scrape contends for this lock.
     pub errors: Mutex<BTreeMap<(Reason, u16), u64>>,
-    /// Further tries by the reason of the try before.
+    /// Retries, by the reason of the failed attempt.
     pub retries: ReasonCounts,
-    /// Tries that the budget forbade.
+    /// Retries that the budget prevented.
     pub budget_exhausted: MetricCell,
-    /// TCP sessions that ended well.
+    /// TCP sessions that ended without an error.
     pub sessions_ok: MetricCell,
-    /// TCP sessions that ended with a reason.
+    /// TCP sessions that ended with an error, by reason.
     pub sessions_failed: ReasonCounts,
-    /// TCP sessions under way.
+    /// TCP sessions in progress.
     pub sessions_active: MetricCell,
-    /// How long TCP sessions took.
+    /// Duration of TCP sessions.
     pub session_duration: TimeHistogram,
 }
 
 impl PoolSlot {
-    /// Counts one error answered with `status`, or cut (0).
+    /// Counts one error with the status sent, or 0 if the connection was cut.
     pub fn error(&self, reason: Reason, status: u16) {
         let mut errors = self
             .errors
@@ -291,33 +310,33 @@ impl PoolSlot {
     }
 }
 
-/// What a backend counts.
+/// Counters of a backend.
 #[derive(Debug, Default)]
 pub struct BackendSlot {
-    /// Answers by class of status.
+    /// Responses by class of status.
     pub requests: [MetricCell; 5],
-    /// From the sent request to the first byte of the answer.
+    /// Time from the sent request head to the first byte of the response.
     pub response: TimeHistogram,
-    /// Connections made for traffic.
+    /// Connections for traffic that were established.
     pub connections_ok: MetricCell,
-    /// Connections that could not be made.
+    /// Connections for traffic that failed.
     pub connections_failed: MetricCell,
-    /// Attempts to connect that failed for a lack of our own: descriptors, ports, memory.
+    /// Connections that failed because of this machine: no descriptors, ports or memory.
     pub connections_local_error: MetricCell,
     /// Open connections in use.
     pub connections_active: MetricCell,
     /// Idle keepalive connections.
     pub connections_idle: MetricCell,
-    /// Failed tries by reason.
+    /// Failed attempts, by reason.
     pub failures: ReasonCounts,
-    /// Ejections by the reason of the last failure.
+    /// Ejections, by the reason of the last failure.
     pub ejections: ReasonCounts,
-    /// Good checks (control thread only).
+    /// Passed checks (control thread only).
     pub checks_ok: MetricCell,
-    /// Bad checks (control thread only).
+    /// Failed checks (control thread only).
     pub checks_failed: MetricCell,
-    /// Health checks that could not be made for a lack of our own.
+    /// Checks that failed because of this machine (control thread only).
     pub checks_local_error: MetricCell,
-    /// How long checks took: microseconds of the last one (control thread only).
+    /// Duration of the last check in microseconds (control thread only).
     pub check_duration_micros: MetricCell,
 }

@@ -1,7 +1,8 @@
-//! The record of one exchange or session: filled on the way, emitted once, on finish or drop.
+//! The record of one exchange or session: filled while it runs, written once when it ends.
 //!
-//! No other line of the data plane touches the access log. Texts that come from the client stay in the request head and
-//! are lent to the writer at the end, so that an exchange which is not logged copies nothing.
+//! The data plane uses the access log only through this record. Texts of the client stay in the
+//! request head, and the log borrows them at the end. So an exchange that is not logged copies
+//! nothing, and most exchanges are not logged. Read next: `access_log.rs`.
 
 use std::{
     net::IpAddr,
@@ -11,16 +12,16 @@ use std::{
 
 use crate::reason::Reason;
 
-/// Facts of one exchange or session.
+/// Fields of one exchange or session for the access log.
 #[derive(Debug, Clone)]
 pub struct AccessRecord {
-    /// When it began: first byte of the request, or the accept of a session.
+    /// Start: the first byte of the request, or the accept of a session.
     pub began: Instant,
     /// Name of the listener.
     pub listener: Arc<str>,
     /// Address of the client; `None` on a unix socket.
     pub client: Option<IpAddr>,
-    /// Version of TLS that the client speaks; empty without.
+    /// TLS version of the client's connection; empty without TLS.
     pub tls: &'static str,
     /// Status sent to the client; 0 when none was sent.
     pub status: u16,
@@ -32,24 +33,24 @@ pub struct AccessRecord {
     pub route: Option<Arc<str>>,
     /// Name of the pool.
     pub pool: Option<Arc<str>>,
-    /// Name of the last backend tried.
+    /// Name of the backend of the last attempt.
     pub backend: Option<Arc<str>>,
-    /// Tries on backends.
+    /// Number of attempts.
     pub attempts: u32,
-    /// The last try used a keepalive connection.
+    /// True if the last attempt used a keepalive connection.
     pub reused: bool,
-    /// Time to the whole request head.
+    /// Time from the first byte to the end of the request head.
     pub request: Option<Duration>,
-    /// Time of the last connect.
+    /// Duration of the last connect.
     pub connect: Option<Duration>,
-    /// From sending the request to the first byte of the answer.
+    /// Time from the sent request head to the first byte of the response.
     pub first_byte: Option<Duration>,
-    /// Why balancer answered itself or cut.
+    /// Reason of a local reply or a cut.
     pub reason: Option<Reason>,
 }
 
 impl AccessRecord {
-    /// A record of which nothing is known yet but where it began.
+    /// Creates a record that has only a start, a listener and a client.
     pub fn begin(began: Instant, listener: &Arc<str>, client: Option<IpAddr>) -> Self {
         Self {
             began,
@@ -72,18 +73,20 @@ impl AccessRecord {
     }
 }
 
-/// Texts of an HTTP exchange, lent to the access log. Bytes as they came: the writer escapes them.
+/// Texts of an HTTP exchange, borrowed by the access log.
+///
+/// These are the client's own bytes. The writer escapes them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RequestText<'a> {
-    /// `HTTP/1.1` or `HTTP/1.0`; empty for a TCP session.
+    /// `HTTP/2`, `HTTP/1.1` or `HTTP/1.0`; empty for a TCP session.
     pub protocol: &'static str,
-    /// As sent.
+    /// Method as sent.
     pub method: &'a [u8],
-    /// As sent.
+    /// Host as sent; for a session with `sni` the server name.
     pub host: &'a [u8],
-    /// Path without the query.
+    /// Request target as sent. The writer omits the query.
     pub path: &'a [u8],
-    /// The id sent to the backend and the client.
+    /// Request id that the backend and the client got.
     pub request_id: &'a [u8],
     /// `traceparent`, W3C Trace Context.
     pub traceparent: &'a [u8],

@@ -1,8 +1,10 @@
-//! Where log lines go: a bounded queue in memory and a thread of its own that writes it out.
+//! Log outputs: a bounded queue in memory, and a thread that writes it.
 //!
-//! Traffic never waits for a log. A caller appends its line under a short lock; when the queue is full the line is dropped
-//! and counted. The writer takes the whole queue at once, so that a busy log costs one write for many lines. This file knows
-//! nothing of formats: a line is bytes that end with a newline.
+//! Traffic never waits for a log: a full disk or a stopped reader of a pipe would otherwise stop
+//! all workers. A caller appends its line under a short lock. If the queue is full, the line is
+//! dropped and counted. The writer takes the whole queue at once, so that a busy log costs one
+//! system call for many lines. This file does not know the formats: a line is bytes that end with a
+//! newline.
 
 use std::{
     fs::{File, OpenOptions},
@@ -19,29 +21,31 @@ use std::{
 
 use crate::{base::clock, config::model::LogOutput};
 
-/// Bytes that may wait for the writer. At 300 bytes a line and 50,000 lines a second this is a quarter of a second.
+/// Maximum size of a queue. With 300 bytes per line and 50,000 lines per second it is full after a
+/// quarter of a second.
 const QUEUE_CAPACITY_BYTES: usize = 4 << 20;
 
-/// How long the writer lets lines gather after the first one: bounds both its wake-ups and the age of a written line.
+/// Time that the writer waits after the first line for more lines. It limits the number of wake-ups
+/// and the delay of a line.
 const BATCH_DELAY: Duration = Duration::from_millis(20);
 
-/// How often a failing output is reported.
+/// Minimum interval between two reports of a failing output.
 const REPORT_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Whose line it is: the label `log` of `balancer_log_lines_dropped_total`.
+/// Log that a line belongs to: the label `log` of `balancer_log_lines_dropped_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogName {
-    /// One line per exchange or session.
+    /// Access log.
     Access,
-    /// The daemon's own log.
+    /// Daemon's own log.
     Daemon,
 }
 
 impl LogName {
-    /// Both, in the order of the metric.
+    /// All logs, in the order of the metric.
     pub const ALL: [Self; 2] = [Self::Access, Self::Daemon];
 
-    /// The value of the label.
+    /// Value of the label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Access => "access",
@@ -49,7 +53,8 @@ impl LogName {
         }
     }
 
-    /// Lines dropped by the whole process so far: an output may come and go on reload, this number only grows.
+    /// Lines that the whole process has dropped so far. A reload may close an output, but this
+    /// number only grows.
     pub fn lines_dropped(self) -> u64 {
         self.counter().load(Relaxed)
     }
@@ -64,10 +69,11 @@ impl LogName {
     }
 }
 
-/// A handle to one output; clones share its queue. The writer ends when the last handle is dropped.
+/// Handle of one output. Clones share its queue. The writer ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct LogSink(Arc<SinkHandle>);
 
+/// Shared part of all clones of a [`LogSink`]. Its drop closes the queue.
 #[derive(Debug)]
 struct SinkHandle {
     shared: Arc<SinkState>,
@@ -80,12 +86,13 @@ impl Drop for SinkHandle {
     }
 }
 
+/// State that handles and writer share.
 #[derive(Debug)]
 struct SinkState {
     queue: Mutex<LineQueue>,
     /// Wakes the writer.
     wake: Condvar,
-    /// Wakes those who wait in `flush`.
+    /// Wakes callers of `flush`.
     written: Condvar,
     capacity: usize,
     dropped: AtomicU64,
@@ -94,13 +101,13 @@ struct SinkState {
 #[derive(Debug, Default)]
 struct LineQueue {
     lines: LineBatch,
-    /// Lines taken since the start.
+    /// Lines accepted since the start.
     accepted: u64,
-    /// Of those, lines written or given up.
+    /// Accepted lines that were written or lost since the start.
     finished: u64,
-    /// The writer sleeps and has to be woken by the next line.
+    /// The writer sleeps: the next line must wake it.
     asleep: bool,
-    /// Somebody waits for the writer: it must not gather.
+    /// The writer must not wait for more lines: `flush` or `reopen` was called, or the queue fills.
     urgent: bool,
     reopen: bool,
     closed: bool,
@@ -109,7 +116,7 @@ struct LineQueue {
 #[derive(Debug, Default)]
 struct LineBatch {
     bytes: Vec<u8>,
-    /// How many lines, by whose they are.
+    /// Numbers of lines, by log.
     access: u64,
     daemon: u64,
 }
@@ -126,7 +133,10 @@ impl SinkState {
 }
 
 impl LogSink {
-    /// Opens `output` and starts its writer; `None` for [`LogOutput::None`].
+    /// Opens `output` and starts its writer. `None` for [`LogOutput::None`].
+    ///
+    /// # Errors
+    /// When the output cannot be opened, or the thread cannot be started.
     pub fn open(output: &LogOutput) -> io::Result<Option<Self>> {
         Ok(match output {
             LogOutput::None => None,
@@ -138,8 +148,8 @@ impl LogSink {
         })
     }
 
-    /// The one handle to standard error, shared by the daemon's log and an access log that goes there, so that their lines
-    /// do not cut into each other.
+    /// Returns the sink of standard error. There is only one, because an access log on standard
+    /// error would otherwise mix its bytes with lines of the daemon's log.
     pub fn stderr() -> io::Result<Self> {
         static STDERR_SINK: OnceLock<LogSink> = OnceLock::new();
         if let Some(sink) = STDERR_SINK.get() {
@@ -169,7 +179,8 @@ impl LogSink {
         Ok(Self(Arc::new(SinkHandle { shared })))
     }
 
-    /// Hands over one line with its newline. Never waits for the output: false when the queue is full and the line is lost.
+    /// Queues one line, which ends with a newline. Returns false if the queue is full and the line
+    /// is lost. Never waits for the output.
     pub fn write(&self, log: LogName, line: &[u8]) -> bool {
         let shared = &self.0.shared;
         let mut queue = shared.lock();
@@ -186,6 +197,8 @@ impl LogSink {
             LogName::Daemon => queue.lines.daemon += 1,
         }
         queue.accepted += 1;
+        // Wake the writer early when half of the queue is full: within the delay the rest could
+        // fill.
         let half = shared.capacity / 2;
         let half_full = before < half && after >= half;
         let wake = std::mem::take(&mut queue.asleep) || half_full;
@@ -197,7 +210,7 @@ impl LogSink {
         true
     }
 
-    /// Makes the writer open its file again before its next line, after the file was moved away.
+    /// Makes the writer open its file again before the next line, for logrotate.
     pub fn reopen(&self) {
         let mut queue = self.0.shared.lock();
         queue.reopen = true;
@@ -206,7 +219,7 @@ impl LogSink {
         self.0.shared.wake.notify_one();
     }
 
-    /// Waits until all lines handed over so far are written or given up; false when that takes longer than `timeout`.
+    /// Waits until all lines so far are written or lost. Returns false after `timeout`.
     pub fn flush(&self, timeout: Duration) -> bool {
         let mut queue = self.0.shared.lock();
         let goal = queue.accepted;
@@ -221,14 +234,16 @@ impl LogSink {
         queue.finished >= goal
     }
 
-    /// Lines this output lost so far.
+    /// Lines that this output has dropped so far.
     pub fn dropped(&self) -> u64 {
         self.0.shared.dropped.load(Relaxed)
     }
 }
 
-/// The outputs in use, one sink each: a reload that keeps an output keeps its queue and its open file. An output closes with
-/// the last generation that writes to it, whenever its last exchange ends.
+/// Sinks of all outputs in use.
+///
+/// A reload that keeps an output keeps its queue and its open file. An output is closed when the
+/// last snapshot that uses it is dropped, which is after the last exchange of that snapshot.
 #[derive(Debug, Default)]
 pub struct LogSinks {
     open: Mutex<Vec<(LogOutput, Weak<SinkHandle>)>>,
@@ -247,7 +262,11 @@ impl LogSinks {
         sinks.map(LogSink).collect()
     }
 
-    /// The sink of `output`, opened if no generation had it; `None` for [`LogOutput::None`].
+    /// Returns the sink of `output`, and opens it if no snapshot uses it. `None` for
+    /// [`LogOutput::None`].
+    ///
+    /// # Errors
+    /// As [`LogSink::open`].
     pub fn open(&self, output: &LogOutput) -> io::Result<Option<LogSink>> {
         let mut open = self.lock();
         let known = open.iter().find(|(known, _)| known == output);
@@ -261,14 +280,15 @@ impl LogSinks {
         Ok(sink)
     }
 
-    /// SIGUSR1: every file is opened again.
+    /// Makes all writers open their files again (SIGUSR1).
     pub fn reopen_all(&self) {
         for sink in self.all() {
             sink.reopen();
         }
     }
 
-    /// Waits until everything is written, standard error included, at most `timeout` in all.
+    /// Waits until all sinks, including standard error, have written their lines. Returns false if
+    /// that takes longer than `timeout` in total.
     pub fn flush_all(&self, timeout: Duration) -> bool {
         let end = clock::now() + timeout;
         let mut sinks = self.all();
@@ -281,7 +301,7 @@ impl LogSinks {
     }
 }
 
-/// An open output and, for files, how to open it again.
+/// Open output. For a file it knows the path, to open it again.
 #[derive(Debug)]
 struct OpenOutput {
     file: File,
@@ -306,7 +326,7 @@ impl OpenOutput {
     }
 
     fn file(path: &Path) -> io::Result<Self> {
-        // Without O_NONBLOCK the open of a FIFO that nobody reads would hang the reload.
+        // Without O_NONBLOCK, opening a FIFO without a reader would block the reload for ever.
         let file = OpenOptions::new()
             .append(true)
             .create(true)
@@ -335,7 +355,7 @@ impl OpenOutput {
     }
 }
 
-/// Writes all of `bytes`; on an error says how many went out before it.
+/// Writes all of `bytes`. An error comes with the number of bytes that were written before it.
 fn write_all(mut output: &File, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
     let mut done = 0;
     while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
@@ -343,7 +363,7 @@ fn write_all(mut output: &File, bytes: &[u8]) -> Result<(), (usize, io::Error)> 
             Ok(0) => return Err((done, io::ErrorKind::WriteZero.into())),
             Ok(written) => done += written,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A pipe that somebody else made non-blocking: this thread has nothing better to do than to wait.
+            // Another process can make a shared pipe non-blocking. This thread may wait.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 thread::sleep(Duration::from_millis(5));
             }
@@ -353,16 +373,17 @@ fn write_all(mut output: &File, bytes: &[u8]) -> Result<(), (usize, io::Error)> 
     Ok(())
 }
 
-/// The thread behind a sink.
+/// Thread that writes the lines of a sink.
 struct LogWriter {
     shared: Arc<SinkState>,
     output: OpenOutput,
-    /// The last write ended inside a line: the next one starts with a newline.
+    /// The last write ended inside a line: the next write starts with a newline.
     torn: bool,
+    /// Time of the last report of a failure.
     reported: Option<Instant>,
 }
 
-/// What the writer found in the queue.
+/// Content of the queue that the writer took.
 struct PendingWork {
     lines: LineBatch,
     reopen: bool,
@@ -377,7 +398,7 @@ impl LogWriter {
             if work.reopen
                 && let Err(error) = self.output.reopen()
             {
-                self.report("cannot be opened again, the old file is kept", &error);
+                self.report("cannot be reopened; the old file stays in use", &error);
             }
             self.write(&work.lines);
             self.finish(work.lines.access + work.lines.daemon);
@@ -390,7 +411,9 @@ impl LogWriter {
         }
     }
 
-    /// Sleeps until there is something to do, lets lines gather, and swaps the queue for the empty `spare`.
+    /// Waits for work, then for more lines, and replaces the queue with the empty `spare`.
+    ///
+    /// The two buffers swap places, so that a steady log allocates nothing.
     fn wait(&self, spare: LineBatch) -> PendingWork {
         let mut queue = self.shared.lock();
         queue.asleep = true;
@@ -427,20 +450,24 @@ impl LogWriter {
             let (out, lost) = lines.bytes.split_at(done.min(lines.bytes.len()));
             self.torn |= out.last().is_some_and(|last| *last != b'\n');
             let lost = memchr::memchr_iter(b'\n', lost).count() as u64;
-            // Where both logs share the output nobody knows whose lines these were: the access log's go first.
+            // If both logs share the output, it is unknown which lines are lost. Count them for the
+            // access log first: it has most of the lines.
             let access = lost.min(lines.access);
             self.shared.drop_lines(LogName::Access, access);
             self.shared
                 .drop_lines(LogName::Daemon, (lost - access).min(lines.daemon));
-            self.report("cannot be written, lines are lost", &error);
+            self.report("cannot be written; lines are lost", &error);
         }
     }
 
+    /// Counts lines as finished and wakes callers of `flush`.
     fn finish(&self, lines: u64) {
         self.shared.lock().finished += lines;
         self.shared.written.notify_all();
     }
 
+    /// Logs a failure, at most once per [`REPORT_INTERVAL`]. The log may be the failing output
+    /// itself.
     fn report(&mut self, what: &str, error: &io::Error) {
         let now = clock::now();
         if self

@@ -1,4 +1,4 @@
-//! Outputs that are full, slow, moved away or broken.
+//! Tests with outputs that are full, slow, moved away or broken.
 
 use std::{io::Read as _, path::PathBuf};
 
@@ -47,7 +47,7 @@ fn lines_arrive_whole_and_in_order() {
 #[test]
 fn a_stuck_output_drops_and_counts_lines_and_never_holds_up_the_caller() {
     let (mut reader, mut output) = pipe();
-    // The pipe is full from the start, so the first write of the writer cannot end.
+    // The pipe is full from the start, so the first write blocks.
     rustix::fs::fcntl_setfl(&output.file, rustix::fs::OFlags::NONBLOCK).unwrap();
     let mut filled = 0;
     while let Ok(written) = output.file.write(b"-") {
@@ -55,7 +55,8 @@ fn a_stuck_output_drops_and_counts_lines_and_never_holds_up_the_caller() {
     }
     let sink = LogSink::start(output, 10_000).unwrap();
     let line = [b'x'; 99].iter().chain(b"\n").copied().collect::<Vec<u8>>();
-    // The queue holds a hundred lines, the writer may hold as many: a caller that waited would wait for ever.
+    // The queue holds a hundred lines, and the writer may hold as many. A caller that waits would
+    // wait for ever.
     let taken = (0..20_000)
         .filter(|_| sink.write(LogName::Access, &line))
         .count();
@@ -131,7 +132,7 @@ fn a_line_after_a_torn_one_starts_on_a_line_of_its_own() {
 }
 
 #[test]
-fn one_output_has_one_sink_over_reloads_until_nobody_uses_it() {
+fn one_output_has_one_sink_over_reloads_until_its_last_user_is_gone() {
     let output = LogOutput::File(scratch("shared"));
     let sinks = LogSinks::default();
     let first = sinks.open(&output).unwrap().unwrap();
@@ -152,7 +153,7 @@ fn one_output_has_one_sink_over_reloads_until_nobody_uses_it() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_an_error_at_once() {
+fn a_missing_directory_is_an_error_at_once() {
     let output = LogOutput::File(PathBuf::from("/nonexistent/access.log"));
     assert!(LogSinks::default().open(&output).is_err());
 }

@@ -1,8 +1,9 @@
-//! Writes numbers, times and foreign text into a byte buffer: the small alphabet of both logs.
+//! Writes numbers, times and text of clients into a byte buffer, for both logs.
 //!
-//! No allocation, no `fmt` machinery where it shows in a profile: an access log line is written for every request of a
-//! busy site. Whatever comes from a client goes through [`json_text`] or [`quoted`], which never let a byte through that
-//! could end a string or a line.
+//! A busy site writes an access log line for each request. So there is no allocation, and no `fmt`
+//! where it showed in a profile. All text of a client goes through [`json_text`] or [`quoted`].
+//! These never write a byte that could end the string or the line: otherwise a client could forge
+//! log lines, for example with a line feed in its `User-Agent`.
 
 use std::{io::Write as _, net::IpAddr, time::Duration};
 
@@ -23,7 +24,7 @@ pub(crate) fn number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(shown.unwrap_or_default());
 }
 
-/// Appends the last `width` decimal digits of `number`, with zeros in front.
+/// Appends the last `width` decimal digits of `number`, with leading zeros.
 fn padded(out: &mut Vec<u8>, number: u64, width: u32) {
     let mut scale = 10_u64.pow(width.saturating_sub(1));
     while scale > 0 {
@@ -39,9 +40,11 @@ pub(super) fn seconds(out: &mut Vec<u8>, time: Duration) {
     padded(out, u64::from(time.subsec_micros()), 6);
 }
 
-/// Year, month and day of a number of days since 1970-01-01, in the proleptic Gregorian calendar.
+/// Converts days since 1970-01-01 to year, month and day of the Gregorian calendar.
 ///
-/// Counts in 400-year cycles of years that begin in March, so that the leap day is the last of its year.
+/// The algorithm is `civil_from_days` of Howard Hinnant. It counts in cycles of 400 years, and each
+/// of its years begins in March. So a leap day is the last day of its year, and the length of all
+/// other months does not depend on the year.
 fn civil_date(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let (cycle, day_of_cycle) = (shifted / 146_097, shifted % 146_097);
@@ -61,6 +64,7 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
     (year, month, day)
 }
 
+/// Appends the time of day as `12:00:00`.
 fn clock_of_day(out: &mut Vec<u8>, unix: Duration) {
     let second = unix.as_secs() % 86_400;
     padded(out, second / 3_600, 2);
@@ -70,7 +74,8 @@ fn clock_of_day(out: &mut Vec<u8>, unix: Duration) {
     padded(out, second % 60, 2);
 }
 
-/// Appends a time since the Unix epoch as RFC 3339 in UTC with microseconds: `2026-03-01T12:00:00.000250Z`.
+/// Appends a time since the Unix epoch as RFC 3339 in UTC with microseconds:
+/// `2026-03-01T12:00:00.000250Z`.
 pub(super) fn timestamp(out: &mut Vec<u8>, unix: Duration) {
     let (year, month, day) = civil_date(unix.as_secs() / 86_400);
     padded(out, year, 4);
@@ -85,7 +90,8 @@ pub(super) fn timestamp(out: &mut Vec<u8>, unix: Duration) {
     out.push(b'Z');
 }
 
-/// Appends a time since the Unix epoch as the combined format has it: `01/Mar/2026:12:00:00 +0000`.
+/// Appends a time since the Unix epoch in the form of the combined format: `01/Mar/2026:12:00:00
+/// +0000`.
 pub(super) fn common_log_time(out: &mut Vec<u8>, unix: Duration) {
     const MONTH_NAMES: [&str; 12] = [
         "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
@@ -93,6 +99,7 @@ pub(super) fn common_log_time(out: &mut Vec<u8>, unix: Duration) {
     let (year, month, day) = civil_date(unix.as_secs() / 86_400);
     padded(out, day, 2);
     out.push(b'/');
+    debug_assert!((1..=12).contains(&month), "{month}");
     let month = MONTH_NAMES.get(month as usize - 1).unwrap_or(&"Jan");
     out.extend_from_slice(month.as_bytes());
     out.push(b'/');
@@ -102,7 +109,7 @@ pub(super) fn common_log_time(out: &mut Vec<u8>, unix: Duration) {
     out.extend_from_slice(b" +0000");
 }
 
-/// Appends an address; IPv4 that came through an IPv6 socket is shown as IPv4.
+/// Appends an address. An IPv4 client of an IPv6 socket (`::ffff:192.0.2.7`) is written as IPv4.
 pub(super) fn address(out: &mut Vec<u8>, address: IpAddr) {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
@@ -118,13 +125,15 @@ pub(super) fn address(out: &mut Vec<u8>, address: IpAddr) {
     }
 }
 
-/// What stands at the end of a text that was cut.
+/// Mark at the end of a text that was cut.
 const TRUNCATION_MARK: &str = "…";
 
-/// Bytes that go into a JSON string as they are: printable ASCII without the quote and the backslash.
+/// Bytes that a JSON string may contain unescaped: printable ASCII without quote and backslash.
+///
+/// A table, because this test runs for each byte of each logged text.
 #[expect(
     clippy::indexing_slicing,
-    reason = "evaluated when compiled: a wrong index would not compile"
+    reason = "evaluated at compile time: a wrong index would not compile"
 )]
 const PLAIN_BYTES: [bool; 256] = {
     let mut table = [false; 256];
@@ -138,7 +147,7 @@ const PLAIN_BYTES: [bool; 256] = {
 
 #[expect(
     clippy::indexing_slicing,
-    reason = "a table of 256 has a place for every byte"
+    reason = "the table has an entry for each byte"
 )]
 #[inline]
 fn is_plain(byte: u8) -> bool {
@@ -152,6 +161,7 @@ fn hex_digit(nibble: u8) -> u8 {
     }
 }
 
+/// Appends `\uHHHH`.
 fn unicode_escape(out: &mut Vec<u8>, code: u32) {
     out.extend_from_slice(b"\\u");
     for shift in [12, 8, 4, 0] {
@@ -159,11 +169,13 @@ fn unicode_escape(out: &mut Vec<u8>, code: u32) {
     }
 }
 
-/// Characters outside ASCII that could break a line or turn the reading direction of a viewer.
-fn is_treacherous(char: char) -> bool {
+/// True for characters outside ASCII that break lines, are invisible, or change the reading
+/// direction. A viewer could show such a line as something else (CVE-2021-42574).
+fn is_misleading(char: char) -> bool {
     matches!(char, '\u{80}'..='\u{9f}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202f}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
+/// Appends one character of a JSON string.
 fn json_char(out: &mut Vec<u8>, char: char) {
     match char {
         '"' => out.extend_from_slice(b"\\\""),
@@ -171,7 +183,7 @@ fn json_char(out: &mut Vec<u8>, char: char) {
         '\n' => out.extend_from_slice(b"\\n"),
         '\r' => out.extend_from_slice(b"\\r"),
         '\t' => out.extend_from_slice(b"\\t"),
-        _ if char.is_ascii_control() || is_treacherous(char) => {
+        _ if char.is_ascii_control() || is_misleading(char) => {
             unicode_escape(out, u32::from(char));
         }
         _ => {
@@ -181,9 +193,10 @@ fn json_char(out: &mut Vec<u8>, char: char) {
     }
 }
 
-/// Appends the inside of a JSON string, at most about `limit` bytes of it; a cut is marked.
+/// Appends the content of a JSON string: at most about `limit` bytes, with a mark if it is cut.
 ///
-/// Bytes that are not UTF-8 are taken as ISO-8859-1, as field values once were (RFC 9110 section 5.5), and escaped.
+/// Bytes that are not UTF-8 are read as ISO-8859-1, the former encoding of field values (RFC 9110
+/// §5.5), and escaped.
 pub(super) fn json_text(out: &mut Vec<u8>, text: &[u8], limit: usize) {
     let run = text.iter().take_while(|byte| is_plain(**byte)).count();
     let (plain, rest) = text.split_at(run);
@@ -198,7 +211,7 @@ pub(super) fn json_text(out: &mut Vec<u8>, text: &[u8], limit: usize) {
     }
 }
 
-/// The slow path of [`json_text`]: something in `text` is not plain.
+/// Slow path of [`json_text`], for text with bytes that need an escape.
 fn escaped(out: &mut Vec<u8>, text: &[u8], limit: usize) {
     let end = out.len() + limit;
     for chunk in text.utf8_chunks() {
@@ -219,7 +232,8 @@ fn escaped(out: &mut Vec<u8>, text: &[u8], limit: usize) {
     }
 }
 
-/// Appends text for the combined format: quotes, backslashes and all that is not printable ASCII become `\xHH`.
+/// Appends text of the combined format. Quotes, backslashes and everything but printable ASCII
+/// become `\xHH`, as with Apache and nginx.
 pub(super) fn quoted(out: &mut Vec<u8>, text: &[u8], limit: usize) {
     let end = out.len() + limit;
     for byte in text {
@@ -305,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn unicode_that_fools_viewers_is_escaped_and_the_rest_is_kept() {
+    fn misleading_unicode_is_escaped_and_other_text_is_kept() {
         let shown = |text: &str| written(|out| json_text(out, text.as_bytes(), 100));
         assert_eq!(shown("grün 日本"), "grün 日本");
         assert_eq!(shown("a\u{2028}b\u{202e}c\u{85}"), r"a\u2028b\u202ec\u0085");
@@ -313,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn long_text_is_cut_whatever_it_is_made_of() {
+    fn long_text_of_any_bytes_is_cut() {
         for byte in [b'a', b'"', 0, 0xff] {
             let text = [byte; 10_000];
             assert!(

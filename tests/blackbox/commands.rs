@@ -343,7 +343,7 @@ fn a_socket_that_cannot_be_opened_says_what_is_missing() {
         let output = balancer(&[command, "--admin", &peer.address.to_string()]);
         assert_eq!(code(&output), 1);
         let said = err(&output);
-        let wanted = "error: The bearer token is needed.\nname the file with `--token-file FILE`";
+        let wanted = "error: The bearer token is needed.\ngive the token with `--token-file FILE`";
         assert!(said.starts_with(wanted), "{said}");
     }
 }

@@ -181,11 +181,11 @@ fn the_demo_says_how_its_admin_api_is_reached() {
         );
         let daemon = Daemon::start_as("demo", &text);
         let said = poll(|| {
-            let line = |line: &String| line.contains("who is up, and why not:");
+            let line = |line: &String| line.contains("who is not, and why:");
             daemon.stdout.all().into_iter().find(line)
         });
         let said = said.unwrap();
-        let (_, line) = said.split_once("not:").unwrap();
+        let (_, line) = said.split_once("why:").unwrap();
         let words: Vec<_> = line.split_whitespace().skip(1).collect();
         let output = crate::harness::daemon::balancer(&words);
         assert_eq!(output.status.code(), Some(0), "{said}: {output:?}");

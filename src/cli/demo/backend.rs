@@ -1,6 +1,7 @@
-//! One embedded backend of `balancer demo`: a small HTTP/1.1 server that can be told to misbehave.
+//! One embedded backend of `balancer demo`: a small HTTP/1.1 server that misbehaves on command.
 //!
-//! It is an actor for showing what balancer does with bad backends, not a web server; the proxy knows nothing of it.
+//! It shows how balancer handles broken backends. It is not a general web server, and the proxy
+//! does not know it.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,31 +11,31 @@ use tokio::{
     sync::watch,
 };
 
-/// A longer request head ends the connection.
+/// Maximum size of a request head; a larger one ends the connection.
 const MAX_HEAD_BYTES: u64 = 64 << 10;
 
-/// How long a backend that was sent down stays away when nobody calls it back.
+/// Time after which a backend that is down comes back by itself.
 pub(super) const DOWN_DURATION: Duration = Duration::from_secs(30);
 
-/// How a backend behaves.
+/// Behaviour of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BackendMode {
-    /// Answers.
+    /// Responds with 200.
     Ok,
-    /// Answers 503 to everything.
+    /// Responds with 503.
     Fail,
-    /// Takes requests and never answers.
+    /// Reads requests and never responds.
     Hang,
-    /// Answers something that is not HTTP.
+    /// Responds with bytes that are not HTTP.
     Garbage,
-    /// Resets the connection instead of an answer.
+    /// Resets the connection instead of a response.
     Reset,
     /// Closes its listener and all its connections.
     Down,
 }
 
 impl BackendMode {
-    /// The modes and the paths that set them.
+    /// Paths of the commands and the modes that they set.
     const MODE_PATHS: [(&'static str, Self); 6] = [
         ("/ok", Self::Ok),
         ("/fail", Self::Fail),
@@ -52,18 +53,19 @@ impl BackendMode {
     }
 }
 
-/// Name, place and mode of one backend.
+/// Name, address and mode of one backend.
 #[derive(Debug)]
 pub(super) struct DemoBackend {
-    /// `backend-1`.
+    /// Name, such as `backend-1`.
     pub(super) name: String,
-    /// Where it listens.
+    /// Listening address.
     pub(super) address: SocketAddr,
-    /// How it behaves now.
+    /// Current behaviour.
     pub(super) mode: watch::Sender<BackendMode>,
 }
 
-/// All backends of the demo: each can bring the others back.
+/// All backends of the demo. Each accepts commands for the others, so that one that is down can be
+/// brought up again.
 pub(super) type DemoBackends = Arc<[DemoBackend]>;
 
 /// Opens the backend's listener.
@@ -78,7 +80,7 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(1024)
 }
 
-/// Serves backend `index` until the task is dropped; begins with an open `listener`.
+/// Serves backend `index` until the task is dropped. `listener` is its first listener.
 pub(super) async fn serve(backends: DemoBackends, index: usize, listener: TcpListener) {
     let Some(backend) = backends.get(index) else {
         return;
@@ -92,7 +94,7 @@ pub(super) async fn serve(backends: DemoBackends, index: usize, listener: TcpLis
         if *backend.mode.borrow() != BackendMode::Down {
             open = listen(backend.address).ok();
             if open.is_none() {
-                // Somebody took the port meanwhile: stay down and try again later.
+                // Another process uses the port now: stay down and retry later.
                 backend.mode.send_replace(BackendMode::Down);
             }
         }
@@ -118,8 +120,8 @@ async fn accept_until_down(backends: &DemoBackends, index: usize, listener: TcpL
 
 async fn wait_while_down(backend: &DemoBackend) {
     let mut mode = backend.mode.subscribe();
-    let called_back = mode.wait_for(|mode| *mode != BackendMode::Down);
-    if tokio::time::timeout(DOWN_DURATION, called_back)
+    let brought_up = mode.wait_for(|mode| *mode != BackendMode::Down);
+    if tokio::time::timeout(DOWN_DURATION, brought_up)
         .await
         .is_err()
     {
@@ -127,7 +129,7 @@ async fn wait_while_down(backend: &DemoBackend) {
     }
 }
 
-/// One connection: ends when the peer ends it, when the mode says so, and always when the backend goes down.
+/// Serves one connection until the peer closes it, the mode ends it, or the backend goes down.
 async fn connection(backends: DemoBackends, index: usize, stream: TcpStream) {
     let Some(backend) = backends.get(index) else {
         return;
@@ -136,20 +138,20 @@ async fn connection(backends: DemoBackends, index: usize, stream: TcpStream) {
     let mut stream = BufReader::new(stream);
     tokio::select! {
         biased;
-        // Errors and ends of a demo connection interest nobody: the peer sees them.
+        // Errors are not reported: the peer sees how the connection ends.
         () = async { while exchange(&backends, backend, &mut stream).await.unwrap_or(false) {} } => (),
-        // Last, so that the answer to the request that sent us down is still written.
+        // Last, so that the response to the `down` command is still sent.
         () = down(&mut mode) => (),
     }
 }
 
-/// Returns when the backend is down, or gone.
+/// Returns when the backend is down or dropped.
 async fn down(mode: &mut watch::Receiver<BackendMode>) {
-    // The guard that comes with the result must not live across other awaits.
+    // The result holds a lock of the channel, so it must not live across an await.
     drop(mode.wait_for(|mode| *mode == BackendMode::Down).await);
 }
 
-/// What the demo needs of a request.
+/// Parts of a request that the demo uses.
 struct DemoRequest {
     method: String,
     path: String,
@@ -158,7 +160,7 @@ struct DemoRequest {
     forwarded: bool,
 }
 
-/// One request and its answer; true when another may follow.
+/// Serves one request. Returns true if another one may follow.
 async fn exchange(
     backends: &DemoBackends,
     backend: &DemoBackend,
@@ -170,17 +172,17 @@ async fn exchange(
     if request.method == "POST"
         && let Some((target, mode)) = parse_command(backends, backend, &request.path)
     {
-        return obey(target, mode, &request, backend, stream).await;
+        return execute(target, mode, &request, backend, stream).await;
     }
     let mode = *backend.mode.borrow();
     match mode {
         BackendMode::Ok => {
             let (status, body) = page(backend, &request);
-            answer(stream, backend, status, &body, &request).await
+            respond(stream, backend, status, &body, &request).await
         }
         BackendMode::Fail => {
             let body = format!("{} fails\n", backend.name);
-            answer(stream, backend, "503 Service Unavailable", &body, &request).await
+            respond(stream, backend, "503 Service Unavailable", &body, &request).await
         }
         BackendMode::Hang => {
             let mut mode = backend.mode.subscribe();
@@ -195,7 +197,7 @@ async fn exchange(
             Ok(false)
         }
         BackendMode::Reset => {
-            // A linger time of zero turns the close into a reset.
+            // With a linger time of zero, the close sends a reset (socket(7), SO_LINGER).
             socket2::SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO))?;
             Ok(false)
         }
@@ -203,7 +205,7 @@ async fn exchange(
     }
 }
 
-/// Reads `/fail` as an order for this backend and `/fail/backend-2` as one for another.
+/// Parses a path: `/fail` is a command for this backend, `/fail/backend-2` one for another backend.
 fn parse_command<'a>(
     backends: &'a DemoBackends,
     own: &'a DemoBackend,
@@ -217,7 +219,8 @@ fn parse_command<'a>(
     Some((target, BackendMode::from_path(mode)?))
 }
 
-async fn obey(
+/// Executes a command, unless the request came through a proxy.
+async fn execute(
     target: &DemoBackend,
     mode: BackendMode,
     request: &DemoRequest,
@@ -226,14 +229,14 @@ async fn obey(
 ) -> io::Result<bool> {
     if request.forwarded {
         let body =
-            "ask the backend itself: this request came through balancer, which chose the backend\n";
-        return answer(stream, own, "403 Forbidden", body, request).await;
+            "send this command to a backend directly: through balancer it reaches any of them\n";
+        return respond(stream, own, "403 Forbidden", body, request).await;
     }
     let body = match mode {
-        BackendMode::Ok => format!("{} answers again\n", target.name),
-        BackendMode::Fail => format!("{} answers 503 from now on\n", target.name),
+        BackendMode::Ok => format!("{} is healthy again\n", target.name),
+        BackendMode::Fail => format!("{} responds with 503 from now on\n", target.name),
         BackendMode::Hang => format!("{} hangs from now on\n", target.name),
-        BackendMode::Garbage => format!("{} answers garbage from now on\n", target.name),
+        BackendMode::Garbage => format!("{} sends garbage from now on\n", target.name),
         BackendMode::Reset => format!("{} resets connections from now on\n", target.name),
         BackendMode::Down => format!(
             "{} is down for {} s\n",
@@ -241,12 +244,12 @@ async fn obey(
             DOWN_DURATION.as_secs()
         ),
     };
-    let more = answer(stream, own, "200 OK", &body, request).await?;
+    let more = respond(stream, own, "200 OK", &body, request).await?;
     target.mode.send_replace(mode);
     Ok(more)
 }
 
-/// The answer of a backend that is well.
+/// Status and body of a healthy backend.
 fn page(backend: &DemoBackend, request: &DemoRequest) -> (&'static str, String) {
     match request.path.as_str() {
         "/healthz" => ("200 OK", "ok\n".to_owned()),
@@ -258,7 +261,7 @@ fn page(backend: &DemoBackend, request: &DemoRequest) -> (&'static str, String) 
     }
 }
 
-async fn answer(
+async fn respond(
     stream: &mut BufReader<TcpStream>,
     backend: &DemoBackend,
     status: &str,
@@ -270,7 +273,7 @@ async fn answer(
     } else {
         ""
     };
-    // RFC 9110 section 9.3.2: HEAD gets the same head without the body.
+    // RFC 9110 §9.3.2: the response to HEAD has the same head and no body.
     let sent = if request.method == "HEAD" { "" } else { body };
     let text = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nX-Backend: {}\r\n{connection}\r\n{sent}",
@@ -281,7 +284,7 @@ async fn answer(
     Ok(!request.close)
 }
 
-/// Reads a head and skips the body; `None` at the end of the connection or where it is no request.
+/// Reads a head and skips the body. `None` at the end of the connection or if it is not a request.
 async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<DemoRequest>> {
     let mut head = Vec::new();
     let mut limited = stream.take(MAX_HEAD_BYTES);
@@ -334,6 +337,7 @@ async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<De
     Ok(Some(request))
 }
 
+/// Skips `length` bytes.
 async fn skip(stream: &mut BufReader<TcpStream>, length: u64) -> io::Result<()> {
     let skipped = tokio::io::copy(&mut stream.take(length), &mut tokio::io::sink()).await?;
     if skipped < length {
@@ -342,7 +346,7 @@ async fn skip(stream: &mut BufReader<TcpStream>, length: u64) -> io::Result<()> 
     Ok(())
 }
 
-/// Skips a chunked body with its trailers, RFC 9112 section 7.1.
+/// Skips a chunked body with its trailers (RFC 9112 §7.1).
 async fn skip_chunks(stream: &mut BufReader<TcpStream>) -> io::Result<()> {
     loop {
         let line = read_line(stream).await?;
