@@ -20,7 +20,7 @@ import time
 
 from common import Daemon, Verdict, arguments, free_port, parse, wait_for
 
-# KiB that a connection of each kind may cost. docs/proofs.md says what those of HTTP/2 are made of.
+# KiB that a connection of each kind may cost. docs/soak-tests.md says what those of HTTP/2 are made of.
 LIMITS = {"http1": 2, "https1": 8, "h2c": 5, "h2": 9}
 # What is counted only after so many looks in a row, 200 ms apart, that saw the same.
 RESTS = 8

@@ -2,7 +2,7 @@
 //!
 //! What a program of others has to do is a script in `tests/interop/`, which ends with 1 where something is wrong; what
 //! balancer has to have seen of it is asserted here. Where a program is missing its test is skipped and says so;
-//! docs/proofs.md tells what to install.
+//! docs/soak-tests.md tells what to install.
 
 mod clients;
 mod go;
@@ -108,7 +108,7 @@ fn python(modules: &[&str]) -> Option<PathBuf> {
     };
     let missing = modules.iter().find(has);
     if let Some(module) = missing {
-        let how = "in target/interop-venv, see docs/proofs.md";
+        let how = "in target/interop-venv, see docs/soak-tests.md";
         tools::skipped(&format!("the Python module {module}"), how);
     }
     missing.is_none().then_some(python)
