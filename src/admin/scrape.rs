@@ -427,6 +427,9 @@ fn state_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'_>
     });
 }
 
+/// Value of the label `result`, and the field of its counter.
+type ResultField = (&'static str, fn(&BackendSlot) -> &MetricCell);
+
 /// Adds a gauge that is read from one field of each backend.
 fn backend_gauge(
     families: &mut MetricFamilies,
@@ -461,7 +464,7 @@ fn backend_reasons(
 fn add_results(
     series: &mut SeriesBuilder,
     ([pool, name], backend): &LabelledBackend<'_>,
-    fields: [(&str, fn(&BackendSlot) -> &MetricCell); 3],
+    fields: [ResultField; 3],
 ) {
     for (result, field) in fields {
         series.count(&[pool, name, result], backend.state.metrics.sum(field));
@@ -494,7 +497,7 @@ fn traffic_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'
     backend_gauge(families, f::BACKEND_IDLE, backends, |m| &m.connections_idle);
     families.family(f::BACKEND_CONNECTIONS, |s| {
         for backend in backends {
-            let fields: [(&str, fn(&BackendSlot) -> &MetricCell); 3] = [
+            let fields: [ResultField; 3] = [
                 ("failed", |m| &m.connections_failed),
                 ("local_error", |m| &m.connections_local_error),
                 ("ok", |m| &m.connections_ok),
@@ -509,7 +512,7 @@ fn traffic_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'
 fn check_families(families: &mut MetricFamilies, checked: &[LabelledBackend<'_>]) {
     families.family(f::BACKEND_CHECKS, |s| {
         for backend in checked {
-            let fields: [(&str, fn(&BackendSlot) -> &MetricCell); 3] = [
+            let fields: [ResultField; 3] = [
                 ("failed", |m| &m.checks_failed),
                 ("local_error", |m| &m.checks_local_error),
                 ("ok", |m| &m.checks_ok),
