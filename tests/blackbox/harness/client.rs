@@ -8,6 +8,11 @@ use std::{
     time::Duration,
 };
 
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, recv},
+};
+
 use super::PATIENCE;
 
 /// Names and values of header or trailer fields.
@@ -120,6 +125,13 @@ impl Client<TcpStream> {
     /// Ends the connection with a reset.
     pub fn reset(self) {
         reset(self.stream);
+    }
+
+    /// True where something has come, or the connection has ended.
+    pub fn has_input(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let found = recv(&self.stream, &mut [0_u8; 1], flags);
+        !self.read.is_empty() || !matches!(found, Err(Errno::AGAIN))
     }
 
     /// Our own address, as the daemon sees it.

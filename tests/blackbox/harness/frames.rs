@@ -163,6 +163,26 @@ impl Raw {
         }
     }
 
+    /// Sends `frame` until the connection ends, at most `limit` times; gives the code of the GOAWAY.
+    ///
+    /// It stops at the GOAWAY, because the daemon goes on reading for seconds behind it.
+    pub fn flood(&mut self, frame: &[u8], limit: usize) -> u32 {
+        const BATCH: usize = 1_000;
+        let batch = frame.repeat(BATCH);
+        for _ in 0..limit.div_ceil(BATCH) {
+            if !self.send(&batch) {
+                break;
+            }
+            while self.0.has_input() {
+                let frame = self.next().expect("a frame that has begun");
+                if frame.kind == GOAWAY {
+                    return frame.code();
+                }
+            }
+        }
+        self.goodbye()
+    }
+
     /// The code of the GOAWAY that ends the connection.
     pub fn goodbye(&mut self) -> u32 {
         self.until(|frame| frame.kind == GOAWAY).code()

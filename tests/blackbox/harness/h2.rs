@@ -33,6 +33,8 @@ pub async fn connect_with(
     builder: &client::Builder,
 ) -> (Sender, JoinHandle<Result<(), h2::Error>>) {
     let stream = TcpStream::connect(address).await.unwrap();
+    // As browsers and gRPC clients do: with Nagle small frames wait for a delayed ACK, 40 ms each.
+    stream.set_nodelay(true).unwrap();
     let (sender, connection) = builder.handshake(stream).await.unwrap();
     let driver = tokio::spawn(connection);
     (sender.ready().await.unwrap(), driver)
@@ -192,6 +194,7 @@ impl Backend {
         let (builder, script) = (builder.clone(), Arc::new(script));
         drop(tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                stream.set_nodelay(true).unwrap();
                 let number = connections.fetch_add(1, SeqCst);
                 let (builder, script) = (builder.clone(), Arc::clone(&script));
                 let requests: Record<Parts> = requests.clone();
