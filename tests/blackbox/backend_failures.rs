@@ -5,9 +5,9 @@ use std::{net::SocketAddr, thread, time::Duration};
 
 use crate::harness::{
     answers::{expect_error, expect_error_head, json_body},
-    client::{Client, Cut},
-    daemon::{Daemon, sum_of},
-    peer::{Blackhole, Connection, Gate, Peer, refused},
+    client::{HttpClient, ReadError},
+    daemon::{TestDaemon, sum_of},
+    peer::{Blackhole, Gate, PeerConnection, ScriptedPeer, refused},
 };
 use balancer::base::clock;
 
@@ -20,13 +20,13 @@ const PATIENT: &str = "{connect: 15s, response: 15s, idle: 15s}";
 const HASTY: &str = "{connect: 200ms, response: 200ms, idle: 200ms}";
 
 /// Something to connect to, alive as long as the value.
-enum Backend {
-    Peer(Peer),
+enum BrokenBackend {
+    Peer(ScriptedPeer),
     Hole(Blackhole),
     Nobody(SocketAddr),
 }
 
-impl Backend {
+impl BrokenBackend {
     fn address(&self) -> SocketAddr {
         match self {
             Self::Peer(peer) => peer.address,
@@ -37,9 +37,9 @@ impl Backend {
 }
 
 /// A broken backend and what must come of it.
-struct Case {
+struct FailureCase {
     name: &'static str,
-    backend: Backend,
+    backend: BrokenBackend,
     reason: &'static str,
     /// Tries that the default rules make for a GET.
     tries: u32,
@@ -48,8 +48,13 @@ struct Case {
     version: &'static str,
 }
 
-fn case(name: &'static str, backend: Backend, reason: &'static str, tries: u32) -> Case {
-    Case {
+fn case(
+    name: &'static str,
+    backend: BrokenBackend,
+    reason: &'static str,
+    tries: u32,
+) -> FailureCase {
+    FailureCase {
         name,
         backend,
         reason,
@@ -61,17 +66,22 @@ fn case(name: &'static str, backend: Backend, reason: &'static str, tries: u32) 
 }
 
 /// A backend that sends `bytes` as its whole answer.
-fn says(name: &'static str, bytes: impl Into<Vec<u8>>, reason: &'static str) -> Case {
-    case(name, Backend::Peer(Peer::saying(bytes)), reason, 3)
+fn says(name: &'static str, bytes: impl Into<Vec<u8>>, reason: &'static str) -> FailureCase {
+    case(
+        name,
+        BrokenBackend::Peer(ScriptedPeer::saying(bytes)),
+        reason,
+        3,
+    )
 }
 
 /// A backend whose answer is no HTTP response.
-fn invalid(name: &'static str, bytes: impl Into<Vec<u8>>) -> Case {
+fn invalid(name: &'static str, bytes: impl Into<Vec<u8>>) -> FailureCase {
     says(name, bytes, "proxy_protocol_error")
 }
 
 /// The promised ones, and their near relatives.
-fn cases() -> Vec<Case> {
+fn cases() -> Vec<FailureCase> {
     let mut all = connection_cases();
     all.extend(status_line_cases());
     all.extend(head_cases());
@@ -79,8 +89,8 @@ fn cases() -> Vec<Case> {
     all
 }
 
-fn connection_cases() -> Vec<Case> {
-    let drip = Peer::start(|mut connection| {
+fn connection_cases() -> Vec<FailureCase> {
+    let drip = ScriptedPeer::start(|mut connection| {
         connection.request();
         connection.send("HTTP/1.1 200 OK\r\nX: ");
         // The pace is the fault: each byte comes well within the timeout, the head never does.
@@ -88,48 +98,48 @@ fn connection_cases() -> Vec<Case> {
             thread::sleep(Duration::from_millis(20));
         }
     });
-    let resets = Peer::resetting_after("");
-    let half_then_reset = Peer::resetting_after("HTTP/1.1 200 OK\r\nContent-Le");
-    let unread = Peer::start(drop);
+    let resets = ScriptedPeer::resetting_after("");
+    let half_then_reset = ScriptedPeer::resetting_after("HTTP/1.1 200 OK\r\nContent-Le");
+    let unread = ScriptedPeer::start(drop);
     vec![
         case(
             "refused",
-            Backend::Nobody(refused()),
+            BrokenBackend::Nobody(refused()),
             "connection_refused",
             3,
         ),
-        Case {
+        FailureCase {
             timeouts: HASTY,
             ..case(
                 "connect blackhole",
-                Backend::Hole(Blackhole::start()),
+                BrokenBackend::Hole(Blackhole::start()),
                 "connection_timeout",
                 3,
             )
         },
-        Case {
+        FailureCase {
             timeouts: HASTY,
             ..case(
                 "silent",
-                Backend::Peer(Peer::silent()),
+                BrokenBackend::Peer(ScriptedPeer::silent()),
                 "connection_read_timeout",
                 1,
             )
         },
-        Case {
+        FailureCase {
             timeouts: HASTY,
             ..case(
                 "head that never ends",
-                Backend::Peer(drip),
+                BrokenBackend::Peer(drip),
                 "connection_read_timeout",
                 1,
             )
         },
-        Case {
+        FailureCase {
             timeouts: "{connect: 200ms, response: 15s, total: 200ms}",
             ..case(
                 "silent beyond the total time",
-                Backend::Peer(Peer::silent()),
+                BrokenBackend::Peer(ScriptedPeer::silent()),
                 "total_timeout",
                 1,
             )
@@ -137,13 +147,13 @@ fn connection_cases() -> Vec<Case> {
         says("closed before any byte", "", "connection_terminated"),
         case(
             "closed before the request was read",
-            Backend::Peer(unread),
+            BrokenBackend::Peer(unread),
             "connection_terminated",
             3,
         ),
         case(
             "reset before any byte",
-            Backend::Peer(resets),
+            BrokenBackend::Peer(resets),
             "connection_terminated",
             3,
         ),
@@ -154,7 +164,7 @@ fn connection_cases() -> Vec<Case> {
         ),
         case(
             "reset in the head",
-            Backend::Peer(half_then_reset),
+            BrokenBackend::Peer(half_then_reset),
             "connection_terminated",
             3,
         ),
@@ -164,11 +174,11 @@ fn connection_cases() -> Vec<Case> {
             "connection_terminated",
         )
         .for_old_client(),
-        Case {
+        FailureCase {
             check: "{interval: 100ms}",
             ..case(
                 "no healthy backend",
-                Backend::Nobody(refused()),
+                BrokenBackend::Nobody(refused()),
                 "destination_unavailable",
                 0,
             )
@@ -176,7 +186,7 @@ fn connection_cases() -> Vec<Case> {
     ]
 }
 
-impl Case {
+impl FailureCase {
     /// HTTP/1.0 clients get no 1xx.
     fn for_old_client(self) -> Self {
         Self {
@@ -186,8 +196,8 @@ impl Case {
     }
 }
 
-fn status_line_cases() -> Vec<Case> {
-    let shouts = Peer::start(|mut connection| {
+fn status_line_cases() -> Vec<FailureCase> {
+    let shouts = ScriptedPeer::start(|mut connection| {
         connection.send("SSH-2.0-OpenSSH_9.2\r\n");
         connection.wait_for_end();
     });
@@ -196,7 +206,7 @@ fn status_line_cases() -> Vec<Case> {
     vec![
         case(
             "not HTTP, before any request",
-            Backend::Peer(shouts),
+            BrokenBackend::Peer(shouts),
             "proxy_protocol_error",
             3,
         ),
@@ -231,7 +241,7 @@ fn status_line_cases() -> Vec<Case> {
     ]
 }
 
-fn head_cases() -> Vec<Case> {
+fn head_cases() -> Vec<FailureCase> {
     let field =
         |name, fields: &str| invalid(name, format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\nok"));
     let old = format!("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{CHUNKS}");
@@ -294,7 +304,7 @@ fn head_cases() -> Vec<Case> {
 
 const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
 
-fn first_chunk_cases() -> Vec<Case> {
+fn first_chunk_cases() -> Vec<FailureCase> {
     let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let chunk = |name, chunk: &str| invalid(name, format!("{head}{chunk}"));
     vec![
@@ -321,7 +331,7 @@ fn first_chunk_cases() -> Vec<Case> {
 fn daemon<'a>(
     errors: &str,
     pools: impl IntoIterator<Item = (SocketAddr, &'a str, &'a str)>,
-) -> Daemon {
+) -> TestDaemon {
     daemon_with(2, errors, pools)
 }
 
@@ -329,7 +339,7 @@ fn daemon_with<'a>(
     workers: u32,
     errors: &str,
     pools: impl IntoIterator<Item = (SocketAddr, &'a str, &'a str)>,
-) -> Daemon {
+) -> TestDaemon {
     let (routes, sections): (String, String) = pools
         .into_iter()
         .enumerate()
@@ -342,7 +352,7 @@ fn daemon_with<'a>(
             )
         })
         .unzip();
-    Daemon::start(&format!(
+    TestDaemon::start(&format!(
         "workers: {workers}\nerrors: {errors}\nlisteners:\n  web: {{bind: \"@web\"}}\nroutes:\n{routes}pools:\n{sections}"
     ))
 }
@@ -393,7 +403,7 @@ fn every_case_is_answered(split: bool) {
     }
 }
 
-fn answers(daemon: &Daemon, number: usize, case: &Case, status: u16) {
+fn answers(daemon: &TestDaemon, number: usize, case: &FailureCase, status: u16) {
     let began = clock::now();
     let mut client = daemon.client("@web");
     let version = case.version;
@@ -427,7 +437,7 @@ fn answers(daemon: &Daemon, number: usize, case: &Case, status: u16) {
     expect_error(&again, 404, "no_route");
 }
 
-fn is_counted(page: &str, number: usize, case: &Case, status: u16) {
+fn is_counted(page: &str, number: usize, case: &FailureCase, status: u16) {
     let count = |series: &str| sum_of(page, series) as u64;
     let (name, reason, backend) = (case.name, case.reason, case.backend.address());
     let all = format!("balancer_errors_total{{pool=\"p{number}\"}}");
@@ -463,7 +473,7 @@ fn every_broken_backend_has_its_answer_in_the_split_profile() {
 
 /// How a response is cut in its body.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum End {
+enum BodyEnd {
     Close,
     Reset,
     Silence,
@@ -474,31 +484,31 @@ const LENGTH: &str = "Content-Length: 100\r\n\r\nfirst part";
 const CHUNKED: &str = "Transfer-Encoding: chunked\r\n\r\na\r\nfirst part\r\n14\r\nonly";
 const CLOSE: &str = "Connection: close\r\n\r\nfirst part";
 
-const CUTS: &[(&str, End)] = &[
-    (LENGTH, End::Close),
-    (LENGTH, End::Reset),
-    (LENGTH, End::Silence),
-    (CHUNKED, End::Close),
-    (CHUNKED, End::Reset),
-    (CHUNKED, End::Silence),
-    (CHUNKED, End::BadChunk),
+const CUTS: &[(&str, BodyEnd)] = &[
+    (LENGTH, BodyEnd::Close),
+    (LENGTH, BodyEnd::Reset),
+    (LENGTH, BodyEnd::Silence),
+    (CHUNKED, BodyEnd::Close),
+    (CHUNKED, BodyEnd::Reset),
+    (CHUNKED, BodyEnd::Silence),
+    (CHUNKED, BodyEnd::BadChunk),
     // Its end is the end of the body, so only these are a cut.
-    (CLOSE, End::Reset),
-    (CLOSE, End::Silence),
+    (CLOSE, BodyEnd::Reset),
+    (CLOSE, BodyEnd::Silence),
 ];
 
-fn cutting(framing: &'static str, end: End, gate: Gate) -> Peer {
-    Peer::start(move |mut connection: Connection| {
+fn cutting(framing: &'static str, end: BodyEnd, gate: Gate) -> ScriptedPeer {
+    ScriptedPeer::start(move |mut connection: PeerConnection| {
         if connection.request().is_none() {
             return;
         }
         connection.send(format!("HTTP/1.1 200 OK\r\n{framing}"));
         gate.wait();
         match end {
-            End::Close => {}
-            End::Reset => connection.reset(),
-            End::Silence => connection.wait_for_end(),
-            End::BadChunk => {
+            BodyEnd::Close => {}
+            BodyEnd::Reset => connection.reset(),
+            BodyEnd::Silence => connection.wait_for_end(),
+            BodyEnd::BadChunk => {
                 connection.send("x".repeat(16) + "\r\nnonsense\r\n0\r\n\r\n");
                 connection.wait_for_end();
             }
@@ -517,7 +527,11 @@ fn a_response_cut_in_mid_body_is_cut_for_the_client_too() {
         }
     }
     let pools = rows.iter().map(|(.., end, _, peer)| {
-        let timeouts = if *end == End::Silence { HASTY } else { PATIENT };
+        let timeouts = if *end == BodyEnd::Silence {
+            HASTY
+        } else {
+            PATIENT
+        };
         (peer.address, timeouts, "none")
     });
     let daemon = daemon("{}", pools);
@@ -536,13 +550,13 @@ fn a_response_cut_in_mid_body_is_cut_for_the_client_too() {
         if field("Content-Length") {
             // Shorter than announced is a cut, whichever way the connection ends.
             let rest = match end_seen {
-                Ok(rest) | Err(Cut::Reset(rest)) => rest,
+                Ok(rest) | Err(ReadError::Reset(rest)) => rest,
                 other => panic!("{what}: {other:?}"),
             };
             assert!(rest.len() < 90, "{what}");
         } else if field("Transfer-Encoding") {
             let rest = match end_seen {
-                Ok(rest) | Err(Cut::Reset(rest)) => rest,
+                Ok(rest) | Err(ReadError::Reset(rest)) => rest,
                 other => panic!("{what}: {other:?}"),
             };
             let rest = String::from_utf8_lossy(&rest).into_owned();
@@ -553,13 +567,13 @@ fn a_response_cut_in_mid_body_is_cut_for_the_client_too() {
             assert!(!rest.contains("nonsense"), "{what}: {rest}");
         } else {
             assert!(
-                matches!(end_seen, Err(Cut::Reset(_))),
+                matches!(end_seen, Err(ReadError::Reset(_))),
                 "{what}: {end_seen:?}"
             );
         }
         let pool = format!("p{number}");
         let line = daemon.wait_for_access(|line| line["pool"] == pool.as_str());
-        let reason = if *end == End::Silence {
+        let reason = if *end == BodyEnd::Silence {
             "http_response_idle_timeout"
         } else {
             "http_response_incomplete"
@@ -595,7 +609,7 @@ fn statuses_can_be_overridden_by_reason() {
     daemon.wait_for_metric(counted, |count| count > 0.5);
 }
 
-fn ask(daemon: &Daemon, method: &str, accept: &str) -> crate::harness::client::Response {
+fn ask(daemon: &TestDaemon, method: &str, accept: &str) -> crate::harness::client::HttpResponse {
     let mut client = daemon.client("@web");
     client.send(format!(
         "{method} /0 HTTP/1.1\r\nHost: test\r\n{accept}Connection: close\r\n\r\n"
@@ -605,7 +619,7 @@ fn ask(daemon: &Daemon, method: &str, accept: &str) -> crate::harness::client::R
 
 #[test]
 fn html_is_for_those_who_prefer_it() {
-    let html = |response: &crate::harness::client::Response| {
+    let html = |response: &crate::harness::client::HttpResponse| {
         expect_error_head(response, 502, "connection_refused");
         assert_eq!(
             response.header("Content-Type"),
@@ -682,7 +696,7 @@ fn an_error_for_head_has_the_head_of_the_answer_to_get_and_no_body() {
 #[test]
 fn sixteen_interim_responses_are_passed_on_and_answered() {
     let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(16);
-    let peer = Peer::saying(hints + "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let peer = ScriptedPeer::saying(hints + "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     let daemon = daemon("{}", [(peer.address, PATIENT, "none")]);
     let mut client = daemon.client("@web");
     client.send("GET /0 HTTP/1.1\r\nHost: test\r\n\r\n");
@@ -694,8 +708,8 @@ fn sixteen_interim_responses_are_passed_on_and_answered() {
 }
 
 /// Answers the first connection with `bytes`, which are more than its answer, and all others as they should be.
-fn talkative(bytes: &'static str) -> Peer {
-    Peer::start(move |mut connection| {
+fn talkative(bytes: &'static str) -> ScriptedPeer {
+    ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             let sent = if request.connection == 0 {
                 connection.send(bytes)
@@ -756,7 +770,7 @@ fn bytes_after_a_response_never_reach_another_client() {
             "",
         ),
     ];
-    let peers: Vec<Peer> = table.iter().map(|row| talkative(row.1)).collect();
+    let peers: Vec<ScriptedPeer> = table.iter().map(|row| talkative(row.1)).collect();
     let late = late_talker(evil);
     let addresses = peers.iter().chain([&late.0]).map(|peer| peer.address);
     // One worker, so that the second request finds the connection of the first if it was kept.
@@ -786,10 +800,10 @@ fn bytes_after_a_response_never_reach_another_client() {
 }
 
 /// Sends a response that nobody asked for, when told to, on a connection that has become idle.
-fn late_talker(evil: &'static str) -> (Peer, Gate, Gate) {
+fn late_talker(evil: &'static str) -> (ScriptedPeer, Gate, Gate) {
     let (said, speak) = (Gate::new(), Gate::new());
     let doors = (said.clone(), speak.clone());
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.connection > 0 {
                 connection.answer("right");
@@ -806,11 +820,11 @@ fn late_talker(evil: &'static str) -> (Peer, Gate, Gate) {
 
 #[test]
 fn errors_of_the_backend_itself_pass_untouched() {
-    let peer = Peer::saying(
+    let peer = ScriptedPeer::saying(
         "HTTP/1.1 503 Closed For Lunch\r\nContent-Type: text/x-own\r\nContent-Length: 4\r\nRetry-After: 9\r\n\r\nback",
     );
     let daemon = daemon("{status: split}", [(peer.address, PATIENT, "none")]);
-    let mut client = Client::connect(daemon.address("@web"));
+    let mut client = HttpClient::connect(daemon.address("@web"));
     client.send("GET /0 HTTP/1.1\r\nHost: test\r\n\r\n");
     let line = client.until(b"\r\n").unwrap();
     assert_eq!(line, b"HTTP/1.1 503 Closed For Lunch\r\n");
@@ -826,7 +840,7 @@ fn errors_of_the_backend_itself_pass_untouched() {
 #[test]
 fn an_answer_before_the_end_of_the_request_is_passed_on() {
     // Unread bytes make its close a reset, which must not destroy the answer that came before.
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.head();
         connection.exactly(1);
         connection
@@ -848,7 +862,7 @@ fn an_answer_before_the_end_of_the_request_is_passed_on() {
 
 #[test]
 fn the_time_for_everything_ends_a_response_in_its_body() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.request();
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nfirst part");
         connection.wait_for_end();

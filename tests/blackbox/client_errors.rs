@@ -5,20 +5,20 @@ use std::{io::Write, net::TcpStream, thread, time::Duration};
 
 use crate::harness::{
     answers::expect_error,
-    client::{Client, Cut, Response},
-    daemon::{Daemon, sum_of},
-    peer::{Peer, refused},
+    client::{HttpClient, HttpResponse, ReadError},
+    daemon::{TestDaemon, sum_of},
+    peer::{ScriptedPeer, refused},
 };
 use balancer::base::clock;
 
 /// `@web` in front of `peer`; `listener` are further keys of the listener.
-fn daemon(peer: &Peer, listener: &str) -> Daemon {
+fn daemon(peer: &ScriptedPeer, listener: &str) -> TestDaemon {
     daemon_of(peer, listener, "")
 }
 
 /// The same; `pool` are further keys of the pool.
-fn daemon_of(peer: &Peer, listener: &str, pool: &str) -> Daemon {
-    Daemon::start(&format!(
+fn daemon_of(peer: &ScriptedPeer, listener: &str, pool: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1\nlisteners:\n  web: {{bind: \"@web\", pool: app, {listener}}}\n\
          pools:\n  app: {{backends: [\"{}\"], health_check: none, {pool}}}\n",
         peer.address
@@ -27,7 +27,12 @@ fn daemon_of(peer: &Peer, listener: &str, pool: &str) -> Daemon {
 
 /// Sends `bytes`, expects this error, and that the connection ends cleanly after it.
 #[track_caller]
-fn is_refused(daemon: &Daemon, bytes: impl AsRef<[u8]>, status: u16, reason: &str) -> Response {
+fn is_refused(
+    daemon: &TestDaemon,
+    bytes: impl AsRef<[u8]>,
+    status: u16,
+    reason: &str,
+) -> HttpResponse {
     let mut client = daemon.client("@web");
     client.send(bytes.as_ref());
     let shown = String::from_utf8_lossy(bytes.as_ref());
@@ -47,7 +52,7 @@ fn is_refused(daemon: &Daemon, bytes: impl AsRef<[u8]>, status: u16, reason: &st
 }
 
 #[track_caller]
-fn is_counted(daemon: &Daemon, pool: &str, reason: &str, code: u16, times: usize) {
+fn is_counted(daemon: &TestDaemon, pool: &str, reason: &str, code: u16, times: usize) {
     let series =
         format!("balancer_errors_total{{pool=\"{pool}\",reason=\"{reason}\",code=\"{code}\"}}");
     // Counted when the exchange ends, which may be after the client has its answer.
@@ -58,7 +63,7 @@ fn is_counted(daemon: &Daemon, pool: &str, reason: &str, code: u16, times: usize
 
 #[test]
 fn malformed_and_ambiguous_requests_are_refused_and_reach_no_backend() {
-    let peer = Peer::answering("wrong");
+    let peer = ScriptedPeer::answering("wrong");
     let daemon = daemon(&peer, "");
     let lines = [
         "GET  / HTTP/1.1",
@@ -138,7 +143,7 @@ fn malformed_and_ambiguous_requests_are_refused_and_reach_no_backend() {
 
 #[test]
 fn requests_beyond_what_is_served_have_their_own_status() {
-    let peer = Peer::answering("wrong");
+    let peer = ScriptedPeer::answering("wrong");
     let daemon = daemon(&peer, "http: {max_header_size: 4KiB, max_headers: 10}");
     let head = |line: &str, fields: &str| format!("{line}\r\nHost: test\r\n{fields}\r\n");
     let get = |fields: &str| head("GET / HTTP/1.1", fields);
@@ -190,7 +195,7 @@ fn requests_beyond_what_is_served_have_their_own_status() {
 
 #[test]
 fn what_is_within_the_limits_is_served() {
-    let peer = Peer::answering("good");
+    let peer = ScriptedPeer::answering("good");
     let daemon = daemon(&peer, "http: {max_header_size: 4KiB, max_headers: 10}");
     let head = |line: &str, fields: &str| format!("{line}\r\nHost: test\r\n{fields}\r\n");
     for request in [
@@ -214,7 +219,7 @@ fn what_is_within_the_limits_is_served() {
 
 #[test]
 fn what_no_route_matches_is_not_found_and_the_connection_goes_on() {
-    let daemon = Daemon::start(
+    let daemon = TestDaemon::start(
         "listeners:\n  web: {bind: \"@web\"}\nroutes:\n  - {path: /ok, respond: {status: 200, body: fine}}\n",
     );
     let mut client = daemon.client("@web");
@@ -236,8 +241,8 @@ fn what_no_route_matches_is_not_found_and_the_connection_goes_on() {
 
 #[test]
 fn after_a_bad_gateway_the_next_request_of_the_connection_is_found() {
-    let good = Peer::answering("good");
-    let daemon = Daemon::start(&format!(
+    let good = ScriptedPeer::answering("good");
+    let daemon = TestDaemon::start(&format!(
         "listeners:\n  web: {{bind: \"@web\", pool: dead}}\nroutes:\n  - {{path: /good, pool: good}}\npools:\n  \
          dead: {{backends: [\"{}\"], health_check: none}}\n  good: {{backends: [\"{}\"], health_check: none}}\n",
         refused(),
@@ -260,7 +265,7 @@ fn after_a_bad_gateway_the_next_request_of_the_connection_is_found() {
 
 #[test]
 fn a_request_that_does_not_come_in_time_is_given_up() {
-    let peer = Peer::answering("wrong");
+    let peer = ScriptedPeer::answering("wrong");
     let daemon = daemon(&peer, "timeouts: {header: 200ms, body_idle: 200ms}");
     let began = clock::now();
     for begun in ["G", "GET / HTTP/1.1\r\nHost: te"] {
@@ -269,7 +274,7 @@ fn a_request_that_does_not_come_in_time_is_given_up() {
     let took = clock::now() - began;
     assert!(took >= Duration::from_millis(400), "too early: {took:?}");
     // Nothing at all is no request: there is nothing to answer.
-    assert_eq!(daemon.client("@web").response(), Err(Cut::Closed));
+    assert_eq!(daemon.client("@web").response(), Err(ReadError::Closed));
     // Dripping on does not help.
     let mut client = daemon.client("@web");
     client.send("GET / HTTP/1.1\r\nX: ");
@@ -281,16 +286,16 @@ fn a_request_that_does_not_come_in_time_is_given_up() {
 }
 
 /// Waits a little for an answer, which is the pace of the bytes that drip.
-fn daemon_has_cut(client: &mut Client) -> bool {
+fn daemon_has_cut(client: &mut HttpClient) -> bool {
     client.patience(Duration::from_millis(20));
-    let seen = !matches!(client.more(), Err(Cut::TimedOut(_)));
+    let seen = !matches!(client.more(), Err(ReadError::TimedOut(_)));
     client.patience(crate::harness::PATIENCE);
     seen
 }
 
 #[test]
 fn a_body_that_stops_coming_is_given_up() {
-    let peer = Peer::answering("wrong");
+    let peer = ScriptedPeer::answering("wrong");
     let daemon = daemon(&peer, "timeouts: {body_idle: 200ms}");
     for body in [
         "Content-Length: 10\r\n\r\nhello",
@@ -310,7 +315,7 @@ fn a_body_that_stops_coming_is_given_up() {
 
 #[test]
 fn a_body_over_the_limit_is_refused() {
-    let peer = Peer::answering("good");
+    let peer = ScriptedPeer::answering("good");
     let daemon = daemon(&peer, "limits: {request_body: 1KiB}");
     let post = |body: &str| format!("POST / HTTP/1.1\r\nHost: test\r\n{body}");
     let too_large = "http_request_body_size";
@@ -351,7 +356,7 @@ fn a_body_over_the_limit_is_refused() {
 
 #[test]
 fn a_client_that_still_sends_can_read_why_it_was_refused() {
-    let peer = Peer::answering("wrong");
+    let peer = ScriptedPeer::answering("wrong");
     let daemon = daemon(&peer, "limits: {request_body: 1KiB}");
     let length = 900_000;
     for _ in 0..5 {
@@ -368,7 +373,7 @@ fn a_client_that_still_sends_can_read_why_it_was_refused() {
 
 #[test]
 fn a_body_that_is_malformed_or_cut_is_never_whole_for_the_backend() {
-    let peer = Peer::answering("wrong");
+    let peer = ScriptedPeer::answering("wrong");
     let daemon = daemon(&peer, "");
     let post = "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
     for bad in [
@@ -416,7 +421,7 @@ fn a_body_that_is_malformed_or_cut_is_never_whole_for_the_backend() {
 
 #[test]
 fn clients_are_let_in_by_address() {
-    let peer = Peer::answering("good");
+    let peer = ScriptedPeer::answering("good");
     let get = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
     for (rules, allowed) in [
         ("allow: [127.0.0.1]", true),
@@ -443,8 +448,8 @@ fn clients_are_let_in_by_address() {
 
 #[test]
 fn a_route_can_let_in_fewer_than_its_listener() {
-    let peer = Peer::answering("good");
-    let daemon = Daemon::start(&format!(
+    let peer = ScriptedPeer::answering("good");
+    let daemon = TestDaemon::start(&format!(
         "listeners:\n  web: {{bind: \"@web\", pool: app}}\nroutes:\n  - {{path: /admin, pool: app, allow: [10.0.0.0/8]}}\n  \
          - {{path: /own, pool: app, allow: [127.0.0.1]}}\npools:\n  app: {{backends: [\"{}\"]}}\n",
         peer.address
@@ -462,7 +467,7 @@ fn a_route_can_let_in_fewer_than_its_listener() {
 
 /// Fills a limit of two connections with requests that wait for their bodies, and expects that a third is told so.
 #[track_caller]
-fn only_two_fit(daemon: &Daemon, peer: &Peer) {
+fn only_two_fit(daemon: &TestDaemon, peer: &ScriptedPeer) {
     let begun = "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n";
     let mut first = daemon.client("@web");
     let mut second = daemon.client("@web");
@@ -499,14 +504,14 @@ fn only_two_fit(daemon: &Daemon, peer: &Peer) {
 
 #[test]
 fn a_listener_holds_so_many_connections() {
-    let peer = Peer::answering("good");
+    let peer = ScriptedPeer::answering("good");
     let daemon = daemon(&peer, "limits: {connections: 2}");
     only_two_fit(&daemon, &peer);
 }
 
 #[test]
 fn a_client_address_holds_so_many_connections() {
-    let peer = Peer::answering("good");
+    let peer = ScriptedPeer::answering("good");
     let daemon = daemon(&peer, "limits: {connections_per_client: 2}");
     only_two_fit(&daemon, &peer);
     let mut held = [daemon.client("@web"), daemon.client("@web")];
@@ -519,19 +524,19 @@ fn a_client_address_holds_so_many_connections() {
     let other: std::net::SocketAddr = "127.0.0.2:0".parse().unwrap();
     socket.bind(&other.into()).unwrap();
     socket.connect(&daemon.address("@web").into()).unwrap();
-    let mut other = Client::over(TcpStream::from(socket));
+    let mut other = HttpClient::over(TcpStream::from(socket));
     assert_eq!(other.request("GET", "/").unwrap().text(), "good");
 }
 
 #[test]
 fn the_daemon_holds_so_many_connections_and_idle_ones_make_room() {
-    let peer = Peer::answering("good");
+    let peer = ScriptedPeer::answering("good");
     let config = format!(
         "workers: 1\nmax_connections: 2\nlisteners:\n  web: {{bind: \"@web\", pool: app}}\n\
          pools:\n  app: {{backends: [\"{}\"], health_check: none}}\n",
         peer.address
     );
-    let daemon = Daemon::start(&config);
+    let daemon = TestDaemon::start(&config);
     only_two_fit(&daemon, &peer);
     // Idle ones are closed for newcomers, so that these are served sooner or later.
     let mut idle = [daemon.client("@web"), daemon.client("@web")];
@@ -550,13 +555,13 @@ fn the_daemon_holds_so_many_connections_and_idle_ones_make_room() {
 fn a_backend_holds_so_many_requests() {
     let gate = crate::harness::peer::Gate::new();
     let door = gate.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         while connection.request().is_some() {
             door.wait();
             connection.answer("good");
         }
     });
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners:\n  web: {{bind: \"@web\", pool: app}}\npools:\n  app:\n    backends: [\"{}\"]\n    \
          health_check: none\n    limits: {{connections_per_backend: 2}}\n",
         peer.address
@@ -580,7 +585,7 @@ fn a_backend_holds_so_many_requests() {
 
 #[test]
 fn a_client_that_reads_nothing_is_given_up() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.request();
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
         let part = vec![b'a'; 1 << 20];
@@ -599,9 +604,9 @@ fn a_client_that_reads_nothing_is_given_up() {
 
 #[test]
 fn many_bad_clients_do_not_keep_a_good_one_waiting() {
-    let peer = Peer::answering("good");
+    let peer = ScriptedPeer::answering("good");
     let daemon = daemon(&peer, "timeouts: {header: 5s}");
-    let held: Vec<Client> = (0..200)
+    let held: Vec<HttpClient> = (0..200)
         .map(|number| {
             let mut client = daemon.client("@web");
             client.send(if number % 2 == 0 {
@@ -625,7 +630,7 @@ fn many_bad_clients_do_not_keep_a_good_one_waiting() {
 
 #[test]
 fn an_idle_connection_is_closed_without_a_word() {
-    let peer = Peer::answering("good");
+    let peer = ScriptedPeer::answering("good");
     let daemon = daemon(&peer, "timeouts: {keepalive: 200ms}");
     let mut client = daemon.client("@web");
     assert_eq!(client.request("GET", "/").unwrap().text(), "good");
@@ -639,7 +644,7 @@ fn an_idle_connection_is_closed_without_a_word() {
 fn a_client_that_ends_its_side_after_the_request_gets_its_answer() {
     let gate = crate::harness::peer::Gate::new();
     let door = gate.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         connection.request().unwrap();
         door.wait();
         connection.answer("good");
@@ -650,7 +655,7 @@ fn a_client_that_ends_its_side_after_the_request_gets_its_answer() {
     peer.wait_for_requests(1);
     // Whoever took the end for a disconnect would have told it before the backend answers.
     client.patience(Duration::from_millis(100));
-    assert_eq!(client.more(), Err(Cut::TimedOut(Vec::new())));
+    assert_eq!(client.more(), Err(ReadError::TimedOut(Vec::new())));
     gate.open();
     client.patience(crate::harness::PATIENCE);
     assert_eq!(client.response().unwrap().text(), "good");
@@ -658,7 +663,7 @@ fn a_client_that_ends_its_side_after_the_request_gets_its_answer() {
 
 #[test]
 fn a_client_that_resets_while_it_waits_is_noticed_at_once() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.request().unwrap();
         connection.wait_for_end();
     });

@@ -10,7 +10,7 @@ use std::{
 use crate::harness::{
     TempDir,
     daemon::{balancer, command},
-    peer::{Peer, refused},
+    peer::{ScriptedPeer, refused},
 };
 
 const GOOD: &str = "listeners:\n  web: {bind: \":8080\", pool: app}\npools:\n  app:\n    backends: [127.0.0.1:9001, 127.0.0.1:9002]\n";
@@ -28,15 +28,15 @@ fn err(output: &Output) -> String {
 }
 
 /// An admin API that answers everything with `status` and `body`.
-fn admin(status: &str, body: &str) -> Peer {
-    Peer::saying(format!(
+fn admin(status: &str, body: &str) -> ScriptedPeer {
+    ScriptedPeer::saying(format!(
         "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     ))
 }
 
 /// Runs `command` against the peer, with a token.
-fn ask(command: &[&str], peer: &Peer) -> Output {
+fn ask(command: &[&str], peer: &ScriptedPeer) -> Output {
     let directory = TempDir::new();
     let token = directory.path().join("token");
     fs::write(&token, "s3cret\n").unwrap();
@@ -148,7 +148,10 @@ fn a_refused_reload_exits_with_1_and_shows_the_places() {
 
 #[test]
 fn an_answer_that_is_not_ours_exits_with_4() {
-    let output = ask(&["status"], &Peer::saying("SSH-2.0-OpenSSH_9.2\r\n"));
+    let output = ask(
+        &["status"],
+        &ScriptedPeer::saying("SSH-2.0-OpenSSH_9.2\r\n"),
+    );
     assert_eq!(code(&output), 4, "{}", err(&output));
 }
 
@@ -156,7 +159,7 @@ fn an_answer_that_is_not_ours_exits_with_4() {
 fn a_backend_port_that_is_taken_is_named_by_the_demo() {
     let directory = TempDir::new();
     let file = directory.path().join("a.yaml");
-    let peer = Peer::answering("mine");
+    let peer = ScriptedPeer::answering("mine");
     fs::write(
         &file,
         GOOD.replace("127.0.0.1:9002", &peer.address.to_string())

@@ -9,9 +9,9 @@ use std::{
 
 use crate::harness::{
     answers::expect_error,
-    client::{Client, Cut},
-    daemon::Daemon,
-    peer::{Blackhole, Connection, Gate, Peer, Record},
+    client::{HttpClient, ReadError},
+    daemon::TestDaemon,
+    peer::{Blackhole, Gate, PeerConnection, Recorder, ScriptedPeer},
     poll,
 };
 use balancer::base::clock;
@@ -21,9 +21,9 @@ use rustix::process::Signal;
 const PROMPT: Duration = Duration::from_secs(3);
 
 /// `@web` in front of `backends`, patient in everything; `more` are further keys of the pool.
-fn daemon(backends: &[SocketAddr], more: &str) -> Daemon {
+fn daemon(backends: &[SocketAddr], more: &str) -> TestDaemon {
     let backends: Vec<_> = backends.iter().map(|one| format!("\"{one}\"")).collect();
-    Daemon::start(&format!(
+    TestDaemon::start(&format!(
         "workers: 1\nlisteners:\n  web: {{bind: \"@web\", pool: app}}\npools:\n  app: {{backends: [{}], \
          health_check: none, ejection: none, timeouts: {{connect: 15s, response: 15s, idle: 15s}}, {more}}}\n",
         backends.join(", ")
@@ -36,13 +36,13 @@ const UPLOAD: &str =
     "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000000\r\n\r\nfirst part";
 
 /// What a backend does when a request has begun, until its connection ends.
-type Play = fn(&mut Connection);
+type BackendScript = fn(&mut PeerConnection);
 
 /// Tells when its connection has ended.
-fn witness(play: Play) -> (Peer, Record<Instant>) {
-    let ends: Record<Instant> = Record::default();
+fn witness(play: BackendScript) -> (ScriptedPeer, Recorder<Instant>) {
+    let ends: Recorder<Instant> = Recorder::default();
     let told = ends.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         play(&mut connection);
         told.push(clock::now());
     });
@@ -51,7 +51,7 @@ fn witness(play: Play) -> (Peer, Record<Instant>) {
 
 /// The log tells that the client left, after so many tries; nobody else is blamed.
 #[track_caller]
-fn has_left(daemon: &Daemon, began: Instant, attempts: u32) {
+fn has_left(daemon: &TestDaemon, began: Instant, attempts: u32) {
     let line = daemon.wait_for_access(|line| line["reason"] == "client_disconnected");
     let took = clock::now() - began;
     assert!(took < PROMPT, "noticed after {took:?}");
@@ -61,7 +61,7 @@ fn has_left(daemon: &Daemon, began: Instant, attempts: u32) {
 
 #[test]
 fn the_work_for_a_client_that_resets_ends_at_once_wherever_it_is() {
-    let table: [(&str, &str, Play); 6] = [
+    let table: [(&str, &str, BackendScript); 6] = [
         ("waiting for the head", GET, |one| {
             one.head();
             one.wait_for_end();
@@ -151,7 +151,7 @@ fn closing_behind_itself() -> (SocketAddr, thread::JoinHandle<Vec<socket2::Socke
                 filler
             })
             .collect();
-        let mut first = Client::over(first);
+        let mut first = HttpClient::over(first);
         first.until(b"\r\n\r\n").unwrap();
         drop(first);
         fill.push(listener.into());
@@ -177,7 +177,7 @@ fn a_client_that_resets_while_a_further_try_connects_is_noticed_at_once() {
 fn no_further_try_is_made_for_a_client_that_is_gone() {
     let [asked, left, closed] = [(); 3].map(|()| Gate::new());
     let (told, may_close, done) = (asked.clone(), left.clone(), closed.clone());
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         connection.request();
         told.open();
         may_close.wait();
@@ -201,8 +201,8 @@ fn no_further_try_is_made_for_a_client_that_is_gone() {
 
 #[test]
 fn a_client_that_has_ended_its_side_is_served_by_a_further_try_too() {
-    let bad = Peer::start(|mut connection| drop(connection.request()));
-    let good = Peer::answering("good");
+    let bad = ScriptedPeer::start(|mut connection| drop(connection.request()));
+    let good = ScriptedPeer::answering("good");
     let daemon = daemon(&[bad.address, good.address], "");
     for body in ["", "hello"] {
         // Two in a row: one of them comes to the bad one first.
@@ -222,7 +222,7 @@ fn a_client_that_has_ended_its_side_is_served_by_a_further_try_too() {
 
 /// Sends 40 MiB and reads the response only then, as some clients do.
 #[track_caller]
-fn reads_only_afterwards(daemon: &Daemon) -> (u16, String) {
+fn reads_only_afterwards(daemon: &TestDaemon) -> (u16, String) {
     let mut client = daemon.client("@web");
     let part = vec![b'a'; 1 << 20];
     client.send(format!(
@@ -246,7 +246,7 @@ fn reads_only_afterwards(daemon: &Daemon) -> (u16, String) {
 #[test]
 fn an_early_answer_is_not_lost_to_a_client_that_goes_on_sending() {
     // Closes with most of the upload unread: a reset follows its answer.
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.head();
         connection
             .send("HTTP/1.1 413 Own Limit\r\nConnection: close\r\nContent-Length: 4\r\n\r\nless");
@@ -255,7 +255,7 @@ fn an_early_answer_is_not_lost_to_a_client_that_goes_on_sending() {
     assert_eq!(reads_only_afterwards(&theirs), (413, "less".to_owned()));
     // Reads nothing and stays, or takes all of it.
     for reads in [false, true] {
-        let peer = Peer::start(move |mut connection| {
+        let peer = ScriptedPeer::start(move |mut connection| {
             connection.head();
             connection.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno");
             if reads {
@@ -268,21 +268,21 @@ fn an_early_answer_is_not_lost_to_a_client_that_goes_on_sending() {
         let theirs = daemon(&[peer.address], "");
         assert_eq!(reads_only_afterwards(&theirs), (401, "no".to_owned()));
     }
-    let ours = Daemon::start(&format!(
+    let ours = TestDaemon::start(&format!(
         "listeners:\n  web: {{bind: \"@web\", pool: app, limits: {{request_body: 1KiB}}}}\npools:\n  \
          app: {{backends: [\"{}\"], health_check: none}}\n",
         peer.address
     ));
     assert_eq!(reads_only_afterwards(&ours).0, 413);
     for (more, status) in [("", 404), (", deny: [127.0.0.0/8]", 403)] {
-        let ours = Daemon::start(&format!("listeners:\n  web: {{bind: \"@web\"{more}}}\n"));
+        let ours = TestDaemon::start(&format!("listeners:\n  web: {{bind: \"@web\"{more}}}\n"));
         assert_eq!(reads_only_afterwards(&ours).0, status);
     }
 }
 
 #[test]
 fn an_early_answer_is_not_lost_to_a_client_that_goes_on_slowly() {
-    let daemon = Daemon::start(
+    let daemon = TestDaemon::start(
         "listeners:\n  web: {bind: \"@web\"}\nroutes:\n  - {path: /other, respond: {status: 200, body: x}}\n",
     );
     let mut client = daemon.client("@web");
@@ -300,7 +300,7 @@ fn an_early_answer_is_not_lost_to_a_client_that_goes_on_slowly() {
 fn a_head_that_comes_in_the_middle_of_the_upload_goes_on_and_both_bodies_arrive() {
     let half = Gate::new();
     let opened = half.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         connection.head().unwrap();
         connection.exactly(5).unwrap();
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n");
@@ -320,8 +320,8 @@ fn a_head_that_comes_in_the_middle_of_the_upload_goes_on_and_both_bodies_arrive(
 }
 
 /// Answers the head of the first request of its first connection before the body is there, and reads it all the same.
-fn hasty() -> Peer {
-    Peer::start(|mut connection| {
+fn hasty() -> ScriptedPeer {
+    ScriptedPeer::start(|mut connection| {
         if connection.number() == 0 {
             connection.head().unwrap();
             connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst");
@@ -350,8 +350,8 @@ fn a_connection_is_used_again_only_if_the_answer_came_after_the_request() {
 }
 
 /// Sends `bytes` and resets, when the client has seen what there is to be seen.
-fn resetting(bytes: &'static str, seen: Gate) -> Peer {
-    Peer::start(move |mut connection| {
+fn resetting(bytes: &'static str, seen: Gate) -> ScriptedPeer {
+    ScriptedPeer::start(move |mut connection| {
         if connection.request().is_none() {
             return;
         }
@@ -406,7 +406,7 @@ fn a_reset_before_the_end_of_the_head_is_an_error_and_after_it_a_cut() {
         client.until(part.as_bytes()).unwrap();
         gate.open();
         let rest = match client.rest() {
-            Ok(rest) | Err(Cut::Reset(rest)) => String::from_utf8(rest).unwrap(),
+            Ok(rest) | Err(ReadError::Reset(rest)) => String::from_utf8(rest).unwrap(),
             other => panic!("{bytes:?}: {other:?}"),
         };
         assert!(!rest.contains("0\r\n"), "{bytes:?} ends whole: {rest:?}");
@@ -422,7 +422,7 @@ fn a_reset_after_the_end_of_a_response_harms_nobody() {
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     ] {
-        let peer = Peer::resetting_after(bytes);
+        let peer = ScriptedPeer::resetting_after(bytes);
         let daemon = daemon(&[peer.address], "");
         let mut client = daemon.client("@web");
         for _ in 0..20 {
@@ -443,7 +443,8 @@ fn a_reset_after_the_end_of_a_response_harms_nobody() {
 
 #[test]
 fn a_reset_behind_the_head_of_a_chunked_response_is_an_error_or_a_cut() {
-    let peer = Peer::resetting_after("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let peer =
+        ScriptedPeer::resetting_after("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
     let daemon = daemon(&[peer.address], "");
     for _ in 0..20 {
         let mut client = daemon.client("@web");
@@ -451,7 +452,10 @@ fn a_reset_behind_the_head_of_a_chunked_response_is_an_error_or_a_cut() {
         match client.response() {
             Ok(response) => drop(expect_error(&response, 502, "connection_terminated")),
             // The head was passed on before the reset came.
-            Err(cut) => assert!(matches!(cut, Cut::Short(_) | Cut::Reset(_)), "{cut:?}"),
+            Err(cut) => assert!(
+                matches!(cut, ReadError::Short(_) | ReadError::Reset(_)),
+                "{cut:?}"
+            ),
         }
     }
 }

@@ -1,14 +1,14 @@
 //! The commands against a running daemon: reload, status, signals, and the demo from start to end.
 
 use crate::harness::{
-    client::{Client, get},
-    daemon::Daemon,
-    peer::Peer,
+    client::{HttpClient, get},
+    daemon::TestDaemon,
+    peer::ScriptedPeer,
     poll,
 };
 use rustix::process::Signal;
 
-fn config(backend: &Peer) -> String {
+fn config(backend: &ScriptedPeer) -> String {
     format!(
         "listeners:\n  web: {{bind: \"@web\", pool: app}}\npools:\n  app:\n    backends: [{}]\n",
         backend.address
@@ -17,8 +17,11 @@ fn config(backend: &Peer) -> String {
 
 #[test]
 fn reload_takes_the_changed_file_and_says_what_changed() {
-    let (old, new) = (Peer::answering("old"), Peer::answering("new"));
-    let mut daemon = Daemon::start(&config(&old));
+    let (old, new) = (
+        ScriptedPeer::answering("old"),
+        ScriptedPeer::answering("new"),
+    );
+    let mut daemon = TestDaemon::start(&config(&old));
     assert_eq!(daemon.get("@web", "/").unwrap().text(), "old");
 
     let output = daemon.command(&["reload"]);
@@ -35,8 +38,8 @@ fn reload_takes_the_changed_file_and_says_what_changed() {
 
 #[test]
 fn a_bad_reload_changes_nothing_and_says_where() {
-    let backend = Peer::answering("still here");
-    let mut daemon = Daemon::start(&config(&backend));
+    let backend = ScriptedPeer::answering("still here");
+    let mut daemon = TestDaemon::start(&config(&backend));
     daemon.write_config(&config(&backend).replace("pool: app", "pool: ap"));
     let output = daemon.command(&["reload"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -48,8 +51,11 @@ fn a_bad_reload_changes_nothing_and_says_where() {
 
 #[test]
 fn a_hangup_reloads() {
-    let (old, new) = (Peer::answering("old"), Peer::answering("new"));
-    let mut daemon = Daemon::start(&config(&old));
+    let (old, new) = (
+        ScriptedPeer::answering("old"),
+        ScriptedPeer::answering("new"),
+    );
+    let mut daemon = TestDaemon::start(&config(&old));
     daemon.write_config(&config(&new));
     daemon.signal(Signal::HUP);
     daemon.wait_for_metric("balancer_config_generation", |generation| generation > 1.5);
@@ -58,8 +64,8 @@ fn a_hangup_reloads() {
 
 #[test]
 fn status_shows_the_pools_and_exits_with_3_when_one_has_nobody() {
-    let backend = Peer::answering("well");
-    let daemon = Daemon::start(&config(&backend));
+    let backend = ScriptedPeer::answering("well");
+    let daemon = TestDaemon::start(&config(&backend));
     let address = backend.address.to_string();
     let output = daemon.command(&["status"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -84,13 +90,13 @@ fn status_shows_the_pools_and_exits_with_3_when_one_has_nobody() {
 fn term_finishes_what_is_in_flight_and_exits_with_0() {
     let gate = crate::harness::peer::Gate::new();
     let door = gate.clone();
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         if connection.request().is_some() {
             door.wait();
             connection.answer("finished");
         }
     });
-    let mut daemon = Daemon::start(&config(&backend));
+    let mut daemon = TestDaemon::start(&config(&backend));
     let mut client = daemon.client("@web");
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
     backend.wait_for_requests(1);
@@ -103,7 +109,7 @@ fn term_finishes_what_is_in_flight_and_exits_with_0() {
 
 #[test]
 fn the_demo_balances_over_its_backends_and_makes_them_fail_on_order() {
-    let mut daemon = Daemon::start_as(
+    let mut daemon = TestDaemon::start_as(
         "demo",
         "listeners:\n  web: {bind: \"@web\", pool: app}\n  raw: {bind: \"@raw\", protocol: tcp, pool: app}\npools:\n  app:\n    backends: [\"@one\", \"@two\"]\n",
     );
@@ -126,7 +132,7 @@ fn the_demo_balances_over_its_backends_and_makes_them_fail_on_order() {
     assert_eq!(daemon.get("@raw", "/").unwrap().status, 200);
 
     let order = |path: &str| {
-        let mut client = Client::connect(two);
+        let mut client = HttpClient::connect(two);
         client.send(format!(
             "POST {path} HTTP/1.1\r\nHost: demo\r\nContent-Length: 0\r\n\r\n"
         ));
@@ -155,10 +161,10 @@ fn the_demo_balances_over_its_backends_and_makes_them_fail_on_order() {
 
 #[test]
 fn status_shows_certificates_and_until_when_they_are_valid() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let fixtures = format!("{}/tests/fixtures", env!("CARGO_MANIFEST_DIR"));
     let tls = format!("tls: {{cert: {fixtures}/good.pem, key: {fixtures}/good.key}}, pool: app}}");
-    let daemon = Daemon::start(&config(&backend).replace("pool: app}", &tls));
+    let daemon = TestDaemon::start(&config(&backend).replace("pool: app}", &tls));
     let output = daemon.command(&["status"]);
     let screen = String::from_utf8_lossy(&output.stdout).into_owned();
     let (_, certificates) = screen.split_once("\ncertificates\n").unwrap();
@@ -179,7 +185,7 @@ fn the_demo_says_how_its_admin_api_is_reached() {
         let text = format!(
             "{bind}listeners:\n  web: {{bind: \"@web\", pool: app}}\npools:\n  app:\n    backends: [\"@one\"]\n"
         );
-        let daemon = Daemon::start_as("demo", &text);
+        let daemon = TestDaemon::start_as("demo", &text);
         let said = poll(|| {
             let line = |line: &String| line.contains("who is not, and why:");
             daemon.stdout.all().into_iter().find(line)

@@ -3,21 +3,21 @@
 use std::{io::ErrorKind, net::TcpStream};
 
 use crate::harness::{
-    client::Client,
-    daemon::Daemon,
-    peer::{Gate, Peer},
+    client::HttpClient,
+    daemon::TestDaemon,
+    peer::{Gate, ScriptedPeer},
     poll,
 };
 use rustix::process::Signal;
 
-fn config(drain: &str, backend: &Peer) -> String {
+fn config(drain: &str, backend: &ScriptedPeer) -> String {
     format!(
         "drain: {{{drain}}}\naccess_log: {{when: {{sample: 100%}}}}\nlisteners:\n  web: {{bind: [\"@web\", \"unix:@dir/web.sock\"], pool: app}}\n  raw: {{bind: \"@raw\", protocol: tcp, pool: app}}\npools:\n  app:\n    health_check: none\n    backends: [{}]\n",
         backend.address
     )
 }
 
-fn is_refused(daemon: &Daemon, word: &str) -> bool {
+fn is_refused(daemon: &TestDaemon, word: &str) -> bool {
     let refused = poll(|| TcpStream::connect(daemon.address(word)).err());
     refused.map(|error| error.kind()) == Some(ErrorKind::ConnectionRefused)
 }
@@ -25,8 +25,8 @@ fn is_refused(daemon: &Daemon, word: &str) -> bool {
 #[test]
 fn the_delay_goes_on_serving_unready_and_a_second_term_ends_at_once() {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "finished");
-    let mut daemon = Daemon::start(&config("delay: 1h", &backend));
+    let backend = ScriptedPeer::slow(&gate, "finished");
+    let mut daemon = TestDaemon::start(&config("delay: 1h", &backend));
     let mut held = daemon.client("@web");
     assert_eq!(held.request("GET", "/").unwrap().status, 200);
     held.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
@@ -51,8 +51,8 @@ fn the_delay_goes_on_serving_unready_and_a_second_term_ends_at_once() {
 #[test]
 fn requests_in_flight_finish_idle_connections_close_and_new_ones_are_refused() {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "finished");
-    let mut daemon = Daemon::start(&config("timeout: 1h", &backend));
+    let backend = ScriptedPeer::slow(&gate, "finished");
+    let mut daemon = TestDaemon::start(&config("timeout: 1h", &backend));
     let mut idle = daemon.client("@web");
     assert_eq!(idle.request("GET", "/").unwrap().header("connection"), None);
     let mut busy = daemon.client("@web");
@@ -76,12 +76,12 @@ fn requests_in_flight_finish_idle_connections_close_and_new_ones_are_refused() {
 fn connections_that_wait_in_the_queue_when_the_drain_begins_are_answered() {
     let gate = Gate::new();
     gate.open();
-    let backend = Peer::slow(&gate, "finished");
-    let mut daemon = Daemon::start(&config("delay: 0s", &backend));
+    let backend = ScriptedPeer::slow(&gate, "finished");
+    let mut daemon = TestDaemon::start(&config("delay: 0s", &backend));
     let path = daemon.directory().join("web.sock");
     daemon.signal(Signal::STOP);
     let mut tcp: Vec<_> = (0..40).map(|_| daemon.client("@web")).collect();
-    let mut unix: Vec<_> = (0..10).map(|_| Client::connect_unix(&path)).collect();
+    let mut unix: Vec<_> = (0..10).map(|_| HttpClient::connect_unix(&path)).collect();
     let request = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
     for client in &mut tcp {
         client.send(request);
@@ -103,8 +103,8 @@ fn connections_that_wait_in_the_queue_when_the_drain_begins_are_answered() {
 #[test]
 fn sessions_live_until_the_deadline_and_are_then_cut_with_a_reason() {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "finished");
-    let mut daemon = Daemon::start(&config("timeout: 2s", &backend));
+    let backend = ScriptedPeer::slow(&gate, "finished");
+    let mut daemon = TestDaemon::start(&config("timeout: 2s", &backend));
     let mut session = daemon.client("@raw");
     assert_eq!(session.request("GET", "/").unwrap().text(), "finished");
     daemon.signal(Signal::INT);
@@ -118,8 +118,8 @@ fn sessions_live_until_the_deadline_and_are_then_cut_with_a_reason() {
 #[test]
 fn quit_drains_too_and_another_quit_does_not_hurry() {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "finished");
-    let mut daemon = Daemon::start(&config("timeout: 1h", &backend));
+    let backend = ScriptedPeer::slow(&gate, "finished");
+    let mut daemon = TestDaemon::start(&config("timeout: 1h", &backend));
     let mut busy = daemon.client("@web");
     busy.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
     backend.wait_for_requests(1);

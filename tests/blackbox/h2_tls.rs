@@ -16,9 +16,9 @@ use tokio::{net::TcpStream, task::LocalSet};
 
 use crate::harness::{
     TempDir,
-    daemon::Daemon,
+    daemon::TestDaemon,
     h2::{patiently, whole},
-    peer::Peer,
+    peer::ScriptedPeer,
 };
 
 // Good for a hundred years, and of no use to anybody: the authority's key is gone.
@@ -76,7 +76,7 @@ yC+AzgXTOHvWJ9fzZQOx+8ANorlZZAN2VovE9P71A/fzJE09Fy4XW2sT
 ];
 
 /// A stream to `daemon` under TLS, for `one.test`, which offers `alpn`.
-async fn secured(daemon: &Daemon, alpn: &[&str]) -> Stream {
+async fn secured(daemon: &TestDaemon, alpn: &[&str]) -> Stream {
     let root = CertificateDer::from_pem_slice(AUTHORITY.as_bytes()).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(root.clone()).unwrap();
@@ -104,7 +104,7 @@ async fn secured(daemon: &Daemon, alpn: &[&str]) -> Stream {
 
 #[tokio::test]
 async fn alpn_chooses_http_2_and_other_hosts_are_misdirected() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             if !connection.answer(&request.head) {
                 break;
@@ -120,7 +120,7 @@ async fn alpn_chooses_http_2_and_other_hosts_are_misdirected() {
         let path = files.path().join(name);
         format!("{{cert: {0}.crt, key: {0}.key}}", path.display())
     };
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", pool: app, tls: {{certificates: [{}, {}]}}}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\n",
         pair("one"),
         pair("two"),

@@ -7,14 +7,14 @@ use std::{
 };
 
 use crate::harness::{
-    client::{Client, Cut, get},
-    daemon::{Daemon, command_with_files},
-    peer::{Gate, Peer, Record},
+    client::{HttpClient, ReadError, get},
+    daemon::{TestDaemon, command_with_files},
+    peer::{Gate, Recorder, ScriptedPeer},
     poll,
 };
 use balancer::base::clock;
 
-fn config(global: &str, listener: &str, backend: &Peer) -> String {
+fn config(global: &str, listener: &str, backend: &ScriptedPeer) -> String {
     format!(
         "{global}listeners:\n  web: {{bind: \"@web\", pool: app{listener}}}\npools:\n  app:\n    health_check: none\n    backends: [{}]\n",
         backend.address
@@ -22,7 +22,7 @@ fn config(global: &str, listener: &str, backend: &Peer) -> String {
 }
 
 /// Fills two places with requests under way.
-fn two_busy(daemon: &Daemon, backend: &Peer) -> [Client; 2] {
+fn two_busy(daemon: &TestDaemon, backend: &ScriptedPeer) -> [HttpClient; 2] {
     let mut clients = [daemon.client("@web"), daemon.client("@web")];
     for client in &mut clients {
         client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
@@ -33,10 +33,12 @@ fn two_busy(daemon: &Daemon, backend: &Peer) -> [Client; 2] {
 
 fn assert_refuses_the_third(global: &str, listener: &str) {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "done");
-    let daemon = Daemon::start(&config(global, listener, &backend));
+    let backend = ScriptedPeer::slow(&gate, "done");
+    let daemon = TestDaemon::start(&config(global, listener, &backend));
     let mut busy = two_busy(&daemon, &backend);
-    let refused = Client::connect(daemon.address("@web")).response().unwrap();
+    let refused = HttpClient::connect(daemon.address("@web"))
+        .response()
+        .unwrap();
     assert_eq!(refused.status, 503);
     assert!(refused.header("retry-after").is_some());
     assert_eq!(refused.header("connection"), Some("close"));
@@ -70,24 +72,24 @@ fn a_connection_over_the_limit_of_its_client_is_told_so() {
 #[test]
 fn a_session_over_the_limit_is_reset() {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "done");
-    let daemon = Daemon::start(&config(
+    let backend = ScriptedPeer::slow(&gate, "done");
+    let daemon = TestDaemon::start(&config(
         "",
         ", protocol: tcp, limits: {connections: 2}",
         &backend,
     ));
     let _busy = two_busy(&daemon, &backend);
-    let third = Client::connect(daemon.address("@web")).response();
-    assert!(matches!(third, Err(Cut::Reset(_))), "{third:?}");
+    let third = HttpClient::connect(daemon.address("@web")).response();
+    assert!(matches!(third, Err(ReadError::Reset(_))), "{third:?}");
     gate.open();
 }
 
 #[test]
 fn at_the_limit_an_idle_connection_leaves_its_place_to_a_new_one() {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "done");
+    let backend = ScriptedPeer::slow(&gate, "done");
     let global = "workers: 1\nmax_connections: 2\n";
-    let daemon = Daemon::start(&config(global, "", &backend));
+    let daemon = TestDaemon::start(&config(global, "", &backend));
     let mut idle = daemon.client("@web");
     assert_eq!(idle.request("GET", "/").unwrap().status, 200);
     let mut busy = daemon.client("@web");
@@ -102,9 +104,9 @@ fn at_the_limit_an_idle_connection_leaves_its_place_to_a_new_one() {
 #[test]
 fn without_descriptors_it_serves_what_it_has_does_not_spin_and_recovers() {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "done");
+    let backend = ScriptedPeer::slow(&gate, "done");
     let text = config("workers: 1\nmax_connections: 1000\n", "", &backend);
-    let daemon = Daemon::start_by(|| command_with_files(64), "run", &text);
+    let daemon = TestDaemon::start_by(|| command_with_files(64), "run", &text);
     let mut busy: Vec<_> = (0..5).map(|_| daemon.client("@web")).collect();
     for client in &mut busy {
         client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
@@ -119,7 +121,7 @@ fn without_descriptors_it_serves_what_it_has_does_not_spin_and_recovers() {
     let (cpu, began) = (daemon.cpu_time(), clock::now());
     // A second of real time is what is measured, not waited for.
     while began.elapsed() < Duration::from_secs(1) {
-        let mut first = Client::connect(daemon.address("@web"));
+        let mut first = HttpClient::connect(daemon.address("@web"));
         first.patience(Duration::from_millis(250));
         assert!(first.response().is_err(), "it waits in the queue");
     }
@@ -143,9 +145,9 @@ fn without_descriptors_it_serves_what_it_has_does_not_spin_and_recovers() {
 
 #[test]
 fn near_the_limit_idle_connections_leave_before_there_is_need() {
-    let backend = Peer::answering("done");
+    let backend = ScriptedPeer::answering("done");
     let global = "workers: 1\nmax_connections: 32\n";
-    let daemon = Daemon::start(&config(global, "", &backend));
+    let daemon = TestDaemon::start(&config(global, "", &backend));
     let open = "balancer_listener_connections_active";
     let mut idle: Vec<_> = (0..30).map(|_| daemon.client("@web")).collect();
     for client in &mut idle {
@@ -159,15 +161,15 @@ fn near_the_limit_idle_connections_leave_before_there_is_need() {
         client.patience(Duration::from_millis(1));
         client.more().err()
     });
-    assert_eq!(left.filter(|cut| *cut == Cut::Closed).count(), 1);
+    assert_eq!(left.filter(|cut| *cut == ReadError::Closed).count(), 1);
 }
 
 #[test]
 fn a_full_listener_gives_the_place_of_an_idle_connection_to_a_new_one() {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "done");
+    let backend = ScriptedPeer::slow(&gate, "done");
     let limits = ", limits: {connections: 2}";
-    let daemon = Daemon::start(&config("workers: 1\n", limits, &backend));
+    let daemon = TestDaemon::start(&config("workers: 1\n", limits, &backend));
     let mut idle = daemon.client("@web");
     assert_eq!(idle.request("GET", "/").unwrap().status, 200);
     let mut busy = daemon.client("@web");
@@ -181,9 +183,9 @@ fn a_full_listener_gives_the_place_of_an_idle_connection_to_a_new_one() {
 
 #[test]
 fn without_descriptors_idle_connections_to_backends_are_given_up() {
-    let (gate, ended) = (Gate::new(), Record::default());
+    let (gate, ended) = (Gate::new(), Recorder::default());
     let (door, ends) = (gate.clone(), ended.clone());
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         while connection.request().is_some() {
             door.wait();
             connection.answer("done");
@@ -195,7 +197,7 @@ fn without_descriptors_idle_connections_to_backends_are_given_up() {
         "    health_check",
         "    keepalive: {idle_timeout: 1h}\n    health_check",
     );
-    let daemon = Daemon::start_by(|| command_with_files(64), "run", &text);
+    let daemon = TestDaemon::start_by(|| command_with_files(64), "run", &text);
     let mut busy: Vec<_> = (0..8).map(|_| daemon.client("@web")).collect();
     for client in &mut busy {
         client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
@@ -218,9 +220,9 @@ fn without_descriptors_idle_connections_to_backends_are_given_up() {
 
 #[test]
 fn of_one_read_a_hundred_requests_are_answered_and_the_rest_is_dropped() {
-    let backend = Peer::answering("done");
+    let backend = ScriptedPeer::answering("done");
     let routes = "routes: [{path: /fixed, respond: {body: fixed}}]\n";
-    let daemon = Daemon::start(&format!("{routes}{}", config("", "", &backend)));
+    let daemon = TestDaemon::start(&format!("{routes}{}", config("", "", &backend)));
     for (target, text) in [("/fixed", "fixed"), ("/", "done")] {
         let request = format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n");
         let mut client = daemon.client("@web");
@@ -244,7 +246,7 @@ fn of_one_read_a_hundred_requests_are_answered_and_the_rest_is_dropped() {
 
 #[test]
 fn every_kind_of_address_is_listened_on_and_several_at_once() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     // A port that is free on IPv4 is taken for both protocols.
     let free = |host: &str| {
         let listener = TcpListener::bind((host, 0)).unwrap();
@@ -254,7 +256,7 @@ fn every_kind_of_address_is_listened_on_and_several_at_once() {
     let binds = format!(
         ", pool: app}}\n  more: {{bind: [\":{both}\", \"[::1]:{six}\", \"unix:@dir/a.sock\"]"
     );
-    let daemon = Daemon::start(&config("", "", &backend).replacen(
+    let daemon = TestDaemon::start(&config("", "", &backend).replacen(
         ", pool: app",
         &format!("{binds}, pool: app"),
         1,
@@ -272,12 +274,12 @@ fn every_kind_of_address_is_listened_on_and_several_at_once() {
         TcpStream::connect(("127.0.0.1", six)).is_err(),
         "[::1] only"
     );
-    let mut unix = Client::connect_unix(&daemon.directory().join("a.sock"));
+    let mut unix = HttpClient::connect_unix(&daemon.directory().join("a.sock"));
     assert_eq!(unix.request("GET", "/").unwrap().text(), "here");
 }
 
 /// The timer of the socket that the daemon has for `client`: 02 is keepalive, 00 is none.
-fn timer_of(daemon: &Daemon, client: &Client) -> String {
+fn timer_of(daemon: &TestDaemon, client: &HttpClient) -> String {
     let port = |address: SocketAddr| format!(":{:04X}", address.port());
     let (ours, theirs) = (port(daemon.address("@web")), port(client.local_address()));
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
@@ -291,13 +293,13 @@ fn timer_of(daemon: &Daemon, client: &Client) -> String {
 
 #[test]
 fn keepalive_is_set_on_accepted_connections_as_configured_and_follows_a_reload() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let socket = |keepalive: &str| {
         let listener =
             format!(", socket: {{backlog: 16, fast_open: true, keepalive: {keepalive}}}");
         config("", &listener, &backend)
     };
-    let mut daemon = Daemon::start(&socket("60s"));
+    let mut daemon = TestDaemon::start(&socket("60s"));
     let mut client = daemon.client("@web");
     client.request("GET", "/").unwrap();
     // The retransmission timer of the answer may still run.
@@ -312,11 +314,11 @@ fn keepalive_is_set_on_accepted_connections_as_configured_and_follows_a_reload()
 
 #[test]
 fn a_taken_port_ends_the_start_with_1_and_is_named() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let mut daemon =
-        Daemon::launch(&config("", "", &backend).replace("@web", &address.to_string()));
+        TestDaemon::launch(&config("", "", &backend).replace("@web", &address.to_string()));
     assert_eq!(daemon.wait_exit().code(), Some(1));
     let wanted = format!("port {} is taken by another process", address.port());
     daemon.wait_for_log(|line| line.contains(&wanted));
@@ -324,9 +326,9 @@ fn a_taken_port_ends_the_start_with_1_and_is_named() {
 
 #[test]
 fn a_broken_configuration_ends_the_start_with_78_and_its_places() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let text = config("", "", &backend).replace("pool: app", "pool: ap");
-    let mut daemon = Daemon::launch(&text);
+    let mut daemon = TestDaemon::launch(&text);
     assert_eq!(daemon.wait_exit().code(), Some(78));
     daemon.wait_for_log(|line| line.contains("balancer.yaml:2:"));
 }
@@ -337,7 +339,7 @@ fn scrapes_that_are_not_read_hold_up_neither_probes_nor_other_scrapes() {
     let backends: Vec<_> = (0..600)
         .map(|number| format!("127.1.{}.{}:9", number / 250, number % 250))
         .collect();
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners:\n  web: {{bind: \"@web\", pool: app}}\npools:\n  app:\n    health_check: none\n    backends: [{}]\n",
         backends.join(", ")
     ));
@@ -355,10 +357,10 @@ fn scrapes_that_are_not_read_hold_up_neither_probes_nor_other_scrapes() {
 
 #[test]
 fn at_the_limit_of_open_files_checks_metrics_and_admin_go_on_and_the_log_says_what_is_short() {
-    let backend = Peer::answering("done");
+    let backend = ScriptedPeer::answering("done");
     let text = config("max_connections: 1000\n", "", &backend)
         .replace("health_check: none", "health_check: {interval: 100ms}");
-    let daemon = Daemon::start_by(|| command_with_files(200), "run", &text);
+    let daemon = TestDaemon::start_by(|| command_with_files(200), "run", &text);
     daemon.wait_for_log(|line| {
         line.contains("max_connections: 1000 may need") && line.contains("this process is 200")
     });
@@ -389,10 +391,10 @@ fn at_the_limit_of_open_files_checks_metrics_and_admin_go_on_and_the_log_says_wh
 
 #[test]
 fn the_limit_of_connections_follows_the_limit_of_open_files_and_what_listeners_hold() {
-    let backend = Peer::answering("done");
+    let backend = ScriptedPeer::answering("done");
     let text = config("workers: 2\n", "", &backend);
-    let mut daemon = Daemon::start_by(|| command_with_files(400), "run", &text);
-    let limit = |daemon: &Daemon| daemon.metric("balancer_connections_limit") as u64;
+    let mut daemon = TestDaemon::start_by(|| command_with_files(400), "run", &text);
+    let limit = |daemon: &TestDaemon| daemon.metric("balancer_connections_limit") as u64;
     let one = limit(&daemon);
     assert!((100..150).contains(&one), "{one}: half of what is left");
     daemon.wait_for_log(|line| line.contains("the limit of 400 open files is enough for"));
@@ -413,9 +415,9 @@ fn the_limit_of_connections_follows_the_limit_of_open_files_and_what_listeners_h
 
 #[test]
 fn a_worker_that_cannot_start_ends_the_program_with_1() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let text = config("workers: 10\n", "", &backend);
-    let mut daemon = Daemon::launch_by(command_with_files(48), "run", &text);
+    let mut daemon = TestDaemon::launch_by(command_with_files(48), "run", &text);
     assert_eq!(daemon.wait_exit().code(), Some(1));
     daemon.wait_for_log(|line| line.contains("error: cannot start worker"));
 }

@@ -1,25 +1,27 @@
 //! `rate_limit`: what a client gets that asks too often, and that others notice nothing.
 
-use crate::harness::{answers::expect_error, client::Client, daemon::Daemon, peer::Peer};
+use crate::harness::{
+    answers::expect_error, client::HttpClient, daemon::TestDaemon, peer::ScriptedPeer,
+};
 
 /// An hour per request: in the time of a test nothing is added to a bucket.
 const SLOW: &str = "rate_limit: {per_client: 1/h, burst: 3}";
 
-fn config(global: &str, listener: &str, routes: &str, backend: &Peer) -> String {
+fn config(global: &str, listener: &str, routes: &str, backend: &ScriptedPeer) -> String {
     format!(
         "{global}access_log: {{when: {{sample: 100%}}}}\nlisteners:\n  web: {{bind: \"@web\", pool: app, {listener}}}\nroutes: [{routes}]\npools:\n  app: {{health_check: none, backends: [{}]}}\n",
         backend.address
     )
 }
 
-fn status(daemon: &Daemon, target: &str) -> u16 {
+fn status(daemon: &TestDaemon, target: &str) -> u16 {
     daemon.get("@web", target).unwrap().status
 }
 
 #[test]
 fn a_request_over_the_rate_is_429_with_the_true_wait_and_the_connection_goes_on() {
-    let backend = Peer::answering("here");
-    let daemon = Daemon::start(&config("", SLOW, "", &backend));
+    let backend = ScriptedPeer::answering("here");
+    let daemon = TestDaemon::start(&config("", SLOW, "", &backend));
     let mut client = daemon.client("@web");
     for _ in 0..3 {
         assert_eq!(client.request("GET", "/").unwrap().text(), "here");
@@ -57,9 +59,9 @@ fn a_request_over_the_rate_is_429_with_the_true_wait_and_the_connection_goes_on(
 
 #[test]
 fn after_the_wait_one_more_is_allowed() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let limit = "rate_limit: {per_client: 1/s, burst: 1}";
-    let daemon = Daemon::start(&config("", limit, "", &backend));
+    let daemon = TestDaemon::start(&config("", limit, "", &backend));
     assert_eq!(status(&daemon, "/"), 200);
     // On a machine that stands still between the two this one may pass; then the next is refused.
     let refused = crate::harness::poll(|| {
@@ -71,10 +73,10 @@ fn after_the_wait_one_more_is_allowed() {
 
 #[test]
 fn the_limit_is_one_for_all_workers() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let limit = "rate_limit: {per_client: 1/h, burst: 40}";
-    let daemon = Daemon::start(&config("workers: 4\n", limit, "", &backend));
-    let mut clients: Vec<Client> = (0..60).map(|_| daemon.client("@web")).collect();
+    let daemon = TestDaemon::start(&config("workers: 4\n", limit, "", &backend));
+    let mut clients: Vec<HttpClient> = (0..60).map(|_| daemon.client("@web")).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
     }
@@ -86,9 +88,9 @@ fn the_limit_is_one_for_all_workers() {
 
 #[test]
 fn a_route_has_a_limit_of_its_own_or_none() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let routes = "{path: /login, pool: app, rate_limit: {per_client: 1/h, burst: 1}}, {path: /free, pool: app, rate_limit: none}, {path: /fixed, respond: {body: x}}";
-    let daemon = Daemon::start(&config("", SLOW, routes, &backend));
+    let daemon = TestDaemon::start(&config("", SLOW, routes, &backend));
     assert_eq!(
         [status(&daemon, "/login"), status(&daemon, "/login/2")],
         [200, 429]
@@ -101,9 +103,9 @@ fn a_route_has_a_limit_of_its_own_or_none() {
 
 #[test]
 fn a_reload_keeps_what_was_taken_and_a_changed_limit_begins_anew() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let login = "{path: /login, pool: app, rate_limit: {per_client: 1/h, burst: 1}}";
-    let mut daemon = Daemon::start(&config("", SLOW, login, &backend));
+    let mut daemon = TestDaemon::start(&config("", SLOW, login, &backend));
     assert_eq!(
         ["/login", "/", "/"].map(|target| status(&daemon, target)),
         [200; 3]
@@ -127,15 +129,15 @@ fn a_reload_keeps_what_was_taken_and_a_changed_limit_begins_anew() {
 
 #[test]
 fn behind_a_trusted_proxy_the_client_it_names_is_counted() {
-    let backend = Peer::answering("here");
-    let asks = |daemon: &Daemon, client: &str| {
+    let backend = ScriptedPeer::answering("here");
+    let asks = |daemon: &TestDaemon, client: &str| {
         let mut connection = daemon.client("@web");
         connection.send(format!(
             "GET / HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: 203.0.113.9, {client}\r\n\r\n"
         ));
         connection.response().unwrap().status
     };
-    let daemon = Daemon::start(&config(
+    let daemon = TestDaemon::start(&config(
         "trusted_proxies: [127.0.0.1]\n",
         SLOW,
         "",
@@ -144,7 +146,7 @@ fn behind_a_trusted_proxy_the_client_it_names_is_counted() {
     assert!((0..3).all(|_| asks(&daemon, "192.0.2.1") == 200));
     assert_eq!(asks(&daemon, "192.0.2.1"), 429);
     assert_eq!(asks(&daemon, "192.0.2.2"), 200, "another client");
-    let daemon = Daemon::start(&config("", SLOW, "", &backend));
+    let daemon = TestDaemon::start(&config("", SLOW, "", &backend));
     let asked = [1, 2, 3, 4].map(|n| asks(&daemon, &format!("192.0.2.{n}")));
     assert_eq!(asked, [200, 200, 200, 429], "anybody can write the header");
 }

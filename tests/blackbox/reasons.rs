@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use crate::harness::{
     answers::expect_error,
-    client::{Client, Cut, Response},
-    daemon::{Daemon, sum_of},
-    peer::{Blackhole, Gate, Peer, refused},
+    client::{HttpClient, HttpResponse, ReadError},
+    daemon::{TestDaemon, sum_of},
+    peer::{Blackhole, Gate, ScriptedPeer, refused},
     poll,
 };
 use balancer::reason::Reason;
@@ -39,21 +39,21 @@ const NOT_HERE: &[(&str, &str)] = &[
 ];
 
 /// What a client saw.
-enum Seen {
+enum ClientView {
     /// A whole answer of ours.
-    Answer(Response),
+    Answer(HttpResponse),
     /// No answer could be sent: the connection was cut, as checked by whoever made the cause.
     Cut,
 }
 
 /// One cause and what must come of it.
-struct Cause {
+struct FaultCause {
     reason: &'static str,
     /// Status in both profiles; the log's status where the connection is cut.
     statuses: (u16, u16),
     /// The label `pool` of the metric.
     pool: &'static str,
-    make: fn(&World) -> Seen,
+    make: fn(&FaultFixture) -> ClientView,
 }
 
 /// An answer of ours.
@@ -61,9 +61,9 @@ const fn row(
     reason: &'static str,
     statuses: (u16, u16),
     pool: &'static str,
-    make: fn(&World) -> Seen,
-) -> Cause {
-    Cause {
+    make: fn(&FaultFixture) -> ClientView,
+) -> FaultCause {
+    FaultCause {
         reason,
         statuses,
         pool,
@@ -72,7 +72,7 @@ const fn row(
 }
 
 /// Everything that can go wrong with a plain HTTP/1 exchange, but for the end of the daemon.
-const CAUSES: &[Cause] = &[
+const CAUSES: &[FaultCause] = &[
     row("destination_unavailable", (502, 503), "down", |world| {
         let down = "balancer_pool_backends{pool=\"down\",state=\"down\"}";
         world.daemon.wait_for_metric(down, |count| count > 0.5);
@@ -183,7 +183,7 @@ const CAUSES: &[Cause] = &[
 ];
 
 /// Holds the one request that a backend may have, and asks for another.
-fn busy_backend(world: &World) -> Seen {
+fn busy_backend(world: &FaultFixture) -> ClientView {
     let mut held = world.daemon.client("@web");
     held.send("GET /busy HTTP/1.1\r\nHost: test\r\n\r\n");
     world.busy.wait_for_requests(1);
@@ -195,44 +195,44 @@ fn busy_backend(world: &World) -> Seen {
 
 /// Holds the one connection that a listener may have, and makes another. An idle one would make room, so its next request
 /// has begun.
-fn full_listener(world: &World) -> Seen {
+fn full_listener(world: &FaultFixture) -> ClientView {
     let mut held = world.daemon.client("@full");
     held.send("GET /ok HTTP/1.1\r\nHost: test\r\n\r\nGET /o");
     assert_eq!(held.response().unwrap().text(), "fine");
     world.ask("@full", "GET /ok HTTP/1.1\r\nHost: test\r\n\r\n")
 }
 
-fn leaving_client(world: &World) -> Seen {
+fn leaving_client(world: &FaultFixture) -> ClientView {
     let mut client = world.daemon.client("@web");
     client.send("GET /patient HTTP/1.1\r\nHost: test\r\n\r\n");
     world.patient.wait_for_requests(1);
     client.reset();
-    Seen::Cut
+    ClientView::Cut
 }
 
 /// Reads nothing until it has been given up; then there is no end to the response.
-fn deaf_client(world: &World) -> Seen {
+fn deaf_client(world: &FaultFixture) -> ClientView {
     let mut client = world.daemon.client("@web");
     client.send("GET /torrent HTTP/1.1\r\nHost: test\r\n\r\n");
     world.line_of("client_write_timeout");
-    assert!(matches!(client.rest(), Err(Cut::Reset(_))));
-    Seen::Cut
+    assert!(matches!(client.rest(), Err(ReadError::Reset(_))));
+    ClientView::Cut
 }
 
 /// The program under test, and what it is in front of.
-struct World {
-    daemon: Daemon,
-    busy: Peer,
+struct FaultFixture {
+    daemon: TestDaemon,
+    busy: ScriptedPeer,
     /// Until it opens, `busy` answers nothing.
     door: Gate,
-    patient: Peer,
-    _others: Vec<Peer>,
+    patient: ScriptedPeer,
+    _others: Vec<ScriptedPeer>,
     _hole: Blackhole,
 }
 
 /// Answers with `head`, and goes on as it is told.
-fn after(head: &'static str, then: fn(crate::harness::peer::Connection)) -> Peer {
-    Peer::start(move |mut connection| {
+fn after(head: &'static str, then: fn(crate::harness::peer::PeerConnection)) -> ScriptedPeer {
+    ScriptedPeer::start(move |mut connection| {
         if connection.request().is_some() && connection.send(head) {
             then(connection);
         }
@@ -244,23 +244,35 @@ const SWITCH: &str =
     "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
 
 /// Backends by the name of their pool, with further keys of it.
-fn others() -> Vec<(&'static str, Peer, &'static str)> {
+fn others() -> Vec<(&'static str, ScriptedPeer, &'static str)> {
     let verbose = format!(
         "HTTP/1.1 200 OK\r\nX: {}\r\nContent-Length: 0\r\n\r\n",
         "a".repeat(100_000)
     );
     let quick = "timeouts: {idle: 200ms}";
     vec![
-        ("good", Peer::answering("good"), ""),
-        ("hangs_up", Peer::saying("HTTP/1.1 200 OK\r\nCont"), ""),
-        ("silent", Peer::silent(), "timeouts: {response: 200ms}"),
-        ("endless", Peer::silent(), "timeouts: {total: 200ms}"),
-        ("plain", Peer::start(no_tls), "tls: {verify: false}"),
-        ("garbage", Peer::saying("220 ready\r\n"), ""),
-        ("verbose", Peer::saying(verbose), ""),
-        ("stops", Peer::saying(PART), ""),
+        ("good", ScriptedPeer::answering("good"), ""),
+        (
+            "hangs_up",
+            ScriptedPeer::saying("HTTP/1.1 200 OK\r\nCont"),
+            "",
+        ),
+        (
+            "silent",
+            ScriptedPeer::silent(),
+            "timeouts: {response: 200ms}",
+        ),
+        (
+            "endless",
+            ScriptedPeer::silent(),
+            "timeouts: {total: 200ms}",
+        ),
+        ("plain", ScriptedPeer::start(no_tls), "tls: {verify: false}"),
+        ("garbage", ScriptedPeer::saying("220 ready\r\n"), ""),
+        ("verbose", ScriptedPeer::saying(verbose), ""),
+        ("stops", ScriptedPeer::saying(PART), ""),
         ("stalls", after(PART, |mut one| one.wait_for_end()), quick),
-        ("torrent", Peer::start(torrent), quick),
+        ("torrent", ScriptedPeer::start(torrent), quick),
         (
             "mute_tunnel",
             after(SWITCH, |mut one| one.wait_for_end()),
@@ -280,13 +292,13 @@ fn others() -> Vec<(&'static str, Peer, &'static str)> {
 }
 
 /// Answers a ClientHello as a web server without TLS does.
-fn no_tls(mut connection: crate::harness::peer::Connection) {
+fn no_tls(mut connection: crate::harness::peer::PeerConnection) {
     connection.wait_for_bytes();
     connection.send("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
     connection.wait_for_end();
 }
 
-fn torrent(mut connection: crate::harness::peer::Connection) {
+fn torrent(mut connection: crate::harness::peer::PeerConnection) {
     connection.request();
     connection.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
     let part = vec![b'a'; 1 << 20];
@@ -321,17 +333,17 @@ fn config(profile: &str, pools: &[(&str, SocketAddr, &str)]) -> String {
     )
 }
 
-impl World {
+impl FaultFixture {
     fn new(profile: &str) -> Self {
         let (door, hole) = (Gate::new(), Blackhole::start());
         let opened = door.clone();
-        let busy = Peer::start(move |mut connection| {
+        let busy = ScriptedPeer::start(move |mut connection| {
             while connection.request().is_some() {
                 opened.wait();
                 connection.answer("good");
             }
         });
-        let (patient, others) = (Peer::silent(), others());
+        let (patient, others) = (ScriptedPeer::silent(), others());
         let mut pools: Vec<(&str, SocketAddr, &str)> = vec![
             ("down", refused(), "health_check: {interval: 100ms}"),
             ("nobody", refused(), ""),
@@ -344,7 +356,7 @@ impl World {
                 .iter()
                 .map(|(name, peer, more)| (*name, peer.address, *more)),
         );
-        let daemon = Daemon::start(&config(profile, &pools));
+        let daemon = TestDaemon::start(&config(profile, &pools));
         Self {
             daemon,
             busy,
@@ -356,42 +368,48 @@ impl World {
     }
 
     /// Sends `bytes` on a connection of its own and reads the answer.
-    fn ask(&self, word: &str, bytes: impl AsRef<[u8]>) -> Seen {
+    fn ask(&self, word: &str, bytes: impl AsRef<[u8]>) -> ClientView {
         let mut client = self.daemon.client(word);
         client.send(bytes);
-        Seen::Answer(client.response().unwrap())
+        ClientView::Answer(client.response().unwrap())
     }
 
-    fn get(&self, target: &str) -> Seen {
+    fn get(&self, target: &str) -> ClientView {
         self.ask(
             "@web",
             format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n"),
         )
     }
 
-    fn post(&self, target: &str, rest: &str) -> Seen {
+    fn post(&self, target: &str, rest: &str) -> ClientView {
         self.ask(
             "@web",
             format!("POST {target} HTTP/1.1\r\nHost: test\r\n{rest}"),
         )
     }
 
-    fn is_cut_in_body(&self, target: &str) -> Seen {
+    fn is_cut_in_body(&self, target: &str) -> ClientView {
         let cut = self.daemon.get("@web", target);
-        assert!(matches!(cut, Err(Cut::Short(_) | Cut::Reset(_))), "{cut:?}");
-        Seen::Cut
+        assert!(
+            matches!(cut, Err(ReadError::Short(_) | ReadError::Reset(_))),
+            "{cut:?}"
+        );
+        ClientView::Cut
     }
 
     /// Opens a tunnel and says one byte.
-    fn is_cut_tunnel(&self, target: &str) -> Seen {
+    fn is_cut_tunnel(&self, target: &str) -> ClientView {
         let mut client = self.daemon.client("@web");
         client.send(format!(
             "GET {target} HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
         ));
         assert_eq!(client.head().unwrap().0, 101);
         client.send("x");
-        assert!(matches!(client.rest(), Err(Cut::Reset(_))), "{target}");
-        Seen::Cut
+        assert!(
+            matches!(client.rest(), Err(ReadError::Reset(_))),
+            "{target}"
+        );
+        ClientView::Cut
     }
 
     /// The only line of the access log with this reason.
@@ -401,7 +419,7 @@ impl World {
 }
 
 /// Makes one cause, and compares everything that is told about it.
-fn is_told_the_same_everywhere(world: &World, cause: &Cause, split: bool) {
+fn is_told_the_same_everywhere(world: &FaultFixture, cause: &FaultCause, split: bool) {
     let (reason, pool) = (cause.reason, cause.pool);
     let status = if split {
         cause.statuses.1
@@ -414,7 +432,7 @@ fn is_told_the_same_everywhere(world: &World, cause: &Cause, split: bool) {
     assert_eq!(line["status"], status, "{line}");
     assert_eq!(line["pool"].as_str().unwrap_or("-"), pool, "{line}");
     let code = match seen {
-        Seen::Answer(response) => {
+        ClientView::Answer(response) => {
             let id = expect_error(&response, status, reason);
             // A connection that was not let in has sent no request.
             if reason != "overload" {
@@ -422,7 +440,7 @@ fn is_told_the_same_everywhere(world: &World, cause: &Cause, split: bool) {
             }
             status
         }
-        Seen::Cut => 0,
+        ClientView::Cut => 0,
     };
     let own =
         format!("balancer_errors_total{{pool=\"{pool}\",reason=\"{reason}\",code=\"{code}\"}}");
@@ -436,7 +454,7 @@ fn is_told_the_same_everywhere(world: &World, cause: &Cause, split: bool) {
 }
 
 fn the_matrix_holds(profile: &str) {
-    let world = World::new(profile);
+    let world = FaultFixture::new(profile);
     for cause in CAUSES {
         is_told_the_same_everywhere(&world, cause, profile == "split");
     }
@@ -474,18 +492,18 @@ fn what_the_end_of_a_drain_cuts_is_named_and_never_looks_whole() {
     let peer = after("HTTP/1.1 200 OK\r\n\r\nfirst part", |mut one| {
         one.wait_for_end();
     });
-    let mut daemon = Daemon::start(&format!(
+    let mut daemon = TestDaemon::start(&format!(
         "drain: {{timeout: 300ms}}\nlisteners:\n  web: {{bind: \"@web\", pool: app}}\n\
          pools:\n  app: {{backends: [\"{}\"], health_check: none}}\n",
         peer.address
     ));
     // The body of an HTTP/1.0 response ends with its connection.
-    let mut client = Client::connect(daemon.address("@web"));
+    let mut client = HttpClient::connect(daemon.address("@web"));
     client.send("GET / HTTP/1.0\r\nHost: test\r\n\r\n");
     client.until(b"first part").unwrap();
     daemon.signal(Signal::TERM);
     let end = client.rest();
-    assert!(matches!(end, Err(Cut::Reset(_))), "{end:?}");
+    assert!(matches!(end, Err(ReadError::Reset(_))), "{end:?}");
     let line = daemon.wait_for_access(|line| line["reason"] == "drain_timeout");
     assert_eq!(line["status"], 200, "{line}");
     assert_eq!(daemon.wait_exit().code(), Some(0));

@@ -8,21 +8,21 @@ use std::{
 
 use crate::harness::{
     answers::expect_error,
-    client::Response,
-    daemon::{Daemon, sum_of},
-    peer::{Connection, Gate, Peer, refused},
+    client::HttpResponse,
+    daemon::{TestDaemon, sum_of},
+    peer::{Gate, PeerConnection, ScriptedPeer, refused},
 };
 use balancer::base::clock;
 
 /// One pool `app` behind `@web`; `more` are further keys of the pool, each on a line of its own.
-fn daemon(backends: &[SocketAddr], more: &str) -> Daemon {
+fn daemon(backends: &[SocketAddr], more: &str) -> TestDaemon {
     let backends: Vec<_> = backends.iter().map(|one| format!("\"{one}\"")).collect();
     daemon_with(&backends.join(", "), more)
 }
 
 /// The same; `backends` are entries of the list in the configuration.
-fn daemon_with(backends: &str, more: &str) -> Daemon {
-    Daemon::start(&format!(
+fn daemon_with(backends: &str, more: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{min_status: 200}}}}\nlisteners:\n  web: {{bind: \"@web\", pool: app}}\n\
          pools:\n  app:\n    backends: [{backends}]\n    health_check: none\n{more}"
     ))
@@ -57,20 +57,20 @@ fn chunked(method: &str, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn send(daemon: &Daemon, request: &[u8]) -> Response {
+fn send(daemon: &TestDaemon, request: &[u8]) -> HttpResponse {
     let mut client = daemon.client("@web");
     client.send(request);
     client.response().unwrap()
 }
 
 /// The metric's sum as a whole number.
-fn count(daemon: &Daemon, selector: &str) -> u64 {
+fn count(daemon: &TestDaemon, selector: &str) -> u64 {
     daemon.metric(selector) as u64
 }
 
 #[test]
 fn a_request_of_any_method_whose_backend_refuses_arrives_whole_at_another() {
-    let peer = Peer::answering("here");
+    let peer = ScriptedPeer::answering("here");
     let daemon = daemon(&[refused(), peer.address], "    ejection: none\n");
     let large = pattern(1 << 20);
     let bodies: [&[u8]; 3] = [b"", b"small", &large];
@@ -103,7 +103,7 @@ fn a_request_of_any_method_whose_backend_refuses_arrives_whole_at_another() {
 
 /// What a backend does with the second request of a connection, or before it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Stale {
+enum StaleConnection {
     /// Closes right after the answer.
     ClosedBefore,
     /// Reads the request and closes.
@@ -115,15 +115,15 @@ enum Stale {
 }
 
 /// Answers one request a connection, and promises more.
-fn forgetful(stale: Stale) -> Peer {
-    Peer::start(move |mut connection| {
-        if connection.request().is_none() || stale == Stale::ClosedBefore {
+fn forgetful(stale: StaleConnection) -> ScriptedPeer {
+    ScriptedPeer::start(move |mut connection| {
+        if connection.request().is_none() || stale == StaleConnection::ClosedBefore {
             return connection.send_last("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood");
         }
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood");
         match stale {
-            Stale::ClosedUnread => connection.wait_for_bytes(),
-            Stale::ResetAfter => {
+            StaleConnection::ClosedUnread => connection.wait_for_bytes(),
+            StaleConnection::ResetAfter => {
                 connection.request();
                 connection.reset();
             }
@@ -137,10 +137,10 @@ fn forgetful(stale: Stale) -> Peer {
 #[test]
 fn a_stale_connection_never_shows_to_a_get() {
     for stale in [
-        Stale::ClosedBefore,
-        Stale::ClosedAfter,
-        Stale::ResetAfter,
-        Stale::ClosedUnread,
+        StaleConnection::ClosedBefore,
+        StaleConnection::ClosedAfter,
+        StaleConnection::ResetAfter,
+        StaleConnection::ClosedUnread,
     ] {
         let peer = forgetful(stale);
         let daemon = daemon(&[peer.address], "");
@@ -156,7 +156,11 @@ fn a_stale_connection_never_shows_to_a_get() {
             &page,
             "balancer_retries_total{reason=\"connection_terminated\"}",
         );
-        let met = if stale == Stale::ClosedBefore { 0 } else { 19 };
+        let met = if stale == StaleConnection::ClosedBefore {
+            0
+        } else {
+            19
+        };
         assert_eq!(again as u64, met, "{stale:?}");
         assert_eq!(peer.connections(), 20, "{stale:?}");
     }
@@ -164,7 +168,11 @@ fn a_stale_connection_never_shows_to_a_get() {
 
 #[test]
 fn a_post_that_a_stale_connection_may_have_delivered_is_not_sent_again() {
-    for stale in [Stale::ClosedAfter, Stale::ResetAfter, Stale::ClosedUnread] {
+    for stale in [
+        StaleConnection::ClosedAfter,
+        StaleConnection::ResetAfter,
+        StaleConnection::ClosedUnread,
+    ] {
         let peer = forgetful(stale);
         let daemon = daemon(&[peer.address], "");
         let mut client = daemon.client("@web");
@@ -183,7 +191,7 @@ fn a_post_that_a_stale_connection_may_have_delivered_is_not_sent_again() {
 
 #[test]
 fn a_post_meets_no_connection_that_was_closed_before() {
-    let peer = forgetful(Stale::ClosedBefore);
+    let peer = forgetful(StaleConnection::ClosedBefore);
     let daemon = daemon(&[peer.address], "");
     let mut client = daemon.client("@web");
     for number in 0..20 {
@@ -195,15 +203,15 @@ fn a_post_meets_no_connection_that_was_closed_before() {
 
 /// Its first connection takes a head, answers when told to, and reads nothing more: what is sent after the window is full
 /// stays unacknowledged in the daemon's kernel. When told to, it ends its side. All others are in order.
-fn choked(sent: Gate, end: Gate, closed: Gate) -> Peer {
+fn choked(sent: Gate, end: Gate, closed: Gate) -> ScriptedPeer {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(2048).unwrap();
     socket.bind(&any.into()).unwrap();
     socket.listen(16).unwrap();
-    Peer::start_on(
+    ScriptedPeer::start_on(
         TcpListener::from(socket),
-        move |mut connection: Connection| {
+        move |mut connection: PeerConnection| {
             if connection.number() > 0 {
                 while connection.request().is_some() && connection.answer("good") {}
                 return;
@@ -248,7 +256,7 @@ fn a_post_that_the_backend_provably_never_saw_is_sent_again() {
 fn races_with_a_closing_backend_neither_double_a_post_nor_fail_a_get() {
     // Answers three requests a connection and closes a little later: the next one, in turn a GET and a POST, races with
     // the end.
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         for _ in 0..3 {
             if connection.request().is_none() || !connection.answer("good") {
                 return;
@@ -282,8 +290,8 @@ fn races_with_a_closing_backend_neither_double_a_post_nor_fail_a_get() {
 }
 
 /// Reads whole requests and closes without an answer.
-fn swallowing() -> Peer {
-    Peer::start(|mut connection| drop(connection.request()))
+fn swallowing() -> ScriptedPeer {
+    ScriptedPeer::start(|mut connection| drop(connection.request()))
 }
 
 #[test]
@@ -298,7 +306,7 @@ fn a_body_is_sent_again_up_to_64_kib_and_not_beyond() {
         (300_000, false),
     ] {
         for encode in encodings {
-            let (bad, good) = (swallowing(), Peer::answering("good"));
+            let (bad, good) = (swallowing(), ScriptedPeer::answering("good"));
             let daemon = daemon(&[bad.address, good.address], "");
             let body = pattern(length);
             let request = encode("PUT", &body);
@@ -329,7 +337,7 @@ fn only_idempotent_methods_are_sent_again_after_they_were_sent() {
         ("PATCH", false),
         ("PROPFIND", false),
     ] {
-        let (bad, good) = (swallowing(), Peer::answering("good"));
+        let (bad, good) = (swallowing(), ScriptedPeer::answering("good"));
         let daemon = daemon(&[bad.address, good.address], "");
         let ask = || daemon.client("@web").request(method, "/").unwrap().status;
         let mut statuses = [ask(), ask()];
@@ -383,7 +391,7 @@ fn retries_go_to_every_other_backend_before_any_a_second_time() {
             let response = daemon.get("@web", "/").unwrap();
             let id = expect_error(&response, 502, "connection_terminated");
             assert_eq!(daemon.access_of(&id)["attempts"], 3);
-            let counts = peers.each_ref().map(Peer::connections);
+            let counts = peers.each_ref().map(ScriptedPeer::connections);
             assert_eq!(counts, [round; 3], "{policy}");
         }
     }
@@ -391,7 +399,7 @@ fn retries_go_to_every_other_backend_before_any_a_second_time() {
 
 /// The attempts that the log tells of one request to a backend that is broken in its own way.
 /// `timeout` is the time for a response: short only for those that never send one.
-fn attempts(peer: &Peer, timeout: &str, more: &str, method: &str) -> u64 {
+fn attempts(peer: &ScriptedPeer, timeout: &str, more: &str, method: &str) -> u64 {
     let other = format!("    timeouts: {{response: {timeout}}}\n    ejection: none\n");
     let daemon = daemon(&[peer.address], &(other + more));
     let response = daemon.client("@web").request(method, "/").unwrap();
@@ -403,8 +411,8 @@ fn attempts(peer: &Peer, timeout: &str, more: &str, method: &str) -> u64 {
 #[test]
 fn conditions_say_what_is_tried_again() {
     let terminated = swallowing();
-    let invalid = Peer::saying("nonsense\r\n\r\n");
-    let silent = Peer::silent();
+    let invalid = ScriptedPeer::saying("nonsense\r\n\r\n");
+    let silent = ScriptedPeer::silent();
     let only = |word: &str| format!("    retries: {{conditions: [{word}]}}\n");
     for (peer, time, own) in [
         (&terminated, "15s", "terminated"),
@@ -441,7 +449,7 @@ fn conditions_say_what_is_tried_again() {
 
 #[test]
 fn a_response_timeout_is_not_tried_elsewhere_by_default() {
-    let (silent, good) = (Peer::silent(), Peer::answering("good"));
+    let (silent, good) = (ScriptedPeer::silent(), ScriptedPeer::answering("good"));
     let more = "    timeouts: {response: 500ms}\n";
     let daemon = daemon(&[silent.address, good.address], more);
     let mut statuses = [(); 4].map(|()| daemon.get("@web", "/").unwrap().status);
@@ -453,7 +461,7 @@ fn a_response_timeout_is_not_tried_elsewhere_by_default() {
 
 #[test]
 fn a_connect_that_fails_is_not_tried_again_where_the_rules_forbid_it() {
-    let good = Peer::answering("good");
+    let good = ScriptedPeer::answering("good");
     for more in [
         "retries: none",
         "retries: {conditions: [terminated]}",
@@ -469,7 +477,7 @@ fn a_connect_that_fails_is_not_tried_again_where_the_rules_forbid_it() {
 #[test]
 fn routes_override_the_retries_of_their_pool() {
     let peer = swallowing();
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 200}}}}\nlisteners:\n  web: {{bind: \"@web\", pool: app}}\nroutes:\n\
          - {{path: /none, pool: app, retries: none}}\n\
          - {{path: /one, pool: app, retries: {{attempts: 1}}}}\n\
@@ -489,8 +497,8 @@ fn routes_override_the_retries_of_their_pool() {
 fn an_upload_under_way_goes_on_at_the_next_backend() {
     // The first backend takes the head and the first part, and is gone before the client sends the second.
     let gate = Gate::new();
-    let (gone, good) = (gate.clone(), Peer::answering("good"));
-    let bad = Peer::start(move |mut connection| {
+    let (gone, good) = (gate.clone(), ScriptedPeer::answering("good"));
+    let bad = ScriptedPeer::start(move |mut connection| {
         connection.head().unwrap();
         connection.exactly(5).unwrap();
         connection.reset();
@@ -510,7 +518,7 @@ fn an_upload_under_way_goes_on_at_the_next_backend() {
 
 /// What a backend does with a request that it has read.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
+enum RequestFault {
     Closes,
     Resets,
     ClosesInTheHead,
@@ -520,26 +528,26 @@ enum Fault {
 }
 
 /// Serves `/warm`, once a connection, and fails everything else in its own way.
-fn failing(fault: Fault) -> Peer {
-    Peer::start(move |mut connection| {
+fn failing(fault: RequestFault) -> ScriptedPeer {
+    ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/warm" {
                 connection.answer("warm");
                 continue;
             }
             match fault {
-                Fault::Closes => return,
-                Fault::Resets => return connection.reset(),
-                Fault::ClosesInTheHead => {
+                RequestFault::Closes => return,
+                RequestFault::Resets => return connection.reset(),
+                RequestFault::ClosesInTheHead => {
                     connection.send("HTTP/1.1 200 OK\r\nCon");
                     return;
                 }
-                Fault::ResetsInTheHead => {
+                RequestFault::ResetsInTheHead => {
                     connection.send("HTTP/1.1 200 OK\r\nCon");
                     return connection.reset();
                 }
-                Fault::SaysNonsense => return connection.send_last("nonsense\r\n\r\n"),
-                Fault::SaysNothing => connection.wait_for_end(),
+                RequestFault::SaysNonsense => return connection.send_last("nonsense\r\n\r\n"),
+                RequestFault::SaysNothing => connection.wait_for_end(),
             }
         }
     })
@@ -571,12 +579,12 @@ fn acts() -> Vec<(bool, Vec<u8>)> {
 #[test]
 fn what_a_backend_may_have_acted_on_is_sent_once_unless_the_method_is_idempotent() {
     let faults = [
-        Fault::Closes,
-        Fault::Resets,
-        Fault::ClosesInTheHead,
-        Fault::ResetsInTheHead,
-        Fault::SaysNonsense,
-        Fault::SaysNothing,
+        RequestFault::Closes,
+        RequestFault::Resets,
+        RequestFault::ClosesInTheHead,
+        RequestFault::ResetsInTheHead,
+        RequestFault::SaysNonsense,
+        RequestFault::SaysNothing,
     ];
     thread::scope(|scope| {
         for reused in [false, true] {
@@ -590,9 +598,9 @@ fn what_a_backend_may_have_acted_on_is_sent_once_unless_the_method_is_idempotent
 }
 
 /// Sends each of [`acts`] to a backend that fails; `reused`: on a connection that has carried another request.
-fn acts_are_sent_as_often_as_is_safe(fault: Fault, reused: bool) {
+fn acts_are_sent_as_often_as_is_safe(fault: RequestFault, reused: bool) {
     let peer = failing(fault);
-    let patience = if fault == Fault::SaysNothing {
+    let patience = if fault == RequestFault::SaysNothing {
         "100ms"
     } else {
         "15s"
@@ -611,10 +619,10 @@ fn acts_are_sent_as_often_as_is_safe(fault: Fault, reused: bool) {
         let what = format!("{fault:?}, reused {reused}, {shown:.20}");
         assert_eq!(response.status, 502, "{what}");
         let line = daemon.access_of(response.header("x-request-id").unwrap());
-        let is_stale = reused && matches!(fault, Fault::Closes | Fault::Resets);
+        let is_stale = reused && matches!(fault, RequestFault::Closes | RequestFault::Resets);
         // Twice more, and once before if it was the connection that was stale.
         let times = match (idempotent, fault) {
-            (false, _) | (_, Fault::SaysNothing) => 1,
+            (false, _) | (_, RequestFault::SaysNothing) => 1,
             _ => 3 + usize::from(is_stale),
         };
         assert_eq!(line["attempts"], times, "{what}: {line}");
@@ -626,7 +634,7 @@ fn acts_are_sent_as_often_as_is_safe(fault: Fault, reused: bool) {
 
 /// The attempts of one GET on a connection that its backend closes as soon as it has read it.
 fn attempts_on_a_stale_connection(conditions: &str) -> (u16, u64) {
-    let peer = forgetful(Stale::ClosedAfter);
+    let peer = forgetful(StaleConnection::ClosedAfter);
     let more = format!("    ejection: none\n    retries: {{conditions: [{conditions}]}}\n");
     let daemon = daemon(&[peer.address], &more);
     let mut client = daemon.client("@web");
@@ -682,7 +690,7 @@ fn when_every_backend_has_been_tried_they_are_tried_again() {
     let response = daemon.get("@web", "/").unwrap();
     let id = expect_error(&response, 502, "connection_terminated");
     assert_eq!(daemon.access_of(&id)["attempts"], 5);
-    let mut counts = peers.each_ref().map(Peer::connections);
+    let mut counts = peers.each_ref().map(ScriptedPeer::connections);
     counts.sort_unstable();
     assert_eq!(counts.iter().sum::<usize>(), 5);
     assert!(counts[0] >= 1, "the other one came first: {counts:?}");
@@ -690,7 +698,7 @@ fn when_every_backend_has_been_tried_they_are_tried_again() {
 
 #[test]
 fn the_time_to_the_first_byte_is_that_of_the_try_that_answered() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         let first = connection.number() == 0;
         connection.request();
         if first {

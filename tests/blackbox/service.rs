@@ -12,8 +12,8 @@ use std::{
 
 use crate::harness::{
     PATIENCE, TempDir,
-    daemon::{Daemon, command},
-    peer::{Gate, Peer},
+    daemon::{TestDaemon, command},
+    peer::{Gate, ScriptedPeer},
     poll,
 };
 use balancer::base::clock;
@@ -22,23 +22,23 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 
-fn config(backend: &Peer) -> String {
+fn config(backend: &ScriptedPeer) -> String {
     format!(
         "drain: {{timeout: 1h}}\nlisteners:\n  web: {{bind: \"@web\", pool: app}}\npools:\n  app:\n    health_check: none\n    backends: [{}]\n",
         backend.address
     )
 }
 
-fn next(daemon: &Daemon) -> Vec<String> {
+fn next(daemon: &TestDaemon) -> Vec<String> {
     let text = daemon.notified().unwrap();
     text.lines().map(str::to_owned).collect()
 }
 
 #[test]
 fn start_reload_and_end_are_told_in_this_order() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let text = config(&backend);
-    let mut daemon = Daemon::launch(&text);
+    let mut daemon = TestDaemon::launch(&text);
     assert_eq!(next(&daemon), ["READY=1", "STATUS=serving generation 1"]);
 
     let changed = text.replace("1h", "2h");
@@ -71,7 +71,7 @@ fn start_reload_and_end_are_told_in_this_order() {
 fn the_watchdog_is_fed_at_half_its_time_also_during_a_drain() {
     let gate = Gate::new();
     let door = gate.clone();
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         if connection.request().is_some() {
             door.wait();
             connection.answer("finished");
@@ -82,7 +82,7 @@ fn the_watchdog_is_fed_at_half_its_time_also_during_a_drain() {
         command.env("WATCHDOG_USEC", "1200000");
         command
     };
-    let mut daemon = Daemon::start_by(with_watchdog, "run", &config(&backend));
+    let mut daemon = TestDaemon::start_by(with_watchdog, "run", &config(&backend));
     daemon.wait_notified("WATCHDOG=1");
     let began = clock::now();
     daemon.wait_notified("WATCHDOG=1");
@@ -102,13 +102,13 @@ fn the_watchdog_is_fed_at_half_its_time_also_during_a_drain() {
 }
 
 /// A daemon of its own, without ports, that tells an abstract socket; it is killed with the test.
-struct Bare {
+struct BareProcess {
     child: Child,
     directory: TempDir,
     socket: UnixDatagram,
 }
 
-impl Bare {
+impl BareProcess {
     fn start(name: &str) -> Self {
         let directory = TempDir::new();
         let folder = directory.path().display();
@@ -166,7 +166,7 @@ impl Bare {
     }
 }
 
-impl Drop for Bare {
+impl Drop for BareProcess {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
@@ -175,7 +175,7 @@ impl Drop for Bare {
 
 #[test]
 fn signals_that_come_while_the_daemon_starts_are_acted_on_when_it_serves() {
-    let mut daemon = Bare::start("early");
+    let mut daemon = BareProcess::start("early");
     daemon.wait_held();
     for signal in [Signal::HUP, Signal::USR1, Signal::USR2, Signal::HUP] {
         daemon.signal(signal);
@@ -192,7 +192,7 @@ fn signals_that_come_while_the_daemon_starts_are_acted_on_when_it_serves() {
 
 #[test]
 fn a_term_while_the_daemon_starts_ends_it() {
-    let mut daemon = Bare::start("early-term");
+    let mut daemon = BareProcess::start("early-term");
     daemon.wait_held();
     daemon.signal(Signal::TERM);
     let ended = poll(|| daemon.child.try_wait().unwrap());
@@ -202,8 +202,8 @@ fn a_term_while_the_daemon_starts_ends_it() {
 #[test]
 fn a_hangup_during_a_drain_leaves_a_line() {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "finished");
-    let mut daemon = Daemon::start(&config(&backend));
+    let backend = ScriptedPeer::slow(&gate, "finished");
+    let mut daemon = TestDaemon::start(&config(&backend));
     let mut busy = daemon.client("@web");
     busy.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
     backend.wait_for_requests(1);
@@ -218,9 +218,9 @@ fn a_hangup_during_a_drain_leaves_a_line() {
 
 #[test]
 fn only_regular_files_are_configuration_and_a_reload_that_finds_another_kind_changes_nothing() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let text = config(&backend);
-    let mut daemon = Daemon::start(&text);
+    let mut daemon = TestDaemon::start(&text);
     let folder = daemon.directory();
     let fifo = |name: &str| {
         mknodat(CWD, folder.join(name), FileType::Fifo, Mode::RUSR, 0).unwrap();

@@ -4,19 +4,19 @@ use std::{thread::sleep, time::Duration};
 
 use crate::harness::{
     answers::expect_error,
-    client::{Client, Cut},
-    daemon::Daemon,
-    peer::Peer,
+    client::{HttpClient, ReadError},
+    daemon::TestDaemon,
+    peer::ScriptedPeer,
     poll,
 };
 use balancer::base::clock;
 
-fn config(body_idle: &str, backend: &Peer) -> String {
+fn config(body_idle: &str, backend: &ScriptedPeer) -> String {
     timeouts(body_idle, "60s", backend)
 }
 
 /// `@web` in front of `backend`, with these for `timeouts.body_idle` and `timeouts.idle`.
-fn timeouts(body_idle: &str, idle: &str, backend: &Peer) -> String {
+fn timeouts(body_idle: &str, idle: &str, backend: &ScriptedPeer) -> String {
     format!(
         "access_log: {{when: {{sample: 100%}}}}\nlisteners:\n  web: {{bind: \"@web\", pool: app, timeouts: {{body_idle: {body_idle}}}}}\npools:\n  app: {{health_check: none, backends: [{}], timeouts: {{idle: {idle}}}}}\n",
         backend.address
@@ -24,8 +24,8 @@ fn timeouts(body_idle: &str, idle: &str, backend: &Peer) -> String {
 }
 
 /// Sends one response of `length` bytes on each connection, as fast as it is taken.
-fn large(length: usize) -> Peer {
-    Peer::start(move |mut connection| {
+fn large(length: usize) -> ScriptedPeer {
+    ScriptedPeer::start(move |mut connection| {
         connection.request();
         connection.send(format!(
             "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"
@@ -39,17 +39,17 @@ fn large(length: usize) -> Peer {
 }
 
 /// Waits for the pace of bytes that drip; true if something came meanwhile.
-fn comes_within(client: &mut Client, pace: Duration) -> bool {
+fn comes_within(client: &mut HttpClient, pace: Duration) -> bool {
     client.patience(pace);
-    let seen = !matches!(client.more(), Err(Cut::TimedOut(_)));
+    let seen = !matches!(client.more(), Err(ReadError::TimedOut(_)));
     client.patience(crate::harness::PATIENCE);
     seen
 }
 
 #[test]
 fn a_body_that_drips_is_given_up_though_every_part_comes_in_time() {
-    let backend = Peer::answering("wrong");
-    let daemon = Daemon::start(&config("1s", &backend));
+    let backend = ScriptedPeer::answering("wrong");
+    let daemon = TestDaemon::start(&config("1s", &backend));
     for framing in ["Content-Length: 100000", "Transfer-Encoding: chunked"] {
         let mut client = daemon.client("@web");
         client.send(format!(
@@ -70,8 +70,8 @@ fn a_body_that_drips_is_given_up_though_every_part_comes_in_time() {
 
 #[test]
 fn a_slow_upload_at_a_steady_pace_is_served() {
-    let backend = Peer::answering("thanks");
-    let daemon = Daemon::start(&config("2s", &backend));
+    let backend = ScriptedPeer::answering("thanks");
+    let daemon = TestDaemon::start(&config("2s", &backend));
     let mut client = daemon.client("@web");
     let (parts, part) = (60, [b'a'; 512]);
     let length = parts * part.len();
@@ -90,7 +90,7 @@ fn a_slow_upload_at_a_steady_pace_is_served() {
 #[test]
 fn a_backend_that_takes_its_time_is_not_held_against_the_client() {
     // It reads half of the body, and the rest only much later.
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         let head = connection.head().unwrap();
         let length: usize = head.header("content-length").unwrap().parse().unwrap();
         connection.each(length / 2, |_| {}).unwrap();
@@ -98,7 +98,7 @@ fn a_backend_that_takes_its_time_is_not_held_against_the_client() {
         connection.each(length - length / 2, |_| {}).unwrap();
         connection.answer("at last");
     });
-    let daemon = Daemon::start(&config("500ms", &backend));
+    let daemon = TestDaemon::start(&config("500ms", &backend));
     let body = vec![b'a'; 40 << 20];
     let mut client = daemon.client("@web");
     client.send(format!(
@@ -111,7 +111,7 @@ fn a_backend_that_takes_its_time_is_not_held_against_the_client() {
 
 #[test]
 fn a_body_that_drips_is_served_once_its_response_has_begun() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         connection.head().unwrap();
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n");
         for _ in 0..20 {
@@ -119,7 +119,7 @@ fn a_body_that_drips_is_served_once_its_response_has_begun() {
             connection.send(byte);
         }
     });
-    let daemon = Daemon::start(&timeouts("200ms", "600ms", &backend));
+    let daemon = TestDaemon::start(&timeouts("200ms", "600ms", &backend));
     let mut client = daemon.client("@web");
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 20\r\n\r\n");
     assert_eq!(client.head().unwrap().0, 200);
@@ -132,12 +132,12 @@ fn a_body_that_drips_is_served_once_its_response_has_begun() {
 
 #[test]
 fn a_body_of_which_nothing_comes_is_given_up_after_its_response_has_begun() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         connection.head().unwrap();
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nbegun");
         connection.wait_for_end();
     });
-    let daemon = Daemon::start(&timeouts("60s", "300ms", &backend));
+    let daemon = TestDaemon::start(&timeouts("60s", "300ms", &backend));
     let mut client = daemon.client("@web");
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 20\r\n\r\n");
     client.until(b"begun").unwrap();
@@ -150,7 +150,7 @@ fn a_body_of_which_nothing_comes_is_given_up_after_its_response_has_begun() {
 #[test]
 fn a_reader_that_stops_is_given_up() {
     let backend = large(200 << 20);
-    let daemon = Daemon::start(&timeouts("60s", "500ms", &backend));
+    let daemon = TestDaemon::start(&timeouts("60s", "500ms", &backend));
     let mut client = daemon.client("@web");
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
     client.exactly(1 << 20).unwrap();
@@ -166,7 +166,7 @@ fn a_reader_that_stops_is_given_up() {
 fn a_reader_that_stands_still_for_less_than_the_idle_time_is_served() {
     let length = 20 << 20;
     let backend = large(length);
-    let daemon = Daemon::start(&timeouts("200ms", "10s", &backend));
+    let daemon = TestDaemon::start(&timeouts("200ms", "10s", &backend));
     let mut client = daemon.client("@web");
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
     assert_eq!(client.head().unwrap().0, 200);
@@ -178,7 +178,7 @@ fn a_reader_that_stands_still_for_less_than_the_idle_time_is_served() {
 fn a_slow_reader_behind_a_large_buffer_is_served_to_the_end() {
     let length = 40 << 20;
     let backend = large(length);
-    let daemon = Daemon::start(&timeouts("1s", "1s", &backend));
+    let daemon = TestDaemon::start(&timeouts("1s", "1s", &backend));
     let mut client = daemon.client("@web");
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
     assert_eq!(client.head().unwrap().0, 200);
@@ -195,10 +195,10 @@ fn a_slow_reader_behind_a_large_buffer_is_served_to_the_end() {
 #[test]
 fn a_slow_reader_of_a_huge_response_holds_bounded_memory() {
     let backend = large(4 << 30);
-    let daemon = Daemon::start(&config("30s", &backend));
+    let daemon = TestDaemon::start(&config("30s", &backend));
     assert_eq!(daemon.get("@metrics", "/livez").unwrap().status, 200);
     let before = daemon.proc_status("VmRSS");
-    let mut clients: Vec<Client> = (0..8).map(|_| daemon.client("@web")).collect();
+    let mut clients: Vec<HttpClient> = (0..8).map(|_| daemon.client("@web")).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
         client.exactly(1 << 20).unwrap();

@@ -10,10 +10,12 @@ use std::{
 
 use crate::harness::{
     PATIENCE,
-    client::{Client, Cut},
-    daemon::Daemon,
-    peer::{Peer, refused},
-    tls::{Authority, TlsStream, answering, client_hello, try_connect, try_connect_behind},
+    client::{HttpClient, ReadError},
+    daemon::TestDaemon,
+    peer::{ScriptedPeer, refused},
+    tls::{
+        ClientTlsStream, TestAuthority, answering, client_hello, try_connect, try_connect_behind,
+    },
 };
 use rustix::process::Signal;
 use rustls::{AlertDescription, ClientConfig};
@@ -23,16 +25,16 @@ const FAILURES: &str = "balancer_tls_handshake_failures_total";
 const UNRECOGNIZED: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// Servers with certificates of their own, and the authority behind them.
-struct Servers {
-    authority: Authority,
+struct SniServers {
+    authority: TestAuthority,
     app: SocketAddr,
     wild: SocketAddr,
     rest: SocketAddr,
 }
 
-impl Servers {
+impl SniServers {
     fn start() -> Self {
-        let authority = Authority::new();
+        let authority = TestAuthority::new();
         authority.sign("app", &["app.test", "exact.wild.test"]);
         authority.sign("wild", &["*.wild.test", "b.a.wild.test"]);
         authority.sign("rest", &["other.test", "wild.test", "127.0.0.1"]);
@@ -64,8 +66,8 @@ impl Servers {
 const MAP: &str = "{app.test: app, \"*.wild.test\": wild, Exact.Wild.Test.: app}";
 
 /// One request over TLS that is the backend's own.
-fn ask(stream: TlsStream) -> String {
-    let mut client = Client::under(stream);
+fn ask(stream: ClientTlsStream) -> String {
+    let mut client = HttpClient::under(stream);
     client.send("GET / HTTP/1.1\r\nHost: any\r\n\r\n");
     client.response().unwrap().text()
 }
@@ -75,9 +77,9 @@ fn failures(reason: &str) -> String {
 }
 
 /// In front of one backend for `app.test`, and the same for all others where `pool` says so.
-fn in_front_of(backends: &[SocketAddr], listener: &str, pool: &str) -> Daemon {
+fn in_front_of(backends: &[SocketAddr], listener: &str, pool: &str) -> TestDaemon {
     let backends: Vec<_> = backends.iter().map(|one| format!("\"{one}\"")).collect();
-    Daemon::start(&format!(
+    TestDaemon::start(&format!(
         "drain: {{timeout: 300ms}}\naccess_log: {{when: {{sample: 100%}}}}\nlisteners:\n  \
          front: {{bind: \"@tls\", protocol: tcp, sni: {{app.test: app}}{listener}}}\npools:\n  \
          app: {{backends: [{}], health_check: none{pool}}}\n",
@@ -86,10 +88,10 @@ fn in_front_of(backends: &[SocketAddr], listener: &str, pool: &str) -> Daemon {
 }
 
 /// Keeps whatever it gets, to the end.
-fn keeping() -> (Peer, crate::harness::peer::Record<Vec<u8>>) {
-    let got = crate::harness::peer::Record::default();
+fn keeping() -> (ScriptedPeer, crate::harness::peer::Recorder<Vec<u8>>) {
+    let got = crate::harness::peer::Recorder::default();
     let into = got.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         if let Ok(bytes) = connection.rest() {
             into.push(bytes);
         }
@@ -99,8 +101,8 @@ fn keeping() -> (Peer, crate::harness::peer::Record<Vec<u8>>) {
 
 #[test]
 fn every_name_leads_to_its_own_servers_and_to_their_certificate() {
-    let servers = Servers::start();
-    let daemon = Daemon::start(&servers.config(MAP, ""));
+    let servers = SniServers::start();
+    let daemon = TestDaemon::start(&servers.config(MAP, ""));
     // Pools that only `sni` names have their series before anybody comes.
     let page = daemon.scrape();
     assert!(
@@ -138,8 +140,8 @@ fn every_name_leads_to_its_own_servers_and_to_their_certificate() {
 
 #[test]
 fn who_asks_for_no_name_that_is_known_goes_to_the_pool_of_the_listener() {
-    let servers = Servers::start();
-    let daemon = Daemon::start(&servers.config(MAP, ", pool: rest"));
+    let servers = SniServers::start();
+    let daemon = TestDaemon::start(&servers.config(MAP, ", pool: rest"));
     let client = servers.client();
     // For an address a client asks for no name.
     for name in ["other.test", "wild.test", "127.0.0.1"] {
@@ -155,8 +157,8 @@ fn who_asks_for_no_name_that_is_known_goes_to_the_pool_of_the_listener() {
 
 #[test]
 fn without_a_pool_it_is_told_that_the_name_is_not_known() {
-    let servers = Servers::start();
-    let daemon = Daemon::start(&servers.config(MAP, ""));
+    let servers = SniServers::start();
+    let daemon = TestDaemon::start(&servers.config(MAP, ""));
     let client = servers.client();
     for (count, name) in ["other.test", "wild.test", "127.0.0.1"].iter().enumerate() {
         let error = try_connect(daemon.address("@tls"), &client, name).unwrap_err();
@@ -195,7 +197,7 @@ fn without_a_pool_it_is_told_that_the_name_is_not_known() {
 
 #[test]
 fn what_is_not_tls_goes_nowhere_also_with_a_pool() {
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     let daemon = in_front_of(&[peer.address], ", pool: app", "");
     let starts = [
         &b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n"[..],
@@ -209,7 +211,7 @@ fn what_is_not_tls_goes_nowhere_also_with_a_pool() {
         client.send(start);
         assert_eq!(
             client.rest(),
-            Err(Cut::Reset(Vec::new())),
+            Err(ReadError::Reset(Vec::new())),
             "{}",
             start.escape_ascii()
         );
@@ -225,9 +227,9 @@ fn what_is_not_tls_goes_nowhere_also_with_a_pool() {
 
 #[test]
 fn a_hello_that_cannot_be_read_goes_nowhere_also_with_a_pool() {
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     let daemon = in_front_of(&[peer.address], ", pool: app", "");
-    let hello = client_hello(&Authority::new().client(None, false), "app.test");
+    let hello = client_hello(&TestAuthority::new().client(None, false), "app.test");
     let at = hello
         .windows(8)
         .position(|part| part == b"app.test")
@@ -252,8 +254,8 @@ fn a_hello_that_cannot_be_read_goes_nowhere_also_with_a_pool() {
 
 #[test]
 fn a_hello_may_come_in_any_pieces_and_records() {
-    let servers = Servers::start();
-    let daemon = Daemon::start(&servers.config(MAP, ""));
+    let servers = SniServers::start();
+    let daemon = TestDaemon::start(&servers.config(MAP, ""));
     let mut config = (*servers.client()).clone();
     config.max_fragment_size = Some(32);
     let config = Arc::new(config);
@@ -280,7 +282,7 @@ fn the_backend_gets_every_byte_of_the_client_behind_the_headers_of_both() {
     let trusted = ", accept_proxy: {from: 127.0.0.1}";
     let daemon = in_front_of(&[peer.address], trusted, ", send_proxy: v1");
     let header = b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n";
-    let hello = client_hello(&Authority::new().client(None, false), "app.test");
+    let hello = client_hello(&TestAuthority::new().client(None, false), "app.test");
     let bulk: Vec<u8> = (0..3_000_000_u32).map(|at| (at / 7) as u8).collect();
     let bytes = [&header[..], &hello, &bulk].concat();
     let mut client = daemon.client("@tls");
@@ -298,8 +300,8 @@ fn the_backend_gets_every_byte_of_the_client_behind_the_headers_of_both() {
 
 #[test]
 fn handshakes_work_behind_a_header_and_not_without() {
-    let servers = Servers::start();
-    let daemon = Daemon::start(&servers.config(MAP, ", accept_proxy: {from: 127.0.0.1}"));
+    let servers = SniServers::start();
+    let daemon = TestDaemon::start(&servers.config(MAP, ", accept_proxy: {from: 127.0.0.1}"));
     let (address, client) = (daemon.address("@tls"), servers.client());
     let front = b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n";
     let stream = try_connect_behind(front, address, &client, "a.wild.test").unwrap();
@@ -309,7 +311,7 @@ fn handshakes_work_behind_a_header_and_not_without() {
 
 #[test]
 fn a_backend_that_refuses_is_passed_over_and_the_next_gets_the_whole_hello() {
-    let servers = Servers::start();
+    let servers = SniServers::start();
     let daemon = in_front_of(&[refused(), servers.app], "", "");
     for _ in 0..4 {
         let stream = try_connect(daemon.address("@tls"), &servers.client(), "app.test").unwrap();
@@ -320,9 +322,9 @@ fn a_backend_that_refuses_is_passed_over_and_the_next_gets_the_whole_hello() {
 
 #[test]
 fn a_hello_that_is_not_there_in_time_ends_the_connection_however_it_drips() {
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     let daemon = in_front_of(&[peer.address], ", pool: app, timeouts: {tls: 300ms}", "");
-    let hello = client_hello(&Authority::new().client(None, false), "app.test");
+    let hello = client_hello(&TestAuthority::new().client(None, false), "app.test");
     let mut silent = daemon.client("@tls");
     let mut dripping = daemon.client("@tls");
     // The pace of the client, which is what is tested.
@@ -332,7 +334,7 @@ fn a_hello_that_is_not_there_in_time_ends_the_connection_however_it_drips() {
         !dripping.try_send([*byte])
     });
     assert!(cut, "a drip every 10 ms keeps nothing open");
-    assert_eq!(silent.rest(), Err(Cut::Reset(Vec::new())));
+    assert_eq!(silent.rest(), Err(ReadError::Reset(Vec::new())));
     daemon.wait_for_metric(&failures("timeout"), |n| n == 2.0);
     daemon.wait_for_metric("balancer_listener_connections_active", |n| n == 0.0);
     daemon.wait_for_access(|line| line["reason"] == "http_request_timeout");
@@ -341,9 +343,9 @@ fn a_hello_that_is_not_there_in_time_ends_the_connection_however_it_drips() {
 
 #[test]
 fn a_client_that_leaves_in_its_hello_is_forgotten_and_a_look_is_no_line_in_the_log() {
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     let daemon = in_front_of(&[peer.address], ", pool: app", "");
-    let hello = client_hello(&Authority::new().client(None, false), "app.test");
+    let hello = client_hello(&TestAuthority::new().client(None, false), "app.test");
     let mut look = daemon.client("@tls");
     look.finish();
     let _ = look.rest();
@@ -369,8 +371,8 @@ fn a_client_that_leaves_in_its_hello_is_forgotten_and_a_look_is_no_line_in_the_l
 
 #[test]
 fn a_reload_changes_where_new_sessions_go_and_leaves_the_open_ones() {
-    let servers = Servers::start();
-    let mut daemon = Daemon::start(&servers.config(MAP, ""));
+    let servers = SniServers::start();
+    let mut daemon = TestDaemon::start(&servers.config(MAP, ""));
     let address = daemon.address("@tls");
     let client = servers.client();
     let open = try_connect(address, &client, "app.test").unwrap();
@@ -400,7 +402,7 @@ fn a_reload_changes_where_new_sessions_go_and_leaves_the_open_ones() {
     let plain = servers.config("none", ", pool: rest");
     assert_eq!(daemon.reload(&plain).status, 200);
     half.send(&hello[50..]);
-    assert_eq!(half.rest(), Err(Cut::Reset(Vec::new())));
+    assert_eq!(half.rest(), Err(ReadError::Reset(Vec::new())));
     let again = servers.config("{app.test: rest, other.test: rest}", "");
     assert_eq!(daemon.reload(&again).status, 200);
     assert!(try_connect(address, &client, "a.wild.test").is_err());
@@ -409,7 +411,7 @@ fn a_reload_changes_where_new_sessions_go_and_leaves_the_open_ones() {
 
 #[test]
 fn the_drain_cuts_who_is_still_in_the_hello() {
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     let mut daemon = in_front_of(&[peer.address], ", timeouts: {tls: none}", "");
     let mut client = daemon.client("@tls");
     client.send([22, 3, 1]);
@@ -422,11 +424,11 @@ fn the_drain_cuts_who_is_still_in_the_hello() {
 
 #[test]
 fn rules_for_clients_hold_before_a_byte_is_read() {
-    let servers = Servers::start();
-    let daemon = Daemon::start(&servers.config(MAP, ", deny: 127.0.0.1"));
+    let servers = SniServers::start();
+    let daemon = TestDaemon::start(&servers.config(MAP, ", deny: 127.0.0.1"));
     assert!(try_connect(daemon.address("@tls"), &servers.client(), "app.test").is_err());
     daemon.wait_for_access(|line| line["reason"] == "http_request_denied");
-    let daemon = Daemon::start(&servers.config(MAP, ", limits: {connections: 1}"));
+    let daemon = TestDaemon::start(&servers.config(MAP, ", limits: {connections: 1}"));
     let waiting = TcpStream::connect(daemon.address("@tls")).unwrap();
     daemon.wait_for_metric("balancer_listener_connections_active", |n| n == 1.0);
     assert!(try_connect(daemon.address("@tls"), &servers.client(), "app.test").is_err());

@@ -9,21 +9,21 @@ use std::{
 
 use crate::harness::{
     PATIENCE,
-    client::{Client, Cut},
-    daemon::{Daemon, sum_of},
-    peer::{Blackhole, Connection, Gate, Peer, Record, refused},
+    client::{HttpClient, ReadError},
+    daemon::{TestDaemon, sum_of},
+    peer::{Blackhole, Gate, PeerConnection, Recorder, ScriptedPeer, refused},
 };
 use balancer::base::clock;
 
 /// `@db` in front of the backends; every session is logged. `listener` and `pool` are further keys.
-fn daemon(backends: &[SocketAddr], listener: &str, pool: &str) -> Daemon {
+fn daemon(backends: &[SocketAddr], listener: &str, pool: &str) -> TestDaemon {
     let backends: Vec<_> = backends.iter().map(|one| format!("\"{one}\"")).collect();
     daemon_with(&backends.join(", "), listener, pool)
 }
 
 /// The same; `backends` are entries of the list in the configuration.
-fn daemon_with(backends: &str, listener: &str, pool: &str) -> Daemon {
-    Daemon::start(&format!(
+fn daemon_with(backends: &str, listener: &str, pool: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{sample: 100%}}}}\nlisteners:\n  \
          db: {{bind: \"@db\", protocol: tcp, pool: db, {listener}}}\n\
          pools:\n  db: {{backends: [{backends}], health_check: none, {pool}}}\n"
@@ -31,8 +31,8 @@ fn daemon_with(backends: &str, listener: &str, pool: &str) -> Daemon {
 }
 
 /// Sends back what it reads.
-fn echo() -> Peer {
-    Peer::start(|mut connection| {
+fn echo() -> ScriptedPeer {
+    ScriptedPeer::start(|mut connection| {
         while let Some(part) = connection.some() {
             if !connection.send(part) {
                 return;
@@ -43,7 +43,7 @@ fn echo() -> Peer {
 
 /// Expects the session's one line in the log, and that it was counted.
 #[track_caller]
-fn is_recorded(daemon: &Daemon, reason: &str) -> serde_json::Value {
+fn is_recorded(daemon: &TestDaemon, reason: &str) -> serde_json::Value {
     let line = daemon.wait_for_access(|line| line["reason"].as_str().unwrap_or("ok") == reason);
     assert_eq!(line["listener"], "db");
     assert_eq!(line["protocol"], "TCP");
@@ -95,7 +95,7 @@ fn bytes_go_both_ways_and_are_counted() {
 
 #[test]
 fn a_backend_may_speak_first() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.send("220 ready\r\n");
         connection.until(b"QUIT\r\n");
         connection.send("221 bye\r\n");
@@ -109,7 +109,7 @@ fn a_backend_may_speak_first() {
 
 #[test]
 fn a_client_that_has_ended_its_side_still_gets_its_answer() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         let question = connection.rest().unwrap();
         connection.send(format!("{} bytes", question.len()));
     });
@@ -126,9 +126,9 @@ fn a_client_that_has_ended_its_side_still_gets_its_answer() {
 
 #[test]
 fn a_backend_that_has_ended_its_side_still_gets_the_rest() {
-    let got = Record::default();
+    let got = Recorder::default();
     let sink = got.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         connection.send("enough");
         connection.finish();
         sink.push(connection.rest());
@@ -181,7 +181,7 @@ fn expect_parts(mut stream: &TcpStream) {
     );
 }
 
-fn connect(daemon: &Daemon) -> TcpStream {
+fn connect(daemon: &TestDaemon) -> TcpStream {
     let stream = TcpStream::connect(daemon.address("@db")).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -192,7 +192,7 @@ fn connect(daemon: &Daemon) -> TcpStream {
 fn long_transfers_arrive_unchanged_in_both_directions_at_once() {
     let done = Gate::new();
     let door = done.clone();
-    let peer = Peer::start(move |connection: Connection| {
+    let peer = ScriptedPeer::start(move |connection: PeerConnection| {
         let stream = connection.into_stream();
         thread::scope(|scope| {
             scope.spawn(|| send_parts(&stream));
@@ -221,7 +221,7 @@ fn a_slow_reader_slows_the_sender_and_loses_nothing() {
     let full = Gate::new();
     let (door, done) = (full.clone(), Gate::new());
     let read = done.clone();
-    let peer = Peer::start(move |connection: Connection| {
+    let peer = ScriptedPeer::start(move |connection: PeerConnection| {
         door.wait();
         expect_parts(&connection.into_stream());
         read.open();
@@ -249,7 +249,7 @@ fn a_slow_reader_slows_the_sender_and_loses_nothing() {
 }
 
 /// The most resident memory the daemon ever had, in KiB.
-fn peak_memory_of(daemon: &Daemon) -> u64 {
+fn peak_memory_of(daemon: &TestDaemon) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status
         .lines()
@@ -260,9 +260,9 @@ fn peak_memory_of(daemon: &Daemon) -> u64 {
 
 #[test]
 fn a_reset_by_the_client_reaches_the_backend_as_one() {
-    let got = Record::default();
+    let got = Recorder::default();
     let sink = got.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         connection.exactly(5);
         connection.send("hello");
         sink.push(connection.rest());
@@ -287,7 +287,7 @@ fn a_reset_by_the_client_reaches_the_backend_as_one() {
 fn a_reset_by_the_backend_reaches_the_client_as_one() {
     let gate = Gate::new();
     let door = gate.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         connection.send("hello");
         door.wait();
         connection.reset();
@@ -296,7 +296,7 @@ fn a_reset_by_the_backend_reaches_the_client_as_one() {
     let mut client = daemon.client("@db");
     assert_eq!(client.exactly(5).unwrap(), b"hello");
     gate.open();
-    assert_eq!(client.rest(), Err(Cut::Reset(Vec::new())));
+    assert_eq!(client.rest(), Err(ReadError::Reset(Vec::new())));
     is_recorded(&daemon, "backend_reset");
     let failures = format!(
         "balancer_backend_failures_total{{pool=\"db\",backend=\"{}\",reason=\"backend_reset\"}}",
@@ -307,9 +307,9 @@ fn a_reset_by_the_backend_reaches_the_client_as_one() {
 
 #[test]
 fn a_silent_session_is_cut_on_both_sides() {
-    let got = Record::default();
+    let got = Recorder::default();
     let sink = got.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         connection.send("hello");
         sink.push(connection.rest());
     });
@@ -317,7 +317,7 @@ fn a_silent_session_is_cut_on_both_sides() {
     let mut client = daemon.client("@db");
     assert_eq!(client.exactly(5).unwrap(), b"hello");
     let began = clock::now();
-    assert_eq!(client.rest(), Err(Cut::Reset(Vec::new())));
+    assert_eq!(client.rest(), Err(ReadError::Reset(Vec::new())));
     let took = clock::now() - began;
     assert!(took >= Duration::from_millis(250), "{took:?}");
     let end = got.wait_for(|all| all.first().cloned()).unwrap();
@@ -327,14 +327,14 @@ fn a_silent_session_is_cut_on_both_sides() {
 
 #[test]
 fn bytes_in_one_direction_keep_a_session_alive() {
-    let peer = Peer::start(|mut connection| connection.wait_for_end());
+    let peer = ScriptedPeer::start(|mut connection| connection.wait_for_end());
     let daemon = daemon(&[peer.address], "", "timeouts: {idle: 300ms}");
     let mut client = daemon.client("@db");
     // The waits for nothing are the pace: together three times the idle time.
     for _ in 0..18 {
         client.send("x");
         client.patience(Duration::from_millis(50));
-        assert!(matches!(client.more(), Err(Cut::TimedOut(_))));
+        assert!(matches!(client.more(), Err(ReadError::TimedOut(_))));
     }
     client.patience(PATIENCE).finish();
     assert_eq!(client.rest(), Ok(Vec::new()));
@@ -345,13 +345,13 @@ fn bytes_in_one_direction_keep_a_session_alive() {
 fn a_reader_that_is_slow_is_not_silent() {
     let length = 6 << 20;
     let sender = move || {
-        Peer::start(move |mut connection| {
+        ScriptedPeer::start(move |mut connection| {
             connection.send(vec![b'a'; length]);
             connection.wait_for_end();
         })
     };
     let reader = move || {
-        Peer::start(move |mut connection| {
+        ScriptedPeer::start(move |mut connection| {
             read_slowly(|part| connection.each(part, |_| {}).is_some(), length);
             connection.send("all of it");
         })
@@ -382,7 +382,7 @@ fn read_slowly(mut read: impl FnMut(usize) -> bool, length: usize) {
 
 #[test]
 fn a_reader_that_stops_is_silent() {
-    let peer = Peer::start(|mut connection| while connection.send(vec![b'a'; 1 << 20]) {});
+    let peer = ScriptedPeer::start(|mut connection| while connection.send(vec![b'a'; 1 << 20]) {});
     let daemon = daemon(&[peer.address], "", "timeouts: {idle: 500ms}");
     let mut client = daemon.client("@db");
     client.exactly(1 << 20).unwrap();
@@ -430,7 +430,7 @@ fn a_client_for_whom_nobody_is_reached_is_reset() {
     let (one, other) = (refused(), refused());
     let daemon = daemon(&[one, other], "", "");
     let mut client = daemon.client("@db");
-    assert_eq!(client.rest(), Err(Cut::Reset(Vec::new())));
+    assert_eq!(client.rest(), Err(ReadError::Reset(Vec::new())));
     let line = is_recorded(&daemon, "connection_refused");
     assert_eq!(line["attempts"], 3);
     let errors = "balancer_errors_total{pool=\"db\",reason=\"connection_refused\",code=\"0\"}";
@@ -439,7 +439,7 @@ fn a_client_for_whom_nobody_is_reached_is_reset() {
 
 #[test]
 fn a_client_is_reset_when_no_backend_is_healthy() {
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners:\n  db: {{bind: \"@db\", protocol: tcp, pool: db}}\n\
          pools:\n  db: {{backends: [\"{}\"], health_check: {{interval: 100ms}}}}\n",
         refused()
@@ -447,7 +447,7 @@ fn a_client_is_reset_when_no_backend_is_healthy() {
     let down = "balancer_pool_backends{pool=\"db\",state=\"down\"}";
     daemon.wait_for_metric(down, |down| down > 0.5);
     let mut client = daemon.client("@db");
-    assert_eq!(client.rest(), Err(Cut::Reset(Vec::new())));
+    assert_eq!(client.rest(), Err(ReadError::Reset(Vec::new())));
     let line = is_recorded(&daemon, "destination_unavailable");
     assert_eq!(line["attempts"], 0);
 }
@@ -483,7 +483,7 @@ fn clients_are_let_in_by_address() {
             client.send("hello");
             assert_eq!(client.exactly(5).unwrap(), b"hello", "{rules}");
         } else {
-            assert_eq!(client.rest(), Err(Cut::Reset(Vec::new())), "{rules}");
+            assert_eq!(client.rest(), Err(ReadError::Reset(Vec::new())), "{rules}");
             let rejected = "balancer_listener_connections_rejected_total{listener=\"db\",reason=\"http_request_denied\"}";
             assert_eq!(daemon.metric(rejected) as u64, 1);
             assert_eq!(peer.connections(), before, "{rules}");
@@ -495,7 +495,7 @@ fn clients_are_let_in_by_address() {
 fn a_listener_holds_so_many_sessions() {
     let peer = echo();
     let daemon = daemon(&[peer.address], "limits: {connections: 2}", "");
-    let talk = |client: &mut Client| {
+    let talk = |client: &mut HttpClient| {
         client.send("hello");
         client.exactly(5)
     };
@@ -503,7 +503,10 @@ fn a_listener_holds_so_many_sessions() {
     for client in &mut held {
         talk(client).unwrap();
     }
-    assert_eq!(daemon.client("@db").rest(), Err(Cut::Reset(Vec::new())));
+    assert_eq!(
+        daemon.client("@db").rest(),
+        Err(ReadError::Reset(Vec::new()))
+    );
     let rejected =
         "balancer_listener_connections_rejected_total{listener=\"db\",reason=\"overload\"}";
     assert_eq!(daemon.metric(rejected) as u64, 1);
@@ -519,12 +522,12 @@ fn sessions_are_spread_over_the_backends() {
     let peers = [echo(), echo(), echo()];
     let addresses = peers.each_ref().map(|peer| peer.address);
     let daemon = daemon(&addresses, "", "policy: least_connections");
-    let mut held: Vec<Client> = Vec::new();
+    let mut held: Vec<HttpClient> = Vec::new();
     for _ in 0..9 {
         let mut client = daemon.client("@db");
         client.send("hello");
         client.exactly(5).unwrap();
         held.push(client);
     }
-    assert_eq!(peers.each_ref().map(Peer::connections), [3; 3]);
+    assert_eq!(peers.each_ref().map(ScriptedPeer::connections), [3; 3]);
 }

@@ -8,8 +8,8 @@ use std::{
 
 use crate::harness::{
     answers::expect_error,
-    daemon::Daemon,
-    peer::{Blackhole, Connection, Gate, Peer},
+    daemon::TestDaemon,
+    peer::{Blackhole, Gate, PeerConnection, ScriptedPeer},
 };
 use balancer::base::clock;
 use serde_json::Value;
@@ -22,8 +22,8 @@ fn millis(count: u64) -> Duration {
 }
 
 /// `@web` in front of one backend; `pool` and `listener` are further keys.
-fn daemon(backend: SocketAddr, pool: &str, listener: &str) -> Daemon {
-    Daemon::start(&format!(
+fn daemon(backend: SocketAddr, pool: &str, listener: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1\nlisteners:\n  web: {{bind: \"@web\", pool: app, {listener}}}\npools:\n  app: \
          {{backends: [\"{backend}\"], health_check: none, ejection: none, {pool}}}\n"
     ))
@@ -32,7 +32,7 @@ fn daemon(backend: SocketAddr, pool: &str, listener: &str) -> Daemon {
 /// Sends `request`, expects this error not before `least`, and gives its line in the log.
 #[track_caller]
 fn fails(
-    daemon: &Daemon,
+    daemon: &TestDaemon,
     request: impl AsRef<[u8]>,
     reason: &str,
     status: u16,
@@ -68,7 +68,7 @@ fn each_try_has_the_whole_time_to_connect() {
 
 #[test]
 fn each_try_has_the_whole_time_for_its_response() {
-    let peer = Peer::silent();
+    let peer = ScriptedPeer::silent();
     let rules = "timeouts: {response: 300ms}, retries: {conditions: timeout}";
     let daemon = daemon(peer.address, rules, "");
     let line = fails(&daemon, GET, "connection_read_timeout", 502, millis(900));
@@ -77,7 +77,7 @@ fn each_try_has_the_whole_time_for_its_response() {
 
 #[test]
 fn the_total_time_holds_for_all_tries_together_and_blames_nobody() {
-    let (hole, peer) = (Blackhole::start(), Peer::silent());
+    let (hole, peer) = (Blackhole::start(), ScriptedPeer::silent());
     // Eleven tries would take far longer than anybody waits here.
     for (backend, own) in [
         (hole.address, "connect: 400ms"),
@@ -108,15 +108,15 @@ fn the_total_time_ends_a_connect_that_may_take_longer() {
 
 #[test]
 fn the_total_time_ends_a_request_that_the_client_sends_too_slowly() {
-    let peer = Peer::silent();
+    let peer = ScriptedPeer::silent();
     let daemon = daemon(peer.address, "timeouts: {total: 300ms}", "");
     let begun = "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello";
     fails(&daemon, begun, "total_timeout", 502, millis(300));
 }
 
 /// Sends `piece` again and again, each well within any timeout: the pace is the fault.
-fn dripping(first: &'static str, piece: &'static str, pace: Duration) -> Peer {
-    Peer::start(move |mut connection| {
+fn dripping(first: &'static str, piece: &'static str, pace: Duration) -> ScriptedPeer {
+    ScriptedPeer::start(move |mut connection| {
         connection.request();
         connection.send(first);
         while connection.send(piece) {
@@ -146,7 +146,7 @@ fn neither_dripping_bytes_nor_1xx_give_a_response_more_time() {
 
 #[test]
 fn the_time_for_the_response_begins_when_the_request_is_whole() {
-    let peer = Peer::answering("good");
+    let peer = ScriptedPeer::answering("good");
     let daemon = daemon(peer.address, "timeouts: {response: 1500ms}", "");
     let mut client = daemon.client("@web");
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n");
@@ -162,7 +162,7 @@ fn the_time_for_the_response_begins_when_the_request_is_whole() {
 fn a_backend_that_does_not_take_the_request_is_late() {
     let over = Gate::new();
     let closed = over.clone();
-    let peer = Peer::start(move |_connection: Connection| closed.wait());
+    let peer = ScriptedPeer::start(move |_connection: PeerConnection| closed.wait());
     let daemon = daemon(peer.address, "timeouts: {response: 300ms}", "");
     let length = 64 << 20;
     let mut client = daemon.client("@web");
@@ -178,7 +178,7 @@ fn a_backend_that_does_not_take_the_request_is_late() {
 #[test]
 fn a_backend_that_reads_slowly_is_not_late() {
     let length = 12 << 20;
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         let head = connection.head().unwrap();
         assert_eq!(head.method, "POST");
         // For several times as long as it may take nothing; the daemon has soon nothing left to send.
@@ -206,11 +206,11 @@ fn a_backend_that_reads_slowly_is_not_late() {
 
 #[test]
 fn a_client_that_waits_to_be_invited_is_not_late_and_one_that_was_is() {
-    let silent = Peer::silent();
+    let silent = ScriptedPeer::silent();
     let ask = "POST / HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
     let impatient = daemon(silent.address, "timeouts: {response: 300ms}", "");
     fails(&impatient, ask, "connection_read_timeout", 502, millis(300));
-    let inviting = Peer::start(|mut connection| {
+    let inviting = ScriptedPeer::start(|mut connection| {
         connection.head();
         connection.send("HTTP/1.1 100 Continue\r\n\r\n");
         connection.wait_for_end();
@@ -229,7 +229,7 @@ fn a_client_that_waits_to_be_invited_is_not_late_and_one_that_was_is() {
 #[test]
 fn a_client_gets_no_more_than_sixteen_1xx_of_one_exchange_whatever_is_tried() {
     let hints = "HTTP/1.1 103 Early Hints\r\n\r\n";
-    let flood = Peer::saying(hints.repeat(40));
+    let flood = ScriptedPeer::saying(hints.repeat(40));
     let daemon = daemon(flood.address, "", "");
     let mut client = daemon.client("@web");
     client.send(GET);

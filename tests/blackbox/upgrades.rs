@@ -2,8 +2,8 @@
 
 use crate::{
     harness::{
-        client::Cut,
-        peer::{Gate, Peer},
+        client::ReadError,
+        peer::{Gate, ScriptedPeer},
     },
     http::{echo, front, pool},
 };
@@ -13,7 +13,7 @@ const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\
 
 #[test]
 fn expect_goes_to_the_backend_and_its_100_comes_back_before_the_body_is_sent() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         let head = connection.head().unwrap();
         assert_eq!(head.header("expect"), Some("100-continue"));
         connection.send("HTTP/1.1 100 Continue\r\n\r\n");
@@ -29,14 +29,14 @@ fn expect_goes_to_the_backend_and_its_100_comes_back_before_the_body_is_sent() {
     client.patience(std::time::Duration::from_millis(50));
     assert_eq!(
         client.response(),
-        Err(Cut::TimedOut(Vec::new())),
+        Err(ReadError::TimedOut(Vec::new())),
         "the backend closed, the client's connection stays"
     );
 }
 
 #[test]
 fn an_expectation_that_is_not_met_saves_the_body() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.head().unwrap();
         connection.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno");
         connection.wait_for_end();
@@ -58,7 +58,7 @@ fn an_expectation_that_is_not_met_saves_the_body() {
 
 #[test]
 fn early_hints_reach_a_client_that_knows_them_and_no_other() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while connection.request().is_some() {
             connection.send("HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </b.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
         }
@@ -81,7 +81,7 @@ fn early_hints_reach_a_client_that_knows_them_and_no_other() {
 
 #[test]
 fn a_flood_of_1xx_is_an_invalid_answer() {
-    let peer = Peer::saying(
+    let peer = ScriptedPeer::saying(
         "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(20)
             + "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     );
@@ -100,7 +100,7 @@ fn a_flood_of_1xx_is_an_invalid_answer() {
 
 #[test]
 fn a_switched_connection_is_a_tunnel_with_early_bytes_both_ways() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         let head = connection.head().unwrap();
         assert_eq!(
             (
@@ -161,7 +161,7 @@ fn a_switched_connection_is_a_tunnel_with_early_bytes_both_ways() {
 
 #[test]
 fn a_reset_of_one_end_of_a_tunnel_is_a_reset_of_the_other() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.head().unwrap();
         connection.send(SWITCH);
         connection.exactly(1).unwrap();
@@ -172,7 +172,7 @@ fn a_reset_of_one_end_of_a_tunnel_is_a_reset_of_the_other() {
     client.send(UPGRADE);
     assert_eq!(client.head().unwrap().0, 101);
     client.send("x");
-    assert_eq!(client.rest(), Err(Cut::Reset(Vec::new())));
+    assert_eq!(client.rest(), Err(ReadError::Reset(Vec::new())));
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn a_101_that_was_not_asked_for_is_502() {
         "POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n",
     ] {
-        let peer = Peer::start(|mut connection| {
+        let peer = ScriptedPeer::start(|mut connection| {
             while connection.request().is_some() {
                 connection.send(SWITCH);
             }
@@ -230,7 +230,7 @@ fn a_101_that_speaks_of_a_body_opens_the_tunnel_without_saying_so() {
         "Content-Length: 17",
     ] {
         let switch = SWITCH.replace("\r\n\r\n", &format!("\r\n{framing}\r\n\r\n"));
-        let peer = Peer::start(move |mut connection| {
+        let peer = ScriptedPeer::start(move |mut connection| {
             connection.head().unwrap();
             connection.send(&switch);
             let word = connection.exactly(4).unwrap();
@@ -255,7 +255,7 @@ fn a_101_that_speaks_of_a_body_opens_the_tunnel_without_saying_so() {
 
 #[test]
 fn a_426_says_to_what_the_client_must_upgrade() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let option = if request.target == "/bare" {
                 ""
@@ -278,7 +278,7 @@ fn a_426_says_to_what_the_client_must_upgrade() {
     assert_eq!(response.header("upgrade"), Some("TLS/1.2, foo/2"));
     assert_eq!(response.header("connection"), Some("upgrade, close"));
     // Other responses say nothing of it.
-    let other = Peer::saying(
+    let other = ScriptedPeer::saying(
         "HTTP/1.1 200 OK\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n",
     );
     let daemon = front(other.address, "");
@@ -292,7 +292,7 @@ const EXEC_SWITCH: &str = "HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vn
 
 #[test]
 fn a_request_with_a_body_of_known_length_can_switch() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         let request = connection.request().unwrap();
         assert_eq!(
             (request.header("connection"), request.header("upgrade")),
@@ -355,7 +355,7 @@ fn what_follows_a_body_whose_switch_was_declined_is_a_request() {
 #[test]
 fn a_body_that_is_still_on_its_way_at_the_switch_is_sent_to_its_end_first() {
     const LENGTH: usize = 600_000;
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         let head = connection.head().unwrap();
         connection.send(SWITCH);
         let length: usize = head.header("content-length").unwrap().parse().unwrap();
@@ -379,7 +379,7 @@ fn a_body_that_is_still_on_its_way_at_the_switch_is_sent_to_its_end_first() {
 #[test]
 fn a_tunnel_whose_reader_is_slow_is_not_idle() {
     let length = 4 << 20;
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         connection.head().unwrap();
         connection.send(SWITCH);
         connection.send(vec![b'a'; length]);
@@ -405,7 +405,7 @@ fn a_tunnel_whose_reader_is_slow_is_not_idle() {
 fn server_sent_events_arrive_one_by_one() {
     let next = [Gate::new(), Gate::new(), Gate::new()];
     let doors = next.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         let request = connection.request().unwrap();
         let chunked = request.target == "/chunked";
         connection.send(if chunked {

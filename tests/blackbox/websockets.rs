@@ -6,10 +6,13 @@ use hyper::http::{Method, Request, Response};
 use crate::h2_backend::{config, front};
 use crate::harness::{
     answers::expect_error,
-    client::Client,
-    daemon::Daemon,
-    h2::{Asked, Backend, Sender, connect, get, patiently, pattern, read, send, until},
-    peer::Peer,
+    client::HttpClient,
+    daemon::TestDaemon,
+    h2::{
+        H2Backend, ReceivedRequest, RequestSender, connect, get, patiently, pattern, read, send,
+        until,
+    },
+    peer::ScriptedPeer,
 };
 
 const OPENING: &str = "GET /chat HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -21,7 +24,7 @@ fn taking() -> h2::server::Builder {
 }
 
 /// Takes a WebSocket and sends back what comes.
-async fn echo(mut asked: Asked) {
+async fn echo(mut asked: ReceivedRequest) {
     let protocol = asked.head.extensions.get::<h2::ext::Protocol>().unwrap();
     assert_eq!(
         (&asked.head.method, protocol.as_str()),
@@ -43,7 +46,7 @@ async fn echo(mut asked: Asked) {
     stream.send_data(Bytes::new(), true).unwrap();
 }
 
-async fn open(sender: &Sender) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
+async fn open(sender: &RequestSender) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
     let mut sender = sender.clone().ready().await.unwrap();
     until(|| sender.is_extended_connect_protocol_enabled()).await;
     let mut asked = Request::builder()
@@ -59,11 +62,11 @@ async fn open(sender: &Sender) -> (h2::client::ResponseFuture, h2::SendStream<By
 
 #[tokio::test]
 async fn a_websocket_of_either_kind_reaches_the_backend() {
-    let backend = Backend::start_with(&taking(), echo).await;
+    let backend = H2Backend::start_with(&taking(), echo).await;
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let h1 = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(address);
+        let mut client = HttpClient::connect(address);
         client.send(OPENING);
         let (status, fields) = client.head().unwrap();
         assert_eq!(status, 101);
@@ -100,14 +103,14 @@ async fn a_websocket_of_either_kind_reaches_the_backend() {
 
 #[tokio::test]
 async fn a_websocket_of_a_backend_that_goes_down_is_closed_where_told() {
-    let backend = Backend::start_with(&taking(), echo).await;
-    let door = Peer::silent();
+    let backend = H2Backend::start_with(&taking(), echo).await;
+    let door = ScriptedPeer::silent();
     let check = format!(
         "health_check: {{port: {}, interval: 100ms, fall: 1, on_down: close}}",
         door.address.port()
     );
     let config = config(&[backend.address], &check).replace("health_check: none, ", "");
-    let daemon = Daemon::start(&config);
+    let daemon = TestDaemon::start(&config);
     let (sender, _driver) = connect(daemon.address("@web")).await;
     let (response, mut body) = open(&sender).await;
     let mut answer = patiently(response).await.unwrap().into_body();
@@ -127,11 +130,11 @@ async fn a_websocket_of_a_backend_that_goes_down_is_closed_where_told() {
 
 #[tokio::test]
 async fn a_backend_that_takes_none_is_not_asked_and_not_blamed() {
-    let backend = Backend::start(async |asked| asked.answer(&[], "well")).await;
+    let backend = H2Backend::start(async |asked| asked.answer(&[], "well")).await;
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let h1 = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(address);
+        let mut client = HttpClient::connect(address);
         client.send(OPENING);
         expect_error(&client.response().unwrap(), 502, "http_upgrade_failed");
     });
@@ -147,7 +150,7 @@ async fn a_backend_that_takes_none_is_not_asked_and_not_blamed() {
 
 #[tokio::test]
 async fn what_a_backend_answers_instead_of_taking_it_is_passed_on() {
-    let backend = Backend::start_with(&taking(), async |mut asked: Asked| {
+    let backend = H2Backend::start_with(&taking(), async |mut asked: ReceivedRequest| {
         let no = Response::builder().status(403).body(()).unwrap();
         asked.respond.send_response(no, true).unwrap();
     })
@@ -155,7 +158,7 @@ async fn what_a_backend_answers_instead_of_taking_it_is_passed_on() {
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let h1 = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(address);
+        let mut client = HttpClient::connect(address);
         client.send(OPENING);
         assert_eq!(client.response().unwrap().status, 403);
     });
@@ -164,8 +167,8 @@ async fn what_a_backend_answers_instead_of_taking_it_is_passed_on() {
 
 #[tokio::test]
 async fn success_without_a_switch_is_no_websocket_for_a_client_of_http2() {
-    let backend = Peer::answering("just a page");
-    let daemon = Daemon::start(&format!(
+    let backend = ScriptedPeer::answering("just a page");
+    let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", pool: app}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\n",
         backend.address
     ));
@@ -182,11 +185,11 @@ async fn success_without_a_switch_is_no_websocket_for_a_client_of_http2() {
 
 #[tokio::test]
 async fn other_switches_are_not_asked_of_http2() {
-    let backend = Backend::start(async |asked| asked.answer(&[], "plain")).await;
+    let backend = H2Backend::start(async |asked| asked.answer(&[], "plain")).await;
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let h1 = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(address);
+        let mut client = HttpClient::connect(address);
         client
             .send("GET / HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n");
         assert_eq!(client.response().unwrap().text(), "plain");
@@ -198,7 +201,7 @@ async fn other_switches_are_not_asked_of_http2() {
 #[tokio::test]
 async fn what_a_backend_sends_before_it_hangs_up_arrives() {
     const LENGTH: usize = 3_000_000;
-    let backend = Backend::start_with(&taking(), async |mut asked: Asked| {
+    let backend = H2Backend::start_with(&taking(), async |mut asked: ReceivedRequest| {
         // HTTP/2 has no such field.
         let taken = Response::builder().header("sec-websocket-accept", "x");
         let taken = taken.body(()).unwrap();
@@ -210,7 +213,7 @@ async fn what_a_backend_sends_before_it_hangs_up_arrives() {
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let h1 = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(address);
+        let mut client = HttpClient::connect(address);
         client.send(OPENING);
         let (status, fields) = client.head().unwrap();
         let accepts = fields

@@ -24,9 +24,9 @@ fn inputs() -> Vec<PathBuf> {
 }
 
 /// The certificates and keys of tests/fixtures, and nothing else.
-struct Fixtures;
+struct FixtureFiles;
 
-impl FileAccess for Fixtures {
+impl FileAccess for FixtureFiles {
     fn read(&self, path: &Path, _: u64) -> io::Result<Vec<u8>> {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         let name = path.file_name().ok_or(io::ErrorKind::NotFound)?;
@@ -49,7 +49,7 @@ impl FileAccess for Fixtures {
 /// What a user sees for the file, and all its problems.
 fn problems(path: &Path) -> Problems {
     let text = fs::read_to_string(path).unwrap();
-    match parse(Path::new("balancer.yaml"), &text, &Fixtures) {
+    match parse(Path::new("balancer.yaml"), &text, &FixtureFiles) {
         Ok(loaded) => Problems(loaded.warnings),
         Err(problems) => problems,
     }

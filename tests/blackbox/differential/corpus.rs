@@ -14,7 +14,7 @@ use std::collections::HashSet;
 
 /// One odd message and what we promise for it.
 #[derive(Debug, Clone, Default)]
-pub struct Case {
+pub struct CorpusCase {
     /// Unique within its class, and stable.
     pub name: String,
     /// Named in docs/http.md.
@@ -29,7 +29,7 @@ pub struct Case {
     pub tags: Vec<String>,
 }
 
-impl Case {
+impl CorpusCase {
     /// True if the case has the tag `name`.
     pub fn is(&self, name: &str) -> bool {
         self.tags.iter().any(|tag| tag == name)
@@ -73,20 +73,20 @@ impl Case {
 }
 
 /// A case of a family: built by a loop.
-pub fn made(class: &str, name: String, verdict: &str, bytes: Vec<u8>) -> Case {
-    let mut case = Case {
+pub fn made(class: &str, name: String, verdict: &str, bytes: Vec<u8>) -> CorpusCase {
+    let mut case = CorpusCase {
         name,
         class: class.to_owned(),
         bytes,
-        ..Case::default()
+        ..CorpusCase::default()
     };
     promise(&mut case, verdict);
     case
 }
 
 /// Reads the cases of a file.
-pub fn read(text: &str) -> Vec<Case> {
-    let mut cases: Vec<Case> = Vec::new();
+pub fn read(text: &str) -> Vec<CorpusCase> {
+    let mut cases: Vec<CorpusCase> = Vec::new();
     let mut sources: Vec<String> = Vec::new();
     let mut class = "";
     for (number, line) in text.lines().enumerate() {
@@ -113,7 +113,7 @@ pub fn read(text: &str) -> Vec<Case> {
 
 /// Every case has a name of its own.
 #[track_caller]
-pub fn check_names(cases: &[Case]) {
+pub fn check_names(cases: &[CorpusCase]) {
     let mut names = HashSet::new();
     for case in cases {
         assert!(
@@ -129,7 +129,7 @@ pub fn check_names(cases: &[Case]) {
     }
 }
 
-fn promise(case: &mut Case, verdict: &str) {
+fn promise(case: &mut CorpusCase, verdict: &str) {
     let (verdict, tags) = verdict.split_once(" # ").unwrap_or((verdict, ""));
     let (answers, parts) = verdict.split_once(" | ").unwrap_or((verdict, ""));
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();

@@ -12,16 +12,16 @@ use std::{
 use rustix::net::{RecvFlags, recv};
 
 use super::{
-    corpus::Case,
-    wire::{self, Message, Parsed},
+    corpus::CorpusCase,
+    wire::{self, ParseOutcome, ParsedMessage},
 };
 use crate::harness::poll;
 
 /// What reached the backend.
 #[derive(Debug, Clone)]
-pub enum Event {
+pub enum BackendEvent {
     /// A whole message.
-    Whole(Message),
+    Whole(ParsedMessage),
     /// What two readers could disagree about.
     Unclear(&'static str, String),
     /// The beginning of a message whose rest never came.
@@ -29,11 +29,11 @@ pub enum Event {
 }
 
 /// An event and the backend connection it came on.
-pub type At = (usize, Event);
+pub type PlacedEvent = (usize, BackendEvent);
 
 #[derive(Default)]
-struct Lines {
-    events: Vec<At>,
+struct EventLines {
+    events: Vec<PlacedEvent>,
     /// Streams to look at for bytes that are not read yet, and what was read and is no whole message.
     live: Vec<(usize, TcpStream, Vec<u8>)>,
     next: usize,
@@ -48,23 +48,23 @@ struct Progress {
 }
 
 #[derive(Clone, Default)]
-struct Shared {
-    lines: Arc<Mutex<Lines>>,
+struct FixtureState {
+    lines: Arc<Mutex<EventLines>>,
     progress: Arc<(Mutex<Progress>, Condvar)>,
-    scripts: Arc<Vec<Case>>,
+    scripts: Arc<Vec<CorpusCase>>,
     patience: Duration,
 }
 
 /// The stage: its backend runs until the test ends.
-pub struct Stage {
+pub struct ProxyFixture {
     /// Where the backend listens.
     pub backend: SocketAddr,
-    shared: Shared,
+    shared: FixtureState,
 }
 
 /// How the client's connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum ConnectionEnd {
     /// In order.
     Fin,
     /// By a reset.
@@ -77,7 +77,7 @@ pub enum End {
 #[derive(Debug, Clone)]
 pub struct Transcript {
     /// Final answers, and 101.
-    pub answers: Vec<Message>,
+    pub answers: Vec<ParsedMessage>,
     /// Statuses of the 1xx before the first final answer.
     pub interim: Vec<u16>,
     /// The last answer lasted until the end of the connection.
@@ -89,25 +89,25 @@ pub struct Transcript {
     /// Everything.
     pub bytes: Vec<u8>,
     /// How it ended.
-    pub end: End,
+    pub end: ConnectionEnd,
 }
 
-impl Stage {
+impl ProxyFixture {
     /// Starts a backend that speaks `scripts`; nothing waits longer than `patience`.
-    pub fn new(scripts: Vec<Case>, patience: Duration) -> Self {
+    pub fn new(scripts: Vec<CorpusCase>, patience: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let backend = listener.local_addr().unwrap();
-        let shared = Shared {
+        let shared = FixtureState {
             scripts: Arc::new(scripts),
             patience,
-            ..Shared::default()
+            ..FixtureState::default()
         };
         let of_backend = shared.clone();
         thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
                 let Ok(stream) = stream else { return };
                 let shared = of_backend.clone();
-                thread::spawn(move || Backend::new(shared, stream, number).run());
+                thread::spawn(move || CorpusBackend::new(shared, stream, number).run());
             }
         });
         Self { backend, shared }
@@ -117,9 +117,9 @@ impl Stage {
     pub fn play_request(
         &self,
         front: SocketAddr,
-        case: &Case,
+        case: &CorpusCase,
         pieces: usize,
-    ) -> (Transcript, Vec<At>) {
+    ) -> (Transcript, Vec<PlacedEvent>) {
         let mut bytes = case.bytes.clone();
         if !case.is("cut") {
             bytes.extend_from_slice(b"GET /after HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
@@ -144,8 +144,8 @@ impl Stage {
         &self,
         front: SocketAddr,
         number: usize,
-        case: &Case,
-    ) -> (Transcript, Option<Transcript>, Vec<At>) {
+        case: &CorpusCase,
+    ) -> (Transcript, Option<Transcript>, Vec<PlacedEvent>) {
         *self.shared.progress.0.lock().unwrap() = Progress::default();
         let client = self.connect(front);
         let method = if case.is("HEAD") { "HEAD" } else { "GET" };
@@ -159,7 +159,7 @@ impl Stage {
             .answers
             .first()
             .is_some_and(|answer| answer.status() == 101);
-        let second = (whole && !switched && first.end == End::Never).then(|| {
+        let second = (whole && !switched && first.end == ConnectionEnd::Never).then(|| {
             let follow =
                 format!("GET /ok/{number} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
             let _ = (&client).write_all(follow.as_bytes());
@@ -181,16 +181,16 @@ impl Stage {
     /// Reads one answer; what came behind it, too.
     fn read_one(&self, client: &TcpStream, method: &str) -> (Transcript, Vec<u8>) {
         let mut bytes = Vec::new();
-        let mut end = End::Never;
+        let mut end = ConnectionEnd::Never;
         loop {
             let (transcript, used) = understand(&bytes, method, end, true);
             let whole = !transcript.answers.is_empty() && !transcript.until_end;
-            if whole || transcript.unclear.is_some() || end != End::Never {
+            if whole || transcript.unclear.is_some() || end != ConnectionEnd::Never {
                 return (transcript, bytes.split_off(used.min(bytes.len())));
             }
             end = match self.more(client, &mut bytes) {
                 None => continue,
-                Some(End::Never) => return (transcript, Vec::new()),
+                Some(ConnectionEnd::Never) => return (transcript, Vec::new()),
                 Some(end) => end,
             };
         }
@@ -206,24 +206,26 @@ impl Stage {
         understand(&bytes, method, end, false).0
     }
 
-    fn more(&self, mut client: &TcpStream, bytes: &mut Vec<u8>) -> Option<End> {
+    fn more(&self, mut client: &TcpStream, bytes: &mut Vec<u8>) -> Option<ConnectionEnd> {
         let mut buffer = [0; 16 << 10];
         match client.read(&mut buffer) {
-            Ok(0) => Some(End::Fin),
+            Ok(0) => Some(ConnectionEnd::Fin),
             Ok(count) => {
                 bytes.extend_from_slice(&buffer[..count]);
                 self.tell(|progress| progress.received += count);
                 None
             }
             Err(error) => Some(match error.kind() {
-                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => End::Never,
-                _ => End::Reset,
+                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
+                    ConnectionEnd::Never
+                }
+                _ => ConnectionEnd::Reset,
             }),
         }
     }
 
     /// What reached the backend since the last time, once the proxy and the backend have dealt with all of it.
-    fn events(&self, front: SocketAddr) -> Vec<At> {
+    fn events(&self, front: SocketAddr) -> Vec<PlacedEvent> {
         // The proxy answers this after whatever it had to do before.
         let client = self.connect(front);
         let _ = (&client).write_all(b"GET /sync HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
@@ -244,7 +246,7 @@ impl Stage {
         let mut events = std::mem::take(&mut lines.events);
         for (number, _, rest) in &mut lines.live {
             if !rest.is_empty() {
-                events.push((*number, Event::Part));
+                events.push((*number, BackendEvent::Part));
             }
         }
         lines.live.retain(|(_, _, rest)| rest.is_empty());
@@ -261,7 +263,7 @@ impl Stage {
     }
 }
 
-impl Shared {
+impl FixtureState {
     fn script_done(&self) {
         self.progress.0.lock().unwrap().script_done = true;
         self.progress.1.notify_all();
@@ -278,7 +280,7 @@ impl Shared {
 }
 
 /// The request for a response case.
-fn request_for(case: &Case, number: usize) -> Vec<u8> {
+fn request_for(case: &CorpusCase, number: usize) -> Vec<u8> {
     let (mut method, mut version, mut fields, mut body) = ("GET", "1.1", String::new(), 0);
     if case.is("HEAD") {
         method = "HEAD";
@@ -309,7 +311,12 @@ fn request_for(case: &Case, number: usize) -> Vec<u8> {
 }
 
 /// Reads answers from `bytes` until the end, or only the first; and how many bytes those are.
-fn understand(bytes: &[u8], method: &str, end: End, only_first: bool) -> (Transcript, usize) {
+fn understand(
+    bytes: &[u8],
+    method: &str,
+    end: ConnectionEnd,
+    only_first: bool,
+) -> (Transcript, usize) {
     let mut transcript = Transcript {
         answers: Vec::new(),
         interim: Vec::new(),
@@ -327,7 +334,7 @@ fn understand(bytes: &[u8], method: &str, end: End, only_first: bool) -> (Transc
             "GET"
         };
         match wire::response(&bytes[at..], method) {
-            Parsed::Whole(message, used) => {
+            ParseOutcome::Whole(message, used) => {
                 at += used;
                 match message.status() {
                     status @ (100 | 102..=199) => transcript.interim.push(status),
@@ -339,21 +346,21 @@ fn understand(bytes: &[u8], method: &str, end: End, only_first: bool) -> (Transc
                     _ => transcript.answers.push(message),
                 }
             }
-            Parsed::UntilEnd(mut message, body) => {
+            ParseOutcome::UntilEnd(mut message, body) => {
                 message.body = bytes[at + body..].to_vec();
                 transcript.until_end = true;
-                if end == End::Fin {
+                if end == ConnectionEnd::Fin {
                     transcript.answers.push(message);
                 } else {
                     transcript.part = Some(bytes[at..].to_vec());
                 }
                 at = bytes.len();
             }
-            Parsed::Part => {
+            ParseOutcome::Part => {
                 transcript.part = Some(bytes[at..].to_vec());
                 break;
             }
-            Parsed::Unclear(problem) => {
+            ParseOutcome::Unclear(problem) => {
                 transcript.unclear = Some(problem);
                 break;
             }
@@ -363,8 +370,8 @@ fn understand(bytes: &[u8], method: &str, end: End, only_first: bool) -> (Transc
 }
 
 /// The backend's end of one connection.
-struct Backend {
-    shared: Shared,
+struct CorpusBackend {
+    shared: FixtureState,
     stream: TcpStream,
     number: usize,
     /// A script has answered the request that is still being read.
@@ -373,8 +380,8 @@ struct Backend {
     spoke: bool,
 }
 
-impl Backend {
-    fn new(shared: Shared, stream: TcpStream, number: usize) -> Self {
+impl CorpusBackend {
+    fn new(shared: FixtureState, stream: TcpStream, number: usize) -> Self {
         let _ = stream.set_nodelay(true);
         let _ = stream.set_write_timeout(Some(shared.patience));
         let watched = stream.try_clone().unwrap();
@@ -427,7 +434,7 @@ impl Backend {
         {
             let (_, _, rest) = lines.live.swap_remove(at);
             if !rest.is_empty() {
-                lines.events.push((self.number, Event::Part));
+                lines.events.push((self.number, BackendEvent::Part));
             }
         }
     }
@@ -451,7 +458,7 @@ impl Backend {
         let mut replies = Vec::new();
         loop {
             match wire::request(rest) {
-                Parsed::Whole(message, used) => {
+                ParseOutcome::Whole(message, used) => {
                     rest.drain(..used);
                     lines.next += 1;
                     let target = message.word(1).to_owned();
@@ -459,21 +466,23 @@ impl Backend {
                         replies.push((lines.next, target.clone()));
                     }
                     if target != "/sync" {
-                        lines.events.push((self.number, Event::Whole(message)));
+                        lines
+                            .events
+                            .push((self.number, BackendEvent::Whole(message)));
                     }
                     if rest.is_empty() {
                         return Some(replies);
                     }
                 }
-                Parsed::Unclear(problem) => {
+                ParseOutcome::Unclear(problem) => {
                     let bytes = wire::latin(rest);
                     rest.clear();
                     lines
                         .events
-                        .push((self.number, Event::Unclear(problem, bytes)));
+                        .push((self.number, BackendEvent::Unclear(problem, bytes)));
                     return None;
                 }
-                Parsed::Part | Parsed::UntilEnd(..) => {
+                ParseOutcome::Part | ParseOutcome::UntilEnd(..) => {
                     replies.extend(self.early(rest));
                     return Some(replies);
                 }
@@ -491,7 +500,7 @@ impl Backend {
         is_early.then(|| (0, target.to_owned()))
     }
 
-    fn script(&self, target: &str) -> Option<Case> {
+    fn script(&self, target: &str) -> Option<CorpusCase> {
         let number = target
             .strip_prefix("/r/")
             .or_else(|| target.strip_prefix("/slow/"))?;
@@ -518,7 +527,7 @@ impl Backend {
 
     /// Plays a script: `{pause}` waits until the client has got something, `{idle}` until it has a whole answer, `{drip}`
     /// sends the rest byte by byte, more slowly than anybody waits.
-    fn speak(&mut self, script: &Case) -> bool {
+    fn speak(&mut self, script: &CorpusCase) -> bool {
         let mut rest = &script.bytes[..];
         let last = script.is("close");
         while let Some(at) = wire::find(rest, b"{") {

@@ -1,6 +1,6 @@
 //! Families of cases that differ in one byte: every control byte in every place.
 
-use super::corpus::{Case, made};
+use super::corpus::{CorpusCase, made};
 
 /// Bytes that end, fold or hide something in one reader or another. HTAB, LF, CR have cases of their own elsewhere.
 fn controls() -> impl Iterator<Item = u8> {
@@ -17,7 +17,7 @@ fn with(before: &str, byte: u8, after: &str) -> Vec<u8> {
 }
 
 /// Requests with one byte that may not be where it is.
-pub fn requests() -> Vec<Case> {
+pub fn requests() -> Vec<CorpusCase> {
     let places: [(&str, &str, &str, &str); 8] = [
         ("method", "400", "GE", "T /x HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("target", "400", "GET /x", "y HTTP/1.1\r\nHost: a\r\n\r\n"),
@@ -75,7 +75,7 @@ pub fn requests() -> Vec<Case> {
 }
 
 /// Responses with one byte that may not be where it is.
-pub fn responses() -> Vec<Case> {
+pub fn responses() -> Vec<CorpusCase> {
     let places: [(&str, &str, &str); 3] = [
         (
             "phrase",

@@ -14,12 +14,12 @@ mod wire;
 
 use std::{collections::BTreeSet, fs, net::SocketAddr, path::PathBuf};
 
-use crate::harness::{PATIENCE, daemon::Daemon};
-use corpus::Case;
-use fixture::Stage;
+use crate::harness::{PATIENCE, daemon::TestDaemon};
+use corpus::CorpusCase;
+use fixture::ProxyFixture;
 
 /// Every odd request.
-fn requests() -> Vec<Case> {
+fn requests() -> Vec<CorpusCase> {
     let mut cases = corpus::read(include_str!("requests.txt"));
     cases.extend(generators::requests());
     corpus::check_names(&cases);
@@ -27,7 +27,7 @@ fn requests() -> Vec<Case> {
 }
 
 /// Every odd response.
-fn responses() -> Vec<Case> {
+fn responses() -> Vec<CorpusCase> {
     let mut cases = corpus::read(include_str!("responses.txt"));
     cases.extend(generators::responses());
     corpus::check_names(&cases);
@@ -35,15 +35,15 @@ fn responses() -> Vec<Case> {
 }
 
 /// One daemon for all cases; nothing is tried again, so that each case has one outcome.
-fn daemon(backend: SocketAddr) -> Daemon {
+fn daemon(backend: SocketAddr) -> TestDaemon {
     let pool = format!("backends: [{backend}], health_check: none, ejection: none, retries: none");
-    Daemon::start(&format!(
+    TestDaemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", http: {{h2c: false}}, pool: app}}}}\nroutes: [{{path: /slow, pool: slow}}]\npools:\n  app: {{{pool}}}\n  slow: {{{pool}, timeouts: {{response: 300ms, idle: 300ms}}}}\n"
     ))
 }
 
 /// Cases of which only some are wanted: `CASE=part-of-a-name`.
-fn is_wanted(case: &Case) -> bool {
+fn is_wanted(case: &CorpusCase) -> bool {
     std::env::var("CASE").map_or(true, |part| case.id().contains(&part))
 }
 
@@ -71,7 +71,7 @@ fn an_odd_request_that_comes_in_pieces_is_judged_as_one_that_comes_at_once() {
 fn play_requests(pieces: usize) {
     let cases = requests();
     assert!(cases.len() >= 300, "only {} requests", cases.len());
-    let stage = Stage::new(Vec::new(), PATIENCE);
+    let stage = ProxyFixture::new(Vec::new(), PATIENCE);
     let daemon = daemon(stage.backend);
     let front = daemon.address("@web");
     let mut failures = Vec::new();
@@ -90,7 +90,7 @@ fn play_requests(pieces: usize) {
 fn an_odd_response_is_a_502_or_a_cut_or_shown_in_a_form_that_everybody_reads_alike() {
     let cases = responses();
     assert!(cases.len() >= 150, "only {} responses", cases.len());
-    let stage = Stage::new(cases.clone(), PATIENCE);
+    let stage = ProxyFixture::new(cases.clone(), PATIENCE);
     let daemon = daemon(stage.backend);
     let front = daemon.address("@web");
     let mut failures = Vec::new();

@@ -2,7 +2,7 @@
 //! ([`broken_promise`], [`broken_answer`]).
 //!
 //! *Dangerous* means, for a request: what the backend got, two readers could take for different messages or for somebody
-//! else's ([`Event::Unclear`]); bytes of one message were run as a request; something was run behind a message whose end
+//! else's ([`BackendEvent::Unclear`]); bytes of one message were run as a request; something was run behind a message whose end
 //! is unclear; a message that the client never finished was finished for it; bytes went past the proxy unread; an upgrade
 //! to h2c was passed on. For a response: the client got bytes that no strict reader can read; a response that was cut, or
 //! never began, was shown as whole; bytes that belong to no exchange reached the client; the next exchange did not get its
@@ -10,14 +10,14 @@
 //! whose end is unclear.
 
 use super::{
-    corpus::{self, Case},
-    fixture::{At, End, Event, Transcript},
-    wire::{self, Message, Parsed},
+    corpus::{self, CorpusCase},
+    fixture::{BackendEvent, ConnectionEnd, PlacedEvent, Transcript},
+    wire::{self, ParseOutcome, ParsedMessage},
 };
 
 /// What became of the odd message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum OutcomeKind {
     /// Refused with a status of the proxy's own.
     Refused,
     /// The connection was closed, or the response cut.
@@ -34,40 +34,40 @@ pub enum Kind {
 #[derive(Debug, Clone)]
 pub struct Judgement {
     /// What became of it.
-    pub kind: Kind,
+    pub kind: OutcomeKind,
     /// Why that is dangerous; empty if it is not.
     pub dangers: Vec<String>,
 }
 
 const AFTER: &str = "/after";
 
-fn wholes(events: &[At]) -> Vec<&Message> {
+fn wholes(events: &[PlacedEvent]) -> Vec<&ParsedMessage> {
     events
         .iter()
         .filter_map(|(_, event)| match event {
-            Event::Whole(message) => Some(message),
+            BackendEvent::Whole(message) => Some(message),
             _ => None,
         })
         .collect()
 }
 
 /// An answer that comes from the proxy itself.
-fn is_own(answer: &Message) -> bool {
+fn is_own(answer: &ParsedMessage) -> bool {
     answer.status() >= 400
         && answer.values("x-seen").is_empty()
         && answer.values("x-origin").is_empty()
 }
 
 /// Judges what a proxy did with a request.
-pub fn of_request(case: &Case, seen: &Transcript, events: &[At]) -> Judgement {
+pub fn of_request(case: &CorpusCase, seen: &Transcript, events: &[PlacedEvent]) -> Judgement {
     let wholes = wholes(events);
-    let forwarded: Vec<&&Message> = wholes
+    let forwarded: Vec<&&ParsedMessage> = wholes
         .iter()
         .filter(|message| message.word(1) != AFTER)
         .collect();
     let mut dangers = Vec::new();
     for (_, event) in events {
-        if let Event::Unclear(problem, bytes) = event {
+        if let BackendEvent::Unclear(problem, bytes) = event {
             let start: String = bytes.chars().take(60).collect();
             dangers.push(format!(
                 "the backend got {problem}: {}",
@@ -102,11 +102,11 @@ pub fn of_request(case: &Case, seen: &Transcript, events: &[At]) -> Judgement {
         dangers.push(format!("the client got {problem}"));
     }
     let kind = match (forwarded.first(), seen.answers.first()) {
-        _ if seen.end == End::Never => Kind::Hung,
-        (Some(first), _) if is_equal(&case.bytes, first) => Kind::Equal,
-        (Some(_), _) => Kind::Canonical,
-        (None, Some(answer)) if is_own(answer) => Kind::Refused,
-        (None, _) => Kind::Cut,
+        _ if seen.end == ConnectionEnd::Never => OutcomeKind::Hung,
+        (Some(first), _) if is_equal(&case.bytes, first) => OutcomeKind::Equal,
+        (Some(_), _) => OutcomeKind::Canonical,
+        (None, Some(answer)) if is_own(answer) => OutcomeKind::Refused,
+        (None, _) => OutcomeKind::Cut,
     };
     Judgement { kind, dangers }
 }
@@ -122,8 +122,8 @@ const HOP: [&str; 6] = [
 ];
 
 /// The strict reader finds one message in `sent`, and `got` has the same line, fields and body.
-fn is_equal(sent: &[u8], got: &Message) -> bool {
-    let Parsed::Whole(sent, _) = wire::request(sent) else {
+fn is_equal(sent: &[u8], got: &ParsedMessage) -> bool {
+    let ParseOutcome::Whole(sent, _) = wire::request(sent) else {
         return false;
     };
     let same_line = sent.word(0) == got.word(0) && sent.word(1) == got.word(1);
@@ -134,7 +134,7 @@ fn is_equal(sent: &[u8], got: &Message) -> bool {
         && sent.trailers == got.trailers
 }
 
-fn has_fields(sent: &Message, got: &Message) -> bool {
+fn has_fields(sent: &ParsedMessage, got: &ParsedMessage) -> bool {
     sent.fields.iter().all(|(name, value)| {
         HOP.iter().any(|hop| hop.eq_ignore_ascii_case(name))
             || got.fields.iter().any(|(known, other)| {
@@ -145,11 +145,11 @@ fn has_fields(sent: &Message, got: &Message) -> bool {
 
 /// Judges what a proxy did with a response.
 pub fn of_response(
-    case: &Case,
+    case: &CorpusCase,
     number: usize,
     first: &Transcript,
     second: Option<&Transcript>,
-    events: &[At],
+    events: &[PlacedEvent],
 ) -> Judgement {
     let mut dangers = Vec::new();
     for transcript in std::iter::once(first).chain(second) {
@@ -180,26 +180,26 @@ pub fn of_response(
         dangers.push("the next exchange got an answer that is not its own".to_owned());
     }
     let kind = match first.answers.first() {
-        Some(answer) if is_own(answer) => Kind::Refused,
-        Some(answer) if is_shown_equal(case, answer) => Kind::Equal,
-        Some(_) => Kind::Canonical,
-        None if first.unclear.is_some() => Kind::Canonical,
-        None if first.end == End::Never => Kind::Hung,
-        None => Kind::Cut,
+        Some(answer) if is_own(answer) => OutcomeKind::Refused,
+        Some(answer) if is_shown_equal(case, answer) => OutcomeKind::Equal,
+        Some(_) => OutcomeKind::Canonical,
+        None if first.unclear.is_some() => OutcomeKind::Canonical,
+        None if first.end == ConnectionEnd::Never => OutcomeKind::Hung,
+        None => OutcomeKind::Cut,
     };
     Judgement { kind, dangers }
 }
 
-fn is_shown_equal(case: &Case, got: &Message) -> bool {
+fn is_shown_equal(case: &CorpusCase, got: &ParsedMessage) -> bool {
     let method = if case.is("HEAD") { "HEAD" } else { "GET" };
     let said = case.said();
     let mut bytes = &said[..];
     loop {
         match wire::response(bytes, method) {
-            Parsed::Whole(sent, used) if matches!(sent.status(), 100 | 102..=199) => {
+            ParseOutcome::Whole(sent, used) if matches!(sent.status(), 100 | 102..=199) => {
                 bytes = &bytes[used..];
             }
-            Parsed::Whole(sent, _) => {
+            ParseOutcome::Whole(sent, _) => {
                 return sent.odd.is_empty()
                     && sent.status() == got.status()
                     && has_fields(&sent, got)
@@ -212,10 +212,10 @@ fn is_shown_equal(case: &Case, got: &Message) -> bool {
 }
 
 /// True if the next exchange came on the connection of the odd response.
-fn is_reused(events: &[At], number: usize) -> bool {
+fn is_reused(events: &[PlacedEvent], number: usize) -> bool {
     let on = |wanted: &str| {
         events.iter().find_map(|(connection, event)| match event {
-            Event::Whole(message) if message.word(1) == wanted => Some(*connection),
+            BackendEvent::Whole(message) if message.word(1) == wanted => Some(*connection),
             _ => None,
         })
     };
@@ -224,12 +224,16 @@ fn is_reused(events: &[At], number: usize) -> bool {
 }
 
 /// What we promise for a request, beyond the absence of danger; `None` if it holds.
-pub fn broken_promise(case: &Case, seen: &Transcript, events: &[At]) -> Option<String> {
+pub fn broken_promise(
+    case: &CorpusCase,
+    seen: &Transcript,
+    events: &[PlacedEvent],
+) -> Option<String> {
     let wholes = wholes(events);
     if let Some(odd) = wholes.iter().find_map(|message| message.odd.first()) {
         return Some(format!("the backend got {odd}"));
     }
-    if seen.end != End::Fin && !(seen.end == End::Reset && case.is("reset")) {
+    if seen.end != ConnectionEnd::Fin && !(seen.end == ConnectionEnd::Reset && case.is("reset")) {
         return Some(format!("the connection ended by {:?}", seen.end));
     }
     let last = case.answers.last().map_or("", String::as_str);
@@ -251,7 +255,9 @@ pub fn broken_promise(case: &Case, seen: &Transcript, events: &[At]) -> Option<S
         return Some(format!("the backend got {got:?}, not {wanted:?}"));
     }
     let wants_part = case.is("begun");
-    let has_part = events.iter().any(|(_, event)| matches!(event, Event::Part));
+    let has_part = events
+        .iter()
+        .any(|(_, event)| matches!(event, BackendEvent::Part));
     if has_part && !wants_part {
         return Some("the backend got the beginning of a message".to_owned());
     }
@@ -265,13 +271,13 @@ pub fn broken_promise(case: &Case, seen: &Transcript, events: &[At]) -> Option<S
 }
 
 /// The target that the backend must have got first.
-fn first_target(case: &Case) -> String {
+fn first_target(case: &CorpusCase) -> String {
     let line = case.parts("line ").next().map(str::to_owned);
     let line = line.unwrap_or_else(|| wire::latin(&case.bytes));
     line.split(' ').nth(1).unwrap_or_default().to_owned()
 }
 
-fn broken_answers(case: &Case, seen: &Transcript, goes_on: bool) -> Option<String> {
+fn broken_answers(case: &CorpusCase, seen: &Transcript, goes_on: bool) -> Option<String> {
     let mut wanted: Vec<u16> = case
         .answers
         .iter()
@@ -281,7 +287,7 @@ fn broken_answers(case: &Case, seen: &Transcript, goes_on: bool) -> Option<Strin
     if goes_on {
         wanted.push(200);
     }
-    let got: Vec<u16> = seen.answers.iter().map(Message::status).collect();
+    let got: Vec<u16> = seen.answers.iter().map(ParsedMessage::status).collect();
     if got != wanted || seen.part.is_some() {
         return Some(format!("the client got {got:?}, not {wanted:?}"));
     }
@@ -297,7 +303,7 @@ fn broken_answers(case: &Case, seen: &Transcript, goes_on: bool) -> Option<Strin
     None
 }
 
-fn broken_part(case: &Case, got: &Message) -> Option<String> {
+fn broken_part(case: &CorpusCase, got: &ParsedMessage) -> Option<String> {
     for part in &case.parts {
         let holds = match part.split_once(' ').unwrap_or((part, "")) {
             ("line", line) => got.line == format!("{line} HTTP/1.1"),
@@ -325,11 +331,11 @@ fn broken_part(case: &Case, got: &Message) -> Option<String> {
 
 /// What we promise for a response, beyond the absence of danger; `None` if it holds.
 pub fn broken_answer(
-    case: &Case,
+    case: &CorpusCase,
     number: usize,
     first: &Transcript,
     second: Option<&Transcript>,
-    events: &[At],
+    events: &[PlacedEvent],
 ) -> Option<String> {
     let asked = wholes(events).len();
     let reused = is_reused(events, number);
@@ -353,7 +359,7 @@ pub fn broken_answer(
             return Some(format!("not {status} with {token}: {first:?}"));
         }
     } else if case.promises("cut") {
-        if answer.is_some() || first.unclear.is_some() || first.end == End::Never {
+        if answer.is_some() || first.unclear.is_some() || first.end == ConnectionEnd::Never {
             return Some(format!("not cut: {first:?}"));
         }
         return None;
@@ -380,7 +386,7 @@ pub fn broken_answer(
     match (own, second) {
         (Some(answer), _) if answer.value("x-target") == Some(&format!("/ok/{number}")) => {}
         // The connection was closed behind the first answer, or has become something else.
-        (None, None) if first.end != End::Never || case.is("ends") => return None,
+        (None, None) if first.end != ConnectionEnd::Never || case.is("ends") => return None,
         (None, Some(second)) if second.bytes.is_empty() && case.is("ends") => return None,
         _ => return Some(format!("the next exchange got {second:?}")),
     }

@@ -12,10 +12,10 @@ use std::{
 };
 
 use super::{
-    corpus::Case,
+    corpus::CorpusCase,
     daemon,
-    fixture::Stage,
-    oracle::{self, Judgement, Kind},
+    fixture::ProxyFixture,
+    oracle::{self, Judgement, OutcomeKind},
     requests, responses,
 };
 use crate::harness::{TempDir, poll};
@@ -27,13 +27,13 @@ const NGINX: &str = include_str!("nginx.conf");
 const HAPROXY: &str = include_str!("haproxy.cfg");
 
 /// A proxy of others; ended when dropped.
-struct Other {
+struct ForeignProxy {
     child: Child,
     front: SocketAddr,
     _directory: TempDir,
 }
 
-impl Drop for Other {
+impl Drop for ForeignProxy {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -41,7 +41,7 @@ impl Drop for Other {
 }
 
 /// Starts `program` with `config`, in which `FRONT`, `BACK` and `DIR` stand for what they are.
-fn start(program: &str, arguments: &[&str], config: &str, backend: SocketAddr) -> Other {
+fn start(program: &str, arguments: &[&str], config: &str, backend: SocketAddr) -> ForeignProxy {
     let directory = TempDir::new();
     let front = {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -62,7 +62,7 @@ fn start(program: &str, arguments: &[&str], config: &str, backend: SocketAddr) -
         .spawn()
         .unwrap();
     poll(|| TcpStream::connect(front).ok()).expect("the proxy listens");
-    Other {
+    ForeignProxy {
         child,
         front,
         _directory: directory,
@@ -95,8 +95,8 @@ fn with_proxy<R>(name: &str, backend: SocketAddr, use_front: impl FnOnce(SocketA
     }
 }
 
-fn judge_requests(name: &str, cases: &[Case]) -> Vec<Judgement> {
-    let stage = Stage::new(Vec::new(), WAIT);
+fn judge_requests(name: &str, cases: &[CorpusCase]) -> Vec<Judgement> {
+    let stage = ProxyFixture::new(Vec::new(), WAIT);
     with_proxy(name, stage.backend, |front| {
         let judged = cases.iter().map(|case| {
             let (seen, events) = stage.play_request(front, case, 1);
@@ -106,8 +106,8 @@ fn judge_requests(name: &str, cases: &[Case]) -> Vec<Judgement> {
     })
 }
 
-fn judge_responses(name: &str, cases: &[Case]) -> Vec<Judgement> {
-    let stage = Stage::new(cases.to_vec(), WAIT);
+fn judge_responses(name: &str, cases: &[CorpusCase]) -> Vec<Judgement> {
+    let stage = ProxyFixture::new(cases.to_vec(), WAIT);
     with_proxy(name, stage.backend, |front| {
         let judged = cases.iter().enumerate().map(|(number, case)| {
             let (first, second, events) = stage.play_response(front, number, case);
@@ -130,10 +130,10 @@ impl Column {
         for (_, judgement) in self.judged.iter().enumerate().filter(|(at, _)| of(*at)) {
             let place = match judgement.kind {
                 _ if !judgement.dangers.is_empty() => 4,
-                Kind::Refused => 0,
-                Kind::Cut | Kind::Hung => 1,
-                Kind::Canonical => 2,
-                Kind::Equal => 3,
+                OutcomeKind::Refused => 0,
+                OutcomeKind::Cut | OutcomeKind::Hung => 1,
+                OutcomeKind::Canonical => 2,
+                OutcomeKind::Equal => 3,
             };
             counts[place] += 1;
         }
@@ -146,7 +146,7 @@ impl Column {
     }
 }
 
-fn table(page: &mut String, cases: &[Case], columns: &[Column]) {
+fn table(page: &mut String, cases: &[CorpusCase], columns: &[Column]) {
     let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
     writeln!(page, "| class | cases | {} |", names.join(" | ")).unwrap();
     writeln!(page, "|---|---|{}", "---|".repeat(names.len())).unwrap();
@@ -163,7 +163,7 @@ fn table(page: &mut String, cases: &[Case], columns: &[Column]) {
 }
 
 /// The dangerous cases of one proxy, by what is dangerous about them.
-fn list(page: &mut String, cases: &[Case], column: &Column) {
+fn list(page: &mut String, cases: &[CorpusCase], column: &Column) {
     let mut by_danger: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (case, judgement) in cases.iter().zip(&column.judged) {
         if let Some(danger) = judgement.dangers.first() {
@@ -176,7 +176,7 @@ fn list(page: &mut String, cases: &[Case], column: &Column) {
     }
 }
 
-fn page(versions: &str, cases: [&[Case]; 2], columns: [&[Column]; 2]) -> String {
+fn page(versions: &str, cases: [&[CorpusCase]; 2], columns: [&[Column]; 2]) -> String {
     let mut page = include_str!("comparison_head.md").replace("VERSIONS", versions);
     let titles = ["## Requests\n", "## Responses\n"];
     for place in 0..2 {

@@ -1,16 +1,16 @@
 //! A reader of HTTP/1 messages of its own, that shares no line with the program under test and forgives nothing.
 //!
 //! It tells three things apart: a whole message, the beginning of one, and bytes that two readers could take for
-//! different messages ([`Parsed::Unclear`]). What is against the standard but means one thing to everybody is noted in
-//! [`Message::odd`].
+//! different messages ([`ParseOutcome::Unclear`]). What is against the standard but means one thing to everybody is noted in
+//! [`ParsedMessage::odd`].
 
 /// What the bytes at the front of a buffer are.
 #[derive(Debug, Clone)]
-pub enum Parsed {
+pub enum ParseOutcome {
     /// A whole message, and how many bytes it has.
-    Whole(Message, usize),
+    Whole(ParsedMessage, usize),
     /// A response whose body lasts until the connection ends: its head, and where the body begins.
-    UntilEnd(Message, usize),
+    UntilEnd(ParsedMessage, usize),
     /// The beginning of a message.
     Part,
     /// Two readers could disagree about where it ends or whom it is for.
@@ -19,7 +19,7 @@ pub enum Parsed {
 
 /// One message.
 #[derive(Debug, Clone, Default)]
-pub struct Message {
+pub struct ParsedMessage {
     /// Request line or status line.
     pub line: String,
     /// Names as sent, values without the blanks around them.
@@ -32,7 +32,7 @@ pub struct Message {
     pub odd: Vec<&'static str>,
 }
 
-impl Message {
+impl ParsedMessage {
     /// The word of the first line: 0 is the method or the version, 1 the target or the status.
     pub fn word(&self, place: usize) -> &str {
         self.line.split(' ').nth(place).unwrap_or_default()
@@ -75,64 +75,68 @@ fn is_token(text: &str) -> bool {
 }
 
 #[derive(Clone, Copy)]
-enum Length {
+enum BodyLength {
     Exactly(usize),
     Chunked,
     Unknown,
 }
 
 /// Reads a request.
-pub fn request(bytes: &[u8]) -> Parsed {
+pub fn request(bytes: &[u8]) -> ParseOutcome {
     read(bytes, &mut |message| {
         request_line(message)?;
         Ok(match length(message)? {
-            Length::Unknown => Length::Exactly(0),
+            BodyLength::Unknown => BodyLength::Exactly(0),
             known => known,
         })
     })
 }
 
 /// Reads the response to a request of `method`.
-pub fn response(bytes: &[u8], method: &str) -> Parsed {
+pub fn response(bytes: &[u8], method: &str) -> ParseOutcome {
     read(bytes, &mut |message| {
         status_line(message)?;
         let length = length(message)?;
         let bodiless = method == "HEAD" || matches!(message.status(), 100..=199 | 204 | 304);
-        Ok(if bodiless { Length::Exactly(0) } else { length })
+        Ok(if bodiless {
+            BodyLength::Exactly(0)
+        } else {
+            length
+        })
     })
 }
 
 fn read(
     bytes: &[u8],
-    judge: &mut dyn FnMut(&mut Message) -> Result<Length, &'static str>,
-) -> Parsed {
+    judge: &mut dyn FnMut(&mut ParsedMessage) -> Result<BodyLength, &'static str>,
+) -> ParseOutcome {
     let Some(end) = find(bytes, b"\r\n\r\n") else {
         // What is wrong already will not get better, and a reader that takes bare line feeds has a whole head here.
         return match bare(bytes) {
             Some(problem) if find(bytes, b"\n\n").is_some() || bytes.len() > 5 => {
-                Parsed::Unclear(problem)
+                ParseOutcome::Unclear(problem)
             }
-            _ => Parsed::Part,
+            _ => ParseOutcome::Part,
         };
     };
     match head(&bytes[..end]).and_then(|mut message| {
         let length = judge(&mut message)?;
         Ok((message, length))
     }) {
-        Err(problem) => Parsed::Unclear(problem),
+        Err(problem) => ParseOutcome::Unclear(problem),
         Ok((message, length)) => body(message, length, bytes, end + 4),
     }
 }
 
-fn head(bytes: &[u8]) -> Result<Message, &'static str> {
+fn head(bytes: &[u8]) -> Result<ParsedMessage, &'static str> {
     if let Some(problem) = bare(bytes) {
         return Err(problem);
     }
     let text = latin(bytes);
     let mut lines = text.split("\r\n");
-    let mut message = Message {
+    let mut message = ParsedMessage {
         line: lines.next().unwrap_or_default().to_owned(),
-        ..Message::default()
+        ..ParsedMessage::default()
     };
     for line in lines {
         let (field, odd) = field(line)?;
@@ -157,9 +161,9 @@ fn bare(bytes: &[u8]) -> Option<&'static str> {
     None
 }
 
-type Field = (String, String);
+type NamedField = (String, String);
 
-fn field(line: &str) -> Result<(Field, Option<&'static str>), &'static str> {
+fn field(line: &str) -> Result<(NamedField, Option<&'static str>), &'static str> {
     let Some((name, value)) = line.split_once(':') else {
         return Err("a line without a colon");
     };
@@ -181,7 +185,7 @@ fn field(line: &str) -> Result<(Field, Option<&'static str>), &'static str> {
     ))
 }
 
-fn request_line(message: &mut Message) -> Result<(), &'static str> {
+fn request_line(message: &mut ParsedMessage) -> Result<(), &'static str> {
     let words: Vec<&str> = message.line.split(' ').collect();
     let [method, target, version] = words[..] else {
         return Err("a request line that is not three words");
@@ -222,7 +226,7 @@ fn request_line(message: &mut Message) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn status_line(message: &mut Message) -> Result<(), &'static str> {
+fn status_line(message: &mut ParsedMessage) -> Result<(), &'static str> {
     let Some(rest) = message
         .line
         .strip_prefix("HTTP/1.1 ")
@@ -248,26 +252,26 @@ fn is_coded_and_chunked(coding: &str) -> bool {
     matches!(words[..], ["gzip" | "deflate" | "compress", "chunked"])
 }
 
-fn length(message: &mut Message) -> Result<Length, &'static str> {
+fn length(message: &mut ParsedMessage) -> Result<BodyLength, &'static str> {
     let all = |name: &str| -> Vec<String> {
         let values = message.values(name).into_iter();
         values.map(str::to_owned).collect()
     };
     let (lengths, codings) = (all("content-length"), all("transfer-encoding"));
     match (&lengths[..], &codings[..]) {
-        ([], []) => Ok(Length::Unknown),
+        ([], []) => Ok(BodyLength::Unknown),
         ([length], []) => {
             let plain = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
             match length.parse() {
-                Ok(length) if plain => Ok(Length::Exactly(length)),
+                Ok(length) if plain => Ok(BodyLength::Exactly(length)),
                 _ => Err("a length that is not a number"),
             }
         }
         ([], [_]) if message.line.contains("HTTP/1.0") => Err("chunked in HTTP/1.0"),
-        ([], [coding]) if coding.eq_ignore_ascii_case("chunked") => Ok(Length::Chunked),
+        ([], [coding]) if coding.eq_ignore_ascii_case("chunked") => Ok(BodyLength::Chunked),
         ([], [coding]) if is_coded_and_chunked(coding) => {
             message.odd.push("a transfer coding before chunked");
-            Ok(Length::Chunked)
+            Ok(BodyLength::Chunked)
         }
         ([], [_]) => Err("a transfer coding that is not chunked"),
         (_, []) => Err("several lengths"),
@@ -276,29 +280,29 @@ fn length(message: &mut Message) -> Result<Length, &'static str> {
     }
 }
 
-fn body(mut message: Message, length: Length, bytes: &[u8], at: usize) -> Parsed {
+fn body(mut message: ParsedMessage, length: BodyLength, bytes: &[u8], at: usize) -> ParseOutcome {
     match length {
-        Length::Unknown => Parsed::UntilEnd(message, at),
-        Length::Exactly(length) => {
+        BodyLength::Unknown => ParseOutcome::UntilEnd(message, at),
+        BodyLength::Exactly(length) => {
             let end = at.saturating_add(length);
             match bytes.get(at..end) {
                 Some(body) => {
                     message.body = body.to_vec();
-                    Parsed::Whole(message, end)
+                    ParseOutcome::Whole(message, end)
                 }
-                None => Parsed::Part,
+                None => ParseOutcome::Part,
             }
         }
-        Length::Chunked => match chunks(&mut message, bytes, at) {
-            Ok(Some(end)) => Parsed::Whole(message, end),
-            Ok(None) => Parsed::Part,
-            Err(problem) => Parsed::Unclear(problem),
+        BodyLength::Chunked => match chunks(&mut message, bytes, at) {
+            Ok(Some(end)) => ParseOutcome::Whole(message, end),
+            Ok(None) => ParseOutcome::Part,
+            Err(problem) => ParseOutcome::Unclear(problem),
         },
     }
 }
 
 fn chunks(
-    message: &mut Message,
+    message: &mut ParsedMessage,
     bytes: &[u8],
     mut at: usize,
 ) -> Result<Option<usize>, &'static str> {
@@ -340,7 +344,7 @@ fn chunks(
 }
 
 fn trailers(
-    message: &mut Message,
+    message: &mut ParsedMessage,
     bytes: &[u8],
     mut at: usize,
 ) -> Result<Option<usize>, &'static str> {

@@ -7,10 +7,10 @@ use hyper::http::{HeaderMap, Method, Response};
 
 use crate::h2_backend::{config, front};
 use crate::harness::{
-    daemon::Daemon,
-    frames::RawBackend,
-    h2::{Asked, Backend, connect, get, patiently, request, until, whole},
-    peer::{Gate, Peer, Record},
+    daemon::TestDaemon,
+    frames::RawH2Backend,
+    h2::{H2Backend, ReceivedRequest, connect, get, patiently, request, until, whole},
+    peer::{Gate, Recorder, ScriptedPeer},
 };
 
 const CALL: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
@@ -24,7 +24,7 @@ fn message(text: &str) -> Bytes {
 }
 
 /// Answers each message as it comes, and the end with a status.
-async fn echo(mut asked: Asked) {
+async fn echo(mut asked: ReceivedRequest) {
     assert_eq!(asked.head.headers["te"], "trailers");
     let response = Response::builder().header("content-type", "application/grpc");
     let mut stream = asked
@@ -47,7 +47,7 @@ async fn echo(mut asked: Asked) {
 
 #[tokio::test]
 async fn messages_of_a_stream_go_both_ways_one_by_one() {
-    let backend = Backend::start(echo).await;
+    let backend = H2Backend::start(echo).await;
     let daemon = front(backend.address, "");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
     let (response, mut body) = sender
@@ -74,7 +74,7 @@ async fn messages_of_a_stream_go_both_ways_one_by_one() {
 
 #[tokio::test]
 async fn an_error_without_messages_is_passed_on() {
-    let backend = Backend::start(async |asked: Asked| {
+    let backend = H2Backend::start(async |asked: ReceivedRequest| {
         let fields = [
             ("content-type", "application/grpc"),
             ("grpc-status", "5"),
@@ -96,9 +96,9 @@ async fn an_error_without_messages_is_passed_on() {
 
 #[tokio::test]
 async fn the_deadline_of_a_call_reaches_the_backend_and_ends_the_stream() {
-    let ended = Record::default();
+    let ended = Recorder::default();
     let noted = ended.clone();
-    let backend = Backend::start(move |mut asked: Asked| {
+    let backend = H2Backend::start(move |mut asked: ReceivedRequest| {
         let noted = noted.clone();
         async move {
             let timeout = asked.head.headers["grpc-timeout"].clone();
@@ -127,9 +127,9 @@ async fn the_deadline_of_a_call_reaches_the_backend_and_ends_the_stream() {
 async fn the_time_that_a_client_gives_its_call_is_not_that_of_others() {
     let gate = Gate::new();
     let opened = gate.clone();
-    let backend = Peer::start(move |connection| {
+    let backend = ScriptedPeer::start(move |connection| {
         opened.wait();
-        let Some(mut backend) = RawBackend::greet(connection) else {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         while let Some(stream) = backend.asked() {
@@ -154,9 +154,9 @@ async fn the_time_that_a_client_gives_its_call_is_not_that_of_others() {
 
 #[tokio::test]
 async fn calls_get_another_connection_when_one_has_fallen_silent() {
-    let backend = Peer::start(|connection| {
+    let backend = ScriptedPeer::start(|connection| {
         let is_first = connection.number() == 0;
-        let Some(mut backend) = RawBackend::greet(connection) else {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         while let Some(stream) = backend.asked() {
@@ -193,7 +193,7 @@ async fn drip(body: &mut h2::SendStream<Bytes>) {
 }
 
 /// Reads all messages and answers with their number; then one now and then; then the status.
-async fn collect(mut asked: Asked) {
+async fn collect(mut asked: ReceivedRequest) {
     let mut length = 0;
     while let Some(Ok(data)) = asked.body.data().await {
         length += data.len();
@@ -215,7 +215,7 @@ async fn collect(mut asked: Asked) {
 #[tokio::test]
 async fn calls_whose_messages_are_few_and_small_go_on() {
     for path in ["/a.B/Chat", "/a.B/Collect"] {
-        let backend = Backend::start(|asked| async {
+        let backend = H2Backend::start(|asked| async {
             if asked.path() == "/a.B/Chat" {
                 echo(asked).await;
             } else {
@@ -223,7 +223,7 @@ async fn calls_whose_messages_are_few_and_small_go_on() {
             }
         })
         .await;
-        let daemon = Daemon::start(
+        let daemon = TestDaemon::start(
             &config(&[backend.address], "timeouts: {idle: 500ms}")
                 .replace("pool: app}", "pool: app, timeouts: {body_idle: 200ms}}"),
         );
@@ -242,7 +242,7 @@ async fn calls_whose_messages_are_few_and_small_go_on() {
 
 #[tokio::test]
 async fn a_call_on_which_nothing_moves_ends_with_the_idle_time() {
-    let backend = Backend::start(collect).await;
+    let backend = H2Backend::start(collect).await;
     let daemon = front(backend.address, "timeouts: {idle: 300ms}");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
     let asked = request(Method::POST, "/a.B/Collect", &CALL);
@@ -257,8 +257,8 @@ async fn a_call_on_which_nothing_moves_ends_with_the_idle_time() {
 
 #[tokio::test]
 async fn an_upload_that_is_no_call_keeps_its_minimum_rate() {
-    let backend = Backend::start(collect).await;
-    let daemon = Daemon::start(
+    let backend = H2Backend::start(collect).await;
+    let daemon = TestDaemon::start(
         &config(&[backend.address], "")
             .replace("pool: app}", "pool: app, timeouts: {body_idle: 300ms}}"),
     );

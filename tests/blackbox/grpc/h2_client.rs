@@ -6,7 +6,7 @@ use hyper::http::Method;
 use crate::h2_client::front;
 use crate::harness::{
     h2::{connect, request, whole},
-    peer::{Peer, refused},
+    peer::{ScriptedPeer, refused},
 };
 
 const CALL: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
@@ -32,7 +32,7 @@ async fn a_call_that_reaches_no_backend_is_unavailable() {
 
 #[tokio::test]
 async fn a_call_ends_with_the_deadline_of_its_client() {
-    let backend = Peer::silent();
+    let backend = ScriptedPeer::silent();
     let daemon = front(backend.address, "");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
     let mut asked = request(Method::POST, "/a.B/C", &CALL);
@@ -50,7 +50,7 @@ async fn a_call_ends_with_the_deadline_of_its_client() {
 
 #[tokio::test]
 async fn the_status_of_a_call_comes_in_trailers() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         connection.request().unwrap();
         connection.send("HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n\0\0\0\0\0\r\n0\r\ngrpc-status: 0\r\n\r\n");
     });
@@ -67,7 +67,7 @@ async fn the_status_of_a_call_comes_in_trailers() {
 
 #[tokio::test]
 async fn a_call_that_is_being_answered_ends_with_its_deadline_and_not_with_a_reset() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         connection.request().unwrap();
         connection.send("HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n\0\0\0\0\0\r\n");
         connection.wait_for_end();

@@ -8,20 +8,20 @@ use hyper::http::{Method, Response};
 use super::{config, front};
 use crate::harness::{
     answers::expect_error,
-    client::{Client, Cut},
-    daemon::Daemon,
+    client::{HttpClient, ReadError},
+    daemon::TestDaemon,
     frames::{
-        CALM, CANCEL, DATA, END_STREAM, NO_ERROR, PING, REFUSED, RST_STREAM, RawBackend,
+        CALM, CANCEL, DATA, END_STREAM, NO_ERROR, PING, REFUSED, RST_STREAM, RawH2Backend,
         WINDOW_UPDATE, frame, goaway,
     },
-    h2::{Asked, Backend, connect, get, patiently, request, until, whole},
-    peer::{Blackhole, Gate, Peer, Record, refused},
+    h2::{H2Backend, ReceivedRequest, connect, get, patiently, request, until, whole},
+    peer::{Blackhole, Gate, Recorder, ScriptedPeer, refused},
 };
 
 /// A backend that does `script` with the stream of each request.
-fn raw(script: impl Fn(&mut RawBackend, u32) + Send + Sync + 'static) -> Peer {
-    Peer::start(move |connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+fn raw(script: impl Fn(&mut RawH2Backend, u32) + Send + Sync + 'static) -> ScriptedPeer {
+    ScriptedPeer::start(move |connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         while let Some(stream) = backend.asked() {
@@ -31,7 +31,7 @@ fn raw(script: impl Fn(&mut RawBackend, u32) + Send + Sync + 'static) -> Peer {
 }
 
 /// Asks `daemon` over HTTP/1.1 and checks the error and its line in the log.
-fn expect(daemon: &Daemon, method: &str, reason: &str) {
+fn expect(daemon: &TestDaemon, method: &str, reason: &str) {
     let answer = daemon.client("@web").request(method, "/").unwrap();
     let id = expect_error(&answer, 502, reason);
     assert_eq!(daemon.access_of(&id)["reason"], reason);
@@ -39,15 +39,15 @@ fn expect(daemon: &Daemon, method: &str, reason: &str) {
 
 #[test]
 fn every_failure_has_its_reason() {
-    let h1 = Peer::answering("well");
-    let silent = Peer::silent();
+    let h1 = ScriptedPeer::answering("well");
+    let silent = ScriptedPeer::silent();
     let hole = Blackhole::start();
-    let closing = Peer::start(|mut connection| {
+    let closing = ScriptedPeer::start(|mut connection| {
         connection.exactly(24);
     });
     let reset = raw(|backend, stream| _ = backend.reset(stream, 2));
-    let gone = Peer::start(|connection| {
-        if let Some(mut backend) = RawBackend::greet(connection) {
+    let gone = ScriptedPeer::start(|connection| {
+        if let Some(mut backend) = RawH2Backend::greet(connection) {
             backend.asked();
         }
     });
@@ -120,9 +120,9 @@ fn a_head_that_is_too_large_is_told_apart() {
 
 #[tokio::test]
 async fn a_backend_that_does_not_answer_in_time_gets_no_more_on_that_connection() {
-    let connections = Record::default();
+    let connections = Recorder::default();
     let noted = connections.clone();
-    let backend = Backend::start(move |asked: Asked| {
+    let backend = H2Backend::start(move |asked: ReceivedRequest| {
         let noted = noted.clone();
         async move {
             noted.push(asked.connection);
@@ -150,13 +150,13 @@ async fn a_backend_that_does_not_answer_in_time_gets_no_more_on_that_connection(
 /// to do is recorded when it does it.
 fn refusing(
     refused: u32,
-    refuse: impl Fn(&mut RawBackend, u32) + Send + Sync + 'static,
-) -> (Peer, Record<u32>) {
-    let done = Record::default();
+    refuse: impl Fn(&mut RawH2Backend, u32) + Send + Sync + 'static,
+) -> (ScriptedPeer, Recorder<u32>) {
+    let done = Recorder::default();
     let noted = done.clone();
-    let backend = Peer::start(move |connection| {
+    let backend = ScriptedPeer::start(move |connection| {
         let is_first = connection.number() == 0;
-        let Some(mut backend) = RawBackend::greet(connection) else {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         while let Some(stream) = backend.asked() {
@@ -173,7 +173,7 @@ fn refusing(
 
 #[tokio::test]
 async fn what_a_backend_has_refused_to_do_is_sent_again_whatever_it_is() {
-    let refusals: [fn(&mut RawBackend, u32); 3] = [
+    let refusals: [fn(&mut RawH2Backend, u32); 3] = [
         |backend, stream| _ = backend.reset(stream, REFUSED),
         |backend, stream| _ = backend.send(goaway(stream.saturating_sub(2), NO_ERROR)),
         |backend, stream| _ = backend.send(goaway(stream.saturating_sub(2), CANCEL)),
@@ -199,11 +199,11 @@ async fn what_a_backend_has_refused_to_do_is_sent_again_whatever_it_is() {
 }
 
 /// How a backend refuses every request that it gets.
-type Refuse = fn(&mut RawBackend, u32);
+type RefusalKind = fn(&mut RawH2Backend, u32);
 
 #[tokio::test]
 async fn what_one_backend_refuses_another_gets_whatever_it_is() {
-    let refusals: [Refuse; 3] = [
+    let refusals: [RefusalKind; 3] = [
         |backend, stream| _ = backend.reset(stream, REFUSED),
         |backend, stream| _ = backend.send(goaway(stream.saturating_sub(2), NO_ERROR)),
         |backend, stream| {
@@ -216,9 +216,9 @@ async fn what_one_backend_refuses_another_gets_whatever_it_is() {
         .flat_map(|it| [(it, "none"), (it, "{}")])
     {
         let bad = raw(refuse);
-        let good = Backend::start(async |asked: Asked| asked.answer(&[], "well")).await;
+        let good = H2Backend::start(async |asked: ReceivedRequest| asked.answer(&[], "well")).await;
         let backends = [bad.address, good.address];
-        let daemon = Daemon::start(&config(&backends, &format!("ejection: {ejection}")));
+        let daemon = TestDaemon::start(&config(&backends, &format!("ejection: {ejection}")));
         let (sender, _driver) = connect(daemon.address("@web")).await;
         let mut asking = tokio::task::JoinSet::new();
         for number in 0..80 {
@@ -280,8 +280,8 @@ async fn an_orderly_end_of_many_connections_is_held_against_nobody() {
         backend.send(goaway(1, NO_ERROR));
         backend.0.finish();
     });
-    let good = Backend::start(async |asked: Asked| asked.answer(&[], "well")).await;
-    let daemon = Daemon::start(&config(&[backend.address, good.address], ""));
+    let good = H2Backend::start(async |asked: ReceivedRequest| asked.answer(&[], "well")).await;
+    let daemon = TestDaemon::start(&config(&[backend.address, good.address], ""));
     let (sender, _driver) = connect(daemon.address("@web")).await;
     for _ in 0..10 {
         for _ in 0..4 {
@@ -298,7 +298,7 @@ async fn an_orderly_end_of_many_connections_is_held_against_nobody() {
 
 #[tokio::test]
 async fn calm_asked_of_a_lone_request_may_come_from_its_handler() {
-    let resets: [Refuse; 2] = [
+    let resets: [RefusalKind; 2] = [
         |backend, stream| _ = backend.reset(stream, CALM),
         // Beside another, but something of the stream has come before.
         |backend, stream| {
@@ -333,7 +333,7 @@ async fn calm_asked_of_a_lone_request_may_come_from_its_handler() {
 
 #[tokio::test]
 async fn what_a_backend_may_have_done_is_not_sent_again() {
-    let resets: [fn(&mut RawBackend, u32); 3] = [
+    let resets: [fn(&mut RawH2Backend, u32); 3] = [
         |backend, stream| _ = backend.reset(stream, CANCEL),
         // It has taken this one.
         |backend, stream| {
@@ -365,7 +365,7 @@ async fn what_a_backend_may_have_done_is_not_sent_again() {
 
 #[tokio::test]
 async fn a_response_that_is_cut_is_a_cut_for_every_client() {
-    let cuts: [fn(&mut RawBackend, u32); 5] = [
+    let cuts: [fn(&mut RawH2Backend, u32); 5] = [
         |backend, stream| _ = backend.reset(stream, 2),
         // It says that nothing is wrong, and has not come to the end.
         |backend, stream| _ = backend.reset(stream, NO_ERROR),
@@ -398,13 +398,16 @@ async fn a_response_that_is_cut_is_a_cut_for_every_client() {
         let logged = daemon.wait_for_access(|line| line["path"] == "/two");
         assert_eq!(logged["reason"], "http_response_incomplete");
         let one = tokio::task::spawn_blocking(move || {
-            Client::connect(address)
+            HttpClient::connect(address)
                 .request("GET", "/one")
                 .map(|it| it.text())
         });
         let cut = one.await.unwrap();
         assert!(
-            matches!(cut, Err(Cut::Short(_) | Cut::Reset(_) | Cut::Closed)),
+            matches!(
+                cut,
+                Err(ReadError::Short(_) | ReadError::Reset(_) | ReadError::Closed)
+            ),
             "{cut:?}"
         );
         let logged = daemon.wait_for_access(|line| line["path"] == "/one");
@@ -436,12 +439,12 @@ async fn an_answer_that_wants_no_more_of_the_request_is_whole() {
 
 #[tokio::test]
 async fn a_client_that_leaves_takes_its_stream_along_and_no_other() {
-    let seen = Record::default();
+    let seen = Recorder::default();
     let noted = seen.clone();
     let (begun, gate) = (Gate::new(), Gate::new());
     let (told, opened) = (begun.clone(), gate.clone());
-    let backend = Peer::start(move |connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+    let backend = ScriptedPeer::start(move |connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         let Some(first) = backend.asked() else {
@@ -476,9 +479,9 @@ async fn a_client_that_leaves_takes_its_stream_along_and_no_other() {
 
 #[tokio::test]
 async fn a_client_that_leaves_a_quiet_poll_does_not_take_the_connection_along() {
-    let left = Record::default();
+    let left = Recorder::default();
     let noted = left.clone();
-    let backend = Backend::start(move |mut asked: Asked| {
+    let backend = H2Backend::start(move |mut asked: ReceivedRequest| {
         let noted = noted.clone();
         async move {
             if asked.path() == "/poll" {
@@ -508,9 +511,9 @@ async fn a_client_that_leaves_a_quiet_poll_does_not_take_the_connection_along() 
 
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_the_backend_up() {
-    let sent = Record::default();
+    let sent = Recorder::default();
     let noted = sent.clone();
-    let backend = Backend::start(move |mut asked: Asked| {
+    let backend = H2Backend::start(move |mut asked: ReceivedRequest| {
         let noted = noted.clone();
         async move {
             let response = Response::new(());
@@ -554,8 +557,9 @@ async fn a_client_that_does_not_read_holds_the_backend_up() {
 
 #[tokio::test]
 async fn a_backend_that_does_not_read_holds_the_client_up() {
-    let backend = Backend::start(async |_asked: Asked| std::future::pending().await).await;
-    let daemon = Daemon::start(&config(&[backend.address], ""));
+    let backend =
+        H2Backend::start(async |_asked: ReceivedRequest| std::future::pending().await).await;
+    let daemon = TestDaemon::start(&config(&[backend.address], ""));
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
     let (_response, mut body) = sender
         .send_request(request(Method::POST, "/", &[]), false)

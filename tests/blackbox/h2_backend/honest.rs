@@ -6,9 +6,9 @@ use hyper::http::Method;
 
 use super::front;
 use crate::harness::{
-    frames::{DATA, END_STREAM, PING, RawBackend, SETTINGS, WINDOW_UPDATE, frame},
-    h2::{Sender, connect, patiently, request, send, until, whole},
-    peer::{Peer, Record},
+    frames::{DATA, END_STREAM, PING, RawH2Backend, SETTINGS, WINDOW_UPDATE, frame},
+    h2::{RequestSender, connect, patiently, request, send, until, whole},
+    peer::{Recorder, ScriptedPeer},
 };
 
 const UPLOAD: usize = 3_000_000;
@@ -16,9 +16,9 @@ const UPLOAD: usize = 3_000_000;
 const CALLS: usize = 4;
 
 /// A backend that gives windows back in such steps, on the connection and on the stream, and answers at the end.
-fn stepping(step: u32) -> Peer {
-    Peer::start(move |connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+fn stepping(step: u32) -> ScriptedPeer {
+    ScriptedPeer::start(move |connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         while let Some(part) = backend.until(|frame| frame.kind == DATA) {
@@ -65,8 +65,8 @@ async fn a_backend_may_give_windows_back_in_any_steps() {
 
 #[tokio::test]
 async fn a_backend_may_ping_and_change_its_settings_for_every_response() {
-    let backend = Peer::start(|connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+    let backend = ScriptedPeer::start(|connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         while let Some(stream) = backend.asked() {
@@ -90,11 +90,11 @@ async fn a_backend_may_ping_and_change_its_settings_for_every_response() {
 }
 
 /// A backend that answers uploads, but does not read those streams of its first connection.
-fn choosy(unread: &'static [u32], stuck: &Record<u32>) -> Peer {
+fn choosy(unread: &'static [u32], stuck: &Recorder<u32>) -> ScriptedPeer {
     let stuck = stuck.clone();
-    Peer::start(move |connection| {
+    ScriptedPeer::start(move |connection| {
         let is_first = connection.number() == 0;
-        let Some(mut backend) = RawBackend::greet(connection) else {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         while let Some(got) = backend.until(|frame| frame.kind == DATA) {
@@ -116,7 +116,7 @@ fn choosy(unread: &'static [u32], stuck: &Record<u32>) -> Peer {
 }
 
 /// Begins an upload; gives where its body goes and its response.
-fn begin(sender: &mut Sender) -> (SendStream<Bytes>, ResponseFuture) {
+fn begin(sender: &mut RequestSender) -> (SendStream<Bytes>, ResponseFuture) {
     let asked = request(Method::POST, "/", &[]);
     let (response, body) = sender.send_request(asked, false).unwrap();
     (body, response)
@@ -124,7 +124,7 @@ fn begin(sender: &mut Sender) -> (SendStream<Bytes>, ResponseFuture) {
 
 #[tokio::test]
 async fn an_upload_that_a_backend_does_not_read_leaves_room_for_others_on_its_connection() {
-    let stuck = Record::default();
+    let stuck = Recorder::default();
     let backend = choosy(&[5, 7, 9], &stuck);
     let daemon = front(backend.address, "retries: none");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
@@ -150,7 +150,7 @@ async fn an_upload_that_a_backend_does_not_read_leaves_room_for_others_on_its_co
 
 #[tokio::test]
 async fn a_backend_connection_that_is_held_up_by_an_upload_gets_no_further_requests() {
-    let stuck = Record::default();
+    let stuck = Recorder::default();
     let backend = choosy(&[1], &stuck);
     let daemon = front(backend.address, "retries: none");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;

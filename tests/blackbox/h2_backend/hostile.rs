@@ -4,19 +4,20 @@ use super::front;
 use crate::harness::{
     frames::{
         ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, PRIORITY,
-        PUSH_PROMISE, RST_STREAM, Raw, RawBackend, SETTINGS, WINDOW_UPDATE, fields, frame,
+        PUSH_PROMISE, RST_STREAM, RawH2Backend, RawH2Client, SETTINGS, WINDOW_UPDATE, fields,
+        frame,
     },
     h2::{connect, get},
-    peer::{Gate, Peer},
+    peer::{Gate, ScriptedPeer},
 };
 
 /// Makes the next frame for a stream.
-type Next = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
+type NextFrame = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 
 /// A backend that answers each request with frames that `next` makes, for as long as they are taken.
-fn flooding(next: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) -> Peer {
-    Peer::start(move |connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+fn flooding(next: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) -> ScriptedPeer {
+    ScriptedPeer::start(move |connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         let Some(stream) = backend.asked() else {
@@ -29,7 +30,7 @@ fn flooding(next: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) -> Peer {
 #[tokio::test]
 async fn floods_of_frames_end_their_connection_and_are_the_backends_fault() {
     let interim = fields(&[(":status", "103"), ("link", "</a.css>")]);
-    let floods: [(&str, Next); 8] = [
+    let floods: [(&str, NextFrame); 8] = [
         ("ping", Box::new(|_| frame(PING, 0, 0, &[0; 8]))),
         ("settings", Box::new(|_| frame(SETTINGS, 0, 0, &[]))),
         (
@@ -85,8 +86,8 @@ async fn a_push_that_nobody_wants_ends_the_connection() {
 #[tokio::test]
 async fn an_answer_to_one_request_never_reaches_another() {
     // Answers to streams that nobody has begun, to those that have ended, and twice to the same one.
-    let backend = Peer::start(|connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+    let backend = ScriptedPeer::start(|connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         while let Some(stream) = backend.asked() {
@@ -127,13 +128,13 @@ async fn what_may_not_be_passed_on_is_refused_whatever_comes_with_it() {
         all.extend(head(&odd, END_STREAM, stream));
         all
     };
-    let answers: [(Next, _, _); 2] = [
+    let answers: [(NextFrame, _, _); 2] = [
         (Box::new(bad_head), Some(502), "proxy_protocol_error"),
         (Box::new(bad_trailers), None, "http_response_incomplete"),
     ];
     for (answer, status, reason) in answers {
-        let backend = Peer::start(move |connection| {
-            let Some(mut backend) = RawBackend::greet(connection) else {
+        let backend = ScriptedPeer::start(move |connection| {
+            let Some(mut backend) = RawH2Backend::greet(connection) else {
                 return;
             };
             while let Some(stream) = backend.asked() {
@@ -156,8 +157,8 @@ async fn what_may_not_be_passed_on_is_refused_whatever_comes_with_it() {
 fn clients_that_give_up_do_not_cost_the_others_their_connection() {
     const CLIENTS: u32 = 8;
     const EACH: u32 = 190;
-    let backend = Peer::start(|connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+    let backend = ScriptedPeer::start(|connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         while let Some(head) = backend.until(|frame| frame.kind == HEADERS) {
@@ -171,7 +172,7 @@ fn clients_that_give_up_do_not_cost_the_others_their_connection() {
     });
     let daemon = front(backend.address, "");
     for _ in 0..CLIENTS {
-        let mut client = Raw::connect(daemon.address("@web"));
+        let mut client = RawH2Client::connect(daemon.address("@web"));
         for turn in 0..EACH {
             let stream = 2 * turn + 1;
             client.ask(stream, &GET);
@@ -183,7 +184,7 @@ fn clients_that_give_up_do_not_cost_the_others_their_connection() {
         client.send(frame(PING, 0, 0, &[0; 8]));
         client.until(|frame| frame.kind == PING);
     }
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET)));
     client.send(frame(DATA, END_STREAM, 1, b"x"));
     let body = client.until(|frame| frame.kind == DATA);
@@ -195,8 +196,8 @@ fn clients_that_give_up_do_not_cost_the_others_their_connection() {
 fn a_backend_that_reads_nothing_is_not_sent_heads_without_end() {
     let gate = Gate::new();
     let door = gate.clone();
-    let backend = Peer::start(move |connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+    let backend = ScriptedPeer::start(move |connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         // It reads nothing, and is not silent.
@@ -210,7 +211,7 @@ fn a_backend_that_reads_nothing_is_not_sent_heads_without_end() {
     let mut list = GET.to_vec();
     list.extend(std::iter::repeat_n(("x", &*long), 60));
     for _ in 0..20 {
-        let mut client = Raw::connect(daemon.address("@web"));
+        let mut client = RawH2Client::connect(daemon.address("@web"));
         for turn in 0..190 {
             let stream = 2 * turn + 1;
             client.ask(stream, &list);

@@ -4,28 +4,28 @@ use std::sync::Arc;
 
 use super::{config, front};
 use crate::harness::{
-    client::Client,
-    daemon::Daemon,
+    client::HttpClient,
+    daemon::TestDaemon,
     frames::{
-        CALM, DATA, END_HEADERS, END_STREAM, Frame, GET, GOAWAY, HEADERS, RST_STREAM, Raw,
-        RawBackend, fields, frame, head,
+        CALM, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, RST_STREAM, RawFrame,
+        RawH2Backend, RawH2Client, fields, frame, head,
     },
-    peer::Peer,
+    peer::ScriptedPeer,
 };
 
 const OK: (&str, &str) = (":status", "200");
 
 /// Makes all the frames of an answer.
-type Answer = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
+type ResponseFrames = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 
 /// Requests that are answered with too much.
 const ODD: usize = 4;
 
 /// A backend that answers the next [`ODD`] requests behind the first of a connection with `answer`; the first gets half of its
 /// response before, and the rest afterwards.
-fn download_and(answer: Answer) -> Peer {
-    Peer::start(move |connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+fn download_and(answer: ResponseFrames) -> ScriptedPeer {
+    ScriptedPeer::start(move |connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         let Some(first) = backend.asked() else {
@@ -44,11 +44,11 @@ fn download_and(answer: Answer) -> Peer {
     })
 }
 
-fn failures(daemon: &Daemon) -> f64 {
+fn failures(daemon: &TestDaemon) -> f64 {
     daemon.metric("balancer_backend_failures_total{pool=\"app\"}")
 }
 
-fn is_up(daemon: &Daemon) -> bool {
+fn is_up(daemon: &TestDaemon) -> bool {
     daemon.metric("balancer_backend_state{pool=\"app\",state=\"up\"}") == 1.0
 }
 
@@ -63,7 +63,7 @@ fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
         all.extend(head(END_STREAM, stream, section, 16 << 10));
         all
     };
-    let answers: Vec<(&str, Answer, &str)> = vec![
+    let answers: Vec<(&str, ResponseFrames, &str)> = vec![
         (
             "interim responses",
             Box::new(move |stream| {
@@ -119,7 +119,7 @@ fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
     for (what, answer, reason) in answers {
         let backend = download_and(answer);
         let daemon = front(backend.address, "retries: none, ejection: {failures: 1}");
-        let mut client = Raw::connect(daemon.address("@web"));
+        let mut client = RawH2Client::connect(daemon.address("@web"));
         client.ask(1, &GET);
         client.until(|frame| frame.kind == DATA && frame.stream == 1);
         let mut rest = None;
@@ -138,7 +138,7 @@ fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
             assert_eq!(logged["reason"], reason, "{what}");
         }
         let rest = rest.unwrap_or_else(|| {
-            let end = |frame: &Frame| frame.stream == 1 && frame.flags & END_STREAM > 0;
+            let end = |frame: &RawFrame| frame.stream == 1 && frame.flags & END_STREAM > 0;
             client.until(end).payload
         });
         assert_eq!(rest, b"whole", "{what}");
@@ -150,7 +150,7 @@ fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
 
 #[test]
 fn what_a_backend_says_beyond_all_bounds_ends_its_connection_and_is_not_held_against_it() {
-    let answers: [Answer; 2] = [
+    let answers: [ResponseFrames; 2] = [
         Box::new(|stream| {
             let block = fields(&[OK, ("x-a", &"x".repeat(600 << 10))]);
             head(END_STREAM, stream, &block, 16 << 10)
@@ -158,10 +158,10 @@ fn what_a_backend_says_beyond_all_bounds_ends_its_connection_and_is_not_held_aga
         Box::new(|_| frame(crate::harness::frames::PING, 0, 0, &[0; 8]).repeat(3_000)),
     ];
     for answer in answers {
-        let backend = Peer::start({
+        let backend = ScriptedPeer::start({
             let answer = Arc::new(answer);
             move |connection| {
-                let Some(mut backend) = RawBackend::greet(connection) else {
+                let Some(mut backend) = RawH2Backend::greet(connection) else {
                     return;
                 };
                 if let Some(stream) = backend.asked() {
@@ -172,7 +172,7 @@ fn what_a_backend_says_beyond_all_bounds_ends_its_connection_and_is_not_held_aga
             }
         });
         let daemon = front(backend.address, "retries: none, ejection: {failures: 1}");
-        let mut client = Client::connect(daemon.address("@web"));
+        let mut client = HttpClient::connect(daemon.address("@web"));
         for _ in 0..2 {
             assert_eq!(client.request("GET", "/").unwrap().status, 502);
         }
@@ -185,8 +185,8 @@ fn what_a_backend_says_beyond_all_bounds_ends_its_connection_and_is_not_held_aga
 #[test]
 fn response_heads_of_several_frames_are_free_as_long_as_their_size_is_allowed() {
     const SIZES: [usize; 3] = [16 << 10, 4 << 10, 1 << 10];
-    let backend = Peer::start(|connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+    let backend = ScriptedPeer::start(|connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         let value = "x".repeat(40_000);
@@ -198,7 +198,7 @@ fn response_heads_of_several_frames_are_free_as_long_as_their_size_is_allowed() 
         }
     });
     let daemon = front(backend.address, "");
-    let mut client = Client::connect(daemon.address("@web"));
+    let mut client = HttpClient::connect(daemon.address("@web"));
     for turn in 0..600 {
         let answer = client.request("GET", "/").unwrap();
         assert_eq!(answer.status, 200, "{turn}");
@@ -209,8 +209,8 @@ fn response_heads_of_several_frames_are_free_as_long_as_their_size_is_allowed() 
 
 #[test]
 fn request_heads_of_several_frames_reach_a_backend() {
-    let backend = Peer::start(|connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+    let backend = ScriptedPeer::start(|connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         loop {
@@ -226,8 +226,8 @@ fn request_heads_of_several_frames_reach_a_backend() {
             backend.answer(first.stream, &(length > 15_000).to_string());
         }
     });
-    let daemon = Daemon::start(&config(&[backend.address], ""));
-    let mut client = Client::connect(daemon.address("@web"));
+    let daemon = TestDaemon::start(&config(&[backend.address], ""));
+    let mut client = HttpClient::connect(daemon.address("@web"));
     let cookie = "k~".repeat(15_000);
     for _ in 0..200 {
         client.send(format!(
@@ -239,8 +239,8 @@ fn request_heads_of_several_frames_reach_a_backend() {
 
 #[test]
 fn blanks_at_the_ends_of_values_cost_no_answer_and_no_status() {
-    let backend = Peer::start(|connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+    let backend = ScriptedPeer::start(|connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         while let Some(stream) = backend.asked() {
@@ -258,7 +258,7 @@ fn blanks_at_the_ends_of_values_cost_no_answer_and_no_status() {
         }
     });
     let daemon = front(backend.address, "retries: none, ejection: {failures: 1}");
-    let mut old = Client::connect(daemon.address("@web"));
+    let mut old = HttpClient::connect(daemon.address("@web"));
     for _ in 0..6 {
         old.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
         let (status, early) = old.head().unwrap();
@@ -274,7 +274,7 @@ fn blanks_at_the_ends_of_values_cost_no_answer_and_no_status() {
             (Some("b c"), "body".to_owned())
         );
     }
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.ask(1, &GET);
     let trailers = client.until(|frame| frame.stream == 1 && frame.flags & END_STREAM > 0);
     assert_eq!(trailers.kind, HEADERS);

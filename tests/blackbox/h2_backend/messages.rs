@@ -5,9 +5,10 @@ use hyper::http::{HeaderMap, Method, Response};
 
 use super::front;
 use crate::harness::{
-    client::Client,
+    client::HttpClient,
     h2::{
-        Asked, Backend, connect, connect_with, get, patiently, pattern, read, request, send, whole,
+        H2Backend, ReceivedRequest, connect, connect_with, get, patiently, pattern, read, request,
+        send, whole,
     },
 };
 
@@ -21,11 +22,11 @@ fn lines(fields: &HeaderMap) -> Vec<String> {
 
 #[tokio::test]
 async fn a_request_has_the_pseudo_fields_and_no_field_for_one_hop() {
-    let backend = Backend::start(async |asked| asked.answer(&[], "well")).await;
+    let backend = H2Backend::start(async |asked| asked.answer(&[], "well")).await;
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let from_h1 = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(address);
+        let mut client = HttpClient::connect(address);
         client.send("GET /a%20b?c=d HTTP/1.1\r\nHost: Shop.example:81\r\nConnection: keep-alive, x-hop, te\r\nKeep-Alive: 5\r\nX-Hop: 1\r\nTE: trailers, deflate\r\nCookie: a=1; b=2\r\nX-Own: yes\r\n\r\n");
         client.response().unwrap()
     });
@@ -81,7 +82,7 @@ async fn a_request_has_the_pseudo_fields_and_no_field_for_one_hop() {
 
 #[tokio::test]
 async fn a_client_that_takes_no_trailers_is_not_said_to() {
-    let backend = Backend::start(async |asked| asked.answer(&[], "well")).await;
+    let backend = H2Backend::start(async |asked| asked.answer(&[], "well")).await;
     let daemon = front(backend.address, "");
     let (sender, _driver) = connect(daemon.address("@web")).await;
     get(&sender, "/").await.unwrap();
@@ -90,7 +91,7 @@ async fn a_client_that_takes_no_trailers_is_not_said_to() {
 
 #[tokio::test]
 async fn head_204_and_304_have_no_body() {
-    let backend = Backend::start(async |mut asked: Asked| {
+    let backend = H2Backend::start(async |mut asked: ReceivedRequest| {
         let (status, length) = match asked.path() {
             "/204" => (204, None),
             "/304" => (304, Some("70")),
@@ -126,7 +127,7 @@ async fn head_204_and_304_have_no_body() {
         assert!(answer.body.is_empty());
     }
     let h1 = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(address);
+        let mut client = HttpClient::connect(address);
         for (method, path, status, length) in cases {
             let answer = client.request(method, path).unwrap();
             let seen = (answer.status, answer.header("content-length"));
@@ -139,7 +140,7 @@ async fn head_204_and_304_have_no_body() {
 
 #[tokio::test]
 async fn trailers_and_interim_responses_go_through() {
-    let backend = Backend::start(async |mut asked: Asked| {
+    let backend = H2Backend::start(async |mut asked: ReceivedRequest| {
         let early = Response::builder()
             .status(103)
             .header("link", "</a.css>")
@@ -184,7 +185,7 @@ async fn trailers_and_interim_responses_go_through() {
     }
     let h1 = tokio::task::spawn_blocking(move || {
         for path in ["/", "/length"] {
-            let mut client = Client::connect(address);
+            let mut client = HttpClient::connect(address);
             client.send(format!("POST {path} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 5\r\n\r\n"));
             let text = String::from_utf8(client.rest().unwrap()).unwrap();
             assert!(
@@ -204,7 +205,7 @@ async fn trailers_and_interim_responses_go_through() {
 
 #[tokio::test]
 async fn a_client_that_asks_first_is_invited_by_the_backend() {
-    let backend = Backend::start(async |mut asked: Asked| {
+    let backend = H2Backend::start(async |mut asked: ReceivedRequest| {
         assert_eq!(asked.head.headers["expect"], "100-continue");
         let invitation = Response::builder().status(100).body(()).unwrap();
         asked.respond.send_informational(invitation).unwrap();
@@ -215,7 +216,7 @@ async fn a_client_that_asks_first_is_invited_by_the_backend() {
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let h1 = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(address);
+        let mut client = HttpClient::connect(address);
         client.send(
             "PUT / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n",
         );
@@ -231,7 +232,7 @@ async fn large_bodies_pass_through_small_windows() {
     const LENGTH: usize = 1_000_000;
     let mut small = h2::server::Builder::new();
     small.initial_window_size(9_000);
-    let backend = Backend::start_with(&small, async |mut asked: Asked| {
+    let backend = H2Backend::start_with(&small, async |mut asked: ReceivedRequest| {
         let all = read(&mut asked.body).await.unwrap();
         let response = Response::new(());
         let mut stream = asked.respond.send_response(response, false).unwrap();
@@ -250,7 +251,7 @@ async fn large_bodies_pass_through_small_windows() {
     let (answer, ()) = tokio::join!(whole(response), send(&mut body, bytes.clone()));
     assert!(answer.unwrap().body == bytes, "other bytes than were sent");
     let h1 = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(address);
+        let mut client = HttpClient::connect(address);
         client.send(format!(
             "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {LENGTH}\r\n\r\n"
         ));

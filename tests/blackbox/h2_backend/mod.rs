@@ -13,7 +13,7 @@ mod trailers;
 
 use std::net::SocketAddr;
 
-use crate::harness::daemon::Daemon;
+use crate::harness::daemon::TestDaemon;
 
 /// The configuration of a listener, `@web`, in front of backends that speak h2c. `pool` is added to the pool.
 pub fn config(backends: &[SocketAddr], pool: &str) -> String {
@@ -25,6 +25,6 @@ pub fn config(backends: &[SocketAddr], pool: &str) -> String {
 }
 
 /// A daemon with that.
-pub fn front(backend: SocketAddr, pool: &str) -> Daemon {
-    Daemon::start(&config(&[backend], pool))
+pub fn front(backend: SocketAddr, pool: &str) -> TestDaemon {
+    TestDaemon::start(&config(&[backend], pool))
 }

@@ -13,19 +13,19 @@ use tokio::sync::Semaphore;
 
 use super::{config, front};
 use crate::harness::{
-    client::Client,
-    daemon::Daemon,
-    frames::{ACK, GOAWAY, NO_ERROR, PING, RawBackend, SETTINGS, frame, goaway},
-    h2::{Asked, Backend, connect, get, patiently, request, until, whole},
-    peer::{Gate, Peer, Record},
+    client::HttpClient,
+    daemon::TestDaemon,
+    frames::{ACK, GOAWAY, NO_ERROR, PING, RawH2Backend, SETTINGS, frame, goaway},
+    h2::{H2Backend, ReceivedRequest, connect, get, patiently, request, until, whole},
+    peer::{Gate, Recorder, ScriptedPeer},
 };
 
 /// A backend whose answers wait for permits, and what it has seen: the connection of each request.
-async fn gated(builder: &h2::server::Builder) -> (Backend, Arc<Semaphore>, Record<usize>) {
+async fn gated(builder: &h2::server::Builder) -> (H2Backend, Arc<Semaphore>, Recorder<usize>) {
     let gate = Arc::new(Semaphore::new(0));
-    let seen = Record::default();
+    let seen = Recorder::default();
     let (opened, noted) = (Arc::clone(&gate), seen.clone());
-    let script = move |asked: Asked| {
+    let script = move |asked: ReceivedRequest| {
         let (gate, seen) = (Arc::clone(&opened), noted.clone());
         async move {
             seen.push(asked.connection);
@@ -34,17 +34,17 @@ async fn gated(builder: &h2::server::Builder) -> (Backend, Arc<Semaphore>, Recor
             asked.answer(&[], path);
         }
     };
-    (Backend::start_with(builder, script).await, gate, seen)
+    (H2Backend::start_with(builder, script).await, gate, seen)
 }
 
 /// Asks for `/0`, `/1` and so on at a time, each by a client of its own, and checks that each gets its own answer.
-fn ask(daemon: &Daemon, count: usize) -> tokio::task::JoinSet<()> {
+fn ask(daemon: &TestDaemon, count: usize) -> tokio::task::JoinSet<()> {
     let address = daemon.address("@web");
     let mut all = tokio::task::JoinSet::new();
     for number in 0..count {
         all.spawn_blocking(move || {
             let path = format!("/{number}");
-            let answer = Client::connect(address).request("GET", &path).unwrap();
+            let answer = HttpClient::connect(address).request("GET", &path).unwrap();
             assert_eq!((answer.status, answer.text()), (200, path));
         });
     }
@@ -107,8 +107,8 @@ async fn a_backend_that_allows_no_streams_is_waited_for_as_long_as_for_a_connect
 async fn a_backend_that_allows_no_streams_at_first_gets_the_request_when_it_does() {
     let (waiting, gate) = (Gate::new(), Gate::new());
     let (told, opened) = (waiting.clone(), gate.clone());
-    let backend = Peer::start(move |connection| {
-        let Some(mut backend) = RawBackend::greet_with(connection, &[(3, 0)]) else {
+    let backend = ScriptedPeer::start(move |connection| {
+        let Some(mut backend) = RawH2Backend::greet_with(connection, &[(3, 0)]) else {
             return;
         };
         // Our settings have been taken: the connection is made, but for a stream.
@@ -155,12 +155,12 @@ async fn a_connection_has_as_many_requests_at_a_time_as_the_pool_says() {
 
 /// A backend that has room for 10 requests on a connection, which it does not say, and resets others with `code`; the
 /// connections that it has reset requests on. Requests that it takes wait for permits.
-async fn narrow(code: h2::Reason) -> (Backend, Arc<Semaphore>, Record<usize>) {
+async fn narrow(code: h2::Reason) -> (H2Backend, Arc<Semaphore>, Recorder<usize>) {
     let gate = Arc::new(Semaphore::new(0));
     let held: Arc<Mutex<HashMap<usize, usize>>> = Arc::default();
-    let (refused, opened) = (Record::default(), Arc::clone(&gate));
+    let (refused, opened) = (Recorder::default(), Arc::clone(&gate));
     let noted = refused.clone();
-    let script = move |mut asked: Asked| {
+    let script = move |mut asked: ReceivedRequest| {
         let (gate, held, noted) = (Arc::clone(&opened), Arc::clone(&held), noted.clone());
         async move {
             let number = asked.connection;
@@ -180,7 +180,7 @@ async fn narrow(code: h2::Reason) -> (Backend, Arc<Semaphore>, Record<usize>) {
             *held.lock().unwrap().get_mut(&number).unwrap() -= 1;
         }
     };
-    let backend = Backend::start(script).await;
+    let backend = H2Backend::start(script).await;
     (backend, gate, refused)
 }
 #[tokio::test]
@@ -247,10 +247,10 @@ async fn a_connection_ends_after_its_requests_its_age_or_its_idle_time() {
         assert_eq!(used.len(), connections, "{rules}");
     }
     // It says so to the backend.
-    let parted = Record::default();
+    let parted = Recorder::default();
     let noted = parted.clone();
-    let backend = Peer::start(move |connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+    let backend = ScriptedPeer::start(move |connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         let Some(stream) = backend.asked() else {
@@ -271,7 +271,7 @@ async fn a_connection_ends_after_its_requests_its_age_or_its_idle_time() {
 
 #[tokio::test]
 async fn a_reload_that_changes_the_protocol_changes_the_connections() {
-    let backend = Backend::start(async |asked| asked.answer(&[], "two")).await;
+    let backend = H2Backend::start(async |asked| asked.answer(&[], "two")).await;
     let mut daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let (sender, _driver) = connect(address).await;
@@ -310,13 +310,13 @@ async fn a_backend_that_leaves_finishes_what_it_has() {
 async fn clients_that_are_told_of_share_nothing() {
     let headers = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&headers);
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         let Some(line) = connection.until(b"\r\n") else {
             return;
         };
         assert!(line.starts_with(b"PROXY TCP4 127.0.0.1 127.0.0.1 "));
         counted.fetch_add(1, SeqCst);
-        let Some(mut backend) = RawBackend::greet(connection) else {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         while let Some(stream) = backend.asked() {
@@ -335,9 +335,9 @@ async fn clients_that_are_told_of_share_nothing() {
 
 #[tokio::test]
 async fn requests_of_one_client_are_spread_over_the_backends() {
-    let first = Backend::start(async |asked| asked.answer(&[], "1")).await;
-    let second = Backend::start(async |asked| asked.answer(&[], "2")).await;
-    let daemon = Daemon::start(&config(&[first.address, second.address], ""));
+    let first = H2Backend::start(async |asked| asked.answer(&[], "1")).await;
+    let second = H2Backend::start(async |asked| asked.answer(&[], "2")).await;
+    let daemon = TestDaemon::start(&config(&[first.address, second.address], ""));
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
     for _ in 0..10 {
         let asked = request(Method::POST, "/", &[("content-type", "application/grpc")]);
@@ -353,9 +353,9 @@ async fn connections_for_few_requests_are_made_side_by_side() {
     for (rules, connections) in [("idle_per_backend: 0", 4), ("max_requests: 2", 2)] {
         // None of them is any good before all are there.
         let all = Barrier::new(connections);
-        let backend = Peer::start(move |connection| {
+        let backend = ScriptedPeer::start(move |connection| {
             all.wait();
-            let Some(mut backend) = RawBackend::greet(connection) else {
+            let Some(mut backend) = RawH2Backend::greet(connection) else {
                 return;
             };
             while let Some(stream) = backend.asked() {
@@ -380,11 +380,11 @@ async fn connections_for_few_requests_are_made_side_by_side() {
 #[tokio::test]
 async fn connections_that_a_backend_takes_leave_of_get_nothing_more() {
     let (third, leave) = (Gate::new(), Gate::new());
-    let seen = Record::default();
+    let seen = Recorder::default();
     let (noted, opened, left) = (seen.clone(), third.clone(), leave.clone());
-    let backend = Peer::start(move |connection| {
+    let backend = ScriptedPeer::start(move |connection| {
         let number = connection.number();
-        let Some(mut backend) = RawBackend::greet_with(connection, &[(3, 2)]) else {
+        let Some(mut backend) = RawH2Backend::greet_with(connection, &[(3, 2)]) else {
             return;
         };
         if number > 1 {
@@ -434,9 +434,9 @@ async fn connections_that_a_backend_takes_leave_of_get_nothing_more() {
 #[tokio::test]
 async fn clients_that_do_not_read_hold_nobody_else_up() {
     const LARGE: usize = 2 << 20;
-    let sent = Record::default();
+    let sent = Recorder::default();
     let noted = sent.clone();
-    let backend = Backend::start(move |mut asked: Asked| {
+    let backend = H2Backend::start(move |mut asked: ReceivedRequest| {
         let noted = noted.clone();
         async move {
             if asked.path() == "/small" {

@@ -5,15 +5,15 @@ use hyper::http::{HeaderMap, HeaderValue, Method, Response};
 
 use super::{config, front};
 use crate::harness::{
-    client::Client,
-    daemon::Daemon,
-    frames::{DATA, END_STREAM, GET, HEADERS, RST_STREAM, Raw, RawBackend, frame},
-    h2::{Asked, Backend, connect, connect_with, read, request, whole},
-    peer::Peer,
+    client::HttpClient,
+    daemon::TestDaemon,
+    frames::{DATA, END_STREAM, GET, HEADERS, RST_STREAM, RawH2Backend, RawH2Client, frame},
+    h2::{H2Backend, ReceivedRequest, connect, connect_with, read, request, whole},
+    peer::ScriptedPeer,
 };
 
 /// Sends a body with its length and trailers, as the path asks for; `/none` has no length, `/announced` says what comes.
-async fn echo(mut asked: Asked) {
+async fn echo(mut asked: ReceivedRequest) {
     let body = read(&mut asked.body).await.unwrap();
     let sent = asked.body.trailers().await.unwrap();
     let mut response = Response::builder();
@@ -40,7 +40,7 @@ async fn echo(mut asked: Asked) {
 
 #[tokio::test]
 async fn trailers_go_both_ways_whatever_the_length_and_announced_or_not() {
-    let backend = Backend::start(echo).await;
+    let backend = H2Backend::start(echo).await;
     let daemon = front(backend.address, "");
     let (sender, _driver) = connect(daemon.address("@web")).await;
     for path in ["/none", "/length", "/announced"] {
@@ -79,11 +79,11 @@ async fn trailers_go_both_ways_whatever_the_length_and_announced_or_not() {
 
 #[tokio::test]
 async fn over_http_1_a_length_leaves_no_place_for_trailers_that_were_not_announced() {
-    let backend = Backend::start(echo).await;
+    let backend = H2Backend::start(echo).await;
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let h1 = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(address);
+        let mut client = HttpClient::connect(address);
         for (path, length, chunked) in [
             ("/length", Some("5"), None),
             ("/announced", None, Some("chunked")),
@@ -107,7 +107,7 @@ async fn over_http_1_a_length_leaves_no_place_for_trailers_that_were_not_announc
 
 #[tokio::test]
 async fn a_request_with_length_and_trailers_reaches_an_http_1_backend_with_its_length() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             assert_eq!(request.header("content-length"), Some("5"));
             assert_eq!(request.header("transfer-encoding"), None);
@@ -115,7 +115,7 @@ async fn a_request_with_length_and_trailers_reaches_an_http_1_backend_with_its_l
         }
     });
     let text = config(&[backend.address], "").replace("protocol: h2c, ", "");
-    let daemon = Daemon::start(&text);
+    let daemon = TestDaemon::start(&text);
     let (sender, _driver) = connect(daemon.address("@web")).await;
     for _ in 0..3 {
         let mut sender = sender.clone().ready().await.unwrap();
@@ -134,8 +134,8 @@ async fn a_request_with_length_and_trailers_reaches_an_http_1_backend_with_its_l
 #[test]
 fn content_that_is_not_as_long_as_declared_is_an_error_with_trailers_too() {
     for content in [&b"abc"[..], b"abcde"] {
-        let backend = Peer::start(move |connection| {
-            let Some(mut backend) = RawBackend::greet(connection) else {
+        let backend = ScriptedPeer::start(move |connection| {
+            let Some(mut backend) = RawH2Backend::greet(connection) else {
                 return;
             };
             while let Some(stream) = backend.asked() {
@@ -149,7 +149,7 @@ fn content_that_is_not_as_long_as_declared_is_an_error_with_trailers_too() {
             }
         });
         let daemon = front(backend.address, "retries: none");
-        let mut client = Raw::connect(daemon.address("@web"));
+        let mut client = RawH2Client::connect(daemon.address("@web"));
         client.ask(1, &GET);
         let end = client.until(|frame| {
             frame.kind == RST_STREAM || frame.stream == 1 && frame.flags & END_STREAM > 0
@@ -164,8 +164,8 @@ fn content_that_is_not_as_long_as_declared_is_an_error_with_trailers_too() {
 
 #[tokio::test]
 async fn trailers_may_be_as_large_as_heads_on_all_ways() {
-    let new = Backend::start(echo).await;
-    let old = Peer::start(|mut connection| {
+    let new = H2Backend::start(echo).await;
+    let old = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             connection.send(format!(
                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n{}",
@@ -181,7 +181,7 @@ async fn trailers_may_be_as_large_as_heads_on_all_ways() {
             config(&[old.address], "").replace("protocol: h2c, ", ""),
         ),
     ] {
-        let daemon = Daemon::start(&text);
+        let daemon = TestDaemon::start(&text);
         let address = daemon.address("@web");
         let mut builder = h2::client::Builder::new();
         builder.max_header_list_size(1 << 20);
@@ -201,7 +201,7 @@ async fn trailers_may_be_as_large_as_heads_on_all_ways() {
         );
         let large = large.clone();
         let h1 = tokio::task::spawn_blocking(move || {
-            let mut client = Client::connect(address);
+            let mut client = HttpClient::connect(address);
             client.send(format!("POST /none HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nhi\r\n0\r\ngrpc-status-details-bin: {large}\r\n\r\n"));
             let text = String::from_utf8(client.rest().unwrap()).unwrap();
             assert!(text.contains(&format!("grpc-status-details-bin: {large}\r\n")));
@@ -212,7 +212,7 @@ async fn trailers_may_be_as_large_as_heads_on_all_ways() {
 
 #[tokio::test]
 async fn trailers_beyond_our_limit_are_not_the_fault_of_an_http_1_backend() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let large = "x".repeat(70_000);
             let (size, ext) = if request.target == "/ext" {
@@ -225,7 +225,7 @@ async fn trailers_beyond_our_limit_are_not_the_fault_of_an_http_1_backend() {
     });
     let pool = "retries: none, ejection: {failures: 1}";
     let text = config(&[backend.address], pool).replace("protocol: h2c, ", "");
-    let daemon = Daemon::start(&text);
+    let daemon = TestDaemon::start(&text);
     // Chunks that come with the head are looked at before that is passed on.
     for (target, reasons) in [
         ("/", &["http_response_header_section_size"][..]),
@@ -234,7 +234,7 @@ async fn trailers_beyond_our_limit_are_not_the_fault_of_an_http_1_backend() {
             &["http_response_incomplete", "proxy_protocol_error"],
         ),
     ] {
-        let mut client = Raw::connect(daemon.address("@web"));
+        let mut client = RawH2Client::connect(daemon.address("@web"));
         client.ask(1, &[GET[0], GET[1], (":path", target), GET[3]]);
         client.until(|frame| frame.kind == HEADERS || frame.kind == RST_STREAM);
         let logged = daemon.wait_for_access(|line| line["path"] == target);

@@ -2,12 +2,13 @@
 
 use super::front;
 use crate::harness::{
-    client::Client,
+    client::HttpClient,
     frames::{
         ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, PREFACE,
-        PRIORITY, PUSH_PROMISE, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, fields, frame, goaway,
+        PRIORITY, PUSH_PROMISE, RST_STREAM, RawH2Client, SETTINGS, WINDOW_UPDATE, fields, frame,
+        goaway,
     },
-    peer::Peer,
+    peer::ScriptedPeer,
 };
 
 const PADDED: u8 = 8;
@@ -22,7 +23,7 @@ const COMPRESSION: u32 = 9;
 
 /// What is to come of it.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+enum FrameOutcome {
     /// The connection ends with this code.
     Goaway(u32),
     /// Stream 1 is reset with it.
@@ -32,13 +33,13 @@ enum Outcome {
     /// Nothing: the connection goes on.
     Nothing,
 }
-use Outcome::{Answered, Goaway, Nothing, Reset};
+use FrameOutcome::{Answered, Goaway, Nothing, Reset};
 
 /// Asks for whether the connection goes on.
 const PROBE: [u8; 8] = *b"goes on?";
 
-fn outcome(address: std::net::SocketAddr, frames: &[Vec<u8>]) -> Outcome {
-    let mut client = Raw(Client::connect(address));
+fn outcome(address: std::net::SocketAddr, frames: &[Vec<u8>]) -> FrameOutcome {
+    let mut client = RawH2Client(HttpClient::connect(address));
     client.send(PREFACE);
     client.send(frames.concat());
     client.send(frame(PING, 0, 0, &PROBE));
@@ -57,8 +58,8 @@ fn outcome(address: std::net::SocketAddr, frames: &[Vec<u8>]) -> Outcome {
 }
 
 /// The same where nothing but the answer is waited for.
-fn answer(address: std::net::SocketAddr, frames: &[Vec<u8>]) -> Outcome {
-    let mut client = Raw(Client::connect(address));
+fn answer(address: std::net::SocketAddr, frames: &[Vec<u8>]) -> FrameOutcome {
+    let mut client = RawH2Client(HttpClient::connect(address));
     client.send(PREFACE);
     client.send(frames.concat());
     let found = client.until(|frame| matches!(frame.kind, GOAWAY | HEADERS | RST_STREAM));
@@ -105,13 +106,13 @@ fn dressed(flags: u8, before: &[u8], after: &[u8]) -> Vec<u8> {
 #[test]
 fn wrong_frames_end_what_they_are_wrong_for() {
     // Whoever asks without an end is never answered.
-    let backend = Peer::start(|mut connection| while connection.request().is_some() {});
+    let backend = ScriptedPeer::start(|mut connection| while connection.request().is_some() {});
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let large = vec![0; 16_385];
     let end = END_HEADERS | END_STREAM;
     #[rustfmt::skip]
-    let table: Vec<(&str, Vec<Vec<u8>>, Outcome)> = vec![
+    let table: Vec<(&str, Vec<Vec<u8>>, FrameOutcome)> = vec![
         ("3.4: no settings first", vec![whole(1)], Goaway(PROTOCOL)),
         ("3.4: an acknowledgement first", vec![frame(SETTINGS, ACK, 0, &[])], Goaway(PROTOCOL)),
         ("4.1: a kind that nobody knows", vec![hello(), frame(0x16, 0xff, 0, &[0; 8])], Nothing),
@@ -191,7 +192,7 @@ fn wrong_frames_end_what_they_are_wrong_for() {
 
 #[test]
 fn what_is_only_odd_is_answered() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let request = fields(&GET);
@@ -222,9 +223,9 @@ fn what_is_only_odd_is_answered() {
 
 #[test]
 fn a_head_request_that_is_refused_has_no_body() {
-    let backend = Peer::answering("never");
+    let backend = ScriptedPeer::answering("never");
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     let mut list = GET.to_vec();
     list[0].1 = "HEAD";
     list.push(("connection", "close"));

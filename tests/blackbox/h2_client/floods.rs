@@ -3,10 +3,10 @@
 use super::front;
 use crate::harness::{
     frames::{
-        CALM, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, PRIORITY, RST_STREAM, Raw,
-        SETTINGS, WINDOW_UPDATE, fields, frame,
+        CALM, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, PRIORITY, RST_STREAM,
+        RawH2Client, SETTINGS, WINDOW_UPDATE, fields, frame,
     },
-    peer::Peer,
+    peer::ScriptedPeer,
 };
 
 /// Far more frames of one kind than a peer may send that asks for nothing.
@@ -14,7 +14,7 @@ const FLOOD: usize = 10_000;
 
 #[test]
 fn frames_that_only_cost_are_limited() {
-    let backend = Peer::silent();
+    let backend = ScriptedPeer::silent();
     let daemon = front(backend.address, "");
     for (what, bytes) in [
         ("ping", frame(PING, 0, 0, &[0; 8])),
@@ -24,7 +24,7 @@ fn frames_that_only_cost_are_limited() {
         ("window", frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
         ("unknown", frame(0x77, 0, 0, &[])),
     ] {
-        let mut client = Raw::connect(daemon.address("@web"));
+        let mut client = RawH2Client::connect(daemon.address("@web"));
         client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET)));
         assert_eq!(client.flood(&bytes, FLOOD), CALM, "{what}");
     }
@@ -32,9 +32,9 @@ fn frames_that_only_cost_are_limited() {
 
 #[test]
 fn rapid_resets_end_the_connection_and_start_few_requests() {
-    let backend = Peer::start(|mut connection| while connection.request().is_some() {});
+    let backend = ScriptedPeer::start(|mut connection| while connection.request().is_some() {});
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     for stream in (1..20_000).step_by(2) {
         let mut both = frame(HEADERS, END_STREAM | END_HEADERS, stream, &fields(&GET));
         both.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
@@ -48,9 +48,9 @@ fn rapid_resets_end_the_connection_and_start_few_requests() {
 
 #[test]
 fn a_deadline_makes_no_rapid_reset_free() {
-    let backend = Peer::start(|mut connection| while connection.request().is_some() {});
+    let backend = ScriptedPeer::start(|mut connection| while connection.request().is_some() {});
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     let mut call = GET.to_vec();
     call.extend([("content-type", "application/grpc"), ("grpc-timeout", "1n")]);
     for stream in (1..20_000).step_by(2) {
@@ -66,9 +66,9 @@ fn a_deadline_makes_no_rapid_reset_free() {
 
 #[test]
 fn a_request_that_is_reset_at_once_never_begins() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     let mut all = frame(HEADERS, END_STREAM | END_HEADERS, 1, &fields(&GET));
     all.extend(frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]));
     all.extend(frame(HEADERS, END_STREAM | END_HEADERS, 3, &fields(&GET)));
@@ -80,9 +80,9 @@ fn a_request_that_is_reset_at_once_never_begins() {
 
 #[test]
 fn resets_that_a_client_makes_us_send_count_as_its_own() {
-    let backend = Peer::start(|mut connection| while connection.request().is_some() {});
+    let backend = ScriptedPeer::start(|mut connection| while connection.request().is_some() {});
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     for stream in (1..20_000).step_by(2) {
         let mut both = frame(HEADERS, END_STREAM | END_HEADERS, stream, &fields(&GET));
         // A window that grows by nothing is an error of the stream, RFC 9113 section 6.9.
@@ -98,13 +98,13 @@ fn resets_that_a_client_makes_us_send_count_as_its_own() {
 
 #[test]
 fn honest_traffic_is_no_flood() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     for turn in 0..600 {
         let stream = 2 * turn + 1;
         client.ask(stream, &GET);
-        let is_end = |frame: &crate::harness::frames::Frame| {
+        let is_end = |frame: &crate::harness::frames::RawFrame| {
             frame.stream == stream && frame.flags & END_STREAM > 0
         };
         let end = client.until(is_end);
@@ -118,9 +118,9 @@ fn honest_traffic_is_no_flood() {
 
 #[test]
 fn frames_that_are_cheap_buy_no_resets() {
-    let backend = Peer::start(|mut connection| while connection.request().is_some() {});
+    let backend = ScriptedPeer::start(|mut connection| while connection.request().is_some() {});
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET)));
     let upload = frame(DATA, 0, 1, b"x").repeat(30);
     for stream in (3..1_000).step_by(2) {
@@ -140,9 +140,9 @@ fn frames_that_are_cheap_buy_no_resets() {
 
 #[test]
 fn heads_for_a_stream_that_was_reset_are_limited() {
-    let backend = Peer::silent();
+    let backend = ScriptedPeer::silent();
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.ask(1, &GET);
     // Nothing may follow the end: we reset it.
     client.send(frame(DATA, 0, 1, b"x"));
@@ -153,7 +153,7 @@ fn heads_for_a_stream_that_was_reset_are_limited() {
 #[test]
 fn the_rest_of_an_upload_that_was_answered_early_is_no_offence() {
     let daemon = front(crate::harness::peer::refused(), "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET)));
     let reset = client.until(|frame| frame.kind == RST_STREAM);
     assert_eq!((reset.stream, reset.code()), (1, 0));

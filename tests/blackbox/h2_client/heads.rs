@@ -2,13 +2,13 @@
 
 use super::front;
 use crate::harness::{
-    client::Client,
-    daemon::Daemon,
+    client::HttpClient,
+    daemon::TestDaemon,
     frames::{
-        CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GET, GOAWAY, HEADERS, PING,
-        RST_STREAM, Raw, fields, frame, head,
+        CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, RST_STREAM,
+        RawFrame, RawH2Client, fields, frame, head,
     },
-    peer::{Gate, Peer},
+    peer::{Gate, ScriptedPeer},
 };
 
 /// The usual request with other fields.
@@ -17,12 +17,12 @@ fn with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
 }
 
 /// Sends the request in frames of `size` bytes.
-fn ask(client: &mut Raw, stream: u32, list: &[(&str, &str)], size: usize) {
+fn ask(client: &mut RawH2Client, stream: u32, list: &[(&str, &str)], size: usize) {
     client.send(head(END_STREAM, stream, &fields(list), size));
 }
 
 /// Whether the answer on `stream` is 200: the first byte of its field block, RFC 7541 appendix A.
-fn is_well(client: &mut Raw, stream: u32) -> bool {
+fn is_well(client: &mut RawH2Client, stream: u32) -> bool {
     let frame = client.until(|frame| {
         frame.kind == GOAWAY || frame.stream == stream && matches!(frame.kind, HEADERS | RST_STREAM)
     });
@@ -30,12 +30,12 @@ fn is_well(client: &mut Raw, stream: u32) -> bool {
 }
 
 /// Reads on to the end of the answer on `stream`.
-fn to_the_end(client: &mut Raw, stream: u32) {
-    let is_end = |frame: &Frame| frame.stream == stream && frame.flags & END_STREAM > 0;
+fn to_the_end(client: &mut RawH2Client, stream: u32) {
+    let is_end = |frame: &RawFrame| frame.stream == stream && frame.flags & END_STREAM > 0;
     client.until(is_end);
 }
 
-fn logged_statuses(daemon: &Daemon, status: u16, count: usize) {
+fn logged_statuses(daemon: &TestDaemon, status: u16, count: usize) {
     let wanted = format!("\"status\":{status}");
     let all = |lines: &[String]| {
         let found = lines.iter().filter(|line| line.contains(&wanted)).count();
@@ -46,9 +46,9 @@ fn logged_statuses(daemon: &Daemon, status: u16, count: usize) {
 
 #[test]
 fn blanks_at_the_ends_of_values_mean_no_more_than_over_http_1() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     let list = [
         ("x-a", " b c\t"),
         ("cookie", "d=e "),
@@ -83,9 +83,9 @@ fn blanks_at_the_ends_of_values_mean_no_more_than_over_http_1() {
 
 #[test]
 fn the_authority_and_host_may_differ_by_the_usual_port_and_one_of_them_is_enough() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     for (place, (authority, host, expected)) in [
         ("test", "test:80", "test"),
         ("test:80", "Test", "test:80"),
@@ -111,9 +111,9 @@ fn the_authority_and_host_may_differ_by_the_usual_port_and_one_of_them_is_enough
 
 #[test]
 fn many_cookies_are_served_as_over_http_1() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     let long = format!("session={}", "x".repeat(92));
     for (place, (count, crumb)) in [(76, "a=0123456789"), (300, "b=1"), (300, &*long)]
         .into_iter()
@@ -131,7 +131,7 @@ fn many_cookies_are_served_as_over_http_1() {
         let joined = vec![crumb; count].join("; ");
         assert_eq!(requests[2 * place].header("cookie"), Some(&*joined));
         // The same over HTTP/1.
-        let mut old = Client::connect(daemon.address("@web"));
+        let mut old = HttpClient::connect(daemon.address("@web"));
         old.send(format!(
             "GET / HTTP/1.1\r\nHost: test\r\nX-Old: 1\r\nCookie: {joined}\r\n\r\n"
         ));
@@ -141,7 +141,7 @@ fn many_cookies_are_served_as_over_http_1() {
 
 #[test]
 fn heads_of_several_frames_are_free_as_long_as_their_size_is_allowed() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
     let cookie = "c".repeat(17_000);
     let list = with(&[("cookie", &cookie)]);
@@ -151,7 +151,7 @@ fn heads_of_several_frames_are_free_as_long_as_their_size_is_allowed() {
         (1 << 10, 300),
         (300, 100),
     ] {
-        let mut client = Raw::connect(daemon.address("@web"));
+        let mut client = RawH2Client::connect(daemon.address("@web"));
         for turn in 0..count {
             let stream = 2 * turn + 1;
             ask(&mut client, stream, &list, size);
@@ -166,11 +166,11 @@ fn heads_of_several_frames_are_free_as_long_as_their_size_is_allowed() {
 
 #[test]
 fn continuations_that_no_size_needs_end_the_connection() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
-    let bystander = &mut Raw::connect(daemon.address("@web"));
+    let bystander = &mut RawH2Client::connect(daemon.address("@web"));
     // Few of them in each head, and many in one.
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     let block = fields(&GET);
     let size = block.len().div_ceil(5);
     let code = (0..1_000).find_map(|turn| {
@@ -182,7 +182,7 @@ fn continuations_that_no_size_needs_end_the_connection() {
         (frame.kind == GOAWAY).then(|| frame.code())
     });
     assert_eq!(code, Some(CALM));
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_STREAM, 1, &block));
     for _ in 0..20 {
         client.send(frame(CONTINUATION, 0, 1, &[0, 1, b'a', 1, b'b']));
@@ -196,7 +196,7 @@ fn continuations_that_no_size_needs_end_the_connection() {
 fn a_head_that_is_too_large_is_answered_431_and_other_streams_go_on() {
     let gate = Gate::new();
     let door = gate.clone();
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/slow" {
                 connection.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsl");
@@ -208,7 +208,7 @@ fn a_head_that_is_too_large_is_answered_431_and_other_streams_go_on() {
         }
     });
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.ask(1, &[GET[0], GET[1], (":path", "/slow"), GET[3]]);
     client.until(|frame| frame.kind == DATA);
     let sizes = [33_000, 40_000, 65_000, 66_000, 129 << 10, 200 << 10];
@@ -236,9 +236,9 @@ fn a_head_that_is_too_large_is_answered_431_and_other_streams_go_on() {
 
 #[test]
 fn a_head_of_another_size_than_any_that_is_honest_ends_the_connection() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     let value = "x".repeat(300 << 10);
     let block = fields(&with(&[("x-a", &value)]));
     client.send(head(END_STREAM, 1, &block, 16 << 10));
@@ -248,14 +248,14 @@ fn a_head_of_another_size_than_any_that_is_honest_ends_the_connection() {
 
 #[test]
 fn trailers_may_be_as_large_as_heads_and_no_larger() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         while connection
             .request()
             .is_some_and(|_| connection.answer("hello"))
         {}
     });
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     for (place, (size, count, is_good)) in [
         (9_000, 1, true),
         (30_000, 1, true),

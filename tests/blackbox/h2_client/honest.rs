@@ -4,9 +4,9 @@ use super::front;
 use crate::harness::{
     frames::{
         ACK, CALM, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, PRIORITY, REFUSED,
-        RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, fields, frame,
+        RST_STREAM, RawH2Client, SETTINGS, WINDOW_UPDATE, fields, frame,
     },
-    peer::{Gate, Peer},
+    peer::{Gate, ScriptedPeer},
 };
 
 /// RFC 9218 section 7.1.
@@ -23,19 +23,19 @@ fn window(stream: u32, more: u32) -> Vec<u8> {
 }
 
 /// The connection goes on: its peer answers a PING.
-fn goes_on(client: &mut Raw, what: &str) {
+fn goes_on(client: &mut RawH2Client, what: &str) {
     client.send(frame(PING, 0, 0, b"goes on?"));
     let found = client.until(|frame| frame.kind == GOAWAY || frame.payload == b"goes on?");
     assert_eq!((found.kind, found.flags), (PING, ACK), "{what}");
 }
 
 /// A backend that answers each request with that number of bytes.
-fn sending(length: usize) -> Peer {
-    Peer::answering(&"x".repeat(length))
+fn sending(length: usize) -> ScriptedPeer {
+    ScriptedPeer::answering(&"x".repeat(length))
 }
 
 /// Reads one response, and acknowledges its bytes on the connection and on the stream in steps.
-fn download(client: &mut Raw, stream: u32, step: u32) {
+fn download(client: &mut RawH2Client, stream: u32, step: u32) {
     client.ask(stream, &GET);
     loop {
         let part = client.until(|frame| matches!(frame.kind, DATA | GOAWAY | RST_STREAM));
@@ -61,7 +61,7 @@ fn a_client_may_acknowledge_what_it_got_in_any_steps() {
     for (length, step) in [(20_000, 1), (1_000_000, 100), (20_000_000, 4_096)] {
         let backend = sending(length);
         let daemon = front(backend.address, "");
-        let mut client = Raw::connect(daemon.address("@web"));
+        let mut client = RawH2Client::connect(daemon.address("@web"));
         for stream in [1, 3] {
             download(&mut client, stream, step);
         }
@@ -74,9 +74,9 @@ fn a_client_may_acknowledge_what_it_got_in_any_steps() {
 #[test]
 fn browsers_may_set_priorities_for_every_request_however_late_its_answer_is() {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "hello");
+    let backend = ScriptedPeer::slow(&gate, "hello");
     let daemon = front(backend.address, "http: {h2_max_streams: 1000}");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     let streams = (0..500).map(|index| 2 * index + 1);
     for stream in streams.clone() {
         client.ask(stream, &GET);
@@ -96,7 +96,7 @@ fn browsers_may_set_priorities_for_every_request_however_late_its_answer_is() {
 fn pings_and_settings_midway_are_part_of_traffic() {
     let backend = sending(100_000);
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     for index in 0..200 {
         download(&mut client, 2 * index + 1, 4_096);
         client.send(frame(PING, 0, 0, b"estimate"));
@@ -107,7 +107,7 @@ fn pings_and_settings_midway_are_part_of_traffic() {
 }
 
 /// Answers of all streams that have been asked for: the good ones, and the refused ones.
-fn outcomes(client: &mut Raw, count: usize) -> (usize, usize) {
+fn outcomes(client: &mut RawH2Client, count: usize) -> (usize, usize) {
     let (mut good, mut refused) = (0, 0);
     while good + refused < count {
         let end = client.until(|frame| {
@@ -127,9 +127,9 @@ fn outcomes(client: &mut Raw, count: usize) -> (usize, usize) {
 fn streams_above_a_limit_that_the_client_cannot_know_are_refused_and_the_others_live() {
     for (count, is_upload) in [(350_u32, false), (350, true), (2_000, false), (2_000, true)] {
         let gate = Gate::new();
-        let backend = Peer::slow(&gate, "hello");
+        let backend = ScriptedPeer::slow(&gate, "hello");
         let daemon = front(backend.address, "");
-        let mut client = Raw::connect(daemon.address("@web"));
+        let mut client = RawH2Client::connect(daemon.address("@web"));
         let mut burst = Vec::new();
         for index in 0..count {
             let stream = 2 * index + 1;
@@ -154,9 +154,9 @@ fn streams_above_a_limit_that_the_client_cannot_know_are_refused_and_the_others_
 #[test]
 fn a_client_that_never_acknowledges_our_settings_is_not_refused_for_ever() {
     let gate = Gate::new();
-    let backend = Peer::slow(&gate, "hello");
+    let backend = ScriptedPeer::slow(&gate, "hello");
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     for stream in (1..40_000).step_by(2) {
         if !client.ask(stream, &GET) {
             break;
@@ -175,7 +175,7 @@ fn uploads_that_are_answered_early_leave_the_connection_as_it_was() {
         crate::harness::peer::refused(),
         "http: {h2_max_streams: 1000}",
     );
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     let streams = (0..UPLOADS).map(|index| 2 * index + 1);
     for stream in streams.clone() {
         client.send(frame(HEADERS, END_HEADERS, stream, &fields(&POST)));
@@ -198,9 +198,9 @@ fn uploads_that_are_answered_early_leave_the_connection_as_it_was() {
 
 #[test]
 fn an_empty_frame_for_each_empty_part_of_a_body_is_no_flood() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&POST)));
     for part in 0..3_000 {
         client.send(frame(DATA, 0, 1, &[]));
@@ -212,7 +212,7 @@ fn an_empty_frame_for_each_empty_part_of_a_body_is_no_flood() {
         .until(|frame| frame.kind == GOAWAY || frame.stream == 1 && frame.flags & END_STREAM > 0);
     assert_eq!((end.kind, end.stream), (DATA, 1));
     // One byte of padding is no content.
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&POST)));
     assert_eq!(client.flood(&frame(DATA, 8, 1, &[1, 0]), 100_000), CALM);
 }

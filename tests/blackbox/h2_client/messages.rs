@@ -6,14 +6,14 @@ use hyper::http::{HeaderMap, HeaderValue, Method};
 
 use super::front;
 use crate::harness::{
-    daemon::Daemon,
+    daemon::TestDaemon,
     h2::{connect, get, patiently, read, request, until, whole},
-    peer::{Gate, Peer},
+    peer::{Gate, ScriptedPeer},
 };
 
 /// A backend that answers every request with its own head and body.
-fn echo() -> Peer {
-    Peer::start(|mut connection| {
+fn echo() -> ScriptedPeer {
+    ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let body = String::from_utf8_lossy(&request.body).into_owned();
             if !connection.answer(&(request.head + &body)) {
@@ -79,7 +79,7 @@ async fn a_body_of_declared_length_keeps_it_and_another_is_chunked() {
 
 #[tokio::test]
 async fn head_204_and_304_have_no_body() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let head = match request.target.as_str() {
                 "/204" => "204 No Content\r\n",
@@ -112,7 +112,7 @@ async fn head_204_and_304_have_no_body() {
 
 #[tokio::test]
 async fn trailers_go_both_ways() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         let head = connection.head().unwrap();
         assert_eq!(head.header("transfer-encoding"), Some("chunked"));
         let rest = connection.until(b"x-sum: 7\r\n\r\n").unwrap();
@@ -136,7 +136,7 @@ async fn trailers_go_both_ways() {
 
 #[tokio::test]
 async fn interim_responses_go_through() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         let head = connection.head().unwrap();
         assert_eq!(head.header("expect"), Some("100-continue"));
         connection.send("HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n");
@@ -166,7 +166,7 @@ async fn interim_responses_go_through() {
 
 #[tokio::test]
 async fn a_cut_response_is_a_reset_and_never_an_end() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         if let Some(request) = connection.request() {
             match request.target.as_str() {
                 "/chunked" => {
@@ -200,7 +200,7 @@ async fn a_cut_response_is_a_reset_and_never_an_end() {
 async fn a_reset_by_the_client_cancels_the_request_to_the_backend() {
     let (gate, seen) = (Gate::new(), Gate::new());
     let (door, eye) = (gate.clone(), seen.clone());
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         connection.head().unwrap();
         eye.open();
         connection.wait_for_end();
@@ -244,7 +244,7 @@ async fn our_own_errors_are_whole_answers() {
 
 #[tokio::test]
 async fn a_websocket_comes_by_extended_connect() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         let head = connection.head().unwrap();
         assert_eq!(
             (head.method.as_str(), head.target.as_str()),
@@ -269,7 +269,7 @@ async fn a_websocket_comes_by_extended_connect() {
         }
     });
     // It is found by the header that it has over HTTP/1.1.
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\"}}}}\nroutes: [{{headers: {{Upgrade: WebSocket}}, pool: app}}]\npools: {{app: {{backends: [{}], health_check: none}}}}\n",
         backend.address
     ));

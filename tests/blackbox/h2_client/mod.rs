@@ -13,16 +13,16 @@ mod streams;
 
 use std::net::SocketAddr;
 
-use crate::harness::daemon::Daemon;
+use crate::harness::daemon::TestDaemon;
 
 /// A daemon with one listener, `@web`, in front of one backend. `more` is added to the listener.
-pub fn front(backend: SocketAddr, more: &str) -> Daemon {
+pub fn front(backend: SocketAddr, more: &str) -> TestDaemon {
     front_of(backend, more, "")
 }
 
 /// The same; `pool` is added to the pool.
-fn front_of(backend: SocketAddr, more: &str, pool: &str) -> Daemon {
-    Daemon::start(&format!(
+fn front_of(backend: SocketAddr, more: &str, pool: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", pool: app, {more}}}}}\npools: {{app: {{backends: [{backend}], health_check: none, {pool}}}}}\n"
     ))
 }

@@ -3,33 +3,35 @@
 use super::front;
 use crate::harness::{
     frames::{
-        CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, RST_STREAM, Raw,
-        fields, frame,
+        CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, RST_STREAM,
+        RawH2Client, fields, frame,
     },
-    peer::Peer,
+    peer::ScriptedPeer,
 };
 
 /// What became of the request on stream 1.
 #[derive(Debug, PartialEq, Eq)]
-enum Fate {
+enum RequestOutcome {
     /// The first byte of the field block: 0x88 is 200, 0x8c is 400, as RFC 7541 appendix A numbers them.
     Answered(u8),
     Reset(u32),
     Closed(u32),
 }
 
-fn fate(client: &mut Raw) -> Fate {
+fn fate(client: &mut RawH2Client) -> RequestOutcome {
     let frame = client.until(|frame| matches!(frame.kind, HEADERS | RST_STREAM | GOAWAY));
     match frame.kind {
         // The first block of a connection may begin with the size of the table, RFC 7541 section 4.2.
-        HEADERS => Fate::Answered(*frame.payload.iter().find(|byte| **byte != 0x20).unwrap()),
-        RST_STREAM => Fate::Reset(frame.code()),
-        _ => Fate::Closed(frame.code()),
+        HEADERS => {
+            RequestOutcome::Answered(*frame.payload.iter().find(|byte| **byte != 0x20).unwrap())
+        }
+        RST_STREAM => RequestOutcome::Reset(frame.code()),
+        _ => RequestOutcome::Closed(frame.code()),
     }
 }
 
-const BAD: Fate = Fate::Answered(0x8c);
-const PROTOCOL: Fate = Fate::Reset(1);
+const BAD: RequestOutcome = RequestOutcome::Answered(0x8c);
+const PROTOCOL: RequestOutcome = RequestOutcome::Reset(1);
 
 fn with(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
     GET.iter().chain(more).copied().collect()
@@ -47,7 +49,7 @@ fn without(name: &str) -> Vec<(&'static str, &'static str)> {
 
 #[test]
 fn a_request_that_could_be_read_in_two_ways_is_refused() {
-    let backend = Peer::answering("never");
+    let backend = ScriptedPeer::answering("never");
     let daemon = front(backend.address, "");
     let socket = [(":method", "CONNECT"), (":authority", "a:443")];
     let table = [
@@ -105,7 +107,7 @@ fn a_request_that_could_be_read_in_two_ways_is_refused() {
     ];
     let (mut wrong, count) = (Vec::new(), table.len());
     for list in table {
-        let mut client = Raw::connect(daemon.address("@web"));
+        let mut client = RawH2Client::connect(daemon.address("@web"));
         client.ask(1, &list);
         let found = fate(&mut client);
         if found != BAD {
@@ -121,9 +123,9 @@ fn a_request_that_could_be_read_in_two_ways_is_refused() {
     };
     daemon.stdout.wait_for(all).expect("each is logged");
     // A tunnel to anywhere is not served: 405 has no number of its own.
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&socket)));
-    assert!(matches!(fate(&mut client), Fate::Answered(first) if first != 0x88));
+    assert!(matches!(fate(&mut client), RequestOutcome::Answered(first) if first != 0x88));
     assert_eq!(
         backend.connections(),
         0,
@@ -133,17 +135,17 @@ fn a_request_that_could_be_read_in_two_ways_is_refused() {
 
 #[test]
 fn a_body_is_as_long_as_it_was_said_to_be() {
-    let backend = Peer::start(|mut connection| while connection.request().is_some() {});
+    let backend = ScriptedPeer::start(|mut connection| while connection.request().is_some() {});
     let daemon = front(backend.address, "");
     let list = with(&[("content-length", "4")]);
     for body in ["abc", "abcde"] {
-        let mut client = Raw::connect(daemon.address("@web"));
+        let mut client = RawH2Client::connect(daemon.address("@web"));
         client.send(frame(HEADERS, END_HEADERS, 1, &fields(&list)));
         client.send(frame(DATA, END_STREAM, 1, body.as_bytes()));
         assert_eq!(fate(&mut client), PROTOCOL, "{body}");
     }
     // What a stream is reset for does not end the connection.
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&list)));
     client.send(frame(DATA, END_STREAM, 1, b"abc"));
     assert_eq!(fate(&mut client), PROTOCOL);
@@ -154,7 +156,7 @@ fn a_body_is_as_long_as_it_was_said_to_be() {
 
 #[test]
 fn the_number_and_the_size_of_fields_are_limited() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(
         backend.address,
         "http: {max_headers: 20, max_header_size: 2KiB}",
@@ -164,16 +166,16 @@ fn the_number_and_the_size_of_fields_are_limited() {
             .copied()
             .chain(std::iter::repeat_n(("cookie", "a=b"), count))
     };
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.ask(1, &crumbs(15).collect::<Vec<_>>());
-    assert_eq!(fate(&mut client), Fate::Answered(0x88));
+    assert_eq!(fate(&mut client), RequestOutcome::Answered(0x88));
     // The parts of a cookie are one field.
     client.ask(9, &crumbs(21).collect::<Vec<_>>());
-    assert_eq!(fate(&mut client), Fate::Answered(0x88));
+    assert_eq!(fate(&mut client), RequestOutcome::Answered(0x88));
     // 431 has no number of its own, and 502 would not have either.
     let many = GET.into_iter().chain(std::iter::repeat_n(("a", "b"), 21));
     client.ask(11, &many.collect::<Vec<_>>());
-    assert!(matches!(fate(&mut client), Fate::Answered(first) if first != 0x88));
+    assert!(matches!(fate(&mut client), RequestOutcome::Answered(first) if first != 0x88));
     let logged = daemon.wait_for_access(|line| line["status"] == 431);
     assert_eq!(logged["reason"], "http_request_header_section_size");
     let long = "x".repeat(200);
@@ -181,7 +183,7 @@ fn the_number_and_the_size_of_fields_are_limited() {
         .into_iter()
         .chain(std::iter::repeat_n(("a", &*long), 11));
     client.ask(13, &large.collect::<Vec<_>>());
-    assert!(matches!(fate(&mut client), Fate::Answered(first) if first != 0x88));
+    assert!(matches!(fate(&mut client), RequestOutcome::Answered(first) if first != 0x88));
     let both = |lines: &[String]| {
         let refused = lines.iter().filter(|line| line.contains("\"status\":431"));
         (refused.count() == 2).then_some(())
@@ -192,11 +194,11 @@ fn the_number_and_the_size_of_fields_are_limited() {
         .into_iter()
         .chain(std::iter::repeat_n(("cookie", &*long), 10));
     client.ask(15, &cookie.collect::<Vec<_>>());
-    assert!(matches!(fate(&mut client), Fate::Answered(first) if first != 0x88));
+    assert!(matches!(fate(&mut client), RequestOutcome::Answered(first) if first != 0x88));
     client.ask(17, &GET);
     assert_eq!(
         fate(&mut client),
-        Fate::Answered(0x88),
+        RequestOutcome::Answered(0x88),
         "the connection goes on"
     );
     assert_eq!(backend.wait_for_requests(3).len(), 3);
@@ -204,17 +206,17 @@ fn the_number_and_the_size_of_fields_are_limited() {
 
 #[test]
 fn a_field_block_without_end_is_a_flood() {
-    let backend = Peer::answering("never");
+    let backend = ScriptedPeer::answering("never");
     let daemon = front(backend.address, "");
     // Names that cost one byte each: the size counts, not the bytes.
-    let mut bomb = Raw::connect(daemon.address("@web"));
+    let mut bomb = RawH2Client::connect(daemon.address("@web"));
     let mut block = fields(&GET);
     block.extend([0x40, 1, b'a', 100]);
     block.extend([b'x'; 100]);
     block.extend(std::iter::repeat_n(0xbe, 5_000));
     bomb.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &block));
     assert_eq!(bomb.goodbye(), CALM);
-    let mut endless = Raw::connect(daemon.address("@web"));
+    let mut endless = RawH2Client::connect(daemon.address("@web"));
     endless.send(frame(HEADERS, END_STREAM, 1, &fields(&GET)));
     for _ in 0..1_000 {
         endless.send(frame(CONTINUATION, 0, 1, &[]));

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::harness::{
-    daemon::Daemon,
+    daemon::TestDaemon,
     frames::{
-        ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, RST_STREAM, Raw,
-        RawBackend, SETTINGS, WINDOW_UPDATE, fields, frame,
+        ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, RawFrame,
+        RawH2Backend, RawH2Client, SETTINGS, WINDOW_UPDATE, fields, frame,
     },
-    peer::Peer,
+    peer::ScriptedPeer,
 };
 
 const INITIAL_WINDOW: i64 = 65_535;
@@ -16,16 +16,16 @@ const PART: i64 = 16_384;
 
 /// A client that sends as much as windows allow.
 struct Uploader {
-    client: Raw,
+    client: RawH2Client,
     connection: i64,
     first: i64,
     streams: BTreeMap<u32, i64>,
 }
 
 impl Uploader {
-    fn connect(daemon: &Daemon) -> Self {
+    fn connect(daemon: &TestDaemon) -> Self {
         let mut this = Self {
-            client: Raw::connect(daemon.address("@web")),
+            client: RawH2Client::connect(daemon.address("@web")),
             connection: INITIAL_WINDOW,
             first: INITIAL_WINDOW,
             streams: BTreeMap::new(),
@@ -35,7 +35,7 @@ impl Uploader {
     }
 
     /// Reads a frame, and does what it says to windows; gives it if it says nothing to them.
-    fn next(&mut self) -> Option<Frame> {
+    fn next(&mut self) -> Option<RawFrame> {
         let got = self.client.next().expect("a connection that goes on");
         let number = |at: usize| {
             let bytes = got.payload[at..at + 4].try_into();
@@ -130,14 +130,14 @@ impl Uploader {
     }
 
     fn response(&mut self, stream: u32) {
-        let is_end = |got: &Frame| got.stream == stream && got.flags & END_STREAM > 0;
+        let is_end = |got: &RawFrame| got.stream == stream && got.flags & END_STREAM > 0;
         while !self.next().is_some_and(|got| is_end(&got)) {}
     }
 }
 
 /// A daemon whose `/stalled` goes to a backend that never opens a window, and all else to one that reads and answers.
-fn front(stalling: &Peer, good: &Peer, streams: usize) -> Daemon {
-    Daemon::start(&format!(
+fn front(stalling: &ScriptedPeer, good: &ScriptedPeer, streams: usize) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1
 listeners: {{web: {{bind: \"@web\", pool: good, http: {{h2_max_streams: {streams}}}}}}}
 routes: [{{path: /stalled, pool: stalled}}]
@@ -149,9 +149,9 @@ pools:
     ))
 }
 
-fn stalling() -> Peer {
-    Peer::start(|connection| {
-        if let Some(mut backend) = RawBackend::greet(connection) {
+fn stalling() -> ScriptedPeer {
+    ScriptedPeer::start(|connection| {
+        if let Some(mut backend) = RawH2Backend::greet(connection) {
             while backend.next().is_some() {}
         }
     })
@@ -160,7 +160,7 @@ fn stalling() -> Peer {
 #[test]
 fn uploads_that_no_backend_reads_hold_up_no_other_call() {
     for (streams, stalled) in [(100, 3), (100, 20), (100, 99), (10, 9), (1_000, 999)] {
-        let (stalling, good) = (stalling(), Peer::answering("hello"));
+        let (stalling, good) = (stalling(), ScriptedPeer::answering("hello"));
         let daemon = front(&stalling, &good, streams);
         let mut client = Uploader::connect(&daemon);
         let ids: Vec<u32> = (0..stalled).map(|index| 2 * index + 1).collect();
@@ -181,8 +181,8 @@ fn uploads_that_no_backend_reads_hold_up_no_other_call() {
 #[test]
 fn a_large_upload_that_stalls_late_holds_up_no_other_call() {
     // It is read for a while, so that its window grows.
-    let stalling = Peer::start(|connection| {
-        let Some(mut backend) = RawBackend::greet(connection) else {
+    let stalling = ScriptedPeer::start(|connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         let mut left = 30_000_000;
@@ -197,7 +197,7 @@ fn a_large_upload_that_stalls_late_holds_up_no_other_call() {
         }
         while backend.next().is_some() {}
     });
-    let good = Peer::answering("hello");
+    let good = ScriptedPeer::answering("hello");
     let daemon = front(&stalling, &good, 100);
     let mut client = Uploader::connect(&daemon);
     let ids: Vec<u32> = (0..20).map(|index| 2 * index + 1).collect();

@@ -9,20 +9,20 @@ use rustix::process::Signal;
 
 use super::{front, front_of};
 use crate::harness::{
-    client::Client,
-    daemon::Daemon,
+    client::HttpClient,
+    daemon::TestDaemon,
     frames::{
-        DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, NO_ERROR, RST_STREAM, Raw, fields,
-        frame,
+        DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, NO_ERROR, RST_STREAM, RawH2Client,
+        fields, frame,
     },
     h2::{connect, connect_with, get, patiently, pattern, read, request, send, until, whole},
-    peer::{Gate, Peer},
+    peer::{Gate, ScriptedPeer},
 };
 
 #[tokio::test]
 async fn large_bodies_pass_through_small_windows() {
     const LENGTH: usize = 3_000_000;
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
             connection.send(head);
@@ -47,7 +47,7 @@ async fn large_bodies_pass_through_small_windows() {
 
 #[tokio::test]
 async fn many_streams_on_many_connections_all_get_their_own_answer() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             if !connection.answer(&request.target) {
                 break;
@@ -75,7 +75,7 @@ async fn many_streams_on_many_connections_all_get_their_own_answer() {
 
 #[tokio::test]
 async fn a_stream_that_nobody_reads_holds_up_no_other() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let length = if request.target == "/long" {
                 1_000_000
@@ -106,7 +106,7 @@ async fn a_stream_that_nobody_reads_holds_up_no_other() {
 #[tokio::test]
 async fn a_stream_whose_reader_stands_still_goes_on_where_it_was() {
     const LENGTH: usize = 2_000_000;
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         while connection.request().is_some() {
             let body = "x".repeat(LENGTH);
             if !connection.answer(&body) {
@@ -137,7 +137,7 @@ async fn a_stream_whose_reader_stands_still_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn streams_whose_readers_stand_still_hold_bounded_memory() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         connection.request();
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
         let part = vec![b'a'; 1 << 20];
@@ -169,7 +169,7 @@ async fn streams_whose_readers_stand_still_hold_bounded_memory() {
 #[tokio::test]
 async fn an_early_answer_comes_with_no_reset_while_the_client_goes_on_sending() {
     const LENGTH: usize = 40_000_000;
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         connection.head();
         connection.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno");
         connection.wait_for_bytes();
@@ -189,9 +189,9 @@ async fn an_early_answer_comes_with_no_reset_while_the_client_goes_on_sending() 
 
 #[test]
 fn a_client_that_stops_in_a_body_that_was_answered_is_told_so_without_an_error() {
-    let backend = Peer::answering("wrong");
+    let backend = ScriptedPeer::answering("wrong");
     let daemon = front(backend.address, "deny: [127.0.0.0/8]");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET)));
     client.until(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0);
     let reset = client.until(|frame| frame.kind == RST_STREAM);
@@ -202,7 +202,7 @@ fn a_client_that_stops_in_a_body_that_was_answered_is_told_so_without_an_error()
 async fn a_body_that_the_backend_does_not_read_is_not_taken_from_the_client() {
     let gate = Gate::new();
     let door = gate.clone();
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         connection.head().unwrap();
         door.wait();
         let mut left = 20_000_000;
@@ -225,7 +225,7 @@ async fn a_body_that_the_backend_does_not_read_is_not_taken_from_the_client() {
 
 #[tokio::test]
 async fn an_idle_connection_is_told_to_go_away() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "timeouts: {keepalive: 100ms}");
     let (sender, driver) = connect(daemon.address("@web")).await;
     assert_eq!(get(&sender, "/").await.unwrap().body, b"hello");
@@ -235,7 +235,7 @@ async fn an_idle_connection_is_told_to_go_away() {
 
 #[tokio::test]
 async fn a_connection_without_a_request_ends_with_the_time_for_the_first() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "timeouts: {header: 100ms}");
     let (_sender, driver) = connect(daemon.address("@web")).await;
     patiently(driver).await.unwrap().unwrap();
@@ -245,7 +245,7 @@ async fn a_connection_without_a_request_ends_with_the_time_for_the_first() {
 async fn an_idle_connection_makes_room_and_a_busy_one_does_not() {
     let (gate, seen) = (Gate::new(), Gate::new());
     let (door, eye) = (gate.clone(), seen.clone());
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/slow" {
                 eye.open();
@@ -256,7 +256,7 @@ async fn an_idle_connection_makes_room_and_a_busy_one_does_not() {
             }
         }
     });
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "workers: 1\nmax_connections: 2\nlisteners: {{web: {{bind: \"@web\", pool: app}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\n",
         backend.address
     ));
@@ -280,7 +280,7 @@ async fn an_idle_connection_makes_room_and_a_busy_one_does_not() {
 async fn a_drain_lets_streams_end_and_takes_no_new_ones() {
     let (gate, seen) = (Gate::new(), Gate::new());
     let (door, eye) = (gate.clone(), seen.clone());
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/slow" {
                 eye.open();
@@ -312,19 +312,19 @@ async fn a_drain_lets_streams_end_and_takes_no_new_ones() {
 fn a_client_that_does_not_see_that_we_leave_gets_no_more_streams_either() {
     let gate = Gate::new();
     let door = gate.clone();
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         while connection.request().is_some() {
             door.wait();
             connection.answer("finished");
         }
     });
     let mut daemon = front(backend.address, "");
-    let mut client = Raw::connect(daemon.address("@web"));
+    let mut client = RawH2Client::connect(daemon.address("@web"));
     client.ask(1, &GET);
     backend.wait_for_requests(1);
     daemon.signal(Signal::TERM);
     // The first one names no stream; its PING is not answered.
-    let goaway = |client: &mut Raw| client.until(|frame| frame.kind == GOAWAY).payload;
+    let goaway = |client: &mut RawH2Client| client.until(|frame| frame.kind == GOAWAY).payload;
     assert_eq!(goaway(&mut client)[..4], [0x7f, 0xff, 0xff, 0xff]);
     assert_eq!(goaway(&mut client)[..4], [0, 0, 0, 1]);
     client.ask(3, &GET);
@@ -338,7 +338,7 @@ fn a_client_that_does_not_see_that_we_leave_gets_no_more_streams_either() {
 
 #[test]
 fn without_h2c_a_plain_listener_speaks_http_1_only() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "http: {h2c: false}");
     let mut client = daemon.client("@web");
     client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
@@ -347,9 +347,9 @@ fn without_h2c_a_plain_listener_speaks_http_1_only() {
 
 #[test]
 fn the_preface_is_known_in_pieces_and_http_1_is_not_mistaken_for_it() {
-    let backend = Peer::answering("hello");
+    let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
-    let mut pieces = Client::connect(daemon.address("@web"));
+    let mut pieces = HttpClient::connect(daemon.address("@web"));
     for piece in ["P", "RI * HT", "TP/2", ".0\r\n", "\r\nSM", "\r\n\r\n"] {
         pieces.send(piece);
     }

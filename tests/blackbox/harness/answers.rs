@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{client::Response, daemon::Daemon};
+use super::{client::HttpResponse, daemon::TestDaemon};
 
 /// Reason, `Proxy-Status` token and sentence of every error that is answered.
 const ANSWERS: &[(&str, &str, &str)] = &[
@@ -194,7 +194,7 @@ pub fn json_body(status: u16, reason: &str) -> String {
 
 /// Checks everything but the body; gives the request id.
 #[track_caller]
-pub fn expect_error_head(response: &Response, status: u16, reason: &str) -> String {
+pub fn expect_error_head(response: &HttpResponse, status: u16, reason: &str) -> String {
     let seen = format!("{reason}: {response:?}");
     assert_eq!(response.status, status, "{seen}");
     let one = |name: &str| {
@@ -222,7 +222,7 @@ pub fn expect_error_head(response: &Response, status: u16, reason: &str) -> Stri
 
 /// Checks a whole JSON error answer; gives the request id.
 #[track_caller]
-pub fn expect_error(response: &Response, status: u16, reason: &str) -> String {
+pub fn expect_error(response: &HttpResponse, status: u16, reason: &str) -> String {
     let id = expect_error_head(response, status, reason);
     assert_eq!(response.text(), json_body(status, reason));
     assert_eq!(response.header("Content-Type"), Some("application/json"));
@@ -233,7 +233,7 @@ pub fn expect_error(response: &Response, status: u16, reason: &str) -> String {
     id
 }
 
-impl Daemon {
+impl TestDaemon {
     /// The access log's line with this request id.
     pub fn access_of(&self, request_id: &str) -> Value {
         self.wait_for_access(|line| line["request_id"] == request_id)

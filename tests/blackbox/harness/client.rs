@@ -16,22 +16,22 @@ use rustix::{
 use super::PATIENCE;
 
 /// Names and values of header or trailer fields.
-pub type Fields = Vec<(String, String)>;
+pub type HeaderFields = Vec<(String, String)>;
 
 /// One answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Response {
+pub struct HttpResponse {
     /// The status code.
     pub status: u16,
     /// Names as sent, values without blanks around them.
-    pub headers: Fields,
+    pub headers: HeaderFields,
     /// Without chunk framing.
     pub body: Vec<u8>,
     /// Trailer fields of a chunked body.
-    pub trailers: Fields,
+    pub trailers: HeaderFields,
 }
 
-impl Response {
+impl HttpResponse {
     /// The value of the first field called `name`, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
         field(&self.headers, name)
@@ -66,7 +66,7 @@ fn field<'a>(fields: &'a [(String, String)], name: &str) -> Option<&'a str> {
 
 /// How reading an answer ended without a whole one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cut {
+pub enum ReadError {
     /// The connection ended (cleanly) before the first byte.
     Closed,
     /// The connection was reset; with what came before.
@@ -80,12 +80,12 @@ pub enum Cut {
 }
 
 /// A client connection that keeps what it has read too much for the next answer.
-pub struct Client<S = TcpStream> {
+pub struct HttpClient<S = TcpStream> {
     stream: S,
     read: Vec<u8>,
 }
 
-impl Client<TcpStream> {
+impl HttpClient<TcpStream> {
     /// Connects; reads fail after [`PATIENCE`].
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address)
@@ -140,7 +140,7 @@ impl Client<TcpStream> {
     }
 }
 
-impl Client<UnixStream> {
+impl HttpClient<UnixStream> {
     /// Connects to a unix socket.
     pub fn connect_unix(path: &Path) -> Self {
         let stream = UnixStream::connect(path)
@@ -153,7 +153,7 @@ impl Client<UnixStream> {
     }
 }
 
-impl<S: Read + Write> Client<S> {
+impl<S: Read + Write> HttpClient<S> {
     /// Over any stream that the test has made, such as one under TLS.
     pub const fn under(stream: S) -> Self {
         Self {
@@ -181,18 +181,18 @@ impl<S: Read + Write> Client<S> {
     }
 
     /// Sends a request without a body and reads the answer.
-    pub fn request(&mut self, method: &str, target: &str) -> Result<Response, Cut> {
+    pub fn request(&mut self, method: &str, target: &str) -> Result<HttpResponse, ReadError> {
         self.send(format!("{method} {target} HTTP/1.1\r\nHost: test\r\n\r\n"));
         self.response_to(method)
     }
 
     /// Reads the answer to a GET or POST.
-    pub fn response(&mut self) -> Result<Response, Cut> {
+    pub fn response(&mut self) -> Result<HttpResponse, ReadError> {
         self.response_to("GET")
     }
 
     /// Reads the answer to a request of `method`: one to HEAD has no body. RFC 9112 section 6.3.
-    pub fn response_to(&mut self, method: &str) -> Result<Response, Cut> {
+    pub fn response_to(&mut self, method: &str) -> Result<HttpResponse, ReadError> {
         let (status, headers) = self.head()?;
         let bodiless = method == "HEAD" || matches!(status, 100..=199 | 204 | 304);
         let chunked = field(&headers, "transfer-encoding")
@@ -204,7 +204,7 @@ impl<S: Read + Write> Client<S> {
             (_, _, Some(length)) => (self.exactly(length)?, Vec::new()),
             (_, _, None) => (self.rest()?, Vec::new()),
         };
-        Ok(Response {
+        Ok(HttpResponse {
             status,
             headers,
             body,
@@ -213,7 +213,7 @@ impl<S: Read + Write> Client<S> {
     }
 
     /// Reads a status line and header fields only.
-    pub fn head(&mut self) -> Result<(u16, Fields), Cut> {
+    pub fn head(&mut self) -> Result<(u16, HeaderFields), ReadError> {
         let head = self.until(b"\r\n\r\n")?;
         let text = String::from_utf8_lossy(&head).into_owned();
         let mut lines = text.trim_end().split("\r\n");
@@ -222,17 +222,17 @@ impl<S: Read + Write> Client<S> {
             .and_then(|line| line.strip_prefix("HTTP/1."))
             .and_then(|line| line.split(' ').nth(1)?.parse().ok());
         let Some(status) = status else {
-            return Err(Cut::NotHttp(head));
+            return Err(ReadError::NotHttp(head));
         };
         Ok((status, fields(lines)))
     }
 
-    fn chunks(&mut self) -> Result<(Vec<u8>, Fields), Cut> {
+    fn chunks(&mut self) -> Result<(Vec<u8>, HeaderFields), ReadError> {
         let mut body = Vec::new();
         loop {
             let line = String::from_utf8_lossy(&self.until(b"\r\n")?).into_owned();
             let size = usize::from_str_radix(line.trim_end().split(';').next().unwrap(), 16)
-                .map_err(|_| Cut::NotHttp(line.into_bytes()))?;
+                .map_err(|_| ReadError::NotHttp(line.into_bytes()))?;
             if size == 0 {
                 break;
             }
@@ -250,7 +250,11 @@ impl<S: Read + Write> Client<S> {
     }
 
     /// Hands what comes next to `take`, piece by piece, until that is `length` bytes.
-    pub fn each(&mut self, mut length: usize, mut take: impl FnMut(&[u8])) -> Result<(), Cut> {
+    pub fn each(
+        &mut self,
+        mut length: usize,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<(), ReadError> {
         let mut buffer = vec![0; 256 << 10];
         let kept = self.read.len().min(length);
         take(&self.read.drain(..kept).collect::<Vec<_>>());
@@ -258,19 +262,19 @@ impl<S: Read + Write> Client<S> {
         while length > 0 {
             let room = buffer.len().min(length);
             match self.stream.read(&mut buffer[..room]) {
-                Ok(0) => return Err(Cut::Short(Vec::new())),
+                Ok(0) => return Err(ReadError::Short(Vec::new())),
                 Ok(count) => {
                     take(&buffer[..count]);
                     length -= count;
                 }
-                Err(_) => return Err(Cut::Reset(Vec::new())),
+                Err(_) => return Err(ReadError::Reset(Vec::new())),
             }
         }
         Ok(())
     }
 
     /// Reads up to and with `end`.
-    pub fn until(&mut self, end: &[u8]) -> Result<Vec<u8>, Cut> {
+    pub fn until(&mut self, end: &[u8]) -> Result<Vec<u8>, ReadError> {
         loop {
             if let Some(at) = self.read.windows(end.len()).position(|part| part == end) {
                 return Ok(self.read.drain(..at + end.len()).collect());
@@ -280,7 +284,7 @@ impl<S: Read + Write> Client<S> {
     }
 
     /// Reads `length` bytes.
-    pub fn exactly(&mut self, length: usize) -> Result<Vec<u8>, Cut> {
+    pub fn exactly(&mut self, length: usize) -> Result<Vec<u8>, ReadError> {
         while self.read.len() < length {
             self.more()?;
         }
@@ -288,38 +292,38 @@ impl<S: Read + Write> Client<S> {
     }
 
     /// Reads to the clean end of the connection.
-    pub fn rest(&mut self) -> Result<Vec<u8>, Cut> {
+    pub fn rest(&mut self) -> Result<Vec<u8>, ReadError> {
         loop {
             match self.more() {
                 Ok(()) => (),
-                Err(Cut::Closed) => return Ok(Vec::new()),
-                Err(Cut::Short(all)) => return Ok(all),
+                Err(ReadError::Closed) => return Ok(Vec::new()),
+                Err(ReadError::Short(all)) => return Ok(all),
                 Err(other) => return Err(other),
             }
         }
     }
 
     /// Reads what comes next, for the calls that follow.
-    pub fn more(&mut self) -> Result<(), Cut> {
+    pub fn more(&mut self) -> Result<(), ReadError> {
         let mut buffer = vec![0; 64 << 10];
         match self.stream.read(&mut buffer) {
-            Ok(0) if self.read.is_empty() => Err(Cut::Closed),
-            Ok(0) => Err(Cut::Short(std::mem::take(&mut self.read))),
+            Ok(0) if self.read.is_empty() => Err(ReadError::Closed),
+            Ok(0) => Err(ReadError::Short(std::mem::take(&mut self.read))),
             Ok(length) => {
                 self.read.extend_from_slice(&buffer[..length]);
                 Ok(())
             }
             Err(error) => Err(match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                    Cut::TimedOut(self.read.clone())
+                    ReadError::TimedOut(self.read.clone())
                 }
-                _ => Cut::Reset(std::mem::take(&mut self.read)),
+                _ => ReadError::Reset(std::mem::take(&mut self.read)),
             }),
         }
     }
 }
 
-fn fields<'a>(lines: impl Iterator<Item = &'a str>) -> Fields {
+fn fields<'a>(lines: impl Iterator<Item = &'a str>) -> HeaderFields {
     lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
@@ -327,8 +331,8 @@ fn fields<'a>(lines: impl Iterator<Item = &'a str>) -> Fields {
 }
 
 /// One GET on a connection of its own.
-pub fn get(address: SocketAddr, target: &str) -> Result<Response, Cut> {
-    let mut client = Client::connect(address);
+pub fn get(address: SocketAddr, target: &str) -> Result<HttpResponse, ReadError> {
+    let mut client = HttpClient::connect(address);
     client.send(format!(
         "GET {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
     ));

@@ -18,40 +18,40 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
     PATIENCE, TempDir,
-    client::{Client, Cut, Response, get},
-    peer::Record,
+    client::{HttpClient, HttpResponse, ReadError, get},
+    peer::Recorder,
     poll,
     program::lines,
 };
 
 /// A running `balancer`; killed when dropped.
-pub struct Daemon {
+pub struct TestDaemon {
     child: Child,
     directory: TempDir,
     addresses: HashMap<String, SocketAddr>,
     notify: Mutex<Receiver<String>>,
     /// Standard output: the access log.
-    pub stdout: Record<String>,
+    pub stdout: Recorder<String>,
     /// Standard error: the daemon's own log.
-    pub stderr: Record<String>,
+    pub stderr: Recorder<String>,
 }
 
-impl Daemon {
+impl TestDaemon {
     /// Starts with `config` and waits until the daemon says that it is ready.
     ///
     /// Words such as `@web` in `config` become free addresses on 127.0.0.1, the same one for the same word
-    /// ([`Daemon::address`] tells which); `@dir` becomes the test's directory. `admin` and `metrics` are added where the
+    /// ([`TestDaemon::address`] tells which); `@dir` becomes the test's directory. `admin` and `metrics` are added where the
     /// text does not set them. A port that somebody took in between is tried again with others.
     pub fn start(config: &str) -> Self {
         Self::start_as("run", config)
     }
 
-    /// Like [`Daemon::start`] with another command that becomes the daemon: `demo`.
+    /// Like [`TestDaemon::start`] with another command that becomes the daemon: `demo`.
     pub fn start_as(subcommand: &str, config: &str) -> Self {
         Self::start_by(command, subcommand, config)
     }
 
-    /// Like [`Daemon::start_as`] with a program of one's own making: another environment, other limits.
+    /// Like [`TestDaemon::start_as`] with a program of one's own making: another environment, other limits.
     pub fn start_by(program: impl Fn() -> Command, subcommand: &str, config: &str) -> Self {
         for _ in 0..5 {
             let mut daemon = Self::launch_by(program(), subcommand, config);
@@ -72,12 +72,12 @@ impl Daemon {
         Self::launch_as("run", config)
     }
 
-    /// Like [`Daemon::launch`] with another command.
+    /// Like [`TestDaemon::launch`] with another command.
     pub fn launch_as(subcommand: &str, config: &str) -> Self {
         Self::launch_by(command(), subcommand, config)
     }
 
-    /// Like [`Daemon::launch_as`] with a program of one's own making.
+    /// Like [`TestDaemon::launch_as`] with a program of one's own making.
     pub fn launch_by(mut program: Command, subcommand: &str, config: &str) -> Self {
         let directory = TempDir::new();
         let notify = UnixDatagram::bind(directory.path().join("notify")).unwrap();
@@ -178,12 +178,12 @@ impl Daemon {
     }
 
     /// Connects a raw client to the address that stands for `word`.
-    pub fn client(&self, word: &str) -> Client {
-        Client::connect(self.address(word))
+    pub fn client(&self, word: &str) -> HttpClient {
+        HttpClient::connect(self.address(word))
     }
 
     /// One GET on a connection of its own.
-    pub fn get(&self, word: &str, target: &str) -> Result<Response, Cut> {
+    pub fn get(&self, word: &str, target: &str) -> Result<HttpResponse, ReadError> {
         get(self.address(word), target)
     }
 
@@ -194,14 +194,14 @@ impl Daemon {
     }
 
     /// Replaces the configuration file and asks for a reload over the admin API: its status and JSON.
-    pub fn reload(&mut self, config: &str) -> Response {
+    pub fn reload(&mut self, config: &str) -> HttpResponse {
         self.write_config(config);
         self.admin("POST", "/v1/reload")
     }
 
     /// One request to the admin API.
-    pub fn admin(&self, method: &str, path: &str) -> Response {
-        let mut client = Client::connect_unix(&self.directory.path().join("admin.sock"));
+    pub fn admin(&self, method: &str, path: &str) -> HttpResponse {
+        let mut client = HttpClient::connect_unix(&self.directory.path().join("admin.sock"));
         client.send(format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         ));
@@ -308,7 +308,7 @@ impl Daemon {
     }
 }
 
-impl Drop for Daemon {
+impl Drop for TestDaemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -372,7 +372,7 @@ fn split_series(series: &str) -> (&str, Vec<&str>) {
     }
 }
 
-fn wait_for_line(lines: &Record<String>, wanted: impl Fn(&str) -> bool) -> String {
+fn wait_for_line(lines: &Recorder<String>, wanted: impl Fn(&str) -> bool) -> String {
     lines
         .wait_for(|all| all.iter().find(|line| wanted(line)).cloned())
         .unwrap_or_else(|| {

@@ -1,8 +1,8 @@
 //! Frames of HTTP/2 written and read by hand, for peers that do what no library would.
 
 use super::{
-    client::{Client, Cut},
-    peer::Connection,
+    client::{HttpClient, ReadError},
+    peer::PeerConnection,
 };
 
 pub const DATA: u8 = 0;
@@ -38,14 +38,14 @@ pub const GET: [(&str, &str); 4] = [
 
 /// One frame.
 #[derive(Debug)]
-pub struct Frame {
+pub struct RawFrame {
     pub kind: u8,
     pub flags: u8,
     pub stream: u32,
     pub payload: Vec<u8>,
 }
 
-impl Frame {
+impl RawFrame {
     /// The error code of a reset or a GOAWAY.
     pub fn code(&self) -> u32 {
         let at = if self.kind == GOAWAY { 4 } else { 0 };
@@ -123,12 +123,12 @@ pub fn head(flags: u8, stream: u32, block: &[u8], size: usize) -> Vec<u8> {
 }
 
 /// A client that writes frames by hand.
-pub struct Raw(pub Client);
+pub struct RawH2Client(pub HttpClient);
 
-impl Raw {
+impl RawH2Client {
     /// Connects and says hello.
     pub fn connect(address: std::net::SocketAddr) -> Self {
-        let mut client = Client::connect(address);
+        let mut client = HttpClient::connect(address);
         client.send(PREFACE);
         client.send(frame(SETTINGS, 0, 0, &[]));
         Self(client)
@@ -149,12 +149,12 @@ impl Raw {
         ))
     }
 
-    pub fn next(&mut self) -> Result<Frame, Cut> {
-        Frame::read(|length| self.0.exactly(length))
+    pub fn next(&mut self) -> Result<RawFrame, ReadError> {
+        RawFrame::read(|length| self.0.exactly(length))
     }
 
     /// Reads on to the first frame that `wanted` says.
-    pub fn until(&mut self, mut wanted: impl FnMut(&Frame) -> bool) -> Frame {
+    pub fn until(&mut self, mut wanted: impl FnMut(&RawFrame) -> bool) -> RawFrame {
         loop {
             let frame = self.next().expect("the frame that is waited for");
             if wanted(&frame) {
@@ -190,16 +190,16 @@ impl Raw {
 }
 
 /// A backend that writes frames by hand.
-pub struct RawBackend(pub Connection);
+pub struct RawH2Backend(pub PeerConnection);
 
-impl RawBackend {
+impl RawH2Backend {
     /// Takes the preface of a connection and sends empty settings; `None` if that ends before.
-    pub fn greet(connection: Connection) -> Option<Self> {
+    pub fn greet(connection: PeerConnection) -> Option<Self> {
         Self::greet_with(connection, &[])
     }
 
     /// The same with settings, RFC 9113 section 6.5.1.
-    pub fn greet_with(mut connection: Connection, settings: &[(u16, u32)]) -> Option<Self> {
+    pub fn greet_with(mut connection: PeerConnection, settings: &[(u16, u32)]) -> Option<Self> {
         assert_eq!(connection.exactly(PREFACE.len())?, PREFACE.as_bytes());
         let mut payload = Vec::new();
         for (key, value) in settings {
@@ -215,12 +215,12 @@ impl RawBackend {
         self.0.send(bytes)
     }
 
-    pub fn next(&mut self) -> Option<Frame> {
-        Frame::read(|length| self.0.exactly(length).ok_or(())).ok()
+    pub fn next(&mut self) -> Option<RawFrame> {
+        RawFrame::read(|length| self.0.exactly(length).ok_or(())).ok()
     }
 
     /// Reads on to the first frame that `wanted` says; `None` when the connection ends before.
-    pub fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Option<Frame> {
+    pub fn until(&mut self, wanted: impl Fn(&RawFrame) -> bool) -> Option<RawFrame> {
         loop {
             let frame = self.next()?;
             if wanted(&frame) {

@@ -18,20 +18,20 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{PATIENCE, peer::Record};
+use super::{PATIENCE, peer::Recorder};
 
 /// Where requests of a connection begin.
-pub type Sender = client::SendRequest<Bytes>;
+pub type RequestSender = client::SendRequest<Bytes>;
 
 /// A connection, and how it ends.
-pub async fn connect(address: SocketAddr) -> (Sender, JoinHandle<Result<(), h2::Error>>) {
+pub async fn connect(address: SocketAddr) -> (RequestSender, JoinHandle<Result<(), h2::Error>>) {
     connect_with(address, &client::Builder::new()).await
 }
 
 pub async fn connect_with(
     address: SocketAddr,
     builder: &client::Builder,
-) -> (Sender, JoinHandle<Result<(), h2::Error>>) {
+) -> (RequestSender, JoinHandle<Result<(), h2::Error>>) {
     let stream = TcpStream::connect(address).await.unwrap();
     // As browsers and gRPC clients do: with Nagle small frames wait for a delayed ACK, 40 ms each.
     stream.set_nodelay(true).unwrap();
@@ -51,13 +51,13 @@ pub fn request(method: Method, path: &str, fields: &[(&str, &str)]) -> Request<(
 }
 
 /// A whole response.
-pub struct Answer {
+pub struct H2Response {
     pub head: Response<()>,
     pub body: Vec<u8>,
     pub trailers: Option<HeaderMap>,
 }
 
-impl Answer {
+impl H2Response {
     pub fn status(&self) -> u16 {
         self.head.status().as_u16()
     }
@@ -68,12 +68,12 @@ impl Answer {
 }
 
 /// Reads a response to its end, opening the windows as it goes.
-pub async fn whole(response: client::ResponseFuture) -> Result<Answer, h2::Error> {
+pub async fn whole(response: client::ResponseFuture) -> Result<H2Response, h2::Error> {
     let (head, mut body) = patiently(response).await?.into_parts();
     let bytes = patiently(read(&mut body)).await?;
     let trailers = patiently(body.trailers()).await?;
     let head = Response::from_parts(head, ());
-    Ok(Answer {
+    Ok(H2Response {
         head,
         body: bytes,
         trailers,
@@ -123,14 +123,14 @@ pub async fn until(mut condition: impl FnMut() -> bool) {
     .await;
 }
 
-pub async fn get(sender: &Sender, path: &str) -> Result<Answer, h2::Error> {
+pub async fn get(sender: &RequestSender, path: &str) -> Result<H2Response, h2::Error> {
     let mut sender = sender.clone().ready().await?;
     let (response, _) = sender.send_request(request(Method::GET, path, &[]), true)?;
     whole(response).await
 }
 
 /// One request as a backend sees it.
-pub struct Asked {
+pub struct ReceivedRequest {
     pub head: Parts,
     pub body: RecvStream,
     pub respond: server::SendResponse<Bytes>,
@@ -138,7 +138,7 @@ pub struct Asked {
     pub connection: usize,
 }
 
-impl Asked {
+impl ReceivedRequest {
     pub fn path(&self) -> &str {
         self.head.uri.path()
     }
@@ -163,28 +163,28 @@ impl Asked {
 }
 
 /// A backend that speaks HTTP/2 without TLS. Lives as long as the runtime of its test.
-pub struct Backend {
+pub struct H2Backend {
     pub address: SocketAddr,
     /// Method and path of each request, and its fields.
-    pub requests: Record<Parts>,
+    pub requests: Recorder<Parts>,
     connections: Arc<AtomicUsize>,
 }
 
-impl Backend {
+impl H2Backend {
     /// Runs `script` for every request, each in a task of its own.
     pub async fn start<F: Future<Output = ()> + Send + 'static>(
-        script: impl Fn(Asked) -> F + Send + Sync + 'static,
+        script: impl Fn(ReceivedRequest) -> F + Send + Sync + 'static,
     ) -> Self {
         Self::start_with(&server::Builder::new(), script).await
     }
 
     pub async fn start_with<F: Future<Output = ()> + Send + 'static>(
         builder: &server::Builder,
-        script: impl Fn(Asked) -> F + Send + Sync + 'static,
+        script: impl Fn(ReceivedRequest) -> F + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let requests = Record::default();
+        let requests = Recorder::default();
         let connections = Arc::new(AtomicUsize::new(0));
         let backend = Self {
             address,
@@ -197,7 +197,7 @@ impl Backend {
                 stream.set_nodelay(true).unwrap();
                 let number = connections.fetch_add(1, SeqCst);
                 let (builder, script) = (builder.clone(), Arc::clone(&script));
-                let requests: Record<Parts> = requests.clone();
+                let requests: Recorder<Parts> = requests.clone();
                 drop(tokio::spawn(async move {
                     let Ok(mut connection) = builder.handshake(stream).await else {
                         return;
@@ -205,7 +205,7 @@ impl Backend {
                     while let Some(Ok((request, respond))) = connection.accept().await {
                         let (head, body) = request.into_parts();
                         requests.push(head.clone());
-                        drop(tokio::spawn(script(Asked {
+                        drop(tokio::spawn(script(ReceivedRequest {
                             head,
                             body,
                             respond,

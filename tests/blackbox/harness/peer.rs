@@ -44,21 +44,21 @@ impl Gate {
 }
 
 /// A list that grows, and that tests wait for.
-pub struct Record<T>(Arc<(Mutex<Vec<T>>, Condvar)>);
+pub struct Recorder<T>(Arc<(Mutex<Vec<T>>, Condvar)>);
 
-impl<T> Clone for Record<T> {
+impl<T> Clone for Recorder<T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<T> Default for Record<T> {
+impl<T> Default for Recorder<T> {
     fn default() -> Self {
         Self(Arc::default())
     }
 }
 
-impl<T: Clone> Record<T> {
+impl<T: Clone> Recorder<T> {
     /// Adds one.
     pub fn push(&self, item: T) {
         self.0.0.lock().unwrap().push(item);
@@ -86,7 +86,7 @@ impl<T: Clone> Record<T> {
 
 /// A request as a backend got it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub struct BackendRequest {
     /// As sent.
     pub method: String,
     /// As sent.
@@ -101,7 +101,7 @@ pub struct Request {
     pub connection: usize,
 }
 
-impl Request {
+impl BackendRequest {
     /// The value of the first field called `name`, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head
@@ -114,22 +114,22 @@ impl Request {
 }
 
 /// The backend's end of one connection, in the hands of a script.
-pub struct Connection {
+pub struct PeerConnection {
     stream: TcpStream,
     read: Vec<u8>,
     number: usize,
-    requests: Record<Request>,
+    requests: Recorder<BackendRequest>,
 }
 
-impl Connection {
+impl PeerConnection {
     /// Reads and records one request with its whole body; `None` at the end of the connection.
-    pub fn request(&mut self) -> Option<Request> {
+    pub fn request(&mut self) -> Option<BackendRequest> {
         let head = self.head()?;
         self.whole(head)
     }
 
     /// Reads and records the rest of the request that begins with `head`; `None` at the end of the connection.
-    pub fn whole(&mut self, head: Request) -> Option<Request> {
+    pub fn whole(&mut self, head: BackendRequest) -> Option<BackendRequest> {
         let field = |name: &str| {
             head.header(name)
                 .map(|value| value.trim().to_ascii_lowercase())
@@ -151,7 +151,7 @@ impl Connection {
         } else if let Some(length) = field("content-length") {
             body = self.exactly(length.parse().unwrap())?;
         }
-        let request = Request {
+        let request = BackendRequest {
             body,
             trailers,
             ..head
@@ -161,10 +161,10 @@ impl Connection {
     }
 
     /// Reads a request head only and records nothing; `None` at the end of the connection.
-    pub fn head(&mut self) -> Option<Request> {
+    pub fn head(&mut self) -> Option<BackendRequest> {
         let head = String::from_utf8_lossy(&self.until(b"\r\n\r\n")?).into_owned();
         let mut words = head.split(' ');
-        Some(Request {
+        Some(BackendRequest {
             method: words.next().unwrap_or_default().to_owned(),
             target: words.next().unwrap_or_default().to_owned(),
             head: head.clone(),
@@ -296,39 +296,39 @@ impl Connection {
 }
 
 /// A listening backend; it stops listening when dropped.
-pub struct Peer {
+pub struct ScriptedPeer {
     /// Where it listens.
     pub address: SocketAddr,
     /// What it was asked, in the order of arrival.
-    pub requests: Record<Request>,
+    pub requests: Recorder<BackendRequest>,
     accepted: Arc<AtomicUsize>,
     stopped: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Peer {
+impl ScriptedPeer {
     /// Runs `script` for every connection, each in a thread of its own.
-    pub fn start(script: impl Fn(Connection) + Send + Sync + 'static) -> Self {
+    pub fn start(script: impl Fn(PeerConnection) + Send + Sync + 'static) -> Self {
         Self::start_at("127.0.0.1:0".parse().unwrap(), script)
     }
 
-    /// Like [`Peer::start`], at a given address: a backend that comes back where it was.
+    /// Like [`ScriptedPeer::start`], at a given address: a backend that comes back where it was.
     pub fn start_at(
         address: SocketAddr,
-        script: impl Fn(Connection) + Send + Sync + 'static,
+        script: impl Fn(PeerConnection) + Send + Sync + 'static,
     ) -> Self {
         let listener =
             TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}"));
         Self::start_on(listener, script)
     }
 
-    /// Like [`Peer::start`], on a socket that the test has prepared.
+    /// Like [`ScriptedPeer::start`], on a socket that the test has prepared.
     pub fn start_on(
         listener: TcpListener,
-        script: impl Fn(Connection) + Send + Sync + 'static,
+        script: impl Fn(PeerConnection) + Send + Sync + 'static,
     ) -> Self {
         let address = listener.local_addr().unwrap();
-        let requests = Record::default();
+        let requests = Recorder::default();
         let accepted = Arc::new(AtomicUsize::new(0));
         let stopped = Arc::new(AtomicBool::new(false));
         let thread = thread::spawn({
@@ -345,7 +345,7 @@ impl Peer {
                     }
                     let stream = stream.unwrap();
                     let _ = stream.set_nodelay(true);
-                    let connection = Connection {
+                    let connection = PeerConnection {
                         stream,
                         read: Vec::new(),
                         number: accepted.fetch_add(1, SeqCst),
@@ -375,7 +375,7 @@ impl Peer {
         )
     }
 
-    /// Like [`Peer::answering`], but at `/slow` not before the gate opens.
+    /// Like [`ScriptedPeer::answering`], but at `/slow` not before the gate opens.
     pub fn slow(gate: &Gate, body: &str) -> Self {
         let (door, body) = (gate.clone(), body.to_owned());
         Self::start(move |mut connection| {
@@ -422,7 +422,7 @@ impl Peer {
     }
 
     /// Waits until `count` requests were read and gives them all.
-    pub fn wait_for_requests(&self, count: usize) -> Vec<Request> {
+    pub fn wait_for_requests(&self, count: usize) -> Vec<BackendRequest> {
         self.requests
             .wait_for(|all| (all.len() >= count).then(|| all.to_vec()))
             .unwrap_or_else(|| {
@@ -434,7 +434,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for ScriptedPeer {
     fn drop(&mut self) {
         self.stopped.store(true, SeqCst);
         // Wakes the accept call, which then sees the flag and closes the listener.

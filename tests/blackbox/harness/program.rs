@@ -12,25 +12,25 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use super::{TempDir, peer::Record, poll, poll_for};
+use super::{TempDir, peer::Recorder, poll, poll_for};
 
 /// How long a program may take that has an end. Java alone needs ten seconds where all processors are busy.
 const LIMIT: Duration = Duration::from_secs(50);
 
 /// A running program; killed when dropped.
-pub struct Program {
+pub struct ForeignProgram {
     child: Child,
     command: String,
     readers: Vec<JoinHandle<()>>,
     /// Lines of its standard output so far.
-    pub stdout: Record<String>,
+    pub stdout: Recorder<String>,
     /// Lines of its standard error so far.
-    pub stderr: Record<String>,
+    pub stderr: Recorder<String>,
     /// Its own files, which go away with it.
     directory: Option<TempDir>,
 }
 
-impl Program {
+impl ForeignProgram {
     /// Starts it without input, and without a proxy that the surroundings ask for.
     pub fn start(command: &mut Command) -> Self {
         for word in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
@@ -96,7 +96,7 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for ForeignProgram {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -117,8 +117,8 @@ pub fn shared_address() -> SocketAddr {
 }
 
 /// Collects the lines of a stream in a thread, which ends with the stream.
-pub fn lines(stream: impl Read + Send + 'static) -> (Record<String>, JoinHandle<()>) {
-    let record = Record::default();
+pub fn lines(stream: impl Read + Send + 'static) -> (Recorder<String>, JoinHandle<()>) {
+    let record = Recorder::default();
     let sink = record.clone();
     let reader = thread::spawn(move || {
         for line in BufReader::new(stream).lines() {

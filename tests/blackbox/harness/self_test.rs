@@ -3,14 +3,14 @@
 use std::{net::TcpStream, time::Duration};
 
 use crate::harness::{
-    client::{Client, Cut, get},
+    client::{HttpClient, ReadError, get},
     daemon::sum_of,
-    peer::{Blackhole, Gate, Peer, refused},
+    peer::{Blackhole, Gate, ScriptedPeer, refused},
 };
 
 #[test]
 fn an_answer_in_pieces_is_read_whole_and_the_request_is_recorded() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.request().unwrap();
         connection.send_pieces([
             "HTTP/1.1 200 OK\r\nTransfer-Enc",
@@ -19,7 +19,7 @@ fn an_answer_in_pieces_is_read_whole_and_the_request_is_recorded() {
             "lo\r\n0\r\nX-End: yes\r\n\r\n",
         ]);
     });
-    let mut client = Client::connect(peer.address);
+    let mut client = HttpClient::connect(peer.address);
     client.send("POST /a HTTP/1.1\r\nHost: b\r\nContent-Length: 3\r\n\r\nxyz");
     let response = client.response().unwrap();
     assert_eq!(response.text(), "hello");
@@ -35,30 +35,36 @@ fn an_answer_in_pieces_is_read_whole_and_the_request_is_recorded() {
 #[test]
 fn the_ends_of_a_connection_are_told_apart() {
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc";
-    let peer = Peer::saying(head);
-    assert_eq!(get(peer.address, "/"), Err(Cut::Short(b"abc".to_vec())));
-    let peer = Peer::saying("");
-    assert_eq!(get(peer.address, "/"), Err(Cut::Closed));
-    let peer = Peer::resetting_after("");
-    assert_eq!(get(peer.address, "/"), Err(Cut::Reset(Vec::new())));
-    let peer = Peer::saying("SSH-2.0-x\r\n\r\n");
-    assert!(matches!(get(peer.address, "/"), Err(Cut::NotHttp(_))));
-    let peer = Peer::silent();
-    let mut client = Client::connect(peer.address);
+    let peer = ScriptedPeer::saying(head);
+    assert_eq!(
+        get(peer.address, "/"),
+        Err(ReadError::Short(b"abc".to_vec()))
+    );
+    let peer = ScriptedPeer::saying("");
+    assert_eq!(get(peer.address, "/"), Err(ReadError::Closed));
+    let peer = ScriptedPeer::resetting_after("");
+    assert_eq!(get(peer.address, "/"), Err(ReadError::Reset(Vec::new())));
+    let peer = ScriptedPeer::saying("SSH-2.0-x\r\n\r\n");
+    assert!(matches!(get(peer.address, "/"), Err(ReadError::NotHttp(_))));
+    let peer = ScriptedPeer::silent();
+    let mut client = HttpClient::connect(peer.address);
     client.patience(Duration::from_millis(20));
-    assert_eq!(client.request("GET", "/"), Err(Cut::TimedOut(Vec::new())));
+    assert_eq!(
+        client.request("GET", "/"),
+        Err(ReadError::TimedOut(Vec::new()))
+    );
 }
 
 #[test]
 fn a_script_waits_at_the_gate_until_it_opens() {
     let gate = Gate::new();
     let door = gate.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         connection.request().unwrap();
         door.wait();
         connection.answer("late");
     });
-    let mut client = Client::connect(peer.address);
+    let mut client = HttpClient::connect(peer.address);
     client.send("GET / HTTP/1.1\r\nHost: b\r\n\r\n");
     peer.wait_for_requests(1);
     gate.open();

@@ -19,10 +19,10 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 
-use super::{PATIENCE, TempDir, client::Client};
+use super::{PATIENCE, TempDir, client::HttpClient};
 
 /// A client connection under TLS.
-pub type TlsStream = StreamOwned<ClientConnection, TcpStream>;
+pub type ClientTlsStream = StreamOwned<ClientConnection, TcpStream>;
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
@@ -42,14 +42,14 @@ fn params(
 }
 
 /// An authority, and a directory with the files it has signed.
-pub struct Authority {
+pub struct TestAuthority {
     issuer: Issuer<'static, KeyPair>,
     directory: TempDir,
     /// Its own certificate.
     pub root: CertificateDer<'static>,
 }
 
-impl Authority {
+impl TestAuthority {
     /// A new one; `ca.pem` is in its directory.
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
@@ -241,7 +241,7 @@ pub fn try_connect(
     address: SocketAddr,
     config: &Arc<ClientConfig>,
     name: &str,
-) -> std::io::Result<TlsStream> {
+) -> std::io::Result<ClientTlsStream> {
     try_connect_behind(b"", address, config, name)
 }
 
@@ -251,7 +251,7 @@ pub fn try_connect_behind(
     address: SocketAddr,
     config: &Arc<ClientConfig>,
     name: &str,
-) -> std::io::Result<TlsStream> {
+) -> std::io::Result<ClientTlsStream> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let mut connection = ClientConnection::new(Arc::clone(config), name).unwrap();
     let mut socket = TcpStream::connect(address)?;
@@ -275,8 +275,12 @@ pub fn client_hello(config: &Arc<ClientConfig>, name: &str) -> Vec<u8> {
 }
 
 /// A raw HTTP client under TLS.
-pub fn connect(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> Client<TlsStream> {
+pub fn connect(
+    address: SocketAddr,
+    config: &Arc<ClientConfig>,
+    name: &str,
+) -> HttpClient<ClientTlsStream> {
     let stream = try_connect(address, config, name)
         .unwrap_or_else(|error| panic!("handshake for {name}: {error}"));
-    Client::under(stream)
+    HttpClient::under(stream)
 }

@@ -1,9 +1,9 @@
 //! What becomes of the sessions, tunnels and connections of a backend that goes down.
 
 use crate::harness::{
-    client::{Client, Cut},
-    daemon::Daemon,
-    peer::{Gate, Peer},
+    client::{HttpClient, ReadError},
+    daemon::TestDaemon,
+    peer::{Gate, ScriptedPeer},
     poll,
 };
 
@@ -13,12 +13,12 @@ const SWITCH: &str =
     "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
 
 /// A tcp pool `db` and an http pool `app`, whose checks ask the port of `door`.
-fn daemon(db: &Peer, app: &Peer, door: &Peer, on_down: &str) -> Daemon {
+fn daemon(db: &ScriptedPeer, app: &ScriptedPeer, door: &ScriptedPeer, on_down: &str) -> TestDaemon {
     let check = format!(
         "health_check: {{port: {}, interval: 100ms, fall: 1, on_down: {on_down}}}",
         door.address.port()
     );
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "workers: 2\nlog: {{format: json}}\naccess_log: {{when: {{sample: 100%}}}}\nlisteners:\n  \
          db: {{bind: \"@db\", protocol: tcp, pool: db}}\n  web: {{bind: \"@web\", pool: app}}\npools:\n  \
          db: {{backends: [\"{}\"], {check}}}\n  \
@@ -29,14 +29,14 @@ fn daemon(db: &Peer, app: &Peer, door: &Peer, on_down: &str) -> Daemon {
     daemon
 }
 
-fn states(daemon: &Daemon, state: &str) {
+fn states(daemon: &TestDaemon, state: &str) {
     let series = format!("balancer_pool_backends{{state=\"{state}\"}}");
     daemon.wait_for_metric(&series, |value| value as usize == 2);
 }
 
 /// Sends back what it reads.
-fn echo() -> Peer {
-    Peer::start(|mut connection| {
+fn echo() -> ScriptedPeer {
+    ScriptedPeer::start(|mut connection| {
         while let Some(part) = connection.some() {
             if !connection.send(part) {
                 return;
@@ -46,9 +46,9 @@ fn echo() -> Peer {
 }
 
 /// Takes connections that become something else, and answers `/slow` when the gate opens.
-fn application(gate: &Gate) -> Peer {
+fn application(gate: &Gate) -> ScriptedPeer {
     let door = gate.clone();
-    Peer::start(move |mut connection| {
+    ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/chat" {
                 connection.send(SWITCH);
@@ -67,13 +67,13 @@ fn application(gate: &Gate) -> Peer {
     })
 }
 
-fn echoes(client: &mut Client, text: &str) {
+fn echoes(client: &mut HttpClient, text: &str) {
     client.send(text);
     assert_eq!(client.exactly(text.len()).unwrap(), text.as_bytes());
 }
 
 /// A session, a tunnel and an exchange under way.
-fn begin(daemon: &Daemon) -> [Client; 3] {
+fn begin(daemon: &TestDaemon) -> [HttpClient; 3] {
     let (mut session, mut tunnel) = (daemon.client("@db"), daemon.client("@web"));
     echoes(&mut session, "hello");
     tunnel.send(UPGRADE);
@@ -84,15 +84,15 @@ fn begin(daemon: &Daemon) -> [Client; 3] {
     [session, tunnel, slow]
 }
 
-fn is_reset(client: &mut Client) {
+fn is_reset(client: &mut HttpClient) {
     let end = client.rest();
-    assert!(matches!(end, Err(Cut::Reset(_))), "{end:?}");
+    assert!(matches!(end, Err(ReadError::Reset(_))), "{end:?}");
 }
 
 #[test]
 fn sessions_and_tunnels_of_a_backend_that_goes_down_are_closed_where_told_and_exchanges_finish() {
     let gate = Gate::new();
-    let (db, app, door) = (echo(), application(&gate), Peer::silent());
+    let (db, app, door) = (echo(), application(&gate), ScriptedPeer::silent());
     let daemon = daemon(&db, &app, &door, "close");
     let [mut session, mut tunnel, mut slow] = begin(&daemon);
     app.wait_for_requests(2);
@@ -117,7 +117,7 @@ fn sessions_and_tunnels_of_a_backend_that_goes_down_are_closed_where_told_and_ex
 #[test]
 fn sessions_and_tunnels_of_a_backend_that_goes_down_go_on_by_default() {
     let gate = Gate::new();
-    let (db, app, door) = (echo(), application(&gate), Peer::silent());
+    let (db, app, door) = (echo(), application(&gate), ScriptedPeer::silent());
     let daemon = daemon(&db, &app, &door, "keep");
     let [mut session, mut tunnel, mut slow] = begin(&daemon);
     app.wait_for_requests(2);
@@ -131,7 +131,7 @@ fn sessions_and_tunnels_of_a_backend_that_goes_down_go_on_by_default() {
 
 #[test]
 fn idle_connections_to_a_backend_that_is_down_are_closed() {
-    let (db, app, door) = (echo(), application(&Gate::new()), Peer::silent());
+    let (db, app, door) = (echo(), application(&Gate::new()), ScriptedPeer::silent());
     let daemon = daemon(&db, &app, &door, "keep");
     assert_eq!(daemon.get("@web", "/").unwrap().text(), "well");
     let idle = "balancer_backend_connections_idle{pool=\"app\"}";
@@ -143,14 +143,14 @@ fn idle_connections_to_a_backend_that_is_down_are_closed() {
 
 #[test]
 fn a_session_on_a_backend_that_was_down_before_it_began_goes_on() {
-    let (db, app, door) = (echo(), application(&Gate::new()), Peer::silent());
+    let (db, app, door) = (echo(), application(&Gate::new()), ScriptedPeer::silent());
     let check = format!(
         "health_check: {{port: {}, interval: 100ms, fall: 1, rise: 1, on_down: close}}, when_all_down: fail_open",
         door.address.port()
     );
     let address = door.address;
     drop((door, app));
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners:\n  db: {{bind: \"@db\", protocol: tcp, pool: db}}\npools:\n  db: {{backends: [\"{}\"], {check}}}\n",
         db.address
     ));
@@ -167,7 +167,7 @@ fn a_session_on_a_backend_that_was_down_before_it_began_goes_on() {
     daemon.wait_for_metric(failed, |value| value >= before + 3.0);
     echoes(&mut session, "still here");
     // It comes back, and goes down with the session on it.
-    let door = Peer::start_at(address, |mut connection| drop(connection.some()));
+    let door = ScriptedPeer::start_at(address, |mut connection| drop(connection.some()));
     count("up");
     echoes(&mut session, "and here");
     drop(door);
@@ -180,7 +180,7 @@ fn status_says_what_the_last_check_found_and_what_is_needed() {
     let statuses = std::sync::Arc::new(statuses);
     let script = std::sync::Arc::clone(&statuses);
     // The last status is for ever.
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         while connection.request().is_some() {
             let status = {
                 let mut all = script.lock().unwrap();
@@ -189,7 +189,7 @@ fn status_says_what_the_last_check_found_and_what_is_needed() {
             connection.send(format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n"));
         }
     });
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners:\n  web: {{bind: \"@web\", pool: app}}\npools:\n  app:\n    backends: [\"{}\"]\n    \
          health_check: {{path: /h, interval: 100ms, fall: 100, rise: 100}}\n",
         peer.address

@@ -4,19 +4,19 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::{backends, quoted, transitions, verdicts};
 use crate::harness::{
-    daemon::{Daemon, sum_of},
-    frames::{DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, SETTINGS, frame},
-    peer::{Connection, Peer},
-    tls::Authority,
+    daemon::{TestDaemon, sum_of},
+    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RawFrame, SETTINGS, frame},
+    peer::{PeerConnection, ScriptedPeer},
+    tls::TestAuthority,
 };
 
 /// Says hello and reads the call of a check to its end: the message; `None` where the connection ends before.
-fn call(connection: &mut Connection) -> Option<Vec<u8>> {
+fn call(connection: &mut PeerConnection) -> Option<Vec<u8>> {
     assert_eq!(connection.exactly(PREFACE.len())?, PREFACE.as_bytes());
     connection.send(frame(SETTINGS, 0, 0, &[]));
     let mut message = Vec::new();
     loop {
-        let frame = Frame::read(|length| connection.exactly(length).ok_or(())).ok()?;
+        let frame = RawFrame::read(|length| connection.exactly(length).ok_or(())).ok()?;
         if frame.kind == DATA {
             message.extend(frame.payload);
             if frame.flags & END_STREAM != 0 {
@@ -27,8 +27,8 @@ fn call(connection: &mut Connection) -> Option<Vec<u8>> {
 }
 
 /// A gRPC server that has only a health service; `status` gives what it says to this message, as a number.
-fn grpc(status: impl Fn(&[u8]) -> u8 + Send + Sync + 'static) -> Peer {
-    Peer::start(move |mut connection| {
+fn grpc(status: impl Fn(&[u8]) -> u8 + Send + Sync + 'static) -> ScriptedPeer {
+    ScriptedPeer::start(move |mut connection| {
         let Some(message) = call(&mut connection) else {
             return;
         };
@@ -47,7 +47,7 @@ fn grpc(status: impl Fn(&[u8]) -> u8 + Send + Sync + 'static) -> Peer {
     })
 }
 
-fn daemon(pool: &str) -> Daemon {
+fn daemon(pool: &str) -> TestDaemon {
     super::daemon(&format!("    protocol: h2c\n{pool}"))
 }
 
@@ -93,8 +93,8 @@ fn a_grpc_check_asks_for_the_service_of_the_file() {
         b"\0\0\0\0\0" => 2,
         _ => 3,
     });
-    let old = Peer::answering("hello");
-    let silent = Peer::start(|mut connection| {
+    let old = ScriptedPeer::answering("hello");
+    let silent = ScriptedPeer::start(|mut connection| {
         call(&mut connection);
         connection.wait_for_end();
     });
@@ -127,10 +127,10 @@ fn a_grpc_check_asks_for_the_service_of_the_file() {
 /// A daemon is a backend that speaks HTTP/2, with and without TLS.
 #[test]
 fn an_http_check_speaks_the_protocol_of_the_pool_under_tls_and_without() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let pair = authority.pair("app");
-    let backend = Daemon::start(&format!(
+    let backend = TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 200}}}}\n\
          routes: [{{host: app.test, path_exact: /healthz, respond: {{body: hello}}}}]\n\
          listeners:\n\
@@ -177,7 +177,7 @@ fn an_http_check_speaks_the_protocol_of_the_pool_under_tls_and_without() {
             format!("  {name}: {{backends: [\"{address}\"], {keys}}}\n")
         })
         .collect();
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\", pool: plain}}}}\npools:\n{}",
         lines.concat()
     ));

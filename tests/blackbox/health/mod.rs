@@ -7,17 +7,17 @@ use std::{collections::HashMap, fmt::Display, time::Duration};
 
 use crate::harness::{
     answers::expect_error,
-    client::Client,
-    daemon::{Daemon, sum_of},
-    peer::{Connection, Gate, Peer, refused},
+    client::HttpClient,
+    daemon::{TestDaemon, sum_of},
+    peer::{Gate, PeerConnection, ScriptedPeer, refused},
     poll,
 };
 use balancer::base::clock;
 use serde_json::Value;
 
 /// One pool `app` behind `@web`; `pool` are its keys, each on a line of its own.
-fn daemon(pool: &str) -> Daemon {
-    Daemon::start(&configuration(pool))
+fn daemon(pool: &str) -> TestDaemon {
+    TestDaemon::start(&configuration(pool))
 }
 
 fn configuration(pool: &str) -> String {
@@ -33,12 +33,12 @@ fn backends<E: Display>(entries: impl IntoIterator<Item = E>) -> String {
     format!("    backends: [{}]\n", entries.join(", "))
 }
 
-fn quoted(peer: &Peer) -> String {
+fn quoted(peer: &ScriptedPeer) -> String {
     format!("\"{}\"", peer.address)
 }
 
 /// The lines of transitions so far: from, to, cause.
-fn transitions(daemon: &Daemon) -> Vec<(String, String, String)> {
+fn transitions(daemon: &TestDaemon) -> Vec<(String, String, String)> {
     let lines = daemon.stderr.all();
     let parsed = lines
         .iter()
@@ -57,19 +57,19 @@ fn transitions(daemon: &Daemon) -> Vec<(String, String, String)> {
 }
 
 /// Waits for so many lines of transitions and gives them.
-fn wait_for_transitions(daemon: &Daemon, count: usize) -> Vec<(String, String, String)> {
+fn wait_for_transitions(daemon: &TestDaemon, count: usize) -> Vec<(String, String, String)> {
     poll(|| Some(transitions(daemon)).filter(|all| all.len() >= count))
         .unwrap_or_else(|| panic!("not {count} transitions: {:?}", transitions(daemon)))
 }
 
 /// Waits until so many backends are in `state`.
-fn wait_for_state(daemon: &Daemon, state: &str, count: usize) {
+fn wait_for_state(daemon: &TestDaemon, state: &str, count: usize) {
     let series = format!("balancer_pool_backends{{pool=\"app\",state=\"{state}\"}}");
     daemon.wait_for_metric(&series, |value| value as usize == count);
 }
 
 /// Sends `count` GETs one after the other; all must be answered with 200. Gives how often each body came.
-fn tally(daemon: &Daemon, count: usize) -> HashMap<String, usize> {
+fn tally(daemon: &TestDaemon, count: usize) -> HashMap<String, usize> {
     let mut client = daemon.client("@web");
     let mut bodies = HashMap::new();
     for _ in 0..count {
@@ -86,7 +86,7 @@ fn tallied<const N: usize>(pairs: [(&str, usize); N]) -> HashMap<String, usize> 
 
 #[test]
 fn the_first_check_is_made_at_once_and_decides_alone() {
-    let peer = Peer::answering("here");
+    let peer = ScriptedPeer::answering("here");
     let (alive, dead) = (quoted(&peer), format!("\"{}\"", refused()));
     let began = clock::now();
     let pool = backends([alive, dead]) + "    health_check: {interval: 1h, rise: 50, fall: 50}\n";
@@ -110,9 +110,9 @@ fn the_first_check_is_made_at_once_and_decides_alone() {
 }
 
 /// Answers the checks in turn with these statuses, and then for ever with the last one.
-fn scripted(statuses: &'static [u16]) -> Peer {
+fn scripted(statuses: &'static [u16]) -> ScriptedPeer {
     let next = std::sync::atomic::AtomicUsize::new(0);
-    Peer::start(move |mut connection| {
+    ScriptedPeer::start(move |mut connection| {
         while connection.request().is_some() {
             let turn = next.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             let status = statuses.get(turn).or(statuses.last()).unwrap();
@@ -156,7 +156,7 @@ fn three_bad_checks_in_a_row_take_a_backend_out_and_two_good_ones_bring_it_back(
 fn a_backend_that_is_down_gets_no_traffic_and_one_that_is_back_does() {
     let (healthy, answers) = (Gate::new(), Gate::new());
     let (is_healthy, asked) = (healthy.clone(), answers.clone());
-    let moody = Peer::start(move |mut connection: Connection| {
+    let moody = ScriptedPeer::start(move |mut connection: PeerConnection| {
         while let Some(request) = connection.request() {
             if request.target == "/" || is_healthy.is_open() {
                 connection.answer("moody");
@@ -166,7 +166,7 @@ fn a_backend_that_is_down_gets_no_traffic_and_one_that_is_back_does() {
             }
         }
     });
-    let steady = Peer::answering("steady");
+    let steady = ScriptedPeer::answering("steady");
     let pool = backends([&moody, &steady].map(quoted))
         + "    health_check: {path: /healthz, interval: 100ms}\n";
     let daemon = daemon(&pool);
@@ -180,7 +180,7 @@ fn a_backend_that_is_down_gets_no_traffic_and_one_that_is_back_does() {
 }
 
 /// Pools of one backend each, with a check each, and what becomes of them.
-fn verdicts(rows: &[(&str, &Peer, &str, &str)]) -> Daemon {
+fn verdicts(rows: &[(&str, &ScriptedPeer, &str, &str)]) -> TestDaemon {
     let pools: Vec<_> = rows
         .iter()
         .enumerate()
@@ -191,7 +191,7 @@ fn verdicts(rows: &[(&str, &Peer, &str, &str)]) -> Daemon {
             )
         })
         .collect();
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "log: {{format: json}}\nlisteners:\n  web: {{bind: \"@web\", pool: p0}}\npools:\n{}",
         pools.concat()
     ));
@@ -213,18 +213,18 @@ fn verdicts(rows: &[(&str, &Peer, &str, &str)]) -> Daemon {
 #[test]
 fn an_http_check_expects_what_the_file_says() {
     let status = |status| {
-        Peer::saying(format!(
+        ScriptedPeer::saying(format!(
             "HTTP/1.1 {status} X\r\nContent-Length: 5\r\n\r\nhello"
         ))
     };
     let (ok, moved, missing, broken) = (status(200), status(302), status(404), status(500));
-    let chunked = Peer::saying(
+    let chunked = ScriptedPeer::saying(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
     );
-    let until_close = Peer::saying("HTTP/1.0 200 OK\r\n\r\nhello");
-    let garbage = Peer::saying("220 mail ESMTP\r\n\r\n");
-    let closes = Peer::saying("");
-    let silent = Peer::silent();
+    let until_close = ScriptedPeer::saying("HTTP/1.0 200 OK\r\n\r\nhello");
+    let garbage = ScriptedPeer::saying("220 mail ESMTP\r\n\r\n");
+    let closes = ScriptedPeer::saying("");
+    let silent = ScriptedPeer::silent();
     let slow = "{path: /h, timeout: 100ms}";
     verdicts(&[
         ("200", &ok, "{path: /h}", ""),
@@ -284,10 +284,11 @@ fn an_http_check_expects_what_the_file_says() {
 
 #[test]
 fn an_http_check_judges_framing_as_traffic_does() {
-    let fields = |fields: &str| Peer::saying(format!("HTTP/1.1 200 OK\r\n{fields}\r\nhello"));
+    let fields =
+        |fields: &str| ScriptedPeer::saying(format!("HTTP/1.1 200 OK\r\n{fields}\r\nhello"));
     let chunks = |chunks: &str| {
         let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-        Peer::saying(format!("{head}{chunks}"))
+        ScriptedPeer::saying(format!("{head}{chunks}"))
     };
     let bad = [
         fields("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
@@ -297,10 +298,10 @@ fn an_http_check_judges_framing_as_traffic_does() {
         fields("Content-Length: +5\r\n"),
         fields("Transfer-Encoding: gzip\r\n"),
         fields("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
-        Peer::saying("HTTP/1.1 200 OK\nContent-Length: 5\n\nhello"),
-        Peer::saying("HTTP/1.1 200 OK\r\nContent-Length: 5\n\r\nhello"),
-        Peer::saying("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        Peer::saying(
+        ScriptedPeer::saying("HTTP/1.1 200 OK\nContent-Length: 5\n\nhello"),
+        ScriptedPeer::saying("HTTP/1.1 200 OK\r\nContent-Length: 5\n\r\nhello"),
+        ScriptedPeer::saying("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ScriptedPeer::saying(
             "HTTP/1.1 103 X\r\nContent-Length: 2\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
         ),
         chunks("zz\r\nhello\r\n0\r\n\r\n"),
@@ -311,8 +312,8 @@ fn an_http_check_judges_framing_as_traffic_does() {
         fields("Content-Length: 5\r\n"),
         fields(""),
         chunks("5\r\nhello\r\n0\r\nX: y\r\n\r\n"),
-        Peer::saying("HTTP/1.1 103 X\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
-        Peer::saying("HTTP/1.1 204 X\r\n\r\n"),
+        ScriptedPeer::saying("HTTP/1.1 103 X\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        ScriptedPeer::saying("HTTP/1.1 204 X\r\n\r\n"),
     ];
     let cut = [chunks("5\r\nhel"), fields("Content-Length: 50\r\n")];
     let bad = bad.iter().map(|peer| (peer, "answer is not valid HTTP"));
@@ -333,11 +334,11 @@ fn an_http_check_judges_framing_as_traffic_does() {
 
 #[test]
 fn an_http_check_asks_as_the_file_says() {
-    let peers = [(); 5].map(|()| Peer::answering("hello"));
+    let peers = [(); 5].map(|()| ScriptedPeer::answering("hello"));
     let [plain, path, host, head, own_port] = &peers;
-    let elsewhere = Peer::answering("hello");
-    let dead = Peer::answering("hello");
-    let port = |peer: &Peer| format!("{{path: /h, port: {}}}", peer.address.port());
+    let elsewhere = ScriptedPeer::answering("hello");
+    let dead = ScriptedPeer::answering("hello");
+    let port = |peer: &ScriptedPeer| format!("{{path: /h, port: {}}}", peer.address.port());
     let (to_elsewhere, to_nobody) = (port(&elsewhere), format!("{{port: {}}}", refused().port()));
     verdicts(&[
         ("plain", plain, "{type: http}", ""),
@@ -347,7 +348,7 @@ fn an_http_check_asks_as_the_file_says() {
         ("port", own_port, &to_elsewhere, ""),
         ("dead port", &dead, &to_nobody, "connection refused"),
     ]);
-    let first = |peer: &Peer| peer.wait_for_requests(1).remove(0);
+    let first = |peer: &ScriptedPeer| peer.wait_for_requests(1).remove(0);
     assert_eq!(first(plain).target, "/");
     let address = plain.address.to_string();
     assert_eq!(first(plain).header("host"), Some(address.as_str()));
@@ -362,7 +363,7 @@ fn an_http_check_asks_as_the_file_says() {
 
 #[test]
 fn checks_go_on_while_the_backend_does_not_answer_them() {
-    let silent = Peer::silent();
+    let silent = ScriptedPeer::silent();
     let pool = backends([quoted(&silent)])
         + "    health_check: {path: /h, interval: 100ms, timeout: 100ms, fall: 2}\n";
     let daemon = daemon(&pool);
@@ -373,16 +374,16 @@ fn checks_go_on_while_the_backend_does_not_answer_them() {
 }
 
 /// Reads whole requests and closes without an answer.
-fn swallowing() -> Peer {
-    Peer::start(|mut connection| drop(connection.request()))
+fn swallowing() -> ScriptedPeer {
+    ScriptedPeer::start(|mut connection| drop(connection.request()))
 }
 
 #[test]
 fn five_failures_in_a_row_eject_a_backend_while_others_are_up() {
     let (bad, one, other) = (
         swallowing(),
-        Peer::answering("one"),
-        Peer::answering("other"),
+        ScriptedPeer::answering("one"),
+        ScriptedPeer::answering("other"),
     );
     let pool = backends([&bad, &one, &other].map(quoted)) + "    health_check: none\n";
     let daemon = daemon(&pool);
@@ -421,13 +422,13 @@ fn five_failures_in_a_row_eject_a_backend_while_others_are_up() {
 #[test]
 fn a_success_in_between_begins_the_count_anew() {
     // Every fifth answer is good, so that there are never five failures in a row.
-    let flaky = Peer::start(move |mut connection| {
+    let flaky = ScriptedPeer::start(move |mut connection| {
         if connection.request().is_some() && connection.number() % 5 == 4 {
             connection
                 .send_last("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok");
         }
     });
-    let good = Peer::answering("ok");
+    let good = ScriptedPeer::answering("ok");
     let pool = backends([&flaky, &good].map(quoted)) + "    health_check: none\n";
     let daemon = daemon(&pool);
     tally(&daemon, 60);
@@ -437,12 +438,12 @@ fn a_success_in_between_begins_the_count_anew() {
 
 #[test]
 fn answers_of_the_application_eject_nobody() {
-    let angry = Peer::start(|mut connection| {
+    let angry = ScriptedPeer::start(|mut connection| {
         while connection.request().is_some() {
             connection.send("HTTP/1.1 500 Own Fault\r\nContent-Length: 0\r\n\r\n");
         }
     });
-    let good = Peer::answering("ok");
+    let good = ScriptedPeer::answering("ok");
     let pool = backends([&angry, &good].map(quoted)) + "    health_check: none\n";
     let daemon = daemon(&pool);
     let mut client = daemon.client("@web");
@@ -470,7 +471,7 @@ fn the_only_backend_is_never_ejected() {
 #[test]
 fn of_a_pool_that_fails_whole_only_the_allowed_share_is_ejected() {
     for (count, most) in [(2, 1), (3, 1), (4, 2)] {
-        let peers: Vec<Peer> = (0..count).map(|_| swallowing()).collect();
+        let peers: Vec<ScriptedPeer> = (0..count).map(|_| swallowing()).collect();
         let pool = backends(peers.iter().map(quoted)) + "    health_check: none\n";
         let daemon = daemon(&pool);
         let mut client = daemon.client("@web");
@@ -487,10 +488,10 @@ fn of_a_pool_that_fails_whole_only_the_allowed_share_is_ejected() {
 fn an_ejected_backend_comes_back_after_its_sentence_and_the_next_one_is_longer() {
     let healed = Gate::new();
     let door = healed.clone();
-    let moody = Peer::start(move |mut connection| {
+    let moody = ScriptedPeer::start(move |mut connection| {
         while connection.request().is_some() && door.is_open() && connection.answer("moody") {}
     });
-    let steady = Peer::answering("steady");
+    let steady = ScriptedPeer::answering("steady");
     let pool = backends([&moody, &steady].map(quoted))
         + "    health_check: none\n    ejection: {failures: 3, eject_for: 500ms}\n";
     let daemon = daemon(&pool);
@@ -521,7 +522,7 @@ fn an_ejected_backend_comes_back_after_its_sentence_and_the_next_one_is_longer()
 #[test]
 fn a_reload_that_switches_ejection_off_frees_at_once() {
     for off in ["none", "{max_ejected: 0%}"] {
-        let (bad, steady) = (swallowing(), Peer::answering("steady"));
+        let (bad, steady) = (swallowing(), ScriptedPeer::answering("steady"));
         let pool = |ejection: &str| {
             backends([&bad, &steady].map(quoted))
                 + &format!("    health_check: none\n    ejection: {ejection}\n")
@@ -544,10 +545,10 @@ fn an_ejected_backend_is_back_when_its_checks_have_passed_rise_times() {
     // It accepts, which is enough for the check, and answers after the ejection.
     let healed = Gate::new();
     let door = healed.clone();
-    let moody = Peer::start(move |mut connection| {
+    let moody = ScriptedPeer::start(move |mut connection| {
         while connection.request().is_some() && door.is_open() && connection.answer("moody") {}
     });
-    let steady = Peer::answering("steady");
+    let steady = ScriptedPeer::answering("steady");
     let pool = backends([&moody, &steady].map(quoted))
         + "    health_check: {interval: 100ms, rise: 2}\n    ejection: {eject_for: 24h}\n";
     let daemon = daemon(&pool);
@@ -573,14 +574,15 @@ fn an_ejected_backend_is_back_when_its_checks_have_passed_rise_times() {
 
 #[test]
 fn a_backend_that_refuses_is_back_long_before_the_next_interval() {
-    let gone = Peer::answering("gone");
+    let gone = ScriptedPeer::answering("gone");
     let address = gone.address;
     let pool = backends([quoted(&gone)]) + "    health_check: {interval: 8s, rise: 1}\n";
     drop(gone);
     let daemon = daemon(&pool);
     wait_for_state(&daemon, "down", 1);
     let began = clock::now();
-    let _back = Peer::start_at(address, |mut connection| while connection.answer("back") {});
+    let _back =
+        ScriptedPeer::start_at(address, |mut connection| while connection.answer("back") {});
     wait_for_state(&daemon, "up", 1);
     let took = clock::now() - began;
     assert!(took < Duration::from_secs(5), "back after {took:?}");
@@ -588,7 +590,10 @@ fn a_backend_that_refuses_is_back_long_before_the_next_interval() {
 
 #[test]
 fn a_lack_of_descriptors_of_our_own_changes_no_verdict_and_ejects_no_backend() {
-    let peers = [Peer::answering("one"), Peer::answering("two")];
+    let peers = [
+        ScriptedPeer::answering("one"),
+        ScriptedPeer::answering("two"),
+    ];
     let pool = backends(peers.iter().map(quoted))
         + "    health_check: {interval: 100ms, fall: 1, rise: 1}\n    ejection: {failures: 1}\n\
            \x20   keepalive: {idle_per_backend: 0}\n";
@@ -632,7 +637,7 @@ fn a_lack_of_descriptors_of_our_own_changes_no_verdict_and_ejects_no_backend() {
 
 #[test]
 fn when_all_are_down_the_pool_rejects_or_fails_open_as_told() {
-    let peer = Peer::answering("here");
+    let peer = ScriptedPeer::answering("here");
     let check = format!(
         "    health_check: {{port: {}, interval: 100ms}}\n",
         refused().port()
@@ -650,14 +655,14 @@ fn when_all_are_down_the_pool_rejects_or_fails_open_as_told() {
 #[test]
 fn a_backend_that_was_never_checked_serves_only_while_no_checked_one_is_up() {
     // Its check gets no answer for a long time; its traffic does.
-    let unknown = Peer::start(|mut connection| {
+    let unknown = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/" {
                 connection.answer("unknown");
             }
         }
     });
-    let known = Peer::answering("known");
+    let known = ScriptedPeer::answering("known");
     let check = "    health_check: {path: /h, interval: 1h, timeout: 1h}\n";
     let alone = daemon(&(backends([quoted(&unknown)]) + check));
     assert_eq!(tally(&alone, 5), tallied([("unknown", 5)]));
@@ -671,7 +676,7 @@ fn a_backend_that_was_never_checked_serves_only_while_no_checked_one_is_up() {
 fn backups_serve_only_while_no_other_is_up() {
     let healthy = Gate::new();
     let door = healthy.clone();
-    let main = Peer::start(move |mut connection| {
+    let main = ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/" || door.is_open() {
                 connection.answer("main");
@@ -680,8 +685,11 @@ fn backups_serve_only_while_no_other_is_up() {
             }
         }
     });
-    let spares = [Peer::answering("spare 1"), Peer::answering("spare 2")];
-    let spare = |peer: &Peer| format!("{{address: \"{}\", backup: true}}", peer.address);
+    let spares = [
+        ScriptedPeer::answering("spare 1"),
+        ScriptedPeer::answering("spare 2"),
+    ];
+    let spare = |peer: &ScriptedPeer| format!("{{address: \"{}\", backup: true}}", peer.address);
     let entries = [quoted(&main), spare(&spares[0]), spare(&spares[1])];
     let pool = backends(entries) + "    health_check: {path: /healthz, interval: 100ms}\n";
     let daemon = daemon(&pool);
@@ -699,7 +707,10 @@ fn backups_serve_only_while_no_other_is_up() {
 #[test]
 fn backups_of_two_tiers_serve_one_at_a_time_and_a_reload_moves_them() {
     let down = refused();
-    let spares = [Peer::answering("spare 1"), Peer::answering("spare 2")];
+    let spares = [
+        ScriptedPeer::answering("spare 1"),
+        ScriptedPeer::answering("spare 2"),
+    ];
     let file = |tiers: [u8; 2]| {
         let spare = |index: usize| {
             format!(
@@ -710,7 +721,7 @@ fn backups_of_two_tiers_serve_one_at_a_time_and_a_reload_moves_them() {
         let entries = [format!("\"{down}\""), spare(0), spare(1)];
         configuration(&(backends(entries) + "    health_check: {interval: 100ms}\n"))
     };
-    let mut daemon = Daemon::start(&file([1, 2]));
+    let mut daemon = TestDaemon::start(&file([1, 2]));
     wait_for_state(&daemon, "up", 2);
     wait_for_state(&daemon, "down", 1);
     assert_eq!(tally(&daemon, 10), tallied([("spare 1", 10)]));
@@ -723,7 +734,7 @@ fn backups_of_two_tiers_serve_one_at_a_time_and_a_reload_moves_them() {
 
 #[test]
 fn weights_are_honoured_exactly() {
-    let peers = ["five", "three", "one", "zero"].map(Peer::answering);
+    let peers = ["five", "three", "one", "zero"].map(ScriptedPeer::answering);
     let entries = peers
         .iter()
         .zip([5, 3, 1, 0])
@@ -746,9 +757,9 @@ fn weights_are_honoured_exactly() {
 }
 
 /// Answers `/held` only when the gate opens.
-fn holding(name: &'static str, gate: &Gate) -> Peer {
+fn holding(name: &'static str, gate: &Gate) -> ScriptedPeer {
     let door = gate.clone();
-    Peer::start(move |mut connection| {
+    ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/held" {
                 door.wait();
@@ -759,7 +770,7 @@ fn holding(name: &'static str, gate: &Gate) -> Peer {
 }
 
 /// Begins `count` requests one after the other that wait at their backends.
-fn hold(daemon: &Daemon, peers: &[Peer], count: usize) -> Vec<Client> {
+fn hold(daemon: &TestDaemon, peers: &[ScriptedPeer], count: usize) -> Vec<HttpClient> {
     let reached = || {
         let all = peers.iter().map(|peer| peer.requests.all().len());
         all.sum::<usize>()

@@ -2,11 +2,11 @@
 
 use hyper::http::Method;
 
-use crate::harness::{client::Client, daemon::Daemon, h2, peer::Peer};
+use crate::harness::{client::HttpClient, daemon::TestDaemon, h2, peer::ScriptedPeer};
 
 /// A daemon whose listener has `rules`. It trusts 127.0.0.1, where every client of these tests comes from.
-fn behind_a_proxy(backend: &Peer, rules: &str, routes: &str) -> Daemon {
-    Daemon::start(&format!(
+fn behind_a_proxy(backend: &ScriptedPeer, rules: &str, routes: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\ntrusted_proxies: [127.0.0.1, 10.0.0.0/8]\n\
          listeners: {{web: {{bind: \"@web\", pool: app, {rules}}}}}\nroutes: [{routes}]\n\
          pools: {{app: {{backends: [{}], health_check: none}}}}\n",
@@ -14,7 +14,7 @@ fn behind_a_proxy(backend: &Peer, rules: &str, routes: &str) -> Daemon {
     ))
 }
 
-fn status(client: &mut Client, path: &str, fields: &str) -> u16 {
+fn status(client: &mut HttpClient, path: &str, fields: &str) -> u16 {
     client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
     client.response().unwrap().status
 }
@@ -25,7 +25,7 @@ fn through(client: &str) -> String {
 
 #[test]
 fn a_listener_that_allows_the_proxy_s_network_lets_in_none_of_its_clients() {
-    let backend = Peer::answering("ok");
+    let backend = ScriptedPeer::answering("ok");
     let daemon = behind_a_proxy(&backend, "allow: [127.0.0.0/8, 198.51.100.0/24]", "");
     let mut client = daemon.client("@web");
     assert_eq!(status(&mut client, "/", &through("192.0.2.1")), 403);
@@ -39,7 +39,7 @@ fn a_listener_that_allows_the_proxy_s_network_lets_in_none_of_its_clients() {
 
 #[test]
 fn deny_and_the_allow_of_a_route_see_the_client_behind_the_proxy() {
-    let backend = Peer::answering("ok");
+    let backend = ScriptedPeer::answering("ok");
     let daemon = behind_a_proxy(
         &backend,
         "deny: [192.0.2.66]",
@@ -61,7 +61,7 @@ fn deny_and_the_allow_of_a_route_see_the_client_behind_the_proxy() {
 
 #[tokio::test]
 async fn each_request_of_an_http_2_connection_has_its_own_client() {
-    let backend = Peer::answering("ok");
+    let backend = ScriptedPeer::answering("ok");
     let daemon = behind_a_proxy(&backend, "allow: [192.0.2.7]", "");
     let (mut sender, _driver) = h2::connect(daemon.address("@web")).await;
     for (from, expected) in [("192.0.2.1", 403), ("192.0.2.7", 200), ("192.0.2.8", 403)] {
@@ -78,7 +78,7 @@ async fn each_request_of_an_http_2_connection_has_its_own_client() {
 
 #[test]
 fn ipv4_networks_written_as_ipv6_hold_for_ipv4_clients() {
-    let backend = Peer::answering("ok");
+    let backend = ScriptedPeer::answering("ok");
     let daemon = behind_a_proxy(
         &backend,
         "allow: [\"::ffff:192.0.2.0/120\", \"::ffff:127.0.0.1\"], deny: [\"::ffff:192.0.2.66\"]",
@@ -98,16 +98,16 @@ fn ipv4_networks_written_as_ipv6_hold_for_ipv4_clients() {
 
 #[test]
 fn a_client_over_an_ipv6_socket_is_known_by_its_ipv4_address() {
-    let backend = Peer::answering("ok");
+    let backend = ScriptedPeer::answering("ok");
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "workers: 1\nlisteners: {{web: {{bind: \":{port}\", pool: app, allow: [127.0.0.1]}}}}\n\
          pools: {{app: {{backends: [{}], health_check: none}}}}\n",
         backend.address
     ));
-    let mut client = Client::connect(([127, 0, 0, 1], port).into());
+    let mut client = HttpClient::connect(([127, 0, 0, 1], port).into());
     assert_eq!(status(&mut client, "/", ""), 200);
     drop(daemon);
     let sent = backend.wait_for_requests(1);

@@ -3,12 +3,12 @@
 use hyper::http::Method;
 
 use crate::{
-    harness::{client::Client, h2, peer::Peer},
+    harness::{client::HttpClient, h2, peer::ScriptedPeer},
     http::{echo, front},
 };
 
 /// The head the backend got for a request with `fields`.
-fn forwarded(client: &mut Client, fields: &str) -> Vec<(String, String)> {
+fn forwarded(client: &mut HttpClient, fields: &str) -> Vec<(String, String)> {
     client.send(format!(
         "GET /x HTTP/1.1\r\nHost: shop.example:81\r\n{fields}\r\n"
     ));
@@ -313,7 +313,7 @@ fn forwarding_fields_can_be_switched_off_but_not_forged() {
 
 #[test]
 fn the_request_id_is_the_same_for_backend_client_and_log() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let id = request.header("x-request-id").unwrap();
             connection.send(format!(
@@ -342,7 +342,7 @@ fn the_request_id_is_the_same_for_backend_client_and_log() {
 
 #[test]
 fn fields_for_one_hop_go_no_further() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let head = request.head;
             connection.send(format!(
@@ -392,7 +392,7 @@ fn fields_for_one_hop_go_no_further() {
 
 #[test]
 fn a_route_edits_the_fields_of_both_directions() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let head = request.head;
             connection.send(format!("HTTP/1.1 200 OK\r\nServer: secret\r\nX-Kept: 1\r\nX-Set: old\r\nContent-Length: {}\r\n\r\n{head}", head.len()));
@@ -533,7 +533,7 @@ fn the_target_reaches_the_backend_in_origin_form() {
 
 #[test]
 fn a_response_without_a_date_gets_one_and_a_date_is_kept() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let date = if request.head.contains("/dated") {
                 "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use crate::{
     harness::{
-        client::Cut,
-        peer::{Gate, Peer},
+        client::ReadError,
+        peer::{Gate, ScriptedPeer},
     },
     http::pool,
 };
 
-fn numbered() -> Peer {
-    Peer::start(|mut connection| {
+fn numbered() -> ScriptedPeer {
+    ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             connection.answer(&request.connection.to_string());
         }
@@ -94,9 +94,9 @@ fn nothing_is_kept_where_nothing_may_be() {
 fn no_more_are_kept_than_allowed_and_each_no_longer_than_allowed() {
     let gate = Gate::new();
     let door = gate.clone();
-    let ended = crate::harness::peer::Record::default();
+    let ended = crate::harness::peer::Recorder::default();
     let ends = ended.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         let mut number = 0;
         while let Some(request) = connection.request() {
             door.wait();
@@ -137,7 +137,7 @@ fn no_more_are_kept_than_allowed_and_each_no_longer_than_allowed() {
 
 #[test]
 fn a_connection_that_the_backend_ends_is_not_used_again() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         let request = connection.request().unwrap();
         connection.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok");
         // Still readable, but by its own word not to be used.
@@ -178,7 +178,7 @@ fn a_client_that_says_close_gets_its_answer_and_the_end() {
 
 #[test]
 fn a_connection_waits_for_its_next_request_even_after_a_spliced_upload() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(head) = connection.head() {
             let length = head
                 .header("content-length")
@@ -187,7 +187,7 @@ fn a_connection_waits_for_its_next_request_even_after_a_spliced_upload() {
             connection.answer("taken");
         }
     });
-    let daemon = crate::harness::daemon::Daemon::start(&format!(
+    let daemon = crate::harness::daemon::TestDaemon::start(&format!(
         "workers: 1\nlisteners: {{web: {{bind: \"@web\", pool: app, timeouts: {{header: 100ms, keepalive: 60s}}}}}}\npools: {{app: {{backends: [{}], health_check: none, retries: none}}}}\n",
         peer.address
     ));
@@ -199,7 +199,7 @@ fn a_connection_waits_for_its_next_request_even_after_a_spliced_upload() {
     client.patience(Duration::from_millis(400));
     assert_eq!(
         client.response(),
-        Err(Cut::TimedOut(Vec::new())),
+        Err(ReadError::TimedOut(Vec::new())),
         "the time for a head does not run between requests"
     );
     assert_eq!(client.request("GET", "/").unwrap().text(), "taken");

@@ -2,15 +2,15 @@
 
 use crate::{
     harness::{
-        client::Cut,
-        peer::{Gate, Peer},
+        client::ReadError,
+        peer::{Gate, ScriptedPeer},
     },
     http::{echo, front},
 };
 
 #[test]
 fn ten_pipelined_requests_are_answered_in_order() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let body = String::from_utf8(request.body).unwrap();
             connection.answer(&format!("{} {body}", request.target));
@@ -95,7 +95,7 @@ fn a_request_may_come_byte_by_byte() {
 #[test]
 fn a_response_may_be_split_at_every_byte() {
     let response = "HTTP/1.1 200 OK\r\nX-A: b\r\nTransfer-Encoding: chunked\r\n\r\n5;x\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n";
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         let mut at = 1;
         while connection.request().is_some() {
             let (first, second) = response.split_at(at);
@@ -123,7 +123,7 @@ fn a_response_may_be_split_at_every_byte() {
 
 #[test]
 fn a_connection_goes_on_after_bodies_of_every_size() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let body = vec![b'x'; request.target[1..].parse().unwrap()];
             connection.send(format!(
@@ -150,7 +150,7 @@ fn a_connection_goes_on_after_bodies_of_every_size() {
 
 #[test]
 fn lengths_and_chunks_pass_as_what_they_are() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let chunked = request.target == "/chunked";
             let field = if chunked {
@@ -198,7 +198,7 @@ fn lengths_and_chunks_pass_as_what_they_are() {
 
 #[test]
 fn trailers_pass_both_ways_but_not_those_that_frame_or_authorise() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         let head = connection.head().unwrap();
         assert_eq!(head.header("trailer"), Some("X-Sum"));
         let body = connection.until(b"\r\n\r\n").unwrap();
@@ -215,7 +215,7 @@ fn trailers_pass_both_ways_but_not_those_that_frame_or_authorise() {
 
 #[test]
 fn answers_that_have_no_body_get_none() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             connection.send(match request.target.as_str() {
                 "/head" => "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
@@ -265,7 +265,7 @@ fn a_body_where_none_may_be_reaches_nobody() {
         ("GET", "HTTP/1.1 204 No Content\r\n\r\n"),
         ("GET", "HTTP/1.1 304 Not Modified\r\n\r\n"),
     ] {
-        let peer = Peer::start(move |mut connection| {
+        let peer = ScriptedPeer::start(move |mut connection| {
             while connection.request().is_some() {
                 connection.send(format!("{head}EVIL!"));
             }
@@ -289,7 +289,7 @@ fn a_body_where_none_may_be_reaches_nobody() {
 
 #[test]
 fn an_old_client_is_served_in_its_own_way() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             assert!(request.head.contains(" HTTP/1.1\r\n"));
             connection.send(match request.target.as_str() {
@@ -332,7 +332,7 @@ fn an_old_client_is_served_in_its_own_way() {
 
 #[test]
 fn an_old_backend_is_understood() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         if connection.request().is_some() {
             connection.send("HTTP/1.0 200 Fine\r\nServer: old\r\n\r\nuntil the end");
         }
@@ -356,7 +356,7 @@ fn an_old_backend_is_understood() {
 
 #[test]
 fn an_old_backend_that_keeps_its_connection_gets_the_next_request_on_it() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while connection.request().is_some() {
             connection
                 .send("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok");
@@ -382,18 +382,21 @@ fn an_end_in_the_middle_is_never_a_clean_end() {
             "1.0",
         ),
     ] {
-        let peer = Peer::saying(answer);
+        let peer = ScriptedPeer::saying(answer);
         let daemon = front(peer.address, "");
         let mut client = daemon.client("@web");
         client.send(format!("GET / HTTP/{version}\r\nHost: a\r\n\r\n"));
         let cut = client.response().unwrap_err();
         assert!(
-            matches!(cut, Cut::Short(_) | Cut::Closed | Cut::Reset(_)),
+            matches!(
+                cut,
+                ReadError::Short(_) | ReadError::Closed | ReadError::Reset(_)
+            ),
             "{version} {answer}: {cut:?}"
         );
         if version == "1.0" {
             assert!(
-                matches!(cut, Cut::Reset(_)),
+                matches!(cut, ReadError::Reset(_)),
                 "an orderly end would look whole: {cut:?}"
             );
         }
@@ -403,7 +406,7 @@ fn an_end_in_the_middle_is_never_a_clean_end() {
 
 #[test]
 fn an_answer_before_the_end_of_the_body_reaches_the_client() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.head().unwrap();
         connection.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig");
         connection.wait_for_end();
@@ -431,7 +434,7 @@ fn a_cut_request_body_is_never_completed_towards_the_backend() {
     ] {
         let seen = Gate::new();
         let door = seen.clone();
-        let peer = Peer::start(move |mut connection| {
+        let peer = ScriptedPeer::start(move |mut connection| {
             connection.head().unwrap();
             let mut got = Vec::new();
             while connection
@@ -457,7 +460,7 @@ fn a_cut_request_body_is_never_completed_towards_the_backend() {
 
 #[test]
 fn a_bad_chunk_of_a_request_is_400_and_ends_the_connection() {
-    let peer = Peer::silent();
+    let peer = ScriptedPeer::silent();
     let daemon = front(peer.address, "");
     let mut client = daemon.client("@web");
     client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcX\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -482,7 +485,7 @@ fn a_bad_chunk_of_a_request_is_400_and_ends_the_connection() {
 fn a_client_that_ends_its_side_is_served() {
     let gate = Gate::new();
     let door = gate.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         connection.request().unwrap();
         door.wait();
         connection.answer("late");
@@ -502,7 +505,7 @@ fn a_client_that_resets_ends_the_work_of_the_backend() {
     for (case, answer) in [("before the head", ""), ("between chunks", began)] {
         let (ended, begun) = (Gate::new(), Gate::new());
         let (door, start) = (ended.clone(), begun.clone());
-        let peer = Peer::start(move |mut connection| {
+        let peer = ScriptedPeer::start(move |mut connection| {
             connection.request().unwrap();
             connection.send(answer);
             start.open();
@@ -527,7 +530,7 @@ fn a_client_that_resets_ends_the_work_of_the_backend() {
 fn a_client_that_resets_while_the_backend_takes_nothing_ends_the_exchange() {
     let gate = Gate::new();
     let door = gate.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         connection.head().unwrap();
         door.wait();
         connection.wait_for_end();

@@ -14,23 +14,23 @@ mod streams;
 
 use std::net::SocketAddr;
 
-use crate::harness::{daemon::Daemon, peer::Peer};
+use crate::harness::{daemon::TestDaemon, peer::ScriptedPeer};
 
 /// A daemon with one listener, `@web`, in front of one backend. `more` is added to the file.
-pub fn front(backend: SocketAddr, more: &str) -> Daemon {
+pub fn front(backend: SocketAddr, more: &str) -> TestDaemon {
     pool(&format!("backends: [{backend}], health_check: none"), more)
 }
 
 /// The same with a pool of one's own.
-pub fn pool(pool: &str, more: &str) -> Daemon {
-    Daemon::start(&format!(
+pub fn pool(pool: &str, more: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", pool: app}}}}\npools: {{app: {{{pool}}}}}\n{more}"
     ))
 }
 
 /// A backend that answers every request with its own head and body.
-pub fn echo() -> Peer {
-    Peer::start(|mut connection| {
+pub fn echo() -> ScriptedPeer {
+    ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let body = String::from_utf8_lossy(&request.body).into_owned();
             if !connection.answer(&(request.head + &body)) {

@@ -1,7 +1,7 @@
 //! What is refused is refused whole: the right answer, nothing for the backend, nothing after it run.
 
 use super::{echo, front};
-use crate::harness::client::Cut;
+use crate::harness::client::ReadError;
 
 #[test]
 fn an_ambiguous_request_is_refused_and_nothing_after_it_is_run() {
@@ -96,19 +96,19 @@ fn a_refused_request_is_not_logged_with_words_of_the_one_before() {
 #[test]
 fn a_client_that_stops_in_its_head_is_told_so_and_a_mute_one_is_just_closed() {
     let peer = echo();
-    let daemon = crate::harness::daemon::Daemon::start(&format!(
+    let daemon = crate::harness::daemon::TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", pool: app, timeouts: {{header: 100ms, keepalive: 100ms}}}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\n",
         peer.address
     ));
     let mut client = daemon.client("@web");
     client.send("GET / HTTP/1.1\r\nHos");
     assert_eq!(client.response().unwrap().status, 408);
-    assert_eq!(daemon.client("@web").response(), Err(Cut::Closed));
+    assert_eq!(daemon.client("@web").response(), Err(ReadError::Closed));
     let mut client = daemon.client("@web");
     assert_eq!(client.request("GET", "/").unwrap().status, 200);
     assert_eq!(
         client.response(),
-        Err(Cut::Closed),
+        Err(ReadError::Closed),
         "after the keepalive time"
     );
 }
@@ -116,7 +116,7 @@ fn a_client_that_stops_in_its_head_is_told_so_and_a_mute_one_is_just_closed() {
 #[test]
 fn a_body_over_the_limit_is_413_however_it_is_framed() {
     let peer = echo();
-    let daemon = crate::harness::daemon::Daemon::start(&format!(
+    let daemon = crate::harness::daemon::TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\", pool: app, limits: {{request_body: 1KiB}}}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\n",
         peer.address
     ));

@@ -3,17 +3,17 @@
 use hyper::http::Method;
 
 use crate::harness::{
-    client::{Client, Response},
-    daemon::Daemon,
+    client::{HttpClient, HttpResponse},
+    daemon::TestDaemon,
     h2,
-    peer::{Peer, refused},
+    peer::{ScriptedPeer, refused},
 };
 
 const EDITS: &str = "response_headers: {set: {Strict-Transport-Security: max-age=1, Proxy-Status: hidden}, add: {X-Added: a}, remove: [X-Request-Id, Date]}";
 
 /// A route for every kind of answer, with `EDITS`.
-fn daemon(silent: &Peer, more: &str) -> Daemon {
-    Daemon::start(&format!(
+fn daemon(silent: &ScriptedPeer, more: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1\nlisteners: {{web: {{bind: \"@web\", pool: app, limits: {{request_body: 10KiB}}, timeouts: {{body_idle: 100ms}}}}}}\n\
          routes:\n\
          \x20 - {{path: /respond, respond: {{body: hello}}, {EDITS}}}\n\
@@ -31,7 +31,7 @@ fn daemon(silent: &Peer, more: &str) -> Daemon {
     ))
 }
 
-fn assert_edited(response: &Response, status: u16, what: &str) {
+fn assert_edited(response: &HttpResponse, status: u16, what: &str) {
     assert_eq!(response.status, status, "{what}");
     for (name, value) in [("strict-transport-security", "max-age=1"), ("x-added", "a")] {
         assert_eq!(response.header(name), Some(value), "{what}");
@@ -42,7 +42,7 @@ fn assert_edited(response: &Response, status: u16, what: &str) {
     }
 }
 
-fn ask(client: &mut Client, path: &str, more: &str) -> Response {
+fn ask(client: &mut HttpClient, path: &str, more: &str) -> HttpResponse {
     client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n{more}\r\n"));
     client.response().unwrap()
 }
@@ -51,7 +51,7 @@ fn ask(client: &mut Client, path: &str, more: &str) -> Response {
 fn every_answer_of_a_route_carries_its_response_headers() {
     let split = "errors: {status: split, format: auto}\n";
     for (more, late) in [("", 502), (split, 504)] {
-        let silent = Peer::silent();
+        let silent = ScriptedPeer::silent();
         let daemon = daemon(&silent, more);
         let mut client = daemon.client("@web");
         ask(&mut client, "/limited", "");
@@ -84,8 +84,8 @@ fn every_answer_of_a_route_carries_its_response_headers() {
 
 #[test]
 fn a_body_that_does_not_come_is_answered_with_the_route_s_headers() {
-    let silent = Peer::silent();
-    let daemon = Daemon::start(&format!(
+    let silent = ScriptedPeer::silent();
+    let daemon = TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\", pool: app, timeouts: {{body_idle: 50ms}}}}}}\n\
          routes: [{{path: /, pool: app, {EDITS}}}]\n\
          pools: {{app: {{backends: [{}], health_check: none}}}}\n",
@@ -102,7 +102,7 @@ fn a_body_that_does_not_come_is_answered_with_the_route_s_headers() {
 
 #[tokio::test]
 async fn answers_over_http_2_carry_them_too() {
-    let silent = Peer::silent();
+    let silent = ScriptedPeer::silent();
     let daemon = daemon(&silent, "");
     let (sender, _driver) = h2::connect(daemon.address("@web")).await;
     for (path, status) in [
@@ -125,7 +125,7 @@ async fn answers_over_http_2_carry_them_too() {
 
 #[tokio::test]
 async fn an_error_stays_what_it_is_when_the_route_edits_its_backends_answers() {
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\", pool: app}}}}\n\
          routes: [{{path: /, pool: app, response_headers: {{set: {{Cache-Control: max-age=9, CDN-Cache-Control: max-age=9, Content-Type: text/css, Content-Encoding: gzip, Grpc-Status: '0', Content-Security-Policy: default-src}}, remove: [Retry-After]}}}}]\n\
          pools: {{app: {{backends: [{}], health_check: none, retries: none}}}}\n",
@@ -159,7 +159,7 @@ async fn an_error_stays_what_it_is_when_the_route_edits_its_backends_answers() {
 
 #[test]
 fn respond_has_headers_and_a_content_type_of_its_own() {
-    let daemon = Daemon::start(
+    let daemon = TestDaemon::start(
         "listeners: {web: {bind: \"@web\"}}\n\
          routes:\n\
          \x20 - {path: /json, respond: {body: '{}', content_type: application/json, headers: {X-One: '1', Cache-Control: max-age=60}}}\n\

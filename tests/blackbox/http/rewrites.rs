@@ -1,13 +1,13 @@
 //! What a route changes on the way to a backend: path and host, and which of several pools gets the request.
 
 use crate::harness::{
-    daemon::Daemon,
-    peer::{Peer, refused},
+    daemon::TestDaemon,
+    peer::{ScriptedPeer, refused},
 };
 
 /// A backend that answers with the target and the host it got.
-fn mirror() -> Peer {
-    Peer::start(|mut connection| {
+fn mirror() -> ScriptedPeer {
+    ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let host = request.header("host").unwrap_or("none").to_owned();
             let from = request
@@ -21,8 +21,8 @@ fn mirror() -> Peer {
     })
 }
 
-fn daemon(backend: &Peer, routes: &str) -> Daemon {
-    Daemon::start(&format!(
+fn daemon(backend: &ScriptedPeer, routes: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\", pool: app}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\nroutes:\n{routes}",
         backend.address
     ))
@@ -112,7 +112,7 @@ fn a_path_with_two_meanings_is_refused_before_any_backend_sees_it() {
 #[test]
 fn a_rewritten_request_keeps_its_body_and_is_rewritten_for_every_try() {
     let peer = mirror();
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\"}}}}\npools: {{app: {{backends: [{}, {}], health_check: none, ejection: none}}}}\nroutes: [{{path: /api, pool: app, rewrite: {{path: /, host: inner}}}}]\n",
         refused(),
         peer.address
@@ -138,9 +138,9 @@ fn a_rewritten_request_keeps_its_body_and_is_rewritten_for_every_try() {
 #[test]
 fn a_split_sends_every_pool_its_share_and_counts_by_pool() {
     let (stable, canary, idle) = (
-        Peer::answering("stable"),
-        Peer::answering("canary"),
-        Peer::answering("idle"),
+        ScriptedPeer::answering("stable"),
+        ScriptedPeer::answering("canary"),
+        ScriptedPeer::answering("idle"),
     );
     let file = |split: &str| {
         format!(
@@ -152,7 +152,7 @@ routes: [{{split: {{{split}}}}}]\n",
             stable.address, canary.address, idle.address
         )
     };
-    let mut daemon = Daemon::start(&file("stable: 3, canary: 1, idle: 0"));
+    let mut daemon = TestDaemon::start(&file("stable: 3, canary: 1, idle: 0"));
     let mut client = daemon.client("@web");
     let mut ask = |count: usize| {
         let mut canaries = 0;
@@ -189,8 +189,8 @@ routes: [{{split: {{{split}}}}}]\n",
 
 #[test]
 fn further_tries_stay_in_the_pool_that_was_picked() {
-    let good = Peer::answering("good");
-    let daemon = Daemon::start(&format!(
+    let good = ScriptedPeer::answering("good");
+    let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\"}}}}\npools:
   broken: {{backends: [{}, {}], health_check: none, ejection: none}}
   good: {{backends: [{}], health_check: none}}
@@ -216,8 +216,8 @@ routes:
 
 #[test]
 fn overrides_of_a_route_hold_for_whichever_pool_is_picked() {
-    let (one, two) = (Peer::silent(), Peer::silent());
-    let daemon = Daemon::start(&format!(
+    let (one, two) = (ScriptedPeer::silent(), ScriptedPeer::silent());
+    let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\"}}}}\npools:
   one: {{backends: [{}], health_check: none, ejection: none, retries: {{attempts: 3, conditions: [timeout]}}}}
   two: {{backends: [{}], health_check: none, ejection: none, retries: none}}

@@ -1,8 +1,8 @@
 //! Which pool gets a request, and what routes and listeners answer themselves.
 
 use crate::harness::{
-    daemon::Daemon,
-    peer::{Blackhole, Gate, Peer},
+    daemon::TestDaemon,
+    peer::{Blackhole, Gate, ScriptedPeer},
 };
 
 #[test]
@@ -11,7 +11,10 @@ fn the_most_specific_route_takes_a_request_whatever_their_order() {
         "default", "host", "suffix", "prefix", "longer", "exact", "regex", "method", "header",
         "both",
     ];
-    let peers: Vec<Peer> = names.iter().map(|name| Peer::answering(name)).collect();
+    let peers: Vec<ScriptedPeer> = names
+        .iter()
+        .map(|name| ScriptedPeer::answering(name))
+        .collect();
     let pools: String = names
         .iter()
         .zip(&peers)
@@ -22,7 +25,7 @@ fn the_most_specific_route_takes_a_request_whatever_their_order() {
             )
         })
         .collect();
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\", pool: default}}}}\npools:\n{pools}routes:
   - {{path: /api, pool: prefix}}
   - {{path: /api, method: [DELETE, PUT], pool: method}}
@@ -77,7 +80,7 @@ fn the_most_specific_route_takes_a_request_whatever_their_order() {
 
 #[test]
 fn routes_and_listeners_answer_themselves() {
-    let daemon = Daemon::start(
+    let daemon = TestDaemon::start(
         "listeners:\n  web: {bind: \"@web\"}\n  plain: {bind: \"@plain\", redirect: https}\n  alt: {bind: \"@alt\", redirect: {to: https, port: 8443, status: 301}}\nroutes:
   - {listeners: [web], path_exact: /ping, respond: {status: 200, body: pong}}
   - {listeners: [web], path_exact: /gone, respond: {status: 410}}
@@ -138,8 +141,8 @@ fn routes_and_listeners_answer_themselves() {
 
 #[test]
 fn the_redirect_of_a_listener_leaves_only_the_routes_that_name_it_or_are_first() {
-    let peers = ["host", "acme"].map(Peer::answering);
-    let daemon = Daemon::start(&format!(
+    let peers = ["host", "acme"].map(ScriptedPeer::answering);
+    let daemon = TestDaemon::start(&format!(
         "listeners:
   plain: {{bind: \"@plain\", redirect: https}}
   secure: {{bind: \"@secure\"}}
@@ -174,8 +177,8 @@ routes:
 
 #[test]
 fn a_route_that_refuses_and_is_first_holds_for_hosts_with_routes_of_their_own() {
-    let peer = Peer::answering("shop");
-    let daemon = Daemon::start(&format!(
+    let peer = ScriptedPeer::answering("shop");
+    let daemon = TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\"}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\nroutes:
   - {{host: shop.example, pool: app}}
   - {{host: shop.example, path_exact: /admin/x, listeners: [web], pool: app}}
@@ -201,7 +204,7 @@ fn a_route_that_refuses_and_is_first_holds_for_hosts_with_routes_of_their_own() 
 
 #[test]
 fn headers_of_one_hop_match_what_the_client_sent() {
-    let socket = Peer::start(|mut connection| {
+    let socket = ScriptedPeer::start(|mut connection| {
         if let Some(head) = connection.head() {
             let status = match head.header("upgrade") {
                 Some(_) => "101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket",
@@ -211,8 +214,8 @@ fn headers_of_one_hop_match_what_the_client_sent() {
             connection.wait_for_end();
         }
     });
-    let peers = ["trailers", "close"].map(Peer::answering);
-    let daemon = Daemon::start(&format!(
+    let peers = ["trailers", "close"].map(ScriptedPeer::answering);
+    let daemon = TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\"}}}}\npools:
   socket: {{backends: [{}], health_check: none}}
   trailers: {{backends: [{}], health_check: none}}
@@ -252,7 +255,7 @@ routes:
 
 #[test]
 fn a_star_in_remove_takes_every_header_that_begins_so_and_no_other() {
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             connection.send(format!(
                 "HTTP/1.1 200 OK\r\nX-Inner-A: 1\r\nx_inner_b: 2\r\nX-Inne: 3\r\nServer: s\r\nContent-Length: {}\r\n\r\n{}",
@@ -261,7 +264,7 @@ fn a_star_in_remove_takes_every_header_that_begins_so_and_no_other() {
             ));
         }
     });
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\"}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\nroutes:
   - path: /
     pool: app
@@ -305,7 +308,7 @@ fn a_star_in_remove_takes_every_header_that_begins_so_and_no_other() {
 
 #[test]
 fn an_answer_of_our_own_to_a_request_with_a_body_keeps_the_connection_in_step() {
-    let daemon = Daemon::start(
+    let daemon = TestDaemon::start(
         "listeners: {web: {bind: \"@web\"}}\nroutes: [{path: /, respond: {status: 200, body: pong}}]\n",
     );
     let mut client = daemon.client("@web");
@@ -327,7 +330,7 @@ fn an_answer_of_our_own_to_a_request_with_a_body_keeps_the_connection_in_step() 
 fn a_route_has_its_own_timeouts_and_guests() {
     let gate = Gate::new();
     let door = gate.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target.starts_with("/slow") {
                 door.wait();
@@ -335,7 +338,7 @@ fn a_route_has_its_own_timeouts_and_guests() {
             connection.answer("ok");
         }
     });
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\", pool: app}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\nroutes:
   - {{path: /slow/fails, pool: app, timeouts: {{response: 100ms}}, retries: none}}
   - {{path: /slow/total, pool: app, timeouts: {{total: 100ms}}}}
@@ -369,13 +372,13 @@ fn a_route_has_its_own_timeouts_and_guests() {
 fn a_route_has_its_own_time_to_connect_and_to_be_idle() {
     let (nobody, gate) = (Blackhole::start(), Gate::new());
     let door = gate.clone();
-    let slow = Peer::start(move |mut connection| {
+    let slow = ScriptedPeer::start(move |mut connection| {
         while connection.request().is_some() {
             connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf");
             door.wait();
         }
     });
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\"}}}}\npools:
   nobody: {{backends: [{}], health_check: none, retries: none, timeouts: {{connect: 1h}}}}
   slow: {{backends: [{}], health_check: none, retries: none, timeouts: {{idle: 24h}}}}
@@ -398,8 +401,8 @@ routes:
 
 #[test]
 fn a_stranger_to_a_route_is_refused_by_name_and_no_backend_is_asked() {
-    let peer = Peer::answering("inner");
-    let daemon = Daemon::start(&format!(
+    let peer = ScriptedPeer::answering("inner");
+    let daemon = TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\"}}}}\npools: {{app: {{backends: [{}], health_check: none}}}}\nroutes:
   - {{path: /inner, pool: app, allow: [10.0.0.0/8, \"::1\"]}}
   - {{path: /split, split: {{app: 1}}, allow: [10.0.0.0/8]}}

@@ -12,9 +12,9 @@ use std::{
 
 use crate::{
     harness::{
-        client::Client,
-        daemon::Daemon,
-        peer::{Connection, Gate, Peer},
+        client::HttpClient,
+        daemon::TestDaemon,
+        peer::{Gate, PeerConnection, ScriptedPeer},
         poll,
     },
     http::{front, pool},
@@ -27,9 +27,9 @@ const PERIOD: usize = 1_000_003;
 const MOST_GROWTH: usize = 24 * MIB;
 
 /// Bytes that repeat only after [`PERIOD`]: whatever lies where it should not is seen.
-struct Pattern(Vec<u8>);
+struct BytePattern(Vec<u8>);
 
-impl Pattern {
+impl BytePattern {
     fn new() -> Self {
         let mut state = 1_u32;
         let mut bytes: Vec<u8> = (0..PERIOD)
@@ -78,7 +78,7 @@ fn chunk(bytes: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
 }
 
-fn resident(daemon: &Daemon) -> usize {
+fn resident(daemon: &TestDaemon) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status
         .lines()
@@ -92,7 +92,7 @@ fn resident(daemon: &Daemon) -> usize {
         << 10
 }
 
-fn read_chunks(client: &mut Client, mut take: impl FnMut(&[u8])) {
+fn read_chunks(client: &mut HttpClient, mut take: impl FnMut(&[u8])) {
     loop {
         let line = String::from_utf8(client.until(b"\r\n").unwrap()).unwrap();
         let size = usize::from_str_radix(line.trim_end(), 16).unwrap();
@@ -105,7 +105,7 @@ fn read_chunks(client: &mut Client, mut take: impl FnMut(&[u8])) {
 }
 
 /// Sends a body as the target asks: `/length/N` or `/chunked/N`.
-fn serve_long(mut connection: Connection, pattern: &Pattern, sent: &AtomicUsize) {
+fn serve_long(mut connection: PeerConnection, pattern: &BytePattern, sent: &AtomicUsize) {
     while let Some(head) = connection.head() {
         let mut words = head.target.rsplit('/');
         let length: usize = words.next().unwrap().parse().unwrap();
@@ -130,10 +130,11 @@ fn serve_long(mut connection: Connection, pattern: &Pattern, sent: &AtomicUsize)
 
 #[test]
 fn long_responses_arrive_whole_spliced_and_chunked() {
-    let peer =
-        Peer::start(|connection| serve_long(connection, &Pattern::new(), &AtomicUsize::new(0)));
+    let peer = ScriptedPeer::start(|connection| {
+        serve_long(connection, &BytePattern::new(), &AtomicUsize::new(0));
+    });
     let daemon = front(peer.address, "");
-    let pattern = Pattern::new();
+    let pattern = BytePattern::new();
     let mut client = daemon.client("@web");
     for length in [300 * MIB + 7, 300_000, 65_537] {
         client.send(format!("GET /length/{length} HTTP/1.1\r\nHost: a\r\n\r\n"));
@@ -154,7 +155,7 @@ fn long_responses_arrive_whole_spliced_and_chunked() {
 }
 
 /// Checks uploaded bodies and answers with their length.
-fn take_long(mut connection: Connection, pattern: &Pattern) {
+fn take_long(mut connection: PeerConnection, pattern: &BytePattern) {
     while let Some(head) = connection.head() {
         let mut check = pattern.check();
         let mut got = 0;
@@ -182,12 +183,12 @@ fn take_long(mut connection: Connection, pattern: &Pattern) {
 #[test]
 fn long_uploads_arrive_whole_copied_spliced_and_chunked() {
     for retries in ["", ", retries: none"] {
-        let peer = Peer::start(|connection| take_long(connection, &Pattern::new()));
+        let peer = ScriptedPeer::start(|connection| take_long(connection, &BytePattern::new()));
         let daemon = pool(
             &format!("backends: [{}], health_check: none{retries}", peer.address),
             "",
         );
-        let pattern = Pattern::new();
+        let pattern = BytePattern::new();
         let mut client = daemon.client("@web");
         for length in [150 * MIB + 7, 300_000, 65_537] {
             client.send(format!(
@@ -231,7 +232,9 @@ fn a_slow_reader_makes_the_backend_wait_and_memory_stay_flat() {
         };
         let sent = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&sent);
-        let peer = Peer::start(move |connection| serve_long(connection, &Pattern::new(), &count));
+        let peer = ScriptedPeer::start(move |connection| {
+            serve_long(connection, &BytePattern::new(), &count);
+        });
         let daemon = front(peer.address, "");
         assert_eq!(daemon.get("@web", "/length/3").unwrap().status, 200);
         let before = resident(&daemon);
@@ -260,7 +263,7 @@ fn a_slow_backend_makes_the_client_wait_and_memory_stay_flat() {
     for kind in ["Content-Length: 500000000", "Transfer-Encoding: chunked"] {
         let gate = Gate::new();
         let door = gate.clone();
-        let peer = Peer::start(move |mut connection| {
+        let peer = ScriptedPeer::start(move |mut connection| {
             let head = connection.head().unwrap();
             if head.method == "POST" {
                 door.wait();

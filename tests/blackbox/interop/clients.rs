@@ -2,14 +2,14 @@
 
 use std::{fs, process::Command};
 
-use super::{Program, Stand, origin, python, run, script};
+use super::{ForeignProgram, InteropFixture, origin, python, run, script};
 use crate::harness::{TempDir, tools};
 
 /// A few windows and buffers long.
 const SIZE: usize = 3_000_000;
 
 /// curl with what all its calls have in common.
-fn curl(stand: &Stand, mode: &str) -> Command {
+fn curl(stand: &InteropFixture, mode: &str) -> Command {
     let mut curl = Command::new("curl");
     // `-q` first: nobody's own defaults.
     curl.args([
@@ -28,11 +28,11 @@ fn curl(stand: &Stand, mode: &str) -> Command {
 /// Like [`run`], and shows nothing.
 #[track_caller]
 fn call(curl: &mut Command) -> String {
-    Program::start(curl).finish()
+    ForeignProgram::start(curl).finish()
 }
 
 /// All that is asked of curl in one version of HTTP: an option, where it connects to, the version that is spoken then.
-fn curl_asks(stand: &Stand, mode: &str, front: &str, version: &str) {
+fn curl_asks(stand: &InteropFixture, mode: &str, front: &str, version: &str) {
     let files = TempDir::new();
     let (sent, got) = (files.path().join("sent"), files.path().join("got"));
     fs::write(&sent, b"0123456789".repeat(SIZE / 10)).unwrap();
@@ -95,7 +95,7 @@ fn curl_gets_and_sends_everything_in_each_version_of_http() {
     if !tools::is_installed("curl", "curl") {
         return;
     }
-    let stand = Stand::new();
+    let stand = InteropFixture::new();
     let (secure, plain) = (stand.front("secure"), stand.front("plain"));
     run(Command::new("curl").arg("--version"));
     for (mode, front, version) in [
@@ -123,7 +123,7 @@ fn httpx_shares_a_connection_among_requests_and_streams_both_ways() {
         ("HTTP/2", "secure", 1.0),
         ("HTTP/2", "plain", 1.0),
     ] {
-        let stand = Stand::new();
+        let stand = InteropFixture::new();
         let front = stand.front(listener);
         let mut client = Command::new(&python);
         client.arg(script("client.py")).args([version, &front]);
@@ -134,7 +134,7 @@ fn httpx_shares_a_connection_among_requests_and_streams_both_ways() {
 }
 
 /// Node's own client, run with the test's authority.
-fn node(stand: &Stand, name: &str) -> Command {
+fn node(stand: &InteropFixture, name: &str) -> Command {
     let mut node = Command::new("node");
     node.env("NODE_EXTRA_CA_CERTS", stand.authority.ca());
     node.arg(script(name));
@@ -147,14 +147,14 @@ fn node_has_streams_trailers_resets_and_websockets_over_one_http_2_connection() 
         return;
     }
     let mut server = Command::new("node");
-    let server = Program::start(server.arg(script("websocket_server.mjs")));
+    let server = ForeignProgram::start(server.arg(script("websocket_server.mjs")));
     let more = format!(
         "  other: {{backends: [\"127.0.0.1:{}\"], health_check: none}}\n\
          routes: [{{path: /websocket, pool: other}}]\n",
         server.port()
     );
     for listener in ["secure", "plain"] {
-        let stand = Stand::with(&more);
+        let stand = InteropFixture::with(&more);
         let front = stand.front(listener);
         run(node(&stand, "http2.mjs").arg(front));
         assert_eq!(stand.connections(listener), 1.0);
@@ -172,7 +172,7 @@ fn fetch_of_node_gets_and_streams() {
         return;
     }
     for listener in ["secure", "plain"] {
-        let stand = Stand::new();
+        let stand = InteropFixture::new();
         run(node(&stand, "fetch.mjs").arg(stand.front(listener)));
         stand.assert_given_up(1.0);
     }
@@ -191,7 +191,7 @@ fn the_http_client_of_java_speaks_both_versions() {
     if !has_java() {
         return;
     }
-    let stand = Stand::new();
+    let stand = InteropFixture::new();
     let mut java = Command::new("java");
     // Quick to start: it runs for a second.
     java.args([

@@ -6,10 +6,10 @@ use std::{
     sync::OnceLock,
 };
 
-use super::{Program, Stand, run, script};
+use super::{ForeignProgram, InteropFixture, run, script};
 use crate::harness::{
-    daemon::{Daemon, sum_of},
-    tls::Authority,
+    daemon::{TestDaemon, sum_of},
+    tls::TestAuthority,
     tools,
 };
 
@@ -35,9 +35,9 @@ fn peer() -> Option<&'static Path> {
 }
 
 /// A daemon before the Go server, spoken to in HTTP/2 under TLS; a refused try is not made again.
-fn before(authority: &Authority, server: &Program) -> Daemon {
+fn before(authority: &TestAuthority, server: &ForeignProgram) -> TestDaemon {
     authority.sign("front", &["localhost"]);
-    Daemon::start(&format!(
+    TestDaemon::start(&format!(
         "workers: 2\n\
          listeners:\n  secure: {{bind: \"@secure\", pool: app, tls: {{{}}}}}\n\
          pools:\n  app: {{backends: [\"127.0.0.1:{}\"], protocol: h2, health_check: none, retries: none, \
@@ -53,10 +53,10 @@ fn through_go_server(command: &str, path: &str, more: &[&str]) {
     let Some(peer) = peer() else {
         return;
     };
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let pem = authority.path("app.pem");
-    let server = Program::start(Command::new(peer).arg("serve").arg(&pem).arg(&pem));
+    let server = ForeignProgram::start(Command::new(peer).arg("serve").arg(&pem).arg(&pem));
     let daemon = before(&authority, &server);
     let front = format!("https://localhost:{}", daemon.address("@secure").port());
     let mut client = Command::new(peer);
@@ -71,7 +71,7 @@ fn a_go_client_that_reads_in_small_steps_gets_all_of_large_downloads() {
     let Some(peer) = peer() else {
         return;
     };
-    let stand = Stand::new();
+    let stand = InteropFixture::new();
     let front = stand.front("secure");
     for (size, count) in [(60_000_000, "1"), (1_000_000, "40")] {
         let mut client = Command::new(peer);

@@ -2,13 +2,13 @@
 
 use std::{net::SocketAddr, path::Path, process::Command};
 
-use super::{Program, python, run, script};
-use crate::harness::{daemon::Daemon, peer::refused, tls::Authority};
+use super::{ForeignProgram, python, run, script};
+use crate::harness::{daemon::TestDaemon, peer::refused, tls::TestAuthority};
 
-fn server(python: &Path, name: &str, pem: Option<&Path>) -> Program {
+fn server(python: &Path, name: &str, pem: Option<&Path>) -> ForeignProgram {
     let mut command = Command::new(python);
     command.arg(script("grpc_server.py")).arg(name).args(pem);
-    Program::start(&mut command)
+    ForeignProgram::start(&mut command)
 }
 
 fn client(python: &Path, command: &str, target: &str, more: &[&str]) -> String {
@@ -18,9 +18,9 @@ fn client(python: &Path, command: &str, target: &str, more: &[&str]) -> String {
 }
 
 /// Listeners with and without TLS, before `backends` that are spoken to as `pool` says.
-fn front(authority: &Authority, backends: &[SocketAddr], pool: &str) -> Daemon {
+fn front(authority: &TestAuthority, backends: &[SocketAddr], pool: &str) -> TestDaemon {
     authority.sign("front", &["localhost"]);
-    Daemon::start(&format!(
+    TestDaemon::start(&format!(
         "workers: 2\naccess_log: {{when: {{sample: 100%}}}}\n\
          listeners:\n  secure: {{bind: \"@secure\", pool: app, tls: {{{}}}}}\n  plain: {{bind: \"@plain\", pool: app}}\n\
          pools:\n  app: {{backends: {:?}, {pool}}}\n",
@@ -32,11 +32,11 @@ fn front(authority: &Authority, backends: &[SocketAddr], pool: &str) -> Daemon {
     ))
 }
 
-fn address(server: &Program) -> SocketAddr {
+fn address(server: &ForeignProgram) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], server.port()))
 }
 
-fn plain(daemon: &Daemon) -> String {
+fn plain(daemon: &TestDaemon) -> String {
     daemon.address("@plain").to_string()
 }
 
@@ -45,7 +45,7 @@ fn every_kind_of_call_goes_through_to_grpcio() {
     let Some(python) = python(&["grpc"]) else {
         return;
     };
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let pem = authority.path("app.pem");
     let under_tls = format!(
@@ -70,12 +70,12 @@ fn every_kind_of_call_goes_through_to_grpcio() {
     }
 }
 
-fn wait_for_up(daemon: &Daemon, wanted: f64) {
+fn wait_for_up(daemon: &TestDaemon, wanted: f64) {
     daemon.wait_for_metric("balancer_backend_up", |up| up == wanted);
 }
 
 /// Which servers answered how many of twenty calls on one connection.
-fn names(python: &Path, daemon: &Daemon) -> String {
+fn names(python: &Path, daemon: &TestDaemon) -> String {
     client(python, "names", &plain(daemon), &["20"])
 }
 
@@ -86,7 +86,7 @@ fn calls_of_one_connection_are_spread_over_the_servers_until_none_is_left() {
     };
     let (one, two) = (server(&python, "one", None), server(&python, "two", None));
     let daemon = front(
-        &Authority::new(),
+        &TestAuthority::new(),
         &[address(&one), address(&two)],
         "protocol: h2c, health_check: {interval: 100ms}",
     );
@@ -113,7 +113,7 @@ fn a_server_that_says_it_does_not_serve_gets_no_calls() {
     };
     let (one, two) = (server(&python, "one", None), server(&python, "two", None));
     let daemon = front(
-        &Authority::new(),
+        &TestAuthority::new(),
         &[address(&one), address(&two)],
         "protocol: h2c, health_check: {type: grpc, interval: 100ms}",
     );
@@ -133,7 +133,7 @@ fn a_call_that_no_server_takes_is_told_to_be_unavailable_and_why() {
         return;
     };
     let pool = "health_check: none, ejection: none";
-    let daemon = front(&Authority::new(), &[refused()], pool);
+    let daemon = front(&TestAuthority::new(), &[refused()], pool);
     let said = client(&python, "down", &plain(&daemon), &[]);
     assert!(said.contains("connection_refused"), "{said}");
     let line = daemon.wait_for_access(|line| line["reason"] == "connection_refused");

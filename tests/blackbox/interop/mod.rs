@@ -16,21 +16,21 @@ use std::{
 };
 
 use crate::harness::{
-    daemon::{Daemon, sum_of},
-    peer::Peer,
-    program::Program,
-    tls::Authority,
+    daemon::{TestDaemon, sum_of},
+    peer::ScriptedPeer,
+    program::ForeignProgram,
+    tls::TestAuthority,
     tools,
 };
 
 /// A daemon for clients of others, in front of [`origin`].
-struct Stand {
-    authority: Authority,
-    daemon: Daemon,
-    _origin: Peer,
+struct InteropFixture {
+    authority: TestAuthority,
+    daemon: TestDaemon,
+    _origin: ScriptedPeer,
 }
 
-impl Stand {
+impl InteropFixture {
     fn new() -> Self {
         Self::with("")
     }
@@ -38,10 +38,10 @@ impl Stand {
     /// A listener under TLS, `@secure`, and one without, `@plain`, each HTTP/1.1 and HTTP/2. `more` pools and routes
     /// follow the one of the origin.
     fn with(more: &str) -> Self {
-        let authority = Authority::new();
+        let authority = TestAuthority::new();
         authority.sign("front", &["localhost", "127.0.0.1"]);
         let origin = origin::start();
-        let daemon = Daemon::start(&format!(
+        let daemon = TestDaemon::start(&format!(
             "workers: 2\naccess_log: {{when: {{sample: 100%}}}}\n\
              listeners:\n  secure: {{bind: \"@secure\", pool: app, tls: {{{}}}}}\n  plain: {{bind: \"@plain\", pool: app}}\n\
              pools:\n  app: {{backends: [\"{}\"], health_check: none}}\n{more}",
@@ -92,7 +92,7 @@ fn script(name: &str) -> PathBuf {
 /// Runs a client to its end; gives what it says, and shows that with `--nocapture`.
 #[track_caller]
 fn run(command: &mut Command) -> String {
-    let said = Program::start(command).finish();
+    let said = ForeignProgram::start(command).finish();
     println!("{said}");
     said
 }

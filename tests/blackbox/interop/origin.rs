@@ -7,14 +7,14 @@ use std::{
 
 use ring::digest::{SHA256, digest};
 
-use crate::harness::peer::{Connection, Gate, Peer, Request};
+use crate::harness::peer::{BackendRequest, Gate, PeerConnection, ScriptedPeer};
 
 /// As many requests for `/together` are answered at once, and none before all of them are there.
 const TOGETHER: usize = 8;
 
 /// What requests have in common.
 #[derive(Clone)]
-struct Shared {
+struct OriginState {
     together: Arc<Barrier>,
     /// Opens when somebody has given up `/endless`.
     given_up: Gate,
@@ -32,16 +32,16 @@ struct Shared {
 /// | `/together` | when eight of them are there |
 /// | `/endless` | chunks without an end |
 /// | `/given-up` | when `/endless` was given up |
-pub(crate) fn start() -> Peer {
-    let shared = Shared {
+pub(crate) fn start() -> ScriptedPeer {
+    let shared = OriginState {
         together: Arc::new(Barrier::new(TOGETHER)),
         given_up: Gate::new(),
     };
-    Peer::start(move |mut connection| while answer(&mut connection, &shared).is_some() {})
+    ScriptedPeer::start(move |mut connection| while answer(&mut connection, &shared).is_some() {})
 }
 
 /// One exchange; `None` where no other can follow.
-fn answer(connection: &mut Connection, shared: &Shared) -> Option<()> {
+fn answer(connection: &mut PeerConnection, shared: &OriginState) -> Option<()> {
     let head = connection.head()?;
     if head.header("expect").is_some() {
         connection.send("HTTP/1.1 100 Continue\r\n\r\n");
@@ -87,14 +87,19 @@ fn answer(connection: &mut Connection, shared: &Shared) -> Option<()> {
 }
 
 /// An answer of known length; without its body for HEAD.
-fn send(connection: &mut Connection, request: &Request, fields: &str, body: &[u8]) -> bool {
+fn send(
+    connection: &mut PeerConnection,
+    request: &BackendRequest,
+    fields: &str,
+    body: &[u8],
+) -> bool {
     let length = body.len();
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{fields}\r\n");
     connection.send(head) && (request.method == "HEAD" || connection.send(body))
 }
 
 /// The body in chunks of 10,000 bytes, and its digest behind them.
-fn chunks(connection: &mut Connection, body: &[u8]) -> bool {
+fn chunks(connection: &mut PeerConnection, body: &[u8]) -> bool {
     let head = "HTTP/1.1 200 OK\r\nTrailer: X-Digest\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut message = head.as_bytes().to_vec();
     for chunk in body.chunks(10_000) {

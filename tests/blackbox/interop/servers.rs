@@ -2,18 +2,20 @@
 
 use std::{fs, net::SocketAddr, process::Command};
 
-use super::{Program, origin, python, run, script};
-use crate::harness::{TempDir, daemon::Daemon, program::shared_address, tls::Authority, tools};
+use super::{ForeignProgram, origin, python, run, script};
+use crate::harness::{
+    TempDir, daemon::TestDaemon, program::shared_address, tls::TestAuthority, tools,
+};
 
 #[test]
 fn websockets_of_python_talk_through_both_listeners() {
     let Some(python) = python(&["websockets"]) else {
         return;
     };
-    let server = Program::start(Command::new(&python).arg(script("websocket_server.py")));
-    let authority = Authority::new();
+    let server = ForeignProgram::start(Command::new(&python).arg(script("websocket_server.py")));
+    let authority = TestAuthority::new();
     authority.sign("front", &["localhost"]);
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{sample: 100%}}}}\n\
          listeners:\n  secure: {{bind: \"@secure\", pool: app, tls: {{{}}}}}\n  plain: {{bind: \"@plain\", pool: app}}\n\
          pools:\n  app: {{backends: [\"127.0.0.1:{}\"], health_check: none}}\n",
@@ -37,7 +39,11 @@ fn websockets_of_python_talk_through_both_listeners() {
 const SIZE: usize = 3_000_000;
 
 /// nginx under TLS with the certificate of `app`: a large file of its own, and `/digest` of `origin` behind it.
-fn nginx(authority: &Authority, origin: SocketAddr, files: &TempDir) -> (Program, SocketAddr) {
+fn nginx(
+    authority: &TestAuthority,
+    origin: SocketAddr,
+    files: &TempDir,
+) -> (ForeignProgram, SocketAddr) {
     let address = shared_address();
     let large: Vec<u8> = (0..SIZE).map(|at| (at % 253) as u8).collect();
     fs::write(files.path().join("large"), large).unwrap();
@@ -62,12 +68,12 @@ fn nginx(authority: &Authority, origin: SocketAddr, files: &TempDir) -> (Program
     );
     let mut nginx = Command::new("nginx");
     nginx.args(["-e", "stderr", "-c"]);
-    (Program::serve(&mut nginx, &config, address), address)
+    (ForeignProgram::serve(&mut nginx, &config, address), address)
 }
 
 /// A daemon in front of nginx; `pool` is added to the pool's keys.
-fn before(backend: SocketAddr, pool: &str) -> Daemon {
-    Daemon::start(&format!(
+fn before(backend: SocketAddr, pool: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "access_log: {{when: {{sample: 100%}}}}\n\
          listeners:\n  web: {{bind: \"@web\", pool: app}}\n\
          pools:\n  app: {{backends: [\"{backend}\"], {pool}}}\n"
@@ -75,7 +81,7 @@ fn before(backend: SocketAddr, pool: &str) -> Daemon {
 }
 
 /// Everything that is asked of nginx, several times on one connection, in the version of HTTP that it is spoken to in.
-fn ask(daemon: &Daemon, version: &str) {
+fn ask(daemon: &TestDaemon, version: &str) {
     daemon.wait_for_metric("balancer_backend_up", |up| up > 0.5);
     let mut client = daemon.client("@web");
     let sent = b"0123456789".repeat(SIZE / 10);
@@ -111,7 +117,7 @@ fn nginx_under_tls_is_asked_and_believed_only_where_it_proves_its_name() {
     if !tools::is_installed("nginx", "nginx-light") {
         return;
     }
-    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (authority, stranger) = (TestAuthority::new(), TestAuthority::new());
     authority.sign("app", &["app.test"]);
     let (origin, files) = (origin::start(), TempDir::new());
     let (_nginx, address) = nginx(&authority, origin.address, &files);
@@ -137,7 +143,7 @@ fn nginx_is_spoken_to_in_http_2_where_the_pool_says_so() {
     if !tools::is_installed("nginx", "nginx-light") {
         return;
     }
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let (origin, files) = (origin::start(), TempDir::new());
     let (_nginx, address) = nginx(&authority, origin.address, &files);

@@ -7,9 +7,9 @@ use socket2::{Domain, Socket, Type};
 
 use super::{db, echo, forwarded_for, to, web};
 use crate::harness::{
-    client::Client,
-    peer::Peer,
-    program::{Program, shared_address},
+    client::HttpClient,
+    peer::ScriptedPeer,
+    program::{ForeignProgram, shared_address},
     tools,
 };
 
@@ -18,9 +18,9 @@ fn is_installed() -> bool {
 }
 
 /// Starts HAProxy with `sections` and waits until it listens on `address`.
-fn start(sections: &str, address: SocketAddr) -> Program {
+fn start(sections: &str, address: SocketAddr) -> ForeignProgram {
     let defaults = "global\n maxconn 100\ndefaults\n timeout connect 10s\n timeout client 20s\n timeout server 20s\n";
-    Program::serve(
+    ForeignProgram::serve(
         Command::new("haproxy").args(["-db", "-q", "-f"]),
         &format!("{defaults}{sections}"),
         address,
@@ -33,7 +33,7 @@ fn haproxy_in_front_of_us_is_understood() {
         return;
     }
     let backend = echo();
-    let shout = Peer::start(|mut connection| {
+    let shout = ScriptedPeer::start(|mut connection| {
         connection.send("hello\n");
         connection.wait_for_end();
     });
@@ -60,10 +60,10 @@ fn haproxy_in_front_of_us_is_understood() {
         let own: SocketAddr = "127.0.0.77:0".parse().unwrap();
         client.bind(&own.into()).unwrap();
         client.connect(&http.into()).unwrap();
-        let answer = Client::over(client.into()).request("GET", "/").unwrap();
+        let answer = HttpClient::over(client.into()).request("GET", "/").unwrap();
         assert_eq!(answer.status, 200, "{send}");
         assert_eq!(forwarded_for(&answer.text()), Some(own.ip()), "{send}");
-        let mut client = Client::connect(tcp);
+        let mut client = HttpClient::connect(tcp);
         assert_eq!(client.until(b"\n").unwrap(), b"hello\n", "{send}");
     }
     let line = db.wait_for_access(|line| line["listener"] == "db");

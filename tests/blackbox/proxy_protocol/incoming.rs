@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use super::{FRONT, V1, V2, db, echo, forwarded_for, header, to, web};
 use crate::harness::{
-    client::{Client, Cut, Response},
-    daemon::Daemon,
-    peer::Peer,
+    client::{HttpClient, HttpResponse, ReadError},
+    daemon::TestDaemon,
+    peer::ScriptedPeer,
 };
 
 const TRUSTED: &str = ", accept_proxy: {from: 127.0.0.1}";
 const REJECTED: &str = "balancer_listener_connections_rejected_total";
 
 /// One request on a connection that begins with `start`, sent in one piece.
-fn get(daemon: &Daemon, start: &[u8], target: &str) -> Result<Response, Cut> {
+fn get(daemon: &TestDaemon, start: &[u8], target: &str) -> Result<HttpResponse, ReadError> {
     let mut client = daemon.client("@web");
     let request = format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n");
     client.send([start, request.as_bytes()].concat());
@@ -112,13 +112,16 @@ fn whoever_is_not_listed_is_refused_whatever_he_sends() {
     );
     // Without having sent a byte,
     let mut client = daemon.client("@web");
-    assert_eq!(client.response(), Err(Cut::Reset(Vec::new())));
+    assert_eq!(client.response(), Err(ReadError::Reset(Vec::new())));
     // or before what is sent is read, so that writing may be what meets the reset.
     let mut client = daemon.client("@web");
     client.try_send(header(V1, "192.0.2.1:5000"));
     client.try_send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
     let end = client.response().unwrap_err();
-    assert!(matches!(end, Cut::Reset(_) | Cut::Closed), "{end:?}");
+    assert!(
+        matches!(end, ReadError::Reset(_) | ReadError::Closed),
+        "{end:?}"
+    );
     let denied = format!("{REJECTED}{{reason=\"http_request_denied\"}}");
     daemon.wait_for_metric(&denied, |count| count > 1.5);
     let line = daemon.wait_for_access(|line| line["reason"] == "http_request_denied");
@@ -149,7 +152,7 @@ fn a_connection_without_a_valid_header_is_refused_at_once() {
         let mut client = daemon.client("@web");
         client.send(&start);
         let end = client.response().unwrap_err();
-        assert_eq!(end, Cut::Reset(Vec::new()), "{start:?}");
+        assert_eq!(end, ReadError::Reset(Vec::new()), "{start:?}");
     }
     let invalid = format!("{REJECTED}{{reason=\"http_request_error\"}}");
     daemon.wait_for_metric(&invalid, |seen| seen as usize == count);
@@ -170,14 +173,18 @@ fn a_header_must_come_whole_and_in_time() {
     for start in ["", "PROXY TCP4 192.0.2.1"] {
         let mut client = daemon.client("@web");
         client.send(start);
-        assert_eq!(client.response(), Err(Cut::Reset(Vec::new())), "{start:?}");
+        assert_eq!(
+            client.response(),
+            Err(ReadError::Reset(Vec::new())),
+            "{start:?}"
+        );
     }
     let late = format!("{REJECTED}{{reason=\"http_request_timeout\"}}");
     daemon.wait_for_metric(&late, |count| count > 1.5);
     // Header and first request have one time together.
     let mut client = daemon.client("@web");
     client.send(header(V2, "192.0.2.1:5000"));
-    assert_eq!(client.response(), Err(Cut::Closed));
+    assert_eq!(client.response(), Err(ReadError::Closed));
     daemon.wait_for_metric("balancer_listener_connections_active", |open| open < 0.5);
 }
 
@@ -188,7 +195,7 @@ fn only_what_has_begun_can_be_cut() {
     drop(daemon.client("@web"));
     let mut client = daemon.client("@web");
     client.send("PROXY TCP4 ").finish();
-    assert_eq!(client.response(), Err(Cut::Reset(Vec::new())));
+    assert_eq!(client.response(), Err(ReadError::Reset(Vec::new())));
     daemon.wait_for_metric("balancer_listener_connections_active", |open| open < 0.5);
     assert_eq!(
         daemon.metric("balancer_listener_connections_total") as u64,
@@ -225,7 +232,7 @@ fn rules_about_clients_look_at_the_header() {
 
 #[test]
 fn limits_of_a_client_count_by_the_header() {
-    let backend = Peer::answering("done");
+    let backend = ScriptedPeer::answering("done");
     let daemon = web(
         &format!("{TRUSTED}, limits: {{connections_per_client: 1}}"),
         &to(backend.address),
@@ -249,7 +256,7 @@ fn limits_of_a_client_count_by_the_header() {
 
 #[test]
 fn a_tcp_session_begins_behind_the_header() {
-    let backend = Peer::start(|mut connection| {
+    let backend = ScriptedPeer::start(|mut connection| {
         connection.send("hello\n");
         while let Some(part) = connection.some() {
             connection.send(part);
@@ -271,24 +278,24 @@ fn a_tcp_session_begins_behind_the_header() {
     }
     let mut connection = daemon.client("@db");
     connection.send(header(V2, "192.0.2.66:5000"));
-    assert_eq!(connection.exactly(1), Err(Cut::Reset(Vec::new())));
+    assert_eq!(connection.exactly(1), Err(ReadError::Reset(Vec::new())));
     let line = daemon.wait_for_access(|line| line["reason"] == "http_request_denied");
     assert_eq!(line["client"], "192.0.2.66");
     let mut connection = daemon.client("@db");
     connection.send("SELECT 1");
-    assert_eq!(connection.exactly(1), Err(Cut::Reset(Vec::new())));
+    assert_eq!(connection.exactly(1), Err(ReadError::Reset(Vec::new())));
     assert_eq!(backend.connections(), 2);
 }
 
 #[test]
 fn a_peer_on_a_unix_socket_is_believed() {
     let backend = echo();
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners:\n  web: {{bind: \"unix:@dir/web.sock\", pool: app{TRUSTED}}}\n\
          pools:\n  app: {{{}}}\n",
         to(backend.address)
     ));
-    let mut client = Client::connect_unix(&daemon.directory().join("web.sock"));
+    let mut client = HttpClient::connect_unix(&daemon.directory().join("web.sock"));
     client.send(header(V2, "192.0.2.1:5000"));
     let answer = client.request("GET", "/").unwrap();
     assert_eq!(
@@ -326,7 +333,7 @@ fn a_reload_begins_to_ask_for_headers_with_the_next_connection() {
             to(backend.address)
         )
     };
-    let mut daemon = Daemon::start(&config(""));
+    let mut daemon = TestDaemon::start(&config(""));
     let mut old = daemon.client("@web");
     assert_eq!(old.request("GET", "/").unwrap().status, 200);
     assert_eq!(daemon.reload(&config(TRUSTED)).status, 200);
@@ -335,7 +342,7 @@ fn a_reload_begins_to_ask_for_headers_with_the_next_connection() {
     let mut plain = daemon.client("@web");
     plain.patience(Duration::from_secs(10));
     plain.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
-    assert_eq!(plain.response(), Err(Cut::Reset(Vec::new())));
+    assert_eq!(plain.response(), Err(ReadError::Reset(Vec::new())));
     let answer = get(&daemon, &header(V1, "192.0.2.1:5000"), "/").unwrap();
     assert_eq!(answer.status, 200);
 }

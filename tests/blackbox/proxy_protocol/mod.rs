@@ -7,8 +7,8 @@ mod outgoing;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::harness::{
-    daemon::Daemon,
-    peer::{Connection, Peer},
+    daemon::TestDaemon,
+    peer::{PeerConnection, ScriptedPeer},
 };
 use balancer::{
     config::model::ProxyVersion,
@@ -28,16 +28,16 @@ fn header(version: ProxyVersion, source: &str) -> Vec<u8> {
 }
 
 /// A daemon with one http listener, `@web`; every request is logged.
-fn web(listener: &str, pool: &str, more: &str) -> Daemon {
-    Daemon::start(&format!(
+fn web(listener: &str, pool: &str, more: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\n{more}listeners:\n  \
          web: {{bind: \"@web\", pool: app{listener}}}\npools:\n  app: {{{pool}}}\n"
     ))
 }
 
 /// A daemon with one tcp listener, `@db`; every session is logged.
-fn db(listener: &str, pool: &str) -> Daemon {
-    Daemon::start(&format!(
+fn db(listener: &str, pool: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{sample: 100%}}}}\nlisteners:\n  \
          db: {{bind: \"@db\", protocol: tcp, pool: db{listener}}}\npools:\n  db: {{{pool}}}\n"
     ))
@@ -49,8 +49,8 @@ fn to(backend: SocketAddr) -> String {
 }
 
 /// Answers every request with the head that it got.
-fn echo() -> Peer {
-    Peer::start(|mut connection| {
+fn echo() -> ScriptedPeer {
+    ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             if !connection.answer(&request.head) {
                 return;
@@ -60,7 +60,7 @@ fn echo() -> Peer {
 }
 
 /// Reads a header from the beginning of a connection, and not a byte more.
-fn read_header(connection: &mut Connection) -> Option<ProxyHeader> {
+fn read_header(connection: &mut PeerConnection) -> Option<ProxyHeader> {
     let mut bytes = Vec::new();
     while bytes.len() < MAX_HEADER_BYTES {
         bytes.extend(connection.exactly(1)?);

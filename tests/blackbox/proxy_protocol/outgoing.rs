@@ -2,15 +2,15 @@
 
 use super::{FRONT, ProxyHeader, V1, V2, db, ends, header, parse, read_header, to, web};
 use crate::harness::{
-    client::Client,
-    daemon::Daemon,
-    peer::{Connection, Gate, Peer, Record},
+    client::HttpClient,
+    daemon::TestDaemon,
+    peer::{Gate, PeerConnection, Recorder, ScriptedPeer},
 };
 
 /// Reads a header, records it, and answers every request with the number of its connection.
-fn backend(headers: &Record<ProxyHeader>) -> Peer {
+fn backend(headers: &Recorder<ProxyHeader>) -> ScriptedPeer {
     let headers = headers.clone();
-    Peer::start(move |mut connection| {
+    ScriptedPeer::start(move |mut connection| {
         let Some(header) = read_header(&mut connection) else {
             return;
         };
@@ -19,7 +19,7 @@ fn backend(headers: &Record<ProxyHeader>) -> Peer {
     })
 }
 
-fn serve(mut connection: Connection) {
+fn serve(mut connection: PeerConnection) {
     while connection.request().is_some() {
         let number = connection.number().to_string();
         if !connection.answer(&number) {
@@ -28,14 +28,14 @@ fn serve(mut connection: Connection) {
     }
 }
 
-fn number(client: &mut Client) -> String {
+fn number(client: &mut HttpClient) -> String {
     client.request("GET", "/").unwrap().text()
 }
 
 #[test]
 fn a_kept_connection_serves_one_client_only() {
     for version in ["v1", "v2"] {
-        let headers = Record::default();
+        let headers = Recorder::default();
         let peer = backend(&headers);
         // Long enough that none is given up in between.
         let pool = format!(
@@ -59,7 +59,7 @@ fn a_kept_connection_serves_one_client_only() {
 
 #[test]
 fn clients_that_left_do_not_keep_the_places_of_others() {
-    let headers = Record::default();
+    let headers = Recorder::default();
     let peer = backend(&headers);
     let pool = format!(
         "{}, send_proxy: v2, keepalive: {{idle_per_backend: 1, idle_timeout: 60s}}",
@@ -77,7 +77,7 @@ fn clients_that_left_do_not_keep_the_places_of_others() {
 
 #[test]
 fn what_a_header_told_us_is_passed_on() {
-    let headers = Record::default();
+    let headers = Recorder::default();
     let peer = backend(&headers);
     let pool = format!("{}, send_proxy: v2", to(peer.address));
     let daemon = web(", accept_proxy: {from: 127.0.0.1}", &pool, "");
@@ -105,9 +105,9 @@ fn what_a_header_told_us_is_passed_on() {
 #[test]
 fn a_tcp_backend_is_told_before_anybody_speaks() {
     for (word, version) in [("v1", V1), ("v2", V2)] {
-        let headers = Record::default();
+        let headers = Recorder::default();
         let seen = headers.clone();
-        let peer = Peer::start(move |mut connection| {
+        let peer = ScriptedPeer::start(move |mut connection| {
             // The client waits for the greeting, and the greeting for the header.
             let Some(header) = read_header(&mut connection) else {
                 return;
@@ -134,12 +134,12 @@ fn a_tcp_backend_is_told_before_anybody_speaks() {
 
 #[test]
 fn a_try_on_another_backend_tells_it_too() {
-    let headers = Record::default();
+    let headers = Recorder::default();
     let good = backend(&headers);
-    let seen = Record::default();
+    let seen = Recorder::default();
     let bad = {
         let seen = seen.clone();
-        Peer::start(move |mut connection| {
+        ScriptedPeer::start(move |mut connection| {
             if let Some(header) = read_header(&mut connection) {
                 seen.push(header);
                 connection.head();
@@ -167,10 +167,10 @@ fn a_try_on_another_backend_tells_it_too() {
 
 #[test]
 fn a_connection_kept_without_a_header_is_not_used_with_one() {
-    let seen = Record::<Vec<u8>>::default();
+    let seen = Recorder::<Vec<u8>>::default();
     let peer = {
         let seen = seen.clone();
-        Peer::start(move |mut connection| {
+        ScriptedPeer::start(move |mut connection| {
             while let Some(request) = connection.until(b"\r\n\r\n") {
                 seen.push(request);
                 let number = connection.number().to_string();
@@ -185,9 +185,9 @@ fn a_connection_kept_without_a_header_is_not_used_with_one() {
             to(peer.address)
         )
     };
-    let mut daemon = Daemon::start(&config("none"));
+    let mut daemon = TestDaemon::start(&config("none"));
     let mut client = daemon.client("@web");
-    let number = |client: &mut Client| client.request("GET", "/").unwrap().text();
+    let number = |client: &mut HttpClient| client.request("GET", "/").unwrap().text();
     assert_eq!(number(&mut client), "0");
     assert_eq!(daemon.reload(&config("v1")).status, 200);
     assert_eq!(number(&mut client), "1");
@@ -202,10 +202,10 @@ fn a_connection_kept_without_a_header_is_not_used_with_one() {
 
 #[test]
 fn checks_say_that_they_are_our_own() {
-    let seen = Record::<Vec<u8>>::default();
+    let seen = Recorder::<Vec<u8>>::default();
     let peer = {
         let seen = seen.clone();
-        Peer::start(move |mut connection| {
+        ScriptedPeer::start(move |mut connection| {
             if let Ok(bytes) = connection.rest() {
                 seen.push(bytes);
             }
@@ -247,9 +247,9 @@ fn checks_say_that_they_are_our_own() {
 
 #[test]
 fn an_http_check_asks_behind_its_header_and_another_port_without_one() {
-    let headers = Record::default();
+    let headers = Recorder::default();
     let peer = backend(&headers);
-    let other = Peer::answering("fine");
+    let other = ScriptedPeer::answering("fine");
     for (port, asked) in [
         (String::new(), &peer),
         (format!(", port: {}", other.address.port()), &other),
@@ -277,9 +277,9 @@ fn an_http_check_asks_behind_its_header_and_another_port_without_one() {
 fn a_backend_that_leaves_before_the_header_is_passed_over() {
     let gate = Gate::new();
     gate.open();
-    let headers = Record::default();
+    let headers = Recorder::default();
     let good = backend(&headers);
-    let bad = Peer::start(Connection::reset);
+    let bad = ScriptedPeer::start(PeerConnection::reset);
     let daemon = web(
         "",
         &format!(

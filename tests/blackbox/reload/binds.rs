@@ -7,8 +7,8 @@ use std::{
 
 use super::{get, must_reload, one_pool, reload};
 use crate::harness::{
-    daemon::{Daemon, balancer},
-    peer::Peer,
+    daemon::{TestDaemon, balancer},
+    peer::ScriptedPeer,
     poll,
 };
 
@@ -48,7 +48,7 @@ fn a_wildcard_and_a_specific_address_of_one_port_are_both_served_the_specific_on
         [wide.clone(), narrow.clone(), second.clone()],
         [second.clone(), narrow.clone(), wide.clone()],
     ] {
-        let mut daemon = Daemon::start(&answering(&listeners));
+        let mut daemon = TestDaemon::start(&answering(&listeners));
         check("127.0.0.1", "narrow");
         check("127.0.0.2", "second");
         check("[::1]", "wide");
@@ -71,7 +71,7 @@ fn a_list_may_have_a_wildcard_beside_an_address_and_both_wildcards() {
         format!("[\"0.0.0.0:{port}\", \"[::]:{port}\"]"),
     ] {
         let config = answering(&[("web", list.clone())]);
-        let mut daemon = Daemon::start(&config);
+        let mut daemon = TestDaemon::start(&config);
         for address in ["127.0.0.1", "[::1]"] {
             let address: SocketAddr = format!("{address}:{port}").parse().unwrap();
             assert_eq!(get(address, "/").unwrap().text(), "web", "{list}");
@@ -83,7 +83,7 @@ fn a_list_may_have_a_wildcard_beside_an_address_and_both_wildcards() {
 #[test]
 fn one_address_twice_is_refused_by_check_start_and_reload() {
     let port = free_port();
-    let mut daemon = Daemon::start(&answering(&[("web", "\"@web\"".to_owned())]));
+    let mut daemon = TestDaemon::start(&answering(&[("web", "\"@web\"".to_owned())]));
     for (first, second) in [
         (format!(":{port}"), format!("[::]:{port}")),
         (
@@ -103,7 +103,7 @@ fn one_address_twice_is_refused_by_check_start_and_reload() {
                 ("more", format!("\"{second}\"")),
             ]),
         ] {
-            let mut other = Daemon::launch(&config);
+            let mut other = TestDaemon::launch(&config);
             assert_eq!(other.wait_exit().code(), Some(78), "{config}");
             let file = other.directory().join("balancer.yaml");
             let checked = balancer(&["check", file.to_str().unwrap()]);
@@ -119,7 +119,7 @@ fn one_address_twice_is_refused_by_check_start_and_reload() {
 fn an_address_that_cannot_be_had_is_told_with_the_listener_and_its_place() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap();
-    let mut daemon = Daemon::start(&answering(&[("web", "\"@web\"".to_owned())]));
+    let mut daemon = TestDaemon::start(&answering(&[("web", "\"@web\"".to_owned())]));
     let held = UnixListener::bind(daemon.directory().join("held.sock")).unwrap();
     let socket = daemon.directory().join("held.sock");
     for (address, cause) in [
@@ -150,7 +150,7 @@ fn an_address_that_cannot_be_had_is_told_with_the_listener_and_its_place() {
             assert!(text.contains("balancer.yaml:3:"), "{text}");
             assert!(text.contains("listeners.second.bind[1]"), "{text}");
         };
-        let mut other = Daemon::launch(&config);
+        let mut other = TestDaemon::launch(&config);
         assert_eq!(other.wait_exit().code(), Some(1), "{config}");
         other.wait_for_log(|line| line.contains("listeners.second.bind"));
         said(&other.stderr.all().join("\n"));
@@ -163,11 +163,11 @@ fn an_address_that_cannot_be_had_is_told_with_the_listener_and_its_place() {
 
 #[test]
 fn a_reload_refuses_where_admin_and_metrics_could_not_listen_at_the_next_start() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let plain = one_pool(&backend.address.to_string());
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let mut daemon = Daemon::start(&plain);
+    let mut daemon = TestDaemon::start(&plain);
     for (key, section, cause) in [
         (
             "metrics.bind",

@@ -10,9 +10,9 @@ use std::{
 };
 
 use crate::harness::{
-    client::{Client, get},
-    daemon::Daemon,
-    peer::{Gate, Peer, Record, refused},
+    client::{HttpClient, get},
+    daemon::TestDaemon,
+    peer::{Gate, Recorder, ScriptedPeer, refused},
     poll,
 };
 use rustix::process::Signal;
@@ -27,12 +27,12 @@ fn weighted(address: SocketAddr, weight: u32) -> String {
     format!("{{address: {address}, weight: {weight}}}")
 }
 
-fn generation(daemon: &Daemon) -> u64 {
+fn generation(daemon: &TestDaemon) -> u64 {
     daemon.metric("balancer_config_generation") as u64
 }
 
 /// Reloads with the command: its exit code and everything it printed.
-fn reload(daemon: &mut Daemon, config: &str) -> (Option<i32>, String) {
+fn reload(daemon: &mut TestDaemon, config: &str) -> (Option<i32>, String) {
     daemon.write_config(config);
     let output = daemon.command(&["reload"]);
     let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -40,17 +40,17 @@ fn reload(daemon: &mut Daemon, config: &str) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
-fn must_reload(daemon: &mut Daemon, config: &str) -> String {
+fn must_reload(daemon: &mut TestDaemon, config: &str) -> String {
     let (code, said) = reload(daemon, config);
     assert_eq!(code, Some(0), "{said}");
     said
 }
 
 /// A backend that answers `body` and notes the end of each of its connections.
-fn closing(body: &'static str) -> (Peer, Record<()>) {
-    let closed = Record::default();
+fn closing(body: &'static str) -> (ScriptedPeer, Recorder<()>) {
+    let closed = Recorder::default();
     let note = closed.clone();
-    let peer = Peer::start(move |mut connection| {
+    let peer = ScriptedPeer::start(move |mut connection| {
         while connection.request().is_some() && connection.answer(body) {}
         note.push(());
     });
@@ -59,8 +59,11 @@ fn closing(body: &'static str) -> (Peer, Record<()>) {
 
 #[test]
 fn a_taken_port_refuses_the_whole_reload_and_leaves_nothing_behind() {
-    let (old, new) = (Peer::answering("old"), Peer::answering("new"));
-    let mut daemon = Daemon::start(&one_pool(&old.address.to_string()));
+    let (old, new) = (
+        ScriptedPeer::answering("old"),
+        ScriptedPeer::answering("new"),
+    );
+    let mut daemon = TestDaemon::start(&one_pool(&old.address.to_string()));
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let more = format!(
@@ -85,8 +88,8 @@ fn a_taken_port_refuses_the_whole_reload_and_leaves_nothing_behind() {
 
 #[test]
 fn a_file_that_cannot_be_read_changes_nothing() {
-    let backend = Peer::answering("still here");
-    let daemon = Daemon::start(&one_pool(&backend.address.to_string()));
+    let backend = ScriptedPeer::answering("still here");
+    let daemon = TestDaemon::start(&one_pool(&backend.address.to_string()));
     fs::remove_file(daemon.directory().join("balancer.yaml")).unwrap();
     let output = daemon.command(&["reload"]);
     assert_eq!(output.status.code(), Some(1));
@@ -99,8 +102,8 @@ fn a_file_that_cannot_be_read_changes_nothing() {
 
 #[test]
 fn a_connection_and_its_backend_connection_live_on_over_many_reloads() {
-    let backend = Peer::answering("here");
-    let mut daemon = Daemon::start(&one_pool(&weighted(backend.address, 1)));
+    let backend = ScriptedPeer::answering("here");
+    let mut daemon = TestDaemon::start(&one_pool(&weighted(backend.address, 1)));
     let mut client = daemon.client("@web");
     for round in 2..22 {
         assert_eq!(client.request("GET", "/").unwrap().text(), "here");
@@ -119,8 +122,8 @@ fn a_connection_and_its_backend_connection_live_on_over_many_reloads() {
 
 #[test]
 fn connections_that_wait_in_the_queue_during_a_reload_are_answered() {
-    let backend = Peer::answering("here");
-    let mut daemon = Daemon::start(&one_pool(&weighted(backend.address, 1)));
+    let backend = ScriptedPeer::answering("here");
+    let mut daemon = TestDaemon::start(&one_pool(&weighted(backend.address, 1)));
     daemon.write_config(&one_pool(&weighted(backend.address, 2)));
     daemon.signal(Signal::STOP);
     let mut clients: Vec<_> = (0..50).map(|_| daemon.client("@web")).collect();
@@ -139,9 +142,9 @@ fn connections_that_wait_in_the_queue_during_a_reload_are_answered() {
 fn a_removed_backend_finishes_what_it_has_and_its_idle_connections_close() {
     let gate = Gate::new();
     let door = gate.clone();
-    let ended = Record::default();
+    let ended = Recorder::default();
     let note = ended.clone();
-    let old = Peer::start(move |mut connection| {
+    let old = ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/slow" {
                 door.wait();
@@ -150,8 +153,8 @@ fn a_removed_backend_finishes_what_it_has_and_its_idle_connections_close() {
         }
         note.push(());
     });
-    let new = Peer::answering("new");
-    let mut daemon = Daemon::start(&one_pool(&old.address.to_string()));
+    let new = ScriptedPeer::answering("new");
+    let mut daemon = TestDaemon::start(&one_pool(&old.address.to_string()));
     let mut slow = daemon.client("@web");
     slow.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
     old.wait_for_requests(1);
@@ -176,18 +179,18 @@ fn a_removed_backend_finishes_what_it_has_and_its_idle_connections_close() {
 
 #[test]
 fn listeners_come_and_go_and_their_idle_connections_with_them() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let small = one_pool(&backend.address.to_string());
     let large = small.replace(
         "listeners:\n",
         "listeners:\n  more: {bind: [\"@more\", \"unix:@dir/more.sock\"], pool: app}\n",
     );
-    let mut daemon = Daemon::start(&small);
+    let mut daemon = TestDaemon::start(&small);
     let said = must_reload(&mut daemon, &large);
     assert!(said.contains("listener more added"), "{said}");
     let path = daemon.directory().join("more.sock");
     let mut tcp = daemon.client("@more");
-    let mut unix = Client::connect_unix(&path);
+    let mut unix = HttpClient::connect_unix(&path);
     assert_eq!(tcp.request("GET", "/").unwrap().text(), "here");
     assert_eq!(unix.request("GET", "/").unwrap().text(), "here");
 
@@ -206,10 +209,10 @@ fn listeners_come_and_go_and_their_idle_connections_with_them() {
 
 #[test]
 fn a_listener_that_changes_its_protocol_keeps_its_socket_and_closes_what_is_idle() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let http = one_pool(&backend.address.to_string());
     let tcp = http.replace("pool: app}", "protocol: tcp, pool: app}");
-    let mut daemon = Daemon::start(&http);
+    let mut daemon = TestDaemon::start(&http);
     let mut client = daemon.client("@web");
     assert!(
         client
@@ -237,9 +240,9 @@ fn a_listener_that_changes_its_protocol_keeps_its_socket_and_closes_what_is_idle
 
 #[test]
 fn a_listener_may_widen_and_narrow_its_address_on_the_same_port() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let narrow = one_pool(&backend.address.to_string());
-    let mut daemon = Daemon::start(&narrow);
+    let mut daemon = TestDaemon::start(&narrow);
     let v4 = daemon.address("@web");
     let v6: SocketAddr = format!("[::1]:{}", v4.port()).parse().unwrap();
     must_reload(
@@ -256,9 +259,9 @@ fn a_listener_may_widen_and_narrow_its_address_on_the_same_port() {
 
 #[test]
 fn connections_that_wait_at_an_address_that_its_listener_leaves_are_answered() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let before = one_pool(&backend.address.to_string());
-    let mut daemon = Daemon::start(&before);
+    let mut daemon = TestDaemon::start(&before);
     daemon.write_config(&before.replace("@web", "@moved"));
     daemon.signal(Signal::STOP);
     let mut clients: Vec<_> = (0..30).map(|_| daemon.client("@web")).collect();
@@ -277,13 +280,16 @@ fn connections_that_wait_at_an_address_that_its_listener_leaves_are_answered() {
 
 #[test]
 fn pools_and_routes_come_and_go() {
-    let (app, other) = (Peer::answering("app"), Peer::answering("other"));
+    let (app, other) = (
+        ScriptedPeer::answering("app"),
+        ScriptedPeer::answering("other"),
+    );
     let small = one_pool(&app.address.to_string());
     let large = format!(
         "routes:\n  - {{path: /other, pool: other}}\n{small}  other:\n    health_check: none\n    backends: [{}]\n",
         other.address
     );
-    let mut daemon = Daemon::start(&small);
+    let mut daemon = TestDaemon::start(&small);
     must_reload(&mut daemon, &large);
     assert_eq!(daemon.get("@web", "/other").unwrap().text(), "other");
     assert_eq!(daemon.get("@web", "/").unwrap().text(), "app");
@@ -295,22 +301,22 @@ fn pools_and_routes_come_and_go() {
 
 #[test]
 fn a_verdict_and_an_ejection_live_on_when_a_weight_changes() {
-    let resetting = Peer::resetting_after("");
-    let (dead, well) = (refused(), Peer::answering("well"));
+    let resetting = ScriptedPeer::resetting_after("");
+    let (dead, well) = (refused(), ScriptedPeer::answering("well"));
     let config = |weight| {
         format!(
             "listeners:\n  web: {{bind: \"@web\", pool: checked}}\n  other: {{bind: \"@other\", pool: passive}}\npools:\n  checked:\n    health_check: {{interval: 1h, fall: 1}}\n    backends: [{}, {{address: {dead}, weight: {weight}}}]\n  passive:\n    health_check: none\n    ejection: {{failures: 1, eject_for: 1h, max_eject_for: 1h}}\n    backends: [{}, {{address: {}, weight: {weight}}}]\n",
             well.address, well.address, resetting.address
         )
     };
-    let mut daemon = Daemon::start(&config(1));
+    let mut daemon = TestDaemon::start(&config(1));
     daemon.wait_for_metric("balancer_backend_state{state=\"down\"}", |down| down > 0.5);
     poll(|| {
         daemon.get("@other", "/").unwrap();
         (daemon.metric("balancer_backend_ejections_total") > 0.5).then_some(())
     })
     .unwrap();
-    let state = |daemon: &Daemon, address: SocketAddr| {
+    let state = |daemon: &TestDaemon, address: SocketAddr| {
         let page = daemon.scrape();
         let label = format!("backend=\"{address}\"");
         let kept = |line: &&str| {
@@ -339,7 +345,7 @@ fn a_verdict_and_an_ejection_live_on_when_a_weight_changes() {
 fn the_count_in_flight_lives_on() {
     let gate = Gate::new();
     let door = gate.clone();
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         if connection.request().is_some() {
             door.wait();
             connection.answer("done");
@@ -351,7 +357,7 @@ fn the_count_in_flight_lives_on() {
             backend.address
         ))
     };
-    let mut daemon = Daemon::start(&limited(1));
+    let mut daemon = TestDaemon::start(&limited(1));
     let mut client = daemon.client("@web");
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
     backend.wait_for_requests(1);
@@ -374,7 +380,7 @@ fn the_count_in_flight_lives_on() {
 fn a_changed_check_asks_at_once_and_keeps_the_verdict_meanwhile() {
     let gate = Gate::new();
     let door = gate.clone();
-    let backend = Peer::start(move |mut connection| {
+    let backend = ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/second" {
                 door.wait();
@@ -388,7 +394,7 @@ fn a_changed_check_asks_at_once_and_keeps_the_verdict_meanwhile() {
             &format!("health_check: {{path: {path}, interval: 1h, timeout: 30s}}"),
         )
     };
-    let mut daemon = Daemon::start(&config("/first"));
+    let mut daemon = TestDaemon::start(&config("/first"));
     let up = "balancer_backend_state{state=\"up\"}";
     daemon.wait_for_metric(up, |up| up > 0.5);
     must_reload(&mut daemon, &config("/second"));
@@ -404,11 +410,11 @@ fn a_changed_check_asks_at_once_and_keeps_the_verdict_meanwhile() {
 
 #[test]
 fn reloads_that_wait_collapse_into_one() {
-    let backend = Peer::answering("here");
-    let daemon = Daemon::start(&one_pool(&backend.address.to_string()));
+    let backend = ScriptedPeer::answering("here");
+    let daemon = TestDaemon::start(&one_pool(&backend.address.to_string()));
     daemon.signal(Signal::STOP);
     let mut clients: Vec<_> = (0..30)
-        .map(|_| Client::connect_unix(&daemon.admin_socket()))
+        .map(|_| HttpClient::connect_unix(&daemon.admin_socket()))
         .collect();
     for client in &mut clients {
         client.send("POST /v1/reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
@@ -424,14 +430,14 @@ fn reloads_that_wait_collapse_into_one() {
 
 #[test]
 fn log_outputs_follow_a_reload_and_are_opened_again_on_usr1() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let logging = |file: &str| {
         format!(
             "access_log: {{output: \"file:@dir/{file}\", when: {{sample: 100%}}}}\n{}",
             one_pool(&backend.address.to_string())
         )
     };
-    let mut daemon = Daemon::start(&logging("one.log"));
+    let mut daemon = TestDaemon::start(&logging("one.log"));
     let has_line = |path: &std::path::Path, target: &str| {
         let line = format!("\"path\":\"{target}\"");
         let found = poll(|| {
@@ -467,9 +473,9 @@ fn log_outputs_follow_a_reload_and_are_opened_again_on_usr1() {
 
 #[test]
 fn what_a_reload_cannot_follow_is_said_and_the_rest_is_followed() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let plain = one_pool(&backend.address.to_string());
-    let mut daemon = Daemon::start(&plain);
+    let mut daemon = TestDaemon::start(&plain);
     let said = must_reload(
         &mut daemon,
         &format!(
@@ -499,7 +505,7 @@ fn what_a_reload_cannot_follow_is_said_and_the_rest_is_followed() {
 
 #[test]
 fn two_hundred_reloads_leave_neither_memory_nor_descriptors() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let (_other, _) = closing("other");
     let config = |round: u32| {
         let mut config = one_pool(&weighted(backend.address, 1 + round % 7));
@@ -511,8 +517,8 @@ fn two_hundred_reloads_leave_neither_memory_nor_descriptors() {
         }
         config
     };
-    let mut daemon = Daemon::start(&config(0));
-    let run = |daemon: &mut Daemon, rounds: std::ops::Range<u32>| {
+    let mut daemon = TestDaemon::start(&config(0));
+    let run = |daemon: &mut TestDaemon, rounds: std::ops::Range<u32>| {
         for round in rounds {
             assert_eq!(daemon.reload(&config(round)).status, 200);
             assert_eq!(daemon.get("@web", "/").unwrap().status, 200);

@@ -4,17 +4,17 @@ use std::net::{SocketAddr, TcpStream};
 
 use super::{must_reload, one_pool};
 use crate::harness::{
-    daemon::Daemon,
-    frames::{DATA, END_STREAM, RawBackend},
-    peer::{Blackhole, Gate, Peer},
+    daemon::TestDaemon,
+    frames::{DATA, END_STREAM, RawH2Backend},
+    peer::{Blackhole, Gate, ScriptedPeer},
     poll,
 };
 
 #[test]
 fn a_request_goes_by_the_file_in_force_when_its_head_is_whole() {
-    let old = Peer::answering("old");
-    let new = Peer::answering("new");
-    let mut daemon = Daemon::start(&one_pool(&old.address.to_string()));
+    let old = ScriptedPeer::answering("old");
+    let new = ScriptedPeer::answering("new");
+    let mut daemon = TestDaemon::start(&one_pool(&old.address.to_string()));
     let mut fresh = daemon.client("@web");
     let mut kept = daemon.client("@web");
     assert_eq!(kept.request("GET", "/").unwrap().text(), "old");
@@ -31,11 +31,15 @@ fn a_request_goes_by_the_file_in_force_when_its_head_is_whole() {
 
 #[test]
 fn a_request_whose_listener_leaves_while_its_head_comes_is_served() {
-    let (old, new) = (Peer::answering("old"), Peer::answering("new"));
+    let (old, new) = (
+        ScriptedPeer::answering("old"),
+        ScriptedPeer::answering("new"),
+    );
     let more = |address: SocketAddr, listener: &str| {
         one_pool(&address.to_string()).replace("listeners:\n", &format!("listeners:\n{listener}"))
     };
-    let mut daemon = Daemon::start(&more(old.address, "  more: {bind: \"@more\", pool: app}\n"));
+    let mut daemon =
+        TestDaemon::start(&more(old.address, "  more: {bind: \"@more\", pool: app}\n"));
     let mut client = daemon.client("@more");
     client.send("GET / HT");
     daemon.wait_for_metric("balancer_listener_connections_active", |now| now > 0.5);
@@ -45,9 +49,9 @@ fn a_request_whose_listener_leaves_while_its_head_comes_is_served() {
 }
 
 /// A backend that reads a request, waits at the gate, and closes without an answer.
-fn leaving(gate: &Gate) -> Peer {
+fn leaving(gate: &Gate) -> ScriptedPeer {
     let gate = gate.clone();
-    Peer::start(move |mut connection| {
+    ScriptedPeer::start(move |mut connection| {
         if connection.request().is_some() {
             gate.wait();
         }
@@ -62,7 +66,7 @@ fn the_next_attempt_goes_to_a_backend_that_is_there_now() {
         let config = |backend: SocketAddr, protocol: &str| {
             one_pool(&backend.to_string()) + &format!("    protocol: {protocol}\n")
         };
-        let mut daemon = Daemon::start(
+        let mut daemon = TestDaemon::start(
             &("access_log: {when: {min_status: 100}}\n".to_owned() + &config(old.address, "http1")),
         );
         let mut client = daemon.client("@web");
@@ -70,14 +74,14 @@ fn the_next_attempt_goes_to_a_backend_that_is_there_now() {
         old.wait_for_requests(1);
         // Also where the protocol is another one by then.
         let new = match protocol {
-            "h2c" => Peer::start(|connection| {
-                let mut backend = RawBackend::greet(connection).unwrap();
+            "h2c" => ScriptedPeer::start(|connection| {
+                let mut backend = RawH2Backend::greet(connection).unwrap();
                 while let Some(stream) = backend.asked() {
                     backend.until(|frame| frame.kind == DATA && frame.flags & END_STREAM > 0);
                     backend.answer(stream, "new");
                 }
             }),
-            _ => Peer::answering("new"),
+            _ => ScriptedPeer::answering("new"),
         };
         must_reload(
             &mut daemon,
@@ -100,9 +104,9 @@ fn the_next_attempt_goes_to_a_backend_that_is_there_now() {
 fn an_exchange_whose_pool_has_left_goes_on_with_its_backends() {
     let gate = Gate::new();
     let bad = leaving(&gate);
-    let good = Peer::answering("good");
-    let other = Peer::answering("other");
-    let mut daemon = Daemon::start(&one_pool(&format!(
+    let good = ScriptedPeer::answering("good");
+    let other = ScriptedPeer::answering("other");
+    let mut daemon = TestDaemon::start(&one_pool(&format!(
         "{}, {{address: {}, backup: true}}",
         bad.address, good.address
     )));
@@ -121,12 +125,12 @@ fn an_exchange_whose_pool_has_left_goes_on_with_its_backends() {
 #[test]
 fn a_session_reaches_a_backend_that_came_while_another_was_tried() {
     let hole = Blackhole::start();
-    let new = Peer::answering("new");
+    let new = ScriptedPeer::answering("new");
     let config = |backend: SocketAddr| {
         one_pool(&backend.to_string()).replace("pool: app}", "protocol: tcp, pool: app}")
             + "    timeouts: {connect: 1s}\n"
     };
-    let mut daemon = Daemon::start(&config(hole.address));
+    let mut daemon = TestDaemon::start(&config(hole.address));
     let mut client = daemon.client("@web");
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
     daemon.wait_for_metric("balancer_tcp_sessions_active", |now| now > 0.5);
@@ -136,7 +140,7 @@ fn a_session_reaches_a_backend_that_came_while_another_was_tried() {
 
 #[test]
 fn a_backend_that_two_reloads_take_out_and_put_back_keeps_what_it_serves() {
-    let other = Peer::answering("other");
+    let other = ScriptedPeer::answering("other");
     let app =
         |backends: &str| format!("  app:\n    health_check: none\n    backends: [{backends}]\n");
     let listeners =
@@ -153,17 +157,17 @@ fn a_backend_that_two_reloads_take_out_and_put_back_keeps_what_it_serves() {
     ];
     for without in without {
         let gate = Gate::new();
-        let backend = Peer::slow(&gate, "done");
+        let backend = ScriptedPeer::slow(&gate, "done");
         let own = app(&format!(
             "{{address: {}, max_connections: 1}}",
             backend.address
         ));
         let before = listeners("") + &own;
-        let mut daemon = Daemon::start(&before);
+        let mut daemon = TestDaemon::start(&before);
         let mut client = daemon.client("@web");
         client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
         backend.wait_for_requests(1);
-        let active = |daemon: &Daemon| {
+        let active = |daemon: &TestDaemon| {
             (
                 daemon.metric("balancer_backend_connections_active{pool=\"app\"}") as u64,
                 daemon.metric("balancer_http_requests_active{pool=\"app\"}") as u64,
@@ -193,13 +197,13 @@ fn a_backend_that_two_reloads_take_out_and_put_back_keeps_what_it_serves() {
 
 #[test]
 fn a_listener_that_two_reloads_take_out_and_put_back_keeps_its_limit() {
-    let backend = Peer::answering("here");
+    let backend = ScriptedPeer::answering("here");
     let without = one_pool(&backend.address.to_string());
     let before = without.replace(
         "listeners:\n",
         "listeners:\n  more: {bind: \"@more\", protocol: tcp, pool: app, limits: {connections: 1}}\n",
     );
-    let mut daemon = Daemon::start(&before);
+    let mut daemon = TestDaemon::start(&before);
     let mut session = daemon.client("@more");
     assert_eq!(session.request("GET", "/").unwrap().text(), "here");
     must_reload(&mut daemon, &without);

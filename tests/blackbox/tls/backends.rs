@@ -10,14 +10,14 @@ use std::{
 };
 
 use crate::harness::{
-    daemon::Daemon,
-    frames::{DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, SETTINGS, fields, frame},
-    peer::Peer,
-    tls::{Authority, answering, head},
+    daemon::TestDaemon,
+    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RawFrame, SETTINGS, fields, frame},
+    peer::ScriptedPeer,
+    tls::{TestAuthority, answering, head},
 };
 
-fn daemon(backend: SocketAddr, tls: &str, more: &str) -> Daemon {
-    Daemon::start(&format!(
+fn daemon(backend: SocketAddr, tls: &str, more: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "access_log: {{when: {{sample: 100%}}}}\n\
          listeners:\n  web: {{bind: \"@web\", pool: app}}\n\
          pools:\n  app: {{backends: [\"{backend}\"], tls: {{{tls}}}{more}}}\n"
@@ -28,7 +28,7 @@ const UNCHECKED: &str = ", health_check: none, ejection: none";
 
 #[test]
 fn a_backend_that_proves_its_name_is_asked_and_its_connection_kept() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let connections = Arc::new(AtomicUsize::new(0));
     let backend = authority.backend("app", false, {
@@ -54,11 +54,11 @@ fn a_backend_that_proves_its_name_is_asked_and_its_connection_kept() {
 
 #[test]
 fn failures_have_their_reason() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
-    let stranger = Authority::new();
+    let stranger = TestAuthority::new();
     let good = authority.backend("app", false, answering("ok"));
-    let plain = Peer::start(|mut connection| {
+    let plain = ScriptedPeer::start(|mut connection| {
         connection.some();
         connection.send("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
     });
@@ -111,7 +111,7 @@ fn answering_h2(stream: &mut (impl Read + Write)) {
         return;
     }
     stream.write_all(&frame(SETTINGS, 0, 0, &[])).unwrap();
-    while let Ok(asked) = Frame::read(|length| exactly(stream, length)) {
+    while let Ok(asked) = RawFrame::read(|length| exactly(stream, length)) {
         if asked.kind != HEADERS {
             continue;
         }
@@ -126,14 +126,14 @@ fn answering_h2(stream: &mut (impl Read + Write)) {
 
 #[test]
 fn http2_is_agreed_on_with_a_backend_or_the_connection_fails() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let tls = format!("ca: {}, server_name: app.test", authority.ca());
     let more = format!("{UNCHECKED}, protocol: h2");
     for (alpn, agrees) in [(Some("h2"), true), (Some("http/1.1"), false), (None, false)] {
         let mut config = (*authority.server("app", false)).clone();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let backend = Authority::backend_as(Arc::new(config), answering_h2);
+        let backend = TestAuthority::backend_as(Arc::new(config), answering_h2);
         let daemon = daemon(backend, &tls, &more);
         let mut client = daemon.client("@web");
         for _ in 0..3 {
@@ -154,7 +154,7 @@ fn http2_is_agreed_on_with_a_backend_or_the_connection_fails() {
 
 #[test]
 fn nothing_more_goes_over_a_plain_connection_once_the_pool_has_tls() {
-    let backend = Peer::answering("in the clear");
+    let backend = ScriptedPeer::answering("in the clear");
     let config = |tls: &str| {
         format!(
             "listeners: {{web: {{bind: \"@web\", pool: app}}}}\n\
@@ -162,7 +162,7 @@ fn nothing_more_goes_over_a_plain_connection_once_the_pool_has_tls() {
             backend.address
         )
     };
-    let mut daemon = Daemon::start(&config(""));
+    let mut daemon = TestDaemon::start(&config(""));
     let mut client = daemon.client("@web");
     assert_eq!(client.request("GET", "/").unwrap().text(), "in the clear");
     assert_eq!(daemon.reload(&config(", tls: {verify: false}")).status, 200);
@@ -174,7 +174,7 @@ fn nothing_more_goes_over_a_plain_connection_once_the_pool_has_tls() {
 
 #[test]
 fn a_client_certificate_is_shown_to_the_backend() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     authority.sign("us", &["us.test"]);
     let backend = authority.backend("app", true, answering("ok"));
@@ -190,7 +190,7 @@ fn a_client_certificate_is_shown_to_the_backend() {
 
 #[test]
 fn nothing_is_verified_only_where_that_is_said_and_warned_of() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let backend = authority.backend("app", false, answering("ok"));
     let daemon = daemon(backend, "verify: false", UNCHECKED);
@@ -200,7 +200,7 @@ fn nothing_is_verified_only_where_that_is_said_and_warned_of() {
 
 #[test]
 fn checks_speak_tls_too() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let backend = authority.backend("app", false, answering("ok"));
     for check in ["{interval: 100ms}", "{path: /healthz, interval: 100ms}"] {
@@ -220,7 +220,7 @@ fn checks_speak_tls_too() {
 
 #[test]
 fn a_body_that_ends_without_the_end_of_tls_is_cut_for_the_client_too() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     for in_order in [true, false] {
         let backend = authority.backend("app", false, move |stream| {
@@ -245,7 +245,7 @@ fn a_body_that_ends_without_the_end_of_tls_is_cut_for_the_client_too() {
 
 #[test]
 fn a_post_on_a_connection_that_was_just_closed_reaches_a_backend_once() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let seen = Arc::new(AtomicUsize::new(0));
     let backend = authority.backend("app", false, {

@@ -8,24 +8,24 @@ use std::{
 use rustix::process::Signal;
 
 use crate::harness::{
-    client::Client,
-    daemon::Daemon,
-    peer::Peer,
-    tls::{Authority, connect, try_connect},
+    client::HttpClient,
+    daemon::TestDaemon,
+    peer::ScriptedPeer,
+    tls::{TestAuthority, connect, try_connect},
 };
 
 /// One https listener before `peer`, with more of its `tls` and of the file.
-fn daemon(authority: &Authority, peer: &Peer, tls: &str, more: &str) -> Daemon {
+fn daemon(authority: &TestAuthority, peer: &ScriptedPeer, tls: &str, more: &str) -> TestDaemon {
     authority.sign("a", &["a.test", "b.test"]);
     let (pair, backend) = (authority.pair("a"), peer.address);
-    Daemon::start(&format!(
+    TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 100, sample: 100%}}}}\n\
          listeners:\n  web: {{bind: \"@web\", tls: {{{pair}{tls}}}, pool: app{more}}}\n\
          pools:\n  app: {{backends: [\"{backend}\"], health_check: none}}\n"
     ))
 }
 
-fn ask(client: &mut Client<impl Read + Write>, host: &str, more: &str) -> (u16, String) {
+fn ask(client: &mut HttpClient<impl Read + Write>, host: &str, more: &str) -> (u16, String) {
     client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n{more}\r\n"));
     let response = client.response().unwrap();
     (response.status, response.text())
@@ -33,12 +33,12 @@ fn ask(client: &mut Client<impl Read + Write>, host: &str, more: &str) -> (u16, 
 
 #[test]
 fn a_name_leads_to_its_certificate_and_any_other_to_the_first() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let first = authority.sign("first", &["first.test", "unknown.test"]);
     let wide = authority.sign("wide", &["*.wide.test"]);
     let exact = authority.sign("exact", &["exact.wide.test"]);
-    let peer = Peer::answering("ok");
-    let daemon = Daemon::start(&format!(
+    let peer = ScriptedPeer::answering("ok");
+    let daemon = TestDaemon::start(&format!(
         "listeners:\n  web:\n    bind: \"@web\"\n    pool: app\n    tls:\n      certificates: [{{{}}}, {{{}}}, {{{}}}]\n\
          pools:\n  app: {{backends: [\"{}\"], health_check: none}}\n",
         authority.pair("first"),
@@ -70,8 +70,8 @@ fn a_name_leads_to_its_certificate_and_any_other_to_the_first() {
 
 #[test]
 fn requests_are_kept_alive_pipelined_and_known_as_https() {
-    let authority = Authority::new();
-    let peer = Peer::answering("ok");
+    let authority = TestAuthority::new();
+    let peer = ScriptedPeer::answering("ok");
     let daemon = daemon(&authority, &peer, "", "");
     let mut client = connect(
         daemon.address("@web"),
@@ -99,8 +99,8 @@ fn requests_are_kept_alive_pipelined_and_known_as_https() {
 
 #[test]
 fn a_session_is_taken_up_again_and_counted() {
-    let authority = Authority::new();
-    let peer = Peer::answering("ok");
+    let authority = TestAuthority::new();
+    let peer = ScriptedPeer::answering("ok");
     let daemon = daemon(&authority, &peer, "", "");
     for only_12 in [false, true] {
         let config = authority.client(None, only_12);
@@ -116,16 +116,16 @@ fn a_session_is_taken_up_again_and_counted() {
 
 #[test]
 fn a_host_with_another_certificate_is_answered_421() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("c", &["c.test"]);
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     let more = format!(
         "certificates: [{{{}}}, {{{}}}]",
         authority.pair("a"),
         authority.pair("c")
     );
     authority.sign("a", &["a.test", "b.test"]);
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners:\n  web: {{bind: \"@web\", tls: {{{more}}}, pool: app}}\n\
          pools:\n  app: {{backends: [\"{}\"], health_check: none}}\n",
         peer.address
@@ -152,10 +152,10 @@ fn a_host_with_another_certificate_is_answered_421() {
 
 #[test]
 fn with_same_host_false_a_host_of_another_certificate_is_served() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("a", &["a.test"]);
     authority.sign("c", &["c.test"]);
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     let config = |same_host: bool| {
         format!(
             "listeners:\n  web: {{bind: \"@web\", tls: {{same_host: {same_host}, certificates: [{{{}}}, {{{}}}]}}, pool: app}}\n\
@@ -166,7 +166,7 @@ fn with_same_host_false_a_host_of_another_certificate_is_served() {
             peer.address
         )
     };
-    let mut daemon = Daemon::start(&config(false));
+    let mut daemon = TestDaemon::start(&config(false));
     let trusting = authority.client(None, false);
     let mut client = connect(daemon.address("@web"), &trusting, "a.test");
     assert_eq!(ask(&mut client, "c.test", ""), (200, "its own".to_owned()));
@@ -177,9 +177,9 @@ fn with_same_host_false_a_host_of_another_certificate_is_served() {
 
 #[test]
 fn who_needs_a_certificate_is_known_by_its_subject_and_nobody_can_claim_one() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("client", &["client.test"]);
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     let forged = "X-Subject: CN=root\r\nx_subject: CN=root\r\nConnection: x-subject\r\n";
     for required in [true, false] {
         let auth = if required { "required" } else { "optional" };
@@ -204,7 +204,7 @@ fn who_needs_a_certificate_is_known_by_its_subject_and_nobody_can_claim_one() {
             assert_eq!(head.matches("subject").count(), 1, "{head}");
         }
         let config = authority.client(None, true);
-        let stranger = Authority::new();
+        let stranger = TestAuthority::new();
         stranger.sign("client", &["client.test"]);
         if required {
             assert!(try_connect(address, &config, "a.test").is_err());
@@ -221,8 +221,8 @@ fn who_needs_a_certificate_is_known_by_its_subject_and_nobody_can_claim_one() {
 
 #[test]
 fn plain_http_on_the_port_is_told_so_and_counted() {
-    let authority = Authority::new();
-    let peer = Peer::answering("ok");
+    let authority = TestAuthority::new();
+    let peer = ScriptedPeer::answering("ok");
     let daemon = daemon(&authority, &peer, "", "");
     let response = daemon.get("@web", "/").unwrap();
     assert_eq!(response.status, 400);
@@ -241,8 +241,8 @@ fn plain_http_on_the_port_is_told_so_and_counted() {
 
 #[test]
 fn a_handshake_that_does_not_go_on_is_ended_in_time() {
-    let authority = Authority::new();
-    let peer = Peer::answering("ok");
+    let authority = TestAuthority::new();
+    let peer = ScriptedPeer::answering("ok");
     let daemon = daemon(&authority, &peer, "", ", timeouts: {tls: 200ms}");
     let mut client = daemon.client("@web");
     // The beginning of a record.
@@ -255,8 +255,8 @@ fn a_handshake_that_does_not_go_on_is_ended_in_time() {
 
 #[test]
 fn versions_below_the_least_are_refused() {
-    let authority = Authority::new();
-    let peer = Peer::answering("ok");
+    let authority = TestAuthority::new();
+    let peer = ScriptedPeer::answering("ok");
     let daemon = daemon(&authority, &peer, ", min_version: \"1.3\"", "");
     let address = daemon.address("@web");
     assert!(try_connect(address, &authority.client(None, true), "a.test").is_err());
@@ -272,8 +272,8 @@ fn pattern(length: usize) -> Vec<u8> {
 
 #[test]
 fn big_bodies_pass_whole_in_both_directions() {
-    let authority = Authority::new();
-    let peer = Peer::start(|mut connection| {
+    let authority = TestAuthority::new();
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let length = request.body.len();
             connection.send(format!(
@@ -300,8 +300,8 @@ fn big_bodies_pass_whole_in_both_directions() {
 
 #[test]
 fn a_chunked_answer_before_the_end_of_the_connection_is_whole() {
-    let authority = Authority::new();
-    let peer = Peer::start(|mut connection| {
+    let authority = TestAuthority::new();
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.request();
         // Until the end of the connection.
         connection.send("HTTP/1.1 200 OK\r\n\r\n");
@@ -322,8 +322,8 @@ fn a_chunked_answer_before_the_end_of_the_connection_is_whole() {
 
 #[test]
 fn a_switched_protocol_runs_over_tls() {
-    let authority = Authority::new();
-    let peer = Peer::start(|mut connection| {
+    let authority = TestAuthority::new();
+    let peer = ScriptedPeer::start(|mut connection| {
         connection.head();
         connection.send(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n",
@@ -358,15 +358,15 @@ fn a_switched_protocol_runs_over_tls() {
 
 #[test]
 fn a_tcp_listener_with_tls_carries_anything() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("a", &["a.test"]);
-    let peer = Peer::start(|mut connection| {
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(bytes) = connection.some() {
             connection.send(bytes);
         }
         connection.send("bye");
     });
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{sample: 100%}}}}\n\
          listeners:\n  db: {{bind: \"@db\", protocol: tcp, tls: {{{}}}, pool: db, timeouts: {{tls: 5s}}}}\n\
          pools:\n  db: {{backends: [\"{}\"], health_check: none}}\n",
@@ -399,8 +399,8 @@ fn a_tcp_listener_with_tls_carries_anything() {
 
 #[test]
 fn a_drain_ends_idle_connections_in_order() {
-    let authority = Authority::new();
-    let peer = Peer::answering("ok");
+    let authority = TestAuthority::new();
+    let peer = ScriptedPeer::answering("ok");
     let mut daemon = daemon(&authority, &peer, "", "");
     let mut clients: Vec<_> = (0..3)
         .map(|_| {
@@ -424,8 +424,8 @@ fn a_drain_ends_idle_connections_in_order() {
 
 #[test]
 fn clients_at_the_same_time_keep_their_bytes_apart() {
-    let authority = Authority::new();
-    let peer = Peer::start(|mut connection| {
+    let authority = TestAuthority::new();
+    let peer = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             connection.answer(&request.target);
         }
@@ -452,8 +452,8 @@ fn clients_at_the_same_time_keep_their_bytes_apart() {
 
 #[test]
 fn an_early_answer_is_not_lost_to_a_client_that_goes_on_sending() {
-    let authority = Authority::new();
-    let peer = Peer::answering("wrong");
+    let authority = TestAuthority::new();
+    let peer = ScriptedPeer::answering("wrong");
     let daemon = daemon(&authority, &peer, "", ", limits: {request_body: 1KiB}");
     for only_12 in [false, true] {
         let config = authority.client(None, only_12);

@@ -5,18 +5,18 @@ use std::{io::Read, net::TcpListener, thread};
 use rustls::{ServerConnection, StreamOwned};
 
 use crate::harness::{
-    client::Client,
-    daemon::Daemon,
-    peer::Peer,
-    tls::{Authority, answering, try_connect, try_connect_behind},
+    client::HttpClient,
+    daemon::TestDaemon,
+    peer::ScriptedPeer,
+    tls::{TestAuthority, answering, try_connect, try_connect_behind},
 };
 
 #[test]
 fn the_client_behind_a_header_and_tls_is_the_one_that_the_header_names() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("a", &["a.test"]);
-    let peer = Peer::answering("ok");
-    let daemon = Daemon::start(&format!(
+    let peer = ScriptedPeer::answering("ok");
+    let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{sample: 100%}}}}\n\
          listeners:\n  web: {{bind: \"@web\", accept_proxy: {{from: 127.0.0.1}}, tls: {{{}}}, pool: app}}\n\
          pools:\n  app: {{backends: [\"{}\"], health_check: none}}\n",
@@ -26,7 +26,7 @@ fn the_client_behind_a_header_and_tls_is_the_one_that_the_header_names() {
     let (address, config) = (daemon.address("@web"), authority.client(None, false));
     let front = b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n";
     let stream = try_connect_behind(front, address, &config, "a.test").unwrap();
-    let mut client = Client::under(stream);
+    let mut client = HttpClient::under(stream);
     client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n");
     assert_eq!(client.response().unwrap().text(), "ok");
     let request = &peer.wait_for_requests(1)[0];
@@ -45,7 +45,7 @@ fn the_client_behind_a_header_and_tls_is_the_one_that_the_header_names() {
 
 #[test]
 fn a_backend_gets_the_header_before_the_handshake() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let backend = listener.local_addr().unwrap();
@@ -62,7 +62,7 @@ fn a_backend_gets_the_header_before_the_handshake() {
         answering("secret")(&mut StreamOwned::new(connection, socket));
         String::from_utf8(line).unwrap()
     });
-    let daemon = Daemon::start(&format!(
+    let daemon = TestDaemon::start(&format!(
         "listeners:\n  web: {{bind: \"@web\", pool: app}}\n\
          pools:\n  app: {{backends: [\"{backend}\"], send_proxy: v1, health_check: none, \
          tls: {{ca: {}, server_name: app.test}}}}\n",

@@ -3,12 +3,12 @@
 use std::{fs, io::Read};
 
 use crate::harness::{
-    daemon::Daemon,
-    peer::Peer,
-    tls::{Authority, connect},
+    daemon::TestDaemon,
+    peer::ScriptedPeer,
+    tls::{TestAuthority, connect},
 };
 
-fn config(authority: &Authority, peer: &Peer, file: &str) -> String {
+fn config(authority: &TestAuthority, peer: &ScriptedPeer, file: &str) -> String {
     format!(
         "listeners:\n  web: {{bind: \"@web\", tls: {{{}}}, pool: app}}\n  \
          other: {{bind: \"@other\", tls: {{{}}}, pool: app}}\n\
@@ -21,12 +21,12 @@ fn config(authority: &Authority, peer: &Peer, file: &str) -> String {
 
 #[test]
 fn a_reload_shows_the_new_certificate_and_leaves_the_rest_as_it_is() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let old = authority.sign("a", &["a.test"]);
     authority.sign("other", &["other.test"]);
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     let text = config(&authority, &peer, "a");
-    let mut daemon = Daemon::start(&text);
+    let mut daemon = TestDaemon::start(&text);
     let clients = authority.client(None, false);
     let mut open = connect(daemon.address("@web"), &clients, "a.test");
     let request = "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
@@ -74,10 +74,10 @@ fn a_reload_shows_the_new_certificate_and_leaves_the_rest_as_it_is() {
 
 #[test]
 fn a_new_certificate_before_the_others_misdirects_no_open_connection() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("a", &["a.test"]);
     authority.sign("b", &["b.test"]);
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     let config = |list: &[&str]| {
         let pairs: Vec<_> = list
             .iter()
@@ -90,7 +90,7 @@ fn a_new_certificate_before_the_others_misdirects_no_open_connection() {
             peer.address
         )
     };
-    let mut daemon = Daemon::start(&config(&["a"]));
+    let mut daemon = TestDaemon::start(&config(&["a"]));
     let mut open = connect(
         daemon.address("@web"),
         &authority.client(None, false),
@@ -106,12 +106,12 @@ fn a_new_certificate_before_the_others_misdirects_no_open_connection() {
 
 #[test]
 fn a_reload_with_a_broken_key_changes_nothing() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let old = authority.sign("a", &["a.test"]);
     authority.sign("other", &["other.test"]);
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     let text = config(&authority, &peer, "a");
-    let mut daemon = Daemon::start(&text);
+    let mut daemon = TestDaemon::start(&text);
     fs::write(authority.path("a.pem"), "no key").unwrap();
     let answer = daemon.reload(&text);
     assert_ne!(answer.status, 200);

@@ -5,13 +5,13 @@ use std::{net::SocketAddr, path::Path};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, date_time_ymd};
 
 use crate::harness::{
-    daemon::Daemon,
-    peer::Peer,
-    tls::{Authority, answering, connect, try_connect},
+    daemon::TestDaemon,
+    peer::ScriptedPeer,
+    tls::{TestAuthority, answering, connect, try_connect},
 };
 
-fn daemon(backend: SocketAddr, ca: &Path, more: &str) -> Daemon {
-    Daemon::start(&format!(
+fn daemon(backend: SocketAddr, ca: &Path, more: &str) -> TestDaemon {
+    TestDaemon::start(&format!(
         "access_log: {{when: {{sample: 100%}}}}\n\
          listeners:\n  web: {{bind: \"@web\", pool: app}}\n\
          pools:\n  app: {{backends: [\"{backend}\"], tls: {{ca: {}, server_name: app.test}}, ejection: none, retries: none{more}}}\n",
@@ -38,7 +38,7 @@ fn is_of_the_future(params: &mut CertificateParams) {
 #[test]
 fn a_self_signed_certificate_in_ca_is_trusted_as_itself() {
     for change in [|_: &mut CertificateParams| (), is_authority] {
-        let authority = Authority::new();
+        let authority = TestAuthority::new();
         authority.self_sign_as("app", &["app.test"], change);
         let backend = authority.backend("app", false, answering("secret"));
         let own = daemon(backend, &authority.path("app.pem"), UNCHECKED);
@@ -57,11 +57,11 @@ fn a_self_signed_certificate_in_ca_is_trusted_as_itself() {
 }
 
 /// Changes a certificate before it is signed.
-type Change = fn(&mut CertificateParams);
+type CertificateChange = fn(&mut CertificateParams);
 
 #[test]
 fn what_is_wrong_with_the_certificate_of_a_backend_is_a_warning() {
-    let plain: Change = |_| ();
+    let plain: CertificateChange = |_| ();
     for (name, change, is_listed, cause) in [
         ("app.test", plain, false, "unknown issuer"),
         ("app.test", is_authority, false, "CA:TRUE"),
@@ -70,7 +70,7 @@ fn what_is_wrong_with_the_certificate_of_a_backend_is_a_warning() {
         ("other.test", plain, true, "not valid for name"),
         ("other.test", plain, true, "app.test, but for other.test"),
     ] {
-        let authority = Authority::new();
+        let authority = TestAuthority::new();
         // Signed by itself, and by an authority.
         authority.self_sign_as("itself", &[name], change);
         let mut shown = vec!["itself"];
@@ -102,13 +102,13 @@ fn what_is_wrong_with_the_certificate_of_a_backend_is_a_warning() {
 
 #[test]
 fn a_self_signed_certificate_in_client_ca_lets_in_its_owner_alone() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.sign("a", &["a.test"]);
-    let peer = Peer::answering("ok");
+    let peer = ScriptedPeer::answering("ok");
     for change in [|_: &mut CertificateParams| (), is_authority] {
         authority.self_sign_as("client", &["client.test"], change);
         authority.self_sign_as("stranger", &["client.test"], change);
-        let daemon = Daemon::start(&format!(
+        let daemon = TestDaemon::start(&format!(
             "listeners:\n  web: {{bind: \"@web\", tls: {{{}, client_ca: {}, client_subject: X-Subject}}, pool: app}}\n\
              pools:\n  app: {{backends: [\"{}\"], health_check: none}}\n",
             authority.pair("a"),
@@ -121,8 +121,9 @@ fn a_self_signed_certificate_in_client_ca_lets_in_its_owner_alone() {
             let mut client = connect(address, &own, "a.test");
             assert_eq!(client.request("GET", "/").unwrap().text(), "ok");
             let stranger = authority.client(Some("stranger"), only_12);
-            let refused = try_connect(address, &stranger, "a.test")
-                .map(|stream| crate::harness::client::Client::under(stream).request("GET", "/"));
+            let refused = try_connect(address, &stranger, "a.test").map(|stream| {
+                crate::harness::client::HttpClient::under(stream).request("GET", "/")
+            });
             assert!(!matches!(refused, Ok(Ok(_))));
         }
         let line = daemon.wait_for_log(|line| line.contains("of a client refused"));
