@@ -1,7 +1,8 @@
-//! Finds the body in a stream of bytes: by length, chunked (RFC 9112 section 7.1), or until the end of the connection.
+//! Finds the body in a stream of bytes: by length, chunked (RFC 9112 section 7.1), or until the end
+//! of the connection.
 //!
-//! A [`BodyDecoder`] looks at the bytes at the front of a buffer and says what they are; the caller consumes them. It keeps
-//! its place inside a line, so that any split of the input gives the same result.
+//! A [`BodyDecoder`] classifies the bytes at the front of a buffer; the caller consumes them. It
+//! keeps its state within a line, so any split of the input gives the same result.
 
 use self::BodyError::{ChunkTooLong, Malformed};
 use super::{
@@ -10,58 +11,59 @@ use super::{
     request::{HeadLimits, MAX_FIELDS},
 };
 
-/// Most bytes of chunk extensions in one chunk: nobody uses them but attackers.
+/// Bytes of chunk extensions per chunk. In practice only attackers send any.
 const MAX_EXTENSION: usize = 256;
-/// Most bytes of chunk extensions in one body, against floods of tiny chunks with long extensions.
+/// Bytes of chunk extensions per body: many tiny chunks with long extensions would cost CPU and
+/// bandwidth for no content (CVE-2023-39326).
 const MAX_EXTENSIONS: usize = 16 << 10;
 
-/// What the bytes at the front of the buffer are.
+/// Kind and number of the bytes at the front of the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyStep {
-    /// So many bytes of the body.
+    /// Bytes of the body.
     Data(usize),
-    /// So many bytes of framing, to be dropped.
+    /// Bytes of framing, to be dropped.
     Skip(usize),
-    /// Nothing can be said before more bytes are there.
+    /// More bytes are needed.
     More,
     /// The body is complete; what follows belongs to the next message.
     End,
 }
 
-/// Why a body cannot be read: what exactly, for the log at debug level.
+/// Cause for which a body cannot be read; the text is logged at debug level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    /// It is not valid.
+    /// Malformed.
     #[error("{0}")]
     Malformed(&'static str),
-    /// Its chunk sizes or extensions are longer than we take; it may be valid.
+    /// The chunk sizes or extensions exceed our limits; the body may be valid.
     #[error("{0}")]
     ChunkTooLong(&'static str),
-    /// Its trailer section is larger than allowed; it may be valid.
+    /// The trailer section exceeds its limits; the body may be valid.
     #[error("a trailer section that is too large")]
     TrailersTooLarge,
 }
 
 impl BodyError {
-    /// The body may be valid, and is only more than we take.
+    /// True if the body may be valid and only exceeds a limit of ours.
     pub const fn is_own_limit(self) -> bool {
         !matches!(self, Malformed(_))
     }
 }
 
-/// Decodes one body.
+/// Decoder of one body.
 #[derive(Debug)]
 pub enum BodyDecoder {
-    /// So many bytes are left.
+    /// By length; the bytes that are left.
     Length(u64),
     /// Chunked.
     Chunked(ChunkedDecoder),
-    /// All bytes until the end of the connection.
+    /// Until the end of the connection.
     UntilClose,
 }
 
 impl BodyDecoder {
-    /// A decoder for a chunked body whose trailer section is within `trailers`, which are the limits of the head.
+    /// Creates a decoder for a chunked body; `trailers` are the limits of the trailer section.
     pub fn chunked(trailers: HeadLimits) -> Self {
         Self::Chunked(ChunkedDecoder {
             place: ChunkState::Size,
@@ -74,10 +76,10 @@ impl BodyDecoder {
         })
     }
 
-    /// Looks at `input`.
+    /// Classifies the front of `input`.
     ///
     /// # Errors
-    /// The body is malformed; the connection cannot be used any more.
+    /// The body is malformed or exceeds a limit; the connection cannot be used any more.
     #[inline]
     pub fn step(&mut self, input: &[u8]) -> Result<BodyStep, BodyError> {
         match self {
@@ -93,7 +95,7 @@ impl BodyDecoder {
         }
     }
 
-    /// The whole body was seen.
+    /// True if the whole body was seen.
     pub fn is_done(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,
@@ -102,7 +104,8 @@ impl BodyDecoder {
         }
     }
 
-    /// The trailer section of a chunked body that is complete: fields with their line ends, without the empty line.
+    /// Trailer section of a complete chunked body: fields with their line ends, without the empty
+    /// line.
     pub fn trailers(&self) -> &[u8] {
         match self {
             Self::Chunked(chunked) => &chunked.trailers,
@@ -110,6 +113,7 @@ impl BodyDecoder {
         }
     }
 }
+/// Position within the chunked coding.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ChunkState {
@@ -131,22 +135,22 @@ enum ChunkState {
     Done,
 }
 
-/// The state of a chunked body.
+/// Decoder of a chunked body.
 #[derive(Debug)]
 pub struct ChunkedDecoder {
     place: ChunkState,
-    /// Size of this chunk while its digits are read, then what is left of its data.
+    /// Size of the chunk while its digits are read, then the rest of its data.
     left: u64,
     digits: u8,
     extension: usize,
     extensions: usize,
     trailers: Vec<u8>,
-    /// Of the trailer section.
+    /// Limits of the trailer section.
     limits: HeadLimits,
 }
-
 impl ChunkedDecoder {
     fn step(&mut self, input: &[u8]) -> Result<BodyStep, BodyError> {
+        // Data is passed in runs, without a look at single bytes.
         match self.place {
             ChunkState::Done => return Ok(BodyStep::End),
             ChunkState::Data if !input.is_empty() => {
@@ -159,6 +163,7 @@ impl ChunkedDecoder {
             }
             _ => {}
         }
+        // Framing is decoded byte by byte: it is short, and no line has to be complete.
         let mut seen = 0;
         for byte in input {
             seen += 1;
@@ -174,6 +179,9 @@ impl ChunkedDecoder {
         }
     }
 
+    /// Advances by one byte of framing. A second parser that skips what is refused here, such as a
+    /// bare line feed or blanks around a size, would see another end of the body (request
+    /// smuggling).
     fn framing_byte(&mut self, byte: u8) -> Result<(), BodyError> {
         self.place = match (self.place, byte) {
             (ChunkState::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.size_digit(byte)?,
@@ -243,8 +251,9 @@ impl ChunkedDecoder {
     }
 }
 
-/// The fields of a trailer section that may be passed on, RFC 9110 section 6.5.1: none that frames, routes or authorises. It
-/// has at most `most` fields in all.
+/// Returns the fields of a trailer section that may be forwarded, at most `most`. RFC 9110 section
+/// 6.5.1 forbids those that frame, route or authorise: they would be read after the decisions that
+/// depend on them.
 fn checked_trailers(section: &[u8], most: usize) -> Result<Vec<u8>, BodyError> {
     if section == b"\r\n" {
         return Ok(Vec::new());
@@ -274,7 +283,7 @@ fn checked_trailers(section: &[u8], most: usize) -> Result<Vec<u8>, BodyError> {
     Ok(kept)
 }
 
-/// A name with underscores is judged as its twin with dashes: some servers read both as one.
+/// Names with underscores are treated as those with dashes: some servers read both as one.
 fn is_allowed_in_trailers(name: &str) -> bool {
     const FORBIDDEN: [&str; 12] = [
         "set-cookie",
@@ -318,7 +327,7 @@ mod tests {
         bytes: 200,
     };
 
-    /// Decodes `input` in pieces of `piece` bytes: the body, the trailers, and how many bytes were consumed.
+    /// Decodes `input` in pieces: the body, the trailers, and the number of bytes consumed.
     fn decode(input: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<u8>, usize), BodyError> {
         let (mut decoder, mut body, mut at, mut end) = (
             BodyDecoder::chunked(LIMITS),

@@ -1,10 +1,11 @@
-//! Writes heads and bodies: one pass over the fields that are left, then the ones we add.
+//! Writes heads and bodies: one pass over the fields that are kept, then the added ones.
 //!
-//! The caller adds fields between `*_line`/[`fields`] and [`end`]; framing is always written here.
+//! The caller adds fields between `*_line`/[`fields`] and [`end`]. Framing is always written here,
+//! never copied.
 
 use super::fields::HeadFields;
 
-/// `GET /path HTTP/1.1`.
+/// Appends `GET /path HTTP/1.1`.
 pub fn request_line(out: &mut Vec<u8>, method: &[u8], target: &[u8]) {
     out.extend_from_slice(method);
     out.push(b' ');
@@ -12,7 +13,7 @@ pub fn request_line(out: &mut Vec<u8>, method: &[u8], target: &[u8]) {
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
-/// `HTTP/1.1 200 OK`.
+/// Appends `HTTP/1.1 200 OK`.
 pub fn status_line(out: &mut Vec<u8>, status: u16, phrase: &[u8]) {
     out.extend_from_slice(b"HTTP/1.1 ");
     number(out, u64::from(status));
@@ -21,14 +22,14 @@ pub fn status_line(out: &mut Vec<u8>, status: u16, phrase: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Every field that is not struck out.
+/// Appends every field that is not struck out.
 pub fn fields(out: &mut Vec<u8>, fields: &HeadFields, bytes: &[u8]) {
     for each in fields.iter() {
         field(out, each.name.get(bytes), each.value.get(bytes));
     }
 }
 
-/// One field.
+/// Appends one field.
 #[inline]
 pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);
@@ -37,37 +38,37 @@ pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// `Content-Length`.
+/// Appends `Content-Length`.
 pub fn content_length(out: &mut Vec<u8>, length: u64) {
     out.extend_from_slice(b"Content-Length: ");
     number(out, length);
     out.extend_from_slice(b"\r\n");
 }
 
-/// `Transfer-Encoding: chunked`.
+/// Appends `Transfer-Encoding: chunked`.
 pub fn chunked(out: &mut Vec<u8>) {
     out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
 }
 
-/// `Connection: upgrade` and `Upgrade`.
+/// Appends `Connection: upgrade` and `Upgrade`.
 pub fn upgrade(out: &mut Vec<u8>, protocol: &[u8]) {
     out.extend_from_slice(b"Connection: upgrade\r\n");
     field(out, b"Upgrade", protocol);
 }
 
-/// The empty line after the fields.
+/// Appends the empty line after the fields.
 pub fn end(out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// One chunk of `data`, which is not empty: an empty one would end the body.
+/// Appends one chunk; `data` is not empty, as an empty chunk would end the body.
 pub fn chunk(out: &mut Vec<u8>, data: &[u8]) {
     chunk_size(out, data.len());
     out.extend_from_slice(data);
     out.extend_from_slice(b"\r\n");
 }
 
-/// The size line of a chunk; its data and a line end must follow.
+/// Appends the size line of a chunk; its data and a line end must follow.
 pub fn chunk_size(out: &mut Vec<u8>, size: usize) {
     debug_assert!(size > 0, "an empty chunk would end the body");
     let digits = (usize::BITS - size.leading_zeros()).div_ceil(4);
@@ -78,14 +79,14 @@ pub fn chunk_size(out: &mut Vec<u8>, size: usize) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The last chunk with `trailers`, which have their line ends.
+/// Appends the last chunk with `trailers`, which have their line ends.
 pub fn last_chunk(out: &mut Vec<u8>, trailers: &[u8]) {
     out.extend_from_slice(b"0\r\n");
     out.extend_from_slice(trailers);
     out.extend_from_slice(b"\r\n");
 }
 
-/// A decimal number.
+/// Appends a decimal number, without the cost of formatting.
 pub fn number(out: &mut Vec<u8>, mut value: u64) {
     let mut digits = [0_u8; 20];
     let mut at = digits.len();

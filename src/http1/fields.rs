@@ -1,8 +1,9 @@
-//! Fields of a head as spans into one buffer, and the names the proxy cares about.
+//! Fields of a head as spans into one buffer, and the field names that the proxy knows.
 //!
-//! A field is edited by striking it out; new fields are appended while encoding. Nothing is copied before that.
+//! A field is removed by striking it out; new fields are appended while encoding. Until then
+//! nothing is copied.
 
-/// A range of bytes in a head's buffer. Heads are at most 256 KiB, so 32 bits are enough.
+/// Range of bytes in the buffer of a head. Heads are at most 256 KiB, so 32 bits are enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Span {
     start: u32,
@@ -10,7 +11,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// The span of `part`, which must be a slice of `whole`.
+    /// Returns the span of `part`, which must be a slice of `whole`.
     pub fn of(part: &[u8], whole: &[u8]) -> Self {
         let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
         debug_assert!(
@@ -23,7 +24,7 @@ impl Span {
         }
     }
 
-    /// The span from `start` to `end`.
+    /// Returns the span from `start` to `end`.
     pub fn new(start: usize, end: usize) -> Self {
         Self {
             start: start as u32,
@@ -31,7 +32,7 @@ impl Span {
         }
     }
 
-    /// Its bytes; empty if the span lies outside.
+    /// Returns its bytes; empty if the span lies outside.
     #[inline]
     pub fn get(self, bytes: &[u8]) -> &[u8] {
         bytes
@@ -47,7 +48,7 @@ impl Span {
 
 macro_rules! known {
     ($( $variant:ident, $name:literal; )*) => {
-        /// Field names that mean something to the proxy.
+        /// Field names that the proxy knows.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u8)]
         pub enum KnownField {
@@ -59,7 +60,8 @@ macro_rules! known {
         }
 
         impl KnownField {
-            /// Looks `name` up, without regard to case.
+            /// Finds `name` without regard to case. The length is compared first: most names differ
+            /// in it.
             #[inline]
             pub fn of(name: &[u8]) -> Self {
                 $( if name.len() == $name.len() && name.eq_ignore_ascii_case($name.as_bytes()) { return Self::$variant; } )*
@@ -110,7 +112,7 @@ fn is_x_forwarded(name: &[u8]) -> bool {
 }
 
 impl KnownField {
-    /// Fields for one hop only, RFC 9110 section 7.6.1; the framing ones are encoded anew.
+    /// True for fields of one hop only, RFC 9110 section 7.6.1; framing is always encoded again.
     pub const fn is_hop_by_hop(self) -> bool {
         matches!(
             self,
@@ -124,7 +126,8 @@ impl KnownField {
         )
     }
 
-    /// Fields that `Connection` cannot remove, because a request means something else without them.
+    /// True for fields that `Connection` cannot remove: without them a request has another meaning,
+    /// such as another tenant (a known attack on proxies in front of authentication).
     pub const fn is_protected(self) -> bool {
         matches!(
             self,
@@ -139,7 +142,7 @@ impl KnownField {
         ) || self.is_forwarding()
     }
 
-    /// Fields in which a proxy says where a request came from.
+    /// True for fields in which a proxy describes the origin of a request.
     pub const fn is_forwarding(self) -> bool {
         matches!(
             self,
@@ -158,22 +161,22 @@ impl KnownField {
 /// One field.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadField {
-    /// As sent.
+    /// Name as sent.
     pub name: Span,
-    /// Without the blanks around it.
+    /// Value without the blanks around it.
     pub value: Span,
-    /// Which name it is.
+    /// Known name.
     pub known: KnownField,
-    /// Left out when the head is encoded.
+    /// True if the field is left out when the head is encoded.
     pub struck: bool,
 }
 
-/// The fields of one head, in order.
+/// Fields of one head, in order.
 #[derive(Debug, Default)]
 pub struct HeadFields(Vec<HeadField>);
 
 impl HeadFields {
-    /// Takes over what the tokenizer found in `whole`.
+    /// Takes over the fields that the tokenizer found in `whole`.
     pub(super) fn fill(&mut self, headers: &[httparse::Header<'_>], whole: &[u8]) {
         self.0.clear();
         self.0.extend(headers.iter().map(|header| {
@@ -187,37 +190,37 @@ impl HeadFields {
         }));
     }
 
-    /// Drops all of them.
+    /// Removes all fields, keeping the allocation.
     pub fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// Every field that is not struck out.
+    /// Fields that are not struck out.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &HeadField> {
         self.0.iter().filter(|field| !field.struck)
     }
 
-    /// Every field as it was sent, those that are struck out included.
+    /// All fields as sent, including those that are struck out.
     pub fn sent(&self) -> impl Iterator<Item = &HeadField> {
         self.0.iter()
     }
 
-    /// The value of the first field called `known`.
+    /// Value of the first field called `known`.
     pub fn find<'a>(&self, known: KnownField, bytes: &'a [u8]) -> Option<&'a [u8]> {
         self.iter()
             .find(|field| field.known == known)
             .map(|field| field.value.get(bytes))
     }
 
-    /// Every value of the fields called `name`, without regard to case.
+    /// Values of the fields called `name`, without regard to case.
     pub fn values<'a>(&self, name: &str, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         self.iter()
             .filter(move |field| field.name.get(bytes).eq_ignore_ascii_case(name.as_bytes()))
             .map(|field| field.value.get(bytes))
     }
 
-    /// Like [`Self::values`], and those of the fields for this hop (`Connection`, `Upgrade`, `TE`, ...) and of the framing
-    /// too, which are struck out of what goes on.
+    /// Like [`Self::values`], including the fields of this hop (`Connection`, `Upgrade`, `TE`, ...)
+    /// and of the framing, which are struck out.
     pub fn sent_values<'a>(&self, name: &str, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         let fields = self.0.iter().filter(|field| {
             !field.struck
@@ -229,7 +232,7 @@ impl HeadFields {
             .map(|field| field.value.get(bytes))
     }
 
-    /// Strikes out every field for which `which` says so.
+    /// Strikes out every field that `which` selects.
     pub fn strike(&mut self, mut which: impl FnMut(&HeadField) -> bool) {
         for field in &mut self.0 {
             if !field.struck && which(field) {
@@ -238,7 +241,8 @@ impl HeadFields {
         }
     }
 
-    /// Strikes out the fields that are for one hop, and those that `Connection` names unless they are end to end.
+    /// Strikes out the hop-by-hop fields, and those that `Connection` names unless they are end to
+    /// end.
     pub(super) fn strike_hop_by_hop(&mut self, bytes: &[u8]) {
         let mut named = false;
         for field in &mut self.0 {
@@ -280,7 +284,8 @@ impl HeadFields {
 
 use super::list;
 
-/// True if a server may read both names as one: without regard to case, and to `_` in place of `-`, as CGI does.
+/// True if a server may read both names as one: without regard to case, and with `_` in place of
+/// `-`, as CGI does.
 #[inline]
 pub fn is_same_or_twin(name: &[u8], other: &[u8]) -> bool {
     let dashed = |byte: &u8| match byte {
@@ -290,8 +295,9 @@ pub fn is_same_or_twin(name: &[u8], other: &[u8]) -> bool {
     name.len() == other.len() && name.iter().map(dashed).eq(other.iter().map(dashed))
 }
 
-/// True for fields that `Connection` cannot remove: the ones known to be end to end, whatever a peer says. RFC 9110
-/// section 7.6.1 forbids a sender to name them; one who does wants the next server to judge without them.
+/// True for fields that `Connection` cannot remove, as they are known to be end to end. RFC 9110
+/// section 7.6.1 forbids a sender to name them; one that does wants the next server to decide
+/// without them.
 fn is_end_to_end(known: KnownField, name: &[u8]) -> bool {
     const PREFIXES: [&[u8]; 5] = [b"accept-", b"access-control-", b"content-", b"if-", b"sec-"];
     const NAMES: [&[u8]; 34] = [
@@ -338,7 +344,7 @@ fn is_end_to_end(known: KnownField, name: &[u8]) -> bool {
         })
 }
 
-/// Connection options that name no field.
+/// True for connection options that name no field.
 fn is_plain_option(token: &[u8]) -> bool {
     [&b"close"[..], b"keep-alive", b"upgrade"]
         .iter()

@@ -1,8 +1,10 @@
-//! The HTTP/1.1 codec: bytes in, heads and bodies out, and back. Sans-I/O: it never sees a socket, a clock or a pool.
+//! HTTP/1.1 codec: bytes in, heads and bodies out, and back. Sans-I/O: it never sees a socket, a
+//! clock or a pool.
 //!
-//! Strict as RFC 9112: what a second parser could read differently is refused, never repaired. What we send is always
-//! encoded anew; no byte of a peer's framing is passed through. Start at [`request`], then [`response`], [`body`],
-//! [`encode`].
+//! As strict as RFC 9112: input that a second parser could read differently is refused, never
+//! repaired, as request smuggling lives on such differences. Output is always encoded from the
+//! decoded message; no byte of a peer's framing is passed through. Start at [`request`], then
+//! [`response`], [`body`], [`encode`].
 
 pub mod body;
 pub mod encode;
@@ -10,7 +12,7 @@ pub mod fields;
 pub mod request;
 pub mod response;
 
-/// The protocol versions we speak, RFC 9112 section 2.3.
+/// Protocol versions, RFC 9112 section 2.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HttpVersion {
     /// HTTP/1.0.
@@ -21,7 +23,7 @@ pub enum HttpVersion {
 }
 
 impl HttpVersion {
-    /// As written in a message.
+    /// Returns the version as written in a message.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Http10 => "HTTP/1.0",
@@ -30,9 +32,11 @@ impl HttpVersion {
     }
 }
 
-/// Where the end of a head may be: the position after an empty line, looking at `bytes[from..]` only.
+/// Returns the possible end of a head: the position after an empty line, searching `bytes[from..]`
+/// only.
 ///
-/// It finds `LF LF` too, so that a head with bare line feeds is handed to the parser and refused at once.
+/// Also finds `LF LF`, so that a head with bare line feeds reaches the parser and is refused at
+/// once.
 pub fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
     let from = from.saturating_sub(3);
     memchr::memchr_iter(b'\n', bytes.get(from..)?)
@@ -44,12 +48,14 @@ pub fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
         })
 }
 
-/// True if every line feed of `head` follows a carriage return, RFC 9112 section 2.2.
+/// True if every line feed of `head` follows a carriage return. RFC 9112 section 2.2 allows a
+/// recipient to accept a bare one, but two parsers that differ in it see different heads.
 fn has_only_crlf(head: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', head).all(|at| at > 0 && head.get(at - 1) == Some(&b'\r'))
 }
 
-/// A plain decimal length: 1 to 18 digits and nothing else, RFC 9110 section 8.6. More digits would near 2^64.
+/// Parses a plain decimal length of 1 to 18 digits, RFC 9110 section 8.6. More digits would come
+/// near 2^64; signs, blanks and hexadecimal are read differently by other parsers.
 pub fn content_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 18 {
         return None;
@@ -61,7 +67,7 @@ pub fn content_length(value: &[u8]) -> Option<u64> {
     })
 }
 
-/// The tokens of a comma-separated list, trimmed, without empty ones, RFC 9110 section 5.6.1.
+/// Tokens of a comma-separated list, trimmed, without empty ones, RFC 9110 section 5.6.1.
 pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value
         .split(|byte| *byte == b',')

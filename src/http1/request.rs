@@ -1,4 +1,5 @@
-//! Reads a request head and decides whether it means exactly one thing (RFC 9112 sections 2 to 6, 9).
+//! Parses a request head and accepts it only if it has exactly one meaning (RFC 9112 sections 2 to
+//! 6, 9).
 
 use std::mem::MaybeUninit;
 
@@ -9,10 +10,10 @@ use super::{
 };
 use crate::reason::Reason;
 
-/// Most fields a head may have, whatever the configuration says; they are parsed on the stack.
+/// Most fields of a head for any configuration; they are parsed on the stack.
 pub const MAX_FIELDS: usize = 256;
 
-/// How large a head may be: `listeners.NAME.http`.
+/// Size limits of a head: `listeners.NAME.http`.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadLimits {
     /// Fields, at most [`MAX_FIELDS`].
@@ -21,24 +22,24 @@ pub struct HeadLimits {
     pub bytes: usize,
 }
 
-/// How long a request body is, RFC 9112 section 6.3.
+/// Length of a request body, RFC 9112 section 6.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RequestFraming {
     /// No body.
     #[default]
     None,
-    /// So many bytes, not 0.
+    /// This many bytes, not 0.
     Length(u64),
     /// Chunked.
     Chunked,
 }
 
-/// A request that is refused: why, for the client, and what exactly, for the log at debug level.
+/// Cause for which a request head is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestHeadError {
-    /// Gives the status.
+    /// Reason that gives the status.
     pub reason: Reason,
-    /// Says what is wrong.
+    /// Text for the log at debug level.
     pub detail: &'static str,
 }
 
@@ -49,41 +50,43 @@ const fn malformed(detail: &'static str) -> RequestHeadError {
     }
 }
 
-/// A request head: its buffer, and spans into it. Bytes after [`RequestHead::len`] belong to the body or the next request.
+/// Request head: its buffer, and spans into it. Bytes after [`RequestHead::len`] belong to the body
+/// or the next request.
 #[derive(Debug, Default)]
 pub struct RequestHead {
-    /// Everything read from the client since this head began.
+    /// Bytes read from the client since this head began.
     pub bytes: Vec<u8>,
     /// Length of the head with its empty line.
     pub len: usize,
-    /// The fields; those for one hop are struck out already.
+    /// Fields; those of one hop are struck out already.
     pub fields: HeadFields,
-    /// As sent.
+    /// Method as sent.
     pub method: Span,
-    /// What the backend gets: origin-form or `*`.
+    /// Target for the backend: origin-form or `*`.
     pub target: Span,
-    /// The target without its query.
+    /// Target without its query.
     pub path: Span,
     /// Host name with port, from the target or the field; empty only for HTTP/1.0 without one.
     pub host: Span,
-    /// What the client speaks.
+    /// Version of the client.
     pub version: HttpVersion,
-    /// How the body is framed.
+    /// Framing of the body.
     pub framing: RequestFraming,
-    /// Length of a chunked body, which only HTTP/2 can declare; [`RequestHead::parse`] leaves it to its caller.
+    /// Length of a chunked body, which only HTTP/2 can declare; [`RequestHead::parse`] leaves it to
+    /// its caller.
     pub declared_length: Option<u64>,
-    /// The client allows another request on this connection.
+    /// True if the client allows another request on this connection.
     pub keep_alive: bool,
-    /// The protocol the client asks to switch to, and asks for properly.
+    /// Protocol of a valid request to switch, RFC 9110 section 7.8.
     pub upgrade: Option<Span>,
-    /// The client takes trailers (`TE`), RFC 9110 section 10.1.4.
+    /// True if the client accepts trailers (`TE`), RFC 9110 section 10.1.4.
     pub takes_trailers: bool,
-    /// The client waits for 100 before it sends the body.
+    /// True if the client waits for 100 before it sends the body.
     pub expects_continue: bool,
 }
 
 impl RequestHead {
-    /// Length of the body, where it is known.
+    /// Length of the body, if known.
     pub fn body_length(&self) -> Option<u64> {
         match self.framing {
             RequestFraming::Length(length) => Some(length),
@@ -91,13 +94,13 @@ impl RequestHead {
         }
     }
 
-    /// The bytes of `span`.
+    /// Bytes of `span`.
     #[inline]
     pub fn text(&self, span: Span) -> &[u8] {
         span.get(&self.bytes)
     }
 
-    /// The value of the first field called `known`.
+    /// Value of the first field called `known`.
     pub fn find(&self, known: KnownField) -> Option<&[u8]> {
         self.fields.find(known, &self.bytes)
     }
@@ -108,7 +111,7 @@ impl RequestHead {
         self.bytes.clear();
     }
 
-    /// Forgets what was read from the bytes, so that nothing of an earlier request is taken for this one's.
+    /// Resets all but the bytes, so that nothing of an earlier request is taken for this one's.
     fn forget(&mut self) {
         let (bytes, mut fields) = (
             std::mem::take(&mut self.bytes),
@@ -122,7 +125,7 @@ impl RequestHead {
         };
     }
 
-    /// Reads a head from the beginning of `self.bytes`. `Ok(false)`: more bytes are needed.
+    /// Parses a head at the beginning of `self.bytes`. `Ok(false)`: more bytes are needed.
     ///
     /// # Errors
     /// The request is refused; nothing after it on the connection may be read as a request.
@@ -170,6 +173,8 @@ impl RequestHead {
         self.check(target).map(|()| true)
     }
 
+    /// Checks what the tokenizer leaves open. Bytes and line ends come first, as the meaning of
+    /// fields depends on them.
     fn check(&mut self, target: Span) -> Result<(), RequestHeadError> {
         let head = self.bytes.get(..self.len).unwrap_or_default();
         if head.starts_with(b"\n") || head.starts_with(b"\r\n\r") || head.starts_with(b"\r\n\n") {
@@ -189,7 +194,9 @@ impl RequestHead {
         self.check_connection()
     }
 
-    /// RFC 9112 section 6.3: one length, or chunked, or none; anything else is refused.
+    /// Decides the framing, RFC 9112 section 6.3: one length, or chunked, or none. Everything else
+    /// is refused, as two lengths, or a length beside `chunked`, let a second parser find another
+    /// end of the body (CL.TE and TE.CL smuggling).
     fn check_framing(&self) -> Result<RequestFraming, RequestHeadError> {
         let (mut length, mut coding) = (None, None);
         for field in self.fields.iter() {
@@ -222,7 +229,8 @@ impl RequestHead {
         }
     }
 
-    /// RFC 9112 section 3.2 and RFC 9110 section 7.2: one authority, one path.
+    /// Checks target and Host, RFC 9112 section 3.2 and RFC 9110 section 7.2: one authority, one
+    /// path. Two different authorities would let routing and the backend disagree about the site.
     fn check_target(&mut self, target: Span) -> Result<(), RequestHeadError> {
         let bytes = &self.bytes;
         let text = target.get(bytes);
@@ -264,7 +272,7 @@ impl RequestHead {
         Ok(())
     }
 
-    /// Connection options, upgrade and expectation: RFC 9110 sections 7.6.1, 7.8, 10.1.1.
+    /// Reads connection options, upgrade and expectation: RFC 9110 sections 7.6.1, 7.8, 10.1.1.
     fn check_connection(&mut self) -> Result<(), RequestHeadError> {
         let Self {
             bytes,
@@ -280,7 +288,7 @@ impl RequestHead {
             .iter()
             .find(|field| field.known == KnownField::Upgrade)
             .map(|field| field.value);
-        // A body is sent before the switch, so its end must be beyond doubt.
+        // The body is sent before the switch, so its end must be beyond doubt.
         let may_upgrade = modern
             && *framing != RequestFraming::Chunked
             && fields.has_connection_option(b"upgrade", bytes);
@@ -319,8 +327,8 @@ impl RequestHead {
     }
 }
 
-/// Protocols that carry HTTP again, such as h2c (RFC 9113 section 3.1) or TLS (RFC 2817): requests in them would go past
-/// the routes, the limits and the log.
+/// True for protocols that carry HTTP again, such as h2c (RFC 9113 section 3.1) or TLS (RFC 2817):
+/// requests inside them would bypass routes, limits and the log (h2c smuggling).
 fn carries_http(protocol: &[u8]) -> bool {
     [&b"h2"[..], b"h3", b"http", b"tls"].iter().any(|prefix| {
         protocol
@@ -329,9 +337,10 @@ fn carries_http(protocol: &[u8]) -> bool {
     })
 }
 
-/// `X_Forwarded_For` and the like: some servers read them as the field with dashes that we vouch for.
+/// True for names such as `X_Forwarded_For`: some servers read them as the field with dashes, which
+/// we vouch for.
 fn is_underscored_twin(name: &[u8]) -> bool {
-    // The longest name that is known; beyond it a beginning can be known.
+    // Longest known name; a longer one can begin with a known prefix.
     const LONGEST: usize = 17;
     if !name.contains(&b'_') {
         return false;
@@ -350,7 +359,7 @@ fn is_underscored_twin(name: &[u8]) -> bool {
     }
 }
 
-/// Splits `http://host/path?query`; the authority must be that of Host, RFC 9112 section 3.2.2.
+/// Splits `http://host/path?query`; the authority must equal Host, RFC 9112 section 3.2.2.
 fn split_absolute(
     text: &[u8],
     bytes: &[u8],
@@ -380,7 +389,7 @@ fn split_absolute(
     }
     let target = match path {
         [b'/', ..] => Span::of(path, bytes),
-        // An empty path is `/`, or `*` for OPTIONS: both stand in every such target's own scheme or head.
+        // An empty path means `/`, or `*` for OPTIONS (RFC 9110 section 4.2.3).
         [] if is_options => return Err(malformed("OPTIONS for a server needs the target `*`")),
         [] => slash_of(text, bytes),
         _ => return Err(malformed("a query without a path in the target")),
@@ -388,7 +397,7 @@ fn split_absolute(
     Ok((target, Span::of(authority, bytes)))
 }
 
-/// A span over one `/` of the scheme's `//`: the target of a URL without a path.
+/// Returns a span over one `/` of the scheme's `//`: the target of a URL without a path.
 fn slash_of(text: &[u8], bytes: &[u8]) -> Span {
     let slash = text
         .iter()
@@ -399,8 +408,8 @@ fn slash_of(text: &[u8], bytes: &[u8]) -> Span {
         .unwrap_or_default()
 }
 
-/// `host` or `host:port`, not empty, without user information, RFC 3986 section 3.2. Without escapes: one reader would
-/// decode `a%2fb`, another one would not.
+/// True for `host` or `host:port` without user information, RFC 3986 section 3.2. Escapes are
+/// refused: one parser would decode `a%2fb`, another would not.
 fn is_authority(text: &[u8]) -> bool {
     let (host, port) = if let [b'[', rest @ ..] = text {
         let Some(end) = rest.iter().position(|byte| *byte == b']') else {
@@ -418,7 +427,7 @@ fn is_authority(text: &[u8]) -> bool {
     };
     host && match port {
         [] | [b':'] => true,
-        // At most five digits, so that no reader's arithmetic can wrap.
+        // At most five digits, so that no parser's arithmetic can wrap.
         [b':', digits @ ..] if digits.len() <= 5 => {
             content_length(digits).is_some_and(|port| u16::try_from(port).is_ok())
         }
@@ -426,7 +435,7 @@ fn is_authority(text: &[u8]) -> bool {
     }
 }
 
-/// A head that outgrew its limit: the target is to blame if the first line has not ended.
+/// Error of a head that exceeds its limit: 414 if the first line is too long, otherwise 431.
 fn too_large(bytes: &[u8], limits: HeadLimits) -> RequestHeadError {
     let line = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
     if line > limits.bytes / 2 {
@@ -442,7 +451,8 @@ fn too_large(bytes: &[u8], limits: HeadLimits) -> RequestHeadError {
     }
 }
 
-/// Refuses early what can no longer become a good head; nothing that would be accepted if it came at once.
+/// Refuses early what can no longer become a valid head; never what would be accepted if it came at
+/// once.
 fn check_partial(bytes: &[u8], limits: HeadLimits) -> Result<(), RequestHeadError> {
     let is_line_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
     let start = bytes.iter().position(|byte| !is_line_end(byte));
@@ -475,7 +485,7 @@ fn refusal_of(error: httparse::Error, bytes: &[u8]) -> RequestHeadError {
     }
 }
 
-/// The first line ends in a well-formed `HTTP/x.y` that is not ours.
+/// True if the first line ends in a well-formed `HTTP/x.y` that we do not speak.
 fn asks_for_other_version(bytes: &[u8]) -> bool {
     let line = bytes
         .split(|byte| *byte == b'\n')
@@ -489,7 +499,8 @@ fn asks_for_other_version(bytes: &[u8]) -> bool {
     )
 }
 
-/// 501 for a well-formed list of other codings before a final `chunked`, 400 for all else; RFC 9112 section 6.1.
+/// Error of an unsupported coding: 501 for a well-formed list of known codings before a final
+/// `chunked`, 400 otherwise; RFC 9112 section 6.1.
 fn refused_coding(coding: &[u8]) -> RequestHeadError {
     const KNOWN: [&[u8]; 8] = [
         b"gzip",

@@ -1,4 +1,4 @@
-//! What is refused and why, and what is accepted and as what: a row per case of RFC 9112 sections 2 to 7 and 11.
+//! Accepted and refused requests: a case per rule of RFC 9112 sections 2 to 7 and 11.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn parse(bytes: &[u8]) -> Result<RequestHead, RequestHeadError> {
     Ok(head)
 }
 
-/// `POST / HTTP/1.1` with a Host and `fields`.
+/// Parses `POST / HTTP/1.1` with a Host and `fields`.
 fn with(fields: &str) -> Result<RequestHead, RequestHeadError> {
     parse(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n").as_bytes())
 }

@@ -1,4 +1,5 @@
-//! Reads a response head of a backend and decides whether it means exactly one thing (RFC 9112 sections 4 and 6).
+//! Parses a response head of a backend and accepts it only if it has exactly one meaning (RFC 9112
+//! sections 4 and 6).
 
 use std::mem::MaybeUninit;
 
@@ -10,34 +11,35 @@ use super::{
 };
 use crate::reason::Reason;
 
-/// Most bytes of a response head. A backend that sends more is broken; HAProxy allows 16 KiB, nginx 4 to 8 KiB.
+/// Bytes of a response head. A backend that sends more is broken; HAProxy allows 16 KiB, nginx 4 to
+/// 8 KiB.
 pub const MAX_HEAD_BYTES: usize = 64 << 10;
-/// How large a response head may be, and the trailers of a response.
+/// Size limits of a response head and of the trailers of a response.
 pub const RESPONSE_LIMITS: HeadLimits = HeadLimits {
     fields: MAX_FIELDS,
     bytes: MAX_HEAD_BYTES,
 };
 
-/// How long a response body is, RFC 9112 section 6.3.
+/// Length of a response body, RFC 9112 section 6.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ResponseFraming {
-    /// No body by the rules: HEAD, 1xx, 204, 304.
+    /// No body by definition: HEAD, 1xx, 204, 304.
     #[default]
     None,
-    /// So many bytes.
+    /// This many bytes.
     Length(u64),
     /// Chunked.
     Chunked,
-    /// Until the backend closes.
+    /// Until the backend closes the connection.
     UntilClose,
 }
 
-/// An answer that is not valid: why, and what exactly for the log at debug level.
+/// Cause for which a response head is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResponseHeadError {
-    /// Gives the status.
+    /// Reason that gives the status.
     pub reason: Reason,
-    /// Says what is wrong.
+    /// Text for the log at debug level.
     pub detail: &'static str,
 }
 
@@ -53,36 +55,38 @@ const TOO_LARGE: ResponseHeadError = ResponseHeadError {
     detail: "the response head is too large",
 };
 
-/// A response head: spans into the buffer it was parsed from, which the caller keeps.
+/// Response head: spans into the buffer it was parsed from, which the caller keeps.
 #[derive(Debug, Default)]
 pub struct ResponseHead {
     /// Length of the head with its empty line.
     pub len: usize,
-    /// The fields; those for one hop are struck out already.
+    /// Fields; those of one hop are struck out already.
     pub fields: HeadFields,
-    /// 100..=599.
+    /// Status, 100..=599.
     pub status: u16,
-    /// The backend's reason phrase; may be empty.
+    /// Reason phrase of the backend; may be empty.
     pub phrase: Span,
-    /// How the body is framed.
+    /// Framing of the body.
     pub framing: ResponseFraming,
-    /// Length of a chunked body, which only HTTP/2 can declare; [`ResponseHead::parse`] leaves it to its caller.
+    /// Length of a chunked body, which only HTTP/2 can declare; [`ResponseHead::parse`] leaves it
+    /// to its caller.
     pub declared_length: Option<u64>,
-    /// The length the backend announced without sending it: HEAD and 304.
+    /// Announced length of a body that is not sent: HEAD and 304.
     pub announced: Option<u64>,
-    /// The backend allows another request on this connection.
+    /// True if the backend allows another request on this connection.
     pub keep_alive: bool,
-    /// The protocol of a 101, or what a 426 asks for.
+    /// Protocol of a 101, or the one that a 426 requires.
     pub upgrade: Option<Span>,
 }
 
 impl ResponseHead {
-    /// Reads a head from the beginning of `bytes`, the answer to `method`. `Ok(false)`: more bytes are needed.
+    /// Parses a head at the beginning of `bytes`, the response to `method`. `Ok(false)`: more bytes
+    /// are needed.
     ///
     /// # Errors
-    /// The answer is not valid HTTP/1, or too large.
+    /// The response is not valid HTTP/1, or too large.
     pub fn parse(&mut self, bytes: &[u8], method: &[u8]) -> Result<bool, ResponseHeadError> {
-        // The tokenizer skips empty lines for as long as they come; no status line begins with one.
+        // The tokenizer skips any number of empty lines; no status line begins with one.
         if matches!(bytes.first(), Some(b'\r' | b'\n')) {
             return Err(invalid("empty lines before the response"));
         }
@@ -135,8 +139,8 @@ impl ResponseHead {
         method: &[u8],
     ) -> Result<(), ResponseHeadError> {
         let framing = if self.status == 101 {
-            // What follows is no content: a length or a coding, which RFC 9110 section 8.6 and RFC 9112 section 6.1 forbid,
-            // says nothing about it and is left out.
+            // Tunnel data follows, no content. RFC 9110 section 8.6 and RFC 9112 section 6.1 forbid
+            // a length or a coding here, so they are ignored and left out.
             ResponseFraming::UntilClose
         } else {
             self.check_framing(bytes, version)?
@@ -157,12 +161,12 @@ impl ResponseHead {
             .filter(|value| !value.is_empty())
             .filter(|_| match self.status {
                 101 => fields.has_connection_option(b"upgrade", bytes),
-                // RFC 9110 section 15.5.22: without it the response has no meaning.
+                // RFC 9110 section 15.5.22: a 426 requires `Upgrade`.
                 status => status == 426,
             });
         (self.announced, self.declared_length) = (None, None);
         self.framing = if interim || self.status == 204 {
-            // A body of 204 is against the rules: whatever follows cannot be trusted.
+            // A body after 204 is a violation, so the following bytes cannot be trusted.
             self.keep_alive &= matches!(
                 framing,
                 ResponseFraming::UntilClose | ResponseFraming::Length(0)
@@ -181,6 +185,8 @@ impl ResponseHead {
         Ok(())
     }
 
+    /// Decides the framing. As for requests, two lengths are refused: a cache that takes the other
+    /// one would take the rest for the next response (response splitting).
     fn check_framing(
         &self,
         bytes: &[u8],
@@ -223,7 +229,7 @@ impl ResponseHead {
         (100..200).contains(&self.status) && self.status != 101
     }
 
-    /// True if a 101 switches to one of the protocols that were asked for, RFC 9110 section 7.8.
+    /// True if a 101 switches to one of the requested protocols, RFC 9110 section 7.8.
     pub fn switches_to(&self, asked: &[u8], bytes: &[u8]) -> bool {
         self.upgrade.is_some_and(|upgrade| {
             let mut protocols = list(upgrade.get(bytes)).peekable();
@@ -234,8 +240,9 @@ impl ResponseHead {
     }
 }
 
-/// A 1xx has no body, whatever it announces, and HTTP/1.0 has no 1xx: a reader that thinks otherwise would take the final
-/// response for the body, or this one for the final one (RFC 9110 sections 8.6 and 15.2, RFC 9112 section 6.1).
+/// Checks a 1xx. It has no body, and HTTP/1.0 has no 1xx: a parser that thinks otherwise would take
+/// the final response for the body, or this one for the final one (RFC 9110 sections 8.6 and 15.2,
+/// RFC 9112 section 6.1).
 fn check_interim(framing: ResponseFraming, version: HttpVersion) -> Result<(), ResponseHeadError> {
     if version == HttpVersion::Http10 {
         return Err(invalid("a 1xx in HTTP/1.0"));

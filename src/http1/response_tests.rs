@@ -1,4 +1,5 @@
-//! Which answers of a backend are valid, and how their bodies are framed: a row per case of RFC 9112 sections 4 and 6.
+//! Valid and invalid responses, and the framing of their bodies: a case per rule of RFC 9112
+//! sections 4 and 6.
 
 use super::*;
 

@@ -1,94 +1,95 @@
 //! Frames, RFC 9113 sections 4 and 6.
 
-/// What a client sends first, RFC 9113 section 3.4.
+/// First bytes of a client, RFC 9113 section 3.4.
 pub const CLIENT_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Length of a frame's header, RFC 9113 section 4.1.
+/// Length of a frame header, RFC 9113 section 4.1.
 pub const HEADER_BYTES: usize = 9;
-/// Largest payload that we take and send: what every peer takes, RFC 9113 section 4.2.
+/// Largest payload that we accept and send. Every peer must accept it (RFC 9113 section 4.2), and
+/// larger frames would let one stream delay the others.
 pub const MAX_PAYLOAD_BYTES: usize = 16 << 10;
-/// The largest window, RFC 9113 section 6.9.1, and the largest id of a stream.
+/// Largest flow-control window, RFC 9113 section 6.9.1.
 pub const MAX_WINDOW_SIZE: u32 = (1 << 31) - 1;
-/// What windows begin with, RFC 9113 section 6.9.2.
+/// Initial window of connections and streams, RFC 9113 section 6.9.2.
 pub const INITIAL_WINDOW: u32 = 65_535;
 
-/// Kinds of frames.
+/// Frame types, RFC 9113 section 6.
 pub mod kind {
-    /// Part of a body.
+    /// Content of a message.
     pub const DATA: u8 = 0;
-    /// Fields: a head or trailers.
+    /// Field block: a head or trailers.
     pub const HEADERS: u8 = 1;
-    /// Means nothing any more.
+    /// Deprecated (RFC 9113 section 5.3.2), still sent by browsers.
     pub const PRIORITY: u8 = 2;
-    /// Ends a stream.
+    /// Ends a stream with an error code.
     pub const RST_STREAM: u8 = 3;
-    /// What the sender wants.
+    /// Parameters of the sender.
     pub const SETTINGS: u8 = 4;
-    /// A request that the client is to have made.
+    /// Announces a pushed response; we never allow it.
     pub const PUSH_PROMISE: u8 = 5;
-    /// To be answered.
+    /// Must be acknowledged by the peer.
     pub const PING: u8 = 6;
-    /// No more streams.
+    /// No more streams are accepted.
     pub const GOAWAY: u8 = 7;
-    /// More may be sent.
+    /// Enlarges a window.
     pub const WINDOW_UPDATE: u8 = 8;
-    /// More fields.
+    /// Continues a field block.
     pub const CONTINUATION: u8 = 9;
 }
 
-/// Flags of frames.
+/// Frame flags.
 pub mod flag {
-    /// The last frame of its sender on the stream.
+    /// Last frame of the sender on the stream.
     pub const END_STREAM: u8 = 1;
-    /// An answer to SETTINGS or PING.
+    /// Acknowledges SETTINGS or PING.
     pub const ACK: u8 = 1;
-    /// No CONTINUATION follows.
+    /// The field block is complete: no CONTINUATION follows.
     pub const END_HEADERS: u8 = 4;
-    /// The first byte says how many of the last mean nothing.
+    /// The first byte is the length of the padding at the end.
     pub const PADDED: u8 = 8;
-    /// Five bytes of priority stand before the fields.
+    /// Five bytes of priority come before the fields.
     pub const PRIORITY: u8 = 0x20;
 }
 
 /// Settings, RFC 9113 section 6.5.2 and RFC 8441 section 3.
 pub mod setting {
-    /// The client takes pushed responses.
+    /// The client accepts pushed responses.
     pub const ENABLE_PUSH: u16 = 2;
-    /// Streams at a time.
+    /// Concurrent streams that the sender accepts.
     pub const MAX_CONCURRENT_STREAMS: u16 = 3;
-    /// Window of each new stream.
+    /// Initial window of each new stream.
     pub const INITIAL_WINDOW_SIZE: u16 = 4;
-    /// Largest payload.
+    /// Largest payload that the sender accepts.
     pub const MAX_FRAME_SIZE: u16 = 5;
-    /// Largest list of fields.
+    /// Largest field section that the sender accepts; advisory.
     pub const MAX_HEADER_LIST_SIZE: u16 = 6;
-    /// The server takes extended CONNECT.
+    /// The server supports extended CONNECT.
     pub const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 }
 
-/// Why a stream or a connection ends, RFC 9113 section 7.
+/// Error code of a stream or connection, RFC 9113 section 7.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ErrorCode(pub u32);
 
 impl ErrorCode {
-    /// In order.
+    /// Graceful shutdown.
     pub const NO_ERROR: Self = Self(0);
-    /// What was sent is not allowed.
+    /// Protocol violation.
     pub const PROTOCOL_ERROR: Self = Self(1);
-    /// Something has gone wrong here.
+    /// Fault of the sender.
     pub const INTERNAL_ERROR: Self = Self(2);
     /// More was sent than the window allows.
     pub const FLOW_CONTROL_ERROR: Self = Self(3);
-    /// A frame for a stream that was ended.
+    /// Frame for a closed stream.
     pub const STREAM_CLOSED: Self = Self(5);
-    /// A frame of an invalid size.
+    /// Invalid frame size.
     pub const FRAME_SIZE_ERROR: Self = Self(6);
-    /// Nothing was done with the request.
+    /// The request was not processed and may be sent again.
     pub const REFUSED_STREAM: Self = Self(7);
-    /// The stream is no longer wanted.
+    /// The stream is no longer needed.
     pub const CANCEL: Self = Self(8);
-    /// Fields that cannot be decoded.
+    /// The field block cannot be decoded.
     pub const COMPRESSION_ERROR: Self = Self(9);
-    /// Too much work.
+    /// The peer causes too much work.
     pub const ENHANCE_YOUR_CALM: Self = Self(11);
 }
 
@@ -117,21 +118,21 @@ impl std::fmt::Display for ErrorCode {
     }
 }
 
-/// The header of a frame, RFC 9113 section 4.1.
+/// Frame header, RFC 9113 section 4.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
     /// Length of the payload.
     pub length: usize,
-    /// One of [`kind`], or another.
+    /// Type: one of [`kind`], or an unknown one.
     pub kind: u8,
-    /// Of [`flag`].
+    /// Flags, see [`flag`].
     pub flags: u8,
-    /// 0 for the connection.
+    /// Stream id; 0 for the connection.
     pub stream: u32,
 }
 
 impl Frame {
-    /// The header that `bytes` begin with, if it is all there.
+    /// Reads the header at the beginning of `bytes`, if complete.
     pub fn read(bytes: &[u8]) -> Option<Self> {
         let header = bytes.first_chunk::<HEADER_BYTES>()?;
         let [high, middle, low, kind, flags, stream @ ..] = *header;
@@ -143,19 +144,19 @@ impl Frame {
         })
     }
 
-    /// It has the flag.
+    /// True if the flag is set.
     pub const fn has(self, flag: u8) -> bool {
         self.flags & flag != 0
     }
 
-    /// Writes the header into the room that was left for it in `out` at `start`.
+    /// Writes the header into its reserved space in `out` at `start`.
     pub fn write_at(self, out: &mut [u8], start: usize) {
         if let Some(place) = out.get_mut(start..start + HEADER_BYTES) {
             place.copy_from_slice(&self.bytes());
         }
     }
 
-    /// The bytes of the header.
+    /// Bytes of the header.
     pub fn bytes(self) -> [u8; HEADER_BYTES] {
         let [_, high, middle, low] = (self.length as u32).to_be_bytes();
         let [a, b, c, d] = self.stream.to_be_bytes();
@@ -163,7 +164,7 @@ impl Frame {
     }
 }
 
-/// Appends a frame with a payload that is there.
+/// Appends a frame.
 pub fn write(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
     let frame = Frame {
         length: payload.len(),
@@ -175,7 +176,7 @@ pub fn write(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]
     out.extend_from_slice(payload);
 }
 
-/// Appends a frame whose payload is four bytes: RST_STREAM or WINDOW_UPDATE.
+/// Appends a frame with a payload of four bytes: RST_STREAM or WINDOW_UPDATE.
 pub fn write_u32(out: &mut Vec<u8>, kind: u8, stream: u32, value: u32) {
     write(out, kind, 0, stream, &value.to_be_bytes());
 }
@@ -196,7 +197,7 @@ pub fn write_settings(out: &mut Vec<u8>, settings: &[(u16, u32)]) {
     write(out, kind::SETTINGS, 0, 0, &payload);
 }
 
-/// Names and values of a SETTINGS payload, whose length is a multiple of six.
+/// Iterates over the names and values of a SETTINGS payload, whose length is a multiple of six.
 pub fn settings(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> {
     payload.chunks_exact(6).filter_map(|setting| {
         let (name, value) = setting.split_first_chunk::<2>()?;
@@ -205,22 +206,25 @@ pub fn settings(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> {
     })
 }
 
-/// The four bytes at `at`, without the first bit, which is reserved.
+/// Reads four bytes at `at` without the reserved first bit.
 pub fn u31(payload: &[u8], at: usize) -> Option<u32> {
     u32_at(payload, at).map(|value| value & MAX_WINDOW_SIZE)
 }
 
-/// The four bytes at `at`.
+/// Reads four bytes at `at`.
 pub fn u32_at(payload: &[u8], at: usize) -> Option<u32> {
     let bytes = payload.get(at..)?.first_chunk::<4>()?;
     Some(u32::from_be_bytes(*bytes))
 }
 
-/// Appends the fields that `write` gives as HEADERS, and CONTINUATION where they are too long for one frame.
+/// Appends the field block that `write` appends, as HEADERS and, if too long for one frame,
+/// CONTINUATION.
 pub fn write_fields(out: &mut Vec<u8>, stream: u32, ends: bool, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_BYTES]);
     write(out);
+    // The header goes in front of the block when its length is known: no second buffer for usual
+    // heads.
     let length = out.len() - start - HEADER_BYTES;
     let mut flags = if ends { flag::END_STREAM } else { 0 };
     if length > MAX_PAYLOAD_BYTES {

@@ -1,6 +1,6 @@
-//! What the bytes of HTTP/2 mean, and how they are written: frames (RFC 9113), and the compression of heads (RFC 7541).
+//! HTTP/2 codec: frames (RFC 9113) and field compression (RFC 7541).
 //!
-//! Pure: no sockets, no streams. What becomes of a frame is decided in `net/h2/`.
+//! Pure: no sockets, no streams. The effect of a frame is decided in `net/h2/`.
 
 pub mod frame;
 pub mod hpack;
@@ -13,7 +13,7 @@ pub fn is_grpc(content_type: &[u8]) -> bool {
     start.eq_ignore_ascii_case(b"application/grpc") && matches!(rest, [] | [b'+' | b';' | b' ', ..])
 }
 
-/// Value of `grpc-timeout`: at most eight digits and a unit; `None` if it is none.
+/// Parses `grpc-timeout`: at most eight digits and a unit; `None` if malformed.
 pub fn grpc_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {

@@ -1,19 +1,20 @@
-//! Field blocks as lists of fields, RFC 7541 section 6.
+//! Decoder of field blocks, RFC 7541 section 6.
 
 use super::{FIELD_OVERHEAD, MalformedError, dynamic_table::DynamicTable, huffman, static_table};
 
-/// Largest table that a peer may use, which is also what it may begin with: RFC 9113 section 6.5.2.
+/// Largest dynamic table of a peer, which is the default of RFC 9113 section 6.5.2: memory per
+/// connection.
 const MAX_TABLE_BYTES: usize = 4_096;
-/// Numbers beyond this are no lengths or places of anything.
+/// Largest integer that can be a length or an index here; bounds the arithmetic.
 const MAX_INTEGER: usize = 1 << 24;
 
-/// Decoded fields of a block, in order: bytes as they came, nothing of them checked.
+/// Decoded fields of a block, in order and unchecked.
 #[derive(Debug, Default)]
 pub struct FieldList {
-    /// Name and value of one field after the other.
+    /// Names and values, one field after the other.
     bytes: Vec<u8>,
     lengths: Vec<FieldLengths>,
-    /// The block had more fields than were to be kept.
+    /// The block had more fields than were kept.
     is_cut: bool,
 }
 
@@ -24,7 +25,7 @@ struct FieldLengths {
 }
 
 impl FieldList {
-    /// Names and values.
+    /// Iterates over names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut rest = &self.bytes[..];
         self.lengths.iter().map(move |field| {
@@ -35,22 +36,22 @@ impl FieldList {
         })
     }
 
-    /// How many fields there are.
+    /// Number of fields.
     pub fn len(&self) -> usize {
         self.lengths.len()
     }
 
-    /// There is none.
+    /// True if there is none.
     pub fn is_empty(&self) -> bool {
         self.lengths.is_empty()
     }
 
-    /// Size of all fields as RFC 9113 section 6.5.2 counts it.
+    /// Size of all fields by the rule of RFC 9113 section 6.5.2.
     pub fn size(&self) -> usize {
         self.bytes.len() + FIELD_OVERHEAD * self.lengths.len()
     }
 
-    /// False: these are the first fields of a block that has more than were to be kept.
+    /// False if the block had more fields than were kept.
     pub fn is_whole(&self) -> bool {
         !self.is_cut
     }
@@ -62,7 +63,7 @@ impl FieldList {
         self.is_cut = false;
     }
 
-    /// Removes the last field; gives its size.
+    /// Removes the last field; returns its size.
     fn drop_last(&mut self) -> usize {
         let last = self
             .lengths
@@ -73,28 +74,30 @@ impl FieldList {
         length + FIELD_OVERHEAD
     }
 
-    /// The field whose bytes were appended from `start` on, the first `name` of them those of its name.
+    /// Adds the field whose bytes were appended from `start` on; its name has `name` bytes.
     fn close(&mut self, start: usize, name: usize) {
         let value = self.bytes.len() - start - name;
         self.lengths.push(FieldLengths { name, value });
     }
 }
 
-/// Why a block was not decoded. The connection cannot go on: its table is not what the peer thinks it is.
+/// Cause for which a block cannot be decoded. It is fatal: from here on our table differs from that
+/// of the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HpackError {
-    /// It is no field block.
+    /// Not a valid field block.
     Malformed,
-    /// Its fields are larger than [`SizeLimits::decoded`].
+    /// The fields exceed [`SizeLimits::decoded`].
     TooLarge,
 }
 
-/// Sizes of the fields of a block, counted as by [`FieldList::size`].
+/// Size limits for the fields of a block, counted as by [`FieldList::size`].
 #[derive(Debug, Clone, Copy)]
 pub struct SizeLimits {
-    /// Fields beyond this are decoded, as the table asks for, and not kept.
+    /// Further fields are decoded, as the table must follow, but not kept.
     pub kept: usize,
-    /// A block with more ends the connection: bounds the work for one block.
+    /// A larger block is an error: bounds the work for one block, in which one byte can stand for 4
+    /// KiB.
     pub decoded: usize,
 }
 
@@ -104,7 +107,7 @@ impl From<MalformedError> for HpackError {
     }
 }
 
-/// Decodes the field blocks of one connection, one after the other.
+/// Decoder of the field blocks of one connection, in order.
 #[derive(Debug)]
 pub struct HpackDecoder {
     table: DynamicTable,
@@ -119,10 +122,10 @@ impl Default for HpackDecoder {
 }
 
 impl HpackDecoder {
-    /// Decodes `block`, which is whole, into `fields`, whose size stays within `limits.kept`.
+    /// Decodes a complete block into `fields`, which keeps at most `limits.kept`.
     ///
     /// # Errors
-    /// The block is malformed, or too large; the decoder is of no use any more.
+    /// The block is malformed or too large; the decoder cannot be used any more.
     pub fn decode(
         &mut self,
         block: &[u8],
@@ -132,6 +135,7 @@ impl HpackDecoder {
         fields.clear();
         let mut dropped = 0;
         let mut input = BlockReader(block);
+        // Representations differ in their first bits, section 6.
         while let Some(first) = input.0.first().copied() {
             match first {
                 0x80.. => {
@@ -146,7 +150,7 @@ impl HpackDecoder {
                 }
                 0x20.. => {
                     let size = input.number(5)?;
-                    // Section 4.2: before the first field, and within what we have allowed.
+                    // Section 4.2: only before the first field, and within our limit.
                     if !fields.is_empty() || fields.is_cut || size > MAX_TABLE_BYTES {
                         return Err(HpackError::Malformed);
                     }
@@ -185,7 +189,7 @@ impl HpackDecoder {
         entry.ok_or(MalformedError)
     }
 
-    /// Appends a field whose value, at least, is spelled out; gives where it begins and the length of its name.
+    /// Appends a field with a literal value; returns its start and the length of its name.
     fn literal(
         &self,
         input: &mut BlockReader<'_>,
@@ -204,7 +208,7 @@ impl HpackDecoder {
     }
 }
 
-/// What is left of a block.
+/// Remaining bytes of a block.
 struct BlockReader<'b>(&'b [u8]);
 
 impl BlockReader<'_> {
@@ -214,7 +218,7 @@ impl BlockReader<'_> {
         Ok(*first)
     }
 
-    /// A number whose first `prefix` bits are in the next byte, section 5.1.
+    /// Reads an integer whose first `prefix` bits are in the next byte, section 5.1.
     fn number(&mut self, prefix: u32) -> Result<usize, MalformedError> {
         let most = (1_usize << prefix) - 1;
         let mut number = usize::from(self.byte()?) & most;

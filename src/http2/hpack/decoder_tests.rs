@@ -1,4 +1,4 @@
-//! Blocks of the RFC, and blocks of nobody.
+//! Field blocks of the RFC, random blocks, and malformed ones.
 
 use super::{super::encoder, *};
 use crate::base::rng::Random;
@@ -11,7 +11,7 @@ fn bytes(hex: &str) -> Vec<u8> {
         .collect()
 }
 
-/// More than `most` is an error.
+/// Limits above which a block is an error.
 const fn limits(most: usize) -> SizeLimits {
     SizeLimits {
         kept: most,
@@ -55,7 +55,8 @@ const REQUESTS: [&[&str]; 3] = [
 
 #[test]
 fn the_requests_of_the_rfc_are_read() {
-    // RFC 7541 appendices C.3 and C.4: three requests on one connection, without the Huffman code and with it.
+    // RFC 7541 appendices C.3 and C.4: three requests on one connection, without the Huffman code
+    // and with it.
     let plain = [
         "8286 8441 0f77 7777 2e65 7861 6d70 6c65 2e63 6f6d",
         "8286 84be 5808 6e6f 2d63 6163 6865",
@@ -107,7 +108,7 @@ fn entries_go_as_the_table_is_full() {
             "set-cookie: foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1"
         ]
     );
-    // The oldest of them is the last that is left: three entries, 215 bytes.
+    // Three entries are left, 215 bytes.
     assert!(decode(&mut decoder, &[0xc0]).is_ok());
     assert!(decode(&mut decoder, &[0xc1]).is_err());
 }
@@ -156,7 +157,7 @@ fn small_blocks_of_large_fields_are_bounded() {
 fn what_is_beyond_the_limit_is_entered_in_the_table_and_not_kept() {
     let mut block = vec![0x82, 0x40, 1, b'a', 100];
     block.extend([b'x'; 100]);
-    // 134 bytes each, and one that is spelled out and entered behind the limit.
+    // 134 bytes each, and one literal behind the limit that enters the table.
     block.extend([0xbe; 20]);
     block.extend([0x40, 1, b'b', 1, b'y']);
     let limits = SizeLimits {

@@ -1,19 +1,20 @@
-//! The dynamic table of a decoder, RFC 7541 section 2.3.2.
+//! Dynamic table of a decoder, RFC 7541 section 2.3.2.
 
 use std::collections::VecDeque;
 
 use super::FIELD_OVERHEAD;
 
-/// How many bytes of entries that are gone may stand before the others until these are moved.
+/// Bytes of evicted entries that are kept until the others are moved: moving at every eviction
+/// would cost a copy of the table per field.
 const COMPACT_THRESHOLD_BYTES: usize = 1 << 10;
 
-/// Fields that the peer has entered, the newest last.
+/// Fields that the peer has added, newest last.
 #[derive(Debug)]
 pub(super) struct DynamicTable {
-    /// Name and value of one entry after the other; those that are gone stand first.
+    /// Names and values, one entry after the other; evicted ones come first.
     bytes: Vec<u8>,
     entries: VecDeque<TableEntry>,
-    /// As RFC 7541 section 4.1 counts.
+    /// Size by the rule of RFC 7541 section 4.1.
     size: usize,
     most: usize,
 }
@@ -41,7 +42,7 @@ impl DynamicTable {
         }
     }
 
-    /// Name and value of the entry at `place`, counted from the newest, which is 0.
+    /// Name and value of an entry, counted from the newest, which is 0.
     pub(super) fn get(&self, place: usize) -> Option<(&[u8], &[u8])> {
         let place = self.entries.len().checked_sub(place + 1)?;
         let entry = self.entries.get(place)?;
@@ -51,7 +52,8 @@ impl DynamicTable {
         Some((name, value))
     }
 
-    /// Enters a field, for which the oldest ones have to go; one that is too large takes all of them along (section 4.4).
+    /// Adds a field and evicts the oldest ones; one that is larger than the table empties it
+    /// (section 4.4).
     pub(super) fn insert(&mut self, name: &[u8], value: &[u8]) {
         let entry = TableEntry {
             start: 0,
@@ -70,13 +72,13 @@ impl DynamicTable {
         self.size += size;
     }
 
-    /// The peer has chosen how large the table may be.
+    /// Applies a size update of the peer.
     pub(super) fn resize(&mut self, most: usize) {
         self.most = most;
         self.shrink(most);
     }
 
-    /// Lets the oldest entries go until no more than `size` is left.
+    /// Evicts the oldest entries until at most `size` is used.
     fn shrink(&mut self, size: usize) {
         while self.size > size
             && let Some(oldest) = self.entries.pop_front()

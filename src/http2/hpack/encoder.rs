@@ -1,11 +1,12 @@
-//! Fields as a field block, RFC 7541 section 6: the names of the static table, and literals.
+//! Encoder of field blocks, RFC 7541 section 6: static table and literals only.
 
 use super::{huffman, static_table};
 
-/// Longest name that is written in lower case without an allocation.
+/// Longest name that is converted to lower case without an allocation.
 const USUAL_NAME: usize = 64;
 
-/// Begins the first block of a connection: the table is empty and stays so, whatever the peer allows (RFC 7541 section 4.2).
+/// Begins the first block of a connection: sets the dynamic table to size 0, which it keeps (RFC
+/// 7541 section 4.2).
 pub fn begin(out: &mut Vec<u8>) {
     number(out, 0, 5, 0x20);
 }
@@ -17,7 +18,7 @@ pub fn status(out: &mut Vec<u8>, status: u16) {
     field(out, b":status", &digits);
 }
 
-/// Appends a field, its name in lower case.
+/// Appends a field, with its name in lower case (RFC 9113 section 8.2.1).
 pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     let mut room = [0; USUAL_NAME];
     let long;
@@ -34,7 +35,8 @@ pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     if let Some(place) = static_table::find(name, value) {
         return number(out, place, 7, 0x80);
     }
-    // Section 7.1.3: what is secret must not be entered into the table of any other hop either.
+    // Section 7.1.3: secrets must not enter the table of any later hop either, where they could be
+    // guessed by compressed size (CRIME).
     let kind = if is_secret(name) { 0x10 } else { 0 };
     if let Some(place) = static_table::find_name(name) {
         number(out, place, 4, kind);
@@ -52,7 +54,7 @@ fn is_secret(name: &[u8]) -> bool {
     )
 }
 
-/// Appends a number with the prefix of so many bits, the others being `first`; section 5.1.
+/// Appends an integer after `first`, whose low `prefix` bits are free; section 5.1.
 fn number(out: &mut Vec<u8>, value: usize, prefix: u32, first: u8) {
     let most = (1_usize << prefix) - 1;
     if value < most {
@@ -68,7 +70,7 @@ fn number(out: &mut Vec<u8>, value: usize, prefix: u32, first: u8) {
     out.push(rest as u8);
 }
 
-/// Appends a string, coded where that is shorter; section 5.2.
+/// Appends a string, Huffman-coded if that is shorter; section 5.2.
 fn string(out: &mut Vec<u8>, text: &[u8]) {
     let coded = huffman::encoded_len(text);
     if coded < text.len() {

@@ -1,10 +1,11 @@
-//! The Huffman code of strings, RFC 7541 section 5.2 and appendix B.
+//! Huffman code of strings, RFC 7541 section 5.2 and appendix B.
 //!
-//! The code is canonical: codes follow each other by length and then by symbol, so the lengths say everything.
+//! The code is canonical: codes follow each other by length and then by symbol, so their lengths
+//! define it. The tables are computed at compile time.
 
 use super::MalformedError;
 
-/// Bits of each symbol's code; the last one is that of the end, which is never sent.
+/// Code length by symbol in bits; the last one is EOS, which is never sent.
 const CODE_LENGTHS: [u8; 257] = [
     13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28,
     28, 28, 28, 28, 28, 28, 28, 28, 6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6, 5, 5,
@@ -17,19 +18,19 @@ const CODE_LENGTHS: [u8; 257] = [
     21, 26, 27, 27, 26, 27, 24, 21, 21, 26, 26, 28, 27, 27, 27, 20, 24, 20, 21, 22, 21, 21, 23, 22,
     22, 25, 25, 24, 24, 26, 23, 26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26, 30,
 ];
-/// The longest code.
+/// Longest code in bits.
 const MAX_CODE_BITS: usize = 30;
 const END_OF_STRING: u16 = 256;
 
-/// The code as it is looked up.
+/// Lookup tables of the code.
 struct HuffmanCode {
     /// Code and length by symbol.
     codes: [(u32, u8); 257],
     /// Symbols in the order of their codes.
     symbols: [u16; 257],
-    /// By length: the first code, the number behind the last, and the place of the first in `symbols`.
+    /// By length: first code, code after the last, and index of the first in `symbols`.
     lengths: [(u32, u32, u16); MAX_CODE_BITS + 1],
-    /// By the next eight bits: symbol and length, where they are enough; length 0 where not.
+    /// By the next eight bits: symbol and length; length 0 if the code is longer.
     short: [(u8, u8); 256],
 }
 
@@ -75,7 +76,7 @@ const fn build() -> HuffmanCode {
 }
 
 impl HuffmanCode {
-    /// The symbol whose code the bits of `window` begin with, from the left, and how many they are.
+    /// Returns the symbol of the code at the left of `window`, and its length.
     #[inline]
     fn find(&self, window: u64) -> (u16, u32) {
         match self.short.get((window >> 56) as usize) {
@@ -99,9 +100,9 @@ impl HuffmanCode {
     }
 }
 
-/// Appends what `input` stands for to `out`.
+/// Decodes `input` and appends it to `out`.
 pub(super) fn decode(mut input: &[u8], out: &mut Vec<u8>) -> Result<(), MalformedError> {
-    // The next bits, from the left.
+    // The next bits, left-aligned.
     let (mut bits, mut count) = (0_u64, 0_u32);
     loop {
         while count < 56
@@ -114,7 +115,8 @@ pub(super) fn decode(mut input: &[u8], out: &mut Vec<u8>) -> Result<(), Malforme
         if count == 0 {
             return Ok(());
         }
-        // What is missing of the last byte is filled with ones: the beginning of the end symbol.
+        // The end of the last byte is padded with ones, the prefix of EOS. Longer or other padding
+        // is malformed (section 5.2).
         let window = bits | u64::MAX >> count;
         let (symbol, length) = HUFFMAN_CODE.find(window);
         if length > count {
@@ -131,13 +133,13 @@ pub(super) fn decode(mut input: &[u8], out: &mut Vec<u8>) -> Result<(), Malforme
     }
 }
 
-/// Bytes that [`encode`] would append.
+/// Number of bytes that [`encode`] would append.
 pub(super) fn encoded_len(text: &[u8]) -> usize {
     let bits: usize = text.iter().map(|byte| usize::from(code_of(*byte).1)).sum();
     bits.div_ceil(8)
 }
 
-/// Appends the code of `text` to `out`.
+/// Encodes `text` and appends it to `out`.
 pub(super) fn encode(text: &[u8], out: &mut Vec<u8>) {
     let (mut bits, mut count) = (0_u64, 0_u32);
     for byte in text {

@@ -1,7 +1,8 @@
-//! The compression of heads and trailers, RFC 7541.
+//! Field compression (HPACK), RFC 7541.
 //!
-//! What comes is decoded with all that the peer may use. What goes is written without a table of its own: from the static
-//! one or as literals, which costs some bytes on the wire and neither memory nor any state of the connection.
+//! Decoding supports everything that a peer may use. Encoding uses no dynamic table, only the
+//! static one and literals: that costs some bytes on the wire, but neither memory nor state per
+//! connection.
 
 mod decoder;
 mod dynamic_table;
@@ -14,9 +15,9 @@ pub use self::{
     encoder::{begin, field, status},
 };
 
-/// What is added to a field's bytes for its size, RFC 7541 section 4.1 and RFC 9113 section 6.5.2.
+/// Added to the bytes of a field for its size, RFC 7541 section 4.1 and RFC 9113 section 6.5.2.
 pub const FIELD_OVERHEAD: usize = 32;
 
-/// These bytes are no code.
+/// Malformed integer, string or index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct MalformedError;

@@ -1,4 +1,4 @@
-//! The static table, RFC 7541 appendix A.
+//! Static table, RFC 7541 appendix A.
 
 /// Fields by index, which begins at 1.
 pub(super) const STATIC_FIELDS: [(&str, &str); 61] = [
@@ -65,7 +65,7 @@ pub(super) const STATIC_FIELDS: [(&str, &str); 61] = [
     ("www-authenticate", ""),
 ];
 
-/// The index of a field with this name and value.
+/// Index of a field with this name and value.
 pub(super) fn find(name: &[u8], value: &[u8]) -> Option<usize> {
     let first = find_name(name)?;
     let from = STATIC_FIELDS.get(first - 1..)?;
@@ -74,11 +74,11 @@ pub(super) fn find(name: &[u8], value: &[u8]) -> Option<usize> {
         .iter()
         .take_while(same)
         .position(|(_, own)| own.as_bytes() == value);
-    // The value of most entries is empty, which says that there is none.
+    // Most entries have an empty value, which means that there is none.
     place.filter(|_| !value.is_empty()).map(|more| first + more)
 }
 
-/// The first index of `name`.
+/// First index of `name`.
 pub(super) fn find_name(name: &[u8]) -> Option<usize> {
     let of_length = BY_LENGTH.get(name.len())?;
     let mut places = of_length.iter().take_while(|place| **place > 0);
@@ -89,12 +89,12 @@ pub(super) fn find_name(name: &[u8]) -> Option<usize> {
     found.map(|place| usize::from(*place))
 }
 
-/// The longest name.
+/// Longest name.
 const MAX_NAME_BYTES: usize = 27;
 /// Most names of one length.
 const MAX_NAMES_PER_LENGTH: usize = 9;
 
-/// The first index of each name, by its length; 0 where there is none.
+/// First index of each name, by its length; 0 marks the end.
 static BY_LENGTH: [[u8; MAX_NAMES_PER_LENGTH]; MAX_NAME_BYTES + 1] = by_length();
 
 #[expect(
@@ -105,7 +105,7 @@ const fn by_length() -> [[u8; MAX_NAMES_PER_LENGTH]; MAX_NAME_BYTES + 1] {
     let mut table = [[0; MAX_NAMES_PER_LENGTH]; MAX_NAME_BYTES + 1];
     let mut place = 0;
     while place < STATIC_FIELDS.len() {
-        // Names that have several values follow each other, and begin with a colon.
+        // Names with several values are adjacent and begin with a colon.
         let name = STATIC_FIELDS[place].0.as_bytes();
         let is_again = place > 0 && {
             let before = STATIC_FIELDS[place - 1].0.as_bytes();

@@ -1,6 +1,7 @@
-//! A message that the engine writes as bytes of HTTP/1.1, sent as frames: what a head consists of, and the body behind it.
+//! Sends the HTTP/1.1 message that the engine writes as frames: splits off the head, decodes the
+//! body.
 //!
-//! Bounded: bytes are taken only as far as the peer's windows and the connection's buffer have room.
+//! Bounded: accepts only as many bytes as the peer's windows and the output buffer can take.
 
 use std::{
     borrow::Cow,
@@ -19,24 +20,24 @@ use crate::{
     http2::{frame::ErrorCode, hpack},
 };
 
-/// Most bytes of a head that we write ourselves: the peer's, and what routes add.
+/// Bytes of a head that we write ourselves: the peer's, and fields that routes add.
 const MAX_HEAD_BYTES: usize = 512 << 10;
-/// Most fields of such a head.
+/// Fields of such a head.
 pub(super) const MAX_FIELDS: usize = 512;
-/// Limits of the trailers that we write: those of the peers were checked when they were read.
+/// Trailer limits; those of peers were checked when they were read.
 const TRAILER_LIMITS: HeadLimits = HeadLimits {
     fields: MAX_FIELDS,
     bytes: MAX_HEAD_BYTES,
 };
 
-/// What is sent behind a head.
+/// Content after a head.
 #[derive(Debug)]
 pub(super) enum BodyEncoder {
-    /// The body. So many bytes to come are known to be of it.
+    /// Body, and the bytes of it that are known to follow.
     Body(BodyDecoder, usize),
     /// Bytes of another protocol.
     Raw,
-    /// The stream has been ended.
+    /// END_STREAM was sent.
     Done,
 }
 
@@ -48,8 +49,7 @@ fn malformed(error: BodyError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// The head whose beginning is in `head` and which goes on with `input`, when it is whole, and how many bytes of `input`
-/// belong to it. What is not whole is kept in `head`.
+/// Collects a head in `head`; returns it once complete, and the bytes of `input` that belong to it.
 pub(super) fn collect<'i>(
     head: &mut Vec<u8>,
     input: &'i [u8],
@@ -71,7 +71,7 @@ pub(super) fn collect<'i>(
     Ok((Some(Cow::Owned(std::mem::take(head))), end - before))
 }
 
-/// How the body is framed, where a field says so: in chunks, also where its length is told as well.
+/// Finds the framing of the body; `Transfer-Encoding` overrides a length.
 pub(super) fn framing(fields: &[httparse::Header<'_>]) -> io::Result<Option<BodyDecoder>> {
     let mut decoder = None;
     for field in fields {
@@ -88,7 +88,7 @@ pub(super) fn framing(fields: &[httparse::Header<'_>]) -> io::Result<Option<Body
     Ok(decoder)
 }
 
-/// The fields that go on, RFC 9113 section 8.2.2.
+/// Fields that are forwarded: RFC 9113 section 8.2.2 forbids the hop-by-hop ones.
 pub(super) fn end_to_end_fields<'f, 'b>(
     fields: &'f [httparse::Header<'b>],
 ) -> impl Iterator<Item = &'f httparse::Header<'b>> {
@@ -97,7 +97,7 @@ pub(super) fn end_to_end_fields<'f, 'b>(
     fields.iter().filter(is_kept)
 }
 
-/// The beginning of the line of a trailer section, and its value.
+/// Splits a trailer section into names and values.
 fn trailers(section: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     section.split(|byte| *byte == b'\n').filter_map(|line| {
         let (name, value) = line.split_at_checked(memchr::memchr(b':', line)?)?;
@@ -106,7 +106,7 @@ fn trailers(section: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 }
 
 impl BodyEncoder {
-    /// Sends body bytes as far as there is room.
+    /// Sends body bytes as far as the windows allow.
     pub(super) fn write(
         &mut self,
         connection: &Connection,
@@ -114,7 +114,8 @@ impl BodyEncoder {
         input: &[u8],
     ) -> io::Result<usize> {
         if matches!(self, Self::Done) {
-            // The body of an answer to HEAD, where the engine did not know the method of a request it refused.
+            // The body of a response to HEAD, written because the engine refused the request before
+            // it knew the method.
             return Ok(input.len());
         }
         let (used, is_end) = connection.send_data(id, |out, room| {
@@ -139,8 +140,8 @@ impl BodyEncoder {
         Ok(used)
     }
 
-    /// Appends the content in `input` to `out` as far as the room goes; gives how many bytes that took, and whether the
-    /// content is whole.
+    /// Appends content of `input` to `out`, at most `room` bytes; returns the bytes used, and true
+    /// at the end of the content.
     fn fill(&mut self, out: &mut Vec<u8>, room: usize, input: &[u8]) -> io::Result<(usize, bool)> {
         let Self::Body(decoder, known) = self else {
             let raw = input.get(..room).unwrap_or(input);
@@ -170,7 +171,7 @@ impl BodyEncoder {
         }
     }
 
-    /// The trailer section, once the content is whole.
+    /// Trailer section, once the content is complete.
     fn trailers(&self) -> &[u8] {
         match self {
             Self::Body(decoder, _) => decoder.trailers(),
@@ -178,7 +179,7 @@ impl BodyEncoder {
         }
     }
 
-    /// Ready when a write takes something, or fails.
+    /// Ready when a write makes progress or fails.
     pub(super) fn poll_writable(
         &self,
         connection: &Connection,
@@ -191,16 +192,16 @@ impl BodyEncoder {
         }
     }
 
-    /// Ends a tunnel. A message ends by its own framing, or not at all.
+    /// Ends a tunnel. A message ends by its own framing, or is incomplete.
     pub(super) fn finish(&mut self, connection: &Connection, id: u32) {
         if matches!(self, Self::Raw) {
-            // Fails only on a stream that is no more.
+            // Fails only on a closed stream.
             let _ = connection.send_data(id, |_, _| Ok(((), true)));
             *self = Self::Done;
         }
     }
 
-    /// How a stream is reset that ends here; `code` is for a message that is not whole.
+    /// Code for a reset at this point; `code` is that for an incomplete message.
     pub(super) const fn cut(&self, code: ErrorCode) -> ErrorCode {
         match self {
             Self::Raw => ErrorCode::CANCEL,

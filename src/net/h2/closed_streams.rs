@@ -1,21 +1,21 @@
-//! Streams that we have ended while frames of the peer for them may be on their way (RFC 9113 section 5.1, "closed").
+//! Streams that we closed while frames for them may still arrive (RFC 9113 section 5.1, "closed").
 
 use std::collections::VecDeque;
 
-/// Fewest ranges that are kept, however few streams a connection may have.
+/// Ranges that are kept at least, however few streams a connection may have.
 const MIN_RANGES: usize = 256;
 
-/// The last streams that we ended, as ranges of ids: streams that are refused or answered in their order make one.
+/// Streams closed last, as ranges of ids: streams that are closed in order form one range.
 #[derive(Debug)]
 pub(super) struct ClosedStreams {
-    /// First and last id of each, in the order in which they were ended.
+    /// First and last id of each range, in the order of closing.
     ranges: VecDeque<(u32, u32)>,
     max_ranges: usize,
 }
 
 impl ClosedStreams {
-    /// For a connection with at most `streams` streams at a time: a round trip can have as many, and those that took their
-    /// place.
+    /// Creates the list for at most `streams` concurrent streams: within a round trip that many may
+    /// be closed, and those that took their place.
     pub(super) fn new(streams: usize) -> Self {
         Self {
             ranges: VecDeque::new(),

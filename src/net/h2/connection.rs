@@ -1,8 +1,9 @@
-//! One HTTP/2 connection, of a client or to a backend: what its streams share, and who drives it.
+//! One HTTP/2 connection, from a client or to a backend, and the loop that drives it.
 //!
-//! Streams append frames to one buffer and wake the driver, which writes what many of them have said at once; it reads, and
-//! wakes those that something has come for. Whoever sends is held up by the peer's windows and by that buffer, whoever is
-//! sent to by ours. With nothing on its way a connection holds no buffer.
+//! Streams append frames to one output buffer and wake the driver. It writes the frames of many
+//! streams with one call, reads, and wakes the streams that received something. Sending is limited
+//! by the peer's windows and the output buffer, receiving by our windows. An idle connection holds
+//! no buffer.
 
 use std::{
     cell::RefCell,
@@ -36,14 +37,15 @@ use crate::{
     },
 };
 
-/// Most reads in a row before others have their turn.
+/// Reads per poll, so that one busy peer does not starve the other tasks of the worker.
 const MAX_READS_PER_POLL: usize = 16;
-/// How long the window of a backend's connection may be used up until further requests go elsewhere.
+/// Time that the connection window of a backend may stay exhausted before new requests go
+/// elsewhere.
 const WINDOW_STALL_TIMEOUT: Duration = Duration::from_millis(100);
-/// Payload of the PING that a client answers when it has seen our GOAWAY.
+/// Payload of the PING that follows our first GOAWAY: its ACK shows that the client has read it.
 pub(super) const SHUTDOWN_PING: [u8; 8] = *b"shutdown";
 
-/// What the streams of a connection can know of it.
+/// Facts about the connection that its streams may query.
 #[derive(Debug)]
 pub(super) struct ConnectionInfo {
     pub agreed: Option<NegotiatedTls>,
@@ -51,7 +53,7 @@ pub(super) struct ConnectionInfo {
     pub peer: Option<SocketAddr>,
 }
 
-/// A connection.
+/// HTTP/2 connection, shared by its driver and its streams.
 #[derive(Debug)]
 pub struct Connection {
     pub(super) info: ConnectionInfo,
@@ -59,8 +61,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// The connection of a client on `stream`, of which `read` has been read already, beginning with the preface. Of its
-    /// streams `max_streams` may be open at a time; `random` makes keys of WebSockets.
+    /// Creates the server side of a client's connection. `read` was read already and begins with
+    /// the preface; at most `max_streams` streams may be open; `random` makes WebSocket keys.
     pub fn of_client(
         stream: Stream,
         read: &[u8],
@@ -83,7 +85,8 @@ impl Connection {
             state.send_settings(&[
                 (setting::MAX_CONCURRENT_STREAMS, max_streams as u32),
                 (setting::INITIAL_WINDOW_SIZE, state.windows.first),
-                // Twice what is allowed, so that we give the answer to what is too large, and log it.
+                // Twice the limit: a head that is a little too large is answered and logged, not
+                // cut off by the client's library.
                 (setting::MAX_HEADER_LIST_SIZE, 2 * limits.bytes as u32),
                 (setting::ENABLE_CONNECT_PROTOCOL, 1),
             ]);
@@ -92,7 +95,8 @@ impl Connection {
         this
     }
 
-    /// A new connection to a backend on `stream`, with windows for `streams` streams at a time.
+    /// Creates the client side of a connection to a backend, with windows for `streams` concurrent
+    /// streams.
     pub(super) fn of_backend(stream: Stream, streams: usize) -> Rc<Self> {
         let role = PeerRole::Backend(BackendPeer {
             window_streams: streams,
@@ -122,7 +126,7 @@ impl Connection {
         })
     }
 
-    /// Drives the connection: ready with a request of a client, or with `None` when the connection is over.
+    /// Drives the connection. Ready with a client's request, or with `None` when it is closed.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<IncomingRequest>> {
         let state = &mut *self.state.borrow_mut();
         set_waker(&mut state.driver, cx);
@@ -145,47 +149,49 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Streams that somebody is using.
+    /// Number of streams in use.
     pub fn open_streams(&self) -> usize {
         self.state.borrow().streams.len()
     }
 
-    /// Something is there that was not written.
+    /// True if output waits to be written.
     pub fn has_unwritten(&self) -> bool {
         self.state.borrow().unwritten() > 0
     }
 
-    /// Bytes that went out.
+    /// Bytes written so far.
     pub fn written(&self) -> u64 {
         self.state.borrow().written
     }
 
-    /// Bytes of the connection that the peer has not acknowledged, while the stream waits for that: some of them are of the
-    /// stream, or it has to wait for room behind those of others.
+    /// Bytes that the peer has not acknowledged on the connection, while the stream depends on
+    /// them: some are its own, or it waits for buffer space behind those of others.
     pub(super) fn unacked_on_stream(&self, id: u32) -> Option<u64> {
         let state = self.state.borrow();
         let entry = state.streams.get(&id)?;
         let queued = state.transport.as_ref()?.unacked()?;
-        // Under TLS what is queued is a little more than what was written.
+        // TLS adds a few bytes per record, so this is a little less than was acknowledged.
         let acked = state.written.saturating_sub(queued);
         let is_crowded = entry.is_queued && state.unwritten() >= MAX_UNWRITTEN_BYTES;
         (acked < entry.sent_until || is_crowded).then_some(queued + state.unwritten() as u64)
     }
 
-    /// Bytes that the peer has not acknowledged; `None` where the kernel does not say.
+    /// Bytes that the peer has not acknowledged; `None` where the kernel does not tell.
     pub fn unacked(&self) -> Option<u64> {
         let state = self.state.borrow();
         let queued = state.transport.as_ref()?.unacked()?;
         Some(queued + state.unwritten() as u64)
     }
 
-    /// Why the connection is over, once it is.
+    /// Cause of the end, once the connection is closed.
     pub fn close_reason(&self) -> Option<StreamError> {
         self.state.borrow().close_reason
     }
 
-    /// Ends the connection when its streams have come to their end. A client is told in two steps, so that the streams that
-    /// it has begun meanwhile are served: RFC 9113 section 6.8. The second step is when it answers, or when this is called again.
+    /// Closes the connection after its streams have ended. A client is told in two steps (RFC 9113
+    /// section 6.8): the first GOAWAY names the highest possible stream, so requests that are
+    /// already on their way are still served. The final one follows the ACK of the PING, or a
+    /// second call.
     pub fn begin_shutdown(&self) {
         let state = &mut *self.state.borrow_mut();
         match &mut state.role {
@@ -204,25 +210,25 @@ impl Connection {
         state.wake();
     }
 
-    /// Gives the stream back at the end.
+    /// Takes the transport out of a closed connection.
     pub fn take_stream(&self) -> Option<Stream> {
         let state = &mut *self.state.borrow_mut();
         state.abort();
         state.transport.take()
     }
 
-    /// The peer's settings are in force.
+    /// True once the peer's SETTINGS were received.
     pub(super) fn settings_received(&self) -> bool {
         self.state.borrow().settings_received
     }
 
-    /// The backend at the other end has sent its settings, and allows a stream.
+    /// True if the backend has sent SETTINGS and allows at least one stream.
     pub(super) fn accepts_streams(&self) -> bool {
         self.settings_received()
             && self.with_backend(|backend| backend.max_streams) != Some(Some(0))
     }
 
-    /// Streams beside `id` that were not ended.
+    /// Number of open streams other than `id`.
     pub(super) fn other_open_streams(&self, id: u32) -> usize {
         let state = self.state.borrow();
         let is_live =
@@ -230,7 +236,7 @@ impl Connection {
         state.streams.iter().filter(is_live).count()
     }
 
-    /// True if nothing of the stream was received, except maybe its end.
+    /// True if nothing was received on the stream, except maybe its end.
     pub(super) fn has_received_nothing(&self, id: u32) -> bool {
         let state = self.state.borrow();
         let entry = state.streams.get(&id);
@@ -241,7 +247,7 @@ impl Connection {
         })
     }
 
-    /// What is known of the backend at the other end.
+    /// Applies `look` to the state of the backend; `None` on a client's connection.
     pub(super) fn with_backend<T>(&self, look: impl FnOnce(&BackendPeer) -> T) -> Option<T> {
         match &self.state.borrow().role {
             PeerRole::Backend(backend) => Some(look(backend)),
@@ -249,7 +255,7 @@ impl Connection {
         }
     }
 
-    /// For how long nothing has come from the backend, counted from when it was next asked for something.
+    /// Time since the oldest unanswered request was sent, without any frame received.
     pub(super) fn unanswered_for(&self) -> Duration {
         let asked = self.with_backend(|backend| backend.asked_at).flatten();
         asked.map_or(Duration::ZERO, |asked| {
@@ -257,8 +263,9 @@ impl Connection {
         })
     }
 
-    /// Asks the backend for a sign of life: an acknowledgement of settings, or any other frame. Servers of gRPC would hold a PING
-    /// without calls against us.
+    /// Sends empty SETTINGS, which the backend must acknowledge (RFC 9113 section 6.5.3). A PING
+    /// would do as well, but gRPC servers close connections that send PINGs without calls
+    /// ("too_many_pings").
     pub(super) fn probe(&self) {
         let state = &mut *self.state.borrow_mut();
         if let PeerRole::Backend(backend) = &mut state.role
@@ -270,7 +277,7 @@ impl Connection {
         }
     }
 
-    /// Begins a stream to a backend with the fields that `write` gives; gives its id.
+    /// Opens a stream to the backend with the field block that `write` appends; returns its id.
     pub(super) fn open_stream(
         &self,
         expected: ResponseExpectation,
@@ -303,7 +310,7 @@ impl Connection {
         Ok(id)
     }
 
-    /// Ready when something of the stream can be taken, or its end.
+    /// Ready when the stream has bytes to read, or has ended.
     pub(super) fn poll_ready(&self, id: u32, cx: &Context<'_>) -> Poll<Result<(), StreamError>> {
         let state = &mut *self.state.borrow_mut();
         let Some(entry) = state.streams.get_mut(&id) else {
@@ -319,7 +326,7 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Length that the peer has declared of a body that is given out in chunks.
+    /// Length that the peer declared of a body that is read in chunks.
     pub(super) fn declared_length(&self, id: u32) -> Option<u64> {
         self.state
             .borrow()
@@ -329,7 +336,7 @@ impl Connection {
             .declared_length()
     }
 
-    /// Gives what has come on the stream; false at the end.
+    /// Reads received bytes into `target`; false at the end.
     pub(super) fn read(&self, id: u32, target: &mut ReadBuf<'_>) -> bool {
         let state = &mut *self.state.borrow_mut();
         let Some(entry) = state.streams.get_mut(&id) else {
@@ -344,7 +351,7 @@ impl Connection {
         target.filled().len() > before
     }
 
-    /// Ready when the stream is no more, whoever ended it.
+    /// Ready when the stream is closed, by either side.
     pub(super) fn poll_closed(&self, id: u32, cx: &Context<'_>) -> Poll<StreamError> {
         let state = &mut *self.state.borrow_mut();
         let Some(entry) = state.streams.get_mut(&id) else {
@@ -357,7 +364,7 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Ready when so much content can be sent, more than nothing.
+    /// Ready when the windows allow at least one byte of content.
     pub(super) fn poll_send_content(
         &self,
         id: u32,
@@ -366,7 +373,7 @@ impl Connection {
         self.state.borrow_mut().poll_writable(id, true, cx)
     }
 
-    /// Ready when fields can be sent, which no window holds up.
+    /// Ready when a field block can be sent: flow control covers DATA only (RFC 9113 section 5.2).
     pub(super) fn poll_send_fields(
         &self,
         id: u32,
@@ -375,17 +382,17 @@ impl Connection {
         self.state.borrow_mut().poll_writable(id, false, cx)
     }
 
-    /// Fields can be sent.
+    /// True if a field block can be sent now.
     pub(super) fn can_send_fields(&self) -> bool {
         self.state.borrow().unwritten() < MAX_UNWRITTEN_BYTES
     }
 
-    /// The peer has long not taken what there is for it.
+    /// True if the peer has not read for so long that new requests would only add to the output.
     pub(super) fn is_output_full(&self) -> bool {
         self.state.borrow().unwritten() > STREAM_STOP_BYTES
     }
 
-    /// The peer has long opened its window for no content.
+    /// True if the backend has kept the connection window exhausted.
     pub(super) fn is_window_stalled(&self) -> bool {
         let since = self.state.borrow().stalled_since;
         since.is_some_and(|since| {
@@ -393,7 +400,7 @@ impl Connection {
         })
     }
 
-    /// Sends a head or trailers, which `write` gives as a field block.
+    /// Sends a head or trailers, which `write` appends as a field block.
     pub(super) fn send_fields(
         &self,
         id: u32,
@@ -403,7 +410,8 @@ impl Connection {
         self.state.borrow_mut().send_fields(id, ends, write)
     }
 
-    /// Sends content: `fill` appends as much as the room allows that it is told, and says whether the stream ends with it.
+    /// Sends content. `fill` appends at most the given number of bytes and tells whether the stream
+    /// ends.
     pub(super) fn send_data<T>(
         &self,
         id: u32,
@@ -412,15 +420,16 @@ impl Connection {
         self.state.borrow_mut().send_data(id, fill)
     }
 
-    /// The stream is not used any more. It is reset with `code` if we have not come to our end, and if the peer has not
-    /// because nobody wants the rest.
+    /// Closes the stream: resets it unless both sides have ended it. `code` is sent if our side is
+    /// incomplete.
     pub(super) fn close(&self, id: u32, code: ErrorCode) {
         let state = &mut *self.state.borrow_mut();
         let Some(entry) = state.discard(id) else {
             return;
         };
         let rest = match state.role {
-            // RFC 9113 section 8.1: the response is whole, whatever was still to come of the request.
+            // RFC 9113 section 8.1: the response is complete, and the remaining request is not
+            // needed.
             PeerRole::Client(_) => ErrorCode::NO_ERROR,
             PeerRole::Backend(_) => ErrorCode::CANCEL,
         };
@@ -431,7 +440,7 @@ impl Connection {
             (false, _) => Some(code),
         };
         if let Some(code) = code {
-            // The peer has done nothing wrong, so the reset is not charged.
+            // The peer is not at fault, so the flood guard is not charged.
             state.write_reset(id, code);
         }
         state.wake();

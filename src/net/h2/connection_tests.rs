@@ -1,4 +1,4 @@
-//! What cannot be seen from outside: how much a connection holds.
+//! Properties that cannot be seen from outside, such as the memory that a connection holds.
 
 use std::{
     future::poll_fn,
@@ -44,7 +44,7 @@ fn pair() -> (Rc<Connection>, UnixStream) {
     (connection, peer)
 }
 
-/// Lets the connection do what it can.
+/// Drives the connection as far as it goes now.
 async fn drive(connection: &Connection) {
     poll_fn(|cx| {
         let polled = connection.poll(cx);
@@ -90,7 +90,7 @@ async fn a_reader_that_always_lags_behind_makes_nothing_grow() {
     assert!(held <= 4 * MAX_UNWRITTEN_BYTES, "{held} bytes");
 }
 
-/// Whether somebody was woken.
+/// Records a wake-up.
 #[derive(Default)]
 struct Woken(AtomicBool);
 
@@ -140,7 +140,7 @@ async fn a_head_waits_for_no_window_and_content_does() {
     assert!(content.0.load(Relaxed));
 }
 
-/// Bytes of a request with further fields, reset after it if so.
+/// Bytes of a request with additional fields, followed by a reset if `is_reset`.
 fn request(id: u32, more: &[(&str, &str)], is_reset: bool) -> Vec<u8> {
     let fields = [
         (":method", "GET"),
@@ -160,7 +160,7 @@ fn request(id: u32, more: &[(&str, &str)], is_reset: bool) -> Vec<u8> {
     out
 }
 
-/// Takes requests that were asked for, as an exchange would that gets no answer from its backend.
+/// Takes all requests, as exchanges whose backend has not responded.
 fn take_requests(connection: &Rc<Connection>) -> Vec<IncomingStream> {
     let mut taken = Vec::new();
     while let Some(asked) = connection.state.borrow_mut().next_request() {
@@ -169,7 +169,7 @@ fn take_requests(connection: &Rc<Connection>) -> Vec<IncomingStream> {
     taken
 }
 
-/// Resets ten requests after `age`, `rounds` times; false if the connection ends.
+/// Resets ten requests after `age`, `rounds` times; false if the connection was closed.
 async fn resets(rounds: u32, more: &[(&str, &str)], age: Duration) -> bool {
     let (connection, _peer) = pair();
     let recv = |bytes: &[u8]| connection.state.borrow_mut().recv(bytes);
@@ -215,7 +215,7 @@ async fn resets_of_old_streams_and_at_deadlines_are_not_rapid_and_others_are() {
         ("300m", 300, true),
         ("300m", 90, false),
         ("50m", 50, true),
-        // The reset was less delayed than the request.
+        // The reset was delayed less than the request.
         ("50m", 48, true),
         ("50m", 20, false),
         ("20000u", 20, true),
@@ -248,7 +248,7 @@ async fn what_we_end_ourselves_is_not_charged_to_the_client() {
     assert_eq!(connection.close_reason(), None);
 }
 
-/// The other end of a long way: sends as much as windows allow, and sees what we say a round trip later.
+/// Distant sender: sends as much as the windows allow, and receives our frames a round trip later.
 struct FarSender {
     connection: Rc<Connection>,
     id: u32,
@@ -262,7 +262,7 @@ impl FarSender {
         self.connection.state.borrow_mut().recv(bytes);
     }
 
-    /// Sends what it may, which is read at once.
+    /// Sends as much as it may; all of it is read at once.
     fn burst(&mut self) -> usize {
         let mut count = 0;
         while self.window.min(self.window_of_all) > 0 {
@@ -279,7 +279,7 @@ impl FarSender {
         count
     }
 
-    /// Reads what we have said, and answers it.
+    /// Handles our frames and replies to PINGs.
     fn hear(&mut self) {
         let out = std::mem::take(&mut self.connection.state.borrow_mut().out);
         let mut rest = out.strip_prefix(frame::CLIENT_PREFACE).unwrap_or(&out);
@@ -306,7 +306,7 @@ impl FarSender {
         }
     }
 
-    /// Round trips of 100 ms until that number of bytes is received.
+    /// Number of round trips of 100 ms until `bytes` are received.
     async fn round_trips(&mut self, bytes: usize) -> usize {
         let (mut sent, mut trips) = (0, 0);
         while sent < bytes {
@@ -356,7 +356,7 @@ async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
             pings: 0,
         };
         sender.hear();
-        // The window of 256 KiB that it once was takes 80 of them.
+        // With the former window of 256 KiB this took 80 round trips.
         let trips = sender.round_trips(20 << 20).await;
         assert!(trips <= 20, "{name}: {trips} round trips");
         assert_eq!(sender.pings, 1, "{name}");

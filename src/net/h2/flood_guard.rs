@@ -1,7 +1,9 @@
-//! Flood guard of a connection: a token bucket for frames that cost us work and the peer nothing (RFC 9113 section 10.5).
+//! Flood guard of a connection: a token bucket for frames that cost us work and the peer nothing
+//! (RFC 9113 section 10.5).
 //!
-//! Honest traffic keeps the bucket full, and what belongs to traffic is free: updates of windows by as many bytes as were
-//! sent, a few priorities for each request, an empty DATA frame between others. Must not know streams.
+//! Honest traffic keeps the bucket full. Frames that belong to a message are free: WINDOW_UPDATEs
+//! for as many bytes as were sent, some PRIORITY frames per request, an empty DATA frame between
+//! others. Must not know streams.
 
 use std::time::{Duration, Instant};
 
@@ -14,32 +16,33 @@ use crate::{
 const BURST_TOKENS: i64 = 2_000;
 /// Tokens added per second.
 const REFILL_PER_SECOND: i64 = 100;
-/// Resets in a row; a browser that leaves a page sends half of that. They have a bucket of their own: credits for cheap frames
-/// must not buy resets, each of which throws away the work of a request.
+/// Resets in a row; a browser that leaves a page sends half of that. They have their own bucket, as
+/// credits for cheap frames must not cover resets, each of which wastes the work of a request
+/// (CVE-2023-44487, "rapid reset").
 const RESET_BURST: i64 = 200;
 /// Resets added per second.
 const RESET_REFILL_PER_SECOND: i64 = 10;
-/// Cost of a field block for a closed or refused stream, which is decoded for nothing.
+/// Cost of a field block for a closed or refused stream: it must be decoded all the same.
 pub(super) const LATE_HEAD_COST: i64 = 3;
-/// Cost of a frame that is answered.
+/// Cost of a frame that we must reply to (PING, SETTINGS; CVE-2019-9512 and 9515).
 pub(super) const ANSWERED_FRAME_COST: i64 = 5;
-/// Cost of a frame that has no effect.
+/// Cost of a frame without effect.
 pub(super) const IDLE_FRAME_COST: i64 = 1;
-/// Cost of an empty DATA frame that follows [`MAX_EMPTY_RUN`] others.
+/// Cost of an empty DATA frame after [`MAX_EMPTY_RUN`] others (CVE-2019-9518).
 const EMPTY_DATA_COST: i64 = 10;
 /// Empty DATA frames in a row that are free.
 const MAX_EMPTY_RUN: u32 = 8;
-/// PRIORITY, PRIORITY_UPDATE (RFC 9218) and other frames without effect that are free for each request.
+/// PRIORITY, PRIORITY_UPDATE (RFC 9218) and other frames without effect that are free per request.
 const PRIORITIES_PER_REQUEST: u32 = 16;
-/// Most of them at once: those of 1,000 requests.
+/// Most free ones at a time: those of 1,000 requests.
 const MAX_PRIORITIES: u32 = 1_000 * PRIORITIES_PER_REQUEST;
-/// Refused streams that are free: those of a client that does not know our limits yet, or not that we leave.
+/// Refused streams that are free: the client may not yet know our limit or our GOAWAY.
 const FREE_REFUSALS: u32 = 4_096;
-/// Age of a stream whose reset is not a rapid one.
+/// Age from which the reset of a stream is no longer rapid.
 pub(super) const RAPID_RESET_AGE: Duration = Duration::from_millis(100);
 /// The same for the shortest deadline that a client can set.
 const MIN_RAPID_RESET_AGE: Duration = Duration::from_millis(10);
-/// Cost of an interim response when a stream has had many.
+/// Cost of an interim response after the free ones of a stream.
 pub(super) const INTERIM_RESPONSE_COST: i64 = 3;
 
 /// Token buckets of one connection.
@@ -48,11 +51,12 @@ pub(super) struct FloodGuard {
     tokens: i64,
     resets: i64,
     refilled: Instant,
-    /// DATA bytes sent, less those that updates of the connection's window have covered.
+    /// DATA bytes sent, less those that WINDOW_UPDATEs of the connection have covered.
     unacknowledged: u32,
-    /// The same for updates of streams' windows. One sum for all streams, as updates for streams that are over are honest.
+    /// The same for WINDOW_UPDATEs of streams. One sum for all streams, as updates for closed
+    /// streams are honest.
     unacknowledged_on_streams: u32,
-    /// Free priorities.
+    /// Free PRIORITY frames.
     priorities: u32,
     /// Empty DATA frames since the last frame that was part of a message.
     empty_run: u32,
@@ -73,23 +77,23 @@ impl FloodGuard {
         }
     }
 
-    /// Takes `cost` tokens; a negative cost adds some.
+    /// Takes `cost` tokens; a negative cost adds tokens.
     pub(super) fn charge(&mut self, cost: i64) {
         self.tokens = (self.tokens - cost).min(BURST_TOKENS);
     }
 
-    /// Charges a frame of the peer by its header; RFC 9113 section 6. DATA, WINDOW_UPDATE, RST_STREAM, CONTINUATION and interim
-    /// responses are charged by what they do.
+    /// Charges a frame by its header. DATA, WINDOW_UPDATE, RST_STREAM, CONTINUATION and interim
+    /// responses are charged by their effect instead.
     pub(super) fn charge_frame(&mut self, frame: Frame) {
         match frame.kind {
             kind::DATA | kind::WINDOW_UPDATE | kind::RST_STREAM | kind::CONTINUATION => {}
-            // Limited by the number of streams.
+            // Bounded by the number of streams.
             kind::HEADERS => self.empty_run = 0,
             kind::SETTINGS | kind::PING if !frame.has(flag::ACK) => {
                 self.charge(ANSWERED_FRAME_COST);
             }
             kind::SETTINGS | kind::PING | kind::GOAWAY => self.charge(IDLE_FRAME_COST),
-            // PRIORITY and unknown kinds.
+            // PRIORITY and unknown types, which RFC 9113 section 5.5 requires us to ignore.
             _ => match self.priorities.checked_sub(1) {
                 Some(left) => self.priorities = left,
                 None => self.charge(IDLE_FRAME_COST),
@@ -110,7 +114,7 @@ impl FloodGuard {
         }
     }
 
-    /// Charges a WINDOW_UPDATE that adds `bytes`, unless it is covered by bytes that were sent and not yet acknowledged.
+    /// Charges a WINDOW_UPDATE, unless it covers bytes that were sent and not yet acknowledged.
     pub(super) fn charge_window_update(&mut self, is_of_connection: bool, bytes: u32) {
         let sent = if is_of_connection {
             &mut self.unacknowledged
@@ -123,12 +127,12 @@ impl FloodGuard {
         }
     }
 
-    /// Takes a rapid reset, or one of ours that the peer caused: the work for the stream was wasted.
+    /// Charges a rapid reset, or one of ours that the peer caused: work was wasted.
     pub(super) const fn charge_reset(&mut self) {
         self.resets -= 1;
     }
 
-    /// Charges a refused stream. `is_expected`: the client cannot know better.
+    /// Charges a refused stream. `is_expected`: the client could not know better.
     pub(super) fn charge_refusal(&mut self, is_expected: bool) {
         match self.free_refusals.checked_sub(1) {
             Some(left) if is_expected => self.free_refusals = left,
@@ -136,7 +140,7 @@ impl FloodGuard {
         }
     }
 
-    /// Adds tokens for a message frame of ours with `content` bytes: two window updates and a PING may answer it.
+    /// Credits a message frame of ours: it may be followed by two WINDOW_UPDATEs and a PING.
     pub(super) fn credit(&mut self, content: usize) {
         self.charge(-7);
         for sent in [
@@ -147,18 +151,19 @@ impl FloodGuard {
         }
     }
 
-    /// Adds tokens for a head of ours, and a reset of its stream.
+    /// Credits a head of ours, and one reset of its stream.
     pub(super) fn credit_head(&mut self) {
         self.credit(0);
         self.resets = (self.resets + 1).min(RESET_BURST);
     }
 
-    /// Adds the priorities that belong to a request.
+    /// Credits the PRIORITY frames of a request.
     pub(super) fn credit_request(&mut self) {
         self.priorities = (self.priorities + PRIORITIES_PER_REQUEST).min(MAX_PRIORITIES);
     }
 
-    /// No tokens are left: the connection is to be closed with ENHANCE_YOUR_CALM.
+    /// True if no tokens are left: close the connection with ENHANCE_YOUR_CALM. Reads the clock
+    /// only then, so the usual frame costs two comparisons.
     pub(super) fn is_exhausted(&mut self) -> bool {
         if self.tokens >= 0 && self.resets >= 0 {
             return false;
@@ -176,8 +181,9 @@ impl FloodGuard {
     }
 }
 
-/// Age from which on the reset of a call is not a rapid one; `deadline` is that of the client, counted from its request. Half
-/// of it is enough, as the two frames can be delayed differently, but no deadline makes resets at once free.
+/// Age from which the reset of a gRPC call with this deadline is no longer rapid. Half the deadline
+/// is enough, as the request may be delayed more than the reset; the lower bound keeps immediate
+/// resets rapid for any deadline.
 pub(super) fn rapid_reset_age(deadline: Option<Duration>) -> Duration {
     deadline.map_or(RAPID_RESET_AGE, |deadline| {
         (deadline / 2).clamp(MIN_RAPID_RESET_AGE, RAPID_RESET_AGE)
@@ -219,7 +225,7 @@ mod tests {
         assert!(!guard.is_exhausted(), "a response is worth one");
     }
 
-    /// How many times `charge` goes well, at most `most`.
+    /// Number of times that `charge` succeeds, at most `most`.
     fn times(most: u32, mut charge: impl FnMut(&mut FloodGuard)) -> u32 {
         let mut guard = FloodGuard::new();
         let mut is_free = |_: &u32| {
@@ -243,7 +249,7 @@ mod tests {
                 assert_eq!(updates, (64 << 10) / step + 2_001, "{step}");
             }
         }
-        // Updates beyond what was sent take nothing of what was.
+        // Updates beyond the bytes sent do not use up those of the bytes.
         let mut guard = FloodGuard::new();
         guard.credit(10);
         guard.charge_window_update(true, 1 << 20);

@@ -1,4 +1,5 @@
-//! Field blocks of a peer: heads of requests or of responses, and trailers; RFC 9113 sections 6.2, 6.10 and 8.1.
+//! Field blocks of a peer: request heads, response heads and trailers (RFC 9113 sections 6.2, 6.10
+//! and 8.1).
 
 use std::{cell::RefCell, time::Duration};
 
@@ -22,23 +23,27 @@ use crate::{
     },
 };
 
-/// CONTINUATION frames that a field block may have beyond those that its size needs.
+/// CONTINUATION frames beyond those that the block's size needs. Endless ones are the attack
+/// CVE-2024-27316: they hold memory and CPU, and never form a request that is logged.
 const SPARE_CONTINUATIONS: usize = 5;
-/// Bytes of a field block that need a CONTINUATION: peers may send smaller frames than we take, 16 KiB.
+/// Block bytes per CONTINUATION that count as needed: peers may send smaller frames than the 16 KiB
+/// that we allow.
 const BYTES_PER_CONTINUATION: usize = 256;
-/// Tokens for a CONTINUATION that the size of its block does not need.
+/// Tokens charged for a CONTINUATION beyond the needed ones.
 const SPARE_CONTINUATION_COST: i64 = 20;
-/// Size of fields, in bytes, that is always kept apart from what ends a connection, however small `max_header_size` is.
+/// Field bytes that are always decoded without closing the connection, even with a small
+/// `max_header_size`.
 const MIN_KEPT_BYTES: usize = 64 << 10;
-/// Heads in bytes that a stream may hold unread: interim responses, which no window holds up.
+/// Unread heads per stream. Interim responses are limited by no window, so a backend could send
+/// them for ever.
 const MAX_UNREAD_HEAD_BYTES: usize = 256 << 10;
 
 thread_local! {
-    /// The fields of the block that is being read.
+    /// Decoded fields; one list per thread, as it is needed only while a block is handled.
     static FIELD_LIST: RefCell<FieldList> = RefCell::default();
 }
 
-/// How long the client of a gRPC call waits for its end; `None` for requests that are no calls.
+/// Deadline of a gRPC call (`grpc-timeout`); `None` for other requests.
 fn deadline(fields: &FieldList) -> Option<Duration> {
     let value = |wanted: &[u8]| {
         let mut fields = fields.iter();
@@ -49,7 +54,7 @@ fn deadline(fields: &FieldList) -> Option<Duration> {
 }
 
 impl ConnectionState {
-    /// RFC 9113 section 6.2.
+    /// Handles HEADERS, RFC 9113 section 6.2.
     pub(super) fn on_headers(&mut self, frame: Frame, payload: &[u8]) -> Result<(), ProtocolError> {
         let (mut block, mut padding) = (payload, 0);
         if frame.has(flag::PADDED) {
@@ -77,13 +82,13 @@ impl ConnectionState {
         Ok(())
     }
 
-    /// RFC 9113 section 6.10.
+    /// Handles CONTINUATION, RFC 9113 section 6.10.
     pub(super) fn on_continuation(
         &mut self,
         frame: Frame,
         payload: &[u8],
     ) -> Result<(), ProtocolError> {
-        // Compressed fields are seldom half as large as they are decoded.
+        // Compression seldom saves more than half.
         let most = self.field_limits().decoded / 2;
         let Some(mut block) = self.partial_block.take() else {
             return Err(ErrorCode::PROTOCOL_ERROR.into());
@@ -105,8 +110,10 @@ impl ConnectionState {
         Ok(())
     }
 
-    /// Sizes of the fields of one block. Twice what is allowed is kept, so that what is a bit too large can be read and
-    /// answered; eight times that, from 512 KiB on, is decoded, as an error of its stream alone.
+    /// Size limits for one block. Twice the configured size is kept, so that a head that is
+    /// slightly too large gets a response; eight times that, at least 512 KiB, is decoded and
+    /// dropped, as the HPACK table must follow the peer's. Beyond it the connection is closed: it
+    /// bounds what one small block of table references can cost ("HPACK bomb").
     fn field_limits(&self) -> SizeLimits {
         let kept = 2 * match &self.role {
             PeerRole::Client(client) => client.limits.bytes,
@@ -118,7 +125,7 @@ impl ConnectionState {
         }
     }
 
-    /// A field block that is whole.
+    /// Handles a complete field block.
     fn on_field_block(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), ProtocolError> {
         let limits = self.field_limits();
         FIELD_LIST.with_borrow_mut(|fields| {
@@ -135,7 +142,7 @@ impl ConnectionState {
         })
     }
 
-    /// Trailers of a message.
+    /// Handles the trailers of a message.
     fn on_trailers(
         &mut self,
         id: u32,
@@ -158,7 +165,7 @@ impl ConnectionState {
         Ok(())
     }
 
-    /// Fields of a client.
+    /// Handles a block from a client: a request or trailers.
     fn on_request_headers(
         &mut self,
         id: u32,
@@ -168,7 +175,7 @@ impl ConnectionState {
         if id <= self.last_stream_id || id.is_multiple_of(2) {
             return match self.stream_state(id)? {
                 StreamState::Open => self.on_trailers(id, ends, fields),
-                // RFC 9113 section 5.1.1.
+                // RFC 9113 section 5.1.1: ids only grow.
                 StreamState::Closed => self
                     .check_closed_headers(id)
                     .map_err(|_| ErrorCode::PROTOCOL_ERROR.into()),
@@ -179,14 +186,15 @@ impl ConnectionState {
         let PeerRole::Client(client) = &mut self.role else {
             return Ok(());
         };
-        // A stream that is closed, RFC 9113 section 5.1, can still be in use.
+        // A stream that both sides have ended no longer counts (RFC 9113 section 5.1.2), even while
+        // its exchange still holds it. Those are bounded too.
         let in_use = self.streams.len();
         let is_full = in_use >= client.max_streams && {
             let open = self.streams.values().filter(|entry| entry.is_open());
             open.count() >= client.max_streams || in_use >= 2 * client.max_streams
         };
         if is_full || client.goaway == GoawayState::Final {
-            // It may not have seen our settings (RFC 9113 section 6.5.3), or that we leave.
+            // The client may not yet know our SETTINGS (RFC 9113 section 6.5.3) or our GOAWAY.
             let is_expected = !self.is_acknowledged || client.goaway == GoawayState::Final;
             self.refuse_request(id, is_expected);
             return Ok(());
@@ -227,7 +235,7 @@ impl ConnectionState {
         Ok(())
     }
 
-    /// Fields of a backend.
+    /// Handles a block from a backend: a response head or trailers.
     fn on_response_headers(
         &mut self,
         id: u32,
@@ -279,7 +287,7 @@ impl ConnectionState {
         Ok(())
     }
 
-    /// Ends a stream whose message is larger than we take; the frames of its peer are honest, and cost nothing.
+    /// Fails a message that exceeds our limits. The peer's frames are valid, so nothing is charged.
     fn too_large(&mut self, id: u32, what: &'static str) {
         let is_client = matches!(self.role, PeerRole::Client(_));
         let Some(entry) = self.open_entry(id) else {
@@ -287,7 +295,7 @@ impl ConnectionState {
         };
         let ended = StreamError::TooLarge(what);
         if is_client {
-            // The request has ended: there can be a response.
+            // The request ends here; a response can still be sent.
             entry.end_received = true;
             entry.recv_buffer.fail(ended);
             entry.wake_reader();

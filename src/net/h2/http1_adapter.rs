@@ -1,4 +1,5 @@
-//! What both kinds of h2 streams are to the engine: bytes of HTTP/1.1 to be read, and bytes of HTTP/1.1 to be written.
+//! Interface of both kinds of HTTP/2 streams to the HTTP/1 engine: HTTP/1.1 text to read and to
+//! write.
 
 use std::{
     io::{self, IoSlice},
@@ -7,37 +8,37 @@ use std::{
 
 use tokio::io::ReadBuf;
 
-/// An h2 stream as a connection that carries one HTTP/1.1 exchange.
+/// HTTP/2 stream as a connection with one HTTP/1.1 exchange.
 pub trait Http1Adapter {
-    /// Ready when there is something to take, or the end.
+    /// Ready when there is something to read, or the end.
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Gives some of what is there; false at the end. Only after [`Http1Adapter::poll_ready`].
+    /// Reads some bytes; false at the end. Only after [`Http1Adapter::poll_ready`].
     fn take(&self, target: &mut ReadBuf<'_>) -> io::Result<bool>;
 
-    /// Takes what can be sent or buffered; `WouldBlock` when that is nothing.
+    /// Writes what can be sent or buffered; `WouldBlock` if that is nothing.
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Ready when a write takes something, or fails.
+    /// Ready when a write makes progress or fails.
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
     /// As `Stream::try_read`.
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut target = ReadBuf::new(buffer);
-        // Whoever goes on to wait polls for it, and is woken by that.
+        // A caller that goes on to wait polls again with its own waker.
         match self.poll_read(&mut Context::from_waker(Waker::noop()), &mut target) {
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
             Poll::Ready(read) => read.map(|()| target.filled().len()),
         }
     }
 
-    /// Takes as much as there is.
+    /// Reads as much as there is.
     fn poll_read(&self, cx: &mut Context<'_>, target: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = target.filled().len();
         while target.remaining() > 0 {
             match self.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
-                // An error is told when nothing is left to be given first.
+                // Bytes that were read come first, the error with the next call.
                 _ if target.filled().len() > before => break,
                 failed => return failed,
             }
@@ -48,7 +49,7 @@ pub trait Http1Adapter {
         Poll::Ready(Ok(()))
     }
 
-    /// Waits for room, and writes.
+    /// Waits until a write is possible, and writes.
     fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             match self.write(bytes) {
@@ -60,7 +61,7 @@ pub trait Http1Adapter {
         }
     }
 
-    /// As [`Http1Adapter::poll_write`], one part after the other: the head and the body behind it are frames of their own.
+    /// As [`Http1Adapter::poll_write`], part by part: a head and a body are separate frames.
     fn poll_write_vectored(
         &self,
         cx: &mut Context<'_>,

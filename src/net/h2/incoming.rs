@@ -1,7 +1,7 @@
-//! One h2 stream of a client as a connection that carries one HTTP/1.1 exchange.
+//! One stream of a client, offered as a connection with one HTTP/1.1 exchange.
 //!
-//! Reading gives the request that `request.rs` has written, its body as it is consumed (`reader.rs`), and then the end;
-//! writing takes the response and sends it as frames (`response.rs`).
+//! Reading gives the request as `request.rs` has written it, then the body as it is consumed
+//! (`recv_buffer.rs`). Writing takes the response and sends it as frames (`response_encoder.rs`).
 
 use std::{
     cell::RefCell,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{net::tls::NegotiatedTls, reason::Reason};
 
-/// A request on a stream that has begun.
+/// Request on a new stream.
 #[derive(Debug)]
 pub struct IncomingRequest {
     pub(super) id: u32,
@@ -28,19 +28,19 @@ pub struct IncomingRequest {
     pub(super) refusal: Option<Reason>,
 }
 
-/// A stream of a client.
+/// Stream of a client.
 #[derive(Debug)]
 pub struct IncomingStream {
     connection: Rc<Connection>,
     id: u32,
     refusal: Option<Reason>,
-    /// What the backend of a WebSocket must answer.
+    /// `Sec-WebSocket-Accept` that the backend must send.
     accept: Option<Box<str>>,
     encoder: RefCell<ResponseEncoder>,
 }
 
 impl IncomingStream {
-    /// The exchange that was asked for.
+    /// Creates the stream of `asked`.
     pub fn new(connection: Rc<Connection>, asked: IncomingRequest) -> Self {
         let encoder = ResponseEncoder::new(asked.is_head, asked.accept.is_some());
         Self {
@@ -52,22 +52,22 @@ impl IncomingStream {
         }
     }
 
-    /// Why there is no request to be read.
+    /// Reason for which the request was refused.
     pub const fn refusal(&self) -> Option<Reason> {
         self.refusal
     }
 
-    /// The `Sec-WebSocket-Accept` that belongs to the key in the request, RFC 6455 section 4.2.2.
+    /// `Sec-WebSocket-Accept` for the key in the request, RFC 6455 section 4.2.2.
     pub fn expected_accept(&self) -> Option<&str> {
         self.accept.as_deref()
     }
 
-    /// Length that the client has declared of its body, which is read in chunks.
+    /// Length that the client declared of its body, which is read in chunks.
     pub fn declared_length(&self) -> Option<u64> {
         self.connection.declared_length(self.id)
     }
 
-    /// What the TLS of the connection agreed on.
+    /// Parameters that TLS negotiated.
     pub fn negotiated_tls(&self) -> Option<&NegotiatedTls> {
         self.connection.info.agreed.as_ref()
     }
@@ -77,12 +77,12 @@ impl IncomingStream {
         self.connection.info.peer
     }
 
-    /// Our own address.
+    /// Local address and port.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.connection.info.local
     }
 
-    /// Ready when the stream was reset, by whomever, or its connection is no more.
+    /// Ready when the stream is reset, or its connection closed.
     pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.connection.poll_closed(self.id, cx).map(drop)
     }
@@ -92,7 +92,7 @@ impl IncomingStream {
         self.connection.unacked_on_stream(self.id)
     }
 
-    /// Ends a call of gRPC that has begun to be answered with `status`, which is that of a failure.
+    /// Ends a gRPC call whose response has begun, with the error `status`.
     pub fn end_call(&self, status: u8) {
         let mut encoder = self.encoder.borrow_mut();
         encoder.end_call(&self.connection, self.id, status);
@@ -129,7 +129,7 @@ impl Http1Adapter for IncomingStream {
 
 impl Drop for IncomingStream {
     fn drop(&mut self) {
-        // What is not whole must not look whole.
+        // An incomplete response is reset, so that it cannot look complete.
         self.connection.close(self.id, self.encoder.get_mut().cut());
     }
 }

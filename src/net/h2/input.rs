@@ -1,4 +1,4 @@
-//! What the frames of a peer do to a connection, RFC 9113 sections 5 and 6.
+//! Handling of the peer's frames, RFC 9113 sections 5 and 6.
 
 use super::{
     StreamError,
@@ -15,11 +15,11 @@ use crate::{
     },
 };
 
-/// What is wrong with a frame.
+/// Protocol violation, and its scope (RFC 9113 section 5.4).
 pub(super) enum ProtocolError {
-    /// The connection cannot go on.
+    /// The whole connection must be closed.
     Connection(ErrorCode),
-    /// This stream cannot.
+    /// Only this stream is reset.
     Stream(u32, ErrorCode),
 }
 
@@ -29,16 +29,16 @@ impl From<ErrorCode> for ProtocolError {
     }
 }
 
-/// Whose stream a frame is for.
+/// State of the stream that a frame is for.
 pub(super) enum StreamState {
-    /// It is in use.
+    /// In use.
     Open,
-    /// It has been.
+    /// Closed, RFC 9113 section 5.1.
     Closed,
 }
 
 impl ConnectionState {
-    /// Does what the frames in `bytes` say; gives how many bytes that took.
+    /// Handles the frames in `bytes`; returns the number of bytes used.
     pub(super) fn recv_frames(&mut self, bytes: &[u8]) -> usize {
         let mut used = 0;
         while self.close_reason.is_none() {
@@ -51,7 +51,7 @@ impl ConnectionState {
         used
     }
 
-    /// Looks at the bytes at the front; 0: more are needed.
+    /// Handles the next frame or part of one; 0: more bytes are needed.
     fn recv_next(&mut self, bytes: &[u8]) -> Result<usize, ErrorCode> {
         if self.preface_left > 0 {
             return self.recv_preface(bytes);
@@ -69,7 +69,7 @@ impl ConnectionState {
         self.check_header(frame)?;
         let head = HEADER_BYTES + usize::from(frame.kind == kind::DATA && frame.has(flag::PADDED));
         let whole = HEADER_BYTES + frame.length;
-        // Of content the beginning is enough.
+        // DATA is streamed: it is handled before its content is complete.
         let needed = if frame.kind == kind::DATA {
             head
         } else {
@@ -94,7 +94,7 @@ impl ConnectionState {
         Ok(needed)
     }
 
-    /// What must come first, RFC 9113 section 3.4.
+    /// Checks the client preface, RFC 9113 section 3.4.
     fn recv_preface(&mut self, bytes: &[u8]) -> Result<usize, ErrorCode> {
         let expected = CLIENT_PREFACE
             .get(CLIENT_PREFACE.len() - self.preface_left..)
@@ -107,13 +107,14 @@ impl ConnectionState {
         Ok(count)
     }
 
-    /// What can be said by the header alone.
+    /// Checks that need only the frame header, before its payload is awaited: a bad frame costs no
+    /// memory.
     fn check_header(&self, frame: Frame) -> Result<(), ErrorCode> {
         if frame.length > MAX_PAYLOAD_BYTES {
             return Err(ErrorCode::FRAME_SIZE_ERROR);
         }
         let is_greeting = frame.kind == kind::SETTINGS && !frame.has(flag::ACK);
-        // Section 6.10: nothing may come between the frames of a block.
+        // Section 6.10: no other frame may come between those of a field block.
         let is_between = match &self.partial_block {
             Some(block) => frame.kind != kind::CONTINUATION || frame.stream != block.stream,
             None => frame.kind == kind::CONTINUATION,
@@ -180,7 +181,8 @@ impl ConnectionState {
         }
     }
 
-    /// Whose stream `id` is; one that has not begun is an error of the connection, RFC 9113 section 5.1.
+    /// Returns the state of stream `id`. A frame for a stream that was never opened is a connection
+    /// error, RFC 9113 section 5.1.
     pub(super) fn stream_state(&self, id: u32) -> Result<StreamState, ProtocolError> {
         if self.streams.contains_key(&id) {
             return Ok(StreamState::Open);
@@ -191,7 +193,7 @@ impl ConnectionState {
         Ok(StreamState::Closed)
     }
 
-    /// A frame for a stream that is past: on its way when we ended it, or wrong.
+    /// Accepts a frame for a closed stream if it was sent before our RST_STREAM arrived.
     pub(super) fn check_closed(&self, id: u32) -> Result<(), ProtocolError> {
         if self.closed_streams.contains(id) {
             return Ok(());
@@ -199,18 +201,19 @@ impl ConnectionState {
         Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED))
     }
 
-    /// The same of fields.
+    /// Like [`Self::check_closed`] for a field block, which had to be decoded to keep the HPACK
+    /// table right.
     pub(super) fn check_closed_headers(&mut self, id: u32) -> Result<(), ProtocolError> {
         self.flood_guard.charge(LATE_HEAD_COST);
         self.check_closed(id)
     }
 
-    /// Ends a stream whose peer does what it may not.
+    /// Resets a stream on which the peer violated the protocol.
     fn reset(&mut self, id: u32, code: ErrorCode) {
         self.refuse(id, code, StreamError::Invalid(code));
     }
 
-    /// Ends a stream whose message is none, RFC 9113 section 8.1.1.
+    /// Resets a stream with a malformed message, RFC 9113 section 8.1.1.
     pub(super) fn malformed(&mut self, id: u32, what: &'static str) {
         self.refuse(id, ErrorCode::PROTOCOL_ERROR, StreamError::Malformed(what));
     }
@@ -223,19 +226,20 @@ impl ConnectionState {
             entry.close(why);
             self.flood_guard.charge_reset();
         } else {
-            // No work was wasted.
+            // No request was under way: only the frame itself costs something.
             self.flood_guard.charge(ANSWERED_FRAME_COST);
         }
         self.write_reset(id, code);
     }
 
-    /// Refuses a request before anything is done for it, RFC 9113 section 8.7. `is_expected`: the client cannot know better.
+    /// Refuses a request before any processing, RFC 9113 section 8.7: the client may retry it.
+    /// `is_expected`: the client could not know better.
     pub(super) fn refuse_request(&mut self, id: u32, is_expected: bool) {
         self.flood_guard.charge_refusal(is_expected);
         self.write_reset(id, ErrorCode::REFUSED_STREAM);
     }
 
-    /// The beginning of a DATA frame, RFC 9113 section 6.1.
+    /// Handles the header of a DATA frame, RFC 9113 section 6.1.
     fn on_data(&mut self, frame: Frame, padding: Option<u8>) -> Result<(), ProtocolError> {
         let id = frame.stream;
         let extra = padding.map_or(0, |length| usize::from(length) + 1);
@@ -269,7 +273,7 @@ impl ConnectionState {
         checked.map(|_| ())
     }
 
-    /// True if somebody wants the content of the frame.
+    /// True if the content of the frame is to be kept.
     fn check_data(&mut self, frame: Frame) -> Result<bool, ProtocolError> {
         let id = frame.stream;
         if let StreamState::Closed = self.stream_state(id)? {
@@ -291,7 +295,7 @@ impl ConnectionState {
         Ok(true)
     }
 
-    /// Content and padding of a DATA frame, as far as they are there.
+    /// Handles content and padding of a DATA frame as far as received.
     fn recv_content(&mut self, bytes: &[u8]) -> usize {
         let Some(mut part) = self.partial_data.take() else {
             return 0;
@@ -327,7 +331,7 @@ impl ConnectionState {
         }
     }
 
-    /// The peer has come to the end of a message.
+    /// Handles the end of the peer's message.
     pub(super) fn on_end_stream(&mut self, id: u32, trailers: Vec<u8>) {
         let Some(entry) = self.open_entry(id) else {
             return;
@@ -336,12 +340,12 @@ impl ConnectionState {
         if entry.recv_buffer.finish(trailers) {
             entry.wake_reader();
         } else {
-            // RFC 9113 section 8.1.1.
+            // RFC 9113 section 8.1.1: a Content-Length that does not match is malformed.
             self.malformed(id, "less content than was declared");
         }
     }
 
-    /// RFC 9113 section 6.4.
+    /// Handles RST_STREAM, RFC 9113 section 6.4.
     fn on_rst_stream(&mut self, id: u32, payload: &[u8]) -> Result<(), ProtocolError> {
         self.stream_state(id)?;
         if let Some(entry) = self.streams.get_mut(&id)
@@ -358,12 +362,13 @@ impl ConnectionState {
         Ok(())
     }
 
-    /// RFC 9113 section 6.5.
+    /// Handles SETTINGS, RFC 9113 section 6.5.
     fn on_settings(&mut self, payload: &[u8]) -> Result<(), ProtocolError> {
         let mut window = None;
         for (name, value) in frame::settings(payload) {
             match (name, value) {
-                // Said many times it would be much work: the last one counts.
+                // Only the last value is applied: each change walks all streams, and a frame can
+                // hold 2,730 of them.
                 (setting::INITIAL_WINDOW_SIZE, 0..=MAX_WINDOW_SIZE) => window = Some(value),
                 (setting::INITIAL_WINDOW_SIZE, _) => {
                     return Err(ErrorCode::FLOW_CONTROL_ERROR.into());
@@ -393,7 +398,7 @@ impl ConnectionState {
         Ok(())
     }
 
-    /// The windows of all streams begin with another size, RFC 9113 section 6.9.2.
+    /// Applies a new initial window to all streams, RFC 9113 section 6.9.2.
     fn on_initial_window_size(&mut self, size: u32) -> Result<(), ProtocolError> {
         let change = i64::from(size) - i64::from(self.peer_initial_window);
         self.peer_initial_window = size;
@@ -406,7 +411,7 @@ impl ConnectionState {
         Ok(())
     }
 
-    /// RFC 9113 section 6.9.
+    /// Handles WINDOW_UPDATE, RFC 9113 section 6.9.
     fn on_window_update(&mut self, id: u32, payload: &[u8]) -> Result<(), ProtocolError> {
         let more = frame::u31(payload, 0).unwrap_or_default();
         self.flood_guard.charge_window_update(id == 0, more);
@@ -416,7 +421,7 @@ impl ConnectionState {
                 more if !self.send_window.adjust(i64::from(more)) => {
                     Err(ErrorCode::FLOW_CONTROL_ERROR.into())
                 }
-                // The driver wakes those that wait for it.
+                // Waiting streams are woken by the driver, after this read.
                 more => {
                     self.acknowledged(more);
                     Ok(())
@@ -441,7 +446,7 @@ impl ConnectionState {
         Ok(())
     }
 
-    /// The client has seen that we leave, or has had the time for it.
+    /// Sends the final GOAWAY: the client has read the first one, or had time to.
     pub(super) fn finish_shutdown(&mut self) {
         if let PeerRole::Client(client) = &mut self.role
             && client.goaway == GoawayState::Announced
@@ -451,7 +456,7 @@ impl ConnectionState {
         }
     }
 
-    /// The peer leaves, RFC 9113 section 6.8: it will not look at streams of ours beyond the last that it names.
+    /// Handles GOAWAY, RFC 9113 section 6.8: streams above the named one were not processed.
     fn on_goaway(&mut self, payload: &[u8]) {
         match &mut self.role {
             PeerRole::Client(client) => client.goaway_received = true,

@@ -1,5 +1,5 @@
-//! Connections of ours against those of another library, in both roles: whatever the windows are, however long the bodies,
-//! whoever reads and writes when, each byte arrives on its stream and in order, or the stream is seen as reset.
+//! Our connections against those of the h2 crate, in both roles, with random windows, bodies and
+//! timing: each byte arrives on its stream and in order, or the stream is seen as reset.
 
 mod ours;
 mod theirs;
@@ -23,48 +23,48 @@ use crate::base::rng::Random;
 
 /// Connections of each role.
 const ROUNDS: u64 = 30;
-/// Streams of each, beside the last one.
+/// Streams per connection, beside the last one.
 const STREAMS: usize = 16;
 /// Longest body.
 const LONGEST: usize = 200_000;
-/// Body of the stream that comes last, whose bytes need all windows to be open again.
+/// Body of the last stream, whose bytes need all windows to be open again.
 const LAST: usize = 1 << 20;
-/// How often windows are changed; the last time to [`LARGE`].
+/// Window changes per connection; the last one is to [`LARGE`].
 const CHANGES: u32 = 50;
 const LARGE: u32 = 1 << 20;
-/// After which a round is stuck.
+/// Time after which a round is stuck.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Who does something.
+/// Acting side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum InteropSide {
     Client,
     Server,
 }
 
-/// What one direction of a stream carries.
+/// Content of one direction of a stream.
 #[derive(Debug, Clone, Copy)]
 struct BodyPlan {
-    /// What its bytes are.
+    /// Offset of its bytes.
     key: usize,
     length: usize,
     /// Its length is not declared.
     is_chunked: bool,
-    /// Fields follow it.
+    /// Trailers follow it.
     has_trailers: bool,
 }
 
-/// What is to happen on a stream.
+/// Course of a stream.
 #[derive(Debug, Clone)]
 struct StreamPlan {
     up: BodyPlan,
     down: BodyPlan,
-    /// Who resets it, after so many bytes in both directions.
+    /// Side that resets it, and the number of bytes after which it does.
     cut: Option<(InteropSide, usize)>,
     seed: u64,
 }
 
-/// How a direction ended for one side.
+/// End of a direction, as one side saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DirectionEnd {
     Whole,
@@ -73,16 +73,16 @@ enum DirectionEnd {
     Stopped,
 }
 
-/// What became of a stream for one side.
+/// Outcome of a stream for one side.
 #[derive(Debug, Clone, Copy)]
 struct StreamOutcome {
     read: Option<DirectionEnd>,
     write: Option<DirectionEnd>,
-    /// The end of what it writes has been given away.
+    /// The end of its own message was sent.
     has_sent: bool,
 }
 
-/// What one side of a stream does next, and how far it has come.
+/// Random timing of one side of a stream, and its progress.
 struct SidePacer {
     random: RefCell<Random>,
     moved: Cell<usize>,
@@ -105,26 +105,26 @@ impl SidePacer {
         self.random.borrow_mut().below(bound)
     }
 
-    /// A size: mostly some, sometimes tiny or large.
+    /// Random size: mostly medium, sometimes tiny or large.
     fn size(&self) -> usize {
         let most = [3, 100, 5_000, 40_000][self.below(4)];
         1 + self.below(most)
     }
 
-    /// So many bytes have been read or written. True: that was enough.
+    /// Counts bytes read or written. True: this side is to stop now.
     fn moves(&self, count: usize) -> bool {
         self.moved.set(self.moved.get() + count);
         self.moved.get() >= self.stop
     }
 
-    /// Lets others have their turn, or not.
+    /// Yields to other tasks, or not.
     async fn rest(&self) {
         for _ in 0..self.below(6).saturating_sub(2) {
             yield_now().await;
         }
     }
 
-    /// Reads and writes, until both have ended or one of them was to stop.
+    /// Reads and writes until both have ended or one of them was to stop.
     async fn both(
         &self,
         read: impl Future<Output = DirectionEnd>,
@@ -161,7 +161,7 @@ impl SidePacer {
 }
 
 thread_local! {
-    /// Bytes that bodies are parts of.
+    /// Bytes that all bodies are parts of.
     static BYTES: Vec<u8> = {
         let mut random = Random::seeded(9113);
         (0..LAST + 100_000).map(|_| random.bits() as u8).collect()
@@ -169,14 +169,14 @@ thread_local! {
 }
 
 impl BodyPlan {
-    /// So many bytes of it, as far as there are.
+    /// At most `count` bytes of the body.
     fn part(self, from: usize, count: usize) -> Vec<u8> {
         let start = self.key * 997 + from;
         let end = start + count.min(self.length - from);
         BYTES.with(|bytes| bytes[start..end].to_vec())
     }
 
-    /// Checks that `bytes` are those that come next, and counts them.
+    /// Checks the next bytes, and counts them.
     fn check(self, place: &mut usize, bytes: &[u8]) {
         assert!(*place + bytes.len() <= self.length, "more than was sent");
         let start = self.key * 997 + *place;
@@ -196,7 +196,7 @@ impl BodyPlan {
         }
     }
 
-    /// Nothing at all is sent.
+    /// True if nothing at all is sent.
     fn is_nothing(self) -> bool {
         self.length == 0 && !self.is_chunked && !self.has_trailers
     }
@@ -217,7 +217,7 @@ impl StreamPlan {
         }
     }
 
-    /// Much in both directions.
+    /// Much content in both directions.
     fn last() -> Self {
         let body = |key| BodyPlan {
             key,
@@ -233,7 +233,7 @@ impl StreamPlan {
         }
     }
 
-    /// What a side has seen is what this allows, by what the other side has seen.
+    /// Checks the outcome on one side against the plan and the outcome on the other.
     fn check(&self, client: StreamOutcome, server: Option<StreamOutcome>) {
         let Some((side, _)) = self.cut else {
             for seen in [client, server.expect("a request that arrives")] {
@@ -252,7 +252,7 @@ impl StreamPlan {
         };
         let has_stopped = [cutter.read, cutter.write].contains(&Some(DirectionEnd::Stopped));
         assert!(has_stopped, "{self:?}: {cutter:?}");
-        // Before it was begun for the other side, nothing of it needs to be seen.
+        // If it was reset before it arrived, the other side need not see anything.
         let Some(other) = other else { return };
         let is_whole = other.read == Some(DirectionEnd::Whole);
         assert!(
@@ -263,16 +263,16 @@ impl StreamPlan {
     }
 }
 
-/// What both sides of a connection know.
+/// State shared by both sides of a connection.
 struct InteropRound {
     plans: Vec<StreamPlan>,
-    /// What servers have seen, by stream.
+    /// Outcome on the server, by stream.
     seen: RefCell<Vec<Option<StreamOutcome>>>,
-    /// Requests that a server is at.
+    /// Requests in progress on the server.
     busy: Cell<usize>,
-    /// How often the windows have been changed.
+    /// Number of window changes so far.
     changes: Cell<u32>,
-    /// They are made smaller, too.
+    /// Windows are also made smaller.
     shrinks: bool,
     window: Cell<u32>,
     random: RefCell<Random>,
@@ -303,16 +303,17 @@ impl InteropRound {
         self.random.borrow_mut().below(bound)
     }
 
-    /// The plan whose stream has this path.
+    /// Index of the plan for a path.
     fn index(path: &str) -> usize {
         path.trim_start_matches('/').parse().unwrap()
     }
 
-    /// Changes the windows of the other library, or not: `set` is given those of streams and of the connection, and says
-    /// whether they could be changed.
+    /// Changes the windows of the h2 crate at random: `set` receives those of streams and of the
+    /// connection, and tells whether they could be changed.
     fn resize(&self, cx: &Context<'_>, set: impl FnOnce(u32, u32) -> bool) {
         if self.shrinks {
-            // What it has to say after a window has become smaller, it says only after another change.
+            // The h2 crate sends its pending frames after a smaller window only when it is polled
+            // again.
             cx.waker().wake_by_ref();
         }
         let changes = self.changes.get();
@@ -334,7 +335,7 @@ impl InteropRound {
         }
     }
 
-    /// A request has come to a server.
+    /// Serves a request.
     fn serve(self: &Rc<Self>, index: usize, seen: impl Future<Output = StreamOutcome> + 'static) {
         let round = Rc::clone(self);
         self.busy.set(self.busy.get() + 1);
@@ -345,7 +346,7 @@ impl InteropRound {
         }));
     }
 
-    /// Runs all plans by `ask`, and checks what became of them and of `connection`, which is ours.
+    /// Runs all plans by `ask`; checks the outcomes and our `connection`.
     async fn run<F>(self: &Rc<Self>, connection: &Connection, ask: impl Fn(usize) -> F)
     where
         F: Future<Output = StreamOutcome> + 'static,
@@ -365,12 +366,12 @@ impl InteropRound {
         assert!(connection.close_reason().is_none());
     }
 
-    /// Waits until nothing is on its way any more; then the windows are whole.
+    /// Waits until nothing is under way; then the windows must be complete.
     async fn settle(&self, connection: &Connection) {
         while self.busy.get() > 0 || connection.open_streams() > 0 || connection.has_unwritten() {
             yield_now().await;
         }
-        // What is on its way on streams that were reset.
+        // Frames of streams that were reset.
         for _ in 0..100 {
             yield_now().await;
         }
@@ -378,7 +379,7 @@ impl InteropRound {
     }
 }
 
-/// Runs `round` for many seeds, each with a runtime of its own.
+/// Runs `round` for many seeds, each with its own runtime.
 fn rounds<F: Future<Output = ()>>(first: u64, round: impl Fn(Rc<InteropRound>) -> F) {
     for seed in first..first + ROUNDS {
         eprintln!("seed {seed}");

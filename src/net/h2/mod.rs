@@ -1,9 +1,12 @@
-//! HTTP/2 (RFC 9113) as the streams that the HTTP/1 engine reads and writes: one virtual connection for each h2 stream.
+//! HTTP/2 (RFC 9113): each stream is offered to the HTTP/1 engine as a connection with one
+//! exchange.
 //!
-//! `connection.rs` is a connection, from either end: what its streams share, and who drives it. `core.rs` is what changes of it,
-//! `input.rs` what the peer's frames do to it, `heads.rs` what its field blocks do, `entry.rs` one stream, `recv_windows.rs` how much it may send. Towards clients a stream gives a request and takes its response (`incoming.rs`),
-//! towards backends it takes a request and gives its response (`backend/`). What frames and field blocks are is in
-//! `crate::http2`. Must not know listeners, routes or policies.
+//! `connection.rs` is the connection, from either end, and drives it. `state.rs` holds its state,
+//! `input.rs` handles the peer's frames, `heads.rs` its field blocks. `stream_entry.rs` is the
+//! state of one stream, `recv_windows.rs` bounds what a peer may send, `flood_guard.rs` the frames
+//! that only cost work. Towards clients a stream gives a request and takes its response
+//! (`incoming.rs`), towards backends it takes a request and gives the response (`backend/`). The
+//! codec of frames and field blocks is `crate::http2`. Must not know listeners, routes or policies.
 
 pub mod backend;
 mod body_encoder;
@@ -28,42 +31,42 @@ pub use self::http1_adapter::Http1Adapter;
 
 use crate::http2::frame::ErrorCode;
 
-/// Why a stream came to no good end.
+/// Cause of a stream that did not end properly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
-    /// The peer has reset it.
+    /// The peer sent RST_STREAM.
     #[error("stream reset by the peer (RST_STREAM {0})")]
     Reset(ErrorCode),
-    /// The peer has said that it will not look at it.
+    /// The peer's GOAWAY excluded the stream: it was not processed and may be sent again.
     #[error("connection ended by the peer (GOAWAY {0})")]
     NotProcessed(ErrorCode),
-    /// We have found something wrong with it.
+    /// The peer violated the protocol on this stream.
     #[error("not valid HTTP/2 ({0})")]
     Invalid(ErrorCode),
-    /// Its message is none.
+    /// The peer's message is malformed (RFC 9113 section 8.1.1).
     #[error("not a valid message of HTTP/2: {0}")]
     Malformed(&'static str),
-    /// Its message is larger than we take; it may be valid.
+    /// The message exceeds a limit of ours; it may be valid.
     #[error("larger than is taken: {0}")]
     TooLarge(&'static str),
-    /// We have found something wrong with its connection.
+    /// We closed the connection with an error.
     #[error("not valid HTTP/2, or more than is allowed ({0})")]
     Failed(ErrorCode),
-    /// The peer has spoken HTTP/1 instead.
+    /// The peer answered with HTTP/1.
     #[error("the peer speaks HTTP/1, not HTTP/2")]
     Http1,
-    /// Its connection is no more.
+    /// The connection was closed without GOAWAY.
     #[error("connection closed")]
     Lost,
 }
 
 impl StreamError {
-    /// Why the h2 stream ended that `error` comes from; `None` for errors of other connections.
+    /// Returns the stream error inside `error`; `None` for errors of other connections.
     pub fn of(error: &std::io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
     }
 
-    /// A limit of ours has ended it; the peer may have kept to the protocol.
+    /// True if a limit of ours ended the stream: the peer may have followed the protocol.
     pub fn is_own_limit(self) -> bool {
         matches!(
             self,
@@ -72,8 +75,9 @@ impl StreamError {
     }
 }
 
-/// The value without the blanks at its ends; `None` if it has control bytes. RFC 9113 section 8.2.1 forbids both, but real
-/// senders leave blanks there, and over HTTP/1 they mean nothing (RFC 9112 section 5.1).
+/// Strips blanks from both ends of a field value; `None` if it has control bytes. RFC 9113 section
+/// 8.2.1 forbids both, but real senders leave blanks there, and in HTTP/1 they have no meaning (RFC
+/// 9112 section 5.1).
 fn trimmed(value: &[u8]) -> Option<&[u8]> {
     let mut rest = value;
     while let [b' ' | b'\t', inner @ ..] | [inner @ .., b' ' | b'\t'] = rest {
@@ -83,13 +87,13 @@ fn trimmed(value: &[u8]) -> Option<&[u8]> {
     rest.iter().all(is_plain).then_some(rest)
 }
 
-/// RFC 9110 section 5.6.2.
+/// True for a token, RFC 9110 section 5.6.2.
 fn is_token(text: &[u8]) -> bool {
     let is_good = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     !text.is_empty() && text.iter().all(is_good)
 }
 
-/// A token in lower case: RFC 9113 section 8.2.1. No pseudo-header field has such a name.
+/// True for a token in lower case, RFC 9113 section 8.2.1. No pseudo-header field is one.
 fn is_name(name: &[u8]) -> bool {
     is_token(name) && !name.iter().any(u8::is_ascii_uppercase)
 }

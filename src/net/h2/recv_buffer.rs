@@ -1,4 +1,5 @@
-//! A message that comes as frames, given out as the bytes of HTTP/1.1: its head, then its body framed as the head says.
+//! Received message, read as HTTP/1.1 text: its head, then the body in the framing that the head
+//! announces.
 
 use std::{collections::VecDeque, io};
 
@@ -10,65 +11,65 @@ use crate::{
     http2::hpack::FieldList,
 };
 
-/// Most bytes of a body that has been taken whole whose room is kept for more of it.
+/// Capacity that is kept for a body after all of it was read.
 const KEPT_CONTENT_BYTES: usize = 64 << 10;
 
-/// What follows the head.
+/// Content after the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyKind {
-    /// Nothing.
+    /// None.
     None,
-    /// A body that ends when the stream says so, as chunks: behind them trailers have their place, and whether there will be
-    /// some is known at the end only, also where a length was declared.
+    /// Chunked, which leaves a place for trailers: whether there are any is known only at the end,
+    /// even if a length was declared.
     Chunked,
-    /// Another protocol, RFC 8441.
+    /// Bytes of another protocol, RFC 8441.
     Raw,
 }
 
-/// A head as text, and what follows it.
+/// Head as HTTP/1.1 text.
 #[derive(Debug)]
 pub(super) struct Http1Head {
     pub text: Vec<u8>,
     pub body: BodyKind,
-    /// `Content-Length` of the body that follows, which `text` does not have.
+    /// `Content-Length` of the body, which `text` does not have.
     pub length: Option<u64>,
 }
 
-/// How far a message has come.
+/// Progress of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RecvPhase {
-    /// Its final head is not there.
+    /// The final head was not received.
     Head,
     Body,
-    /// All of it has come.
+    /// The whole message was received.
     Whole,
-    /// All of it has come and was given out, but for what is left of `text`.
+    /// The whole message was received and encoded; only `text` is left to read.
     Closed,
 }
 
-/// A message, as far as it was not taken.
+/// Unread part of a message.
 #[derive(Debug)]
 pub(super) struct RecvBuffer {
-    /// Heads, then the lines around each chunk; taken up to `at`.
+    /// Heads, then the lines around each chunk; read up to `at`.
     text: Vec<u8>,
     at: usize,
     phase: RecvPhase,
     body: BodyKind,
-    /// Content that was not taken: its window is in use.
+    /// Unread content, which still occupies the receive windows.
     data: VecDeque<u8>,
-    /// What is left of the chunk that was begun.
+    /// Unread bytes of the current chunk.
     chunk: usize,
     declared: Option<u64>,
-    /// What is to come of that.
+    /// Declared bytes that are still expected.
     length: Option<u64>,
-    /// The trailer section.
+    /// Trailer section.
     trailers: Vec<u8>,
-    /// Why the end of the message is not given out.
+    /// Set if the message is cut though its stream ends properly.
     failure: Option<StreamError>,
 }
 
 impl RecvBuffer {
-    /// Nothing is there yet.
+    /// Creates an empty buffer.
     pub(super) const fn new() -> Self {
         Self {
             text: Vec::new(),
@@ -84,7 +85,7 @@ impl RecvBuffer {
         }
     }
 
-    /// The final head.
+    /// Sets the final head.
     pub(super) fn set_head(&mut self, head: Http1Head) {
         self.push_interim(head.text);
         self.phase = RecvPhase::Body;
@@ -92,7 +93,7 @@ impl RecvBuffer {
         (self.declared, self.length) = (head.length, head.length);
     }
 
-    /// The length that was declared of a body that is given out in chunks.
+    /// Declared length of a body that is read in chunks.
     pub(super) const fn declared_length(&self) -> Option<u64> {
         match self.body {
             BodyKind::Chunked => self.declared,
@@ -100,7 +101,7 @@ impl RecvBuffer {
         }
     }
 
-    /// A head that another one will follow.
+    /// Appends an interim head.
     pub(super) fn push_interim(&mut self, text: Vec<u8>) {
         if self.at == self.text.len() {
             (self.text, self.at) = (text, 0);
@@ -109,12 +110,12 @@ impl RecvBuffer {
         }
     }
 
-    /// The final head has come.
+    /// True once the final head was received.
     pub(super) fn has_head(&self) -> bool {
         self.phase != RecvPhase::Head
     }
 
-    /// Content that has come. False: more than was declared. Where nothing may follow the head it is let go.
+    /// Appends content. False: more than was declared, which is request smuggling if passed on.
     pub(super) fn push_content(&mut self, bytes: &[u8]) -> bool {
         if let Some(length) = &mut self.length {
             match length.checked_sub(bytes.len() as u64) {
@@ -126,7 +127,7 @@ impl RecvBuffer {
         true
     }
 
-    /// The message is whole, with a trailer section. False: less has come than was declared.
+    /// Ends the message. False: less content than was declared.
     pub(super) fn finish(&mut self, trailers: Vec<u8>) -> bool {
         let is_whole = self.length.unwrap_or(0) == 0;
         if is_whole {
@@ -136,39 +137,39 @@ impl RecvBuffer {
         is_whole
     }
 
-    /// The message is read as one that does not come to its end, because of `why`.
+    /// Cuts the message: it is read up to here and then fails with `why`.
     pub(super) fn fail(&mut self, why: StreamError) {
         self.failure = Some(why);
     }
 
-    /// Why the message does not come to its end although its stream does.
+    /// Error that cuts the message.
     pub(super) const fn failure(&self) -> Option<StreamError> {
         self.failure
     }
 
-    /// Bytes of heads and of the lines around chunks that were not taken.
+    /// Unread bytes of heads and chunk lines.
     pub(super) fn unread_text(&self) -> usize {
         self.text.len() - self.at
     }
 
-    /// What follows the head is content for whoever reads.
+    /// True if the message has content; otherwise it is discarded.
     pub(super) const fn expects_content(&self) -> bool {
         !matches!(self.body, BodyKind::None)
     }
 
-    /// Content that was not taken.
+    /// Unread content bytes.
     pub(super) fn unread_content(&self) -> usize {
         self.data.len()
     }
 
-    /// There is something to take.
+    /// True if there are bytes to read.
     pub(super) fn has_bytes(&self) -> bool {
         self.at < self.text.len()
             || self.unread_content() > 0
             || self.phase == RecvPhase::Whole && self.body == BodyKind::Chunked
     }
 
-    /// Nothing more will come.
+    /// True if nothing more will be received.
     pub(super) fn is_finished(&self) -> bool {
         match self.phase {
             RecvPhase::Head => false,
@@ -177,7 +178,7 @@ impl RecvBuffer {
         }
     }
 
-    /// Gives of what is there as much as fits, and says how much of that was content.
+    /// Reads as much as fits into `target`; returns how much of it was content.
     pub(super) fn read(&mut self, target: &mut ReadBuf<'_>) -> usize {
         let mut content = 0;
         while target.remaining() > 0 {
@@ -238,12 +239,12 @@ impl RecvBuffer {
     }
 }
 
-/// Reading a message that does not come to its end.
+/// Error of reading a message that was cut.
 pub(super) fn cut(ended: StreamError) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, ended)
 }
 
-/// Trailers as the section behind the last chunk; `None` if they may not be passed on.
+/// Writes trailers as the section after the last chunk; `None` if one of them is not allowed.
 pub(super) fn trailer_section(fields: &FieldList) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     for (name, value) in fields.iter() {
@@ -264,7 +265,7 @@ mod tests {
         },
     };
 
-    /// The content of chunks.
+    /// Body and trailers of chunks.
     fn content(text: &[u8]) -> (Vec<u8>, Vec<u8>) {
         let (mut decoder, mut at, mut out) = (BodyDecoder::chunked(RESPONSE_LIMITS), 0, Vec::new());
         loop {

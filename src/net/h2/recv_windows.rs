@@ -1,51 +1,53 @@
-//! Receive windows: how much a peer may send that we have not passed on (RFC 9113 section 5.2).
+//! Receive windows: bytes that a peer may send before we have passed them on (RFC 9113 section
+//! 5.2).
 //!
-//! The window of a connection is the sum of what its streams may have, so streams that are not read hold up no other. A
-//! stream begins with a small window, which doubles while it is what limits the transfer: when half of it is consumed within
-//! two round trips. Windows grow out of one reserve, of which a stream gets at most half of what is left.
+//! The connection window is the sum of all stream windows, so an unread stream never blocks
+//! another. A stream begins with a small window, which doubles while the window limits the
+//! transfer: when half of it is consumed within two round trips. All growth comes from one reserve,
+//! of which a stream gets at most half of the remainder, so the memory of a connection is bounded.
 
 use std::time::{Duration, Instant};
 
 use crate::http2::frame::INITIAL_WINDOW;
 
-/// Bytes of the first windows of all streams of a client's connection, where they are not at one of the bounds below.
+/// Sum of the initial stream windows of a client's connection, within the bounds below.
 const CLIENT_WINDOWS: usize = 6_400 << 10;
-/// Bounds of a stream's first window.
+/// Bounds of the initial window of a stream.
 const MIN_FIRST_WINDOW: usize = 16 << 10;
 const MAX_FIRST_WINDOW: usize = 256 << 10;
-/// The same two for a connection to a backend.
+/// The same for a connection to a backend.
 const BACKEND_WINDOWS: usize = 19_200 << 10;
 const MAX_BACKEND_WINDOW: usize = 192 << 10;
-/// Bytes by which windows of a connection may grow.
+/// Growth of all stream windows of a connection.
 const WINDOW_RESERVE_BYTES: u32 = 6 << 20;
 /// Largest window of a stream.
 const MAX_WINDOW: u32 = 4 << 20;
-/// Fewest bytes that a window grows by.
+/// Smallest growth step.
 const MIN_GROWTH: u32 = 16 << 10;
-/// Bytes whose release is worth a WINDOW_UPDATE of the connection.
+/// Released bytes after which the connection window is announced: fewer would cost a frame each.
 const CONNECTION_STEP: u32 = 512 << 10;
-/// Time between two measurements of the round trip, each of which is a PING.
+/// Time between two RTT measurements, each of which is one PING: gRPC servers count PINGs.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
-/// Payload of that PING.
+/// Payload of the RTT PING.
 pub(super) const RTT_PROBE: [u8; 8] = *b"rttprobe";
 
-/// Window of a stream or of a connection.
+/// Receive window of a stream or of a connection.
 #[derive(Debug)]
 pub(super) struct RecvWindow {
     size: u32,
-    /// Bytes that the peer may still send; negative after the peer has learned of a smaller first window.
+    /// Bytes that the peer may still send; negative after a smaller initial window took effect.
     left: i64,
-    /// Bytes that were released and not announced to the peer.
+    /// Bytes released but not yet announced.
     unannounced: u32,
-    /// Bytes that are worth an announcement.
+    /// Released bytes that are worth a WINDOW_UPDATE.
     step: u32,
-    /// Bytes from the reserve.
+    /// Bytes taken from the reserve.
     grown: u32,
     announced_at: Option<Instant>,
 }
 
 impl RecvWindow {
-    /// A window of a stream.
+    /// Creates the window of a stream.
     pub(super) const fn new(size: u32) -> Self {
         Self {
             size,
@@ -57,7 +59,7 @@ impl RecvWindow {
         }
     }
 
-    /// Takes `count` received bytes out of the window. False: more than was allowed.
+    /// Takes received bytes out of the window. False: the peer sent more than allowed.
     pub(super) fn consume(&mut self, count: usize) -> bool {
         let left = self.left - i64::from(count as u32);
         let is_allowed = left >= 0;
@@ -67,40 +69,40 @@ impl RecvWindow {
         is_allowed
     }
 
-    /// Releases `count` bytes that were passed on. True: that is worth an announcement.
+    /// Releases bytes that were passed on. True: a WINDOW_UPDATE is due.
     pub(super) const fn release(&mut self, count: usize) -> bool {
         self.unannounced += count as u32;
         self.unannounced >= self.step
     }
 
-    /// The increment of a WINDOW_UPDATE that is sent now.
+    /// Announces the released bytes; returns the increment for the WINDOW_UPDATE.
     pub(super) fn announce(&mut self) -> u32 {
         self.left += i64::from(self.unannounced);
         std::mem::take(&mut self.unannounced)
     }
 
-    /// The peer has learned of another first window, RFC 9113 section 6.9.2.
+    /// Applies another initial window, RFC 9113 section 6.9.2.
     pub(super) fn resize(&mut self, from: u32, to: u32) {
         self.left += i64::from(to) - i64::from(from);
         self.size = self.size.saturating_sub(from) + to;
         self.step = self.size / 2;
     }
 
-    /// Everything that was received was released.
+    /// True if all received bytes were released.
     #[cfg(test)]
     pub(super) fn is_whole(&self) -> bool {
         self.left + i64::from(self.unannounced) == i64::from(self.size)
     }
 }
 
-/// Sizes of the windows of a connection, and the round trip by which they grow.
+/// Window sizes of a connection, and the RTT that drives their growth.
 #[derive(Debug)]
 pub(super) struct RecvWindows {
-    /// First window of each stream, SETTINGS_INITIAL_WINDOW_SIZE.
+    /// Initial window of each stream, SETTINGS_INITIAL_WINDOW_SIZE.
     pub first: u32,
     /// Window of the connection.
     pub connection: RecvWindow,
-    /// Bytes that windows of streams may still grow by.
+    /// Bytes by which stream windows may still grow.
     reserve: u32,
     rtt: Option<Duration>,
     probed_at: Option<Instant>,
@@ -108,14 +110,14 @@ pub(super) struct RecvWindows {
 }
 
 impl RecvWindows {
-    /// Windows for a client with at most `streams` streams at a time.
+    /// Creates windows for a client with at most `streams` concurrent streams.
     pub(super) fn for_client(streams: usize) -> Self {
         let streams = streams.max(1);
         let first = (CLIENT_WINDOWS / streams).clamp(MIN_FIRST_WINDOW, MAX_FIRST_WINDOW);
         Self::new(first as u32, streams as u32)
     }
 
-    /// Windows for a backend with at most `streams` streams at a time.
+    /// Creates windows for a backend with at most `streams` concurrent streams.
     pub(super) fn for_backend(streams: usize) -> Self {
         let streams = streams.max(1);
         let first = (BACKEND_WINDOWS / streams).clamp(MIN_FIRST_WINDOW, MAX_BACKEND_WINDOW);
@@ -140,12 +142,13 @@ impl RecvWindows {
         }
     }
 
-    /// The increment of the connection's first WINDOW_UPDATE.
+    /// Increment of the connection's first WINDOW_UPDATE.
     pub(super) const fn first_increment(&self) -> u32 {
         self.connection.size.saturating_sub(INITIAL_WINDOW)
     }
 
-    /// The window of a new stream. Before the peer has acknowledged our settings it may be larger than it will be.
+    /// Creates the window of a new stream. Before the peer has acknowledged our SETTINGS it may
+    /// still use the 64 KiB of the protocol.
     pub(super) fn stream(&self, is_acknowledged: bool) -> RecvWindow {
         RecvWindow::new(if is_acknowledged {
             self.first
@@ -154,13 +157,15 @@ impl RecvWindows {
         })
     }
 
-    /// The increment of a WINDOW_UPDATE that is sent now for the window of a stream with `unread` bytes.
+    /// Announces the window of a stream with `unread` buffered bytes, grown if it limits the
+    /// transfer; returns the increment.
     pub(super) fn announce(&mut self, window: &mut RecvWindow, unread: usize, now: Instant) -> u32 {
         let before = window.announced_at.replace(now);
         let is_limit = self.rtt.is_some_and(|rtt| {
             before.is_some_and(|before| now.saturating_duration_since(before) < 2 * rtt)
         });
-        // With much unread it is the reader who is slow.
+        // With many unread bytes our reader is the bottleneck, and a larger window would only fill
+        // memory.
         let growth = window
             .size
             .min(MAX_WINDOW.saturating_sub(window.size))
@@ -175,12 +180,12 @@ impl RecvWindows {
         window.announce()
     }
 
-    /// Returns what the window of a stream that is over has grown by.
+    /// Returns the growth of a closed stream to the reserve.
     pub(super) const fn reclaim(&mut self, window: &RecvWindow) {
         self.reserve += window.grown;
     }
 
-    /// A PING that measures the round trip is to be sent at `now`, when content is being received.
+    /// Starts an RTT measurement if one is due; the caller sends the PING.
     pub(super) fn begins_probe(&mut self, now: Instant) -> bool {
         let is_recent = self
             .probed_at
@@ -193,7 +198,7 @@ impl RecvWindows {
         true
     }
 
-    /// The peer has answered that PING.
+    /// Ends the RTT measurement.
     pub(super) fn finish_probe(&mut self, now: Instant) {
         if std::mem::take(&mut self.is_probing) {
             let sent = self.probed_at;
@@ -265,7 +270,8 @@ mod tests {
         assert_eq!(windows.stream(true).size, 16 << 10);
     }
 
-    /// Uploads `count` bytes over such a round trip, all of which are read at once; gives how many round trips that took.
+    /// Uploads `count` bytes with an RTT of 100 ms, all read at once; returns the number of round
+    /// trips.
     fn round_trips(windows: &mut RecvWindows, window: &mut RecvWindow, count: u32) -> u32 {
         let rtt = 100 * MS;
         let (mut now, mut credit, mut sent, mut trips) = (clock::now(), window.left, 0, 0);
@@ -277,7 +283,7 @@ mod tests {
                 windows.finish_probe(now);
                 probed = None;
             }
-            // All that may be sent arrives at once, and is read in parts.
+            // A whole window arrives at once and is read in parts.
             let burst = std::mem::take(&mut credit);
             sent += burst;
             let mut unread = burst;
@@ -304,7 +310,7 @@ mod tests {
         assert!(trips <= 25, "{trips} round trips");
         assert_eq!(window.size, MAX_WINDOW);
         is_kept(&windows, 100);
-        // Others grow as well, but less.
+        // Other streams grow as well, but less.
         let mut sizes = Vec::new();
         let mut others = Vec::new();
         for _ in 0..20 {

@@ -1,7 +1,8 @@
-//! Writes an HTTP/2 request as the one HTTP/1.1 request that means the same, or says why there is none.
+//! Writes an HTTP/2 request as the equivalent HTTP/1.1 request, or refuses it.
 //!
-//! No byte of the client's reaches the head that could end a line or begin a field. What this writes is read by
-//! `http1::request` all the same, as strictly as if it had come from a socket.
+//! No byte of the client can end a line or begin a field of that head. The result is still parsed
+//! by `http1::request`, as strictly as bytes from a socket: request smuggling from HTTP/2 to
+//! HTTP/1.1 needs both checks to fail.
 
 use super::{
     is_name, is_token,
@@ -14,17 +15,17 @@ use crate::{
     reason::Reason,
 };
 
-/// Bytes of most heads.
+/// Capacity for most heads.
 const TYPICAL_HEAD_BYTES: usize = 512;
-/// What we add to the fields of the client.
+/// Bytes that we add to the fields of the client.
 const ADDED_FIELDS_BYTES: usize = 128;
 
-/// A request, and what its response can be.
+/// Converted request.
 #[derive(Debug)]
 pub(super) struct Http1Request {
     pub head: Http1Head,
     pub is_head: bool,
-    /// The `Sec-WebSocket-Accept` that a WebSocket must be answered with.
+    /// `Sec-WebSocket-Accept` that the backend of a WebSocket must send.
     pub accept: Option<Box<str>>,
 }
 
@@ -38,7 +39,7 @@ struct PseudoFields<'f> {
     protocol: Option<&'f [u8]>,
 }
 
-/// What is known of the other fields.
+/// Findings about the regular fields.
 #[derive(Debug, Default)]
 struct RegularFields<'f> {
     has_host: bool,
@@ -46,7 +47,7 @@ struct RegularFields<'f> {
     has_cookies: bool,
 }
 
-/// What is read of a stream without a request.
+/// Empty head of a stream whose request was refused.
 pub(super) const fn nothing() -> Http1Head {
     Http1Head {
         text: Vec::new(),
@@ -55,7 +56,8 @@ pub(super) const fn nothing() -> Http1Head {
     }
 }
 
-/// Reads the request in `fields`. `ends`: the stream ends with them. `key` is asked for the nonce of a WebSocket, encoded.
+/// Converts the request in `fields`. `ends`: the stream ends with them. `key` makes the key of a
+/// WebSocket.
 pub(super) fn read(
     fields: &FieldList,
     ends: bool,
@@ -104,7 +106,8 @@ pub(super) fn read(
             accept = Some(websocket::accept(key.as_bytes()).into());
             body = BodyKind::Raw;
         }
-        // RFC 9113 sections 8.5 and 8.1.1: what follows is no content, so it has no length; the end comes too early.
+        // RFC 9113 sections 8.5 and 8.1.1: a tunnel has no content length, and the announced
+        // content must follow.
         (true, Some(_), _) | (false, Some(1..), true) => return Err(Reason::RequestError),
         (false, _, true) => {}
         (false, _, false) => {
@@ -120,9 +123,9 @@ pub(super) fn read(
     })
 }
 
-/// Whether the head is within `limits`, `pseudo` of its fields being pseudo-header fields. Each field counts
-/// [`FIELD_OVERHEAD`] bytes more than it has. The parts of a cookie are one field, as they are in HTTP/1: beside the first
-/// each counts its own bytes and those of the `; ` before it.
+/// True if the head is within `limits`; `pseudo` of its fields are pseudo-header fields. Each field
+/// counts [`FIELD_OVERHEAD`] bytes more than its text. The crumbs of a cookie count as one field,
+/// as in HTTP/1: each after the first counts its own bytes and those of the `; ` before it.
 fn is_within(fields: &FieldList, pseudo: usize, limits: HeadLimits) -> bool {
     let (count, size) = (fields.len() - pseudo, fields.size());
     if count <= limits.fields && size <= limits.bytes {
@@ -134,8 +137,8 @@ fn is_within(fields: &FieldList, pseudo: usize, limits: HeadLimits) -> bool {
     count - joined <= limits.fields && size - saved <= limits.bytes
 }
 
-/// The pseudo-header fields, which come first and once: RFC 9113 section 8.3. A name that begins with a colon is none
-/// further behind either. Gives how many they are, too.
+/// Collects the pseudo-header fields, which come first and once (RFC 9113 section 8.3); also
+/// returns their number. Further behind, a name with a colon fails as a field name.
 fn pseudo(fields: &FieldList) -> Result<(PseudoFields<'_>, usize), Reason> {
     let (mut pseudo, mut count) = (PseudoFields::default(), 0);
     for (name, value) in fields
@@ -167,13 +170,14 @@ fn pseudo(fields: &FieldList) -> Result<(PseudoFields<'_>, usize), Reason> {
     Ok((pseudo, count))
 }
 
-/// RFC 3986 section 3.1.
+/// True for a URI scheme, RFC 3986 section 3.1.
 fn is_scheme(scheme: &[u8]) -> bool {
     let is_good = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
     scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(is_good)
 }
 
-/// RFC 9113 section 8.3.1: a path, or `*` for OPTIONS. A whole URL would be read as one.
+/// Returns the target: a path, or `*` for OPTIONS (RFC 9113 section 8.3.1). A complete URL would be
+/// read as absolute-form, with another authority.
 fn target<'f>(pseudo: &PseudoFields<'f>) -> Result<&'f [u8], Reason> {
     let is_good = |target: &&[u8]| match *target {
         [b'/', ..] => target.iter().all(u8::is_ascii_graphic),
@@ -183,8 +187,8 @@ fn target<'f>(pseudo: &PseudoFields<'f>) -> Result<&'f [u8], Reason> {
     pseudo.path.filter(is_good).ok_or(Reason::RequestError)
 }
 
-/// The authority, or the one of Host where there is none: RFC 9113 section 8.3.1. What it may consist of is checked when the
-/// head is read.
+/// Returns the authority, or Host if there is none (RFC 9113 section 8.3.1). Its syntax is checked
+/// with the head.
 fn host<'f>(pseudo: &PseudoFields<'f>, fields: &'f FieldList) -> Result<&'f [u8], Reason> {
     let field = || fields.iter().find(|(name, _)| *name == b"host");
     let authority = pseudo.authority.filter(|authority| !authority.is_empty());
@@ -193,7 +197,7 @@ fn host<'f>(pseudo: &PseudoFields<'f>, fields: &'f FieldList) -> Result<&'f [u8]
     host.filter(is_good).ok_or(Reason::RequestError)
 }
 
-/// The authority without a port that is the scheme's default, or empty: RFC 3986 section 6.2.3.
+/// Strips a port that is empty or the default of the scheme, RFC 3986 section 6.2.3.
 fn without_default_port<'a>(authority: &'a [u8], scheme: Option<&[u8]>) -> &'a [u8] {
     let port: &[u8] = match scheme {
         Some(scheme) if scheme.eq_ignore_ascii_case(b"https") => b":443",
@@ -204,8 +208,8 @@ fn without_default_port<'a>(authority: &'a [u8], scheme: Option<&[u8]>) -> &'a [
     name.or(authority.strip_suffix(b":")).unwrap_or(authority)
 }
 
-/// Checks the fields and writes all but Host, which must be the one of the request, cookies and the length. The key of a
-/// WebSocket is ours.
+/// Checks the regular fields and writes them. Host must match the authority and is left out, like
+/// cookies and the length; a WebSocket key is replaced by ours.
 fn write_fields<'f>(
     out: &mut Vec<u8>,
     fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
@@ -233,7 +237,8 @@ fn write_fields<'f>(
             KnownField::Te => is_wrong = value != b"trailers",
             KnownField::Http2Settings => {}
             KnownField::Other => is_left_out = is_socket && name == b"sec-websocket-key",
-            // RFC 9113 section 8.2.2.
+            // RFC 9113 section 8.2.2: such fields are malformed in HTTP/2, as they would frame the
+            // HTTP/1 message.
             known => is_wrong = known.is_hop_by_hop(),
         }
         if is_wrong {
@@ -246,7 +251,7 @@ fn write_fields<'f>(
     Ok(regular)
 }
 
-/// The crumbs of a cookie are one field in HTTP/1, RFC 9113 section 8.2.3. Empty ones would leave a blank at the end.
+/// Joins the crumbs of a cookie, RFC 9113 section 8.2.3. Empty ones would leave a blank at the end.
 fn cookies(out: &mut Vec<u8>, fields: &FieldList) {
     let crumbs = fields.iter().filter(|(name, _)| *name == b"cookie");
     let mut crumbs = crumbs

@@ -1,4 +1,4 @@
-//! What an HTTP/2 request becomes, and that it is the same request or none.
+//! Conversion of HTTP/2 requests: the result is the same request, or none.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ const LIMITS: HeadLimits = HeadLimits {
     bytes: 8 << 10,
 };
 
-/// A request by its pseudo-header fields and others.
+/// Fields of a request.
 fn fields(pseudo: &[(&str, &str)], regular: &[(&str, &[u8])]) -> FieldList {
     let mut block = Vec::new();
     for (name, value) in pseudo {
@@ -43,7 +43,7 @@ fn get(regular: &[(&str, &[u8])]) -> FieldList {
     fields(&pseudo, regular)
 }
 
-/// The head as the engine reads it.
+/// Head as the engine parses it.
 fn read(fields: &FieldList, ends: bool) -> Result<(Http1Request, RequestHead), Reason> {
     let request = super::read(fields, ends, LIMITS, || "key".to_owned())?;
     let mut head = RequestHead {
@@ -127,7 +127,7 @@ fn the_parts_of_a_cookie_are_one_field_and_count_by_their_bytes() {
     let list = [other(40), crumbs(2, b"a=b")].concat();
     let refused = read(&get(&list), true);
     assert_eq!(refused.unwrap_err(), Reason::RequestHeaderSectionSize);
-    // As large as in HTTP/1: 80 * 102 bytes with the pseudo-header fields, and 82 of them.
+    // The limit is that of HTTP/1: 80 * 102 bytes with the pseudo-header fields pass, 82 do not.
     let part = &[b'x'; 100];
     assert!(read(&get(&crumbs(78, part)), true).is_ok());
     for list in [crumbs(82, part), crumbs(5_000, b"")] {
@@ -232,10 +232,11 @@ fn value(random: &mut Random) -> Vec<u8> {
         .collect()
 }
 
-/// What came in, as far as it has to come out: method, target, host, and the other fields in no order.
+/// Parts of a request that must be preserved: method, target, host, and the other fields in any
+/// order.
 type Meaning = (String, String, String, Vec<(String, Vec<u8>)>);
 
-/// The meaning of an h2 request, worked out the plain way.
+/// Meaning of an HTTP/2 request, computed independently.
 fn meaning(sent: &FieldList) -> Meaning {
     let trim = |value: &[u8]| value.trim_ascii().to_vec();
     let (mut fields, mut cookies, mut texts) = (Vec::new(), Vec::new(), HashMap::new());
@@ -313,7 +314,7 @@ fn a_request_means_the_same_afterwards_or_is_refused() {
             "keep-alive",
             "b",
         ];
-        // The rare ones are refused; most rounds have none.
+        // The last names are refused; most rounds have none of them.
         let known = if random.below(3) > 0 { 2 } else { names.len() };
         let list: Vec<(&str, Vec<u8>)> = (0..random.below(6))
             .map(|_| (names[random.below(known)], value(&mut random)))

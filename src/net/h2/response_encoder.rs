@@ -1,4 +1,4 @@
-//! The response of a client's stream: the HTTP/1.1 head that the engine writes becomes that of the stream.
+//! Encodes the HTTP/1.1 response that the engine writes as HEADERS and DATA of a client's stream.
 
 use std::{
     io,
@@ -16,20 +16,20 @@ use crate::{
     http2::{frame::ErrorCode, hpack},
 };
 
-/// The response of one stream.
+/// Encoder of one response.
 #[derive(Debug)]
 pub(super) struct ResponseEncoder {
-    /// What is there of a head.
+    /// Incomplete head.
     head: Vec<u8>,
-    /// After the final head.
+    /// Set after the final head.
     body: Option<BodyEncoder>,
     is_head: bool,
-    /// A switch to another protocol was asked for.
+    /// A switch to another protocol was requested.
     may_switch: bool,
 }
 
 impl ResponseEncoder {
-    /// The response to a request that was HEAD or not, and asked for another protocol or not.
+    /// Creates the encoder of the response to a request.
     pub(super) const fn new(is_head: bool, may_switch: bool) -> Self {
         Self {
             head: Vec::new(),
@@ -39,7 +39,7 @@ impl ResponseEncoder {
         }
     }
 
-    /// Takes what can be sent or buffered; `WouldBlock` when that is nothing.
+    /// Takes what can be sent or buffered; `WouldBlock` if that is nothing.
     pub(super) fn write(
         &mut self,
         connection: &Connection,
@@ -61,7 +61,7 @@ impl ResponseEncoder {
         Ok(used)
     }
 
-    /// Sends a head when it is whole.
+    /// Sends a head once it is complete.
     fn collect(&mut self, connection: &Connection, id: u32, input: &[u8]) -> io::Result<usize> {
         if !connection.can_send_fields() {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -81,7 +81,7 @@ impl ResponseEncoder {
         let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, head.code) else {
             return Err(invalid("no response head"));
         };
-        // RFC 8441 section 5: the switch of HTTP/1 is a plain 200 here, and its handshake ends with us.
+        // RFC 8441 section 5: a 101 of HTTP/1.1 is a 200 here, without the key handshake.
         let is_switch = status == 101;
         if is_switch && !self.may_switch {
             return Err(invalid("a switch that was not asked for"));
@@ -113,7 +113,7 @@ impl ResponseEncoder {
         Ok(())
     }
 
-    /// Ready when a write takes something, or fails.
+    /// Ready when a write makes progress or fails.
     pub(super) fn poll_writable(
         &self,
         connection: &Connection,
@@ -126,26 +126,27 @@ impl ResponseEncoder {
         }
     }
 
-    /// Ends our direction of a tunnel. A response ends by its own framing, or not at all.
+    /// Ends our direction of a tunnel. A response ends by its own framing, or is incomplete.
     pub(super) fn finish(&mut self, connection: &Connection, id: u32) {
         if let Some(body) = &mut self.body {
             body.finish(connection, id);
         }
     }
 
-    /// Ends a call of gRPC whose response has begun, with `status` in trailers: for its client that is a failure, not an end.
+    /// Ends a gRPC call whose response has begun, with `status` in trailers. A reset would be
+    /// reported by the client as INTERNAL, for any cause.
     pub(super) fn end_call(&mut self, connection: &Connection, id: u32, status: u8) {
         if let Some(body @ BodyEncoder::Body(..)) = &mut self.body {
             let status = status.to_string();
             let write = |out: &mut Vec<u8>| hpack::field(out, b"grpc-status", status.as_bytes());
-            // Fails only on a stream that is no more.
+            // Fails only on a closed stream.
             if connection.send_fields(id, true, write).is_ok() {
                 *body = BodyEncoder::Done;
             }
         }
     }
 
-    /// How the stream is reset if it ends here.
+    /// Code for a reset at this point.
     pub(super) fn cut(&self) -> ErrorCode {
         let code = ErrorCode::INTERNAL_ERROR;
         self.body.as_ref().map_or(code, |body| body.cut(code))

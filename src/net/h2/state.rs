@@ -1,6 +1,6 @@
-//! What changes of an HTTP/2 connection: what waits to be written and by whom, what was read, and how it ends.
+//! State of an HTTP/2 connection: output, receive buffer, streams and windows.
 //!
-//! What the peer's frames do to it is in `input.rs`.
+//! Frames of the peer are handled in `input.rs`.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -33,69 +33,71 @@ use crate::{
     },
 };
 
-/// Bytes of frames that wait to be written until nobody may add to them.
+/// Output above which streams may not add frames.
 pub(super) const MAX_UNWRITTEN_BYTES: usize = 64 << 10;
-/// The same until nothing more is read: what is read makes frames as well.
+/// Output above which nothing more is read: replies to frames (ACKs, resets) are output as well, so
+/// a peer that sends and never reads could grow it without bound.
 pub(super) const READ_STOP_BYTES: usize = 4 * MAX_UNWRITTEN_BYTES;
-/// The same until no exchange begins on a connection: heads wait for no room, and this many that nobody takes are no burst.
+/// Output above which no stream is opened: heads wait for no window, and this much unread output is
+/// more than a burst.
 pub(super) const STREAM_STOP_BYTES: usize = 4 * READ_STOP_BYTES;
-/// Room for frames that a connection in use keeps.
+/// Capacity of the output buffer that a connection in use keeps.
 const KEPT_OUTPUT_BYTES: usize = 2 * MAX_UNWRITTEN_BYTES;
 
-/// Room of a connection's window below which streams have to wait for each other.
+/// Connection window below which streams have to wait for each other.
 const STALLED_WINDOW_BYTES: usize = 4 << 10;
 
-/// How far we have taken leave of a client, RFC 9113 section 6.8.
+/// Progress of our graceful shutdown, RFC 9113 section 6.8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum GoawayState {
     NotSent,
-    /// The client was told that there will be an end.
+    /// First GOAWAY sent: the client still may open streams.
     Announced,
-    /// No more streams.
+    /// Final GOAWAY sent: new streams are refused.
     Final,
 }
 
-/// A client at the other end.
+/// Client at the other end.
 #[derive(Debug)]
 pub(super) struct ClientPeer {
     pub limits: HeadLimits,
-    /// Most streams at a time.
+    /// Concurrent streams that we allow.
     pub max_streams: usize,
-    /// For the keys of WebSockets.
+    /// Source of WebSocket keys.
     pub random: Random,
-    /// Requests that nobody has taken up.
+    /// Requests that no exchange has taken yet.
     pub requests: VecDeque<IncomingRequest>,
     pub goaway: GoawayState,
-    /// The client has taken leave.
+    /// The client sent GOAWAY.
     pub goaway_received: bool,
 }
 
-/// A backend at the other end.
+/// Backend at the other end.
 #[derive(Debug, Default)]
 pub(super) struct BackendPeer {
-    /// Most streams at a time, as far as it has said.
+    /// SETTINGS_MAX_CONCURRENT_STREAMS of the backend; `None`: not sent.
     pub max_streams: Option<u32>,
-    /// It takes extended CONNECT, RFC 8441 section 3.
+    /// The backend supports extended CONNECT, RFC 8441 section 3.
     pub supports_connect: bool,
     pub is_closing: bool,
-    /// A response head was received.
+    /// A response head was received on this connection.
     pub has_responded: bool,
-    /// When the first head went out since anything came.
+    /// Time of the oldest request since a frame was received.
     pub asked_at: Option<Instant>,
-    /// When it was asked for a sign of life; `None` after a frame was received.
+    /// Time of the probe; `None` after a frame was received.
     pub probed_at: Option<Instant>,
-    /// Streams at a time for which there are windows.
+    /// Concurrent streams for which there are receive windows.
     pub window_streams: usize,
 }
 
-/// Who is at the other end.
+/// Role and state of the other end.
 #[derive(Debug)]
 pub(super) enum PeerRole {
     Client(Box<ClientPeer>),
     Backend(BackendPeer),
 }
 
-/// A field block that goes on in another frame.
+/// Field block that continues in another frame.
 #[derive(Debug)]
 pub(super) struct FieldBlock {
     pub stream: u32,
@@ -104,31 +106,31 @@ pub(super) struct FieldBlock {
     pub continuations: usize,
 }
 
-/// What is left of a DATA frame whose beginning has come.
+/// Remainder of a DATA frame whose header was received.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PartialData {
     pub stream: u32,
     pub left: usize,
     pub padding: usize,
     pub ends: bool,
-    /// Nobody wants it; its window has been opened again.
+    /// Discarded: its window has been released already.
     pub is_waste: bool,
 }
 
-/// What changes of a connection.
+/// Mutable state of a connection.
 #[derive(Debug)]
 pub(super) struct ConnectionState {
     pub transport: Option<Stream>,
     pub role: PeerRole,
-    /// Bytes of the preface that have not come.
+    /// Bytes of the client preface that are still expected.
     pub preface_left: usize,
-    /// The peer's settings have come.
+    /// The peer's SETTINGS were received.
     pub settings_received: bool,
-    /// The peer has acknowledged ours.
+    /// The peer has acknowledged our SETTINGS.
     pub is_acknowledged: bool,
-    /// When what is read now was read, where that was asked for.
+    /// Receive time of the bytes being handled, set when first needed.
     pub read_at: Option<Instant>,
-    /// What was read of a frame that is not whole.
+    /// Beginning of an incomplete frame.
     pub unread: Vec<u8>,
     pub partial_data: Option<PartialData>,
     pub partial_block: Option<Box<FieldBlock>>,
@@ -136,26 +138,26 @@ pub(super) struct ConnectionState {
     pub flood_guard: FloodGuard,
     pub windows: RecvWindows,
     pub send_window: SendWindow,
-    /// Content that the peer has not acknowledged with a window of the connection.
+    /// Content that the peer has not yet acknowledged by a WINDOW_UPDATE of the connection.
     pub unacknowledged: usize,
-    /// Since when the connection's window is used up, or nearly.
+    /// Start of the current exhaustion of the connection window.
     pub stalled_since: Option<Instant>,
-    /// What each new stream may send.
+    /// Send window of each new stream.
     pub peer_initial_window: u32,
     pub streams: HashMap<u32, StreamEntry, NumberBuild>,
-    /// The highest id of a stream that has begun.
+    /// Highest stream id opened so far.
     pub last_stream_id: u32,
     pub closed_streams: ClosedStreams,
-    /// Frames, written up to `sent`.
+    /// Output; bytes before `sent` are written.
     pub out: Vec<u8>,
     pub sent: usize,
-    /// No block has been written.
+    /// No field block was sent yet.
     pub is_first_block: bool,
     pub written: u64,
-    /// Streams that wait to send something.
+    /// Streams that wait for output space or for the connection window, in order.
     pub waiting: VecDeque<u32>,
     pub driver: Option<Waker>,
-    /// The connection is over, but for what is still to be written.
+    /// Set when the connection is closed, though output may remain.
     pub close_reason: Option<StreamError>,
 }
 
@@ -207,7 +209,7 @@ impl ConnectionState {
         frame::write_u32(&mut self.out, kind::WINDOW_UPDATE, 0, more);
     }
 
-    /// A new stream, which is not open to the peer yet.
+    /// Creates the entry of a new stream.
     pub(super) fn new_entry(&self) -> StreamEntry {
         let recv_window = self.windows.stream(self.is_acknowledged);
         StreamEntry::new(recv_window, SendWindow::new(self.peer_initial_window))
@@ -227,7 +229,8 @@ impl ConnectionState {
                 return None;
             };
             let asked = client.requests.pop_front()?;
-            // Asked and reset at once: nothing has begun, so there is nothing to be done or recorded.
+            // Opened and reset in one read: no work has begun, so there is nothing to undo or to
+            // record.
             if self
                 .streams
                 .get(&asked.id)
@@ -250,7 +253,7 @@ impl ConnectionState {
                 }
     }
 
-    /// Writes what is there.
+    /// Writes the output.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Some(bytes @ [_, ..]) = self.out.get(self.sent..)
             && let Some(transport) = &mut self.transport
@@ -276,7 +279,7 @@ impl ConnectionState {
         Poll::Ready(())
     }
 
-    /// Lets go what was written: with a slow reader there may always be something behind it.
+    /// Drops written output, which with a slow reader might otherwise grow for ever.
     fn compact(&mut self) {
         if self.sent >= MAX_UNWRITTEN_BYTES {
             self.out.drain(..self.sent);
@@ -284,7 +287,7 @@ impl ConnectionState {
         }
     }
 
-    /// With nothing on its way nothing is held.
+    /// Frees all buffers of an idle connection: thousands of them cost little memory.
     fn release_buffers(&mut self) {
         self.out = Vec::new();
         self.streams = HashMap::default();
@@ -294,7 +297,7 @@ impl ConnectionState {
         }
     }
 
-    /// Reads once, and does what the frames say.
+    /// Reads once and handles the frames.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(transport) = &mut self.transport else {
             return Poll::Ready(());
@@ -315,7 +318,7 @@ impl ConnectionState {
         Poll::Ready(())
     }
 
-    /// Works off what was read, and keeps what is not whole.
+    /// Handles `bytes` and keeps the beginning of an incomplete frame.
     pub(super) fn recv(&mut self, bytes: &[u8]) {
         self.read_at = None;
         let used = self.recv_frames(bytes);
@@ -324,8 +327,7 @@ impl ConnectionState {
         }
     }
 
-    /// Lets some of those send who wait for room: as many as can use it. The others have their turn when these have had
-    /// theirs.
+    /// Wakes as many queued streams as fit into the output, in turns, so that each gets its share.
     pub(super) fn wake_senders(&mut self, cx: &Context<'_>) {
         let share = self.window_share();
         let mut most = MAX_UNWRITTEN_BYTES / MAX_PAYLOAD_BYTES;
@@ -353,14 +355,14 @@ impl ConnectionState {
         }
     }
 
-    /// The connection has ended without a word.
+    /// Closes the connection without GOAWAY.
     pub(super) fn abort(&mut self) {
         self.close(StreamError::Lost);
         self.out = Vec::new();
         self.sent = 0;
     }
 
-    /// We end the connection: the peer has done what it may not.
+    /// Closes the connection with an error: the peer violated the protocol or a limit.
     pub(super) fn fail(&mut self, code: ErrorCode) {
         if self.close_reason.is_none() {
             let last = match self.role {
@@ -372,7 +374,7 @@ impl ConnectionState {
         }
     }
 
-    /// The connection is over, but for what is still to be written.
+    /// Closes all streams; output that remains, such as GOAWAY, is still written.
     pub(super) fn close(&mut self, why: StreamError) {
         self.close_reason.get_or_insert(why);
         self.streams.values_mut().for_each(|entry| entry.close(why));
@@ -380,7 +382,7 @@ impl ConnectionState {
         self.partial_block = None;
     }
 
-    /// So much content has been taken or let go.
+    /// Releases content from the connection window after it was read or discarded.
     pub(super) fn release(&mut self, count: usize) {
         if self.windows.connection.release(count) {
             let more = self.windows.connection.announce();
@@ -389,7 +391,7 @@ impl ConnectionState {
         }
     }
 
-    /// So much of the content of a stream has been taken or let go: opens its window, if more is to come.
+    /// Releases content from the window of a stream, unless the peer has ended it.
     pub(super) fn release_on_stream(&mut self, id: u32, count: usize) {
         let Some(entry) = self.open_entry(id).filter(|entry| !entry.end_received) else {
             return;
@@ -410,7 +412,7 @@ impl ConnectionState {
         self.wake();
     }
 
-    /// The peer knows our settings, RFC 9113 section 6.5.3.
+    /// Applies our initial window, which the peer now knows (RFC 9113 section 6.5.3).
     pub(super) fn on_settings_ack(&mut self) {
         if std::mem::replace(&mut self.is_acknowledged, true) {
             return;
@@ -421,7 +423,8 @@ impl ConnectionState {
         }
         for (id, entry) in &mut self.streams {
             entry.recv_window.resize(from, to);
-            // What was not worth an announcement may be one now, and nothing else might come.
+            // The smaller window may make released bytes worth a WINDOW_UPDATE, and no later event
+            // would send it.
             if entry.recv_window.release(0) && entry.error.is_none() && !entry.end_received {
                 let more = entry.recv_window.announce();
                 frame::write_u32(&mut self.out, kind::WINDOW_UPDATE, *id, more);
@@ -429,13 +432,13 @@ impl ConnectionState {
         }
     }
 
-    /// Ends a stream. Frames for it may still be on their way.
+    /// Resets a stream. Frames for it may still arrive, so its id is remembered.
     pub(super) fn write_reset(&mut self, id: u32, code: ErrorCode) {
         frame::write_u32(&mut self.out, kind::RST_STREAM, id, code.0);
         self.closed_streams.insert(id);
     }
 
-    /// Forgets a stream, and what nobody has read of it.
+    /// Removes a stream and releases its unread content.
     pub(super) fn discard(&mut self, id: u32) -> Option<StreamEntry> {
         let entry = self.streams.remove(&id)?;
         self.windows.reclaim(&entry.recv_window);
@@ -443,7 +446,7 @@ impl ConnectionState {
         Some(entry)
     }
 
-    /// The stream, if it is in use and was not ended.
+    /// Entry of a stream, unless it was closed.
     pub(super) fn open_entry(&mut self, id: u32) -> Option<&mut StreamEntry> {
         self.streams
             .get_mut(&id)
@@ -474,7 +477,7 @@ impl ConnectionState {
         Ok(())
     }
 
-    /// How streams share the rest of the connection's window.
+    /// Share of the connection window that each stream may use.
     fn window_share(&self) -> WindowShare {
         let is_shared = matches!(self.role, PeerRole::Backend(_)) && self.streams.len() > 1;
         WindowShare {
@@ -483,7 +486,7 @@ impl ConnectionState {
         }
     }
 
-    /// The peer has opened the connection's window.
+    /// Records a WINDOW_UPDATE of the connection.
     pub(super) fn acknowledged(&mut self, bytes: u32) {
         self.unacknowledged = self.unacknowledged.saturating_sub(bytes as usize);
         if self.send_window.available() >= STALLED_WINDOW_BYTES {
@@ -558,7 +561,8 @@ impl ConnectionState {
         }
         set_waker(&mut entry.write_waker, cx);
         entry.waits_for_window = is_content;
-        // The peer wakes those that it holds; for the others there is a line.
+        // Streams that are blocked on their own window are woken by its WINDOW_UPDATE; all others
+        // queue.
         if !is_held && !std::mem::replace(&mut entry.is_queued, true) {
             self.waiting.push_back(id);
         }
@@ -566,7 +570,7 @@ impl ConnectionState {
     }
 }
 
-/// Writing on a stream that is no more.
+/// Error of writing on a closed stream.
 pub(super) fn broken_pipe(ended: StreamError) -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, ended)
 }

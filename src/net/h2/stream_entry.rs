@@ -1,4 +1,4 @@
-//! One stream of an HTTP/2 connection: what has come on it, what may be sent on it, and who waits for either.
+//! State of one stream: received bytes, windows, and the tasks that wait for them.
 
 use std::{
     task::{Context, Waker},
@@ -10,33 +10,33 @@ use super::{
 };
 use crate::http2::frame::MAX_WINDOW_SIZE;
 
-/// A stream that somebody is using.
+/// State of a stream in use.
 #[derive(Debug)]
 pub(super) struct StreamEntry {
     pub recv_buffer: RecvBuffer,
     pub recv_window: RecvWindow,
     pub send_window: SendWindow,
-    /// Content that the peer has not acknowledged with a window of the stream.
+    /// Content that the peer has not yet acknowledged by a WINDOW_UPDATE of this stream.
     pub unacknowledged: usize,
-    /// What the response of a backend can be.
+    /// Kinds of response that the request allows.
     pub expected: ResponseExpectation,
     /// Number of interim responses received.
     pub interim_responses: u32,
-    /// A reset by the peer before that is a rapid one; `None`: at any time.
+    /// A reset by the peer before this time is a rapid one; `None`: at any time.
     pub rapid_until: Option<Instant>,
-    /// The peer has opened the window of the stream.
+    /// The peer sent WINDOW_UPDATE for this stream.
     pub window_update_received: bool,
-    /// The peer has come to its end.
+    /// The peer sent END_STREAM.
     pub end_received: bool,
-    /// We have.
+    /// We sent END_STREAM.
     pub end_sent: bool,
-    /// Nothing more comes or goes.
+    /// Set when the stream was closed before both sides ended it.
     pub error: Option<StreamError>,
-    /// Where its last frame ends among all bytes of the connection.
+    /// Position of its last frame in the output of the connection.
     pub sent_until: u64,
-    /// It stands in the line of those that wait to send.
+    /// Queued in `ConnectionState::waiting`.
     pub is_queued: bool,
-    /// What it waits to send is content, which needs a window.
+    /// It waits to send content, which needs a window, unlike fields.
     pub waits_for_window: bool,
     pub read_waker: Option<Waker>,
     pub write_waker: Option<Waker>,
@@ -66,27 +66,28 @@ impl StreamEntry {
         }
     }
 
-    /// It counts against the number of streams: neither reset nor ended by both sides, RFC 9113 section 5.1.2.
+    /// True if it counts against the stream limit: neither reset nor ended by both sides, RFC 9113
+    /// section 5.1.2.
     pub(super) fn is_open(&self) -> bool {
         self.error.is_none() && !(self.end_received && self.end_sent)
     }
 
-    /// A reset by the peer at `now` is a rapid one.
+    /// True if a reset by the peer at `now` is a rapid one.
     pub(super) fn is_rapid(&self, now: Instant) -> bool {
         self.rapid_until.is_none_or(|until| now < until)
     }
 
-    /// Something has come.
+    /// Wakes the reader: bytes or the end were received.
     pub(super) fn wake_reader(&mut self) {
         wake(&mut self.read_waker);
     }
 
-    /// There may be room to send something.
+    /// Wakes the writer: something may be sent.
     pub(super) fn wake_writer(&mut self) {
         wake(&mut self.write_waker);
     }
 
-    /// Nothing more comes or goes, because of `why`; what has come before can be read.
+    /// Closes the stream; bytes received before can still be read.
     pub(super) fn close(&mut self, why: StreamError) {
         if self.error.is_some() {
             return;
@@ -102,7 +103,7 @@ impl StreamEntry {
     }
 }
 
-/// Remembers who is to be woken.
+/// Stores the waker of the current task, without a clone if it is stored already.
 pub(super) fn set_waker(waker: &mut Option<Waker>, cx: &Context<'_>) {
     match waker {
         Some(waker) => waker.clone_from(cx.waker()),
@@ -110,12 +111,12 @@ pub(super) fn set_waker(waker: &mut Option<Waker>, cx: &Context<'_>) {
     }
 }
 
-/// Wakes who was remembered.
+/// Wakes and removes the waker.
 pub(super) fn wake(waker: &mut Option<Waker>) {
     waker.take().into_iter().for_each(Waker::wake);
 }
 
-/// What we may send; less than nothing after the peer has made its windows smaller, RFC 9113 section 6.9.2.
+/// Send window; negative after the peer has reduced its initial window, RFC 9113 section 6.9.2.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SendWindow(i64);
 
@@ -124,7 +125,7 @@ impl SendWindow {
         Self(size as i64)
     }
 
-    /// How much may be sent.
+    /// Bytes that may be sent.
     pub(super) fn available(self) -> usize {
         usize::try_from(self.0).unwrap_or(0)
     }
@@ -133,29 +134,30 @@ impl SendWindow {
         self.0 -= count as u32 as i64;
     }
 
-    /// Changes it. False: it would be larger than it may be.
+    /// Adds `by`. False: the window exceeds 2^31-1.
     pub(super) fn adjust(&mut self, by: i64) -> bool {
         self.0 += by;
         self.0 <= i64::from(MAX_WINDOW_SIZE)
     }
 }
 
-/// What streams may send of a connection's window. Where they share it, a stream has at most four times as much on its way as
-/// it leaves to the others: a backend that does not read one request still gets the bodies of others.
+/// Share of the connection window per stream. On a shared connection a stream may have at most four
+/// times as much unacknowledged as it leaves to the others, so a backend that stops reading one
+/// request still receives the others.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WindowShare {
-    /// Of the connection's window.
+    /// Connection window that is available.
     pub left: usize,
-    /// Unacknowledged content of the connection; `None` where nothing is shared.
+    /// Unacknowledged content of the connection; `None` if the window is not shared.
     pub unacknowledged: Option<usize>,
 }
 
 impl WindowShare {
-    /// How much of the connection's window the stream may use.
+    /// Part of the connection window that the stream may use.
     pub(super) fn available_to(self, entry: &StreamEntry) -> usize {
         match self.unacknowledged {
             None => self.left,
-            // What was acknowledged to the connection does not hold up others.
+            // Bytes that the connection window has got back block no other stream.
             Some(all) => {
                 let spare = (4 * self.left).saturating_sub(entry.unacknowledged.min(all));
                 spare.div_ceil(5)

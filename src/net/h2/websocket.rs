@@ -1,16 +1,16 @@
-//! The opening handshake of WebSockets over HTTP/1.1 (RFC 6455 section 4), whose keys HTTP/2 does not have.
+//! Keys of the WebSocket handshake over HTTP/1.1 (RFC 6455 section 4), which HTTP/2 does not have.
 
 use std::fmt::Write as _;
 
-/// Appended to the key for the answer to it, RFC 6455 section 1.3.
+/// Appended to the key before it is hashed, RFC 6455 section 1.3.
 const WEBSOCKET_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// A key made of `nonce`, RFC 6455 section 4.1.
+/// Encodes `nonce` as a key, RFC 6455 section 4.1.
 pub(super) fn key(nonce: [u8; 16]) -> String {
     base64(&nonce)
 }
 
-/// The `Sec-WebSocket-Accept` that belongs to `key`, RFC 6455 section 4.2.2.
+/// `Sec-WebSocket-Accept` for `key`, RFC 6455 section 4.2.2.
 pub(super) fn accept(key: &[u8]) -> String {
     let mut text = ring::digest::Context::new(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY);
     text.update(key);
@@ -18,7 +18,7 @@ pub(super) fn accept(key: &[u8]) -> String {
     base64(text.finish().as_ref())
 }
 
-/// RFC 4648 section 4.
+/// Encodes in base64, RFC 4648 section 4.
 fn base64(bytes: &[u8]) -> String {
     const BASE64_DIGITS: &[u8; 64] =
         b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

@@ -1,6 +1,7 @@
-//! One HTTP/2 connection to a backend, which many exchanges share: a stream for each.
+//! HTTP/2 connection to a backend, shared by many exchanges with a stream each.
 //!
-//! Begins the connection, drives its frames, says whether it has room. Who shares it, and with whom, is decided above.
+//! Opens the connection, drives it, and tells whether it can take another stream. The caller
+//! decides which exchanges share it.
 
 mod outgoing;
 mod request;
@@ -34,16 +35,16 @@ use crate::{
     telemetry::metrics::BackendSlot,
 };
 
-/// Interim responses of a stream that cost nothing: as many at once are passed on.
+/// Interim responses of a stream that are free: as many are passed on.
 pub(super) const FREE_INTERIM_RESPONSES: u32 = 16;
-/// How long a connection may take to say goodbye when nothing is on it any more.
+/// Time for an idle connection to close after GOAWAY.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Silence of a connection on which an exchange was given up, after which the backend is asked for a sign of life.
+/// Time without a frame after which an abandoned exchange makes us probe the backend.
 const STALL_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time for that sign.
+/// Time for the backend to answer the probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Cause of a connection on which HTTP/2 could not begin.
+/// Cause of a failed HTTP/2 handshake.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 pub enum H2HandshakeError {
     /// TLS did not negotiate HTTP/2.
@@ -55,39 +56,40 @@ pub enum H2HandshakeError {
     /// The backend allowed no stream before the deadline.
     #[error("the backend allows no streams (SETTINGS_MAX_CONCURRENT_STREAMS 0)")]
     NoStreams,
-    /// The connection ended.
+    /// The connection was closed.
     #[error("{0}")]
     Ended(#[from] StreamError),
 }
 
-/// A connection to a backend that speaks HTTP/2.
+/// Connection to a backend that speaks HTTP/2.
 #[derive(Debug)]
 pub struct H2Connection {
     engine: Rc<Connection>,
-    /// Whose counters it is in; `None` for a check.
+    /// Backend whose counters it is part of; `None` for a health check.
     state: Option<Arc<BackendState>>,
     is_secure: bool,
     opened_at: Instant,
     open_streams: Cell<usize>,
     streams_opened: Cell<u64>,
-    /// Since when it has had no stream.
+    /// Start of the time without streams.
     idle_since: Cell<Instant>,
-    /// No more streams may begin.
+    /// No more streams are opened.
     retired: Cell<bool>,
-    /// Its driver has ended.
+    /// The driver has ended.
     closed: Cell<bool>,
-    /// Streams at a time for which there are windows.
+    /// Concurrent streams for which there are receive windows.
     max_streams: usize,
-    /// Streams at a time, as learned from refusals.
+    /// Concurrent streams, as learned from refusals.
     stream_limit: Rc<StreamLimit>,
-    /// It has been held against the backend that this connection takes no request.
+    /// The backend has been blamed for refusing requests on this connection: once is enough.
     failure_recorded: Cell<bool>,
 }
 
 impl H2Connection {
-    /// Performs the HTTP/2 handshake on `stream`, a new connection to the backend of `state`: ready when the backend has sent
-    /// its settings and allows a stream. The driver must be run as long as the link is used. Without a `state` it is in no
-    /// counters. At most `streams` are begun at a time; `limit` is what the refusals of this backend have shown.
+    /// Performs the HTTP/2 handshake on `stream`, a new connection to the backend of `state`. Ready
+    /// when the backend has sent SETTINGS and allows a stream. The driver must be run while the
+    /// connection is used. Without a `state` no counters change. At most `streams` are open at a
+    /// time; `limit` is shared by all connections to this backend.
     pub async fn open(
         stream: Stream,
         state: Option<&Arc<BackendState>>,
@@ -133,7 +135,8 @@ impl H2Connection {
         Ok((connection, driver))
     }
 
-    /// A stream for one exchange, if less than `most` are open. `None`: there is no room, or none may begin any more.
+    /// Opens a stream for one exchange if fewer than `most` are open; `None` if the connection is
+    /// full or retired.
     pub fn open_stream(self: &Rc<Self>, most: usize) -> Option<OutgoingStream> {
         if self.engine.is_output_full() {
             self.retire();
@@ -142,7 +145,7 @@ impl H2Connection {
         if self.is_retired() || self.open_streams.get() >= most {
             return None;
         }
-        // Requests that the backend does not read may hold its window for long.
+        // Requests that the backend does not read may block its window for long.
         if self.engine.is_window_stalled() {
             return None;
         }
@@ -150,7 +153,8 @@ impl H2Connection {
         Some(OutgoingStream::new(Rc::clone(self)))
     }
 
-    /// Streams at a time that the backend allows (SETTINGS_MAX_CONCURRENT_STREAMS); `usize::MAX` where it has not said.
+    /// Concurrent streams that the backend allows (SETTINGS_MAX_CONCURRENT_STREAMS); `usize::MAX`
+    /// if it has not said.
     pub fn max_allowed_streams(&self) -> usize {
         let allowed = self
             .engine
@@ -159,8 +163,9 @@ impl H2Connection {
         allowed.map_or(usize::MAX, |allowed| allowed as usize)
     }
 
-    /// Learns from RST_STREAM REFUSED_STREAM or ENHANCE_YOUR_CALM on stream `id`, which began at `epoch` of the limit. Beside
-    /// other streams it says that the connection is full; alone it says that the backend takes nothing.
+    /// Learns from RST_STREAM with REFUSED_STREAM or ENHANCE_YOUR_CALM on stream `id`, opened at
+    /// `epoch` of the limit. With other streams open it means that the connection is full; without,
+    /// that the backend takes no requests.
     fn on_refused(&self, id: u32, epoch: u32, code: ErrorCode) -> StreamRefusal {
         let others = self.engine.other_open_streams(id);
         if others == 0 {
@@ -172,15 +177,15 @@ impl H2Connection {
             self.stream_limit.lower(others, clock::now());
             return StreamRefusal::Full;
         }
-        // One burst of refusals says one thing.
+        // All refusals of one burst count once.
         let is_new = epoch == self.stream_limit.epoch();
         let streams = if is_new { others / 2 } else { others };
         self.stream_limit.lower(streams, clock::now());
         StreamRefusal::Overloaded
     }
 
-    /// A GOAWAY has left out a stream. An orderly end is nothing against the backend, a connection that ends before it has
-    /// answered anything is; once for all its streams.
+    /// A GOAWAY excluded a stream. That is normal at a restart; only a connection that closes
+    /// before any response is held against the backend, once for all its streams.
     fn on_not_processed(&self) -> StreamRefusal {
         self.retire();
         let has_responded = self.engine.with_backend(|backend| backend.has_responded);
@@ -190,48 +195,49 @@ impl H2Connection {
         StreamRefusal::Full
     }
 
-    /// No stream begins any more; those that are open come to their end.
+    /// Opens no more streams; closes the connection when the open ones have ended.
     pub fn retire(&self) {
         if !self.retired.replace(true) && self.open_streams.get() == 0 {
             self.engine.begin_shutdown();
         }
     }
 
-    /// An exchange did not wait for its answer any longer. Where nothing was received for a while the backend may be quiet
-    /// or gone: it is asked, and the connection is retired if it does not answer.
+    /// Probes the backend after an exchange was abandoned, if nothing was received for a while. The
+    /// connection is retired if the probe is not answered: one that stalls one stream would stall
+    /// the next as well.
     pub fn probe_if_stalled(&self) {
         if self.engine.unanswered_for() >= STALL_TIMEOUT && !self.is_retired() {
             self.engine.probe();
         }
     }
 
-    /// No stream can begin any more.
+    /// True if no stream can be opened any more.
     pub fn is_retired(&self) -> bool {
         self.retired.get()
     }
 
-    /// The backend takes WebSockets, RFC 8441 section 3.
+    /// True if the backend supports WebSockets, RFC 8441 section 3.
     pub fn supports_websockets(&self) -> bool {
         let takes = self.engine.with_backend(|backend| backend.supports_connect);
         takes == Some(true)
     }
 
-    /// When it was made.
+    /// Time at which it was opened.
     pub const fn opened_at(&self) -> Instant {
         self.opened_at
     }
 
-    /// Streams that it has had.
+    /// Number of streams opened so far.
     pub fn streams_opened(&self) -> u64 {
         self.streams_opened.get()
     }
 
-    /// Since when it has had no stream; `None` while it has.
+    /// Start of the time without streams; `None` while there are some.
     pub fn idle_since(&self) -> Option<Instant> {
         (self.open_streams.get() == 0).then(|| self.idle_since.get())
     }
 
-    /// Its driver has ended.
+    /// True if the driver has ended.
     pub fn is_closed(&self) -> bool {
         self.closed.get()
     }
@@ -242,7 +248,7 @@ impl H2Connection {
         }
     }
 
-    /// What it is made of.
+    /// Underlying connection.
     #[cfg(test)]
     pub(super) fn engine(&self) -> &Connection {
         &self.engine
@@ -284,7 +290,8 @@ impl H2Connection {
     }
 }
 
-/// Counts the link out when its driver is dropped as well, at the end of its worker.
+/// Removes the connection from the counters, also when the driver is dropped at the end of its
+/// worker.
 struct DriverGuard(Rc<H2Connection>);
 
 impl Drop for DriverGuard {
@@ -293,7 +300,7 @@ impl Drop for DriverGuard {
     }
 }
 
-/// Drives the connection of `link` until it is over.
+/// Drives the connection until it is closed.
 async fn drive(connection: DriverGuard) {
     let connection = &connection.0;
     let mut close_timer: Option<Pin<Box<Sleep>>> = None;
@@ -317,7 +324,7 @@ async fn drive(connection: DriverGuard) {
 }
 
 impl H2Connection {
-    /// Retires the connection when the backend has not answered in time that it is there.
+    /// Retires the connection if the backend did not answer the probe in time.
     fn poll_probe(&self, cx: &mut Context<'_>, timer: &mut Option<Pin<Box<Sleep>>>) {
         let probed = self
             .engine
@@ -337,7 +344,7 @@ impl H2Connection {
         }
     }
 
-    /// Ready when the connection should have ended by itself.
+    /// Ready when a retired connection did not close in time.
     fn poll_close_timeout(
         &self,
         cx: &mut Context<'_>,

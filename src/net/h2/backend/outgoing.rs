@@ -1,5 +1,5 @@
-//! One h2 stream to a backend as a connection that carries one HTTP/1.1 exchange: writing takes the request and sends it as
-//! frames, reading gives the response.
+//! One stream to a backend, offered as a connection with one HTTP/1.1 exchange: writing takes the
+//! request, reading gives the response.
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,39 +23,40 @@ use super::{
 };
 use crate::http2::frame::ErrorCode;
 
-/// A stream to a backend.
+/// Stream to a backend.
 #[derive(Debug)]
 pub struct OutgoingStream {
     connection: Rc<H2Connection>,
-    /// Of the stream; `None` before it has begun.
+    /// Stream id; `None` until the head was sent.
     id: Cell<Option<u32>>,
     send_state: RefCell<RequestSendState>,
-    /// Who reads before the stream has begun.
+    /// Reader that waits for the stream to be opened.
     read_waker: RefCell<Option<Waker>>,
-    /// How the backend has refused the request, or why it never got it.
+    /// Set when the backend has not processed the request.
     refusal: Cell<Option<StreamRefusal>>,
-    /// Of the stream limit when it began.
+    /// Epoch of the stream limit when the stream was opened.
     epoch: u32,
-    /// A limit of ours has ended it.
+    /// A limit of ours ended the stream.
     own_limit: Cell<bool>,
 }
 
-/// Why a request was not processed, RFC 9113 section 8.7.
+/// Cause for which a request was not processed, RFC 9113 section 8.7: it may be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamRefusal {
-    /// The connection had no room for it, or ends: another one may take it.
+    /// The connection is full or closing: another one may take the request.
     Full,
-    /// The same, said with ENHANCE_YOUR_CALM beside other streams before anything of the stream had come. No RFC promises
-    /// that the request was not processed; servers that bound the memory of a connection refuse like this before a handler
-    /// sees the request.
+    /// The same, expressed by ENHANCE_YOUR_CALM while other streams were open and before anything
+    /// was received on this one. No RFC promises that such a request was not processed, but servers
+    /// that bound the memory of a connection refuse like this before a handler sees the request.
     Overloaded,
-    /// Nothing else was under way on the connection, or nothing was ever answered on it: the backend takes no requests.
+    /// No other stream was open, or no response ever came on this connection: the backend takes no
+    /// requests.
     Outright,
 }
 
 #[derive(Debug)]
 enum RequestSendState {
-    /// What is there of the head.
+    /// Incomplete head.
     Head(Vec<u8>),
     /// The head could not be sent.
     Failed,
@@ -77,28 +78,29 @@ impl OutgoingStream {
         }
     }
 
-    /// The connection that the stream is on.
+    /// Connection of the stream.
     pub fn connection(&self) -> &H2Connection {
         &self.connection
     }
 
-    /// Why the request was not processed; `None`: it may have been.
+    /// Cause for which the request was not processed; `None`: it may have been.
     pub fn refusal(&self) -> Option<StreamRefusal> {
         self.refusal.get()
     }
 
-    /// Length that the backend has declared of the body of its response, which is read in chunks.
+    /// Length that the backend declared of the response body, which is read in chunks.
     pub fn declared_length(&self) -> Option<u64> {
         self.connection.engine.declared_length(self.id.get()?)
     }
 
-    /// A limit of ours has ended the stream, or its connection: the backend may have kept to the protocol.
+    /// True if a limit of ours ended the stream: the backend may have followed the protocol.
     pub fn hit_own_limit(&self) -> bool {
         self.own_limit.get()
     }
 
-    /// Ready when the stream was reset, by whomever, or its connection is no more. A backend that has come to its end may
-    /// say that it wants nothing more either (RFC 9113 section 8.1): what it sent before that is there to be read.
+    /// Ready when the stream is reset or its connection closed. RST_STREAM with NO_ERROR after a
+    /// complete response only stops the upload (RFC 9113 section 8.1): that response can still be
+    /// read.
     pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(id) = self.id.get() else {
             return Poll::Pending;
@@ -132,7 +134,7 @@ impl OutgoingStream {
             let write = |out: &mut Vec<u8>| asked.write(out, is_secure);
             let begun = self.connection.engine.open_stream(expected, ends, write);
             let id = begun.map_err(|ended| {
-                // Nothing of it has left us.
+                // The request was not sent at all.
                 self.refusal.set(Some(StreamRefusal::Full));
                 self.connection.retire();
                 broken_pipe(ended)
@@ -142,7 +144,7 @@ impl OutgoingStream {
         })
     }
 
-    /// An end of the stream, as whoever reads it is to see it.
+    /// Maps a stream error to `io::Error` and updates the connection.
     fn map_error(&self, ended: StreamError) -> io::Error {
         if ended.is_own_limit() {
             self.own_limit.set(true);
@@ -156,7 +158,7 @@ impl OutgoingStream {
             {
                 self.refusal.set(self.refusal_of(ended));
             }
-            // Of this stream alone, or known already.
+            // These concern this stream only, or were handled before.
             StreamError::Invalid(_)
             | StreamError::Malformed(_)
             | StreamError::TooLarge(_)
@@ -166,7 +168,7 @@ impl OutgoingStream {
         recv_buffer::cut(ended)
     }
 
-    /// What the end of a stream by the backend says of its request.
+    /// Tells from the peer's reset or GOAWAY whether the request was not processed.
     fn refusal_of(&self, ended: StreamError) -> Option<StreamRefusal> {
         let (id, connection) = (self.id.get()?, &self.connection);
         match ended {
@@ -260,7 +262,7 @@ impl Drop for OutgoingStream {
     }
 }
 
-/// True if `error` says that HTTP/2 cannot express the request: nobody's fault but the client's.
+/// True if HTTP/2 cannot express the request: the client is at fault.
 pub fn is_inexpressible(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidInput
 }

@@ -1,4 +1,5 @@
-//! The HTTP/1.1 request head that the engine writes, as the head of an h2 stream: RFC 9113 section 8.3.1.
+//! Request head that the engine writes as HTTP/1.1, sent as the field block of a stream (RFC 9113
+//! section 8.3.1).
 
 use std::{io, mem::MaybeUninit};
 
@@ -14,7 +15,7 @@ use crate::{
     http2::hpack,
 };
 
-/// A request head as it was tokenized, and what belongs to it.
+/// Tokenized request head.
 pub(super) struct TokenizedRequest<'h, 'b> {
     method: &'b str,
     target: &'b str,
@@ -22,13 +23,13 @@ pub(super) struct TokenizedRequest<'h, 'b> {
     takes_trailers: bool,
     is_socket: bool,
     fields: &'h [httparse::Header<'b>],
-    /// What follows it.
+    /// Content after the head.
     pub content: BodyEncoder,
-    /// What its answer can be.
+    /// Kinds of response that it allows.
     pub expected: ResponseExpectation,
 }
 
-/// Reads the head in `bytes` for `send`.
+/// Parses the head in `bytes` and passes it to `send`.
 ///
 /// # Errors
 /// `InvalidInput`: HTTP/2 has no such request.
@@ -85,8 +86,8 @@ pub(super) fn read<T>(
     })
 }
 
-/// Servers reset streams for bytes that no URI has (RFC 3986 appendix A), which would look like a fault of theirs. Those that
-/// are widely sent and taken all the same may pass.
+/// Refuses bytes that no URI may have (RFC 3986 appendix A): servers reset such streams, which
+/// would count against them. Those that are widely sent and accepted may pass.
 const fn is_expressible(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'#' | b'<' | b'>' | b'`')
 }

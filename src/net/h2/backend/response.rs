@@ -1,6 +1,6 @@
-//! The response head of a backend's h2 stream as the HTTP/1.1 head that means the same.
+//! Response head of a backend's stream, written as the equivalent HTTP/1.1 head.
 //!
-//! What is written here is read by `http1::response` all the same, as strictly as if it had come from a socket.
+//! The result is still parsed by `http1::response`, as strictly as bytes from a socket.
 
 use hyper::http::StatusCode;
 
@@ -14,19 +14,19 @@ use crate::{
     http2::hpack::FieldList,
 };
 
-/// Bytes of what we add to the fields of a backend.
+/// Bytes that we add to the fields of a backend.
 const ADDED_FIELDS_BYTES: usize = 128;
 
-/// What the answer can be.
+/// Kinds of response that a request allows.
 #[derive(Debug, Default)]
 pub(in super::super) struct ResponseExpectation {
-    /// To HEAD: no body follows.
+    /// The request was HEAD: no body follows.
     pub is_head: bool,
-    /// A WebSocket was asked for, with a key that this is the answer to.
+    /// `Sec-WebSocket-Accept` for the key of the request, if it asked for a WebSocket.
     pub accept: Option<Box<str>>,
 }
 
-/// One head.
+/// One received head.
 #[derive(Debug)]
 pub(in super::super) enum ReceivedHead {
     /// Of status 1xx.
@@ -34,7 +34,7 @@ pub(in super::super) enum ReceivedHead {
     Final(Http1Head),
 }
 
-/// Reads the head in `fields`. `ends`: the stream ends with it.
+/// Parses the head in `fields`. `ends`: the stream ends with it.
 pub(in super::super) fn read(
     fields: &FieldList,
     ends: bool,
@@ -43,7 +43,7 @@ pub(in super::super) fn read(
     let status = status(fields)?;
     let mut text = Vec::with_capacity(fields.size() + ADDED_FIELDS_BYTES);
     match status.as_u16() {
-        // RFC 9113 section 8.6: HTTP/2 has no switch.
+        // RFC 9113 section 8.6: HTTP/2 removed 101.
         101 => return Err("a switch of protocols"),
         100..200 if ends => return Err("an end without a response"),
         100..200 => {
@@ -57,7 +57,7 @@ pub(in super::super) fn read(
         _ => {}
     }
     if let Some(accept) = expected.accept.as_ref().filter(|_| status.is_success()) {
-        // RFC 8441 section 5: success is what 101 is in HTTP/1.
+        // RFC 8441 section 5: a 2xx takes the place of 101.
         status_line(&mut text, StatusCode::SWITCHING_PROTOCOLS);
         write_fields(&mut text, fields)?;
         encode::upgrade(&mut text, b"websocket");
@@ -77,7 +77,7 @@ pub(in super::super) fn read(
         encode::chunked(&mut text);
         BodyKind::Chunked
     } else {
-        // Without content it is the length that there would be.
+        // For HEAD and 304 it is the length that a GET would have had.
         match length {
             Some(1..) if has_content => return Err("an end before the length that was declared"),
             Some(length) => encode::content_length(&mut text, length),
@@ -94,7 +94,8 @@ pub(in super::super) fn read(
     }))
 }
 
-/// The one pseudo-header field, which comes first: RFC 9113 section 8.3.2. Others are no names.
+/// Parses the only pseudo-header field, which must come first (RFC 9113 section 8.3.2). Another one
+/// fails as a field name.
 fn status(fields: &FieldList) -> Result<StatusCode, &'static str> {
     let first = fields.iter().next();
     let value = first
@@ -109,7 +110,7 @@ fn status_line(out: &mut Vec<u8>, status: StatusCode) {
     encode::status_line(out, status.as_u16(), phrase.as_bytes());
 }
 
-/// Checks the fields and writes all but the length, which it gives.
+/// Checks the fields and writes all but the length, which is returned.
 fn write_fields(out: &mut Vec<u8>, fields: &FieldList) -> Result<Option<u64>, &'static str> {
     let mut length = None;
     for (name, value) in fields.iter().skip(1) {
@@ -123,7 +124,7 @@ fn write_fields(out: &mut Vec<u8>, fields: &FieldList) -> Result<Option<u64>, &'
                 let value = http1::content_length(value);
                 length = Some(value.ok_or("a malformed length")?);
             }
-            // The answer to a key that was not sent: RFC 8441 section 5.
+            // There was no key, so any value of it is wrong: RFC 8441 section 5.
             _ if name == b"sec-websocket-accept" => {}
             _ => encode::field(out, name, value),
         }

@@ -7,20 +7,20 @@ use std::{
 
 /// Time without a refusal after which the limit grows by an eighth.
 const RECOVERY_TIME: Duration = Duration::from_secs(10);
-/// Limit from which on it is forgotten: no configuration allows more.
+/// Limit above which it is dropped: no configuration allows more streams.
 const MAX_LEARNED: usize = 1000;
 
 /// Limit of one backend, shared by the connections of one worker to it.
 #[derive(Debug, Default)]
 pub struct StreamLimit {
-    /// Limit and when it was last changed; `None`: nothing was refused lately.
+    /// Limit and the time of its last change; `None`: no recent refusal.
     learned: Cell<Option<(usize, Instant)>>,
     /// Number of reductions.
     epoch: Cell<u32>,
 }
 
 impl StreamLimit {
-    /// Streams that a connection may have now; `usize::MAX` where nothing was learned.
+    /// Streams that a connection may have now; `usize::MAX` if nothing was learned.
     pub fn current(&self, now: Instant) -> usize {
         let Some((mut limit, mut changed)) = self.learned.get() else {
             return usize::MAX;
@@ -40,12 +40,13 @@ impl StreamLimit {
         limit
     }
 
-    /// Number of reductions so far: a stream that began before the last one says nothing new.
+    /// Number of reductions so far: the refusal of a stream opened before the last one adds
+    /// nothing.
     pub(super) fn epoch(&self) -> u32 {
         self.epoch.get()
     }
 
-    /// Lowers the limit to `streams`, at least 1. It is not raised by this.
+    /// Lowers the limit to `streams`, at least 1; never raises it.
     pub(super) fn lower(&self, streams: usize, now: Instant) {
         let streams = streams.max(1);
         if streams < self.current(now) {
@@ -54,7 +55,7 @@ impl StreamLimit {
         }
     }
 
-    /// Drops what was learned.
+    /// Drops the limit.
     pub(super) fn forget(&self) {
         self.learned.set(None);
     }

@@ -1,4 +1,4 @@
-//! Heads as they are turned into those of HTTP/2 and back. What goes over connections is tested from outside.
+//! Conversion of heads between HTTP/1.1 and HTTP/2. Connections are tested from outside.
 
 use std::io;
 
@@ -29,7 +29,7 @@ fn list(block: &[u8]) -> FieldList {
     fields
 }
 
-/// The fields of a request, what follows it, and what its answer can be.
+/// Fields of a request, the kind of its content, and the responses that it allows.
 fn asked(text: &str) -> io::Result<(Vec<String>, &'static str, ResponseExpectation)> {
     request::read(text.as_bytes(), |mut asked| {
         let mut block = Vec::new();
@@ -287,7 +287,7 @@ async fn a_quiet_connection_is_kept_as_long_as_its_backend_is_there() {
             }
             sleep(PROBE_TIMEOUT).await;
             assert_eq!(connection.is_retired(), !is_there);
-            // What is under way goes on.
+            // Open streams go on.
             assert!(connection.engine().other_open_streams(0) == 1);
         };
         tokio::select! {

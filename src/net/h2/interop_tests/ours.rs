@@ -1,4 +1,4 @@
-//! Our side of a stream: HTTP/1.1 that is written and read.
+//! Our side of a stream: HTTP/1.1 text that is written and read.
 
 use std::{future::poll_fn, rc::Rc, sync::Arc};
 
@@ -30,10 +30,10 @@ const LIMITS: request::HeadLimits = request::HeadLimits {
     fields: 40,
     bytes: 8 << 10,
 };
-/// Streams at a time.
+/// Concurrent streams.
 pub(super) const MOST: usize = 10;
 
-/// Two ends that hold more or less on their way.
+/// Creates a pair of sockets with random buffer sizes.
 pub(super) fn sockets(round: &InteropRound) -> (UnixStream, Stream) {
     let (theirs, ours) = UnixStream::pair().unwrap();
     if round.below(2) == 0 {
@@ -47,7 +47,7 @@ pub(super) fn sockets(round: &InteropRound) -> (UnixStream, Stream) {
     (theirs, Stream::from(ours))
 }
 
-/// A connection of a client, which is driven and whose requests are answered.
+/// Creates and drives a client's connection, whose requests are served.
 pub(super) fn serve(round: &Rc<InteropRound>, stream: Stream) -> Rc<Connection> {
     let connection = Connection::of_client(stream, &[], LIMITS, MOST, Random::seeded(1));
     let (ours, round) = (Rc::clone(&connection), Rc::clone(round));
@@ -92,7 +92,7 @@ fn answer(round: &Rc<InteropRound>, incoming: IncomingStream) {
     });
 }
 
-/// A connection to a backend, which is driven.
+/// Connects to a backend and drives the connection.
 pub(super) async fn connect(stream: Stream) -> Rc<H2Connection> {
     let text = "listeners: {web: {bind: \":1\", pool: a}}\npools: {a: {backends: [\"h:1\"], protocol: h2c}}\n";
     let loaded = parse("a.yaml".as_ref(), text, &NoFiles).unwrap();
@@ -107,7 +107,7 @@ pub(super) async fn connect(stream: Stream) -> Rc<H2Connection> {
     connection
 }
 
-/// Asks a backend as the plan says.
+/// Sends a request by its plan.
 pub(super) async fn ask(
     round: Rc<InteropRound>,
     connection: Rc<H2Connection>,
@@ -128,7 +128,7 @@ pub(super) async fn ask(
     pace.both(read, write(&stream, &text, &pace)).await
 }
 
-/// A whole message that begins with `first`.
+/// Complete message that begins with `first`.
 fn message(first: &str, body: BodyPlan, pace: &SidePacer) -> Vec<u8> {
     let mut text = first.as_bytes().to_vec();
     if !body.is_chunked {
@@ -171,7 +171,7 @@ async fn write(stream: &impl Http1Adapter, text: &[u8], pace: &SidePacer) -> Dir
     DirectionEnd::Whole
 }
 
-/// Appends what comes; `None`: nothing comes any more, as the error says.
+/// Appends received bytes; an error is the end of this direction.
 async fn read(
     stream: &impl Http1Adapter,
     text: &mut Vec<u8>,
@@ -214,7 +214,7 @@ async fn read_response(
     read_body(stream, rest, decoder, body, pace).await
 }
 
-/// Reads to the end, what is there of the body being `text`.
+/// Reads to the end; `text` is the beginning of the body.
 async fn read_body(
     stream: &impl Http1Adapter,
     mut text: Vec<u8>,

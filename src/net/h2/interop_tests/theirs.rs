@@ -1,4 +1,4 @@
-//! The other side of a stream: that of the h2 crate.
+//! The other side of a stream: the h2 crate.
 
 use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll};
 
@@ -27,7 +27,7 @@ pub(super) async fn connect(round: &Rc<InteropRound>, socket: UnixStream) -> H2S
     drop(spawn_local(poll_fn(move |cx| {
         round.resize(cx, |stream, all| {
             connection.set_target_window_size(all);
-            // Fails while the last change has not been acknowledged.
+            // Fails until the last change was acknowledged.
             connection.set_initial_window_size(stream).is_ok()
         });
         Pin::new(&mut connection).poll(cx).map(Result::unwrap)
@@ -35,7 +35,7 @@ pub(super) async fn connect(round: &Rc<InteropRound>, socket: UnixStream) -> H2S
     sender
 }
 
-/// Asks us as the plan says.
+/// Sends a request by its plan.
 pub(super) async fn ask(round: Rc<InteropRound>, sender: H2Sender, index: usize) -> StreamOutcome {
     let plan = &round.plans[index];
     let pace = SidePacer::new(plan, InteropSide::Client);
@@ -67,7 +67,7 @@ pub(super) async fn ask(round: Rc<InteropRound>, sender: H2Sender, index: usize)
     seen
 }
 
-/// A backend.
+/// Serves requests as a backend.
 pub(super) fn serve(round: &Rc<InteropRound>, socket: UnixStream) {
     let round = Rc::clone(round);
     drop(spawn_local(async move {
@@ -83,7 +83,7 @@ pub(super) fn serve(round: &Rc<InteropRound>, socket: UnixStream) {
         let accept = poll_fn(|cx| {
             round.resize(cx, |stream, all| {
                 connection.set_target_window_size(all);
-                // Fails while the last change has not been acknowledged.
+                // Fails until the last change was acknowledged.
                 connection.set_initial_window_size(stream).is_ok()
             });
             while let Poll::Ready(accepted) = connection.poll_accept(cx) {
@@ -114,7 +114,7 @@ fn answer(
         let is_nothing = plan.down.is_nothing();
         let response = response.body(()).unwrap();
         let Ok(mut stream) = respond.send_response(response, is_nothing) else {
-            // It was reset before it could be answered.
+            // Reset before the response.
             return StreamOutcome {
                 read: Some(DirectionEnd::Broken),
                 write: Some(DirectionEnd::Broken),
@@ -135,7 +135,7 @@ fn answer(
     });
 }
 
-/// Resets what was to be left here.
+/// Resets the stream if this side was to stop.
 fn finish(stream: &mut SendStream<Bytes>, seen: StreamOutcome) {
     if [seen.read, seen.write].contains(&Some(DirectionEnd::Stopped)) {
         stream.send_reset(Reason::CANCEL);
