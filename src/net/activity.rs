@@ -1,68 +1,76 @@
-//! Tells an idle pair of streams from a peer that reads slowly.
+//! Tells an idle pair of streams from a peer that reads slowly. Pure: times and counts are
+//! arguments.
 //!
-//! What we could write says little about a slow reader: behind a large send buffer it makes room for nothing for a long
-//! time. So before a stream counts as idle, the bytes that its peer has not acknowledged are looked at, and a change
-//! between two looks is activity. Pure: times and counts are arguments.
+//! Our own writes say little about a slow reader: while megabytes wait in the kernel's send buffer,
+//! none succeeds for minutes, although the peer reads all the time. So the bytes that the peer has
+//! not acknowledged are sampled, and a change between two samples is activity.
 
 use std::time::{Duration, Instant};
 
-/// Looks in one idle time: a slow reader that stops is given up by this part of it late.
-const LOOKS: u32 = 8;
+/// Samples per idle timeout: a slow reader that stops is given up late by at most this part of it.
+const SAMPLES_PER_TIMEOUT: u32 = 8;
 
-/// Bytes written to either stream of a pair that its peer has not acknowledged; `None` where that says nothing.
+/// Bytes that the peers of a pair have not acknowledged; `None` where no such count is known.
 pub type UnackedBytes = [Option<u64>; 2];
 
 /// The last activity on one stream or on a pair of them.
 #[derive(Debug, Clone, Copy)]
 pub struct ActivityTracker {
-    /// When a byte was last moved, or seen to be acknowledged.
+    /// Time at which a byte was last moved, or seen to be acknowledged.
     pub last: Instant,
-    look: Option<Look>,
+    sample: Option<UnackedSample>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Look {
-    at: Instant,
-    /// [`ActivityTracker::last`] at that time: bytes that were moved since make the look worthless.
+struct UnackedSample {
+    taken_at: Instant,
+    /// [`ActivityTracker::last`] at that time: bytes that we moved since change the count as well,
+    /// so they make the sample useless.
     last: Instant,
     unacked: UnackedBytes,
 }
 
 impl ActivityTracker {
-    /// Activity at `now`.
+    /// Starts with activity at `now`.
     pub const fn new(now: Instant) -> Self {
         Self {
             last: now,
-            look: None,
+            sample: None,
         }
     }
 
-    /// When to ask [`ActivityTracker::is_over`], for an idle time of `idle`.
+    /// Time of the next call of [`ActivityTracker::is_over`], for an idle timeout of `idle`.
     pub fn deadline(&self, idle: Duration) -> Instant {
         let over = self.last + idle;
-        match self.look() {
-            // Nothing is left that a peer could acknowledge.
-            Some(look) if look.unacked.iter().all(|count| count.unwrap_or(0) == 0) => over,
-            Some(look) => over.min(look.at + idle / LOOKS),
-            None => self.last + idle / LOOKS,
+        match self.sample() {
+            // There is nothing a peer could acknowledge: no more samples are needed.
+            Some(sample) if sample.unacked.iter().all(|count| count.unwrap_or(0) == 0) => over,
+            Some(sample) => over.min(sample.taken_at + idle / SAMPLES_PER_TIMEOUT),
+            None => self.last + idle / SAMPLES_PER_TIMEOUT,
         }
     }
 
-    /// The deadline has passed: true if there was no activity for `idle`. `unacked` is that of each stream at `now`.
+    /// Takes a sample at the deadline; true if there was no activity for `idle`.
     pub fn is_over(&mut self, idle: Duration, unacked: UnackedBytes, now: Instant) -> bool {
-        if self.look().is_some_and(|look| look.unacked != unacked) {
+        if self
+            .sample()
+            .is_some_and(|sample| sample.unacked != unacked)
+        {
             self.last = now;
         }
-        self.look = Some(Look {
-            at: now,
+        self.sample = Some(UnackedSample {
+            taken_at: now,
             last: self.last,
             unacked,
         });
         now >= self.last + idle
     }
 
-    fn look(&self) -> Option<&Look> {
-        self.look.as_ref().filter(|look| look.last == self.last)
+    /// The last sample, if no byte was moved since.
+    fn sample(&self) -> Option<&UnackedSample> {
+        self.sample
+            .as_ref()
+            .filter(|sample| sample.last == self.last)
     }
 }
 
@@ -106,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_were_moved_after_a_look_are_not_counted_again() {
+    fn bytes_that_were_moved_after_a_sample_are_not_counted_again() {
         let (start, at) = times();
         let mut activity = ActivityTracker::new(start);
         assert!(!activity.is_over(IDLE, [Some(0), Some(0)], at(10)));

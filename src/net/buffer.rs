@@ -1,13 +1,14 @@
-//! Buffers for bytes in flight: taken when there is something to read, given back when it has been passed on.
+//! Buffers for bytes in flight: taken when there is something to read, returned when it was sent.
 //!
-//! A free list per thread, so that an idle connection holds none and a busy one gets memory that is still warm.
+//! Each thread has a free list. So an idle connection holds no buffer, and a busy one gets memory
+//! that is still in the cache and needs no zeroing.
 
 use std::{
     cell::RefCell,
     ops::{Deref, DerefMut},
 };
 
-/// How large a buffer is. Transfers begin small and grow while reads fill what they have.
+/// Size of a buffer. Transfers begin small and grow while reads fill their buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BufferSize {
     /// 16 KiB.
@@ -37,18 +38,19 @@ impl BufferSize {
         }
     }
 
-    /// How many free buffers of this size a thread keeps: at most 2 MiB of each.
-    const fn kept(self) -> usize {
+    /// Most free buffers of this size that a thread keeps: 2 MiB of each size.
+    const fn max_free(self) -> usize {
         2 * 1024 * 1024 / self.bytes()
     }
 }
 
 thread_local! {
-    static FREE: RefCell<[Vec<Box<[u8]>>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
+    /// Free buffers by [`BufferSize`].
+    static FREE_BUFFERS: RefCell<[Vec<Box<[u8]>>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
 }
 
-/// A buffer of the calling thread; goes back to the free list when dropped, unless it was made of bytes that were there.
-/// Its bytes are left over from earlier use.
+/// A buffer of the calling thread, returned to the free list on drop unless it was made from a
+/// `Vec`. It still holds bytes of earlier use: zeroing would cost more than many reads do.
 #[derive(Debug)]
 pub struct PooledBuffer {
     bytes: Box<[u8]>,
@@ -56,9 +58,9 @@ pub struct PooledBuffer {
 }
 
 impl PooledBuffer {
-    /// A buffer of `size`.
+    /// Takes a free buffer of `size`, or allocates one.
     pub fn take(size: BufferSize) -> Self {
-        let free = FREE.with_borrow_mut(|free| free.get_mut(size as usize)?.pop());
+        let free = FREE_BUFFERS.with_borrow_mut(|free| free.get_mut(size as usize)?.pop());
         let bytes = free.unwrap_or_else(|| vec![0; size.bytes()].into_boxed_slice());
         Self { bytes, size }
     }
@@ -90,11 +92,11 @@ impl DerefMut for PooledBuffer {
 impl Drop for PooledBuffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        // `try_with`: at the end of a thread its free list may be gone before its last buffers.
-        let _ = FREE.try_with(|free| {
+        // `try_with`: when a thread ends, its free list may be destroyed before its last buffers.
+        let _ = FREE_BUFFERS.try_with(|free| {
             if let Some(list) = free.borrow_mut().get_mut(self.size as usize)
                 && bytes.len() == self.size.bytes()
-                && list.len() < self.size.kept()
+                && list.len() < self.size.max_free()
             {
                 list.push(bytes);
             }
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_of_other_bytes_is_not_kept() {
+    fn a_buffer_made_from_other_bytes_is_not_kept() {
         let buffer = PooledBuffer::from(vec![7; 20]);
         assert_eq!(&buffer[..], [7; 20]);
         drop(buffer);
@@ -129,13 +131,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_keeps_only_so_many() {
+    fn a_thread_keeps_a_bounded_number_of_free_buffers() {
         drop(
             (0..200)
                 .map(|_| PooledBuffer::take(BufferSize::Small))
                 .collect::<Vec<_>>(),
         );
-        let kept = FREE.with_borrow(|free| free[BufferSize::Small as usize].len());
-        assert_eq!(kept, BufferSize::Small.kept());
+        let kept = FREE_BUFFERS.with_borrow(|free| free[BufferSize::Small as usize].len());
+        assert_eq!(kept, BufferSize::Small.max_free());
     }
 }

@@ -1,39 +1,50 @@
-//! The server name in a ClientHello, for connections whose TLS is passed on as it is, and whether TLS 1.3 is offered. Pure: bytes
-//! in, a verdict out.
+//! Parser of ClientHellos: the server name, and whether TLS 1.3 is offered. Pure: bytes in, a
+//! result out.
 //!
-//! A parser of our own, because rustls refuses hellos that only the backend has to understand. It reads lengths and the
-//! extensions it is after; suites and all other extensions (GREASE, key shares of any size, ECH, whose outer name
-//! counts) are the backend's business. What a prefix is refused for, the whole is refused for, so that the verdict does not
-//! depend on how TCP or the client's records cut the bytes. Must not know what becomes of the name.
+//! For connections whose TLS is passed through to a backend. A parser of our own, because rustls
+//! refuses hellos that only the backend has to understand. It checks lengths and reads the
+//! extensions it needs; cipher suites and all other extensions (GREASE, key shares of any size,
+//! ECH, whose outer name counts) are left to the backend.
+//!
+//! A fault of a prefix is the fault of the whole: the result must not depend on how TCP or the
+//! client's records split the bytes, or an attacker could choose which name is seen. Must not know
+//! what the name is used for.
 
 use std::borrow::Cow;
 
-/// Longest ClientHello that is taken, in bytes of the handshake message. Post-quantum key shares make it 2 KiB; this is
-/// what one record could carry.
+/// Longest ClientHello that is accepted, in bytes of the handshake message. Post-quantum key shares
+/// make it 2 KiB; this is as much as one record can carry.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 10;
-/// Bytes in which the ClientHello must be over, with the headers of its records: they may be as small as five bytes of a
-/// long hello, or one of a usual one.
+/// Bytes within which the ClientHello must end, record headers included. Records may be as small as
+/// five bytes each in the longest hello, or one byte each in a usual one.
 pub const MAX_HELLO_BYTES: usize = 32 << 10;
 
 /// Content type of handshake records, RFC 8446 section 5.1.
-const HANDSHAKE: u8 = 22;
+const HANDSHAKE_RECORD: u8 = 22;
 /// Longest fragment of a record, RFC 8446 section 5.1.
-const LONGEST_FRAGMENT: usize = 1 << 14;
-/// Type of the message, RFC 8446 section 4.
+const MAX_FRAGMENT_BYTES: usize = 1 << 14;
+/// Type of the handshake message, RFC 8446 section 4.
 const CLIENT_HELLO: u8 = 1;
-/// Type of the extension, and of the only kind of name in it, RFC 6066 section 3.
+/// Type of the extension with the server name, RFC 6066 section 3.
 const SERVER_NAME: u16 = 0;
+/// Type of the only kind of server name.
 const HOST_NAME: u8 = 0;
-/// Type of the extension with the versions offered, and the number of TLS 1.3 in it, RFC 8446 section 4.2.1.
+/// Type of the extension with the offered versions, RFC 8446 section 4.2.1.
 const SUPPORTED_VERSIONS: u16 = 43;
+/// Number of TLS 1.3 in that extension.
 const TLS_13: [u8; 2] = [3, 4];
+/// Bytes before the fragment of a record.
+const RECORD_HEADER: usize = 5;
+/// Bytes before the body of a handshake message.
+const MESSAGE_HEADER: usize = 4;
 
 /// A whole ClientHello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParsedClientHello {
-    /// The host that the client asks for (SNI): letters, digits, `-`, `_` and dots, in lower case, without a final dot.
+    /// Host that the client asks for (SNI): letters, digits, `-`, `_` and dots, in lower case,
+    /// without a final dot.
     pub server_name: Option<Box<str>>,
-    /// The client speaks TLS 1.3.
+    /// The client offers TLS 1.3.
     pub offers_13: bool,
 }
 
@@ -60,28 +71,33 @@ impl ClientHelloError {
     }
 }
 
-const CUT: ClientHelloError =
+const CUT_SHORT: ClientHelloError =
     ClientHelloError::Malformed("a length in the ClientHello goes beyond its end");
 
-/// The ClientHello at the beginning of `bytes`; `None` while bytes are missing. What follows its last record is not looked at.
+/// Parses the ClientHello at the beginning of `bytes`; `None` while bytes are missing. Bytes behind
+/// its last record are ignored.
 pub fn parse(bytes: &[u8]) -> Result<Option<ParsedClientHello>, ClientHelloError> {
     ClientHelloParser::default().parse(bytes)
 }
 
-/// Remembers which records it has seen, so that a hello in small pieces costs no more than one in large ones.
+/// A parser for bytes that arrive in pieces. It remembers the records it has seen, so that a hello
+/// that drips in is not parsed again with every byte.
 #[derive(Debug, Default)]
 pub struct ClientHelloParser {
-    /// Where the first record begins that was not there as a whole.
-    at: usize,
-    /// What the records before it have brought.
-    start: Start,
+    /// Position of the first record that is not complete.
+    position: usize,
+    /// Beginning of the message, from the records before it.
+    start: MessageStart,
 }
 
 impl ClientHelloParser {
-    /// As [`parse`], for bytes that begin with all that were given before.
+    /// Parses as [`parse`] does; `bytes` begin with all bytes of the calls before.
     pub fn parse(&mut self, bytes: &[u8]) -> Result<Option<ParsedClientHello>, ClientHelloError> {
         let seen = bytes.get(..MAX_HELLO_BYTES).unwrap_or(bytes);
-        while let Some(record) = record(seen.get(self.at..).unwrap_or_default(), self.at == 0)? {
+        while let Some(record) = record(
+            seen.get(self.position..).unwrap_or_default(),
+            self.position == 0,
+        )? {
             let announced = self.start.seen + record.length;
             let mut start = self.start;
             start.add(record.fragment);
@@ -99,7 +115,7 @@ impl ClientHelloParser {
                 break;
             }
             self.start = start;
-            self.at += HEADER + record.length;
+            self.position += RECORD_HEADER + record.length;
         }
         if bytes.len() < MAX_HELLO_BYTES {
             Ok(None)
@@ -109,21 +125,18 @@ impl ClientHelloParser {
     }
 }
 
-/// Bytes before the fragment of a record.
-const HEADER: usize = 5;
-
-/// A record of a handshake, as far as it is there.
-struct Record<'a> {
-    /// Of the whole fragment.
+/// A handshake record, as much of it as has arrived.
+struct HandshakeRecord<'a> {
+    /// Length of the whole fragment.
     length: usize,
     fragment: &'a [u8],
 }
 
-/// The record at the beginning of `bytes`; `None` while its header is not there. Its version says nothing but that it is
-/// TLS, RFC 8446 section 5.1.
-fn record(bytes: &[u8], is_first: bool) -> Result<Option<Record<'_>>, ClientHelloError> {
+/// Parses the record at the beginning of `bytes`; `None` while its header is not complete. The
+/// version in it tells TLS from other protocols and nothing else, RFC 8446 section 5.1.
+fn record(bytes: &[u8], is_first: bool) -> Result<Option<HandshakeRecord<'_>>, ClientHelloError> {
     match bytes {
-        [kind, ..] if *kind != HANDSHAKE => Err(if is_first {
+        [kind, ..] if *kind != HANDSHAKE_RECORD => Err(if is_first {
             ClientHelloError::NotTls
         } else {
             ClientHelloError::Malformed("another record in the middle of the ClientHello")
@@ -137,7 +150,7 @@ fn record(bytes: &[u8], is_first: bool) -> Result<Option<Record<'_>>, ClientHell
             let length = usize::from(u16::from_be_bytes([*high, *low]));
             match length {
                 0 => Err(ClientHelloError::Malformed("an empty record")),
-                1..=LONGEST_FRAGMENT => Ok(Some(Record {
+                1..=MAX_FRAGMENT_BYTES => Ok(Some(HandshakeRecord {
                     length,
                     fragment: rest.get(..length).unwrap_or(rest),
                 })),
@@ -148,14 +161,15 @@ fn record(bytes: &[u8], is_first: bool) -> Result<Option<Record<'_>>, ClientHell
     }
 }
 
-/// The first bytes of the handshake message, and how many there are in all.
+/// Header of the handshake message, which several records may share, and the bytes of it seen so
+/// far.
 #[derive(Debug, Clone, Copy, Default)]
-struct Start {
+struct MessageStart {
     bytes: [u8; 4],
     seen: usize,
 }
 
-impl Start {
+impl MessageStart {
     fn add(&mut self, fragment: &[u8]) {
         let missing = self.bytes.iter_mut().skip(self.seen);
         for (place, byte) in missing.zip(fragment) {
@@ -164,7 +178,7 @@ impl Start {
         self.seen += fragment.len();
     }
 
-    /// Length of the message with its header, as soon as that is there.
+    /// Returns the length of the message and its header, once the header is complete.
     fn message_length(&self) -> Result<Option<usize>, ClientHelloError> {
         let [kind, high, middle, low] = self.bytes;
         if self.seen > 0 && kind != CLIENT_HELLO {
@@ -183,33 +197,39 @@ impl Start {
     }
 }
 
-/// Reads the message whose records `bytes` begin with; all of it is there.
+/// Parses the complete message in the records at the beginning of `bytes`.
 fn message(bytes: &[u8], length: usize) -> Result<ParsedClientHello, ClientHelloError> {
-    let message = match bytes.get(HEADER..HEADER + length) {
+    let message = match bytes.get(RECORD_HEADER..RECORD_HEADER + length) {
         Some(whole) if record(bytes, true)?.is_some_and(|first| first.length == length) => {
             Cow::Borrowed(whole)
         }
         _ => Cow::Owned(joined(bytes, length)?),
     };
-    hello(message.get(4..).unwrap_or_default())
+    debug_assert!(message.len() == length, "the message is complete");
+    hello(message.get(MESSAGE_HEADER..).unwrap_or_default())
 }
 
-/// The fragments of as many records as `length` bytes need.
+/// Joins the fragments of as many records as `length` bytes need.
 fn joined(mut bytes: &[u8], length: usize) -> Result<Vec<u8>, ClientHelloError> {
     let mut message = Vec::with_capacity(length);
     while message.len() < length
         && let Some(record) = record(bytes, false)?
     {
         message.extend_from_slice(record.fragment);
-        bytes = bytes.get(HEADER + record.length..).unwrap_or_default();
+        bytes = bytes
+            .get(RECORD_HEADER + record.length..)
+            .unwrap_or_default();
     }
     Ok(message)
 }
 
-/// The body of a ClientHello, RFC 8446 section 4.1.2, and 7.4.1.2 of RFC 5246, where the extensions may be missing.
+/// Parses the body of a ClientHello: RFC 8446 section 4.1.2, or RFC 5246 section 7.4.1.2, where the
+/// extensions may be missing.
 fn hello(body: &[u8]) -> Result<ParsedClientHello, ClientHelloError> {
     const VERSION_AND_RANDOM: usize = 2 + 32;
-    let mut body = Bytes(body);
+
+    // Fixed part: only the lengths are checked.
+    let mut body = ByteReader(body);
     body.take(VERSION_AND_RANDOM)?;
     let session = body.vector_8()?;
     let suites = body.vector_16()?;
@@ -223,9 +243,11 @@ fn hello(body: &[u8]) -> Result<ParsedClientHello, ClientHelloError> {
             "a list of the ClientHello has a length it cannot have",
         ));
     }
+
+    // Extensions.
     let (mut server_name, mut offers_13) = (None, false);
     if !body.0.is_empty() {
-        let mut extensions = Bytes(body.vector_16()?);
+        let mut extensions = ByteReader(body.vector_16()?);
         if !body.0.is_empty() {
             return Err(ClientHelloError::Malformed("bytes behind the extensions"));
         }
@@ -238,6 +260,7 @@ fn hello(body: &[u8]) -> Result<ParsedClientHello, ClientHelloError> {
             if kind != SERVER_NAME {
                 continue;
             }
+            // The backend might read the other one: RFC 8446 section 4.2 allows one of each type.
             if server_name.is_some() {
                 return Err(ClientHelloError::Malformed("two server name extensions"));
             }
@@ -250,11 +273,11 @@ fn hello(body: &[u8]) -> Result<ParsedClientHello, ClientHelloError> {
     })
 }
 
-/// The one name in a server name extension, RFC 6066 section 3. Other kinds of names were never defined, and could not be:
-/// nobody knows their length.
+/// Parses the one name in a server name extension, RFC 6066 section 3. Other kinds of names were
+/// never defined and cannot be: a parser that does not know them could not skip them.
 fn name_in(data: &[u8]) -> Result<Box<str>, ClientHelloError> {
-    let mut data = Bytes(data);
-    let mut list = Bytes(data.vector_16()?);
+    let mut data = ByteReader(data);
+    let mut list = ByteReader(data.vector_16()?);
     let kind = list.take(1)?;
     let name = list.vector_16()?;
     if !data.0.is_empty() || !list.0.is_empty() || kind != [HOST_NAME] {
@@ -267,7 +290,8 @@ fn name_in(data: &[u8]) -> Result<Box<str>, ClientHelloError> {
     ))
 }
 
-/// The normal form of a host name; `None` if it is not one. An address in dots passes: as a name it leads nowhere.
+/// Returns the normal form of a host name; `None` if it is not one. An IPv4 address passes: as a
+/// name it matches nothing.
 fn host_name(name: &[u8]) -> Option<Box<str>> {
     let name = name.strip_suffix(b".").unwrap_or(name);
     let is_label = |label: &[u8]| {
@@ -281,22 +305,22 @@ fn host_name(name: &[u8]) -> Option<Box<str>> {
     Some(name.to_ascii_lowercase().into())
 }
 
-/// Bytes that are read from the front.
-struct Bytes<'a>(&'a [u8]);
+/// Reads bytes from the front.
+struct ByteReader<'a>(&'a [u8]);
 
-impl<'a> Bytes<'a> {
+impl<'a> ByteReader<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], ClientHelloError> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(CUT)?;
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(CUT_SHORT)?;
         self.0 = rest;
         Ok(taken)
     }
 
     fn number_16(&mut self) -> Result<u16, ClientHelloError> {
-        let bytes = self.take(2)?.try_into().map_err(|_| CUT)?;
+        let bytes = self.take(2)?.try_into().map_err(|_| CUT_SHORT)?;
         Ok(u16::from_be_bytes(bytes))
     }
 
-    /// As many bytes as the first one says.
+    /// Takes as many bytes as the first one says.
     fn vector_8(&mut self) -> Result<&'a [u8], ClientHelloError> {
         let length = self
             .take(1)?
@@ -305,7 +329,7 @@ impl<'a> Bytes<'a> {
         self.take(length)
     }
 
-    /// As many bytes as the first two say.
+    /// Takes as many bytes as the first two say.
     fn vector_16(&mut self) -> Result<&'a [u8], ClientHelloError> {
         let length = usize::from(self.number_16()?);
         self.take(length)

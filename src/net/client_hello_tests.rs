@@ -1,4 +1,4 @@
-//! Tables and real hellos for the parser of ClientHellos.
+//! Tables, and hellos of real programs.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -63,7 +63,8 @@ fn named(name: &[u8]) -> Vec<u8> {
     hello_of(&[(0, names(&[(0, name)]))])
 }
 
-/// What modern browsers send around the name: GREASE, a post-quantum key share, an encrypted inner hello, an empty end.
+/// A hello as modern browsers send it: GREASE, a post-quantum key share, an encrypted inner hello,
+/// padding.
 fn modern(name: &[u8]) -> Vec<u8> {
     hello_of(&[
         (0x5a5a, Vec::new()),
@@ -76,7 +77,7 @@ fn modern(name: &[u8]) -> Vec<u8> {
     ])
 }
 
-/// What rustls would send to `name`.
+/// A hello as rustls sends it to `name`.
 fn of_rustls(name: &str, version: &'static rustls::SupportedProtocolVersion) -> Vec<u8> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[version])
@@ -107,7 +108,7 @@ fn captured() -> Vec<(String, Vec<u8>)> {
 
 /// The same message in records of `sizes`, over and over.
 fn refragmented(hello: &[u8], sizes: &[usize]) -> Vec<u8> {
-    let mut message = &hello[HEADER..];
+    let mut message = &hello[RECORD_HEADER..];
     let mut all = Vec::new();
     for size in sizes.iter().cycle() {
         if message.is_empty() {
@@ -151,7 +152,7 @@ fn real() -> Vec<(Vec<u8>, Option<String>)> {
 }
 
 #[test]
-fn the_hellos_of_real_programs_tell_their_name() {
+fn the_hellos_of_real_programs_have_their_name() {
     let seen: Vec<_> = captured()
         .into_iter()
         .map(|(file, bytes)| (file, name_of(&bytes)))
@@ -172,7 +173,7 @@ fn the_hellos_of_real_programs_tell_their_name() {
 }
 
 #[test]
-fn no_beginning_of_a_hello_tells_a_name_and_all_of_it_does() {
+fn no_prefix_of_a_hello_has_a_name_and_the_whole_has() {
     for (bytes, name) in real() {
         for end in 0..bytes.len() {
             assert_eq!(parse(&bytes[..end]), Ok(None), "{end} bytes for {name:?}");
@@ -182,10 +183,10 @@ fn no_beginning_of_a_hello_tells_a_name_and_all_of_it_does() {
 }
 
 #[test]
-fn records_of_any_size_tell_the_same_and_no_beginning_of_them_does() {
+fn records_of_any_size_have_the_same_name_and_no_prefix_of_them_has() {
     let mut random = Random::seeded(11);
     for (bytes, name) in real() {
-        let length = bytes.len() - HEADER;
+        let length = bytes.len() - RECORD_HEADER;
         let two = (1..length).map(|first| vec![first, length]);
         let any = (0..40).map(|_| (0..9).map(|_| 1 + random.below(90)).collect());
         for sizes in two.chain(any).chain([vec![1], vec![2], vec![5]]) {
@@ -300,7 +301,7 @@ fn more_or_other_than_one_host_name_is_refused() {
 fn lengths_must_fit_exactly() {
     let whole = named(b"a.test");
     // Every byte of a length, made one larger and one smaller.
-    let session = HEADER + 4 + 34;
+    let session = RECORD_HEADER + 4 + 34;
     let suites = session + 33;
     let compression = suites + 8;
     let extensions = compression + 2;

@@ -1,8 +1,9 @@
-//! The relay: bytes both ways between a client and a backend, until both have ended or one has failed.
+//! The relay: bytes both ways between a client and a backend, until both have ended or one has
+//! failed.
 //!
-//! What one side does is passed on as it was: the end of a direction (FIN) as the end of that direction only, a reset as a
-//! reset. Small messages cost one receive and one send; a direction that proves long is spliced. Must not know what the
-//! bytes mean, or whose session it is.
+//! Each side sees what the other one did: the end of a direction (FIN) as the end of that direction
+//! only, a reset as a reset. Small messages cost one receive and one send; a direction that proves
+//! to be bulk is spliced. Must not know what the bytes mean, or whose session it is.
 
 use std::{
     future::{Future, poll_fn},
@@ -22,57 +23,62 @@ use super::{
 };
 use crate::{base::clock, telemetry::metrics::MetricCell};
 
-/// A direction is spliced once reads of at least [`LARGE_READ`] have brought this many bytes.
-const LONG: usize = 256 * 1024;
+/// Bytes in reads of at least [`BULK_READ_BYTES`] after which a direction is spliced.
+const SPLICE_THRESHOLD_BYTES: usize = 256 * 1024;
 
-/// Reads below this are messages, not bulk.
-const LARGE_READ: usize = 16 * 1024;
+/// Least size of a read that counts as bulk; smaller ones are messages.
+const BULK_READ_BYTES: usize = 16 * 1024;
 
-/// So many small rounds in a row end the splicing of a direction.
-const SMALL_ROUNDS: u32 = 8;
+/// Small rounds in a row after which a direction is copied again: splicing messages costs more.
+const MAX_SMALL_ROUNDS: u32 = 8;
 
-/// Bytes that one direction moves before the worker's other tasks get their turn.
-const TURN: usize = 1024 * 1024;
+/// Bytes that one direction moves before it yields to the worker's other tasks.
+const YIELD_EVERY_BYTES: usize = 1024 * 1024;
 
 /// Counters that grow while the relay runs, so that a scrape sees long transfers.
 #[derive(Debug, Clone, Copy)]
 pub struct RelayMeter<'a> {
-    /// Bytes from the client, passed on to the backend.
+    /// Bytes from the client that were sent to the backend.
     pub received: &'a MetricCell,
-    /// Bytes to the client.
+    /// Bytes sent to the client.
     pub sent: &'a MetricCell,
 }
 
-/// Why a relay ended before both sides had ended their directions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Cause of a relay that ended before both sides had ended their directions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RelayError {
-    /// No byte moved for the idle timeout, and none that was written was acknowledged.
+    /// For the idle timeout no byte moved, and none that was written was acknowledged.
+    #[error("idle for too long")]
     Idle,
-    /// The caller wanted it: the drain deadline.
+    /// The caller stopped it, for example at the drain deadline.
+    #[error("stopped")]
     Stopped,
     /// The client has reset the connection, or no longer takes bytes.
+    #[error("client: {0}")]
     Client(io::ErrorKind),
     /// The backend has reset the connection, or no longer takes bytes.
+    #[error("backend: {0}")]
     Backend(io::ErrorKind),
 }
 
-/// How a relay ended.
+/// Result of a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RelayEnd {
-    /// Bytes passed on from the client to the backend.
+    /// Bytes from the client that were sent to the backend.
     pub bytes_in: u64,
-    /// Bytes passed on from the backend to the client.
+    /// Bytes from the backend that were sent to the client.
     pub bytes_out: u64,
     /// `Ok` when both sides ended their directions in order.
     pub end: Result<(), RelayError>,
 }
 
-/// Relays until both directions have ended, or until `stop`. `idle` is over both directions: silence in one is no silence.
-/// A peer that reads slowly is not idle either.
-/// `first` is what was read of the client already: the backend gets it before anything else.
+/// Relays until both directions have ended, or until `stop`.
 ///
-/// The caller drops the streams afterwards; that sends the FIN of the direction that ended last. After a cut both are set to
-/// be reset by it, so that no side takes the cut for an orderly end.
+/// `first` was read from the client before, and is sent to the backend before anything else. `idle`
+/// is for both directions together; a peer that reads slowly is not idle.
+///
+/// The caller drops the streams afterwards; that sends the FIN of the direction that ended last.
+/// After an error the drop resets both, so that neither side takes the cut for an orderly end.
 pub async fn relay_until(
     stop: impl Future<Output = ()>,
     client: &Stream,
@@ -82,7 +88,7 @@ pub async fn relay_until(
     meter: RelayMeter<'_>,
 ) -> RelayEnd {
     let mut up = Direction::new(client, backend);
-    up.way = TransferMode::Copy(CopyTransfer::of(first));
+    up.mode = TransferMode::Copy(CopyTransfer::with_pending(first));
     let mut down = Direction::new(backend, client);
     let mut activity = ActivityTracker::new(clock::now());
     let mut timer = pin!(sleep_until(
@@ -90,25 +96,27 @@ pub async fn relay_until(
     ));
     let mut stop = pin!(stop);
     let end = poll_fn(|cx| {
+        // Move both directions.
         let before = (up.moved, down.moved);
-        let up_fault = up.poll(cx, down.ended);
-        let down_fault = down.poll(cx, up.ended);
+        let up_error = up.poll(cx, down.ended);
+        let down_error = down.poll(cx, up.ended);
         meter.received.add(up.moved - before.0);
         meter.sent.add(down.moved - before.1);
-        let cut = up_fault
-            .map(|fault| fault.cut(RelayError::Client, RelayError::Backend))
-            .or_else(|| down_fault.map(|fault| fault.cut(RelayError::Backend, RelayError::Client)));
-        if let Some(cut) = cut {
-            return Poll::Ready(Err(cut));
+
+        // Ends.
+        if let Some(error) = relay_error(up_error, down_error) {
+            return Poll::Ready(Err(error));
         }
         if up.ended && down.ended {
             return Poll::Ready(Ok(()));
         }
-        if (up.moved, down.moved) != before {
-            activity.last = clock::now();
-        }
         if stop.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(RelayError::Stopped));
+        }
+
+        // Idle timeout.
+        if (up.moved, down.moved) != before {
+            activity.last = clock::now();
         }
         let Some(idle) = idle else {
             return Poll::Pending;
@@ -133,7 +141,7 @@ pub async fn relay_until(
     }
 }
 
-/// As [`relay_until`], with nothing read yet and nobody to stop it.
+/// As [`relay_until`], with nothing read before and without a stop.
 pub async fn relay(
     client: &Stream,
     backend: &Stream,
@@ -144,7 +152,9 @@ pub async fn relay(
     relay_until(never, client, backend, Vec::new(), idle, meter).await
 }
 
-/// Ready at `deadline`. The timer is set again when it would fire too late, or has fired too early: not for every message.
+/// Ready at `deadline`. The timer is set again only when it would fire too late or has fired too
+/// early: activity moves the deadline into the future with every message, and must not cost a
+/// timer.
 fn poll_timer(mut timer: Pin<&mut Sleep>, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
     if timer.deadline().into_std() > deadline {
         timer.as_mut().reset(deadline.into());
@@ -158,8 +168,14 @@ fn poll_timer(mut timer: Pin<&mut Sleep>, cx: &mut Context<'_>, deadline: Instan
     }
 }
 
+/// Names the side that an error of either direction is about.
+fn relay_error(up: Option<TransferError>, down: Option<TransferError>) -> Option<RelayError> {
+    let up = up.map(|error| error.into_relay_error(RelayError::Client, RelayError::Backend));
+    up.or_else(|| down.map(|error| error.into_relay_error(RelayError::Backend, RelayError::Client)))
+}
+
 impl TransferError {
-    fn cut(
+    fn into_relay_error(
         self,
         source: fn(io::ErrorKind) -> RelayError,
         sink: fn(io::ErrorKind) -> RelayError,
@@ -176,16 +192,17 @@ impl TransferError {
 struct Direction<'a> {
     from: &'a Stream,
     to: &'a Stream,
-    way: TransferMode,
-    /// Bytes passed on.
+    mode: TransferMode,
+    /// Bytes sent to the sink.
     moved: u64,
-    /// The source has ended, and the sink has been told.
+    /// The source has ended, and the sink has seen that end.
     ended: bool,
-    /// Watches the source for a reset while it is not read. Made when first needed: most sessions never do.
-    gone: Option<Pin<Box<dyn Future<Output = ()> + 'a>>>,
+    /// Watches the source for a reset while it is not read. Made when first needed: most sessions
+    /// never need it.
+    disconnected: Option<Pin<Box<dyn Future<Output = ()> + 'a>>>,
 }
 
-/// How a direction is moved.
+/// Means by which a direction is moved.
 enum TransferMode {
     Copy(CopyTransfer),
     Splice {
@@ -199,31 +216,32 @@ impl<'a> Direction<'a> {
         Self {
             from,
             to,
-            way: TransferMode::Copy(CopyTransfer::default()),
+            mode: TransferMode::Copy(CopyTransfer::default()),
             moved: 0,
             ended: false,
-            gone: None,
+            disconnected: None,
         }
     }
 
-    /// Moves what can be moved now; a fault ends the relay. `last`: the other direction has ended already, so that the
-    /// coming drop of the sink tells it the end.
+    /// Moves what can be moved now; an error ends the relay. `last`: the other direction has ended
+    /// already, so the coming drop of the sink sends the FIN.
     fn poll(&mut self, cx: &mut Context<'_>, last: bool) -> Option<TransferError> {
-        let turn_over = self.moved + TURN as u64;
+        let yield_at = self.moved + YIELD_EVERY_BYTES as u64;
         while !self.ended {
             match self.poll_move(cx) {
-                Poll::Pending if self.held() > 0 => return self.poll_source_gone(cx),
+                // The sink takes nothing, so the source is not read: a reset would go unseen.
+                Poll::Pending if self.pending() > 0 => return self.poll_source_disconnected(cx),
                 Poll::Pending => return None,
                 Poll::Ready(Ok(0)) => match self.poll_end(cx, last) {
                     Poll::Pending => return None,
-                    // Who has ended its own direction already may be gone.
+                    // A sink that has ended its own direction may be closed by now.
                     Poll::Ready(Err(error)) if !last => return Some(TransferError::Write(error)),
                     Poll::Ready(_) => self.ended = true,
                 },
                 Poll::Ready(Ok(count)) => self.moved += count as u64,
-                Poll::Ready(Err(fault)) => return Some(fault),
+                Poll::Ready(Err(error)) => return Some(error),
             }
-            if self.moved >= turn_over {
+            if self.moved >= yield_at {
                 cx.waker().wake_by_ref();
                 return None;
             }
@@ -231,10 +249,11 @@ impl<'a> Direction<'a> {
         if last {
             return None;
         }
-        self.poll_source_gone(cx)
+        self.poll_source_disconnected(cx)
     }
 
-    /// Tells the sink that its source has ended. Under TLS the drop would not do: that looks like a cut.
+    /// Ends the sink's direction, as its source has ended. Under TLS a drop is not enough: without
+    /// `close_notify` it looks like a truncation.
     fn poll_end(&self, cx: &mut Context<'_>, last: bool) -> Poll<io::Result<()>> {
         if last && self.to.tls().is_none() {
             return Poll::Ready(Ok(()));
@@ -249,12 +268,13 @@ impl<'a> Direction<'a> {
         }
     }
 
+    /// Moves some bytes, and changes the mode when their sizes suggest the other one.
     fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, TransferError>> {
-        match &mut self.way {
-            TransferMode::Copy(copying) => {
-                let moved = ready!(copying.poll_move(cx, self.from, self.to));
-                if copying.is_long() {
-                    self.way = TransferMode::Splice {
+        match &mut self.mode {
+            TransferMode::Copy(copy) => {
+                let moved = ready!(copy.poll_move(cx, self.from, self.to));
+                if copy.is_bulk() {
+                    self.mode = TransferMode::Splice {
                         splice: SpliceTransfer::new(None),
                         small_rounds: 0,
                     };
@@ -265,55 +285,58 @@ impl<'a> Direction<'a> {
                 splice,
                 small_rounds,
             } => {
-                let fresh = splice.held() == 0;
+                // A round begins with an empty pipe; what is sent in pieces counts once.
+                let is_new_round = splice.pending() == 0;
                 let moved = ready!(splice.poll_move(cx, self.from, self.to));
                 match &moved {
-                    Ok(count) if fresh && count + splice.held() < LARGE_READ => *small_rounds += 1,
-                    Ok(_) if fresh => *small_rounds = 0,
+                    Ok(count) if is_new_round && count + splice.pending() < BULK_READ_BYTES => {
+                        *small_rounds += 1;
+                    }
+                    Ok(_) if is_new_round => *small_rounds = 0,
                     Ok(_) | Err(_) => {}
                 }
                 if matches!(moved, Err(TransferError::Unsupported)) {
-                    self.way = TransferMode::Copy(CopyTransfer::forever());
+                    self.mode = TransferMode::Copy(CopyTransfer::without_splice());
                     return self.poll_move(cx);
                 }
-                if *small_rounds >= SMALL_ROUNDS && splice.held() == 0 {
-                    self.way = TransferMode::Copy(CopyTransfer::default());
+                if *small_rounds >= MAX_SMALL_ROUNDS && splice.pending() == 0 {
+                    self.mode = TransferMode::Copy(CopyTransfer::default());
                 }
                 Poll::Ready(moved)
             }
         }
     }
 
-    /// Bytes taken from the source and not passed on.
-    fn held(&self) -> usize {
-        match &self.way {
-            TransferMode::Copy(copying) => copying.to - copying.from,
-            TransferMode::Splice { splice, .. } => splice.held(),
+    /// Bytes taken from the source and not yet sent.
+    fn pending(&self) -> usize {
+        match &self.mode {
+            TransferMode::Copy(copy) => copy.end - copy.start,
+            TransferMode::Splice { splice, .. } => splice.pending(),
         }
     }
 
-    fn poll_source_gone(&mut self, cx: &mut Context<'_>) -> Option<TransferError> {
+    fn poll_source_disconnected(&mut self, cx: &mut Context<'_>) -> Option<TransferError> {
         let from = self.from;
-        let gone = self
-            .gone
+        let disconnected = self
+            .disconnected
             .get_or_insert_with(|| Box::pin(from.disconnected()));
-        match gone.as_mut().poll(cx) {
+        match disconnected.as_mut().poll(cx) {
             Poll::Ready(()) => Some(TransferError::Read(io::ErrorKind::ConnectionReset.into())),
             Poll::Pending => None,
         }
     }
 }
 
-/// One direction moved by reading and writing.
+/// One direction that is moved by reading and writing.
 struct CopyTransfer {
-    /// Only while there are bytes in it.
+    /// Only while there are bytes in it: `start..end`.
     buffer: Option<PooledBuffer>,
-    from: usize,
-    to: usize,
-    /// Of the next buffer.
-    size: BufferSize,
-    /// Grows with large reads and shrinks with small ones; [`LONG`] is bulk.
-    run: usize,
+    start: usize,
+    end: usize,
+    /// Size of the next buffer.
+    next_size: BufferSize,
+    /// Grows with large reads, halves with each small one; [`SPLICE_THRESHOLD_BYTES`] is bulk.
+    bulk_bytes: usize,
     may_splice: bool,
 }
 
@@ -321,10 +344,10 @@ impl Default for CopyTransfer {
     fn default() -> Self {
         Self {
             buffer: None,
-            from: 0,
-            to: 0,
-            size: BufferSize::Small,
-            run: 0,
+            start: 0,
+            end: 0,
+            next_size: BufferSize::Small,
+            bulk_bytes: 0,
             may_splice: cfg!(target_os = "linux"),
         }
     }
@@ -332,24 +355,24 @@ impl Default for CopyTransfer {
 
 impl CopyTransfer {
     /// For streams that cannot be spliced.
-    fn forever() -> Self {
+    fn without_splice() -> Self {
         Self {
             may_splice: false,
             ..Self::default()
         }
     }
 
-    /// For a source of which `first` was read already.
-    fn of(first: Vec<u8>) -> Self {
+    /// Begins with `first`, which was read from the source before.
+    fn with_pending(first: Vec<u8>) -> Self {
         Self {
-            to: first.len(),
+            end: first.len(),
             buffer: (!first.is_empty()).then(|| first.into()),
             ..Self::default()
         }
     }
 
-    fn is_long(&self) -> bool {
-        self.may_splice && self.run >= LONG && self.buffer.is_none()
+    fn is_bulk(&self) -> bool {
+        self.may_splice && self.bulk_bytes >= SPLICE_THRESHOLD_BYTES && self.buffer.is_none()
     }
 
     /// As [`SpliceTransfer::poll_move`].
@@ -361,12 +384,12 @@ impl CopyTransfer {
     ) -> Poll<Result<usize, TransferError>> {
         while self.buffer.is_none() {
             ready!(from.poll_read_ready(cx)).map_err(TransferError::Read)?;
-            let mut buffer = PooledBuffer::take(self.size);
+            let mut buffer = PooledBuffer::take(self.next_size);
             match from.try_read(&mut buffer) {
                 Ok(0) => return Poll::Ready(Ok(0)),
                 Ok(count) => {
-                    self.learn(count);
-                    (self.from, self.to) = (0, count);
+                    self.record_read(count);
+                    (self.start, self.end) = (0, count);
                     self.buffer = Some(buffer);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -375,15 +398,13 @@ impl CopyTransfer {
         }
         loop {
             ready!(to.poll_write_ready(cx)).map_err(TransferError::Write)?;
-            let pending = self
-                .buffer
-                .as_ref()
-                .and_then(|buffer| buffer.get(self.from..self.to))
-                .unwrap_or_default();
+            let buffer = self.buffer.as_deref().unwrap_or_default();
+            debug_assert!(self.end <= buffer.len(), "pending bytes without a buffer");
+            let pending = buffer.get(self.start..self.end).unwrap_or_default();
             match to.try_write(pending) {
                 Ok(count) => {
-                    self.from += count;
-                    if self.from >= self.to {
+                    self.start += count;
+                    if self.start >= self.end {
                         self.buffer = None;
                     }
                     return Poll::Ready(Ok(count));
@@ -394,16 +415,17 @@ impl CopyTransfer {
         }
     }
 
-    fn learn(&mut self, count: usize) {
-        if count >= self.size.bytes() {
-            self.size = self.size.larger();
-        } else if count < LARGE_READ {
-            self.size = BufferSize::Small;
+    /// Adapts buffer size and bulk count to a read of `count` bytes.
+    fn record_read(&mut self, count: usize) {
+        if count >= self.next_size.bytes() {
+            self.next_size = self.next_size.larger();
+        } else if count < BULK_READ_BYTES {
+            self.next_size = BufferSize::Small;
         }
-        self.run = if count >= LARGE_READ {
-            self.run + count
+        self.bulk_bytes = if count >= BULK_READ_BYTES {
+            self.bulk_bytes + count
         } else {
-            self.run / 2
+            self.bulk_bytes / 2
         };
     }
 }

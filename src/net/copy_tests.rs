@@ -231,22 +231,22 @@ async fn unix_sockets_are_relayed_too() {
 #[tokio::test]
 async fn bulk_is_spliced_and_messages_are_not() {
     let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
-    let mut flow = Direction::new(&ours, &theirs);
+    let mut direction = Direction::new(&ours, &theirs);
     let mut spliced_after = async |length: usize, times: usize| {
         for _ in 0..times {
             let bytes = vec![7; length];
             let mut got = vec![0; length];
-            let pumped = poll_fn(|cx| match flow.poll(cx, false) {
-                Some(fault) => Poll::Ready(fault),
+            let pumped = poll_fn(|cx| match direction.poll(cx, false) {
+                Some(error) => Poll::Ready(error),
                 None => Poll::Pending,
             });
             tokio::select! {
-                fault = pumped => panic!("{fault:?}"),
+                error = pumped => panic!("{error:?}"),
                 _ = async { tokio::join!(client.write_all(&bytes), backend.read_exact(&mut got)) } => {}
             }
             assert_eq!(got, bytes);
         }
-        matches!(flow.way, TransferMode::Splice { .. })
+        matches!(direction.mode, TransferMode::Splice { .. })
     };
     assert!(!spliced_after(1_000, 2_000).await);
     assert!(spliced_after(8_000_000, 1).await);
@@ -349,17 +349,17 @@ async fn a_stopped_relay_resets_both() {
 }
 
 #[tokio::test]
-async fn an_idle_flow_holds_no_buffer_and_no_pipe() {
+async fn an_idle_direction_holds_no_buffer_and_no_pipe() {
     let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
-    let mut flow = Direction::new(&ours, &theirs);
+    let mut direction = Direction::new(&ours, &theirs);
     client.write_all(b"hello").await.unwrap();
     let mut got = [0; 5];
     tokio::select! {
         _ = backend.read_exact(&mut got) => {}
-        () = poll_fn(|cx| flow.poll(cx, false).map_or(Poll::Pending, |_| Poll::Ready(()))) => {}
+        () = poll_fn(|cx| direction.poll(cx, false).map_or(Poll::Pending, |_| Poll::Ready(()))) => {}
     }
-    assert!(matches!(&flow.way, TransferMode::Copy(copying) if copying.buffer.is_none()));
-    assert_eq!((&got, flow.held()), (b"hello", 0));
+    assert!(matches!(&direction.mode, TransferMode::Copy(copy) if copy.buffer.is_none()));
+    assert_eq!((&got, direction.pending()), (b"hello", 0));
     assert!(
         size_of::<Direction<'_>>() <= 160,
         "{}",

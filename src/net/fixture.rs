@@ -1,11 +1,11 @@
-//! Connections over 127.0.0.1 for the tests of this folder and of the floors above.
+//! Connections over 127.0.0.1 for the tests of this module and of those above.
 
 use tokio::net::{TcpListener, TcpStream};
 
 use super::stream::Stream;
 use crate::base::address::BackendAddress;
 
-/// A connected pair: what the test holds, and what the code under test gets.
+/// Connects a pair: the end of the test, and the end of the code under test.
 pub(crate) async fn pair() -> (TcpStream, Stream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -13,7 +13,7 @@ pub(crate) async fn pair() -> (TcpStream, Stream) {
     (peer.unwrap(), Stream::Tcp(accepted.unwrap().0))
 }
 
-/// An address on which nobody listens.
+/// Returns an address without a listener.
 pub(crate) async fn dead_address() -> BackendAddress {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     BackendAddress::Ip(listener.local_addr().unwrap())

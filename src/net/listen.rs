@@ -1,7 +1,9 @@
-//! Listening sockets: one per worker and bind, bound before anything else changes, so that a reload can still say no.
+//! Listening sockets: one for each worker and bind, bound before a reload changes anything, so that
+//! it can still be refused.
 //!
-//! On TCP every worker has its own socket of one `SO_REUSEPORT` group and the kernel spreads connections over them; a unix
-//! socket is one queue that all workers share. Never close one on reload: what waits in its queue would be reset.
+//! On TCP the workers' sockets are one `SO_REUSEPORT` group, over which the kernel spreads
+//! connections; a unix socket is one queue that all workers share. A reload must not close a socket
+//! of an address that stays: connections in its queue would be reset.
 
 use std::{
     fmt, io,
@@ -21,14 +23,18 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use super::stream::Stream;
 use crate::{base::address::BindAddress, config::model::SocketConfig};
 
-/// Connections that are taken from a queue before it is closed: a flood must not keep it open for ever.
-const LONGEST_QUEUE: usize = 65_535;
+/// Most connections accepted from a queue before it is closed: a flood must not keep it open for
+/// ever.
+const MAX_QUEUED_ACCEPTS: usize = 65_535;
 
-/// Bytes that the kernel takes off our hands for a client beyond what is on its way to it. Without this limit some thousand
-/// clients that read slowly fill the memory that the kernel has for TCP, 2.5 MiB each, and everybody else's connections
-/// starve with them. A client that reads fast has megabytes on their way, which this does not limit.
+/// Most unsent bytes that the kernel takes for a client (`TCP_NOTSENT_LOWAT`), beyond those in
+/// flight.
+///
+/// Without this limit a thousand clients that read slowly, with 2.5 MiB each, use up the memory
+/// that the kernel has for TCP, and all other connections starve. Bytes in flight to a fast client
+/// are not limited.
 #[cfg(target_os = "linux")]
-const UNSENT: u32 = 128 << 10;
+const MAX_UNSENT_BYTES: u32 = 128 << 10;
 
 /// One listening socket, not yet part of a runtime.
 #[derive(Debug)]
@@ -48,12 +54,12 @@ pub enum Acceptor {
     Unix(tokio::net::UnixListener),
 }
 
-/// Why an address cannot be listened on. Its text names the address and what to do.
+/// Failure to listen on an address. The text names the address and what to do.
 #[derive(Debug)]
 pub struct BindError {
-    /// As written in the configuration.
+    /// Address as written in the configuration.
     pub address: BindAddress,
-    /// What the system said.
+    /// Error of the system.
     pub source: io::Error,
 }
 
@@ -80,33 +86,39 @@ impl fmt::Display for BindError {
     }
 }
 
-impl std::error::Error for BindError {}
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
 
-/// Binds `address` once for each of `workers`. TCP sockets of one bind share their port, also when the configured port is 0.
-/// A port that anybody else listens on is an error, even where `SO_REUSEPORT` would let us join in.
+/// Binds `address` once for each of `workers`. TCP sockets of one bind share their port, also when
+/// the configured port is 0. A port that another process listens on is an error, even if
+/// `SO_REUSEPORT` would let us join it: the kernel would give it a part of our connections.
 pub fn bind(
     address: &BindAddress,
     options: &SocketConfig,
     workers: usize,
 ) -> Result<Vec<ListeningSocket>, BindError> {
     let bound = match address {
-        BindAddress::Ip(ip) => free_address(*ip).and_then(|ip| bind_tcp(ip, options, workers)),
+        BindAddress::Ip(ip) => check_free(*ip).and_then(|ip| bind_tcp(ip, options, workers)),
         BindAddress::Unix(path) => bind_unix(path, options, workers),
     };
-    bound.map_err(|source| at(address, source))
+    bound.map_err(|source| bind_error(address, source))
 }
 
-/// Reports an address that [`bind`] would report as taken by somebody else. Of unix sockets nothing is known before.
+/// Fails if [`bind`] would find the address taken by another process. Unix sockets cannot be
+/// checked without binding them.
 pub fn probe(address: &BindAddress) -> Result<(), BindError> {
     match address {
-        BindAddress::Ip(ip) => free_address(*ip).map_err(|source| at(address, source))?,
+        BindAddress::Ip(ip) => check_free(*ip).map_err(|source| bind_error(address, source))?,
         BindAddress::Unix(_) => return Ok(()),
     };
     Ok(())
 }
 
-/// Like [`bind`] on a port where we listen already, on an address that includes this one or is part of it: only that is
-/// known not to be somebody else's.
+/// Binds as [`bind`] does, to a port on which we listen already: on an address that includes this
+/// one, or is part of it. Without the check for other processes, which our own socket would fail.
 pub fn bind_shared_port(
     address: &BindAddress,
     options: &SocketConfig,
@@ -114,14 +126,14 @@ pub fn bind_shared_port(
 ) -> Result<Vec<ListeningSocket>, BindError> {
     match address {
         BindAddress::Ip(ip) => {
-            let bound = or_ipv4(*ip, |ip| bind_tcp(ip, options, workers));
-            bound.map_err(|source| at(address, source))
+            let bound = with_ipv4_fallback(*ip, |ip| bind_tcp(ip, options, workers));
+            bound.map_err(|source| bind_error(address, source))
         }
         BindAddress::Unix(_) => bind(address, options, workers),
     }
 }
 
-fn at(address: &BindAddress, source: io::Error) -> BindError {
+fn bind_error(address: &BindAddress, source: io::Error) -> BindError {
     BindError {
         address: address.clone(),
         source,
@@ -145,10 +157,11 @@ fn bind_tcp(
         .collect()
 }
 
-/// Tries the address without `SO_REUSEPORT`, which fails when anybody listens on it. Gives the address with its real port,
-/// and the IPv4 wildcard for `[::]` on a machine without IPv6.
-fn free_address(wanted: SocketAddr) -> io::Result<SocketAddr> {
-    or_ipv4(wanted, |address| {
+/// Binds the address without `SO_REUSEPORT`, which fails if there is a listener on it, and closes
+/// it again. Returns the address with its real port, and the IPv4 wildcard for `[::]` on a machine
+/// without IPv6.
+fn check_free(wanted: SocketAddr) -> io::Result<SocketAddr> {
+    with_ipv4_fallback(wanted, |address| {
         let socket = new_tcp(address)?;
         socket.bind(&address.into())?;
         let bound = socket.local_addr()?.as_socket();
@@ -156,8 +169,11 @@ fn free_address(wanted: SocketAddr) -> io::Result<SocketAddr> {
     })
 }
 
-/// Tries `attempt` with the IPv4 wildcard in place of `[::]` where there is no IPv6.
-fn or_ipv4<T>(wanted: SocketAddr, attempt: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+/// Runs `attempt`, and on a machine without IPv6 again with the IPv4 wildcard in place of `[::]`.
+fn with_ipv4_fallback<T>(
+    wanted: SocketAddr,
+    attempt: impl Fn(SocketAddr) -> io::Result<T>,
+) -> io::Result<T> {
     let without_ipv6 = |error: &io::Error| {
         matches!(
             error.raw_os_error(),
@@ -179,7 +195,7 @@ fn new_tcp(address: SocketAddr) -> io::Result<Socket> {
         Some(Protocol::TCP),
     )?;
     socket.set_nonblocking(true)?;
-    // Connections of the process before us that still time out must not keep us from the port.
+    // TIME_WAIT connections of an earlier process must not keep us from the port.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -187,8 +203,9 @@ fn new_tcp(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A unix socket is bound once and its descriptor copied. Its file is open to every user (0666), as a TCP port is: who
-/// may reach it is decided by the directory. A file that nobody listens on any more is replaced.
+/// Binds a unix socket once and copies its descriptor. Its file is open to every user (0666), as a
+/// TCP port is: access is limited by the directory. A file without a listener, left by a crash, is
+/// replaced.
 fn bind_unix(
     path: &Path,
     options: &SocketConfig,
@@ -221,13 +238,16 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             std::fs::remove_file(path)
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
-        // Accepted, or its queue is full: somebody is there.
+        // Accepted, or its queue is full: another process listens.
         Ok(_) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
     }
 }
 
-/// Applies `options` and (re)starts listening with their backlog; connections in the queue stay. What concerns accepted
-/// connections (keepalive, no delay, limit of unsent bytes) is set here once, because they inherit it from the socket that accepts them.
+/// Applies `options` and starts listening with their backlog, or changes it; connections in the
+/// queue stay.
+///
+/// Keepalive, no delay and the limit of unsent bytes are for accepted connections. They are set
+/// here once, as those inherit them: a system call less for each connection.
 pub fn set_options(listening: &ListeningSocket, options: &SocketConfig) -> io::Result<()> {
     let descriptor = listening.fd();
     let socket = SockRef::from(&descriptor);
@@ -246,7 +266,7 @@ pub fn set_options(listening: &ListeningSocket, options: &SocketConfig) -> io::R
                 0
             };
             super::sys::set_fast_open(listening.fd(), queue)?;
-            socket.set_tcp_notsent_lowat(UNSENT)?;
+            socket.set_tcp_notsent_lowat(MAX_UNSENT_BYTES)?;
         }
     }
     socket.listen(backlog)
@@ -260,7 +280,7 @@ impl ListeningSocket {
         }
     }
 
-    /// The address and port bound; `None` on unix sockets.
+    /// Address and port that are bound; `None` on unix sockets.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok(),
@@ -268,7 +288,7 @@ impl ListeningSocket {
         }
     }
 
-    /// A second descriptor of the same socket.
+    /// Makes a second descriptor of the same socket.
     pub fn try_clone(&self) -> io::Result<Self> {
         match self {
             Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
@@ -278,7 +298,7 @@ impl ListeningSocket {
 }
 
 impl Acceptor {
-    /// Takes the socket into the runtime of the calling thread.
+    /// Registers the socket with the runtime of the calling thread.
     pub fn new(listening: ListeningSocket) -> io::Result<Self> {
         match listening {
             ListeningSocket::Tcp(listener) => {
@@ -290,12 +310,13 @@ impl Acceptor {
         }
     }
 
-    /// What is queued on the socket by now, also what the driver has not seen yet, without waiting; then closes it.
+    /// Accepts all connections in the queue without waiting, also those that the driver has not
+    /// seen yet, and closes the socket. Without that they would be reset.
     pub fn drain_queue(self) -> io::Result<Vec<(Stream, Option<IpAddr>)>> {
         match self {
             Self::Tcp(listener) => {
                 let listener = listener.into_std()?;
-                let streams = queued(|| listener.accept()).filter_map(|(stream, peer)| {
+                let streams = accept_queued(|| listener.accept()).filter_map(|(stream, peer)| {
                     stream.set_nonblocking(true).ok()?;
                     let stream = tokio::net::TcpStream::from_std(stream).ok()?;
                     Some((Stream::Tcp(stream), Some(peer.ip().to_canonical())))
@@ -304,7 +325,7 @@ impl Acceptor {
             }
             Self::Unix(listener) => {
                 let listener = listener.into_std()?;
-                let streams = queued(|| listener.accept()).filter_map(|(stream, _)| {
+                let streams = accept_queued(|| listener.accept()).filter_map(|(stream, _)| {
                     stream.set_nonblocking(true).ok()?;
                     let stream = tokio::net::UnixStream::from_std(stream).ok()?;
                     Some((Stream::Unix(stream), None))
@@ -314,7 +335,8 @@ impl Acceptor {
         }
     }
 
-    /// The next connection and its peer's address; an IPv4 peer of an IPv6 socket is given as IPv4, a unix peer as `None`.
+    /// Accepts the next connection, with the address of its peer: an IPv4 peer of an IPv6 socket as
+    /// IPv4, a unix peer as `None`.
     pub async fn accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
         match self {
             Self::Tcp(listener) => {
@@ -329,10 +351,11 @@ impl Acceptor {
     }
 }
 
-/// What `accept` gives until its queue is empty; one that was aborted in the queue does not end it.
-fn queued<T>(accept: impl Fn() -> io::Result<T>) -> impl Iterator<Item = T> {
+/// Calls `accept` until the queue is empty. A connection that was aborted in the queue does not end
+/// it.
+fn accept_queued<T>(accept: impl Fn() -> io::Result<T>) -> impl Iterator<Item = T> {
     std::iter::repeat_with(accept)
-        .take(LONGEST_QUEUE)
+        .take(MAX_QUEUED_ACCEPTS)
         .take_while(|accepted| {
             let kind = accepted.as_ref().err().map(io::Error::kind);
             matches!(

@@ -1,13 +1,15 @@
-//! Errors that say nothing of the peer: this machine or this process has no descriptor, port, buffer or memory left.
+//! Errors that say nothing about the peer: this machine or process has no descriptor, port, buffer
+//! or memory left.
 //!
-//! They change no verdict on a backend. The one line in the log for them is written here, at most every 10 seconds.
+//! They do not change the health of a backend: otherwise a lack of ports would take down all
+//! backends at once. Their one log line is written here, at most every 10 seconds.
 
 use std::io;
 
 use crate::base::{clock, log_limit::LogLimit};
 
-/// True for EMFILE, ENFILE, ENOBUFS, ENOMEM and EADDRNOTAVAIL (no port left for the destination, or no address of its
-/// family).
+/// True for EMFILE, ENFILE, ENOBUFS, ENOMEM and EADDRNOTAVAIL (no port left for the destination, or
+/// no address of its family).
 pub fn is_local(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -15,7 +17,7 @@ pub fn is_local(error: &io::Error) -> bool {
     )
 }
 
-/// Logs that a connection to a backend could not be made or used for a lack of our own.
+/// Logs that a local shortage kept us from making or using a connection to a backend.
 pub fn log(error: &io::Error) {
     static LIMIT: LogLimit = LogLimit::new();
     if let Some(suppressed) = LIMIT.admit(clock::now()) {
@@ -29,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lack_of_our_own_is_told_from_a_fault_of_the_peer() {
+    fn a_local_shortage_is_told_from_a_fault_of_the_peer() {
         for local in [
             libc::EMFILE,
             libc::ENFILE,

@@ -1,5 +1,7 @@
-//! Sockets: listening, connecting, the stream type, and moving bytes between two streams. Knows pools' backends
-//! as something to connect to; knows nothing of listeners' rules, requests or sessions.
+//! Sockets: listening, connecting, the stream type, and moving bytes between two streams.
+//!
+//! Knows backends as something to connect to. Must not know listeners' rules, requests, sessions or
+//! reasons: failures are returned by their cause.
 
 pub mod activity;
 pub mod buffer;

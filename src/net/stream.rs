@@ -1,7 +1,8 @@
-//! One connected byte stream, to a client or to a backend, whatever carries it.
+//! One connected byte stream, to a client or to a backend: TCP, unix socket, TLS, or an HTTP/2
+//! stream.
 //!
-//! Everything above works on [`Stream`] and never on a descriptor, so that an encrypted stream is one more variant.
-//! Must not know who is at the other end.
+//! Everything above works on [`Stream`] and never on a descriptor, so an encrypted stream is one
+//! more variant. Must not know who is at the other end.
 
 use std::{
     future::poll_fn,
@@ -41,8 +42,10 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Reads what is there, without waiting: `WouldBlock` when there is nothing, `Ok(0)` at the end of the stream. Makes no
-    /// system call unless the driver has seen something, and none more after a read that did not fill `buffer`.
+    /// Reads without waiting: `WouldBlock` when there is nothing, `Ok(0)` at the end of the stream.
+    ///
+    /// Makes no system call unless the driver has seen something, and none after a read that did
+    /// not fill `buffer`: a small request costs one receive, not two.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => return tls.try_read(buffer),
@@ -50,13 +53,14 @@ impl Stream {
             Self::H2Response(stream) => return stream.try_read(buffer),
             Self::Tcp(_) | Self::Unix(_) => {}
         }
-        let room = buffer.len();
+        let capacity = buffer.len();
         let mut read = None;
         let result = self.try_io(Interest::READABLE, |socket| {
             let (count, _) = recv(socket, &mut *buffer, RecvFlags::empty())?;
             read = Some(count);
-            if 0 < count && count < room {
-                // Told to the driver only: the socket is drained, so the next try need not ask the kernel.
+            if 0 < count && count < capacity {
+                // For the driver only: the socket is drained, so the next call need not ask the
+                // kernel.
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             Ok(count)
@@ -64,8 +68,9 @@ impl Stream {
         read.map_or(result, Ok)
     }
 
-    /// Writes what fits, without waiting: `WouldBlock` when nothing does. Makes no system call while the driver knows the
-    /// socket to be full. After `WouldBlock` the same bytes must come again: under TLS they may be encrypted already.
+    /// Writes what fits, without waiting: `WouldBlock` when nothing does. Makes no system call
+    /// while the driver knows that the socket is full. After `WouldBlock` the same bytes must come
+    /// again: under TLS they may be encrypted already.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => tls.try_write(bytes, false),
@@ -75,8 +80,8 @@ impl Stream {
         }
     }
 
-    /// As [`Stream::try_write`], for the last bytes before the stream is shut down at once: they wait for that, and go out
-    /// with the FIN in one segment.
+    /// As [`Stream::try_write`], for the last bytes before an immediate shutdown. Uses `MSG_MORE`,
+    /// so data and FIN share a segment; TLS adds its `close_notify`.
     pub fn try_write_last(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => tls.try_write(bytes, true),
@@ -99,8 +104,11 @@ impl Stream {
         written.map_or(result, Ok)
     }
 
-    /// True while an idle connection is fit for use: nothing to read, not closed, no error. A system call is made only
-    /// when the driver has seen something. An HTTP/2 stream carries one exchange and is never fit for another.
+    /// True if an idle connection can be used: nothing to read, not closed, no error. Bytes on an
+    /// idle connection are a response to no request, and must not become that of the next one.
+    ///
+    /// Makes a system call only if the driver has seen something. False for an HTTP/2 stream, which
+    /// carries one exchange only.
     pub fn is_idle_and_open(&self) -> bool {
         if let Self::Tls(tls) = self {
             return tls.is_idle_and_open();
@@ -112,8 +120,9 @@ impl Stream {
         matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// True if nothing has arrived that was not read, and the peer has not ended: asks the system, also when the driver has
-    /// seen nothing yet. For the moment before a connection is closed that looks idle.
+    /// True if nothing has arrived that was not read, and the peer has not ended. Asks the kernel
+    /// even if the driver has seen nothing yet: before an idle connection is closed, a request that
+    /// has just arrived must be found.
     pub fn has_no_pending_input(&self) -> bool {
         if let Self::Tls(tls) = self {
             return tls.has_no_pending_input();
@@ -129,17 +138,18 @@ impl Stream {
         matches!(peeked, Err(rustix::io::Errno::WOULDBLOCK))
     }
 
-    /// Waits until the peer has reset the connection, or a unix peer has closed it altogether. A peer that has only ended
-    /// its own direction (FIN) still reads, so that is not waited for.
+    /// Waits until the peer has reset the connection, or a unix peer has closed it. Not for a FIN:
+    /// a peer that has ended its own direction may still read.
     pub async fn disconnected(&self) {
-        // Errors of the waits mean that the driver is shutting down, and the caller's task with it.
+        // An error of `ready` means that the driver is shutting down, and the caller's task with
+        // it.
         match self.socket() {
             Self::Tcp(stream) => drop(stream.ready(Interest::ERROR).await),
             Self::Tls(_) => {}
             Self::H2Request(stream) => poll_fn(|cx| stream.poll_closed(cx)).await,
             Self::H2Response(stream) => poll_fn(|cx| stream.poll_closed(cx)).await,
             Self::Unix(stream) => {
-                // A closed unix peer is a hang-up without an error: the end of reading and of writing at once.
+                // A closed unix peer is EPOLLHUP without EPOLLERR: reading and writing end at once.
                 let read_or_gone = Interest::READABLE | Interest::ERROR;
                 drop(stream.ready(read_or_gone).await);
                 let now = stream.ready(read_or_gone | Interest::WRITABLE).await;
@@ -150,7 +160,7 @@ impl Stream {
         }
     }
 
-    /// Looks at what is there without taking it, as [`Stream::try_read`] would: `Ok(0)` at the end of the stream.
+    /// As [`Stream::try_read`], and leaves the bytes in the stream. Not under TLS.
     pub fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.try_io(Interest::READABLE, |socket| {
             let (count, _) = recv(socket, buffer, RecvFlags::PEEK)?;
@@ -158,7 +168,8 @@ impl Stream {
         })
     }
 
-    /// Ends our direction (FIN) and leaves the other open. `WouldBlock` under TLS while its end does not fit into the socket.
+    /// Ends our direction (FIN) and leaves the other one open. `WouldBlock` under TLS while the
+    /// socket does not take `close_notify`.
     pub fn shutdown_write(&self) -> io::Result<()> {
         match self {
             Self::Tls(tls) => return tls.shutdown_write(),
@@ -172,16 +183,17 @@ impl Stream {
         Ok(())
     }
 
-    /// Makes the coming drop a reset (RST) instead of an orderly end. No effect on unix sockets, which have no reset, and on
-    /// HTTP/2 streams, which are reset whenever they have not come to their end.
+    /// Makes the coming drop a reset (RST) instead of an orderly end. No effect on unix sockets,
+    /// which have no reset, and on HTTP/2 streams, which are reset unless both directions have
+    /// ended.
     pub fn set_reset_on_close(&self) {
         if let Self::Tcp(stream) = self.socket() {
-            // Fails only on a socket that is no more, which is what is wanted.
+            // Fails only on a socket that is closed already.
             let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
     }
 
-    /// The stream below, where there is one.
+    /// The stream below TLS, or the stream itself.
     fn socket(&self) -> &Self {
         match self {
             Self::Tls(tls) => tls.socket(),
@@ -189,7 +201,7 @@ impl Stream {
         }
     }
 
-    /// TLS, where it is spoken.
+    /// The TLS of a connection under TLS.
     pub const fn tls(&self) -> Option<&TlsStream> {
         match self {
             Self::Tls(tls) => Some(tls),
@@ -197,7 +209,7 @@ impl Stream {
         }
     }
 
-    /// What the TLS of the connection has agreed on, also where the stream is a part of it.
+    /// Parameters of the connection's TLS; an HTTP/2 stream has those of its connection.
     pub fn negotiated_tls(&self) -> Option<&NegotiatedTls> {
         match self {
             Self::Tls(tls) => Some(tls.negotiated()),
@@ -206,12 +218,12 @@ impl Stream {
         }
     }
 
-    /// Version of TLS that is spoken, as the log writes it; empty without.
+    /// Version of TLS as the log writes it; empty without TLS.
     pub fn tls_version(&self) -> &'static str {
         self.negotiated_tls().map_or("", NegotiatedTls::version)
     }
 
-    /// The client's stream of HTTP/2, where its request came by that.
+    /// The HTTP/2 stream of a client.
     pub const fn h2_request(&self) -> Option<&IncomingStream> {
         match self {
             Self::H2Request(stream) => Some(stream),
@@ -219,7 +231,7 @@ impl Stream {
         }
     }
 
-    /// The stream of HTTP/2 that the backend is asked on, where it speaks that.
+    /// The HTTP/2 stream to a backend.
     pub const fn h2_response(&self) -> Option<&OutgoingStream> {
         match self {
             Self::H2Response(stream) => Some(stream),
@@ -227,7 +239,7 @@ impl Stream {
         }
     }
 
-    /// Why nothing of the request may be read: it came by HTTP/2 and is not one.
+    /// Rejection reason of a malformed HTTP/2 request.
     pub const fn refusal(&self) -> Option<Reason> {
         match self {
             Self::H2Request(stream) => stream.refusal(),
@@ -235,7 +247,7 @@ impl Stream {
         }
     }
 
-    /// Length that the peer has declared of the body that is read in chunks: over HTTP/2.
+    /// Length that an HTTP/2 peer has declared of its body, which we read in chunks.
     pub fn declared_length(&self) -> Option<u64> {
         match self {
             Self::H2Request(stream) => stream.declared_length(),
@@ -244,7 +256,8 @@ impl Stream {
         }
     }
 
-    /// What `Sec-WebSocket-Accept` must be in the answer to a request that we have made a key for.
+    /// Value that `Sec-WebSocket-Accept` must have in the response, if we made the key: HTTP/2 has
+    /// none.
     pub fn expected_accept(&self) -> Option<&str> {
         match self {
             Self::H2Request(stream) => stream.expected_accept(),
@@ -252,12 +265,13 @@ impl Stream {
         }
     }
 
-    /// The kernel may move its bytes without us.
+    /// True if the kernel can move the bytes without us (splice).
     pub const fn is_plain(&self) -> bool {
         matches!(self, Self::Tcp(_) | Self::Unix(_))
     }
 
-    /// How many bytes the peer's kernel has acknowledged so far; `None` on unix sockets and where the kernel does not say.
+    /// Bytes that the peer's kernel has acknowledged so far; `None` on unix sockets and if the
+    /// kernel does not tell.
     pub fn bytes_acked(&self) -> Option<u64> {
         #[cfg(target_os = "linux")]
         if let Self::Tcp(stream) = self.socket() {
@@ -266,8 +280,9 @@ impl Stream {
         None
     }
 
-    /// How many bytes of those written the peer has not acknowledged; of an HTTP/2 stream, those among which there are some
-    /// of its own. `None` where the kernel does not say, or a window of the stream holds back what is to be sent.
+    /// Written bytes that the peer has not acknowledged; for an HTTP/2 stream those of its
+    /// connection, if some are its own. `None` if the kernel does not tell, or a window holds back
+    /// what is to be sent.
     pub fn unacked(&self) -> Option<u64> {
         match self {
             Self::H2Request(stream) => return stream.unacked(),
@@ -281,7 +296,7 @@ impl Stream {
         None
     }
 
-    /// Address of the peer; an IPv4 peer of an IPv6 socket is given as IPv4. `None` on unix sockets.
+    /// Address of the peer, an IPv4 peer of an IPv6 socket as IPv4; `None` on unix sockets.
     pub fn peer_ip(&self) -> Option<IpAddr> {
         self.peer_addr().map(|peer| peer.ip().to_canonical())
     }
@@ -338,7 +353,8 @@ impl Stream {
             .map_ok(|()| target.filled().len())
     }
 
-    /// Runs `operation` on the descriptor when the driver holds it for ready; `WouldBlock` from it waits for the next event.
+    /// Runs `operation` on the descriptor if the driver believes it ready; after `WouldBlock` the
+    /// driver waits for the next event.
     pub(super) fn try_io<T>(
         &self,
         interest: Interest,
@@ -347,14 +363,14 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.try_io(interest, || operation(stream.as_fd())),
             Self::Unix(stream) => stream.try_io(interest, || operation(stream.as_fd())),
-            // Past the encryption, or with no socket: nobody may do that.
+            // That would bypass the encryption, or there is no socket.
             Self::Tls(_) | Self::H2Request(_) | Self::H2Response(_) => {
                 Err(io::ErrorKind::Unsupported.into())
             }
         }
     }
 
-    /// The socket below; an HTTP/2 stream has none of its own.
+    /// The socket below; an HTTP/2 stream has none.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self.socket() {
             Self::Tcp(stream) => Some(stream.as_fd()),
@@ -477,7 +493,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_idle_connection_is_quiet_until_the_peer_speaks_or_leaves() {
+    async fn an_idle_connection_can_be_used_until_the_peer_sends_or_leaves() {
         let (mut peer, stream) = pair().await;
         assert!(stream.is_idle_and_open());
         peer.write_all(b"x").await.unwrap();
@@ -492,20 +508,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_half_close_is_not_gone_and_a_reset_is() {
+    async fn a_half_close_is_no_disconnect_and_a_reset_is() {
         let (mut peer, stream) = pair().await;
         peer.shutdown().await.unwrap();
         readable(&stream).await;
-        let mut gone = std::pin::pin!(stream.disconnected());
-        let polled = std::future::poll_fn(|cx| Poll::Ready(gone.as_mut().poll(cx).is_ready()));
+        let mut disconnected = std::pin::pin!(stream.disconnected());
+        let polled =
+            std::future::poll_fn(|cx| Poll::Ready(disconnected.as_mut().poll(cx).is_ready()));
         assert!(!polled.await);
         peer.set_zero_linger().unwrap();
         drop(peer);
-        gone.await;
+        disconnected.await;
     }
 
     #[tokio::test]
-    async fn a_unix_peer_that_closed_is_gone() {
+    async fn a_unix_peer_that_closed_has_disconnected() {
         let (peer, ours) = UnixStream::pair().unwrap();
         drop(peer);
         Stream::Unix(ours).disconnected().await;

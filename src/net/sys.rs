@@ -1,9 +1,10 @@
-//! The calls of the system that no safe library wraps: the one module of the crate with `unsafe` code.
+//! System calls that no safe library wraps: the one module of the crate with `unsafe` code.
 //!
-//! A function for a socket is one system call on a descriptor that the caller lends, so it is open for the time of the call.
+//! A function for a socket is one system call on a borrowed descriptor, so it is open during the
+//! call.
 #![expect(
     unsafe_code,
-    reason = "TCP_INFO, TCP_FASTOPEN, malloc_trim, the signal mask and a look before `main` have no safe wrapper in the libraries we keep"
+    reason = "TCP_INFO, TCP_FASTOPEN, malloc_trim, the signal mask and code before `main` have no safe wrapper in the libraries we keep"
 )]
 
 use std::{
@@ -17,14 +18,15 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-/// How many of the bytes sent on a TCP connection the peer's kernel has acknowledged (RFC 4898 `tcpEStatsAppHCThruOctetsAcked`).
-/// The three-way handshake may count as one. `None` when the kernel does not say.
+/// Returns the bytes sent on a TCP connection that the peer's kernel has acknowledged (RFC 4898
+/// `tcpEStatsAppHCThruOctetsAcked`). The SYN may count as one. `None` if the kernel does not tell.
 #[cfg(target_os = "linux")]
 pub fn tcp_bytes_acked(socket: BorrowedFd<'_>) -> Option<u64> {
     // SAFETY: `tcp_info` is plain integers, for which all zeros is a valid value.
     let mut info: libc::tcp_info = unsafe { mem::zeroed() };
     let mut length = mem::size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: `info` and `length` live over the call, and `length` is the size of `info`, so the kernel writes inside it.
+    // SAFETY: `info` and `length` live over the call, and `length` is the size of `info`, so the
+    // kernel writes inside it.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -38,8 +40,9 @@ pub fn tcp_bytes_acked(socket: BorrowedFd<'_>) -> Option<u64> {
     (result == 0 && length as usize >= needed).then_some(info.tcpi_bytes_acked)
 }
 
-/// Bytes in the send queue of a socket: on TCP those that the peer's kernel has not acknowledged (tcp(7), `SIOCOUTQ`), on a
-/// unix socket the memory of those that the peer has not read (unix(7)). `None` when the kernel does not say.
+/// Returns the bytes in the send queue of a socket: on TCP those that the peer's kernel has not
+/// acknowledged (tcp(7), `SIOCOUTQ`), on a unix socket the memory of those that the peer has not
+/// read (unix(7)). `None` if the kernel does not tell.
 #[cfg(target_os = "linux")]
 pub fn unacked(socket: BorrowedFd<'_>) -> Option<u64> {
     let mut count: libc::c_int = 0;
@@ -48,7 +51,8 @@ pub fn unacked(socket: BorrowedFd<'_>) -> Option<u64> {
     u64::try_from(count).ok().filter(|_| result == 0)
 }
 
-/// Lets the kernel take data in the SYN of known clients (RFC 7413), for at most `queue` connections at a time.
+/// Lets the kernel accept data in the SYN of known clients (RFC 7413), for at most `queue`
+/// connections at a time.
 #[cfg(target_os = "linux")]
 pub fn set_fast_open(socket: BorrowedFd<'_>, queue: u32) -> io::Result<()> {
     let value = libc::c_int::try_from(queue).unwrap_or(libc::c_int::MAX);
@@ -69,30 +73,33 @@ pub fn set_fast_open(socket: BorrowedFd<'_>, queue: u32) -> io::Result<()> {
     }
 }
 
-/// Gives whole pages of freed memory back to the system, malloc_trim(3). Takes about 0.2 ms for each MiB that goes, in which
-/// other threads may have to wait for memory. Does nothing where the C library has no such call.
+/// Returns whole pages of freed memory to the system, malloc_trim(3). Takes about 0.2 ms for each
+/// MiB returned, during which other threads may wait for memory. Does nothing if the C library has
+/// no such call.
 pub fn trim_heap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: touches nothing but memory that is free, under the locks of the allocator; any thread may call it.
+    // SAFETY: touches nothing but free memory, under the locks of the allocator; any thread may
+    // call it.
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// Blocks `signals` for the calling thread and the threads that it starts from now on: they stay pending, also for a process 1,
-/// for which a signal without a handler is otherwise lost.
+/// Blocks `signals` for the calling thread and the threads that it starts from now on: they stay
+/// pending. Otherwise process 1, as in a container, loses a signal without a handler.
 pub fn block_signals(signals: &[libc::c_int]) {
     change_signal_mask(libc::SIG_BLOCK, signals);
 }
 
-/// Lets the calling thread receive `signals`, those that are pending at once.
+/// Unblocks `signals` for the calling thread; pending ones are delivered at once.
 pub fn unblock_signals(signals: &[libc::c_int]) {
     change_signal_mask(libc::SIG_UNBLOCK, signals);
 }
 
 fn change_signal_mask(how: libc::c_int, signals: &[libc::c_int]) {
-    // SAFETY: `sigset_t` is plain integers, for which all zeros is a valid value; `set` lives over all calls, which write
-    // inside it or only read it. Numbers that are no signals are refused without effect.
+    // SAFETY: `sigset_t` is plain integers, for which all zeros is a valid value; `set` lives over
+    // all calls, which write inside it or only read it. Numbers that are no signals are refused
+    // without effect.
     unsafe {
         let mut set: libc::sigset_t = mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -103,24 +110,25 @@ fn change_signal_mask(how: libc::c_int, signals: &[libc::c_int]) {
     }
 }
 
-/// Standard output was closed before the runtime of the language put `/dev/null` in its place.
+/// Standard output was closed at the start, before Rust's runtime opened `/dev/null` in its place.
 static STDOUT_WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
-// SAFETY: the C runtime calls every entry of this section once before `main`, with one thread; the entry has the type it expects,
-// takes no argument, and does no more than one system call and a store.
+// SAFETY: the C runtime calls every entry of this section once before `main`, with one thread; the
+// entry has the type it expects, takes no argument, and does no more than one system call and a
+// store.
 #[cfg(target_os = "linux")]
 #[used]
 #[unsafe(link_section = ".init_array")]
-static LOOK_AT_STDOUT: extern "C" fn() = look_at_stdout;
+static CHECK_STDOUT: extern "C" fn() = check_stdout;
 
 #[cfg(target_os = "linux")]
-extern "C" fn look_at_stdout() {
+extern "C" fn check_stdout() {
     // SAFETY: F_GETFD reads a flag of a descriptor, or fails if it is not open.
     let is_closed = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } == -1;
     STDOUT_WAS_CLOSED.store(is_closed, Relaxed);
 }
 
-/// Whether the process was started without standard output: what is written to it is lost, and no write says so.
+/// True if the process was started without standard output: writes to it are lost without an error.
 pub fn stdout_was_closed() -> bool {
     STDOUT_WAS_CLOSED.load(Relaxed)
 }

@@ -100,7 +100,7 @@ async fn wait_for_descriptor(
     for failures in first.. {
         shed_idle(worker, bind, failures, &error);
         sleep(backoff::doubled(FIRST_BACKOFF, failures, MAX_BACKOFF)).await;
-        if *stop.borrow() || stream.fd().is_some_and(limits::has_room) {
+        if *stop.borrow() || stream.fd().is_some_and(limits::can_open_descriptor) {
             return;
         }
     }

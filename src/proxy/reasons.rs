@@ -151,7 +151,8 @@ pub(super) const fn of_client_hello(error: &ClientHelloError) -> (HandshakeFailu
     }
 }
 
-/// Counts a connection that could not be made for `reason`: as a local shortage, or as the backend's.
+/// Counts a connection that could not be made for `reason`: as a local shortage, or as the
+/// backend's.
 pub(super) fn count_connect_failure(state: &BackendState, reason: Reason) {
     let metrics = state.metrics.mine();
     match reason {

@@ -1,7 +1,7 @@
 //! Counters of TLS handshakes with clients, and the closed list of causes by which one fails.
 //!
-//! The list is here, below `net`, so that the counters, the metrics page and the TLS code index by one enum: no length
-//! and no order is kept in step by hand.
+//! The list is here, below `net`, so that the counters, the metrics page and the TLS code index by
+//! one enum: no length and no order is kept in step by hand.
 
 macro_rules! handshake_failures {
     ($( $(#[doc = $doc:literal])* $variant:ident, $name:ident; )*) => {
@@ -48,11 +48,13 @@ handshake_failures! {
     CertificateMissing, certificate_missing;
     /// The peer's certificate is not valid: unknown issuer, expired, another name.
     CertificateInvalid, certificate_invalid;
-    /// The peer ended the handshake with an alert, for example because it does not trust our certificate.
+    /// The peer ended the handshake with an alert, for example because it does not trust our
+    /// certificate.
     Alert, alert;
     /// Any other violation of the protocol.
     Protocol, protocol;
-    /// The client asks for a name that `sni` does not list, and the listener has no `pool` for all others.
+    /// The client asks for a name that `sni` does not list, and the listener has no `pool` for all
+    /// others.
     UnknownName, unknown_name;
 }
 
@@ -72,7 +74,8 @@ pub struct HandshakeCounts<T> {
 }
 
 impl<T> HandshakeCounts<T> {
-    /// Count of completed handshakes of TLS 1.3 (otherwise 1.2) that resumed a session (otherwise full ones).
+    /// Count of completed handshakes of TLS 1.3 (otherwise 1.2) that resumed a session (otherwise
+    /// full ones).
     pub const fn completed(&self, is_tls13: bool, resumed: bool) -> &T {
         let version = if is_tls13 { &self.tls13 } else { &self.tls12 };
         if resumed {

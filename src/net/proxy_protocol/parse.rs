@@ -1,34 +1,39 @@
-//! What the bytes of a PROXY header mean: one thing, or nothing. Strict, bounded, and sure of garbage at the first byte that
-//! cannot be part of a header.
+//! Parses a PROXY header. Strict and bounded; garbage is refused at the first byte that cannot be
+//! part of a header.
+//!
+//! The header decides which client an exchange belongs to, and with it `allow`, limits and the log.
+//! So bytes that two programs could read in two ways are refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{ConnectionEnds, ProxyHeader};
+use super::header::{ConnectionEnds, ProxyHeader};
 use crate::config::model::ProxyVersion;
 
-/// How a header of version 1 begins.
+/// First bytes of version 1.
 pub(super) const TEXT_START: &[u8] = b"PROXY ";
-/// How a header of version 2 begins.
+/// First bytes of version 2.
 pub(super) const BINARY_START: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Longest header of version 1, with its line end: what the longest addresses and ports need.
-const TEXT_LONGEST: usize = 107;
-/// Bytes of version 2 before the addresses.
-const FIXED: usize = 16;
-/// Most bytes of addresses and TLVs: a sixteenth of what the format could say, and room for any certificate's names.
-const BLOCK_LONGEST: usize = 4096;
-/// Longest header that is taken, in bytes.
-pub const MAX_HEADER_BYTES: usize = FIXED + BLOCK_LONGEST;
+/// Longest header of version 1, with its line end: the specification's own limit (section 2.1).
+const MAX_TEXT_BYTES: usize = 107;
+/// Length of the fixed part of version 2, before the addresses.
+const FIXED_BYTES: usize = 16;
+/// Most bytes of addresses and TLVs. The format allows 64 KiB; 4 KiB hold every TLV that is in use,
+/// with the names of a client certificate.
+const MAX_BLOCK_BYTES: usize = 4096;
+/// Longest header that is accepted.
+pub const MAX_HEADER_BYTES: usize = FIXED_BYTES + MAX_BLOCK_BYTES;
 
-/// The TLV with a CRC-32C of the whole header.
+/// Type of the TLV with a CRC-32C of the whole header.
 const TLV_CRC32C: u8 = 0x03;
 
-/// Why bytes are not the beginning of a valid header. A fixed text without anything from the bytes.
+/// Fault of bytes that do not begin a valid header; the text is fixed and repeats nothing of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ProxyHeaderError(pub &'static str);
 
-/// The header at the beginning of `bytes` and its length; `None` while bytes are missing. Without `version` both are taken.
+/// Returns the header at the beginning of `bytes` and its length; `None` while bytes are missing.
+/// Without `version` both versions are allowed.
 pub fn parse(
     bytes: &[u8],
     version: Option<ProxyVersion>,
@@ -45,27 +50,27 @@ pub fn parse(
     }
 }
 
-/// The length of the whole header, as soon as `bytes` tell it: that is version 2.
+/// Returns the length of the whole header as soon as `bytes` contain it. Only version 2 has one.
 pub(super) fn whole_length(bytes: &[u8]) -> Option<usize> {
-    let [.., high, low] = bytes.get(..FIXED)? else {
+    let [.., high, low] = bytes.get(..FIXED_BYTES)? else {
         return None;
     };
     bytes
         .starts_with(BINARY_START)
-        .then(|| FIXED + usize::from(u16::from_be_bytes([*high, *low])))
+        .then(|| FIXED_BYTES + usize::from(u16::from_be_bytes([*high, *low])))
 }
 
-/// As far as it goes, `bytes` are `start`.
+/// True if `bytes` agree with `start` as far as both go.
 fn may_begin(bytes: &[u8], start: &[u8]) -> bool {
     bytes.iter().zip(start).all(|(one, other)| one == other)
 }
 
 /// Version 1: `PROXY TCP4 192.0.2.1 192.0.2.2 56324 443` and a line end.
 fn text(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, ProxyHeaderError> {
-    let line = bytes.get(..TEXT_LONGEST).unwrap_or(bytes);
+    let line = bytes.get(..MAX_TEXT_BYTES).unwrap_or(bytes);
     if let Some(end) = memchr::memchr2(b'\r', b'\n', line) {
         return match line.get(end..) {
-            Some([b'\r']) if line.len() < TEXT_LONGEST => Ok(None),
+            Some([b'\r']) if line.len() < MAX_TEXT_BYTES => Ok(None),
             Some([b'\r', b'\n', ..]) => {
                 let words = line.get(TEXT_START.len()..end).unwrap_or_default();
                 Ok(Some((text_words(words)?, end + 2)))
@@ -75,15 +80,15 @@ fn text(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, ProxyHeaderError> 
             )),
         };
     }
-    if line.len() + 2 > TEXT_LONGEST {
+    if line.len() + 2 > MAX_TEXT_BYTES {
         return Err(ProxyHeaderError("the line of version 1 is too long"));
     }
     Ok(None)
 }
 
-/// What stands between `PROXY ` and the line end.
+/// Parses the text between `PROXY ` and the line end.
 fn text_words(line: &[u8]) -> Result<ProxyHeader, ProxyHeaderError> {
-    // Whatever follows is to be ignored.
+    // The receiver must ignore everything behind UNKNOWN (section 2.1).
     if line == b"UNKNOWN" || line.starts_with(b"UNKNOWN ") {
         return Ok(ProxyHeader::Own);
     }
@@ -118,13 +123,16 @@ fn port(word: &str) -> Option<u16> {
 
 /// Version 2: the start, version and command, kind of address, length; then addresses and TLVs.
 fn binary(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, ProxyHeaderError> {
-    // Whatever is there is looked at, not only what is whole.
-    let (command, kind) = (bytes.get(BINARY_START.len()), bytes.get(FIXED - 3));
+    // Check each byte that is there: garbage is refused before the header is whole.
+    let (command, family) = (
+        bytes.get(BINARY_START.len()),
+        bytes.get(BINARY_START.len() + 1),
+    );
     if command.is_some_and(|command| !matches!(command, 0x20 | 0x21)) {
         return Err(ProxyHeaderError("neither LOCAL nor PROXY of version 2"));
     }
     let is_local = command == Some(&0x20);
-    if !is_local && kind.is_some_and(|kind| address_bytes(*kind).is_none()) {
+    if !is_local && family.is_some_and(|family| address_bytes(*family).is_none()) {
         return Err(ProxyHeaderError("an unknown kind of address"));
     }
     let Some(length) = whole_length(bytes) else {
@@ -133,24 +141,26 @@ fn binary(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, ProxyHeaderError
     if length > MAX_HEADER_BYTES {
         return Err(ProxyHeaderError("the addresses and TLVs are too long"));
     }
-    let (Some(kind), Some(header)) = (kind, bytes.get(..length)) else {
+    let (Some(family), Some(header)) = (family, bytes.get(..length)) else {
         return Ok(None);
     };
-    // LOCAL: the rest is to be skipped, the kind included. So it is where no kind is said.
-    if is_local || *kind == 0 {
+    // LOCAL, or an unspecified family: the receiver must skip addresses and TLVs (section 2.2).
+    if is_local || *family == 0 {
         return Ok(Some((ProxyHeader::Own, length)));
     }
-    let addresses = address_bytes(*kind).unwrap_or_default();
-    let block = header.get(FIXED..).unwrap_or_default();
+    // The family was checked above, and the header is at least its fixed part.
+    debug_assert!(header.len() >= FIXED_BYTES);
+    let addresses = address_bytes(*family).unwrap_or_default();
+    let block = header.get(FIXED_BYTES..).unwrap_or_default();
     let Some((block, _)) = block.split_at_checked(addresses) else {
         return Err(ProxyHeaderError("shorter than its addresses"));
     };
-    check_tlvs(header, FIXED + addresses)?;
-    let found = match *kind {
+    check_tlvs(header, FIXED_BYTES + addresses)?;
+    let found = match *family {
         0x11 => ends::<4>(block),
         0x21 => ends::<16>(block),
         0x31 => Some(ProxyHeader::Unix),
-        // A datagram cannot have led here.
+        // A datagram, which cannot have led to a connection with us.
         _ => Some(ProxyHeader::Own),
     };
     match found {
@@ -159,9 +169,10 @@ fn binary(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, ProxyHeaderError
     }
 }
 
-/// How many bytes the addresses of a kind take: none, IPv4, IPv6, unix; streams and datagrams. `None` for any other kind.
-fn address_bytes(kind: u8) -> Option<usize> {
-    match kind {
+/// Length of the addresses of a family and transport: none, IPv4, IPv6 or unix, each for streams
+/// and datagrams. `None` for any other.
+fn address_bytes(family: u8) -> Option<usize> {
+    match family {
         0x00 => Some(0),
         0x11 | 0x12 => Some(12),
         0x21 | 0x22 => Some(36),
@@ -170,7 +181,7 @@ fn address_bytes(kind: u8) -> Option<usize> {
     }
 }
 
-/// Two addresses of `N` bytes and two ports.
+/// Parses two addresses of `N` bytes and two ports.
 fn ends<const N: usize>(block: &[u8]) -> Option<ProxyHeader>
 where
     IpAddr: From<[u8; N]>,
@@ -188,19 +199,19 @@ where
     )))
 }
 
-/// Type, length and value, one after another to the very end; a checksum must be right. Nothing else of them is used.
+/// Checks that TLVs fill the header to its very end, and that a checksum is right. Nothing else of
+/// them is used.
 fn check_tlvs(header: &[u8], from: usize) -> Result<(), ProxyHeaderError> {
     let mut at = from;
-    while let Some([kind, high, low, rest @ ..]) = header.get(at..).filter(|rest| !rest.is_empty())
-    {
+    while let Some([kind, high, low, value @ ..]) = header.get(at..).filter(|tlv| !tlv.is_empty()) {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
-        let Some(value) = rest.get(..length) else {
+        let Some(value) = value.get(..length) else {
             return Err(ProxyHeaderError("a TLV is longer than the header"));
         };
         if *kind == TLV_CRC32C {
-            let told = <[u8; 4]>::try_from(value)
+            let checksum_sent = <[u8; 4]>::try_from(value)
                 .map_err(|_| ProxyHeaderError("a checksum that is not of 4 bytes"))?;
-            if u32::from_be_bytes(told) != checksum(header, at + 3) {
+            if u32::from_be_bytes(checksum_sent) != checksum(header, at + 3) {
                 return Err(ProxyHeaderError("the checksum is wrong"));
             }
         }
@@ -213,8 +224,8 @@ fn check_tlvs(header: &[u8], from: usize) -> Result<(), ProxyHeaderError> {
     }
 }
 
-/// The CRC-32C of `header`, with the four bytes of the checksum itself, at `own`, as zeros. Bit by bit: few senders add one,
-/// and the header is short.
+/// Returns the CRC-32C of `header`, with the four bytes of the checksum itself, at `own`, as zeros.
+/// Bit by bit: few senders add one, and the header is short.
 pub(super) fn checksum(header: &[u8], own: usize) -> u32 {
     let mut crc = u32::MAX;
     for (at, byte) in header.iter().enumerate() {

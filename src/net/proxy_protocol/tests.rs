@@ -1,10 +1,16 @@
+//! Tables of headers in both versions, changed bytes, and headers on streams.
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     parse::{BINARY_START, checksum},
     *,
 };
-use crate::{base::rng::Random, net::fixture};
+use crate::{
+    base::rng::Random,
+    config::model::ProxyVersion,
+    net::{fixture, stream::Stream},
+};
 
 const V1: ProxyVersion = ProxyVersion::V1;
 const V2: ProxyVersion = ProxyVersion::V2;
@@ -95,7 +101,7 @@ fn valid() -> Vec<(Vec<u8>, ProxyHeader)> {
         (binary(0x21, 0x00, &[]), ProxyHeader::Own),
         (binary(0x21, 0x00, &[1, 2, 3, 4, 5]), ProxyHeader::Own),
         (binary(0x20, 0x00, &[]), ProxyHeader::Own),
-        // What LOCAL carries is skipped, whatever it is.
+        // Everything behind LOCAL is skipped.
         (binary(0x20, 0x11, &FOUR), ProxyHeader::Own),
         (binary(0x20, 0xff, &[0xff; 40]), ProxyHeader::Own),
         (with_tlvs(&[0x04, 0, 0, 0xe0, 0, 3, 1, 2, 3]), four()),
@@ -131,7 +137,7 @@ fn a_header_means_the_same_however_many_bytes_are_there() {
 }
 
 #[test]
-fn what_is_not_a_header_is_refused() {
+fn text_that_is_not_a_header_is_refused() {
     let long = format!("PROXY UNKNOWN {}", "x".repeat(107 - 15));
     let texts = [
         "GET / HTTP/1.1\r\n",
@@ -175,6 +181,10 @@ fn what_is_not_a_header_is_refused() {
     for text in texts {
         assert!(parse(text.as_bytes(), None).is_err(), "{text:?}");
     }
+}
+
+#[test]
+fn bytes_that_are_not_a_header_are_refused() {
     let mut other_start = binary(0x21, 0x11, &FOUR);
     other_start[4] = 1;
     let binaries = [
@@ -220,12 +230,12 @@ fn garbage_is_known_at_its_first_byte() {
     assert!(invalid(b"\r\n\r\n\0\r\nQUIT\r"));
     assert!(invalid(&[BINARY_START, &[0x00]].concat()));
     assert!(invalid(&[BINARY_START, &[0x21, 0x99]].concat()));
-    // A length that is too large is known before anything of that length has come.
+    // A length over the limit is refused before its bytes arrive.
     assert!(invalid(&[BINARY_START, &[0x21, 0x11, 0x10, 0x01]].concat()));
     assert!(invalid(&[b"PROXY UNKNOWN ", &[b'x'; 92][..]].concat()));
 }
 
-/// The value that the Castagnoli polynomial is known by, and the text's digits as its own place.
+/// The check value of CRC-32C, and the same with the checksum's own bytes inside.
 #[test]
 fn the_checksum_is_crc_32c() {
     assert_eq!(checksum(b"123456789", 100), 0xe306_9283);
@@ -260,7 +270,7 @@ fn mutated_headers_are_read_within_their_bytes_and_mean_what_they_say() {
             length <= bytes.len().min(MAX_HEADER_BYTES),
             "round {round}: {bytes:?}"
         );
-        // The meaning hangs on the header's own bytes only, all of them.
+        // The result depends on the bytes of the header alone, and on all of them.
         assert_eq!(parse(&bytes[..length], None), Ok(Some((header, length))));
         assert_eq!(parse(&bytes[..length - 1], None), Ok(None), "{bytes:?}");
         if let ProxyHeader::Proxied(ends) = header {
@@ -309,7 +319,7 @@ fn addresses_of_two_kinds_become_one_kind() {
     assert_eq!(&*line, b"PROXY TCP6 ::ffff:c000:201 2001:db8::2 1 2\r\n");
 }
 
-/// What comes after the header is left in the stream, wherever the bytes were split.
+/// Bytes behind the header stay in the stream, wherever the segments were split.
 #[tokio::test]
 async fn a_header_is_taken_off_a_stream_to_its_last_byte() {
     for (bytes, header) in valid() {
@@ -319,7 +329,7 @@ async fn a_header_is_taken_off_a_stream_to_its_last_byte() {
             let (first, second) = bytes.split_at(split);
             peer.write_all(first).await.unwrap();
             let send = async {
-                // The first part has been looked at by now, or is looked at with the second.
+                // The receiver has peeked at the first part by now, or peeks at both together.
                 tokio::task::yield_now().await;
                 let rest = [second, b"rest"].concat();
                 peer.write_all(&rest).await.unwrap();

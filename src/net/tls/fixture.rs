@@ -1,4 +1,4 @@
-//! Certificates, and both sides of TLS made from them, for the tests of this folder.
+//! Certificates, and both sides of TLS made from them, for the tests of this module.
 
 use std::sync::{Arc, LazyLock};
 
@@ -18,15 +18,15 @@ use crate::{
     net::{fixture::pair, stream::Stream, tls::ServerTls},
 };
 
-/// RSA keys take seconds to make.
-const RSA: &str = include_str!("../../../tests/fixtures/rsa.pem");
+/// A key, as RSA keys take seconds to generate.
+const RSA_KEY: &str = include_str!("../../../tests/fixtures/rsa.pem");
 
-pub(super) struct Authority {
+pub(super) struct TestAuthority {
     issuer: Issuer<'static, KeyPair>,
     pub(super) root: CertificateDer<'static>,
 }
 
-impl Authority {
+impl TestAuthority {
     pub(super) fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -55,14 +55,14 @@ impl Authority {
         }
     }
 
-    /// A certificate with a key of ECDSA.
+    /// Signs a certificate with an ECDSA key.
     pub(super) fn ecdsa(&self, names: &[&str]) -> LoadedCertificate {
         self.sign(names, &KeyPair::generate().unwrap())
     }
 
-    /// A certificate with a key of RSA.
+    /// Signs a certificate with an RSA key.
     pub(super) fn rsa(&self, names: &[&str]) -> LoadedCertificate {
-        let key = KeyPair::from_pem_and_sign_algo(RSA, &PKCS_RSA_SHA256).unwrap();
+        let key = KeyPair::from_pem_and_sign_algo(RSA_KEY, &PKCS_RSA_SHA256).unwrap();
         self.sign(names, &key)
     }
 
@@ -87,8 +87,9 @@ impl Authority {
     }
 }
 
-/// Who signs everything here.
-pub(super) static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::new("authority"));
+/// Issuer of every certificate that is trusted here.
+pub(super) static TEST_AUTHORITY: LazyLock<TestAuthority> =
+    LazyLock::new(|| TestAuthority::new("authority"));
 
 pub(super) fn listener(certificates: Vec<LoadedCertificate>) -> ListenerTlsConfig {
     ListenerTlsConfig {
@@ -103,14 +104,14 @@ pub(super) fn listener(certificates: Vec<LoadedCertificate>) -> ListenerTlsConfi
 
 /// A server for `a.test`.
 pub(super) fn server() -> ServerTls {
-    ServerTls::new(&listener(vec![AUTHORITY.ecdsa(&["a.test"])]))
+    ServerTls::new(&listener(vec![TEST_AUTHORITY.ecdsa(&["a.test"])]))
 }
 
 pub(super) fn name(name: &str) -> ServerName<'static> {
     ServerName::try_from(name.to_owned()).unwrap()
 }
 
-/// A client that believes [`AUTHORITY`] and speaks one version.
+/// A client that believes [`TEST_AUTHORITY`] and speaks one version.
 pub(super) fn client(version: TlsVersion) -> ClientConfig {
     let versions = [match version {
         TlsVersion::Tls12 => &rustls::version::TLS12,
@@ -119,7 +120,7 @@ pub(super) fn client(version: TlsVersion) -> ClientConfig {
     ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&versions)
         .unwrap()
-        .with_root_certificates(AUTHORITY.roots())
+        .with_root_certificates(TEST_AUTHORITY.roots())
         .with_no_client_auth()
 }
 
@@ -148,9 +149,9 @@ pub(super) async fn connected(version: TlsVersion) -> (Stream, Stream) {
 
 /// Takes any certificate: for clients that only look at which one is shown.
 #[derive(Debug)]
-struct Anything;
+struct AcceptAnyCertificate;
 
-impl ServerCertVerifier for Anything {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -192,6 +193,6 @@ pub(super) fn careless_client() -> ClientConfig {
     let mut config = client(TlsVersion::Tls13);
     config
         .dangerous()
-        .set_certificate_verifier(Arc::new(Anything));
+        .set_certificate_verifier(Arc::new(AcceptAnyCertificate));
     config
 }

@@ -44,7 +44,8 @@ pub struct HandshakeError {
     pub failure: HandshakeFailure,
     /// The same in words, for the log.
     pub detail: String,
-    /// The first bytes look like a request in plain HTTP, so a response in plain HTTP is understood.
+    /// The first bytes look like a request in plain HTTP, so a response in plain HTTP is
+    /// understood.
     pub is_http: bool,
     /// A local resource is exhausted, see `net/local_error.rs`: no fault of the peer.
     pub is_local: bool,
@@ -119,7 +120,8 @@ fn failure_of_incompatible(incompatible: &PeerIncompatible) -> HandshakeFailure 
         | PeerIncompatible::Tls12NotOfferedOrEnabled
         | PeerIncompatible::ServerDoesNotSupportTls12Or13
         | PeerIncompatible::SupportedVersionsExtensionRequired
-        // Every client of TLS 1.2 sends this extension: without it the hello is of an older version.
+        // Every client of TLS 1.2 sends this extension: without it the hello is of an older
+        // version.
         | PeerIncompatible::SignatureAlgorithmsExtensionRequired => HandshakeFailure::Version,
         _ => HandshakeFailure::Protocol,
     }

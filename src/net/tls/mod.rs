@@ -2,8 +2,8 @@
 //!
 //! `records.rs` turns records into bytes and back, without a socket; `session.rs` adds the socket
 //! and the bytes that wait; `stream.rs` is what [`super::stream::Stream`] is made of. A connection
-//! begins in `handshake.rs`; `server.rs` is the configuration of a listener. Must not know who is at
-//! the other end.
+//! begins in `handshake.rs`; `server.rs` is the configuration of a listener. Must not know who is
+//! at the other end.
 
 #[cfg(test)]
 mod fixture;

@@ -151,8 +151,8 @@ where
     }
 }
 
-/// Appends the alert for an error, behind the messages encoded before it. `unprocessed` is the input
-/// from the error on. Calls rustls only while it has something to encode: one call more would
+/// Appends the alert for an error, behind the messages encoded before it. `unprocessed` is the
+/// input from the error on. Calls rustls only while it has something to encode: one call more would
 /// process the invalid record again.
 fn encode_alert<Data>(
     connection: &mut UnbufferedConnectionCommon<Data>,

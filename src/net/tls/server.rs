@@ -103,8 +103,8 @@ impl CertificateCandidate {
 
     /// True if the client can verify certificates on this key's curve.
     ///
-    /// In TLS 1.3 the client's groups are about key exchange alone (RFC 8446 section 4.2.7); before,
-    /// they name the curves of certificates as well (RFC 8422 section 5.1.1).
+    /// In TLS 1.3 the client's groups are about key exchange alone (RFC 8446 section 4.2.7);
+    /// before, they name the curves of certificates as well (RFC 8422 section 5.1.1).
     fn has_curve(&self, hello: &ClientHello<'_>) -> bool {
         let (Some(curve), Some(groups)) = (self.curve, hello.named_groups()) else {
             return true;
@@ -211,10 +211,11 @@ impl ServerTls {
             .iter()
             .map(|name| name.as_bytes().to_vec())
             .collect();
-        // Our order of suites, not the client's: AES-GCM, for which servers have instructions, is first.
+        // Our order of suites, not the client's: AES-GCM, for which servers have instructions, is
+        // first.
         config.ignore_client_order = true;
-        // Ticket keys of its own, so that a session of one listener is never resumed on another, past
-        // that one's check of client certificates. Without random keys there are no tickets.
+        // Ticket keys of its own, so that a session of one listener is never resumed on another,
+        // past that one's check of client certificates. Without random keys there are no tickets.
         if let Ok(ticketer) = rustls::crypto::ring::Ticketer::new() {
             config.ticketer = ticketer;
         }

@@ -2,7 +2,8 @@
 //!
 //! Buffers for whole reads and writes belong to the thread. A session keeps only bytes that wait:
 //! part of a record, plaintext that the reader had no space for, ciphertext that the socket did not
-//! take. That is why rustls' unbuffered interface is used, and what makes 100,000 idle clients cheap.
+//! take. That is why rustls' unbuffered interface is used, and what makes 100,000 idle clients
+//! cheap.
 
 use std::{cell::RefCell, io};
 

@@ -120,7 +120,8 @@ impl TlsStream {
     pub(in crate::net) fn shutdown_write(&self) -> io::Result<()> {
         match self.session.borrow_mut().close(&self.socket) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
-            // Any other error means that session or socket have failed: the FIN is all that is left.
+            // Any other error means that session or socket have failed: the FIN is all that is
+            // left.
             _ => self.socket.shutdown_write(),
         }
     }

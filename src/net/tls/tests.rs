@@ -1,4 +1,5 @@
-//! Sessions over sockets: transfers, ends, resumption, buffers. Each test is a promise of this module.
+//! Sessions over sockets: transfers, ends, resumption, buffers. Each test is a promise of this
+//! module.
 
 mod faults;
 mod names;

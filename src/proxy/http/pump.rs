@@ -208,7 +208,11 @@ impl Pump {
 
     /// Waiting for the sink, not for the source.
     pub(super) fn waits_for_sink(&self) -> bool {
-        self.has_output() || self.splice.as_ref().is_some_and(|splice| splice.held() > 0)
+        self.has_output()
+            || self
+                .splice
+                .as_ref()
+                .is_some_and(|splice| splice.pending() > 0)
     }
 
     /// The message can be sent again from its beginning.

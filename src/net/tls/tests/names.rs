@@ -6,7 +6,7 @@ use crate::{
     config::model::TlsVersion::{Tls12, Tls13},
     net::tls::{
         HandshakeError, NegotiatedTls, ServerTls, TlsStream,
-        fixture::{AUTHORITY, careless_client, client, handshake_pair, listener, name},
+        fixture::{TEST_AUTHORITY, careless_client, client, handshake_pair, listener, name},
     },
 };
 
@@ -27,9 +27,9 @@ async fn leaf(server: &ServerTls, asked: &str) -> (Vec<u8>, NegotiatedTls) {
 #[tokio::test]
 async fn a_certificate_is_found_by_exact_name_then_wildcard_then_the_first() {
     let certificates = vec![
-        AUTHORITY.ecdsa(&["default.test"]),
-        AUTHORITY.ecdsa(&["*.a.test", "a.test"]),
-        AUTHORITY.ecdsa(&["exact.a.test"]),
+        TEST_AUTHORITY.ecdsa(&["default.test"]),
+        TEST_AUTHORITY.ecdsa(&["*.a.test", "a.test"]),
+        TEST_AUTHORITY.ecdsa(&["exact.a.test"]),
     ];
     let shown: Vec<_> = certificates
         .iter()
@@ -61,8 +61,8 @@ async fn a_certificate_is_found_by_exact_name_then_wildcard_then_the_first() {
 #[test]
 fn a_host_may_come_where_its_own_certificate_was_shown() {
     let server = ServerTls::new(&listener(vec![
-        AUTHORITY.ecdsa(&["a.test", "b.test"]),
-        AUTHORITY.ecdsa(&["c.test", "*.d.test"]),
+        TEST_AUTHORITY.ecdsa(&["a.test", "b.test"]),
+        TEST_AUTHORITY.ecdsa(&["c.test", "*.d.test"]),
     ]));
     for (host, asked, may) in [
         ("a.test", Some("a.test"), true),
@@ -91,8 +91,8 @@ fn a_host_may_come_where_its_own_certificate_was_shown() {
 #[tokio::test]
 async fn of_two_certificates_of_a_name_the_client_gets_the_one_it_can_verify() {
     let certificates = vec![
-        AUTHORITY.ecdsa(&["a.test"]),
-        AUTHORITY.rsa(&["a.test", "b.test"]),
+        TEST_AUTHORITY.ecdsa(&["a.test"]),
+        TEST_AUTHORITY.rsa(&["a.test", "b.test"]),
     ];
     let shown: Vec<_> = certificates
         .iter()
@@ -111,7 +111,7 @@ async fn of_two_certificates_of_a_name_the_client_gets_the_one_it_can_verify() {
         let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&versions)
             .unwrap()
-            .with_root_certificates(AUTHORITY.roots())
+            .with_root_certificates(TEST_AUTHORITY.roots())
             .with_no_client_auth();
         let (ours, theirs) = handshake_pair(&Arc::new(config), &server, name("a.test")).await;
         theirs.unwrap();
@@ -123,10 +123,13 @@ async fn of_two_certificates_of_a_name_the_client_gets_the_one_it_can_verify() {
 
 #[tokio::test]
 async fn a_client_without_the_curve_of_a_certificate_gets_another_one() {
-    let certificates = vec![AUTHORITY.ecdsa(&["a.test"]), AUTHORITY.rsa(&["a.test"])];
+    let certificates = vec![
+        TEST_AUTHORITY.ecdsa(&["a.test"]),
+        TEST_AUTHORITY.rsa(&["a.test"]),
+    ];
     let rsa = certificates[1].key.cert[0].clone();
     let both = ServerTls::new(&listener(certificates));
-    let only = ServerTls::new(&listener(vec![AUTHORITY.ecdsa(&["a.test"])]));
+    let only = ServerTls::new(&listener(vec![TEST_AUTHORITY.ecdsa(&["a.test"])]));
     for (curve, version, gets_rsa) in [
         ("secp256r1", Tls12, false),
         ("X25519", Tls12, true),
@@ -144,7 +147,7 @@ async fn a_client_without_the_curve_of_a_certificate_gets_another_one() {
         let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&versions)
             .unwrap()
-            .with_root_certificates(AUTHORITY.roots())
+            .with_root_certificates(TEST_AUTHORITY.roots())
             .with_no_client_auth();
         let config = Arc::new(config);
         let (ours, theirs) = handshake_pair(&config, &both, name("a.test")).await;
@@ -160,8 +163,8 @@ async fn a_client_without_the_curve_of_a_certificate_gets_another_one() {
 #[tokio::test]
 async fn handshakes_at_the_same_time_keep_their_names_apart() {
     let server = ServerTls::new(&listener(vec![
-        AUTHORITY.ecdsa(&["a.test"]),
-        AUTHORITY.ecdsa(&["b.test"]),
+        TEST_AUTHORITY.ecdsa(&["a.test"]),
+        TEST_AUTHORITY.ecdsa(&["b.test"]),
     ]));
     let config = Arc::new(client(Tls13));
     for _ in 0..10 {
