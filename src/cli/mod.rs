@@ -13,6 +13,7 @@ mod exit_code;
 mod output;
 mod reload;
 mod status;
+mod usage;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -39,7 +40,7 @@ pub fn main() -> ExitCode {
     runtime::hold_signals();
     let arguments = match CliArguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) if error.use_stderr() => error.exit(),
+        Err(error) if error.use_stderr() => usage::with_tip(error).exit(),
         // clap returns the help text and the version as errors too.
         Err(error) => {
             print(&error.to_string());

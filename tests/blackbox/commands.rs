@@ -59,6 +59,20 @@ fn wrong_usage_exits_with_2_and_help_and_version_with_0() {
 }
 
 #[test]
+fn the_command_lines_of_other_products_are_answered_with_ours() {
+    for (arguments, tip) in [
+        (&["-t"] as &[&str], "`balancer check FILE`"),
+        (&["app.yaml"], "`balancer run -c app.yaml`"),
+        (&["run", "app.yaml"], "`-c app.yaml`"),
+        (&["-s", "reload"], "`balancer reload`"),
+    ] {
+        let refused = balancer(arguments);
+        assert_eq!(code(&refused), 2, "{arguments:?}");
+        assert!(err(&refused).contains(tip), "{}", err(&refused));
+    }
+}
+
+#[test]
 fn check_tells_a_good_file_from_a_bad_one() {
     let directory = TempDir::new();
     let file = directory.path().join("a.yaml");
