@@ -6,7 +6,7 @@
 //! is unclear; a message that the client never finished was finished for it; bytes went past the proxy unread; an upgrade
 //! to h2c was passed on. For a response: the client got bytes that no strict reader can read; a response that was cut, or
 //! never began, was shown as whole; bytes that belong to no exchange reached the client; the next exchange did not get its
-//! own answer; a switch of protocols that nobody asked for was passed on; a connection was used again after a response
+//! own answer; a switch of protocols that the client did not request was passed on; a connection was used again after a response
 //! whose end is unclear.
 
 use super::{
@@ -167,7 +167,7 @@ pub fn of_response(
     }
     let asked = case.is("upgrade") && !case.is("unasked");
     if whole.is_some_and(|answer| answer.status() == 101) && !asked {
-        dangers.push("a switch of protocols that nobody asked for was passed on".to_owned());
+        dangers.push("a switch of protocols that the client did not request was passed on".to_owned());
     }
     if case.is("unclear") && is_reused(events, number) {
         dangers
