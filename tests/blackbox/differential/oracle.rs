@@ -167,7 +167,8 @@ pub fn of_response(
     }
     let asked = case.is("upgrade") && !case.is("unasked");
     if whole.is_some_and(|answer| answer.status() == 101) && !asked {
-        dangers.push("a switch of protocols that the client did not request was passed on".to_owned());
+        dangers
+            .push("a switch of protocols that the client did not request was passed on".to_owned());
     }
     if case.is("unclear") && is_reused(events, number) {
         dangers
