@@ -119,14 +119,15 @@ fn a_body_that_drips_is_served_once_its_response_has_begun() {
             connection.send(byte);
         }
     });
-    let daemon = TestDaemon::start(&timeouts("200ms", "600ms", &backend));
+    let daemon = TestDaemon::start(&timeouts("800ms", "1s", &backend));
     let mut client = daemon.client("@web");
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 20\r\n\r\n");
     assert_eq!(client.head().unwrap().0, 200);
+    // Longer than both times, in steps that are shorter.
     for byte in b'a'..b'a' + 20 {
         client.send([byte]);
         assert_eq!(client.exactly(1).unwrap(), [byte]);
-        sleep(Duration::from_millis(50));
+        sleep(Duration::from_millis(65));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Scripted backends: each connection runs a script in a thread; every request that is read is recorded.
 
 use std::{
+    cell::RefCell,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -9,6 +10,8 @@ use std::{
     },
     thread,
 };
+
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{PATIENCE, client};
 
@@ -274,7 +277,7 @@ impl PeerConnection {
 
     /// Sends bytes and ends the connection in the same segment, so that nobody sees the one without the other.
     pub fn send_last(mut self, bytes: impl AsRef<[u8]>) {
-        let _ = socket2::SockRef::from(&self.stream).set_tcp_cork(true);
+        let _ = SockRef::from(&self.stream).set_tcp_cork(true);
         self.send(bytes);
     }
 
@@ -309,7 +312,7 @@ pub struct ScriptedPeer {
 impl ScriptedPeer {
     /// Runs `script` for every connection, each in a thread of its own.
     pub fn start(script: impl Fn(PeerConnection) + Send + Sync + 'static) -> Self {
-        Self::start_at("127.0.0.1:0".parse().unwrap(), script)
+        Self::start_at(refused(), script)
     }
 
     /// Like [`ScriptedPeer::start`], at a given address: a backend that comes back where it was.
@@ -449,15 +452,13 @@ impl Drop for ScriptedPeer {
 pub struct Blackhole {
     /// Where to connect in vain.
     pub address: SocketAddr,
-    _listener: socket2::Socket,
-    _fillers: Vec<socket2::Socket>,
+    _listener: Socket,
+    _fillers: Vec<Socket>,
 }
 
 impl Blackhole {
     /// Listens with a queue of one and fills it.
     pub fn start() -> Self {
-        use socket2::{Domain, Socket, Type};
-
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         listener.bind(&any.into()).unwrap();
@@ -480,14 +481,19 @@ impl Blackhole {
     }
 }
 
-/// An address of this machine where nobody listens, so that connecting is refused. It stays taken as long as the test
-/// runs, so that nobody else gets it to listen there.
+/// An address of this machine without a listener, so that connecting is refused.
+///
+/// It stays bound until the calling thread, which is the test's, ends: no other socket gets its port from the kernel
+/// meanwhile, and a [`ScriptedPeer`] may listen there, because both have `SO_REUSEADDR`.
 pub fn refused() -> SocketAddr {
-    static HELD: Mutex<Vec<socket2::Socket>> = Mutex::new(Vec::new());
+    thread_local! {
+        static BOUND: RefCell<Vec<Socket>> = const { RefCell::new(Vec::new()) };
+    }
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
     socket.bind(&any.into()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
-    HELD.lock().unwrap().push(socket);
+    BOUND.with_borrow_mut(|bound| bound.push(socket));
     address
 }
