@@ -49,11 +49,7 @@ const ALLOWED_CIRCLES: &[(&str, &str)] = &[
     ("proxy::http::respond", "proxy::http::attempt"),
     // Others.
     ("config::check", "config::file"),
-    ("proxy::h2_connections", "proxy::worker"),
-    ("proxy::session", "proxy::accept"),
     ("proxy::worker", "proxy::http"),
-    ("runtime::drain", "runtime::control"),
-    ("runtime::reload", "runtime::control"),
 ];
 
 fn layer(module: &str) -> Option<usize> {

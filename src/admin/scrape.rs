@@ -22,7 +22,7 @@ use super::{
     series::{MetricFamilies, SeriesBuilder, describe},
 };
 use crate::{
-    config::model::{ListenerProtocol, PerBackend},
+    config::model::PerBackend,
     pool::{Backend, HealthState, Pool},
     reason::Reason,
     snapshot::{Daemon, Listener, Snapshot},
@@ -214,9 +214,9 @@ fn tls_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
             }
         }
     });
-    let by_name = |one: &&Arc<Listener>| one.tls.is_some() || one.names.is_some();
+    let reads_hellos = |one: &&Arc<Listener>| one.reads_client_hellos();
     families.family(f::TLS_FAILURES, |s| {
-        for one in snapshot.listeners.iter().filter(by_name) {
+        for one in snapshot.listeners.iter().filter(reads_hellos) {
             for failure in HandshakeFailure::ALL {
                 let count = one.state.metrics.sum(|m| m.handshakes.failed(*failure));
                 s.count(&[&one.config.name, failure.name()], count);
@@ -311,8 +311,8 @@ fn pool_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
         }
     });
     families.family(f::RATE_LIMITED, |s| {
-        let is_http = |one: &&Arc<Listener>| one.config.protocol == ListenerProtocol::Http;
-        for one in snapshot.listeners.iter().filter(is_http) {
+        let has_requests = |one: &&Arc<Listener>| one.service.has_requests();
+        for one in snapshot.listeners.iter().filter(has_requests) {
             let refused = one.state.metrics.sum(|m| &m.rate_limited);
             s.count(&[&one.config.name], refused);
         }
@@ -330,9 +330,9 @@ fn pool_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
 ///
 /// Without this filter every HTTP pool would have series of sessions that are always 0.
 fn tcp_pools(snapshot: &Snapshot) -> Vec<&Pool> {
-    let is_tcp = |index: usize| {
-        snapshot.config.listeners.iter().any(|listener| {
-            listener.protocol == ListenerProtocol::Tcp && listener.pools().any(|pool| pool == index)
+    let has_sessions = |index: usize| {
+        snapshot.listeners.iter().any(|listener| {
+            !listener.service.has_requests() && listener.config.pools().any(|pool| pool == index)
         })
     };
     let had_sessions = |pool: &Pool| {
@@ -346,7 +346,7 @@ fn tcp_pools(snapshot: &Snapshot) -> Vec<&Pool> {
     };
     let pools = snapshot.pools.iter().enumerate();
     pools
-        .filter(|(index, pool)| is_tcp(*index) || had_sessions(pool))
+        .filter(|(index, pool)| has_sessions(*index) || had_sessions(pool))
         .map(|(_, pool)| &**pool)
         .collect()
 }

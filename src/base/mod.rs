@@ -10,4 +10,5 @@ pub mod log_limit;
 pub mod paths;
 pub mod rate;
 pub mod rng;
+pub mod socket_key;
 pub mod units;

@@ -11,7 +11,7 @@ use super::{
     reader::TreeReader,
     yaml::SourcePlace,
 };
-use crate::base::address::BindAddress;
+use crate::base::{address::BindAddress, socket_key::SocketKey};
 
 /// The places of all addresses to listen on.
 #[derive(Debug, Clone)]
@@ -22,7 +22,7 @@ pub struct BindPlaces {
 
 #[derive(Debug, Clone)]
 struct BindPlace {
-    address: BindAddress,
+    socket: SocketKey,
     /// ``listener `web` ``.
     owner: String,
     /// The problem that it will be, without its texts.
@@ -32,7 +32,7 @@ struct BindPlace {
 impl BindPlaces {
     pub(super) fn new(reader: &TreeReader<'_>, file: &Path, binds: &BindList) -> Self {
         let place = |bound: &BoundAddress| BindPlace {
-            address: bound.address.clone(),
+            socket: bound.socket.clone(),
             owner: bound.owner.clone(),
             problem: reader.problem(Severity::Error, bound.place, bound.path.clone()),
         };
@@ -42,10 +42,10 @@ impl BindPlaces {
         }
     }
 
-    /// The problem that nothing can listen on `address`: it names who was to and where the file says so. `cause` is a whole
+    /// The problem that nothing can listen on `socket`: it names who was to and where the file says so. `cause` is a whole
     /// sentence with the address.
-    pub fn problem(&self, address: &BindAddress, cause: &str, kind: io::ErrorKind) -> Problems {
-        let known = self.binds.iter().find(|bind| bind.address == *address);
+    pub fn problem(&self, socket: &SocketKey, cause: &str, kind: io::ErrorKind) -> Problems {
+        let known = self.binds.iter().find(|bind| bind.socket == *socket);
         let message = known.map(|bind| format!("{}: {cause}", bind.owner));
         let template = known.map(|bind| bind.problem.clone());
         let elsewhere = || Problem {
@@ -59,7 +59,7 @@ impl BindPlaces {
         };
         Problems(vec![Problem {
             message: message.unwrap_or_else(|| cause.to_owned()),
-            hint: hint(address, kind).to_owned(),
+            hint: hint(&socket.address, kind).to_owned(),
             ..template.unwrap_or_else(elsewhere)
         }])
     }

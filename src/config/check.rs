@@ -20,16 +20,16 @@ pub(super) fn binds(reader: &mut TreeReader<'_>, binds: &BindList) {
     let mut all: Vec<&BoundAddress> = binds.all().iter().collect();
     all.sort_by_key(|bound| bound.place);
     for bound in all {
-        let port = match &bound.address {
+        let port = match &bound.socket.address {
             BindAddress::Ip(address) => Some(address.port()),
             BindAddress::Unix(_) => None,
         };
         let others = by_port.entry(port).or_default();
         if let Some(other) = others.iter().find(|other| clash(bound, other)) {
-            let shown = if bound.address == other.address {
+            let shown = if bound.socket == other.socket {
                 String::new()
             } else {
-                format!(" as {}", quote(&other.address.to_string()))
+                format!(" as {}", quote(&other.socket.address.to_string()))
             };
             reader.report(
                 Severity::Error,
@@ -37,7 +37,7 @@ pub(super) fn binds(reader: &mut TreeReader<'_>, binds: &BindList) {
                 bound.path.clone(),
                 format!(
                     "{} is taken already{shown}, by {}",
-                    quote(&bound.address.to_string()),
+                    quote(&bound.socket.address.to_string()),
                     other.owner
                 ),
                 match other.place.line {
@@ -51,7 +51,10 @@ pub(super) fn binds(reader: &mut TreeReader<'_>, binds: &BindList) {
 }
 
 fn clash(one: &BoundAddress, other: &BoundAddress) -> bool {
-    let (a, b) = match (&one.address, &other.address) {
+    if one.socket.transport != other.socket.transport {
+        return false;
+    }
+    let (a, b) = match (&one.socket.address, &other.socket.address) {
         (BindAddress::Ip(a), BindAddress::Ip(b)) => (a, b),
         (BindAddress::Unix(a), BindAddress::Unix(b)) => return plain_path(a) == plain_path(b),
         _ => return false,

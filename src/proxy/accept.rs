@@ -1,32 +1,37 @@
-//! Takes connections from one listening socket: limits, a PROXY header where the listener asks for one, then an HTTP
-//! connection or a TCP session of its own task.
+//! Takes connections from one listening socket, checks who may connect, reads the PROXY header
+//! where the listener wants one, and starts the listener's service in a task of its own.
 //!
-//! An accept error never ends the loop and never makes it spin: it waits, sheds idle connections, and goes on.
+//! A new protocol is a variant of [`ListenerService`] with its arm in [`serve`]. Must not know what
+//! a service does. Limits are in `permit.rs`.
+//!
+//! An accept error never ends the loop and never makes it spin: it waits, closes idle connections,
+//! and goes on.
 
 use std::{
-    collections::hash_map::Entry as MapEntry,
     io,
     net::IpAddr,
     rc::Rc,
-    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::{select, sync::watch, task::spawn_local, time::sleep};
 
 use super::{
-    http::{self, ClientConnection},
+    accepted::AcceptedConnection,
+    http,
+    permit::{ConnectionPermit, acquire_client_permit, acquire_permit},
     proxy_header,
     secure::secure,
     session::{session, sni_session},
     worker::Worker,
 };
 use crate::{
-    base::{address::BindAddress, backoff, clock},
-    config::model::{AcceptProxyConfig, ListenerProtocol, ProxyVersion},
-    net::{limits, listen::Acceptor, proxy_protocol::ProxyHeader, stream::Stream},
+    base::{backoff, clock, socket_key::SocketKey},
+    config::model::{AcceptProxyConfig, ProxyVersion},
+    net::{limits, listen::Acceptor, stream::Stream},
     reason::Reason,
-    snapshot::{Daemon, Listener, ListenerState, Snapshot},
+    snapshot::{Listener, ListenerService, Snapshot},
     telemetry::record::{AccessRecord, RequestText},
 };
 
@@ -34,20 +39,21 @@ use crate::{
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 /// Longest wait: a descriptor that becomes free is used within this time.
 const MAX_BACKOFF: Duration = Duration::from_millis(80);
-/// Shortest time between two lines about connections that wait for a descriptor.
+/// Shortest time between two log lines about connections that wait for a descriptor.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
-/// Connections refused in one loop before other tasks get their turn.
+/// Idle connections closed in one round before other tasks get their turn.
 const MAX_SHED_PER_ROUND: usize = 16;
 
-/// Accepts until `stop` says so; then takes what is still queued, so that no connection is lost, and ends.
+/// Accepts until `stop` says so; then takes what is still queued, so that no connection is lost,
+/// and ends.
 pub async fn run(
     worker: Rc<Worker>,
     acceptor: Acceptor,
-    bind: Rc<BindAddress>,
+    socket: Rc<SocketKey>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut failures = 0;
-    let mut reported: Option<Instant> = None;
+    let mut last_report: Option<Instant> = None;
     loop {
         let accepted = select! {
             accepted = acceptor.accept() => accepted,
@@ -57,19 +63,20 @@ pub async fn run(
         match accepted {
             Ok((stream, peer)) => {
                 failures = 0;
+                // Descriptors above the limit are a reserve for checks, admin and metrics.
                 if stream.fd().is_some_and(limits::is_reserved) {
                     let now = clock::now();
-                    let is_known = reported.is_some_and(|at| now - at < REPORT_INTERVAL);
+                    let is_known = last_report.is_some_and(|at| now - at < REPORT_INTERVAL);
                     if !is_known {
-                        reported = Some(now);
+                        last_report = Some(now);
                     }
-                    wait_for_descriptor(&worker, &bind, &stream, &stop, is_known.into()).await;
+                    wait_for_descriptor(&worker, &socket, &stream, &stop, is_known.into()).await;
                 }
-                on_accept(&worker, stream, peer, &bind);
+                on_accept(&worker, stream, peer, &socket);
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                shed_idle(&worker, &bind, failures, &error);
+                shed_idle(&worker, &socket, failures, &error);
                 sleep(backoff::doubled(FIRST_BACKOFF, failures, MAX_BACKOFF)).await;
                 failures = failures.saturating_add(1);
             }
@@ -78,27 +85,27 @@ pub async fn run(
     match acceptor.drain_queue() {
         Ok(queued) => {
             for (stream, peer) in queued {
-                on_accept(&worker, stream, peer, &bind);
+                on_accept(&worker, stream, peer, &socket);
             }
         }
         Err(error) => {
-            tracing::warn!(target: "listener", %bind, %error, "queued connections are lost");
+            tracing::warn!(target: "listener", bind = %socket, %error, "queued connections are lost");
         }
     }
 }
 
-/// Holds a connection that took a descriptor of the reserve until there is another one outside of it, or until the end. It is
-/// logged where `first` is 0.
+/// Holds a connection that took a descriptor of the reserve until there is another one outside of
+/// it, or until the end. Logged where `first` is 0.
 async fn wait_for_descriptor(
     worker: &Worker,
-    bind: &BindAddress,
+    socket: &SocketKey,
     stream: &Stream,
     stop: &watch::Receiver<bool>,
     first: u32,
 ) {
     let error = io::Error::from_raw_os_error(libc::EMFILE);
     for failures in first.. {
-        shed_idle(worker, bind, failures, &error);
+        shed_idle(worker, socket, failures, &error);
         sleep(backoff::doubled(FIRST_BACKOFF, failures, MAX_BACKOFF)).await;
         if *stop.borrow() || stream.fd().is_some_and(limits::can_open_descriptor) {
             return;
@@ -106,7 +113,8 @@ async fn wait_for_descriptor(
     }
 }
 
-/// Errors of a connection that was gone before it was accepted: the next one is not concerned.
+/// True for errors of a connection that was gone before it was accepted: accept(2) reports them on
+/// the listening socket, and the next connection is not concerned. EPERM is a firewall's refusal.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -117,11 +125,11 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// No descriptor or memory is left: close idle connections. Those to backends go first, as nobody notices. Logged when it
-/// begins, not for every try.
-fn shed_idle(worker: &Worker, bind: &BindAddress, failures: u32, error: &io::Error) {
+/// Closes idle connections where no descriptor or memory is left. Those to backends go first: no
+/// client notices. Logged when the shortage begins, not for every attempt.
+fn shed_idle(worker: &Worker, socket: &SocketKey, failures: u32, error: &io::Error) {
     if failures == 0 {
-        tracing::warn!(target: "listener", bind = %bind, %error, "accept failed, idle connections are closed to make room");
+        tracing::warn!(target: "listener", bind = %socket, %error, "accept failed, closing idle connections");
     }
     let mut closed = worker.idle.borrow_mut().shed(MAX_SHED_PER_ROUND);
     closed += worker
@@ -135,57 +143,19 @@ fn shed_idle(worker: &Worker, bind: &BindAddress, failures: u32, error: &io::Err
     }
 }
 
-/// A connection counted against every limit that applies to it; given back when dropped.
-struct ConnectionPermit {
-    daemon: Arc<Daemon>,
-    state: Arc<ListenerState>,
-    client: Option<IpAddr>,
-}
-
-impl Drop for ConnectionPermit {
-    fn drop(&mut self) {
-        self.daemon.connections.fetch_sub(1, Relaxed);
-        self.state.active.fetch_sub(1, Relaxed);
-        self.state.metrics.mine().active.sub(1);
-        let Some(client) = self.client else { return };
-        let mut clients = self
-            .state
-            .clients
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let MapEntry::Occupied(mut entry) = clients.entry(client) {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
-                entry.remove();
-            }
-        }
-    }
-}
-
-/// A connection on its way in.
-pub(super) struct AcceptedConnection {
-    pub(super) stream: Stream,
-    /// The client's address, as far as it is known.
-    pub(super) peer: Option<IpAddr>,
-    pub(super) bind: Rc<BindAddress>,
-    /// What its PROXY header said.
-    pub(super) proxy_header: Option<Box<ProxyHeader>>,
-    /// Time for the head of its first request.
-    header: Option<Duration>,
-}
-
-fn on_accept(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &Rc<BindAddress>) {
+/// Counts a new connection, and lets it in or refuses it by its listener's rules.
+fn on_accept(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, socket: &Rc<SocketKey>) {
     let generation = worker.generation();
-    let Some(listener) = listener_of(&generation, bind) else {
+    let Some(listener) = generation.listener_at(socket) else {
         return;
     };
     listener.state.metrics.mine().connections.add(1);
     let connection = AcceptedConnection {
         stream,
         peer,
-        bind: Rc::clone(bind),
+        socket: Rc::clone(socket),
         proxy_header: None,
-        header: listener.config.timeouts.header,
+        header_timeout: listener.config.timeouts.header,
     };
     if let Some(rules) = &listener.config.accept_proxy {
         return expect_proxy_header(worker, &generation, listener, rules, connection);
@@ -195,25 +165,18 @@ fn on_accept(worker: &Rc<Worker>, stream: Stream, peer: Option<IpAddr>, bind: &R
     } else {
         Err(Reason::RequestDenied)
     };
-    start(worker, &generation, listener, connection, permit);
+    start_or_refuse(worker, &generation, listener, connection, permit);
 }
 
-/// The listener that an address belongs to in a generation.
-pub(super) fn listener_of<'a>(
-    generation: &'a Snapshot,
-    bind: &BindAddress,
-) -> Option<&'a Arc<Listener>> {
-    let listener = generation.binds.get(bind).copied()?;
-    generation.listeners.get(listener)
-}
-
-/// Whether a tcp listener's rules let the client in; an http listener answers whom it denies.
+/// False if the listener's rules keep the client out. Where connections have requests, each request
+/// of a denied client gets a response instead.
 fn is_allowed(listener: &Listener, peer: Option<IpAddr>) -> bool {
     let config = &listener.config;
-    config.protocol == ListenerProtocol::Http || http::is_allowed(peer, &config.allow, &config.deny)
+    listener.service.has_requests() || http::is_allowed(peer, &config.allow, &config.deny)
 }
 
-/// Begins a connection that must tell who its client is before anything else. What comes from elsewhere is not read.
+/// Begins a connection that must start with a PROXY header. One from an address that is not trusted
+/// with headers is refused unread.
 fn expect_proxy_header(
     worker: &Rc<Worker>,
     generation: &Snapshot,
@@ -222,15 +185,10 @@ fn expect_proxy_header(
     connection: AcceptedConnection,
 ) {
     if !http::is_allowed(connection.peer, &rules.from, &[]) {
-        return reject(
-            worker,
-            generation,
-            listener,
-            &connection,
-            Reason::RequestDenied,
-        );
+        let denied = Reason::RequestDenied;
+        return reject(worker, generation, listener, &connection, denied);
     }
-    // Only the client's own limit has to wait.
+    // Only the limit per client has to wait until the client is known.
     match acquire_permit(worker, listener, None) {
         Ok(permit) => {
             let version = rules.version;
@@ -241,34 +199,36 @@ fn expect_proxy_header(
                 }
             }));
         }
-        Err(reason) => start(worker, generation, listener, connection, Err(reason)),
+        Err(reason) => refuse(worker, generation, listener, connection, reason),
     }
 }
 
-/// Takes the header off the connection; `None` if it was refused for want of one, or ended.
+/// Takes the header off the connection; `None` if the connection was refused or ended.
 async fn receive_proxy_header(
     worker: &Rc<Worker>,
     mut connection: AcceptedConnection,
     version: Option<ProxyVersion>,
 ) -> Option<AcceptedConnection> {
     let began = clock::now();
-    let time = connection.header.unwrap_or(proxy_header::READ_TIMEOUT);
-    let mut cut = worker.cut.clone();
-    let stop = async move {
-        let _ = cut.wait_for(|cut| *cut).await;
-    };
-    match proxy_header::read_proxy_header(&connection.stream, version, began + time, stop).await {
+    let time = connection
+        .header_timeout
+        .unwrap_or(proxy_header::READ_TIMEOUT);
+    let deadline = began + time;
+    let stop = worker.until_cut();
+    match proxy_header::read_proxy_header(&connection.stream, version, deadline, stop).await {
         Ok(header) => {
             connection.peer = header.client(connection.peer);
             connection.proxy_header = Some(Box::new(header));
             // One deadline from the accept to the head of the first request.
             let took = clock::now().saturating_duration_since(began);
-            connection.header = connection.header.map(|time| time.saturating_sub(took));
+            connection.header_timeout = connection
+                .header_timeout
+                .map(|time| time.saturating_sub(took));
             Some(connection)
         }
         Err(reason) => {
             let generation = worker.generation();
-            let listener = listener_of(&generation, &connection.bind);
+            let listener = generation.listener_at(&connection.socket);
             if let (Some(listener), Some(reason)) = (listener, reason) {
                 reject(worker, &generation, listener, &connection, reason);
             }
@@ -277,10 +237,10 @@ async fn receive_proxy_header(
     }
 }
 
-/// Lets a connection in whose client is known now, by the rules in force now.
+/// Lets in a connection whose client is known now, by the rules in force now.
 fn on_proxy_header(worker: &Rc<Worker>, connection: AcceptedConnection, permit: ConnectionPermit) {
     let generation = worker.generation();
-    let Some(listener) = listener_of(&generation, &connection.bind) else {
+    let Some(listener) = generation.listener_at(&connection.socket) else {
         return connection.stream.set_reset_on_close();
     };
     let permit = if is_allowed(listener, connection.peer) {
@@ -288,111 +248,98 @@ fn on_proxy_header(worker: &Rc<Worker>, connection: AcceptedConnection, permit: 
     } else {
         Err(Reason::RequestDenied)
     };
-    start(worker, &generation, listener, connection, permit);
+    start_or_refuse(worker, &generation, listener, connection, permit);
 }
 
-/// Starts what was let in, and refuses what was not.
-fn start(
+fn start_or_refuse(
     worker: &Rc<Worker>,
     generation: &Snapshot,
     listener: &Arc<Listener>,
     connection: AcceptedConnection,
     permit: Result<ConnectionPermit, Reason>,
 ) {
-    let is_http = listener.config.protocol == ListenerProtocol::Http;
     match permit {
-        Ok(permit) if listener.tls.is_some() => {
-            start_tls(Rc::clone(worker), Arc::clone(listener), connection, permit);
-        }
-        Ok(permit) if is_http => {
-            let client = connection.into_client(worker);
-            let worker = Rc::clone(worker);
-            drop(spawn_local(async move {
-                let _admission = permit;
-                http::serve(worker, client).await;
-            }));
-        }
-        Ok(permit) if listener.names.is_some() => {
-            let worker = Rc::clone(worker);
-            drop(spawn_local(async move {
-                let _admission = permit;
-                sni_session(worker, connection).await;
-            }));
-        }
-        Ok(permit) => {
-            let worker = Rc::clone(worker);
-            drop(spawn_local(async move {
-                let _admission = permit;
-                session(worker, connection).await;
-            }));
-        }
-        Err(reason)
-            if is_http
-                && listener.tls.is_none()
-                && worker.connections.count() < worker.max_answered_connections() =>
-        {
-            listener.state.metrics.mine().rejected.add(reason);
-            let status = http::overload_status(generation);
-            log_refusal(
-                worker,
-                generation,
-                listener,
-                connection.peer,
-                status,
-                reason,
-            );
-            let client = connection.into_client(worker);
-            drop(spawn_local(http::refuse(
-                Rc::clone(worker),
-                client,
-                Reason::Overload,
-            )));
-        }
-        Err(reason) => reject(worker, generation, listener, &connection, reason),
+        Ok(permit) if listener.tls.is_some() => start_tls(worker, listener, connection, permit),
+        Ok(permit) => serve(worker, &listener.service, connection, permit),
+        Err(reason) => refuse(worker, generation, listener, connection, reason),
     }
 }
 
-/// Starts what was let in on a listener with TLS.
+/// Performs the TLS handshake, then starts the service in another task: the handshake's state is
+/// large, and must not live as long as the connection.
 fn start_tls(
-    worker: Rc<Worker>,
-    listener: Arc<Listener>,
+    worker: &Rc<Worker>,
+    listener: &Arc<Listener>,
     connection: AcceptedConnection,
     permit: ConnectionPermit,
 ) {
-    let is_http = listener.config.protocol == ListenerProtocol::Http;
+    let (worker, listener) = (Rc::clone(worker), Arc::clone(listener));
     drop(spawn_local(async move {
-        let _admission = permit;
-        let secured = connection.secured(&worker, &listener).await;
-        drop(listener);
-        let Some(connection) = secured else { return };
-        if is_http {
-            let client = connection.into_client(&worker);
-            http::serve(worker, client).await;
-        } else {
-            Box::pin(session(worker, connection)).await;
+        if let Some(connection) = secure(&worker, &listener, connection).await {
+            serve(&worker, &listener.service, connection, permit);
         }
     }));
 }
 
-impl AcceptedConnection {
-    /// The same behind its TLS handshake, where the listener has TLS.
-    async fn secured(mut self, worker: &Rc<Worker>, listener: &Listener) -> Option<Self> {
-        let secured = secure(worker, listener, self.stream, self.peer, &self.bind);
-        self.stream = Box::pin(secured).await?;
-        Some(self)
-    }
-
-    /// The same as a connection that is counted among those of the worker.
-    pub(super) fn into_client(self, worker: &Worker) -> ClientConnection {
-        let entry = worker.connections.enter(Rc::clone(&self.bind));
-        let mut client =
-            ClientConnection::new(self.stream, self.peer, self.bind, entry, self.header);
-        client.proxy_header = self.proxy_header;
-        client
+/// Starts the service of a connection: the one place that tells protocols apart.
+fn serve(
+    worker: &Rc<Worker>,
+    service: &ListenerService,
+    connection: AcceptedConnection,
+    permit: ConnectionPermit,
+) {
+    match service {
+        ListenerService::Http => {
+            // Entered before the task runs: a drain that begins now must find the connection.
+            let client = connection.into_client(worker);
+            spawn_service(permit, http::serve(Rc::clone(worker), client));
+        }
+        ListenerService::Tcp => spawn_service(permit, session(Rc::clone(worker), connection)),
+        ListenerService::SniPassthrough(_) => {
+            spawn_service(permit, sni_session(Rc::clone(worker), connection));
+        }
     }
 }
 
-/// Turns a connection away without a word.
+fn spawn_service(permit: ConnectionPermit, service: impl Future<Output = ()> + 'static) {
+    drop(spawn_local(async move {
+        let _permit = permit;
+        service.await;
+    }));
+}
+
+/// Refuses a connection: with a response where its client expects one, and there are not so many
+/// that a flood would become expensive.
+fn refuse(
+    worker: &Rc<Worker>,
+    generation: &Snapshot,
+    listener: &Listener,
+    connection: AcceptedConnection,
+    reason: Reason,
+) {
+    // A response under TLS would cost a handshake first.
+    let gets_response = listener.service.has_requests()
+        && listener.tls.is_none()
+        && worker.connections.count() < worker.max_answered_connections();
+    if !gets_response {
+        return reject(worker, generation, listener, &connection, reason);
+    }
+    listener.state.metrics.mine().rejected.add(reason);
+    let status = http::overload_status(generation);
+    log_refusal(
+        worker,
+        generation,
+        listener,
+        connection.peer,
+        status,
+        reason,
+    );
+    let client = connection.into_client(worker);
+    let response = http::refuse(Rc::clone(worker), client, Reason::Overload);
+    drop(spawn_local(response));
+}
+
+/// Resets the connection.
 fn reject(
     worker: &Worker,
     generation: &Snapshot,
@@ -401,12 +348,12 @@ fn reject(
     reason: Reason,
 ) {
     listener.state.metrics.mine().rejected.add(reason);
-    // A client must not take the refusal for an empty answer.
+    // After a FIN a client could take the refusal for an empty response.
     connection.stream.set_reset_on_close();
     log_refusal(worker, generation, listener, connection.peer, 0, reason);
 }
 
-/// One line for a connection that was not let in; `status` is 0 where it was reset.
+/// Writes one line for a connection that was not let in; `status` is 0 where it was reset.
 fn log_refusal(
     worker: &Worker,
     generation: &Snapshot,
@@ -423,61 +370,4 @@ fn log_refusal(
         record.reason = Some(reason);
         log.write(&record, &RequestText::default(), &[], took);
     }
-}
-
-/// Counts the connection, or says which limit it is over. Idle connections make room for new ones.
-fn acquire_permit(
-    worker: &Worker,
-    listener: &Listener,
-    peer: Option<IpAddr>,
-) -> Result<ConnectionPermit, Reason> {
-    let daemon = &worker.daemon;
-    let limits = &listener.config.limits;
-    let all = daemon.connections.fetch_add(1, Relaxed);
-    let own = listener.state.active.fetch_add(1, Relaxed);
-    listener.state.metrics.mine().active.add(1);
-    let permit = ConnectionPermit {
-        daemon: Arc::clone(daemon),
-        state: Arc::clone(&listener.state),
-        client: None,
-    };
-    let limit = daemon.connection_limit.load(Relaxed);
-    // An idle connection that closes now leaves its place to this one.
-    if all >= limit && !worker.connections.shed_one() {
-        return Err(Reason::Overload);
-    }
-    // Idle connections go first when the limit is near, so that there is room before it is reached.
-    if all < limit && all >= limit - limit / 16 {
-        worker.connections.shed_one();
-    }
-    let is_full = own >= limits.connections.unwrap_or(usize::MAX);
-    if is_full && !worker.connections.shed_one_on(&listener.config.binds) {
-        return Err(Reason::Overload);
-    }
-    acquire_client_permit(permit, listener, peer)
-}
-
-/// Counts the connection against the limit of its client, or says that it is over it.
-fn acquire_client_permit(
-    mut permit: ConnectionPermit,
-    listener: &Listener,
-    peer: Option<IpAddr>,
-) -> Result<ConnectionPermit, Reason> {
-    let limits = &listener.config.limits;
-    if let (Some(limit), Some(peer)) = (limits.connections_per_client, peer) {
-        let mut clients = listener
-            .state
-            .clients
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = clients.entry(peer).or_default();
-        *count += 1;
-        let over = *count > limit;
-        drop(clients);
-        permit.client = Some(peer);
-        if over {
-            return Err(Reason::Overload);
-        }
-    }
-    Ok(permit)
 }

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Waker},
 };
 
-use crate::base::address::BindAddress;
+use crate::base::socket_key::SocketKey;
 
 /// Connections that are looked at for an idle one of a particular kind.
 const MAX_SCANNED: usize = 1_024;
@@ -14,7 +14,7 @@ const MAX_SCANNED: usize = 1_024;
 /// What others may tell a connection.
 #[derive(Debug)]
 pub struct CloseSignal {
-    bind: Rc<BindAddress>,
+    socket: Rc<SocketKey>,
     /// Waiting for a request, with nothing of it received.
     idle: Cell<bool>,
     /// To be closed as soon as it is idle.
@@ -72,10 +72,10 @@ pub struct ConnectionHandle {
 }
 
 impl ClientConnections {
-    /// Adds a connection that was accepted on `bind`.
-    pub fn enter(self: &Rc<Self>, bind: Rc<BindAddress>) -> ConnectionHandle {
+    /// Adds a connection that was accepted on `socket`.
+    pub fn enter(self: &Rc<Self>, socket: Rc<SocketKey>) -> ConnectionHandle {
         let close_signal = Rc::new(CloseSignal {
-            bind,
+            socket,
             idle: Cell::new(false),
             close: Cell::new(self.draining.get()),
             waker: RefCell::new(None),
@@ -105,11 +105,11 @@ impl ClientConnections {
         self.shed_one_of(|_| true, usize::MAX)
     }
 
-    /// As [`ClientConnections::shed_one`], of those accepted on one of `binds`. Looks at a part of a large table only: the next
+    /// As [`ClientConnections::shed_one`], of those accepted on one of `sockets`. Looks at a part of a large table only: the next
     /// call goes on from there.
-    pub fn shed_one_on(&self, binds: &[BindAddress]) -> bool {
+    pub fn shed_one_on(&self, sockets: &[SocketKey]) -> bool {
         self.shed_one_of(
-            |close_signal| binds.contains(&close_signal.bind),
+            |close_signal| sockets.contains(&close_signal.socket),
             MAX_SCANNED,
         )
     }
@@ -138,9 +138,9 @@ impl ClientConnections {
     }
 
     /// Tells all connections of an address that is no longer listened on to close as soon as they are idle.
-    pub fn drain_bind(&self, bind: &BindAddress) {
+    pub fn drain_socket(&self, socket: &SocketKey) {
         for close_signal in self.entries.borrow().iter().flatten() {
-            if *close_signal.bind == *bind {
+            if *close_signal.socket == *socket {
                 close_signal.tell_to_close();
             }
         }
@@ -203,8 +203,8 @@ impl Drop for ConnectionHandle {
 mod tests {
     use super::*;
 
-    fn bind() -> Rc<BindAddress> {
-        Rc::new("127.0.0.1:80".parse().unwrap())
+    fn socket() -> Rc<SocketKey> {
+        Rc::new(SocketKey::tcp("127.0.0.1:80".parse().unwrap()))
     }
 
     fn wait(entry: &ConnectionHandle) -> bool {
@@ -215,9 +215,9 @@ mod tests {
     fn only_idle_connections_are_shed_and_each_once() {
         let table = Rc::new(ClientConnections::default());
         let (first, second, third) = (
-            table.enter(bind()),
-            table.enter(bind()),
-            table.enter(bind()),
+            table.enter(socket()),
+            table.enter(socket()),
+            table.enter(socket()),
         );
         assert!(!table.shed_one(), "none is idle");
         assert!(!wait(&first) && !wait(&third));
@@ -225,14 +225,14 @@ mod tests {
         assert!(first.close_signal.should_close() && !second.close_signal.should_close());
         drop(second);
         assert_eq!(table.count(), 2);
-        let (_, place) = table.enter(bind()).table.take().unwrap();
+        let (_, place) = table.enter(socket()).table.take().unwrap();
         assert_eq!(place, 1, "places are used again");
     }
 
     #[test]
     fn a_part_hears_what_its_connection_is_told_and_is_not_counted() {
         let table = Rc::new(ClientConnections::default());
-        let whole = table.enter(bind());
+        let whole = table.enter(socket());
         let part = whole.child();
         assert_eq!(table.count(), 1);
         table.drain();
@@ -244,11 +244,11 @@ mod tests {
     #[test]
     fn one_listener_makes_room_among_its_own_and_looks_at_a_part_at_a_time() {
         let table = Rc::new(ClientConnections::default());
-        let (own, other) = ("127.0.0.1:81".parse().unwrap(), bind());
+        let (own, other) = (SocketKey::tcp("127.0.0.1:81".parse().unwrap()), socket());
         let others: Vec<_> = (0..MAX_SCANNED)
             .map(|_| table.enter(Rc::clone(&other)))
             .collect();
-        let mine = table.enter(Rc::new("127.0.0.1:81".parse().unwrap()));
+        let mine = table.enter(Rc::new(SocketKey::tcp("127.0.0.1:81".parse().unwrap())));
         assert!(!others.iter().any(wait) && !wait(&mine));
         let own = [own];
         assert!(!table.shed_one_on(&own), "not among the first");
@@ -263,8 +263,8 @@ mod tests {
     #[test]
     fn a_drain_also_closes_those_to_come() {
         let table = Rc::new(ClientConnections::default());
-        let before = table.enter(bind());
+        let before = table.enter(socket());
         table.drain();
-        assert!(before.close_signal.should_close() && wait(&table.enter(bind())));
+        assert!(before.close_signal.should_close() && wait(&table.enter(socket())));
     }
 }

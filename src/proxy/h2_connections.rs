@@ -1,9 +1,11 @@
-//! HTTP/2 connections to backends, shared by the exchanges of one worker: who gets a stream on which, when another connection
-//! is made, and when one has to go.
+//! HTTP/2 connections to backends, shared by the exchanges of one worker: assigns streams to them,
+//! opens further ones, and retires them.
 //!
-//! A connection is made by a task of its own, for everybody who waits for it: a client that leaves does not take it along.
+//! A connection is opened in a task of its own, for all exchanges that wait for it, so that it
+//! outlives a client that disconnects meanwhile. Frames and windows are in `net/h2/backend/`.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     net::SocketAddr,
     rc::Rc,
@@ -13,7 +15,7 @@ use std::{
 
 use tokio::{sync::watch, task::spawn_local, time::timeout_at};
 
-use super::{idle::key, reasons, worker::Worker};
+use super::{idle::key, reasons};
 use crate::{
     base::{clock, hasher::NumberBuild},
     net::{
@@ -24,22 +26,25 @@ use crate::{
     reason::Reason,
 };
 
-/// What an exchange needs a stream for.
+/// The connections of a worker, as its tasks share them.
+pub(super) type SharedH2Connections = Rc<RefCell<H2Connections>>;
+
+/// A request for a stream to the backend of an exchange.
 #[derive(Clone, Copy)]
 pub(super) struct StreamRequest<'a> {
     pub pool: &'a Arc<Pool>,
     pub lease: &'a BackendLease,
-    /// The PROXY header that the connection must have begun with; `None`: it must not have had one.
+    /// The PROXY header that the connection must have begun with; `None`: it must not have one.
     pub proxy_header: Option<&'a [u8]>,
-    /// By when there must be one.
+    /// The end of the exchange's own wait.
     pub deadline: Instant,
-    /// How long a connection may take to be made; others may wait for it longer than this exchange can.
+    /// Time to open a connection: others may wait for it longer than this exchange can.
     pub connect_timeout: Duration,
 }
 
 impl StreamRequest<'_> {
-    /// How many exchanges a connection is good for.
-    fn uses(&self) -> usize {
+    /// Exchanges that one connection may carry in its life.
+    fn max_exchanges(&self) -> usize {
         let rules = &self.pool.config.keepalive;
         match rules.max_requests {
             _ if rules.idle_per_backend == 0 => 1,
@@ -49,11 +54,16 @@ impl StreamRequest<'_> {
     }
 }
 
-/// A stream, and whether its connection has carried others before.
-pub(super) type StreamLease = (OutgoingStream, bool);
+/// A stream assigned to an exchange.
+pub(super) struct StreamLease {
+    pub stream: OutgoingStream,
+    /// Its connection has carried other exchanges before, so that it may be stale.
+    pub is_reused: bool,
+}
 
-/// Why a connection could not be made, told to everybody who waited for it.
-#[derive(Debug, Clone)]
+/// Failure to open a connection; each exchange that waited for it gets a copy.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{detail}")]
 pub(super) struct H2ConnectError {
     pub reason: Reason,
     pub detail: Rc<str>,
@@ -78,7 +88,11 @@ impl From<H2HandshakeError> for H2ConnectError {
     }
 }
 
-/// What a connection was made with: nobody gets a stream on one that he would have made otherwise.
+/// Outcome of opening a connection; `None` until it is known.
+type ConnectOutcome = Option<Result<(), H2ConnectError>>;
+
+/// Properties that a connection was opened with. Exchanges share a connection only if each of them
+/// would have opened the same one.
 #[derive(Debug, PartialEq)]
 struct ConnectionKey {
     transport_epoch: u64,
@@ -99,38 +113,43 @@ impl ConnectionKey {
     }
 }
 
+/// An open connection.
 #[derive(Debug)]
 struct SharedConnection {
-    link: Rc<H2Connection>,
+    connection: Rc<H2Connection>,
     key: ConnectionKey,
-    /// Of a backend given by name.
+    /// The address connected to; only for a backend given by name.
     peer: Option<SocketAddr>,
     idle_timeout: Duration,
 }
 
-/// A connection that is being made.
+/// A connection that is being opened.
 #[derive(Debug)]
 struct PendingConnect {
     id: u64,
     key: ConnectionKey,
+    /// Exchanges that wait for it.
     waiting: usize,
-    outcome: watch::Receiver<Option<Result<(), H2ConnectError>>>,
+    outcome: watch::Receiver<ConnectOutcome>,
 }
 
+/// The connections to one backend.
 #[derive(Debug)]
 struct BackendEntry {
     state: Arc<BackendState>,
     shared: Vec<SharedConnection>,
     pending: Vec<PendingConnect>,
-    /// Streams at a time that the backend allowed on the last connection; `usize::MAX` before there was one.
+    /// Concurrent streams that the backend allowed on the last connection; `usize::MAX` before the
+    /// first one.
     allowed: usize,
-    /// The same, as its refusals have shown.
+    /// Concurrent streams that the backend takes, as its refusals have shown.
     limit: Rc<StreamLimit>,
 }
 
 impl BackendEntry {
-    /// Exchanges at a time on one connection: the least of what the configuration, the backend and its refusals say.
-    fn streams(&self, request: StreamRequest<'_>, now: Instant) -> usize {
+    /// Concurrent exchanges on one connection: the least of the configured number and the one that
+    /// refusals have shown. A connection applies the backend's own announcement itself.
+    fn max_streams(&self, request: StreamRequest<'_>, now: Instant) -> usize {
         let configured = request.pool.config.streams_per_connection;
         configured.min(self.limit.current(now))
     }
@@ -140,122 +159,113 @@ impl BackendEntry {
 #[derive(Debug, Default)]
 pub struct H2Connections {
     backends: HashMap<usize, BackendEntry, NumberBuild>,
-    ids: u64,
+    next_id: u64,
 }
 
-/// A stream for an exchange: on a connection that is there, or on one that is made for it and others.
+/// Assigns a stream: on an open connection, or on one that is opened for this exchange and others.
 pub(super) async fn acquire_stream(
-    worker: &Rc<Worker>,
+    connections: &SharedH2Connections,
     request: StreamRequest<'_>,
 ) -> Result<StreamLease, H2ConnectError> {
     loop {
-        let found = worker
-            .h2_connections
-            .borrow_mut()
-            .take(request, clock::now());
+        let found = connections.borrow_mut().take(request, clock::now());
         if let Some(found) = found {
             return Ok(found);
         }
-        // Others may have been faster, and there may be no room again.
+        // Other exchanges may have taken all streams of the connection that this one waited for.
         if clock::now() >= request.deadline {
-            return Err(H2ConnectError::new(
-                Reason::ConnectionTimeout,
-                "no stream in time",
-            ));
+            let late = Reason::ConnectionTimeout;
+            return Err(H2ConnectError::new(late, "no stream in time"));
         }
-        let mut outcome = join_pending(worker, request);
-        let told =
-            match timeout_at(request.deadline.into(), outcome.wait_for(Option::is_some)).await {
-                Ok(Ok(told)) => told.clone(),
-                // Whoever made it is no more: the worker is ending.
-                Ok(Err(_)) => Some(Err(H2ConnectError::new(
-                    Reason::ConnectionTerminated,
-                    "shutting down",
-                ))),
-                Err(_) => None,
-            };
-        if let Some(Err(unmade)) = told {
-            return Err(unmade);
+        let mut outcome = join_pending(connections, request);
+        let known = outcome.wait_for(Option::is_some);
+        match timeout_at(request.deadline.into(), known).await {
+            Ok(Ok(outcome)) => {
+                if let Some(Err(error)) = &*outcome {
+                    return Err(error.clone());
+                }
+            }
+            // The task that opened it was dropped: the worker is ending.
+            Ok(Err(_)) => {
+                let ending = Reason::ConnectionTerminated;
+                return Err(H2ConnectError::new(ending, "shutting down"));
+            }
+            // One last look before the deadline is reported.
+            Err(_) => {}
         }
     }
 }
 
-/// Waits with others for a connection that is being made, or has one made.
+/// Joins the exchanges that wait for a connection, or has another one opened.
 fn join_pending(
-    worker: &Rc<Worker>,
+    connections: &SharedH2Connections,
     request: StreamRequest<'_>,
-) -> watch::Receiver<Option<Result<(), H2ConnectError>>> {
-    let links = &mut *worker.h2_connections.borrow_mut();
-    let entry = links.entry(&request.lease.state);
-    let streams = entry.streams(request, clock::now()).min(entry.allowed);
-    let room = streams.min(request.uses());
+) -> watch::Receiver<ConnectOutcome> {
+    let mut table = connections.borrow_mut();
+    let id = table.next_id;
+    let entry = table.entry(&request.lease.state);
+    let streams = entry.max_streams(request, clock::now()).min(entry.allowed);
+    let capacity = streams.min(request.max_exchanges());
     let mut pending = entry.pending.iter_mut();
-    if let Some(pending) = pending.find(|one| one.waiting < room && one.key.fits(request)) {
+    if let Some(pending) = pending.find(|one| one.waiting < capacity && one.key.fits(request)) {
         pending.waiting += 1;
         return pending.outcome.clone();
     }
-    links.ids += 1;
-    let id = links.ids;
-    let (tell, outcome) = watch::channel(None);
-    links
-        .entry(&request.lease.state)
-        .pending
-        .push(PendingConnect {
-            id,
-            key: ConnectionKey::of(request),
-            waiting: 1,
-            outcome: outcome.clone(),
-        });
+    let (report, outcome) = watch::channel(None);
+    entry.pending.push(PendingConnect {
+        id,
+        key: ConnectionKey::of(request),
+        waiting: 1,
+        outcome: outcome.clone(),
+    });
+    table.next_id += 1;
+    drop(table);
     let task = connect(
-        Rc::clone(worker),
+        Rc::clone(connections),
         Arc::clone(request.pool),
         Arc::clone(&request.lease.state),
         ConnectionKey::of(request),
         clock::now() + request.connect_timeout,
     );
-    let worker = Rc::clone(worker);
+    let connections = Rc::clone(connections);
     let state = Arc::clone(&request.lease.state);
     drop(spawn_local(async move {
         let outcome = Box::pin(task).await;
-        let links = &mut *worker.h2_connections.borrow_mut();
-        links
-            .entry(&state)
-            .pending
-            .retain(|pending| pending.id != id);
-        // Nobody may be waiting any more.
-        let _ = tell.send(Some(outcome));
+        let mut table = connections.borrow_mut();
+        table.entry(&state).pending.retain(|one| one.id != id);
+        // Fails if all exchanges that waited have ended.
+        let _ = report.send(Some(outcome));
     }));
     outcome
 }
 
-/// Makes a connection and lets others use it.
+/// Opens a connection and adds it to those that exchanges share.
 async fn connect(
-    worker: Rc<Worker>,
+    connections: SharedH2Connections,
     pool: Arc<Pool>,
     state: Arc<BackendState>,
     key: ConnectionKey,
     deadline: Instant,
 ) -> Result<(), H2ConnectError> {
-    let limit = Rc::clone(&worker.h2_connections.borrow_mut().entry(&state).limit);
+    let limit = Rc::clone(&connections.borrow_mut().entry(&state).limit);
     let header = key.proxy_header.as_deref();
-    let reached = open_connection(&pool, &state, header, limit, deadline).await;
-    let metrics = state.metrics.mine();
-    let (link, peer) = match reached {
-        Ok((link, driver, peer)) => {
+    let opened = open_connection(&pool, &state, header, limit, deadline).await;
+    let (connection, peer) = match opened {
+        Ok((connection, driver, peer)) => {
             drop(spawn_local(driver));
-            (link, peer)
+            (connection, peer)
         }
         Err(error) => {
             reasons::count_connect_failure(&state, error.reason);
             return Err(error);
         }
     };
-    metrics.connections_ok.add(1);
-    let links = &mut *worker.h2_connections.borrow_mut();
-    let entry = links.entry(&state);
-    entry.allowed = link.max_allowed_streams().max(1);
+    state.metrics.mine().connections_ok.add(1);
+    let mut table = connections.borrow_mut();
+    let entry = table.entry(&state);
+    entry.allowed = connection.max_allowed_streams().max(1);
     entry.shared.push(SharedConnection {
-        link,
+        connection,
         key,
         peer,
         idle_timeout: pool.config.keepalive.idle_timeout,
@@ -263,7 +273,8 @@ async fn connect(
     Ok(())
 }
 
-/// A connection with its driver, and for a backend given by name the address it goes to.
+/// Opens a connection; returns it with its driver and, for a backend given by name, the address it
+/// goes to.
 async fn open_connection(
     pool: &Pool,
     state: &Arc<BackendState>,
@@ -279,12 +290,15 @@ async fn open_connection(
     H2ConnectError,
 > {
     let tls = pool.config.tls.as_ref();
-    // The preface follows at once.
-    let stream = connect_backend(state, proxy_header, tls, true, deadline).await?;
+    // We speak first, RFC 9113 section 3.4, so that the PROXY header can share a segment with the
+    // preface.
+    let speaks_first = true;
+    let stream = connect_backend(state, proxy_header, tls, speaks_first, deadline).await?;
     let peer = state.is_name().then(|| stream.peer_addr()).flatten();
     let streams = pool.config.streams_per_connection;
-    let (link, driver) = H2Connection::open(stream, Some(state), streams, limit, deadline).await?;
-    Ok((link, driver, peer))
+    let (connection, driver) =
+        H2Connection::open(stream, Some(state), streams, limit, deadline).await?;
+    Ok((connection, driver, peer))
 }
 
 impl H2Connections {
@@ -300,75 +314,84 @@ impl H2Connections {
             })
     }
 
-    /// A stream on the first connection that has room: later ones become idle, and end.
+    /// Takes a stream of the first connection that has one free, so that later ones become idle and
+    /// close when load falls.
     fn take(&mut self, request: StreamRequest<'_>, now: Instant) -> Option<StreamLease> {
         let rules = &request.pool.config.keepalive;
         let entry = self.backends.get_mut(&key(&request.lease.state))?;
-        let streams = entry.streams(request, now);
+        let streams = entry.max_streams(request, now);
         for shared in &mut entry.shared {
-            let link = &shared.link;
-            if !shared.key.fits(request) || is_expired(link, rules.max_age, now) {
+            let connection = &shared.connection;
+            if !shared.key.fits(request) || is_expired(connection, rules.max_age, now) {
                 continue;
             }
+            // The backend's name leads elsewhere by now.
             if !entry.state.resolves_to(shared.peer) {
-                link.retire();
+                connection.retire();
                 continue;
             }
-            let Some(stream) = link.open_stream(streams) else {
+            let Some(stream) = connection.open_stream(streams) else {
                 continue;
             };
             shared.idle_timeout = rules.idle_timeout;
-            let begun = link.streams_opened();
+            let begun = connection.streams_opened();
             let is_last = rules.max_requests.is_some_and(|most| begun >= most);
             if is_last || rules.idle_per_backend == 0 {
-                link.retire();
+                connection.retire();
             }
-            return Some((stream, begun > 1));
+            return Some(StreamLease {
+                stream,
+                is_reused: begun > 1,
+            });
         }
         None
     }
 
-    /// Ends what is over its time, was ended by the backend, goes to an address that the backend's name lacks by now, or
-    /// belongs to a backend that left or is down; what is in use comes to its end first.
+    /// Retires connections that were idle for too long, go to an address that the backend's name
+    /// lacks by now, or belong to a backend that was removed or is down; forgets those that are
+    /// retired. Exchanges on them run to their end.
     pub fn sweep(&mut self, now: Instant) {
         self.backends.retain(|_, entry| {
             let keeps = entry.state.keeps_idle();
             entry.shared.retain(|shared| {
-                let idle = shared.link.idle_since();
+                let idle = shared.connection.idle_since();
                 let is_late = idle.is_some_and(|since| now >= since + shared.idle_timeout);
                 if !keeps || is_late || !entry.state.resolves_to(shared.peer) {
-                    shared.link.retire();
+                    shared.connection.retire();
                 }
-                !shared.link.is_retired()
+                !shared.connection.is_retired()
             });
+            // A limit learned by refusals would have to be learned again, at the cost of requests.
             let has_learned = !entry.state.is_removed() && entry.limit.current(now) != usize::MAX;
             has_learned || !entry.shared.is_empty() || !entry.pending.is_empty()
         });
     }
 
-    /// Ends up to `most` that are idle; says how many.
+    /// Retires up to `most` idle connections; returns how many.
     pub fn shed(&mut self, most: usize) -> usize {
-        let links = self.backends.values().flat_map(|entry| &entry.shared);
-        let idle = links.filter(|shared| shared.link.idle_since().is_some());
-        let ended = idle.take(most).map(|shared| shared.link.retire()).count();
+        let all = self.backends.values().flat_map(|entry| &entry.shared);
+        let idle = all.filter(|shared| shared.connection.idle_since().is_some());
+        let retired = idle.take(most).map(|shared| shared.connection.retire());
+        let count = retired.count();
         self.sweep(clock::now());
-        ended
+        count
     }
 
-    /// Ends everything, at the end of the worker.
+    /// Retires all connections, at the end of the worker.
     pub fn clear(&mut self) {
-        for (_, entry) in self.backends.drain() {
-            entry.shared.iter().for_each(|shared| shared.link.retire());
+        for shared in self.backends.drain().flat_map(|(_, entry)| entry.shared) {
+            shared.connection.retire();
         }
     }
 }
 
-/// Too old for another exchange: another connection spreads them anew. Ends when nothing is on it any more.
-fn is_expired(link: &H2Connection, max_age: Option<Duration>, now: Instant) -> bool {
-    let age = now.saturating_duration_since(link.opened_at());
+/// True for a connection that is too old for another exchange, which is retired by that: the next
+/// connection may reach another instance behind the same address.
+fn is_expired(connection: &H2Connection, max_age: Option<Duration>, now: Instant) -> bool {
+    let age = now.saturating_duration_since(connection.opened_at());
     let is_expired = max_age.is_some_and(|limit| age >= limit);
     if is_expired {
-        link.retire();
+        connection.retire();
     }
     is_expired
 }
@@ -406,10 +429,8 @@ mod tests {
                 };
                 answer(own);
                 let deadline = clock::now() + Duration::from_secs(10);
-                let (link, driver, peer) =
-                    open_connection(&pool, &lease.state, None, Rc::default(), deadline)
-                        .await
-                        .unwrap();
+                let opened = open_connection(&pool, &lease.state, None, Rc::default(), deadline);
+                let (connection, driver, peer) = opened.await.unwrap();
                 drop(spawn_local(driver));
                 assert_eq!(peer, Some(own));
                 let request = StreamRequest {
@@ -419,23 +440,23 @@ mod tests {
                     deadline,
                     connect_timeout: Duration::from_secs(10),
                 };
-                let mut links = H2Connections::default();
-                links.entry(&lease.state).shared.push(SharedConnection {
-                    link: Rc::clone(&link),
+                let mut table = H2Connections::default();
+                table.entry(&lease.state).shared.push(SharedConnection {
+                    connection: Rc::clone(&connection),
                     key: ConnectionKey::of(request),
                     peer,
                     idle_timeout: Duration::from_secs(10),
                 });
-                let first = links.take(request, clock::now()).unwrap();
+                let first = table.take(request, clock::now()).unwrap();
                 answer(SocketAddr::from(([127, 0, 0, 1], 1)));
-                assert!(links.take(request, clock::now()).is_none());
+                assert!(table.take(request, clock::now()).is_none());
                 assert!(
-                    link.is_retired() && !link.is_closed(),
+                    connection.is_retired() && !connection.is_closed(),
                     "what is on it goes on"
                 );
                 drop(first);
-                links.sweep(clock::now());
-                assert!(links.backends.is_empty());
+                table.sweep(clock::now());
+                assert!(table.backends.is_empty());
             })
             .await;
     }

@@ -4,11 +4,13 @@
 //! Read `accept.rs` first, then `http/mod.rs`, or `session.rs` and `tcp.rs`.
 
 pub mod accept;
+mod accepted;
 pub mod connections;
 pub mod h2_connections;
 pub mod http;
 pub mod idle;
 mod passthrough;
+mod permit;
 mod proxy_header;
 mod reasons;
 mod relay_stop;

@@ -51,6 +51,17 @@ pub(super) struct PassthroughError {
 }
 
 impl PassthroughError {
+    /// A name that no pool takes; `received` bytes were read to know it.
+    pub(super) fn unknown_name(server_name: Option<Box<str>>, received: u64) -> Self {
+        Self {
+            fault: Some(HandshakeFailure::UnknownName),
+            reason: Some(Reason::NoRoute),
+            server_name,
+            received,
+            detail: "no pool for the server name",
+        }
+    }
+
     /// The record that tells a client which speaks TLS; all others would not understand it.
     pub(super) fn alert(&self) -> Option<[u8; 7]> {
         let description = match self.fault? {

@@ -1,19 +1,17 @@
-//! TLS with a client, before anything else of it is read: handshake, counters, and what becomes of a failure.
+//! The TLS handshake with a client, before anything else of it is read: counters, and the log of
+//! failures.
 //!
-//! Failures are counted by cause and logged at debug level, since anybody can make as many of them as they like. Certificates of
-//! clients that are refused are warnings, limited in number.
+//! Failures are counted by cause and logged at debug level, since anybody can cause as many of them
+//! as they like. A client certificate that is refused is a warning, limited in number: it is more
+//! often a mistake of an operator.
 
 use std::{net::IpAddr, rc::Rc, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{
-    http::{self, ClientConnection},
-    worker::Worker,
-};
+use super::{accepted::AcceptedConnection, http, worker::Worker};
 use crate::{
-    base::{address::BindAddress, clock},
-    config::model::ListenerProtocol,
+    base::clock,
     net::{
         stream::Stream,
         tls::{self, ServerTls},
@@ -23,34 +21,36 @@ use crate::{
     telemetry::handshakes::HandshakeFailure,
 };
 
-/// Takes up TLS with `peer`, who came in at `bind`, if `listener` wants it. `None`: it failed, and the connection is over.
+/// Performs the TLS handshake of a connection to a listener with TLS. `None`: it failed, and the
+/// connection is over.
 pub(super) async fn secure(
     worker: &Rc<Worker>,
     listener: &Listener,
-    stream: Stream,
-    peer: Option<IpAddr>,
-    bind: &Rc<BindAddress>,
-) -> Option<Stream> {
+    mut connection: AcceptedConnection,
+) -> Option<AcceptedConnection> {
+    debug_assert!(listener.tls.is_some(), "a listener with TLS");
     let Some(tls) = &listener.tls else {
-        return Some(stream);
+        return Some(connection);
     };
     let counters = listener.state.metrics.mine();
-    match handshake(stream, tls, listener.config.timeouts.tls).await {
+    match handshake(connection.stream, tls, listener.config.timeouts.tls).await {
         Ok(tls) => {
             let negotiated = tls.negotiated();
             let handshakes = &counters.handshakes;
             handshakes
                 .completed(negotiated.is_13, negotiated.resumed)
                 .add(1);
-            Some(tls.into())
+            connection.stream = tls.into();
+            Some(connection)
         }
         Err((stream, failed)) => {
             counters.handshakes.failed(failed.failure).add(1);
-            log(listener, peer, &failed);
-            let is_http = failed.is_http && listener.config.protocol == ListenerProtocol::Http;
-            if let (true, Some(stream)) = (is_http, stream) {
-                let entry = worker.connections.enter(Rc::clone(bind));
-                let client = ClientConnection::new(stream, peer, Rc::clone(bind), entry, None);
+            log(listener, connection.peer, &failed);
+            // A client that spoke plain HTTP is told in plain HTTP what is wrong.
+            let is_told = failed.is_http && listener.service.has_requests();
+            if let (true, Some(stream)) = (is_told, stream) {
+                connection.stream = stream;
+                let client = connection.into_client(worker);
                 Box::pin(http::refuse(Rc::clone(worker), client, Reason::TlsRequired)).await;
             }
             None

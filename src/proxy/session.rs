@@ -1,11 +1,12 @@
-//! From a connection that was let in to a TCP session and its line in the log: which pool, and what its backend is told first.
+//! A TCP session from its start to its log line: which pool, and what its backend is told first.
 //!
-//! On a listener with `sni` the client speaks first (`passthrough.rs`); the rules that hold then decide, as with a request.
+//! On a listener with `sni` the client speaks first (`passthrough.rs`); the rules in force then
+//! decide, as with a request. What happens between client and backend is in `tcp.rs`.
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
 use super::{
-    accept::{AcceptedConnection, listener_of},
+    accepted::AcceptedConnection,
     http,
     passthrough::{self, ClientHelloPrefix, PassthroughError},
     tcp::{self, TcpContext},
@@ -15,11 +16,8 @@ use crate::{
     base::clock,
     net::proxy_protocol::{self, ConnectionEnds},
     reason::Reason,
-    snapshot::{Listener, Snapshot},
-    telemetry::{
-        handshakes::HandshakeFailure,
-        record::{AccessRecord, RequestText},
-    },
+    snapshot::{Listener, ListenerService, Snapshot},
+    telemetry::record::{AccessRecord, RequestText},
 };
 
 /// Runs one TCP session and logs it.
@@ -27,32 +25,47 @@ pub(super) async fn session(worker: Rc<Worker>, connection: AcceptedConnection) 
     proxy(&worker, connection, None, clock::now()).await;
 }
 
-/// The same on a listener with `sni`. Small while it waits for the client: anybody can make it wait.
+/// The same on a listener with `sni`. The two long steps are boxed, so that the task is small while
+/// it waits for the ClientHello: anybody can make it wait.
 pub(super) async fn sni_session(worker: Rc<Worker>, connection: AcceptedConnection) {
     let began = clock::now();
     let time = {
         let generation = worker.generation();
-        let listener = listener_of(&generation, &connection.bind);
+        let listener = generation.listener_at(&connection.socket);
         listener.and_then(|listener| listener.config.timeouts.tls)
     };
-    let mut cut = worker.cut.clone();
-    let stop = async move {
-        let _ = cut.wait_for(|cut| *cut).await;
-    };
-    match passthrough::receive(&connection.stream, time, stop).await {
+    match passthrough::receive(&connection.stream, time, worker.until_cut()).await {
         Ok(prefix) => Box::pin(proxy(&worker, connection, Some(prefix), began)).await,
         Err(error) => Box::pin(refuse(&worker, connection, error, began)).await,
     }
 }
 
-/// The pool for a connection, an index into `Config::pools`; `None`: there is none for it.
-fn pool_for(listener: &Listener, prefix: Option<&ClientHelloPrefix>) -> Option<usize> {
-    let name = prefix.and_then(|prefix| prefix.server_name.as_deref());
-    let named = name.and_then(|name| listener.names.as_ref()?.find(name));
-    named.or(listener.config.pool)
+/// A session's pool by the rules of its listener.
+enum PoolChoice {
+    /// Index into `Snapshot::pools`.
+    Pool(usize),
+    /// No pool takes the server name.
+    None,
+    /// A reload made another service of the listener: its rules say nothing of this connection.
+    ServiceChanged,
 }
 
-/// Relays between the client and a backend of its pool.
+fn choose_pool(listener: &Listener, prefix: Option<&ClientHelloPrefix>) -> PoolChoice {
+    let fallback = listener.config.pool;
+    let pool = match (&listener.service, prefix) {
+        (ListenerService::Tcp, None) => fallback,
+        (ListenerService::SniPassthrough(names), Some(prefix)) => {
+            let name = prefix.server_name.as_deref();
+            name.and_then(|name| names.find(name)).or(fallback)
+        }
+        (ListenerService::Http, _)
+        | (ListenerService::Tcp, Some(_))
+        | (ListenerService::SniPassthrough(_), None) => return PoolChoice::ServiceChanged,
+    };
+    pool.map_or(PoolChoice::None, PoolChoice::Pool)
+}
+
+/// Relays between the client and a backend of its pool, and logs the session.
 async fn proxy(
     worker: &Rc<Worker>,
     connection: AcceptedConnection,
@@ -60,24 +73,23 @@ async fn proxy(
     began: Instant,
 ) {
     let generation = worker.generation();
-    // Nobody is passed on by rules that a reload has made for connections of another kind meanwhile.
-    let listener = listener_of(&generation, &connection.bind)
-        .filter(|listener| listener.names.is_some() == prefix.is_some());
-    let Some(listener) = listener else {
+    let Some(listener) = generation.listener_at(&connection.socket) else {
         return connection.stream.set_reset_on_close();
     };
-    let pool = pool_for(listener, prefix.as_ref());
+    let pool = match choose_pool(listener, prefix.as_ref()) {
+        PoolChoice::ServiceChanged => return connection.stream.set_reset_on_close(),
+        PoolChoice::None => None,
+        PoolChoice::Pool(index) => {
+            let pool = generation.pools.get(index);
+            debug_assert!(pool.is_some(), "an index beyond the pools");
+            pool
+        }
+    };
     let (first, name) = prefix.map_or_else(Default::default, |prefix| {
         (prefix.bytes, prefix.server_name)
     });
-    let Some(pool) = pool.and_then(|pool| generation.pools.get(pool)) else {
-        let error = PassthroughError {
-            fault: Some(HandshakeFailure::UnknownName),
-            reason: Some(Reason::NoRoute),
-            server_name: name,
-            received: first.len() as u64,
-            detail: "no pool for the server name",
-        };
+    let Some(pool) = pool else {
+        let error = PassthroughError::unknown_name(name, first.len() as u64);
         drop(generation);
         return Box::pin(refuse(worker, connection, error, began)).await;
     };
@@ -104,15 +116,13 @@ async fn proxy(
         proxy_header: sent_header.as_deref(),
         began,
     };
-    let mut cut = worker.cut.clone();
-    let stop = async move {
-        let _ = cut.wait_for(|cut| *cut).await;
-    };
+    let stop = worker.until_cut();
     let record = tcp::session(stream, connection.peer, first, context, stop).await;
     log(worker, &generation, &record, name.as_deref());
 }
 
-/// Counts and logs a connection that leads to no pool, and ends it so that its client knows.
+/// Counts and logs a connection without a pool, and ends it: with an alert where the client speaks
+/// TLS, else with a reset.
 async fn refuse(
     worker: &Rc<Worker>,
     connection: AcceptedConnection,
@@ -121,13 +131,13 @@ async fn refuse(
 ) {
     let alert = error.alert();
     let generation = worker.generation();
-    if let Some(listener) = listener_of(&generation, &connection.bind) {
+    if let Some(listener) = generation.listener_at(&connection.socket) {
         let counters = listener.state.metrics.mine();
         if let Some(failure) = error.fault {
             counters.handshakes.failed(failure).add(1);
         }
         tracing::debug!(target: "tls", listener = %listener.config.name, client = ?connection.peer,
-            detail = error.detail, "not passed on");
+            detail = error.detail, "SNI passthrough refused");
         let mut record = AccessRecord::begin(began, &listener.config.name, connection.peer);
         record.bytes_in = error.received;
         record.bytes_out = alert.map_or(0, |alert| alert.len() as u64);
@@ -152,7 +162,8 @@ async fn refuse(
     }
 }
 
-/// Writes the line of a session that is over, if the rules want it; `name` is the server that the client asked for.
+/// Writes the line of a finished session, if the rules want it; `name` is the server that the client
+/// asked for.
 fn log(worker: &Worker, generation: &Arc<Snapshot>, record: &AccessRecord, name: Option<&str>) {
     let took = clock::now().saturating_duration_since(record.began);
     let log = &generation.access_log;

@@ -12,7 +12,7 @@ use arc_swap::{ArcSwap, Cache};
 use tokio::sync::watch;
 
 use super::{
-    connections::ClientConnections, h2_connections::H2Connections, http::ExchangeBuffers,
+    connections::ClientConnections, h2_connections::SharedH2Connections, http::ExchangeBuffers,
     idle::IdleConnections,
 };
 use crate::{
@@ -43,7 +43,7 @@ pub struct Worker {
     /// Idle connections to backends.
     pub idle: RefCell<IdleConnections>,
     /// HTTP/2 connections to backends.
-    pub h2_connections: RefCell<H2Connections>,
+    pub(super) h2_connections: SharedH2Connections,
     /// Client connections.
     pub connections: Rc<ClientConnections>,
     current: RefCell<CurrentGeneration>,
@@ -68,7 +68,7 @@ impl Worker {
             daemon,
             random: RefCell::new(Random::from_system()),
             idle: RefCell::default(),
-            h2_connections: RefCell::default(),
+            h2_connections: Rc::default(),
             connections: Rc::default(),
             current: RefCell::new(CurrentGeneration { cache, generation }),
             scratch: RefCell::default(),
@@ -78,7 +78,16 @@ impl Worker {
         }
     }
 
-    /// The current generation.
+    /// Ready when the drain is over and sessions and tunnels have to end.
+    pub(super) fn until_cut(&self) -> impl Future<Output = ()> + use<> {
+        let mut cut = self.cut.clone();
+        async move {
+            // An error is the end of the worker, which ends its tasks as well.
+            let _ = cut.wait_for(|cut| *cut).await;
+        }
+    }
+
+    /// The generation in force.
     pub fn generation(&self) -> Generation {
         let CurrentGeneration { cache, generation } = &mut *self.current.borrow_mut();
         let current = cache.load();
@@ -122,6 +131,12 @@ impl Worker {
     /// Connections up to which one that is over a limit is told so rather than reset: a flood must stay cheap.
     pub(super) fn max_answered_connections(&self) -> usize {
         self.daemon.connection_limit.load(Relaxed) + MAX_ANSWERED_REFUSALS
+    }
+
+    /// Closes the connections to backends that carry nothing, at the end of the worker.
+    pub fn close_backend_connections(&self) {
+        self.idle.borrow_mut().clear();
+        self.h2_connections.borrow_mut().clear();
     }
 
     /// Housekeeping, a few times a second: idle connections over their time, and the view of the current generation.

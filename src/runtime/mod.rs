@@ -4,12 +4,14 @@
 //! (the caller's) runs signals, reload, checks, admin and metrics; it never carries traffic. Read next: `reload.rs`,
 //! `worker.rs`, `drain.rs`.
 
+mod admin_sockets;
 mod control;
 mod drain;
 mod files;
 mod load;
 mod memory;
 mod reload;
+mod serve;
 mod signals;
 mod sockets;
 mod systemd;
@@ -21,7 +23,6 @@ use std::{
     process::ExitCode,
     sync::Arc,
     thread,
-    time::Duration,
 };
 
 use tokio::{
@@ -34,23 +35,21 @@ use self::{
     control::{ControlThread, StartSettings},
     files::FileBudget,
     signals::Signals,
-    sockets::{ListeningSockets, PreparedSockets},
+    sockets::{ListeningSockets, PreparedSockets, SocketError},
     systemd::ServiceManager,
     worker::WorkerThreads,
 };
 use crate::{
     admin::AdminListener,
-    base::{clock, paths::default_admin_socket, rng::Random},
+    base::{clock, paths::default_admin_socket, rng::Random, socket_key::SocketKey},
     config::{BindPlaces, LoadedConfig, Problems, model::Config},
-    net::{limits::raise_open_file_limit, listen::BindError},
+    net::limits::raise_open_file_limit,
     snapshot::{Daemon, Snapshot},
     telemetry::{access_log::AccessLog, log, metrics, sink::LogSinks},
 };
 
 /// Exit code for a configuration that is broken at start: `EX_CONFIG` of sysexits.
 const BAD_CONFIGURATION: u8 = 78;
-/// How long the logs may take to be written at the end.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What `demo` adds to `run`.
 #[derive(Default)]
@@ -83,7 +82,7 @@ pub fn run(file: &Path, options: RunOptions) -> ExitCode {
         // A signal asked for the end before there was anything to drain.
         None => return ExitCode::SUCCESS,
     };
-    let served = serve(file, loaded, sinks, &runtime, signals, options);
+    let served = start(file, loaded, sinks, &runtime, signals, options);
     // A helper that hangs, in a look-up or on a file system, does not hold up the end.
     runtime.shutdown_background();
     served.map_or_else(failed, |()| ExitCode::SUCCESS)
@@ -109,7 +108,7 @@ fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "{}", text.trim_end());
 }
 
-fn serve(
+fn start(
     file: &Path,
     loaded: LoadedConfig,
     sinks: LogSinks,
@@ -159,14 +158,11 @@ fn serve(
         sockets,
         workers: worker_threads,
         faults,
-        started: StartSettings {
-            admin: config.admin.clone(),
-            metrics: config.metrics.bind,
-        },
+        started: StartSettings::new(&config),
         signals,
         manager: ServiceManager::from_environment(),
     };
-    runtime.block_on(control.run(admin, scrape, options.on_ready))
+    runtime.block_on(serve::run(control, admin, scrape, options.on_ready))
 }
 
 /// Binds everything that the file says.
@@ -177,15 +173,19 @@ async fn listen(
     binds: &BindPlaces,
 ) -> Result<(PreparedSockets, AdminListener, Option<TcpListener>), Problems> {
     let problem =
-        |error: BindError| binds.problem(&error.address, &error.to_string(), error.source.kind());
+        |SocketError { key, error }| binds.problem(&key, &error.to_string(), error.source.kind());
     let prepared = sockets.prepare(config, workers).map_err(problem)?;
     let default = default_admin_socket();
-    let admin = control::bind_admin(&config.admin, &default).map_err(|error| {
-        let address = config.admin.address(&default);
-        binds.problem(&address, &error.to_string(), error.kind())
+    let admin = admin_sockets::bind_admin(&config.admin, &default).map_err(|error| {
+        let key = SocketKey::tcp(config.admin.address(&default));
+        binds.problem(&key, &error.to_string(), error.kind())
     })?;
-    let scrape = control::bind_metrics(config.metrics.bind).await;
-    Ok((prepared, admin, scrape.map_err(problem)?))
+    let scrape = admin_sockets::bind_metrics(config.metrics.bind).await;
+    Ok((
+        prepared,
+        admin,
+        scrape.map_err(|error| problem(SocketError::tcp(error)))?,
+    ))
 }
 
 fn usable_cores() -> usize {
@@ -195,6 +195,6 @@ fn usable_cores() -> usize {
 /// A fault in balancer ends one connection; it must not go unnoticed.
 fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        tracing::error!(target: "daemon", "fault: {panic}");
+        tracing::error!(target: "daemon", "panic: {panic}");
     }));
 }

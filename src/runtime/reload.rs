@@ -9,15 +9,17 @@ use std::{
 use serde_json::json;
 
 use super::{
-    control::{ControlThread, StartSettings, bind_admin},
-    load, sockets,
+    admin_sockets::bind_admin,
+    control::{ControlThread, StartSettings},
+    load,
+    sockets::SocketError,
 };
 use crate::{
     admin::{ReloadError, ReloadOutcome, ReloadReport},
-    base::{address::BindAddress, clock, paths::default_admin_socket},
+    base::{clock, paths::default_admin_socket, socket_key::SocketKey},
     config::{BindPlaces, LoadedConfig, Problems, Severity, diff, model::Config},
     health::HealthChecker,
-    net::listen::{self, BindError},
+    net::listen,
     snapshot::{ReloadStatus, Snapshot},
     telemetry::{access_log::AccessLog, log},
 };
@@ -25,11 +27,11 @@ use crate::{
 /// Loads the file again and puts it in service; `None` when a signal asks for the end before it is read.
 pub(super) async fn run(
     control: &mut ControlThread,
-    follower: &mut HealthChecker,
+    checker: &mut HealthChecker,
 ) -> Option<ReloadOutcome> {
     control.manager.reloading();
     let loaded = load::load(&control.file, &mut control.signals, &control.sinks).await?;
-    let outcome = take_up(control, follower, loaded);
+    let outcome = take_up(control, checker, loaded);
     tell(control, &outcome);
     Some(outcome)
 }
@@ -37,7 +39,7 @@ pub(super) async fn run(
 /// Reports warnings, and refuses a file with errors.
 fn take_up(
     control: &mut ControlThread,
-    follower: &mut HealthChecker,
+    checker: &mut HealthChecker,
     loaded: Result<LoadedConfig, Problems>,
 ) -> ReloadOutcome {
     let LoadedConfig {
@@ -48,7 +50,7 @@ fn take_up(
     for warning in &warnings {
         tracing::warn!(target: "config", "{warning}");
     }
-    let changes = apply(control, follower, config, &binds)?;
+    let changes = apply(control, checker, config, &binds)?;
     let mut warnings = Problems(warnings);
     let (daemon, files) = (&control.daemon, control.files);
     if let Some(warning) = files.limit_connections(&daemon.snapshot.load().config, daemon) {
@@ -78,7 +80,7 @@ fn refused(problems: &Problems) -> ReloadError {
 /// Diff, prepare, commit, follow.
 fn apply(
     control: &mut ControlThread,
-    follower: &mut HealthChecker,
+    checker: &mut HealthChecker,
     config: Config,
     binds: &BindPlaces,
 ) -> Result<Vec<String>, ReloadError> {
@@ -86,7 +88,7 @@ fn apply(
     let old = daemon.snapshot.load_full();
     let changes = diff::diff(&old.config, &config);
     if changes.is_empty() {
-        follower.resolve_again();
+        checker.resolve_again();
         return Ok(Vec::new());
     }
     let config = Arc::new(config);
@@ -112,56 +114,54 @@ fn apply(
     daemon.snapshot.store(Arc::clone(&next));
 
     control.sockets.commit(prepared, &control.workers);
-    follower.apply(&next.pools);
+    checker.apply(&next.pools);
     old.retire(&next);
     log::set_level(config.log.level);
     Ok(changes.iter().map(ToString::to_string).collect())
 }
 
-fn cannot_listen(started: &StartSettings, binds: &BindPlaces, error: &BindError) -> ReloadError {
-    let BindError { address, source } = error;
-    let is_ours = |held: &BindAddress| {
-        source.kind() == ErrorKind::AddrInUse && sockets::overlap(held, address)
-    };
-    let cause = if started
-        .metrics
-        .is_some_and(|held| is_ours(&BindAddress::Ip(held)))
-    {
-        format!("cannot listen on {address}: `metrics` has it until the next start")
-    } else if is_ours(&started.admin.address(&default_admin_socket())) {
-        format!("cannot listen on {address}: `admin` has it until the next start")
+/// The problem of a socket that cannot be opened. Where the daemon itself is in the way, it says so:
+/// `admin` and `metrics` keep their addresses until the next start.
+fn cannot_listen(started: &StartSettings, binds: &BindPlaces, error: &SocketError) -> ReloadError {
+    let SocketError { key, error } = error;
+    let kind = error.source.kind();
+    let is_ours = |held: &SocketKey| kind == ErrorKind::AddrInUse && held.overlaps(key);
+    let cause = if started.metrics_socket().is_some_and(|held| is_ours(&held)) {
+        format!("cannot listen on {key}: `metrics` has it until the next start")
+    } else if is_ours(&started.admin_socket()) {
+        format!("cannot listen on {key}: `admin` has it until the next start")
     } else {
         error.to_string()
     };
-    refused(&binds.problem(address, &cause, source.kind()))
+    refused(&binds.problem(key, &cause, kind))
 }
 
-/// `admin.bind` and `metrics.bind` are taken up at the next start: a change that would make it fail is refused now. Addresses
-/// that this process holds itself are not tried.
+/// Tries `admin.bind` and `metrics.bind`, which take effect at the next start: a change that would
+/// make that start fail is refused now. Addresses that this process holds itself are not tried.
 fn try_next_start(
     control: &ControlThread,
     config: &Config,
     binds: &BindPlaces,
 ) -> Result<(), ReloadError> {
-    let default = default_admin_socket();
     let started = &control.started;
-    let admin_now = started.admin.address(&default);
-    let is_ours = |address: &BindAddress| {
-        let is_metrics = |held| sockets::overlap(&BindAddress::Ip(held), address);
-        control.sockets.hold(address)
-            || sockets::overlap(&admin_now, address)
-            || started.metrics.is_some_and(is_metrics)
+    let next = StartSettings::new(config);
+    let is_ours = |key: &SocketKey| {
+        control.sockets.hold(key)
+            || started.admin_socket().overlaps(key)
+            || started
+                .metrics_socket()
+                .is_some_and(|held| held.overlaps(key))
     };
-    if let Some(address) = config.metrics.bind.map(BindAddress::Ip)
-        && !is_ours(&address)
+    if let Some(key) = next.metrics_socket()
+        && !is_ours(&key)
     {
-        listen::probe(&address).map_err(|error| cannot_listen(started, binds, &error))?;
+        let probed = listen::probe(&key.address).map_err(SocketError::tcp);
+        probed.map_err(|error| cannot_listen(started, binds, &error))?;
     }
-    let address = config.admin.address(&default);
-    if !is_ours(&address) {
-        let bound = bind_admin(&config.admin, &default).map(drop);
-        bound
-            .map_err(|error| refused(&binds.problem(&address, &error.to_string(), error.kind())))?;
+    let key = next.admin_socket();
+    if !is_ours(&key) {
+        let bound = bind_admin(&next.admin, &default_admin_socket()).map(drop);
+        bound.map_err(|error| refused(&binds.problem(&key, &error.to_string(), error.kind())))?;
     }
     Ok(())
 }

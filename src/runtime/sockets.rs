@@ -1,24 +1,29 @@
-//! The listening sockets: bound before a generation is committed, handed to the workers after, never closed while a
-//! listener keeps its address (a closed `SO_REUSEPORT` socket resets what waits in its queue).
+//! The listening sockets: bound before a generation is committed, handed to the workers after it.
+//!
+//! A socket stays open while any listener keeps its key (transport and address), whatever the
+//! listener is called: closing a `SO_REUSEPORT` socket resets the connections in its queue.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, io};
 
 use super::worker::{WorkerCommand, WorkerThreads};
 use crate::{
-    base::address::BindAddress,
-    config::model::{Config, ListenerProtocol, SocketConfig},
+    base::{
+        address::BindAddress,
+        socket_key::{SocketKey, Transport},
+    },
+    config::model::{Config, ListenerConfig, ListenerProtocol, SocketConfig},
     net::listen::{self, BindError, ListeningSocket},
 };
 
-/// What the configuration wants of an address.
+/// Properties of a socket that may change while it stays open.
 #[derive(Clone, PartialEq)]
 struct SocketSettings {
     options: SocketConfig,
     protocol: ListenerProtocol,
 }
 
-/// ListeningSockets by address, one per worker.
-type BoundSockets = HashMap<BindAddress, (SocketSettings, Vec<ListeningSocket>)>;
+/// Open sockets by key, one per worker.
+type BoundSockets = HashMap<SocketKey, (SocketSettings, Vec<ListeningSocket>)>;
 
 /// Our own descriptors of the sockets that the workers accept on, one per worker.
 #[derive(Default)]
@@ -26,140 +31,202 @@ pub(super) struct ListeningSockets {
     open: BoundSockets,
 }
 
-/// ListeningSockets that are bound for a generation to come; dropping them closes them, and nothing of them stays.
+/// A socket bound for a generation to come.
+struct NewSocket {
+    key: SocketKey,
+    /// Our own descriptors.
+    own: Vec<ListeningSocket>,
+    /// The workers' descriptors of the same sockets.
+    of_workers: Vec<ListeningSocket>,
+}
+
+/// Sockets bound for a generation to come. Dropping them closes them and leaves no trace.
 #[derive(Default)]
 pub(super) struct PreparedSockets {
-    /// With the workers' own descriptors of the same sockets.
-    new: Vec<(BindAddress, Vec<ListeningSocket>, Vec<ListeningSocket>)>,
-    wanted: HashMap<BindAddress, SocketSettings>,
+    new: Vec<NewSocket>,
+    wanted: HashMap<SocketKey, SocketSettings>,
+}
+
+/// A socket that cannot be opened.
+pub(super) struct SocketError {
+    pub(super) key: SocketKey,
+    pub(super) error: BindError,
+}
+
+impl SocketError {
+    /// An error of a socket that accepts connections.
+    pub(super) fn tcp(error: BindError) -> Self {
+        let key = SocketKey::tcp(error.address.clone());
+        Self { key, error }
+    }
 }
 
 impl Drop for PreparedSockets {
     fn drop(&mut self) {
-        self.new.iter().for_each(|(bind, ..)| remove_file(bind));
+        self.new.iter().for_each(|new| remove_file(&new.key));
     }
 }
 
 impl ListeningSockets {
-    /// Binds the addresses of `config` that are not bound yet.
+    /// Binds the sockets of `config` that are not open yet.
     pub(super) fn prepare(
         &self,
         config: &Config,
         workers: usize,
-    ) -> Result<PreparedSockets, BindError> {
+    ) -> Result<PreparedSockets, SocketError> {
+        self.probe_new(config)?;
         let mut prepared = PreparedSockets::default();
-        let binds = config.listeners.iter().flat_map(|listener| &listener.binds);
-        for bind in binds.filter(|bind| !self.open.contains_key(*bind)) {
-            // Before the first is bound: afterwards our own would be in the way of `:80` beside `127.0.0.1:80`.
-            if !self.has_port_of(bind) && !is_any_port(bind) {
-                listen::probe(bind)?;
-            }
-        }
         for listener in &config.listeners {
-            for bind in &listener.binds {
+            for key in listener.sockets() {
                 let wanted = SocketSettings {
                     options: listener.socket.clone(),
                     protocol: listener.protocol,
                 };
-                prepared.wanted.insert(bind.clone(), wanted);
-                if !self.open.contains_key(bind) {
-                    // `:80` and `127.0.0.1:80` at once or one after the other: what is in the way is our own.
-                    let mut new = prepared.new.iter();
-                    let ours =
-                        self.has_port_of(bind) || new.any(|(new, ..)| have_one_port(new, bind));
-                    let claim = if ours {
-                        listen::bind_shared_port
-                    } else {
-                        listen::bind
-                    };
-                    let sockets = claim(bind, &listener.socket, workers)?;
-                    let copies = sockets.iter().map(ListeningSocket::try_clone);
-                    let copies = copies.collect::<Result<_, _>>();
-                    let copies = copies.map_err(|source| BindError {
-                        address: bind.clone(),
-                        source,
-                    })?;
-                    prepared.new.push((bind.clone(), sockets, copies));
+                prepared.wanted.insert(key.clone(), wanted);
+                if self.open.contains_key(&key) {
+                    continue;
                 }
+                // `:80` and `127.0.0.1:80` at once or one after the other: the socket that is in the
+                // way is our own.
+                let mut new = prepared.new.iter();
+                let is_ours =
+                    self.has_port_of(&key) || new.any(|new| new.key.shares_port_with(&key));
+                let bound = bind(&key, &listener.socket, workers, is_ours);
+                let new = bound.map_err(|error| SocketError {
+                    key: key.clone(),
+                    error,
+                })?;
+                prepared.new.push(new);
             }
         }
         Ok(prepared)
     }
 
-    /// True if we listen on the port of `bind`.
-    fn has_port_of(&self, bind: &BindAddress) -> bool {
-        self.open.keys().any(|open| have_one_port(open, bind))
+    /// Fails if another process listens on a port that is new to us. Before the first is bound:
+    /// afterwards our own would be in the way of `:80` beside `127.0.0.1:80`.
+    fn probe_new(&self, config: &Config) -> Result<(), SocketError> {
+        let keys = config.listeners.iter().flat_map(ListenerConfig::sockets);
+        for key in keys.filter(|key| !self.open.contains_key(key)) {
+            if self.has_port_of(&key) || is_any_port(&key) {
+                continue;
+            }
+            match key.transport {
+                Transport::Tcp => listen::probe(&key.address).map_err(SocketError::tcp)?,
+                // `bind` reports it.
+                Transport::Udp => {}
+            }
+        }
+        Ok(())
     }
 
-    /// True if we listen on `bind` or on an address that includes it or is part of it.
-    pub(super) fn hold(&self, bind: &BindAddress) -> bool {
-        self.open.keys().any(|open| overlap(open, bind))
+    /// True if we listen on the port of `key`.
+    fn has_port_of(&self, key: &SocketKey) -> bool {
+        self.open.keys().any(|open| open.shares_port_with(key))
     }
 
-    /// Hands new sockets to the workers, changes options, and gives up the addresses that are not wanted any more.
+    /// True if we listen on `key`, or on an address that includes it or is part of it.
+    pub(super) fn hold(&self, key: &SocketKey) -> bool {
+        self.open.keys().any(|open| open.overlaps(key))
+    }
+
+    /// Hands new sockets to the workers, changes options, and closes the sockets that no listener
+    /// has any more.
     pub(super) fn commit(&mut self, mut prepared: PreparedSockets, workers: &WorkerThreads) {
         let mut wanted = std::mem::take(&mut prepared.wanted);
-        for (bind, sockets, copies) in prepared.new.drain(..) {
-            let mut copies = copies.into_iter();
-            workers.broadcast(|_| Some(WorkerCommand::Listen(bind.clone(), copies.next()?)));
-            if let Some(new) = wanted.get(&bind) {
-                self.open.insert(bind, (new.clone(), sockets));
+        for new in prepared.new.drain(..) {
+            let mut copies = new.of_workers.into_iter();
+            workers.broadcast(|_| Some(WorkerCommand::Listen(new.key.clone(), copies.next()?)));
+            debug_assert!(wanted.contains_key(&new.key), "bound because it is wanted");
+            if let Some(settings) = wanted.get(&new.key) {
+                self.open.insert(new.key, (settings.clone(), new.own));
             }
         }
         let (kept, left): (BoundSockets, BoundSockets) = std::mem::take(&mut self.open)
             .into_iter()
-            .partition(|(bind, _)| wanted.contains_key(bind));
+            .partition(|(key, _)| wanted.contains_key(key));
         self.open = kept;
         close(&left, workers);
         drop(left);
-        for (bind, (now, sockets)) in &mut self.open {
-            let Some(new) = wanted.remove(bind).filter(|new| new != now) else {
-                continue;
-            };
-            if new.protocol != now.protocol {
-                workers.broadcast(|_| Some(WorkerCommand::CloseIdle(bind.clone())));
-            }
-            *now = new;
-            for socket in sockets {
-                if let Err(error) = listen::set_options(socket, &now.options) {
-                    tracing::warn!(target: "listener", %bind, %error, "socket options not changed");
-                }
+        for (key, (now, sockets)) in &mut self.open {
+            if let Some(new) = wanted.remove(key).filter(|new| new != now) {
+                change_settings(key, now, new, sockets, workers);
             }
         }
     }
 
-    /// Gives up everything, at the drain.
+    /// Closes everything, at the drain.
     pub(super) fn close_all(&mut self, workers: &WorkerThreads) {
         let all = std::mem::take(&mut self.open);
         close(&all, workers);
     }
 }
 
-fn have_one_port(one: &BindAddress, other: &BindAddress) -> bool {
-    matches!((one, other), (BindAddress::Ip(one), BindAddress::Ip(other)) if one.port() == other.port() && one.port() != 0)
+/// Binds one socket per worker. `is_ours` says that we listen on its port already, so that a socket
+/// in the way is no other process.
+fn bind(
+    key: &SocketKey,
+    options: &SocketConfig,
+    workers: usize,
+    is_ours: bool,
+) -> Result<NewSocket, BindError> {
+    let own = match (key.transport, is_ours) {
+        (Transport::Tcp, false) => listen::bind(&key.address, options, workers),
+        (Transport::Tcp, true) => listen::bind_shared_port(&key.address, options, workers),
+        (Transport::Udp, _) => Err(error_of(key, io::ErrorKind::Unsupported.into())),
+    }?;
+    let copies = own.iter().map(ListeningSocket::try_clone);
+    let of_workers = copies
+        .collect::<io::Result<_>>()
+        .map_err(|source| error_of(key, source))?;
+    Ok(NewSocket {
+        key: key.clone(),
+        own,
+        of_workers,
+    })
 }
 
-fn is_any_port(bind: &BindAddress) -> bool {
-    matches!(bind, BindAddress::Ip(address) if address.port() == 0)
-}
-
-/// True if one socket on `one` keeps others from listening on `other`.
-pub(super) fn overlap(one: &BindAddress, other: &BindAddress) -> bool {
-    let is_wide = |bind: &BindAddress| matches!(bind, BindAddress::Ip(address) if address.ip().is_unspecified());
-    one == other || have_one_port(one, other) && (is_wide(one) || is_wide(other))
-}
-
-/// Tells the workers to leave `sockets`, and removes the files of unix sockets.
-fn close(sockets: &BoundSockets, workers: &WorkerThreads) {
-    for bind in sockets.keys() {
-        workers.broadcast(|_| Some(WorkerCommand::Unlisten(bind.clone())));
-        remove_file(bind);
+fn error_of(key: &SocketKey, source: io::Error) -> BindError {
+    BindError {
+        address: key.address.clone(),
+        source,
     }
 }
 
-fn remove_file(bind: &BindAddress) {
-    if let BindAddress::Unix(path) = bind {
-        // Gone already if somebody else removed it.
+/// Applies new settings to a socket that stays open. Idle connections are closed where the protocol
+/// changes: they could never be used again.
+fn change_settings(
+    key: &SocketKey,
+    now: &mut SocketSettings,
+    new: SocketSettings,
+    sockets: &[ListeningSocket],
+    workers: &WorkerThreads,
+) {
+    if new.protocol != now.protocol {
+        workers.broadcast(|_| Some(WorkerCommand::CloseIdle(key.clone())));
+    }
+    *now = new;
+    for socket in sockets {
+        if let Err(error) = listen::set_options(socket, &now.options) {
+            tracing::warn!(target: "listener", bind = %key, %error, "socket options not changed");
+        }
+    }
+}
+
+fn is_any_port(key: &SocketKey) -> bool {
+    matches!(key.address, BindAddress::Ip(address) if address.port() == 0)
+}
+
+/// Tells the workers to stop accepting on `sockets`, and removes the files of unix sockets.
+fn close(sockets: &BoundSockets, workers: &WorkerThreads) {
+    for key in sockets.keys() {
+        workers.broadcast(|_| Some(WorkerCommand::Unlisten(key.clone())));
+        remove_file(key);
+    }
+}
+
+fn remove_file(key: &SocketKey) {
+    if let BindAddress::Unix(path) = &key.address {
+        // Fails if somebody else has removed it.
         let _ = std::fs::remove_file(path);
     }
 }

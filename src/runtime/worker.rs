@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    base::address::BindAddress,
+    base::socket_key::SocketKey,
     net::{
         limits,
         listen::{Acceptor, ListeningSocket},
@@ -32,20 +32,23 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How often a worker shows that it lives and closes what is over its time.
+/// Interval of heartbeats, and of the search for idle connections whose time is over.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
+/// Rounds of the runtime in which sessions end at a cut: each needs one to notice, and one per
+/// wrapper to return.
+const CUT_ROUNDS: usize = 8;
 
-/// What the control thread tells a worker.
+/// A command of the control thread to a worker.
 pub(super) enum WorkerCommand {
     /// Accept on a socket.
-    Listen(BindAddress, ListeningSocket),
-    /// Stop accepting on an address, and close its idle connections.
-    Unlisten(BindAddress),
-    /// Close the idle connections of an address that speaks another protocol from now on.
-    CloseIdle(BindAddress),
+    Listen(SocketKey, ListeningSocket),
+    /// Stop accepting on a socket, and close its idle connections.
+    Unlisten(SocketKey),
+    /// Close the idle connections of a socket that speaks another protocol from now on.
+    CloseIdle(SocketKey),
     /// Stop accepting, and close connections as they become idle.
     Drain,
-    /// Cut what is left, and end.
+    /// Close all remaining connections, and end.
     Stop,
 }
 
@@ -58,14 +61,14 @@ pub(super) struct WorkerHandle {
 /// All worker threads.
 pub(super) struct WorkerThreads(Vec<WorkerHandle>);
 
-/// What workers tell the control thread: why one of them cannot go on.
+/// Messages of workers that failed to the control thread: one text each.
 pub(super) type WorkerFaults = mpsc::UnboundedReceiver<String>;
 
 impl WorkerThreads {
-    /// Starts one worker for each [`Daemon::workers`], and returns when all of them run.
+    /// Starts one worker for each of [`Daemon::workers`], and returns when all of them run.
     ///
     /// # Errors
-    /// Names the worker that cannot start.
+    /// A text that names the worker that cannot start.
     pub(super) fn start(daemon: &Arc<Daemon>) -> Result<(Self, WorkerFaults), String> {
         let (fault, faults) = mpsc::unbounded_channel();
         let (report, reports) = std::sync::mpsc::channel();
@@ -96,11 +99,11 @@ impl WorkerThreads {
         Ok((Self(workers), faults))
     }
 
-    /// Tells every worker something of its own.
+    /// Sends every worker the command that `command` makes for its index, if any.
     pub(super) fn broadcast(&self, mut command: impl FnMut(usize) -> Option<WorkerCommand>) {
         for (index, worker) in self.0.iter().enumerate() {
             if let Some(command) = command(index) {
-                // A worker that is gone has left its connections already; the watchdog sees it.
+                // Fails if the worker has ended, which the control thread hears from its `FaultSender`.
                 let _ = worker.commands.send(command);
             }
         }
@@ -125,7 +128,7 @@ struct FaultSender {
 
 impl FaultSender {
     fn send(&self, fault: &str) {
-        // The receiver is gone once the daemon ends.
+        // Fails once the control thread has stopped listening, at the end of the daemon.
         drop(self.sender.send(format!("worker {}: {fault}", self.index)));
     }
 }
@@ -166,7 +169,7 @@ async fn serve(
 ) {
     let (cut, cut_seen) = watch::channel(false);
     let worker = Rc::new(Worker::new(daemon, cut_seen));
-    let mut listening: HashMap<BindAddress, watch::Sender<bool>> = HashMap::new();
+    let mut accept_loops = AcceptLoops::default();
     let mut tick = interval(TICK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -178,27 +181,18 @@ async fn serve(
             }
         };
         match command {
-            Some(WorkerCommand::Listen(bind, socket)) => match Acceptor::new(socket) {
-                Ok(acceptor) => {
-                    let (stop, stopped) = watch::channel(false);
-                    let address = Rc::new(bind.clone());
-                    drop(spawn_local(accept::run(
-                        Rc::clone(&worker),
-                        acceptor,
-                        address,
-                        stopped,
-                    )));
-                    listening.insert(bind, stop);
+            Some(WorkerCommand::Listen(key, socket)) => {
+                if let Err(error) = accept_loops.start(&worker, &key, socket) {
+                    faults.send(&format!("cannot accept on {key}: {error}"));
                 }
-                Err(error) => faults.send(&format!("cannot accept on {bind}: {error}")),
-            },
-            Some(WorkerCommand::Unlisten(bind)) => {
-                listening.remove(&bind).iter().for_each(stop);
-                worker.connections.drain_bind(&bind);
             }
-            Some(WorkerCommand::CloseIdle(bind)) => worker.connections.drain_bind(&bind),
+            Some(WorkerCommand::Unlisten(key)) => {
+                accept_loops.stop(&key);
+                worker.connections.drain_socket(&key);
+            }
+            Some(WorkerCommand::CloseIdle(key)) => worker.connections.drain_socket(&key),
             Some(WorkerCommand::Drain) => {
-                listening.values().for_each(stop);
+                accept_loops.stop_all();
                 // The accept loops take what is queued before idle connections are told to close.
                 yield_now().await;
                 worker.connections.drain();
@@ -206,22 +200,54 @@ async fn serve(
             Some(WorkerCommand::Stop) | None => break,
         }
     }
-    // Sessions end and record themselves; exchanges are dropped with the runtime and record that.
+    // Sessions end and record themselves, in a few rounds of the runtime. Exchanges are dropped with
+    // the runtime, and record that.
     cut.send_replace(true);
-    for _ in 0..8 {
+    for _ in 0..CUT_ROUNDS {
         yield_now().await;
     }
-    worker.idle.borrow_mut().clear();
-    worker.h2_connections.borrow_mut().clear();
+    worker.close_backend_connections();
 }
 
-fn stop(sender: &watch::Sender<bool>) {
-    sender.send_replace(true);
+/// The accept loops of a worker, by socket, each with the switch that stops it.
+#[derive(Default)]
+struct AcceptLoops(HashMap<SocketKey, watch::Sender<bool>>);
+
+impl AcceptLoops {
+    fn start(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: &SocketKey,
+        socket: ListeningSocket,
+    ) -> io::Result<()> {
+        let acceptor = Acceptor::new(socket)?;
+        let (stop, stopped) = watch::channel(false);
+        let (worker, socket) = (Rc::clone(worker), Rc::new(key.clone()));
+        drop(spawn_local(accept::run(worker, acceptor, socket, stopped)));
+        let before = self.0.insert(key.clone(), stop);
+        debug_assert!(before.is_none(), "one loop per socket");
+        Ok(())
+    }
+
+    fn stop(&mut self, key: &SocketKey) {
+        if let Some(stop) = self.0.remove(key) {
+            stop.send_replace(true);
+        }
+    }
+
+    fn stop_all(&self) {
+        for stop in self.0.values() {
+            stop.send_replace(true);
+        }
+    }
 }
 
+/// Shows that the worker lives, and does its housekeeping.
 fn heartbeat(index: usize, worker: &Worker) {
     worker.tick();
-    if let Some(status) = worker.daemon.workers.get(index) {
+    let status = worker.daemon.workers.get(index);
+    debug_assert!(status.is_some(), "a status for each worker");
+    if let Some(status) = status {
         status.heartbeat.fetch_add(1, Relaxed);
         let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ThreadCPUTime);
         let micros = tv_sec.unsigned_abs() * 1_000_000 + tv_nsec.unsigned_abs() / 1_000;

@@ -69,7 +69,7 @@ fn requests_in_flight_finish_idle_connections_close_and_new_ones_are_refused() {
     assert_eq!(daemon.wait_exit().code(), Some(0));
     // The log is written to the end before the process leaves.
     daemon.wait_for_access(|line| line["path"] == "/slow" && line["status"] == 200);
-    daemon.wait_for_log(|line| line.contains("ended"));
+    daemon.wait_for_log(|line| line.contains("stopped"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::{
     ip_bind, quote,
 };
 use crate::{
-    base::address::BindAddress,
+    base::{address::BindAddress, socket_key::SocketKey},
     config::{
         hint, io_cause,
         model::{
@@ -116,7 +116,7 @@ fn admin(reader: &mut TreeReader<'_>, at: NodeRef<'_>, binds: &mut BindList) -> 
             );
         }
     }
-    binds.add(at, address, "`admin`".to_owned(), false);
+    binds.add(at, SocketKey::tcp(address), "`admin`".to_owned(), false);
     admin
 }
 
@@ -177,7 +177,8 @@ fn read_metrics(
         ),
         Some(BindAddress::Ip(ip)) => {
             metrics.bind = Some(ip);
-            binds.add(at, BindAddress::Ip(ip), "`metrics`".to_owned(), false);
+            let socket = SocketKey::tcp(BindAddress::Ip(ip));
+            binds.add(at, socket, "`metrics`".to_owned(), false);
         }
         None => {}
     }

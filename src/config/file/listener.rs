@@ -5,9 +5,12 @@ use super::{
     common::{allowed, bind, rate_limit, redirect},
     quote, sni, tls,
 };
-use crate::config::model::{
-    AcceptProxyConfig, ListenerConfig, ListenerHttpConfig, ListenerLimitsConfig, ListenerProtocol,
-    ListenerTimeoutsConfig, SocketConfig,
+use crate::{
+    base::socket_key::SocketKey,
+    config::model::{
+        AcceptProxyConfig, ListenerConfig, ListenerHttpConfig, ListenerLimitsConfig,
+        ListenerProtocol, ListenerTimeoutsConfig, SocketConfig,
+    },
 };
 
 /// Reads one listener.
@@ -22,8 +25,8 @@ pub(super) fn read(
     let Some(keys) = reader.section(at) else {
         return listener;
     };
-    read_binds(reader, &keys, &mut listener, binds);
     keys.read(reader, "protocol", &mut listener.protocol);
+    read_binds(reader, &keys, &mut listener, binds);
     listener.pool = keys
         .get("pool")
         .and_then(|at| pools.resolve(reader, at, "pool"));
@@ -74,7 +77,11 @@ fn read_binds(
     let hint = "write `\":8080\"`, `127.0.0.1:8080`, `unix:/path` or a list of these";
     for entry in reader.one_or_more(&at, "an address to listen on", hint) {
         if let Some(address) = bind(reader, entry) {
-            binds.add(entry, address.clone(), format!("listener {name}"), true);
+            let socket = SocketKey {
+                transport: listener.protocol.transport(),
+                address: address.clone(),
+            };
+            binds.add(entry, socket, format!("listener {name}"), true);
             listener.binds.push(address);
         }
     }

@@ -26,7 +26,7 @@ use super::{
     route_order,
     yaml::{NodeKind, SourcePlace, YamlNode},
 };
-use crate::base::address::BindAddress;
+use crate::base::{address::BindAddress, socket_key::SocketKey};
 
 /// The names of the pools or listeners, to resolve references.
 #[derive(Default)]
@@ -125,7 +125,7 @@ pub(super) struct BindList(Vec<BoundAddress>);
 
 /// One address somebody listens on.
 pub(super) struct BoundAddress {
-    pub(super) address: BindAddress,
+    pub(super) socket: SocketKey,
     pub(super) owner: String,
     pub(super) path: String,
     pub(super) place: SourcePlace,
@@ -134,9 +134,9 @@ pub(super) struct BoundAddress {
 }
 
 impl BindList {
-    fn add(&mut self, at: NodeRef<'_>, address: BindAddress, owner: String, shares: bool) {
+    fn add(&mut self, at: NodeRef<'_>, socket: SocketKey, owner: String, shares: bool) {
         self.0.push(BoundAddress {
-            address,
+            socket,
             owner,
             path: at.path(),
             place: at.node.place,
@@ -147,7 +147,7 @@ impl BindList {
     /// The address of the scrape when the file does not name one.
     fn add_default_metrics(&mut self, address: SocketAddr) {
         self.0.push(BoundAddress {
-            address: BindAddress::Ip(address),
+            socket: SocketKey::tcp(BindAddress::Ip(address)),
             owner: "`metrics.bind` by default".to_owned(),
             path: String::new(),
             place: SourcePlace::default(),

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use ipnet::IpNet;
 
 use super::{HostMatch, ListenerTlsConfig};
-use crate::base::{address::BindAddress, units::Rate};
+use crate::base::{
+    address::BindAddress,
+    socket_key::{SocketKey, Transport},
+    units::Rate,
+};
 
 /// `listeners.NAME`.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +52,15 @@ impl ListenerConfig {
     pub fn pools(&self) -> impl Iterator<Item = usize> {
         self.pool.into_iter().chain(self.sni.values().copied())
     }
+
+    /// The sockets that it listens on, in the order of `binds`.
+    pub fn sockets(&self) -> impl Iterator<Item = SocketKey> {
+        let transport = self.protocol.transport();
+        self.binds.iter().map(move |address| SocketKey {
+            transport,
+            address: address.clone(),
+        })
+    }
 }
 
 /// `listeners.NAME.protocol`.
@@ -58,6 +71,15 @@ pub enum ListenerProtocol {
     Http,
     /// A byte stream.
     Tcp,
+}
+
+impl ListenerProtocol {
+    /// The transport of its listening sockets.
+    pub fn transport(self) -> Transport {
+        match self {
+            Self::Http | Self::Tcp => Transport::Tcp,
+        }
+    }
 }
 
 /// A version of the PROXY protocol.

@@ -16,7 +16,7 @@ use crate::{
     base::clock,
     net::connect::connect_backend,
     proxy::{
-        h2_connections::{self, StreamRequest},
+        h2_connections::{self, StreamLease, StreamRequest},
         idle::BackendConnection,
         reasons,
     },
@@ -103,18 +103,18 @@ async fn acquire_h2_stream(
     };
     let found = select! {
         biased;
-        found = h2_connections::acquire_stream(exchange.context.worker, request) => found,
+        found = h2_connections::acquire_stream(&exchange.context.worker.h2_connections, request) => found,
         () = exchange.client.stream.disconnected() => {
             return Err(AcquireError::Client(Reason::ClientDisconnected));
         }
     };
     let now = clock::now();
-    let (stream, is_used) = found.map_err(|failure| {
+    let StreamLease { stream, is_reused } = found.map_err(|unmade| {
         exchange.record.connect = Some(now.saturating_duration_since(started));
-        acquire_error(attempt.settings, failure.reason, failure.detail.to_string())
+        acquire_error(attempt.settings, unmade.reason, unmade.detail.to_string())
     })?;
-    exchange.record.reused = is_used;
-    if !is_used {
+    exchange.record.reused = is_reused;
+    if !is_reused {
         exchange.record.connect = Some(now.saturating_duration_since(started));
     }
     if forward::is_websocket(exchange.head) && !stream.connection().supports_websockets() {

@@ -28,8 +28,8 @@ use super::{
 use crate::{
     base::clock,
     config::model::{
-        BackendProtocol, ListenerProtocol, ListenerTimeoutsConfig, PoolTimeoutsConfig,
-        RetriesConfig, RouteAction, RouteConfig, TimeoutOverrides,
+        BackendProtocol, ListenerTimeoutsConfig, PoolTimeoutsConfig, RetriesConfig, RouteAction,
+        RouteConfig, TimeoutOverrides,
     },
     http1::{
         self,
@@ -202,8 +202,7 @@ fn newest(worker: &Worker, client: &mut ClientConnection, generation: Generation
         return generation;
     }
     let listener = listener_of(client, &newest);
-    let serves =
-        |(_, listener): (usize, &Listener)| listener.config.protocol == ListenerProtocol::Http;
+    let serves = |(_, listener): (usize, &Listener)| listener.service.has_requests();
     if listener.is_some_and(serves) {
         newest
     } else {

@@ -18,7 +18,7 @@ use super::{
     linger, read,
 };
 use crate::{
-    base::{address::BindAddress, clock, rng::Random},
+    base::{clock, rng::Random, socket_key::SocketKey},
     config::model::ListenerTimeoutsConfig,
     net::{
         activity::ActivityTracker,
@@ -95,7 +95,7 @@ struct H2ClientDriver<'a> {
     worker: &'a Rc<Worker>,
     connection: Rc<Connection>,
     entry: ConnectionHandle,
-    bind: Rc<BindAddress>,
+    bind: Rc<SocketKey>,
     peer: Option<IpAddr>,
     proxy_header: Option<Box<ProxyHeader>>,
     timer: Timer,

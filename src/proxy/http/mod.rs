@@ -48,7 +48,7 @@ use tokio::task::yield_now;
 
 use super::{connections::ConnectionHandle, timer::Timer, worker::Worker};
 use crate::{
-    base::{address::BindAddress, clock},
+    base::{address::BindAddress, clock, socket_key::SocketKey},
     http1::{request, response},
     net::{
         buffer::{BufferSize, PooledBuffer},
@@ -145,7 +145,7 @@ pub struct ClientConnection {
     /// The client's address; `None` on a unix socket.
     pub peer: Option<IpAddr>,
     /// Where it was accepted.
-    pub bind: Rc<BindAddress>,
+    pub bind: Rc<SocketKey>,
     /// Its place among the worker's connections.
     pub entry: ConnectionHandle,
     /// What its PROXY header said, where the listener asks for one.
@@ -181,7 +181,7 @@ impl ClientConnection {
     pub fn new(
         stream: Stream,
         peer: Option<IpAddr>,
-        bind: Rc<BindAddress>,
+        bind: Rc<SocketKey>,
         entry: ConnectionHandle,
         header: Option<Duration>,
     ) -> Self {
@@ -211,7 +211,7 @@ impl ClientConnection {
 
     /// Local port that the client reached; `None` where it has no address.
     fn local_port(&self) -> Option<u16> {
-        match (&self.proxy_header, &*self.bind) {
+        match (&self.proxy_header, &self.bind.address) {
             (None, BindAddress::Unix(_)) => None,
             (None, BindAddress::Ip(bind)) if bind.port() > 0 => Some(bind.port()),
             _ => self.ends().map(|ends| ends.destination.port()),
@@ -224,7 +224,7 @@ impl ClientConnection {
             .listener
             .is_none_or(|(generation, _)| generation != snapshot.generation)
         {
-            let listener = snapshot.binds.get(&*self.bind).copied();
+            let listener = snapshot.listener_index(&self.bind);
             self.listener = listener.map(|listener| (snapshot.generation, listener));
         }
         self.listener.map(|(_, listener)| listener)
@@ -423,7 +423,7 @@ mod tests {
         let mut peer = peer.into_std().unwrap();
         let connections = Rc::new(ClientConnections::default());
         connections.drain();
-        let bind = Rc::new("127.0.0.1:80".parse().unwrap());
+        let bind = Rc::new(SocketKey::tcp("127.0.0.1:80".parse().unwrap()));
         let entry = connections.enter(Rc::clone(&bind));
         let mut client = ClientConnection::new(stream, None, bind, entry, None);
         // The runtime takes a new stream for readable until a read has shown the contrary.
@@ -442,7 +442,7 @@ mod tests {
     /// A client whose connection is being closed while it sends a byte in each of `pauses`; says how long that took.
     async fn lingers(pauses: impl Iterator<Item = Duration>, limits: LingerLimits) -> Duration {
         let (mut peer, stream) = fixture::pair().await;
-        let bind = Rc::new("127.0.0.1:80".parse().unwrap());
+        let bind = Rc::new(SocketKey::tcp("127.0.0.1:80".parse().unwrap()));
         let entry = Rc::new(ClientConnections::default()).enter(Rc::clone(&bind));
         let client = ClientConnection::new(stream, None, bind, entry, None);
         let (lingering, began) = (Cell::new(0), clock::now());

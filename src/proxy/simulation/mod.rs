@@ -34,7 +34,7 @@ use self::{
     scenario::{BodyShape, FaultKind, Scenario, ScriptedEvent},
 };
 use crate::{
-    base::{clock, rng::Random},
+    base::{clock, rng::Random, socket_key::SocketKey},
     config::model::{self, Config, LogOutput, LogWhenConfig, RetriesConfig},
     net::stream::Stream,
     proxy::{
@@ -151,7 +151,7 @@ impl Simulation {
     }
 
     fn serve(&mut self, stream: Stream) {
-        let bind = Rc::new("127.0.0.1:80".parse().unwrap());
+        let bind = Rc::new(SocketKey::tcp("127.0.0.1:80".parse().unwrap()));
         let entry = self.worker.connections.enter(Rc::clone(&bind));
         let header = Some(Duration::from_secs(10));
         let client = ClientConnection::new(stream, None, bind, entry, header);
