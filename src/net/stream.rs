@@ -21,10 +21,9 @@ use tokio::{
 };
 
 use super::{
-    h2::{Http1Adapter, backend::OutgoingStream, incoming::IncomingStream},
+    h2::{H2RequestError, Http1Adapter, backend::OutgoingStream, incoming::IncomingStream},
     tls::{NegotiatedTls, TlsStream},
 };
-use crate::reason::Reason;
 
 /// A connected stream of the calling thread's runtime.
 #[derive(Debug)]
@@ -239,8 +238,8 @@ impl Stream {
         }
     }
 
-    /// Rejection reason of a malformed HTTP/2 request.
-    pub const fn refusal(&self) -> Option<Reason> {
+    /// Fault for which an HTTP/2 request was refused.
+    pub const fn refusal(&self) -> Option<H2RequestError> {
         match self {
             Self::H2Request(stream) => stream.refusal(),
             _ => None,

@@ -13,7 +13,7 @@ use crate::{
         client_hello::ClientHelloError,
         connect::ConnectError,
         copy::RelayError,
-        h2::{StreamError, backend::H2HandshakeError},
+        h2::{H2RequestError, StreamError, backend::H2HandshakeError},
         local_error,
         proxy_protocol::ReceiveHeaderError,
         tls::HandshakeError,
@@ -73,6 +73,15 @@ const fn of_h2_end(ended: StreamError) -> Reason {
         StreamError::Reset(_) | StreamError::NotProcessed(_) | StreamError::Lost => {
             Reason::ConnectionTerminated
         }
+    }
+}
+
+/// Reason of an HTTP/2 request that was refused by its fields.
+pub(super) const fn of_h2_request(error: H2RequestError) -> Reason {
+    match error {
+        H2RequestError::Malformed => Reason::RequestError,
+        H2RequestError::TooLarge => Reason::RequestHeaderSectionSize,
+        H2RequestError::MethodNotAllowed => Reason::MethodNotAllowed,
     }
 }
 
@@ -255,6 +264,17 @@ mod tests {
             (H2HandshakeError::NoStreams, Reason::ConnectionTimeout),
         ] {
             assert_eq!(of_h2_handshake(&error), reason, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn an_http2_request_that_was_refused_has_the_reason_of_its_fault() {
+        for (error, reason) in [
+            (H2RequestError::Malformed, Reason::RequestError),
+            (H2RequestError::TooLarge, Reason::RequestHeaderSectionSize),
+            (H2RequestError::MethodNotAllowed, Reason::MethodNotAllowed),
+        ] {
+            assert_eq!(of_h2_request(error), reason, "{error:?}");
         }
     }
 

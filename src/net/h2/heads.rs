@@ -220,8 +220,8 @@ impl ConnectionState {
                 asked.accept = request.accept;
                 entry.recv_buffer.set_head(request.head);
             }
-            Err(reason) => {
-                asked.refusal = Some(reason);
+            Err(error) => {
+                asked.refusal = Some(error);
                 asked.is_head = fields.iter().any(|field| field == (b":method", b"HEAD"));
                 entry.recv_buffer.set_head(request::nothing());
             }

@@ -14,10 +14,10 @@ use std::{
 use tokio::io::ReadBuf;
 
 use super::{
-    connection::Connection, http1_adapter::Http1Adapter, recv_buffer,
+    connection::Connection, http1_adapter::Http1Adapter, recv_buffer, request::H2RequestError,
     response_encoder::ResponseEncoder,
 };
-use crate::{net::tls::NegotiatedTls, reason::Reason};
+use crate::net::tls::NegotiatedTls;
 
 /// Request on a new stream.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct IncomingRequest {
     pub(super) id: u32,
     pub(super) is_head: bool,
     pub(super) accept: Option<Box<str>>,
-    pub(super) refusal: Option<Reason>,
+    pub(super) refusal: Option<H2RequestError>,
 }
 
 /// Stream of a client.
@@ -33,7 +33,7 @@ pub struct IncomingRequest {
 pub struct IncomingStream {
     connection: Rc<Connection>,
     id: u32,
-    refusal: Option<Reason>,
+    refusal: Option<H2RequestError>,
     /// `Sec-WebSocket-Accept` that the backend must send.
     accept: Option<Box<str>>,
     encoder: RefCell<ResponseEncoder>,
@@ -52,8 +52,8 @@ impl IncomingStream {
         }
     }
 
-    /// Reason for which the request was refused.
-    pub const fn refusal(&self) -> Option<Reason> {
+    /// Fault for which the request was refused.
+    pub const fn refusal(&self) -> Option<H2RequestError> {
         self.refusal
     }
 

@@ -27,7 +27,7 @@ mod state;
 mod stream_entry;
 mod websocket;
 
-pub use self::http1_adapter::Http1Adapter;
+pub use self::{http1_adapter::Http1Adapter, request::H2RequestError};
 
 use crate::http2::frame::ErrorCode;
 

@@ -12,13 +12,26 @@ use super::{
 use crate::{
     http1::{self, encode, fields::KnownField, request::HeadLimits},
     http2::hpack::{FIELD_OVERHEAD, FieldList},
-    reason::Reason,
 };
 
 /// Capacity for most heads.
 const TYPICAL_HEAD_BYTES: usize = 512;
 /// Bytes that we add to the fields of the client.
 const ADDED_FIELDS_BYTES: usize = 128;
+
+/// Fault of fields that are refused as a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum H2RequestError {
+    /// They violate RFC 9113 section 8, or cannot be expressed in HTTP/1.1.
+    #[error("malformed request")]
+    Malformed,
+    /// They exceed the limits for a head.
+    #[error("request head too large")]
+    TooLarge,
+    /// CONNECT, other than for a WebSocket (RFC 8441).
+    #[error("method not allowed")]
+    MethodNotAllowed,
+}
 
 /// Converted request.
 #[derive(Debug)]
@@ -63,19 +76,19 @@ pub(super) fn read(
     ends: bool,
     limits: HeadLimits,
     key: impl FnOnce() -> String,
-) -> Result<Http1Request, Reason> {
+) -> Result<Http1Request, H2RequestError> {
     if !fields.is_whole() {
-        return Err(Reason::RequestHeaderSectionSize);
+        return Err(H2RequestError::TooLarge);
     }
     let (pseudo, behind) = pseudo(fields)?;
     if !is_within(fields, behind, limits) {
-        return Err(Reason::RequestHeaderSectionSize);
+        return Err(H2RequestError::TooLarge);
     }
     let method = pseudo.method.filter(|method| is_token(method));
-    let method = method.ok_or(Reason::RequestError)?;
+    let method = method.ok_or(H2RequestError::Malformed)?;
     let is_socket = method == b"CONNECT";
     if is_socket && (ends || pseudo.protocol != Some(b"websocket")) {
-        return Err(Reason::MethodNotAllowed);
+        return Err(H2RequestError::MethodNotAllowed);
     }
     let mut text = Vec::with_capacity(TYPICAL_HEAD_BYTES.max(fields.size() + ADDED_FIELDS_BYTES));
     encode::request_line(
@@ -94,7 +107,7 @@ pub(super) fn read(
         cookies(&mut text, fields);
     }
     let length = match regular.length.map(http1::content_length) {
-        Some(None) => return Err(Reason::RequestError),
+        Some(None) => return Err(H2RequestError::Malformed),
         length => length.flatten(),
     };
     let (mut body, mut accept) = (BodyKind::None, None);
@@ -108,7 +121,7 @@ pub(super) fn read(
         }
         // RFC 9113 sections 8.5 and 8.1.1: a tunnel has no content length, and the announced
         // content must follow.
-        (true, Some(_), _) | (false, Some(1..), true) => return Err(Reason::RequestError),
+        (true, Some(_), _) | (false, Some(1..), true) => return Err(H2RequestError::Malformed),
         (false, _, true) => {}
         (false, _, false) => {
             encode::chunked(&mut text);
@@ -139,7 +152,7 @@ fn is_within(fields: &FieldList, pseudo: usize, limits: HeadLimits) -> bool {
 
 /// Collects the pseudo-header fields, which come first and once (RFC 9113 section 8.3); also
 /// returns their number. Further behind, a name with a colon fails as a field name.
-fn pseudo(fields: &FieldList) -> Result<(PseudoFields<'_>, usize), Reason> {
+fn pseudo(fields: &FieldList) -> Result<(PseudoFields<'_>, usize), H2RequestError> {
     let (mut pseudo, mut count) = (PseudoFields::default(), 0);
     for (name, value) in fields
         .iter()
@@ -151,10 +164,10 @@ fn pseudo(fields: &FieldList) -> Result<(PseudoFields<'_>, usize), Reason> {
             b":authority" => &mut pseudo.authority,
             b":path" => &mut pseudo.path,
             b":protocol" => &mut pseudo.protocol,
-            _ => return Err(Reason::RequestError),
+            _ => return Err(H2RequestError::Malformed),
         };
         if place.replace(value).is_some() {
-            return Err(Reason::RequestError);
+            return Err(H2RequestError::Malformed);
         }
         count += 1;
     }
@@ -162,10 +175,10 @@ fn pseudo(fields: &FieldList) -> Result<(PseudoFields<'_>, usize), Reason> {
     let is_complete = pseudo.scheme.is_some_and(is_scheme) && pseudo.path.is_some();
     let is_plain_connect = is_connect && pseudo.protocol.is_none();
     if is_plain_connect {
-        return Err(Reason::MethodNotAllowed);
+        return Err(H2RequestError::MethodNotAllowed);
     }
     if !is_complete || pseudo.protocol.is_some() && !is_connect {
-        return Err(Reason::RequestError);
+        return Err(H2RequestError::Malformed);
     }
     Ok((pseudo, count))
 }
@@ -178,23 +191,23 @@ fn is_scheme(scheme: &[u8]) -> bool {
 
 /// Returns the target: a path, or `*` for OPTIONS (RFC 9113 section 8.3.1). A complete URL would be
 /// read as absolute-form, with another authority.
-fn target<'f>(pseudo: &PseudoFields<'f>) -> Result<&'f [u8], Reason> {
+fn target<'f>(pseudo: &PseudoFields<'f>) -> Result<&'f [u8], H2RequestError> {
     let is_good = |target: &&[u8]| match *target {
         [b'/', ..] => target.iter().all(u8::is_ascii_graphic),
         b"*" => pseudo.method == Some(b"OPTIONS"),
         _ => false,
     };
-    pseudo.path.filter(is_good).ok_or(Reason::RequestError)
+    pseudo.path.filter(is_good).ok_or(H2RequestError::Malformed)
 }
 
 /// Returns the authority, or Host if there is none (RFC 9113 section 8.3.1). Its syntax is checked
 /// with the head.
-fn host<'f>(pseudo: &PseudoFields<'f>, fields: &'f FieldList) -> Result<&'f [u8], Reason> {
+fn host<'f>(pseudo: &PseudoFields<'f>, fields: &'f FieldList) -> Result<&'f [u8], H2RequestError> {
     let field = || fields.iter().find(|(name, _)| *name == b"host");
     let authority = pseudo.authority.filter(|authority| !authority.is_empty());
     let host = authority.or_else(|| trimmed(field()?.1));
     let is_good = |host: &&[u8]| !host.is_empty() && host.iter().all(u8::is_ascii_graphic);
-    host.filter(is_good).ok_or(Reason::RequestError)
+    host.filter(is_good).ok_or(H2RequestError::Malformed)
 }
 
 /// Strips a port that is empty or the default of the scheme, RFC 3986 section 6.2.3.
@@ -215,11 +228,11 @@ fn write_fields<'f>(
     fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
     is_host: impl Fn(&[u8]) -> bool,
     is_socket: bool,
-) -> Result<RegularFields<'f>, Reason> {
+) -> Result<RegularFields<'f>, H2RequestError> {
     let mut regular = RegularFields::default();
     for (name, value) in fields {
         let value = trimmed(value).filter(|_| is_name(name));
-        let value = value.ok_or(Reason::RequestError)?;
+        let value = value.ok_or(H2RequestError::Malformed)?;
         let (mut is_wrong, mut is_left_out) = (false, false);
         match KnownField::of(name) {
             KnownField::Host => {
@@ -242,7 +255,7 @@ fn write_fields<'f>(
             known => is_wrong = known.is_hop_by_hop(),
         }
         if is_wrong {
-            return Err(Reason::RequestError);
+            return Err(H2RequestError::Malformed);
         }
         if !is_left_out {
             encode::field(out, name, value);

@@ -7,6 +7,7 @@ use crate::{
     base::rng::Random,
     http1::request::{RequestFraming, RequestHead},
     http2::hpack::{self, HpackDecoder, SizeLimits},
+    reason::Reason,
 };
 
 const LIMITS: HeadLimits = HeadLimits {
@@ -44,13 +45,17 @@ fn get(regular: &[(&str, &[u8])]) -> FieldList {
 }
 
 /// Head as the engine parses it.
-fn read(fields: &FieldList, ends: bool) -> Result<(Http1Request, RequestHead), Reason> {
+fn read(fields: &FieldList, ends: bool) -> Result<(Http1Request, RequestHead), H2RequestError> {
     let request = super::read(fields, ends, LIMITS, || "key".to_owned())?;
     let mut head = RequestHead {
         bytes: request.head.text.clone(),
         ..RequestHead::default()
     };
-    let whole = head.parse(LIMITS).map_err(|refusal| refusal.reason)?;
+    let whole = head.parse(LIMITS).map_err(|refusal| match refusal.reason {
+        Reason::RequestHeaderSectionSize => H2RequestError::TooLarge,
+        Reason::MethodNotAllowed => H2RequestError::MethodNotAllowed,
+        _ => H2RequestError::Malformed,
+    })?;
     assert!(whole, "a head that does not end");
     let length = head.bytes.len();
     assert_eq!(head.len, length, "something stands behind the head");
@@ -80,7 +85,7 @@ fn the_body_is_framed_as_the_stream_ends() {
         assert_eq!(found, (body, framing), "{list:?} {ends}");
     }
     let refused = read(&get(&[("content-length", b"7")]), true);
-    assert_eq!(refused.unwrap_err(), Reason::RequestError);
+    assert_eq!(refused.unwrap_err(), H2RequestError::Malformed);
 }
 
 #[test]
@@ -96,7 +101,10 @@ fn a_websocket_becomes_an_upgrade_and_no_other_tunnel_is_served() {
         fields(&pseudo, &[("sec-websocket-key", b"theirs")])
     };
     for tunnel in [connect(None), connect(Some((":protocol", "connect-udp")))] {
-        assert_eq!(read(&tunnel, false).unwrap_err(), Reason::MethodNotAllowed);
+        assert_eq!(
+            read(&tunnel, false).unwrap_err(),
+            H2RequestError::MethodNotAllowed
+        );
     }
     let socket = connect(Some((":protocol", "websocket")));
     let (request, head) = read(&socket, false).unwrap();
@@ -126,17 +134,17 @@ fn the_parts_of_a_cookie_are_one_field_and_count_by_their_bytes() {
     assert!(read(&get(&list), true).is_ok());
     let list = [other(40), crumbs(2, b"a=b")].concat();
     let refused = read(&get(&list), true);
-    assert_eq!(refused.unwrap_err(), Reason::RequestHeaderSectionSize);
+    assert_eq!(refused.unwrap_err(), H2RequestError::TooLarge);
     // The limit is that of HTTP/1: 80 * 102 bytes with the pseudo-header fields pass, 82 do not.
     let part = &[b'x'; 100];
     assert!(read(&get(&crumbs(78, part)), true).is_ok());
     for list in [crumbs(82, part), crumbs(5_000, b"")] {
         let refused = read(&get(&list), true);
-        assert_eq!(refused.unwrap_err(), Reason::RequestHeaderSectionSize);
+        assert_eq!(refused.unwrap_err(), H2RequestError::TooLarge);
     }
     let large = [b'x'; 8 << 10];
     let refused = read(&get(&[("a", &large)]), true);
-    assert_eq!(refused.unwrap_err(), Reason::RequestHeaderSectionSize);
+    assert_eq!(refused.unwrap_err(), H2RequestError::TooLarge);
 }
 
 #[test]
@@ -160,7 +168,7 @@ fn blanks_at_the_ends_of_values_mean_nothing() {
     assert!(head.takes_trailers);
     for bad in [&b" a\r\n"[..], b"\0", b" \n", b"a\x7f "] {
         let refused = read(&get(&[("a", bad)]), true);
-        assert_eq!(refused.unwrap_err(), Reason::RequestError, "{bad:?}");
+        assert_eq!(refused.unwrap_err(), H2RequestError::Malformed, "{bad:?}");
     }
 }
 
@@ -202,7 +210,7 @@ fn the_authority_and_host_are_the_same_with_and_without_the_usual_port() {
         let found = ask(scheme, Some(authority), host);
         assert_eq!(
             found,
-            Err(Reason::RequestError),
+            Err(H2RequestError::Malformed),
             "{scheme} {authority} {host}"
         );
     }

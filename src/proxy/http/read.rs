@@ -14,6 +14,7 @@ use crate::{
         request::{self, HeadLimits},
     },
     http2::frame::CLIENT_PREFACE,
+    proxy::reasons,
     reason::Reason,
     snapshot::Listener,
 };
@@ -57,8 +58,8 @@ pub(super) async fn head(
     let deadline = client
         .first_request_deadline
         .or_else(|| listener.config.timeouts.header.map(|header| began + header));
-    if let Some(reason) = client.stream.refusal() {
-        return HeadReadOutcome::Refused(reason);
+    if let Some(error) = client.stream.refusal() {
+        return HeadReadOutcome::Refused(reasons::of_h2_request(error));
     }
     let may_be_h2 = client.is_unused && listener.config.http.h2c && client.stream.is_plain();
     let before = head.bytes.len();
