@@ -62,43 +62,43 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// No backend of the pool may take traffic.
+    /// No backend of the pool is available.
     DestinationUnavailable, "destination_unavailable", "destination_unavailable", 502, 503, 1, "No healthy upstream server is available to fulfill the request.";
-    /// The backend's name does not resolve.
+    /// The name of the backend cannot be resolved.
     DnsError, "dns_error", "dns_error", 502, 502, 0, "The name of the upstream server could not be resolved.";
     /// The backend refused the connection or is unreachable.
     ConnectionRefused, "connection_refused", "connection_refused", 502, 502, 0, "The upstream server refused the connection.";
     /// The backend did not accept the connection within `timeouts.connect`.
     ConnectionTimeout, "connection_timeout", "connection_timeout", 502, 504, 0, "The upstream server did not accept the connection in time.";
-    /// The backend closed or reset the connection before a whole response head.
+    /// The backend closed or reset the connection before it sent a complete response head.
     ConnectionTerminated, "connection_terminated", "connection_terminated", 502, 502, 0, "The upstream server closed the connection before it sent a complete response.";
-    /// The backend sent no whole response head within `timeouts.response`.
+    /// The backend did not send a complete response head within `timeouts.response`.
     ConnectionReadTimeout, "connection_read_timeout", "http_response_timeout", 502, 504, 0, "The upstream server did not respond in time.";
     /// The whole exchange took longer than `timeouts.total`.
     TotalTimeout, "total_timeout", "http_response_timeout", 502, 504, 0, "The request was not fulfilled in the time allowed for it.";
-    /// The TLS handshake with the backend failed: no TLS, no version or cipher in common, an alert.
+    /// The TLS handshake with the backend failed: no TLS, no common version or cipher suite, or an alert.
     TlsProtocolError, "tls_protocol_error", "tls_protocol_error", 502, 502, 0, "A secure connection to the upstream server could not be established.";
-    /// The backend's certificate is not good: unknown issuer, expired, for another name.
+    /// The backend's certificate was refused: unknown issuer, expired, or for another name.
     TlsCertificateError, "tls_certificate_error", "tls_certificate_error", 502, 502, 0, "The upstream server could not prove its identity.";
-    /// The backend's answer is not valid HTTP: bad status line, bad header, conflicting lengths, bad first chunk, a 101 nobody asked for.
+    /// The backend's response is not valid HTTP: bad status line, bad header, conflicting lengths, bad first chunk, or a 101 that was not requested.
     ProxyProtocolError, "proxy_protocol_error", "http_protocol_error", 502, 502, 0, "The server received an invalid response from the upstream server while trying to fulfill the request.";
-    /// The backend did not switch to WebSocket when an HTTP/2 client or an HTTP/2 backend would need it to.
+    /// The backend did not switch to WebSocket, and client or backend use HTTP/2.
     UpgradeFailed, "http_upgrade_failed", "http_upgrade_failed", 502, 502, 0, "The upstream server did not accept the change of protocol.";
-    /// The backend's response head, or its trailers, are larger than 64 KiB or have more than 256 fields. It is not held against the backend.
+    /// The backend's response head or trailers are larger than 64 KiB or have more than 256 fields. This does not count for its ejection.
     ResponseHeaderSectionSize, "http_response_header_section_size", "http_response_header_section_size", 502, 502, 0, "The upstream server sent a response head that is too large.";
-    /// The response was cut in mid-body by the backend: the client's connection is cut too.
+    /// The backend cut the response inside its body, so the client's connection is cut too.
     ResponseIncomplete, "http_response_incomplete", "http_response_incomplete", 0, 0, 0, "The upstream server cut the response.";
-    /// The response was cut in mid-body because the backend sent nothing for `timeouts.idle`.
+    /// The response was cut inside its body, because the backend sent nothing for `timeouts.idle`.
     ResponseIdleTimeout, "http_response_idle_timeout", "http_response_incomplete", 0, 0, 0, "The upstream server stopped sending the response.";
-    /// Every eligible backend is at its `max_connections` or `limits.connections_per_backend`.
+    /// All available backends are at their `max_connections` or `limits.connections_per_backend`.
     ConnectionLimitReached, "connection_limit_reached", "connection_limit_reached", 503, 503, 1, "The server is at its connection limit for this service.";
-    /// A limit of balancer itself: `max_connections`, `limits.connections`, `limits.connections_per_client`, or no descriptor or port left.
+    /// A limit of balancer was reached: `max_connections`, `limits.connections`, `limits.connections_per_client`, or no descriptor or port is left.
     Overload, "overload", "connection_limit_reached", 503, 503, 1, "The server is overloaded.";
-    /// Refused by `allow` or `deny`, or a connection that does not come from `accept_proxy.from`.
+    /// `allow` or `deny` refused the client, or the connection does not come from `accept_proxy.from`.
     RequestDenied, "http_request_denied", "http_request_denied", 403, 403, 0, "The request is not allowed from this address.";
-    /// Over the `rate_limit` of its listener or route. `Retry-After` says in how many seconds one more is allowed.
+    /// The client is over the `rate_limit` of the listener or route. `Retry-After` has the seconds until one more request is allowed.
     RateLimited, "rate_limited", "http_request_denied", 429, 429, 1, "Too many requests from this address.";
-    /// The request is malformed or ambiguous, or the connection does not begin with the PROXY header of `accept_proxy` or with a valid ClientHello for `sni`.
+    /// The request is malformed or ambiguous, or the connection does not start with the PROXY header of `accept_proxy` or with a valid ClientHello for `sni`.
     RequestError, "http_request_error", "http_request_error", 400, 400, 0, "The request is malformed.";
     /// The request head is larger than `http.max_header_size` or has more fields than `http.max_headers`.
     RequestHeaderSectionSize, "http_request_header_section_size", "http_request_error", 431, 431, 0, "The request header fields are too large.";
@@ -106,37 +106,37 @@ reasons! {
     RequestUriTooLong, "http_request_uri_too_long", "http_request_error", 414, 414, 0, "The request target is too long.";
     /// The request body is larger than `limits.request_body`.
     RequestBodySize, "http_request_body_size", "http_request_error", 413, 413, 0, "The request body is too large.";
-    /// The client did not send its request within `timeouts.header`, or its body at the rate of `timeouts.body_idle`; or a gRPC call, or a body whose response had begun, waited for the client for `timeouts.idle`; or no PROXY header or ClientHello came in time.
+    /// The client did not send its request head within `timeouts.header`, or its body at the rate of `timeouts.body_idle`. Or balancer waited for the client for `timeouts.idle`, in a gRPC call or after the response had started. Or the PROXY header or ClientHello did not come in time.
     RequestTimeout, "http_request_timeout", "http_request_error", 408, 408, 0, "The request was not received in time.";
-    /// Plain HTTP came to a listener with `tls`, or anything else than TLS to one with `sni`.
+    /// The client sent plain HTTP to a listener with `tls`, or anything except TLS to one with `sni`.
     TlsRequired, "tls_required", "http_request_error", 400, 400, 0, "This port speaks HTTPS, and the request came in plain HTTP.";
-    /// The host of the request has another certificate than the one the client was shown (SNI).
+    /// The host of the request has another certificate than the name that the client asked for (SNI).
     MisdirectedRequest, "misdirected_request", "http_request_error", 421, 421, 0, "This connection is for another host.";
-    /// No route matches, or no server name of `sni`, and the listener has no `pool`.
+    /// No route or server name of `sni` matches, and the listener has no `pool`.
     NoRoute, "no_route", "destination_not_found", 404, 404, 0, "No route matches the request.";
-    /// The method is not served: CONNECT.
+    /// The method is not supported: CONNECT.
     MethodNotAllowed, "method_not_allowed", "http_request_error", 405, 405, 0, "The request method is not allowed.";
-    /// An `Expect` other than `100-continue`.
+    /// The request has an `Expect` other than `100-continue`.
     ExpectationFailed, "expectation_failed", "http_request_error", 417, 417, 0, "The expectation of the request cannot be met.";
-    /// A transfer coding other than `chunked`.
+    /// The request has a transfer coding other than `chunked`.
     TransferCodingUnsupported, "transfer_coding_unsupported", "http_request_error", 501, 501, 0, "The transfer coding of the request is not supported.";
-    /// A protocol version that is not HTTP/1.0 or HTTP/1.1.
+    /// The request has a protocol version other than HTTP/1.0 or HTTP/1.1.
     VersionNotSupported, "version_not_supported", "http_request_error", 505, 505, 0, "The protocol version of the request is not supported.";
-    /// The client's body ended early or is malformed after the request was forwarded.
+    /// The client's body ended early or is malformed, after the request was forwarded.
     RequestIncomplete, "http_request_incomplete", "http_request_error", 400, 400, 0, "The request body is malformed or incomplete.";
-    /// The client closed or reset its connection before the exchange or session was over.
+    /// The client closed or reset its connection before the exchange or session ended.
     ClientDisconnected, "client_disconnected", "http_request_error", 0, 0, 0, "The client closed the connection.";
-    /// The client read nothing of its response for `timeouts.idle`; of a response that balancer gives itself, for `timeouts.body_idle`.
+    /// The client read nothing of its response for `timeouts.idle`, or for `timeouts.body_idle` if it is balancer's own response.
     ClientWriteTimeout, "client_write_timeout", "connection_write_timeout", 0, 0, 0, "The client did not read the response in time.";
-    /// A TCP session or a tunnel moved no byte for `timeouts.idle`, and neither peer read one.
+    /// A TCP session or tunnel moved no byte for `timeouts.idle`, and neither peer read one.
     IdleTimeout, "idle_timeout", "connection_read_timeout", 0, 0, 0, "The session was idle for too long.";
-    /// The backend reset a TCP session or a tunnel.
+    /// The backend reset a TCP session or tunnel.
     BackendReset, "backend_reset", "connection_terminated", 0, 0, 0, "The upstream server reset the connection.";
-    /// The checks of the backend of a TCP session or a tunnel failed, with `health_check.on_down: close`.
+    /// The checks of the backend of a TCP session or tunnel failed, with `health_check.on_down: close`.
     BackendDown, "backend_down", "connection_terminated", 0, 0, 0, "The upstream server is down.";
-    /// Still open when `drain.timeout` ended: cut.
+    /// The request or session was still open when `drain.timeout` passed, and was cut.
     DrainTimeout, "drain_timeout", "proxy_internal_response", 0, 0, 0, "The server is shutting down.";
-    /// A fault in balancer itself.
+    /// An internal error in balancer.
     InternalError, "proxy_internal_error", "proxy_internal_error", 500, 500, 0, "The server failed to handle the request.";
 }
 

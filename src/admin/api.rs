@@ -53,6 +53,7 @@ pub async fn serve_admin(listener: AdminListener, daemon: Arc<Daemon>, control: 
         AdminSocket::Tcp(tcp, token) => {
             context.token = Some(token);
             loop {
+                // The only await of this loop is the accept: each connection has its own task.
                 let accepted = tcp.accept().await;
                 if let Some(stream) = slots.accepted(accepted).await {
                     let context = context.clone();
@@ -65,6 +66,9 @@ pub async fn serve_admin(listener: AdminListener, daemon: Arc<Daemon>, control: 
     }
 }
 
+/// Serves the unix socket, and creates it again if its file was removed.
+///
+/// Cleanup jobs remove old files from `/tmp`, and then no client could reach the daemon any more.
 async fn serve_unix(
     mut unix: UnixListener,
     mut file: SocketFile,
@@ -72,6 +76,7 @@ async fn serve_unix(
     context: ApiContext,
 ) {
     let mut socket_check = interval(SOCKET_CHECK_INTERVAL);
+    // After a suspend of the machine one check is enough.
     socket_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         select! {
@@ -174,6 +179,7 @@ async fn reload(control: &ControlHandle) -> http::AdminResponse {
         )
     };
     let (sender, outcome) = oneshot::channel();
+    // Both ends fail only when the control thread has stopped serving.
     if control.send(ControlRequest::Reload(sender)).await.is_err() {
         return shutting_down();
     }

@@ -96,6 +96,8 @@ impl Collector for DaemonCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
+        // One snapshot for the whole page, so that a reload in between does not mix two
+        // configurations.
         let snapshot = self.daemon.snapshot.load_full();
         let mut families = MetricFamilies::default();
         daemon_families(&mut families, &self.daemon, &snapshot);
@@ -103,6 +105,7 @@ impl Collector for DaemonCollector {
         request_families(&mut families, &snapshot);
         pool_families(&mut families, &snapshot);
         session_families(&mut families, &snapshot);
+        // With thousands of backends these series are most of the page.
         let per_backend = snapshot.config.metrics.per_backend;
         if per_backend != PerBackend::None {
             let all = backends(&snapshot, |_| true);
@@ -135,6 +138,7 @@ fn gauge_sum<T: Default>(slots: &PerThread<T>, field: impl Fn(&T) -> &MetricCell
     (slots.sum(field).cast_signed().max(0)) as f64
 }
 
+/// Version, readiness, reloads, logs and workers.
 fn daemon_families(families: &mut MetricFamilies, daemon: &Daemon, snapshot: &Snapshot) {
     let reload = daemon.reload_status();
     families.family(f::BUILD_INFO, |s| s.add(&[env!("CARGO_PKG_VERSION")], 1.0));
@@ -166,6 +170,7 @@ fn daemon_families(families: &mut MetricFamilies, daemon: &Daemon, snapshot: &Sn
     });
 }
 
+/// Connections and bytes of the listeners.
 fn listener_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
     let mut counter = |spec, field: fn(&ListenerSlot) -> &MetricCell| {
         families.family(spec, |s| {
@@ -224,6 +229,7 @@ fn tls_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
         }
     });
     families.family(f::TLS_EXPIRY, |s| {
+        // Several listeners may use the same file, and a series must occur only once.
         let mut seen = BTreeMap::new();
         for tls in secure().filter_map(|one| one.config.tls.as_ref()) {
             for certificate in &tls.certificates {
@@ -244,9 +250,11 @@ fn pool_slots(snapshot: &Snapshot) -> impl Iterator<Item = (&str, &PerThread<Poo
         .chain([(NO_POOL, &*snapshot.unrouted)])
 }
 
+/// HTTP requests, by pool.
 fn request_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
     families.family(f::REQUESTS, |s| {
         for (pool, slots) in pool_slots(snapshot) {
+            // Each thread has its own table. A sorted map, because the registry sorts the series.
             let mut sums = BTreeMap::new();
             for (method, code, count) in slots.each().flat_map(|slot| slot.requests.each()) {
                 *sums.entry((method, code)).or_insert(0) += count;
@@ -282,6 +290,7 @@ fn request_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
     });
 }
 
+/// Errors, retries, refused requests and states of backends, by pool.
 fn pool_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
     families.family(f::ERRORS, |s| {
         for (pool, slots) in pool_slots(snapshot) {
@@ -351,6 +360,7 @@ fn tcp_pools(snapshot: &Snapshot) -> Vec<&Pool> {
         .collect()
 }
 
+/// TCP sessions, by pool.
 fn session_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
     let pools = tcp_pools(snapshot);
     families.family(f::SESSIONS, |s| {
@@ -398,6 +408,7 @@ fn backends(snapshot: &Snapshot, of: impl Fn(&Pool) -> bool) -> Vec<LabelledBack
     found
 }
 
+/// State and weight of each backend.
 fn state_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'_>]) {
     families.family(f::BACKEND_UP, |s| {
         for (labels, backend) in backends {
@@ -415,6 +426,7 @@ fn state_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'_>
             s.add(labels, backend.state.view().since_unix.as_secs_f64());
         }
     });
+    // In alphabetical order, as the registry sorts them.
     let mut states = HealthState::ALL;
     states.sort_unstable_by_key(|state| state.name());
     families.family(f::BACKEND_STATE, |s| {
@@ -471,6 +483,7 @@ fn add_results(
     }
 }
 
+/// Traffic of each backend.
 fn traffic_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'_>]) {
     families.family(f::BACKEND_REQUESTS, |s| {
         for ([pool, name], backend) in backends {
@@ -479,6 +492,7 @@ fn traffic_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'
                 let sum: u64 = counts
                     .filter_map(|slot| slot.requests.get(index).map(MetricCell::get))
                     .sum();
+                // Most backends only ever respond with two or three classes.
                 if sum > 0 {
                     s.count(&[pool, name, class], sum);
                 }
@@ -509,6 +523,7 @@ fn traffic_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'
     backend_reasons(families, f::BACKEND_EJECTIONS, backends, |m| &m.ejections);
 }
 
+/// Health checks of each backend whose pool has a check.
 fn check_families(families: &mut MetricFamilies, checked: &[LabelledBackend<'_>]) {
     families.family(f::BACKEND_CHECKS, |s| {
         for backend in checked {
@@ -528,6 +543,7 @@ fn check_families(families: &mut MetricFamilies, checked: &[LabelledBackend<'_>]
     });
 }
 
+/// Numbers of this process. A number that is unknown has no series.
 fn process_families(families: &mut MetricFamilies) {
     let process = process::read_stats();
     let numbers = [

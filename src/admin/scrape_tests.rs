@@ -139,6 +139,90 @@ fn every_family_of_the_list_is_on_a_full_page_and_nothing_else() {
     }
 }
 
+/// Series and values that [`count_everything`] produces.
+const EXPECTED_SAMPLES: &[(&str, f64)] = &[
+    ("balancer_ready", 1.0),
+    ("balancer_config_generation", 1.0),
+    ("balancer_connections_limit", 1_000.0),
+    (r#"balancer_worker_busy_seconds_total{worker="1"}"#, 2.5),
+    (
+        r#"balancer_listener_sent_bytes_total{listener="web"}"#,
+        2e12,
+    ),
+    (
+        r#"balancer_listener_connections_rejected_total{listener="web",reason="overload"}"#,
+        1.0,
+    ),
+    (
+        r#"balancer_http_requests_total{pool="app",method="GET",code="200"}"#,
+        1.0,
+    ),
+    (
+        r#"balancer_http_requests_total{pool="-",method="other",code="502"}"#,
+        1.0,
+    ),
+    (
+        r#"balancer_http_request_duration_seconds_bucket{pool="app",code_class="2xx",le="0.0005"}"#,
+        0.0,
+    ),
+    (
+        r#"balancer_http_request_duration_seconds_bucket{pool="app",code_class="2xx",le="0.001"}"#,
+        1.0,
+    ),
+    (
+        r#"balancer_http_request_duration_seconds_bucket{pool="app",code_class="2xx",le="60"}"#,
+        1.0,
+    ),
+    (
+        r#"balancer_http_request_duration_seconds_sum{pool="app",code_class="2xx"}"#,
+        0.000_75,
+    ),
+    (
+        r#"balancer_errors_total{pool="app",reason="connection_refused",code="502"}"#,
+        1.0,
+    ),
+    (
+        r#"balancer_tcp_sessions_total{pool="sql",result="ok"}"#,
+        4.0,
+    ),
+    (
+        r#"balancer_tcp_sessions_total{pool="sql",result="idle_timeout"}"#,
+        1.0,
+    ),
+    (
+        r#"balancer_tcp_session_duration_seconds_bucket{pool="sql",le="60"}"#,
+        0.0,
+    ),
+    (
+        r#"balancer_tcp_session_duration_seconds_bucket{pool="sql",le="+Inf"}"#,
+        1.0,
+    ),
+    (
+        r#"balancer_pool_backends{pool="app",state="checking"}"#,
+        3.0,
+    ),
+    (
+        r#"balancer_backend_up{pool="app",backend="10.0.0.0:80"}"#,
+        0.0,
+    ),
+    (
+        r#"balancer_backend_requests_total{pool="app",backend="10.0.0.0:80",code_class="2xx"}"#,
+        5.0,
+    ),
+    (
+        r#"balancer_backend_connections_total{pool="app",backend="10.0.0.1:80",result="failed"}"#,
+        1.0,
+    ),
+    (
+        r#"balancer_backend_health_checks_total{pool="app",backend="10.0.0.2:80",result="ok"}"#,
+        7.0,
+    ),
+    (
+        r#"balancer_backend_health_check_duration_seconds{pool="app",backend="10.0.0.2:80"}"#,
+        0.001_5,
+    ),
+];
+
 #[test]
 fn what_was_counted_is_shown() {
     let daemon = testing::daemon(testing::usual());
@@ -146,89 +230,8 @@ fn what_was_counted_is_shown() {
     daemon.ready.store(true, Relaxed);
     let page = page(&daemon);
     let samples = samples(&page);
-    for (series, value) in [
-        ("balancer_ready", 1.0),
-        ("balancer_config_generation", 1.0),
-        ("balancer_connections_limit", 1_000.0),
-        (r#"balancer_worker_busy_seconds_total{worker="1"}"#, 2.5),
-        (
-            r#"balancer_listener_sent_bytes_total{listener="web"}"#,
-            2e12,
-        ),
-        (
-            r#"balancer_listener_connections_rejected_total{listener="web",reason="overload"}"#,
-            1.0,
-        ),
-        (
-            r#"balancer_http_requests_total{pool="app",method="GET",code="200"}"#,
-            1.0,
-        ),
-        (
-            r#"balancer_http_requests_total{pool="-",method="other",code="502"}"#,
-            1.0,
-        ),
-        (
-            r#"balancer_http_request_duration_seconds_bucket{pool="app",code_class="2xx",le="0.0005"}"#,
-            0.0,
-        ),
-        (
-            r#"balancer_http_request_duration_seconds_bucket{pool="app",code_class="2xx",le="0.001"}"#,
-            1.0,
-        ),
-        (
-            r#"balancer_http_request_duration_seconds_bucket{pool="app",code_class="2xx",le="60"}"#,
-            1.0,
-        ),
-        (
-            r#"balancer_http_request_duration_seconds_sum{pool="app",code_class="2xx"}"#,
-            0.000_75,
-        ),
-        (
-            r#"balancer_errors_total{pool="app",reason="connection_refused",code="502"}"#,
-            1.0,
-        ),
-        (
-            r#"balancer_tcp_sessions_total{pool="sql",result="ok"}"#,
-            4.0,
-        ),
-        (
-            r#"balancer_tcp_sessions_total{pool="sql",result="idle_timeout"}"#,
-            1.0,
-        ),
-        (
-            r#"balancer_tcp_session_duration_seconds_bucket{pool="sql",le="60"}"#,
-            0.0,
-        ),
-        (
-            r#"balancer_tcp_session_duration_seconds_bucket{pool="sql",le="+Inf"}"#,
-            1.0,
-        ),
-        (
-            r#"balancer_pool_backends{pool="app",state="checking"}"#,
-            3.0,
-        ),
-        (
-            r#"balancer_backend_up{pool="app",backend="10.0.0.0:80"}"#,
-            0.0,
-        ),
-        (
-            r#"balancer_backend_requests_total{pool="app",backend="10.0.0.0:80",code_class="2xx"}"#,
-            5.0,
-        ),
-        (
-            r#"balancer_backend_connections_total{pool="app",backend="10.0.0.1:80",result="failed"}"#,
-            1.0,
-        ),
-        (
-            r#"balancer_backend_health_checks_total{pool="app",backend="10.0.0.2:80",result="ok"}"#,
-            7.0,
-        ),
-        (
-            r#"balancer_backend_health_check_duration_seconds{pool="app",backend="10.0.0.2:80"}"#,
-            0.001_5,
-        ),
-    ] {
-        assert_eq!(samples.get(series), Some(&value), "{series}");
+    for (series, value) in EXPECTED_SAMPLES {
+        assert_eq!(samples.get(series), Some(value), "{series}");
     }
 }
 

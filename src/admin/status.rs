@@ -22,6 +22,8 @@ use crate::{
 
 /// Describes the current state of the daemon.
 pub(super) fn status(daemon: &Daemon) -> Value {
+    // One snapshot for the whole document, so that a reload in between does not mix two
+    // configurations.
     let now = clock::now();
     let snapshot = daemon.snapshot.load_full();
     let reload = daemon.reload_status();
@@ -86,10 +88,12 @@ fn seconds(time: Duration) -> f64 {
     time.as_millis() as f64 / 1e3
 }
 
+/// Seconds since a point in time.
 fn age(since: Instant, now: Instant) -> f64 {
     seconds(now.saturating_duration_since(since))
 }
 
+/// RFC 3339 time, or null if it is zero: the event has not happened.
 fn time(unix: Duration) -> Value {
     if unix.is_zero() {
         Value::Null
@@ -98,6 +102,7 @@ fn time(unix: Duration) -> Value {
     }
 }
 
+/// Object of one listener.
 fn listener(listener: &Listener) -> Value {
     let metrics = &listener.state.metrics;
     json!({
@@ -109,6 +114,7 @@ fn listener(listener: &Listener) -> Value {
     })
 }
 
+/// Object of one pool with its backends.
 fn pool(pool: &Pool, now: Instant) -> Value {
     let counts = pool.counts();
     let states = HealthState::ALL
@@ -152,6 +158,7 @@ fn check_text(health: &HealthView, check: &HealthCheckConfig) -> String {
     text
 }
 
+/// Object of one backend. `check_config` is `None` without a health check.
 fn backend(backend: &Backend, check_config: Option<&HealthCheckConfig>, now: Instant) -> Value {
     let health = backend.state.view();
     let text = check_config.map(|check| check_text(&health, check));

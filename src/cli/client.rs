@@ -90,6 +90,7 @@ impl Error for CallError {
 
 /// Hint for a socket that cannot be opened.
 fn socket_hint(error: &io::Error) -> &'static str {
+    // root may open every socket, so for root the path must be wrong.
     let is_root = rustix::process::geteuid().is_root();
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
@@ -130,6 +131,7 @@ pub(super) fn call(
     path: &str,
     limit: Duration,
 ) -> Result<ApiResponse, CallError> {
+    // The token comes first: without it there is no reason to connect.
     let token = match &admin.token_file {
         Some(file) => Some(
             std::fs::read_to_string(file)
@@ -158,6 +160,8 @@ pub(super) fn call(
             )
         }
     };
+    // A read timeout is `WouldBlock` on a socket with SO_RCVTIMEO (socket(7)), or `TimedOut` of
+    // ours.
     let bytes = response.map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
             CallError::TimedOut(admin.address.clone(), limit)
@@ -167,6 +171,7 @@ pub(super) fn call(
     parse(&bytes).map_err(|what| CallError::Broken(admin.address.clone(), what))
 }
 
+/// Connects with a timeout. A unix socket needs none: its connect does not wait for the daemon.
 fn connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&address, limit)
 }
@@ -249,6 +254,7 @@ fn parse(bytes: &[u8]) -> Result<ApiResponse, String> {
             .iter()
             .find(|field| field.name.eq_ignore_ascii_case(name))
     };
+    // The admin server always knows the length of its documents.
     if field("transfer-encoding").is_some() {
         return Err("a transfer coding is not expected".to_owned());
     }

@@ -55,6 +55,7 @@ pub fn main() -> ExitCode {
     checked(dispatch(command))
 }
 
+/// Runs one command.
 fn dispatch(command: Command) -> ExitCode {
     match command {
         Command::Run(options) => run(options.config),
@@ -82,6 +83,7 @@ fn dispatch(command: Command) -> ExitCode {
     }
 }
 
+/// Becomes the daemon.
 fn run(file: Option<PathBuf>) -> ExitCode {
     runtime::run(
         &file.unwrap_or_else(default_config),

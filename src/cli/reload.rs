@@ -38,6 +38,7 @@ pub(super) fn run(admin: &AdminEndpoint) -> Result<ExitCode, CallError> {
     }
     let changed: ReloadSuccess = serde_json::from_slice(&response.body)
         .map_err(|error| CallError::Broken(admin.address.clone(), error.to_string()))?;
+    // Warnings go to standard error, so that scripts can read the changes from standard output.
     if !changed.rendered.is_empty() {
         print_error(&changed.rendered);
     }

@@ -39,10 +39,12 @@ struct StatusDocument {
     reload: ReloadSummary,
     listeners: Vec<ListenerStatus>,
     pools: Vec<PoolStatus>,
+    /// Empty for older daemons, which do not send them.
     #[serde(default)]
     certificates: Vec<CertificateStatus>,
 }
 
+/// Certificate of a listener or pool.
 #[derive(Debug, Deserialize)]
 struct CertificateStatus {
     file: String,
@@ -60,6 +62,7 @@ struct ConnectionsStatus {
     limit: u64,
 }
 
+/// Result of the last load and numbers of reloads.
 #[derive(Debug, Deserialize)]
 struct ReloadSummary {
     ok: bool,
@@ -139,6 +142,7 @@ pub(super) fn run(admin: &AdminEndpoint, show: StatusFormat) -> Result<ExitCode,
         StatusFormat::Json => print(&String::from_utf8_lossy(&response.body)),
         StatusFormat::Silent => (),
     }
+    // `--ready` is for probes: a pool without backends does not make the daemon not ready.
     let bad = match show {
         StatusFormat::Silent => !status.ready,
         StatusFormat::Screen | StatusFormat::Json => status.degraded(),
@@ -223,6 +227,7 @@ fn listener_row(listener: &ListenerStatus) -> Vec<String> {
 /// Cells of a certificate: file, validity, end, names.
 fn certificate_row(certificate: &CertificateStatus) -> Vec<String> {
     let time = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
+    // Capitals, so that an expired certificate is visible in a long list.
     let validity = match certificate.state.as_str() {
         "expired" => format!("EXPIRED {} ago", age(certificate.expired_seconds_ago)),
         "not_yet_valid" => format!("NOT VALID before {}", time(&certificate.not_before)),
@@ -238,12 +243,14 @@ fn certificate_row(certificate: &CertificateStatus) -> Vec<String> {
 
 /// Cells of a backend: name, state, age of the state, weight, load, notes.
 fn backend_row(backend: &BackendStatus) -> Vec<String> {
+    // Without a configured name, the name is the address.
     let name = if backend.name == backend.address {
         backend.address.clone()
     } else {
         format!("{} ({})", backend.name, backend.address)
     };
     let mut notes = Vec::new();
+    // Tier 1 is the usual case of one group of backups.
     match backend.tier {
         0 => {}
         1 => notes.push("backup".to_owned()),
@@ -285,6 +292,7 @@ fn table(text: &mut String, indent: &str, rows: &[Vec<String>]) {
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for row in rows {
+        // Without trailing blanks, so that the output can be compared and copied.
         let mut line = indent.to_owned();
         for (cell, width) in row.iter().zip(&widths) {
             let _ = write!(line, "{cell:width$}  ");
@@ -298,6 +306,7 @@ fn table(text: &mut String, indent: &str, rows: &[Vec<String>]) {
 fn age(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;
     let (days, hours, minutes) = (whole / 86_400, whole / 3_600 % 24, whole / 60 % 60);
+    // Smaller units would only be noise.
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{whole}s"),
         (0, 0, _) => format!("{minutes}m {}s", whole % 60),

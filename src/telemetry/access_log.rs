@@ -227,6 +227,7 @@ fn request_fields(line: &mut Vec<u8>, record: &AccessRecord, request: &RequestTe
         text::address(fields.0, client);
         fields.0.push(b'"');
     }
+    // Sessions have no request, so they have no protocol either.
     let protocol = match request.protocol {
         "" => "TCP",
         http => http,

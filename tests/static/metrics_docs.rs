@@ -84,10 +84,10 @@ fn every_cause_of_failed_handshakes_is_documented_and_the_other_way_round() {
 fn reasons_page() -> String {
     let mut page = String::from(
         "# Reasons\n\n\
-         Why balancer answered a request itself, or cut a connection. The same word stands in the access log (`reason`), in the\n\
-         metric label `reason`, in `errors.override` and, as its token, in the `Proxy-Status` field (RFC 9209).\n\
-         `–` as status: no answer can be sent any more, the client's connection is cut.\n\n\
-         This page is made from `src/reason.rs`: `UPDATE_DOCS=1 cargo test --test static metrics_docs` writes it again.\n\n\
+         A reason says why balancer sent its own response or cut a connection. The access log (`reason`), the metric label `reason` and\n\
+         `errors.override` use its name. The `Proxy-Status` field uses its token (RFC 9209). The status `–` means that no response can be\n\
+         sent any more, so the client's connection is cut.\n\n\
+         This page is generated from `src/reason.rs`: `UPDATE_DOCS=1 cargo test --test static metrics_docs` writes it again.\n\n\
          | reason | when | unified | split | Retry-After | Proxy-Status token | detail for the client |\n\
          |---|---|---|---|---|---|---|\n",
     );

@@ -75,6 +75,7 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     } else {
         TcpSocket::new_v6()?
     };
+    // The port must be free again at once after `down` and `ok`.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(1024)
@@ -101,6 +102,7 @@ pub(super) async fn serve(backends: DemoBackends, index: usize, listener: TcpLis
     }
 }
 
+/// Accepts connections until the backend goes down.
 async fn accept_until_down(backends: &DemoBackends, index: usize, listener: TcpListener) {
     let Some(backend) = backends.get(index) else {
         return;
@@ -112,12 +114,14 @@ async fn accept_until_down(backends: &DemoBackends, index: usize, listener: TcpL
             () = down(&mut mode) => return,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => drop(tokio::spawn(connection(Arc::clone(backends), index, stream))),
+                // Out of descriptors: a delay, or this loop would use a full core.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             },
         }
     }
 }
 
+/// Waits until the backend is brought up or its time is over.
 async fn wait_while_down(backend: &DemoBackend) {
     let mut mode = backend.mode.subscribe();
     let brought_up = mode.wait_for(|mode| *mode != BackendMode::Down);
@@ -185,6 +189,7 @@ async fn exchange(
             respond(stream, backend, "503 Service Unavailable", &body, &request).await
         }
         BackendMode::Hang => {
+            // Ends with the mode, so that a demo does not collect hanging connections.
             let mut mode = backend.mode.subscribe();
             let _ = mode.wait_for(|mode| *mode != BackendMode::Hang).await;
             Ok(false)
@@ -244,6 +249,7 @@ async fn execute(
             DOWN_DURATION.as_secs()
         ),
     };
+    // Respond first: after `down` the connection is closed.
     let more = respond(stream, own, "200 OK", &body, request).await?;
     target.mode.send_replace(mode);
     Ok(more)
@@ -261,6 +267,7 @@ fn page(backend: &DemoBackend, request: &DemoRequest) -> (&'static str, String) 
     }
 }
 
+/// Sends a response. Returns true if the connection stays open.
 async fn respond(
     stream: &mut BufReader<TcpStream>,
     backend: &DemoBackend,
@@ -287,6 +294,7 @@ async fn respond(
 /// Reads a head and skips the body. `None` at the end of the connection or if it is not a request.
 async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<DemoRequest>> {
     let mut head = Vec::new();
+    // Line by line, up to the empty line that ends the head.
     let mut limited = stream.take(MAX_HEAD_BYTES);
     while !head.ends_with(b"\r\n\r\n") {
         if limited.read_until(b'\n', &mut head).await? == 0 {
@@ -316,13 +324,16 @@ async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<De
             .unwrap_or_default()
             .to_owned(),
         head: String::from_utf8_lossy(&head).trim_end().to_owned() + "\n",
+        // RFC 9112 §9.3: HTTP/1.0 closes by default, HTTP/1.1 does not.
         close: connection.contains("close")
             || parsed.version == Some(0) && !connection.contains("keep-alive"),
+        // balancer adds these fields, so a request with them did not come directly.
         forwarded: field("via").is_some() || field("x-forwarded-for").is_some(),
     };
     let expects = field("expect").is_some_and(|value| value == "100-continue");
     let chunked = field("transfer-encoding").is_some();
     let length = field("content-length").and_then(|value| value.parse::<u64>().ok());
+    // The body must be read, so that the next request on the connection starts at its head.
     if expects {
         stream
             .get_mut()
@@ -362,6 +373,7 @@ async fn skip_chunks(stream: &mut BufReader<TcpStream>) -> io::Result<()> {
     Ok(())
 }
 
+/// Reads a line without its end.
 async fn read_line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     let mut line = Vec::new();
     stream

@@ -61,6 +61,7 @@ pub(super) fn run(config: Option<&Path>) -> ExitCode {
     match Demo::open(&loaded) {
         Ok(demo) => {
             let text = welcome_text(&loaded, &file.path, &demo.backends);
+            // Printed when the daemon is ready, so that the commands in the text work at once.
             let options = RunOptions {
                 on_ready: Some(Box::new(move || print(&text))),
             };
@@ -92,6 +93,7 @@ impl DemoFile {
                 temporary: None,
             });
         }
+        // The process id makes the name unique among running demos.
         let directory = std::env::temp_dir().join(format!("balancer-demo-{}", std::process::id()));
         // Fails if the directory exists, so that another user cannot prepare a file in it.
         fs::DirBuilder::new().mode(0o700).create(&directory)?;
@@ -155,6 +157,7 @@ impl Demo {
                 mode: watch::Sender::new(BackendMode::Ok),
             })
             .collect();
+        // A separate thread, so that a backend that hangs does not stop the control thread.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -181,6 +184,7 @@ impl Demo {
             stop,
             thread,
         };
+        // The thread reports whether all ports could be opened.
         match started.recv() {
             Ok(Ok(())) => Ok(demo),
             Ok(Err(error)) => {
@@ -226,6 +230,7 @@ fn addresses(config: &Config) -> Result<Vec<SocketAddr>, DemoError> {
     for pool in &config.pools {
         for backend in &pool.backends {
             match &backend.address {
+                // Only loopback: the demo must not open ports to the network.
                 BackendAddress::Ip(address) if address.ip().is_loopback() => {
                     if !found.contains(address) {
                         found.push(*address);

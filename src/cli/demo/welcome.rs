@@ -96,6 +96,7 @@ fn add_backend_commands(text: &mut String, backends: &DemoBackends) {
 
 /// Commands of this program, and the metrics.
 fn add_daemon_commands(text: &mut String, config: &Config, file: &Path) {
+    // As the user has called it, so that the commands can be copied.
     let program = std::env::args()
         .next()
         .unwrap_or_else(|| "balancer".to_owned());
@@ -106,6 +107,7 @@ fn add_daemon_commands(text: &mut String, config: &Config, file: &Path) {
         &format!("{program} status{options}"),
     );
     if let Some(metrics) = config.metrics.bind {
+        // A wildcard address is for listening only.
         let metrics = reachable(&BindAddress::Ip(metrics)).unwrap_or(metrics);
         add_line(
             text,
