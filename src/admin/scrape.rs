@@ -30,6 +30,7 @@ use crate::{
         handshakes::HandshakeFailure,
         metrics::{
             BackendSlot, ListenerSlot, METHOD_NAMES, MetricCell, PerThread, PoolSlot, ReasonCounts,
+            STATUS_CLASSES,
         },
         sink::LogName,
     },
@@ -37,9 +38,6 @@ use crate::{
 
 /// Value of the label `pool` for requests that never reached a pool.
 const NO_POOL: &str = "-";
-
-/// Classes of status, indexed by `metrics::class_index`.
-const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// Registry with the collector of the daemon.
 pub(super) struct MetricsExporter {

@@ -201,7 +201,7 @@ fn records_of_any_size_have_the_same_name_and_no_prefix_of_them_has() {
 }
 
 #[test]
-fn what_follows_the_hello_is_not_looked_at() {
+fn bytes_behind_the_hello_are_ignored() {
     for behind in [
         &b"\x14\x03\x03\x00\x01\x01"[..],
         b"\x17\x03\x03",
@@ -329,7 +329,7 @@ fn lengths_must_fit_exactly() {
 }
 
 #[test]
-fn lists_that_cannot_be_are_refused() {
+fn lists_of_impossible_lengths_are_refused() {
     let rest = block(&[]);
     let body = |session: &[u8], suites: &[u8], compression: &[u8]| {
         let mut body = vec![3, 3];
@@ -437,7 +437,7 @@ fn a_hello_is_bounded() {
 }
 
 #[test]
-fn a_prefix_is_refused_for_what_the_whole_is_refused_for() {
+fn a_fault_of_a_prefix_is_the_fault_of_the_whole() {
     let mut random = Random::seeded(12);
     let seeds: Vec<_> = real().into_iter().map(|(bytes, _)| bytes).collect();
     for round in 0..3_000 {

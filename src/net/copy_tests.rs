@@ -1,3 +1,5 @@
+//! Relays over loopback: ends, resets, bulk, idle timeouts.
+
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -17,7 +19,7 @@ async fn run(client: Stream, backend: Stream, idle: Option<Duration>) -> RelayEn
     end
 }
 
-/// `length` bytes that differ from place to place, and the same again for comparing.
+/// Returns `length` bytes that differ from place to place, the same for each call.
 fn pattern(length: usize, seed: u32) -> Vec<u8> {
     (0..length as u32)
         .map(|place| (place.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8)
@@ -56,14 +58,14 @@ async fn an_end_of_one_direction_is_passed_on_and_the_other_goes_on() {
 }
 
 #[tokio::test]
-async fn what_was_read_already_comes_first_and_is_counted() {
+async fn bytes_read_before_come_first_and_are_counted() {
     let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
     let (received, sent) = (MetricCell::default(), MetricCell::default());
     let meter = RelayMeter {
         received: &received,
         sent: &sent,
     };
-    // More than the system takes at once from somebody whose peer reads nothing.
+    // More than the system takes at once for a peer that reads nothing.
     let first = pattern(20_000_000, 4);
     let script = async {
         client.write_all(b"and the rest").await.unwrap();
@@ -254,12 +256,12 @@ async fn bulk_is_spliced_and_messages_are_not() {
 }
 
 #[tokio::test]
-async fn silence_for_the_idle_timeout_cuts_with_a_reset() {
+async fn no_traffic_for_the_idle_timeout_cuts_with_a_reset() {
     let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
     let idle = Duration::from_millis(60);
     let began = clock::now();
     let script = async {
-        // Traffic in one direction keeps the session, though the other is silent.
+        // Traffic in one direction keeps the session, though the other has none.
         for _ in 0..8 {
             tokio::time::sleep(idle / 3).await;
             backend.write_all(b"x").await.unwrap();
@@ -275,7 +277,7 @@ async fn silence_for_the_idle_timeout_cuts_with_a_reset() {
     assert!(talked - began > idle && clock::now() - talked >= idle * 9 / 10);
 }
 
-/// Fills the way from `from` to a peer that reads nothing; gives how many bytes that took.
+/// Writes to `from` until nothing is taken any more; returns the bytes written.
 async fn fill(from: &mut tokio::net::TcpStream) -> usize {
     let (block, mut sent) = (vec![7; 64 << 10], 0);
     while let Ok(count) = tokio::time::timeout(Duration::from_millis(100), from.write(&block)).await
@@ -308,13 +310,13 @@ async fn a_peer_that_reads_slowly_is_not_idle_and_one_that_stops_is() {
 }
 
 #[tokio::test]
-async fn a_peer_that_takes_the_rest_out_of_its_buffers_is_not_idle() {
+async fn a_peer_that_drains_its_buffers_is_not_idle() {
     let ((mut client, ours), (mut backend, theirs)) = (pair().await, pair().await);
     let idle = Duration::from_millis(400);
     let bytes = pattern(2_000_000, 9);
     let script = async {
         backend.write_all(&bytes).await.unwrap();
-        // All of it is with the systems in between, and the relay has nothing to do.
+        // All bytes are in kernel buffers, so the relay has nothing to do.
         let mut got = Vec::new();
         while got.len() < bytes.len() {
             let mut buffer = vec![0; 64 << 10];

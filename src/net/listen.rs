@@ -380,13 +380,13 @@ mod tests {
         }
     }
 
-    fn any_port(ip: &str) -> BindAddress {
+    fn unused_port(ip: &str) -> BindAddress {
         format!("{ip}:0").parse().unwrap()
     }
 
     #[test]
     fn all_workers_share_the_port_that_was_free() {
-        let sockets = bind(&any_port("127.0.0.1"), &options(), 3).unwrap();
+        let sockets = bind(&unused_port("127.0.0.1"), &options(), 3).unwrap();
         let ports: Vec<_> = sockets
             .iter()
             .map(|socket| socket.local_addr().unwrap().port())
@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn a_taken_port_is_an_error_that_names_it() {
         // Taken with SO_REUSEPORT: the kernel would let us share it.
-        let taken = bind(&any_port("127.0.0.1"), &options(), 1).unwrap();
+        let taken = bind(&unused_port("127.0.0.1"), &options(), 1).unwrap();
         let address = BindAddress::Ip(taken[0].local_addr().unwrap());
         let error = bind(&address, &options(), 2).unwrap_err();
         let BindAddress::Ip(ip) = &address else {
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn an_address_of_another_machine_is_an_error() {
-        let error = bind(&any_port("192.0.2.1"), &options(), 1).unwrap_err();
+        let error = bind(&unused_port("192.0.2.1"), &options(), 1).unwrap_err();
         assert_eq!(
             error.to_string(),
             "cannot listen on 192.0.2.1:0: this machine has no such address"
@@ -424,7 +424,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_ipv6_wildcard_takes_ipv4_clients_and_they_look_like_ipv4() {
-        let mut sockets = bind(&any_port("[::]"), &options(), 1).unwrap();
+        let mut sockets = bind(&unused_port("[::]"), &options(), 1).unwrap();
         let port = sockets[0].local_addr().unwrap().port();
         let acceptor = Acceptor::new(sockets.remove(0)).unwrap();
         let connect = tokio::net::TcpStream::connect(("127.0.0.1", port));
@@ -436,7 +436,7 @@ mod tests {
 
     #[tokio::test]
     async fn accepted_connections_inherit_no_delay_and_keepalive() {
-        let mut sockets = bind(&any_port("127.0.0.1"), &options(), 1).unwrap();
+        let mut sockets = bind(&unused_port("127.0.0.1"), &options(), 1).unwrap();
         let address = sockets[0].local_addr().unwrap();
         let acceptor = Acceptor::new(sockets.remove(0)).unwrap();
         let connect = tokio::net::TcpStream::connect(address);
@@ -450,8 +450,8 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn the_kernel_takes_little_for_a_client_that_does_not_read() {
-        let mut sockets = bind(&any_port("127.0.0.1"), &options(), 1).unwrap();
+    async fn the_kernel_buffers_little_for_a_client_that_does_not_read() {
+        let mut sockets = bind(&unused_port("127.0.0.1"), &options(), 1).unwrap();
         let address = sockets[0].local_addr().unwrap();
         let acceptor = Acceptor::new(sockets.remove(0)).unwrap();
         let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -467,8 +467,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_queued_is_taken_although_the_driver_has_not_seen_it() {
-        let mut sockets = bind(&any_port("127.0.0.1"), &options(), 1).unwrap();
+    async fn queued_connections_are_accepted_though_the_driver_has_not_seen_them() {
+        let mut sockets = bind(&unused_port("127.0.0.1"), &options(), 1).unwrap();
         let address = sockets[0].local_addr().unwrap();
         let acceptor = Acceptor::new(sockets.remove(0)).unwrap();
         let clients: Vec<_> = (0..3)

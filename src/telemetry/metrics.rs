@@ -170,10 +170,13 @@ pub fn method_index(method: &[u8]) -> usize {
         .unwrap_or(METHOD_NAMES.len() - 1)
 }
 
-/// Index of a status in the five classes `1xx` to `5xx`.
+/// Classes of status codes, RFC 9110 section 15.
+pub const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Position of the class of `status` in [`STATUS_CLASSES`].
 #[inline]
 pub fn class_index(status: u16) -> usize {
-    usize::from(status / 100).clamp(1, 5) - 1
+    usize::from(status / 100).clamp(1, STATUS_CLASSES.len()) - 1
 }
 
 /// Requests by method and status.
@@ -182,7 +185,7 @@ pub fn class_index(status: u16) -> usize {
 /// 36 KB for each pool and thread.
 #[derive(Debug, Default)]
 pub struct StatusTable {
-    classes: [[OnceLock<Box<[MetricCell; 100]>>; 5]; METHOD_NAMES.len()],
+    classes: [[OnceLock<Box<[MetricCell; 100]>>; STATUS_CLASSES.len()]; METHOD_NAMES.len()],
 }
 
 impl StatusTable {
@@ -277,7 +280,7 @@ pub struct PoolSlot {
     pub requests_active: MetricCell,
     /// Time from the first byte of the request to the last byte of the response, by class of
     /// status.
-    pub duration: [TimeHistogram; 5],
+    pub duration: [TimeHistogram; STATUS_CLASSES.len()],
     /// Bytes of request bodies.
     pub request_body: MetricCell,
     /// Bytes of response bodies.
@@ -314,7 +317,7 @@ impl PoolSlot {
 #[derive(Debug, Default)]
 pub struct BackendSlot {
     /// Responses by class of status.
-    pub requests: [MetricCell; 5],
+    pub requests: [MetricCell; STATUS_CLASSES.len()],
     /// Time from the sent request head to the first byte of the response.
     pub response: TimeHistogram,
     /// Connections for traffic that were established.

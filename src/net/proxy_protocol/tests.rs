@@ -22,7 +22,7 @@ fn ends(source: &str, destination: &str) -> ConnectionEnds {
     }
 }
 
-/// Version 2 as it is on the wire, from its parts.
+/// Writes a header of version 2 from its parts.
 fn binary(command: u8, kind: u8, block: &[u8]) -> Vec<u8> {
     let length = u16::try_from(block.len()).unwrap();
     [BINARY_START, &[command, kind], &length.to_be_bytes(), block].concat()
@@ -39,7 +39,7 @@ fn with_tlvs(tlvs: &[u8]) -> Vec<u8> {
     binary(0x21, 0x11, &[&FOUR, tlvs].concat())
 }
 
-/// The same with a checksum that is right, or not.
+/// The same with a checksum; it is right if `wrong` is 0.
 fn with_checksum(wrong: u32) -> Vec<u8> {
     let mut header = with_tlvs(&[0x04, 0, 2, 9, 9, 0x03, 0, 4, 0, 0, 0, 0]);
     let at = header.len() - 4;
@@ -119,7 +119,7 @@ fn valid() -> Vec<(Vec<u8>, ProxyHeader)> {
 }
 
 #[test]
-fn a_header_means_the_same_however_many_bytes_are_there() {
+fn a_header_means_the_same_in_any_number_of_pieces() {
     for (bytes, header) in valid() {
         for end in 0..bytes.len() {
             assert_eq!(parse(&bytes[..end], None), Ok(None), "{end} of {bytes:?}");
@@ -303,7 +303,7 @@ fn headers_are_written_as_the_specification_shows_them() {
 }
 
 #[test]
-fn addresses_of_two_kinds_become_one_kind() {
+fn addresses_of_two_families_become_one_family() {
     for (source, destination) in [
         ("192.0.2.1:1", "[2001:db8::2]:2"),
         ("[2001:db8::2]:2", "192.0.2.1:1"),
@@ -360,7 +360,7 @@ async fn a_header_that_drips_in_is_taken() {
 }
 
 #[tokio::test]
-async fn a_stream_without_a_header_says_why() {
+async fn a_stream_without_a_header_has_its_cause() {
     for (bytes, wanted) in [
         ("", "closed before the first byte"),
         ("PROXY TCP4 192", "closed in the middle of the header"),

@@ -36,7 +36,7 @@ async fn a_session_that_failed_can_be_written_to_and_closed_without_harm() {
     for version in VERSIONS {
         let (client, server) = connected(version).await;
         let socket = client.tls().unwrap().socket();
-        // A record that begins well, then one that is none.
+        // A valid record header, and a record that is not encrypted.
         socket.try_write(&[23, 3, 3, 0, 30]).unwrap();
         socket.try_write(&[7; 64]).unwrap();
         readable(&server).await;
@@ -55,7 +55,7 @@ async fn a_session_that_failed_can_be_written_to_and_closed_without_harm() {
         );
         assert!(!server.is_idle_and_open());
         server.shutdown_write().unwrap();
-        // The peer learns of it.
+        // The peer gets an alert.
         readable(&client).await;
         assert_eq!(
             client.try_read(&mut [0; 100]).unwrap_err().kind(),
@@ -142,7 +142,7 @@ async fn a_cut_is_no_end_and_a_relay_passes_it_on_as_a_cut() {
     let Stream::Tls(cut) = backend else {
         panic!("TLS")
     };
-    // A FIN without the end of TLS.
+    // A FIN without `close_notify`.
     cut.socket().shutdown_write().unwrap();
     let end = relay(&front, &back, None, meter).await;
     assert_eq!(
@@ -188,7 +188,7 @@ async fn an_orderly_end_is_zero_bytes_and_a_cut_is_an_error() {
 }
 
 #[tokio::test]
-async fn the_last_bytes_and_the_end_are_one_also_where_they_do_not_fit() {
+async fn the_last_bytes_and_the_end_go_together_even_if_they_do_not_fit_at_once() {
     let bytes = pattern(600 << 10);
     let (client, server) = connected(Tls13).await;
     small_buffers(&client);
@@ -216,7 +216,7 @@ async fn the_last_bytes_and_the_end_are_one_also_where_they_do_not_fit() {
 }
 
 #[tokio::test]
-async fn a_session_is_taken_up_again_in_both_versions() {
+async fn a_session_is_resumed_in_both_versions() {
     let server = server();
     for version in VERSIONS {
         let config = Arc::new(client(version));
@@ -239,7 +239,7 @@ async fn a_session_is_taken_up_again_in_both_versions() {
 }
 
 #[tokio::test]
-async fn tickets_on_an_idle_connection_leave_it_quiet() {
+async fn tickets_leave_an_idle_connection_usable() {
     let (client, server) = connected(Tls13).await;
     assert!(client.is_idle_and_open() && server.is_idle_and_open());
     let Stream::Tls(tls) = &server else {
@@ -261,7 +261,7 @@ async fn tickets_on_an_idle_connection_leave_it_quiet() {
     assert!(client.has_no_pending_input());
     server.try_write(b"x").unwrap();
     readable(&client).await;
-    assert!(!client.is_idle_and_open(), "data that nobody asked for");
+    assert!(!client.is_idle_and_open(), "unsolicited data");
     let (client, server) = connected(Tls13).await;
     server.shutdown_write().unwrap();
     readable(&client).await;
@@ -296,7 +296,7 @@ async fn an_idle_connection_holds_no_buffer_after_an_exchange() {
 
 #[test]
 fn a_connection_is_small() {
-    // Beside it rustls keeps keys and, of a client, certificates on the heap.
+    // On the heap rustls keeps keys and, for a client, certificates.
     let size = size_of::<TlsStream>();
     assert!(size <= 2_048, "{size} bytes");
 }

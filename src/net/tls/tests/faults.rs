@@ -50,7 +50,7 @@ fn hello_11() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_no_handshake_is_told_apart() {
+async fn bytes_that_are_no_handshake_fail_by_what_they_are() {
     use HandshakeFailure::{Closed, NotTls, Protocol, Version};
 
     let hello = SocketlessPeer::client(Tls13).feed(&[], 1).unwrap();
@@ -138,7 +138,7 @@ async fn a_certificate_that_is_missing_or_not_trusted_fails_by_that() {
         HandshakeFailure::CertificateInvalid
     );
 
-    // The client does not believe us.
+    // The client does not trust our certificate.
     let foreign = ServerTls::new(&listener(vec![
         TestAuthority::new("other").ecdsa(&["a.test"]),
     ]));

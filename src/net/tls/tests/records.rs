@@ -46,10 +46,10 @@ impl SocketlessPeer {
         Self::new(RustlsConnection::Client(connection))
     }
 
-    /// Gives `bytes` in pieces of `size`; what is to be sent for them.
+    /// Processes `bytes` in pieces of `size`; returns what is to be sent for them.
     pub(super) fn feed(&mut self, bytes: &[u8], size: usize) -> Result<Vec<u8>, Error> {
         let mut out = Vec::new();
-        // Without a byte at first: that begins a client.
+        // The first piece is empty: it makes a client send its hello.
         let pieces = std::iter::once(&[][..]).chain(bytes.chunks(size));
         for piece in pieces {
             self.incoming.extend_from_slice(piece);
@@ -81,7 +81,7 @@ impl SocketlessPeer {
         out
     }
 
-    /// Asks for new keys, both ways (TLS 1.3).
+    /// Requests new keys in both directions (TLS 1.3).
     fn update_keys(&mut self) -> Vec<u8> {
         let traffic = |state| match state {
             Ok(ConnectionState::WriteTraffic(traffic)) => traffic.refresh_traffic_keys().unwrap(),
@@ -105,7 +105,7 @@ impl SocketlessPeer {
     }
 }
 
-/// A pair after its handshake, all in pieces of `size`.
+/// Connects a pair, all bytes in pieces of `size`.
 fn sides(version: TlsVersion, size: usize) -> (SocketlessPeer, SocketlessPeer) {
     let (mut client, mut server) = (
         SocketlessPeer::client(version),
@@ -147,31 +147,31 @@ fn bytes_in_pieces_of_any_size_make_the_same_connection() {
 }
 
 #[test]
-fn new_keys_change_nothing_for_who_reads() {
+fn a_key_update_changes_nothing_for_the_reader() {
     for size in [1, 5000] {
         let (mut client, mut server) = sides(Tls13, size);
         for round in 0..20_u8 {
-            let (asks, answers) = if round % 2 == 0 {
+            let (updater, other) = if round % 2 == 0 {
                 (&mut client, &mut server)
             } else {
                 (&mut server, &mut client)
             };
-            let update = asks.update_keys();
+            let update = updater.update_keys();
             assert!(!update.is_empty());
-            let mut bytes = answers.feed(&update, size).unwrap();
-            bytes.extend(answers.encrypt(&[round; 100]));
-            asks.plaintext.clear();
-            asks.feed(&bytes, size).unwrap();
-            assert_eq!(asks.plaintext, [round; 100]);
-            let back = asks.encrypt(b"back");
-            answers.plaintext.clear();
-            answers.feed(&back, size).unwrap();
-            assert_eq!(answers.plaintext, b"back");
+            let mut bytes = other.feed(&update, size).unwrap();
+            bytes.extend(other.encrypt(&[round; 100]));
+            updater.plaintext.clear();
+            updater.feed(&bytes, size).unwrap();
+            assert_eq!(updater.plaintext, [round; 100]);
+            let back = updater.encrypt(b"back");
+            other.plaintext.clear();
+            other.feed(&back, size).unwrap();
+            assert_eq!(other.plaintext, b"back");
         }
     }
 }
 
-/// Changes `bytes` in one to four places: other bytes, cut out, doubled.
+/// Changes `bytes` in one to four places: replaced, removed or repeated.
 fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
     for _ in 0..=random.below(4) {
         let place = random.below(bytes.len());
@@ -192,7 +192,7 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
 }
 
 #[test]
-fn a_changed_client_hello_neither_panics_nor_brings_a_byte() {
+fn a_changed_client_hello_neither_panics_nor_yields_a_byte() {
     let tls = server();
     let mut random = Random::seeded(4711);
     for version in VERSIONS {
@@ -211,7 +211,7 @@ fn a_changed_client_hello_neither_panics_nor_brings_a_byte() {
 }
 
 #[test]
-fn a_changed_flight_of_the_handshake_neither_panics_nor_brings_a_byte() {
+fn a_changed_flight_of_the_handshake_neither_panics_nor_yields_a_byte() {
     let tls = server();
     let mut random = Random::seeded(815);
     for version in VERSIONS {
@@ -241,7 +241,7 @@ fn a_changed_flight_of_the_handshake_neither_panics_nor_brings_a_byte() {
 }
 
 #[test]
-fn of_changed_records_nothing_is_passed_on_but_what_came_before() {
+fn of_changed_records_only_the_bytes_before_the_change_are_passed_on() {
     let secret = pattern(3_000);
     let mut random = Random::seeded(99);
     for version in VERSIONS {
