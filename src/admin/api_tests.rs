@@ -30,23 +30,23 @@ fn scratch(name: &str) -> PathBuf {
 }
 
 /// Sends `request` and reads until the server closes.
-async fn talk(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
-    String::from_utf8(answer).unwrap()
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response).await.unwrap();
+    String::from_utf8(response).unwrap()
 }
 
 fn request(line: &str, headers: &str) -> String {
     format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n")
 }
 
-fn status_of(answer: &str) -> &str {
-    answer.split(' ').nth(1).unwrap_or_default()
+fn status_of(response: &str) -> &str {
+    response.split(' ').nth(1).unwrap_or_default()
 }
 
-fn body_of(answer: &str) -> serde_json::Value {
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+fn body_of(response: &str) -> serde_json::Value {
+    let (_, body) = response.split_once("\r\n\r\n").unwrap();
     serde_json::from_str(body).unwrap()
 }
 
@@ -66,17 +66,17 @@ fn unix_server(name: &str, daemon: &Arc<Daemon>) -> (PathBuf, mpsc::Receiver<Con
         token_file: None,
     };
     let listener = AdminListener::bind(&config, Path::new("/nonexistent")).unwrap();
-    let (control, asked) = mpsc::channel(1);
+    let (control, requests) = mpsc::channel(1);
     tokio::spawn(serve_admin(listener, Arc::clone(daemon), control));
-    (path, asked)
+    (path, requests)
 }
 
-async fn ask_unix(path: &Path, text: &str) -> String {
-    talk(UnixStream::connect(path).await.unwrap(), text).await
+async fn call_unix(path: &Path, text: &str) -> String {
+    exchange(UnixStream::connect(path).await.unwrap(), text).await
 }
 
-async fn ask_tcp(address: SocketAddr, text: &str) -> String {
-    talk(TcpStream::connect(address).await.unwrap(), text).await
+async fn call_tcp(address: SocketAddr, text: &str) -> String {
+    exchange(TcpStream::connect(address).await.unwrap(), text).await
 }
 
 #[tokio::test]
@@ -85,11 +85,11 @@ async fn readiness_follows_the_daemon_and_liveness_does_not() {
     let daemon = testing::daemon(testing::usual());
     let address = metrics_server(&daemon).await;
     let ready = async || {
-        let answer = ask_tcp(address, &request("GET /readyz", "")).await;
-        let alive = ask_tcp(address, &request("GET /livez", "")).await;
+        let response = call_tcp(address, &request("GET /readyz", "")).await;
+        let alive = call_tcp(address, &request("GET /livez", "")).await;
         assert!(status_of(&alive) == "200" && alive.ends_with("\r\n\r\nok\n"));
-        let body = answer.split("\r\n\r\n").nth(1).unwrap().to_owned();
-        (status_of(&answer).to_owned(), body)
+        let body = response.split("\r\n\r\n").nth(1).unwrap().to_owned();
+        (status_of(&response).to_owned(), body)
     };
     assert_eq!(ready().await, ("503".to_owned(), "starting\n".to_owned()));
     daemon.ready.store(true, Relaxed);
@@ -102,15 +102,15 @@ async fn readiness_follows_the_daemon_and_liveness_does_not() {
 async fn the_metrics_page_is_served_and_nothing_else_is() {
     let daemon = testing::daemon(testing::usual());
     let address = metrics_server(&daemon).await;
-    let page = ask_tcp(address, &request("GET /metrics", "")).await;
+    let page = call_tcp(address, &request("GET /metrics", "")).await;
     assert_eq!(status_of(&page), "200");
     assert!(page.contains("content-type: text/plain; version=0.0.4"));
     assert!(page.contains("\nbalancer_ready 0\n"));
-    let head = ask_tcp(address, &request("HEAD /metrics", "")).await;
+    let head = call_tcp(address, &request("HEAD /metrics", "")).await;
     assert!(status_of(&head) == "200" && head.ends_with("\r\n\r\n"));
-    let wrong = ask_tcp(address, &request("POST /metrics", "")).await;
+    let wrong = call_tcp(address, &request("POST /metrics", "")).await;
     assert!(status_of(&wrong) == "405" && wrong.contains("allow: GET, HEAD\r\n"));
-    let unknown = ask_tcp(address, &request("GET /v1/status", "")).await;
+    let unknown = call_tcp(address, &request("GET /v1/status", "")).await;
     assert_eq!(status_of(&unknown), "404");
     assert_eq!(body_of(&unknown)["error"]["code"], 404);
     assert_eq!(body_of(&unknown)["error"]["message"], "Not Found");
@@ -131,11 +131,11 @@ async fn garbage_and_early_ends_do_not_stop_the_server() {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(garbage.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
-        let mut answer = Vec::new();
+        let mut response = Vec::new();
         // The server may reset or refuse it, but must end it.
-        drop(stream.read_to_end(&mut answer).await);
+        drop(stream.read_to_end(&mut response).await);
     }
-    let alive = ask_tcp(address, &request("GET /livez", "")).await;
+    let alive = call_tcp(address, &request("GET /livez", "")).await;
     assert_eq!(status_of(&alive), "200");
 }
 
@@ -146,10 +146,10 @@ async fn status_tells_state_cause_and_age_of_every_backend() {
     let refused = Err("connection refused".to_owned());
     let now = clock::now();
     pool.record_check(&pool.backends[1], refused, Duration::from_millis(2), now);
-    let (path, _asked) = unix_server("status", &daemon);
-    let answer = ask_unix(&path, &request("GET /v1/status", "")).await;
-    assert_eq!(status_of(&answer), "200");
-    let status = body_of(&answer);
+    let (path, _requests) = unix_server("status", &daemon);
+    let response = call_unix(&path, &request("GET /v1/status", "")).await;
+    assert_eq!(status_of(&response), "200");
+    let status = body_of(&response);
     assert_eq!(status["generation"], 1);
     assert_eq!(status["ready"], false);
     assert_eq!(status["pid"], std::process::id());
@@ -172,7 +172,7 @@ async fn status_tells_state_cause_and_age_of_every_backend() {
 #[tokio::test]
 async fn reload_waits_for_the_outcome_and_passes_it_on() {
     let daemon = testing::daemon(testing::usual());
-    let (path, mut asked) = unix_server("reload", &daemon);
+    let (path, mut requests) = unix_server("reload", &daemon);
     let outcomes: [MakeOutcome; 2] = [
         || {
             Ok(ReloadReport {
@@ -190,25 +190,25 @@ async fn reload_waits_for_the_outcome_and_passes_it_on() {
     ];
     tokio::spawn(async move {
         for outcome in outcomes {
-            let Some(ControlRequest::Reload(tell)) = asked.recv().await else {
+            let Some(ControlRequest::Reload(sender)) = requests.recv().await else {
                 return;
             };
-            tell.send(outcome()).unwrap();
+            sender.send(outcome()).unwrap();
         }
     });
-    let good = ask_unix(&path, &request("POST /v1/reload", "")).await;
+    let good = call_unix(&path, &request("POST /v1/reload", "")).await;
     assert_eq!(status_of(&good), "200");
     let expected = json!({
         "changes": ["pool `app`: added"], "warnings": [{"line": 2}], "rendered": "warning: odd\n",
     });
     assert_eq!(body_of(&good), expected);
-    let bad = ask_unix(&path, &request("POST /v1/reload", "")).await;
+    let bad = call_unix(&path, &request("POST /v1/reload", "")).await;
     assert_eq!(status_of(&bad), "422");
     assert_eq!(body_of(&bad)["error"]["code"], 422);
     assert_eq!(body_of(&bad)["problems"], json!([{"line": 3}]));
     assert_eq!(body_of(&bad)["rendered"], "error: pool `ap` is not defined");
     // The receiver is dropped, as during a shutdown.
-    let late = ask_unix(&path, &request("POST /v1/reload", "")).await;
+    let late = call_unix(&path, &request("POST /v1/reload", "")).await;
     assert_eq!(status_of(&late), "503");
 }
 
@@ -217,18 +217,18 @@ type MakeOutcome = fn() -> ReloadOutcome;
 #[tokio::test]
 async fn a_web_page_cannot_cause_a_reload() {
     let daemon = testing::daemon(testing::usual());
-    let (path, mut asked) = unix_server("origin", &daemon);
+    let (path, mut requests) = unix_server("origin", &daemon);
     for (line, headers, status) in [
         ("POST /v1/reload", "Origin: http://localhost\r\n", "403"),
         ("GET /v1/reload", "", "405"),
         ("DELETE /v1/status", "", "405"),
         ("GET /", "", "404"),
     ] {
-        let answer = ask_unix(&path, &request(line, headers)).await;
-        assert_eq!(status_of(&answer), status, "{line}");
-        assert_eq!(body_of(&answer)["error"]["code"].to_string(), status);
+        let response = call_unix(&path, &request(line, headers)).await;
+        assert_eq!(status_of(&response), status, "{line}");
+        assert_eq!(body_of(&response)["error"]["code"].to_string(), status);
     }
-    assert!(asked.try_recv().is_err());
+    assert!(requests.try_recv().is_err());
 }
 
 #[tokio::test]
@@ -244,7 +244,7 @@ async fn on_tcp_only_the_token_and_a_loopback_host_open_the_api() {
     let BindAddress::Ip(address) = listener.address().unwrap() else {
         panic!("bound to TCP")
     };
-    let (control, _asked) = mpsc::channel(1);
+    let (control, _requests) = mpsc::channel(1);
     tokio::spawn(serve_admin(listener, daemon, control));
     for (host, authorization, status) in [
         ("localhost", "Bearer s3cret", "200"),
@@ -261,9 +261,9 @@ async fn on_tcp_only_the_token_and_a_loopback_host_open_the_api() {
         let text = format!(
             "GET /v1/status HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAuthorization: {authorization}\r\n\r\n"
         );
-        let answer = ask_tcp(address, &text).await;
-        assert_eq!(status_of(&answer), status, "{host} {authorization}");
-        assert!(!answer.contains("s3cret"));
+        let response = call_tcp(address, &text).await;
+        assert_eq!(status_of(&response), status, "{host} {authorization}");
+        assert!(!response.contains("s3cret"));
     }
     fs::remove_file(token_file).unwrap();
 }
@@ -349,18 +349,18 @@ async fn a_socket_file_that_somebody_else_put_there_is_left() {
 }
 
 /// Asks for `path` on a connection that stays open.
-async fn ask_on(stream: &mut (impl AsyncWrite + Unpin), path: &str) {
+async fn send_request(stream: &mut (impl AsyncWrite + Unpin), path: &str) {
     let text = format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     stream.write_all(text.as_bytes()).await.unwrap();
 }
 
-/// Reads the answer to [`ask_on`].
-async fn answered(stream: &mut (impl AsyncRead + Unpin)) {
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
-        assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0);
+/// Reads the response to [`send_request`].
+async fn read_response(stream: &mut (impl AsyncRead + Unpin)) {
+    let mut response = Vec::new();
+    while !response.ends_with(b"\r\n\r\n") {
+        assert_ne!(stream.read_buf(&mut response).await.unwrap(), 0);
     }
-    assert!(answer.starts_with(b"HTTP/1.1 200 "));
+    assert!(response.starts_with(b"HTTP/1.1 200 "));
 }
 
 /// Fills all slots of a server. One more connection replaces the one that was idle longest.
@@ -368,15 +368,15 @@ async fn fill<S: AsyncRead + AsyncWrite + Unpin>(path: &str, connect: impl Async
     let mut inside = Vec::new();
     for _ in 0..=control_connections() {
         let mut stream = connect().await;
-        ask_on(&mut stream, path).await;
-        answered(&mut stream).await;
+        send_request(&mut stream, path).await;
+        read_response(&mut stream).await;
         inside.push(stream);
     }
     let mut first = inside.remove(0);
     assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0);
     for stream in &mut inside {
-        ask_on(stream, path).await;
-        answered(stream).await;
+        send_request(stream, path).await;
+        read_response(stream).await;
     }
 }
 
@@ -388,7 +388,7 @@ async fn one_connection_above_the_limit_replaces_the_longest_idle() {
         TcpStream::connect(address).await.unwrap()
     })
     .await;
-    let (path, _asked) = unix_server("full", &daemon);
+    let (path, _requests) = unix_server("full", &daemon);
     fill("/v1/status", async || {
         UnixStream::connect(&path).await.unwrap()
     })
@@ -410,10 +410,10 @@ async fn a_removed_socket_is_created_again_with_its_directory() {
         &path,
     )
     .unwrap();
-    let (control, _asked) = mpsc::channel(1);
+    let (control, _requests) = mpsc::channel(1);
     tokio::spawn(serve_admin(listener, daemon, control));
     let text = request("GET /v1/status", "");
-    assert_eq!(status_of(&ask_unix(&path, &text).await), "200");
+    assert_eq!(status_of(&call_unix(&path, &text).await), "200");
     fs::remove_dir_all(&folder).unwrap();
     let again = async {
         while UnixStream::connect(&path).await.is_err() {
@@ -421,7 +421,7 @@ async fn a_removed_socket_is_created_again_with_its_directory() {
         }
     };
     timeout(SOCKET_CHECK_INTERVAL * 5, again).await.unwrap();
-    assert_eq!(status_of(&ask_unix(&path, &text).await), "200");
+    assert_eq!(status_of(&call_unix(&path, &text).await), "200");
     assert_eq!(
         fs::metadata(&path).unwrap().permissions().mode() & 0o777,
         0o600
@@ -446,33 +446,39 @@ async fn a_rotated_token_is_taken_at_once_and_one_that_cannot_be_read_changes_no
     let BindAddress::Ip(address) = listener.address().unwrap() else {
         panic!("bound to TCP")
     };
-    let (control, _asked) = mpsc::channel(1);
+    let (control, _requests) = mpsc::channel(1);
     tokio::spawn(serve_admin(listener, daemon, control));
-    let ask = async |token: &str| {
+    let status_for = async |token: &str| {
         let header = format!("Authorization: Bearer {token}\r\n");
-        let answer = ask_tcp(address, &request("GET /v1/status", &header)).await;
-        status_of(&answer).to_owned()
+        let response = call_tcp(address, &request("GET /v1/status", &header)).await;
+        status_of(&response).to_owned()
     };
-    assert_eq!(ask("first").await, "200");
+    assert_eq!(status_for("first").await, "200");
     fs::write(&token_file, "second\n").unwrap();
-    assert_eq!([ask("first").await, ask("second").await], ["401", "200"]);
+    assert_eq!(
+        [status_for("first").await, status_for("second").await],
+        ["401", "200"]
+    );
     fs::remove_file(&token_file).unwrap();
-    assert_eq!([ask("first").await, ask("second").await], ["401", "200"]);
+    assert_eq!(
+        [status_for("first").await, status_for("second").await],
+        ["401", "200"]
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_sends_no_whole_head_loses_its_slot_at_the_header_timeout() {
     let daemon = testing::daemon(testing::usual());
     let address = metrics_server(&daemon).await;
-    let (path, _asked) = unix_server("slow", &daemon);
+    let (path, _requests) = unix_server("slow", &daemon);
     let expected = http::HEADER_TIMEOUT..http::HEADER_TIMEOUT + Duration::from_secs(1);
     for beginning in ["", "GET /livez HTTP/1.1\r\nHost: local"] {
         let began = clock::now();
-        ask_tcp(address, beginning).await;
+        call_tcp(address, beginning).await;
         let took = clock::now() - began;
         assert!(expected.contains(&took), "metrics: {beginning:?}: {took:?}");
         let began = clock::now();
-        ask_unix(&path, beginning).await;
+        call_unix(&path, beginning).await;
         let took = clock::now() - began;
         assert!(expected.contains(&took), "admin: {beginning:?}: {took:?}");
     }
@@ -484,8 +490,8 @@ async fn an_idle_connection_is_closed_at_the_header_timeout() {
     let address = metrics_server(&daemon).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
     let began = clock::now();
-    ask_on(&mut stream, "/livez").await;
-    answered(&mut stream).await;
+    send_request(&mut stream, "/livez").await;
+    read_response(&mut stream).await;
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
     // The virtual clock may move on while the kernel carries the request: at most once to the first
     // timeout.
@@ -511,11 +517,11 @@ fn both_servers_run_on_a_local_runtime_as_that_of_the_control_thread() {
             token_file: None,
         };
         let admin = AdminListener::bind(&config, Path::new("/nonexistent")).unwrap();
-        let (control, _asked) = mpsc::channel(1);
+        let (control, _requests) = mpsc::channel(1);
         drop(spawn_local(serve_admin(admin, daemon, control)));
-        let page = ask_tcp(address, &request("GET /metrics", "")).await;
+        let page = call_tcp(address, &request("GET /metrics", "")).await;
         assert!(page.contains("\nbalancer_config_generation 1\n"), "{page}");
-        let status = ask_unix(&path, &request("GET /v1/status", "")).await;
+        let status = call_unix(&path, &request("GET /v1/status", "")).await;
         assert_eq!(body_of(&status)["generation"], 1);
     });
 }

@@ -41,7 +41,7 @@ macro_rules! families {
 
 families! {
     BUILD_INFO Gauge "balancer_build_info" ["version"] "Always 1. The label holds the version.";
-    READY Gauge "balancer_ready" [] "1 while /readyz answers 200, otherwise 0.";
+    READY Gauge "balancer_ready" [] "1 while /readyz returns 200, otherwise 0.";
     RELOAD_OK Gauge "balancer_config_last_reload_successful" [] "1 if the last load of the configuration succeeded, otherwise 0.";
     RELOAD_TIME Gauge "balancer_config_last_reload_success_timestamp_seconds" [] "Unix time at which the running configuration was loaded.";
     GENERATION Gauge "balancer_config_generation" [] "Number of the running configuration: 1 at start, plus 1 for each reload that changed something.";

@@ -372,9 +372,9 @@ mod tests {
         let mut slow = connect(&mut slots, 4 << 10).await;
         slow.write_all(GET_ROOT).await.unwrap();
         tokio::time::sleep(RESPONSE_TIMEOUT * 9 / 10).await;
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"xxx") || answer.len() < 4 << 10 {
-            assert_ne!(slow.read_buf(&mut answer).await.unwrap(), 0);
+        let mut response = Vec::new();
+        while !response.ends_with(b"xxx") || response.len() < 4 << 10 {
+            assert_ne!(slow.read_buf(&mut response).await.unwrap(), 0);
         }
         for _ in 0..10 {
             dripping.read_u8().await.unwrap();
@@ -402,9 +402,9 @@ mod tests {
         for _ in 0..20 {
             let mut probe = connect(&mut slots, 1).await;
             probe.write_all(GET_ROOT).await.unwrap();
-            let mut answer = Vec::new();
-            while !answer.ends_with(b"x") || answer.len() < 20 {
-                assert_ne!(probe.read_buf(&mut answer).await.unwrap(), 0);
+            let mut response = Vec::new();
+            while !response.ends_with(b"x") || response.len() < 20 {
+                assert_ne!(probe.read_buf(&mut response).await.unwrap(), 0);
             }
         }
         assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "it was replaced");

@@ -183,10 +183,10 @@ mod tests {
             let number = counted.fetch_add(1, Relaxed) + 1;
             Some(number.to_string().into_bytes())
         }));
-        let ask = || tokio::spawn(Arc::clone(&pages).get());
-        let first = ask();
+        let get_page = || tokio::spawn(Arc::clone(&pages).get());
+        let first = get_page();
         begun.notified().await;
-        let others: Vec<_> = (0..20).map(|_| ask()).collect();
+        let others: Vec<_> = (0..20).map(|_| get_page()).collect();
         tokio::task::yield_now().await;
         for _ in 0..2 {
             finish.send(()).unwrap();
@@ -196,21 +196,21 @@ mod tests {
         let mut held = vec![first];
         for other in others {
             let page = other.await.unwrap().unwrap();
-            assert_eq!(&page[..], b"2", "asked before it was made");
+            assert_eq!(&page[..], b"2", "requested before it was made");
             held.push(page);
         }
         assert!(pages.cached.lock().await.last.is_none(), "no request waits");
         for number in 3..=4 {
             finish.send(()).unwrap();
-            let page = ask().await.unwrap().unwrap();
+            let page = get_page().await.unwrap().unwrap();
             assert_eq!(page, number.to_string());
             held.push(page);
         }
-        let page = ask().await.unwrap().unwrap();
+        let page = get_page().await.unwrap().unwrap();
         assert_eq!(&page[..], b"4", "four are being read: the newest again");
         drop((held, page));
         finish.send(()).unwrap();
-        assert_eq!(&ask().await.unwrap().unwrap()[..], b"5");
+        assert_eq!(&get_page().await.unwrap().unwrap()[..], b"5");
         assert_eq!(count.load(Relaxed), 5);
     }
 }

@@ -279,9 +279,9 @@ mod tests {
 
     use super::*;
 
-    /// Serves one connection with `answer`; the thread returns the request.
+    /// Serves one connection with `response`; the thread returns the request.
     fn daemon(
-        answer: &'static str,
+        response: &'static str,
     ) -> (
         AdminEndpoint,
         std::sync::mpsc::Sender<()>,
@@ -295,15 +295,15 @@ mod tests {
         let (release, released) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut asked = Vec::new();
-            while !asked.ends_with(b"\r\n\r\n") {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
                 let mut byte = [0];
                 stream.read_exact(&mut byte).unwrap();
-                asked.push(byte[0]);
+                request.push(byte[0]);
             }
-            stream.write_all(answer.as_bytes()).unwrap();
+            stream.write_all(response.as_bytes()).unwrap();
             let _ = released.recv();
-            String::from_utf8(asked).unwrap()
+            String::from_utf8(request).unwrap()
         });
         (admin, release, thread)
     }
@@ -313,11 +313,14 @@ mod tests {
         let (admin, release, thread) =
             daemon("HTTP/1.1 422 Unprocessable Content\r\ncontent-length: 2\r\n\r\n{}");
         drop(release);
-        let answer = call(&admin, "POST", "/v1/reload", Duration::from_secs(10)).unwrap();
-        assert_eq!((answer.status, &answer.body[..]), (422, &b"{}"[..]));
-        let asked = thread.join().unwrap();
-        assert!(asked.starts_with("POST /v1/reload HTTP/1.1\r\n"), "{asked}");
-        assert!(!asked.contains("Authorization"), "{asked}");
+        let response = call(&admin, "POST", "/v1/reload", Duration::from_secs(10)).unwrap();
+        assert_eq!((response.status, &response.body[..]), (422, &b"{}"[..]));
+        let request = thread.join().unwrap();
+        assert!(
+            request.starts_with("POST /v1/reload HTTP/1.1\r\n"),
+            "{request}"
+        );
+        assert!(!request.contains("Authorization"), "{request}");
     }
 
     #[test]
