@@ -1,4 +1,7 @@
-//! The client connections of one worker, so that idle ones can be told to close: at drain, and to make room.
+//! The client connections of one worker, so that idle ones can be told to close: at the drain, and
+//! when connections or descriptors are short.
+//!
+//! Must not know protocols: a connection says itself when it is idle, and closes itself.
 
 use std::{
     cell::{Cell, RefCell},
@@ -8,23 +11,24 @@ use std::{
 
 use crate::base::socket_key::SocketKey;
 
-/// Connections that are looked at for an idle one of a particular kind.
+/// Connections scanned for an idle one of a particular listener, per call: the accept path must not
+/// walk a table of 100,000.
 const MAX_SCANNED: usize = 1_024;
 
-/// What others may tell a connection.
+/// The part of a connection's state that others change: the request to close.
 #[derive(Debug)]
 pub struct CloseSignal {
     socket: Rc<SocketKey>,
-    /// Waiting for a request, with nothing of it received.
+    /// Waiting for a request of which no byte was received.
     idle: Cell<bool>,
-    /// To be closed as soon as it is idle.
+    /// To be closed as soon as the connection is idle.
     close: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl CloseSignal {
-    /// Wakes the task of `cx` when the connection is told to close; true if it was. For a connection that carries requests
-    /// and can end without being idle.
+    /// Wakes the task of `cx` when the connection is told to close; true if it was told already. For
+    /// connections that carry requests at the time, as those of HTTP/2: they begin a GOAWAY.
     pub fn listen(&self, cx: &Context<'_>) -> bool {
         let mut waker = self.waker.borrow_mut();
         if !waker
@@ -36,7 +40,7 @@ impl CloseSignal {
         self.close.get()
     }
 
-    /// True if the connection should close after the exchange under way.
+    /// True if the connection has to close after the exchange under way.
     pub fn should_close(&self) -> bool {
         self.close.get()
     }
@@ -49,25 +53,26 @@ impl CloseSignal {
     }
 }
 
-/// All connections of a worker.
+/// All client connections of a worker.
 #[derive(Debug, Default)]
 pub struct ClientConnections {
     entries: RefCell<Vec<Option<Rc<CloseSignal>>>>,
     free: RefCell<Vec<usize>>,
-    /// Where the search for an idle one goes on, so that it is spread.
+    /// Index at which the next search for an idle one begins, as in the clock algorithm: each
+    /// connection is asked in turn.
     clock_hand: Cell<usize>,
     count: Cell<usize>,
-    /// How many wait for a request.
+    /// Number of idle connections.
     idle: Cell<usize>,
     draining: Cell<bool>,
 }
 
-/// A place in the table; given back when dropped.
+/// A connection's entry in the table; removed when dropped.
 #[derive(Debug)]
 pub struct ConnectionHandle {
-    /// None for a part of a connection.
+    /// `None` for a child, which is not counted.
     table: Option<(Rc<ClientConnections>, usize)>,
-    /// The connection's own part.
+    /// Shared by the connection and its children.
     pub close_signal: Rc<CloseSignal>,
 }
 
@@ -85,6 +90,7 @@ impl ClientConnections {
         if place == entries.len() {
             entries.push(None);
         }
+        debug_assert!(place < entries.len(), "free places are within the table");
         if let Some(entry) = entries.get_mut(place) {
             *entry = Some(Rc::clone(&close_signal));
         }
@@ -95,18 +101,18 @@ impl ClientConnections {
         }
     }
 
-    /// How many there are.
+    /// Number of connections.
     pub fn count(&self) -> usize {
         self.count.get()
     }
 
-    /// Tells one idle connection to close, to make room; false if none is idle.
+    /// Tells one idle connection to close; false if none is idle.
     pub fn shed_one(&self) -> bool {
         self.shed_one_of(|_| true, usize::MAX)
     }
 
-    /// As [`ClientConnections::shed_one`], of those accepted on one of `sockets`. Looks at a part of a large table only: the next
-    /// call goes on from there.
+    /// As [`ClientConnections::shed_one`], of those accepted on one of `sockets`. Scans a part of a
+    /// large table only; the next call goes on from there.
     pub fn shed_one_on(&self, sockets: &[SocketKey]) -> bool {
         self.shed_one_of(
             |close_signal| sockets.contains(&close_signal.socket),
@@ -115,7 +121,7 @@ impl ClientConnections {
     }
 
     fn shed_one_of(&self, may: impl Fn(&CloseSignal) -> bool, most: usize) -> bool {
-        // Under a flood with nothing idle, a refusal must stay cheap.
+        // Under a flood without idle connections a refusal must stay cheap.
         if self.idle.get() == 0 {
             return false;
         }
@@ -137,7 +143,7 @@ impl ClientConnections {
         false
     }
 
-    /// Tells all connections of an address that is no longer listened on to close as soon as they are idle.
+    /// Tells all connections accepted on `socket` to close as soon as they are idle.
     pub fn drain_socket(&self, socket: &SocketKey) {
         for close_signal in self.entries.borrow().iter().flatten() {
             if *close_signal.socket == *socket {
@@ -146,7 +152,7 @@ impl ClientConnections {
         }
     }
 
-    /// Tells all connections, also those to come, to close as soon as they are idle.
+    /// Tells all connections, also future ones, to close as soon as they are idle.
     pub fn drain(&self) {
         self.draining.set(true);
         for close_signal in self.entries.borrow().iter().flatten() {
@@ -156,7 +162,8 @@ impl ClientConnections {
 }
 
 impl ConnectionHandle {
-    /// For a part of this connection, such as an HTTP/2 stream: told what the connection is told, and not counted.
+    /// A handle for a part of this connection, such as an HTTP/2 stream: it sees the same signal and
+    /// is not counted.
     #[must_use]
     pub fn child(&self) -> Self {
         Self {
@@ -165,7 +172,7 @@ impl ConnectionHandle {
         }
     }
 
-    /// Notes that the connection waits for its next request; true if it should close instead.
+    /// Marks the connection as idle; true if it has to close instead.
     pub fn wait(&self, cx: &Context<'_>) -> bool {
         if let Some((table, _)) = &self.table
             && !self.close_signal.idle.replace(true)
@@ -175,7 +182,7 @@ impl ConnectionHandle {
         self.close_signal.listen(cx)
     }
 
-    /// Notes that a request has begun.
+    /// Marks the connection as busy: a request has begun.
     pub fn busy(&self) {
         if let Some((table, _)) = &self.table
             && self.close_signal.idle.replace(false)
@@ -226,11 +233,11 @@ mod tests {
         drop(second);
         assert_eq!(table.count(), 2);
         let (_, place) = table.enter(socket()).table.take().unwrap();
-        assert_eq!(place, 1, "places are used again");
+        assert_eq!(place, 1, "free places are reused");
     }
 
     #[test]
-    fn a_part_hears_what_its_connection_is_told_and_is_not_counted() {
+    fn a_child_sees_the_signal_of_its_connection_and_is_not_counted() {
         let table = Rc::new(ClientConnections::default());
         let whole = table.enter(socket());
         let part = whole.child();
@@ -242,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn one_listener_makes_room_among_its_own_and_looks_at_a_part_at_a_time() {
+    fn one_listener_sheds_its_own_connections_and_scans_a_part_of_the_table_at_a_time() {
         let table = Rc::new(ClientConnections::default());
         let (own, other) = (SocketKey::tcp("127.0.0.1:81".parse().unwrap()), socket());
         let others: Vec<_> = (0..MAX_SCANNED)
@@ -261,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_also_closes_those_to_come() {
+    fn a_drain_also_closes_later_connections() {
         let table = Rc::new(ClientConnections::default());
         let before = table.enter(socket());
         table.drain();

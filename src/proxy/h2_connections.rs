@@ -407,7 +407,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn a_connection_to_an_address_that_left_the_answer_gets_no_further_stream() {
+    async fn a_connection_to_an_address_that_its_name_has_lost_gets_no_further_stream() {
         LocalSet::new()
             .run_until(async {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -423,11 +423,11 @@ mod tests {
                 };
                 let pool = pool_of(&[name], None);
                 let lease = pool.pick(&[], &mut Random::seeded(1)).unwrap();
-                let answer = |address| {
+                let resolve_to = |address| {
                     let resolved = ResolvedAddresses::new(vec![address], None);
                     lease.state.resolved.store(Arc::new(resolved));
                 };
-                answer(own);
+                resolve_to(own);
                 let deadline = clock::now() + Duration::from_secs(10);
                 let opened = open_connection(&pool, &lease.state, None, Rc::default(), deadline);
                 let (connection, driver, peer) = opened.await.unwrap();
@@ -448,11 +448,11 @@ mod tests {
                     idle_timeout: Duration::from_secs(10),
                 });
                 let first = table.take(request, clock::now()).unwrap();
-                answer(SocketAddr::from(([127, 0, 0, 1], 1)));
+                resolve_to(SocketAddr::from(([127, 0, 0, 1], 1)));
                 assert!(table.take(request, clock::now()).is_none());
                 assert!(
                     connection.is_retired() && !connection.is_closed(),
-                    "what is on it goes on"
+                    "its stream goes on"
                 );
                 drop(first);
                 table.sweep(clock::now());

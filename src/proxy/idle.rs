@@ -1,7 +1,8 @@
-//! Idle connections to backends, kept for the next exchange: one store per worker, last in first out.
+//! Idle HTTP/1 connections to backends, kept for the next exchange: one store per worker, last in
+//! first out, so that the others can time out when load falls.
 //!
-//! Whatever is taken from here was quiet a moment ago: nothing to read, not closed (RFC 9112 section 9.3). That it can
-//! still be stale when the request arrives is the business of the retry rules.
+//! A connection taken from here was open and had nothing to read a moment ago (RFC 9112 section 9.3).
+//! It can still be stale when the request arrives; the retry rules deal with that.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Instant};
 
@@ -12,29 +13,30 @@ use crate::{
     pool::{BackendLease, BackendState},
 };
 
-/// A connection to a backend on which an exchange may begin.
+/// A connection to a backend, between or during exchanges.
 #[derive(Debug)]
 pub struct BackendConnection {
     /// The stream.
     pub stream: Stream,
-    /// When it was made.
+    /// Time of the connect, for `keepalive.max_age`.
     pub born: Instant,
-    /// Exchanges it has carried.
+    /// Exchanges carried so far.
     pub exchanges: u64,
-    /// Bytes we have written to it.
+    /// Bytes written to it, before encryption.
     pub written: u64,
-    /// The PROXY header it began with: it tells of one client, and may carry nothing of another's.
+    /// PROXY header that it began with. It identifies one client, so the connection is reused for
+    /// that client only.
     proxy_header: Option<Box<[u8]>>,
-    /// `Pool::transport_epoch` when it was made.
+    /// `Pool::transport_epoch` at the connect: it changes when a reload changes TLS or the protocol.
     transport_epoch: u64,
-    /// Of a connection to a backend given by name that was kept.
+    /// Address connected to; only for a backend given by name, from the first time it is kept.
     peer: Option<SocketAddr>,
-    /// The backend ended it with a FIN, as far as reading has shown.
+    /// A read has found the backend's FIN.
     pub ended: bool,
 }
 
 impl BackendConnection {
-    /// A new connection, made as `transport_epoch` says (`Pool::transport_epoch`), on which a PROXY header was sent if `proxy_header` is one.
+    /// A new connection of a pool in its `transport_epoch`, begun with `proxy_header` if any.
     pub fn new(
         stream: Stream,
         proxy_header: Option<&[u8]>,
@@ -53,7 +55,8 @@ impl BackendConnection {
         }
     }
 
-    /// Bytes that the backend's system has to acknowledge, if they arrived: what was written, encrypted or not.
+    /// Bytes given to the socket, PROXY header and TLS records included: the number that the backend's
+    /// kernel acknowledges, which shows how much of a request has arrived.
     pub fn wire_written(&self) -> u64 {
         let header = self
             .proxy_header
@@ -73,8 +76,9 @@ struct IdleConnection {
     until: Instant,
 }
 
+/// The idle connections to one backend, the oldest first.
 #[derive(Debug)]
-struct IdleEntry {
+struct IdleList {
     state: Arc<BackendState>,
     kept: Vec<IdleConnection>,
 }
@@ -82,17 +86,18 @@ struct IdleEntry {
 /// The idle connections of one worker, by backend.
 #[derive(Debug, Default)]
 pub struct IdleConnections {
-    entries: HashMap<usize, IdleEntry, NumberBuild>,
+    entries: HashMap<usize, IdleList, NumberBuild>,
 }
 
-/// A backend's state lives at one address as long as anything refers to it, and an entry does.
+/// Key of a backend. Its state stays at one address as long as an entry of ours refers to it, so that
+/// the address is a key that costs nothing to make and to compare.
 pub(super) fn key(state: &Arc<BackendState>) -> usize {
     Arc::as_ptr(state) as usize
 }
 
 impl IdleConnections {
-    /// The youngest connection to the backend of `lease` that is quiet and not over its limits, that was made as `transport_epoch` says,
-    /// and that began with this `proxy_header`, or without one.
+    /// Takes the youngest usable connection to the backend of `lease`: open, within its limits, of the
+    /// same `transport_epoch`, and begun with the same `proxy_header`, if any.
     pub fn take(
         &mut self,
         lease: &BackendLease,
@@ -101,11 +106,11 @@ impl IdleConnections {
         now: Instant,
     ) -> Option<BackendConnection> {
         let entry = self.entries.get_mut(&key(&lease.state))?;
-        let is_fit = |kept: &IdleConnection| {
+        let fits = |kept: &IdleConnection| {
             kept.connection.transport_epoch == transport_epoch
                 && kept.connection.proxy_header.as_deref() == proxy_header
         };
-        while let Some(place) = entry.kept.iter().rposition(is_fit) {
+        while let Some(place) = entry.kept.iter().rposition(fits) {
             let kept = entry.kept.remove(place);
             entry.state.metrics.mine().connections_idle.sub(1);
             let connection = &kept.connection;
@@ -144,25 +149,27 @@ impl IdleConnections {
         let entry = self
             .entries
             .entry(key(&lease.state))
-            .or_insert_with(|| IdleEntry {
+            .or_insert_with(|| IdleList {
                 state: Arc::clone(&lease.state),
                 kept: Vec::new(),
             });
-        // A connection of one client is of use to no other: without this, clients that left would keep the places.
+        // A connection with a PROXY header is of use to one client only: without this, connections of
+        // clients that left would fill the list.
         if connection.proxy_header.is_some() && entry.kept.len() >= rules.idle_per_backend.max(1) {
             entry.kept.remove(0);
             entry.state.metrics.mine().connections_idle.sub(1);
         }
         if entry.kept.len() < rules.idle_per_backend {
-            let rest = rules.max_age.map(|limit| limit.saturating_sub(age));
-            let until = now + rest.map_or(rules.idle_timeout, |rest| rest.min(rules.idle_timeout));
+            let time_left = rules.max_age.map(|limit| limit.saturating_sub(age));
+            let until =
+                now + time_left.map_or(rules.idle_timeout, |left| left.min(rules.idle_timeout));
             entry.kept.push(IdleConnection { connection, until });
             entry.state.metrics.mine().connections_idle.add(1);
         }
     }
 
-    /// Closes what is over its time, was closed by the backend, goes to an address that the backend's name lacks by now,
-    /// or belongs to a backend that left or is down.
+    /// Closes connections that were idle for too long, were closed by the backend, go to an address
+    /// that the backend's name lacks by now, or belong to a backend that was removed or is down.
     pub fn sweep(&mut self, now: Instant) {
         self.entries.retain(|_, entry| {
             let before = entry.kept.len();
@@ -179,7 +186,7 @@ impl IdleConnections {
         });
     }
 
-    /// Closes up to `most`, those first of each backend that have been idle for longest; says how many.
+    /// Closes up to `most` connections, the longest idle of each backend first; returns how many.
     pub fn shed(&mut self, most: usize) -> usize {
         let mut left = most;
         self.entries.retain(|_, entry| {
@@ -197,7 +204,7 @@ impl IdleConnections {
         most - left
     }
 
-    /// Closes everything, at the end of the worker.
+    /// Closes all connections, at the end of the worker.
     pub fn clear(&mut self) {
         for (_, entry) in self.entries.drain() {
             let idle = &entry.state.metrics.mine().connections_idle;
@@ -218,7 +225,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn a_connection_to_an_address_that_left_the_answer_is_not_used_again() {
+    async fn a_connection_to_an_address_that_its_name_has_lost_is_not_reused() {
         let name = BackendAddress::Name {
             host: "app.test".into(),
             port: 80,
@@ -227,7 +234,7 @@ mod tests {
         let lease = pool.pick(&[], &mut Random::seeded(1)).unwrap();
         let rules = KeepaliveConfig::default();
         let mut idle = IdleConnections::default();
-        let answer = |addresses| {
+        let resolve_to = |addresses| {
             let resolved = ResolvedAddresses::new(addresses, None);
             lease.state.resolved.store(Arc::new(resolved));
         };
@@ -239,7 +246,7 @@ mod tests {
             let (_backend, stream) = pair().await;
             let own = stream.peer_addr().unwrap();
             let connection = BackendConnection::new(stream, None, 0, now);
-            answer(if moment == 1 {
+            resolve_to(if moment == 1 {
                 vec![other]
             } else {
                 vec![own, other]
@@ -250,7 +257,7 @@ mod tests {
                 let kept = idle.take(&lease, None, 0, now).unwrap();
                 idle.put(&lease, kept, &rules, now);
             }
-            answer(vec![other]);
+            resolve_to(vec![other]);
             if moment == 2 {
                 idle.sweep(now + Duration::from_millis(1));
                 assert_eq!(count(), 0);

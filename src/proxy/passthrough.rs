@@ -1,10 +1,12 @@
-//! The beginning of a TLS connection that is passed on as it is: the ClientHello is read, for the name in it, and kept for the
-//! backend.
+//! The ClientHello of a TLS connection that is passed on as it is: read for the server name in it,
+//! and kept for the backend.
 //!
-//! What does not begin with one goes nowhere, also not to the listener's `pool`: that is for clients whose hello was read and
-//! has no name on the list. A backend that expects TLS would get what nobody has looked at, a rule about names would be got
-//! round with a malformed one, and a client that waits for the server to speak would wait for ever. Must not know listeners
-//! and pools.
+//! - Bytes that are not TLS: the connection is reset. It reaches no pool, also not the listener's
+//!   `pool`: a backend that expects TLS must not get bytes that no rule has seen.
+//! - A name that no rule lists: the listener's `pool`, or an alert where it has none.
+//! - A malformed ClientHello: an alert. It would be a way round every rule about names.
+//!
+//! Must not know listeners and pools.
 
 use std::{future::Future, future::poll_fn, io, pin::pin, time::Duration};
 
@@ -21,37 +23,37 @@ use crate::{
     telemetry::handshakes::HandshakeFailure,
 };
 
-/// A fatal alert that no such server is here, RFC 6066 section 3.
+/// Fatal alert: no server of that name, RFC 6066 section 3.
 const UNRECOGNIZED_NAME: u8 = 112;
-/// A fatal alert that the hello cannot be read, RFC 8446 section 6.2.
+/// Fatal alert: the ClientHello cannot be decoded, RFC 8446 section 6.2.
 const DECODE_ERROR: u8 = 50;
 
-/// How a client has begun.
+/// Bytes of a client up to the end of its ClientHello, and somewhat beyond it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ClientHelloPrefix {
-    /// All that was read; begins with the whole ClientHello.
+    /// All that was read; starts with the whole ClientHello.
     pub(super) bytes: Vec<u8>,
-    /// Whom it asks for.
+    /// Server name that the client asks for.
     pub(super) server_name: Option<Box<str>>,
 }
 
-/// Why a connection leads nowhere.
+/// Refusal of a connection that was to be passed on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PassthroughError {
-    /// What it is counted as; `None` if the client did nothing wrong.
+    /// Cause in the metrics; `None` if the client did nothing wrong.
     pub(super) fault: Option<HandshakeFailure>,
-    /// `None` for a connection that ended without a byte, as when somebody only looks whether we accept.
+    /// `None` for a connection that ended without a byte, as TCP health checks of us do.
     pub(super) reason: Option<Reason>,
-    /// Whom it asked for.
+    /// Server name that the client asked for.
     pub(super) server_name: Option<Box<str>>,
-    /// Bytes that were read.
+    /// Bytes read.
     pub(super) received: u64,
-    /// In words, for the log.
+    /// Text for the log.
     pub(super) detail: &'static str,
 }
 
 impl PassthroughError {
-    /// A name that no pool takes; `received` bytes were read to know it.
+    /// Refusal of a name without a pool, for which `received` bytes were read.
     pub(super) fn unknown_name(server_name: Option<Box<str>>, received: u64) -> Self {
         Self {
             fault: Some(HandshakeFailure::UnknownName),
@@ -62,7 +64,8 @@ impl PassthroughError {
         }
     }
 
-    /// The record that tells a client which speaks TLS; all others would not understand it.
+    /// Alert record for the client; `None` for clients that do not speak TLS, and for those that
+    /// are gone or late.
     pub(super) fn alert(&self) -> Option<[u8; 7]> {
         let description = match self.fault? {
             HandshakeFailure::UnknownName => UNRECOGNIZED_NAME,
@@ -74,9 +77,10 @@ impl PassthroughError {
     }
 }
 
-/// Reads until the ClientHello is there, for at most `time`. `stop` is the end of all connections.
+/// Reads the ClientHello, for at most `time`. `stop` is the end of all connections.
 ///
-/// While nothing has come nothing is held; after that what has come, up to [`MAX_HELLO_BYTES`], in room of at most twice that.
+/// Holds no buffer until the first byte, and later the bytes received, up to [`MAX_HELLO_BYTES`], in
+/// a buffer of at most twice that: clients that connect and wait must not cost memory.
 pub(super) async fn receive(
     stream: &Stream,
     time: Option<Duration>,
@@ -85,7 +89,7 @@ pub(super) async fn receive(
     let mut bytes = Vec::new();
     let mut stop = pin!(stop);
     let hello = async {
-        let hello = hello(stream, &mut bytes);
+        let hello = read_hello(stream, &mut bytes);
         match time {
             Some(time) => timeout(time, hello).await.unwrap_or(Err(HelloError::Late)),
             None => hello.await,
@@ -98,21 +102,24 @@ pub(super) async fn receive(
     };
     match hello {
         Ok(server_name) => Ok(ClientHelloPrefix { bytes, server_name }),
-        Err(error) => Err(error.error(bytes.len() as u64)),
+        Err(error) => Err(error.into_passthrough_error(bytes.len() as u64)),
     }
 }
 
-/// Why there is no hello.
+/// Failure to read a ClientHello.
 enum HelloError {
+    /// Its time is over.
     Late,
+    /// The drain is over.
     Stopped,
-    /// The client has ended or reset the connection.
+    /// The client closed or reset the connection.
     Gone,
+    /// The bytes are not a ClientHello that we accept.
     Refused(ClientHelloError),
 }
 
 impl HelloError {
-    fn error(&self, received: u64) -> PassthroughError {
+    fn into_passthrough_error(self, received: u64) -> PassthroughError {
         let (fault, reason, detail) = match self {
             Self::Late => (
                 Some(HandshakeFailure::Timeout),
@@ -126,14 +133,14 @@ impl HelloError {
                 "closed",
             ),
             Self::Refused(error) => {
-                let (failure, reason) = reasons::of_client_hello(error);
+                let (failure, reason) = reasons::of_client_hello(&error);
                 (Some(failure), reason, error.detail())
             }
         };
-        let is_a_look = received == 0 && matches!(self, Self::Gone);
+        let is_probe = received == 0 && fault == Some(HandshakeFailure::Closed);
         PassthroughError {
             fault,
-            reason: (!is_a_look).then_some(reason),
+            reason: (!is_probe).then_some(reason),
             server_name: None,
             received,
             detail,
@@ -141,13 +148,14 @@ impl HelloError {
     }
 }
 
-async fn hello(stream: &Stream, bytes: &mut Vec<u8>) -> Result<Option<Box<str>>, HelloError> {
+/// Reads a ClientHello to the end of `bytes`; returns the server name in it.
+async fn read_hello(stream: &Stream, bytes: &mut Vec<u8>) -> Result<Option<Box<str>>, HelloError> {
     let mut parser = ClientHelloParser::default();
     loop {
         poll_fn(|cx| stream.poll_read_ready(cx))
             .await
             .map_err(|_| HelloError::Gone)?;
-        match read(stream, bytes) {
+        match read_available(stream, bytes) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(_) | Ok(0) => return Err(HelloError::Gone),
             Ok(_) => {}
@@ -158,16 +166,19 @@ async fn hello(stream: &Stream, bytes: &mut Vec<u8>) -> Result<Option<Box<str>>,
     }
 }
 
-/// Adds what is there to `bytes`. They are read to a buffer that others use a moment later, so that a connection holds no
-/// more than what has come.
-fn read(stream: &Stream, bytes: &mut Vec<u8>) -> io::Result<usize> {
+/// Appends the bytes available now to `bytes`. They are read into a buffer of the thread, so that a
+/// connection holds no more than it has received.
+fn read_available(stream: &Stream, bytes: &mut Vec<u8>) -> io::Result<usize> {
     let mut buffer = PooledBuffer::take(BufferSize::Small);
-    // Never none: without a hello in so many bytes the parser has refused them.
+    // Not 0, which would look like an end: the parser refuses MAX_HELLO_BYTES without a hello.
     let most = MAX_HELLO_BYTES
         .saturating_sub(bytes.len())
         .min(buffer.len());
+    debug_assert!(most > 0, "the parser has refused what is longer");
     let count = stream.try_read(buffer.get_mut(..most).unwrap_or_default())?;
-    bytes.extend_from_slice(buffer.get(..count).unwrap_or_default());
+    let read = buffer.get(..count);
+    debug_assert!(read.is_some(), "more bytes than the buffer has");
+    bytes.extend_from_slice(read.unwrap_or_default());
     Ok(count)
 }
 
@@ -221,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_end_in_the_middle_is_an_end_and_one_without_a_byte_only_a_look() {
+    async fn an_end_within_the_hello_has_a_reason_and_one_before_the_first_byte_has_none() {
         for (begun, reason) in [(0, None), (100, Some(Reason::ClientDisconnected))] {
             let (mut peer, stream) = pair().await;
             peer.write_all(&CLIENT_HELLO[..begun]).await.unwrap();
@@ -247,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_hello_is_refused_with_an_alert_only_for_who_speaks_tls() {
+    async fn bytes_that_are_no_hello_are_refused_with_an_alert_only_if_they_are_tls() {
         let malformed = b"\x16\x03\x01\x00\x05\x02";
         let too_large = b"\x16\x03\x01\x20\x00\x01\xff\xff\xff";
         for (sent, fault, reason, alert) in [
@@ -286,7 +297,7 @@ mod tests {
             while sent.len() < MAX_HELLO_BYTES * 2 {
                 sent.extend(b"\x16\x03\x01\x00\x01\x00");
             }
-            // The reader may have gone already.
+            // Fails once the reader has refused.
             let _ = peer.write_all(&sent).await;
         };
         let (refused, ()) = tokio::join!(receive(&stream, None, pending()), script);

@@ -1,7 +1,8 @@
-//! What stands at the beginning of a connection before its own protocol: the PROXY header of whoever is in front of us, for
+//! The PROXY header of the load balancer in front of us, which comes before any other byte on
 //! listeners with `accept_proxy`.
 //!
-//! Must not know what happens to a connection that is refused, nor what comes after the header.
+//! Must not know what happens to a connection that is refused, nor what comes after the header. The
+//! format is in `net/proxy_protocol/`.
 
 use std::{future::Future, pin::pin, time::Instant};
 
@@ -17,12 +18,16 @@ use crate::{
     reason::Reason,
 };
 
-/// Time for the header where the listener has no time for heads of requests: it is sent with the first bytes, if at all.
+/// Time for the header where the listener has none for request heads (`timeouts.header: none`).
+/// Senders write it before anything else, so a late one does not come at all.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Takes the header off a connection that was just accepted: afterwards the first byte of the client's own is the next to
-/// be read. `Err(None)` if the connection ended without a byte, as when somebody only looks whether we accept; any other
-/// reason is a refusal. `stop` is the end of all connections.
+/// Reads the header of a connection that was just accepted, and not one byte of what follows it.
+/// `stop` is the end of all connections.
+///
+/// # Errors
+/// The reason of the refusal; `None` if the connection ended without a byte, as TCP health checks of
+/// us do.
 pub(super) async fn read_proxy_header(
     stream: &Stream,
     version: Option<ProxyVersion>,
@@ -78,7 +83,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_look_whether_we_accept_is_no_refusal() {
+    async fn a_connection_that_ends_without_a_byte_is_no_refusal() {
         let (peer, stream) = pair().await;
         drop(peer);
         let taken = read_proxy_header(&stream, None, clock::now() + READ_TIMEOUT, pending()).await;

@@ -1,6 +1,7 @@
 //! One TCP session, top to bottom: pick a backend, connect, relay, record.
 //!
-//! Whether the client may come in was decided at the accept. Must not know how sessions are started or where records go.
+//! Access rules were checked at the accept. Must not know how sessions are started or where records
+//! go.
 
 use std::{cell::RefCell, future::Future, net::IpAddr, pin::pin, sync::Arc, time::Instant};
 
@@ -20,29 +21,30 @@ use crate::{
     },
 };
 
-/// What a session needs of the world.
+/// Surroundings of a session.
 #[derive(Clone, Copy)]
 pub struct TcpContext<'a> {
     /// Name of the listener.
     pub listener: &'a Arc<str>,
-    /// The listener's counters of this thread.
+    /// The listener's counters for this thread.
     pub counters: &'a ListenerSlot,
     /// The listener's pool, of the generation in force when the session began.
     pub pool: &'a Arc<Pool>,
-    /// The pool of that name in the generation in force; `None`: it has left the configuration.
+    /// Finds the pool of that name in the generation in force; `None` if it left the configuration.
     pub newest: &'a dyn Fn() -> Option<Arc<Pool>>,
-    /// The worker's.
+    /// The worker's random numbers.
     pub random: &'a RefCell<Random>,
-    /// The PROXY header that backends get before anything else; `None` without `send_proxy`.
+    /// PROXY header that backends get first; `None` without `send_proxy`.
     pub proxy_header: Option<&'a [u8]>,
-    /// When the session began.
+    /// Start of the session.
     pub began: Instant,
 }
 
-/// Serves `client` until the session is over, and gives its record. `first` is what was read of the client already, `stop`
-/// cuts the session: the drain deadline.
+/// Serves `client` until the session is over, and returns its record. `first` holds the bytes already
+/// read of the client; `stop`, the drain timeout, cuts the session.
 ///
-/// A client for whom no backend can be reached is reset, not closed, so that it cannot take the failure for an empty answer.
+/// Where no backend can be reached the client gets a reset, not a FIN, which it could take for an
+/// empty response.
 pub async fn session(
     client: Stream,
     peer: Option<IpAddr>,
@@ -107,7 +109,8 @@ async fn serve(
     })
 }
 
-/// Picks backends until one accepts. No backend has got anything of the client's so far, so that a further try is always safe.
+/// Picks backends until one accepts. No backend has received a byte of the client so far, so another
+/// attempt is always safe.
 async fn connect_backend(
     context: &TcpContext<'_>,
     record: &mut AccessRecord,
@@ -116,7 +119,7 @@ async fn connect_backend(
     pool.state.budget.request();
     let mut tried = Vec::new();
     loop {
-        // After a failure its reason says more than "nobody left".
+        // After a failed attempt its reason says more than "no backend available".
         let picked = pool.pick(&tried, &mut context.random.borrow_mut());
         let lease = picked.map_err(|none| record.reason.unwrap_or(none))?;
         record.attempts += 1;
@@ -124,9 +127,12 @@ async fn connect_backend(
         let began = clock::now();
         let deadline = began + pool.config.timeouts.connect;
         let tls = pool.config.tls.as_ref();
-        // The backend may be the first to speak, so that nothing else can be waited for.
+        // In SMTP or MySQL the backend speaks first, so the header cannot wait for bytes of the
+        // client to share their segment.
+        let speaks_first = false;
         let header = context.proxy_header;
-        let result = connect::connect_backend(&lease.state, header, tls, false, deadline).await;
+        let connect = connect::connect_backend(&lease.state, header, tls, speaks_first, deadline);
+        let result = connect.await;
         let now = clock::now();
         record.connect = Some(now.saturating_duration_since(began));
         match result {
@@ -147,7 +153,7 @@ async fn connect_backend(
         {
             return Err(reason);
         }
-        // A reload may have replaced the backends since.
+        // A reload may have replaced the backends meanwhile.
         if let Some(next) = (context.newest)().filter(|next| !Arc::ptr_eq(next, &pool)) {
             tried = next.positions_of(&pool, &tried);
             pool = next;
@@ -155,9 +161,10 @@ async fn connect_backend(
     }
 }
 
+/// Counts a failed attempt, and tells the pool, which may eject the backend.
 fn record_failure(pool: &Pool, lease: &BackendLease, reason: Reason, now: Instant) {
     reasons::count_connect_failure(&lease.state, reason);
-    // A lack of our own says nothing of the backend.
+    // A shortage of our own says nothing about the backend.
     if reason == Reason::Overload {
         return;
     }
@@ -167,7 +174,7 @@ fn record_failure(pool: &Pool, lease: &BackendLease, reason: Reason, now: Instan
     }
 }
 
-/// Whether the pool's `retries` allow one more try, which they then pay for.
+/// True if the pool's `retries` allow another attempt, which is then charged to the budget.
 fn may_retry(pool: &Pool, attempts: u32, reason: Reason, now: Instant) -> bool {
     let Some(retries) = &pool.config.retries else {
         return false;
@@ -184,7 +191,7 @@ fn may_retry(pool: &Pool, attempts: u32, reason: Reason, now: Instant) -> bool {
     true
 }
 
-/// Counts one under way until dropped.
+/// One in a gauge, until dropped.
 struct ActiveGuard<'a>(&'a MetricCell);
 
 impl<'a> ActiveGuard<'a> {
@@ -261,13 +268,13 @@ mod tests {
                 backend.read_exact(&mut [0; 4]).await.unwrap();
                 backend.write_all(b"pong!").await.unwrap();
                 drop(backend);
-                let mut answer = Vec::new();
-                peer.read_to_end(&mut answer).await.unwrap();
+                let mut response = Vec::new();
+                peer.read_to_end(&mut response).await.unwrap();
                 drop(peer);
-                answer
+                response
             };
-            let (record, answer) = tokio::join!(serve_one(&pool, stream, pending()), script);
-            assert_eq!(answer, b"pong!");
+            let (record, response) = tokio::join!(serve_one(&pool, stream, pending()), script);
+            assert_eq!(response, b"pong!");
             assert_eq!((record.bytes_in, record.bytes_out), (4, 5));
             assert_eq!(record.backend.as_deref(), Some(&*alive.to_string()));
             assert_eq!(record.reason, None);
@@ -275,7 +282,7 @@ mod tests {
         }
         let slot = pool.state.metrics.mine();
         assert_eq!((slot.sessions_ok.get(), slot.sessions_active.get()), (4, 0));
-        // Whoever began with the dead one paid for one retry, on the other.
+        // Each session that began with the dead backend was charged one retry.
         let dead = &pool.backends[0].state.metrics.mine().connections_failed;
         assert!(dead.get() > 0);
         assert_eq!(slot.retries.get(Reason::ConnectionRefused), dead.get());
@@ -283,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_read_before_the_session_goes_to_the_backend_that_accepts() {
+    async fn bytes_read_before_the_session_go_to_the_backend_that_accepts() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let alive = BackendAddress::Ip(listener.local_addr().unwrap());
         let pool = pool_of(&[dead_address().await, alive], None);
@@ -304,7 +311,7 @@ mod tests {
         }
         let dead = &pool.backends[0].state.metrics.mine().connections_failed;
         assert!(dead.get() > 0);
-        // And it is counted where nobody gets it.
+        // It is also counted where no backend gets it.
         let pool = pool_of(&[dead_address().await], None);
         let (_peer, stream) = pair().await;
         let record = serve_behind(b"hello", &pool, stream, pending()).await;
@@ -312,7 +319,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_whom_no_backend_takes_is_reset() {
+    async fn a_client_that_no_backend_accepts_is_reset() {
         let pool = pool_of(&[dead_address().await, dead_address().await], None);
         let (mut peer, stream) = pair().await;
         let record = serve_one(&pool, stream, pending()).await;

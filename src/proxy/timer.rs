@@ -1,4 +1,5 @@
-//! One timer per connection, armed lazily: moving a deadline into the future costs nothing.
+//! One timer per connection, armed lazily: moving its deadline into the future costs nothing. Every
+//! read and write of a body moves it, and would have to reset the runtime's timer, under its lock.
 
 use std::{
     future::Future,
@@ -14,16 +15,16 @@ use crate::{
     net::activity::{ActivityTracker, UnackedBytes},
 };
 
-/// Which of two times has passed.
+/// The deadline that has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassedDeadline {
-    /// The time without activity.
+    /// That of inactivity.
     Idle,
-    /// The end of everything.
+    /// The fixed one.
     End,
 }
 
-/// A timer whose deadline is given anew at each poll.
+/// A timer whose deadline is an argument of each poll.
 #[derive(Debug)]
 pub struct Timer {
     sleep: Pin<Box<Sleep>>,
@@ -39,8 +40,8 @@ impl Timer {
         }
     }
 
-    /// Ready when `deadline` has passed; `None` never is. The timer is touched only when it stands too late, or has run
-    /// out before the deadline.
+    /// Ready when `deadline` has passed; `None` never is. The timer is armed again only if it is set
+    /// too late, or has run out before the deadline.
     pub fn poll(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
         let Some(deadline) = deadline else {
             return Poll::Pending;
@@ -57,7 +58,8 @@ impl Timer {
         }
     }
 
-    /// Ready at `end`, or when there was no activity for `idle`; `unacked` is asked before the latter is believed.
+    /// Ready at `end`, or after `idle` without activity. `unacked` is asked first: a peer that still
+    /// acknowledges bytes is active, and asking is a system call, so only now.
     pub fn poll_idle(
         &mut self,
         cx: &mut Context<'_>,
@@ -67,8 +69,8 @@ impl Timer {
         unacked: impl Fn() -> UnackedBytes,
     ) -> Poll<PassedDeadline> {
         loop {
-            let over = idle.map(|idle| activity.deadline(idle));
-            let deadline = [over, end].into_iter().flatten().min();
+            let idle_end = idle.map(|idle| activity.deadline(idle));
+            let deadline = [idle_end, end].into_iter().flatten().min();
             ready!(self.poll(cx, deadline));
             if deadline == end {
                 return Poll::Ready(PassedDeadline::End);

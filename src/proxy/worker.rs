@@ -1,4 +1,5 @@
-//! What one worker thread owns: its view of the current generation, chance, idle connections, scratch memory.
+//! State of one worker thread: its view of the generation in force, random numbers, connections,
+//! free buffers.
 //!
 //! Nothing here is shared with another thread, so nothing here needs a lock.
 
@@ -20,10 +21,11 @@ use crate::{
     snapshot::{Daemon, Snapshot},
 };
 
-/// The generation a task works with; the inner count is touched by its own thread only.
+/// The generation that a task works with. The outer count is changed by its own thread only: one
+/// atomic count for all threads would move between their caches with each request.
 pub type Generation = Rc<Arc<Snapshot>>;
 
-/// A cheap view of the daemon's snapshot, and the same wrapped for this thread.
+/// A cached view of the daemon's snapshot, and the same wrapped for this thread.
 struct CurrentGeneration {
     cache: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
     generation: Generation,
@@ -31,16 +33,16 @@ struct CurrentGeneration {
 
 /// How many scratch memories a worker keeps: about 48 KiB each.
 const MAX_FREE_SCRATCH: usize = 128;
-/// Connections over the limit that a worker answers at a time.
+/// Connections over the limit that get a response at a time; more are reset.
 const MAX_ANSWERED_REFUSALS: usize = 64;
 
-/// One worker's own things.
+/// State of one worker.
 pub struct Worker {
-    /// What all threads share.
+    /// State shared by all threads.
     pub daemon: Arc<Daemon>,
-    /// Chance.
+    /// Random numbers.
     pub random: RefCell<Random>,
-    /// Idle connections to backends.
+    /// Idle HTTP/1 connections to backends.
     pub idle: RefCell<IdleConnections>,
     /// HTTP/2 connections to backends.
     pub(super) h2_connections: SharedH2Connections,
@@ -53,14 +55,14 @@ pub struct Worker {
     )]
     scratch: RefCell<Vec<Box<ExchangeBuffers>>>,
     date: RefCell<(u64, String)>,
-    /// Becomes true when the drain is over: sessions and tunnels are cut.
+    /// True once the drain is over: sessions and tunnels are cut.
     pub(super) cut: watch::Receiver<bool>,
-    /// Connections that are being closed with a last answer.
+    /// Connections that linger after their last response, so that the client can read it.
     pub(super) lingering: Cell<usize>,
 }
 
 impl Worker {
-    /// The things of a new worker; called on its own thread.
+    /// State of a new worker; called on its own thread.
     pub fn new(daemon: Arc<Daemon>, cut: watch::Receiver<bool>) -> Self {
         let mut cache = Cache::new(Arc::clone(&daemon.snapshot));
         let generation = Rc::new(Arc::clone(cache.load()));
@@ -97,12 +99,12 @@ impl Worker {
         Rc::clone(generation)
     }
 
-    /// Memory for an exchange.
+    /// Takes buffers for an exchange.
     pub(super) fn take_scratch(&self) -> Box<ExchangeBuffers> {
         self.scratch.borrow_mut().pop().unwrap_or_default()
     }
 
-    /// Gives the memory of an exchange back.
+    /// Gives the buffers of an exchange back.
     pub(super) fn give_scratch(&self, mut scratch: Box<ExchangeBuffers>) {
         let mut kept = self.scratch.borrow_mut();
         if kept.len() < MAX_FREE_SCRATCH {
@@ -117,7 +119,8 @@ impl Worker {
         self.scratch.borrow().len()
     }
 
-    /// Calls `use_it` with the value of a `Date` field, RFC 9110 section 5.6.7; formatted once a second.
+    /// Calls `use_it` with the value of a `Date` field, RFC 9110 section 5.6.7. Formatted once a
+    /// second: doing it for each response would be a visible part of a small one.
     pub(super) fn with_date<T>(&self, use_it: impl FnOnce(&str) -> T) -> T {
         let now = clock::unix_now();
         let (second, text) = &mut *self.date.borrow_mut();
@@ -128,7 +131,8 @@ impl Worker {
         use_it(text)
     }
 
-    /// Connections up to which one that is over a limit is told so rather than reset: a flood must stay cheap.
+    /// Number of connections up to which one over a limit gets a response instead of a reset: under a
+    /// flood, refusals must stay cheap.
     pub(super) fn max_answered_connections(&self) -> usize {
         self.daemon.connection_limit.load(Relaxed) + MAX_ANSWERED_REFUSALS
     }
@@ -139,7 +143,8 @@ impl Worker {
         self.h2_connections.borrow_mut().clear();
     }
 
-    /// Housekeeping, a few times a second: idle connections over their time, and the view of the current generation.
+    /// Housekeeping, a few times a second: closes idle connections whose time is over, and lets go of
+    /// a generation that was replaced, which an idle worker would keep alive.
     pub fn tick(&self) {
         self.idle.borrow_mut().sweep(clock::now());
         self.h2_connections.borrow_mut().sweep(clock::now());
