@@ -1,11 +1,12 @@
-//! The closed list of reasons: why balancer answered a request itself, or cut a connection.
+//! The closed list of reasons for a local reply or a cut connection.
 //!
-//! One row here gives the log's `reason`, the metric label, the `Proxy-Status` token (RFC 9209), the status in both
-//! profiles, the detail in the JSON body and the row in docs/reasons.md. Nothing else may invent a reason.
+//! One entry here gives the log's `reason`, the metric label, the `Proxy-Status` token (RFC 9209),
+//! the status in both profiles, the detail in the JSON body and the entry in docs/reasons.md. No
+//! other module defines one, so that logs, metrics and responses always agree.
 
 use std::fmt;
 
-/// Which status the reasons map to: `errors.status`.
+/// Mapping of reasons to statuses: `errors.status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StatusProfile {
     /// Every backend failure is 502.
@@ -17,7 +18,7 @@ pub enum StatusProfile {
 
 macro_rules! reasons {
     ($( $(#[doc = $doc:literal])* $variant:ident, $name:literal, $token:literal, $unified:literal, $split:literal, $retry_after:literal, $detail:literal; )*) => {
-        /// Why balancer answered by itself or cut a connection. See docs/reasons.md.
+        /// Reason for a local reply or a cut connection. See docs/reasons.md.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         pub enum Reason { $( $(#[doc = $doc])* $variant, )* }
@@ -26,7 +27,7 @@ macro_rules! reasons {
             /// Every reason, in the order of the docs.
             pub const ALL: &'static [Self] = &[ $( Self::$variant, )* ];
 
-            /// The word used in logs, metric labels and `errors.override`.
+            /// The name used in logs, metric labels and `errors.override`.
             pub const fn name(self) -> &'static str {
                 match self { $( Self::$variant => $name, )* }
             }
@@ -36,7 +37,7 @@ macro_rules! reasons {
                 match self { $( Self::$variant => $token, )* }
             }
 
-            /// The status sent to the client; 0 where the connection is cut and no answer is sent.
+            /// The status sent to the client; 0 if the connection is cut without a response.
             pub const fn status(self, profile: StatusProfile) -> u16 {
                 match (self, profile) {
                     $( (Self::$variant, StatusProfile::Unified) => $unified, (Self::$variant, StatusProfile::Split) => $split, )*
@@ -53,7 +54,7 @@ macro_rules! reasons {
                 match self { $( Self::$variant => $detail, )* }
             }
 
-            /// When this happens: the docs row.
+            /// The condition, for docs/reasons.md.
             pub const fn when(self) -> &'static str {
                 match self { $( Self::$variant => concat!($($doc,)*), )* }
             }
@@ -76,15 +77,18 @@ reasons! {
     ConnectionReadTimeout, "connection_read_timeout", "http_response_timeout", 502, 504, 0, "The upstream server did not respond in time.";
     /// The whole exchange took longer than `timeouts.total`.
     TotalTimeout, "total_timeout", "http_response_timeout", 502, 504, 0, "The request was not fulfilled in the time allowed for it.";
-    /// The TLS handshake with the backend failed: no TLS, no common version or cipher suite, or an alert.
+    /// The TLS handshake with the backend failed: no TLS, no common version or cipher suite, or an
+    /// alert.
     TlsProtocolError, "tls_protocol_error", "tls_protocol_error", 502, 502, 0, "A secure connection to the upstream server could not be established.";
     /// The backend's certificate was refused: unknown issuer, expired, or for another name.
     TlsCertificateError, "tls_certificate_error", "tls_certificate_error", 502, 502, 0, "The upstream server could not prove its identity.";
-    /// The backend's response is not valid HTTP: bad status line, bad header, conflicting lengths, bad first chunk, or a 101 that was not requested.
+    /// The backend's response is not valid HTTP: bad status line, bad header, conflicting lengths,
+    /// bad first chunk, or a 101 that was not requested.
     ProxyProtocolError, "proxy_protocol_error", "http_protocol_error", 502, 502, 0, "The server received an invalid response from the upstream server while trying to fulfill the request.";
     /// The backend did not switch to WebSocket, and client or backend use HTTP/2.
     UpgradeFailed, "http_upgrade_failed", "http_upgrade_failed", 502, 502, 0, "The upstream server did not accept the change of protocol.";
-    /// The backend's response head or trailers are larger than 64 KiB or have more than 256 fields. This does not count for its ejection.
+    /// The backend's response head or trailers are larger than 64 KiB or have more than 256 fields.
+    /// This does not count for its ejection.
     ResponseHeaderSectionSize, "http_response_header_section_size", "http_response_header_section_size", 502, 502, 0, "The upstream server sent a response head that is too large.";
     /// The backend cut the response inside its body, so the client's connection is cut too.
     ResponseIncomplete, "http_response_incomplete", "http_response_incomplete", 0, 0, 0, "The upstream server cut the response.";
@@ -92,25 +96,35 @@ reasons! {
     ResponseIdleTimeout, "http_response_idle_timeout", "http_response_incomplete", 0, 0, 0, "The upstream server stopped sending the response.";
     /// All available backends are at their `max_connections` or `limits.connections_per_backend`.
     ConnectionLimitReached, "connection_limit_reached", "connection_limit_reached", 503, 503, 1, "The server is at its connection limit for this service.";
-    /// A limit of balancer was reached: `max_connections`, `limits.connections`, `limits.connections_per_client`, or no descriptor or port is left.
+    /// A limit of balancer was reached: `max_connections`, `limits.connections`,
+    /// `limits.connections_per_client`, or no descriptor or port is left.
     Overload, "overload", "connection_limit_reached", 503, 503, 1, "The server is overloaded.";
-    /// `allow` or `deny` refused the client, or the connection does not come from `accept_proxy.from`.
+    /// `allow` or `deny` refused the client, or the connection does not come from
+    /// `accept_proxy.from`.
     RequestDenied, "http_request_denied", "http_request_denied", 403, 403, 0, "The request is not allowed from this address.";
-    /// The client is over the `rate_limit` of the listener or route. `Retry-After` has the seconds until one more request is allowed.
+    /// The client is over the `rate_limit` of the listener or route. `Retry-After` has the seconds
+    /// until one more request is allowed.
     RateLimited, "rate_limited", "http_request_denied", 429, 429, 1, "Too many requests from this address.";
-    /// The request is malformed or ambiguous, or the connection does not start with the PROXY header of `accept_proxy` or with a valid ClientHello for `sni`.
+    /// The request is malformed or ambiguous, or the connection does not start with the PROXY
+    /// header of `accept_proxy` or with a valid ClientHello for `sni`.
     RequestError, "http_request_error", "http_request_error", 400, 400, 0, "The request is malformed.";
-    /// The request head is larger than `http.max_header_size` or has more fields than `http.max_headers`.
+    /// The request head is larger than `http.max_header_size` or has more fields than
+    /// `http.max_headers`.
     RequestHeaderSectionSize, "http_request_header_section_size", "http_request_error", 431, 431, 0, "The request header fields are too large.";
     /// The request target is longer than half of `http.max_header_size`.
     RequestUriTooLong, "http_request_uri_too_long", "http_request_error", 414, 414, 0, "The request target is too long.";
     /// The request body is larger than `limits.request_body`.
     RequestBodySize, "http_request_body_size", "http_request_error", 413, 413, 0, "The request body is too large.";
-    /// The client did not send its request head within `timeouts.header`, or its body at the rate of `timeouts.body_idle`. Or balancer waited for the client for `timeouts.idle`, in a gRPC call or after the response had started. Or the PROXY header or ClientHello did not come in time.
+    /// The client did not send its request head within `timeouts.header`, or its body at the rate
+    /// of `timeouts.body_idle`. Or balancer waited for the client for `timeouts.idle`, in a gRPC
+    /// call or after the response had started. Or the PROXY header or ClientHello did not come in
+    /// time.
     RequestTimeout, "http_request_timeout", "http_request_error", 408, 408, 0, "The request was not received in time.";
-    /// The client sent plain HTTP to a listener with `tls`, or anything except TLS to one with `sni`.
+    /// The client sent plain HTTP to a listener with `tls`, or anything except TLS to one with
+    /// `sni`.
     TlsRequired, "tls_required", "http_request_error", 400, 400, 0, "This port speaks HTTPS, and the request came in plain HTTP.";
-    /// The host of the request has another certificate than the name that the client asked for (SNI).
+    /// The host of the request has another certificate than the name that the client asked for
+    /// (SNI).
     MisdirectedRequest, "misdirected_request", "http_request_error", 421, 421, 0, "This connection is for another host.";
     /// No route or server name of `sni` matches, and the listener has no `pool`.
     NoRoute, "no_route", "destination_not_found", 404, 404, 0, "No route matches the request.";
@@ -126,13 +140,15 @@ reasons! {
     RequestIncomplete, "http_request_incomplete", "http_request_error", 400, 400, 0, "The request body is malformed or incomplete.";
     /// The client closed or reset its connection before the exchange or session ended.
     ClientDisconnected, "client_disconnected", "http_request_error", 0, 0, 0, "The client closed the connection.";
-    /// The client read nothing of its response for `timeouts.idle`, or for `timeouts.body_idle` if it is balancer's own response.
+    /// The client read nothing of its response for `timeouts.idle`, or for `timeouts.body_idle` if
+    /// it is balancer's own response.
     ClientWriteTimeout, "client_write_timeout", "connection_write_timeout", 0, 0, 0, "The client did not read the response in time.";
     /// A TCP session or tunnel moved no byte for `timeouts.idle`, and neither peer read one.
     IdleTimeout, "idle_timeout", "connection_read_timeout", 0, 0, 0, "The session was idle for too long.";
     /// The backend reset a TCP session or tunnel.
     BackendReset, "backend_reset", "connection_terminated", 0, 0, 0, "The upstream server reset the connection.";
-    /// The checks of the backend of a TCP session or tunnel failed, with `health_check.on_down: close`.
+    /// The checks of the backend of a TCP session or tunnel failed, with `health_check.on_down:
+    /// close`.
     BackendDown, "backend_down", "connection_terminated", 0, 0, 0, "The upstream server is down.";
     /// The request or session was still open when `drain.timeout` passed, and was cut.
     DrainTimeout, "drain_timeout", "proxy_internal_response", 0, 0, 0, "The server is shutting down.";
@@ -141,7 +157,7 @@ reasons! {
 }
 
 impl Reason {
-    /// How many reasons there are: the length of arrays indexed by [`Reason::index`].
+    /// Number of reasons: the length of arrays indexed by [`Reason::index`].
     pub const COUNT: usize = Self::ALL.len();
 
     /// Position in [`Reason::ALL`].
@@ -149,7 +165,7 @@ impl Reason {
         self as usize
     }
 
-    /// The reason called `name`, as written in `errors.override`.
+    /// Returns the reason called `name`, as written in `errors.override`.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL
             .iter()
@@ -157,8 +173,9 @@ impl Reason {
             .find(|reason| reason.name() == name)
     }
 
-    /// True where a backend is at fault, so that passive ejection counts it. A message that may be valid and is larger than
-    /// our own limits is no fault.
+    /// True if the backend is at fault, so that passive ejection counts it. A message that may be
+    /// valid and exceeds only our own limits is no fault, or one large response could eject every
+    /// backend.
     pub const fn is_backend_fault(self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! Addresses as written in the configuration: where to listen, and where a backend is.
+//! Addresses of listeners and backends, as written in the configuration.
 
 use std::{
     fmt,
@@ -7,7 +7,10 @@ use std::{
     str::FromStr,
 };
 
-/// Where a listener accepts: an IP address and port, or the path of a unix socket.
+/// Maximum length of the path of a unix socket.
+const MAX_UNIX_PATH_BYTES: usize = 107;
+
+/// Address of a listener: an IP address and port, or the path of a unix socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BindAddress {
     /// `127.0.0.1:8080`, `[::]:443`; `:8080` is `[::]:8080`, which takes IPv4 too.
@@ -25,7 +28,8 @@ impl fmt::Display for BindAddress {
     }
 }
 
-/// Where a backend is: an IP address and port, a host name and port, or the path of a unix socket.
+/// Address of a backend: an IP address and port, a host name and port, or the path of a unix
+/// socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BackendAddress {
     /// `127.0.0.1:9001`.
@@ -51,7 +55,7 @@ impl fmt::Display for BackendAddress {
     }
 }
 
-/// Why a text is not an address.
+/// Cause of a text that is not an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// There is no `:port`.
@@ -68,14 +72,16 @@ pub enum AddressError {
     BadPath,
 }
 
+/// Checks a socket path. `sun_path` has 108 bytes, one of them for the final NUL.
 fn unix_path(path: &str) -> Result<PathBuf, AddressError> {
-    if path.starts_with('/') && path.len() <= 107 && !path.contains('\0') {
+    if path.starts_with('/') && path.len() <= MAX_UNIX_PATH_BYTES && !path.contains('\0') {
         Ok(PathBuf::from(path))
     } else {
         Err(AddressError::BadPath)
     }
 }
 
+/// Parses a port. Only digits: `u16::from_str` would accept a sign.
 fn port_number(text: &str) -> Result<u16, AddressError> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(AddressError::BadPort);
@@ -83,7 +89,7 @@ fn port_number(text: &str) -> Result<u16, AddressError> {
     text.parse().map_err(|_| AddressError::BadPort)
 }
 
-/// Splits `host:port`; the host of `[::1]:80` comes without its brackets.
+/// Splits `host:port`; the host of `[::1]:80` is returned without its brackets.
 fn host_and_port(text: &str) -> Result<(&str, u16), AddressError> {
     let (host, port) = text.rsplit_once(':').ok_or(AddressError::NoPort)?;
     if let Some(inner) = host.strip_prefix('[') {
@@ -98,6 +104,8 @@ fn host_and_port(text: &str) -> Result<(&str, u16), AddressError> {
     Ok((host, port_number(port)?))
 }
 
+/// True for a host name (RFC 1123), also with `_`, which service names in containers have. A name
+/// of digits and dots is a mistyped IP address.
 fn is_host_name(host: &str) -> bool {
     let labels = host.strip_suffix('.').unwrap_or(host);
     let all_numeric = labels.bytes().all(|b| b.is_ascii_digit() || b == b'.');
@@ -132,7 +140,7 @@ impl FromStr for BindAddress {
         } else {
             host.parse().map_err(|_| AddressError::BadHost)?
         };
-        // `[::ffff:127.0.0.1]:80` and `127.0.0.1:80` are one address to the system.
+        // `[::ffff:127.0.0.1]:80` and `127.0.0.1:80` are one address to the kernel.
         Ok(Self::Ip(SocketAddr::new(ip.to_canonical(), port)))
     }
 }

@@ -1,8 +1,9 @@
-//! Growing waiting times: doubling from a first value up to a limit.
+//! Exponential backoff: a pause that doubles from a first value up to a limit. Without jitter;
+//! callers that share a peer add it.
 
 use std::time::Duration;
 
-/// The `step`-th waiting time, counted from 0: `first`, then doubled each time, never above `limit`.
+/// Returns the pause after `step` doublings of `first`, never above `limit`.
 pub fn doubled(first: Duration, step: u32, limit: Duration) -> Duration {
     first
         .saturating_mul(1_u32.checked_shl(step).unwrap_or(u32::MAX))

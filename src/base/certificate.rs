@@ -1,6 +1,6 @@
-//! What an X.509 certificate says about itself (RFC 5280): for whom it is, and from when to when.
+//! Names and validity of an X.509 certificate (RFC 5280).
 //!
-//! Only reads. Whether to believe it is decided by whoever verifies the chain.
+//! It only decodes. Nothing here is trustworthy before rustls has verified the chain.
 
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use x509_cert::{
     ext::pkix::{SubjectAltName, name::GeneralName},
 };
 
-/// What we want to know of a certificate.
+/// Decoded fields of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {
-    /// DNS names it is for, in lower case: `example.com`, `*.example.com`.
+    /// DNS names in lower case: `example.com`, `*.example.com`.
     pub names: Vec<String>,
-    /// Valid from this time on, since the Unix epoch.
+    /// Start of the validity, since the Unix epoch.
     pub not_before: Duration,
-    /// Valid up to this time, since the Unix epoch.
+    /// End of the validity, since the Unix epoch.
     pub not_after: Duration,
 }
 
-/// Reads the DER of a certificate; `None` if it is malformed.
+/// Decodes the DER of a certificate; `None` if it is malformed.
 pub fn parse(der: &[u8]) -> Option<CertificateInfo> {
     let certificate = Certificate::from_der(der).ok()?;
     let body = certificate.tbs_certificate();
@@ -41,8 +41,9 @@ pub fn parse(der: &[u8]) -> Option<CertificateInfo> {
     })
 }
 
-/// The subject as RFC 4514 writes it: `CN=app,O=Example`. `None` if the certificate is malformed, or if the subject has a
-/// byte that may not stand in a field value (RFC 9110 section 5.5).
+/// Returns the subject in the form of RFC 4514: `CN=app,O=Example`. `None` if the certificate is
+/// malformed, or if the subject has a byte that a field value must not have (RFC 9110 section 5.5):
+/// backends get it in a header.
 pub fn subject(der: &[u8]) -> Option<Box<str>> {
     let certificate = Certificate::from_der(der).ok()?;
     let subject = certificate.tbs_certificate().subject().to_string();

@@ -1,10 +1,11 @@
 //! The only place that reads a clock, so that tests can run in virtual time.
 //!
-//! Deadlines and durations use [`now`] (monotonic); only logs and metrics use [`unix_now`].
+//! Deadlines and durations use [`now`], which is monotonic: a change of the system time must not
+//! end timeouts. Only logs and metrics use [`unix_now`].
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The monotonic time. Under `tokio::time::pause` it is the virtual time of the runtime.
+/// Returns the monotonic time; under `tokio::time::pause` the virtual time of the runtime.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the one reader of the clock"
@@ -14,7 +15,7 @@ pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// Time since the Unix epoch; zero if the system clock stands before it.
+/// Returns the time since the Unix epoch; zero if the system clock is before it.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the one reader of the clock"

@@ -1,11 +1,14 @@
-//! A hasher for numbers that nobody outside can choose to collide: addresses of our own, and ids that follow each other.
+//! A fast hasher for numbers that no peer can choose to collide: our own addresses, and consecutive
+//! ids. For such keys the protection of SipHash costs time and gives nothing.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// Builds [`NumberHasher`]s.
 pub type NumberBuild = BuildHasherDefault<NumberHasher>;
 
-/// Spreads one number by the golden ratio; tables look at the upper bits and at the lower ones.
+/// Multiplies by 2^64 divided by the golden ratio, which spreads consecutive numbers evenly
+/// (Fibonacci hashing). The rotation moves good bits down: tables use the lowest and the highest
+/// ones.
 #[derive(Debug, Default)]
 pub struct NumberHasher(u64);
 

@@ -1,4 +1,5 @@
-//! A bound on how often the same kind of trouble is logged, for trouble that a peer can make as often as it likes.
+//! A rate limit for log lines about errors that a peer can cause as often as it likes. Without it
+//! an attacker could fill the disk or hide other lines.
 //!
 //! Pure: time is an argument.
 
@@ -7,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Shortest time between two messages of one limit.
+/// Minimum time between two messages of one limit.
 const MIN_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lets one message through in each `MIN_LOG_INTERVAL`, and counts those in between.
+/// Allows one message per `MIN_LOG_INTERVAL`, and counts the suppressed ones.
 #[derive(Debug, Default)]
 pub struct LogLimit(Mutex<LogHistory>);
 
@@ -21,7 +22,7 @@ struct LogHistory {
 }
 
 impl LogLimit {
-    /// One that has let nothing through yet; for a `static`.
+    /// A limit without history; `const` for a `static`.
     pub const fn new() -> Self {
         Self(Mutex::new(LogHistory {
             last: None,
@@ -29,7 +30,8 @@ impl LogLimit {
         }))
     }
 
-    /// True where a message may be logged at `now`, with the number of those suppressed since the last one.
+    /// Returns the number of messages suppressed since the last one if a message may be logged at
+    /// `now`, else `None`.
     pub fn admit(&self, now: Instant) -> Option<u64> {
         let mut history = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_soon = |last| now.saturating_duration_since(last) < MIN_LOG_INTERVAL;

@@ -1,4 +1,4 @@
-//! Small tools that know nothing of balancer: time, chance, addresses, units, waiting times, rates.
+//! Small tools that know nothing of balancer: time, randomness, addresses, units, backoff, rates.
 
 pub mod address;
 pub mod backoff;

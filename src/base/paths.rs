@@ -1,4 +1,4 @@
-//! Where balancer looks for its files when nobody says: one rule for the daemon and for the commands that call it.
+//! Default paths: one rule for the daemon and for the commands that talk to it.
 
 use std::{
     env,
@@ -9,8 +9,8 @@ use std::{
 /// The configuration file of an installed balancer.
 pub const SYSTEM_CONFIG: &str = "/etc/balancer/balancer.yaml";
 
-/// The configuration file when none is named: [`SYSTEM_CONFIG`] if it exists, else `balancer.yaml` in the current
-/// directory, there or not.
+/// Returns the default configuration file: [`SYSTEM_CONFIG`] if it exists, else `balancer.yaml` in
+/// the current directory, even if that does not exist.
 pub fn default_config() -> PathBuf {
     let system = Path::new(SYSTEM_CONFIG);
     if system.exists() {
@@ -20,10 +20,11 @@ pub fn default_config() -> PathBuf {
     }
 }
 
-/// The socket of the admin API when `admin.bind` is not set: `admin.sock` in the first of
-/// `$RUNTIME_DIRECTORY` (set by systemd), `/run/balancer` for root, `$XDG_RUNTIME_DIR/balancer`, `/tmp/balancer-UID`.
+/// Returns the default socket of the admin API: `admin.sock` in the first of `$RUNTIME_DIRECTORY`
+/// (set by systemd), `/run/balancer` for root, `$XDG_RUNTIME_DIR/balancer`, `/tmp/balancer-UID`.
 ///
-/// The daemon makes the directory (mode 0700); whoever binds in `/tmp` must check that it owns the directory.
+/// The daemon makes the directory with mode 0700. In `/tmp` another user may have made it before,
+/// so the caller must check that it owns the directory.
 pub fn default_admin_socket() -> PathBuf {
     admin_socket(
         env::var_os("RUNTIME_DIRECTORY"),
@@ -44,7 +45,7 @@ fn admin_socket(runtime: Option<OsString>, xdg: Option<OsString>, uid: u32) -> P
     directory.join("admin.sock")
 }
 
-/// systemd separates several runtime directories by colons; the first one is meant.
+/// Returns the first path of a list separated by colons, as systemd sets for several directories.
 fn first_absolute(list: &OsStr) -> Option<PathBuf> {
     env::split_paths(list)
         .next()

@@ -1,11 +1,15 @@
-//! How often one client may do something: a token bucket for each address, in a table that cannot grow.
+//! Rate limits per client: a token bucket for each address, in a table of fixed size.
 //!
-//! A bucket is one point in time: when it will be full again if nothing more is taken (the generic cell rate algorithm).
-//! One table serves every limit of the process: the name of the limit is part of a bucket's key. A key belongs to a set of
-//! `BUCKETS_PER_SET` buckets; a new client in a set without room takes the bucket that is full, or will be full, before all others.
-//! So a full bucket is forgotten before one that owes something, and nobody forgets it by asking from many addresses once
-//! each: those are nearly full. Where more than `BUCKETS_PER_SET` clients of one set owe something at a time, the smallest debt is
-//! forgiven. Nobody is ever refused for what others did.
+//! A bucket is one point in time: when it will be full again if nothing more is taken (the generic
+//! cell rate algorithm). That needs no timer, and an unused bucket costs nothing.
+//!
+//! One table serves all limits of the process; the name of the limit is part of a bucket's key. A
+//! key belongs to a set of `BUCKETS_PER_SET` buckets. In a full set a new client evicts the bucket
+//! that is full first: a full bucket has nothing to remember. A flood of new addresses cannot evict
+//! the bucket of a client that is over its limit, because buckets used once are nearly full and go
+//! first. If more than `BUCKETS_PER_SET` clients of a set are short of tokens at the same time, the
+//! one that is short of the fewest is evicted. No client is ever refused for the requests of
+//! others.
 //!
 //! Pure: time is an argument.
 
@@ -18,26 +22,27 @@ use std::{
 
 use super::{rng::Random, units::Rate};
 
-/// RateBuckets in a set.
+/// Buckets in a set: 128 bytes, two cache lines.
 const BUCKETS_PER_SET: usize = 8;
-/// Sets in a table: 131,072 buckets in about 2.2 MiB.
+/// Sets in the table: 131,072 buckets in about 2.2 MiB.
 const SET_COUNT: usize = 1 << 14;
 
-/// What one client may do: `burst` at once, and the rate in the long run.
+/// The limit of one client: `burst` at once, and the rate in the long run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientRateLimit {
-    /// Nanoseconds until one more is allowed.
-    interval: u64,
+    /// Nanoseconds per token.
+    interval_nanos: u64,
     /// Nanoseconds until an empty bucket is full.
-    depth: u64,
-    /// Tells this limit's buckets from those of others.
+    depth_nanos: u64,
+    /// Hash that distinguishes the buckets of this limit from those of others.
     name: u64,
 }
 
 impl ClientRateLimit {
-    /// A limit called `name`; limits of another name, rate or burst have buckets of their own.
+    /// Makes the limit `name`. Limits of another name, rate or burst have their own buckets, so
+    /// that a reload with another rate starts with full ones.
     pub fn new(name: &str, rate: Rate, burst: u32) -> Self {
-        // Rounded up: rather a nanosecond too late than one too many.
+        // Rounded up: a nanosecond too late is better than one request too many.
         let interval = (rate.per.as_nanos() as u64).div_ceil(u64::from(rate.count.max(1)));
         let depth = interval.saturating_mul(u64::from(burst.max(1)));
         let mut hasher = DefaultHasher::new();
@@ -45,8 +50,8 @@ impl ClientRateLimit {
         hasher.write_u64(interval);
         hasher.write_u64(depth);
         Self {
-            interval,
-            depth,
+            interval_nanos: interval,
+            depth_nanos: depth,
             name: hasher.finish(),
         }
     }
@@ -56,21 +61,21 @@ impl ClientRateLimit {
 #[derive(Debug, Clone, Copy, Default)]
 struct RateBucket {
     key: u64,
-    /// When it is full again, in nanoseconds since the table was made.
+    /// Time when it is full again, in nanoseconds since the table was made.
     full_at: u64,
 }
 
-/// The buckets of all clients. Threads meet only in the set of a client.
+/// The buckets of all clients. One lock per set, so that threads meet only at clients of one set.
 #[derive(Debug)]
 pub struct RateBuckets {
     sets: Box<[Mutex<[RateBucket; BUCKETS_PER_SET]>]>,
     began: Instant,
-    /// Nobody outside can choose addresses that share a set.
+    /// Keyed hashing: a peer cannot choose addresses that share a set.
     secret: [u64; 2],
 }
 
 impl RateBuckets {
-    /// An empty table. No later call may give a time before `now`.
+    /// Makes an empty table. Later calls must not give a time before `now`.
     pub fn new(now: Instant, random: &mut Random) -> Self {
         Self {
             sets: (0..SET_COUNT).map(|_| Mutex::default()).collect(),
@@ -79,8 +84,10 @@ impl RateBuckets {
         }
     }
 
-    /// Takes one from the bucket of `client`: an IPv4 address, or the /64 of an IPv6 address. If it is empty: how long until
-    /// there is one again.
+    /// Takes a token of `client`: an IPv4 address, or the /64 of an IPv6 address.
+    ///
+    /// # Errors
+    /// The bucket is empty; the duration until there is a token again.
     pub fn take(
         &self,
         limit: &ClientRateLimit,
@@ -89,18 +96,22 @@ impl RateBuckets {
     ) -> Result<(), Duration> {
         let key = self.key(limit, client);
         let now = now.saturating_duration_since(self.began).as_nanos() as u64;
-        let Some(set) = self.sets.get(key as usize % SET_COUNT) else {
+        let set = self.sets.get(key as usize % SET_COUNT);
+        debug_assert!(set.is_some(), "a table of {SET_COUNT} sets");
+        let Some(set) = set else {
             return Ok(());
         };
         let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
         let known = set.iter().position(|bucket| bucket.key == key);
         let place = known.unwrap_or_else(|| fullest(&set));
+        debug_assert!(place < BUCKETS_PER_SET, "{place}");
         let Some(bucket) = set.get_mut(place) else {
             return Ok(());
         };
+        // A token costs `interval_nanos`; an unknown client starts with a full bucket.
         let from = known.map_or(now, |_| bucket.full_at.max(now));
-        let full_at = from.saturating_add(limit.interval);
-        let wait = full_at.saturating_sub(now.saturating_add(limit.depth));
+        let full_at = from.saturating_add(limit.interval_nanos);
+        let wait = full_at.saturating_sub(now.saturating_add(limit.depth_nanos));
         if wait > 0 {
             return Err(Duration::from_nanos(wait));
         }
@@ -108,6 +119,7 @@ impl RateBuckets {
         Ok(())
     }
 
+    /// Hashes limit and client.
     fn key(&self, limit: &ClientRateLimit, client: IpAddr) -> u64 {
         let mut hasher = DefaultHasher::new();
         for part in self.secret {
@@ -116,14 +128,14 @@ impl RateBuckets {
         hasher.write_u64(limit.name);
         match client.to_canonical() {
             IpAddr::V4(address) => hasher.write_u32(address.to_bits()),
-            // Whoever has one address of a /64 has them all.
+            // A host usually gets a whole /64 and could use another address for every request.
             IpAddr::V6(address) => hasher.write_u64((address.to_bits() >> 64) as u64),
         }
         hasher.finish()
     }
 }
 
-/// The place of the bucket that is full before all others.
+/// Position of the bucket that is full first.
 fn fullest(set: &[RateBucket; BUCKETS_PER_SET]) -> usize {
     let places = set.iter().enumerate();
     places
@@ -137,10 +149,17 @@ mod tests {
 
     use super::*;
 
-    const SECOND: Duration = Duration::from_secs(1);
+    const ONE_SECOND: Duration = Duration::from_secs(1);
 
     fn limit(count: u32, burst: u32) -> ClientRateLimit {
-        ClientRateLimit::new("web", Rate { count, per: SECOND }, burst)
+        ClientRateLimit::new(
+            "web",
+            Rate {
+                count,
+                per: ONE_SECOND,
+            },
+            burst,
+        )
     }
 
     fn table(seed: u64) -> (RateBuckets, Instant) {
@@ -175,19 +194,22 @@ mod tests {
         let v6 = |text: &str| IpAddr::V6(text.parse::<Ipv6Addr>().unwrap());
         let take = |client, limit: &ClientRateLimit| table.take(limit, client, now).is_ok();
         assert!(take(ip(1), &one) && !take(ip(1), &one) && take(ip(2), &one));
-        assert!(!take(v6("::ffff:0.0.0.1"), &one), "the same in other dress");
+        assert!(
+            !take(v6("::ffff:0.0.0.1"), &one),
+            "the same address, mapped"
+        );
         assert!(take(v6("2001:db8::1"), &one) && !take(v6("2001:db8::2"), &one));
         assert!(take(v6("2001:db8:0:1::1"), &one));
         let other = ClientRateLimit::new(
             "api",
             Rate {
                 count: 1,
-                per: SECOND,
+                per: ONE_SECOND,
             },
             1,
         );
         assert!(take(ip(1), &other), "another limit");
-        assert!(take(ip(1), &limit(2, 1)), "another rate begins anew");
+        assert!(take(ip(1), &limit(2, 1)), "another rate has its own bucket");
     }
 
     #[test]
@@ -207,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn no_client_gets_more_than_burst_and_rate_and_a_quiet_one_is_never_refused() {
+    fn no_client_gets_more_than_burst_and_rate_and_an_idle_one_is_never_refused() {
         for seed in 0..10 {
             let mut random = Random::seeded(seed);
             let (table, start) = table(seed);
@@ -218,14 +240,14 @@ mod tests {
             let mut last_asked = HashMap::<u32, Instant>::new();
             for _ in 0..4_000 {
                 now += Duration::from_micros(random.below(4_000) as u64);
-                // Some ask often, some hardly ever.
+                // Some clients come often, some hardly ever.
                 let among = 1 << random.below(11);
                 let client = random.below(among) as u32;
                 let taken = table.take(&limit, ip(client), now).is_ok();
                 let before = last_asked.insert(client, now);
-                let full = Duration::from_nanos(limit.depth);
+                let full = Duration::from_nanos(limit.depth_nanos);
                 if before.is_none_or(|before| now - before >= full) {
-                    assert!(taken, "seed {seed}: quiet client {client}");
+                    assert!(taken, "seed {seed}: idle client {client}");
                 }
                 if taken {
                     admitted.entry(client).or_default().push(now);
@@ -235,7 +257,7 @@ mod tests {
                 for (index, first) in times.iter().enumerate() {
                     for (more, last) in times[index..].iter().enumerate() {
                         let time = (*last - *first).as_nanos() as u64;
-                        let most = u64::from(burst) + time / limit.interval;
+                        let most = u64::from(burst) + time / limit.interval_nanos;
                         assert!((more as u64) < most, "seed {seed}: {more} in {time} ns");
                     }
                 }
@@ -244,14 +266,14 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_addresses_resets_nobody_who_owes_more_than_one() {
+    fn a_flood_of_addresses_resets_no_client_that_is_short_of_tokens() {
         let (table, now) = table(5);
         let limit = limit(1, 20);
         let greedy = ip(u32::MAX);
         while table.take(&limit, greedy, now).is_ok() {}
         // About 75 for each set.
         for address in 0..10 * (SET_COUNT * BUCKETS_PER_SET) as u32 {
-            assert_eq!(table.take(&limit, ip(address), now), Ok(()), "never asked");
+            assert_eq!(table.take(&limit, ip(address), now), Ok(()), "a new client");
         }
         assert!(table.take(&limit, greedy, now).is_err());
     }

@@ -1,15 +1,16 @@
-//! Chance for balancing, jitter and request ids: fast, seedable, not for secrets.
+//! Randomness for balancing, jitter and request ids: fast and seedable, not for secrets.
 
 use rand::{Rng, SeedableRng, rngs::Xoshiro256PlusPlus};
 
-/// One generator; every worker owns its own.
+/// A random number generator. Every worker owns one, so that a draw takes no lock.
 #[derive(Debug)]
 pub struct Random(Xoshiro256PlusPlus);
 
 impl Random {
-    /// A generator seeded by the operating system.
+    /// Makes a generator seeded by the operating system.
     pub fn from_system() -> Self {
-        // The address of a fresh allocation and the time are a fallback only: `rand` fails where getrandom does.
+        // Without getrandom (an old kernel, a sandbox) the time must do: balancing needs no
+        // secrets.
         let mut seed = <Xoshiro256PlusPlus as SeedableRng>::Seed::default();
         if rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).is_err() {
             let nanos = super::clock::unix_now().as_nanos();
@@ -20,25 +21,26 @@ impl Random {
         Self(Xoshiro256PlusPlus::from_seed(seed))
     }
 
-    /// A generator whose numbers are the same for the same seed.
+    /// Makes a generator with the same numbers for the same seed.
     pub fn seeded(seed: u64) -> Self {
         Self(Xoshiro256PlusPlus::seed_from_u64(seed))
     }
 
-    /// 64 random bits.
+    /// Draws 64 random bits.
     #[inline]
     pub fn bits(&mut self) -> u64 {
         self.0.next_u64()
     }
 
-    /// A number in `0..bound`; 0 when `bound` is 0.
+    /// Draws a number in `0..bound`; 0 if `bound` is 0.
     #[inline]
     pub fn below(&mut self, bound: usize) -> usize {
-        // Multiply-shift: the bias is below 2^-32 for any bound that fits a pool.
+        // Multiply-shift, without the division of a modulo. The bias is below 2^-32 for any bound
+        // that fits a pool.
         ((u128::from(self.bits()) * bound as u128) >> 64) as usize
     }
 
-    /// A number in `0.0..1.0`.
+    /// Draws a number in `0.0..1.0`.
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }

@@ -1,8 +1,10 @@
-//! Reads the scalars of the configuration: durations, sizes, rates and shares. See docs/configuration.md.
+//! Scalars of the configuration with a unit: durations, sizes, rates and shares. See
+//! docs/configuration.md.
 
 use std::time::Duration;
 
-/// Why a text is not a value with a unit; the reader of the configuration adds the place and the hint.
+/// Cause of a text that is not a value with a unit. The reader of the configuration adds the place
+/// and the hint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// The number is missing, signed, broken or too large.
@@ -16,6 +18,7 @@ pub enum UnitError {
     BadUnit,
 }
 
+/// Splits a text into its number and its unit, which is not empty.
 fn number_and_unit(text: &str) -> Result<(u64, &str), UnitError> {
     let split = text
         .find(|c: char| !c.is_ascii_digit())
@@ -29,7 +32,7 @@ fn number_and_unit(text: &str) -> Result<(u64, &str), UnitError> {
     }
 }
 
-/// `250ms`, `10s`, `5m`, `1h`.
+/// Parses `250ms`, `10s`, `5m`, `1h`.
 pub fn duration(text: &str) -> Result<Duration, UnitError> {
     let (number, unit) = number_and_unit(text)?;
     let millis = match unit {
@@ -45,7 +48,7 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
         .ok_or(UnitError::Number)
 }
 
-/// `64KiB`, `16MiB`, `1GiB`, `500KB`, `10MB`, `1GB`, in bytes.
+/// Parses `64KiB`, `16MiB`, `1GiB`, `500KB`, `10MB`, `1GB` to bytes.
 pub fn size(text: &str) -> Result<u64, UnitError> {
     let (number, unit) = number_and_unit(text)?;
     let bytes = match unit {
@@ -60,7 +63,7 @@ pub fn size(text: &str) -> Result<u64, UnitError> {
     number.checked_mul(bytes).ok_or(UnitError::Number)
 }
 
-/// `50%` as a share of 0.0..=1.0.
+/// Parses `50%` to a share of 0.0..=1.0.
 pub fn share(text: &str) -> Result<f64, UnitError> {
     match number_and_unit(text)? {
         (number @ 0..=100, "%") => Ok(number as f64 / 100.0),
@@ -69,7 +72,7 @@ pub fn share(text: &str) -> Result<f64, UnitError> {
     }
 }
 
-/// So many in a time.
+/// A number of events per unit of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     /// At least 1.
@@ -79,13 +82,13 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// How many in a second, rounded up.
+    /// Number of events per second, rounded up.
     pub fn per_second(self) -> u32 {
         u64::from(self.count).div_ceil(self.per.as_secs().max(1)) as u32
     }
 }
 
-/// `100/s`, `1000/m`, `5/h`.
+/// Parses `100/s`, `1000/m`, `5/h`.
 pub fn rate(text: &str) -> Result<Rate, UnitError> {
     let (number, unit) = number_and_unit(text)?;
     let seconds = match unit {
@@ -103,7 +106,7 @@ pub fn rate(text: &str) -> Result<Rate, UnitError> {
     }
 }
 
-/// The shortest text that [`duration`] reads back as `value`, for messages.
+/// Returns the shortest text that [`duration`] parses to `value`, for messages.
 pub fn show_duration(value: Duration) -> String {
     let millis = value.as_millis();
     match millis {

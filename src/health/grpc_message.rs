@@ -1,23 +1,25 @@
-//! The two messages of a grpc check: `HealthCheckRequest` is written, `HealthCheckResponse` is read, each behind the prefix
-//! that gRPC puts before a message.
+//! The two messages of a grpc check: `HealthCheckRequest` is encoded, `HealthCheckResponse`
+//! decoded, each behind the prefix of a gRPC message.
 //!
-//! Pure. No library: that is one field each, and what comes from a backend is read strictly, with a bound.
+//! Pure. Without a library, because each message has one field, and because the bytes of a backend
+//! must be decoded strictly and with a bound.
 
 use std::fmt;
 
-/// Bytes before a message: whether it is compressed, and its length.
+/// Length of the prefix of a message: one byte for compression, four for the length.
 pub const PREFIX_BYTES: usize = 5;
-/// Longest message that is read. One field takes two bytes; the rest is for fields that a later version may add.
+/// Maximum length of a message that is decoded. The known field takes two bytes; the others are for
+/// fields that a later version may add.
 pub const MAX_MESSAGE_BYTES: usize = 512;
 
 /// `HealthCheckResponse.ServingStatus`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServingStatus {
-    /// Nothing is known; also when the field is not there.
+    /// Nothing is known; also the value of a missing field.
     Unknown,
-    /// The only good one.
+    /// The only good status.
     Serving,
-    /// Answers calls, but should not get any.
+    /// Responds to calls, but should not get any.
     NotServing,
     /// The service is not known.
     ServiceUnknown,
@@ -49,10 +51,10 @@ impl fmt::Display for ServingStatus {
     }
 }
 
-/// Why bytes are no answer.
+/// Cause of a response that is not valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum GrpcMessageError {
-    /// There is not one byte.
+    /// The body is empty.
     #[error("there is none")]
     Missing,
     /// The flag of the prefix is 1; no compression was offered.
@@ -70,12 +72,12 @@ pub enum GrpcMessageError {
     /// Something follows the first message.
     #[error("more than one")]
     Another,
-    /// Not what protocol buffers look like.
+    /// Not a valid protocol buffer.
     #[error("malformed")]
     Malformed,
 }
 
-/// The body of a call that asks for `service`: `string service = 1`, which is left out if empty.
+/// Encodes the body of a call for `service`: `string service = 1`, omitted if empty as proto3 does.
 pub fn encode_request(service: &str) -> Vec<u8> {
     let mut message = Vec::new();
     if !service.is_empty() {
@@ -89,6 +91,7 @@ pub fn encode_request(service: &str) -> Vec<u8> {
     body
 }
 
+/// Appends a varint: seven bits per byte, the lowest first.
 fn put_varint(out: &mut Vec<u8>, mut number: u64) {
     while number > 0x7f {
         out.push(number as u8 | 0x80);
@@ -97,39 +100,45 @@ fn put_varint(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
-/// Reads the whole body of an answer: `ServingStatus status = 1`. Of several the last counts, and other fields are skipped,
-/// as everywhere in protocol buffers.
+/// Decodes the whole body of a response: `ServingStatus status = 1`. Of several fields the last one
+/// counts, and unknown fields are skipped, as protocol buffers require.
 pub fn decode_response(body: &[u8]) -> Result<ServingStatus, GrpcMessageError> {
     let mut message = message(body)?;
-    let mut health = 0;
+    let mut status = 0;
     while !message.is_empty() {
         let key = varint(&mut message)?;
         let (field, kind) = (key >> 3, key & 7);
+        // Field numbers are 1 to 2^29 - 1.
         if field == 0 || field >= 1 << 29 {
             return Err(GrpcMessageError::Malformed);
         }
         match kind {
+            // Varint.
             0 => {
                 let value = varint(&mut message)?;
                 if field == 1 {
-                    health = value;
+                    status = value;
                 }
             }
+            // The status as another type: a guess would be worse than a failed check.
             _ if field == 1 => return Err(GrpcMessageError::Malformed),
+            // 64 bits.
             1 => skip(&mut message, 8)?,
+            // Bytes with their length before them.
             2 => {
                 let length = varint(&mut message)?;
                 skip(&mut message, length)?;
             }
+            // 32 bits.
             5 => skip(&mut message, 4)?,
-            // Groups, which nobody writes any more, and what never was.
+            // 3 and 4 are groups, which are obsolete; 6 and 7 were never defined.
             _ => return Err(GrpcMessageError::Malformed),
         }
     }
-    Ok(health.into())
+    Ok(status.into())
 }
 
-/// Takes the prefix off.
+/// Removes the prefix and checks that exactly one plain message follows.
 fn message(body: &[u8]) -> Result<&[u8], GrpcMessageError> {
     match body.first() {
         None => return Err(GrpcMessageError::Missing),
@@ -151,13 +160,13 @@ fn message(body: &[u8]) -> Result<&[u8], GrpcMessageError> {
     }
 }
 
-/// Seven bits a byte, the lowest first, 64 in all.
+/// Decodes a varint of at most 64 bits.
 fn varint(bytes: &mut &[u8]) -> Result<u64, GrpcMessageError> {
     let mut number = 0;
     for place in 0..10 {
-        let (byte, rest) = bytes.split_first().ok_or(GrpcMessageError::Malformed)?;
-        *bytes = rest;
-        // The tenth byte has room for the last bit.
+        let (byte, after) = bytes.split_first().ok_or(GrpcMessageError::Malformed)?;
+        *bytes = after;
+        // Nine bytes hold 63 bits: the tenth can add one.
         if place == 9 && *byte > 1 {
             break;
         }
@@ -169,6 +178,7 @@ fn varint(bytes: &mut &[u8]) -> Result<u64, GrpcMessageError> {
     Err(GrpcMessageError::Malformed)
 }
 
+/// Skips `count` bytes.
 fn skip(bytes: &mut &[u8], count: u64) -> Result<(), GrpcMessageError> {
     let count = usize::try_from(count).map_err(|_| GrpcMessageError::Malformed)?;
     *bytes = bytes.get(count..).ok_or(GrpcMessageError::Malformed)?;
@@ -178,6 +188,8 @@ fn skip(bytes: &mut &[u8], count: u64) -> Result<(), GrpcMessageError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LARGEST_VARINT: [u8; 10] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
 
     /// `message` behind its prefix.
     fn framed(message: &[u8]) -> Vec<u8> {
@@ -198,82 +210,82 @@ mod tests {
     }
 
     #[test]
-    fn answers_mean_one_thing_whatever_else_is_in_them() {
-        let largest = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
-        let rows: &[(&[u8], Result<ServingStatus, GrpcMessageError>)] = &[
-            (&[], Ok(ServingStatus::Unknown)),
-            (&[8, 0], Ok(ServingStatus::Unknown)),
-            (&[8, 1], Ok(ServingStatus::Serving)),
-            (&[8, 2], Ok(ServingStatus::NotServing)),
-            (&[8, 3], Ok(ServingStatus::ServiceUnknown)),
-            (&[8, 4], Ok(ServingStatus::Other(4))),
+    fn known_and_unknown_fields_give_one_status() {
+        let largest = LARGEST_VARINT;
+        let cases: &[(&[u8], ServingStatus)] = &[
+            (&[], ServingStatus::Unknown),
+            (&[8, 0], ServingStatus::Unknown),
+            (&[8, 1], ServingStatus::Serving),
+            (&[8, 2], ServingStatus::NotServing),
+            (&[8, 3], ServingStatus::ServiceUnknown),
+            (&[8, 4], ServingStatus::Other(4)),
             (
                 &[&[8], &largest[..]].concat(),
-                Ok(ServingStatus::Other(u64::MAX)),
+                ServingStatus::Other(u64::MAX),
             ),
             // 2^32 + 1, which is not 1.
             (
                 &[8, 0x81, 0x80, 0x80, 0x80, 0x10],
-                Ok(ServingStatus::Other((1 << 32) + 1)),
+                ServingStatus::Other((1 << 32) + 1),
             ),
-            // Longer than it need be.
-            (&[8, 0x81, 0x00], Ok(ServingStatus::Serving)),
-            (&[0x88, 0x00, 1], Ok(ServingStatus::Serving)),
+            // Longer than needed.
+            (&[8, 0x81, 0x00], ServingStatus::Serving),
+            (&[0x88, 0x00, 1], ServingStatus::Serving),
             // The last one counts.
-            (&[8, 1, 8, 2], Ok(ServingStatus::NotServing)),
-            (&[8, 2, 8, 1], Ok(ServingStatus::Serving)),
-            // Unknown fields of each kind.
-            (&[16, 9, 8, 1], Ok(ServingStatus::Serving)),
-            (
-                &[17, 1, 2, 3, 4, 5, 6, 7, 8, 8, 1],
-                Ok(ServingStatus::Serving),
-            ),
-            (&[8, 1, 18, 2, b'h', b'i'], Ok(ServingStatus::Serving)),
-            (&[8, 1, 18, 0], Ok(ServingStatus::Serving)),
-            (&[21, 1, 2, 3, 4, 8, 1], Ok(ServingStatus::Serving)),
+            (&[8, 1, 8, 2], ServingStatus::NotServing),
+            (&[8, 2, 8, 1], ServingStatus::Serving),
+            // Unknown fields of each type.
+            (&[16, 9, 8, 1], ServingStatus::Serving),
+            (&[17, 1, 2, 3, 4, 5, 6, 7, 8, 8, 1], ServingStatus::Serving),
+            (&[8, 1, 18, 2, b'h', b'i'], ServingStatus::Serving),
+            (&[8, 1, 18, 0], ServingStatus::Serving),
+            (&[21, 1, 2, 3, 4, 8, 1], ServingStatus::Serving),
             (
                 &[0xf8, 0xff, 0xff, 0xff, 0x0f, 7, 8, 1],
-                Ok(ServingStatus::Serving),
-            ),
-            // Field 0, one above the largest, groups, kinds that never were.
-            (&[0, 1], Err(GrpcMessageError::Malformed)),
-            (
-                &[0x80, 0x80, 0x80, 0x80, 0x10, 1],
-                Err(GrpcMessageError::Malformed),
-            ),
-            (&[19, 20, 8, 1], Err(GrpcMessageError::Malformed)),
-            (&[22, 8, 1], Err(GrpcMessageError::Malformed)),
-            // The field as another kind.
-            (&[10, 1, 1], Err(GrpcMessageError::Malformed)),
-            (&[13, 1, 0, 0, 0], Err(GrpcMessageError::Malformed)),
-            // Cut, or with a length beyond the end.
-            (&[8], Err(GrpcMessageError::Malformed)),
-            (&[8, 0x81], Err(GrpcMessageError::Malformed)),
-            (&[8, 1, 17, 1, 2, 3], Err(GrpcMessageError::Malformed)),
-            (&[8, 1, 18, 3, b'h', b'i'], Err(GrpcMessageError::Malformed)),
-            (
-                &[&[8, 1, 18], &largest[..]].concat(),
-                Err(GrpcMessageError::Malformed),
-            ),
-            // More than 64 bits.
-            (
-                &[8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2],
-                Err(GrpcMessageError::Malformed),
-            ),
-            (
-                &[
-                    8, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0,
-                ],
-                Err(GrpcMessageError::Malformed),
+                ServingStatus::Serving,
             ),
         ];
-        for (message, wanted) in rows {
-            assert_eq!(decode_response(&framed(message)), *wanted, "{message:?}");
+        for (message, status) in cases {
+            assert_eq!(
+                decode_response(&framed(message)),
+                Ok(*status),
+                "{message:?}"
+            );
         }
     }
 
     #[test]
-    fn what_is_not_one_whole_plain_message_is_refused() {
+    fn a_message_that_is_no_protocol_buffer_is_malformed() {
+        let largest = LARGEST_VARINT;
+        let cases: &[&[u8]] = &[
+            // Field 0, one above the largest, groups, undefined types.
+            &[0, 1],
+            &[0x80, 0x80, 0x80, 0x80, 0x10, 1],
+            &[19, 20, 8, 1],
+            &[22, 8, 1],
+            // The field as another type.
+            &[10, 1, 1],
+            &[13, 1, 0, 0, 0],
+            // Cut, or with a length beyond the end.
+            &[8],
+            &[8, 0x81],
+            &[8, 1, 17, 1, 2, 3],
+            &[8, 1, 18, 3, b'h', b'i'],
+            &[&[8, 1, 18], &largest[..]].concat(),
+            // More than 64 bits.
+            &[8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2],
+            &[
+                8, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0,
+            ],
+        ];
+        for message in cases {
+            let result = decode_response(&framed(message));
+            assert_eq!(result, Err(GrpcMessageError::Malformed), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn only_one_whole_plain_message_is_accepted() {
         let serving = framed(&[8, 1]);
         for end in 1..serving.len() {
             assert_eq!(

@@ -1,6 +1,9 @@
-//! Addresses of backends that are given by name: asked for at the start, at every reload, and every 30 s, by the system's
-//! resolver on a helper thread. A failure keeps the last good answer, is logged when it begins and when it ends, and is
-//! tried again after 1 s, then after twice as long each time, up to 30 s.
+//! Name resolution of backends, by the system's resolver on helper threads.
+//!
+//! A name is resolved at the start, at every reload and every 30 s. A failure keeps the last good
+//! addresses: a broken DNS server must not take down backends that work. It is logged when it
+//! begins and when it ends, and the lookup is repeated after 1 s, then after twice as long each
+//! time, up to 30 s.
 
 use std::{
     fmt, io,
@@ -22,43 +25,43 @@ use crate::{
     pool::{BackendState, ResolvedAddresses},
 };
 
-/// From one good answer to the next question, jittered by 10 %. Also the longest wait after a failure.
+/// Time from one good lookup to the next, and the maximum after a failure; jittered by 10 %.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
-/// From the first failure to the next question, jittered by 10 %; doubled by each further one.
+/// Time from the first failure to the next lookup, jittered by 10 %; doubled by each further one.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// For one answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time of one lookup.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Questions at a time; each holds a thread.
+/// Lookups that run at the same time. Each occupies a thread, because getaddrinfo blocks.
 const MAX_LOOKUPS: usize = 8;
 
 /// Addresses kept of one name: the first in ascending order.
 const MAX_ADDRESSES: usize = 16;
 
-/// What answers: the system's resolver. It may block.
+/// The lookup function: the system's resolver, except in tests. It may block.
 type LookupFn = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
-/// Starts resolving; shared by all backends.
+/// Starts the resolution of names; shared by all backends.
 pub(super) struct NameResolver {
-    questions: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
     lookup: Arc<LookupFn>,
 }
 
-/// The resolving of one backend's name; ends when this is dropped.
+/// The task that resolves one backend's name; ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct ResolveTask {
     task: AbortHandle,
-    /// Signalled by every answer, good or bad.
-    pub(super) answered: Rc<Notify>,
-    ask: Rc<Notify>,
+    /// Notified after every lookup, good or bad.
+    pub(super) resolved: Rc<Notify>,
+    refresh: Rc<Notify>,
 }
 
 impl ResolveTask {
-    /// Asks again at once.
+    /// Starts a lookup at once.
     pub(super) fn refresh(&self) {
-        self.ask.notify_one();
+        self.refresh.notify_one();
     }
 }
 
@@ -81,54 +84,55 @@ impl Default for NameResolver {
 }
 
 impl NameResolver {
-    /// Asks `lookup`, on a helper thread.
+    /// A resolver that calls `lookup` on helper threads.
     pub(super) fn new(
         lookup: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            questions: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             lookup: Arc::new(lookup),
         }
     }
 
-    /// A task that keeps `backend.resolved` fresh. `None` for a backend that is not given by name.
+    /// Starts a task that keeps `backend.resolved` fresh. `None` for a backend without a name.
     pub(super) fn start(&self, backend: &Arc<BackendState>) -> Option<ResolveTask> {
         let BackendAddress::Name { host, port } = &backend.address else {
             return None;
         };
-        let (answered, ask) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
-        let question = NameLookup {
+        let (resolved, refresh) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
+        let lookup = NameLookup {
             host: host.clone(),
             port: *port,
             lookup: Arc::clone(&self.lookup),
-            permits: Arc::clone(&self.questions),
+            permits: Arc::clone(&self.lookups),
         };
         let task = keep_fresh(
             Arc::clone(backend),
-            question,
-            Rc::clone(&answered),
-            Rc::clone(&ask),
+            lookup,
+            Rc::clone(&resolved),
+            Rc::clone(&refresh),
         );
         Some(ResolveTask {
             task: spawn_local(task).abort_handle(),
-            answered,
-            ask,
+            resolved,
+            refresh,
         })
     }
 }
 
+/// Resolves the name again and again.
 async fn keep_fresh(
     backend: Arc<BackendState>,
-    question: NameLookup,
-    answered: Rc<Notify>,
-    ask: Rc<Notify>,
+    lookup: NameLookup,
+    resolved: Rc<Notify>,
+    refresh: Rc<Notify>,
 ) {
     let mut random = Random::from_system();
     let mut failures = 0_u32;
     loop {
-        let answer = question.ask().await;
-        log(&backend, &answer, failures > 0);
-        let pause = if let Ok(addresses) = answer {
+        let result = lookup.run().await;
+        log_result(&backend, &result, failures > 0);
+        let pause = if let Ok(addresses) = result {
             failures = 0;
             store(&backend, addresses);
             REFRESH_INTERVAL
@@ -136,13 +140,15 @@ async fn keep_fresh(
             failures = failures.saturating_add(1);
             backoff::doubled(RETRY_INTERVAL, failures - 1, REFRESH_INTERVAL)
         };
-        answered.notify_one();
+        resolved.notify_one();
+        // Jitter keeps thousands of names from hitting the DNS server together.
         let pause = pause.mul_f64(0.9 + 0.2 * random.unit());
-        // The end of the time and a reload are the same here.
-        let _ = timeout(pause, ask.notified()).await;
+        // The end of the pause and a reload have the same effect.
+        let _ = timeout(pause, refresh.notified()).await;
     }
 }
 
+/// Publishes the addresses, if they changed.
 fn store(backend: &BackendState, mut addresses: Vec<SocketAddr>) {
     addresses.sort_unstable();
     addresses.dedup();
@@ -154,7 +160,7 @@ fn store(backend: &BackendState, mut addresses: Vec<SocketAddr>) {
     }
 }
 
-/// What is asked, and of whom.
+/// The lookup of one name.
 struct NameLookup {
     host: String,
     port: u16,
@@ -163,27 +169,29 @@ struct NameLookup {
 }
 
 impl NameLookup {
-    /// Asks once. The permit goes with the thread: one that hangs beyond the timeout still counts.
-    async fn ask(&self) -> io::Result<Vec<SocketAddr>> {
+    /// Performs one lookup. The permit moves to the thread: a lookup that hangs beyond the timeout
+    /// still occupies its thread, and must count until it ends.
+    async fn run(&self) -> io::Result<Vec<SocketAddr>> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
+        debug_assert!(permit.is_some(), "the semaphore is never closed");
         let (lookup, host, port) = (Arc::clone(&self.lookup), self.host.clone(), self.port);
-        let question = spawn_blocking(move || {
+        let running = spawn_blocking(move || {
             let _permit = permit;
             lookup(&host, port)
         });
-        match timeout(TIMEOUT, question).await {
+        match timeout(LOOKUP_TIMEOUT, running).await {
             Ok(Ok(Ok(addresses))) if addresses.is_empty() => Err(io::Error::other("no address")),
-            Ok(Ok(answer)) => answer,
-            Ok(Err(fault)) => Err(io::Error::other(fault)),
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => Err(io::Error::other(panic)),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         }
     }
 }
 
-/// One line when a name stops resolving, one when it resolves again; `failed`: the last answer was a failure.
-fn log(backend: &BackendState, answer: &io::Result<Vec<SocketAddr>>, failed: bool) {
+/// Logs when a name stops resolving and when it resolves again; `failed`: the last lookup failed.
+fn log_result(backend: &BackendState, result: &io::Result<Vec<SocketAddr>>, failed: bool) {
     let (pool, address) = (&backend.pool, &backend.address);
-    match answer {
+    match result {
         Err(error) if local_error::is_local(error) => local_error::log(error),
         Err(error) if !failed => {
             let kept = backend.resolved.load().addresses().len();

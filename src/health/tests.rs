@@ -1,4 +1,5 @@
-//! Checks against scripted servers on 127.0.0.1. Time is real and the intervals are short; every wait is for an event.
+//! Checks against scripted servers on 127.0.0.1. Time is real and the intervals are short; every
+//! wait is for an event.
 
 use std::{
     sync::atomic::{AtomicU16, Ordering::Relaxed},
@@ -41,7 +42,8 @@ fn http_check(body: Option<&str>) -> HealthCheckConfig {
     }
 }
 
-/// A server that answers every request with the status in `status` and the request's head as body.
+/// Starts a server that responds to every request with the status in `status` and the head of the
+/// request as body.
 async fn serve(status: Rc<AtomicU16>) -> BackendAddress {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = BackendAddress::Ip(listener.local_addr().unwrap());
@@ -50,17 +52,18 @@ async fn serve(status: Rc<AtomicU16>) -> BackendAddress {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut head = vec![0; 4096];
             let count = stream.read(&mut head).await.unwrap_or(0);
-            let answer = format!(
+            let response = format!(
                 "HTTP/1.1 {} X\r\nContent-Length: {count}\r\n\r\n{}",
                 status.load(Relaxed),
                 String::from_utf8_lossy(&head[..count])
             );
-            let _ = stream.write_all(answer.as_bytes()).await;
+            let _ = stream.write_all(response.as_bytes()).await;
         }
     });
     address
 }
 
+/// Waits until the backend is in the state, and returns the cause.
 async fn until(backend: &BackendState, wanted: HealthState) -> String {
     let reached = async {
         while backend.state() != wanted {
@@ -73,6 +76,7 @@ async fn until(backend: &BackendState, wanted: HealthState) -> String {
     backend.view().cause
 }
 
+/// Waits for the first result of a check.
 async fn checked(backend: &BackendState) {
     while backend.view().last_check.is_none() {
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -114,18 +118,18 @@ async fn the_request_and_the_body_are_as_configured() {
                 ),
             ];
             for (text, result) in expected {
-                let definition = http_check(Some(&text));
-                let pool = pool_of(std::slice::from_ref(&address), Some(definition.clone()));
-                let run = check::run(&pool.backends[0].state, &definition, &pool.config);
-                let told = Box::pin(run).await.map_err(|error| error.to_string());
-                assert_eq!(told, result);
+                let config = http_check(Some(&text));
+                let pool = pool_of(std::slice::from_ref(&address), Some(config.clone()));
+                let run = check::run(&pool.backends[0].state, &config, &pool.config);
+                let actual = Box::pin(run).await.map_err(|error| error.to_string());
+                assert_eq!(actual, result);
             }
         })
         .await;
 }
 
 #[tokio::test]
-async fn what_goes_wrong_is_named() {
+async fn the_cause_of_a_failure_is_named() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent_address = BackendAddress::Ip(silent.local_addr().unwrap());
     let quick = HealthCheckConfig {
@@ -133,8 +137,8 @@ async fn what_goes_wrong_is_named() {
         ..http_check(None)
     };
     let slow = pool_of(&[silent_address, dead_address().await], Some(quick.clone()));
-    let probe = async |index: usize, definition: &HealthCheckConfig| {
-        let result = check::run(&slow.backends[index].state, definition, &slow.config).await;
+    let probe = async |index: usize, config: &HealthCheckConfig| {
+        let result = check::run(&slow.backends[index].state, config, &slow.config).await;
         result.map_err(|error| error.to_string())
     };
     assert_eq!(probe(0, &quick).await, Err("no answer within 50ms".into()));
@@ -175,7 +179,7 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
                 tokio::task::yield_now().await;
             }
             assert_eq!(checks(), 1);
-            // Another definition probes at once and keeps the verdict.
+            // Another check probes at once and keeps the verdict.
             let mut config = first.config.clone();
             config.health_check = Some(HealthCheckConfig { rise: 1, ..slow });
             let changed = Arc::new(Pool::new(&config, Some(&first), clock::now()));
@@ -193,7 +197,7 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             checker.apply(&[]);
-            assert!(checker.running.is_empty());
+            assert!(checker.tasks.is_empty());
         })
         .await;
 }
@@ -232,9 +236,10 @@ async fn names_are_resolved_before_their_first_check() {
         .await;
 }
 
-/// A pool of one backend given by name, what `script` answers to each question about it, and the seconds from answer to
-/// answer; `reload` after the given number of answers.
-async fn asked(
+/// Runs a pool of one backend given by name, with the results of `script` by the number of the
+/// lookup. Returns its state and the seconds between the first `count` lookups. Reloads after the
+/// lookup number `reload`, and resolves again after the next one.
+async fn looked_up(
     count: usize,
     reload: Option<usize>,
     script: impl Fn(usize) -> std::io::Result<Vec<std::net::SocketAddr>> + Send + Sync + 'static,
@@ -243,8 +248,8 @@ async fn asked(
         host: "app.test".into(),
         port: 80,
     };
-    let questions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let next = Arc::clone(&questions);
+    let lookups = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let next = Arc::clone(&lookups);
     let resolver = NameResolver::new(move |host, port| {
         assert_eq!((host, port), ("app.test", 80));
         script(next.fetch_add(1, Relaxed))
@@ -255,19 +260,19 @@ async fn asked(
             let state = Arc::clone(&pool.backends[0].state);
             let mut checker = HealthChecker::with_resolver(Random::seeded(1), resolver);
             checker.apply(std::slice::from_ref(&pool));
-            let answered = {
-                let running = checker.running.values().next().unwrap();
-                Rc::clone(&running.resolving.as_ref().unwrap().answered)
+            let resolved = {
+                let task = checker.tasks.values().next().unwrap();
+                Rc::clone(&task.resolving.as_ref().unwrap().resolved)
             };
             let (mut last, mut pauses) = (clock::now(), Vec::new());
-            for answer in 1..=count {
-                answered.notified().await;
+            for number in 1..=count {
+                resolved.notified().await;
                 let now = clock::now();
                 pauses.push((now - last).as_secs_f64().round() as u64);
                 last = now;
-                if reload == Some(answer) {
+                if reload == Some(number) {
                     checker.apply(&[Arc::new(Pool::new(&pool.config, Some(&pool), now))]);
-                } else if reload == Some(answer - 1) {
+                } else if reload == Some(number - 1) {
                     checker.resolve_again();
                 }
             }
@@ -281,8 +286,8 @@ fn at(last: u8) -> std::net::SocketAddr {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_that_fails_is_asked_again_soon_and_keeps_its_last_good_answer() {
-    let (state, pauses) = asked(10, None, |question| match question {
+async fn a_name_that_fails_is_resolved_again_soon_and_keeps_its_last_good_addresses() {
+    let (state, pauses) = looked_up(10, None, |number| match number {
         1..=7 => Err(std::io::Error::other("SERVFAIL")),
         8 => Ok(Vec::new()),
         _ => Ok(vec![at(2), at(1)]),
@@ -298,15 +303,15 @@ async fn a_name_that_fails_is_asked_again_soon_and_keeps_its_last_good_answer() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reload_asks_for_the_addresses_of_names_again_also_of_an_unchanged_file() {
-    let (state, pauses) = asked(3, Some(1), |question| Ok(vec![at(question as u8)])).await;
+async fn a_reload_resolves_names_again_also_of_an_unchanged_file() {
+    let (state, pauses) = looked_up(3, Some(1), |number| Ok(vec![at(number as u8)])).await;
     assert_eq!(pauses, [0, 0, 0]);
     assert_eq!(state.resolved.load().addresses(), [at(2)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn sixteen_addresses_of_a_name_are_kept() {
-    let (state, _) = asked(1, None, |_| Ok((0..100).rev().map(at).collect())).await;
+    let (state, _) = looked_up(1, None, |_| Ok((0..100).rev().map(at).collect())).await;
     let expected: Vec<_> = (0..16).map(at).collect();
     assert_eq!(state.resolved.load().addresses(), expected);
 }

@@ -1,12 +1,12 @@
-//! Routes that are `first`: tried one by one, before all others.
+//! Routes that are `first`: matched one by one, before all others.
 
 use regex::Regex;
 
 use super::{
-    MAX_HOST, RequestConditions, RouteEntry,
-    host::{normal_host, parents},
+    entry::{RequestConditions, RouteEntry},
+    host::{MAX_HOST_BYTES, normal_host, parents},
     path::normal_path,
-    text, whole,
+    pattern::{text, whole},
 };
 use crate::config::model::{HostMatch, PathMatch, RouteConfig};
 
@@ -19,13 +19,14 @@ pub(super) struct FirstRoute {
     entry: RouteEntry,
 }
 
+/// A host in normal form.
 #[derive(Debug)]
 enum HostPattern {
     Exact(Box<[u8]>),
     Suffix(Box<[u8]>),
 }
 
-/// PathTable are in normal form, a prefix is without its final slash.
+/// A path in normal form; a prefix is without its final slash.
 #[derive(Debug)]
 enum PathPattern {
     Any,
@@ -52,21 +53,27 @@ impl FirstRoute {
         }
     }
 
-    /// Its index into `Config::routes`.
+    /// Index into `Config::routes`.
     pub(super) fn route(&self) -> usize {
         self.entry.route
     }
 
-    /// `host` and `path` are in normal form.
-    pub(super) fn matches(&self, host: &[u8], path: &[u8], rest: &RequestConditions<'_>) -> bool {
+    /// True if the route matches; `host` and `path` are in normal form.
+    pub(super) fn matches(
+        &self,
+        host: &[u8],
+        path: &[u8],
+        conditions: &RequestConditions<'_>,
+    ) -> bool {
+        // The path last: a regular expression costs more than all other tests.
         let host = self.hosts.is_empty() || self.hosts.iter().any(|one| one.matches(host));
-        host && self.entry.matches(rest) && self.path.matches(path)
+        host && self.entry.matches(conditions) && self.path.matches(path)
     }
 }
 
 impl HostPattern {
     fn new(host: &HostMatch) -> Option<Self> {
-        let mut buffer = [0; MAX_HOST];
+        let mut buffer = [0; MAX_HOST_BYTES];
         Some(match host {
             HostMatch::Exact(name) => {
                 Self::Exact(normal_host(name.as_bytes(), &mut buffer)?.into())

@@ -1,21 +1,26 @@
-//! Host names for matching: lower case, without port, final dot and brackets; IPv6 literals in their shortest form.
+//! Host names for matching: lower case, without port, final dot and brackets; IPv6 literals in
+//! their shortest form.
 //!
-//! Works in a buffer on the stack. Nothing here refuses a request: whether a Host is valid is the parser's business.
+//! Works in a buffer on the stack. It refuses no request: the parser decides if a Host is valid.
 
 use std::{io::Write, net::Ipv6Addr};
 
-/// Longest host that can match anything: a DNS name has at most 253 bytes.
-pub(crate) const MAX_HOST: usize = 255;
+/// Maximum length of a host that can match: a DNS name has at most 253 bytes (RFC 1035).
+pub(crate) const MAX_HOST_BYTES: usize = 255;
 
-/// The normal form of a Host field's value; `None` if it is too long to be a host.
-pub(crate) fn normal_host<'a>(host: &[u8], buffer: &'a mut [u8; MAX_HOST]) -> Option<&'a [u8]> {
+/// Returns the normal form of a Host field's value; `None` if it is too long to be a host.
+pub(crate) fn normal_host<'a>(
+    host: &[u8],
+    buffer: &'a mut [u8; MAX_HOST_BYTES],
+) -> Option<&'a [u8]> {
     let name = without_port(host);
     if let Some(literal) = ipv6(name) {
-        let mut rest = &mut buffer[..];
-        write!(rest, "{literal}").ok()?;
-        let used = MAX_HOST - rest.len();
+        let mut unused = &mut buffer[..];
+        write!(unused, "{literal}").ok()?;
+        let used = MAX_HOST_BYTES - unused.len();
         return buffer.get(..used);
     }
+    // `example.com.` is the same host with its root label.
     let name = name.strip_suffix(b".").unwrap_or(name);
     let place = buffer.get_mut(..name.len())?;
     place.copy_from_slice(name);
@@ -23,7 +28,7 @@ pub(crate) fn normal_host<'a>(host: &[u8], buffer: &'a mut [u8; MAX_HOST]) -> Op
     Some(place)
 }
 
-/// Cuts `:8080`, or a lone `:`, off; the colons of an IPv6 address without brackets are not a port.
+/// Removes `:8080`, or a lone `:`. The colons of an IPv6 address without brackets are no port.
 fn without_port(host: &[u8]) -> &[u8] {
     let Some(colon) = memchr::memrchr(b':', host) else {
         return host;
@@ -34,6 +39,7 @@ fn without_port(host: &[u8]) -> &[u8] {
     if is_port && is_whole_name { name } else { host }
 }
 
+/// Parses an IPv6 literal, with or without brackets.
 fn ipv6(name: &[u8]) -> Option<Ipv6Addr> {
     if !name.contains(&b':') {
         return None;
@@ -72,15 +78,15 @@ mod tests {
             ("[nonsense]:443", "[nonsense]"),
             ("", ""),
         ] {
-            let mut buffer = [0; MAX_HOST];
+            let mut buffer = [0; MAX_HOST_BYTES];
             let got = normal_host(host.as_bytes(), &mut buffer).unwrap();
             assert_eq!(got, expected.as_bytes(), "{host}");
         }
     }
 
     #[test]
-    fn what_is_too_long_for_a_host_is_none() {
-        assert_eq!(normal_host(&[b'a'; 256], &mut [0; MAX_HOST]), None);
+    fn a_value_too_long_for_a_host_is_none() {
+        assert_eq!(normal_host(&[b'a'; 256], &mut [0; MAX_HOST_BYTES]), None);
     }
 
     #[test]

@@ -1,30 +1,32 @@
-//! The one normal form of a path for matching (RFC 3986 section 6.2): what is forwarded stays as the client sent it.
+//! The normal form of a path for matching (RFC 3986 section 6.2). The backend gets the path as
+//! sent.
 //!
-//! Normal is: without query, percent-decoded once, dot segments removed, empty segments removed (`//` reads as `/`,
-//! because many servers read it so and `//admin` must not slip past a rule for `/admin`). A final slash stays.
-//! Escapes that are not two hex digits stay as they are.
+//! Normal is: without query, percent-decoded once, dot segments removed, empty segments removed.
+//! Many servers read `//` as `/`, so `//admin` must not slip past a rule for `/admin`. A final
+//! slash stays. Escapes that are not two hex digits stay as they are.
 //!
-//! An encoded slash is where servers disagree: some take `%2f` for a separator, some for a byte of a name. A request
-//! could hide a segment from one of them or fake one for the other (`/admin/..%2fpublic`). So there are two readings,
-//! and [`super::Router::find`] refuses a request for which they lead to different routes. A NUL (`%00`), which ends a
-//! path for some servers, is refused as well.
+//! Servers disagree about an encoded slash: some take `%2f` for a separator, some for a byte of a
+//! name. A request could hide a segment from one of them or fake one for the other
+//! (`/admin/..%2fpublic`). So there are two readings, and [`super::Router::find`] refuses a request
+//! for which they lead to different routes. A NUL (`%00`), which ends a path for some servers, is
+//! refused as well.
 
 use std::borrow::Cow;
 
-/// How `%2f` is read.
+/// Reading of `%2f`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EncodedSlash {
-    /// As a separator of segments.
+    /// A separator of segments.
     Separates,
-    /// As a part of a name, kept as `%2F`.
+    /// Part of a name, kept as `%2F`.
     Belongs,
-    /// As a part of a name, kept as a NUL: nothing else can be one, because paths with `%00` are refused. Other than with
-    /// `Belongs`, the path can be encoded again without loss.
+    /// Part of a name, marked by a NUL. Nothing else can be one, because paths with `%00` are
+    /// refused. Unlike `Belongs` this can be encoded again without loss.
     Marked,
 }
 
-/// The normal form of a path, with `%2f` read as a separator. Borrowed, and nothing allocated, if it is normal already.
-/// What does not begin with a slash (`*`) is left alone but for its query.
+/// Returns the normal form of a path, with `%2f` read as a separator. A path that is normal already
+/// is borrowed, without an allocation. A target without a leading slash (`*`) only loses its query.
 pub fn normal_path(path: &[u8]) -> Cow<'_, [u8]> {
     normal(path, EncodedSlash::Separates)
 }
@@ -39,6 +41,7 @@ pub(crate) fn has_nul(path: &[u8]) -> bool {
     escapes(path).any(|escape| escape == 0)
 }
 
+/// Returns the normal form for one reading of `%2f`.
 pub(crate) fn normal(path: &[u8], slash: EncodedSlash) -> Cow<'_, [u8]> {
     let path = without_query(path);
     if !path.starts_with(b"/") || is_normal(path) {
@@ -46,9 +49,9 @@ pub(crate) fn normal(path: &[u8], slash: EncodedSlash) -> Cow<'_, [u8]> {
     }
     let decoded = decoded(path, slash);
     let mut out = Vec::with_capacity(decoded.len());
-    let mut open = false;
+    let mut ends_open = false;
     for segment in decoded.split(|byte| *byte == b'/').skip(1) {
-        open = matches!(segment, b"" | b"." | b"..");
+        ends_open = matches!(segment, b"" | b"." | b"..");
         match segment {
             b"" | b"." => {}
             b".." => out.truncate(memchr::memrchr(b'/', &out).unwrap_or(0)),
@@ -59,19 +62,21 @@ pub(crate) fn normal(path: &[u8], slash: EncodedSlash) -> Cow<'_, [u8]> {
         }
     }
     // A path that ends in a slash or a dot segment names the directory: its final slash stays.
-    if open || out.is_empty() {
+    if ends_open || out.is_empty() {
         out.push(b'/');
     }
     Cow::Owned(out)
 }
 
+/// The path before `?`.
 pub(crate) fn without_query(path: &[u8]) -> &[u8] {
     memchr::memchr(b'?', path)
         .and_then(|mark| path.get(..mark))
         .unwrap_or(path)
 }
 
-/// No escape, no empty and no dot segment; a false "no" only costs time.
+/// True for a path without escapes, empty segments and segments that begin with a dot. The fast
+/// path: a false "no" only costs time.
 fn is_normal(path: &[u8]) -> bool {
     let mut after_slash = false;
     for byte in path {
@@ -84,45 +89,47 @@ fn is_normal(path: &[u8]) -> bool {
     true
 }
 
+/// Percent-decodes a path once.
 pub(crate) fn decoded(path: &[u8], slash: EncodedSlash) -> Cow<'_, [u8]> {
     let Some(first) = memchr::memchr(b'%', path) else {
         return Cow::Borrowed(path);
     };
-    let (head, mut rest) = path.split_at(first);
+    let (head, mut left) = path.split_at(first);
     let mut out = Vec::with_capacity(path.len());
     out.extend_from_slice(head);
-    while let Some((byte, after)) = rest.split_first() {
-        match escape(rest) {
+    while let Some((byte, after)) = left.split_first() {
+        match escape(left) {
             Some((b'/', after)) if slash == EncodedSlash::Belongs => {
                 out.extend_from_slice(b"%2F");
-                rest = after;
+                left = after;
             }
             Some((b'/', after)) if slash == EncodedSlash::Marked => {
                 out.push(0);
-                rest = after;
+                left = after;
             }
             Some((value, after)) => {
                 out.push(value);
-                rest = after;
+                left = after;
             }
             None => {
                 out.push(*byte);
-                rest = after;
+                left = after;
             }
         }
     }
     Cow::Owned(out)
 }
 
-/// The byte that an escape at the beginning of `text` stands for, and what follows it.
+/// Decodes the escape at the beginning of `text`; returns the byte and the text after it.
 pub(crate) fn escape(text: &[u8]) -> Option<(u8, &[u8])> {
-    let [b'%', high, low, rest @ ..] = text else {
+    let [b'%', high, low, after @ ..] = text else {
         return None;
     };
     let digit = |byte: u8| char::from(byte).to_digit(16);
-    Some(((digit(*high)? * 16 + digit(*low)?) as u8, rest))
+    Some(((digit(*high)? * 16 + digit(*low)?) as u8, after))
 }
 
+/// The decoded bytes of all escapes in a path.
 fn escapes(path: &[u8]) -> impl Iterator<Item = u8> {
     let path = without_query(path);
     memchr::memchr_iter(b'%', path).filter_map(|at| escape(path.get(at..)?).map(|(value, _)| value))

@@ -1,18 +1,21 @@
-//! The path that a backend gets in place of the client's: `rewrite.path` and `rewrite.strip_prefix`.
+//! Path rewriting: `rewrite.path` and `rewrite.strip_prefix`.
 //!
-//! What is taken off is found in the normal form that routes are matched in, and cut from the bytes that were sent, so
-//! that the rest goes on as it came. That is safe only where every reader of the path sees the same segments. A path
-//! for which this does not hold is first brought into one plain form:
+//! The prefix to remove is found in the normal form that routes are matched in, and cut from the
+//! bytes as sent, so that the other bytes reach the backend unchanged. That is safe only if every
+//! reader of the path sees the same segments. Other paths are first brought into one plain form:
 //!
-//! - *plain* is a path without empty and dot segments, whose `%` are all escapes, even when `%2F` is read as a slash;
-//! - a path that is not is decoded, put into normal form and encoded again (RFC 3986 section 6.2), so `//api/./x` goes
-//!   on like `/api/x`;
-//! - a path with `%2F` that gives another path when that is read as a slash than when it is read as part of a name is
-//!   refused, and so is one whose prefix or groups end elsewhere then. `/api/a%2Fb` without `/api` is `/a%2Fb`.
+//! - *Plain* is a path without empty and dot segments, whose `%` are all escapes, even when `%2F`
+//!   is read as a slash.
+//! - Any other path is decoded, normalised and encoded again (RFC 3986 section 6.2), so `//api/./x`
+//!   goes on like `/api/x`.
+//! - A path with `%2F` is refused if reading that as a slash gives another path, or another end of
+//!   the prefix or the groups, than reading it as part of a name. `/api/a%2Fb` without `/api` is
+//!   `/a%2Fb`.
 //!
-//! A path put together from groups may join slashes, which become one, and must not join dots to a dot segment: it is
-//! refused. So a rewritten path is always plain: it begins with one slash, and its normal form is the rewritten normal
-//! form of the client's. Targets that are not a path (`*`) are left alone.
+//! A path put together from groups may join slashes, which become one. It must not join dots to a
+//! dot segment: it is refused then. So a rewritten path is always plain: it begins with one slash,
+//! and its normal form is the rewritten normal form of the client's path. Targets that are not a
+//! path (`*`) are left alone.
 
 use std::borrow::Cow;
 
@@ -20,29 +23,30 @@ use regex::{Captures, Regex};
 
 use super::{
     path::{EncodedSlash, decoded, escape, is_ambiguous, normal, normal_path, without_query},
-    whole,
+    pattern::whole,
 };
 use crate::{
     config::model::{PathMatch, PathPiece, PathRewrite, RouteConfig},
     reason::Reason,
 };
 
-/// Longest rewritten target in bytes: groups can be repeated.
-const MAX_TARGET: usize = 64 << 10;
+/// Maximum length of a rewritten target. Groups can be repeated, so a short target could grow
+/// without end.
+const MAX_TARGET_BYTES: usize = 64 << 10;
 
-/// A route's `rewrite`, prepared.
+/// A prepared `rewrite` of a route.
 #[derive(Debug)]
 pub(super) enum PathRewriter {
-    /// Puts `with` in place of the segments of `prefix`; both without a final slash.
+    /// Replaces the segments of `prefix` by `with`; both without a final slash.
     Prefix { prefix: Box<[u8]>, with: Box<[u8]> },
-    /// Puts this in place of the whole path.
+    /// Replaces the whole path.
     Whole(Box<[u8]>),
-    /// Puts the path together from the groups of an expression.
+    /// Builds the path from the groups of an expression.
     Groups(Regex, Vec<PathPiece>),
 }
 
 impl PathRewriter {
-    /// `None` for a route that keeps paths as they are.
+    /// Prepares the rewrite; `None` for a route that keeps paths as they are.
     pub(super) fn new(route: &RouteConfig) -> Option<Self> {
         let prefix = |prefix: &str, with: &str| Self::Prefix {
             prefix: without_slash(&normal_path(prefix.as_bytes())).into(),
@@ -60,7 +64,7 @@ impl PathRewriter {
         }
     }
 
-    /// See [`super::Router::rewrite`].
+    /// Rewrites a target; see [`super::Router::rewrite`].
     pub(super) fn target(&self, target: &[u8]) -> Result<Option<Vec<u8>>, Reason> {
         if !target.starts_with(b"/") {
             return Ok(None);
@@ -76,18 +80,19 @@ impl PathRewriter {
             return Ok(None);
         };
         out.extend_from_slice(query);
-        if out.len() > MAX_TARGET {
+        if out.len() > MAX_TARGET_BYTES {
             return Err(Reason::RequestUriTooLong);
         }
         Ok(Some(out))
     }
 }
 
+/// Removes one final slash.
 fn without_slash(path: &[u8]) -> &[u8] {
     path.strip_suffix(b"/").unwrap_or(path)
 }
 
-/// The path with `with` in place of `prefix`; `None` if it does not begin with that.
+/// Replaces `prefix` by `with`; `None` if the path does not begin with it.
 fn replaced(path: &[u8], prefix: &[u8], with: &[u8]) -> Result<Option<Vec<u8>>, Reason> {
     let begins = |slash: EncodedSlash| is_below(&normal(path, slash), prefix);
     let Some(plain) = plain(path) else {
@@ -101,18 +106,18 @@ fn replaced(path: &[u8], prefix: &[u8], with: &[u8]) -> Result<Option<Vec<u8>>, 
     let end = memchr::memchr_iter(b'/', &plain)
         .nth(segments)
         .unwrap_or(plain.len());
-    let (front, rest) = plain.split_at(end);
+    let (front, tail) = plain.split_at(end);
     if *decoded(front, EncodedSlash::Marked) != *prefix {
-        // An encoded slash makes the prefix for some servers.
+        // For servers that read an encoded slash as one, the path has the prefix all the same.
         return if begins(EncodedSlash::Separates) {
             Err(Reason::RequestError)
         } else {
             Ok(None)
         };
     }
-    let mut out = Vec::with_capacity(with.len() + rest.len() + 1);
+    let mut out = Vec::with_capacity(with.len() + tail.len() + 1);
     out.extend_from_slice(with);
-    out.extend_from_slice(rest);
+    out.extend_from_slice(tail);
     if out.is_empty() {
         out.push(b'/');
     }
@@ -122,14 +127,15 @@ fn replaced(path: &[u8], prefix: &[u8], with: &[u8]) -> Result<Option<Vec<u8>>, 
 /// True if a normal path begins with the segments of `prefix`, which has no final slash.
 fn is_below(path: &[u8], prefix: &[u8]) -> bool {
     path.strip_prefix(prefix)
-        .is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
+        .is_some_and(|below| matches!(below, [] | [b'/', ..]))
 }
 
-/// The path that `pieces` make from the groups of `regex`, which has matched it.
+/// Builds the path of `pieces` from the groups of `regex`, which has matched the path.
 fn expanded(path: &[u8], regex: &Regex, pieces: &[PathPiece]) -> Result<Vec<u8>, Reason> {
     let plain = plain(path).ok_or(Reason::RequestError)?;
     let text = DecodedText::of(&plain, EncodedSlash::Separates);
     let groups = regex.captures(&text.text).ok_or(Reason::RequestError)?;
+    // Both readings of an encoded slash must select the same bytes.
     if is_ambiguous(&plain) {
         let other = DecodedText::of(&plain, EncodedSlash::Marked);
         let others = regex.captures(&other.text).ok_or(Reason::RequestError)?;
@@ -143,10 +149,11 @@ fn expanded(path: &[u8], regex: &Regex, pieces: &[PathPiece]) -> Result<Vec<u8>,
             PathPiece::Text(text) => text.as_bytes(),
             PathPiece::Group(group) => groups.get(*group).map_or(&[][..], |found| {
                 let range = text.sent(found.start())..text.sent(found.end());
+                debug_assert!(plain.get(range.clone()).is_some(), "{range:?}");
                 plain.get(range).unwrap_or_default()
             }),
         };
-        if out.len() + part.len() > MAX_TARGET {
+        if out.len() + part.len() > MAX_TARGET_BYTES {
             return Err(Reason::RequestUriTooLong);
         }
         push_joined(&mut out, part);
@@ -163,7 +170,7 @@ fn push_joined(out: &mut Vec<u8>, part: &[u8]) {
     out.extend_from_slice(part);
 }
 
-/// True if the groups that `pieces` name lie in the same places.
+/// True if the groups that `pieces` use are at the same places in both matches.
 fn same_groups(pieces: &[PathPiece], one: &Captures<'_>, other: &Captures<'_>) -> bool {
     pieces.iter().all(|piece| match piece {
         PathPiece::Text(_) => true,
@@ -174,15 +181,15 @@ fn same_groups(pieces: &[PathPiece], one: &Captures<'_>, other: &Captures<'_>) -
     })
 }
 
-/// A decoded path as text, and where each byte of it stands in the path as sent.
+/// A decoded path as text, with the position of each byte in the path as sent.
 struct DecodedText {
     text: String,
-    /// By byte of `text`, and one more for its end.
+    /// Position by byte of `text`, and one more for its end.
     places: Vec<usize>,
 }
 
 impl DecodedText {
-    /// Bytes that are not UTF-8 become U+FFFD, as they do when a route is looked up.
+    /// Decodes a plain path. Bytes that are not UTF-8 become U+FFFD, as in a route lookup.
     fn of(plain: &[u8], slash: EncodedSlash) -> Self {
         let bytes = decoded(plain, slash);
         let mut text = String::with_capacity(bytes.len());
@@ -192,13 +199,13 @@ impl DecodedText {
             text.push_str(chunk.valid());
             for _ in chunk.valid().bytes() {
                 places.push(at);
-                at += unit(plain, at);
+                at += encoded_length(plain, at);
             }
             if !chunk.invalid().is_empty() {
                 text.push(char::REPLACEMENT_CHARACTER);
                 places.extend([at; char::REPLACEMENT_CHARACTER.len_utf8()]);
                 for _ in chunk.invalid() {
-                    at += unit(plain, at);
+                    at += encoded_length(plain, at);
                 }
             }
         }
@@ -206,14 +213,15 @@ impl DecodedText {
         Self { text, places }
     }
 
-    /// Where the byte at `place` of the text stands in the path as sent.
+    /// Position in the path as sent of the byte at `place` of the text.
     fn sent(&self, place: usize) -> usize {
+        debug_assert!(place < self.places.len(), "{place} is outside of the text");
         self.places.get(place).copied().unwrap_or_default()
     }
 }
 
-/// How many bytes at `at` stand for one.
-fn unit(path: &[u8], at: usize) -> usize {
+/// Number of bytes at `at` that encode one byte.
+fn encoded_length(path: &[u8], at: usize) -> usize {
     if path.get(at..).and_then(escape).is_some() {
         3
     } else {
@@ -221,7 +229,8 @@ fn unit(path: &[u8], at: usize) -> usize {
     }
 }
 
-/// The path in plain form: itself, or its normal form encoded again; `None` if it has none that all servers read alike.
+/// Returns the path in plain form: itself, or its normal form encoded again. `None` if servers
+/// would read that differently.
 fn plain(path: &[u8]) -> Option<Cow<'_, [u8]>> {
     if is_plain(path) {
         return Some(Cow::Borrowed(path));
@@ -232,20 +241,21 @@ fn plain(path: &[u8]) -> Option<Cow<'_, [u8]>> {
     alike.then_some(Cow::Owned(encoded))
 }
 
-/// True for a path without empty and dot segments, whatever is read as a slash, and without `%` that are no escapes.
+/// True for a path without empty and dot segments, in both readings of `%2F`, and without `%` that
+/// are no escapes.
 fn is_plain(path: &[u8]) -> bool {
-    let Some(mut rest) = path.strip_prefix(b"/") else {
+    let Some(mut left) = path.strip_prefix(b"/") else {
         return false;
     };
     let (mut length, mut dots) = (0, 0);
     let is_dots = |length: usize, dots: usize| length == dots && matches!(length, 1 | 2);
-    while let Some((first, after)) = rest.split_first() {
-        let (byte, after) = match (first, escape(rest)) {
+    while let Some((first, after)) = left.split_first() {
+        let (byte, after) = match (first, escape(left)) {
             (_, Some(escaped)) => escaped,
             (b'%', None) => return false,
             (byte, None) => (*byte, after),
         };
-        rest = after;
+        left = after;
         match byte {
             b'/' if length == 0 || is_dots(length, dots) => return false,
             b'/' => (length, dots) = (0, 0),
@@ -258,7 +268,8 @@ fn is_plain(path: &[u8]) -> bool {
     !is_dots(length, dots)
 }
 
-/// A decoded path with everything escaped that a path may not hold (RFC 3986 section 3.3), and NUL as `%2F`.
+/// Encodes a decoded path: escapes all bytes that a path may not hold (RFC 3986 section 3.3), and a
+/// NUL, the mark of an encoded slash, as `%2F`.
 fn encoded(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     for byte in path {

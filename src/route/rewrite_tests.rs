@@ -1,4 +1,4 @@
-//! The promises of rewriting: a table, and random paths against what the normal form says.
+//! The promises of rewriting: tables, and random paths against the normal form.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::{
     reason::Reason,
 };
 
-const BAD: Result<Option<&str>, Reason> = Err(Reason::RequestError);
+const REFUSED_TARGET: Result<Option<&str>, Reason> = Err(Reason::RequestError);
 
 fn route(path: PathMatch, rewrite: PathRewrite) -> RouteConfig {
     RouteConfig {
@@ -71,7 +71,7 @@ fn pieces(text: &str) -> PathRewrite {
     PathRewrite::Expand(pieces)
 }
 
-/// What a request for `target` becomes: looked up, then rewritten. `None` if it goes on as it came.
+/// Looks `target` up and rewrites it. `None` if it is forwarded unchanged.
 fn sent(router: &Router, target: &str) -> Result<Option<String>, Reason> {
     let found = router.find(0, b"h", target.as_bytes(), b"GET", &|_, _| false)?;
     let Some(route) = found else {
@@ -93,7 +93,7 @@ fn check(router: &Router, table: &[(&str, Result<Option<&str>, Reason>)]) {
 }
 
 #[test]
-fn a_prefix_is_taken_off_by_whole_segments_and_the_rest_goes_on_as_it_came() {
+fn a_prefix_is_removed_by_whole_segments_and_the_other_bytes_are_unchanged() {
     let table = [
         ("/api", Ok(Some("/"))),
         ("/api/", Ok(Some("/"))),
@@ -151,32 +151,32 @@ fn a_path_that_is_not_plain_is_sent_in_its_normal_form() {
 }
 
 #[test]
-fn an_encoded_slash_is_kept_where_both_readings_agree_and_refused_where_not() {
+fn an_encoded_slash_is_kept_if_both_readings_agree_and_refused_if_not() {
     let table = [
         ("/api/group%2Fname", Ok(Some("/group%2Fname"))),
         ("/api/group%2fname/x", Ok(Some("/group%2fname/x"))),
         ("/api//group%2fname", Ok(Some("/group%2Fname"))),
         ("/api/x%2f", Ok(Some("/x%2f"))),
-        ("/api%2fx", BAD),
-        ("/api%2f", BAD),
-        ("/%2fapi/x", BAD),
-        ("/api/%2fevil.example", BAD),
-        ("/api/x%2f..%2fy", BAD),
-        ("/api/x%2f%2e%2e/y", BAD),
-        ("/api/x%2f/y", BAD),
-        ("/api/a%2fb/../x", BAD),
-        ("/x%2f../api/y", BAD),
-        ("/x%2f..%2fapi/y", BAD),
-        ("/api/%00", BAD),
+        ("/api%2fx", REFUSED_TARGET),
+        ("/api%2f", REFUSED_TARGET),
+        ("/%2fapi/x", REFUSED_TARGET),
+        ("/api/%2fevil.example", REFUSED_TARGET),
+        ("/api/x%2f..%2fy", REFUSED_TARGET),
+        ("/api/x%2f%2e%2e/y", REFUSED_TARGET),
+        ("/api/x%2f/y", REFUSED_TARGET),
+        ("/api/a%2fb/../x", REFUSED_TARGET),
+        ("/x%2f../api/y", REFUSED_TARGET),
+        ("/x%2f..%2fapi/y", REFUSED_TARGET),
+        ("/api/%00", REFUSED_TARGET),
         ("/other/group%2Fname", Ok(None)),
         ("/other/x%2f..%2fy", Ok(None)),
         ("/apix%2fy", Ok(None)),
         ("/api%2f../x", Ok(None)),
     ];
     check(&router(PathMatch::Any, strip("/api")), &table);
-    // The same with a route for the prefix only: what does not begin with it in both readings finds no route or two.
+    // The same with a route for the prefix only: the two readings find different routes.
     for (target, expected) in table {
-        if expected == BAD {
+        if expected == REFUSED_TARGET {
             let router = router(prefix("/api"), strip("/api"));
             assert_eq!(sent(&router, target), Err(Reason::RequestError), "{target}");
         }
@@ -196,7 +196,7 @@ fn a_path_replaces_what_the_route_has_matched() {
                 ("/old/v1/../x", Ok(None)),
                 ("/old/v1/x/../../../v1", Ok(None)),
                 ("/old/v1/a%2Fb", Ok(Some("/new/v2/a%2Fb"))),
-                ("/old/v1/..%2Fv1/x", BAD),
+                ("/old/v1/..%2Fv1/x", REFUSED_TARGET),
             ],
         );
     }
@@ -227,7 +227,7 @@ fn a_path_replaces_what_the_route_has_matched() {
 }
 
 #[test]
-fn groups_of_an_expression_go_on_as_they_came() {
+fn groups_of_an_expression_are_forwarded_unchanged() {
     check(
         &router(
             expression(r"/v(\d+)/(?:user|(item))/(.*)"),
@@ -245,8 +245,8 @@ fn groups_of_an_expression_go_on_as_they_came() {
             ("/v2/user/a%2Fb", Ok(Some("/a%2Fb/v2"))),
             ("/v2/user//a/./b", Ok(Some("/a/b/v2"))),
             ("/v2/user/%", Ok(Some("/%25/v2"))),
-            ("/v2/user/%2fa", BAD),
-            ("/v2/user/a%2f..%2fb", BAD),
+            ("/v2/user/%2fa", REFUSED_TARGET),
+            ("/v2/user/a%2f..%2fb", REFUSED_TARGET),
             ("/v2/other/x", Ok(None)),
         ],
     );
@@ -256,7 +256,7 @@ fn groups_of_an_expression_go_on_as_they_came() {
             ("/api", Ok(Some("/"))),
             ("/api/x", Ok(Some("/x"))),
             ("/api//x", Ok(Some("/x"))),
-            ("/api%2fx", BAD),
+            ("/api%2fx", REFUSED_TARGET),
         ],
     );
     check(
@@ -278,9 +278,9 @@ fn groups_cannot_make_dots_or_escapes_of_their_own() {
     check(
         &router(expression("/a(\\.*)x"), pieces("/in/$1/y")),
         &[
-            ("/a..x", BAD),
-            ("/a.x", BAD),
-            ("/a%2e%2ex", BAD),
+            ("/a..x", REFUSED_TARGET),
+            ("/a.x", REFUSED_TARGET),
+            ("/a%2e%2ex", REFUSED_TARGET),
             ("/a...x", Ok(Some("/in/.../y"))),
             ("/ax", Ok(Some("/in/y"))),
         ],
@@ -296,7 +296,7 @@ fn a_target_that_grows_without_end_is_refused() {
     assert!(sent(&router, "/a").unwrap().is_some());
 }
 
-/// Segments by the contract's words: those of `path` after `prefix`, behind those of `with`.
+/// The contract: the segments of `path` after `prefix`, behind those of `with`.
 fn model(path: &str, prefix: &str, with: &str) -> Option<String> {
     let rest = path.strip_prefix(prefix.trim_end_matches('/'))?;
     if !rest.is_empty() && !rest.starts_with('/') {
@@ -341,7 +341,7 @@ fn assert_sound(target: &str, new: &str) {
     );
     let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
     assert!(new.bytes().all(fits), "{target}: {new}");
-    // Whatever a backend takes for a slash, it sees no empty or dot segment: there is nothing left to resolve.
+    // In both readings of `%2F` there is no empty or dot segment, so no backend resolves any.
     for slash in [EncodedSlash::Separates, EncodedSlash::Marked] {
         let path = path::without_query(new.as_bytes());
         let decoded = path::decoded(path, slash);

@@ -1,5 +1,5 @@
-//! Which pool takes a TLS connection, by the server name in its ClientHello: the exact name, then the nearest `*.` above it,
-//! with the meaning that hosts have in routes.
+//! Selection of the pool for a TLS connection by the server name in its ClientHello: the exact
+//! name, then the nearest `*.` above it, with the same meaning as hosts of routes.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,7 +14,7 @@ pub struct ServerNames {
 }
 
 impl ServerNames {
-    /// Prepares `sni`; `None` where it is not given.
+    /// Prepares `sni`; `None` if it is not configured.
     pub fn new(names: &BTreeMap<HostMatch, usize>) -> Option<Self> {
         let mut prepared = Self {
             exact: HashMap::new(),
@@ -30,7 +30,8 @@ impl ServerNames {
         (!names.is_empty()).then_some(prepared)
     }
 
-    /// The pool for `name`, which is in lower case and without a final dot: an index into `Config::pools`.
+    /// Returns the pool for `name`, an index into `Config::pools`. `name` is in lower case and
+    /// without a final dot.
     pub fn find(&self, name: &str) -> Option<usize> {
         let name = name.as_bytes();
         let nearest = || parents(name).find_map(|parent| self.suffix.get(parent));

@@ -1,10 +1,13 @@
-//! Which pool of a `split` gets a request: by chance, each its share of the weights.
+//! Selection of the pool of a `split`: at random, by weight.
+//!
+//! Random and not in turn, because turns of several routes or balancers could fall into step.
 
 use crate::{base::rng::Random, config::model::SplitShare};
 
-/// Picks a pool, an index into `Config::pools`. `shares` is not empty and has a weight over 0.
+/// Picks a pool, an index into `Config::pools`. `shares` has a weight above 0.
 pub fn pick_pool(shares: &[SplitShare], random: &mut Random) -> usize {
     let total = shares.iter().map(|share| usize::from(share.weight)).sum();
+    debug_assert!(total > 0, "`config` refuses such a split");
     let mut drawn = random.below(total);
     for share in shares {
         match drawn.checked_sub(usize::from(share.weight)) {
@@ -12,7 +15,6 @@ pub fn pick_pool(shares: &[SplitShare], random: &mut Random) -> usize {
             None => return share.pool,
         }
     }
-    // Weights that are all 0 are refused when the file is read.
     shares.first().map_or(0, |share| share.pool)
 }
 
@@ -40,7 +42,7 @@ mod tests {
 
     #[test]
     fn every_pool_gets_its_share() {
-        const DRAWS: usize = 100_000;
+        const DRAW_COUNT: usize = 100_000;
         for weights in [
             &[9, 1][..],
             &[1, 1, 1],
@@ -51,10 +53,10 @@ mod tests {
             &[256; 40],
         ] {
             let total: usize = weights.iter().map(|weight| usize::from(*weight)).sum();
-            for (weight, count) in weights.iter().zip(counts(weights, DRAWS)) {
+            for (weight, count) in weights.iter().zip(counts(weights, DRAW_COUNT)) {
                 let share = f64::from(*weight) / total as f64;
-                let expected = share * DRAWS as f64;
-                // Five standard deviations: the seed is fixed, so this is no gamble.
+                let expected = share * DRAW_COUNT as f64;
+                // Five standard deviations; the seed is fixed, so the test is stable.
                 let spread = 5.0 * (expected * (1.0 - share)).sqrt();
                 let off = (count as f64 - expected).abs();
                 assert!(off <= spread, "{weights:?}: {weight} got {count}");

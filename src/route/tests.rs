@@ -1,7 +1,12 @@
-//! The promises of routing, and the slow matcher that says what the fast one has to find.
+//! The promises of routing, and a slow matcher to compare the fast one with.
 
-use super::*;
-use crate::{base::rng::Random, config::model::RedirectConfig};
+use regex::Regex;
+
+use super::{table::prefixes, *};
+use crate::{
+    base::rng::Random,
+    config::model::{HeaderMatch, HostMatch, PathMatch, RedirectConfig},
+};
 
 fn listener(protocol: ListenerProtocol) -> ListenerConfig {
     ListenerConfig {
@@ -10,7 +15,8 @@ fn listener(protocol: ListenerProtocol) -> ListenerConfig {
     }
 }
 
-/// A route for these hosts (`*.a` is a suffix) and this path (`=` exact, `~` expression, empty any, else prefix).
+/// A route for these hosts (`*.a` is a suffix) and this path (`=` exact, `~` expression, empty any,
+/// else prefix).
 fn route(hosts: &[&str], path: &str) -> RouteConfig {
     let hosts = hosts.iter().map(|host| match host.strip_prefix("*.") {
         Some(suffix) => HostMatch::Suffix(suffix.to_owned()),
@@ -370,7 +376,7 @@ fn a_path_of_thousands_of_segments_is_cut_to_the_deepest_prefix() {
     assert_eq!(get(&router(&[(&[], "/a/a")]), "h", &path), Ok(Some(0)));
 }
 
-/// The rank of a route that matches, the greatest wins; written as the contract says it, in no hurry.
+/// The rank of a route that matches; the greatest wins. Written as the contract says it, and slow.
 fn rank(
     config: &Config,
     index: usize,
@@ -386,43 +392,8 @@ fn rank(
     if !route.first && !is_named && config.listeners[listener].redirect.is_some() {
         return None;
     }
-    let host = request.host;
-    let hosts = route.hosts.iter().filter_map(|wanted| match wanted {
-        HostMatch::Exact(name) => (name == host).then_some((usize::MAX, wanted)),
-        HostMatch::Suffix(name) => host
-            .ends_with(&format!(".{name}"))
-            .then_some((name.len(), wanted)),
-    });
-    let best = hosts.max_by_key(|(rank, _)| *rank);
-    if best.is_none() && !route.hosts.is_empty() {
-        return None;
-    }
-    let path_rank = match &route.path {
-        PathMatch::Any => 0,
-        PathMatch::Exact(wanted) => (wanted == path).then_some(usize::MAX)?,
-        PathMatch::Regex(regex) => {
-            // The same expression again, of the same host and listener, does not stand further behind.
-            let place = config.routes.iter().position(|other| {
-                other.path == route.path
-                    && other.first == route.first
-                    && other.listeners.is_empty() == route.listeners.is_empty()
-                    && (other.listeners.is_empty() || other.listeners.contains(&listener))
-                    && match best {
-                        None => other.hosts.is_empty(),
-                        Some((_, host)) => other.hosts.contains(host),
-                    }
-            });
-            let is_whole = regex
-                .find(path)
-                .is_some_and(|found| found.len() == path.len());
-            is_whole.then_some(usize::MAX - 1 - place.unwrap())?
-        }
-        PathMatch::Prefix(wanted) if wanted == "/" => path.starts_with('/').then_some(1)?,
-        PathMatch::Prefix(wanted) => {
-            let below = path == wanted || path.starts_with(&format!("{wanted}/"));
-            below.then_some(1 + wanted.len())?
-        }
-    };
+    let (host_rank, host) = host_rank(route, request.host)?;
+    let path_rank = path_rank(config, index, listener, host, path)?;
     let method = route.methods.iter().any(|method| method == request.method);
     if !method && !route.methods.is_empty() {
         return None;
@@ -443,12 +414,62 @@ fn rank(
     Some([
         0,
         usize::from(is_named),
-        best.map_or(0, |(rank, _)| rank),
+        host_rank,
         path_rank,
         usize::from(method),
         route.headers.len(),
         before,
     ])
+}
+
+/// The rank of the best host that matches, and that host; `None` if none does.
+fn host_rank<'a>(route: &'a RouteConfig, host: &str) -> Option<(usize, Option<&'a HostMatch>)> {
+    if route.hosts.is_empty() {
+        return Some((0, None));
+    }
+    let ranks = route.hosts.iter().filter_map(|wanted| match wanted {
+        HostMatch::Exact(name) => (name == host).then_some((usize::MAX, Some(wanted))),
+        HostMatch::Suffix(name) => host
+            .ends_with(&format!(".{name}"))
+            .then_some((name.len(), Some(wanted))),
+    });
+    ranks.max_by_key(|(rank, _)| *rank)
+}
+
+/// The rank of the path of a route that matches by `host`; `None` if the path does not match.
+fn path_rank(
+    config: &Config,
+    index: usize,
+    listener: usize,
+    host: Option<&HostMatch>,
+    path: &str,
+) -> Option<usize> {
+    let route = &config.routes[index];
+    match &route.path {
+        PathMatch::Any => Some(0),
+        PathMatch::Exact(wanted) => (wanted == path).then_some(usize::MAX),
+        PathMatch::Regex(regex) => {
+            // The same expression again, of the same host and listener, ranks as the first one.
+            let place = config.routes.iter().position(|other| {
+                other.path == route.path
+                    && other.first == route.first
+                    && other.listeners.is_empty() == route.listeners.is_empty()
+                    && (other.listeners.is_empty() || other.listeners.contains(&listener))
+                    && match host {
+                        None => other.hosts.is_empty(),
+                        Some(host) => other.hosts.contains(host),
+                    }
+            });
+            let found = regex.find(path);
+            let is_whole = found.is_some_and(|found| found.len() == path.len());
+            is_whole.then_some(usize::MAX - 1 - place.unwrap())
+        }
+        PathMatch::Prefix(wanted) if wanted == "/" => path.starts_with('/').then_some(1),
+        PathMatch::Prefix(wanted) => {
+            let below = path == wanted || path.starts_with(&format!("{wanted}/"));
+            below.then_some(1 + wanted.len())
+        }
+    }
 }
 
 fn slow_find(config: &Config, listener: usize, request: &RouteRequest<'_>) -> Option<usize> {

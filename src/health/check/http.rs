@@ -1,10 +1,15 @@
-//! What an http check asks for, and whether the answer is good; over HTTP/1 and over HTTP/2 it is the same.
+//! The request of an http check and the judgement of its response. Both are the same over HTTP/1
+//! and HTTP/2.
 
-use super::{CheckError, USER_AGENT, http1::CheckResponse};
+use super::{
+    error::CheckError,
+    http1::{CheckResponse, USER_AGENT},
+};
 use crate::net::stream::Stream;
 
-/// How much of a body is searched for the expected text.
-pub(super) const BODY_SEARCHED: usize = 64 * 1024;
+/// Length of the part of a body that is searched for the expected text: a bound on the memory that
+/// a check can take.
+pub(super) const MAX_SEARCHED_BYTES: usize = 64 * 1024;
 
 /// An http check of one backend.
 pub(super) struct HttpProbe<'a> {
@@ -12,22 +17,24 @@ pub(super) struct HttpProbe<'a> {
     pub method: &'a str,
     /// `Host`, or `:authority`.
     pub authority: String,
-    /// Good statuses, from and to.
+    /// Inclusive ranges of good statuses.
     pub expect: &'a [(u16, u16)],
-    /// Must occur in the first [`BODY_SEARCHED`] bytes.
+    /// Text that must occur in the first [`MAX_SEARCHED_BYTES`] bytes.
     pub body: Option<&'a str>,
 }
 
 impl HttpProbe<'_> {
-    /// Makes the check on `stream`.
+    /// Sends the request on `stream` and judges the response.
     pub(super) async fn run(&self, stream: Stream) -> Result<(), CheckError> {
         let request = self.request();
-        let mut response = CheckResponse::ask(stream, self.method, request.as_bytes()).await?;
+        let mut response = CheckResponse::fetch(stream, self.method, request.as_bytes()).await?;
         let status = response.head.status;
         let mut good = self.expect.iter();
         if !good.any(|(low, high)| (*low..=*high).contains(&status)) {
             let expected = ranges(self.expect);
-            return Err(format!("status {status}, expected {expected}").into());
+            return Err(CheckError::unexpected(format!(
+                "status {status}, expected {expected}"
+            )));
         }
         match self.body {
             None => response.judge_body().await,
@@ -42,7 +49,8 @@ impl HttpProbe<'_> {
             authority,
             ..
         } = self;
-        // A method that has a body as a rule says that it has none, RFC 9110 section 8.6.
+        // Methods that expect a body announce that there is none (RFC 9110 section 8.6); some
+        // servers answer 411 otherwise.
         let length = match *method {
             "POST" | "PUT" | "PATCH" => "content-length: 0\r\n",
             _ => "",
@@ -53,22 +61,27 @@ impl HttpProbe<'_> {
     }
 }
 
+/// Reads the body until `text` occurs in it.
 async fn contains(text: &str, response: &mut CheckResponse) -> Result<(), CheckError> {
     let mut seen = Vec::new();
     while let Some(data) = response.next().await {
         let data = data?;
-        let room = BODY_SEARCHED - seen.len();
-        seen.extend_from_slice(data.get(..room).unwrap_or(&data));
+        let left = MAX_SEARCHED_BYTES - seen.len();
+        seen.extend_from_slice(data.get(..left).unwrap_or(&data));
+        // Searched after every part: a server may keep the connection open behind the text.
         if memchr::memmem::find(&seen, text.as_bytes()).is_some() {
             return Ok(());
         }
-        if seen.len() >= BODY_SEARCHED {
+        if seen.len() >= MAX_SEARCHED_BYTES {
             break;
         }
     }
-    Err(format!("body does not contain `{text}`").into())
+    Err(CheckError::unexpected(format!(
+        "body does not contain `{text}`"
+    )))
 }
 
+/// The configured ranges as text.
 fn ranges(expect: &[(u16, u16)]) -> String {
     let words: Vec<_> = expect
         .iter()

@@ -1,97 +1,87 @@
-//! One request over HTTP/1.1 on a connection of its own; on a stream of HTTP/2 it is the same. The response is read by the
-//! codec that reads those of traffic, so that a framing which fails requests fails checks too.
+//! One request over HTTP/1.1 on its own connection or HTTP/2 stream. The response is read by the
+//! codec that reads those of traffic, so that framing which fails requests fails checks too.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
 };
 
-use super::CheckError;
+use super::error::CheckError;
 use crate::{
     http1::{
         body::{BodyDecoder, BodyStep},
         head_end,
         response::{MAX_HEAD_BYTES, RESPONSE_LIMITS, ResponseFraming, ResponseHead},
     },
-    net::{h2::StreamError, local_error, stream::Stream},
+    net::stream::Stream,
 };
 
-/// Most 1xx responses that are passed over, as for traffic.
-const MAX_INTERIM: u32 = 16;
+/// The `User-Agent` of all checks.
+pub(super) const USER_AGENT: &str = "balancer-check";
 
-/// Up to this many bytes a head is parsed at every read, so that garbage is known at once.
-const EAGER_BYTES: usize = 1024;
+/// Maximum of 1xx responses that are skipped, as for traffic.
+const MAX_INTERIM_RESPONSES: u32 = 16;
 
-/// Room made for a read.
+/// Heads below this size are parsed at every read, so that garbage fails at once. Longer ones are
+/// parsed when their end is there: parsing each read again would cost the square of the length.
+const EAGER_PARSE_BYTES: usize = 1024;
+
+/// Free buffer space for a read.
 const READ_BYTES: usize = 8 * 1024;
 
-/// How much of a body that nothing is expected of is judged.
-const MAX_JUDGED: usize = 64 * 1024;
+/// Length of the part of a body that is judged if no text is expected in it.
+const MAX_JUDGED_BYTES: usize = 64 * 1024;
 
-/// How long a body that nothing is expected of is waited for: most servers send it together with its head.
-const BODY_WAIT: Duration = Duration::from_millis(100);
+/// Time to wait for such a body: most servers send it together with its head, and a slow body must
+/// not slow down the check of a status.
+const BODY_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A response whose head is there.
+/// A response whose head was received.
 pub(super) struct CheckResponse {
     stream: Stream,
     /// The head.
     pub(super) head: ResponseHead,
-    /// What `head` was parsed from.
+    /// Bytes that `head` was parsed from.
     pub(super) head_bytes: Vec<u8>,
-    /// Received and not decoded.
-    rest: Vec<u8>,
+    /// Received and not decoded yet.
+    undecoded: Vec<u8>,
     decoder: Option<BodyDecoder>,
 }
 
 impl CheckResponse {
     /// Sends `request` and reads the head of the final response to it.
-    pub(super) async fn ask(
+    pub(super) async fn fetch(
         mut stream: Stream,
         method: &str,
         request: &[u8],
     ) -> Result<Self, CheckError> {
-        // What a failed write means, the read says: the response may be there all the same.
+        // The read reports a failed write: the response may be there all the same.
         let _ = stream.write_all(request).await;
         let (mut head, mut bytes) = (ResponseHead::default(), Vec::new());
         let mut interim = 0;
         loop {
-            let before = bytes.len();
+            let mut from = bytes.len();
             read(&mut stream, &mut bytes).await?;
-            let mut from = before;
-            loop {
-                let may_be_whole = bytes.len() < EAGER_BYTES || bytes.len() >= MAX_HEAD_BYTES;
-                if !may_be_whole && head_end(&bytes, from).is_none() {
-                    break;
-                }
-                if !head
-                    .parse(&bytes, method.as_bytes())
-                    .map_err(|invalid| not_http(invalid.detail))?
-                {
-                    break;
-                }
-                let rest = bytes.split_off(head.len);
+            // One read may bring several heads.
+            while may_parse(&bytes, from) && parse(&mut head, &bytes, method)? {
+                let undecoded = bytes.split_off(head.len);
                 if !head.is_interim() {
-                    let decoder = match head.framing {
-                        ResponseFraming::None => None,
-                        ResponseFraming::Length(length) => Some(BodyDecoder::Length(length)),
-                        ResponseFraming::Chunked => Some(BodyDecoder::chunked(RESPONSE_LIMITS)),
-                        ResponseFraming::UntilClose => Some(BodyDecoder::UntilClose),
-                    };
                     return Ok(Self {
+                        decoder: decoder(&head.framing),
                         stream,
                         head,
                         head_bytes: bytes,
-                        rest,
-                        decoder,
+                        undecoded,
                     });
                 }
                 interim += 1;
-                if interim > MAX_INTERIM {
-                    return Err(not_http("more than 16 interim responses"));
+                if interim > MAX_INTERIM_RESPONSES {
+                    let cause = "more than 16 interim responses";
+                    return Err(CheckError::InvalidHttp(cause.to_owned()));
                 }
-                (bytes, from) = (rest, 0);
+                (bytes, from) = (undecoded, 0);
             }
         }
     }
@@ -100,31 +90,34 @@ impl CheckResponse {
     pub(super) async fn next(&mut self) -> Option<Result<Vec<u8>, CheckError>> {
         loop {
             let decoder = self.decoder.as_mut()?;
-            match decoder.step(&self.rest) {
+            match decoder.step(&self.undecoded) {
                 Ok(BodyStep::Data(count)) => {
-                    let rest = self.rest.split_off(count);
-                    return Some(Ok(std::mem::replace(&mut self.rest, rest)));
+                    let rest = self.undecoded.split_off(count);
+                    return Some(Ok(std::mem::replace(&mut self.undecoded, rest)));
                 }
-                Ok(BodyStep::Skip(count)) => drop(self.rest.drain(..count)),
+                Ok(BodyStep::Skip(count)) => drop(self.undecoded.drain(..count)),
                 Ok(BodyStep::End) => return None,
-                Ok(BodyStep::More) => match read(&mut self.stream, &mut self.rest).await {
+                Ok(BodyStep::More) => match read(&mut self.stream, &mut self.undecoded).await {
                     Ok(()) => {}
                     Err(CheckError::Closed) if matches!(decoder, BodyDecoder::UntilClose) => {
                         return None;
                     }
                     Err(error) => return Some(Err(error)),
                 },
-                Err(malformed) => return Some(Err(not_http(&malformed.to_string()))),
+                Err(malformed) => {
+                    return Some(Err(CheckError::InvalidHttp(malformed.to_string())));
+                }
             }
         }
     }
 
-    /// Judges the framing of a body that nothing is expected of, as far as it comes soon.
+    /// Judges the framing of a body without an expected text, as far as it comes within
+    /// [`BODY_TIMEOUT`].
     pub(super) async fn judge_body(&mut self) -> Result<(), CheckError> {
         let mut left = match self.head.framing {
-            // No framing at all.
+            // Without framing there is nothing to judge.
             ResponseFraming::None | ResponseFraming::UntilClose => 0,
-            ResponseFraming::Length(_) | ResponseFraming::Chunked => MAX_JUDGED,
+            ResponseFraming::Length(_) | ResponseFraming::Chunked => MAX_JUDGED_BYTES,
         };
         let judged = async {
             while left > 0
@@ -134,7 +127,7 @@ impl CheckResponse {
             }
             Ok(())
         };
-        timeout(BODY_WAIT, judged).await.unwrap_or(Ok(()))
+        timeout(BODY_TIMEOUT, judged).await.unwrap_or(Ok(()))
     }
 
     /// The value of a field of the head.
@@ -142,37 +135,40 @@ impl CheckResponse {
         self.head.fields.values(name, &self.head_bytes).next()
     }
 
-    /// The trailer section of a body that was read to its end: lines, empty where there is none.
+    /// The trailer section of a body that was read to its end: lines, empty if there is none.
     pub(super) fn trailers(&self) -> &[u8] {
         self.decoder.as_ref().map_or(&[], BodyDecoder::trailers)
     }
 }
 
-/// Reads what is there, at least one byte.
+/// True if a head may be parsed now, of which the bytes before `from` were looked at already.
+fn may_parse(bytes: &[u8], from: usize) -> bool {
+    let is_short = bytes.len() < EAGER_PARSE_BYTES;
+    is_short || bytes.len() >= MAX_HEAD_BYTES || head_end(bytes, from).is_some()
+}
+
+/// Parses `bytes` as a head; false if its end is missing.
+fn parse(head: &mut ResponseHead, bytes: &[u8], method: &str) -> Result<bool, CheckError> {
+    head.parse(bytes, method.as_bytes())
+        .map_err(|invalid| CheckError::InvalidHttp(invalid.detail.to_owned()))
+}
+
+/// The decoder for the body; `None` if there is none.
+fn decoder(framing: &ResponseFraming) -> Option<BodyDecoder> {
+    match framing {
+        ResponseFraming::None => None,
+        ResponseFraming::Length(length) => Some(BodyDecoder::Length(*length)),
+        ResponseFraming::Chunked => Some(BodyDecoder::chunked(RESPONSE_LIMITS)),
+        ResponseFraming::UntilClose => Some(BodyDecoder::UntilClose),
+    }
+}
+
+/// Reads at least one byte.
 async fn read(stream: &mut Stream, bytes: &mut Vec<u8>) -> Result<(), CheckError> {
     bytes.reserve(READ_BYTES);
     match stream.read_buf(bytes).await {
         Ok(0) => Err(CheckError::Closed),
         Ok(_) => Ok(()),
-        Err(error) => Err(broken(&error)),
-    }
-}
-
-fn not_http(detail: &str) -> CheckError {
-    CheckError::Failed(format!("answer is not valid HTTP: {detail}"))
-}
-
-/// An error of the connection.
-fn broken(error: &io::Error) -> CheckError {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    match (StreamError::of(error), error.kind()) {
-        (Some(StreamError::Lost), _) => CheckError::Cut,
-        (Some(ended), _) => CheckError::Failed(ended.to_string()),
-        _ if local_error::is_local(error) => {
-            local_error::log(error);
-            CheckError::Local(error.to_string())
-        }
-        (None, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof) => CheckError::Cut,
-        (None, _) => CheckError::Failed(error.to_string()),
+        Err(error) => Err(CheckError::from_stream(error)),
     }
 }

@@ -1,44 +1,41 @@
-//! An exchange of HTTP/1.1 on the one stream of a new HTTP/2 connection, which is driven meanwhile and ended in order.
+//! An HTTP/1.1 exchange on the one stream of a new HTTP/2 connection. The connection is driven
+//! meanwhile and closed in order afterwards.
 
 use std::{pin::pin, rc::Rc};
 
 use tokio::{select, time::timeout_at};
 
-use super::{CheckError, ProbeDeadline};
-use crate::net::{
-    h2::backend::{H2Connection, H2HandshakeError},
-    stream::Stream,
-};
+use super::{deadline::ProbeDeadline, error::CheckError};
+use crate::net::{h2::backend::H2Connection, stream::Stream};
 
-/// Runs `exchange` on a stream of a connection that begins on `stream`.
+/// Performs the HTTP/2 handshake on `stream` and runs `exchange` on a stream of that connection.
 pub(super) async fn on_stream(
     stream: Stream,
     exchange: impl AsyncFnOnce(Stream) -> Result<(), CheckError>,
-    limit: ProbeDeadline,
+    deadline: ProbeDeadline,
 ) -> Result<(), CheckError> {
-    let opened = H2Connection::open(stream, None, 1, Rc::default(), limit.deadline).await;
-    let (link, driver) = opened.map_err(|error| match error {
-        H2HandshakeError::NoSettings | H2HandshakeError::NoStreams => limit.late(),
-        _ => CheckError::Failed(error.to_string()),
-    })?;
-    let Some(stream) = link.open_stream(1) else {
-        return Err("the backend allows no streams".to_owned().into());
+    let opened = H2Connection::open(stream, None, 1, Rc::default(), deadline.at).await;
+    let (connection, driver) =
+        opened.map_err(|error| CheckError::from_handshake(error, deadline.timeout))?;
+    let Some(stream) = connection.open_stream(1) else {
+        return Err(CheckError::unexpected("the backend allows no streams"));
     };
     let mut driver = pin!(driver);
-    let verdict = limit.keep(async {
+    let result = deadline.run(async {
         let mut exchange = pin!(exchange(stream.into()));
         select! {
             biased;
-            verdict = &mut exchange => verdict,
-            // What came before the end may be the whole answer.
+            result = &mut exchange => result,
+            // The whole response may have arrived before the connection ended: read it.
             () = &mut driver => exchange.await,
         }
     });
-    let verdict = verdict.await;
-    link.retire();
-    if !link.is_closed() {
-        // The verdict stands, whether the backend takes our goodbye or not.
-        let _ = timeout_at(limit.deadline.into(), driver).await;
+    let result = result.await;
+    connection.retire();
+    if !connection.is_closed() {
+        // Sends GOAWAY, so that the backend does not log a broken connection for every check. The
+        // result stands even if that fails or is late.
+        let _ = timeout_at(deadline.at.into(), driver).await;
     }
-    verdict
+    result
 }

@@ -1,4 +1,5 @@
-//! Checks over HTTP/2 against scripted servers on 127.0.0.1. Those of the h2 crate behave; in `frames.rs` they do not.
+//! Checks over HTTP/2 against scripted servers on 127.0.0.1. Those of the h2 crate follow the
+//! protocol; those in `frames.rs` break it.
 
 mod frames;
 
@@ -18,7 +19,7 @@ use crate::{
     pool,
 };
 
-/// A server for one connection, and what becomes of its script.
+/// A server for one connection, with the task of its script.
 struct ScriptedServer<T> {
     address: BackendAddress,
     script: JoinHandle<T>,
@@ -45,19 +46,19 @@ async fn served<F: Future<Output = ()> + Send + 'static>(
         let mut connection = h2::server::handshake(socket).await.unwrap();
         let (request, respond) = connection.accept().await.unwrap().unwrap();
         tokio::spawn(script(request, respond));
-        // To the end of the connection.
+        // Until the end of the connection.
         connection.accept().await.is_none()
     });
     server.await.address
 }
 
-/// What a server answers.
+/// The response of a server.
 #[derive(Clone, Default)]
 struct FakeResponse {
     status: u16,
     fields: Vec<(&'static str, &'static str)>,
     body: Vec<u8>,
-    /// Without them the response ends with its body, or with its head if that is empty.
+    /// If empty, the response ends with its body, or with its head if the body is empty too.
     trailers: Vec<(&'static str, &'static str)>,
 }
 
@@ -87,7 +88,7 @@ impl FakeResponse {
 
 const GRPC: (&str, &str) = ("content-type", "application/grpc");
 
-/// A call that came to its end, with `body`.
+/// A call with status OK and `body`.
 fn called(body: &[u8]) -> FakeResponse {
     FakeResponse {
         status: 200,
@@ -97,7 +98,7 @@ fn called(body: &[u8]) -> FakeResponse {
     }
 }
 
-/// A call that failed, in a head alone.
+/// A call that failed, as a head alone.
 fn failed(status: &'static str) -> FakeResponse {
     FakeResponse {
         status: 200,
@@ -147,19 +148,19 @@ async fn probe(address: &BackendAddress, kind: CheckKind) -> Result<(), String> 
     probe_within(address, kind, Duration::from_secs(20)).await
 }
 
-/// What a check of `kind` makes of `answer`.
-async fn verdict(kind: CheckKind, answer: FakeResponse) -> Result<(), String> {
-    let server = served(async |_, respond| answer.send(respond)).await;
+/// The result of a check of `kind` that gets `response`.
+async fn result_of(kind: CheckKind, response: FakeResponse) -> Result<(), String> {
+    let server = served(async |_, respond| response.send(respond)).await;
     probe(&server, kind).await
 }
 
 /// A message that says SERVING, behind its prefix.
 const SERVING: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
 
-/// The answers, each to a check of a service, and what the check says; empty is good.
-async fn check_grpc(rows: &[(&str, FakeResponse, &str)]) {
-    for (service, answer, cause) in rows {
-        let result = verdict(grpc(service), answer.clone()).await;
+/// Checks cases of a service, the response and the expected cause; empty is good.
+async fn check_grpc(cases: &[(&str, FakeResponse, &str)]) {
+    for (service, response, cause) in cases {
+        let result = result_of(grpc(service), response.clone()).await;
         assert_eq!(result.err().as_deref().unwrap_or_default(), *cause);
     }
 }
@@ -197,7 +198,7 @@ async fn a_grpc_check_is_good_when_the_service_says_serving_and_names_the_cause_
 }
 
 #[tokio::test]
-async fn a_grpc_check_takes_nothing_but_the_whole_answer_of_a_call() {
+async fn a_grpc_check_accepts_only_the_whole_response_of_a_call() {
     let of_type = |kind| FakeResponse {
         fields: vec![("content-type", kind)],
         ..called(&SERVING)
@@ -238,7 +239,7 @@ async fn a_grpc_check_takes_nothing_but_the_whole_answer_of_a_call() {
 }
 
 #[tokio::test]
-async fn a_grpc_check_calls_the_health_service_as_its_definition_says() {
+async fn a_grpc_check_calls_the_health_service_as_configured() {
     let server = served(async |request, respond| {
         let (head, mut body) = request.into_parts();
         assert_eq!(head.method, "POST");
@@ -256,11 +257,11 @@ async fn a_grpc_check_calls_the_health_service_as_its_definition_says() {
             message.extend(data.unwrap());
         }
         assert_eq!(message, *b"\0\0\0\0\x10\x0a\x0eshop.v1.Orders");
-        let mut answer = called(&[0, 0, 0, 0, 2, 8, 2]);
+        let mut response = called(&[0, 0, 0, 0, 2, 8, 2]);
         if head.uri.authority().unwrap().as_str() == "orders.test" {
-            answer = called(&[0, 0, 0, 0, 2, 8, 1]);
+            response = called(&[0, 0, 0, 0, 2, 8, 1]);
         }
-        answer.send(respond);
+        response.send(respond);
     })
     .await;
     let kind = CheckKind::Grpc {
@@ -271,14 +272,14 @@ async fn a_grpc_check_calls_the_health_service_as_its_definition_says() {
 }
 
 #[tokio::test]
-async fn an_http_check_over_http2_asks_and_judges_as_over_http1() {
+async fn an_http_check_is_the_same_over_http2_as_over_http1() {
     let page = |status: u16, body: &str| FakeResponse {
         status,
         body: body.into(),
         ..FakeResponse::default()
     };
-    let late = "x".repeat(http::BODY_SEARCHED - 2) + "hello";
-    let rows = [
+    let late = "x".repeat(http::MAX_SEARCHED_BYTES - 2) + "hello";
+    let cases = [
         (page(200, ""), None, ""),
         (page(204, ""), None, ""),
         (page(302, "hello"), None, ""),
@@ -308,14 +309,14 @@ async fn an_http_check_over_http2_asks_and_judges_as_over_http1() {
         ),
         (page(200, &"x".repeat(1 << 20)), None, ""),
     ];
-    for (answer, text, cause) in rows {
+    for (response, text, cause) in cases {
         let server = served(async |request, respond| {
             assert_eq!(request.method(), "GET");
             assert_eq!(request.uri().path(), "/healthz");
             assert_eq!(request.uri().query(), Some("full=1"));
             assert_eq!(*request.headers(), map(&[("user-agent", "balancer-check")]));
             assert!(request.body().is_end_stream());
-            answer.send(respond);
+            response.send(respond);
         })
         .await;
         let result = probe(&server, http(text)).await;
@@ -324,7 +325,7 @@ async fn an_http_check_over_http2_asks_and_judges_as_over_http1() {
 }
 
 #[tokio::test]
-async fn the_authority_is_the_address_unless_the_file_says_another() {
+async fn the_authority_is_the_address_unless_configured() {
     let server = served(async |request, respond| {
         let body = request.uri().authority().unwrap().to_string().into();
         let status = 200;

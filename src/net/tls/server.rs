@@ -14,7 +14,7 @@ use rustls::{
 use crate::{
     base::crypto::provider,
     config::model::{ListenerTlsConfig, LoadedCertificate, TlsVersion},
-    route::{MAX_HOST, normal_host},
+    route::{MAX_HOST_BYTES, normal_host},
 };
 
 thread_local! {
@@ -247,7 +247,7 @@ impl ServerTls {
         let Some(requested) = requested else {
             return true;
         };
-        let mut buffer = [0; MAX_HOST];
+        let mut buffer = [0; MAX_HOST_BYTES];
         let host = normal_host(host, &mut buffer).and_then(|host| str::from_utf8(host).ok());
         host.is_some_and(|host| {
             host == requested || self.resolver.group_of(host) == self.resolver.group_of(requested)

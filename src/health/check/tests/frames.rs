@@ -1,13 +1,14 @@
-//! Checks of servers that write frames by hand, and of such that speak no HTTP/2.
+//! Checks of servers that write frames by hand, and of servers without HTTP/2.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 
-const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
-/// `:status: 200`, `:status: 103`, `a: ` and a name, of RFC 7541.
-const OK: &[u8] = &[0x88];
-const HINTS: &[u8] = b"\x08\x03103";
+const SETTINGS_FRAME: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+/// `:status: 200`, in HPACK (RFC 7541).
+const STATUS_200: &[u8] = &[0x88];
+/// `:status: 103`.
+const STATUS_103: &[u8] = b"\x08\x03103";
 const TOO_MUCH: &str = "not valid HTTP/2, or more than is allowed (ENHANCE_YOUR_CALM)";
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -19,47 +20,48 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Says hello, and reads the request, so that there is a stream.
-async fn greet(socket: &mut TcpStream) {
-    socket.write_all(SETTINGS).await.unwrap();
+/// Sends SETTINGS and reads the request, so that there is a stream.
+async fn handshake(socket: &mut TcpStream) {
+    socket.write_all(SETTINGS_FRAME).await.unwrap();
     socket.read_exact(&mut [0; 100]).await.unwrap();
 }
 
-/// Says hello, then `first` once and `more` for ever, until nobody takes it; gives how much was taken.
+/// Sends `first` once and then `more` until the other side stops reading. The script returns the
+/// number of bytes it could send.
 async fn flood(first: Vec<u8>, more: Vec<u8>) -> ScriptedServer<usize> {
     raw(async move |mut socket| {
-        greet(&mut socket).await;
+        handshake(&mut socket).await;
         let _ = socket.write_all(&first).await;
-        let mut taken = 0;
+        let mut sent = 0;
         if !more.is_empty() {
             while socket.write_all(&more).await.is_ok() {
-                taken += more.len();
+                sent += more.len();
             }
         }
-        // Until the other side gives up.
+        // Until the other side closes.
         let _ = socket.read_to_end(&mut Vec::new()).await;
-        taken
+        sent
     })
     .await
 }
 
-/// What a grpc and an http check make of it.
-async fn verdicts(first: &[u8], more: &[u8]) -> [String; 2] {
-    let mut causes = [String::new(), String::new()];
-    for (cause, kind) in causes.iter_mut().zip([grpc(""), http(Some("hello"))]) {
+/// The causes of a grpc check and an http check.
+async fn causes(first: &[u8], more: &[u8]) -> [String; 2] {
+    let mut found = [String::new(), String::new()];
+    for (cause, kind) in found.iter_mut().zip([grpc(""), http(Some("hello"))]) {
         let server = flood(first.to_vec(), more.to_vec()).await;
         *cause = probe(&server.address, kind).await.unwrap_err();
-        let taken = server.script.await.unwrap();
-        // The rest is in buffers of the kernel.
-        assert!(taken < 16 << 20, "{taken}");
+        let sent = server.script.await.unwrap();
+        // Sent bytes may also wait in buffers of the kernel.
+        assert!(sent < 16 << 20, "{sent}");
     }
-    causes
+    found
 }
 
 #[tokio::test]
-async fn what_backends_send_without_end_is_not_kept() {
-    let hints = frame(1, END_HEADERS, 1, HINTS);
-    let heads = verdicts(&[], &hints).await;
+async fn an_endless_response_is_not_kept_in_memory() {
+    let hints = frame(1, END_HEADERS, 1, STATUS_103);
+    let heads = causes(&[], &hints).await;
     // The connection or the check reaches its limit first.
     let too_many = "answer is not valid HTTP: more than 16 interim responses";
     for cause in heads {
@@ -67,46 +69,46 @@ async fn what_backends_send_without_end_is_not_kept() {
     }
     // One head in ever more frames.
     let more = frame(9, 0, 1, &b"\0\x01a\x01b".repeat(100));
-    let endless = verdicts(&frame(1, 0, 1, OK), &more).await;
+    let endless = causes(&frame(1, 0, 1, STATUS_200), &more).await;
     assert_eq!(endless, [TOO_MUCH; 2]);
-    // A head that is larger than we take, and one that is larger than we decode.
+    // A head that is larger than we accept, and one that is larger than we decode.
     let value = [b'b'; 100];
     for (count, cause) in [
         (2_000, "larger than is taken: its head"),
         (12_000, TOO_MUCH),
     ] {
         let field = [b"\x40\x01a\x64", &value[..]].concat();
-        let large = [OK.to_vec(), field, vec![0xbe; count]].concat();
-        let large = verdicts(&frame(1, END_HEADERS, 1, &large), &[]).await;
+        let large = [STATUS_200.to_vec(), field, vec![0xbe; count]].concat();
+        let large = causes(&frame(1, END_HEADERS, 1, &large), &[]).await;
         assert_eq!(large, [cause; 2]);
     }
     // Frames that mean nothing, and pings.
-    let grease = verdicts(&[], &frame(0x5a, 0, 0, &[0; 1000])).await;
+    let grease = causes(&[], &frame(0x5a, 0, 0, &[0; 1000])).await;
     assert_eq!(grease, [TOO_MUCH; 2]);
-    let pings = verdicts(&[], &frame(6, 0, 0, &[0; 8])).await;
+    let pings = causes(&[], &frame(6, 0, 0, &[0; 8])).await;
     assert_eq!(pings, [TOO_MUCH; 2]);
     // A body in frames without a byte.
-    let head = frame(1, END_HEADERS, 1, OK);
-    let [_, empty] = verdicts(&head, &frame(0, 0, 1, &[])).await;
+    let head = frame(1, END_HEADERS, 1, STATUS_200);
+    let [_, empty] = causes(&head, &frame(0, 0, 1, &[])).await;
     assert_eq!(empty, TOO_MUCH);
 }
 
 #[tokio::test]
 async fn a_few_interim_responses_are_passed_over() {
-    let mut answer = frame(1, END_HEADERS, 1, HINTS).repeat(16);
-    answer.extend(frame(1, END_HEADERS, 1, OK));
-    answer.extend(frame(0, END_STREAM, 1, b"hello"));
-    let server = flood(answer, Vec::new()).await;
+    let mut response = frame(1, END_HEADERS, 1, STATUS_103).repeat(16);
+    response.extend(frame(1, END_HEADERS, 1, STATUS_200));
+    response.extend(frame(0, END_STREAM, 1, b"hello"));
+    let server = flood(response, Vec::new()).await;
     assert_eq!(probe(&server.address, http(Some("hello"))).await, Ok(()));
 }
 
 #[tokio::test]
-async fn what_is_no_answer_is_named() {
+async fn the_cause_of_a_broken_response_is_named() {
     let both = |cause: &str| [cause.to_owned(), cause.to_owned()];
     let old = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
     let speaks = |bytes: &'static [u8]| async move {
         raw(async move |mut socket: TcpStream| {
-            // The preface, which is a request to whoever speaks HTTP/1.
+            // The preface, which an HTTP/1 server reads as a request.
             socket.read_exact(&mut [0; 24]).await.unwrap();
             socket.write_all(bytes).await.unwrap();
             socket.shutdown().await.unwrap();
@@ -115,7 +117,7 @@ async fn what_is_no_answer_is_named() {
         .await
         .address
     };
-    let rows: [(&'static [u8], &str); 3] = [
+    let cases: [(&'static [u8], &str); 3] = [
         (old, "the peer speaks HTTP/1, not HTTP/2"),
         (
             b"220 mail ESMTP ready for you\r\n",
@@ -123,7 +125,7 @@ async fn what_is_no_answer_is_named() {
         ),
         (b"", "connection closed"),
     ];
-    for (bytes, cause) in rows {
+    for (bytes, cause) in cases {
         assert_eq!(
             probe(&speaks(bytes).await, grpc("")).await.unwrap_err(),
             cause
@@ -133,69 +135,69 @@ async fn what_is_no_answer_is_named() {
             cause
         );
     }
-    let reset = verdicts(&frame(3, 0, 1, &[0, 0, 0, 7]), &[]).await;
+    let reset = causes(&frame(3, 0, 1, &[0, 0, 0, 7]), &[]).await;
     assert_eq!(
         reset,
         both("stream reset by the peer (RST_STREAM REFUSED_STREAM)")
     );
     let away = |code: u8| frame(7, 0, 0, &[0, 0, 0, 0, 0, 0, 0, code]);
     for (code, name) in [(0, "NO_ERROR"), (11, "ENHANCE_YOUR_CALM")] {
-        let ended = verdicts(&away(code), &[]).await;
+        let ended = causes(&away(code), &[]).await;
         assert_eq!(
             ended,
             both(&format!("connection ended by the peer (GOAWAY {name})"))
         );
     }
     // An interim response that is the last one, and trailers before the head.
-    let last = verdicts(&frame(1, END_HEADERS | END_STREAM, 1, HINTS), &[]).await;
+    let last = causes(&frame(1, END_HEADERS | END_STREAM, 1, STATUS_103), &[]).await;
     let cause = "not a valid message of HTTP/2: an end without a response";
     assert_eq!(last, both(cause));
-    let data = verdicts(&frame(0, END_STREAM, 1, b"hello"), &[]).await;
+    let data = causes(&frame(0, END_STREAM, 1, b"hello"), &[]).await;
     let cause = "not a valid message of HTTP/2: content before the head";
     assert_eq!(data, both(cause));
 }
 
 #[tokio::test]
-async fn a_connection_is_ended_in_order_when_the_answer_is_there() {
-    let mut answer = frame(4, 1, 0, &[]);
-    answer.extend(frame(1, END_HEADERS, 1, OK));
-    answer.extend(frame(0, END_STREAM, 1, b"hello"));
+async fn a_connection_is_closed_in_order_after_the_response() {
+    let mut response = frame(4, 1, 0, &[]);
+    response.extend(frame(1, END_HEADERS, 1, STATUS_200));
+    response.extend(frame(0, END_STREAM, 1, b"hello"));
     for text in ["hello", "good"] {
-        let answer = answer.clone();
+        let response = response.clone();
         let server = raw(async move |mut socket: TcpStream| {
-            greet(&mut socket).await;
-            socket.write_all(&answer).await.unwrap();
-            let mut rest = Vec::new();
-            socket.read_to_end(&mut rest).await.map(|_| rest)
+            handshake(&mut socket).await;
+            socket.write_all(&response).await.unwrap();
+            let mut received = Vec::new();
+            socket.read_to_end(&mut received).await.map(|_| received)
         })
         .await;
         let result = probe(&server.address, http(Some(text))).await;
         assert_eq!(result.is_ok(), text == "hello");
-        let rest = server.script.await.unwrap().unwrap();
-        let goodbye = frame(7, 0, 0, &[0; 8]);
-        assert!(rest.ends_with(&goodbye), "{rest:?}");
+        let received = server.script.await.unwrap().unwrap();
+        let goaway = frame(7, 0, 0, &[0; 8]);
+        assert!(received.ends_with(&goaway), "{received:?}");
     }
 }
 
 #[tokio::test]
-async fn a_server_that_goes_away_after_its_answer_has_answered() {
-    let mut answer = frame(1, END_HEADERS, 1, OK);
-    answer.extend(frame(0, END_STREAM, 1, b"hello"));
-    answer.extend(frame(7, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]));
+async fn a_response_before_goaway_counts() {
+    let mut response = frame(1, END_HEADERS, 1, STATUS_200);
+    response.extend(frame(0, END_STREAM, 1, b"hello"));
+    response.extend(frame(7, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]));
     let server = raw(async move |mut socket: TcpStream| {
-        greet(&mut socket).await;
-        socket.write_all(&answer).await.unwrap();
+        handshake(&mut socket).await;
+        socket.write_all(&response).await.unwrap();
     })
     .await;
     assert_eq!(probe(&server.address, http(Some("hello"))).await, Ok(()));
 }
 
 #[tokio::test]
-async fn silence_lasts_until_the_deadline_wherever_it_begins() {
+async fn a_stalled_response_fails_at_the_deadline_in_every_phase() {
     let short = Duration::from_millis(200);
     let starts: [Vec<u8>; 3] = [
         Vec::new(),
-        frame(1, END_HEADERS, 1, HINTS),
+        frame(1, END_HEADERS, 1, STATUS_103),
         frame(1, END_HEADERS, 1, b"\x88\x5f\x10application/grpc"),
     ];
     for start in starts {
