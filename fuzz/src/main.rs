@@ -1,8 +1,9 @@
-//! Throws mutated inputs at the parsers of balancer and stops at the first panic or slow input.
+//! Runs the parsers and connections of balancer on mutated inputs; stops at the first panic or slow
+//! input.
 //!
-//! Usage: `balancer-fuzz TARGET|all [--seconds N] [--runs N] [--seed S] [--corpus DIR]`. The seeds of a target are the files
-//! of `fuzz/seeds/TARGET/`. The same seed and corpus give the same inputs. A new target is one file in
-//! `targets/` and one row of [`TARGETS`].
+//! Usage: `balancer-fuzz TARGET|all [--seconds N] [--runs N] [--seed S] [--corpus DIR]`. The seeds
+//! of a target are the files in `fuzz/seeds/TARGET/`. The same seed and corpus give the same
+//! inputs. To add a target, add a file in `targets/` and a line in [`FUZZ_TARGETS`].
 
 mod mutate;
 mod targets;
@@ -16,15 +17,15 @@ use std::{
 
 use balancer::base::rng::Random;
 
-/// Longest time one input may take, in an optimised build on a busy machine.
-const MOST_TIME: Duration = Duration::from_secs(2);
+/// Longest time for one input, in an optimised build on a busy machine.
+const MAX_RUN_TIME: Duration = Duration::from_secs(2);
 /// Largest input in bytes.
-const MOST_BYTES: usize = 64 << 10;
+const MAX_INPUT_BYTES: usize = 64 << 10;
 
-/// The name of a target, and what it does with an input.
-type Target = (&'static str, fn(&[u8]));
+/// Name of a target, and the function that runs an input.
+type FuzzTarget = (&'static str, fn(&[u8]));
 
-const TARGETS: &[Target] = &[
+const FUZZ_TARGETS: &[FuzzTarget] = &[
     ("chunked_body", targets::chunked_body::run),
     ("client_hello", targets::client_hello::run),
     ("config", targets::config::run),
@@ -37,22 +38,27 @@ const TARGETS: &[Target] = &[
     ("response_head", targets::response_head::run),
 ];
 
-struct Options {
-    targets: Vec<Target>,
+struct FuzzOptions {
+    targets: Vec<FuzzTarget>,
     time: Duration,
     runs: u64,
     seed: u64,
-    /// Instead of the seeds of each target.
+    /// Directory of inputs, instead of the seeds of each target.
     corpus: Option<PathBuf>,
 }
 
-fn options() -> Result<Options, String> {
+fn options() -> Result<FuzzOptions, String> {
     let mut arguments = std::env::args().skip(1);
-    let names = || TARGETS.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    let names = || {
+        FUZZ_TARGETS
+            .iter()
+            .map(|(name, _)| *name)
+            .collect::<Vec<_>>()
+    };
     let name = arguments
         .next()
         .ok_or_else(|| format!("name a target: {}", names().join(", ")))?;
-    let targets: Vec<Target> = TARGETS
+    let targets: Vec<FuzzTarget> = FUZZ_TARGETS
         .iter()
         .copied()
         .filter(|(known, _)| name == "all" || *known == name)
@@ -63,7 +69,7 @@ fn options() -> Result<Options, String> {
             names().join(", ")
         ));
     }
-    let mut options = Options {
+    let mut options = FuzzOptions {
         targets,
         time: Duration::MAX,
         runs: u64::MAX,
@@ -111,7 +117,7 @@ fn corpus(directory: &Path) -> Result<Vec<Vec<u8>>, String> {
     Ok(inputs)
 }
 
-fn fuzz((name, run): Target, options: &Options) -> Result<u64, String> {
+fn fuzz((name, run): FuzzTarget, options: &FuzzOptions) -> Result<u64, String> {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("seeds")
         .join(name);
@@ -119,18 +125,18 @@ fn fuzz((name, run): Target, options: &Options) -> Result<u64, String> {
     let start = Instant::now();
     let mut done = 0;
     while done < options.runs && start.elapsed() < options.time {
-        // Each run has its own generator, so that it can be repeated without those before it.
+        // Each run has its own generator, so it can be repeated without the earlier ones.
         let mut random = Random::seeded(options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ done);
         let input = match inputs.get(done as usize) {
             Some(seed) => seed.clone(),
-            None => mutate::mutate(&inputs, &mut random, MOST_BYTES),
+            None => mutate::mutate(&inputs, &mut random, MAX_INPUT_BYTES),
         };
         let begin = Instant::now();
         let outcome = panic::catch_unwind(|| run(&input));
         let took = begin.elapsed();
         let cause = match outcome {
             Err(_) => "panicked".to_owned(),
-            Ok(()) if took > MOST_TIME => format!("took {took:?}"),
+            Ok(()) if took > MAX_RUN_TIME => format!("took {took:?}"),
             Ok(()) => {
                 done += 1;
                 continue;

@@ -1,9 +1,9 @@
-//! Makes a new input out of the seeds: bytes flipped, pieces cut, doubled, swapped between seeds, numbers pushed to edges.
+//! Makes a new input out of the seeds: flips bytes, cuts and doubles pieces, mixes seeds.
 
 use balancer::base::rng::Random;
 
-/// Pieces that have broken parsers.
-const PIECES: &[&[u8]] = &[
+/// Pieces that are known to break parsers.
+const BREAKING_PIECES: &[&[u8]] = &[
     b"\r\n",
     b"\n",
     b"\r",
@@ -44,7 +44,7 @@ const PIECES: &[&[u8]] = &[
     b"auto",
 ];
 
-/// One to eight changes to one of `seeds`, at most `most` bytes long.
+/// Applies one to eight changes to one of `seeds`; the result has at most `most` bytes.
 pub fn mutate(seeds: &[Vec<u8>], random: &mut Random, most: usize) -> Vec<u8> {
     let mut input = seeds[random.below(seeds.len())].clone();
     for _ in 0..=random.below(8) {
@@ -82,7 +82,7 @@ fn change(input: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
         }
         6 => input.truncate(at),
         _ => {
-            let piece = PIECES[random.below(PIECES.len())];
+            let piece = BREAKING_PIECES[random.below(BREAKING_PIECES.len())];
             input.splice(at..at, piece.iter().copied());
         }
     }

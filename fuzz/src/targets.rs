@@ -1,4 +1,4 @@
-//! What is done with an input, one module per target.
+//! The fuzz targets, one module each.
 
 pub mod chunked_body;
 pub mod client_hello;
@@ -11,14 +11,14 @@ pub mod proxy_header;
 pub mod request_head;
 pub mod response_head;
 
-/// Lengths of prefixes to try: all of a short input, some 32 of a long one and those around `end`.
+/// Lengths of prefixes to run: all of a short input, some 32 of a long one, and those around `end`.
 fn prefixes(length: usize, end: usize) -> impl Iterator<Item = usize> {
     let step = (length / 32).max(1);
     let near = end.saturating_sub(4)..(end + 2).min(length);
     (0..length).step_by(step).chain(near)
 }
 
-/// The lines of a head that was written anew, which must be clean whatever was read; without the empty one.
+/// Lines of an encoded head without the empty one. They must be clean, for any input.
 fn lines(head: &[u8]) -> Vec<&[u8]> {
     let text = head
         .strip_suffix(b"\r\n\r\n")
@@ -41,7 +41,7 @@ fn lines(head: &[u8]) -> Vec<&[u8]> {
     lines
 }
 
-/// How many of the fields in `lines` are called `name`.
+/// Number of fields in `lines` called `name`.
 fn count(lines: &[&[u8]], name: &str) -> usize {
     lines[1..]
         .iter()

@@ -205,6 +205,7 @@ impl ChunkedDecoder {
     }
 
     fn size_digit(&mut self, byte: u8) -> Result<ChunkState, BodyError> {
+        debug_assert!(byte.is_ascii_hexdigit(), "checked by the caller");
         let digit = char::from(byte).to_digit(16).unwrap_or_default();
         self.digits += 1;
         // 15 digits stay far below 2^63: no arithmetic here or in a backend can wrap.
@@ -251,10 +252,10 @@ impl ChunkedDecoder {
     }
 }
 
-/// Returns the fields of a trailer section that may be forwarded, at most `most`. RFC 9110 section
+/// Returns the fields of a trailer section that may be forwarded, at most `max_fields`. RFC 9110 section
 /// 6.5.1 forbids those that frame, route or authorise: they would be read after the decisions that
 /// depend on them.
-fn checked_trailers(section: &[u8], most: usize) -> Result<Vec<u8>, BodyError> {
+fn checked_trailers(section: &[u8], max_fields: usize) -> Result<Vec<u8>, BodyError> {
     if section == b"\r\n" {
         return Ok(Vec::new());
     }
@@ -263,9 +264,11 @@ fn checked_trailers(section: &[u8], most: usize) -> Result<Vec<u8>, BodyError> {
             "a trailer line that ends without a carriage return",
         ));
     }
-    let mut room = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let room = room.get_mut(..most.min(MAX_FIELDS)).unwrap_or_default();
-    let fields = match httparse::parse_headers(section, room) {
+    let mut slots = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let slots = slots
+        .get_mut(..max_fields.min(MAX_FIELDS))
+        .unwrap_or_default();
+    let fields = match httparse::parse_headers(section, slots) {
         Ok(httparse::Status::Complete((_, fields))) => fields,
         Err(httparse::Error::TooManyHeaders) => return Err(BodyError::TrailersTooLarge),
         _ => return Err(Malformed("a malformed trailer section")),
@@ -285,7 +288,7 @@ fn checked_trailers(section: &[u8], most: usize) -> Result<Vec<u8>, BodyError> {
 
 /// Names with underscores are treated as those with dashes: some servers read both as one.
 fn is_allowed_in_trailers(name: &str) -> bool {
-    const FORBIDDEN: [&str; 12] = [
+    const FORBIDDEN_TRAILERS: [&str; 12] = [
         "set-cookie",
         "cache-control",
         "content-encoding",
@@ -308,7 +311,7 @@ fn is_allowed_in_trailers(name: &str) -> bool {
         || known == KnownField::Date
         // Names in which a proxy gives the client's address, such as `CF-Connecting-IP`.
         || is_about_address(name)
-        || FORBIDDEN
+        || FORBIDDEN_TRAILERS
             .iter()
             .any(|forbidden| name.eq_ignore_ascii_case(forbidden)))
 }
@@ -322,7 +325,7 @@ fn is_about_address(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    const LIMITS: HeadLimits = HeadLimits {
+    const TRAILER_LIMITS: HeadLimits = HeadLimits {
         fields: 3,
         bytes: 200,
     };
@@ -330,7 +333,7 @@ mod tests {
     /// Decodes `input` in pieces: the body, the trailers, and the number of bytes consumed.
     fn decode(input: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<u8>, usize), BodyError> {
         let (mut decoder, mut body, mut at, mut end) = (
-            BodyDecoder::chunked(LIMITS),
+            BodyDecoder::chunked(TRAILER_LIMITS),
             Vec::new(),
             0,
             piece.min(input.len()),

@@ -98,6 +98,7 @@ pub fn number(out: &mut Vec<u8>, mut value: u64) {
             break;
         }
     }
+    debug_assert!(at < digits.len(), "20 digits are enough for 64 bits");
     out.extend_from_slice(digits.get(at..).unwrap_or_default());
 }
 

@@ -35,6 +35,10 @@ impl Span {
     /// Returns its bytes; empty if the span lies outside.
     #[inline]
     pub fn get(self, bytes: &[u8]) -> &[u8] {
+        debug_assert!(
+            self.end as usize <= bytes.len(),
+            "the bytes are those of the span's head"
+        );
         bytes
             .get(self.start as usize..self.end as usize)
             .unwrap_or_default()
@@ -104,11 +108,11 @@ known! {
 /// True for `X-Forwarded` and every name that begins with `X-Forwarded-`.
 #[inline]
 fn is_x_forwarded(name: &[u8]) -> bool {
-    const PREFIX: &[u8] = b"x-forwarded";
-    matches!(name.get(PREFIX.len()), None | Some(b'-'))
+    const X_FORWARDED: &[u8] = b"x-forwarded";
+    matches!(name.get(X_FORWARDED.len()), None | Some(b'-'))
         && name
-            .get(..PREFIX.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+            .get(..X_FORWARDED.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(X_FORWARDED))
 }
 
 impl KnownField {
@@ -299,8 +303,9 @@ pub fn is_same_or_twin(name: &[u8], other: &[u8]) -> bool {
 /// section 7.6.1 forbids a sender to name them; one that does wants the next server to decide
 /// without them.
 fn is_end_to_end(known: KnownField, name: &[u8]) -> bool {
-    const PREFIXES: [&[u8]; 5] = [b"accept-", b"access-control-", b"content-", b"if-", b"sec-"];
-    const NAMES: [&[u8]; 34] = [
+    const END_TO_END_PREFIXES: [&[u8]; 5] =
+        [b"accept-", b"access-control-", b"content-", b"if-", b"sec-"];
+    const END_TO_END_NAMES: [&[u8]; 34] = [
         b"accept",
         b"age",
         b"allow",
@@ -337,8 +342,10 @@ fn is_end_to_end(known: KnownField, name: &[u8]) -> bool {
         b"x-request-id",
     ];
     known.is_protected()
-        || NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
-        || PREFIXES.iter().any(|prefix| {
+        || END_TO_END_NAMES
+            .iter()
+            .any(|known| name.eq_ignore_ascii_case(known))
+        || END_TO_END_PREFIXES.iter().any(|prefix| {
             name.get(..prefix.len())
                 .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
         })

@@ -35,7 +35,8 @@ pub enum RequestFraming {
 }
 
 /// Cause for which a request head is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
 pub struct RequestHeadError {
     /// Reason that gives the status.
     pub reason: Reason,
@@ -132,15 +133,15 @@ impl RequestHead {
     pub fn parse(&mut self, limits: HeadLimits) -> Result<bool, RequestHeadError> {
         self.forget();
         let Self { bytes, fields, .. } = self;
-        let mut room = [MaybeUninit::<httparse::Header<'_>>::uninit(); MAX_FIELDS];
+        let mut slots = [MaybeUninit::<httparse::Header<'_>>::uninit(); MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
-        let room = room
+        let slots = slots
             .get_mut(..limits.fields.min(MAX_FIELDS))
             .unwrap_or_default();
         let outcome = httparse::ParserConfig::default().parse_request_with_uninit_headers(
             &mut request,
             bytes,
-            room,
+            slots,
         );
         let len = match outcome {
             Ok(httparse::Status::Complete(len)) if len <= limits.bytes => len,
@@ -176,6 +177,10 @@ impl RequestHead {
     /// Checks what the tokenizer leaves open. Bytes and line ends come first, as the meaning of
     /// fields depends on them.
     fn check(&mut self, target: Span) -> Result<(), RequestHeadError> {
+        debug_assert!(
+            self.len <= self.bytes.len(),
+            "the head was found in the bytes"
+        );
         let head = self.bytes.get(..self.len).unwrap_or_default();
         if head.starts_with(b"\n") || head.starts_with(b"\r\n\r") || head.starts_with(b"\r\n\n") {
             return Err(malformed("empty lines before the request"));
@@ -341,13 +346,13 @@ fn carries_http(protocol: &[u8]) -> bool {
 /// we vouch for.
 fn is_underscored_twin(name: &[u8]) -> bool {
     // Longest known name; a longer one can begin with a known prefix.
-    const LONGEST: usize = 17;
+    const MAX_KNOWN_NAME: usize = 17;
     if !name.contains(&b'_') {
         return false;
     }
-    let mut dashed = [0_u8; LONGEST];
+    let mut dashed = [0_u8; MAX_KNOWN_NAME];
     let dashed = dashed
-        .get_mut(..name.len().min(LONGEST))
+        .get_mut(..name.len().min(MAX_KNOWN_NAME))
         .unwrap_or_default();
     dashed
         .iter_mut()
@@ -355,7 +360,7 @@ fn is_underscored_twin(name: &[u8]) -> bool {
         .for_each(|(to, from)| *to = if *from == b'_' { b'-' } else { *from });
     match KnownField::of(dashed) {
         KnownField::Other => false,
-        known => name.len() <= LONGEST || known.is_forwarding(),
+        known => name.len() <= MAX_KNOWN_NAME || known.is_forwarding(),
     }
 }
 
@@ -502,7 +507,7 @@ fn asks_for_other_version(bytes: &[u8]) -> bool {
 /// Error of an unsupported coding: 501 for a well-formed list of known codings before a final
 /// `chunked`, 400 otherwise; RFC 9112 section 6.1.
 fn refused_coding(coding: &[u8]) -> RequestHeadError {
-    const KNOWN: [&[u8]; 8] = [
+    const KNOWN_CODINGS: [&[u8]; 8] = [
         b"gzip",
         b"x-gzip",
         b"deflate",
@@ -515,9 +520,11 @@ fn refused_coding(coding: &[u8]) -> RequestHeadError {
     let mut tokens: Vec<&[u8]> = list(coding).collect();
     let last = tokens.pop().unwrap_or_default();
     let others_known = !tokens.is_empty()
-        && tokens
-            .iter()
-            .all(|token| KNOWN.iter().any(|known| known.eq_ignore_ascii_case(token)));
+        && tokens.iter().all(|token| {
+            KNOWN_CODINGS
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(token))
+        });
     if last.eq_ignore_ascii_case(b"chunked") && others_known {
         RequestHeadError {
             reason: Reason::TransferCodingUnsupported,

@@ -1,8 +1,9 @@
 //! Accepted and refused requests: a case per rule of RFC 9112 sections 2 to 7 and 11.
 
 use super::*;
+use Reason::{RequestError as Bad, TransferCodingUnsupported as Other};
 
-const LIMITS: HeadLimits = HeadLimits {
+const HEAD_LIMITS: HeadLimits = HeadLimits {
     fields: 100,
     bytes: 32 << 10,
 };
@@ -12,7 +13,11 @@ fn parse(bytes: &[u8]) -> Result<RequestHead, RequestHeadError> {
         bytes: bytes.to_vec(),
         ..RequestHead::default()
     };
-    assert!(head.parse(LIMITS)?, "it is whole: {}", bytes.escape_ascii());
+    assert!(
+        head.parse(HEAD_LIMITS)?,
+        "it is whole: {}",
+        bytes.escape_ascii()
+    );
     Ok(head)
 }
 
@@ -21,65 +26,66 @@ fn with(fields: &str) -> Result<RequestHead, RequestHeadError> {
     parse(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n").as_bytes())
 }
 
+/// Framing fields, and the framing or the reason of the refusal.
+const BODY_LENGTHS: [(&str, Result<RequestFraming, Reason>); 44] = [
+    ("X-A: b", Ok(RequestFraming::None)),
+    ("Content-Length: 0", Ok(RequestFraming::None)),
+    ("content-length:5", Ok(RequestFraming::Length(5))),
+    ("Content-Length: \t 005 ", Ok(RequestFraming::Length(5))),
+    (
+        "Content-Length: 999999999999999999",
+        Ok(RequestFraming::Length(999_999_999_999_999_999)),
+    ),
+    ("Transfer-Encoding: chunked", Ok(RequestFraming::Chunked)),
+    ("TRANSFER-ENCODING: CHUNKED", Ok(RequestFraming::Chunked)),
+    ("Content-Length: 5\r\nTransfer-Encoding: chunked", Err(Bad)),
+    ("Transfer-Encoding: chunked\r\nContent-Length: 5", Err(Bad)),
+    ("transfer-encoding: chunked\r\ncONTENT-lENGTH: 0", Err(Bad)),
+    ("Transfer-Encoding: identity\r\nContent-Length: 5", Err(Bad)),
+    ("Content-Length: 5\r\nContent-Length: 5", Err(Bad)),
+    ("Content-Length: 5\r\nContent-Length: 6", Err(Bad)),
+    ("Content-Length: 5, 5", Err(Bad)),
+    ("Content-Length: 5,6", Err(Bad)),
+    ("Content-Length:", Err(Bad)),
+    ("Content-Length:\r\nContent-Length: 5", Err(Bad)),
+    ("Content-Length: +5", Err(Bad)),
+    ("Content-Length: -5", Err(Bad)),
+    ("Content-Length: -0", Err(Bad)),
+    ("Content-Length: 0x5", Err(Bad)),
+    ("Content-Length: 5_0", Err(Bad)),
+    ("Content-Length: 5 0", Err(Bad)),
+    ("Content-Length: 5.0", Err(Bad)),
+    ("Content-Length: \"5\"", Err(Bad)),
+    ("Content-Length: 1000000000000000000", Err(Bad)),
+    ("Content-Length: 18446744073709551616", Err(Bad)),
+    ("Content-Length: 18446744073709551621", Err(Bad)),
+    ("Transfer-Encoding:", Err(Bad)),
+    ("Transfer-Encoding: identity", Err(Bad)),
+    ("Transfer-Encoding: gzip", Err(Bad)),
+    ("Transfer-Encoding: gzip, chunked", Err(Other)),
+    ("Transfer-Encoding: chunked, gzip", Err(Bad)),
+    ("Transfer-Encoding: chunked, chunked", Err(Bad)),
+    ("Transfer-Encoding: chunked, identity", Err(Bad)),
+    ("Transfer-Encoding: ,chunked", Err(Bad)),
+    ("Transfer-Encoding: chunked,", Err(Bad)),
+    ("Transfer-Encoding: xchunked", Err(Bad)),
+    ("Transfer-Encoding: chunked;q=1", Err(Bad)),
+    ("Transfer-Encoding: \"chunked\"", Err(Bad)),
+    ("Transfer-Encoding: chunked\x0b", Err(Bad)),
+    ("Transfer-Encoding: chun ked", Err(Bad)),
+    (
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        Err(Bad),
+    ),
+    (
+        "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked",
+        Err(Bad),
+    ),
+];
+
 #[test]
 fn a_body_has_one_length_or_the_request_is_refused() {
-    use Reason::{RequestError as Bad, TransferCodingUnsupported as Other};
-    let table: [(&str, Result<RequestFraming, Reason>); 44] = [
-        ("X-A: b", Ok(RequestFraming::None)),
-        ("Content-Length: 0", Ok(RequestFraming::None)),
-        ("content-length:5", Ok(RequestFraming::Length(5))),
-        ("Content-Length: \t 005 ", Ok(RequestFraming::Length(5))),
-        (
-            "Content-Length: 999999999999999999",
-            Ok(RequestFraming::Length(999_999_999_999_999_999)),
-        ),
-        ("Transfer-Encoding: chunked", Ok(RequestFraming::Chunked)),
-        ("TRANSFER-ENCODING: CHUNKED", Ok(RequestFraming::Chunked)),
-        ("Content-Length: 5\r\nTransfer-Encoding: chunked", Err(Bad)),
-        ("Transfer-Encoding: chunked\r\nContent-Length: 5", Err(Bad)),
-        ("transfer-encoding: chunked\r\ncONTENT-lENGTH: 0", Err(Bad)),
-        ("Transfer-Encoding: identity\r\nContent-Length: 5", Err(Bad)),
-        ("Content-Length: 5\r\nContent-Length: 5", Err(Bad)),
-        ("Content-Length: 5\r\nContent-Length: 6", Err(Bad)),
-        ("Content-Length: 5, 5", Err(Bad)),
-        ("Content-Length: 5,6", Err(Bad)),
-        ("Content-Length:", Err(Bad)),
-        ("Content-Length:\r\nContent-Length: 5", Err(Bad)),
-        ("Content-Length: +5", Err(Bad)),
-        ("Content-Length: -5", Err(Bad)),
-        ("Content-Length: -0", Err(Bad)),
-        ("Content-Length: 0x5", Err(Bad)),
-        ("Content-Length: 5_0", Err(Bad)),
-        ("Content-Length: 5 0", Err(Bad)),
-        ("Content-Length: 5.0", Err(Bad)),
-        ("Content-Length: \"5\"", Err(Bad)),
-        ("Content-Length: 1000000000000000000", Err(Bad)),
-        ("Content-Length: 18446744073709551616", Err(Bad)),
-        ("Content-Length: 18446744073709551621", Err(Bad)),
-        ("Transfer-Encoding:", Err(Bad)),
-        ("Transfer-Encoding: identity", Err(Bad)),
-        ("Transfer-Encoding: gzip", Err(Bad)),
-        ("Transfer-Encoding: gzip, chunked", Err(Other)),
-        ("Transfer-Encoding: chunked, gzip", Err(Bad)),
-        ("Transfer-Encoding: chunked, chunked", Err(Bad)),
-        ("Transfer-Encoding: chunked, identity", Err(Bad)),
-        ("Transfer-Encoding: ,chunked", Err(Bad)),
-        ("Transfer-Encoding: chunked,", Err(Bad)),
-        ("Transfer-Encoding: xchunked", Err(Bad)),
-        ("Transfer-Encoding: chunked;q=1", Err(Bad)),
-        ("Transfer-Encoding: \"chunked\"", Err(Bad)),
-        ("Transfer-Encoding: chunked\x0b", Err(Bad)),
-        ("Transfer-Encoding: chun ked", Err(Bad)),
-        (
-            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-            Err(Bad),
-        ),
-        (
-            "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked",
-            Err(Bad),
-        ),
-    ];
-    for (fields, wanted) in table {
+    for (fields, wanted) in BODY_LENGTHS {
         let found = with(fields).map(|head| head.framing);
         assert_eq!(found.map_err(|refusal| refusal.reason), wanted, "{fields}");
     }
@@ -149,58 +155,63 @@ fn lines_names_and_bytes_are_as_the_standard_has_them_or_refused() {
     }
 }
 
+/// Target, path and host of a request.
+type TargetParts = (&'static str, &'static str, &'static str);
+
+/// Request line and field, and the parts; `None`: refused.
+const TARGETS_AND_HOSTS: [(&str, &str, Option<TargetParts>); 35] = [
+    ("GET /a?b HTTP/1.1", "Host: x", Some(("/a?b", "/a", "x"))),
+    ("GET / HTTP/1.1", "Host: x:80", Some(("/", "/", "x:80"))),
+    (
+        "GET / HTTP/1.1",
+        "Host: [::1]:80",
+        Some(("/", "/", "[::1]:80")),
+    ),
+    (
+        "GET http://x/a HTTP/1.1",
+        "Host: X",
+        Some(("/a", "/a", "x")),
+    ),
+    ("GET http://x HTTP/1.1", "Host: x", Some(("/", "/", "x"))),
+    ("GET http://x/ HTTP/1.0", "A: b", Some(("/", "/", "x"))),
+    ("GET / HTTP/1.0", "A: b", Some(("/", "/", ""))),
+    ("OPTIONS * HTTP/1.1", "Host: x", Some(("*", "*", "x"))),
+    ("BREW-42 / HTTP/1.1", "Host: x", Some(("/", "/", "x"))),
+    ("get / HTTP/1.1", "Host: x", Some(("/", "/", "x"))),
+    ("GET http://x/ HTTP/1.1", "Host: y", None),
+    ("GET http://x:80/ HTTP/1.1", "Host: x", None),
+    ("GET http://u@x/ HTTP/1.1", "Host: u@x", None),
+    ("GET http:///a HTTP/1.1", "Host: x", None),
+    ("GET http://x?a HTTP/1.1", "Host: x", None),
+    ("GET ftp://x/ HTTP/1.1", "Host: x", None),
+    ("GET x:80 HTTP/1.1", "Host: x:80", None),
+    ("GET * HTTP/1.1", "Host: x", None),
+    ("OPTIONS http://x HTTP/1.1", "Host: x", None),
+    ("GET a HTTP/1.1", "Host: x", None),
+    ("GET / HTTP/1.1", "A: b", None),
+    ("GET / HTTP/1.1", "Host: x\r\nHost: x", None),
+    ("GET / HTTP/1.0", "Host: x\r\nhost: y", None),
+    ("GET / HTTP/1.1", "Host:", None),
+    ("GET / HTTP/1.1", "Host: x, y", None),
+    ("GET / HTTP/1.1", "Host: x y", None),
+    ("GET / HTTP/1.1", "Host: u@x", None),
+    ("GET / HTTP/1.1", "Host: x/y", None),
+    ("GET / HTTP/1.1", "Host: x:y", None),
+    ("GET / HTTP/1.1", "Host: x:123456", None),
+    ("GET / HTTP/1.1", "Host: x:65536", None),
+    ("GET / HTTP/1.1", "Host: x%2fy", None),
+    (
+        "GET / HTTP/1.1",
+        "Host: x:65535",
+        Some(("/", "/", "x:65535")),
+    ),
+    ("GET / HTTP/1.1", "Host: [::1", None),
+    ("GET / HTTP/1.1", "Host: [x]", None),
+];
+
 #[test]
 fn target_and_host_name_one_authority_or_the_request_is_refused() {
-    let table = [
-        ("GET /a?b HTTP/1.1", "Host: x", Some(("/a?b", "/a", "x"))),
-        ("GET / HTTP/1.1", "Host: x:80", Some(("/", "/", "x:80"))),
-        (
-            "GET / HTTP/1.1",
-            "Host: [::1]:80",
-            Some(("/", "/", "[::1]:80")),
-        ),
-        (
-            "GET http://x/a HTTP/1.1",
-            "Host: X",
-            Some(("/a", "/a", "x")),
-        ),
-        ("GET http://x HTTP/1.1", "Host: x", Some(("/", "/", "x"))),
-        ("GET http://x/ HTTP/1.0", "A: b", Some(("/", "/", "x"))),
-        ("GET / HTTP/1.0", "A: b", Some(("/", "/", ""))),
-        ("OPTIONS * HTTP/1.1", "Host: x", Some(("*", "*", "x"))),
-        ("BREW-42 / HTTP/1.1", "Host: x", Some(("/", "/", "x"))),
-        ("get / HTTP/1.1", "Host: x", Some(("/", "/", "x"))),
-        ("GET http://x/ HTTP/1.1", "Host: y", None),
-        ("GET http://x:80/ HTTP/1.1", "Host: x", None),
-        ("GET http://u@x/ HTTP/1.1", "Host: u@x", None),
-        ("GET http:///a HTTP/1.1", "Host: x", None),
-        ("GET http://x?a HTTP/1.1", "Host: x", None),
-        ("GET ftp://x/ HTTP/1.1", "Host: x", None),
-        ("GET x:80 HTTP/1.1", "Host: x:80", None),
-        ("GET * HTTP/1.1", "Host: x", None),
-        ("OPTIONS http://x HTTP/1.1", "Host: x", None),
-        ("GET a HTTP/1.1", "Host: x", None),
-        ("GET / HTTP/1.1", "A: b", None),
-        ("GET / HTTP/1.1", "Host: x\r\nHost: x", None),
-        ("GET / HTTP/1.0", "Host: x\r\nhost: y", None),
-        ("GET / HTTP/1.1", "Host:", None),
-        ("GET / HTTP/1.1", "Host: x, y", None),
-        ("GET / HTTP/1.1", "Host: x y", None),
-        ("GET / HTTP/1.1", "Host: u@x", None),
-        ("GET / HTTP/1.1", "Host: x/y", None),
-        ("GET / HTTP/1.1", "Host: x:y", None),
-        ("GET / HTTP/1.1", "Host: x:123456", None),
-        ("GET / HTTP/1.1", "Host: x:65536", None),
-        ("GET / HTTP/1.1", "Host: x%2fy", None),
-        (
-            "GET / HTTP/1.1",
-            "Host: x:65535",
-            Some(("/", "/", "x:65535")),
-        ),
-        ("GET / HTTP/1.1", "Host: [::1", None),
-        ("GET / HTTP/1.1", "Host: [x]", None),
-    ];
-    for (line, fields, wanted) in table {
+    for (line, fields, wanted) in TARGETS_AND_HOSTS {
         let found = parse(format!("{line}\r\n{fields}\r\n\r\n").as_bytes());
         match (found, wanted) {
             (Ok(head), Some((target, path, host))) => {
@@ -218,7 +229,7 @@ fn target_and_host_name_one_authority_or_the_request_is_refused() {
 }
 
 #[test]
-fn limits_have_their_own_answers() {
+fn limits_have_their_own_reasons() {
     let line = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(17_000));
     let many = "X: y\r\n".repeat(100);
     let large = format!("X: {}", "y".repeat(33_000));
@@ -314,7 +325,7 @@ fn connection_cannot_remove_what_goes_from_end_to_end() {
 fn a_refused_head_keeps_nothing_of_the_one_before() {
     let mut head = parse(b"DELETE /x HTTP/1.0\r\nHost: first\r\n\r\n").unwrap();
     head.bytes = b"GE T / HTTP/1.1\r\nHost: second\r\n\r\n".to_vec();
-    assert!(head.parse(LIMITS).is_err());
+    assert!(head.parse(HEAD_LIMITS).is_err());
     assert!(head.method.is_empty() && head.host.is_empty() && head.fields.iter().next().is_none());
 }
 
@@ -340,7 +351,7 @@ fn a_head_that_comes_in_two_pieces_is_judged_as_one_that_comes_at_once() {
                 bytes: whole.as_bytes()[..cut].to_vec(),
                 ..RequestHead::default()
             };
-            assert_eq!(head.parse(LIMITS), Ok(false), "{cut}");
+            assert_eq!(head.parse(HEAD_LIMITS), Ok(false), "{cut}");
         }
     }
 }

@@ -35,7 +35,8 @@ pub enum ResponseFraming {
 }
 
 /// Cause for which a response head is invalid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
 pub struct ResponseHeadError {
     /// Reason that gives the status.
     pub reason: Reason,
@@ -90,12 +91,12 @@ impl ResponseHead {
         if matches!(bytes.first(), Some(b'\r' | b'\n')) {
             return Err(invalid("empty lines before the response"));
         }
-        let mut room = [MaybeUninit::<httparse::Header<'_>>::uninit(); MAX_FIELDS];
+        let mut slots = [MaybeUninit::<httparse::Header<'_>>::uninit(); MAX_FIELDS];
         let mut response = httparse::Response::new(&mut []);
         let outcome = httparse::ParserConfig::default().parse_response_with_uninit_headers(
             &mut response,
             bytes,
-            &mut room,
+            &mut slots,
         );
         let len = match outcome {
             Ok(httparse::Status::Complete(len)) if len <= MAX_HEAD_BYTES => len,

@@ -2,6 +2,7 @@
 //! sections 4 and 6.
 
 use super::*;
+use ResponseFraming::{Chunked, Length, None as Nothing, UntilClose};
 
 fn parse(bytes: &[u8], method: &str) -> Result<ResponseHead, ResponseHeadError> {
     let mut head = ResponseHead::default();
@@ -13,81 +14,92 @@ fn parse(bytes: &[u8], method: &str) -> Result<ResponseHead, ResponseHeadError> 
     Ok(head)
 }
 
+/// Method, status and field; framing, announced length, and true if the connection stays open.
+type FramedBody = (
+    &'static str,
+    &'static str,
+    &'static str,
+    ResponseFraming,
+    Option<u64>,
+    bool,
+);
+
+const FRAMED_BODIES: [FramedBody; 14] = [
+    ("GET", "1.1 200", "Content-Length: 5", Length(5), None, true),
+    ("GET", "1.1 200", "Content-Length: 0", Length(0), None, true),
+    (
+        "GET",
+        "1.1 200",
+        "Transfer-Encoding: Chunked",
+        Chunked,
+        None,
+        true,
+    ),
+    ("GET", "1.1 200", "A: b", UntilClose, None, true),
+    (
+        "GET",
+        "1.1 200",
+        "Connection: x, Close\r\nContent-Length: 5",
+        Length(5),
+        None,
+        false,
+    ),
+    (
+        "GET",
+        "1.0 200",
+        "Content-Length: 5",
+        Length(5),
+        None,
+        false,
+    ),
+    (
+        "GET",
+        "1.0 200",
+        "Connection: keep-alive\r\nContent-Length: 5",
+        Length(5),
+        None,
+        true,
+    ),
+    (
+        "HEAD",
+        "1.1 200",
+        "Content-Length: 5",
+        Nothing,
+        Some(5),
+        true,
+    ),
+    (
+        "HEAD",
+        "1.1 200",
+        "Transfer-Encoding: chunked",
+        Nothing,
+        None,
+        true,
+    ),
+    (
+        "GET",
+        "1.1 304",
+        "Content-Length: 5",
+        Nothing,
+        Some(5),
+        true,
+    ),
+    ("GET", "1.1 204", "A: b", Nothing, None, true),
+    ("GET", "1.1 204", "Content-Length: 5", Nothing, None, false),
+    (
+        "GET",
+        "1.1 204",
+        "Transfer-Encoding: chunked",
+        Nothing,
+        None,
+        false,
+    ),
+    ("GET", "1.1 103", "Link: x", Nothing, None, true),
+];
+
 #[test]
 fn a_body_is_framed_by_method_status_and_fields() {
-    use ResponseFraming::{Chunked, Length, None as Nothing, UntilClose};
-    for (method, status, fields, framing, announced, keep) in [
-        ("GET", "1.1 200", "Content-Length: 5", Length(5), None, true),
-        ("GET", "1.1 200", "Content-Length: 0", Length(0), None, true),
-        (
-            "GET",
-            "1.1 200",
-            "Transfer-Encoding: Chunked",
-            Chunked,
-            None,
-            true,
-        ),
-        ("GET", "1.1 200", "A: b", UntilClose, None, true),
-        (
-            "GET",
-            "1.1 200",
-            "Connection: x, Close\r\nContent-Length: 5",
-            Length(5),
-            None,
-            false,
-        ),
-        (
-            "GET",
-            "1.0 200",
-            "Content-Length: 5",
-            Length(5),
-            None,
-            false,
-        ),
-        (
-            "GET",
-            "1.0 200",
-            "Connection: keep-alive\r\nContent-Length: 5",
-            Length(5),
-            None,
-            true,
-        ),
-        (
-            "HEAD",
-            "1.1 200",
-            "Content-Length: 5",
-            Nothing,
-            Some(5),
-            true,
-        ),
-        (
-            "HEAD",
-            "1.1 200",
-            "Transfer-Encoding: chunked",
-            Nothing,
-            None,
-            true,
-        ),
-        (
-            "GET",
-            "1.1 304",
-            "Content-Length: 5",
-            Nothing,
-            Some(5),
-            true,
-        ),
-        ("GET", "1.1 204", "A: b", Nothing, None, true),
-        ("GET", "1.1 204", "Content-Length: 5", Nothing, None, false),
-        (
-            "GET",
-            "1.1 204",
-            "Transfer-Encoding: chunked",
-            Nothing,
-            None,
-            false,
-        ),
-        ("GET", "1.1 103", "Link: x", Nothing, None, true),
-    ] {
+    for (method, status, fields, framing, announced, keep) in FRAMED_BODIES {
         let head = parse(
             format!("HTTP/{status} X\r\n{fields}\r\n\r\n").as_bytes(),
             method,
@@ -107,7 +119,7 @@ fn a_body_is_framed_by_method_status_and_fields() {
 }
 
 #[test]
-fn what_is_not_one_valid_answer_is_refused() {
+fn what_is_not_one_valid_response_is_refused() {
     let table: [&[u8]; 33] = [
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",

@@ -95,7 +95,7 @@ impl ErrorCode {
 
 impl std::fmt::Display for ErrorCode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const NAMES: [&str; 14] = [
+        const ERROR_NAMES: [&str; 14] = [
             "NO_ERROR",
             "PROTOCOL_ERROR",
             "INTERNAL_ERROR",
@@ -111,7 +111,7 @@ impl std::fmt::Display for ErrorCode {
             "INADEQUATE_SECURITY",
             "HTTP_1_1_REQUIRED",
         ];
-        match NAMES.get(self.0 as usize) {
+        match ERROR_NAMES.get(self.0 as usize) {
             Some(name) => f.write_str(name),
             None => write!(f, "code {}", self.0),
         }

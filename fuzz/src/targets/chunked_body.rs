@@ -1,4 +1,5 @@
-//! A chunked body: any split of the input must decode to the same, and what the proxy passes on of it is the same body.
+//! Chunked body: every split of the input decodes to the same, and the proxy forwards the same
+//! body.
 
 use std::{
     future::poll_fn,
@@ -10,7 +11,7 @@ use std::{
 use balancer::{
     base::rng::Random,
     http1::{
-        body::{BodyError, BodyDecoder, BodyStep},
+        body::{BodyDecoder, BodyError, BodyStep},
         response::RESPONSE_LIMITS,
     },
     net::stream::Stream,
@@ -18,10 +19,10 @@ use balancer::{
 };
 use tokio::runtime::{Builder, Runtime};
 
-/// Body, trailers and bytes used; or that it is malformed (`Some`) or not complete (`None`).
-type Decoded = Result<(Vec<u8>, Vec<u8>, usize), Option<BodyError>>;
+/// Body, trailers and bytes used; or an error: malformed (`Some`) or incomplete (`None`).
+type DecodedBody = Result<(Vec<u8>, Vec<u8>, usize), Option<BodyError>>;
 
-fn decode(input: &[u8], piece: usize) -> Decoded {
+fn decode(input: &[u8], piece: usize) -> DecodedBody {
     let (mut decoder, mut body) = (BodyDecoder::chunked(RESPONSE_LIMITS), Vec::new());
     let (mut at, mut end) = (0, piece.min(input.len()));
     loop {
@@ -48,7 +49,7 @@ pub fn run(data: &[u8]) {
 }
 
 thread_local! {
-    static RUNTIME: Runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
+    static TOKIO_RUNTIME: Runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
 }
 
 /// Two ends of a connection: ours, and the proxy's.
@@ -61,10 +62,10 @@ fn pair() -> (UnixStream, Stream) {
     (ours, Stream::from(theirs))
 }
 
-/// Lets the proxy pass `input` on, which comes in pieces that end at `cuts`, chunked or as it is; gives what came out, and
-/// how it ended.
+/// Lets the proxy forward `input`, which arrives in pieces that end at `cuts`, to a chunked or
+/// plain body; returns the output, and the result.
 fn pass_on(input: &[u8], cuts: &[usize], chunked: bool) -> (Vec<u8>, Result<(), String>) {
-    RUNTIME.with(|runtime| {
+    TOKIO_RUNTIME.with(|runtime| {
         runtime.block_on(async {
             let ((mut source, mut from), (mut sink, mut to)) = (pair(), pair());
             let mut pump = Pump::new(
@@ -82,7 +83,7 @@ fn pass_on(input: &[u8], cuts: &[usize], chunked: bool) -> (Vec<u8>, Result<(), 
                 if at == input.len() {
                     source.shutdown(std::net::Shutdown::Write).expect("an end");
                 }
-                // The first round lets the driver see what has come.
+                // The first round lets the driver see the new bytes.
                 for _ in 0..4 {
                     tokio::task::yield_now().await;
                     if ended.is_none() {
@@ -108,8 +109,8 @@ fn pass_on(input: &[u8], cuts: &[usize], chunked: bool) -> (Vec<u8>, Result<(), 
     })
 }
 
-/// Passes `data` on whole and in pieces: the same comes out, in the same order and with the same end.
-fn check_passed_on(data: &[u8], whole: &Decoded) {
+/// Forwards `data` whole and in pieces: the output and the result are the same.
+fn check_passed_on(data: &[u8], whole: &DecodedBody) {
     let mut random = Random::seeded(data.len() as u64);
     let mut cuts: Vec<usize> = (0..random.below(6))
         .map(|_| random.below(data.len() + 1))

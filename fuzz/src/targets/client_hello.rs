@@ -1,5 +1,5 @@
-//! A ClientHello: the verdict on a beginning never changes with what follows, a name is a host name, and the same message in
-//! other records tells the same.
+//! ClientHello: the result for a prefix never changes with later bytes, a name is a host name, and
+//! the same message in other records gives the same.
 
 use balancer::net::client_hello::{
     ClientHelloError, ClientHelloParser, MAX_HELLO_BYTES, ParsedClientHello, parse,
@@ -7,9 +7,9 @@ use balancer::net::client_hello::{
 
 use super::prefixes;
 
-type Parsed = Result<Option<ParsedClientHello>, ClientHelloError>;
+type ParsedHello = Result<Option<ParsedClientHello>, ClientHelloError>;
 
-fn check_prefixes(data: &[u8], whole: &Parsed) {
+fn check_prefixes(data: &[u8], whole: &ParsedHello) {
     for length in prefixes(data.len(), data.len()) {
         let part = parse(&data[..length]);
         assert!(
@@ -36,7 +36,7 @@ fn check_name(name: &str) {
     }
 }
 
-/// The handshake message of records that were accepted.
+/// Handshake message of accepted records.
 fn message(mut records: &[u8]) -> Vec<u8> {
     let mut message: Vec<u8> = Vec::new();
     loop {
@@ -51,7 +51,7 @@ fn message(mut records: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Reads `data` whole, in part, and what is accepted once more in records of other sizes.
+/// Parses `data` whole and in part, and accepted input again in records of other sizes.
 pub fn run(data: &[u8]) {
     let whole = parse(data);
     check_prefixes(data, &whole);

@@ -1,10 +1,10 @@
-//! The configuration: reading, reporting and comparing must never panic.
+//! Configuration: parsing, reporting and comparing never panic.
 
 use std::path::Path;
 
 use balancer::config::{NoFiles, diff::diff, parse, problem::render};
 
-/// Parses `data` as a configuration file and writes out what is wrong with it.
+/// Parses `data` as a configuration file and renders its problems.
 pub fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     match parse(Path::new("fuzz.yaml"), &text, &NoFiles) {

@@ -1,8 +1,11 @@
-//! The answer of a health service: what is accepted is whole, and fields that are added to it change what they should.
+//! Response of a gRPC health service: accepted input is complete, and added fields have their
+//! effect.
 
-use balancer::health::grpc_message::{ServingStatus, MAX_MESSAGE_BYTES, PREFIX_BYTES, decode_response};
+use balancer::health::grpc_message::{
+    MAX_MESSAGE_BYTES, PREFIX_BYTES, ServingStatus, decode_response,
+};
 
-/// The message behind the prefix of `body`, with `more` at its end.
+/// Message behind the prefix of `body`, with `more` at its end.
 fn with(body: &[u8], more: &[u8]) -> Vec<u8> {
     let message = [&body[PREFIX_BYTES..], more].concat();
     let mut body = vec![0];
@@ -11,7 +14,7 @@ fn with(body: &[u8], more: &[u8]) -> Vec<u8> {
     body
 }
 
-/// Reads `data` as a body, and what is accepted of it again with a change.
+/// Parses `data` as a body, and accepted input again with a change.
 pub fn run(data: &[u8]) {
     let Ok(health) = decode_response(data) else {
         return;
@@ -21,7 +24,10 @@ pub fn run(data: &[u8]) {
     assert!(length <= MAX_MESSAGE_BYTES, "{length} bytes");
     assert_eq!(data[1..PREFIX_BYTES], (length as u32).to_be_bytes());
     for end in super::prefixes(data.len(), data.len()) {
-        assert!(decode_response(&data[..end]).is_err(), "{end} bytes are enough");
+        assert!(
+            decode_response(&data[..end]).is_err(),
+            "{end} bytes are enough"
+        );
     }
     assert!(
         decode_response(&[data, b"\0"].concat()).is_err(),
@@ -30,9 +36,19 @@ pub fn run(data: &[u8]) {
     if length + 3 > MAX_MESSAGE_BYTES {
         return;
     }
-    assert_eq!(decode_response(&with(data, &[0x12, 1, 8])), Ok(health), "unknown");
-    assert_eq!(decode_response(&with(data, &[8, 1])), Ok(ServingStatus::Serving));
-    assert_eq!(decode_response(&with(data, &[8, 2])), Ok(ServingStatus::NotServing));
+    assert_eq!(
+        decode_response(&with(data, &[0x12, 1, 8])),
+        Ok(health),
+        "unknown"
+    );
+    assert_eq!(
+        decode_response(&with(data, &[8, 1])),
+        Ok(ServingStatus::Serving)
+    );
+    assert_eq!(
+        decode_response(&with(data, &[8, 2])),
+        Ok(ServingStatus::NotServing)
+    );
     assert!(decode_response(&with(data, &[8])).is_err(), "half a field");
     assert!(decode_response(&with(data, &[0x0b])).is_err(), "a group");
 }

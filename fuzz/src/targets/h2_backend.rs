@@ -1,5 +1,5 @@
-//! Frames of a backend that speaks HTTP/2: what is given to the engine is HTTP/1.1 whatever they are, and looks whole only
-//! if the backend has come to its end.
+//! Frames of an HTTP/2 backend: for any input the engine reads HTTP/1.1, and it looks complete only
+//! if the backend has ended the stream.
 
 use std::{cell::RefCell, io::Write, path::Path, rc::Rc, sync::Arc};
 
@@ -8,7 +8,7 @@ use balancer::{
     config::{NoFiles, parse},
     http1::{
         body::{BodyDecoder, BodyStep},
-        response::{ResponseFraming, ResponseHead, RESPONSE_LIMITS},
+        response::{RESPONSE_LIMITS, ResponseFraming, ResponseHead},
     },
     net::{h2::backend::H2Connection, stream::Stream},
     pool::Pool,
@@ -19,20 +19,20 @@ use tokio::{
     task::{LocalSet, spawn_local, yield_now},
 };
 
-/// Empty settings, RFC 9113 section 6.5.
-const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+/// Empty SETTINGS, RFC 9113 section 6.5.
+const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+const PLAIN_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 thread_local! {
-    static WORLD: RefCell<World> = RefCell::new(World::new());
+    static FIXTURE: RefCell<BackendFixture> = RefCell::new(BackendFixture::new());
 }
 
-struct World {
+struct BackendFixture {
     runtime: Runtime,
     pool: Pool,
 }
 
-impl World {
+impl BackendFixture {
     fn new() -> Self {
         let text = "listeners: {web: {bind: \":1\", pool: a}}\npools: {a: {backends: [\"h:1\"], protocol: h2c}}\n";
         let loaded = parse(Path::new("fuzz.yaml"), text, &NoFiles).expect("a good file");
@@ -46,28 +46,29 @@ impl World {
     }
 }
 
-/// What the engine reads, and whether it came to an end without an error.
+/// Bytes that the engine reads, and true if they ended without an error.
 async fn read(pool: &Pool, frames: &[u8]) -> (Vec<u8>, bool) {
     let (mut peer, ours) = std::os::unix::net::UnixStream::pair().expect("two sockets");
     for one in [&peer, &ours] {
         one.set_nonblocking(true)
             .expect("sockets that do not block");
     }
-    peer.write_all(&SETTINGS).expect("room for a frame");
+    peer.write_all(&EMPTY_SETTINGS).expect("space for a frame");
     let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
     let deadline = clock::now() + std::time::Duration::from_secs(60);
     let state = Arc::clone(&pool.backends[0].state);
-    let opened = H2Connection::open(Stream::from(ours), Some(&state), 1, Rc::default(), deadline).await;
-    let (link, driver) = opened.expect("settings are all it needs");
+    let opened =
+        H2Connection::open(Stream::from(ours), Some(&state), 1, Rc::default(), deadline).await;
+    let (connection, driver) = opened.expect("settings are all it needs");
     drop(spawn_local(driver));
-    let mut stream = Stream::from(link.open_stream(1).expect("room for one"));
+    let mut stream = Stream::from(connection.open_stream(1).expect("a stream"));
     stream
-        .write_all(REQUEST)
+        .write_all(PLAIN_REQUEST)
         .await
-        .expect("a link without faults");
+        .expect("a connection without faults");
     yield_now().await;
     yield_now().await;
-    // Beyond what fits at once the frames are cut, as by a backend that dies.
+    // Frames beyond the socket buffer are cut, as by a backend that dies.
     drop(peer.write(frames));
     peer.shutdown(std::net::Shutdown::Write)
         .expect("an open socket");
@@ -85,11 +86,11 @@ fn check(text: &[u8], ended: bool) {
                 assert!(at == text.len(), "half a head");
                 return assert!(!ended, "an end instead of a response");
             }
-            // Several lengths and the like, which HTTP/2 has as well.
+            // Several lengths and the like, which HTTP/2 can have as well.
             Err(_) => return,
         }
         at += head.len;
-        // Nobody has asked for a switch: the engine reads no further.
+        // No switch was requested: the engine reads no further.
         if head.status == 101 {
             return;
         }
@@ -108,17 +109,17 @@ fn check(text: &[u8], ended: bool) {
             Ok(BodyStep::Data(count) | BodyStep::Skip(count)) => at += count,
             Ok(BodyStep::More) => return assert!(!ended, "a cut that looks like an end"),
             Ok(BodyStep::End) => return assert_eq!(at, text.len(), "bytes behind the end"),
-            // Trailers that may not be passed on.
+            // Trailers that are not allowed.
             Err(_) => return,
         }
     }
 }
 
-/// Answers a request with `data`.
+/// Responds to a request with `data`.
 pub fn run(data: &[u8]) {
-    WORLD.with_borrow(|world| {
+    FIXTURE.with_borrow(|fixture| {
         let local = LocalSet::new();
-        let (text, ended) = local.block_on(&world.runtime, read(&world.pool, data));
+        let (text, ended) = local.block_on(&fixture.runtime, read(&fixture.pool, data));
         check(&text, ended);
     });
 }

@@ -1,8 +1,9 @@
-//! Frames of a client that speaks HTTP/2: each request that they make is one request of HTTP/1.1, and whole only if the
-//! client has come to its end; what goes out is frames of HTTP/2, within the client's windows and never stuck behind them.
+//! Frames of an HTTP/2 client: each request is one request of HTTP/1.1, and complete only if the
+//! client has ended the stream. The output is valid HTTP/2, stays within the client's windows and
+//! never stalls behind them.
 
-mod heard;
-mod said;
+mod received_frames;
+mod sent_frames;
 
 use std::{
     future::poll_fn,
@@ -16,12 +17,12 @@ use balancer::{
     base::rng::Random,
     http1::{
         body::{BodyDecoder, BodyStep},
-        request::{RequestFraming, RequestHead, HeadLimits},
+        request::{HeadLimits, RequestFraming, RequestHead},
     },
     http2::frame::CLIENT_PREFACE,
     net::{
         h2::{
-            StreamError, Http1Adapter,
+            Http1Adapter, StreamError,
             connection::Connection,
             incoming::{IncomingRequest, IncomingStream},
         },
@@ -34,62 +35,62 @@ use tokio::{
     task::yield_now,
 };
 
-use self::{heard::Heard, said::Said};
+use self::{received_frames::ReceivedFrames, sent_frames::SentFrames};
 
-/// Empty settings, RFC 9113 section 6.5.
-const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-const LIMITS: HeadLimits = HeadLimits {
+/// Empty SETTINGS, RFC 9113 section 6.5.
+const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+const HEAD_LIMITS: HeadLimits = HeadLimits {
     fields: 40,
     bytes: 8 << 10,
 };
-/// Streams at a time.
-const MOST: usize = 8;
-/// Bytes that a client may send on all streams, beside those that were taken: the first window of each stream, what the
-/// windows of streams may grow by, and what is worth an update.
-const WINDOW: u64 = ((MOST as u64 * 256) << 10) + GROWTH + (512 << 10);
-/// Bytes by which the windows of all streams may grow.
-const GROWTH: u64 = 6 << 20;
-/// Turns after which nothing that is under way can still be on its way.
-const TURNS: usize = 10_000;
+/// Concurrent streams.
+const MAX_STREAMS: usize = 8;
+/// Bytes that a client may send on all streams beyond those that were read: initial windows, growth
+/// of the windows, and released bytes that are not yet announced.
+const MAX_WINDOW_BYTES: u64 = ((MAX_STREAMS as u64 * 256) << 10) + MAX_GROWTH_BYTES + (512 << 10);
+/// Growth of all stream windows.
+const MAX_GROWTH_BYTES: u64 = 6 << 20;
+/// Turns after which everything under way must have arrived.
+const MAX_TURNS: usize = 10_000;
 
 thread_local! {
     static RUNTIME: Runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
 }
 
-/// What came of a request.
+/// Progress of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reading {
+enum RequestProgress {
     Open,
     Whole,
     Cut,
 }
 
-/// A request, and its answer.
-struct Exchange {
+/// Request and its response.
+struct FuzzExchange {
     incoming: Option<IncomingStream>,
     is_refused: bool,
     text: Vec<u8>,
-    reading: Reading,
-    answer: Vec<u8>,
+    reading: RequestProgress,
+    response: Vec<u8>,
     written: usize,
-    /// The body of the answer.
+    /// Body of the response.
     content: Vec<u8>,
-    /// It is left before its answer is whole.
+    /// The exchange is dropped before its response is complete.
     is_left: bool,
     has_failed: bool,
 }
 
-impl Exchange {
-    fn new(connection: &Rc<Connection>, asked: IncomingRequest, index: usize) -> Self {
-        let incoming = IncomingStream::new(Rc::clone(connection), asked);
+impl FuzzExchange {
+    fn new(connection: &Rc<Connection>, request: IncomingRequest, index: usize) -> Self {
+        let incoming = IncomingStream::new(Rc::clone(connection), request);
         let is_left = index % 4 == 3 && incoming.expected_accept().is_none();
-        let (answer, content) = answer(index, incoming.expected_accept());
+        let (response, content) = response(index, incoming.expected_accept());
         Self {
             is_refused: incoming.refusal().is_some(),
             incoming: Some(incoming),
             text: Vec::new(),
-            reading: Reading::Open,
-            answer,
+            reading: RequestProgress::Open,
+            response,
             written: 0,
             content,
             is_left,
@@ -97,34 +98,36 @@ impl Exchange {
         }
     }
 
-    /// Reads and writes what can be; true if that was something.
+    /// Reads and writes as much as possible; true if that was something.
     fn turn(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(incoming) = &self.incoming else {
             return false;
         };
         let before = (self.text.len(), self.written);
-        let mut room = [0; 2_000];
-        while self.reading == Reading::Open {
-            let mut target = ReadBuf::new(&mut room);
+        let mut buffer = [0; 2_000];
+        while self.reading == RequestProgress::Open {
+            let mut target = ReadBuf::new(&mut buffer);
             match incoming.poll_read(cx, &mut target) {
-                Poll::Ready(Ok(())) if target.filled().is_empty() => self.reading = Reading::Whole,
+                Poll::Ready(Ok(())) if target.filled().is_empty() => {
+                    self.reading = RequestProgress::Whole
+                }
                 Poll::Ready(Ok(())) => self.text.extend_from_slice(target.filled()),
-                Poll::Ready(Err(_)) => self.reading = Reading::Cut,
+                Poll::Ready(Err(_)) => self.reading = RequestProgress::Cut,
                 Poll::Pending => break,
             }
         }
-        while self.written < self.answer.len() && !self.has_failed {
-            match incoming.poll_write(cx, &self.answer[self.written..]) {
+        while self.written < self.response.len() && !self.has_failed {
+            match incoming.poll_write(cx, &self.response[self.written..]) {
                 Poll::Ready(Ok(count)) => self.written += count,
                 Poll::Ready(Err(_)) => self.has_failed = true,
                 Poll::Pending => break,
             }
         }
-        let is_written = self.has_failed || self.written == self.answer.len();
+        let is_written = self.has_failed || self.written == self.response.len();
         if is_written && incoming.expected_accept().is_some() {
             incoming.finish();
         }
-        if is_written && (self.is_left || self.reading != Reading::Open) {
+        if is_written && (self.is_left || self.reading != RequestProgress::Open) {
             self.incoming = None;
             return true;
         }
@@ -135,7 +138,7 @@ impl Exchange {
         self.text.starts_with(b"HEAD ")
     }
 
-    /// The content of the request; `None` if it is not known how long it is.
+    /// Content of the request; `None` if its length is unknown.
     fn request(&self) -> Option<Vec<u8>> {
         if self.is_refused {
             assert!(self.text.is_empty(), "a request and a refusal");
@@ -145,14 +148,14 @@ impl Exchange {
             bytes: self.text.clone(),
             ..RequestHead::default()
         };
-        let is_whole = head.parse(LIMITS).ok()?;
+        let is_whole = head.parse(HEAD_LIMITS).ok()?;
         assert!(is_whole, "half a head");
         let rest = &self.text[head.len..];
         let mut decoder = match head.framing {
             RequestFraming::None if head.upgrade.is_some() => return Some(rest.to_vec()),
             RequestFraming::None => BodyDecoder::Length(0),
             RequestFraming::Length(length) => BodyDecoder::Length(length),
-            RequestFraming::Chunked => BodyDecoder::chunked(LIMITS),
+            RequestFraming::Chunked => BodyDecoder::chunked(HEAD_LIMITS),
         };
         let (mut at, mut content) = (0, Vec::new());
         loop {
@@ -164,7 +167,7 @@ impl Exchange {
                 Ok(BodyStep::Skip(count)) => at += count,
                 Ok(BodyStep::More) => {
                     assert!(
-                        self.reading != Reading::Whole,
+                        self.reading != RequestProgress::Whole,
                         "a cut that looks like an end"
                     );
                     return Some(content);
@@ -185,8 +188,8 @@ impl Exchange {
     }
 }
 
-/// An answer that says which one it is, and its content.
-fn answer(index: usize, accept: Option<&str>) -> (Vec<u8>, Vec<u8>) {
+/// Response that contains `index`, and its content.
+fn response(index: usize, accept: Option<&str>) -> (Vec<u8>, Vec<u8>) {
     let mut content = b"hello".to_vec();
     let text = if let Some(accept) = accept {
         format!(
@@ -215,18 +218,18 @@ fn answer(index: usize, accept: Option<&str>) -> (Vec<u8>, Vec<u8>) {
     (text.into_bytes(), content)
 }
 
-/// A client, its connection, and all that they have said.
-struct World {
+/// Client, its connection, and all frames in both directions.
+struct ClientFixture {
     peer: UnixStream,
     connection: Rc<Connection>,
-    exchanges: Vec<Exchange>,
-    said: Said,
-    heard: Heard,
+    exchanges: Vec<FuzzExchange>,
+    sent: SentFrames,
+    received: ReceivedFrames,
     is_over: bool,
 }
 
-impl World {
-    /// The client's first bytes are `first`.
+impl ClientFixture {
+    /// Creates a client whose first bytes are `first`.
     fn new(first: &[u8]) -> Self {
         let (peer, ours) = UnixStream::pair().expect("two sockets");
         for one in [&peer, &ours] {
@@ -234,54 +237,60 @@ impl World {
                 .expect("sockets that do not block");
         }
         let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
-        let greeting = [CLIENT_PREFACE, &SETTINGS, first].concat();
+        let preface = [CLIENT_PREFACE, &EMPTY_SETTINGS, first].concat();
         let random = Random::seeded(1);
-        let mut said = Said::new();
-        said.add(first);
-        // It is all done before there is an answer.
-        said.settle();
+        let mut sent = SentFrames::new();
+        sent.add(first);
+        // All of it takes effect before any response.
+        sent.settle();
         Self {
             peer,
-            connection: Connection::of_client(Stream::from(ours), &greeting, LIMITS, MOST, random),
+            connection: Connection::of_client(
+                Stream::from(ours),
+                &preface,
+                HEAD_LIMITS,
+                MAX_STREAMS,
+                random,
+            ),
             exchanges: Vec::new(),
-            said,
-            heard: Heard::new(),
+            sent,
+            received: ReceivedFrames::new(),
             is_over: false,
         }
     }
 
-    /// Everybody does what can be done; true if that was something.
+    /// Lets both sides do all they can; true if that was something.
     fn turn(&mut self, cx: &mut Context<'_>) -> bool {
         let mut did = false;
-        while let Poll::Ready(asked) = self.connection.poll(cx) {
-            let Some(asked) = asked else {
+        while let Poll::Ready(request) = self.connection.poll(cx) {
+            let Some(request) = request else {
                 did |= !std::mem::replace(&mut self.is_over, true);
                 break;
             };
             did = true;
             let index = self.exchanges.len();
             self.exchanges
-                .push(Exchange::new(&self.connection, asked, index));
+                .push(FuzzExchange::new(&self.connection, request, index));
         }
         for exchange in &mut self.exchanges {
             did |= exchange.turn(cx);
         }
-        let mut room = [0; 32 << 10];
-        while let Ok(count @ 1..) = self.peer.read(&mut room) {
-            self.heard.add(&room[..count], &self.said);
+        let mut buffer = [0; 32 << 10];
+        while let Ok(count @ 1..) = self.peer.read(&mut buffer) {
+            self.received.add(&buffer[..count], &self.sent);
             did = true;
         }
         did
     }
 
-    /// Turns until nothing has happened in two of them.
+    /// Takes turns until two of them in a row had no effect.
     async fn settle(&mut self) {
-        let mut quiet = 0;
-        for _ in 0..TURNS {
+        let mut idle_turns = 0;
+        for _ in 0..MAX_TURNS {
             let did = poll_fn(|cx| Poll::Ready(self.turn(cx))).await;
-            quiet = if did { 0 } else { quiet + 1 };
-            if quiet == 2 {
-                self.said.settle();
+            idle_turns = if did { 0 } else { idle_turns + 1 };
+            if idle_turns == 2 {
+                self.sent.settle();
                 return;
             }
             yield_now().await;
@@ -289,53 +298,54 @@ impl World {
         panic!("no end of turns");
     }
 
-    /// Whose answer is on which stream.
+    /// Stream of the response number `index`.
     fn id_of(&self, index: usize) -> Option<u32> {
-        let mut all = self.heard.streams.iter();
+        let mut all = self.received.streams.iter();
         all.find(|(_, response)| response.index == Some(index))
             .map(|(id, _)| *id)
     }
 
-    /// What is not written can only be held up by the client.
+    /// Checks that unwritten output waits for the client only.
     fn check_progress(&self) {
         if self.connection.close_reason().is_some() || self.is_over {
             return;
         }
         for (index, exchange) in self.exchanges.iter().enumerate() {
-            if exchange.has_failed || exchange.reading == Reading::Cut {
+            if exchange.has_failed || exchange.reading == RequestProgress::Cut {
                 continue;
             }
             let id = self.id_of(index).expect("a head that no window holds up");
-            let response = &self.heard.streams[&id];
-            if exchange.written == exchange.answer.len() {
+            let response = &self.received.streams[&id];
+            if exchange.written == exchange.response.len() {
                 let is_over = response.has_end || response.is_reset;
                 assert!(is_over, "stream {id} is left without an end");
                 continue;
             }
-            let is_stuck = self.heard.has_room(id, &self.said);
-            assert!(!is_stuck, "the answer on stream {id} is stuck");
+            let is_stuck = self.received.has_room(id, &self.sent);
+            assert!(!is_stuck, "the response on stream {id} is stuck");
         }
     }
 
     fn check(&self) {
         let is_cut = self.connection.close_reason() == Some(StreamError::Lost);
-        self.heard.finish(is_cut, WINDOW, GROWTH, &self.said);
+        self.received
+            .finish(is_cut, MAX_WINDOW_BYTES, MAX_GROWTH_BYTES, &self.sent);
         for (index, exchange) in self.exchanges.iter().enumerate() {
             let content = exchange.request();
             let Some(id) = self.id_of(index) else {
                 continue;
             };
-            let asked = self.said.streams.get(&id);
-            if let (Some(content), Some(asked)) = (content, asked) {
-                assert!(asked.content.starts_with(&content), "content of others");
-                if exchange.reading == Reading::Whole {
-                    assert!(asked.has_end, "an end that the client did not come to");
-                    assert_eq!(asked.content, content);
+            let request = self.sent.streams.get(&id);
+            if let (Some(content), Some(request)) = (content, request) {
+                assert!(request.content.starts_with(&content), "content of others");
+                if exchange.reading == RequestProgress::Whole {
+                    assert!(request.has_end, "an end that the client did not come to");
+                    assert_eq!(request.content, content);
                 }
             }
-            let response = &self.heard.streams[&id];
+            let response = &self.received.streams[&id];
             assert!(exchange.content.starts_with(&response.content));
-            // What was refused may have been a HEAD: there is no text to know it by.
+            // A refused request may have been a HEAD: there is no text to know it by.
             let may_be_head = exchange.is_refused && response.content.is_empty();
             if response.has_end && !exchange.is_head() {
                 assert!(may_be_head || response.content == exchange.content);
@@ -346,36 +356,41 @@ impl World {
 }
 
 async fn serve(first: &[u8], second: &[u8]) {
-    let mut world = World::new(first);
-    world.settle().await;
-    world.check_progress();
-    if !world.is_over {
-        // Beyond what fits at once the frames are cut, as by a client that dies.
-        let count = world.peer.write(second).unwrap_or(0);
-        world.said.add(&second[..count]);
-        world.settle().await;
-        world.check_progress();
+    let mut fixture = ClientFixture::new(first);
+    fixture.settle().await;
+    fixture.check_progress();
+    if !fixture.is_over {
+        // Frames beyond the socket buffer are cut, as by a client that dies.
+        let count = fixture.peer.write(second).unwrap_or(0);
+        fixture.sent.add(&second[..count]);
+        fixture.settle().await;
+        fixture.check_progress();
     }
-    let _ = world.peer.shutdown(std::net::Shutdown::Write);
-    world.said.finish();
-    for _ in 0..TURNS {
-        if world.is_over {
+    let _ = fixture.peer.shutdown(std::net::Shutdown::Write);
+    fixture.sent.finish();
+    for _ in 0..MAX_TURNS {
+        if fixture.is_over {
             break;
         }
-        world.settle().await;
+        fixture.settle().await;
     }
-    assert!(world.is_over, "a connection outlives its client");
-    drop(world.connection.take_stream());
-    world.settle().await;
-    world.check();
-    for exchange in &world.exchanges {
-        assert!(exchange.reading != Reading::Open || exchange.is_left);
+    assert!(fixture.is_over, "a connection outlives its client");
+    drop(fixture.connection.take_stream());
+    fixture.settle().await;
+    fixture.check();
+    for exchange in &fixture.exchanges {
+        assert!(exchange.reading != RequestProgress::Open || exchange.is_left);
     }
-    world.exchanges.clear();
-    assert_eq!(world.connection.open_streams(), 0, "streams that nobody uses");
+    fixture.exchanges.clear();
+    assert_eq!(
+        fixture.connection.open_streams(),
+        0,
+        "streams without a user"
+    );
 }
 
-/// Lets a client say `data`: as much as the first byte says, of 255 parts, before it waits for answers.
+/// Lets a client send `data`: the first byte tells how much of it, in 255ths, comes before the
+/// client waits for responses.
 pub fn run(data: &[u8]) {
     let Some((cut, frames)) = data.split_first() else {
         return;

@@ -1,18 +1,20 @@
-//! Field blocks of one connection: what is decoded stays within its limit, and is the same after our encoder has written it.
+//! Field blocks of one connection: decoded fields stay within the limit, and survive our encoder.
 
-use balancer::http2::hpack::{HpackDecoder, FIELD_OVERHEAD, FieldList, HpackError, SizeLimits, begin, field};
+use balancer::http2::hpack::{
+    FIELD_OVERHEAD, FieldList, HpackDecoder, HpackError, SizeLimits, begin, field,
+};
 
 /// Limits beyond those of any input.
-const LARGE: SizeLimits = SizeLimits {
+const LARGE_LIMITS: SizeLimits = SizeLimits {
     kept: 1 << 20,
     decoded: 1 << 20,
 };
 
 /// Names in lower case, and values.
-type List = Vec<(Vec<u8>, Vec<u8>)>;
+type FieldPairs = Vec<(Vec<u8>, Vec<u8>)>;
 
-fn list(fields: &FieldList) -> List {
-    let all: List = fields
+fn field_pairs(fields: &FieldList) -> FieldPairs {
+    let all: FieldPairs = fields
         .iter()
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec()))
         .collect();
@@ -26,7 +28,7 @@ fn list(fields: &FieldList) -> List {
     all
 }
 
-/// The next block: a byte says how long it is, `0xff` that it is all there is.
+/// Next block: one byte is its length, `0xff` stands for all remaining bytes.
 fn block<'d>(data: &mut &'d [u8]) -> Option<&'d [u8]> {
     let (length, rest) = data.split_first()?;
     let length = match usize::from(*length) {
@@ -38,8 +40,8 @@ fn block<'d>(data: &mut &'d [u8]) -> Option<&'d [u8]> {
     Some(block)
 }
 
-/// Decodes blocks as long as they can be; the first byte says in units of 64 bytes how much of them is kept. Four times as much
-/// is decoded.
+/// Decodes blocks until one fails. The first byte is the limit for kept fields, in units of 64
+/// bytes; four times as much is decoded.
 pub fn run(data: &[u8]) {
     let Some((limit, mut data)) = data.split_first() else {
         return;
@@ -49,18 +51,20 @@ pub fn run(data: &[u8]) {
         kept: most,
         decoded: 4 * most,
     };
-    let (mut decoder, mut roomy) = (HpackDecoder::default(), HpackDecoder::default());
+    let (mut decoder, mut unlimited) = (HpackDecoder::default(), HpackDecoder::default());
     let (mut fields, mut again) = (FieldList::default(), FieldList::default());
     let mut ours = HpackDecoder::default();
     let mut is_first = true;
     while let Some(block) = block(&mut data) {
         let decoded = decoder.decode(block, limits, &mut fields);
-        let whole = roomy.decode(block, LARGE, &mut again);
+        let whole = unlimited.decode(block, LARGE_LIMITS, &mut again);
         match (decoded, whole) {
-            (Ok(()), Ok(())) if fields.is_whole() => assert_eq!(list(&fields), list(&again)),
+            (Ok(()), Ok(())) if fields.is_whole() => {
+                assert_eq!(field_pairs(&fields), field_pairs(&again))
+            }
             (Ok(()), Ok(())) => {
                 assert!(again.size() > most, "cut for nothing");
-                assert!(list(&again).starts_with(&list(&fields)));
+                assert!(field_pairs(&again).starts_with(&field_pairs(&fields)));
             }
             (Err(HpackError::TooLarge), Ok(())) => return assert!(again.size() > limits.decoded),
             (Err(HpackError::TooLarge), Err(_)) | (Err(_), Err(HpackError::Malformed)) => return,
@@ -76,11 +80,15 @@ pub fn run(data: &[u8]) {
             .for_each(|(name, value)| field(&mut out, name, value));
         ours.decode(&out, limits, &mut again)
             .expect("what we write is a block");
-        assert_eq!(list(&again), list(&fields), "as it was written");
+        assert_eq!(
+            field_pairs(&again),
+            field_pairs(&fields),
+            "as it was written"
+        );
         let mut alone = FieldList::default();
         HpackDecoder::default()
             .decode(&out, limits, &mut alone)
             .expect("what we write needs no table");
-        assert_eq!(list(&alone), list(&fields));
+        assert_eq!(field_pairs(&alone), field_pairs(&fields));
     }
 }

@@ -1,4 +1,4 @@
-//! A PROXY header: what is accepted is known to its last byte and no byte more, and means the same when it is written anew.
+//! PROXY header: an accepted header has a definite length, and means the same when encoded again.
 
 use balancer::{
     config::model::ProxyVersion,
@@ -7,9 +7,9 @@ use balancer::{
 
 use super::prefixes;
 
-type Parsed = Result<Option<(ProxyHeader, usize)>, ProxyHeaderError>;
+type ParsedHeader = Result<Option<(ProxyHeader, usize)>, ProxyHeaderError>;
 
-fn check_prefixes(data: &[u8], version: Option<ProxyVersion>, whole: &Parsed) {
+fn check_prefixes(data: &[u8], version: Option<ProxyVersion>, whole: &ParsedHeader) {
     let end = match whole {
         Ok(Some((_, length))) => *length,
         _ => data.len(),
@@ -28,7 +28,7 @@ fn check_prefixes(data: &[u8], version: Option<ProxyVersion>, whole: &Parsed) {
     }
 }
 
-/// Reads `data` with every choice of versions, whole and in part, and what is accepted a second time.
+/// Parses `data` with each choice of versions, whole and in part, and accepted input again.
 pub fn run(data: &[u8]) {
     let any = parse(data, None);
     check_prefixes(data, None, &any);

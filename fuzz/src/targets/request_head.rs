@@ -1,22 +1,22 @@
-//! A request head: what is accepted means one thing, and the same after it was written anew and read again.
+//! Request head: an accepted one has one meaning, which survives encoding and parsing.
 
 use balancer::{
     config::model::ForwardedConfig,
     http1::{
         fields::{KnownField, Span, is_same_or_twin},
-        request::{RequestFraming, RequestHead, HeadLimits, RequestHeadError},
+        request::{HeadLimits, RequestFraming, RequestHead, RequestHeadError},
     },
-    proxy::http::{RequestChanges, NextHop, RequestOrigin, request_head},
+    proxy::http::{NextHop, RequestChanges, RequestOrigin, request_head},
 };
 
 use super::{count, lines, prefixes};
 
-const USUAL: HeadLimits = HeadLimits {
+const USUAL_LIMITS: HeadLimits = HeadLimits {
     fields: 100,
     bytes: 32 << 10,
 };
-/// Small enough that many inputs meet them.
-const TIGHT: HeadLimits = HeadLimits {
+/// Small enough that many inputs reach them.
+const TIGHT_LIMITS: HeadLimits = HeadLimits {
     fields: 6,
     bytes: 192,
 };
@@ -29,7 +29,7 @@ fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestHead>, Reques
     Ok(head.parse(limits)?.then_some(head))
 }
 
-/// All that was understood, as spans.
+/// All parsed parts, as spans.
 fn spans(head: &RequestHead) -> String {
     format!(
         "{} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {} {:?} {}",
@@ -47,7 +47,7 @@ fn spans(head: &RequestHead) -> String {
     )
 }
 
-/// Names and values of the fields that are left.
+/// Names and values of the fields that are kept.
 fn kept(head: &RequestHead) -> Vec<(&[u8], &[u8])> {
     let pair = |name: Span, value: Span| (head.text(name), head.text(value));
     head.fields
@@ -56,7 +56,7 @@ fn kept(head: &RequestHead) -> Vec<(&[u8], &[u8])> {
         .collect()
 }
 
-/// `name` or `name:port` without anything that separates.
+/// True for `name` or `name:port` without separators.
 fn is_authority(text: &[u8]) -> bool {
     !text.is_empty()
         && text
@@ -88,10 +88,11 @@ fn check(head: &RequestHead) {
     }
 }
 
-/// What stands for the host of an old request that names none.
-const LOCAL: &str = "127.0.0.1:80";
+/// Authority for an old request that names none.
+const LOCAL_AUTHORITY: &str = "127.0.0.1:80";
 
-/// Writes the head as the proxy does, and gives it with the names and values it must have. `plain` adds nothing.
+/// Encodes the head as the proxy does; returns it with the names and values that it must have.
+/// `plain` adds nothing.
 fn write(head: &mut RequestHead, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
     let rules = ForwardedConfig {
         x_forwarded: !plain,
@@ -104,7 +105,7 @@ fn write(head: &mut RequestHead, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>
         peer: Some([192, 0, 2, 7].into()),
         client: Some([192, 0, 2, 7].into()),
         trusted: plain,
-        local: LOCAL.parse().ok(),
+        local: LOCAL_AUTHORITY.parse().ok(),
         ..RequestOrigin::default()
     };
     let id = if plain { "" } else { "0123456789abcdef" };
@@ -112,7 +113,7 @@ fn write(head: &mut RequestHead, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>
     if head.find(KnownField::Host).is_none() {
         let host = head.text(head.host);
         let host = if host.is_empty() {
-            LOCAL.as_bytes()
+            LOCAL_AUTHORITY.as_bytes()
         } else {
             host
         };
@@ -132,21 +133,42 @@ fn write(head: &mut RequestHead, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>
         NextHop::Close
     };
     let mut out = Vec::new();
-    request_head(&mut out, head, &rules, origin, id, RequestChanges::default(), hop);
+    request_head(
+        &mut out,
+        head,
+        &rules,
+        origin,
+        id,
+        RequestChanges::default(),
+        hop,
+    );
     (out, wanted)
 }
 
-fn check_written_anew(head: &mut RequestHead, plain: bool) {
+/// Names of the fields that the proxy adds.
+fn added_names(plain: bool, has_host: bool) -> Vec<&'static [u8]> {
+    if plain {
+        return Vec::new();
+    }
+    let mut names: Vec<&[u8]> = vec![b"X-Forwarded-For", b"X-Forwarded-Proto"];
+    if has_host {
+        names.push(b"X-Forwarded-Host");
+    }
+    names.extend([&b"X-Real-IP"[..], b"Forwarded", b"Via", b"X-Request-Id"]);
+    names
+}
+
+fn check_encoded(head: &mut RequestHead, plain: bool) {
     let (written, wanted) = write(head, plain);
     let lines = lines(&written);
     assert_eq!(count(&lines, "host"), 1);
     assert!(count(&lines, "content-length") + count(&lines, "transfer-encoding") <= 1);
     assert!(count(&lines, "connection") <= 1);
-    let roomy = HeadLimits {
+    let wide_limits = HeadLimits {
         fields: 200,
         bytes: 256 << 10,
     };
-    let again = parse(&written, roomy)
+    let again = parse(&written, wide_limits)
         .expect("what we write is valid")
         .expect("and whole");
     assert_eq!(again.len, written.len());
@@ -166,28 +188,7 @@ fn check_written_anew(head: &mut RequestHead, plain: bool) {
         "{found:?} is not {wanted:?}"
     );
     let names: Vec<&[u8]> = added.iter().map(|(name, _)| *name).collect();
-    let ours: &[&[u8]] = if plain {
-        &[]
-    } else if head.host.is_empty() {
-        &[
-            b"X-Forwarded-For",
-            b"X-Forwarded-Proto",
-            b"X-Real-IP",
-            b"Forwarded",
-            b"Via",
-            b"X-Request-Id",
-        ]
-    } else {
-        &[
-            b"X-Forwarded-For",
-            b"X-Forwarded-Proto",
-            b"X-Forwarded-Host",
-            b"X-Real-IP",
-            b"Forwarded",
-            b"Via",
-            b"X-Request-Id",
-        ]
-    };
+    let ours = added_names(plain, !head.host.is_empty());
     assert_eq!(names, ours);
     assert_eq!(again.framing, head.framing);
     assert_eq!(again.expects_continue, head.expects_continue);
@@ -198,7 +199,11 @@ fn check_written_anew(head: &mut RequestHead, plain: bool) {
     assert_eq!(again.keep_alive, head.keep_alive || head.upgrade.is_some());
 }
 
-fn check_prefixes(data: &[u8], limits: HeadLimits, whole: &Result<Option<RequestHead>, RequestHeadError>) {
+fn check_prefixes(
+    data: &[u8],
+    limits: HeadLimits,
+    whole: &Result<Option<RequestHead>, RequestHeadError>,
+) {
     let end = match whole {
         Ok(Some(head)) => head.len,
         _ => data.len(),
@@ -214,15 +219,15 @@ fn check_prefixes(data: &[u8], limits: HeadLimits, whole: &Result<Option<Request
     }
 }
 
-/// Reads `data` as a request, whole and in part, and what is accepted a second time.
+/// Parses `data` as a request, whole and in part, and accepted input again.
 pub fn run(data: &[u8]) {
-    for limits in [USUAL, TIGHT] {
+    for limits in [USUAL_LIMITS, TIGHT_LIMITS] {
         let whole = parse(data, limits);
         check_prefixes(data, limits, &whole);
         for plain in [true, false] {
             if let Ok(Some(mut head)) = parse(data, limits) {
                 check(&head);
-                check_written_anew(&mut head, plain);
+                check_encoded(&mut head, plain);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A response head: what is accepted means one thing, and the same after it was written anew and read again.
+//! Response head: an accepted one has one meaning, which survives encoding and parsing.
 
 use balancer::{
     http1::{
@@ -16,7 +16,7 @@ fn parse(bytes: &[u8], method: &[u8]) -> Result<Option<ResponseHead>, ResponseHe
     Ok(head.parse(bytes, method)?.then_some(head))
 }
 
-/// Names and values of the fields that are left.
+/// Names and values of the fields that are kept.
 fn kept<'a>(head: &ResponseHead, bytes: &'a [u8]) -> Vec<(&'a [u8], &'a [u8])> {
     head.fields
         .iter()
@@ -24,21 +24,21 @@ fn kept<'a>(head: &ResponseHead, bytes: &'a [u8]) -> Vec<(&'a [u8], &'a [u8])> {
         .collect()
 }
 
-/// The id of the request, in what is written.
-const ID: (&str, &str) = ("X-Request-Id", "0123456789abcdef");
+/// Request id in the encoded head.
+const REQUEST_ID: (&str, &str) = ("X-Request-Id", "0123456789abcdef");
 
-/// Writes the head as the proxy does for a client that speaks `version`.
+/// Encodes the head as the proxy does for a client of `version`.
 fn write(head: &mut ResponseHead, bytes: &[u8], version: HttpVersion) -> Vec<u8> {
     let mut out = Vec::new();
     if head.is_interim() || head.upgrade.is_some() {
-        interim_head(&mut out, head, bytes, ID);
+        interim_head(&mut out, head, bytes, REQUEST_ID);
         return out;
     }
     let extra = ResponseExtra {
         delivery: BodyDelivery::of(head, bytes, version, false),
         keep_alive: true,
         version,
-        request_id: ID,
+        request_id: REQUEST_ID,
         edits: None,
         date: None,
     };
@@ -46,15 +46,15 @@ fn write(head: &mut ResponseHead, bytes: &[u8], version: HttpVersion) -> Vec<u8>
     out
 }
 
-fn check_written_anew(mut head: ResponseHead, bytes: &[u8], (method, version): (&[u8], HttpVersion)) {
+fn check_encoded(mut head: ResponseHead, bytes: &[u8], (method, version): (&[u8], HttpVersion)) {
     assert!((100..=599).contains(&head.status));
     let switches = head.upgrade.is_some();
     let mut wanted: Vec<_> = kept(&head, bytes);
     if !head.is_interim() {
         if !switches {
-            wanted.retain(|(name, _)| !name.eq_ignore_ascii_case(ID.0.as_bytes()));
+            wanted.retain(|(name, _)| !name.eq_ignore_ascii_case(REQUEST_ID.0.as_bytes()));
         }
-        wanted.push((ID.0.as_bytes(), ID.1.as_bytes()));
+        wanted.push((REQUEST_ID.0.as_bytes(), REQUEST_ID.1.as_bytes()));
     }
     let written = write(&mut head, bytes, version);
     let lines = lines(&written);
@@ -76,9 +76,13 @@ fn check_written_anew(mut head: ResponseHead, bytes: &[u8], (method, version): (
     assert_eq!(again.phrase.get(&written), head.phrase.get(bytes));
     assert_eq!(kept(&again, &written), wanted);
     let framing = match (head.framing, version) {
-        // The end of the body must be told where the connection stays open.
-        (ResponseFraming::UntilClose | ResponseFraming::Chunked, HttpVersion::Http11) => ResponseFraming::Chunked,
-        (ResponseFraming::UntilClose | ResponseFraming::Chunked, HttpVersion::Http10) => ResponseFraming::UntilClose,
+        // The end of the body must be marked where the connection stays open.
+        (ResponseFraming::UntilClose | ResponseFraming::Chunked, HttpVersion::Http11) => {
+            ResponseFraming::Chunked
+        }
+        (ResponseFraming::UntilClose | ResponseFraming::Chunked, HttpVersion::Http10) => {
+            ResponseFraming::UntilClose
+        }
         (framing, _) => framing,
     };
     assert_eq!(again.framing, framing);
@@ -89,7 +93,11 @@ fn check_written_anew(mut head: ResponseHead, bytes: &[u8], (method, version): (
     );
 }
 
-fn check_prefixes(data: &[u8], method: &[u8], whole: &Result<Option<ResponseHead>, ResponseHeadError>) {
+fn check_prefixes(
+    data: &[u8],
+    method: &[u8],
+    whole: &Result<Option<ResponseHead>, ResponseHeadError>,
+) {
     let end = match whole {
         Ok(Some(head)) => head.len,
         _ => data.len(),
@@ -107,14 +115,14 @@ fn check_prefixes(data: &[u8], method: &[u8], whole: &Result<Option<ResponseHead
     }
 }
 
-/// Reads `data` as the answer to GET and to HEAD, whole and in part, and what is accepted a second time.
+/// Parses `data` as the response to GET and to HEAD, whole and in part, and accepted input again.
 pub fn run(data: &[u8]) {
     for method in [&b"GET"[..], b"HEAD"] {
         let whole = parse(data, method);
         check_prefixes(data, method, &whole);
         for version in [HttpVersion::Http11, HttpVersion::Http10] {
             if let Ok(Some(head)) = parse(data, method) {
-                check_written_anew(head, data, (method, version));
+                check_encoded(head, data, (method, version));
             }
         }
     }

@@ -29,6 +29,10 @@ impl FieldList {
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut rest = &self.bytes[..];
         self.lengths.iter().map(move |field| {
+            debug_assert!(
+                field.name + field.value <= rest.len(),
+                "lengths are those of the bytes"
+            );
             let (name, behind) = rest.split_at_checked(field.name).unwrap_or_default();
             let (value, behind) = behind.split_at_checked(field.value).unwrap_or_default();
             rest = behind;
@@ -65,6 +69,7 @@ impl FieldList {
 
     /// Removes the last field; returns its size.
     fn drop_last(&mut self) -> usize {
+        debug_assert!(!self.is_empty(), "a field was just added");
         let last = self
             .lengths
             .pop()
@@ -83,11 +88,13 @@ impl FieldList {
 
 /// Cause for which a block cannot be decoded. It is fatal: from here on our table differs from that
 /// of the peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HpackError {
     /// Not a valid field block.
+    #[error("a malformed field block")]
     Malformed,
     /// The fields exceed [`SizeLimits::decoded`].
+    #[error("a field block that is too large")]
     TooLarge,
 }
 
@@ -144,6 +151,7 @@ impl HpackDecoder {
                 }
                 0x40.. => {
                     let (start, name) = self.literal(&mut input, 6, fields)?;
+                    debug_assert!(start + name <= fields.bytes.len());
                     let bytes = fields.bytes.get(start..).unwrap_or_default();
                     let (name, value) = bytes.split_at_checked(name).unwrap_or_default();
                     self.table.insert(name, value);

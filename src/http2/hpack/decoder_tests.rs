@@ -30,7 +30,7 @@ fn decode(decoder: &mut HpackDecoder, block: &[u8]) -> Result<Vec<String>, Hpack
         .collect())
 }
 
-const REQUESTS: [&[&str]; 3] = [
+const RFC_REQUESTS: [&[&str]; 3] = [
     &[
         ":method: GET",
         ":scheme: http",
@@ -69,7 +69,7 @@ fn the_requests_of_the_rfc_are_read() {
     ];
     for blocks in [plain, coded] {
         let mut decoder = HpackDecoder::default();
-        for (block, expected) in blocks.iter().zip(REQUESTS) {
+        for (block, expected) in blocks.iter().zip(RFC_REQUESTS) {
             assert_eq!(decode(&mut decoder, &bytes(block)).unwrap(), expected);
         }
     }

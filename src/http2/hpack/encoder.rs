@@ -20,11 +20,11 @@ pub fn status(out: &mut Vec<u8>, status: u16) {
 
 /// Appends a field, with its name in lower case (RFC 9113 section 8.2.1).
 pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    let mut room = [0; USUAL_NAME];
+    let mut buffer = [0; USUAL_NAME];
     let long;
     let name: &[u8] = if !name.iter().any(u8::is_ascii_uppercase) {
         name
-    } else if let Some(lower) = room.get_mut(..name.len()) {
+    } else if let Some(lower) = buffer.get_mut(..name.len()) {
         lower.copy_from_slice(name);
         lower.make_ascii_lowercase();
         lower

@@ -90,6 +90,10 @@ impl HuffmanCode {
             let code = (window >> (64 - length)) as u32;
             if code < *end {
                 let place = usize::from(*place) + code.saturating_sub(*first) as usize;
+                debug_assert!(
+                    place < self.symbols.len(),
+                    "a code below the end is a symbol's"
+                );
                 return (
                     self.symbols.get(place).copied().unwrap_or(END_OF_STRING),
                     length,

@@ -19,5 +19,6 @@ pub use self::{
 pub const FIELD_OVERHEAD: usize = 32;
 
 /// Malformed integer, string or index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a malformed integer, string or index")]
 struct MalformedError;

@@ -118,8 +118,8 @@ impl BodyEncoder {
             // it knew the method.
             return Ok(input.len());
         }
-        let (used, is_end) = connection.send_data(id, |out, room| {
-            let (used, is_end) = self.fill(out, room, input)?;
+        let (used, is_end) = connection.send_data(id, |out, capacity| {
+            let (used, is_end) = self.fill(out, capacity, input)?;
             let ends = is_end && self.trailers().is_empty();
             Ok(((used, is_end), ends))
         })?;
@@ -140,16 +140,22 @@ impl BodyEncoder {
         Ok(used)
     }
 
-    /// Appends content of `input` to `out`, at most `room` bytes; returns the bytes used, and true
+    /// Appends content of `input` to `out`, at most `capacity` bytes; returns the bytes used, and true
     /// at the end of the content.
-    fn fill(&mut self, out: &mut Vec<u8>, room: usize, input: &[u8]) -> io::Result<(usize, bool)> {
+    fn fill(
+        &mut self,
+        out: &mut Vec<u8>,
+        capacity: usize,
+        input: &[u8],
+    ) -> io::Result<(usize, bool)> {
         let Self::Body(decoder, known) = self else {
-            let raw = input.get(..room).unwrap_or(input);
+            let raw = input.get(..capacity).unwrap_or(input);
             out.extend_from_slice(raw);
             return Ok((raw.len(), false));
         };
-        let (mut used, mut left) = (0, room);
+        let (mut used, mut left) = (0, capacity);
         loop {
+            debug_assert!(used <= input.len(), "steps lie within the input");
             let rest = input.get(used..).unwrap_or_default();
             if *known == 0 {
                 match decoder.step(rest).map_err(malformed)? {

@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_that_end_in_their_order_take_the_room_of_one() {
+    fn streams_that_are_closed_in_order_form_one_range() {
         let mut closed = ClosedStreams::new(100);
         (1..200_000).step_by(2).for_each(|id| closed.insert(id));
         assert!(closed.contains(1) && closed.contains(199_999));

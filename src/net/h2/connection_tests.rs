@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-const LIMITS: HeadLimits = HeadLimits {
+const HEAD_LIMITS: HeadLimits = HeadLimits {
     fields: 100,
     bytes: 32 << 10,
 };
@@ -37,7 +37,7 @@ fn pair() -> (Rc<Connection>, UnixStream) {
     let connection = Connection::of_client(
         Stream::from(own),
         frame::CLIENT_PREFACE,
-        LIMITS,
+        HEAD_LIMITS,
         10,
         Random::seeded(1),
     );
@@ -68,14 +68,14 @@ fn begin(connection: &Connection, id: u32) {
 
 #[tokio::test]
 async fn a_reader_that_always_lags_behind_makes_nothing_grow() {
-    const PART: usize = 16 << 10;
+    const PART_BYTES: usize = 16 << 10;
     let (connection, mut peer) = pair();
     begin(&connection, 1);
     let add = || {
         let out = &mut connection.state.borrow_mut().out;
-        frame::write(out, kind::DATA, 0, 1, &[0; PART]);
+        frame::write(out, kind::DATA, 0, 1, &[0; PART_BYTES]);
     };
-    let mut waste = vec![0; PART];
+    let mut waste = vec![0; PART_BYTES];
     for _ in 0..500 {
         while connection.state.borrow().unwritten() < MAX_UNWRITTEN_BYTES {
             add();
@@ -92,9 +92,9 @@ async fn a_reader_that_always_lags_behind_makes_nothing_grow() {
 
 /// Records a wake-up.
 #[derive(Default)]
-struct Woken(AtomicBool);
+struct WakeFlag(AtomicBool);
 
-impl Wake for Woken {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Relaxed);
     }
@@ -116,7 +116,7 @@ async fn a_head_waits_for_no_window_and_content_does() {
             &vec![0; MAX_UNWRITTEN_BYTES],
         );
     }
-    let (content, head) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
+    let (content, head) = (Arc::new(WakeFlag::default()), Arc::new(WakeFlag::default()));
     let (first, second) = (Arc::clone(&content).into(), Arc::clone(&head).into());
     let mut cx = Context::from_waker(&first);
     assert!(connection.poll_send_content(1, &cx).is_pending());
@@ -141,7 +141,7 @@ async fn a_head_waits_for_no_window_and_content_does() {
 }
 
 /// Bytes of a request with additional fields, followed by a reset if `is_reset`.
-fn request(id: u32, more: &[(&str, &str)], is_reset: bool) -> Vec<u8> {
+fn request_frames(id: u32, more: &[(&str, &str)], is_reset: bool) -> Vec<u8> {
     let fields = [
         (":method", "GET"),
         (":scheme", "http"),
@@ -179,7 +179,7 @@ async fn resets(rounds: u32, more: &[(&str, &str)], age: Duration) -> bool {
     for round in 0..rounds {
         let ids = (0..10).map(|index| 20 * round + 2 * index + 1);
         for id in ids.clone() {
-            recv(&request(id, more, false));
+            recv(&request_frames(id, more, false));
         }
         let taken = take_requests(&connection);
         assert_eq!(taken.len(), 10);
@@ -237,7 +237,7 @@ async fn what_we_end_ourselves_is_not_charged_to_the_client() {
     recv(&settings);
     for round in 0..1_000 {
         let id = 2 * round + 1;
-        recv(&request(id, &[], false));
+        recv(&request_frames(id, &[], false));
         // An exchange that ends without a response, such as one whose backend fails.
         drop(take_requests(&connection));
         let mut late = Vec::new();
@@ -273,14 +273,15 @@ impl FarSender {
             let mut bytes = Vec::new();
             frame::write(&mut bytes, kind::DATA, 0, self.id, &vec![0; part as usize]);
             self.recv(&bytes);
-            let mut room = vec![0; 2 * part as usize];
-            self.connection.read(self.id, &mut ReadBuf::new(&mut room));
+            let mut buffer = vec![0; 2 * part as usize];
+            self.connection
+                .read(self.id, &mut ReadBuf::new(&mut buffer));
         }
         count
     }
 
     /// Handles our frames and replies to PINGs.
-    fn hear(&mut self) {
+    fn recv_frames(&mut self) {
         let out = std::mem::take(&mut self.connection.state.borrow_mut().out);
         let mut rest = out.strip_prefix(frame::CLIENT_PREFACE).unwrap_or(&out);
         while let Some(head) = frame::Frame::read(rest) {
@@ -297,9 +298,9 @@ impl FarSender {
                 }
                 kind::PING => {
                     self.pings += 1;
-                    let mut answer = Vec::new();
-                    frame::write(&mut answer, kind::PING, flag::ACK, 0, payload);
-                    self.recv(&answer);
+                    let mut response_head = Vec::new();
+                    frame::write(&mut response_head, kind::PING, flag::ACK, 0, payload);
+                    self.recv(&response_head);
                 }
                 _ => {}
             }
@@ -312,7 +313,7 @@ impl FarSender {
         while sent < bytes {
             sent += self.burst();
             tokio::time::advance(Duration::from_millis(100)).await;
-            self.hear();
+            self.recv_frames();
             trips += 1;
         }
         trips
@@ -322,7 +323,7 @@ impl FarSender {
 #[tokio::test(start_paused = true)]
 async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
     let mut head = Vec::new();
-    let list = [
+    let pseudo_fields = [
         (":method", "POST"),
         (":scheme", "http"),
         (":authority", "a"),
@@ -337,11 +338,11 @@ async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
     let id = backend
         .open_stream(ResponseExpectation::default(), true, |_| {})
         .unwrap();
-    let mut answer = Vec::new();
-    frame::write_fields(&mut answer, id, false, |out| hpack::status(out, 200));
-    backend.state.borrow_mut().recv(&answer);
+    let mut response_head = Vec::new();
+    frame::write_fields(&mut response_head, id, false, |out| hpack::status(out, 200));
+    backend.state.borrow_mut().recv(&response_head);
     frame::write_fields(&mut head, 1, false, |out| {
-        for (name, value) in list {
+        for (name, value) in pseudo_fields {
             hpack::field(out, name.as_bytes(), value.as_bytes());
         }
     });
@@ -355,7 +356,7 @@ async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
             window_of_all: i64::from(frame::INITIAL_WINDOW),
             pings: 0,
         };
-        sender.hear();
+        sender.recv_frames();
         // With the former window of 256 KiB this took 80 round trips.
         let trips = sender.round_trips(20 << 20).await;
         assert!(trips <= 20, "{name}: {trips} round trips");

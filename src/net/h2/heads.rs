@@ -64,11 +64,11 @@ impl ConnectionState {
         if frame.has(flag::PRIORITY) {
             block = block.get(5..).ok_or(ErrorCode::FRAME_SIZE_ERROR)?;
         }
-        let length = block
-            .len()
-            .checked_sub(padding)
+        // Padding longer than the block is an error of the connection: its fields are unknown.
+        let length = block.len().checked_sub(padding);
+        let block = length
+            .and_then(|length| block.get(..length))
             .ok_or(ErrorCode::PROTOCOL_ERROR)?;
-        let block = block.get(..length).unwrap_or_default();
         let ends = frame.has(flag::END_STREAM);
         if frame.has(flag::END_HEADERS) {
             return self.on_field_block(frame.stream, ends, block);
@@ -182,30 +182,46 @@ impl ConnectionState {
             };
         }
         self.last_stream_id = id;
+        let PeerRole::Client(client) = &self.role else {
+            return Ok(());
+        };
+        let is_closing = client.goaway == GoawayState::Final;
+        if is_closing || self.is_full(client.max_streams) {
+            // The client may not yet know our GOAWAY, or our SETTINGS (RFC 9113 section 6.5.3).
+            let is_expected = is_closing || !self.is_acknowledged;
+            self.refuse_request(id, is_expected);
+        } else {
+            self.begin_request(id, ends, fields);
+        }
+        Ok(())
+    }
+
+    /// True if a client uses as many streams as it may. A stream that both sides have ended no
+    /// longer counts (RFC 9113 section 5.1.2), even while its exchange still holds it; those are
+    /// bounded too.
+    fn is_full(&self, max_streams: usize) -> bool {
+        let in_use = self.streams.len();
+        in_use >= max_streams && {
+            let open = self.streams.values().filter(|entry| entry.is_open());
+            open.count() >= max_streams || in_use >= 2 * max_streams
+        }
+    }
+
+    /// Opens the stream of a request. A malformed request gets one as well: its exchange sends the
+    /// response and is logged.
+    fn begin_request(&mut self, id: u32, ends: bool, fields: &FieldList) {
         let mut entry = self.new_entry();
         let PeerRole::Client(client) = &mut self.role else {
-            return Ok(());
+            debug_assert!(false, "only clients open streams");
+            return;
         };
-        // A stream that both sides have ended no longer counts (RFC 9113 section 5.1.2), even while
-        // its exchange still holds it. Those are bounded too.
-        let in_use = self.streams.len();
-        let is_full = in_use >= client.max_streams && {
-            let open = self.streams.values().filter(|entry| entry.is_open());
-            open.count() >= client.max_streams || in_use >= 2 * client.max_streams
-        };
-        if is_full || client.goaway == GoawayState::Final {
-            // The client may not yet know our SETTINGS (RFC 9113 section 6.5.3) or our GOAWAY.
-            let is_expected = !self.is_acknowledged || client.goaway == GoawayState::Final;
-            self.refuse_request(id, is_expected);
-            return Ok(());
-        }
         let random = &mut client.random;
         let key = || {
             let nonce = u128::from(random.bits()) << 64 | u128::from(random.bits());
             websocket::key(nonce.to_be_bytes())
         };
         let read = request::read(fields, ends, client.limits, key);
-        let mut asked = IncomingRequest {
+        let mut incoming = IncomingRequest {
             id,
             is_head: false,
             accept: None,
@@ -216,13 +232,13 @@ impl ConnectionState {
         entry.end_received = ends;
         match read {
             Ok(request) => {
-                asked.is_head = request.is_head;
-                asked.accept = request.accept;
+                incoming.is_head = request.is_head;
+                incoming.accept = request.accept;
                 entry.recv_buffer.set_head(request.head);
             }
             Err(error) => {
-                asked.refusal = Some(error);
-                asked.is_head = fields.iter().any(|field| field == (b":method", b"HEAD"));
+                incoming.refusal = Some(error);
+                incoming.is_head = fields.iter().any(|field| field == (b":method", b"HEAD"));
                 entry.recv_buffer.set_head(request::nothing());
             }
         }
@@ -230,9 +246,8 @@ impl ConnectionState {
             entry.recv_buffer.finish(Vec::new());
         }
         self.streams.insert(id, entry);
-        client.requests.push_back(asked);
+        client.requests.push_back(incoming);
         self.flood_guard.credit_request();
-        Ok(())
     }
 
     /// Handles a block from a backend: a response head or trailers.

@@ -16,10 +16,13 @@ use crate::{
 };
 
 /// Protocol violation, and its scope (RFC 9113 section 5.4).
+#[derive(Debug, thiserror::Error)]
 pub(super) enum ProtocolError {
     /// The whole connection must be closed.
+    #[error("connection error {0}")]
     Connection(ErrorCode),
     /// Only this stream is reset.
+    #[error("error {1} of stream {0}")]
     Stream(u32, ErrorCode),
 }
 
@@ -42,6 +45,7 @@ impl ConnectionState {
     pub(super) fn recv_frames(&mut self, bytes: &[u8]) -> usize {
         let mut used = 0;
         while self.close_reason.is_none() {
+            debug_assert!(used <= bytes.len(), "a frame is not longer than its bytes");
             match self.recv_next(bytes.get(used..).unwrap_or_default()) {
                 Ok(0) => break,
                 Ok(count) => used += count,
@@ -354,6 +358,7 @@ impl ConnectionState {
             if !entry.end_sent && entry.is_rapid(clock::now()) {
                 self.flood_guard.charge_reset();
             }
+            debug_assert!(payload.len() == 4, "checked with the header");
             let code = frame::u32_at(payload, 0).unwrap_or_default();
             entry.close(StreamError::Reset(ErrorCode(code)));
         } else {
@@ -413,6 +418,7 @@ impl ConnectionState {
 
     /// Handles WINDOW_UPDATE, RFC 9113 section 6.9.
     fn on_window_update(&mut self, id: u32, payload: &[u8]) -> Result<(), ProtocolError> {
+        debug_assert!(payload.len() == 4, "checked with the header");
         let more = frame::u31(payload, 0).unwrap_or_default();
         self.flood_guard.charge_window_update(id == 0, more);
         if id == 0 {
@@ -462,6 +468,7 @@ impl ConnectionState {
             PeerRole::Client(client) => client.goaway_received = true,
             PeerRole::Backend(backend) => {
                 backend.is_closing = true;
+                debug_assert!(payload.len() >= 8, "checked with the header");
                 let last = frame::u31(payload, 0).unwrap_or_default();
                 let code = ErrorCode(frame::u32_at(payload, 4).unwrap_or_default());
                 let beyond = self.streams.iter_mut().filter(|(id, _)| **id > last);

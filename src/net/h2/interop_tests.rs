@@ -22,18 +22,18 @@ use super::connection::Connection;
 use crate::base::rng::Random;
 
 /// Connections of each role.
-const ROUNDS: u64 = 30;
+const ROUNDS_PER_ROLE: u64 = 30;
 /// Streams per connection, beside the last one.
-const STREAMS: usize = 16;
+const STREAMS_PER_ROUND: usize = 16;
 /// Longest body.
-const LONGEST: usize = 200_000;
+const MAX_BODY_BYTES: usize = 200_000;
 /// Body of the last stream, whose bytes need all windows to be open again.
-const LAST: usize = 1 << 20;
-/// Window changes per connection; the last one is to [`LARGE`].
-const CHANGES: u32 = 50;
-const LARGE: u32 = 1 << 20;
+const LAST_BODY_BYTES: usize = 1 << 20;
+/// Window changes per connection; the last one is to [`LAST_WINDOW`].
+const WINDOW_CHANGES: u32 = 50;
+const LAST_WINDOW: u32 = 1 << 20;
 /// Time after which a round is stuck.
-const PATIENCE: Duration = Duration::from_mins(1);
+const ROUND_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Acting side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +118,7 @@ impl SidePacer {
     }
 
     /// Yields to other tasks, or not.
-    async fn rest(&self) {
+    async fn pause(&self) {
         for _ in 0..self.below(6).saturating_sub(2) {
             yield_now().await;
         }
@@ -162,9 +162,9 @@ impl SidePacer {
 
 thread_local! {
     /// Bytes that all bodies are parts of.
-    static BYTES: Vec<u8> = {
+    static BODY_BYTES: Vec<u8> = {
         let mut random = Random::seeded(9113);
-        (0..LAST + 100_000).map(|_| random.bits() as u8).collect()
+        (0..LAST_BODY_BYTES + 100_000).map(|_| random.bits() as u8).collect()
     };
 }
 
@@ -173,20 +173,20 @@ impl BodyPlan {
     fn part(self, from: usize, count: usize) -> Vec<u8> {
         let start = self.key * 997 + from;
         let end = start + count.min(self.length - from);
-        BYTES.with(|bytes| bytes[start..end].to_vec())
+        BODY_BYTES.with(|bytes| bytes[start..end].to_vec())
     }
 
     /// Checks the next bytes, and counts them.
     fn check(self, place: &mut usize, bytes: &[u8]) {
         assert!(*place + bytes.len() <= self.length, "more than was sent");
         let start = self.key * 997 + *place;
-        let is_same = BYTES.with(|all| all[start..start + bytes.len()] == *bytes);
+        let is_same = BODY_BYTES.with(|all| all[start..start + bytes.len()] == *bytes);
         assert!(is_same, "other bytes at {place} of {self:?}");
         *place += bytes.len();
     }
 
     fn random(key: usize, longest: usize, random: &mut Random) -> Self {
-        let most = [0, 1, 100, 20_000, LONGEST][random.below(5)].min(longest);
+        let most = [0, 1, 100, 20_000, MAX_BODY_BYTES][random.below(5)].min(longest);
         let is_chunked = random.below(2) == 0;
         Self {
             key,
@@ -221,13 +221,13 @@ impl StreamPlan {
     fn last() -> Self {
         let body = |key| BodyPlan {
             key,
-            length: LAST,
+            length: LAST_BODY_BYTES,
             is_chunked: false,
             has_trailers: false,
         };
         Self {
-            up: body(2 * STREAMS),
-            down: body(2 * STREAMS + 1),
+            up: body(2 * STREAMS_PER_ROUND),
+            down: body(2 * STREAMS_PER_ROUND + 1),
             cut: None,
             seed: 0,
         }
@@ -283,8 +283,8 @@ impl InteropRound {
         let mut random = Random::seeded(seed);
         let most = [16, 1_000, 70_000, 1_000_000][random.below(4)];
         let window = 1 + random.below(most) as u32;
-        let longest = LONGEST.min(window as usize * 200);
-        let mut plans: Vec<StreamPlan> = (0..STREAMS)
+        let longest = MAX_BODY_BYTES.min(window as usize * 200);
+        let mut plans: Vec<StreamPlan> = (0..STREAMS_PER_ROUND)
             .map(|index| StreamPlan::random(index, longest, &mut random))
             .collect();
         plans.push(StreamPlan::last());
@@ -317,12 +317,12 @@ impl InteropRound {
             cx.waker().wake_by_ref();
         }
         let changes = self.changes.get();
-        if changes == CHANGES || self.below(40) > 0 {
+        if changes == WINDOW_CHANGES || self.below(40) > 0 {
             return;
         }
         let most = 2 * self.window.get() as usize;
         let size = || match changes + 1 {
-            CHANGES => LARGE,
+            WINDOW_CHANGES => LAST_WINDOW,
             _ if self.shrinks => 1 + self.below(most) as u32,
             _ => self.window.get().max(self.below(most) as u32),
         };
@@ -346,19 +346,21 @@ impl InteropRound {
         }));
     }
 
-    /// Runs all plans by `ask`; checks the outcomes and our `connection`.
-    async fn run<F>(self: &Rc<Self>, connection: &Connection, ask: impl Fn(usize) -> F)
+    /// Runs all plans by `send_request`; checks the outcomes and our `connection`.
+    async fn run<F>(self: &Rc<Self>, connection: &Connection, send_request: impl Fn(usize) -> F)
     where
         F: Future<Output = StreamOutcome> + 'static,
     {
-        let mut clients: Vec<_> = (0..STREAMS).map(|index| spawn_local(ask(index))).collect();
+        let mut clients: Vec<_> = (0..STREAMS_PER_ROUND)
+            .map(|index| spawn_local(send_request(index)))
+            .collect();
         let mut seen = Vec::new();
         for client in &mut clients {
             seen.push(client.await.unwrap());
         }
         self.settle(connection).await;
-        self.changes.set(self.changes.get().max(CHANGES - 1));
-        seen.push(ask(STREAMS).await);
+        self.changes.set(self.changes.get().max(WINDOW_CHANGES - 1));
+        seen.push(send_request(STREAMS_PER_ROUND).await);
         self.settle(connection).await;
         for ((plan, client), server) in self.plans.iter().zip(seen).zip(&*self.seen.borrow()) {
             plan.check(client, *server);
@@ -381,14 +383,14 @@ impl InteropRound {
 
 /// Runs `round` for many seeds, each with its own runtime.
 fn rounds<F: Future<Output = ()>>(first: u64, round: impl Fn(Rc<InteropRound>) -> F) {
-    for seed in first..first + ROUNDS {
+    for seed in first..first + ROUNDS_PER_ROLE {
         eprintln!("seed {seed}");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         let local = LocalSet::new();
-        let round = async { timeout(PATIENCE, round(InteropRound::new(seed))).await };
+        let round = async { timeout(ROUND_TIMEOUT, round(InteropRound::new(seed))).await };
         let done = local.block_on(&runtime, round);
         done.expect("a round that is stuck");
     }
@@ -400,8 +402,8 @@ fn clients_and_we_understand_each_other() {
         let (socket, stream) = ours::sockets(&round);
         let connection = ours::serve(&round, stream);
         let sender = theirs::connect(&round, socket).await;
-        let ask = |index| theirs::ask(Rc::clone(&round), sender.clone(), index);
-        round.run(&connection, ask).await;
+        let send_request = |index| theirs::send_request(Rc::clone(&round), sender.clone(), index);
+        round.run(&connection, send_request).await;
     });
 }
 
@@ -411,7 +413,8 @@ fn backends_and_we_understand_each_other() {
         let (socket, stream) = ours::sockets(&round);
         theirs::serve(&round, socket);
         let connection = ours::connect(stream).await;
-        let ask = |index| ours::ask(Rc::clone(&round), Rc::clone(&connection), index);
-        round.run(connection.engine(), ask).await;
+        let send_request =
+            |index| ours::send_request(Rc::clone(&round), Rc::clone(&connection), index);
+        round.run(connection.engine(), send_request).await;
     });
 }

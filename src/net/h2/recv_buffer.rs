@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn any_turns_of_frames_and_reads_give_the_same_body() {
+    fn any_order_of_frames_and_reads_gives_the_same_body() {
         let mut random = Random::seeded(12);
         for round in 0..3_000 {
             let body = if round % 2 == 0 {
@@ -315,9 +315,9 @@ mod tests {
                         whole = true;
                     }
                 }
-                let mut room = [0; 500];
-                let room = &mut room[..random.below(500)];
-                let mut target = ReadBuf::new(room);
+                let mut buffer = [0; 500];
+                let buffer = &mut buffer[..random.below(500)];
+                let mut target = ReadBuf::new(buffer);
                 taken += recv_buffer.read(&mut target);
                 text.extend_from_slice(target.filled());
             }

@@ -212,7 +212,7 @@ mod tests {
     use super::*;
     use crate::base::clock;
 
-    const MS: Duration = Duration::from_millis(1);
+    const ONE_MS: Duration = Duration::from_millis(1);
 
     fn is_kept(windows: &RecvWindows, streams: u32) {
         let most = windows.first * streams + WINDOW_RESERVE_BYTES;
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn all_streams_have_room_and_a_connection_has_a_bound() {
+    fn all_streams_have_windows_and_a_connection_is_bounded() {
         for (streams, first, most) in [
             (1, 256 << 10, 7 << 20),
             (100, 64 << 10, 13 << 20),
@@ -273,7 +273,7 @@ mod tests {
     /// Uploads `count` bytes with an RTT of 100 ms, all read at once; returns the number of round
     /// trips.
     fn round_trips(windows: &mut RecvWindows, window: &mut RecvWindow, count: u32) -> u32 {
-        let rtt = 100 * MS;
+        let rtt = 100 * ONE_MS;
         let (mut now, mut credit, mut sent, mut trips) = (clock::now(), window.left, 0, 0);
         let mut probed = None;
         while sent < i64::from(count) {
@@ -335,11 +335,11 @@ mod tests {
         let mut now = clock::now();
         assert!(windows.begins_probe(now));
         assert!(!windows.begins_probe(now + PROBE_INTERVAL), "one at a time");
-        windows.finish_probe(now + MS);
+        windows.finish_probe(now + ONE_MS);
         assert!(!windows.begins_probe(now + PROBE_INTERVAL / 2));
         let mut window = windows.stream(true);
         let half = window.size as usize / 2;
-        for (unread, pause) in [(0, 3 * MS), (half, Duration::ZERO)] {
+        for (unread, pause) in [(0, 3 * ONE_MS), (half, Duration::ZERO)] {
             for _ in 0..100 {
                 assert!(window.consume(half) && window.release(half));
                 now += pause;

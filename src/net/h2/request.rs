@@ -113,11 +113,8 @@ pub(super) fn read(
     let (mut body, mut accept) = (BodyKind::None, None);
     match (is_socket, length, ends) {
         (true, None, _) => {
-            let key = key();
-            encode::upgrade(&mut text, b"websocket");
-            encode::field(&mut text, b"sec-websocket-key", key.as_bytes());
-            accept = Some(websocket::accept(key.as_bytes()).into());
             body = BodyKind::Raw;
+            accept = Some(write_handshake(&mut text, &key()));
         }
         // RFC 9113 sections 8.5 and 8.1.1: a tunnel has no content length, and the announced
         // content must follow.
@@ -134,6 +131,13 @@ pub(super) fn read(
         is_head: method == b"HEAD",
         accept,
     })
+}
+
+/// Writes the fields of a WebSocket handshake; returns the `Sec-WebSocket-Accept` for `key`.
+fn write_handshake(out: &mut Vec<u8>, key: &str) -> Box<str> {
+    encode::upgrade(out, b"websocket");
+    encode::field(out, b"sec-websocket-key", key.as_bytes());
+    websocket::accept(key.as_bytes()).into()
 }
 
 /// True if the head is within `limits`; `pseudo` of its fields are pseudo-header fields. Each field

@@ -10,7 +10,7 @@ use crate::{
     reason::Reason,
 };
 
-const LIMITS: HeadLimits = HeadLimits {
+const HEAD_LIMITS: HeadLimits = HeadLimits {
     fields: 40,
     bytes: 8 << 10,
 };
@@ -46,16 +46,18 @@ fn get(regular: &[(&str, &[u8])]) -> FieldList {
 
 /// Head as the engine parses it.
 fn read(fields: &FieldList, ends: bool) -> Result<(Http1Request, RequestHead), H2RequestError> {
-    let request = super::read(fields, ends, LIMITS, || "key".to_owned())?;
+    let request = super::read(fields, ends, HEAD_LIMITS, || "key".to_owned())?;
     let mut head = RequestHead {
         bytes: request.head.text.clone(),
         ..RequestHead::default()
     };
-    let whole = head.parse(LIMITS).map_err(|refusal| match refusal.reason {
-        Reason::RequestHeaderSectionSize => H2RequestError::TooLarge,
-        Reason::MethodNotAllowed => H2RequestError::MethodNotAllowed,
-        _ => H2RequestError::Malformed,
-    })?;
+    let whole = head
+        .parse(HEAD_LIMITS)
+        .map_err(|refusal| match refusal.reason {
+            Reason::RequestHeaderSectionSize => H2RequestError::TooLarge,
+            Reason::MethodNotAllowed => H2RequestError::MethodNotAllowed,
+            _ => H2RequestError::Malformed,
+        })?;
     assert!(whole, "a head that does not end");
     let length = head.bytes.len();
     assert_eq!(head.len, length, "something stands behind the head");
@@ -242,10 +244,10 @@ fn value(random: &mut Random) -> Vec<u8> {
 
 /// Parts of a request that must be preserved: method, target, host, and the other fields in any
 /// order.
-type Meaning = (String, String, String, Vec<(String, Vec<u8>)>);
+type RequestMeaning = (String, String, String, Vec<(String, Vec<u8>)>);
 
 /// Meaning of an HTTP/2 request, computed independently.
-fn meaning(sent: &FieldList) -> Meaning {
+fn meaning(sent: &FieldList) -> RequestMeaning {
     let trim = |value: &[u8]| value.trim_ascii().to_vec();
     let (mut fields, mut cookies, mut texts) = (Vec::new(), Vec::new(), HashMap::new());
     for (name, value) in sent.iter() {
@@ -275,7 +277,7 @@ fn meaning(sent: &FieldList) -> Meaning {
     )
 }
 
-fn meaning_of(head: &RequestHead) -> Meaning {
+fn meaning_of(head: &RequestHead) -> RequestMeaning {
     let text = |span| String::from_utf8(head.text(span).to_vec()).unwrap();
     let mut fields: Vec<_> = head
         .fields
@@ -292,6 +294,23 @@ fn meaning_of(head: &RequestHead) -> Meaning {
     )
 }
 
+/// Names of random fields.
+const FIELD_NAMES: [&str; 13] = [
+    "a",
+    "cookie",
+    "x-forwarded-for",
+    "x_a",
+    "te",
+    "connection",
+    "content-length",
+    "host",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+    "keep-alive",
+    "b",
+];
+
 #[test]
 fn a_request_means_the_same_afterwards_or_is_refused() {
     let seed = 0x9113;
@@ -307,25 +326,14 @@ fn a_request_means_the_same_afterwards_or_is_refused() {
             &["/", "/b?c=d", "/%20", "/;x", "*", "/a b", "http://x/", ""],
         );
         let authority = pick(&mut random, &["a", "a:80", "A", "u@a", "[::1]", "a b", ""]);
-        let names = [
-            "a",
-            "cookie",
-            "x-forwarded-for",
-            "x_a",
-            "te",
-            "connection",
-            "content-length",
-            "host",
-            "transfer-encoding",
-            "upgrade",
-            "http2-settings",
-            "keep-alive",
-            "b",
-        ];
         // The last names are refused; most rounds have none of them.
-        let known = if random.below(3) > 0 { 2 } else { names.len() };
+        let known = if random.below(3) > 0 {
+            2
+        } else {
+            FIELD_NAMES.len()
+        };
         let list: Vec<(&str, Vec<u8>)> = (0..random.below(6))
-            .map(|_| (names[random.below(known)], value(&mut random)))
+            .map(|_| (FIELD_NAMES[random.below(known)], value(&mut random)))
             .collect();
         let list: Vec<(&str, &[u8])> = list
             .iter()

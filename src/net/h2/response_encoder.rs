@@ -74,10 +74,10 @@ impl ResponseEncoder {
     }
 
     fn send_head(&mut self, connection: &Connection, id: u32, bytes: &[u8]) -> io::Result<()> {
-        let mut room = [MaybeUninit::uninit(); MAX_FIELDS];
+        let mut slots = [MaybeUninit::uninit(); MAX_FIELDS];
         let mut head = httparse::Response::new(&mut []);
         let parsed = httparse::ParserConfig::default()
-            .parse_response_with_uninit_headers(&mut head, bytes, &mut room);
+            .parse_response_with_uninit_headers(&mut head, bytes, &mut slots);
         let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, head.code) else {
             return Err(invalid("no response head"));
         };

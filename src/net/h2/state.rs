@@ -304,14 +304,15 @@ impl ConnectionState {
         };
         let mut buffer = PooledBuffer::take(BufferSize::Medium);
         let before = self.unread.len();
-        let Some((kept, room)) = buffer.split_at_mut_checked(before) else {
+        let Some((kept, free)) = buffer.split_at_mut_checked(before) else {
             return Poll::Ready(());
         };
-        match ready!(transport.poll_read_buf(cx, room)) {
+        match ready!(transport.poll_read_buf(cx, free)) {
             Ok(0) | Err(_) => self.abort(),
             Ok(count) => {
                 kept.copy_from_slice(&self.unread);
                 self.unread = Vec::new();
+                debug_assert!(before + count <= buffer.len(), "reads fit the buffer");
                 self.recv(buffer.get(..before + count).unwrap_or_default());
             }
         }
@@ -322,6 +323,7 @@ impl ConnectionState {
     pub(super) fn recv(&mut self, bytes: &[u8]) {
         self.read_at = None;
         let used = self.recv_frames(bytes);
+        debug_assert!(used <= bytes.len(), "a frame is not longer than its bytes");
         if self.close_reason.is_none() {
             self.unread = bytes.get(used..).unwrap_or_default().to_vec();
         }
@@ -505,12 +507,12 @@ impl ConnectionState {
         );
         let entry = self.sendable_entry(id).map_err(broken_pipe)?;
         let own = entry.send_window.available().min(share.available_to(entry));
-        let room = own.min(all).min(MAX_PAYLOAD_BYTES);
+        let capacity = own.min(all).min(MAX_PAYLOAD_BYTES);
         let start = self.out.len();
         self.out.extend_from_slice(&[0; frame::HEADER_BYTES]);
-        let filled = fill(&mut self.out, room);
+        let filled = fill(&mut self.out, capacity);
         let length = self.out.len() - start - frame::HEADER_BYTES;
-        debug_assert!(length <= room, "windows are kept");
+        debug_assert!(length <= capacity, "windows are kept");
         let (value, ends) = match filled {
             Ok(filled) if filled.1 || length > 0 => filled,
             nothing => {

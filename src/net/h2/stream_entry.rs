@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_is_not_read_leaves_room_to_others_and_alone_it_has_all() {
+    fn an_unread_stream_leaves_window_to_others_and_alone_it_has_all() {
         let mut stuck: Vec<StreamEntry> = Vec::new();
         let mut left = 65_535;
         for _ in 0..5 {
@@ -193,18 +193,18 @@ mod tests {
                     left,
                     unacknowledged: Some(65_535 - left),
                 };
-                let room = sent.available_to(&entry).min(1_000);
-                if room == 0 {
+                let capacity = sent.available_to(&entry).min(1_000);
+                if capacity == 0 {
                     break;
                 }
-                entry.unacknowledged += room;
-                left -= room;
+                entry.unacknowledged += capacity;
+                left -= capacity;
             }
-            assert!(left > 0, "room for another one");
+            assert!(left > 0, "capacity for another one");
             stuck.push(entry);
         }
         let (entry, left) = (stuck.remove(0), 100);
-        let room = |unacknowledged| {
+        let capacity = |unacknowledged| {
             let share = WindowShare {
                 left,
                 unacknowledged,
@@ -212,13 +212,13 @@ mod tests {
             share.available_to(&entry)
         };
         assert_eq!(
-            [room(None), room(Some(0)), room(Some(65_435))],
+            [capacity(None), capacity(Some(0)), capacity(Some(65_435))],
             [100, 80, 0]
         );
     }
 
     #[test]
-    fn windows_can_be_below_nothing_but_not_beyond_the_largest() {
+    fn windows_can_be_negative_but_not_above_the_maximum() {
         let mut window = SendWindow::new(100);
         window.consume(100);
         assert!(window.adjust(-50));

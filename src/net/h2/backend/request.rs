@@ -37,10 +37,10 @@ pub(super) fn read<T>(
     bytes: &[u8],
     send: impl FnOnce(TokenizedRequest<'_, '_>) -> io::Result<T>,
 ) -> io::Result<T> {
-    let mut room = [MaybeUninit::uninit(); MAX_FIELDS];
+    let mut slots = [MaybeUninit::uninit(); MAX_FIELDS];
     let mut head = httparse::Request::new(&mut []);
     let parsed = httparse::ParserConfig::default()
-        .parse_request_with_uninit_headers(&mut head, bytes, &mut room);
+        .parse_request_with_uninit_headers(&mut head, bytes, &mut slots);
     let (Ok(httparse::Status::Complete(_)), Some(method), Some(target)) =
         (parsed, head.method, head.path)
     else {

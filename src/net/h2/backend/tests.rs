@@ -30,15 +30,15 @@ fn list(block: &[u8]) -> FieldList {
 }
 
 /// Fields of a request, the kind of its content, and the responses that it allows.
-fn asked(text: &str) -> io::Result<(Vec<String>, &'static str, ResponseExpectation)> {
-    request::read(text.as_bytes(), |mut asked| {
+fn read_request(text: &str) -> io::Result<(Vec<String>, &'static str, ResponseExpectation)> {
+    request::read(text.as_bytes(), |mut request| {
         let mut block = Vec::new();
-        asked.write(&mut block, true);
+        request.write(&mut block, true);
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         let fields = list(&block);
         let lines = fields.iter();
         let lines = lines.map(|(name, value)| format!("{}: {}", text(name), text(value)));
-        let content = match asked.content {
+        let content = match request.content {
             BodyEncoder::Done => "nothing",
             BodyEncoder::Body(..) => "body",
             BodyEncoder::Raw => "raw",
@@ -46,14 +46,14 @@ fn asked(text: &str) -> io::Result<(Vec<String>, &'static str, ResponseExpectati
         Ok((
             lines.collect(),
             content,
-            std::mem::take(&mut asked.expected),
+            std::mem::take(&mut request.expected),
         ))
     })
 }
 
 #[test]
 fn a_request_is_the_same_in_pseudo_fields() {
-    let (lines, content, expected) = asked("PUT /a?b=%20 HTTP/1.1\r\nHost: h.example:81\r\nX-A: 1\r\nx-a: 2\r\nTE: trailers\r\nConnection: close\r\nContent-Length: 3\r\n\r\n").unwrap();
+    let (lines, content, expected) = read_request("PUT /a?b=%20 HTTP/1.1\r\nHost: h.example:81\r\nX-A: 1\r\nx-a: 2\r\nTE: trailers\r\nConnection: close\r\nContent-Length: 3\r\n\r\n").unwrap();
     assert_eq!(
         lines,
         [
@@ -81,13 +81,13 @@ fn what_follows_a_request_is_what_its_fields_say() {
         ("Connection: upgrade\r\nUpgrade: websocket\r\n", "raw"),
     ] {
         let text = format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
-        assert_eq!(asked(&text).unwrap().1, expected, "{fields}");
+        assert_eq!(read_request(&text).unwrap().1, expected, "{fields}");
     }
 }
 
 #[test]
 fn a_websocket_is_asked_for_by_extended_connect() {
-    let (lines, _, expected) = asked("GET /chat HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n").unwrap();
+    let (lines, _, expected) = read_request("GET /chat HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n").unwrap();
     assert_eq!(
         lines,
         [
@@ -109,7 +109,7 @@ fn a_websocket_is_asked_for_by_extended_connect() {
 fn targets_that_no_uri_has_are_refused_and_never_changed() {
     for byte in 0x21..=0x7e_u8 {
         let target = format!("/a{}b?c{0}d", char::from(byte));
-        match asked(&format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n")) {
+        match read_request(&format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n")) {
             Ok((lines, ..)) => assert_eq!(lines[2], format!(":path: {target}")),
             Err(error) => {
                 assert!(super::is_inexpressible(&error));
@@ -118,14 +118,15 @@ fn targets_that_no_uri_has_are_refused_and_never_changed() {
         }
     }
     for target in ["*", "/", "/?", "//a", "/a//b", "/..", "/%2e", "/{a|b}"] {
-        let (lines, ..) = asked(&format!("OPTIONS {target} HTTP/1.1\r\nHost: h\r\n\r\n")).unwrap();
+        let (lines, ..) =
+            read_request(&format!("OPTIONS {target} HTTP/1.1\r\nHost: h\r\n\r\n")).unwrap();
         assert_eq!(lines[2], format!(":path: {target}"));
     }
-    let (lines, ..) = asked("GET / HTTP/1.1\r\nHost:\r\n\r\n").unwrap();
+    let (lines, ..) = read_request("GET / HTTP/1.1\r\nHost:\r\n\r\n").unwrap();
     assert_eq!(lines.len(), 3, "{lines:?}");
 }
 
-fn answer(
+fn read_response(
     status: &str,
     fields: &[(&str, &str)],
     ends: bool,
@@ -139,84 +140,59 @@ fn answer(
     response::read(&list(&block), ends, expected)
 }
 
+const WITH_LENGTH: &[(&str, &str)] = &[("content-length", "5")];
+const WITH_TRAILER: &[(&str, &str)] = &[("content-length", "5"), ("trailer", "x")];
+
+/// Status, fields, end of the stream, HEAD; kind of content, framing.
+type FramedResponse = (
+    u16,
+    &'static [(&'static str, &'static str)],
+    bool,
+    bool,
+    BodyKind,
+    ResponseFraming,
+);
+
+const FRAMED_RESPONSES: [FramedResponse; 10] = {
+    use BodyKind as Kind;
+    use ResponseFraming as Framing;
+    const EMPTY: Framing = Framing::Length(0);
+    [
+        (200, &[], false, false, Kind::Chunked, Framing::Chunked),
+        (200, &[], true, false, Kind::None, EMPTY),
+        (
+            200,
+            WITH_LENGTH,
+            false,
+            false,
+            Kind::Chunked,
+            Framing::Chunked,
+        ),
+        (
+            200,
+            WITH_TRAILER,
+            false,
+            false,
+            Kind::Chunked,
+            Framing::Chunked,
+        ),
+        (200, WITH_LENGTH, true, true, Kind::None, Framing::None),
+        (200, &[], false, true, Kind::None, Framing::None),
+        (204, &[], true, false, Kind::None, Framing::None),
+        (204, &[], false, false, Kind::None, Framing::None),
+        (304, WITH_LENGTH, true, false, Kind::None, Framing::None),
+        (599, &[], true, false, Kind::None, EMPTY),
+    ]
+};
+
 #[test]
 fn a_response_is_framed_as_the_engine_reads_it() {
-    const LENGTH: &[(&str, &str)] = &[("content-length", "5")];
-    const TRAILER: &[(&str, &str)] = &[("content-length", "5"), ("trailer", "x")];
-    let table = [
-        (
-            200,
-            &[][..],
-            false,
-            false,
-            BodyKind::Chunked,
-            ResponseFraming::Chunked,
-        ),
-        (
-            200,
-            &[],
-            true,
-            false,
-            BodyKind::None,
-            ResponseFraming::Length(0),
-        ),
-        (
-            200,
-            LENGTH,
-            false,
-            false,
-            BodyKind::Chunked,
-            ResponseFraming::Chunked,
-        ),
-        (
-            200,
-            TRAILER,
-            false,
-            false,
-            BodyKind::Chunked,
-            ResponseFraming::Chunked,
-        ),
-        (
-            200,
-            LENGTH,
-            true,
-            true,
-            BodyKind::None,
-            ResponseFraming::None,
-        ),
-        (200, &[], false, true, BodyKind::None, ResponseFraming::None),
-        (204, &[], true, false, BodyKind::None, ResponseFraming::None),
-        (
-            204,
-            &[],
-            false,
-            false,
-            BodyKind::None,
-            ResponseFraming::None,
-        ),
-        (
-            304,
-            LENGTH,
-            true,
-            false,
-            BodyKind::None,
-            ResponseFraming::None,
-        ),
-        (
-            599,
-            &[],
-            true,
-            false,
-            BodyKind::None,
-            ResponseFraming::Length(0),
-        ),
-    ];
-    for (status, fields, ends, is_head, body, framing) in table {
+    for (status, fields, ends, is_head, body, framing) in FRAMED_RESPONSES {
         let expected = ResponseExpectation {
             is_head,
             accept: None,
         };
-        let read = answer(&status.to_string(), fields, ends, &expected).unwrap();
+        let read = read_response(&status.to_string(), fields, ends, &expected).unwrap();
         let ReceivedHead::Final(found) = read else {
             panic!("{status} is final")
         };
@@ -254,14 +230,14 @@ fn what_is_no_response_of_http2_is_refused() {
         ("200", &[("te", "trailers")], true),
         ("103", &[("connection", "x")], false),
     ] {
-        let read = answer(status, fields, ends, &ResponseExpectation::default());
+        let read = read_response(status, fields, ends, &ResponseExpectation::default());
         assert!(read.is_err(), "{status} {fields:?}");
     }
     assert!(response::read(&list(&[]), true, &ResponseExpectation::default()).is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quiet_connection_is_kept_as_long_as_its_backend_is_there() {
+async fn a_silent_connection_is_kept_while_its_backend_answers_probes() {
     for is_there in [true, false] {
         let (own, mut peer) = UnixStream::pair().unwrap();
         let mut frames = Vec::new();

@@ -26,12 +26,12 @@ use crate::{
     pool::Pool,
 };
 
-const LIMITS: request::HeadLimits = request::HeadLimits {
+const HEAD_LIMITS: request::HeadLimits = request::HeadLimits {
     fields: 40,
     bytes: 8 << 10,
 };
 /// Concurrent streams.
-pub(super) const MOST: usize = 10;
+pub(super) const MAX_STREAMS: usize = 10;
 
 /// Creates a pair of sockets with random buffer sizes.
 pub(super) fn sockets(round: &InteropRound) -> (UnixStream, Stream) {
@@ -49,45 +49,46 @@ pub(super) fn sockets(round: &InteropRound) -> (UnixStream, Stream) {
 
 /// Creates and drives a client's connection, whose requests are served.
 pub(super) fn serve(round: &Rc<InteropRound>, stream: Stream) -> Rc<Connection> {
-    let connection = Connection::of_client(stream, &[], LIMITS, MOST, Random::seeded(1));
+    let connection =
+        Connection::of_client(stream, &[], HEAD_LIMITS, MAX_STREAMS, Random::seeded(1));
     let (ours, round) = (Rc::clone(&connection), Rc::clone(round));
     drop(spawn_local(async move {
-        while let Some(asked) = poll_fn(|cx| ours.poll(cx)).await {
-            let incoming = IncomingStream::new(Rc::clone(&ours), asked);
-            answer(&round, incoming);
+        while let Some(incoming_request) = poll_fn(|cx| ours.poll(cx)).await {
+            let incoming = IncomingStream::new(Rc::clone(&ours), incoming_request);
+            respond(&round, incoming);
         }
     }));
     connection
 }
 
-fn answer(round: &Rc<InteropRound>, incoming: IncomingStream) {
+fn respond(round: &Rc<InteropRound>, incoming: IncomingStream) {
     assert_eq!(incoming.refusal(), None);
     let declared = incoming.declared_length();
     // The head is there with the stream.
-    let mut room = [0; 9_000];
-    let mut target = ReadBuf::new(&mut room);
+    let mut buffer = [0; 9_000];
+    let mut target = ReadBuf::new(&mut buffer);
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     assert!(incoming.poll_read(&mut cx, &mut target).is_ready());
     let mut head = request::RequestHead {
         bytes: target.filled().to_vec(),
         ..request::RequestHead::default()
     };
-    assert_eq!(head.parse(LIMITS), Ok(true));
+    assert_eq!(head.parse(HEAD_LIMITS), Ok(true));
     let index = InteropRound::index(str::from_utf8(head.text(head.target)).unwrap());
     let decoder = match head.framing {
         request::RequestFraming::None => BodyDecoder::Length(0),
         request::RequestFraming::Length(length) => BodyDecoder::Length(length),
         request::RequestFraming::Chunked => BodyDecoder::chunked(response::RESPONSE_LIMITS),
     };
-    let rest = head.bytes[head.len..].to_vec();
+    let pause = head.bytes[head.len..].to_vec();
     let plan = round.plans[index].clone();
     let length = (!plan.up.is_chunked && !plan.up.is_nothing()).then_some(plan.up.length as u64);
     assert_eq!(declared, length);
     round.serve(index, async move {
         let pace = SidePacer::new(&plan, InteropSide::Server);
-        pace.moves(rest.len());
+        pace.moves(pause.len());
         let text = message("HTTP/1.1 200 OK\r\n", plan.down, &pace);
-        let read = read_body(&incoming, rest, decoder, plan.up, &pace);
+        let read = read_body(&incoming, pause, decoder, plan.up, &pace);
         pace.both(read, write(&incoming, &text, &pace)).await
     });
 }
@@ -98,7 +99,7 @@ pub(super) async fn connect(stream: Stream) -> Rc<H2Connection> {
     let loaded = parse("a.yaml".as_ref(), text, &NoFiles).unwrap();
     let pool = Pool::new(&loaded.config.pools[0], None, clock::now());
     let state = Arc::clone(&pool.backends[0].state);
-    let deadline = clock::now() + super::PATIENCE;
+    let deadline = clock::now() + super::ROUND_TIMEOUT;
     let (connection, driver) =
         H2Connection::open(stream, Some(&state), 100, Rc::default(), deadline)
             .await
@@ -108,7 +109,7 @@ pub(super) async fn connect(stream: Stream) -> Rc<H2Connection> {
 }
 
 /// Sends a request by its plan.
-pub(super) async fn ask(
+pub(super) async fn send_request(
     round: Rc<InteropRound>,
     connection: Rc<H2Connection>,
     index: usize,
@@ -155,15 +156,15 @@ fn message(first: &str, body: BodyPlan, pace: &SidePacer) -> Vec<u8> {
 }
 
 async fn write(stream: &impl Http1Adapter, text: &[u8], pace: &SidePacer) -> DirectionEnd {
-    let mut rest = text;
-    while !rest.is_empty() {
-        pace.rest().await;
-        let part = &rest[..pace.size().min(rest.len())];
+    let mut pause = text;
+    while !pause.is_empty() {
+        pace.pause().await;
+        let part = &pause[..pace.size().min(pause.len())];
         let Ok(count) = poll_fn(|cx| stream.poll_write(cx, part)).await else {
             return DirectionEnd::Broken;
         };
-        rest = &rest[count..];
-        pace.has_sent.set(rest.is_empty());
+        pause = &pause[count..];
+        pace.has_sent.set(pause.is_empty());
         if pace.moves(count) {
             return DirectionEnd::Stopped;
         }
@@ -177,9 +178,9 @@ async fn read(
     text: &mut Vec<u8>,
     pace: &SidePacer,
 ) -> Result<usize, DirectionEnd> {
-    pace.rest().await;
-    let mut room = vec![0; pace.size()];
-    let mut target = ReadBuf::new(&mut room);
+    pace.pause().await;
+    let mut buffer = vec![0; pace.size()];
+    let mut target = ReadBuf::new(&mut buffer);
     let read = poll_fn(|cx| stream.poll_read(cx, &mut target)).await;
     let bytes = target.filled();
     text.extend(bytes);
@@ -210,8 +211,8 @@ async fn read_response(
         response::ResponseFraming::Chunked => BodyDecoder::chunked(response::RESPONSE_LIMITS),
         response::ResponseFraming::UntilClose => panic!("HTTP/2 has no such body"),
     };
-    let rest = text.split_off(head.len);
-    read_body(stream, rest, decoder, body, pace).await
+    let pause = text.split_off(head.len);
+    read_body(stream, pause, decoder, body, pace).await
 }
 
 /// Reads to the end; `text` is the beginning of the body.

@@ -12,14 +12,14 @@ use super::{BodyPlan, DirectionEnd, InteropRound, InteropSide, SidePacer, Stream
 pub(super) type H2Sender = client::SendRequest<Bytes>;
 
 /// More resets than a round has.
-const RESETS: usize = 1_000;
+const MAX_RESETS: usize = 1_000;
 
 pub(super) async fn connect(round: &Rc<InteropRound>, socket: UnixStream) -> H2Sender {
     let (sender, mut connection) = client::Builder::new()
         .initial_window_size(round.window.get())
         .initial_connection_window_size(round.window.get())
-        .initial_max_send_streams(ours::MOST)
-        .max_concurrent_reset_streams(RESETS)
+        .initial_max_send_streams(ours::MAX_STREAMS)
+        .max_concurrent_reset_streams(MAX_RESETS)
         .handshake(socket)
         .await
         .unwrap();
@@ -36,7 +36,11 @@ pub(super) async fn connect(round: &Rc<InteropRound>, socket: UnixStream) -> H2S
 }
 
 /// Sends a request by its plan.
-pub(super) async fn ask(round: Rc<InteropRound>, sender: H2Sender, index: usize) -> StreamOutcome {
+pub(super) async fn send_request(
+    round: Rc<InteropRound>,
+    sender: H2Sender,
+    index: usize,
+) -> StreamOutcome {
     let plan = &round.plans[index];
     let pace = SidePacer::new(plan, InteropSide::Client);
     let mut sender = sender.ready().await.unwrap();
@@ -74,9 +78,9 @@ pub(super) fn serve(round: &Rc<InteropRound>, socket: UnixStream) {
         let mut connection = server::Builder::new()
             .initial_window_size(round.window.get())
             .initial_connection_window_size(round.window.get())
-            .max_concurrent_streams(ours::MOST as u32)
-            .max_concurrent_reset_streams(RESETS)
-            .max_pending_accept_reset_streams(RESETS)
+            .max_concurrent_streams(ours::MAX_STREAMS as u32)
+            .max_concurrent_reset_streams(MAX_RESETS)
+            .max_pending_accept_reset_streams(MAX_RESETS)
             .handshake(socket)
             .await
             .unwrap();
@@ -88,7 +92,7 @@ pub(super) fn serve(round: &Rc<InteropRound>, socket: UnixStream) {
             });
             while let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 match accepted {
-                    Some(accepted) => answer(&round, accepted.unwrap()),
+                    Some(accepted) => respond(&round, accepted.unwrap()),
                     None => return Poll::Ready(()),
                 }
             }
@@ -98,7 +102,7 @@ pub(super) fn serve(round: &Rc<InteropRound>, socket: UnixStream) {
     }));
 }
 
-fn answer(
+fn respond(
     round: &Rc<InteropRound>,
     (request, mut respond): (Request<RecvStream>, server::SendResponse<Bytes>),
 ) {
@@ -106,7 +110,7 @@ fn answer(
     let plan = round.plans[index].clone();
     round.serve(index, async move {
         let pace = SidePacer::new(&plan, InteropSide::Server);
-        pace.rest().await;
+        pace.pause().await;
         let mut response = Response::builder();
         if !plan.down.is_chunked {
             response = response.header("content-length", plan.down.length);
@@ -145,13 +149,13 @@ fn finish(stream: &mut SendStream<Bytes>, seen: StreamOutcome) {
 async fn write(stream: &mut SendStream<Bytes>, body: BodyPlan, pace: &SidePacer) -> DirectionEnd {
     let mut place = 0;
     while place < body.length {
-        pace.rest().await;
+        pace.pause().await;
         stream.reserve_capacity(pace.size().min(body.length - place));
-        let room = poll_fn(|cx| stream.poll_capacity(cx)).await;
-        let Some(Ok(room)) = room else {
+        let capacity = poll_fn(|cx| stream.poll_capacity(cx)).await;
+        let Some(Ok(capacity)) = capacity else {
             return DirectionEnd::Broken;
         };
-        let part = body.part(place, room);
+        let part = body.part(place, capacity);
         let count = part.len();
         place += count;
         let is_end = place == body.length && !body.has_trailers;
@@ -187,7 +191,7 @@ async fn read(mut stream: RecvStream, body: BodyPlan, pace: &SidePacer) -> Direc
         body.check(&mut place, &data);
         let first = pace.below(data.len() + 1);
         for part in [first, data.len() - first] {
-            pace.rest().await;
+            pace.pause().await;
             let released = stream.flow_control().release_capacity(part);
             released.unwrap();
         }

@@ -1,35 +1,37 @@
-//! What the frames of a client say, read the plain way.
+//! Frames that a client sends, interpreted independently of the code under test.
 
 use std::collections::HashMap;
 
 use balancer::http2::frame::{
-    Frame, HEADER_BYTES, INITIAL_WINDOW, MAX_WINDOW_SIZE, MAX_PAYLOAD_BYTES, flag, kind, setting, settings, u31,
+    Frame, HEADER_BYTES, INITIAL_WINDOW, MAX_PAYLOAD_BYTES, MAX_WINDOW_SIZE, flag, kind, setting,
+    settings, u31,
 };
 
-/// A stream as its client sees it.
+/// Stream as its client sees it.
 #[derive(Default)]
-pub struct Asked {
-    /// Of all its DATA frames up to the end.
+pub struct SentRequest {
+    /// Content of all DATA frames up to the end.
     pub content: Vec<u8>,
-    /// Length of all its DATA frames.
+    /// Length of all DATA frames.
     pub length: u64,
     pub has_end: bool,
-    /// By how much its window was opened.
+    /// Sum of the WINDOW_UPDATEs.
     opened: i64,
 }
 
-/// Whatever a client has said. Of what is wrong only that is left out which nobody could read any further.
-pub struct Said {
+/// All frames of a client; of invalid ones only those are skipped after which nothing could be
+/// parsed.
+pub struct SentFrames {
     rest: Vec<u8>,
     is_over: bool,
-    pub streams: HashMap<u32, Asked>,
+    pub streams: HashMap<u32, SentRequest>,
     opened: i64,
     initial: i64,
-    /// The largest that `initial` has been since all was done that had been said before.
+    /// Largest value of `initial` since all earlier frames took effect.
     largest: i64,
 }
 
-impl Said {
+impl SentFrames {
     pub fn new() -> Self {
         Self {
             rest: Vec::new(),
@@ -41,7 +43,7 @@ impl Said {
         }
     }
 
-    /// The client has sent `bytes`.
+    /// Adds bytes that the client has sent.
     pub fn add(&mut self, bytes: &[u8]) {
         let mut all = std::mem::take(&mut self.rest);
         all.extend_from_slice(bytes);
@@ -59,12 +61,12 @@ impl Said {
         self.rest = rest.to_vec();
     }
 
-    /// All that was said has been done.
+    /// Marks all frames sent so far as effective.
     pub fn settle(&mut self) {
         self.largest = self.initial;
     }
 
-    /// The client says nothing more: what is there of a frame counts if that is content.
+    /// Ends the input: content of an incomplete DATA frame counts.
     pub fn finish(&mut self) {
         let rest = std::mem::take(&mut self.rest);
         if let Some(frame) =
@@ -123,19 +125,19 @@ impl Said {
         stream.has_end = ends;
     }
 
-    /// The most that a stream, and the connection, can have been sent.
+    /// Most bytes that a stream, and the connection, can have received.
     pub fn most(&self, id: u32) -> (i64, i64) {
         let opened = self.streams.get(&id).map_or(0, |stream| stream.opened);
         (self.largest + opened, self.opened)
     }
 
-    /// What a stream, and the connection, may be sent by what is in force now.
+    /// Bytes that a stream, and the connection, may receive now.
     pub fn allowed(&self, id: u32) -> (i64, i64) {
         let opened = self.streams.get(&id).map_or(0, |stream| stream.opened);
         (self.initial + opened, self.opened)
     }
 
-    /// The length of all DATA frames.
+    /// Length of all DATA frames.
     pub fn length(&self) -> u64 {
         self.streams.values().map(|stream| stream.length).sum()
     }

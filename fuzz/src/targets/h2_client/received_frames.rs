@@ -1,54 +1,55 @@
-//! What a client gets: a sequence of frames that RFC 9113 allows, within the windows that the client has opened.
+//! Frames that a client receives: a sequence that RFC 9113 allows, within the windows of the
+//! client.
 
 use std::collections::HashMap;
 
 use balancer::http2::{
     frame::{Frame, HEADER_BYTES, INITIAL_WINDOW, MAX_PAYLOAD_BYTES, flag, kind, u32_at},
-    hpack::{HpackDecoder, FieldList, SizeLimits},
+    hpack::{FieldList, HpackDecoder, SizeLimits},
 };
 
-use super::said::Said;
+use super::sent_frames::SentFrames;
 
-/// Beyond any answer.
-const LIMITS: SizeLimits = SizeLimits {
+/// Beyond any response.
+const MAX_FIELDS: SizeLimits = SizeLimits {
     kept: 1 << 20,
     decoded: 1 << 20,
 };
 
-/// A response as far as it has come.
+/// Received part of a response.
 #[derive(Default)]
-pub struct Response {
-    /// What the field `x-index` says.
+pub struct ReceivedResponse {
+    /// Value of the field `x-index`.
     pub index: Option<usize>,
     pub content: Vec<u8>,
     pub has_end: bool,
     pub is_reset: bool,
-    /// Its final head has come.
+    /// The final head was received.
     is_begun: bool,
-    /// By how much the window of the request was opened.
+    /// Sum of the WINDOW_UPDATEs for the request.
     opened: u64,
 }
 
-/// A field block that goes on.
-struct Block {
+/// Incomplete field block.
+struct PartialBlock {
     stream: u32,
     ends: bool,
     bytes: Vec<u8>,
 }
 
-/// All that has come.
-pub struct Heard {
+/// All frames received so far.
+pub struct ReceivedFrames {
     rest: Vec<u8>,
     decoder: HpackDecoder,
-    block: Option<Block>,
-    pub streams: HashMap<u32, Response>,
+    block: Option<PartialBlock>,
+    pub streams: HashMap<u32, ReceivedResponse>,
     content: i64,
     opened: u64,
-    is_greeted: bool,
+    settings_received: bool,
     has_goaway: bool,
 }
 
-impl Heard {
+impl ReceivedFrames {
     pub fn new() -> Self {
         Self {
             rest: Vec::new(),
@@ -57,37 +58,40 @@ impl Heard {
             streams: HashMap::new(),
             content: 0,
             opened: INITIAL_WINDOW.into(),
-            is_greeted: false,
+            settings_received: false,
             has_goaway: false,
         }
     }
 
-    /// `bytes` have come after the client has said `said`.
-    pub fn add(&mut self, bytes: &[u8], said: &Said) {
+    /// Checks `bytes`, received after the client has sent `sent`.
+    pub fn add(&mut self, bytes: &[u8], sent: &SentFrames) {
         let mut all = std::mem::take(&mut self.rest);
         all.extend_from_slice(bytes);
         let mut rest = &all[..];
         while let Some(frame) = Frame::read(rest) {
-            assert!(frame.length <= MAX_PAYLOAD_BYTES, "a frame that is too large");
+            assert!(
+                frame.length <= MAX_PAYLOAD_BYTES,
+                "a frame that is too large"
+            );
             let Some(payload) = rest.get(HEADER_BYTES..HEADER_BYTES + frame.length) else {
                 break;
             };
-            self.frame(frame, payload, said);
+            self.frame(frame, payload, sent);
             rest = &rest[HEADER_BYTES + frame.length..];
         }
         self.rest = rest.to_vec();
     }
 
-    /// Nothing more comes; `is_cut`: and that in the middle.
-    pub fn finish(&self, is_cut: bool, window: u64, growth: u64, said: &Said) {
+    /// Checks the end; `is_cut`: frames may be incomplete.
+    pub fn finish(&self, is_cut: bool, window: u64, growth: u64, sent: &SentFrames) {
         assert!(is_cut || self.rest.is_empty(), "half a frame");
         assert!(is_cut || self.block.is_none(), "half a field block");
         assert!(
-            self.opened <= window + said.length(),
+            self.opened <= window + sent.length(),
             "the window of the connection grows"
         );
         let grown = self.streams.iter().map(|(id, stream)| {
-            let length = said.streams.get(id).map_or(0, |asked| asked.length);
+            let length = sent.streams.get(id).map_or(0, |request| request.length);
             stream.opened.saturating_sub(length)
         });
         assert!(
@@ -96,26 +100,26 @@ impl Heard {
         );
     }
 
-    /// Something may be sent on the stream.
-    pub fn has_room(&self, id: u32, said: &Said) -> bool {
-        let (stream, connection) = said.allowed(id);
+    /// True if the windows allow sending on the stream.
+    pub fn has_room(&self, id: u32, sent: &SentFrames) -> bool {
+        let (stream, connection) = sent.allowed(id);
         let sent = self.streams.get(&id).map_or(0, |it| it.content.len());
         stream > sent as i64 && connection > self.content
     }
 
-    fn frame(&mut self, frame: Frame, payload: &[u8], said: &Said) {
+    fn frame(&mut self, frame: Frame, payload: &[u8], sent: &SentFrames) {
         let is_settings = frame.kind == kind::SETTINGS && !frame.has(flag::ACK);
         assert_eq!(
-            is_settings, !self.is_greeted,
+            is_settings, !self.settings_received,
             "settings come first and once"
         );
-        self.is_greeted = true;
+        self.settings_received = true;
         assert_eq!(
             frame.kind == kind::CONTINUATION,
             self.block.is_some(),
             "a block is in frames that follow each other"
         );
-        // A window may be opened by what is let go at the end.
+        // Closing may release content, and so update a window.
         assert!(
             !self.has_goaway || frame.kind == kind::WINDOW_UPDATE,
             "more after the end"
@@ -134,7 +138,7 @@ impl Heard {
         };
         assert!(is_good, "{frame:?}");
         match frame.kind {
-            kind::DATA => self.data(frame, payload, said),
+            kind::DATA => self.data(frame, payload, sent),
             kind::HEADERS | kind::CONTINUATION => self.fields(frame, payload),
             kind::RST_STREAM => self.streams.entry(frame.stream).or_default().is_reset = true,
             kind::GOAWAY => self.has_goaway = true,
@@ -153,15 +157,15 @@ impl Heard {
         }
     }
 
-    fn data(&mut self, frame: Frame, payload: &[u8], said: &Said) {
+    fn data(&mut self, frame: Frame, payload: &[u8], sent: &SentFrames) {
         assert_eq!(frame.flags & !flag::END_STREAM, 0);
         let stream = self.streams.entry(frame.stream).or_default();
         assert!(stream.is_begun && !stream.has_end && !stream.is_reset);
         stream.content.extend_from_slice(payload);
         stream.has_end = frame.has(flag::END_STREAM);
         self.content += payload.len() as i64;
-        let (most, of_all) = said.most(frame.stream);
-        // The end alone needs no window.
+        let (most, of_all) = sent.most(frame.stream);
+        // END_STREAM without content needs no window.
         if !payload.is_empty() {
             assert!(stream.content.len() as i64 <= most, "beyond the window");
             assert!(self.content <= of_all, "beyond that of the connection");
@@ -171,7 +175,7 @@ impl Heard {
     fn fields(&mut self, frame: Frame, payload: &[u8]) {
         let allowed = flag::END_HEADERS | flag::END_STREAM;
         assert_eq!(frame.flags & !allowed, 0);
-        let mut block = self.block.take().unwrap_or(Block {
+        let mut block = self.block.take().unwrap_or(PartialBlock {
             stream: frame.stream,
             ends: frame.has(flag::END_STREAM),
             bytes: Vec::new(),
@@ -184,7 +188,7 @@ impl Heard {
         }
         let mut fields = FieldList::default();
         self.decoder
-            .decode(&block.bytes, LIMITS, &mut fields)
+            .decode(&block.bytes, MAX_FIELDS, &mut fields)
             .expect("a field block");
         let stream = self.streams.entry(block.stream).or_default();
         assert!(!stream.has_end && !stream.is_reset);
@@ -193,8 +197,8 @@ impl Heard {
     }
 }
 
-impl Response {
-    /// A head or trailers.
+impl ReceivedResponse {
+    /// Checks a head or trailers.
     fn section(&mut self, fields: &FieldList, ends: bool) {
         let mut pseudo = 0;
         for (name, _) in fields.iter() {
