@@ -94,6 +94,7 @@ impl ClientHelloParser {
     /// Parses as [`parse`] does; `bytes` begin with all bytes of the calls before.
     pub fn parse(&mut self, bytes: &[u8]) -> Result<Option<ParsedClientHello>, ClientHelloError> {
         let seen = bytes.get(..MAX_HELLO_BYTES).unwrap_or(bytes);
+        debug_assert!(self.position <= seen.len(), "not the bytes of before");
         while let Some(record) = record(
             seen.get(self.position..).unwrap_or_default(),
             self.position == 0,

@@ -38,7 +38,8 @@ pub(super) struct ClientHelloPrefix {
 }
 
 /// Refusal of a connection that was to be passed on.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
 pub(super) struct PassthroughError {
     /// Cause in the metrics; `None` if the client did nothing wrong.
     pub(super) fault: Option<HandshakeFailure>,

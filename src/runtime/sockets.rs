@@ -48,8 +48,11 @@ pub(super) struct PreparedSockets {
 }
 
 /// A socket that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
 pub(super) struct SocketError {
     pub(super) key: SocketKey,
+    #[source]
     pub(super) error: BindError,
 }
 

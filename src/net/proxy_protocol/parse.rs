@@ -72,6 +72,7 @@ fn text(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, ProxyHeaderError> 
         return match line.get(end..) {
             Some([b'\r']) if line.len() < MAX_TEXT_BYTES => Ok(None),
             Some([b'\r', b'\n', ..]) => {
+                debug_assert!(end >= TEXT_START.len(), "the start holds no line end");
                 let words = line.get(TEXT_START.len()..end).unwrap_or_default();
                 Ok(Some((text_words(words)?, end + 2)))
             }

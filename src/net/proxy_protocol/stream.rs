@@ -43,6 +43,7 @@ pub async fn receive_header(
         poll_fn(|cx| stream.poll_read_ready(cx)).await?;
         let before = seen.len();
         let wanted = parse::whole_length(&seen).unwrap_or(FIRST_PEEK_BYTES);
+        debug_assert!(wanted > before, "the header was whole before");
         seen.resize(wanted, 0);
         let space = seen.get_mut(before..).unwrap_or_default();
         let count = match stream.try_peek(space) {

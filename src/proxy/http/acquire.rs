@@ -24,9 +24,12 @@ use crate::{
 };
 
 /// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum AcquireError {
-    Backend(AttemptError),
+    #[error("{0}")]
+    Backend(#[source] AttemptError),
     /// The client is gone, or the time for the whole exchange is over.
+    #[error("{0}")]
     Client(Reason),
 }
 

@@ -61,11 +61,15 @@ pub(super) enum AttemptOutcome {
 }
 
 /// Why there is no response head.
+#[derive(Debug, thiserror::Error)]
 enum ResponseError {
+    #[error("{1}")]
     Backend(Reason, String),
     /// A limit of ours on what a backend may send: the backend is not to blame.
+    #[error("{1}")]
     Limit(Reason, String),
     /// No backend is to blame, and there is no further try.
+    #[error("{0}")]
     Client(Reason),
 }
 

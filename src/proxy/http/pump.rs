@@ -36,18 +36,23 @@ const SPLICE_THRESHOLD_BYTES: u64 = 256 << 10;
 const MAX_REPLAY_BYTES: usize = 64 << 10;
 
 /// Why a direction failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum PumpError {
     /// Reading failed: reset.
-    Read(io::Error),
+    #[error("cannot read: {0}")]
+    Read(#[source] io::Error),
     /// The source ended before the body did.
+    #[error("the body ended early")]
     Cut,
     /// The body is malformed.
-    Malformed(BodyError),
+    #[error("malformed body: {0}")]
+    Malformed(#[source] BodyError),
     /// The body is longer than allowed.
+    #[error("the body is too long")]
     TooLarge,
     /// Writing failed: the sink is gone.
-    Write(io::Error),
+    #[error("cannot write: {0}")]
+    Write(#[source] io::Error),
 }
 
 /// One message on its way.

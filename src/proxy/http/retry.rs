@@ -15,7 +15,8 @@ pub(super) enum AttemptPhase {
 }
 
 /// A try that failed before anything of its answer reached the client.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
 pub(super) struct AttemptError {
     /// How far it had come.
     pub phase: AttemptPhase,
