@@ -1,5 +1,5 @@
-//! Errors that are the client's, or our own limits: each has its status, its record, and leaves the connection as it
-//! should be.
+//! Errors that are the client's, or our own limits: each has its status, its record, and leaves the
+//! connection as it should be.
 
 use std::{io::Write, net::TcpStream, thread, time::Duration};
 
@@ -465,7 +465,8 @@ fn a_route_can_let_in_fewer_than_its_listener() {
     }
 }
 
-/// Fills a limit of two connections with requests that wait for their bodies, and expects that a third is told so.
+/// Fills a limit of two connections with requests that wait for their bodies, and expects that a
+/// third is told so.
 #[track_caller]
 fn only_two_fit(daemon: &TestDaemon, peer: &ScriptedPeer) {
     let begun = "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n";
@@ -503,14 +504,14 @@ fn only_two_fit(daemon: &TestDaemon, peer: &ScriptedPeer) {
 }
 
 #[test]
-fn a_listener_holds_so_many_connections() {
+fn the_connections_of_a_listener_are_limited() {
     let peer = ScriptedPeer::answering("good");
     let daemon = daemon(&peer, "limits: {connections: 2}");
     only_two_fit(&daemon, &peer);
 }
 
 #[test]
-fn a_client_address_holds_so_many_connections() {
+fn the_connections_of_a_client_address_are_limited() {
     let peer = ScriptedPeer::answering("good");
     let daemon = daemon(&peer, "limits: {connections_per_client: 2}");
     only_two_fit(&daemon, &peer);
@@ -529,7 +530,7 @@ fn a_client_address_holds_so_many_connections() {
 }
 
 #[test]
-fn the_daemon_holds_so_many_connections_and_idle_ones_make_room() {
+fn the_connections_of_the_daemon_are_limited_and_idle_ones_are_closed_for_new_ones() {
     let peer = ScriptedPeer::answering("good");
     let config = format!(
         "workers: 1\nmax_connections: 2\nlisteners:\n  web: {{bind: \"@web\", pool: app}}\n\
@@ -552,7 +553,7 @@ fn the_daemon_holds_so_many_connections_and_idle_ones_make_room() {
 }
 
 #[test]
-fn a_backend_holds_so_many_requests() {
+fn the_requests_of_a_backend_are_limited() {
     let gate = crate::harness::peer::Gate::new();
     let door = gate.clone();
     let peer = ScriptedPeer::start(move |mut connection| {
@@ -653,7 +654,7 @@ fn a_client_that_ends_its_side_after_the_request_gets_its_answer() {
     let mut client = daemon.client("@web");
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").finish();
     peer.wait_for_requests(1);
-    // Whoever took the end for a disconnect would have told it before the backend answers.
+    // A daemon that took the end for a disconnect would have logged it before the backend responds.
     client.patience(Duration::from_millis(100));
     assert_eq!(client.more(), Err(ReadError::TimedOut(Vec::new())));
     gate.open();

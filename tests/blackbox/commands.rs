@@ -1,4 +1,4 @@
-//! What the commands print and which codes they exit with, where no daemon is needed; the admin API is a scripted peer.
+//! Output and exit codes of the commands that need no daemon; the admin API is a scripted peer.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::harness::{
     peer::{ScriptedPeer, refused},
 };
 
-const GOOD: &str = "listeners:\n  web: {bind: \":8080\", pool: app}\npools:\n  app:\n    backends: [127.0.0.1:9001, 127.0.0.1:9002]\n";
+const GOOD_CONFIG: &str = "listeners:\n  web: {bind: \":8080\", pool: app}\npools:\n  app:\n    backends: [127.0.0.1:9001, 127.0.0.1:9002]\n";
 
 fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
@@ -76,7 +76,7 @@ fn the_command_lines_of_other_products_are_answered_with_ours() {
 fn check_tells_a_good_file_from_a_bad_one() {
     let directory = TempDir::new();
     let file = directory.path().join("a.yaml");
-    fs::write(&file, GOOD).unwrap();
+    fs::write(&file, GOOD_CONFIG).unwrap();
     let name = file.to_str().unwrap();
     let good = balancer(&["check", name]);
     assert_eq!(code(&good), 0, "{}", err(&good));
@@ -85,7 +85,7 @@ fn check_tells_a_good_file_from_a_bad_one() {
         format!("{name}: ok: 1 listener, 0 routes, 1 pool, 2 backends\n")
     );
 
-    fs::write(&file, GOOD.replace("pool: app", "pool: ap")).unwrap();
+    fs::write(&file, GOOD_CONFIG.replace("pool: app", "pool: ap")).unwrap();
     let bad = balancer(&["check", name]);
     assert_eq!((code(&bad), out(&bad).as_str()), (1, ""));
     assert!(err(&bad).contains(":2:"), "no place: {}", err(&bad));
@@ -176,7 +176,8 @@ fn a_backend_port_that_is_taken_is_named_by_the_demo() {
     let peer = ScriptedPeer::answering("mine");
     fs::write(
         &file,
-        GOOD.replace("127.0.0.1:9002", &peer.address.to_string())
+        GOOD_CONFIG
+            .replace("127.0.0.1:9002", &peer.address.to_string())
             .replace("127.0.0.1:9001, ", ""),
     )
     .unwrap();
@@ -190,7 +191,7 @@ fn a_backend_port_that_is_taken_is_named_by_the_demo() {
 fn the_demo_takes_no_addresses_of_other_machines() {
     let directory = TempDir::new();
     let file = directory.path().join("a.yaml");
-    fs::write(&file, GOOD.replace("127.0.0.1:9002", "192.0.2.1:80")).unwrap();
+    fs::write(&file, GOOD_CONFIG.replace("127.0.0.1:9002", "192.0.2.1:80")).unwrap();
     let output = balancer(&["demo", "-c", file.to_str().unwrap()]);
     assert_eq!(code(&output), 1, "{}", err(&output));
     assert!(
@@ -204,7 +205,7 @@ fn the_demo_takes_no_addresses_of_other_machines() {
 fn check_takes_the_file_by_option_and_from_standard_input() {
     let directory = TempDir::new();
     let file = directory.path().join("a.yaml");
-    fs::write(&file, GOOD).unwrap();
+    fs::write(&file, GOOD_CONFIG).unwrap();
     let by_option = balancer(&["check", "-c", file.to_str().unwrap()]);
     assert_eq!(code(&by_option), 0, "{}", err(&by_option));
     assert_eq!(code(&balancer(&["check", "a", "-c", "b"])), 2);
@@ -230,20 +231,20 @@ fn check_takes_the_file_by_option_and_from_standard_input() {
         &["check", "-c", "-"],
         &["check", "/dev/stdin"],
     ] {
-        let good = piped(arguments, GOOD);
+        let good = piped(arguments, GOOD_CONFIG);
         assert_eq!(code(&good), 0, "{}", err(&good));
         assert!(
             out(&good).starts_with("<stdin>: ok: 1 listener"),
             "{}",
             out(&good)
         );
-        let bad = piped(arguments, &GOOD.replace("pool: app", "pool: ap"));
+        let bad = piped(arguments, &GOOD_CONFIG.replace("pool: app", "pool: ap"));
         assert_eq!(code(&bad), 1);
         assert!(err(&bad).contains("<stdin>:2:"), "{}", err(&bad));
     }
     // Paths begin at the current directory.
     fs::write(directory.path().join("token"), "s3cret").unwrap();
-    let token = format!("admin: {{bind: 9901, token_file: token}}\n{GOOD}");
+    let token = format!("admin: {{bind: 9901, token_file: token}}\n{GOOD_CONFIG}");
     assert_eq!(code(&piped(&["check", "-"], &token)), 0);
 }
 
@@ -265,7 +266,11 @@ fn check_with_the_rights_of_a_user_finds_the_keys_that_it_cannot_read() {
     };
     let file = folder.join("a.yaml");
     let tls = "tls: {cert: good.pem, key: good.key}, pool: app";
-    fs::write(&file, GOOD.replace("pool: app}", &format!("{tls}}}"))).unwrap();
+    fs::write(
+        &file,
+        GOOD_CONFIG.replace("pool: app}", &format!("{tls}}}")),
+    )
+    .unwrap();
     let check = |user: &str| balancer(&["check", "--user", user, file.to_str().unwrap()]);
     mode("good.key", 0o644);
     assert_eq!(code(&check("nobody")), 0, "{}", err(&check("nobody")));
@@ -284,7 +289,7 @@ fn check_with_the_rights_of_a_user_finds_the_keys_that_it_cannot_read() {
     assert!(err(&unknown).contains("there is no user `no-such-user-here`"));
 
     mode("good.key", 0o644);
-    let log = format!("access_log: {{output: \"file:a.log\"}}\n{GOOD}");
+    let log = format!("access_log: {{output: \"file:a.log\"}}\n{GOOD_CONFIG}");
     fs::write(&file, log).unwrap();
     let refused = check("nobody");
     assert_eq!(code(&refused), 1);
@@ -295,7 +300,7 @@ fn check_with_the_rights_of_a_user_finds_the_keys_that_it_cannot_read() {
 fn a_command_whose_output_is_lost_exits_with_1() {
     let directory = TempDir::new();
     let file = directory.path().join("a.yaml");
-    fs::write(&file, GOOD).unwrap();
+    fs::write(&file, GOOD_CONFIG).unwrap();
     let shell = |redirect: &str, arguments: &str| {
         let program = command().get_program().to_owned();
         let line = format!("{} {arguments} {redirect}", program.display());
@@ -324,7 +329,7 @@ fn no_command_prints_colours_where_they_are_not_wanted() {
     }
     let directory = TempDir::new();
     let file = directory.path().join("a.yaml");
-    fs::write(&file, GOOD.replace("pool: app", "pool: ap")).unwrap();
+    fs::write(&file, GOOD_CONFIG.replace("pool: app", "pool: ap")).unwrap();
     let on_terminal = |variables: &[(&str, &str)]| {
         let line = format!(
             "{} check {}",

@@ -1,5 +1,6 @@
-//! Who ends a connection, and where: clients that leave are noticed and their work is cancelled, half-closed ones are served,
-//! early answers arrive, and a backend that resets at any point of its answer is never taken for a whole one.
+//! Disconnects, resets and half-closed connections: work for a client that left is cancelled,
+//! half-closed clients are served, early responses arrive, and a response that a reset cut is never
+//! taken for a whole one.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -18,7 +19,7 @@ use balancer::base::clock;
 use rustix::process::Signal;
 
 /// Every timeout is far beyond this: what comes before it was not waited for.
-const PROMPT: Duration = Duration::from_secs(3);
+const PROMPT_TIME: Duration = Duration::from_secs(3);
 
 /// `@web` in front of `backends`, patient in everything; `more` are further keys of the pool.
 fn daemon(backends: &[SocketAddr], more: &str) -> TestDaemon {
@@ -30,12 +31,12 @@ fn daemon(backends: &[SocketAddr], more: &str) -> TestDaemon {
     ))
 }
 
-const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
-const PART: &str = "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\nfirst part";
-const UPLOAD: &str =
+const GET_REQUEST: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+const PARTIAL_RESPONSE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\nfirst part";
+const PARTIAL_UPLOAD: &str =
     "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000000\r\n\r\nfirst part";
 
-/// What a backend does when a request has begun, until its connection ends.
+/// Behaviour of a backend from the start of a request to the end of its connection.
 type BackendScript = fn(&mut PeerConnection);
 
 /// Tells when its connection has ended.
@@ -49,12 +50,13 @@ fn witness(play: BackendScript) -> (ScriptedPeer, Recorder<Instant>) {
     (peer, ends)
 }
 
-/// The log tells that the client left, after so many tries; nobody else is blamed.
+/// Checks the log line of a client that left, after `attempts` attempts, and that no backend is
+/// blamed.
 #[track_caller]
 fn has_left(daemon: &TestDaemon, began: Instant, attempts: u32) {
     let line = daemon.wait_for_access(|line| line["reason"] == "client_disconnected");
     let took = clock::now() - began;
-    assert!(took < PROMPT, "noticed after {took:?}");
+    assert!(took < PROMPT_TIME, "noticed after {took:?}");
     assert_eq!(line["attempts"], attempts, "{line}");
     daemon.wait_for_metric("balancer_backend_connections_active", |now| now < 0.5);
 }
@@ -62,33 +64,33 @@ fn has_left(daemon: &TestDaemon, began: Instant, attempts: u32) {
 #[test]
 fn the_work_for_a_client_that_resets_ends_at_once_wherever_it_is() {
     let table: [(&str, &str, BackendScript); 6] = [
-        ("waiting for the head", GET, |one| {
+        ("waiting for the head", GET_REQUEST, |one| {
             one.head();
             one.wait_for_end();
         }),
-        ("in the head", GET, |one| {
+        ("in the head", GET_REQUEST, |one| {
             one.head();
             one.send("HTTP/1.1 200 OK\r\nX: ");
             one.wait_for_end();
         }),
-        ("a response that stands still", GET, |one| {
+        ("a response that stands still", GET_REQUEST, |one| {
             one.head();
-            one.send(PART);
+            one.send(PARTIAL_RESPONSE);
             one.wait_for_end();
         }),
-        ("a response on its way", GET, |one| {
+        ("a response on its way", GET_REQUEST, |one| {
             one.head();
-            one.send(PART);
+            one.send(PARTIAL_RESPONSE);
             let part = vec![b'a'; 64 << 10];
             while one.send(&part) {}
         }),
-        ("an upload that is taken", UPLOAD, |one| {
+        ("an upload that is taken", PARTIAL_UPLOAD, |one| {
             one.head();
             one.wait_for_end();
         }),
-        ("an upload that was answered early", UPLOAD, |one| {
+        ("an upload that was answered early", PARTIAL_UPLOAD, |one| {
             one.head();
-            one.send(PART);
+            one.send(PARTIAL_RESPONSE);
             one.wait_for_end();
         }),
     ];
@@ -108,7 +110,7 @@ fn the_work_for_a_client_that_resets_ends_at_once_wherever_it_is() {
         let ended = ends.wait_for(|all| all.first().copied());
         let took = ended.unwrap_or_else(|| panic!("{what}: never")) - began;
         println!("{what}: the backend sees the end after {took:?}");
-        assert!(took < PROMPT, "{what}: {took:?}");
+        assert!(took < PROMPT_TIME, "{what}: {took:?}");
         has_left(&daemon, began, 1);
         assert_eq!(
             daemon.metric("balancer_backend_failures_total") as u64,
@@ -123,7 +125,7 @@ fn a_client_that_resets_while_a_connection_is_made_is_noticed_at_once() {
     let hole = Blackhole::start();
     let daemon = daemon(&[hole.address], "");
     let mut client = daemon.client("@web");
-    client.send(GET);
+    client.send(GET_REQUEST);
     daemon.wait_for_metric("balancer_http_requests_active", |now| now > 0.5);
     let began = clock::now();
     client.reset();
@@ -131,7 +133,7 @@ fn a_client_that_resets_while_a_connection_is_made_is_noticed_at_once() {
     assert_eq!(daemon.metric("balancer_backend_failures_total") as u64, 0);
 }
 
-/// Takes one connection and closes it after the request; by then nobody can connect any more.
+/// Takes one connection and closes it after the request; by then new connections are refused.
 fn closing_behind_itself() -> (SocketAddr, thread::JoinHandle<Vec<socket2::Socket>>) {
     use socket2::{Domain, Socket, Type};
 
@@ -161,11 +163,11 @@ fn closing_behind_itself() -> (SocketAddr, thread::JoinHandle<Vec<socket2::Socke
 }
 
 #[test]
-fn a_client_that_resets_while_a_further_try_connects_is_noticed_at_once() {
+fn a_client_that_resets_while_a_retry_connects_is_noticed_at_once() {
     let (address, held) = closing_behind_itself();
     let daemon = daemon(&[address], "");
     let mut client = daemon.client("@web");
-    client.send(GET);
+    client.send(GET_REQUEST);
     daemon.wait_for_metric("balancer_retries_total", |count| count > 0.5);
     let began = clock::now();
     client.reset();
@@ -174,7 +176,7 @@ fn a_client_that_resets_while_a_further_try_connects_is_noticed_at_once() {
 }
 
 #[test]
-fn no_further_try_is_made_for_a_client_that_is_gone() {
+fn no_retry_is_made_for_a_client_that_is_gone() {
     let [asked, left, closed] = [(); 3].map(|()| Gate::new());
     let (told, may_close, done) = (asked.clone(), left.clone(), closed.clone());
     let peer = ScriptedPeer::start(move |mut connection| {
@@ -186,7 +188,7 @@ fn no_further_try_is_made_for_a_client_that_is_gone() {
     });
     let daemon = daemon(&[peer.address], "");
     let mut client = daemon.client("@web");
-    client.send(GET);
+    client.send(GET_REQUEST);
     asked.wait();
     // Both ends leave while the daemon cannot look: it learns of both at the same time.
     daemon.signal(Signal::STOP);
@@ -200,7 +202,7 @@ fn no_further_try_is_made_for_a_client_that_is_gone() {
 }
 
 #[test]
-fn a_client_that_has_ended_its_side_is_served_by_a_further_try_too() {
+fn a_client_that_has_ended_its_side_is_served_by_a_retry_too() {
     let bad = ScriptedPeer::start(|mut connection| drop(connection.request()));
     let good = ScriptedPeer::answering("good");
     let daemon = daemon(&[bad.address, good.address], "");
@@ -253,7 +255,7 @@ fn an_early_answer_is_not_lost_to_a_client_that_goes_on_sending() {
     });
     let theirs = daemon(&[peer.address], "");
     assert_eq!(reads_only_afterwards(&theirs), (413, "less".to_owned()));
-    // Reads nothing and stays, or takes all of it.
+    // Reads nothing and stays, or reads everything.
     for reads in [false, true] {
         let peer = ScriptedPeer::start(move |mut connection| {
             connection.head();
@@ -288,7 +290,7 @@ fn an_early_answer_is_not_lost_to_a_client_that_goes_on_slowly() {
     let mut client = daemon.client("@web");
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n");
     for _ in 0..8 {
-        // Longer altogether than anybody waits who sends nothing.
+        // Longer altogether than the timeout of a silent client.
         thread::sleep(Duration::from_millis(400));
         assert!(client.try_send("more"));
     }
@@ -319,7 +321,8 @@ fn a_head_that_comes_in_the_middle_of_the_upload_goes_on_and_both_bodies_arrive(
     half.open();
 }
 
-/// Answers the head of the first request of its first connection before the body is there, and reads it all the same.
+/// Answers the head of the first request of its first connection before the body is there, and
+/// reads it all the same.
 fn hasty() -> ScriptedPeer {
     ScriptedPeer::start(|mut connection| {
         if connection.number() == 0 {
@@ -396,7 +399,7 @@ fn a_reset_before_the_end_of_the_head_is_an_error_and_after_it_a_cut() {
         let peer = resetting(bytes, gate.clone());
         let daemon = daemon(&[peer.address], "");
         let mut client = daemon.client("@web");
-        client.send(GET);
+        client.send(GET_REQUEST);
         let Some(part) = part else {
             gate.open();
             let id = expect_error(&client.response().unwrap(), 502, "connection_terminated");
@@ -417,7 +420,7 @@ fn a_reset_before_the_end_of_the_head_is_an_error_and_after_it_a_cut() {
 }
 
 #[test]
-fn a_reset_after_the_end_of_a_response_harms_nobody() {
+fn a_reset_after_the_end_of_a_response_harms_no_other_client() {
     for bytes in [
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
@@ -430,7 +433,8 @@ fn a_reset_after_the_end_of_a_response_harms_nobody() {
             client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n");
             let response = client.response().unwrap();
             if response.status == 502 {
-                // The reset came while the next request was on its way: it cannot be known that nobody has read it.
+                // The reset came while the next request was on its way: the backend may have read
+                // it.
                 expect_error(&response, 502, "connection_terminated");
                 continue;
             }
@@ -448,7 +452,7 @@ fn a_reset_behind_the_head_of_a_chunked_response_is_an_error_or_a_cut() {
     let daemon = daemon(&[peer.address], "");
     for _ in 0..20 {
         let mut client = daemon.client("@web");
-        client.send(GET);
+        client.send(GET_REQUEST);
         match client.response() {
             Ok(response) => drop(expect_error(&response, 502, "connection_terminated")),
             // The head was passed on before the reset came.

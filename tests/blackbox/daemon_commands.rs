@@ -63,7 +63,7 @@ fn a_hangup_reloads() {
 }
 
 #[test]
-fn status_shows_the_pools_and_exits_with_3_when_one_has_nobody() {
+fn status_shows_the_pools_and_exits_with_3_when_one_has_no_backend_available() {
     let backend = ScriptedPeer::answering("well");
     let daemon = TestDaemon::start(&config(&backend));
     let address = backend.address.to_string();

@@ -1,4 +1,4 @@
-//! The way out: TERM, INT and QUIT.
+//! Graceful shutdown: TERM, INT and QUIT.
 
 use std::{io::ErrorKind, net::TcpStream};
 

@@ -21,8 +21,8 @@ use crate::harness::{
     peer::ScriptedPeer,
 };
 
-// Good for a hundred years, and of no use to anybody: the authority's key is gone.
-const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----
+// Valid for a hundred years, and useless elsewhere: the authority's key was deleted.
+const AUTHORITY_PEM: &str = "-----BEGIN CERTIFICATE-----
 MIIBiDCCAS+gAwIBAgIUBYfPK2DURUhhmNQSSYXwIlbx38kwCgYIKoZIzj0EAwIw
 GTEXMBUGA1UEAwwOdGVzdCBhdXRob3JpdHkwIBcNMjYxMTIzMDA1MDExWhgPMjEy
 NjEwMzAwMDUwMTFaMBkxFzAVBgNVBAMMDnRlc3QgYXV0aG9yaXR5MFkwEwYHKoZI
@@ -34,7 +34,7 @@ trfl/9U5uuOVx50oi3m1D6oFghBX5VDSAokCIF0z3JNlhzFfMsN511JIUCqdddrG
 uxA2OlmxXNFjwsI3
 -----END CERTIFICATE-----
 ";
-const ONE: [&str; 2] = [
+const FIRST_PAIR: [&str; 2] = [
     "-----BEGIN CERTIFICATE-----
 MIIBhzCCAS2gAwIBAgIUSBhKJTqamtzHFIA88ylk5I79OpMwCgYIKoZIzj0EAwIw
 GTEXMBUGA1UEAwwOdGVzdCBhdXRob3JpdHkwIBcNMjYxMTIzMDA1MDExWhgPMjEy
@@ -54,7 +54,7 @@ SFPyoPbdXuUpbntPvaS7llSC21ai/vct5Mvk5d4xdrJiiG1MsHwuhli8
 -----END PRIVATE KEY-----
 ",
 ];
-const TWO: [&str; 2] = [
+const SECOND_PAIR: [&str; 2] = [
     "-----BEGIN CERTIFICATE-----
 MIIBhzCCAS2gAwIBAgIUSBhKJTqamtzHFIA88ylk5I79OpQwCgYIKoZIzj0EAwIw
 GTEXMBUGA1UEAwwOdGVzdCBhdXRob3JpdHkwIBcNMjYxMTIzMDA1MDExWhgPMjEy
@@ -77,7 +77,7 @@ yC+AzgXTOHvWJ9fzZQOx+8ANorlZZAN2VovE9P71A/fzJE09Fy4XW2sT
 
 /// A stream to `daemon` under TLS, for `one.test`, which offers `alpn`.
 async fn secured(daemon: &TestDaemon, alpn: &[&str]) -> Stream {
-    let root = CertificateDer::from_pem_slice(AUTHORITY.as_bytes()).unwrap();
+    let root = CertificateDer::from_pem_slice(AUTHORITY_PEM.as_bytes()).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(root.clone()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -112,7 +112,7 @@ async fn alpn_chooses_http_2_and_other_hosts_are_misdirected() {
         }
     });
     let files = TempDir::new();
-    for (name, [certificate, key]) in [("one", ONE), ("two", TWO)] {
+    for (name, [certificate, key]) in [("one", FIRST_PAIR), ("two", SECOND_PAIR)] {
         fs::write(files.path().join(format!("{name}.crt")), certificate).unwrap();
         fs::write(files.path().join(format!("{name}.key")), key).unwrap();
     }

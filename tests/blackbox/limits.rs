@@ -1,4 +1,4 @@
-//! Limits of connections and descriptors, the kinds of addresses, and starts that fail.
+//! Limits of connections and descriptors, kinds of addresses, and failed starts.
 
 use std::{
     fs,
@@ -112,7 +112,7 @@ fn without_descriptors_it_serves_what_it_has_does_not_spin_and_recovers() {
         client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
     }
     backend.wait_for_requests(5);
-    // Half a request each: none is idle, so that no room can be made.
+    // Half a request each: none is idle, so none can be closed for a newcomer.
     let mut halves: Vec<_> = (0..100).map(|_| daemon.client("@web")).collect();
     for client in &mut halves {
         client.send("GET / HTTP/1.1\r\n");
@@ -219,7 +219,7 @@ fn without_descriptors_idle_connections_to_backends_are_given_up() {
 }
 
 #[test]
-fn of_one_read_a_hundred_requests_are_answered_and_the_rest_is_dropped() {
+fn of_one_read_a_hundred_requests_are_answered_and_later_ones_are_dropped() {
     let backend = ScriptedPeer::answering("done");
     let routes = "routes: [{path: /fixed, respond: {body: fixed}}]\n";
     let daemon = TestDaemon::start(&format!("{routes}{}", config("", "", &backend)));
@@ -234,7 +234,7 @@ fn of_one_read_a_hundred_requests_are_answered_and_the_rest_is_dropped() {
             assert_eq!(closes, number == 100, "{number}");
         }
         assert_eq!(client.rest().unwrap(), b"", "an end, and no reset");
-        // Whoever waits for the answers may go on for ever.
+        // A client that waits for the responses may go on for ever.
         let mut client = daemon.client("@web");
         for _ in 0..3 {
             client.send(request.repeat(100));
@@ -345,7 +345,7 @@ fn scrapes_that_are_not_read_hold_up_neither_probes_nor_other_scrapes() {
     ));
     let mut silent: Vec<_> = (0..80).map(|_| daemon.client("@metrics")).collect();
     for client in &mut silent {
-        // Some are closed already to make room for the last ones.
+        // Some are closed already for the last ones.
         client.try_send("GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n");
     }
     for _ in 0..3 {

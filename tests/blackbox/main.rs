@@ -1,4 +1,5 @@
-//! The built program, tested from outside: one module per promise. README.md says which is where and how to run one.
+//! The built program, tested from outside: one module per promise. README.md says which is where
+//! and how to run one.
 
 #![allow(
     unreachable_pub,

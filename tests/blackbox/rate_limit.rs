@@ -1,11 +1,11 @@
-//! `rate_limit`: what a client gets that asks too often, and that others notice nothing.
+//! `rate_limit`: the response to a client with too many requests; others are not affected.
 
 use crate::harness::{
     answers::expect_error, client::HttpClient, daemon::TestDaemon, peer::ScriptedPeer,
 };
 
 /// An hour per request: in the time of a test nothing is added to a bucket.
-const SLOW: &str = "rate_limit: {per_client: 1/h, burst: 3}";
+const SLOW_LIMIT: &str = "rate_limit: {per_client: 1/h, burst: 3}";
 
 fn config(global: &str, listener: &str, routes: &str, backend: &ScriptedPeer) -> String {
     format!(
@@ -21,7 +21,7 @@ fn status(daemon: &TestDaemon, target: &str) -> u16 {
 #[test]
 fn a_request_over_the_rate_is_429_with_the_true_wait_and_the_connection_goes_on() {
     let backend = ScriptedPeer::answering("here");
-    let daemon = TestDaemon::start(&config("", SLOW, "", &backend));
+    let daemon = TestDaemon::start(&config("", SLOW_LIMIT, "", &backend));
     let mut client = daemon.client("@web");
     for _ in 0..3 {
         assert_eq!(client.request("GET", "/").unwrap().text(), "here");
@@ -90,7 +90,7 @@ fn the_limit_is_one_for_all_workers() {
 fn a_route_has_a_limit_of_its_own_or_none() {
     let backend = ScriptedPeer::answering("here");
     let routes = "{path: /login, pool: app, rate_limit: {per_client: 1/h, burst: 1}}, {path: /free, pool: app, rate_limit: none}, {path: /fixed, respond: {body: x}}";
-    let daemon = TestDaemon::start(&config("", SLOW, routes, &backend));
+    let daemon = TestDaemon::start(&config("", SLOW_LIMIT, routes, &backend));
     assert_eq!(
         [status(&daemon, "/login"), status(&daemon, "/login/2")],
         [200, 429]
@@ -102,22 +102,24 @@ fn a_route_has_a_limit_of_its_own_or_none() {
 }
 
 #[test]
-fn a_reload_keeps_what_was_taken_and_a_changed_limit_begins_anew() {
+fn a_reload_keeps_what_was_taken_and_a_changed_limit_starts_fresh() {
     let backend = ScriptedPeer::answering("here");
     let login = "{path: /login, pool: app, rate_limit: {per_client: 1/h, burst: 1}}";
-    let mut daemon = TestDaemon::start(&config("", SLOW, login, &backend));
+    let mut daemon = TestDaemon::start(&config("", SLOW_LIMIT, login, &backend));
     assert_eq!(
         ["/login", "/", "/"].map(|target| status(&daemon, target)),
         [200; 3]
     );
     let moved = format!("{{path: /other, pool: app}}, {login}");
     assert_eq!(
-        daemon.reload(&config("", SLOW, &moved, &backend)).status,
+        daemon
+            .reload(&config("", SLOW_LIMIT, &moved, &backend))
+            .status,
         200
     );
     let after = ["/login", "/", "/"].map(|target| status(&daemon, target));
     assert_eq!(after, [429, 200, 429]);
-    let wider = SLOW.replace('3', "2");
+    let wider = SLOW_LIMIT.replace('3', "2");
     assert_eq!(
         daemon.reload(&config("", &wider, &moved, &backend)).status,
         200
@@ -139,14 +141,14 @@ fn behind_a_trusted_proxy_the_client_it_names_is_counted() {
     };
     let daemon = TestDaemon::start(&config(
         "trusted_proxies: [127.0.0.1]\n",
-        SLOW,
+        SLOW_LIMIT,
         "",
         &backend,
     ));
     assert!((0..3).all(|_| asks(&daemon, "192.0.2.1") == 200));
     assert_eq!(asks(&daemon, "192.0.2.1"), 429);
     assert_eq!(asks(&daemon, "192.0.2.2"), 200, "another client");
-    let daemon = TestDaemon::start(&config("", SLOW, "", &backend));
+    let daemon = TestDaemon::start(&config("", SLOW_LIMIT, "", &backend));
     let asked = [1, 2, 3, 4].map(|n| asks(&daemon, &format!("192.0.2.{n}")));
     assert_eq!(asked, [200, 200, 200, 429], "anybody can write the header");
 }

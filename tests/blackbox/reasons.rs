@@ -1,4 +1,4 @@
-//! The fault matrix: every cause is made for real, once, and must be told under one name, the same in the answer, in the
+//! The fault matrix: every cause is produced once, and has the same name in the response, in the
 //! access log and in the metric.
 
 use std::{collections::BTreeSet, net::SocketAddr};
@@ -38,11 +38,11 @@ const NOT_HERE: &[(&str, &str)] = &[
     ),
 ];
 
-/// What a client saw.
+/// The client's view of a failure.
 enum ClientView {
     /// A whole answer of ours.
     Answer(HttpResponse),
-    /// No answer could be sent: the connection was cut, as checked by whoever made the cause.
+    /// No response could be sent: the connection was cut, as the cause has checked.
     Cut,
 }
 
@@ -72,7 +72,7 @@ const fn row(
 }
 
 /// Everything that can go wrong with a plain HTTP/1 exchange, but for the end of the daemon.
-const CAUSES: &[FaultCause] = &[
+const FAULT_CAUSES: &[FaultCause] = &[
     row("destination_unavailable", (502, 503), "down", |world| {
         let down = "balancer_pool_backends{pool=\"down\",state=\"down\"}";
         world.daemon.wait_for_metric(down, |count| count > 0.5);
@@ -193,8 +193,8 @@ fn busy_backend(world: &FaultFixture) -> ClientView {
     seen
 }
 
-/// Holds the one connection that a listener may have, and makes another. An idle one would make room, so its next request
-/// has begun.
+/// Holds the one connection that a listener may have, and opens another. An idle one would be
+/// closed for it, so its next request has begun.
 fn full_listener(world: &FaultFixture) -> ClientView {
     let mut held = world.daemon.client("@full");
     held.send("GET /ok HTTP/1.1\r\nHost: test\r\n\r\nGET /o");
@@ -239,8 +239,8 @@ fn after(head: &'static str, then: fn(crate::harness::peer::PeerConnection)) -> 
     })
 }
 
-const PART: &str = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nfirst part";
-const SWITCH: &str =
+const PARTIAL_RESPONSE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nfirst part";
+const SWITCHING_PROTOCOLS: &str =
     "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
 
 /// Backends by the name of their pool, with further keys of it.
@@ -270,17 +270,21 @@ fn others() -> Vec<(&'static str, ScriptedPeer, &'static str)> {
         ("plain", ScriptedPeer::start(no_tls), "tls: {verify: false}"),
         ("garbage", ScriptedPeer::saying("220 ready\r\n"), ""),
         ("verbose", ScriptedPeer::saying(verbose), ""),
-        ("stops", ScriptedPeer::saying(PART), ""),
-        ("stalls", after(PART, |mut one| one.wait_for_end()), quick),
+        ("stops", ScriptedPeer::saying(PARTIAL_RESPONSE), ""),
+        (
+            "stalls",
+            after(PARTIAL_RESPONSE, |mut one| one.wait_for_end()),
+            quick,
+        ),
         ("torrent", ScriptedPeer::start(torrent), quick),
         (
             "mute_tunnel",
-            after(SWITCH, |mut one| one.wait_for_end()),
+            after(SWITCHING_PROTOCOLS, |mut one| one.wait_for_end()),
             quick,
         ),
         (
             "broken_tunnel",
-            after(SWITCH, |mut one| {
+            after(SWITCHING_PROTOCOLS, |mut one| {
                 // The client has seen the switch before it sends something.
                 one.wait_for_bytes();
                 one.exactly(1);
@@ -455,11 +459,11 @@ fn is_told_the_same_everywhere(world: &FaultFixture, cause: &FaultCause, split: 
 
 fn the_matrix_holds(profile: &str) {
     let world = FaultFixture::new(profile);
-    for cause in CAUSES {
+    for cause in FAULT_CAUSES {
         is_told_the_same_everywhere(&world, cause, profile == "split");
     }
     let all = world.daemon.metric("balancer_errors_total") as usize;
-    assert_eq!(all, CAUSES.len(), "each cause was counted once");
+    assert_eq!(all, FAULT_CAUSES.len(), "each cause was counted once");
     let told = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
     let mut lines: Vec<_> = world
         .daemon
@@ -471,7 +475,7 @@ fn the_matrix_holds(profile: &str) {
     lines.retain(|line| !line["reason"].is_null() && line["reason"] != "");
     assert_eq!(
         lines.len(),
-        CAUSES.len(),
+        FAULT_CAUSES.len(),
         "each cause was logged once: {lines:?}"
     );
 }
@@ -486,7 +490,7 @@ fn every_cause_has_one_name_in_the_split_profile() {
     the_matrix_holds("split");
 }
 
-/// The end of the daemon is the one cause whose metric nobody can read afterwards.
+/// The end of the daemon is the one cause whose metric cannot be read afterwards.
 #[test]
 fn what_the_end_of_a_drain_cuts_is_named_and_never_looks_whole() {
     let peer = after("HTTP/1.1 200 OK\r\n\r\nfirst part", |mut one| {
@@ -511,8 +515,8 @@ fn what_the_end_of_a_drain_cuts_is_named_and_never_looks_whole() {
 
 #[test]
 fn every_reason_is_in_the_matrix_or_cannot_occur() {
-    let mut made: BTreeSet<&str> = CAUSES.iter().map(|cause| cause.reason).collect();
-    assert_eq!(made.len(), CAUSES.len(), "each reason has one cause");
+    let mut made: BTreeSet<&str> = FAULT_CAUSES.iter().map(|cause| cause.reason).collect();
+    assert_eq!(made.len(), FAULT_CAUSES.len(), "each reason has one cause");
     assert!(made.len() >= 25, "{} distinct reasons", made.len());
     made.insert("drain_timeout");
     let listed: BTreeSet<&str> = NOT_HERE.iter().map(|(reason, _)| *reason).collect();

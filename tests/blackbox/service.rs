@@ -1,4 +1,4 @@
-//! What the service manager asks and hears: signals, files, sd_notify(3) and the watchdog.
+//! The interface to the service manager: signals, files, sd_notify(3) and the watchdog.
 
 use std::{
     fs,

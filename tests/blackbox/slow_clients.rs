@@ -1,4 +1,5 @@
-//! Slow clients: uploads that drip are given up, those that are only slow are served, and none costs much memory.
+//! Slow clients: uploads that drip are given up, those that are only slow are served, and none
+//! costs much memory.
 
 use std::{thread::sleep, time::Duration};
 

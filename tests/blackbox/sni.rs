@@ -1,4 +1,5 @@
-//! TLS that is passed on by the server name in its ClientHello: who gets it, what goes nowhere, and what is told of it.
+//! TLS passthrough by the server name of the ClientHello: destinations, refusals, and their
+//! records.
 
 use std::{
     io::{Read, Write},
@@ -20,9 +21,9 @@ use crate::harness::{
 use rustix::process::Signal;
 use rustls::{AlertDescription, ClientConfig};
 
-const FAILURES: &str = "balancer_tls_handshake_failures_total";
+const HANDSHAKE_FAILURES: &str = "balancer_tls_handshake_failures_total";
 /// A fatal alert in a record of its own: `unrecognized_name`.
-const UNRECOGNIZED: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+const UNRECOGNIZED_NAME_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// Servers with certificates of their own, and the authority behind them.
 struct SniServers {
@@ -63,7 +64,7 @@ impl SniServers {
     }
 }
 
-const MAP: &str = "{app.test: app, \"*.wild.test\": wild, Exact.Wild.Test.: app}";
+const SNI_MAP: &str = "{app.test: app, \"*.wild.test\": wild, Exact.Wild.Test.: app}";
 
 /// One request over TLS that is the backend's own.
 fn ask(stream: ClientTlsStream) -> String {
@@ -73,7 +74,7 @@ fn ask(stream: ClientTlsStream) -> String {
 }
 
 fn failures(reason: &str) -> String {
-    format!("{FAILURES}{{listener=\"front\",reason=\"{reason}\"}}")
+    format!("{HANDSHAKE_FAILURES}{{listener=\"front\",reason=\"{reason}\"}}")
 }
 
 /// In front of one backend for `app.test`, and the same for all others where `pool` says so.
@@ -87,7 +88,7 @@ fn in_front_of(backends: &[SocketAddr], listener: &str, pool: &str) -> TestDaemo
     ))
 }
 
-/// Keeps whatever it gets, to the end.
+/// Records all bytes, to the end of the connection.
 fn keeping() -> (ScriptedPeer, crate::harness::peer::Recorder<Vec<u8>>) {
     let got = crate::harness::peer::Recorder::default();
     let into = got.clone();
@@ -102,8 +103,8 @@ fn keeping() -> (ScriptedPeer, crate::harness::peer::Recorder<Vec<u8>>) {
 #[test]
 fn every_name_leads_to_its_own_servers_and_to_their_certificate() {
     let servers = SniServers::start();
-    let daemon = TestDaemon::start(&servers.config(MAP, ""));
-    // Pools that only `sni` names have their series before anybody comes.
+    let daemon = TestDaemon::start(&servers.config(SNI_MAP, ""));
+    // Pools that only `sni` names have their series before the first client.
     let page = daemon.scrape();
     assert!(
         page.contains("balancer_tcp_sessions_active{pool=\"wild\"} 0"),
@@ -135,13 +136,13 @@ fn every_name_leads_to_its_own_servers_and_to_their_certificate() {
         "balancer_tcp_sessions_total{pool=\"app\",result=\"ok\"}",
         |n| n == 4.0,
     );
-    assert_eq!(daemon.metric(FAILURES), 0.0);
+    assert_eq!(daemon.metric(HANDSHAKE_FAILURES), 0.0);
 }
 
 #[test]
 fn who_asks_for_no_name_that_is_known_goes_to_the_pool_of_the_listener() {
     let servers = SniServers::start();
-    let daemon = TestDaemon::start(&servers.config(MAP, ", pool: rest"));
+    let daemon = TestDaemon::start(&servers.config(SNI_MAP, ", pool: rest"));
     let client = servers.client();
     // For an address a client asks for no name.
     for name in ["other.test", "wild.test", "127.0.0.1"] {
@@ -152,13 +153,13 @@ fn who_asks_for_no_name_that_is_known_goes_to_the_pool_of_the_listener() {
     assert_eq!(line["pool"], "rest");
     let line = daemon.wait_for_access(|line| line["host"] == "other.test");
     assert_eq!(line["backend"], servers.rest.to_string());
-    assert_eq!(daemon.metric(FAILURES), 0.0);
+    assert_eq!(daemon.metric(HANDSHAKE_FAILURES), 0.0);
 }
 
 #[test]
 fn without_a_pool_it_is_told_that_the_name_is_not_known() {
     let servers = SniServers::start();
-    let daemon = TestDaemon::start(&servers.config(MAP, ""));
+    let daemon = TestDaemon::start(&servers.config(SNI_MAP, ""));
     let client = servers.client();
     for (count, name) in ["other.test", "wild.test", "127.0.0.1"].iter().enumerate() {
         let error = try_connect(daemon.address("@tls"), &client, name).unwrap_err();
@@ -167,12 +168,12 @@ fn without_a_pool_it_is_told_that_the_name_is_not_known() {
         assert_eq!(inner, Some(&alert), "{name}: {error}");
         daemon.wait_for_metric(&failures("unknown_name"), |n| n == count as f64 + 1.0);
     }
-    // The alert, and an end in order, whatever the client still had to say.
+    // The alert, and an orderly end, although the client still sends.
     let hello = client_hello(&client, "other.test");
     let mut raw = daemon.client("@tls");
     raw.send([&hello[..], &vec![0; 30_000]].concat())
         .send(vec![0; 30_000]);
-    assert_eq!(raw.rest(), Ok(UNRECOGNIZED.to_vec()));
+    assert_eq!(raw.rest(), Ok(UNRECOGNIZED_NAME_ALERT.to_vec()));
     let line = daemon.wait_for_access(|line| line["host"] == "other.test");
     assert_eq!(
         (&line["reason"], &line["bytes_out"]),
@@ -255,7 +256,7 @@ fn a_hello_that_cannot_be_read_goes_nowhere_also_with_a_pool() {
 #[test]
 fn a_hello_may_come_in_any_pieces_and_records() {
     let servers = SniServers::start();
-    let daemon = TestDaemon::start(&servers.config(MAP, ""));
+    let daemon = TestDaemon::start(&servers.config(SNI_MAP, ""));
     let mut config = (*servers.client()).clone();
     config.max_fragment_size = Some(32);
     let config = Arc::new(config);
@@ -301,7 +302,7 @@ fn the_backend_gets_every_byte_of_the_client_behind_the_headers_of_both() {
 #[test]
 fn handshakes_work_behind_a_header_and_not_without() {
     let servers = SniServers::start();
-    let daemon = TestDaemon::start(&servers.config(MAP, ", accept_proxy: {from: 127.0.0.1}"));
+    let daemon = TestDaemon::start(&servers.config(SNI_MAP, ", accept_proxy: {from: 127.0.0.1}"));
     let (address, client) = (daemon.address("@tls"), servers.client());
     let front = b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n";
     let stream = try_connect_behind(front, address, &client, "a.wild.test").unwrap();
@@ -372,7 +373,7 @@ fn a_client_that_leaves_in_its_hello_is_forgotten_and_a_look_is_no_line_in_the_l
 #[test]
 fn a_reload_changes_where_new_sessions_go_and_leaves_the_open_ones() {
     let servers = SniServers::start();
-    let mut daemon = TestDaemon::start(&servers.config(MAP, ""));
+    let mut daemon = TestDaemon::start(&servers.config(SNI_MAP, ""));
     let address = daemon.address("@tls");
     let client = servers.client();
     let open = try_connect(address, &client, "app.test").unwrap();
@@ -392,7 +393,7 @@ fn a_reload_changes_where_new_sessions_go_and_leaves_the_open_ones() {
     half.write_all(&hello[50..]).unwrap();
     let mut alert = Vec::new();
     half.read_to_end(&mut alert).unwrap();
-    assert_eq!(alert, UNRECOGNIZED);
+    assert_eq!(alert, UNRECOGNIZED_NAME_ALERT);
     let stream = try_connect(address, &client, "other.test").unwrap();
     assert_eq!(ask(stream), "rest");
     // And one that finds no names any more is not passed on as if it had not been asked.
@@ -425,10 +426,10 @@ fn the_drain_cuts_who_is_still_in_the_hello() {
 #[test]
 fn rules_for_clients_hold_before_a_byte_is_read() {
     let servers = SniServers::start();
-    let daemon = TestDaemon::start(&servers.config(MAP, ", deny: 127.0.0.1"));
+    let daemon = TestDaemon::start(&servers.config(SNI_MAP, ", deny: 127.0.0.1"));
     assert!(try_connect(daemon.address("@tls"), &servers.client(), "app.test").is_err());
     daemon.wait_for_access(|line| line["reason"] == "http_request_denied");
-    let daemon = TestDaemon::start(&servers.config(MAP, ", limits: {connections: 1}"));
+    let daemon = TestDaemon::start(&servers.config(SNI_MAP, ", limits: {connections: 1}"));
     let waiting = TcpStream::connect(daemon.address("@tls")).unwrap();
     daemon.wait_for_metric("balancer_listener_connections_active", |n| n == 1.0);
     assert!(try_connect(daemon.address("@tls"), &servers.client(), "app.test").is_err());

@@ -1,4 +1,4 @@
-//! TCP sessions: bytes both ways as they are, ends as they are, and a record of each.
+//! TCP sessions: unchanged bytes and ends in both directions, and one record each.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -125,7 +125,7 @@ fn a_client_that_has_ended_its_side_still_gets_its_answer() {
 }
 
 #[test]
-fn a_backend_that_has_ended_its_side_still_gets_the_rest() {
+fn a_backend_that_has_ended_its_side_still_gets_all_that_follows() {
     let got = Recorder::default();
     let sink = got.clone();
     let peer = ScriptedPeer::start(move |mut connection| {
@@ -145,7 +145,7 @@ fn a_backend_that_has_ended_its_side_still_gets_the_rest() {
 /// Part `number` of an endless sequence: every byte depends on its place.
 fn part(number: u64) -> Vec<u8> {
     let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..PART / 8)
+    (0..PART_BYTES / 8)
         .flat_map(|_| {
             state ^= state << 13;
             state ^= state >> 7;
@@ -155,19 +155,19 @@ fn part(number: u64) -> Vec<u8> {
         .collect()
 }
 
-const PART: usize = 64 << 10;
-const PARTS: u64 = 320;
+const PART_BYTES: usize = 64 << 10;
+const PART_COUNT: u64 = 320;
 
 fn send_parts(mut stream: &TcpStream) {
-    for number in 0..PARTS {
+    for number in 0..PART_COUNT {
         stream.write_all(&part(number)).unwrap();
     }
     stream.shutdown(Shutdown::Write).unwrap();
 }
 
 fn expect_parts(mut stream: &TcpStream) {
-    let mut buffer = vec![0; PART];
-    for number in 0..PARTS {
+    let mut buffer = vec![0; PART_BYTES];
+    for number in 0..PART_COUNT {
         stream.read_exact(&mut buffer).unwrap();
         assert!(
             buffer == part(number),
@@ -208,7 +208,7 @@ fn long_transfers_arrive_unchanged_in_both_directions_at_once() {
     });
     done.wait();
     let line = is_recorded(&daemon, "ok");
-    let all = PART as u64 * PARTS;
+    let all = PART_BYTES as u64 * PART_COUNT;
     assert_eq!(
         (&line["bytes_in"], &line["bytes_out"]),
         (&all.into(), &all.into())
@@ -426,7 +426,7 @@ fn a_backend_that_cannot_be_reached_is_passed_over() {
 }
 
 #[test]
-fn a_client_for_whom_nobody_is_reached_is_reset() {
+fn a_client_for_whom_no_backend_is_reached_is_reset() {
     let (one, other) = (refused(), refused());
     let daemon = daemon(&[one, other], "", "");
     let mut client = daemon.client("@db");
@@ -453,7 +453,7 @@ fn a_client_is_reset_when_no_backend_is_healthy() {
 }
 
 #[test]
-fn retries_none_means_one_try() {
+fn retries_none_means_one_attempt() {
     let peer = echo();
     let daemon = daemon(&[refused(), peer.address], "", "retries: none");
     // In turn: one of the two meets the dead one.
@@ -492,7 +492,7 @@ fn clients_are_let_in_by_address() {
 }
 
 #[test]
-fn a_listener_holds_so_many_sessions() {
+fn the_sessions_of_a_listener_are_limited() {
     let peer = echo();
     let daemon = daemon(&[peer.address], "limits: {connections: 2}", "");
     let talk = |client: &mut HttpClient| {

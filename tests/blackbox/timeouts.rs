@@ -1,4 +1,4 @@
-//! Deadlines of tries and of exchanges: what each of them bounds, what begins it anew, and who is blamed.
+//! Timeouts of attempts and of exchanges: what each bounds, what restarts it, and who is blamed.
 
 use std::{
     net::SocketAddr,
@@ -15,7 +15,7 @@ use balancer::base::clock;
 use serde_json::Value;
 
 /// Far beyond every deadline that a test expects, and within the patience of the harness.
-const LATE: Duration = Duration::from_secs(10);
+const LATE_TIME: Duration = Duration::from_secs(10);
 
 fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
@@ -51,34 +51,40 @@ fn fails(
 fn takes(began: Instant, least: Duration) {
     let took = clock::now() - began;
     assert!(
-        took >= least && took < LATE,
+        took >= least && took < LATE_TIME,
         "{took:?}, not {least:?} or little more"
     );
 }
 
-const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+const GET_REQUEST: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 
 #[test]
-fn each_try_has_the_whole_time_to_connect() {
+fn each_attempt_has_the_whole_time_to_connect() {
     let hole = Blackhole::start();
     let daemon = daemon(hole.address, "timeouts: {connect: 300ms}", "");
-    let line = fails(&daemon, GET, "connection_timeout", 502, millis(900));
+    let line = fails(&daemon, GET_REQUEST, "connection_timeout", 502, millis(900));
     assert_eq!(line["attempts"], 3);
 }
 
 #[test]
-fn each_try_has_the_whole_time_for_its_response() {
+fn each_attempt_has_the_whole_time_for_its_response() {
     let peer = ScriptedPeer::silent();
     let rules = "timeouts: {response: 300ms}, retries: {conditions: timeout}";
     let daemon = daemon(peer.address, rules, "");
-    let line = fails(&daemon, GET, "connection_read_timeout", 502, millis(900));
+    let line = fails(
+        &daemon,
+        GET_REQUEST,
+        "connection_read_timeout",
+        502,
+        millis(900),
+    );
     assert_eq!(line["attempts"], 3);
 }
 
 #[test]
-fn the_total_time_holds_for_all_tries_together_and_blames_nobody() {
+fn the_total_time_holds_for_all_attempts_together_and_blames_no_backend() {
     let (hole, peer) = (Blackhole::start(), ScriptedPeer::silent());
-    // Eleven tries would take far longer than anybody waits here.
+    // Eleven attempts would take far longer than the harness waits.
     for (backend, own) in [
         (hole.address, "connect: 400ms"),
         (peer.address, "response: 400ms"),
@@ -87,7 +93,7 @@ fn the_total_time_holds_for_all_tries_together_and_blames_nobody() {
             "timeouts: {{{own}, total: 600ms}}, retries: {{attempts: 10, conditions: [connect, timeout]}}"
         );
         let daemon = daemon(backend, &rules, "");
-        let line = fails(&daemon, GET, "total_timeout", 502, millis(600));
+        let line = fails(&daemon, GET_REQUEST, "total_timeout", 502, millis(600));
         assert_eq!(line["attempts"], 2, "{own}");
         let blamed = daemon.metric("balancer_backend_failures_total") as u64;
         assert_eq!(blamed, 1, "{own}: the first try only");
@@ -100,7 +106,7 @@ fn the_total_time_holds_for_all_tries_together_and_blames_nobody() {
 fn the_total_time_ends_a_connect_that_may_take_longer() {
     let hole = Blackhole::start();
     let daemon = daemon(hole.address, "timeouts: {connect: 15s, total: 300ms}", "");
-    let line = fails(&daemon, GET, "total_timeout", 502, millis(300));
+    let line = fails(&daemon, GET_REQUEST, "total_timeout", 502, millis(300));
     assert_eq!(line["attempts"], 1);
     let blamed = daemon.metric("balancer_backend_failures_total") as u64;
     assert_eq!(blamed, 0, "nobody knows whether it would have answered");
@@ -169,7 +175,8 @@ fn a_backend_that_does_not_take_the_request_is_late() {
     client.send(format!(
         "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n"
     ));
-    // More than fits between the two: the rest is taken once the daemon has given up, and leads nowhere.
+    // More than fits between the two: the rest is taken once the daemon has given up, and leads
+    // nowhere.
     client.send(vec![b'a'; length]);
     expect_error(&client.response().unwrap(), 502, "connection_read_timeout");
     over.open();
@@ -181,7 +188,8 @@ fn a_backend_that_reads_slowly_is_not_late() {
     let peer = ScriptedPeer::start(move |mut connection| {
         let head = connection.head().unwrap();
         assert_eq!(head.method, "POST");
-        // For several times as long as it may take nothing; the daemon has soon nothing left to send.
+        // For several times as long as it may take nothing; the daemon has soon nothing left to
+        // send.
         let slowly = 40;
         for _ in 0..slowly {
             connection.each(128 << 10, |_| {}).unwrap();
@@ -227,12 +235,12 @@ fn a_client_that_waits_to_be_invited_is_not_late_and_one_that_was_is() {
 }
 
 #[test]
-fn a_client_gets_no_more_than_sixteen_1xx_of_one_exchange_whatever_is_tried() {
+fn a_client_gets_no_more_than_sixteen_1xx_of_one_exchange_with_all_its_attempts() {
     let hints = "HTTP/1.1 103 Early Hints\r\n\r\n";
     let flood = ScriptedPeer::saying(hints.repeat(40));
     let daemon = daemon(flood.address, "", "");
     let mut client = daemon.client("@web");
-    client.send(GET);
+    client.send(GET_REQUEST);
     for _ in 0..16 {
         assert_eq!(client.response().unwrap().status, 103);
     }

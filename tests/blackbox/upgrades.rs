@@ -1,4 +1,4 @@
-//! 1xx responses, `Expect`, and connections that become something else.
+//! 1xx responses, `Expect`, and upgraded connections.
 
 use crate::{
     harness::{
@@ -8,8 +8,8 @@ use crate::{
     http::{echo, front, pool},
 };
 
-const UPGRADE: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
-const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: y\r\n\r\n";
+const UPGRADE_REQUEST: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
+const SWITCHING_PROTOCOLS: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: y\r\n\r\n";
 
 #[test]
 fn expect_goes_to_the_backend_and_its_100_comes_back_before_the_body_is_sent() {
@@ -110,7 +110,7 @@ fn a_switched_connection_is_a_tunnel_with_early_bytes_both_ways() {
             ),
             (Some("upgrade"), Some("websocket"), Some("x"))
         );
-        connection.send(format!("{SWITCH}early from backend"));
+        connection.send(format!("{SWITCHING_PROTOCOLS}early from backend"));
         assert_eq!(connection.until(b"client").unwrap(), b"early from client");
         while let Some(byte) = connection.exactly(1) {
             connection.send(byte.to_ascii_uppercase());
@@ -119,7 +119,7 @@ fn a_switched_connection_is_a_tunnel_with_early_bytes_both_ways() {
     });
     let daemon = front(peer.address, "");
     let mut client = daemon.client("@web");
-    client.send(format!("{UPGRADE}early from client"));
+    client.send(format!("{UPGRADE_REQUEST}early from client"));
     let (status, fields) = client.head().unwrap();
     assert_eq!(status, 101);
     assert!(
@@ -163,13 +163,13 @@ fn a_switched_connection_is_a_tunnel_with_early_bytes_both_ways() {
 fn a_reset_of_one_end_of_a_tunnel_is_a_reset_of_the_other() {
     let peer = ScriptedPeer::start(|mut connection| {
         connection.head().unwrap();
-        connection.send(SWITCH);
+        connection.send(SWITCHING_PROTOCOLS);
         connection.exactly(1).unwrap();
         connection.reset();
     });
     let daemon = front(peer.address, "");
     let mut client = daemon.client("@web");
-    client.send(UPGRADE);
+    client.send(UPGRADE_REQUEST);
     assert_eq!(client.head().unwrap().0, 101);
     client.send("x");
     assert_eq!(client.rest(), Err(ReadError::Reset(Vec::new())));
@@ -180,7 +180,9 @@ fn an_upgrade_that_is_declined_leaves_http() {
     let peer = echo();
     let daemon = front(peer.address, "");
     let mut client = daemon.client("@web");
-    client.send(format!("{UPGRADE}GET /next HTTP/1.1\r\nHost: a\r\n\r\n"));
+    client.send(format!(
+        "{UPGRADE_REQUEST}GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
+    ));
     assert!(client.response().unwrap().text().starts_with("GET /chat "));
     assert!(
         client.response().unwrap().text().starts_with("GET /next "),
@@ -200,7 +202,7 @@ fn a_101_that_was_not_asked_for_is_502() {
     ] {
         let peer = ScriptedPeer::start(|mut connection| {
             while connection.request().is_some() {
-                connection.send(SWITCH);
+                connection.send(SWITCHING_PROTOCOLS);
             }
         });
         let daemon = front(peer.address, "");
@@ -229,7 +231,7 @@ fn a_101_that_speaks_of_a_body_opens_the_tunnel_without_saying_so() {
         "Content-Length: 0",
         "Content-Length: 17",
     ] {
-        let switch = SWITCH.replace("\r\n\r\n", &format!("\r\n{framing}\r\n\r\n"));
+        let switch = SWITCHING_PROTOCOLS.replace("\r\n\r\n", &format!("\r\n{framing}\r\n\r\n"));
         let peer = ScriptedPeer::start(move |mut connection| {
             connection.head().unwrap();
             connection.send(&switch);
@@ -238,7 +240,7 @@ fn a_101_that_speaks_of_a_body_opens_the_tunnel_without_saying_so() {
         });
         let daemon = front(peer.address, "");
         let mut client = daemon.client("@web");
-        client.send(UPGRADE);
+        client.send(UPGRADE_REQUEST);
         let (status, fields) = client.head().unwrap();
         assert_eq!(status, 101, "{framing}");
         let is_framing = |name: &str| {
@@ -287,7 +289,7 @@ fn a_426_says_to_what_the_client_must_upgrade() {
 }
 
 /// As `docker exec` begins a session: the body comes first, then the switch.
-const EXEC: &str = "POST /exec/1/start HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n";
+const DOCKER_EXEC_REQUEST: &str = "POST /exec/1/start HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n";
 const EXEC_SWITCH: &str = "HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
 
 #[test]
@@ -307,13 +309,16 @@ fn a_request_with_a_body_of_known_length_can_switch() {
     let daemon = front(peer.address, "");
     // The body and what follows it at once, and in pieces.
     for pieces in [
-        vec![format!("{EXEC}{{\"Tty\":1}}\r\nls")],
+        vec![format!("{DOCKER_EXEC_REQUEST}{{\"Tty\":1}}\r\nls")],
         vec![
-            EXEC.to_owned(),
+            DOCKER_EXEC_REQUEST.to_owned(),
             "{\"Tty\"".to_owned(),
             ":1}\r\nls".to_owned(),
         ],
-        vec![format!("{EXEC}{{\"Tty\":1}}\r\n"), "ls".to_owned()],
+        vec![
+            format!("{DOCKER_EXEC_REQUEST}{{\"Tty\":1}}\r\n"),
+            "ls".to_owned(),
+        ],
     ] {
         let mut client = daemon.client("@web");
         let (last, first) = pieces.split_last().unwrap();
@@ -344,7 +349,7 @@ fn what_follows_a_body_whose_switch_was_declined_is_a_request() {
     let daemon = front(peer.address, "");
     let mut client = daemon.client("@web");
     client.send(format!(
-        "{EXEC}GET /b HTTPGET /next HTTP/1.1\r\nHost: a\r\n\r\n"
+        "{DOCKER_EXEC_REQUEST}GET /b HTTPGET /next HTTP/1.1\r\nHost: a\r\n\r\n"
     ));
     let first = client.response().unwrap().text();
     assert!(first.starts_with("POST /exec/1/start ") && first.ends_with("GET /b HTTP"));
@@ -354,10 +359,10 @@ fn what_follows_a_body_whose_switch_was_declined_is_a_request() {
 
 #[test]
 fn a_body_that_is_still_on_its_way_at_the_switch_is_sent_to_its_end_first() {
-    const LENGTH: usize = 600_000;
+    const BODY_BYTES: usize = 600_000;
     let peer = ScriptedPeer::start(|mut connection| {
         let head = connection.head().unwrap();
-        connection.send(SWITCH);
+        connection.send(SWITCHING_PROTOCOLS);
         let length: usize = head.header("content-length").unwrap().parse().unwrap();
         let body = connection.exactly(length + 5).unwrap();
         let (body, behind) = body.split_at(length);
@@ -368,10 +373,10 @@ fn a_body_that_is_still_on_its_way_at_the_switch_is_sent_to_its_end_first() {
         let keys = format!("backends: [{}], health_check: none{retries}", peer.address);
         let daemon = pool(&keys, "");
         let mut client = daemon.client("@web");
-        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: {LENGTH}\r\n\r\n"));
-        client.send(vec![b'b'; LENGTH / 2]);
+        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: {BODY_BYTES}\r\n\r\n"));
+        client.send(vec![b'b'; BODY_BYTES / 2]);
         assert_eq!(client.head().unwrap().0, 101);
-        client.send(vec![b'b'; LENGTH / 2]).send("hello");
+        client.send(vec![b'b'; BODY_BYTES / 2]).send("hello");
         assert_eq!(client.rest().unwrap(), b"hello");
     }
 }
@@ -381,7 +386,7 @@ fn a_tunnel_whose_reader_is_slow_is_not_idle() {
     let length = 4 << 20;
     let peer = ScriptedPeer::start(move |mut connection| {
         connection.head().unwrap();
-        connection.send(SWITCH);
+        connection.send(SWITCHING_PROTOCOLS);
         connection.send(vec![b'a'; length]);
         connection.wait_for_end();
     });
@@ -391,7 +396,7 @@ fn a_tunnel_whose_reader_is_slow_is_not_idle() {
     );
     let daemon = pool(&keys, "");
     let mut client = daemon.client("@web");
-    client.send(UPGRADE);
+    client.send(UPGRADE_REQUEST);
     assert_eq!(client.head().unwrap().0, 101);
     for _ in 0..32 {
         client.each(length / 32, |_| {}).unwrap();

@@ -1,4 +1,4 @@
-//! WebSockets to backends that speak HTTP/2 (RFC 8441), and what is said where they cannot be.
+//! WebSockets to backends that speak HTTP/2 (RFC 8441), and the error where these cannot.
 
 use bytes::Bytes;
 use hyper::http::{Method, Request, Response};
@@ -15,7 +15,7 @@ use crate::harness::{
     peer::ScriptedPeer,
 };
 
-const OPENING: &str = "GET /chat HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const OPENING_HANDSHAKE: &str = "GET /chat HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 fn taking() -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
@@ -67,7 +67,7 @@ async fn a_websocket_of_either_kind_reaches_the_backend() {
     let address = daemon.address("@web");
     let h1 = tokio::task::spawn_blocking(move || {
         let mut client = HttpClient::connect(address);
-        client.send(OPENING);
+        client.send(OPENING_HANDSHAKE);
         let (status, fields) = client.head().unwrap();
         assert_eq!(status, 101);
         let value = |wanted: &str| {
@@ -135,7 +135,7 @@ async fn a_backend_that_takes_none_is_not_asked_and_not_blamed() {
     let address = daemon.address("@web");
     let h1 = tokio::task::spawn_blocking(move || {
         let mut client = HttpClient::connect(address);
-        client.send(OPENING);
+        client.send(OPENING_HANDSHAKE);
         expect_error(&client.response().unwrap(), 502, "http_upgrade_failed");
     });
     h1.await.unwrap();
@@ -159,7 +159,7 @@ async fn what_a_backend_answers_instead_of_taking_it_is_passed_on() {
     let address = daemon.address("@web");
     let h1 = tokio::task::spawn_blocking(move || {
         let mut client = HttpClient::connect(address);
-        client.send(OPENING);
+        client.send(OPENING_HANDSHAKE);
         assert_eq!(client.response().unwrap().status, 403);
     });
     h1.await.unwrap();
@@ -200,27 +200,27 @@ async fn other_switches_are_not_asked_of_http2() {
 
 #[tokio::test]
 async fn what_a_backend_sends_before_it_hangs_up_arrives() {
-    const LENGTH: usize = 3_000_000;
+    const BODY_BYTES: usize = 3_000_000;
     let backend = H2Backend::start_with(&taking(), async |mut asked: ReceivedRequest| {
         // HTTP/2 has no such field.
         let taken = Response::builder().header("sec-websocket-accept", "x");
         let taken = taken.body(()).unwrap();
         let mut stream = asked.respond.send_response(taken, false).unwrap();
         // The end, and with the drop that nothing more is wanted.
-        send(&mut stream, pattern(LENGTH).into()).await;
+        send(&mut stream, pattern(BODY_BYTES).into()).await;
     })
     .await;
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let h1 = tokio::task::spawn_blocking(move || {
         let mut client = HttpClient::connect(address);
-        client.send(OPENING);
+        client.send(OPENING_HANDSHAKE);
         let (status, fields) = client.head().unwrap();
         let accepts = fields
             .iter()
             .filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-accept"));
         assert_eq!((status, accepts.count()), (101, 1));
-        assert!(client.rest().unwrap() == pattern(LENGTH));
+        assert!(client.rest().unwrap() == pattern(BODY_BYTES));
         client.finish();
     });
     h1.await.unwrap();

@@ -57,7 +57,7 @@ public class Client {
         String large = "/bytes/" + SIZE;
         HttpResponse<byte[]> got = client.send(request(front, large).build(), BodyHandlers.ofByteArray());
         check(got.version(), spoken);
-        check(digest(got.body()), got.headers().firstValue("x-digest").orElseThrow());
+        check(digest(got.body()), got.headers().firstValue("x-sha256").orElseThrow());
         HttpRequest head = request(front, large).method("HEAD", BodyPublishers.noBody()).build();
         HttpResponse<Void> answered = client.send(head, BodyHandlers.discarding());
         check(answered.headers().firstValue("content-length").orElseThrow(), Integer.toString(SIZE));
@@ -69,7 +69,7 @@ public class Client {
         };
         for (HttpRequest.BodyPublisher form : forms) {
             for (boolean expects : new boolean[] {false, true}) {
-                HttpRequest post = request(front, "/digest").expectContinue(expects).POST(form).build();
+                HttpRequest post = request(front, "/sha256").expectContinue(expects).POST(form).build();
                 HttpResponse<String> sent = client.send(post, BodyHandlers.ofString());
                 check(sent.version(), spoken);
                 check(sent.body(), digest(body));

@@ -28,7 +28,7 @@ async def together(client):
 async def upload(client):
     wanted = hashlib.sha256(BLOCK * (SIZE // len(BLOCK))).hexdigest()
     for content in (blocks(), BLOCK * (SIZE // len(BLOCK))):
-        answer = await client.post("/digest", content=content)
+        answer = await client.post("/sha256", content=content)
         assert (answer.http_version, answer.text) == (VERSION, wanted), answer.text
 
 
@@ -40,7 +40,7 @@ async def download(client, path):
             digest.update(part)
             length += len(part)
     # httpx does not show trailers.
-    assert length == SIZE and answer.headers.get("x-digest", digest.hexdigest()) == digest.hexdigest(), answer.headers
+    assert length == SIZE and answer.headers.get("x-sha256", digest.hexdigest()) == digest.hexdigest(), answer.headers
 
 
 async def main():

@@ -7,13 +7,13 @@ const SIZE = 3_000_000;
 const sha256 = (bytes) => createHash('sha256').update(bytes).digest('hex');
 
 const got = await fetch(`${front}/bytes/${SIZE}`);
-assert.equal(got.headers.get('x-digest'), sha256(Buffer.from(await got.arrayBuffer())));
+assert.equal(got.headers.get('x-sha256'), sha256(Buffer.from(await got.arrayBuffer())));
 const head = await fetch(`${front}/bytes/${SIZE}`, { method: 'HEAD' });
 assert.equal(head.headers.get('content-length'), String(SIZE));
 const body = Buffer.alloc(SIZE, 'body');
 const parts = async function* () { for (let at = 0; at < SIZE; at += 65536) yield body.subarray(at, at + 65536); };
 for (const form of [body, parts()]) {
-  const sent = await fetch(`${front}/digest`, { method: 'POST', body: form, duplex: 'half' });
+  const sent = await fetch(`${front}/sha256`, { method: 'POST', body: form, duplex: 'half' });
   assert.equal(await sent.text(), sha256(body));
 }
 const together = await Promise.all(Array.from({ length: 8 }, () => fetch(`${front}/together`)));

@@ -29,14 +29,14 @@ async function multiplexes(session) {
   const asked = Array.from({ length: 8 }, () => ask(session, { ':path': '/together' }));
   for (const answer of await Promise.all(asked)) assert.equal(answer.body.toString(), 'together');
   const large = Array.from({ length: 4 }, () => ask(session, { ':path': `/bytes/${SIZE}` }));
-  for (const answer of await Promise.all(large)) assert.equal(sha256(answer.body), answer.head['x-digest']);
+  for (const answer of await Promise.all(large)) assert.equal(sha256(answer.body), answer.head['x-sha256']);
 }
 
 async function carriesTrailers(session) {
   const got = await ask(session, { ':path': `/chunks/${SIZE}`, te: 'trailers' });
-  assert.equal(got.trailers['x-digest'], sha256(got.body));
+  assert.equal(got.trailers['x-sha256'], sha256(got.body));
   const body = Buffer.alloc(SIZE, 'body');
-  const sent = await ask(session, { ':method': 'POST', ':path': '/digest' }, { body, trailers: { 'x-last': 'word' } });
+  const sent = await ask(session, { ':method': 'POST', ':path': '/sha256' }, { body, trailers: { 'x-last': 'word' } });
   assert.equal(sent.body.toString(), sha256(body));
   assert.equal(sent.head['x-trailers'].toLowerCase(), 'x-last: word');
 }
@@ -46,7 +46,7 @@ async function carriesInterim(session) {
   assert.equal(early.interim[0][':status'], 103);
   assert.equal(early.interim[0].link, '</style.css>; rel=preload');
   const body = Buffer.from('waited');
-  const waited = await ask(session, { ':method': 'POST', ':path': '/digest', expect: '100-continue' }, { body });
+  const waited = await ask(session, { ':method': 'POST', ':path': '/sha256', expect: '100-continue' }, { body });
   assert.ok(waited.wasContinued);
   assert.equal(waited.body.toString(), sha256(body));
 }

@@ -83,7 +83,7 @@ func number(text string) int64 {
 
 func serve(cert, key string) {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/digest", func(writer http.ResponseWriter, request *http.Request) {
+	mux.HandleFunc("/sha256", func(writer http.ResponseWriter, request *http.Request) {
 		total, sum, err := read(request.Body)
 		if err != nil {
 			http.Error(writer, err.Error(), http.StatusBadRequest)
@@ -158,7 +158,7 @@ func download(url, ca string, count int64) {
 		if err != nil {
 			return fmt.Errorf("after %d bytes: %w", total, err)
 		}
-		if wanted := response.Header.Get("X-Digest"); sum != wanted {
+		if wanted := response.Header.Get("X-Sha256"); sum != wanted {
 			return fmt.Errorf("%d bytes with the digest %s, not %s", total, sum, wanted)
 		}
 		return nil

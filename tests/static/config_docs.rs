@@ -1,4 +1,4 @@
-//! The reference, the shipped file and the code say the same.
+//! The reference, the shipped file and the code agree.
 
 use std::{
     collections::BTreeSet,

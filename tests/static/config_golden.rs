@@ -1,6 +1,7 @@
 //! Every broken file of tests/golden/config gives exactly the messages beside it.
 //!
-//! `UPDATE_GOLDEN=1 cargo test --test static config_golden` writes the messages anew; read the difference before you commit it.
+//! `UPDATE_GOLDEN=1 cargo test --test static config_golden` rewrites the messages: read the
+//! difference before you commit it.
 
 use std::{
     fs, io,
@@ -46,7 +47,7 @@ impl FileAccess for FixtureFiles {
     }
 }
 
-/// What a user sees for the file, and all its problems.
+/// The messages that a user sees for the file, and all its problems.
 fn problems(path: &Path) -> Problems {
     let text = fs::read_to_string(path).unwrap();
     match parse(Path::new("balancer.yaml"), &text, &FixtureFiles) {

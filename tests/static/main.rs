@@ -1,4 +1,4 @@
-//! What is checked without a running program: that the code, the configuration's messages and the docs say the same.
+//! Checks without a running program: code, messages of the configuration and docs agree.
 
 #![allow(
     clippy::indexing_slicing,

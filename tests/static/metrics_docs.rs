@@ -1,4 +1,5 @@
-//! The reference pages name every metric, reason and log field that the code has, and none that it has not.
+//! The reference pages name every metric, reason and log field that the code has, and none that it
+//! has not.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -57,7 +58,8 @@ fn every_documented_log_field_is_written_and_the_other_way_round() {
         .into_iter()
         .map(|cells| cells[0].clone())
         .collect();
-    // The example is the golden line of access_log_tests.rs, which has every field; that test looks for it in the page.
+    // The example is the golden line of access_log_tests.rs, which has every field; that test looks
+    // for it in the page.
     let example = page
         .lines()
         .find(|line| line.starts_with("{\"ts\""))

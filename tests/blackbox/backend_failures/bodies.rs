@@ -1,6 +1,6 @@
 //! Responses that break after their head: cut bodies, and bytes behind the end.
 
-use super::{HASTY, PATIENT, daemon, daemon_with};
+use super::{HASTY_TIMEOUTS, PATIENT_TIMEOUTS, daemon, daemon_with};
 
 use crate::harness::{
     client::ReadError,
@@ -8,7 +8,7 @@ use crate::harness::{
     peer::{Gate, PeerConnection, ScriptedPeer},
 };
 
-/// How a response is cut in its body.
+/// Kinds of cuts in the body of a response.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum BodyEnd {
     Close,
@@ -17,23 +17,23 @@ enum BodyEnd {
     BadChunk,
 }
 
-const LENGTH: &str = "Content-Length: 100\r\n\r\nfirst part";
+const FRAMED_BY_LENGTH: &str = "Content-Length: 100\r\n\r\nfirst part";
 
-const CHUNKED: &str = "Transfer-Encoding: chunked\r\n\r\na\r\nfirst part\r\n14\r\nonly";
+const FRAMED_BY_CHUNKS: &str = "Transfer-Encoding: chunked\r\n\r\na\r\nfirst part\r\n14\r\nonly";
 
-const CLOSE: &str = "Connection: close\r\n\r\nfirst part";
+const FRAMED_BY_CLOSE: &str = "Connection: close\r\n\r\nfirst part";
 
-const CUTS: &[(&str, BodyEnd)] = &[
-    (LENGTH, BodyEnd::Close),
-    (LENGTH, BodyEnd::Reset),
-    (LENGTH, BodyEnd::Silence),
-    (CHUNKED, BodyEnd::Close),
-    (CHUNKED, BodyEnd::Reset),
-    (CHUNKED, BodyEnd::Silence),
-    (CHUNKED, BodyEnd::BadChunk),
+const BODY_CUTS: &[(&str, BodyEnd)] = &[
+    (FRAMED_BY_LENGTH, BodyEnd::Close),
+    (FRAMED_BY_LENGTH, BodyEnd::Reset),
+    (FRAMED_BY_LENGTH, BodyEnd::Silence),
+    (FRAMED_BY_CHUNKS, BodyEnd::Close),
+    (FRAMED_BY_CHUNKS, BodyEnd::Reset),
+    (FRAMED_BY_CHUNKS, BodyEnd::Silence),
+    (FRAMED_BY_CHUNKS, BodyEnd::BadChunk),
     // Its end is the end of the body, so only these are a cut.
-    (CLOSE, BodyEnd::Reset),
-    (CLOSE, BodyEnd::Silence),
+    (FRAMED_BY_CLOSE, BodyEnd::Reset),
+    (FRAMED_BY_CLOSE, BodyEnd::Silence),
 ];
 
 fn cutting(framing: &'static str, end: BodyEnd, gate: Gate) -> ScriptedPeer {
@@ -59,7 +59,7 @@ fn cutting(framing: &'static str, end: BodyEnd, gate: Gate) -> ScriptedPeer {
 fn a_response_cut_in_mid_body_is_cut_for_the_client_too() {
     let mut rows = Vec::new();
     for version in ["1.1", "1.0"] {
-        for (framing, end) in CUTS {
+        for (framing, end) in BODY_CUTS {
             let gate = Gate::new();
             let peer = cutting(framing, *end, gate.clone());
             rows.push((version, *framing, *end, gate, peer));
@@ -67,9 +67,9 @@ fn a_response_cut_in_mid_body_is_cut_for_the_client_too() {
     }
     let pools = rows.iter().map(|(.., end, _, peer)| {
         let timeouts = if *end == BodyEnd::Silence {
-            HASTY
+            HASTY_TIMEOUTS
         } else {
-            PATIENT
+            PATIENT_TIMEOUTS
         };
         (peer.address, timeouts, "none")
     });
@@ -134,7 +134,8 @@ fn a_response_cut_in_mid_body_is_cut_for_the_client_too() {
     }
 }
 
-/// Answers the first connection with `bytes`, which are more than its answer, and all others as they should be.
+/// Answers the first connection with `bytes`, which are more than its answer, and all others as
+/// they should be.
 fn talkative(bytes: &'static str) -> ScriptedPeer {
     ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
@@ -201,7 +202,7 @@ fn bytes_after_a_response_never_reach_another_client() {
     let late = late_talker(evil);
     let addresses = peers.iter().chain([&late.0]).map(|peer| peer.address);
     // One worker, so that the second request finds the connection of the first if it was kept.
-    let config = addresses.map(|address| (address, PATIENT, "none"));
+    let config = addresses.map(|address| (address, PATIENT_TIMEOUTS, "none"));
     let daemon = daemon_with(1, "{}", config);
     for (number, (method, bytes, status, body)) in table.iter().enumerate() {
         let mut client = daemon.client("@web");
@@ -226,7 +227,7 @@ fn bytes_after_a_response_never_reach_another_client() {
     assert_eq!(peer.connections(), 2);
 }
 
-/// Sends a response that nobody asked for, when told to, on a connection that has become idle.
+/// Sends an unrequested response, when told to, on a connection that has become idle.
 fn late_talker(evil: &'static str) -> (ScriptedPeer, Gate, Gate) {
     let (said, speak) = (Gate::new(), Gate::new());
     let doors = (said.clone(), speak.clone());

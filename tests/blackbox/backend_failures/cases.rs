@@ -1,6 +1,6 @@
 //! The table of broken backends, with the reason that each must have.
 
-use super::{HASTY, PATIENT};
+use super::{HASTY_TIMEOUTS, PATIENT_TIMEOUTS};
 use std::{net::SocketAddr, thread, time::Duration};
 
 use crate::harness::peer::{Blackhole, ScriptedPeer, refused};
@@ -27,7 +27,7 @@ pub struct FailureCase {
     pub name: &'static str,
     pub backend: BrokenBackend,
     pub reason: &'static str,
-    /// Tries that the default rules make for a GET.
+    /// Attempts that the default rules make for a GET.
     pub tries: u32,
     pub timeouts: &'static str,
     pub check: &'static str,
@@ -45,7 +45,7 @@ fn case(
         backend,
         reason,
         tries,
-        timeouts: PATIENT,
+        timeouts: PATIENT_TIMEOUTS,
         check: "none",
         version: "1.1",
     }
@@ -66,7 +66,7 @@ fn invalid(name: &'static str, bytes: impl Into<Vec<u8>>) -> FailureCase {
     says(name, bytes, "proxy_protocol_error")
 }
 
-/// The promised ones, and their near relatives.
+/// The promised cases and their variants.
 pub fn cases() -> Vec<FailureCase> {
     let mut all = connection_cases();
     all.extend(status_line_cases());
@@ -95,7 +95,7 @@ fn connection_cases() -> Vec<FailureCase> {
             3,
         ),
         FailureCase {
-            timeouts: HASTY,
+            timeouts: HASTY_TIMEOUTS,
             ..case(
                 "connect blackhole",
                 BrokenBackend::Hole(Blackhole::start()),
@@ -104,7 +104,7 @@ fn connection_cases() -> Vec<FailureCase> {
             )
         },
         FailureCase {
-            timeouts: HASTY,
+            timeouts: HASTY_TIMEOUTS,
             ..case(
                 "silent",
                 BrokenBackend::Peer(ScriptedPeer::silent()),
@@ -113,7 +113,7 @@ fn connection_cases() -> Vec<FailureCase> {
             )
         },
         FailureCase {
-            timeouts: HASTY,
+            timeouts: HASTY_TIMEOUTS,
             ..case(
                 "head that never ends",
                 BrokenBackend::Peer(drip),
@@ -230,7 +230,7 @@ fn status_line_cases() -> Vec<FailureCase> {
 fn head_cases() -> Vec<FailureCase> {
     let field =
         |name, fields: &str| invalid(name, format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\nok"));
-    let old = format!("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{CHUNKS}");
+    let old = format!("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{CHUNKED_HELLO}");
     let many = "X: y\r\n".repeat(300);
     let large = format!("X: {}\r\n", "a".repeat(300_000));
     let too_large = |name, fields: String| {
@@ -288,7 +288,7 @@ fn head_cases() -> Vec<FailureCase> {
     ]
 }
 
-const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
+const CHUNKED_HELLO: &str = "5\r\nhello\r\n0\r\n\r\n";
 
 fn first_chunk_cases() -> Vec<FailureCase> {
     let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";

@@ -1,6 +1,6 @@
 //! The form of error responses: statuses, HTML, own pages, and errors that are the backend's.
 
-use super::{PATIENT, daemon};
+use super::{PATIENT_TIMEOUTS, daemon};
 
 use crate::harness::{
     answers::{expect_error, expect_error_head, json_body},
@@ -14,7 +14,7 @@ fn statuses_can_be_overridden_by_reason() {
     let none = refused();
     let daemon = daemon(
         "{override: {connection_refused: 503, connection_terminated: 599}}",
-        [(none, PATIENT, "none")],
+        [(none, PATIENT_TIMEOUTS, "none")],
     );
     let response = daemon.get("@web", "/0").unwrap();
     let id = expect_error(&response, 503, "connection_refused");
@@ -50,7 +50,7 @@ fn html_is_for_those_who_prefer_it() {
         expect_error(&response, 502, "connection_refused");
     };
     let nobody = refused();
-    let auto = daemon("{format: auto}", [(nobody, PATIENT, "none")]);
+    let auto = daemon("{format: auto}", [(nobody, PATIENT_TIMEOUTS, "none")]);
     html(&ask(
         &auto,
         "GET",
@@ -69,7 +69,7 @@ fn html_is_for_those_who_prefer_it() {
         "GET",
         "Accept: text/html;q=0.5, application/json\r\n",
     ));
-    let always = daemon("{format: html}", [(nobody, PATIENT, "none")]);
+    let always = daemon("{format: html}", [(nobody, PATIENT_TIMEOUTS, "none")]);
     html(&ask(&always, "GET", "Accept: application/json\r\n"));
 }
 
@@ -79,7 +79,7 @@ fn pages_replace_the_built_in_bodies() {
     std::fs::write(pages.path().join("502.html"), "<p>come back later</p>").unwrap();
     std::fs::write(pages.path().join("502.json"), "{\"oops\":true}").unwrap();
     let errors = format!("{{format: auto, pages: \"{}\"}}", pages.path().display());
-    let daemon = daemon(&errors, [(refused(), PATIENT, "none")]);
+    let daemon = daemon(&errors, [(refused(), PATIENT_TIMEOUTS, "none")]);
     let html = ask(&daemon, "GET", "Accept: text/html\r\n");
     expect_error_head(&html, 502, "connection_refused");
     assert_eq!(html.text(), "<p>come back later</p>");
@@ -96,7 +96,7 @@ fn pages_replace_the_built_in_bodies() {
 
 #[test]
 fn an_error_for_head_has_the_head_of_the_answer_to_get_and_no_body() {
-    let daemon = daemon("{}", [(refused(), PATIENT, "none")]);
+    let daemon = daemon("{}", [(refused(), PATIENT_TIMEOUTS, "none")]);
     let mut client = daemon.client("@web");
     let head = client.request("HEAD", "/0").unwrap();
     expect_error_head(&head, 502, "connection_refused");
@@ -112,7 +112,10 @@ fn errors_of_the_backend_itself_pass_untouched() {
     let peer = ScriptedPeer::saying(
         "HTTP/1.1 503 Closed For Lunch\r\nContent-Type: text/x-own\r\nContent-Length: 4\r\nRetry-After: 9\r\n\r\nback",
     );
-    let daemon = daemon("{status: split}", [(peer.address, PATIENT, "none")]);
+    let daemon = daemon(
+        "{status: split}",
+        [(peer.address, PATIENT_TIMEOUTS, "none")],
+    );
     let mut client = HttpClient::connect(daemon.address("@web"));
     client.send("GET /0 HTTP/1.1\r\nHost: test\r\n\r\n");
     let line = client.until(b"\r\n").unwrap();

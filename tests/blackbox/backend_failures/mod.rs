@@ -1,5 +1,5 @@
-//! Broken backends: whatever one does, the client gets a clean answer or a visible cut, never its bytes, and every record
-//! names the same cause.
+//! Broken backends: the client gets a clean error response or a visible cut, never wrong bytes, and
+//! log and metrics name the same reason.
 
 mod bodies;
 mod cases;
@@ -16,10 +16,10 @@ use crate::harness::{
 use balancer::base::clock;
 
 /// Longer than any test.
-const PATIENT: &str = "{connect: 15s, response: 15s, idle: 15s}";
+const PATIENT_TIMEOUTS: &str = "{connect: 15s, response: 15s, idle: 15s}";
 
 /// For backends that have to be waited for.
-const HASTY: &str = "{connect: 200ms, response: 200ms, idle: 200ms}";
+const HASTY_TIMEOUTS: &str = "{connect: 200ms, response: 200ms, idle: 200ms}";
 
 /// Cases that only exceed a limit of ours, so that the backend is not to blame.
 const OWN_LIMITS: [&str; 2] = ["17 interim responses", "a size beyond all"];
@@ -111,7 +111,11 @@ fn answers(daemon: &TestDaemon, number: usize, case: &FailureCase, status: u16) 
         .response()
         .unwrap_or_else(|cut| panic!("{}: {cut:?}", case.name));
     let took = clock::now() - began;
-    let least = Duration::from_millis(if case.timeouts == PATIENT { 0 } else { 200 });
+    let least = Duration::from_millis(if case.timeouts == PATIENT_TIMEOUTS {
+        0
+    } else {
+        200
+    });
     let most = least * case.tries.max(1) + Duration::from_secs(5);
     assert!(
         took >= least && took < most,
@@ -146,7 +150,7 @@ fn is_counted(page: &str, number: usize, case: &FailureCase, status: u16) {
     let own = format!(
         "balancer_backend_failures_total{{pool=\"p{number}\",backend=\"{backend}\",reason=\"{reason}\"}}"
     );
-    // The time for all tries together is no backend's failure, and neither is a limit of ours.
+    // The total timeout is no backend's failure, and neither is a limit of ours.
     let blames = !["total_timeout", "http_response_header_section_size"].contains(&reason);
     let failures = if !blames || OWN_LIMITS.contains(&name) {
         0
@@ -172,7 +176,7 @@ fn every_broken_backend_has_its_answer_in_the_split_profile() {
 fn sixteen_interim_responses_are_passed_on_and_answered() {
     let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(16);
     let peer = ScriptedPeer::saying(hints + "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-    let daemon = daemon("{}", [(peer.address, PATIENT, "none")]);
+    let daemon = daemon("{}", [(peer.address, PATIENT_TIMEOUTS, "none")]);
     let mut client = daemon.client("@web");
     client.send("GET /0 HTTP/1.1\r\nHost: test\r\n\r\n");
     for _ in 0..16 {
@@ -191,7 +195,7 @@ fn an_answer_before_the_end_of_the_request_is_passed_on() {
         connection
             .send("HTTP/1.1 413 Own Limit\r\nConnection: close\r\nContent-Length: 4\r\n\r\nless");
     });
-    let daemon = daemon("{}", [(peer.address, PATIENT, "none")]);
+    let daemon = daemon("{}", [(peer.address, PATIENT_TIMEOUTS, "none")]);
     for _ in 0..10 {
         let mut client = daemon.client("@web");
         let length = 300_000;

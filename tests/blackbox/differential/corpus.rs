@@ -1,14 +1,16 @@
-//! Reads the corpus: cases as data, in `requests.txt` and `responses.txt`, and the families built by loops.
+//! Reads the corpus: cases as data, in `requests.txt` and `responses.txt`, and the families built
+//! by loops.
 //!
 //! ```text
 //! [class]
 //! name => what we promise | part ; part # tag tag
 //!     bytes, over as many lines as one likes
 //! ```
-//! Line breaks and indentation of the file are not part of the bytes. `¶` is CR LF; `\n`, `\r`, `\t`, `\0`, `\xHH`,
-//! `\s` (a blank), `\\` are what they are elsewhere; `{5*text}` is `text` five times, `{pause}` and `{idle}` see `fixture.rs`.
-//! `@get F` stands for a GET of `/x` on host `a` with the fields `F`, `@post F` for the beginning of such a POST,
-//! `@ok F` for the beginning of a 200.
+//! Line breaks and indentation of the file are not part of the bytes. `¶` is CR LF; `\n`, `\r`,
+//! `\t`, `\0`, `\xHH`, `\s` (a blank), `\\` are what they are elsewhere; `{5*text}` is `text` five
+//! times, `{pause}` and `{idle}` see `fixture.rs`. `@get F` stands for a GET of `/x` on host `a`
+//! with the fields `F`, `@post F` for the beginning of such a POST, `@ok F` for the beginning of a
+//! 200.
 
 use std::collections::HashSet;
 
@@ -19,13 +21,14 @@ pub struct CorpusCase {
     pub name: String,
     /// Named in docs/http.md.
     pub class: String,
-    /// What is sent.
+    /// Bytes to send.
     pub bytes: Vec<u8>,
-    /// What the sender of the other side sees, in order: `equal`, `canonical`, `closed`, `cut`, or a status.
+    /// Results that the other side sees, in order: `equal`, `canonical`, `closed`, `cut`, or a
+    /// status.
     pub answers: Vec<String>,
-    /// What must hold beyond that.
+    /// Further conditions.
     pub parts: Vec<String>,
-    /// How it is run and judged.
+    /// Tags that change how it is run and judged.
     pub tags: Vec<String>,
 }
 
@@ -64,7 +67,7 @@ impl CorpusCase {
         said
     }
 
-    /// What follows `word` in the parts that begin with it.
+    /// The text behind `word` in the parts that begin with it.
     pub fn parts<'a>(&'a self, word: &'a str) -> impl Iterator<Item = &'a str> {
         self.parts
             .iter()
@@ -195,7 +198,7 @@ pub fn bytes(source: &str) -> Vec<u8> {
     out
 }
 
-/// Where the brace that is open before `text` is closed.
+/// Offset of the brace that closes the one before `text`.
 fn closing(text: &str) -> usize {
     let mut depth = 1;
     for (at, c) in text.char_indices() {

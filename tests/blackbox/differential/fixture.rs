@@ -1,5 +1,5 @@
-//! Where a case is played: a backend that records what reaches it and speaks by script, and a client that reads by the
-//! strict reader of `wire.rs`. Nothing here knows which proxy stands between the two.
+//! Fixture for one case: a backend that records requests and sends scripted bytes, and a client
+//! that reads with the strict reader of `wire.rs`. It works with any proxy between the two.
 
 use std::{
     io::{Read, Write},
@@ -17,12 +17,12 @@ use super::{
 };
 use crate::harness::poll;
 
-/// What reached the backend.
+/// Message, or part of one, that reached the backend.
 #[derive(Debug, Clone)]
 pub enum BackendEvent {
     /// A whole message.
     Whole(ParsedMessage),
-    /// What two readers could disagree about.
+    /// Bytes that two readers could read differently.
     Unclear(&'static str, String),
     /// The beginning of a message whose rest never came.
     Part,
@@ -34,12 +34,13 @@ pub type PlacedEvent = (usize, BackendEvent);
 #[derive(Default)]
 struct EventLines {
     events: Vec<PlacedEvent>,
-    /// Streams to look at for bytes that are not read yet, and what was read and is no whole message.
+    /// Streams to look at for bytes that are not read yet, and what was read and is no whole
+    /// message.
     live: Vec<(usize, TcpStream, Vec<u8>)>,
     next: usize,
 }
 
-/// What the client has got so far, for scripts that wait for it.
+/// Progress of the client, for scripts that wait for it.
 #[derive(Default)]
 struct Progress {
     received: usize,
@@ -55,14 +56,14 @@ struct FixtureState {
     patience: Duration,
 }
 
-/// The stage: its backend runs until the test ends.
+/// The fixture: its backend runs until the test ends.
 pub struct ProxyFixture {
-    /// Where the backend listens.
+    /// Address of the backend.
     pub backend: SocketAddr,
     shared: FixtureState,
 }
 
-/// How the client's connection ended.
+/// End of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionEnd {
     /// In order.
@@ -73,7 +74,7 @@ pub enum ConnectionEnd {
     Never,
 }
 
-/// What the client got.
+/// Everything that the client received.
 #[derive(Debug, Clone)]
 pub struct Transcript {
     /// Final answers, and 101.
@@ -82,13 +83,13 @@ pub struct Transcript {
     pub interim: Vec<u16>,
     /// The last answer lasted until the end of the connection.
     pub until_end: bool,
-    /// Why the strict reader gave up.
+    /// Reason why the strict reader gave up.
     pub unclear: Option<&'static str>,
     /// An answer began and did not end.
     pub part: Option<Vec<u8>>,
     /// Everything.
     pub bytes: Vec<u8>,
-    /// How it ended.
+    /// End of the connection.
     pub end: ConnectionEnd,
 }
 
@@ -113,7 +114,8 @@ impl ProxyFixture {
         Self { backend, shared }
     }
 
-    /// Sends a request case through the proxy at `front`, in `pieces` writes or a few less, and ends the sending side.
+    /// Sends a request case through the proxy at `front`, in `pieces` writes or a few less, and
+    /// ends the sending side.
     pub fn play_request(
         &self,
         front: SocketAddr,
@@ -153,7 +155,8 @@ impl ProxyFixture {
         let (first, rest) = self.read_one(&client, method);
         let whole = first.unclear.is_none() && !first.answers.is_empty() && !first.until_end;
         self.tell(|progress| progress.has_whole = true);
-        // The script has said its last before anything else is asked, so that what it says too much is there in time.
+        // The script has said its last before anything else is asked, so that what it says too much
+        // is there in time.
         self.wait(|progress| progress.script_done || progress.received == 0);
         let switched = first
             .answers
@@ -224,9 +227,9 @@ impl ProxyFixture {
         }
     }
 
-    /// What reached the backend since the last time, once the proxy and the backend have dealt with all of it.
+    /// Events at the backend since the last call, once proxy and backend have processed everything.
     fn events(&self, front: SocketAddr) -> Vec<PlacedEvent> {
-        // The proxy answers this after whatever it had to do before.
+        // The proxy responds to this after all that it had to do before.
         let client = self.connect(front);
         let _ = (&client).write_all(b"GET /sync HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         self.read(&client, Vec::new(), "GET");
@@ -401,7 +404,8 @@ impl CorpusBackend {
     }
 
     fn run(mut self) {
-        // Waiting is done without the lock, reading and recording with it: whoever holds it sees both or neither.
+        // Waiting is done without the lock, reading and recording with it: a holder sees both or
+        // neither.
         while matches!(self.stream.peek(&mut [0]), Ok(1..)) {
             let Some(replies) = self.take() else { break };
             if !replies
@@ -525,8 +529,8 @@ impl CorpusBackend {
         self.stream.write_all(answer.as_bytes()).is_ok()
     }
 
-    /// Plays a script: `{pause}` waits until the client has got something, `{idle}` until it has a whole answer, `{drip}`
-    /// sends the rest byte by byte, more slowly than anybody waits.
+    /// Plays a script: `{pause}` waits until the client has got something, `{idle}` until it has a
+    /// whole answer, `{drip}` sends the remaining bytes one by one, more slowly than any timeout.
     fn speak(&mut self, script: &CorpusCase) -> bool {
         let mut rest = &script.bytes[..];
         let last = script.is("close");
@@ -553,7 +557,7 @@ impl CorpusBackend {
             }
         }
         if last {
-            // The end comes in the same segment, so that nobody sees the one without the other.
+            // The FIN comes in the same segment, so that the reader gets both at once.
             let _ = socket2::SockRef::from(&self.stream).set_tcp_cork(true);
         }
         let sent = self.stream.write_all(rest).is_ok();

@@ -2,7 +2,8 @@
 
 use super::corpus::{CorpusCase, made};
 
-/// Bytes that end, fold or hide something in one reader or another. HTAB, LF, CR have cases of their own elsewhere.
+/// Bytes that end, fold or hide something in one reader or another. HTAB, LF, CR have cases of
+/// their own elsewhere.
 fn controls() -> impl Iterator<Item = u8> {
     (0..=0x1f)
         .filter(|byte| !b"\t\n\r".contains(byte))

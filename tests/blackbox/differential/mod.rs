@@ -1,9 +1,10 @@
-//! Odd messages, one by one, through the built program: what we refuse, what we pass on and in which form, and that
-//! neither side ever gets what another reader could take for something else.
+//! Odd messages, one by one, through the built program: what is refused, what is forwarded and in
+//! which form, and that neither side gets bytes that another reader could understand differently.
 //!
-//! The corpus is data (`requests.txt`, `responses.txt`) and families built by loops; `corpus.rs` says how to
-//! read it. `fixture.rs` plays a case, `oracle.rs` says what it came to, `wire.rs` is a strict reader of its own. The same
-//! corpus goes through other proxies in `peers.rs`, which writes docs/comparison.md.
+//! The corpus is data (`requests.txt`, `responses.txt`) and families built by loops; `corpus.rs`
+//! says how to read it. `fixture.rs` plays a case, `oracle.rs` says what it came to, `wire.rs` is a
+//! strict reader of its own. The same corpus goes through other proxies in `peers.rs`, which writes
+//! docs/comparison.md.
 
 mod corpus;
 mod fixture;
@@ -58,7 +59,7 @@ fn assert_none(failures: &[String], of: usize) {
 }
 
 #[test]
-fn an_odd_request_is_refused_or_passed_on_in_a_form_that_everybody_reads_alike() {
+fn an_odd_request_is_refused_or_forwarded_in_a_form_that_all_readers_read_alike() {
     play_requests(1);
 }
 
@@ -67,7 +68,7 @@ fn an_odd_request_that_comes_in_pieces_is_judged_as_one_that_comes_at_once() {
     play_requests(40);
 }
 
-/// Every case of the corpus, each sent in so many pieces.
+/// Plays every case of the corpus, each sent in `pieces` pieces.
 fn play_requests(pieces: usize) {
     let cases = requests();
     assert!(cases.len() >= 300, "only {} requests", cases.len());
@@ -87,7 +88,7 @@ fn play_requests(pieces: usize) {
 }
 
 #[test]
-fn an_odd_response_is_a_502_or_a_cut_or_shown_in_a_form_that_everybody_reads_alike() {
+fn an_odd_response_is_a_502_or_a_cut_or_forwarded_in_a_form_that_all_readers_read_alike() {
     let cases = responses();
     assert!(cases.len() >= 150, "only {} responses", cases.len());
     let stage = ProxyFixture::new(cases.clone(), PATIENCE);

@@ -1,13 +1,14 @@
-//! What a proxy made of a case: one judgement for every proxy ([`of_request`], [`of_response`]), and what only we promise
-//! ([`broken_promise`], [`broken_answer`]).
+//! Judgement of what a proxy made of a case: one for every proxy ([`of_request`], [`of_response`]),
+//! and what only balancer promises ([`broken_promise`], [`broken_answer`]).
 //!
-//! *Dangerous* means, for a request: what the backend got, two readers could take for different messages or for somebody
-//! else's ([`BackendEvent::Unclear`]); bytes of one message were run as a request; something was run behind a message whose end
-//! is unclear; a message that the client never finished was finished for it; bytes went past the proxy unread; an upgrade
-//! to h2c was passed on. For a response: the client got bytes that no strict reader can read; a response that was cut, or
-//! never began, was shown as whole; bytes that belong to no exchange reached the client; the next exchange did not get its
-//! own answer; a switch of protocols that the client did not request was passed on; a connection was used again after a response
-//! whose end is unclear.
+//! *Dangerous* means, for a request: what the backend got, two readers could take for different
+//! messages or for somebody else's ([`BackendEvent::Unclear`]); bytes of one message were run as a
+//! request; something was run behind a message whose end is unclear; a message that the client
+//! never finished was finished for it; bytes went past the proxy unread; an upgrade to h2c was
+//! passed on. For a response: the client got bytes that no strict reader can read; a response that
+//! was cut, or never began, was shown as whole; bytes that belong to no exchange reached the
+//! client; the next exchange did not get its own answer; a switch of protocols that the client did
+//! not request was passed on; a connection was used again after a response whose end is unclear.
 
 use super::{
     corpus::{self, CorpusCase},
@@ -15,7 +16,7 @@ use super::{
     wire::{self, ParseOutcome, ParsedMessage},
 };
 
-/// What became of the odd message.
+/// Outcome of the odd message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutcomeKind {
     /// Refused with a status of the proxy's own.
@@ -30,16 +31,16 @@ pub enum OutcomeKind {
     Hung,
 }
 
-/// What a proxy did with a case.
+/// Behaviour of a proxy in one case.
 #[derive(Debug, Clone)]
 pub struct Judgement {
-    /// What became of it.
+    /// Outcome of the message.
     pub kind: OutcomeKind,
-    /// Why that is dangerous; empty if it is not.
+    /// Reasons why the behaviour is dangerous; empty if it is not.
     pub dangers: Vec<String>,
 }
 
-const AFTER: &str = "/after";
+const NEXT_TARGET: &str = "/after";
 
 fn wholes(events: &[PlacedEvent]) -> Vec<&ParsedMessage> {
     events
@@ -63,7 +64,7 @@ pub fn of_request(case: &CorpusCase, seen: &Transcript, events: &[PlacedEvent]) 
     let wholes = wholes(events);
     let forwarded: Vec<&&ParsedMessage> = wholes
         .iter()
-        .filter(|message| message.word(1) != AFTER)
+        .filter(|message| message.word(1) != NEXT_TARGET)
         .collect();
     let mut dangers = Vec::new();
     for (_, event) in events {
@@ -91,7 +92,7 @@ pub fn of_request(case: &CorpusCase, seen: &Transcript, events: &[PlacedEvent]) 
             dangers.push("an upgrade to h2c was passed on".to_owned());
         }
     }
-    let ran_after = wholes.iter().any(|message| message.word(1) == AFTER);
+    let ran_after = wholes.iter().any(|message| message.word(1) == NEXT_TARGET);
     if case.is("unclear") && ran_after && !forwarded.is_empty() {
         dangers.push("a request behind a message whose end is unclear was run".to_owned());
     }
@@ -112,7 +113,7 @@ pub fn of_request(case: &CorpusCase, seen: &Transcript, events: &[PlacedEvent]) 
 }
 
 /// Fields between two hops only: they may go without making a message another.
-const HOP: [&str; 6] = [
+const HOP_BY_HOP_FIELDS: [&str; 6] = [
     "connection",
     "keep-alive",
     "proxy-connection",
@@ -136,7 +137,9 @@ fn is_equal(sent: &[u8], got: &ParsedMessage) -> bool {
 
 fn has_fields(sent: &ParsedMessage, got: &ParsedMessage) -> bool {
     sent.fields.iter().all(|(name, value)| {
-        HOP.iter().any(|hop| hop.eq_ignore_ascii_case(name))
+        HOP_BY_HOP_FIELDS
+            .iter()
+            .any(|hop| hop.eq_ignore_ascii_case(name))
             || got.fields.iter().any(|(known, other)| {
                 known.eq_ignore_ascii_case(name) && other.eq_ignore_ascii_case(value)
             })
@@ -224,7 +227,7 @@ fn is_reused(events: &[PlacedEvent], number: usize) -> bool {
     odd.is_some() && odd == on(&format!("/ok/{number}"))
 }
 
-/// What we promise for a request, beyond the absence of danger; `None` if it holds.
+/// Broken promise of balancer for a request, beyond the absence of danger; `None` if all hold.
 pub fn broken_promise(
     case: &CorpusCase,
     seen: &Transcript,
@@ -249,7 +252,7 @@ pub fn broken_promise(
         wanted.insert(0, first_target(case));
     }
     if goes_on {
-        wanted.push(AFTER.to_owned());
+        wanted.push(NEXT_TARGET.to_owned());
     }
     let got: Vec<&str> = wholes.iter().map(|message| message.word(1)).collect();
     if got != wanted {
@@ -330,7 +333,7 @@ fn broken_part(case: &CorpusCase, got: &ParsedMessage) -> Option<String> {
     None
 }
 
-/// What we promise for a response, beyond the absence of danger; `None` if it holds.
+/// Broken promise of balancer for a response, beyond the absence of danger; `None` if all hold.
 pub fn broken_answer(
     case: &CorpusCase,
     number: usize,

@@ -1,5 +1,5 @@
-//! The same corpus through nginx and HAProxy, where they are installed, judged by the same function; writes
-//! docs/comparison.md.
+//! The same corpus through nginx and HAProxy, where they are installed, judged by the same
+//! function; writes docs/comparison.md.
 
 use std::{
     collections::BTreeMap,
@@ -20,13 +20,13 @@ use super::{
 };
 use crate::harness::{TempDir, poll};
 
-/// How long the client and the scripts wait for a proxy: longer than any proxy here takes, but for those that hang.
-const WAIT: Duration = Duration::from_secs(2);
+/// Time that client and scripts wait for a proxy; one that needs longer hangs.
+const PROXY_TIMEOUT: Duration = Duration::from_secs(2);
 
-const NGINX: &str = include_str!("nginx.conf");
-const HAPROXY: &str = include_str!("haproxy.cfg");
+const NGINX_CONFIG: &str = include_str!("nginx.conf");
+const HAPROXY_CONFIG: &str = include_str!("haproxy.cfg");
 
-/// A proxy of others; ended when dropped.
+/// Another proxy; killed when dropped.
 struct ForeignProxy {
     child: Child,
     front: SocketAddr,
@@ -69,7 +69,7 @@ fn start(program: &str, arguments: &[&str], config: &str, backend: SocketAddr) -
     }
 }
 
-/// What a program says of its version; `None` if it is not installed.
+/// Version that a program prints; `None` if it is not installed.
 fn version(program: &str) -> Option<String> {
     let said = Command::new(program).arg("-v").output().ok()?;
     let text = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
@@ -81,11 +81,11 @@ fn version(program: &str) -> Option<String> {
 fn with_proxy<R>(name: &str, backend: SocketAddr, use_front: impl FnOnce(SocketAddr) -> R) -> R {
     match name {
         "nginx" => {
-            let proxy = start("nginx", &["-e", "stderr", "-c"], NGINX, backend);
+            let proxy = start("nginx", &["-e", "stderr", "-c"], NGINX_CONFIG, backend);
             use_front(proxy.front)
         }
         "haproxy" => {
-            let proxy = start("haproxy", &["-db", "-f"], HAPROXY, backend);
+            let proxy = start("haproxy", &["-db", "-f"], HAPROXY_CONFIG, backend);
             use_front(proxy.front)
         }
         _ => {
@@ -96,7 +96,7 @@ fn with_proxy<R>(name: &str, backend: SocketAddr, use_front: impl FnOnce(SocketA
 }
 
 fn judge_requests(name: &str, cases: &[CorpusCase]) -> Vec<Judgement> {
-    let stage = ProxyFixture::new(Vec::new(), WAIT);
+    let stage = ProxyFixture::new(Vec::new(), PROXY_TIMEOUT);
     with_proxy(name, stage.backend, |front| {
         let judged = cases.iter().map(|case| {
             let (seen, events) = stage.play_request(front, case, 1);
@@ -107,7 +107,7 @@ fn judge_requests(name: &str, cases: &[CorpusCase]) -> Vec<Judgement> {
 }
 
 fn judge_responses(name: &str, cases: &[CorpusCase]) -> Vec<Judgement> {
-    let stage = ProxyFixture::new(cases.to_vec(), WAIT);
+    let stage = ProxyFixture::new(cases.to_vec(), PROXY_TIMEOUT);
     with_proxy(name, stage.backend, |front| {
         let judged = cases.iter().enumerate().map(|(number, case)| {
             let (first, second, events) = stage.play_response(front, number, case);
@@ -195,8 +195,8 @@ fn page(versions: &str, cases: [&[CorpusCase]; 2], columns: [&[Column]; 2]) -> S
         }
     }
     writeln!(page, "## Configurations\n").unwrap();
-    writeln!(page, "nginx:\n\n```nginx\n{NGINX}```\n").unwrap();
-    writeln!(page, "HAProxy:\n\n```haproxy\n{HAPROXY}```").unwrap();
+    writeln!(page, "nginx:\n\n```nginx\n{NGINX_CONFIG}```\n").unwrap();
+    writeln!(page, "HAProxy:\n\n```haproxy\n{HAPROXY_CONFIG}```").unwrap();
     page
 }
 

@@ -1,10 +1,10 @@
-//! A reader of HTTP/1 messages of its own, that shares no line with the program under test and forgives nothing.
+//! A strict reader of HTTP/1 messages that shares no line with the program under test.
 //!
-//! It tells three things apart: a whole message, the beginning of one, and bytes that two readers could take for
-//! different messages ([`ParseOutcome::Unclear`]). What is against the standard but means one thing to everybody is noted in
-//! [`ParsedMessage::odd`].
+//! It tells three things apart: a whole message, the beginning of one, and bytes that two readers
+//! could take for different messages ([`ParseOutcome::Unclear`]). What is against the standard but
+//! means one thing to everybody is noted in [`ParsedMessage::odd`].
 
-/// What the bytes at the front of a buffer are.
+/// Classification of the bytes at the front of a buffer.
 #[derive(Debug, Clone)]
 pub enum ParseOutcome {
     /// A whole message, and how many bytes it has.
@@ -13,7 +13,7 @@ pub enum ParseOutcome {
     UntilEnd(ParsedMessage, usize),
     /// The beginning of a message.
     Part,
-    /// Two readers could disagree about where it ends or whom it is for.
+    /// Two readers could disagree about its end or its destination.
     Unclear(&'static str),
 }
 
@@ -111,7 +111,8 @@ fn read(
     judge: &mut dyn FnMut(&mut ParsedMessage) -> Result<BodyLength, &'static str>,
 ) -> ParseOutcome {
     let Some(end) = find(bytes, b"\r\n\r\n") else {
-        // What is wrong already will not get better, and a reader that takes bare line feeds has a whole head here.
+        // What is wrong already will not get better, and a reader that takes bare line feeds has a
+        // whole head here.
         return match bare(bytes) {
             Some(problem) if find(bytes, b"\n\n").is_some() || bytes.len() > 5 => {
                 ParseOutcome::Unclear(problem)
@@ -376,7 +377,7 @@ fn trailers(
     }
 }
 
-/// Where `part` begins in `bytes`.
+/// Offset of `part` in `bytes`.
 pub fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
     bytes.windows(part.len()).position(|here| here == part)
 }

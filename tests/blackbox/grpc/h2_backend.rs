@@ -1,4 +1,4 @@
-//! gRPC through HTTP/2 on both sides: all four kinds of calls, statuses, deadlines.
+//! gRPC with HTTP/2 on both sides: all four kinds of calls, statuses, deadlines.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::harness::{
     peer::{Gate, Recorder, ScriptedPeer},
 };
 
-const CALL: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
+const GRPC_FIELDS: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
 
 /// A message with its prefix.
 fn message(text: &str) -> Bytes {
@@ -51,7 +51,7 @@ async fn messages_of_a_stream_go_both_ways_one_by_one() {
     let daemon = front(backend.address, "");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
     let (response, mut body) = sender
-        .send_request(request(Method::POST, "/a.B/Chat", &CALL), false)
+        .send_request(request(Method::POST, "/a.B/Chat", &GRPC_FIELDS), false)
         .unwrap();
     // The head comes before the first message is sent, and each answer before the next one.
     let mut answer = patiently(response).await.unwrap().into_body();
@@ -86,7 +86,7 @@ async fn an_error_without_messages_is_passed_on() {
     let daemon = front(backend.address, "");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
     let (response, mut body) = sender
-        .send_request(request(Method::POST, "/a.B/C", &CALL), false)
+        .send_request(request(Method::POST, "/a.B/C", &GRPC_FIELDS), false)
         .unwrap();
     body.send_data(message(""), true).unwrap();
     let answer = whole(response).await.unwrap();
@@ -109,7 +109,7 @@ async fn the_deadline_of_a_call_reaches_the_backend_and_ends_the_stream() {
     .await;
     let daemon = front(backend.address, "");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
-    let mut asked = request(Method::POST, "/a.B/C", &CALL);
+    let mut asked = request(Method::POST, "/a.B/C", &GRPC_FIELDS);
     let timeout = "150m".parse().unwrap();
     asked.headers_mut().insert("grpc-timeout", timeout);
     let (response, mut body) = sender.send_request(asked, false).unwrap();
@@ -138,7 +138,7 @@ async fn the_time_that_a_client_gives_its_call_is_not_that_of_others() {
     });
     let daemon = front(backend.address, "retries: none, timeouts: {connect: 20s}");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
-    let fields = [CALL[0], CALL[1], ("grpc-timeout", "200m")];
+    let fields = [GRPC_FIELDS[0], GRPC_FIELDS[1], ("grpc-timeout", "200m")];
     let (call, _) = sender
         .send_request(request(Method::POST, "/a.B/Call", &fields), true)
         .unwrap();
@@ -170,7 +170,7 @@ async fn calls_get_another_connection_when_one_has_fallen_silent() {
     // Each is given up long before the backend would be held to have not answered.
     let calls = async {
         loop {
-            let fields = [CALL[0], CALL[1], ("grpc-timeout", "400m")];
+            let fields = [GRPC_FIELDS[0], GRPC_FIELDS[1], ("grpc-timeout", "400m")];
             let mut sender = sender.clone().ready().await.unwrap();
             let (call, _) = sender
                 .send_request(request(Method::POST, "/a.B/Call", &fields), true)
@@ -228,7 +228,7 @@ async fn calls_whose_messages_are_few_and_small_go_on() {
                 .replace("pool: app}", "pool: app, timeouts: {body_idle: 200ms}}"),
         );
         let (mut sender, _driver) = connect(daemon.address("@web")).await;
-        let asked = request(Method::POST, path, &CALL);
+        let asked = request(Method::POST, path, &GRPC_FIELDS);
         let (response, mut body) = sender.send_request(asked, false).unwrap();
         let sent = async {
             drip(&mut body).await;
@@ -245,7 +245,7 @@ async fn a_call_on_which_nothing_moves_ends_with_the_idle_time() {
     let backend = H2Backend::start(collect).await;
     let daemon = front(backend.address, "timeouts: {idle: 300ms}");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
-    let asked = request(Method::POST, "/a.B/Collect", &CALL);
+    let asked = request(Method::POST, "/a.B/Collect", &GRPC_FIELDS);
     let (response, mut body) = sender.send_request(asked, false).unwrap();
     body.send_data(message("only one"), false).unwrap();
     let answer = whole(response).await.unwrap();

@@ -1,4 +1,5 @@
-//! gRPC: errors are statuses, and the client's deadline counts.
+//! gRPC from HTTP/2 clients to HTTP/1.1 backends: errors are statuses, the client's deadline
+//! counts.
 
 use bytes::Bytes;
 use hyper::http::Method;
@@ -9,13 +10,13 @@ use crate::harness::{
     peer::{ScriptedPeer, refused},
 };
 
-const CALL: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
+const GRPC_FIELDS: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
 
 #[tokio::test]
 async fn a_call_that_reaches_no_backend_is_unavailable() {
     let daemon = front(refused(), "");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
-    let asked = request(Method::POST, "/a.B/C", &CALL);
+    let asked = request(Method::POST, "/a.B/C", &GRPC_FIELDS);
     let (response, mut body) = sender.send_request(asked, false).unwrap();
     body.send_data(Bytes::from_static(b"\0\0\0\0\0"), true)
         .unwrap();
@@ -35,7 +36,7 @@ async fn a_call_ends_with_the_deadline_of_its_client() {
     let backend = ScriptedPeer::silent();
     let daemon = front(backend.address, "");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
-    let mut asked = request(Method::POST, "/a.B/C", &CALL);
+    let mut asked = request(Method::POST, "/a.B/C", &GRPC_FIELDS);
     asked
         .headers_mut()
         .insert("grpc-timeout", "150m".parse().unwrap());
@@ -56,7 +57,7 @@ async fn the_status_of_a_call_comes_in_trailers() {
     });
     let daemon = front(backend.address, "");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
-    let asked = request(Method::POST, "/a.B/C", &CALL);
+    let asked = request(Method::POST, "/a.B/C", &GRPC_FIELDS);
     let (response, mut body) = sender.send_request(asked, false).unwrap();
     body.send_data(Bytes::from_static(b"\0\0\0\0\0"), true)
         .unwrap();
@@ -74,7 +75,7 @@ async fn a_call_that_is_being_answered_ends_with_its_deadline_and_not_with_a_res
     });
     let daemon = front(backend.address, "");
     let (mut sender, _driver) = connect(daemon.address("@web")).await;
-    let mut asked = request(Method::POST, "/a.B/C", &CALL);
+    let mut asked = request(Method::POST, "/a.B/C", &GRPC_FIELDS);
     let timeout = "150m".parse().unwrap();
     asked.headers_mut().insert("grpc-timeout", timeout);
     let (response, mut body) = sender.send_request(asked, false).unwrap();

@@ -1,4 +1,4 @@
-//! What clients and the log are told when a backend fails, and what is sent again.
+//! Failures of a backend: what the client and the log get, and what is sent again.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::harness::{
     client::{HttpClient, ReadError},
     daemon::TestDaemon,
     frames::{
-        CALM, CANCEL, DATA, END_STREAM, NO_ERROR, PING, REFUSED, RST_STREAM, RawH2Backend,
-        WINDOW_UPDATE, frame, goaway,
+        CANCEL, DATA, END_STREAM, ENHANCE_YOUR_CALM, NO_ERROR, PING, REFUSED_STREAM, RST_STREAM,
+        RawH2Backend, WINDOW_UPDATE, frame, goaway,
     },
     h2::{H2Backend, ReceivedRequest, connect, get, patiently, request, until, whole},
     peer::{Blackhole, Gate, Recorder, ScriptedPeer, refused},
@@ -146,8 +146,8 @@ async fn a_backend_that_does_not_answer_in_time_gets_no_more_on_that_connection(
     assert_eq!(connections.all(), [0, 0, 1]);
 }
 
-/// A backend whose first connection does `refuse` with the request on stream `refused`, and is then well. What it was asked
-/// to do is recorded when it does it.
+/// A backend whose first connection does `refuse` with the request on stream `refused`, and is then
+/// well. What it was asked to do is recorded when it does it.
 fn refusing(
     refused: u32,
     refuse: impl Fn(&mut RawH2Backend, u32) + Send + Sync + 'static,
@@ -172,9 +172,9 @@ fn refusing(
 }
 
 #[tokio::test]
-async fn what_a_backend_has_refused_to_do_is_sent_again_whatever_it_is() {
+async fn a_refused_request_of_any_method_is_sent_again() {
     let refusals: [fn(&mut RawH2Backend, u32); 3] = [
-        |backend, stream| _ = backend.reset(stream, REFUSED),
+        |backend, stream| _ = backend.reset(stream, REFUSED_STREAM),
         |backend, stream| _ = backend.send(goaway(stream.saturating_sub(2), NO_ERROR)),
         |backend, stream| _ = backend.send(goaway(stream.saturating_sub(2), CANCEL)),
     ];
@@ -198,13 +198,13 @@ async fn what_a_backend_has_refused_to_do_is_sent_again_whatever_it_is() {
     }
 }
 
-/// How a backend refuses every request that it gets.
+/// Ways to refuse every request.
 type RefusalKind = fn(&mut RawH2Backend, u32);
 
 #[tokio::test]
-async fn what_one_backend_refuses_another_gets_whatever_it_is() {
+async fn a_request_of_any_method_that_one_backend_refuses_goes_to_another() {
     let refusals: [RefusalKind; 3] = [
-        |backend, stream| _ = backend.reset(stream, REFUSED),
+        |backend, stream| _ = backend.reset(stream, REFUSED_STREAM),
         |backend, stream| _ = backend.send(goaway(stream.saturating_sub(2), NO_ERROR)),
         |backend, stream| {
             backend.send(goaway(stream.saturating_sub(2), CANCEL));
@@ -251,7 +251,7 @@ async fn what_one_backend_refuses_another_gets_whatever_it_is() {
 
 #[test]
 fn what_is_refused_everywhere_costs_the_attempts_that_are_allowed_and_one() {
-    let backend = raw(|backend, stream| _ = backend.reset(stream, REFUSED));
+    let backend = raw(|backend, stream| _ = backend.reset(stream, REFUSED_STREAM));
     for (retries, attempts) in [
         ("none", 1),
         ("{attempts: 0}", 2),
@@ -270,8 +270,9 @@ fn what_is_refused_everywhere_costs_the_attempts_that_are_allowed_and_one() {
 }
 
 #[tokio::test]
-async fn an_orderly_end_of_many_connections_is_held_against_nobody() {
-    // Each connection answers one request, and says that it is the last when others are on their way.
+async fn an_orderly_end_of_many_connections_is_no_failure_of_the_backend() {
+    // Each connection answers one request, and says that it is the last when others are on their
+    // way.
     let backend = raw(|backend, stream| {
         if stream == 1 {
             backend.answer(stream, "well");
@@ -299,14 +300,14 @@ async fn an_orderly_end_of_many_connections_is_held_against_nobody() {
 #[tokio::test]
 async fn calm_asked_of_a_lone_request_may_come_from_its_handler() {
     let resets: [RefusalKind; 2] = [
-        |backend, stream| _ = backend.reset(stream, CALM),
+        |backend, stream| _ = backend.reset(stream, ENHANCE_YOUR_CALM),
         // Beside another, but something of the stream has come before.
         |backend, stream| {
             let Some(second) = backend.asked() else {
                 return;
             };
             backend.send(frame(WINDOW_UPDATE, 0, second, &1_u32.to_be_bytes()));
-            backend.reset(second, CALM);
+            backend.reset(second, ENHANCE_YOUR_CALM);
             backend.answer(stream, "well");
         },
     ];
@@ -478,7 +479,7 @@ async fn a_client_that_leaves_takes_its_stream_along_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_a_quiet_poll_does_not_take_the_connection_along() {
+async fn a_client_that_leaves_a_long_poll_does_not_close_the_shared_connection() {
     let left = Recorder::default();
     let noted = left.clone();
     let backend = H2Backend::start(move |mut asked: ReceivedRequest| {
@@ -499,7 +500,7 @@ async fn a_client_that_leaves_a_quiet_poll_does_not_take_the_connection_along() 
         async move { get(&sender, "/poll").await.map(drop) }
     });
     until(|| backend.requests.all().len() == 1).await;
-    // It has been quiet for longer than a connection may be without being asked.
+    // It has been silent for longer than the stall timeout, without a request.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     poll.abort();
     until(|| left.all() == [h2::Reason::CANCEL]).await;
@@ -594,7 +595,7 @@ fn a_request_that_http2_cannot_express_is_the_clients_fault() {
 }
 
 #[test]
-fn a_request_that_a_backend_resets_again_and_again_costs_the_tries_that_are_allowed() {
+fn a_request_that_a_backend_resets_again_and_again_uses_the_allowed_attempts() {
     let backend = raw(|backend, stream| {
         if stream == 1 {
             backend.answer(stream, "well");

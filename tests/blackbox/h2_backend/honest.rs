@@ -1,4 +1,5 @@
-//! Backends that do in good faith what looks like a flood: they keep their connection, and a flood beside it does not.
+//! Correct backends whose traffic resembles a flood keep their connection; a flood beside it does
+//! not.
 
 use bytes::Bytes;
 use h2::{SendStream, client::ResponseFuture};
@@ -11,11 +12,12 @@ use crate::harness::{
     peer::{Recorder, ScriptedPeer},
 };
 
-const UPLOAD: usize = 3_000_000;
+const UPLOAD_BYTES: usize = 3_000_000;
 /// Uploads at a time.
-const CALLS: usize = 4;
+const CALL_COUNT: usize = 4;
 
-/// A backend that gives windows back in such steps, on the connection and on the stream, and answers at the end.
+/// A backend that gives windows back in such steps, on the connection and on the stream, and
+/// answers at the end.
 fn stepping(step: u32) -> ScriptedPeer {
     ScriptedPeer::start(move |connection| {
         let Some(mut backend) = RawH2Backend::greet(connection) else {
@@ -46,12 +48,12 @@ async fn a_backend_may_give_windows_back_in_any_steps() {
         let daemon = front(backend.address, "retries: none");
         let (sender, _driver) = connect(daemon.address("@web")).await;
         let mut all = tokio::task::JoinSet::new();
-        for _ in 0..CALLS {
+        for _ in 0..CALL_COUNT {
             let mut sender = sender.clone();
             all.spawn(async move {
                 let asked = request(Method::POST, "/", &[]);
                 let (response, mut body) = sender.send_request(asked, false).unwrap();
-                let bytes = Bytes::from(vec![0; UPLOAD]);
+                let bytes = Bytes::from(vec![0; UPLOAD_BYTES]);
                 let (answer, ()) = tokio::join!(whole(response), send(&mut body, bytes));
                 assert_eq!(answer.unwrap().body, b"all");
             });
@@ -123,7 +125,7 @@ fn begin(sender: &mut RequestSender) -> (SendStream<Bytes>, ResponseFuture) {
 }
 
 #[tokio::test]
-async fn an_upload_that_a_backend_does_not_read_leaves_room_for_others_on_its_connection() {
+async fn an_upload_that_a_backend_does_not_read_leaves_window_for_others_on_its_connection() {
     let stuck = Recorder::default();
     let backend = choosy(&[5, 7, 9], &stuck);
     let daemon = front(backend.address, "retries: none");

@@ -3,7 +3,7 @@
 use super::front;
 use crate::harness::{
     frames::{
-        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, PRIORITY,
+        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET_FIELDS, HEADERS, PING, PRIORITY,
         PUSH_PROMISE, RST_STREAM, RawH2Backend, RawH2Client, SETTINGS, WINDOW_UPDATE, fields,
         frame,
     },
@@ -14,7 +14,8 @@ use crate::harness::{
 /// Makes the next frame for a stream.
 type NextFrame = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 
-/// A backend that answers each request with frames that `next` makes, for as long as they are taken.
+/// A backend that answers each request with frames that `next` makes, for as long as they are
+/// taken.
 fn flooding(next: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) -> ScriptedPeer {
     ScriptedPeer::start(move |connection| {
         let Some(mut backend) = RawH2Backend::greet(connection) else {
@@ -69,7 +70,7 @@ async fn floods_of_frames_end_their_connection_and_are_the_backends_fault() {
 }
 
 #[tokio::test]
-async fn a_push_that_nobody_wants_ends_the_connection() {
+async fn an_unwanted_push_ends_the_connection() {
     let promise = {
         let mut payload = 2_u32.to_be_bytes().to_vec();
         payload.extend(fields(&[(":method", "GET"), (":path", "/pushed")]));
@@ -85,7 +86,7 @@ async fn a_push_that_nobody_wants_ends_the_connection() {
 
 #[tokio::test]
 async fn an_answer_to_one_request_never_reaches_another() {
-    // Answers to streams that nobody has begun, to those that have ended, and twice to the same one.
+    // Responses to streams that were never opened, to ended ones, and twice to the same one.
     let backend = ScriptedPeer::start(|connection| {
         let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
@@ -111,7 +112,7 @@ async fn an_answer_to_one_request_never_reaches_another() {
 }
 
 #[tokio::test]
-async fn what_may_not_be_passed_on_is_refused_whatever_comes_with_it() {
+async fn what_may_not_be_forwarded_is_refused_with_all_that_comes_with_it() {
     // HTTP/2 has this field in requests only. All of the answer is there at once.
     let odd = [("te", "trailers")];
     let head = |list: &[(&str, &str)], flags, stream| {
@@ -155,8 +156,8 @@ async fn what_may_not_be_passed_on_is_refused_whatever_comes_with_it() {
 
 #[test]
 fn clients_that_give_up_do_not_cost_the_others_their_connection() {
-    const CLIENTS: u32 = 8;
-    const EACH: u32 = 190;
+    const CLIENT_COUNT: u32 = 8;
+    const REQUESTS_PER_CLIENT: u32 = 190;
     let backend = ScriptedPeer::start(|connection| {
         let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
@@ -165,17 +166,17 @@ fn clients_that_give_up_do_not_cost_the_others_their_connection() {
             if head.flags & END_STREAM == 0 {
                 backend.answer(head.stream, "still here");
             } else {
-                // Whatever it says makes us look at what it has cost us.
+                // Each of its frames makes the daemon check the budget.
                 backend.send(frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()));
             }
         }
     });
     let daemon = front(backend.address, "");
-    for _ in 0..CLIENTS {
+    for _ in 0..CLIENT_COUNT {
         let mut client = RawH2Client::connect(daemon.address("@web"));
-        for turn in 0..EACH {
+        for turn in 0..REQUESTS_PER_CLIENT {
             let stream = 2 * turn + 1;
-            client.ask(stream, &GET);
+            client.ask(stream, &GET_FIELDS);
             // The request has begun when its reset comes.
             client.send(frame(PING, 0, 0, &[0; 8]));
             client.until(|frame| frame.kind == PING);
@@ -185,7 +186,7 @@ fn clients_that_give_up_do_not_cost_the_others_their_connection() {
         client.until(|frame| frame.kind == PING);
     }
     let mut client = RawH2Client::connect(daemon.address("@web"));
-    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET)));
+    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET_FIELDS)));
     client.send(frame(DATA, END_STREAM, 1, b"x"));
     let body = client.until(|frame| frame.kind == DATA);
     assert_eq!(body.payload, b"still here");
@@ -208,7 +209,7 @@ fn a_backend_that_reads_nothing_is_not_sent_heads_without_end() {
     let daemon = front(backend.address, "");
     let before = daemon.proc_status("VmRSS");
     let long = "y".repeat(250);
-    let mut list = GET.to_vec();
+    let mut list = GET_FIELDS.to_vec();
     list.extend(std::iter::repeat_n(("x", &*long), 60));
     for _ in 0..20 {
         let mut client = RawH2Client::connect(daemon.address("@web"));

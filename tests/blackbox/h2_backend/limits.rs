@@ -1,4 +1,4 @@
-//! Responses that are more than we take: an error of their stream, not of the connection, and no fault of the backend.
+//! Responses above a limit: an error of their stream, not of the connection or of the backend.
 
 use std::sync::Arc;
 
@@ -7,22 +7,22 @@ use crate::harness::{
     client::HttpClient,
     daemon::TestDaemon,
     frames::{
-        CALM, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, RST_STREAM, RawFrame,
-        RawH2Backend, RawH2Client, fields, frame, head,
+        DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GET_FIELDS, GOAWAY, HEADERS, RST_STREAM,
+        RawFrame, RawH2Backend, RawH2Client, fields, frame, head,
     },
     peer::ScriptedPeer,
 };
 
-const OK: (&str, &str) = (":status", "200");
+const STATUS_OK: (&str, &str) = (":status", "200");
 
 /// Makes all the frames of an answer.
 type ResponseFrames = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 
 /// Requests that are answered with too much.
-const ODD: usize = 4;
+const ODD_COUNT: usize = 4;
 
-/// A backend that answers the next [`ODD`] requests behind the first of a connection with `answer`; the first gets half of its
-/// response before, and the rest afterwards.
+/// A backend that answers the next [`ODD_COUNT`] requests behind the first of a connection with `answer`;
+/// the first gets half of its response before, and the rest afterwards.
 fn download_and(answer: ResponseFrames) -> ScriptedPeer {
     ScriptedPeer::start(move |connection| {
         let Some(mut backend) = RawH2Backend::greet(connection) else {
@@ -31,9 +31,9 @@ fn download_and(answer: ResponseFrames) -> ScriptedPeer {
         let Some(first) = backend.asked() else {
             return;
         };
-        backend.head(first, &[OK], false);
+        backend.head(first, &[STATUS_OK], false);
         backend.send(frame(DATA, 0, first, b"half "));
-        for _ in 0..ODD {
+        for _ in 0..ODD_COUNT {
             let Some(stream) = backend.asked() else {
                 return;
             };
@@ -54,11 +54,11 @@ fn is_up(daemon: &TestDaemon) -> bool {
 
 #[test]
 fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
-    let long = |size| fields(&[OK, ("x-a", &"x".repeat(size))]);
+    let long = |size| fields(&[STATUS_OK, ("x-a", &"x".repeat(size))]);
     let hint = fields(&[(":status", "103"), ("link", "</a.css>")]);
     let hints = move |stream, count| frame(HEADERS, END_HEADERS, stream, &hint).repeat(count);
     let with_trailers = |stream, section: &[u8]| {
-        let mut all = frame(HEADERS, END_HEADERS, stream, &fields(&[OK]));
+        let mut all = frame(HEADERS, END_HEADERS, stream, &fields(&[STATUS_OK]));
         all.extend(frame(DATA, 0, stream, b"body"));
         all.extend(head(END_STREAM, stream, section, 16 << 10));
         all
@@ -72,7 +72,7 @@ fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
                     HEADERS,
                     END_HEADERS | END_STREAM,
                     stream,
-                    &fields(&[OK]),
+                    &fields(&[STATUS_OK]),
                 ));
                 all
             }),
@@ -96,7 +96,7 @@ fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
         (
             "many fields",
             Box::new(|stream| {
-                let list = [vec![OK], vec![("x-a", "b"); 300]].concat();
+                let list = [vec![STATUS_OK], vec![("x-a", "b"); 300]].concat();
                 head(END_STREAM, stream, &fields(&list), 16 << 10)
             }),
             "http_response_header_section_size",
@@ -120,12 +120,20 @@ fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
         let backend = download_and(answer);
         let daemon = front(backend.address, "retries: none, ejection: {failures: 1}");
         let mut client = RawH2Client::connect(daemon.address("@web"));
-        client.ask(1, &GET);
+        client.ask(1, &GET_FIELDS);
         client.until(|frame| frame.kind == DATA && frame.stream == 1);
         let mut rest = None;
-        for turn in 0..ODD as u32 {
+        for turn in 0..ODD_COUNT as u32 {
             let stream = 2 * turn + 3;
-            client.ask(stream, &[GET[0], GET[1], (":path", "/odd"), GET[3]]);
+            client.ask(
+                stream,
+                &[
+                    GET_FIELDS[0],
+                    GET_FIELDS[1],
+                    (":path", "/odd"),
+                    GET_FIELDS[3],
+                ],
+            );
             let found = client.until(|frame| {
                 if frame.stream == 1 && frame.flags & END_STREAM > 0 {
                     rest = Some(frame.payload.clone());
@@ -152,7 +160,7 @@ fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
 fn what_a_backend_says_beyond_all_bounds_ends_its_connection_and_is_not_held_against_it() {
     let answers: [ResponseFrames; 2] = [
         Box::new(|stream| {
-            let block = fields(&[OK, ("x-a", &"x".repeat(600 << 10))]);
+            let block = fields(&[STATUS_OK, ("x-a", &"x".repeat(600 << 10))]);
             head(END_STREAM, stream, &block, 16 << 10)
         }),
         Box::new(|_| frame(crate::harness::frames::PING, 0, 0, &[0; 8]).repeat(3_000)),
@@ -167,7 +175,7 @@ fn what_a_backend_says_beyond_all_bounds_ends_its_connection_and_is_not_held_aga
                 if let Some(stream) = backend.asked() {
                     backend.send(answer(stream));
                     let end = backend.until(|frame| frame.kind == GOAWAY);
-                    assert!(end.is_none_or(|end| end.code() == CALM));
+                    assert!(end.is_none_or(|end| end.code() == ENHANCE_YOUR_CALM));
                 }
             }
         });
@@ -184,16 +192,16 @@ fn what_a_backend_says_beyond_all_bounds_ends_its_connection_and_is_not_held_aga
 
 #[test]
 fn response_heads_of_several_frames_are_free_as_long_as_their_size_is_allowed() {
-    const SIZES: [usize; 3] = [16 << 10, 4 << 10, 1 << 10];
+    const FRAME_SIZES: [usize; 3] = [16 << 10, 4 << 10, 1 << 10];
     let backend = ScriptedPeer::start(|connection| {
         let Some(mut backend) = RawH2Backend::greet(connection) else {
             return;
         };
         let value = "x".repeat(40_000);
-        let block = fields(&[OK, ("x-a", &value)]);
+        let block = fields(&[STATUS_OK, ("x-a", &value)]);
         let mut turn = 0;
         while let Some(stream) = backend.asked() {
-            backend.send(head(END_STREAM, stream, &block, SIZES[turn % 3]));
+            backend.send(head(END_STREAM, stream, &block, FRAME_SIZES[turn % 3]));
             turn += 1;
         }
     });
@@ -246,7 +254,7 @@ fn blanks_at_the_ends_of_values_cost_no_answer_and_no_status() {
         while let Some(stream) = backend.asked() {
             backend.head(stream, &[(":status", "103"), ("link", " </a.css> ")], false);
             let list = [
-                OK,
+                STATUS_OK,
                 ("x-a", "b c\t "),
                 ("content-length", "4 "),
                 ("x-empty", " "),
@@ -275,7 +283,7 @@ fn blanks_at_the_ends_of_values_cost_no_answer_and_no_status() {
         );
     }
     let mut client = RawH2Client::connect(daemon.address("@web"));
-    client.ask(1, &GET);
+    client.ask(1, &GET_FIELDS);
     let trailers = client.until(|frame| frame.stream == 1 && frame.flags & END_STREAM > 0);
     assert_eq!(trailers.kind, HEADERS);
     assert_eq!(failures(&daemon), 0.0);

@@ -1,4 +1,4 @@
-//! Requests and responses through all of: HTTP/1.1 or HTTP/2 in front, HTTP/2 behind.
+//! Requests and responses with HTTP/1.1 or HTTP/2 in front, and HTTP/2 behind.
 
 use bytes::Bytes;
 use hyper::http::{HeaderMap, Method, Response};
@@ -229,7 +229,7 @@ async fn a_client_that_asks_first_is_invited_by_the_backend() {
 
 #[tokio::test]
 async fn large_bodies_pass_through_small_windows() {
-    const LENGTH: usize = 1_000_000;
+    const BODY_BYTES: usize = 1_000_000;
     let mut small = h2::server::Builder::new();
     small.initial_window_size(9_000);
     let backend = H2Backend::start_with(&small, async |mut asked: ReceivedRequest| {
@@ -247,13 +247,13 @@ async fn large_bodies_pass_through_small_windows() {
     let (response, mut body) = sender
         .send_request(request(Method::POST, "/", &[]), false)
         .unwrap();
-    let bytes = Bytes::from(pattern(LENGTH));
+    let bytes = Bytes::from(pattern(BODY_BYTES));
     let (answer, ()) = tokio::join!(whole(response), send(&mut body, bytes.clone()));
     assert!(answer.unwrap().body == bytes, "other bytes than were sent");
     let h1 = tokio::task::spawn_blocking(move || {
         let mut client = HttpClient::connect(address);
         client.send(format!(
-            "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {LENGTH}\r\n\r\n"
+            "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {BODY_BYTES}\r\n\r\n"
         ));
         client.send(&bytes);
         assert!(

@@ -1,7 +1,8 @@
-//! HTTP/2 to backends: what they get of a request, whoever sent it, the way back, how connections are shared, and what
-//! backends may not do.
+//! HTTP/2 to backends: requests of both protocols, responses, shared connections, and violations by
+//! backends.
 //!
-//! Well-behaved backends are the h2 crate (`harness/h2.rs`); the others write frames by hand (`harness/frames.rs`).
+//! Well-behaved backends are the h2 crate (`harness/h2.rs`); the others write frames by hand
+//! (`harness/frames.rs`).
 
 mod failures;
 mod honest;
@@ -15,7 +16,8 @@ use std::net::SocketAddr;
 
 use crate::harness::daemon::TestDaemon;
 
-/// The configuration of a listener, `@web`, in front of backends that speak h2c. `pool` is added to the pool.
+/// The configuration of a listener, `@web`, in front of backends that speak h2c. `pool` is added to
+/// the pool.
 pub fn config(backends: &[SocketAddr], pool: &str) -> String {
     let backends: Vec<_> = backends.iter().map(SocketAddr::to_string).collect();
     let backends = backends.join(", ");

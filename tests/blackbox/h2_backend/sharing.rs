@@ -1,4 +1,4 @@
-//! Who shares a connection with whom, when another one is made, and when they end.
+//! Shared connections: who shares one, when another one is opened, and when they end.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -37,7 +37,8 @@ async fn gated(builder: &h2::server::Builder) -> (H2Backend, Arc<Semaphore>, Rec
     (H2Backend::start_with(builder, script).await, gate, seen)
 }
 
-/// Asks for `/0`, `/1` and so on at a time, each by a client of its own, and checks that each gets its own answer.
+/// Asks for `/0`, `/1` and so on at a time, each by a client of its own, and checks that each gets
+/// its own answer.
 fn ask(daemon: &TestDaemon, count: usize) -> tokio::task::JoinSet<()> {
     let address = daemon.address("@web");
     let mut all = tokio::task::JoinSet::new();
@@ -153,8 +154,8 @@ async fn a_connection_has_as_many_requests_at_a_time_as_the_pool_says() {
     done(all).await;
 }
 
-/// A backend that has room for 10 requests on a connection, which it does not say, and resets others with `code`; the
-/// connections that it has reset requests on. Requests that it takes wait for permits.
+/// A backend that takes 10 requests on a connection, without announcing it, and resets others with
+/// `code`; the connections that it has reset requests on. Requests that it takes wait for permits.
 async fn narrow(code: h2::Reason) -> (H2Backend, Arc<Semaphore>, Recorder<usize>) {
     let gate = Arc::new(Semaphore::new(0));
     let held: Arc<Mutex<HashMap<usize, usize>>> = Arc::default();
@@ -393,7 +394,7 @@ async fn connections_that_a_backend_takes_leave_of_get_nothing_more() {
             }
             return;
         }
-        // Two are full with what waits, and have room for one more each in the end.
+        // Two are full with waiting requests, and can take one more each in the end.
         let first = backend.asked().unwrap();
         noted.push(first);
         if number == 0 {
@@ -432,8 +433,8 @@ async fn connections_that_a_backend_takes_leave_of_get_nothing_more() {
 }
 
 #[tokio::test]
-async fn clients_that_do_not_read_hold_nobody_else_up() {
-    const LARGE: usize = 2 << 20;
+async fn clients_that_do_not_read_hold_up_no_other() {
+    const LARGE_BYTES: usize = 2 << 20;
     let sent = Recorder::default();
     let noted = sent.clone();
     let backend = H2Backend::start(move |mut asked: ReceivedRequest| {
@@ -444,7 +445,7 @@ async fn clients_that_do_not_read_hold_nobody_else_up() {
             }
             let response = Response::new(());
             let mut stream = asked.respond.send_response(response, false).unwrap();
-            for _ in 0..LARGE / 16_384 {
+            for _ in 0..LARGE_BYTES / 16_384 {
                 stream.reserve_capacity(16_384);
                 let room = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
                 let Some(Ok(room)) = room else { return };

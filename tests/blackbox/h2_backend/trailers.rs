@@ -1,4 +1,4 @@
-//! Trailers: whatever the length of the body is said to be, announced or not, as large as heads may be.
+//! Trailers: behind bodies of every framing, announced or not, as large as heads may be.
 
 use bytes::Bytes;
 use hyper::http::{HeaderMap, HeaderValue, Method, Response};
@@ -7,12 +7,13 @@ use super::{config, front};
 use crate::harness::{
     client::HttpClient,
     daemon::TestDaemon,
-    frames::{DATA, END_STREAM, GET, HEADERS, RST_STREAM, RawH2Backend, RawH2Client, frame},
+    frames::{DATA, END_STREAM, GET_FIELDS, HEADERS, RST_STREAM, RawH2Backend, RawH2Client, frame},
     h2::{H2Backend, ReceivedRequest, connect, connect_with, read, request, whole},
     peer::ScriptedPeer,
 };
 
-/// Sends a body with its length and trailers, as the path asks for; `/none` has no length, `/announced` says what comes.
+/// Sends a body with its length and trailers, as the path asks for; `/none` has no length,
+/// `/announced` says what comes.
 async fn echo(mut asked: ReceivedRequest) {
     let body = read(&mut asked.body).await.unwrap();
     let sent = asked.body.trailers().await.unwrap();
@@ -39,7 +40,7 @@ async fn echo(mut asked: ReceivedRequest) {
 }
 
 #[tokio::test]
-async fn trailers_go_both_ways_whatever_the_length_and_announced_or_not() {
+async fn trailers_go_both_ways_with_every_framing_and_announced_or_not() {
     let backend = H2Backend::start(echo).await;
     let daemon = front(backend.address, "");
     let (sender, _driver) = connect(daemon.address("@web")).await;
@@ -150,7 +151,7 @@ fn content_that_is_not_as_long_as_declared_is_an_error_with_trailers_too() {
         });
         let daemon = front(backend.address, "retries: none");
         let mut client = RawH2Client::connect(daemon.address("@web"));
-        client.ask(1, &GET);
+        client.ask(1, &GET_FIELDS);
         let end = client.until(|frame| {
             frame.kind == RST_STREAM || frame.stream == 1 && frame.flags & END_STREAM > 0
         });
@@ -235,7 +236,15 @@ async fn trailers_beyond_our_limit_are_not_the_fault_of_an_http_1_backend() {
         ),
     ] {
         let mut client = RawH2Client::connect(daemon.address("@web"));
-        client.ask(1, &[GET[0], GET[1], (":path", target), GET[3]]);
+        client.ask(
+            1,
+            &[
+                GET_FIELDS[0],
+                GET_FIELDS[1],
+                (":path", target),
+                GET_FIELDS[3],
+            ],
+        );
         client.until(|frame| frame.kind == HEADERS || frame.kind == RST_STREAM);
         let logged = daemon.wait_for_access(|line| line["path"] == target);
         assert!(

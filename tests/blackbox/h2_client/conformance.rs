@@ -1,27 +1,27 @@
-//! What RFC 9113 and RFC 7541 say of frames that are wrong, or only odd: one line for each rule.
+//! Rules of RFC 9113 and RFC 7541 for frames that are wrong, or only odd: one line for each rule.
 
 use super::front;
 use crate::harness::{
     client::HttpClient,
     frames::{
-        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, PREFACE,
-        PRIORITY, PUSH_PROMISE, RST_STREAM, RawH2Client, SETTINGS, WINDOW_UPDATE, fields, frame,
-        goaway,
+        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET_FIELDS, GOAWAY, HEADERS, PING,
+        PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, RawH2Client, SETTINGS, WINDOW_UPDATE, fields,
+        frame, goaway,
     },
     peer::ScriptedPeer,
 };
 
-const PADDED: u8 = 8;
+const PADDED_FLAG: u8 = 8;
 const WITH_PRIORITY: u8 = 0x20;
-const MOST: u32 = 0x7fff_ffff;
+const MAX_WINDOW: u32 = 0x7fff_ffff;
 
-const PROTOCOL: u32 = 1;
-const FLOW_CONTROL: u32 = 3;
-const CLOSED: u32 = 5;
-const SIZE: u32 = 6;
-const COMPRESSION: u32 = 9;
+const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
+const STREAM_CLOSED: u32 = 5;
+const FRAME_SIZE_ERROR: u32 = 6;
+const COMPRESSION_ERROR: u32 = 9;
 
-/// What is to come of it.
+/// The required reaction.
 #[derive(Debug, PartialEq, Eq)]
 enum FrameOutcome {
     /// The connection ends with this code.
@@ -35,18 +35,18 @@ enum FrameOutcome {
 }
 use FrameOutcome::{Answered, Goaway, Nothing, Reset};
 
-/// Asks for whether the connection goes on.
-const PROBE: [u8; 8] = *b"goes on?";
+/// A PING: its response shows that the connection goes on.
+const PING_PROBE: [u8; 8] = *b"goes on?";
 
 fn outcome(address: std::net::SocketAddr, frames: &[Vec<u8>]) -> FrameOutcome {
     let mut client = RawH2Client(HttpClient::connect(address));
     client.send(PREFACE);
     client.send(frames.concat());
-    client.send(frame(PING, 0, 0, &PROBE));
+    client.send(frame(PING, 0, 0, &PING_PROBE));
     let is_told = |kind, stream| kind == GOAWAY || stream == 1 && kind != WINDOW_UPDATE;
     let found = client.until(|frame| {
         is_told(frame.kind, frame.stream)
-            || frame.kind == PING && frame.flags == ACK && frame.payload == PROBE
+            || frame.kind == PING && frame.flags == ACK && frame.payload == PING_PROBE
     });
     match found.kind {
         GOAWAY => Goaway(found.code()),
@@ -81,11 +81,16 @@ fn setting(name: u16, value: u32) -> Vec<u8> {
 
 /// A request whose body is to come.
 fn open(stream: u32) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS, stream, &fields(&GET))
+    frame(HEADERS, END_HEADERS, stream, &fields(&GET_FIELDS))
 }
 
 fn whole(stream: u32) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS | END_STREAM, stream, &fields(&GET))
+    frame(
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        stream,
+        &fields(&GET_FIELDS),
+    )
 }
 
 fn window(stream: u32, more: u32) -> Vec<u8> {
@@ -93,19 +98,19 @@ fn window(stream: u32, more: u32) -> Vec<u8> {
 }
 
 fn block(bytes: &[u8]) -> Vec<u8> {
-    let all = [&fields(&GET)[..], bytes].concat();
+    let all = [&fields(&GET_FIELDS)[..], bytes].concat();
     frame(HEADERS, END_HEADERS | END_STREAM, 1, &all)
 }
 
 /// A request with padding or priority.
 fn dressed(flags: u8, before: &[u8], after: &[u8]) -> Vec<u8> {
-    let payload = [before, &fields(&GET), after].concat();
+    let payload = [before, &fields(&GET_FIELDS), after].concat();
     frame(HEADERS, END_HEADERS | END_STREAM | flags, 1, &payload)
 }
 
 #[test]
 fn wrong_frames_end_what_they_are_wrong_for() {
-    // Whoever asks without an end is never answered.
+    // A request without an end gets no response.
     let backend = ScriptedPeer::start(|mut connection| while connection.request().is_some() {});
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
@@ -113,72 +118,72 @@ fn wrong_frames_end_what_they_are_wrong_for() {
     let end = END_HEADERS | END_STREAM;
     #[rustfmt::skip]
     let table: Vec<(&str, Vec<Vec<u8>>, FrameOutcome)> = vec![
-        ("3.4: no settings first", vec![whole(1)], Goaway(PROTOCOL)),
-        ("3.4: an acknowledgement first", vec![frame(SETTINGS, ACK, 0, &[])], Goaway(PROTOCOL)),
+        ("3.4: no settings first", vec![whole(1)], Goaway(PROTOCOL_ERROR)),
+        ("3.4: an acknowledgement first", vec![frame(SETTINGS, ACK, 0, &[])], Goaway(PROTOCOL_ERROR)),
         ("4.1: a kind that nobody knows", vec![hello(), frame(0x16, 0xff, 0, &[0; 8])], Nothing),
         ("4.1: flags that nobody knows", vec![hello(), frame(PING, 0x16, 0, &[0; 8])], Nothing),
-        ("4.2: DATA too long", vec![hello(), open(1), frame(DATA, 0, 1, &large)], Goaway(SIZE)),
-        ("4.2: HEADERS too long", vec![hello(), frame(HEADERS, end, 1, &large)], Goaway(SIZE)),
-        ("4.3: no block", vec![hello(), frame(HEADERS, end, 1, &[0xff])], Goaway(COMPRESSION)),
-        ("4.3: something within a block", vec![hello(), frame(HEADERS, END_STREAM, 1, &[0x82]), frame(PRIORITY, 0, 1, &[0; 5])], Goaway(PROTOCOL)),
-        ("4.3: another stream within a block", vec![hello(), frame(HEADERS, END_STREAM, 1, &[0x82]), whole(3)], Goaway(PROTOCOL)),
-        ("4.3: an unknown kind within a block", vec![hello(), frame(HEADERS, END_STREAM, 1, &[0x82]), frame(0x16, 0, 1, &[])], Goaway(PROTOCOL)),
-        ("5.1: DATA before a head", vec![hello(), frame(DATA, END_STREAM, 1, b"x")], Goaway(PROTOCOL)),
-        ("5.1: RST_STREAM before a head", vec![hello(), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])], Goaway(PROTOCOL)),
-        ("5.1: WINDOW_UPDATE before a head", vec![hello(), window(1, 9)], Goaway(PROTOCOL)),
-        ("5.1: CONTINUATION before a head", vec![hello(), frame(CONTINUATION, end, 1, &[0x82])], Goaway(PROTOCOL)),
+        ("4.2: DATA too long", vec![hello(), open(1), frame(DATA, 0, 1, &large)], Goaway(FRAME_SIZE_ERROR)),
+        ("4.2: HEADERS too long", vec![hello(), frame(HEADERS, end, 1, &large)], Goaway(FRAME_SIZE_ERROR)),
+        ("4.3: no block", vec![hello(), frame(HEADERS, end, 1, &[0xff])], Goaway(COMPRESSION_ERROR)),
+        ("4.3: something within a block", vec![hello(), frame(HEADERS, END_STREAM, 1, &[0x82]), frame(PRIORITY, 0, 1, &[0; 5])], Goaway(PROTOCOL_ERROR)),
+        ("4.3: another stream within a block", vec![hello(), frame(HEADERS, END_STREAM, 1, &[0x82]), whole(3)], Goaway(PROTOCOL_ERROR)),
+        ("4.3: an unknown kind within a block", vec![hello(), frame(HEADERS, END_STREAM, 1, &[0x82]), frame(0x16, 0, 1, &[])], Goaway(PROTOCOL_ERROR)),
+        ("5.1: DATA before a head", vec![hello(), frame(DATA, END_STREAM, 1, b"x")], Goaway(PROTOCOL_ERROR)),
+        ("5.1: RST_STREAM before a head", vec![hello(), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])], Goaway(PROTOCOL_ERROR)),
+        ("5.1: WINDOW_UPDATE before a head", vec![hello(), window(1, 9)], Goaway(PROTOCOL_ERROR)),
+        ("5.1: CONTINUATION before a head", vec![hello(), frame(CONTINUATION, end, 1, &[0x82])], Goaway(PROTOCOL_ERROR)),
         ("5.1: PRIORITY before a head", vec![hello(), frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])], Nothing),
-        ("5.1: DATA behind the end", vec![hello(), whole(1), frame(DATA, END_STREAM, 1, b"x")], Reset(CLOSED)),
-        ("5.1: HEADERS behind the end", vec![hello(), whole(1), whole(1)], Reset(CLOSED)),
-        ("5.1: CONTINUATION behind the end", vec![hello(), whole(1), frame(CONTINUATION, end, 1, &[0x82])], Goaway(PROTOCOL)),
-        ("5.1.1: an even stream", vec![hello(), whole(2)], Goaway(PROTOCOL)),
-        ("5.1.1: an earlier stream", vec![hello(), whole(5), whole(3)], Goaway(PROTOCOL)),
-        ("6.1: DATA of no stream", vec![hello(), frame(DATA, 0, 0, b"x")], Goaway(PROTOCOL)),
-        ("6.1: padding beyond DATA", vec![hello(), open(1), frame(DATA, PADDED, 1, &[5, 1, 1])], Goaway(PROTOCOL)),
-        ("6.1: padding without a length", vec![hello(), open(1), frame(DATA, PADDED, 1, &[])], Goaway(SIZE)),
-        ("6.1: nothing but padding", vec![hello(), open(1), frame(DATA, PADDED, 1, &[2, 1, 1])], Nothing),
-        ("6.2: HEADERS of no stream", vec![hello(), whole(0)], Goaway(PROTOCOL)),
-        ("6.2: padding beyond HEADERS", vec![hello(), frame(HEADERS, end | PADDED, 1, &[9, 0x82])], Goaway(PROTOCOL)),
-        ("6.2: no room for the priority", vec![hello(), frame(HEADERS, end | WITH_PRIORITY, 1, &[0; 4])], Goaway(SIZE)),
-        ("6.3: PRIORITY of no stream", vec![hello(), frame(PRIORITY, 0, 0, &[0; 5])], Goaway(PROTOCOL)),
-        ("6.3: PRIORITY too short", vec![hello(), frame(PRIORITY, 0, 1, &[0; 4])], Goaway(SIZE)),
-        ("6.4: RST_STREAM of no stream", vec![hello(), frame(RST_STREAM, 0, 0, &[0; 4])], Goaway(PROTOCOL)),
-        ("6.4: RST_STREAM too short", vec![hello(), whole(1), frame(RST_STREAM, 0, 1, &[0; 3])], Goaway(SIZE)),
-        ("6.5: an acknowledgement that says something", vec![hello(), frame(SETTINGS, ACK, 0, &[0; 6])], Goaway(SIZE)),
-        ("6.5: SETTINGS of a stream", vec![hello(), frame(SETTINGS, 0, 1, &[])], Goaway(PROTOCOL)),
-        ("6.5: half a setting", vec![hello(), frame(SETTINGS, 0, 0, &[0; 3])], Goaway(SIZE)),
-        ("6.5.2: ENABLE_PUSH of 2", vec![setting(2, 2)], Goaway(PROTOCOL)),
-        ("6.5.2: a window beyond the largest", vec![setting(4, MOST + 1)], Goaway(FLOW_CONTROL)),
-        ("6.5.2: frames below the smallest", vec![setting(5, 16_383)], Goaway(PROTOCOL)),
-        ("6.5.2: frames beyond the largest", vec![setting(5, 1 << 24)], Goaway(PROTOCOL)),
+        ("5.1: DATA behind the end", vec![hello(), whole(1), frame(DATA, END_STREAM, 1, b"x")], Reset(STREAM_CLOSED)),
+        ("5.1: HEADERS behind the end", vec![hello(), whole(1), whole(1)], Reset(STREAM_CLOSED)),
+        ("5.1: CONTINUATION behind the end", vec![hello(), whole(1), frame(CONTINUATION, end, 1, &[0x82])], Goaway(PROTOCOL_ERROR)),
+        ("5.1.1: an even stream", vec![hello(), whole(2)], Goaway(PROTOCOL_ERROR)),
+        ("5.1.1: an earlier stream", vec![hello(), whole(5), whole(3)], Goaway(PROTOCOL_ERROR)),
+        ("6.1: DATA of no stream", vec![hello(), frame(DATA, 0, 0, b"x")], Goaway(PROTOCOL_ERROR)),
+        ("6.1: padding beyond DATA", vec![hello(), open(1), frame(DATA, PADDED_FLAG, 1, &[5, 1, 1])], Goaway(PROTOCOL_ERROR)),
+        ("6.1: padding without a length", vec![hello(), open(1), frame(DATA, PADDED_FLAG, 1, &[])], Goaway(FRAME_SIZE_ERROR)),
+        ("6.1: nothing but padding", vec![hello(), open(1), frame(DATA, PADDED_FLAG, 1, &[2, 1, 1])], Nothing),
+        ("6.2: HEADERS of no stream", vec![hello(), whole(0)], Goaway(PROTOCOL_ERROR)),
+        ("6.2: padding beyond HEADERS", vec![hello(), frame(HEADERS, end | PADDED_FLAG, 1, &[9, 0x82])], Goaway(PROTOCOL_ERROR)),
+        ("6.2: no room for the priority", vec![hello(), frame(HEADERS, end | WITH_PRIORITY, 1, &[0; 4])], Goaway(FRAME_SIZE_ERROR)),
+        ("6.3: PRIORITY of no stream", vec![hello(), frame(PRIORITY, 0, 0, &[0; 5])], Goaway(PROTOCOL_ERROR)),
+        ("6.3: PRIORITY too short", vec![hello(), frame(PRIORITY, 0, 1, &[0; 4])], Goaway(FRAME_SIZE_ERROR)),
+        ("6.4: RST_STREAM of no stream", vec![hello(), frame(RST_STREAM, 0, 0, &[0; 4])], Goaway(PROTOCOL_ERROR)),
+        ("6.4: RST_STREAM too short", vec![hello(), whole(1), frame(RST_STREAM, 0, 1, &[0; 3])], Goaway(FRAME_SIZE_ERROR)),
+        ("6.5: an acknowledgement that says something", vec![hello(), frame(SETTINGS, ACK, 0, &[0; 6])], Goaway(FRAME_SIZE_ERROR)),
+        ("6.5: SETTINGS of a stream", vec![hello(), frame(SETTINGS, 0, 1, &[])], Goaway(PROTOCOL_ERROR)),
+        ("6.5: half a setting", vec![hello(), frame(SETTINGS, 0, 0, &[0; 3])], Goaway(FRAME_SIZE_ERROR)),
+        ("6.5.2: ENABLE_PUSH of 2", vec![setting(2, 2)], Goaway(PROTOCOL_ERROR)),
+        ("6.5.2: a window beyond the largest", vec![setting(4, MAX_WINDOW + 1)], Goaway(FLOW_CONTROL_ERROR)),
+        ("6.5.2: frames below the smallest", vec![setting(5, 16_383)], Goaway(PROTOCOL_ERROR)),
+        ("6.5.2: frames beyond the largest", vec![setting(5, 1 << 24)], Goaway(PROTOCOL_ERROR)),
         ("6.5.2: a setting that nobody knows", vec![setting(0xfa, 1)], Nothing),
-        ("6.6: a promise of a client", vec![hello(), frame(PUSH_PROMISE, END_HEADERS, 1, &[0, 0, 0, 2])], Goaway(PROTOCOL)),
-        ("6.7: PING of a stream", vec![hello(), frame(PING, 0, 1, &[0; 8])], Goaway(PROTOCOL)),
-        ("6.7: PING too short", vec![hello(), frame(PING, 0, 0, &[0; 6])], Goaway(SIZE)),
+        ("6.6: a promise of a client", vec![hello(), frame(PUSH_PROMISE, END_HEADERS, 1, &[0, 0, 0, 2])], Goaway(PROTOCOL_ERROR)),
+        ("6.7: PING of a stream", vec![hello(), frame(PING, 0, 1, &[0; 8])], Goaway(PROTOCOL_ERROR)),
+        ("6.7: PING too short", vec![hello(), frame(PING, 0, 0, &[0; 6])], Goaway(FRAME_SIZE_ERROR)),
         ("6.7: an answer that nobody waits for", vec![hello(), frame(PING, ACK, 0, b"farewell")], Nothing),
-        ("6.8: GOAWAY of a stream", vec![hello(), frame(GOAWAY, 0, 1, &[0; 8])], Goaway(PROTOCOL)),
-        ("6.8: GOAWAY too short", vec![hello(), frame(GOAWAY, 0, 0, &[0; 7])], Goaway(SIZE)),
-        ("6.9: a window that grows by nothing", vec![hello(), window(0, 0)], Goaway(PROTOCOL)),
-        ("6.9: a stream's that grows by nothing", vec![hello(), open(1), window(1, 0)], Reset(PROTOCOL)),
-        ("6.9: WINDOW_UPDATE too short", vec![hello(), frame(WINDOW_UPDATE, 0, 0, &[0; 3])], Goaway(SIZE)),
-        ("6.9.1: a window beyond the largest", vec![hello(), window(0, MOST), window(0, MOST)], Goaway(FLOW_CONTROL)),
-        ("6.9.1: a stream's beyond the largest", vec![hello(), open(1), window(1, MOST), window(1, MOST)], Reset(FLOW_CONTROL)),
-        ("6.9.2: all windows beyond the largest", vec![hello(), open(1), window(1, MOST - 65_535), setting(4, MOST)], Goaway(FLOW_CONTROL)),
+        ("6.8: GOAWAY of a stream", vec![hello(), frame(GOAWAY, 0, 1, &[0; 8])], Goaway(PROTOCOL_ERROR)),
+        ("6.8: GOAWAY too short", vec![hello(), frame(GOAWAY, 0, 0, &[0; 7])], Goaway(FRAME_SIZE_ERROR)),
+        ("6.9: a window that grows by nothing", vec![hello(), window(0, 0)], Goaway(PROTOCOL_ERROR)),
+        ("6.9: a stream's that grows by nothing", vec![hello(), open(1), window(1, 0)], Reset(PROTOCOL_ERROR)),
+        ("6.9: WINDOW_UPDATE too short", vec![hello(), frame(WINDOW_UPDATE, 0, 0, &[0; 3])], Goaway(FRAME_SIZE_ERROR)),
+        ("6.9.1: a window beyond the largest", vec![hello(), window(0, MAX_WINDOW), window(0, MAX_WINDOW)], Goaway(FLOW_CONTROL_ERROR)),
+        ("6.9.1: a stream's beyond the largest", vec![hello(), open(1), window(1, MAX_WINDOW), window(1, MAX_WINDOW)], Reset(FLOW_CONTROL_ERROR)),
+        ("6.9.2: all windows beyond the largest", vec![hello(), open(1), window(1, MAX_WINDOW - 65_535), setting(4, MAX_WINDOW)], Goaway(FLOW_CONTROL_ERROR)),
         ("6.9.2: windows below nothing", vec![hello(), open(1), setting(4, 0), setting(4, 5)], Nothing),
-        ("6.10: CONTINUATION of no stream", vec![hello(), frame(HEADERS, END_STREAM, 1, &[0x82]), frame(CONTINUATION, END_HEADERS, 0, &[])], Goaway(PROTOCOL)),
-        ("6.10: CONTINUATION of nothing", vec![hello(), open(1), frame(CONTINUATION, END_HEADERS, 1, &[])], Goaway(PROTOCOL)),
-        ("8.1: trailers without an end", vec![hello(), open(1), frame(HEADERS, END_HEADERS, 1, &fields(&[("a", "b")]))], Reset(PROTOCOL)),
-        ("8.1: pseudo-fields in trailers", vec![hello(), open(1), frame(HEADERS, end, 1, &fields(&[(":method", "GET")]))], Reset(PROTOCOL)),
-        ("8.2: a field of HTTP/1 in trailers", vec![hello(), open(1), frame(HEADERS, end, 1, &fields(&[("connection", "x")]))], Reset(PROTOCOL)),
-        ("hpack 2.3.3: index 0", vec![hello(), block(&[0x80])], Goaway(COMPRESSION)),
-        ("hpack 2.3.3: no such index", vec![hello(), block(&[0xc6])], Goaway(COMPRESSION)),
-        ("hpack 2.3.3: no such name", vec![hello(), block(&[0x7e, 1, b'x'])], Goaway(COMPRESSION)),
-        ("hpack 4.2: a size behind a field", vec![hello(), block(&[0x3f, 1])], Goaway(COMPRESSION)),
-        ("hpack 5.1: a number without end", vec![hello(), block(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1])], Goaway(COMPRESSION)),
-        ("hpack 5.2: eight bits of padding", vec![hello(), block(&[0, 1, b'x', 0x82, 0x1f, 0xff])], Goaway(COMPRESSION)),
-        ("hpack 5.2: padding of zeros", vec![hello(), block(&[0, 1, b'x', 0x81, 0x1e])], Goaway(COMPRESSION)),
-        ("hpack 5.2: the end symbol", vec![hello(), block(&[0, 1, b'x', 0x84, 0xff, 0xff, 0xff, 0xff])], Goaway(COMPRESSION)),
-        ("hpack 6.3: a table beyond what is allowed", vec![hello(), frame(HEADERS, end, 1, &[0x3f, 0xe2, 0x1f, 0x82])], Goaway(COMPRESSION)),
+        ("6.10: CONTINUATION of no stream", vec![hello(), frame(HEADERS, END_STREAM, 1, &[0x82]), frame(CONTINUATION, END_HEADERS, 0, &[])], Goaway(PROTOCOL_ERROR)),
+        ("6.10: CONTINUATION of nothing", vec![hello(), open(1), frame(CONTINUATION, END_HEADERS, 1, &[])], Goaway(PROTOCOL_ERROR)),
+        ("8.1: trailers without an end", vec![hello(), open(1), frame(HEADERS, END_HEADERS, 1, &fields(&[("a", "b")]))], Reset(PROTOCOL_ERROR)),
+        ("8.1: pseudo-fields in trailers", vec![hello(), open(1), frame(HEADERS, end, 1, &fields(&[(":method", "GET")]))], Reset(PROTOCOL_ERROR)),
+        ("8.2: a field of HTTP/1 in trailers", vec![hello(), open(1), frame(HEADERS, end, 1, &fields(&[("connection", "x")]))], Reset(PROTOCOL_ERROR)),
+        ("hpack 2.3.3: index 0", vec![hello(), block(&[0x80])], Goaway(COMPRESSION_ERROR)),
+        ("hpack 2.3.3: no such index", vec![hello(), block(&[0xc6])], Goaway(COMPRESSION_ERROR)),
+        ("hpack 2.3.3: no such name", vec![hello(), block(&[0x7e, 1, b'x'])], Goaway(COMPRESSION_ERROR)),
+        ("hpack 4.2: a size behind a field", vec![hello(), block(&[0x3f, 1])], Goaway(COMPRESSION_ERROR)),
+        ("hpack 5.1: a number without end", vec![hello(), block(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1])], Goaway(COMPRESSION_ERROR)),
+        ("hpack 5.2: eight bits of padding", vec![hello(), block(&[0, 1, b'x', 0x82, 0x1f, 0xff])], Goaway(COMPRESSION_ERROR)),
+        ("hpack 5.2: padding of zeros", vec![hello(), block(&[0, 1, b'x', 0x81, 0x1e])], Goaway(COMPRESSION_ERROR)),
+        ("hpack 5.2: the end symbol", vec![hello(), block(&[0, 1, b'x', 0x84, 0xff, 0xff, 0xff, 0xff])], Goaway(COMPRESSION_ERROR)),
+        ("hpack 6.3: a table beyond what is allowed", vec![hello(), frame(HEADERS, end, 1, &[0x3f, 0xe2, 0x1f, 0x82])], Goaway(COMPRESSION_ERROR)),
     ];
     let mut wrong = Vec::new();
     for (what, frames, expected) in table {
@@ -195,18 +200,18 @@ fn what_is_only_odd_is_answered() {
     let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
-    let request = fields(&GET);
+    let request = fields(&GET_FIELDS);
     let (first, second) = request.split_at(20);
     let size = [&[0x20, 0x3f, 0xe1, 0x1f][..], &request].concat();
     let end = END_HEADERS | END_STREAM;
     #[rustfmt::skip]
     let table: Vec<(&str, Vec<Vec<u8>>)> = vec![
-        ("padding", vec![hello(), dressed(PADDED, &[3], &[0; 3])]),
+        ("padding", vec![hello(), dressed(PADDED_FLAG, &[3], &[0; 3])]),
         ("priority", vec![hello(), dressed(WITH_PRIORITY, &[0x80, 0, 0, 0, 255], &[])]),
-        ("both", vec![hello(), dressed(PADDED | WITH_PRIORITY, &[1, 0, 0, 0, 0, 1], &[9])]),
+        ("both", vec![hello(), dressed(PADDED_FLAG | WITH_PRIORITY, &[1, 0, 0, 0, 0, 1], &[9])]),
         ("a block in parts", vec![hello(), frame(HEADERS, END_STREAM, 1, first), frame(CONTINUATION, 0, 1, &[]), frame(CONTINUATION, END_HEADERS, 1, second)]),
         ("sizes of the table", vec![hello(), frame(HEADERS, end, 1, &size)]),
-        ("a body in padding", vec![hello(), open(1), frame(DATA, PADDED, 1, &[1, b'a', 0]), frame(DATA, PADDED | END_STREAM, 1, &[1, b'b', 0])]),
+        ("a body in padding", vec![hello(), open(1), frame(DATA, PADDED_FLAG, 1, &[1, b'a', 0]), frame(DATA, PADDED_FLAG | END_STREAM, 1, &[1, b'b', 0])]),
         ("trailers", vec![hello(), open(1), frame(HEADERS, end, 1, &fields(&[("a", "b")]))]),
         ("a window of nothing", vec![setting(4, 0), whole(1)]),
         ("GOAWAY first", vec![hello(), goaway(0, 0), whole(1)]),
@@ -226,7 +231,7 @@ fn a_head_request_that_is_refused_has_no_body() {
     let backend = ScriptedPeer::answering("never");
     let daemon = front(backend.address, "");
     let mut client = RawH2Client::connect(daemon.address("@web"));
-    let mut list = GET.to_vec();
+    let mut list = GET_FIELDS.to_vec();
     list[0].1 = "HEAD";
     list.push(("connection", "close"));
     client.ask(1, &list);

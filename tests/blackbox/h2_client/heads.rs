@@ -1,19 +1,23 @@
-//! Heads and trailers of clients: how large they may be, what is free, and what becomes of one that is too large.
+//! Heads and trailers of clients: their maximum size, and the reaction to larger ones.
 
 use super::front;
 use crate::harness::{
     client::HttpClient,
     daemon::TestDaemon,
     frames::{
-        CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, RST_STREAM,
-        RawFrame, RawH2Client, fields, frame, head,
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GET_FIELDS, GOAWAY,
+        HEADERS, PING, RST_STREAM, RawFrame, RawH2Client, fields, frame, head,
     },
     peer::{Gate, ScriptedPeer},
 };
 
 /// The usual request with other fields.
 fn with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
-    GET.iter().copied().chain(more.iter().copied()).collect()
+    GET_FIELDS
+        .iter()
+        .copied()
+        .chain(more.iter().copied())
+        .collect()
 }
 
 /// Sends the request in frames of `size` bytes.
@@ -21,7 +25,7 @@ fn ask(client: &mut RawH2Client, stream: u32, list: &[(&str, &str)], size: usize
     client.send(head(END_STREAM, stream, &fields(list), size));
 }
 
-/// Whether the answer on `stream` is 200: the first byte of its field block, RFC 7541 appendix A.
+/// True if the response on `stream` is 200: the first byte of its field block, RFC 7541 appendix A.
 fn is_well(client: &mut RawH2Client, stream: u32) -> bool {
     let frame = client.until(|frame| {
         frame.kind == GOAWAY || frame.stream == stream && matches!(frame.kind, HEADERS | RST_STREAM)
@@ -96,9 +100,9 @@ fn the_authority_and_host_may_differ_by_the_usual_port_and_one_of_them_is_enough
     {
         let stream = 2 * place as u32 + 1;
         let list = [
-            GET[0],
-            GET[1],
-            GET[2],
+            GET_FIELDS[0],
+            GET_FIELDS[1],
+            GET_FIELDS[2],
             (":authority", authority),
             ("host", host),
         ];
@@ -171,7 +175,7 @@ fn continuations_that_no_size_needs_end_the_connection() {
     let bystander = &mut RawH2Client::connect(daemon.address("@web"));
     // Few of them in each head, and many in one.
     let mut client = RawH2Client::connect(daemon.address("@web"));
-    let block = fields(&GET);
+    let block = fields(&GET_FIELDS);
     let size = block.len().div_ceil(5);
     let code = (0..1_000).find_map(|turn| {
         let stream = 2 * turn + 1;
@@ -181,14 +185,14 @@ fn continuations_that_no_size_needs_end_the_connection() {
         });
         (frame.kind == GOAWAY).then(|| frame.code())
     });
-    assert_eq!(code, Some(CALM));
+    assert_eq!(code, Some(ENHANCE_YOUR_CALM));
     let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_STREAM, 1, &block));
     for _ in 0..20 {
         client.send(frame(CONTINUATION, 0, 1, &[0, 1, b'a', 1, b'b']));
     }
-    assert_eq!(client.goodbye(), CALM);
-    bystander.ask(1, &GET);
+    assert_eq!(client.goodbye(), ENHANCE_YOUR_CALM);
+    bystander.ask(1, &GET_FIELDS);
     assert!(is_well(bystander, 1));
 }
 
@@ -209,7 +213,15 @@ fn a_head_that_is_too_large_is_answered_431_and_other_streams_go_on() {
     });
     let daemon = front(backend.address, "");
     let mut client = RawH2Client::connect(daemon.address("@web"));
-    client.ask(1, &[GET[0], GET[1], (":path", "/slow"), GET[3]]);
+    client.ask(
+        1,
+        &[
+            GET_FIELDS[0],
+            GET_FIELDS[1],
+            (":path", "/slow"),
+            GET_FIELDS[3],
+        ],
+    );
     client.until(|frame| frame.kind == DATA);
     let sizes = [33_000, 40_000, 65_000, 66_000, 129 << 10, 200 << 10];
     for (place, size) in sizes.into_iter().enumerate() {
@@ -223,7 +235,7 @@ fn a_head_that_is_too_large_is_answered_431_and_other_streams_go_on() {
         to_the_end(&mut client, stream);
     }
     logged_statuses(&daemon, 431, sizes.len());
-    let mut block = fields(&GET);
+    let mut block = fields(&GET_FIELDS);
     block.push(0xbe);
     client.send(head(END_STREAM, 99, &block, 16 << 10));
     assert!(is_well(&mut client, 99));
@@ -242,7 +254,7 @@ fn a_head_of_another_size_than_any_that_is_honest_ends_the_connection() {
     let value = "x".repeat(300 << 10);
     let block = fields(&with(&[("x-a", &value)]));
     client.send(head(END_STREAM, 1, &block, 16 << 10));
-    assert_eq!(client.goodbye(), CALM);
+    assert_eq!(client.goodbye(), ENHANCE_YOUR_CALM);
     assert_eq!(backend.connections(), 0);
 }
 
@@ -269,7 +281,7 @@ fn trailers_may_be_as_large_as_heads_and_no_larger() {
     {
         let stream = 2 * place as u32 + 1;
         let value = "x".repeat(size);
-        client.send(frame(HEADERS, END_HEADERS, stream, &fields(&GET)));
+        client.send(frame(HEADERS, END_HEADERS, stream, &fields(&GET_FIELDS)));
         client.send(frame(DATA, 0, stream, b"body"));
         let trailers = fields(&vec![("grpc-status-details-bin", &*value); count]);
         client.send(head(END_STREAM, stream, &trailers, 16 << 10));

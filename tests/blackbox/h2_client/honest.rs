@@ -1,17 +1,18 @@
-//! Clients that do in good faith what looks like a flood: they keep their connection, and a flood beside it does not.
+//! Correct clients whose traffic resembles a flood keep their connection; a flood beside it does
+//! not.
 
 use super::front;
 use crate::harness::{
     frames::{
-        ACK, CALM, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, PRIORITY, REFUSED,
-        RST_STREAM, RawH2Client, SETTINGS, WINDOW_UPDATE, fields, frame,
+        ACK, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GET_FIELDS, GOAWAY, HEADERS, PING,
+        PRIORITY, REFUSED_STREAM, RST_STREAM, RawH2Client, SETTINGS, WINDOW_UPDATE, fields, frame,
     },
     peer::{Gate, ScriptedPeer},
 };
 
 /// RFC 9218 section 7.1.
 const PRIORITY_UPDATE: u8 = 0x10;
-const POST: [(&str, &str); 4] = [
+const POST_FIELDS: [(&str, &str); 4] = [
     (":method", "POST"),
     (":scheme", "http"),
     (":path", "/"),
@@ -36,7 +37,7 @@ fn sending(length: usize) -> ScriptedPeer {
 
 /// Reads one response, and acknowledges its bytes on the connection and on the stream in steps.
 fn download(client: &mut RawH2Client, stream: u32, step: u32) {
-    client.ask(stream, &GET);
+    client.ask(stream, &GET_FIELDS);
     loop {
         let part = client.until(|frame| matches!(frame.kind, DATA | GOAWAY | RST_STREAM));
         assert_eq!(part.kind, DATA, "cut");
@@ -67,7 +68,7 @@ fn a_client_may_acknowledge_what_it_got_in_any_steps() {
         }
         goes_on(&mut client, "step by step");
         // The bytes have been acknowledged: there is nothing left to acknowledge.
-        assert_eq!(client.flood(&window(0, 1), 3 * length), CALM);
+        assert_eq!(client.flood(&window(0, 1), 3 * length), ENHANCE_YOUR_CALM);
     }
 }
 
@@ -79,7 +80,7 @@ fn browsers_may_set_priorities_for_every_request_however_late_its_answer_is() {
     let mut client = RawH2Client::connect(daemon.address("@web"));
     let streams = (0..500).map(|index| 2 * index + 1);
     for stream in streams.clone() {
-        client.ask(stream, &GET);
+        client.ask(stream, &GET_FIELDS);
     }
     for _ in 0..8 {
         for stream in streams.clone() {
@@ -116,7 +117,7 @@ fn outcomes(client: &mut RawH2Client, count: usize) -> (usize, usize) {
         });
         match end.kind {
             DATA => good += 1,
-            RST_STREAM if end.code() == REFUSED => refused += 1,
+            RST_STREAM if end.code() == REFUSED_STREAM => refused += 1,
             _ => panic!("ended by {}", end.code()),
         }
     }
@@ -134,11 +135,11 @@ fn streams_above_a_limit_that_the_client_cannot_know_are_refused_and_the_others_
         for index in 0..count {
             let stream = 2 * index + 1;
             if is_upload {
-                burst.extend(frame(HEADERS, END_HEADERS, stream, &fields(&POST)));
+                burst.extend(frame(HEADERS, END_HEADERS, stream, &fields(&POST_FIELDS)));
                 burst.extend(frame(DATA, END_STREAM, stream, b"some"));
             } else {
                 let flags = END_HEADERS | END_STREAM;
-                burst.extend(frame(HEADERS, flags, stream, &fields(&GET)));
+                burst.extend(frame(HEADERS, flags, stream, &fields(&GET_FIELDS)));
             }
         }
         client.send(burst);
@@ -158,29 +159,29 @@ fn a_client_that_never_acknowledges_our_settings_is_not_refused_for_ever() {
     let daemon = front(backend.address, "");
     let mut client = RawH2Client::connect(daemon.address("@web"));
     for stream in (1..40_000).step_by(2) {
-        if !client.ask(stream, &GET) {
+        if !client.ask(stream, &GET_FIELDS) {
             break;
         }
     }
-    assert_eq!(client.goodbye(), CALM);
+    assert_eq!(client.goodbye(), ENHANCE_YOUR_CALM);
     assert!(backend.connections() <= 100);
     gate.open();
 }
 
 #[test]
 fn uploads_that_are_answered_early_leave_the_connection_as_it_was() {
-    const UPLOADS: u32 = 600;
+    const UPLOAD_COUNT: u32 = 600;
     // No connection to a backend: each is answered at once.
     let daemon = front(
         crate::harness::peer::refused(),
         "http: {h2_max_streams: 1000}",
     );
     let mut client = RawH2Client::connect(daemon.address("@web"));
-    let streams = (0..UPLOADS).map(|index| 2 * index + 1);
+    let streams = (0..UPLOAD_COUNT).map(|index| 2 * index + 1);
     for stream in streams.clone() {
-        client.send(frame(HEADERS, END_HEADERS, stream, &fields(&POST)));
+        client.send(frame(HEADERS, END_HEADERS, stream, &fields(&POST_FIELDS)));
     }
-    for _ in 0..UPLOADS {
+    for _ in 0..UPLOAD_COUNT {
         let reset = client.until(|frame| matches!(frame.kind, RST_STREAM | GOAWAY));
         assert_eq!((reset.kind, reset.code()), (RST_STREAM, 0));
     }
@@ -201,7 +202,7 @@ fn an_empty_frame_for_each_empty_part_of_a_body_is_no_flood() {
     let backend = ScriptedPeer::answering("hello");
     let daemon = front(backend.address, "");
     let mut client = RawH2Client::connect(daemon.address("@web"));
-    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&POST)));
+    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&POST_FIELDS)));
     for part in 0..3_000 {
         client.send(frame(DATA, 0, 1, &[]));
         client.send(frame(DATA, 0, 1, &[]));
@@ -213,6 +214,9 @@ fn an_empty_frame_for_each_empty_part_of_a_body_is_no_flood() {
     assert_eq!((end.kind, end.stream), (DATA, 1));
     // One byte of padding is no content.
     let mut client = RawH2Client::connect(daemon.address("@web"));
-    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&POST)));
-    assert_eq!(client.flood(&frame(DATA, 8, 1, &[1, 0]), 100_000), CALM);
+    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&POST_FIELDS)));
+    assert_eq!(
+        client.flood(&frame(DATA, 8, 1, &[1, 0]), 100_000),
+        ENHANCE_YOUR_CALM
+    );
 }

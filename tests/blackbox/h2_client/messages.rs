@@ -1,4 +1,4 @@
-//! One request and its response: what becomes of each part of them.
+//! One request and its response, part by part.
 
 use bytes::Bytes;
 use h2::ext::Protocol;

@@ -1,4 +1,4 @@
-//! HTTP/2 from clients: what a backend gets of it, the way back, and what clients may not do.
+//! HTTP/2 from clients: requests, responses, and violations by clients.
 //!
 //! Well-behaved clients are the h2 crate; the others write frames by hand (`harness/frames.rs`).
 

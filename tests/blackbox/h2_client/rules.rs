@@ -1,27 +1,29 @@
-//! What may not be in a request, RFC 9113 section 8: nothing of it reaches a backend.
+//! Malformed requests, RFC 9113 section 8: no part of one reaches a backend.
 
 use super::front;
 use crate::harness::{
     frames::{
-        CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, RST_STREAM,
-        RawH2Client, fields, frame,
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GET_FIELDS, GOAWAY,
+        HEADERS, RST_STREAM, RawH2Client, fields, frame,
     },
     peer::ScriptedPeer,
 };
 
-/// What became of the request on stream 1.
+/// Outcome of the request on stream 1.
 #[derive(Debug, PartialEq, Eq)]
 enum RequestOutcome {
-    /// The first byte of the field block: 0x88 is 200, 0x8c is 400, as RFC 7541 appendix A numbers them.
+    /// The first byte of the field block: 0x88 is 200, 0x8c is 400, as RFC 7541 appendix A numbers
+    /// them.
     Answered(u8),
     Reset(u32),
     Closed(u32),
 }
 
-fn fate(client: &mut RawH2Client) -> RequestOutcome {
+fn outcome(client: &mut RawH2Client) -> RequestOutcome {
     let frame = client.until(|frame| matches!(frame.kind, HEADERS | RST_STREAM | GOAWAY));
     match frame.kind {
-        // The first block of a connection may begin with the size of the table, RFC 7541 section 4.2.
+        // The first block of a connection may begin with the size of the table, RFC 7541 section
+        // 4.2.
         HEADERS => {
             RequestOutcome::Answered(*frame.payload.iter().find(|byte| **byte != 0x20).unwrap())
         }
@@ -30,21 +32,24 @@ fn fate(client: &mut RawH2Client) -> RequestOutcome {
     }
 }
 
-const BAD: RequestOutcome = RequestOutcome::Answered(0x8c);
-const PROTOCOL: RequestOutcome = RequestOutcome::Reset(1);
+const BAD_REQUEST: RequestOutcome = RequestOutcome::Answered(0x8c);
+const PROTOCOL_ERROR: RequestOutcome = RequestOutcome::Reset(1);
 
 fn with(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
-    GET.iter().chain(more).copied().collect()
+    GET_FIELDS.iter().chain(more).copied().collect()
 }
 
 /// The usual request with another value of a pseudo-header.
 fn but(name: &str, value: &'static str) -> Vec<(&'static str, &'static str)> {
     let other = |(own, old)| (own, if own == name { value } else { old });
-    GET.into_iter().map(other).collect()
+    GET_FIELDS.into_iter().map(other).collect()
 }
 
 fn without(name: &str) -> Vec<(&'static str, &'static str)> {
-    GET.into_iter().filter(|(own, _)| *own != name).collect()
+    GET_FIELDS
+        .into_iter()
+        .filter(|(own, _)| *own != name)
+        .collect()
 }
 
 #[test]
@@ -59,7 +64,7 @@ fn a_request_that_could_be_read_in_two_ways_is_refused() {
         without(":authority"),
         with(&[(":path", "/b")]),
         with(&[("x-a", "b"), (":late", "x")]),
-        [&[("x-a", "b")][..], &GET].concat(),
+        [&[("x-a", "b")][..], &GET_FIELDS].concat(),
         but(":path", ""),
         but(":path", "a"),
         but(":path", "http://evil/"),
@@ -109,8 +114,8 @@ fn a_request_that_could_be_read_in_two_ways_is_refused() {
     for list in table {
         let mut client = RawH2Client::connect(daemon.address("@web"));
         client.ask(1, &list);
-        let found = fate(&mut client);
-        if found != BAD {
+        let found = outcome(&mut client);
+        if found != BAD_REQUEST {
             wrong.push((list, found));
         }
     }
@@ -125,7 +130,7 @@ fn a_request_that_could_be_read_in_two_ways_is_refused() {
     // A tunnel to anywhere is not served: 405 has no number of its own.
     let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&socket)));
-    assert!(matches!(fate(&mut client), RequestOutcome::Answered(first) if first != 0x88));
+    assert!(matches!(outcome(&mut client), RequestOutcome::Answered(first) if first != 0x88));
     assert_eq!(
         backend.connections(),
         0,
@@ -142,16 +147,16 @@ fn a_body_is_as_long_as_it_was_said_to_be() {
         let mut client = RawH2Client::connect(daemon.address("@web"));
         client.send(frame(HEADERS, END_HEADERS, 1, &fields(&list)));
         client.send(frame(DATA, END_STREAM, 1, body.as_bytes()));
-        assert_eq!(fate(&mut client), PROTOCOL, "{body}");
+        assert_eq!(outcome(&mut client), PROTOCOL_ERROR, "{body}");
     }
     // What a stream is reset for does not end the connection.
     let mut client = RawH2Client::connect(daemon.address("@web"));
     client.send(frame(HEADERS, END_HEADERS, 1, &fields(&list)));
     client.send(frame(DATA, END_STREAM, 1, b"abc"));
-    assert_eq!(fate(&mut client), PROTOCOL);
+    assert_eq!(outcome(&mut client), PROTOCOL_ERROR);
     // Before there is a body the request can be answered.
     client.ask(3, &list);
-    assert_eq!(fate(&mut client), BAD);
+    assert_eq!(outcome(&mut client), BAD_REQUEST);
 }
 
 #[test]
@@ -162,42 +167,45 @@ fn the_number_and_the_size_of_fields_are_limited() {
         "http: {max_headers: 20, max_header_size: 2KiB}",
     );
     let crumbs = |count| {
-        GET.iter()
+        GET_FIELDS
+            .iter()
             .copied()
             .chain(std::iter::repeat_n(("cookie", "a=b"), count))
     };
     let mut client = RawH2Client::connect(daemon.address("@web"));
     client.ask(1, &crumbs(15).collect::<Vec<_>>());
-    assert_eq!(fate(&mut client), RequestOutcome::Answered(0x88));
+    assert_eq!(outcome(&mut client), RequestOutcome::Answered(0x88));
     // The parts of a cookie are one field.
     client.ask(9, &crumbs(21).collect::<Vec<_>>());
-    assert_eq!(fate(&mut client), RequestOutcome::Answered(0x88));
+    assert_eq!(outcome(&mut client), RequestOutcome::Answered(0x88));
     // 431 has no number of its own, and 502 would not have either.
-    let many = GET.into_iter().chain(std::iter::repeat_n(("a", "b"), 21));
+    let many = GET_FIELDS
+        .into_iter()
+        .chain(std::iter::repeat_n(("a", "b"), 21));
     client.ask(11, &many.collect::<Vec<_>>());
-    assert!(matches!(fate(&mut client), RequestOutcome::Answered(first) if first != 0x88));
+    assert!(matches!(outcome(&mut client), RequestOutcome::Answered(first) if first != 0x88));
     let logged = daemon.wait_for_access(|line| line["status"] == 431);
     assert_eq!(logged["reason"], "http_request_header_section_size");
     let long = "x".repeat(200);
-    let large = GET
+    let large = GET_FIELDS
         .into_iter()
         .chain(std::iter::repeat_n(("a", &*long), 11));
     client.ask(13, &large.collect::<Vec<_>>());
-    assert!(matches!(fate(&mut client), RequestOutcome::Answered(first) if first != 0x88));
+    assert!(matches!(outcome(&mut client), RequestOutcome::Answered(first) if first != 0x88));
     let both = |lines: &[String]| {
         let refused = lines.iter().filter(|line| line.contains("\"status\":431"));
         (refused.count() == 2).then_some(())
     };
     daemon.stdout.wait_for(both).expect("both are logged");
     // So are the bytes of a cookie, with `; ` between its parts.
-    let cookie = GET
+    let cookie = GET_FIELDS
         .into_iter()
         .chain(std::iter::repeat_n(("cookie", &*long), 10));
     client.ask(15, &cookie.collect::<Vec<_>>());
-    assert!(matches!(fate(&mut client), RequestOutcome::Answered(first) if first != 0x88));
-    client.ask(17, &GET);
+    assert!(matches!(outcome(&mut client), RequestOutcome::Answered(first) if first != 0x88));
+    client.ask(17, &GET_FIELDS);
     assert_eq!(
-        fate(&mut client),
+        outcome(&mut client),
         RequestOutcome::Answered(0x88),
         "the connection goes on"
     );
@@ -210,17 +218,17 @@ fn a_field_block_without_end_is_a_flood() {
     let daemon = front(backend.address, "");
     // Names that cost one byte each: the size counts, not the bytes.
     let mut bomb = RawH2Client::connect(daemon.address("@web"));
-    let mut block = fields(&GET);
+    let mut block = fields(&GET_FIELDS);
     block.extend([0x40, 1, b'a', 100]);
     block.extend([b'x'; 100]);
     block.extend(std::iter::repeat_n(0xbe, 5_000));
     bomb.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &block));
-    assert_eq!(bomb.goodbye(), CALM);
+    assert_eq!(bomb.goodbye(), ENHANCE_YOUR_CALM);
     let mut endless = RawH2Client::connect(daemon.address("@web"));
-    endless.send(frame(HEADERS, END_STREAM, 1, &fields(&GET)));
+    endless.send(frame(HEADERS, END_STREAM, 1, &fields(&GET_FIELDS)));
     for _ in 0..1_000 {
         endless.send(frame(CONTINUATION, 0, 1, &[]));
     }
-    assert_eq!(endless.goodbye(), CALM);
+    assert_eq!(endless.goodbye(), ENHANCE_YOUR_CALM);
     assert_eq!(backend.connections(), 0);
 }

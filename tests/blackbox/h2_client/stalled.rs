@@ -1,4 +1,4 @@
-//! Uploads that no backend reads: the other calls of their connection go on, and what is held stays bounded.
+//! Uploads that no backend reads: other calls on the connection go on, and memory stays bounded.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::harness::{
 };
 
 const INITIAL_WINDOW: i64 = 65_535;
-const PART: i64 = 16_384;
+const PART_BYTES: i64 = 16_384;
 
 /// A client that sends as much as windows allow.
 struct Uploader {
@@ -87,7 +87,11 @@ impl Uploader {
     /// Sends at most that many bytes of content; returns how many.
     fn send(&mut self, stream: u32, most: i64) -> i64 {
         let window = self.streams.get_mut(&stream).unwrap();
-        let count = most.min(PART).min(*window).min(self.connection).max(0);
+        let count = most
+            .min(PART_BYTES)
+            .min(*window)
+            .min(self.connection)
+            .max(0);
         *window -= count;
         self.connection -= count;
         if count > 0 {
@@ -102,7 +106,7 @@ impl Uploader {
         loop {
             let mut sent = 0;
             for stream in streams {
-                while self.send(*stream, PART) > 0 {
+                while self.send(*stream, PART_BYTES) > 0 {
                     sent += 1;
                 }
             }
@@ -135,7 +139,8 @@ impl Uploader {
     }
 }
 
-/// A daemon whose `/stalled` goes to a backend that never opens a window, and all else to one that reads and answers.
+/// A daemon whose `/stalled` goes to a backend that never opens a window, and all else to one that
+/// reads and answers.
 fn front(stalling: &ScriptedPeer, good: &ScriptedPeer, streams: usize) -> TestDaemon {
     TestDaemon::start(&format!(
         "workers: 1

@@ -12,8 +12,8 @@ use crate::harness::{
     client::HttpClient,
     daemon::TestDaemon,
     frames::{
-        DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, NO_ERROR, RST_STREAM, RawH2Client,
-        fields, frame,
+        DATA, END_HEADERS, END_STREAM, GET_FIELDS, GOAWAY, HEADERS, NO_ERROR, RST_STREAM,
+        RawH2Client, fields, frame,
     },
     h2::{connect, connect_with, get, patiently, pattern, read, request, send, until, whole},
     peer::{Gate, ScriptedPeer},
@@ -21,7 +21,7 @@ use crate::harness::{
 
 #[tokio::test]
 async fn large_bodies_pass_through_small_windows() {
-    const LENGTH: usize = 3_000_000;
+    const BODY_BYTES: usize = 3_000_000;
     let backend = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -40,7 +40,7 @@ async fn large_bodies_pass_through_small_windows() {
     let (mut sender, _driver) = connect_with(daemon.address("@web"), &small).await;
     let asked = request(Method::POST, "/", &[]);
     let (response, mut body) = sender.send_request(asked, false).unwrap();
-    let bytes = Bytes::from(pattern(LENGTH));
+    let bytes = Bytes::from(pattern(BODY_BYTES));
     let (answer, ()) = tokio::join!(whole(response), send(&mut body, bytes.clone()));
     assert!(answer.unwrap().body == bytes, "other bytes than were sent");
 }
@@ -74,7 +74,7 @@ async fn many_streams_on_many_connections_all_get_their_own_answer() {
 }
 
 #[tokio::test]
-async fn a_stream_that_nobody_reads_holds_up_no_other() {
+async fn a_stream_that_is_not_read_holds_up_no_other() {
     let backend = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             let length = if request.target == "/long" {
@@ -105,10 +105,10 @@ async fn a_stream_that_nobody_reads_holds_up_no_other() {
 
 #[tokio::test]
 async fn a_stream_whose_reader_stands_still_goes_on_where_it_was() {
-    const LENGTH: usize = 2_000_000;
+    const BODY_BYTES: usize = 2_000_000;
     let backend = ScriptedPeer::start(|mut connection| {
         while connection.request().is_some() {
-            let body = "x".repeat(LENGTH);
+            let body = "x".repeat(BODY_BYTES);
             if !connection.answer(&body) {
                 break;
             }
@@ -131,7 +131,7 @@ async fn a_stream_whose_reader_stands_still_goes_on_where_it_was() {
         });
     }
     while let Some(length) = all.join_next().await {
-        assert_eq!(length.unwrap(), LENGTH);
+        assert_eq!(length.unwrap(), BODY_BYTES);
     }
 }
 
@@ -168,7 +168,7 @@ async fn streams_whose_readers_stand_still_hold_bounded_memory() {
 
 #[tokio::test]
 async fn an_early_answer_comes_with_no_reset_while_the_client_goes_on_sending() {
-    const LENGTH: usize = 40_000_000;
+    const BODY_BYTES: usize = 40_000_000;
     let backend = ScriptedPeer::start(|mut connection| {
         connection.head();
         connection.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno");
@@ -181,7 +181,7 @@ async fn an_early_answer_comes_with_no_reset_while_the_client_goes_on_sending() 
         let asked = request(Method::POST, "/", &[("content-length", "40000000")]);
         let (response, mut body) = sender.send_request(asked, false).unwrap();
         // Everything is sent before anything is read.
-        send(&mut body, Bytes::from(vec![0; LENGTH])).await;
+        send(&mut body, Bytes::from(vec![0; BODY_BYTES])).await;
         assert_eq!(whole(response).await.unwrap().status(), status);
         assert!(!driver.is_finished());
     }
@@ -192,7 +192,7 @@ fn a_client_that_stops_in_a_body_that_was_answered_is_told_so_without_an_error()
     let backend = ScriptedPeer::answering("wrong");
     let daemon = front(backend.address, "deny: [127.0.0.0/8]");
     let mut client = RawH2Client::connect(daemon.address("@web"));
-    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET)));
+    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET_FIELDS)));
     client.until(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0);
     let reset = client.until(|frame| frame.kind == RST_STREAM);
     assert_eq!((reset.stream, reset.code()), (1, NO_ERROR));
@@ -242,7 +242,7 @@ async fn a_connection_without_a_request_ends_with_the_time_for_the_first() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_makes_room_and_a_busy_one_does_not() {
+async fn an_idle_connection_is_closed_for_a_new_one_and_a_busy_one_is_not() {
     let (gate, seen) = (Gate::new(), Gate::new());
     let (door, eye) = (gate.clone(), seen.clone());
     let backend = ScriptedPeer::start(move |mut connection| {
@@ -320,14 +320,14 @@ fn a_client_that_does_not_see_that_we_leave_gets_no_more_streams_either() {
     });
     let mut daemon = front(backend.address, "");
     let mut client = RawH2Client::connect(daemon.address("@web"));
-    client.ask(1, &GET);
+    client.ask(1, &GET_FIELDS);
     backend.wait_for_requests(1);
     daemon.signal(Signal::TERM);
     // The first one names no stream; its PING is not answered.
     let goaway = |client: &mut RawH2Client| client.until(|frame| frame.kind == GOAWAY).payload;
     assert_eq!(goaway(&mut client)[..4], [0x7f, 0xff, 0xff, 0xff]);
     assert_eq!(goaway(&mut client)[..4], [0, 0, 0, 1]);
-    client.ask(3, &GET);
+    client.ask(3, &GET_FIELDS);
     let refused = client.until(|frame| frame.stream == 3);
     assert_eq!((refused.kind, refused.code()), (RST_STREAM, 7));
     gate.open();

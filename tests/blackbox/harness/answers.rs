@@ -1,11 +1,12 @@
-//! What clients must see of errors: an own copy of the promised table, so that a slip in the program's is noticed.
+//! The table of error responses, copied by hand, so that a mistake in the program's table is
+//! noticed.
 
 use serde_json::Value;
 
 use super::{client::HttpResponse, daemon::TestDaemon};
 
-/// Reason, `Proxy-Status` token and sentence of every error that is answered.
-const ANSWERS: &[(&str, &str, &str)] = &[
+/// Reason, `Proxy-Status` token and detail of every error response.
+const ERROR_RESPONSES: &[(&str, &str, &str)] = &[
     (
         "destination_unavailable",
         "destination_unavailable",
@@ -178,7 +179,7 @@ fn phrase(status: u16) -> &'static str {
 }
 
 fn row(reason: &str) -> (&'static str, &'static str) {
-    let row = ANSWERS.iter().find(|(name, ..)| *name == reason);
+    let row = ERROR_RESPONSES.iter().find(|(name, ..)| *name == reason);
     let (_, token, sentence) = row.unwrap_or_else(|| panic!("no answer for `{reason}`"));
     (token, sentence)
 }

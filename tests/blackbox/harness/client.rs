@@ -1,4 +1,5 @@
-//! A raw HTTP/1.1 client: sends the bytes it is given, reads answers by their framing, and says how they ended.
+//! A raw HTTP/1.1 client: sends the bytes it is given, reads answers by their framing, and says how
+//! they ended.
 
 use std::{
     io::{self, Read, Write},
@@ -37,7 +38,7 @@ impl HttpResponse {
         field(&self.headers, name)
     }
 
-    /// How many fields are called `name`.
+    /// Number of fields called `name`.
     pub fn count(&self, name: &str) -> usize {
         self.headers
             .iter()
@@ -64,7 +65,7 @@ fn field<'a>(fields: &'a [(String, String)], name: &str) -> Option<&'a str> {
         .map(|(_, value)| value.as_str())
 }
 
-/// How reading an answer ended without a whole one.
+/// Reason why no whole response could be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadError {
     /// The connection ended (cleanly) before the first byte.
@@ -75,11 +76,11 @@ pub enum ReadError {
     Short(Vec<u8>),
     /// Nothing more came in time; with what came before.
     TimedOut(Vec<u8>),
-    /// What came is not HTTP.
+    /// The bytes are not HTTP.
     NotHttp(Vec<u8>),
 }
 
-/// A client connection that keeps what it has read too much for the next answer.
+/// A client connection; bytes read beyond a response are kept for the next one.
 pub struct HttpClient<S = TcpStream> {
     stream: S,
     read: Vec<u8>,
@@ -162,7 +163,7 @@ impl<S: Read + Write> HttpClient<S> {
         }
     }
 
-    /// What it is over.
+    /// The underlying stream.
     pub const fn stream(&mut self) -> &mut S {
         &mut self.stream
     }

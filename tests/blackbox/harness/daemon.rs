@@ -1,4 +1,5 @@
-//! The built program under test: started with a configuration of its own, watched, signalled, and gone with the test.
+//! The built program under test: started with its own configuration, watched, signalled, and killed
+//! with the test.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -39,9 +40,10 @@ pub struct TestDaemon {
 impl TestDaemon {
     /// Starts with `config` and waits until the daemon says that it is ready.
     ///
-    /// Words such as `@web` in `config` become free addresses on 127.0.0.1, the same one for the same word
-    /// ([`TestDaemon::address`] tells which); `@dir` becomes the test's directory. `admin` and `metrics` are added where the
-    /// text does not set them. A port that somebody took in between is tried again with others.
+    /// Words such as `@web` in `config` become free addresses on 127.0.0.1, the same one for the
+    /// same word ([`TestDaemon::address`] tells which); `@dir` becomes the test's directory.
+    /// `admin` and `metrics` are added where the text does not set them. If another process took a
+    /// port in between, it starts again with others.
     pub fn start(config: &str) -> Self {
         Self::start_as("run", config)
     }
@@ -51,7 +53,8 @@ impl TestDaemon {
         Self::start_by(command, subcommand, config)
     }
 
-    /// Like [`TestDaemon::start_as`] with a program of one's own making: another environment, other limits.
+    /// Like [`TestDaemon::start_as`] with a program of one's own making: another environment, other
+    /// limits.
     pub fn start_by(program: impl Fn() -> Command, subcommand: &str, config: &str) -> Self {
         for _ in 0..5 {
             let mut daemon = Self::launch_by(program(), subcommand, config);
@@ -158,7 +161,8 @@ impl TestDaemon {
             .unwrap_or_else(|| panic!("`{word}` is not in the configuration"))
     }
 
-    /// Runs `balancer COMMAND` against this daemon: it finds the admin socket as the service manager's reload does.
+    /// Runs `balancer COMMAND` against this daemon: it finds the admin socket as the service
+    /// manager's reload does.
     pub fn command(&self, arguments: &[&str]) -> Output {
         command()
             .args(arguments)
@@ -187,13 +191,15 @@ impl TestDaemon {
         get(self.address(word), target)
     }
 
-    /// Replaces the configuration file; words keep the addresses they have. Tells the daemon nothing.
+    /// Replaces the configuration file; words keep the addresses they have. Tells the daemon
+    /// nothing.
     pub fn write_config(&mut self, config: &str) {
         let text = complete(config, &self.directory, &mut self.addresses);
         fs::write(self.directory.path().join("balancer.yaml"), text).unwrap();
     }
 
-    /// Replaces the configuration file and asks for a reload over the admin API: its status and JSON.
+    /// Replaces the configuration file and asks for a reload over the admin API: its status and
+    /// JSON.
     pub fn reload(&mut self, config: &str) -> HttpResponse {
         self.write_config(config);
         self.admin("POST", "/v1/reload")
@@ -220,7 +226,7 @@ impl TestDaemon {
         self.directory.path().join("admin.sock")
     }
 
-    /// What the kernel says of the process: the number after `key` in `/proc/PID/status`, in KiB where it is memory.
+    /// The number after `key` in `/proc/PID/status`, in KiB if it is memory.
     pub fn proc_status(&self, key: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(key));
@@ -228,7 +234,7 @@ impl TestDaemon {
         words.unwrap().parse().unwrap()
     }
 
-    /// What the descriptors of the process refer to.
+    /// Targets of the open descriptors of the process.
     pub fn open_files(&self) -> Vec<String> {
         let directory = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
         let links = directory.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
@@ -291,7 +297,8 @@ impl TestDaemon {
         response.text()
     }
 
-    /// The sum of all series that `selector` names: `name{label="value"}`, with as many labels as one likes; 0 for none.
+    /// The sum of all series that `selector` names: `name{label="value"}`, with as many labels as
+    /// one likes; 0 for none.
     pub fn metric(&self, selector: &str) -> f64 {
         sum_of(&self.scrape(), selector)
     }
@@ -383,7 +390,8 @@ fn wait_for_line(lines: &Recorder<String>, wanted: impl Fn(&str) -> bool) -> Str
         })
 }
 
-/// Takes messages as a service manager does: at once, because the daemon waits where they are not taken.
+/// Takes messages as a service manager does: at once, because the daemon waits where they are not
+/// taken.
 fn messages(socket: UnixDatagram) -> Receiver<String> {
     let (sender, receiver) = channel();
     thread::spawn(move || {
@@ -398,7 +406,7 @@ fn messages(socket: UnixDatagram) -> Receiver<String> {
     receiver
 }
 
-/// Somebody else got the port in between: listeners and the admin server say it in their own words.
+/// Another process got the port in between: listeners and the admin server word it differently.
 fn is_about_a_port(error: &str) -> bool {
     error.contains("is taken by another process") || error.contains("in use")
 }
@@ -440,8 +448,8 @@ fn complete(
     result + rest
 }
 
-/// An address that is free now and that no other test of this process gets: sharing a port would not even fail, because
-/// the daemon binds with `SO_REUSEPORT`.
+/// An address that is free now and that no other test of this process gets: sharing a port would
+/// not even fail, because the daemon binds with `SO_REUSEPORT`.
 fn free_address() -> SocketAddr {
     static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
     let mut guard = GIVEN.lock().unwrap();

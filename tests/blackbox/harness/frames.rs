@@ -21,15 +21,15 @@ pub const ACK: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
 pub const NO_ERROR: u32 = 0;
-pub const REFUSED: u32 = 7;
+pub const REFUSED_STREAM: u32 = 7;
 pub const CANCEL: u32 = 8;
-pub const CALM: u32 = 11;
+pub const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// What a client says first.
+/// First bytes of a client, RFC 9113 section 3.4.
 pub const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The fields of a request.
-pub const GET: [(&str, &str); 4] = [
+pub const GET_FIELDS: [(&str, &str); 4] = [
     (":method", "GET"),
     (":scheme", "http"),
     (":path", "/"),
@@ -52,7 +52,7 @@ impl RawFrame {
         u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
     }
 
-    /// Reads one by `exactly`, which reads so many bytes.
+    /// Reads one by `exactly`, which reads that number of bytes.
     pub fn read<E>(mut exactly: impl FnMut(usize) -> Result<Vec<u8>, E>) -> Result<Self, E> {
         let head = exactly(9)?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
@@ -126,7 +126,7 @@ pub fn head(flags: u8, stream: u32, block: &[u8], size: usize) -> Vec<u8> {
 pub struct RawH2Client(pub HttpClient);
 
 impl RawH2Client {
-    /// Connects and says hello.
+    /// Connects, and sends preface and settings.
     pub fn connect(address: std::net::SocketAddr) -> Self {
         let mut client = HttpClient::connect(address);
         client.send(PREFACE);
@@ -163,7 +163,8 @@ impl RawH2Client {
         }
     }
 
-    /// Sends `frame` until the connection ends, at most `limit` times; gives the code of the GOAWAY.
+    /// Sends `frame` until the connection ends, at most `limit` times; gives the code of the
+    /// GOAWAY.
     ///
     /// It stops at the GOAWAY, because the daemon goes on reading for seconds behind it.
     pub fn flood(&mut self, frame: &[u8], limit: usize) -> u32 {

@@ -1,4 +1,5 @@
-//! Well-behaved peers that speak HTTP/2, by the h2 crate: clients, and a backend whose script is a function.
+//! Well-behaved peers that speak HTTP/2, by the h2 crate: clients, and a backend whose script is a
+//! function.
 
 use std::{
     future::Future,
@@ -20,7 +21,7 @@ use tokio::{
 
 use super::{PATIENCE, peer::Recorder};
 
-/// Where requests of a connection begin.
+/// Handle that starts requests on a connection.
 pub type RequestSender = client::SendRequest<Bytes>;
 
 /// A connection, and how it ends.
@@ -113,7 +114,7 @@ pub async fn patiently<F: Future>(future: F) -> F::Output {
     done.expect("it takes too long")
 }
 
-/// Waits for what nobody announces, while the connections of this test go on.
+/// Polls for things without an event, while the connections of this test go on.
 pub async fn until(mut condition: impl FnMut() -> bool) {
     patiently(async {
         while !condition() {
@@ -134,7 +135,7 @@ pub struct ReceivedRequest {
     pub head: Parts,
     pub body: RecvStream,
     pub respond: server::SendResponse<Bytes>,
-    /// Which connection it came on, in the order of their arrival.
+    /// Number of the connection that carried it, in the order of arrival.
     pub connection: usize,
 }
 
@@ -156,7 +157,7 @@ impl ReceivedRequest {
         if let Ok(mut stream) = sent
             && !body.is_empty()
         {
-            // Fails only when the stream is no more, which the test sees at its other end.
+            // Fails only when the stream was reset, which the test sees at its other end.
             let _ = stream.send_data(body, true);
         }
     }

@@ -1,7 +1,9 @@
-//! The black-box harness: the built program, raw clients, and scripted backends, all on this machine.
+//! The black-box harness: the built program, raw clients, and scripted backends, all on this
+//! machine.
 //!
-//! Nothing here sleeps to be in time: readiness comes by `NOTIFY_SOCKET`, lines and requests by condition variables,
-//! scripted backends wait at a [`Gate`]. Every wait ends after [`PATIENCE`] with all that is known.
+//! Nothing here sleeps to be in time: readiness comes by `NOTIFY_SOCKET`, lines and requests by
+//! condition variables, scripted backends wait at a [`Gate`]. Every wait ends after [`PATIENCE`]
+//! with all that is known.
 
 pub mod answers;
 pub mod client;
@@ -24,7 +26,8 @@ use std::{
 /// The longest any wait takes before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A private directory that goes away with the value. Its path is short, so that sockets fit into it.
+/// A private directory that goes away with the value. Its path is short, so that sockets fit into
+/// it.
 pub struct TempDir(PathBuf);
 
 impl TempDir {
@@ -41,7 +44,7 @@ impl TempDir {
         Self(path)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -55,7 +58,7 @@ impl Drop for TempDir {
 
 /// Asks `probe` again and again until it gives something; `None` after [`PATIENCE`].
 ///
-/// For things that nobody announces, such as a number on the metrics page or the end of a process.
+/// For things without an event, such as a number on the metrics page or the end of a process.
 pub fn poll<T>(probe: impl FnMut() -> Option<T>) -> Option<T> {
     poll_for(PATIENCE, probe)
 }

@@ -1,4 +1,5 @@
-//! Scripted backends: each connection runs a script in a thread; every request that is read is recorded.
+//! Scripted backends: each connection runs a script in a thread; every request that is read is
+//! recorded.
 
 use std::{
     cell::RefCell,
@@ -15,23 +16,23 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{PATIENCE, client};
 
-/// A door that scripts wait at until the test opens it. Clones are the same door.
+/// A gate that scripts wait at until the test opens it. Clones are the same gate.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
-    /// A closed door.
+    /// A closed gate.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Lets everyone through, now and later.
+    /// Releases all waiters, now and later.
     pub fn open(&self) {
         *self.0.0.lock().unwrap() = true;
         self.0.1.notify_all();
     }
 
-    /// Whether it is open now.
+    /// True if it is open now.
     pub fn is_open(&self) -> bool {
         *self.0.0.lock().unwrap()
     }
@@ -100,7 +101,7 @@ pub struct BackendRequest {
     pub body: Vec<u8>,
     /// The lines behind the last chunk.
     pub trailers: String,
-    /// Which connection of this peer it came on, counted from 0.
+    /// Number of the connection that carried it, counted from 0.
     pub connection: usize,
 }
 
@@ -131,7 +132,8 @@ impl PeerConnection {
         self.whole(head)
     }
 
-    /// Reads and records the rest of the request that begins with `head`; `None` at the end of the connection.
+    /// Reads and records the rest of the request that begins with `head`; `None` at the end of the
+    /// connection.
     pub fn whole(&mut self, head: BackendRequest) -> Option<BackendRequest> {
         let field = |name: &str| {
             head.header(name)
@@ -213,7 +215,7 @@ impl PeerConnection {
         }
     }
 
-    /// Which connection of its peer this is, counted from 0.
+    /// Number of this connection, counted from 0.
     pub fn number(&self) -> usize {
         self.number
     }
@@ -223,7 +225,8 @@ impl PeerConnection {
         let _ = self.stream.peek(&mut [0]);
     }
 
-    /// Hands what comes next to `take`, piece by piece, until that is `length` bytes; `None` at the end of the connection.
+    /// Hands what comes next to `take`, piece by piece, until that is `length` bytes; `None` at the
+    /// end of the connection.
     pub fn each(&mut self, mut length: usize, mut take: impl FnMut(&[u8])) -> Option<()> {
         while length > 0 {
             if self.read.is_empty() {
@@ -275,7 +278,7 @@ impl PeerConnection {
         client::reset(self.stream);
     }
 
-    /// Sends bytes and ends the connection in the same segment, so that nobody sees the one without the other.
+    /// Sends bytes and the FIN in one segment, so that the reader gets both at once.
     pub fn send_last(mut self, bytes: impl AsRef<[u8]>) {
         let _ = SockRef::from(&self.stream).set_tcp_cork(true);
         self.send(bytes);
@@ -300,9 +303,9 @@ impl PeerConnection {
 
 /// A listening backend; it stops listening when dropped.
 pub struct ScriptedPeer {
-    /// Where it listens.
+    /// Address that it listens on.
     pub address: SocketAddr,
-    /// What it was asked, in the order of arrival.
+    /// Requests, in the order of arrival.
     pub requests: Recorder<BackendRequest>,
     accepted: Arc<AtomicUsize>,
     stopped: Arc<AtomicBool>,
@@ -419,7 +422,7 @@ impl ScriptedPeer {
         Self::start(|mut connection| while connection.request().is_some() {})
     }
 
-    /// How many connections were accepted so far.
+    /// Number of connections accepted so far.
     pub fn connections(&self) -> usize {
         self.accepted.load(SeqCst)
     }
@@ -448,9 +451,10 @@ impl Drop for ScriptedPeer {
     }
 }
 
-/// An address that takes no connection and refuses none: its accept queue is full and nobody empties it.
+/// An address that neither accepts nor refuses connections: its accept queue is full and stays
+/// full.
 pub struct Blackhole {
-    /// Where to connect in vain.
+    /// Address to connect to in vain.
     pub address: SocketAddr,
     _listener: Socket,
     _fillers: Vec<Socket>,
@@ -483,8 +487,9 @@ impl Blackhole {
 
 /// An address of this machine without a listener, so that connecting is refused.
 ///
-/// It stays bound until the calling thread, which is the test's, ends: no other socket gets its port from the kernel
-/// meanwhile, and a [`ScriptedPeer`] may listen there, because both have `SO_REUSEADDR`.
+/// It stays bound until the calling thread, which is the test's, ends: no other socket gets its
+/// port from the kernel meanwhile, and a [`ScriptedPeer`] may listen there, because both have
+/// `SO_REUSEADDR`.
 pub fn refused() -> SocketAddr {
     thread_local! {
         static BOUND: RefCell<Vec<Socket>> = const { RefCell::new(Vec::new()) };

@@ -1,4 +1,4 @@
-//! Programs of others, next to the one under test: started, watched, and gone with the test.
+//! Other programs beside the one under test: started, watched, and killed with the test.
 
 use std::{
     fs,
@@ -14,8 +14,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::{TempDir, peer::Recorder, poll, poll_for};
 
-/// How long a program may take that has an end. Java alone needs ten seconds where all processors are busy.
-const LIMIT: Duration = Duration::from_secs(50);
+/// Time limit of a program that ends by itself. Java needs ten seconds on a busy machine.
+const RUN_LIMIT: Duration = Duration::from_secs(50);
 
 /// A running program; killed when dropped.
 pub struct ForeignProgram {
@@ -54,8 +54,8 @@ impl ForeignProgram {
         }
     }
 
-    /// Starts a server with `config` as the file behind its arguments, and waits until it listens on `address`. `DIR` in
-    /// `config` is a directory of its own.
+    /// Starts a server with `config` as the file behind its arguments, and waits until it listens
+    /// on `address`. `DIR` in `config` is a directory of its own.
     pub fn serve(command: &mut Command, config: &str, address: SocketAddr) -> Self {
         let directory = TempDir::new();
         let file = directory.path().join("config");
@@ -77,7 +77,7 @@ impl ForeignProgram {
     /// Waits until it ends well; gives what it wrote to its standard output.
     #[track_caller]
     pub fn finish(mut self) -> String {
-        let status = poll_for(LIMIT, || self.child.try_wait().unwrap());
+        let status = poll_for(RUN_LIMIT, || self.child.try_wait().unwrap());
         if status.is_some() {
             // The last words are read by threads that end with the pipes.
             for reader in self.readers.drain(..) {
@@ -103,8 +103,8 @@ impl Drop for ForeignProgram {
     }
 }
 
-/// An address for a server that cannot choose its port itself and shares it (`SO_REUSEPORT`). It stays taken as long as
-/// the test runs, so that nobody else gets it.
+/// An address for a server that cannot choose its port itself and shares it (`SO_REUSEPORT`). It
+/// stays bound as long as the test runs, so that no other program gets it.
 pub fn shared_address() -> SocketAddr {
     static HELD: Mutex<Vec<Socket>> = Mutex::new(Vec::new());
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();

@@ -1,4 +1,4 @@
-//! The harness itself: what the black-box tests lean on must be right before they are.
+//! The harness itself, which must be right before the tests that use it can be.
 
 use std::{net::TcpStream, time::Duration};
 

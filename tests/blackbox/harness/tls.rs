@@ -163,7 +163,7 @@ impl TestAuthority {
         Arc::new(config)
     }
 
-    /// What a server with the certificate of `file` is configured with.
+    /// Server configuration with the certificate of `file`.
     pub fn server(&self, file: &str, wants_client: bool) -> Arc<ServerConfig> {
         let (chain, key) = self.load(file);
         let builder = ServerConfig::builder_with_provider(provider())
@@ -178,7 +178,8 @@ impl TestAuthority {
         Arc::new(builder.with_single_cert(chain, key).unwrap())
     }
 
-    /// A backend with the certificate of `file`: runs `script` for every connection, each in a thread of its own.
+    /// A backend with the certificate of `file`: runs `script` for every connection, each in a
+    /// thread of its own.
     pub fn backend(
         &self,
         file: &str,
@@ -236,7 +237,7 @@ pub fn answering(body: &'static str) -> impl Fn(&mut StreamOwned<ServerConnectio
     }
 }
 
-/// Takes up TLS as a client that asks for `name`; the error is the handshake's.
+/// Connects with TLS as a client that asks for `name`; the error is the handshake's.
 pub fn try_connect(
     address: SocketAddr,
     config: &Arc<ClientConfig>,

@@ -1,4 +1,5 @@
-//! Programs that not every machine has: a test that needs one says that it was skipped where it is missing.
+//! Programs that not every machine has: a test that needs one says that it was skipped where it is
+//! missing.
 //!
 //! It knows nothing of the rest of the harness, so that unit tests can have it too.
 
@@ -7,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Whether `program` can be run; where it cannot, says so with the Debian package that has it.
+/// True if `program` can be run; otherwise prints that it is skipped, with its Debian package.
 pub(crate) fn is_installed(program: &str, package: &str) -> bool {
     // The one question that each of them answers without doing anything.
     let asks_for_version = match program {
@@ -19,7 +20,7 @@ pub(crate) fn is_installed(program: &str, package: &str) -> bool {
         || skipped(program, &format!("Debian: {package}"))
 }
 
-/// Whether a command ends well. What it says is lost.
+/// True if a command succeeds. Its output is discarded.
 pub(crate) fn runs(command: &mut Command) -> bool {
     let ended = command
         .stdin(Stdio::null())
@@ -31,7 +32,8 @@ pub(crate) fn runs(command: &mut Command) -> bool {
 
 /// Says that a test is skipped for want of `what`, which comes by `how`; always false.
 ///
-/// Not by `eprintln!`, whose words the test runner keeps to itself when the test passes; ci.sh looks for the line.
+/// Not by `eprintln!`, whose words the test runner keeps to itself when the test passes; ci.sh
+/// looks for the line.
 pub(crate) fn skipped(what: &str, how: &str) -> bool {
     // In one piece, because others write too.
     let line = format!("SKIPPED: {what} is not installed ({how})\n");

@@ -1,4 +1,5 @@
-//! Distribution over available backends: weights, load, limits, backups, and pools without an available one.
+//! Distribution over available backends: weights, load, limits, backups, and pools without an
+//! available one.
 
 use super::{backends, configuration, daemon, quoted, tallied, tally, wait_for_state};
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! What becomes of the sessions, tunnels and connections of a backend that goes down.
+//! Sessions, tunnels and connections of a backend that goes down.
 
 use crate::harness::{
     client::{HttpClient, ReadError},
@@ -7,9 +7,9 @@ use crate::harness::{
     poll,
 };
 
-const UPGRADE: &str =
+const UPGRADE_REQUEST: &str =
     "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
-const SWITCH: &str =
+const SWITCHING_PROTOCOLS: &str =
     "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
 
 /// A tcp pool `db` and an http pool `app`, whose checks ask the port of `door`.
@@ -51,7 +51,7 @@ fn application(gate: &Gate) -> ScriptedPeer {
     ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/chat" {
-                connection.send(SWITCH);
+                connection.send(SWITCHING_PROTOCOLS);
                 while let Some(part) = connection.some() {
                     connection.send(part);
                 }
@@ -76,7 +76,7 @@ fn echoes(client: &mut HttpClient, text: &str) {
 fn begin(daemon: &TestDaemon) -> [HttpClient; 3] {
     let (mut session, mut tunnel) = (daemon.client("@db"), daemon.client("@web"));
     echoes(&mut session, "hello");
-    tunnel.send(UPGRADE);
+    tunnel.send(UPGRADE_REQUEST);
     assert_eq!(tunnel.head().unwrap().0, 101);
     echoes(&mut tunnel, "hello");
     let mut slow = daemon.client("@web");
@@ -96,7 +96,7 @@ fn sessions_and_tunnels_of_a_backend_that_goes_down_are_closed_where_told_and_ex
     let daemon = daemon(&db, &app, &door, "close");
     let [mut session, mut tunnel, mut slow] = begin(&daemon);
     app.wait_for_requests(2);
-    // They are open, and a worker has nothing to do for them.
+    // They are open, and no worker has anything to do for them.
     drop(door);
     is_reset(&mut session);
     is_reset(&mut tunnel);

@@ -61,7 +61,7 @@ fn five_failures_in_a_row_eject_a_backend_while_others_are_up() {
 }
 
 #[test]
-fn a_success_in_between_begins_the_count_anew() {
+fn a_success_in_between_restarts_the_count() {
     // Every fifth answer is good, so that there are never five failures in a row.
     let flaky = ScriptedPeer::start(move |mut connection| {
         if connection.request().is_some() && connection.number() % 5 == 4 {
@@ -78,7 +78,7 @@ fn a_success_in_between_begins_the_count_anew() {
 }
 
 #[test]
-fn answers_of_the_application_eject_nobody() {
+fn responses_of_the_application_eject_no_backend() {
     let angry = ScriptedPeer::start(|mut connection| {
         while connection.request().is_some() {
             connection.send("HTTP/1.1 500 Own Fault\r\nContent-Length: 0\r\n\r\n");
@@ -126,7 +126,7 @@ fn of_a_pool_that_fails_whole_only_the_allowed_share_is_ejected() {
 }
 
 #[test]
-fn an_ejected_backend_comes_back_after_its_sentence_and_the_next_one_is_longer() {
+fn an_ejected_backend_comes_back_after_its_ejection_and_the_next_one_is_longer() {
     let healed = Gate::new();
     let door = healed.clone();
     let moody = ScriptedPeer::start(move |mut connection| {

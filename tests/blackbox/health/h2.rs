@@ -10,7 +10,7 @@ use crate::harness::{
     tls::TestAuthority,
 };
 
-/// Says hello and reads the call of a check to its end: the message; `None` where the connection ends before.
+/// Sends settings and reads the call of a check: its message; `None` if the connection ends before.
 fn call(connection: &mut PeerConnection) -> Option<Vec<u8>> {
     assert_eq!(connection.exactly(PREFACE.len())?, PREFACE.as_bytes());
     connection.send(frame(SETTINGS, 0, 0, &[]));
@@ -26,7 +26,8 @@ fn call(connection: &mut PeerConnection) -> Option<Vec<u8>> {
     }
 }
 
-/// A gRPC server that has only a health service; `status` gives what it says to this message, as a number.
+/// A gRPC server that has only a health service; `status` gives what it says to this message, as a
+/// number.
 fn grpc(status: impl Fn(&[u8]) -> u8 + Send + Sync + 'static) -> ScriptedPeer {
     ScriptedPeer::start(move |mut connection| {
         let Some(message) = call(&mut connection) else {
@@ -53,20 +54,27 @@ fn daemon(pool: &str) -> TestDaemon {
 
 #[test]
 fn a_backend_whose_health_service_says_not_serving_leaves_and_comes_back() {
-    const YES: u8 = 1;
-    const NO: u8 = 2;
+    const STATUS_SERVING: u8 = 1;
+    const STATUS_NOT_SERVING: u8 = 2;
     let script = [
-        YES, // up
-        NO, NO, YES, // not three in a row
-        NO, NO, NO, // down
-        NO, YES, NO, // not two in a row
-        YES, YES, // up
-        YES,
+        STATUS_SERVING, // up
+        STATUS_NOT_SERVING,
+        STATUS_NOT_SERVING,
+        STATUS_SERVING, // not three in a row
+        STATUS_NOT_SERVING,
+        STATUS_NOT_SERVING,
+        STATUS_NOT_SERVING, // down
+        STATUS_NOT_SERVING,
+        STATUS_SERVING,
+        STATUS_NOT_SERVING, // not two in a row
+        STATUS_SERVING,
+        STATUS_SERVING, // up
+        STATUS_SERVING,
     ];
     let next = AtomicUsize::new(0);
     let peer = grpc(move |_| {
         let turn = next.fetch_add(1, SeqCst);
-        *script.get(turn).unwrap_or(&YES)
+        *script.get(turn).unwrap_or(&STATUS_SERVING)
     });
     let pool = backends([quoted(&peer)]) + "    health_check: {type: grpc, interval: 100ms}\n";
     let daemon = daemon(&pool);

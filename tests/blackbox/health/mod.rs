@@ -1,4 +1,4 @@
-//! Who gets traffic: active checks, passive ejection, backups, weights and load.
+//! Selection of backends: active checks, passive ejection, backups, weights and load.
 
 mod balancing;
 mod checks;
@@ -52,19 +52,20 @@ fn transitions(daemon: &TestDaemon) -> Vec<(String, String, String)> {
         .collect()
 }
 
-/// Waits for so many lines of transitions and gives them.
+/// Waits for `count` lines of transitions and gives them.
 fn wait_for_transitions(daemon: &TestDaemon, count: usize) -> Vec<(String, String, String)> {
     poll(|| Some(transitions(daemon)).filter(|all| all.len() >= count))
         .unwrap_or_else(|| panic!("not {count} transitions: {:?}", transitions(daemon)))
 }
 
-/// Waits until so many backends are in `state`.
+/// Waits until `count` backends are in `state`.
 fn wait_for_state(daemon: &TestDaemon, state: &str, count: usize) {
     let series = format!("balancer_pool_backends{{pool=\"app\",state=\"{state}\"}}");
     daemon.wait_for_metric(&series, |value| value as usize == count);
 }
 
-/// Sends `count` GETs one after the other; all must be answered with 200. Gives how often each body came.
+/// Sends `count` GETs one after the other; all must be answered with 200. Gives how often each body
+/// came.
 fn tally(daemon: &TestDaemon, count: usize) -> HashMap<String, usize> {
     let mut client = daemon.client("@web");
     let mut bodies = HashMap::new();

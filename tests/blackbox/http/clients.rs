@@ -1,10 +1,12 @@
-//! The address of the client: `allow`, `deny`, limits and the log agree, whether it comes directly or through a trusted proxy.
+//! The address of the client: `allow`, `deny`, limits and the log agree, directly and through a
+//! trusted proxy.
 
 use hyper::http::Method;
 
 use crate::harness::{client::HttpClient, daemon::TestDaemon, h2, peer::ScriptedPeer};
 
-/// A daemon whose listener has `rules`. It trusts 127.0.0.1, where every client of these tests comes from.
+/// A daemon whose listener has `rules`. It trusts 127.0.0.1, where every client of these tests
+/// comes from.
 fn behind_a_proxy(backend: &ScriptedPeer, rules: &str, routes: &str) -> TestDaemon {
     TestDaemon::start(&format!(
         "workers: 1\naccess_log: {{when: {{min_status: 100}}}}\ntrusted_proxies: [127.0.0.1, 10.0.0.0/8]\n\

@@ -1,4 +1,4 @@
-//! What happens to header fields on their way: forwarding fields, request ids, one-hop fields, the edits of routes.
+//! Header fields on their way: forwarding fields, request ids, hop-by-hop fields, edits by routes.
 
 use hyper::http::Method;
 
@@ -29,13 +29,13 @@ fn all<'a>(fields: &'a [(String, String)], name: &str) -> Vec<&'a str> {
         .collect()
 }
 
-const FORGED: &str = "X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nForwarded: for=9.9.9.9\r\nX_Forwarded_For: 8.8.8.8\r\nX_Request_Id: forged\r\nX-Request-Id: forged\r\nVia: 1.1 before\r\n";
+const FORGED_FIELDS: &str = "X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nForwarded: for=9.9.9.9\r\nX_Forwarded_For: 8.8.8.8\r\nX_Request_Id: forged\r\nX-Request-Id: forged\r\nVia: 1.1 before\r\n";
 
 #[test]
 fn forwarding_fields_of_a_stranger_are_replaced() {
     let peer = echo();
     let daemon = front(peer.address, "");
-    let got = forwarded(&mut daemon.client("@web"), FORGED);
+    let got = forwarded(&mut daemon.client("@web"), FORGED_FIELDS);
     assert_eq!(all(&got, "host"), ["shop.example:81"], "the host is kept");
     assert_eq!(all(&got, "x-forwarded-for"), ["127.0.0.1"]);
     assert_eq!(all(&got, "x-forwarded-proto"), ["http"]);
@@ -50,8 +50,8 @@ fn forwarding_fields_of_a_stranger_are_replaced() {
     assert!(!got.iter().any(|(name, _)| name.contains('_')), "{got:?}");
 }
 
-/// What a client may claim of itself, in every spelling that some server reads.
-const CLAIMS: [&str; 22] = [
+/// Fields by which a client may claim an address, in every spelling that some server reads.
+const CLAIMED_ADDRESS_FIELDS: [&str; 22] = [
     "X-Forwarded",
     "X-Forwarded-Port",
     "X-Forwarded-Prefix",
@@ -77,7 +77,9 @@ const CLAIMS: [&str; 22] = [
 ];
 
 fn claims() -> String {
-    CLAIMS.map(|name| format!("{name}: 9.9.9.9\r\n")).concat()
+    CLAIMED_ADDRESS_FIELDS
+        .map(|name| format!("{name}: 9.9.9.9\r\n"))
+        .concat()
 }
 
 /// The value `9.9.9.9` reaches no backend under any name.
@@ -113,7 +115,7 @@ async fn no_claim_of_a_stranger_reaches_a_backend_over_http_2() {
     let peer = echo();
     let daemon = front(peer.address, CLIENT_HEADER);
     let (mut sender, _driver) = h2::connect(daemon.address("@web")).await;
-    let names = CLAIMS.map(str::to_ascii_lowercase);
+    let names = CLAIMED_ADDRESS_FIELDS.map(str::to_ascii_lowercase);
     let fields: Vec<_> = names
         .iter()
         .map(|name| (name.as_str(), "9.9.9.9"))
@@ -258,7 +260,7 @@ fn forwarding_fields_of_a_trusted_proxy_are_appended_to() {
         "trusted_proxies: [127.0.0.0/8]\nforwarded: {rfc7239: true}\n",
     );
     let mut client = daemon.client("@web");
-    let got = forwarded(&mut client, FORGED);
+    let got = forwarded(&mut client, FORGED_FIELDS);
     assert_eq!(all(&got, "x-forwarded-for"), ["9.9.9.9, 127.0.0.1"]);
     assert_eq!(all(&got, "x-forwarded-proto"), ["https"]);
     assert_eq!(all(&got, "x-forwarded-host"), ["evil"]);
@@ -294,7 +296,7 @@ fn forwarding_fields_can_be_switched_off_but_not_forged() {
         peer.address,
         "forwarded: {x_forwarded: false, rfc7239: true, via: false, request_id: X-Trace}\n",
     );
-    let got = forwarded(&mut daemon.client("@web"), FORGED);
+    let got = forwarded(&mut daemon.client("@web"), FORGED_FIELDS);
     for gone in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"] {
         assert_eq!(all(&got, gone), [""; 0], "{gone}");
     }
@@ -460,7 +462,7 @@ routes:
 ",
     );
     let mut client = daemon.client("@web");
-    let got = forwarded(&mut client, FORGED);
+    let got = forwarded(&mut client, FORGED_FIELDS);
     for (name, values) in [
         ("x-forwarded-proto", &["https"][..]),
         ("via", &["mine"]),

@@ -1,4 +1,4 @@
-//! Connections to backends that are kept: how many, for how long, for how many requests; and that the log says so.
+//! Kept connections to backends: how many, how long, for how many requests, and their log.
 
 use std::time::Duration;
 

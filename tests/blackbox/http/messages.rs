@@ -1,4 +1,4 @@
-//! Framing, both ways: whatever the message looks like, the other side gets the same one, and the connection stays in step.
+//! Framing, both ways: the other side gets the same message, and the connection stays in step.
 
 use crate::{
     harness::{
@@ -259,7 +259,7 @@ fn answers_that_have_no_body_get_none() {
 }
 
 #[test]
-fn a_body_where_none_may_be_reaches_nobody() {
+fn a_body_where_none_may_be_reaches_no_client() {
     for (method, head) in [
         ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
         ("GET", "HTTP/1.1 204 No Content\r\n\r\n"),

@@ -1,6 +1,7 @@
-//! HTTP/1.1 through the daemon: what a client sends, what a backend gets, and the way back.
+//! HTTP/1.1 through the daemon, in both directions.
 //!
-//! Backends are scripts that record what reaches them; clients send raw bytes. Each part of the promise is a module.
+//! Backends are scripts that record what reaches them; clients send raw bytes. Each part of the
+//! promise is a module.
 
 mod clients;
 mod fields;

@@ -1,4 +1,5 @@
-//! What is refused is refused whole: the right answer, nothing for the backend, nothing after it run.
+//! Refused requests: the right response, nothing for the backend, and nothing behind them is
+//! served.
 
 use super::{echo, front};
 use crate::harness::client::ReadError;

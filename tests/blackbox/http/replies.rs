@@ -1,4 +1,4 @@
-//! The answers balancer gives itself on a route: they carry the route's `response_headers` like those of backends.
+//! Responses of balancer itself on a route: they carry the route's `response_headers` as well.
 
 use hyper::http::Method;
 
@@ -9,20 +9,20 @@ use crate::harness::{
     peer::{ScriptedPeer, refused},
 };
 
-const EDITS: &str = "response_headers: {set: {Strict-Transport-Security: max-age=1, Proxy-Status: hidden}, add: {X-Added: a}, remove: [X-Request-Id, Date]}";
+const RESPONSE_EDITS: &str = "response_headers: {set: {Strict-Transport-Security: max-age=1, Proxy-Status: hidden}, add: {X-Added: a}, remove: [X-Request-Id, Date]}";
 
-/// A route for every kind of answer, with `EDITS`.
+/// A route for every kind of answer, with `RESPONSE_EDITS`.
 fn daemon(silent: &ScriptedPeer, more: &str) -> TestDaemon {
     TestDaemon::start(&format!(
         "workers: 1\nlisteners: {{web: {{bind: \"@web\", pool: app, limits: {{request_body: 10KiB}}, timeouts: {{body_idle: 100ms}}}}}}\n\
          routes:\n\
-         \x20 - {{path: /respond, respond: {{body: hello}}, {EDITS}}}\n\
-         \x20 - {{path: /redirect, redirect: {{to: /new}}, {EDITS}}}\n\
-         \x20 - {{path: /denied, pool: app, allow: [192.0.2.1], {EDITS}}}\n\
-         \x20 - {{path: /limited, pool: app, rate_limit: {{per_client: 1/h, burst: 1}}, {EDITS}}}\n\
-         \x20 - {{path: /none, pool: app, {EDITS}}}\n\
-         \x20 - {{path: /slow, pool: silent, timeouts: {{response: 50ms}}, {EDITS}}}\n\
-         \x20 - {{path: /silent, pool: silent, {EDITS}}}\n\
+         \x20 - {{path: /respond, respond: {{body: hello}}, {RESPONSE_EDITS}}}\n\
+         \x20 - {{path: /redirect, redirect: {{to: /new}}, {RESPONSE_EDITS}}}\n\
+         \x20 - {{path: /denied, pool: app, allow: [192.0.2.1], {RESPONSE_EDITS}}}\n\
+         \x20 - {{path: /limited, pool: app, rate_limit: {{per_client: 1/h, burst: 1}}, {RESPONSE_EDITS}}}\n\
+         \x20 - {{path: /none, pool: app, {RESPONSE_EDITS}}}\n\
+         \x20 - {{path: /slow, pool: silent, timeouts: {{response: 50ms}}, {RESPONSE_EDITS}}}\n\
+         \x20 - {{path: /silent, pool: silent, {RESPONSE_EDITS}}}\n\
          pools:\n\
          \x20 app: {{backends: [{}], health_check: none, retries: none}}\n\
          \x20 silent: {{backends: [{}], health_check: none, retries: none}}\n{more}",
@@ -87,7 +87,7 @@ fn a_body_that_does_not_come_is_answered_with_the_route_s_headers() {
     let silent = ScriptedPeer::silent();
     let daemon = TestDaemon::start(&format!(
         "listeners: {{web: {{bind: \"@web\", pool: app, timeouts: {{body_idle: 50ms}}}}}}\n\
-         routes: [{{path: /, pool: app, {EDITS}}}]\n\
+         routes: [{{path: /, pool: app, {RESPONSE_EDITS}}}]\n\
          pools: {{app: {{backends: [{}], health_check: none}}}}\n",
         silent.address
     ));

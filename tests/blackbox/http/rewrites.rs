@@ -1,4 +1,4 @@
-//! What a route changes on the way to a backend: path and host, and which of several pools gets the request.
+//! Rewrites of path and host by a route, and splits over several pools.
 
 use crate::harness::{
     daemon::TestDaemon,
@@ -110,7 +110,7 @@ fn a_path_with_two_meanings_is_refused_before_any_backend_sees_it() {
 }
 
 #[test]
-fn a_rewritten_request_keeps_its_body_and_is_rewritten_for_every_try() {
+fn a_rewritten_request_keeps_its_body_and_is_rewritten_for_every_attempt() {
     let peer = mirror();
     let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\"}}}}\npools: {{app: {{backends: [{}, {}], health_check: none, ejection: none}}}}\nroutes: [{{path: /api, pool: app, rewrite: {{path: /, host: inner}}}}]\n",
@@ -188,7 +188,7 @@ routes: [{{split: {{{split}}}}}]\n",
 }
 
 #[test]
-fn further_tries_stay_in_the_pool_that_was_picked() {
+fn retries_stay_in_the_pool_that_was_picked() {
     let good = ScriptedPeer::answering("good");
     let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\"}}}}\npools:

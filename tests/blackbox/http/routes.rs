@@ -1,4 +1,4 @@
-//! Which pool gets a request, and what routes and listeners answer themselves.
+//! Routing to pools, and responses of routes and listeners themselves.
 
 use crate::harness::{
     daemon::TestDaemon,
@@ -6,7 +6,7 @@ use crate::harness::{
 };
 
 #[test]
-fn the_most_specific_route_takes_a_request_whatever_their_order() {
+fn the_most_specific_route_takes_a_request_in_any_order_of_routes() {
     let names = [
         "default", "host", "suffix", "prefix", "longer", "exact", "regex", "method", "header",
         "both",

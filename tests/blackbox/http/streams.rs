@@ -22,17 +22,17 @@ use crate::{
 
 const MIB: usize = 1 << 20;
 /// A prime, so that no buffer size hides a shift.
-const PERIOD: usize = 1_000_003;
+const PERIOD_BYTES: usize = 1_000_003;
 /// More than this is not explained by buffers and noise.
 const MOST_GROWTH: usize = 24 * MIB;
 
-/// Bytes that repeat only after [`PERIOD`]: whatever lies where it should not is seen.
+/// Bytes that repeat only after [`PERIOD_BYTES`]: a byte in the wrong place is seen.
 struct BytePattern(Vec<u8>);
 
 impl BytePattern {
     fn new() -> Self {
         let mut state = 1_u32;
-        let mut bytes: Vec<u8> = (0..PERIOD)
+        let mut bytes: Vec<u8> = (0..PERIOD_BYTES)
             .map(|_| {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 (state >> 24) as u8
@@ -44,7 +44,7 @@ impl BytePattern {
 
     /// `length` bytes from `at` on; at most half a MiB.
     fn part(&self, at: usize, length: usize) -> &[u8] {
-        &self.0[at % PERIOD..][..length]
+        &self.0[at % PERIOD_BYTES..][..length]
     }
 
     /// Calls `send` with the pieces of a body.

@@ -1,4 +1,4 @@
-//! Clients of others: curl, httpx, Node, Java.
+//! Other clients: curl, httpx, Node, Java.
 
 use std::{fs, process::Command};
 
@@ -6,12 +6,12 @@ use super::{ForeignProgram, InteropFixture, origin, python, run, script};
 use crate::harness::{TempDir, tools};
 
 /// A few windows and buffers long.
-const SIZE: usize = 3_000_000;
+const BODY_BYTES: usize = 3_000_000;
 
 /// curl with what all its calls have in common.
 fn curl(stand: &InteropFixture, mode: &str) -> Command {
     let mut curl = Command::new("curl");
-    // `-q` first: nobody's own defaults.
+    // `-q` first: no defaults of the user.
     curl.args([
         "-q",
         "--silent",
@@ -31,11 +31,12 @@ fn call(curl: &mut Command) -> String {
     ForeignProgram::start(curl).finish()
 }
 
-/// All that is asked of curl in one version of HTTP: an option, where it connects to, the version that is spoken then.
+/// All that is asked of curl in one version of HTTP: an option, where it connects to, the version
+/// that is spoken then.
 fn curl_asks(stand: &InteropFixture, mode: &str, front: &str, version: &str) {
     let files = TempDir::new();
     let (sent, got) = (files.path().join("sent"), files.path().join("got"));
-    fs::write(&sent, b"0123456789".repeat(SIZE / 10)).unwrap();
+    fs::write(&sent, b"0123456789".repeat(BODY_BYTES / 10)).unwrap();
     let told = [
         "--write-out",
         "%{http_version} %{response_code} %{size_download}",
@@ -43,23 +44,23 @@ fn curl_asks(stand: &InteropFixture, mode: &str, front: &str, version: &str) {
     let what = format!("{mode} {front}");
 
     let mut get = curl(stand, mode);
-    let url = format!("{front}/bytes/{SIZE}");
+    let url = format!("{front}/bytes/{BODY_BYTES}");
     let said = call(get.args(told).arg("--output").arg(&got).arg(&url));
-    assert_eq!(said, format!("{version} 200 {SIZE}"), "{what}");
+    assert_eq!(said, format!("{version} 200 {BODY_BYTES}"), "{what}");
     let head = call(curl(stand, mode).args(["--head", &url]));
     let digest = origin::hex(&fs::read(&got).unwrap());
     assert!(
-        head.to_lowercase().contains(&format!("x-digest: {digest}")),
+        head.to_lowercase().contains(&format!("x-sha256: {digest}")),
         "{what}: {head}"
     );
     assert!(
         head.to_lowercase()
-            .contains(&format!("content-length: {SIZE}")),
+            .contains(&format!("content-length: {BODY_BYTES}")),
         "{what}: {head}"
     );
 
     let digest = origin::hex(&fs::read(&sent).unwrap());
-    let digest_of = format!("{front}/digest");
+    let digest_of = format!("{front}/sha256");
     let body = format!("@{}", sent.display());
     for expect in ["Expect:", "Expect: 100-continue"] {
         let mut post = curl(stand, mode);
@@ -81,11 +82,11 @@ fn curl_asks(stand: &InteropFixture, mode: &str, front: &str, version: &str) {
 
     let mut trailers = curl(stand, mode);
     trailers.args(["--dump-header", "-", "--output"]).arg(&got);
-    let said = call(trailers.arg(format!("{front}/chunks/{SIZE}")));
+    let said = call(trailers.arg(format!("{front}/chunks/{BODY_BYTES}")));
     let digest = origin::hex(&fs::read(&got).unwrap());
     let last = said.trim_end().to_lowercase();
     assert!(
-        last.ends_with(&format!("x-digest: {digest}")),
+        last.ends_with(&format!("x-sha256: {digest}")),
         "{what}: {said}"
     );
 }
@@ -103,7 +104,8 @@ fn curl_gets_and_sends_everything_in_each_version_of_http() {
         ("--http2", &secure, "2"),
         ("--http1.1", &plain, "1.1"),
         ("--http2-prior-knowledge", &plain, "2"),
-        // It asks for an upgrade to h2c, which is obsolete (RFC 9113 section 3.1), and goes on without.
+        // It asks for an upgrade to h2c, which is obsolete (RFC 9113 section 3.1), and goes on
+        // without.
         ("--http2", &plain, "1.1"),
     ] {
         curl_asks(&stand, mode, front, version);
@@ -178,7 +180,7 @@ fn fetch_of_node_gets_and_streams() {
     }
 }
 
-/// Whether `java File.java` works, which needs more than a runtime.
+/// True if `java File.java` works, which needs more than a runtime.
 fn has_java() -> bool {
     let modules = Command::new("java").arg("--list-modules").output();
     let compiles =

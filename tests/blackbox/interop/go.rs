@@ -1,4 +1,5 @@
-//! Go's HTTP/2, client and server: it gives windows back as its application reads, 4 KiB at a time and less.
+//! Go's HTTP/2, client and server: it gives windows back as its application reads, 4 KiB at a time
+//! and less.
 
 use std::{
     path::{Path, PathBuf},
@@ -83,7 +84,7 @@ fn a_go_client_that_reads_in_small_steps_gets_all_of_large_downloads() {
 
 #[test]
 fn a_go_server_that_reads_in_small_steps_takes_many_uploads_at_once() {
-    through_go_server("upload", "/digest", &["40", "10000000"]);
+    through_go_server("upload", "/sha256", &["40", "10000000"]);
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn wait_for_up(daemon: &TestDaemon, wanted: f64) {
     daemon.wait_for_metric("balancer_backend_up", |up| up == wanted);
 }
 
-/// Which servers answered how many of twenty calls on one connection.
+/// Numbers of responses per server, for twenty calls on one connection.
 fn names(python: &Path, daemon: &TestDaemon) -> String {
     client(python, "names", &plain(daemon), &["20"])
 }

@@ -1,8 +1,8 @@
-//! Clients and servers of others, as people have them, through the built program.
+//! Clients and servers that people use, through the built program.
 //!
-//! What a program of others has to do is a script in `tests/interop/`, which ends with 1 where something is wrong; what
-//! balancer has to have seen of it is asserted here. Where a program is missing its test is skipped and says so;
-//! docs/soak-tests.md tells what to install.
+//! The other program's part is a script in `tests/interop/`, which exits with 1 if something is
+//! wrong; what balancer must have seen is asserted here. If a program is missing, its test is
+//! skipped and prints so. docs/soak-tests.md lists what to install.
 
 mod clients;
 mod go;
@@ -35,8 +35,8 @@ impl InteropFixture {
         Self::with("")
     }
 
-    /// A listener under TLS, `@secure`, and one without, `@plain`, each HTTP/1.1 and HTTP/2. `more` pools and routes
-    /// follow the one of the origin.
+    /// A listener under TLS, `@secure`, and one without, `@plain`, each HTTP/1.1 and HTTP/2. `more`
+    /// pools and routes follow the one of the origin.
     fn with(more: &str) -> Self {
         let authority = TestAuthority::new();
         authority.sign("front", &["localhost", "127.0.0.1"]);
@@ -64,7 +64,7 @@ impl InteropFixture {
         }
     }
 
-    /// How many connections a listener has accepted.
+    /// Number of connections that a listener has accepted.
     fn connections(&self, listener: &str) -> f64 {
         let name = "balancer_listener_connections_total";
         self.daemon
@@ -97,8 +97,8 @@ fn run(command: &mut Command) -> String {
     said
 }
 
-/// The Python that has the modules of `tests/interop/requirements.txt`: `INTEROP_PYTHON`, or the one in
-/// `target/interop-venv`. `None`, and said so, where it lacks one of `modules`.
+/// The Python that has the modules of `tests/interop/requirements.txt`: `INTEROP_PYTHON`, or the
+/// one in `target/interop-venv`. `None`, and said so, where it lacks one of `modules`.
 fn python(modules: &[&str]) -> Option<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/interop-venv/bin/python");
     let python = std::env::var_os("INTEROP_PYTHON").map_or(own, PathBuf::from);

@@ -1,4 +1,5 @@
-//! The server behind balancer that clients are tried against: it says what it got, and sends what it is asked for.
+//! The server behind balancer for interoperability tests: it reports requests and sends what they
+//! ask.
 
 use std::{
     fmt::Write as _,
@@ -10,13 +11,13 @@ use ring::digest::{SHA256, digest};
 use crate::harness::peer::{BackendRequest, Gate, PeerConnection, ScriptedPeer};
 
 /// As many requests for `/together` are answered at once, and none before all of them are there.
-const TOGETHER: usize = 8;
+const TOGETHER_COUNT: usize = 8;
 
-/// What requests have in common.
+/// State shared by all requests.
 #[derive(Clone)]
 struct OriginState {
     together: Arc<Barrier>,
-    /// Opens when somebody has given up `/endless`.
+    /// Opens when a client has given up `/endless`.
     given_up: Gate,
 }
 
@@ -24,9 +25,9 @@ struct OriginState {
 ///
 /// | path | answer |
 /// |---|---|
-/// | `/bytes/N` | N bytes, their SHA-256 as `X-Digest` |
-/// | `/chunks/N` | the same, chunked, with `X-Digest` as a trailer |
-/// | `/digest` | the SHA-256 of the request's body; its trailers as `X-Trailers` |
+/// | `/bytes/N` | N bytes, their SHA-256 as `X-Sha256` |
+/// | `/chunks/N` | the same, chunked, with `X-Sha256` as a trailer |
+/// | `/sha256` | the SHA-256 of the request's body; its trailers as `X-Trailers` |
 /// | `/head` | the request's head |
 /// | `/early` | 103 with a link, then 200 |
 /// | `/together` | when eight of them are there |
@@ -34,7 +35,7 @@ struct OriginState {
 /// | `/given-up` | when `/endless` was given up |
 pub(crate) fn start() -> ScriptedPeer {
     let shared = OriginState {
-        together: Arc::new(Barrier::new(TOGETHER)),
+        together: Arc::new(Barrier::new(TOGETHER_COUNT)),
         given_up: Gate::new(),
     };
     ScriptedPeer::start(move |mut connection| while answer(&mut connection, &shared).is_some() {})
@@ -53,10 +54,10 @@ fn answer(connection: &mut PeerConnection, shared: &OriginState) -> Option<()> {
     let sent = match name {
         "bytes" => {
             let body = content(size);
-            send(connection, &request, &x_digest(&body), &body)
+            send(connection, &request, &x_sha256(&body), &body)
         }
         "chunks" => chunks(connection, &content(size)),
-        "digest" => {
+        "sha256" => {
             let trailers = request.trailers.trim().replace("\r\n", ", ");
             let field = format!("X-Trailers: {trailers}\r\n");
             send(connection, &request, &field, hex(&request.body).as_bytes())
@@ -98,16 +99,16 @@ fn send(
     connection.send(head) && (request.method == "HEAD" || connection.send(body))
 }
 
-/// The body in chunks of 10,000 bytes, and its digest behind them.
+/// The body in chunks of 10,000 bytes, and its hash behind them.
 fn chunks(connection: &mut PeerConnection, body: &[u8]) -> bool {
-    let head = "HTTP/1.1 200 OK\r\nTrailer: X-Digest\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head = "HTTP/1.1 200 OK\r\nTrailer: X-Sha256\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut message = head.as_bytes().to_vec();
     for chunk in body.chunks(10_000) {
         message.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
         message.extend_from_slice(chunk);
         message.extend_from_slice(b"\r\n");
     }
-    let last = format!("0\r\n{}\r\n", x_digest(body));
+    let last = format!("0\r\n{}\r\n", x_sha256(body));
     connection.send(message) && connection.send(last)
 }
 
@@ -118,8 +119,8 @@ fn content(size: usize) -> Vec<u8> {
         .collect()
 }
 
-fn x_digest(body: &[u8]) -> String {
-    format!("X-Digest: {}\r\n", hex(body))
+fn x_sha256(body: &[u8]) -> String {
+    format!("X-Sha256: {}\r\n", hex(body))
 }
 
 /// The SHA-256 of `bytes`.

@@ -1,4 +1,4 @@
-//! Servers of others behind balancer: `websockets` of Python, and nginx under TLS.
+//! Other servers behind balancer: Python's `websockets`, and nginx under TLS.
 
 use std::{fs, net::SocketAddr, process::Command};
 
@@ -35,17 +35,18 @@ fn websockets_of_python_talk_through_both_listeners() {
     }
 }
 
-/// How large the file is that nginx has.
-const SIZE: usize = 3_000_000;
+/// Size of the file that nginx serves.
+const FILE_BYTES: usize = 3_000_000;
 
-/// nginx under TLS with the certificate of `app`: a large file of its own, and `/digest` of `origin` behind it.
+/// nginx under TLS with the certificate of `app`: a large file of its own, and `/sha256` of
+/// `origin` behind it.
 fn nginx(
     authority: &TestAuthority,
     origin: SocketAddr,
     files: &TempDir,
 ) -> (ForeignProgram, SocketAddr) {
     let address = shared_address();
-    let large: Vec<u8> = (0..SIZE).map(|at| (at % 253) as u8).collect();
+    let large: Vec<u8> = (0..FILE_BYTES).map(|at| (at % 253) as u8).collect();
     fs::write(files.path().join("large"), large).unwrap();
     let config = format!(
         "daemon off; master_process off; pid DIR/pid; error_log stderr;\n\
@@ -60,7 +61,7 @@ fn nginx(
              ssl_certificate {0}; ssl_certificate_key {0};\n\
              root {1};\n\
              add_header X-Spoken $server_protocol always;\n\
-             location /digest {{ proxy_pass http://{origin}; proxy_http_version 1.1; }}\n\
+             location /sha256 {{ proxy_pass http://{origin}; proxy_http_version 1.1; }}\n\
            }}\n\
          }}\n",
         authority.path("app.pem").display(),
@@ -80,20 +81,21 @@ fn before(backend: SocketAddr, pool: &str) -> TestDaemon {
     ))
 }
 
-/// Everything that is asked of nginx, several times on one connection, in the version of HTTP that it is spoken to in.
+/// Everything that is asked of nginx, several times on one connection, in the version of HTTP that
+/// it is spoken to in.
 fn ask(daemon: &TestDaemon, version: &str) {
     daemon.wait_for_metric("balancer_backend_up", |up| up > 0.5);
     let mut client = daemon.client("@web");
-    let sent = b"0123456789".repeat(SIZE / 10);
+    let sent = b"0123456789".repeat(FILE_BYTES / 10);
     for _ in 0..2 {
         let got = client.request("GET", "/large").unwrap();
         assert_eq!(got.status, 200);
         assert!(got.header("server").unwrap().starts_with("nginx/"));
         assert_eq!(got.header("x-spoken"), Some(version));
-        let wanted: Vec<u8> = (0..SIZE).map(|at| (at % 253) as u8).collect();
+        let wanted: Vec<u8> = (0..FILE_BYTES).map(|at| (at % 253) as u8).collect();
         assert!(got.body == wanted, "{} bytes", got.body.len());
         client.send(format!(
-            "POST /digest HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n",
+            "POST /sha256 HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n",
             sent.len()
         ));
         client.send(&sent);

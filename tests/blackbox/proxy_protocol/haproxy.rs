@@ -1,5 +1,5 @@
-//! The same with HAProxy, in front of us and behind us, so that not only our own reading of the specification is tested.
-//! Skipped where HAProxy is not installed.
+//! The same with HAProxy in front of balancer and behind it, so that not only our own reading of
+//! the specification is tested. Skipped if HAProxy is not installed.
 
 use std::{net::SocketAddr, process::Command};
 
@@ -55,7 +55,8 @@ fn haproxy_in_front_of_us_is_understood() {
             ),
             http,
         );
-        // The client's address is that of HAProxy's client: another of the loopback network tells them apart.
+        // The client's address is that of HAProxy's client: another of the loopback network tells
+        // them apart.
         let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let own: SocketAddr = "127.0.0.77:0".parse().unwrap();
         client.bind(&own.into()).unwrap();

@@ -1,16 +1,16 @@
-//! `accept_proxy`: whom it believes, and what it does with the rest.
+//! `accept_proxy`: trusted addresses, and connections from elsewhere.
 
 use std::time::Duration;
 
-use super::{FRONT, V1, V2, db, echo, forwarded_for, header, to, web};
+use super::{FRONT_ADDRESS, V1, V2, db, echo, forwarded_for, header, to, web};
 use crate::harness::{
     client::{HttpClient, HttpResponse, ReadError},
     daemon::TestDaemon,
     peer::ScriptedPeer,
 };
 
-const TRUSTED: &str = ", accept_proxy: {from: 127.0.0.1}";
-const REJECTED: &str = "balancer_listener_connections_rejected_total";
+const TRUSTED_LOOPBACK: &str = ", accept_proxy: {from: 127.0.0.1}";
+const REJECTED_CONNECTIONS: &str = "balancer_listener_connections_rejected_total";
 
 /// One request on a connection that begins with `start`, sent in one piece.
 fn get(daemon: &TestDaemon, start: &[u8], target: &str) -> Result<HttpResponse, ReadError> {
@@ -23,7 +23,7 @@ fn get(daemon: &TestDaemon, start: &[u8], target: &str) -> Result<HttpResponse, 
 #[test]
 fn the_address_of_the_header_is_the_clients_address() {
     let backend = echo();
-    let daemon = web(TRUSTED, &to(backend.address), "");
+    let daemon = web(TRUSTED_LOOPBACK, &to(backend.address), "");
     for (version, client) in [(V1, "192.0.2.1"), (V2, "192.0.2.2"), (V1, "2001:db8::1")] {
         let source = std::net::SocketAddr::new(client.parse().unwrap(), 5000).to_string();
         let mut connection = daemon.client("@web");
@@ -41,18 +41,21 @@ fn the_address_of_the_header_is_the_clients_address() {
         forwarded_for(&answer.text()),
         Some("192.0.2.9".parse().unwrap())
     );
-    let rejected = daemon.metric(REJECTED);
+    let rejected = daemon.metric(REJECTED_CONNECTIONS);
     assert!(rejected < 0.5, "{rejected}");
 }
 
 #[test]
 fn the_address_connected_to_is_that_of_the_header() {
     let backend = echo();
-    let daemon = web(TRUSTED, &to(backend.address), "");
+    let daemon = web(TRUSTED_LOOPBACK, &to(backend.address), "");
     let mut client = daemon.client("@web");
     client.send([&header(V2, "192.0.2.1:5000")[..], b"GET / HTTP/1.0\r\n\r\n"].concat());
     let body = client.response().unwrap().text();
-    assert!(body.contains(&format!("Host: {FRONT}\r\n")), "{body}");
+    assert!(
+        body.contains(&format!("Host: {FRONT_ADDRESS}\r\n")),
+        "{body}"
+    );
     assert!(body.contains("X-Forwarded-Port: 443\r\n"), "{body}");
     assert!(body.contains("X-Real-IP: 192.0.2.1\r\n"), "{body}");
 }
@@ -60,7 +63,7 @@ fn the_address_connected_to_is_that_of_the_header() {
 #[test]
 fn header_and_request_may_come_in_any_pieces() {
     let backend = echo();
-    let daemon = web(TRUSTED, &to(backend.address), "");
+    let daemon = web(TRUSTED_LOOPBACK, &to(backend.address), "");
     for version in [V1, V2] {
         let request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
         let bytes = [&header(version, "192.0.2.1:5000")[..], request].concat();
@@ -82,9 +85,9 @@ fn header_and_request_may_come_in_any_pieces() {
 }
 
 #[test]
-fn without_an_address_the_connection_speaks_for_itself_or_nobody_does() {
+fn without_an_address_in_the_header_that_of_the_connection_counts_or_none() {
     let backend = echo();
-    let daemon = web(TRUSTED, &to(backend.address), "");
+    let daemon = web(TRUSTED_LOOPBACK, &to(backend.address), "");
     let mut local = header(V2, "192.0.2.1:5000");
     local[12] = 0x20;
     for start in [&b"PROXY UNKNOWN\r\n"[..], &local] {
@@ -103,7 +106,7 @@ fn without_an_address_the_connection_speaks_for_itself_or_nobody_does() {
 }
 
 #[test]
-fn whoever_is_not_listed_is_refused_whatever_he_sends() {
+fn a_client_that_is_not_listed_is_refused_with_or_without_a_header() {
     let backend = echo();
     let daemon = web(
         ", accept_proxy: {from: [192.0.2.0/24]}",
@@ -122,7 +125,7 @@ fn whoever_is_not_listed_is_refused_whatever_he_sends() {
         matches!(end, ReadError::Reset(_) | ReadError::Closed),
         "{end:?}"
     );
-    let denied = format!("{REJECTED}{{reason=\"http_request_denied\"}}");
+    let denied = format!("{REJECTED_CONNECTIONS}{{reason=\"http_request_denied\"}}");
     daemon.wait_for_metric(&denied, |count| count > 1.5);
     let line = daemon.wait_for_access(|line| line["reason"] == "http_request_denied");
     assert_eq!(line["client"], "127.0.0.1");
@@ -154,7 +157,7 @@ fn a_connection_without_a_valid_header_is_refused_at_once() {
         let end = client.response().unwrap_err();
         assert_eq!(end, ReadError::Reset(Vec::new()), "{start:?}");
     }
-    let invalid = format!("{REJECTED}{{reason=\"http_request_error\"}}");
+    let invalid = format!("{REJECTED_CONNECTIONS}{{reason=\"http_request_error\"}}");
     daemon.wait_for_metric(&invalid, |seen| seen as usize == count);
     let line = daemon.wait_for_access(|line| line["reason"] == "http_request_error");
     assert_eq!(line["listener"], "web");
@@ -168,7 +171,7 @@ fn a_connection_without_a_valid_header_is_refused_at_once() {
 #[test]
 fn a_header_must_come_whole_and_in_time() {
     let backend = echo();
-    let timeouts = format!("{TRUSTED}, timeouts: {{header: 200ms}}");
+    let timeouts = format!("{TRUSTED_LOOPBACK}, timeouts: {{header: 200ms}}");
     let daemon = web(&timeouts, &to(backend.address), "");
     for start in ["", "PROXY TCP4 192.0.2.1"] {
         let mut client = daemon.client("@web");
@@ -179,7 +182,7 @@ fn a_header_must_come_whole_and_in_time() {
             "{start:?}"
         );
     }
-    let late = format!("{REJECTED}{{reason=\"http_request_timeout\"}}");
+    let late = format!("{REJECTED_CONNECTIONS}{{reason=\"http_request_timeout\"}}");
     daemon.wait_for_metric(&late, |count| count > 1.5);
     // Header and first request have one time together.
     let mut client = daemon.client("@web");
@@ -191,7 +194,7 @@ fn a_header_must_come_whole_and_in_time() {
 #[test]
 fn only_what_has_begun_can_be_cut() {
     let backend = echo();
-    let daemon = web(TRUSTED, &to(backend.address), "");
+    let daemon = web(TRUSTED_LOOPBACK, &to(backend.address), "");
     drop(daemon.client("@web"));
     let mut client = daemon.client("@web");
     client.send("PROXY TCP4 ").finish();
@@ -201,8 +204,8 @@ fn only_what_has_begun_can_be_cut() {
         daemon.metric("balancer_listener_connections_total") as u64,
         2
     );
-    assert_eq!(daemon.metric(REJECTED) as u64, 1);
-    let cut = format!("{REJECTED}{{reason=\"client_disconnected\"}}");
+    assert_eq!(daemon.metric(REJECTED_CONNECTIONS) as u64, 1);
+    let cut = format!("{REJECTED_CONNECTIONS}{{reason=\"client_disconnected\"}}");
     assert_eq!(daemon.metric(&cut) as u64, 1);
 }
 
@@ -234,7 +237,7 @@ fn rules_about_clients_look_at_the_header() {
 fn limits_of_a_client_count_by_the_header() {
     let backend = ScriptedPeer::answering("done");
     let daemon = web(
-        &format!("{TRUSTED}, limits: {{connections_per_client: 1}}"),
+        &format!("{TRUSTED_LOOPBACK}, limits: {{connections_per_client: 1}}"),
         &to(backend.address),
         "",
     );
@@ -291,7 +294,7 @@ fn a_tcp_session_begins_behind_the_header() {
 fn a_peer_on_a_unix_socket_is_believed() {
     let backend = echo();
     let daemon = TestDaemon::start(&format!(
-        "listeners:\n  web: {{bind: \"unix:@dir/web.sock\", pool: app{TRUSTED}}}\n\
+        "listeners:\n  web: {{bind: \"unix:@dir/web.sock\", pool: app{TRUSTED_LOOPBACK}}}\n\
          pools:\n  app: {{{}}}\n",
         to(backend.address)
     ));
@@ -307,7 +310,11 @@ fn a_peer_on_a_unix_socket_is_believed() {
 #[test]
 fn a_drain_waits_for_a_header_under_way_and_cuts_none_that_works() {
     let backend = echo();
-    let mut daemon = web(TRUSTED, &to(backend.address), "drain: {timeout: 20s}\n");
+    let mut daemon = web(
+        TRUSTED_LOOPBACK,
+        &to(backend.address),
+        "drain: {timeout: 20s}\n",
+    );
     let bytes = header(V2, "192.0.2.1:5000");
     let mut client = daemon.client("@web");
     client.send(&bytes[..20]);
@@ -336,7 +343,7 @@ fn a_reload_begins_to_ask_for_headers_with_the_next_connection() {
     let mut daemon = TestDaemon::start(&config(""));
     let mut old = daemon.client("@web");
     assert_eq!(old.request("GET", "/").unwrap().status, 200);
-    assert_eq!(daemon.reload(&config(TRUSTED)).status, 200);
+    assert_eq!(daemon.reload(&config(TRUSTED_LOOPBACK)).status, 200);
     daemon.wait_for_log(|line| line.contains("accept_proxy changed"));
     assert_eq!(old.request("GET", "/").unwrap().status, 200);
     let mut plain = daemon.client("@web");

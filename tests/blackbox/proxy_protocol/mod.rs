@@ -1,4 +1,5 @@
-//! The PROXY protocol: who is believed and who is refused, whose address is whose afterwards, and what backends are told.
+//! The PROXY protocol: trusted senders, refused ones, the client's address, and headers to
+//! backends.
 
 mod haproxy;
 mod incoming;
@@ -18,12 +19,12 @@ use balancer::{
 const V1: ProxyVersion = ProxyVersion::V1;
 const V2: ProxyVersion = ProxyVersion::V2;
 
-/// What the client of most tests is said to have connected to.
-const FRONT: &str = "198.51.100.2:443";
+/// Destination address in the PROXY headers of most tests.
+const FRONT_ADDRESS: &str = "198.51.100.2:443";
 
-/// A header for a client that connected to [`FRONT`].
+/// A header for a client that connected to [`FRONT_ADDRESS`].
 fn header(version: ProxyVersion, source: &str) -> Vec<u8> {
-    let ends = ConnectionEnds::new(source.parse().unwrap(), FRONT.parse().unwrap());
+    let ends = ConnectionEnds::new(source.parse().unwrap(), FRONT_ADDRESS.parse().unwrap());
     encode(version, Some(ends)).into()
 }
 
@@ -80,7 +81,7 @@ fn ends(header: ProxyHeader) -> ConnectionEnds {
     ends
 }
 
-/// What an echoed request says of the client; `None` for `unknown`.
+/// Client address in an echoed request; `None` for `unknown`.
 fn forwarded_for(body: &str) -> Option<IpAddr> {
     let line = body
         .lines()

@@ -1,6 +1,6 @@
-//! `send_proxy`: what backends are told, when, and on which connections.
+//! `send_proxy`: the header that backends get, when, and on which connections.
 
-use super::{FRONT, ProxyHeader, V1, V2, db, ends, header, parse, read_header, to, web};
+use super::{FRONT_ADDRESS, ProxyHeader, V1, V2, db, ends, header, parse, read_header, to, web};
 use crate::harness::{
     client::HttpClient,
     daemon::TestDaemon,
@@ -86,7 +86,7 @@ fn what_a_header_told_us_is_passed_on() {
     assert_eq!(number(&mut client), "0");
     let told = ends(headers.all()[0]);
     assert_eq!(told.source, "192.0.2.1:5000".parse().unwrap());
-    assert_eq!(told.destination, FRONT.parse().unwrap());
+    assert_eq!(told.destination, FRONT_ADDRESS.parse().unwrap());
     // Behind one connection of a balancer in front there may be another client each time.
     let mut other = daemon.client("@web");
     other.send(header(V1, "192.0.2.2:5000"));
@@ -133,7 +133,7 @@ fn a_tcp_backend_is_told_before_anybody_speaks() {
 }
 
 #[test]
-fn a_try_on_another_backend_tells_it_too() {
+fn a_retry_on_another_backend_sends_the_header_too() {
     let headers = Recorder::default();
     let good = backend(&headers);
     let seen = Recorder::default();

@@ -1,4 +1,4 @@
-//! Addresses to listen on: several of one port, those that cannot be had, and who is told of it where.
+//! Addresses to listen on: several of one port, unavailable ones, and where the error is reported.
 
 use std::{
     net::{SocketAddr, TcpListener},

@@ -1,4 +1,4 @@
-//! Reload: all or nothing, and nothing that may live on is forgotten.
+//! Reload: all or nothing, and state that may live on does.
 
 mod binds;
 
@@ -472,7 +472,7 @@ fn log_outputs_follow_a_reload_and_are_opened_again_on_usr1() {
 }
 
 #[test]
-fn what_a_reload_cannot_follow_is_said_and_the_rest_is_followed() {
+fn changes_that_need_a_restart_are_reported_and_all_others_are_applied() {
     let backend = ScriptedPeer::answering("here");
     let plain = one_pool(&backend.address.to_string());
     let mut daemon = TestDaemon::start(&plain);

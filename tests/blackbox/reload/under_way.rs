@@ -1,4 +1,4 @@
-//! What is under way during a reload: requests whose head comes, attempts, sessions, and what they are counted in.
+//! Work under way during a reload: request heads, attempts, sessions, and their counters.
 
 use std::net::{SocketAddr, TcpStream};
 

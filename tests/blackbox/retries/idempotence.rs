@@ -27,7 +27,7 @@ fn only_idempotent_methods_are_sent_again_after_they_were_sent() {
     }
 }
 
-/// What a backend does with a request that it has read.
+/// Behaviour of a backend that has read a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum RequestFault {
     Closes,
@@ -64,7 +64,8 @@ fn failing(fault: RequestFault) -> ScriptedPeer {
     })
 }
 
-/// A request, the method's idempotence, and its body: none, one that comes along, one that comes in chunks.
+/// A request, the method's idempotence, and its body: none, one that comes along, one that comes in
+/// chunks.
 fn acts() -> Vec<(bool, Vec<u8>)> {
     let mut acts = Vec::new();
     for (method, idempotent) in [
@@ -108,7 +109,8 @@ fn what_a_backend_may_have_acted_on_is_sent_once_unless_the_method_is_idempotent
     });
 }
 
-/// Sends each of [`acts`] to a backend that fails; `reused`: on a connection that has carried another request.
+/// Sends each of [`acts`] to a backend that fails; `reused`: on a connection that has carried
+/// another request.
 fn acts_are_sent_as_often_as_is_safe(fault: RequestFault, reused: bool) {
     let peer = failing(fault);
     let patience = if fault == RequestFault::SaysNothing {

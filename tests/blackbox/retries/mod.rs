@@ -1,4 +1,4 @@
-//! Second tries: what may be sent again, where to, how often, and what must never be sent twice.
+//! Retries: what may be sent again, where to, how often, and what must never be sent twice.
 
 mod idempotence;
 mod stale_connections;
@@ -107,13 +107,13 @@ fn swallowing() -> ScriptedPeer {
 
 #[test]
 fn a_body_is_sent_again_up_to_64_kib_and_not_beyond() {
-    const LIMIT: usize = 64 << 10;
+    const REPLAY_LIMIT_BYTES: usize = 64 << 10;
     type Encode = fn(&str, &[u8]) -> Vec<u8>;
     let encodings: [Encode; 2] = [with_length, chunked];
     for (length, again) in [
         (1, true),
-        (LIMIT, true),
-        (LIMIT + 1, false),
+        (REPLAY_LIMIT_BYTES, true),
+        (REPLAY_LIMIT_BYTES + 1, false),
         (300_000, false),
     ] {
         for encode in encodings {
@@ -137,15 +137,15 @@ fn a_body_is_sent_again_up_to_64_kib_and_not_beyond() {
 }
 
 #[test]
-fn when_every_backend_is_dead_tries_stay_within_the_budget() {
-    const REQUESTS: u64 = 1500;
+fn when_every_backend_is_dead_retries_stay_within_the_budget() {
+    const REQUEST_COUNT: u64 = 1500;
     let daemon = daemon(&[refused(), refused(), refused()], "");
     let began = clock::now();
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
                 let mut client = daemon.client("@web");
-                for _ in 0..REQUESTS / 3 {
+                for _ in 0..REQUEST_COUNT / 3 {
                     let response = client.request("GET", "/").unwrap();
                     expect_error(&response, 502, "connection_refused");
                 }
@@ -156,14 +156,14 @@ fn when_every_backend_is_dead_tries_stay_within_the_budget() {
     let page = daemon.scrape();
     let count = |series: &str| sum_of(&page, series) as u64;
     let tries = count("balancer_backend_connections_total{result=\"failed\"}");
-    // The reserve is ten tries a second, for ten seconds at the start.
-    let most = REQUESTS + REQUESTS / 5 + 100 + 10 * seconds;
-    assert!(tries <= most, "{tries} tries for {REQUESTS} requests");
+    // The reserve is ten retries a second, for ten seconds at the start.
+    let most = REQUEST_COUNT + REQUEST_COUNT / 5 + 100 + 10 * seconds;
+    assert!(tries <= most, "{tries} tries for {REQUEST_COUNT} requests");
     assert!(
-        tries >= REQUESTS + REQUESTS / 10,
+        tries >= REQUEST_COUNT + REQUEST_COUNT / 10,
         "{tries} tries: no retries"
     );
-    assert_eq!(count("balancer_retries_total"), tries - REQUESTS);
+    assert_eq!(count("balancer_retries_total"), tries - REQUEST_COUNT);
     let failed = "balancer_backend_failures_total{reason=\"connection_refused\"}";
     assert_eq!(count(failed), tries);
     assert!(count("balancer_retry_budget_exhausted_total") > 0);
@@ -186,7 +186,7 @@ fn retries_go_to_every_other_backend_before_any_a_second_time() {
     }
 }
 
-/// The attempts that the log tells of one request to a backend that is broken in its own way.
+/// Number of logged attempts of one request to a backend that is broken in its own way.
 /// `timeout` is the time for a response: short only for those that never send one.
 fn attempts(peer: &ScriptedPeer, timeout: &str, more: &str, method: &str) -> u64 {
     let other = format!("    timeouts: {{response: {timeout}}}\n    ejection: none\n");
@@ -284,7 +284,8 @@ fn routes_override_the_retries_of_their_pool() {
 
 #[test]
 fn an_upload_under_way_goes_on_at_the_next_backend() {
-    // The first backend takes the head and the first part, and is gone before the client sends the second.
+    // The first backend takes the head and the first part, and is gone before the client sends the
+    // second.
     let gate = Gate::new();
     let (gone, good) = (gate.clone(), ScriptedPeer::answering("good"));
     let bad = ScriptedPeer::start(move |mut connection| {
@@ -321,7 +322,7 @@ fn when_every_backend_has_been_tried_they_are_tried_again() {
 }
 
 #[test]
-fn the_time_to_the_first_byte_is_that_of_the_try_that_answered() {
+fn the_time_to_the_first_byte_is_that_of_the_attempt_that_got_the_response() {
     let peer = ScriptedPeer::start(|mut connection| {
         let first = connection.number() == 0;
         connection.request();

@@ -9,7 +9,7 @@ use crate::harness::{
     peer::{Gate, PeerConnection, ScriptedPeer, refused},
 };
 
-/// What a backend does with the second request of a connection, or before it.
+/// Behaviour of a backend at the second request of a connection, or before it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum StaleConnection {
     /// Closes right after the answer.
@@ -109,8 +109,9 @@ fn a_post_meets_no_connection_that_was_closed_before() {
     }
 }
 
-/// Its first connection takes a head, answers when told to, and reads nothing more: what is sent after the window is full
-/// stays unacknowledged in the daemon's kernel. When told to, it ends its side. All others are in order.
+/// Its first connection takes a head, answers when told to, and reads nothing more: what is sent
+/// after the window is full stays unacknowledged in the daemon's kernel. When told to, it ends its
+/// side. All others are in order.
 fn choked(sent: Gate, end: Gate, closed: Gate) -> ScriptedPeer {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -150,7 +151,7 @@ fn a_post_that_the_backend_provably_never_saw_is_sent_again() {
     assert_eq!(client.response().unwrap().text(), "early");
     daemon.wait_for_metric("balancer_backend_connections_idle", |idle| idle > 0.5);
     client.send(with_length("POST", b"pay 5"));
-    // In use: it was found quiet, and the request is written at once.
+    // In use: it was found idle, and the request is written at once.
     daemon.wait_for_metric("balancer_backend_connections_active", |active| active > 0.5);
     gate.open();
     assert_eq!(client.response().unwrap().text(), "good");
@@ -162,8 +163,8 @@ fn a_post_that_the_backend_provably_never_saw_is_sent_again() {
 
 #[test]
 fn races_with_a_closing_backend_neither_double_a_post_nor_fail_a_get() {
-    // Answers three requests a connection and closes a little later: the next one, in turn a GET and a POST, races with
-    // the end.
+    // Answers three requests a connection and closes a little later: the next one, in turn a GET
+    // and a POST, races with the end.
     let peer = ScriptedPeer::start(|mut connection| {
         for _ in 0..3 {
             if connection.request().is_none() || !connection.answer("good") {

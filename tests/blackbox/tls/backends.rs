@@ -1,4 +1,4 @@
-//! Towards backends: who is believed, what a failure is called, connections kept, checks.
+//! TLS to backends: trust, names of failures, kept connections, checks.
 
 use std::{
     io::{Read, Write},
@@ -24,7 +24,7 @@ fn daemon(backend: SocketAddr, tls: &str, more: &str) -> TestDaemon {
     ))
 }
 
-const UNCHECKED: &str = ", health_check: none, ejection: none";
+const WITHOUT_CHECKS: &str = ", health_check: none, ejection: none";
 
 #[test]
 fn a_backend_that_proves_its_name_is_asked_and_its_connection_kept() {
@@ -39,7 +39,7 @@ fn a_backend_that_proves_its_name_is_asked_and_its_connection_kept() {
         }
     });
     let tls = format!("ca: {}, server_name: app.test", authority.ca());
-    let daemon = daemon(backend, &tls, UNCHECKED);
+    let daemon = daemon(backend, &tls, WITHOUT_CHECKS);
     let mut client = daemon.client("@web");
     for _ in 0..5 {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -82,7 +82,7 @@ fn failures_have_their_reason() {
             "tls_protocol_error",
         ),
     ] {
-        let daemon = daemon(backend, &tls, UNCHECKED);
+        let daemon = daemon(backend, &tls, WITHOUT_CHECKS);
         let response = daemon.get("@web", "/").unwrap();
         assert_eq!(response.status, 502, "{tls}");
         let status = response.header("proxy-status").unwrap();
@@ -93,7 +93,7 @@ fn failures_have_their_reason() {
     // Without a certificate of ours the connection is refused, sooner or later.
     let tls = format!("ca: {own}, server_name: app.test");
     assert_eq!(
-        daemon(wants_client, &tls, UNCHECKED)
+        daemon(wants_client, &tls, WITHOUT_CHECKS)
             .get("@web", "/")
             .unwrap()
             .status,
@@ -129,7 +129,7 @@ fn http2_is_agreed_on_with_a_backend_or_the_connection_fails() {
     let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let tls = format!("ca: {}, server_name: app.test", authority.ca());
-    let more = format!("{UNCHECKED}, protocol: h2");
+    let more = format!("{WITHOUT_CHECKS}, protocol: h2");
     for (alpn, agrees) in [(Some("h2"), true), (Some("http/1.1"), false), (None, false)] {
         let mut config = (*authority.server("app", false)).clone();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
@@ -158,7 +158,7 @@ fn nothing_more_goes_over_a_plain_connection_once_the_pool_has_tls() {
     let config = |tls: &str| {
         format!(
             "listeners: {{web: {{bind: \"@web\", pool: app}}}}\n\
-             pools: {{app: {{backends: [\"{}\"]{tls}{UNCHECKED}, retries: none}}}}\n",
+             pools: {{app: {{backends: [\"{}\"]{tls}{WITHOUT_CHECKS}, retries: none}}}}\n",
             backend.address
         )
     };
@@ -184,7 +184,7 @@ fn a_client_certificate_is_shown_to_the_backend() {
         authority.ca(),
         own.display()
     );
-    let daemon = daemon(backend, &tls, UNCHECKED);
+    let daemon = daemon(backend, &tls, WITHOUT_CHECKS);
     assert_eq!(daemon.get("@web", "/").unwrap().text(), "ok");
 }
 
@@ -193,7 +193,7 @@ fn nothing_is_verified_only_where_that_is_said_and_warned_of() {
     let authority = TestAuthority::new();
     authority.sign("app", &["app.test"]);
     let backend = authority.backend("app", false, answering("ok"));
-    let daemon = daemon(backend, "verify: false", UNCHECKED);
+    let daemon = daemon(backend, "verify: false", WITHOUT_CHECKS);
     assert_eq!(daemon.get("@web", "/").unwrap().text(), "ok");
     daemon.wait_for_log(|line| line.contains("not verified"));
 }
@@ -233,7 +233,7 @@ fn a_body_that_ends_without_the_end_of_tls_is_cut_for_the_client_too() {
             }
         });
         let tls = format!("ca: {}, server_name: app.test", authority.ca());
-        let daemon = daemon(backend, &tls, UNCHECKED);
+        let daemon = daemon(backend, &tls, WITHOUT_CHECKS);
         let response = daemon.get("@web", "/");
         assert_eq!(response.is_ok(), in_order, "{response:?}");
         if !in_order {
@@ -264,7 +264,7 @@ fn a_post_on_a_connection_that_was_just_closed_reaches_a_backend_once() {
         }
     });
     let tls = format!("ca: {}, server_name: app.test", authority.ca());
-    let daemon = daemon(backend, &tls, UNCHECKED);
+    let daemon = daemon(backend, &tls, WITHOUT_CHECKS);
     let mut client = daemon.client("@web");
     let mut answered = 0;
     for _ in 0..20 {

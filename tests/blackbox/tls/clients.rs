@@ -1,4 +1,4 @@
-//! Towards clients: certificates by name, versions, client certificates, failures, all that HTTP and TCP do over it.
+//! TLS from clients: certificates by name, versions, client certificates, failures, HTTP and TCP.
 
 use std::{
     io::{Read, Write},
@@ -176,7 +176,7 @@ fn with_same_host_false_a_host_of_another_certificate_is_served() {
 }
 
 #[test]
-fn who_needs_a_certificate_is_known_by_its_subject_and_nobody_can_claim_one() {
+fn a_client_certificate_is_known_by_its_subject_and_cannot_be_claimed() {
     let authority = TestAuthority::new();
     authority.sign("client", &["client.test"]);
     let peer = ScriptedPeer::answering("ok");
@@ -391,7 +391,7 @@ fn a_tcp_listener_with_tls_carries_anything() {
     let line = daemon.wait_for_access(|line| line["listener"] == "db");
     assert_eq!(line["tls"], "TLSv1.3");
     assert!(line["reason"].is_null());
-    // Nobody answers in HTTP here.
+    // No HTTP response comes here.
     let mut plain = daemon.client("@db");
     plain.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(plain.rest().unwrap_or_default(), b"");

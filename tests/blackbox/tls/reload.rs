@@ -1,4 +1,4 @@
-//! Certificates are replaced while everything goes on.
+//! Certificates are replaced without an interruption.
 
 use std::{fs, io::Read};
 
@@ -20,7 +20,7 @@ fn config(authority: &TestAuthority, peer: &ScriptedPeer, file: &str) -> String 
 }
 
 #[test]
-fn a_reload_shows_the_new_certificate_and_leaves_the_rest_as_it_is() {
+fn a_reload_shows_the_new_certificate_and_leaves_all_others_as_they_are() {
     let authority = TestAuthority::new();
     let old = authority.sign("a", &["a.test"]);
     authority.sign("other", &["other.test"]);

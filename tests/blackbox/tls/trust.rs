@@ -1,4 +1,4 @@
-//! Whose certificates are trusted, and what the log says of those that are not.
+//! Trust in certificates, and the log lines for those that are not trusted.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -19,7 +19,7 @@ fn daemon(backend: SocketAddr, ca: &Path, more: &str) -> TestDaemon {
     ))
 }
 
-const UNCHECKED: &str = ", health_check: none";
+const WITHOUT_CHECKS: &str = ", health_check: none";
 
 fn is_authority(params: &mut CertificateParams) {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -41,7 +41,7 @@ fn a_self_signed_certificate_in_ca_is_trusted_as_itself() {
         let authority = TestAuthority::new();
         authority.self_sign_as("app", &["app.test"], change);
         let backend = authority.backend("app", false, answering("secret"));
-        let own = daemon(backend, &authority.path("app.pem"), UNCHECKED);
+        let own = daemon(backend, &authority.path("app.pem"), WITHOUT_CHECKS);
         assert_eq!(own.get("@web", "/").unwrap().text(), "secret");
         let checked = daemon(
             backend,
@@ -51,7 +51,7 @@ fn a_self_signed_certificate_in_ca_is_trusted_as_itself() {
         checked.wait_for_metric("balancer_backend_up", |up| up == 1.0);
         // The same subject and name, and another key.
         authority.self_sign_as("other", &["app.test"], change);
-        let other = daemon(backend, &authority.path("other.pem"), UNCHECKED);
+        let other = daemon(backend, &authority.path("other.pem"), WITHOUT_CHECKS);
         assert_eq!(other.get("@web", "/").unwrap().status, 502);
     }
 }
@@ -84,7 +84,7 @@ fn what_is_wrong_with_the_certificate_of_a_backend_is_a_warning() {
                 (true, "itself") => "itself.pem",
                 _ => "ca.pem",
             };
-            let daemon = daemon(backend, &authority.path(listed), UNCHECKED);
+            let daemon = daemon(backend, &authority.path(listed), WITHOUT_CHECKS);
             let response = daemon.get("@web", "/").unwrap();
             let status = response.header("proxy-status");
             assert_eq!(
