@@ -63,9 +63,9 @@ impl RetryBudget {
         self.requests.mine().add(1);
     }
 
-    /// Takes the token for one retry, if there is one. `share` is 0.0..=1.0 of the requests.
+    /// Takes the token for one retry, if there is one. `share` is the ratio of retries to requests.
     pub fn try_spend(&self, share: f64, now: Instant) -> bool {
-        debug_assert!((0.0..=1.0).contains(&share), "{share}");
+        debug_assert!(share >= 0.0, "{share}");
         let earned = self.settle(share, now);
         let requests = |balance: f64| balance * earned.kept + earned.tokens;
         let reserve = |balance: f64| {
