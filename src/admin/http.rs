@@ -318,6 +318,7 @@ pub(super) fn document(status: StatusCode, document: &serde_json::Value) -> Admi
 
 /// Envelope of all errors: `{"error":{"code":…,"message":…,"details":…}}`.
 pub(super) fn envelope(status: StatusCode, details: &str) -> serde_json::Value {
+    debug_assert!(status.canonical_reason().is_some(), "{status}");
     json!({"error": {
         "code": status.as_u16(),
         "message": status.canonical_reason().unwrap_or_default(),

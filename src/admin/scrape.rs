@@ -258,6 +258,7 @@ fn request_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
                 *sums.entry((method, code)).or_insert(0) += count;
             }
             for ((method, code), count) in sums {
+                debug_assert!(method < METHOD_NAMES.len(), "{method}");
                 let method = METHOD_NAMES.get(method).unwrap_or(&"other");
                 s.count(&[pool, method, &code.to_string()], count);
             }

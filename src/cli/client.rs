@@ -258,6 +258,7 @@ fn parse(bytes: &[u8]) -> Result<ApiResponse, String> {
     if field("transfer-encoding").is_some() {
         return Err("a transfer coding is not expected".to_owned());
     }
+    debug_assert!(start <= bytes.len(), "the parser read {start} bytes");
     let body = bytes.get(start..).unwrap_or_default();
     let body = match field("content-length") {
         None => body,

@@ -192,6 +192,8 @@ impl StatusTable {
     /// Counts one response with a status of 100 to 599.
     #[inline]
     pub fn add(&self, method: usize, status: u16) {
+        debug_assert!(method < METHOD_NAMES.len(), "{method}");
+        debug_assert!((100..=599).contains(&status), "{status}");
         let table = self
             .classes
             .get(method)

@@ -21,6 +21,7 @@ pub(crate) fn number(out: &mut Vec<u8>, number: u64) {
         }
     }
     let shown = digits.get(digits.len() - length..);
+    debug_assert!(shown.is_some(), "a u64 has at most 20 digits");
     out.extend_from_slice(shown.unwrap_or_default());
 }
 
