@@ -1,4 +1,5 @@
-//! How many descriptors the process may open, and for how many connections that is enough.
+//! The budget of file descriptors: a limit of the process, of which listeners, logs and checks take a
+//! part, and the number of connections that the others are enough for.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -9,25 +10,27 @@ use crate::{
     snapshot::Daemon,
 };
 
-/// Descriptors of a connection under way: the client's and the backend's.
+/// Descriptors of a client connection: its own, and that of the connection to the backend.
 const FILES_PER_CONNECTION: u64 = 2;
-/// A limit that gives `max_connections: auto` less than this is hardly wanted.
+/// Fewest connections of `max_connections: auto` without a warning: a limit that gives fewer was
+/// hardly set on purpose.
 const LOW_CONNECTIONS: u64 = 1_000;
-/// Assumed where the system does not say what is open.
+/// Open descriptors beside listeners that are assumed where /proc does not tell.
 const ASSUMED_BASE_FILES: u64 = 32;
 
-/// The limit, and the part of it that any configuration needs.
+/// The limit, and the part of it that is used under any configuration.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FileBudget {
     /// The open-file limit; `u64::MAX` is unlimited.
     limit: u64,
-    /// Standard streams, logs, runtimes, the servers of admin and metrics.
+    /// Standard streams, logs, runtimes, admin and metrics.
     base: u64,
     workers: u64,
 }
 
 impl FileBudget {
-    /// Looks at what is open: to be called when everything is bound and nothing accepted yet.
+    /// Counts the open descriptors. To be called when all sockets are bound and no connection is
+    /// accepted yet.
     pub(super) fn measure(limit: u64, workers: usize, config: &Config) -> Self {
         let mut files = Self {
             limit,
@@ -39,15 +42,15 @@ impl FileBudget {
         files
     }
 
-    /// Descriptors of listening sockets: for each worker its own, and ours of the same socket.
+    /// Descriptors of listening sockets: one of each worker, and ours of the same socket.
     fn listening(&self, config: &Config) -> u64 {
         let listeners = config.listeners.iter();
         let addresses: usize = listeners.map(|listener| listener.binds.len()).sum();
         2 * self.workers * addresses as u64
     }
 
-    /// Keeps the reserve for `config`, and sets `max_connections`: as configured, or as many as the rest is enough for. Warns
-    /// where the limit is too low for it.
+    /// Sets the reserve that `config` needs, and the limit of connections: as configured, or as many as
+    /// the remaining descriptors are enough for. Returns a warning if the limit is too low for it.
     pub(super) fn limit_connections(&self, config: &Config, daemon: &Daemon) -> Option<String> {
         let pools = config.pools.iter();
         let checked = pools.filter(|pool| pool.health_check.is_some());
@@ -59,6 +62,8 @@ impl FileBudget {
         warning
     }
 
+    /// The limit of connections, with a warning. `held` descriptors are used by listeners and the
+    /// daemon itself, `reserve` are kept free.
     fn connections(
         &self,
         wanted: Option<usize>,
@@ -67,21 +72,21 @@ impl FileBudget {
     ) -> (usize, Option<String>) {
         let limit = self.limit;
         let raise = "raise it: `LimitNOFILE` of the service, `ulimit -Hn` of a shell";
-        let room = limit.saturating_sub(held + reserve) / FILES_PER_CONNECTION;
+        let capacity = limit.saturating_sub(held + reserve) / FILES_PER_CONNECTION;
         if let Some(wanted) = wanted {
             let needed = held + reserve + FILES_PER_CONNECTION * wanted as u64;
             let warning = format!(
                 "max_connections: {wanted} may need {needed} open files, and the limit of this process is {limit}, \
-                 enough for {room}; {raise}"
+                 enough for {capacity}; {raise}"
             );
             return (wanted.max(1), (needed > limit).then_some(warning));
         }
         let warning = format!(
-            "the limit of {limit} open files is enough for {room} connections: {held} are held by listeners and the \
+            "the limit of {limit} open files is enough for {capacity} connections: {held} are held by listeners and the \
              daemon itself, and {reserve} are kept for checks, admin and metrics; {raise}"
         );
-        let auto = usize::try_from(room).unwrap_or(usize::MAX / 2).max(1);
-        (auto, (room < LOW_CONNECTIONS).then_some(warning))
+        let auto = usize::try_from(capacity).unwrap_or(usize::MAX / 2).max(1);
+        (auto, (capacity < LOW_CONNECTIONS).then_some(warning))
     }
 }
 

@@ -1,5 +1,6 @@
-//! Reads the configuration on a thread of its own: a file system that does not answer holds up one reader, and neither
-//! checks, metrics, the watchdog nor the end of the daemon.
+//! Reads the configuration on a thread of its own. A read from a network file system that hangs
+//! cannot be interrupted: it must block one reader only, and not checks, metrics, the watchdog or the
+//! end of the daemon.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,17 +17,18 @@ use crate::{
     telemetry::sink::LogSinks,
 };
 
-/// Longest time to read all files of a configuration.
+/// Time to read all files of a configuration.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most readers that hang: each holds a thread until its file system answers.
+/// Readers that may hang at a time: each keeps a thread until its file system responds.
 const MAX_READERS: usize = 4;
-/// As large as that of the main thread: the depth of a file is bounded for it.
+/// Stack of a reader: as large as that of the main thread, for which the depth of a YAML file is
+/// limited.
 const STACK_BYTES: usize = 8 << 20;
 
-/// Readers under way.
+/// Number of readers that have not ended.
 static ACTIVE_READERS: AtomicUsize = AtomicUsize::new(0);
 
-/// One of the readers; counted until it is dropped.
+/// A reader's place in [`ACTIVE_READERS`], until dropped.
 struct ReaderGuard;
 
 impl ReaderGuard {
@@ -42,8 +44,8 @@ impl Drop for ReaderGuard {
     }
 }
 
-/// Reads and checks `file` within [`READ_TIMEOUT`]. `None` when a signal asks for the end meanwhile. That signal and those
-/// that can wait are kept for [`Signals::next`].
+/// Reads and checks `file` within [`READ_TIMEOUT`]. `None` if a signal asks for the end meanwhile.
+/// That signal, and those that can wait, are put back for [`Signals::next`].
 pub(super) async fn load(
     file: &Path,
     signals: &mut Signals,
@@ -76,7 +78,8 @@ async fn read(file: PathBuf) -> Result<LoadedConfig, Problems> {
     read_by(&file, load, || files.last()).await
 }
 
-/// Runs `load` on a thread of its own; `last` is the file that it touched last.
+/// Runs `load` on a thread of its own. `last` returns the file that it opened last, which is the one
+/// that hangs if it does not end.
 async fn read_by(
     file: &Path,
     load: impl FnOnce() -> Result<LoadedConfig, Problems> + Send + 'static,
@@ -94,7 +97,7 @@ async fn read_by(
         .spawn(move || {
             let loaded = load();
             drop(reader);
-            // The receiver is gone after the timeout and at the end.
+            // Fails after the timeout, and at the end of the daemon.
             drop(tell.send(loaded));
         });
     if let Err(error) = thread {
@@ -121,7 +124,7 @@ mod tests {
 
     /// One at a time: the readers are counted for the process.
     #[tokio::test(start_paused = true)]
-    async fn readers_that_hang_time_out_are_bounded_and_make_way_when_they_end() {
+    async fn readers_that_hang_time_out_and_are_limited_in_number_until_they_end() {
         let path = Path::new("a.yaml");
         let hang = || {
             let (release, released) = std::sync::mpsc::channel::<()>();

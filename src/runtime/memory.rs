@@ -1,7 +1,7 @@
-//! Gives memory back to the system when many connections have gone.
+//! Returns memory to the system after many connections have closed.
 //!
-//! The C library keeps what is freed. That is written to all over, so connections that come later would cost a good deal more
-//! than those of a fresh process.
+//! malloc keeps freed memory, in fragments between what is still in use. Later connections would be
+//! spread over these, and touch far more pages than those of a fresh process. So it is trimmed.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -12,17 +12,17 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{net::sys, snapshot::Daemon};
 
-/// How often the connections are counted.
+/// Interval at which connections are counted.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// What fewer connections leave behind is not worth it.
+/// Below this peak a trim is not worthwhile.
 const MIN_PEAK: usize = 1_000;
 
-/// The most connections since memory was given back.
+/// Peak of open connections since the last trim.
 #[derive(Debug, Default)]
 struct ConnectionPeak(usize);
 
 impl ConnectionPeak {
-    /// True if half of them have gone. `now` is how many there are.
+    /// True if at least half of the connections of the peak have closed. `now` is the current number.
     fn has_halved(&mut self, now: usize) -> bool {
         self.0 = self.0.max(now);
         let halved = self.0 >= MIN_PEAK && now <= self.0 / 2;
@@ -33,14 +33,14 @@ impl ConnectionPeak {
     }
 }
 
-/// Never ends.
+/// Watches the number of connections and trims memory. Never ends.
 pub(super) async fn watch(daemon: Arc<Daemon>) {
-    let mut highest = ConnectionPeak::default();
+    let mut peak = ConnectionPeak::default();
     let mut tick = interval(CHECK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        if highest.has_halved(daemon.connections.load(Relaxed)) {
+        if peak.has_halved(daemon.connections.load(Relaxed)) {
             sys::trim_heap();
         }
     }
@@ -51,9 +51,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_given_back_when_half_of_many_connections_have_gone_and_not_again_before_the_next_half()
-     {
-        let mut highest = ConnectionPeak::default();
+    fn memory_is_trimmed_when_half_of_many_connections_have_closed_and_again_at_the_next_half() {
+        let mut peak = ConnectionPeak::default();
         for (now, halved) in [
             (0, false),
             (MIN_PEAK - 1, false),
@@ -67,7 +66,7 @@ mod tests {
             (0, true),
             (0, false),
         ] {
-            assert_eq!(highest.has_halved(now), halved, "{now}");
+            assert_eq!(peak.has_halved(now), halved, "{now}");
         }
     }
 }

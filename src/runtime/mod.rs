@@ -1,8 +1,8 @@
 //! The process: from the configuration file to the last flushed log line.
 //!
-//! [`run`] reads top to bottom: load → bind → start workers → serve on the control thread → drain. The control thread
-//! (the caller's) runs signals, reload, checks, admin and metrics; it never carries traffic. Read next: `reload.rs`,
-//! `worker.rs`, `drain.rs`.
+//! [`run`] reads top to bottom: load → bind → start workers → serve on the control thread → drain.
+//! The control thread (the caller's) runs signals, reload, checks, admin and metrics; it never
+//! carries traffic. Read next: `serve.rs`, `reload.rs`, `worker.rs`, `drain.rs`.
 
 mod admin_sockets;
 mod control;
@@ -48,24 +48,25 @@ use crate::{
     telemetry::{access_log::AccessLog, log, metrics, sink::LogSinks},
 };
 
-/// Exit code for a configuration that is broken at start: `EX_CONFIG` of sysexits.
-const BAD_CONFIGURATION: u8 = 78;
+/// Exit code for a configuration that is broken at start: `EX_CONFIG` of sysexits(3), so that a
+/// supervisor can tell it from a failure that a restart may mend.
+const EX_CONFIG: u8 = 78;
 
-/// What `demo` adds to `run`.
+/// Additions of `demo` to `run`.
 #[derive(Default)]
 pub struct RunOptions {
     /// Called once the daemon serves.
     pub on_ready: Option<Box<dyn FnOnce() + Send>>,
 }
 
-/// Runs the daemon until it has drained. Says on standard error why it could not start.
+/// Runs the daemon until it has drained. Reports on standard error why it could not start.
 ///
-/// The exit code is 0 after a drain, 78 when the configuration is broken, 1 when something else keeps it from starting,
-/// such as a taken port.
+/// The exit code is 0 after a drain, 78 if the configuration is broken, 1 if anything else prevents
+/// the start, such as a port that is in use.
 pub fn run(file: &Path, options: RunOptions) -> ExitCode {
     let failed = |error: String| {
         let error = error.strip_prefix("error: ").unwrap_or(&error);
-        complain(&format!("error: {error}"));
+        print_error(&format!("error: {error}"));
         ExitCode::FAILURE
     };
     let (runtime, mut signals) = match prepare() {
@@ -76,19 +77,19 @@ pub fn run(file: &Path, options: RunOptions) -> ExitCode {
     let loaded = match runtime.block_on(load::load(file, &mut signals, &sinks)) {
         Some(Ok(loaded)) => loaded,
         Some(Err(problems)) => {
-            complain(&problems.render());
-            return ExitCode::from(BAD_CONFIGURATION);
+            print_error(&problems.render());
+            return ExitCode::from(EX_CONFIG);
         }
-        // A signal asked for the end before there was anything to drain.
+        // A signal asked for the end before there were connections to drain.
         None => return ExitCode::SUCCESS,
     };
     let served = start(file, loaded, sinks, &runtime, signals, options);
-    // A helper that hangs, in a look-up or on a file system, does not hold up the end.
+    // Threads that hang, in a DNS lookup or on a file system, must not delay the end.
     runtime.shutdown_background();
     served.map_or_else(failed, |()| ExitCode::SUCCESS)
 }
 
-/// The control thread's runtime and the signals, which are taken first: from here on none ends the process by itself.
+/// Starts the control thread's runtime. Signals come first: from here on none kills the process.
 fn prepare() -> Result<(LocalRuntime, Signals), String> {
     let signals = Signals::new().map_err(cannot("cannot install signal handlers"))?;
     let runtime = Builder::new_current_thread()
@@ -98,16 +99,18 @@ fn prepare() -> Result<(LocalRuntime, Signals), String> {
     Ok((runtime, signals))
 }
 
+/// Puts what failed in front of the system's error.
 fn cannot(what: &'static str) -> impl Fn(io::Error) -> String {
     move |error| format!("{what}: {error}")
 }
 
-/// For people at the terminal, before there is a log.
-fn complain(text: &str) {
-    // Nobody is left to tell if standard error is closed.
+/// Prints for the person at the terminal, before there is a log.
+fn print_error(text: &str) {
+    // Fails if standard error is closed: there is no other place for it.
     let _ = writeln!(io::stderr(), "{}", text.trim_end());
 }
 
+/// Binds and starts everything by the configuration that was loaded, and serves.
 fn start(
     file: &Path,
     loaded: LoadedConfig,
@@ -134,13 +137,15 @@ fn start(
     let sink = sink.map_err(cannot("cannot open the access log"))?;
     let access_log = AccessLog::new(&config.access_log, sink);
     let snapshot = Snapshot::build(Arc::clone(&config), None, access_log, clock::now());
-    // Balancers that are restarted together do not all send their first requests to the same backend.
+    // Balancers that are restarted together must not all send their first requests to one backend.
     let mut random = Random::from_system();
     for pool in &snapshot.pools {
         pool.start_at(random.below(u16::MAX.into()));
     }
     let daemon = Arc::new(Daemon::new(snapshot, workers, 0));
     let mut sockets = ListeningSockets::default();
+    // Everything is bound before the first worker starts: a port in use must stop the start while it
+    // still costs nothing.
     let (prepared, admin, scrape) = runtime
         .block_on(listen(&sockets, &config, workers, &binds))
         .map_err(|problems| problems.render())?;
@@ -165,7 +170,7 @@ fn start(
     runtime.block_on(serve::run(control, admin, scrape, options.on_ready))
 }
 
-/// Binds everything that the file says.
+/// Binds the sockets of listeners, admin API and metrics page.
 async fn listen(
     sockets: &ListeningSockets,
     config: &Config,
@@ -192,7 +197,7 @@ fn usable_cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// A fault in balancer ends one connection; it must not go unnoticed.
+/// Logs panics: each is a bug that ended one task, and must not go unnoticed.
 fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(target: "daemon", "panic: {panic}");

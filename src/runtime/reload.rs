@@ -1,5 +1,5 @@
-//! Reload, top to bottom: parse → check → diff → prepare → commit → follow → tell. All or nothing: until the commit, an
-//! error leaves the old generation untouched.
+//! Reload, top to bottom: parse → check → diff → prepare → commit → follow → report. All or nothing:
+//! until the commit, an error leaves the generation in force untouched.
 
 use std::{
     io::ErrorKind,
@@ -24,20 +24,20 @@ use crate::{
     telemetry::{access_log::AccessLog, log},
 };
 
-/// Loads the file again and puts it in service; `None` when a signal asks for the end before it is read.
+/// Loads the file again and puts it in force; `None` if a signal asks for the end before it is read.
 pub(super) async fn run(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
 ) -> Option<ReloadOutcome> {
     control.manager.reloading();
     let loaded = load::load(&control.file, &mut control.signals, &control.sinks).await?;
-    let outcome = take_up(control, checker, loaded);
-    tell(control, &outcome);
+    let outcome = check_and_apply(control, checker, loaded);
+    report(control, &outcome);
     Some(outcome)
 }
 
-/// Reports warnings, and refuses a file with errors.
-fn take_up(
+/// Refuses a file with errors, logs its warnings, and applies it.
+fn check_and_apply(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
     loaded: Result<LoadedConfig, Problems>,
@@ -77,7 +77,7 @@ fn refused(problems: &Problems) -> ReloadError {
     }
 }
 
-/// Diff, prepare, commit, follow.
+/// Diff, prepare, commit, follow. Returns a line per change.
 fn apply(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
@@ -88,6 +88,7 @@ fn apply(
     let old = daemon.snapshot.load_full();
     let changes = diff::diff(&old.config, &config);
     if changes.is_empty() {
+        // A reload of an unchanged file is a wish for fresh addresses: somebody has edited DNS.
         checker.resolve_again();
         return Ok(Vec::new());
     }
@@ -110,6 +111,8 @@ fn apply(
         clock::now(),
     ));
 
+    // The commit: nothing after this line can fail. Backends that came back are in service before
+    // the first worker can see them, and those that left are retired after the last has picked one.
     next.restore();
     daemon.snapshot.store(Arc::clone(&next));
 
@@ -173,8 +176,8 @@ fn failed(message: &str) -> ReloadError {
     }
 }
 
-/// The log, the metrics and systemd.
-fn tell(control: &ControlThread, outcome: &ReloadOutcome) {
+/// Reports the outcome to the status page, the log and systemd.
+fn report(control: &ControlThread, outcome: &ReloadOutcome) {
     let unix = clock::unix_now();
     let mut status = control
         .daemon

@@ -1,7 +1,8 @@
 //! Signals, as messages for the control thread.
 //!
-//! They are blocked from the first statement of `main` on ([`hold`]), so none is lost and none ends the process before
-//! [`Signals`] receives them. What comes while the daemon starts waits until it is asked for.
+//! They are blocked from the first statement of `main` on ([`hold`]), so none is lost and none kills
+//! the process before [`Signals`] receives it. A signal that comes while the daemon starts waits until
+//! the control thread asks for it.
 
 use std::{
     collections::VecDeque,
@@ -21,27 +22,28 @@ use tokio::sync::mpsc;
 
 use crate::net::sys;
 
-/// Every signal that the daemon answers.
+/// Signals that the daemon acts on or reports.
 const HANDLED_SIGNALS: [libc::c_int; 6] = [SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2];
 
-/// Keeps the daemon's signals pending until it receives them. The first statement of `main`: threads inherit it.
+/// Blocks the daemon's signals until it receives them. Has to be the first statement of `main`: a
+/// thread started before would not inherit the mask, and the kernel could kill the process through it.
 pub fn hold() {
     sys::block_signals(&HANDLED_SIGNALS);
 }
 
-/// Restores the system's own handling, for commands that do not become the daemon.
+/// Restores the default handling, for commands that do not become the daemon.
 pub fn release() {
     sys::unblock_signals(&HANDLED_SIGNALS);
 }
 
-/// What a signal asks for.
+/// Meaning of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signal {
     /// HUP.
     Reload,
-    /// TERM or INT: drain; the second one: at once.
+    /// TERM or INT: drain; the second one exits at once.
     Stop,
-    /// QUIT: drain, however often it comes.
+    /// QUIT: drain; further ones change nothing.
     Drain,
     /// USR1.
     ReopenLogs,
@@ -56,23 +58,23 @@ impl Signal {
     }
 }
 
-/// Reports a signal that has no meaning.
+/// Reports a signal without a meaning.
 pub(super) fn ignore() {
     tracing::warn!(target: "daemon", "signal USR2 ignored: it has no meaning");
 }
 
-/// The signals that arrive from the start of the process on.
+/// Signals received since the start of the process.
 pub(super) struct Signals {
     receiver: mpsc::UnboundedReceiver<Signal>,
-    /// Received, and put back until they can be acted on.
+    /// Received, then put back until they can be acted on.
     kept: VecDeque<Signal>,
-    /// A HUP waits: those that come until its reload begins are the same one.
+    /// A HUP waits. Further ones until its reload begins are the same request.
     reload_waits: Arc<AtomicBool>,
     handle: Handle,
 }
 
 impl Signals {
-    /// Takes the signals over from the system's own handling.
+    /// Starts a thread that receives the signals.
     pub(super) fn new() -> io::Result<Self> {
         let mut stream = Stream::new(HANDLED_SIGNALS)?;
         let handle = stream.handle();
@@ -82,7 +84,7 @@ impl Signals {
         thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
-                // Of all threads only this one receives them.
+                // The only thread in which they are not blocked, so the kernel chooses it.
                 sys::unblock_signals(&HANDLED_SIGNALS);
                 for signal in stream.forever() {
                     let signal = match signal {
@@ -119,12 +121,13 @@ impl Signals {
                 }
                 signal
             }
-            // The thread is gone: there will be none.
+            // The thread has ended: no signal will come.
             None => std::future::pending().await,
         }
     }
 
-    /// Gives back signals that [`next`](Self::next) gave, in their order; of several HUPs one remains.
+    /// Puts back signals that [`next`](Self::next) returned, in their order; of several HUPs one
+    /// remains.
     pub(super) fn put_back(&mut self, mut signals: Vec<Signal>) {
         let mut reloads = 0;
         signals.retain(|signal| {

@@ -1,7 +1,8 @@
 //! Messages to the service manager, sd_notify(3); without `NOTIFY_SOCKET` nothing happens.
 //!
-//! One socket for the life of the process, as a lack of descriptors must not look like a hang; it never blocks. What a full
-//! queue does not take is sent again by [`watch`].
+//! One socket for the life of the process: if each ping opened one, a shortage of descriptors would
+//! look like a hang, and systemd would kill us. It never blocks; [`watch`] sends again what a full
+//! queue did not take.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,20 +30,20 @@ use tokio::{
 
 use crate::snapshot::Daemon;
 
-/// How often unsent messages are sent again.
+/// Interval at which unsent messages are sent again.
 const RESEND_INTERVAL: Duration = Duration::from_millis(50);
-/// Most unsent messages; the oldest are dropped.
+/// Unsent messages kept; the oldest are dropped.
 const MAX_UNSENT: usize = 32;
 
-/// The way to the service manager.
+/// Socket of the service manager.
 #[derive(Debug, Default)]
 pub(super) struct ServiceManager {
     socket: Option<(UnixDatagram, SocketAddr)>,
-    /// In order; nothing is sent past them.
+    /// In order: STOPPING must not overtake READY.
     unsent: RefCell<VecDeque<String>>,
-    /// Wakes [`watch`] for what is unsent.
+    /// Wakes [`watch`] when a message is unsent.
     wake: Notify,
-    /// A failure has been logged; the next is logged after a success.
+    /// A failure was logged; the next is logged after a success.
     has_failed: Cell<bool>,
 }
 
@@ -65,25 +66,26 @@ impl ServiceManager {
         Rc::new(manager)
     }
 
-    /// In service.
+    /// Reports that the daemon serves, after the start and after a reload.
     pub(super) fn ready(&self, status: &str) {
         self.send(format!("READY=1\nSTATUS={status}\n"));
     }
 
-    /// A reload has begun; [`ready`](Self::ready) ends it.
+    /// Reports that a reload has begun; [`ready`](Self::ready) ends it. systemd compares the time with
+    /// its own, to tell this reload from an earlier one.
     pub(super) fn reloading(&self) {
         let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
         let micros = i128::from(tv_sec) * 1_000_000 + i128::from(tv_nsec) / 1_000;
         self.send(format!("RELOADING=1\nMONOTONIC_USEC={micros}\n"));
     }
 
-    /// The drain has begun.
+    /// Reports that the drain has begun.
     pub(super) fn stopping(&self, status: &str) {
         self.send(format!("STOPPING=1\nSTATUS={status}\n"));
     }
 
     fn watchdog(&self) {
-        // A ping that waits says already what another one would.
+        // A ping behind other messages is as good as another one.
         if self.unsent.borrow().is_empty() {
             self.send("WATCHDOG=1\n".to_owned());
         }
@@ -142,7 +144,8 @@ fn open(name: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
     Ok((socket, address))
 }
 
-/// The time in which the service manager wants a ping: `WATCHDOG_USEC`, if `WATCHDOG_PID` is not another process.
+/// Time within which the service manager wants a ping: `WATCHDOG_USEC`, unless `WATCHDOG_PID` names
+/// another process (a wrapper that passed its environment on).
 fn watchdog_limit() -> Option<Duration> {
     let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
     let is_other = env::var_os("WATCHDOG_PID").is_some()
@@ -169,6 +172,7 @@ async fn ping(manager: &ServiceManager, daemon: &Daemon) {
     let Some(limit) = watchdog_limit() else {
         return;
     };
+    // Half the limit, as sd_watchdog_enabled(3) recommends.
     let mut tick = interval((limit / 2).max(Duration::from_millis(1)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = vec![None; daemon.workers.len()];
@@ -216,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_socket_holds_up_nothing_and_what_it_did_not_take_comes_later_in_order() {
+    fn a_full_socket_blocks_nothing_and_its_messages_come_later_in_order() {
         let name = format!("balancer-notify-{}", std::process::id());
         let socket = receiver(&name);
         let manager = manager(&format!("@{name}"));
