@@ -33,8 +33,36 @@ fn elsewhere(section: &str, key: &str) -> Option<String> {
     })
 }
 
+/// The hint that the table has for a wrong value of `row`, or the one for variables.
+pub(super) fn for_wrong_value(row: &KeyRow, value: &str) -> Option<String> {
+    let plain = value.to_ascii_lowercase();
+    let is_meant = |word: &str| match word.strip_suffix('*') {
+        Some(start) => plain.starts_with(start),
+        None => plain == word,
+    };
+    let hint = row
+        .value_hints
+        .iter()
+        .find(|(words, _)| words.iter().any(|word| is_meant(word)))
+        .map(|(_, text)| text.replace("{value}", value));
+    hint.or_else(|| {
+        has_variable(value)
+            .then(|| "this version replaces no variables: write the value itself".to_owned())
+    })
+}
+
+/// True for `${PORT}` and `$PORT`.
+fn has_variable(text: &str) -> bool {
+    text.split('$')
+        .skip(1)
+        .any(|after| after.starts_with(|c: char| c == '{' || c == '_' || c.is_ascii_uppercase()))
+}
+
 /// The hint for a value of `row` that is none of `known`.
 pub(super) fn for_value(row: &KeyRow, value: &str, known: &[&str]) -> String {
+    if let Some(hint) = for_wrong_value(row, value) {
+        return hint;
+    }
     if row.later_values.contains(&value) {
         return format!(
             "this version does not have `{value}` yet; it may be {}",

@@ -286,13 +286,32 @@ impl<'s> TreeReader<'s> {
             .map_or_else(|| PathBuf::from(path), |directory| directory.join(path))
     }
 
+    /// True if an error was reported after the first `reported` problems.
+    pub(super) fn has_errors_since(&self, reported: usize) -> bool {
+        let is_error = |problem: &Problem| problem.severity == Severity::Error;
+        self.problems.iter().skip(reported).any(is_error)
+    }
+
+    /// Reports a value that cannot be; a hint of the table goes before `hint`.
+    pub(super) fn wrong_value(
+        &mut self,
+        at: NodeRef<'_>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        let known = at
+            .scalar()
+            .and_then(|text| hint::for_wrong_value(at.row, text));
+        self.error(at, message, known.unwrap_or_else(|| hint.into()));
+    }
+
     /// Reports a value of the wrong kind, or one out of range.
     pub(super) fn wrong_kind(&mut self, at: NodeRef<'_>, wanted: &str, hint: &str) {
         let found = match &at.node.kind {
             NodeKind::Null => "nothing",
             NodeKind::Scalar { text, .. } => {
                 let found = quote(text);
-                return self.error(at, format!("expected {wanted}, found {found}"), hint);
+                return self.wrong_value(at, format!("expected {wanted}, found {found}"), hint);
             }
             NodeKind::Map(_) => "a map",
             NodeKind::List(_) => "a list",

@@ -41,25 +41,23 @@ enum RouteTaker {
     ListenerRedirect,
 }
 
-/// Reports dead and hidden routes; `entries` are the places of `config.routes`.
-pub(super) fn check(reader: &mut TreeReader<'_>, entries: &[NodeRef<'_>], config: &Config) {
-    let routes = RouteIndex::new(config);
-    let line = |index: usize| entries.get(index).map_or(0, |at| at.node.place.line);
-    for (index, (route, at)) in config.routes.iter().zip(entries).enumerate() {
+/// Reports dead and hidden routes; `places` are those of `config.routes`, none for a route with an error: what it would
+/// match is not known, so nothing is said of it and nothing because of it.
+pub(super) fn check(reader: &mut TreeReader<'_>, places: &[Option<NodeRef<'_>>], config: &Config) {
+    let routes = RouteIndex::new(config, |index| matches!(places.get(index), Some(Some(_))));
+    let place = |index: usize| places.get(index).copied().flatten();
+    let line = |index: usize| place(index).map_or(0, |at| at.node.place.line);
+    for (index, route) in config.routes.iter().enumerate() {
+        let Some(at) = place(index) else { continue };
         let takers = routes.takers(index, route);
         if takers.iter().all(|(_, taker)| taker.is_some()) {
             let other = takers.iter().find_map(|(_, taker)| match taker {
                 Some(RouteTaker::Route(other)) => Some(*other),
                 _ => None,
             });
-            warn_of_dead(
-                reader,
-                *at,
-                other.map(|other| (other, line(other))),
-                &takers,
-            );
+            warn_of_dead(reader, at, other.map(|other| (other, line(other))), &takers);
         } else if !is_fallback(route) {
-            warn_if_hidden(reader, *at, &routes, (index, route), &takers, line);
+            warn_if_hidden(reader, at, &routes, (index, route), &takers, line);
         }
     }
 }
@@ -125,13 +123,14 @@ fn warn_if_hidden(
 }
 
 impl<'a> RouteIndex<'a> {
-    fn new(config: &'a Config) -> Self {
+    fn new(config: &'a Config, is_sound: impl Fn(usize) -> bool) -> Self {
         let mut routes = Self {
             all: config,
             by_host: HashMap::new(),
             by_path: HashMap::new(),
         };
-        for (index, route) in config.routes.iter().enumerate() {
+        let all = config.routes.iter().enumerate();
+        for (index, route) in all.filter(|(index, _)| is_sound(*index)) {
             let path = PathKey::of(&route.path);
             for host in hosts(route) {
                 let same = routes.by_host.entry((host, path)).or_default();

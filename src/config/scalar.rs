@@ -278,7 +278,7 @@ impl TreeReader<'_> {
             match network(text) {
                 Ok(network) => networks.push(network),
                 Err(help) => {
-                    self.error(entry, format!("{} is not a network", quote(text)), help);
+                    self.wrong_value(entry, format!("{} is not a network", quote(text)), help);
                 }
             }
         }
@@ -347,6 +347,12 @@ fn network_hint(text: &str) -> String {
 }
 
 fn duration_hint(text: &str, error: UnitError) -> String {
+    if let Some(total) = compound_duration(text) {
+        return format!(
+            "write one number and one unit: `{}`",
+            units::show_duration(total)
+        );
+    }
     let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
     let unit = text.get(digits.len()..).unwrap_or_default().trim();
     let better = match unit.to_ascii_lowercase().as_str() {
@@ -370,6 +376,25 @@ fn duration_hint(text: &str, error: UnitError) -> String {
         }
         _ => "write a number and `ms`, `s`, `m` or `h`".to_owned(),
     }
+}
+
+/// The sum of a duration in several parts: `1m30s`, `1h 5m`.
+fn compound_duration(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut parts = 0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let after = rest.get(digits..)?;
+        let end = after
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(after.len());
+        let part = rest.get(..digits + end)?;
+        total = total.checked_add(units::duration(part.trim()).ok()?)?;
+        parts += 1;
+        rest = rest.get(digits + end..)?;
+    }
+    (parts > 1).then_some(total)
 }
 
 /// `100r/s`, `100/sec` and `100 per minute` are what other products write.

@@ -265,6 +265,8 @@ fn explain(error: &serde_yaml::Error) -> (String, &'static str) {
                 .map_or(full.as_str(), |(message, _)| message);
             let hint = if message.contains("mapping values are not allowed") {
                 "check the indentation, and put values with `: ` in quotes"
+            } else if message.contains("tabs disallowed") {
+                "indent with spaces: YAML allows no tabs there"
             } else if message.contains("unsupported tag") {
                 "remove the tag; quote a value that begins with `!`"
             } else if message.contains("unclosed") {

@@ -21,6 +21,10 @@ pub(super) fn bind(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BindA
         Ok(address) => Some(address),
         Err(error) => {
             let help = match error {
+                AddressError::NoPort if hexadecimal(text).is_some() => {
+                    let port = hexadecimal(text).unwrap_or_default();
+                    format!("write the port as a decimal number: `{port}`")
+                }
                 AddressError::NoPort => format!("write {}", quote(&format!("{text}:8080"))),
                 AddressError::BadHost if text.contains("://") => "leave out the scheme".to_owned(),
                 AddressError::BadHost if text.starts_with("localhost:") => {
@@ -32,7 +36,7 @@ pub(super) fn bind(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BindA
                 }
                 AddressError::BadPort | AddressError::BadPath => hint.to_owned(),
             };
-            reader.error(
+            reader.wrong_value(
                 at,
                 format!("{} is not an address to listen on: {error}", quote(text)),
                 help,
@@ -40,6 +44,14 @@ pub(super) fn bind(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BindA
             None
         }
     }
+}
+
+/// `0x1F90` is a number in YAML 1.1, and text here.
+fn hexadecimal(text: &str) -> Option<u16> {
+    let digits = text
+        .strip_prefix("0x")
+        .or_else(|| text.strip_prefix("0X"))?;
+    u16::from_str_radix(digits, 16).ok()
 }
 
 /// Like [`bind`] for what only this machine is to reach: a bare port is one of 127.0.0.1.

@@ -21,7 +21,7 @@ use super::{
     check, hint,
     key_value::KeyValue,
     model::Config,
-    problem::{Severity, quote},
+    problem::quote,
     reader::{NodeRef, OrNone, Section, TreeReader, assign},
     route_order,
     yaml::{NodeKind, SourcePlace, YamlNode},
@@ -221,11 +221,15 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
             pools: &mut pool_names,
             listeners: &mut listener_names,
         };
+        let mut places = Vec::with_capacity(entries.len());
         for entry in &entries {
+            let reported = reader.problems.len();
             let route = route::read(reader, *entry, &mut names, &config);
             config.routes.push(route);
+            let is_sound = !reader.has_errors_since(reported);
+            places.push(is_sound.then_some(*entry));
         }
-        route_order::check(reader, &entries, &config);
+        route_order::check(reader, &places, &config);
     }
 
     check::binds(reader, &binds);
@@ -234,10 +238,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
     }
     // A reference that could not be read may be the one that is missing.
     if let Some(pools) = &pools
-        && reader
-            .problems
-            .iter()
-            .all(|problem| problem.severity != Severity::Error)
+        && !reader.has_errors_since(0)
     {
         check::unused_pools(reader, pools, &pool_names.used);
     }

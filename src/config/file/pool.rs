@@ -265,11 +265,7 @@ fn address(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendAddres
     };
     let help = match error {
         AddressError::NoPort => format!("write {}", quote(&format!("{text}:8080"))),
-        _ if text.contains("://") => {
-            let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
-            let bare = rest.split('/').next().unwrap_or(rest);
-            format!("leave out the scheme and the path: {}", quote(bare))
-        }
+        _ if text.contains("://") => url_hint(text),
         AddressError::BadPort if text.ends_with(":0") => {
             "write the port the backend listens on".to_owned()
         }
@@ -277,12 +273,33 @@ fn address(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendAddres
         AddressError::BadHost => "write an IP address (IPv6 in brackets) or a host name".to_owned(),
         AddressError::BadPath => "write `unix:/run/app.sock`".to_owned(),
     };
-    reader.error(
+    reader.wrong_value(
         at,
         format!("{} is not the address of a backend: {error}", quote(text)),
         help,
     );
     None
+}
+
+/// What a URL as the address of a backend means here.
+fn url_hint(text: &str) -> String {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    let host = rest.split('/').next().unwrap_or(rest);
+    let has_port = host
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+    let is_tls = matches!(scheme, "https" | "grpcs" | "tls" | "wss");
+    let address = match (has_port, is_tls) {
+        (true, _) => host.to_owned(),
+        (false, true) => format!("{host}:443"),
+        (false, false) => format!("{host}:80"),
+    };
+    let address = quote(&address);
+    if is_tls {
+        format!("write {address}, and `tls: {{}}` in the pool")
+    } else {
+        format!("leave out the scheme and the path: {address}")
+    }
 }
 
 fn ejection(

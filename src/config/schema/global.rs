@@ -79,6 +79,7 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         doc: "the admin API",
+        value_hints: &[(&["unix:*", "127.*"], "write `admin: {bind: {value}}`")],
         ..KEY
     },
     KeyRow {
@@ -107,6 +108,16 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         doc: "the scrape",
+        value_hints: &[
+            (
+                &["off", "false", "no", "disabled", "never", "0", "none"],
+                "write `metrics: {bind: none}`",
+            ),
+            (
+                &["true", "on", "yes", "enabled"],
+                "leave the key out: metrics are at 127.0.0.1:9900 by default",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -160,6 +171,16 @@ pub(super) static ROWS: &[KeyRow] = &[
         doc: "one line per exchange or session",
         differs: File(|a, b| a.access_log != b.access_log),
         other_words: &[(&["accesslog"], "balancer calls this `access_log`")],
+        value_hints: &[
+            (
+                &["off", "false", "no", "disabled", "never", "0", "none"],
+                "write `access_log: {output: none}`",
+            ),
+            (
+                &["stdout", "stderr", "file:*", "/*"],
+                "write `access_log: {output: {value}}`",
+            ),
+        ],
         ..KEY
     },
     KeyRow {

@@ -90,6 +90,10 @@ pub(super) static ROWS: &[KeyRow] = &[
         default: Nothing,
         doc: "http only",
         differs: Listener(|a, b| a.http != b.http),
+        value_hints: &[(
+            &["true", "on", "yes", "enabled"],
+            "leave the key out: it has the limits of HTTP, which a listener speaks by default",
+        )],
         ..KEY
     },
     KeyRow {
@@ -139,6 +143,16 @@ pub(super) static ROWS: &[KeyRow] = &[
             (
                 &["ssl_certificate", "ssl_certificate_key"],
                 "write `tls: {cert: FILE, key: FILE}` in the listener",
+            ),
+        ],
+        value_hints: &[
+            (
+                &["true", "on", "yes", "enabled"],
+                "write `tls: {cert: FILE, key: FILE}`",
+            ),
+            (
+                &["off", "false", "no", "disabled", "never", "0", "none"],
+                "leave the key out: without it there is no TLS",
             ),
         ],
         ..KEY
@@ -309,10 +323,16 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: duration(ONE_MILLISECOND, ONE_DAY).or("none"),
         default: Value("10s"),
         doc: "for the whole head of a request",
-        other_words: &[(
-            &["client_header_timeout"],
-            "write `timeouts: {header: 10s}` in the listener",
-        )],
+        other_words: &[
+            (
+                &["http_request"],
+                "balancer calls this `header`, in `listeners.NAME.timeouts`",
+            ),
+            (
+                &["client_header_timeout"],
+                "write `timeouts: {header: 10s}` in the listener",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -460,6 +480,22 @@ pub(super) static ROWS: &[KeyRow] = &[
         doc: "clients that may connect; http: each request by [the client's \
               address](#the-clients-address), others get 403",
         differs: Listener(|a, b| a.allow != b.allow),
+        value_hints: &[(
+            &["none"],
+            "write `deny: [0.0.0.0/0, \"::/0\"]` to refuse every client",
+        )],
+        other_words: &[(
+            &[
+                "ipallowlist",
+                "ipwhitelist",
+                "ip_allow_list",
+                "ip_white_list",
+                "whitelist",
+                "allowlist",
+                "source_range",
+            ],
+            "write `allow: [10.0.0.0/8]`",
+        )],
         ..KEY
     },
     KeyRow {
@@ -468,6 +504,14 @@ pub(super) static ROWS: &[KeyRow] = &[
         default: Words("none"),
         doc: "clients that may not; takes precedence over `allow`",
         differs: Listener(|a, b| a.deny != b.deny),
+        value_hints: &[(
+            &["all", "any", "*"],
+            "write `[0.0.0.0/0, \"::/0\"]` for every client; an `allow` refuses all others, so `deny: all` is not needed beside it",
+        )],
+        other_words: &[(
+            &["blacklist", "denylist", "ipdenylist", "ip_deny_list"],
+            "write `deny: [192.0.2.0/24]`",
+        )],
         ..KEY
     },
     KeyRow {

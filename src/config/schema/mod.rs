@@ -11,7 +11,8 @@
 //! # To add a hint
 //! - Another product's word for a key of ours: in `other_words` of that key's row, with what to write instead. Where
 //!   several rows have the word, the row nearest to the place of the mistake is taken (see [`hint_for_word`]).
-//! - Another product's word for a value: in `other_values` of the key's row.
+//! - Another product's word for a value: in `other_values` of the key's row, with ours; or in `value_hints`, with the
+//!   whole text where it takes more than one word of ours. Each with a file in tests/golden/config.
 //! - A word that is no single key of ours, or that a later version will have: in `words.rs`.
 //!
 //! All words are written in lower case with `_` for `-`: that is how they are looked up. Texts name keys in backquotes.
@@ -49,6 +50,9 @@ pub struct KeyRow {
     pub other_values: &'static [(&'static str, &'static str)],
     /// Values that a later version will have.
     pub later_values: &'static [&'static str],
+    /// Wrong values, and the whole hint for them; `{value}` in it stands for the value. A `*` at the end of a value stands
+    /// for any ending.
+    pub value_hints: &'static [(&'static [&'static str], &'static str)],
 }
 
 /// The common case, for struct update syntax.
@@ -62,6 +66,7 @@ const KEY: KeyRow = KeyRow {
     other_words: &[],
     other_values: &[],
     later_values: &[],
+    value_hints: &[],
 };
 
 /// The file as a whole.
@@ -236,12 +241,16 @@ mod tests {
     }
 
     #[test]
-    fn no_word_of_another_product_is_a_key_of_ours_at_the_top() {
+    fn no_word_of_another_product_is_a_key_of_ours_in_the_same_section() {
         for row in rows() {
             for (words, text) in row.other_words {
                 assert!(!text.is_empty() && !words.is_empty(), "{}", row.path);
                 for word in *words {
-                    assert!(find("", word).is_none(), "`{word}` is a key at the top");
+                    assert!(
+                        find(row.split().0, word).is_none(),
+                        "`{word}` is a key beside `{}`",
+                        row.path
+                    );
                     assert_eq!(
                         *word,
                         word.to_ascii_lowercase().replace('-', "_"),

@@ -23,6 +23,16 @@ pub(super) static ROWS: &[KeyRow] = &[
         differs: Pool(|a, b| a.policy != b.policy),
         other_words: &[
             (
+                &[
+                    "ip_hash",
+                    "hash_on",
+                    "consistent_hash",
+                    "hash_policy",
+                    "upstream_hash_by",
+                ],
+                "this version has no policy that keeps a client on one backend; `policy` may be `round_robin`, `least_connections` or `random_two`",
+            ),
+            (
                 &["balance", "lb_policy", "method_policy", "strategy"],
                 "balancer calls this `policy`",
             ),
@@ -36,7 +46,6 @@ pub(super) static ROWS: &[KeyRow] = &[
             ),
         ],
         other_values: &[
-            ("first", "round_robin"),
             ("least-connections", "least_connections"),
             ("least_conn", "least_connections"),
             ("least_request", "least_connections"),
@@ -53,6 +62,34 @@ pub(super) static ROWS: &[KeyRow] = &[
             ("wrr", "round_robin"),
         ],
         later_values: &["hash", "least_time"],
+        value_hints: &[
+            (
+                &[
+                    "ip_hash",
+                    "ip-hash",
+                    "source",
+                    "source_ip",
+                    "hash",
+                    "client_ip",
+                    "consistent_hash",
+                    "maglev",
+                    "ring_hash",
+                    "uri",
+                    "uri_hash",
+                    "header",
+                    "cookie",
+                ],
+                "this version has no policy that keeps a client on one backend; it may be `round_robin`, `least_connections` or `random_two`",
+            ),
+            (
+                &["leasttime", "ewma", "peak_ewma"],
+                "this version has no policy by response time; it may be `round_robin`, `least_connections` or `random_two`",
+            ),
+            (
+                &["first"],
+                "this version has no policy that fills backends in order; write `backup: true` for those that are to wait, or take `round_robin`, `least_connections` or `random_two`",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -82,6 +119,10 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: text("`HOST:PORT` or `unix:PATH`"),
         default: Required,
         other_words: &[
+            (
+                &["port"],
+                "write the port behind the address: `address: HOST:PORT`",
+            ),
             (&["addr"], "balancer calls this `address`"),
             (&["url"], "balancer calls this `address`, without a scheme"),
         ],
@@ -117,6 +158,10 @@ pub(super) static ROWS: &[KeyRow] = &[
         default: Value("none"),
         doc: "exchanges or sessions at a time; the smaller of this and \
               `limits.connections_per_backend` holds",
+        other_words: &[(
+            &["maxconn", "max_conns"],
+            "balancer calls this `max_connections`",
+        )],
         ..KEY
     },
     KeyRow {
@@ -146,6 +191,16 @@ pub(super) static ROWS: &[KeyRow] = &[
             ("http/1.1", "http1"),
         ],
         later_values: &["udp"],
+        value_hints: &[
+            (
+                &["https", "http1+tls"],
+                "write `tls: {}` in the pool: `http1` is spoken within TLS then",
+            ),
+            (
+                &["grpcs"],
+                "write `protocol: h2`, and `tls: {}` in the pool",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -174,6 +229,21 @@ pub(super) static ROWS: &[KeyRow] = &[
             &["check", "health", "healthcheck", "health_checks"],
             "balancer calls this `health_check`",
         )],
+        value_hints: &[
+            (
+                &["off", "false", "no", "disabled", "never", "0"],
+                "write `health_check: none`",
+            ),
+            (
+                &["true", "on", "yes", "enabled"],
+                "leave the key out: every pool is checked by connecting to its backends",
+            ),
+            (&["/*"], "write `health_check: {path: {value}}`"),
+            (
+                &["tcp", "http", "grpc"],
+                "write `health_check: {type: {value}}`",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -191,10 +261,16 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: text("path").pattern("^/"),
         default: Value("/"),
         doc: "what an http check asks for",
-        other_words: &[(
-            &["http_check", "httpchk"],
-            "write `health_check: {path: /healthz}`",
-        )],
+        other_words: &[
+            (
+                &["health_uri", "health_path", "healthcheck_path", "uri"],
+                "write `health_check: {path: /healthz}` in the pool",
+            ),
+            (
+                &["http_check", "httpchk"],
+                "write `health_check: {path: /healthz}`",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -217,6 +293,10 @@ pub(super) static ROWS: &[KeyRow] = &[
             .shown("status, range, class or list"),
         default: Value("200-399"),
         doc: "`200`, `200-299`, `2xx`",
+        other_words: &[(
+            &["health_status"],
+            "write `health_check: {expect: 200-399}` in the pool",
+        )],
         ..KEY
     },
     KeyRow {
@@ -224,6 +304,10 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: text("text of 1 to 4096 bytes"),
         default: Words("none"),
         doc: "must occur in the first 64 KiB of the answer",
+        other_words: &[(
+            &["health_body"],
+            "write `health_check: {body: TEXT}` in the pool",
+        )],
         ..KEY
     },
     KeyRow {
@@ -242,6 +326,10 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: integer(1, 65_535),
         default: Words("the backend's"),
         doc: "an error where a backend is a unix socket",
+        other_words: &[(
+            &["health_port"],
+            "write `health_check: {port: 8081}` in the pool",
+        )],
         ..KEY
     },
     KeyRow {
@@ -251,10 +339,16 @@ pub(super) static ROWS: &[KeyRow] = &[
         doc: "from one check to the next, give or take 10 %; a backend that is down because it \
               refuses connections is asked four times as often (100 ms at least, 64 such \
               backends at a time), as that costs it nothing",
-        other_words: &[(
-            &["inter"],
-            "balancer calls this `health_check: {interval: 2s}`",
-        )],
+        other_words: &[
+            (
+                &["health_interval"],
+                "write `health_check: {interval: 2s}` in the pool",
+            ),
+            (
+                &["inter"],
+                "balancer calls this `health_check: {interval: 2s}`",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -262,6 +356,10 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: duration(ONE_MILLISECOND, ONE_HOUR),
         default: Value("1s"),
         doc: "for the whole check",
+        other_words: &[(
+            &["health_timeout"],
+            "write `health_check: {timeout: 1s}` in the pool",
+        )],
         ..KEY
     },
     KeyRow {
@@ -297,6 +395,16 @@ pub(super) static ROWS: &[KeyRow] = &[
               see [operations.md](operations.md#ejection)",
         differs: Pool(|a, b| a.ejection != b.ejection),
         other_words: &[(&["outlier_detection"], "balancer calls this `ejection`")],
+        value_hints: &[
+            (
+                &["off", "false", "no", "disabled", "never", "0"],
+                "write `ejection: none`",
+            ),
+            (
+                &["true", "on", "yes", "enabled"],
+                "leave the key out: failing backends are ejected by default",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -348,6 +456,16 @@ pub(super) static ROWS: &[KeyRow] = &[
             &["proxy_next_upstream", "retry_policy"],
             "balancer calls this `retries`",
         )],
+        value_hints: &[
+            (
+                &["off", "false", "no", "disabled", "never", "0"],
+                "write `retries: none`",
+            ),
+            (
+                &["true", "on", "yes", "enabled"],
+                "leave the key out: requests are retried by default",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -390,10 +508,16 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         differs: Pool(|a, b| a.timeouts != b.timeouts),
-        other_words: &[(
-            &["timeout"],
-            "balancer calls this `timeouts`, with one key for each",
-        )],
+        other_words: &[
+            (
+                &["timeout_client"],
+                "the timeouts of clients stand in `listeners.NAME.timeouts`",
+            ),
+            (
+                &["timeout"],
+                "balancer calls this `timeouts`, with one key for each",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -401,14 +525,20 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: duration(ONE_MILLISECOND, ONE_HOUR),
         default: Value("3s"),
         doc: "to connect, TLS handshake included; cannot be `none`",
-        other_words: &[(
-            &[
-                "connect_timeout",
-                "proxy_connect_timeout",
-                "timeout connect",
-            ],
-            "write `timeouts: {connect: 3s}` in the pool",
-        )],
+        other_words: &[
+            (
+                &["client"],
+                "the timeouts of clients stand in `listeners.NAME.timeouts`: `header`, `body_idle`, `keepalive`",
+            ),
+            (
+                &[
+                    "connect_timeout",
+                    "proxy_connect_timeout",
+                    "timeout connect",
+                ],
+                "write `timeouts: {connect: 3s}` in the pool",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -416,10 +546,16 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: duration(ONE_MILLISECOND, ONE_DAY).or("none"),
         default: Value("60s"),
         doc: "from the sent request to the whole response head",
-        other_words: &[(
-            &["proxy_read_timeout", "timeout server"],
-            "write `timeouts: {response: 60s}` in the pool",
-        )],
+        other_words: &[
+            (
+                &["server", "read", "proxy_read", "header_timeout"],
+                "write `response`: the time until the response begins, and `idle`: the time between two bytes",
+            ),
+            (
+                &["proxy_read_timeout", "timeout server"],
+                "write `timeouts: {response: 60s}` in the pool",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -428,6 +564,10 @@ pub(super) static ROWS: &[KeyRow] = &[
         default: Words("60s; 1h for tcp and tunnels"),
         doc: "without a byte in either direction: of an exchange whose response has begun, of a \
               gRPC call, of a session. See [below](#slow-clients-and-pipelines)",
+        other_words: &[(
+            &["tunnel"],
+            "write `idle`: the time between two bytes, of tunnels too",
+        )],
         ..KEY
     },
     KeyRow {
@@ -435,6 +575,10 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: duration(ONE_MILLISECOND, ONE_DAY).or("none"),
         default: Value("none"),
         doc: "for the whole exchange with all its tries",
+        other_words: &[(
+            &["check"],
+            "write `health_check: {timeout: 1s}` in the pool",
+        )],
         ..KEY
     },
     KeyRow {
@@ -445,6 +589,17 @@ pub(super) static ROWS: &[KeyRow] = &[
               the machine believes their authority",
         differs: Pool(|a, b| a.tls != b.tls),
         other_words: &[(&["sslmode"], "write `tls: {ca: FILE}` in the pool")],
+        value_hints: &[
+            (
+                &["true", "on", "yes", "enabled"],
+                "write `tls: {}`: certificates are verified with the system's authorities",
+            ),
+            (
+                &["off", "false", "no", "disabled", "never", "0"],
+                "leave the key out: without it there is no TLS",
+            ),
+            (&["none"], "leave the key out: without it there is no TLS"),
+        ],
         ..KEY
     },
     KeyRow {
@@ -530,6 +685,21 @@ pub(super) static ROWS: &[KeyRow] = &[
         path: "pools.NAME.limits",
         value: keys(),
         default: Nothing,
+        other_words: &[
+            (
+                &[
+                    "maxconn",
+                    "max_conns",
+                    "max_connections",
+                    "connection_limit",
+                ],
+                "write `limits: {connections_per_backend: 100}`",
+            ),
+            (
+                &["circuit_breakers", "circuit_breaker"],
+                "write `limits: {connections_per_backend: 100}` for the limits, and `ejection` to leave failing backends out",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -538,6 +708,15 @@ pub(super) static ROWS: &[KeyRow] = &[
         default: Value("none"),
         doc: "exchanges or sessions at a time on each backend",
         differs: Pool(|a, b| a.connections_per_backend != b.connections_per_backend),
+        other_words: &[(
+            &[
+                "maxconn",
+                "max_conns",
+                "max_connections",
+                "connection_limit",
+            ],
+            "write `limits: {connections_per_backend: 100}`",
+        )],
         ..KEY
     },
     KeyRow {

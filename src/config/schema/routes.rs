@@ -432,6 +432,18 @@ pub(super) static ROWS: &[KeyRow] = &[
         default: Words("all"),
         doc: "clients that may use the route, by [the client's address](#the-clients-address); \
               others get 403",
+        other_words: &[(
+            &[
+                "ipallowlist",
+                "ipwhitelist",
+                "ip_allow_list",
+                "ip_white_list",
+                "whitelist",
+                "allowlist",
+                "source_range",
+            ],
+            "write `allow: [10.0.0.0/8]` in the route",
+        )],
         ..KEY
     },
 ];

@@ -21,6 +21,10 @@ const GENERAL_WORDS: &[(&[&str], &str)] = &[
         &["middlewares"],
         "a route has keys for them, such as `rewrite` and `request_headers`",
     ),
+    (
+        &["http3", "quic", "h3"],
+        "balancer has no HTTP/3; leave it out: clients use HTTP/2",
+    ),
     (&["rule"], "write `host`, `path`, `method` or `headers`"),
 ];
 
