@@ -252,9 +252,9 @@ impl ChunkedDecoder {
     }
 }
 
-/// Returns the fields of a trailer section that may be forwarded, at most `max_fields`. RFC 9110 section
-/// 6.5.1 forbids those that frame, route or authorise: they would be read after the decisions that
-/// depend on them.
+/// Returns the fields of a trailer section that may be forwarded, at most `max_fields`. RFC 9110
+/// section 6.5.1 forbids those that frame, route or authorise: they would be read after the
+/// decisions that depend on them.
 fn checked_trailers(section: &[u8], max_fields: usize) -> Result<Vec<u8>, BodyError> {
     if section == b"\r\n" {
         return Ok(Vec::new());

@@ -8,7 +8,11 @@ pub const HEADER_BYTES: usize = 9;
 /// larger frames would let one stream delay the others.
 pub const MAX_PAYLOAD_BYTES: usize = 16 << 10;
 /// Largest flow-control window, RFC 9113 section 6.9.1.
-pub const MAX_WINDOW_SIZE: u32 = (1 << 31) - 1;
+pub const MAX_WINDOW_SIZE: u32 = LOW_31_BITS;
+/// Largest stream id, RFC 9113 section 5.1.1.
+pub const MAX_STREAM_ID: u32 = LOW_31_BITS;
+/// Without the first bit, which is reserved and must be ignored (RFC 9113 section 4.1).
+const LOW_31_BITS: u32 = (1 << 31) - 1;
 /// Initial window of connections and streams, RFC 9113 section 6.9.2.
 pub const INITIAL_WINDOW: u32 = 65_535;
 
@@ -140,7 +144,7 @@ impl Frame {
             length: u32::from_be_bytes([0, high, middle, low]) as usize,
             kind,
             flags,
-            stream: u32::from_be_bytes(stream) & MAX_WINDOW_SIZE,
+            stream: u32::from_be_bytes(stream) & LOW_31_BITS,
         })
     }
 
@@ -208,7 +212,7 @@ pub fn settings(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> {
 
 /// Reads four bytes at `at` without the reserved first bit.
 pub fn u31(payload: &[u8], at: usize) -> Option<u32> {
-    u32_at(payload, at).map(|value| value & MAX_WINDOW_SIZE)
+    u32_at(payload, at).map(|value| value & LOW_31_BITS)
 }
 
 /// Reads four bytes at `at`.
@@ -270,7 +274,7 @@ mod tests {
             length: 0x01_02_03,
             kind: 9,
             flags: 0x25,
-            stream: MAX_WINDOW_SIZE,
+            stream: MAX_STREAM_ID,
         };
         assert_eq!(Frame::read(&frame.bytes()), Some(frame));
         assert_eq!(Frame::read(&frame.bytes()[..8]), None);

@@ -140,8 +140,8 @@ impl BodyEncoder {
         Ok(used)
     }
 
-    /// Appends content of `input` to `out`, at most `capacity` bytes; returns the bytes used, and true
-    /// at the end of the content.
+    /// Appends content of `input` to `out`, at most `capacity` bytes; returns the bytes used, and
+    /// true at the end of the content.
     fn fill(
         &mut self,
         out: &mut Vec<u8>,

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     base::{clock, rng::Random},
     http1::{request::HeadLimits, response::MAX_HEAD_BYTES},
-    http2::frame::{self, ErrorCode, MAX_WINDOW_SIZE, kind, setting},
+    http2::frame::{self, ErrorCode, MAX_STREAM_ID, kind, setting},
     net::{
         stream::Stream,
         tls::{NegotiatedTls, TlsStream},
@@ -131,8 +131,8 @@ impl Connection {
         let state = &mut *self.state.borrow_mut();
         set_waker(&mut state.driver, cx);
         for _ in 0..MAX_READS_PER_POLL {
-            if let Some(asked) = state.next_request() {
-                return Poll::Ready(Some(asked));
+            if let Some(request) = state.next_request() {
+                return Poll::Ready(Some(request));
             }
             let flushed = state.poll_flush(cx);
             if state.is_over() {
@@ -197,7 +197,7 @@ impl Connection {
         match &mut state.role {
             PeerRole::Client(client) if client.goaway == GoawayState::NotSent => {
                 client.goaway = GoawayState::Announced;
-                frame::write_goaway(&mut state.out, MAX_WINDOW_SIZE, ErrorCode::NO_ERROR);
+                frame::write_goaway(&mut state.out, MAX_STREAM_ID, ErrorCode::NO_ERROR);
                 frame::write(&mut state.out, kind::PING, 0, 0, &SHUTDOWN_PING);
             }
             PeerRole::Client(_) => state.finish_shutdown(),
@@ -257,9 +257,9 @@ impl Connection {
 
     /// Time since the oldest unanswered request was sent, without any frame received.
     pub(super) fn unanswered_for(&self) -> Duration {
-        let asked = self.with_backend(|backend| backend.asked_at).flatten();
-        asked.map_or(Duration::ZERO, |asked| {
-            clock::now().saturating_duration_since(asked)
+        let asked_at = self.with_backend(|backend| backend.asked_at).flatten();
+        asked_at.map_or(Duration::ZERO, |asked_at| {
+            clock::now().saturating_duration_since(asked_at)
         })
     }
 
@@ -294,7 +294,7 @@ impl Connection {
             state.last_stream_id + 2
         };
         match &mut state.role {
-            PeerRole::Backend(backend) if !backend.is_closing && id <= MAX_WINDOW_SIZE => {
+            PeerRole::Backend(backend) if !backend.is_closing && id <= MAX_STREAM_ID => {
                 if backend.asked_at.is_none() {
                     backend.asked_at = Some(clock::now());
                 }

@@ -163,8 +163,8 @@ fn request_frames(id: u32, more: &[(&str, &str)], is_reset: bool) -> Vec<u8> {
 /// Takes all requests, as exchanges whose backend has not responded.
 fn take_requests(connection: &Rc<Connection>) -> Vec<IncomingStream> {
     let mut taken = Vec::new();
-    while let Some(asked) = connection.state.borrow_mut().next_request() {
-        taken.push(IncomingStream::new(Rc::clone(connection), asked));
+    while let Some(request) = connection.state.borrow_mut().next_request() {
+        taken.push(IncomingStream::new(Rc::clone(connection), request));
     }
     taken
 }
@@ -298,9 +298,9 @@ impl FarSender {
                 }
                 kind::PING => {
                     self.pings += 1;
-                    let mut response_head = Vec::new();
-                    frame::write(&mut response_head, kind::PING, flag::ACK, 0, payload);
-                    self.recv(&response_head);
+                    let mut ack = Vec::new();
+                    frame::write(&mut ack, kind::PING, flag::ACK, 0, payload);
+                    self.recv(&ack);
                 }
                 _ => {}
             }

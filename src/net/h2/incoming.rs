@@ -40,14 +40,14 @@ pub struct IncomingStream {
 }
 
 impl IncomingStream {
-    /// Creates the stream of `asked`.
-    pub fn new(connection: Rc<Connection>, asked: IncomingRequest) -> Self {
-        let encoder = ResponseEncoder::new(asked.is_head, asked.accept.is_some());
+    /// Creates the stream of `request`.
+    pub fn new(connection: Rc<Connection>, request: IncomingRequest) -> Self {
+        let encoder = ResponseEncoder::new(request.is_head, request.accept.is_some());
         Self {
             connection,
-            id: asked.id,
-            refusal: asked.refusal,
-            accept: asked.accept,
+            id: request.id,
+            refusal: request.refusal,
+            accept: request.accept,
             encoder: RefCell::new(encoder),
         }
     }

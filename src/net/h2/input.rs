@@ -71,6 +71,7 @@ impl ConnectionState {
             return Ok(0);
         }
         self.check_header(frame)?;
+        // Wait for as much of the frame as its handling needs.
         let head = HEADER_BYTES + usize::from(frame.kind == kind::DATA && frame.has(flag::PADDED));
         let whole = HEADER_BYTES + frame.length;
         // DATA is streamed: it is handled before its content is complete.
@@ -82,6 +83,7 @@ impl ConnectionState {
         let Some(payload) = bytes.get(HEADER_BYTES..needed) else {
             return Ok(0);
         };
+        // Charge the frame before its work is done, and let it show that the backend is alive.
         self.flood_guard.charge_frame(frame);
         if self.flood_guard.is_exhausted() {
             return Err(ErrorCode::ENHANCE_YOUR_CALM);
@@ -123,6 +125,7 @@ impl ConnectionState {
             Some(block) => frame.kind != kind::CONTINUATION || frame.stream != block.stream,
             None => frame.kind == kind::CONTINUATION,
         };
+        // Section 5.1: stream 0 stands for the connection.
         let is_of_connection = matches!(frame.kind, kind::SETTINGS | kind::PING | kind::GOAWAY);
         let is_of_stream = matches!(
             frame.kind,
@@ -136,6 +139,7 @@ impl ConnectionState {
         {
             return Err(ErrorCode::PROTOCOL_ERROR);
         }
+        // Section 6 fixes the size of most frames; DATA needs the length of its padding.
         let is_sized = match frame.kind {
             kind::RST_STREAM | kind::WINDOW_UPDATE => frame.length == 4,
             kind::PING => frame.length == 8,
@@ -250,6 +254,8 @@ impl ConnectionState {
         let Some(left) = frame.length.checked_sub(extra) else {
             return Err(ErrorCode::PROTOCOL_ERROR.into());
         };
+        // Padding counts for flow control (section 6.9.1), and so does content that is discarded:
+        // the peer has counted it, too.
         if !self.windows.connection.consume(frame.length) {
             return Err(ErrorCode::FLOW_CONTROL_ERROR.into());
         }
@@ -263,6 +269,7 @@ impl ConnectionState {
         self.flood_guard.charge_data(left, part.ends);
         let checked = self.check_data(frame);
         part.is_waste = !matches!(checked, Ok(true));
+        // Give back at once what no reader will consume.
         if part.is_waste {
             self.release(frame.length);
         } else if extra > 0 {
@@ -283,6 +290,7 @@ impl ConnectionState {
         if let StreamState::Closed = self.stream_state(id)? {
             return self.check_closed(id).map(|()| false);
         }
+        // Reset by us, or abandoned by its exchange: the content is discarded.
         let Some(entry) = self.open_entry(id) else {
             return Ok(false);
         };
@@ -355,6 +363,7 @@ impl ConnectionState {
         if let Some(entry) = self.streams.get_mut(&id)
             && entry.error.is_none()
         {
+            // A reset after the response costs us nothing; a rapid one wastes a request.
             if !entry.end_sent && entry.is_rapid(clock::now()) {
                 self.flood_guard.charge_reset();
             }

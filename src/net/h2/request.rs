@@ -80,22 +80,22 @@ pub(super) fn read(
     if !fields.is_whole() {
         return Err(H2RequestError::TooLarge);
     }
+    // Size and pseudo-header fields first: they are refused before anything is written.
     let (pseudo, behind) = pseudo(fields)?;
     if !is_within(fields, behind, limits) {
         return Err(H2RequestError::TooLarge);
     }
-    let method = pseudo.method.filter(|method| is_token(method));
-    let method = method.ok_or(H2RequestError::Malformed)?;
+    let method = pseudo
+        .method
+        .filter(|method| is_token(method))
+        .ok_or(H2RequestError::Malformed)?;
     let is_socket = method == b"CONNECT";
     if is_socket && (ends || pseudo.protocol != Some(b"websocket")) {
         return Err(H2RequestError::MethodNotAllowed);
     }
     let mut text = Vec::with_capacity(TYPICAL_HEAD_BYTES.max(fields.size() + ADDED_FIELDS_BYTES));
-    encode::request_line(
-        &mut text,
-        if is_socket { b"GET" } else { method },
-        target(&pseudo)?,
-    );
+    let http1_method = if is_socket { b"GET" } else { method };
+    encode::request_line(&mut text, http1_method, target(&pseudo)?);
     let host = host(&pseudo, fields)?;
     encode::field(&mut text, b"host", host);
     let is_host = |value: &[u8]| {
@@ -106,10 +106,8 @@ pub(super) fn read(
     if regular.has_cookies {
         cookies(&mut text, fields);
     }
-    let length = match regular.length.map(http1::content_length) {
-        Some(None) => return Err(H2RequestError::Malformed),
-        length => length.flatten(),
-    };
+    let length = content_length(&regular)?;
+    // Framing comes last, and is always ours.
     let (mut body, mut accept) = (BodyKind::None, None);
     match (is_socket, length, ends) {
         (true, None, _) => {
@@ -131,6 +129,17 @@ pub(super) fn read(
         is_head: method == b"HEAD",
         accept,
     })
+}
+
+/// Parses the declared length of the content.
+fn content_length(regular: &RegularFields<'_>) -> Result<Option<u64>, H2RequestError> {
+    match regular.length {
+        Some(length) => match http1::content_length(length) {
+            None => Err(H2RequestError::Malformed),
+            length => Ok(length),
+        },
+        None => Ok(None),
+    }
 }
 
 /// Writes the fields of a WebSocket handshake; returns the `Sec-WebSocket-Accept` for `key`.

@@ -228,17 +228,17 @@ impl ConnectionState {
             let PeerRole::Client(client) = &mut self.role else {
                 return None;
             };
-            let asked = client.requests.pop_front()?;
+            let request = client.requests.pop_front()?;
             // Opened and reset in one read: no work has begun, so there is nothing to undo or to
             // record.
             if self
                 .streams
-                .get(&asked.id)
+                .get(&request.id)
                 .is_some_and(|entry| entry.error.is_none())
             {
-                return Some(asked);
+                return Some(request);
             }
-            self.discard(asked.id);
+            self.discard(request.id);
         }
     }
 
@@ -332,9 +332,9 @@ impl ConnectionState {
     /// Wakes as many queued streams as fit into the output, in turns, so that each gets its share.
     pub(super) fn wake_senders(&mut self, cx: &Context<'_>) {
         let share = self.window_share();
-        let mut most = MAX_UNWRITTEN_BYTES / MAX_PAYLOAD_BYTES;
+        let mut frames = MAX_UNWRITTEN_BYTES / MAX_PAYLOAD_BYTES;
         let mut left = self.waiting.len();
-        while most > 0
+        while frames > 0
             && left > 0
             && let Some(id) = self.waiting.pop_front()
         {
@@ -349,7 +349,7 @@ impl ConnectionState {
             entry.is_queued = false;
             if let Some(waker) = entry.write_waker.take() {
                 waker.wake();
-                most -= 1;
+                frames -= 1;
             }
         }
         if left > 0 {
@@ -506,10 +506,13 @@ impl ConnectionState {
             MAX_UNWRITTEN_BYTES.saturating_sub(self.unwritten()),
         );
         let entry = self.sendable_entry(id).map_err(broken_pipe)?;
+        // One frame, within both windows and the output buffer. 16 KiB at most, so that the frames
+        // of other streams are not delayed for long.
         let own = entry.send_window.available().min(share.available_to(entry));
         let capacity = own.min(all).min(MAX_PAYLOAD_BYTES);
         let start = self.out.len();
         self.out.extend_from_slice(&[0; frame::HEADER_BYTES]);
+        // The content is written behind the space for its header, so it is copied only once.
         let filled = fill(&mut self.out, capacity);
         let length = self.out.len() - start - frame::HEADER_BYTES;
         debug_assert!(length <= capacity, "windows are kept");
@@ -527,6 +530,7 @@ impl ConnectionState {
             stream: id,
         };
         header.write_at(&mut self.out, start);
+        // Account for it on the connection, then on the stream.
         self.send_window.consume(length);
         self.unacknowledged += length;
         if self.send_window.available() < STALLED_WINDOW_BYTES && self.stalled_since.is_none() {

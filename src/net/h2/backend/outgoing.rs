@@ -127,11 +127,11 @@ impl OutgoingStream {
 
     /// Sends the head.
     fn send_head(&self, head: &[u8]) -> io::Result<BodyEncoder> {
-        request::read(head, |mut asked| {
-            let expected = std::mem::take(&mut asked.expected);
-            let ends = matches!(asked.content, BodyEncoder::Done);
+        request::read(head, |mut tokenized| {
+            let expected = std::mem::take(&mut tokenized.expected);
+            let ends = matches!(tokenized.content, BodyEncoder::Done);
             let is_secure = self.connection.is_secure;
-            let write = |out: &mut Vec<u8>| asked.write(out, is_secure);
+            let write = |out: &mut Vec<u8>| tokenized.write(out, is_secure);
             let begun = self.connection.engine.open_stream(expected, ends, write);
             let id = begun.map_err(|ended| {
                 // The request was not sent at all.
@@ -140,7 +140,7 @@ impl OutgoingStream {
                 broken_pipe(ended)
             })?;
             self.id.set(Some(id));
-            Ok(asked.content)
+            Ok(tokenized.content)
         })
     }
 
