@@ -265,6 +265,8 @@ impl Pool {
             context.attempted = &[];
             picked = eligible.picker.pick(&mut context);
         }
+        let is_candidate = |position: usize| position < eligible.candidates.len();
+        debug_assert!(picked.is_none_or(is_candidate), "{picked:?}");
         picked
             .and_then(|position| eligible.candidates.get(position))
             .map(|backend| BackendLease::claimed(Arc::clone(backend)))
@@ -484,7 +486,9 @@ impl Pool {
     pub fn counts(&self) -> [usize; HealthState::COUNT] {
         let mut counts = [0; HealthState::COUNT];
         for backend in &self.backends {
-            if let Some(count) = counts.get_mut(backend.state.state().index()) {
+            let state = backend.state.state();
+            debug_assert!(state.index() < counts.len(), "{state}");
+            if let Some(count) = counts.get_mut(state.index()) {
                 *count += 1;
             }
         }

@@ -68,7 +68,8 @@ pub(super) fn is_less_loaded(
 /// weight than this one is now.
 ///
 /// Two backends below their share differ by less than one request. Their weights must decide
-/// between them: comparing loads alone would never pick the lighter one of two idle backends.
+/// between them: comparing loads alone would never pick the one of lower weight if both
+/// are idle.
 #[inline]
 pub(super) fn has_full_share(
     (load, weight): BackendLoad,

@@ -40,6 +40,7 @@ impl RandomTwo {
         match &self.sums {
             None => random.below(count),
             Some(sums) => {
+                debug_assert!(!sums.is_empty(), "unequal weights of no backends");
                 let ticket = random.below(sums.last().map_or(0, |sum| *sum as usize)) as u32;
                 sums.partition_point(|sum| *sum <= ticket)
             }

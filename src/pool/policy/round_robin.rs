@@ -111,6 +111,7 @@ fn smooth_sequence(weights: &[usize], total: usize) -> Box<[u32]> {
                     highest = (position, *current);
                 }
             }
+            debug_assert!(highest.0 < current.len(), "a pool without backends");
             if let Some(current) = current.get_mut(highest.0) {
                 *current -= total.cast_signed();
             }
