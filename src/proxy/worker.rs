@@ -13,8 +13,8 @@ use arc_swap::{ArcSwap, Cache};
 use tokio::sync::watch;
 
 use super::{
-    connections::ClientConnections, h2_connections::SharedH2Connections, http::ExchangeBuffers,
-    idle::IdleConnections,
+    connections::ClientConnections, h2_connections::SharedH2Connections,
+    http::buffers::ExchangeBuffers, idle::IdleConnections,
 };
 use crate::{
     base::{clock, rng::Random},

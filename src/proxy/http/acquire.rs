@@ -1,16 +1,19 @@
-//! The backend connection of one attempt: an idle one, a new one, or a stream on a shared HTTP/2 connection.
+//! Acquires the backend connection of one attempt: an idle one, a new one, or a stream on a shared HTTP/2
+//! connection.
 //!
-//! Does not know what is sent on it (`attempt.rs`). Shared connections are handed out by `proxy/h2_connections.rs`.
+//! Does not know what is sent on it (`await_response.rs`). `proxy/h2_connections.rs` hands out the
+//! streams of shared connections.
 
-use std::time::Instant;
+use std::{error::Error, fmt, time::Instant};
 
 use tokio::select;
 
 use super::{
-    attempt::{Attempt, is_gone},
+    attempt::Attempt,
+    deadline::Deadline,
     exchange::{Exchange, ForwardSettings},
     forward,
-    retry::{AttemptError, AttemptPhase},
+    outcome::{AttemptError, AttemptPhase},
 };
 use crate::{
     base::clock,
@@ -23,74 +26,90 @@ use crate::{
     reason::Reason,
 };
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
+/// The reason why there is no connection.
+#[derive(Debug)]
 pub(super) enum AcquireError {
-    #[error("{0}")]
-    Backend(#[source] AttemptError),
-    /// The client is gone, or the time for the whole exchange is over.
-    #[error("{0}")]
+    /// The backend is to blame.
+    Backend(AttemptError),
+    /// The client disconnected or requested something impossible, or the total timeout passed.
     Client(Reason),
 }
 
-/// Acquires the connection of an attempt: an idle one, a new one, or a stream on a shared one.
+impl fmt::Display for AcquireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Backend(_) => f.write_str("no connection to the backend"),
+            Self::Client(reason) => write!(f, "{reason}"),
+        }
+    }
+}
+
+impl Error for AcquireError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Backend(error) => Some(error),
+            Self::Client(_) => None,
+        }
+    }
+}
+
+/// Acquires the connection of an attempt.
 pub(super) async fn acquire_connection(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
 ) -> Result<BackendConnection, AcquireError> {
     let started = clock::now();
     exchange.record.reused = false;
-    let transport_epoch = attempt.pool.transport_epoch;
-    let made = if attempt.pool.config.protocol.is_h2() {
+    let connected = if attempt.pool.config.protocol.is_h2() {
         Box::pin(acquire_h2_stream(exchange, attempt, started)).await?
     } else {
-        let idle = &exchange.context.worker.idle;
-        let take = || {
-            let mut idle = idle.borrow_mut();
-            idle.take(
-                attempt.lease,
-                attempt.proxy_header,
-                transport_epoch,
-                started,
-            )
-        };
-        if let Some(kept) = (!attempt.fresh).then(take).flatten() {
+        if let Some(idle) = take_idle(exchange, attempt, started) {
             exchange.record.reused = true;
-            return Ok(kept);
+            return Ok(idle);
         }
         Box::pin(connect(exchange, attempt, started)).await?
     };
-    // A client that left meanwhile wants nothing done.
-    if is_gone(&exchange.client.stream).await {
+    // Client disconnected while connecting: the backend need not see the request.
+    if exchange.client.is_disconnected().await {
         return Err(AcquireError::Client(Reason::ClientDisconnected));
     }
-    Ok(made)
+    Ok(connected)
 }
 
-/// By when there must be a connection.
-fn connect_deadline(settings: &ForwardSettings<'_>, started: Instant) -> Instant {
-    let own = started + settings.timeouts.connect;
-    settings.end.map_or(own, |end| end.min(own))
-}
-
-/// Why there is no connection, where that is not the client's fault.
-fn acquire_error(settings: &ForwardSettings<'_>, reason: Reason, detail: String) -> AcquireError {
-    // What ended is the time for all tries together: no backend is to blame.
-    if settings.end.is_some_and(|end| clock::now() >= end) {
-        return AcquireError::Client(Reason::TotalTimeout);
+/// An idle connection that fits the attempt, unless the attempt must have a new one.
+fn take_idle(
+    exchange: &Exchange<'_>,
+    attempt: Attempt<'_>,
+    now: Instant,
+) -> Option<BackendConnection> {
+    if attempt.fresh {
+        return None;
     }
-    AcquireError::Backend(AttemptError {
-        phase: AttemptPhase::Connect,
-        reason,
-        stale: false,
-        refusal: None,
-        not_processed: true,
-        own_limit: false,
-        detail,
-    })
+    let mut idle = exchange.context.worker.idle.borrow_mut();
+    let transport_epoch = attempt.pool.transport_epoch;
+    idle.take(attempt.lease, attempt.proxy_header, transport_epoch, now)
 }
 
-/// A stream on an HTTP/2 connection, for as long as the client is there.
+/// The deadline for a connection that is begun at `started`.
+fn connect_deadline(settings: &ForwardSettings<'_>, started: Instant) -> Instant {
+    let own = Deadline {
+        at: started + settings.timeouts.connect,
+        reason: Reason::ConnectionTimeout,
+    };
+    Deadline::earliest(Some(own), settings.deadline).map_or(own.at, |deadline| deadline.at)
+}
+
+/// The error of a failed connect.
+fn acquire_error(settings: &ForwardSettings<'_>, reason: Reason, detail: String) -> AcquireError {
+    // The total timeout covers all attempts: no backend is to blame for its end.
+    if let Some(total) = settings.deadline.filter(Deadline::has_passed) {
+        return AcquireError::Client(total.reason);
+    }
+    let phase = AttemptPhase::Connect;
+    AcquireError::Backend(AttemptError::new(phase, reason, detail))
+}
+
+/// Acquires a stream on an HTTP/2 connection, while the client stays connected.
 async fn acquire_h2_stream(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
@@ -120,7 +139,7 @@ async fn acquire_h2_stream(
     if !is_reused {
         exchange.record.connect = Some(now.saturating_duration_since(started));
     }
-    if forward::is_websocket(exchange.head) && !stream.connection().supports_websockets() {
+    if forward::is_websocket(exchange.head()) && !stream.connection().supports_websockets() {
         return Err(AcquireError::Client(Reason::UpgradeFailed));
     }
     let transport_epoch = attempt.pool.transport_epoch;
@@ -132,7 +151,7 @@ async fn acquire_h2_stream(
     ))
 }
 
-/// Connects, for as long as the client is there.
+/// Connects, while the client stays connected.
 async fn connect(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
@@ -142,11 +161,11 @@ async fn connect(
     let deadline = connect_deadline(attempt.settings, started);
     let header = attempt.proxy_header;
     let tls = attempt.pool.config.tls.as_ref();
-    // The request follows at once.
-    let reach = connect_backend(&attempt.lease.state, header, tls, true, deadline);
+    // The request follows at once, so the PROXY header need not be sent alone.
+    let connecting = connect_backend(&attempt.lease.state, header, tls, true, deadline);
     let connected = select! {
         biased;
-        connected = reach => connected,
+        connected = connecting => connected,
         () = exchange.client.stream.disconnected() => {
             return Err(AcquireError::Client(Reason::ClientDisconnected));
         }

@@ -1,45 +1,74 @@
-//! The attempts of one exchange: picks backends in turn until one responds or no further attempt is allowed.
+//! The attempts of one exchange: picks backends in turn until one responds or no further attempt
+//! is allowed.
 //!
-//! One attempt is `attempt.rs`; whether another may follow is decided in `retry.rs`. Each attempt goes to the pool as the
-//! newest generation has it.
+//! Until the first byte of a final response head is on its way to the client an attempt can fail
+//! and be followed by another; after that it can only be completed or cut. `retry.rs` decides
+//! whether another may follow. Each attempt goes to the pool of the newest generation.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use super::{
-    AfterExchange,
-    attempt::{self, Attempt, AttemptOutcome},
-    exchange::{Exchange, ForwardSettings, Io},
+    acquire::{AcquireError, acquire_connection},
+    attempt::{Attempt, ConnectionInUse},
+    await_response::{ResponseError, await_response},
+    buffers::INITIAL_BUFFER_BYTES,
+    exchange::{Exchange, ForwardSettings},
+    outcome::{AfterExchange, AttemptError, AttemptOutcome, AttemptPhase},
     pump::Pump,
-    retry::{self, AttemptError, RetryContext, RetryDecision},
+    respond::respond,
+    retry::{self, RetryContext, RetryDecision},
+    tunnel::tunnel,
 };
 use crate::{
     base::clock,
-    net::{h2::backend::StreamRefusal, proxy_protocol},
+    net::{
+        h2::backend::{OutgoingStream, StreamRefusal},
+        proxy_protocol,
+    },
     pool::{BackendLease, Pool},
+    proxy::idle::BackendConnection,
     reason::Reason,
 };
 
+/// The attempts so far, and those that are left.
+struct AttemptHistory {
+    /// Positions of backends that failed: they are picked last.
+    failed: Vec<usize>,
+    /// Positions of backends with a connection that failed by itself: they may be picked again.
+    passed: Vec<usize>,
+    /// Retries left by `retries.attempts`.
+    left: u32,
+    /// The attempt on a new connection, which costs neither a retry nor budget, was made.
+    fresh: bool,
+}
+
 impl Exchange<'_> {
-    /// Attempts backends in turn until one responds. `chosen` is the pool as the route has it.
+    /// Attempts backends in turn until one responds. `chosen` is the pool of the route.
     pub(super) async fn try_backends(
         &mut self,
         chosen: &Arc<Pool>,
         settings: &ForwardSettings<'_>,
         upload: &mut Pump,
-        io: &mut Io<'_>,
     ) -> AfterExchange {
         let worker = self.context.worker;
         let mut newest: Option<Arc<Pool>> = None;
         let mut proxy_header = self.proxy_header_for(chosen);
-        let (mut tried, mut passed) = (Vec::new(), Vec::new());
-        let mut left = settings.retries.map_or(0, |retries| retries.attempts);
-        let mut fresh = false;
+        let mut history = AttemptHistory {
+            failed: Vec::new(),
+            passed: Vec::new(),
+            left: settings.retries.map_or(0, |retries| retries.attempts),
+            fresh: false,
+        };
         loop {
             let pool = newest.as_ref().unwrap_or(chosen);
-            let picked = pool.pick_avoiding(&passed, &tried, &mut worker.random.borrow_mut());
+            let picked = pool.pick_avoiding(
+                &history.passed,
+                &history.failed,
+                &mut worker.random.borrow_mut(),
+            );
             let lease = match picked {
                 Ok(lease) => lease,
-                Err(reason) => return self.fail_forwarding(reason, upload, io).await,
+                Err(reason) => return self.fail_forwarding(reason, upload).await,
             };
             self.record.backend = Some(lease.index);
             self.record.attempts += 1;
@@ -47,74 +76,167 @@ impl Exchange<'_> {
                 pool,
                 lease: &lease,
                 settings,
-                fresh,
+                fresh: history.fresh,
                 proxy_header: proxy_header.as_deref(),
             };
-            let failure = match attempt::run(self, attempt, upload, io).await {
-                Ok(AttemptOutcome::Answered(next)) => return next,
-                Ok(AttemptOutcome::Client(reason)) => {
-                    return self.fail_forwarding(reason, upload, io).await;
+            let failure = match self.run_attempt(attempt, upload).await {
+                Ok(AttemptOutcome::Responded(next)) => return next,
+                Ok(AttemptOutcome::Failed(reason)) => {
+                    return self.fail_forwarding(reason, upload).await;
                 }
                 Err(failure) => failure,
             };
-            tracing::debug!(target: "http", pool = %pool.name, backend = %lease.config.name, reason = %failure.reason, detail = %failure.detail, "attempt failed");
-            if is_backend_failure(&lease, &failure) {
-                attempt::record_backend_failure(attempt, failure.reason);
+            record_failure(attempt, &failure);
+            if !self.takes_further_attempt(attempt, &failure, &mut history, upload) {
+                return self.fail_forwarding(failure.reason, upload).await;
             }
-            let context = RetryContext {
-                left,
-                idempotent: settings.is_idempotent(self.head),
-                replayable: upload.can_replay(),
-                free: !fresh,
-            };
-            match settings.retries.map_or(RetryDecision::Fail, |retries| {
-                retry::may_retry(&failure, context, retries)
-            }) {
-                RetryDecision::Fail => {
-                    return self.fail_forwarding(failure.reason, upload, io).await;
-                }
-                RetryDecision::Fresh => fresh = true,
-                RetryDecision::Retry => {
-                    let share = settings.retries.map_or(0.0, |retries| retries.budget);
-                    if !pool.state.budget.try_spend(share, clock::now()) {
-                        pool.state.metrics.mine().budget_exhausted.add(1);
-                        return self.fail_forwarding(failure.reason, upload, io).await;
-                    }
-                    left -= 1;
-                }
-            }
-            if is_well(&failure) {
-                passed.push(lease.index);
-            } else {
-                tried.push(lease.index);
-            }
-            if attempt::is_gone(&self.client.stream).await {
+            if self.client.is_disconnected().await {
                 let reason = Reason::ClientDisconnected;
-                return self.fail_forwarding(reason, upload, io).await;
+                return self.fail_forwarding(reason, upload).await;
             }
             pool.state.metrics.mine().retries.add(failure.reason);
+            // Go over to the newest generation before the next attempt.
             if let Some(next) = self.newer(pool) {
-                tried = next.positions_of(pool, &tried);
-                passed = next.positions_of(pool, &passed);
+                history.failed = next.positions_of(pool, &history.failed);
+                history.passed = next.positions_of(pool, &history.passed);
                 proxy_header = self.proxy_header_for(&next);
-                self.reencode_request(pool, &next, settings, io.request_out);
-                let (chunked, length) = self.upload_framing(&next);
-                upload.set_framing(chunked, length);
-                self.record.newest = Some(Arc::clone(&next));
+                self.reencode_request(pool, &next, settings);
+                let (is_chunked, length) = self.upload_framing(&next);
+                upload.set_framing(is_chunked, length);
+                self.record.newest_pool = Some(Arc::clone(&next));
                 newest = Some(next);
             }
-            upload.replay(io.request_out);
+            upload.replay(&self.buffers.request_out);
         }
     }
 
-    /// The PROXY header for connections to a backend of `pool`.
+    /// Decides about another attempt after `failure`, and takes its cost from the retries left
+    /// and from the budget of the pool.
+    fn takes_further_attempt(
+        &self,
+        attempt: Attempt<'_>,
+        failure: &AttemptError,
+        history: &mut AttemptHistory,
+        upload: &Pump,
+    ) -> bool {
+        let Some(retries) = attempt.settings.retries else {
+            return false;
+        };
+        let context = RetryContext {
+            left: history.left,
+            idempotent: attempt.settings.is_idempotent(self.head()),
+            replayable: upload.can_replay(),
+            free: !history.fresh,
+        };
+        match retry::may_retry(failure, context, retries) {
+            RetryDecision::Fail => return false,
+            RetryDecision::Fresh => history.fresh = true,
+            RetryDecision::Retry => {
+                let state = &attempt.pool.state;
+                if !state.budget.try_spend(retries.budget, clock::now()) {
+                    state.metrics.mine().budget_exhausted.add(1);
+                    return false;
+                }
+                history.left -= 1;
+            }
+        }
+        if failure.is_of_connection() {
+            history.passed.push(attempt.lease.index);
+        } else {
+            history.failed.push(attempt.lease.index);
+        }
+        true
+    }
+
+    /// Makes one attempt: connect or reuse → send the request → read the response head → respond.
+    async fn run_attempt(
+        &mut self,
+        attempt: Attempt<'_>,
+        upload: &mut Pump,
+    ) -> Result<AttemptOutcome, AttemptError> {
+        self.record.first_byte = None;
+        let mut backend = match acquire_connection(self, attempt).await {
+            Ok(backend) => backend,
+            Err(AcquireError::Backend(failure)) => return Err(failure),
+            Err(AcquireError::Client(reason)) => return Ok(AttemptOutcome::Failed(reason)),
+        };
+        let in_use = ConnectionInUse::new(&backend, &attempt.lease.state);
+        backend.exchanges += 1;
+        let written_before = backend.wire_written();
+        self.buffers.response_bytes.clear();
+        self.buffers.response_bytes.reserve(INITIAL_BUFFER_BYTES);
+        let sent = clock::now();
+        match await_response(self, attempt.settings, &mut backend, upload, sent).await {
+            Ok(()) => {}
+            Err(ResponseError::Client(reason)) => {
+                if let Some(stream) = backend.stream.h2_response() {
+                    stream.connection().probe_if_stalled();
+                }
+                return Ok(AttemptOutcome::Failed(reason));
+            }
+            Err(ResponseError::Limit(reason, detail)) => {
+                return Err(AttemptError {
+                    own_limit: true,
+                    ..AttemptError::new(AttemptPhase::Response, reason, detail)
+                });
+            }
+            Err(ResponseError::Backend(reason, detail)) => {
+                let failure = AttemptError::new(AttemptPhase::Response, reason, detail);
+                return Err(self.classify(failure, attempt, &backend, written_before, sent));
+            }
+        }
+        let status = self.buffers.response.status;
+        // To an HTTP/2 client any 2xx would be the switch that it requested (RFC 8441 section 5),
+        // which this backend did not make.
+        let is_websocket = self.client.stream.expected_accept().is_some();
+        if is_websocket && (200..300).contains(&status) {
+            return Ok(AttemptOutcome::Failed(Reason::UpgradeFailed));
+        }
+        if status == 101 {
+            drop(in_use);
+            let next = Box::pin(tunnel(self, attempt, backend, upload)).await;
+            return Ok(AttemptOutcome::Responded(next));
+        }
+        respond(self, attempt, backend, upload).await
+    }
+
+    /// Completes the failure of a backend that gave no response head: whether its connection was
+    /// stale, and whether it can have acted on the request.
+    fn classify(
+        &self,
+        failure: AttemptError,
+        attempt: Attempt<'_>,
+        backend: &BackendConnection,
+        written_before: u64,
+        sent: Instant,
+    ) -> AttemptError {
+        let stream = backend.stream.h2_response();
+        // A connection that stalls one stream would stall others: retire it.
+        if let Some(stream) = stream.filter(|_| failure.reason == Reason::ConnectionReadTimeout) {
+            stream.connection().retire();
+        }
+        let is_silent_end = failure.reason == Reason::ConnectionTerminated
+            && self.buffers.response_bytes.is_empty();
+        let refusal = refusal(backend, attempt.settings, sent).filter(|_| is_silent_end);
+        let is_reused =
+            self.record.reused && stream.is_none_or(|stream| stream.connection().is_retired());
+        AttemptError {
+            stale: is_silent_end && is_reused && refusal.is_none(),
+            refusal,
+            not_processed: refusal.is_some() || is_not_processed(backend, written_before),
+            own_limit: stream.is_some_and(OutgoingStream::hit_own_limit),
+            ..failure
+        }
+    }
+
+    /// The PROXY header for connections to backends of `pool`.
     fn proxy_header_for(&self, pool: &Pool) -> Option<Box<[u8]>> {
         let version = pool.config.send_proxy?;
         Some(proxy_protocol::encode(version, self.client.ends()))
     }
 
-    /// The pool of this name in the generation in force, if that is not `pool` itself. A pool that has left the configuration
-    /// is used to the end of the exchange.
+    /// The pool of this name in the generation in force, if that is not `pool` itself. A pool that
+    /// was removed from the configuration is used to the end of the exchange.
     pub(super) fn newer(&self, pool: &Arc<Pool>) -> Option<Arc<Pool>> {
         let newest = self.context.worker.generation();
         if newest.generation == self.context.snapshot.generation {
@@ -125,18 +247,48 @@ impl Exchange<'_> {
     }
 }
 
-/// A failed attempt counts against its backend, unless what failed was a connection that had grown old, or was full.
-fn is_backend_failure(lease: &BackendLease, failure: &AttemptError) -> bool {
-    match failure.refusal {
-        Some(StreamRefusal::Outright) => lease.state.refuses_again(),
-        _ => !is_well(failure) && !failure.own_limit,
+/// Logs a failed attempt, and counts it against the backend if it is the backend's fault.
+fn record_failure(attempt: Attempt<'_>, failure: &AttemptError) {
+    let (pool, lease) = (attempt.pool, attempt.lease);
+    tracing::debug!(target: "http", pool = %pool.name, backend = %lease.config.name,
+        reason = %failure.reason, detail = %failure.detail, "attempt failed");
+    if is_backend_failure(lease, failure) {
+        attempt.record_backend_failure(failure.reason);
     }
 }
 
-/// What failed was a connection, not the backend: another connection may do as well as another backend.
-fn is_well(failure: &AttemptError) -> bool {
+/// True if a failure counts against the backend: not that of a connection that was stale or had
+/// no more streams, nor a limit of ours. A backend that refuses each stream does fail.
+fn is_backend_failure(lease: &BackendLease, failure: &AttemptError) -> bool {
     match failure.refusal {
-        Some(refusal) => refusal != StreamRefusal::Outright,
-        None => failure.stale,
+        Some(StreamRefusal::Outright) => lease.state.refuses_again(),
+        _ => !failure.is_of_connection() && !failure.own_limit,
     }
+}
+
+/// The refusal of the HTTP/2 stream that was opened at `sent`. ENHANCE_YOUR_CALM is the refusal
+/// of a new stream within the connect timeout; later it may come from a handler that has acted on
+/// the request.
+fn refusal(
+    backend: &BackendConnection,
+    settings: &ForwardSettings<'_>,
+    sent: Instant,
+) -> Option<StreamRefusal> {
+    let refusal = backend.stream.h2_response()?.refusal()?;
+    let took = clock::now().saturating_duration_since(sent);
+    (refusal != StreamRefusal::Overloaded || took <= settings.timeouts.connect).then_some(refusal)
+}
+
+/// True if the backend cannot have acted on the request; `written_before` is the count of bytes
+/// written to it when the request began.
+fn is_not_processed(backend: &BackendConnection, written_before: u64) -> bool {
+    if backend.wire_written() == written_before {
+        return true;
+    }
+    if backend.stream.h2_response().is_some() {
+        return false;
+    }
+    let acked = backend.stream.bytes_acked();
+    // The kernel counts the SYN as one byte.
+    backend.ended && acked.is_some_and(|acked| acked <= written_before + 1)
 }

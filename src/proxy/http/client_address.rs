@@ -1,6 +1,7 @@
 //! The address of a request's client: that of its connection, or the one that a trusted proxy names.
 //!
-//! Rules, limits, log and forwarding fields all take it from here. See docs/configuration.md, "The client's address".
+//! Access rules, limits, the log and the forwarding fields all use it. See docs/configuration.md, "The
+//! client's address".
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,14 +12,14 @@ use crate::{
     http1::{fields::KnownField, request},
 };
 
-/// Whom a request comes from.
+/// The client of a request.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct ClientAddress {
     /// The client's address; `None` on a unix socket.
     pub(super) client: Option<IpAddr>,
     /// The connection comes from one of `trusted_proxies`.
     pub(super) trusted: bool,
-    /// `X-Forwarded-For` of the trusted proxy leads to another address.
+    /// The `X-Forwarded-For` of the trusted proxy gives another address.
     pub(super) is_unlisted: bool,
 }
 
@@ -49,7 +50,8 @@ impl ClientAddress {
     }
 }
 
-/// `deny` takes precedence; an empty `allow` allows all. A peer on a unix socket has no address and is allowed.
+/// True if `client` may connect. `deny` takes precedence; an empty `allow` allows all. A peer on a
+/// unix socket has no address and is allowed.
 pub(in crate::proxy) fn is_allowed(
     client: Option<IpAddr>,
     allow: &[IpNet],
@@ -63,8 +65,9 @@ fn contains(networks: &[IpNet], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&address))
 }
 
-/// The right-most address in `X-Forwarded-For` that is not trusted. Entries further left are client-controlled and
-/// ignored. An entry that is no address ends the search at the proxy that wrote it.
+/// The right-most address in `X-Forwarded-For` that is not trusted. Entries further left are
+/// client-controlled and ignored. An entry that is no address ends the search at the proxy that
+/// wrote it.
 fn listed(head: &request::RequestHead, proxy: IpAddr, trusted: &[IpNet]) -> IpAddr {
     let mut client = proxy;
     let fields = head.fields.iter().rev();
@@ -83,8 +86,9 @@ fn listed(head: &request::RequestHead, proxy: IpAddr, trusted: &[IpNet]) -> IpAd
     client
 }
 
-/// The address in the one field called `name`; `None` if there is none, another value, or more than one such field. A
-/// client may have had it struck out by `Connection`: it counts all the same.
+/// The address in the only field called `name`; `None` if there is no such field, more than one, or
+/// another value. A field that `Connection` lists counts as well: the client must not be able to
+/// strike out what its proxy has written.
 fn named(head: &request::RequestHead, name: &str) -> Option<IpAddr> {
     let mut fields = head.fields.sent().filter(|field| {
         let sent = head.text(field.name);

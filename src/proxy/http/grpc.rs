@@ -1,6 +1,6 @@
-//! What is different about gRPC: errors are told in fields of a 200, and the client says how long it waits.
+//! gRPC: errors are fields of a 200, and the client sends its own timeout.
 //!
-//! Pure. That a call streams, and has trailers, is nothing special here.
+//! Pure. Streaming and trailers need no special handling.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
     reason::Reason,
 };
 
-/// True if the request is a call, by its content type.
+/// True if the request is a gRPC call, by its content type.
 pub(super) fn is_call(head: &RequestHead) -> bool {
     head.find(KnownField::ContentType)
         .is_some_and(http2::is_grpc)
@@ -24,7 +24,7 @@ pub(super) const fn status(reason: Reason) -> u8 {
     }
 }
 
-/// How long the client waits for the end of a call, by `grpc-timeout`.
+/// The client's `grpc-timeout` for the whole call.
 pub(super) fn timeout(head: &RequestHead) -> Option<Duration> {
     if !is_call(head) {
         return None;

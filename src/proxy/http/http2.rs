@@ -1,7 +1,8 @@
-//! One HTTP/2 connection of a client: each of its streams is served as a connection of its own with one exchange.
+//! One HTTP/2 connection of a client: each of its streams is served as a connection of its own with one
+//! exchange.
 //!
-//! Drives the frames, says GOAWAY when the connection has been idle, is told to close or asks too much. What a request is and
-//! what becomes of it is not known here.
+//! Drives the frames, and sends GOAWAY on idle timeout, drain or stream limit. Must not know what a
+//! request is, nor what becomes of it.
 
 use std::{
     future::poll_fn,
@@ -14,8 +15,10 @@ use std::{
 use tokio::task::spawn_local;
 
 use super::{
-    AfterExchange, ClientConnection, LINGER_AFTER_GOAWAY, LINGER_AFTER_RESPONSE, attempt, exchange,
-    linger, read,
+    connection::ClientConnection,
+    linger::{LINGER_AFTER_GOAWAY, LINGER_AFTER_RESPONSE, linger},
+    outcome::AfterExchange,
+    read, run,
 };
 use crate::{
     base::{clock, rng::Random, socket_key::SocketKey},
@@ -32,28 +35,29 @@ use crate::{
     proxy::{connections::ConnectionHandle, timer::Timer, worker::Worker},
 };
 
-/// How long a client that has streams may take to see our GOAWAY before nothing more of it is taken: a round trip.
+/// Time for a client with open streams to see our first GOAWAY, a round trip; streams that it opens
+/// later are refused.
 const GOAWAY_GRACE: Duration = Duration::from_secs(1);
 
-/// How long a client may take to read the last frames of a connection that is over.
+/// Time for a client to read the last frames of a connection that is over.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// What happens on a connection.
+/// Event on a connection.
 enum DriverEvent {
+    /// The client opened a stream.
     Asked(IncomingRequest),
-    /// Told to close.
+    /// The connection was told to close.
     Close,
-    /// Nothing came for too long, or the end was not reached in time.
+    /// The connection was idle for too long, or did not end in time.
     TimedOut,
     /// The connection is over.
     Ended,
 }
 
-/// Serves the connection of `client`, of which `read` has been read already, until it ends.
+/// Serves the connection of `client` until it ends; `read` are the bytes read from it already.
 pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read: Vec<u8>) {
     let generation = worker.generation();
-    let listener = client.listener_of(&generation);
-    let Some(listener) = listener.and_then(|index| generation.listeners.get(index)) else {
+    let Some((_, listener)) = client.listener_in(&generation) else {
         return;
     };
     let limits = read::limits(listener);
@@ -91,6 +95,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read
     Box::pin(driver.end()).await;
 }
 
+/// The driver of one connection.
 struct H2ClientDriver<'a> {
     worker: &'a Rc<Worker>,
     connection: Rc<Connection>,
@@ -100,15 +105,15 @@ struct H2ClientDriver<'a> {
     proxy_header: Option<Box<ProxyHeader>>,
     timer: Timer,
     timeouts: ListenerTimeoutsConfig,
-    /// By when the first request must be there, until it is.
+    /// Deadline for the first request, until it was received.
     first_request_deadline: Option<Instant>,
-    /// The end of the last request, or what the client has read of its response since.
+    /// Progress since the end of the last request: the client may still read its response.
     idle: Option<ActivityTracker>,
-    /// Bytes written when that was last looked at.
+    /// Bytes written at the last check of that.
     written: u64,
-    /// GOAWAY was said.
+    /// GOAWAY was sent.
     closing: bool,
-    /// How long the client may take to see that.
+    /// End of the time for the client to see that.
     goaway_deadline: Option<Instant>,
 }
 
@@ -118,7 +123,7 @@ impl H2ClientDriver<'_> {
         loop {
             match ready!(self.poll(cx)) {
                 DriverEvent::Asked(asked) => self.begin(asked),
-                // It has not: what it asks for from now on is refused.
+                // The client has had its round trip: streams from now on are refused.
                 DriverEvent::TimedOut if self.goaway_deadline.take().is_some() => {
                     self.connection.begin_shutdown();
                 }
@@ -213,7 +218,8 @@ impl H2ClientDriver<'_> {
         drop(spawn_local(serve_stream(Rc::clone(self.worker), client)));
     }
 
-    /// Closes what the connection was on: what was said last, such as a GOAWAY, must not be lost to a reset.
+    /// Closes the transport. Lingers, as the last frames, such as a GOAWAY, must not be lost to a
+    /// reset.
     async fn end(self) {
         if let Some(ended) = self.connection.close_reason() {
             tracing::debug!(target: "http", client = ?self.peer, %ended, "http/2 connection over");
@@ -239,16 +245,16 @@ impl H2ClientDriver<'_> {
 
 /// Runs the exchange of one stream.
 async fn serve_stream(worker: Rc<Worker>, mut client: ClientConnection) {
-    // Asked and reset at once: nothing has begun, so there is nothing to be recorded.
-    if attempt::is_gone(&client.stream).await {
+    // Opened and reset at once: nothing has begun, so there is nothing to record.
+    if client.is_disconnected().await {
         return;
     }
     let mut buffers = worker.take_scratch();
-    let next = Box::pin(exchange::run(&worker, &mut client, &mut buffers)).await;
+    let next = Box::pin(run::run(&worker, &mut client, &mut buffers)).await;
     worker.give_scratch(buffers);
     match next {
         AfterExchange::Reset => {}
-        // Many clients take a reset while they send for a failure, whatever they have been answered.
+        // Many clients treat a reset while they send as a failure, even after a whole response.
         AfterExchange::Linger => {
             Box::pin(linger(&worker.lingering, client, LINGER_AFTER_RESPONSE)).await;
         }

@@ -1,13 +1,15 @@
-//! How many interim responses (1xx) one exchange may have.
+//! The limit of interim responses (1xx) per attempt, and per exchange towards the client.
 
 use std::time::Instant;
 
 use crate::base::clock;
 
-/// Interim responses at once, beyond which one more is allowed for each second: 102 every few seconds is honest.
+/// Interim responses allowed at once. Beyond them one more is allowed for each second: servers
+/// that send 102 every few seconds during long work are honest.
 const MAX_INTERIM: u32 = 16;
 
-/// True if `count` interim responses since `began` are a flood, which is neither passed on nor waited for.
+/// True if `count` interim responses since `began` are a flood, which is neither passed on nor
+/// waited for.
 pub(super) fn is_flood(count: u32, began: Instant) -> bool {
     let more = u64::from(count.saturating_sub(MAX_INTERIM));
     more > 0 && more > clock::now().saturating_duration_since(began).as_secs()

@@ -1,7 +1,8 @@
-//! Moves one message in one direction: decodes the body as it comes, encodes it anew, never holds more than a buffer.
+//! Moves one message in one direction: decodes the body as it comes, re-encodes it, and never holds more than
+//! a buffer of it.
 //!
-//! The head goes out first, together with as much of the body as is there already. Back-pressure is simple: nothing is
-//! read while there is something to write.
+//! The head goes out first, in one write with the body bytes that are there already. Back-pressure is
+//! simple: nothing is read while there is something to write.
 
 use std::{
     future::Future,
@@ -13,6 +14,7 @@ use std::{
 
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
+use super::buffers::{GROWN_BUFFER_BYTES, INITIAL_BUFFER_BYTES, MAX_BUFFER_BYTES};
 use crate::{
     http1::{
         body::{BodyDecoder, BodyError, BodyStep},
@@ -22,51 +24,46 @@ use crate::{
     net::{splice, stream::Stream},
 };
 
-/// First size of a buffer; most messages are smaller.
-pub(super) const INITIAL_BUFFER_BYTES: usize = 16 << 10;
-/// Size of a buffer when reads fill the small one: a body of 64 KiB with its head fits.
-pub(super) const GROWN_BUFFER_BYTES: usize = 80 << 10;
-/// Size of a buffer when reads fill the medium one.
-const MAX_BUFFER_BYTES: usize = 256 << 10;
-/// Body bytes up to this are copied behind the head rather than written from where they are.
+/// Body bytes up to this are copied behind the head: a copy is cheaper than a vectored write.
 const MAX_COPIED_BYTES: usize = 4 << 10;
-/// Body bytes that must be left for the kernel to move them without us.
+/// Remaining body bytes from which on the kernel moves them: below it the pipe costs more than the
+/// copies that splice saves.
 const SPLICE_THRESHOLD_BYTES: u64 = 256 << 10;
-/// Most bytes of a request body kept for another try.
+/// Largest request body that is kept for a further attempt.
 const MAX_REPLAY_BYTES: usize = 64 << 10;
 
-/// Why a direction failed.
+/// The failure of one direction.
 #[derive(Debug, thiserror::Error)]
 pub enum PumpError {
     /// Reading failed: reset.
-    #[error("cannot read: {0}")]
+    #[error("reading failed")]
     Read(#[source] io::Error),
     /// The source ended before the body did.
-    #[error("the body ended early")]
+    #[error("the source ended before the body")]
     Cut,
     /// The body is malformed.
-    #[error("malformed body: {0}")]
+    #[error("malformed body")]
     Malformed(#[source] BodyError),
     /// The body is longer than allowed.
-    #[error("the body is too long")]
+    #[error("the body is too large")]
     TooLarge,
     /// Writing failed: the sink is gone.
-    #[error("cannot write: {0}")]
+    #[error("writing failed")]
     Write(#[source] io::Error),
 }
 
-/// One message on its way.
+/// One message that is moved from a source to a sink.
 #[derive(Debug)]
 pub struct Pump {
     decoder: BodyDecoder,
     /// The body is sent chunked.
     chunked: bool,
-    /// Read, and not looked at from `taken` on.
+    /// Bytes read; those from `taken` on are not decoded yet.
     input: Vec<u8>,
     taken: usize,
     /// Part of `input` to be written as it is, after `out`.
     raw: Range<usize>,
-    /// Encoded, and not written from `sent` on.
+    /// Bytes encoded; those from `sent` on are not written yet.
     out: Vec<u8>,
     sent: usize,
     /// Nothing more will be added to `out`.
@@ -75,20 +72,20 @@ pub struct Pump {
     last: bool,
     splice: Option<splice::SpliceTransfer>,
     may_splice: bool,
-    /// Body bytes seen.
+    /// Body bytes decoded.
     body: u64,
-    /// Length of the body as the sink was told it, where the source has chunks.
+    /// Length of the body announced to the sink, where the source sends chunks.
     length: Option<u64>,
     limit: u64,
     read: u64,
     written: u64,
-    /// Body bytes seen so far, while they can be sent again.
+    /// Body bytes decoded so far, while they can be sent again.
     replay: Option<Vec<u8>>,
     /// Names of trailers that are dropped, besides those that always are.
     forbidden: Vec<Box<str>>,
 }
 
-/// Writes the end of the last message: it goes out with the FIN that follows.
+/// Writes the end of the last message: with MSG_MORE, so that data and FIN share a segment.
 fn poll_write_last(cx: &mut Context<'_>, to: &mut Stream, bytes: &[u8]) -> Poll<io::Result<usize>> {
     match to.try_write_last(bytes) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -143,8 +140,8 @@ impl Pump {
         self.forbidden = names;
     }
 
-    /// Sends the body in chunks or not. With a `length` it comes in chunks and goes as it is, and the message ends when the
-    /// body has so many bytes; trailers are dropped.
+    /// Sends the body in chunks, or not. With a `length` it comes in chunks and goes without; the
+    /// message ends after `length` body bytes, and trailers are dropped.
     pub(super) fn set_framing(&mut self, chunked: bool, length: Option<u64>) {
         self.chunked = chunked;
         self.length = length;
@@ -156,7 +153,7 @@ impl Pump {
         self.limit = limit;
     }
 
-    /// Keeps the beginning of the body, so that the message can be sent again.
+    /// Keeps the body, so that the message can be sent again, up to a limit.
     pub(super) fn keep_for_replay(&mut self) {
         self.replay = Some(Vec::new());
     }
@@ -166,7 +163,7 @@ impl Pump {
         self.may_splice = !self.chunked;
     }
 
-    /// Says that the sink is shut down as soon as the message is written.
+    /// Notes that the sink is shut down as soon as the message is written.
     pub(super) fn is_last(&mut self) {
         self.last = true;
     }
@@ -186,7 +183,7 @@ impl Pump {
         self.taken == self.input.len()
     }
 
-    /// Looks at the beginning of the body without writing anything: ready when something of it is there, or wrong.
+    /// Decodes the first bytes of the body without writing: ready when there are some, or an error.
     pub(super) fn poll_first(
         &mut self,
         cx: &mut Context<'_>,
@@ -201,17 +198,17 @@ impl Pump {
         }
     }
 
-    /// Body bytes that have been seen.
+    /// Body bytes decoded.
     pub(super) fn body(&self) -> u64 {
         self.body
     }
 
-    /// Bytes read from the source and written to the sink: grows with every progress.
+    /// Bytes read from the source, and bytes written to the sink: one grows with every progress.
     pub(super) fn moved(&self) -> (u64, u64) {
         (self.read, self.written)
     }
 
-    /// Waiting for the sink, not for the source.
+    /// True while the sink is waited for, not the source.
     pub(super) fn waits_for_sink(&self) -> bool {
         self.has_output()
             || self
@@ -220,13 +217,14 @@ impl Pump {
                 .is_some_and(|splice| splice.pending() > 0)
     }
 
-    /// The message can be sent again from its beginning.
+    /// True if the message can be sent again from its beginning.
     pub(super) fn can_replay(&self) -> bool {
         self.body == 0 || self.replay.is_some()
     }
 
-    /// Begins again with `head` for another sink. Only if [`Pump::can_replay`].
+    /// Starts again with `head` for another sink. Only if [`Pump::can_replay`].
     pub(super) fn replay(&mut self, head: &[u8]) {
+        debug_assert!(self.can_replay(), "the body is not kept");
         self.out.clear();
         self.out.extend_from_slice(head);
         (self.sent, self.raw, self.written) = (0, 0..0, 0);
@@ -243,12 +241,13 @@ impl Pump {
         }
     }
 
-    /// What was read behind the end of the body.
+    /// Bytes read behind the end of the body.
     pub(super) fn unread(&self) -> &[u8] {
+        debug_assert!(self.taken <= self.input.len(), "decoded bytes were read");
         self.input.get(self.taken..).unwrap_or_default()
     }
 
-    /// Takes the buffers back: what was encoded, what was read, and where the unread part of it begins.
+    /// Takes the buffers back: encoded bytes, bytes read, and the offset of those not decoded.
     pub(super) fn into_buffers(self) -> (Vec<u8>, Vec<u8>, usize) {
         (self.out, self.input, self.taken)
     }
@@ -257,7 +256,7 @@ impl Pump {
         self.sent < self.out.len() || !self.raw.is_empty()
     }
 
-    /// Moves what can be moved. Ready when everything was written, or something failed.
+    /// Moves bytes until one side must be waited for. Ready when all was written, or on failure.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -265,7 +264,7 @@ impl Pump {
         to: &mut Stream,
     ) -> Poll<Result<(), PumpError>> {
         loop {
-            // What is there of the body goes out with the head, in one write.
+            // The body bytes that are there go out with the head, in one write.
             if !self.ended && self.raw.is_empty() && self.out.len() < GROWN_BUFFER_BYTES {
                 self.decode()?;
             }
@@ -285,6 +284,7 @@ impl Pump {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
+        debug_assert!(self.sent <= self.out.len() && self.raw.end <= self.input.len());
         let head = self.out.get(self.sent..).unwrap_or_default();
         let raw = self.input.get(self.raw.clone()).unwrap_or_default();
         let ends = self.last && self.ended && raw.is_empty();
@@ -313,7 +313,7 @@ impl Pump {
         cx: &mut Context<'_>,
         from: &mut Stream,
     ) -> Poll<Result<(), PumpError>> {
-        self.make_room();
+        self.prepare_input();
         let count = ready!(poll_fill(from, cx, &mut self.input)).map_err(PumpError::Read)?;
         self.read += count as u64;
         if count > 0 {
@@ -326,23 +326,24 @@ impl Pump {
         Poll::Ready(Ok(()))
     }
 
-    /// Empties the input, which has been looked at whole, and lets it grow when the last read filled it.
-    fn make_room(&mut self) {
+    /// Empties the input, all of which was decoded, and grows it if the last read filled it.
+    fn prepare_input(&mut self) {
         let was_full = self.input.len() == self.input.capacity();
         self.input.clear();
         (self.taken, self.raw) = (0, 0..0);
-        let room = match self.input.capacity() {
+        let additional = match self.input.capacity() {
             0..INITIAL_BUFFER_BYTES => INITIAL_BUFFER_BYTES,
             INITIAL_BUFFER_BYTES..GROWN_BUFFER_BYTES if was_full => GROWN_BUFFER_BYTES,
             GROWN_BUFFER_BYTES..MAX_BUFFER_BYTES if was_full => MAX_BUFFER_BYTES,
             _ => 0,
         };
-        self.input.reserve(room);
+        self.input.reserve(additional);
     }
 
-    /// Looks at the input until there is something to write, or nothing left.
+    /// Decodes the input until there is something to write, or nothing left.
     fn decode(&mut self) -> Result<(), PumpError> {
         loop {
+            debug_assert!(self.taken <= self.input.len(), "decoded bytes were read");
             let input = self.input.get(self.taken..).unwrap_or_default();
             match self.decoder.step(input).map_err(PumpError::Malformed)? {
                 BodyStep::Data(count) => {
@@ -362,8 +363,9 @@ impl Pump {
         }
     }
 
-    /// Queues body bytes; true if they must be written before more are looked at.
+    /// Queues body bytes; true if they must be written before more are decoded.
     fn take_data(&mut self, data: Range<usize>) -> Result<bool, PumpError> {
+        debug_assert!(data.end <= self.input.len(), "decoded bytes were read");
         let bytes = self.input.get(data.clone()).unwrap_or_default();
         self.body += bytes.len() as u64;
         if self.body > self.limit {
@@ -394,7 +396,7 @@ impl Pump {
         Ok(self.ended || !is_copied || self.out.len() >= GROWN_BUFFER_BYTES)
     }
 
-    /// Ends the message if the sink needs nothing more of it. Its remaining chunks are dropped.
+    /// Ends the message if its announced length is reached. Its remaining chunks are dropped.
     fn end_if_whole(&mut self) {
         if self.length == Some(self.body) {
             self.taken = self.input.len();
@@ -424,7 +426,7 @@ impl Pump {
         encode::last_chunk(&mut self.out, &kept.concat());
     }
 
-    /// A long body of known length, with nothing of it in our memory.
+    /// Starts a splice if the rest of the body is long, of known length, and not in our memory.
     fn begins_splice(&mut self) -> bool {
         let BodyDecoder::Length(left) = &mut self.decoder else {
             return false;

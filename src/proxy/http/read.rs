@@ -1,13 +1,10 @@
-//! Reads the head of a request from the client, or finds out why there is none.
+//! Reads the head of a request from the client.
 //!
-//! The only place that waits for a request that has begun. Knows nothing of what the request will be used for.
+//! The only place that waits for the rest of a head. Must not know what becomes of the request.
 
 use std::{future::poll_fn, task::Poll, time::Instant};
 
-use super::{
-    ClientConnection,
-    pump::{INITIAL_BUFFER_BYTES, poll_fill},
-};
+use super::{buffers::INITIAL_BUFFER_BYTES, connection::ClientConnection, pump::poll_fill};
 use crate::{
     http1::{
         self,
@@ -19,19 +16,21 @@ use crate::{
     snapshot::Listener,
 };
 
-/// How reading a head ended.
+/// Result of reading a head.
 pub(super) enum HeadReadOutcome {
-    Whole,
+    /// The head is complete and valid.
+    Complete,
     /// The client closed.
-    Nothing,
-    /// There is nothing to read: the driver had not noticed that all was taken.
-    NotYet,
-    /// The client speaks HTTP/2; its preface is among what was read.
+    Closed,
+    /// Spurious readiness: nothing could be read yet.
+    NothingYet,
+    /// The client sent the HTTP/2 preface, which is among the bytes read.
     Http2,
+    /// The head is malformed, too large or too slow.
     Refused(Reason),
 }
 
-/// The beginning of a connection is that of the preface; true for all of it.
+/// True if `bytes` begin with the HTTP/2 preface, false if they are a part of it so far.
 fn has_preface(bytes: &[u8]) -> Option<bool> {
     if bytes.len() < CLIENT_PREFACE.len() {
         CLIENT_PREFACE.starts_with(bytes).then_some(false)
@@ -48,7 +47,8 @@ pub(super) fn limits(listener: &Listener) -> HeadLimits {
     }
 }
 
-/// Reads a head by the rules of `listener`, and counts what was read. `began` is the time of its first byte.
+/// Reads a head within the limits of `listener`, and counts the bytes. `began` is the time of its
+/// first byte.
 pub(super) async fn head(
     client: &mut ClientConnection,
     head: &mut request::RequestHead,
@@ -83,9 +83,10 @@ async fn read_head(
     deadline: Option<Instant>,
     may_be_h2: bool,
 ) -> HeadReadOutcome {
+    // Bytes that were searched for the end of the head.
     let mut searched = 0;
-    // A head is parsed when its first bytes are there, so that garbage is refused at once, and when its end is; not for
-    // every byte that drips in.
+    // A head is parsed when its first bytes are there, so that garbage is refused at once, and
+    // when its end is; parsing each byte that drips in would cost quadratic time.
     let mut parsed_once = false;
     loop {
         let bytes = head.bytes.len();
@@ -93,12 +94,12 @@ async fn read_head(
         if due || http1::head_end(&head.bytes, searched).is_some() {
             parsed_once = true;
             match head.parse(limits) {
-                Ok(true) => return HeadReadOutcome::Whole,
+                Ok(true) => return HeadReadOutcome::Complete,
                 Ok(false) => {}
                 Err(_) if may_be_h2 && has_preface(&head.bytes) == Some(true) => {
                     return HeadReadOutcome::Http2;
                 }
-                // Not even an HTTP/1 client begins like this: the rest of it decides.
+                // Could be the start of the preface: wait for more.
                 Err(_) if may_be_h2 && has_preface(&head.bytes).is_some() => parsed_once = false,
                 Err(refusal) => {
                     tracing::debug!(target: "http", client = ?client.peer, detail = refusal.detail, "request refused");
@@ -118,8 +119,8 @@ async fn read_head(
         });
         match read.await {
             Some(Ok(1..)) => {}
-            Some(_) => return HeadReadOutcome::Nothing,
-            None if bytes == 0 => return HeadReadOutcome::NotYet,
+            Some(_) => return HeadReadOutcome::Closed,
+            None if bytes == 0 => return HeadReadOutcome::NothingYet,
             None => return HeadReadOutcome::Refused(Reason::RequestTimeout),
         }
     }

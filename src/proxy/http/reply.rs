@@ -1,32 +1,34 @@
-//! The answers balancer gives itself: errors by the 502 rule, redirects and fixed answers of routes.
+//! Responses of balancer's own: errors, redirects and fixed responses of routes.
 //!
-//! What is written is complete here; `response_headers` of the route that took the request have their say as with a
-//! backend's response.
+//! Complete messages with their bodies. `response_headers` of the route edit them like the response
+//! of a backend, except for the fields that make an error one.
 
 use std::{borrow::Cow, time::Duration};
 
 use super::{
-    AfterExchange,
-    exchange::{Exchange, Io, write_all},
+    buffers::ExchangeBuffers,
+    exchange::Exchange,
     forward::{self, is_decided},
     grpc,
+    outcome::{AfterExchange, after_response},
+    pump::Pump,
 };
 use crate::{
     config::model::{ErrorFormat, ErrorsConfig, HeaderEdits, RedirectConfig, RespondConfig},
     http1::{
         HttpVersion, encode,
         fields::{KnownField, is_same_or_twin},
-        request::{RequestFraming, RequestHead},
+        request::RequestHead,
     },
     proxy::worker::Worker,
     reason::Reason,
     snapshot::Snapshot,
 };
 
-/// An answer of our own, before it is encoded.
+/// A response of our own, before it is encoded.
 #[derive(Debug, Default)]
 pub(super) struct LocalReply<'a> {
-    /// 200..=599.
+    /// Status, 200..=599.
     pub status: u16,
     /// Content type and body; none for a redirect.
     pub body: Option<(&'a str, Cow<'a, [u8]>)>,
@@ -34,18 +36,18 @@ pub(super) struct LocalReply<'a> {
     pub location: Option<Cow<'a, str>>,
     /// `respond.headers`.
     pub headers: &'a [(String, String)],
-    /// Error fields are added for it.
+    /// Reason of an error, for which error fields are added.
     pub reason: Option<Reason>,
-    /// Seconds for `Retry-After`; 0 is none.
+    /// Seconds for `Retry-After`; 0 leaves it out.
     pub retry_after: u64,
-    /// The status and the message of a gRPC call, which has no body.
+    /// `grpc-status` and `grpc-message` of a gRPC call, which has no body.
     pub call: Option<(u8, &'static str)>,
 }
 
-/// What the encoder must know of the request.
+/// Facts about the request that the encoder needs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReplyContext<'a> {
-    /// The answer to HEAD has no body.
+    /// The request is HEAD: the response has no body.
     pub is_head: bool,
     /// Another request may follow.
     pub keep_alive: bool,
@@ -71,7 +73,7 @@ pub(super) fn status_of(reason: Reason, errors: &ErrorsConfig) -> u16 {
     other.map_or_else(|| reason.status(errors.status), |(_, status)| *status)
 }
 
-/// The answer for `reason`.
+/// The response for `reason`.
 pub(super) fn error<'a>(
     reason: Reason,
     errors: &'a ErrorsConfig,
@@ -129,7 +131,7 @@ fn body(status: u16, reason: Reason, html: bool) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// `Accept` weighs HTML higher than JSON, RFC 9110 section 12.5.1; without `Accept` it does not.
+/// True if `Accept` prefers HTML to JSON (RFC 9110 section 12.5.1); false without `Accept`.
 fn prefers_html(head: &RequestHead) -> bool {
     let mut best = [0_u16; 2];
     for field in head
@@ -161,7 +163,7 @@ fn thousandths(weight: &[u8]) -> u16 {
     (weight.clamp(0.0, 1.0) * 1000.0) as u16
 }
 
-/// The answer for a redirect of `host` and `target`.
+/// The response for a redirect of `host` and `target`.
 pub(super) fn redirect<'a>(
     redirect: &'a RedirectConfig,
     host: &[u8],
@@ -180,7 +182,8 @@ pub(super) fn redirect<'a>(
     }
 }
 
-/// Host and target have been checked when the request was read: no byte of theirs can end the field.
+/// The https URL of a request. Host and target were checked when the request was read: none of
+/// their bytes can end the field.
 fn https_location(host: &[u8], target: &[u8], port: u16) -> String {
     let host = String::from_utf8_lossy(host);
     let target = String::from_utf8_lossy(if target == b"*" { b"/" } else { target });
@@ -197,8 +200,8 @@ fn https_location(host: &[u8], target: &[u8], port: u16) -> String {
     }
 }
 
-/// Fields that describe the body of an error or keep it out of caches: an edit that is meant for the backend's answers
-/// does not make an error something else.
+/// True for fields that describe the body of an error or keep it out of caches. An edit that is
+/// meant for responses of the backend must not make an error something else.
 fn belongs_to_error(name: &str) -> bool {
     let dashed = name.to_ascii_lowercase().replace('_', "-");
     dashed.ends_with("cache-control")
@@ -207,7 +210,7 @@ fn belongs_to_error(name: &str) -> bool {
 }
 
 impl<'a> LocalReply<'a> {
-    /// The fixed answer of a route.
+    /// The fixed response of a route.
     pub(super) fn fixed(respond: &'a RespondConfig) -> Self {
         Self {
             status: respond.status,
@@ -220,66 +223,51 @@ impl<'a> LocalReply<'a> {
         }
     }
 
-    /// True for an error whose fields of this name are not edited.
+    /// True for an error whose field `name` is not edited.
     fn keeps(&self, name: &str) -> bool {
         self.reason.is_some() && belongs_to_error(name)
     }
 
+    /// True if `edits` do not decide about the field `name`.
+    fn is_free(&self, name: &str, edits: Option<&HeaderEdits>) -> bool {
+        self.keeps(name) || !is_decided(edits, name)
+    }
+
+    /// Writes a field, unless the route edits it or `respond.headers` has one of this name.
+    fn field(&self, out: &mut Vec<u8>, edits: Option<&HeaderEdits>, name: &str, value: &[u8]) {
+        let mut given = self.headers.iter().map(|(given, _)| given.as_bytes());
+        let is_given = given.any(|given| is_same_or_twin(given, name.as_bytes()));
+        if !is_given && self.is_free(name, edits) {
+            encode::field(out, name.as_bytes(), value);
+        }
+    }
+
     /// Writes the whole message; gives the length of the body sent.
-    pub(super) fn encode(&self, out: &mut Vec<u8>, ending: ReplyContext<'_>) -> u64 {
+    pub(super) fn encode(&self, out: &mut Vec<u8>, context: ReplyContext<'_>) -> u64 {
+        let edits = context.edits;
         encode::status_line(out, self.status, phrase(self.status).as_bytes());
-        let edits = ending.edits;
-        let is_free = |name: &str| self.keeps(name) || !is_decided(edits, name);
-        let is_given = |name: &str| {
-            let mut names = self.headers.iter().map(|(given, _)| given.as_bytes());
-            names.any(|given| is_same_or_twin(given, name.as_bytes()))
-        };
-        let field = |out: &mut Vec<u8>, name: &str, value: &[u8]| {
-            if is_free(name) && !is_given(name) {
-                encode::field(out, name.as_bytes(), value);
-            }
-        };
-        field(out, "Date", ending.date.as_bytes());
+        self.field(out, edits, "Date", context.date.as_bytes());
         let (kind, body) = self
             .body
             .as_ref()
             .map_or(("", &[][..]), |(kind, body)| (*kind, &**body));
         // RFC 9110 section 8.6: no length with 204, and it would mean another body with 304.
-        let bodiless = matches!(self.status, 204 | 304);
-        if !bodiless {
+        let is_bodiless = matches!(self.status, 204 | 304);
+        if !is_bodiless {
             if !kind.is_empty() {
-                field(out, "Content-Type", kind.as_bytes());
+                self.field(out, edits, "Content-Type", kind.as_bytes());
             }
             encode::content_length(out, body.len() as u64);
         }
-        for (name, value) in self.headers.iter().filter(|(name, _)| is_free(name)) {
-            encode::field(out, name.as_bytes(), value.as_bytes());
-        }
-        if let Some((status, message)) = self.call {
-            field(out, "grpc-status", status.to_string().as_bytes());
-            field(out, "grpc-message", message.as_bytes());
-        }
-        if let Some(location) = &self.location {
-            field(out, "Location", location.as_bytes());
-        }
-        if let Some(reason) = self.reason {
-            field(out, "Cache-Control", b"no-store");
-            let status = format!("balancer; error={}", reason.token());
-            field(out, "Proxy-Status", status.as_bytes());
-            if self.retry_after > 0 {
-                field(out, "Retry-After", self.retry_after.to_string().as_bytes());
-            }
-            if reason == Reason::MethodNotAllowed {
-                field(
-                    out,
-                    "Allow",
-                    b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH",
-                );
+        for (name, value) in self.headers {
+            if self.is_free(name, edits) {
+                encode::field(out, name.as_bytes(), value.as_bytes());
             }
         }
-        let (name, id) = ending.request_id;
+        self.encode_special_fields(out, edits);
+        let (name, id) = context.request_id;
         if !id.is_empty() {
-            field(out, name, id.as_bytes());
+            self.field(out, edits, name, id.as_bytes());
         }
         if let Some(edits) = edits {
             for (name, value) in edits.set.iter().chain(&edits.add) {
@@ -288,86 +276,121 @@ impl<'a> LocalReply<'a> {
                 }
             }
         }
-        let connection: &[u8] = if ending.keep_alive {
+        let connection: &[u8] = if context.keep_alive {
             b"keep-alive"
         } else {
             b"close"
         };
         encode::field(out, b"Connection", connection);
         encode::end(out);
-        if ending.is_head || bodiless {
+        if context.is_head || is_bodiless {
             return 0;
         }
         out.extend_from_slice(body);
         body.len() as u64
     }
+
+    /// Writes the fields of gRPC calls, of redirects and of errors.
+    fn encode_special_fields(&self, out: &mut Vec<u8>, edits: Option<&HeaderEdits>) {
+        if let Some((status, message)) = self.call {
+            self.field(out, edits, "grpc-status", status.to_string().as_bytes());
+            self.field(out, edits, "grpc-message", message.as_bytes());
+        }
+        if let Some(location) = &self.location {
+            self.field(out, edits, "Location", location.as_bytes());
+        }
+        let Some(reason) = self.reason else { return };
+        self.field(out, edits, "Cache-Control", b"no-store");
+        let status = format!("balancer; error={}", reason.token());
+        self.field(out, edits, "Proxy-Status", status.as_bytes());
+        if self.retry_after > 0 {
+            let seconds = self.retry_after.to_string();
+            self.field(out, edits, "Retry-After", seconds.as_bytes());
+        }
+        if reason == Reason::MethodNotAllowed {
+            let methods = b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
+            self.field(out, edits, "Allow", methods);
+        }
+    }
 }
 
 impl Exchange<'_> {
-    /// Answers with a redirect. HTTP/1.0 clients may not say which host they mean: for them there is no https URL.
-    pub(super) async fn redirect(&mut self, to: &RedirectConfig, io: &mut Io<'_>) -> AfterExchange {
-        let head = &*self.head;
+    /// Responds with a redirect. An HTTP/1.0 client may name no host: then there is no https URL.
+    pub(super) async fn redirect(&mut self, to: &RedirectConfig) -> AfterExchange {
+        let head = &self.buffers.request;
         let host = head.text(head.host);
         if host.is_empty() && matches!(to, RedirectConfig::Https { .. }) {
-            return self.fail(Reason::RequestError, io).await;
+            return self.fail(Reason::RequestError).await;
         }
         let reply = redirect(to, host, head.text(head.target));
-        self.reply(&reply, io).await
+        self.reply(&reply).await
     }
 
-    /// Answers with an error.
-    pub(super) async fn fail(&mut self, reason: Reason, io: &mut Io<'_>) -> AfterExchange {
+    /// Responds with an error.
+    pub(super) async fn fail(&mut self, reason: Reason) -> AfterExchange {
         self.record.reason = Some(reason);
-        let reply = error(reason, &self.context.snapshot.config.errors, self.head);
-        self.reply(&reply, io).await
+        let reply = error(reason, &self.context.snapshot.config.errors, self.head());
+        self.reply(&reply).await
     }
 
-    /// Answers a request over its rate limit; `wait` is the time until one more is allowed.
-    pub(super) async fn fail_for(&mut self, wait: Duration, io: &mut Io<'_>) -> AfterExchange {
-        let reason = Reason::RateLimited;
+    /// Responds with an error that is over after `wait`.
+    pub(super) async fn fail_for(&mut self, reason: Reason, wait: Duration) -> AfterExchange {
         self.record.reason = Some(reason);
-        let mut reply = error(reason, &self.context.snapshot.config.errors, self.head);
+        let mut reply = error(reason, &self.context.snapshot.config.errors, self.head());
         reply.retry_after = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        self.reply(&reply, io).await
+        self.reply(&reply).await
     }
 
-    /// Sends an answer of our own.
-    pub(super) async fn reply(&mut self, reply: &LocalReply<'_>, io: &mut Io<'_>) -> AfterExchange {
-        let unread = self.next_request_at.is_none()
-            && self.record.attempts == 0
-            && self.head.framing != RequestFraming::None;
-        let keep_alive = self.head.keep_alive && !unread && !self.must_close();
-        io.out.clear();
+    /// Responds with an error after forwarding has begun.
+    pub(super) async fn fail_forwarding(&mut self, reason: Reason, upload: &Pump) -> AfterExchange {
+        if matches!(
+            reason,
+            Reason::ClientDisconnected | Reason::ClientWriteTimeout
+        ) {
+            self.record.reason = Some(reason);
+            return AfterExchange::Reset;
+        }
+        self.request_read |= upload.has_read_all();
+        self.fail(reason).await
+    }
+
+    /// Sends a response of our own.
+    pub(super) async fn reply(&mut self, reply: &LocalReply<'_>) -> AfterExchange {
+        let keep_alive = self.client_reuse().keeps();
+        let ExchangeBuffers {
+            request,
+            request_id,
+            client_out,
+            ..
+        } = &mut *self.buffers;
         let config = &self.context.snapshot.config;
         let route = self.record.route.and_then(|route| config.routes.get(route));
-        let ending = ReplyContext {
-            is_head: self.head.text(self.head.method) == b"HEAD",
-            keep_alive,
-            request_id: (&config.forwarded.request_id, self.request_id),
-            date: "",
-            edits: route.map(|route| &route.response_headers),
-        };
-        self.record.bytes_out = self
-            .context
-            .worker
-            .with_date(|date| reply.encode(io.out, ReplyContext { date, ..ending }));
+        client_out.clear();
+        self.record.bytes_out = self.context.worker.with_date(|date| {
+            let context = ReplyContext {
+                is_head: request.text(request.method) == b"HEAD",
+                keep_alive,
+                request_id: (&config.forwarded.request_id, request_id),
+                date,
+                edits: route.map(|route| &route.response_headers),
+            };
+            reply.encode(client_out, context)
+        });
         self.record.status = reply.status;
         let timeouts = &self.context.listener.config.timeouts;
-        let written = write_all(self.client, io.out, timeouts).await;
-        self.context.counters().sent.add(io.out.len() as u64);
+        let written = self.client.write_all(client_out, timeouts).await;
+        self.context.counters().sent.add(client_out.len() as u64);
         match written {
             Err(reason) => {
                 self.record.reason.get_or_insert(reason);
                 AfterExchange::Reset
             }
-            Ok(()) if keep_alive => AfterExchange::KeepAlive,
-            Ok(()) if self.client_asked_to_close && !unread => AfterExchange::Close,
-            Ok(()) => AfterExchange::Linger,
+            Ok(()) => after_response(keep_alive, self.client_asked_to_close),
         }
     }
 }
 
-/// The whole answer to a connection that is not served.
+/// Encodes the whole response to a connection that is not served, and counts it.
 pub(super) fn encode_refusal(
     worker: &Worker,
     snapshot: &Snapshot,

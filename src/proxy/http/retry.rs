@@ -1,65 +1,37 @@
-//! Whether a failed try may be followed by another one: a total function of what happened and what the rules say.
+//! The retry rule: decides whether a failed attempt may be followed by another one.
 //!
-//! A request is never sent twice to backends that may have acted on it, unless its method is idempotent
-//! (RFC 9110 section 9.2.2).
+//! A pure function of the failure and the settings. A request is never sent to a second backend
+//! after one that may have acted on it, unless its method is idempotent (RFC 9110 section 9.2.2).
 
-use crate::{config::model::RetriesConfig, net::h2::backend::StreamRefusal, reason::Reason};
+use super::outcome::{AttemptError, AttemptPhase};
+use crate::{config::model::RetriesConfig, reason::Reason};
 
-/// How far a try had come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum AttemptPhase {
-    /// There was no connection: nothing was sent.
-    Connect,
-    /// On the way to a whole response head.
-    Response,
-}
-
-/// A try that failed before anything of its answer reached the client.
-#[derive(Debug, thiserror::Error)]
-#[error("{detail}")]
-pub(super) struct AttemptError {
-    /// How far it had come.
-    pub phase: AttemptPhase,
-    /// What went wrong.
-    pub reason: Reason,
-    /// It used a keepalive connection on which no byte came back.
-    pub stale: bool,
-    /// The backend has refused it on a connection of HTTP/2, without having processed it.
-    pub refusal: Option<StreamRefusal>,
-    /// It was refused, or the backend ended the connection without its kernel having received a byte of the request, or
-    /// nothing was written: the backend cannot have acted on it.
-    pub not_processed: bool,
-    /// A limit of ours has ended it: the backend is not to blame.
-    pub own_limit: bool,
-    /// What exactly, for the log at debug level.
-    pub detail: String,
-}
-
-/// What the decision depends on besides the failure.
+/// Facts besides the failure on which the decision depends.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RetryContext {
-    /// Further tries that are left.
+    /// Retries left.
     pub left: u32,
     /// The method is in `retries.methods`.
     pub idempotent: bool,
     /// The whole request can be sent again.
     pub replayable: bool,
-    /// The exchange has not had its one attempt that costs nothing.
+    /// The one attempt that costs neither a retry nor budget was not made yet.
     pub free: bool,
 }
 
-/// What to do after a failure.
+/// The decision after a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RetryDecision {
     /// Give up.
     Fail,
-    /// Try again, if the budget allows.
+    /// Make another attempt, if the budget allows.
     Retry,
-    /// Try again at no cost, on a new connection: the old one was stale, or the backend has refused the request.
+    /// Make another attempt at no cost, on a new connection: the old one was stale, or the backend
+    /// refused the request.
     Fresh,
 }
 
-/// Decides. See the head of this file.
+/// Decides whether another attempt may follow `failure`.
 pub(super) fn may_retry(
     failure: &AttemptError,
     context: RetryContext,
@@ -111,20 +83,20 @@ mod tests {
         }
     }
 
-    fn verdict(
+    fn failed(reason: Reason) -> AttemptError {
+        AttemptError::new(AttemptPhase::Response, reason, String::new())
+    }
+
+    fn decision(
         phase: AttemptPhase,
         reason: Reason,
         (stale, not_processed): (bool, bool),
         idempotent: bool,
     ) -> RetryDecision {
         let failure = AttemptError {
-            phase,
-            reason,
             stale,
-            refusal: None,
             not_processed,
-            own_limit: false,
-            detail: String::new(),
+            ..AttemptError::new(phase, reason, String::new())
         };
         may_retry(
             &failure,
@@ -139,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn each_failure_has_its_verdict() {
+    fn each_failure_has_its_decision() {
         use AttemptPhase::{Connect, Response};
         use RetryDecision::{Fail, Fresh, Retry};
         const FIRST: (bool, bool) = (false, false);
@@ -183,12 +155,12 @@ mod tests {
         ];
         for (phase, reason, state, idempotent, other) in table {
             assert_eq!(
-                verdict(phase, reason, state, true),
+                decision(phase, reason, state, true),
                 idempotent,
                 "{phase:?} {reason} {state:?} GET"
             );
             assert_eq!(
-                verdict(phase, reason, state, false),
+                decision(phase, reason, state, false),
                 other,
                 "{phase:?} {reason} {state:?} POST"
             );
@@ -196,15 +168,11 @@ mod tests {
     }
 
     #[test]
-    fn without_tries_or_body_there_is_no_retry() {
+    fn without_attempts_or_body_there_is_no_retry() {
         let failure = |stale| AttemptError {
-            phase: AttemptPhase::Response,
-            reason: Reason::ConnectionTerminated,
             stale,
-            refusal: None,
             not_processed: true,
-            own_limit: false,
-            detail: String::new(),
+            ..failed(Reason::ConnectionTerminated)
         };
         let ask = |left, replayable| RetryContext {
             left,
@@ -253,13 +221,9 @@ mod tests {
             (AttemptPhase::Response, Reason::ProxyProtocolError, false),
         ] {
             let failure = AttemptError {
-                phase,
-                reason,
                 stale,
-                refusal: None,
                 not_processed: true,
-                own_limit: false,
-                detail: String::new(),
+                ..AttemptError::new(phase, reason, String::new())
             };
             assert_eq!(
                 may_retry(&failure, ask, &rules),
@@ -267,15 +231,7 @@ mod tests {
                 "{reason}"
             );
         }
-        let slow = AttemptError {
-            phase: AttemptPhase::Response,
-            reason: Reason::ConnectionReadTimeout,
-            stale: false,
-            refusal: None,
-            not_processed: false,
-            own_limit: false,
-            detail: String::new(),
-        };
+        let slow = failed(Reason::ConnectionReadTimeout);
         assert_eq!(may_retry(&slow, ask, &rules), RetryDecision::Retry);
     }
 }

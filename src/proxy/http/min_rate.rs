@@ -1,43 +1,44 @@
-//! The minimum rate of a request body before the response begins: at least [`MIN_BYTES_PER_WINDOW`] bytes, or all that is left, in each
-//! window of `timeouts.body_idle`. A byte now and then does not hold an exchange for ever.
+//! Minimum transfer rate of a client that sends a request body: at least 1 KiB, or all of the rest, per
+//! `timeouts.body_idle`. A client that drips bytes must not hold an exchange for ever.
 //!
-//! A new window begins with every [`MIN_BYTES_PER_WINDOW`] bytes, and only time in which the client is waited for counts: what a backend
-//! takes is not its fault. Pure: times and counts are arguments, and are given when something has moved, not for every byte.
+//! Each [`MIN_BYTES_PER_WINDOW`] bytes begin a new window, and only time spent waiting for the client
+//! counts: a slow backend is not its fault. Pure: times and counts are arguments.
 
 use std::time::{Duration, Instant};
 
-/// Bytes a client must move in a window.
+/// Bytes that a client must send within a window.
 const MIN_BYTES_PER_WINDOW: u64 = 1 << 10;
 
-/// The pace of a client that sends.
+/// The minimum rate of one request body.
 #[derive(Debug, Default)]
 pub(super) struct MinRate {
-    /// What it had moved when the window began.
-    mark: u64,
-    /// Time of the window before `since`.
+    /// Bytes received until the window began.
+    window_start: u64,
+    /// Time of the window used up before `since`.
     spent: Duration,
-    /// Since when it is waited for, if it is.
+    /// Start of the current wait for the client.
     since: Option<Instant>,
 }
 
 impl MinRate {
-    /// Notes that `moved` bytes have been moved in all, and whether the client is waited for from `now` on.
+    /// Takes the count of bytes received so far, and whether the client is waited for from `now` on.
+    /// Called when bytes have moved, not for every byte.
     pub(super) fn update(&mut self, waits: bool, moved: u64, now: Instant) {
         let since = self.since.take();
-        if moved.saturating_sub(self.mark) >= MIN_BYTES_PER_WINDOW {
-            (self.mark, self.spent) = (moved, Duration::ZERO);
+        if moved.saturating_sub(self.window_start) >= MIN_BYTES_PER_WINDOW {
+            (self.window_start, self.spent) = (moved, Duration::ZERO);
         } else if let Some(since) = since {
             self.spent += now.saturating_duration_since(since);
         }
         self.since = waits.then_some(now);
     }
 
-    /// Notes that the client is not waited for, at a time nobody has looked at.
+    /// Ends the wait for the client, at a time that was not measured.
     pub(super) fn pause(&mut self) {
         self.since = None;
     }
 
-    /// When the window is over; `None` while the client is not waited for, or with no window.
+    /// End of the window; `None` while the client is not waited for, or without a window.
     pub(super) fn deadline(&self, window: Option<Duration>) -> Option<Instant> {
         Some(self.since? + window?.saturating_sub(self.spent))
     }
@@ -59,7 +60,7 @@ mod tests {
     #[test]
     fn dripping_does_not_move_the_deadline_and_a_kibibyte_does() {
         let (mut min_rate, at) = (MinRate::default(), times());
-        assert_eq!(min_rate.deadline(WINDOW), None, "nobody waits");
+        assert_eq!(min_rate.deadline(WINDOW), None, "no wait yet");
         min_rate.update(true, 100, at(0));
         for second in 1..25 {
             min_rate.update(true, 100 + second, at(second));
@@ -80,7 +81,11 @@ mod tests {
         assert_eq!(min_rate.deadline(WINDOW), None);
         min_rate.update(false, 10, at(500));
         min_rate.update(true, 10, at(1_000));
-        assert_eq!(min_rate.deadline(WINDOW), Some(at(1_010)), "20 s are spent");
+        assert_eq!(
+            min_rate.deadline(WINDOW),
+            Some(at(1_010)),
+            "20 s are used up"
+        );
         min_rate.pause();
         min_rate.update(true, 10, at(2_000));
         assert_eq!(min_rate.deadline(WINDOW), Some(at(2_010)));

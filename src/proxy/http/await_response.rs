@@ -1,0 +1,419 @@
+//! Sends the request of an attempt, and reads until there is a final response head.
+//!
+//! Passes 1xx responses on. What follows the final head is in `respond.rs` and `tunnel.rs`.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    io,
+    pin::pin,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use super::{
+    attempt::poll_upload,
+    buffers::{ExchangeBuffers, INITIAL_BUFFER_BYTES},
+    connection::ClientConnection,
+    deadline::Deadline,
+    exchange::{Exchange, ForwardSettings},
+    forward, grpc,
+    interim::is_flood,
+    pump::{Pump, PumpError, poll_fill},
+};
+use crate::{
+    base::clock,
+    http1::{HttpVersion, head_end, response},
+    net::{activity::ActivityTracker, h2::backend as h2_backend, local_error},
+    proxy::{idle::BackendConnection, reasons},
+    reason::Reason,
+};
+
+/// Bytes of a response head that are parsed as they come.
+const EAGER_PARSE_BYTES: usize = 512;
+
+/// The reason why there is no response head.
+#[derive(Debug)]
+pub(super) enum ResponseError {
+    /// The backend is to blame.
+    Backend(Reason, String),
+    /// A limit of ours on what a backend may send: the backend is not to blame.
+    Limit(Reason, String),
+    /// No backend is to blame, and there is no further attempt.
+    Client(Reason),
+}
+
+impl ResponseError {
+    /// The error of an exchange that ran into a deadline: that of the response is the backend's
+    /// fault, all others are not.
+    fn timeout(reason: Reason) -> Self {
+        match reason {
+            Reason::ConnectionReadTimeout => {
+                Self::Backend(reason, "no response head in time".to_owned())
+            }
+            _ => Self::Client(reason),
+        }
+    }
+}
+
+impl fmt::Display for ResponseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Backend(reason, detail) | Self::Limit(reason, detail) => {
+                write!(f, "{reason}: {detail}")
+            }
+            Self::Client(reason) => write!(f, "{reason}"),
+        }
+    }
+}
+
+impl std::error::Error for ResponseError {}
+
+/// Sends the request, which begins at `sent`, and reads until a final response head is there.
+pub(super) async fn await_response(
+    exchange: &mut Exchange<'_>,
+    settings: &ForwardSettings<'_>,
+    backend: &mut BackendConnection,
+    upload: &mut Pump,
+    sent: Instant,
+) -> Result<(), ResponseError> {
+    exchange.min_rate.pause();
+    let mut pending = PendingResponse {
+        exchange,
+        settings,
+        backend,
+        upload,
+        broken: None,
+        activity: ActivityTracker::new(sent),
+        noted: None,
+    };
+    let mut interim = 0;
+    loop {
+        pending.next_head().await?;
+        let Exchange {
+            record, buffers, ..
+        } = &mut *pending.exchange;
+        if record.first_byte.is_none() {
+            record.first_byte = Some(clock::now().saturating_duration_since(sent));
+        }
+        if buffers.response.status == 101 {
+            return pending.check_switch();
+        }
+        if !buffers.response.is_interim() {
+            buffers.response.declared_length = pending.backend.stream.declared_length();
+            return Ok(());
+        }
+        interim += 1;
+        if is_flood(interim, sent) {
+            let detail = "too many 1xx responses".to_owned();
+            return Err(ResponseError::Limit(Reason::ProxyProtocolError, detail));
+        }
+        pending.pass_interim().await?;
+    }
+}
+
+/// Both connections until there is a response head.
+struct PendingResponse<'w, 'e> {
+    exchange: &'w mut Exchange<'e>,
+    settings: &'w ForwardSettings<'w>,
+    backend: &'w mut BackendConnection,
+    upload: &'w mut Pump,
+    /// Sending failed. The backend may still have responded before it closed.
+    broken: Option<io::Error>,
+    activity: ActivityTracker,
+    /// Bytes moved, and whether the client's rate was measured, at its last update.
+    noted: Option<((u64, u64), bool)>,
+}
+
+impl PendingResponse<'_, '_> {
+    /// Reads one head, sending the request meanwhile.
+    async fn next_head(&mut self) -> Result<(), ResponseError> {
+        // The bytes behind a 1xx may be a whole head already.
+        if !self.exchange.buffers.response_bytes.is_empty() && parse(self.exchange.buffers)? {
+            return Ok(());
+        }
+        // Send the request. A response may come before its end.
+        loop {
+            let step = poll_fn(|cx| Poll::Ready(self.poll_send_or_head(cx))).await;
+            match step {
+                Poll::Ready(Ok(true)) => return Ok(()),
+                Poll::Ready(Ok(false)) => break,
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => {}
+            }
+            if self.exchange.client.is_disconnected_when_woken().await {
+                return Err(ResponseError::Client(Reason::ClientDisconnected));
+            }
+        }
+        self.read_head().await
+    }
+
+    /// Reads one head after the request was sent.
+    async fn read_head(&mut self) -> Result<(), ResponseError> {
+        let Self {
+            exchange,
+            settings,
+            backend,
+            broken,
+            activity,
+            ..
+        } = self;
+        let Exchange {
+            client, buffers, ..
+        } = &mut **exchange;
+        let ClientConnection { stream, timer, .. } = &mut **client;
+        let mut disconnected = pin!(stream.disconnected());
+        poll_fn(|cx| {
+            let read = poll_parse(backend, cx, buffers, broken.as_ref());
+            if read.is_ready() {
+                return read;
+            }
+            if disconnected.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(ResponseError::Client(Reason::ClientDisconnected)));
+            }
+            // The timeout begins when the backend has acknowledged the request, not when our
+            // kernel has taken it.
+            let unacked = || [backend.stream.unacked(), None];
+            let (idle, total) = (settings.timeouts.response, settings.deadline);
+            let end = total.map(|total| total.at);
+            let passed = ready!(timer.poll_idle(cx, activity, idle, end, unacked));
+            let reason = Deadline::reason_of(passed, total);
+            Poll::Ready(Err(ResponseError::timeout(
+                reason.unwrap_or(Reason::ConnectionReadTimeout),
+            )))
+        })
+        .await
+    }
+
+    /// Ready when a head is there (true), or when the request was sent to its end (false).
+    fn poll_send_or_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ResponseError>> {
+        if let Poll::Ready(sent) = self.poll_send(cx) {
+            return Poll::Ready(sent.map(|()| false));
+        }
+        match poll_parse(
+            self.backend,
+            cx,
+            self.exchange.buffers,
+            self.broken.as_ref(),
+        ) {
+            Poll::Pending => self.poll_deadline(cx),
+            ready @ Poll::Ready(_) => ready.map_ok(|()| true),
+        }
+    }
+
+    /// Ready when the request was sent, or cannot be sent any more.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResponseError>> {
+        if self.broken.is_some() || self.upload.is_done() {
+            return Poll::Ready(Ok(()));
+        }
+        let result = poll_upload(
+            self.exchange,
+            self.backend,
+            self.upload,
+            &mut self.activity.last,
+            cx,
+        );
+        match result {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(PumpError::Write(error))) if h2_backend::is_inexpressible(&error) => {
+                Poll::Ready(Err(ResponseError::Client(Reason::RequestError)))
+            }
+            Poll::Ready(Err(PumpError::Write(error))) => {
+                self.broken = Some(error);
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => {
+                let reason = reasons::of_request_body(&error);
+                Poll::Ready(Err(ResponseError::Client(reason)))
+            }
+        }
+    }
+
+    /// Ready when a timeout has passed while the request is sent: the client must go on sending,
+    /// and the backend reading. The minimum rate does not hold for gRPC, whose calls may be
+    /// silent in the middle: they time out like a response.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ResponseError>> {
+        let for_backend = self.upload.waits_for_sink() || self.awaits_100_continue();
+        let has_min_rate = !for_backend && !grpc::is_call(self.exchange.head());
+        let now = (self.upload.moved(), has_min_rate);
+        let min_rate = &mut self.exchange.min_rate;
+        if self.noted.replace(now) != Some(now) {
+            min_rate.update(has_min_rate, now.0.0, self.activity.last);
+        }
+        let timer = &mut self.exchange.client.timer;
+        let total = self.settings.deadline;
+        let reason = if has_min_rate {
+            let timeouts = &self.exchange.context.listener.config.timeouts;
+            let own = min_rate.deadline(timeouts.body_idle).map(|at| Deadline {
+                at,
+                reason: Reason::RequestTimeout,
+            });
+            let deadline = Deadline::earliest(own, total);
+            ready!(Deadline::poll(deadline, timer, cx))
+        } else {
+            let timeouts = &self.settings.timeouts;
+            let (idle, reason) = if for_backend {
+                (timeouts.response, Reason::ConnectionReadTimeout)
+            } else {
+                (timeouts.idle, Reason::RequestTimeout)
+            };
+            let unacked = || [self.backend.stream.unacked(), None];
+            let end = total.map(|total| total.at);
+            let passed = ready!(timer.poll_idle(cx, &mut self.activity, idle, end, unacked));
+            Deadline::reason_of(passed, total).unwrap_or(reason)
+        };
+        Poll::Ready(Err(ResponseError::timeout(reason)))
+    }
+
+    /// True if the client waits for 100 (Continue) before it sends the body: then the backend is
+    /// waited for, not the client (RFC 9110 section 10.1.1).
+    fn awaits_100_continue(&self) -> bool {
+        let is_untouched = self.upload.body() == 0 && self.upload.moved().0 == 0;
+        self.exchange.head().expects_continue && self.exchange.record.interim == 0 && is_untouched
+    }
+
+    /// Checks that a 101 is the switch that the client requested (RFC 9110 section 15.2.2). Where
+    /// the WebSocket key is ours, so is the check of the backend's proof that it has read it.
+    fn check_switch(&self) -> Result<(), ResponseError> {
+        let ExchangeBuffers {
+            request,
+            response,
+            response_bytes,
+            ..
+        } = &*self.exchange.buffers;
+        let requested = request.upgrade.map(|protocol| request.text(protocol));
+        let mut accept = response
+            .fields
+            .values("sec-websocket-accept", response_bytes);
+        let expected = self.exchange.client.stream.expected_accept();
+        let is_accepted = expected.is_none_or(|it| accept.next() == Some(it.as_bytes()));
+        if is_accepted && requested.is_some_and(|it| response.switches_to(it, response_bytes)) {
+            return Ok(());
+        }
+        Err(ResponseError::Backend(
+            Reason::ProxyProtocolError,
+            "a 101 that was not asked for".to_owned(),
+        ))
+    }
+
+    /// Passes a 1xx response on, except to HTTP/1.0 clients, which know none (RFC 9110 section
+    /// 15.2).
+    async fn pass_interim(&mut self) -> Result<(), ResponseError> {
+        let Exchange {
+            client,
+            buffers,
+            context,
+            record,
+            began,
+            ..
+        } = &mut *self.exchange;
+        let ExchangeBuffers {
+            request,
+            response,
+            response_bytes,
+            client_out,
+            ..
+        } = &mut **buffers;
+        let is_wanted = request.version == HttpVersion::Http11;
+        if is_wanted && !is_flood(record.interim + 1, *began) {
+            record.interim += 1;
+            client_out.clear();
+            forward::interim_head(client_out, response, response_bytes, ("", ""));
+            let timeouts = &context.listener.config.timeouts;
+            client
+                .write_all(client_out, timeouts)
+                .await
+                .map_err(ResponseError::Client)?;
+            context.counters().sent.add(client_out.len() as u64);
+        }
+        response_bytes.drain(..response.len);
+        Ok(())
+    }
+}
+
+/// Reads from the backend until a whole head is there.
+fn poll_parse(
+    backend: &mut BackendConnection,
+    cx: &mut Context<'_>,
+    buffers: &mut ExchangeBuffers,
+    broken: Option<&io::Error>,
+) -> Poll<Result<(), ResponseError>> {
+    loop {
+        let bytes = &mut buffers.response_bytes;
+        if bytes.capacity() - bytes.len() < INITIAL_BUFFER_BYTES / 4 {
+            bytes.reserve(INITIAL_BUFFER_BYTES);
+        }
+        let before = bytes.len();
+        match poll_fill(&mut backend.stream, cx, bytes) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(0)) => return Poll::Ready(Err(terminated(backend, broken, None))),
+            Poll::Ready(Err(error)) => {
+                return Poll::Ready(Err(terminated(backend, broken, Some(&error))));
+            }
+            Poll::Ready(Ok(_)) if !is_worth_parsing(bytes, before) => {}
+            Poll::Ready(Ok(_)) => match parse(buffers) {
+                Ok(false) => {}
+                Ok(true) => return Poll::Ready(Ok(())),
+                Err(error) => return Poll::Ready(Err(error)),
+            },
+        }
+    }
+}
+
+/// The error of a connection that ended. Notes whether the backend ended it with a FIN: then the
+/// kernel's count of acknowledged bytes is exact, even if a reset came behind it (a broken pipe).
+/// After a bare reset it is not: the kernel drops what was received, and the backend may have read
+/// the request.
+fn terminated(
+    backend: &mut BackendConnection,
+    write: Option<&io::Error>,
+    read: Option<&io::Error>,
+) -> ResponseError {
+    let mut errors = [write, read].into_iter().flatten().peekable();
+    let detail = errors.peek().map_or_else(
+        || "closed before a whole response head".to_owned(),
+        ToString::to_string,
+    );
+    backend.ended = match backend.stream.tls() {
+        // A close alert does not end the TCP connection below; a missing one shows that it has
+        // ended (`UnexpectedEof`).
+        Some(tls) => {
+            use io::ErrorKind::{BrokenPipe, UnexpectedEof};
+            errors.all(|error| matches!(error.kind(), BrokenPipe | UnexpectedEof))
+                && tls.peer_closed_socket()
+        }
+        None => errors.all(|error| error.kind() == io::ErrorKind::BrokenPipe),
+    };
+    let h2_error = read.filter(|_| backend.stream.h2_response().is_some());
+    let mut all = [write, read].into_iter().flatten();
+    let reason = match h2_error {
+        Some(error) => reasons::of_h2_stream(error),
+        None => match all.find(|error| local_error::is_local(error)) {
+            Some(error) => reasons::of_broken_connection(error),
+            None => Reason::ConnectionTerminated,
+        },
+    };
+    ResponseError::Backend(reason, detail)
+}
+
+/// True if a head should be parsed. The first bytes always are, so that garbage is refused at
+/// once; later bytes only at a possible end of the head, as parsing each byte that drips in would
+/// cost quadratic time.
+fn is_worth_parsing(bytes: &[u8], before: usize) -> bool {
+    before < EAGER_PARSE_BYTES
+        || bytes.len() >= response::MAX_HEAD_BYTES
+        || head_end(bytes, before).is_some()
+}
+
+fn parse(buffers: &mut ExchangeBuffers) -> Result<bool, ResponseError> {
+    let ExchangeBuffers {
+        request,
+        response,
+        response_bytes,
+        ..
+    } = buffers;
+    response
+        .parse(response_bytes, request.text(request.method))
+        .map_err(|invalid| ResponseError::Backend(invalid.reason, invalid.detail.to_owned()))
+}

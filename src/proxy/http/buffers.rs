@@ -1,0 +1,68 @@
+//! The memory of one exchange, reused by the next one on the same worker.
+
+use crate::http1::{request::RequestHead, response::ResponseHead};
+
+/// Initial capacity of a buffer; most messages are smaller.
+pub(super) const INITIAL_BUFFER_BYTES: usize = 16 << 10;
+/// Capacity after one full read: a body of 64 KiB with its head fits.
+pub(super) const GROWN_BUFFER_BYTES: usize = 80 << 10;
+/// Largest capacity.
+pub(super) const MAX_BUFFER_BYTES: usize = 256 << 10;
+/// Buffers above this capacity are freed instead of reused.
+const MAX_KEPT_CAPACITY_BYTES: usize = GROWN_BUFFER_BYTES;
+
+/// The buffers of an exchange.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct ExchangeBuffers {
+    /// Request head. Its bytes may continue with the body and with pipelined requests.
+    pub(super) request: RequestHead,
+    /// Request id, for the backend, the client and the log.
+    pub(super) request_id: String,
+    /// Response head.
+    pub(super) response: ResponseHead,
+    /// Bytes read from the backend.
+    pub(super) response_bytes: Vec<u8>,
+    /// Bytes to be written to the client.
+    pub(super) client_out: Vec<u8>,
+    /// Encoded request head, kept for a further attempt.
+    pub(super) request_out: Vec<u8>,
+    /// Bytes to be written to the backend.
+    pub(super) upload_out: Vec<u8>,
+    /// Request body read from the client.
+    pub(super) upload_bytes: Vec<u8>,
+}
+
+impl ExchangeBuffers {
+    /// Forgets everything but the memory.
+    pub(in crate::proxy) fn clear(&mut self) {
+        self.request.clear();
+        for buffer in [
+            &mut self.request.bytes,
+            &mut self.response_bytes,
+            &mut self.client_out,
+            &mut self.request_out,
+            &mut self.upload_out,
+            &mut self.upload_bytes,
+        ] {
+            buffer.clear();
+            if buffer.capacity() > MAX_KEPT_CAPACITY_BYTES {
+                *buffer = Vec::new();
+            }
+        }
+    }
+
+    /// Leaves only the pipelined bytes in the request's buffer: those from `next_request_at` on,
+    /// or those that were read behind the body.
+    pub(super) fn keep_pipelined(&mut self, next_request_at: Option<usize>) {
+        let bytes = &mut self.request.bytes;
+        match next_request_at {
+            Some(at) if at < bytes.len() => drop(bytes.drain(..at)),
+            _ => bytes.clear(),
+        }
+        debug_assert!(
+            self.upload_bytes.is_empty() || next_request_at.is_none(),
+            "the next request begins in one buffer only"
+        );
+        bytes.append(&mut self.upload_bytes);
+    }
+}
