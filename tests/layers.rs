@@ -41,15 +41,8 @@ const ALLOWED_CIRCLES: &[(&str, &str)] = &[
     ("net::h2::response_encoder", "net::h2::connection"),
     ("net::h2::response_encoder", "net::h2::state"),
     ("net::h2::response_encoder", "net::h2::body_encoder"),
-    // The request path.
-    ("proxy::http::attempt", "proxy::http::acquire"),
-    ("proxy::http::exchange", "proxy::http::attempt"),
-    ("proxy::http::facts", "proxy::http::exchange"),
-    ("proxy::http::reply", "proxy::http::exchange"),
-    ("proxy::http::respond", "proxy::http::attempt"),
     // Others.
     ("config::check", "config::file"),
-    ("proxy::worker", "proxy::http"),
 ];
 
 fn layer(module: &str) -> Option<usize> {

@@ -1,10 +1,10 @@
-//! Acquires the backend connection of one attempt: an idle one, a new one, or a stream on a shared HTTP/2
-//! connection.
+//! Acquires the backend connection of one attempt: an idle one, a new one, or a stream on a
+//! shared HTTP/2 connection.
 //!
 //! Does not know what is sent on it (`await_response.rs`). `proxy/h2_connections.rs` hands out the
 //! streams of shared connections.
 
-use std::{error::Error, fmt, time::Instant};
+use std::time::Instant;
 
 use tokio::select;
 
@@ -27,30 +27,14 @@ use crate::{
 };
 
 /// The reason why there is no connection.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum AcquireError {
     /// The backend is to blame.
-    Backend(AttemptError),
+    #[error("{0}")]
+    Backend(#[source] AttemptError),
     /// The client disconnected or requested something impossible, or the total timeout passed.
+    #[error("{0}")]
     Client(Reason),
-}
-
-impl fmt::Display for AcquireError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Backend(_) => f.write_str("no connection to the backend"),
-            Self::Client(reason) => write!(f, "{reason}"),
-        }
-    }
-}
-
-impl Error for AcquireError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Backend(error) => Some(error),
-            Self::Client(_) => None,
-        }
-    }
 }
 
 /// Acquires the connection of an attempt.

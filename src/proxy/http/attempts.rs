@@ -50,7 +50,6 @@ impl Exchange<'_> {
         settings: &ForwardSettings<'_>,
         upload: &mut Pump,
     ) -> AfterExchange {
-        let worker = self.context.worker;
         let mut newest: Option<Arc<Pool>> = None;
         let mut proxy_header = self.proxy_header_for(chosen);
         let mut history = AttemptHistory {
@@ -61,17 +60,10 @@ impl Exchange<'_> {
         };
         loop {
             let pool = newest.as_ref().unwrap_or(chosen);
-            let picked = pool.pick_avoiding(
-                &history.passed,
-                &history.failed,
-                &mut worker.random.borrow_mut(),
-            );
-            let lease = match picked {
+            let lease = match self.pick(pool, &history) {
                 Ok(lease) => lease,
                 Err(reason) => return self.fail_forwarding(reason, upload).await,
             };
-            self.record.backend = Some(lease.index);
-            self.record.attempts += 1;
             let attempt = Attempt {
                 pool,
                 lease: &lease,
@@ -108,6 +100,15 @@ impl Exchange<'_> {
             }
             upload.replay(&self.buffers.request_out);
         }
+    }
+
+    /// Picks the backend of the next attempt.
+    fn pick(&mut self, pool: &Arc<Pool>, history: &AttemptHistory) -> Result<BackendLease, Reason> {
+        let mut random = self.context.worker.random.borrow_mut();
+        let lease = pool.pick_avoiding(&history.passed, &history.failed, &mut random)?;
+        self.record.backend = Some(lease.index);
+        self.record.attempts += 1;
+        Ok(lease)
     }
 
     /// Decides about another attempt after `failure`, and takes its cost from the retries left

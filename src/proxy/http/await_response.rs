@@ -3,7 +3,6 @@
 //! Passes 1xx responses on. What follows the final head is in `respond.rs` and `tunnel.rs`.
 
 use std::{
-    fmt,
     future::{Future, poll_fn},
     io,
     pin::pin,
@@ -33,13 +32,16 @@ use crate::{
 const EAGER_PARSE_BYTES: usize = 512;
 
 /// The reason why there is no response head.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum ResponseError {
     /// The backend is to blame.
+    #[error("{1}")]
     Backend(Reason, String),
     /// A limit of ours on what a backend may send: the backend is not to blame.
+    #[error("{1}")]
     Limit(Reason, String),
     /// No backend is to blame, and there is no further attempt.
+    #[error("{0}")]
     Client(Reason),
 }
 
@@ -55,19 +57,6 @@ impl ResponseError {
         }
     }
 }
-
-impl fmt::Display for ResponseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Backend(reason, detail) | Self::Limit(reason, detail) => {
-                write!(f, "{reason}: {detail}")
-            }
-            Self::Client(reason) => write!(f, "{reason}"),
-        }
-    }
-}
-
-impl std::error::Error for ResponseError {}
 
 /// Sends the request, which begins at `sent`, and reads until a final response head is there.
 pub(super) async fn await_response(

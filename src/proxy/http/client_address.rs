@@ -1,7 +1,8 @@
-//! The address of a request's client: that of its connection, or the one that a trusted proxy names.
+//! The address of a request's client: that of its connection, or the one that a trusted proxy
+//! names.
 //!
-//! Access rules, limits, the log and the forwarding fields all use it. See docs/configuration.md, "The
-//! client's address".
+//! Access rules, limits, the log and the forwarding fields all use it. See docs/configuration.md,
+//! "The client's address".
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,6 +1,7 @@
 //! A client's connection: an HTTP/1 connection, or one stream of an HTTP/2 connection.
 //!
-//! Waits for requests and writes responses within their timeouts. Must not know what an exchange is.
+//! Waits for requests and writes responses within their timeouts. Must not know what an exchange
+//! is.
 
 use std::{
     future::{Future, poll_fn},

@@ -1,6 +1,7 @@
-//! What a head looks like on the other side: hop-by-hop fields gone, forwarding fields added, framing written anew.
+//! Heads as they are forwarded: without hop-by-hop fields (RFC 9110 section 7.6), with forwarding
+//! fields (RFC 7239) and with our own framing.
 //!
-//! RFC 9110 section 7.6, RFC 7239.
+//! Pure: writes HTTP/1 text, also for HTTP/2 streams, which translate it.
 
 use std::{
     fmt::Write as _,
@@ -13,14 +14,15 @@ use crate::{
     http1::{
         HttpVersion, encode,
         fields::{HeadField, HeadFields, KnownField, is_same_or_twin},
-        request, response,
+        request::{RequestFraming, RequestHead},
+        response::{ResponseFraming, ResponseHead},
     },
 };
 
 /// Longest request id taken over from a trusted peer, in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// Where a request came from. `Default` is a plain connection without addresses.
+/// The origin of a request. `Default` is a connection in the clear without addresses.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RequestOrigin<'a> {
     /// Address of the connection's other end; `None` on a unix socket.
@@ -29,19 +31,20 @@ pub struct RequestOrigin<'a> {
     pub trusted: bool,
     /// Address of the client: the peer's own, or the one that a trusted peer names.
     pub client: Option<IpAddr>,
-    /// A reader of the peer's `X-Forwarded-For` would take another address for the client's.
+    /// The peer's `X-Forwarded-For` gives another address of the client.
     pub is_unlisted: bool,
     /// `trusted_proxies.client_header`.
     pub client_header: Option<&'a str>,
     /// Local port that the client reached; `None` on a unix socket.
     pub port: Option<u16>,
-    /// Where the client connected to: the authority of an HTTP/1.0 request that names none.
+    /// Address that the client connected to: the authority of an HTTP/1.0 request without one.
     pub local: Option<SocketAddr>,
-    /// The client speaks TLS.
+    /// The client uses TLS.
     pub is_secure: bool,
-    /// The client speaks HTTP/2.
+    /// The client uses HTTP/2.
     pub is_h2: bool,
-    /// Name of the field that tells the subject of the client's certificate, and the subject; empty without one.
+    /// Name of the field with the subject of the client's certificate, and the subject; empty
+    /// without a certificate.
     pub subject: Option<(&'a str, &'a str)>,
 }
 
@@ -52,7 +55,7 @@ impl RequestOrigin<'_> {
     }
 }
 
-/// What the backend is spoken to in.
+/// Protocol of the next hop, the backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextHop {
     /// HTTP/1.1, on a connection that may be kept.
@@ -63,7 +66,7 @@ pub enum NextHop {
     H2,
 }
 
-/// What a route changes in a request head.
+/// Changes of a route to a request head.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RequestChanges<'a> {
     /// The target to send instead of the client's.
@@ -77,7 +80,7 @@ pub struct RequestChanges<'a> {
 /// The id of a request: the one a trusted peer sent, or a new one of 32 hexadecimal digits.
 pub(super) fn request_id(
     id: &mut String,
-    head: &request::RequestHead,
+    head: &RequestHead,
     rules: &ForwardedConfig,
     trusted: bool,
     random: &mut Random,
@@ -102,49 +105,40 @@ pub(super) fn new_request_id(id: &mut String, random: &mut Random) {
 }
 
 fn push_hex(text: &mut String, bits: u64) {
-    for place in (0..16).rev() {
-        let digit = (bits >> (place * 4)) & 0xf;
+    for index in (0..16).rev() {
+        let digit = (bits >> (index * 4)) & 0xf;
         text.push(char::from_digit(digit as u32, 16).unwrap_or('0'));
     }
 }
 
-/// Writes the head that the backend gets.
+/// Writes the head for the backend.
 pub fn request_head(
     out: &mut Vec<u8>,
-    head: &mut request::RequestHead,
+    head: &mut RequestHead,
     rules: &ForwardedConfig,
     origin: RequestOrigin<'_>,
     id: &str,
     changes: RequestChanges<'_>,
     hop: NextHop,
 ) {
-    let RequestChanges {
-        target,
-        host,
-        edits,
-    } = changes;
-    let target = target.unwrap_or_else(|| head.text(head.target));
+    let edits = changes.edits;
+    let target = changes.target.unwrap_or_else(|| head.text(head.target));
     encode::request_line(out, head.text(head.method), target);
-    // RFC 9112 section 3.2: exactly one, and an empty one where nothing is known.
-    if let Some(host) = host {
-        encode::field(out, b"Host", host.as_bytes());
-    } else if head.find(KnownField::Host).is_none() && !edits.is_some_and(sets_host) {
-        match origin.local.filter(|_| head.host.is_empty()) {
-            Some(local) => encode::field(out, b"Host", local.to_string().as_bytes()),
-            None => encode::field(out, b"Host", head.text(head.host)),
-        }
-    }
-    let earlier = ReceivedForwarding::of(head, origin, rules);
-    let request::RequestHead { fields, bytes, .. } = &mut *head;
+    add_host(out, head, origin, changes);
+    // The client's fields, without those that are replaced.
+    let received = ReceivedForwarding::of(head, origin, rules);
+    let RequestHead { fields, bytes, .. } = &mut *head;
+    let is_host_rewritten = changes.host.is_some();
     fields.strike(|field| {
         is_replaced(field, bytes, rules, origin)
-            || field.known == KnownField::Host && host.is_some()
+            || field.known == KnownField::Host && is_host_rewritten
     });
     if let Some(edits) = edits {
         strike_edited(fields, bytes, edits);
     }
     encode::fields(out, fields, bytes);
-    add_forwarding(out, head, rules, origin, &earlier, edits);
+    // Our own fields, and those of the route.
+    add_forwarding(out, head, rules, origin, &received, edits);
     if let Some((name, subject @ [_, ..])) = origin.subject.map(|(name, it)| (name, it.as_bytes()))
         && !is_decided(edits, name)
     {
@@ -156,9 +150,36 @@ pub fn request_head(
     if let Some(edits) = edits {
         add_edited(out, edits);
     }
+    add_framing(out, head, hop);
+    add_hop_by_hop(out, head, hop);
+    encode::end(out);
+}
+
+/// Writes `Host` if the client's is rewritten or missing. RFC 9112 section 3.2 requires exactly
+/// one, an empty one if no authority is known.
+fn add_host(
+    out: &mut Vec<u8>,
+    head: &RequestHead,
+    origin: RequestOrigin<'_>,
+    changes: RequestChanges<'_>,
+) {
+    if let Some(host) = changes.host {
+        return encode::field(out, b"Host", host.as_bytes());
+    }
+    if head.find(KnownField::Host).is_some() || changes.edits.is_some_and(sets_host) {
+        return;
+    }
+    match origin.local.filter(|_| head.host.is_empty()) {
+        Some(local) => encode::field(out, b"Host", local.to_string().as_bytes()),
+        None => encode::field(out, b"Host", head.text(head.host)),
+    }
+}
+
+/// Writes the framing of a request.
+fn add_framing(out: &mut Vec<u8>, head: &RequestHead, hop: NextHop) {
     match head.framing {
-        request::RequestFraming::Length(length) => encode::content_length(out, length),
-        request::RequestFraming::Chunked => {
+        RequestFraming::Length(length) => encode::content_length(out, length),
+        RequestFraming::Chunked => {
             if let Some(length) = head.declared_length {
                 encode::content_length(out, length);
             }
@@ -166,17 +187,21 @@ pub fn request_head(
                 encode::chunked(out);
             }
         }
-        // RFC 9110 section 8.6: methods that anticipate content say that there is none.
-        request::RequestFraming::None => {
+        // RFC 9110 section 8.6: methods that anticipate content declare an empty one.
+        RequestFraming::None => {
             if matches!(head.text(head.method), b"POST" | b"PUT" | b"PATCH") {
                 encode::content_length(out, 0);
             }
         }
     }
-    match head
+}
+
+/// Writes the fields of a request that are for the next hop only.
+fn add_hop_by_hop(out: &mut Vec<u8>, head: &RequestHead, hop: NextHop) {
+    let upgrade = head
         .upgrade
-        .filter(|_| hop != NextHop::H2 || is_websocket(head))
-    {
+        .filter(|_| hop != NextHop::H2 || is_websocket(head));
+    match upgrade {
         Some(protocol) => encode::upgrade(out, head.text(protocol)),
         None if hop == NextHop::Close => encode::field(out, b"Connection", b"close"),
         None => {}
@@ -184,18 +209,18 @@ pub fn request_head(
     if hop == NextHop::H2 && head.takes_trailers {
         encode::field(out, b"TE", b"trailers");
     }
-    encode::end(out);
 }
 
-/// A switch to WebSocket and nothing else (RFC 6455 section 4.1), without content: the only one that HTTP/2 knows (RFC
-/// 8441). Backends that speak it are asked for no other, which the client may expect of any server (RFC 9110 section 7.8).
-pub(super) fn is_websocket(head: &request::RequestHead) -> bool {
+/// True for a switch to WebSocket alone (RFC 6455 section 4.1), without content: the only upgrade
+/// that HTTP/2 knows (RFC 8441). HTTP/2 backends do not see any other, as a server may ignore
+/// `Upgrade` (RFC 9110 section 7.8).
+pub(super) fn is_websocket(head: &RequestHead) -> bool {
     let protocol = head.upgrade.map(|protocol| head.text(protocol));
-    head.framing == request::RequestFraming::None
+    head.framing == RequestFraming::None
         && protocol.is_some_and(|it| it.eq_ignore_ascii_case(b"websocket"))
 }
 
-/// True where `set` or `remove` name a field that balancer would add: then it adds none.
+/// True if `set` or `remove` name a field that balancer would add: then it does not.
 pub(super) fn is_decided(edits: Option<&HeaderEdits>, name: &str) -> bool {
     edits.is_some_and(|edits| named(edits).any(|edited| edited.matches(name.as_bytes())))
 }
@@ -204,12 +229,12 @@ pub(super) fn is_decided(edits: Option<&HeaderEdits>, name: &str) -> bool {
 #[derive(Clone, Copy)]
 enum EditedName<'a> {
     Name(&'a [u8]),
-    /// All names that begin with it.
+    /// All names with this prefix.
     Prefix(&'a [u8]),
 }
 
 impl EditedName<'_> {
-    /// True for this name, and for one that a server could take for it.
+    /// True for this name, and for a twin with underscores that a server could take for it.
     fn matches(self, name: &[u8]) -> bool {
         match self {
             Self::Name(edited) => is_same_or_twin(name, edited),
@@ -220,7 +245,7 @@ impl EditedName<'_> {
     }
 
     fn strikes(self, field: &HeadField, name: &[u8]) -> bool {
-        // Without these the message is another one, or none.
+        // Without these fields the message would be another one, or invalid.
         let is_essential = || {
             field.known.is_hop_by_hop()
                 || matches!(
@@ -232,7 +257,7 @@ impl EditedName<'_> {
     }
 }
 
-/// The names of which no field is left as it came.
+/// Names of the fields that are struck out: those in `remove` and `set`.
 fn named(edits: &HeaderEdits) -> impl Iterator<Item = EditedName<'_>> {
     let set = edits
         .set
@@ -253,7 +278,7 @@ fn sets_host(edits: &HeaderEdits) -> bool {
     names.any(|name| name.eq_ignore_ascii_case("host"))
 }
 
-/// Values of forwarding fields that a trusted peer sent, to be appended to.
+/// Forwarding fields that a trusted peer sent; their values are appended to.
 #[derive(Default)]
 struct ReceivedForwarding {
     forwarded_for: String,
@@ -264,19 +289,19 @@ struct ReceivedForwarding {
 }
 
 impl ReceivedForwarding {
-    fn of(head: &request::RequestHead, origin: RequestOrigin<'_>, rules: &ForwardedConfig) -> Self {
-        let mut earlier = Self::default();
+    fn of(head: &RequestHead, origin: RequestOrigin<'_>, rules: &ForwardedConfig) -> Self {
+        let mut received = Self::default();
         if !origin.trusted {
-            return earlier;
+            return received;
         }
         for field in head.fields.iter() {
             let joined = match field.known {
-                KnownField::XForwardedFor if rules.x_forwarded => &mut earlier.forwarded_for,
-                KnownField::Forwarded if rules.rfc7239 => &mut earlier.forwarded,
+                KnownField::XForwardedFor if rules.x_forwarded => &mut received.forwarded_for,
+                KnownField::Forwarded if rules.rfc7239 => &mut received.forwarded,
                 _ => {
-                    earlier.proto |= field.known == KnownField::XForwardedProto;
-                    earlier.host |= field.known == KnownField::XForwardedHost;
-                    earlier.port |= field.known == KnownField::XForwardedPort;
+                    received.proto |= field.known == KnownField::XForwardedProto;
+                    received.host |= field.known == KnownField::XForwardedHost;
+                    received.port |= field.known == KnownField::XForwardedPort;
                     continue;
                 }
             };
@@ -284,17 +309,18 @@ impl ReceivedForwarding {
             joined.push_str(", ");
         }
         if let Some(client) = origin.client.filter(|_| origin.is_unlisted) {
-            _ = write!(earlier.forwarded_for, "{client}, ");
+            _ = write!(received.forwarded_for, "{client}, ");
         }
-        if earlier.forwarded.is_empty() && origin.client != origin.peer {
-            push_node(&mut earlier.forwarded, origin.client);
-            earlier.forwarded.push_str(", ");
+        if received.forwarded.is_empty() && origin.client != origin.peer {
+            push_node(&mut received.forwarded, origin.client);
+            received.forwarded.push_str(", ");
         }
-        earlier
+        received
     }
 }
 
-/// Forwarding fields of peers that are not trusted go, those of trusted ones are kept or appended to.
+/// True for fields that are replaced: those of balancer's own, and forwarding fields of peers that
+/// are not trusted, which could spoof an address. Those of trusted peers are kept or appended to.
 fn is_replaced(
     field: &HeadField,
     bytes: &[u8],
@@ -319,8 +345,8 @@ fn is_replaced(
     }
 }
 
-/// Names of fields by which backends know the client, as far as the configuration chooses them: no trailer has one of them.
-/// Those that every configuration has are dropped by `http1::body`.
+/// Configured names of fields by which backends identify the client: a trailer must not have one of
+/// them. `http1::body` drops those that do not depend on the configuration.
 pub(super) fn own_names(rules: &ForwardedConfig, origin: RequestOrigin<'_>) -> Vec<Box<str>> {
     let real_ip = rules.real_ip.as_deref().filter(|name| *name != "X-Real-IP");
     let subject = origin.subject.map(|(name, _)| name);
@@ -330,28 +356,28 @@ pub(super) fn own_names(rules: &ForwardedConfig, origin: RequestOrigin<'_>) -> V
 
 fn add_forwarding(
     out: &mut Vec<u8>,
-    head: &request::RequestHead,
+    head: &RequestHead,
     rules: &ForwardedConfig,
     origin: RequestOrigin<'_>,
-    earlier: &ReceivedForwarding,
+    received: &ReceivedForwarding,
     edits: Option<&HeaderEdits>,
 ) {
     let host = head.text(head.host);
     if rules.x_forwarded {
         if !is_decided(edits, "X-Forwarded-For") {
             out.extend_from_slice(b"X-Forwarded-For: ");
-            out.extend_from_slice(earlier.forwarded_for.as_bytes());
+            out.extend_from_slice(received.forwarded_for.as_bytes());
             push_address(out, origin.peer);
             encode::end(out);
         }
-        if !earlier.proto && !is_decided(edits, "X-Forwarded-Proto") {
+        if !received.proto && !is_decided(edits, "X-Forwarded-Proto") {
             encode::field(out, b"X-Forwarded-Proto", origin.scheme().as_bytes());
         }
-        if !earlier.host && !host.is_empty() && !is_decided(edits, "X-Forwarded-Host") {
+        if !received.host && !host.is_empty() && !is_decided(edits, "X-Forwarded-Host") {
             encode::field(out, b"X-Forwarded-Host", host);
         }
-        // The scheme that a trusted peer names was spoken at another port than ours.
-        if let Some(port) = origin.port.filter(|_| !earlier.port && !earlier.proto)
+        // A trusted peer that names a scheme was reached at another port than ours.
+        if let Some(port) = origin.port.filter(|_| !received.port && !received.proto)
             && !is_decided(edits, "X-Forwarded-Port")
         {
             out.extend_from_slice(b"X-Forwarded-Port: ");
@@ -368,12 +394,12 @@ fn add_forwarding(
         encode::end(out);
     }
     if rules.rfc7239 && !is_decided(edits, "Forwarded") {
-        let mut value = earlier.forwarded.clone();
+        let mut value = received.forwarded.clone();
         push_node(&mut value, origin.peer);
         value.push_str(";proto=");
         value.push_str(origin.scheme());
         if !host.is_empty() {
-            // An authority has no quote and no backslash: it was checked when the request was read.
+            // The request parser has refused authorities with quotes and backslashes.
             _ = write!(value, ";host=\"{}\"", String::from_utf8_lossy(host));
         }
         encode::field(out, b"Forwarded", value.as_bytes());
@@ -397,7 +423,7 @@ fn push_node(value: &mut String, node: Option<IpAddr>) {
     }
 }
 
-/// IPv4 addresses are written by hand: this happens for every request.
+/// Writes an address. IPv4 by hand, which is cheaper than formatting: this happens per request.
 fn push_address(out: &mut Vec<u8>, address: Option<IpAddr>) {
     match address {
         Some(IpAddr::V4(address)) => {
@@ -413,46 +439,41 @@ fn push_address(out: &mut Vec<u8>, address: Option<IpAddr>) {
     }
 }
 
-/// Strikes out what `remove` and `set` name, and what a server could take for it.
+/// Strikes out the fields that `remove` and `set` name, and their twins with underscores.
 fn strike_edited(fields: &mut HeadFields, bytes: &[u8], edits: &HeaderEdits) {
     for edited in named(edits) {
         fields.strike(|field| edited.strikes(field, field.name.get(bytes)));
     }
 }
 
-/// Writes what `set` and `add` give.
+/// Writes the fields of `set` and `add`.
 fn add_edited(out: &mut Vec<u8>, edits: &HeaderEdits) {
     for (name, value) in edits.set.iter().chain(&edits.add) {
         encode::field(out, name.as_bytes(), value.as_bytes());
     }
 }
 
-/// How the body of a response goes to the client.
+/// Framing of a response towards the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyDelivery {
     /// No body.
     None,
-    /// So many bytes.
+    /// A known length.
     Length(u64),
-    /// Chunked. A length that is told beside that is the one of HTTP/2.
+    /// Chunked. The length is that of an HTTP/2 client's `content-length`.
     Chunked(Option<u64>),
-    /// Until we close: for HTTP/1.0 clients, when the length is not known.
+    /// Until we close: for HTTP/1.0 clients, if the length is not known.
     UntilClose,
 }
 
 impl BodyDelivery {
-    /// How to deliver a response with `head` to a client that speaks `version`, or HTTP/2. HTTP/1 has a length or trailers:
-    /// where the backend announces trailers, the length gives way to them.
-    pub fn of(
-        head: &response::ResponseHead,
-        bytes: &[u8],
-        version: HttpVersion,
-        is_h2: bool,
-    ) -> Self {
+    /// The framing of a response with `head` for a client of `version`, or of HTTP/2. An HTTP/1
+    /// message has a length or trailers: if the backend announces trailers, the length is dropped.
+    pub fn of(head: &ResponseHead, bytes: &[u8], version: HttpVersion, is_h2: bool) -> Self {
         let has_trailers = || head.fields.find(KnownField::Trailer, bytes).is_some();
         match (head.framing, version, head.declared_length) {
-            (response::ResponseFraming::None, ..) => Self::None,
-            (response::ResponseFraming::Length(length), ..) => Self::Length(length),
+            (ResponseFraming::None, ..) => Self::None,
+            (ResponseFraming::Length(length), ..) => Self::Length(length),
             (_, HttpVersion::Http11, length) if is_h2 => Self::Chunked(length),
             (_, HttpVersion::Http11, None) => Self::Chunked(None),
             (_, HttpVersion::Http11, Some(_)) if has_trailers() => Self::Chunked(None),
@@ -462,27 +483,27 @@ impl BodyDelivery {
     }
 }
 
-/// What a response head is made of besides the backend's own.
+/// Parts of a response head besides the backend's own.
 #[derive(Debug, Clone, Copy)]
 pub struct ResponseExtra<'a> {
-    /// How the body goes to the client.
+    /// Framing of the body.
     pub delivery: BodyDelivery,
     /// Another request may follow.
     pub keep_alive: bool,
-    /// What the client speaks.
+    /// HTTP version of the client.
     pub version: HttpVersion,
     /// Name and value of the request id field.
     pub request_id: (&'a str, &'a str),
     /// `response_headers` of the route.
     pub edits: Option<&'a HeaderEdits>,
-    /// Value of `Date`, where the backend sent none (RFC 9110 section 6.6.1).
+    /// Value of `Date`, if the backend sent none (RFC 9110 section 6.6.1).
     pub date: Option<&'a str>,
 }
 
-/// Writes the final response head that the client gets.
+/// Writes the final response head for the client.
 pub fn response_head(
     out: &mut Vec<u8>,
-    head: &mut response::ResponseHead,
+    head: &mut ResponseHead,
     bytes: &[u8],
     extra: ResponseExtra<'_>,
 ) {
@@ -536,10 +557,10 @@ pub fn response_head(
     encode::end(out);
 }
 
-/// Writes a 1xx head, or a 101 with the protocol that was switched to and the id of the request.
+/// Writes a 1xx head, a 101 with its protocol and the id of the request.
 pub fn interim_head(
     out: &mut Vec<u8>,
-    head: &response::ResponseHead,
+    head: &ResponseHead,
     bytes: &[u8],
     request_id: (&str, &str),
 ) {

@@ -1,4 +1,4 @@
-//! Rewritten requests are requests: what goes to a backend reads as the same thing there.
+//! A rewritten request is a valid request, and means the same to the backend as to us.
 
 use super::*;
 use crate::{
@@ -8,10 +8,10 @@ use crate::{
     route::Router,
 };
 
-fn parsed(text: &str) -> Option<request::RequestHead> {
-    let mut head = request::RequestHead::default();
+fn parsed(text: &str) -> Option<RequestHead> {
+    let mut head = RequestHead::default();
     head.bytes.extend_from_slice(text.as_bytes());
-    let limits = request::HeadLimits {
+    let limits = crate::http1::request::HeadLimits {
         fields: 100,
         bytes: 65_536,
     };
@@ -34,8 +34,8 @@ fn routes(path: PathMatch, rewrite: PathRewrite) -> Config {
     }
 }
 
-/// The head for the backend, for a request that some route takes and that has one meaning.
-fn sent(config: &Config, router: &Router, mut head: request::RequestHead) -> Option<String> {
+/// The head for the backend, of a request that a route takes and that has one meaning.
+fn sent(config: &Config, router: &Router, mut head: RequestHead) -> Option<String> {
     let path = head.text(head.path);
     let found = router.find(0, b"h", path, b"GET", &|_, _| false).ok()??;
     let target = router.rewrite(found, head.text(head.target)).ok()?;

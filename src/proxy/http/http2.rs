@@ -1,5 +1,5 @@
-//! One HTTP/2 connection of a client: each of its streams is served as a connection of its own with one
-//! exchange.
+//! One HTTP/2 connection of a client: each of its streams is served as a connection of its own
+//! with one exchange.
 //!
 //! Drives the frames, and sends GOAWAY on idle timeout, drain or stream limit. Must not know what a
 //! request is, nor what becomes of it.
@@ -154,7 +154,7 @@ impl H2ClientDriver<'_> {
             self.entry.busy();
             self.entry.close_signal.listen(cx)
         };
-        // What has failed ends as soon as the client has taken what is written.
+        // A failed connection ends as soon as the client has read the frames written.
         self.closing |= self.connection.close_reason().is_some();
         if told && !self.closing {
             return Poll::Ready(DriverEvent::Close);
@@ -175,7 +175,8 @@ impl H2ClientDriver<'_> {
         self.poll_idle(cx)
     }
 
-    /// Ready when the connection has been without a request for too long, and its client no longer reads the last response.
+    /// Ready when the connection has had no request for too long, and its client reads nothing of
+    /// the last response any more.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<DriverEvent> {
         let is_read = self.connection.has_unwritten() && self.connection.close_reason().is_none();
         let written = self.connection.written();
@@ -272,7 +273,7 @@ mod tests {
 
     #[test]
     fn the_task_of_a_stream_is_small() {
-        // It is made and moved for every request.
+        // It is allocated and moved for every request.
         let size = size_of_stream(serve_stream);
         assert!(size <= 700, "{size} bytes");
     }

@@ -1,5 +1,5 @@
-//! Lingering close (RFC 9112 section 9.6): ends our direction and discards what the client still sends, as
-//! a reset would destroy a response that the client has not read yet.
+//! Lingering close (RFC 9112 section 9.6): ends our direction and discards what the client still
+//! sends, as a reset would destroy a response that the client has not read yet.
 
 use std::{cell::Cell, future::poll_fn, io, task::Poll, time::Duration};
 

@@ -1,8 +1,8 @@
-//! Minimum transfer rate of a client that sends a request body: at least 1 KiB, or all of the rest, per
-//! `timeouts.body_idle`. A client that drips bytes must not hold an exchange for ever.
+//! Minimum transfer rate of a client that sends a request body: at least 1 KiB, or all of the
+//! rest, per `timeouts.body_idle`. A client that drips bytes must not hold an exchange for ever.
 //!
-//! Each [`MIN_BYTES_PER_WINDOW`] bytes begin a new window, and only time spent waiting for the client
-//! counts: a slow backend is not its fault. Pure: times and counts are arguments.
+//! Each [`MIN_BYTES_PER_WINDOW`] bytes begin a new window, and only time spent waiting for the
+//! client counts: a slow backend is not its fault. Pure: times and counts are arguments.
 
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,8 @@ pub(super) struct MinRate {
 }
 
 impl MinRate {
-    /// Takes the count of bytes received so far, and whether the client is waited for from `now` on.
-    /// Called when bytes have moved, not for every byte.
+    /// Takes the count of bytes received so far, and whether the client is waited for from `now`
+    /// on. Called when bytes have moved, not for every byte.
     pub(super) fn update(&mut self, waits: bool, moved: u64, now: Instant) {
         let since = self.since.take();
         if moved.saturating_sub(self.window_start) >= MIN_BYTES_PER_WINDOW {
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
     use crate::base::clock;
 
-    const WINDOW: Option<Duration> = Some(Duration::from_secs(30));
+    const BODY_IDLE: Option<Duration> = Some(Duration::from_secs(30));
 
     /// Gives the instant some seconds after the start.
     fn times() -> impl Fn(u64) -> Instant {
@@ -60,16 +60,20 @@ mod tests {
     #[test]
     fn dripping_does_not_move_the_deadline_and_a_kibibyte_does() {
         let (mut min_rate, at) = (MinRate::default(), times());
-        assert_eq!(min_rate.deadline(WINDOW), None, "no wait yet");
+        assert_eq!(min_rate.deadline(BODY_IDLE), None, "no wait yet");
         min_rate.update(true, 100, at(0));
         for second in 1..25 {
             min_rate.update(true, 100 + second, at(second));
-            assert_eq!(min_rate.deadline(WINDOW), Some(at(30)), "second {second}");
+            assert_eq!(
+                min_rate.deadline(BODY_IDLE),
+                Some(at(30)),
+                "second {second}"
+            );
         }
         min_rate.update(true, 1_023, at(25));
-        assert_eq!(min_rate.deadline(WINDOW), Some(at(30)));
+        assert_eq!(min_rate.deadline(BODY_IDLE), Some(at(30)));
         min_rate.update(true, 1_024, at(26));
-        assert_eq!(min_rate.deadline(WINDOW), Some(at(56)));
+        assert_eq!(min_rate.deadline(BODY_IDLE), Some(at(56)));
         assert_eq!(min_rate.deadline(None), None);
     }
 
@@ -78,16 +82,16 @@ mod tests {
         let (mut min_rate, at) = (MinRate::default(), times());
         min_rate.update(true, 0, at(0));
         min_rate.update(false, 10, at(20));
-        assert_eq!(min_rate.deadline(WINDOW), None);
+        assert_eq!(min_rate.deadline(BODY_IDLE), None);
         min_rate.update(false, 10, at(500));
         min_rate.update(true, 10, at(1_000));
         assert_eq!(
-            min_rate.deadline(WINDOW),
+            min_rate.deadline(BODY_IDLE),
             Some(at(1_010)),
             "20 s are used up"
         );
         min_rate.pause();
         min_rate.update(true, 10, at(2_000));
-        assert_eq!(min_rate.deadline(WINDOW), Some(at(2_010)));
+        assert_eq!(min_rate.deadline(BODY_IDLE), Some(at(2_010)));
     }
 }

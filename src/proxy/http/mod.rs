@@ -1,11 +1,11 @@
-//! HTTP from a client's connection to a backend and back. An HTTP/2 stream is a connection of its own here
-//! (`http2.rs`).
+//! HTTP from a client's connection to a backend and back. An HTTP/2 stream is a connection of its
+//! own here (`http2.rs`).
 //!
 //! A request goes down these files, none of which imports one above it:
 //!
 //! | file | step |
 //! |---|---|
-//! | `serve.rs`, `http2.rs` | one client connection: wait for a request, run the exchange, wait again |
+//! | `serve.rs`, `http2.rs` | one client connection: wait for a request, run the exchange, repeat |
 //! | `run.rs`, `read.rs` | one exchange: read the head → check → route → forward or respond |
 //! | `attempts.rs`, `retry.rs` | the attempts on one backend after another |
 //! | `acquire.rs` | the connection of one attempt |

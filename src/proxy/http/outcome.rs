@@ -2,8 +2,6 @@
 //!
 //! Pure: nothing here reads or writes.
 
-use std::fmt;
-
 use crate::{net::h2::backend::StreamRefusal, reason::Reason};
 
 /// Use of the client's connection after an exchange.
@@ -40,7 +38,8 @@ pub(super) enum AttemptPhase {
 }
 
 /// A failed attempt of which nothing has reached the client.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
 pub(super) struct AttemptError {
     /// Progress until then.
     pub phase: AttemptPhase,
@@ -83,14 +82,6 @@ impl AttemptError {
     }
 }
 
-impl fmt::Display for AttemptError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.reason, self.detail)
-    }
-}
-
-impl std::error::Error for AttemptError {}
-
 /// The rule by which a client's connection is kept after a response.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ClientReuse {
@@ -98,7 +89,7 @@ pub(super) struct ClientReuse {
     pub requested: bool,
     /// We close it after this response: the daemon drains, or the pipelining limit is reached.
     pub must_close: bool,
-    /// The request was read to its end. What is left of it would be taken for the next request.
+    /// The request was read to its end. Its rest would be taken for the next request.
     pub request_read: bool,
     /// The response ends before its connection does.
     pub response_delimited: bool,

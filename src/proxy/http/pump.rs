@@ -1,8 +1,8 @@
-//! Moves one message in one direction: decodes the body as it comes, re-encodes it, and never holds more than
-//! a buffer of it.
+//! Moves one message in one direction: decodes the body as it comes, re-encodes it, and never
+//! holds more than a buffer of it.
 //!
-//! The head goes out first, in one write with the body bytes that are there already. Back-pressure is
-//! simple: nothing is read while there is something to write.
+//! The head goes out first, in one write with the body bytes that are there already.
+//! Back-pressure is simple: nothing is read while there is something to write.
 
 use std::{
     future::Future,
@@ -36,19 +36,19 @@ const MAX_REPLAY_BYTES: usize = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum PumpError {
     /// Reading failed: reset.
-    #[error("reading failed")]
+    #[error("cannot read: {0}")]
     Read(#[source] io::Error),
     /// The source ended before the body did.
-    #[error("the source ended before the body")]
+    #[error("the body ended early")]
     Cut,
     /// The body is malformed.
-    #[error("malformed body")]
+    #[error("malformed body: {0}")]
     Malformed(#[source] BodyError),
     /// The body is longer than allowed.
-    #[error("the body is too large")]
+    #[error("the body is too long")]
     TooLarge,
     /// Writing failed: the sink is gone.
-    #[error("writing failed")]
+    #[error("cannot write: {0}")]
     Write(#[source] io::Error),
 }
 

@@ -19,8 +19,8 @@ use super::{
     forward::{self, BodyDelivery, ResponseExtra},
     grpc,
     outcome::{
-        AttemptError, AttemptOutcome, AttemptPhase, BackendReuse, ClientReuse, after_cut,
-        after_response,
+        AfterExchange, AttemptError, AttemptOutcome, AttemptPhase, BackendReuse, ClientReuse,
+        after_cut, after_response,
     },
     pump::{Pump, PumpError},
 };
@@ -83,12 +83,8 @@ pub(super) async fn respond(
     exchange.buffers.client_out = out;
     exchange.buffers.response_bytes = bytes;
     if let Err(cut) = relayed {
-        record_cut(exchange, attempt, &backend, cut);
-        let until_close = delivery == BodyDelivery::UntilClose;
-        return Ok(AttemptOutcome::Responded(after_cut(
-            cut.reason,
-            until_close,
-        )));
+        let next = record_cut(exchange, attempt, &backend, cut, delivery);
+        return Ok(AttemptOutcome::Responded(next));
     }
     attempt.pool.record_success(attempt.lease);
     let reuse = BackendReuse {
@@ -98,22 +94,28 @@ pub(super) async fn respond(
         exact,
     };
     if reuse.keeps() {
-        let rules = &attempt.pool.config.keepalive;
-        let mut idle = exchange.context.worker.idle.borrow_mut();
-        idle.put(attempt.lease, backend, rules, clock::now());
+        keep_backend(exchange, attempt, backend);
     }
     let client_is_done = !exchange.head().keep_alive && upload.has_read_all();
     let next = after_response(keep_alive, client_is_done);
     Ok(AttemptOutcome::Responded(next))
 }
 
-/// Records a response that was cut in its body, and tells those who must know.
+/// Keeps the connection of a completed attempt for another one.
+fn keep_backend(exchange: &Exchange<'_>, attempt: Attempt<'_>, backend: BackendConnection) {
+    let rules = &attempt.pool.config.keepalive;
+    let mut idle = exchange.context.worker.idle.borrow_mut();
+    idle.put(attempt.lease, backend, rules, clock::now());
+}
+
+/// Records a response that was cut in its body, and ends its streams and connections.
 fn record_cut(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
     backend: &BackendConnection,
     cut: CutResponse,
-) {
+    delivery: BodyDelivery,
+) -> AfterExchange {
     let reason = cut.reason;
     exchange.record.reason = Some(reason);
     exchange.record.is_cut = true;
@@ -133,6 +135,7 @@ fn record_cut(
     {
         stream.end_call(grpc::status(reason));
     }
+    after_cut(reason, delivery == BodyDelivery::UntilClose)
 }
 
 /// Encodes the head for the client, and prepares to pass the body on.

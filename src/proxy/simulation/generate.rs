@@ -8,7 +8,7 @@ use super::scenario::{
 };
 use crate::base::rng::Random;
 
-/// A body whose every part says whose it is.
+/// A body of which each part identifies its message.
 pub(super) fn pattern(who: usize, length: usize) -> Vec<u8> {
     let step =
         |place: u32| place.wrapping_mul(2_654_435_761) ^ (who as u32).wrapping_mul(0x9e37_79b1);
@@ -16,7 +16,7 @@ pub(super) fn pattern(who: usize, length: usize) -> Vec<u8> {
     (0..length as u32).map(letter).collect()
 }
 
-/// True once in `of`.
+/// True with a probability of one in `of`.
 pub(super) fn once_in(random: &mut Random, of: usize) -> bool {
     random.below(of) == 0
 }
@@ -25,7 +25,7 @@ fn of<T: Copy>(random: &mut Random, from: &[T]) -> T {
     from[random.below(from.len())]
 }
 
-/// Over TCP bodies stay below any window: what the kernel does about a full one happens in real time.
+/// A random length. Over TCP it stays below any window: the kernel handles a full one in real time.
 fn length(random: &mut Random, tcp: bool) -> usize {
     match random.below(50) {
         0..35 => 1 + random.below(60),
@@ -36,7 +36,7 @@ fn length(random: &mut Random, tcp: bool) -> usize {
     }
 }
 
-/// Writes `body` in this shape; gives the trailers, and where the first byte of the body is.
+/// Writes `body` in this shape; gives the trailers, and the offset of the first byte of the body.
 fn write_body(
     out: &mut ScriptedOutput,
     shape: BodyShape,
@@ -74,7 +74,7 @@ fn write_body(
     (trailers, first.unwrap_or(out.bytes.len()))
 }
 
-/// Cuts what is written from `from` to `to` into pieces.
+/// Splits the output between `from` and `to` into pieces.
 fn split(out: &mut ScriptedOutput, from: usize, to: usize, random: &mut Random) {
     if to <= from + 1 {
         return;
@@ -108,15 +108,15 @@ fn split(out: &mut ScriptedOutput, from: usize, to: usize, random: &mut Random) 
     }
 }
 
-/// How wild a run is.
+/// The kind of a random scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ScenarioKind {
-    /// Everybody keeps to the rules; only the splits are random.
+    /// All peers keep the rules; only the splits are random.
     Orderly,
     Wild,
 }
 
-/// The run of a seed.
+/// The scenario of a seed.
 pub(super) fn random_scenario(seed: u64, kind: ScenarioKind) -> Scenario {
     let mut random = Random::seeded(seed);
     let random = &mut random;
@@ -187,7 +187,7 @@ fn client(random: &mut Random, id: &mut usize, kind: ScenarioKind, tcp: bool) ->
     plan
 }
 
-/// What a request is to look like.
+/// Properties of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestSpec {
     pub method: &'static str,
@@ -199,7 +199,7 @@ pub(super) struct RequestSpec {
 }
 
 impl RequestSpec {
-    /// Nothing special.
+    /// The plainest kind.
     pub(super) fn new(method: &'static str, shape: BodyShape) -> Self {
         Self {
             method,
@@ -239,7 +239,7 @@ impl RequestSpec {
     }
 }
 
-/// Writes one request to `out`, without plans for it; gives the end of its head too.
+/// Writes one request to `out`; gives it without plans, and the offset of the end of its head.
 fn write_request(
     random: &mut Random,
     out: &mut ScriptedOutput,
@@ -299,7 +299,7 @@ fn write_request(
     (exchange, head_end)
 }
 
-/// Writes one request to `out`, and makes the plans for it.
+/// Writes one request to `out`, and plans the responses to it.
 fn exchange(
     random: &mut Random,
     out: &mut ScriptedOutput,
@@ -333,7 +333,7 @@ fn exchange(
     exchange
 }
 
-/// A switch of protocols: fewer than `most` bytes both ways after the 101, then both ends.
+/// A switch of protocols: fewer than `most` bytes in each direction after the 101, then both end.
 fn switch(
     random: &mut Random,
     out: &mut ScriptedOutput,
@@ -374,7 +374,7 @@ fn switch(
     exchange
 }
 
-/// What a response is to look like.
+/// Properties of a response.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ResponseSpec {
     pub status: u16,
@@ -383,14 +383,14 @@ pub(super) struct ResponseSpec {
     /// The first 1xx is a 100, and the final response waits for the body.
     pub continues: bool,
     pub closes: bool,
-    /// It does not wait for the request.
+    /// It is sent before the request is complete.
     pub early: bool,
-    /// Bytes of a field that only makes the head longer.
+    /// Length of a field that only makes the head longer.
     pub padding: usize,
 }
 
 impl ResponseSpec {
-    /// Nothing special.
+    /// The plainest kind.
     pub(super) fn new(status: u16, shape: BodyShape) -> Self {
         Self {
             status,
@@ -428,16 +428,8 @@ impl ResponseSpec {
     }
 }
 
-/// A response by the rules.
-fn plan(
-    random: &mut Random,
-    exchange: &ScriptedExchange,
-    attempt: usize,
-    response: ResponseSpec,
-) -> ResponsePlan {
-    let ScriptedExchange { id, method, .. } = *exchange;
-    let ResponseSpec { status, shape, .. } = response;
-    let mut out = ScriptedOutput::default();
+/// Writes the 1xx responses before a final one.
+fn write_interims(out: &mut ScriptedOutput, id: usize, attempt: usize, response: ResponseSpec) {
     for number in 0..response.interims {
         let line = if number == 0 && response.continues {
             "100 Continue"
@@ -448,7 +440,16 @@ fn plan(
             "HTTP/1.1 {line}\r\nX-Id: {id}\r\nX-Attempt: {attempt}\r\n\r\n"
         ));
     }
-    let interims_end = out.bytes.len();
+}
+
+/// Writes the head of a final response.
+fn write_response_head(
+    random: &mut Random,
+    out: &mut ScriptedOutput,
+    (id, attempt): (usize, usize),
+    response: ResponseSpec,
+) {
+    let status = response.status;
     out.text(&format!(
         "HTTP/1.1 {status} As Planned\r\nX-Id: {id}\r\nX-Attempt: {attempt}\r\n"
     ));
@@ -460,13 +461,28 @@ fn plan(
     } else if once_in(random, 6) {
         out.text("Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\n");
     }
-    match shape {
+    match response.shape {
         BodyShape::None if status == 304 => out.text("Content-Length: 77\r\n"),
         BodyShape::Length(length) => out.text(&format!("Content-Length: {length}\r\n")),
         BodyShape::Chunked(_) => out.text("Transfer-Encoding: chunked\r\n"),
         BodyShape::None | BodyShape::UntilClose(_) => {}
     }
     out.text("\r\n");
+}
+
+/// A response that keeps the rules.
+fn plan(
+    random: &mut Random,
+    exchange: &ScriptedExchange,
+    attempt: usize,
+    response: ResponseSpec,
+) -> ResponsePlan {
+    let ScriptedExchange { id, method, .. } = *exchange;
+    let ResponseSpec { status, shape, .. } = response;
+    let mut out = ScriptedOutput::default();
+    write_interims(&mut out, id, attempt, response);
+    let interims_end = out.bytes.len();
+    write_response_head(random, &mut out, (id, attempt), response);
     let head_end = out.bytes.len();
     let (mut body, mut trailers, mut first) = (Vec::new(), Vec::new(), head_end);
     if method != "HEAD"
@@ -505,7 +521,7 @@ fn plan(
     }
 }
 
-/// A run of one client that sends these requests without waiting, and gets these answers; nothing is split.
+/// A scenario of one client that pipelines these requests and gets these responses, without splits.
 pub(super) fn fixed_scenario(tcp: bool, exchanges: &[(RequestSpec, ResponseSpec)]) -> Scenario {
     let random = &mut Random::seeded(9);
     let mut out = ScriptedOutput::default();
@@ -542,7 +558,7 @@ pub(super) fn fixed_scenario(tcp: bool, exchanges: &[(RequestSpec, ResponseSpec)
     scenario
 }
 
-/// Breaks a response somewhere, or makes it worse than broken.
+/// Breaks a response at a random offset, or replaces a part of it by garbage.
 fn spoil(random: &mut Random, plan: &mut ResponsePlan, tcp: bool) {
     let (head_end, first, end) = plan.places;
     let at = match random.below(4) {
@@ -554,7 +570,7 @@ fn spoil(random: &mut Random, plan: &mut ResponsePlan, tcp: bool) {
         0 => plan.break_at(at, FaultKind::Fin, tcp),
         1 => plan.break_at(at, FaultKind::Reset, tcp),
         2 => plan.break_at(at, FaultKind::Hang, tcp),
-        // Bytes nobody asked for, in one write with the end.
+        // Bytes of no response, in one write with the end.
         3 if plan.dirty_from.is_none() && end < 50_000 => {
             let extra: &[u8] = match random.below(3) {
                 0 => b"x",
@@ -578,7 +594,7 @@ fn spoil(random: &mut Random, plan: &mut ResponsePlan, tcp: bool) {
             plan.class = AttemptClass::Before;
             plan.dirty_from = Some(0);
         }
-        // A bad byte where a size should be, or where the last line should end.
+        // A bad byte in place of a chunk size, or of the last line end.
         5 if plan.is_chunked() => {
             let at = if once_in(random, 2) {
                 head_end

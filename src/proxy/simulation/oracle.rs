@@ -1,4 +1,4 @@
-//! What must hold after every run, whatever the ends have done.
+//! The promises that must hold after every run.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Simulation,
+    driver::Simulation,
     peers::{PeerClose, SeenRequest, SimulatedClient},
     scenario::{
         AttemptClass, ClientFault, Scenario, ScriptedEvent, ScriptedExchange, ScriptedOutput,
@@ -16,7 +16,7 @@ use super::{
     wire::{WireFraming, WireMessage},
 };
 
-/// Everything the ends have seen that may not depend on how bytes were split.
+/// The messages that the peers received, which must not depend on the splits.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RunOutcome {
     clients: Vec<(Vec<WireMessage>, Option<PeerClose>)>,
@@ -51,7 +51,7 @@ fn require(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
 }
 
-/// What both ends have got.
+/// Checks the messages that clients and backends received.
 pub(super) fn connections(simulation: &Simulation, scenario: &Scenario) -> Result<(), String> {
     for client in &simulation.clients {
         ReceivedResponses {
@@ -79,18 +79,18 @@ pub(super) fn connections(simulation: &Simulation, scenario: &Scenario) -> Resul
         for exchange in &client.plan.exchanges {
             let attempts = simulation.backends.attempts(exchange.id);
             let raced = simulation.backends.raced.contains(&exchange.id);
-            // Two more, and one for a kept connection that ended without an answer, as a stale one does.
+            // Two retries, and one attempt after a stale connection.
             let most = if exchange.is_idempotent() { 4 } else { 1 };
             require(
                 attempts <= most || raced && exchange.is_idempotent(),
-                || format!("{attempts} tries of {} {}", exchange.method, exchange.id),
+                || format!("{attempts} attempts of {} {}", exchange.method, exchange.id),
             )?;
         }
     }
     Ok(())
 }
 
-/// A request as it came to a backend; gives its request id.
+/// Checks a request that a backend received; gives its request id.
 fn request<'w>(simulation: &'w Simulation, seen: &SeenRequest) -> Result<&'w str, String> {
     let connection = &simulation.backends.connections[seen.connection];
     let message = &connection.reader.messages[seen.place];
@@ -98,7 +98,7 @@ fn request<'w>(simulation: &'w Simulation, seen: &SeenRequest) -> Result<&'w str
     let of =
         |client: &&SimulatedClient| client.plan.exchanges.iter().any(|each| each.id == seen.id);
     let Some(client) = simulation.clients.iter().find(of) else {
-        return bad("nobody sent it");
+        return bad("no client sent it");
     };
     let exchange = client.plan.exchanges.iter().find(|each| each.id == seen.id);
     let exchange = exchange.ok_or("there is one")?;
@@ -138,7 +138,7 @@ fn request<'w>(simulation: &'w Simulation, seen: &SeenRequest) -> Result<&'w str
         .map_or_else(|| bad("no request id"), Ok)
 }
 
-/// The answers that one client got.
+/// The responses that one client received.
 struct ReceivedResponses<'a> {
     simulation: &'a Simulation,
     scenario: &'a Scenario,
@@ -151,7 +151,7 @@ impl ReceivedResponses<'_> {
         let (mut finals, mut open) = (0, true);
         for message in &self.client.reader.messages {
             let exchange = exchanges.get(finals).filter(|_| open);
-            let exchange = exchange.ok_or_else(|| format!("an answer too many: {message:?}"))?;
+            let exchange = exchange.ok_or_else(|| format!("one response too many: {message:?}"))?;
             if message.is_interim() {
                 check_marks(message, exchange)?;
                 continue;
@@ -171,7 +171,7 @@ impl ReceivedResponses<'_> {
                 self.client.written() < next.end || self.excuses(next),
                 || {
                     format!(
-                        "no answer to exchange {}, the end is {:?}",
+                        "no response to exchange {}, the end is {:?}",
                         next.id, self.client.end
                     )
                 },
@@ -180,18 +180,18 @@ impl ReceivedResponses<'_> {
         }
         require(
             open || self.client.end.is_some() || self.client.left,
-            || "the connection goes on behind its last answer".to_owned(),
+            || "the connection goes on behind its last response".to_owned(),
         )?;
-        // A reset can destroy what the client has not read yet.
+        // A reset can destroy bytes that the client has not read yet.
         let all_whole = self.client.reader.finals().all(|message| message.whole);
         let reset = self.client.end == Some(PeerClose::Reset);
         require(
             !reset || !all_whole || self.client.plan.fault.is_some(),
-            || "a reset behind whole answers".to_owned(),
+            || "a reset behind complete responses".to_owned(),
         )
     }
 
-    /// The client itself is the reason why this exchange has no good end.
+    /// True if the fault of the client explains that this exchange failed.
     fn excuses(&self, exchange: &ScriptedExchange) -> bool {
         match self.client.plan.fault {
             Some(ClientFault::Reset(_)) => true,
@@ -200,7 +200,7 @@ impl ReceivedResponses<'_> {
         }
     }
 
-    /// No try of this exchange can be told by its plan alone.
+    /// True if the plan of this exchange alone does not determine its result.
     fn is_unclear(&self, exchange: &ScriptedExchange) -> bool {
         !self.scenario.dropped.is_empty()
             || self.simulation.backends.raced.contains(&exchange.id)
@@ -221,18 +221,18 @@ impl ReceivedResponses<'_> {
             return Err(format!("not the planned {}", plan.status));
         }
         if matches!(plan.class, AttemptClass::Before | AttemptClass::HangsBefore) {
-            return Err("an answer that never was".to_owned());
+            return Err("a response that was never sent".to_owned());
         }
         if !plan.body.starts_with(&message.body) {
             return Err("another body".to_owned());
         }
-        // A connection over a unix socket cannot show that it was cut.
-        let cut_unseen = !self.scenario.tcp && message.framing == WireFraming::UntilClose;
+        // A unix socket has no reset: a cut looks like an end.
+        let is_cut_invisible = !self.scenario.tcp && message.framing == WireFraming::UntilClose;
         if !message.whole {
             let planned = plan.class != AttemptClass::Whole || self.excuses(exchange);
             return require(planned, || "cut without a reason".to_owned());
         }
-        if cut_unseen {
+        if is_cut_invisible {
             return Ok(());
         }
         if plan.class != AttemptClass::Whole {
@@ -247,7 +247,8 @@ impl ReceivedResponses<'_> {
         Ok(())
     }
 
-    /// An error of balancer's own needs a reason, and none may be given while a further try would have helped.
+    /// Checks an error of balancer's own: it needs a reason, and a further attempt must not have
+    /// helped.
     fn local_reply(
         &self,
         message: &WireMessage,
@@ -257,25 +258,25 @@ impl ReceivedResponses<'_> {
         if self.is_unclear(exchange) {
             return Ok(());
         }
-        let tries = if exchange.is_idempotent() && exchange.body.len() <= 64 << 10 {
+        let attempts = if exchange.is_idempotent() && exchange.body.len() <= 64 << 10 {
             3
         } else {
             1
         };
-        let mut classes = (0..tries).map(|attempt| exchange.plan(attempt).class);
+        let mut classes = (0..attempts).map(|attempt| exchange.plan(attempt).class);
         match classes.find(|class| *class != AttemptClass::Before) {
-            Some(AttemptClass::Whole) => Err("an error, although a backend answers".to_owned()),
+            Some(AttemptClass::Whole) => Err("an error, although a backend responds".to_owned()),
             _ => Ok(()),
         }
     }
 }
 
-/// The answer is one to this exchange; gives the number of the try.
+/// Checks that the response belongs to this exchange; gives the number of the attempt.
 fn check_marks(message: &WireMessage, exchange: &ScriptedExchange) -> Result<usize, String> {
     let id = message.field("X-Id");
     if id != Some(&exchange.id.to_string()) {
         return Err(format!(
-            "the answer to another request than {}: {message:?}",
+            "the response to another request than {}: {message:?}",
             exchange.id
         ));
     }
@@ -288,10 +289,11 @@ fn check_marks(message: &WireMessage, exchange: &ScriptedExchange) -> Result<usi
     let attempt = message
         .field("X-Attempt")
         .and_then(|attempt| attempt.parse().ok());
-    attempt.ok_or_else(|| "no number of the try".to_owned())
+    attempt.ok_or_else(|| "no number of the attempt".to_owned())
 }
 
-/// Every exchange is counted and logged once, as what the client has got.
+/// Checks that every exchange is counted and logged once, with the response that the client
+/// received.
 pub(super) fn records(simulation: &Simulation, lines: Option<&[Value]>) -> Result<(), String> {
     if let Some(lines) = lines {
         log(simulation, lines)?;
@@ -326,15 +328,15 @@ fn log(simulation: &Simulation, lines: &[Value]) -> Result<(), String> {
                 .map_err(|error| format!("{}: {error}: {message:?} {line}", exchange.id))?;
         }
     }
-    let answered = |line: &&Value| line["status"].as_u64().is_some_and(|status| status != 499);
-    let logged = lines.iter().filter(answered).count() as u64;
+    let responded = |line: &&Value| line["status"].as_u64().is_some_and(|status| status != 499);
+    let logged = lines.iter().filter(responded).count() as u64;
     let failed = lines
         .iter()
         .filter(|line| !line["reason"].is_null())
         .count() as u64;
     let counted = counted(simulation);
     require(counted == (logged, failed), || {
-        format!("counted answers and errors {counted:?}, logged {logged} and {failed}")
+        format!("counted responses and errors {counted:?}, logged {logged} and {failed}")
     })
 }
 
@@ -357,7 +359,7 @@ fn record(
     }
     let out = message.body.len();
     require(line["bytes_out"] == out, || {
-        "another length of the answer".to_owned()
+        "another length of the response".to_owned()
     })?;
     let whole = |seen: &&SeenRequest| {
         let messages = &simulation.backends.connections[seen.connection]
@@ -374,31 +376,31 @@ fn record(
     }
     let attempts = simulation.backends.attempts(exchange.id);
     require(line["attempts"].as_u64() >= Some(attempts as u64), || {
-        "other tries".to_owned()
+        "another count of attempts".to_owned()
     })
 }
 
-/// Answers and errors.
+/// Counts of responses and errors.
 fn counted(simulation: &Simulation) -> (u64, u64) {
     let snapshot = simulation.worker.generation();
     let slots = [&*snapshot.unrouted, &snapshot.pools[0].state.metrics];
-    let (mut answers, mut errors) = (0, 0);
+    let (mut responses, mut errors) = (0, 0);
     for slot in slots.iter().flat_map(|slots| slots.each()) {
-        answers += slot.requests.each().map(|(_, _, count)| count).sum::<u64>();
+        responses += slot.requests.each().map(|(_, _, count)| count).sum::<u64>();
         errors += slot.errors.lock().unwrap().values().sum::<u64>();
     }
-    (answers, errors)
+    (responses, errors)
 }
 
 fn counters(simulation: &Simulation) -> Result<(), String> {
-    let (answers, _) = counted(simulation);
+    let (responses, _) = counted(simulation);
     let got: usize = simulation
         .clients
         .iter()
         .map(|client| client.reader.finals().count())
         .sum();
-    require(answers >= got as u64, || {
-        format!("counted {answers} answers of {got}")
+    require(responses >= got as u64, || {
+        format!("counted {responses} responses of {got}")
     })?;
     let snapshot = simulation.worker.generation();
     let active = snapshot.pools[0]
@@ -437,7 +439,7 @@ fn counters(simulation: &Simulation) -> Result<(), String> {
     })
 }
 
-/// Nothing of a finished run is left but idle connections and free memory.
+/// Checks that a finished run leaves only idle connections and free memory.
 pub(super) fn leftovers(simulation: &Simulation) -> Result<(), String> {
     let snapshot = simulation.worker.generation();
     let (mut active, mut idle, mut in_flight) = (0, 0, 0);
@@ -466,14 +468,14 @@ pub(super) fn leftovers(simulation: &Simulation) -> Result<(), String> {
         "a connection is still lingering".to_owned()
     })?;
     let kept = worker.scratch_kept();
-    // A client that never sends a byte needs none.
+    // A client that never sends a byte needs no buffers.
     let least = usize::from(simulation.clients.iter().any(|client| client.written() > 0));
     require((least..=simulation.clients.len()).contains(&kept), || {
         format!("{kept} buffers were given back")
     })
 }
 
-/// After the idle connections were closed.
+/// Checks that no connection is left after the idle ones were closed.
 pub(super) fn nothing_is_open(simulation: &Simulation) -> Result<(), String> {
     let open = simulation
         .backends
@@ -485,7 +487,7 @@ pub(super) fn nothing_is_open(simulation: &Simulation) -> Result<(), String> {
 }
 
 impl Scenario {
-    /// The run in words, for whoever has to find out what went wrong.
+    /// A description of the run for the message of a failed test.
     pub(super) fn describe(&self) -> String {
         let mut text = format!("tcp {}, dropped {:?}\n", self.tcp, self.dropped);
         for client in &self.clients {
@@ -506,7 +508,7 @@ impl Scenario {
     }
 }
 
-/// The beginning of what is written, and what happens on the way.
+/// The start of an output, and its events.
 fn show(out: &ScriptedOutput) -> String {
     let start = &out.bytes[..out.bytes.len().min(400)];
     let acts: Vec<&(usize, ScriptedEvent)> = out.acts.iter().collect();
@@ -523,7 +525,7 @@ fn show(out: &ScriptedOutput) -> String {
     )
 }
 
-/// One line for each exchange.
+/// One line per exchange.
 pub(super) fn show_log(lines: &[Value]) -> String {
     let keys = [
         "path",

@@ -1,4 +1,5 @@
-//! The clients and the backends: real sockets, written to and read from by hand, so that nothing happens by itself.
+//! The clients and backends: real sockets that are read and written step by step, so that the
+//! order of events depends on the seed alone.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::base::address::BackendAddress;
 
-/// One end of a connection.
+/// The socket of a peer.
 #[derive(Debug)]
 pub(super) enum PeerSocket {
     Tcp(TcpStream),
@@ -41,7 +42,7 @@ impl PeerSocket {
     }
 
     fn finish(&self) {
-        // Fails only if the other end is gone.
+        // Fails only if the connection is gone.
         drop(match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Self::Unix(stream) => stream.shutdown(Shutdown::Write),
@@ -56,29 +57,29 @@ impl PeerSocket {
     }
 }
 
-/// How the other end ended.
+/// The way in which the engine ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PeerClose {
     Fin,
     Reset,
 }
 
-/// Where an end is in what it writes.
+/// The output of a peer, with the position in it.
 #[derive(Debug, Default)]
 struct ScriptedWriter {
     out: ScriptedOutput,
     at: usize,
     acts: VecDeque<(usize, ScriptedEvent)>,
     until: Option<Instant>,
-    /// The other end takes nothing any more.
+    /// The engine reads nothing more.
     given_up: bool,
 }
 
-/// What became of a turn to write.
+/// The result of one write step.
 enum WriteStep {
-    /// Something happened.
+    /// There was progress.
     Moved,
-    /// There is nothing to do, or nothing that can be done now.
+    /// There was no progress: nothing is left, or an event is awaited.
     Waits,
     Fin,
     Reset,
@@ -102,13 +103,13 @@ impl ScriptedWriter {
         self.given_up || self.at >= self.out.bytes.len()
     }
 
-    /// Nothing more is written.
+    /// Stops writing.
     fn give_up(&mut self) {
         self.given_up = true;
         self.acts.clear();
     }
 
-    /// Does the next thing; `may_go` says whether what is awaited has come.
+    /// Takes the next step; `may_go` is true if an awaited event has happened.
     fn turn(
         &mut self,
         socket: &PeerSocket,
@@ -168,7 +169,7 @@ pub(super) struct SimulatedClient {
     writer: ScriptedWriter,
     pub reader: WireReader,
     pub end: Option<PeerClose>,
-    /// It left by itself.
+    /// It closed the connection itself.
     pub left: bool,
     pauses: VecDeque<(usize, Duration)>,
     paused: Option<Instant>,
@@ -189,12 +190,12 @@ impl SimulatedClient {
         }
     }
 
-    /// Bytes of its requests that it has written.
+    /// Count of bytes written.
     pub(super) fn written(&self) -> usize {
         self.writer.at
     }
 
-    /// The next time at which something happens by itself.
+    /// Time of the next event that it has planned.
     pub(super) fn wakes(&self) -> Option<Instant> {
         self.writer.until.into_iter().chain(self.paused).min()
     }
@@ -203,7 +204,7 @@ impl SimulatedClient {
         self.socket.is_none()
     }
 
-    /// Reads and writes what can be read and written; true if anything happened.
+    /// Reads and writes as far as it can; true if there was progress.
     pub(super) fn step(&mut self, now: Instant) -> Result<bool, String> {
         let read = self.read(now)?;
         Ok(self.write(now) || read)
@@ -240,7 +241,7 @@ impl SimulatedClient {
         Ok(moved)
     }
 
-    /// A tunnel may have ended in one direction only.
+    /// Takes the end of the connection. A tunnel may have ended in one direction only.
     fn ended(&mut self, end: PeerClose) {
         self.end = Some(end);
         let last = self.reader.messages.last();
@@ -271,8 +272,8 @@ impl SimulatedClient {
             WriteStep::Fin => socket.finish(),
             WriteStep::Reset => self.leave(true),
             WriteStep::Waits => {
-                let answered = self.reader.whole_finals() >= self.plan.exchanges.len();
-                if !(self.writer.is_done() && (answered || self.end.is_some())) {
+                let responded = self.reader.whole_finals() >= self.plan.exchanges.len();
+                if !(self.writer.is_done() && (responded || self.end.is_some())) {
                     return false;
                 }
                 self.leave(false);
@@ -296,7 +297,7 @@ impl SimulatedClient {
 pub(super) struct SeenRequest {
     pub id: usize,
     pub connection: usize,
-    /// Its place among the messages of the connection.
+    /// Its index among the messages of the connection.
     pub place: usize,
 }
 
@@ -305,9 +306,9 @@ pub(super) struct SeenRequest {
 pub(super) struct SimulatedConnection {
     socket: Option<PeerSocket>,
     pub reader: WireReader,
-    /// What is done with the last request.
+    /// The plan for the last request.
     plan: Option<(ResponsePlan, ScriptedWriter)>,
-    /// Requests that have been looked at.
+    /// Count of requests that have a plan.
     looked_at: usize,
     /// No further request may come.
     dirty: bool,
@@ -380,7 +381,7 @@ pub(super) struct SimulatedBackends {
     pub seen: Vec<SeenRequest>,
     dropped: HashSet<usize>,
     accepted: usize,
-    /// Requests that came while their connection was about to be closed without a word.
+    /// Requests that arrived when their connection was about to be closed by the backend.
     pub raced: HashSet<usize>,
 }
 
@@ -410,7 +411,7 @@ impl SimulatedBackends {
         self.listeners.iter().map(address).collect()
     }
 
-    /// Tries that this exchange has had.
+    /// Count of attempts of this exchange.
     pub(super) fn attempts(&self, id: usize) -> usize {
         self.seen.iter().filter(|seen| seen.id == id).count()
     }
@@ -478,7 +479,7 @@ impl SimulatedBackends {
         }
     }
 
-    /// Finds out which request this is, and what is to be done with it.
+    /// Identifies a new request, and takes the plan for it.
     fn look(&mut self, number: usize) -> Result<(), String> {
         let connection = &mut self.connections[number];
         let begun = connection.reader.messages.len() + usize::from(connection.reader.is_in_head());
@@ -502,7 +503,7 @@ impl SimulatedBackends {
             .split('/')
             .nth(2)
             .and_then(|rest| rest.split(' ').next()?.parse().ok())
-            .ok_or_else(|| format!("a request nobody sent: {message:?}"))?;
+            .ok_or_else(|| format!("a request that no client sent: {message:?}"))?;
         let place = connection.looked_at;
         connection.looked_at += 1;
         if let Some((_, writer)) = &connection.plan
@@ -517,7 +518,7 @@ impl SimulatedBackends {
         let exchange = self
             .exchanges
             .get(&id)
-            .ok_or_else(|| format!("a request nobody sent: {id}"))?;
+            .ok_or_else(|| format!("a request that no client sent: {id}"))?;
         let connection = &mut self.connections[number];
         let plan = exchange.plan(attempt).clone();
         if plan.status != 101 {
@@ -536,7 +537,7 @@ impl SimulatedBackends {
 }
 
 impl SimulatedConnection {
-    /// The client has ended its direction of a tunnel; ours may still go on.
+    /// Takes the end of the client's direction of a tunnel; the backend's may go on.
     fn end_of_tunnel(&mut self) -> bool {
         let over = self
             .plan

@@ -1,43 +1,44 @@
-//! The scenario of a run: the bytes that each peer writes, where they are cut, and where a peer stalls, closes or resets.
+//! The scenario of a run: the bytes that each peer writes, where they are split, and where a peer
+//! stalls, closes or resets.
 //!
 //! Complete before the run starts; `generate.rs` makes it.
 
 use std::time::Duration;
 
-/// Something that happens before the byte at its place is written.
+/// An event before the byte at its offset is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ScriptedEvent {
-    /// The bytes before are delivered first.
+    /// The bytes before it are delivered first.
     Split,
     Stall(Duration),
-    /// Ends its direction.
+    /// The peer ends its direction.
     Fin,
-    /// Ends both, at once.
+    /// The peer resets the connection.
     Reset,
-    /// A client waits until so many of its responses are whole.
+    /// A client waits for this count of complete responses.
     Await(usize),
     /// A client waits for a 1xx to its exchange of this number, or for the final response.
     AwaitInterim(usize),
-    /// A backend waits for the whole request.
+    /// A backend waits for the complete request.
     AwaitRequest,
 }
 
-/// What one end writes.
+/// The output of one peer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ScriptedOutput {
     pub bytes: Vec<u8>,
-    /// In the order of their places.
+    /// Events with their offsets, in this order.
     pub acts: Vec<(usize, ScriptedEvent)>,
 }
 
 impl ScriptedOutput {
-    /// Adds an act behind those at the same place.
+    /// Adds an event behind those at the same offset.
     pub(super) fn act(&mut self, at: usize, act: ScriptedEvent) {
         let behind = self.acts.partition_point(|(place, _)| *place <= at);
         self.acts.insert(behind, (at, act));
     }
 
-    /// Nothing is written from `at` on, but for `act`.
+    /// Drops everything from `at` on, and adds `act` there.
     pub(super) fn stop(&mut self, at: usize, act: ScriptedEvent) {
         self.bytes.truncate(at);
         self.acts.retain(|(place, _)| *place < at);
@@ -49,58 +50,58 @@ impl ScriptedOutput {
     }
 }
 
-/// When a backend begins to response.
+/// The event that starts a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ResponseTrigger {
     Head,
     Whole,
 }
 
-/// What can become of a try.
+/// The possible result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AttemptClass {
     Whole,
-    /// Fails before a response head is whole and valid.
+    /// Fails before there is a complete, valid response head.
     Before,
-    /// Chunked, and fails before the first byte of the body: a failure or a cut.
+    /// Chunked, and fails before the first byte of the body: an error or a cut.
     Early,
     /// Fails in its body.
     Within,
-    /// Hangs before the head is whole.
+    /// Hangs before the head is complete.
     HangsBefore,
     /// Hangs in its body.
     HangsWithin,
 }
 
-/// What a backend does with one try.
+/// The plan of a backend for one attempt.
 #[derive(Debug, Clone)]
 pub(super) struct ResponsePlan {
     pub when: ResponseTrigger,
     pub out: ScriptedOutput,
     pub status: u16,
-    /// The method it answers.
+    /// Method of the request.
     pub method: &'static str,
     pub body: Vec<u8>,
     pub trailers: Vec<(String, String)>,
     pub class: AttemptClass,
-    /// From this byte on the connection is of no use for another exchange.
+    /// Offset from which on the connection is unusable for another exchange.
     pub dirty_from: Option<usize>,
-    /// The end of the final head, the first byte of the body, the end.
+    /// Offsets of the end of the final head, of the first byte of the body, and of the end.
     pub(super) places: (usize, usize, usize),
     pub(super) shape: BodyShape,
 }
 
-/// How a body is sent.
+/// The framing and length of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyShape {
     None,
     Length(usize),
     Chunked(usize),
-    /// Responses only.
+    /// Until the connection ends; responses only.
     UntilClose(usize),
 }
 
-/// One request, and what backends will say to it.
+/// One request, and the responses of the backends to it.
 #[derive(Debug, Clone)]
 pub(super) struct ScriptedExchange {
     pub id: usize,
@@ -108,14 +109,14 @@ pub(super) struct ScriptedExchange {
     pub upgrade: bool,
     pub body: Vec<u8>,
     pub trailers: Vec<(String, String)>,
-    /// Where it ends in what the client writes.
+    /// Offset of its end in the client's output.
     pub end: usize,
-    /// One for each try; tries beyond them get the last.
+    /// One plan per attempt; further attempts get the last one.
     pub plans: Vec<ResponsePlan>,
 }
 
 impl ScriptedExchange {
-    /// The plan of a try.
+    /// The plan of an attempt.
     pub(super) fn plan(&self, attempt: usize) -> &ResponsePlan {
         &self.plans[attempt.min(self.plans.len() - 1)]
     }
@@ -125,13 +126,13 @@ impl ScriptedExchange {
     }
 }
 
-/// What is wrong with a client.
+/// A fault of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClientFault {
-    /// It ends its direction at this byte.
+    /// It ends its direction at this offset.
     Fin(usize),
     Reset(usize),
-    /// It says nothing for longer than any timeout.
+    /// It is silent for longer than any timeout.
     Hang(usize),
 }
 
@@ -141,29 +142,29 @@ pub(super) struct ClientPlan {
     pub exchanges: Vec<ScriptedExchange>,
     pub out: ScriptedOutput,
     pub fault: Option<ClientFault>,
-    /// After so many bytes it reads nothing for a while.
+    /// Counts of received bytes after which it stops reading for a while.
     pub pauses: Vec<(usize, Duration)>,
 }
 
-/// A whole run.
+/// The plan of a run.
 #[derive(Debug, Clone)]
 pub(super) struct Scenario {
     pub clients: Vec<ClientPlan>,
-    /// 1 or 2.
+    /// Count of backends, 1 or 2.
     pub backends: usize,
-    /// Over TCP; else over unix sockets, which know no reset.
+    /// Runs over TCP; else over unix sockets, which have no reset.
     pub tcp: bool,
-    /// New connections that backends drop without reading, by their order.
+    /// Numbers of the new connections that backends drop without reading.
     pub dropped: Vec<usize>,
-    /// Who goes first is drawn from this.
+    /// Seed of the order in which peers take their steps.
     pub seed: u64,
 }
 
-/// Longer than any timeout.
+/// Time longer than any timeout.
 pub(super) const HANG_TIME: Duration = Duration::from_secs(200);
 
 impl Scenario {
-    /// All that is written by anybody.
+    /// The outputs of all peers.
     pub(super) fn outputs(&mut self) -> Vec<&mut ScriptedOutput> {
         let clients = self.clients.iter_mut();
         clients
@@ -176,7 +177,7 @@ impl Scenario {
     }
 }
 
-/// What breaks.
+/// The kind of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FaultKind {
     Fin,
@@ -231,7 +232,7 @@ impl ResponsePlan {
             },
         );
         self.class = class;
-        // A unix socket knows no reset.
+        // A unix socket has no reset.
         if self.is_until_close() && at >= head_end && (is_fin || !tcp) {
             self.body.truncate(at - head_end);
             self.class = AttemptClass::Whole;
@@ -243,7 +244,7 @@ impl ResponsePlan {
 }
 
 impl ClientPlan {
-    /// The client leaves, or hangs, before the byte at `at`.
+    /// The client closes, resets or hangs before the byte at `at`.
     pub(super) fn break_at(&mut self, at: usize, what: FaultKind) {
         self.fault = Some(match what {
             FaultKind::Fin => {

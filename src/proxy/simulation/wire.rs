@@ -1,18 +1,19 @@
-//! Reads the messages on a connection as the other end does: a parser of its own, so that a fault of ours does not hide
-//! behind the same fault. Takes only what balancer may send; everything else is an error of the run.
+//! Parses the messages that a peer receives. An independent parser, so that a bug of ours is not
+//! hidden by the same bug here. Accepts only messages that balancer may send; anything else fails
+//! the run.
 
-/// How the body of a message was framed.
+/// Framing of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WireFraming {
     None,
     Length,
     Chunked,
     UntilClose,
-    /// What follows a switch of protocols.
+    /// The bytes after a switch of protocols.
     Tunnel,
 }
 
-/// A message, or what has come of it.
+/// A message, complete or not.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct WireMessage {
     pub start: String,
@@ -20,7 +21,7 @@ pub(super) struct WireMessage {
     pub framing: WireFraming,
     pub body: Vec<u8>,
     pub trailers: Vec<(String, String)>,
-    /// The end has come.
+    /// Its end was received.
     pub whole: bool,
 }
 
@@ -44,7 +45,7 @@ impl WireMessage {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// Of a response; 0 for a request.
+    /// Status of a response; 0 for a request.
     pub(super) fn status(&self) -> u16 {
         let status = self.start.strip_prefix("HTTP/1.1 ");
         status
@@ -75,14 +76,14 @@ enum WirePosition {
 /// The messages of one direction of a connection.
 #[derive(Debug)]
 pub(super) struct WireReader {
-    /// Of the requests, where responses are read.
+    /// Methods of the requests, for a reader of responses.
     methods: Option<Vec<&'static str>>,
     finals: usize,
     place: WirePosition,
     line: Vec<u8>,
     head: Vec<String>,
     pub messages: Vec<WireMessage>,
-    /// Bytes that came.
+    /// Bytes received.
     pub bytes: usize,
 }
 
@@ -91,7 +92,7 @@ impl WireReader {
         Self::new(None)
     }
 
-    /// Responses to requests with these methods.
+    /// A reader of responses to requests with these methods.
     pub(super) fn of_responses(methods: Vec<&'static str>) -> Self {
         Self::new(Some(methods))
     }
@@ -108,22 +109,22 @@ impl WireReader {
         }
     }
 
-    /// Responses that are not 1xx, whole or not.
+    /// Final responses, complete or not.
     pub(super) fn finals(&self) -> impl Iterator<Item = &WireMessage> {
         self.messages.iter().filter(|message| !message.is_interim())
     }
 
-    /// Final responses that are whole.
+    /// Count of complete final responses.
     pub(super) fn whole_finals(&self) -> usize {
         self.finals().filter(|message| message.whole).count()
     }
 
-    /// Something of a head has come, not all of it.
+    /// True if a head was received in part.
     pub(super) fn is_in_head(&self) -> bool {
         self.place == WirePosition::Head && (!self.line.is_empty() || !self.head.is_empty())
     }
 
-    /// The request did not switch protocols after all.
+    /// Ends the request at its head: its backend does not switch protocols.
     pub(super) fn no_switch(&mut self) {
         if self.place == WirePosition::Rest {
             self.place = WirePosition::Head;
@@ -175,7 +176,7 @@ impl WireReader {
         Ok(())
     }
 
-    /// The connection was ended in order.
+    /// Takes the end of the connection.
     pub(super) fn finished(&mut self) {
         if self.place == WirePosition::Rest {
             self.last().whole = true;
@@ -212,6 +213,7 @@ impl WireReader {
         }
     }
 
+    /// Takes the lines of a head; gives the position behind it.
     fn head(&mut self) -> Result<WirePosition, String> {
         let mut lines = std::mem::take(&mut self.head).into_iter();
         let start = lines.next().ok_or("an empty head")?;
@@ -232,50 +234,10 @@ impl WireReader {
             trailers: Vec::new(),
             whole: false,
         };
-        let status = message.status();
-        let bodiless = message.is_interim()
-            || matches!(status, 204 | 304)
-            || self.methods.as_ref().is_some_and(|methods| {
-                status > 0
-                    && methods
-                        .get(self.finals)
-                        .is_some_and(|method| *method == "HEAD")
-            });
-        let length = message.field("content-length").map(str::to_owned);
-        let coding = message.field("transfer-encoding").map(str::to_owned);
-        if length.is_some() && coding.is_some() {
-            return Err(format!("two framings: {message:?}"));
-        }
-        let switches = status == 101 || status == 0 && message.field("upgrade").is_some();
-        let place = match (length, coding) {
-            _ if switches => {
-                message.framing = WireFraming::Tunnel;
-                WirePosition::Rest
-            }
-            _ if bodiless => WirePosition::Head,
-            (Some(length), _) => {
-                message.framing = WireFraming::Length;
-                let length = length.parse().map_err(|_| format!("length {length:?}"))?;
-                if length == 0 {
-                    WirePosition::Head
-                } else {
-                    WirePosition::Data(length)
-                }
-            }
-            (None, Some(coding)) if coding == "chunked" => {
-                message.framing = WireFraming::Chunked;
-                WirePosition::Size
-            }
-            (None, Some(coding)) => return Err(format!("coding {coding:?}")),
-            (None, None) if status > 0 => {
-                message.framing = WireFraming::UntilClose;
-                WirePosition::Rest
-            }
-            (None, None) => WirePosition::Head,
-        };
-        message.whole = place == WirePosition::Head;
+        let position = self.frame(&mut message)?;
+        message.whole = position == WirePosition::Head;
         if self.methods.is_some() {
-            if status == 0 {
+            if message.status() == 0 {
                 return Err(format!("not a response: {:?}", message.start));
             }
             self.finals += usize::from(!message.is_interim());
@@ -283,7 +245,52 @@ impl WireReader {
             return Err(format!("not a request: {:?}", message.start));
         }
         self.messages.push(message);
-        Ok(place)
+        Ok(position)
+    }
+
+    /// True if a message of `status` has no body by the rules (RFC 9112 section 6.3).
+    fn is_bodiless(&self, message: &WireMessage, status: u16) -> bool {
+        let answers_head = || {
+            let methods = self.methods.as_ref();
+            methods.is_some_and(|methods| {
+                status > 0
+                    && methods
+                        .get(self.finals)
+                        .is_some_and(|method| *method == "HEAD")
+            })
+        };
+        message.is_interim() || matches!(status, 204 | 304) || answers_head()
+    }
+
+    /// Sets the framing of `message` by its fields; gives the position behind its head.
+    fn frame(&self, message: &mut WireMessage) -> Result<WirePosition, String> {
+        let status = message.status();
+        let length = message.field("content-length").map(str::to_owned);
+        let coding = message.field("transfer-encoding").map(str::to_owned);
+        if length.is_some() && coding.is_some() {
+            return Err(format!("two framings: {message:?}"));
+        }
+        let switches = status == 101 || status == 0 && message.field("upgrade").is_some();
+        let (framing, position) = match (length, coding) {
+            _ if switches => (WireFraming::Tunnel, WirePosition::Rest),
+            _ if self.is_bodiless(message, status) => (WireFraming::None, WirePosition::Head),
+            (Some(length), _) => {
+                let length = length.parse().map_err(|_| format!("length {length:?}"))?;
+                let position = match length {
+                    0 => WirePosition::Head,
+                    _ => WirePosition::Data(length),
+                };
+                (WireFraming::Length, position)
+            }
+            (None, Some(coding)) if coding == "chunked" => {
+                (WireFraming::Chunked, WirePosition::Size)
+            }
+            (None, Some(coding)) => return Err(format!("coding {coding:?}")),
+            (None, None) if status > 0 => (WireFraming::UntilClose, WirePosition::Rest),
+            (None, None) => (WireFraming::None, WirePosition::Head),
+        };
+        message.framing = framing;
+        Ok(position)
     }
 }
 
