@@ -1,7 +1,7 @@
 //! Field blocks of one connection: decoded fields stay within the limit, and survive our encoder.
 
 use balancer::http2::hpack::{
-    FIELD_OVERHEAD, FieldList, HpackDecoder, HpackError, SizeLimits, begin, field,
+    FIELD_OVERHEAD, FieldList, HpackDecoder, HpackError, SizeLimits, disable_dynamic_table, field,
 };
 
 /// Limits beyond those of any input.
@@ -73,7 +73,7 @@ pub fn run(data: &[u8]) {
         assert!(fields.size() <= most, "more than the limit");
         let mut out = Vec::new();
         if std::mem::take(&mut is_first) {
-            begin(&mut out);
+            disable_dynamic_table(&mut out);
         }
         fields
             .iter()

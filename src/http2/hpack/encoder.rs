@@ -3,11 +3,11 @@
 use super::{huffman, static_table};
 
 /// Longest name that is converted to lower case without an allocation.
-const USUAL_NAME: usize = 64;
+const TYPICAL_NAME_BYTES: usize = 64;
 
-/// Begins the first block of a connection: sets the dynamic table to size 0, which it keeps (RFC
-/// 7541 section 4.2).
-pub fn begin(out: &mut Vec<u8>) {
+/// Sets the dynamic table to size 0 at the start of the first block of a connection, for any size
+/// that the peer allows (RFC 7541 section 4.2).
+pub fn disable_dynamic_table(out: &mut Vec<u8>) {
     number(out, 0, 5, 0x20);
 }
 
@@ -20,7 +20,7 @@ pub fn status(out: &mut Vec<u8>, status: u16) {
 
 /// Appends a field, with its name in lower case (RFC 9113 section 8.2.1).
 pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    let mut buffer = [0; USUAL_NAME];
+    let mut buffer = [0; TYPICAL_NAME_BYTES];
     let long;
     let name: &[u8] = if !name.iter().any(u8::is_ascii_uppercase) {
         name

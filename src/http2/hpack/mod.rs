@@ -12,7 +12,7 @@ mod static_table;
 
 pub use self::{
     decoder::{FieldList, HpackDecoder, HpackError, SizeLimits},
-    encoder::{begin, field, status},
+    encoder::{disable_dynamic_table, field, status},
 };
 
 /// Added to the bytes of a field for its size, RFC 7541 section 4.1 and RFC 9113 section 6.5.2.

@@ -92,9 +92,9 @@ async fn a_reader_that_always_lags_behind_makes_nothing_grow() {
 
 /// Records a wake-up.
 #[derive(Default)]
-struct WakeFlag(AtomicBool);
+struct WakeRecord(AtomicBool);
 
-impl Wake for WakeFlag {
+impl Wake for WakeRecord {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Relaxed);
     }
@@ -116,7 +116,10 @@ async fn a_head_waits_for_no_window_and_content_does() {
             &vec![0; MAX_UNWRITTEN_BYTES],
         );
     }
-    let (content, head) = (Arc::new(WakeFlag::default()), Arc::new(WakeFlag::default()));
+    let (content, head) = (
+        Arc::new(WakeRecord::default()),
+        Arc::new(WakeRecord::default()),
+    );
     let (first, second) = (Arc::clone(&content).into(), Arc::clone(&head).into());
     let mut cx = Context::from_waker(&first);
     assert!(connection.poll_send_content(1, &cx).is_pending());

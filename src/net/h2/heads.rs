@@ -239,7 +239,7 @@ impl ConnectionState {
             Err(error) => {
                 incoming.refusal = Some(error);
                 incoming.is_head = fields.iter().any(|field| field == (b":method", b"HEAD"));
-                entry.recv_buffer.set_head(request::nothing());
+                entry.recv_buffer.set_head(request::empty_head());
             }
         }
         if ends {

@@ -61,7 +61,7 @@ struct RegularFields<'f> {
 }
 
 /// Empty head of a stream whose request was refused.
-pub(super) const fn nothing() -> Http1Head {
+pub(super) const fn empty_head() -> Http1Head {
     Http1Head {
         text: Vec::new(),
         body: BodyKind::None,

@@ -470,7 +470,7 @@ impl ConnectionState {
         let is_first = std::mem::take(&mut self.is_first_block);
         frame::write_fields(&mut self.out, id, ends, |out| {
             if is_first {
-                hpack::begin(out);
+                hpack::disable_dynamic_table(out);
             }
             write(out);
         });
