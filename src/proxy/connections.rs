@@ -27,8 +27,8 @@ pub struct CloseSignal {
 }
 
 impl CloseSignal {
-    /// Wakes the task of `cx` when the connection is told to close; true if it was told already. For
-    /// connections that carry requests at the time, as those of HTTP/2: they begin a GOAWAY.
+    /// Wakes the task of `cx` when the connection is told to close; true if it was told already.
+    /// For connections that carry requests at the time, as those of HTTP/2: they begin a GOAWAY.
     pub fn listen(&self, cx: &Context<'_>) -> bool {
         let mut waker = self.waker.borrow_mut();
         if !waker
@@ -162,8 +162,8 @@ impl ClientConnections {
 }
 
 impl ConnectionHandle {
-    /// A handle for a part of this connection, such as an HTTP/2 stream: it sees the same signal and
-    /// is not counted.
+    /// A handle for a part of this connection, such as an HTTP/2 stream: it sees the same signal
+    /// and is not counted.
     #[must_use]
     pub fn child(&self) -> Self {
         Self {

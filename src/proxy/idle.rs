@@ -1,8 +1,8 @@
 //! Idle HTTP/1 connections to backends, kept for the next exchange: one store per worker, last in
 //! first out, so that the others can time out when load falls.
 //!
-//! A connection taken from here was open and had nothing to read a moment ago (RFC 9112 section 9.3).
-//! It can still be stale when the request arrives; the retry rules deal with that.
+//! A connection taken from here was open and had nothing to read a moment ago (RFC 9112 section
+//! 9.3). It can still be stale when the request arrives; the retry rules deal with that.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Instant};
 
@@ -27,7 +27,8 @@ pub struct BackendConnection {
     /// PROXY header that it began with. It identifies one client, so the connection is reused for
     /// that client only.
     proxy_header: Option<Box<[u8]>>,
-    /// `Pool::transport_epoch` at the connect: it changes when a reload changes TLS or the protocol.
+    /// `Pool::transport_epoch` at the connect: it changes when a reload changes TLS or the
+    /// protocol.
     transport_epoch: u64,
     /// Address connected to; only for a backend given by name, from the first time it is kept.
     peer: Option<SocketAddr>,
@@ -55,8 +56,8 @@ impl BackendConnection {
         }
     }
 
-    /// Bytes given to the socket, PROXY header and TLS records included: the number that the backend's
-    /// kernel acknowledges, which shows how much of a request has arrived.
+    /// Bytes given to the socket, PROXY header and TLS records included: the number that the
+    /// backend's kernel acknowledges, which shows how much of a request has arrived.
     pub fn wire_written(&self) -> u64 {
         let header = self
             .proxy_header
@@ -89,15 +90,15 @@ pub struct IdleConnections {
     entries: HashMap<usize, IdleList, NumberBuild>,
 }
 
-/// Key of a backend. Its state stays at one address as long as an entry of ours refers to it, so that
-/// the address is a key that costs nothing to make and to compare.
+/// Key of a backend. Its state stays at one address as long as an entry of ours refers to it, so
+/// that the address is a key that costs nothing to make and to compare.
 pub(super) fn key(state: &Arc<BackendState>) -> usize {
     Arc::as_ptr(state) as usize
 }
 
 impl IdleConnections {
-    /// Takes the youngest usable connection to the backend of `lease`: open, within its limits, of the
-    /// same `transport_epoch`, and begun with the same `proxy_header`, if any.
+    /// Takes the youngest usable connection to the backend of `lease`: open, within its limits, of
+    /// the same `transport_epoch`, and begun with the same `proxy_header`, if any.
     pub fn take(
         &mut self,
         lease: &BackendLease,
@@ -153,8 +154,8 @@ impl IdleConnections {
                 state: Arc::clone(&lease.state),
                 kept: Vec::new(),
             });
-        // A connection with a PROXY header is of use to one client only: without this, connections of
-        // clients that left would fill the list.
+        // A connection with a PROXY header is of use to one client only: without this, connections
+        // of clients that left would fill the list.
         if connection.proxy_header.is_some() && entry.kept.len() >= rules.idle_per_backend.max(1) {
             entry.kept.remove(0);
             entry.state.metrics.mine().connections_idle.sub(1);

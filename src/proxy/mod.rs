@@ -1,5 +1,5 @@
-//! The data plane of one worker: accept → PROXY header and TLS handshake where the listener has them
-//! → its service: HTTP exchanges, or a TCP session.
+//! The data plane of one worker: accept → PROXY header and TLS handshake where the listener has
+//! them → its service: HTTP exchanges, or a TCP session.
 //!
 //! Read `accept.rs` first, then `http/mod.rs`, or `session.rs` and `tcp.rs`.
 

@@ -80,8 +80,8 @@ impl PassthroughError {
 
 /// Reads the ClientHello, for at most `time`. `stop` is the end of all connections.
 ///
-/// Holds no buffer until the first byte, and later the bytes received, up to [`MAX_HELLO_BYTES`], in
-/// a buffer of at most twice that: clients that connect and wait must not cost memory.
+/// Holds no buffer until the first byte, and later the bytes received, up to [`MAX_HELLO_BYTES`],
+/// in a buffer of at most twice that: clients that connect and wait must not cost memory.
 pub(super) async fn receive(
     stream: &Stream,
     time: Option<Duration>,

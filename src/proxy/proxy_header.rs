@@ -26,8 +26,8 @@ pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// `stop` is the end of all connections.
 ///
 /// # Errors
-/// The reason of the refusal; `None` if the connection ended without a byte, as TCP health checks of
-/// us do.
+/// The reason of the refusal; `None` if the connection ended without a byte, as TCP health checks
+/// of us do.
 pub(super) async fn read_proxy_header(
     stream: &Stream,
     version: Option<ProxyVersion>,

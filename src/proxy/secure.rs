@@ -58,7 +58,8 @@ pub(super) async fn secure(
     }
 }
 
-/// Logs a failure: at debug level, and once in a while as a warning if it is the client's certificate.
+/// Logs a failure: at debug level, and once in a while as a warning if it is the client's
+/// certificate.
 fn log(listener: &Listener, client: Option<IpAddr>, failed: &tls::HandshakeError) {
     let (name, detail) = (&listener.config.name, &failed.detail);
     let client = client.map(tracing::field::display);
@@ -75,6 +76,8 @@ fn log(listener: &Listener, client: Option<IpAddr>, failed: &tls::HandshakeError
     }
 }
 
+/// Performs the handshake within `time`. On failure the stream comes back where it can still carry a
+/// response in plain HTTP.
 async fn handshake(
     stream: Stream,
     tls: &ServerTls,

@@ -44,12 +44,14 @@ pub(super) async fn sni_session(worker: Rc<Worker>, connection: AcceptedConnecti
 enum PoolChoice {
     /// Index into `Snapshot::pools`.
     Pool(usize),
-    /// No pool takes the server name.
-    None,
+    /// No rule lists the server name, and the listener has no pool for other names.
+    NoPool,
     /// A reload made another service of the listener: its rules say nothing of this connection.
     ServiceChanged,
 }
 
+/// Applies the rules in force: those of the accept may have been replaced while the ClientHello or
+/// the TLS handshake took its time.
 fn choose_pool(listener: &Listener, prefix: Option<&ClientHelloPrefix>) -> PoolChoice {
     let fallback = listener.config.pool;
     let pool = match (&listener.service, prefix) {
@@ -62,7 +64,7 @@ fn choose_pool(listener: &Listener, prefix: Option<&ClientHelloPrefix>) -> PoolC
         | (ListenerService::Tcp, Some(_))
         | (ListenerService::SniPassthrough(_), None) => return PoolChoice::ServiceChanged,
     };
-    pool.map_or(PoolChoice::None, PoolChoice::Pool)
+    pool.map_or(PoolChoice::NoPool, PoolChoice::Pool)
 }
 
 /// Relays between the client and a backend of its pool, and logs the session.
@@ -78,7 +80,7 @@ async fn proxy(
     };
     let pool = match choose_pool(listener, prefix.as_ref()) {
         PoolChoice::ServiceChanged => return connection.stream.set_reset_on_close(),
-        PoolChoice::None => None,
+        PoolChoice::NoPool => None,
         PoolChoice::Pool(index) => {
             let pool = generation.pools.get(index);
             debug_assert!(pool.is_some(), "an index beyond the pools");
@@ -102,6 +104,7 @@ async fn proxy(
         );
         proxy_protocol::encode(version, ends)
     });
+    // Asked after each failed attempt: a reload may have replaced the backends meanwhile.
     let newest = || {
         let generation = worker.generation();
         let mut pools = generation.pools.iter();
@@ -145,6 +148,7 @@ async fn refuse(
         counters.received.add(record.bytes_in);
         counters.sent.add(record.bytes_out);
         if let Some(reason) = error.reason {
+            // Neither is an error: one is the client's wish, the other the operator's.
             if reason != Reason::ClientDisconnected && reason != Reason::DrainTimeout {
                 generation.unrouted.mine().error(reason, 0);
             }
@@ -157,13 +161,13 @@ async fn refuse(
             let client = connection.into_client(worker);
             http::write_and_close(worker, client, &alert).await;
         }
-        // A client must not take the error for an empty answer.
+        // After a FIN a client could take the refusal for an empty response.
         None => connection.stream.set_reset_on_close(),
     }
 }
 
-/// Writes the line of a finished session, if the rules want it; `name` is the server that the client
-/// asked for.
+/// Writes the line of a finished session, if the rules want it; `name` is the server that the
+/// client asked for.
 fn log(worker: &Worker, generation: &Arc<Snapshot>, record: &AccessRecord, name: Option<&str>) {
     let took = clock::now().saturating_duration_since(record.began);
     let log = &generation.access_log;

@@ -40,8 +40,8 @@ pub struct TcpContext<'a> {
     pub began: Instant,
 }
 
-/// Serves `client` until the session is over, and returns its record. `first` holds the bytes already
-/// read of the client; `stop`, the drain timeout, cuts the session.
+/// Serves `client` until the session is over, and returns its record. `first` holds the bytes
+/// already read of the client; `stop`, the drain timeout, cuts the session.
 ///
 /// Where no backend can be reached the client gets a reset, not a FIN, which it could take for an
 /// empty response.
@@ -109,8 +109,8 @@ async fn serve(
     })
 }
 
-/// Picks backends until one accepts. No backend has received a byte of the client so far, so another
-/// attempt is always safe.
+/// Picks backends until one accepts. No backend has received a byte of the client so far, so
+/// another attempt is always safe.
 async fn connect_backend(
     context: &TcpContext<'_>,
     record: &mut AccessRecord,

@@ -18,9 +18,9 @@ use crate::{
 /// The deadline that has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassedDeadline {
-    /// That of inactivity.
+    /// The inactivity timeout.
     Idle,
-    /// The fixed one.
+    /// The fixed deadline.
     End,
 }
 
@@ -40,8 +40,8 @@ impl Timer {
         }
     }
 
-    /// Ready when `deadline` has passed; `None` never is. The timer is armed again only if it is set
-    /// too late, or has run out before the deadline.
+    /// Ready when `deadline` has passed; `None` never is. The timer is armed again only if it is
+    /// set too late, or has run out before the deadline.
     pub fn poll(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
         let Some(deadline) = deadline else {
             return Poll::Pending;
@@ -58,8 +58,8 @@ impl Timer {
         }
     }
 
-    /// Ready at `end`, or after `idle` without activity. `unacked` is asked first: a peer that still
-    /// acknowledges bytes is active, and asking is a system call, so only now.
+    /// Ready at `end`, or after `idle` without activity. `unacked` is asked first: a peer that
+    /// still acknowledges bytes is active, and asking is a system call, so only now.
     pub fn poll_idle(
         &mut self,
         cx: &mut Context<'_>,

@@ -131,8 +131,8 @@ impl Worker {
         use_it(text)
     }
 
-    /// Number of connections up to which one over a limit gets a response instead of a reset: under a
-    /// flood, refusals must stay cheap.
+    /// Number of connections up to which one over a limit gets a response instead of a reset: under
+    /// a flood, refusals must stay cheap.
     pub(super) fn max_answered_connections(&self) -> usize {
         self.daemon.connection_limit.load(Relaxed) + MAX_ANSWERED_REFUSALS
     }
@@ -143,8 +143,8 @@ impl Worker {
         self.h2_connections.borrow_mut().clear();
     }
 
-    /// Housekeeping, a few times a second: closes idle connections whose time is over, and lets go of
-    /// a generation that was replaced, which an idle worker would keep alive.
+    /// Housekeeping, a few times a second: closes idle connections whose time is over, and lets go
+    /// of a generation that was replaced, which an idle worker would keep alive.
     pub fn tick(&self) {
         self.idle.borrow_mut().sweep(clock::now());
         self.h2_connections.borrow_mut().sweep(clock::now());

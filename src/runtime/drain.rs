@@ -38,8 +38,8 @@ pub(super) async fn run(control: &mut ControlThread) {
         ..
     } = control;
     let finish = async {
-        // Accepts go on during the delay: load balancers in front of us need time to see that we are
-        // not ready.
+        // Accepts go on during the delay: load balancers in front of us need time to see that we
+        // are not ready.
         sleep(rules.delay).await;
         // Our own descriptors first: the workers' are then the last ones, and close after their
         // queues are empty.

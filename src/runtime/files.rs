@@ -1,5 +1,5 @@
-//! The budget of file descriptors: a limit of the process, of which listeners, logs and checks take a
-//! part, and the number of connections that the others are enough for.
+//! The budget of file descriptors: a limit of the process, of which listeners, logs and checks take
+//! a part, and the number of connections that the others are enough for.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -49,8 +49,9 @@ impl FileBudget {
         2 * self.workers * addresses as u64
     }
 
-    /// Sets the reserve that `config` needs, and the limit of connections: as configured, or as many as
-    /// the remaining descriptors are enough for. Returns a warning if the limit is too low for it.
+    /// Sets the reserve that `config` needs, and the limit of connections: as configured, or as
+    /// many as the remaining descriptors are enough for. Returns a warning if the limit is too low
+    /// for it.
     pub(super) fn limit_connections(&self, config: &Config, daemon: &Daemon) -> Option<String> {
         let pools = config.pools.iter();
         let checked = pools.filter(|pool| pool.health_check.is_some());

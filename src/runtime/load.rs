@@ -1,6 +1,6 @@
 //! Reads the configuration on a thread of its own. A read from a network file system that hangs
-//! cannot be interrupted: it must block one reader only, and not checks, metrics, the watchdog or the
-//! end of the daemon.
+//! cannot be interrupted: it must block one reader only, and not checks, metrics, the watchdog or
+//! the end of the daemon.
 
 use std::{
     path::{Path, PathBuf},
@@ -78,8 +78,8 @@ async fn read(file: PathBuf) -> Result<LoadedConfig, Problems> {
     read_by(&file, load, || files.last()).await
 }
 
-/// Runs `load` on a thread of its own. `last` returns the file that it opened last, which is the one
-/// that hangs if it does not end.
+/// Runs `load` on a thread of its own. `last` returns the file that it opened last, which is the
+/// one that hangs if it does not end.
 async fn read_by(
     file: &Path,
     load: impl FnOnce() -> Result<LoadedConfig, Problems> + Send + 'static,

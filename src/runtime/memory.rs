@@ -22,7 +22,8 @@ const MIN_PEAK: usize = 1_000;
 struct ConnectionPeak(usize);
 
 impl ConnectionPeak {
-    /// True if at least half of the connections of the peak have closed. `now` is the current number.
+    /// True if at least half of the connections of the peak have closed. `now` is the current
+    /// number.
     fn has_halved(&mut self, now: usize) -> bool {
         self.0 = self.0.max(now);
         let halved = self.0 >= MIN_PEAK && now <= self.0 / 2;

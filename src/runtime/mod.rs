@@ -144,8 +144,8 @@ fn start(
     }
     let daemon = Arc::new(Daemon::new(snapshot, workers, 0));
     let mut sockets = ListeningSockets::default();
-    // Everything is bound before the first worker starts: a port in use must stop the start while it
-    // still costs nothing.
+    // Everything is bound before the first worker starts: a port in use must stop the start while
+    // it still costs nothing.
     let (prepared, admin, scrape) = runtime
         .block_on(listen(&sockets, &config, workers, &binds))
         .map_err(|problems| problems.render())?;

@@ -1,5 +1,5 @@
-//! Reload, top to bottom: parse → check → diff → prepare → commit → follow → report. All or nothing:
-//! until the commit, an error leaves the generation in force untouched.
+//! Reload, top to bottom: parse → check → diff → prepare → commit → follow → report. All or
+//! nothing: until the commit, an error leaves the generation in force untouched.
 
 use std::{
     io::ErrorKind,
@@ -24,7 +24,8 @@ use crate::{
     telemetry::{access_log::AccessLog, log},
 };
 
-/// Loads the file again and puts it in force; `None` if a signal asks for the end before it is read.
+/// Loads the file again and puts it in force; `None` if a signal asks for the end before it is
+/// read.
 pub(super) async fn run(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
@@ -51,6 +52,7 @@ fn check_and_apply(
         tracing::warn!(target: "config", "{warning}");
     }
     let changes = apply(control, checker, config, &binds)?;
+    // After the commit: the budget of descriptors depends on the listeners and checks in force.
     let mut warnings = Problems(warnings);
     let (daemon, files) = (&control.daemon, control.files);
     if let Some(warning) = files.limit_connections(&daemon.snapshot.load().config, daemon) {
@@ -70,6 +72,7 @@ fn check_and_apply(
     })
 }
 
+/// The outcome of a reload that was refused for `problems`, as text and as JSON.
 fn refused(problems: &Problems) -> ReloadError {
     ReloadError {
         rendered: problems.render(),
@@ -92,6 +95,7 @@ fn apply(
         checker.resolve_again();
         return Ok(Vec::new());
     }
+    // Prepare: everything that can fail.
     let config = Arc::new(config);
     let prepared = control
         .sockets
@@ -111,11 +115,13 @@ fn apply(
         clock::now(),
     ));
 
-    // The commit: nothing after this line can fail. Backends that came back are in service before
-    // the first worker can see them, and those that left are retired after the last has picked one.
+    // Commit: nothing from here on can fail. Backends that came back are put in service before a
+    // worker can see them; those that left are retired only after the swap.
     next.restore();
     daemon.snapshot.store(Arc::clone(&next));
 
+    // Follow. Sockets come after the commit: a worker must find the listener of a connection that it
+    // accepts on a new one.
     control.sockets.commit(prepared, &control.workers);
     checker.apply(&next.pools);
     old.retire(&next);
@@ -123,8 +129,8 @@ fn apply(
     Ok(changes.iter().map(ToString::to_string).collect())
 }
 
-/// The problem of a socket that cannot be opened. Where the daemon itself is in the way, it says so:
-/// `admin` and `metrics` keep their addresses until the next start.
+/// The problem of a socket that cannot be opened. Where the daemon itself is in the way, it says
+/// so: `admin` and `metrics` keep their addresses until the next start.
 fn cannot_listen(started: &StartSettings, binds: &BindPlaces, error: &SocketError) -> ReloadError {
     let SocketError { key, error } = error;
     let kind = error.source.kind();
@@ -169,6 +175,7 @@ fn try_next_start(
     Ok(())
 }
 
+/// The outcome of a reload that failed for a cause outside of the file.
 fn failed(message: &str) -> ReloadError {
     ReloadError {
         rendered: format!("error: {message}\n"),
@@ -210,6 +217,7 @@ fn report(control: &ControlThread, outcome: &ReloadOutcome) {
     };
     drop(status);
     let generation = control.daemon.snapshot.load().generation;
+    // systemd waits for READY after RELOADING, also if the reload failed.
     match outcome {
         Ok(ReloadReport { changes, .. }) => {
             for change in changes {

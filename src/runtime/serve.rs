@@ -35,8 +35,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Serves until a signal asks for the end, then drains and ends the workers.
 ///
 /// # Errors
-/// When a worker fails: connections on its sockets would wait for ever, as the kernel goes on giving
-/// it its share. So the daemon drains and stops, and its supervisor starts another.
+/// When a worker fails: connections on its sockets would wait for ever, as the kernel goes
+/// on giving it its share. So the daemon drains and stops, and its supervisor starts another.
 pub(super) async fn run(
     mut control: ControlThread,
     admin: AdminListener,

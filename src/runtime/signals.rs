@@ -1,8 +1,8 @@
 //! Signals, as messages for the control thread.
 //!
-//! They are blocked from the first statement of `main` on ([`hold`]), so none is lost and none kills
-//! the process before [`Signals`] receives it. A signal that comes while the daemon starts waits until
-//! the control thread asks for it.
+//! They are blocked from the first statement of `main` on ([`hold`]), so none is lost and none
+//! kills the process before [`Signals`] receives it. A signal that comes while the daemon starts
+//! waits until the control thread asks for it.
 
 use std::{
     collections::VecDeque,
@@ -26,7 +26,8 @@ use crate::net::sys;
 const HANDLED_SIGNALS: [libc::c_int; 6] = [SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2];
 
 /// Blocks the daemon's signals until it receives them. Has to be the first statement of `main`: a
-/// thread started before would not inherit the mask, and the kernel could kill the process through it.
+/// thread started before would not inherit the mask, and the kernel could kill the process through
+/// it.
 pub fn hold() {
     sys::block_signals(&HANDLED_SIGNALS);
 }

@@ -89,8 +89,8 @@ impl ListeningSockets {
                 if self.open.contains_key(&key) {
                     continue;
                 }
-                // `:80` and `127.0.0.1:80` at once or one after the other: the socket that is in the
-                // way is our own.
+                // `:80` and `127.0.0.1:80` at once or one after the other: the socket that is in
+                // the way is our own.
                 let mut new = prepared.new.iter();
                 let is_ours =
                     self.has_port_of(&key) || new.any(|new| new.key.shares_port_with(&key));

@@ -71,8 +71,8 @@ impl ServiceManager {
         self.send(format!("READY=1\nSTATUS={status}\n"));
     }
 
-    /// Reports that a reload has begun; [`ready`](Self::ready) ends it. systemd compares the time with
-    /// its own, to tell this reload from an earlier one.
+    /// Reports that a reload has begun; [`ready`](Self::ready) ends it. systemd compares the time
+    /// with its own, to tell this reload from an earlier one.
     pub(super) fn reloading(&self) {
         let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
         let micros = i128::from(tv_sec) * 1_000_000 + i128::from(tv_nsec) / 1_000;
@@ -154,7 +154,8 @@ fn watchdog_limit() -> Option<Duration> {
     Some(Duration::from_micros(micros))
 }
 
-/// Pings the watchdog while all workers make progress, and sends again what could not be sent. Never ends.
+/// Pings the watchdog while all workers make progress, and sends again what could not be sent.
+/// Never ends.
 pub(super) async fn watch(manager: Rc<ServiceManager>, daemon: Arc<Daemon>) {
     if manager.socket.is_none() {
         return std::future::pending().await;

@@ -1,4 +1,5 @@
-//! The worker threads: each with its own runtime, its own listening sockets and its own connections.
+//! The worker threads: each with its own runtime, its own listening sockets and its own
+//! connections.
 
 use std::{
     collections::HashMap,
@@ -103,7 +104,8 @@ impl WorkerThreads {
     pub(super) fn broadcast(&self, mut command: impl FnMut(usize) -> Option<WorkerCommand>) {
         for (index, worker) in self.0.iter().enumerate() {
             if let Some(command) = command(index) {
-                // Fails if the worker has ended, which the control thread hears from its `FaultSender`.
+                // Fails if the worker has ended, which the control thread hears from its
+                // `FaultSender`.
                 let _ = worker.commands.send(command);
             }
         }
@@ -200,8 +202,8 @@ async fn serve(
             Some(WorkerCommand::Stop) | None => break,
         }
     }
-    // Sessions end and record themselves, in a few rounds of the runtime. Exchanges are dropped with
-    // the runtime, and record that.
+    // Sessions end and record themselves, in a few rounds of the runtime. Exchanges are dropped
+    // with the runtime, and record that.
     cut.send_replace(true);
     for _ in 0..CUT_ROUNDS {
         yield_now().await;
