@@ -90,6 +90,7 @@ pub(super) fn request_id(
     let visible = |id: &&[u8]| {
         (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
     };
+    // An id of a stranger could forge log lines, or correlate with those of somebody else.
     if let Some(sent) = sent.filter(visible).filter(|_| trusted) {
         id.push_str(&String::from_utf8_lossy(sent));
         return;
@@ -179,6 +180,8 @@ fn add_host(
 fn add_framing(out: &mut Vec<u8>, head: &RequestHead, hop: NextHop) {
     match head.framing {
         RequestFraming::Length(length) => encode::content_length(out, length),
+        // The length that an HTTP/2 client has declared. An HTTP/1 message must not have both: that
+        // is how requests are smuggled (RFC 9112 section 6.1). To HTTP/2 the chunks do not go out.
         RequestFraming::Chunked => {
             if let Some(length) = head.declared_length {
                 encode::content_length(out, length);
@@ -206,6 +209,7 @@ fn add_hop_by_hop(out: &mut Vec<u8>, head: &RequestHead, hop: NextHop) {
         None if hop == NextHop::Close => encode::field(out, b"Connection", b"close"),
         None => {}
     }
+    // gRPC servers require it (RFC 9113 section 8.2.2 allows no other value).
     if hop == NextHop::H2 && head.takes_trailers {
         encode::field(out, b"TE", b"trailers");
     }

@@ -60,6 +60,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read
     let Some((_, listener)) = client.listener_in(&generation) else {
         return;
     };
+    // The limits of the connection are those of the generation that it began with.
     let limits = read::limits(listener);
     let most = listener.config.http.h2_max_streams;
     let timeouts = listener.config.timeouts.clone();
@@ -90,6 +91,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read
         closing: false,
         goaway_deadline: None,
     };
+    // Freed before the wait: the task of a connection lives long.
     drop(read);
     poll_fn(|cx| driver.poll_all(cx)).await;
     Box::pin(driver.end()).await;
@@ -134,6 +136,8 @@ impl H2ClientDriver<'_> {
         }
     }
 
+    /// Starts a graceful shutdown in two steps (RFC 9113 section 6.8): a GOAWAY that still allows
+    /// streams on their way, and a final one a round trip later.
     fn close(&mut self) {
         self.closing = true;
         self.idle = None;
@@ -141,6 +145,8 @@ impl H2ClientDriver<'_> {
         self.connection.begin_shutdown();
     }
 
+    /// Ready at the next event. Frames go first, so that a request that has arrived is served
+    /// although the connection is being told to close.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DriverEvent> {
         match self.connection.poll(cx) {
             Poll::Ready(Some(asked)) => return Poll::Ready(DriverEvent::Asked(asked)),
@@ -148,6 +154,7 @@ impl H2ClientDriver<'_> {
             Poll::Pending => {}
         }
         let open = self.connection.open_streams();
+        // Only a connection without streams counts as idle, and may be shed for a new one.
         let told = if open == 0 {
             self.entry.wait(cx)
         } else {
@@ -188,6 +195,8 @@ impl H2ClientDriver<'_> {
             keepalive,
             ..
         } = self.timeouts;
+        // A client that reads a large response has the body's timeout, but not less than an idle
+        // one.
         let time = match (is_read, self.closing) {
             (true, true) => body_idle,
             (true, false) => body_idle.and_then(|idle| Some(idle.max(keepalive?))),

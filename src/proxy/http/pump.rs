@@ -61,23 +61,28 @@ pub struct Pump {
     /// Bytes read; those from `taken` on are not decoded yet.
     input: Vec<u8>,
     taken: usize,
-    /// Part of `input` to be written as it is, after `out`.
+    /// Part of `input` to be written from where it is, after `out`.
     raw: Range<usize>,
     /// Bytes encoded; those from `sent` on are not written yet.
     out: Vec<u8>,
     sent: usize,
     /// Nothing more will be added to `out`.
     ended: bool,
-    /// The sink is shut down after the message.
+    /// The sink is shut down after the message, so its last bytes can share a segment with the FIN.
     last: bool,
+    /// The transfer by the kernel, while there is one.
     splice: Option<splice::SpliceTransfer>,
+    /// Bodies may be spliced: they are neither re-encoded nor kept for a replay.
     may_splice: bool,
     /// Body bytes decoded.
     body: u64,
     /// Length of the body announced to the sink, where the source sends chunks.
     length: Option<u64>,
+    /// Largest body that is accepted.
     limit: u64,
+    /// Bytes read from the source.
     read: u64,
+    /// Bytes written to the sink.
     written: u64,
     /// Body bytes decoded so far, while they can be sent again.
     replay: Option<Vec<u8>>,
@@ -227,6 +232,7 @@ impl Pump {
         debug_assert!(self.can_replay(), "the body is not kept");
         self.out.clear();
         self.out.extend_from_slice(head);
+        // The kept body is encoded again, as the framing may be another one for this sink.
         (self.sent, self.raw, self.written) = (0, 0..0, 0);
         let replay = self.replay.as_deref().unwrap_or_default();
         if self.chunked {
@@ -319,6 +325,7 @@ impl Pump {
         if count > 0 {
             return Poll::Ready(Ok(()));
         }
+        // Only a body without a framing of its own ends with its connection (RFC 9112 section 8).
         if !matches!(self.decoder, BodyDecoder::UntilClose) {
             return Poll::Ready(Err(PumpError::Cut));
         }
@@ -375,6 +382,7 @@ impl Pump {
             let what = "more content than was declared";
             return Err(PumpError::Malformed(BodyError::Malformed(what)));
         }
+        // A body above the limit is sent once: keeping it would cost memory for each upload.
         if let Some(replay) = &mut self.replay {
             if replay.len() + bytes.len() <= MAX_REPLAY_BYTES {
                 replay.extend_from_slice(bytes);
@@ -398,6 +406,7 @@ impl Pump {
 
     /// Ends the message if its announced length is reached. Its remaining chunks are dropped.
     fn end_if_whole(&mut self) {
+        // The sink waits for no chunk that follows, so neither may the message.
         if self.length == Some(self.body) {
             self.taken = self.input.len();
             self.end();
@@ -411,6 +420,8 @@ impl Pump {
         }
     }
 
+    /// Encodes the last chunk. A trailer must not set a field by which the backend identifies the
+    /// client: servers merge trailers into the header section.
     fn encode_last_chunk(&mut self) {
         let trailers = self.decoder.trailers();
         if self.forbidden.is_empty() || trailers.is_empty() {
@@ -462,6 +473,7 @@ impl Pump {
                 }
                 Poll::Ready(Ok(()))
             }
+            // Not a pair of sockets that the kernel can splice: copy the rest.
             Err(splice::TransferError::Unsupported) => {
                 self.splice = None;
                 self.may_splice = false;

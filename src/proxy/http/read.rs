@@ -61,11 +61,14 @@ pub(super) async fn head(
     if let Some(error) = client.stream.refusal() {
         return HeadReadOutcome::Refused(reasons::of_h2_request(error));
     }
+    // HTTP/2 with prior knowledge: only as the first bytes of a connection in the clear (RFC 9113
+    // section 3.3).
     let may_be_h2 = client.is_unused && listener.config.http.h2c && client.stream.is_plain();
     let before = head.bytes.len();
     let reading = read_head(client, head, limits(listener), deadline, may_be_h2).await;
     let received = (head.bytes.len() - before) as u64;
     head.declared_length = client.stream.declared_length();
+    // A request for which nothing was read was pipelined behind another one.
     client.pipelined_requests = if received > 0 {
         1
     } else {
@@ -113,6 +116,7 @@ async fn read_head(
         }
         let ClientConnection { stream, timer, .. } = &mut *client;
         let read = poll_fn(|cx| match poll_fill(stream, cx, &mut head.bytes) {
+            // Without a byte there is no request yet: the caller waits without buffers.
             Poll::Pending if bytes == 0 => Poll::Ready(None),
             Poll::Pending => timer.poll(cx, deadline).map(|()| None),
             Poll::Ready(read) => Poll::Ready(Some(read)),

@@ -79,6 +79,7 @@ pub(super) fn error<'a>(
     errors: &'a ErrorsConfig,
     head: &RequestHead,
 ) -> LocalReply<'a> {
+    // A gRPC client takes any other status than 200 for a fault of the transport.
     if grpc::is_call(head) {
         return LocalReply {
             status: 200,
@@ -116,6 +117,7 @@ pub(super) fn error<'a>(
     }
 }
 
+/// The default body of an error. Its texts are constants: nothing of the request is reflected.
 fn body(status: u16, reason: Reason, html: bool) -> Vec<u8> {
     let (message, details) = (phrase(status), reason.detail());
     let text = if html {
@@ -186,12 +188,15 @@ pub(super) fn redirect<'a>(
 /// their bytes can end the field.
 fn https_location(host: &[u8], target: &[u8], port: u16) -> String {
     let host = String::from_utf8_lossy(host);
+    // `OPTIONS *` has no URL of its own.
     let target = String::from_utf8_lossy(if target == b"*" { b"/" } else { target });
+    // Without the port, which is that of the listener in the clear.
     let end = if host.starts_with('[') {
         host.find(']').map_or(host.len(), |at| at + 1)
     } else {
         host.find(':').unwrap_or(host.len())
     };
+    debug_assert!(host.is_char_boundary(end), "an index of the same text");
     let name = host.get(..end).unwrap_or_default();
     if port == 443 {
         format!("https://{name}{target}")
