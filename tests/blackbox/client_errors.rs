@@ -55,78 +55,84 @@ fn is_refused(
 fn is_counted(daemon: &TestDaemon, pool: &str, reason: &str, code: u16, times: usize) {
     let series =
         format!("balancer_errors_total{{pool=\"{pool}\",reason=\"{reason}\",code=\"{code}\"}}");
-    // Counted when the exchange ends, which may be after the client has its answer.
+    // Counted when the exchange ends, which may be after the client has its response.
     daemon.wait_for_metric(&series, |value| value as usize >= times);
     let page = daemon.scrape();
     assert_eq!(sum_of(&page, &series) as usize, times, "{series}\n{page}");
 }
 
+/// Request lines that are malformed or ambiguous.
+const MALFORMED_REQUEST_LINES: [&str; 18] = [
+    "GET  / HTTP/1.1",
+    " GET / HTTP/1.1",
+    "GET /",
+    "GET / HTTP/1.1 more",
+    "GET / http/1.1",
+    "GET / HTTP/1",
+    "GET / HTTX/1.1",
+    "GE(T / HTTP/1.1",
+    "GET foo HTTP/1.1",
+    "GET * HTTP/1.1",
+    "GET /#part HTTP/1.1",
+    "GET /\u{e4} HTTP/1.1",
+    "GET /\x01 HTTP/1.1",
+    "GET ftp://test/ HTTP/1.1",
+    "GET http://other/ HTTP/1.1",
+    "GET http://user@test/ HTTP/1.1",
+    "GET http:/// HTTP/1.1",
+    "\r\n\r\nGET / HTTP/1.1",
+];
+
+/// Header fields that are malformed, or make the length of the body ambiguous.
+const MALFORMED_FIELDS: [&str; 31] = [
+    "Host: test",
+    "Host: other",
+    "X : a",
+    " X: a",
+    "X: a\r\n b",
+    "X: a\0b",
+    "X: a\rb",
+    "X: a\nY: b",
+    ": a",
+    "X",
+    "X(: a",
+    "Content-Length: +5",
+    "Content-Length: -5",
+    "Content-Length: 0x5",
+    "Content-Length: 5, 5",
+    "Content-Length: 5 5",
+    "Content-Length: ",
+    "Content-Length: 99999999999999999999",
+    "Content-Length: 5\r\nContent-Length: 5",
+    "Content-Length: 5\r\nContent-Length: 6",
+    "Content-Length: 5\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding: chunked\r\nContent-Length: 5",
+    "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding: chunked, chunked",
+    "Transfer-Encoding: chunked, gzip",
+    "Transfer-Encoding: gzip",
+    "Transfer-Encoding: identity",
+    "Transfer-Encoding: xchunked",
+    "Transfer-Encoding: \x0bchunked",
+    "Transfer-Encoding: \"chunked\"",
+    "Transfer-Encoding: ",
+];
+
+/// Values of `Host` that name no host.
+const MALFORMED_HOSTS: [&str; 9] = [
+    "", "a b", "a/b", "a@b", "a,b", "a:b", "a:123456", "[::1", "[x]",
+];
+
 #[test]
 fn malformed_and_ambiguous_requests_are_refused_and_reach_no_backend() {
     let peer = ScriptedPeer::answering("wrong");
     let daemon = daemon(&peer, "");
-    let lines = [
-        "GET  / HTTP/1.1",
-        " GET / HTTP/1.1",
-        "GET /",
-        "GET / HTTP/1.1 more",
-        "GET / http/1.1",
-        "GET / HTTP/1",
-        "GET / HTTX/1.1",
-        "GE(T / HTTP/1.1",
-        "GET foo HTTP/1.1",
-        "GET * HTTP/1.1",
-        "GET /#part HTTP/1.1",
-        "GET /\u{e4} HTTP/1.1",
-        "GET /\x01 HTTP/1.1",
-        "GET ftp://test/ HTTP/1.1",
-        "GET http://other/ HTTP/1.1",
-        "GET http://user@test/ HTTP/1.1",
-        "GET http:/// HTTP/1.1",
-        "\r\n\r\nGET / HTTP/1.1",
-    ];
-    let fields = [
-        "Host: test",
-        "Host: other",
-        "X : a",
-        " X: a",
-        "X: a\r\n b",
-        "X: a\0b",
-        "X: a\rb",
-        "X: a\nY: b",
-        ": a",
-        "X",
-        "X(: a",
-        "Content-Length: +5",
-        "Content-Length: -5",
-        "Content-Length: 0x5",
-        "Content-Length: 5, 5",
-        "Content-Length: 5 5",
-        "Content-Length: ",
-        "Content-Length: 99999999999999999999",
-        "Content-Length: 5\r\nContent-Length: 5",
-        "Content-Length: 5\r\nContent-Length: 6",
-        "Content-Length: 5\r\nTransfer-Encoding: chunked",
-        "Transfer-Encoding: chunked\r\nContent-Length: 5",
-        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-        "Transfer-Encoding: chunked, chunked",
-        "Transfer-Encoding: chunked, gzip",
-        "Transfer-Encoding: gzip",
-        "Transfer-Encoding: identity",
-        "Transfer-Encoding: xchunked",
-        "Transfer-Encoding: \x0bchunked",
-        "Transfer-Encoding: \"chunked\"",
-        "Transfer-Encoding: ",
-    ];
-    let hosts = [
-        "", "a b", "a/b", "a@b", "a,b", "a:b", "a:123456", "[::1", "[x]",
-    ];
     let mut requests: Vec<String> = Vec::new();
-    requests.extend(lines.map(|line| format!("{line}\r\nHost: test\r\n\r\n")));
-    requests.extend(fields.map(|field| {
+    requests.extend(MALFORMED_REQUEST_LINES.map(|line| format!("{line}\r\nHost: test\r\n\r\n")));
+    requests.extend(MALFORMED_FIELDS.map(|field| {
         format!("POST / HTTP/1.1\r\nHost: test\r\n{field}\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
     }));
-    requests.extend(hosts.map(|host| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")));
+    requests.extend(MALFORMED_HOSTS.map(|host| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")));
     requests.push("GET / HTTP/1.1\r\n\r\n".to_owned());
     requests.push("GET / HTTP/1.1\nHost: test\n\n".to_owned());
     requests.push("GET / HTTP/1.1\r\nHost: test\n\r\n".to_owned());
@@ -285,7 +291,7 @@ fn a_request_that_does_not_come_in_time_is_given_up() {
     assert_eq!(peer.connections(), 0);
 }
 
-/// Waits a little for an answer, which is the pace of the bytes that drip.
+/// Waits a little for a response, which is the pace of the bytes that drip.
 fn daemon_has_cut(client: &mut HttpClient) -> bool {
     client.patience(Duration::from_millis(20));
     let seen = !matches!(client.more(), Err(ReadError::TimedOut(_)));
@@ -364,7 +370,7 @@ fn a_client_that_still_sends_can_read_why_it_was_refused() {
         client.send(format!(
             "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n"
         ));
-        // Without lingering, a reset would come back for these and destroy the answer.
+        // Without lingering, a reset would come back for these and destroy the response.
         client.send(vec![b'a'; length]);
         let response = client.response().unwrap();
         expect_error(&response, 413, "http_request_body_size");

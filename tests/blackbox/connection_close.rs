@@ -247,7 +247,7 @@ fn reads_only_afterwards(daemon: &TestDaemon) -> (u16, String) {
 
 #[test]
 fn an_early_answer_is_not_lost_to_a_client_that_goes_on_sending() {
-    // Closes with most of the upload unread: a reset follows its answer.
+    // Closes with most of the upload unread: a reset follows its response.
     let peer = ScriptedPeer::start(|mut connection| {
         connection.head();
         connection

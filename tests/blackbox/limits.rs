@@ -302,7 +302,7 @@ fn keepalive_is_set_on_accepted_connections_as_configured_and_follows_a_reload()
     let mut daemon = TestDaemon::start(&socket("60s"));
     let mut client = daemon.client("@web");
     client.request("GET", "/").unwrap();
-    // The retransmission timer of the answer may still run.
+    // The retransmission timer of the response may still run.
     let timer = poll(|| Some(timer_of(&daemon, &client)).filter(|timer| timer != "01"));
     assert_eq!(timer.unwrap(), "02");
     assert_eq!(daemon.reload(&socket("none")).status, 200);

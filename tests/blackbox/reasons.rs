@@ -40,7 +40,7 @@ const NOT_HERE: &[(&str, &str)] = &[
 
 /// The client's view of a failure.
 enum ClientView {
-    /// A whole answer of ours.
+    /// A whole response of ours.
     Answer(HttpResponse),
     /// No response could be sent: the connection was cut, as the cause has checked.
     Cut,
@@ -56,7 +56,7 @@ struct FaultCause {
     make: fn(&FaultFixture) -> ClientView,
 }
 
-/// An answer of ours.
+/// A response of ours.
 const fn row(
     reason: &'static str,
     statuses: (u16, u16),
@@ -81,8 +81,8 @@ const FAULT_CAUSES: &[FaultCause] = &[
     row("dns_error", (502, 502), "unnamed", |world| {
         world.get("/unnamed")
     }),
-    row("connection_refused", (502, 502), "nobody", |world| {
-        world.get("/nobody")
+    row("connection_refused", (502, 502), "refusing", |world| {
+        world.get("/refusing")
     }),
     row("connection_timeout", (502, 504), "hole", |world| {
         world.get("/hole")
@@ -350,7 +350,7 @@ impl FaultFixture {
         let (patient, others) = (ScriptedPeer::silent(), others());
         let mut pools: Vec<(&str, SocketAddr, &str)> = vec![
             ("down", refused(), "health_check: {interval: 100ms}"),
-            ("nobody", refused(), ""),
+            ("refusing", refused(), ""),
             ("hole", hole.address, "timeouts: {connect: 200ms}"),
             ("busy", busy.address, "limits: {connections_per_backend: 1}"),
             ("patient", patient.address, ""),
@@ -371,7 +371,7 @@ impl FaultFixture {
         }
     }
 
-    /// Sends `bytes` on a connection of its own and reads the answer.
+    /// Sends `bytes` on a connection of its own and reads the response.
     fn ask(&self, word: &str, bytes: impl AsRef<[u8]>) -> ClientView {
         let mut client = self.daemon.client(word);
         client.send(bytes);

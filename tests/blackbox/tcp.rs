@@ -232,7 +232,7 @@ fn a_slow_reader_slows_the_sender_and_loses_nothing() {
         scope.spawn(|| send_parts(&stream));
         let received = "balancer_listener_received_bytes_total{listener=\"db\"}";
         let mut before = -1.0;
-        // Twice the same number above zero: it has come to a stop, or nearly.
+        // Twice the same number above zero: it has stopped, or nearly.
         crate::harness::poll(|| {
             let now = daemon.metric(received);
             let stands = now > 0.5 && (now - before).abs() < 0.5;
@@ -356,7 +356,7 @@ fn a_reader_that_is_slow_is_not_silent() {
             connection.send("all of it");
         })
     };
-    // Nothing is left to be moved long before the reader has come to the end.
+    // Nothing is left to be moved long before the reader is at the end.
     let (peer, idle) = (sender(), "timeouts: {idle: 700ms}");
     let front = daemon(&[peer.address], "", idle);
     let mut client = front.client("@db");

@@ -109,7 +109,7 @@ fn the_total_time_ends_a_connect_that_may_take_longer() {
     let line = fails(&daemon, GET_REQUEST, "total_timeout", 502, millis(300));
     assert_eq!(line["attempts"], 1);
     let blamed = daemon.metric("balancer_backend_failures_total") as u64;
-    assert_eq!(blamed, 0, "nobody knows whether it would have answered");
+    assert_eq!(blamed, 0, "the backend might have responded");
 }
 
 #[test]

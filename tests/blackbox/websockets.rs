@@ -124,7 +124,7 @@ async fn a_websocket_of_a_backend_that_goes_down_is_closed_where_told() {
         end.unwrap_err().is_reset(),
         "the stream, not its connection"
     );
-    // The connection serves other requests, here with the answer that no backend is up.
+    // The connection serves other requests, here with the response that no backend is up.
     assert_eq!(get(&sender, "/").await.unwrap().status(), 502);
 }
 

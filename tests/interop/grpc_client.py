@@ -116,7 +116,7 @@ elif COMMAND == "down":
     with channel() as open_channel:
         error = error_of(lambda: open_channel.unary_unary("/interop.Calls/Echo")(b"", timeout=LIMIT))
         assert error.code() == grpc.StatusCode.UNAVAILABLE, error
-        # The answer is balancer's: a client that finds nobody at all says the same.
+        # The answer is balancer's: a client that reaches no server at all reports the same.
         fields = dict([*error.initial_metadata(), *error.trailing_metadata()])
         print(f"{fields['proxy-status']}\n{error.details()}")
 elif COMMAND == "health":

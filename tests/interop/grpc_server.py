@@ -84,7 +84,7 @@ def wait(request, context):
 
 
 def given_up(request, context):
-    """Answers when so many calls of `Wait` were given up."""
+    """Answers when that number of `Wait` calls were given up."""
     with STATE.changed:
         done = STATE.changed.wait_for(lambda: STATE.given_up >= int(request), 30)
     return b"yes" if done else b"no"

@@ -5,7 +5,7 @@
 
 At least one backend is always healthy: which one changes, and the next one has some seconds to be found healthy before the
 one before it goes bad. What has to hold is printed line by line. `cut` are answers that were cut in mid-body where everybody
-can see it; nobody can make those good. `may be sent again` are GET, HEAD, PUT and DELETE with a body of at most 64 KiB.
+can see it; no proxy can repair those. `may be sent again` are GET, HEAD, PUT and DELETE with a body of at most 64 KiB.
 """
 import asyncio
 import collections
@@ -60,7 +60,7 @@ def config(chance, port, log, members):
 
 
 class Member:
-    """A backend process, what is being done to it, and since when it may be relied upon."""
+    """A backend process, what is being done to it, and since when it may be relied on."""
 
     def __init__(self, index, seed, board, board_path, journal):
         self.index, self.seed, self.board = index, seed, board
@@ -89,7 +89,7 @@ class Member:
         self.board[self.index * PLACE] = int(hostile)
 
     def heal(self):
-        """Brings it back to health, whatever was done to it."""
+        """Brings it back to health, after every fault."""
         self.set_hostile(False)
         self.flaps = self.due = 0
         if self.process is None:
@@ -147,7 +147,7 @@ class Director:
     def __init__(self, options, daemon, members, port, log):
         self.options, self.daemon, self.members, self.port, self.log = options, daemon, members, port, log
         self.chance = random.Random(f"{options.seed}/director")
-        self.relied = []  # (from, to or None, index): who could be relied upon
+        self.relied = []  # (from, to or None, index): who could be relied on
         self.counts = collections.Counter()
         self.memory, self.down, self.threads = [], [], []
         self.children = []
@@ -180,7 +180,7 @@ class Director:
                 anchor, following = following, None
                 anchor.pause()
                 self.relied.append((now, None, anchor.index))
-                self.note(f"b{anchor.index} is relied upon")
+                self.note(f"b{anchor.index} is relied on")
                 turn = now + RELIED
             for member in self.members:
                 if member not in (anchor, following):
@@ -203,7 +203,7 @@ class Director:
             member.heal()
 
     def reload(self, anchor, following):
-        """Another file and a SIGHUP. Now and then one member is missing, never one that is relied upon."""
+        """Another file and a SIGHUP. Now and then one member is missing, never one that is relied on."""
         if self.chance.random() < 0.08:
             return self.reload_broken()
         if self.left is None and self.chance.random() < 0.1:
@@ -230,7 +230,7 @@ class Director:
         self.changed_by_broken += self.daemon.sum("balancer_config_generation") != generation
 
     def was_relied_upon(self, index, began, ended):
-        """`index` could be relied upon from before `began` until after `ended`."""
+        """`index` could be relied on from before `began` until after `ended`."""
         return any(one == index and start <= began and (end is None or ended <= end) for start, end, one in self.relied)
 
     def around(self, moment):
@@ -442,7 +442,7 @@ class Client:
             if await self.wire.exactly(2) != b"\r\n":
                 raise Wrong("a chunk without its end")
         if await self.wire.exactly(2) != b"\r\n":
-            raise Wrong("trailers nobody sent")
+            raise Wrong("trailers that were not sent")
         return b"".join(parts)
 
     async def read_answer(self, asked, status, fields):
@@ -493,7 +493,7 @@ class Load:
         self.violations.append((asked.id, asked.method, text, time.monotonic()))
 
     def cut(self, asked, head, began):
-        """An answer was cut. From a backend that could be relied upon that must not happen."""
+        """An answer was cut. From a backend that could be relied on that must not happen."""
         status, fields = head
         self.cuts["torn" if asked.torn else "plain"] += 1
         index = int(fields.get("x-backend", -1))
@@ -634,7 +634,7 @@ def main():
     journal.touch()
     with open(board_path, "r+b") as file:
         board = mmap.mmap(file.fileno(), 0)
-    # The last one is only ever a guest: nobody relies upon it.
+    # The last one is only a guest: the checks never rely on it.
     members = [Member(index, options.seed, board, board_path, journal) for index in range(BACKENDS + 1)]
     port = common.free_port()
     try:

@@ -28,12 +28,12 @@ UNSEEN = (
 )
 # Odd, but whole: the client gets the answer.
 ODD = ("drip", "slow_but_in_time", "two_answers", "surplus", "interim", "idle_close", "idle_reset")
-# In mid-body, when nobody can make it good: a visible cut.
+# In mid-body, when no retry can help: a visible cut.
 TORN = ("tear_reset", "tear_close", "bad_chunk", "no_crlf", "stall_mid", "early")
 SMALL = 8 << 10
-# Answers to nobody. Wherever a reader stops, if it is at a multiple of their size, the next byte begins one of them.
-NOBODY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Nobody: 0123456789\r\n\r\n"
-NOBODY = NOBODY.replace(b"0123456789", b"x" * (64 - len(NOBODY) + 10))
+# Responses without a request. Wherever a reader stops, if it is at a multiple of their size, the next byte begins one of them.
+UNREQUESTED = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Unrequested: 0123456789\r\n\r\n"
+UNREQUESTED = UNREQUESTED.replace(b"0123456789", b"x" * (64 - len(UNREQUESTED) + 10))
 
 
 def body_of(text, length):
@@ -80,7 +80,7 @@ class Request:
                 if await reader.readexactly(2) != b"\r\n":
                     return "chunk without its end"
             if await reader.readexactly(2) != b"\r\n":
-                return "trailers nobody sent"
+                return "trailers that were not sent"
         whole = b"".join(body)
         if str(len(whole)) != self.fields["x-length"]:
             return f"{len(whole)} bytes instead of {self.fields['x-length']}"
@@ -97,7 +97,7 @@ def linger(writer, reset):
 
 async def send(writer, request, parts, wait=lambda: 0):
     """Writes an answer. One that ends with the connection is whole only when all of it was taken: until then a kill has
-    to show, or nobody could tell the part from the whole."""
+    to show, or a part could not be told from the whole."""
     until_close = request.wants == "close"
     if until_close:
         linger(writer, True)
@@ -254,7 +254,7 @@ class Backend:
             if fault == "two_answers" and chance.random() < 0.5:
                 # More than one read takes, and no more than one send gives.
                 before = len(head) + len(body)
-                extra = b" " * (-before % len(NOBODY)) + NOBODY * ((30_000 - before) // len(NOBODY))
+                extra = b" " * (-before % len(UNREQUESTED)) + UNREQUESTED * ((30_000 - before) // len(UNREQUESTED))
             elif fault == "two_answers":
                 extra = b"".join(self.answer(request, other="poison"))[:SMALL]
             else:

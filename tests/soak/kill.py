@@ -14,7 +14,7 @@ from common import Backend, Daemon, Load, Verdict, free_port, wait_for
 CONNECTIONS = 64
 
 def is_promised(status, body):
-    """The 502 with its shape; `details` is a fixed sentence per reason and names no address."""
+    """The 502 with its shape; `details` is a fixed text per reason and names no address."""
     if status != 502:
         return False
     error = json.loads(body)["error"]

@@ -5,7 +5,7 @@
 
 Each kind gets a daemon of its own. What it has grown by per connection is looked at three times: when every connection has
 carried one request and is idle, when each has carried --requests of them and is idle again, and when all were closed and as
-many have come anew. Growth counts from after a few connections of the kind have come and gone, so that what a thread holds
+many new ones were opened. Growth counts from after a few connections of the kind have come and gone, so that what a thread holds
 once is not taken for a part of each connection.
 """
 import pathlib
@@ -22,7 +22,7 @@ from common import Daemon, Verdict, arguments, free_port, parse, wait_for
 
 # KiB that a connection of each kind may cost. docs/soak-tests.md says what those of HTTP/2 are made of.
 LIMITS = {"http1": 2, "https1": 8, "h2c": 5, "h2": 9}
-# What is counted only after so many looks in a row, 200 ms apart, that saw the same.
+# What is counted only after this number of looks in a row, 200 ms apart, that saw the same.
 RESTS = 8
 WARM = 64
 BODY = "idle connections should be cheap"
@@ -133,7 +133,7 @@ def certificate(path):
 
 
 def resident(daemon):
-    """(resident KiB, of which not of a file), when they have come to rest: memory is given back with a delay."""
+    """(resident KiB, of which not of a file), when they are stable: memory is given back with a delay."""
     before, same = None, 0
     while same < RESTS:
         time.sleep(0.2)
@@ -202,7 +202,7 @@ def measure(name, options, path, verdict):
     rss, anonymous = (now - then for now, then in zip(resident(kind.daemon), start))
     print(f"     {name}: {rss} KiB more than before when all are closed, of which anonymous {anonymous} KiB")
     connections = kind.open(options.connections)
-    look("on connections that come anew")
+    look("on new connections")
     kind.close(connections)
     verdict.check(f"{name}: ends in order", kind.daemon.end() == 0)
 

@@ -5,7 +5,7 @@
 
 The configuration is the default one apart from addresses and a route: what is attacked has a backend of its own, because
 a backend in Python that 4,000 connections keep busy would be slow by itself. The normal requests come from a process of their own: 200 a second
-on 8 kept connections and 20 a second on a new connection each. They are sent by the clock, whatever became of those before,
+on 8 kept connections and 20 a second on a new connection each. They are sent by the clock, regardless of the earlier ones,
 and their times count from when they were due. slowhttptest and what it attacks run at a low priority: attackers bring
 processors of their own.
 """
@@ -27,7 +27,7 @@ from common import Daemon, Verdict, free_port, wait_for
 
 LIMIT = 0.1
 # What a slow reader asks for, three times on each connection. The backend's side is on this machine too, and the kernel's
-# memory for TCP pays for all of it.
+# memory for TCP covers all of it.
 LARGE = 256 << 10
 KEPT, KEPT_RATE, FRESH_RATE = 8, 200, 20
 # A normal request that took longer has failed.
@@ -113,7 +113,7 @@ class Prober:
         except OSError as error:
             data = repr(error)
         if entry is None:
-            # An idle connection is closed; whatever else comes is wrong.
+            # An idle connection is closed; any other byte is wrong.
             if data:
                 self.failures.append(f"unasked: {data[:60]}")
             return self.drop(stream, self.kept.index(stream) if stream in self.kept else None)

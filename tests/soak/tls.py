@@ -88,7 +88,7 @@ class Handshakes:
                 with self.lock:
                     self.done += 1
                     self.serials.add(int(serial, 16))
-            except Exception as error:  # whatever it is, the promise is broken
+            except Exception as error:  # any error breaks the promise
                 with self.lock:
                     self.failures.append(repr(error))
 

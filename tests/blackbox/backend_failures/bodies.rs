@@ -3,7 +3,7 @@
 use super::{HASTY_TIMEOUTS, PATIENT_TIMEOUTS, daemon, daemon_with};
 
 use crate::harness::{
-    client::ReadError,
+    client::{HeaderFields, ReadError},
     daemon::sum_of,
     peer::{Gate, PeerConnection, ScriptedPeer},
 };
@@ -55,6 +55,29 @@ fn cutting(framing: &'static str, end: BodyEnd, gate: Gate) -> ScriptedPeer {
     })
 }
 
+/// Checks that a client sees the end of a response as a cut, by the framing that its head announced.
+fn is_visibly_cut(headers: &HeaderFields, end: Result<Vec<u8>, ReadError>, what: &str) {
+    let field = |name: &str| headers.iter().any(|(known, _)| known == name);
+    if !field("Content-Length") && !field("Transfer-Encoding") {
+        return assert!(matches!(end, Err(ReadError::Reset(_))), "{what}: {end:?}");
+    }
+    let rest = match end {
+        Ok(rest) | Err(ReadError::Reset(rest)) => rest,
+        other => panic!("{what}: {other:?}"),
+    };
+    if field("Content-Length") {
+        // Shorter than announced is a cut, with every end of the connection.
+        assert!(rest.len() < 90, "{what}");
+    } else {
+        let rest = String::from_utf8_lossy(&rest).into_owned();
+        assert!(
+            !rest.contains("\r\n0\r\n"),
+            "{what}: a last chunk in {rest}"
+        );
+        assert!(!rest.contains("nonsense"), "{what}: {rest}");
+    }
+}
+
 #[test]
 fn a_response_cut_in_mid_body_is_cut_for_the_client_too() {
     let mut rows = Vec::new();
@@ -84,32 +107,7 @@ fn a_response_cut_in_mid_body_is_cut_for_the_client_too() {
         assert_eq!(status, 200, "{what}");
         client.until(b"first part").expect("the first part");
         gate.open();
-        let field = |name: &str| headers.iter().any(|(known, _)| known == name);
-        let end_seen = client.rest();
-        if field("Content-Length") {
-            // Shorter than announced is a cut, whichever way the connection ends.
-            let rest = match end_seen {
-                Ok(rest) | Err(ReadError::Reset(rest)) => rest,
-                other => panic!("{what}: {other:?}"),
-            };
-            assert!(rest.len() < 90, "{what}");
-        } else if field("Transfer-Encoding") {
-            let rest = match end_seen {
-                Ok(rest) | Err(ReadError::Reset(rest)) => rest,
-                other => panic!("{what}: {other:?}"),
-            };
-            let rest = String::from_utf8_lossy(&rest).into_owned();
-            assert!(
-                !rest.contains("\r\n0\r\n"),
-                "{what}: a last chunk in {rest}"
-            );
-            assert!(!rest.contains("nonsense"), "{what}: {rest}");
-        } else {
-            assert!(
-                matches!(end_seen, Err(ReadError::Reset(_))),
-                "{what}: {end_seen:?}"
-            );
-        }
+        is_visibly_cut(&headers, client.rest(), &what);
         let pool = format!("p{number}");
         let line = daemon.wait_for_access(|line| line["pool"] == pool.as_str());
         let reason = if *end == BodyEnd::Silence {
@@ -134,7 +132,7 @@ fn a_response_cut_in_mid_body_is_cut_for_the_client_too() {
     }
 }
 
-/// Answers the first connection with `bytes`, which are more than its answer, and all others as
+/// Answers the first connection with `bytes`, which are more than its response, and all others as
 /// they should be.
 fn talkative(bytes: &'static str) -> ScriptedPeer {
     ScriptedPeer::start(move |mut connection| {
@@ -151,65 +149,67 @@ fn talkative(bytes: &'static str) -> ScriptedPeer {
     })
 }
 
+/// Method, bytes of the backend, and the status and body that a client gets of them.
+const SURPLUS_BYTES: [(&str, &str, u16, &str); 7] = [
+    (
+        "GET",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloEXTRA",
+        200,
+        "hello",
+    ),
+    (
+        "GET",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+        200,
+        "hello",
+    ),
+    (
+        "GET",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+        200,
+        "hello",
+    ),
+    (
+        "GET",
+        "HTTP/1.1 204 No Content\r\nContent-Length: 4\r\n\r\nevil",
+        204,
+        "",
+    ),
+    (
+        "GET",
+        "HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+        204,
+        "",
+    ),
+    (
+        "GET",
+        "HTTP/1.1 304 Not Modified\r\nContent-Length: 4\r\n\r\nevil",
+        304,
+        "",
+    ),
+    (
+        "HEAD",
+        "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+        200,
+        "",
+    ),
+];
+
 #[test]
 fn bytes_after_a_response_never_reach_another_client() {
     let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
-    let table: [(&str, &str, u16, &str); 7] = [
-        (
-            "GET",
-            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloEXTRA",
-            200,
-            "hello",
-        ),
-        (
-            "GET",
-            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
-            200,
-            "hello",
-        ),
-        (
-            "GET",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
-            200,
-            "hello",
-        ),
-        (
-            "GET",
-            "HTTP/1.1 204 No Content\r\nContent-Length: 4\r\n\r\nevil",
-            204,
-            "",
-        ),
-        (
-            "GET",
-            "HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
-            204,
-            "",
-        ),
-        (
-            "GET",
-            "HTTP/1.1 304 Not Modified\r\nContent-Length: 4\r\n\r\nevil",
-            304,
-            "",
-        ),
-        (
-            "HEAD",
-            "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
-            200,
-            "",
-        ),
-    ];
-    let peers: Vec<ScriptedPeer> = table.iter().map(|row| talkative(row.1)).collect();
+    let peers: Vec<ScriptedPeer> = SURPLUS_BYTES.iter().map(|row| talkative(row.1)).collect();
     let late = late_talker(evil);
     let addresses = peers.iter().chain([&late.0]).map(|peer| peer.address);
     // One worker, so that the second request finds the connection of the first if it was kept.
     let config = addresses.map(|address| (address, PATIENT_TIMEOUTS, "none"));
     let daemon = daemon_with(1, "{}", config);
-    for (number, (method, bytes, status, body)) in table.iter().enumerate() {
+    for (number, (method, bytes, status, body)) in SURPLUS_BYTES.iter().enumerate() {
         let mut client = daemon.client("@web");
         let target = format!("/{number}");
         let first = client.request(method, &target).unwrap();
         assert_eq!((first.status, first.text().as_str()), (*status, *body));
-        // The same client and another one: both must get their own answer.
+        // The same client and another one: both must get their own response.
         let second = client.request("GET", &target).unwrap();
         assert_eq!(second.text(), "right", "after {bytes:?}");
         let third = daemon.get("@web", &target).unwrap();
@@ -217,7 +217,7 @@ fn bytes_after_a_response_never_reach_another_client() {
         assert_eq!(peers[number].connections(), 2, "after {bytes:?}");
     }
     let (peer, said, speak) = late;
-    let target = format!("/{}", table.len());
+    let target = format!("/{}", SURPLUS_BYTES.len());
     let mut client = daemon.client("@web");
     assert_eq!(client.request("GET", &target).unwrap().text(), "hello");
     daemon.wait_for_metric("balancer_backend_connections_idle", |idle| idle > 0.5);

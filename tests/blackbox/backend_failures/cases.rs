@@ -9,7 +9,7 @@ use crate::harness::peer::{Blackhole, ScriptedPeer, refused};
 pub enum BrokenBackend {
     Peer(ScriptedPeer),
     Hole(Blackhole),
-    Nobody(SocketAddr),
+    Refusing(SocketAddr),
 }
 
 impl BrokenBackend {
@@ -17,7 +17,7 @@ impl BrokenBackend {
         match self {
             Self::Peer(peer) => peer.address,
             Self::Hole(hole) => hole.address,
-            Self::Nobody(address) => *address,
+            Self::Refusing(address) => *address,
         }
     }
 }
@@ -51,7 +51,7 @@ fn case(
     }
 }
 
-/// A backend that sends `bytes` as its whole answer.
+/// A backend that sends `bytes` as its whole response.
 fn says(name: &'static str, bytes: impl Into<Vec<u8>>, reason: &'static str) -> FailureCase {
     case(
         name,
@@ -69,6 +69,7 @@ fn invalid(name: &'static str, bytes: impl Into<Vec<u8>>) -> FailureCase {
 /// The promised cases and their variants.
 pub fn cases() -> Vec<FailureCase> {
     let mut all = connection_cases();
+    all.extend(timeout_cases());
     all.extend(status_line_cases());
     all.extend(head_cases());
     all.extend(first_chunk_cases());
@@ -76,60 +77,16 @@ pub fn cases() -> Vec<FailureCase> {
 }
 
 fn connection_cases() -> Vec<FailureCase> {
-    let drip = ScriptedPeer::start(|mut connection| {
-        connection.request();
-        connection.send("HTTP/1.1 200 OK\r\nX: ");
-        // The pace is the fault: each byte comes well within the timeout, the head never does.
-        while connection.send("a") {
-            thread::sleep(Duration::from_millis(20));
-        }
-    });
     let resets = ScriptedPeer::resetting_after("");
     let half_then_reset = ScriptedPeer::resetting_after("HTTP/1.1 200 OK\r\nContent-Le");
     let unread = ScriptedPeer::start(drop);
     vec![
         case(
             "refused",
-            BrokenBackend::Nobody(refused()),
+            BrokenBackend::Refusing(refused()),
             "connection_refused",
             3,
         ),
-        FailureCase {
-            timeouts: HASTY_TIMEOUTS,
-            ..case(
-                "connect blackhole",
-                BrokenBackend::Hole(Blackhole::start()),
-                "connection_timeout",
-                3,
-            )
-        },
-        FailureCase {
-            timeouts: HASTY_TIMEOUTS,
-            ..case(
-                "silent",
-                BrokenBackend::Peer(ScriptedPeer::silent()),
-                "connection_read_timeout",
-                1,
-            )
-        },
-        FailureCase {
-            timeouts: HASTY_TIMEOUTS,
-            ..case(
-                "head that never ends",
-                BrokenBackend::Peer(drip),
-                "connection_read_timeout",
-                1,
-            )
-        },
-        FailureCase {
-            timeouts: "{connect: 200ms, response: 15s, total: 200ms}",
-            ..case(
-                "silent beyond the total time",
-                BrokenBackend::Peer(ScriptedPeer::silent()),
-                "total_timeout",
-                1,
-            )
-        },
         says("closed before any byte", "", "connection_terminated"),
         case(
             "closed before the request was read",
@@ -164,9 +121,58 @@ fn connection_cases() -> Vec<FailureCase> {
             check: "{interval: 100ms}",
             ..case(
                 "no healthy backend",
-                BrokenBackend::Nobody(refused()),
+                BrokenBackend::Refusing(refused()),
                 "destination_unavailable",
                 0,
+            )
+        },
+    ]
+}
+
+fn timeout_cases() -> Vec<FailureCase> {
+    let drip = ScriptedPeer::start(|mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\nX: ");
+        // The pace is the fault: each byte comes well within the timeout, the head never does.
+        while connection.send("a") {
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    vec![
+        FailureCase {
+            timeouts: HASTY_TIMEOUTS,
+            ..case(
+                "connect blackhole",
+                BrokenBackend::Hole(Blackhole::start()),
+                "connection_timeout",
+                3,
+            )
+        },
+        FailureCase {
+            timeouts: HASTY_TIMEOUTS,
+            ..case(
+                "silent",
+                BrokenBackend::Peer(ScriptedPeer::silent()),
+                "connection_read_timeout",
+                1,
+            )
+        },
+        FailureCase {
+            timeouts: HASTY_TIMEOUTS,
+            ..case(
+                "head that never ends",
+                BrokenBackend::Peer(drip),
+                "connection_read_timeout",
+                1,
+            )
+        },
+        FailureCase {
+            timeouts: "{connect: 200ms, response: 15s, total: 200ms}",
+            ..case(
+                "silent beyond the total time",
+                BrokenBackend::Peer(ScriptedPeer::silent()),
+                "total_timeout",
+                1,
             )
         },
     ]
@@ -216,7 +222,7 @@ fn status_line_cases() -> Vec<FailureCase> {
         line("another protocol", "ICY 200 OK"),
         line("a control byte in the phrase", "HTTP/1.1 200 O\x01K"),
         invalid(
-            "a 101 that nobody asked for",
+            "an unrequested 101",
             "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
         ),
         invalid(

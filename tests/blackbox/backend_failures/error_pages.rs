@@ -49,8 +49,8 @@ fn html_is_for_those_who_prefer_it() {
     let json = |response| {
         expect_error(&response, 502, "connection_refused");
     };
-    let nobody = refused();
-    let auto = daemon("{format: auto}", [(nobody, PATIENT_TIMEOUTS, "none")]);
+    let refusing = refused();
+    let auto = daemon("{format: auto}", [(refusing, PATIENT_TIMEOUTS, "none")]);
     html(&ask(
         &auto,
         "GET",
@@ -69,7 +69,7 @@ fn html_is_for_those_who_prefer_it() {
         "GET",
         "Accept: text/html;q=0.5, application/json\r\n",
     ));
-    let always = daemon("{format: html}", [(nobody, PATIENT_TIMEOUTS, "none")]);
+    let always = daemon("{format: html}", [(refusing, PATIENT_TIMEOUTS, "none")]);
     html(&ask(&always, "GET", "Accept: application/json\r\n"));
 }
 

@@ -188,7 +188,7 @@ fn sixteen_interim_responses_are_passed_on_and_answered() {
 
 #[test]
 fn an_answer_before_the_end_of_the_request_is_passed_on() {
-    // Unread bytes make its close a reset, which must not destroy the answer that came before.
+    // Unread bytes make its close a reset, which must not destroy the response that came before.
     let peer = ScriptedPeer::start(|mut connection| {
         connection.head();
         connection.exactly(1);

@@ -77,15 +77,15 @@ pub enum ConnectionEnd {
 /// Everything that the client received.
 #[derive(Debug, Clone)]
 pub struct Transcript {
-    /// Final answers, and 101.
+    /// Final responses, and 101.
     pub answers: Vec<ParsedMessage>,
-    /// Statuses of the 1xx before the first final answer.
+    /// Statuses of the 1xx before the first final response.
     pub interim: Vec<u16>,
-    /// The last answer lasted until the end of the connection.
+    /// The last response lasted until the end of the connection.
     pub until_end: bool,
     /// Reason why the strict reader gave up.
     pub unclear: Option<&'static str>,
-    /// An answer began and did not end.
+    /// A response began and did not end.
     pub part: Option<Vec<u8>>,
     /// Everything.
     pub bytes: Vec<u8>,
@@ -181,7 +181,7 @@ impl ProxyFixture {
         client
     }
 
-    /// Reads one answer; what came behind it, too.
+    /// Reads one response; what came behind it, too.
     fn read_one(&self, client: &TcpStream, method: &str) -> (Transcript, Vec<u8>) {
         let mut bytes = Vec::new();
         let mut end = ConnectionEnd::Never;
@@ -530,7 +530,7 @@ impl CorpusBackend {
     }
 
     /// Plays a script: `{pause}` waits until the client has got something, `{idle}` until it has a
-    /// whole answer, `{drip}` sends the remaining bytes one by one, more slowly than any timeout.
+    /// whole response, `{drip}` sends the remaining bytes one by one, more slowly than any timeout.
     fn speak(&mut self, script: &CorpusCase) -> bool {
         let mut rest = &script.bytes[..];
         let last = script.is("close");

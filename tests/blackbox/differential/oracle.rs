@@ -7,8 +7,9 @@
 //! never finished was finished for it; bytes went past the proxy unread; an upgrade to h2c was
 //! passed on. For a response: the client got bytes that no strict reader can read; a response that
 //! was cut, or never began, was shown as whole; bytes that belong to no exchange reached the
-//! client; the next exchange did not get its own answer; a switch of protocols that the client did
-//! not request was passed on; a connection was used again after a response whose end is unclear.
+//! client; the next exchange did not get its own response; a switch of protocols that the client
+//! did not request was passed on; a connection was used again after a response whose end is
+//! unclear.
 
 use super::{
     corpus::{self, CorpusCase},
@@ -52,7 +53,7 @@ fn wholes(events: &[PlacedEvent]) -> Vec<&ParsedMessage> {
         .collect()
 }
 
-/// An answer that comes from the proxy itself.
+/// A response that comes from the proxy itself.
 fn is_own(answer: &ParsedMessage) -> bool {
     answer.status() >= 400
         && answer.values("x-seen").is_empty()
@@ -316,7 +317,7 @@ fn broken_part(case: &CorpusCase, got: &ParsedMessage) -> Option<String> {
                 .is_some_and(|(name, value)| got.value(name) == Some(value)),
             ("no", name) => got.values(name).is_empty(),
             ("body", text) => got.body == corpus::bytes(text),
-            ("nobody", _) => got.body.is_empty(),
+            ("bodiless", _) => got.body.is_empty(),
             ("trailer", field) => field.split_once(": ").is_some_and(|(name, value)| {
                 got.trailers.contains(&(name.to_owned(), value.to_owned()))
             }),
@@ -389,7 +390,7 @@ pub fn broken_answer(
     let own = second.and_then(|second| second.answers.first());
     match (own, second) {
         (Some(answer), _) if answer.value("x-target") == Some(&format!("/ok/{number}")) => {}
-        // The connection was closed behind the first answer, or has become something else.
+        // The connection was closed behind the first response, or has become something else.
         (None, None) if first.end != ConnectionEnd::Never || case.is("ends") => return None,
         (None, Some(second)) if second.bytes.is_empty() && case.is("ends") => return None,
         _ => return Some(format!("the next exchange got {second:?}")),

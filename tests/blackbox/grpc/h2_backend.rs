@@ -53,7 +53,7 @@ async fn messages_of_a_stream_go_both_ways_one_by_one() {
     let (response, mut body) = sender
         .send_request(request(Method::POST, "/a.B/Chat", &GRPC_FIELDS), false)
         .unwrap();
-    // The head comes before the first message is sent, and each answer before the next one.
+    // The head comes before the first message is sent, and each response before the next one.
     let mut answer = patiently(response).await.unwrap().into_body();
     for number in 0..100 {
         let sent = message(&format!("message {number}"));

@@ -194,7 +194,7 @@ async fn a_refused_request_of_any_method_is_sent_again() {
         }
         assert_eq!(backend.connections(), 2);
         let failures = daemon.metric("balancer_backend_failures_total{pool=\"app\"}");
-        assert_eq!(failures, 0.0, "nobody is to blame");
+        assert_eq!(failures, 0.0, "no backend is to blame");
     }
 }
 
@@ -301,7 +301,7 @@ async fn an_orderly_end_of_many_connections_is_no_failure_of_the_backend() {
 async fn calm_asked_of_a_lone_request_may_come_from_its_handler() {
     let resets: [RefusalKind; 2] = [
         |backend, stream| _ = backend.reset(stream, ENHANCE_YOUR_CALM),
-        // Beside another, but something of the stream has come before.
+        // Beside another, but part of the response came before.
         |backend, stream| {
             let Some(second) = backend.asked() else {
                 return;

@@ -113,7 +113,7 @@ async fn an_answer_to_one_request_never_reaches_another() {
 
 #[tokio::test]
 async fn what_may_not_be_forwarded_is_refused_with_all_that_comes_with_it() {
-    // HTTP/2 has this field in requests only. All of the answer is there at once.
+    // HTTP/2 has this field in requests only. All of the response is there at once.
     let odd = [("te", "trailers")];
     let head = |list: &[(&str, &str)], flags, stream| {
         frame(HEADERS, END_HEADERS | flags, stream, &fields(list))

@@ -15,14 +15,14 @@ use crate::harness::{
 
 const STATUS_OK: (&str, &str) = (":status", "200");
 
-/// Makes all the frames of an answer.
+/// Makes all the frames of a response.
 type ResponseFrames = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 
 /// Requests that are answered with too much.
 const ODD_COUNT: usize = 4;
 
-/// A backend that answers the next [`ODD_COUNT`] requests behind the first of a connection with `answer`;
-/// the first gets half of its response before, and the rest afterwards.
+/// A backend that answers the next [`ODD_COUNT`] requests behind the first of a connection with
+/// `answer`; the first gets half of its response before, and the rest afterwards.
 fn download_and(answer: ResponseFrames) -> ScriptedPeer {
     ScriptedPeer::start(move |connection| {
         let Some(mut backend) = RawH2Backend::greet(connection) else {
@@ -52,8 +52,8 @@ fn is_up(daemon: &TestDaemon) -> bool {
     daemon.metric("balancer_backend_state{pool=\"app\",state=\"up\"}") == 1.0
 }
 
-#[test]
-fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
+/// Responses above each limit, with the reason for each.
+fn oversized_responses() -> Vec<(&'static str, ResponseFrames, &'static str)> {
     let long = |size| fields(&[STATUS_OK, ("x-a", &"x".repeat(size))]);
     let hint = fields(&[(":status", "103"), ("link", "</a.css>")]);
     let hints = move |stream, count| frame(HEADERS, END_HEADERS, stream, &hint).repeat(count);
@@ -63,7 +63,7 @@ fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
         all.extend(head(END_STREAM, stream, section, 16 << 10));
         all
     };
-    let answers: Vec<(&str, ResponseFrames, &str)> = vec![
+    vec![
         (
             "interim responses",
             Box::new(move |stream| {
@@ -115,8 +115,12 @@ fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
             }),
             "http_response_header_section_size",
         ),
-    ];
-    for (what, answer, reason) in answers {
+    ]
+}
+
+#[test]
+fn one_response_that_is_too_much_leaves_the_others_of_its_connection_alone() {
+    for (what, answer, reason) in oversized_responses() {
         let backend = download_and(answer);
         let daemon = front(backend.address, "retries: none, ejection: {failures: 1}");
         let mut client = RawH2Client::connect(daemon.address("@web"));

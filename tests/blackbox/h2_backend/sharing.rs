@@ -38,7 +38,7 @@ async fn gated(builder: &h2::server::Builder) -> (H2Backend, Arc<Semaphore>, Rec
 }
 
 /// Asks for `/0`, `/1` and so on at a time, each by a client of its own, and checks that each gets
-/// its own answer.
+/// its own response.
 fn ask(daemon: &TestDaemon, count: usize) -> tokio::task::JoinSet<()> {
     let address = daemon.address("@web");
     let mut all = tokio::task::JoinSet::new();

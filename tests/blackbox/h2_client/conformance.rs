@@ -22,7 +22,7 @@ const FRAME_SIZE_ERROR: u32 = 6;
 const COMPRESSION_ERROR: u32 = 9;
 
 /// The required reaction.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FrameOutcome {
     /// The connection ends with this code.
     Goaway(u32),
@@ -34,6 +34,9 @@ enum FrameOutcome {
     Nothing,
 }
 use FrameOutcome::{Answered, Goaway, Nothing, Reset};
+
+/// Section and violation, the bytes that commit it, and the required reaction.
+type FrameRule = (&'static str, Vec<Vec<u8>>, FrameOutcome);
 
 /// A PING: its response shows that the connection goes on.
 const PING_PROBE: [u8; 8] = *b"goes on?";
@@ -57,7 +60,7 @@ fn outcome(address: std::net::SocketAddr, frames: &[Vec<u8>]) -> FrameOutcome {
     }
 }
 
-/// The same where nothing but the answer is waited for.
+/// The same where nothing but the response is waited for.
 fn answer(address: std::net::SocketAddr, frames: &[Vec<u8>]) -> FrameOutcome {
     let mut client = RawH2Client(HttpClient::connect(address));
     client.send(PREFACE);
@@ -108,20 +111,16 @@ fn dressed(flags: u8, before: &[u8], after: &[u8]) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM | flags, 1, &payload)
 }
 
-#[test]
-fn wrong_frames_end_what_they_are_wrong_for() {
-    // A request without an end gets no response.
-    let backend = ScriptedPeer::start(|mut connection| while connection.request().is_some() {});
-    let daemon = front(backend.address, "");
-    let address = daemon.address("@web");
+/// RFC 9113 sections 3 to 5: framing and the states of streams.
+#[rustfmt::skip]
+fn framing_rules() -> Vec<FrameRule> {
     let large = vec![0; 16_385];
     let end = END_HEADERS | END_STREAM;
-    #[rustfmt::skip]
-    let table: Vec<(&str, Vec<Vec<u8>>, FrameOutcome)> = vec![
+    vec![
         ("3.4: no settings first", vec![whole(1)], Goaway(PROTOCOL_ERROR)),
         ("3.4: an acknowledgement first", vec![frame(SETTINGS, ACK, 0, &[])], Goaway(PROTOCOL_ERROR)),
-        ("4.1: a kind that nobody knows", vec![hello(), frame(0x16, 0xff, 0, &[0; 8])], Nothing),
-        ("4.1: flags that nobody knows", vec![hello(), frame(PING, 0x16, 0, &[0; 8])], Nothing),
+        ("4.1: an unknown kind", vec![hello(), frame(0x16, 0xff, 0, &[0; 8])], Nothing),
+        ("4.1: unknown flags", vec![hello(), frame(PING, 0x16, 0, &[0; 8])], Nothing),
         ("4.2: DATA too long", vec![hello(), open(1), frame(DATA, 0, 1, &large)], Goaway(FRAME_SIZE_ERROR)),
         ("4.2: HEADERS too long", vec![hello(), frame(HEADERS, end, 1, &large)], Goaway(FRAME_SIZE_ERROR)),
         ("4.3: no block", vec![hello(), frame(HEADERS, end, 1, &[0xff])], Goaway(COMPRESSION_ERROR)),
@@ -138,29 +137,37 @@ fn wrong_frames_end_what_they_are_wrong_for() {
         ("5.1: CONTINUATION behind the end", vec![hello(), whole(1), frame(CONTINUATION, end, 1, &[0x82])], Goaway(PROTOCOL_ERROR)),
         ("5.1.1: an even stream", vec![hello(), whole(2)], Goaway(PROTOCOL_ERROR)),
         ("5.1.1: an earlier stream", vec![hello(), whole(5), whole(3)], Goaway(PROTOCOL_ERROR)),
+    ]
+}
+
+/// RFC 9113 section 6: definitions of the frames.
+#[rustfmt::skip]
+fn frame_rules() -> Vec<FrameRule> {
+    let end = END_HEADERS | END_STREAM;
+    vec![
         ("6.1: DATA of no stream", vec![hello(), frame(DATA, 0, 0, b"x")], Goaway(PROTOCOL_ERROR)),
         ("6.1: padding beyond DATA", vec![hello(), open(1), frame(DATA, PADDED_FLAG, 1, &[5, 1, 1])], Goaway(PROTOCOL_ERROR)),
         ("6.1: padding without a length", vec![hello(), open(1), frame(DATA, PADDED_FLAG, 1, &[])], Goaway(FRAME_SIZE_ERROR)),
         ("6.1: nothing but padding", vec![hello(), open(1), frame(DATA, PADDED_FLAG, 1, &[2, 1, 1])], Nothing),
         ("6.2: HEADERS of no stream", vec![hello(), whole(0)], Goaway(PROTOCOL_ERROR)),
         ("6.2: padding beyond HEADERS", vec![hello(), frame(HEADERS, end | PADDED_FLAG, 1, &[9, 0x82])], Goaway(PROTOCOL_ERROR)),
-        ("6.2: no room for the priority", vec![hello(), frame(HEADERS, end | WITH_PRIORITY, 1, &[0; 4])], Goaway(FRAME_SIZE_ERROR)),
+        ("6.2: too short for the priority", vec![hello(), frame(HEADERS, end | WITH_PRIORITY, 1, &[0; 4])], Goaway(FRAME_SIZE_ERROR)),
         ("6.3: PRIORITY of no stream", vec![hello(), frame(PRIORITY, 0, 0, &[0; 5])], Goaway(PROTOCOL_ERROR)),
         ("6.3: PRIORITY too short", vec![hello(), frame(PRIORITY, 0, 1, &[0; 4])], Goaway(FRAME_SIZE_ERROR)),
         ("6.4: RST_STREAM of no stream", vec![hello(), frame(RST_STREAM, 0, 0, &[0; 4])], Goaway(PROTOCOL_ERROR)),
         ("6.4: RST_STREAM too short", vec![hello(), whole(1), frame(RST_STREAM, 0, 1, &[0; 3])], Goaway(FRAME_SIZE_ERROR)),
-        ("6.5: an acknowledgement that says something", vec![hello(), frame(SETTINGS, ACK, 0, &[0; 6])], Goaway(FRAME_SIZE_ERROR)),
+        ("6.5: an acknowledgement with settings", vec![hello(), frame(SETTINGS, ACK, 0, &[0; 6])], Goaway(FRAME_SIZE_ERROR)),
         ("6.5: SETTINGS of a stream", vec![hello(), frame(SETTINGS, 0, 1, &[])], Goaway(PROTOCOL_ERROR)),
         ("6.5: half a setting", vec![hello(), frame(SETTINGS, 0, 0, &[0; 3])], Goaway(FRAME_SIZE_ERROR)),
         ("6.5.2: ENABLE_PUSH of 2", vec![setting(2, 2)], Goaway(PROTOCOL_ERROR)),
         ("6.5.2: a window beyond the largest", vec![setting(4, MAX_WINDOW + 1)], Goaway(FLOW_CONTROL_ERROR)),
         ("6.5.2: frames below the smallest", vec![setting(5, 16_383)], Goaway(PROTOCOL_ERROR)),
         ("6.5.2: frames beyond the largest", vec![setting(5, 1 << 24)], Goaway(PROTOCOL_ERROR)),
-        ("6.5.2: a setting that nobody knows", vec![setting(0xfa, 1)], Nothing),
+        ("6.5.2: an unknown setting", vec![setting(0xfa, 1)], Nothing),
         ("6.6: a promise of a client", vec![hello(), frame(PUSH_PROMISE, END_HEADERS, 1, &[0, 0, 0, 2])], Goaway(PROTOCOL_ERROR)),
         ("6.7: PING of a stream", vec![hello(), frame(PING, 0, 1, &[0; 8])], Goaway(PROTOCOL_ERROR)),
         ("6.7: PING too short", vec![hello(), frame(PING, 0, 0, &[0; 6])], Goaway(FRAME_SIZE_ERROR)),
-        ("6.7: an answer that nobody waits for", vec![hello(), frame(PING, ACK, 0, b"farewell")], Nothing),
+        ("6.7: an unrequested acknowledgement", vec![hello(), frame(PING, ACK, 0, b"surplus!")], Nothing),
         ("6.8: GOAWAY of a stream", vec![hello(), frame(GOAWAY, 0, 1, &[0; 8])], Goaway(PROTOCOL_ERROR)),
         ("6.8: GOAWAY too short", vec![hello(), frame(GOAWAY, 0, 0, &[0; 7])], Goaway(FRAME_SIZE_ERROR)),
         ("6.9: a window that grows by nothing", vec![hello(), window(0, 0)], Goaway(PROTOCOL_ERROR)),
@@ -172,6 +179,14 @@ fn wrong_frames_end_what_they_are_wrong_for() {
         ("6.9.2: windows below nothing", vec![hello(), open(1), setting(4, 0), setting(4, 5)], Nothing),
         ("6.10: CONTINUATION of no stream", vec![hello(), frame(HEADERS, END_STREAM, 1, &[0x82]), frame(CONTINUATION, END_HEADERS, 0, &[])], Goaway(PROTOCOL_ERROR)),
         ("6.10: CONTINUATION of nothing", vec![hello(), open(1), frame(CONTINUATION, END_HEADERS, 1, &[])], Goaway(PROTOCOL_ERROR)),
+    ]
+}
+
+/// RFC 9113 section 8, and RFC 7541: messages and field blocks.
+#[rustfmt::skip]
+fn message_rules() -> Vec<FrameRule> {
+    let end = END_HEADERS | END_STREAM;
+    vec![
         ("8.1: trailers without an end", vec![hello(), open(1), frame(HEADERS, END_HEADERS, 1, &fields(&[("a", "b")]))], Reset(PROTOCOL_ERROR)),
         ("8.1: pseudo-fields in trailers", vec![hello(), open(1), frame(HEADERS, end, 1, &fields(&[(":method", "GET")]))], Reset(PROTOCOL_ERROR)),
         ("8.2: a field of HTTP/1 in trailers", vec![hello(), open(1), frame(HEADERS, end, 1, &fields(&[("connection", "x")]))], Reset(PROTOCOL_ERROR)),
@@ -184,9 +199,17 @@ fn wrong_frames_end_what_they_are_wrong_for() {
         ("hpack 5.2: padding of zeros", vec![hello(), block(&[0, 1, b'x', 0x81, 0x1e])], Goaway(COMPRESSION_ERROR)),
         ("hpack 5.2: the end symbol", vec![hello(), block(&[0, 1, b'x', 0x84, 0xff, 0xff, 0xff, 0xff])], Goaway(COMPRESSION_ERROR)),
         ("hpack 6.3: a table beyond what is allowed", vec![hello(), frame(HEADERS, end, 1, &[0x3f, 0xe2, 0x1f, 0x82])], Goaway(COMPRESSION_ERROR)),
-    ];
+    ]
+}
+
+#[test]
+fn wrong_frames_end_what_they_are_wrong_for() {
+    // A request without an end gets no response.
+    let backend = ScriptedPeer::start(|mut connection| while connection.request().is_some() {});
+    let daemon = front(backend.address, "");
+    let address = daemon.address("@web");
     let mut wrong = Vec::new();
-    for (what, frames, expected) in table {
+    for (what, frames, expected) in [framing_rules(), frame_rules(), message_rules()].concat() {
         let found = outcome(address, &frames);
         if found != expected {
             wrong.push((what, found, expected));
@@ -201,9 +224,9 @@ fn what_is_only_odd_is_answered() {
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let request = fields(&GET_FIELDS);
+    let end = END_HEADERS | END_STREAM;
     let (first, second) = request.split_at(20);
     let size = [&[0x20, 0x3f, 0xe1, 0x1f][..], &request].concat();
-    let end = END_HEADERS | END_STREAM;
     #[rustfmt::skip]
     let table: Vec<(&str, Vec<Vec<u8>>)> = vec![
         ("padding", vec![hello(), dressed(PADDED_FLAG, &[3], &[0; 3])]),

@@ -33,7 +33,7 @@ fn is_well(client: &mut RawH2Client, stream: u32) -> bool {
     frame.kind == HEADERS && frame.payload.iter().find(|byte| **byte != 0x20) == Some(&0x88)
 }
 
-/// Reads on to the end of the answer on `stream`.
+/// Reads on to the end of the response on `stream`.
 fn to_the_end(client: &mut RawH2Client, stream: u32) {
     let is_end = |frame: &RawFrame| frame.stream == stream && frame.flags & END_STREAM > 0;
     client.until(is_end);

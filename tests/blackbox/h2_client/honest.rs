@@ -19,6 +19,12 @@ const POST_FIELDS: [(&str, &str); 4] = [
     (":authority", "test"),
 ];
 
+/// The same fields with the path whose response waits for the gate of [`ScriptedPeer::slow`].
+fn held(fields: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    let path = |(name, value)| (name, if name == ":path" { "/slow" } else { value });
+    fields.iter().copied().map(path).collect()
+}
+
 fn window(stream: u32, more: u32) -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, stream, &more.to_be_bytes())
 }
@@ -80,7 +86,7 @@ fn browsers_may_set_priorities_for_every_request_however_late_its_answer_is() {
     let mut client = RawH2Client::connect(daemon.address("@web"));
     let streams = (0..500).map(|index| 2 * index + 1);
     for stream in streams.clone() {
-        client.ask(stream, &GET_FIELDS);
+        client.ask(stream, &held(&GET_FIELDS));
     }
     for _ in 0..8 {
         for stream in streams.clone() {
@@ -135,11 +141,16 @@ fn streams_above_a_limit_that_the_client_cannot_know_are_refused_and_the_others_
         for index in 0..count {
             let stream = 2 * index + 1;
             if is_upload {
-                burst.extend(frame(HEADERS, END_HEADERS, stream, &fields(&POST_FIELDS)));
+                burst.extend(frame(
+                    HEADERS,
+                    END_HEADERS,
+                    stream,
+                    &fields(&held(&POST_FIELDS)),
+                ));
                 burst.extend(frame(DATA, END_STREAM, stream, b"some"));
             } else {
                 let flags = END_HEADERS | END_STREAM;
-                burst.extend(frame(HEADERS, flags, stream, &fields(&GET_FIELDS)));
+                burst.extend(frame(HEADERS, flags, stream, &fields(&held(&GET_FIELDS))));
             }
         }
         client.send(burst);
@@ -159,7 +170,7 @@ fn a_client_that_never_acknowledges_our_settings_is_not_refused_for_ever() {
     let daemon = front(backend.address, "");
     let mut client = RawH2Client::connect(daemon.address("@web"));
     for stream in (1..40_000).step_by(2) {
-        if !client.ask(stream, &GET_FIELDS) {
+        if !client.ask(stream, &held(&GET_FIELDS)) {
             break;
         }
     }
@@ -185,7 +196,7 @@ fn uploads_that_are_answered_early_leave_the_connection_as_it_was() {
         let reset = client.until(|frame| matches!(frame.kind, RST_STREAM | GOAWAY));
         assert_eq!((reset.kind, reset.code()), (RST_STREAM, 0));
     }
-    // What the client has sent before it saw the answers.
+    // What the client has sent before it saw the responses.
     for _ in 0..5 {
         for stream in streams.clone() {
             client.send(frame(DATA, 0, stream, b"some of it"));

@@ -233,7 +233,7 @@ async fn our_own_errors_are_whole_answers() {
     assert!(answer.header("connection").is_none());
     let length: usize = answer.header("content-length").unwrap().parse().unwrap();
     assert_eq!(answer.body.len(), length);
-    // An answer before the body has been sent is whole as well.
+    // A response before the body has been sent is whole as well.
     let mut sender = sender.clone().ready().await.unwrap();
     let asked = request(Method::POST, "/", &[("content-length", "9000")]);
     let (response, mut body) = sender.send_request(asked, false).unwrap();
@@ -308,7 +308,7 @@ async fn a_websocket_comes_by_extended_connect() {
     );
 }
 
-/// The answer to a key, by a program that everybody has.
+/// The response to a key, by a program that everybody has.
 fn accept(key: &str) -> String {
     let digest = ring::digest::digest(
         &ring::digest::SHA1_FOR_LEGACY_USE_ONLY,

@@ -65,7 +65,7 @@ impl Uploader {
         None
     }
 
-    /// Reads all that was written before the answer to a PING.
+    /// Reads all that was written before the response to a PING.
     fn ping(&mut self) {
         self.client.send(frame(PING, 0, 0, b"all read"));
         while self.next().is_none_or(|got| got.kind != PING) {}

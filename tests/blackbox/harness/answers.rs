@@ -180,8 +180,8 @@ fn phrase(status: u16) -> &'static str {
 
 fn row(reason: &str) -> (&'static str, &'static str) {
     let row = ERROR_RESPONSES.iter().find(|(name, ..)| *name == reason);
-    let (_, token, sentence) = row.unwrap_or_else(|| panic!("no answer for `{reason}`"));
-    (token, sentence)
+    let (_, token, detail) = row.unwrap_or_else(|| panic!("no answer for `{reason}`"));
+    (token, detail)
 }
 
 /// The JSON body for `reason` answered with `status`.
@@ -221,7 +221,7 @@ pub fn expect_error_head(response: &HttpResponse, status: u16, reason: &str) -> 
     id.to_owned()
 }
 
-/// Checks a whole JSON error answer; gives the request id.
+/// Checks a whole JSON error response; gives the request id.
 #[track_caller]
 pub fn expect_error(response: &HttpResponse, status: u16, reason: &str) -> String {
     let id = expect_error_head(response, status, reason);

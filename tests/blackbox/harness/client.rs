@@ -19,7 +19,7 @@ use super::PATIENCE;
 /// Names and values of header or trailer fields.
 pub type HeaderFields = Vec<(String, String)>;
 
-/// One answer.
+/// One response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpResponse {
     /// The status code.
@@ -128,7 +128,7 @@ impl HttpClient<TcpStream> {
         reset(self.stream);
     }
 
-    /// True where something has come, or the connection has ended.
+    /// True if bytes can be read, or the connection has ended.
     pub fn has_input(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let found = recv(&self.stream, &mut [0_u8; 1], flags);
@@ -181,18 +181,18 @@ impl<S: Read + Write> HttpClient<S> {
         self.stream.write_all(bytes.as_ref()).is_ok()
     }
 
-    /// Sends a request without a body and reads the answer.
+    /// Sends a request without a body and reads the response.
     pub fn request(&mut self, method: &str, target: &str) -> Result<HttpResponse, ReadError> {
         self.send(format!("{method} {target} HTTP/1.1\r\nHost: test\r\n\r\n"));
         self.response_to(method)
     }
 
-    /// Reads the answer to a GET or POST.
+    /// Reads the response to a GET or POST.
     pub fn response(&mut self) -> Result<HttpResponse, ReadError> {
         self.response_to("GET")
     }
 
-    /// Reads the answer to a request of `method`: one to HEAD has no body. RFC 9112 section 6.3.
+    /// Reads the response to a request of `method`: one to HEAD has no body. RFC 9112 section 6.3.
     pub fn response_to(&mut self, method: &str) -> Result<HttpResponse, ReadError> {
         let (status, headers) = self.head()?;
         let bodiless = method == "HEAD" || matches!(status, 100..=199 | 204 | 304);

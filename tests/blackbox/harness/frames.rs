@@ -241,7 +241,7 @@ impl RawH2Backend {
         self.send(frame(HEADERS, flags, stream, &fields(list)))
     }
 
-    /// A whole answer.
+    /// A whole response.
     pub fn answer(&mut self, stream: u32, body: &str) -> bool {
         self.head(stream, &[(":status", "200")], false)
             && self.send(frame(DATA, END_STREAM, stream, body.as_bytes()))

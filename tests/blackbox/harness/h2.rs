@@ -144,7 +144,7 @@ impl ReceivedRequest {
         self.head.uri.path()
     }
 
-    /// A whole answer, with the head's fields.
+    /// A whole response, with the head's fields.
     pub fn answer(mut self, fields: &[(&str, &str)], body: impl Into<Bytes>) {
         let mut response = Response::builder();
         for (name, value) in fields {

@@ -43,7 +43,7 @@ impl Gate {
         let (open, _) = changed
             .wait_timeout_while(open.lock().unwrap(), PATIENCE, |open| !*open)
             .unwrap();
-        assert!(*open, "nobody opened the gate");
+        assert!(*open, "the gate was not opened");
     }
 }
 

@@ -31,7 +31,7 @@ fn when_all_are_down_the_pool_rejects_or_fails_open_as_told() {
 
 #[test]
 fn a_backend_that_was_never_checked_serves_only_while_no_checked_one_is_up() {
-    // Its check gets no answer for a long time; its traffic does.
+    // Its check gets no response for a long time; its traffic does.
     let unknown = ScriptedPeer::start(|mut connection| {
         while let Some(request) = connection.request() {
             if request.target == "/" {

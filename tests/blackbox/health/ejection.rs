@@ -14,7 +14,7 @@ use crate::harness::{
 };
 use balancer::base::clock;
 
-/// Reads whole requests and closes without an answer.
+/// Reads whole requests and closes without a response.
 fn swallowing() -> ScriptedPeer {
     ScriptedPeer::start(|mut connection| drop(connection.request()))
 }

@@ -29,7 +29,7 @@ fn a_connection_serves_one_request_after_another_and_the_log_says_so() {
         assert_eq!(
             daemon.get("@web", path).unwrap().text(),
             "0",
-            "one connection, whichever client asks"
+            "one connection, for all clients"
         );
     }
     for (path, reused) in [("/1", false), ("/2", true), ("/3", true)] {

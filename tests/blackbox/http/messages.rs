@@ -66,7 +66,7 @@ fn a_request_may_be_split_at_every_byte() {
     for at in 1..request.len() {
         let (first, second) = request.split_at(at);
         client.send(first);
-        // An answer to another connection shows that the daemon has been awake since.
+        // A response to another connection shows that the daemon has been awake since.
         if at % 16 == 0 {
             daemon.get("@web", "/other").unwrap();
         }

@@ -4,10 +4,8 @@
 use super::{echo, front};
 use crate::harness::client::ReadError;
 
-#[test]
-fn an_ambiguous_request_is_refused_and_nothing_after_it_is_run() {
-    let peer = echo();
-    let daemon = front(peer.address, "");
+/// Requests, each with its status and reason.
+fn refused_requests() -> Vec<(String, u16, &'static str)> {
     let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(20_000));
     let many = format!(
         "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
@@ -17,45 +15,51 @@ fn an_ambiguous_request_is_refused_and_nothing_after_it_is_run() {
         "GET / HTTP/1.1\r\nHost: a\r\nX-A: {}\r\n\r\n",
         "b".repeat(33_000)
     );
-    let table = [
+    vec![
         (
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
             400,
             "http_request_error",
         ),
         (
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n".to_owned(),
             501,
             "transfer_coding_unsupported",
         ),
-        ("GET / HTTP/1.1\r\n\r\n", 400, "http_request_error"),
-        ("GET / HTTP/1.1\nHost: a\n\n", 400, "http_request_error"),
+        ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400, "http_request_error"),
+        ("GET / HTTP/1.1\nHost: a\n\n".to_owned(), 400, "http_request_error"),
         (
-            "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+            "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n".to_owned(),
             405,
             "method_not_allowed",
         ),
         (
-            "GET / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n".to_owned(),
             417,
             "expectation_failed",
         ),
         (
-            "GET / HTTP/3.0\r\nHost: a\r\n\r\n",
+            "GET / HTTP/3.0\r\nHost: a\r\n\r\n".to_owned(),
             505,
             "version_not_supported",
         ),
         (
             // Not the preface of HTTP/2, but nearly.
-            "PRI * HTTP/2.0\r\n\r\nSX\r\n\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSX\r\n\r\n".to_owned(),
             505,
             "version_not_supported",
         ),
-        (&long, 414, "http_request_uri_too_long"),
-        (&many, 431, "http_request_header_section_size"),
-        (&fat, 431, "http_request_header_section_size"),
-    ];
-    for (request, status, reason) in table {
+        (long, 414, "http_request_uri_too_long"),
+        (many, 431, "http_request_header_section_size"),
+        (fat, 431, "http_request_header_section_size"),
+    ]
+}
+
+#[test]
+fn an_ambiguous_request_is_refused_and_nothing_after_it_is_run() {
+    let peer = echo();
+    let daemon = front(peer.address, "");
+    for (request, status, reason) in refused_requests() {
         let mut client = daemon.client("@web");
         client.try_send(format!(
             "{request}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -5,6 +5,42 @@ use crate::harness::{
     peer::{Blackhole, Gate, ScriptedPeer},
 };
 
+/// Requests, and the pool that each must get.
+const ROUTED_REQUESTS: [(&str, &str); 23] = [
+    ("GET / HTTP/1.1\r\nHost: a\r\n", "default"),
+    ("GET /api HTTP/1.1\r\nHost: a\r\n", "prefix"),
+    ("GET /api/ HTTP/1.1\r\nHost: a\r\n", "prefix"),
+    ("GET /api?x HTTP/1.1\r\nHost: a\r\n", "prefix"),
+    ("GET /apis HTTP/1.1\r\nHost: a\r\n", "default"),
+    ("GET /API HTTP/1.1\r\nHost: a\r\n", "default"),
+    ("GET /x/../api HTTP/1.1\r\nHost: a\r\n", "prefix"),
+    ("GET /%61pi/x HTTP/1.1\r\nHost: a\r\n", "prefix"),
+    ("GET /api/v1 HTTP/1.1\r\nHost: a\r\n", "longer"),
+    ("GET /api/v1/status?q HTTP/1.1\r\nHost: a\r\n", "exact"),
+    ("GET /api/v1/status/ HTTP/1.1\r\nHost: a\r\n", "longer"),
+    ("GET /img/12.png HTTP/1.1\r\nHost: a\r\n", "regex"),
+    ("GET /img/12.png.exe HTTP/1.1\r\nHost: a\r\n", "default"),
+    ("DELETE /api/x HTTP/1.1\r\nHost: a\r\n", "method"),
+    ("DELETE /api/v1 HTTP/1.1\r\nHost: a\r\n", "longer"),
+    ("GET /api HTTP/1.1\r\nHost: a\r\nx-beta: 1\r\n", "header"),
+    ("GET /api HTTP/1.1\r\nHost: a\r\nX-Beta: 2\r\n", "prefix"),
+    (
+        "GET /api HTTP/1.1\r\nHost: a\r\nX-Beta: 1\r\nX-Gamma: \r\n",
+        "both",
+    ),
+    (
+        "GET /api/v1 HTTP/1.1\r\nHost: SHOP.example:8080\r\n",
+        "host",
+    ),
+    ("GET / HTTP/1.1\r\nHost: a.shop.example\r\n", "suffix"),
+    ("GET / HTTP/1.1\r\nHost: a.b.shop.example.\r\n", "suffix"),
+    ("GET / HTTP/1.1\r\nHost: notshop.example\r\n", "default"),
+    (
+        "GET http://shop.example/ HTTP/1.1\r\nHost: shop.example\r\n",
+        "host",
+    ),
+];
+
 #[test]
 fn the_most_specific_route_takes_a_request_in_any_order_of_routes() {
     let names = [
@@ -39,40 +75,7 @@ fn the_most_specific_route_takes_a_request_in_any_order_of_routes() {
 "
     ));
     let mut client = daemon.client("@web");
-    for (request, pool) in [
-        ("GET / HTTP/1.1\r\nHost: a\r\n", "default"),
-        ("GET /api HTTP/1.1\r\nHost: a\r\n", "prefix"),
-        ("GET /api/ HTTP/1.1\r\nHost: a\r\n", "prefix"),
-        ("GET /api?x HTTP/1.1\r\nHost: a\r\n", "prefix"),
-        ("GET /apis HTTP/1.1\r\nHost: a\r\n", "default"),
-        ("GET /API HTTP/1.1\r\nHost: a\r\n", "default"),
-        ("GET /x/../api HTTP/1.1\r\nHost: a\r\n", "prefix"),
-        ("GET /%61pi/x HTTP/1.1\r\nHost: a\r\n", "prefix"),
-        ("GET /api/v1 HTTP/1.1\r\nHost: a\r\n", "longer"),
-        ("GET /api/v1/status?q HTTP/1.1\r\nHost: a\r\n", "exact"),
-        ("GET /api/v1/status/ HTTP/1.1\r\nHost: a\r\n", "longer"),
-        ("GET /img/12.png HTTP/1.1\r\nHost: a\r\n", "regex"),
-        ("GET /img/12.png.exe HTTP/1.1\r\nHost: a\r\n", "default"),
-        ("DELETE /api/x HTTP/1.1\r\nHost: a\r\n", "method"),
-        ("DELETE /api/v1 HTTP/1.1\r\nHost: a\r\n", "longer"),
-        ("GET /api HTTP/1.1\r\nHost: a\r\nx-beta: 1\r\n", "header"),
-        ("GET /api HTTP/1.1\r\nHost: a\r\nX-Beta: 2\r\n", "prefix"),
-        (
-            "GET /api HTTP/1.1\r\nHost: a\r\nX-Beta: 1\r\nX-Gamma: \r\n",
-            "both",
-        ),
-        (
-            "GET /api/v1 HTTP/1.1\r\nHost: SHOP.example:8080\r\n",
-            "host",
-        ),
-        ("GET / HTTP/1.1\r\nHost: a.shop.example\r\n", "suffix"),
-        ("GET / HTTP/1.1\r\nHost: a.b.shop.example.\r\n", "suffix"),
-        ("GET / HTTP/1.1\r\nHost: notshop.example\r\n", "default"),
-        (
-            "GET http://shop.example/ HTTP/1.1\r\nHost: shop.example\r\n",
-            "host",
-        ),
-    ] {
+    for (request, pool) in ROUTED_REQUESTS {
         client.send(format!("{request}\r\n"));
         assert_eq!(client.response().unwrap().text(), pool, "{request}");
     }
@@ -370,7 +373,7 @@ fn a_route_has_its_own_timeouts_and_guests() {
 
 #[test]
 fn a_route_has_its_own_time_to_connect_and_to_be_idle() {
-    let (nobody, gate) = (Blackhole::start(), Gate::new());
+    let (unreachable, gate) = (Blackhole::start(), Gate::new());
     let door = gate.clone();
     let slow = ScriptedPeer::start(move |mut connection| {
         while connection.request().is_some() {
@@ -380,13 +383,13 @@ fn a_route_has_its_own_time_to_connect_and_to_be_idle() {
     });
     let daemon = TestDaemon::start(&format!(
         "access_log: {{when: {{min_status: 100}}}}\nlisteners: {{web: {{bind: \"@web\"}}}}\npools:
-  nobody: {{backends: [{}], health_check: none, retries: none, timeouts: {{connect: 1h}}}}
+  unreachable: {{backends: [{}], health_check: none, retries: none, timeouts: {{connect: 1h}}}}
   slow: {{backends: [{}], health_check: none, retries: none, timeouts: {{idle: 24h}}}}
 routes:
-  - {{path: /connect, pool: nobody, timeouts: {{connect: 100ms}}}}
+  - {{path: /connect, pool: unreachable, timeouts: {{connect: 100ms}}}}
   - {{path: /idle, pool: slow, timeouts: {{idle: 100ms}}}}
 ",
-        nobody.address, slow.address
+        unreachable.address, slow.address
     ));
     let response = daemon.get("@web", "/connect").unwrap();
     assert_eq!(

@@ -243,7 +243,7 @@ fn a_slow_reader_makes_the_backend_wait_and_memory_stay_flat() {
         let stuck = wait_for_standstill(&sent);
         assert!(
             stuck < 64 * MIB,
-            "{kind}: the backend got rid of {stuck} bytes that nobody has read"
+            "{kind}: the backend got rid of {stuck} unread bytes"
         );
         let mut most = resident(&daemon);
         assert_eq!(client.head().unwrap().0, 200);
@@ -298,7 +298,7 @@ fn a_slow_backend_makes_the_client_wait_and_memory_stay_flat() {
         let stuck = wait_for_standstill(&sent);
         assert!(
             stuck < 64 * MIB,
-            "{kind}: the client got rid of {stuck} bytes that nobody has read"
+            "{kind}: the client got rid of {stuck} unread bytes"
         );
         let most = resident(&daemon);
         assert!(

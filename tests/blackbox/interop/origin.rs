@@ -87,7 +87,7 @@ fn answer(connection: &mut PeerConnection, shared: &OriginState) -> Option<()> {
     sent.then_some(())
 }
 
-/// An answer of known length; without its body for HEAD.
+/// A response of known length; without its body for HEAD.
 fn send(
     connection: &mut PeerConnection,
     request: &BackendRequest,

@@ -96,9 +96,9 @@ fn what_a_header_told_us_is_passed_on() {
     unix.truncate(13);
     unix.extend([0x31, 0, 216]);
     unix.extend([7; 216]);
-    let mut nobody = daemon.client("@web");
-    nobody.send(unix);
-    assert_eq!(number(&mut nobody), "2");
+    let mut addressless = daemon.client("@web");
+    addressless.send(unix);
+    assert_eq!(number(&mut addressless), "2");
     assert_eq!(headers.all()[2], ProxyHeader::Own);
 }
 

@@ -366,7 +366,7 @@ fn the_count_in_flight_lives_on() {
     assert!(daemon.get("@web", "/").unwrap().status >= 500);
     gate.open();
     assert_eq!(client.response().unwrap().text(), "done");
-    // The place is given back a moment after the answer.
+    // The place is given back a moment after the response.
     let again = poll(|| {
         daemon
             .get("@web", "/")
@@ -423,7 +423,7 @@ fn reloads_that_wait_collapse_into_one() {
     for client in &mut clients {
         assert_eq!(client.response().unwrap().status, 200);
     }
-    // The first, and those that came while it was read; they may have come in two or three parts.
+    // The first, and those that came while it was read; they may arrive in two or three parts.
     let count = daemon.metric("balancer_config_reloads_total");
     assert!((0.5..15.5).contains(&count), "{count}");
 }
@@ -522,7 +522,7 @@ fn two_hundred_reloads_leave_neither_memory_nor_descriptors() {
         for round in rounds {
             assert_eq!(daemon.reload(&config(round)).status, 200);
             assert_eq!(daemon.get("@web", "/").unwrap().status, 200);
-            // The workers leave the address a moment after the answer; until then it is taken.
+            // The workers leave the address a moment after the response; until then it is taken.
             let even = daemon.address("@even");
             let left = || TcpStream::connect(even).err().map(drop);
             assert!(round.is_multiple_of(2) || poll(left).is_some());

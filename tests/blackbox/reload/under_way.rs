@@ -48,7 +48,7 @@ fn a_request_whose_listener_leaves_while_its_head_comes_is_served() {
     assert_eq!(client.response().unwrap().status, 200);
 }
 
-/// A backend that reads a request, waits at the gate, and closes without an answer.
+/// A backend that reads a request, waits at the gate, and closes without a response.
 fn leaving(gate: &Gate) -> ScriptedPeer {
     let gate = gate.clone();
     ScriptedPeer::start(move |mut connection| {

@@ -100,7 +100,7 @@ fn a_request_of_any_method_whose_backend_refuses_arrives_whole_at_another() {
     assert!(retries >= sent as u64 / 2, "{retries} for {sent} requests");
 }
 
-/// Reads whole requests and closes without an answer.
+/// Reads whole requests and closes without a response.
 fn swallowing() -> ScriptedPeer {
     ScriptedPeer::start(|mut connection| drop(connection.request()))
 }

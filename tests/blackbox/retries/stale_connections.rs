@@ -12,7 +12,7 @@ use crate::harness::{
 /// Behaviour of a backend at the second request of a connection, or before it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum StaleConnection {
-    /// Closes right after the answer.
+    /// Closes right after the response.
     ClosedBefore,
     /// Reads the request and closes.
     ClosedAfter,
@@ -85,7 +85,7 @@ fn a_post_that_a_stale_connection_may_have_delivered_is_not_sent_again() {
         let daemon = daemon(&[peer.address], "");
         let mut client = daemon.client("@web");
         assert_eq!(client.request("GET", "/").unwrap().text(), "good");
-        client.send(with_length("POST", b"pay 5"));
+        client.send(with_length("POST", b"order 5"));
         let response = client.response().unwrap();
         let id = expect_error(&response, 502, "connection_terminated");
         let line = daemon.access_of(&id);
@@ -103,7 +103,7 @@ fn a_post_meets_no_connection_that_was_closed_before() {
     let daemon = daemon(&[peer.address], "");
     let mut client = daemon.client("@web");
     for number in 0..20 {
-        client.send(with_length("POST", b"pay 5"));
+        client.send(with_length("POST", b"order 5"));
         assert_eq!(client.response().unwrap().text(), "good");
         assert_eq!(peer.requests.all().len(), number + 1);
     }
@@ -150,13 +150,13 @@ fn a_post_that_the_backend_provably_never_saw_is_sent_again() {
     sent.open();
     assert_eq!(client.response().unwrap().text(), "early");
     daemon.wait_for_metric("balancer_backend_connections_idle", |idle| idle > 0.5);
-    client.send(with_length("POST", b"pay 5"));
+    client.send(with_length("POST", b"order 5"));
     // In use: it was found idle, and the request is written at once.
     daemon.wait_for_metric("balancer_backend_connections_active", |active| active > 0.5);
     gate.open();
     assert_eq!(client.response().unwrap().text(), "good");
     let got = peer.wait_for_requests(1);
-    assert_eq!((got.len(), got[0].body.as_slice()), (1, &b"pay 5"[..]));
+    assert_eq!((got.len(), got[0].body.as_slice()), (1, &b"order 5"[..]));
     assert_eq!(count(&daemon, "balancer_retries_total"), 1);
     over.open();
 }
@@ -180,7 +180,7 @@ fn races_with_a_closing_backend_neither_double_a_post_nor_fail_a_get() {
     let mut answered = 0;
     for number in 0..400 {
         assert_eq!(client.request("GET", "/").unwrap().status, 200);
-        client.send(with_length("POST", format!("pay {number}").as_bytes()));
+        client.send(with_length("POST", format!("order {number}").as_bytes()));
         match client.response().unwrap() {
             response if response.status == 200 => answered += 1,
             response => drop(expect_error(&response, 502, "connection_terminated")),
@@ -213,13 +213,13 @@ fn attempts_on_a_stale_connection(conditions: &str) -> (u16, u64) {
 
 #[test]
 fn connect_and_stale_are_conditions_of_their_own() {
-    let nobody = refused();
+    let refusing = refused();
     for (words, tries) in [("connect", 3), ("stale, terminated, timeout, invalid", 1)] {
         let more = format!("    ejection: none\n    retries: {{conditions: [{words}]}}\n");
-        let daemon = daemon(&[nobody], &more);
+        let daemon = daemon(&[refusing], &more);
         // Nothing was sent: the method does not matter.
         let id = expect_error(
-            &send(&daemon, &with_length("POST", b"pay 5")),
+            &send(&daemon, &with_length("POST", b"order 5")),
             502,
             "connection_refused",
         );

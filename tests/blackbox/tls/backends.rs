@@ -166,7 +166,7 @@ fn nothing_more_goes_over_a_plain_connection_once_the_pool_has_tls() {
     let mut client = daemon.client("@web");
     assert_eq!(client.request("GET", "/").unwrap().text(), "in the clear");
     assert_eq!(daemon.reload(&config(", tls: {verify: false}")).status, 200);
-    // The backend speaks no TLS; the connection of before would have been good for an answer.
+    // The backend speaks no TLS; the connection of before would have been good for a response.
     assert_eq!(client.request("GET", "/secret").unwrap().status, 502);
     let seen = backend.requests.all();
     assert!(seen.iter().all(|request| request.target == "/"), "{seen:?}");
@@ -251,7 +251,7 @@ fn a_post_on_a_connection_that_was_just_closed_reaches_a_backend_once() {
     let backend = authority.backend("app", false, {
         let seen = Arc::clone(&seen);
         move |stream| {
-            // One request a connection, and the end comes with the answer, unannounced.
+            // One request a connection, and the end comes with the response, unannounced.
             if head(stream).is_none() {
                 return;
             }
