@@ -308,8 +308,8 @@ fn spawn_service(permit: ConnectionPermit, service: impl Future<Output = ()> + '
     }));
 }
 
-/// Refuses a connection: with a response where its client expects one, and there are not so many
-/// that a flood would become expensive.
+/// Refuses a connection: with a response where its client expects one, but not under a flood, in
+/// which refusals must stay cheap.
 fn refuse(
     worker: &Rc<Worker>,
     generation: &Snapshot,

@@ -1,7 +1,7 @@
 //! The data plane of one worker: accept → PROXY header and TLS handshake where the listener has
 //! them → its service: HTTP exchanges, or a TCP session.
 //!
-//! Read `accept.rs` first, then `http/mod.rs`, or `session.rs` and `tcp.rs`.
+//! Read `accept.rs` first, then `http/serve.rs`, or `session.rs` and `tcp.rs`.
 
 pub mod accept;
 mod accepted;

@@ -76,8 +76,8 @@ fn log(listener: &Listener, client: Option<IpAddr>, failed: &tls::HandshakeError
     }
 }
 
-/// Performs the handshake within `time`. On failure the stream comes back where it can still carry a
-/// response in plain HTTP.
+/// Performs the handshake within `time`. On failure the stream comes back where it can still carry
+/// a response in plain HTTP.
 async fn handshake(
     stream: Stream,
     tls: &ServerTls,

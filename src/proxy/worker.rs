@@ -31,8 +31,8 @@ struct CurrentGeneration {
     generation: Generation,
 }
 
-/// How many scratch memories a worker keeps: about 48 KiB each.
-const MAX_FREE_SCRATCH: usize = 128;
+/// Free buffers kept, each of about 48 KiB after use: enough for the exchanges of a busy moment.
+const MAX_FREE_BUFFERS: usize = 128;
 /// Connections over the limit that get a response at a time; more are reset.
 const MAX_ANSWERED_REFUSALS: usize = 64;
 
@@ -53,7 +53,7 @@ pub struct Worker {
         clippy::vec_box,
         reason = "an exchange takes the box, not the half kilobyte in it"
     )]
-    scratch: RefCell<Vec<Box<ExchangeBuffers>>>,
+    free_buffers: RefCell<Vec<Box<ExchangeBuffers>>>,
     date: RefCell<(u64, String)>,
     /// True once the drain is over: sessions and tunnels are cut.
     pub(super) cut: watch::Receiver<bool>,
@@ -73,7 +73,7 @@ impl Worker {
             h2_connections: Rc::default(),
             connections: Rc::default(),
             current: RefCell::new(CurrentGeneration { cache, generation }),
-            scratch: RefCell::default(),
+            free_buffers: RefCell::default(),
             date: RefCell::default(),
             cut,
             lingering: Cell::new(0),
@@ -100,23 +100,23 @@ impl Worker {
     }
 
     /// Takes buffers for an exchange.
-    pub(super) fn take_scratch(&self) -> Box<ExchangeBuffers> {
-        self.scratch.borrow_mut().pop().unwrap_or_default()
+    pub(super) fn take_buffers(&self) -> Box<ExchangeBuffers> {
+        self.free_buffers.borrow_mut().pop().unwrap_or_default()
     }
 
     /// Gives the buffers of an exchange back.
-    pub(super) fn give_scratch(&self, mut scratch: Box<ExchangeBuffers>) {
-        let mut kept = self.scratch.borrow_mut();
-        if kept.len() < MAX_FREE_SCRATCH {
-            scratch.clear();
-            kept.push(scratch);
+    pub(super) fn give_back_buffers(&self, mut buffers: Box<ExchangeBuffers>) {
+        let mut kept = self.free_buffers.borrow_mut();
+        if kept.len() < MAX_FREE_BUFFERS {
+            buffers.clear();
+            kept.push(buffers);
         }
     }
 
-    /// How many scratch memories are free.
+    /// Number of free buffers.
     #[cfg(test)]
-    pub(super) fn scratch_kept(&self) -> usize {
-        self.scratch.borrow().len()
+    pub(super) fn free_buffers(&self) -> usize {
+        self.free_buffers.borrow().len()
     }
 
     /// Calls `use_it` with the value of a `Date` field, RFC 9110 section 5.6.7. Formatted once a

@@ -120,8 +120,8 @@ fn apply(
     next.restore();
     daemon.snapshot.store(Arc::clone(&next));
 
-    // Follow. Sockets come after the commit: a worker must find the listener of a connection that it
-    // accepts on a new one.
+    // Follow. Sockets come after the commit: a worker must find the listener of a connection that
+    // it accepts on a new one.
     control.sockets.commit(prepared, &control.workers);
     checker.apply(&next.pools);
     old.retire(&next);

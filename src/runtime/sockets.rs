@@ -1,7 +1,7 @@
 //! The listening sockets: bound before a generation is committed, handed to the workers after it.
 //!
-//! A socket stays open while any listener keeps its key (transport and address), whatever the
-//! listener is called: closing a `SO_REUSEPORT` socket resets the connections in its queue.
+//! A socket stays open while any listener has its key (transport and address), also one of another
+//! name: closing a `SO_REUSEPORT` socket resets the connections in its queue.
 
 use std::{collections::HashMap, io};
 

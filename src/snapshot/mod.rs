@@ -88,7 +88,7 @@ impl DepartedStates {
         for one in &config.pools {
             this.pools.remove(&one.name);
         }
-        // What nobody uses any more would collect over many reloads with changing names.
+        // Unused names would accumulate over many reloads.
         this.listeners.retain(|_, state| state.strong_count() > 0);
         this.pools.retain(|_, state| state.strong_count() > 0);
         this

@@ -259,9 +259,9 @@ async fn serve_stream(worker: Rc<Worker>, mut client: ClientConnection) {
     if client.is_disconnected().await {
         return;
     }
-    let mut buffers = worker.take_scratch();
+    let mut buffers = worker.take_buffers();
     let next = Box::pin(run::run(&worker, &mut client, &mut buffers)).await;
-    worker.give_scratch(buffers);
+    worker.give_back_buffers(buffers);
     match next {
         AfterExchange::Reset => {}
         // Many clients treat a reset while they send as a failure, even after a whole response.

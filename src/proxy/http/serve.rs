@@ -43,7 +43,7 @@ pub async fn serve(worker: Rc<Worker>, mut client: ClientConnection) {
                 return;
             }
         }
-        let mut buffers = pipelined.take().unwrap_or_else(|| worker.take_scratch());
+        let mut buffers = pipelined.take().unwrap_or_else(|| worker.take_buffers());
         let mut next = Box::pin(run::run(&worker, &mut client, &mut buffers)).await;
         let has_pipelined = !buffers.request.bytes.is_empty();
         if next == AfterExchange::KeepAlive && has_pipelined {
@@ -55,10 +55,10 @@ pub async fn serve(worker: Rc<Worker>, mut client: ClientConnection) {
         }
         if next == AfterExchange::Http2 {
             let read = buffers.request.bytes.clone();
-            worker.give_scratch(buffers);
+            worker.give_back_buffers(buffers);
             return Box::pin(http2::serve(worker, client, read)).await;
         }
-        worker.give_scratch(buffers);
+        worker.give_back_buffers(buffers);
         // Unread input turns a close into a reset, which can destroy a response on its way.
         if next == AfterExchange::Close && (has_pipelined || !client.stream.is_idle_and_open()) {
             next = AfterExchange::Linger;

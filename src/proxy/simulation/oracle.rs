@@ -467,7 +467,7 @@ pub(super) fn leftovers(simulation: &Simulation) -> Result<(), String> {
     require(worker.lingering.get() == 0, || {
         "a connection is still lingering".to_owned()
     })?;
-    let kept = worker.scratch_kept();
+    let kept = worker.free_buffers();
     // A client that never sends a byte needs no buffers.
     let least = usize::from(simulation.clients.iter().any(|client| client.written() > 0));
     require((least..=simulation.clients.len()).contains(&kept), || {
