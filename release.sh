@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a release: version, changelog, build, archive with checksums, commit and tag. RELEASING.md tells when.
 #   ./release.sh [--dry-run] X.Y.Z
-# A dry run does the same in a copy that is thrown away, from whatever is committed, and keeps nothing.
+# A dry run does the same in a copy that is thrown away, from the last commit, and keeps nothing.
 set -euo pipefail
 cd "$(dirname "$0")"
 

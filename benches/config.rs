@@ -1,4 +1,4 @@
-//! How long a configuration of 10,000 backends takes to load. It must stay well below 100 ms.
+//! Time to load a configuration of 10,000 backends. It must stay well below 100 ms.
 
 use std::{hint::black_box, path::Path};
 

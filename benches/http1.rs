@@ -1,4 +1,4 @@
-//! What reading and writing heads costs, and what decoding a chunked body does.
+//! Cost of reading and writing heads, and of decoding a chunked body.
 
 use std::hint::black_box;
 

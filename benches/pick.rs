@@ -1,4 +1,4 @@
-//! What a pick costs, for 3, 100 and 10,000 backends and every policy; and what preparing the picker costs.
+//! Cost of a pick, for 3, 100 and 10,000 backends and every policy, and of preparing the picker.
 
 use balancer::{
     base::{clock, rng::Random},

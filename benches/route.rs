@@ -1,4 +1,4 @@
-//! What finding a route costs with 1, 1,000 and 10,000 hosts, and with 1,000 prefixes on one host.
+//! Cost of finding a route with 1, 1,000 and 10,000 hosts, and with 1,000 prefixes on one host.
 
 use balancer::{
     config::model::{Config, HostMatch, ListenerConfig, PathMatch, RouteConfig},

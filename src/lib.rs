@@ -1,4 +1,5 @@
-//! balancer: a layer-4 and layer-7 load balancer daemon. ARCHITECTURE.md is the map: layers, threads, paths.
+//! balancer: a layer-4 and layer-7 load balancer daemon. ARCHITECTURE.md is the map: layers,
+//! threads, paths.
 
 pub mod admin;
 pub mod base;

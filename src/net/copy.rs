@@ -91,8 +91,9 @@ pub async fn relay_until(
     up.mode = TransferMode::Copy(CopyTransfer::with_pending(first));
     let mut down = Direction::new(backend, client);
     let mut activity = ActivityTracker::new(clock::now());
-    let first_deadline = activity.deadline(idle.unwrap_or_default());
-    let mut timer = pin!(sleep_until(first_deadline.into()));
+    let mut timer = pin!(sleep_until(
+        activity.deadline(idle.unwrap_or_default()).into()
+    ));
     let mut stop = pin!(stop);
     let end = poll_fn(|cx| {
         // Move both directions.
