@@ -118,6 +118,18 @@ pub fn show_duration(value: Duration) -> String {
     }
 }
 
+/// The shortest text that [`size`] reads back as `bytes`, for messages; without a unit where there is none.
+pub fn show_size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    units
+        .iter()
+        .find(|(shift, _)| bytes > 0 && bytes.is_multiple_of(1 << shift))
+        .map_or_else(
+            || format!("{bytes} bytes"),
+            |(shift, unit)| format!("{}{unit}", bytes >> shift),
+        )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

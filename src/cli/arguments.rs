@@ -10,6 +10,7 @@ const HELP_EXAMPLES: &str = "\
 Examples:
   balancer demo                        try it: three backends behind one balancer
   balancer check balancer.yaml         report every error in the file, with its place
+  balancer schema                      print the JSON Schema of the file, for your editor
   balancer run -c balancer.yaml        run in the foreground
   balancer reload                      reload the configuration; print what changed, or the errors
   balancer status                      who is up, who is not, why and since when
@@ -34,6 +35,8 @@ pub(super) enum Command {
     Run(FileOption),
     /// Check a configuration file and report every error
     Check(CheckOptions),
+    /// Print the JSON Schema of the configuration file, for editors
+    Schema,
     /// Try balancer: run the shipped configuration with embedded backends
     Demo(FileOption),
     /// Tell the running daemon to reload its configuration; print what changed, or the errors

@@ -31,6 +31,7 @@ use crate::{
         address::BindAddress,
         paths::{default_admin_socket, default_config},
     },
+    config::schema,
     runtime::{self, RunOptions},
 };
 
@@ -75,6 +76,10 @@ fn dispatch(command: Command) -> ExitCode {
                 StatusFormat::Screen
             };
             with_admin(options.admin, |admin| status::run(admin, format))
+        }
+        Command::Schema => {
+            print(&format!("{:#}", schema::document()));
+            ExitCode::SUCCESS
         }
         Command::Version => {
             print(&format!("balancer {}", env!("CARGO_PKG_VERSION")));

@@ -42,8 +42,8 @@ impl BindPlaces {
         }
     }
 
-    /// The problem that nothing can listen on `socket`: it names who was to and where the file says so. `cause` is a whole
-    /// sentence with the address.
+    /// The problem that nothing can listen on `socket`: it names the owner and the place in the file. `cause` says
+    /// it in full, with the address.
     pub fn problem(&self, socket: &SocketKey, cause: &str, kind: io::ErrorKind) -> Problems {
         let known = self.binds.iter().find(|bind| bind.socket == *socket);
         let message = known.map(|bind| format!("{}: {cause}", bind.owner));

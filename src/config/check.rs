@@ -1,4 +1,4 @@
-//! What can only be seen across sections: clashing binds, listeners without work, unused pools. Routes that take requests
+//! Rules over several sections: clashing binds, unused pools. Routes that take requests
 //! from each other are in `route_order`.
 
 use std::{
@@ -8,7 +8,6 @@ use std::{
 
 use super::{
     file::{BindList, BoundAddress},
-    model::{Config, ListenerProtocol},
     problem::{Severity, quote},
     reader::{Section, TreeReader},
 };
@@ -89,37 +88,12 @@ fn plain_path(path: &Path) -> PathBuf {
     plain
 }
 
-/// Warns of http listeners that can only answer 404.
-pub(super) fn listeners_without_work(
-    reader: &mut TreeReader<'_>,
-    listeners: &Section<'_>,
-    config: &Config,
-) {
-    for (index, at) in listeners.iter().enumerate() {
-        let Some(listener) = config.listeners.get(index) else {
-            continue;
-        };
-        let routed = config
-            .routes
-            .iter()
-            .any(|route| route.listeners.is_empty() || route.listeners.contains(&index));
-        // A pool or redirect that could not be read has been reported.
-        let given = !at.is_map() || at.has_key("pool") || at.has_key("redirect");
-        if listener.protocol == ListenerProtocol::Http && !given && !routed {
-            reader.warn_at_key(
-                at,
-                format!(
-                    "listener {} answers every request with 404",
-                    quote(&listener.name)
-                ),
-                "add `pool: NAME`, a route or `redirect: https`",
-            );
-        }
-    }
-}
-
 /// Warns of pools that nothing refers to.
 pub(super) fn unused_pools(reader: &mut TreeReader<'_>, pools: &Section<'_>, used: &[bool]) {
+    // A reference that could not be read may be the one that is missing.
+    if reader.has_errors_since(0) {
+        return;
+    }
     for (at, used) in pools.iter().zip(used) {
         if !used {
             reader.warn_at_key(

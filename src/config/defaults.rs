@@ -1,4 +1,4 @@
-//! The defaults: what a section means that the file leaves out. The numbers are those of docs/configuration.md.
+//! Default values of omitted keys and sections. A test compares them with the texts in `schema`.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -125,7 +125,7 @@ impl Default for ErrorsConfig {
 }
 
 impl ListenerConfig {
-    /// A listener that says nothing but its name: what it must have beyond that is still to be given.
+    /// A listener with its name and defaults; `binds` is still empty.
     #[must_use]
     pub fn named(name: impl Into<Arc<str>>) -> Self {
         Self {
@@ -216,7 +216,7 @@ impl RouteConfig {
 }
 
 impl PoolConfig {
-    /// A pool that says nothing but its name: its backends are still to be given.
+    /// A pool with its name and defaults; `backends` is still empty.
     #[must_use]
     pub fn named(name: impl Into<Arc<str>>) -> Self {
         Self {
@@ -239,7 +239,7 @@ impl PoolConfig {
 }
 
 impl BackendConfig {
-    /// A backend that says nothing but its address, and is called by it.
+    /// A backend with defaults, named by its address.
     #[must_use]
     pub fn at(address: BackendAddress) -> Self {
         Self {

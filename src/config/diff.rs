@@ -1,4 +1,4 @@
-//! What a reload changes: one line for each listener, route, pool, backend and global section that differs.
+//! Difference of two configurations: one line for each listener, route, pool, backend and global key that a reload changes.
 //!
 //! Complete: two configurations are equal exactly when there is no line.
 
@@ -117,7 +117,7 @@ fn listeners(changes: &mut ChangeList, old: &Config, new: &Config) {
     );
 }
 
-/// What `sni` says, by the names of the pools.
+/// Entries of `sni` by the names of the pools.
 fn names_to_pools<'a>(
     config: &'a Config,
     listener: &'a ListenerConfig,

@@ -2,7 +2,10 @@
 //!
 //! Hints only: nothing here makes another product's word work.
 
-use super::schema::{self, KeyRow};
+use super::{
+    problem::word_list,
+    schema::{self, KeyRow},
+};
 
 /// The hint for an unknown key of a section; `known` are the keys it may have.
 pub(super) fn for_key(section: &str, key: &str, known: &[&str]) -> String {
@@ -19,7 +22,7 @@ pub(super) fn for_key(section: &str, key: &str, known: &[&str]) -> String {
     if let Some(near) = nearest(key, known.iter().copied()) {
         return format!("did you mean `{near}`?");
     }
-    elsewhere(section, &plain).unwrap_or_else(|| format!("it may be {}", list(known)))
+    elsewhere(section, &plain).unwrap_or_else(|| format!("it may be {}", word_list(known)))
 }
 
 /// The section that a key belongs in which is unknown in `section`.
@@ -66,7 +69,7 @@ pub(super) fn for_value(row: &KeyRow, value: &str, known: &[&str]) -> String {
     if row.later_values.contains(&value) {
         return format!(
             "this version does not have `{value}` yet; it may be {}",
-            list(known)
+            word_list(known)
         );
     }
     let plain = value.to_ascii_lowercase();
@@ -77,16 +80,7 @@ pub(super) fn for_value(row: &KeyRow, value: &str, known: &[&str]) -> String {
         .map(|(_, ours)| *ours);
     match ours.or_else(|| nearest(value, known.iter().copied())) {
         Some(near) => format!("did you mean `{near}`?"),
-        None => format!("it may be {}", list(known)),
-    }
-}
-
-/// `a`, `b` or `c`, each in backticks.
-pub(super) fn list(words: &[&str]) -> String {
-    match words {
-        [] => "nothing".to_owned(),
-        [one] => format!("`{one}`"),
-        [first @ .., last] => format!("`{}` or `{last}`", first.join("`, `")),
+        None => format!("it may be {}", word_list(known)),
     }
 }
 

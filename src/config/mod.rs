@@ -33,13 +33,13 @@ use rustls::pki_types::CertificateDer;
 pub struct LoadedConfig {
     /// All defaults filled in, all references resolved.
     pub config: model::Config,
-    /// What its author hardly wants, in the order of the file.
+    /// Warnings, in the order of the file.
     pub warnings: Vec<Problem>,
-    /// Where it says what to listen on.
+    /// Places of the addresses to listen on.
     pub binds: BindPlaces,
 }
 
-/// No files at all: every look at one fails. For tests and fuzzing.
+/// No files at all: every access fails. For tests and fuzzing.
 #[derive(Debug, Clone, Copy)]
 pub struct NoFiles;
 
@@ -61,7 +61,7 @@ impl FileAccess for NoFiles {
     }
 }
 
-/// Why a file could not be read, in words and without its path.
+/// The cause of a failed read, in words and without the path.
 fn io_cause(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "it does not exist".to_owned(),
@@ -75,7 +75,7 @@ pub fn load(path: &Path) -> Result<LoadedConfig, Problems> {
     load_through(path, &RealFiles::default())
 }
 
-/// Like [`load`], with `files` of the caller's.
+/// Like [`load`], through the caller's `files`.
 pub fn load_through(path: &Path, files: &dyn FileAccess) -> Result<LoadedConfig, Problems> {
     let bytes = files.read(path, yaml::MAX_BYTES as u64).map_err(|error| {
         let hint = match error.kind() {
@@ -109,7 +109,7 @@ pub fn check(
     parse(name, &text, files)
 }
 
-/// Checks the document `text`, called `name` in messages. Looks at the world through `files` only.
+/// Checks the document `text`, called `name` in messages. Reads other files through `files` only.
 pub fn parse(name: &Path, text: &str, files: &dyn FileAccess) -> Result<LoadedConfig, Problems> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut reader = reader::TreeReader::new(name, text, files);

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: one problem per place, shown as text for people or as JSON for programs.
+//! Problems of a configuration, one per place, shown as text for people or as JSON for programs.
 //!
 //! Knows nothing of the keys. Shows the offending line only, never other contents of the file.
 
@@ -11,15 +11,15 @@ use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet}
 
 use super::yaml::SourcePlace;
 
-/// Most problems that [`Problems::render`] writes out; the rest is counted.
+/// Most problems that [`Problems::render`] writes out; more are only counted.
 const MAX_PROBLEMS_SHOWN: usize = 100;
 
-/// How bad it is.
+/// Error or warning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
     /// The file is refused.
     Error,
-    /// The file is taken, but does something its author hardly wants.
+    /// The file is accepted, but probably does not do what its author meant.
     Warning,
 }
 
@@ -33,20 +33,20 @@ impl Severity {
     }
 }
 
-/// One thing that is wrong, with its place.
+/// One mistake, with its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// Error or warning.
     pub severity: Severity,
     /// The file as it was named by the caller.
     pub file: PathBuf,
-    /// Where in the file; line 0 when the file as a whole is meant.
+    /// Place in the file; line 0 for the file as a whole.
     pub place: SourcePlace,
     /// The path of the key, such as `pools.app.backends[2].weight`; empty for the file as a whole.
     pub path: String,
-    /// What is wrong or what was expected: lower case, one line.
+    /// The mistake, or what was expected: one line without a capital and a full stop.
     pub message: String,
-    /// What to do about it: one line.
+    /// The remedy: one line.
     pub hint: String,
     /// The offending line; empty when there is none.
     pub line_text: String,
@@ -119,7 +119,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All that is wrong with a file, in the order of its places.
+/// All problems of a file, in the order of their places.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Problems(pub Vec<Problem>);
 
@@ -137,7 +137,7 @@ impl Problems {
         }])
     }
 
-    /// How many of them are errors.
+    /// The number of errors among them.
     pub fn errors(&self) -> usize {
         self.0
             .iter()
@@ -214,4 +214,13 @@ pub fn quote(text: &str) -> String {
     }
     out.push('`');
     out
+}
+
+/// `a`, `b` or `c`, each in backquotes.
+pub(super) fn word_list(words: &[&str]) -> String {
+    match words {
+        [] => "nothing".to_owned(),
+        [one] => format!("`{one}`"),
+        [first @ .., last] => format!("`{}` or `{last}`", first.join("`, `")),
+    }
 }

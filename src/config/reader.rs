@@ -1,4 +1,5 @@
-//! Walks the tree of a document: readers for sections and lists that collect every problem. Scalars are read in `scalar`.
+//! Walks the tree of a document: readers for sections and lists that collect every problem. Scalars are read in `scalar`,
+//! and each node knows its row in the table of keys.
 //!
 //! A reader returns `None` after it has reported; the caller goes on with the default, so that one run finds all.
 
@@ -13,7 +14,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::{
     hint,
-    problem::{Problem, Severity, quote},
+    problem::{Problem, Severity, quote, word_list},
     schema::{self, KeyRow, Shape},
     yaml::{NodeKind, SourcePlace, YamlNode},
 };
@@ -21,10 +22,10 @@ use super::{
 /// A value that a word such as `none` or `auto` may stand instead of: `None` is that word.
 pub(super) type OrNone<T> = Option<T>;
 
-/// Most problems that are kept: a broken generator must not fill the memory.
+/// Most problems that are kept: a file from a broken generator must not fill the memory.
 const MAX_PROBLEMS: usize = 1_000;
 
-/// What the configuration may look at besides its own text.
+/// Access to the files and directories that the configuration names.
 pub trait FileAccess {
     /// The bytes of a file, at most `limit` and one more.
     fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>>;
@@ -66,7 +67,7 @@ impl<'a> NodeRef<'a> {
             key: None,
             parent: None,
             step: PathStep::Root,
-            row: &schema::ROOT,
+            row: &schema::ROOT_ROW,
             is_entry: false,
         }
     }
@@ -199,9 +200,9 @@ impl Section<'_> {
 
 /// Collects problems while the tree is read.
 pub(super) struct TreeReader<'s> {
-    /// Where the outside world is.
+    /// Access to the files that the document names.
     pub(super) files: &'s dyn FileAccess,
-    /// What was found so far.
+    /// Problems found so far.
     pub(super) problems: Vec<Problem>,
     name: &'s Path,
     text: &'s str,
@@ -328,7 +329,7 @@ impl<'s> TreeReader<'s> {
         let path = at.section_path();
         let rows = schema::section(&path);
         let known: Vec<&str> = rows.iter().map(|row| row.name()).collect();
-        let hint = format!("it may have the keys {}", hint::list(&known));
+        let hint = format!("it may have the keys {}", word_list(&known));
         let mut found = self.map(at, &hint)?;
         found.entries.retain_mut(|entry| {
             if let Some(row) = rows.iter().find(|row| row.name() == entry.name) {

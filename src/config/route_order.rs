@@ -34,7 +34,7 @@ struct RouteIndex<'a> {
     by_path: HashMap<PathKey<'a>, Vec<usize>>,
 }
 
-/// Why a route gets no requests of a host on a listener.
+/// The cause that a route gets no requests of a host on a listener.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum RouteTaker {
     Route(usize),

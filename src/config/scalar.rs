@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::{
     hint,
     model::ValueSet,
-    problem::quote,
+    problem::{quote, word_list},
     reader::{NodeRef, OrNone, TreeReader},
     schema::ValueKind,
     yaml::NodeKind,
@@ -52,14 +52,14 @@ impl TreeReader<'_> {
         known: &[&'static str],
     ) -> Option<&'static str> {
         let NodeKind::Scalar { text, .. } = &at.node.kind else {
-            let hint = format!("it may be {}", hint::list(known));
+            let hint = format!("it may be {}", word_list(known));
             self.wrong_kind(at, "a word", &hint);
             return None;
         };
         let found = known.iter().copied().find(|word| word == text);
         if found.is_none() {
             let help = hint::for_value(at.row, text, known);
-            let wanted = hint::list(known);
+            let wanted = word_list(known);
             self.error(
                 at,
                 format!("expected {wanted}, found {}", quote(text)),
@@ -210,7 +210,11 @@ impl TreeReader<'_> {
             debug_assert!(false, "`{}` is no size", at.row.path);
             return None;
         };
-        let wanted = format!("a size of {} to {}", show_size(min), show_size(max));
+        let wanted = format!(
+            "a size of {} to {}",
+            units::show_size(min),
+            units::show_size(max)
+        );
         let Some(text) = at.scalar() else {
             self.wrong_kind(at, &wanted, "write a number and `KiB`, `MiB` or `GiB`");
             return None;
@@ -218,7 +222,7 @@ impl TreeReader<'_> {
         match units::size(text) {
             Ok(value) if (min..=max).contains(&value) => return Some(value),
             Ok(value) => {
-                let nearest = show_size(value.clamp(min, max));
+                let nearest = units::show_size(value.clamp(min, max));
                 self.wrong_kind(at, &wanted, &format!("the nearest is `{nearest}`"));
             }
             Err(_) => {
@@ -431,7 +435,7 @@ fn size_hint(text: &str) -> String {
             .is_ok_and(|n: u64| n > 0 && n.is_multiple_of(1024)) =>
         {
             let bytes = digits.parse().unwrap_or_default();
-            return format!("a unit is missing: write `{}`", show_size(bytes));
+            return format!("a unit is missing: write `{}`", units::show_size(bytes));
         }
         "" => {
             return format!("a unit is missing: write `{digits}KiB` or `{digits}MiB`");
@@ -439,16 +443,4 @@ fn size_hint(text: &str) -> String {
         _ => return "write a number and `KiB`, `MiB` or `GiB`".to_owned(),
     };
     format!("write `{digits}{better}`")
-}
-
-/// The shortest text that reads back as `bytes`.
-pub(super) fn show_size(bytes: u64) -> String {
-    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
-    units
-        .iter()
-        .find(|(shift, _)| bytes > 0 && bytes.is_multiple_of(1 << shift))
-        .map_or_else(
-            || format!("{bytes} bytes"),
-            |(shift, unit)| format!("{}{unit}", bytes >> shift),
-        )
 }

@@ -156,7 +156,7 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// `verify: false`: whatever certificate is shown is taken, but who shows it must have its key.
+/// `verify: false`: any certificate is accepted, but the peer must have its key.
 #[derive(Debug)]
 pub(super) struct AnyCertificate(pub(super) Arc<CryptoProvider>);
 

@@ -11,7 +11,7 @@ use serde_yaml::{
     options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy},
 };
 
-/// Largest document in bytes: room for some 100,000 backends.
+/// Largest document in bytes: enough for some 100,000 backends.
 pub const MAX_BYTES: usize = 16 << 20;
 /// Deepest nesting; the schema itself needs 7.
 const MAX_DEPTH: usize = 32;
@@ -34,11 +34,11 @@ pub struct SourcePlace {
 pub struct YamlNode {
     /// Of the whole value for scalars, of its beginning for maps and lists.
     pub place: SourcePlace,
-    /// What it is.
+    /// Scalar, map or list.
     pub kind: NodeKind,
 }
 
-/// What a [`YamlNode`] is.
+/// Kinds of nodes, with their contents.
 #[derive(Debug)]
 pub enum NodeKind {
     /// Nothing, or `~`, or `null`.
@@ -56,14 +56,14 @@ pub enum NodeKind {
     List(Vec<YamlNode>),
 }
 
-/// Why a text is not a document.
+/// A text that is no document.
 #[derive(Debug)]
 pub struct SyntaxError {
-    /// Where reading stopped.
+    /// The place where reading stopped.
     pub place: SourcePlace,
-    /// What stands there.
+    /// The mistake at that place.
     pub message: String,
-    /// What to do.
+    /// The remedy.
     pub hint: &'static str,
 }
 

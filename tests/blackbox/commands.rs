@@ -73,6 +73,21 @@ fn the_command_lines_of_other_products_are_answered_with_ours() {
 }
 
 #[test]
+fn schema_prints_the_file_that_is_shipped_beside_the_configuration() {
+    let printed = balancer(&["schema"]);
+    assert_eq!(code(&printed), 0);
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/balancer.schema.json");
+    assert_eq!(out(&printed), fs::read_to_string(shipped).unwrap());
+    let configuration = concat!(env!("CARGO_MANIFEST_DIR"), "/balancer.yaml");
+    let first = "# yaml-language-server: $schema=balancer.schema.json\n";
+    assert!(
+        fs::read_to_string(configuration)
+            .unwrap()
+            .starts_with(first)
+    );
+}
+
+#[test]
 fn check_tells_a_good_file_from_a_bad_one() {
     let directory = TempDir::new();
     let file = directory.path().join("a.yaml");

@@ -9,4 +9,7 @@
 
 mod config_docs;
 mod config_golden;
+mod config_schema;
+mod config_table;
 mod metrics_docs;
+mod one_key;

@@ -280,7 +280,7 @@ pub(super) fn rate_limit(
     reader: &mut TreeReader<'_>,
     at: NodeRef<'_>,
 ) -> Option<OrNone<RateLimitConfig>> {
-    const EXAMPLE: &str = "write `{per_client: 100/s, burst: 200}`";
+    const RATE_LIMIT_EXAMPLE: &str = "write `{per_client: 100/s, burst: 200}`";
     if at.is_or_word() {
         return Some(None);
     }
@@ -288,7 +288,7 @@ pub(super) fn rate_limit(
         let help = match crate::base::units::rate(text) {
             Ok(_) => format!("write `{{per_client: {text}}}`"),
             Err(_) if matches!(text, "off" | "0") => "write `none` to switch it off".to_owned(),
-            Err(_) => EXAMPLE.to_owned(),
+            Err(_) => RATE_LIMIT_EXAMPLE.to_owned(),
         };
         let message = format!("expected keys or `none`, found {}", quote(text));
         reader.error(at, message, help);
@@ -296,7 +296,7 @@ pub(super) fn rate_limit(
     }
     let keys = reader.section(at)?;
     let Some(rate) = keys.get("per_client") else {
-        reader.error_at_key(at, "`per_client` is missing", EXAMPLE);
+        reader.error_at_key(at, "`per_client` is missing", RATE_LIMIT_EXAMPLE);
         return None;
     };
     let per_client = reader.rate(rate);

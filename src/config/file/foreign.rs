@@ -5,19 +5,19 @@
 
 use super::{NodeRef, TreeReader, quote};
 
-/// What a text is for.
+/// Purpose of a text that is sent as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TextUse {
     /// The value of a header.
     Header,
     /// The target of a redirect.
     Redirect,
-    /// The body of an answer: only words that are known are refused.
+    /// The body of a response: only words that are known are refused.
     Body,
 }
 
 /// Variables of nginx, without those that begin with one of [`NGINX_PREFIXES`].
-const NGINX: &[&str] = &[
+const NGINX_VARIABLES: &[&str] = &[
     "args",
     "binary_remote_addr",
     "body_bytes_sent",
@@ -72,7 +72,7 @@ const NGINX_PREFIXES: &[&str] = &[
     "jwt_",
 ];
 /// Words in braces: those that a later version gives a meaning, and those of Caddy.
-const BRACES: &[&str] = &[
+const BRACED_WORDS: &[&str] = &[
     "backend",
     "client_cert_fingerprint",
     "client_cert_subject",
@@ -182,7 +182,7 @@ fn name_length(text: &str) -> usize {
 }
 
 fn is_nginx(name: &str) -> bool {
-    NGINX.contains(&name) || NGINX_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    NGINX_VARIABLES.contains(&name) || NGINX_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// `$name`, `${name}`, and `$1` in a redirect.
@@ -243,7 +243,8 @@ fn braces(rest: &str, used: TextUse) -> Option<usize> {
         word.strip_prefix(*prefix)
             .is_some_and(|more| !more.is_empty())
     };
-    let is_known = BRACES.contains(&word) || is_short && BRACES_PREFIXES.iter().any(has_prefix);
+    let is_known =
+        BRACED_WORDS.contains(&word) || is_short && BRACES_PREFIXES.iter().any(has_prefix);
     (is_group || is_known).then_some(end + 1)
 }
 

@@ -44,6 +44,13 @@ pub(super) fn read(
         config.admin = admin(reader, at, binds);
     }
     read_metrics(reader, file, &mut config.metrics, binds);
+    let is_bound = |at: NodeRef<'_>| at.has_key("bind");
+    if let (false, Some(address)) = (
+        file.get("metrics").is_some_and(is_bound),
+        config.metrics.bind,
+    ) {
+        binds.add_default_metrics(address);
+    }
     if let Some(at) = file.get("log") {
         config.log = log(reader, at);
     }

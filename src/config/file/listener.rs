@@ -8,7 +8,7 @@ use super::{
 use crate::{
     base::socket_key::SocketKey,
     config::model::{
-        AcceptProxyConfig, ListenerConfig, ListenerHttpConfig, ListenerLimitsConfig,
+        AcceptProxyConfig, Config, ListenerConfig, ListenerHttpConfig, ListenerLimitsConfig,
         ListenerProtocol, ListenerTimeoutsConfig, SocketConfig,
     },
 };
@@ -220,7 +220,7 @@ fn accept_proxy(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<AcceptPr
         Some(at) => {
             rules.from = reader.networks(at);
             if matches!(&at.node.kind, super::NodeKind::List(entries) if entries.is_empty()) {
-                reader.error(at, "`from` is empty: nobody could connect", hint);
+                reader.error(at, "`from` is empty: no client could connect", hint);
             }
         }
     }
@@ -235,4 +235,33 @@ fn socket(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> SocketConfig {
         keys.read(reader, "fast_open", &mut socket.fast_open);
     }
     socket
+}
+
+/// Warns of http listeners that can only answer 404.
+pub(super) fn warn_of_no_work(
+    reader: &mut TreeReader<'_>,
+    listeners: &Section<'_>,
+    config: &Config,
+) {
+    for (index, at) in listeners.iter().enumerate() {
+        let Some(listener) = config.listeners.get(index) else {
+            continue;
+        };
+        let routed = config
+            .routes
+            .iter()
+            .any(|route| route.listeners.is_empty() || route.listeners.contains(&index));
+        // A pool or redirect that could not be read has been reported.
+        let given = !at.is_map() || at.has_key("pool") || at.has_key("redirect");
+        if listener.protocol == ListenerProtocol::Http && !given && !routed {
+            reader.warn_at_key(
+                at,
+                format!(
+                    "listener {} answers every request with 404",
+                    quote(&listener.name)
+                ),
+                "add `pool: NAME`, a route or `redirect: https`",
+            );
+        }
+    }
 }

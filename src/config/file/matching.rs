@@ -8,9 +8,9 @@ use super::{
 use crate::config::model::{HeaderMatch, HostMatch, PathMatch, whole_path};
 
 /// Longest regular expression in bytes.
-const MAX_REGEX: usize = 1024;
+const MAX_REGEX_BYTES: usize = 1024;
 /// Largest compiled regular expression, and cache of its automaton, in bytes.
-const MAX_COMPILED: usize = 1 << 20;
+const MAX_COMPILED_BYTES: usize = 1 << 20;
 
 /// `host`: one or more names.
 pub(super) fn hosts(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<HostMatch> {
@@ -41,7 +41,7 @@ pub(super) fn hosts(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<HostMat
     hosts
 }
 
-/// One name or `*.` and the rest of it; the error is the hint.
+/// One name, or `*.` and a name; the error is the hint.
 pub(super) fn host(text: &str) -> Result<HostMatch, &'static str> {
     let lower = text.to_ascii_lowercase();
     let name = lower.strip_suffix('.').unwrap_or(&lower);
@@ -156,13 +156,31 @@ fn cannot_begin_with_slash(text: &str) -> bool {
     }
 }
 
+/// The cause and its place, out of the drawing of several lines that the library makes of a syntax error.
+fn syntax_cause(drawing: &str) -> String {
+    let cause = drawing
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("error: "))
+        .unwrap_or("not valid");
+    let place = drawing
+        .lines()
+        .find(|line| line.contains('^') && line.trim().bytes().all(|b| b == b'^'))
+        .and_then(|line| line.find('^'))
+        // The drawing indents the expression by four columns.
+        .and_then(|column| column.checked_sub(4))
+        .map(|column| format!(" at character {}", column + 1))
+        .unwrap_or_default();
+    format!("{cause}{place}")
+}
+
 fn regex(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<regex::Regex> {
     let text = reader.text(
         at,
         "a regular expression",
         "write one such as `/v[0-9]+/.*`",
     )?;
-    if text.len() > MAX_REGEX {
+    if text.len() > MAX_REGEX_BYTES {
         reader.error(
             at,
             "the regular expression is longer than 1024 bytes",
@@ -172,8 +190,8 @@ fn regex(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<regex::Regex> {
     }
     let build = |pattern: &str| {
         regex::RegexBuilder::new(pattern)
-            .size_limit(MAX_COMPILED)
-            .dfa_size_limit(MAX_COMPILED)
+            .size_limit(MAX_COMPILED_BYTES)
+            .dfa_size_limit(MAX_COMPILED_BYTES)
             .build()
     };
     // The bare text first, so that the place in its message is the user's.
@@ -189,21 +207,9 @@ fn regex(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<regex::Regex> {
             Some(bare)
         }
         Err(regex::Error::Syntax(drawing)) => {
-            let cause = drawing
-                .lines()
-                .rev()
-                .find_map(|line| line.strip_prefix("error: "))
-                .unwrap_or("not valid");
-            let place = drawing
-                .lines()
-                .find(|line| line.contains('^') && line.trim().bytes().all(|b| b == b'^'))
-                .and_then(|line| line.find('^'))
-                .and_then(|column| column.checked_sub(4))
-                .map(|column| format!(" at character {}", column + 1))
-                .unwrap_or_default();
             reader.error(
                 at,
-                format!("not a regular expression: {cause}{place}"),
+                format!("not a regular expression: {}", syntax_cause(&drawing)),
                 "a backslash before a special character takes it as it is",
             );
             None

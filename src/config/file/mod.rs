@@ -93,7 +93,7 @@ impl<'a> NameTable<'a> {
         Some(index)
     }
 
-    /// What to do about a name that nobody has.
+    /// The hint for a name that is not defined.
     fn help(&self, name: &str, what: &str) -> String {
         let near = hint::nearest(name, self.order.iter().map(|(name, _)| *name));
         let line = near.and_then(|near| self.order.iter().find(|(name, _)| *name == near));
@@ -119,11 +119,11 @@ impl<'a> NameTable<'a> {
     }
 }
 
-/// Who listens where, to find clashes.
+/// Addresses to listen on with their owners, to find clashes.
 #[derive(Default)]
 pub(super) struct BindList(Vec<BoundAddress>);
 
-/// One address somebody listens on.
+/// One address to listen on.
 pub(super) struct BoundAddress {
     pub(super) socket: SocketKey,
     pub(super) owner: String,
@@ -178,12 +178,8 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
         return (config, binds);
     };
     global::read(reader, &file, &mut config, &mut binds);
-    let metrics = file.get("metrics");
-    let scraped_elsewhere = metrics.is_some_and(|at| at.has_key("bind"));
-    if let (false, Some(address)) = (scraped_elsewhere, config.metrics.bind) {
-        binds.add_default_metrics(address);
-    }
 
+    // Pools first, then listeners, then routes: each refers to what comes before.
     let pools_at = file.get("pools");
     let pools = pools_at.and_then(|at| reader.map(at, "write `NAME: {backends: [HOST:PORT]}`"));
     let mut pool_names = pools.as_ref().map(NameTable::of).unwrap_or_default();
@@ -211,38 +207,42 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
         (None, Some(_)) => {}
     }
 
-    if let Some(routes) = file.get("routes") {
-        let entries = reader.list(
-            &routes,
-            "a list of routes",
-            "write each route as `- host: …`",
-        );
+    if let Some(at) = file.get("routes") {
         let mut names = route::RouteReferences {
             pools: &mut pool_names,
             listeners: &mut listener_names,
         };
-        let mut places = Vec::with_capacity(entries.len());
-        for entry in &entries {
-            let reported = reader.problems.len();
-            let route = route::read(reader, *entry, &mut names, &config);
-            config.routes.push(route);
-            let is_sound = !reader.has_errors_since(reported);
-            places.push(is_sound.then_some(*entry));
-        }
-        route_order::check(reader, &places, &config);
+        read_routes(reader, at, &mut names, &mut config);
     }
 
+    // Rules over several sections.
     check::binds(reader, &binds);
     if let Some(listeners) = &listeners {
-        check::listeners_without_work(reader, listeners, &config);
+        listener::warn_of_no_work(reader, listeners, &config);
     }
-    // A reference that could not be read may be the one that is missing.
-    if let Some(pools) = &pools
-        && !reader.has_errors_since(0)
-    {
+    if let Some(pools) = &pools {
         check::unused_pools(reader, pools, &pool_names.used);
     }
     (config, binds)
+}
+
+/// Reads `routes` into `config`, which has the listeners and pools already.
+fn read_routes(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    names: &mut route::RouteReferences<'_, '_>,
+    config: &mut Config,
+) {
+    let entries = reader.list(&at, "a list of routes", "write each route as `- host: …`");
+    let mut places = Vec::with_capacity(entries.len());
+    for entry in &entries {
+        let reported = reader.problems.len();
+        let route = route::read(reader, *entry, names, config);
+        config.routes.push(route);
+        let is_sound = !reader.has_errors_since(reported);
+        places.push(is_sound.then_some(*entry));
+    }
+    route_order::check(reader, &places, config);
 }
 
 /// `metrics.bind` and `admin.bind` take one IP address.

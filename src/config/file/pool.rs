@@ -19,8 +19,8 @@ use crate::{
     },
 };
 
-/// What `backup` may be.
-const TIERS: &str = "`true`, `false` or a number of 1 to 9";
+/// Values of `backup`, for messages.
+const BACKUP_TIERS: &str = "`true`, `false` or a number of 1 to 9";
 
 /// Reads one pool.
 pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
@@ -116,7 +116,7 @@ fn check_protocol(
     }
 }
 
-/// Where no name is given, a backend's own host is what its certificate must be for.
+/// Checks that there is a name for each certificate: without `server_name` it must be for the backend's own host.
 fn check_names(reader: &mut TreeReader<'_>, at: NodeRef<'_>, pool: &PoolConfig) {
     let Some(tls) = &pool.tls else { return };
     for backend in &pool.backends {
@@ -210,7 +210,7 @@ fn backend(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendConfig
 /// `backup`: a truth value, or the number of a tier.
 fn tier(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<u8> {
     let super::NodeKind::Scalar { text, quoted } = &at.node.kind else {
-        reader.wrong_kind(at, TIERS, "write `true` for a backup");
+        reader.wrong_kind(at, BACKUP_TIERS, "write `true` for a backup");
         return None;
     };
     match text.as_str() {
@@ -233,7 +233,7 @@ fn tier(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<u8> {
             "write `true`, or the number of its tier: the lowest one with a backend that is up serves"
         }
     };
-    reader.wrong_kind(at, TIERS, hint);
+    reader.wrong_kind(at, BACKUP_TIERS, hint);
     None
 }
 

@@ -10,7 +10,7 @@ use crate::config::model::{
 };
 
 /// Longest path to write, in bytes.
-const MAX_PATH: usize = 1024;
+const MAX_PATH_BYTES: usize = 1024;
 
 /// `rewrite`, for a route whose match has been read; `given` are the route's keys.
 pub(super) fn read(
@@ -123,7 +123,7 @@ fn prefix(reader: &mut TreeReader<'_>, at: NodeRef<'_>, route: &RouteConfig) -> 
 
 fn path_text<'a>(reader: &mut TreeReader<'_>, at: NodeRef<'a>) -> Option<&'a str> {
     let text = clean_text(reader, at, "the path of a rewrite")?;
-    if text.len() > MAX_PATH {
+    if text.len() > MAX_PATH_BYTES {
         reader.error(
             at,
             "the path of a rewrite is longer than 1024 bytes",
@@ -143,7 +143,7 @@ fn refuse(reader: &mut TreeReader<'_>, at: NodeRef<'_>, text: &str, help: impl I
     reader.error(at, message, help);
 }
 
-/// What a path may hold and how, RFC 3986 section 3.3. What one server reads so and another otherwise is refused.
+/// Checks the characters of a path (RFC 3986 section 3.3). A path that servers read in different ways is refused.
 fn check(text: &str) -> Result<(), String> {
     if !text.starts_with('/') {
         return Err("write a path that begins with `/`".to_owned());

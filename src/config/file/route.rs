@@ -13,7 +13,7 @@ use crate::config::model::{
 };
 
 /// Largest body of `respond` in bytes.
-const MAX_RESPOND: usize = 64 << 10;
+const MAX_RESPOND_BYTES: usize = 64 << 10;
 
 /// The names that routes refer to.
 pub(super) struct RouteReferences<'r, 'a> {
@@ -118,7 +118,7 @@ fn refuse_overrides(reader: &mut TreeReader<'_>, keys: &Section<'_>) {
     }
 }
 
-/// What is given overrides the pool's own; of a split each pool's own.
+/// Reads `retries` of a route. It overrides those of the pool, of a `split` those of each pool.
 fn read_retries(
     reader: &mut TreeReader<'_>,
     at: NodeRef<'_>,
@@ -211,7 +211,7 @@ fn respond(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RouteAction> 
         let text = reader.text(at, "a text", "write the text of the answer");
         foreign::refuse(reader, at, text.unwrap_or_default(), foreign::TextUse::Body);
         assign(&mut respond.body, text.map(str::to_owned));
-        if respond.body.len() > MAX_RESPOND {
+        if respond.body.len() > MAX_RESPOND_BYTES {
             reader.error(
                 at,
                 "`body` is larger than 64KiB",
@@ -272,7 +272,7 @@ fn content_type(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> 
 
 /// Fields of the connection or of the framing, which only balancer itself may write. RFC 9110 sections 7.6.1 and 10.1.1,
 /// RFC 9112, RFC 9113 section 3.1.
-const FRAMING: &[&str] = &[
+const FRAMING_FIELDS: &[&str] = &[
     "connection",
     "content-length",
     "expect",
@@ -288,7 +288,7 @@ const FRAMING: &[&str] = &[
 /// True for a name that only balancer itself may write, also when written with `_`: some servers read that as `-`.
 pub(super) fn is_framing(name: &str) -> bool {
     let dashed = name.to_ascii_lowercase().replace('_', "-");
-    FRAMING.contains(&dashed.as_str())
+    FRAMING_FIELDS.contains(&dashed.as_str())
 }
 
 fn edits(reader: &mut TreeReader<'_>, at: NodeRef<'_>, request: bool) -> HeaderEdits {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use super::{NameTable, NodeKind, NodeRef, Section, TreeReader, matching, quote};
 use crate::config::model::{Config, HostMatch, ListenerProtocol};
 
-const EXAMPLE: &str = "write `{app.example.com: POOL, \"*.example.com\": POOL}`";
+const SNI_EXAMPLE: &str = "write `{app.example.com: POOL, \"*.example.com\": POOL}`";
 
 /// The names and their pools.
 pub(super) fn read(
@@ -22,7 +22,7 @@ pub(super) fn read(
         let hint = "name a server, or remove `sni`: then every connection goes to `pool`";
         reader.error(at, "`sni` is empty", hint);
     }
-    let Some(entries) = reader.map(at, EXAMPLE) else {
+    let Some(entries) = reader.map(at, SNI_EXAMPLE) else {
         return names;
     };
     for entry in entries.iter() {
@@ -54,9 +54,9 @@ pub(super) fn read(
     names
 }
 
-/// What a client may ask for, RFC 6066 section 3: a name, never an address. The error is the hint.
+/// A server name that clients may send (RFC 6066 section 3): never an address. The error is the hint.
 fn server_name(text: &str) -> Result<HostMatch, &'static str> {
-    const ADDRESS: &str =
+    const ADDRESS_HINT: &str =
         "write a name: clients do not ask for addresses; what names no server goes to `pool`";
     if text == "*" {
         return Err("write `pool: NAME` in the listener: there goes what no name takes");
@@ -67,14 +67,14 @@ fn server_name(text: &str) -> Result<HostMatch, &'static str> {
     }
     let bare = text.trim_start_matches('[').trim_end_matches(']');
     if bare.parse::<IpAddr>().is_ok() {
-        return Err(ADDRESS);
+        return Err(ADDRESS_HINT);
     }
     let name = matching::host(text)?;
     let (HostMatch::Exact(labels) | HostMatch::Suffix(labels)) = &name;
     let last = labels.rsplit('.').next().unwrap_or_default();
     // What ends in a number is an address, or the end of one.
     if last.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(ADDRESS);
+        return Err(ADDRESS_HINT);
     }
     Ok(name)
 }

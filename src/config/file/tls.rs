@@ -2,7 +2,7 @@
 //!
 //! Everything that can be wrong with a certificate is found here, with its place: nothing of TLS can fail after a load.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::{
     ClientConfig, Error, InconsistentKeys, RootCertStore,
@@ -29,9 +29,9 @@ use crate::{
 };
 
 /// Largest file of certificates or keys, in bytes.
-const MAX_PEM: u64 = 1 << 20;
+const MAX_PEM_BYTES: u64 = 1 << 20;
 
-/// What clients of an http listener are offered (ALPN), and may be.
+/// Protocols that an http listener may offer (ALPN), and offers by default.
 const HTTP_ALPN: &[&str] = &["h2", "http/1.1"];
 
 /// Reads `listeners.NAME.tls`.
@@ -142,16 +142,47 @@ fn certificate(
         );
         return None;
     };
+    warn_of_validity(
+        reader,
+        cert_at,
+        file,
+        &chain,
+        facts.not_before..=facts.not_after,
+    );
+    let owner = owner(&chain, &key);
+    match CertifiedKey::from_der(chain, key, &provider()) {
+        Ok(key) => Some(LoadedCertificate {
+            file: file.to_owned(),
+            key: Arc::new(key),
+            names: facts.names,
+            not_before: facts.not_before,
+            not_after: facts.not_after,
+        }),
+        Err(error) => {
+            report_unusable(reader, [cert_at, key_at], file, &error, owner);
+            None
+        }
+    }
+}
+
+/// Warns of a certificate or an issuer that is not valid now: the file is accepted, as a renewal may be on its way.
+fn warn_of_validity(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    file: &str,
+    chain: &[CertificateDer<'static>],
+    valid: RangeInclusive<Duration>,
+) {
     let now = clock::unix_now();
-    if now > facts.not_after {
+    if now > *valid.end() {
         reader.warn_at_key(
-            cert_at,
+            at,
             format!("the certificate {} has expired", quote(file)),
             "clients will refuse it: renew it",
         );
-    } else if now < facts.not_before {
+    } else if now < *valid.start() {
         reader.warn_at_key(
-            cert_at,
+            at,
             format!("the certificate {} is not valid yet", quote(file)),
             "clients will refuse it: look at the clock, or at the certificate",
         );
@@ -165,7 +196,7 @@ fn certificate(
         .position(|from| now < from)
     {
         reader.warn_at_key(
-            cert_at,
+            at,
             format!(
                 "certificate number {} of {} is not valid yet",
                 number + 2,
@@ -174,16 +205,18 @@ fn certificate(
             "clients will refuse the chain: look at the clock, or at the issuer",
         );
     }
-    let owner = owner(&chain, &key);
-    match CertifiedKey::from_der(chain, key, &provider()) {
-        Ok(key) => Some(LoadedCertificate {
-            file: file.to_owned(),
-            key: Arc::new(key),
-            names: facts.names,
-            not_before: facts.not_before,
-            not_after: facts.not_after,
-        }),
-        Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
+}
+
+/// Reports a certificate or key that rustls cannot use; `owner` is the certificate of the chain that the key is for.
+fn report_unusable(
+    reader: &mut TreeReader<'_>,
+    [cert_at, key_at]: [NodeRef<'_>; 2],
+    file: &str,
+    error: &Error,
+    owner: Option<usize>,
+) {
+    match error {
+        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
             reader.error(
                 key_at,
                 format!(
@@ -200,28 +233,25 @@ fn certificate(
                     },
                 ),
             );
-            None
         }
-        Err(Error::InvalidCertificate(cause)) => {
+        Error::InvalidCertificate(cause) => {
             reader.error(
                 cert_at,
                 format!("the certificate {} cannot be used: {cause}", quote(file)),
                 "it must be X.509 version 3, with a `subjectAltName` for the names of the host",
             );
-            None
         }
-        Err(_) => {
+        _ => {
             reader.error(
                 key_at,
                 "this key cannot be used",
                 "use an RSA key of at least 2048 bits, ECDSA P-256 or P-384, or Ed25519",
             );
-            None
         }
     }
 }
 
-/// Which certificate of `chain` behind the first `key` belongs to, counted from 1.
+/// The number (from 1) of the certificate behind the first that `key` belongs to: a chain in the wrong order.
 fn owner(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> Option<usize> {
     let fits = |certificate: &CertificateDer<'static>| {
         let alone = vec![certificate.clone()];
@@ -235,8 +265,8 @@ fn owner(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> Opt
 fn pem_file(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<Vec<u8>> {
     let text = reader.text(at, "the path of a PEM file", "write the path of a PEM file")?;
     let path: PathBuf = reader.resolve(text);
-    match reader.files.read(&path, MAX_PEM) {
-        Ok(bytes) if bytes.len() as u64 > MAX_PEM => {
+    match reader.files.read(&path, MAX_PEM_BYTES) {
+        Ok(bytes) if bytes.len() as u64 > MAX_PEM_BYTES => {
             reader.error(
                 at,
                 format!("{} is larger than 1MiB", quote(text)),

@@ -20,7 +20,7 @@ pub struct ListenerConfig {
     pub binds: Vec<BindAddress>,
     /// Default http.
     pub protocol: ListenerProtocol,
-    /// Where unmatched traffic goes: index into [`Config::pools`](super::Config::pools).
+    /// The pool for unmatched traffic: index into [`Config::pools`](super::Config::pools).
     pub pool: Option<usize>,
     /// `sni`: the pools of TLS connections by the server name they ask for, as indexes into [`Config::pools`](super::Config::pools). Their TLS is
     /// passed on as it is. Default empty: connections are not looked into.
@@ -96,7 +96,7 @@ pub enum ProxyVersion {
 pub struct AcceptProxyConfig {
     /// The version that must be used. Default `None`: any.
     pub version: Option<ProxyVersion>,
-    /// Whose headers are believed; at least one. All others are refused.
+    /// Peers whose headers are believed; at least one. All others are refused.
     pub from: Vec<IpNet>,
 }
 

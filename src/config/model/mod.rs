@@ -30,11 +30,11 @@ pub struct Config {
     pub workers: Option<usize>,
     /// Client connections at a time; `None` is `auto`: from the open-file limit.
     pub max_connections: Option<usize>,
-    /// How the daemon leaves.
+    /// Graceful shutdown.
     pub drain: DrainConfig,
-    /// Where the admin API listens.
+    /// The admin API.
     pub admin: AdminConfig,
-    /// Where the scrape listens.
+    /// The metrics endpoint.
     pub metrics: MetricsConfig,
     /// The daemon's own log, on standard error.
     pub log: LogConfig,
@@ -42,9 +42,9 @@ pub struct Config {
     pub access_log: AccessLogConfig,
     /// Peers whose forwarded headers and request ids are believed.
     pub trusted_proxies: TrustedProxiesConfig,
-    /// Which forwarding headers backends get.
+    /// Forwarding headers for backends.
     pub forwarded: ForwardedConfig,
-    /// How our own answers look.
+    /// Status and format of our own error responses.
     pub errors: ErrorsConfig,
     /// In the order of the file.
     pub listeners: Vec<ListenerConfig>,
@@ -77,12 +77,12 @@ pub struct DrainConfig {
 pub struct AdminConfig {
     /// Unix socket or loopback address; `None` is the default: `admin.sock` in the runtime directory.
     pub bind: Option<BindAddress>,
-    /// File with the bearer token; compulsory when `bind` is an IP address.
+    /// File with the bearer token; required when `bind` is an IP address.
     pub token_file: Option<PathBuf>,
 }
 
 impl AdminConfig {
-    /// Where it listens; `default` is the path of its socket when the file does not say.
+    /// The address that it listens on; `default` is the path of its socket where the file names none.
     pub fn address(&self, default: &Path) -> BindAddress {
         let default = || BindAddress::Unix(default.to_path_buf());
         self.bind.clone().unwrap_or_else(default)
@@ -94,7 +94,7 @@ impl AdminConfig {
 pub struct MetricsConfig {
     /// Default 127.0.0.1:9900; `None` switches the scrape off.
     pub bind: Option<SocketAddr>,
-    /// Which `balancer_backend_*` series there are. Default full.
+    /// The `balancer_backend_*` series that there are. Default full.
     pub per_backend: PerBackend,
 }
 
@@ -138,7 +138,7 @@ pub struct AccessLogConfig {
     pub output: LogOutput,
     /// Default json.
     pub format: AccessFormat,
-    /// Which exchanges are written. Default: status of 500 and more, or a reason.
+    /// Filter of exchanges that are written. Default: status of 500 and more, or a reason.
     pub when: LogWhenConfig,
     /// Request headers to add, in lower case. Default none.
     pub headers: Vec<String>,

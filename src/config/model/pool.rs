@@ -43,7 +43,7 @@ pub struct PoolConfig {
     pub timeouts: PoolTimeoutsConfig,
     /// `keepalive`.
     pub keepalive: KeepaliveConfig,
-    /// What http listeners speak with the backends. Default http1.
+    /// Protocol that http listeners speak with the backends. Default http1.
     pub protocol: BackendProtocol,
     /// `send_proxy`: every connection to a backend begins with a PROXY header of this version. Default none.
     pub send_proxy: Option<ProxyVersion>,
@@ -72,9 +72,9 @@ pub enum BalancingPolicy {
 /// One of `pools.NAME.backends`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendConfig {
-    /// Where it is.
+    /// Its address.
     pub address: BackendAddress,
-    /// What metrics and logs call it. Default: the address.
+    /// Name in metrics and logs. Default: the address.
     pub name: Arc<str>,
     /// 0..=256. Default 1; 0 gets no new work.
     pub weight: u16,
@@ -87,7 +87,7 @@ pub struct BackendConfig {
 /// `pools.NAME.health_check`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HealthCheckConfig {
-    /// What is asked.
+    /// Type of check.
     pub kind: CheckKind,
     /// Another port than the backend's.
     pub port: Option<u16>,
@@ -99,7 +99,7 @@ pub struct HealthCheckConfig {
     pub rise: u32,
     /// Bad checks in a row until down. Default 3.
     pub fall: u32,
-    /// What becomes of the sessions and tunnels of a backend that goes down. Default keep.
+    /// Treatment of the sessions and tunnels of a backend that goes down. Default keep.
     pub on_down: OnDown,
 }
 
@@ -129,7 +129,7 @@ pub enum CheckType {
 pub enum CheckKind {
     /// The connection is accepted.
     Tcp,
-    /// The answer has the expected status, and body if one is given.
+    /// The response has the expected status, and body if one is given.
     Http {
         /// Origin-form target.
         path: String,
@@ -156,9 +156,9 @@ pub enum CheckKind {
 pub struct EjectionConfig {
     /// Failures in a row. Default 5.
     pub failures: u32,
-    /// First sentence, doubled each time. Default 10s.
+    /// First ejection duration, doubled each time. Default 10s.
     pub eject_for: Duration,
-    /// Longest sentence. Default 5m.
+    /// Longest ejection duration. Default 5m.
     pub max_eject_for: Duration,
     /// Share of the pool that may be out at once, 0.0..=1.0. Default 0.5.
     pub max_ejected: f64,
@@ -180,11 +180,11 @@ impl EjectionConfig {
 /// `retries`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetriesConfig {
-    /// Further tries after the first. Default 2.
+    /// Further attempts after the first. Default 2.
     pub attempts: u32,
     /// Retries as a share of requests. Default 0.2, at least 10 a second.
     pub budget: f64,
-    /// Which failures.
+    /// Failures that are retried.
     pub conditions: RetryConditions,
     /// Methods for which conditions other than a failed connect hold. Default: the idempotent ones of RFC 9110 section 9.2.2.
     pub methods: Vec<String>,
@@ -216,7 +216,7 @@ pub struct RetryConditions {
     pub terminated: bool,
     /// `timeout`: no response head in time. Default false: a slow backend gets no second load.
     pub timeout: bool,
-    /// `invalid`: an answer that is not valid HTTP. Default true.
+    /// `invalid`: a response that is not valid HTTP. Default true.
     pub invalid: bool,
 }
 
@@ -231,7 +231,7 @@ pub struct PoolTimeoutsConfig {
     pub idle: Option<Duration>,
     /// Silence of a TCP session or of a tunnel (default 1h, or `idle` when that is given).
     pub tcp_idle: Option<Duration>,
-    /// For the whole exchange with all its tries. Default none.
+    /// For the whole exchange with all its attempts. Default none.
     pub total: Option<Duration>,
 }
 

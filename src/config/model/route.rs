@@ -9,7 +9,7 @@ use super::{RateLimitConfig, RedirectConfig, RetriesConfig, TimeoutOverrides};
 /// `routes[]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RouteConfig {
-    /// What the log calls it: `routes[3]`.
+    /// Name in logs: `routes[3]`.
     pub name: Arc<str>,
     /// `first`: goes before every route without it. Default false.
     pub first: bool,
@@ -23,7 +23,7 @@ pub struct RouteConfig {
     pub methods: Vec<String>,
     /// Every one must hold.
     pub headers: Vec<HeaderMatch>,
-    /// What happens to a request that matches.
+    /// Action for a request that matches.
     pub action: RouteAction,
     /// `rewrite`: the path and host that the backend gets.
     pub rewrite: RewriteConfig,
@@ -42,7 +42,7 @@ pub struct RouteConfig {
 }
 
 impl RouteConfig {
-    /// What the route says about the retries of a pool it sends requests to: `Some(None)` is `none`.
+    /// The route's override of the retries of a pool that it sends requests to: `Some(None)` is `none`.
     pub fn retries_for(&self, pool: usize) -> Option<&Option<RetriesConfig>> {
         match &self.action {
             RouteAction::Split(shares) => shares
@@ -127,16 +127,16 @@ impl HeaderMatch {
     }
 }
 
-/// What a route does.
+/// Action of a route.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RouteAction {
     /// Index into [`Config::pools`](super::Config::pools).
     Pool(usize),
     /// `split`: one of these pools for each request, by weight. Not empty, no pool twice, some weight over 0.
     Split(Vec<SplitShare>),
-    /// An answer with `Location`.
+    /// A response with `Location`.
     Redirect(RedirectConfig),
-    /// A fixed answer.
+    /// A fixed response.
     Respond(RespondConfig),
 }
 
@@ -173,11 +173,11 @@ pub struct RewriteConfig {
     pub host: Option<String>,
 }
 
-/// What becomes of the path of a request. Texts begin with `/` and hold only what a path may hold (RFC 3986), without
+/// Change of a request's path. Texts begin with `/` and hold only what a path may hold (RFC 3986), without
 /// empty and dot segments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum PathRewrite {
-    /// It goes as it came.
+    /// The path stays as it came.
     #[default]
     Keep,
     /// `strip_prefix`: these segments are taken off its beginning.
@@ -204,7 +204,7 @@ pub struct HeaderEdits {
     pub set: Vec<(String, String)>,
     /// Adds a field.
     pub add: Vec<(String, String)>,
-    /// Names; a final `*` stands for the rest of a name. By that no field of the connection or the framing, `Host` or
-    /// `Expect` is meant.
+    /// Names; a final `*` stands for any end of a name. That never takes `Host`, `Expect`, or fields of the connection
+    /// or the framing.
     pub remove: Vec<String>,
 }

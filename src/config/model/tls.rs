@@ -55,7 +55,7 @@ pub enum ClientAuth {
 pub struct LoadedCertificate {
     /// The file of the certificate, as the configuration writes it.
     pub file: String,
-    /// What to show and to sign with.
+    /// Chain to show and key to sign with.
     pub key: Arc<CertifiedKey>,
     /// DNS names it is for, in lower case.
     pub names: Vec<String>,
@@ -80,7 +80,7 @@ impl fmt::Debug for LoadedCertificate {
     }
 }
 
-/// Who may sign the certificates of clients.
+/// Authorities that may sign the certificates of clients.
 #[derive(Clone)]
 pub struct ClientCaConfig {
     /// Certificates of the authorities, in DER.
@@ -108,9 +108,9 @@ impl fmt::Debug for ClientCaConfig {
 /// `pools.NAME.tls`.
 #[derive(Clone)]
 pub struct PoolTlsConfig {
-    /// Who the backends must say they are; `None` is the host of each one's address.
+    /// Name that the backends' certificates must be for; `None` is the host of each one's address.
     pub server_name: Option<ServerName<'static>>,
-    /// Whether their certificates are verified. Default true.
+    /// Verification of their certificates. Default true.
     pub verify: bool,
     /// `ca`, in DER; empty is what the machine believes.
     pub roots: Vec<CertificateDer<'static>>,

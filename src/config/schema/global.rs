@@ -9,8 +9,8 @@ use super::{
     KeyDefault::{Nothing, Required, Value, Words},
     KeyRow,
     spec::{
-        NAMES, ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ZERO, boolean, duration, header, integer, keys,
-        networks, one_of, share, text,
+        NAME_PATTERN, ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ZERO_DURATION, boolean, duration, header,
+        integer, keys, networks, one_of, share, text,
     },
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     reason::StatusProfile,
 };
 
-pub(super) static ROWS: &[KeyRow] = &[
+pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
     KeyRow {
         path: "version",
         value: one_of(&["1"]).shown("1"),
@@ -62,14 +62,14 @@ pub(super) static ROWS: &[KeyRow] = &[
     },
     KeyRow {
         path: "drain.delay",
-        value: duration(ZERO, ONE_HOUR),
+        value: duration(ZERO_DURATION, ONE_HOUR),
         default: Value("0s"),
         doc: "how long it goes on accepting after `/readyz` says 503",
         ..KEY
     },
     KeyRow {
         path: "drain.timeout",
-        value: duration(ZERO, ONE_DAY),
+        value: duration(ZERO_DURATION, ONE_DAY),
         default: Value("30s"),
         doc: "how long open work may then take before it is cut",
         ..KEY
@@ -188,7 +188,7 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: text("`stdout`, `stderr`, `file:PATH` or `none`")
             .pattern("^(stdout|stderr|none|file:.+)$"),
         default: Value("stdout"),
-        doc: "a file is opened anew on SIGUSR1; its directory must exist",
+        doc: "a file is reopened on SIGUSR1; its directory must exist",
         other_words: &[(
             &["access_log_path"],
             "write `access_log: {output: file:PATH}`",
@@ -238,7 +238,7 @@ pub(super) static ROWS: &[KeyRow] = &[
     },
     KeyRow {
         path: "trusted_proxies",
-        value: networks().or_keys(),
+        value: networks().or_keys().shown("networks or keys"),
         default: Value("[]"),
         doc: "peers whose forwarded headers and request ids are believed; those of all others \
               are removed or replaced. See [the client's address](#the-clients-address)",
@@ -318,7 +318,7 @@ pub(super) static ROWS: &[KeyRow] = &[
         path: "errors",
         value: keys(),
         default: Nothing,
-        doc: "answers that balancer gives itself, see docs/reasons.md",
+        doc: "error responses of balancer's own, see docs/reasons.md",
         differs: File(|a, b| a.errors != b.errors),
         ..KEY
     },
@@ -355,7 +355,10 @@ pub(super) static ROWS: &[KeyRow] = &[
     },
     KeyRow {
         path: "listeners",
-        value: keys().map_of(NAMES).shown("map of names"),
+        value: keys()
+            .map_of("names")
+            .pattern(NAME_PATTERN)
+            .shown("map of names"),
         default: Required,
         doc: "see below",
         other_words: &[(
@@ -384,7 +387,10 @@ pub(super) static ROWS: &[KeyRow] = &[
     },
     KeyRow {
         path: "pools",
-        value: keys().map_of(NAMES).shown("map of names"),
+        value: keys()
+            .map_of("names")
+            .pattern(NAME_PATTERN)
+            .shown("map of names"),
         default: Value("{}"),
         doc: "see below",
         other_words: &[

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::config::model::{ClientAuth, ListenerProtocol, ProxyVersion, TlsVersion};
 
-pub(super) static ROWS: &[KeyRow] = &[
+pub(super) static LISTENER_KEYS: &[KeyRow] = &[
     KeyRow {
         path: "listeners.NAME.bind",
         value: text("address").one_or_more().shown("address or list"),
@@ -66,7 +66,7 @@ pub(super) static ROWS: &[KeyRow] = &[
     },
     KeyRow {
         path: "listeners.NAME.redirect.to",
-        value: text("`https`, a URL or a path"),
+        value: text("`https`, a URL or a path").pattern("^(https$|https?://|/)"),
         default: Required,
         doc: "`https` keeps host and target; anything else is sent as it is",
         ..KEY
@@ -181,7 +181,7 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: keys().non_empty_list().shown("list of keys"),
         default: Nothing,
         doc: "several of them. The name that a client asks for (SNI) leads to the one for that \
-              exact name, then to `*.` and the rest of it, then to the first. Two for one name, \
+              exact name, then to `*.` and its parent domain, then to the first. Two for one name, \
               with RSA and ECDSA: the first that the client can verify, by signature and curve",
         other_words: &[(
             &["tls_certificates"],
@@ -370,7 +370,7 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: integer(1, 10_000_000).or("none"),
         default: Value("none"),
         doc: "connections at a time; none: only `max_connections`. When it is reached, an idle \
-              connection of the listener makes room",
+              connection of the listener is closed for a new one",
         ..KEY
     },
     KeyRow {

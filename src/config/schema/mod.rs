@@ -18,7 +18,10 @@
 //! All words are written in lower case with `_` for `-`: that is how they are looked up. Texts name keys in backquotes.
 
 mod global;
+mod health;
+mod json;
 mod listeners;
+mod markdown;
 mod pools;
 mod routes;
 mod spec;
@@ -26,23 +29,27 @@ mod words;
 
 use std::{collections::HashMap, sync::LazyLock};
 
-pub use self::spec::{Shape, ValueKind, ValueSpec};
+pub use self::{
+    json::document,
+    markdown::table,
+    spec::{Shape, ValueKind, ValueSpec},
+};
 use super::model::{Config, ListenerConfig, PoolConfig};
 
 /// One key of the file.
 #[derive(Debug, Clone, Copy)]
 pub struct KeyRow {
-    /// Where it stands: `NAME` for a name that the user chooses, `[]` for an entry of a list.
+    /// Path in the file: `NAME` for a name that the user chooses, `[]` for an entry of a list.
     pub path: &'static str,
-    /// What may be written.
+    /// Type and range of the value.
     pub value: ValueSpec,
-    /// What holds when the key is left out.
+    /// Default.
     pub default: KeyDefault,
     /// Its meaning in one line of Markdown, for the docs and editors. May be empty.
     pub doc: &'static str,
-    /// When a change takes effect.
+    /// Reload or restart.
     pub effect: Effect,
-    /// How a reload finds out that it has changed.
+    /// Comparison with another configuration, for the log of a reload.
     pub differs: Differs,
     /// Words of other products for this key, and what to write instead.
     pub other_words: &'static [(&'static [&'static str], &'static str)],
@@ -70,9 +77,9 @@ const KEY: KeyRow = KeyRow {
 };
 
 /// The file as a whole.
-pub(super) static ROOT: KeyRow = KEY;
+pub(super) static ROOT_ROW: KeyRow = KEY;
 
-/// What holds when a key is left out.
+/// The default of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyDefault {
     /// Not worth a word: the keys of the section have defaults of their own, or there is no effect.
@@ -85,7 +92,7 @@ pub enum KeyDefault {
     Words(&'static str),
 }
 
-/// When the change of a key takes effect.
+/// Time at which the change of a key takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     /// With a reload.
@@ -154,14 +161,19 @@ impl Part {
         }
     }
 
-    /// The rows of the part.
-    pub fn rows(self) -> &'static [KeyRow] {
-        match self {
-            Self::Global => global::ROWS,
-            Self::Listeners => listeners::ROWS,
-            Self::Routes => routes::ROWS,
-            Self::Pools => pools::ROWS,
-        }
+    /// The rows of the part, in the order of the docs.
+    pub fn rows(self) -> impl Iterator<Item = &'static KeyRow> {
+        let files: [&'static [KeyRow]; 3] = match self {
+            Self::Global => [global::GLOBAL_KEYS, &[], &[]],
+            Self::Listeners => [listeners::LISTENER_KEYS, &[], &[]],
+            Self::Routes => [routes::ROUTE_KEYS, &[], &[]],
+            Self::Pools => [
+                pools::BACKEND_KEYS,
+                health::HEALTH_KEYS,
+                pools::TRAFFIC_KEYS,
+            ],
+        };
+        files.into_iter().flatten()
     }
 }
 
@@ -171,17 +183,18 @@ pub fn rows() -> impl Iterator<Item = &'static KeyRow> {
 }
 
 /// The keys of each section, by the section's path.
-static SECTIONS: LazyLock<HashMap<&'static str, Vec<&'static KeyRow>>> = LazyLock::new(|| {
-    let mut sections: HashMap<_, Vec<_>> = HashMap::new();
-    for row in rows() {
-        sections.entry(row.split().0).or_default().push(row);
-    }
-    sections
-});
+static KEYS_OF_SECTIONS: LazyLock<HashMap<&'static str, Vec<&'static KeyRow>>> =
+    LazyLock::new(|| {
+        let mut sections: HashMap<_, Vec<_>> = HashMap::new();
+        for row in rows() {
+            sections.entry(row.split().0).or_default().push(row);
+        }
+        sections
+    });
 
 /// The rows of a section's own keys; none for a path that is not a section.
 pub fn section(path: &str) -> &'static [&'static KeyRow] {
-    SECTIONS.get(path).map_or(&[], Vec::as_slice)
+    KEYS_OF_SECTIONS.get(path).map_or(&[], Vec::as_slice)
 }
 
 /// The row of a key in a section.
@@ -189,7 +202,7 @@ pub fn find(path: &str, key: &str) -> Option<&'static KeyRow> {
     section(path).iter().copied().find(|row| row.name() == key)
 }
 
-/// What to write instead of `word`, a key of `at` (the path of a section) that is none of ours.
+/// The hint for `word`, an unknown key in the section `at`.
 pub(super) fn hint_for_word(at: &str, word: &str) -> Option<&'static str> {
     let texts = |row: &'static KeyRow| {
         let entries = row.other_words.iter();

@@ -6,15 +6,16 @@ use super::{
     KeyDefault::{Nothing, Required, Value, Words},
     KeyRow,
     spec::{
-        MIN_CHECK_INTERVAL, ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ONE_WEEK, TOKEN, boolean, duration,
-        integer, keys, one_of, share, text,
+        ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ONE_WEEK, TOKEN_PATTERN, boolean, duration, integer,
+        keys, one_of, share, text,
     },
 };
 use crate::config::model::{
-    BackendProtocol, BalancingPolicy, CheckType, OnDown, ProxyVersion, RetryCondition, WhenAllDown,
+    BackendProtocol, BalancingPolicy, ProxyVersion, RetryCondition, WhenAllDown,
 };
 
-pub(super) static ROWS: &[KeyRow] = &[
+/// Backends and how one of them is picked.
+pub(super) static BACKEND_KEYS: &[KeyRow] = &[
     KeyRow {
         path: "pools.NAME.policy",
         value: one_of(BalancingPolicy::NAMES),
@@ -219,238 +220,15 @@ pub(super) static ROWS: &[KeyRow] = &[
         other_values: &[("1", "v1"), ("2", "v2")],
         ..KEY
     },
-    KeyRow {
-        path: "pools.NAME.health_check",
-        value: keys().or("none"),
-        default: Words("a tcp check"),
-        doc: "asks every backend, at once and then in every interval",
-        differs: Pool(|a, b| a.health_check != b.health_check),
-        other_words: &[(
-            &["check", "health", "healthcheck", "health_checks"],
-            "balancer calls this `health_check`",
-        )],
-        value_hints: &[
-            (
-                &["off", "false", "no", "disabled", "never", "0"],
-                "write `health_check: none`",
-            ),
-            (
-                &["true", "on", "yes", "enabled"],
-                "leave the key out: every pool is checked by connecting to its backends",
-            ),
-            (&["/*"], "write `health_check: {path: {value}}`"),
-            (
-                &["tcp", "http", "grpc"],
-                "write `health_check: {type: {value}}`",
-            ),
-        ],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.type",
-        value: one_of(CheckType::NAMES),
-        default: Words("tcp; http with `path`"),
-        doc: "tcp: the connection is accepted; http: asked by the pool's `protocol`; grpc: \
-              `grpc.health.v1.Health/Check` says SERVING",
-        other_words: &[(&["grpc_health_check"], "write `health_check: {type: grpc}`")],
-        other_values: &[("https", "http"), ("http1", "http"), ("http2", "http")],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.path",
-        value: text("path").pattern("^/"),
-        default: Value("/"),
-        doc: "what an http check asks for",
-        other_words: &[
-            (
-                &["health_uri", "health_path", "healthcheck_path", "uri"],
-                "write `health_check: {path: /healthz}` in the pool",
-            ),
-            (
-                &["http_check", "httpchk"],
-                "write `health_check: {path: /healthz}`",
-            ),
-        ],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.method",
-        value: text("name").pattern(TOKEN),
-        default: Value("GET"),
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.host",
-        value: text("name"),
-        default: Words("the address"),
-        doc: "the `Host` header, or `:authority`",
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.expect",
-        value: text("status")
-            .one_or_more()
-            .shown("status, range, class or list"),
-        default: Value("200-399"),
-        doc: "`200`, `200-299`, `2xx`",
-        other_words: &[(
-            &["health_status"],
-            "write `health_check: {expect: 200-399}` in the pool",
-        )],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.body",
-        value: text("text of 1 to 4096 bytes"),
-        default: Words("none"),
-        doc: "must occur in the first 64 KiB of the answer",
-        other_words: &[(
-            &["health_body"],
-            "write `health_check: {body: TEXT}` in the pool",
-        )],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.service",
-        value: text("name"),
-        default: Words("the server as a whole"),
-        doc: "the service that a grpc check asks for, such as `shop.v1.Orders`",
-        other_words: &[(
-            &["service_name"],
-            "balancer calls this `service`, in a check of `type: grpc`",
-        )],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.port",
-        value: integer(1, 65_535),
-        default: Words("the backend's"),
-        doc: "an error where a backend is a unix socket",
-        other_words: &[(
-            &["health_port"],
-            "write `health_check: {port: 8081}` in the pool",
-        )],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.interval",
-        value: duration(MIN_CHECK_INTERVAL, ONE_HOUR),
-        default: Value("2s"),
-        doc: "from one check to the next, give or take 10 %; a backend that is down because it \
-              refuses connections is asked four times as often (100 ms at least, 64 such \
-              backends at a time), as that costs it nothing",
-        other_words: &[
-            (
-                &["health_interval"],
-                "write `health_check: {interval: 2s}` in the pool",
-            ),
-            (
-                &["inter"],
-                "balancer calls this `health_check: {interval: 2s}`",
-            ),
-        ],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.timeout",
-        value: duration(ONE_MILLISECOND, ONE_HOUR),
-        default: Value("1s"),
-        doc: "for the whole check",
-        other_words: &[(
-            &["health_timeout"],
-            "write `health_check: {timeout: 1s}` in the pool",
-        )],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.rise",
-        value: integer(1, 100),
-        default: Value("2"),
-        doc: "good checks in a row until up",
-        other_words: &[(&["healthy_threshold"], "balancer calls this `rise`")],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.fall",
-        value: integer(1, 100),
-        default: Value("3"),
-        doc: "bad checks in a row until down",
-        other_words: &[(&["unhealthy_threshold"], "balancer calls this `fall`")],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.health_check.on_down",
-        value: one_of(OnDown::NAMES),
-        default: Value("keep"),
-        doc: "close: when the checks take a backend down, its TCP sessions and tunnels \
-              (WebSocket and other upgrades) are reset, with the reason `backend_down`; requests \
-              under way finish",
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.ejection",
-        value: keys().or("none"),
-        default: Words("on"),
-        doc: "takes a backend out that fails real traffic; `none` by a reload frees all at once; \
-              see [operations.md](operations.md#ejection)",
-        differs: Pool(|a, b| a.ejection != b.ejection),
-        other_words: &[(&["outlier_detection"], "balancer calls this `ejection`")],
-        value_hints: &[
-            (
-                &["off", "false", "no", "disabled", "never", "0"],
-                "write `ejection: none`",
-            ),
-            (
-                &["true", "on", "yes", "enabled"],
-                "leave the key out: failing backends are ejected by default",
-            ),
-        ],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.ejection.failures",
-        value: integer(1, 1000),
-        default: Value("5"),
-        doc: "failures in a row",
-        other_words: &[(
-            &["max_fails"],
-            "balancer calls this `ejection: {failures: 5}` in the pool",
-        )],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.ejection.eject_for",
-        value: duration(ONE_MILLISECOND, ONE_DAY),
-        default: Value("10s"),
-        doc: "the first time; doubled each time",
-        other_words: &[(
-            &["fail_timeout"],
-            "balancer calls this `ejection: {eject_for: 10s}` in the pool",
-        )],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.ejection.max_eject_for",
-        value: duration(ONE_MILLISECOND, ONE_DAY),
-        default: Value("5m"),
-        doc: "the longest time; without the key `eject_for` where that is longer",
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.ejection.max_ejected",
-        value: share(),
-        default: Value("50%"),
-        doc: "of the pool that may be out at once, rounded down, backends that checks took down \
-              included: of 10 backends one at 10 %, none at 9 % (a warning). Of two or three one \
-              may go at any share above 0 %; the last one that serves never. `0%` ejects none, \
-              and by a reload frees all at once",
-        ..KEY
-    },
+];
+
+/// Traffic to a backend.
+pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
     KeyRow {
         path: "pools.NAME.retries",
         value: keys().or("none"),
         default: Words("on"),
-        doc: "further tries on other backends",
+        doc: "further attempts on other backends",
         differs: Pool(|a, b| a.retries != b.retries),
         other_words: &[(
             &["proxy_next_upstream", "retry_policy"],
@@ -472,7 +250,7 @@ pub(super) static ROWS: &[KeyRow] = &[
         path: "pools.NAME.retries.attempts",
         value: integer(0, 10),
         default: Value("2"),
-        doc: "tries after the first",
+        doc: "attempts after the first",
         ..KEY
     },
     KeyRow {
@@ -480,7 +258,7 @@ pub(super) static ROWS: &[KeyRow] = &[
         value: share(),
         default: Value("20%"),
         doc: "retries as a share of requests, at least 10 a second; unused, the share of one \
-              second is kept, and 100 tries of quiet times",
+              second is kept, and 100 attempts of idle times",
         ..KEY
     },
     KeyRow {
@@ -492,13 +270,13 @@ pub(super) static ROWS: &[KeyRow] = &[
         doc: "`connect`: refused, unreachable, timed out. `stale`: a keepalive connection that \
               was closed before it took the request. Either of the two: a backend that refused \
               the request without processing it. `terminated`: closed before a whole response \
-              head. `timeout`: no response head in time. `invalid`: an answer that is not valid \
+              head. `timeout`: no response head in time. `invalid`: a response that is not valid \
               HTTP",
         ..KEY
     },
     KeyRow {
         path: "pools.NAME.retries.methods",
-        value: text("name").pattern(TOKEN).one_or_more(),
+        value: text("name").pattern(TOKEN_PATTERN).one_or_more(),
         default: Value("[GET, HEAD, OPTIONS, TRACE, PUT, DELETE]"),
         doc: "the methods for which conditions other than `connect` and `stale` hold",
         ..KEY
@@ -574,7 +352,7 @@ pub(super) static ROWS: &[KeyRow] = &[
         path: "pools.NAME.timeouts.total",
         value: duration(ONE_MILLISECOND, ONE_DAY).or("none"),
         default: Value("none"),
-        doc: "for the whole exchange with all its tries",
+        doc: "for the whole exchange with all its attempts",
         other_words: &[(
             &["check"],
             "write `health_check: {timeout: 1s}` in the pool",

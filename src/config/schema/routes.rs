@@ -5,13 +5,13 @@ use super::{
     KeyDefault::{Nothing, Required, Value, Words},
     KeyRow,
     spec::{
-        ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ONE_WEEK, REDIRECT_STATUSES, TOKEN, boolean, duration,
-        integer, keys, networks, one_of, rate, share, text,
+        ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ONE_WEEK, REDIRECT_STATUSES, TOKEN_PATTERN, boolean,
+        duration, integer, keys, networks, one_of, rate, share, text,
     },
 };
 use crate::config::model::RetryCondition;
 
-pub(super) static ROWS: &[KeyRow] = &[
+pub(super) static ROUTE_KEYS: &[KeyRow] = &[
     KeyRow {
         path: "routes[].first",
         value: boolean(),
@@ -66,7 +66,7 @@ pub(super) static ROWS: &[KeyRow] = &[
     },
     KeyRow {
         path: "routes[].method",
-        value: text("name").pattern(TOKEN).one_or_more(),
+        value: text("name").pattern(TOKEN_PATTERN).one_or_more(),
         default: Words("any"),
         doc: "as sent: `GET`",
         ..KEY
@@ -101,7 +101,7 @@ pub(super) static ROWS: &[KeyRow] = &[
             .shown("map of names of pools to 0 to 256"),
         default: Nothing,
         doc: "each request goes to one of these pools by chance, each its share of the sum: \
-              `{stable: 9, canary: 1}`. 0: none. Further tries stay in the pool that was picked",
+              `{stable: 9, canary: 1}`. 0: none. Further attempts stay in the pool that was picked",
         other_words: &[(
             &[
                 "canary",
@@ -124,7 +124,7 @@ pub(super) static ROWS: &[KeyRow] = &[
     },
     KeyRow {
         path: "routes[].redirect.to",
-        value: text("`https`, a URL or a path"),
+        value: text("`https`, a URL or a path").pattern("^(https$|https?://|/)"),
         default: Required,
         doc: "as for listeners",
         ..KEY
@@ -146,7 +146,7 @@ pub(super) static ROWS: &[KeyRow] = &[
         path: "routes[].respond",
         value: keys(),
         default: Nothing,
-        doc: "a fixed answer",
+        doc: "a fixed response",
         ..KEY
     },
     KeyRow {
@@ -174,7 +174,7 @@ pub(super) static ROWS: &[KeyRow] = &[
             .map_of("names")
             .shown("map of names to values"),
         default: Value("{}"),
-        doc: "fields of the answer; the same names as in `response_headers` are refused",
+        doc: "fields of the response; the same names as in `response_headers` are refused",
         ..KEY
     },
     KeyRow {
@@ -291,9 +291,9 @@ pub(super) static ROWS: &[KeyRow] = &[
     },
     KeyRow {
         path: "routes[].request_headers.remove",
-        value: text("name").pattern(TOKEN).one_or_more(),
-        default: Value("[]"),
-        doc: "a final `*` stands for the rest of a name: `X-Internal-*`. It takes the fields \
+        value: text("name").pattern(TOKEN_PATTERN).one_or_more(),
+        default: Words("none"),
+        doc: "a final `*` stands for any end of a name: `X-Internal-*`. It takes the fields \
               that balancer adds too, but never `Host`, `Expect` and those of the connection and \
               the framing",
         ..KEY
@@ -302,8 +302,8 @@ pub(super) static ROWS: &[KeyRow] = &[
         path: "routes[].response_headers",
         value: keys(),
         default: Nothing,
-        doc: "changes what the client gets from the route: the answers of backends, its \
-              `respond` and `redirect`, 403, 429, and the errors that balancer answers with. Of \
+        doc: "changes what the client gets from the route: the responses of backends, its \
+              `respond` and `redirect`, 403, 429, and the errors of balancer's own. Of \
               errors what describes the body and keeps it out of caches stays as it is: \
               `Content-*` (but `Content-Security-Policy`), `Cache-Control` and the like, \
               `grpc-*`",
@@ -337,8 +337,8 @@ pub(super) static ROWS: &[KeyRow] = &[
     },
     KeyRow {
         path: "routes[].response_headers.remove",
-        value: text("name").pattern(TOKEN).one_or_more(),
-        default: Value("[]"),
+        value: text("name").pattern(TOKEN_PATTERN).one_or_more(),
+        default: Words("none"),
         doc: "a final `*` as for requests",
         ..KEY
     },
@@ -402,7 +402,7 @@ pub(super) static ROWS: &[KeyRow] = &[
     },
     KeyRow {
         path: "routes[].retries.methods",
-        value: text("name").pattern(TOKEN).one_or_more(),
+        value: text("name").pattern(TOKEN_PATTERN).one_or_more(),
         default: Words("the pool's"),
         ..KEY
     },

@@ -1,8 +1,8 @@
-//! What may be written as the value of a key, and short constructors for the rows.
+//! Types and ranges of values, and short constructors for the rows.
 
 use std::time::Duration;
 
-/// What may be written as the value of a key.
+/// Type and range of a key's value.
 #[derive(Debug, Clone, Copy)]
 pub struct ValueSpec {
     /// A single value, or each entry of a list or map.
@@ -13,7 +13,8 @@ pub struct ValueSpec {
     pub or_word: Option<&'static str>,
     /// True where keys of its own may stand instead of the text.
     pub or_keys: bool,
-    /// Pattern that every text matches (ECMA-262, for the JSON Schema). The reader is stricter.
+    /// Pattern that every text matches, or every name in a map of keys (ECMA-262, for the JSON Schema). The reader is
+    /// stricter.
     pub pattern: Option<&'static str>,
     /// Markdown for the docs where the kind does not say it well.
     pub shown: Option<&'static str>,
@@ -57,7 +58,7 @@ pub enum ValueKind {
     Text(&'static str),
 }
 
-/// How many values a key takes.
+/// Number of values that a key takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     /// One.
@@ -74,15 +75,12 @@ pub enum Shape {
     },
     /// A map whose keys the user chooses.
     Map {
-        /// What its keys are, for the docs.
+        /// Description of its keys, for the docs.
         names: &'static str,
     },
 }
 
-/// Keys of a map that name listeners or pools.
-pub(super) const NAMES: &str = "names";
-
-pub(super) const ZERO: Duration = Duration::ZERO;
+pub(super) const ZERO_DURATION: Duration = Duration::ZERO;
 pub(super) const ONE_MILLISECOND: Duration = Duration::from_millis(1);
 /// Shortest time from one health check to the next: shorter ones would load backends more than clients do.
 pub(super) const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -95,8 +93,11 @@ pub(super) const ONE_WEEK: Duration = Duration::from_hours(168);
 /// Largest request body that may be allowed, in bytes.
 pub(super) const MAX_BODY_BYTES: u64 = 1 << 40;
 
+/// A name of a listener or pool.
+pub(super) const NAME_PATTERN: &str = "^[A-Za-z0-9_.-]{1,64}$";
+
 /// A token, RFC 9110 section 5.6.2: names of fields and methods.
-pub(super) const TOKEN: &str = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
+pub(super) const TOKEN_PATTERN: &str = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
 
 /// Statuses of a redirect, RFC 9110 section 15.4: those that have a `Location` and no choices.
 pub(super) const REDIRECT_STATUSES: &[&str] = &["301", "302", "303", "307", "308"];
@@ -150,7 +151,7 @@ pub(super) const fn text(description: &'static str) -> ValueSpec {
 
 /// The name of a header.
 pub(super) const fn header() -> ValueSpec {
-    text("name of a header").pattern(TOKEN)
+    text("name of a header").pattern(TOKEN_PATTERN)
 }
 
 /// Addresses and networks, in any number.
