@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a release: version, changelog, build, archive with checksums, commit and tag. RELEASING.md tells when.
 #   ./release.sh [--dry-run] X.Y.Z
-# A dry run does the same in a copy that is thrown away, from the last commit, and keeps nothing.
+# A dry run does the same in a copy of the last commit that is thrown away, with an unoptimised build, and keeps nothing.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -35,7 +35,7 @@ if [ "$version" = "$present" ] || [ "$(printf "%s\n" "$present" "$version" | sor
 fi
 ! git rev-parse --quiet --verify "refs/tags/v$version" >/dev/null || fail "the tag v$version exists"
 notes=$(sed -n '/^## \[Unreleased\]/,/^## \[[0-9]/p' CHANGELOG.md | grep -v '^## ' | sed '/^$/d') || true
-[ -n "$notes" ] || fail "the Unreleased section of CHANGELOG.md is empty"
+[ -n "$notes" ] || [ $dry_run = yes ] || fail "the Unreleased section of CHANGELOG.md is empty"
 
 today=$(date -u +%Y-%m-%d)
 sed -i "s/^version = \"$present\"/version = \"$version\"/" Cargo.toml
@@ -45,8 +45,15 @@ grep -q "^\[$version\]: " CHANGELOG.md || fail "CHANGELOG.md has no link for Unr
 cargo update --quiet --offline --package balancer
 git diff --stat
 
-cargo build --quiet --release --locked
-built=$("$CARGO_TARGET_DIR/release/balancer" version)
+if [ $dry_run = yes ]; then
+  profile=debug
+  cargo build --quiet --locked
+else
+  profile=release
+  cargo build --quiet --locked --release
+fi
+program="$CARGO_TARGET_DIR/$profile/balancer"
+built=$("$program" version)
 [[ $built == *"$version"* ]] || fail "the program that was built says \`$built\`"
 
 name="balancer-$version-$(uname -m)-linux"
@@ -54,7 +61,7 @@ out="$CARGO_TARGET_DIR/release-$version"
 [ $dry_run = no ] || out="$copy/out"
 rm -rf "$out"
 mkdir -p "$out/$name"
-cp "$CARGO_TARGET_DIR/release/balancer" "$out/$name/"
+cp "$program" "$out/$name/"
 cp -r balancer.yaml systemd docs README.md CHANGELOG.md SECURITY.md LICENSE-APACHE LICENSE-MIT "$out/$name/"
 # The same bytes for the same commit: names sorted, no owner, one time.
 tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="$today 00:00Z" -C "$out" -cf - "$name" | gzip -n >"$out/$name.tar.gz"

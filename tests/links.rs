@@ -101,8 +101,12 @@ fn anchors(text: &str) -> Vec<String> {
 
 /// A link that leads nowhere, as a message.
 fn broken(document: &Path, target: &str) -> Option<String> {
-    // Other hosts are not asked, and comparisons of versions exist where the project is published.
-    if target.contains("://") || target.starts_with("mailto:") || target.contains("/compare/") {
+    // Other hosts are not asked, and comparisons and releases exist where the project is published.
+    if target.contains("://")
+        || target.starts_with("mailto:")
+        || target.contains("/compare/")
+        || target.contains("/releases/")
+    {
         return None;
     }
     let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
