@@ -1,4 +1,4 @@
-//! `balancer check`: reads a file as `run` would, binds nothing, and says everything that is wrong with it.
+//! `balancer check`: reads a file as `run` would, binds nothing, and reports every problem.
 
 use std::{
     io::{self, Read as _},
@@ -28,8 +28,8 @@ use crate::{
 /// What a document from standard input is called.
 const STDIN: &str = "<stdin>";
 
-/// Exit code 0 when the file may be run, with or without warnings, and 1 when it may not. With `user`, everything is read with
-/// that user's rights.
+/// Exit code 0 when the file may be run, with or without warnings, and 1 when it may not. With
+/// `user`, everything is read with that user's rights.
 pub(super) fn run(file: &Path, as_json: bool, user: Option<&str>) -> ExitCode {
     let (name, loaded) = if is_stdin(file) {
         let mut bytes = Vec::new();
@@ -90,7 +90,8 @@ fn report(file: &Path, result: &Result<LoadedConfig, Problems>, as_json: bool) -
 
 type Checked = Result<LoadedConfig, Problems>;
 
-/// Runs `load` with the rights of `user`, on a thread of its own: rights belong to threads (credentials(7)).
+/// Runs `load` with the rights of `user`, on a thread of its own: rights belong to threads
+/// (credentials(7)).
 fn as_user(
     user: Option<&str>,
     load: impl FnOnce() -> Checked + Send + 'static,
@@ -162,7 +163,8 @@ fn written(config: &Config) -> Vec<(PathBuf, String)> {
     files
 }
 
-/// True for a path whose directory below `/run` does not exist: the service manager makes it when the daemon starts.
+/// True for a path whose directory below `/run` does not exist: the service manager makes it when
+/// the daemon starts.
 fn is_made_at_start(path: &Path) -> bool {
     path.starts_with("/run") && path.parent().is_some_and(|folder| !folder.exists())
 }

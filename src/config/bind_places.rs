@@ -1,4 +1,4 @@
-//! Where the file says what to listen on: the system says later that it cannot be.
+//! Places of the addresses to listen on: only the system finds that one is in use or not allowed.
 
 use std::{
     io,
@@ -42,8 +42,8 @@ impl BindPlaces {
         }
     }
 
-    /// The problem that nothing can listen on `socket`: it names the owner and the place in the file. `cause` says
-    /// it in full, with the address.
+    /// The problem that nothing can listen on `socket`: it names the owner and the place in the
+    /// file. `cause` says it in full, with the address.
     pub fn problem(&self, socket: &SocketKey, cause: &str, kind: io::ErrorKind) -> Problems {
         let known = self.binds.iter().find(|bind| bind.socket == *socket);
         let message = known.map(|bind| format!("{}: {cause}", bind.owner));

@@ -67,12 +67,14 @@ fn clash(one: &BoundAddress, other: &BoundAddress) -> bool {
     let covers = |wide: &std::net::IpAddr, narrow: &std::net::IpAddr| {
         wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
     };
-    // A listener may list the wildcards of both families. In two listeners they are no two addresses: `[::]` takes IPv4 too.
+    // A listener may list the wildcards of both families. In two listeners they are no two
+    // addresses: `[::]` takes IPv4 too.
     let two_wildcards = a.ip().is_unspecified() && b.ip().is_unspecified();
     if two_wildcards && one.owner != other.owner {
         return true;
     }
-    // Listeners may give one address of a port to another listener: the kernel prefers the exact address.
+    // Listeners may give one address of a port to another listener: the kernel prefers the exact
+    // address.
     !(one.shares && other.shares) && (covers(&a.ip(), &b.ip()) || covers(&b.ip(), &a.ip()))
 }
 

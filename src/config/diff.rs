@@ -1,4 +1,5 @@
-//! Difference of two configurations: one line for each listener, route, pool, backend and global key that a reload changes.
+//! Difference of two configurations: one line for each listener, route, pool, backend and global
+//! key that a reload changes.
 //!
 //! Complete: two configurations are equal exactly when there is no line.
 
@@ -47,7 +48,8 @@ impl ChangeList {
         }
     }
 
-    /// One line for each row of the table that `differs` finds changed; `owner` is what has the keys below `section`.
+    /// One line for each row of the table that `differs` finds changed; `owner` is what has the
+    /// keys below `section`.
     fn by_table(&mut self, owner: &str, section: &str, differs: impl Fn(&Differs) -> bool) {
         for row in schema::rows().filter(|row| differs(&row.differs)) {
             let key = row.path.strip_prefix(section).unwrap_or(row.path);
@@ -59,7 +61,8 @@ impl ChangeList {
     }
 }
 
-/// All changes from `old` to `new`: global sections, listeners, routes, pools, each in the order of the new file.
+/// All changes from `old` to `new`: global sections, listeners, routes, pools, each in the order of
+/// the new file.
 pub fn diff(old: &Config, new: &Config) -> Vec<ConfigChange> {
     let mut changes = ChangeList::default();
     changes.by_table("", "", |differs| match differs {

@@ -1,7 +1,8 @@
 //! The files of this machine that a configuration may consist of: regular ones, of bounded size.
 //!
-//! A FIFO, device or socket could hold up the reader for ever; a file system that does not answer still can, so the daemon
-//! reads on a thread of its own and asks [`RealFiles::last`] where it stands.
+//! A FIFO, device or socket could hold up the reader for ever; a file system that does not answer
+//! still can, so the daemon reads on a thread of its own and asks [`RealFiles::last`] where it
+//! stands.
 
 use std::{
     fs::{self, FileType, OpenOptions},
@@ -59,12 +60,14 @@ impl FileAccess for RealFiles {
     }
 }
 
-/// The bytes of a regular file, or of one that a symbolic link leads to: at most `limit` and one more.
+/// The bytes of a regular file, or of one that a symbolic link leads to: at most `limit` and one
+/// more.
 ///
 /// # Errors
 /// Also for everything that is no regular file; its text says what it is.
 pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    // Opening a FIFO or a device may have effects, so it is looked at first; it may be replaced in between.
+    // Opening a FIFO or a device may have effects, so it is looked at first; it may be replaced in
+    // between.
     must_be_regular(fs::metadata(path)?.file_type())?;
     let mut options = OpenOptions::new();
     options

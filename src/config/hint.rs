@@ -1,4 +1,5 @@
-//! Hints for wrong words: our word for another product's (from the table of keys, `schema`), or the nearest of ours.
+//! Hints for wrong words: our word for another product's (from the table of keys, `schema`), or the
+//! nearest of ours.
 //!
 //! Hints only: nothing here makes another product's word work.
 

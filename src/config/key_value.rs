@@ -8,7 +8,8 @@ use super::{
     schema::ValueKind,
 };
 
-/// A value in the model that one key gives. `None` where the file is wrong, which has been reported then.
+/// A value in the model that one key gives. `None` where the file is wrong, which has been reported
+/// then.
 pub(super) trait KeyValue: Sized {
     /// Reads it, with the range or the words that the table has for the key.
     fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<Self>;
@@ -60,7 +61,7 @@ impl KeyValue for Option<Duration> {
     }
 }
 
-/// A number, or a size in bytes, whichever the key has.
+/// A number, or a size in bytes: the key's type decides.
 impl KeyValue for u64 {
     fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<Self> {
         match at.row.value.kind {

@@ -1,7 +1,8 @@
 //! The configuration: file → tree → checked model. Pure but for reading files.
 //!
-//! [`load`] is what the daemon and `balancer check` call. Read next: `yaml` (the tree), `reader` (typed access with
-//! problems), `file` (one module per section), `check` (across sections), `diff` (what a reload changes).
+//! [`load`] is what the daemon and `balancer check` call. Read next: `yaml` (the tree), `reader`
+//! (typed access with problems), `file` (one module per section), `check` (across sections), `diff`
+//! (what a reload changes).
 
 mod bind_places;
 mod check;
@@ -92,7 +93,8 @@ pub fn load_through(path: &Path, files: &dyn FileAccess) -> Result<LoadedConfig,
     check(path, bytes, files)
 }
 
-/// Checks the configuration `bytes`, called `name` in messages, whose directory is where its paths begin.
+/// Checks the configuration `bytes`, called `name` in messages, whose directory is where its paths
+/// begin.
 pub fn check(
     name: &Path,
     bytes: Vec<u8>,

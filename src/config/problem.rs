@@ -106,7 +106,8 @@ impl Problem {
 }
 
 impl fmt::Display for Problem {
-    /// One line, for logs: `balancer.yaml:22:14: listeners.web.pool: pool `ap` is not defined; did you mean `app`?`
+    /// One line, for logs: `balancer.yaml:22:14: listeners.web.pool: pool `ap` is not defined; did
+    /// you mean `app`?`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.file.display())?;
         if self.place.line > 0 {

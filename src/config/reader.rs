@@ -1,7 +1,8 @@
-//! Walks the tree of a document: readers for sections and lists that collect every problem. Scalars are read in `scalar`,
-//! and each node knows its row in the table of keys.
+//! Walks the tree of a document: readers for sections and lists that collect every problem. Scalars
+//! are read in `scalar`, and each node knows its row in the table of keys.
 //!
-//! A reader returns `None` after it has reported; the caller goes on with the default, so that one run finds all.
+//! A reader returns `None` after it has reported; the caller goes on with the default, so that one
+//! run finds all.
 
 use std::{
     borrow::Cow,
@@ -324,7 +325,8 @@ impl<'s> TreeReader<'s> {
         }
     }
 
-    /// A map with the keys that the table has for this place; unknown and repeated keys are reported.
+    /// A map with the keys that the table has for this place; unknown and repeated keys are
+    /// reported.
     pub(super) fn section<'a>(&mut self, at: NodeRef<'a>) -> Option<Section<'a>> {
         let path = at.section_path();
         let rows = schema::section(&path);

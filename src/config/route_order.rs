@@ -1,8 +1,10 @@
-//! Warns of routes that take requests from each other other than their author hardly meant: routes that can never match,
-//! and routes for all hosts or listeners that another route hides on some of them.
+//! Warns of routes that take requests from each other other than their author hardly meant: routes
+//! that can never match, and routes for all hosts or listeners that another route hides on some of
+//! them.
 //!
-//! The order is that of `crate::route`. Only a single route is looked for that takes all requests of another on one host of
-//! one listener, and expressions are compared by their text: what this warns of is certain, but it does not find all.
+//! The order is that of `crate::route`. Only a single route is looked for that takes all requests
+//! of another on one host of one listener, and expressions are compared by their text: what this
+//! warns of is certain, but it does not find all.
 
 use std::collections::HashMap;
 
@@ -41,8 +43,8 @@ enum RouteTaker {
     ListenerRedirect,
 }
 
-/// Reports dead and hidden routes; `places` are those of `config.routes`, none for a route with an error: what it would
-/// match is not known, so nothing is said of it and nothing because of it.
+/// Reports dead and hidden routes; `places` are those of `config.routes`, none for a route with an
+/// error: what it would match is not known, so nothing is said of it and nothing because of it.
 pub(super) fn check(reader: &mut TreeReader<'_>, places: &[Option<NodeRef<'_>>], config: &Config) {
     let routes = RouteIndex::new(config, |index| matches!(places.get(index), Some(Some(_))));
     let place = |index: usize| places.get(index).copied().flatten();
@@ -200,8 +202,8 @@ impl<'a> RouteIndex<'a> {
         })
     }
 
-    /// A host for which another route, that does not name this one's path, takes its requests: all of them (true), or some
-    /// that this one would refuse.
+    /// A host for which another route, that does not name this one's path, takes its requests: all
+    /// of them (true), or some that this one would refuse.
     fn hidden_on_host(
         &self,
         index: usize,
@@ -240,7 +242,8 @@ impl<'a> RouteIndex<'a> {
         })
     }
 
-    /// A listener that a route for all listeners has, and on which one that names it sends everything to a pool.
+    /// A listener that a route for all listeners has, and on which one that names it sends
+    /// everything to a pool.
     fn hidden_on_listener(&self, takers: &[(usize, Option<RouteTaker>)]) -> Option<(usize, usize)> {
         takers.iter().find_map(|(listener, taker)| match taker {
             Some(RouteTaker::Route(other)) => {

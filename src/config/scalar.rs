@@ -1,5 +1,5 @@
-//! Typed readers of scalars: words, booleans, numbers, durations, sizes, shares, networks, each with a hint for what is
-//! wrong. Ranges and words come from the row of the key.
+//! Typed readers of scalars: words, booleans, numbers, durations, sizes, shares, networks, each
+//! with a hint for what is wrong. Ranges and words come from the row of the key.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -312,7 +312,8 @@ fn integer_range(at: NodeRef<'_>) -> (u64, u64) {
     (0, u64::MAX)
 }
 
-/// The network that `text` names. Clients are IPv4 or IPv6, never IPv4 within IPv6, so neither is a network.
+/// The network that `text` names. Clients are IPv4 or IPv6, never IPv4 within IPv6, so neither is a
+/// network.
 ///
 /// # Errors
 /// A hint.

@@ -1,7 +1,9 @@
-//! Certificates that are trusted as themselves because they stand in `ca` or `client_ca`: self-signed ones, mostly.
+//! Certificates that are trusted as themselves because they stand in `ca` or `client_ca`:
+//! self-signed ones, mostly.
 //!
-//! The path of RFC 5280 leads from a certificate to an authority; one that stands for itself has none, and one that is marked as
-//! an authority may not end it. All other certificates are verified by their path.
+//! The path of RFC 5280 leads from a certificate to an authority; one that stands for itself has
+//! none, and one that is marked as an authority may not end it. All other certificates are verified
+//! by their path.
 
 use std::{sync::Arc, time::Duration};
 
@@ -45,8 +47,8 @@ fn check_validity(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(),
     Ok(())
 }
 
-/// Verifies backends. One whose own certificate is in `listed` needs the name and a certificate that is valid now; its key
-/// signs the handshake in any case.
+/// Verifies backends. One whose own certificate is in `listed` needs the name and a certificate
+/// that is valid now; its key signs the handshake in any case.
 #[derive(Debug)]
 pub(super) struct BackendVerifier {
     pub(super) listed: Vec<CertificateDer<'static>>,

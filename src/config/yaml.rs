@@ -1,7 +1,8 @@
 //! Reads a YAML document into a tree that knows where everything stands. All YAML access is here.
 //!
-//! Knows nothing of balancer's keys. Plain scalars stay text as written, so that the typed readers decide what they
-//! mean and can quote them. Anchors, aliases, merge keys and tags of applications are refused: one place in the file, one value.
+//! Knows nothing of balancer's keys. Plain scalars stay text as written, so that the typed readers
+//! decide what they mean and can quote them. Anchors, aliases, merge keys and tags of applications
+//! are refused: one place in the file, one value.
 
 use std::fmt;
 

@@ -1,4 +1,5 @@
-//! The JSON Schema takes every file that balancer takes, and refuses files that are wrong by their form.
+//! The JSON Schema takes every file that balancer takes, and refuses files that are wrong by their
+//! form.
 
 use std::{
     fs,

@@ -148,7 +148,8 @@ fn the_ends_of_a_range_are_accepted() {
     }
 }
 
-/// String literals of a source that stand alone as the name of a key: `"bind"`. Comments and unit tests do not count.
+/// String literals of a source that stand alone as the name of a key: `"bind"`. Comments and unit
+/// tests do not count.
 fn literals(source: &str) -> Vec<(usize, String)> {
     let code = source
         .split("\n#[cfg(test)]\nmod tests {")
@@ -179,8 +180,8 @@ fn sources(directory: &str) -> Vec<(String, String)> {
     found
 }
 
-/// To add a key costs a field with its default, a row and a line in its reader: no other file of the configuration
-/// knows keys by name.
+/// To add a key costs a field with its default, a row and a line in its reader: no other file of
+/// the configuration knows keys by name.
 #[test]
 fn only_the_table_and_the_readers_know_keys_by_name() {
     let names: BTreeSet<&str> = schema::rows().map(KeyRow::name).collect();
@@ -190,7 +191,8 @@ fn only_the_table_and_the_readers_know_keys_by_name() {
         .chain(sources("src/config/model"))
     {
         for (line, literal) in literals(&source) {
-            // Parts of the file, which a reload names as a whole; words of values; fields of a problem.
+            // Parts of the file, which a reload names as a whole; words of values; fields of a
+            // problem.
             let is_other = file.ends_with("value_set.rs")
                 || file.ends_with("problem.rs")
                 || file.ends_with("diff.rs") && ["listeners", "pools"].contains(&&*literal);

@@ -77,8 +77,8 @@ impl Tree {
     }
 }
 
-/// What must be beside a key so that it may be given: `-path` removes a key, `path=text` adds one. The rows whose
-/// path begins with the first part.
+/// What must be beside a key so that it may be given: `-path` removes a key, `path=text` adds one.
+/// The rows whose path begins with the first part.
 const BESIDE: &[(&str, &str)] = &[
     (
         "pools.NAME.limits.streams_per_connection",
@@ -193,7 +193,8 @@ pub(crate) fn place(row_path: &str) -> String {
         .replace("[]", "[0]")
 }
 
-/// A correct file that has room for the key of the row `path`, and the same with the key written as `text`.
+/// A correct file that has room for the key of the row `path`, and the same with the key written as
+/// `text`.
 pub(crate) fn without_and_with(path: &str, text: &str) -> [String; 2] {
     let without = tree_for(path);
     let mut with = without.clone();

@@ -1,4 +1,5 @@
-//! Readers shared by sections: addresses to listen on, header names and values, redirects, retries, timeouts.
+//! Readers shared by sections: addresses to listen on, header names and values, redirects, retries,
+//! timeouts.
 
 use std::{net::Ipv4Addr, time::Duration};
 

@@ -1,6 +1,8 @@
-//! Finds values of other products in texts that are sent as they are: `$remote_addr`, `%[src]`, `{uri}`, `%REQ(...)%`.
+//! Finds values of other products in texts that are sent as they are: `$remote_addr`, `%[src]`,
+//! `{uri}`, `%REQ(...)%`.
 //!
-//! Their author means the value, which this version does not have there. Texts that may be meant as they are stay: JSON,
+//! Their author means the value, which this version does not have there. Texts that may be meant as
+//! they are stay: JSON,
 //! `$5.00`, `100%`, style sheets.
 
 use super::{NodeRef, TreeReader, quote};

@@ -143,7 +143,8 @@ fn literal(reader: &mut TreeReader<'_>, at: NodeRef<'_>, prefix: bool) -> PathMa
     PathMatch::Prefix(if trimmed.is_empty() { "/" } else { trimmed }.to_owned())
 }
 
-/// True if an expression is certain to match no path: it begins with a letter or digit of its own, or is empty.
+/// True if an expression is certain to match no path: it begins with a letter or digit of its own,
+/// or is empty.
 fn cannot_begin_with_slash(text: &str) -> bool {
     let start = text.trim_start_matches("(?i)").trim_start_matches('^');
     let mut characters = start.chars();
@@ -156,7 +157,8 @@ fn cannot_begin_with_slash(text: &str) -> bool {
     }
 }
 
-/// The cause and its place, out of the drawing of several lines that the library makes of a syntax error.
+/// The cause and its place, out of the drawing of several lines that the library makes of a syntax
+/// error.
 fn syntax_cause(drawing: &str) -> String {
     let cause = drawing
         .lines()

@@ -1,7 +1,7 @@
 //! Turns the tree of a document into the checked model, section by section.
 //!
-//! Every reader returns a value, defaults in place of what was wrong, so that one run reports everything; the value
-//! is used only when nothing was reported as an error.
+//! Every reader returns a value, defaults in place of what was wrong, so that one run reports
+//! everything; the value is used only when nothing was reported as an error.
 
 mod common;
 mod foreign;

@@ -1,5 +1,5 @@
-//! Reads `pools.NAME`: backends, policy, protocol, PROXY header, ejection, retries, timeouts, keepalive, limits. The check
-//! is read in `health_check.rs`.
+//! Reads `pools.NAME`: backends, policy, protocol, PROXY header, ejection, retries, timeouts,
+//! keepalive, limits. The check is read in `health_check.rs`.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -116,7 +116,8 @@ fn check_protocol(
     }
 }
 
-/// Checks that there is a name for each certificate: without `server_name` it must be for the backend's own host.
+/// Checks that there is a name for each certificate: without `server_name` it must be for the
+/// backend's own host.
 fn check_names(reader: &mut TreeReader<'_>, at: NodeRef<'_>, pool: &PoolConfig) {
     let Some(tls) = &pool.tls else { return };
     for backend in &pool.backends {
@@ -281,7 +282,7 @@ fn address(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendAddres
     None
 }
 
-/// What a URL as the address of a backend means here.
+/// The hint for a URL as the address of a backend.
 fn url_hint(text: &str) -> String {
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
     let host = rest.split('/').next().unwrap_or(rest);

@@ -143,7 +143,8 @@ fn refuse(reader: &mut TreeReader<'_>, at: NodeRef<'_>, text: &str, help: impl I
     reader.error(at, message, help);
 }
 
-/// Checks the characters of a path (RFC 3986 section 3.3). A path that servers read in different ways is refused.
+/// Checks the characters of a path (RFC 3986 section 3.3). A path that servers read in different
+/// ways is refused.
 fn check(text: &str) -> Result<(), String> {
     if !text.starts_with('/') {
         return Err("write a path that begins with `/`".to_owned());

@@ -270,8 +270,8 @@ fn content_type(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> 
     Some(text.to_owned())
 }
 
-/// Fields of the connection or of the framing, which only balancer itself may write. RFC 9110 sections 7.6.1 and 10.1.1,
-/// RFC 9112, RFC 9113 section 3.1.
+/// Fields of the connection or of the framing, which only balancer itself may write. RFC 9110
+/// sections 7.6.1 and 10.1.1, RFC 9112, RFC 9113 section 3.1.
 const FRAMING_FIELDS: &[&str] = &[
     "connection",
     "content-length",
@@ -285,7 +285,8 @@ const FRAMING_FIELDS: &[&str] = &[
     "upgrade",
 ];
 
-/// True for a name that only balancer itself may write, also when written with `_`: some servers read that as `-`.
+/// True for a name that only balancer itself may write, also when written with `_`: some servers
+/// read that as `-`.
 pub(super) fn is_framing(name: &str) -> bool {
     let dashed = name.to_ascii_lowercase().replace('_', "-");
     FRAMING_FIELDS.contains(&dashed.as_str())

@@ -54,7 +54,8 @@ pub(super) fn read(
     names
 }
 
-/// A server name that clients may send (RFC 6066 section 3): never an address. The error is the hint.
+/// A server name that clients may send (RFC 6066 section 3): never an address. The error is the
+/// hint.
 fn server_name(text: &str) -> Result<HostMatch, &'static str> {
     const ADDRESS_HINT: &str =
         "write a name: clients do not ask for addresses; what names no server goes to `pool`";

@@ -1,6 +1,7 @@
 //! Reads `listeners.NAME.tls` and `pools.NAME.tls`, and loads the certificates and keys they name.
 //!
-//! Everything that can be wrong with a certificate is found here, with its place: nothing of TLS can fail after a load.
+//! Everything that can be wrong with a certificate is found here, with its place: nothing of TLS
+//! can fail after a load.
 
 use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
@@ -165,7 +166,8 @@ fn certificate(
     }
 }
 
-/// Warns of a certificate or an issuer that is not valid now: the file is accepted, as a renewal may be on its way.
+/// Warns of a certificate or an issuer that is not valid now: the file is accepted, as a renewal
+/// may be on its way.
 fn warn_of_validity(
     reader: &mut TreeReader<'_>,
     at: NodeRef<'_>,
@@ -207,7 +209,8 @@ fn warn_of_validity(
     }
 }
 
-/// Reports a certificate or key that rustls cannot use; `owner` is the certificate of the chain that the key is for.
+/// Reports a certificate or key that rustls cannot use; `owner` is the certificate of the chain
+/// that the key is for.
 fn report_unusable(
     reader: &mut TreeReader<'_>,
     [cert_at, key_at]: [NodeRef<'_>; 2],
@@ -251,7 +254,8 @@ fn report_unusable(
     }
 }
 
-/// The number (from 1) of the certificate behind the first that `key` belongs to: a chain in the wrong order.
+/// The number (from 1) of the certificate behind the first that `key` belongs to: a chain in the
+/// wrong order.
 fn owner(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> Option<usize> {
     let fits = |certificate: &CertificateDer<'static>| {
         let alone = vec![certificate.clone()];

@@ -22,10 +22,12 @@ pub struct ListenerConfig {
     pub protocol: ListenerProtocol,
     /// The pool for unmatched traffic: index into [`Config::pools`](super::Config::pools).
     pub pool: Option<usize>,
-    /// `sni`: the pools of TLS connections by the server name they ask for, as indexes into [`Config::pools`](super::Config::pools). Their TLS is
-    /// passed on as it is. Default empty: connections are not looked into.
+    /// `sni`: the pools of TLS connections by the server name they ask for, as indexes into
+    /// [`Config::pools`](super::Config::pools). Their TLS is passed on as it is. Default empty:
+    /// connections are not looked into.
     pub sni: BTreeMap<HostMatch, usize>,
-    /// `redirect`: every request of this listener is redirected that no route takes which is `first` or names the listener.
+    /// `redirect`: every request of this listener is redirected that no route takes which is
+    /// `first` or names the listener.
     pub redirect: Option<RedirectConfig>,
     /// `http`.
     pub http: ListenerHttpConfig,
@@ -118,12 +120,13 @@ pub struct ListenerHttpConfig {
 pub struct ListenerTimeoutsConfig {
     /// From the first byte of a request (or the accept) to the end of its head. Default 10s.
     pub header: Option<Duration>,
-    /// In which a client sends 1 KiB of a request body before its response begins, or reads a byte of a response of ours.
-    /// Default 30s.
+    /// In which a client sends 1 KiB of a request body before its response begins, or reads a byte
+    /// of a response of ours. Default 30s.
     pub body_idle: Option<Duration>,
     /// Between a response and the next request. Default 75s.
     pub keepalive: Option<Duration>,
-    /// From the accept to the end of the TLS handshake; with `sni` to the end of the ClientHello. Default 10s.
+    /// From the accept to the end of the TLS handshake; with `sni` to the end of the ClientHello.
+    /// Default 10s.
     pub tls: Option<Duration>,
 }
 

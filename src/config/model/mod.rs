@@ -1,7 +1,7 @@
 //! The checked configuration: plain data, every default filled in, every reference resolvable.
 //!
-//! Made only by `config::load`; everything above reads it and never the file. Defaults and ranges are those of
-//! docs/configuration.md; a field says `None` where the file says `none`.
+//! Made only by `config::load`; everything above reads it and never the file. Defaults and ranges
+//! are those of docs/configuration.md; a field says `None` where the file says `none`.
 
 mod listener;
 mod pool;
@@ -75,14 +75,16 @@ pub struct DrainConfig {
 /// `admin`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminConfig {
-    /// Unix socket or loopback address; `None` is the default: `admin.sock` in the runtime directory.
+    /// Unix socket or loopback address; `None` is the default: `admin.sock` in the runtime
+    /// directory.
     pub bind: Option<BindAddress>,
     /// File with the bearer token; required when `bind` is an IP address.
     pub token_file: Option<PathBuf>,
 }
 
 impl AdminConfig {
-    /// The address that it listens on; `default` is the path of its socket where the file names none.
+    /// The address that it listens on; `default` is the path of its socket where the file names
+    /// none.
     pub fn address(&self, default: &Path) -> BindAddress {
         let default = || BindAddress::Unix(default.to_path_buf());
         self.bind.clone().unwrap_or_else(default)

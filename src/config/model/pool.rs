@@ -45,11 +45,13 @@ pub struct PoolConfig {
     pub keepalive: KeepaliveConfig,
     /// Protocol that http listeners speak with the backends. Default http1.
     pub protocol: BackendProtocol,
-    /// `send_proxy`: every connection to a backend begins with a PROXY header of this version. Default none.
+    /// `send_proxy`: every connection to a backend begins with a PROXY header of this version.
+    /// Default none.
     pub send_proxy: Option<ProxyVersion>,
     /// `limits.connections_per_backend`. Default none.
     pub connections_per_backend: Option<usize>,
-    /// `limits.streams_per_connection`: exchanges at a time on one HTTP/2 connection to a backend. 1 to 1000, default 100.
+    /// `limits.streams_per_connection`: exchanges at a time on one HTTP/2 connection to a backend.
+    /// 1 to 1000, default 100.
     pub streams_per_connection: usize,
     /// Default reject.
     pub when_all_down: WhenAllDown,
@@ -78,7 +80,8 @@ pub struct BackendConfig {
     pub name: Arc<str>,
     /// 0..=256. Default 1; 0 gets no new work.
     pub weight: u16,
-    /// Its tier, 0..=9; the lowest tier with a backend that may take traffic gets it. Default 0: no backup.
+    /// Its tier, 0..=9; the lowest tier with a backend that may take traffic gets it. Default 0: no
+    /// backup.
     pub backup: u8,
     /// Exchanges or sessions at a time; the smaller of this and the pool's limit holds.
     pub max_connections: Option<usize>,
@@ -165,13 +168,14 @@ pub struct EjectionConfig {
 }
 
 impl EjectionConfig {
-    /// Backends that may be out at once, of `total` with a weight above 0: the share, rounded down; of two or three one
-    /// at least, unless the share is 0; the only one never.
+    /// Backends that may be out at once, of `total` with a weight above 0: the share, rounded down;
+    /// of two or three one at least, unless the share is 0; the only one never.
     pub fn allowed_out(&self, total: usize) -> usize {
         if total < 2 || self.max_ejected <= 0.0 {
             return 0;
         }
-        // The small addend keeps 29 % of 100 from becoming 28: 0.29 * 100.0 is a little less than 29.
+        // The small addend keeps 29 % of 100 from becoming 28: 0.29 * 100.0 is a little less than
+        // 29.
         let share = (total as f64 * self.max_ejected + 1e-9).floor() as usize;
         share.max(usize::from(total <= 3))
     }
@@ -186,7 +190,8 @@ pub struct RetriesConfig {
     pub budget: f64,
     /// Failures that are retried.
     pub conditions: RetryConditions,
-    /// Methods for which conditions other than a failed connect hold. Default: the idempotent ones of RFC 9110 section 9.2.2.
+    /// Methods for which conditions other than a failed connect hold. Default: the idempotent ones
+    /// of RFC 9110 section 9.2.2.
     pub methods: Vec<String>,
 }
 
@@ -210,7 +215,8 @@ pub enum RetryCondition {
 pub struct RetryConditions {
     /// `connect`: refused, unreachable, timed out; for every method. Default true.
     pub connect: bool,
-    /// `stale`: a keepalive connection that was closed before it took the request; for every method. Default true.
+    /// `stale`: a keepalive connection that was closed before it took the request; for every
+    /// method. Default true.
     pub stale: bool,
     /// `terminated`: closed or reset before a whole response head. Default true.
     pub terminated: bool,

@@ -33,7 +33,8 @@ pub struct RouteConfig {
     pub response_headers: HeaderEdits,
     /// Overrides of the pool's `timeouts`; only the given ones.
     pub timeouts: TimeoutOverrides,
-    /// Override of the pool's `retries`; `Some(None)` is `none`. With `split` see [`SplitShare::retries`].
+    /// Override of the pool's `retries`; `Some(None)` is `none`. With `split` see
+    /// [`SplitShare::retries`].
     pub retries: Option<Option<RetriesConfig>>,
     /// Override of the listener's `rate_limit`; `Some(None)` is `none`.
     pub rate_limit: Option<Option<RateLimitConfig>>,
@@ -42,7 +43,8 @@ pub struct RouteConfig {
 }
 
 impl RouteConfig {
-    /// The route's override of the retries of a pool that it sends requests to: `Some(None)` is `none`.
+    /// The route's override of the retries of a pool that it sends requests to: `Some(None)` is
+    /// `none`.
     pub fn retries_for(&self, pool: usize) -> Option<&Option<RetriesConfig>> {
         match &self.action {
             RouteAction::Split(shares) => shares
@@ -77,8 +79,8 @@ pub enum PathMatch {
     Regex(regex::Regex),
 }
 
-/// The pattern of `path_regex` made to match the whole path. `.` takes line feeds too: clients can send them escaped,
-/// and a path must not get past an expression such as `/admin/.*` by one.
+/// The pattern of `path_regex` made to match the whole path. `.` takes line feeds too: clients can
+/// send them escaped, and a path must not get past an expression such as `/admin/.*` by one.
 pub fn whole_path(pattern: &str) -> String {
     format!(r"\A(?s:{pattern})\z")
 }
@@ -104,8 +106,8 @@ pub struct HeaderMatch {
 }
 
 impl HeaderMatch {
-    /// True for a value of this field as sent. Fields of one hop (RFC 9110 section 7.6.1) are lists of words without
-    /// case: one of the words is enough.
+    /// True for a value of this field as sent. Fields of one hop (RFC 9110 section 7.6.1) are lists
+    /// of words without case: one of the words is enough.
     pub fn holds(&self, sent: &[u8]) -> bool {
         let Some(wanted) = self.value.as_deref().map(str::as_bytes) else {
             return true;
@@ -132,7 +134,8 @@ impl HeaderMatch {
 pub enum RouteAction {
     /// Index into [`Config::pools`](super::Config::pools).
     Pool(usize),
-    /// `split`: one of these pools for each request, by weight. Not empty, no pool twice, some weight over 0.
+    /// `split`: one of these pools for each request, by weight. Not empty, no pool twice, some
+    /// weight over 0.
     Split(Vec<SplitShare>),
     /// A response with `Location`.
     Redirect(RedirectConfig),
@@ -169,12 +172,13 @@ pub struct SplitShare {
 pub struct RewriteConfig {
     /// `path` or `strip_prefix`.
     pub path: PathRewrite,
-    /// `host`: the Host that the backend gets, a name with or without a port. Default: the client's.
+    /// `host`: the Host that the backend gets, a name with or without a port. Default: the
+    /// client's.
     pub host: Option<String>,
 }
 
-/// Change of a request's path. Texts begin with `/` and hold only what a path may hold (RFC 3986), without
-/// empty and dot segments.
+/// Change of a request's path. Texts begin with `/` and hold only what a path may hold (RFC 3986),
+/// without empty and dot segments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum PathRewrite {
     /// The path stays as it came.
@@ -197,14 +201,15 @@ pub enum PathPiece {
     Group(usize),
 }
 
-/// `request_headers`, `response_headers`: first `remove`, then `set`, then `add`. Values have no control bytes.
+/// `request_headers`, `response_headers`: first `remove`, then `set`, then `add`. Values have no
+/// control bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HeaderEdits {
     /// Replaces every field of the name.
     pub set: Vec<(String, String)>,
     /// Adds a field.
     pub add: Vec<(String, String)>,
-    /// Names; a final `*` stands for any end of a name. That never takes `Host`, `Expect`, or fields of the connection
-    /// or the framing.
+    /// Names; a final `*` stands for any end of a name. That never takes `Host`, `Expect`, or
+    /// fields of the connection or the framing.
     pub remove: Vec<String>,
 }

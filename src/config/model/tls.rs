@@ -24,9 +24,11 @@ pub struct ListenerTlsConfig {
     pub alpn: Vec<String>,
     /// `client_ca` with `client_auth`.
     pub client_ca: Option<ClientCaConfig>,
-    /// `client_subject`: request header that tells backends the subject of the client's certificate.
+    /// `client_subject`: request header that tells backends the subject of the client's
+    /// certificate.
     pub client_subject: Option<String>,
-    /// `same_host`: a request for a host with another certificate than the one shown is refused. Default true.
+    /// `same_host`: a request for a host with another certificate than the one shown is refused.
+    /// Default true.
     pub same_host: bool,
 }
 
@@ -121,7 +123,8 @@ pub struct PoolTlsConfig {
 }
 
 impl PoolTlsConfig {
-    /// The name that the certificate of the backend at `address` must be for. `None`: it has none of its own.
+    /// The name that the certificate of the backend at `address` must be for. `None`: it has none
+    /// of its own.
     pub fn name_for(&self, address: &BackendAddress) -> Option<ServerName<'static>> {
         if let Some(name) = &self.server_name {
             return Some(name.clone());

@@ -1,4 +1,5 @@
-//! Closed sets of values: every word that the file, the logs and the API have for one stands here, once.
+//! Closed sets of values: every word that the file, the logs and the API have for one stands here,
+//! once.
 
 use tracing::level_filters::LevelFilter;
 

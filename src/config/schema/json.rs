@@ -1,7 +1,7 @@
 //! The JSON Schema of the file (draft 2020-12), for editors and other programs.
 //!
-//! It refuses less than `balancer check`: units and ranges of durations, names that must exist, and rules between
-//! sections are the check's. It never refuses a file that the check takes.
+//! It refuses less than `balancer check`: units and ranges of durations, names that must exist, and
+//! rules between sections are the check's. It never refuses a file that the check takes.
 
 use serde_json::{Map, Value, json};
 
@@ -107,7 +107,7 @@ fn rules(path: &str) -> Vec<Value> {
     rules
 }
 
-/// What may be written for a key, with its meaning and default.
+/// The schema of a key, with its meaning and default.
 fn property(row: &KeyRow) -> Value {
     let mut choices = shaped(row);
     if let Some(word) = row.value.or_word {
@@ -190,7 +190,8 @@ fn any_of(choices: Vec<Value>) -> Value {
     }
 }
 
-/// A single value. YAML reads plain words as numbers and booleans where they look like it; so text may be those too.
+/// A single value. YAML reads plain words as numbers and booleans where they look like it; so text
+/// may be those too.
 fn single(spec: &ValueSpec) -> Value {
     let pattern = |pattern: &str| json!({"type": "string", "pattern": pattern});
     match spec.kind {

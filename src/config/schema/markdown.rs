@@ -48,7 +48,7 @@ fn line(row: &KeyRow) -> String {
     line
 }
 
-/// What may be written, in a few words of Markdown.
+/// Type and range of a value, in a few words of Markdown.
 fn value(spec: &ValueSpec) -> String {
     if let Some(shown) = spec.shown {
         return shown.to_owned();

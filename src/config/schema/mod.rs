@@ -1,21 +1,27 @@
 //! The table of keys: everything about a key of the file that is not code stands here, once.
 //!
-//! From it come the check of unknown keys, the ranges that readers accept, hints, the names and `needs a restart` of a
-//! reload's log, the tables of docs/configuration.md and the JSON Schema of `balancer schema`.
+//! From it come the check of unknown keys, the ranges that readers accept, hints, the names and
+//! `needs a restart` of a reload's log, the tables of docs/configuration.md and the JSON Schema of
+//! `balancer schema`.
 //!
 //! # To add a key
 //! 1. A field in `config/model/`, with its default in `config/defaults.rs`.
-//! 2. A row here, in the file of its section. `UPDATE_DOCS=1 cargo test --test static` writes the docs and the schema.
-//! 3. A line in the reader of its section in `config/file/`, and there the rules that it has with other keys.
+//! 2. A row here, in the file of its section. `UPDATE_DOCS=1 cargo test --test static` writes the
+//!    docs and the schema.
+//! 3. A line in the reader of its section in `config/file/`, and there the rules that it has with
+//!    other keys.
 //!
 //! # To add a hint
-//! - Another product's word for a key of ours: in `other_words` of that key's row, with what to write instead. Where
-//!   several rows have the word, the row nearest to the place of the mistake is taken (see [`hint_for_word`]).
-//! - Another product's word for a value: in `other_values` of the key's row, with ours; or in `value_hints`, with the
-//!   whole text where it takes more than one word of ours. Each with a file in tests/golden/config.
+//! - Another product's word for a key of ours: in `other_words` of that key's row, with what to
+//!   write instead. Where several rows have the word, the row nearest to the place of the mistake
+//!   is taken (see [`hint_for_word`]).
+//! - Another product's word for a value: in `other_values` of the key's row, with ours; or in
+//!   `value_hints`, with the whole text where it takes more than one word of ours. Each with a file
+//!   in tests/golden/config.
 //! - A word that is no single key of ours, or that a later version will have: in `words.rs`.
 //!
-//! All words are written in lower case with `_` for `-`: that is how they are looked up. Texts name keys in backquotes.
+//! All words are written in lower case with `_` for `-`: that is how they are looked up. Texts name
+//! keys in backquotes.
 
 mod global;
 mod health;
@@ -57,8 +63,8 @@ pub struct KeyRow {
     pub other_values: &'static [(&'static str, &'static str)],
     /// Values that a later version will have.
     pub later_values: &'static [&'static str],
-    /// Wrong values, and the whole hint for them; `{value}` in it stands for the value. A `*` at the end of a value stands
-    /// for any ending.
+    /// Wrong values, and the whole hint for them; `{value}` in it stands for the value. A `*` at
+    /// the end of a value stands for any ending.
     pub value_hints: &'static [(&'static [&'static str], &'static str)],
 }
 
@@ -208,7 +214,8 @@ pub(super) fn hint_for_word(at: &str, word: &str) -> Option<&'static str> {
         let entries = row.other_words.iter();
         entries.filter_map(move |(words, text)| words.contains(&word).then_some((row, *text)))
     };
-    // The row nearest to the mistake: of the same section, of the same part of the file, the first in the table.
+    // The row nearest to the mistake: of the same section, of the same part of the file, the first
+    // in the table.
     rows()
         .flat_map(texts)
         .min_by_key(|(row, _)| (row.split().0 != at, row.part() != Part::of(at)))

@@ -13,8 +13,8 @@ pub struct ValueSpec {
     pub or_word: Option<&'static str>,
     /// True where keys of its own may stand instead of the text.
     pub or_keys: bool,
-    /// Pattern that every text matches, or every name in a map of keys (ECMA-262, for the JSON Schema). The reader is
-    /// stricter.
+    /// Pattern that every text matches, or every name in a map of keys (ECMA-262, for the JSON
+    /// Schema). The reader is stricter.
     pub pattern: Option<&'static str>,
     /// Markdown for the docs where the kind does not say it well.
     pub shown: Option<&'static str>,
@@ -82,11 +82,13 @@ pub enum Shape {
 
 pub(super) const ZERO_DURATION: Duration = Duration::ZERO;
 pub(super) const ONE_MILLISECOND: Duration = Duration::from_millis(1);
-/// Shortest time from one health check to the next: shorter ones would load backends more than clients do.
+/// Shortest time from one health check to the next: shorter ones would load backends more than
+/// clients do.
 pub(super) const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) const ONE_SECOND: Duration = Duration::from_secs(1);
 pub(super) const ONE_HOUR: Duration = Duration::from_hours(1);
-/// The longest TCP keepalive time that Linux takes: 32,767 s (tcp(7), MAX_TCP_KEEPIDLE), in whole hours.
+/// The longest TCP keepalive time that Linux takes: 32,767 s (tcp(7), MAX_TCP_KEEPIDLE), in whole
+/// hours.
 pub(super) const MAX_TCP_KEEPALIVE: Duration = Duration::from_hours(9);
 pub(super) const ONE_DAY: Duration = Duration::from_hours(24);
 pub(super) const ONE_WEEK: Duration = Duration::from_hours(168);
