@@ -42,8 +42,8 @@ impl SocketKey {
         self.transport == other.transport && one.port() == two.port() && one.port() != 0
     }
 
-    /// True if one socket on `self` keeps others from listening on `other`: a wildcard address takes
-    /// its port on all addresses.
+    /// True if one socket on `self` keeps others from listening on `other`: a wildcard address
+    /// takes its port on all addresses.
     pub fn overlaps(&self, other: &Self) -> bool {
         let is_wildcard = |key: &Self| matches!(key.address, BindAddress::Ip(address) if address.ip().is_unspecified());
         self == other || self.shares_port_with(other) && (is_wildcard(self) || is_wildcard(other))
