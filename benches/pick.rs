@@ -26,12 +26,8 @@ fn config(count: usize, policy: BalancingPolicy, weighted: bool) -> PoolConfig {
 }
 
 fn pick(criterion: &mut Criterion) {
-    for (name, policy) in [
-        ("round_robin", BalancingPolicy::RoundRobin),
-        ("least_connections", BalancingPolicy::LeastConnections),
-        ("random_two", BalancingPolicy::RandomTwo),
-    ] {
-        let mut group = criterion.benchmark_group(name);
+    for policy in BalancingPolicy::ALL.iter().copied() {
+        let mut group = criterion.benchmark_group(policy.name());
         for count in [3, 100, 10_000] {
             let pool = Pool::new(&config(count, policy, true), None, clock::now());
             let mut random = Random::seeded(1);

@@ -18,7 +18,7 @@ pub(super) fn for_key(section: &str, key: &str, known: &[&str]) -> String {
         return format!("did you mean `{same}`?");
     }
     if let Some(hint) = schema::hint_for_word(section, &plain) {
-        return hint.to_owned();
+        return hint;
     }
     if let Some(near) = nearest(key, known.iter().copied()) {
         return format!("did you mean `{near}`?");
@@ -48,7 +48,7 @@ pub(super) fn for_wrong_value(row: &KeyRow, value: &str) -> Option<String> {
         .value_hints
         .iter()
         .find(|(words, _)| words.iter().any(|word| is_meant(word)))
-        .map(|(_, text)| text.replace("{value}", value));
+        .map(|(_, text)| schema::with_known_words(row, text).replace("{value}", value));
     hint.or_else(|| {
         has_variable(value)
             .then(|| "this version replaces no variables: write the value itself".to_owned())

@@ -213,11 +213,7 @@ fn fail_open_uses_all_when_all_are_down() {
 
 #[test]
 fn an_attempted_backend_is_not_picked_again_while_another_has_capacity() {
-    for policy in [
-        BalancingPolicy::RoundRobin,
-        BalancingPolicy::LeastConnections,
-        BalancingPolicy::RandomTwo,
-    ] {
+    for policy in BalancingPolicy::ALL.iter().copied() {
         let mut config = unchecked(&[200, 1, 1], policy);
         config.backends[2].max_connections = Some(0);
         let (pool, _) = pool(&config);
@@ -231,11 +227,7 @@ fn an_attempted_backend_is_not_picked_again_while_another_has_capacity() {
 
 #[test]
 fn a_full_pool_is_at_its_limit_and_dropped_leases_free_it() {
-    for policy in [
-        BalancingPolicy::RoundRobin,
-        BalancingPolicy::LeastConnections,
-        BalancingPolicy::RandomTwo,
-    ] {
+    for policy in BalancingPolicy::ALL.iter().copied() {
         let mut config = unchecked(&[3, 1], policy);
         config.connections_per_backend = Some(2);
         config.backends[1].max_connections = Some(1);

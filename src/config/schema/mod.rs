@@ -40,7 +40,10 @@ pub use self::{
     markdown::table,
     spec::{Shape, ValueKind, ValueSpec},
 };
-use super::model::{Config, ListenerConfig, PoolConfig};
+use super::{
+    model::{Config, ListenerConfig, PoolConfig},
+    problem::word_list,
+};
 
 /// One key of the file.
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +66,8 @@ pub struct KeyRow {
     pub other_values: &'static [(&'static str, &'static str)],
     /// Values that a later version will have.
     pub later_values: &'static [&'static str],
-    /// Wrong values, and the whole hint for them; `{value}` in it stands for the value. A `*` at
-    /// the end of a value stands for any ending.
+    /// Wrong values, and the whole hint for them: `{value}` in it is the value, `{known}` the words
+    /// that it may be. A `*` at the end of a wrong value is any ending.
     pub value_hints: &'static [(&'static [&'static str], &'static str)],
 }
 
@@ -209,7 +212,7 @@ pub fn find(path: &str, key: &str) -> Option<&'static KeyRow> {
 }
 
 /// The hint for `word`, an unknown key in the section `at`.
-pub(super) fn hint_for_word(at: &str, word: &str) -> Option<&'static str> {
+pub(super) fn hint_for_word(at: &str, word: &str) -> Option<String> {
     let texts = |row: &'static KeyRow| {
         let entries = row.other_words.iter();
         entries.filter_map(move |(words, text)| words.contains(&word).then_some((row, *text)))
@@ -219,8 +222,16 @@ pub(super) fn hint_for_word(at: &str, word: &str) -> Option<&'static str> {
     rows()
         .flat_map(texts)
         .min_by_key(|(row, _)| (row.split().0 != at, row.part() != Part::of(at)))
-        .map(|(_, text)| text)
-        .or_else(|| words::hint(word))
+        .map(|(row, text)| with_known_words(row, text))
+        .or_else(|| words::hint(word).map(str::to_owned))
+}
+
+/// A hint of `row` with the words that its key may have for `{known}`.
+pub(super) fn with_known_words(row: &KeyRow, text: &str) -> String {
+    match row.value.kind {
+        ValueKind::OneOf(words) => text.replace("{known}", &word_list(words)),
+        _ => text.to_owned(),
+    }
 }
 
 /// Sections in the order of the table that have `key`, without `except`.

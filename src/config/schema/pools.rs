@@ -31,7 +31,7 @@ pub(super) static BACKEND_KEYS: &[KeyRow] = &[
                     "hash_policy",
                     "upstream_hash_by",
                 ],
-                "this version has no policy that keeps a client on one backend; `policy` may be `round_robin`, `least_connections` or `random_two`",
+                "this version has no policy that keeps a client on one backend; `policy` may be {known}",
             ),
             (
                 &["balance", "lb_policy", "method_policy", "strategy"],
@@ -80,15 +80,15 @@ pub(super) static BACKEND_KEYS: &[KeyRow] = &[
                     "header",
                     "cookie",
                 ],
-                "this version has no policy that keeps a client on one backend; it may be `round_robin`, `least_connections` or `random_two`",
+                "this version has no policy that keeps a client on one backend; it may be {known}",
             ),
             (
                 &["leasttime", "ewma", "peak_ewma"],
-                "this version has no policy by response time; it may be `round_robin`, `least_connections` or `random_two`",
+                "this version has no policy by response time; it may be {known}",
             ),
             (
                 &["first"],
-                "this version has no policy that fills backends in order; write `backup: true` for those that are to wait, or take `round_robin`, `least_connections` or `random_two`",
+                "this version has no policy that fills backends in order; write `backup: true` for those that are to wait, or take {known}",
             ),
         ],
         ..KEY

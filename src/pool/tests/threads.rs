@@ -15,11 +15,7 @@ use super::*;
 
 #[test]
 fn the_limit_holds_exactly_under_threads() {
-    for policy in [
-        BalancingPolicy::RoundRobin,
-        BalancingPolicy::LeastConnections,
-        BalancingPolicy::RandomTwo,
-    ] {
+    for policy in BalancingPolicy::ALL.iter().copied() {
         let mut config = unchecked(&[1, 2, 3], policy);
         config.connections_per_backend = Some(7);
         let (pool, _) = pool(&config);

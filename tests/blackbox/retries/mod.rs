@@ -11,7 +11,7 @@ use crate::harness::{
     daemon::{TestDaemon, sum_of},
     peer::{Gate, ScriptedPeer, refused},
 };
-use balancer::base::clock;
+use balancer::{base::clock, config::model::BalancingPolicy};
 
 /// One pool `app` behind `@web`; `more` are further keys of the pool, each on a line of its own.
 fn daemon(backends: &[SocketAddr], more: &str) -> TestDaemon {
@@ -171,7 +171,7 @@ fn when_every_backend_is_dead_retries_stay_within_the_budget() {
 
 #[test]
 fn retries_go_to_every_other_backend_before_any_a_second_time() {
-    for policy in ["round_robin", "least_connections", "random_two"] {
+    for policy in BalancingPolicy::NAMES {
         let peers = [swallowing(), swallowing(), swallowing()];
         let addresses = peers.each_ref().map(|peer| peer.address);
         let more = format!("    policy: {policy}\n    ejection: none\n");
