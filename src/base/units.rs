@@ -118,7 +118,8 @@ pub fn show_duration(value: Duration) -> String {
     }
 }
 
-/// The shortest text that [`size`] reads back as `bytes`, for messages; without a unit where there is none.
+/// The shortest text that [`size`] reads back as `bytes`, for messages; without a unit where there
+/// is none.
 pub fn show_size(bytes: u64) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     units

@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// What a document from standard input is called.
+/// Name of a document from standard input.
 const STDIN: &str = "<stdin>";
 
 /// Exit code 0 when the file may be run, with or without warnings, and 1 when it may not. With

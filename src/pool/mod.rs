@@ -390,7 +390,7 @@ impl Pool {
     ) -> Option<StateTransition> {
         let generations = self.state.lock();
         let streak = backend.state.failures_in_a_row();
-        // A success or another thread's ejection may have come before the lock.
+        // A success or another thread's ejection may precede the lock.
         if streak < ejection.failures || !backend.state.state().may_take_traffic() {
             return None;
         }

@@ -288,9 +288,9 @@ fn check_with_the_rights_of_a_user_finds_the_keys_that_it_cannot_read() {
     .unwrap();
     let check = |user: &str| balancer(&["check", "--user", user, file.to_str().unwrap()]);
     mode("good.key", 0o644);
-    assert_eq!(code(&check("nobody")), 0, "{}", err(&check("nobody")));
+    assert_eq!(code(&check("daemon")), 0, "{}", err(&check("daemon")));
     mode("good.key", 0o600);
-    let refused = check("nobody");
+    let refused = check("daemon");
     assert_eq!(code(&refused), 1);
     let said = err(&refused);
     assert!(
@@ -306,9 +306,9 @@ fn check_with_the_rights_of_a_user_finds_the_keys_that_it_cannot_read() {
     mode("good.key", 0o644);
     let log = format!("access_log: {{output: \"file:a.log\"}}\n{GOOD_CONFIG}");
     fs::write(&file, log).unwrap();
-    let refused = check("nobody");
+    let refused = check("daemon");
     assert_eq!(code(&refused), 1);
-    assert!(err(&refused).contains("access_log.output: user `nobody` may not write to"));
+    assert!(err(&refused).contains("access_log.output: user `daemon` may not write to"));
 }
 
 #[test]

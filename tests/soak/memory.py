@@ -5,8 +5,8 @@
 
 Each kind gets a daemon of its own. What it has grown by per connection is looked at three times: when every connection has
 carried one request and is idle, when each has carried --requests of them and is idle again, and when all were closed and as
-many new ones were opened. Growth counts from after a few connections of the kind have come and gone, so that what a thread holds
-once is not taken for a part of each connection.
+many new ones were opened. Growth is counted after the first few connections of the kind were closed, so that memory which a
+thread holds once is not counted for each connection.
 """
 import pathlib
 import resource

@@ -77,7 +77,7 @@ impl Tree {
     }
 }
 
-/// What must be beside a key so that it may be given: `-path` removes a key, `path=text` adds one.
+/// Keys that another key needs beside it: `-path` removes a key, `path=text` adds one.
 /// The rows whose path begins with the first part.
 const BESIDE: &[(&str, &str)] = &[
     (

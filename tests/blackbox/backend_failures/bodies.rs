@@ -55,7 +55,8 @@ fn cutting(framing: &'static str, end: BodyEnd, gate: Gate) -> ScriptedPeer {
     })
 }
 
-/// Checks that a client sees the end of a response as a cut, by the framing that its head announced.
+/// Checks that a client sees the end of a response as a cut, by the framing that its head
+/// announced.
 fn is_visibly_cut(headers: &HeaderFields, end: Result<Vec<u8>, ReadError>, what: &str) {
     let field = |name: &str| headers.iter().any(|(known, _)| known == name);
     if !field("Content-Length") && !field("Transfer-Encoding") {

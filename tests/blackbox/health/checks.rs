@@ -237,14 +237,15 @@ fn an_http_check_asks_as_the_file_says() {
     let elsewhere = ScriptedPeer::answering("hello");
     let dead = ScriptedPeer::answering("hello");
     let port = |peer: &ScriptedPeer| format!("{{path: /h, port: {}}}", peer.address.port());
-    let (to_elsewhere, to_nobody) = (port(&elsewhere), format!("{{port: {}}}", refused().port()));
+    let (to_elsewhere, to_closed_port) =
+        (port(&elsewhere), format!("{{port: {}}}", refused().port()));
     verdicts(&[
         ("plain", plain, "{type: http}", ""),
         ("path", path, "{path: \"/health?full=1\"}", ""),
         ("host", host, "{path: /h, host: app.example.com}", ""),
         ("method", head, "{path: /h, method: HEAD}", ""),
         ("port", own_port, &to_elsewhere, ""),
-        ("dead port", &dead, &to_nobody, "connection refused"),
+        ("dead port", &dead, &to_closed_port, "connection refused"),
     ]);
     let first = |peer: &ScriptedPeer| peer.wait_for_requests(1).remove(0);
     assert_eq!(first(plain).target, "/");

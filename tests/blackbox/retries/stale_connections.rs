@@ -186,11 +186,11 @@ fn races_with_a_closing_backend_neither_double_a_post_nor_fail_a_get() {
             response => drop(expect_error(&response, 502, "connection_terminated")),
         }
     }
-    let mut paid: Vec<_> = peer.requests.all();
-    paid.retain(|request| request.method == "POST");
+    let mut orders: Vec<_> = peer.requests.all();
+    orders.retain(|request| request.method == "POST");
     let (all, mut bodies) = (
-        paid.len(),
-        paid.into_iter().map(|one| one.body).collect::<Vec<_>>(),
+        orders.len(),
+        orders.into_iter().map(|one| one.body).collect::<Vec<_>>(),
     );
     bodies.sort();
     bodies.dedup();
