@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    file::{BindList, BoundAddress},
+    bind_list::{BindList, BoundAddress},
     problem::{Problem, Problems, Severity},
     reader::TreeReader,
     yaml::SourcePlace,

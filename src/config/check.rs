@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    file::{BindList, BoundAddress},
+    bind_list::{BindList, BoundAddress},
     problem::{Severity, quote},
     reader::{Section, TreeReader},
 };

@@ -4,6 +4,7 @@
 //! (typed access with problems), `file` (one module per section), `check` (across sections), `diff`
 //! (what a reload changes).
 
+mod bind_list;
 mod bind_places;
 mod check;
 mod defaults;

@@ -57,8 +57,9 @@ pub enum NodeKind {
     List(Vec<YamlNode>),
 }
 
-/// A text that is no document.
-#[derive(Debug)]
+/// A text that is not a document.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 pub struct SyntaxError {
     /// The place where reading stopped.
     pub place: SourcePlace,

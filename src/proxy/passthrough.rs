@@ -108,15 +108,20 @@ pub(super) async fn receive(
 }
 
 /// Failure to read a ClientHello.
+#[derive(Debug, thiserror::Error)]
 enum HelloError {
     /// Its time is over.
+    #[error("the ClientHello is late")]
     Late,
     /// The drain is over.
+    #[error("the drain is over")]
     Stopped,
     /// The client closed or reset the connection.
+    #[error("the client closed the connection")]
     Gone,
     /// The bytes are not a ClientHello that we accept.
-    Refused(ClientHelloError),
+    #[error("not an acceptable ClientHello")]
+    Refused(#[source] ClientHelloError),
 }
 
 impl HelloError {

@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use super::{
-    BindList, NodeRef, Section, TreeReader, assign,
+    NodeRef, Section, TreeReader, assign,
     common::{header_name, local_bind},
     ip_bind, quote,
 };
 use crate::{
     base::{address::BindAddress, socket_key::SocketKey},
     config::{
+        bind_list::BindList,
         hint, io_cause,
         model::{
             AccessLogConfig, AdminConfig, Config, DrainConfig, ErrorPage, ErrorsConfig,

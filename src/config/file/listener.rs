@@ -1,15 +1,18 @@
 //! Reads `listeners.NAME`.
 
 use super::{
-    BindList, NameTable, NodeRef, Section, TreeReader, assign,
+    NameTable, NodeRef, Section, TreeReader, assign,
     common::{allowed, bind, rate_limit, redirect},
     quote, sni, tls,
 };
 use crate::{
     base::socket_key::SocketKey,
-    config::model::{
-        AcceptProxyConfig, Config, ListenerConfig, ListenerHttpConfig, ListenerLimitsConfig,
-        ListenerProtocol, ListenerTimeoutsConfig, SocketConfig,
+    config::{
+        bind_list::BindList,
+        model::{
+            AcceptProxyConfig, Config, ListenerConfig, ListenerHttpConfig, ListenerLimitsConfig,
+            ListenerProtocol, ListenerTimeoutsConfig, SocketConfig,
+        },
     },
 };
 

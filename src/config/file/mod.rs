@@ -18,15 +18,16 @@ mod tls;
 use std::{collections::HashMap, net::SocketAddr};
 
 use super::{
+    bind_list::BindList,
     check, hint,
     key_value::KeyValue,
     model::Config,
     problem::quote,
     reader::{NodeRef, OrNone, Section, TreeReader, assign},
     route_order,
-    yaml::{NodeKind, SourcePlace, YamlNode},
+    yaml::{NodeKind, YamlNode},
 };
-use crate::base::{address::BindAddress, socket_key::SocketKey};
+use crate::base::address::BindAddress;
 
 /// The names of the pools or listeners, to resolve references.
 #[derive(Default)]
@@ -116,48 +117,6 @@ impl<'a> NameTable<'a> {
             }
             _ => format!("define it under `{what}s`"),
         }
-    }
-}
-
-/// Addresses to listen on with their owners, to find clashes.
-#[derive(Default)]
-pub(super) struct BindList(Vec<BoundAddress>);
-
-/// One address to listen on.
-pub(super) struct BoundAddress {
-    pub(super) socket: SocketKey,
-    pub(super) owner: String,
-    pub(super) path: String,
-    pub(super) place: SourcePlace,
-    /// False for metrics and admin, which do not share their ports.
-    pub(super) shares: bool,
-}
-
-impl BindList {
-    fn add(&mut self, at: NodeRef<'_>, socket: SocketKey, owner: String, shares: bool) {
-        self.0.push(BoundAddress {
-            socket,
-            owner,
-            path: at.path(),
-            place: at.node.place,
-            shares,
-        });
-    }
-
-    /// The address of the scrape when the file does not name one.
-    fn add_default_metrics(&mut self, address: SocketAddr) {
-        self.0.push(BoundAddress {
-            socket: SocketKey::tcp(BindAddress::Ip(address)),
-            owner: "`metrics.bind` by default".to_owned(),
-            path: String::new(),
-            place: SourcePlace::default(),
-            shares: false,
-        });
-    }
-
-    /// In the order in which they were read.
-    pub(super) fn all(&self) -> &[BoundAddress] {
-        &self.0
     }
 }
 
