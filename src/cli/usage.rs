@@ -92,6 +92,6 @@ mod tests {
             assert!(tip.contains(part), "{word}: {tip}");
         }
         assert_eq!(tip("statsu", true), None);
-        assert_eq!(tip("--admn", false), None);
+        assert_eq!(tip("--tokens", false), None);
     }
 }
