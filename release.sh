@@ -62,7 +62,7 @@ out="$CARGO_TARGET_DIR/release-$version"
 rm -rf "$out"
 mkdir -p "$out/$name"
 cp "$program" "$out/$name/"
-cp -r balancer.yaml systemd docs README.md CHANGELOG.md SECURITY.md LICENSE-APACHE LICENSE-MIT "$out/$name/"
+cp -r balancer.yaml balancer.schema.json systemd docs README.md CHANGELOG.md SECURITY.md LICENSE-APACHE LICENSE-MIT "$out/$name/"
 # The same bytes for the same commit: names sorted, no owner, one time.
 tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="$today 00:00Z" -C "$out" -cf - "$name" | gzip -n >"$out/$name.tar.gz"
 rm -r "${out:?}/$name"
