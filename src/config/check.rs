@@ -35,7 +35,7 @@ pub(super) fn binds(reader: &mut TreeReader<'_>, binds: &BindList) {
                 bound.place,
                 bound.path.clone(),
                 format!(
-                    "{} is taken already{shown}, by {}",
+                    "{} is already used{shown}, by {}",
                     quote(&bound.socket.address.to_string()),
                     other.owner
                 ),

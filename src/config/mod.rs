@@ -81,8 +81,8 @@ pub fn load(path: &Path) -> Result<LoadedConfig, Problems> {
 pub fn load_through(path: &Path, files: &dyn FileAccess) -> Result<LoadedConfig, Problems> {
     let bytes = files.read(path, yaml::MAX_BYTES as u64).map_err(|error| {
         let hint = match error.kind() {
-            io::ErrorKind::NotFound => "name the file with `-c FILE`, or make it",
-            io::ErrorKind::PermissionDenied => "make it readable for balancer's user",
+            io::ErrorKind::NotFound => "name the file with `-c FILE`, or create it",
+            io::ErrorKind::PermissionDenied => "make it readable by balancer's user",
             io::ErrorKind::InvalidInput => {
                 "name a regular file, or pipe it into `balancer check -`"
             }

@@ -217,6 +217,14 @@ pub fn quote(text: &str) -> String {
     out
 }
 
+/// `a`, `b` and `c`, each in backquotes.
+pub(super) fn list_of_all(words: &[&str]) -> String {
+    match words {
+        [first @ .., last] if !first.is_empty() => format!("`{}` and `{last}`", first.join("`, `")),
+        _ => word_list(words),
+    }
+}
+
 /// `a`, `b` or `c`, each in backquotes.
 pub(super) fn word_list(words: &[&str]) -> String {
     match words {

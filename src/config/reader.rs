@@ -15,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::{
     hint,
-    problem::{Problem, Severity, quote, word_list},
+    problem::{Problem, Severity, list_of_all, quote},
     schema::{self, KeyRow, Shape},
     yaml::{NodeKind, SourcePlace, YamlNode},
 };
@@ -165,6 +165,8 @@ pub(super) struct Section<'a> {
     /// The map itself.
     pub(super) at: NodeRef<'a>,
     entries: Vec<MapEntry<'a>>,
+    /// Keys that the section does not have; they have been reported.
+    unknown: Vec<&'a str>,
 }
 
 /// A key of a map with its value.
@@ -184,6 +186,19 @@ impl Section<'_> {
             "`{key}` has no row in the table"
         );
         self.iter().find(|at| at.last_key() == key)
+    }
+
+    /// True if keys were reported that the section does not have.
+    pub(super) fn has_unknown(&self) -> bool {
+        !self.unknown.is_empty()
+    }
+
+    /// True if `key` is given, or an unknown word that was written for it: its absence is then no second mistake.
+    pub(super) fn is_meant(&self, key: &str) -> bool {
+        let row = schema::find(&self.at.section_path(), key);
+        debug_assert!(row.is_some(), "`{key}` has no row in the table");
+        let is_word = |row| self.unknown.iter().any(|word| hint::is_meant(row, word));
+        self.get(key).is_some() || row.is_some_and(is_word)
     }
 
     /// Every entry, in the order of the file, each key once.
@@ -325,13 +340,27 @@ impl<'s> TreeReader<'s> {
         }
     }
 
+    /// Like [`Self::wrong_kind`], where quotes may be what is wrong.
+    pub(super) fn wrong_plain(&mut self, at: NodeRef<'_>, wanted: &str, hint: &str) {
+        if let NodeKind::Scalar { text, quoted: true } = &at.node.kind {
+            let found = quote(&format!("\"{text}\""));
+            self.wrong_value(
+                at,
+                format!("expected {wanted}, found {found} in quotes"),
+                hint,
+            );
+        } else {
+            self.wrong_kind(at, wanted, hint);
+        }
+    }
+
     /// A map with the keys that the table has for this place; unknown and repeated keys are
     /// reported.
     pub(super) fn section<'a>(&mut self, at: NodeRef<'a>) -> Option<Section<'a>> {
         let path = at.section_path();
         let rows = schema::section(&path);
         let known: Vec<&str> = rows.iter().map(|row| row.name()).collect();
-        let hint = format!("it may have the keys {}", word_list(&known));
+        let hint = format!("it may have the keys {}", list_of_all(&known));
         let mut found = self.map(at, &hint)?;
         found.entries.retain_mut(|entry| {
             if let Some(row) = rows.iter().find(|row| row.name() == entry.name) {
@@ -345,8 +374,9 @@ impl<'s> TreeReader<'s> {
                 step: PathStep::Key(entry.name),
                 ..found.at
             };
-            let help = hint::for_key(&path, entry.name, &known);
+            let help = hint::for_key(&path, entry.name, place.scalar(), &known);
             self.error_at_key(place, format!("unknown key {}", quote(entry.name)), help);
+            found.unknown.push(entry.name);
             false
         });
         Some(found)
@@ -395,7 +425,11 @@ impl<'s> TreeReader<'s> {
                 });
             }
         }
-        Some(Section { at, entries: kept })
+        Some(Section {
+            at,
+            entries: kept,
+            unknown: Vec::new(),
+        })
     }
 
     /// Checks a name that the user chose: it becomes a metric label and a word of log lines.

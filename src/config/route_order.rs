@@ -80,7 +80,7 @@ fn warn_of_dead(
         None => reader.warn_at_key(
             at,
             "the route never matches: its listeners redirect every request",
-            "name the listeners, `listeners: [NAME]`, or add `first: true`: then it goes before the redirect",
+            "add `listeners: [NAME]` or `first: true`: then it goes before the redirect",
         ),
     }
 }
@@ -117,10 +117,14 @@ fn warn_if_hidden(
     reader.warn_at_key(
         at,
         format!("{effect}: `routes[{other}]` takes {some}its requests there"),
-        format!(
-            "add `first: true`, or {cure}; the other is in line {}",
-            line(other)
-        ),
+        if route.first {
+            format!("move it above line {}, or {cure}", line(other))
+        } else {
+            format!(
+                "add `first: true`, or {cure}; the other is in line {}",
+                line(other)
+            )
+        },
     );
 }
 

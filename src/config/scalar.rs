@@ -1,7 +1,7 @@
 //! Typed readers of scalars: words, booleans, numbers, durations, sizes, shares, networks, each
 //! with a hint for what is wrong. Ranges and words come from the row of the key.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use ipnet::IpNet;
 
@@ -10,7 +10,7 @@ use super::{
     model::ValueSet,
     problem::{quote, word_list},
     reader::{NodeRef, OrNone, TreeReader},
-    schema::ValueKind,
+    schema::{KeyDefault, ValueKind},
     yaml::NodeKind,
 };
 use crate::base::units::{self, Rate, UnitError};
@@ -34,7 +34,7 @@ impl TreeReader<'_> {
                         "{} is a boolean in YAML 1.1 and text in YAML 1.2",
                         quote(text)
                     ),
-                    format!("write \"{text}\" in quotes if you mean the text"),
+                    old_boolean_hint(at, text),
                 );
                 return None;
             }
@@ -96,45 +96,53 @@ impl TreeReader<'_> {
 
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, at: NodeRef<'_>) -> Option<bool> {
-        if let NodeKind::Scalar {
-            text,
-            quoted: false,
-        } = &at.node.kind
-        {
-            match text.as_str() {
+        let is_quoted = matches!(at.node.kind, NodeKind::Scalar { quoted: true, .. });
+        if let (false, Some(text)) = (is_quoted, at.scalar()) {
+            match text {
                 "true" | "True" | "TRUE" => return Some(true),
                 "false" | "False" | "FALSE" => return Some(false),
                 _ => {}
             }
         }
-        let hint = match at.scalar().map(str::to_ascii_lowercase).as_deref() {
-            Some("on" | "yes" | "y" | "1" | "true") => "write `true`, without quotes",
-            Some("off" | "no" | "n" | "0" | "none" | "false") => "write `false`, without quotes",
+        let hint = match (
+            at.scalar().map(str::to_ascii_lowercase).as_deref(),
+            is_quoted,
+        ) {
+            (Some("true"), true) => "write `true`, without quotes",
+            (Some("false"), true) => "write `false`, without quotes",
+            (Some("on" | "yes" | "y" | "1" | "enabled" | "true"), _) => "write `true`",
+            (Some("off" | "no" | "n" | "0" | "none" | "disabled" | "false"), _) => "write `false`",
             _ => "it may be `true` or `false`",
         };
-        self.wrong_kind(at, "`true` or `false`", hint);
+        self.wrong_plain(at, "`true` or `false`", hint);
         None
     }
 
     /// A whole number in the key's range.
     pub(super) fn integer(&mut self, at: NodeRef<'_>) -> Option<u64> {
         let (min, max) = integer_range(at);
-        let range = format!("a number of {min} to {max}");
+        let range = match at.row.value.or_word {
+            Some(word) => format!("a number of {min} to {max} or `{word}`"),
+            None => format!("a number of {min} to {max}"),
+        };
         let NodeKind::Scalar { text, quoted } = &at.node.kind else {
             self.wrong_kind(at, &range, "write a whole number");
             return None;
         };
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         let number = text.parse::<u64>().ok().filter(|_| digits);
-        match number {
-            Some(number) if (min..=max).contains(&number) && !quoted => return Some(number),
-            Some(_) if *quoted => self.wrong_kind(at, &range, "remove the quotes"),
-            Some(number) => {
-                let nearest = number.clamp(min, max);
-                self.wrong_kind(at, &range, &format!("the nearest is {nearest}"));
+        let hint = match number {
+            Some(number) if (min..=max).contains(&number) => {
+                if !quoted {
+                    return Some(number);
+                }
+                "remove the quotes".to_owned()
             }
-            None => self.wrong_kind(at, &range, "write a whole number without a sign or a unit"),
-        }
+            Some(0) => zero_hint(at, &min.to_string()),
+            Some(number) => format!("the nearest is {}", number.clamp(min, max)),
+            None => "write a whole number without a sign or a unit".to_owned(),
+        };
+        self.wrong_plain(at, &range, &hint);
         None
     }
 
@@ -152,7 +160,11 @@ impl TreeReader<'_> {
         let (min, max) = integer_range(at);
         let word = at.row.value.or_word.unwrap_or("none");
         let wanted = format!("a number of {min} to {max} or `{word}`");
-        self.wrong_kind(at, &wanted, "write a whole number without a sign or a unit");
+        let hint = match at.scalar() {
+            Some(text) if word == "none" && is_off(text) => zero_hint(at, ""),
+            _ => format!("write `{word}` or a number of {min} to {max}"),
+        };
+        self.wrong_kind(at, &wanted, &hint);
         None
     }
 
@@ -173,12 +185,20 @@ impl TreeReader<'_> {
         };
         match units::duration(text) {
             Ok(value) if (min..=max).contains(&value) => return Some(value),
+            Ok(Duration::ZERO) => {
+                let hint = zero_hint(at, &units::show_duration(min));
+                self.wrong_kind(at, &wanted, &hint);
+            }
             Ok(value) => {
                 let nearest = units::show_duration(value.clamp(min, max));
                 self.wrong_kind(at, &wanted, &format!("the nearest is `{nearest}`"));
             }
+            Err(_) if is_zero(text) && !min.is_zero() => {
+                let hint = zero_hint(at, &units::show_duration(min));
+                self.wrong_kind(at, &wanted, &hint);
+            }
             Err(error) => {
-                let hint = duration_hint(text, error);
+                let hint = duration_hint(text, error, min..=max);
                 self.wrong_kind(at, &wanted, &hint);
             }
         }
@@ -190,15 +210,21 @@ impl TreeReader<'_> {
         if at.is_or_word() {
             return Some(None);
         }
-        if at.is_word("off") || at.is_word("0") {
-            self.error(
-                at,
-                format!(
-                    "expected a duration or `none`, found {}",
-                    quote(at.scalar().unwrap_or_default())
-                ),
-                "write `none` to switch it off",
+        if at
+            .scalar()
+            .is_some_and(|text| is_off(text) || is_zero(text))
+        {
+            let ValueKind::Duration { min, max } = at.row.value.kind else {
+                debug_assert!(false, "`{}` is no duration", at.row.path);
+                return None;
+            };
+            let wanted = format!(
+                "a duration of {} to {} or `none`",
+                units::show_duration(min),
+                units::show_duration(max)
             );
+            let hint = zero_hint(at, "");
+            self.wrong_kind(at, &wanted, &hint);
             return None;
         }
         self.duration(at).map(Some)
@@ -221,12 +247,24 @@ impl TreeReader<'_> {
         };
         match units::size(text) {
             Ok(value) if (min..=max).contains(&value) => return Some(value),
+            Ok(0) => {
+                let hint = zero_hint(at, &units::show_size(min));
+                self.wrong_kind(at, &wanted, &hint);
+            }
             Ok(value) => {
                 let nearest = units::show_size(value.clamp(min, max));
                 self.wrong_kind(at, &wanted, &format!("the nearest is `{nearest}`"));
             }
+            Err(_) if at.row.value.or_word == Some("none") && (is_off(text) || is_zero(text)) => {
+                let hint = zero_hint(at, "");
+                self.wrong_kind(at, &wanted, &hint);
+            }
+            Err(_) if is_zero(text) && min > 0 => {
+                let hint = zero_hint(at, &units::show_size(min));
+                self.wrong_kind(at, &wanted, &hint);
+            }
             Err(_) => {
-                let hint = size_hint(text);
+                let hint = size_hint(text, min..=max);
                 self.wrong_kind(at, &wanted, &hint);
             }
         }
@@ -304,6 +342,58 @@ impl TreeReader<'_> {
     }
 }
 
+/// The hint for a zero that the key does not take: the word that was meant by it, else the smallest value.
+fn zero_hint(at: NodeRef<'_>, smallest: &str) -> String {
+    match (at.row.value.or_word, at.row.value.kind) {
+        (Some("none"), ValueKind::Size { .. }) => {
+            "write `none` for no limit; `0KiB` refuses every body".to_owned()
+        }
+        (Some("none"), ValueKind::Integer { .. }) => "write `none` for no limit".to_owned(),
+        (Some("none"), _) => "write `none` to switch it off".to_owned(),
+        (Some(word), _) => format!("write `{word}`, or `{smallest}` or more"),
+        (None, _) => format!("the smallest value is `{smallest}`"),
+    }
+}
+
+/// True for a number 0, whatever its unit.
+fn is_zero(text: &str) -> bool {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
+    !digits.is_empty() && digits.bytes().all(|byte| byte == b'0')
+}
+
+/// True for the words by which people switch something off, or lift a limit.
+fn is_off(text: &str) -> bool {
+    let plain = text.to_ascii_lowercase();
+    let words = [
+        "off",
+        "no",
+        "false",
+        "none",
+        "never",
+        "disabled",
+        "unlimited",
+        "infinite",
+        "infinity",
+        "-1",
+    ];
+    words.contains(&plain.as_str())
+}
+
+/// The hint for a plain word that YAML 1.1 reads as a boolean, where a text is expected.
+fn old_boolean_hint(at: NodeRef<'_>, text: &str) -> String {
+    if !at.row.value.is_header_name() {
+        return format!("write \"{text}\" in quotes if you mean the text");
+    }
+    if at.row.value.or_word == Some("none") && is_off(text) {
+        return "write `none` to switch it off".to_owned();
+    }
+    let example = match at.row.default {
+        KeyDefault::Value(name) if name.starts_with("X-") => name,
+        _ => "X-Name",
+    };
+    format!("write the name of a header, such as `{example}`")
+}
+
 fn integer_range(at: NodeRef<'_>) -> (u64, u64) {
     if let ValueKind::Integer { min, max } = at.row.value.kind {
         return (min, max);
@@ -340,7 +430,7 @@ fn network(text: &str) -> Result<IpNet, String> {
 
 fn network_hint(text: &str) -> String {
     match text {
-        "all" | "any" | "*" => "leave the key out: then all may".to_owned(),
+        "all" | "any" | "*" => "remove the key to allow all clients".to_owned(),
         "localhost" => "write `127.0.0.0/8` and `::1`".to_owned(),
         _ if text.contains('/') => {
             "write an address, `/` and the length of its prefix, such as `10.0.0.0/8`".to_owned()
@@ -351,12 +441,10 @@ fn network_hint(text: &str) -> String {
     }
 }
 
-fn duration_hint(text: &str, error: UnitError) -> String {
+fn duration_hint(text: &str, error: UnitError, range: RangeInclusive<Duration>) -> String {
+    let nearest = |value: Duration| units::show_duration(value.clamp(*range.start(), *range.end()));
     if let Some(total) = compound_duration(text) {
-        return format!(
-            "write one number and one unit: `{}`",
-            units::show_duration(total)
-        );
+        return format!("write one number and one unit: `{}`", nearest(total));
     }
     let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
     let unit = text.get(digits.len()..).unwrap_or_default().trim();
@@ -368,16 +456,30 @@ fn duration_hint(text: &str, error: UnitError) -> String {
         _ => "",
     };
     match error {
-        UnitError::NoUnit => format!("a unit is missing: write `{digits}s` or `{digits}ms`"),
+        UnitError::NoUnit => {
+            let fits =
+                |text: &String| units::duration(text).is_ok_and(|value| range.contains(&value));
+            let written = ["s", "ms"].map(|unit| format!("{digits}{unit}"));
+            let fitting: Vec<String> = written.into_iter().filter(fits).collect();
+            match fitting.as_slice() {
+                [] => "write a number and `ms`, `s`, `m` or `h`".to_owned(),
+                fitting => format!("a unit is missing: write `{}`", fitting.join("` or `")),
+            }
+        }
         _ if text.contains('.') => {
             "write a whole number with a smaller unit, such as `1500ms`".to_owned()
         }
         UnitError::BadUnit if !better.is_empty() => {
-            format!("write `{digits}{better}`")
+            let written = format!("{digits}{better}");
+            let in_range = units::duration(&written).map(|value| (range.contains(&value), value));
+            match in_range {
+                Ok((false, value)) => format!("the nearest is `{}`", nearest(value)),
+                _ => format!("write `{written}`"),
+            }
         }
         UnitError::BadUnit if matches!(unit, "d" | "day" | "days") => {
-            let hours = digits.parse::<u64>().unwrap_or(1).saturating_mul(24);
-            format!("write `{hours}h`")
+            let hours = digits.parse::<u64>().unwrap_or(1).min(1_000_000) * 24;
+            format!("write `{}`", nearest(Duration::from_hours(hours)))
         }
         _ => "write a number and `ms`, `s`, `m` or `h`".to_owned(),
     }
@@ -417,11 +519,12 @@ fn rate_hint(text: &str) -> String {
     match digits.parse() {
         Ok(1_u64..) if !better.is_empty() => format!("write `{digits}{better}`"),
         Ok(1_u64..) if digits == text => format!("a unit is missing: write `{digits}/s`"),
+        Ok(0) => "write `rate_limit: none` for no limit; the lowest rate is `1/h`".to_owned(),
         _ => "write a number and `/s`, `/m` or `/h`".to_owned(),
     }
 }
 
-fn size_hint(text: &str) -> String {
+fn size_hint(text: &str, range: RangeInclusive<u64>) -> String {
     let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
     let unit = text.get(digits.len()..).unwrap_or_default().trim();
     if digits.is_empty() {
@@ -433,15 +536,30 @@ fn size_hint(text: &str) -> String {
         "g" | "gb" | "gib" => "GiB",
         "" if digits
             .parse()
-            .is_ok_and(|n: u64| n > 0 && n.is_multiple_of(1024)) =>
+            .is_ok_and(|n: u64| n > 0 && n.is_multiple_of(1024) && range.contains(&n)) =>
         {
             let bytes = digits.parse().unwrap_or_default();
             return format!("a unit is missing: write `{}`", units::show_size(bytes));
         }
         "" => {
-            return format!("a unit is missing: write `{digits}KiB` or `{digits}MiB`");
+            let fits = |text: &String| units::size(text).is_ok_and(|value| range.contains(&value));
+            let mut written = vec![format!("{digits}KiB"), format!("{digits}MiB")];
+            written.retain(fits);
+            // Zero is the same with any unit.
+            written.truncate(if digits == "0" { 1 } else { 2 });
+            return match written.as_slice() {
+                [] => "write a number and `KiB`, `MiB` or `GiB`".to_owned(),
+                written => format!("a unit is missing: write `{}`", written.join("` or `")),
+            };
         }
         _ => return "write a number and `KiB`, `MiB` or `GiB`".to_owned(),
     };
-    format!("write `{digits}{better}`")
+    let written = format!("{digits}{better}");
+    match units::size(&written) {
+        Ok(value) if !range.contains(&value) => {
+            let nearest = value.clamp(*range.start(), *range.end());
+            format!("the nearest is `{}`", units::show_size(nearest))
+        }
+        _ => format!("write `{written}`"),
+    }
 }

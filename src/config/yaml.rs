@@ -265,12 +265,16 @@ fn explain(error: &serde_yaml::Error) -> (String, &'static str) {
             let message = full
                 .rsplit_once(" at line ")
                 .map_or(full.as_str(), |(message, _)| message);
+            if let Some((_, tag)) = message.split_once("unsupported tag ") {
+                return (
+                    format!("tags such as {tag} are not supported"),
+                    "write the value itself; put a value that begins with `!` in quotes",
+                );
+            }
             let hint = if message.contains("mapping values are not allowed") {
                 "check the indentation, and put values with `: ` in quotes"
             } else if message.contains("tabs disallowed") {
                 "indent with spaces: YAML allows no tabs there"
-            } else if message.contains("unsupported tag") {
-                "remove the tag; quote a value that begins with `!`"
             } else if message.contains("unclosed") {
                 "close it, or quote the value"
             } else {

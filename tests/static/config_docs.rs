@@ -224,7 +224,7 @@ fn a_file_that_is_not_there_is_a_problem_with_a_hint() {
     let problems = load(Path::new("no/such/balancer.yaml")).unwrap_err();
     assert_eq!(
         problems.render(),
-        "error: cannot read the file: it does not exist\n--> no/such/balancer.yaml\n = help: name the file with `-c FILE`, or make it\n"
+        "error: cannot read the file: it does not exist\n--> no/such/balancer.yaml\n = help: name the file with `-c FILE`, or create it\n"
     );
 }
 

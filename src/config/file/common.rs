@@ -1,7 +1,10 @@
 //! Readers shared by sections: addresses to listen on, header names and values, redirects, retries,
 //! timeouts.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
@@ -27,24 +30,50 @@ pub(super) fn bind(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BindA
                     format!("write the port as a decimal number: `{port}`")
                 }
                 AddressError::NoPort => format!("write {}", quote(&format!("{text}:8080"))),
-                AddressError::BadHost if text.contains("://") => "leave out the scheme".to_owned(),
+                AddressError::BadHost if text.contains("://") => "remove the scheme".to_owned(),
                 AddressError::BadHost if text.starts_with("localhost:") => {
                     let port = text.rsplit(':').next().unwrap_or_default();
-                    format!("write `127.0.0.1:{port}`: names are not resolved here")
+                    format!("write `127.0.0.1:{port}`")
+                }
+                AddressError::BadHost if is_bare_ipv6(text) => {
+                    let bare = text.trim_start_matches('[').trim_end_matches(']');
+                    format!("write `\"[{bare}]:8080\"`")
                 }
                 AddressError::BadHost => {
                     "write an IP address of this machine, IPv6 in brackets".to_owned()
                 }
                 AddressError::BadPort | AddressError::BadPath => hint.to_owned(),
             };
+            let cause = match error {
+                AddressError::BadHost if text.contains("://") => "it is a URL".to_owned(),
+                AddressError::BadHost if is_bare_ipv6(text) => AddressError::NoPort.to_string(),
+                AddressError::BadHost if is_name_and_port(text) => {
+                    "`bind` needs an IP address, not a name".to_owned()
+                }
+                AddressError::BadHost => "the host is not an IP address".to_owned(),
+                error => error.to_string(),
+            };
             reader.wrong_value(
                 at,
-                format!("{} is not an address to listen on: {error}", quote(text)),
+                format!("{} is not an address to listen on: {cause}", quote(text)),
                 help,
             );
             None
         }
     }
+}
+
+/// True for a host name with a port.
+fn is_name_and_port(text: &str) -> bool {
+    let (host, _) = text.rsplit_once(':').unwrap_or((text, ""));
+    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    host.bytes().all(is_fine) && host.bytes().any(|byte| byte.is_ascii_alphabetic())
+}
+
+/// True for an IPv6 address without a port, in brackets or not.
+pub(super) fn is_bare_ipv6(text: &str) -> bool {
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    bare.parse::<Ipv6Addr>().is_ok()
 }
 
 /// `0x1F90` is a number in YAML 1.1, and text here.
@@ -87,7 +116,7 @@ pub(super) fn header_name(
     }
     let message = format!("{} is not the name of a header", quote(name));
     let hint = if name.ends_with(':') {
-        "leave out the colon"
+        "remove the colon"
     } else {
         "use letters, digits and `-`"
     };
@@ -149,7 +178,7 @@ pub(super) fn method(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<Str
     let text = reader.text(at, "a method", "write a method as it is sent: `GET`")?;
     let upper = text.to_ascii_uppercase();
     let help = if text == "*" {
-        "leave the key out: then every method matches".to_owned()
+        "remove the key: then every method matches".to_owned()
     } else if upper == "CONNECT" {
         "CONNECT is not served".to_owned()
     } else if !is_token(text) || text.len() > 64 {
@@ -194,6 +223,9 @@ pub(super) fn redirect(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<R
     }
     let port = keys.get("port").and_then(|at| u16::read(reader, at));
     let Some(to) = keys.get("to") else {
+        if keys.is_meant("to") {
+            return None;
+        }
         reader.error_at_key(
             at,
             "`to` is missing",
@@ -214,7 +246,7 @@ pub(super) fn redirect(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<R
     if let Some(at) = keys.get("port") {
         reader.error_at_key(
             at,
-            "`port` goes with `to: https` only",
+            "`port` can only be used with `to: https`",
             "put the port into `to`",
         );
     }
@@ -227,11 +259,22 @@ fn redirect_target(reader: &mut TreeReader<'_>, at: NodeRef<'_>, text: &str) -> 
         .iter()
         .any(|start| text.starts_with(start));
     if !absolute || text.contains(char::is_whitespace) || !text.is_ascii() {
+        let host = text.split(['/', ':']).next().unwrap_or_default();
+        let is_url = host.contains('.')
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-._/:".contains(&byte));
+        let help = if is_url && !text.contains("://") && !text.starts_with('.') {
+            format!("write {}", quote(&format!("https://{text}")))
+        } else {
+            "write `https`, a whole URL or a path that begins with `/`, with spaces and non-ASCII \
+             characters encoded as %XX"
+                .to_owned()
+        };
         reader.error(
             at,
-            format!("{} is not a target to redirect to", quote(text)),
-            "write `https`, a whole URL or a path that begins with `/`, spaces and non-ASCII \
-             characters encoded as %XX",
+            format!("{} is not a valid redirect target", quote(text)),
+            help,
         );
         return None;
     }
@@ -297,6 +340,9 @@ pub(super) fn rate_limit(
     }
     let keys = reader.section(at)?;
     let Some(rate) = keys.get("per_client") else {
+        if keys.is_meant("per_client") {
+            return None;
+        }
         reader.error_at_key(at, "`per_client` is missing", RATE_LIMIT_EXAMPLE);
         return None;
     };
@@ -353,7 +399,7 @@ pub(super) fn warn_short_total(
                 "`total` is shorter than `connect` ({})",
                 crate::base::units::show_duration(connect)
             ),
-            "make `total` longer: it covers connecting and all tries",
+            "make `total` longer: it covers connecting and all attempts",
         );
     }
 }
@@ -364,7 +410,7 @@ pub(super) fn allowed(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<IpNet
         reader.error(
             at,
             "`allow` is empty: no client could connect",
-            "name networks, or leave the key out to allow all",
+            "name networks, or remove the key to allow all clients",
         );
     }
     reader.networks(at)

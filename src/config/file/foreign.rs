@@ -125,26 +125,24 @@ pub(super) fn refuse(
     };
     let help = match used {
         TextUse::Redirect => {
-            "this version has no values of the request here: `https` keeps host, path and query, a target is sent as it is"
+            "variables are not supported here: `to: https` keeps host, path and query; any other target is sent unchanged"
         }
         TextUse::Header if is_about(found, &["addr", "client", "remote", "src"]) => {
-            "this version has no values of the request here: backends get the client's address in X-Forwarded-For and X-Real-IP"
+            "variables are not supported here: backends get the client's address in X-Forwarded-For and X-Real-IP"
         }
         TextUse::Header if is_about(found, &["host", "server_name"]) => {
-            "this version has no values of the request here: backends get Host as the client sent it, and X-Forwarded-Host"
+            "variables are not supported here: backends get the client's Host unchanged, and X-Forwarded-Host"
         }
         TextUse::Header if is_about(found, &["scheme", "proto", "https"]) => {
-            "this version has no values of the request here: backends get X-Forwarded-Proto"
+            "variables are not supported here: backends get X-Forwarded-Proto"
         }
         TextUse::Header if is_about(found, &["request_id"]) => {
-            "this version has no values of the request here: X-Request-Id is sent anyway"
+            "variables are not supported here: X-Request-Id is sent anyway"
         }
-        TextUse::Header | TextUse::Body => {
-            "this version has no values of the request here: leave it out"
-        }
+        TextUse::Header | TextUse::Body => "variables are not supported here: remove it",
     };
     let message = format!(
-        "{} is not replaced by a value: it would be sent as it is",
+        "{} is not a variable here: it would be sent literally",
         quote(found)
     );
     reader.error(at, message, help);

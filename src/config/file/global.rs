@@ -137,7 +137,7 @@ fn check_token(reader: &mut TreeReader<'_>, at: NodeRef<'_>, path: &Path) {
                 quote(&path.to_string_lossy()),
                 io_cause(&error)
             ),
-            "make a file that balancer's user can read, with the token in it",
+            "create a file with the token in it, readable only by balancer's user",
         ),
         Ok(bytes) if bytes.len() as u64 > MAX_TOKEN_BYTES => {
             reader.error(
@@ -263,8 +263,11 @@ fn output(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<LogOutput> {
     {
         reader.error(
             at,
-            format!("{} is not a directory", quote(&directory.to_string_lossy())),
-            "make the directory first; balancer makes the file only",
+            format!(
+                "the directory {} does not exist",
+                quote(&directory.to_string_lossy())
+            ),
+            "create it; balancer creates only the file",
         );
     }
     Some(LogOutput::File(path))
@@ -291,6 +294,7 @@ fn trusted_proxies(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> TrustedProxi
     };
     match keys.get("from") {
         Some(at) => trusted.from = reader.networks(at),
+        None if keys.is_meant("from") => {}
         None => reader.error_at_key(
             at,
             "`trusted_proxies` has no `from`",
@@ -311,18 +315,30 @@ fn address_header(reader: &mut TreeReader<'_>, at: NodeRef<'_>, example: &str) -
         return None;
     }
     let dashed = name.to_ascii_lowercase().replace('_', "-");
-    let help = match dashed.as_str() {
-        "x-forwarded-for" if at.last_key() == "client_header" => {
-            "leave `client_header` out: `X-Forwarded-For` is what is read without it".to_owned()
-        }
-        "host" | "via" | "cookie" | "authorization" | "forwarded" => hint,
-        _ if dashed.starts_with("x-forwarded-") || super::route::is_framing(name) => hint,
+    let shown = quote(name);
+    let (message, help) = match (dashed.as_str(), at.last_key()) {
+        ("x-forwarded-for", "client_header") => (
+            format!("{shown} is the default and cannot be set here"),
+            "remove `client_header`".to_owned(),
+        ),
+        ("x-forwarded-for", _) => (
+            format!("balancer sets {shown} itself"),
+            "remove `real_ip`, or write another name: `X-Real-IP`".to_owned(),
+        ),
+        _ if dashed.starts_with("x-forwarded-") => (
+            format!("{shown} is reserved: names that begin with `X-Forwarded-` are"),
+            hint,
+        ),
+        ("host" | "via" | "cookie" | "authorization" | "forwarded", _) => (
+            format!("{shown} cannot carry the client's address: it has another meaning"),
+            hint,
+        ),
+        _ if super::route::is_framing(name) => (
+            format!("{shown} cannot carry the client's address: it belongs to the connection"),
+            hint,
+        ),
         _ => return Some(name.to_owned()),
     };
-    let message = format!(
-        "{} cannot carry the client's address: it has another meaning",
-        quote(name)
-    );
     reader.error(at, message, help);
     None
 }
@@ -442,7 +458,7 @@ fn page(
                 quote(name),
                 io_cause(&error)
             );
-            reader.error(at, message, "make it readable for balancer's user");
+            reader.error(at, message, "make it readable by balancer's user");
             None
         }
         Ok(body) if body.len() as u64 > MAX_PAGE_BYTES => {

@@ -57,7 +57,7 @@ fn check_port(reader: &mut TreeReader<'_>, at: NodeRef<'_>, backends: &[BackendC
         reader.error_at_key(
             at,
             format!(
-                "`port` with backend {}, which is a unix socket",
+                "`port` cannot be used with backend {}, which is a unix socket",
                 quote(&backend.name)
             ),
             "remove `port`, or put backends on unix sockets into a pool of their own",
@@ -75,22 +75,22 @@ const OWN_KEYS: [(&str, &[CheckType], &str); 6] = [
     (
         "method",
         &[CheckType::Http],
-        "write `type: http`, or `path`, or remove the key",
+        "write `type: http`, or remove the key",
     ),
     (
         "host",
         &[CheckType::Http, CheckType::Grpc],
-        "write `type: http`, or `path`, or remove the key",
+        "write `type: http`, or remove the key",
     ),
     (
         "expect",
         &[CheckType::Http],
-        "write `type: http`, or `path`, or remove the key",
+        "write `type: http`, or remove the key",
     ),
     (
         "body",
         &[CheckType::Http],
-        "write `type: http`, or `path`, or remove the key",
+        "write `type: http`, or remove the key",
     ),
     (
         "service",
@@ -109,7 +109,7 @@ fn kind(reader: &mut TreeReader<'_>, keys: &Section<'_>, protocol: BackendProtoc
         if kind == CheckType::Grpc && !protocol.is_h2() {
             reader.error(
                 at,
-                "a grpc check of backends that speak HTTP/1.1",
+                "a grpc check needs HTTP/2, but this pool uses HTTP/1.1",
                 "add `protocol: h2c` to the pool, or `protocol: h2` with `tls`",
             );
         }
@@ -192,15 +192,11 @@ fn target(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
     let fine = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
     if !fine {
         let help = if path.contains("://") {
-            "leave out scheme and host; `host` sets the Host header"
+            "remove scheme and host; `host` sets the Host header"
         } else {
             "write a path that begins with `/`, such as `/healthz`"
         };
-        reader.error(
-            at,
-            format!("{} is not a path to ask for", quote(path)),
-            help,
-        );
+        reader.error(at, format!("{} is not a valid path", quote(path)), help);
     }
     fine.then(|| path.to_owned())
 }
@@ -222,7 +218,7 @@ fn check_host(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
 }
 
 fn check_body(reader: &mut TreeReader<'_>, at: NodeRef<'_>, verb: &str) -> Option<String> {
-    let hint = "write a text that occurs in the answer";
+    let hint = "write a text that occurs in the response";
     let body = reader.text(at, "a text", hint)?;
     if body.is_empty() || body.len() > 4096 {
         reader.error(at, "expected a text of 1 to 4096 bytes", hint);
@@ -231,7 +227,7 @@ fn check_body(reader: &mut TreeReader<'_>, at: NodeRef<'_>, verb: &str) -> Optio
     if verb == "HEAD" {
         reader.error_at_key(
             at,
-            "the answer to HEAD has no body",
+            "the response to HEAD has no body",
             "remove `body`, or use `method: GET`",
         );
     }

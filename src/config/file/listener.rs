@@ -70,6 +70,9 @@ fn read_binds(
 ) {
     let name = quote(&listener.name);
     let Some(at) = keys.get("bind") else {
+        if keys.is_meant("bind") {
+            return;
+        }
         reader.error_at_key(
             keys.at,
             format!("listener {name} has no `bind`"),
@@ -131,7 +134,10 @@ fn tcp_only(reader: &mut TreeReader<'_>, keys: &Section<'_>, listener: &mut List
     if let Some(at) = keys.get("timeouts") {
         listener.timeouts = timeouts(reader, at, ListenerProtocol::Tcp);
     }
-    if keys.get("pool").is_none() && keys.get("sni").is_none_or(|at| at.is_or_word()) {
+    let has_names = keys
+        .get("sni")
+        .map_or_else(|| keys.is_meant("sni"), |at| !at.is_or_word());
+    if !keys.is_meant("pool") && !has_names {
         reader.error_at_key(
             keys.at,
             format!("tcp listener {} has no `pool`", quote(keys.at.last_key())),
@@ -219,6 +225,7 @@ fn accept_proxy(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<AcceptPr
     keys.read(reader, "version", &mut rules.version);
     let hint = "write `from: [10.0.0.0/8]`: the addresses of the load balancers in front";
     match keys.get("from") {
+        None if keys.is_meant("from") => {}
         None => reader.error_at_key(at, "`accept_proxy` has no `from`", hint),
         Some(at) => {
             rules.from = reader.networks(at);

@@ -32,7 +32,7 @@ pub(super) fn hosts(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<HostMat
             Err(help) => {
                 reader.error(
                     entry,
-                    format!("{} is not a host name to match", quote(text)),
+                    format!("{} is not a valid host name", quote(text)),
                     help,
                 );
             }
@@ -59,16 +59,16 @@ pub(super) fn host(text: &str) -> Result<HostMatch, &'static str> {
         None => (false, name),
     };
     if name == "*" {
-        return Err("leave the key out: then every host matches");
+        return Err("remove the key: then every host matches");
     }
     if labels.contains("://") || labels.contains('/') {
-        return Err("leave out scheme and path; the path has a key of its own");
+        return Err("remove scheme and path; the path goes into `path`");
     }
     if labels.contains(':') {
-        return Err("leave out the port: it is not part of the match");
+        return Err("remove the port: it is not matched");
     }
     if labels.contains('*') {
-        return Err("`*` may stand only for whole labels at the beginning: `*.example.com`");
+        return Err("`*` is allowed only at the beginning, as a whole label: `*.example.com`");
     }
     if !labels.is_ascii() {
         return Err("write the name as it is sent, in Punycode: `xn--…`");
@@ -100,7 +100,10 @@ pub(super) fn path(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> PathMatch
     if let [(first, _), (_, second), ..] = given.as_slice() {
         reader.error_at_key(
             *second,
-            format!("a route has one path condition, and `{first}` is given too"),
+            format!(
+                "a route can have only one path condition: `{first}` and `{}` are both set",
+                second.last_key()
+            ),
             "remove one, or write two routes",
         );
     }
@@ -119,21 +122,21 @@ fn literal(reader: &mut TreeReader<'_>, at: NodeRef<'_>, prefix: bool) -> PathMa
     let help = if !text.starts_with('/') {
         Some(hint)
     } else if text.contains('*') {
-        Some("leave out `*`: `path` takes all below it, `path_regex` takes patterns")
+        Some("remove `*`: `path` takes all paths below it; for patterns use `path_regex`")
     } else if text.contains(['?', '#']) {
-        Some("leave out the query: only the path is matched")
+        Some("remove the query: only the path is matched")
     } else if text
         .split('/')
         .any(|segment| segment == "." || segment == "..")
     {
-        Some("leave out `.` and `..`: paths are matched without them")
+        Some("remove `.` and `..`: paths are matched without them")
     } else if text.contains(' ') {
-        Some("leave out spaces")
+        Some("remove spaces")
     } else {
         None
     };
     if let Some(help) = help {
-        reader.error(at, format!("{} is not a path to match", quote(text)), help);
+        reader.error(at, format!("{} is not a valid path", quote(text)), help);
         return PathMatch::Any;
     }
     if !prefix {
@@ -176,6 +179,48 @@ fn syntax_cause(drawing: &str) -> String {
     format!("{cause}{place}")
 }
 
+/// The remedy for a syntax error, by its cause.
+fn regex_hint(text: &str, cause: &str) -> String {
+    if text.starts_with('*') {
+        let fixed = escape_dots(text.trim_start_matches('*'));
+        return format!(
+            "write {}: `.*` stands for any text",
+            quote(&format!("'.*{fixed}'"))
+        );
+    }
+    let hint = match cause {
+        _ if cause.starts_with("unclosed group") => {
+            "close the group with `)`; a literal `(` is `\\(`"
+        }
+        _ if cause.starts_with("unopened group") => {
+            "remove the `)`, or open the group with `(`; a literal `)` is `\\)`"
+        }
+        _ if cause.starts_with("unclosed character class") => {
+            "close the class with `]`; a literal `[` is `\\[`"
+        }
+        _ if cause.contains("look-around") => {
+            "look-ahead and look-behind are not supported: write another route for the paths that are excluded"
+        }
+        _ if cause.contains("backreference") => {
+            "references to groups are not supported in an expression"
+        }
+        _ if cause.contains("repetition operator missing") => {
+            "put something before `*`, `+` or `?`, such as `.*`; a literal one is `\\*`"
+        }
+        _ if cause.contains("repetition") => {
+            "write a repetition as `{2}`, `{2,}` or `{2,4}`; a literal `{` is `\\{`"
+        }
+        _ if cause.contains("escape") => "remove the backslash, or write `\\\\` for a literal one",
+        _ => "a backslash before a special character makes it literal",
+    };
+    hint.to_owned()
+}
+
+/// The text of a file name pattern with its dots as literal ones.
+fn escape_dots(text: &str) -> String {
+    text.replace('.', r"\.")
+}
+
 fn regex(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<regex::Regex> {
     let text = reader.text(
         at,
@@ -211,8 +256,8 @@ fn regex(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<regex::Regex> {
         Err(regex::Error::Syntax(drawing)) => {
             reader.error(
                 at,
-                format!("not a regular expression: {}", syntax_cause(&drawing)),
-                "a backslash before a special character takes it as it is",
+                format!("not a valid regular expression: {}", syntax_cause(&drawing)),
+                regex_hint(text, &syntax_cause(&drawing)),
             );
             None
         }
@@ -251,7 +296,7 @@ pub(super) fn headers(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<Heade
             reader.error_at_key(
                 at,
                 format!(
-                    "{} is given twice: names of headers have no case",
+                    "{} is given twice: header names are not case-sensitive",
                     quote(&name)
                 ),
                 "remove one",

@@ -35,6 +35,8 @@ pub(super) struct NameTable<'a> {
     index: HashMap<&'a str, usize>,
     order: Vec<(&'a str, usize)>,
     used: Vec<bool>,
+    /// True where the section with the names could not be read: what it was to define is not known.
+    is_unknown: bool,
 }
 
 impl<'a> NameTable<'a> {
@@ -51,6 +53,7 @@ impl<'a> NameTable<'a> {
                 .collect(),
             used: vec![false; order.len()],
             order,
+            is_unknown: false,
         }
     }
 
@@ -63,7 +66,7 @@ impl<'a> NameTable<'a> {
     ) -> Option<usize> {
         let name = reader.text(at, &format!("the name of a {what}"), "write one name")?;
         let found = self.find(name);
-        if found.is_none() {
+        if found.is_none() && !self.is_unknown {
             let help = self.help(name, what);
             reader.error(at, format!("{what} {} is not defined", quote(name)), help);
         }
@@ -79,7 +82,7 @@ impl<'a> NameTable<'a> {
     ) -> Option<usize> {
         let name = at.last_key();
         let found = self.find(name);
-        if found.is_none() {
+        if found.is_none() && !self.is_unknown {
             let help = self.help(name, what);
             reader.error_at_key(at, format!("{what} {} is not defined", quote(name)), help);
         }
@@ -101,7 +104,9 @@ impl<'a> NameTable<'a> {
         match (line, self.order.len()) {
             (Some((near, line)), _) => format!("did you mean `{near}` (line {line})?"),
             _ if name.contains('/') => {
-                format!("write the name of a {what}; a path for its backends goes into `rewrite`")
+                format!(
+                    "write the name of a {what}; a path for its backends goes into `rewrite` of a route"
+                )
             }
             (None, 0) => format!("define it: there are no {what}s"),
             (None, 1..=5) => {
@@ -142,6 +147,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
     let pools_at = file.get("pools");
     let pools = pools_at.and_then(|at| reader.map(at, "write `NAME: {backends: [HOST:PORT]}`"));
     let mut pool_names = pools.as_ref().map(NameTable::of).unwrap_or_default();
+    pool_names.is_unknown = pools.is_none() && file.is_meant("pools");
     if let Some(pools) = &pools {
         config.pools = pools.iter().map(|at| pool::read(reader, at)).collect();
     }
@@ -150,6 +156,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
     let listeners =
         listeners_at.and_then(|at| reader.map(at, "write `NAME: {bind: \":8080\", pool: NAME}`"));
     let mut listener_names = listeners.as_ref().map(NameTable::of).unwrap_or_default();
+    listener_names.is_unknown = listeners.is_none() && file.is_meant("listeners");
     match (&listeners, listeners_at) {
         (Some(listeners), _) => {
             config.listeners = listeners
@@ -158,6 +165,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
                 .collect();
             sni::warn_of_tls_twice(reader, listeners, &config);
         }
+        (None, None) if file.is_meant("listeners") => {}
         (None, None) => reader.error(
             at,
             "`listeners` is missing",

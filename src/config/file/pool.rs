@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     NodeRef, Section, TreeReader, assign,
-    common::{retries, timeouts, warn_short_total},
+    common::{is_bare_ipv6, retries, timeouts, warn_short_total},
     health_check, quote, tls,
 };
 use crate::{
@@ -31,6 +31,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
     };
     match keys.get("backends") {
         Some(at) => pool.backends = backends(reader, at),
+        None if keys.is_meant("backends") => {}
         None => reader.error_at_key(
             at,
             format!("pool {} has no `backends`", quote(at.last_key())),
@@ -104,13 +105,13 @@ fn check_protocol(
     match (protocol, keys.get("tls")) {
         (BackendProtocol::H2, None) => reader.error(
             at,
-            "`protocol: h2` without `tls`",
+            "`protocol: h2` needs `tls`",
             "add `tls: {}`, or write `h2c` for HTTP/2 without TLS",
         ),
         (BackendProtocol::H2c, Some(_)) => reader.error(
             at,
-            "`protocol: h2c` with `tls`",
-            "write `h2` for HTTP/2 under TLS, or remove `tls`",
+            "`protocol: h2c` cannot be used with `tls`",
+            "write `protocol: h2` for HTTP/2 over TLS, or remove `tls`",
         ),
         _ => {}
     }
@@ -195,6 +196,9 @@ fn backend(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendConfig
     keys.read(reader, "max_connections", &mut max_connections);
     let name = keys.get("name").and_then(|at| backend_name(reader, at));
     let Some(at_address) = keys.get("address") else {
+        if keys.is_meant("address") {
+            return None;
+        }
         reader.error_at_key(at, "`address` is missing", "write `{address: HOST:PORT}`");
         return None;
     };
@@ -226,13 +230,11 @@ fn tier(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<u8> {
         _ => {}
     }
     let hint = match text.as_str() {
-        "0" | "none" | "off" | "no" | "n" => "leave it out: the backend is no backup",
-        "on" | "yes" | "y" => "write `true`, without quotes",
+        "0" | "none" | "off" | "no" | "n" => "remove the key: the backend is then no backup",
+        "on" | "yes" | "y" => "write `true`",
         _ if *quoted => "remove the quotes",
         _ if text.bytes().all(|byte| byte.is_ascii_digit()) => "the highest tier is 9",
-        _ => {
-            "write `true`, or the number of its tier: the lowest one with a backend that is up serves"
-        }
+        _ => "write `true`, or a tier of 1 to 9: the lowest tier with a healthy backend is used",
     };
     reader.wrong_kind(at, BACKUP_TIERS, hint);
     None
@@ -264,9 +266,20 @@ fn address(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendAddres
         Ok(address) => return Some(address),
         Err(error) => error,
     };
+    if text.contains("://") {
+        let message = format!("{} is a URL; a backend is `HOST:PORT`", quote(text));
+        reader.wrong_value(at, message, url_hint(text));
+        return None;
+    }
+    if is_bare_ipv6(text) {
+        let bare = text.trim_start_matches('[').trim_end_matches(']');
+        let cause = AddressError::NoPort;
+        let message = format!("{} is not the address of a backend: {cause}", quote(text));
+        reader.wrong_value(at, message, format!("write `\"[{bare}]:8080\"`"));
+        return None;
+    }
     let help = match error {
         AddressError::NoPort => format!("write {}", quote(&format!("{text}:8080"))),
-        _ if text.contains("://") => url_hint(text),
         AddressError::BadPort if text.ends_with(":0") => {
             "write the port the backend listens on".to_owned()
         }
@@ -295,12 +308,21 @@ fn url_hint(text: &str) -> String {
         (false, true) => format!("{host}:443"),
         (false, false) => format!("{host}:80"),
     };
-    let address = quote(&address);
-    if is_tls {
-        format!("write {address}, and `tls: {{}}` in the pool")
+    // YAML reads a bracket as the beginning of a list.
+    let address = if address.starts_with('[') {
+        format!("\"{address}\"")
     } else {
-        format!("leave out the scheme and the path: {address}")
+        address
+    };
+    let mut hint = format!("write {}", quote(&address));
+    if is_tls {
+        hint.push_str(", and `tls: {}` in the pool");
     }
+    let path = rest.split_once('/').map(|(_, path)| path);
+    if path.is_some_and(|path| !path.is_empty()) {
+        hint.push_str("; the path goes into `rewrite` of a route");
+    }
+    hint
 }
 
 fn ejection(

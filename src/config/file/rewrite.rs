@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use super::{
-    KeyValue as _, NameTable, NodeKind, NodeRef, Section, TreeReader, common::clean_text, quote,
+    KeyValue as _, NameTable, NodeKind, NodeRef, Section, TreeReader,
+    common::{clean_text, is_bare_ipv6},
+    quote,
 };
 use crate::config::model::{
     PathMatch, PathPiece, PathRewrite, RewriteConfig, RouteConfig, SplitShare,
@@ -34,8 +36,8 @@ pub(super) fn read(
     if let (Some(_), Some(strip)) = (path, strip) {
         reader.error_at_key(
             strip,
-            "a path is rewritten once, and `path` is given too",
-            "keep one: `path: /new/rest` replaces what was matched",
+            "`path` and `strip_prefix` cannot both be set",
+            "keep one: `path` replaces the matched prefix",
         );
     }
     let by_regex = given.get("path_regex").is_some();
@@ -58,7 +60,7 @@ pub(super) fn read(
         if edits.is_some_and(|_| sets_host(route)) {
             reader.error_at_key(
                 at,
-                "`request_headers.set` gives a Host too",
+                "`request_headers.set` sets Host too",
                 "keep one of the two",
             );
         }
@@ -93,7 +95,7 @@ fn prefix(reader: &mut TreeReader<'_>, at: NodeRef<'_>, route: &RouteConfig) -> 
     let text = plain(reader, at)?;
     let trimmed = text.trim_end_matches('/');
     if trimmed.is_empty() {
-        reader.error(at, "`/` takes nothing off", "remove it");
+        reader.error(at, "`/` removes nothing", "remove the key");
         return None;
     }
     let takes = |path: &str| {
@@ -114,8 +116,8 @@ fn prefix(reader: &mut TreeReader<'_>, at: NodeRef<'_>, route: &RouteConfig) -> 
     if !fits && !text.contains('%') {
         reader.warn_at_key(
             at,
-            "no path that this route takes begins with it: nothing is taken off",
-            "name the beginning of the route's own path",
+            "no path of this route begins with it: nothing is removed",
+            "write the beginning of the route's own `path`",
         );
     }
     Some(trimmed.to_owned())
@@ -135,12 +137,7 @@ fn path_text<'a>(reader: &mut TreeReader<'_>, at: NodeRef<'a>) -> Option<&'a str
 }
 
 fn refuse(reader: &mut TreeReader<'_>, at: NodeRef<'_>, text: &str, help: impl Into<String>) {
-    let use_of_it = match at.last_key() {
-        "strip_prefix" => "take off",
-        _ => "write",
-    };
-    let message = format!("{} is not a path to {use_of_it}", quote(text));
-    reader.error(at, message, help);
+    reader.error(at, format!("{} is not a valid path", quote(text)), help);
 }
 
 /// Checks the characters of a path (RFC 3986 section 3.3). A path that servers read in different
@@ -157,7 +154,7 @@ fn check(text: &str) -> Result<(), String> {
         return Err(format!("write `{odd}` encoded, as `{escaped}`"));
     }
     if text.contains(['?', '#']) {
-        return Err("leave out query and fragment: the client's query is kept".to_owned());
+        return Err("remove query and fragment: the client's query is kept".to_owned());
     }
     if let Some(odd) = text.chars().find(|c| "\"<>\\^`{|}[]".contains(*c)) {
         return Err(format!("write `{odd}` encoded, as `%{:02X}`", odd as u32));
@@ -168,9 +165,9 @@ fn check(text: &str) -> Result<(), String> {
             .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
         let help = match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
             None => "write two hexadecimal digits after `%`; `%25` is `%` itself",
-            Some(b'/') => "leave out `%2F`: servers read it differently",
+            Some(b'/') => "remove `%2F`: servers read it differently",
             Some(b'.') => "write `%2E` as a dot",
-            Some(0..0x20 | 0x7f) => "leave out control characters",
+            Some(0..0x20 | 0x7f) => "remove control characters",
             Some(_) => continue,
         };
         return Err(help.to_owned());
@@ -178,10 +175,10 @@ fn check(text: &str) -> Result<(), String> {
     let mut segments = text.split('/').skip(1).peekable();
     while let Some(segment) = segments.next() {
         if segment.is_empty() && segments.peek().is_some() {
-            return Err("leave out doubled slashes".to_owned());
+            return Err("remove doubled slashes".to_owned());
         }
         if matches!(segment, "." | "..") {
-            return Err("leave out `.` and `..`".to_owned());
+            return Err("remove `.` and `..`".to_owned());
         }
     }
     Ok(())
@@ -290,14 +287,26 @@ fn host(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
     let (name, port) = host_parts(text);
     let help = match text {
         _ if is_name(name) && is_port(port) => return Some(text.to_owned()),
-        _ if text.contains("://") => "leave out the scheme",
-        _ if text.contains('/') => "leave out the path: it has a key of its own",
-        _ if text.contains('@') => "leave out user and password",
-        _ if text.contains('*') => "write one name: `*` stands for many",
+        _ if text.contains("://") => "remove the scheme",
+        _ if text.contains('/') => "remove the path: it goes into `path`",
+        _ if text.contains('@') => "remove user and password",
+        _ if text.contains('*') => "write one name without `*`",
         _ if !text.is_ascii() => "write the name as it is sent, in Punycode: `xn--…`",
+        _ if is_bare_ipv6(text) && !text.starts_with('[') => {
+            return refuse_host(reader, at, text, &format!("write `\"[{text}]\"`"));
+        }
         _ => hint,
     };
-    reader.error(at, format!("{} is not a host to send", quote(text)), help);
+    refuse_host(reader, at, text, help)
+}
+
+fn refuse_host(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    text: &str,
+    help: &str,
+) -> Option<String> {
+    reader.error(at, format!("{} is not a valid host", quote(text)), help);
     None
 }
 

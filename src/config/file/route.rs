@@ -111,7 +111,7 @@ fn refuse_overrides(reader: &mut TreeReader<'_>, keys: &Section<'_>) {
         if let Some(at) = keys.get(key) {
             reader.error_at_key(
                 at,
-                format!("`{key}` has no effect: this route asks no backend"),
+                format!("`{key}` has no effect: this route sends nothing to a backend"),
                 "remove it",
             );
         }
@@ -181,13 +181,17 @@ fn action(
         reader.error_at_key(
             *second,
             format!(
-                "a route does one thing, and `{}` is given too",
-                first.last_key()
+                "a route can have only one action: `{}` and `{}` are both set",
+                first.last_key(),
+                second.last_key()
             ),
             "keep one of `pool`, `split`, `redirect` and `respond`",
         );
     }
     let Some(at) = given.first().copied() else {
+        if kinds.iter().any(|key| keys.is_meant(key)) {
+            return None;
+        }
         reader.error_at_key(
             keys.at,
             "the route does nothing",
@@ -208,14 +212,14 @@ fn respond(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RouteAction> 
     let mut respond = RespondConfig::default();
     keys.read(reader, "status", &mut respond.status);
     if let Some(at) = keys.get("body") {
-        let text = reader.text(at, "a text", "write the text of the answer");
+        let text = reader.text(at, "a text", "write the text of the response");
         foreign::refuse(reader, at, text.unwrap_or_default(), foreign::TextUse::Body);
         assign(&mut respond.body, text.map(str::to_owned));
         if respond.body.len() > MAX_RESPOND_BYTES {
             reader.error(
                 at,
                 "`body` is larger than 64KiB",
-                "serve large answers from a backend",
+                "serve large responses from a backend",
             );
         }
     }
@@ -228,11 +232,7 @@ fn respond(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RouteAction> 
     drop(types);
     if let Some(at) = keys.get("content_type") {
         if by_header.is_some() {
-            reader.error_at_key(
-                at,
-                "`headers` gives a Content-Type too",
-                "keep one of the two",
-            );
+            reader.error_at_key(at, "`headers` sets Content-Type too", "keep one of the two");
         }
         respond.content_type = content_type(reader, at).unwrap_or_default();
     } else {
@@ -244,7 +244,7 @@ fn respond(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RouteAction> 
         for at in body.into_iter().chain(keys.get("content_type")) {
             reader.error_at_key(
                 at,
-                format!("an answer with status {status} has no body"),
+                format!("a response with status {status} has no body"),
                 format!("remove `{}`", at.last_key()),
             );
         }
@@ -323,24 +323,28 @@ fn edits(reader: &mut TreeReader<'_>, at: NodeRef<'_>, request: bool) -> HeaderE
 fn is_pattern(reader: &mut TreeReader<'_>, at: NodeRef<'_>, name: &str) -> bool {
     let help = match name.find('*') {
         None => return true,
-        Some(0) => "name the headers, or their beginning: `X-Internal-*`",
+        Some(0) => "write the names, or their beginning: `X-Internal-*`",
         Some(place) if place + 1 == name.len() => return true,
-        Some(_) => "`*` may only be the last character",
+        Some(_) => "`*` is allowed only as the last character",
     };
-    reader.error(at, format!("{} is not a name to remove", quote(name)), help);
+    reader.error(
+        at,
+        format!("{} is not a valid header name to remove", quote(name)),
+        help,
+    );
     false
 }
 
 fn may_edit(reader: &mut TreeReader<'_>, at: NodeRef<'_>, name: &str, host: bool) -> bool {
     let is_host = name.eq_ignore_ascii_case("host");
     let help = if is_framing(name) {
-        "remove it: balancer writes it itself"
+        "remove it: balancer writes this header itself"
     } else if is_host && !host {
-        "only `request_headers.set` may change Host"
+        "only `request_headers.set` can change Host"
     } else {
         return true;
     };
-    reader.error_at_key(at, format!("{} may not be edited here", quote(name)), help);
+    reader.error_at_key(at, format!("{} cannot be changed here", quote(name)), help);
     false
 }
 
@@ -362,7 +366,7 @@ fn fields(reader: &mut TreeReader<'_>, at: NodeRef<'_>, host: bool) -> Vec<(Stri
             reader.error_at_key(
                 at,
                 format!(
-                    "{} is given twice: names of headers have no case",
+                    "{} is given twice: header names are not case-sensitive",
                     quote(name)
                 ),
                 "remove one",
@@ -371,8 +375,11 @@ fn fields(reader: &mut TreeReader<'_>, at: NodeRef<'_>, host: bool) -> Vec<(Stri
         if name.contains('*') {
             reader.warn_at_key(
                 at,
-                format!("{} is the whole name here, with its `*`", quote(name)),
-                "name each header; only in `remove` a final `*` stands for the rest of a name",
+                format!(
+                    "{} is a whole name here, and its `*` is literal",
+                    quote(name)
+                ),
+                "name each header; only `remove` accepts a final `*`",
             );
         }
         if let Some(value) = value {

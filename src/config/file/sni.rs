@@ -19,7 +19,7 @@ pub(super) fn read(
         return names;
     }
     if matches!(&at.node.kind, NodeKind::Map(entries) if entries.is_empty()) {
-        let hint = "name a server, or remove `sni`: then every connection goes to `pool`";
+        let hint = "name a server, or remove `sni`: every connection then goes to `pool`";
         reader.error(at, "`sni` is empty", hint);
     }
     let Some(entries) = reader.map(at, SNI_EXAMPLE) else {
@@ -39,7 +39,7 @@ pub(super) fn read(
             reader.error_at_key(
                 entry,
                 format!(
-                    "{} is given twice: server names have no case and no final dot",
+                    "{} is given twice: server names are not case-sensitive, and a final dot is ignored",
                     quote(text)
                 ),
                 format!("remove one; the first is in line {line}"),
@@ -58,9 +58,9 @@ pub(super) fn read(
 /// hint.
 fn server_name(text: &str) -> Result<HostMatch, &'static str> {
     const ADDRESS_HINT: &str =
-        "write a name: clients do not ask for addresses; what names no server goes to `pool`";
+        "write a name: SNI has no IP addresses; connections without SNI go to `pool`";
     if text == "*" {
-        return Err("write `pool: NAME` in the listener: there goes what no name takes");
+        return Err("write `pool: NAME` in the listener: it takes all other connections");
     }
     // A URL, or another product's matcher.
     if text.contains(['/', '(']) {
@@ -91,12 +91,12 @@ pub(super) fn check_place(
         reader.error_at_key(
             at,
             "`sni` belongs to a tcp listener, this one is http",
-            "write `protocol: tcp` to pass TLS on as it is; http requests are told apart by `host` in `routes`",
+            "write `protocol: tcp` to pass TLS through; for http use `host` in `routes`",
         );
     } else if keys.get("tls").is_some() && !at.is_or_word() {
         reader.error_at_key(
             at,
-            "`sni` passes TLS on as it is, and `tls` ends it here",
+            "`sni` passes TLS through, but `tls` terminates it",
             "remove one of them",
         );
     }
@@ -120,7 +120,7 @@ pub(super) fn warn_of_tls_twice(
                 reader.warn_at_key(
                     at,
                     format!(
-                        "pool {} has `tls`: what `sni` passes on is encrypted already",
+                        "pool {} has `tls`, but what `sni` passes through is encrypted already",
                         quote(&pool.name)
                     ),
                     "name a pool without `tls`: the backends get the TLS of the clients",

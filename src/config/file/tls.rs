@@ -3,7 +3,7 @@
 //! Everything that can be wrong with a certificate is found here, with its place: nothing of TLS
 //! can fail after a load.
 
-use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::{
     ClientConfig, Error, InconsistentKeys, RootCertStore,
@@ -78,14 +78,14 @@ fn certificates(
     match keys.get("certificates") {
         Some(at) if own => reader.error_at_key(
             at,
-            "`certificates` beside `cert` and `key`",
+            "`certificates` cannot be used with `cert` and `key`",
             "put all of them into `certificates: [{cert: FILE, key: FILE}]`",
         ),
         Some(list) => {
             let hint = "write `certificates: [{cert: FILE, key: FILE}]`";
             let entries = reader.list(&list, "a list of certificates", hint);
             if entries.is_empty() {
-                reader.error_at_key(list, "`certificates` names none", hint);
+                reader.error_at_key(list, "`certificates` is empty", hint);
             }
             for at in entries {
                 let Some(keys) = reader.section(at) else {
@@ -99,17 +99,19 @@ fn certificates(
                 {
                     reader.warn_at_key(
                         at,
-                        format!("the certificate {} is for no DNS name", quote(&one.file)),
-                        "it is never shown: make it the first, which is for every other name",
+                        format!("the certificate {} has no DNS name", quote(&one.file)),
+                        "no client will get it: put it first, where it is the default certificate",
                     );
                 }
                 found.push(one);
             }
         }
         None if own => found.extend(certificate(reader, keys, at, ["cert", "key"])),
+        // The unknown key may be the one for the certificate.
+        None if keys.has_unknown() => {}
         None => reader.error_at_key(
             at,
-            "`tls` without a certificate",
+            "`tls` needs a certificate",
             "write `tls: {cert: FILE, key: FILE}`",
         ),
     }
@@ -124,22 +126,25 @@ fn certificate(
     [cert, key]: [&str; 2],
 ) -> Option<LoadedCertificate> {
     let (Some(cert_at), Some(key_at)) = (keys.get(cert), keys.get(key)) else {
+        if keys.is_meant(cert) && keys.is_meant(key) {
+            return None;
+        }
         reader.error_at_key(
             at,
-            format!("`{cert}` and `{key}` belong together"),
+            format!("`{cert}` and `{key}` must be given together"),
             format!("write `{{{cert}: FILE, {key}: FILE}}`; both may be in one file"),
         );
         return None;
     };
-    let chain = chain(reader, cert_at);
+    let chain = chain(reader, cert_at, SERVER_FILE);
     let key = private_key(reader, key_at);
     let (file, chain, key) = (cert_at.scalar()?, chain?, key?);
     let facts = chain.first().and_then(|leaf| certificate::parse(leaf));
     let Some(facts) = facts else {
         reader.error(
             cert_at,
-            format!("{} is no valid X.509 certificate", quote(file)),
-            "its first certificate is malformed",
+            format!("{} is not a valid X.509 certificate", quote(file)),
+            "its first certificate is malformed: create or copy it again",
         );
         return None;
     };
@@ -186,7 +191,7 @@ fn warn_of_validity(
         reader.warn_at_key(
             at,
             format!("the certificate {} is not valid yet", quote(file)),
-            "clients will refuse it: look at the clock, or at the certificate",
+            "clients will refuse it: check the system clock, or the certificate",
         );
     }
     let issuers = chain
@@ -204,7 +209,7 @@ fn warn_of_validity(
                 number + 2,
                 quote(file)
             ),
-            "clients will refuse the chain: look at the clock, or at the issuer",
+            "clients will refuse the chain: check the system clock, or the issuer",
         );
     }
 }
@@ -238,10 +243,17 @@ fn report_unusable(
             );
         }
         Error::InvalidCertificate(cause) => {
+            // The text of a cause is meant for programmers.
+            let is_old = format!("{cause:?}").contains("UnsupportedCertVersion");
+            let what = if is_old {
+                "an X.509 version 3"
+            } else {
+                "a valid X.509"
+            };
             reader.error(
                 cert_at,
-                format!("the certificate {} cannot be used: {cause}", quote(file)),
-                "it must be X.509 version 3, with a `subjectAltName` for the names of the host",
+                format!("{} is not {what} certificate", quote(file)),
+                "create one with X.509 version 3 and a `subjectAltName` for the names of the host",
             );
         }
         _ => {
@@ -283,26 +295,43 @@ fn pem_file(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<Vec<u8>> {
             reader.error(
                 at,
                 format!("cannot read {}: {}", quote(text), io_cause(&error)),
-                "it must be readable for balancer's user",
+                file_hint(&error),
             );
             None
         }
     }
 }
 
-/// All certificates of a PEM file, at least one.
-fn chain(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<Vec<CertificateDer<'static>>> {
+/// The hint for a file that cannot be read.
+fn file_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "check the path; relative paths start at the directory of the configuration file"
+        }
+        io::ErrorKind::InvalidInput => "name a regular file in PEM form",
+        _ => "make it readable by balancer's user",
+    }
+}
+
+/// The remedy for a file of the server's own certificate in which there is none.
+const SERVER_FILE: &str = "it must contain `-----BEGIN CERTIFICATE-----`: the server's own certificate first, then its issuers";
+/// The same for a file of CA certificates.
+const CA_FILE: &str =
+    "it must contain the CA certificates, each with `-----BEGIN CERTIFICATE-----`";
+
+/// All certificates of a PEM file, at least one; `hint` is for a file that has none.
+fn chain(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    hint: &str,
+) -> Option<Vec<CertificateDer<'static>>> {
     let bytes = pem_file(reader, at)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     match found {
         Ok(chain) if !chain.is_empty() => Some(chain),
         _ => {
             let file = quote(at.scalar().unwrap_or_default());
-            reader.error(
-                at,
-                format!("{file} has no certificate in PEM form"),
-                "it should have `-----BEGIN CERTIFICATE-----`, the server's own first, then its issuers",
-            );
+            reader.error(at, format!("{file} has no certificate in PEM form"), hint);
             None
         }
     }
@@ -315,14 +344,24 @@ fn private_key(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<PrivateKe
         Err(error) => {
             let file = quote(at.scalar().unwrap_or_default());
             let encrypted = b"ENCRYPTED";
-            let hint = if bytes.windows(encrypted.len()).any(|part| part == encrypted) {
-                "it is encrypted: store it without a password, readable for balancer's user only"
+            let is_encrypted = bytes.windows(encrypted.len()).any(|part| part == encrypted);
+            let (message, hint) = if is_encrypted {
+                (
+                    format!("the private key in {file} is encrypted"),
+                    "store it without a password, readable only by balancer's user",
+                )
             } else if matches!(error, pem::Error::NoItemsFound) {
-                "it should have `-----BEGIN PRIVATE KEY-----`"
+                (
+                    format!("{file} has no private key in PEM form"),
+                    "it must contain `-----BEGIN PRIVATE KEY-----`",
+                )
             } else {
-                "it is damaged"
+                (
+                    format!("the private key in {file} cannot be decoded"),
+                    "create or copy it again",
+                )
             };
-            reader.error(at, format!("{file} has no private key in PEM form"), hint);
+            reader.error(at, message, hint);
             None
         }
     }
@@ -332,29 +371,38 @@ fn roots(
     reader: &mut TreeReader<'_>,
     at: NodeRef<'_>,
 ) -> Option<(Vec<CertificateDer<'static>>, RootCertStore)> {
-    let chain = chain(reader, at)?;
+    let chain = chain(reader, at, CA_FILE)?;
     let now = clock::unix_now();
     let is_valid = |der: &CertificateDer<'_>| {
         certificate::parse(der)
             .is_none_or(|facts| (facts.not_before..=facts.not_after).contains(&now))
     };
     if !chain.iter().any(is_valid) {
-        reader.warn_at_key(
-            at,
-            format!(
-                "no authority of {} is valid now",
-                quote(at.scalar().unwrap_or_default())
-            ),
-            "what they signed will be refused: look at the clock, or renew them",
-        );
+        let has_expired = |der: &CertificateDer<'_>| {
+            certificate::parse(der).is_some_and(|facts| facts.not_after < now)
+        };
+        let file = quote(at.scalar().unwrap_or_default());
+        let (message, cure) = if chain.iter().all(has_expired) {
+            (
+                format!("every CA certificate in {file} has expired"),
+                "renew the CA certificates",
+            )
+        } else {
+            (
+                format!("no CA certificate in {file} is valid now"),
+                "check the system clock, or renew the CA certificates",
+            )
+        };
+        let hint = format!("certificates signed by these CAs will be refused: {cure}");
+        reader.warn_at_key(at, message, hint);
     }
     let mut store = RootCertStore::empty();
     for certificate in &chain {
-        if let Err(error) = store.add(certificate.clone()) {
+        if store.add(certificate.clone()).is_err() {
             reader.error(
                 at,
-                format!("a certificate of this file cannot be a root: {error}"),
-                "name a file with the certificates of authorities",
+                "a certificate in this file cannot be used as a CA certificate",
+                "name a file with X.509 version 3 certificates of CAs",
             );
             return None;
         }
@@ -370,8 +418,8 @@ fn client_ca(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> Option<ClientCa
         if let Some(at) = keys.get("client_auth") {
             reader.error_at_key(
                 at,
-                "`client_auth` without `client_ca`",
-                "name the authorities that sign clients' certificates: `client_ca: FILE`",
+                "`client_auth` needs `client_ca`",
+                "write `client_ca: FILE`, the CAs that sign the clients' certificates",
             );
         }
         return None;
@@ -383,24 +431,22 @@ fn client_ca(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> Option<ClientCa
     } else {
         builder.allow_unauthenticated()
     };
-    match builder.build() {
-        Ok(by_path) => Some(ClientCaConfig {
-            verifier: Arc::new(ClientVerifier {
-                listed: roots.clone(),
-                by_path,
-            }),
-            roots,
-            required,
+    let Ok(by_path) = builder.build() else {
+        reader.error(
+            at,
+            "these CA certificates cannot be used",
+            "name a file with X.509 version 3 certificates of CAs",
+        );
+        return None;
+    };
+    Some(ClientCaConfig {
+        verifier: Arc::new(ClientVerifier {
+            listed: roots.clone(),
+            by_path,
         }),
-        Err(error) => {
-            reader.error(
-                at,
-                format!("these authorities cannot be used: {error}"),
-                "name a file with the certificates of authorities",
-            );
-            None
-        }
-    }
+        roots,
+        required,
+    })
 }
 
 fn client_subject(reader: &mut TreeReader<'_>, keys: &Section<'_>, has_ca: bool) -> Option<String> {
@@ -416,8 +462,8 @@ fn client_subject(reader: &mut TreeReader<'_>, keys: &Section<'_>, has_ca: bool)
     if !has_ca && keys.get("client_ca").is_none() {
         reader.error_at_key(
             at,
-            "`client_subject` without `client_ca`",
-            "name the authorities that sign clients' certificates: `client_ca: FILE`",
+            "`client_subject` needs `client_ca`",
+            "write `client_ca: FILE`, the CAs that sign the clients' certificates",
         );
     }
     Some(name.to_owned())
@@ -455,6 +501,7 @@ pub(super) fn pool(
     protocol: BackendProtocol,
 ) -> Option<PoolTlsConfig> {
     let keys = reader.section(at)?;
+    let reported = reader.problems.len();
     let mut verify = true;
     if let Some(at) = keys.get("verify") {
         assign(&mut verify, reader.boolean(at));
@@ -462,7 +509,7 @@ pub(super) fn pool(
             reader.warn_at_key(
                 at,
                 "certificates of these backends are not verified",
-                "anybody in between can read and change everything: name their authority with `ca: FILE`",
+                "an attacker between balancer and the backends can read and change the traffic: write `ca: FILE`, the CA of the backends",
             );
         }
     }
@@ -474,7 +521,7 @@ pub(super) fn pool(
         if server_name.is_none() {
             reader.error(
                 at,
-                format!("{} is no host name", quote(name)),
+                format!("{} is not a host name", quote(name)),
                 "write a host name or an IP address, without a port",
             );
         }
@@ -486,6 +533,8 @@ pub(super) fn pool(
     };
     let (roots, store) = match keys.get("ca") {
         Some(at) => roots(reader, at)?,
+        // Another key may be meant to say how they are verified.
+        None if keys.has_unknown() || reader.has_errors_since(reported) => return None,
         None if verify => (Vec::new(), system_roots(reader, at)?),
         None => (Vec::new(), RootCertStore::empty()),
     };
@@ -513,8 +562,8 @@ fn system_roots(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<RootCert
     }
     reader.error_at_key(
         at,
-        "this machine has no root certificates to verify backends with",
-        "name their authority with `ca: FILE`, or install ca-certificates",
+        "this machine has no CA certificates to verify backends with",
+        "write `ca: FILE`, the CA of the backends, or install ca-certificates",
     );
     None
 }

@@ -57,6 +57,10 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         doc: "how balancer leaves on SIGTERM",
+        value_hints: &[
+            (&["DURATION"], "write `drain: {timeout: {value}}`"),
+            (&["NUMBER"], "write `drain: {timeout: {value}s}`"),
+        ],
         differs: File(|a, b| a.drain != b.drain),
         ..KEY
     },
@@ -79,7 +83,25 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         doc: "the admin API",
-        value_hints: &[(&["unix:*", "127.*"], "write `admin: {bind: {value}}`")],
+        value_hints: &[
+            (&["unix:*"], "write `admin: {bind: {value}}`"),
+            (
+                &["127.*", "[::1]*"],
+                "write `admin: {bind: \"{value}\", token_file: FILE}`",
+            ),
+            (
+                &["NUMBER"],
+                "write `admin: {bind: 127.0.0.1:{value}, token_file: FILE}`",
+            ),
+            (
+                &["off", "false", "no", "disabled", "never", "none"],
+                "remove the key: the admin API cannot be switched off, and is a unix socket by default",
+            ),
+            (
+                &["true", "on", "yes", "enabled"],
+                "remove the key: the admin API is on by default, as a unix socket",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -113,9 +135,14 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
                 &["off", "false", "no", "disabled", "never", "0", "none"],
                 "write `metrics: {bind: none}`",
             ),
+            (&["NUMBER"], "write `metrics: {bind: {value}}`"),
+            (
+                &[":*", "127.*", "0.0.0.0:*", "[::*"],
+                "write `metrics: {bind: \"{value}\"}`",
+            ),
             (
                 &["true", "on", "yes", "enabled"],
-                "leave the key out: metrics are at 127.0.0.1:9900 by default",
+                "remove the key: metrics are at 127.0.0.1:9900 by default",
             ),
         ],
         ..KEY
@@ -144,6 +171,18 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         doc: "balancer's own log, on standard error",
+        value_hints: &[
+            (
+                &["error", "warn", "info", "debug", "trace"],
+                "write `log: {level: {value}}`",
+            ),
+            (&["warning"], "write `log: {level: warn}`"),
+            (&["json", "text", "auto"], "write `log: {format: {value}}`"),
+            (
+                &["off", "false", "no", "disabled", "none"],
+                "write `log: {level: error}` for the fewest lines; the log cannot be switched off",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -177,8 +216,17 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
                 "write `access_log: {output: none}`",
             ),
             (
-                &["stdout", "stderr", "file:*", "/*"],
+                &["stdout", "stderr", "file:*"],
                 "write `access_log: {output: {value}}`",
+            ),
+            (&["/*", "./*"], "write `access_log: {output: file:{value}}`"),
+            (
+                &["json", "combined"],
+                "write `access_log: {format: {value}}`",
+            ),
+            (
+                &["true", "on", "yes", "enabled"],
+                "remove the key, or write `access_log: {when: {sample: 100%}}` to log every request",
             ),
         ],
         ..KEY
@@ -268,6 +316,10 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
         default: Words("none: `X-Forwarded-For`"),
         doc: "the header in which these proxies name the client's address, such as \
               `CF-Connecting-IP`",
+        section_words: &[(
+            &["header", "real_ip_header"],
+            "balancer calls this `client_header`",
+        )],
         ..KEY
     },
     KeyRow {
@@ -275,6 +327,10 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         doc: "what backends are told about the client",
+        value_hints: &[(
+            &["off", "false", "no", "disabled", "none"],
+            "write `forwarded: {x_forwarded: false, real_ip: none, via: false}`",
+        )],
         differs: File(|a, b| a.forwarded != b.forwarded),
         ..KEY
     },
@@ -319,6 +375,14 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         doc: "error responses of balancer's own, see docs/reasons.md",
+        value_hints: &[
+            (
+                &["json", "html", "auto"],
+                "write `errors: {format: {value}}`",
+            ),
+            (&["unified", "split"], "write `errors: {status: {value}}`"),
+            (&["/*", "./*"], "write `errors: {pages: {value}}`"),
+        ],
         differs: File(|a, b| a.errors != b.errors),
         ..KEY
     },
@@ -395,14 +459,18 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
         doc: "see below",
         other_words: &[
             (
-                &["backend", "upstream"],
-                "balancer calls a group of servers a pool: `pools`, `pool`",
-            ),
-            (
                 &["clusters", "services", "upstreams"],
                 "balancer calls these `pools`",
             ),
+            (
+                &["backend", "upstream"],
+                "balancer calls a group of servers a pool: define it in `pools`",
+            ),
         ],
+        section_words: &[(
+            &["backends", "servers"],
+            "balancer calls these `pools`: `pools: {NAME: {backends: [HOST:PORT]}}`",
+        )],
         ..KEY
     },
 ];

@@ -30,8 +30,10 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
             ),
             (
                 &["true", "on", "yes", "enabled"],
-                "leave the key out: every pool is checked by connecting to its backends",
+                "remove the key: every pool is checked by connecting to its backends",
             ),
+            (&["DURATION"], "write `health_check: {interval: {value}}`"),
+            (&["NUMBER"], "write `health_check: {interval: {value}s}`"),
             (&["/*"], "write `health_check: {path: {value}}`"),
             (
                 &["tcp", "http", "grpc"],
@@ -58,11 +60,11 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         other_words: &[
             (
                 &["health_uri", "health_path", "healthcheck_path", "uri"],
-                "write `health_check: {path: /healthz}` in the pool",
+                "write `health_check: {path: PATH}` in the pool",
             ),
             (
                 &["http_check", "httpchk"],
-                "write `health_check: {path: /healthz}`",
+                "write `health_check: {path: PATH}`",
             ),
         ],
         ..KEY
@@ -89,7 +91,7 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         doc: "`200`, `200-299`, `2xx`",
         other_words: &[(
             &["health_status"],
-            "write `health_check: {expect: 200-399}` in the pool",
+            "write `health_check: {expect: STATUS}` in the pool",
         )],
         ..KEY
     },
@@ -122,7 +124,7 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         doc: "an error where a backend is a unix socket",
         other_words: &[(
             &["health_port"],
-            "write `health_check: {port: 8081}` in the pool",
+            "write `health_check: {port: NUMBER}` in the pool",
         )],
         ..KEY
     },
@@ -136,11 +138,11 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         other_words: &[
             (
                 &["health_interval"],
-                "write `health_check: {interval: 2s}` in the pool",
+                "write `health_check: {interval: DURATION}` in the pool",
             ),
             (
                 &["inter"],
-                "balancer calls this `health_check: {interval: 2s}`",
+                "write `health_check: {interval: DURATION}` in the pool",
             ),
         ],
         ..KEY
@@ -152,7 +154,7 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         doc: "for the whole check",
         other_words: &[(
             &["health_timeout"],
-            "write `health_check: {timeout: 1s}` in the pool",
+            "write `health_check: {timeout: DURATION}` in the pool",
         )],
         ..KEY
     },
@@ -196,8 +198,10 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
             ),
             (
                 &["true", "on", "yes", "enabled"],
-                "leave the key out: failing backends are ejected by default",
+                "remove the key: failing backends are ejected by default",
             ),
+            (&["DURATION"], "write `ejection: {eject_for: {value}}`"),
+            (&["NUMBER"], "write `ejection: {failures: {value}}`"),
         ],
         ..KEY
     },
@@ -208,7 +212,7 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         doc: "failures in a row",
         other_words: &[(
             &["max_fails"],
-            "balancer calls this `ejection: {failures: 5}` in the pool",
+            "write `ejection: {failures: NUMBER}` in the pool",
         )],
         ..KEY
     },
@@ -219,7 +223,7 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         doc: "the first time; doubled each time",
         other_words: &[(
             &["fail_timeout"],
-            "balancer calls this `ejection: {eject_for: 10s}` in the pool",
+            "write `ejection: {eject_for: DURATION}` in the pool",
         )],
         ..KEY
     },

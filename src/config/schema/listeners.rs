@@ -26,8 +26,12 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         other_words: &[
             (&["bind_address"], "balancer calls this `bind`"),
             (&["listen"], "balancer calls this `bind`, in `listeners`"),
-            (&["port"], "balancer calls this `bind: \":8080\"`"),
+            (
+                &["port"],
+                "write the port in `bind`, such as `bind: \":8080\"`",
+            ),
         ],
+        section_words: &[(&["address", "addr"], "balancer calls this `bind`")],
         ..KEY
     },
     KeyRow {
@@ -36,8 +40,19 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         default: Value("http"),
         differs: Listener(|a, b| a.protocol != b.protocol),
         other_words: &[(&["mode", "proto"], "balancer calls this `protocol`")],
-        other_values: &[("https", "http"), ("http1", "http"), ("http2", "http")],
+        other_values: &[("http1", "http"), ("http2", "http")],
         later_values: &["udp"],
+        value_hints: &[
+            (
+                &["https"],
+                "remove `protocol` and write `tls: {cert: FILE, key: FILE}`",
+            ),
+            (
+                &["tls", "ssl"],
+                "for HTTPS remove `protocol` and write `tls: {cert: FILE, key: FILE}`; to pass TLS \
+                  through write `protocol: tcp` and `sni`",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -68,6 +83,7 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         path: "listeners.NAME.redirect.to",
         value: text("`https`, a URL or a path").pattern("^(https$|https?://|/)"),
         default: Required,
+        section_words: &[(&["target", "url", "location"], "balancer calls this `to`")],
         doc: "`https` keeps host and target; anything else is sent as it is",
         ..KEY
     },
@@ -92,7 +108,7 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         differs: Listener(|a, b| a.http != b.http),
         value_hints: &[(
             &["true", "on", "yes", "enabled"],
-            "leave the key out: it has the limits of HTTP, which a listener speaks by default",
+            "remove the key: it has the limits of HTTP, which a listener speaks by default",
         )],
         ..KEY
     },
@@ -152,7 +168,7 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
             ),
             (
                 &["off", "false", "no", "disabled", "never", "0", "none"],
-                "leave the key out: without it there is no TLS",
+                "remove the key: without it there is no TLS",
             ),
         ],
         ..KEY
@@ -166,6 +182,16 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
             &["cert_file", "certfile", "certificate"],
             "balancer calls this `cert`",
         )],
+        section_words: &[
+            (
+                &["ssl_certificate", "crt"],
+                "balancer calls this `cert`; the key goes into `key`",
+            ),
+            (
+                &["passthrough", "ssl_passthrough"],
+                "remove `tls` and write `sni: {app.example.com: POOL}`, with `protocol: tcp`",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -174,6 +200,10 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         default: Words("required with `cert`"),
         doc: "PEM, without a password; may be the same file",
         other_words: &[(&["key_file", "keyfile"], "balancer calls this `key`")],
+        section_words: &[(
+            &["ssl_certificate_key", "private_key"],
+            "balancer calls this `key`",
+        )],
         ..KEY
     },
     KeyRow {
@@ -187,6 +217,7 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
             &["tls_certificates"],
             "balancer calls this `certificates`, in the `tls` of a listener",
         )],
+        section_words: &[(&["certs"], "balancer calls this `certificates`")],
         ..KEY
     },
     KeyRow {
@@ -218,6 +249,31 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
                 "write `tls: {min_version: \"1.2\"}` in the listener",
             ),
         ],
+        section_words: &[(&["protocols", "versions"], "write `min_version: \"1.2\"`")],
+        other_values: &[
+            ("tlsv1.2", "1.2"),
+            ("tls1.2", "1.2"),
+            ("versiontls12", "1.2"),
+            ("tlsv1.3", "1.3"),
+            ("tls1.3", "1.3"),
+            ("versiontls13", "1.3"),
+        ],
+        value_hints: &[(
+            &[
+                "1",
+                "1.0",
+                "1.1",
+                "tlsv1",
+                "tlsv1.0",
+                "tlsv1.1",
+                "tls1.0",
+                "tls1.1",
+                "versiontls10",
+                "versiontls11",
+                "ssl*",
+            ],
+            "TLS 1.0 and 1.1 are not supported: write `\"1.2\"`",
+        )],
         ..KEY
     },
     KeyRow {
@@ -227,6 +283,10 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         doc: "protocols offered to clients (ALPN), the preferred first. http: `h2` and \
               `http/1.1`; tcp: any names, the backend's matter. Without the key none for tcp",
         other_values: &[("http2", "h2"), ("grpcs", "h2")],
+        value_hints: &[(
+            &["h3", "h3-*", "http3", "http/3", "quic"],
+            "balancer has no HTTP/3; remove `{value}`",
+        )],
         ..KEY
     },
     KeyRow {
@@ -236,9 +296,16 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         doc: "PEM: the authorities whose certificates clients may show, and certificates of \
               clients that are trusted as themselves",
         other_words: &[(
-            &["ssl_client_certificate"],
+            &[
+                "ssl_client_certificate",
+                "ca_cert",
+                "ca_certificates",
+                "ca_file",
+                "cafile",
+            ],
             "write `tls: {client_ca: FILE}` in the listener",
         )],
+        section_words: &[(&["ca"], "balancer calls this `client_ca`")],
         ..KEY
     },
     KeyRow {
@@ -309,6 +376,20 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         default: Nothing,
         doc: "for tcp: `tls` only",
         differs: Listener(|a, b| a.timeouts != b.timeouts),
+        value_hints: &[
+            (
+                &["0", "none", "off"],
+                "write `none` for each, such as `timeouts: {header: none}`",
+            ),
+            (
+                &["DURATION"],
+                "name the timeout, such as `timeouts: {header: {value}}`",
+            ),
+            (
+                &["NUMBER"],
+                "name the timeout, such as `timeouts: {header: {value}s}`",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -363,6 +444,13 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         differs: Listener(|a, b| a.limits != b.limits),
+        value_hints: &[
+            (
+                &["0", "none", "off"],
+                "remove the key: without it there are no limits",
+            ),
+            (&["NUMBER"], "write `limits: {connections: {value}}`"),
+        ],
         ..KEY
     },
     KeyRow {
@@ -425,7 +513,7 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         doc: "in the long run",
         other_words: &[(
             &["average", "rate", "tokens_per_fill"],
-            "balancer calls this `per_client: 100/s`",
+            "balancer calls this `per_client`, with a unit: `per_client: 100/s`",
         )],
         ..KEY
     },
@@ -443,6 +531,24 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         default: Value("none"),
         doc: "connections begin with a PROXY header, see below",
         differs: Listener(|a, b| a.accept_proxy != b.accept_proxy),
+        value_hints: &[
+            (
+                &["true", "on", "yes", "enabled", "any"],
+                "write `accept_proxy: {from: [10.0.0.0/8]}`",
+            ),
+            (
+                &["off", "false", "no", "disabled", "never", "0"],
+                "write `accept_proxy: none`",
+            ),
+            (
+                &["v1", "v2"],
+                "write `accept_proxy: {version: {value}, from: [10.0.0.0/8]}`",
+            ),
+            (
+                &["1", "2"],
+                "write `accept_proxy: {version: v{value}, from: [10.0.0.0/8]}`",
+            ),
+        ],
         other_words: &[
             (
                 &["proxy_protocol", "proxyprotocol"],

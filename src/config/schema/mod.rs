@@ -14,7 +14,9 @@
 //! # To add a hint
 //! - Another product's word for a key of ours: in `other_words` of that key's row, with what to
 //!   write instead. Where several rows have the word, the row nearest to the place of the mistake
-//!   is taken (see [`hint_for_word`]).
+//!   is taken (see [`hint_for_word`]). A word that means the key in its own section only goes into
+//!   `section_words`. An example in the text, such as `{interval: 2s}`, gives way to the author's
+//!   value where that is one of ours.
 //! - Another product's word for a value: in `other_values` of the key's row, with ours; or in
 //!   `value_hints`, with the whole text where it takes more than one word of ours. Each with a file
 //!   in tests/golden/config.
@@ -62,12 +64,15 @@ pub struct KeyRow {
     pub differs: Differs,
     /// Words of other products for this key, and what to write instead.
     pub other_words: &'static [(&'static [&'static str], &'static str)],
+    /// The same for words that mean this key in its own section only.
+    pub section_words: &'static [(&'static [&'static str], &'static str)],
     /// Words of other products for its values, and ours.
     pub other_values: &'static [(&'static str, &'static str)],
     /// Values that a later version will have.
     pub later_values: &'static [&'static str],
     /// Wrong values, and the whole hint for them: `{value}` in it is the value, `{known}` the words
-    /// that it may be. A `*` at the end of a wrong value is any ending.
+    /// that it may be. A `*` at the end of a wrong value is any ending, `DURATION` and `NUMBER` are
+    /// any duration and number.
     pub value_hints: &'static [(&'static [&'static str], &'static str)],
 }
 
@@ -80,6 +85,7 @@ const KEY: KeyRow = KeyRow {
     effect: Effect::Reload,
     differs: Differs::WithSection,
     other_words: &[],
+    section_words: &[],
     other_values: &[],
     later_values: &[],
     value_hints: &[],
@@ -211,10 +217,19 @@ pub fn find(path: &str, key: &str) -> Option<&'static KeyRow> {
     section(path).iter().copied().find(|row| row.name() == key)
 }
 
-/// The hint for `word`, an unknown key in the section `at`.
-pub(super) fn hint_for_word(at: &str, word: &str) -> Option<String> {
+/// The hint for `word`, an unknown key in the section `at`, with the row of the key that is meant
+/// if it is one key.
+pub(super) fn hint_for_word(
+    at: &str,
+    word: &str,
+) -> Option<(Option<&'static KeyRow>, &'static str)> {
     let texts = |row: &'static KeyRow| {
-        let entries = row.other_words.iter();
+        let here = if row.split().0 == at {
+            row.section_words
+        } else {
+            &[]
+        };
+        let entries = here.iter().chain(row.other_words);
         entries.filter_map(move |(words, text)| words.contains(&word).then_some((row, *text)))
     };
     // The row nearest to the mistake: of the same section, of the same part of the file, the first
@@ -222,8 +237,8 @@ pub(super) fn hint_for_word(at: &str, word: &str) -> Option<String> {
     rows()
         .flat_map(texts)
         .min_by_key(|(row, _)| (row.split().0 != at, row.part() != Part::of(at)))
-        .map(|(row, text)| with_known_words(row, text))
-        .or_else(|| words::hint(word).map(str::to_owned))
+        .map(|(row, text)| (Some(row), text))
+        .or_else(|| words::hint(word).map(|text| (None, text)))
 }
 
 /// A hint of `row` with the words that its key may have for `{known}`.
@@ -274,7 +289,7 @@ mod tests {
     #[test]
     fn no_word_of_another_product_is_a_key_of_ours_in_the_same_section() {
         for row in rows() {
-            for (words, text) in row.other_words {
+            for (words, text) in row.other_words.iter().chain(row.section_words) {
                 assert!(!text.is_empty() && !words.is_empty(), "{}", row.path);
                 for word in *words {
                     assert!(
@@ -297,7 +312,8 @@ mod tests {
     fn a_word_has_one_text_in_each_section() {
         let mut seen = BTreeSet::new();
         for row in rows() {
-            for word in row.other_words.iter().flat_map(|(words, _)| *words) {
+            let all = row.other_words.iter().chain(row.section_words);
+            for word in all.flat_map(|(words, _)| *words) {
                 assert!(
                     seen.insert((row.split().0, *word)),
                     "`{word}` is twice among the keys of `{}`",

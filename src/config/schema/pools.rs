@@ -88,7 +88,7 @@ pub(super) static BACKEND_KEYS: &[KeyRow] = &[
             ),
             (
                 &["first"],
-                "this version has no policy that fills backends in order; write `backup: true` for those that are to wait, or take {known}",
+                "this version has no policy that fills backends in order; write `backup: true` for backends used only when the others are down, or take {known}",
             ),
         ],
         ..KEY
@@ -122,7 +122,7 @@ pub(super) static BACKEND_KEYS: &[KeyRow] = &[
         other_words: &[
             (
                 &["port"],
-                "write the port behind the address: `address: HOST:PORT`",
+                "write the port after the address: `address: HOST:PORT`",
             ),
             (&["addr"], "balancer calls this `address`"),
             (&["url"], "balancer calls this `address`, without a scheme"),
@@ -177,30 +177,22 @@ pub(super) static BACKEND_KEYS: &[KeyRow] = &[
             (&["grpc_pass"], "write `protocol: h2c` in the pool"),
             (
                 &["http2"],
-                "listeners speak HTTP/2 without a key; for backends write `protocol: h2` in the \
-                  pool",
+                "listeners accept HTTP/2 by default; for backends write `protocol: h2c`, or \
+                  `protocol: h2` with `tls`",
             ),
             (
                 &["http2_protocol_options"],
-                "write `protocol: h2`, or `h2c` without TLS, in the pool",
+                "write `protocol: h2c` in the pool, or `protocol: h2` with `tls`",
             ),
         ],
-        other_values: &[
-            ("http2", "h2"),
-            ("grpc", "h2c"),
-            ("grpcs", "h2"),
-            ("http/1.1", "http1"),
-        ],
+        other_values: &[("http2", "h2"), ("grpc", "h2c"), ("http/1.1", "http1")],
         later_values: &["udp"],
         value_hints: &[
             (
                 &["https", "http1+tls"],
-                "write `tls: {}` in the pool: `http1` is spoken within TLS then",
+                "remove `protocol`, and write `tls: {}` in the pool",
             ),
-            (
-                &["grpcs"],
-                "write `protocol: h2`, and `tls: {}` in the pool",
-            ),
+            (&["grpcs"], "write `protocol: h2` and `tls: {}` in the pool"),
         ],
         ..KEY
     },
@@ -241,8 +233,9 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
             ),
             (
                 &["true", "on", "yes", "enabled"],
-                "leave the key out: requests are retried by default",
+                "remove the key: requests are retried by default",
             ),
+            (&["NUMBER"], "write `retries: {attempts: {value}}`"),
         ],
         ..KEY
     },
@@ -286,10 +279,24 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         differs: Pool(|a, b| a.timeouts != b.timeouts),
+        value_hints: &[
+            (
+                &["0", "none", "off"],
+                "write `none` for each, such as `timeouts: {response: none}`",
+            ),
+            (
+                &["DURATION"],
+                "name the timeout, such as `timeouts: {response: {value}}`",
+            ),
+            (
+                &["NUMBER"],
+                "name the timeout, such as `timeouts: {response: {value}s}`",
+            ),
+        ],
         other_words: &[
             (
                 &["timeout_client"],
-                "the timeouts of clients stand in `listeners.NAME.timeouts`",
+                "client timeouts are in `listeners.NAME.timeouts`",
             ),
             (
                 &["timeout"],
@@ -306,7 +313,7 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
         other_words: &[
             (
                 &["client"],
-                "the timeouts of clients stand in `listeners.NAME.timeouts`: `header`, `body_idle`, `keepalive`",
+                "client timeouts are in `listeners.NAME.timeouts`: `header`, `body_idle`, `keepalive`",
             ),
             (
                 &[
@@ -374,9 +381,9 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
             ),
             (
                 &["off", "false", "no", "disabled", "never", "0"],
-                "leave the key out: without it there is no TLS",
+                "remove the key: without it there is no TLS",
             ),
-            (&["none"], "leave the key out: without it there is no TLS"),
+            (&["none"], "remove the key: without it there is no TLS"),
         ],
         ..KEY
     },
@@ -388,9 +395,9 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
               that are trusted as themselves (self-signed ones)",
         other_words: &[(
             &["ca_cert", "ca_certificates", "ca_file", "cafile"],
-            "balancer calls this `ca` in the `tls` of a pool, and `client_ca` in that of a \
-                  listener",
+            "write `tls: {ca: FILE}` in the pool",
         )],
+        section_words: &[(&["root_ca", "client_ca"], "balancer calls this `ca`")],
         ..KEY
     },
     KeyRow {
@@ -398,6 +405,7 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
         value: text("host name or IP address"),
         default: Words("the host of each backend"),
         doc: "the name that the certificate must be for, and that is asked for (SNI)",
+        section_words: &[(&["sni", "ssl_name"], "balancer calls this `server_name`")],
         ..KEY
     },
     KeyRow {
@@ -407,7 +415,7 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
         doc: "false: any certificate is taken, and a warning says so",
         other_words: &[(
             &["insecure_skip_verify", "insecureskipverify"],
-            "write `verify: false`, or better `ca: FILE`",
+            "write `tls: {ca: FILE}` in the pool, or `tls: {verify: false}` for no verification",
         )],
         ..KEY
     },
@@ -430,6 +438,21 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         doc: "idle connections to backends",
+        value_hints: &[
+            (
+                &["off", "false", "no", "disabled", "none", "0"],
+                "write `keepalive: {idle_per_backend: 0}`",
+            ),
+            (
+                &["true", "on", "yes", "enabled"],
+                "remove the key: connections are kept by default",
+            ),
+            (&["DURATION"], "write `keepalive: {idle_timeout: {value}}`"),
+            (
+                &["NUMBER"],
+                "write `keepalive: {idle_per_backend: {value}}`",
+            ),
+        ],
         differs: Pool(|a, b| a.keepalive != b.keepalive),
         ..KEY
     },
@@ -463,6 +486,16 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
         path: "pools.NAME.limits",
         value: keys(),
         default: Nothing,
+        value_hints: &[
+            (
+                &["0", "none", "off"],
+                "remove the key: without it there are no limits",
+            ),
+            (
+                &["NUMBER"],
+                "write `limits: {connections_per_backend: {value}}`",
+            ),
+        ],
         other_words: &[
             (
                 &[

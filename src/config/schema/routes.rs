@@ -126,6 +126,7 @@ pub(super) static ROUTE_KEYS: &[KeyRow] = &[
         path: "routes[].redirect.to",
         value: text("`https`, a URL or a path").pattern("^(https$|https?://|/)"),
         default: Required,
+        section_words: &[(&["target", "url", "location"], "balancer calls this `to`")],
         doc: "as for listeners",
         ..KEY
     },
@@ -147,6 +148,7 @@ pub(super) static ROUTE_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         doc: "a fixed response",
+        value_hints: &[(&["NUMBER"], "write `respond: {status: {value}}`")],
         ..KEY
     },
     KeyRow {
@@ -182,6 +184,7 @@ pub(super) static ROUTE_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         doc: "what the backend gets instead, see below; not with `redirect` and `respond`",
+        value_hints: &[(&["/*"], "write `rewrite: {path: {value}}`")],
         other_words: &[
             (
                 &["add_prefix", "addprefix"],
@@ -347,6 +350,20 @@ pub(super) static ROUTE_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Words("the pool's"),
         doc: "what is given overrides the pool's",
+        value_hints: &[
+            (
+                &["0", "none", "off"],
+                "write `none` for each, such as `timeouts: {response: none}`",
+            ),
+            (
+                &["DURATION"],
+                "name the timeout, such as `timeouts: {response: {value}}`",
+            ),
+            (
+                &["NUMBER"],
+                "name the timeout, such as `timeouts: {response: {value}s}`",
+            ),
+        ],
         ..KEY
     },
     KeyRow {
@@ -378,6 +395,13 @@ pub(super) static ROUTE_KEYS: &[KeyRow] = &[
         value: keys().or("none"),
         default: Words("the pool's"),
         doc: "what is given overrides the pool's",
+        value_hints: &[
+            (
+                &["off", "false", "no", "disabled", "never", "0"],
+                "write `retries: none`",
+            ),
+            (&["NUMBER"], "write `retries: {attempts: {value}}`"),
+        ],
         ..KEY
     },
     KeyRow {

@@ -166,6 +166,11 @@ pub(super) const fn networks() -> ValueSpec {
 }
 
 impl ValueSpec {
+    /// True for the name of a header.
+    pub(in crate::config) fn is_header_name(&self) -> bool {
+        self.kind == header().kind
+    }
+
     pub(super) const fn or(self, word: &'static str) -> Self {
         Self {
             or_word: Some(word),

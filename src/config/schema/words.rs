@@ -15,7 +15,7 @@ pub(super) const LATER_KEYS: &[(&str, &str)] = &[
 const GENERAL_WORDS: &[(&[&str], &str)] = &[
     (
         &["global"],
-        "global keys such as `workers` stand at the top of the file",
+        "global keys such as `workers` belong at the top level of the file",
     ),
     (
         &["middlewares"],
@@ -23,7 +23,7 @@ const GENERAL_WORDS: &[(&[&str], &str)] = &[
     ),
     (
         &["http3", "quic", "h3"],
-        "balancer has no HTTP/3; leave it out: clients use HTTP/2",
+        "balancer has no HTTP/3; remove the key: clients use HTTP/2",
     ),
     (&["rule"], "write `host`, `path`, `method` or `headers`"),
 ];

@@ -110,7 +110,7 @@ fn one_address_twice_is_refused_by_check_start_and_reload() {
             assert_eq!(checked.status.code(), Some(1), "{config}");
             let (code, said) = reload(&mut daemon, &config);
             assert_eq!(code, Some(1), "{config}");
-            assert!(said.contains("taken already"), "{said}");
+            assert!(said.contains("already used"), "{said}");
         }
     }
 }
