@@ -58,7 +58,8 @@ fn inside(section: &str, hint: &str) -> String {
     out + rest
 }
 
-/// True if the unknown `word` was written for `row`: it is near to its key, or another product's word for it.
+/// True if the unknown `word` was written for `row`: it is near to its key, or another product's
+/// word for it.
 pub(super) fn is_meant(row: &KeyRow, word: &str) -> bool {
     let plain = word.to_ascii_lowercase().replace('-', "_");
     let (section, name) = row.split();
@@ -95,10 +96,9 @@ fn as_ours(row: &KeyRow, word: &str, value: &str) -> Option<String> {
         ValueKind::OneOf(words) => words.contains(&value),
         ValueKind::Text(_) => {
             is_plain(value)
-                && row
-                    .value
-                    .pattern
-                    .is_none_or(|pattern| pattern == "^/" && value.starts_with('/'))
+                && row.value.pattern.is_none_or(|pattern| {
+                    pattern == "^/" && value.starts_with('/') || row.value.is_header_name()
+                })
         }
         ValueKind::Boolean | ValueKind::Keys => false,
     };
@@ -217,7 +217,14 @@ pub(super) fn for_value(row: &KeyRow, value: &str, known: &[&str]) -> String {
         .iter()
         .find(|(word, ours)| *word == plain && known.contains(ours))
         .map(|(_, ours)| *ours);
-    match ours.or_else(|| nearest(value, known.iter().copied())) {
+    let near = ours.or_else(|| nearest(value, known.iter().copied()));
+    // Of words that are equally near, such as `v1` and `v2`, the one that is meant is not known.
+    let is_tie = |near: &str| {
+        let edits = |word: &str| distance(&plain, &word.to_lowercase());
+        let others = known.iter().filter(|word| **word != near);
+        ours.is_none() && others.into_iter().any(|word| edits(word) == edits(near))
+    };
+    match near.filter(|near| !is_tie(near)) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("it may be {}", word_list(known)),
     }

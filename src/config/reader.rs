@@ -193,7 +193,8 @@ impl Section<'_> {
         !self.unknown.is_empty()
     }
 
-    /// True if `key` is given, or an unknown word that was written for it: its absence is then no second mistake.
+    /// True if `key` is given, or an unknown word that was written for it: its absence is then no
+    /// second mistake.
     pub(super) fn is_meant(&self, key: &str) -> bool {
         let row = schema::find(&self.at.section_path(), key);
         debug_assert!(row.is_some(), "`{key}` has no row in the table");

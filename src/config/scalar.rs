@@ -280,8 +280,7 @@ impl TreeReader<'_> {
         };
         match units::share(text) {
             Ok(value) => return Some(value),
-            Err(UnitError::NoUnit) => self.wrong_kind(at, wanted, &format!("write `{text}%`")),
-            Err(_) => self.wrong_kind(at, wanted, "write a whole number and `%`, such as `50%`"),
+            Err(_) => self.wrong_kind(at, wanted, &share_hint(text)),
         }
         None
     }
@@ -342,7 +341,8 @@ impl TreeReader<'_> {
     }
 }
 
-/// The hint for a zero that the key does not take: the word that was meant by it, else the smallest value.
+/// The hint for a zero that the key does not take: the word that was meant by it, else the smallest
+/// value.
 fn zero_hint(at: NodeRef<'_>, smallest: &str) -> String {
     match (at.row.value.or_word, at.row.value.kind) {
         (Some("none"), ValueKind::Size { .. }) => {
@@ -442,9 +442,20 @@ fn network_hint(text: &str) -> String {
 }
 
 fn duration_hint(text: &str, error: UnitError, range: RangeInclusive<Duration>) -> String {
-    let nearest = |value: Duration| units::show_duration(value.clamp(*range.start(), *range.end()));
+    let (min, max) = (*range.start(), *range.end());
+    let written = |value: Duration, how: &str| {
+        let how = if range.contains(&value) {
+            how
+        } else {
+            "the nearest is"
+        };
+        format!("{how} `{}`", units::show_duration(value.clamp(min, max)))
+    };
     if let Some(total) = compound_duration(text) {
-        return format!("write one number and one unit: `{}`", nearest(total));
+        return written(total, "write one number and one unit:");
+    }
+    if let Some(value) = decimal_duration(text) {
+        return written(value, "write a whole number:");
     }
     let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
     let unit = text.get(digits.len()..).unwrap_or_default().trim();
@@ -470,19 +481,34 @@ fn duration_hint(text: &str, error: UnitError, range: RangeInclusive<Duration>) 
             "write a whole number with a smaller unit, such as `1500ms`".to_owned()
         }
         UnitError::BadUnit if !better.is_empty() => {
-            let written = format!("{digits}{better}");
-            let in_range = units::duration(&written).map(|value| (range.contains(&value), value));
-            match in_range {
-                Ok((false, value)) => format!("the nearest is `{}`", nearest(value)),
-                _ => format!("write `{written}`"),
+            let ours = format!("{digits}{better}");
+            match units::duration(&ours) {
+                Ok(value) if !range.contains(&value) => written(value, ""),
+                _ => format!("write `{ours}`"),
             }
         }
         UnitError::BadUnit if matches!(unit, "d" | "day" | "days") => {
             let hours = digits.parse::<u64>().unwrap_or(1).min(1_000_000) * 24;
-            format!("write `{}`", nearest(Duration::from_hours(hours)))
+            written(Duration::from_hours(hours), "write")
         }
         _ => "write a number and `ms`, `s`, `m` or `h`".to_owned(),
     }
+}
+
+/// A duration with a decimal fraction, such as `1.5s`, if it is a whole number of milliseconds.
+fn decimal_duration(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic())?);
+    let (whole, fraction) = number.trim().split_once('.')?;
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if fraction.is_empty() || fraction.len() > 6 || !digits(fraction) || !digits(whole) {
+        return None;
+    }
+    let one = units::duration(&format!("1{unit}")).ok()?;
+    let whole = if whole.is_empty() { "0" } else { whole };
+    let scaled = one.checked_mul(format!("{whole}{fraction}").parse().ok()?)?;
+    let value = scaled / 10_u32.pow(fraction.len() as u32);
+    let is_whole = value.subsec_nanos().is_multiple_of(1_000_000);
+    (is_whole && !value.is_zero()).then_some(value)
 }
 
 /// The sum of a duration in several parts: `1m30s`, `1h 5m`.
@@ -502,6 +528,23 @@ fn compound_duration(text: &str) -> Option<Duration> {
         rest = rest.get(digits + end..)?;
     }
     (parts > 1).then_some(total)
+}
+
+/// A fraction such as `0.2` is a share too; ours are whole numbers.
+fn share_hint(text: &str) -> String {
+    let is_number = |text: &str| text.parse::<u64>().is_ok();
+    if is_number(text) || text.strip_suffix('%').is_some_and(is_number) {
+        let percent = text.trim_end_matches('%');
+        return match units::share(&format!("{percent}%")) {
+            Ok(_) => format!("write `{percent}%`"),
+            Err(_) => "the nearest is `100%`".to_owned(),
+        };
+    }
+    let percent = text.parse::<f64>().map_or(-1.0, |share| share * 100.0);
+    if (0.0..=100.0).contains(&percent) && (percent - percent.round()).abs() < 1e-9 {
+        return format!("write `{percent:.0}%`");
+    }
+    "write a whole number and `%`, such as `50%`".to_owned()
 }
 
 /// `100r/s`, `100/sec` and `100 per minute` are what other products write.

@@ -119,10 +119,10 @@ fn literal(reader: &mut TreeReader<'_>, at: NodeRef<'_>, prefix: bool) -> PathMa
     let Some(text) = clean_text(reader, at, "the path of a route") else {
         return PathMatch::Any;
     };
-    let help = if !text.starts_with('/') {
-        Some(hint)
-    } else if text.contains('*') {
+    let help = if text.contains('*') {
         Some("remove `*`: `path` takes all paths below it; for patterns use `path_regex`")
+    } else if !text.starts_with('/') {
+        Some(hint)
     } else if text.contains(['?', '#']) {
         Some("remove the query: only the path is matched")
     } else if text

@@ -40,6 +40,17 @@ pub(super) struct NameTable<'a> {
 }
 
 impl<'a> NameTable<'a> {
+    /// The names of `section`. Without it `is_meant` tells whether it was meant to be there.
+    fn new(section: Option<&'a Section<'a>>, is_meant: bool) -> Self {
+        section.map_or_else(
+            || Self {
+                is_unknown: is_meant,
+                ..Self::default()
+            },
+            Self::of,
+        )
+    }
+
     fn of(section: &'a Section<'a>) -> Self {
         let order: Vec<(&str, usize)> = section
             .iter()
@@ -146,8 +157,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
     // Pools first, then listeners, then routes: each refers to what comes before.
     let pools_at = file.get("pools");
     let pools = pools_at.and_then(|at| reader.map(at, "write `NAME: {backends: [HOST:PORT]}`"));
-    let mut pool_names = pools.as_ref().map(NameTable::of).unwrap_or_default();
-    pool_names.is_unknown = pools.is_none() && file.is_meant("pools");
+    let mut pool_names = NameTable::new(pools.as_ref(), file.is_meant("pools"));
     if let Some(pools) = &pools {
         config.pools = pools.iter().map(|at| pool::read(reader, at)).collect();
     }
@@ -155,23 +165,19 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
     let listeners_at = file.get("listeners");
     let listeners =
         listeners_at.and_then(|at| reader.map(at, "write `NAME: {bind: \":8080\", pool: NAME}`"));
-    let mut listener_names = listeners.as_ref().map(NameTable::of).unwrap_or_default();
-    listener_names.is_unknown = listeners.is_none() && file.is_meant("listeners");
-    match (&listeners, listeners_at) {
-        (Some(listeners), _) => {
-            config.listeners = listeners
-                .iter()
-                .map(|at| listener::read(reader, at, &mut pool_names, &mut binds))
-                .collect();
-            sni::warn_of_tls_twice(reader, listeners, &config);
-        }
-        (None, None) if file.is_meant("listeners") => {}
-        (None, None) => reader.error(
+    let mut listener_names = NameTable::new(listeners.as_ref(), file.is_meant("listeners"));
+    if let Some(listeners) = &listeners {
+        config.listeners = listeners
+            .iter()
+            .map(|at| listener::read(reader, at, &mut pool_names, &mut binds))
+            .collect();
+        sni::warn_of_tls_twice(reader, listeners, &config);
+    } else if !file.is_meant("listeners") {
+        reader.error(
             at,
             "`listeners` is missing",
             "write `listeners: {web: {bind: \":8080\", pool: NAME}}`",
-        ),
-        (None, Some(_)) => {}
+        );
     }
 
     if let Some(at) = file.get("routes") {

@@ -106,7 +106,7 @@ fn check_protocol(
         (BackendProtocol::H2, None) => reader.error(
             at,
             "`protocol: h2` needs `tls`",
-            "add `tls: {}`, or write `h2c` for HTTP/2 without TLS",
+            "add `tls: {}`, or write `protocol: h2c` for HTTP/2 without TLS",
         ),
         (BackendProtocol::H2c, Some(_)) => reader.error(
             at,
@@ -236,7 +236,7 @@ fn tier(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<u8> {
         _ if text.bytes().all(|byte| byte.is_ascii_digit()) => "the highest tier is 9",
         _ => "write `true`, or a tier of 1 to 9: the lowest tier with a healthy backend is used",
     };
-    reader.wrong_kind(at, BACKUP_TIERS, hint);
+    reader.wrong_plain(at, BACKUP_TIERS, hint);
     None
 }
 

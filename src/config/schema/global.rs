@@ -292,14 +292,8 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
               are removed or replaced. See [the client's address](#the-clients-address)",
         differs: File(|a, b| a.trusted_proxies != b.trusted_proxies),
         other_words: &[(
-            &[
-                "real_ip_header",
-                "real_ip_recursive",
-                "trusted_ips",
-                "trustedips",
-            ],
-            "write `trusted_proxies: {from: [10.0.0.0/8], client_header: X-Real-IP}` at the \
-                  top of the file",
+            &["real_ip_recursive", "trusted_ips", "trustedips"],
+            "write `trusted_proxies: [10.0.0.0/8]` at the top level of the file",
         )],
         ..KEY
     },
@@ -316,9 +310,11 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
         default: Words("none: `X-Forwarded-For`"),
         doc: "the header in which these proxies name the client's address, such as \
               `CF-Connecting-IP`",
-        section_words: &[(
-            &["header", "real_ip_header"],
-            "balancer calls this `client_header`",
+        section_words: &[(&["header"], "balancer calls this `client_header`")],
+        other_words: &[(
+            &["real_ip_header"],
+            "write `trusted_proxies: {from: [10.0.0.0/8], client_header: X-Real-IP}` at the top \
+              level of the file",
         )],
         ..KEY
     },

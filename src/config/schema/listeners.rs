@@ -246,10 +246,13 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
             ),
             (
                 &["ssl_min_ver", "ssl_protocols"],
-                "write `tls: {min_version: \"1.2\"}` in the listener",
+                "write `tls: {min_version: \"1.2\"}`, or `\"1.3\"`",
             ),
         ],
-        section_words: &[(&["protocols", "versions"], "write `min_version: \"1.2\"`")],
+        section_words: &[(
+            &["protocols", "versions"],
+            "write `min_version: \"1.2\"`, or `\"1.3\"`",
+        )],
         other_values: &[
             ("tlsv1.2", "1.2"),
             ("tls1.2", "1.2"),
@@ -320,7 +323,8 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
             ),
             (
                 &["ssl_verify_client"],
-                "write `tls: {client_ca: FILE, client_auth: optional}` in the listener",
+                "write `tls: {client_ca: FILE}` in the listener; `client_auth: optional` also admits \
+                  clients without a certificate",
             ),
         ],
         ..KEY
@@ -558,7 +562,7 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
             (
                 &["set_real_ip_from"],
                 "write `accept_proxy: {from: [10.0.0.0/8]}` in the listener, or \
-                  `trusted_proxies` at the top of the file",
+                  `trusted_proxies` at the top level of the file",
             ),
         ],
         ..KEY

@@ -185,7 +185,7 @@ pub(super) static BACKEND_KEYS: &[KeyRow] = &[
                 "write `protocol: h2c` in the pool, or `protocol: h2` with `tls`",
             ),
         ],
-        other_values: &[("http2", "h2"), ("grpc", "h2c"), ("http/1.1", "http1")],
+        other_values: &[("http/1.1", "http1")],
         later_values: &["udp"],
         value_hints: &[
             (
@@ -193,6 +193,10 @@ pub(super) static BACKEND_KEYS: &[KeyRow] = &[
                 "remove `protocol`, and write `tls: {}` in the pool",
             ),
             (&["grpcs"], "write `protocol: h2` and `tls: {}` in the pool"),
+            (
+                &["http2", "http/2", "grpc"],
+                "write `protocol: h2c`, or `protocol: h2` with `tls`",
+            ),
         ],
         ..KEY
     },
