@@ -185,11 +185,28 @@ pub(super) fn for_wrong_value(row: &KeyRow, value: &str) -> Option<String> {
     let hint = row
         .value_hints
         .iter()
-        .find(|(words, _)| words.iter().any(|word| is_meant(word)))
+        .find(|(words, text)| words.iter().any(|word| is_meant(word)) && fits(row, text, value))
         .map(|(_, text)| schema::with_known_words(row, text).replace("{value}", value));
     hint.or_else(|| {
         has_variable(value)
             .then(|| "variables are not supported: write the value itself".to_owned())
+    })
+}
+
+/// True unless the hint `text` puts `value` into a key of the section `row` that does not take it.
+fn fits(row: &KeyRow, text: &str, value: &str) -> bool {
+    schema::section(row.path).iter().all(|key| {
+        let Some((_, after)) = text.split_once(&format!("{{{}: {{value}}", key.name())) else {
+            return true;
+        };
+        let unit = if after.starts_with('s') { "s" } else { "" };
+        let written = format!("{value}{unit}");
+        match key.value.kind {
+            ValueKind::Integer { .. } | ValueKind::Duration { .. } => {
+                as_ours(key, "", &written).is_some()
+            }
+            _ => true,
+        }
     })
 }
 

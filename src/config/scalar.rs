@@ -355,7 +355,7 @@ fn zero_hint(at: NodeRef<'_>, smallest: &str) -> String {
     }
 }
 
-/// True for a number 0, whatever its unit.
+/// True for a number 0, with any unit or none.
 fn is_zero(text: &str) -> bool {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
     !digits.is_empty() && digits.bytes().all(|byte| byte == b'0')

@@ -326,7 +326,7 @@ fn address_header(reader: &mut TreeReader<'_>, at: NodeRef<'_>, example: &str) -
             "remove `real_ip`, or write another name: `X-Real-IP`".to_owned(),
         ),
         _ if dashed.starts_with("x-forwarded-") => (
-            format!("{shown} is reserved: names that begin with `X-Forwarded-` are"),
+            format!("{shown} is reserved, as are all names that begin with `X-Forwarded-`"),
             hint,
         ),
         ("host" | "via" | "cookie" | "authorization" | "forwarded", _) => (

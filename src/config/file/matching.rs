@@ -211,7 +211,11 @@ fn regex_hint(text: &str, cause: &str) -> String {
             "write a repetition as `{2}`, `{2,}` or `{2,4}`; a literal `{` is `\\{`"
         }
         _ if cause.contains("escape") => "remove the backslash, or write `\\\\` for a literal one",
-        _ => "a backslash before a special character makes it literal",
+        _ if cause.contains("character class range") => {
+            "write the smaller character first: `[a-z]`"
+        }
+        _ if cause.contains("group name") => "write a named group as `(?<name>…)`",
+        _ => "correct it, or put a backslash before a character that is meant literally",
     };
     hint.to_owned()
 }

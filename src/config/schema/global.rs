@@ -453,16 +453,10 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
             .shown("map of names"),
         default: Value("{}"),
         doc: "see below",
-        other_words: &[
-            (
-                &["clusters", "services", "upstreams"],
-                "balancer calls these `pools`",
-            ),
-            (
-                &["backend", "upstream"],
-                "balancer calls a group of servers a pool: define it in `pools`",
-            ),
-        ],
+        other_words: &[(
+            &["backend", "clusters", "services", "upstream", "upstreams"],
+            "balancer calls these `pools`",
+        )],
         section_words: &[(
             &["backends", "servers"],
             "balancer calls these `pools`: `pools: {NAME: {backends: [HOST:PORT]}}`",

@@ -60,6 +60,10 @@ pub(super) static LISTENER_KEYS: &[KeyRow] = &[
         value: text("name of a pool"),
         default: Words("none"),
         doc: "where requests go that no route takes; none: 404. Required for tcp without `sni`",
+        section_words: &[(
+            &["backend", "cluster", "service", "upstream"],
+            "balancer calls this `pool`",
+        )],
         other_words: &[
             (&["default_backend"], "balancer calls this `pool`"),
             (

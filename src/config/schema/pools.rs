@@ -381,7 +381,7 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
         value_hints: &[
             (
                 &["true", "on", "yes", "enabled"],
-                "write `tls: {}`: certificates are verified with the system's authorities",
+                "write `tls: {}`: certificates are verified with the system's CA certificates",
             ),
             (
                 &["off", "false", "no", "disabled", "never", "0"],

@@ -88,10 +88,8 @@ pub(super) static ROUTE_KEYS: &[KeyRow] = &[
         value: text("name of a pool"),
         default: Nothing,
         doc: "exactly one of `pool`, `split`, `redirect` and `respond`",
-        other_words: &[(
-            &["cluster", "service"],
-            "balancer calls this a pool: `pool`",
-        )],
+        other_words: &[(&["cluster", "service"], "balancer calls this `pool`")],
+        section_words: &[(&["backend", "upstream"], "balancer calls this `pool`")],
         ..KEY
     },
     KeyRow {
