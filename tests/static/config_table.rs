@@ -128,6 +128,53 @@ fn values_just_outside_a_range_are_refused_and_the_range_is_named() {
     assert!(count > 90, "only {count} values");
 }
 
+/// The values that a hint names, each in backquotes after a word that proposes it; not bare units.
+fn proposed(hint: &str) -> Vec<&str> {
+    let proposes = ["write ", "is ", "or ", "unit: ", "number: "];
+    let parts: Vec<&str> = hint.split('`').collect();
+    let pairs = parts.chunks_exact(2);
+    let values = pairs.filter(|pair| proposes.iter().any(|word| pair[0].ends_with(word)));
+    let is_value = |text: &&str| text.starts_with(|c: char| c.is_ascii_digit());
+    values
+        .map(|pair| pair[1])
+        .filter(|text| is_value(text) || matches!(*text, "none" | "auto"))
+        .collect()
+}
+
+#[test]
+fn a_hint_for_a_number_proposes_values_that_the_key_takes() {
+    let mut count = 0;
+    for row in schema::rows().filter(|row| row.value.shape == Shape::Single) {
+        let texts: &[&str] = match row.value.kind {
+            ValueKind::Integer { .. } => &["0", "-1", "off", "99999999999", "'5'", "'0'"],
+            ValueKind::Duration { .. } => &[
+                "0", "0s", "off", "5", "7200", "0.5s", "1.5h", "3d", "400d", "90min", "2h3h",
+            ],
+            ValueKind::Size { .. } => &["0", "off", "5", "65536", "10m", "1tb", "900g"],
+            ValueKind::Share => &["0", "0.2", "20", "200", "200%"],
+            _ => continue,
+        };
+        for text in texts {
+            let [_, file] = without_and_with(row.path, text);
+            let Err(problems) = read(&file) else { continue };
+            let is_here = |path: &str| path == place(row.path);
+            for hint in problems.0.iter().filter(|found| is_here(&found.path)) {
+                for value in proposed(&hint.hint) {
+                    let [_, followed] = without_and_with(row.path, value);
+                    let found = read(&followed).map_or_else(|found| found.0, |_| Vec::new());
+                    // Rules that the key has with other keys are another matter.
+                    let again = found.iter().find(|found| {
+                        is_here(&found.path) && found.message.starts_with("expected ")
+                    });
+                    assert!(again.is_none(), "{} {text}: {value}: {again:?}", row.path);
+                    count += 1;
+                }
+            }
+        }
+    }
+    assert!(count > 200, "only {count} values");
+}
+
 #[test]
 fn the_ends_of_a_range_are_accepted() {
     for row in schema::rows().filter(|row| row.value.shape == Shape::Single) {

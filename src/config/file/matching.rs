@@ -14,7 +14,7 @@ const MAX_COMPILED_BYTES: usize = 1 << 20;
 
 /// `host`: one or more names.
 pub(super) fn hosts(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<HostMatch> {
-    let hint = "write a name such as `api.example.com` or `*.example.com`";
+    let hint = "write a name such as `api.example.com` or `\"*.example.com\"`";
     let mut hosts = Vec::new();
     for entry in reader.one_or_more(&at, "a host name", hint) {
         let Some(text) = reader.text(entry, "a host name", hint) else {
@@ -68,7 +68,7 @@ pub(super) fn host(text: &str) -> Result<HostMatch, &'static str> {
         return Err("remove the port: it is not matched");
     }
     if labels.contains('*') {
-        return Err("`*` is allowed only at the beginning, as a whole label: `*.example.com`");
+        return Err("`*` is allowed only at the beginning, as a whole label: `\"*.example.com\"`");
     }
     if !labels.is_ascii() {
         return Err("write the name as it is sent, in Punycode: `xn--…`");
@@ -81,7 +81,7 @@ pub(super) fn host(text: &str) -> Result<HostMatch, &'static str> {
                     .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         });
     if !fine {
-        return Err("write a name such as `api.example.com` or `*.example.com`");
+        return Err("write a name such as `api.example.com` or `\"*.example.com\"`");
     }
     Ok(if suffix {
         HostMatch::Suffix(labels.to_owned())
