@@ -1,7 +1,7 @@
 //! Takes connections from one listening socket, checks who may connect, reads the PROXY header
 //! where the listener wants one, and starts the listener's service in a task of its own.
 //!
-//! A new protocol is a variant of [`ListenerService`] with its arm in [`serve`]. Must not know what
+//! A new protocol is a variant of [`ListenerService`] with its arm in `serve`. Must not know what
 //! a service does. Limits are in `permit.rs`.
 //!
 //! An accept error never ends the loop and never makes it spin: it waits, closes idle connections,

@@ -14,7 +14,7 @@
 //! # To add a hint
 //! - Another product's word for a key of ours: in `other_words` of that key's row, with what to
 //!   write instead. Where several rows have the word, the row nearest to the place of the mistake
-//!   is taken (see [`hint_for_word`]). A word that means the key in its own section only goes into
+//!   is taken (see `hint_for_word`). A word that means the key in its own section only goes into
 //!   `section_words`. An example in the text, such as `{interval: 2s}`, gives way to the author's
 //!   value where that is one of ours.
 //! - Another product's word for a value: in `other_values` of the key's row, with ours; or in
