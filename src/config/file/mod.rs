@@ -162,9 +162,8 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
         config.pools = pools.iter().map(|at| pool::read(reader, at)).collect();
     }
 
-    let listeners_at = file.get("listeners");
-    let listeners =
-        listeners_at.and_then(|at| reader.map(at, "write `NAME: {bind: \":8080\", pool: NAME}`"));
+    let hint = "write `NAME: {bind: \":8080\", pool: NAME}`";
+    let listeners = file.get("listeners").and_then(|at| reader.map(at, hint));
     let mut listener_names = NameTable::new(listeners.as_ref(), file.is_meant("listeners"));
     if let Some(listeners) = &listeners {
         config.listeners = listeners
