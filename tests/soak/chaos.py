@@ -33,6 +33,8 @@ SETTLE, RELIED = 6, 10
 REPLAYED = 64 << 10
 METHODS = ("GET",) * 5 + ("HEAD",) + ("PUT",) * 2 + ("POST",) * 2 + ("DELETE",)
 RELOAD_EVERY, TICK = 0.5, 0.1
+SCHEMA = json.loads((pathlib.Path(__file__).parents[2] / "balancer.schema.json").read_text())
+POLICIES = SCHEMA["properties"]["pools"]["additionalProperties"]["properties"]["policy"]["enum"]
 BROKEN_FILES = (
     "listeners: {web: {bind: nowhere, pool: ap}}\n",
     "listeners: [\n",
@@ -44,7 +46,7 @@ BROKEN_FILES = (
 def config(chance, port, log, members):
     """A file as an operator might write it in a hurry: each one is valid, and each one is different."""
     backends = ", ".join(f"{{address: 127.0.0.1:{one.port}, name: b{one.index}, weight: {chance.randint(1, 9)}}}" for one in members)
-    policy = chance.choice(("round_robin", "least_connections", "random_two"))
+    policy = chance.choice(POLICIES)
     return (
         f'access_log: {{output: "file:{log}"}}\n'
         "trusted_proxies: [127.0.0.0/8]\n"  # the clients' request ids are kept

@@ -63,7 +63,10 @@ fn every_broken_file_gives_its_messages() {
     let mut wrong = Vec::new();
     for path in inputs {
         let found = problems(&path).render();
-        assert!(!found.is_empty(), "{} has no problem", path.display());
+        if found.is_empty() {
+            wrong.push(format!("{} has no problem: delete it", path.display()));
+            continue;
+        }
         let expected = path.with_extension("txt");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             fs::write(&expected, &found).unwrap();
