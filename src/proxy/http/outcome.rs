@@ -59,7 +59,8 @@ pub(super) struct AttemptError {
 }
 
 impl AttemptError {
-    /// A failure without extenuating circumstances.
+    /// A failure that the backend is to blame for, after which the request may have been acted on
+    /// unless it was never connected.
     pub(super) fn new(phase: AttemptPhase, reason: Reason, detail: String) -> Self {
         Self {
             phase,
