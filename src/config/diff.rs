@@ -10,7 +10,7 @@ use super::{
         BackendConfig, Config, HostMatch, ListenerConfig, PoolConfig, RouteAction, RouteConfig,
         SplitShare,
     },
-    schema::{self, Differs, Effect},
+    schema::{self, KeyComparison, KeyEffect},
 };
 
 /// One line of the log of a reload.
@@ -50,11 +50,11 @@ impl ChangeList {
 
     /// One line for each row of the table that `differs` finds changed; `owner` is what has the
     /// keys below `section`.
-    fn by_table(&mut self, owner: &str, section: &str, differs: impl Fn(&Differs) -> bool) {
+    fn by_table(&mut self, owner: &str, section: &str, differs: impl Fn(&KeyComparison) -> bool) {
         for row in schema::rows().filter(|row| differs(&row.differs)) {
             let key = row.path.strip_prefix(section).unwrap_or(row.path);
             self.0.push(ConfigChange {
-                needs_restart: row.effect == Effect::Restart,
+                needs_restart: row.effect == KeyEffect::Restart,
                 text: format!("{owner}{key} changed"),
             });
         }
@@ -66,8 +66,8 @@ impl ChangeList {
 pub fn diff(old: &Config, new: &Config) -> Vec<ConfigChange> {
     let mut changes = ChangeList::default();
     changes.by_table("", "", |differs| match differs {
-        Differs::File(differs) => differs(old, new),
-        Differs::Listener(_) | Differs::Pool(_) | Differs::WithSection => false,
+        KeyComparison::File(differs) => differs(old, new),
+        KeyComparison::Listener(_) | KeyComparison::Pool(_) | KeyComparison::WithSection => false,
     });
     listeners(&mut changes, old, new);
     routes(&mut changes, old, new);
@@ -105,8 +105,10 @@ fn listeners(changes: &mut ChangeList, old: &Config, new: &Config) {
                 }
                 let owner = format!("listener {name}: ");
                 changes.by_table(&owner, "listeners.NAME.", |differs| match differs {
-                    Differs::Listener(differs) => differs(was, listener),
-                    Differs::File(_) | Differs::Pool(_) | Differs::WithSection => false,
+                    KeyComparison::Listener(differs) => differs(was, listener),
+                    KeyComparison::File(_)
+                    | KeyComparison::Pool(_)
+                    | KeyComparison::WithSection => false,
                 });
             }
         }
@@ -226,8 +228,8 @@ fn one_pool(changes: &mut ChangeList, old: &PoolConfig, new: &PoolConfig) {
     backends(changes, name, &old.backends, &new.backends);
     let owner = format!("pool {name}: ");
     changes.by_table(&owner, "pools.NAME.", |differs| match differs {
-        Differs::Pool(differs) => differs(old, new),
-        Differs::File(_) | Differs::Listener(_) | Differs::WithSection => false,
+        KeyComparison::Pool(differs) => differs(old, new),
+        KeyComparison::File(_) | KeyComparison::Listener(_) | KeyComparison::WithSection => false,
     });
 }
 
@@ -343,7 +345,7 @@ pools:
                 let within = format!("{}.", row.path);
                 let is_compared = schema::rows()
                     .filter(|other| other.path == row.path || other.path.starts_with(&within))
-                    .any(|other| !matches!(other.differs, Differs::WithSection));
+                    .any(|other| !matches!(other.differs, KeyComparison::WithSection));
                 let has_no_effect = row.path == "version";
                 assert!(
                     is_compared || has_no_effect || here.contains(&row.name()),

@@ -5,7 +5,7 @@
 
 use super::{
     problem::word_list,
-    schema::{self, KeyRow, Shape, ValueKind},
+    schema::{self, KeyRow, ValueKind, ValueShape},
 };
 use crate::base::units;
 
@@ -74,8 +74,8 @@ pub(super) fn is_meant(row: &KeyRow, word: &str) -> bool {
 /// certain.
 fn as_ours(row: &KeyRow, word: &str, value: &str) -> Option<String> {
     let ours = match (row.value.shape, row.value.kind) {
-        (Shape::Single, ValueKind::Duration { .. }) => with_unit(word, value),
-        (Shape::Single, ValueKind::Size { .. }) => with_size_unit(value),
+        (ValueShape::Single, ValueKind::Duration { .. }) => with_unit(word, value),
+        (ValueShape::Single, ValueKind::Size { .. }) => with_size_unit(value),
         _ => value.to_owned(),
     };
     let fits = match row.value.kind {
@@ -102,7 +102,10 @@ fn as_ours(row: &KeyRow, word: &str, value: &str) -> Option<String> {
         }
         ValueKind::Boolean | ValueKind::Keys => false,
     };
-    let takes_one = matches!(row.value.shape, Shape::Single | Shape::OneOrList { .. });
+    let takes_one = matches!(
+        row.value.shape,
+        ValueShape::Single | ValueShape::OneOrList { .. }
+    );
     (fits && takes_one).then_some(ours)
 }
 

@@ -16,7 +16,7 @@ use rustls::pki_types::CertificateDer;
 use super::{
     hint,
     problem::{Problem, Severity, list_of_all, quote},
-    schema::{self, KeyRow, Shape},
+    schema::{self, KeyRow, ValueShape},
     yaml::{NodeKind, SourcePlace, YamlNode},
 };
 
@@ -104,7 +104,7 @@ impl<'a> NodeRef<'a> {
         let path = self.row.path;
         match self.row.value.shape {
             _ if !self.is_entry => path.into(),
-            Shape::Map { .. } => format!("{path}.NAME").into(),
+            ValueShape::Map { .. } => format!("{path}.NAME").into(),
             _ => format!("{path}[]").into(),
         }
     }

@@ -2,15 +2,17 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
 use balancer::config::{
-    self, FileAccess, NoFiles, load,
+    self, NoFiles, load,
     model::{CheckKind, Config, HealthCheckConfig, KeepaliveConfig, PoolTimeoutsConfig},
     parse, schema,
 };
+
+use crate::fixture_files::AnyFiles;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -47,35 +49,6 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         "not in docs/configuration.md: {missing:?}"
     );
     assert!(unknown.is_empty(), "not in the code: {unknown:?}");
-}
-
-/// Every certificate and key that a block names is there.
-struct AnyFiles;
-
-impl FileAccess for AnyFiles {
-    fn read(&self, path: &Path, _: u64) -> io::Result<Vec<u8>> {
-        let name = path.to_string_lossy();
-        let fixture = if name.ends_with(".key") {
-            "good.key"
-        } else if name.contains("-ca.") {
-            "ca.pem"
-        } else {
-            "good.pem"
-        };
-        fs::read(root().join("tests/fixtures").join(fixture))
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        NoFiles.list(path)
-    }
-
-    fn is_dir(&self, path: &Path) -> bool {
-        NoFiles.is_dir(path)
-    }
-
-    fn system_roots(&self) -> Vec<rustls::pki_types::CertificateDer<'static>> {
-        NoFiles.system_roots()
-    }
 }
 
 #[test]

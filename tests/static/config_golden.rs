@@ -4,11 +4,13 @@
 //! difference before you commit it.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
-use balancer::config::{FileAccess, NoFiles, Problems, Severity, parse};
+use balancer::config::{NoFiles, Problems, Severity, parse};
+
+use crate::fixture_files::FixtureFiles;
 
 fn inputs() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/config");
@@ -22,29 +24,6 @@ fn inputs() -> Vec<PathBuf> {
         .collect();
     files.sort();
     files
-}
-
-/// The certificates and keys of tests/fixtures, and nothing else.
-struct FixtureFiles;
-
-impl FileAccess for FixtureFiles {
-    fn read(&self, path: &Path, _: u64) -> io::Result<Vec<u8>> {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-        let name = path.file_name().ok_or(io::ErrorKind::NotFound)?;
-        fs::read(directory.join(name))
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        NoFiles.list(path)
-    }
-
-    fn is_dir(&self, path: &Path) -> bool {
-        NoFiles.is_dir(path)
-    }
-
-    fn system_roots(&self) -> Vec<rustls::pki_types::CertificateDer<'static>> {
-        NoFiles.system_roots()
-    }
 }
 
 /// The messages that a user sees for the file, and all its problems.

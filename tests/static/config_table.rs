@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use balancer::{
     base::units::{show_duration, show_size},
-    config::schema::{self, KeyDefault, KeyRow, Part, Shape, ValueKind},
+    config::schema::{self, FilePart, KeyDefault, KeyRow, ValueKind, ValueShape},
 };
 
 use crate::one_key::{place, read, without_and_with};
@@ -94,10 +94,10 @@ fn values_just_outside_a_range_are_refused_and_the_range_is_named() {
         let (texts, message) = beyond(row);
         for text in texts {
             let written = match row.value.shape {
-                Shape::Map { .. } if row.path == "errors.override" => {
+                ValueShape::Map { .. } if row.path == "errors.override" => {
                     format!("{{dns_error: {text}}}")
                 }
-                Shape::Map { .. } => format!("{{app: {text}}}"),
+                ValueShape::Map { .. } => format!("{{app: {text}}}"),
                 _ => text.clone(),
             };
             let [_, file] = without_and_with(row.path, &written);
@@ -144,7 +144,7 @@ fn proposed(hint: &str) -> Vec<&str> {
 #[test]
 fn a_hint_for_a_number_proposes_values_that_the_key_takes() {
     let mut count = 0;
-    for row in schema::rows().filter(|row| row.value.shape == Shape::Single) {
+    for row in schema::rows().filter(|row| row.value.shape == ValueShape::Single) {
         let texts: &[&str] = match row.value.kind {
             ValueKind::Integer { .. } => &["0", "-1", "off", "99999999999", "'5'", "'0'"],
             ValueKind::Duration { .. } => &[
@@ -177,7 +177,7 @@ fn a_hint_for_a_number_proposes_values_that_the_key_takes() {
 
 #[test]
 fn the_ends_of_a_range_are_accepted() {
-    for row in schema::rows().filter(|row| row.value.shape == Shape::Single) {
+    for row in schema::rows().filter(|row| row.value.shape == ValueShape::Single) {
         let ends = match row.value.kind {
             ValueKind::Integer { min, max } => [min.to_string(), max.to_string()],
             ValueKind::Duration { min, max } => [show_duration(min), show_duration(max)],
@@ -288,11 +288,11 @@ fn the_tables_of_the_reference_are_those_of_the_code() {
     let around = around_tables(&page);
     assert_eq!(
         around.len(),
-        Part::ALL.len() + 1,
+        FilePart::ALL.len() + 1,
         "a table for each part of the file"
     );
     let mut expected = around[0].clone();
-    for (part, text) in Part::ALL.into_iter().zip(&around[1..]) {
+    for (part, text) in FilePart::ALL.into_iter().zip(&around[1..]) {
         expected.push_str(&schema::table(part));
         expected.push_str(text);
     }

@@ -11,5 +11,6 @@ mod config_docs;
 mod config_golden;
 mod config_schema;
 mod config_table;
+mod fixture_files;
 mod metrics_docs;
 mod one_key;

@@ -1,11 +1,10 @@
 //! A correct file in which one key of the table has a given text.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
-use balancer::config::{FileAccess, NoFiles, Problems, model::Config, parse};
+use balancer::config::{Problems, model::Config, parse};
+
+use crate::fixture_files::AnyFiles;
 
 /// A document in YAML's flow style, whose leaves are written as they are.
 #[derive(Debug, Clone)]
@@ -202,36 +201,6 @@ pub(crate) fn without_and_with(path: &str, text: &str) -> [String; 2] {
     let mut without = without;
     without.remove(&place(path));
     [without.text(), with.text()]
-}
-
-/// Every certificate and key that a file names is there.
-pub(crate) struct AnyFiles;
-
-impl FileAccess for AnyFiles {
-    fn read(&self, path: &Path, _: u64) -> io::Result<Vec<u8>> {
-        let name = path.to_string_lossy();
-        let fixture = if name.ends_with(".key") {
-            "good.key"
-        } else if name.contains("-ca.") {
-            "ca.pem"
-        } else {
-            "good.pem"
-        };
-        let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-        fs::read(fixtures.join(fixture))
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        NoFiles.list(path)
-    }
-
-    fn is_dir(&self, path: &Path) -> bool {
-        NoFiles.is_dir(path)
-    }
-
-    fn system_roots(&self) -> Vec<rustls::pki_types::CertificateDer<'static>> {
-        NoFiles.system_roots()
-    }
 }
 
 /// Reads a file as `balancer check` would.

@@ -3,10 +3,10 @@
 use tracing::level_filters::LevelFilter;
 
 use super::{
-    Differs::File,
-    Effect::Restart,
     KEY,
+    KeyComparison::File,
     KeyDefault::{Nothing, Required, Value, Words},
+    KeyEffect::Restart,
     KeyRow,
     spec::{
         NAME_PATTERN, ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ZERO_DURATION, boolean, duration, header,

@@ -1,8 +1,8 @@
 //! The keys of `pools.NAME.health_check` and `pools.NAME.ejection`.
 
 use super::{
-    Differs::Pool,
     KEY,
+    KeyComparison::Pool,
     KeyDefault::{Value, Words},
     KeyRow,
     spec::{

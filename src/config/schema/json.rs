@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     KeyDefault, KeyRow, ValueSpec, section,
-    spec::{Shape, ValueKind},
+    spec::{ValueKind, ValueShape},
 };
 
 /// Keys of a section of which exactly one must be given.
@@ -161,14 +161,14 @@ fn shaped(row: &KeyRow) -> Vec<Value> {
         _ => json!({"type": "array", "items": any_of(entries), "minItems": min}),
     };
     match spec.shape {
-        Shape::Single => entry(""),
-        Shape::List { min } => vec![list(entry("[]"), min)],
-        Shape::OneOrList { min } => {
+        ValueShape::Single => entry(""),
+        ValueShape::List { min } => vec![list(entry("[]"), min)],
+        ValueShape::OneOrList { min } => {
             let mut choices = entry("");
             choices.push(list(vec![single(spec)], min));
             choices
         }
-        Shape::Map { .. } => {
+        ValueShape::Map { .. } => {
             let values = any_of(entry(".NAME"));
             let schema = match (spec.kind, spec.pattern) {
                 (ValueKind::Keys, Some(pattern)) => json!({

@@ -1,8 +1,8 @@
 //! The keys of `listeners.NAME`.
 
 use super::{
-    Differs::Listener,
     KEY,
+    KeyComparison::Listener,
     KeyDefault::{Nothing, Required, Value, Words},
     KeyRow,
     spec::{

@@ -1,8 +1,8 @@
 //! The tables of docs/configuration.md.
 
 use super::{
-    Effect, KeyDefault, KeyRow, Part, ValueSpec,
-    spec::{Shape, ValueKind},
+    FilePart, KeyDefault, KeyEffect, KeyRow, ValueSpec,
+    spec::{ValueKind, ValueShape},
 };
 use crate::{
     base::units::{show_duration, show_size},
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The table of a part of the file, with its heading row, as it stands in the docs.
-pub fn table(part: Part) -> String {
+pub fn table(part: FilePart) -> String {
     let mut out = String::from("| key | value | default | meaning |\n|---|---|---|---|\n");
     for row in part.rows() {
         out.push_str(&line(row));
@@ -25,9 +25,9 @@ fn line(row: &KeyRow) -> String {
         KeyDefault::Value(text) | KeyDefault::Words(text) => text,
     };
     let restart = match row.effect {
-        Effect::Reload => "",
-        Effect::Restart if row.doc.is_empty() => "A change needs a restart",
-        Effect::Restart => ". A change needs a restart",
+        KeyEffect::Reload => "",
+        KeyEffect::Restart if row.doc.is_empty() => "A change needs a restart",
+        KeyEffect::Restart => ". A change needs a restart",
     };
     let cells = [
         format!("`{}`", row.path),
@@ -74,8 +74,8 @@ fn value(spec: &ValueSpec) -> String {
         ValueKind::Text(description) => description.to_owned(),
     };
     let several = match spec.shape {
-        Shape::OneOrList { .. } => " or list",
-        Shape::Single | Shape::List { .. } | Shape::Map { .. } => "",
+        ValueShape::OneOrList { .. } => " or list",
+        ValueShape::Single | ValueShape::List { .. } | ValueShape::Map { .. } => "",
     };
     match spec.or_word {
         Some(word) => format!("{single}{several}, or `{word}`"),

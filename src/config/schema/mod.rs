@@ -40,7 +40,7 @@ use std::{collections::HashMap, sync::LazyLock};
 pub use self::{
     json::document,
     markdown::table,
-    spec::{Shape, ValueKind, ValueSpec},
+    spec::{ValueKind, ValueShape, ValueSpec},
 };
 use super::{
     model::{Config, ListenerConfig, PoolConfig},
@@ -59,9 +59,9 @@ pub struct KeyRow {
     /// Its meaning in one line of Markdown, for the docs and editors. May be empty.
     pub doc: &'static str,
     /// Reload or restart.
-    pub effect: Effect,
+    pub effect: KeyEffect,
     /// Comparison with another configuration, for the log of a reload.
-    pub differs: Differs,
+    pub differs: KeyComparison,
     /// Words of other products for this key, and what to write instead.
     pub other_words: &'static [(&'static [&'static str], &'static str)],
     /// The same for words that mean this key in its own section only.
@@ -82,8 +82,8 @@ const KEY: KeyRow = KeyRow {
     value: spec::keys(),
     default: KeyDefault::Nothing,
     doc: "",
-    effect: Effect::Reload,
-    differs: Differs::WithSection,
+    effect: KeyEffect::Reload,
+    differs: KeyComparison::WithSection,
     other_words: &[],
     section_words: &[],
     other_values: &[],
@@ -109,7 +109,7 @@ pub enum KeyDefault {
 
 /// Time at which the change of a key takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub enum KeyEffect {
     /// With a reload.
     Reload,
     /// At the next start; a reload logs `needs a restart`.
@@ -118,7 +118,7 @@ pub enum Effect {
 
 /// Comparison of a key in two configurations: true when it differs.
 #[derive(Debug, Clone, Copy)]
-pub enum Differs {
+pub enum KeyComparison {
     /// The section that the key is in is compared as a whole.
     WithSection,
     /// Compares two files.
@@ -141,14 +141,14 @@ impl KeyRow {
     }
 
     /// The listeners', routes' or pools' part of the file, or the top of it.
-    pub fn part(&self) -> Part {
-        Part::of(self.path)
+    pub fn part(&self) -> FilePart {
+        FilePart::of(self.path)
     }
 }
 
 /// A part of the file with a table of its own in the docs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum FilePart {
     /// The keys at the top and their sections.
     Global,
     /// `listeners.NAME`.
@@ -159,7 +159,7 @@ pub enum Part {
     Pools,
 }
 
-impl Part {
+impl FilePart {
     /// Every part, in the order of the docs.
     pub const ALL: [Self; 4] = [Self::Global, Self::Listeners, Self::Routes, Self::Pools];
 
@@ -194,7 +194,7 @@ impl Part {
 
 /// Every row, in the order of the docs.
 pub fn rows() -> impl Iterator<Item = &'static KeyRow> {
-    Part::ALL.into_iter().flat_map(Part::rows)
+    FilePart::ALL.into_iter().flat_map(FilePart::rows)
 }
 
 /// The keys of each section, by the section's path.
@@ -236,7 +236,7 @@ pub(super) fn hint_for_word(
     // in the table.
     rows()
         .flat_map(texts)
-        .min_by_key(|(row, _)| (row.split().0 != at, row.part() != Part::of(at)))
+        .min_by_key(|(row, _)| (row.split().0 != at, row.part() != FilePart::of(at)))
         .map(|(row, text)| (Some(row), text))
         .or_else(|| words::hint(word).map(|text| (None, text)))
 }

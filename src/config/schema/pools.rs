@@ -1,8 +1,8 @@
 //! The keys of `pools.NAME`.
 
 use super::{
-    Differs::Pool,
     KEY,
+    KeyComparison::Pool,
     KeyDefault::{Nothing, Required, Value, Words},
     KeyRow,
     spec::{

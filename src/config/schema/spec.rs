@@ -8,7 +8,7 @@ pub struct ValueSpec {
     /// A single value, or each entry of a list or map.
     pub kind: ValueKind,
     /// One value, a list or a map.
-    pub shape: Shape,
+    pub shape: ValueShape,
     /// A word that may stand instead: `none`, `auto`, `any`, `https`.
     pub or_word: Option<&'static str>,
     /// True where keys of its own may stand instead of the text.
@@ -60,7 +60,7 @@ pub enum ValueKind {
 
 /// Number of values that a key takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
+pub enum ValueShape {
     /// One.
     Single,
     /// A list of at least `min`.
@@ -107,7 +107,7 @@ pub(super) const REDIRECT_STATUSES: &[&str] = &["301", "302", "303", "307", "308
 const fn single(kind: ValueKind) -> ValueSpec {
     ValueSpec {
         kind,
-        shape: Shape::Single,
+        shape: ValueShape::Single,
         or_word: None,
         or_keys: false,
         pattern: None,
@@ -159,7 +159,7 @@ pub(super) const fn header() -> ValueSpec {
 /// Addresses and networks, in any number.
 pub(super) const fn networks() -> ValueSpec {
     ValueSpec {
-        shape: Shape::OneOrList { min: 0 },
+        shape: ValueShape::OneOrList { min: 0 },
         shown: Some("networks"),
         ..text("network")
     }
@@ -187,28 +187,28 @@ impl ValueSpec {
 
     pub(super) const fn list(self) -> Self {
         Self {
-            shape: Shape::List { min: 0 },
+            shape: ValueShape::List { min: 0 },
             ..self
         }
     }
 
     pub(super) const fn non_empty_list(self) -> Self {
         Self {
-            shape: Shape::List { min: 1 },
+            shape: ValueShape::List { min: 1 },
             ..self
         }
     }
 
     pub(super) const fn one_or_more(self) -> Self {
         Self {
-            shape: Shape::OneOrList { min: 1 },
+            shape: ValueShape::OneOrList { min: 1 },
             ..self
         }
     }
 
     pub(super) const fn map_of(self, names: &'static str) -> Self {
         Self {
-            shape: Shape::Map { names },
+            shape: ValueShape::Map { names },
             ..self
         }
     }
