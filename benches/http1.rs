@@ -2,13 +2,19 @@
 
 use std::hint::black_box;
 
-use balancer::http1::{
-    body::{BodyDecoder, BodyStep},
-    encode, request, response,
+use balancer::{
+    http::{
+        message::{RequestHead, ResponseHead},
+        rules::{HeadLimits, RESPONSE_LIMITS},
+    },
+    http1::{
+        body::{BodyDecoder, BodyStep},
+        encode, request, response,
+    },
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-const LIMITS: request::HeadLimits = request::HeadLimits {
+const LIMITS: HeadLimits = HeadLimits {
     fields: 100,
     bytes: 32 << 10,
 };
@@ -35,14 +41,14 @@ const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT
 fn requests(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("request_head");
     for (name, text) in [("small", SMALL), ("browser", BROWSER)] {
-        let mut head = request::RequestHead {
+        let mut head = RequestHead {
             bytes: text.as_bytes().to_vec(),
-            ..request::RequestHead::default()
+            ..RequestHead::default()
         };
         group.bench_function(BenchmarkId::new("parse", name), |bencher| {
-            bencher.iter(|| black_box(&mut head).parse(LIMITS));
+            bencher.iter(|| request::parse(black_box(&mut head), LIMITS));
         });
-        assert_eq!(head.parse(LIMITS), Ok(true));
+        assert_eq!(request::parse(&mut head, LIMITS), Ok(true));
         let mut out = Vec::new();
         group.bench_function(BenchmarkId::new("encode", name), |bencher| {
             bencher.iter(|| {
@@ -60,18 +66,21 @@ fn requests(criterion: &mut Criterion) {
 
 fn responses(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("response_head");
-    let mut head = response::ResponseHead::default();
+    let mut head = ResponseHead {
+        bytes: RESPONSE.to_vec(),
+        ..ResponseHead::default()
+    };
     group.bench_function("parse", |bencher| {
-        bencher.iter(|| head.parse(black_box(RESPONSE), b"GET"));
+        bencher.iter(|| response::parse(black_box(&mut head), b"GET"));
     });
-    assert_eq!(head.parse(RESPONSE, b"GET"), Ok(true));
+    assert_eq!(response::parse(&mut head, b"GET"), Ok(true));
     let mut out = Vec::new();
     group.bench_function("encode", |bencher| {
         bencher.iter(|| {
             out.clear();
             let head = black_box(&head);
-            encode::status_line(&mut out, head.status, head.phrase.get(RESPONSE));
-            encode::fields(&mut out, &head.fields, RESPONSE);
+            encode::status_line(&mut out, head.status, head.text(head.phrase));
+            encode::fields(&mut out, &head.fields, &head.bytes);
             encode::content_length(&mut out, 5);
             encode::end(&mut out);
             out.len()
@@ -82,7 +91,7 @@ fn responses(criterion: &mut Criterion) {
 
 /// Bytes of data in `body`.
 fn decode(mut body: &[u8]) -> usize {
-    let (mut decoder, mut total) = (BodyDecoder::chunked(response::RESPONSE_LIMITS), 0);
+    let (mut decoder, mut total) = (BodyDecoder::chunked(RESPONSE_LIMITS), 0);
     loop {
         let used = match decoder.step(body) {
             Ok(BodyStep::Data(count)) => {

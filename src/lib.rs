@@ -6,6 +6,7 @@ pub mod base;
 pub mod cli;
 pub mod config;
 pub mod health;
+pub mod http;
 pub mod http1;
 pub mod http2;
 pub mod net;

@@ -14,10 +14,11 @@ use std::{
 };
 
 /// The layers of ARCHITECTURE.md, from the lowest up.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["reason", "base"],
     &["config"],
     &["telemetry"],
+    &["http"],
     &["pool", "route", "http1", "http2"],
     &["net"],
     &["snapshot"],
@@ -451,9 +452,9 @@ fn an_import_from_above_or_beside_is_found_with_its_line() {
     assert_eq!(
         breaches("pool/mod.rs", bad),
         [
-            "src/pool/mod.rs:5: `pool` (layer 3) imports `proxy` (layer 6)",
-            "src/pool/mod.rs:6: `pool` (layer 3) imports `route` (layer 3)",
-            "src/pool/mod.rs:8: `pool` (layer 3) imports `runtime` (layer 8)",
+            "src/pool/mod.rs:5: `pool` (layer 4) imports `proxy` (layer 7)",
+            "src/pool/mod.rs:6: `pool` (layer 4) imports `route` (layer 4)",
+            "src/pool/mod.rs:8: `pool` (layer 4) imports `runtime` (layer 9)",
         ]
     );
 }

@@ -5,11 +5,8 @@
 //! keeps its state within a line, so any split of the input gives the same result.
 
 use self::BodyError::{ChunkTooLong, Malformed};
-use super::{
-    fields::KnownField,
-    has_only_crlf,
-    request::{HeadLimits, MAX_FIELDS},
-};
+use super::has_only_crlf;
+use crate::http::rules::{HeadLimits, MAX_FIELDS, is_allowed_in_trailers};
 
 /// Bytes of chunk extensions per chunk. In practice only attackers send any.
 const MAX_EXTENSION: usize = 256;
@@ -276,7 +273,7 @@ fn checked_trailers(section: &[u8], max_fields: usize) -> Result<Vec<u8>, BodyEr
     let mut kept = Vec::new();
     for field in fields
         .iter()
-        .filter(|field| is_allowed_in_trailers(field.name))
+        .filter(|field| is_allowed_in_trailers(field.name.as_bytes()))
     {
         kept.extend_from_slice(field.name.as_bytes());
         kept.extend_from_slice(b": ");
@@ -284,41 +281,6 @@ fn checked_trailers(section: &[u8], max_fields: usize) -> Result<Vec<u8>, BodyEr
         kept.extend_from_slice(b"\r\n");
     }
     Ok(kept)
-}
-
-/// Names with underscores are treated as those with dashes: some servers read both as one.
-fn is_allowed_in_trailers(name: &str) -> bool {
-    const FORBIDDEN_TRAILERS: [&str; 12] = [
-        "set-cookie",
-        "cache-control",
-        "content-encoding",
-        "content-range",
-        "max-forwards",
-        "range",
-        "proxy-authorization",
-        "proxy-authenticate",
-        "www-authenticate",
-        "location",
-        "retry-after",
-        "age",
-    ];
-    let dashed = name.replace('_', "-");
-    let name = dashed.as_str();
-    let known = KnownField::of(name.as_bytes());
-    !(known.is_hop_by_hop()
-        || known.is_protected()
-        || known == KnownField::Trailer
-        || known == KnownField::Date
-        // Names in which a proxy gives the client's address, such as `CF-Connecting-IP`.
-        || is_about_address(name)
-        || FORBIDDEN_TRAILERS
-            .iter()
-            .any(|forbidden| name.eq_ignore_ascii_case(forbidden)))
-}
-
-fn is_about_address(name: &str) -> bool {
-    let last = name.rsplit('-').next().unwrap_or_default();
-    last.eq_ignore_ascii_case("ip") || last.eq_ignore_ascii_case("clientip")
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! The caller adds fields between `*_line`/[`fields`] and [`end`]. Framing is always written here,
 //! never copied.
 
-use super::fields::HeadFields;
+use crate::http::fields::HeadFields;
 
 /// Appends `GET /path HTTP/1.1`.
 pub fn request_line(out: &mut Vec<u8>, method: &[u8], target: &[u8]) {
@@ -104,11 +104,11 @@ pub fn number(out: &mut Vec<u8>, mut value: u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        body::{BodyDecoder, BodyStep},
-        response,
-    };
     use super::*;
+    use crate::{
+        http::rules::RESPONSE_LIMITS,
+        http1::body::{BodyDecoder, BodyStep},
+    };
 
     #[test]
     fn numbers_are_decimal() {
@@ -126,11 +126,8 @@ mod tests {
             chunk(&mut out, &vec![b'x'; size]);
         }
         last_chunk(&mut out, b"X-A: b\r\n");
-        let (mut decoder, mut rest, mut total) = (
-            BodyDecoder::chunked(response::RESPONSE_LIMITS),
-            out.as_slice(),
-            0,
-        );
+        let (mut decoder, mut rest, mut total) =
+            (BodyDecoder::chunked(RESPONSE_LIMITS), out.as_slice(), 0);
         loop {
             match decoder.step(rest).unwrap() {
                 BodyStep::Data(n) => {

@@ -8,29 +8,13 @@
 
 pub mod body;
 pub mod encode;
-pub mod fields;
 pub mod request;
 pub mod response;
 
-/// Protocol versions, RFC 9112 section 2.3.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum HttpVersion {
-    /// HTTP/1.0.
-    Http10,
-    /// HTTP/1.1.
-    #[default]
-    Http11,
-}
-
-impl HttpVersion {
-    /// Returns the version as written in a message.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Http10 => "HTTP/1.0",
-            Self::Http11 => "HTTP/1.1",
-        }
-    }
-}
+use crate::http::{
+    fields::{HeadFields, Span},
+    message::HttpVersion,
+};
 
 /// Returns the possible end of a head: the position after an empty line, searching `bytes[from..]`
 /// only.
@@ -54,25 +38,21 @@ fn has_only_crlf(head: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', head).all(|at| at > 0 && head.get(at - 1) == Some(&b'\r'))
 }
 
-/// Parses a plain decimal length of 1 to 18 digits, RFC 9110 section 8.6. More digits would come
-/// near 2^64; signs, blanks and hexadecimal are read differently by other parsers.
-pub fn content_length(value: &[u8]) -> Option<u64> {
-    if value.is_empty() || value.len() > 18 {
-        return None;
+/// Appends the fields that the tokenizer found in `whole`.
+fn take_fields(fields: &mut HeadFields, found: &[httparse::Header<'_>], whole: &[u8]) {
+    for header in found {
+        let name = Span::of(header.name.as_bytes(), whole);
+        fields.push(name, Span::of(header.value, whole), whole);
     }
-    value.iter().try_fold(0_u64, |sum, digit| {
-        digit
-            .is_ascii_digit()
-            .then(|| sum * 10 + u64::from(digit - b'0'))
-    })
 }
 
-/// Tokens of a comma-separated list, trimmed, without empty ones, RFC 9110 section 5.6.1.
-pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value
-        .split(|byte| *byte == b',')
-        .map(<[u8]>::trim_ascii)
-        .filter(|token| !token.is_empty())
+/// The version whose minor number the tokenizer gives.
+const fn version_of(minor: u8) -> HttpVersion {
+    if minor == 0 {
+        HttpVersion::Http10
+    } else {
+        HttpVersion::Http11
+    }
 }
 
 #[cfg(test)]
@@ -88,27 +68,5 @@ mod tests {
         assert_eq!(head_end(&bytes[..26], 0), None);
         assert_eq!(head_end(b"GET / HTTP/1.1\n\n", 0), Some(16));
         assert_eq!(head_end(b"", 0), None);
-    }
-
-    #[test]
-    fn lengths_are_plain_digits() {
-        assert_eq!(content_length(b"0"), Some(0));
-        assert_eq!(
-            content_length(b"999999999999999999"),
-            Some(999_999_999_999_999_999)
-        );
-        for bad in [
-            "",
-            "+1",
-            "-1",
-            " 1",
-            "1 ",
-            "0x1",
-            "1,1",
-            "1000000000000000000",
-            "18446744073709551616",
-        ] {
-            assert_eq!(content_length(bad.as_bytes()), None, "{bad}");
-        }
     }
 }

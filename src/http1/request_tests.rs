@@ -1,20 +1,20 @@
 //! Accepted and refused requests: a case per rule of RFC 9112 sections 2 to 7 and 11.
 
 use super::*;
-use Reason::{RequestError as Bad, TransferCodingUnsupported as Other};
+use HeadFault::{CodingUnsupported as Other, Malformed as Bad};
 
 const HEAD_LIMITS: HeadLimits = HeadLimits {
     fields: 100,
     bytes: 32 << 10,
 };
 
-fn parse(bytes: &[u8]) -> Result<RequestHead, RequestHeadError> {
+fn parse(bytes: &[u8]) -> Result<RequestHead, HeadError> {
     let mut head = RequestHead {
         bytes: bytes.to_vec(),
         ..RequestHead::default()
     };
     assert!(
-        head.parse(HEAD_LIMITS)?,
+        super::parse(&mut head, HEAD_LIMITS)?,
         "it is whole: {}",
         bytes.escape_ascii()
     );
@@ -22,22 +22,28 @@ fn parse(bytes: &[u8]) -> Result<RequestHead, RequestHeadError> {
 }
 
 /// Parses `POST / HTTP/1.1` with a Host and `fields`.
-fn with(fields: &str) -> Result<RequestHead, RequestHeadError> {
+fn with(fields: &str) -> Result<RequestHead, HeadError> {
     parse(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n").as_bytes())
 }
 
 /// Framing fields, and the framing or the reason of the refusal.
-const BODY_LENGTHS: [(&str, Result<RequestFraming, Reason>); 44] = [
-    ("X-A: b", Ok(RequestFraming::None)),
-    ("Content-Length: 0", Ok(RequestFraming::None)),
-    ("content-length:5", Ok(RequestFraming::Length(5))),
-    ("Content-Length: \t 005 ", Ok(RequestFraming::Length(5))),
+const BODY_LENGTHS: [(&str, Result<BodyFraming, HeadFault>); 44] = [
+    ("X-A: b", Ok(BodyFraming::None)),
+    ("Content-Length: 0", Ok(BodyFraming::None)),
+    ("content-length:5", Ok(BodyFraming::Length(5))),
+    ("Content-Length: \t 005 ", Ok(BodyFraming::Length(5))),
     (
         "Content-Length: 999999999999999999",
-        Ok(RequestFraming::Length(999_999_999_999_999_999)),
+        Ok(BodyFraming::Length(999_999_999_999_999_999)),
     ),
-    ("Transfer-Encoding: chunked", Ok(RequestFraming::Chunked)),
-    ("TRANSFER-ENCODING: CHUNKED", Ok(RequestFraming::Chunked)),
+    (
+        "Transfer-Encoding: chunked",
+        Ok(BodyFraming::Streamed(None)),
+    ),
+    (
+        "TRANSFER-ENCODING: CHUNKED",
+        Ok(BodyFraming::Streamed(None)),
+    ),
     ("Content-Length: 5\r\nTransfer-Encoding: chunked", Err(Bad)),
     ("Transfer-Encoding: chunked\r\nContent-Length: 5", Err(Bad)),
     ("transfer-encoding: chunked\r\ncONTENT-lENGTH: 0", Err(Bad)),
@@ -87,10 +93,10 @@ const BODY_LENGTHS: [(&str, Result<RequestFraming, Reason>); 44] = [
 fn a_body_has_one_length_or_the_request_is_refused() {
     for (fields, wanted) in BODY_LENGTHS {
         let found = with(fields).map(|head| head.framing);
-        assert_eq!(found.map_err(|refusal| refusal.reason), wanted, "{fields}");
+        assert_eq!(found.map_err(|refusal| refusal.fault), wanted, "{fields}");
     }
     let old = parse(b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
-    assert_eq!(old.unwrap_err().reason, Bad);
+    assert_eq!(old.unwrap_err().fault, Bad);
 }
 
 #[test]
@@ -139,8 +145,8 @@ fn lines_names_and_bytes_are_as_the_standard_has_them_or_refused() {
     for bytes in table {
         let refusal = parse(bytes).expect_err(&bytes.escape_ascii().to_string());
         assert_eq!(
-            refusal.reason,
-            Reason::RequestError,
+            refusal.fault,
+            HeadFault::Malformed,
             "{}",
             bytes.escape_ascii()
         );
@@ -148,8 +154,8 @@ fn lines_names_and_bytes_are_as_the_standard_has_them_or_refused() {
     for version in ["0.9", "1.2", "2.0", "3.0", "9.9"] {
         let refusal = parse(format!("GET / HTTP/{version}\r\nHost: a\r\n\r\n").as_bytes());
         assert_eq!(
-            refusal.unwrap_err().reason,
-            Reason::VersionNotSupported,
+            refusal.unwrap_err().fault,
+            HeadFault::VersionUnsupported,
             "{version}"
         );
     }
@@ -222,7 +228,7 @@ fn target_and_host_name_one_authority_or_the_request_is_refused() {
                     "{line}"
                 );
             }
-            (Err(refusal), None) => assert_eq!(refusal.reason, Reason::RequestError, "{line}"),
+            (Err(refusal), None) => assert_eq!(refusal.fault, HeadFault::Malformed, "{line}"),
             (found, _) => panic!("{line} {fields}: {found:?}"),
         }
     }
@@ -234,24 +240,21 @@ fn limits_have_their_own_reasons() {
     let many = "X: y\r\n".repeat(100);
     let large = format!("X: {}", "y".repeat(33_000));
     assert_eq!(
-        parse(line.as_bytes()).unwrap_err().reason,
-        Reason::RequestUriTooLong
+        parse(line.as_bytes()).unwrap_err().fault,
+        HeadFault::TargetTooLong
     );
     for fields in [many.trim_end(), &large] {
-        assert_eq!(
-            with(fields).unwrap_err().reason,
-            Reason::RequestHeaderSectionSize
-        );
+        assert_eq!(with(fields).unwrap_err().fault, HeadFault::TooLarge);
     }
     assert!(with("X: y\r\n".repeat(99).trim_end()).is_ok());
     let connect = parse(b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n");
-    assert_eq!(connect.unwrap_err().reason, Reason::MethodNotAllowed);
+    assert_eq!(connect.unwrap_err().fault, HeadFault::MethodNotAllowed);
 }
 
 #[test]
 fn connection_upgrade_and_expect_mean_what_they_say_and_no_more() {
     let names = |head: &RequestHead| -> Vec<String> {
-        let name = |field: &super::super::fields::HeadField| {
+        let name = |field: &crate::http::fields::HeadField| {
             String::from_utf8_lossy(head.text(field.name)).into_owned()
         };
         head.fields.iter().map(name).collect()
@@ -287,7 +290,7 @@ fn connection_upgrade_and_expect_mean_what_they_say_and_no_more() {
     assert!(!head.expects_continue && !names(&head).contains(&"Expect".to_owned()));
     for odd in ["100-continu", "100-continue, x", "", "200-ok"] {
         let refusal = with(&format!("Expect: {odd}\r\nContent-Length: 1")).unwrap_err();
-        assert_eq!(refusal.reason, Reason::ExpectationFailed, "{odd}");
+        assert_eq!(refusal.fault, HeadFault::ExpectationFailed, "{odd}");
     }
 }
 
@@ -325,7 +328,7 @@ fn connection_cannot_remove_what_goes_from_end_to_end() {
 fn a_refused_head_keeps_nothing_of_the_one_before() {
     let mut head = parse(b"DELETE /x HTTP/1.0\r\nHost: first\r\n\r\n").unwrap();
     head.bytes = b"GE T / HTTP/1.1\r\nHost: second\r\n\r\n".to_vec();
-    assert!(head.parse(HEAD_LIMITS).is_err());
+    assert!(super::parse(&mut head, HEAD_LIMITS).is_err());
     assert!(head.method.is_empty() && head.host.is_empty() && head.fields.iter().next().is_none());
 }
 
@@ -351,7 +354,7 @@ fn a_head_that_comes_in_two_pieces_is_judged_as_one_that_comes_at_once() {
                 bytes: whole.as_bytes()[..cut].to_vec(),
                 ..RequestHead::default()
             };
-            assert_eq!(head.parse(HEAD_LIMITS), Ok(false), "{cut}");
+            assert_eq!(super::parse(&mut head, HEAD_LIMITS), Ok(false), "{cut}");
         }
     }
 }

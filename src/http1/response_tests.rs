@@ -2,12 +2,18 @@
 //! sections 4 and 6.
 
 use super::*;
-use ResponseFraming::{Chunked, Length, None as Nothing, UntilClose};
+use crate::http::rules::HeadFault;
+use BodyFraming::{Length, None as Nothing, UntilClose};
 
-fn parse(bytes: &[u8], method: &str) -> Result<ResponseHead, ResponseHeadError> {
-    let mut head = ResponseHead::default();
+const CHUNKED: BodyFraming = BodyFraming::Streamed(None);
+
+fn parse(bytes: &[u8], method: &str) -> Result<ResponseHead, HeadError> {
+    let mut head = ResponseHead {
+        bytes: bytes.to_vec(),
+        ..ResponseHead::default()
+    };
     assert!(
-        head.parse(bytes, method.as_bytes())?,
+        super::parse(&mut head, method.as_bytes())?,
         "it is whole: {}",
         bytes.escape_ascii()
     );
@@ -19,7 +25,7 @@ type FramedBody = (
     &'static str,
     &'static str,
     &'static str,
-    ResponseFraming,
+    BodyFraming,
     Option<u64>,
     bool,
 );
@@ -31,7 +37,7 @@ const FRAMED_BODIES: [FramedBody; 14] = [
         "GET",
         "1.1 200",
         "Transfer-Encoding: Chunked",
-        Chunked,
+        CHUNKED,
         None,
         true,
     ),
@@ -158,8 +164,8 @@ fn what_is_not_one_valid_response_is_refused() {
     for bytes in table {
         let invalid = parse(bytes, "GET").expect_err(&bytes.escape_ascii().to_string());
         assert_eq!(
-            invalid.reason,
-            Reason::ProxyProtocolError,
+            invalid.fault,
+            HeadFault::Malformed,
             "{}",
             bytes.escape_ascii()
         );
@@ -171,7 +177,7 @@ fn what_is_not_one_valid_response_is_refused() {
     let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(300));
     for bytes in [large, many] {
         let invalid = parse(bytes.as_bytes(), "GET").unwrap_err();
-        assert_eq!(invalid.reason, Reason::ResponseHeaderSectionSize);
+        assert_eq!(invalid.fault, HeadFault::TooLarge);
     }
 }
 
@@ -189,10 +195,10 @@ fn a_101_loses_what_it_says_of_a_body() {
         let head = parse(bytes.as_bytes(), "GET").unwrap();
         assert_eq!(
             (head.framing, head.announced),
-            (ResponseFraming::None, None),
+            (BodyFraming::None, None),
             "{framing}"
         );
-        assert!(head.switches_to(b"a", bytes.as_bytes()), "{framing}");
+        assert!(head.switches_to(b"a"), "{framing}");
         assert_eq!(head.fields.iter().count(), 0, "{framing}");
     }
 }
@@ -210,7 +216,7 @@ fn a_101_switches_only_to_what_was_asked_for() {
             let bytes = format!("HTTP/1.1 101 X\r\n{option}\r\n{sent}\r\n\r\n");
             let head = parse(bytes.as_bytes(), "GET").unwrap();
             assert_eq!(
-                head.switches_to(asked.as_bytes(), bytes.as_bytes()),
+                head.switches_to(asked.as_bytes()),
                 named,
                 "{option} {sent} {asked}"
             );

@@ -8,6 +8,7 @@ use std::io;
 
 use super::http::pump::PumpError;
 use crate::{
+    http::rules::HeadFault,
     http1::body::BodyError,
     net::{
         client_hello::ClientHelloError,
@@ -73,6 +74,27 @@ const fn of_h2_end(ended: StreamError) -> Reason {
         StreamError::Reset(_) | StreamError::NotProcessed(_) | StreamError::Lost => {
             Reason::ConnectionTerminated
         }
+    }
+}
+
+/// Reason of a request head that is refused.
+pub(super) const fn of_request_head(fault: HeadFault) -> Reason {
+    match fault {
+        HeadFault::Malformed => Reason::RequestError,
+        HeadFault::TargetTooLong => Reason::RequestUriTooLong,
+        HeadFault::TooLarge => Reason::RequestHeaderSectionSize,
+        HeadFault::MethodNotAllowed => Reason::MethodNotAllowed,
+        HeadFault::ExpectationFailed => Reason::ExpectationFailed,
+        HeadFault::CodingUnsupported => Reason::TransferCodingUnsupported,
+        HeadFault::VersionUnsupported => Reason::VersionNotSupported,
+    }
+}
+
+/// Reason of a response head that is not valid, or larger than is taken.
+pub(super) const fn of_response_head(fault: HeadFault) -> Reason {
+    match fault {
+        HeadFault::TooLarge => Reason::ResponseHeaderSectionSize,
+        _ => Reason::ProxyProtocolError,
     }
 }
 

@@ -10,10 +10,8 @@ use std::{
 
 use balancer::{
     base::rng::Random,
-    http1::{
-        body::{BodyDecoder, BodyError, BodyStep},
-        response::RESPONSE_LIMITS,
-    },
+    http::rules::RESPONSE_LIMITS,
+    http1::body::{BodyDecoder, BodyError, BodyStep},
     net::stream::Stream,
     proxy::http::{Pump, PumpError},
 };

@@ -15,9 +15,13 @@ use std::{
 
 use balancer::{
     base::rng::Random,
+    http::{
+        message::{BodyFraming, RequestHead},
+        rules::HeadLimits,
+    },
     http1::{
         body::{BodyDecoder, BodyStep},
-        request::{HeadLimits, RequestFraming, RequestHead},
+        request,
     },
     http2::frame::CLIENT_PREFACE,
     net::{
@@ -148,14 +152,14 @@ impl FuzzExchange {
             bytes: self.text.clone(),
             ..RequestHead::default()
         };
-        let is_whole = head.parse(HEAD_LIMITS).ok()?;
+        let is_whole = request::parse(&mut head, HEAD_LIMITS).ok()?;
         assert!(is_whole, "half a head");
         let rest = &self.text[head.len..];
         let mut decoder = match head.framing {
-            RequestFraming::None if head.upgrade.is_some() => return Some(rest.to_vec()),
-            RequestFraming::None => BodyDecoder::Length(0),
-            RequestFraming::Length(length) => BodyDecoder::Length(length),
-            RequestFraming::Chunked => BodyDecoder::chunked(HEAD_LIMITS),
+            BodyFraming::None if head.upgrade.is_some() => return Some(rest.to_vec()),
+            BodyFraming::None | BodyFraming::UntilClose => BodyDecoder::Length(0),
+            BodyFraming::Length(length) => BodyDecoder::Length(length),
+            BodyFraming::Streamed(_) => BodyDecoder::chunked(HEAD_LIMITS),
         };
         let (mut at, mut content) = (0, Vec::new());
         loop {

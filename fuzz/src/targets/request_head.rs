@@ -2,10 +2,12 @@
 
 use balancer::{
     config::model::ForwardedConfig,
-    http1::{
+    http::{
         fields::{KnownField, Span, is_same_or_twin},
-        request::{HeadLimits, RequestFraming, RequestHead, RequestHeadError},
+        message::{BodyFraming, RequestHead},
+        rules::{HeadError, HeadLimits},
     },
+    http1::request,
     proxy::http::{NextHop, RequestChanges, RequestOrigin, request_head},
 };
 
@@ -21,12 +23,12 @@ const TIGHT_LIMITS: HeadLimits = HeadLimits {
     bytes: 192,
 };
 
-fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestHead>, RequestHeadError> {
+fn parse(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestHead>, HeadError> {
     let mut head = RequestHead {
         bytes: bytes.to_vec(),
         ..RequestHead::default()
     };
-    Ok(head.parse(limits)?.then_some(head))
+    Ok(request::parse(&mut head, limits)?.then_some(head))
 }
 
 /// All parsed parts, as spans.
@@ -79,9 +81,9 @@ fn check(head: &RequestHead) {
     );
     assert!(target.starts_with(head.text(head.path)));
     assert!(is_authority(host) || host.is_empty() && head.find(KnownField::Host).is_none());
-    assert_ne!(head.framing, RequestFraming::Length(0));
-    assert!(head.upgrade.is_none() || head.framing != RequestFraming::Chunked);
-    assert!(!head.expects_continue || head.framing != RequestFraming::None);
+    assert_ne!(head.framing, BodyFraming::Length(0));
+    assert!(head.upgrade.is_none() || !matches!(head.framing, BodyFraming::Streamed(_)));
+    assert!(!head.expects_continue || head.framing != BodyFraming::None);
     for (name, value) in kept(head) {
         assert!(!name.is_empty() && name.iter().all(u8::is_ascii_graphic));
         assert!(!value.iter().any(|byte| b"\r\n\0".contains(byte)));
@@ -199,11 +201,7 @@ fn check_encoded(head: &mut RequestHead, plain: bool) {
     assert_eq!(again.keep_alive, head.keep_alive || head.upgrade.is_some());
 }
 
-fn check_prefixes(
-    data: &[u8],
-    limits: HeadLimits,
-    whole: &Result<Option<RequestHead>, RequestHeadError>,
-) {
+fn check_prefixes(data: &[u8], limits: HeadLimits, whole: &Result<Option<RequestHead>, HeadError>) {
     let end = match whole {
         Ok(Some(head)) => head.len,
         _ => data.len(),

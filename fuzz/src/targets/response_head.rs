@@ -1,19 +1,22 @@
 //! Response head: an accepted one has one meaning, which survives encoding and parsing.
 
 use balancer::{
-    http1::{
-        HttpVersion,
-        request::MAX_FIELDS,
-        response::{ResponseFraming, ResponseHead, ResponseHeadError},
+    http::{
+        message::{BodyFraming, HttpVersion, ResponseHead},
+        rules::{HeadError, MAX_FIELDS, MAX_HEAD_BYTES},
     },
-    proxy::http::{BodyDelivery, ResponseExtra, interim_head, response_head},
+    http1::response,
+    proxy::http::{ResponseExtra, delivery, interim_head, response_head},
 };
 
 use super::{count, lines, prefixes};
 
-fn parse(bytes: &[u8], method: &[u8]) -> Result<Option<ResponseHead>, ResponseHeadError> {
-    let mut head = ResponseHead::default();
-    Ok(head.parse(bytes, method)?.then_some(head))
+fn parse(bytes: &[u8], method: &[u8]) -> Result<Option<ResponseHead>, HeadError> {
+    let mut head = ResponseHead {
+        bytes: bytes.to_vec(),
+        ..ResponseHead::default()
+    };
+    Ok(response::parse(&mut head, method)?.then_some(head))
 }
 
 /// Names and values of the fields that are kept.
@@ -28,21 +31,21 @@ fn kept<'a>(head: &ResponseHead, bytes: &'a [u8]) -> Vec<(&'a [u8], &'a [u8])> {
 const REQUEST_ID: (&str, &str) = ("X-Request-Id", "0123456789abcdef");
 
 /// Encodes the head as the proxy does for a client of `version`.
-fn write(head: &mut ResponseHead, bytes: &[u8], version: HttpVersion) -> Vec<u8> {
+fn write(head: &mut ResponseHead, version: HttpVersion) -> Vec<u8> {
     let mut out = Vec::new();
     if head.is_interim() || head.upgrade.is_some() {
-        interim_head(&mut out, head, bytes, REQUEST_ID);
+        interim_head(&mut out, head, REQUEST_ID);
         return out;
     }
     let extra = ResponseExtra {
-        delivery: BodyDelivery::of(head, bytes, version, false),
+        delivery: delivery(head, version, false),
         keep_alive: true,
         version,
         request_id: REQUEST_ID,
         edits: None,
         date: None,
     };
-    response_head(&mut out, head, bytes, extra);
+    response_head(&mut out, head, extra);
     out
 }
 
@@ -56,11 +59,11 @@ fn check_encoded(mut head: ResponseHead, bytes: &[u8], (method, version): (&[u8]
         }
         wanted.push((REQUEST_ID.0.as_bytes(), REQUEST_ID.1.as_bytes()));
     }
-    let written = write(&mut head, bytes, version);
+    let written = write(&mut head, version);
     let lines = lines(&written);
     assert!(count(&lines, "content-length") + count(&lines, "transfer-encoding") <= 1);
     assert!(count(&lines, "connection") <= 1);
-    if written.len() >= balancer::http1::response::MAX_HEAD_BYTES {
+    if written.len() >= MAX_HEAD_BYTES {
         return;
     }
     let again = match parse(&written, method) {
@@ -77,11 +80,11 @@ fn check_encoded(mut head: ResponseHead, bytes: &[u8], (method, version): (&[u8]
     assert_eq!(kept(&again, &written), wanted);
     let framing = match (head.framing, version) {
         // The end of the body must be marked where the connection stays open.
-        (ResponseFraming::UntilClose | ResponseFraming::Chunked, HttpVersion::Http11) => {
-            ResponseFraming::Chunked
+        (BodyFraming::UntilClose | BodyFraming::Streamed(_), HttpVersion::Http11) => {
+            BodyFraming::Streamed(None)
         }
-        (ResponseFraming::UntilClose | ResponseFraming::Chunked, HttpVersion::Http10) => {
-            ResponseFraming::UntilClose
+        (BodyFraming::UntilClose | BodyFraming::Streamed(_), HttpVersion::Http10) => {
+            BodyFraming::UntilClose
         }
         (framing, _) => framing,
     };
@@ -93,11 +96,7 @@ fn check_encoded(mut head: ResponseHead, bytes: &[u8], (method, version): (&[u8]
     );
 }
 
-fn check_prefixes(
-    data: &[u8],
-    method: &[u8],
-    whole: &Result<Option<ResponseHead>, ResponseHeadError>,
-) {
+fn check_prefixes(data: &[u8], method: &[u8], whole: &Result<Option<ResponseHead>, HeadError>) {
     let end = match whole {
         Ok(Some(head)) => head.len,
         _ => data.len(),

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     health::grpc_message::{self, MAX_MESSAGE_BYTES, PREFIX_BYTES, ServingStatus},
-    http2,
+    http::grpc::is_grpc,
     net::stream::Stream,
 };
 
@@ -68,7 +68,7 @@ async fn judge(mut response: CheckResponse, service: &str) -> Result<(), CheckEr
         let cause = format!("status {}, expected 200", response.head.status);
         return Err(CheckError::unexpected(cause));
     }
-    if !http2::is_grpc(response.field("content-type").unwrap_or_default()) {
+    if !is_grpc(response.field("content-type").unwrap_or_default()) {
         return Err(CheckError::unexpected(
             "answer is not gRPC, by its content-type",
         ));

@@ -10,10 +10,13 @@ use tokio::{
 
 use super::error::CheckError;
 use crate::{
+    http::{
+        message::{BodyFraming, ResponseHead},
+        rules::{MAX_HEAD_BYTES, RESPONSE_LIMITS},
+    },
     http1::{
         body::{BodyDecoder, BodyStep},
-        head_end,
-        response::{MAX_HEAD_BYTES, RESPONSE_LIMITS, ResponseFraming, ResponseHead},
+        head_end, response,
     },
     net::stream::Stream,
 };
@@ -43,8 +46,6 @@ pub(super) struct CheckResponse {
     stream: Stream,
     /// The head.
     pub(super) head: ResponseHead,
-    /// Bytes that `head` was parsed from.
-    pub(super) head_bytes: Vec<u8>,
     /// Received and not decoded yet.
     undecoded: Vec<u8>,
     decoder: Option<BodyDecoder>,
@@ -59,20 +60,19 @@ impl CheckResponse {
     ) -> Result<Self, CheckError> {
         // The read reports a failed write: the response may be there all the same.
         let _ = stream.write_all(request).await;
-        let (mut head, mut bytes) = (ResponseHead::default(), Vec::new());
+        let mut head = ResponseHead::default();
         let mut interim = 0;
         loop {
-            let mut from = bytes.len();
-            read(&mut stream, &mut bytes).await?;
+            let mut from = head.bytes.len();
+            read(&mut stream, &mut head.bytes).await?;
             // One read may bring several heads.
-            while may_parse(&bytes, from) && parse(&mut head, &bytes, method)? {
-                let undecoded = bytes.split_off(head.len);
+            while may_parse(&head.bytes, from) && parse(&mut head, method)? {
+                let undecoded = head.bytes.split_off(head.len);
                 if !head.is_interim() {
                     return Ok(Self {
                         decoder: decoder(&head.framing),
                         stream,
                         head,
-                        head_bytes: bytes,
                         undecoded,
                     });
                 }
@@ -81,7 +81,7 @@ impl CheckResponse {
                     let cause = "more than 16 interim responses";
                     return Err(CheckError::InvalidHttp(cause.to_owned()));
                 }
-                (bytes, from) = (undecoded, 0);
+                (head.bytes, from) = (undecoded, 0);
             }
         }
     }
@@ -116,8 +116,8 @@ impl CheckResponse {
     pub(super) async fn judge_body(&mut self) -> Result<(), CheckError> {
         let mut left = match self.head.framing {
             // Without framing there is nothing to judge.
-            ResponseFraming::None | ResponseFraming::UntilClose => 0,
-            ResponseFraming::Length(_) | ResponseFraming::Chunked => MAX_JUDGED_BYTES,
+            BodyFraming::None | BodyFraming::UntilClose => 0,
+            BodyFraming::Length(_) | BodyFraming::Streamed(_) => MAX_JUDGED_BYTES,
         };
         let judged = async {
             while left > 0
@@ -132,7 +132,7 @@ impl CheckResponse {
 
     /// The value of a field of the head.
     pub(super) fn field(&self, name: &str) -> Option<&[u8]> {
-        self.head.fields.values(name, &self.head_bytes).next()
+        self.head.fields.values(name, &self.head.bytes).next()
     }
 
     /// The trailer section of a body that was read to its end: lines, empty if there is none.
@@ -147,19 +147,19 @@ fn may_parse(bytes: &[u8], from: usize) -> bool {
     is_short || bytes.len() >= MAX_HEAD_BYTES || head_end(bytes, from).is_some()
 }
 
-/// Parses `bytes` as a head; false if its end is missing.
-fn parse(head: &mut ResponseHead, bytes: &[u8], method: &str) -> Result<bool, CheckError> {
-    head.parse(bytes, method.as_bytes())
+/// Parses the bytes of `head`; false if its end is missing.
+fn parse(head: &mut ResponseHead, method: &str) -> Result<bool, CheckError> {
+    response::parse(head, method.as_bytes())
         .map_err(|invalid| CheckError::InvalidHttp(invalid.detail.to_owned()))
 }
 
 /// The decoder for the body; `None` if there is none.
-fn decoder(framing: &ResponseFraming) -> Option<BodyDecoder> {
+fn decoder(framing: &BodyFraming) -> Option<BodyDecoder> {
     match framing {
-        ResponseFraming::None => None,
-        ResponseFraming::Length(length) => Some(BodyDecoder::Length(*length)),
-        ResponseFraming::Chunked => Some(BodyDecoder::chunked(RESPONSE_LIMITS)),
-        ResponseFraming::UntilClose => Some(BodyDecoder::UntilClose),
+        BodyFraming::None => None,
+        BodyFraming::Length(length) => Some(BodyDecoder::Length(*length)),
+        BodyFraming::Streamed(_) => Some(BodyDecoder::chunked(RESPONSE_LIMITS)),
+        BodyFraming::UntilClose => Some(BodyDecoder::UntilClose),
     }
 }
 

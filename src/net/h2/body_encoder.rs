@@ -11,11 +11,10 @@ use std::{
 
 use super::{connection::Connection, state::broken_pipe};
 use crate::{
+    http::{fields::KnownField, rules::HeadLimits},
     http1::{
         body::{BodyDecoder, BodyError, BodyStep},
-        fields::KnownField,
         head_end,
-        request::HeadLimits,
     },
     http2::{frame::ErrorCode, hpack},
 };

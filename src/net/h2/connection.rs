@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     base::{clock, rng::Random},
-    http1::{request::HeadLimits, response::MAX_HEAD_BYTES},
+    http::rules::{HeadLimits, MAX_HEAD_BYTES},
     http2::frame::{self, ErrorCode, MAX_STREAM_ID, kind, setting},
     net::{
         stream::Stream,

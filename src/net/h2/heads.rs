@@ -11,13 +11,16 @@ use super::{
     input::{ProtocolError, StreamState},
     recv_buffer, request,
     state::{ConnectionState, FieldBlock, GoawayState, PeerRole},
-    trimmed, websocket,
+    trimmed,
 };
 use crate::{
     base::clock,
-    http1::response::MAX_HEAD_BYTES,
+    http::{
+        grpc::{grpc_timeout, is_grpc},
+        rules::MAX_HEAD_BYTES,
+        websocket,
+    },
     http2::{
-        self,
         frame::{ErrorCode, Frame, flag},
         hpack::{FieldList, HpackError, SizeLimits},
     },
@@ -49,8 +52,8 @@ fn deadline(fields: &FieldList) -> Option<Duration> {
         let mut fields = fields.iter();
         fields.find_map(|(name, value)| (name == wanted).then_some(value))
     };
-    let deadline = http2::grpc_timeout(trimmed(value(b"grpc-timeout")?)?);
-    deadline.filter(|_| value(b"content-type").is_some_and(http2::is_grpc))
+    let deadline = grpc_timeout(trimmed(value(b"grpc-timeout")?)?);
+    deadline.filter(|_| value(b"content-type").is_some_and(is_grpc))
 }
 
 impl ConnectionState {

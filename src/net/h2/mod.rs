@@ -25,7 +25,6 @@ mod request;
 mod response_encoder;
 mod state;
 mod stream_entry;
-mod websocket;
 
 pub use self::{http1_adapter::Http1Adapter, request::H2RequestError};
 

@@ -6,10 +6,7 @@ use std::{collections::VecDeque, io};
 use tokio::io::ReadBuf;
 
 use super::{StreamError, is_name, trimmed};
-use crate::{
-    http1::{encode, fields::KnownField},
-    http2::hpack::FieldList,
-};
+use crate::{http::fields::KnownField, http1::encode, http2::hpack::FieldList};
 
 /// Capacity that is kept for a body after all of it was read.
 const KEPT_CONTENT_BYTES: usize = 64 << 10;
@@ -259,10 +256,8 @@ mod tests {
     use super::*;
     use crate::{
         base::rng::Random,
-        http1::{
-            body::{BodyDecoder, BodyStep},
-            response::RESPONSE_LIMITS,
-        },
+        http::rules::RESPONSE_LIMITS,
+        http1::body::{BodyDecoder, BodyStep},
     };
 
     /// Body and trailers of chunks.

@@ -7,10 +7,15 @@
 use super::{
     is_name, is_token,
     recv_buffer::{BodyKind, Http1Head},
-    trimmed, websocket,
+    trimmed,
 };
 use crate::{
-    http1::{self, encode, fields::KnownField, request::HeadLimits},
+    http::{
+        fields::{self, KnownField},
+        rules::HeadLimits,
+        websocket,
+    },
+    http1::encode,
     http2::hpack::{FIELD_OVERHEAD, FieldList},
 };
 
@@ -134,7 +139,7 @@ pub(super) fn read(
 /// Parses the declared length of the content.
 fn content_length(regular: &RegularFields<'_>) -> Result<Option<u64>, H2RequestError> {
     match regular.length {
-        Some(length) => match http1::content_length(length) {
+        Some(length) => match fields::content_length(length) {
             None => Err(H2RequestError::Malformed),
             length => Ok(length),
         },

@@ -5,9 +5,12 @@ use std::collections::HashMap;
 use super::{Http1Request, *};
 use crate::{
     base::rng::Random,
-    http1::request::{RequestFraming, RequestHead},
+    http::{
+        message::{BodyFraming, RequestHead},
+        rules::HeadFault,
+    },
+    http1::request,
     http2::hpack::{self, HpackDecoder, SizeLimits},
-    reason::Reason,
 };
 
 const HEAD_LIMITS: HeadLimits = HeadLimits {
@@ -51,13 +54,11 @@ fn read(fields: &FieldList, ends: bool) -> Result<(Http1Request, RequestHead), H
         bytes: request.head.text.clone(),
         ..RequestHead::default()
     };
-    let whole = head
-        .parse(HEAD_LIMITS)
-        .map_err(|refusal| match refusal.reason {
-            Reason::RequestHeaderSectionSize => H2RequestError::TooLarge,
-            Reason::MethodNotAllowed => H2RequestError::MethodNotAllowed,
-            _ => H2RequestError::Malformed,
-        })?;
+    let whole = request::parse(&mut head, HEAD_LIMITS).map_err(|refusal| match refusal.fault {
+        HeadFault::TooLarge => H2RequestError::TooLarge,
+        HeadFault::MethodNotAllowed => H2RequestError::MethodNotAllowed,
+        _ => H2RequestError::Malformed,
+    })?;
     assert!(whole, "a head that does not end");
     let length = head.bytes.len();
     assert_eq!(head.len, length, "something stands behind the head");
@@ -67,19 +68,19 @@ fn read(fields: &FieldList, ends: bool) -> Result<(Http1Request, RequestHead), H
 #[test]
 fn the_body_is_framed_as_the_stream_ends() {
     for (list, ends, body, framing) in [
-        (&[][..], true, BodyKind::None, RequestFraming::None),
-        (&[], false, BodyKind::Chunked, RequestFraming::Chunked),
+        (&[][..], true, BodyKind::None, BodyFraming::None),
+        (&[], false, BodyKind::Chunked, BodyFraming::Streamed(None)),
         (
             &[("content-length", &b"7"[..])],
             false,
             BodyKind::Chunked,
-            RequestFraming::Chunked,
+            BodyFraming::Streamed(None),
         ),
         (
             &[("content-length", b"0")],
             true,
             BodyKind::None,
-            RequestFraming::None,
+            BodyFraming::None,
         ),
     ] {
         let (request, head) = read(&get(list), ends).unwrap();
@@ -112,7 +113,7 @@ fn a_websocket_becomes_an_upgrade_and_no_other_tunnel_is_served() {
     let (request, head) = read(&socket, false).unwrap();
     assert_eq!(
         (request.head.body, head.framing),
-        (BodyKind::Raw, RequestFraming::None)
+        (BodyKind::Raw, BodyFraming::None)
     );
     assert_eq!(request.accept.as_deref(), Some(&*websocket::accept(b"key")));
     assert_eq!(head.text(head.method), b"GET");

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     base::{clock, hasher::NumberBuild, rng::Random},
-    http1::request::HeadLimits,
+    http::rules::HeadLimits,
     http2::{
         frame::{self, ErrorCode, Frame, INITIAL_WINDOW, MAX_PAYLOAD_BYTES, flag, kind},
         hpack::{self, HpackDecoder},

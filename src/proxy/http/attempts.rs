@@ -164,8 +164,8 @@ impl Exchange<'_> {
         let in_use = ConnectionInUse::new(&backend, &attempt.lease.state);
         backend.exchanges += 1;
         let written_before = backend.wire_written();
-        self.buffers.response_bytes.clear();
-        self.buffers.response_bytes.reserve(INITIAL_BUFFER_BYTES);
+        self.buffers.response.bytes.clear();
+        self.buffers.response.bytes.reserve(INITIAL_BUFFER_BYTES);
         let sent = clock::now();
         match await_response(self, attempt.settings, &mut backend, upload, sent).await {
             Ok(()) => {}
@@ -217,7 +217,7 @@ impl Exchange<'_> {
             stream.connection().retire();
         }
         let is_silent_end = failure.reason == Reason::ConnectionTerminated
-            && self.buffers.response_bytes.is_empty();
+            && self.buffers.response.bytes.is_empty();
         let refusal = refusal(backend, attempt.settings, sent).filter(|_| is_silent_end);
         let is_reused =
             self.record.reused && stream.is_none_or(|stream| stream.connection().is_retired());

@@ -22,7 +22,11 @@ use super::{
 };
 use crate::{
     base::clock,
-    http1::{HttpVersion, head_end, response},
+    http::{
+        message::{BodyFraming, HttpVersion},
+        rules::MAX_HEAD_BYTES,
+    },
+    http1::{head_end, response},
     net::{activity::ActivityTracker, h2::backend as h2_backend, local_error},
     proxy::{idle::BackendConnection, reasons},
     reason::Reason,
@@ -89,7 +93,9 @@ pub(super) async fn await_response(
             return pending.check_switch();
         }
         if !buffers.response.is_interim() {
-            buffers.response.declared_length = pending.backend.stream.declared_length();
+            if let BodyFraming::Streamed(length) = &mut buffers.response.framing {
+                *length = pending.backend.stream.declared_length();
+            }
             return Ok(());
         }
         interim += 1;
@@ -118,7 +124,7 @@ impl PendingResponse<'_, '_> {
     /// Reads one head, sending the request meanwhile.
     async fn next_head(&mut self) -> Result<(), ResponseError> {
         // The bytes behind a 1xx may be a whole head already.
-        if !self.exchange.buffers.response_bytes.is_empty() && parse(self.exchange.buffers)? {
+        if !self.exchange.buffers.response.bytes.is_empty() && parse(self.exchange.buffers)? {
             return Ok(());
         }
         // Send the request. A response may come before its end.
@@ -266,18 +272,15 @@ impl PendingResponse<'_, '_> {
     /// the WebSocket key is ours, so is the check of the backend's proof that it has read it.
     fn check_switch(&self) -> Result<(), ResponseError> {
         let ExchangeBuffers {
-            request,
-            response,
-            response_bytes,
-            ..
+            request, response, ..
         } = &*self.exchange.buffers;
         let requested = request.upgrade.map(|protocol| request.text(protocol));
         let mut accept = response
             .fields
-            .values("sec-websocket-accept", response_bytes);
+            .values("sec-websocket-accept", &response.bytes);
         let expected = self.exchange.client.stream.expected_accept();
         let is_accepted = expected.is_none_or(|it| accept.next() == Some(it.as_bytes()));
-        if is_accepted && requested.is_some_and(|it| response.switches_to(it, response_bytes)) {
+        if is_accepted && requested.is_some_and(|it| response.switches_to(it)) {
             return Ok(());
         }
         Err(ResponseError::Backend(
@@ -300,7 +303,6 @@ impl PendingResponse<'_, '_> {
         let ExchangeBuffers {
             request,
             response,
-            response_bytes,
             client_out,
             ..
         } = &mut **buffers;
@@ -308,7 +310,7 @@ impl PendingResponse<'_, '_> {
         if is_wanted && !is_flood(record.interim + 1, *began) {
             record.interim += 1;
             client_out.clear();
-            forward::interim_head(client_out, response, response_bytes, ("", ""));
+            forward::interim_head(client_out, response, ("", ""));
             let timeouts = &context.listener.config.timeouts;
             client
                 .write_all(client_out, timeouts)
@@ -316,7 +318,7 @@ impl PendingResponse<'_, '_> {
                 .map_err(ResponseError::Client)?;
             context.counters().sent.add(client_out.len() as u64);
         }
-        response_bytes.drain(..response.len);
+        response.bytes.drain(..response.len);
         Ok(())
     }
 }
@@ -329,7 +331,7 @@ fn poll_parse(
     broken: Option<&io::Error>,
 ) -> Poll<Result<(), ResponseError>> {
     loop {
-        let bytes = &mut buffers.response_bytes;
+        let bytes = &mut buffers.response.bytes;
         if bytes.capacity() - bytes.len() < INITIAL_BUFFER_BYTES / 4 {
             bytes.reserve(INITIAL_BUFFER_BYTES);
         }
@@ -390,19 +392,15 @@ fn terminated(
 /// once; later bytes only at a possible end of the head, as parsing each byte that drips in would
 /// cost quadratic time.
 fn is_worth_parsing(bytes: &[u8], before: usize) -> bool {
-    before < EAGER_PARSE_BYTES
-        || bytes.len() >= response::MAX_HEAD_BYTES
-        || head_end(bytes, before).is_some()
+    before < EAGER_PARSE_BYTES || bytes.len() >= MAX_HEAD_BYTES || head_end(bytes, before).is_some()
 }
 
 fn parse(buffers: &mut ExchangeBuffers) -> Result<bool, ResponseError> {
     let ExchangeBuffers {
-        request,
-        response,
-        response_bytes,
-        ..
+        request, response, ..
     } = buffers;
-    response
-        .parse(response_bytes, request.text(request.method))
-        .map_err(|invalid| ResponseError::Backend(invalid.reason, invalid.detail.to_owned()))
+    response::parse(response, request.text(request.method)).map_err(|invalid| {
+        let reason = reasons::of_response_head(invalid.fault);
+        ResponseError::Backend(reason, invalid.detail.to_owned())
+    })
 }

@@ -1,6 +1,6 @@
 //! The memory of one exchange, reused by the next one on the same worker.
 
-use crate::http1::{request::RequestHead, response::ResponseHead};
+use crate::http::message::{RequestHead, ResponseHead};
 
 /// Initial capacity of a buffer; most messages are smaller.
 pub(super) const INITIAL_BUFFER_BYTES: usize = 16 << 10;
@@ -18,10 +18,8 @@ pub(in crate::proxy) struct ExchangeBuffers {
     pub(super) request: RequestHead,
     /// Request id, for the backend, the client and the log.
     pub(super) request_id: String,
-    /// Response head.
+    /// Response head. Its bytes may continue with the body.
     pub(super) response: ResponseHead,
-    /// Bytes read from the backend.
-    pub(super) response_bytes: Vec<u8>,
     /// Bytes to be written to the client.
     pub(super) client_out: Vec<u8>,
     /// Encoded request head, kept for a further attempt.
@@ -38,7 +36,7 @@ impl ExchangeBuffers {
         self.request.clear();
         for buffer in [
             &mut self.request.bytes,
-            &mut self.response_bytes,
+            &mut self.response.bytes,
             &mut self.client_out,
             &mut self.request_out,
             &mut self.upload_out,

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::{
     config::model::TrustedProxiesConfig,
-    http1::{fields::KnownField, request},
+    http::{fields::KnownField, message::RequestHead},
 };
 
 /// The client of a request.
@@ -27,7 +27,7 @@ pub(super) struct ClientAddress {
 impl ClientAddress {
     /// Finds the client of the request `head` on a connection from `peer`.
     pub(super) fn of(
-        head: &request::RequestHead,
+        head: &RequestHead,
         peer: Option<IpAddr>,
         rules: &TrustedProxiesConfig,
     ) -> Self {
@@ -69,7 +69,7 @@ fn contains(networks: &[IpNet], address: IpAddr) -> bool {
 /// The right-most address in `X-Forwarded-For` that is not trusted. Entries further left are
 /// client-controlled and ignored. An entry that is no address ends the search at the proxy that
 /// wrote it.
-fn listed(head: &request::RequestHead, proxy: IpAddr, trusted: &[IpNet]) -> IpAddr {
+fn listed(head: &RequestHead, proxy: IpAddr, trusted: &[IpNet]) -> IpAddr {
     let mut client = proxy;
     let fields = head.fields.iter().rev();
     let values = fields
@@ -90,7 +90,7 @@ fn listed(head: &request::RequestHead, proxy: IpAddr, trusted: &[IpNet]) -> IpAd
 /// The address in the only field called `name`; `None` if there is no such field, more than one, or
 /// another value. A field that `Connection` lists counts as well: the client must not be able to
 /// strike out what its proxy has written.
-fn named(head: &request::RequestHead, name: &str) -> Option<IpAddr> {
+fn named(head: &RequestHead, name: &str) -> Option<IpAddr> {
     let mut fields = head.fields.sent().filter(|field| {
         let sent = head.text(field.name);
         sent.eq_ignore_ascii_case(name.as_bytes())
@@ -127,7 +127,7 @@ fn is_port(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http1::request::{HeadLimits, RequestHead};
+    use crate::{http::rules::HeadLimits, http1::request};
 
     fn found(peer: &str, header: Option<&str>, fields: &str) -> (String, bool) {
         let mut head = RequestHead::default();
@@ -137,7 +137,7 @@ mod tests {
             fields: 100,
             bytes: 32 << 10,
         };
-        assert!(head.parse(limits).unwrap());
+        assert!(request::parse(&mut head, limits).unwrap());
         let rules = TrustedProxiesConfig {
             from: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
             client_header: header.map(str::to_owned),

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::model::{PoolTimeoutsConfig, RetriesConfig, RouteConfig, TimeoutOverrides},
-    http1::request::RequestHead,
+    http::message::RequestHead,
     pool::Pool,
     proxy::worker::Worker,
     reason::Reason,

@@ -11,12 +11,11 @@ use std::{
 use crate::{
     base::rng::Random,
     config::model::{ForwardedConfig, HeaderEdits},
-    http1::{
-        HttpVersion, encode,
+    http::{
         fields::{HeadField, HeadFields, KnownField, is_same_or_twin},
-        request::{RequestFraming, RequestHead},
-        response::{ResponseFraming, ResponseHead},
+        message::{BodyFraming, HttpVersion, RequestHead, ResponseHead},
     },
+    http1::encode,
 };
 
 /// Longest request id taken over from a trusted peer, in bytes.
@@ -179,19 +178,19 @@ fn add_host(
 /// Writes the framing of a request.
 fn add_framing(out: &mut Vec<u8>, head: &RequestHead, hop: NextHop) {
     match head.framing {
-        RequestFraming::Length(length) => encode::content_length(out, length),
+        BodyFraming::Length(length) => encode::content_length(out, length),
         // The length that an HTTP/2 client has declared. An HTTP/1 message must not have both: that
         // is how requests are smuggled (RFC 9112 section 6.1). To HTTP/2 the chunks do not go out.
-        RequestFraming::Chunked => {
-            if let Some(length) = head.declared_length {
+        BodyFraming::Streamed(length) => {
+            if let Some(length) = length {
                 encode::content_length(out, length);
             }
-            if hop == NextHop::H2 || head.declared_length.is_none() {
+            if hop == NextHop::H2 || length.is_none() {
                 encode::chunked(out);
             }
         }
         // RFC 9110 section 8.6: methods that anticipate content declare an empty one.
-        RequestFraming::None => {
+        BodyFraming::None | BodyFraming::UntilClose => {
             if matches!(head.text(head.method), b"POST" | b"PUT" | b"PATCH") {
                 encode::content_length(out, 0);
             }
@@ -220,7 +219,7 @@ fn add_hop_by_hop(out: &mut Vec<u8>, head: &RequestHead, hop: NextHop) {
 /// `Upgrade` (RFC 9110 section 7.8).
 pub(super) fn is_websocket(head: &RequestHead) -> bool {
     let protocol = head.upgrade.map(|protocol| head.text(protocol));
-    head.framing == RequestFraming::None
+    head.framing == BodyFraming::None
         && protocol.is_some_and(|it| it.eq_ignore_ascii_case(b"websocket"))
 }
 
@@ -410,9 +409,9 @@ fn add_forwarding(
     }
     if rules.via && !is_decided(edits, "Via") {
         let version: &[u8] = match head.version {
-            _ if origin.is_h2 => b"2 balancer",
             HttpVersion::Http10 => b"1.0 balancer",
-            HttpVersion::Http11 => b"1.1 balancer",
+            HttpVersion::Http11 if !origin.is_h2 => b"1.1 balancer",
+            HttpVersion::Http11 | HttpVersion::Http2 => b"2 balancer",
         };
         encode::field(out, b"Via", version);
     }
@@ -457,33 +456,17 @@ fn add_edited(out: &mut Vec<u8>, edits: &HeaderEdits) {
     }
 }
 
-/// Framing of a response towards the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BodyDelivery {
-    /// No body.
-    None,
-    /// A known length.
-    Length(u64),
-    /// Chunked. The length is that of an HTTP/2 client's `content-length`.
-    Chunked(Option<u64>),
-    /// Until we close: for HTTP/1.0 clients, if the length is not known.
-    UntilClose,
-}
-
-impl BodyDelivery {
-    /// The framing of a response with `head` for a client of `version`, or of HTTP/2. An HTTP/1
-    /// message has a length or trailers: if the backend announces trailers, the length is dropped.
-    pub fn of(head: &ResponseHead, bytes: &[u8], version: HttpVersion, is_h2: bool) -> Self {
-        let has_trailers = || head.fields.find(KnownField::Trailer, bytes).is_some();
-        match (head.framing, version, head.declared_length) {
-            (ResponseFraming::None, ..) => Self::None,
-            (ResponseFraming::Length(length), ..) => Self::Length(length),
-            (_, HttpVersion::Http11, length) if is_h2 => Self::Chunked(length),
-            (_, HttpVersion::Http11, None) => Self::Chunked(None),
-            (_, HttpVersion::Http11, Some(_)) if has_trailers() => Self::Chunked(None),
-            (_, _, Some(length)) => Self::Length(length),
-            (_, HttpVersion::Http10, None) => Self::UntilClose,
-        }
+/// The framing of a response with `head` for a client of `version`, or of HTTP/2. An HTTP/1 message
+/// has a length or trailers: if the backend announces trailers, the length is dropped.
+pub fn delivery(head: &ResponseHead, version: HttpVersion, is_h2: bool) -> BodyFraming {
+    let has_trailers = || head.find(KnownField::Trailer).is_some();
+    match (head.framing, version, head.framing.declared_length()) {
+        (framing @ (BodyFraming::None | BodyFraming::Length(_)), ..) => framing,
+        (_, HttpVersion::Http10, None) => BodyFraming::UntilClose,
+        (_, HttpVersion::Http10, Some(length)) => BodyFraming::Length(length),
+        (_, _, length) if is_h2 => BodyFraming::Streamed(length),
+        (_, _, Some(length)) if !has_trailers() => BodyFraming::Length(length),
+        _ => BodyFraming::Streamed(None),
     }
 }
 
@@ -491,7 +474,7 @@ impl BodyDelivery {
 #[derive(Debug, Clone, Copy)]
 pub struct ResponseExtra<'a> {
     /// Framing of the body.
-    pub delivery: BodyDelivery,
+    pub delivery: BodyFraming,
     /// Another request may follow.
     pub keep_alive: bool,
     /// HTTP version of the client.
@@ -505,21 +488,17 @@ pub struct ResponseExtra<'a> {
 }
 
 /// Writes the final response head for the client.
-pub fn response_head(
-    out: &mut Vec<u8>,
-    head: &mut ResponseHead,
-    bytes: &[u8],
-    extra: ResponseExtra<'_>,
-) {
-    encode::status_line(out, head.status, head.phrase.get(bytes));
+pub fn response_head(out: &mut Vec<u8>, head: &mut ResponseHead, extra: ResponseExtra<'_>) {
+    encode::status_line(out, head.status, head.text(head.phrase));
     let (name, id) = extra.request_id;
-    head.fields.strike(|field| {
+    let ResponseHead { fields, bytes, .. } = head;
+    fields.strike(|field| {
         !id.is_empty() && field.name.get(bytes).eq_ignore_ascii_case(name.as_bytes())
     });
     if let Some(edits) = extra.edits {
-        strike_edited(&mut head.fields, bytes, edits);
+        strike_edited(fields, bytes, edits);
     }
-    encode::fields(out, &head.fields, bytes);
+    encode::fields(out, fields, bytes);
     if let Some(date) = extra.date.filter(|_| !is_decided(extra.edits, "Date")) {
         encode::field(out, b"Date", date.as_bytes());
     }
@@ -530,19 +509,19 @@ pub fn response_head(
         add_edited(out, edits);
     }
     match extra.delivery {
-        BodyDelivery::Length(length) => encode::content_length(out, length),
-        BodyDelivery::Chunked(length) => {
+        BodyFraming::Length(length) => encode::content_length(out, length),
+        BodyFraming::Streamed(length) => {
             if let Some(length) = length {
                 encode::content_length(out, length);
             }
             encode::chunked(out);
         }
-        BodyDelivery::None => {
+        BodyFraming::None => {
             if let Some(length) = head.announced {
                 encode::content_length(out, length);
             }
         }
-        BodyDelivery::UntilClose => {}
+        BodyFraming::UntilClose => {}
     }
     let upgrade = head.upgrade.filter(|_| !is_decided(extra.edits, "Upgrade"));
     if let Some(protocols) = upgrade {
@@ -562,18 +541,13 @@ pub fn response_head(
 }
 
 /// Writes a 1xx head, a 101 with its protocol and the id of the request.
-pub fn interim_head(
-    out: &mut Vec<u8>,
-    head: &ResponseHead,
-    bytes: &[u8],
-    request_id: (&str, &str),
-) {
-    encode::status_line(out, head.status, head.phrase.get(bytes));
-    encode::fields(out, &head.fields, bytes);
+pub fn interim_head(out: &mut Vec<u8>, head: &ResponseHead, request_id: (&str, &str)) {
+    encode::status_line(out, head.status, head.text(head.phrase));
+    encode::fields(out, &head.fields, &head.bytes);
     if let Some(protocol) = head.upgrade {
         let (name, id) = request_id;
         encode::field(out, name.as_bytes(), id.as_bytes());
-        encode::upgrade(out, protocol.get(bytes));
+        encode::upgrade(out, head.text(protocol));
     }
     encode::end(out);
 }

@@ -11,11 +11,11 @@ use crate::{
 fn parsed(text: &str) -> Option<RequestHead> {
     let mut head = RequestHead::default();
     head.bytes.extend_from_slice(text.as_bytes());
-    let limits = crate::http1::request::HeadLimits {
+    let limits = crate::http::rules::HeadLimits {
         fields: 100,
         bytes: 65_536,
     };
-    matches!(head.parse(limits), Ok(true)).then_some(head)
+    matches!(crate::http1::request::parse(&mut head, limits), Ok(true)).then_some(head)
 }
 
 fn routes(path: PathMatch, rewrite: PathRewrite) -> Config {

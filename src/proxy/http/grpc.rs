@@ -5,15 +5,17 @@
 use std::time::Duration;
 
 use crate::{
-    http1::{fields::KnownField, request::RequestHead},
-    http2,
+    http::{
+        fields::KnownField,
+        grpc::{grpc_timeout, is_grpc},
+        message::RequestHead,
+    },
     reason::Reason,
 };
 
 /// True if the request is a gRPC call, by its content type.
 pub(super) fn is_call(head: &RequestHead) -> bool {
-    head.find(KnownField::ContentType)
-        .is_some_and(http2::is_grpc)
+    head.find(KnownField::ContentType).is_some_and(is_grpc)
 }
 
 /// The status of a call that failed for `reason`: DEADLINE_EXCEEDED or UNAVAILABLE.
@@ -30,13 +32,13 @@ pub(super) fn timeout(head: &RequestHead) -> Option<Duration> {
         return None;
     }
     let value = head.fields.values("grpc-timeout", &head.bytes).next()?;
-    http2::grpc_timeout(value)
+    grpc_timeout(value)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http1::request::HeadLimits;
+    use crate::{http::rules::HeadLimits, http1::request};
 
     fn call(fields: &str) -> RequestHead {
         let mut head = RequestHead {
@@ -47,7 +49,7 @@ mod tests {
             fields: 20,
             bytes: 4096,
         };
-        assert_eq!(head.parse(limits), Ok(true));
+        assert_eq!(request::parse(&mut head, limits), Ok(true));
         head
     }
 

@@ -54,7 +54,7 @@ pub use self::{
 /// not a copy.
 pub use self::{
     forward::{
-        BodyDelivery, NextHop, RequestChanges, RequestOrigin, ResponseExtra, interim_head,
+        NextHop, RequestChanges, RequestOrigin, ResponseExtra, delivery, interim_head,
         request_head, response_head,
     },
     pump::{Pump, PumpError},

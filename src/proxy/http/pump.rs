@@ -16,10 +16,10 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::buffers::{GROWN_BUFFER_BYTES, INITIAL_BUFFER_BYTES, MAX_BUFFER_BYTES};
 use crate::{
+    http::fields::is_same_or_twin,
     http1::{
         body::{BodyDecoder, BodyError, BodyStep},
         encode,
-        fields::is_same_or_twin,
     },
     net::{splice, stream::Stream},
 };

@@ -6,10 +6,11 @@ use std::{future::poll_fn, task::Poll, time::Instant};
 
 use super::{buffers::INITIAL_BUFFER_BYTES, connection::ClientConnection, pump::poll_fill};
 use crate::{
-    http1::{
-        self,
-        request::{self, HeadLimits},
+    http::{
+        message::{BodyFraming, RequestHead},
+        rules::HeadLimits,
     },
+    http1::{self, request},
     http2::frame::CLIENT_PREFACE,
     proxy::reasons,
     reason::Reason,
@@ -51,7 +52,7 @@ pub(super) fn limits(listener: &Listener) -> HeadLimits {
 /// first byte.
 pub(super) async fn head(
     client: &mut ClientConnection,
-    head: &mut request::RequestHead,
+    head: &mut RequestHead,
     listener: &Listener,
     began: Instant,
 ) -> HeadReadOutcome {
@@ -67,7 +68,9 @@ pub(super) async fn head(
     let before = head.bytes.len();
     let reading = read_head(client, head, limits(listener), deadline, may_be_h2).await;
     let received = (head.bytes.len() - before) as u64;
-    head.declared_length = client.stream.declared_length();
+    if let BodyFraming::Streamed(length) = &mut head.framing {
+        *length = client.stream.declared_length();
+    }
     // A request for which nothing was read was pipelined behind another one.
     client.pipelined_requests = if received > 0 {
         1
@@ -81,7 +84,7 @@ pub(super) async fn head(
 /// Reads until a whole head is there.
 async fn read_head(
     client: &mut ClientConnection,
-    head: &mut request::RequestHead,
+    head: &mut RequestHead,
     limits: HeadLimits,
     deadline: Option<Instant>,
     may_be_h2: bool,
@@ -96,7 +99,7 @@ async fn read_head(
         let due = !parsed_once && bytes > 0 || bytes >= limits.bytes;
         if due || http1::head_end(&head.bytes, searched).is_some() {
             parsed_once = true;
-            match head.parse(limits) {
+            match request::parse(head, limits) {
                 Ok(true) => return HeadReadOutcome::Complete,
                 Ok(false) => {}
                 Err(_) if may_be_h2 && has_preface(&head.bytes) == Some(true) => {
@@ -106,7 +109,7 @@ async fn read_head(
                 Err(_) if may_be_h2 && has_preface(&head.bytes).is_some() => parsed_once = false,
                 Err(refusal) => {
                     tracing::debug!(target: "http", client = ?client.peer, detail = refusal.detail, "request refused");
-                    return HeadReadOutcome::Refused(refusal.reason);
+                    return HeadReadOutcome::Refused(reasons::of_request_head(refusal.fault));
                 }
             }
         }

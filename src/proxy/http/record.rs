@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     base::clock,
-    http1::{fields::KnownField, request::RequestHead},
+    http::{fields::KnownField, message::RequestHead},
     net::stream::Stream,
     pool::Pool,
     proxy::worker::Worker,

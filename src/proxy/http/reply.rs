@@ -15,11 +15,11 @@ use super::{
 };
 use crate::{
     config::model::{ErrorFormat, ErrorsConfig, HeaderEdits, RedirectConfig, RespondConfig},
-    http1::{
-        HttpVersion, encode,
-        fields::{KnownField, is_same_or_twin},
-        request::RequestHead,
+    http::{
+        fields::{KnownField, is_same_or_twin, list},
+        message::{HttpVersion, RequestHead},
     },
+    http1::encode,
     proxy::worker::Worker,
     reason::Reason,
     snapshot::Snapshot,
@@ -141,7 +141,7 @@ fn prefers_html(head: &RequestHead) -> bool {
         .iter()
         .filter(|field| field.known == KnownField::Accept)
     {
-        for range in crate::http1::list(head.text(field.value)) {
+        for range in list(head.text(field.value)) {
             let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
             let name = parts.next().unwrap_or_default();
             let weight = parts

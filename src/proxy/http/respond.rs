@@ -16,7 +16,7 @@ use super::{
     connection::ClientConnection,
     deadline::Deadline,
     exchange::{Exchange, ForwardSettings},
-    forward::{self, BodyDelivery, ResponseExtra},
+    forward::{self, ResponseExtra},
     grpc,
     outcome::{
         AfterExchange, AttemptError, AttemptOutcome, AttemptPhase, BackendReuse, ClientReuse,
@@ -26,11 +26,8 @@ use super::{
 };
 use crate::{
     base::clock,
-    http1::{
-        body::BodyDecoder,
-        fields::KnownField,
-        response::{RESPONSE_LIMITS, ResponseFraming},
-    },
+    http::{fields::KnownField, message::BodyFraming, rules::RESPONSE_LIMITS},
+    http1::body::BodyDecoder,
     net::{activity::ActivityTracker, h2::StreamError, local_error},
     proxy::{idle::BackendConnection, reasons, timer::Timer},
     reason::Reason,
@@ -50,17 +47,14 @@ pub(super) async fn respond(
 ) -> Result<AttemptOutcome, AttemptError> {
     let is_h2 = exchange.client.stream.h2_request().is_some();
     let ExchangeBuffers {
-        request,
-        response,
-        response_bytes,
-        ..
+        request, response, ..
     } = &*exchange.buffers;
-    let delivery = BodyDelivery::of(response, response_bytes, request.version, is_h2);
+    let delivery = forward::delivery(response, request.version, is_h2);
     // The request may still be read to its end during the response, but the head goes out now:
     // announcing `close` is always correct.
     let keep_alive = ClientReuse {
         request_read: upload.has_read_all(),
-        response_delimited: delivery != BodyDelivery::UntilClose,
+        response_delimited: delivery != BodyFraming::UntilClose,
         ..exchange.client_reuse()
     }
     .keeps();
@@ -70,7 +64,7 @@ pub(super) async fn respond(
         download.is_last();
     }
     // The chunks of an HTTP/2 response are our own encoding of its DATA frames.
-    if framing == ResponseFraming::Chunked && backend.stream.h2_response().is_none() {
+    if matches!(framing, BodyFraming::Streamed(_)) && backend.stream.h2_response().is_none() {
         check_first_chunk(exchange, &mut download, &mut backend).await?;
     }
     attempt.record_response(exchange);
@@ -81,7 +75,7 @@ pub(super) async fn respond(
     let exact = download.has_read_all() && download.is_drained();
     let (out, bytes, _) = download.into_buffers();
     exchange.buffers.client_out = out;
-    exchange.buffers.response_bytes = bytes;
+    exchange.buffers.response.bytes = bytes;
     if let Err(cut) = relayed {
         let next = record_cut(exchange, attempt, &backend, cut, delivery);
         return Ok(AttemptOutcome::Responded(next));
@@ -90,7 +84,7 @@ pub(super) async fn respond(
     let reuse = BackendReuse {
         requested: exchange.buffers.response.keep_alive,
         request_sent,
-        response_delimited: framing != ResponseFraming::UntilClose,
+        response_delimited: framing != BodyFraming::UntilClose,
         exact,
     };
     if reuse.keeps() {
@@ -114,7 +108,7 @@ fn record_cut(
     attempt: Attempt<'_>,
     backend: &BackendConnection,
     cut: CutResponse,
-    delivery: BodyDelivery,
+    delivery: BodyFraming,
 ) -> AfterExchange {
     let reason = cut.reason;
     exchange.record.reason = Some(reason);
@@ -135,26 +129,24 @@ fn record_cut(
     {
         stream.end_call(grpc::status(reason));
     }
-    after_cut(reason, delivery == BodyDelivery::UntilClose)
+    after_cut(reason, delivery == BodyFraming::UntilClose)
 }
 
 /// Encodes the head for the client, and prepares to pass the body on.
 fn encode_response(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
-    delivery: BodyDelivery,
+    delivery: BodyFraming,
     keep_alive: bool,
 ) -> Pump {
     let ExchangeBuffers {
         request,
         request_id,
         response,
-        response_bytes,
         client_out,
         ..
     } = &mut *exchange.buffers;
     let mut out = std::mem::take(client_out);
-    let bytes = std::mem::take(response_bytes);
     out.clear();
     let id_name = &exchange.context.snapshot.config.forwarded.request_id;
     let extra = ResponseExtra {
@@ -165,24 +157,25 @@ fn encode_response(
         edits: attempt.settings.route.map(|route| &route.response_headers),
         date: None,
     };
-    if response.fields.find(KnownField::Date, &bytes).is_some() {
-        forward::response_head(&mut out, response, &bytes, extra);
+    if response.find(KnownField::Date).is_some() {
+        forward::response_head(&mut out, response, extra);
     } else {
         exchange.context.worker.with_date(|date| {
             let date = Some(date);
             let extra = ResponseExtra { date, ..extra };
-            forward::response_head(&mut out, response, &bytes, extra);
+            forward::response_head(&mut out, response, extra);
         });
     }
     let decoder = match response.framing {
-        ResponseFraming::None => None,
-        ResponseFraming::Length(length) => Some(BodyDecoder::Length(length)),
-        ResponseFraming::Chunked => Some(BodyDecoder::chunked(RESPONSE_LIMITS)),
-        ResponseFraming::UntilClose => Some(BodyDecoder::UntilClose),
+        BodyFraming::None => None,
+        BodyFraming::Length(length) => Some(BodyDecoder::Length(length)),
+        BodyFraming::Streamed(_) => Some(BodyDecoder::chunked(RESPONSE_LIMITS)),
+        BodyFraming::UntilClose => Some(BodyDecoder::UntilClose),
     };
-    let is_chunked = matches!(delivery, BodyDelivery::Chunked(_));
+    let is_chunked = matches!(delivery, BodyFraming::Streamed(_));
+    let bytes = std::mem::take(&mut response.bytes);
     let mut download = Pump::new(out, bytes, response.len, decoder, is_chunked);
-    if let (BodyDelivery::Length(length), ResponseFraming::Chunked) = (delivery, response.framing) {
+    if let (BodyFraming::Length(length), BodyFraming::Streamed(_)) = (delivery, response.framing) {
         download.set_framing(false, Some(length));
     }
     download.allow_splice();

@@ -241,7 +241,7 @@ impl<'a> Exchange<'a> {
 
     fn is_over_body_limit(&self) -> bool {
         let limit = self.context.listener.config.limits.request_body;
-        let length = self.head().body_length();
+        let length = self.head().framing.declared_length();
         length.is_some_and(|length| length > limit.unwrap_or(u64::MAX))
     }
 

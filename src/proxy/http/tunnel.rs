@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     base::clock,
-    http1::request::RequestFraming,
+    http::message::BodyFraming,
     net::{
         activity::ActivityTracker,
         copy::{self, RelayMeter},
@@ -82,15 +82,14 @@ async fn open(
     let ExchangeBuffers {
         request_id,
         response,
-        response_bytes,
         client_out,
         ..
     } = &mut *exchange.buffers;
     let context = exchange.context;
     let id_name = &context.snapshot.config.forwarded.request_id;
     client_out.clear();
-    forward::interim_head(client_out, response, response_bytes, (id_name, request_id));
-    let from_backend = response_bytes.get(response.len..);
+    forward::interim_head(client_out, response, (id_name, request_id));
+    let from_backend = response.bytes.get(response.len..);
     debug_assert!(from_backend.is_some(), "the head is a part of its buffer");
     let from_backend = from_backend.unwrap_or_default();
     client_out.extend_from_slice(from_backend);
@@ -102,7 +101,7 @@ async fn open(
     finish_upload(exchange, settings, backend, upload).await?;
     let head = exchange.head();
     let from_client = match head.framing {
-        RequestFraming::None => head.bytes.get(head.len..),
+        BodyFraming::None => head.bytes.get(head.len..),
         _ => Some(upload.unread()),
     };
     debug_assert!(from_client.is_some(), "the head is a part of its buffer");

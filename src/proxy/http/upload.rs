@@ -11,9 +11,10 @@ use super::{
 };
 use crate::{
     config::model::BackendProtocol,
+    http::message::{BodyFraming, RequestHead},
     http1::{
         body::{BodyDecoder, BodyStep},
-        request::{RequestFraming, RequestHead},
+        request,
     },
     pool::Pool,
 };
@@ -73,9 +74,9 @@ impl Exchange<'_> {
 
     fn decoder(&self) -> BodyDecoder {
         match self.head().framing {
-            RequestFraming::None => BodyDecoder::Length(0),
-            RequestFraming::Length(length) => BodyDecoder::Length(length),
-            RequestFraming::Chunked => BodyDecoder::chunked(read::limits(self.context.listener)),
+            BodyFraming::None | BodyFraming::UntilClose => BodyDecoder::Length(0),
+            BodyFraming::Length(length) => BodyDecoder::Length(length),
+            BodyFraming::Streamed(_) => BodyDecoder::chunked(read::limits(self.context.listener)),
         }
     }
 
@@ -89,7 +90,7 @@ impl Exchange<'_> {
         let mut bytes = std::mem::take(&mut buffers.upload_bytes);
         bytes.clear();
         let head = &buffers.request;
-        if head.framing == RequestFraming::None {
+        if head.framing == BodyFraming::None {
             return Pump::new(out, bytes, 0, None, false);
         }
         let body = head.bytes.get(head.len..);
@@ -98,7 +99,7 @@ impl Exchange<'_> {
         let (is_chunked, length) = self.upload_framing(pool);
         let mut upload = Pump::new(out, bytes, 0, Some(self.decoder()), is_chunked);
         upload.set_framing(is_chunked, length);
-        if self.head().framing == RequestFraming::Chunked {
+        if matches!(self.head().framing, BodyFraming::Streamed(_)) {
             let origin = origin(self.context, self.client, self.address, self.head());
             let forwarded = &self.context.snapshot.config.forwarded;
             upload.forbid_trailers(forward::own_names(forwarded, origin));
@@ -154,10 +155,10 @@ impl Exchange<'_> {
         // Encoding has struck fields out of the parsed head: parse it again.
         let limits = read::limits(self.context.listener);
         let head = &mut self.buffers.request;
-        let (keep_alive, length) = (head.keep_alive, head.declared_length);
-        let parsed = head.parse(limits);
+        let (keep_alive, framing) = (head.keep_alive, head.framing);
+        let parsed = request::parse(head, limits);
         debug_assert!(matches!(parsed, Ok(true)), "the same bytes");
-        (head.keep_alive, head.declared_length) = (keep_alive, length);
+        (head.keep_alive, head.framing) = (keep_alive, framing);
         self.encode_request(pool, settings);
     }
 
@@ -166,9 +167,11 @@ impl Exchange<'_> {
     pub(super) fn upload_framing(&self, pool: &Pool) -> (bool, Option<u64>) {
         let head = self.head();
         let is_h2 = next_hop(pool) == NextHop::H2;
-        let length = head.declared_length.filter(|_| !is_h2);
-        let is_chunked = head.framing == RequestFraming::Chunked && length.is_none();
-        (is_chunked, length)
+        match head.framing {
+            BodyFraming::Streamed(length) if is_h2 || length.is_none() => (true, None),
+            BodyFraming::Streamed(length) => (false, length),
+            _ => (false, None),
+        }
     }
 
     /// Gives the buffers of the upload back, and notes the start of the next request; true if
@@ -180,7 +183,7 @@ impl Exchange<'_> {
         if upload.moved().0 > 0 {
             self.client.pipelined_requests = 0;
         }
-        let is_in_upload = self.head().framing != RequestFraming::None && upload.has_read_all();
+        let is_in_upload = self.head().framing != BodyFraming::None && upload.has_read_all();
         let (out, mut bytes, taken) = upload.into_buffers();
         if is_in_upload {
             // The next request begins where the upload stopped reading.

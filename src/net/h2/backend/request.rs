@@ -4,14 +4,12 @@
 use std::{io, mem::MaybeUninit};
 
 use super::{
-    super::{
-        body_encoder::{self, BodyEncoder, MAX_FIELDS, invalid},
-        websocket,
-    },
+    super::body_encoder::{self, BodyEncoder, MAX_FIELDS, invalid},
     response::ResponseExpectation,
 };
 use crate::{
-    http1::{body::BodyDecoder, fields::KnownField},
+    http::{fields::KnownField, websocket},
+    http1::body::BodyDecoder,
     http2::hpack,
 };
 

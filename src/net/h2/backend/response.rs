@@ -10,7 +10,8 @@ use super::super::{
     trimmed,
 };
 use crate::{
-    http1::{self, encode, fields::KnownField},
+    http::fields::{self, KnownField},
+    http1::encode,
     http2::hpack::FieldList,
 };
 
@@ -121,7 +122,7 @@ fn write_fields(out: &mut Vec<u8>, fields: &FieldList) -> Result<Option<u64>, &'
         match known {
             KnownField::ContentLength if length.is_some() => return Err("several lengths"),
             KnownField::ContentLength => {
-                let value = http1::content_length(value);
+                let value = fields::content_length(value);
                 length = Some(value.ok_or("a malformed length")?);
             }
             // There was no key, so any value of it is wrong: RFC 8441 section 5.

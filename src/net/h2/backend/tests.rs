@@ -10,7 +10,8 @@ use super::{
     *,
 };
 use crate::{
-    http1::response::{ResponseFraming, ResponseHead},
+    http::message::{BodyFraming, ResponseHead},
+    http1,
     http2::{
         frame::{self, flag, kind},
         hpack::{self, FieldList, HpackDecoder, SizeLimits},
@@ -150,15 +151,22 @@ type FramedResponse = (
     bool,
     bool,
     BodyKind,
-    ResponseFraming,
+    BodyFraming,
 );
 
 const FRAMED_RESPONSES: [FramedResponse; 10] = {
+    use BodyFraming as Framing;
     use BodyKind as Kind;
-    use ResponseFraming as Framing;
     const EMPTY: Framing = Framing::Length(0);
     [
-        (200, &[], false, false, Kind::Chunked, Framing::Chunked),
+        (
+            200,
+            &[],
+            false,
+            false,
+            Kind::Chunked,
+            Framing::Streamed(None),
+        ),
         (200, &[], true, false, Kind::None, EMPTY),
         (
             200,
@@ -166,7 +174,7 @@ const FRAMED_RESPONSES: [FramedResponse; 10] = {
             false,
             false,
             Kind::Chunked,
-            Framing::Chunked,
+            Framing::Streamed(None),
         ),
         (
             200,
@@ -174,7 +182,7 @@ const FRAMED_RESPONSES: [FramedResponse; 10] = {
             false,
             false,
             Kind::Chunked,
-            Framing::Chunked,
+            Framing::Streamed(None),
         ),
         (200, WITH_LENGTH, true, true, Kind::None, Framing::None),
         (200, &[], false, true, Kind::None, Framing::None),
@@ -196,9 +204,12 @@ fn a_response_is_framed_as_the_engine_reads_it() {
         let ReceivedHead::Final(found) = read else {
             panic!("{status} is final")
         };
-        let mut head = ResponseHead::default();
+        let mut head = ResponseHead {
+            bytes: found.text.clone(),
+            ..ResponseHead::default()
+        };
         let method: &[u8] = if is_head { b"HEAD" } else { b"GET" };
-        assert_eq!(head.parse(&found.text, method), Ok(true));
+        assert_eq!(http1::response::parse(&mut head, method), Ok(true));
         assert_eq!(
             (found.body, head.status, head.framing),
             (body, status, framing),

@@ -17,6 +17,10 @@ use super::{
 use crate::{
     base::{clock, rng::Random},
     config::{NoFiles, parse},
+    http::{
+        message::{BodyFraming, RequestHead, ResponseHead},
+        rules::{HeadLimits, RESPONSE_LIMITS},
+    },
     http1::{
         self,
         body::{BodyDecoder, BodyStep},
@@ -26,7 +30,7 @@ use crate::{
     pool::Pool,
 };
 
-const HEAD_LIMITS: request::HeadLimits = request::HeadLimits {
+const HEAD_LIMITS: HeadLimits = HeadLimits {
     fields: 40,
     bytes: 8 << 10,
 };
@@ -69,16 +73,17 @@ fn respond(round: &Rc<InteropRound>, incoming: IncomingStream) {
     let mut target = ReadBuf::new(&mut buffer);
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     assert!(incoming.poll_read(&mut cx, &mut target).is_ready());
-    let mut head = request::RequestHead {
+    let mut head = RequestHead {
         bytes: target.filled().to_vec(),
-        ..request::RequestHead::default()
+        ..RequestHead::default()
     };
-    assert_eq!(head.parse(HEAD_LIMITS), Ok(true));
+    assert_eq!(request::parse(&mut head, HEAD_LIMITS), Ok(true));
     let index = InteropRound::index(str::from_utf8(head.text(head.target)).unwrap());
     let decoder = match head.framing {
-        request::RequestFraming::None => BodyDecoder::Length(0),
-        request::RequestFraming::Length(length) => BodyDecoder::Length(length),
-        request::RequestFraming::Chunked => BodyDecoder::chunked(response::RESPONSE_LIMITS),
+        BodyFraming::None => BodyDecoder::Length(0),
+        BodyFraming::Length(length) => BodyDecoder::Length(length),
+        BodyFraming::Streamed(_) => BodyDecoder::chunked(RESPONSE_LIMITS),
+        BodyFraming::UntilClose => panic!("a request has no such body"),
     };
     let pause = head.bytes[head.len..].to_vec();
     let plan = round.plans[index].clone();
@@ -196,22 +201,22 @@ async fn read_response(
     body: BodyPlan,
     pace: &SidePacer,
 ) -> DirectionEnd {
-    let (mut text, mut head) = (Vec::new(), response::ResponseHead::default());
-    while http1::head_end(&text, 0).is_none() {
-        match read(stream, &mut text, pace).await {
+    let mut head = ResponseHead::default();
+    while http1::head_end(&head.bytes, 0).is_none() {
+        match read(stream, &mut head.bytes, pace).await {
             Ok(0) => panic!("an end without a head"),
             Ok(_) => {}
             Err(end) => return end,
         }
     }
-    assert_eq!(head.parse(&text, b"POST"), Ok(true));
+    assert_eq!(response::parse(&mut head, b"POST"), Ok(true));
     let decoder = match head.framing {
-        response::ResponseFraming::None => BodyDecoder::Length(0),
-        response::ResponseFraming::Length(length) => BodyDecoder::Length(length),
-        response::ResponseFraming::Chunked => BodyDecoder::chunked(response::RESPONSE_LIMITS),
-        response::ResponseFraming::UntilClose => panic!("HTTP/2 has no such body"),
+        BodyFraming::None => BodyDecoder::Length(0),
+        BodyFraming::Length(length) => BodyDecoder::Length(length),
+        BodyFraming::Streamed(_) => BodyDecoder::chunked(RESPONSE_LIMITS),
+        BodyFraming::UntilClose => panic!("HTTP/2 has no such body"),
     };
-    let pause = text.split_off(head.len);
+    let pause = head.bytes.split_off(head.len);
     read_body(stream, pause, decoder, body, pace).await
 }
 

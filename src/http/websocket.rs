@@ -6,12 +6,12 @@ use std::fmt::Write as _;
 const WEBSOCKET_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// Encodes `nonce` as a key, RFC 6455 section 4.1.
-pub(super) fn key(nonce: [u8; 16]) -> String {
+pub fn key(nonce: [u8; 16]) -> String {
     base64(&nonce)
 }
 
 /// `Sec-WebSocket-Accept` for `key`, RFC 6455 section 4.2.2.
-pub(super) fn accept(key: &[u8]) -> String {
+pub fn accept(key: &[u8]) -> String {
     let mut text = ring::digest::Context::new(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY);
     text.update(key);
     text.update(WEBSOCKET_GUID.as_bytes());

@@ -180,18 +180,15 @@ pub struct HeadField {
 pub struct HeadFields(Vec<HeadField>);
 
 impl HeadFields {
-    /// Takes over the fields that the tokenizer found in `whole`.
-    pub(super) fn fill(&mut self, headers: &[httparse::Header<'_>], whole: &[u8]) {
-        self.0.clear();
-        self.0.extend(headers.iter().map(|header| {
-            let name = header.name.as_bytes();
-            HeadField {
-                name: Span::of(name, whole),
-                value: Span::of(header.value, whole),
-                known: KnownField::of(name),
-                struck: false,
-            }
-        }));
+    /// Appends a field of `whole`.
+    #[inline]
+    pub fn push(&mut self, name: Span, value: Span, whole: &[u8]) {
+        self.0.push(HeadField {
+            name,
+            value,
+            known: KnownField::of(name.get(whole)),
+            struck: false,
+        });
     }
 
     /// Removes all fields, keeping the allocation.
@@ -247,7 +244,7 @@ impl HeadFields {
 
     /// Strikes out the hop-by-hop fields, and those that `Connection` names unless they are end to
     /// end.
-    pub(super) fn strike_hop_by_hop(&mut self, bytes: &[u8]) {
+    pub fn strike_hop_by_hop(&mut self, bytes: &[u8]) {
         let mut named = false;
         for field in &mut self.0 {
             named |= field.known == KnownField::Connection
@@ -276,7 +273,7 @@ impl HeadFields {
     }
 
     /// True if `Connection` has the option `token`.
-    pub(super) fn has_connection_option(&self, token: &[u8], bytes: &[u8]) -> bool {
+    pub fn has_connection_option(&self, token: &[u8], bytes: &[u8]) -> bool {
         self.0
             .iter()
             .filter(|field| field.known == KnownField::Connection)
@@ -285,8 +282,6 @@ impl HeadFields {
             })
     }
 }
-
-use super::list;
 
 /// True if a server may read both names as one: without regard to case, and with `_` in place of
 /// `-`, as CGI does.
@@ -358,6 +353,27 @@ fn is_plain_option(token: &[u8]) -> bool {
         .any(|plain| token.eq_ignore_ascii_case(plain))
 }
 
+/// Parses a plain decimal length of 1 to 18 digits, RFC 9110 section 8.6. More digits would come
+/// near 2^64; signs, blanks and hexadecimal are read differently by other parsers.
+pub fn content_length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || value.len() > 18 {
+        return None;
+    }
+    value.iter().try_fold(0_u64, |sum, digit| {
+        digit
+            .is_ascii_digit()
+            .then(|| sum * 10 + u64::from(digit - b'0'))
+    })
+}
+
+/// Tokens of a comma-separated list, trimmed, without empty ones, RFC 9110 section 5.6.1.
+pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|token| !token.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -393,6 +409,28 @@ mod tests {
         }
         for name in ["X-Forwarder", "X-ForwardedFor", "X-Forward"] {
             assert_eq!(KnownField::of(name.as_bytes()), KnownField::Other, "{name}");
+        }
+    }
+
+    #[test]
+    fn lengths_are_plain_digits() {
+        assert_eq!(content_length(b"0"), Some(0));
+        assert_eq!(
+            content_length(b"999999999999999999"),
+            Some(999_999_999_999_999_999)
+        );
+        for bad in [
+            "",
+            "+1",
+            "-1",
+            " 1",
+            "1 ",
+            "0x1",
+            "1,1",
+            "1000000000000000000",
+            "18446744073709551616",
+        ] {
+            assert_eq!(content_length(bad.as_bytes()), None, "{bad}");
         }
     }
 }

@@ -1,0 +1,1 @@
+//! Interface to write a head, so that each rule about what we send stands once for all formats.
