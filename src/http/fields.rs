@@ -183,10 +183,16 @@ impl HeadFields {
     /// Appends a field of `whole`.
     #[inline]
     pub fn push(&mut self, name: Span, value: Span, whole: &[u8]) {
+        self.push_known(KnownField::of(name.get(whole)), name, value);
+    }
+
+    /// Appends a field whose name is `known`.
+    #[inline]
+    pub fn push_known(&mut self, known: KnownField, name: Span, value: Span) {
         self.0.push(HeadField {
             name,
             value,
-            known: KnownField::of(name.get(whole)),
+            known,
             struck: false,
         });
     }

@@ -214,11 +214,14 @@ pub fn is_allowed_in_trailers(name: &[u8]) -> bool {
         "retry-after",
         "age",
     ];
-    let dashed: Vec<u8> = name
-        .iter()
-        .map(|byte| if *byte == b'_' { b'-' } else { *byte })
-        .collect();
-    let name = dashed.as_slice();
+    let dash = |byte: &u8| if *byte == b'_' { b'-' } else { *byte };
+    let dashed: Vec<u8>;
+    let name = if name.contains(&b'_') {
+        dashed = name.iter().map(dash).collect();
+        dashed.as_slice()
+    } else {
+        name
+    };
     let known = KnownField::of(name);
     !(known.is_hop_by_hop()
         || known.is_protected()

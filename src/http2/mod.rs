@@ -1,6 +1,12 @@
-//! HTTP/2 codec: frames (RFC 9113) and field compression (RFC 7541).
+//! HTTP/2 codec: frames (RFC 9113), field compression (RFC 7541), and the messages that field blocks
+//! hold.
 //!
-//! Pure: no sockets, no streams. The effect of a frame is decided in `net/h2/`.
+//! Pure: no sockets, no streams. The effect of a frame is decided in `net/h2/`. A block is decoded by
+//! [`hpack`], then read as a message by [`request`], [`response`] or [`trailers`].
 
+pub mod fields;
 pub mod frame;
 pub mod hpack;
+pub mod request;
+pub mod response;
+pub mod trailers;

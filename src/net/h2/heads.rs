@@ -11,7 +11,6 @@ use super::{
     input::{ProtocolError, StreamState},
     recv_buffer, request,
     state::{ConnectionState, FieldBlock, GoawayState, PeerRole},
-    trimmed,
 };
 use crate::{
     base::clock,
@@ -21,6 +20,7 @@ use crate::{
         websocket,
     },
     http2::{
+        fields::trimmed,
         frame::{ErrorCode, Frame, flag},
         hpack::{FieldList, HpackError, SizeLimits},
     },

@@ -73,26 +73,3 @@ impl StreamError {
         )
     }
 }
-
-/// Strips blanks from both ends of a field value; `None` if it has control bytes. RFC 9113 section
-/// 8.2.1 forbids both, but real senders leave blanks there, and in HTTP/1 they have no meaning (RFC
-/// 9112 section 5.1).
-fn trimmed(value: &[u8]) -> Option<&[u8]> {
-    let mut rest = value;
-    while let [b' ' | b'\t', inner @ ..] | [inner @ .., b' ' | b'\t'] = rest {
-        rest = inner;
-    }
-    let is_plain = |byte: &u8| matches!(byte, b'\t' | b' '..=0x7e | 0x80..);
-    rest.iter().all(is_plain).then_some(rest)
-}
-
-/// True for a token, RFC 9110 section 5.6.2.
-fn is_token(text: &[u8]) -> bool {
-    let is_good = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    !text.is_empty() && text.iter().all(is_good)
-}
-
-/// True for a token in lower case, RFC 9113 section 8.2.1. No pseudo-header field is one.
-fn is_name(name: &[u8]) -> bool {
-    is_token(name) && !name.iter().any(u8::is_ascii_uppercase)
-}

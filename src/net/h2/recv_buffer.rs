@@ -5,8 +5,15 @@ use std::{collections::VecDeque, io};
 
 use tokio::io::ReadBuf;
 
-use super::{StreamError, is_name, trimmed};
-use crate::{http::fields::KnownField, http1::encode, http2::hpack::FieldList};
+use super::StreamError;
+use crate::{
+    http::fields::KnownField,
+    http1::encode,
+    http2::{
+        fields::{is_name, trimmed},
+        hpack::FieldList,
+    },
+};
 
 /// Capacity that is kept for a body after all of it was read.
 const KEPT_CONTENT_BYTES: usize = 64 << 10;

@@ -4,11 +4,7 @@
 //! by `http1::request`, as strictly as bytes from a socket: request smuggling from HTTP/2 to
 //! HTTP/1.1 needs both checks to fail.
 
-use super::{
-    is_name, is_token,
-    recv_buffer::{BodyKind, Http1Head},
-    trimmed,
-};
+use super::recv_buffer::{BodyKind, Http1Head};
 use crate::{
     http::{
         fields::{self, KnownField},
@@ -16,7 +12,10 @@ use crate::{
         websocket,
     },
     http1::encode,
-    http2::hpack::{FIELD_OVERHEAD, FieldList},
+    http2::{
+        fields::{is_name, is_token, trimmed},
+        hpack::{FIELD_OVERHEAD, FieldList},
+    },
 };
 
 /// Capacity for most heads.

@@ -4,15 +4,14 @@
 
 use hyper::http::StatusCode;
 
-use super::super::{
-    is_name,
-    recv_buffer::{BodyKind, Http1Head},
-    trimmed,
-};
+use super::super::recv_buffer::{BodyKind, Http1Head};
 use crate::{
     http::fields::{self, KnownField},
     http1::encode,
-    http2::hpack::FieldList,
+    http2::{
+        fields::{is_name, trimmed},
+        hpack::FieldList,
+    },
 };
 
 /// Bytes that we add to the fields of a backend.
