@@ -56,6 +56,8 @@ pub mod flag {
 
 /// Settings, RFC 9113 section 6.5.2 and RFC 8441 section 3.
 pub mod setting {
+    /// Largest table of the sender's decoder.
+    pub const HEADER_TABLE_SIZE: u16 = 1;
     /// The client accepts pushed responses.
     pub const ENABLE_PUSH: u16 = 2;
     /// Concurrent streams that the sender accepts.

@@ -178,6 +178,12 @@ impl HpackDecoder {
         Ok(())
     }
 
+    /// Size of the table.
+    #[cfg(test)]
+    pub(super) const fn table_size(&self) -> usize {
+        self.table.size()
+    }
+
     /// Appends the field of an index, section 2.3.3.
     fn copy(&self, place: usize, fields: &mut FieldList) -> Result<(), MalformedError> {
         let (name, value) = self.get(place)?;

@@ -1,4 +1,4 @@
-//! Dynamic table of a decoder, RFC 7541 section 2.3.2.
+//! Dynamic table, RFC 7541 section 2.3.2.
 
 use std::collections::VecDeque;
 
@@ -8,7 +8,7 @@ use super::FIELD_OVERHEAD;
 /// would cost a copy of the table per field.
 const COMPACT_THRESHOLD_BYTES: usize = 1 << 10;
 
-/// Fields that the peer has added, newest last.
+/// Fields that the sender of field blocks has added, newest last.
 #[derive(Debug)]
 pub(super) struct DynamicTable {
     /// Names and values, one entry after the other; evicted ones come first.
@@ -21,18 +21,19 @@ pub(super) struct DynamicTable {
 
 #[derive(Debug)]
 struct TableEntry {
-    start: usize,
-    name: usize,
-    value: usize,
+    start: u16,
+    name: u16,
+    value: u16,
 }
 
 impl TableEntry {
     const fn size(&self) -> usize {
-        self.name + self.value + FIELD_OVERHEAD
+        self.name as usize + self.value as usize + FIELD_OVERHEAD
     }
 }
 
 impl DynamicTable {
+    /// Creates an empty table; `most` is below 16 KiB.
     pub(super) const fn new(most: usize) -> Self {
         Self {
             bytes: Vec::new(),
@@ -46,33 +47,54 @@ impl DynamicTable {
     pub(super) fn get(&self, place: usize) -> Option<(&[u8], &[u8])> {
         let place = self.entries.len().checked_sub(place + 1)?;
         let entry = self.entries.get(place)?;
-        let name_end = entry.start + entry.name;
-        let name = self.bytes.get(entry.start..name_end)?;
-        let value = self.bytes.get(name_end..name_end + entry.value)?;
+        let name_end = usize::from(entry.start) + usize::from(entry.name);
+        let name = self.bytes.get(usize::from(entry.start)..name_end)?;
+        let value = self
+            .bytes
+            .get(name_end..name_end + usize::from(entry.value))?;
         Some((name, value))
     }
 
     /// Adds a field and evicts the oldest ones; one that is larger than the table empties it
     /// (section 4.4).
     pub(super) fn insert(&mut self, name: &[u8], value: &[u8]) {
-        let entry = TableEntry {
-            start: 0,
-            name: name.len(),
-            value: value.len(),
-        };
-        let size = entry.size();
+        let size = name.len() + value.len() + FIELD_OVERHEAD;
         self.shrink(self.most.saturating_sub(size));
         if size > self.most {
             return;
         }
-        let start = self.bytes.len();
+        self.entries.push_back(TableEntry {
+            start: self.bytes.len() as u16,
+            name: name.len() as u16,
+            value: value.len() as u16,
+        });
         self.bytes.extend_from_slice(name);
         self.bytes.extend_from_slice(value);
-        self.entries.push_back(TableEntry { start, ..entry });
         self.size += size;
     }
 
-    /// Applies a size update of the peer.
+    /// Number of fields.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// True if there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Size by the rule of RFC 7541 section 4.1.
+    #[cfg(test)]
+    pub(super) const fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Size that it may have.
+    pub(super) const fn max_size(&self) -> usize {
+        self.most
+    }
+
+    /// Changes the size that it may have.
     pub(super) fn resize(&mut self, most: usize) {
         self.most = most;
         self.shrink(most);
@@ -85,10 +107,12 @@ impl DynamicTable {
         {
             self.size -= oldest.size();
         }
-        let gone = self.entries.front().map_or(self.bytes.len(), |it| it.start);
+        let gone = self.entries.front();
+        let gone = gone.map_or(self.bytes.len(), |it| usize::from(it.start));
         if self.entries.is_empty() || gone > COMPACT_THRESHOLD_BYTES {
             self.bytes.drain(..gone);
-            self.entries.iter_mut().for_each(|it| it.start -= gone);
+            let moved = self.entries.iter_mut();
+            moved.for_each(|it| it.start -= gone as u16);
         }
     }
 }

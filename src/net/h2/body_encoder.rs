@@ -16,7 +16,7 @@ use crate::{
         body::{BodyDecoder, BodyError, BodyStep},
         head_end,
     },
-    http2::{frame::ErrorCode, hpack},
+    http2::{frame::ErrorCode, hpack::HpackEncoder},
 };
 
 /// Bytes of a head that we write ourselves: the peer's, and fields that routes add.
@@ -125,8 +125,8 @@ impl BodyEncoder {
         if is_end {
             let section = self.trailers();
             if !section.is_empty() {
-                let write = |out: &mut Vec<u8>| {
-                    trailers(section).for_each(|(name, value)| hpack::field(out, name, value));
+                let write = |encoder: &mut HpackEncoder, out: &mut Vec<u8>| {
+                    trailers(section).for_each(|(name, value)| encoder.field(out, name, value));
                 };
                 connection
                     .send_fields(id, true, write)

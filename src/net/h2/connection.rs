@@ -30,7 +30,10 @@ use super::{
 use crate::{
     base::{clock, rng::Random},
     http::rules::{HeadLimits, MAX_HEAD_BYTES},
-    http2::frame::{self, ErrorCode, MAX_STREAM_ID, kind, setting},
+    http2::{
+        frame::{self, ErrorCode, MAX_STREAM_ID, kind, setting},
+        hpack::HpackEncoder,
+    },
     net::{
         stream::Stream,
         tls::{NegotiatedTls, TlsStream},
@@ -282,7 +285,7 @@ impl Connection {
         &self,
         expected: ResponseExpectation,
         ends: bool,
-        write: impl FnOnce(&mut Vec<u8>),
+        write: impl FnOnce(&mut HpackEncoder, &mut Vec<u8>),
     ) -> Result<u32, StreamError> {
         let state = &mut *self.state.borrow_mut();
         if let Some(close_reason) = state.close_reason {
@@ -405,7 +408,7 @@ impl Connection {
         &self,
         id: u32,
         ends: bool,
-        write: impl FnOnce(&mut Vec<u8>),
+        write: impl FnOnce(&mut HpackEncoder, &mut Vec<u8>),
     ) -> Result<(), StreamError> {
         self.state.borrow_mut().send_fields(id, ends, write)
     }

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    http2::{frame::flag, hpack},
+    http2::{frame::flag, hpack::HpackEncoder},
     net::h2::{
         incoming::IncomingStream,
         recv_buffer::{BodyKind, Http1Head},
@@ -154,7 +154,7 @@ fn request_frames(id: u32, more: &[(&str, &str)], is_reset: bool) -> Vec<u8> {
     let mut out = Vec::new();
     frame::write_fields(&mut out, id, true, |out| {
         for (name, value) in fields.iter().chain(more) {
-            hpack::field(out, name.as_bytes(), value.as_bytes());
+            HpackEncoder::default().field(out, name.as_bytes(), value.as_bytes());
         }
     });
     if is_reset {
@@ -339,14 +339,16 @@ async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
     let backend = Connection::of_backend(Stream::from(own), 100);
     backend.state.borrow_mut().recv(&head);
     let id = backend
-        .open_stream(ResponseExpectation::default(), true, |_| {})
+        .open_stream(ResponseExpectation::default(), true, |_, _| {})
         .unwrap();
     let mut response_head = Vec::new();
-    frame::write_fields(&mut response_head, id, false, |out| hpack::status(out, 200));
+    frame::write_fields(&mut response_head, id, false, |out| {
+        HpackEncoder::default().status(out, 200);
+    });
     backend.state.borrow_mut().recv(&response_head);
     frame::write_fields(&mut head, 1, false, |out| {
         for (name, value) in pseudo_fields {
-            hpack::field(out, name.as_bytes(), value.as_bytes());
+            HpackEncoder::default().field(out, name.as_bytes(), value.as_bytes());
         }
     });
     client.state.borrow_mut().recv(&head);

@@ -381,6 +381,7 @@ impl ConnectionState {
         let mut window = None;
         for (name, value) in frame::settings(payload) {
             match (name, value) {
+                (setting::HEADER_TABLE_SIZE, size) => self.encoder.set_max_size(size),
                 // Only the last value is applied: each change walks all streams, and a frame can
                 // hold 2,730 of them.
                 (setting::INITIAL_WINDOW_SIZE, 0..=MAX_WINDOW_SIZE) => window = Some(value),

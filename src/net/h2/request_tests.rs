@@ -10,7 +10,7 @@ use crate::{
         rules::HeadFault,
     },
     http1::request,
-    http2::hpack::{self, HpackDecoder, SizeLimits},
+    http2::hpack::{HpackDecoder, HpackEncoder, SizeLimits},
 };
 
 const HEAD_LIMITS: HeadLimits = HeadLimits {
@@ -22,10 +22,10 @@ const HEAD_LIMITS: HeadLimits = HeadLimits {
 fn fields(pseudo: &[(&str, &str)], regular: &[(&str, &[u8])]) -> FieldList {
     let mut block = Vec::new();
     for (name, value) in pseudo {
-        hpack::field(&mut block, name.as_bytes(), value.as_bytes());
+        HpackEncoder::default().field(&mut block, name.as_bytes(), value.as_bytes());
     }
     for (name, value) in regular {
-        hpack::field(&mut block, name.as_bytes(), value);
+        HpackEncoder::default().field(&mut block, name.as_bytes(), value);
     }
     let mut fields = FieldList::default();
     let limits = SizeLimits {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     http1::body::BodyDecoder,
-    http2::{frame::ErrorCode, hpack},
+    http2::{frame::ErrorCode, hpack::HpackEncoder},
 };
 
 /// Encoder of one response.
@@ -97,12 +97,12 @@ impl ResponseEncoder {
             },
         };
         let ends = matches!(body, Some(BodyEncoder::Done));
-        let write = |out: &mut Vec<u8>| {
-            hpack::status(out, if is_switch { 200 } else { status });
+        let write = |encoder: &mut HpackEncoder, out: &mut Vec<u8>| {
+            encoder.status(out, if is_switch { 200 } else { status });
             for field in body_encoder::end_to_end_fields(head.headers) {
                 let is_ours = is_switch && field.name.eq_ignore_ascii_case("sec-websocket-accept");
                 if !is_ours {
-                    hpack::field(out, field.name.as_bytes(), field.value);
+                    encoder.field(out, field.name.as_bytes(), field.value);
                 }
             }
         };
@@ -138,7 +138,9 @@ impl ResponseEncoder {
     pub(super) fn end_call(&mut self, connection: &Connection, id: u32, status: u8) {
         if let Some(body @ BodyEncoder::Body(..)) = &mut self.body {
             let status = status.to_string();
-            let write = |out: &mut Vec<u8>| hpack::field(out, b"grpc-status", status.as_bytes());
+            let write = |encoder: &mut HpackEncoder, out: &mut Vec<u8>| {
+                encoder.field(out, b"grpc-status", status.as_bytes());
+            };
             // Fails only on a closed stream.
             if connection.send_fields(id, true, write).is_ok() {
                 *body = BodyEncoder::Done;

@@ -25,7 +25,7 @@ use crate::{
     http::rules::HeadLimits,
     http2::{
         frame::{self, ErrorCode, Frame, INITIAL_WINDOW, MAX_PAYLOAD_BYTES, flag, kind},
-        hpack::{self, HpackDecoder},
+        hpack::{HpackDecoder, HpackEncoder},
     },
     net::{
         buffer::{BufferSize, PooledBuffer},
@@ -135,6 +135,7 @@ pub(super) struct ConnectionState {
     pub partial_data: Option<PartialData>,
     pub partial_block: Option<Box<FieldBlock>>,
     pub decoder: HpackDecoder,
+    pub encoder: HpackEncoder,
     pub flood_guard: FloodGuard,
     pub windows: RecvWindows,
     pub send_window: SendWindow,
@@ -151,8 +152,6 @@ pub(super) struct ConnectionState {
     /// Output; bytes before `sent` are written.
     pub out: Vec<u8>,
     pub sent: usize,
-    /// No field block was sent yet.
-    pub is_first_block: bool,
     pub written: u64,
     /// Streams that wait for output space or for the connection window, in order.
     pub waiting: VecDeque<u32>,
@@ -184,6 +183,7 @@ impl ConnectionState {
             partial_data: None,
             partial_block: None,
             decoder: HpackDecoder::default(),
+            encoder: HpackEncoder::default(),
             flood_guard: FloodGuard::new(),
             windows,
             send_window: SendWindow::new(INITIAL_WINDOW),
@@ -195,7 +195,6 @@ impl ConnectionState {
             closed_streams: closed,
             out: Vec::new(),
             sent: 0,
-            is_first_block: true,
             written: 0,
             waiting: VecDeque::new(),
             driver: None,
@@ -292,6 +291,7 @@ impl ConnectionState {
         self.out = Vec::new();
         self.streams = HashMap::default();
         self.waiting = VecDeque::new();
+        self.encoder.release();
         if let PeerRole::Client(client) = &mut self.role {
             client.requests = VecDeque::new();
         }
@@ -464,15 +464,13 @@ impl ConnectionState {
         &mut self,
         id: u32,
         ends: bool,
-        write: impl FnOnce(&mut Vec<u8>),
+        write: impl FnOnce(&mut HpackEncoder, &mut Vec<u8>),
     ) -> Result<(), StreamError> {
         self.sendable_entry(id)?.end_sent |= ends;
-        let is_first = std::mem::take(&mut self.is_first_block);
+        let encoder = &mut self.encoder;
         frame::write_fields(&mut self.out, id, ends, |out| {
-            if is_first {
-                hpack::disable_dynamic_table(out);
-            }
-            write(out);
+            encoder.begin_block(out);
+            write(encoder, out);
         });
         self.flood_guard.credit_head();
         self.wake();

@@ -21,7 +21,7 @@ use super::{
     },
     H2Connection, request,
 };
-use crate::http2::frame::ErrorCode;
+use crate::http2::{frame::ErrorCode, hpack::HpackEncoder};
 
 /// Stream to a backend.
 #[derive(Debug)]
@@ -131,7 +131,9 @@ impl OutgoingStream {
             let expected = std::mem::take(&mut tokenized.expected);
             let ends = matches!(tokenized.content, BodyEncoder::Done);
             let is_secure = self.connection.is_secure;
-            let write = |out: &mut Vec<u8>| tokenized.write(out, is_secure);
+            let write = |encoder: &mut HpackEncoder, out: &mut Vec<u8>| {
+                tokenized.write(encoder, out, is_secure);
+            };
             let begun = self.connection.engine.open_stream(expected, ends, write);
             let id = begun.map_err(|ended| {
                 // The request was not sent at all.

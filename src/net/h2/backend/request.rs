@@ -10,7 +10,7 @@ use super::{
 use crate::{
     http::{fields::KnownField, websocket},
     http1::body::BodyDecoder,
-    http2::hpack,
+    http2::hpack::HpackEncoder,
 };
 
 /// Tokenized request head.
@@ -92,20 +92,20 @@ const fn is_expressible(byte: u8) -> bool {
 
 impl TokenizedRequest<'_, '_> {
     /// Appends the field block.
-    pub(super) fn write(&self, out: &mut Vec<u8>, is_secure: bool) {
+    pub(super) fn write(&self, encoder: &mut HpackEncoder, out: &mut Vec<u8>, is_secure: bool) {
         let method = if self.is_socket {
             "CONNECT"
         } else {
             self.method
         };
-        hpack::field(out, b":method", method.as_bytes());
-        hpack::field(out, b":scheme", if is_secure { b"https" } else { b"http" });
-        hpack::field(out, b":path", self.target.as_bytes());
+        encoder.field(out, b":method", method.as_bytes());
+        encoder.field(out, b":scheme", if is_secure { b"https" } else { b"http" });
+        encoder.field(out, b":path", self.target.as_bytes());
         if !self.host.is_empty() {
-            hpack::field(out, b":authority", self.host);
+            encoder.field(out, b":authority", self.host);
         }
         if self.is_socket {
-            hpack::field(out, b":protocol", b"websocket");
+            encoder.field(out, b":protocol", b"websocket");
         }
         for field in body_encoder::end_to_end_fields(self.fields) {
             let name = field.name.as_bytes();
@@ -114,11 +114,11 @@ impl TokenizedRequest<'_, '_> {
                 _ => self.is_socket && name.eq_ignore_ascii_case(b"sec-websocket-key"),
             };
             if !is_left_out {
-                hpack::field(out, name, field.value);
+                encoder.field(out, name, field.value);
             }
         }
         if self.takes_trailers {
-            hpack::field(out, b"te", b"trailers");
+            encoder.field(out, b"te", b"trailers");
         }
     }
 }

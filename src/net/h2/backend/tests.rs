@@ -14,7 +14,7 @@ use crate::{
     http1,
     http2::{
         frame::{self, flag, kind},
-        hpack::{self, FieldList, HpackDecoder, SizeLimits},
+        hpack::{FieldList, HpackDecoder, HpackEncoder, SizeLimits},
     },
     net::h2::{Http1Adapter as _, body_encoder::BodyEncoder, recv_buffer::BodyKind},
 };
@@ -34,7 +34,7 @@ fn list(block: &[u8]) -> FieldList {
 fn read_request(text: &str) -> io::Result<(Vec<String>, &'static str, ResponseExpectation)> {
     request::read(text.as_bytes(), |mut request| {
         let mut block = Vec::new();
-        request.write(&mut block, true);
+        request.write(&mut HpackEncoder::default(), &mut block, true);
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         let fields = list(&block);
         let lines = fields.iter();
@@ -134,9 +134,9 @@ fn read_response(
     expected: &ResponseExpectation,
 ) -> Result<ReceivedHead, &'static str> {
     let mut block = Vec::new();
-    hpack::field(&mut block, b":status", status.as_bytes());
+    HpackEncoder::default().field(&mut block, b":status", status.as_bytes());
     for (name, value) in fields {
-        hpack::field(&mut block, name.as_bytes(), value.as_bytes());
+        HpackEncoder::default().field(&mut block, name.as_bytes(), value.as_bytes());
     }
     response::read(&list(&block), ends, expected)
 }
