@@ -8,7 +8,7 @@ use super::{
     backend::{FREE_INTERIM_RESPONSES, response},
     flood_guard::{INTERIM_RESPONSE_COST, LATE_HEAD_COST, rapid_reset_age},
     incoming::IncomingRequest,
-    input::{ProtocolError, StreamState},
+    input::{ProtocolError, StreamState, depends_on_itself},
     recv_buffer, request,
     state::{ConnectionState, FieldBlock, GoawayState, PeerRole},
 };
@@ -60,11 +60,13 @@ impl ConnectionState {
     /// Handles HEADERS, RFC 9113 section 6.2.
     pub(super) fn on_headers(&mut self, frame: Frame, payload: &[u8]) -> Result<(), ProtocolError> {
         let (mut block, mut padding) = (payload, 0);
+        let mut is_self_dependent = false;
         if frame.has(flag::PADDED) {
             let (first, rest) = block.split_first().ok_or(ErrorCode::FRAME_SIZE_ERROR)?;
             (block, padding) = (rest, usize::from(*first));
         }
         if frame.has(flag::PRIORITY) {
+            is_self_dependent = depends_on_itself(frame.stream, block);
             block = block.get(5..).ok_or(ErrorCode::FRAME_SIZE_ERROR)?;
         }
         // Padding longer than the block is an error of the connection: its fields are unknown.
@@ -74,11 +76,12 @@ impl ConnectionState {
             .ok_or(ErrorCode::PROTOCOL_ERROR)?;
         let ends = frame.has(flag::END_STREAM);
         if frame.has(flag::END_HEADERS) {
-            return self.on_field_block(frame.stream, ends, block);
+            return self.on_field_block(frame.stream, ends, is_self_dependent, block);
         }
         self.partial_block = Some(Box::new(FieldBlock {
             stream: frame.stream,
             ends,
+            is_self_dependent,
             bytes: block.to_vec(),
             continuations: 0,
         }));
@@ -107,7 +110,8 @@ impl ConnectionState {
             return Err(ErrorCode::ENHANCE_YOUR_CALM.into());
         }
         if frame.has(flag::END_HEADERS) {
-            return self.on_field_block(block.stream, block.ends, &block.bytes);
+            let FieldBlock { stream, ends, .. } = *block;
+            return self.on_field_block(stream, ends, block.is_self_dependent, &block.bytes);
         }
         self.partial_block = Some(block);
         Ok(())
@@ -129,7 +133,13 @@ impl ConnectionState {
     }
 
     /// Handles a complete field block.
-    fn on_field_block(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), ProtocolError> {
+    fn on_field_block(
+        &mut self,
+        id: u32,
+        ends: bool,
+        is_self_dependent: bool,
+        block: &[u8],
+    ) -> Result<(), ProtocolError> {
         let limits = self.field_limits();
         FIELD_LIST.with_borrow_mut(|fields| {
             self.decoder
@@ -138,11 +148,29 @@ impl ConnectionState {
                     HpackError::Malformed => ErrorCode::COMPRESSION_ERROR,
                     HpackError::TooLarge => ErrorCode::ENHANCE_YOUR_CALM,
                 })?;
+            if is_self_dependent {
+                return self.on_self_dependent_headers(id);
+            }
             match self.role {
                 PeerRole::Client(_) => self.on_request_headers(id, ends, fields),
                 PeerRole::Backend(_) => self.on_response_headers(id, ends, fields),
             }
         })
+    }
+
+    /// Handles a block whose HEADERS frame makes its stream depend on itself, RFC 7540 section
+    /// 5.3.1.
+    fn on_self_dependent_headers(&mut self, id: u32) -> Result<(), ProtocolError> {
+        self.flood_guard.charge(LATE_HEAD_COST);
+        if self.is_new_request(id) {
+            self.last_stream_id = id;
+        } else {
+            match self.stream_state(id)? {
+                StreamState::Open => self.check_reset(id)?,
+                StreamState::Closed => return self.check_closed_headers(id),
+            }
+        }
+        Err(ProtocolError::Stream(id, ErrorCode::PROTOCOL_ERROR))
     }
 
     /// Handles the trailers of a message.
@@ -154,7 +182,7 @@ impl ConnectionState {
     ) -> Result<(), ProtocolError> {
         let Some(entry) = self.open_entry(id) else {
             self.flood_guard.charge(LATE_HEAD_COST);
-            return Ok(());
+            return self.check_reset(id);
         };
         if entry.end_received {
             return Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED));
@@ -168,6 +196,13 @@ impl ConnectionState {
         Ok(())
     }
 
+    /// True if a block on stream `id` is the head of a client's next request, RFC 9113 section
+    /// 5.1.1.
+    fn is_new_request(&self, id: u32) -> bool {
+        let is_client = matches!(self.role, PeerRole::Client(_));
+        is_client && id > self.last_stream_id && !id.is_multiple_of(2)
+    }
+
     /// Handles a block from a client: a request or trailers.
     fn on_request_headers(
         &mut self,
@@ -175,13 +210,10 @@ impl ConnectionState {
         ends: bool,
         fields: &FieldList,
     ) -> Result<(), ProtocolError> {
-        if id <= self.last_stream_id || id.is_multiple_of(2) {
+        if !self.is_new_request(id) {
             return match self.stream_state(id)? {
                 StreamState::Open => self.on_trailers(id, ends, fields),
-                // RFC 9113 section 5.1.1: ids only grow.
-                StreamState::Closed => self
-                    .check_closed_headers(id)
-                    .map_err(|_| ErrorCode::PROTOCOL_ERROR.into()),
+                StreamState::Closed => self.check_closed_headers(id),
             };
         }
         self.last_stream_id = id;
@@ -265,7 +297,7 @@ impl ConnectionState {
         }
         let Some(entry) = self.open_entry(id) else {
             self.flood_guard.charge(LATE_HEAD_COST);
-            return Ok(());
+            return self.check_reset(id);
         };
         if entry.recv_buffer.has_head() {
             return self.on_trailers(id, ends, fields);

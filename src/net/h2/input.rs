@@ -2,6 +2,7 @@
 
 use super::{
     StreamError,
+    closed_streams::ResetBy,
     connection::SHUTDOWN_PING,
     flood_guard::{ANSWERED_FRAME_COST, IDLE_FRAME_COST, LATE_HEAD_COST},
     recv_windows::RTT_PROBE,
@@ -162,6 +163,9 @@ impl ConnectionState {
             kind::DATA => self.on_data(frame, payload.first().copied()),
             kind::HEADERS => self.on_headers(frame, payload),
             kind::CONTINUATION => self.on_continuation(frame, payload),
+            kind::PRIORITY if depends_on_itself(frame.stream, payload) => {
+                self.on_self_dependent_priority(frame.stream)
+            }
             kind::RST_STREAM => self.on_rst_stream(frame.stream, payload),
             kind::SETTINGS if !frame.has(flag::ACK) => self.on_settings(payload),
             kind::SETTINGS => {
@@ -203,17 +207,40 @@ impl ConnectionState {
 
     /// Accepts a frame for a closed stream if it was sent before our RST_STREAM arrived.
     pub(super) fn check_closed(&self, id: u32) -> Result<(), ProtocolError> {
-        if self.closed_streams.contains(id) {
-            return Ok(());
+        match self.closed_streams.reset_by(id) {
+            Some(ResetBy::Us) => Ok(()),
+            Some(ResetBy::Peer) | None => Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED)),
         }
-        Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED))
+    }
+
+    /// Checks a frame for a stream that was reset, and that its exchange still holds.
+    pub(super) fn check_reset(&self, id: u32) -> Result<(), ProtocolError> {
+        match self.closed_streams.reset_by(id) {
+            Some(ResetBy::Peer) => self.check_closed(id),
+            Some(ResetBy::Us) | None => Ok(()),
+        }
     }
 
     /// Like [`Self::check_closed`] for a field block, which had to be decoded to keep the HPACK
     /// table right.
     pub(super) fn check_closed_headers(&mut self, id: u32) -> Result<(), ProtocolError> {
         self.flood_guard.charge(LATE_HEAD_COST);
+        // RFC 9113 section 5.1.1: the ids of requests only grow.
+        let is_client = matches!(self.role, PeerRole::Client(_));
+        if is_client && self.closed_streams.reset_by(id).is_none() {
+            return Err(ErrorCode::PROTOCOL_ERROR.into());
+        }
         self.check_closed(id)
+    }
+
+    /// Handles a PRIORITY frame that makes a stream depend on itself, RFC 7540 section 5.3.1.
+    fn on_self_dependent_priority(&mut self, id: u32) -> Result<(), ProtocolError> {
+        if self.open_entry(id).is_some() {
+            return Err(ProtocolError::Stream(id, ErrorCode::PROTOCOL_ERROR));
+        }
+        // RFC 9113 section 6.4: no RST_STREAM for an idle stream, so that is a connection error. A
+        // closed one needs none.
+        self.stream_state(id).map(drop)
     }
 
     /// Resets a stream on which the peer violated the protocol.
@@ -227,15 +254,15 @@ impl ConnectionState {
     }
 
     fn refuse(&mut self, id: u32, code: ErrorCode, why: StreamError) {
-        if let Some(entry) = self.streams.get_mut(&id) {
-            if entry.error.is_some() {
-                return;
+        match self.streams.get_mut(&id) {
+            Some(entry) if entry.error.is_none() => {
+                entry.close(why);
+                self.flood_guard.charge_reset();
             }
-            entry.close(why);
-            self.flood_guard.charge_reset();
-        } else {
+            // The peer knows of the reset, or will.
+            Some(_) if self.closed_streams.reset_by(id) != Some(ResetBy::Peer) => return,
             // No request was under way: only the frame itself costs something.
-            self.flood_guard.charge(ANSWERED_FRAME_COST);
+            _ => self.flood_guard.charge(ANSWERED_FRAME_COST),
         }
         self.write_reset(id, code);
     }
@@ -290,9 +317,8 @@ impl ConnectionState {
         if let StreamState::Closed = self.stream_state(id)? {
             return self.check_closed(id).map(|()| false);
         }
-        // Reset by us, or abandoned by its exchange: the content is discarded.
         let Some(entry) = self.open_entry(id) else {
-            return Ok(false);
+            return self.check_reset(id).map(|()| false);
         };
         if entry.end_received {
             return Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED));
@@ -370,6 +396,7 @@ impl ConnectionState {
             debug_assert!(payload.len() == 4, "checked with the header");
             let code = frame::u32_at(payload, 0).unwrap_or_default();
             entry.close(StreamError::Reset(ErrorCode(code)));
+            self.closed_streams.insert(id, ResetBy::Peer);
         } else {
             self.flood_guard.charge(IDLE_FRAME_COST);
         }
@@ -486,4 +513,9 @@ impl ConnectionState {
             }
         }
     }
+}
+
+/// True if the priority in `payload` makes stream `id` depend on itself, RFC 7540 section 5.3.1.
+pub(super) fn depends_on_itself(id: u32, payload: &[u8]) -> bool {
+    frame::u31(payload, 0) == Some(id)
 }

@@ -14,7 +14,7 @@ use tokio::io::AsyncWrite;
 
 use super::{
     StreamError,
-    closed_streams::ClosedStreams,
+    closed_streams::{ClosedStreams, ResetBy},
     flood_guard::FloodGuard,
     incoming::IncomingRequest,
     recv_windows::{RTT_PROBE, RecvWindows},
@@ -102,6 +102,8 @@ pub(super) enum PeerRole {
 pub(super) struct FieldBlock {
     pub stream: u32,
     pub ends: bool,
+    /// Its HEADERS frame makes the stream depend on itself.
+    pub is_self_dependent: bool,
     pub bytes: Vec<u8>,
     pub continuations: usize,
 }
@@ -437,7 +439,7 @@ impl ConnectionState {
     /// Resets a stream. Frames for it may still arrive, so its id is remembered.
     pub(super) fn write_reset(&mut self, id: u32, code: ErrorCode) {
         frame::write_u32(&mut self.out, kind::RST_STREAM, id, code.0);
-        self.closed_streams.insert(id);
+        self.closed_streams.insert(id, ResetBy::Us);
     }
 
     /// Removes a stream and releases its unread content.

@@ -4,9 +4,9 @@ use super::front;
 use crate::harness::{
     client::HttpClient,
     frames::{
-        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET_FIELDS, GOAWAY, HEADERS, PING,
-        PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, RawH2Client, SETTINGS, WINDOW_UPDATE, fields,
-        frame, goaway,
+        ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET_FIELDS, GOAWAY, HEADERS,
+        PING, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, RawH2Client, SETTINGS, WINDOW_UPDATE,
+        fields, frame, goaway,
     },
     peer::ScriptedPeer,
 };
@@ -45,6 +45,24 @@ fn outcome(address: std::net::SocketAddr, frames: &[Vec<u8>]) -> FrameOutcome {
     let mut client = RawH2Client(HttpClient::connect(address));
     client.send(PREFACE);
     client.send(frames.concat());
+    outcome_of(&mut client)
+}
+
+/// The same, but each frame is sent after the one before was handled.
+fn outcome_in_steps(address: std::net::SocketAddr, frames: &[Vec<u8>]) -> FrameOutcome {
+    let mut client = RawH2Client(HttpClient::connect(address));
+    client.send(PREFACE);
+    for frame in frames {
+        client.send(frame);
+        let found = outcome_of(&mut client);
+        if found != Nothing {
+            return found;
+        }
+    }
+    Nothing
+}
+
+fn outcome_of(client: &mut RawH2Client) -> FrameOutcome {
     client.send(frame(PING, 0, 0, &PING_PROBE));
     let is_told = |kind, stream| kind == GOAWAY || stream == 1 && kind != WINDOW_UPDATE;
     let found = client.until(|frame| {
@@ -111,6 +129,21 @@ fn dressed(flags: u8, before: &[u8], after: &[u8]) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM | flags, 1, &payload)
 }
 
+fn reset(stream: u32) -> Vec<u8> {
+    frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())
+}
+
+fn priority(stream: u32, on: u32) -> Vec<u8> {
+    let payload = [&on.to_be_bytes()[..], &[15]].concat();
+    frame(PRIORITY, 0, stream, &payload)
+}
+
+/// HEADERS with a field block, for a stream that depends on itself.
+fn self_dependent(flags: u8, stream: u32, block: &[u8]) -> Vec<u8> {
+    let payload = [&stream.to_be_bytes()[..], &[15], block].concat();
+    frame(HEADERS, WITH_PRIORITY | flags, stream, &payload)
+}
+
 /// RFC 9113 sections 3 to 5: framing and the states of streams.
 #[rustfmt::skip]
 fn framing_rules() -> Vec<FrameRule> {
@@ -137,6 +170,53 @@ fn framing_rules() -> Vec<FrameRule> {
         ("5.1: CONTINUATION behind the end", vec![hello(), whole(1), frame(CONTINUATION, end, 1, &[0x82])], Goaway(PROTOCOL_ERROR)),
         ("5.1.1: an even stream", vec![hello(), whole(2)], Goaway(PROTOCOL_ERROR)),
         ("5.1.1: an earlier stream", vec![hello(), whole(5), whole(3)], Goaway(PROTOCOL_ERROR)),
+    ]
+}
+
+/// RFC 9113 section 5.1: streams that the client has reset. Each frame is complete.
+#[rustfmt::skip]
+fn reset_rules() -> Vec<FrameRule> {
+    let end = END_HEADERS | END_STREAM;
+    let trailers = || frame(HEADERS, end, 1, &fields(&[("a", "b")]));
+    vec![
+        ("5.1: HEADERS behind a reset", vec![hello(), open(1), reset(1), whole(1)], Reset(STREAM_CLOSED)),
+        ("5.1: HEADERS behind a whole request and its reset", vec![hello(), whole(1), reset(1), whole(1)], Reset(STREAM_CLOSED)),
+        ("5.1: trailers behind a reset", vec![hello(), open(1), reset(1), trailers()], Reset(STREAM_CLOSED)),
+        ("5.1: HEADERS behind later streams and a reset", vec![hello(), open(1), open(3), reset(3), reset(1), whole(1)], Reset(STREAM_CLOSED)),
+        ("5.1: DATA behind a reset", vec![hello(), open(1), reset(1), frame(DATA, 0, 1, b"x")], Reset(STREAM_CLOSED)),
+        ("5.1: the end behind a reset", vec![hello(), open(1), reset(1), frame(DATA, END_STREAM, 1, &[])], Reset(STREAM_CLOSED)),
+        ("5.1: padding behind a reset", vec![hello(), open(1), reset(1), frame(DATA, PADDED_FLAG, 1, &[2, 1, 1])], Reset(STREAM_CLOSED)),
+        ("5.1: WINDOW_UPDATE behind a reset", vec![hello(), open(1), reset(1), window(1, 9)], Nothing),
+        ("5.1: PRIORITY behind a reset", vec![hello(), open(1), reset(1), priority(1, 3)], Nothing),
+        ("5.1: RST_STREAM behind a reset", vec![hello(), open(1), reset(1), reset(1)], Nothing),
+        ("5.1.1: an earlier stream than the one that was reset", vec![hello(), open(5), reset(5), whole(3)], Goaway(PROTOCOL_ERROR)),
+        ("5.3.1 of RFC 7540: a stream that was reset and depends on itself", vec![hello(), open(1), reset(1), priority(1, 1)], Nothing),
+        ("5.3.1 of RFC 7540: a head of a stream that was reset, and depends on itself", vec![hello(), open(1), reset(1), self_dependent(end, 1, &fields(&GET_FIELDS))], Reset(STREAM_CLOSED)),
+    ]
+}
+
+/// RFC 7540 section 5.3.1: a stream cannot depend on itself. Each frame is complete.
+#[rustfmt::skip]
+fn dependency_rules() -> Vec<FrameRule> {
+    let end = END_HEADERS | END_STREAM;
+    let request = fields(&GET_FIELDS);
+    let padded = [&[2, 0x80, 0, 0, 1, 15][..], &request, &[0; 2]].concat();
+    vec![
+        ("5.3.1: a head", vec![hello(), self_dependent(end, 1, &request)], Reset(PROTOCOL_ERROR)),
+        ("5.3.1: a head before a body", vec![hello(), self_dependent(END_HEADERS, 1, &request), frame(DATA, END_STREAM, 1, b"x")], Reset(PROTOCOL_ERROR)),
+        ("5.3.1: a head with padding, exclusive", vec![hello(), frame(HEADERS, end | WITH_PRIORITY | PADDED_FLAG, 1, &padded)], Reset(PROTOCOL_ERROR)),
+        ("5.3.1: a head of the second request", vec![hello(), whole(3), self_dependent(end, 5, &request), whole(1)], Goaway(PROTOCOL_ERROR)),
+        ("5.3.1: it is no head, but its stream counts", vec![hello(), self_dependent(end, 5, &request), whole(3)], Goaway(PROTOCOL_ERROR)),
+        ("5.3.1: trailers", vec![hello(), open(1), self_dependent(end, 1, &fields(&[("a", "b")]))], Reset(PROTOCOL_ERROR)),
+        ("5.3.1: a head of an even stream", vec![hello(), self_dependent(end, 2, &request)], Goaway(PROTOCOL_ERROR)),
+        ("5.3.1: a head that cannot be decoded", vec![hello(), self_dependent(end, 1, &[0xff])], Goaway(COMPRESSION_ERROR)),
+        ("5.3.1: PRIORITY of an open stream", vec![hello(), open(1), priority(1, 1)], Reset(PROTOCOL_ERROR)),
+        ("5.3.1: PRIORITY behind a whole request", vec![hello(), whole(1), priority(1, 1)], Reset(PROTOCOL_ERROR)),
+        ("5.3.1: PRIORITY, exclusive", vec![hello(), open(1), priority(1, 0x8000_0001)], Reset(PROTOCOL_ERROR)),
+        // RFC 9113 section 6.4: no RST_STREAM for an idle stream.
+        ("5.3.1: PRIORITY of an idle stream", vec![hello(), priority(1, 1)], Goaway(PROTOCOL_ERROR)),
+        ("5.3.1: PRIORITY of a stream that an error has closed", vec![hello(), self_dependent(end, 3, &request), priority(3, 3)], Nothing),
+        ("5.3.1: another stream", vec![hello(), open(1), priority(1, 3)], Nothing),
     ]
 }
 
@@ -216,6 +296,48 @@ fn wrong_frames_end_what_they_are_wrong_for() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn frames_of_streams_that_are_over_or_depend_on_themselves_are_errors_in_any_parts() {
+    let backend = ScriptedPeer::start(|mut connection| while connection.request().is_some() {});
+    let daemon = front(backend.address, "");
+    let address = daemon.address("@web");
+    let mut wrong = Vec::new();
+    for (what, frames, expected) in [reset_rules(), dependency_rules()].concat() {
+        for (parts, found) in [
+            ("one read", outcome(address, &frames)),
+            ("steps", outcome_in_steps(address, &frames)),
+        ] {
+            if found != expected {
+                wrong.push((what, parts, found, expected));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_fields_of_a_head_that_is_an_error_are_known_to_the_next_one() {
+    let backend = ScriptedPeer::answering("hello");
+    let daemon = front(backend.address, "");
+    let mut client = RawH2Client::connect(daemon.address("@web"));
+    let end = END_HEADERS | END_STREAM;
+    // Each block enters a field, the last one uses all of them (RFC 7541 section 6.1).
+    let entered = |name: u8| [&fields(&GET_FIELDS)[..], &[0x40, 1, name, 1, b'1']].concat();
+    let (first, second) = (entered(b'a'), entered(b'b'));
+    client.send(self_dependent(end, 1, &first));
+    client.send(self_dependent(END_STREAM, 3, &second[..9]));
+    client.send(frame(CONTINUATION, END_HEADERS, 3, &second[9..]));
+    client.send(open(5));
+    client.send(reset(5));
+    client.send(frame(HEADERS, end, 5, &entered(b'c')));
+    let all = [&fields(&GET_FIELDS)[..], &[0xbe, 0xbf, 0xc0]].concat();
+    client.send(frame(HEADERS, end, 7, &all));
+    client.until(|frame| frame.stream == 7 && frame.kind == HEADERS);
+    let request = backend.wait_for_requests(1)[0].clone();
+    let found = ["a", "b", "c"].map(|name| request.header(name).map(str::to_owned));
+    assert_eq!(found.each_ref().map(Option::as_deref), [Some("1"); 3]);
 }
 
 #[test]

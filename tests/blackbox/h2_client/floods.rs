@@ -184,3 +184,37 @@ fn the_remainder_of_an_upload_that_was_answered_early_is_no_offence() {
         assert_eq!(answer.kind, PING);
     }
 }
+
+#[test]
+fn heads_that_are_errors_of_their_stream_are_limited() {
+    const WITH_PRIORITY: u8 = 0x20;
+    let backend = ScriptedPeer::answering("never");
+    let daemon = front(backend.address, "");
+    // It depends on itself, RFC 7540 section 5.3.1.
+    let bad = |stream: u32| {
+        let payload = [&stream.to_be_bytes()[..], &[15], &fields(&GET_FIELDS)].concat();
+        let flags = END_STREAM | END_HEADERS | WITH_PRIORITY;
+        frame(HEADERS, flags, stream, &payload)
+    };
+    let mut client = RawH2Client::connect(daemon.address("@web"));
+    let burst: Vec<_> = (1..20_000).step_by(2).flat_map(bad).collect();
+    client.send(burst);
+    assert_eq!(
+        client.goodbye(),
+        ENHANCE_YOUR_CALM,
+        "on streams of their own"
+    );
+    let mut client = RawH2Client::connect(daemon.address("@web"));
+    assert_eq!(
+        client.flood(&bad(1), FLOOD_FRAMES),
+        ENHANCE_YOUR_CALM,
+        "on one"
+    );
+    assert_eq!(backend.connections(), 0);
+    // Behind the client's own reset.
+    let mut client = RawH2Client::connect(daemon.address("@web"));
+    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&GET_FIELDS)));
+    client.send(frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]));
+    let late = frame(HEADERS, END_STREAM | END_HEADERS, 1, &fields(&GET_FIELDS));
+    assert_eq!(client.flood(&late, FLOOD_FRAMES), ENHANCE_YOUR_CALM, "late");
+}
