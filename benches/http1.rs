@@ -3,13 +3,18 @@
 use std::hint::black_box;
 
 use balancer::{
+    config::model::{ForwardedConfig, HeaderEdits},
     http::{
-        message::{RequestHead, ResponseHead},
+        message::{HttpVersion, RequestHead, ResponseHead},
         rules::{HeadLimits, RESPONSE_LIMITS},
     },
     http1::{
         body::{BodyDecoder, BodyStep},
-        encode, request, response,
+        encode::{self, TextHead},
+        request, response,
+    },
+    proxy::http::{
+        NextHop, RequestChanges, RequestOrigin, ResponseExtra, request_head, response_head,
     },
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -122,5 +127,72 @@ fn bodies(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, requests, responses, bodies);
+/// Reads a head and writes it for the other side, as an exchange does.
+fn forwarded(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("forwarded_head");
+    let rules = ForwardedConfig::default();
+    let client = Some([192, 0, 2, 7].into());
+    let origin = RequestOrigin {
+        peer: client,
+        client,
+        port: Some(8080),
+        ..RequestOrigin::default()
+    };
+    let id = "0123456789abcdef0123456789abcdef";
+    let edits = HeaderEdits {
+        set: vec![("X-Tenant".to_owned(), "main".to_owned())],
+        remove: vec!["X-Debug".to_owned(), "X-Internal-*".to_owned()],
+        ..HeaderEdits::default()
+    };
+    let mut out = Vec::new();
+    for (name, edits) in [("request", None), ("request_with_edits", Some(&edits))] {
+        let mut head = RequestHead {
+            bytes: BROWSER.as_bytes().to_vec(),
+            ..RequestHead::default()
+        };
+        let changes = RequestChanges {
+            edits,
+            ..RequestChanges::default()
+        };
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                out.clear();
+                let parsed = request::parse(black_box(&mut head), LIMITS);
+                request_head(
+                    &mut TextHead::new(&mut out),
+                    &head,
+                    &rules,
+                    origin,
+                    id,
+                    changes,
+                    NextHop::KeepAlive,
+                );
+                (parsed, out.len())
+            });
+        });
+    }
+    let mut head = ResponseHead {
+        bytes: RESPONSE.to_vec(),
+        ..ResponseHead::default()
+    };
+    group.bench_function("response", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            let parsed = response::parse(black_box(&mut head), b"GET");
+            let extra = ResponseExtra {
+                delivery: head.framing,
+                keep_alive: true,
+                version: HttpVersion::Http11,
+                request_id: (&rules.request_id, id),
+                edits: None,
+                date: None,
+            };
+            response_head(&mut TextHead::new(&mut out), &head, extra);
+            (parsed, out.len())
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, requests, responses, forwarded, bodies);
 criterion_main!(benches);

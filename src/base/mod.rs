@@ -10,5 +10,6 @@ pub mod log_limit;
 pub mod paths;
 pub mod rate;
 pub mod rng;
+pub mod short_text;
 pub mod socket_key;
 pub mod units;

@@ -3,7 +3,64 @@
 //! The caller adds fields between `*_line`/[`fields`] and [`end`]. Framing is always written here,
 //! never copied.
 
-use crate::http::fields::HeadFields;
+use crate::{
+    base::short_text::ShortText,
+    http::{
+        fields::HeadFields,
+        head_writer::{HeadWriter, RequestLine},
+        message::BodyFraming,
+    },
+};
+
+/// Writer of one head as text.
+#[derive(Debug)]
+pub struct TextHead<'a> {
+    out: &'a mut Vec<u8>,
+}
+
+impl<'a> TextHead<'a> {
+    /// Creates the writer of a head that is appended to `out`.
+    pub fn new(out: &'a mut Vec<u8>) -> Self {
+        Self { out }
+    }
+}
+
+impl HeadWriter for TextHead<'_> {
+    fn request_line(&mut self, line: RequestLine<'_>) {
+        request_line(self.out, line.method, line.target);
+    }
+
+    fn status_line(&mut self, status: u16, phrase: &[u8]) {
+        status_line(self.out, status, phrase);
+    }
+
+    fn trailer_start(&mut self) {
+        self.out.extend_from_slice(b"0\r\n");
+    }
+
+    #[inline]
+    fn field(&mut self, name: &[u8], value: &[u8]) {
+        field(self.out, name, value);
+    }
+
+    #[inline]
+    fn http1_field(&mut self, name: &[u8], value: &[u8]) {
+        field(self.out, name, value);
+    }
+
+    fn framing(&mut self, framing: BodyFraming) {
+        if let Some(length) = framing.declared_length() {
+            content_length(self.out, length);
+        }
+        if let BodyFraming::Streamed(_) = framing {
+            chunked(self.out);
+        }
+    }
+
+    fn end(&mut self) {
+        end(self.out);
+    }
+}
 
 /// Appends `GET /path HTTP/1.1`.
 pub fn request_line(out: &mut Vec<u8>, method: &[u8], target: &[u8]) {
@@ -87,19 +144,8 @@ pub fn last_chunk(out: &mut Vec<u8>, trailers: &[u8]) {
 }
 
 /// Appends a decimal number, without the cost of formatting.
-pub fn number(out: &mut Vec<u8>, mut value: u64) {
-    let mut digits = [0_u8; 20];
-    let mut at = digits.len();
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + (value % 10) as u8;
-        value /= 10;
-        at -= 1;
-        if value == 0 {
-            break;
-        }
-    }
-    debug_assert!(at < digits.len(), "20 digits are enough for 64 bits");
-    out.extend_from_slice(digits.get(at..).unwrap_or_default());
+pub fn number(out: &mut Vec<u8>, value: u64) {
+    out.extend_from_slice(ShortText::number(value).as_bytes());
 }
 
 #[cfg(test)]
@@ -109,15 +155,6 @@ mod tests {
         http::rules::RESPONSE_LIMITS,
         http1::body::{BodyDecoder, BodyStep},
     };
-
-    #[test]
-    fn numbers_are_decimal() {
-        for value in [0, 7, 10, 200, 65_536, u64::MAX] {
-            let mut out = Vec::new();
-            number(&mut out, value);
-            assert_eq!(out, value.to_string().as_bytes());
-        }
-    }
 
     #[test]
     fn what_is_chunked_decodes_to_the_same() {

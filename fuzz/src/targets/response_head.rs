@@ -5,8 +5,8 @@ use balancer::{
         message::{BodyFraming, HttpVersion, ResponseHead},
         rules::{HeadError, MAX_FIELDS, MAX_HEAD_BYTES},
     },
-    http1::response,
-    proxy::http::{ResponseExtra, delivery, interim_head, response_head},
+    http1::{encode::TextHead, response},
+    proxy::http::{ResponseExtra, SwitchExtra, delivery, interim_head, response_head, switch_head},
 };
 
 use super::{count, lines, prefixes};
@@ -30,11 +30,25 @@ fn kept<'a>(head: &ResponseHead, bytes: &'a [u8]) -> Vec<(&'a [u8], &'a [u8])> {
 /// Request id in the encoded head.
 const REQUEST_ID: (&str, &str) = ("X-Request-Id", "0123456789abcdef");
 
+/// True for a 101 that the proxy passes on.
+fn is_switch(head: &ResponseHead) -> bool {
+    head.status == 101 && head.upgrade.is_some()
+}
+
 /// Encodes the head as the proxy does for a client of `version`.
-fn write(head: &mut ResponseHead, version: HttpVersion) -> Vec<u8> {
+fn write(head: &ResponseHead, version: HttpVersion) -> Vec<u8> {
     let mut out = Vec::new();
-    if head.is_interim() || head.upgrade.is_some() {
-        interim_head(&mut out, head, REQUEST_ID);
+    let writer = &mut TextHead::new(&mut out);
+    if head.is_interim() {
+        interim_head(writer, head);
+        return out;
+    }
+    if is_switch(head) {
+        let extra = SwitchExtra {
+            request_id: REQUEST_ID,
+            unanswered_key: None,
+        };
+        switch_head(writer, head, extra);
         return out;
     }
     let extra = ResponseExtra {
@@ -45,13 +59,13 @@ fn write(head: &mut ResponseHead, version: HttpVersion) -> Vec<u8> {
         edits: None,
         date: None,
     };
-    response_head(&mut out, head, extra);
+    response_head(writer, head, extra);
     out
 }
 
-fn check_encoded(mut head: ResponseHead, bytes: &[u8], (method, version): (&[u8], HttpVersion)) {
+fn check_encoded(head: ResponseHead, bytes: &[u8], (method, version): (&[u8], HttpVersion)) {
     assert!((100..=599).contains(&head.status));
-    let switches = head.upgrade.is_some();
+    let switches = is_switch(&head);
     let mut wanted: Vec<_> = kept(&head, bytes);
     if !head.is_interim() {
         if !switches {
@@ -59,7 +73,7 @@ fn check_encoded(mut head: ResponseHead, bytes: &[u8], (method, version): (&[u8]
         }
         wanted.push((REQUEST_ID.0.as_bytes(), REQUEST_ID.1.as_bytes()));
     }
-    let written = write(&mut head, version);
+    let written = write(&head, version);
     let lines = lines(&written);
     assert!(count(&lines, "content-length") + count(&lines, "transfer-encoding") <= 1);
     assert!(count(&lines, "connection") <= 1);

@@ -12,7 +12,6 @@ use super::{
     attempt::Attempt,
     deadline::Deadline,
     exchange::{Exchange, ForwardSettings},
-    forward,
     outcome::{AttemptError, AttemptPhase},
 };
 use crate::{
@@ -123,7 +122,7 @@ async fn acquire_h2_stream(
     if !is_reused {
         exchange.record.connect = Some(now.saturating_duration_since(started));
     }
-    if forward::is_websocket(exchange.head()) && !stream.connection().supports_websockets() {
+    if exchange.head().is_websocket() && !stream.connection().supports_websockets() {
         return Err(AcquireError::Client(Reason::UpgradeFailed));
     }
     let transport_epoch = attempt.pool.transport_epoch;

@@ -26,7 +26,7 @@ use crate::{
         message::{BodyFraming, HttpVersion},
         rules::MAX_HEAD_BYTES,
     },
-    http1::{head_end, response},
+    http1::{encode::TextHead, head_end, response},
     net::{activity::ActivityTracker, h2::backend as h2_backend, local_error},
     proxy::{idle::BackendConnection, reasons},
     reason::Reason,
@@ -306,11 +306,11 @@ impl PendingResponse<'_, '_> {
             client_out,
             ..
         } = &mut **buffers;
-        let is_wanted = request.version == HttpVersion::Http11;
+        let is_wanted = request.version != HttpVersion::Http10;
         if is_wanted && !is_flood(record.interim + 1, *began) {
             record.interim += 1;
             client_out.clear();
-            forward::interim_head(client_out, response, ("", ""));
+            forward::interim_head(&mut TextHead::new(client_out), response);
             let timeouts = &context.listener.config.timeouts;
             client
                 .write_all(client_out, timeouts)

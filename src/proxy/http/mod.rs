@@ -12,6 +12,7 @@
 //! | `await_response.rs` | the request, until there is a response head |
 //! | `respond.rs`, `tunnel.rs` | the response, or the tunnel after a 101 |
 //! | `reply.rs`, `upload.rs` | responses of our own; the request as it goes to a backend |
+//! | `forward.rs`, `origin.rs`, `header_edits.rs` | the fields of the heads that are forwarded |
 //! | `attempt.rs`, `exchange.rs` | the things that the steps work on |
 //! | the rest | rules and parts, most of them pure |
 
@@ -26,10 +27,12 @@ mod deadline;
 mod exchange;
 mod forward;
 mod grpc;
+mod header_edits;
 mod http2;
 mod interim;
 mod linger;
 mod min_rate;
+mod origin;
 mod outcome;
 pub(super) mod pump;
 mod rate_limit;
@@ -54,8 +57,9 @@ pub use self::{
 /// not a copy.
 pub use self::{
     forward::{
-        NextHop, RequestChanges, RequestOrigin, ResponseExtra, delivery, interim_head,
-        request_head, response_head,
+        NextHop, RequestChanges, ResponseExtra, SwitchExtra, delivery, interim_head, request_head,
+        response_head, switch_head, trailer_section,
     },
+    origin::RequestOrigin,
     pump::{Pump, PumpError},
 };

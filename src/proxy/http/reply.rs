@@ -8,8 +8,8 @@ use std::{borrow::Cow, time::Duration};
 use super::{
     buffers::ExchangeBuffers,
     exchange::Exchange,
-    forward::{self, is_decided},
-    grpc,
+    forward, grpc,
+    header_edits::is_decided,
     outcome::{AfterExchange, after_response},
     pump::Pump,
 };
@@ -17,9 +17,10 @@ use crate::{
     config::model::{ErrorFormat, ErrorsConfig, HeaderEdits, RedirectConfig, RespondConfig},
     http::{
         fields::{KnownField, is_same_or_twin, list},
-        message::{HttpVersion, RequestHead},
+        head_writer::HeadWriter,
+        message::{BodyFraming, HttpVersion, RequestHead},
     },
-    http1::encode,
+    http1::encode::TextHead,
     proxy::worker::Worker,
     reason::Reason,
     snapshot::Snapshot,
@@ -239,37 +240,63 @@ impl<'a> LocalReply<'a> {
     }
 
     /// Writes a field, unless the route edits it or `respond.headers` has one of this name.
-    fn field(&self, out: &mut Vec<u8>, edits: Option<&HeaderEdits>, name: &str, value: &[u8]) {
+    fn field(
+        &self,
+        out: &mut impl HeadWriter,
+        edits: Option<&HeaderEdits>,
+        name: &str,
+        value: &[u8],
+    ) {
         let mut given = self.headers.iter().map(|(given, _)| given.as_bytes());
         let is_given = given.any(|given| is_same_or_twin(given, name.as_bytes()));
         if !is_given && self.is_free(name, edits) {
-            encode::field(out, name.as_bytes(), value);
+            out.field(name.as_bytes(), value);
         }
     }
 
-    /// Writes the whole message; gives the length of the body sent.
+    /// Writes the whole message as HTTP/1; gives the length of the body sent.
     pub(super) fn encode(&self, out: &mut Vec<u8>, context: ReplyContext<'_>) -> u64 {
+        self.write_head(&mut TextHead::new(out), context);
+        let content = self.content(context.is_head);
+        out.extend_from_slice(content);
+        content.len() as u64
+    }
+
+    /// True for a status without content. RFC 9110 section 8.6: no length with 204, and it would
+    /// mean another body with 304.
+    const fn is_bodiless(&self) -> bool {
+        matches!(self.status, 204 | 304)
+    }
+
+    /// Content behind the head; none in the response to HEAD.
+    pub(super) fn content(&self, is_head: bool) -> &[u8] {
+        match &self.body {
+            Some((_, body)) if !is_head && !self.is_bodiless() => body,
+            _ => &[],
+        }
+    }
+
+    /// Writes the head.
+    pub(super) fn write_head(&self, out: &mut impl HeadWriter, context: ReplyContext<'_>) {
         let edits = context.edits;
-        encode::status_line(out, self.status, phrase(self.status).as_bytes());
+        out.status_line(self.status, phrase(self.status).as_bytes());
         self.field(out, edits, "Date", context.date.as_bytes());
-        let (kind, body) = self
-            .body
-            .as_ref()
-            .map_or(("", &[][..]), |(kind, body)| (*kind, &**body));
-        // RFC 9110 section 8.6: no length with 204, and it would mean another body with 304.
-        let is_bodiless = matches!(self.status, 204 | 304);
-        if !is_bodiless {
+        if !self.is_bodiless() {
+            let (kind, length) = self
+                .body
+                .as_ref()
+                .map_or(("", 0), |(kind, body)| (*kind, body.len()));
             if !kind.is_empty() {
                 self.field(out, edits, "Content-Type", kind.as_bytes());
             }
-            encode::content_length(out, body.len() as u64);
+            out.framing(BodyFraming::Length(length as u64));
         }
         for (name, value) in self.headers {
             if self.is_free(name, edits) {
-                encode::field(out, name.as_bytes(), value.as_bytes());
+                out.field(name.as_bytes(), value.as_bytes());
             }
         }
-        self.encode_special_fields(out, edits);
+        self.write_special_fields(out, edits);
         let (name, id) = context.request_id;
         if !id.is_empty() {
             self.field(out, edits, name, id.as_bytes());
@@ -277,7 +304,7 @@ impl<'a> LocalReply<'a> {
         if let Some(edits) = edits {
             for (name, value) in edits.set.iter().chain(&edits.add) {
                 if !self.keeps(name) {
-                    encode::field(out, name.as_bytes(), value.as_bytes());
+                    out.field(name.as_bytes(), value.as_bytes());
                 }
             }
         }
@@ -286,17 +313,12 @@ impl<'a> LocalReply<'a> {
         } else {
             b"close"
         };
-        encode::field(out, b"Connection", connection);
-        encode::end(out);
-        if context.is_head || is_bodiless {
-            return 0;
-        }
-        out.extend_from_slice(body);
-        body.len() as u64
+        out.http1_field(b"Connection", connection);
+        out.end();
     }
 
     /// Writes the fields of gRPC calls, of redirects and of errors.
-    fn encode_special_fields(&self, out: &mut Vec<u8>, edits: Option<&HeaderEdits>) {
+    fn write_special_fields(&self, out: &mut impl HeadWriter, edits: Option<&HeaderEdits>) {
         if let Some((status, message)) = self.call {
             self.field(out, edits, "grpc-status", status.to_string().as_bytes());
             self.field(out, edits, "grpc-message", message.as_bytes());

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     base::clock,
     http::{fields::KnownField, message::BodyFraming, rules::RESPONSE_LIMITS},
-    http1::body::BodyDecoder,
+    http1::{body::BodyDecoder, encode::TextHead},
     net::{activity::ActivityTracker, h2::StreamError, local_error},
     proxy::{idle::BackendConnection, reasons, timer::Timer},
     reason::Reason,
@@ -158,12 +158,12 @@ fn encode_response(
         date: None,
     };
     if response.find(KnownField::Date).is_some() {
-        forward::response_head(&mut out, response, extra);
+        forward::response_head(&mut TextHead::new(&mut out), response, extra);
     } else {
         exchange.context.worker.with_date(|date| {
             let date = Some(date);
             let extra = ResponseExtra { date, ..extra };
-            forward::response_head(&mut out, response, extra);
+            forward::response_head(&mut TextHead::new(&mut out), response, extra);
         });
     }
     let decoder = match response.framing {

@@ -13,13 +13,14 @@ use super::{
     buffers::ExchangeBuffers,
     connection::ClientConnection,
     exchange::{Exchange, ForwardSettings},
-    forward,
+    forward::{self, SwitchExtra},
     outcome::AfterExchange,
     pump::{Pump, PumpError},
 };
 use crate::{
     base::clock,
     http::message::BodyFraming,
+    http1::encode::TextHead,
     net::{
         activity::ActivityTracker,
         copy::{self, RelayMeter},
@@ -80,6 +81,7 @@ async fn open(
 ) -> Result<(u64, u64), Reason> {
     // To the client: the 101 and the first bytes of the backend.
     let ExchangeBuffers {
+        request,
         request_id,
         response,
         client_out,
@@ -87,8 +89,17 @@ async fn open(
     } = &mut *exchange.buffers;
     let context = exchange.context;
     let id_name = &context.snapshot.config.forwarded.request_id;
+    // A backend with HTTP/2 does not see the key of the client.
+    let has_key = backend.stream.h2_response().is_none();
+    let key = (request.fields)
+        .values("sec-websocket-key", &request.bytes)
+        .next();
+    let extra = SwitchExtra {
+        request_id: (id_name, request_id),
+        unanswered_key: key.filter(|_| !has_key),
+    };
     client_out.clear();
-    forward::interim_head(client_out, response, (id_name, request_id));
+    forward::switch_head(&mut TextHead::new(client_out), response, extra);
     let from_backend = response.bytes.get(response.len..);
     debug_assert!(from_backend.is_some(), "the head is a part of its buffer");
     let from_backend = from_backend.unwrap_or_default();

@@ -5,7 +5,8 @@ use super::{
     client_address::ClientAddress,
     connection::ClientConnection,
     exchange::{Exchange, ExchangeContext, ForwardSettings},
-    forward::{self, NextHop, RequestChanges, RequestOrigin},
+    forward::{self, NextHop, RequestChanges},
+    origin::RequestOrigin,
     pump::Pump,
     read,
 };
@@ -14,7 +15,7 @@ use crate::{
     http::message::{BodyFraming, RequestHead},
     http1::{
         body::{BodyDecoder, BodyStep},
-        request,
+        encode::TextHead,
     },
     pool::Pool,
 };
@@ -22,7 +23,8 @@ use crate::{
 /// The protocol between us and the backends of `pool`.
 fn next_hop(pool: &Pool) -> NextHop {
     match pool.config.protocol {
-        BackendProtocol::H2 | BackendProtocol::H2c => NextHop::H2,
+        BackendProtocol::H2 => NextHop::H2 { is_secure: true },
+        BackendProtocol::H2c => NextHop::H2 { is_secure: false },
         BackendProtocol::Http1 if pool.config.keepalive.idle_per_backend == 0 => NextHop::Close,
         BackendProtocol::Http1 => NextHop::KeepAlive,
     }
@@ -102,7 +104,7 @@ impl Exchange<'_> {
         if matches!(self.head().framing, BodyFraming::Streamed(_)) {
             let origin = origin(self.context, self.client, self.address, self.head());
             let forwarded = &self.context.snapshot.config.forwarded;
-            upload.forbid_trailers(forward::own_names(forwarded, origin));
+            upload.forbid_trailers(origin.own_names(forwarded));
         }
         let limit = self.context.listener.config.limits.request_body;
         upload.limit_body(limit.unwrap_or(u64::MAX));
@@ -128,10 +130,11 @@ impl Exchange<'_> {
             target: settings.target.as_deref(),
             host: rewritten_host.flatten(),
             edits: settings.route.map(|route| &route.request_headers),
+            websocket_key: None,
         };
         request_out.clear();
         forward::request_head(
-            request_out,
+            &mut TextHead::new(request_out),
             request,
             &self.context.snapshot.config.forwarded,
             origin,
@@ -149,24 +152,16 @@ impl Exchange<'_> {
         pool: &Pool,
         settings: &ForwardSettings<'_>,
     ) {
-        if next_hop(before) == next_hop(pool) {
-            return;
+        if next_hop(before) != next_hop(pool) {
+            self.encode_request(pool, settings);
         }
-        // Encoding has struck fields out of the parsed head: parse it again.
-        let limits = read::limits(self.context.listener);
-        let head = &mut self.buffers.request;
-        let (keep_alive, framing) = (head.keep_alive, head.framing);
-        let parsed = request::parse(head, limits);
-        debug_assert!(matches!(parsed, Ok(true)), "the same bytes");
-        (head.keep_alive, head.framing) = (keep_alive, framing);
-        self.encode_request(pool, settings);
     }
 
     /// The framing of the body for a backend of `pool`: true if it is sent in chunks, else the
     /// length at which a chunked one ends. In HTTP/1 a message has a length or trailers.
     pub(super) fn upload_framing(&self, pool: &Pool) -> (bool, Option<u64>) {
         let head = self.head();
-        let is_h2 = next_hop(pool) == NextHop::H2;
+        let is_h2 = next_hop(pool).is_h2();
         match head.framing {
             BodyFraming::Streamed(length) if is_h2 || length.is_none() => (true, None),
             BodyFraming::Streamed(length) => (false, length),
