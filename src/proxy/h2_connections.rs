@@ -20,7 +20,10 @@ use crate::{
     base::{clock, hasher::NumberBuild},
     net::{
         connect::{ConnectError, connect_backend},
-        h2::backend::{H2Connection, H2HandshakeError, OutgoingStream, StreamLimit},
+        h2::{
+            FIELD_TABLE_IDLE,
+            backend::{H2Connection, H2HandshakeError, OutgoingStream, StreamLimit},
+        },
     },
     pool::{BackendLease, BackendState, Pool},
     reason::Reason,
@@ -349,13 +352,16 @@ impl H2Connections {
 
     /// Retires connections that were idle for too long, go to an address that the backend's name
     /// lacks by now, or belong to a backend that was removed or is down; forgets those that are
-    /// retired. Exchanges on them run to their end.
+    /// retired. Exchanges on them run to their end. Frees memory of those that are idle.
     pub fn sweep(&mut self, now: Instant) {
         self.backends.retain(|_, entry| {
             let keeps = entry.state.keeps_idle();
             entry.shared.retain(|shared| {
                 let idle = shared.connection.idle_since();
                 let is_late = idle.is_some_and(|since| now >= since + shared.idle_timeout);
+                if idle.is_some_and(|since| now >= since + FIELD_TABLE_IDLE) {
+                    shared.connection.release_field_table();
+                }
                 if !keeps || is_late || !entry.state.resolves_to(shared.peer) {
                     shared.connection.retire();
                 }

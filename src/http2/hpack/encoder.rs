@@ -3,8 +3,7 @@
 use super::{
     FIELD_OVERHEAD,
     dynamic_table::DynamicTable,
-    huffman,
-    known_names::{self, IndexPolicy, KnownName},
+    known_names::{self, Edges, IndexPolicy, KnownName, OTHERS, SPREAD},
     static_table::STATIC_FIELDS,
 };
 
@@ -15,26 +14,30 @@ const MAX_TABLE_BYTES: u16 = 4_096;
 const SETS: usize = 16;
 /// Slots that are compared for a field.
 const WAYS: usize = 4;
-/// Distance of a sequence number that no entry of the table has.
-const SEEN_DISTANCE: u16 = 1 << 15;
+/// First index of the dynamic table, RFC 7541 section 2.3.3.
+const FIRST_DYNAMIC: usize = STATIC_FIELDS.len() + 1;
+/// Number of a field that was seen and not added; those that were added begin at 1.
+const NOT_ADDED: u16 = 0;
 
 /// Encoder of the field blocks of one connection, in order.
 ///
 /// # What is indexed
 /// A field enters the dynamic table if its name is in the closed list of `known_names.rs` and the
-/// same value was seen shortly before: values that change with each message push nothing out. The
-/// first block of a connection only refers to the static table, so that a connection with one
-/// message has no table. Fields are found by a fingerprint and one comparison.
+/// same value was seen shortly before: values that change with each message push nothing out. Of
+/// other listed names, such as ids, only the name is used. The first block of a connection refers
+/// to the static table only, so that a connection with one message has no table. A field is found
+/// by a fingerprint and one comparison. Strings are sent as they are: the Huffman code would save
+/// a fifth of the remaining bytes, and take two times our time and four times the peer's.
 ///
 /// # Compressed size as a side channel
-/// A field that is in the table is sent in one byte. Who can add fields of their choice to a
-/// connection and see the size of its records, can so learn that a guessed field was sent before
-/// on that connection, perhaps by another client of a shared backend connection (CRIME, RFC 7541
-/// section 7.1). A guess must match the whole value, and therefore the list has only names whose
-/// values say nothing about one client that matters: what browser and server are, which formats
-/// and languages they take, how they want to be treated. Credentials are literals that are never
-/// indexed. Paths, addresses, validators, lengths and ids are literals, and so are all fields whose
-/// name is not in the list, as an application may put a key into them.
+/// A field that is in the table is sent in one byte. An attacker who sends fields of their choice
+/// on a connection and sees the size of its records could learn that a guessed field was sent
+/// before, perhaps by another client of a shared backend connection (CRIME, RFC 7541 section 7.1).
+/// A guess must match the whole value, so the list has only names whose values say little about
+/// one client: what the browser and the server are, which formats and languages they take, which
+/// site is asked for. Credentials are literals that are never indexed. Paths, addresses, ids,
+/// validators and lengths are literals, and so are all fields whose name is not in the list, as an
+/// application may put a key into them.
 #[derive(Debug)]
 pub struct HpackEncoder {
     /// Allocated by the second block.
@@ -70,6 +73,11 @@ impl HpackEncoder {
             table.fields.resize(usize::from(self.lowest));
             table.fields.resize(usize::from(self.most));
         }
+    }
+
+    /// True if it holds memory.
+    pub fn has_table(&self) -> bool {
+        self.table.is_some()
     }
 
     /// Frees the table of an idle connection. The next block empties that of the peer, too.
@@ -113,42 +121,53 @@ impl HpackEncoder {
         if let Some(index) = known_names::index_of_value(known, value) {
             return number(out, index, 7, 0x80);
         }
-        let lookup = match (&mut self.table, known.policy) {
-            (Some(table), IndexPolicy::Table) => table.look_up(known, value),
-            _ => TableLookup::Absent,
-        };
+        let mut name_index = usize::from(known.index);
+        let mut lookup = TableLookup::Absent;
+        if let Some(table) = &mut self.table
+            && matches!(known.policy, IndexPolicy::Table | IndexPolicy::Name)
+        {
+            let place = table.place_of_name(known);
+            name_index = place.map_or(name_index, |place| FIRST_DYNAMIC + place);
+            lookup = if known.policy == IndexPolicy::Table {
+                table.look_up(known, value)
+            } else if place.is_none() {
+                table.add(known, value)
+            } else {
+                TableLookup::Absent
+            };
+        }
         let (first, prefix) = match lookup {
-            TableLookup::Found(place) => {
-                return number(out, STATIC_FIELDS.len() + 1 + place, 7, 0x80);
-            }
+            TableLookup::Found(place) => return number(out, FIRST_DYNAMIC + place, 7, 0x80),
             TableLookup::Added => (0x40, 6),
             TableLookup::Absent if known.policy == IndexPolicy::Never => (0x10, 4),
             TableLookup::Absent => (0, 4),
         };
-        number(out, usize::from(known.index), prefix, first);
-        if known.index == 0 {
-            name_string(out, known.name.as_bytes());
+        number(out, name_index, prefix, first);
+        if name_index == 0 {
+            string(out, known.name.as_bytes());
         }
         string(out, value);
     }
 }
 
-/// Fields that the peer's table has, and the places to find them.
+/// Fields that the peer's table has, and the slots to find them.
 #[derive(Debug)]
 struct EncoderTable {
     fields: DynamicTable,
-    slots: [[Slot; WAYS]; SETS],
-    /// Number of fields added, modulo 2^16.
+    slots: [SlotSet; SETS],
+    /// Number of the field that was added last.
     added: u16,
+    /// By known name that is not in the static table: number of a field with it.
+    names: [u16; OTHERS],
 }
 
-/// Field that was seen. It is in the table if the field added as number `added` is there and the
-/// same.
+/// Fields that were seen.
 #[derive(Debug, Clone, Copy, Default)]
-struct Slot {
-    /// Part of the hash of name and value; 0 for a free slot.
-    fingerprint: u16,
-    added: u16,
+struct SlotSet {
+    /// Number of the name, and a part of the hash; 0 for a free slot.
+    fingerprints: [u32; WAYS],
+    /// Number of the field; it may have been evicted.
+    added: [u16; WAYS],
 }
 
 /// Place of a field in the table.
@@ -165,81 +184,131 @@ impl EncoderTable {
     fn new(most: u16) -> Self {
         Self {
             fields: DynamicTable::new(usize::from(most)),
-            slots: [[Slot::default(); WAYS]; SETS],
+            slots: [SlotSet::default(); SETS],
             added: 0,
+            names: [NOT_ADDED; OTHERS],
         }
+    }
+
+    /// Place of the field with number `added`, if it is still there.
+    #[inline]
+    fn place(&self, added: u16) -> Option<usize> {
+        debug_assert!(added <= self.added, "numbers are forgotten before they end");
+        let place = usize::from(self.added - added);
+        (place < self.fields.len()).then_some(place)
+    }
+
+    /// Place of a field with this name, if the static table has none.
+    #[inline]
+    fn place_of_name(&self, known: &KnownName) -> Option<usize> {
+        let added = self.names.get(usize::from(known.number) - 1)?;
+        self.place(*added)
+    }
+
+    /// Adds a field, unless it is so large that it would push out most others.
+    #[cold]
+    fn add(&mut self, known: &KnownName, value: &[u8]) -> TableLookup {
+        let size = known.name.len() + value.len() + FIELD_OVERHEAD;
+        if size > self.fields.max_size() / 4 {
+            return TableLookup::Absent;
+        }
+        if self.added == u16::MAX {
+            // Begins with the lowest numbers again.
+            self.slots = [SlotSet::default(); SETS];
+            self.names = [NOT_ADDED; OTHERS];
+            self.added = self.fields.len() as u16;
+        }
+        self.fields.insert(known.name.as_bytes(), value);
+        self.added += 1;
+        if let Some(added) = self.names.get_mut(usize::from(known.number) - 1) {
+            *added = self.added;
+        }
+        TableLookup::Added
     }
 
     /// Finds a field, or adds it if it was seen before.
     fn look_up(&mut self, known: &KnownName, value: &[u8]) -> TableLookup {
-        let hash = hash(known, value);
-        let fingerprint = (hash >> 48) as u16 | 1;
-        let Some(set) = self.slots.get_mut((hash >> 32) as usize % SETS) else {
+        let slot = SlotKey::of(known, value);
+        let Some(set) = self.slots.get(slot.set) else {
             return TableLookup::Absent;
         };
-        // A slot without an entry of the table, chosen evenly among several.
-        let (turn, mut free) = ((hash >> 40) as usize % WAYS, None);
-        for (way, slot) in set.iter_mut().enumerate() {
-            let distance = self.added.wrapping_sub(slot.added);
-            if slot.fingerprint == fingerprint {
-                let place = usize::from(distance);
-                match self.fields.get(place) {
-                    Some(found) if found == (known.name.as_bytes(), value) => {
-                        return TableLookup::Found(place);
-                    }
-                    // Another field with the same fingerprint.
-                    Some(_) => continue,
-                    None => {}
-                }
-                // A few large values must not push out all others.
-                let size = known.name.len() + value.len() + FIELD_OVERHEAD;
-                if size > self.fields.max_size() / 4 {
-                    return TableLookup::Absent;
-                }
-                self.fields.insert(known.name.as_bytes(), value);
-                self.added = self.added.wrapping_add(1);
-                slot.added = self.added;
-                return TableLookup::Added;
+        let mut seen = None;
+        for (way, (own, added)) in set.fingerprints.iter().zip(set.added).enumerate() {
+            if *own != slot.fingerprint {
+                continue;
             }
-            let is_free = usize::from(distance) >= self.fields.len();
-            if is_free && (free.is_none() || way <= turn) {
+            // The name is that of the number in the fingerprint.
+            let Some(place) = self.place(added) else {
+                seen = Some(way);
+                continue;
+            };
+            if self.fields.get(place).is_some_and(|(_, own)| own == value) {
+                return TableLookup::Found(place);
+            }
+        }
+        let Some(way) = seen else {
+            self.note(slot);
+            return TableLookup::Absent;
+        };
+        let lookup = self.add(known, value);
+        if let TableLookup::Added = lookup {
+            self.fill(slot, way, self.added);
+        }
+        lookup
+    }
+
+    /// Remembers a field that was seen, instead of one of those that the table does not have.
+    #[cold]
+    fn note(&mut self, slot: SlotKey) {
+        let Some(set) = self.slots.get(slot.set) else {
+            return;
+        };
+        let mut free = None;
+        for (way, added) in set.added.iter().enumerate() {
+            if self.place(*added).is_none() && (free.is_none() || way <= slot.turn) {
                 free = Some(way);
             }
         }
-        if let Some(slot) = free.and_then(|way| set.get_mut(way)) {
-            *slot = Slot {
-                fingerprint,
-                added: self.added.wrapping_sub(SEEN_DISTANCE),
-            };
+        if let Some(way) = free {
+            self.fill(slot, way, NOT_ADDED);
         }
-        TableLookup::Absent
+    }
+
+    fn fill(&mut self, slot: SlotKey, way: usize, number: u16) {
+        if let Some(set) = self.slots.get_mut(slot.set)
+            && let Some(fingerprint) = set.fingerprints.get_mut(way)
+            && let Some(added) = set.added.get_mut(way)
+        {
+            (*fingerprint, *added) = (slot.fingerprint, number);
+        }
     }
 }
 
-/// Hash of a field by the length of its value and some of its bytes: those with other bytes are
-/// told apart by a comparison.
-#[inline]
-fn hash(known: &KnownName, value: &[u8]) -> u64 {
-    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-    let word = |bytes: Option<&[u8; 8]>| bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    let (first, middle, last) = if value.len() < 8 {
-        let mut short = [0; 8];
-        if let Some(start) = short.get_mut(..value.len()) {
-            start.copy_from_slice(value);
-        }
-        (u64::from_le_bytes(short), 0, 0)
-    } else {
+/// Slots of a field.
+#[derive(Clone, Copy)]
+struct SlotKey {
+    set: usize,
+    /// Slot of the set that is taken if several are free: any.
+    turn: usize,
+    fingerprint: u32,
+}
+
+impl SlotKey {
+    /// Computes it from the name, and from the length and some bytes of the value: fields that
+    /// differ elsewhere are told apart by a comparison.
+    #[inline]
+    fn of(known: &KnownName, value: &[u8]) -> Self {
         let middle = value.get(value.len() / 2..).unwrap_or_default();
-        (
-            word(value.first_chunk()),
-            word(middle.first_chunk()),
-            word(value.last_chunk()),
-        )
-    };
-    let seed = u64::from(known.number) << 32 | value.len() as u64;
-    [first, middle, last].into_iter().fold(seed, |hash, word| {
-        (hash.rotate_left(31) ^ word).wrapping_mul(MULTIPLIER)
-    })
+        let middle = middle.first_chunk().map_or(0, |it| u64::from_le_bytes(*it));
+        let name = u32::from(known.number);
+        let seed = middle.wrapping_mul(SPREAD) ^ (value.len() as u64) << 8 ^ u64::from(name);
+        let hash = Edges::of(value).hash(seed);
+        Self {
+            set: (hash >> 32) as usize % SETS,
+            turn: (hash >> 38) as usize % WAYS,
+            fingerprint: name << 24 | (hash >> 40) as u32,
+        }
+    }
 }
 
 /// Appends an integer after `first`, whose low `prefix` bits are free; section 5.1.
@@ -267,16 +336,10 @@ fn name_string(out: &mut Vec<u8>, name: &[u8]) {
     copied.make_ascii_lowercase();
 }
 
-/// Appends a string, Huffman-coded if that is shorter; section 5.2.
+/// Appends a string as it is, section 5.2.
 fn string(out: &mut Vec<u8>, text: &[u8]) {
-    let coded = huffman::encoded_len(text);
-    if coded < text.len() {
-        number(out, coded, 7, 0x80);
-        huffman::encode(text, out);
-    } else {
-        number(out, text.len(), 7, 0);
-        out.extend_from_slice(text);
-    }
+    number(out, text.len(), 7, 0);
+    out.extend_from_slice(text);
 }
 
 #[cfg(test)]

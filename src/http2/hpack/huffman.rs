@@ -24,8 +24,6 @@ const END_OF_STRING: u16 = 256;
 
 /// Lookup tables of the code.
 struct HuffmanCode {
-    /// Code and length by symbol.
-    codes: [(u32, u8); 257],
     /// Symbols in the order of their codes.
     symbols: [u16; 257],
     /// By length: first code, code after the last, and index of the first in `symbols`.
@@ -42,7 +40,6 @@ static HUFFMAN_CODE: HuffmanCode = build();
 )]
 const fn build() -> HuffmanCode {
     let mut code = HuffmanCode {
-        codes: [(0, 0); 257],
         symbols: [0; 257],
         lengths: [(0, 0, 0); MAX_CODE_BITS + 1],
         short: [(0, 0); 256],
@@ -54,7 +51,6 @@ const fn build() -> HuffmanCode {
         let mut symbol = 0;
         while symbol < CODE_LENGTHS.len() {
             if CODE_LENGTHS[symbol] as usize == length {
-                code.codes[symbol] = (next, length as u8);
                 code.symbols[place] = symbol as u16;
                 if length <= 8 {
                     let mut more = 0;
@@ -137,39 +133,6 @@ pub(super) fn decode(mut input: &[u8], out: &mut Vec<u8>) -> Result<(), Malforme
     }
 }
 
-/// Number of bytes that [`encode`] would append.
-pub(super) fn encoded_len(text: &[u8]) -> usize {
-    let bits: usize = text.iter().map(|byte| usize::from(code_of(*byte).1)).sum();
-    bits.div_ceil(8)
-}
-
-/// Encodes `text` and appends it to `out`.
-pub(super) fn encode(text: &[u8], out: &mut Vec<u8>) {
-    let (mut bits, mut count) = (0_u64, 0_u32);
-    for byte in text {
-        let (code, length) = code_of(*byte);
-        bits = bits << length | u64::from(code);
-        count += u32::from(length);
-        while count >= 8 {
-            count -= 8;
-            out.push((bits >> count) as u8);
-        }
-    }
-    if count > 0 {
-        let ones = u64::MAX >> (56 + count);
-        out.push((bits << (8 - count) | ones) as u8);
-    }
-}
-
-#[inline]
-fn code_of(byte: u8) -> (u32, u8) {
-    HUFFMAN_CODE
-        .codes
-        .get(usize::from(byte))
-        .copied()
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,23 +143,48 @@ mod tests {
         decode(input, &mut out).map(|()| out)
     }
 
+    fn encode(text: &[u8], out: &mut Vec<u8>) {
+        let (mut bits, mut count) = (0_u64, 0_u32);
+        for byte in text {
+            let (code, length) = code_of(u16::from(*byte));
+            bits = bits << length | u64::from(code);
+            count += u32::from(length);
+            while count >= 8 {
+                count -= 8;
+                out.push((bits >> count) as u8);
+            }
+        }
+        if count > 0 {
+            let ones = u64::MAX >> (56 + count);
+            out.push((bits << (8 - count) | ones) as u8);
+        }
+    }
+
+    fn code_of(symbol: u16) -> (u32, u8) {
+        let length = CODE_LENGTHS[usize::from(symbol)];
+        let (first, _, place) = HUFFMAN_CODE.lengths[usize::from(length)];
+        let same = &HUFFMAN_CODE.symbols[usize::from(place)..];
+        let after = same.iter().position(|own| *own == symbol).unwrap();
+        (first + after as u32, length)
+    }
+
     #[test]
     fn the_code_is_that_of_the_rfc() {
         // RFC 7541 appendix B.
         for (symbol, code) in [
-            (b'0', (0, 5)),
-            (b'a', (0x3, 5)),
-            (b' ', (0x14, 6)),
-            (b'&', (0xf8, 8)),
-            (b'!', (0x3f8, 10)),
+            (u16::from(b'0'), (0, 5)),
+            (u16::from(b'a'), (0x3, 5)),
+            (u16::from(b' '), (0x14, 6)),
+            (u16::from(b'&'), (0xf8, 8)),
+            (u16::from(b'!'), (0x3f8, 10)),
             (0, (0x1ff8, 13)),
-            (b'\n', (0x3fff_fffc, 30)),
+            (u16::from(b'\n'), (0x3fff_fffc, 30)),
             (0xff, (0x3ff_ffee, 26)),
             (127, (0xfff_fffc, 28)),
         ] {
             assert_eq!(code_of(symbol), code, "{symbol}");
         }
-        assert_eq!(HUFFMAN_CODE.codes[256], (0x3fff_ffff, 30));
+        assert_eq!(code_of(END_OF_STRING), (0x3fff_ffff, 30));
     }
 
     #[test]
@@ -209,7 +197,6 @@ mod tests {
                 .collect();
             let mut code = Vec::new();
             encode(&text, &mut code);
-            assert_eq!(code.len(), encoded_len(&text));
             assert_eq!(decoded(&code).unwrap(), text);
         }
     }

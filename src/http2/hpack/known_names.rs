@@ -11,6 +11,9 @@ pub(super) enum IndexPolicy {
     Literal,
     /// Repeated by most messages, and the same for many clients.
     Table,
+    /// Values change, but the name repeats: it enters the table with its first value, and no value
+    /// is ever looked up.
+    Name,
 }
 
 /// Field name that is known at compile time.
@@ -18,6 +21,8 @@ pub(super) enum IndexPolicy {
 pub(super) struct KnownName {
     /// Name in lower case.
     pub name: &'static str,
+    /// First and last bytes, by which it is found.
+    edges: Edges,
     /// Number among the known names.
     pub number: u8,
     /// First index in the static table; 0 if it is not there.
@@ -26,7 +31,7 @@ pub(super) struct KnownName {
 }
 
 /// Names in the static table whose values enter the dynamic table.
-const INDEXED_STATIC: [&str; 19] = [
+const INDEXED_STATIC: [&str; 20] = [
     ":authority",
     ":method",
     ":status",
@@ -41,6 +46,7 @@ const INDEXED_STATIC: [&str; 19] = [
     "content-encoding",
     "content-language",
     "content-type",
+    "date",
     "server",
     "strict-transport-security",
     "user-agent",
@@ -96,6 +102,24 @@ const INDEXED_OTHERS: [&str; 44] = [
     "x-xss-protection",
 ];
 
+/// Names that enter the dynamic table without regard to their values.
+const INDEXED_NAMES: [&str; 14] = [
+    "cf-ray",
+    "forwarded",
+    "grpc-message",
+    "grpc-timeout",
+    "traceparent",
+    "tracestate",
+    "x-amzn-trace-id",
+    "x-correlation-id",
+    "x-forwarded-for",
+    "x-real-ip",
+    "x-request-id",
+    "x-response-time",
+    "x-runtime",
+    "x-served-by",
+];
+
 /// Names whose values are secrets.
 const SECRET: [&str; 4] = [
     "authorization",
@@ -106,60 +130,113 @@ const SECRET: [&str; 4] = [
 
 /// Number of slots, at least twice that of names so that a miss ends early; a power of two.
 const SLOTS: usize = 256;
-/// Most known names: indices fit a byte, and 0 stands for none.
-const MAX_NAMES: usize = STATIC_FIELDS.len() + INDEXED_OTHERS.len();
+/// Number of known names that are not in the static table; they have the lowest numbers.
+pub(super) const OTHERS: usize = INDEXED_OTHERS.len() + INDEXED_NAMES.len();
+/// Most known names: numbers fit a byte, and 0 stands for none.
+const MAX_NAMES: usize = STATIC_FIELDS.len() + OTHERS;
 
-struct NameTable {
+struct KnownNameTable {
     /// Names by number, which begins at 1.
     names: [KnownName; MAX_NAMES + 1],
     /// Numbers by hash, with linear probing; 0 marks a free slot.
     slots: [u8; SLOTS],
 }
 
-static NAMES: NameTable = build();
+static NAMES: KnownNameTable = build();
+
+/// First and last bytes of a string, eight at most. Strings of the same length up to 16 that have
+/// the same are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Edges {
+    first: u64,
+    last: u64,
+}
+
+/// Odd multiplier that spreads bits upwards: 2^64 divided by the golden ratio.
+pub(super) const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Edges {
+    #[inline]
+    pub(super) const fn of(text: &[u8]) -> Self {
+        if let (Some(first), Some(last)) = (text.first_chunk::<8>(), text.last_chunk::<8>()) {
+            return Self {
+                first: u64::from_le_bytes(*first),
+                last: u64::from_le_bytes(*last),
+            };
+        }
+        if let (Some(first), Some(last)) = (text.first_chunk::<4>(), text.last_chunk::<4>()) {
+            return Self {
+                first: u32::from_le_bytes(*first) as u64,
+                last: u32::from_le_bytes(*last) as u64,
+            };
+        }
+        let (first, last) = match text {
+            [one, middle, last] => (u16::from_le_bytes([*one, *middle]), *last),
+            [one, last] => (*one as u16, *last),
+            [one] => (*one as u16, 0),
+            _ => (0, 0),
+        };
+        Self {
+            first: first as u64,
+            last: last as u64,
+        }
+    }
+
+    /// Mixes them with `seed`; the upper bits are the best.
+    #[inline]
+    pub(super) const fn hash(self, seed: u64) -> u64 {
+        let mixed = (self.first ^ seed).wrapping_mul(SPREAD) ^ self.last.rotate_left(23);
+        (mixed ^ mixed >> 32).wrapping_mul(SPREAD)
+    }
+
+    const fn lower_case(self) -> Self {
+        Self {
+            first: lower_case(self.first),
+            last: lower_case(self.last),
+        }
+    }
+}
+
+/// Makes eight ASCII characters lower case.
+#[inline]
+const fn lower_case(word: u64) -> u64 {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    // The highest bit of each byte tells whether the other seven are beyond a letter.
+    let low = word & (0x7f * EACH);
+    let is_from_a = low + (0x80 - b'A' as u64) * EACH;
+    let is_beyond_z = low + (0x7f - b'Z' as u64) * EACH;
+    let is_upper = (is_from_a ^ is_beyond_z) & !word & (0x80 * EACH);
+    word | is_upper >> 2
+}
+
+/// Longest name that its edges cover.
+const COVERED_BYTES: usize = 16;
 
 /// Finds a known name, without regard to case.
 #[inline]
 pub(super) fn find(name: &[u8]) -> Option<&'static KnownName> {
-    let mut slot = hash(name);
+    let edges = Edges::of(name).lower_case();
+    let mut slot = slot(edges, name.len());
     loop {
         let number = NAMES.slots.get(slot % SLOTS).copied().unwrap_or_default();
+        let known = NAMES.names.get(usize::from(number))?;
+        if known.edges == edges
+            && known.name.len() == name.len()
+            && (name.len() <= COVERED_BYTES || known.name.as_bytes().eq_ignore_ascii_case(name))
+        {
+            return (number > 0).then_some(known);
+        }
         if number == 0 {
             return None;
-        }
-        let known = NAMES.names.get(usize::from(number))?;
-        if known.name.as_bytes() == name || known.name.as_bytes().eq_ignore_ascii_case(name) {
-            return Some(known);
         }
         slot += 1;
     }
 }
 
-/// Makes letters lower case; other characters of the known names stay apart.
-const LOWER: u64 = 0x2020_2020_2020_2020;
-
-/// Hash of a name in any case: its length, and its first and last bytes.
+/// First slot of a name in lower case.
 #[inline]
-const fn hash(name: &[u8]) -> usize {
-    let (first, last) = match (name.first_chunk::<8>(), name.last_chunk::<8>()) {
-        (Some(first), Some(last)) => (u64::from_le_bytes(*first), u64::from_le_bytes(*last)),
-        _ => match (name.first_chunk::<4>(), name.last_chunk::<4>()) {
-            (Some(first), Some(last)) => (
-                u32::from_le_bytes(*first) as u64,
-                u32::from_le_bytes(*last) as u64,
-            ),
-            _ => match name {
-                [one, .., last] => (*one as u64, *last as u64),
-                [one] => (*one as u64, 0),
-                [] => (0, 0),
-            },
-        },
-    };
-    let mixed = (first | LOWER)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        .rotate_left(29)
-        ^ (last | LOWER).wrapping_add(name.len() as u64);
-    (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize
+const fn slot(edges: Edges, length: usize) -> usize {
+    (edges.hash(length as u64) >> 56) as usize
 }
 
 #[expect(
@@ -200,17 +277,31 @@ const fn is_among(name: &str, names: &[&str]) -> bool {
     clippy::indexing_slicing,
     reason = "run by the compiler, which would stop at a wrong index"
 )]
-const fn build() -> NameTable {
-    let mut table = NameTable {
+const fn build() -> KnownNameTable {
+    let mut table = KnownNameTable {
         names: [KnownName {
             name: "",
+            edges: Edges { first: 0, last: 0 },
             number: 0,
             index: 0,
             policy: IndexPolicy::Literal,
         }; MAX_NAMES + 1],
         slots: [0; SLOTS],
     };
-    let (mut count, mut place) = (0, 0);
+    let mut count = 0;
+    while count < OTHERS {
+        let (name, policy) = if count < INDEXED_OTHERS.len() {
+            (INDEXED_OTHERS[count], IndexPolicy::Table)
+        } else {
+            (
+                INDEXED_NAMES[count - INDEXED_OTHERS.len()],
+                IndexPolicy::Name,
+            )
+        };
+        count += 1;
+        insert(&mut table, count, name, 0, policy);
+    }
+    let mut place = 0;
     while place < STATIC_FIELDS.len() {
         let name = STATIC_FIELDS[place].0;
         place += 1;
@@ -228,18 +319,6 @@ const fn build() -> NameTable {
         count += 1;
         insert(&mut table, count, name, place as u8, policy);
     }
-    place = 0;
-    while place < INDEXED_OTHERS.len() {
-        count += 1;
-        insert(
-            &mut table,
-            count,
-            INDEXED_OTHERS[place],
-            0,
-            IndexPolicy::Table,
-        );
-        place += 1;
-    }
     table
 }
 
@@ -248,7 +327,7 @@ const fn build() -> NameTable {
     reason = "run by the compiler, which would stop at a wrong index"
 )]
 const fn insert(
-    table: &mut NameTable,
+    table: &mut KnownNameTable,
     number: usize,
     name: &'static str,
     index: u8,
@@ -256,11 +335,12 @@ const fn insert(
 ) {
     table.names[number] = KnownName {
         name,
+        edges: Edges::of(name.as_bytes()),
         number: number as u8,
         index,
         policy,
     };
-    let mut slot = hash(name.as_bytes());
+    let mut slot = slot(Edges::of(name.as_bytes()), name.len());
     while table.slots[slot % SLOTS] > 0 {
         slot += 1;
     }
@@ -320,13 +400,13 @@ mod tests {
 
     #[test]
     fn every_other_name_is_found_in_any_case() {
-        for name in INDEXED_OTHERS {
+        let listed = INDEXED_OTHERS.map(|name| (name, IndexPolicy::Table));
+        let named = INDEXED_NAMES.map(|name| (name, IndexPolicy::Name));
+        for (name, policy) in listed.into_iter().chain(named) {
             for spelled in [name.to_owned(), name.to_ascii_uppercase()] {
                 let known = find(spelled.as_bytes()).unwrap();
-                assert_eq!(
-                    (known.name, known.index, known.policy),
-                    (name, 0, IndexPolicy::Table)
-                );
+                assert!((1..=OTHERS).contains(&usize::from(known.number)));
+                assert_eq!((known.name, known.index, known.policy), (name, 0, policy));
             }
         }
     }

@@ -152,6 +152,16 @@ impl Connection {
         Poll::Pending
     }
 
+    /// True if the encoder of field blocks holds memory.
+    pub fn has_field_table(&self) -> bool {
+        self.state.borrow().encoder.has_table()
+    }
+
+    /// Frees the memory of the encoder of field blocks.
+    pub fn release_field_table(&self) {
+        self.state.borrow_mut().encoder.release();
+    }
+
     /// Number of streams in use.
     pub fn open_streams(&self) -> usize {
         self.state.borrow().streams.len()

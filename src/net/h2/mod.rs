@@ -28,7 +28,13 @@ mod stream_entry;
 
 pub use self::{http1_adapter::Http1Adapter, request::H2RequestError};
 
+use std::time::Duration;
+
 use crate::http2::frame::ErrorCode;
+
+/// Idle time after which the encoder of field blocks gives its memory back. A client that sends
+/// one request after the other goes on with its table.
+pub const FIELD_TABLE_IDLE: Duration = Duration::from_secs(1);
 
 /// Cause of a stream that did not end properly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -293,7 +293,6 @@ impl ConnectionState {
         self.out = Vec::new();
         self.streams = HashMap::default();
         self.waiting = VecDeque::new();
-        self.encoder.release();
         if let PeerRole::Client(client) = &mut self.role {
             client.requests = VecDeque::new();
         }

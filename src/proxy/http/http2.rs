@@ -26,6 +26,7 @@ use crate::{
     net::{
         activity::ActivityTracker,
         h2::{
+            FIELD_TABLE_IDLE,
             connection::Connection,
             incoming::{IncomingRequest, IncomingStream},
         },
@@ -212,7 +213,13 @@ impl H2ClientDriver<'_> {
                 .poll_idle(cx, idle, time, None, unacked)
                 .map(drop)
         } else {
-            self.timer.poll(cx, time.map(|time| idle.last + time))
+            let end = time.map(|time| idle.last + time);
+            let release = idle.last + FIELD_TABLE_IDLE;
+            if self.connection.has_field_table() && end.is_none_or(|end| release < end) {
+                ready!(self.timer.poll(cx, Some(release)));
+                self.connection.release_field_table();
+            }
+            self.timer.poll(cx, end)
         };
         passed.map(|()| DriverEvent::TimedOut)
     }

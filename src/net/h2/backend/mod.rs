@@ -237,6 +237,11 @@ impl H2Connection {
         (self.open_streams.get() == 0).then(|| self.idle_since.get())
     }
 
+    /// Frees the memory of the encoder of field blocks.
+    pub fn release_field_table(&self) {
+        self.engine.release_field_table();
+    }
+
     /// True if the driver has ended.
     pub fn is_closed(&self) -> bool {
         self.closed.get()
