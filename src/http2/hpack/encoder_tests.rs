@@ -1,5 +1,8 @@
 //! Encoder: every block is what a decoder with the same table reads.
 
+#[path = "interop_tests.rs"]
+mod interop;
+
 use super::{
     super::{FieldList, HpackDecoder, SizeLimits},
     *,
