@@ -433,6 +433,20 @@ impl Connection {
         self.state.borrow_mut().send_data(id, fill)
     }
 
+    /// Marks the peer's message as malformed: the stream ends with RST_STREAM, not with END_STREAM.
+    pub(super) fn set_malformed(&self, id: u32) {
+        if let Some(entry) = self.state.borrow_mut().streams.get_mut(&id) {
+            entry.is_malformed = true;
+        }
+    }
+
+    /// True if the peer's message is malformed.
+    pub(super) fn is_malformed(&self, id: u32) -> bool {
+        let state = self.state.borrow();
+        let entry = state.streams.get(&id);
+        entry.is_some_and(|entry| entry.is_malformed)
+    }
+
     /// Closes the stream: resets it unless both sides have ended it. `code` is sent if our side is
     /// incomplete.
     pub(super) fn close(&self, id: u32, code: ErrorCode) {
@@ -450,6 +464,8 @@ impl Connection {
             _ if entry.error.is_some() => None,
             (true, true) => None,
             (true, false) => Some(rest),
+            // RFC 9113 section 8.1.1: a response may come first.
+            (false, _) if entry.is_malformed => Some(ErrorCode::PROTOCOL_ERROR),
             (false, _) => Some(code),
         };
         if let Some(code) = code {

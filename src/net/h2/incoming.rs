@@ -57,6 +57,17 @@ impl IncomingStream {
         self.refusal
     }
 
+    /// Marks the request as malformed: the stream ends with an error behind the response, RFC 9113
+    /// section 8.1.1.
+    pub fn set_malformed(&self) {
+        self.connection.set_malformed(self.id);
+    }
+
+    /// True if the request is malformed.
+    pub fn is_malformed(&self) -> bool {
+        self.connection.is_malformed(self.id)
+    }
+
     /// `Sec-WebSocket-Accept` for the key in the request, RFC 6455 section 4.2.2.
     pub fn expected_accept(&self) -> Option<&str> {
         self.accept.as_deref()

@@ -467,7 +467,9 @@ impl ConnectionState {
         ends: bool,
         write: impl FnOnce(&mut HpackEncoder, &mut Vec<u8>),
     ) -> Result<(), StreamError> {
-        self.sendable_entry(id)?.end_sent |= ends;
+        let entry = self.sendable_entry(id)?;
+        let ends = ends && !entry.is_malformed;
+        entry.end_sent |= ends;
         let encoder = &mut self.encoder;
         frame::write_fields(&mut self.out, id, ends, |out| {
             encoder.begin_block(out);
@@ -505,6 +507,7 @@ impl ConnectionState {
             MAX_UNWRITTEN_BYTES.saturating_sub(self.unwritten()),
         );
         let entry = self.sendable_entry(id).map_err(broken_pipe)?;
+        let may_end = !entry.is_malformed;
         // One frame, within both windows and the output buffer. 16 KiB at most, so that the frames
         // of other streams are not delayed for long.
         let own = entry.send_window.available().min(share.available_to(entry));
@@ -522,6 +525,7 @@ impl ConnectionState {
                 return nothing.map(|(value, _)| value);
             }
         };
+        let ends = ends && may_end;
         let header = Frame {
             length,
             kind: kind::DATA,

@@ -30,6 +30,8 @@ pub(super) struct StreamEntry {
     pub end_received: bool,
     /// We sent END_STREAM.
     pub end_sent: bool,
+    /// The peer's message is malformed: RST_STREAM takes the place of our END_STREAM.
+    pub is_malformed: bool,
     /// Set when the stream was closed before both sides ended it.
     pub error: Option<StreamError>,
     /// Position of its last frame in the output of the connection.
@@ -56,6 +58,7 @@ impl StreamEntry {
             window_update_received: false,
             end_received: false,
             end_sent: false,
+            is_malformed: false,
             error: None,
             sent_until: 0,
             is_queued: false,

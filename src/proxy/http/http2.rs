@@ -269,8 +269,14 @@ async fn serve_stream(worker: Rc<Worker>, mut client: ClientConnection) {
     let mut buffers = worker.take_buffers();
     let next = Box::pin(run::run(&worker, &mut client, &mut buffers)).await;
     worker.give_back_buffers(buffers);
+    let is_malformed = client
+        .stream
+        .h2_request()
+        .is_some_and(IncomingStream::is_malformed);
     match next {
         AfterExchange::Reset => {}
+        // Its end is a reset in any case.
+        AfterExchange::Linger if is_malformed => {}
         // Many clients treat a reset while they send as a failure, even after a whole response.
         AfterExchange::Linger => {
             Box::pin(linger(&worker.lingering, client, LINGER_AFTER_RESPONSE)).await;

@@ -60,7 +60,7 @@ pub(super) async fn head(
         .first_request_deadline
         .or_else(|| listener.config.timeouts.header.map(|header| began + header));
     if let Some(error) = client.stream.refusal() {
-        return HeadReadOutcome::Refused(reasons::of_h2_request(error));
+        return refuse(client, reasons::of_h2_request(error));
     }
     // HTTP/2 with prior knowledge: only as the first bytes of a connection in the clear (RFC 9113
     // section 3.3).
@@ -79,6 +79,16 @@ pub(super) async fn head(
     };
     listener.state.metrics.mine().received.add(received);
     reading
+}
+
+/// Refuses a request for its head. A malformed one of HTTP/2 is an error of its stream.
+fn refuse(client: &ClientConnection, reason: Reason) -> HeadReadOutcome {
+    if reason == Reason::RequestError
+        && let Some(stream) = client.stream.h2_request()
+    {
+        stream.set_malformed();
+    }
+    HeadReadOutcome::Refused(reason)
 }
 
 /// Reads until a whole head is there.
@@ -109,7 +119,7 @@ async fn read_head(
                 Err(_) if may_be_h2 && has_preface(&head.bytes).is_some() => parsed_once = false,
                 Err(refusal) => {
                     tracing::debug!(target: "http", client = ?client.peer, detail = refusal.detail, "request refused");
-                    return HeadReadOutcome::Refused(reasons::of_request_head(refusal.fault));
+                    return refuse(client, reasons::of_request_head(refusal.fault));
                 }
             }
         }

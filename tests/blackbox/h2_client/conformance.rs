@@ -5,17 +5,17 @@ use crate::harness::{
     client::HttpClient,
     frames::{
         ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET_FIELDS, GOAWAY, HEADERS,
-        PING, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, RawH2Client, SETTINGS, WINDOW_UPDATE,
-        fields, frame, goaway,
+        PING, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, RawFrame, RawH2Client, SETTINGS,
+        WINDOW_UPDATE, fields, frame, goaway,
     },
     peer::ScriptedPeer,
 };
 
-const PADDED_FLAG: u8 = 8;
-const WITH_PRIORITY: u8 = 0x20;
+pub const PADDED_FLAG: u8 = 8;
+pub const WITH_PRIORITY: u8 = 0x20;
 const MAX_WINDOW: u32 = 0x7fff_ffff;
 
-const PROTOCOL_ERROR: u32 = 1;
+pub const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
 const STREAM_CLOSED: u32 = 5;
 const FRAME_SIZE_ERROR: u32 = 6;
@@ -37,6 +37,9 @@ use FrameOutcome::{Answered, Goaway, Nothing, Reset};
 
 /// Section and violation, the bytes that commit it, and the required reaction.
 type FrameRule = (&'static str, Vec<Vec<u8>>, FrameOutcome);
+
+/// Number of the status 200, RFC 7541 appendix A.
+pub const OK: u8 = 0x88;
 
 /// A PING: its response shows that the connection goes on.
 const PING_PROBE: [u8; 8] = *b"goes on?";
@@ -72,10 +75,15 @@ fn outcome_of(client: &mut RawH2Client) -> FrameOutcome {
     match found.kind {
         GOAWAY => Goaway(found.code()),
         RST_STREAM => Reset(found.code()),
-        // The first block may begin with the size of the table, RFC 7541 section 4.2.
-        HEADERS => Answered(*found.payload.iter().find(|byte| **byte != 0x20).unwrap()),
+        HEADERS => Answered(status(&found)),
         _ => Nothing,
     }
+}
+
+/// Number of the status in a head, RFC 7541 appendix A.
+pub fn status(head: &RawFrame) -> u8 {
+    // The first block may begin with the size of the table, RFC 7541 section 4.2.
+    *head.payload.iter().find(|byte| **byte != 0x20).unwrap()
 }
 
 /// The same where nothing but the response is waited for.
@@ -87,7 +95,7 @@ fn answer(address: std::net::SocketAddr, frames: &[Vec<u8>]) -> FrameOutcome {
     match found.kind {
         GOAWAY => Goaway(found.code()),
         RST_STREAM => Reset(found.code()),
-        _ => Answered(*found.payload.iter().find(|byte| **byte != 0x20).unwrap()),
+        _ => Answered(status(&found)),
     }
 }
 
@@ -95,7 +103,7 @@ fn hello() -> Vec<u8> {
     frame(SETTINGS, 0, 0, &[])
 }
 
-fn setting(name: u16, value: u32) -> Vec<u8> {
+pub fn setting(name: u16, value: u32) -> Vec<u8> {
     let payload = [&name.to_be_bytes()[..], &value.to_be_bytes()].concat();
     frame(SETTINGS, 0, 0, &payload)
 }
@@ -114,7 +122,7 @@ fn whole(stream: u32) -> Vec<u8> {
     )
 }
 
-fn window(stream: u32, more: u32) -> Vec<u8> {
+pub fn window(stream: u32, more: u32) -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, stream, &more.to_be_bytes())
 }
 
@@ -262,14 +270,51 @@ fn frame_rules() -> Vec<FrameRule> {
     ]
 }
 
-/// RFC 9113 section 8, and RFC 7541: messages and field blocks.
+/// Trailers that are none, RFC 9113 sections 8.1 to 8.3.
 #[rustfmt::skip]
-fn message_rules() -> Vec<FrameRule> {
+fn malformed_trailers() -> Vec<FrameRule> {
+    let request = |list: &[(&str, &str)], flags| {
+        vec![hello(), open(1), frame(DATA, 0, 1, b"x"), frame(HEADERS, END_HEADERS | flags, 1, &fields(list))]
+    };
+    vec![
+        ("8.1: trailers without an end", request(&[("x-test", "ok")], 0), Reset(PROTOCOL_ERROR)),
+        ("8.1: a pseudo-field in trailers without an end", request(&[(":method", "POST")], 0), Reset(PROTOCOL_ERROR)),
+        ("8.1: a pseudo-field in trailers", request(&[(":method", "POST")], END_STREAM), Reset(PROTOCOL_ERROR)),
+        ("8.1: a second head", request(&GET_FIELDS, END_STREAM), Reset(PROTOCOL_ERROR)),
+        ("8.2.1: a name in upper case in trailers", request(&[("X-TEST", "ok")], END_STREAM), Reset(PROTOCOL_ERROR)),
+        ("8.2.1: a value with NUL in trailers", request(&[("x-test", "o\0k")], END_STREAM), Reset(PROTOCOL_ERROR)),
+        ("8.2.2: connection in trailers", request(&[("connection", "keep-alive")], END_STREAM), Reset(PROTOCOL_ERROR)),
+        ("8.2.2: transfer-encoding in trailers", request(&[("transfer-encoding", "chunked")], END_STREAM), Reset(PROTOCOL_ERROR)),
+        ("8.2.2: TE in trailers", request(&[("te", "trailers, deflate")], END_STREAM), Reset(PROTOCOL_ERROR)),
+        ("8.3: an unknown pseudo-field in trailers", request(&[(":test", "ok")], END_STREAM), Reset(PROTOCOL_ERROR)),
+        ("8.3: a pseudo-field of responses in trailers", request(&[(":status", "200")], END_STREAM), Reset(PROTOCOL_ERROR)),
+        ("8.3: a pseudo-field behind a trailer", request(&[("x-test", "ok"), (":path", "/")], END_STREAM), Reset(PROTOCOL_ERROR)),
+    ]
+}
+
+/// RFC 9113 section 8.1.1: content that is not as long as `content-length` says.
+#[rustfmt::skip]
+fn length_rules() -> Vec<FrameRule> {
+    let post = |length| fields(&[&GET_FIELDS[..], &[("content-length", length)]].concat());
+    let head = |length| frame(HEADERS, END_HEADERS, 1, &post(length));
+    let data = |flags, bytes: &[u8]| frame(DATA, flags, 1, bytes);
+    let trailers = || frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&[("a", "b")]));
+    vec![
+        ("8.1.1: more than content-length", vec![hello(), head("1"), data(END_STREAM, b"test")], Reset(PROTOCOL_ERROR)),
+        ("8.1.1: more than content-length in two frames", vec![hello(), head("1"), data(0, b"test"), data(END_STREAM, b"test")], Reset(PROTOCOL_ERROR)),
+        ("8.1.1: more than content-length before the end", vec![hello(), head("4"), data(0, b"test"), data(0, b"x")], Reset(PROTOCOL_ERROR)),
+        ("8.1.1: content, and a content-length of 0", vec![hello(), head("0"), data(0, b"x")], Reset(PROTOCOL_ERROR)),
+        ("8.1.1: less than content-length", vec![hello(), head("5"), data(END_STREAM, b"test")], Reset(PROTOCOL_ERROR)),
+        ("8.1.1: less than content-length, and trailers", vec![hello(), head("5"), data(0, b"test"), trailers()], Reset(PROTOCOL_ERROR)),
+        ("8.1.1: padding is no content", vec![hello(), head("3"), data(PADDED_FLAG | END_STREAM, &[1, b'a', b'b', 0])], Reset(PROTOCOL_ERROR)),
+    ]
+}
+
+/// RFC 7541: field blocks.
+#[rustfmt::skip]
+fn block_rules() -> Vec<FrameRule> {
     let end = END_HEADERS | END_STREAM;
     vec![
-        ("8.1: trailers without an end", vec![hello(), open(1), frame(HEADERS, END_HEADERS, 1, &fields(&[("a", "b")]))], Reset(PROTOCOL_ERROR)),
-        ("8.1: pseudo-fields in trailers", vec![hello(), open(1), frame(HEADERS, end, 1, &fields(&[(":method", "GET")]))], Reset(PROTOCOL_ERROR)),
-        ("8.2: a field of HTTP/1 in trailers", vec![hello(), open(1), frame(HEADERS, end, 1, &fields(&[("connection", "x")]))], Reset(PROTOCOL_ERROR)),
         ("hpack 2.3.3: index 0", vec![hello(), block(&[0x80])], Goaway(COMPRESSION_ERROR)),
         ("hpack 2.3.3: no such index", vec![hello(), block(&[0xc6])], Goaway(COMPRESSION_ERROR)),
         ("hpack 2.3.3: no such name", vec![hello(), block(&[0x7e, 1, b'x'])], Goaway(COMPRESSION_ERROR)),
@@ -289,7 +334,7 @@ fn wrong_frames_end_what_they_are_wrong_for() {
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let mut wrong = Vec::new();
-    for (what, frames, expected) in [framing_rules(), frame_rules(), message_rules()].concat() {
+    for (what, frames, expected) in [framing_rules(), frame_rules(), block_rules()].concat() {
         let found = outcome(address, &frames);
         if found != expected {
             wrong.push((what, found, expected));
@@ -299,12 +344,18 @@ fn wrong_frames_end_what_they_are_wrong_for() {
 }
 
 #[test]
-fn frames_of_streams_that_are_over_or_depend_on_themselves_are_errors_in_any_parts() {
+fn errors_of_a_stream_are_the_same_in_one_read_and_in_many() {
     let backend = ScriptedPeer::start(|mut connection| while connection.request().is_some() {});
     let daemon = front(backend.address, "");
     let address = daemon.address("@web");
     let mut wrong = Vec::new();
-    for (what, frames, expected) in [reset_rules(), dependency_rules()].concat() {
+    let rules = [
+        reset_rules(),
+        dependency_rules(),
+        malformed_trailers(),
+        length_rules(),
+    ];
+    for (what, frames, expected) in rules.concat() {
         for (parts, found) in [
             ("one read", outcome(address, &frames)),
             ("steps", outcome_in_steps(address, &frames)),
@@ -367,19 +418,6 @@ fn what_is_only_odd_is_answered() {
         }]),
     ];
     for (what, frames) in table {
-        assert_eq!(answer(address, &frames), Answered(0x88), "{what}");
+        assert_eq!(answer(address, &frames), Answered(OK), "{what}");
     }
-}
-
-#[test]
-fn a_head_request_that_is_refused_has_no_body() {
-    let backend = ScriptedPeer::answering("never");
-    let daemon = front(backend.address, "");
-    let mut client = RawH2Client::connect(daemon.address("@web"));
-    let mut list = GET_FIELDS.to_vec();
-    list[0].1 = "HEAD";
-    list.push(("connection", "close"));
-    client.ask(1, &list);
-    let head = client.until(|frame| frame.kind == HEADERS);
-    assert!(head.flags & END_STREAM > 0);
 }

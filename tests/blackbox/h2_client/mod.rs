@@ -6,6 +6,7 @@ mod conformance;
 mod floods;
 mod heads;
 mod honest;
+mod malformed;
 mod messages;
 mod rules;
 mod stalled;
