@@ -370,3 +370,11 @@ pub fn trailer_section(out: &mut impl HeadWriter, trailers: &Trailers, forbidden
 #[cfg(test)]
 #[path = "forward_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "forward_response_tests.rs"]
+mod response_tests;
+
+#[cfg(test)]
+#[path = "forward_property_tests.rs"]
+mod property_tests;

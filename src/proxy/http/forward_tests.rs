@@ -119,7 +119,7 @@ fn a_rewritten_request_reads_as_a_request_for_the_rewritten_path() {
 }
 
 /// Lines of a head that is written as text.
-fn text_lines(write: impl FnOnce(&mut TextHead<'_>)) -> Vec<String> {
+pub(super) fn text_lines(write: impl FnOnce(&mut TextHead<'_>)) -> Vec<String> {
     let mut out = Vec::new();
     write(&mut TextHead::new(&mut out));
     let text = String::from_utf8(out).unwrap();
@@ -128,7 +128,7 @@ fn text_lines(write: impl FnOnce(&mut TextHead<'_>)) -> Vec<String> {
 }
 
 /// Fields of a head that is written as a block.
-fn block_fields(write: impl FnOnce(&mut BlockHead<'_>)) -> FieldList {
+pub(super) fn block_fields(write: impl FnOnce(&mut BlockHead<'_>)) -> FieldList {
     let (mut out, mut fields) = (Vec::new(), FieldList::default());
     let mut encoder = HpackEncoder::default();
     encoder.begin_block(&mut out);
@@ -143,7 +143,7 @@ fn block_fields(write: impl FnOnce(&mut BlockHead<'_>)) -> FieldList {
 }
 
 /// The same as lines.
-fn block_lines(write: impl FnOnce(&mut BlockHead<'_>)) -> Vec<String> {
+pub(super) fn block_lines(write: impl FnOnce(&mut BlockHead<'_>)) -> Vec<String> {
     let fields = block_fields(write);
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     let lines = fields.iter();
@@ -153,7 +153,7 @@ fn block_lines(write: impl FnOnce(&mut BlockHead<'_>)) -> Vec<String> {
 }
 
 /// Lines of a row, with ` | ` between them.
-fn lines(row: &str) -> Vec<&str> {
+pub(super) fn lines(row: &str) -> Vec<&str> {
     row.split(" | ").collect()
 }
 
@@ -382,4 +382,174 @@ fn the_body_of_a_request_has_one_framing() {
 fn complete(row: &str, before: &str, behind: &str) -> String {
     let (method, fields) = row.split_at(row.find(" | ").unwrap_or(row.len()));
     format!("{before}{method}{behind}{fields}")
+}
+
+#[test]
+fn only_a_switch_to_websocket_goes_to_backends_with_http2() {
+    RequestRow::default().check(
+        "GET / HTTP/1.1 | Host: a | Connection: upgrade | Upgrade: WebSocket | Sec-WebSocket-Key: k | Sec-WebSocket-Version: 13",
+        "GET / HTTP/1.1 | Host: a | Sec-WebSocket-Key: k | Sec-WebSocket-Version: 13 | Connection: upgrade | Upgrade: WebSocket",
+        ":method: CONNECT | :scheme: http | :path: / | :authority: a | :protocol: websocket | sec-websocket-version: 13",
+    );
+    RequestRow {
+        hop: NextHop::Close,
+        ..RequestRow::default()
+    }
+    .check(
+        "GET / HTTP/1.1 | Host: a | Connection: upgrade | Upgrade: other | Sec-WebSocket-Key: k",
+        "GET / HTTP/1.1 | Host: a | Sec-WebSocket-Key: k | Connection: upgrade | Upgrade: other",
+        ":method: GET | :scheme: http | :path: / | :authority: a | sec-websocket-key: k",
+    );
+    // With content it is a request like any other, whose upgrade a server may ignore.
+    RequestRow::default().check(
+        "POST / HTTP/1.1 | Host: a | Connection: upgrade | Upgrade: websocket | Content-Length: 3",
+        "POST / HTTP/1.1 | Host: a | Content-Length: 3 | Connection: upgrade | Upgrade: websocket",
+        ":method: POST | :scheme: http | :path: / | :authority: a | content-length: 3",
+    );
+}
+
+#[test]
+fn a_websocket_of_a_client_with_http2_gets_a_key_for_backends_with_http1() {
+    let removed = HeaderEdits {
+        remove: vec!["Sec-WebSocket-Key".to_owned()],
+        ..HeaderEdits::default()
+    };
+    let block =
+        ":method: CONNECT | :scheme: http | :path: / | :authority: a | :protocol: websocket | x: y";
+    for (sent, edits, text) in [
+        ("", None, " | Sec-WebSocket-Key: k"),
+        // A key of the client has no meaning, and is not the one that the backend answers.
+        (" | sec-websocket-key: own", None, " | Sec-WebSocket-Key: k"),
+        ("", Some(&removed), ""),
+    ] {
+        let row = RequestRow {
+            h2: Some(BodyFraming::None),
+            changes: RequestChanges {
+                websocket_key: Some("k"),
+                edits,
+                ..RequestChanges::default()
+            },
+            ..RequestRow::default()
+        };
+        let switch = "Connection: upgrade | Upgrade: websocket";
+        row.check(
+            &format!("GET / HTTP/1.1 | Host: a{sent} | X: y | {switch}"),
+            &format!("GET / HTTP/1.1 | Host: a | X: y{text} | {switch}"),
+            block,
+        );
+    }
+    // The key is for WebSockets only.
+    let row = RequestRow {
+        changes: RequestChanges {
+            websocket_key: Some("k"),
+            ..RequestChanges::default()
+        },
+        ..RequestRow::default()
+    };
+    row.check(
+        "GET / HTTP/1.1 | Host: a",
+        "GET / HTTP/1.1 | Host: a",
+        ":method: GET | :scheme: http | :path: / | :authority: a",
+    );
+}
+
+/// Checks what a request with `sent` fields tells the backend in `fields`, in both formats.
+fn check_fields(row: RequestRow<'_>, sent: &str, fields: &str) {
+    let text = format!("GET / HTTP/1.1 | Host: a{fields}");
+    let mut block = ":method: GET | :scheme: http | :path: / | :authority: a".to_owned();
+    for field in lines(fields).into_iter().skip(1) {
+        let (name, value) = field.split_once(": ").unwrap();
+        block.push_str(&[" | ", &name.to_ascii_lowercase(), ": ", value.trim()].concat());
+    }
+    let sent = format!("GET / HTTP/1.1 | Host: a{sent}");
+    row.check(&sent, &text, &block);
+}
+
+/// Row with every field that balancer adds.
+fn full_row<'a>() -> RequestRow<'a> {
+    RequestRow {
+        rules: ForwardedConfig {
+            rfc7239: true,
+            ..ForwardedConfig::default()
+        },
+        origin: RequestOrigin {
+            peer: "192.0.2.7".parse().ok(),
+            client: "192.0.2.7".parse().ok(),
+            port: Some(8443),
+            is_secure: true,
+            subject: Some(("Client-Subject", "CN=a")),
+            ..RequestOrigin::default()
+        },
+        id: "0123",
+        ..RequestRow::default()
+    }
+}
+
+#[test]
+fn a_backend_is_told_where_a_request_came_from() {
+    check_fields(
+        full_row(),
+        " | X-Forwarded-For: 1.1.1.1 | x_forwarded_for: 1.1.1.1 | Forwarded: for=1.1.1.1 | X-Real-IP: 1.1.1.1 \
+         | Client-Subject: CN=x | client_subject: CN=x | X-Request-Id: forged | X-A: b",
+        " | X-A: b | X-Forwarded-For: 192.0.2.7 | X-Forwarded-Proto: https | X-Forwarded-Host: a \
+         | X-Forwarded-Port: 8443 | X-Real-IP: 192.0.2.7 \
+         | Forwarded: for=192.0.2.7;proto=https;host=\"a\" | Via: 1.1 balancer | Client-Subject: CN=a \
+         | X-Request-Id: 0123",
+    );
+    let trusted = RequestOrigin {
+        trusted: true,
+        peer: "2001:db8::1".parse().ok(),
+        client: "1.1.1.1".parse().ok(),
+        port: Some(80),
+        ..RequestOrigin::default()
+    };
+    let row = RequestRow {
+        origin: trusted,
+        ..full_row()
+    };
+    check_fields(
+        row,
+        " | X-Forwarded-For: 1.1.1.1 | x-forwarded-for: 10.0.0.1 | X-Forwarded-Proto: https | Forwarded: for=1.1.1.1",
+        " | X-Forwarded-Proto: https | X-Forwarded-For: 1.1.1.1, 10.0.0.1, 2001:db8::1 \
+         | X-Forwarded-Host: a | X-Real-IP: 1.1.1.1 \
+         | Forwarded: for=1.1.1.1, for=\"[2001:db8::1]\";proto=http;host=\"a\" | Via: 1.1 balancer \
+         | X-Request-Id: 0123",
+    );
+    let row = RequestRow {
+        origin: RequestOrigin::default(),
+        h2: Some(BodyFraming::None),
+        id: "",
+        ..full_row()
+    };
+    check_fields(
+        row,
+        "",
+        " | X-Forwarded-For: unknown | X-Forwarded-Proto: http | X-Forwarded-Host: a \
+         | Forwarded: for=unknown;proto=http;host=\"a\" | Via: 2 balancer",
+    );
+}
+
+#[test]
+fn a_route_has_the_last_word_about_fields() {
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let edits = HeaderEdits {
+        set: vec![pair("X-Set", " new ")],
+        add: vec![pair("X-A", "2")],
+        remove: ["X-Forwarded-*", "x-real-ip", "Via", "Forwarded", "H*"]
+            .map(str::to_owned)
+            .to_vec(),
+    };
+    let row = RequestRow {
+        changes: RequestChanges {
+            edits: Some(&edits),
+            ..RequestChanges::default()
+        },
+        ..full_row()
+    };
+    // Blanks around a value are not allowed in HTTP/2.
+    check_fields(
+        row,
+        " | x_set: old | X-SET: old | X-A: 1 | Hx: 1 | Via: 1.0 b",
+        " | X-A: 1 | Client-Subject: CN=a | X-Request-Id: 0123 | X-Set:  new  | X-A: 2",
+    );
 }
