@@ -1,4 +1,4 @@
-//! Heads, framing and trailers of messages, whatever wire format they had.
+//! Heads, framing and trailers of messages of any wire format.
 //!
 //! A head is one buffer and spans into it. A wire format fills it, [`super::rules`] decides whether
 //! it has exactly one meaning, and everything above reads it.

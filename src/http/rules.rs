@@ -195,10 +195,9 @@ pub fn is_authority(text: &[u8]) -> bool {
     }
 }
 
-/// True for a name that a trailer section may have. RFC 9110 section 6.5.1 forbids those that frame,
-/// route or authorise: they would be read after the decisions that depend on them. Names with
-/// underscores are treated as those with dashes: some
-/// servers read both as one.
+/// True for a name that a trailer section may have. RFC 9110 section 6.5.1 forbids those that
+/// frame, route or authorise: they would be read after the decisions that depend on them. Names
+/// with underscores are treated as those with dashes: some servers read both as one.
 pub fn is_allowed_in_trailers(name: &[u8]) -> bool {
     const FORBIDDEN_TRAILERS: [&str; 12] = [
         "set-cookie",

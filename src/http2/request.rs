@@ -259,7 +259,9 @@ fn host<'f>(pseudo: &PseudoFields<'f>, fields: &'f FieldList) -> Result<&'f [u8]
         return Err(malformed("an empty Host"));
     }
     if !host.iter().all(u8::is_ascii_graphic) {
-        return Err(malformed("a byte in :authority or Host that is not ASCII"));
+        return Err(malformed(
+            "a blank, control or other byte in :authority or Host",
+        ));
     }
     Ok(host)
 }
@@ -348,3 +350,7 @@ fn join_cookies(head: &mut RequestHead, fields: &FieldList) {
     let value = Span::new(start, head.bytes.len());
     head.fields.push_known(KnownField::Cookie, name, value);
 }
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -171,3 +171,7 @@ fn check_size(head: &ResponseHead, phrase: &str) -> Result<(), HeadError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "response_tests.rs"]
+mod tests;

@@ -49,3 +49,63 @@ pub fn read(fields: &FieldList, limits: HeadLimits) -> Result<Trailers, Trailers
     }
     Ok(trailers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::golden_tests::field_list, *};
+
+    fn read(fields: &[(&str, &str)]) -> Result<Vec<String>, TrailersError> {
+        const LIMITS: HeadLimits = HeadLimits {
+            fields: 3,
+            bytes: 100,
+        };
+        let trailers = super::read(&field_list(fields, 1 << 10), LIMITS)?;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let fields = trailers.iter();
+        Ok(fields
+            .map(|(name, value)| format!("{}={}", text(name), text(value)))
+            .collect())
+    }
+
+    #[test]
+    fn trailers_are_the_fields_that_may_be_among_them() {
+        let fields = [("grpc-status", " 0 "), ("content-length", "5"), ("x-a", "")];
+        assert_eq!(read(&fields).unwrap(), ["grpc-status=0", "x-a="]);
+        assert_eq!(read(&[]).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn each_violation_of_the_rfc_is_named() {
+        for (name, value, detail) in [
+            (
+                ":path",
+                "/",
+                "a pseudo-header field that is unknown or not first",
+            ),
+            ("A", "b", "an upper-case letter in a field name"),
+            ("", "b", "an empty field name"),
+            ("a", "\0", "a control byte in a field value"),
+            ("connection", "b", "a connection-specific field"),
+            ("te", "trailers", "a connection-specific field"),
+        ] {
+            let found = read(&[("x-a", "b"), (name, value)]);
+            assert_eq!(found, Err(TrailersError::Malformed(detail)), "{name}");
+        }
+    }
+
+    #[test]
+    fn fields_that_are_dropped_count_for_the_limits() {
+        let long = "b".repeat(91);
+        for (fields, is_good) in [
+            (vec![("host", "b"); 3], true),
+            (vec![("host", "b"); 4], false),
+            // With four bytes of the line and two behind the last one.
+            (vec![("x-a", &*long)], true),
+            (vec![("host", &*long)], false),
+        ] {
+            let found = read(&fields).map(drop);
+            let expected = Err(TrailersError::TooLarge);
+            assert_eq!(found, if is_good { Ok(()) } else { expected }, "{fields:?}");
+        }
+    }
+}
