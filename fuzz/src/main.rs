@@ -32,6 +32,7 @@ const FUZZ_TARGETS: &[FuzzTarget] = &[
     ("grpc_health", targets::grpc_health::run),
     ("h2_backend", targets::h2_backend::run),
     ("h2_client", targets::h2_client::run),
+    ("h2_message", targets::h2_message::run),
     ("hpack", targets::hpack::run),
     ("proxy_header", targets::proxy_header::run),
     ("request_head", targets::request_head::run),

@@ -6,6 +6,7 @@ pub mod config;
 pub mod grpc_health;
 pub mod h2_backend;
 pub mod h2_client;
+pub mod h2_message;
 pub mod hpack;
 pub mod proxy_header;
 pub mod request_head;

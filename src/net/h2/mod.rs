@@ -19,6 +19,8 @@ pub mod incoming;
 mod input;
 #[cfg(test)]
 mod interop_tests;
+#[doc(hidden)]
+pub mod oracle;
 mod recv_buffer;
 mod recv_windows;
 mod request;
