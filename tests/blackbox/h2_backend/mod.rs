@@ -4,6 +4,7 @@
 //! Well-behaved backends are the h2 crate (`harness/h2.rs`); the others write frames by hand
 //! (`harness/frames.rs`).
 
+mod conformance;
 mod failures;
 mod honest;
 mod hostile;
