@@ -1,5 +1,7 @@
 //! Encoder of field blocks, RFC 7541 section 6.
 
+use std::time::{Duration, Instant};
+
 use super::{
     FIELD_OVERHEAD,
     dynamic_table::DynamicTable,
@@ -10,6 +12,8 @@ use super::{
 /// Largest dynamic table that we use, and the default of RFC 9113 section 6.5.2: memory per
 /// connection.
 const MAX_TABLE_BYTES: u16 = 4_096;
+/// Time from one message to the next of a connection that is worth a table.
+const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 /// Sets of slots; a power of two.
 const SETS: usize = 16;
 /// Slots that are compared for a field.
@@ -25,7 +29,7 @@ const NOT_ADDED: u16 = 0;
 /// A field enters the dynamic table if its name is in the closed list of `known_names.rs` and the
 /// same value was seen shortly before: values that change with each message push nothing out. Of
 /// other listed names, such as ids, only the name is used. The first block of a connection refers
-/// to the static table only, so that a connection with one message has no table. A field is found
+/// to the static table only, and so do those that follow a pause, see [`Self::pause`]. A field is found
 /// by a fingerprint and one comparison. Strings are sent as they are: the Huffman code would save
 /// a fifth of the remaining bytes, and take two times our time and four times the peer's.
 ///
@@ -40,7 +44,7 @@ const NOT_ADDED: u16 = 0;
 /// application may put a key into them.
 #[derive(Debug)]
 pub struct HpackEncoder {
-    /// Allocated by the second block.
+    /// Allocated by the second block, see [`Self::pause`].
     table: Option<Box<EncoderTable>>,
     /// Size of the table that the peer knows of.
     announced: u16,
@@ -48,8 +52,9 @@ pub struct HpackEncoder {
     lowest: u16,
     /// Size that the table may have.
     most: u16,
-    /// A block was begun since the last release.
+    /// A block was begun since the last release or pause: the next one needs a table.
     is_used: bool,
+    paused_at: Option<Instant>,
 }
 
 impl Default for HpackEncoder {
@@ -60,6 +65,7 @@ impl Default for HpackEncoder {
             lowest: MAX_TABLE_BYTES,
             most: MAX_TABLE_BYTES,
             is_used: false,
+            paused_at: None,
         }
     }
 }
@@ -72,6 +78,16 @@ impl HpackEncoder {
         if let Some(table) = &mut self.table {
             table.fields.resize(usize::from(self.lowest));
             table.fields.resize(usize::from(self.most));
+        }
+    }
+
+    /// Called when no message is open. Unless the last call was just before, the next message may
+    /// be the only one for long, and is encoded without a table if there is none yet: thousands of
+    /// connections that send a message now and then hold none.
+    pub fn pause(&mut self, now: Instant) {
+        let last = self.paused_at.replace(now);
+        if last.is_none_or(|last| now.saturating_duration_since(last) > BUSY_INTERVAL) {
+            self.is_used = false;
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::io::ReadBuf;
@@ -150,6 +150,11 @@ impl Connection {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Tells the encoder of field blocks that no stream is open.
+    pub fn pause_field_table(&self, now: Instant) {
+        self.state.borrow_mut().encoder.pause(now);
     }
 
     /// True if the encoder of field blocks holds memory.

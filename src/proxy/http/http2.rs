@@ -204,9 +204,11 @@ impl H2ClientDriver<'_> {
             (false, true) => Some(CLOSE_TIMEOUT),
             (false, false) => keepalive,
         };
-        let idle = self
-            .idle
-            .get_or_insert_with(|| ActivityTracker::new(clock::now()));
+        let idle = self.idle.get_or_insert_with(|| {
+            let now = clock::now();
+            self.connection.pause_field_table(now);
+            ActivityTracker::new(now)
+        });
         let passed = if is_read {
             let unacked = || [self.connection.unacked(), None];
             self.timer
