@@ -262,11 +262,22 @@ fn refusal(error: HeadError) -> Vec<String> {
     vec![format!("{:?}: {error}", error.fault)]
 }
 
-/// Lines of the fields that are kept.
+/// Longest line of a field that is kept.
+const MAX_LINE: usize = 160;
+
+/// Lines of the fields that are kept; of a longer one the beginning and its length.
 fn kept<'h>(fields: &'h HeadFields, bytes: &'h [u8]) -> impl Iterator<Item = String> {
     let equal: Vec<String> = fields
         .iter()
-        .map(|field| field_line(field.name.get(bytes), field.value.get(bytes)))
+        .map(|field| {
+            let value = field.value.get(bytes);
+            let mut line = field_line(field.name.get(bytes), value);
+            if line.len() > MAX_LINE {
+                line.truncate(MAX_LINE);
+                write!(line, "... ({} bytes)", value.len()).unwrap();
+            }
+            line
+        })
         .collect();
     let equal: Vec<String> = equal
         .chunk_by(|one, other| one == other)

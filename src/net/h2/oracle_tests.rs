@@ -119,17 +119,56 @@ fn golden(block: &Block) -> GoldenBlock {
     }
 }
 
-/// Writes the golden file: short blocks, some of each detail, and those in which something new
-/// was accepted.
+/// Last block that is accepted when `change` makes one longer, and the first that is not.
+fn boundary(change: impl Fn(usize) -> Block) -> Option<[GoldenBlock; 2]> {
+    let is_good = |length| compare(&change(length)).unwrap().detail.is_empty();
+    let (mut good, mut bad) = (0, 1 << 16);
+    if !is_good(good) || is_good(bad) {
+        return None;
+    }
+    while bad - good > 1 {
+        let middle = usize::midpoint(good, bad);
+        *if is_good(middle) { &mut good } else { &mut bad } = middle;
+    }
+    Some([golden(&change(good)), golden(&change(bad))])
+}
+
+/// Boundaries of `block`: a long value, a long path, many fields, many crumbs of a cookie.
+fn boundaries(block: &Block) -> Vec<GoldenBlock> {
+    let with = |more: Vec<(Vec<u8>, Vec<u8>)>| {
+        let mut block = block.clone();
+        block.fields.extend(more);
+        block
+    };
+    let longer_path = |length| {
+        let mut block = block.clone();
+        let path = block.fields.iter_mut().find(|(name, _)| name == b":path");
+        if let Some((_, path)) = path {
+            path.extend(vec![b'x'; length]);
+        }
+        block
+    };
+    let value = boundary(|length| with(vec![(b"x-long".to_vec(), vec![b'x'; length])]));
+    let path = boundary(longer_path);
+    let count = boundary(|count| with(vec![(b"x-many".to_vec(), b"b".to_vec()); count.min(2_000)]));
+    let crumb = (b"cookie".to_vec(), b"a=b".to_vec());
+    let crumbs = boundary(|count| with(vec![crumb.clone(); count.min(20_000)]));
+    [value, path, count, crumbs]
+        .into_iter()
+        .flatten()
+        .flatten()
+        .collect()
+}
+
+/// Writes the golden file: short blocks, some of each detail, those in which something new was
+/// accepted, and the largest that are within the limits.
 #[test]
 #[ignore = "writes tests/golden/h2_messages.txt"]
 fn write_golden_file() {
     /// Blocks of each detail.
     const PER_DETAIL: usize = 4;
-    /// Accepted blocks.
-    const ACCEPTED: usize = 120;
-    let (mut refused, mut accepted) = (BTreeMap::new(), Vec::new());
-    let mut seen = BTreeSet::new();
+    let (mut refused, mut accepted, mut edges) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let (mut seen, mut counts) = (BTreeSet::new(), BTreeMap::new());
     for round in 0..400_000 {
         let block = block(round);
         let agreement = compare(&block).unwrap();
@@ -144,9 +183,20 @@ fn write_golden_file() {
             parts.push((b"shape".to_vec(), shape.into_bytes()));
             let new = parts
                 .into_iter()
-                .filter(|part| seen.insert((kind.clone(), part.clone())));
-            if new.count() > 0 && accepted.len() < ACCEPTED && block.fields.len() < 12 {
+                .filter(|part| seen.insert((kind.clone(), part.clone())))
+                .count();
+            let most = match block.kind {
+                BlockKind::Request => 60,
+                BlockKind::Response => 40,
+                BlockKind::Trailers => 20,
+            };
+            let count = counts.entry(kind.clone()).or_insert(0);
+            if new > 0 && *count < most && block.fields.len() < 12 {
                 accepted.push(golden(&block));
+                *count += 1;
+                if *count % 10 == 0 {
+                    edges.extend(boundaries(&block));
+                }
             }
             continue;
         }
@@ -161,6 +211,6 @@ fn write_golden_file() {
         }
     }
     let refused = refused.into_values().flatten();
-    let blocks: Vec<GoldenBlock> = refused.chain(accepted).collect();
+    let blocks: Vec<GoldenBlock> = refused.chain(accepted).chain(edges).collect();
     std::fs::write(golden_tests::GOLDEN_FILE, golden_tests::write(&blocks)).unwrap();
 }

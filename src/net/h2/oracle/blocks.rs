@@ -171,6 +171,22 @@ impl Block {
         list
     }
 
+    /// Bytes that the crumbs of a cookie do not count, as they are joined.
+    fn joined_size(&self) -> usize {
+        let crumbs = self.fields.iter().filter(|(name, _)| name == b"cookie");
+        36 * crumbs.count().saturating_sub(1)
+    }
+
+    /// Size of the lines of HTTP/1, with the empty line.
+    fn text_size(&self) -> usize {
+        let fields = self.fields.iter();
+        let lines = fields.map(|(name, value)| match &**name {
+            b":status" => b"HTTP/1.1 200 OK\r\n".len(),
+            name => name.len() + b": \r\n".len() + value.len(),
+        });
+        lines.sum::<usize>() + b"\r\n".len()
+    }
+
     /// Size by the rule of RFC 9113 section 6.5.2.
     fn size(&self) -> usize {
         let sizes = self.fields.iter();
@@ -444,15 +460,15 @@ fn fill(block: &mut Block, random: &mut Random) {
     }
 }
 
-/// Makes one value so long that a size is near its limit.
+/// Makes one value so long that a size is near its limit, often to the byte.
 fn stretch(block: &mut Block, random: &mut Random) {
     let limits = match block.kind {
         BlockKind::Response => RESPONSE_LIMITS,
         BlockKind::Request | BlockKind::Trailers => block.limits,
     };
     let limit = match random.below(8) {
-        0..4 => limits.bytes,
-        4..7 => limits.bytes / 2,
+        0..5 => limits.bytes,
+        5..7 => limits.bytes / 2,
         _ => 2 * limits.bytes,
     };
     let target = block.fields.iter().position(|(name, _)| name == b":path");
@@ -460,22 +476,19 @@ fn stretch(block: &mut Block, random: &mut Random) {
         Some(target) if once_in(random, 2) => target,
         _ => random.below(block.fields.len()),
     };
-    let lines: usize = block
-        .fields
-        .iter()
-        .filter(|(name, _)| name.first() != Some(&b':'))
-        .map(|(name, value)| name.len() + value.len() + 4)
-        .sum();
-    let around = match random.below(3) {
+    let others = match random.below(4) {
         0 => 0,
         1 => block.size(),
-        _ => lines,
+        2 => block.size() - block.joined_size(),
+        _ => block.text_size(),
     };
     let Some((_, value)) = block.fields.get_mut(at) else {
         return;
     };
-    let wanted = (limit + random.below(40)).saturating_sub(around + random.below(40));
-    let length = wanted.min(60_000);
+    let others = others.saturating_sub(value.len());
+    let around = if once_in(random, 2) { 4 } else { 60 };
+    let wanted = (limit + 2).saturating_sub(others + random.below(around));
+    let length = wanted.min(65_000);
     if value.len() < length {
         value.resize(length, b'x');
     }
