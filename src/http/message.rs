@@ -242,6 +242,12 @@ impl Trailers {
             .map(|(_, value)| value)
     }
 
+    /// Drops the fields whose name `is_kept` refuses.
+    pub fn retain(&mut self, is_kept: impl Fn(&[u8]) -> bool) {
+        let Self { bytes, fields } = self;
+        fields.retain(|(name, _)| is_kept(name.get(bytes)));
+    }
+
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
         self.fields.is_empty()

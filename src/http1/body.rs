@@ -6,7 +6,10 @@
 
 use self::BodyError::{ChunkTooLong, Malformed};
 use super::has_only_crlf;
-use crate::http::rules::{HeadLimits, MAX_FIELDS, is_allowed_in_trailers};
+use crate::http::{
+    message::Trailers,
+    rules::{HeadLimits, MAX_FIELDS, is_allowed_in_trailers},
+};
 
 /// Bytes of chunk extensions per chunk. In practice only attackers send any.
 const MAX_EXTENSION: usize = 256;
@@ -68,7 +71,8 @@ impl BodyDecoder {
             digits: 0,
             extension: 0,
             extensions: 0,
-            trailers: Vec::new(),
+            section: Vec::new(),
+            trailers: Trailers::new(),
             limits: trailers,
         })
     }
@@ -101,12 +105,20 @@ impl BodyDecoder {
         }
     }
 
-    /// Trailer section of a complete chunked body: fields with their line ends, without the empty
-    /// line.
-    pub fn trailers(&self) -> &[u8] {
+    /// True if the next bytes are content, as opposed to framing or the end.
+    pub fn is_in_data(&self) -> bool {
         match self {
-            Self::Chunked(chunked) => &chunked.trailers,
-            _ => &[],
+            Self::Length(left) => *left > 0,
+            Self::Chunked(chunked) => chunked.place == ChunkState::Data,
+            Self::UntilClose => true,
+        }
+    }
+
+    /// Takes the trailers of a complete chunked body.
+    pub fn take_trailers(&mut self) -> Trailers {
+        match self {
+            Self::Chunked(chunked) => std::mem::take(&mut chunked.trailers),
+            Self::Length(_) | Self::UntilClose => Trailers::new(),
         }
     }
 }
@@ -141,7 +153,10 @@ pub struct ChunkedDecoder {
     digits: u8,
     extension: usize,
     extensions: usize,
-    trailers: Vec<u8>,
+    /// Bytes of the trailer section so far.
+    section: Vec<u8>,
+    /// Trailers of the complete body.
+    trailers: Trailers,
     /// Limits of the trailer section.
     limits: HeadLimits,
 }
@@ -232,19 +247,20 @@ impl ChunkedDecoder {
     }
 
     fn trailer_byte(&mut self, byte: u8) -> Result<ChunkState, BodyError> {
-        self.trailers.push(byte);
-        if self.trailers.len() > self.limits.bytes {
+        self.section.push(byte);
+        if self.section.len() > self.limits.bytes {
             return Err(BodyError::TrailersTooLarge);
         }
         if byte != b'\n'
-            || !(self.trailers == b"\r\n"
-                || self.trailers.ends_with(b"\n\r\n")
-                || self.trailers.ends_with(b"\n\n")
-                || self.trailers == b"\n")
+            || !(self.section == b"\r\n"
+                || self.section.ends_with(b"\n\r\n")
+                || self.section.ends_with(b"\n\n")
+                || self.section == b"\n")
         {
             return Ok(ChunkState::Trailers);
         }
-        self.trailers = checked_trailers(&self.trailers, self.limits.fields)?;
+        self.trailers = checked_trailers(&self.section, self.limits.fields)?;
+        self.section = Vec::new();
         Ok(ChunkState::Done)
     }
 }
@@ -252,9 +268,9 @@ impl ChunkedDecoder {
 /// Returns the fields of a trailer section that may be forwarded, at most `max_fields`. RFC 9110
 /// section 6.5.1 forbids those that frame, route or authorise: they would be read after the
 /// decisions that depend on them.
-fn checked_trailers(section: &[u8], max_fields: usize) -> Result<Vec<u8>, BodyError> {
+fn checked_trailers(section: &[u8], max_fields: usize) -> Result<Trailers, BodyError> {
     if section == b"\r\n" {
-        return Ok(Vec::new());
+        return Ok(Trailers::new());
     }
     if !has_only_crlf(section) {
         return Err(Malformed(
@@ -270,15 +286,12 @@ fn checked_trailers(section: &[u8], max_fields: usize) -> Result<Vec<u8>, BodyEr
         Err(httparse::Error::TooManyHeaders) => return Err(BodyError::TrailersTooLarge),
         _ => return Err(Malformed("a malformed trailer section")),
     };
-    let mut kept = Vec::new();
+    let mut kept = Trailers::new();
     for field in fields
         .iter()
         .filter(|field| is_allowed_in_trailers(field.name.as_bytes()))
     {
-        kept.extend_from_slice(field.name.as_bytes());
-        kept.extend_from_slice(b": ");
-        kept.extend_from_slice(field.value);
-        kept.extend_from_slice(b"\r\n");
+        kept.push(field.name.as_bytes(), field.value);
     }
     Ok(kept)
 }
@@ -309,7 +322,13 @@ mod tests {
                 BodyStep::Skip(n) => at += n,
                 BodyStep::More if end == input.len() => return Err(Malformed("cut")),
                 BodyStep::More => end = (end + piece).min(input.len()),
-                BodyStep::End => return Ok((body, decoder.trailers().to_vec(), at)),
+                BodyStep::End => {
+                    let trailers = decoder.take_trailers();
+                    let lines = trailers
+                        .iter()
+                        .map(|(name, value)| [name, b": ", value, b"\r\n"].concat());
+                    return Ok((body, lines.collect::<Vec<_>>().concat(), at));
+                }
             }
         }
     }

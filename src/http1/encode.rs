@@ -136,13 +136,6 @@ pub fn chunk_size(out: &mut Vec<u8>, size: usize) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends the last chunk with `trailers`, which have their line ends.
-pub fn last_chunk(out: &mut Vec<u8>, trailers: &[u8]) {
-    out.extend_from_slice(b"0\r\n");
-    out.extend_from_slice(trailers);
-    out.extend_from_slice(b"\r\n");
-}
-
 /// Appends a decimal number, without the cost of formatting.
 pub fn number(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(ShortText::number(value).as_bytes());
@@ -152,7 +145,7 @@ pub fn number(out: &mut Vec<u8>, value: u64) {
 mod tests {
     use super::*;
     use crate::{
-        http::rules::RESPONSE_LIMITS,
+        http::{message::Trailers, rules::RESPONSE_LIMITS},
         http1::body::{BodyDecoder, BodyStep},
     };
 
@@ -162,7 +155,10 @@ mod tests {
         for size in [1, 9, 10, 15, 16, 255, 4096, 70_000] {
             chunk(&mut out, &vec![b'x'; size]);
         }
-        last_chunk(&mut out, b"X-A: b\r\n");
+        let mut end = TextHead::new(&mut out);
+        end.trailer_start();
+        end.field(b"X-A", b"b");
+        end.end();
         let (mut decoder, mut rest, mut total) =
             (BodyDecoder::chunked(RESPONSE_LIMITS), out.as_slice(), 0);
         loop {
@@ -176,12 +172,11 @@ mod tests {
                 BodyStep::End => break,
             }
         }
+        let mut trailers = Trailers::new();
+        trailers.push(b"X-A", b"b");
         assert_eq!(
-            (total, decoder.trailers()),
-            (
-                1 + 9 + 10 + 15 + 16 + 255 + 4096 + 70_000,
-                &b"X-A: b\r\n"[..]
-            )
+            (total, decoder.take_trailers()),
+            (1 + 9 + 10 + 15 + 16 + 255 + 4096 + 70_000, trailers)
         );
     }
 }

@@ -61,6 +61,81 @@ pub enum RelayError {
     Backend(io::ErrorKind),
 }
 
+/// One side of a relay: a stream of bytes in both directions.
+pub trait RelaySide {
+    /// The socket, if it is a plain one or TLS over one, that the kernel may splice.
+    fn stream(&self) -> Option<&Stream>;
+
+    /// True if a drop ends our direction in order, as a FIN does.
+    fn ends_by_drop(&self) -> bool;
+
+    /// As [`Stream::poll_read_ready`].
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// As [`Stream::try_read`].
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// As [`Stream::poll_write_ready`].
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// As [`Stream::try_write`].
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// As [`Stream::shutdown_write`].
+    fn shutdown_write(&self) -> io::Result<()>;
+
+    /// As [`Stream::disconnected`].
+    fn disconnected(&self) -> impl Future<Output = ()>;
+
+    /// As [`Stream::unacked`].
+    fn unacked(&self) -> Option<u64>;
+
+    /// As [`Stream::set_reset_on_close`].
+    fn set_reset_on_close(&self);
+}
+
+impl RelaySide for Stream {
+    fn stream(&self) -> Option<&Stream> {
+        Some(self)
+    }
+
+    fn ends_by_drop(&self) -> bool {
+        self.tls().is_none()
+    }
+
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(cx)
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.try_read(buffer)
+    }
+
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_write_ready(cx)
+    }
+
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.try_write(bytes)
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        self.shutdown_write()
+    }
+
+    async fn disconnected(&self) {
+        self.disconnected().await;
+    }
+
+    fn unacked(&self) -> Option<u64> {
+        self.unacked()
+    }
+
+    fn set_reset_on_close(&self) {
+        self.set_reset_on_close();
+    }
+}
+
 /// Result of a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RelayEnd {
@@ -81,8 +156,8 @@ pub struct RelayEnd {
 /// After an error the drop resets both, so that neither side takes the cut for an orderly end.
 pub async fn relay_until(
     stop: impl Future<Output = ()>,
-    client: &Stream,
-    backend: &Stream,
+    client: &impl RelaySide,
+    backend: &impl RelaySide,
     first: Vec<u8>,
     idle: Option<Duration>,
     meter: RelayMeter<'_>,
@@ -189,9 +264,9 @@ impl TransferError {
 }
 
 /// One direction of a relay.
-struct Direction<'a> {
-    from: &'a Stream,
-    to: &'a Stream,
+struct Direction<'a, F, T> {
+    from: &'a F,
+    to: &'a T,
     mode: TransferMode,
     /// Bytes sent to the sink.
     moved: u64,
@@ -211,8 +286,8 @@ enum TransferMode {
     },
 }
 
-impl<'a> Direction<'a> {
-    fn new(from: &'a Stream, to: &'a Stream) -> Self {
+impl<'a, F: RelaySide, T: RelaySide> Direction<'a, F, T> {
+    fn new(from: &'a F, to: &'a T) -> Self {
         Self {
             from,
             to,
@@ -255,7 +330,7 @@ impl<'a> Direction<'a> {
     /// Ends the sink's direction, as its source has ended. Under TLS a drop is not enough: without
     /// `close_notify` it looks like a truncation.
     fn poll_end(&self, cx: &mut Context<'_>, last: bool) -> Poll<io::Result<()>> {
-        if last && self.to.tls().is_none() {
+        if last && self.to.ends_by_drop() {
             return Poll::Ready(Ok(()));
         }
         loop {
@@ -287,7 +362,10 @@ impl<'a> Direction<'a> {
             } => {
                 // A round begins with an empty pipe; what is sent in pieces counts once.
                 let is_new_round = splice.pending() == 0;
-                let moved = ready!(splice.poll_move(cx, self.from, self.to));
+                let moved = match (self.from.stream(), self.to.stream()) {
+                    (Some(from), Some(to)) => ready!(splice.poll_move(cx, from, to)),
+                    _ => Err(TransferError::Unsupported),
+                };
                 match &moved {
                     Ok(count) if is_new_round && count + splice.pending() < BULK_READ_BYTES => {
                         *small_rounds += 1;
@@ -379,8 +457,8 @@ impl CopyTransfer {
     fn poll_move(
         &mut self,
         cx: &mut Context<'_>,
-        from: &Stream,
-        to: &Stream,
+        from: &impl RelaySide,
+        to: &impl RelaySide,
     ) -> Poll<Result<usize, TransferError>> {
         while self.buffer.is_none() {
             ready!(from.poll_read_ready(cx)).map_err(TransferError::Read)?;

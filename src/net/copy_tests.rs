@@ -363,8 +363,8 @@ async fn an_idle_direction_holds_no_buffer_and_no_pipe() {
     assert!(matches!(&direction.mode, TransferMode::Copy(copy) if copy.buffer.is_none()));
     assert_eq!((&got, direction.pending()), (b"hello", 0));
     assert!(
-        size_of::<Direction<'_>>() <= 160,
+        size_of_val(&direction) <= 160,
         "{}",
-        size_of::<Direction<'_>>()
+        size_of_val(&direction)
     );
 }

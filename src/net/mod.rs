@@ -10,7 +10,6 @@ pub mod connect;
 pub mod copy;
 #[cfg(test)]
 pub(crate) mod fixture;
-pub mod h2;
 pub mod limits;
 pub mod listen;
 pub mod local_error;

@@ -1,11 +1,9 @@
-//! One connected byte stream, to a client or to a backend: TCP, unix socket, TLS, or an HTTP/2
-//! stream.
+//! One connected byte stream, to a client or to a backend: TCP, unix socket, or TLS over one.
 //!
 //! Everything above works on [`Stream`] and never on a descriptor, so an encrypted stream is one
 //! more variant. Must not know who is at the other end.
 
 use std::{
-    future::poll_fn,
     io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
@@ -20,10 +18,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use super::{
-    h2::{H2RequestError, Http1Adapter, backend::OutgoingStream, incoming::IncomingStream},
-    tls::{NegotiatedTls, TlsStream},
-};
+use super::tls::{NegotiatedTls, TlsStream};
 
 /// A connected stream of the calling thread's runtime.
 #[derive(Debug)]
@@ -34,10 +29,6 @@ pub enum Stream {
     Unix(UnixStream),
     /// TLS over one of the others.
     Tls(Box<TlsStream>),
-    /// An HTTP/2 stream of a client, as a connection of its own.
-    H2Request(Box<IncomingStream>),
-    /// An HTTP/2 stream to a backend, as a connection of its own.
-    H2Response(Box<OutgoingStream>),
 }
 
 impl Stream {
@@ -48,8 +39,6 @@ impl Stream {
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => return tls.try_read(buffer),
-            Self::H2Request(stream) => return stream.try_read(buffer),
-            Self::H2Response(stream) => return stream.try_read(buffer),
             Self::Tcp(_) | Self::Unix(_) => {}
         }
         let capacity = buffer.len();
@@ -73,8 +62,6 @@ impl Stream {
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => tls.try_write(bytes, false),
-            Self::H2Request(stream) => stream.write(bytes),
-            Self::H2Response(stream) => stream.write(bytes),
             _ => self.try_send(bytes, SendFlags::NOSIGNAL),
         }
     }
@@ -84,8 +71,6 @@ impl Stream {
     pub fn try_write_last(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => tls.try_write(bytes, true),
-            Self::H2Request(stream) => stream.write(bytes),
-            Self::H2Response(stream) => stream.write(bytes),
             _ => self.try_send(bytes, SendFlags::NOSIGNAL | SendFlags::MORE),
         }
     }
@@ -145,8 +130,6 @@ impl Stream {
         match self.socket() {
             Self::Tcp(stream) => drop(stream.ready(Interest::ERROR).await),
             Self::Tls(_) => {}
-            Self::H2Request(stream) => poll_fn(|cx| stream.poll_closed(cx)).await,
-            Self::H2Response(stream) => poll_fn(|cx| stream.poll_closed(cx)).await,
             Self::Unix(stream) => {
                 // A closed unix peer is EPOLLHUP without EPOLLERR: reading and writing end at once.
                 let read_or_gone = Interest::READABLE | Interest::ERROR;
@@ -172,8 +155,6 @@ impl Stream {
     pub fn shutdown_write(&self) -> io::Result<()> {
         match self {
             Self::Tls(tls) => return tls.shutdown_write(),
-            Self::H2Request(stream) => stream.finish(),
-            Self::H2Response(stream) => stream.finish(),
             Self::Tcp(_) | Self::Unix(_) => {}
         }
         if let Some(socket) = self.fd() {
@@ -208,60 +189,14 @@ impl Stream {
         }
     }
 
-    /// Parameters of the connection's TLS; an HTTP/2 stream has those of its connection.
+    /// Parameters of a connection under TLS.
     pub fn negotiated_tls(&self) -> Option<&NegotiatedTls> {
-        match self {
-            Self::Tls(tls) => Some(tls.negotiated()),
-            Self::H2Request(stream) => stream.negotiated_tls(),
-            Self::Tcp(_) | Self::Unix(_) | Self::H2Response(_) => None,
-        }
+        self.tls().map(TlsStream::negotiated)
     }
 
     /// Version of TLS as the log writes it; empty without TLS.
     pub fn tls_version(&self) -> &'static str {
         self.negotiated_tls().map_or("", NegotiatedTls::version)
-    }
-
-    /// The HTTP/2 stream of a client.
-    pub const fn h2_request(&self) -> Option<&IncomingStream> {
-        match self {
-            Self::H2Request(stream) => Some(stream),
-            _ => None,
-        }
-    }
-
-    /// The HTTP/2 stream to a backend.
-    pub const fn h2_response(&self) -> Option<&OutgoingStream> {
-        match self {
-            Self::H2Response(stream) => Some(stream),
-            _ => None,
-        }
-    }
-
-    /// Fault for which an HTTP/2 request was refused.
-    pub const fn refusal(&self) -> Option<H2RequestError> {
-        match self {
-            Self::H2Request(stream) => stream.refusal(),
-            _ => None,
-        }
-    }
-
-    /// Length that an HTTP/2 peer has declared of its body, which we read in chunks.
-    pub fn declared_length(&self) -> Option<u64> {
-        match self {
-            Self::H2Request(stream) => stream.declared_length(),
-            Self::H2Response(stream) => stream.declared_length(),
-            _ => None,
-        }
-    }
-
-    /// Value that `Sec-WebSocket-Accept` must have in the response, if we made the key: HTTP/2 has
-    /// none.
-    pub fn expected_accept(&self) -> Option<&str> {
-        match self {
-            Self::H2Request(stream) => stream.expected_accept(),
-            _ => None,
-        }
     }
 
     /// True if the kernel can move the bytes without us (splice).
@@ -284,8 +219,6 @@ impl Stream {
     /// what is to be sent.
     pub fn unacked(&self) -> Option<u64> {
         match self {
-            Self::H2Request(stream) => return stream.unacked(),
-            Self::H2Response(stream) => return stream.unacked(),
             Self::Tcp(_) | Self::Unix(_) | Self::Tls(_) => {}
         }
         #[cfg(target_os = "linux")]
@@ -304,8 +237,7 @@ impl Stream {
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         match self.socket() {
             Self::Tcp(stream) => stream.peer_addr().ok(),
-            Self::H2Request(stream) => stream.peer_addr(),
-            Self::Unix(_) | Self::Tls(_) | Self::H2Response(_) => None,
+            Self::Unix(_) | Self::Tls(_) => None,
         }
     }
 
@@ -313,8 +245,7 @@ impl Stream {
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self.socket() {
             Self::Tcp(stream) => stream.local_addr().ok(),
-            Self::H2Request(stream) => stream.local_addr(),
-            Self::Unix(_) | Self::Tls(_) | Self::H2Response(_) => None,
+            Self::Unix(_) | Self::Tls(_) => None,
         }
     }
 
@@ -324,8 +255,6 @@ impl Stream {
             Self::Tcp(stream) => stream.poll_read_ready(cx),
             Self::Unix(stream) => stream.poll_read_ready(cx),
             Self::Tls(tls) => tls.poll_read_ready(cx),
-            Self::H2Request(stream) => stream.poll_ready(cx),
-            Self::H2Response(stream) => stream.poll_ready(cx),
         }
     }
 
@@ -335,8 +264,6 @@ impl Stream {
             Self::Tcp(stream) => stream.poll_write_ready(cx),
             Self::Unix(stream) => stream.poll_write_ready(cx),
             Self::Tls(tls) => tls.socket().poll_write_ready(cx),
-            Self::H2Request(stream) => stream.poll_writable(cx),
-            Self::H2Response(stream) => stream.poll_writable(cx),
         }
     }
 
@@ -363,9 +290,7 @@ impl Stream {
             Self::Tcp(stream) => stream.try_io(interest, || operation(stream.as_fd())),
             Self::Unix(stream) => stream.try_io(interest, || operation(stream.as_fd())),
             // That would bypass the encryption, or there is no socket.
-            Self::Tls(_) | Self::H2Request(_) | Self::H2Response(_) => {
-                Err(io::ErrorKind::Unsupported.into())
-            }
+            Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -374,7 +299,7 @@ impl Stream {
         match self.socket() {
             Self::Tcp(stream) => Some(stream.as_fd()),
             Self::Unix(stream) => Some(stream.as_fd()),
-            Self::Tls(_) | Self::H2Request(_) | Self::H2Response(_) => None,
+            Self::Tls(_) => None,
         }
     }
 }
@@ -382,18 +307,6 @@ impl Stream {
 impl From<TlsStream> for Stream {
     fn from(tls: TlsStream) -> Self {
         Self::Tls(Box::new(tls))
-    }
-}
-
-impl From<IncomingStream> for Stream {
-    fn from(stream: IncomingStream) -> Self {
-        Self::H2Request(Box::new(stream))
-    }
-}
-
-impl From<OutgoingStream> for Stream {
-    fn from(stream: OutgoingStream) -> Self {
-        Self::H2Response(Box::new(stream))
     }
 }
 
@@ -420,8 +333,6 @@ impl AsyncRead for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tls(tls) => tls.poll_read(cx, buffer),
-            Self::H2Request(stream) => stream.poll_read(cx, buffer),
-            Self::H2Response(stream) => stream.poll_read(cx, buffer),
         }
     }
 }
@@ -437,8 +348,6 @@ impl AsyncWrite for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(tls) => tls.poll_write(cx, bytes),
-            Self::H2Request(stream) => stream.poll_write(cx, bytes),
-            Self::H2Response(stream) => stream.poll_write(cx, bytes),
         }
     }
 
@@ -452,8 +361,6 @@ impl AsyncWrite for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Self::Tls(tls) => tls.poll_write_vectored(cx, parts),
-            Self::H2Request(stream) => stream.poll_write_vectored(cx, parts),
-            Self::H2Response(stream) => stream.poll_write_vectored(cx, parts),
         }
     }
 

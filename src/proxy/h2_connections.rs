@@ -18,13 +18,11 @@ use tokio::{sync::watch, task::spawn_local, time::timeout_at};
 use super::{idle::key, reasons};
 use crate::{
     base::{clock, hasher::NumberBuild},
-    net::{
-        connect::{ConnectError, connect_backend},
-        h2::{
-            FIELD_TABLE_IDLE,
-            backend::{H2Connection, H2HandshakeError, OutgoingStream, StreamLimit},
-        },
+    h2::{
+        FIELD_TABLE_IDLE, StreamError,
+        backend::{ConnectionUse, H2Connection, H2HandshakeError, OutgoingStream, StreamLimit},
     },
+    net::connect::{ConnectError, connect_backend},
     pool::{BackendLease, BackendState, Pool},
     reason::Reason,
 };
@@ -255,7 +253,13 @@ async fn connect(
     let opened = open_connection(&pool, &state, header, limit, deadline).await;
     let (connection, peer) = match opened {
         Ok((connection, driver, peer)) => {
-            drop(spawn_local(driver));
+            let backend = Arc::clone(&state);
+            drop(spawn_local(async move {
+                if let Some(ended @ StreamError::Failed(_)) = driver.await {
+                    let backend = &backend.address;
+                    tracing::debug!(target: "http", ?backend, %ended, "http/2 connection failed");
+                }
+            }));
             (connection, peer)
         }
         Err(error) => {
@@ -287,7 +291,7 @@ async fn open_connection(
 ) -> Result<
     (
         Rc<H2Connection>,
-        impl Future<Output = ()> + use<>,
+        impl Future<Output = Option<StreamError>> + use<>,
         Option<SocketAddr>,
     ),
     H2ConnectError,
@@ -299,9 +303,26 @@ async fn open_connection(
     let stream = connect_backend(state, proxy_header, tls, speaks_first, deadline).await?;
     let peer = state.is_name().then(|| stream.peer_addr()).flatten();
     let streams = pool.config.streams_per_connection;
+    let backend = Arc::clone(state);
+    let on_use_change = Box::new(move |from, to| count_use(&backend, from, to));
     let (connection, driver) =
-        H2Connection::open(stream, Some(state), streams, limit, deadline).await?;
+        H2Connection::open(stream, on_use_change, streams, limit, deadline).await?;
     Ok((connection, driver, peer))
+}
+
+/// Counts a connection among the idle or the active ones.
+fn count_use(state: &BackendState, from: Option<ConnectionUse>, to: Option<ConnectionUse>) {
+    let metrics = state.metrics.mine();
+    let cell = |it| match it {
+        ConnectionUse::Idle => &metrics.connections_idle,
+        ConnectionUse::Active => &metrics.connections_active,
+    };
+    if let Some(from) = from {
+        cell(from).sub(1);
+    }
+    if let Some(to) = to {
+        cell(to).add(1);
+    }
 }
 
 impl H2Connections {

@@ -6,18 +6,14 @@
 
 use std::io;
 
-use super::http::pump::PumpError;
+use super::http::relay::BodyRelayError;
 use crate::{
+    h2::{StreamError, backend::H2HandshakeError},
     http::rules::HeadFault,
     http1::body::BodyError,
     net::{
-        client_hello::ClientHelloError,
-        connect::ConnectError,
-        copy::RelayError,
-        h2::{H2RequestError, StreamError, backend::H2HandshakeError},
-        local_error,
-        proxy_protocol::ReceiveHeaderError,
-        tls::HandshakeError,
+        client_hello::ClientHelloError, connect::ConnectError, copy::RelayError, local_error,
+        proxy_protocol::ReceiveHeaderError, tls::HandshakeError,
     },
     pool::BackendState,
     reason::Reason,
@@ -54,16 +50,8 @@ pub(super) const fn of_h2_handshake(error: &H2HandshakeError) -> Reason {
     }
 }
 
-/// Reason of an HTTP/2 stream to a backend that ended before its response.
-pub(super) fn of_h2_stream(error: &io::Error) -> Reason {
-    match StreamError::of(error) {
-        Some(ended) => of_h2_end(ended),
-        None if error.kind() == io::ErrorKind::InvalidData => Reason::ProxyProtocolError,
-        None => of_broken_connection(error),
-    }
-}
-
-const fn of_h2_end(ended: StreamError) -> Reason {
+/// Reason of an HTTP/2 stream to a backend, or of its connection, that ended too early.
+pub(super) const fn of_h2_end(ended: StreamError) -> Reason {
     match ended {
         // Violations that we have found, as opposed to ends that the backend has announced.
         StreamError::Invalid(_)
@@ -98,15 +86,6 @@ pub(super) const fn of_response_head(fault: HeadFault) -> Reason {
     }
 }
 
-/// Reason of an HTTP/2 request that was refused by its fields.
-pub(super) const fn of_h2_request(error: H2RequestError) -> Reason {
-    match error {
-        H2RequestError::Malformed => Reason::RequestError,
-        H2RequestError::TooLarge => Reason::RequestHeaderSectionSize,
-        H2RequestError::MethodNotAllowed => Reason::MethodNotAllowed,
-    }
-}
-
 /// Reason of an error on an established connection to a backend. Logs a local shortage.
 pub(super) fn of_broken_connection(error: &io::Error) -> Reason {
     if local_error::is_local(error) {
@@ -127,17 +106,19 @@ pub(super) const fn of_relay(error: RelayError) -> Reason {
 }
 
 /// Reason of a request body that could not be moved: the client's fault.
-pub(super) fn of_request_body(error: &PumpError) -> Reason {
+pub(super) fn of_request_body(error: &BodyRelayError) -> Reason {
     match error {
         _ if is_oversized(error) => Reason::RequestHeaderSectionSize,
-        PumpError::Malformed(_) => Reason::RequestIncomplete,
-        PumpError::TooLarge => Reason::RequestBodySize,
-        PumpError::Read(_) | PumpError::Cut | PumpError::Write(_) => Reason::ClientDisconnected,
+        BodyRelayError::Malformed(_) => Reason::RequestIncomplete,
+        BodyRelayError::TooLarge => Reason::RequestBodySize,
+        BodyRelayError::Read(_) | BodyRelayError::Cut | BodyRelayError::Write(_) => {
+            Reason::ClientDisconnected
+        }
     }
 }
 
 /// Reason of a response that is cut because its body cannot be read any further.
-pub(super) fn of_response_body(error: &PumpError) -> Reason {
+pub(super) fn of_response_body(error: &BodyRelayError) -> Reason {
     if is_oversized(error) {
         Reason::ResponseHeaderSectionSize
     } else {
@@ -146,10 +127,12 @@ pub(super) fn of_response_body(error: &PumpError) -> Reason {
 }
 
 /// True if trailers, or an HTTP/2 field block, exceed our limits.
-fn is_oversized(error: &PumpError) -> bool {
+fn is_oversized(error: &BodyRelayError) -> bool {
     match error {
-        PumpError::Malformed(error) => matches!(error, BodyError::TrailersTooLarge),
-        PumpError::Read(error) => matches!(StreamError::of(error), Some(StreamError::TooLarge(_))),
+        BodyRelayError::Malformed(error) => matches!(error, BodyError::TrailersTooLarge),
+        BodyRelayError::Read(error) => {
+            matches!(StreamError::of(error), Some(StreamError::TooLarge(_)))
+        }
         _ => false,
     }
 }
@@ -266,20 +249,17 @@ mod tests {
             (StreamError::Lost, Reason::ConnectionTerminated),
         ];
         for (ended, reason) in table {
-            assert_eq!(of_h2_stream(&io::Error::other(ended)), reason, "{ended:?}");
+            assert_eq!(of_h2_end(ended), reason, "{ended:?}");
             assert_eq!(
                 of_h2_handshake(&H2HandshakeError::Ended(ended)),
                 reason,
                 "{ended:?}"
             );
         }
-        let invalid = io::Error::from(io::ErrorKind::InvalidData);
-        assert_eq!(of_h2_stream(&invalid), Reason::ProxyProtocolError);
-        assert_eq!(
-            of_h2_stream(&os(libc::ECONNRESET)),
-            Reason::ConnectionTerminated
-        );
-        assert_eq!(of_h2_stream(&os(libc::ENOBUFS)), Reason::Overload);
+        let reset = os(libc::ECONNRESET);
+        assert_eq!(of_broken_connection(&reset), Reason::ConnectionTerminated);
+        let shortage = os(libc::ENOBUFS);
+        assert_eq!(of_broken_connection(&shortage), Reason::Overload);
         for (error, reason) in [
             (H2HandshakeError::NotNegotiated, Reason::TlsProtocolError),
             (H2HandshakeError::NoSettings, Reason::ConnectionTimeout),
@@ -290,13 +270,33 @@ mod tests {
     }
 
     #[test]
-    fn an_http2_request_that_was_refused_has_the_reason_of_its_fault() {
-        for (error, reason) in [
-            (H2RequestError::Malformed, Reason::RequestError),
-            (H2RequestError::TooLarge, Reason::RequestHeaderSectionSize),
-            (H2RequestError::MethodNotAllowed, Reason::MethodNotAllowed),
+    fn a_head_that_was_refused_has_the_reason_of_its_fault() {
+        use HeadFault as Fault;
+
+        let invalid = Reason::ProxyProtocolError;
+        for (fault, of_request, of_response) in [
+            (Fault::Malformed, Reason::RequestError, invalid),
+            (Fault::TargetTooLong, Reason::RequestUriTooLong, invalid),
+            (
+                Fault::TooLarge,
+                Reason::RequestHeaderSectionSize,
+                Reason::ResponseHeaderSectionSize,
+            ),
+            (Fault::MethodNotAllowed, Reason::MethodNotAllowed, invalid),
+            (Fault::ExpectationFailed, Reason::ExpectationFailed, invalid),
+            (
+                Fault::CodingUnsupported,
+                Reason::TransferCodingUnsupported,
+                invalid,
+            ),
+            (
+                Fault::VersionUnsupported,
+                Reason::VersionNotSupported,
+                invalid,
+            ),
         ] {
-            assert_eq!(of_h2_request(error), reason, "{error:?}");
+            assert_eq!(of_request_head(fault), of_request, "{fault:?}");
+            assert_eq!(of_response_head(fault), of_response, "{fault:?}");
         }
     }
 
@@ -309,7 +309,7 @@ mod tests {
 
         let too_large = || io::Error::other(StreamError::TooLarge(""));
         let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
-        let trailers = PumpError::Malformed(BodyError::TrailersTooLarge);
+        let trailers = BodyRelayError::Malformed(BodyError::TrailersTooLarge);
         let table = [
             (
                 trailers,
@@ -317,27 +317,31 @@ mod tests {
                 ResponseHeaderSectionSize,
             ),
             (
-                PumpError::Read(too_large()),
+                BodyRelayError::Read(too_large()),
                 RequestHeaderSectionSize,
                 ResponseHeaderSectionSize,
             ),
             (
-                PumpError::Malformed(BodyError::Malformed("")),
+                BodyRelayError::Malformed(BodyError::Malformed("")),
                 RequestIncomplete,
                 ResponseIncomplete,
             ),
-            (PumpError::TooLarge, RequestBodySize, ResponseIncomplete),
             (
-                PumpError::Read(reset()),
+                BodyRelayError::TooLarge,
+                RequestBodySize,
+                ResponseIncomplete,
+            ),
+            (
+                BodyRelayError::Read(reset()),
                 ClientDisconnected,
                 ResponseIncomplete,
             ),
             (
-                PumpError::Write(reset()),
+                BodyRelayError::Write(reset()),
                 ClientDisconnected,
                 ResponseIncomplete,
             ),
-            (PumpError::Cut, ClientDisconnected, ResponseIncomplete),
+            (BodyRelayError::Cut, ClientDisconnected, ResponseIncomplete),
         ];
         for (error, of_request, of_response) in table {
             assert_eq!(of_request_body(&error), of_request, "{error:?}");

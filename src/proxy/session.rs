@@ -100,7 +100,7 @@ async fn proxy(
         let received = connection.proxy_header.as_deref();
         let ends = received.map_or_else(
             || ConnectionEnds::of(&stream),
-            |header| header.ends(&stream),
+            |header| header.ends(|| ConnectionEnds::of(&stream)),
         );
         proxy_protocol::encode(version, ends)
     });

@@ -7,12 +7,9 @@
 use std::{error::Error, io, time::Duration};
 
 use crate::{
+    h2::{StreamError, backend::H2HandshakeError},
     health::grpc_message::GrpcMessageError,
-    net::{
-        connect::ConnectError,
-        h2::{StreamError, backend::H2HandshakeError},
-        local_error,
-    },
+    net::{connect::ConnectError, local_error},
 };
 
 /// Failure of a check; `Display` is the cause for people.
@@ -81,19 +78,23 @@ impl CheckError {
     }
 
     /// Maps an error of an established connection.
-    pub(super) fn from_stream(error: io::Error) -> Self {
+    pub(super) fn from_io(error: io::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-        match (StreamError::of(&error), error.kind()) {
-            (Some(StreamError::Lost), _) => Self::Truncated,
-            (Some(stream), _) => Self::Stream(stream),
+        match error.kind() {
             _ if local_error::is_local(&error) => {
                 local_error::log(&error);
                 Self::Local(Box::new(error))
             }
-            (None, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof) => {
-                Self::Truncated
-            }
-            (None, _) => Self::Io(error),
+            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof => Self::Truncated,
+            _ => Self::Io(error),
+        }
+    }
+
+    /// Maps the end of an HTTP/2 stream.
+    pub(super) const fn from_stream(ended: StreamError) -> Self {
+        match ended {
+            StreamError::Lost => Self::Truncated,
+            _ => Self::Stream(ended),
         }
     }
 

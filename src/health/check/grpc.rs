@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use super::{
     error::CheckError,
-    http1::{CheckResponse, USER_AGENT},
+    exchange::{CheckRequest, CheckResponse, CheckStream},
 };
 use crate::{
     health::grpc_message::{self, MAX_MESSAGE_BYTES, PREFIX_BYTES, ServingStatus},
-    http::grpc::is_grpc,
-    net::stream::Stream,
+    http::{grpc::is_grpc, message::BodyFraming},
 };
 
 const CHECK_PATH: &str = "/grpc.health.v1.Health/Check";
@@ -41,24 +40,28 @@ const STATUS_NAMES: [&str; 17] = [
 
 /// Calls the health service for `service` on an HTTP/2 `stream`; empty is the server as a whole.
 pub(super) async fn probe(
-    stream: Stream,
+    stream: CheckStream,
     service: &str,
     authority: &str,
     timeout: Duration,
 ) -> Result<(), CheckError> {
     let message = grpc_message::encode_request(service);
-    // The header takes at most eight digits; checks are limited to an hour. A call has no length,
-    // so it goes out chunked.
-    let mut request = format!(
-        "POST {CHECK_PATH} HTTP/1.1\r\nhost: {authority}\r\ncontent-type: application/grpc\r\nte: trailers\r\n\
-         grpc-timeout: {}m\r\nuser-agent: {USER_AGENT}\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n",
-        timeout.as_millis(),
-        message.len(),
-    )
-    .into_bytes();
-    request.extend_from_slice(&message);
-    request.extend_from_slice(b"\r\n0\r\n\r\n");
-    let response = CheckResponse::fetch(stream, "POST", &request).await?;
+    // The header takes at most eight digits; checks are limited to an hour.
+    let deadline = format!("{}m", timeout.as_millis());
+    let request = CheckRequest {
+        method: "POST",
+        path: CHECK_PATH,
+        authority,
+        fields: &[
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+            ("grpc-timeout", &deadline),
+        ],
+        // A call has no length.
+        framing: BodyFraming::Streamed(None),
+        content: &message,
+    };
+    let response = CheckResponse::fetch(stream, &request).await?;
     judge(response, service).await
 }
 
@@ -80,11 +83,12 @@ async fn judge(mut response: CheckResponse, service: &str) -> Result<(), CheckEr
             return Err(CheckError::unexpected("answer is too long"));
         }
     }
-    let status = match response.trailers() {
+    let trailers = response.trailers();
+    let status = match trailers.is_empty() {
         // A call that fails at once sends a head alone, with the status in it ("Trailers-Only").
-        [] if message.is_empty() => response.field("grpc-status"),
-        [] => return Err(CheckError::unexpected("answer ends without a grpc-status")),
-        trailers => trailer(trailers, b"grpc-status"),
+        true if message.is_empty() => response.field("grpc-status"),
+        true => return Err(CheckError::unexpected("answer ends without a grpc-status")),
+        false => trailers.find(b"grpc-status"),
     };
     let status = status.ok_or_else(|| CheckError::unexpected("answer has no grpc-status"))?;
     let status = std::str::from_utf8(status)
@@ -99,16 +103,6 @@ async fn judge(mut response: CheckResponse, service: &str) -> Result<(), CheckEr
         Ok(other) => Err(CheckError::unexpected(format!("the backend says {other}"))),
         Err(invalid) => Err(CheckError::InvalidMessage(invalid)),
     }
-}
-
-/// The value of the field `name` in the lines of a trailer section.
-fn trailer<'a>(lines: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    lines.split(|byte| *byte == b'\n').find_map(|line| {
-        let colon = memchr::memchr(b':', line)?;
-        let (found, value) = line.split_at(colon);
-        let value = value.strip_prefix(b":")?;
-        found.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
-    })
 }
 
 /// The cause for a `grpc-status` other than OK.

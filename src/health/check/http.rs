@@ -3,9 +3,9 @@
 
 use super::{
     error::CheckError,
-    http1::{CheckResponse, USER_AGENT},
+    exchange::{CheckRequest, CheckResponse, CheckStream},
 };
-use crate::net::stream::Stream;
+use crate::http::message::BodyFraming;
 
 /// Length of the part of a body that is searched for the expected text: a bound on the memory that
 /// a check can take.
@@ -25,9 +25,21 @@ pub(super) struct HttpProbe<'a> {
 
 impl HttpProbe<'_> {
     /// Sends the request on `stream` and judges the response.
-    pub(super) async fn run(&self, stream: Stream) -> Result<(), CheckError> {
-        let request = self.request();
-        let mut response = CheckResponse::fetch(stream, self.method, request.as_bytes()).await?;
+    pub(super) async fn run(&self, stream: CheckStream) -> Result<(), CheckError> {
+        let request = CheckRequest {
+            method: self.method,
+            path: self.path,
+            authority: &self.authority,
+            fields: &[],
+            // Methods that expect a body announce that there is none (RFC 9110 section 8.6); some
+            // servers answer 411 otherwise.
+            framing: match self.method {
+                "POST" | "PUT" | "PATCH" => BodyFraming::Length(0),
+                _ => BodyFraming::None,
+            },
+            content: b"",
+        };
+        let mut response = CheckResponse::fetch(stream, &request).await?;
         let status = response.head.status;
         let mut good = self.expect.iter();
         if !good.any(|(low, high)| (*low..=*high).contains(&status)) {
@@ -40,24 +52,6 @@ impl HttpProbe<'_> {
             None => response.judge_body().await,
             Some(text) => contains(text, &mut response).await,
         }
-    }
-
-    fn request(&self) -> String {
-        let Self {
-            path,
-            method,
-            authority,
-            ..
-        } = self;
-        // Methods that expect a body announce that there is none (RFC 9110 section 8.6); some
-        // servers answer 411 otherwise.
-        let length = match *method {
-            "POST" | "PUT" | "PATCH" => "content-length: 0\r\n",
-            _ => "",
-        };
-        format!(
-            "{method} {path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: {USER_AGENT}\r\n{length}connection: close\r\n\r\n"
-        )
     }
 }
 

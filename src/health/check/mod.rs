@@ -1,20 +1,21 @@
 //! One probe of one backend: the request, and the judgement of the response. A new type of check is
 //! one arm in [`run`] and one file.
 //!
-//! `http.rs` judges responses that `http1.rs` reads, on a connection or on an HTTP/2 stream made by
-//! `http2.rs`. `grpc.rs` always uses a stream. `error.rs` maps every failure to its cause.
+//! `http.rs` judges responses that `exchange.rs` reads, on a connection or on an HTTP/2 stream made
+//! by `http2.rs`. `grpc.rs` always uses a stream. `error.rs` maps every failure to its cause.
 
 mod deadline;
 mod error;
+mod exchange;
 mod grpc;
 mod http;
-mod http1;
 mod http2;
 
 use std::{net::SocketAddr, time::Instant};
 
 use self::deadline::ProbeDeadline;
 pub(super) use self::error::CheckError;
+use self::exchange::CheckStream;
 use crate::{
     base::{address::BackendAddress, clock},
     config::model::{CheckKind, HealthCheckConfig, PoolConfig},
@@ -73,7 +74,7 @@ pub(super) async fn run(
                 let exchange = async |stream| probe.run(stream).await;
                 Box::pin(http2::on_stream(stream, exchange, deadline)).await
             } else {
-                deadline.run(probe.run(stream)).await
+                deadline.run(probe.run(CheckStream::H1(stream))).await
             }
         }
         CheckKind::Grpc { service, host } => {

@@ -52,10 +52,10 @@ impl ProxyHeader {
         }
     }
 
-    /// Both ends of the client's connection, whose last hop is `stream`.
-    pub fn ends(&self, stream: &Stream) -> Option<ConnectionEnds> {
+    /// Both ends of the client's connection; `own` are those of its last hop.
+    pub fn ends(&self, own: impl FnOnce() -> Option<ConnectionEnds>) -> Option<ConnectionEnds> {
         match self {
-            Self::Own => ConnectionEnds::of(stream),
+            Self::Own => own(),
             Self::Unix => None,
             Self::Proxied(ends) => Some(*ends),
         }

@@ -10,13 +10,14 @@ use tokio::select;
 
 use super::{
     attempt::Attempt,
+    backend_side::BackendSide,
     deadline::Deadline,
     exchange::{Exchange, ForwardSettings},
     outcome::{AttemptError, AttemptPhase},
 };
 use crate::{
     base::clock,
-    net::connect::connect_backend,
+    net::{connect::connect_backend, copy::RelaySide as _},
     proxy::{
         h2_connections::{self, StreamLease, StreamRequest},
         idle::BackendConnection,
@@ -40,7 +41,7 @@ pub(super) enum AcquireError {
 pub(super) async fn acquire_connection(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
-) -> Result<BackendConnection, AcquireError> {
+) -> Result<BackendSide, AcquireError> {
     let started = clock::now();
     exchange.record.reused = false;
     let connected = if attempt.pool.config.protocol.is_h2() {
@@ -48,7 +49,7 @@ pub(super) async fn acquire_connection(
     } else {
         if let Some(idle) = take_idle(exchange, attempt, started) {
             exchange.record.reused = true;
-            return Ok(idle);
+            return Ok(BackendSide::H1(idle));
         }
         Box::pin(connect(exchange, attempt, started)).await?
     };
@@ -97,7 +98,7 @@ async fn acquire_h2_stream(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
     started: Instant,
-) -> Result<BackendConnection, AcquireError> {
+) -> Result<BackendSide, AcquireError> {
     let request = StreamRequest {
         pool: attempt.pool,
         lease: attempt.lease,
@@ -109,7 +110,7 @@ async fn acquire_h2_stream(
     let found = select! {
         biased;
         found = h2_connections::acquire_stream(&exchange.context.worker.h2_connections, request) => found,
-        () = exchange.client.stream.disconnected() => {
+        () = exchange.client.side.disconnected() => {
             return Err(AcquireError::Client(Reason::ClientDisconnected));
         }
     };
@@ -125,13 +126,7 @@ async fn acquire_h2_stream(
     if exchange.head().is_websocket() && !stream.connection().supports_websockets() {
         return Err(AcquireError::Client(Reason::UpgradeFailed));
     }
-    let transport_epoch = attempt.pool.transport_epoch;
-    Ok(BackendConnection::new(
-        stream.into(),
-        attempt.proxy_header,
-        transport_epoch,
-        now,
-    ))
+    Ok(BackendSide::H2(stream))
 }
 
 /// Connects, while the client stays connected.
@@ -139,7 +134,7 @@ async fn connect(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
     started: Instant,
-) -> Result<BackendConnection, AcquireError> {
+) -> Result<BackendSide, AcquireError> {
     let metrics = attempt.lease.state.metrics.mine();
     let deadline = connect_deadline(attempt.settings, started);
     let header = attempt.proxy_header;
@@ -149,7 +144,7 @@ async fn connect(
     let connected = select! {
         biased;
         connected = connecting => connected,
-        () = exchange.client.stream.disconnected() => {
+        () = exchange.client.side.disconnected() => {
             return Err(AcquireError::Client(Reason::ClientDisconnected));
         }
     };
@@ -158,12 +153,9 @@ async fn connect(
     match connected {
         Ok(stream) => {
             metrics.connections_ok.add(1);
-            Ok(BackendConnection::new(
-                stream,
-                header,
-                attempt.pool.transport_epoch,
-                now,
-            ))
+            let epoch = attempt.pool.transport_epoch;
+            let connection = BackendConnection::new(stream, header, epoch, now);
+            Ok(BackendSide::H1(connection))
         }
         Err(error) => {
             let reason = reasons::of_connect(&error);

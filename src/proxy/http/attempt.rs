@@ -7,13 +7,13 @@ use std::{
 };
 
 use super::{
+    backend_side::BackendSide,
     exchange::{Exchange, ForwardSettings},
-    pump::{Pump, PumpError},
+    relay::{BodyRelay, BodyRelayError},
 };
 use crate::{
     base::clock,
     pool::{BackendLease, BackendState, Pool},
-    proxy::idle::BackendConnection,
     reason::Reason,
     telemetry::metrics::class_index,
 };
@@ -60,9 +60,9 @@ impl Attempt<'_> {
 pub(super) struct ConnectionInUse<'a>(&'a BackendState);
 
 impl<'a> ConnectionInUse<'a> {
-    /// Counts `connection` to the backend of `state`. A shared HTTP/2 connection counts itself.
-    pub(super) fn new(connection: &BackendConnection, state: &'a BackendState) -> Option<Self> {
-        if connection.stream.h2_response().is_some() {
+    /// Counts the connection to the backend of `state`. A shared one counts itself.
+    pub(super) fn new(backend: &BackendSide, state: &'a BackendState) -> Option<Self> {
+        if backend.is_shared() {
             return None;
         }
         state.metrics.mine().connections_active.add(1);
@@ -79,17 +79,17 @@ impl Drop for ConnectionInUse<'_> {
 /// Sends more of the request, and counts the bytes; `progress` is the time of the last byte.
 pub(super) fn poll_upload(
     exchange: &mut Exchange<'_>,
-    backend: &mut BackendConnection,
-    upload: &mut Pump,
+    backend: &mut BackendSide,
+    upload: &mut BodyRelay,
     progress: &mut Instant,
     cx: &mut Context<'_>,
-) -> Poll<Result<(), PumpError>> {
+) -> Poll<Result<(), BodyRelayError>> {
     let before = upload.moved();
-    let result = upload.poll(cx, &mut exchange.client.stream, &mut backend.stream);
+    let result = upload.poll(cx, exchange.client.side.source(), backend.sink());
     let after = upload.moved();
     let counters = exchange.context.counters();
     counters.received.add(after.0 - before.0);
-    backend.written += after.1 - before.1;
+    backend.note_written(after.1 - before.1);
     // The clock is not read for a request without a body: it goes out at the first poll, at the
     // time the caller has noted already.
     if after.0 != before.0 || after != before && result.is_pending() {

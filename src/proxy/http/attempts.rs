@@ -11,22 +11,20 @@ use super::{
     acquire::{AcquireError, acquire_connection},
     attempt::{Attempt, ConnectionInUse},
     await_response::{ResponseError, await_response},
-    buffers::INITIAL_BUFFER_BYTES,
+    backend_side::BackendSide,
     exchange::{Exchange, ForwardSettings},
     outcome::{AfterExchange, AttemptError, AttemptOutcome, AttemptPhase},
-    pump::Pump,
+    relay::BodyRelay,
     respond::respond,
     retry::{self, RetryContext, RetryDecision},
     tunnel::tunnel,
 };
 use crate::{
     base::clock,
-    net::{
-        h2::backend::{OutgoingStream, StreamRefusal},
-        proxy_protocol,
-    },
+    h2::backend::StreamRefusal,
+    http::message::HttpVersion,
+    net::proxy_protocol,
     pool::{BackendLease, Pool},
-    proxy::idle::BackendConnection,
     reason::Reason,
 };
 
@@ -48,7 +46,7 @@ impl Exchange<'_> {
         &mut self,
         chosen: &Arc<Pool>,
         settings: &ForwardSettings<'_>,
-        upload: &mut Pump,
+        upload: &mut BodyRelay,
     ) -> AfterExchange {
         let mut newest: Option<Arc<Pool>> = None;
         let mut proxy_header = self.proxy_header_for(chosen);
@@ -92,13 +90,9 @@ impl Exchange<'_> {
                 history.failed = next.positions_of(pool, &history.failed);
                 history.passed = next.positions_of(pool, &history.passed);
                 proxy_header = self.proxy_header_for(&next);
-                self.reencode_request(pool, &next, settings);
-                let (is_chunked, length) = self.upload_framing(&next);
-                upload.set_framing(is_chunked, length);
                 self.record.newest_pool = Some(Arc::clone(&next));
                 newest = Some(next);
             }
-            upload.replay(&self.buffers.request_out);
         }
     }
 
@@ -118,7 +112,7 @@ impl Exchange<'_> {
         attempt: Attempt<'_>,
         failure: &AttemptError,
         history: &mut AttemptHistory,
-        upload: &Pump,
+        upload: &BodyRelay,
     ) -> bool {
         let Some(retries) = attempt.settings.retries else {
             return false;
@@ -153,7 +147,7 @@ impl Exchange<'_> {
     async fn run_attempt(
         &mut self,
         attempt: Attempt<'_>,
-        upload: &mut Pump,
+        upload: &mut BodyRelay,
     ) -> Result<AttemptOutcome, AttemptError> {
         self.record.first_byte = None;
         let mut backend = match acquire_connection(self, attempt).await {
@@ -162,17 +156,16 @@ impl Exchange<'_> {
             Err(AcquireError::Client(reason)) => return Ok(AttemptOutcome::Failed(reason)),
         };
         let in_use = ConnectionInUse::new(&backend, &attempt.lease.state);
-        backend.exchanges += 1;
+        if let BackendSide::H1(connection) = &mut backend {
+            connection.exchanges += 1;
+        }
         let written_before = backend.wire_written();
         self.buffers.response.bytes.clear();
-        self.buffers.response.bytes.reserve(INITIAL_BUFFER_BYTES);
         let sent = clock::now();
-        match await_response(self, attempt.settings, &mut backend, upload, sent).await {
+        match await_response(self, attempt, &mut backend, upload, sent).await {
             Ok(()) => {}
             Err(ResponseError::Client(reason)) => {
-                if let Some(stream) = backend.stream.h2_response() {
-                    stream.connection().probe_if_stalled();
-                }
+                backend.probe_if_stalled();
                 return Ok(AttemptOutcome::Failed(reason));
             }
             Err(ResponseError::Limit(reason, detail)) => {
@@ -189,8 +182,9 @@ impl Exchange<'_> {
         let status = self.buffers.response.status;
         // To an HTTP/2 client any 2xx would be the switch that it requested (RFC 8441 section 5),
         // which this backend did not make.
-        let is_websocket = self.client.stream.expected_accept().is_some();
-        if is_websocket && (200..300).contains(&status) {
+        let head = self.head();
+        let is_extended_connect = head.version == HttpVersion::Http2 && head.is_websocket();
+        if is_extended_connect && (200..300).contains(&status) {
             return Ok(AttemptOutcome::Failed(Reason::UpgradeFailed));
         }
         if status == 101 {
@@ -207,25 +201,26 @@ impl Exchange<'_> {
         &self,
         failure: AttemptError,
         attempt: Attempt<'_>,
-        backend: &BackendConnection,
+        backend: &BackendSide,
         written_before: u64,
         sent: Instant,
     ) -> AttemptError {
-        let stream = backend.stream.h2_response();
-        // A connection that stalls one stream would stall others: retire it.
-        if let Some(stream) = stream.filter(|_| failure.reason == Reason::ConnectionReadTimeout) {
-            stream.connection().retire();
+        // A connection that stalls one stream would stall others.
+        if failure.reason == Reason::ConnectionReadTimeout {
+            backend.retire();
         }
         let is_silent_end = failure.reason == Reason::ConnectionTerminated
             && self.buffers.response.bytes.is_empty();
-        let refusal = refusal(backend, attempt.settings, sent).filter(|_| is_silent_end);
-        let is_reused =
-            self.record.reused && stream.is_none_or(|stream| stream.connection().is_retired());
+        let took = clock::now().saturating_duration_since(sent);
+        let refusal = backend
+            .refusal(took, attempt.settings.timeouts.connect)
+            .filter(|_| is_silent_end);
+        let is_reused = self.record.reused && backend.is_connection_over();
         AttemptError {
             stale: is_silent_end && is_reused && refusal.is_none(),
             refusal,
-            not_processed: refusal.is_some() || is_not_processed(backend, written_before),
-            own_limit: stream.is_some_and(OutgoingStream::hit_own_limit),
+            not_processed: refusal.is_some() || backend.is_not_processed(written_before),
+            own_limit: backend.hit_own_limit(),
             ..failure
         }
     }
@@ -265,31 +260,4 @@ fn is_backend_failure(lease: &BackendLease, failure: &AttemptError) -> bool {
         Some(StreamRefusal::Outright) => lease.state.refuses_again(),
         _ => !failure.is_of_connection() && !failure.own_limit,
     }
-}
-
-/// The refusal of the HTTP/2 stream that was opened at `sent`. ENHANCE_YOUR_CALM is the refusal
-/// of a new stream within the connect timeout; later it may come from a handler that has acted on
-/// the request.
-fn refusal(
-    backend: &BackendConnection,
-    settings: &ForwardSettings<'_>,
-    sent: Instant,
-) -> Option<StreamRefusal> {
-    let refusal = backend.stream.h2_response()?.refusal()?;
-    let took = clock::now().saturating_duration_since(sent);
-    (refusal != StreamRefusal::Overloaded || took <= settings.timeouts.connect).then_some(refusal)
-}
-
-/// True if the backend cannot have acted on the request; `written_before` is the count of bytes
-/// written to it when the request began.
-fn is_not_processed(backend: &BackendConnection, written_before: u64) -> bool {
-    if backend.wire_written() == written_before {
-        return true;
-    }
-    if backend.stream.h2_response().is_some() {
-        return false;
-    }
-    let acked = backend.stream.bytes_acked();
-    // The kernel counts the SYN as one byte.
-    backend.ended && acked.is_some_and(|acked| acked <= written_before + 1)
 }

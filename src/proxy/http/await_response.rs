@@ -11,23 +11,28 @@ use std::{
 };
 
 use super::{
-    attempt::poll_upload,
+    attempt::{Attempt, poll_upload},
+    backend_side::BackendSide,
     buffers::{ExchangeBuffers, INITIAL_BUFFER_BYTES},
+    client_side::ClientSide,
     connection::ClientConnection,
     deadline::Deadline,
-    exchange::{Exchange, ForwardSettings},
+    exchange::Exchange,
     forward, grpc,
     interim::is_flood,
-    pump::{Pump, PumpError, poll_fill},
+    relay::{BodyRelay, BodyRelayError, poll_fill},
 };
 use crate::{
     base::clock,
+    config::model::ListenerTimeoutsConfig,
     http::{
-        message::{BodyFraming, HttpVersion},
+        message::{HttpVersion, ResponseHead},
         rules::MAX_HEAD_BYTES,
+        websocket,
     },
     http1::{encode::TextHead, head_end, response},
-    net::{activity::ActivityTracker, h2::backend as h2_backend, local_error},
+    http2::block_head::BlockHead,
+    net::{activity::ActivityTracker, copy::RelaySide as _, local_error},
     proxy::{idle::BackendConnection, reasons},
     reason::Reason,
 };
@@ -65,15 +70,16 @@ impl ResponseError {
 /// Sends the request, which begins at `sent`, and reads until a final response head is there.
 pub(super) async fn await_response(
     exchange: &mut Exchange<'_>,
-    settings: &ForwardSettings<'_>,
-    backend: &mut BackendConnection,
-    upload: &mut Pump,
+    attempt: Attempt<'_>,
+    backend: &mut BackendSide,
+    upload: &mut BodyRelay,
     sent: Instant,
 ) -> Result<(), ResponseError> {
     exchange.min_rate.pause();
+    exchange.send_head(attempt, backend, upload)?;
     let mut pending = PendingResponse {
         exchange,
-        settings,
+        attempt,
         backend,
         upload,
         broken: None,
@@ -93,9 +99,6 @@ pub(super) async fn await_response(
             return pending.check_switch();
         }
         if !buffers.response.is_interim() {
-            if let BodyFraming::Streamed(length) = &mut buffers.response.framing {
-                *length = pending.backend.stream.declared_length();
-            }
             return Ok(());
         }
         interim += 1;
@@ -110,9 +113,9 @@ pub(super) async fn await_response(
 /// Both connections until there is a response head.
 struct PendingResponse<'w, 'e> {
     exchange: &'w mut Exchange<'e>,
-    settings: &'w ForwardSettings<'w>,
-    backend: &'w mut BackendConnection,
-    upload: &'w mut Pump,
+    attempt: Attempt<'w>,
+    backend: &'w mut BackendSide,
+    upload: &'w mut BodyRelay,
     /// Sending failed. The backend may still have responded before it closed.
     broken: Option<io::Error>,
     activity: ActivityTracker,
@@ -124,7 +127,9 @@ impl PendingResponse<'_, '_> {
     /// Reads one head, sending the request meanwhile.
     async fn next_head(&mut self) -> Result<(), ResponseError> {
         // The bytes behind a 1xx may be a whole head already.
-        if !self.exchange.buffers.response.bytes.is_empty() && parse(self.exchange.buffers)? {
+        let has_bytes = !self.exchange.buffers.response.bytes.is_empty();
+        if has_bytes && matches!(self.backend, BackendSide::H1(_)) && parse(self.exchange.buffers)?
+        {
             return Ok(());
         }
         // Send the request. A response may come before its end.
@@ -147,7 +152,7 @@ impl PendingResponse<'_, '_> {
     async fn read_head(&mut self) -> Result<(), ResponseError> {
         let Self {
             exchange,
-            settings,
+            attempt,
             backend,
             broken,
             activity,
@@ -156,10 +161,10 @@ impl PendingResponse<'_, '_> {
         let Exchange {
             client, buffers, ..
         } = &mut **exchange;
-        let ClientConnection { stream, timer, .. } = &mut **client;
-        let mut disconnected = pin!(stream.disconnected());
+        let ClientConnection { side, timer, .. } = &mut **client;
+        let mut disconnected = pin!(side.disconnected());
         poll_fn(|cx| {
-            let read = poll_parse(backend, cx, buffers, broken.as_ref());
+            let read = poll_head(backend, cx, buffers, broken.as_ref());
             if read.is_ready() {
                 return read;
             }
@@ -168,7 +173,8 @@ impl PendingResponse<'_, '_> {
             }
             // The timeout begins when the backend has acknowledged the request, not when our
             // kernel has taken it.
-            let unacked = || [backend.stream.unacked(), None];
+            let unacked = || [backend.unacked(), None];
+            let settings = attempt.settings;
             let (idle, total) = (settings.timeouts.response, settings.deadline);
             let end = total.map(|total| total.at);
             let passed = ready!(timer.poll_idle(cx, activity, idle, end, unacked));
@@ -185,7 +191,7 @@ impl PendingResponse<'_, '_> {
         if let Poll::Ready(sent) = self.poll_send(cx) {
             return Poll::Ready(sent.map(|()| false));
         }
-        match poll_parse(
+        match poll_head(
             self.backend,
             cx,
             self.exchange.buffers,
@@ -211,10 +217,7 @@ impl PendingResponse<'_, '_> {
         match result {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-            Poll::Ready(Err(PumpError::Write(error))) if h2_backend::is_inexpressible(&error) => {
-                Poll::Ready(Err(ResponseError::Client(Reason::RequestError)))
-            }
-            Poll::Ready(Err(PumpError::Write(error))) => {
+            Poll::Ready(Err(BodyRelayError::Write(error))) => {
                 self.broken = Some(error);
                 Poll::Ready(Ok(()))
             }
@@ -237,7 +240,7 @@ impl PendingResponse<'_, '_> {
             min_rate.update(has_min_rate, now.0.0, self.activity.last);
         }
         let timer = &mut self.exchange.client.timer;
-        let total = self.settings.deadline;
+        let total = self.attempt.settings.deadline;
         let reason = if has_min_rate {
             let timeouts = &self.exchange.context.listener.config.timeouts;
             let own = min_rate.deadline(timeouts.body_idle).map(|at| Deadline {
@@ -247,13 +250,13 @@ impl PendingResponse<'_, '_> {
             let deadline = Deadline::earliest(own, total);
             ready!(Deadline::poll(deadline, timer, cx))
         } else {
-            let timeouts = &self.settings.timeouts;
+            let timeouts = &self.attempt.settings.timeouts;
             let (idle, reason) = if for_backend {
                 (timeouts.response, Reason::ConnectionReadTimeout)
             } else {
                 (timeouts.idle, Reason::RequestTimeout)
             };
-            let unacked = || [self.backend.stream.unacked(), None];
+            let unacked = || [self.backend.unacked(), None];
             let end = total.map(|total| total.at);
             let passed = ready!(timer.poll_idle(cx, &mut self.activity, idle, end, unacked));
             Deadline::reason_of(passed, total).unwrap_or(reason)
@@ -278,8 +281,9 @@ impl PendingResponse<'_, '_> {
         let mut accept = response
             .fields
             .values("sec-websocket-accept", &response.bytes);
-        let expected = self.exchange.client.stream.expected_accept();
-        let is_accepted = expected.is_none_or(|it| accept.next() == Some(it.as_bytes()));
+        let key = self.exchange.websocket_key.as_deref();
+        let is_accepted = key
+            .is_none_or(|key| accept.next() == Some(websocket::accept(key.as_bytes()).as_bytes()));
         if is_accepted && requested.is_some_and(|it| response.switches_to(it)) {
             return Ok(());
         }
@@ -309,38 +313,67 @@ impl PendingResponse<'_, '_> {
         let is_wanted = request.version != HttpVersion::Http10;
         if is_wanted && !is_flood(record.interim + 1, *began) {
             record.interim += 1;
-            client_out.clear();
-            forward::interim_head(&mut TextHead::new(client_out), response);
             let timeouts = &context.listener.config.timeouts;
-            client
-                .write_all(client_out, timeouts)
-                .await
-                .map_err(ResponseError::Client)?;
-            context.counters().sent.add(client_out.len() as u64);
+            let sent = send_interim(client, response, client_out, timeouts).await;
+            context
+                .counters()
+                .sent
+                .add(sent.map_err(ResponseError::Client)?);
         }
-        response.bytes.drain(..response.len);
+        match self.backend {
+            BackendSide::H1(_) => drop(response.bytes.drain(..response.len)),
+            BackendSide::H2(_) => response.bytes.clear(),
+        }
         Ok(())
     }
 }
 
+/// Sends a 1xx to the client; gives its size.
+async fn send_interim(
+    client: &mut ClientConnection,
+    response: &ResponseHead,
+    out: &mut Vec<u8>,
+    timeouts: &ListenerTimeoutsConfig,
+) -> Result<u64, Reason> {
+    client.head_ready(timeouts).await?;
+    if let ClientSide::H2(side) = &client.side {
+        let write = |block: &mut BlockHead<'_>| forward::interim_head(block, response);
+        let sent = side.stream.send_head(false, write);
+        return sent.map_or(Err(Reason::ClientDisconnected), |sent| Ok(sent as u64));
+    }
+    out.clear();
+    forward::interim_head(&mut TextHead::new(out), response);
+    client.write_all(out, false, timeouts).await?;
+    Ok(out.len() as u64)
+}
+
 /// Reads from the backend until a whole head is there.
-fn poll_parse(
-    backend: &mut BackendConnection,
+fn poll_head(
+    backend: &mut BackendSide,
     cx: &mut Context<'_>,
     buffers: &mut ExchangeBuffers,
     broken: Option<&io::Error>,
 ) -> Poll<Result<(), ResponseError>> {
+    let connection = match backend {
+        BackendSide::H1(connection) => connection,
+        BackendSide::H2(outgoing) => {
+            let polled = outgoing.poll_head(&mut buffers.response, cx);
+            return polled.map_err(|ended| {
+                ResponseError::Backend(reasons::of_h2_end(ended), ended.to_string())
+            });
+        }
+    };
     loop {
         let bytes = &mut buffers.response.bytes;
         if bytes.capacity() - bytes.len() < INITIAL_BUFFER_BYTES / 4 {
             bytes.reserve(INITIAL_BUFFER_BYTES);
         }
         let before = bytes.len();
-        match poll_fill(&mut backend.stream, cx, bytes) {
+        match poll_fill(&mut connection.stream, cx, bytes) {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(Ok(0)) => return Poll::Ready(Err(terminated(backend, broken, None))),
+            Poll::Ready(Ok(0)) => return Poll::Ready(Err(terminated(connection, broken, None))),
             Poll::Ready(Err(error)) => {
-                return Poll::Ready(Err(terminated(backend, broken, Some(&error))));
+                return Poll::Ready(Err(terminated(connection, broken, Some(&error))));
             }
             Poll::Ready(Ok(_)) if !is_worth_parsing(bytes, before) => {}
             Poll::Ready(Ok(_)) => match parse(buffers) {
@@ -376,14 +409,10 @@ fn terminated(
         }
         None => errors.all(|error| error.kind() == io::ErrorKind::BrokenPipe),
     };
-    let h2_error = read.filter(|_| backend.stream.h2_response().is_some());
     let mut all = [write, read].into_iter().flatten();
-    let reason = match h2_error {
-        Some(error) => reasons::of_h2_stream(error),
-        None => match all.find(|error| local_error::is_local(error)) {
-            Some(error) => reasons::of_broken_connection(error),
-            None => Reason::ConnectionTerminated,
-        },
+    let reason = match all.find(|error| local_error::is_local(error)) {
+        Some(error) => reasons::of_broken_connection(error),
+        None => Reason::ConnectionTerminated,
     };
     ResponseError::Backend(reason, detail)
 }

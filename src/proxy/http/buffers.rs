@@ -22,8 +22,6 @@ pub(in crate::proxy) struct ExchangeBuffers {
     pub(super) response: ResponseHead,
     /// Bytes to be written to the client.
     pub(super) client_out: Vec<u8>,
-    /// Encoded request head, kept for a further attempt.
-    pub(super) request_out: Vec<u8>,
     /// Bytes to be written to the backend.
     pub(super) upload_out: Vec<u8>,
     /// Request body read from the client.
@@ -38,7 +36,6 @@ impl ExchangeBuffers {
             &mut self.request.bytes,
             &mut self.response.bytes,
             &mut self.client_out,
-            &mut self.request_out,
             &mut self.upload_out,
             &mut self.upload_bytes,
         ] {

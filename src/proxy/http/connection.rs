@@ -1,37 +1,36 @@
-//! A client's connection: an HTTP/1 connection, or one stream of an HTTP/2 connection.
+//! A client as an exchange sees it: its side, its address, its timer.
 //!
-//! Waits for requests and writes responses within their timeouts. Must not know what an exchange
+//! Waits for requests and writes responses of our own within their timeouts. Must not know what an exchange
 //! is.
 
 use std::{
     future::{Future, poll_fn},
     net::IpAddr,
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
     task::{Poll, ready},
     time::{Duration, Instant},
 };
 
-use tokio::io::AsyncWrite;
-
+use super::client_side::ClientSide;
 use crate::{
     base::{address::BindAddress, clock, socket_key::SocketKey},
     config::model::ListenerTimeoutsConfig,
     net::{
         activity::ActivityTracker,
+        copy::RelaySide as _,
         proxy_protocol::{ConnectionEnds, ProxyHeader},
-        stream::Stream,
     },
     proxy::{connections::ConnectionHandle, timer::Timer},
     reason::Reason,
     snapshot::{Listener, Snapshot},
 };
 
-/// A client connection.
+/// A client connection, or one stream of it.
 #[derive(Debug)]
 pub struct ClientConnection {
-    /// The stream.
-    pub stream: Stream,
+    /// The connection or the stream.
+    pub side: ClientSide,
     /// Address of the other end; `None` on a unix socket.
     pub peer: Option<IpAddr>,
     /// The address it was accepted on.
@@ -54,7 +53,7 @@ pub struct ClientConnection {
 impl ClientConnection {
     /// A connection that was just accepted. `header` is the time for its first request.
     pub fn new(
-        stream: Stream,
+        side: impl Into<ClientSide>,
         peer: Option<IpAddr>,
         bind: Rc<SocketKey>,
         entry: ConnectionHandle,
@@ -63,7 +62,7 @@ impl ClientConnection {
         let now = clock::now();
         let first_request_deadline = header.map(|header| now + header);
         Self {
-            stream,
+            side: side.into(),
             peer,
             bind,
             entry,
@@ -79,8 +78,8 @@ impl ClientConnection {
     /// Both ends of the client's own connection; `None` if it has no addresses.
     pub(super) fn ends(&self) -> Option<ConnectionEnds> {
         match &self.proxy_header {
-            None => ConnectionEnds::of(&self.stream),
-            Some(header) => header.ends(&self.stream),
+            None => self.side.ends(),
+            Some(header) => header.ends(|| self.side.ends()),
         }
     }
 
@@ -110,11 +109,13 @@ impl ClientConnection {
         Some((index, snapshot.listeners.get(index)?))
     }
 
-    /// Ends our direction, so that the last bytes go out before a reset can drop them, should the
-    /// client have sent more.
+    /// Ends our direction of an HTTP/1 connection, so that the last bytes go out before a reset can
+    /// drop them, should the client have sent more. A stream has ended with its response.
     pub(super) fn finish(&self) {
-        // Fails only if the connection is gone already.
-        let _ = self.stream.shutdown_write();
+        if let ClientSide::H1(stream) = &self.side {
+            // Fails only if the connection is gone already.
+            let _ = stream.shutdown_write();
+        }
     }
 
     /// Waits for the first byte of a request; false if the connection must be closed instead.
@@ -123,20 +124,17 @@ impl ClientConnection {
             .first_request_deadline
             .or_else(|| keepalive.map(|keepalive| clock::now() + keepalive));
         let Self {
-            stream,
-            entry,
-            timer,
-            ..
+            side, entry, timer, ..
         } = self;
         let readable = poll_fn(|cx| {
             let told_to_close = entry.wait(cx);
-            if stream.poll_read_ready(cx).is_ready() {
+            if side.poll_read_ready(cx).is_ready() {
                 return Poll::Ready(true);
             }
             // A request may be there although the driver has not reported it yet, as on a
             // connection that was just accepted. It is served: its event is on the way.
             let is_over = told_to_close || timer.poll(cx, deadline).is_ready();
-            if is_over && stream.has_no_pending_input() {
+            if is_over && side.has_no_pending_input() {
                 return Poll::Ready(false);
             }
             Poll::Pending
@@ -146,18 +144,40 @@ impl ClientConnection {
         readable
     }
 
-    /// Writes all of `bytes`; gives up a client that takes none of them for `timeouts.body_idle`.
+    /// Waits until a head can be sent; gives up a client that reads nothing of what was sent before
+    /// for `timeouts.body_idle`.
+    pub(super) async fn head_ready(
+        &mut self,
+        timeouts: &ListenerTimeoutsConfig,
+    ) -> Result<(), Reason> {
+        let Self { side, timer, .. } = self;
+        let mut activity: Option<ActivityTracker> = None;
+        poll_fn(|cx| match side.poll_head_ready(cx) {
+            Poll::Ready(ready) => Poll::Ready(ready.map_err(|_| Reason::ClientDisconnected)),
+            Poll::Pending => {
+                let activity = activity.get_or_insert_with(|| ActivityTracker::new(clock::now()));
+                let unacked = || [side.unacked(), None];
+                ready!(timer.poll_idle(cx, activity, timeouts.body_idle, None, unacked));
+                Poll::Ready(Err(Reason::ClientWriteTimeout))
+            }
+        })
+        .await
+    }
+
+    /// Writes all of `bytes`, which end the response if `ends`; gives up a client that takes none
+    /// of them for `timeouts.body_idle`.
     pub(super) async fn write_all(
         &mut self,
         bytes: &[u8],
+        ends: bool,
         timeouts: &ListenerTimeoutsConfig,
     ) -> Result<(), Reason> {
-        let Self { stream, timer, .. } = self;
+        let Self { side, timer, .. } = self;
         let (mut sent, mut sent_before) = (0, None);
         let mut activity: Option<ActivityTracker> = None;
         poll_fn(|cx| {
             while let Some(unsent @ [_, ..]) = bytes.get(sent..) {
-                match Pin::new(&mut *stream).poll_write(cx, unsent) {
+                match side.poll_write(cx, unsent, ends) {
                     Poll::Ready(Ok(count @ 1..)) => sent += count,
                     Poll::Ready(_) => return Poll::Ready(Err(Reason::ClientDisconnected)),
                     Poll::Pending => {
@@ -166,7 +186,7 @@ impl ClientConnection {
                         }
                         let activity =
                             activity.get_or_insert_with(|| ActivityTracker::new(clock::now()));
-                        let unacked = || [stream.unacked(), None];
+                        let unacked = || [side.unacked(), None];
                         ready!(timer.poll_idle(cx, activity, timeouts.body_idle, None, unacked));
                         return Poll::Ready(Err(Reason::ClientWriteTimeout));
                     }
@@ -179,14 +199,14 @@ impl ClientConnection {
 
     /// True if the client has reset the connection. Does not wait.
     pub(super) async fn is_disconnected(&self) -> bool {
-        let mut disconnected = pin!(self.stream.disconnected());
+        let mut disconnected = pin!(self.side.disconnected());
         poll_fn(|cx| Poll::Ready(disconnected.as_mut().poll(cx).is_ready())).await
     }
 
     /// Waits until anything wakes the task; true if the client has reset the connection. Detects
     /// a reset while no read or write is pending on the client.
     pub(super) async fn is_disconnected_when_woken(&self) -> bool {
-        let mut disconnected = pin!(self.stream.disconnected());
+        let mut disconnected = pin!(self.side.disconnected());
         let mut has_waited = false;
         poll_fn(|cx| {
             if disconnected.as_mut().poll(cx).is_ready() {
@@ -222,7 +242,7 @@ mod tests {
         let entry = connections.enter(Rc::clone(&bind));
         let mut client = ClientConnection::new(stream, None, bind, entry, None);
         // tokio reports a new stream readable until the first `WouldBlock`.
-        assert!(client.stream.try_read(&mut [0]).is_err());
+        assert!(client.side.try_read(&mut [0]).is_err());
         assert!(!client.wait_for_request(None).await, "nothing is there");
         peer.write_all(b"GET").unwrap();
         let mut wait = pin!(client.wait_for_request(None));

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     config::model::{PoolTimeoutsConfig, RetriesConfig, RouteConfig, TimeoutOverrides},
     http::message::RequestHead,
+    net::copy::RelaySide as _,
     pool::Pool,
     proxy::worker::Worker,
     reason::Reason,
@@ -119,6 +120,9 @@ pub(super) struct Exchange<'a> {
     pub client_asked_to_close: bool,
     /// Pipelining limit reached: requests behind this one are dropped.
     pub pipeline_limit_reached: bool,
+    /// Key that was made for the WebSocket of an HTTP/2 client, which has none, and an HTTP/1
+    /// backend, which must prove that it has read it (RFC 6455 section 4.2.2).
+    pub websocket_key: Option<String>,
     /// The exchange came to its end: it was not dropped on the way.
     is_complete: bool,
 }
@@ -157,6 +161,7 @@ impl<'a> Exchange<'a> {
             request_read: false,
             client_asked_to_close: false,
             pipeline_limit_reached: false,
+            websocket_key: None,
             is_complete: false,
         }
     }
@@ -191,14 +196,14 @@ impl Drop for Exchange<'_> {
             // The task was dropped in the middle, which only the end of a drain does.
             self.record.reason = Some(Reason::DrainTimeout);
             // After a FIN, a response that ends with its connection would look complete.
-            self.client.stream.set_reset_on_close();
+            self.client.side.set_reset_on_close();
         }
         std::mem::take(&mut self.record).finish(&RecordedRequest {
             began: self.began,
             snapshot: self.context.snapshot,
             worker: self.context.worker,
             listener: self.context.listener,
-            stream: &self.client.stream,
+            side: &self.client.side,
             client: self.address.client,
             head: &self.buffers.request,
             request_id: &self.buffers.request_id,

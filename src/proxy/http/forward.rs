@@ -14,7 +14,7 @@ use crate::{
     base::rng::Random,
     config::model::{ForwardedConfig, HeaderEdits},
     http::{
-        fields::{KnownField, is_same_or_twin},
+        fields::KnownField,
         head_writer::{HeadWriter, RequestLine},
         message::{BodyFraming, HttpVersion, RequestHead, ResponseHead, Trailers},
         websocket,
@@ -229,16 +229,15 @@ fn write_hop_by_hop(out: &mut impl HeadWriter, head: &RequestHead, hop: NextHop)
     }
 }
 
-/// The framing of a response with `head` for a client of `version`, or of HTTP/2. An HTTP/1 message
+/// The framing of a response with `head` for a client of `version`. An HTTP/1 message
 /// has a length or trailers: if the backend announces trailers, the length is dropped.
-pub fn delivery(head: &ResponseHead, version: HttpVersion, is_h2: bool) -> BodyFraming {
-    let is_h2 = is_h2 || version == HttpVersion::Http2;
+pub fn delivery(head: &ResponseHead, version: HttpVersion) -> BodyFraming {
     let has_trailers = || head.find(KnownField::Trailer).is_some();
     match (head.framing, version, head.framing.declared_length()) {
         (framing @ (BodyFraming::None | BodyFraming::Length(_)), ..) => framing,
         (_, HttpVersion::Http10, None) => BodyFraming::UntilClose,
         (_, HttpVersion::Http10, Some(length)) => BodyFraming::Length(length),
-        (_, _, length) if is_h2 => BodyFraming::Streamed(length),
+        (_, HttpVersion::Http2, length) => BodyFraming::Streamed(length),
         (_, _, Some(length)) if !has_trailers() => BodyFraming::Length(length),
         _ => BodyFraming::Streamed(None),
     }
@@ -355,14 +354,11 @@ pub fn switch_head(out: &mut impl HeadWriter, head: &ResponseHead, extra: Switch
     out.end();
 }
 
-/// Writes `trailers` but for those called one of `forbidden`, or a twin with underscores.
-pub fn trailer_section(out: &mut impl HeadWriter, trailers: &Trailers, forbidden: &[Box<str>]) {
+/// Writes `trailers`, behind the last chunk or in a block of their own.
+pub fn trailer_section(out: &mut impl HeadWriter, trailers: &Trailers) {
     out.trailer_start();
     for (name, value) in trailers.iter() {
-        let mut forbidden = forbidden.iter().map(|own| own.as_bytes());
-        if !forbidden.any(|own| is_same_or_twin(name, own)) {
-            out.field(name, value);
-        }
+        out.field(name, value);
     }
     out.end();
 }

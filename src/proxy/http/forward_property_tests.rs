@@ -224,7 +224,6 @@ fn origin(random: &mut Random) -> RequestOrigin<'static> {
         port: is_one_in(random, 2).then_some(8443),
         local: is_one_in(random, 2).then(|| ([192, 0, 2, 1], 80).into()),
         is_secure: is_one_in(random, 2),
-        is_h2: is_one_in(random, 2),
         subject: is_one_in(random, 2).then_some(("Client-Subject", choose(random, &["", "CN=a"]))),
     }
 }
@@ -364,7 +363,7 @@ fn a_backend_reads_the_same_request_from_text_and_from_a_block() {
             continue;
         }
         let (rules, origin, edits) = (rules(random), origin(random), edits(random, true));
-        if origin.is_h2 && head.version == HttpVersion::Http11 {
+        if is_one_in(random, 2) && head.version == HttpVersion::Http11 {
             head.version = HttpVersion::Http2;
             if let Some(length) = head.framing.declared_length() {
                 head.framing = BodyFraming::Streamed(Some(length));
@@ -424,7 +423,7 @@ fn write_response(
         switch_head(out, head, extra);
     } else {
         let extra = ResponseExtra {
-            delivery: delivery(head, version, false),
+            delivery: delivery(head, version),
             keep_alive: true,
             version,
             request_id,

@@ -83,6 +83,7 @@ mod tests {
             ("-1S", None),
             ("1", None),
             ("1s", None),
+            ("soon", None),
         ] {
             let fields = format!("Content-Type: application/grpc\r\ngrpc-timeout: {text}\r\n");
             assert_eq!(timeout(&call(&fields)), expected, "{text}");

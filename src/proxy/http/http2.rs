@@ -15,23 +15,26 @@ use std::{
 use tokio::task::spawn_local;
 
 use super::{
+    buffers::ExchangeBuffers,
+    client_side::{ClientSide, H2ClientFacts, H2ClientSide},
     connection::ClientConnection,
+    grpc,
     linger::{LINGER_AFTER_GOAWAY, LINGER_AFTER_RESPONSE, linger},
     outcome::AfterExchange,
     read, run,
 };
 use crate::{
-    base::{clock, rng::Random, socket_key::SocketKey},
+    base::{clock, socket_key::SocketKey},
     config::model::ListenerTimeoutsConfig,
+    h2::{
+        FIELD_TABLE_IDLE, client::IncomingRequest, connection::Connection, recycle_request,
+        stream::H2Stream,
+    },
+    http2::frame::ErrorCode,
     net::{
         activity::ActivityTracker,
-        h2::{
-            FIELD_TABLE_IDLE,
-            connection::Connection,
-            incoming::{IncomingRequest, IncomingStream},
-        },
-        proxy_protocol::ProxyHeader,
-        stream::Stream,
+        proxy_protocol::{ConnectionEnds, ProxyHeader},
+        tls::TlsStream,
     },
     proxy::{connections::ConnectionHandle, timer::Timer, worker::Worker},
 };
@@ -67,7 +70,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read
     let timeouts = listener.config.timeouts.clone();
     drop(generation);
     let ClientConnection {
-        stream,
+        side,
         peer,
         proxy_header,
         bind,
@@ -76,10 +79,18 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read
         first_request_deadline,
         ..
     } = client;
-    let random = Random::seeded(worker.random.borrow_mut().bits());
+    let ClientSide::H1(stream) = side else {
+        debug_assert!(false, "a stream carries no connection");
+        return;
+    };
+    let facts = H2ClientFacts {
+        negotiated: stream.tls().map(TlsStream::negotiated).cloned(),
+        ends: ConnectionEnds::of(&stream),
+    };
     let mut driver = H2ClientDriver {
         worker: &worker,
-        connection: Connection::of_client(stream, &read, limits, most, random),
+        connection: Connection::of_client(stream, &read, limits, most),
+        facts: Rc::new(facts),
         entry,
         bind,
         peer,
@@ -102,6 +113,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read
 struct H2ClientDriver<'a> {
     worker: &'a Rc<Worker>,
     connection: Rc<Connection>,
+    facts: Rc<H2ClientFacts>,
     entry: ConnectionHandle,
     bind: Rc<SocketKey>,
     peer: Option<IpAddr>,
@@ -227,14 +239,32 @@ impl H2ClientDriver<'_> {
     }
 
     /// Serves one stream in a task of its own.
-    fn begin(&mut self, asked: IncomingRequest) {
+    fn begin(&mut self, mut asked: IncomingRequest) {
         self.first_request_deadline = None;
-        let incoming = IncomingStream::new(Rc::clone(&self.connection), asked);
+        let side = H2ClientSide {
+            stream: H2Stream::of_request(&self.connection, &asked),
+            facts: Rc::clone(&self.facts),
+            refusal: asked.refusal,
+        };
+        let mut buffers = self.worker.take_buffers();
+        std::mem::swap(&mut buffers.request, &mut asked.head);
+        recycle_request(asked.head);
+        if let Some(deadline) = grpc::timeout(&buffers.request) {
+            side.stream.allow_reset_after(deadline);
+        }
+        if side.is_malformed() {
+            // RFC 9113 section 8.1.1: the response is sent, and the stream ends as an error.
+            side.stream.end_with_reset(ErrorCode::PROTOCOL_ERROR);
+        }
         let (bind, entry) = (Rc::clone(&self.bind), self.entry.child());
-        let mut client =
-            ClientConnection::new(Stream::from(incoming), self.peer, bind, entry, None);
+        let side = ClientSide::H2(Box::new(side));
+        let mut client = ClientConnection::new(side, self.peer, bind, entry, None);
         client.proxy_header.clone_from(&self.proxy_header);
-        drop(spawn_local(serve_stream(Rc::clone(self.worker), client)));
+        drop(spawn_local(serve_stream(
+            Rc::clone(self.worker),
+            client,
+            buffers,
+        )));
     }
 
     /// Closes the transport. Lingers, as the last frames, such as a GOAWAY, must not be lost to a
@@ -247,7 +277,7 @@ impl H2ClientDriver<'_> {
             return;
         };
         let client = ClientConnection {
-            stream,
+            side: stream.into(),
             peer: self.peer,
             proxy_header: None,
             bind: self.bind,
@@ -263,27 +293,21 @@ impl H2ClientDriver<'_> {
 }
 
 /// Runs the exchange of one stream.
-async fn serve_stream(worker: Rc<Worker>, mut client: ClientConnection) {
+async fn serve_stream(
+    worker: Rc<Worker>,
+    mut client: ClientConnection,
+    mut buffers: Box<ExchangeBuffers>,
+) {
     // Opened and reset at once: nothing has begun, so there is nothing to record.
     if client.is_disconnected().await {
-        return;
+        return worker.give_back_buffers(buffers);
     }
-    let mut buffers = worker.take_buffers();
     let next = Box::pin(run::run(&worker, &mut client, &mut buffers)).await;
     worker.give_back_buffers(buffers);
-    let is_malformed = client
-        .stream
-        .h2_request()
-        .is_some_and(IncomingStream::is_malformed);
-    match next {
-        AfterExchange::Reset => {}
-        // Its end is a reset in any case.
-        AfterExchange::Linger if is_malformed => {}
-        // Many clients treat a reset while they send as a failure, even after a whole response.
-        AfterExchange::Linger => {
-            Box::pin(linger(&worker.lingering, client, LINGER_AFTER_RESPONSE)).await;
-        }
-        _ => client.finish(),
+    // Many clients treat a reset while they send as a failure, even after a whole response. A
+    // malformed request ends in a reset in any case.
+    if next == AfterExchange::Linger && !client.side.is_malformed() {
+        Box::pin(linger(&worker.lingering, client, LINGER_AFTER_RESPONSE)).await;
     }
 }
 
@@ -291,7 +315,9 @@ async fn serve_stream(worker: Rc<Worker>, mut client: ClientConnection) {
 mod tests {
     use super::*;
 
-    fn size_of_stream<F: Future>(_: fn(Rc<Worker>, ClientConnection) -> F) -> usize {
+    fn size_of_stream<F: Future>(
+        _: fn(Rc<Worker>, ClientConnection, Box<ExchangeBuffers>) -> F,
+    ) -> usize {
         size_of::<F>()
     }
 

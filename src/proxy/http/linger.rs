@@ -3,10 +3,13 @@
 
 use std::{cell::Cell, future::poll_fn, io, task::Poll, time::Duration};
 
-use super::connection::ClientConnection;
+use super::{client_side::ClientSide, connection::ClientConnection};
 use crate::{
     base::clock,
-    net::buffer::{BufferSize, PooledBuffer},
+    net::{
+        buffer::{BufferSize, PooledBuffer},
+        copy::RelaySide as _,
+    },
     proxy::worker::Worker,
 };
 
@@ -53,7 +56,7 @@ pub(super) async fn linger(
     let began = clock::now();
     let mut last_read = began;
     poll_fn(|cx| {
-        while !ended && client.stream.poll_write_ready(cx).is_ready() {
+        while !ended && client.side.poll_write_ready(cx).is_ready() {
             if !try_shutdown_write(&client, &mut ended) {
                 return Poll::Ready(());
             }
@@ -66,7 +69,7 @@ pub(super) async fn linger(
         let mut discarded = 0;
         loop {
             let mut discard = PooledBuffer::take(BufferSize::Medium);
-            match client.stream.poll_read_buf(cx, &mut discard) {
+            match client.side.poll_discard(cx, &mut discard) {
                 Poll::Ready(Ok(count @ 1..)) => {
                     discarded += count;
                     last_read = clock::now();
@@ -90,10 +93,15 @@ pub(super) async fn linger(
     lingering.set(lingering.get() - 1);
 }
 
-/// Ends our direction, or leaves `ended` false if that must wait for the client (TLS and HTTP/2
-/// may have bytes to write); false if the connection is gone.
+/// Ends our direction, or leaves `ended` false if that must wait for the client (TLS may have bytes
+/// to write); false if the connection is gone.
 fn try_shutdown_write(client: &ClientConnection, ended: &mut bool) -> bool {
-    let result = client.stream.shutdown_write();
+    // A stream has ended with its response.
+    let ClientSide::H1(stream) = &client.side else {
+        *ended = true;
+        return true;
+    };
+    let result = stream.shutdown_write();
     *ended = result.is_ok();
     result.map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |()| true)
 }
@@ -105,7 +113,7 @@ pub(in crate::proxy) async fn write_and_close(
     client: ClientConnection,
     bytes: &[u8],
 ) {
-    if client.stream.try_write(bytes).is_ok() {
+    if client.side.try_write(bytes).is_ok() {
         Box::pin(linger(&worker.lingering, client, LINGER_AFTER_GOAWAY)).await;
     }
 }

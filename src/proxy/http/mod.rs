@@ -20,8 +20,11 @@ mod acquire;
 mod attempt;
 mod attempts;
 mod await_response;
+mod backend_side;
+mod body_filter;
 pub(super) mod buffers;
 mod client_address;
+mod client_side;
 mod connection;
 mod deadline;
 mod exchange;
@@ -34,10 +37,10 @@ mod linger;
 mod min_rate;
 mod origin;
 mod outcome;
-pub(super) mod pump;
 mod rate_limit;
 mod read;
 mod record;
+pub(super) mod relay;
 mod reply;
 mod respond;
 mod retry;
@@ -61,5 +64,5 @@ pub use self::{
         response_head, switch_head, trailer_section,
     },
     origin::RequestOrigin,
-    pump::{Pump, PumpError},
+    relay::{BodyEncoding, BodyRelay, BodyRelayError, BodySink, BodySource},
 };

@@ -38,8 +38,6 @@ pub struct RequestOrigin<'a> {
     pub local: Option<SocketAddr>,
     /// The client uses TLS.
     pub is_secure: bool,
-    /// The client uses HTTP/2, although its head was read as one of HTTP/1.1.
-    pub is_h2: bool,
     /// Name of the field with the subject of the client's certificate, and the subject; empty
     /// without a certificate.
     pub subject: Option<(&'a str, &'a str)>,
@@ -105,8 +103,8 @@ pub(super) fn write(
     if rules.via && !is_decided(edits, "Via") {
         let version: &[u8] = match head.version {
             HttpVersion::Http10 => b"1.0 balancer",
-            HttpVersion::Http11 if !origin.is_h2 => b"1.1 balancer",
-            HttpVersion::Http11 | HttpVersion::Http2 => b"2 balancer",
+            HttpVersion::Http11 => b"1.1 balancer",
+            HttpVersion::Http2 => b"2 balancer",
         };
         out.field(b"Via", version);
     }

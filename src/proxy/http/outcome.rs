@@ -2,7 +2,7 @@
 //!
 //! Pure: nothing here reads or writes.
 
-use crate::{net::h2::backend::StreamRefusal, reason::Reason};
+use crate::{h2::backend::StreamRefusal, reason::Reason};
 
 /// Use of the client's connection after an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,12 +4,14 @@
 
 use std::{future::poll_fn, task::Poll, time::Instant};
 
-use super::{buffers::INITIAL_BUFFER_BYTES, connection::ClientConnection, pump::poll_fill};
+use super::{
+    buffers::INITIAL_BUFFER_BYTES,
+    client_side::{ClientSide, H2ClientSide},
+    connection::ClientConnection,
+    relay::poll_fill,
+};
 use crate::{
-    http::{
-        message::{BodyFraming, RequestHead},
-        rules::HeadLimits,
-    },
+    http::{message::RequestHead, rules::HeadLimits},
     http1::{self, request},
     http2::frame::CLIENT_PREFACE,
     proxy::reasons,
@@ -59,18 +61,12 @@ pub(super) async fn head(
     let deadline = client
         .first_request_deadline
         .or_else(|| listener.config.timeouts.header.map(|header| began + header));
-    if let Some(error) = client.stream.refusal() {
-        return refuse(client, reasons::of_h2_request(error));
-    }
     // HTTP/2 with prior knowledge: only as the first bytes of a connection in the clear (RFC 9113
     // section 3.3).
-    let may_be_h2 = client.is_unused && listener.config.http.h2c && client.stream.is_plain();
+    let may_be_h2 = client.is_unused && listener.config.http.h2c && client.side.is_plain();
     let before = head.bytes.len();
     let reading = read_head(client, head, limits(listener), deadline, may_be_h2).await;
     let received = (head.bytes.len() - before) as u64;
-    if let BodyFraming::Streamed(length) = &mut head.framing {
-        *length = client.stream.declared_length();
-    }
     // A request for which nothing was read was pipelined behind another one.
     client.pipelined_requests = if received > 0 {
         1
@@ -81,14 +77,19 @@ pub(super) async fn head(
     reading
 }
 
-/// Refuses a request for its head. A malformed one of HTTP/2 is an error of its stream.
-fn refuse(client: &ClientConnection, reason: Reason) -> HeadReadOutcome {
-    if reason == Reason::RequestError
-        && let Some(stream) = client.stream.h2_request()
-    {
-        stream.set_malformed();
-    }
-    HeadReadOutcome::Refused(reason)
+/// The head that came with an HTTP/2 stream; counts its bytes.
+pub(super) fn received_head(
+    side: &H2ClientSide,
+    head: &RequestHead,
+    listener: &Listener,
+) -> HeadReadOutcome {
+    let counters = listener.state.metrics.mine();
+    counters.received.add(head.bytes.len() as u64);
+    let Some(refusal) = side.refusal else {
+        return HeadReadOutcome::Complete;
+    };
+    tracing::debug!(target: "http", detail = refusal.detail, "request refused");
+    HeadReadOutcome::Refused(reasons::of_request_head(refusal.fault))
 }
 
 /// Reads until a whole head is there.
@@ -119,7 +120,7 @@ async fn read_head(
                 Err(_) if may_be_h2 && has_preface(&head.bytes).is_some() => parsed_once = false,
                 Err(refusal) => {
                     tracing::debug!(target: "http", client = ?client.peer, detail = refusal.detail, "request refused");
-                    return refuse(client, reasons::of_request_head(refusal.fault));
+                    return HeadReadOutcome::Refused(reasons::of_request_head(refusal.fault));
                 }
             }
         }
@@ -127,7 +128,11 @@ async fn read_head(
         if head.bytes.capacity() - bytes < INITIAL_BUFFER_BYTES / 4 {
             head.bytes.reserve(INITIAL_BUFFER_BYTES);
         }
-        let ClientConnection { stream, timer, .. } = &mut *client;
+        let ClientConnection { side, timer, .. } = &mut *client;
+        let ClientSide::H1(stream) = side else {
+            debug_assert!(false, "the head of a stream comes whole");
+            return HeadReadOutcome::Closed;
+        };
         let read = poll_fn(|cx| match poll_fill(stream, cx, &mut head.bytes) {
             // Without a byte there is no request yet: the caller waits without buffers.
             Poll::Pending if bytes == 0 => Poll::Ready(None),

@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::client_side::ClientSide;
 use crate::{
     base::clock,
     http::{fields::KnownField, message::RequestHead},
-    net::stream::Stream,
     pool::Pool,
     proxy::worker::Worker,
     reason::Reason,
@@ -53,7 +53,7 @@ pub(super) struct RecordedRequest<'a> {
     pub snapshot: &'a Snapshot,
     pub worker: &'a Worker,
     pub listener: &'a Listener,
-    pub stream: &'a Stream,
+    pub side: &'a ClientSide,
     /// Address of the client; `None` on a unix socket.
     pub client: Option<std::net::IpAddr>,
     pub head: &'a RequestHead,
@@ -127,7 +127,7 @@ impl ExchangeRecord {
             began: of.began,
             listener: of.listener.config.name.clone(),
             client: of.client,
-            tls: of.stream.tls_version(),
+            tls: of.side.tls_version(),
             status,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
@@ -142,11 +142,7 @@ impl ExchangeRecord {
             reason: self.reason,
         };
         let text = RequestText {
-            protocol: if of.stream.h2_request().is_some() {
-                "HTTP/2"
-            } else {
-                head.version.name()
-            },
+            protocol: head.version.name(),
             method: head.text(head.method),
             host: head.text(head.host),
             path: head.text(head.path),

@@ -7,11 +7,12 @@ use std::{borrow::Cow, time::Duration};
 
 use super::{
     buffers::ExchangeBuffers,
+    client_side::ClientSide,
     exchange::Exchange,
     forward, grpc,
     header_edits::is_decided,
     outcome::{AfterExchange, after_response},
-    pump::Pump,
+    relay::BodyRelay,
 };
 use crate::{
     config::model::{ErrorFormat, ErrorsConfig, HeaderEdits, RedirectConfig, RespondConfig},
@@ -21,6 +22,7 @@ use crate::{
         message::{BodyFraming, HttpVersion, RequestHead},
     },
     http1::encode::TextHead,
+    http2::block_head::BlockHead,
     proxy::worker::Worker,
     reason::Reason,
     snapshot::Snapshot,
@@ -48,8 +50,6 @@ pub(super) struct LocalReply<'a> {
 /// Facts about the request that the encoder needs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReplyContext<'a> {
-    /// The request is HEAD: the response has no body.
-    pub is_head: bool,
     /// Another request may follow.
     pub keep_alive: bool,
     /// Name and value of the request id field.
@@ -254,14 +254,6 @@ impl<'a> LocalReply<'a> {
         }
     }
 
-    /// Writes the whole message as HTTP/1; gives the length of the body sent.
-    pub(super) fn encode(&self, out: &mut Vec<u8>, context: ReplyContext<'_>) -> u64 {
-        self.write_head(&mut TextHead::new(out), context);
-        let content = self.content(context.is_head);
-        out.extend_from_slice(content);
-        content.len() as u64
-    }
-
     /// True for a status without content. RFC 9110 section 8.6: no length with 204, and it would
     /// mean another body with 304.
     const fn is_bodiless(&self) -> bool {
@@ -369,7 +361,11 @@ impl Exchange<'_> {
     }
 
     /// Responds with an error after forwarding has begun.
-    pub(super) async fn fail_forwarding(&mut self, reason: Reason, upload: &Pump) -> AfterExchange {
+    pub(super) async fn fail_forwarding(
+        &mut self,
+        reason: Reason,
+        upload: &BodyRelay,
+    ) -> AfterExchange {
         if matches!(
             reason,
             Reason::ClientDisconnected | Reason::ClientWriteTimeout
@@ -384,6 +380,19 @@ impl Exchange<'_> {
     /// Sends a response of our own.
     pub(super) async fn reply(&mut self, reply: &LocalReply<'_>) -> AfterExchange {
         let keep_alive = self.client_reuse().keeps();
+        self.record.status = reply.status;
+        match self.send_reply(reply, keep_alive).await {
+            Err(reason) => {
+                self.record.reason.get_or_insert(reason);
+                AfterExchange::Reset
+            }
+            Ok(()) => after_response(keep_alive, self.client_asked_to_close),
+        }
+    }
+
+    async fn send_reply(&mut self, reply: &LocalReply<'_>, keep_alive: bool) -> Result<(), Reason> {
+        let timeouts = &self.context.listener.config.timeouts;
+        self.client.head_ready(timeouts).await?;
         let ExchangeBuffers {
             request,
             request_id,
@@ -392,28 +401,35 @@ impl Exchange<'_> {
         } = &mut *self.buffers;
         let config = &self.context.snapshot.config;
         let route = self.record.route.and_then(|route| config.routes.get(route));
+        let is_head = request.text(request.method) == b"HEAD";
+        let content = reply.content(is_head);
+        self.record.bytes_out = content.len() as u64;
         client_out.clear();
-        self.record.bytes_out = self.context.worker.with_date(|date| {
+        let side = &self.client.side;
+        let head_bytes = self.context.worker.with_date(|date| {
             let context = ReplyContext {
-                is_head: request.text(request.method) == b"HEAD",
                 keep_alive,
                 request_id: (&config.forwarded.request_id, request_id),
                 date,
                 edits: route.map(|route| &route.response_headers),
             };
-            reply.encode(client_out, context)
-        });
-        self.record.status = reply.status;
-        let timeouts = &self.context.listener.config.timeouts;
-        let written = self.client.write_all(client_out, timeouts).await;
-        self.context.counters().sent.add(client_out.len() as u64);
-        match written {
-            Err(reason) => {
-                self.record.reason.get_or_insert(reason);
-                AfterExchange::Reset
+            match side {
+                ClientSide::H1(_) => {
+                    reply.write_head(&mut TextHead::new(client_out), context);
+                    Ok(0)
+                }
+                ClientSide::H2(side) => {
+                    let write = |block: &mut BlockHead<'_>| reply.write_head(block, context);
+                    side.stream.send_head(content.is_empty(), write)
+                }
             }
-            Ok(()) => after_response(keep_alive, self.client_asked_to_close),
-        }
+        });
+        let head_bytes = head_bytes.map_err(|_| Reason::ClientDisconnected)?;
+        client_out.extend_from_slice(content);
+        let written = self.client.write_all(client_out, true, timeouts).await;
+        let sent = head_bytes + client_out.len();
+        self.context.counters().sent.add(sent as u64);
+        written
     }
 }
 
@@ -432,16 +448,16 @@ pub(super) fn encode_refusal(
     let mut request_id = String::new();
     forward::new_request_id(&mut request_id, &mut worker.random.borrow_mut());
     worker.with_date(|date| {
-        reply.encode(
-            out,
+        reply.write_head(
+            &mut TextHead::new(out),
             ReplyContext {
-                is_head: false,
                 keep_alive: false,
                 request_id: (&snapshot.config.forwarded.request_id, &request_id),
                 date,
                 edits: None,
             },
-        )
+        );
     });
+    out.extend_from_slice(reply.content(false));
     snapshot.unrouted.mine().error(reason, reply.status);
 }

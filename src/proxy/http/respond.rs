@@ -6,13 +6,16 @@
 
 use std::{
     future::poll_fn,
-    task::{Context, Poll},
+    io,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use super::{
     attempt::{Attempt, poll_upload},
-    buffers::ExchangeBuffers,
+    backend_side::BackendSide,
+    buffers::{ExchangeBuffers, INITIAL_BUFFER_BYTES},
+    client_side::ClientSide,
     connection::ClientConnection,
     deadline::Deadline,
     exchange::{Exchange, ForwardSettings},
@@ -22,13 +25,18 @@ use super::{
         AfterExchange, AttemptError, AttemptOutcome, AttemptPhase, BackendReuse, ClientReuse,
         after_cut, after_response,
     },
-    pump::{Pump, PumpError},
+    relay::{BodyEncoding, BodyRelay, BodyRelayError, poll_fill},
 };
 use crate::{
     base::clock,
+    h2::StreamError,
     http::{fields::KnownField, message::BodyFraming, rules::RESPONSE_LIMITS},
-    http1::{body::BodyDecoder, encode::TextHead},
-    net::{activity::ActivityTracker, h2::StreamError, local_error},
+    http1::{
+        body::{BodyDecoder, BodyError, BodyStep},
+        encode::TextHead,
+    },
+    http2::block_head::BlockHead,
+    net::{activity::ActivityTracker, copy::RelaySide as _, local_error, stream::Stream},
     proxy::{idle::BackendConnection, reasons, timer::Timer},
     reason::Reason,
 };
@@ -42,14 +50,13 @@ const FIRST_CHUNK_TIMEOUT: Duration = Duration::from_millis(20);
 pub(super) async fn respond(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
-    mut backend: BackendConnection,
-    upload: &mut Pump,
+    mut backend: BackendSide,
+    upload: &mut BodyRelay,
 ) -> Result<AttemptOutcome, AttemptError> {
-    let is_h2 = exchange.client.stream.h2_request().is_some();
     let ExchangeBuffers {
         request, response, ..
     } = &*exchange.buffers;
-    let delivery = forward::delivery(response, request.version, is_h2);
+    let delivery = forward::delivery(response, request.version);
     // The request may still be read to its end during the response, but the head goes out now:
     // announcing `close` is always correct.
     let keep_alive = ClientReuse {
@@ -59,18 +66,20 @@ pub(super) async fn respond(
     }
     .keeps();
     let framing = response.framing;
-    let mut download = encode_response(exchange, attempt, delivery, keep_alive);
-    if !keep_alive {
-        download.is_last();
-    }
-    // The chunks of an HTTP/2 response are our own encoding of its DATA frames.
-    if matches!(framing, BodyFraming::Streamed(_)) && backend.stream.h2_response().is_none() {
-        check_first_chunk(exchange, &mut download, &mut backend).await?;
+    if let (BodyFraming::Streamed(_), BackendSide::H1(connection)) = (framing, &mut backend) {
+        check_first_chunk(exchange, connection).await?;
     }
     attempt.record_response(exchange);
     let request_sent = upload.is_done();
-    let settings = attempt.settings;
-    let relayed = relay(exchange, settings, &mut backend, upload, &mut download).await;
+    let head_sent = send_head(exchange, attempt, delivery, keep_alive).await;
+    let mut download = download(exchange, &backend, delivery);
+    if !keep_alive {
+        download.is_last();
+    }
+    let relayed = match head_sent {
+        Ok(()) => relay(exchange, attempt, &mut backend, upload, &mut download).await,
+        Err(reason) => Err(reason.into()),
+    };
     exchange.record.bytes_out = download.body();
     let exact = download.has_read_all() && download.is_drained();
     let (out, bytes, _) = download.into_buffers();
@@ -87,26 +96,58 @@ pub(super) async fn respond(
         response_delimited: framing != BodyFraming::UntilClose,
         exact,
     };
-    if reuse.keeps() {
-        keep_backend(exchange, attempt, backend);
-    }
+    let rules = &attempt.pool.config.keepalive;
+    let idle = &exchange.context.worker.idle;
+    backend.finish(reuse, idle, attempt.lease, rules);
     let client_is_done = !exchange.head().keep_alive && upload.has_read_all();
     let next = after_response(keep_alive, client_is_done);
     Ok(AttemptOutcome::Responded(next))
 }
 
-/// Keeps the connection of a completed attempt for another one.
-fn keep_backend(exchange: &Exchange<'_>, attempt: Attempt<'_>, backend: BackendConnection) {
-    let rules = &attempt.pool.config.keepalive;
-    let mut idle = exchange.context.worker.idle.borrow_mut();
-    idle.put(attempt.lease, backend, rules, clock::now());
+/// The body behind the head, whose buffer it takes; the head for an HTTP/1 client goes before it.
+fn download(
+    exchange: &mut Exchange<'_>,
+    backend: &BackendSide,
+    delivery: BodyFraming,
+) -> BodyRelay {
+    let ExchangeBuffers {
+        response,
+        client_out,
+        ..
+    } = &mut *exchange.buffers;
+    let framing = response.framing;
+    let (out, bytes) = (
+        std::mem::take(client_out),
+        std::mem::take(&mut response.bytes),
+    );
+    let decoder = match (framing, backend) {
+        (BodyFraming::None, _) => Some(BodyDecoder::Length(0)),
+        (_, BackendSide::H2(_)) => None,
+        (BodyFraming::Length(length), _) => Some(BodyDecoder::Length(length)),
+        (BodyFraming::Streamed(_), _) => Some(BodyDecoder::chunked(RESPONSE_LIMITS)),
+        (BodyFraming::UntilClose, _) => Some(BodyDecoder::UntilClose),
+    };
+    let mut download = BodyRelay::new(out, bytes, response.len, decoder);
+    let (encoding, length) = match (&exchange.client.side, delivery, framing) {
+        (ClientSide::H2(_), ..) => (BodyEncoding::Frames, None),
+        (_, BodyFraming::Streamed(_), _) => (BodyEncoding::Chunked, None),
+        // The backend has an end mark of its own, and declared the length as well.
+        (_, BodyFraming::Length(length), BodyFraming::Streamed(_)) => {
+            (BodyEncoding::Plain, Some(length))
+        }
+        _ => (BodyEncoding::Plain, None),
+    };
+    download.set_sink(encoding, length);
+    download.replay(framing != BodyFraming::None);
+    download.allow_splice();
+    download
 }
 
 /// Records a response that was cut in its body, and ends its streams and connections.
 fn record_cut(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
-    backend: &BackendConnection,
+    backend: &BackendSide,
     cut: CutResponse,
     delivery: BodyFraming,
 ) -> AfterExchange {
@@ -116,102 +157,150 @@ fn record_cut(
     if !cut.own_limit {
         attempt.record_backend_failure(reason);
     }
-    // A connection that stalls one response may stall others: retire it.
-    if let Some(stream) = backend.stream.h2_response()
-        && reason == Reason::ResponseIdleTimeout
-    {
-        stream.connection().retire();
+    // A connection that stalls one response may stall others.
+    if reason == Reason::ResponseIdleTimeout {
+        backend.retire();
     }
-    // gRPC clients map RST_STREAM to INTERNAL: end the call with its own status.
-    if reason == Reason::TotalTimeout
-        && grpc::is_call(exchange.head())
-        && let Some(stream) = exchange.client.stream.h2_request()
-    {
-        stream.end_call(grpc::status(reason));
+    if reason == Reason::TotalTimeout && grpc::is_call(exchange.head()) {
+        exchange.client.side.end_call(grpc::status(reason));
     }
     after_cut(reason, delivery == BodyFraming::UntilClose)
 }
 
-/// Encodes the head for the client, and prepares to pass the body on.
-fn encode_response(
+/// Sends the head to an HTTP/2 client; encodes it for an HTTP/1 client, where it goes out with the
+/// first of the body.
+async fn send_head(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
     delivery: BodyFraming,
     keep_alive: bool,
-) -> Pump {
+) -> Result<(), Reason> {
+    let timeouts = &exchange.context.listener.config.timeouts;
+    exchange.client.head_ready(timeouts).await?;
+    let Exchange {
+        client,
+        buffers,
+        context,
+        ..
+    } = &mut *exchange;
     let ExchangeBuffers {
         request,
         request_id,
         response,
         client_out,
         ..
-    } = &mut *exchange.buffers;
-    let mut out = std::mem::take(client_out);
-    out.clear();
-    let id_name = &exchange.context.snapshot.config.forwarded.request_id;
+    } = &mut **buffers;
     let extra = ResponseExtra {
         delivery,
         keep_alive,
         version: request.version,
-        request_id: (id_name, request_id),
+        request_id: (&context.snapshot.config.forwarded.request_id, request_id),
         edits: attempt.settings.route.map(|route| &route.response_headers),
         date: None,
     };
-    if response.find(KnownField::Date).is_some() {
-        forward::response_head(&mut TextHead::new(&mut out), response, extra);
-    } else {
-        exchange.context.worker.with_date(|date| {
-            let date = Some(date);
-            let extra = ResponseExtra { date, ..extra };
-            forward::response_head(&mut TextHead::new(&mut out), response, extra);
-        });
-    }
-    let decoder = match response.framing {
-        BodyFraming::None => None,
-        BodyFraming::Length(length) => Some(BodyDecoder::Length(length)),
-        BodyFraming::Streamed(_) => Some(BodyDecoder::chunked(RESPONSE_LIMITS)),
-        BodyFraming::UntilClose => Some(BodyDecoder::UntilClose),
-    };
-    let is_chunked = matches!(delivery, BodyFraming::Streamed(_));
-    let bytes = std::mem::take(&mut response.bytes);
-    let mut download = Pump::new(out, bytes, response.len, decoder, is_chunked);
-    if let (BodyFraming::Length(length), BodyFraming::Streamed(_)) = (delivery, response.framing) {
-        download.set_framing(false, Some(length));
-    }
-    download.allow_splice();
-    download
+    client_out.clear();
+    let has_date = response.find(KnownField::Date).is_some();
+    context.worker.with_date(|date| {
+        let date = (!has_date).then_some(date);
+        let extra = ResponseExtra { date, ..extra };
+        match &client.side {
+            ClientSide::H1(_) => {
+                forward::response_head(&mut TextHead::new(client_out), response, extra);
+                Ok(())
+            }
+            ClientSide::H2(side) => {
+                let ends = response.framing == BodyFraming::None;
+                let write = |block: &mut BlockHead<'_>| {
+                    forward::response_head(block, response, extra);
+                };
+                let sent = side.stream.send_head(ends, write);
+                let sent = sent.map_err(|_| Reason::ClientDisconnected)?;
+                context.counters().sent.add(sent as u64);
+                Ok(())
+            }
+        }
+    })
 }
 
-/// Decodes the first chunk before the head is sent, so that a broken one is a 502 rather than a
-/// cut.
+/// Looks at the first chunk before the head is sent, so that a broken one is a 502 rather than a
+/// cut. It is decoded again when it is passed on.
 async fn check_first_chunk(
     exchange: &mut Exchange<'_>,
-    download: &mut Pump,
     backend: &mut BackendConnection,
 ) -> Result<(), AttemptError> {
-    let failure =
-        |reason, detail: String| AttemptError::new(AttemptPhase::Response, reason, detail);
     let deadline = Some(clock::now() + FIRST_CHUNK_TIMEOUT);
     let timer: &mut Timer = &mut exchange.client.timer;
-    let decoded = poll_fn(|cx| match download.poll_first(cx, &mut backend.stream) {
-        Poll::Pending => timer.poll(cx, deadline).map(Ok),
-        ready @ Poll::Ready(_) => ready,
-    })
-    .await;
-    match decoded {
-        Ok(()) => Ok(()),
-        Err(PumpError::Malformed(error)) => Err(AttemptError {
+    let response = &mut exchange.buffers.response;
+    let mut decoder = BodyDecoder::chunked(RESPONSE_LIMITS);
+    let mut at = response.len;
+    let checked = poll_fn(|cx| {
+        match poll_first_chunk(
+            cx,
+            &mut decoder,
+            &mut response.bytes,
+            &mut at,
+            &mut backend.stream,
+        ) {
+            Poll::Pending => timer.poll(cx, deadline).map(Ok),
+            ready @ Poll::Ready(_) => ready,
+        }
+    });
+    checked.await.map_err(|error| match error {
+        FirstChunkError::Malformed(error) => AttemptError {
             own_limit: error.is_own_limit(),
-            ..failure(reasons::of_first_chunk(&error), error.to_string())
-        }),
-        Err(PumpError::Read(error)) => Err(failure(
-            reasons::of_broken_connection(&error),
-            error.to_string(),
-        )),
-        Err(_) => Err(failure(
+            ..response_failure(reasons::of_first_chunk(&error), error.to_string())
+        },
+        FirstChunkError::Read(error) => {
+            response_failure(reasons::of_broken_connection(&error), error.to_string())
+        }
+        FirstChunkError::Closed => response_failure(
             Reason::ConnectionTerminated,
             "closed before the first chunk".to_owned(),
-        )),
+        ),
+    })
+}
+
+fn response_failure(reason: Reason, detail: String) -> AttemptError {
+    AttemptError::new(AttemptPhase::Response, reason, detail)
+}
+
+/// Cause for which there is no first chunk.
+enum FirstChunkError {
+    Malformed(BodyError),
+    Read(io::Error),
+    Closed,
+}
+
+/// Ready when the body in `bytes` has some content or its end, and what was read is well-formed.
+/// Bytes before `at` were decoded; more are read behind them.
+fn poll_first_chunk(
+    cx: &mut Context<'_>,
+    decoder: &mut BodyDecoder,
+    bytes: &mut Vec<u8>,
+    at: &mut usize,
+    stream: &mut Stream,
+) -> Poll<Result<(), FirstChunkError>> {
+    let mut has_content = false;
+    loop {
+        let undecoded = bytes.get(*at..).unwrap_or_default();
+        match decoder
+            .step(undecoded)
+            .map_err(FirstChunkError::Malformed)?
+        {
+            BodyStep::Data(count) => {
+                has_content = true;
+                *at += count;
+            }
+            BodyStep::Skip(count) => *at += count,
+            BodyStep::End => return Poll::Ready(Ok(())),
+            BodyStep::More if has_content => return Poll::Ready(Ok(())),
+            BodyStep::More => {
+                bytes.reserve(INITIAL_BUFFER_BYTES);
+                if ready!(poll_fill(stream, cx, bytes)).map_err(FirstChunkError::Read)? == 0 {
+                    return Poll::Ready(Err(FirstChunkError::Closed));
+                }
+            }
+        }
     }
 }
 
@@ -235,14 +324,14 @@ impl From<Reason> for CutResponse {
 /// Passes the response on, and sends the rest of the request.
 async fn relay(
     exchange: &mut Exchange<'_>,
-    settings: &ForwardSettings<'_>,
-    backend: &mut BackendConnection,
-    upload: &mut Pump,
-    download: &mut Pump,
+    attempt: Attempt<'_>,
+    backend: &mut BackendSide,
+    upload: &mut BodyRelay,
+    download: &mut BodyRelay,
 ) -> Result<(), CutResponse> {
     let mut relay = ResponseRelay {
         exchange,
-        settings,
+        settings: attempt.settings,
         backend,
         upload_ended: upload.is_done(),
         upload,
@@ -261,10 +350,12 @@ async fn relay(
 }
 
 /// True if the rest of the response may be valid, and was only more than we take.
-fn is_own_limit(error: &PumpError) -> bool {
+fn is_own_limit(error: &BodyRelayError) -> bool {
     match error {
-        PumpError::Malformed(error) => error.is_own_limit(),
-        PumpError::Read(error) => StreamError::of(error).is_some_and(StreamError::is_own_limit),
+        BodyRelayError::Malformed(error) => error.is_own_limit(),
+        BodyRelayError::Read(error) => {
+            StreamError::of(error).is_some_and(StreamError::is_own_limit)
+        }
         _ => false,
     }
 }
@@ -273,10 +364,10 @@ fn is_own_limit(error: &PumpError) -> bool {
 struct ResponseRelay<'r, 'e> {
     exchange: &'r mut Exchange<'e>,
     settings: &'r ForwardSettings<'r>,
-    backend: &'r mut BackendConnection,
-    upload: &'r mut Pump,
+    backend: &'r mut BackendSide,
+    upload: &'r mut BodyRelay,
     upload_ended: bool,
-    download: &'r mut Pump,
+    download: &'r mut BodyRelay,
     activity: ActivityTracker,
 }
 
@@ -285,17 +376,17 @@ impl ResponseRelay<'_, '_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CutResponse>> {
         let sent_on = self.poll_upload(cx)?;
         let before = self.download.moved();
-        let client = &mut self.exchange.client.stream;
-        let result = self.download.poll(cx, &mut self.backend.stream, client);
+        let client = self.exchange.client.side.sink();
+        let result = self.download.poll(cx, self.backend.source(), client);
         let after = self.download.moved();
         let counters = self.exchange.context.counters();
         counters.sent.add(after.1 - before.1);
         match result {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
-            Poll::Ready(Err(PumpError::Write(_))) => {
+            Poll::Ready(Err(BodyRelayError::Write(_))) => {
                 return Poll::Ready(Err(Reason::ClientDisconnected.into()));
             }
-            Poll::Ready(Err(PumpError::Read(error))) if local_error::is_local(&error) => {
+            Poll::Ready(Err(BodyRelayError::Read(error))) if local_error::is_local(&error) => {
                 return Poll::Ready(Err(reasons::of_broken_connection(&error).into()));
             }
             Poll::Ready(Err(error)) => {
@@ -329,7 +420,7 @@ impl ResponseRelay<'_, '_> {
         let mut at = clock::now();
         let before = self.upload.moved();
         match poll_upload(self.exchange, self.backend, self.upload, &mut at, cx) {
-            Poll::Ready(Ok(()) | Err(PumpError::Write(_))) => self.upload_ended = true,
+            Poll::Ready(Ok(()) | Err(BodyRelayError::Write(_))) => self.upload_ended = true,
             Poll::Ready(Err(error)) => return Err(reasons::of_request_body(&error)),
             Poll::Pending => {}
         }
@@ -339,8 +430,8 @@ impl ResponseRelay<'_, '_> {
     /// Ready when nothing was moved in either direction, nor acknowledged, for `timeouts.idle`, or
     /// when the total timeout has passed.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
-        let ClientConnection { stream, timer, .. } = &mut *self.exchange.client;
-        let unacked = || [stream.unacked(), self.backend.stream.unacked()];
+        let ClientConnection { side, timer, .. } = &mut *self.exchange.client;
+        let unacked = || [side.unacked(), self.backend.unacked()];
         let idle = self.settings.timeouts.idle;
         let total = self.settings.deadline;
         let end = total.map(|total| total.at);

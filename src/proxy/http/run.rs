@@ -8,6 +8,7 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 use super::{
     buffers::ExchangeBuffers,
     client_address::is_allowed,
+    client_side::ClientSide,
     connection::ClientConnection,
     exchange::{Exchange, ExchangeContext, ForwardSettings},
     outcome::AfterExchange,
@@ -58,7 +59,11 @@ pub(super) async fn run(
     let Some((_, listener)) = client.listener_in(&generation) else {
         return AfterExchange::Close;
     };
-    let reading = read::head(client, &mut buffers.request, listener, began).await;
+    let reading = match &client.side {
+        ClientSide::H1(_) => read::head(client, &mut buffers.request, listener, began).await,
+        // The stream was opened with its head.
+        ClientSide::H2(side) => read::received_head(side, &buffers.request, listener),
+    };
     match reading {
         HeadReadOutcome::Closed => return AfterExchange::Close,
         // The connection goes on waiting, without exchange state.
@@ -230,7 +235,7 @@ impl<'a> Exchange<'a> {
         if rules.as_ref().is_none_or(|rules| !rules.same_host) {
             return false;
         }
-        let negotiated = self.client.stream.negotiated_tls();
+        let negotiated = self.client.side.negotiated_tls();
         let (Some(tls), Some(negotiated)) = (&self.context.listener.tls, negotiated) else {
             return false;
         };
@@ -270,7 +275,7 @@ impl<'a> Exchange<'a> {
         if settings.retries.is_some() {
             pool.state.budget.request();
         }
-        let mut upload = self.upload(pool, &settings);
+        let mut upload = self.upload(&settings);
         let next = self.try_backends(pool, &settings, &mut upload).await;
         let read_all = self.take_back(upload);
         drop(active);

@@ -14,14 +14,14 @@ use super::{
     outcome::AfterExchange,
     reply, run,
 };
-use crate::{proxy::worker::Worker, reason::Reason, snapshot::Snapshot};
+use crate::{net::copy::RelaySide as _, proxy::worker::Worker, reason::Reason, snapshot::Snapshot};
 
 /// Pipelined requests after which other connections get their turn.
 const YIELD_EVERY: u32 = 8;
 
 /// Serves `client` until its connection ends.
 pub async fn serve(worker: Rc<Worker>, mut client: ClientConnection) {
-    if client.stream.negotiated_tls().is_some_and(|tls| tls.h2) {
+    if client.side.negotiated_tls().is_some_and(|tls| tls.h2) {
         return Box::pin(http2::serve(worker, client, Vec::new())).await;
     }
     // The buffers of an exchange behind which another request has been read already.
@@ -37,7 +37,7 @@ pub async fn serve(worker: Rc<Worker>, mut client: ClientConnection) {
             if !client.wait_for_request(keepalive).await {
                 // Dropping the socket is enough in the clear; TLS needs its close alert, or the
                 // client sees a truncation.
-                if client.stream.tls().is_some() {
+                if client.side.tls().is_some() {
                     client.finish();
                 }
                 return;
@@ -60,13 +60,13 @@ pub async fn serve(worker: Rc<Worker>, mut client: ClientConnection) {
         }
         worker.give_back_buffers(buffers);
         // Unread input turns a close into a reset, which can destroy a response on its way.
-        if next == AfterExchange::Close && (has_pipelined || !client.stream.is_idle_and_open()) {
+        if next == AfterExchange::Close && (has_pipelined || !client.side.is_idle_and_open()) {
             next = AfterExchange::Linger;
         }
         match next {
             AfterExchange::KeepAlive | AfterExchange::Http2 => {}
             AfterExchange::Close => return client.finish(),
-            AfterExchange::Reset => return client.stream.set_reset_on_close(),
+            AfterExchange::Reset => return client.side.set_reset_on_close(),
             AfterExchange::Linger => {
                 return Box::pin(linger(&worker.lingering, client, LINGER_AFTER_RESPONSE)).await;
             }

@@ -1,23 +1,34 @@
 //! The request as it goes to a backend: its head, its framing and its body.
 
 use super::{
-    buffers::ExchangeBuffers,
+    attempt::Attempt,
+    await_response::ResponseError,
+    backend_side::BackendSide,
     client_address::ClientAddress,
     connection::ClientConnection,
     exchange::{Exchange, ExchangeContext, ForwardSettings},
     forward::{self, NextHop, RequestChanges},
     origin::RequestOrigin,
-    pump::Pump,
     read,
+    relay::{BodyEncoding, BodyRelay},
 };
 use crate::{
     config::model::BackendProtocol,
-    http::message::{BodyFraming, RequestHead},
+    http::{
+        head_writer::HeadWriter,
+        message::{BodyFraming, HttpVersion, RequestHead},
+        websocket,
+    },
     http1::{
         body::{BodyDecoder, BodyStep},
         encode::TextHead,
     },
+    http2::{
+        block_head::{BlockHead, is_expressible},
+        response::ResponseExpectation,
+    },
     pool::Pool,
+    reason::Reason,
 };
 
 /// The protocol between us and the backends of `pool`.
@@ -37,7 +48,7 @@ fn origin<'o>(
     address: ClientAddress,
     head: &RequestHead,
 ) -> RequestOrigin<'o> {
-    let tls = client.stream.negotiated_tls();
+    let tls = client.side.negotiated_tls();
     let subject = context.listener.config.tls.as_ref().and_then(|rules| {
         let own = tls.and_then(|tls| tls.client_subject.as_deref());
         Some((rules.client_subject.as_deref()?, own.unwrap_or_default()))
@@ -54,8 +65,19 @@ fn origin<'o>(
         port: client.local_port(),
         local: ends.map(|ends| ends.destination),
         is_secure: tls.is_some(),
-        is_h2: client.stream.h2_request().is_some(),
         subject,
+    }
+}
+
+/// The encoding of the body of `head` for the next hop, and the length at which it ends for an
+/// HTTP/1 backend, which the client has declared though it has an end mark of its own. In HTTP/1 a
+/// message has a length or trailers.
+fn body_encoding(head: &RequestHead, hop: NextHop) -> (BodyEncoding, Option<u64>) {
+    match head.framing {
+        _ if hop.is_h2() => (BodyEncoding::Frames, None),
+        BodyFraming::Streamed(None) => (BodyEncoding::Chunked, None),
+        BodyFraming::Streamed(length) => (BodyEncoding::Plain, length),
+        _ => (BodyEncoding::Plain, None),
     }
 }
 
@@ -63,7 +85,10 @@ impl Exchange<'_> {
     /// Offset behind the body in the request's buffer, if the body was read whole with the head.
     pub(super) fn end_of_body(&self) -> Option<usize> {
         let head = self.head();
-        let mut decoder = self.decoder();
+        if head.framing == BodyFraming::None {
+            return Some(head.len);
+        }
+        let mut decoder = self.decoder()?;
         let mut at = head.len;
         loop {
             match decoder.step(head.bytes.get(at..)?).ok()? {
@@ -74,33 +99,33 @@ impl Exchange<'_> {
         }
     }
 
-    fn decoder(&self) -> BodyDecoder {
-        match self.head().framing {
+    /// The decoder of the body in the bytes of an HTTP/1 client; HTTP/2 has frames.
+    fn decoder(&self) -> Option<BodyDecoder> {
+        let head = self.head();
+        if head.version == HttpVersion::Http2 {
+            return None;
+        }
+        Some(match head.framing {
             BodyFraming::None | BodyFraming::UntilClose => BodyDecoder::Length(0),
             BodyFraming::Length(length) => BodyDecoder::Length(length),
             BodyFraming::Streamed(_) => BodyDecoder::chunked(read::limits(self.context.listener)),
-        }
+        })
     }
 
-    /// The request as it goes to a backend of `pool`. Takes buffers that `take_back` gives back.
-    pub(super) fn upload(&mut self, pool: &Pool, settings: &ForwardSettings<'_>) -> Pump {
-        self.encode_request(pool, settings);
+    /// The body of the request. Takes buffers that `take_back` gives back.
+    pub(super) fn upload(&mut self, settings: &ForwardSettings<'_>) -> BodyRelay {
         let buffers = &mut *self.buffers;
-        let mut out = std::mem::take(&mut buffers.upload_out);
-        out.clear();
-        out.extend_from_slice(&buffers.request_out);
+        let out = std::mem::take(&mut buffers.upload_out);
         let mut bytes = std::mem::take(&mut buffers.upload_bytes);
         bytes.clear();
         let head = &buffers.request;
         if head.framing == BodyFraming::None {
-            return Pump::new(out, bytes, 0, None, false);
+            return BodyRelay::without_body(out, bytes);
         }
         let body = head.bytes.get(head.len..);
         debug_assert!(body.is_some(), "the head is a part of its buffer");
         bytes.extend_from_slice(body.unwrap_or_default());
-        let (is_chunked, length) = self.upload_framing(pool);
-        let mut upload = Pump::new(out, bytes, 0, Some(self.decoder()), is_chunked);
-        upload.set_framing(is_chunked, length);
+        let mut upload = BodyRelay::new(out, bytes, 0, self.decoder());
         if matches!(self.head().framing, BodyFraming::Streamed(_)) {
             let origin = origin(self.context, self.client, self.address, self.head());
             let forwarded = &self.context.snapshot.config.forwarded;
@@ -116,62 +141,82 @@ impl Exchange<'_> {
         upload
     }
 
-    /// Encodes the head of the request for a backend of `pool`.
-    fn encode_request(&mut self, pool: &Pool, settings: &ForwardSettings<'_>) {
-        let ExchangeBuffers {
-            request,
-            request_id,
-            request_out,
-            ..
-        } = &mut *self.buffers;
-        let origin = origin(self.context, self.client, self.address, request);
+    /// Writes the head for the backend of `attempt`, and begins the body from its start: to an
+    /// HTTP/1 backend both go out together.
+    ///
+    /// # Errors
+    /// HTTP/2 cannot express the request, or the stream cannot be opened.
+    pub(super) fn send_head(
+        &mut self,
+        attempt: Attempt<'_>,
+        backend: &mut BackendSide,
+        upload: &mut BodyRelay,
+    ) -> Result<(), ResponseError> {
+        let head = self.head();
+        let hop = next_hop(attempt.pool);
+        let (encoding, length) = body_encoding(head, hop);
+        let has_body = head.framing != BodyFraming::None;
+        let expected = ResponseExpectation {
+            is_head: head.text(head.method) == b"HEAD",
+            is_websocket: head.is_websocket(),
+        };
+        let settings = attempt.settings;
+        let target = settings.target.as_deref();
+        let is_key_needed = head.version == HttpVersion::Http2 && expected.is_websocket;
+        match backend {
+            BackendSide::H1(_) => {
+                self.websocket_key = is_key_needed.then(|| {
+                    let random = &mut self.context.worker.random.borrow_mut();
+                    let nonce = u128::from(random.bits()) << 64 | u128::from(random.bits());
+                    websocket::key(nonce.to_be_bytes())
+                });
+                self.write_head(
+                    &mut TextHead::new(upload.rewind(encoding, length)),
+                    settings,
+                    hop,
+                );
+            }
+            BackendSide::H2(outgoing) => {
+                if !is_expressible(target.unwrap_or_else(|| head.text(head.target))) {
+                    return Err(ResponseError::Client(Reason::RequestError));
+                }
+                upload.rewind(encoding, length);
+                let write = |block: &mut BlockHead<'_>| self.write_head(block, settings, hop);
+                // A tunnel has no body, and does not end either.
+                let ends = !has_body && !expected.is_websocket;
+                outgoing.send_head(expected, ends, write).map_err(|ended| {
+                    ResponseError::Backend(Reason::ConnectionTerminated, ended.to_string())
+                })?;
+            }
+        }
+        upload.replay(has_body);
+        Ok(())
+    }
+
+    /// Writes the head of the request.
+    fn write_head(&self, out: &mut impl HeadWriter, settings: &ForwardSettings<'_>, hop: NextHop) {
+        let head = self.head();
         let rewritten_host = settings.route.map(|route| route.rewrite.host.as_deref());
         let changes = RequestChanges {
             target: settings.target.as_deref(),
             host: rewritten_host.flatten(),
             edits: settings.route.map(|route| &route.request_headers),
-            websocket_key: None,
+            websocket_key: self.websocket_key.as_deref(),
         };
-        request_out.clear();
         forward::request_head(
-            &mut TextHead::new(request_out),
-            request,
+            out,
+            head,
             &self.context.snapshot.config.forwarded,
-            origin,
-            request_id,
+            origin(self.context, self.client, self.address, head),
+            &self.buffers.request_id,
             changes,
-            next_hop(pool),
+            hop,
         );
-    }
-
-    /// Encodes the head again for `pool`, if its backends take another protocol than those of
-    /// `before`.
-    pub(super) fn reencode_request(
-        &mut self,
-        before: &Pool,
-        pool: &Pool,
-        settings: &ForwardSettings<'_>,
-    ) {
-        if next_hop(before) != next_hop(pool) {
-            self.encode_request(pool, settings);
-        }
-    }
-
-    /// The framing of the body for a backend of `pool`: true if it is sent in chunks, else the
-    /// length at which a chunked one ends. In HTTP/1 a message has a length or trailers.
-    pub(super) fn upload_framing(&self, pool: &Pool) -> (bool, Option<u64>) {
-        let head = self.head();
-        let is_h2 = next_hop(pool).is_h2();
-        match head.framing {
-            BodyFraming::Streamed(length) if is_h2 || length.is_none() => (true, None),
-            BodyFraming::Streamed(length) => (false, length),
-            _ => (false, None),
-        }
     }
 
     /// Gives the buffers of the upload back, and notes the start of the next request; true if
     /// this one was read to its end.
-    pub(super) fn take_back(&mut self, upload: Pump) -> bool {
+    pub(super) fn take_back(&mut self, upload: BodyRelay) -> bool {
         // Tunnel bytes are counted in `tunnel`.
         self.record.bytes_in += upload.body();
         let read_all = upload.has_read_all() || self.next_request_at.is_some();

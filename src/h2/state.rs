@@ -4,7 +4,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    io,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
     time::Instant,
@@ -14,17 +13,18 @@ use tokio::io::AsyncWrite;
 
 use super::{
     StreamError,
+    client::IncomingRequest,
     closed_streams::{ClosedStreams, ResetBy},
     flood_guard::FloodGuard,
-    incoming::IncomingRequest,
     recv_windows::{RTT_PROBE, RecvWindows},
     stream_entry::{SendWindow, StreamEntry, WindowShare, set_waker},
 };
 use crate::{
-    base::{clock, hasher::NumberBuild, rng::Random},
+    base::{clock, hasher::NumberBuild},
     http::rules::HeadLimits,
     http2::{
-        frame::{self, ErrorCode, Frame, INITIAL_WINDOW, MAX_PAYLOAD_BYTES, flag, kind},
+        block_head::BlockHead,
+        frame::{self, ErrorCode, INITIAL_WINDOW, MAX_PAYLOAD_BYTES, flag, kind},
         hpack::{HpackDecoder, HpackEncoder},
     },
     net::{
@@ -63,8 +63,6 @@ pub(super) struct ClientPeer {
     pub limits: HeadLimits,
     /// Concurrent streams that we allow.
     pub max_streams: usize,
-    /// Source of WebSocket keys.
-    pub random: Random,
     /// Requests that no exchange has taken yet.
     pub requests: VecDeque<IncomingRequest>,
     pub goaway: GoawayState,
@@ -99,7 +97,7 @@ pub(super) enum PeerRole {
 
 /// Field block that continues in another frame.
 #[derive(Debug)]
-pub(super) struct FieldBlock {
+pub(super) struct PartialBlock {
     pub stream: u32,
     pub ends: bool,
     /// Its HEADERS frame makes the stream depend on itself.
@@ -135,7 +133,7 @@ pub(super) struct ConnectionState {
     /// Beginning of an incomplete frame.
     pub unread: Vec<u8>,
     pub partial_data: Option<PartialData>,
-    pub partial_block: Option<Box<FieldBlock>>,
+    pub partial_block: Option<Box<PartialBlock>>,
     pub decoder: HpackDecoder,
     pub encoder: HpackEncoder,
     pub flood_guard: FloodGuard,
@@ -465,19 +463,18 @@ impl ConnectionState {
         &mut self,
         id: u32,
         ends: bool,
-        write: impl FnOnce(&mut HpackEncoder, &mut Vec<u8>),
-    ) -> Result<(), StreamError> {
-        let entry = self.sendable_entry(id)?;
-        let ends = ends && !entry.is_malformed;
-        entry.end_sent |= ends;
+        write: impl FnOnce(&mut BlockHead<'_>),
+    ) -> Result<usize, StreamError> {
+        let start = self.out.len();
+        self.sendable_entry(id)?.end_sent |= ends;
         let encoder = &mut self.encoder;
         frame::write_fields(&mut self.out, id, ends, |out| {
             encoder.begin_block(out);
-            write(encoder, out);
+            write(&mut BlockHead::new(encoder, out));
         });
         self.flood_guard.credit_head();
         self.wake();
-        Ok(())
+        Ok(self.out.len() - start)
     }
 
     /// Share of the connection window that each stream may use.
@@ -497,43 +494,43 @@ impl ConnectionState {
         }
     }
 
-    pub(super) fn send_data<T>(
+    /// Sends `content` in frames, within both windows and the output buffer; returns the bytes
+    /// taken. With `ends` the last frame ends the stream, if all of it was taken.
+    pub(super) fn send_content(
         &mut self,
         id: u32,
-        fill: impl FnOnce(&mut Vec<u8>, usize) -> io::Result<(T, bool)>,
-    ) -> io::Result<T> {
-        let (share, all) = (
-            self.window_share(),
-            MAX_UNWRITTEN_BYTES.saturating_sub(self.unwritten()),
-        );
-        let entry = self.sendable_entry(id).map_err(broken_pipe)?;
-        let may_end = !entry.is_malformed;
-        // One frame, within both windows and the output buffer. 16 KiB at most, so that the frames
-        // of other streams are not delayed for long.
-        let own = entry.send_window.available().min(share.available_to(entry));
-        let capacity = own.min(all).min(MAX_PAYLOAD_BYTES);
-        let start = self.out.len();
-        self.out.extend_from_slice(&[0; frame::HEADER_BYTES]);
-        // The content is written behind the space for its header, so it is copied only once.
-        let filled = fill(&mut self.out, capacity);
-        let length = self.out.len() - start - frame::HEADER_BYTES;
-        debug_assert!(length <= capacity, "windows are kept");
-        let (value, ends) = match filled {
-            Ok(filled) if filled.1 || length > 0 => filled,
-            nothing => {
-                self.out.truncate(start);
-                return nothing.map(|(value, _)| value);
+        content: &[u8],
+        ends: bool,
+    ) -> Result<usize, StreamError> {
+        let mut sent = 0;
+        loop {
+            let share = self.window_share();
+            let all = MAX_UNWRITTEN_BYTES.saturating_sub(self.unwritten());
+            let entry = self.sendable_entry(id)?;
+            // 16 KiB at most, so that the frames of other streams are not delayed for long.
+            let own = entry.send_window.available().min(share.available_to(entry));
+            let capacity = own.min(all).min(MAX_PAYLOAD_BYTES);
+            debug_assert!(sent <= content.len(), "a frame holds what is left");
+            let rest = content.get(sent..).unwrap_or_default();
+            let part = rest.get(..capacity).unwrap_or(rest);
+            let is_last = ends && part.len() == rest.len();
+            // An empty frame that ends the stream needs no window.
+            if part.is_empty() && !is_last {
+                return Ok(sent);
             }
-        };
-        let ends = ends && may_end;
-        let header = Frame {
-            length,
-            kind: kind::DATA,
-            flags: if ends { flag::END_STREAM } else { 0 },
-            stream: id,
-        };
-        header.write_at(&mut self.out, start);
-        // Account for it on the connection, then on the stream.
+            let flags = if is_last { flag::END_STREAM } else { 0 };
+            frame::write(&mut self.out, kind::DATA, flags, id, part);
+            self.on_content_sent(id, part.len(), is_last);
+            sent += part.len();
+            if sent == content.len() {
+                return Ok(sent);
+            }
+        }
+    }
+
+    /// Accounts for a DATA frame that was added to the output: on the connection, then on the
+    /// stream.
+    fn on_content_sent(&mut self, id: u32, length: usize, ends: bool) {
         self.send_window.consume(length);
         self.unacknowledged += length;
         if self.send_window.available() < STALLED_WINDOW_BYTES && self.stalled_since.is_none() {
@@ -548,7 +545,6 @@ impl ConnectionState {
         }
         self.flood_guard.credit(length);
         self.wake();
-        Ok(value)
     }
 
     pub(super) fn poll_writable(
@@ -577,9 +573,4 @@ impl ConnectionState {
         }
         Poll::Pending
     }
-}
-
-/// Error of writing on a closed stream.
-pub(super) fn broken_pipe(ended: StreamError) -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, ended)
 }

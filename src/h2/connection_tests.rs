@@ -16,14 +16,13 @@ use tokio::{
     task::yield_now,
 };
 
-use super::*;
+use super::{
+    super::{stream::H2Stream, stream_entry::SendWindow},
+    *,
+};
 use crate::{
+    http::message::BodyFraming,
     http2::{frame::flag, hpack::HpackEncoder},
-    net::h2::{
-        incoming::IncomingStream,
-        recv_buffer::{BodyKind, Http1Head},
-        stream_entry::SendWindow,
-    },
 };
 
 const HEAD_LIMITS: HeadLimits = HeadLimits {
@@ -34,13 +33,8 @@ const HEAD_LIMITS: HeadLimits = HeadLimits {
 fn pair() -> (Rc<Connection>, UnixStream) {
     let (own, peer) = UnixStream::pair().unwrap();
     set_socket_send_buffer_size(&own, 16 << 10).unwrap();
-    let connection = Connection::of_client(
-        Stream::from(own),
-        frame::CLIENT_PREFACE,
-        HEAD_LIMITS,
-        10,
-        Random::seeded(1),
-    );
+    let stream = Stream::from(own);
+    let connection = Connection::of_client(stream, frame::CLIENT_PREFACE, HEAD_LIMITS, 10);
     (connection, peer)
 }
 
@@ -57,11 +51,7 @@ async fn drive(connection: &Connection) {
 fn begin(connection: &Connection, id: u32) {
     let state = &mut *connection.state.borrow_mut();
     let mut entry = state.new_entry();
-    entry.recv_buffer.set_head(Http1Head {
-        text: Vec::new(),
-        body: BodyKind::None,
-        length: None,
-    });
+    entry.recv_buffer.begin_content(BodyFraming::None, false);
     state.streams.insert(id, entry);
     state.last_stream_id = id;
 }
@@ -143,8 +133,8 @@ async fn a_head_waits_for_no_window_and_content_does() {
     assert!(content.0.load(Relaxed));
 }
 
-/// Bytes of a request with additional fields, followed by a reset if `is_reset`.
-fn request_frames(id: u32, more: &[(&str, &str)], is_reset: bool) -> Vec<u8> {
+/// Bytes of a request.
+fn request_frames(id: u32) -> Vec<u8> {
     let fields = [
         (":method", "GET"),
         (":scheme", "http"),
@@ -153,27 +143,25 @@ fn request_frames(id: u32, more: &[(&str, &str)], is_reset: bool) -> Vec<u8> {
     ];
     let mut out = Vec::new();
     frame::write_fields(&mut out, id, true, |out| {
-        for (name, value) in fields.iter().chain(more) {
+        for (name, value) in fields {
             HpackEncoder::default().field(out, name.as_bytes(), value.as_bytes());
         }
     });
-    if is_reset {
-        frame::write_u32(&mut out, kind::RST_STREAM, id, ErrorCode::CANCEL.0);
-    }
     out
 }
 
 /// Takes all requests, as exchanges whose backend has not responded.
-fn take_requests(connection: &Rc<Connection>) -> Vec<IncomingStream> {
+fn take_requests(connection: &Rc<Connection>) -> Vec<H2Stream> {
     let mut taken = Vec::new();
     while let Some(request) = connection.state.borrow_mut().next_request() {
-        taken.push(IncomingStream::new(Rc::clone(connection), request));
+        taken.push(H2Stream::of_request(connection, &request));
     }
     taken
 }
 
-/// Resets ten requests after `age`, `rounds` times; false if the connection was closed.
-async fn resets(rounds: u32, more: &[(&str, &str)], age: Duration) -> bool {
+/// Resets ten requests after `age`, `rounds` times; false if the connection was closed. The
+/// requests name `deadline`.
+async fn resets(rounds: u32, deadline: Option<Duration>, age: Duration) -> bool {
     let (connection, _peer) = pair();
     let recv = |bytes: &[u8]| connection.state.borrow_mut().recv(bytes);
     let mut settings = Vec::new();
@@ -182,10 +170,15 @@ async fn resets(rounds: u32, more: &[(&str, &str)], age: Duration) -> bool {
     for round in 0..rounds {
         let ids = (0..10).map(|index| 20 * round + 2 * index + 1);
         for id in ids.clone() {
-            recv(&request_frames(id, more, false));
+            recv(&request_frames(id));
         }
         let taken = take_requests(&connection);
         assert_eq!(taken.len(), 10);
+        for stream in &taken {
+            if let Some(deadline) = deadline {
+                stream.allow_reset_after(deadline);
+            }
+        }
         tokio::time::advance(age).await;
         for id in ids {
             let mut reset = Vec::new();
@@ -204,30 +197,21 @@ async fn resets(rounds: u32, more: &[(&str, &str)], age: Duration) -> bool {
 #[tokio::test(start_paused = true)]
 async fn resets_of_old_streams_and_at_deadlines_are_not_rapid_and_others_are() {
     let ms = Duration::from_millis;
-    let call = |timeout| {
-        [
-            ("content-type", "application/grpc"),
-            ("grpc-timeout", timeout),
-        ]
-    };
-    assert!(resets(300, &[], ms(100)).await, "old streams");
-    assert!(!resets(300, &[], ms(40)).await, "young streams");
-    let no_call = [("grpc-timeout", "50m")];
-    assert!(!resets(300, &no_call, ms(50)).await, "no call");
-    for (timeout, age, lives) in [
-        ("300m", 300, true),
-        ("300m", 90, false),
-        ("50m", 50, true),
+    assert!(resets(300, None, ms(100)).await, "old streams");
+    assert!(!resets(300, None, ms(40)).await, "young streams");
+    for (deadline, age, lives) in [
+        (ms(300), 300, true),
+        (ms(300), 90, false),
+        (ms(50), 50, true),
         // The reset was delayed less than the request.
-        ("50m", 48, true),
-        ("50m", 20, false),
-        ("20000u", 20, true),
-        ("1n", 1, false),
-        ("1S", 100, true),
-        ("soon", 50, false),
+        (ms(50), 48, true),
+        (ms(50), 20, false),
+        (ms(20), 20, true),
+        (Duration::from_nanos(1), 1, false),
+        (ms(1_000), 100, true),
     ] {
-        let outcome = resets(300, &call(timeout), ms(age)).await;
-        assert_eq!(outcome, lives, "{timeout} {age}");
+        let outcome = resets(300, Some(deadline), ms(age)).await;
+        assert_eq!(outcome, lives, "{deadline:?} {age}");
     }
 }
 
@@ -240,7 +224,7 @@ async fn what_we_end_ourselves_is_not_charged_to_the_client() {
     recv(&settings);
     for round in 0..1_000 {
         let id = 2 * round + 1;
-        recv(&request_frames(id, &[], false));
+        recv(&request_frames(id));
         // An exchange that ends without a response, such as one whose backend fails.
         drop(take_requests(&connection));
         let mut late = Vec::new();
@@ -276,9 +260,8 @@ impl FarSender {
             let mut bytes = Vec::new();
             frame::write(&mut bytes, kind::DATA, 0, self.id, &vec![0; part as usize]);
             self.recv(&bytes);
-            let mut buffer = vec![0; 2 * part as usize];
-            self.connection
-                .read(self.id, &mut ReadBuf::new(&mut buffer));
+            let (read, _) = self.connection.read_content(self.id, usize::MAX, |_| ());
+            assert_eq!(read, part as usize);
         }
         count
     }
@@ -338,8 +321,8 @@ async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
     let (own, _other) = UnixStream::pair().unwrap();
     let backend = Connection::of_backend(Stream::from(own), 100);
     backend.state.borrow_mut().recv(&head);
-    let id = backend
-        .open_stream(ResponseExpectation::default(), true, |_, _| {})
+    let (id, _) = backend
+        .open_stream(ResponseExpectation::default(), true, |_| {})
         .unwrap();
     let mut response_head = Vec::new();
     frame::write_fields(&mut response_head, id, false, |out| {

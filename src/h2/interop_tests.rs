@@ -196,6 +196,11 @@ impl BodyPlan {
         }
     }
 
+    /// Length that its sender declares.
+    fn declared_length(self) -> Option<u64> {
+        (!self.is_chunked).then_some(self.length as u64)
+    }
+
     /// True if nothing at all is sent.
     fn is_nothing(self) -> bool {
         self.length == 0 && !self.is_chunked && !self.has_trailers

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     base::clock,
+    http::message::Trailers,
     http2::frame::{
         self, CLIENT_PREFACE, ErrorCode, Frame, HEADER_BYTES, MAX_PAYLOAD_BYTES, MAX_WINDOW_SIZE,
         flag, kind, setting,
@@ -306,7 +307,7 @@ impl ConnectionState {
         if part.left + part.padding > 0 {
             self.partial_data = Some(part);
         } else if !part.is_waste && part.ends {
-            self.on_end_stream(id, Vec::new());
+            self.on_end_stream(id, Trailers::new());
         }
         checked.map(|_| ())
     }
@@ -348,7 +349,7 @@ impl ConnectionState {
         if part.left + part.padding > 0 {
             self.partial_data = Some(part);
         } else if !part.is_waste && part.ends {
-            self.on_end_stream(part.stream, Vec::new());
+            self.on_end_stream(part.stream, Trailers::new());
         }
         here.len() + skipped
     }
@@ -370,7 +371,7 @@ impl ConnectionState {
     }
 
     /// Handles the end of the peer's message.
-    pub(super) fn on_end_stream(&mut self, id: u32, trailers: Vec<u8>) {
+    pub(super) fn on_end_stream(&mut self, id: u32, trailers: Trailers) {
         let Some(entry) = self.open_entry(id) else {
             return;
         };

@@ -1,34 +1,30 @@
-//! HTTP/2 (RFC 9113): each stream is offered to the HTTP/1 engine as a connection with one
-//! exchange.
+//! HTTP/2 connections (RFC 9113), from clients and to backends: frames in and out, streams, windows.
 //!
 //! `connection.rs` is the connection, from either end, and drives it. `state.rs` holds its state,
 //! `input.rs` handles the peer's frames, `heads.rs` its field blocks. `stream_entry.rs` is the
-//! state of one stream, `recv_windows.rs` bounds what a peer may send, `flood_guard.rs` the frames
-//! that only cost work. Towards clients a stream gives a request and takes its response
-//! (`incoming.rs`), towards backends it takes a request and gives the response (`backend/`). The
-//! codec of frames and field blocks is `crate::http2`. Must not know listeners, routes or policies.
+//! state of one stream, `recv_buffer.rs` what was received on it, `stream.rs` the stream as its
+//! exchange uses it. `recv_windows.rs` bounds what a peer may send, `flood_guard.rs` the frames
+//! that only cost work. `client.rs` gives the requests of a client, `backend/` opens streams to
+//! backends. The codec of frames, field blocks and messages is `crate::http2`. Must not know pools,
+//! counters, reasons, nor what a message is for.
 
 pub mod backend;
-mod body_encoder;
+pub mod client;
 mod closed_streams;
 pub mod connection;
 mod flood_guard;
 mod heads;
-mod http1_adapter;
-pub mod incoming;
 mod input;
 #[cfg(test)]
 mod interop_tests;
-#[doc(hidden)]
-pub mod oracle;
 mod recv_buffer;
 mod recv_windows;
-mod request;
-mod response_encoder;
+mod spare_heads;
 mod state;
+pub mod stream;
 mod stream_entry;
 
-pub use self::{http1_adapter::Http1Adapter, request::H2RequestError};
+pub use self::spare_heads::put_request as recycle_request;
 
 use std::time::Duration;
 
@@ -68,6 +64,11 @@ pub enum StreamError {
 }
 
 impl StreamError {
+    /// Wraps the error for readers and writers of bytes.
+    pub fn into_io(self) -> std::io::Error {
+        std::io::Error::new(std::io::ErrorKind::ConnectionReset, self)
+    }
+
     /// Returns the stream error inside `error`; `None` for errors of other connections.
     pub fn of(error: &std::io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()

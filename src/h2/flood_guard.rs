@@ -181,13 +181,11 @@ impl FloodGuard {
     }
 }
 
-/// Age from which the reset of a gRPC call with this deadline is no longer rapid. Half the deadline
+/// Age from which the reset of a request with this deadline is no longer rapid. Half the deadline
 /// is enough, as the request may be delayed more than the reset; the lower bound keeps immediate
 /// resets rapid for any deadline.
-pub(super) fn rapid_reset_age(deadline: Option<Duration>) -> Duration {
-    deadline.map_or(RAPID_RESET_AGE, |deadline| {
-        (deadline / 2).clamp(MIN_RAPID_RESET_AGE, RAPID_RESET_AGE)
-    })
+pub(super) fn rapid_reset_age(deadline: Duration) -> Duration {
+    (deadline / 2).clamp(MIN_RAPID_RESET_AGE, RAPID_RESET_AGE)
 }
 
 #[cfg(test)]
@@ -301,9 +299,8 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_at_the_deadline_of_a_call_is_not_rapid_and_one_at_once_is() {
-        let age = |deadline| rapid_reset_age(Some(Duration::from_millis(deadline))).as_millis();
+    fn a_reset_at_the_deadline_of_a_request_is_not_rapid_and_one_at_once_is() {
+        let age = |deadline| rapid_reset_age(Duration::from_millis(deadline)).as_millis();
         assert_eq!([age(0), age(30), age(300)], [10, 15, 100]);
-        assert_eq!(rapid_reset_age(None), RAPID_RESET_AGE);
     }
 }

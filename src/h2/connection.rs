@@ -8,19 +8,15 @@
 use std::{
     cell::RefCell,
     collections::VecDeque,
-    io,
-    net::SocketAddr,
     rc::Rc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use tokio::io::ReadBuf;
-
 use super::{
     StreamError,
-    backend::ResponseExpectation,
-    incoming::IncomingRequest,
+    client::IncomingRequest,
+    flood_guard::rapid_reset_age,
     state::{
         BackendPeer, ClientPeer, ConnectionState, GoawayState, MAX_UNWRITTEN_BYTES, PeerRole,
         READ_STOP_BYTES, STREAM_STOP_BYTES,
@@ -28,16 +24,17 @@ use super::{
     stream_entry::{StreamEntry, set_waker},
 };
 use crate::{
-    base::{clock, rng::Random},
-    http::rules::{HeadLimits, MAX_HEAD_BYTES},
+    base::clock,
+    http::{
+        message::{ResponseHead, Trailers},
+        rules::{HeadLimits, MAX_HEAD_BYTES},
+    },
     http2::{
+        block_head::BlockHead,
         frame::{self, ErrorCode, MAX_STREAM_ID, kind, setting},
-        hpack::HpackEncoder,
+        response::ResponseExpectation,
     },
-    net::{
-        stream::Stream,
-        tls::{NegotiatedTls, TlsStream},
-    },
+    net::stream::Stream,
 };
 
 /// Reads per poll, so that one busy peer does not starve the other tasks of the worker.
@@ -48,35 +45,24 @@ const WINDOW_STALL_TIMEOUT: Duration = Duration::from_millis(100);
 /// Payload of the PING that follows our first GOAWAY: its ACK shows that the client has read it.
 pub(super) const SHUTDOWN_PING: [u8; 8] = *b"shutdown";
 
-/// Facts about the connection that its streams may query.
-#[derive(Debug)]
-pub(super) struct ConnectionInfo {
-    pub agreed: Option<NegotiatedTls>,
-    pub local: Option<SocketAddr>,
-    pub peer: Option<SocketAddr>,
-}
-
 /// HTTP/2 connection, shared by its driver and its streams.
 #[derive(Debug)]
 pub struct Connection {
-    pub(super) info: ConnectionInfo,
     pub(super) state: RefCell<ConnectionState>,
 }
 
 impl Connection {
     /// Creates the server side of a client's connection. `read` was read already and begins with
-    /// the preface; at most `max_streams` streams may be open; `random` makes WebSocket keys.
+    /// the preface; at most `max_streams` streams may be open.
     pub fn of_client(
         stream: Stream,
         read: &[u8],
         limits: HeadLimits,
         max_streams: usize,
-        random: Random,
     ) -> Rc<Self> {
         let role = PeerRole::Client(Box::new(ClientPeer {
             limits,
             max_streams,
-            random,
             requests: VecDeque::new(),
             goaway: GoawayState::NotSent,
             goaway_received: false,
@@ -120,11 +106,6 @@ impl Connection {
 
     fn new(stream: Stream, role: PeerRole) -> Rc<Self> {
         Rc::new(Self {
-            info: ConnectionInfo {
-                agreed: stream.tls().map(TlsStream::negotiated).cloned(),
-                local: stream.local_addr(),
-                peer: stream.peer_addr(),
-            },
             state: RefCell::new(ConnectionState::new(stream, role)),
         })
     }
@@ -295,13 +276,14 @@ impl Connection {
         }
     }
 
-    /// Opens a stream to the backend with the field block that `write` appends; returns its id.
+    /// Opens a stream to the backend with the head that `write` writes; returns its id and the
+    /// bytes of the head on the wire.
     pub(super) fn open_stream(
         &self,
         expected: ResponseExpectation,
         ends: bool,
-        write: impl FnOnce(&mut HpackEncoder, &mut Vec<u8>),
-    ) -> Result<u32, StreamError> {
+        write: impl FnOnce(&mut BlockHead<'_>),
+    ) -> Result<(u32, usize), StreamError> {
         let state = &mut *self.state.borrow_mut();
         if let Some(close_reason) = state.close_reason {
             return Err(close_reason);
@@ -324,17 +306,22 @@ impl Connection {
         entry.expected = expected;
         state.streams.insert(id, entry);
         state.flood_guard.credit_request();
-        state.send_fields(id, ends, write)?;
-        Ok(id)
+        let count = state.send_fields(id, ends, write)?;
+        Ok((id, count))
     }
 
-    /// Ready when the stream has bytes to read, or has ended.
-    pub(super) fn poll_ready(&self, id: u32, cx: &Context<'_>) -> Poll<Result<(), StreamError>> {
+    /// Ready when a response head was moved into `head`.
+    pub(super) fn poll_head(
+        &self,
+        id: u32,
+        head: &mut ResponseHead,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), StreamError>> {
         let state = &mut *self.state.borrow_mut();
         let Some(entry) = state.streams.get_mut(&id) else {
             return Poll::Ready(Err(StreamError::Lost));
         };
-        if entry.recv_buffer.has_bytes() || entry.recv_buffer.is_finished() {
+        if entry.recv_buffer.read_head(head) {
             return Poll::Ready(Ok(()));
         }
         if let Some(ended) = entry.error.or(entry.recv_buffer.failure()) {
@@ -344,29 +331,63 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Length that the peer declared of a body that is read in chunks.
-    pub(super) fn declared_length(&self, id: u32) -> Option<u64> {
-        self.state
-            .borrow()
-            .streams
-            .get(&id)?
-            .recv_buffer
-            .declared_length()
-    }
-
-    /// Reads received bytes into `target`; false at the end.
-    pub(super) fn read(&self, id: u32, target: &mut ReadBuf<'_>) -> bool {
+    /// Ready when the stream has content to read (true), or it has ended (false).
+    pub(super) fn poll_content(
+        &self,
+        id: u32,
+        cx: &Context<'_>,
+    ) -> Poll<Result<bool, StreamError>> {
         let state = &mut *self.state.borrow_mut();
         let Some(entry) = state.streams.get_mut(&id) else {
-            return false;
+            return Poll::Ready(Err(StreamError::Lost));
         };
-        let before = target.filled().len();
-        let content = entry.recv_buffer.read(target);
-        if content > 0 {
-            state.release_on_stream(id, content);
-            state.release(content);
+        let recv_buffer = &entry.recv_buffer;
+        if recv_buffer.unread_content() > 0 {
+            return Poll::Ready(Ok(true));
         }
-        target.filled().len() > before
+        if recv_buffer.is_finished() {
+            return Poll::Ready(Ok(false));
+        }
+        if let Some(ended) = entry.error.or(recv_buffer.failure()) {
+            return Poll::Ready(Err(ended));
+        }
+        set_waker(&mut entry.read_waker, cx);
+        Poll::Pending
+    }
+
+    /// Gives at most `most` bytes of content to `take`, and opens the windows for as many; returns
+    /// their number, and true if the message has ended behind them.
+    pub(super) fn read_content(
+        &self,
+        id: u32,
+        most: usize,
+        take: impl FnMut(&[u8]),
+    ) -> (usize, bool) {
+        let state = &mut *self.state.borrow_mut();
+        let Some(entry) = state.streams.get_mut(&id) else {
+            return (0, false);
+        };
+        let count = entry.recv_buffer.read_content(most, take);
+        let is_end = entry.recv_buffer.is_finished() && entry.recv_buffer.unread_content() == 0;
+        if count > 0 {
+            state.release_on_stream(id, count);
+            state.release(count);
+        }
+        (count, is_end)
+    }
+
+    /// Takes the trailers of a message that has ended.
+    pub(super) fn take_trailers(&self, id: u32) -> Trailers {
+        let state = &mut *self.state.borrow_mut();
+        let entry = state.streams.get_mut(&id);
+        entry.map_or_else(Trailers::new, |entry| entry.recv_buffer.take_trailers())
+    }
+
+    /// Lets the peer reset the stream from `age` after its request on.
+    pub(super) fn allow_reset_after(&self, id: u32, age: Duration) {
+        if let Some(entry) = self.state.borrow_mut().streams.get_mut(&id) {
+            entry.rapid_until = entry.opened_at.map(|opened| opened + rapid_reset_age(age));
+        }
     }
 
     /// Ready when the stream is closed, by either side.
@@ -400,11 +421,6 @@ impl Connection {
         self.state.borrow_mut().poll_writable(id, false, cx)
     }
 
-    /// True if a field block can be sent now.
-    pub(super) fn can_send_fields(&self) -> bool {
-        self.state.borrow().unwritten() < MAX_UNWRITTEN_BYTES
-    }
-
     /// True if the peer has not read for so long that new requests would only add to the output.
     pub(super) fn is_output_full(&self) -> bool {
         self.state.borrow().unwritten() > STREAM_STOP_BYTES
@@ -418,38 +434,25 @@ impl Connection {
         })
     }
 
-    /// Sends a head or trailers, which `write` appends as a field block.
+    /// Sends a head or trailers, which `write` writes; returns the bytes of their frames.
     pub(super) fn send_fields(
         &self,
         id: u32,
         ends: bool,
-        write: impl FnOnce(&mut HpackEncoder, &mut Vec<u8>),
-    ) -> Result<(), StreamError> {
+        write: impl FnOnce(&mut BlockHead<'_>),
+    ) -> Result<usize, StreamError> {
         self.state.borrow_mut().send_fields(id, ends, write)
     }
 
-    /// Sends content. `fill` appends at most the given number of bytes and tells whether the stream
-    /// ends.
-    pub(super) fn send_data<T>(
+    /// Sends as much of `content` as the windows and the output allow; returns how much. With
+    /// `ends` the stream ends behind all of it.
+    pub(super) fn send_content(
         &self,
         id: u32,
-        fill: impl FnOnce(&mut Vec<u8>, usize) -> io::Result<(T, bool)>,
-    ) -> io::Result<T> {
-        self.state.borrow_mut().send_data(id, fill)
-    }
-
-    /// Marks the peer's message as malformed: the stream ends with RST_STREAM, not with END_STREAM.
-    pub(super) fn set_malformed(&self, id: u32) {
-        if let Some(entry) = self.state.borrow_mut().streams.get_mut(&id) {
-            entry.is_malformed = true;
-        }
-    }
-
-    /// True if the peer's message is malformed.
-    pub(super) fn is_malformed(&self, id: u32) -> bool {
-        let state = self.state.borrow();
-        let entry = state.streams.get(&id);
-        entry.is_some_and(|entry| entry.is_malformed)
+        content: &[u8],
+        ends: bool,
+    ) -> Result<usize, StreamError> {
+        self.state.borrow_mut().send_content(id, content, ends)
     }
 
     /// Closes the stream: resets it unless both sides have ended it. `code` is sent if our side is
@@ -470,7 +473,6 @@ impl Connection {
             (true, true) => None,
             (true, false) => Some(rest),
             // RFC 9113 section 8.1.1: a response may come first.
-            (false, _) if entry.is_malformed => Some(ErrorCode::PROTOCOL_ERROR),
             (false, _) => Some(code),
         };
         if let Some(code) = code {

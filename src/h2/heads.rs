@@ -1,34 +1,36 @@
 //! Field blocks of a peer: request heads, response heads and trailers (RFC 9113 sections 6.2, 6.10
 //! and 8.1).
 
-use std::{cell::RefCell, time::Duration};
+use std::cell::RefCell;
 
 use super::{
     StreamError,
-    backend::{FREE_INTERIM_RESPONSES, response},
-    flood_guard::{INTERIM_RESPONSE_COST, LATE_HEAD_COST, rapid_reset_age},
-    incoming::IncomingRequest,
+    client::IncomingRequest,
+    flood_guard::{INTERIM_RESPONSE_COST, LATE_HEAD_COST, RAPID_RESET_AGE},
     input::{ProtocolError, StreamState, depends_on_itself},
-    recv_buffer, request,
-    state::{ConnectionState, FieldBlock, GoawayState, PeerRole},
+    spare_heads,
+    state::{ConnectionState, GoawayState, PartialBlock, PeerRole},
 };
 use crate::{
     base::clock,
     http::{
-        grpc::{grpc_timeout, is_grpc},
-        rules::MAX_HEAD_BYTES,
-        websocket,
+        fields::Span,
+        message::{BodyFraming, Trailers},
+        rules::{HeadFault, MAX_HEAD_BYTES, RESPONSE_LIMITS},
     },
     http2::{
-        fields::trimmed,
         frame::{ErrorCode, Frame, flag},
         hpack::{FieldList, HpackError, SizeLimits},
+        request, response,
+        trailers::{self, TrailersError},
     },
 };
 
 /// CONTINUATION frames beyond those that the block's size needs. Endless ones are the attack
 /// CVE-2024-27316: they hold memory and CPU, and never form a request that is logged.
 const SPARE_CONTINUATIONS: usize = 5;
+/// Interim responses of a stream that are free: as many are passed on.
+const FREE_INTERIM_RESPONSES: u32 = 16;
 /// Block bytes per CONTINUATION that count as needed: peers may send smaller frames than the 16 KiB
 /// that we allow.
 const BYTES_PER_CONTINUATION: usize = 256;
@@ -37,23 +39,9 @@ const SPARE_CONTINUATION_COST: i64 = 20;
 /// Field bytes that are always decoded without closing the connection, even with a small
 /// `max_header_size`.
 const MIN_KEPT_BYTES: usize = 64 << 10;
-/// Unread heads per stream. Interim responses are limited by no window, so a backend could send
-/// them for ever.
-const MAX_UNREAD_HEAD_BYTES: usize = 256 << 10;
-
 thread_local! {
     /// Decoded fields; one list per thread, as it is needed only while a block is handled.
     static FIELD_LIST: RefCell<FieldList> = RefCell::default();
-}
-
-/// Deadline of a gRPC call (`grpc-timeout`); `None` for other requests.
-fn deadline(fields: &FieldList) -> Option<Duration> {
-    let value = |wanted: &[u8]| {
-        let mut fields = fields.iter();
-        fields.find_map(|(name, value)| (name == wanted).then_some(value))
-    };
-    let deadline = grpc_timeout(trimmed(value(b"grpc-timeout")?)?);
-    deadline.filter(|_| value(b"content-type").is_some_and(is_grpc))
 }
 
 impl ConnectionState {
@@ -78,7 +66,7 @@ impl ConnectionState {
         if frame.has(flag::END_HEADERS) {
             return self.on_field_block(frame.stream, ends, is_self_dependent, block);
         }
-        self.partial_block = Some(Box::new(FieldBlock {
+        self.partial_block = Some(Box::new(PartialBlock {
             stream: frame.stream,
             ends,
             is_self_dependent,
@@ -110,7 +98,7 @@ impl ConnectionState {
             return Err(ErrorCode::ENHANCE_YOUR_CALM.into());
         }
         if frame.has(flag::END_HEADERS) {
-            let FieldBlock { stream, ends, .. } = *block;
+            let PartialBlock { stream, ends, .. } = *block;
             return self.on_field_block(stream, ends, block.is_self_dependent, &block.bytes);
         }
         self.partial_block = Some(block);
@@ -187,11 +175,18 @@ impl ConnectionState {
         if entry.end_received {
             return Err(ProtocolError::Stream(id, ErrorCode::STREAM_CLOSED));
         }
-        match recv_buffer::trailer_section(fields) {
-            _ if !ends => self.malformed(id, "trailers that are not the end"),
-            _ if !fields.is_whole() => self.too_large(id, "its trailers"),
-            Some(section) => self.on_end_stream(id, section),
-            None => self.malformed(id, "trailers with a field that HTTP/2 does not have there"),
+        if !ends {
+            self.malformed(id, "trailers that are not the end");
+            return Ok(());
+        }
+        let limits = match &self.role {
+            PeerRole::Client(client) => client.limits,
+            PeerRole::Backend(_) => RESPONSE_LIMITS,
+        };
+        match trailers::read(fields, limits) {
+            Ok(trailers) => self.on_end_stream(id, trailers),
+            Err(TrailersError::TooLarge) => self.too_large(id, "its trailers"),
+            Err(TrailersError::Malformed(what)) => self.malformed(id, what),
         }
         Ok(())
     }
@@ -250,38 +245,31 @@ impl ConnectionState {
             debug_assert!(false, "only clients open streams");
             return;
         };
-        let random = &mut client.random;
-        let key = || {
-            let nonce = u128::from(random.bits()) << 64 | u128::from(random.bits());
-            websocket::key(nonce.to_be_bytes())
-        };
-        let read = request::read(fields, ends, client.limits, key);
-        let mut incoming = IncomingRequest {
-            id,
-            is_head: false,
-            accept: None,
-            refusal: None,
-        };
-        let now = *self.read_at.get_or_insert_with(clock::now);
-        entry.rapid_until = Some(now + rapid_reset_age(deadline(fields)));
-        entry.end_received = ends;
-        match read {
-            Ok(request) => {
-                incoming.is_head = request.is_head;
-                incoming.accept = request.accept;
-                entry.recv_buffer.set_head(request.head);
-            }
-            Err(error) => {
-                incoming.refusal = Some(error);
-                incoming.is_head = fields.iter().any(|field| field == (b":method", b"HEAD"));
-                entry.recv_buffer.set_head(request::empty_head());
-            }
+        let mut head = spare_heads::take_request();
+        let refusal = request::read(fields, ends, client.limits, &mut head).err();
+        if refusal.is_some() && fields.iter().any(|field| field == (b":method", b"HEAD")) {
+            // The refusal has no body either.
+            head.bytes.extend_from_slice(b"HEAD");
+            head.method = Span::new(0, head.bytes.len());
         }
+        let now = *self.read_at.get_or_insert_with(clock::now);
+        entry.opened_at = Some(now);
+        entry.rapid_until = Some(now + RAPID_RESET_AGE);
+        entry.end_received = ends;
+        let framing = if refusal.is_none() {
+            head.framing
+        } else {
+            BodyFraming::None
+        };
+        let is_tunnel = refusal.is_none() && head.upgrade.is_some();
+        entry.recv_buffer.begin_content(framing, is_tunnel);
         if ends {
-            entry.recv_buffer.finish(Vec::new());
+            entry.recv_buffer.finish(Trailers::new());
         }
         self.streams.insert(id, entry);
-        client.requests.push_back(incoming);
+        client
+            .requests
+            .push_back(IncomingRequest { id, head, refusal });
         self.flood_guard.credit_request();
     }
 
@@ -306,26 +294,24 @@ impl ConnectionState {
             self.too_large(id, "its head");
             return Ok(());
         }
-        match response::read(fields, ends, &entry.expected) {
-            Ok(response::ReceivedHead::Interim(text)) => {
-                if entry.recv_buffer.unread_text() + text.len() > MAX_UNREAD_HEAD_BYTES {
-                    self.too_large(id, "its interim responses");
-                    return Ok(());
-                }
-                entry.interim_responses += 1;
-                entry.recv_buffer.push_interim(text);
+        let mut head = spare_heads::take_response();
+        if let Err(refused) = response::read(fields, ends, entry.expected, &mut head) {
+            match refused.fault {
+                HeadFault::TooLarge => self.too_large(id, "its head"),
+                _ => self.malformed(id, refused.detail),
             }
-            Ok(response::ReceivedHead::Final(head)) => {
-                entry.recv_buffer.set_head(head);
-                if ends {
-                    entry.end_received = true;
-                    entry.recv_buffer.finish(Vec::new());
-                }
-            }
-            Err(what) => {
-                self.malformed(id, what);
-                return Ok(());
-            }
+            return Ok(());
+        }
+        let is_interim = head.is_interim();
+        if !entry.recv_buffer.push_head(head) {
+            self.too_large(id, "its interim responses");
+            return Ok(());
+        }
+        if is_interim {
+            entry.interim_responses += 1;
+        } else if ends {
+            entry.end_received = true;
+            entry.recv_buffer.finish(Trailers::new());
         }
         entry.wake_reader();
         if entry.interim_responses > FREE_INTERIM_RESPONSES {

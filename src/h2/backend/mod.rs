@@ -4,13 +4,10 @@
 //! decides which exchanges share it.
 
 mod outgoing;
-mod request;
-pub(super) mod response;
 mod stream_limit;
 
-pub(super) use self::response::ResponseExpectation;
 pub use self::{
-    outgoing::{OutgoingStream, StreamRefusal, is_inexpressible},
+    outgoing::{OutgoingStream, StreamRefusal},
     stream_limit::StreamLimit,
 };
 
@@ -19,7 +16,6 @@ use std::{
     future::poll_fn,
     pin::Pin,
     rc::Rc,
-    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -31,12 +27,8 @@ use crate::{
     base::clock,
     http2::frame::ErrorCode,
     net::{connect::H2_NOT_NEGOTIATED, stream::Stream},
-    pool::BackendState,
-    telemetry::metrics::BackendSlot,
 };
 
-/// Interim responses of a stream that are free: as many are passed on.
-pub(super) const FREE_INTERIM_RESPONSES: u32 = 16;
 /// Time for an idle connection to close after GOAWAY.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time without a frame after which an abandoned exchange makes us probe the backend.
@@ -61,12 +53,23 @@ pub enum H2HandshakeError {
     Ended(#[from] StreamError),
 }
 
+/// Use of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionUse {
+    /// Open, without a stream.
+    Idle,
+    /// With streams.
+    Active,
+}
+
+/// Told when the use of a connection changes, from one to another; `None` before it is open and
+/// after it was closed.
+pub type OnUseChange = Box<dyn Fn(Option<ConnectionUse>, Option<ConnectionUse>)>;
+
 /// Connection to a backend that speaks HTTP/2.
-#[derive(Debug)]
 pub struct H2Connection {
     engine: Rc<Connection>,
-    /// Backend whose counters it is part of; `None` for a health check.
-    state: Option<Arc<BackendState>>,
+    on_use_change: OnUseChange,
     is_secure: bool,
     opened_at: Instant,
     open_streams: Cell<usize>,
@@ -85,18 +88,28 @@ pub struct H2Connection {
     failure_recorded: Cell<bool>,
 }
 
+impl std::fmt::Debug for H2Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("H2Connection")
+            .field("open_streams", &self.open_streams)
+            .field("retired", &self.retired)
+            .finish_non_exhaustive()
+    }
+}
+
 impl H2Connection {
-    /// Performs the HTTP/2 handshake on `stream`, a new connection to the backend of `state`. Ready
-    /// when the backend has sent SETTINGS and allows a stream. The driver must be run while the
-    /// connection is used. Without a `state` no counters change. At most `streams` are open at a
-    /// time; `limit` is shared by all connections to this backend.
+    /// Performs the HTTP/2 handshake on `stream`, a new connection to a backend. Ready when the
+    /// backend has sent SETTINGS and allows a stream. The driver must be run while the connection
+    /// is used; it gives the cause of the end. At most `streams` are open at a time; `limit` is
+    /// shared by all connections to this backend.
     pub async fn open(
         stream: Stream,
-        state: Option<&Arc<BackendState>>,
+        on_use_change: OnUseChange,
         streams: usize,
         limit: Rc<StreamLimit>,
         deadline: Instant,
-    ) -> Result<(Rc<Self>, impl Future<Output = ()> + use<>), H2HandshakeError> {
+    ) -> Result<(Rc<Self>, impl Future<Output = Option<StreamError>> + use<>), H2HandshakeError>
+    {
         if stream.tls().is_some_and(|tls| !tls.negotiated().h2) {
             return Err(H2HandshakeError::NotNegotiated);
         }
@@ -118,7 +131,7 @@ impl H2Connection {
         let now = clock::now();
         let connection = Rc::new(Self {
             engine,
-            state: state.map(Arc::clone),
+            on_use_change,
             is_secure,
             opened_at: now,
             open_streams: Cell::new(0),
@@ -130,7 +143,7 @@ impl H2Connection {
             stream_limit: limit,
             failure_recorded: Cell::new(false),
         });
-        connection.count(|metrics| metrics.connections_idle.add(1));
+        connection.change_use(None, Some(ConnectionUse::Idle));
         let driver = drive(DriverGuard(Rc::clone(&connection)));
         Ok((connection, driver))
     }
@@ -247,10 +260,13 @@ impl H2Connection {
         self.closed.get()
     }
 
-    fn count(&self, change: impl FnOnce(&BackendSlot)) {
-        if let Some(state) = &self.state {
-            change(state.metrics.mine());
-        }
+    /// True if the connection is encrypted.
+    pub const fn is_secure(&self) -> bool {
+        self.is_secure
+    }
+
+    fn change_use(&self, from: Option<ConnectionUse>, to: Option<ConnectionUse>) {
+        (self.on_use_change)(from, to);
     }
 
     /// Underlying connection.
@@ -261,10 +277,7 @@ impl H2Connection {
 
     fn add_stream(&self) {
         if self.open_streams.get() == 0 {
-            self.count(|metrics| {
-                metrics.connections_idle.sub(1);
-                metrics.connections_active.add(1);
-            });
+            self.change_use(Some(ConnectionUse::Idle), Some(ConnectionUse::Active));
         }
         self.open_streams.set(self.open_streams.get() + 1);
     }
@@ -275,12 +288,9 @@ impl H2Connection {
             return;
         }
         self.idle_since.set(clock::now());
-        self.count(|metrics| {
-            metrics.connections_active.sub(1);
-            if !self.closed.get() {
-                metrics.connections_idle.add(1);
-            }
-        });
+        let is_open = !self.closed.get();
+        let now = is_open.then_some(ConnectionUse::Idle);
+        self.change_use(Some(ConnectionUse::Active), now);
         if self.is_retired() {
             self.engine.begin_shutdown();
         }
@@ -290,7 +300,7 @@ impl H2Connection {
         self.retire();
         drop(self.engine.take_stream());
         if !self.closed.replace(true) && self.open_streams.get() == 0 {
-            self.count(|metrics| metrics.connections_idle.sub(1));
+            self.change_use(Some(ConnectionUse::Idle), None);
         }
     }
 }
@@ -305,8 +315,8 @@ impl Drop for DriverGuard {
     }
 }
 
-/// Drives the connection until it is closed.
-async fn drive(connection: DriverGuard) {
+/// Drives the connection until it is closed; gives the cause, if there is one.
+async fn drive(connection: DriverGuard) -> Option<StreamError> {
     let connection = &connection.0;
     let mut close_timer: Option<Pin<Box<Sleep>>> = None;
     let mut probe: Option<Pin<Box<Sleep>>> = None;
@@ -322,10 +332,7 @@ async fn drive(connection: DriverGuard) {
         connection.poll_close_timeout(cx, &mut close_timer)
     })
     .await;
-    if let Some(ended @ StreamError::Failed(_)) = connection.engine.close_reason() {
-        let backend = connection.state.as_ref().map(|state| &state.address);
-        tracing::debug!(target: "http", ?backend, %ended, "http/2 connection failed");
-    }
+    connection.engine.close_reason()
 }
 
 impl H2Connection {

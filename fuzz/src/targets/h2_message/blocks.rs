@@ -1,8 +1,8 @@
-//! Field blocks to compare: their encoding as bytes, well-formed ones, and changes to them.
+//! Field blocks: their encoding as bytes, well-formed ones, and changes to them.
 
 use std::fmt;
 
-use crate::{
+use balancer::{
     base::rng::Random,
     http::rules::{HeadLimits, RESPONSE_LIMITS},
     http2::hpack::{FIELD_OVERHEAD, FieldList, HpackDecoder, SizeLimits},

@@ -5,10 +5,8 @@ use std::{
     time::Instant,
 };
 
-use super::{
-    StreamError, backend::ResponseExpectation, recv_buffer::RecvBuffer, recv_windows::RecvWindow,
-};
-use crate::http2::frame::MAX_WINDOW_SIZE;
+use super::{StreamError, recv_buffer::RecvBuffer, recv_windows::RecvWindow};
+use crate::http2::{frame::MAX_WINDOW_SIZE, response::ResponseExpectation};
 
 /// State of a stream in use.
 #[derive(Debug)]
@@ -22,6 +20,8 @@ pub(super) struct StreamEntry {
     pub expected: ResponseExpectation,
     /// Number of interim responses received.
     pub interim_responses: u32,
+    /// Arrival of its request; `None` for a stream of ours.
+    pub opened_at: Option<Instant>,
     /// A reset by the peer before this time is a rapid one; `None`: at any time.
     pub rapid_until: Option<Instant>,
     /// The peer sent WINDOW_UPDATE for this stream.
@@ -30,8 +30,6 @@ pub(super) struct StreamEntry {
     pub end_received: bool,
     /// We sent END_STREAM.
     pub end_sent: bool,
-    /// The peer's message is malformed: RST_STREAM takes the place of our END_STREAM.
-    pub is_malformed: bool,
     /// Set when the stream was closed before both sides ended it.
     pub error: Option<StreamError>,
     /// Position of its last frame in the output of the connection.
@@ -54,11 +52,11 @@ impl StreamEntry {
             unacknowledged: 0,
             expected: ResponseExpectation::default(),
             interim_responses: 0,
+            opened_at: None,
             rapid_until: None,
             window_update_received: false,
             end_received: false,
             end_sent: false,
-            is_malformed: false,
             error: None,
             sent_until: 0,
             is_queued: false,

@@ -1,0 +1,59 @@
+//! Heads that are not in use, kept per thread with their memory: a stream needs one for a moment,
+//! between the arrival of its field block and the exchange that takes it.
+
+use std::{cell::RefCell, thread::LocalKey};
+
+use crate::http::message::{RequestHead, ResponseHead};
+
+/// Spare heads of each kind per thread.
+const MAX_SPARE_HEADS: usize = 64;
+/// Largest buffer of a spare head.
+const MAX_SPARE_BYTES: usize = 4 << 10;
+
+thread_local! {
+    static REQUESTS: RefCell<Vec<RequestHead>> = const { RefCell::new(Vec::new()) };
+    static RESPONSES: RefCell<Vec<ResponseHead>> = const { RefCell::new(Vec::new()) };
+}
+
+fn take<T: Default>(spare: &'static LocalKey<RefCell<Vec<T>>>) -> T {
+    spare.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+fn put<T>(spare: &'static LocalKey<RefCell<Vec<T>>>, head: T, capacity: usize) {
+    if capacity > MAX_SPARE_BYTES {
+        return;
+    }
+    // When a thread ends, its list may be gone before its last streams.
+    let _ = spare.try_with(|spare| {
+        let mut spare = spare.borrow_mut();
+        if spare.len() < MAX_SPARE_HEADS {
+            spare.push(head);
+        }
+    });
+}
+
+/// Takes an empty request head.
+pub(super) fn take_request() -> RequestHead {
+    let mut head = take(&REQUESTS);
+    head.clear();
+    head
+}
+
+/// Keeps the memory of a request head.
+pub fn put_request(head: RequestHead) {
+    let capacity = head.bytes.capacity();
+    put(&REQUESTS, head, capacity);
+}
+
+/// Takes an empty response head.
+pub(super) fn take_response() -> ResponseHead {
+    let mut head = take(&RESPONSES);
+    head.clear();
+    head
+}
+
+/// Keeps the memory of a response head.
+pub(super) fn put_response(head: ResponseHead) {
+    let capacity = head.bytes.capacity();
+    put(&RESPONSES, head, capacity);
+}
