@@ -247,10 +247,12 @@ impl ConnectionState {
         };
         let mut head = spare_heads::take_request();
         let refusal = request::read(fields, ends, client.limits, &mut head).err();
-        if refusal.is_some() && fields.iter().any(|field| field == (b":method", b"HEAD")) {
-            // The refusal has no body either.
+        // The refusal has no body either. Most faults leave nothing of the head.
+        let is_nameless = refusal.is_some() && head.text(head.method).is_empty();
+        if is_nameless && fields.iter().any(|field| field == (b":method", b"HEAD")) {
+            let start = head.bytes.len();
             head.bytes.extend_from_slice(b"HEAD");
-            head.method = Span::new(0, head.bytes.len());
+            head.method = Span::new(start, head.bytes.len());
         }
         let now = *self.read_at.get_or_insert_with(clock::now);
         entry.opened_at = Some(now);

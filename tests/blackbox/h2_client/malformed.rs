@@ -166,18 +166,38 @@ fn what_is_refused_but_well_formed_ends_without_an_error() {
 }
 
 #[test]
-fn a_head_request_that_is_malformed_has_no_body() {
+fn the_refusal_of_a_head_request_has_no_body_and_its_method_is_logged() {
     let backend = ScriptedPeer::answering("never");
     let daemon = front(backend.address, "");
     let mut client = RawH2Client::connect(daemon.address("@web"));
-    let mut list = GET_FIELDS.to_vec();
-    list[0].1 = "HEAD";
-    list.push(("connection", "close"));
-    client.ask(1, &list);
-    let head = client.until(|frame| frame.kind == HEADERS);
-    assert_eq!(status(&head), BAD_REQUEST);
-    assert_eq!(
-        rest_of(&mut client, &head),
-        (Vec::new(), Some(PROTOCOL_ERROR))
-    );
+    let [_, scheme, path, authority] = GET_FIELDS;
+    let method = (":method", "HEAD");
+    for (place, (code, list)) in [
+        (
+            400,
+            vec![method, scheme, path, authority, ("connection", "close")],
+        ),
+        (400, vec![method, scheme, (":path", "/a#b"), authority]),
+        (400, vec![method, scheme, path, (":authority", "a,b")]),
+        (
+            417,
+            vec![method, scheme, path, authority, ("expect", "tea")],
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let stream = 2 * place as u32 + 1;
+        client.ask(stream, &list);
+        let head = client.until(|frame| frame.stream == stream && frame.kind == HEADERS);
+        let end = (code == 400).then_some(PROTOCOL_ERROR);
+        assert_eq!(rest_of(&mut client, &head), (Vec::new(), end), "{list:?}");
+    }
+    let all = |lines: &[String]| {
+        let logged = lines
+            .iter()
+            .filter(|line| line.contains("\"method\":\"HEAD\""));
+        (logged.count() == 4).then_some(())
+    };
+    daemon.stdout.wait_for(all).expect("each is logged");
 }
