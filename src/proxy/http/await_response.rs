@@ -335,7 +335,7 @@ async fn send_interim(
     out: &mut Vec<u8>,
     timeouts: &ListenerTimeoutsConfig,
 ) -> Result<u64, Reason> {
-    client.head_ready(timeouts).await?;
+    client.head_ready(timeouts, None).await?;
     if let ClientSide::H2(side) = &client.side {
         let write = |block: &mut BlockHead<'_>| forward::interim_head(block, response);
         let sent = side.stream.send_head(false, write);

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::client_side::ClientSide;
+use super::{client_side::ClientSide, deadline::Deadline};
 use crate::{
     base::{address::BindAddress, clock, socket_key::SocketKey},
     config::model::ListenerTimeoutsConfig,
@@ -145,10 +145,11 @@ impl ClientConnection {
     }
 
     /// Waits until a head can be sent; gives up a client that reads nothing of what was sent before
-    /// for `timeouts.body_idle`.
+    /// for `timeouts.body_idle`, or until `total`.
     pub(super) async fn head_ready(
         &mut self,
         timeouts: &ListenerTimeoutsConfig,
+        total: Option<Deadline>,
     ) -> Result<(), Reason> {
         let Self { side, timer, .. } = self;
         let mut activity: Option<ActivityTracker> = None;
@@ -157,8 +158,10 @@ impl ClientConnection {
             Poll::Pending => {
                 let activity = activity.get_or_insert_with(|| ActivityTracker::new(clock::now()));
                 let unacked = || [side.unacked(), None];
-                ready!(timer.poll_idle(cx, activity, timeouts.body_idle, None, unacked));
-                Poll::Ready(Err(Reason::ClientWriteTimeout))
+                let (idle, end) = (timeouts.body_idle, total.map(|total| total.at));
+                let passed = ready!(timer.poll_idle(cx, activity, idle, end, unacked));
+                let reason = Deadline::reason_of(passed, total);
+                Poll::Ready(Err(reason.unwrap_or(Reason::ClientWriteTimeout)))
             }
         })
         .await

@@ -392,7 +392,7 @@ impl Exchange<'_> {
 
     async fn send_reply(&mut self, reply: &LocalReply<'_>, keep_alive: bool) -> Result<(), Reason> {
         let timeouts = &self.context.listener.config.timeouts;
-        self.client.head_ready(timeouts).await?;
+        self.client.head_ready(timeouts, None).await?;
         let ExchangeBuffers {
             request,
             request_id,

@@ -71,15 +71,15 @@ pub(super) async fn respond(
     }
     attempt.record_response(exchange);
     let request_sent = upload.is_done();
-    let head_sent = send_head(exchange, attempt, delivery, keep_alive).await;
+    if let Err(reason) = send_head(exchange, attempt, delivery, keep_alive).await {
+        (exchange.record.reason, exchange.record.is_cut) = (Some(reason), true);
+        return Ok(AttemptOutcome::Responded(AfterExchange::Reset));
+    }
     let mut download = download(exchange, &backend, delivery);
     if !keep_alive {
         download.is_last();
     }
-    let relayed = match head_sent {
-        Ok(()) => relay(exchange, attempt, &mut backend, upload, &mut download).await,
-        Err(reason) => Err(reason.into()),
-    };
+    let relayed = relay(exchange, attempt, &mut backend, upload, &mut download).await;
     exchange.record.bytes_out = download.body();
     let exact = download.has_read_all() && download.is_drained();
     let (out, bytes, _) = download.into_buffers();
@@ -176,7 +176,8 @@ async fn send_head(
     keep_alive: bool,
 ) -> Result<(), Reason> {
     let timeouts = &exchange.context.listener.config.timeouts;
-    exchange.client.head_ready(timeouts).await?;
+    let total = attempt.settings.deadline;
+    exchange.client.head_ready(timeouts, total).await?;
     let Exchange {
         client,
         buffers,

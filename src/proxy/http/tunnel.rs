@@ -86,7 +86,7 @@ pub(super) async fn tunnel(
 async fn send_switch(exchange: &mut Exchange<'_>, backend: &BackendSide) -> Result<u64, Reason> {
     let context = exchange.context;
     let timeouts = &context.listener.config.timeouts;
-    exchange.client.head_ready(timeouts).await?;
+    exchange.client.head_ready(timeouts, None).await?;
     let ExchangeBuffers {
         request,
         request_id,

@@ -1,12 +1,17 @@
 //! Uploads that no backend reads: other calls on the connection go on, and memory stays bounded.
+//! A client that reads nothing.
 
 use std::collections::BTreeMap;
 
+use super::{
+    conformance::{setting, window},
+    front_of,
+};
 use crate::harness::{
     daemon::TestDaemon,
     frames::{
-        ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, RawFrame,
-        RawH2Backend, RawH2Client, SETTINGS, WINDOW_UPDATE, fields, frame,
+        ACK, DATA, END_HEADERS, END_STREAM, GET_FIELDS, GOAWAY, HEADERS, PING, RST_STREAM,
+        RawFrame, RawH2Backend, RawH2Client, SETTINGS, WINDOW_UPDATE, fields, frame,
     },
     peer::ScriptedPeer,
 };
@@ -211,4 +216,32 @@ fn a_large_upload_that_stalls_late_holds_up_no_other_call() {
     }
     client.fill(&ids);
     client.upload(101, 2_000_000);
+}
+
+#[test]
+fn a_response_whose_client_reads_nothing_ends_at_the_total_timeout() {
+    let part = "x".repeat(1 << 20);
+    let backend = ScriptedPeer::start(move |mut connection| {
+        while let Some(request) = connection.request() {
+            if request.target == "/late" {
+                connection.answer("late");
+                continue;
+            }
+            connection.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
+            while connection.send(&part) {}
+            return;
+        }
+    });
+    let daemon = front_of(backend.address, "", "timeouts: {connect: 1s, total: 1s}");
+    let mut client = RawH2Client::connect(daemon.address("@web"));
+    client.send(setting(4, i32::MAX as u32));
+    client.send(window(0, 1 << 30));
+    let mut list = GET_FIELDS;
+    // The output is full when the first has ended, and stays so: there is no room for a head.
+    for (stream, path) in [(1, "/large"), (3, "/late")] {
+        list[2].1 = path;
+        client.ask(stream, &list);
+        let logged = daemon.wait_for_access(|line| line["path"] == path);
+        assert_eq!(logged["reason"], "total_timeout", "{logged}");
+    }
 }
