@@ -3,12 +3,15 @@
 use std::{collections::VecDeque, mem};
 
 use super::{StreamError, spare_heads};
-use crate::http::message::{BodyFraming, ResponseHead, Trailers};
+use crate::http::{
+    fields::HeadField,
+    message::{BodyFraming, ResponseHead, Trailers},
+};
 
 /// Capacity that is kept for content after all of it was read.
 const KEPT_CONTENT_BYTES: usize = 64 << 10;
-/// Unread interim heads per stream. They are limited by no window, so a backend could send them for
-/// ever.
+/// Memory of unread interim heads per stream. They are limited by no window, so a backend could
+/// send them for ever.
 const MAX_INTERIM_BYTES: usize = 256 << 10;
 
 /// Progress of a message.
@@ -27,7 +30,7 @@ pub(super) struct RecvBuffer {
     phase: RecvPhase,
     /// Heads of responses. A request's head goes to its exchange at once.
     interim: VecDeque<ResponseHead>,
-    /// Bytes of `interim`.
+    /// Memory of `interim`.
     interim_bytes: usize,
     head: Option<ResponseHead>,
     /// Content may follow the head; otherwise it is discarded.
@@ -72,7 +75,7 @@ impl RecvBuffer {
             self.head = Some(head);
             return true;
         }
-        self.interim_bytes += head.bytes.len();
+        self.interim_bytes += memory(&head);
         self.interim.push_back(head);
         self.interim_bytes <= MAX_INTERIM_BYTES
     }
@@ -81,7 +84,7 @@ impl RecvBuffer {
     pub(super) fn read_head(&mut self, head: &mut ResponseHead) -> bool {
         let next = self.interim.pop_front();
         if let Some(interim) = &next {
-            self.interim_bytes -= interim.bytes.len();
+            self.interim_bytes -= memory(interim);
         }
         let Some(mut next) = next.or_else(|| self.head.take()) else {
             return false;
@@ -170,6 +173,12 @@ impl RecvBuffer {
     }
 }
 
+/// Memory of a head; most of a short one is not its text.
+fn memory(head: &ResponseHead) -> usize {
+    let fields = head.fields.iter().count() * size_of::<HeadField>();
+    size_of::<ResponseHead>() + head.bytes.capacity() + fields
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,8 +256,14 @@ mod tests {
         assert_eq!(read, [(103, 1), (103, 2), (200, 0)]);
         let mut recv_buffer = RecvBuffer::new();
         for _ in 0..4 {
-            assert!(recv_buffer.push_head(interim(MAX_INTERIM_BYTES / 4)));
+            let length = MAX_INTERIM_BYTES / 4 - size_of::<ResponseHead>();
+            assert!(recv_buffer.push_head(interim(length)));
         }
         assert!(!recv_buffer.push_head(interim(1)));
+        let mut recv_buffer = RecvBuffer::new();
+        let count = (0..MAX_INTERIM_BYTES)
+            .take_while(|_| recv_buffer.push_head(interim(0)))
+            .count();
+        assert!(count * size_of::<ResponseHead>() <= MAX_INTERIM_BYTES);
     }
 }
