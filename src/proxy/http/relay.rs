@@ -537,9 +537,11 @@ impl BodyRelay {
                 self.out.len() >= MAX_BUFFER_BYTES
             }
             (None, BodyEncoding::Plain) => self.queue_raw(data, MAX_COPIED_BYTES),
-            // Written from where they are, if there is nothing before them.
+            // Written from where they are, if there is nothing before them. Chunks may be small and
+            // many: they share a frame.
             (None, BodyEncoding::Frames) => {
-                let most = if self.out.is_empty() {
+                let is_chunked = matches!(self.decoder, Some(BodyDecoder::Chunked(_)));
+                let most = if self.out.is_empty() && !is_chunked {
                     0
                 } else {
                     MAX_COPIED_BYTES
@@ -688,6 +690,24 @@ mod tests {
             relay.decode().unwrap();
             assert_eq!((relay.out.as_slice(), count.get()), (expected, 11));
             assert!(relay.ended && !relay.begins_splice());
+        }
+    }
+
+    #[test]
+    fn small_chunks_share_a_frame_and_nothing_else_is_copied() {
+        let chunks = [b"1\r\nx\r\n".repeat(1_000).as_slice(), b"0\r\n\r\n"].concat();
+        let limits = crate::http::rules::RESPONSE_LIMITS;
+        for (decoder, input, copied) in [
+            (Some(BodyDecoder::chunked(limits)), chunks, 1_000),
+            (Some(BodyDecoder::Length(5)), b"hello".to_vec(), 0),
+            (None, b"hello".to_vec(), 0),
+        ] {
+            let mut relay = BodyRelay::new(Vec::new(), input, 0, decoder);
+            relay.set_sink(BodyEncoding::Frames, None);
+            relay.replay(true);
+            relay.decode().unwrap();
+            assert_eq!(relay.out.len(), copied);
+            assert_eq!(relay.raw.is_empty(), copied > 0);
         }
     }
 }
