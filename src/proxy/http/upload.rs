@@ -180,6 +180,8 @@ impl Exchange<'_> {
                 if !is_expressible(target.unwrap_or_else(|| head.text(head.target))) {
                     return Err(ResponseError::Client(Reason::RequestError));
                 }
+                // An earlier attempt may have been over HTTP/1.
+                self.websocket_key = None;
                 upload.rewind(encoding, length);
                 let write = |block: &mut BlockHead<'_>| self.write_head(block, settings, hop);
                 // A tunnel has no body, and does not end either.
