@@ -47,9 +47,15 @@ impl ShortText {
             IpAddr::V4(address) => {
                 for (place, octet) in address.octets().into_iter().enumerate() {
                     if place > 0 {
-                        text.push(b".");
+                        text.push(b'.');
                     }
-                    text.push(Self::number(octet.into()).as_bytes());
+                    if octet >= 100 {
+                        text.push(b'0' + octet / 100);
+                    }
+                    if octet >= 10 {
+                        text.push(b'0' + octet / 10 % 10);
+                    }
+                    text.push(b'0' + octet % 10);
                 }
             }
             IpAddr::V6(address) => {
@@ -66,19 +72,20 @@ impl ShortText {
         self.bytes.get(self.start..self.end).unwrap_or_default()
     }
 
-    fn push(&mut self, part: &[u8]) {
-        let place = self.bytes.get_mut(self.end..self.end + part.len());
+    #[inline]
+    fn push(&mut self, byte: u8) {
+        let place = self.bytes.get_mut(self.end);
         debug_assert!(place.is_some(), "the longest text fits");
         if let Some(place) = place {
-            place.copy_from_slice(part);
-            self.end += part.len();
+            *place = byte;
+            self.end += 1;
         }
     }
 }
 
 impl fmt::Write for ShortText {
     fn write_str(&mut self, part: &str) -> fmt::Result {
-        self.push(part.as_bytes());
+        part.bytes().for_each(|byte| self.push(byte));
         Ok(())
     }
 }
@@ -100,6 +107,7 @@ mod tests {
         for text in [
             "0.0.0.0",
             "192.0.2.7",
+            "10.99.100.109",
             "255.255.255.255",
             "::",
             "2001:db8::7",

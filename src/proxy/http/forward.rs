@@ -125,7 +125,9 @@ pub fn request_head(
         out.field(rules.request_id.as_bytes(), id.as_bytes());
     }
     if let Some(edits) = edits {
-        header_edits::write(out, edits, |name| is_http1(head, name));
+        header_edits::write(out, edits, |name| {
+            name.eq_ignore_ascii_case(b"host") || is_key(head, name)
+        });
     }
     out.framing(framing_for(head, hop));
     write_hop_by_hop(out, head, hop);
@@ -176,9 +178,11 @@ fn write_client_fields(
         {
             continue;
         }
-        if !is_http1(head, name) {
+        if field.known == KnownField::Host {
+            out.http1_field(name, value);
+        } else if !is_key(head, name) {
             out.field(name, value);
-        } else if own_key.is_none() || field.known == KnownField::Host {
+        } else if own_key.is_none() {
             out.http1_field(name, value);
         }
     }
@@ -189,11 +193,11 @@ fn write_client_fields(
     }
 }
 
-/// True for a field called `name` of the request with `head` that HTTP/2 does not have: Host, and
-/// the key of a WebSocket.
-fn is_http1(head: &RequestHead, name: &[u8]) -> bool {
-    name.eq_ignore_ascii_case(b"host")
-        || name.eq_ignore_ascii_case(WEBSOCKET_KEY.as_bytes()) && head.is_websocket()
+/// True for a field called `name` that is the key of the WebSocket that `head` asks for.
+fn is_key(head: &RequestHead, name: &[u8]) -> bool {
+    head.upgrade.is_some()
+        && name.eq_ignore_ascii_case(WEBSOCKET_KEY.as_bytes())
+        && head.is_websocket()
 }
 
 /// The framing of a request on its next hop.

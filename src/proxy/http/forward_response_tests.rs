@@ -27,7 +27,7 @@ fn check_response(sent: &str, extra: ResponseExtra<'_>, text: &str, block: &str)
     }
 }
 
-/// What is added to a response by default.
+/// Additions to a response by default.
 fn extra<'a>(delivery: BodyFraming) -> ResponseExtra<'a> {
     ResponseExtra {
         delivery,

@@ -461,3 +461,74 @@ pub(super) fn encode_refusal(
     out.extend_from_slice(reply.content(false));
     snapshot.unrouted.mine().error(reason, reply.status);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http2::{
+        block_head::BlockHead,
+        hpack::{FieldList, HpackDecoder, HpackEncoder, SizeLimits},
+    };
+
+    /// Fields of the head as HTTP/2 has it.
+    fn block(reply: &LocalReply<'_>, context: ReplyContext<'_>) -> Vec<String> {
+        let (mut encoder, mut block) = (HpackEncoder::default(), Vec::new());
+        encoder.begin_block(&mut block);
+        reply.write_head(&mut BlockHead::new(&mut encoder, &mut block), context);
+        let limits = SizeLimits {
+            kept: 4096,
+            decoded: 4096,
+        };
+        let mut fields = FieldList::default();
+        let decoded = HpackDecoder::default().decode(&block, limits, &mut fields);
+        decoded.unwrap();
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let lines = fields.iter();
+        lines
+            .map(|(name, value)| format!("{}: {}", text(name), text(value)))
+            .collect()
+    }
+
+    #[test]
+    fn a_reply_is_the_same_in_both_formats() {
+        let edits = HeaderEdits {
+            set: vec![("X-A".to_owned(), "b".to_owned())],
+            remove: vec!["Date".to_owned()],
+            ..HeaderEdits::default()
+        };
+        let context = ReplyContext {
+            keep_alive: true,
+            request_id: ("X-Request-Id", "0123"),
+            date: "now",
+            edits: Some(&edits),
+        };
+        let errors = ErrorsConfig::default();
+        let head = RequestHead::default();
+        let error = error(Reason::MethodNotAllowed, &errors, &head);
+        let redirect = RedirectConfig::Https {
+            port: 443,
+            status: 308,
+        };
+        let redirect = super::redirect(&redirect, b"a:80", b"/x");
+        let without_content = LocalReply {
+            status: 204,
+            ..LocalReply::default()
+        };
+        for reply in [error, redirect, without_content] {
+            let mut text = Vec::new();
+            reply.write_head(&mut TextHead::new(&mut text), context);
+            let text = String::from_utf8(text).unwrap();
+            let head = text.strip_suffix("\r\n\r\n").unwrap();
+            assert_eq!(reply.content(true), b"");
+            let mut expected = vec![format!(":status: {}", reply.status)];
+            for line in head.split("\r\n").skip(1) {
+                let (name, value) = line.split_once(": ").unwrap();
+                if name != "Connection" {
+                    expected.push(format!("{}: {value}", name.to_ascii_lowercase()));
+                }
+            }
+            assert!(head.ends_with("\r\nConnection: keep-alive"), "{head}");
+            assert_eq!(block(&reply, context), expected);
+        }
+    }
+}

@@ -116,3 +116,22 @@ fn a_client_over_an_ipv6_socket_is_known_by_its_ipv4_address() {
     assert_eq!(sent[0].header("x-real-ip"), Some("127.0.0.1"));
     assert_eq!(sent[0].header("x-forwarded-for"), Some("127.0.0.1"));
 }
+
+#[test]
+fn the_log_shows_headers_as_the_client_sent_them() {
+    let backend = ScriptedPeer::answering("ok");
+    let daemon = TestDaemon::start(&format!(
+        "workers: 1\naccess_log: {{when: {{min_status: 100}}, headers: [X-Tenant, X-Forwarded-For]}}\n\
+         listeners: {{web: {{bind: \"@web\", pool: app}}}}\n\
+         routes: [{{path: /, pool: app, request_headers: {{set: {{X-Tenant: ours}}}}}}]\n\
+         pools: {{app: {{backends: [{}], health_check: none}}}}\n",
+        backend.address
+    ));
+    let mut client = daemon.client("@web");
+    let fields = "X-Tenant: theirs\r\nX-Forwarded-For: 192.0.2.7\r\n";
+    assert_eq!(status(&mut client, "/", fields), 200);
+    let line = daemon.wait_for_access(|line| line["status"] == 200);
+    assert_eq!(line["header_x_tenant"], "theirs");
+    assert_eq!(line["header_x_forwarded_for"], "192.0.2.7");
+    assert_eq!(line["client"], "127.0.0.1");
+}
