@@ -127,7 +127,7 @@ fn bodies(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Reads a head and writes it for the other side, as an exchange does.
+/// Writes a head for the other side, as an exchange does.
 fn forwarded(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("forwarded_head");
     let rules = ForwardedConfig::default();
@@ -154,20 +154,20 @@ fn forwarded(criterion: &mut Criterion) {
             edits,
             ..RequestChanges::default()
         };
+        assert_eq!(request::parse(&mut head, LIMITS), Ok(true));
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 out.clear();
-                let parsed = request::parse(black_box(&mut head), LIMITS);
                 request_head(
                     &mut TextHead::new(&mut out),
-                    &head,
+                    black_box(&head),
                     &rules,
                     origin,
                     id,
                     changes,
                     NextHop::KeepAlive,
                 );
-                (parsed, out.len())
+                out.len()
             });
         });
     }
@@ -175,10 +175,10 @@ fn forwarded(criterion: &mut Criterion) {
         bytes: RESPONSE.to_vec(),
         ..ResponseHead::default()
     };
+    assert_eq!(response::parse(&mut head, b"GET"), Ok(true));
     group.bench_function("response", |bencher| {
         bencher.iter(|| {
             out.clear();
-            let parsed = response::parse(black_box(&mut head), b"GET");
             let extra = ResponseExtra {
                 delivery: head.framing,
                 keep_alive: true,
@@ -187,8 +187,8 @@ fn forwarded(criterion: &mut Criterion) {
                 edits: None,
                 date: None,
             };
-            response_head(&mut TextHead::new(&mut out), &head, extra);
-            (parsed, out.len())
+            response_head(&mut TextHead::new(&mut out), black_box(&head), extra);
+            out.len()
         });
     });
     group.finish();

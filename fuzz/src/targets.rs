@@ -12,6 +12,49 @@ pub mod proxy_header;
 pub mod request_head;
 pub mod response_head;
 
+use balancer::http2::{
+    block_head::BlockHead,
+    hpack::{FieldList, HpackDecoder, HpackEncoder, SizeLimits},
+};
+
+/// Fields of a head that is written as a field block.
+fn block_fields(write: impl FnOnce(&mut BlockHead<'_>)) -> FieldList {
+    let (mut encoder, mut block) = (HpackEncoder::default(), Vec::new());
+    encoder.begin_block(&mut block);
+    write(&mut BlockHead::new(&mut encoder, &mut block));
+    let limits = SizeLimits {
+        kept: 1 << 20,
+        decoded: 1 << 20,
+    };
+    let mut fields = FieldList::default();
+    HpackDecoder::default()
+        .decode(&block, limits, &mut fields)
+        .expect("what we write is valid");
+    fields
+}
+
+/// Fields as HTTP/2 has them: names in lower case, one Cookie, which is last; without `omitted`.
+fn as_of_h2<'f>(
+    fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
+    omitted: &[&str],
+) -> Vec<(String, Vec<u8>)> {
+    let (mut all, mut cookies) = (Vec::new(), Vec::new());
+    for (name, value) in fields {
+        let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+        let value = value.trim_ascii().to_vec();
+        if name == "cookie" {
+            cookies.push(value);
+        } else if !omitted.contains(&name.as_str()) {
+            all.push((name, value));
+        }
+    }
+    cookies.retain(|crumb| !crumb.is_empty());
+    if !cookies.is_empty() {
+        all.push(("cookie".to_owned(), cookies.join(&b"; "[..])));
+    }
+    all
+}
+
 /// Lengths of prefixes to run: all of a short input, some 32 of a long one, and those around `end`.
 fn prefixes(length: usize, end: usize) -> impl Iterator<Item = usize> {
     let step = (length / 32).max(1);

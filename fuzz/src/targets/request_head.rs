@@ -4,14 +4,16 @@ use balancer::{
     config::model::ForwardedConfig,
     http::{
         fields::{KnownField, Span, is_same_or_twin},
+        head_writer::HeadWriter,
         message::{BodyFraming, RequestHead},
         rules::{HeadError, HeadLimits},
     },
     http1::{encode::TextHead, request},
+    http2,
     proxy::http::{NextHop, RequestChanges, RequestOrigin, request_head},
 };
 
-use super::{count, lines, prefixes};
+use super::{as_of_h2, block_fields, count, lines, prefixes};
 
 const USUAL_LIMITS: HeadLimits = HeadLimits {
     fields: 100,
@@ -93,9 +95,8 @@ fn check(head: &RequestHead) {
 /// Authority for an old request that names none.
 const LOCAL_AUTHORITY: &str = "127.0.0.1:80";
 
-/// Encodes the head as the proxy does; returns it with the names and values that it must have.
-/// `plain` adds nothing.
-fn write(head: &RequestHead, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
+/// Writes the head as the proxy does. `plain` adds nothing.
+fn write(out: &mut impl HeadWriter, head: &RequestHead, plain: bool, hop: NextHop) {
     let rules = ForwardedConfig {
         x_forwarded: !plain,
         rfc7239: !plain,
@@ -111,6 +112,12 @@ fn write(head: &RequestHead, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) 
         ..RequestOrigin::default()
     };
     let id = if plain { "" } else { "0123456789abcdef" };
+    let changes = RequestChanges::default();
+    request_head(out, head, &rules, origin, id, changes, hop);
+}
+
+/// Names and values that the proxy passes on, and the Host that it adds.
+fn wanted(head: &RequestHead, plain: bool) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut wanted: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     if head.find(KnownField::Host).is_none() {
         let host = head.text(head.host);
@@ -121,30 +128,15 @@ fn write(head: &RequestHead, plain: bool) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) 
         };
         wanted.push((b"Host".to_vec(), host.to_vec()));
     }
-    let ours = rules.request_id.as_bytes();
+    let ours = ForwardedConfig::default().request_id.into_bytes();
     for field in head.fields.iter() {
         let (name, value) = (head.text(field.name), head.text(field.value));
         let claim = field.known.is_forwarding() && !plain;
-        if !claim && !is_same_or_twin(name, ours) {
+        if !claim && !is_same_or_twin(name, &ours) {
             wanted.push((name.to_vec(), value.to_vec()));
         }
     }
-    let hop = if head.keep_alive {
-        NextHop::KeepAlive
-    } else {
-        NextHop::Close
-    };
-    let mut out = Vec::new();
-    request_head(
-        &mut TextHead::new(&mut out),
-        head,
-        &rules,
-        origin,
-        id,
-        RequestChanges::default(),
-        hop,
-    );
-    (out, wanted)
+    wanted
 }
 
 /// Names of the fields that the proxy adds.
@@ -161,7 +153,14 @@ fn added_names(plain: bool, has_host: bool) -> Vec<&'static [u8]> {
 }
 
 fn check_encoded(head: &RequestHead, plain: bool) {
-    let (written, wanted) = write(head, plain);
+    let hop = if head.keep_alive {
+        NextHop::KeepAlive
+    } else {
+        NextHop::Close
+    };
+    let mut written = Vec::new();
+    write(&mut TextHead::new(&mut written), head, plain, hop);
+    let wanted = wanted(head, plain);
     let lines = lines(&written);
     assert_eq!(count(&lines, "host"), 1);
     assert!(count(&lines, "content-length") + count(&lines, "transfer-encoding") <= 1);
@@ -199,6 +198,46 @@ fn check_encoded(head: &RequestHead, plain: bool) {
         head.upgrade.map(|span| head.text(span))
     );
     assert_eq!(again.keep_alive, head.keep_alive || head.upgrade.is_some());
+    check_block(head, &again, plain);
+}
+
+/// Checks that the head as a block is the same message as its `text`.
+fn check_block(head: &RequestHead, text: &RequestHead, plain: bool) {
+    let is_websocket = head.is_websocket();
+    // HTTP/2 has no method for a WebSocket.
+    if is_websocket && head.text(head.method) != b"GET" {
+        return;
+    }
+    let h2 = NextHop::H2 { is_secure: plain };
+    let fields = block_fields(|out| write(out, head, plain, h2));
+    let ends = head.framing == BodyFraming::None && !is_websocket;
+    let wide_limits = HeadLimits {
+        fields: 300,
+        bytes: 1 << 20,
+    };
+    let mut read = RequestHead::default();
+    http2::request::read(&fields, ends, wide_limits, &mut read).expect("what we write is valid");
+    for (one, other) in [
+        (text.method, read.method),
+        (text.target, read.target),
+        (text.host, read.host),
+    ] {
+        assert_eq!(text.text(one), read.text(other));
+    }
+    let key = if is_websocket {
+        "sec-websocket-key"
+    } else {
+        ""
+    };
+    assert_eq!(
+        as_of_h2(kept(text).into_iter(), &["host", key]),
+        as_of_h2(kept(&read).into_iter(), &["host"])
+    );
+    let [one, other] = [text.framing, read.framing].map(BodyFraming::declared_length);
+    assert_eq!(one, other);
+    assert_eq!(text.expects_continue, read.expects_continue);
+    assert_eq!(head.takes_trailers, read.takes_trailers);
+    assert_eq!(is_websocket, read.is_websocket());
 }
 
 fn check_prefixes(data: &[u8], limits: HeadLimits, whole: &Result<Option<RequestHead>, HeadError>) {
