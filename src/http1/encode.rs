@@ -1,12 +1,9 @@
-//! Writes heads and bodies: one pass over the fields that are kept, then the added ones.
-//!
-//! The caller adds fields between `*_line`/[`fields`] and [`end`]. Framing is always written here,
-//! never copied.
+//! Writes heads, chunks and trailers as text. Must not know which fields a head has: it is a
+//! [`HeadWriter`] for those who decide that.
 
 use crate::{
     base::short_text::ShortText,
     http::{
-        fields::HeadFields,
         head_writer::{HeadWriter, RequestLine},
         message::BodyFraming,
     },
@@ -27,95 +24,55 @@ impl<'a> TextHead<'a> {
 
 impl HeadWriter for TextHead<'_> {
     fn request_line(&mut self, line: RequestLine<'_>) {
-        request_line(self.out, line.method, line.target);
+        self.out.extend_from_slice(line.method);
+        self.out.push(b' ');
+        self.out.extend_from_slice(line.target);
+        self.out.extend_from_slice(b" HTTP/1.1\r\n");
     }
 
     fn status_line(&mut self, status: u16, phrase: &[u8]) {
-        status_line(self.out, status, phrase);
+        self.out.extend_from_slice(b"HTTP/1.1 ");
+        let status = ShortText::number(status.into());
+        self.out.extend_from_slice(status.as_bytes());
+        self.out.push(b' ');
+        self.out.extend_from_slice(phrase);
+        self.out.extend_from_slice(b"\r\n");
     }
 
     fn trailer_start(&mut self) {
+        // Behind the last chunk.
         self.out.extend_from_slice(b"0\r\n");
     }
 
-    #[inline]
     fn field(&mut self, name: &[u8], value: &[u8]) {
-        field(self.out, name, value);
+        self.out.extend_from_slice(name);
+        self.out.extend_from_slice(b": ");
+        self.out.extend_from_slice(value);
+        self.out.extend_from_slice(b"\r\n");
     }
 
-    #[inline]
     fn http1_field(&mut self, name: &[u8], value: &[u8]) {
-        field(self.out, name, value);
+        self.field(name, value);
     }
 
     fn framing(&mut self, framing: BodyFraming) {
-        if let Some(length) = framing.declared_length() {
-            content_length(self.out, length);
-        }
-        if let BodyFraming::Streamed(_) = framing {
-            chunked(self.out);
+        match framing {
+            BodyFraming::Length(length) => {
+                let length = ShortText::number(length);
+                self.field(b"Content-Length", length.as_bytes());
+            }
+            BodyFraming::Streamed(length) => {
+                // Both together are how requests are smuggled, RFC 9112 section 6.1.
+                debug_assert!(length.is_none(), "HTTP/1 has a length or chunks");
+                self.field(b"Transfer-Encoding", b"chunked");
+            }
+            BodyFraming::None | BodyFraming::UntilClose => {}
         }
     }
 
     fn end(&mut self) {
-        end(self.out);
+        self.out.extend_from_slice(b"\r\n");
     }
-}
-
-/// Appends `GET /path HTTP/1.1`.
-pub fn request_line(out: &mut Vec<u8>, method: &[u8], target: &[u8]) {
-    out.extend_from_slice(method);
-    out.push(b' ');
-    out.extend_from_slice(target);
-    out.extend_from_slice(b" HTTP/1.1\r\n");
-}
-
-/// Appends `HTTP/1.1 200 OK`.
-pub fn status_line(out: &mut Vec<u8>, status: u16, phrase: &[u8]) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    number(out, u64::from(status));
-    out.push(b' ');
-    out.extend_from_slice(phrase);
-    out.extend_from_slice(b"\r\n");
-}
-
-/// Appends every field that is not struck out.
-pub fn fields(out: &mut Vec<u8>, fields: &HeadFields, bytes: &[u8]) {
-    for each in fields.iter() {
-        field(out, each.name.get(bytes), each.value.get(bytes));
-    }
-}
-
-/// Appends one field.
-#[inline]
-pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
-}
-
-/// Appends `Content-Length`.
-pub fn content_length(out: &mut Vec<u8>, length: u64) {
-    out.extend_from_slice(b"Content-Length: ");
-    number(out, length);
-    out.extend_from_slice(b"\r\n");
-}
-
-/// Appends `Transfer-Encoding: chunked`.
-pub fn chunked(out: &mut Vec<u8>) {
-    out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
-}
-
-/// Appends `Connection: upgrade` and `Upgrade`.
-pub fn upgrade(out: &mut Vec<u8>, protocol: &[u8]) {
-    out.extend_from_slice(b"Connection: upgrade\r\n");
-    field(out, b"Upgrade", protocol);
-}
-
-/// Appends the empty line after the fields.
-pub fn end(out: &mut Vec<u8>) {
-    out.extend_from_slice(b"\r\n");
 }
 
 /// Appends one chunk; `data` is not empty, as an empty chunk would end the body.
@@ -134,11 +91,6 @@ pub fn chunk_size(out: &mut Vec<u8>, size: usize) {
         out.push(b"0123456789abcdef".get(digit).copied().unwrap_or_default());
     }
     out.extend_from_slice(b"\r\n");
-}
-
-/// Appends a decimal number, without the cost of formatting.
-pub fn number(out: &mut Vec<u8>, value: u64) {
-    out.extend_from_slice(ShortText::number(value).as_bytes());
 }
 
 #[cfg(test)]
