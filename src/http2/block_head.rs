@@ -76,3 +76,58 @@ pub fn is_expressible(target: &[u8]) -> bool {
     let is_good = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'#' | b'<' | b'>' | b'`');
     target.iter().all(is_good)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http2::hpack::{FieldList, HpackDecoder, SizeLimits};
+
+    /// Pseudo-header fields of a request.
+    fn request(target: &str, authority: &str) -> Vec<String> {
+        let mut block = Vec::new();
+        BlockHead::new(&mut HpackEncoder::default(), &mut block).request_line(RequestLine {
+            method: b"OPTIONS",
+            is_secure: true,
+            authority: authority.as_bytes(),
+            target: target.as_bytes(),
+            is_websocket: false,
+        });
+        let mut fields = FieldList::default();
+        let limits = SizeLimits {
+            kept: 1 << 10,
+            decoded: 1 << 10,
+        };
+        HpackDecoder::default()
+            .decode(&block, limits, &mut fields)
+            .unwrap();
+        let text = |bytes| str::from_utf8(bytes).unwrap();
+        fields
+            .iter()
+            .map(|(name, value)| format!("{} {}", text(name), text(value)))
+            .collect()
+    }
+
+    #[test]
+    fn targets_that_no_uri_has_are_refused_and_never_changed() {
+        for byte in 0x21..=0x7e_u8 {
+            let target = format!("/a{}b?c{0}d", char::from(byte));
+            let is_good = !b"#<>`".contains(&byte);
+            assert_eq!(is_expressible(target.as_bytes()), is_good, "{target}");
+            assert_eq!(request(&target, "a")[2], format!(":path {target}"));
+        }
+        for target in ["*", "/", "/?", "//a", "/a//b", "/..", "/%2e", "/{a|b}"] {
+            assert!(is_expressible(target.as_bytes()), "{target}");
+            assert_eq!(request(target, "a")[2], format!(":path {target}"));
+        }
+        for byte in [0, b' ', b'\t', 0x7f, 0x80, 0xff] {
+            assert!(!is_expressible(&[b'/', byte]), "{byte:#x}");
+        }
+    }
+
+    #[test]
+    fn a_request_without_a_host_has_no_authority() {
+        let head = request("/", "");
+        assert_eq!(head, [":method OPTIONS", ":scheme https", ":path /"]);
+        assert_eq!(request("/", "a:81")[3..], [":authority a:81"]);
+    }
+}

@@ -29,6 +29,7 @@ const WEBSOCKET: ResponseExpectation = ResponseExpectation {
 
 const NONE: &[(&str, &str)] = &[];
 const LENGTH: &[(&str, &str)] = &[("content-length", "5")];
+const WITH_TRAILER: &[(&str, &str)] = &[("content-length", "5"), ("trailer", "x")];
 const EMPTY: &[(&str, &str)] = &[("content-length", "0")];
 
 #[test]
@@ -41,7 +42,9 @@ fn a_response_is_framed_as_its_status_and_its_stream_say() {
         (200, EMPTY, true, GET, Length(0), None),
         (200, LENGTH, true, HEAD, Nothing, Some(5)),
         (200, NONE, false, HEAD, Nothing, None),
+        (200, WITH_TRAILER, false, GET, Streamed(Some(5)), None),
         (204, NONE, true, GET, Nothing, None),
+        (204, NONE, false, GET, Nothing, None),
         (204, LENGTH, false, HEAD, Nothing, None),
         (304, LENGTH, true, GET, Nothing, Some(5)),
         (103, NONE, false, GET, Nothing, None),
@@ -84,6 +87,10 @@ fn a_2xx_to_a_websocket_request_is_a_switch() {
 #[test]
 fn each_violation_of_the_rfc_is_named() {
     let connection = "a connection-specific field";
+    let (pseudo, control) = (
+        "a pseudo-header field that is unknown or not first",
+        "a control byte in a field value",
+    );
     for (status, fields, ends, detail) in [
         ("101", NONE, false, "a switch of protocols"),
         ("100", NONE, true, "an end without a response"),
@@ -106,12 +113,9 @@ fn each_violation_of_the_rfc_is_named() {
             "a malformed content-length",
         ),
         ("200", &[EMPTY[0], EMPTY[0]], true, "several content-length"),
-        (
-            "200",
-            &[(":status", "200")],
-            true,
-            "a pseudo-header field that is unknown or not first",
-        ),
+        ("200", &[(":status", "200")], true, pseudo),
+        ("200", &[(":path", "/")], true, pseudo),
+        ("200", &[("a", "b\0")], true, control),
         (
             "200",
             &[("a b", "c")],
@@ -124,12 +128,7 @@ fn each_violation_of_the_rfc_is_named() {
             true,
             "an upper-case letter in a field name",
         ),
-        (
-            "200",
-            &[("a", "b\r\nc: d")],
-            true,
-            "a control byte in a field value",
-        ),
+        ("200", &[("a", "b\r\nc: d")], true, control),
         ("200", &[("connection", "x")], true, connection),
         ("200", &[("transfer-encoding", "chunked")], true, connection),
         ("200", &[("upgrade", "x")], true, connection),

@@ -10,15 +10,15 @@ use std::{
 
 use balancer::{
     base::rng::Random,
-    http::rules::RESPONSE_LIMITS,
+    http::{message::Trailers, rules::RESPONSE_LIMITS},
     http1::body::{BodyDecoder, BodyError, BodyStep},
     net::stream::Stream,
-    proxy::http::{Pump, PumpError},
+    proxy::http::{BodyEncoding, BodyRelay, BodyRelayError, BodySink, BodySource},
 };
 use tokio::runtime::{Builder, Runtime};
 
 /// Body, trailers and bytes used; or an error: malformed (`Some`) or incomplete (`None`).
-type DecodedBody = Result<(Vec<u8>, Vec<u8>, usize), Option<BodyError>>;
+type DecodedBody = Result<(Vec<u8>, Trailers, usize), Option<BodyError>>;
 
 fn decode(input: &[u8], piece: usize) -> DecodedBody {
     let (mut decoder, mut body) = (BodyDecoder::chunked(RESPONSE_LIMITS), Vec::new());
@@ -32,7 +32,7 @@ fn decode(input: &[u8], piece: usize) -> DecodedBody {
             BodyStep::Skip(count) => at += count,
             BodyStep::More if end == input.len() => return Err(None),
             BodyStep::More => end = (end + piece).min(input.len()),
-            BodyStep::End => return Ok((body, decoder.trailers().to_vec(), at)),
+            BodyStep::End => return Ok((body, decoder.take_trailers(), at)),
         }
     }
 }
@@ -60,19 +60,15 @@ fn pair() -> (UnixStream, Stream) {
     (ours, Stream::from(theirs))
 }
 
-/// Lets the proxy forward `input`, which arrives in pieces that end at `cuts`, to a chunked or
-/// plain body; returns the output, and the result.
-fn pass_on(input: &[u8], cuts: &[usize], chunked: bool) -> (Vec<u8>, Result<(), String>) {
+/// Lets the proxy forward `input`, which arrives in pieces that end at `cuts`, to a body with
+/// `encoding`; returns the output, and the result.
+fn pass_on(input: &[u8], cuts: &[usize], encoding: BodyEncoding) -> (Vec<u8>, Result<(), String>) {
     TOKIO_RUNTIME.with(|runtime| {
         runtime.block_on(async {
             let ((mut source, mut from), (mut sink, mut to)) = (pair(), pair());
-            let mut pump = Pump::new(
-                Vec::new(),
-                Vec::new(),
-                0,
-                Some(BodyDecoder::chunked(RESPONSE_LIMITS)),
-                chunked,
-            );
+            let decoder = BodyDecoder::chunked(RESPONSE_LIMITS);
+            let mut relay = BodyRelay::new(Vec::new(), Vec::new(), 0, Some(decoder));
+            relay.set_sink(encoding, None);
             let (mut out, mut ended) = (Vec::new(), None);
             let mut at = 0;
             for end in cuts.iter().copied().chain([input.len()]) {
@@ -86,7 +82,8 @@ fn pass_on(input: &[u8], cuts: &[usize], chunked: bool) -> (Vec<u8>, Result<(), 
                     tokio::task::yield_now().await;
                     if ended.is_none() {
                         ended = poll_fn(|cx| {
-                            Poll::Ready(match pump.poll(cx, &mut from, &mut to) {
+                            let (from, to) = (BodySource::H1(&mut from), BodySink::H1(&mut to));
+                            Poll::Ready(match relay.poll(cx, from, to) {
                                 Poll::Ready(ended) => Some(ended),
                                 Poll::Pending => None,
                             })
@@ -97,9 +94,9 @@ fn pass_on(input: &[u8], cuts: &[usize], chunked: bool) -> (Vec<u8>, Result<(), 
                 // Fails when there is nothing more.
                 drop(sink.read_to_end(&mut out));
             }
-            let ended = ended.expect("the pump ends with its source");
+            let ended = ended.expect("the relay ends with its source");
             let ended = ended.map_err(|error| match error {
-                PumpError::Malformed(error) => error.to_string(),
+                BodyRelayError::Malformed(error) => error.to_string(),
                 error => format!("{error:?}"),
             });
             (out, ended)
@@ -115,7 +112,7 @@ fn check_passed_on(data: &[u8], whole: &DecodedBody) {
         .collect();
     cuts.sort_unstable();
     for cuts in [&[][..], &cuts] {
-        let (out, ended) = pass_on(data, cuts, true);
+        let (out, ended) = pass_on(data, cuts, BodyEncoding::Chunked);
         let again = decode(&out, out.len().max(1));
         match whole {
             Ok((body, trailers, _)) => {
@@ -133,7 +130,8 @@ fn check_passed_on(data: &[u8], whole: &DecodedBody) {
             }
         }
         if let Ok((body, ..)) = whole {
-            assert_eq!(pass_on(data, cuts, false), (body.clone(), Ok(())));
+            let plain = pass_on(data, cuts, BodyEncoding::Plain);
+            assert_eq!(plain, (body.clone(), Ok(())));
         }
     }
 }

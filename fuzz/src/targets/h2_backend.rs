@@ -1,130 +1,167 @@
-//! Frames of an HTTP/2 backend: for any input the engine reads HTTP/1.1, and it looks complete only
-//! if the backend has ended the stream.
+//! Frames of an HTTP/2 backend: for any input a response has the content that the backend sent on
+//! its stream, and is complete, to the client as well, only if the backend has ended the stream.
 
-use std::{cell::RefCell, io::Write, path::Path, rc::Rc, sync::Arc};
+use std::{
+    future::poll_fn,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
 
 use balancer::{
     base::clock,
-    config::{NoFiles, parse},
+    h2::backend::{H2Connection, OutgoingStream},
     http::{
+        head_writer::{HeadWriter, RequestLine},
         message::{BodyFraming, ResponseHead},
-        rules::RESPONSE_LIMITS,
+        rules::{RESPONSE_LIMITS, is_allowed_in_trailers},
     },
-    http1::{
-        body::{BodyDecoder, BodyStep},
-        response,
-    },
-    net::{h2::backend::H2Connection, stream::Stream},
-    pool::Pool,
+    http1::body::{BodyDecoder, BodyStep},
+    http2::{block_head::BlockHead, response::ResponseExpectation},
+    net::stream::Stream,
+    proxy::http::{BodyEncoding, BodyRelay, BodySink, BodySource},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
     runtime::{Builder, Runtime},
     task::{LocalSet, spawn_local, yield_now},
 };
 
+use super::h2_client::sent_frames::SentFrames;
+
 /// Empty SETTINGS, RFC 9113 section 6.5.
 const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-const PLAIN_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+const PLAIN_REQUEST: RequestLine<'_> = RequestLine {
+    method: b"GET",
+    is_secure: false,
+    authority: b"a",
+    target: b"/",
+    is_websocket: false,
+};
+/// Stream of the request.
+const STREAM_ID: u32 = 1;
 
 thread_local! {
-    static FIXTURE: RefCell<BackendFixture> = RefCell::new(BackendFixture::new());
+    static RUNTIME: Runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
 }
 
-struct BackendFixture {
-    runtime: Runtime,
-    pool: Pool,
-}
-
-impl BackendFixture {
-    fn new() -> Self {
-        let text = "listeners: {web: {bind: \":1\", pool: a}}\npools: {a: {backends: [\"h:1\"], protocol: h2c}}\n";
-        let loaded = parse(Path::new("fuzz.yaml"), text, &NoFiles).expect("a good file");
-        Self {
-            runtime: Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime"),
-            pool: Pool::new(&loaded.config.pools[0], None, clock::now()),
-        }
-    }
-}
-
-/// Bytes that the engine reads, and true if they ended without an error.
-async fn read(pool: &Pool, frames: &[u8]) -> (Vec<u8>, bool) {
-    let (mut peer, ours) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+/// Two ends of a connection: the peer's, and ours.
+fn pair() -> (UnixStream, Stream) {
+    let (peer, ours) = UnixStream::pair().expect("two sockets");
     for one in [&peer, &ours] {
         one.set_nonblocking(true)
             .expect("sockets that do not block");
     }
-    peer.write_all(&EMPTY_SETTINGS).expect("space for a frame");
     let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
-    let deadline = clock::now() + std::time::Duration::from_secs(60);
-    let state = Arc::clone(&pool.backends[0].state);
-    let opened =
-        H2Connection::open(Stream::from(ours), Some(&state), 1, Rc::default(), deadline).await;
+    (peer, Stream::from(ours))
+}
+
+/// Reads heads up to the final one; `None` if there is none.
+async fn read_head(outgoing: &OutgoingStream) -> Option<ResponseHead> {
+    loop {
+        let mut head = ResponseHead::default();
+        poll_fn(|cx| outgoing.poll_head(&mut head, cx)).await.ok()?;
+        assert!((100..=599).contains(&head.status));
+        assert_ne!(head.status, 101, "no switch was asked for");
+        if !head.is_interim() {
+            return Some(head);
+        }
+        assert_eq!(head.framing, BodyFraming::None);
+    }
+}
+
+/// Sends the body to an HTTP/1 client in chunks; returns them, and true if the relay has ended
+/// well.
+async fn relay(outgoing: &OutgoingStream) -> (Vec<u8>, bool) {
+    let (mut client, mut to) = pair();
+    let mut relay = BodyRelay::new(Vec::new(), Vec::new(), 0, None);
+    relay.set_sink(BodyEncoding::Chunked, None);
+    let mut out = Vec::new();
+    loop {
+        let polled = poll_fn(|cx| {
+            let source = BodySource::H2(outgoing.stream());
+            Poll::Ready(relay.poll(cx, source, BodySink::H1(&mut to)))
+        });
+        let polled = polled.await;
+        // Fails when there is nothing more.
+        drop(client.read_to_end(&mut out));
+        if let Poll::Ready(ended) = polled {
+            return (out, ended.is_ok());
+        }
+        yield_now().await;
+    }
+}
+
+/// Content of a chunked body; `None` if it is incomplete.
+fn decode(mut chunks: &[u8]) -> (Vec<u8>, bool) {
+    let (mut decoder, mut content) = (BodyDecoder::chunked(RESPONSE_LIMITS), Vec::new());
+    loop {
+        match decoder.step(chunks).expect("chunks of ours") {
+            BodyStep::Data(count) => {
+                content.extend_from_slice(&chunks[..count]);
+                chunks = &chunks[count..];
+            }
+            BodyStep::Skip(count) => chunks = &chunks[count..],
+            BodyStep::More => return (content, false),
+            BodyStep::End => break,
+        }
+    }
+    assert!(chunks.is_empty(), "bytes behind the end");
+    let trailers = decoder.take_trailers();
+    let mut names = trailers.iter().map(|(name, _)| name);
+    assert!(names.all(is_allowed_in_trailers), "forbidden trailers");
+    (content, true)
+}
+
+async fn respond(frames: &[u8]) {
+    let (mut peer, ours) = pair();
+    peer.write_all(&EMPTY_SETTINGS).expect("space for a frame");
+    let deadline = clock::now() + Duration::from_secs(60);
+    let on_use_change = Box::new(|_, _| ());
+    let opened = H2Connection::open(ours, on_use_change, 1, Rc::default(), deadline).await;
     let (connection, driver) = opened.expect("settings are all it needs");
     drop(spawn_local(driver));
-    let mut stream = Stream::from(connection.open_stream(1).expect("a stream"));
-    stream
-        .write_all(PLAIN_REQUEST)
-        .await
+    let outgoing = connection.open_stream(1).expect("a stream");
+    let write = |block: &mut BlockHead<'_>| block.request_line(PLAIN_REQUEST);
+    outgoing
+        .send_head(ResponseExpectation::default(), true, write)
         .expect("a connection without faults");
     yield_now().await;
     yield_now().await;
     // Frames beyond the socket buffer are cut, as by a backend that dies.
-    drop(peer.write(frames));
+    let count = peer.write(frames).unwrap_or(0);
     peer.shutdown(std::net::Shutdown::Write)
         .expect("an open socket");
-    let mut text = Vec::new();
-    let ended = stream.read_to_end(&mut text).await.is_ok();
-    (text, ended)
-}
-
-fn check(text: &[u8], ended: bool) {
-    let (mut head, mut at) = (ResponseHead::default(), 0);
-    loop {
-        head.bytes = text[at..].to_vec();
-        match response::parse(&mut head, b"GET") {
-            Ok(true) => {}
-            Ok(false) => {
-                assert!(at == text.len(), "half a head");
-                return assert!(!ended, "an end instead of a response");
-            }
-            // Several lengths and the like, which HTTP/2 can have as well.
-            Err(_) => return,
-        }
-        at += head.len;
-        // No switch was requested: the engine reads no further.
-        if head.status == 101 {
-            return;
-        }
-        if !head.is_interim() {
-            break;
-        }
-    }
-    let mut decoder = match head.framing {
-        BodyFraming::None => BodyDecoder::Length(0),
-        BodyFraming::Length(length) => BodyDecoder::Length(length),
-        BodyFraming::Streamed(_) => BodyDecoder::chunked(RESPONSE_LIMITS),
-        BodyFraming::UntilClose => panic!("a length or chunks must say where the body ends"),
+    let mut sent = SentFrames::new();
+    sent.add(&frames[..count]);
+    sent.finish();
+    let Some(head) = read_head(&outgoing).await else {
+        return;
     };
-    loop {
-        match decoder.step(&text[at..]) {
-            Ok(BodyStep::Data(count) | BodyStep::Skip(count)) => at += count,
-            Ok(BodyStep::More) => return assert!(!ended, "a cut that looks like an end"),
-            Ok(BodyStep::End) => return assert_eq!(at, text.len(), "bytes behind the end"),
-            // Trailers that are not allowed.
-            Err(_) => return,
+    let response = sent.streams.remove(&STREAM_ID).unwrap_or_default();
+    match head.framing {
+        // Nothing more is read of it.
+        BodyFraming::None => {}
+        BodyFraming::Length(length) => {
+            assert!(length == 0 && response.has_end, "only END_STREAM says so");
+        }
+        BodyFraming::UntilClose => panic!("a stream has an end of its own"),
+        BodyFraming::Streamed(length) => {
+            let (chunks, is_good) = relay(&outgoing).await;
+            let (content, is_whole) = decode(&chunks);
+            assert_eq!(is_good, is_whole, "a cut that looks like an end");
+            assert!(response.content.starts_with(&content), "other content");
+            if is_whole {
+                assert!(response.has_end, "an end that the backend did not come to");
+                assert_eq!(response.content, content);
+                assert!(length.is_none_or(|length| length == content.len() as u64));
+            }
         }
     }
 }
 
 /// Responds to a request with `data`.
 pub fn run(data: &[u8]) {
-    FIXTURE.with_borrow(|fixture| {
-        let local = LocalSet::new();
-        let (text, ended) = local.block_on(&fixture.runtime, read(&fixture.pool, data));
-        check(&text, ended);
-    });
+    RUNTIME.with(|runtime| LocalSet::new().block_on(runtime, respond(data)));
 }

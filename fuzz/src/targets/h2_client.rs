@@ -1,40 +1,36 @@
-//! Frames of an HTTP/2 client: each request is one request of HTTP/1.1, and complete only if the
-//! client has ended the stream. The output is valid HTTP/2, stays within the client's windows and
-//! never stalls behind them.
+//! Frames of an HTTP/2 client: each request has the content that the client sent on its stream, and
+//! is complete only if the client has ended the stream. The output is valid HTTP/2, stays within the
+//! client's windows and never stalls behind them.
 
 mod received_frames;
-mod sent_frames;
+pub mod sent_frames;
 
 use std::{
     future::poll_fn,
     io::{Read, Write},
+    mem,
     os::unix::net::UnixStream,
     rc::Rc,
     task::{Context, Poll},
 };
 
 use balancer::{
-    base::rng::Random,
+    h2::{
+        StreamError, client::IncomingRequest, connection::Connection, recycle_request,
+        stream::H2Stream,
+    },
     http::{
-        message::{BodyFraming, RequestHead},
-        rules::HeadLimits,
+        head_writer::HeadWriter,
+        message::BodyFraming,
+        rules::{HeadFault, HeadLimits, is_allowed_in_trailers},
     },
-    http1::{
-        body::{BodyDecoder, BodyStep},
-        request,
+    http2::{
+        block_head::BlockHead,
+        frame::{CLIENT_PREFACE, ErrorCode},
     },
-    http2::frame::CLIENT_PREFACE,
-    net::{
-        h2::{
-            Http1Adapter, StreamError,
-            connection::Connection,
-            incoming::{IncomingRequest, IncomingStream},
-        },
-        stream::Stream,
-    },
+    net::stream::Stream,
 };
 use tokio::{
-    io::ReadBuf,
     runtime::{Builder, Runtime},
     task::yield_now,
 };
@@ -69,15 +65,35 @@ enum RequestProgress {
     Cut,
 }
 
+/// Part of a response.
+enum ResponsePart {
+    /// Head; nothing follows it if it ends the stream.
+    Head {
+        status: u16,
+        framing: BodyFraming,
+        ends: bool,
+    },
+    /// Content; the stream may end behind it.
+    Content { bytes: Vec<u8>, ends: bool },
+    /// Trailers, which end the stream.
+    Trailers,
+}
+
 /// Request and its response.
 struct FuzzExchange {
-    incoming: Option<IncomingStream>,
-    is_refused: bool,
-    text: Vec<u8>,
+    index: usize,
+    stream: Option<H2Stream>,
+    refusal: Option<HeadFault>,
+    is_tunnel: bool,
+    framing: BodyFraming,
+    /// Content of the request.
+    request: Vec<u8>,
     reading: RequestProgress,
-    response: Vec<u8>,
+    /// Parts that are not sent yet, in reverse order.
+    response: Vec<ResponsePart>,
+    /// Bytes of the next part that are sent.
     written: usize,
-    /// Body of the response.
+    /// Content of the response.
     content: Vec<u8>,
     /// The exchange is dropped before its response is complete.
     is_left: bool,
@@ -85,141 +101,236 @@ struct FuzzExchange {
 }
 
 impl FuzzExchange {
-    fn new(connection: &Rc<Connection>, request: IncomingRequest, index: usize) -> Self {
-        let incoming = IncomingStream::new(Rc::clone(connection), request);
-        let is_left = index % 4 == 3 && incoming.expected_accept().is_none();
-        let (response, content) = response(index, incoming.expected_accept());
-        Self {
-            is_refused: incoming.refusal().is_some(),
-            incoming: Some(incoming),
-            text: Vec::new(),
+    fn new(connection: &Rc<Connection>, asked: IncomingRequest, index: usize) -> Self {
+        let (head, refusal) = (&asked.head, asked.refusal.map(|refusal| refusal.fault));
+        let stream = H2Stream::of_request(connection, &asked);
+        let is_head = head.text(head.method) == b"HEAD";
+        let is_tunnel = refusal.is_none() && head.upgrade.is_some();
+        let (mut response, content) = response(index, is_head, is_tunnel);
+        // As the proxy does, whose own responses have no trailers.
+        if refusal == Some(HeadFault::Malformed) {
+            stream.end_with_reset(ErrorCode::PROTOCOL_ERROR);
+            response.retain(|part| !matches!(part, ResponsePart::Trailers));
+        }
+        let exchange = Self {
+            index,
+            stream: Some(stream),
+            refusal,
+            is_tunnel,
+            framing: head.framing,
+            request: Vec::new(),
             reading: RequestProgress::Open,
-            response,
+            response: response.into_iter().rev().collect(),
             written: 0,
             content,
-            is_left,
+            is_left: index % 4 == 3 && !is_tunnel && !is_head,
             has_failed: false,
-        }
+        };
+        recycle_request(asked.head);
+        exchange
     }
 
     /// Reads and writes as much as possible; true if that was something.
     fn turn(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(incoming) = &self.incoming else {
+        let Some(stream) = self.stream.take() else {
             return false;
         };
-        let before = (self.text.len(), self.written);
-        let mut buffer = [0; 2_000];
-        while self.reading == RequestProgress::Open {
-            let mut target = ReadBuf::new(&mut buffer);
-            match incoming.poll_read(cx, &mut target) {
-                Poll::Ready(Ok(())) if target.filled().is_empty() => {
-                    self.reading = RequestProgress::Whole
-                }
-                Poll::Ready(Ok(())) => self.text.extend_from_slice(target.filled()),
-                Poll::Ready(Err(_)) => self.reading = RequestProgress::Cut,
-                Poll::Pending => break,
-            }
+        let before = (self.request.len(), self.response.len(), self.written);
+        while self.reading == RequestProgress::Open
+            && let Poll::Ready(progress) = self.read(&stream, cx)
+        {
+            self.reading = progress;
         }
-        while self.written < self.response.len() && !self.has_failed {
-            match incoming.poll_write(cx, &self.response[self.written..]) {
-                Poll::Ready(Ok(count)) => self.written += count,
+        while !self.has_failed
+            && let Some(part) = self.response.pop()
+        {
+            match self.write(&stream, &part, cx) {
+                Poll::Ready(Ok(())) => self.written = 0,
                 Poll::Ready(Err(_)) => self.has_failed = true,
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.response.push(part);
+                    break;
+                }
             }
         }
-        let is_written = self.has_failed || self.written == self.response.len();
-        if is_written && incoming.expected_accept().is_some() {
-            incoming.finish();
-        }
-        if is_written && (self.is_left || self.reading != RequestProgress::Open) {
-            self.incoming = None;
+        if self.is_written() && (self.is_left || self.reading != RequestProgress::Open) {
             return true;
         }
-        before != (self.text.len(), self.written)
+        self.stream = Some(stream);
+        before != (self.request.len(), self.response.len(), self.written)
     }
 
-    fn is_head(&self) -> bool {
-        self.text.starts_with(b"HEAD ")
+    fn is_written(&self) -> bool {
+        self.has_failed || self.response.is_empty()
     }
 
-    /// Content of the request; `None` if its length is unknown.
-    fn request(&self) -> Option<Vec<u8>> {
-        if self.is_refused {
-            assert!(self.text.is_empty(), "a request and a refusal");
-            return None;
-        }
-        let mut head = RequestHead {
-            bytes: self.text.clone(),
-            ..RequestHead::default()
-        };
-        let is_whole = request::parse(&mut head, HEAD_LIMITS).ok()?;
-        assert!(is_whole, "half a head");
-        let rest = &self.text[head.len..];
-        let mut decoder = match head.framing {
-            BodyFraming::None if head.upgrade.is_some() => return Some(rest.to_vec()),
-            BodyFraming::None | BodyFraming::UntilClose => BodyDecoder::Length(0),
-            BodyFraming::Length(length) => BodyDecoder::Length(length),
-            BodyFraming::Streamed(_) => BodyDecoder::chunked(HEAD_LIMITS),
-        };
-        let (mut at, mut content) = (0, Vec::new());
-        loop {
-            match decoder.step(&rest[at..]) {
-                Ok(BodyStep::Data(count)) => {
-                    content.extend_from_slice(&rest[at..at + count]);
-                    at += count;
-                }
-                Ok(BodyStep::Skip(count)) => at += count,
-                Ok(BodyStep::More) => {
-                    assert!(
-                        self.reading != RequestProgress::Whole,
-                        "a cut that looks like an end"
-                    );
-                    return Some(content);
-                }
-                Ok(BodyStep::End) => {
-                    assert_eq!(at, rest.len(), "bytes behind the end");
-                    return Some(content);
-                }
-                Err(error) => {
-                    assert!(
-                        error.to_string().contains("trailer"),
-                        "chunks of ours: {error}"
-                    );
-                    return None;
-                }
+    /// Reads content once.
+    fn read(&mut self, stream: &H2Stream, cx: &Context<'_>) -> Poll<RequestProgress> {
+        let is_end = match stream.poll_content(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Err(_)) => return Poll::Ready(RequestProgress::Cut),
+            Poll::Ready(Ok(false)) => true,
+            Poll::Ready(Ok(true)) => {
+                let (count, is_end) = stream.read_content(&mut self.request, 2_000);
+                assert!((1..=2_000).contains(&count));
+                is_end
             }
+        };
+        if !is_end {
+            return Poll::Ready(RequestProgress::Open);
+        }
+        let trailers = stream.take_trailers();
+        let mut names = trailers.iter().map(|(name, _)| name);
+        assert!(names.all(is_allowed_in_trailers), "forbidden trailers");
+        Poll::Ready(RequestProgress::Whole)
+    }
+
+    /// Sends as much as possible of `part`; ready when all of it is sent.
+    fn write(
+        &mut self,
+        stream: &H2Stream,
+        part: &ResponsePart,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), StreamError>> {
+        match part {
+            ResponsePart::Content { bytes, ends } => loop {
+                let rest = &bytes[self.written..];
+                let sent = match stream.send_content(rest, *ends) {
+                    Ok(sent) => sent,
+                    Err(ended) => return Poll::Ready(Err(ended)),
+                };
+                self.written += sent;
+                if sent == rest.len() {
+                    return Poll::Ready(Ok(()));
+                }
+                match stream.poll_content_ready(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    stopped => return stopped,
+                }
+            },
+            ResponsePart::Head {
+                status,
+                framing,
+                ends,
+            } => self.write_block(stream, *ends, cx, |block, index| {
+                block.status_line(*status, b"");
+                if *status < 200 && *status != 101 {
+                    block.field(b"Link", b"</a>");
+                    return;
+                }
+                block.field(b"X-Index", index.as_bytes());
+                block.framing(*framing);
+            }),
+            ResponsePart::Trailers => self.write_block(stream, true, cx, |block, _| {
+                block.field(b"X-Sum", b"1");
+            }),
+        }
+    }
+
+    fn write_block(
+        &self,
+        stream: &H2Stream,
+        ends: bool,
+        cx: &Context<'_>,
+        write: impl FnOnce(&mut BlockHead<'_>, &str),
+    ) -> Poll<Result<(), StreamError>> {
+        stream.poll_head_ready(cx).map(|ready| {
+            let index = self.index.to_string();
+            ready?;
+            let write = |block: &mut BlockHead<'_>| write(block, &index);
+            stream.send_head(ends, write).map(drop)
+        })
+    }
+
+    /// Checks the request against what its client has sent, and the response against ours.
+    fn check(&self, id: u32, sent: &SentFrames, received: &ReceivedFrames) {
+        let response = &received.streams[&id];
+        assert!(self.content.starts_with(&response.content));
+        if response.has_end {
+            assert!(response.content == self.content);
+            assert!(!self.is_left, "what was left looks whole");
+            let is_malformed = self.refusal == Some(HeadFault::Malformed);
+            assert!(!is_malformed, "a malformed request is an error");
+        }
+        if self.refusal.is_some() {
+            return assert!(self.request.is_empty(), "a request and a refusal");
+        }
+        let Some(request) = sent.streams.get(&id) else {
+            return;
+        };
+        let content = &self.request;
+        assert!(request.content.starts_with(content), "content of others");
+        if self.reading != RequestProgress::Whole {
+            return;
+        }
+        assert!(request.has_end, "an end that the client did not come to");
+        assert_eq!(request.content, *content);
+        match self.framing {
+            BodyFraming::None => assert!(content.is_empty() || self.is_tunnel),
+            BodyFraming::Streamed(length) => {
+                assert!(length.is_none_or(|length| length == content.len() as u64));
+            }
+            framing => panic!("{framing:?} over HTTP/2"),
         }
     }
 }
 
-/// Response that contains `index`, and its content.
-fn response(index: usize, accept: Option<&str>) -> (Vec<u8>, Vec<u8>) {
-    let mut content = b"hello".to_vec();
-    let text = if let Some(accept) = accept {
-        format!(
-            "HTTP/1.1 101 Switching Protocols\r\nx-index: {index}\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n\r\nhello"
-        )
-    } else {
-        match index % 4 {
-            1 => {
-                content = (0..40_000_u32).map(|place| (place / 3) as u8).collect();
-                let head = format!(
-                    "HTTP/1.1 200 OK\r\nX-Index: {index}\r\nTransfer-Encoding: chunked\r\n\r\n9c40\r\n"
-                );
-                let end = b"\r\n0\r\nX-Sum: 1\r\n\r\n";
-                return ([head.as_bytes(), &content, end].concat(), content);
-            }
-            2 => {
-                content.clear();
-                format!(
-                    "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 404 Not Found\r\nx-index: {index}\r\nContent-Length: 0\r\n\r\n"
-                )
-            }
-            3 => format!("HTTP/1.1 200 OK\r\nx-index: {index}\r\nContent-Length: 10\r\n\r\nhello"),
-            _ => format!("HTTP/1.1 200 OK\r\nx-index: {index}\r\nContent-Length: 5\r\n\r\nhello"),
-        }
+/// Response number `index`, and its content.
+fn response(index: usize, is_head: bool, is_tunnel: bool) -> (Vec<ResponsePart>, Vec<u8>) {
+    let head = |status, length| ResponsePart::Head {
+        status,
+        framing: BodyFraming::Streamed(length),
+        ends: is_head,
     };
-    (text.into_bytes(), content)
+    let hello = |ends| ResponsePart::Content {
+        bytes: b"hello".to_vec(),
+        ends,
+    };
+    let mut parts = match index % 4 {
+        _ if is_tunnel => {
+            let switch = ResponsePart::Head {
+                status: 101,
+                framing: BodyFraming::None,
+                ends: false,
+            };
+            let end = ResponsePart::Content {
+                bytes: Vec::new(),
+                ends: true,
+            };
+            vec![switch, hello(false), end]
+        }
+        1 => {
+            let content = ResponsePart::Content {
+                bytes: (0..40_000_u32).map(|place| (place / 3) as u8).collect(),
+                ends: false,
+            };
+            vec![head(200, None), content, ResponsePart::Trailers]
+        }
+        2 => {
+            let interim = ResponsePart::Head {
+                status: 103,
+                framing: BodyFraming::None,
+                ends: false,
+            };
+            let last = ResponsePart::Head {
+                status: 404,
+                framing: BodyFraming::Length(0),
+                ends: true,
+            };
+            vec![interim, last]
+        }
+        3 => vec![head(200, Some(10)), hello(false)],
+        _ => vec![head(200, Some(5)), hello(true)],
+    };
+    if is_head {
+        parts.retain(|part| matches!(part, ResponsePart::Head { .. }));
+    }
+    let contents = parts.iter().map(|part| match part {
+        ResponsePart::Content { bytes, .. } => &bytes[..],
+        ResponsePart::Head { .. } | ResponsePart::Trailers => &[],
+    });
+    let content = contents.collect::<Vec<_>>().concat();
+    (parts, content)
 }
 
 /// Client, its connection, and all frames in both directions.
@@ -242,7 +353,6 @@ impl ClientFixture {
         }
         let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
         let preface = [CLIENT_PREFACE, &EMPTY_SETTINGS, first].concat();
-        let random = Random::seeded(1);
         let mut sent = SentFrames::new();
         sent.add(first);
         // All of it takes effect before any response.
@@ -254,7 +364,6 @@ impl ClientFixture {
                 &preface,
                 HEAD_LIMITS,
                 MAX_STREAMS,
-                random,
             ),
             exchanges: Vec::new(),
             sent,
@@ -268,7 +377,7 @@ impl ClientFixture {
         let mut did = false;
         while let Poll::Ready(request) = self.connection.poll(cx) {
             let Some(request) = request else {
-                did |= !std::mem::replace(&mut self.is_over, true);
+                did |= !mem::replace(&mut self.is_over, true);
                 break;
             };
             did = true;
@@ -320,7 +429,7 @@ impl ClientFixture {
             }
             let id = self.id_of(index).expect("a head that no window holds up");
             let response = &self.received.streams[&id];
-            if exchange.written == exchange.response.len() {
+            if exchange.is_written() {
                 let is_over = response.has_end || response.is_reset;
                 assert!(is_over, "stream {id} is left without an end");
                 continue;
@@ -335,25 +444,8 @@ impl ClientFixture {
         self.received
             .finish(is_cut, MAX_WINDOW_BYTES, MAX_GROWTH_BYTES, &self.sent);
         for (index, exchange) in self.exchanges.iter().enumerate() {
-            let content = exchange.request();
-            let Some(id) = self.id_of(index) else {
-                continue;
-            };
-            let request = self.sent.streams.get(&id);
-            if let (Some(content), Some(request)) = (content, request) {
-                assert!(request.content.starts_with(&content), "content of others");
-                if exchange.reading == RequestProgress::Whole {
-                    assert!(request.has_end, "an end that the client did not come to");
-                    assert_eq!(request.content, content);
-                }
-            }
-            let response = &self.received.streams[&id];
-            assert!(exchange.content.starts_with(&response.content));
-            // A refused request may have been a HEAD: there is no text to know it by.
-            let may_be_head = exchange.is_refused && response.content.is_empty();
-            if response.has_end && !exchange.is_head() {
-                assert!(may_be_head || response.content == exchange.content);
-                assert!(!exchange.is_left, "what was left looks whole");
+            if let Some(id) = self.id_of(index) {
+                exchange.check(id, &self.sent, &self.received);
             }
         }
     }

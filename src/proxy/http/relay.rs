@@ -274,7 +274,7 @@ impl BodyRelay {
     }
 
     /// As [`BodyRelay::rewind`], the first time: the head is in the buffer already.
-    pub(super) fn set_sink(&mut self, encoding: BodyEncoding, length: Option<u64>) {
+    pub fn set_sink(&mut self, encoding: BodyEncoding, length: Option<u64>) {
         (self.encoding, self.length) = (encoding, length);
     }
 

@@ -108,46 +108,6 @@ impl Block {
         })
     }
 
-    /// Writes the bytes that [`Self::decode`] reads.
-    pub fn encode(&self) -> Vec<u8> {
-        let kind = match self.kind {
-            BlockKind::Request => 0,
-            BlockKind::Response => 1,
-            BlockKind::Trailers => 2,
-        };
-        let limits = LIMITS
-            .iter()
-            .position(|it| it.fields == self.limits.fields)
-            .unwrap_or(0) as u8;
-        let flags = kind
-            | u8::from(self.ends) << 2
-            | u8::from(self.is_head) << 3
-            | u8::from(self.is_websocket) << 4
-            | limits << 5;
-        let mut out = vec![flags];
-        let mut last = None;
-        let mut repeated = 0;
-        for field in &self.fields {
-            if last == Some(field) && repeated < REPEATED - 1 {
-                repeated += 1;
-                continue;
-            }
-            if repeated > 0 {
-                out.push(REPEATED | std::mem::take(&mut repeated));
-            }
-            last = Some(field);
-            let (name, value) = field;
-            out.push(name.len().min(127) as u8);
-            out.extend((value.len().min(65_535) as u16).to_le_bytes());
-            out.extend(&name[..name.len().min(127)]);
-            out.extend(&value[..value.len().min(65_535)]);
-        }
-        if repeated > 0 {
-            out.push(REPEATED | repeated);
-        }
-        out
-    }
-
     /// Fields as the engine has them after decoding: names keep their case.
     pub fn list(&self) -> FieldList {
         let mut block = Vec::new();
