@@ -251,6 +251,7 @@ impl BodyRelay {
     /// True while the sink is waited for, not the source.
     pub(super) fn waits_for_sink(&self) -> bool {
         self.has_output()
+            || self.ended && self.owes_end()
             || self
                 .splice
                 .as_ref()
@@ -388,6 +389,8 @@ impl BodyRelay {
         }
         if is_last {
             if !ends {
+                // They need no window, but space in the output, which all streams share.
+                ready!(to.poll_head_ready(cx))?;
                 let write = |block: &mut BlockHead<'_>| trailer_section(block, &self.trailers);
                 self.written += to.send_trailers(write)? as u64;
             }
@@ -666,9 +669,16 @@ fn encode_part(out: &mut Vec<u8>, encoding: BodyEncoding, part: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, rc::Rc};
+    use std::{cell::Cell, rc::Rc, task::Waker};
+
+    use tokio::net::UnixStream;
 
     use super::*;
+    use crate::{
+        h2::connection::Connection,
+        http::rules::RESPONSE_LIMITS,
+        http2::frame::{self, CLIENT_PREFACE, flag, kind},
+    };
 
     #[test]
     fn a_filter_sees_the_whole_body_and_its_output_is_encoded_for_the_sink() {
@@ -696,9 +706,8 @@ mod tests {
     #[test]
     fn small_chunks_share_a_frame_and_nothing_else_is_copied() {
         let chunks = [b"1\r\nx\r\n".repeat(1_000).as_slice(), b"0\r\n\r\n"].concat();
-        let limits = crate::http::rules::RESPONSE_LIMITS;
         for (decoder, input, copied) in [
-            (Some(BodyDecoder::chunked(limits)), chunks, 1_000),
+            (Some(BodyDecoder::chunked(RESPONSE_LIMITS)), chunks, 1_000),
             (Some(BodyDecoder::Length(5)), b"hello".to_vec(), 0),
             (None, b"hello".to_vec(), 0),
         ] {
@@ -709,5 +718,42 @@ mod tests {
             assert_eq!(relay.out.len(), copied);
             assert_eq!(relay.raw.is_empty(), copied > 0);
         }
+    }
+
+    #[tokio::test]
+    async fn trailers_wait_for_space_in_the_output() {
+        let (own, _peer) = UnixStream::pair().unwrap();
+        let mut sent = CLIENT_PREFACE.to_vec();
+        frame::write_settings(&mut sent, &[]);
+        let ends = flag::END_STREAM | flag::END_HEADERS;
+        // GET, http, `/`, and an authority of one byte.
+        let block = [0x82, 0x86, 0x84, 0x41, 1, b'a'];
+        frame::write(&mut sent, kind::HEADERS, ends, 1, &block);
+        let connection = Connection::of_client(Stream::from(own), &sent, RESPONSE_LIMITS, 10);
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Some(request)) = connection.poll(&mut cx) else {
+            panic!("a request is there");
+        };
+        let stream = H2Stream::of_request(&connection, &request);
+        stream.send_content(&vec![0; 65_535], false).unwrap();
+        assert!(stream.poll_head_ready(&cx).is_pending(), "it is full");
+        let input = b"0\r\nX-A: b\r\n\r\n".to_vec();
+        let decoder = Some(BodyDecoder::chunked(RESPONSE_LIMITS));
+        let mut relay = BodyRelay::new(Vec::new(), input, 0, decoder);
+        relay.set_sink(BodyEncoding::Frames, None);
+        relay.replay(true);
+        let mut poll = || {
+            let (from, to) = (BodySource::H2(&stream), BodySink::H2(&stream));
+            let polled = relay.poll(&mut cx, from, to);
+            (polled.is_ready(), relay.waits_for_sink())
+        };
+        assert_eq!(poll(), (false, true));
+        assert!(
+            connection
+                .poll(&mut Context::from_waker(Waker::noop()))
+                .is_pending()
+        );
+        assert!(!connection.has_unwritten(), "the socket has room for all");
+        assert_eq!(poll(), (true, false));
     }
 }
