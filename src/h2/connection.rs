@@ -148,6 +148,17 @@ impl Connection {
         self.state.borrow_mut().encoder.release();
     }
 
+    /// Notes that [`Connection::poll`] is called again soon in any case: streams need not wake the
+    /// driver.
+    pub fn expect_poll(&self) {
+        self.state.borrow_mut().driver = None;
+    }
+
+    /// Wakes the task of `cx` when there is something to do, as after [`Connection::poll`].
+    pub fn listen(&self, cx: &Context<'_>) {
+        set_waker(&mut self.state.borrow_mut().driver, cx);
+    }
+
     /// Number of streams in use.
     pub fn open_streams(&self) -> usize {
         self.state.borrow().streams.len()

@@ -8,7 +8,7 @@ use super::{
     client::IncomingRequest,
     flood_guard::{INTERIM_RESPONSE_COST, LATE_HEAD_COST, RAPID_RESET_AGE},
     input::{ProtocolError, StreamState, depends_on_itself},
-    spare_heads,
+    spare,
     state::{ConnectionState, GoawayState, PartialBlock, PeerRole},
 };
 use crate::{
@@ -245,7 +245,7 @@ impl ConnectionState {
             debug_assert!(false, "only clients open streams");
             return;
         };
-        let mut head = spare_heads::take_request();
+        let mut head = spare::take_request();
         let refusal = request::read(fields, ends, client.limits, &mut head).err();
         // The refusal has no body either. Most faults leave nothing of the head.
         let is_nameless = refusal.is_some() && head.text(head.method).is_empty();
@@ -296,7 +296,7 @@ impl ConnectionState {
             self.too_large(id, "its head");
             return Ok(());
         }
-        let mut head = spare_heads::take_response();
+        let mut head = spare::take_response();
         if let Err(refused) = response::read(fields, ends, entry.expected, &mut head) {
             match refused.fault {
                 HeadFault::TooLarge => self.too_large(id, "its head"),

@@ -19,12 +19,12 @@ mod input;
 mod interop_tests;
 mod recv_buffer;
 mod recv_windows;
-mod spare_heads;
+mod spare;
 mod state;
 pub mod stream;
 mod stream_entry;
 
-pub use self::spare_heads::put_request as recycle_request;
+pub use self::spare::put_request as recycle_request;
 
 use std::time::Duration;
 

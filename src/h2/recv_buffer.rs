@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, mem};
 
-use super::{StreamError, spare_heads};
+use super::{StreamError, spare};
 use crate::http::{
     fields::HeadField,
     message::{BodyFraming, ResponseHead, Trailers},
@@ -90,7 +90,7 @@ impl RecvBuffer {
             return false;
         };
         mem::swap(head, &mut next);
-        spare_heads::put_response(next);
+        spare::put_response(next);
         true
     }
 
@@ -106,6 +106,9 @@ impl RecvBuffer {
                 Some(left) => *length = left,
                 None => return false,
             }
+        }
+        if self.content.capacity() == 0 && !bytes.is_empty() {
+            self.content = spare::take_content();
         }
         self.content.extend(bytes);
         true
@@ -177,6 +180,12 @@ impl RecvBuffer {
 fn memory(head: &ResponseHead) -> usize {
     let fields = head.fields.iter().count() * size_of::<HeadField>();
     size_of::<ResponseHead>() + head.bytes.capacity() + fields
+}
+
+impl Drop for RecvBuffer {
+    fn drop(&mut self) {
+        spare::put_content(mem::take(&mut self.content));
+    }
 }
 
 #[cfg(test)]

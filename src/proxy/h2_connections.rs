@@ -340,7 +340,7 @@ impl H2Connections {
 
     /// Takes a stream of the first connection that has one free, so that later ones become idle and
     /// close when load falls.
-    fn take(&mut self, request: StreamRequest<'_>, now: Instant) -> Option<StreamLease> {
+    pub(super) fn take(&mut self, request: StreamRequest<'_>, now: Instant) -> Option<StreamLease> {
         let rules = &request.pool.config.keepalive;
         let entry = self.backends.get_mut(&key(&request.lease.state))?;
         let streams = entry.max_streams(request, now);

@@ -24,37 +24,31 @@ pub enum PassedDeadline {
     End,
 }
 
-/// A timer whose deadline is an argument of each poll.
-#[derive(Debug)]
+/// A timer whose deadline is an argument of each poll. It takes memory at the first one.
+#[derive(Debug, Default)]
 pub struct Timer {
-    sleep: Pin<Box<Sleep>>,
-    armed: Instant,
+    sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Timer {
-    /// A timer that is first armed at `deadline`.
-    pub fn new(deadline: Instant) -> Self {
-        Self {
-            sleep: Box::pin(sleep_until(deadline.into())),
-            armed: deadline,
-        }
-    }
-
     /// Ready when `deadline` has passed; `None` never is. The timer is armed again only if it is
     /// set too late, or has run out before the deadline.
     pub fn poll(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
         let Some(deadline) = deadline else {
             return Poll::Pending;
         };
-        if deadline < self.armed {
-            self.arm(deadline);
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
+        if deadline < sleep.deadline().into_std() {
+            sleep.as_mut().reset(deadline.into());
         }
         loop {
-            ready!(self.sleep.as_mut().poll(cx));
+            ready!(sleep.as_mut().poll(cx));
             if clock::now() >= deadline {
                 return Poll::Ready(());
             }
-            self.arm(deadline);
+            sleep.as_mut().reset(deadline.into());
         }
     }
 
@@ -80,10 +74,5 @@ impl Timer {
                 return Poll::Ready(PassedDeadline::Idle);
             }
         }
-    }
-
-    fn arm(&mut self, deadline: Instant) {
-        self.sleep.as_mut().reset(deadline.into());
-        self.armed = deadline;
     }
 }

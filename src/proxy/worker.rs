@@ -13,8 +13,10 @@ use arc_swap::{ArcSwap, Cache};
 use tokio::sync::watch;
 
 use super::{
-    connections::ClientConnections, h2_connections::SharedH2Connections,
-    http::buffers::ExchangeBuffers, idle::IdleConnections,
+    connections::ClientConnections,
+    h2_connections::SharedH2Connections,
+    http::buffers::{ExchangeBuffers, KeptCapacity},
+    idle::IdleConnections,
 };
 use crate::{
     base::{clock, rng::Random},
@@ -31,8 +33,11 @@ struct CurrentGeneration {
     generation: Generation,
 }
 
-/// Free buffers kept, each of about 48 KiB after use: enough for the exchanges of a busy moment.
-const MAX_FREE_BUFFERS: usize = 128;
+/// Free buffers kept, each of about 3 KiB after an exchange with small bodies: enough for the
+/// exchanges of a busy moment.
+const MAX_FREE_BUFFERS: usize = 1024;
+/// Free buffers that may have the capacity of large bodies: up to 400 KiB each.
+const MAX_LARGE_FREE_BUFFERS: usize = 64;
 /// Connections over the limit that get a response at a time; more are reset.
 const MAX_ANSWERED_REFUSALS: usize = 64;
 
@@ -108,7 +113,11 @@ impl Worker {
     pub(super) fn give_back_buffers(&self, mut buffers: Box<ExchangeBuffers>) {
         let mut kept = self.free_buffers.borrow_mut();
         if kept.len() < MAX_FREE_BUFFERS {
-            buffers.clear();
+            buffers.clear(if kept.len() < MAX_LARGE_FREE_BUFFERS {
+                KeptCapacity::Bodies
+            } else {
+                KeptCapacity::Heads
+            });
             kept.push(buffers);
         }
     }

@@ -45,7 +45,14 @@ pub(super) async fn acquire_connection(
     let started = clock::now();
     exchange.record.reused = false;
     let connected = if attempt.pool.config.protocol.is_h2() {
-        Box::pin(acquire_h2_stream(exchange, attempt, started)).await?
+        let request = stream_request(attempt, started);
+        let connections = &exchange.context.worker.h2_connections;
+        let found = connections.borrow_mut().take(request, started);
+        let found = match found {
+            Some(found) => found,
+            None => Box::pin(await_h2_stream(exchange, attempt, started)).await?,
+        };
+        use_h2_stream(exchange, found, started)?
     } else {
         if let Some(idle) = take_idle(exchange, attempt, started) {
             exchange.record.reused = true;
@@ -93,20 +100,25 @@ fn acquire_error(settings: &ForwardSettings<'_>, reason: Reason, detail: String)
     AcquireError::Backend(AttemptError::new(phase, reason, detail))
 }
 
-/// Acquires a stream on an HTTP/2 connection, while the client stays connected.
-async fn acquire_h2_stream(
-    exchange: &mut Exchange<'_>,
-    attempt: Attempt<'_>,
-    started: Instant,
-) -> Result<BackendSide, AcquireError> {
-    let request = StreamRequest {
+/// The request for a stream to the backend of an attempt.
+fn stream_request(attempt: Attempt<'_>, started: Instant) -> StreamRequest<'_> {
+    StreamRequest {
         pool: attempt.pool,
         lease: attempt.lease,
         proxy_header: attempt.proxy_header,
         deadline: connect_deadline(attempt.settings, started),
         connect_timeout: (attempt.settings.timeouts.connect)
             .max(attempt.pool.config.timeouts.connect),
-    };
+    }
+}
+
+/// Waits for a stream on an HTTP/2 connection, while the client stays connected.
+async fn await_h2_stream(
+    exchange: &mut Exchange<'_>,
+    attempt: Attempt<'_>,
+    started: Instant,
+) -> Result<StreamLease, AcquireError> {
+    let request = stream_request(attempt, started);
     let found = select! {
         biased;
         found = h2_connections::acquire_stream(&exchange.context.worker.h2_connections, request) => found,
@@ -114,14 +126,22 @@ async fn acquire_h2_stream(
             return Err(AcquireError::Client(Reason::ClientDisconnected));
         }
     };
-    let now = clock::now();
-    let StreamLease { stream, is_reused } = found.map_err(|unmade| {
-        exchange.record.connect = Some(now.saturating_duration_since(started));
+    found.map_err(|unmade| {
+        exchange.record.connect = Some(clock::now().saturating_duration_since(started));
         acquire_error(attempt.settings, unmade.reason, unmade.detail.to_string())
-    })?;
+    })
+}
+
+/// Uses an assigned stream for the exchange.
+fn use_h2_stream(
+    exchange: &mut Exchange<'_>,
+    found: StreamLease,
+    started: Instant,
+) -> Result<BackendSide, AcquireError> {
+    let StreamLease { stream, is_reused } = found;
     exchange.record.reused = is_reused;
     if !is_reused {
-        exchange.record.connect = Some(now.saturating_duration_since(started));
+        exchange.record.connect = Some(clock::now().saturating_duration_since(started));
     }
     if exchange.head().is_websocket() && !stream.connection().supports_websockets() {
         return Err(AcquireError::Client(Reason::UpgradeFailed));

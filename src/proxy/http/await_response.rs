@@ -13,14 +13,14 @@ use std::{
 use super::{
     attempt::{Attempt, poll_upload},
     backend_side::BackendSide,
-    buffers::{ExchangeBuffers, INITIAL_BUFFER_BYTES},
+    buffers::ExchangeBuffers,
     client_side::ClientSide,
     connection::ClientConnection,
     deadline::Deadline,
     exchange::Exchange,
     forward, grpc,
     interim::is_flood,
-    relay::{BodyRelay, BodyRelayError, poll_fill},
+    relay::{BodyRelay, BodyRelayError, poll_fill_head},
 };
 use crate::{
     base::clock,
@@ -365,11 +365,8 @@ fn poll_head(
     };
     loop {
         let bytes = &mut buffers.response.bytes;
-        if bytes.capacity() - bytes.len() < INITIAL_BUFFER_BYTES / 4 {
-            bytes.reserve(INITIAL_BUFFER_BYTES);
-        }
         let before = bytes.len();
-        match poll_fill(&mut connection.stream, cx, bytes) {
+        match poll_fill_head(&mut connection.stream, cx, bytes) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(0)) => return Poll::Ready(Err(terminated(connection, broken, None))),
             Poll::Ready(Err(error)) => {

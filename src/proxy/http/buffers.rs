@@ -1,6 +1,9 @@
 //! The memory of one exchange, reused by the next one on the same worker.
 
-use crate::http::message::{RequestHead, ResponseHead};
+use crate::{
+    http::message::{RequestHead, ResponseHead},
+    proxy::timer::Timer,
+};
 
 /// Initial capacity of a buffer; most messages are smaller.
 pub(super) const INITIAL_BUFFER_BYTES: usize = 16 << 10;
@@ -8,8 +11,17 @@ pub(super) const INITIAL_BUFFER_BYTES: usize = 16 << 10;
 pub(super) const GROWN_BUFFER_BYTES: usize = 80 << 10;
 /// Largest capacity.
 pub(super) const MAX_BUFFER_BYTES: usize = 256 << 10;
-/// Buffers above this capacity are freed instead of reused.
-const MAX_KEPT_CAPACITY_BYTES: usize = GROWN_BUFFER_BYTES;
+/// Capacity of a buffer that held heads and small bodies.
+const MAX_HEAD_CAPACITY_BYTES: usize = 4 << 10;
+
+/// Capacity that free buffers keep.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::proxy) enum KeptCapacity {
+    /// That of exchanges with large bodies.
+    Bodies,
+    /// That of exchanges with heads and small bodies.
+    Heads,
+}
 
 /// The buffers of an exchange.
 #[derive(Debug, Default)]
@@ -26,12 +38,19 @@ pub(in crate::proxy) struct ExchangeBuffers {
     pub(super) upload_out: Vec<u8>,
     /// Request body read from the client.
     pub(super) upload_bytes: Vec<u8>,
+    /// Timer of an HTTP/2 stream, between two of them.
+    pub(super) timer: Timer,
 }
 
 impl ExchangeBuffers {
-    /// Forgets everything but the memory.
-    pub(in crate::proxy) fn clear(&mut self) {
+    /// Forgets everything but the memory, and frees what is larger than `most`.
+    pub(in crate::proxy) fn clear(&mut self, most: KeptCapacity) {
+        let most = match most {
+            KeptCapacity::Bodies => GROWN_BUFFER_BYTES,
+            KeptCapacity::Heads => MAX_HEAD_CAPACITY_BYTES,
+        };
         self.request.clear();
+        self.response.clear();
         for buffer in [
             &mut self.request.bytes,
             &mut self.response.bytes,
@@ -40,7 +59,7 @@ impl ExchangeBuffers {
             &mut self.upload_bytes,
         ] {
             buffer.clear();
-            if buffer.capacity() > MAX_KEPT_CAPACITY_BYTES {
+            if buffer.capacity() > most {
                 *buffer = Vec::new();
             }
         }

@@ -60,7 +60,7 @@ pub enum ClientSide {
     /// A connection with one exchange after the other.
     H1(Stream),
     /// A stream with one exchange.
-    H2(Box<H2ClientSide>),
+    H2(H2ClientSide),
 }
 
 impl From<Stream> for ClientSide {

@@ -59,15 +59,14 @@ impl ClientConnection {
         entry: ConnectionHandle,
         header: Option<Duration>,
     ) -> Self {
-        let now = clock::now();
-        let first_request_deadline = header.map(|header| now + header);
+        let first_request_deadline = header.map(|header| clock::now() + header);
         Self {
             side: side.into(),
             peer,
             bind,
             entry,
             proxy_header: None,
-            timer: Timer::new(first_request_deadline.unwrap_or(now + Duration::from_hours(1))),
+            timer: Timer::default(),
             listener: None,
             first_request_deadline,
             pipelined_requests: 0,

@@ -12,8 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::task::spawn_local;
-
 use super::{
     buffers::ExchangeBuffers,
     client_side::{ClientSide, H2ClientFacts, H2ClientSide},
@@ -22,6 +20,7 @@ use super::{
     linger::{LINGER_AFTER_GOAWAY, LINGER_AFTER_RESPONSE, linger},
     outcome::AfterExchange,
     read, run,
+    stream_tasks::StreamTasks,
 };
 use crate::{
     base::{clock, socket_key::SocketKey},
@@ -45,6 +44,10 @@ const GOAWAY_GRACE: Duration = Duration::from_secs(1);
 
 /// Time for a client to read the last frames of a connection that is over.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Rounds of exchanges per poll, so that one busy connection does not starve the other tasks of the
+/// worker.
+const MAX_ROUNDS_PER_POLL: usize = 16;
 
 /// Event on a connection.
 enum DriverEvent {
@@ -101,6 +104,9 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read
         idle: None,
         written: 0,
         closing: false,
+        is_over: false,
+        tasks: StreamTasks::new(),
+        serve_stream,
         goaway_deadline: None,
     };
     // Freed before the wait: the task of a connection lives long.
@@ -110,7 +116,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read
 }
 
 /// The driver of one connection.
-struct H2ClientDriver<'a> {
+struct H2ClientDriver<'a, F> {
     worker: &'a Rc<Worker>,
     connection: Rc<Connection>,
     facts: Rc<H2ClientFacts>,
@@ -128,24 +134,49 @@ struct H2ClientDriver<'a> {
     written: u64,
     /// GOAWAY was sent.
     closing: bool,
+    /// The connection has ended, but maybe not all of its exchanges.
+    is_over: bool,
+    tasks: StreamTasks<F>,
+    serve_stream: fn(Rc<Worker>, ClientConnection, Box<ExchangeBuffers>) -> F,
     /// End of the time for the client to see that.
     goaway_deadline: Option<Instant>,
 }
 
-impl H2ClientDriver<'_> {
-    /// Ready when the connection is over.
+impl<F: Future<Output = ()>> H2ClientDriver<'_, F> {
+    /// Ready when the connection is over, and its exchanges as well.
     fn poll_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            match ready!(self.poll(cx)) {
-                DriverEvent::Asked(asked) => self.begin(asked),
-                // The client has had its round trip: streams from now on are refused.
-                DriverEvent::TimedOut if self.goaway_deadline.take().is_some() => {
-                    self.connection.begin_shutdown();
-                }
-                DriverEvent::TimedOut if self.closing => return Poll::Ready(()),
-                DriverEvent::Close | DriverEvent::TimedOut => self.close(),
-                DriverEvent::Ended => return Poll::Ready(()),
+        self.tasks.begin_poll();
+        for _ in 0..MAX_ROUNDS_PER_POLL {
+            while !self.is_over
+                && let Poll::Ready(event) = self.poll(cx)
+            {
+                self.on_event(event);
             }
+            // What they send is written at the next look at the connection.
+            self.connection.expect_poll();
+            if !self.tasks.poll_round(cx) {
+                self.connection.listen(cx);
+                return if self.is_over && self.tasks.is_empty() {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                };
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn on_event(&mut self, event: DriverEvent) {
+        match event {
+            DriverEvent::Asked(asked) => self.begin(asked),
+            // The client has had its round trip: streams from now on are refused.
+            DriverEvent::TimedOut if self.goaway_deadline.take().is_some() => {
+                self.connection.begin_shutdown();
+            }
+            DriverEvent::TimedOut if self.closing => self.is_over = true,
+            DriverEvent::Close | DriverEvent::TimedOut => self.close(),
+            DriverEvent::Ended => self.is_over = true,
         }
     }
 
@@ -229,16 +260,20 @@ impl H2ClientDriver<'_> {
         } else {
             let end = time.map(|time| idle.last + time);
             let release = idle.last + FIELD_TABLE_IDLE;
-            if self.connection.has_field_table() && end.is_none_or(|end| release < end) {
+            let has_memory = self.connection.has_field_table() || self.tasks.has_memory();
+            if has_memory && end.is_none_or(|end| release < end) {
                 ready!(self.timer.poll(cx, Some(release)));
                 self.connection.release_field_table();
+                if self.tasks.is_empty() {
+                    self.tasks.release();
+                }
             }
             self.timer.poll(cx, end)
         };
         passed.map(|()| DriverEvent::TimedOut)
     }
 
-    /// Serves one stream in a task of its own.
+    /// Begins the exchange of one stream.
     fn begin(&mut self, mut asked: IncomingRequest) {
         self.first_request_deadline = None;
         let side = H2ClientSide {
@@ -257,14 +292,11 @@ impl H2ClientDriver<'_> {
             side.stream.end_with_reset(ErrorCode::PROTOCOL_ERROR);
         }
         let (bind, entry) = (Rc::clone(&self.bind), self.entry.child());
-        let side = ClientSide::H2(Box::new(side));
-        let mut client = ClientConnection::new(side, self.peer, bind, entry, None);
+        let mut client = ClientConnection::new(ClientSide::H2(side), self.peer, bind, entry, None);
         client.proxy_header.clone_from(&self.proxy_header);
-        drop(spawn_local(serve_stream(
-            Rc::clone(self.worker),
-            client,
-            buffers,
-        )));
+        client.timer = std::mem::take(&mut buffers.timer);
+        let exchange = (self.serve_stream)(Rc::clone(self.worker), client, buffers);
+        self.tasks.spawn(exchange);
     }
 
     /// Closes the transport. Lingers, as the last frames, such as a GOAWAY, must not be lost to a
@@ -302,7 +334,8 @@ async fn serve_stream(
     if client.is_disconnected().await {
         return worker.give_back_buffers(buffers);
     }
-    let next = Box::pin(run::run(&worker, &mut client, &mut buffers)).await;
+    let next = run::run(&worker, &mut client, &mut buffers).await;
+    buffers.timer = std::mem::take(&mut client.timer);
     worker.give_back_buffers(buffers);
     // Many clients treat a reset while they send as a failure, even after a whole response. A
     // malformed request ends in a reset in any case.
@@ -322,10 +355,10 @@ mod tests {
     }
 
     #[test]
-    fn the_task_of_a_stream_is_small() {
-        // It is allocated and moved for every request.
+    fn the_exchange_of_a_stream_is_small() {
+        // It is moved for every request, and kept for each stream at a time.
         let size = size_of_stream(serve_stream);
-        assert!(size <= 700, "{size} bytes");
+        assert!(size <= 3584, "{size} bytes");
     }
 
     fn size_of_future<F: Future>(_: fn(Rc<Worker>, ClientConnection, Vec<u8>) -> F) -> usize {

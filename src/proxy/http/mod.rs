@@ -46,6 +46,7 @@ mod respond;
 mod retry;
 mod run;
 mod serve;
+mod stream_tasks;
 mod tunnel;
 mod upload;
 

@@ -5,10 +5,9 @@
 use std::{future::poll_fn, task::Poll, time::Instant};
 
 use super::{
-    buffers::INITIAL_BUFFER_BYTES,
     client_side::{ClientSide, H2ClientSide},
     connection::ClientConnection,
-    relay::poll_fill,
+    relay::poll_fill_head,
 };
 use crate::{
     http::{message::RequestHead, rules::HeadLimits},
@@ -125,15 +124,12 @@ async fn read_head(
             }
         }
         searched = bytes;
-        if head.bytes.capacity() - bytes < INITIAL_BUFFER_BYTES / 4 {
-            head.bytes.reserve(INITIAL_BUFFER_BYTES);
-        }
         let ClientConnection { side, timer, .. } = &mut *client;
         let ClientSide::H1(stream) = side else {
             debug_assert!(false, "the head of a stream comes whole");
             return HeadReadOutcome::Closed;
         };
-        let read = poll_fn(|cx| match poll_fill(stream, cx, &mut head.bytes) {
+        let read = poll_fn(|cx| match poll_fill_head(stream, cx, &mut head.bytes) {
             // Without a byte there is no request yet: the caller waits without buffers.
             Poll::Pending if bytes == 0 => Poll::Ready(None),
             Poll::Pending => timer.poll(cx, deadline).map(|()| None),

@@ -28,7 +28,11 @@ use crate::{
         encode::{self, TextHead},
     },
     http2::block_head::BlockHead,
-    net::{splice, stream::Stream},
+    net::{
+        buffer::{BufferSize, PooledBuffer},
+        splice,
+        stream::Stream,
+    },
 };
 
 /// Body bytes up to this are copied behind the head: a copy is cheaper than a vectored write.
@@ -139,6 +143,20 @@ fn poll_write_last(cx: &mut Context<'_>, to: &mut Stream, bytes: &[u8]) -> Poll<
         }
         written => Poll::Ready(written),
     }
+}
+
+/// Reads a head, or the first part of one, to the end of `bytes`, through a buffer of the thread:
+/// an exchange that waits, and most that do not, need no more memory than their heads.
+pub(super) fn poll_fill_head(
+    stream: &mut Stream,
+    cx: &mut Context<'_>,
+    bytes: &mut Vec<u8>,
+) -> Poll<io::Result<usize>> {
+    let mut buffer = PooledBuffer::take(BufferSize::Small);
+    let count = ready!(stream.poll_read_buf(cx, &mut buffer))?;
+    debug_assert!(count <= buffer.len(), "reads fit the buffer");
+    bytes.extend_from_slice(buffer.get(..count).unwrap_or_default());
+    Poll::Ready(Ok(count))
 }
 
 /// Reads into the spare capacity of `buffer`.
@@ -416,12 +434,12 @@ impl BodyRelay {
         cx: &mut Context<'_>,
         from: &mut BodySource<'_>,
     ) -> Poll<Result<(), BodyRelayError>> {
-        self.prepare_input();
-        let read = match from {
-            BodySource::H1(from) => ready!(poll_fill(from, cx, &mut self.input)),
+        let from = match from {
+            BodySource::H1(from) => from,
             BodySource::H2(from) => return self.poll_read_frames(cx, from),
         };
-        let read = read.map_err(BodyRelayError::Read)?;
+        self.prepare_input();
+        let read = ready!(poll_fill(from, cx, &mut self.input)).map_err(BodyRelayError::Read)?;
         self.read += read as u64;
         if read > 0 {
             return Poll::Ready(Ok(()));
@@ -440,8 +458,9 @@ impl BodyRelay {
         from: &H2Stream,
     ) -> Poll<Result<(), BodyRelayError>> {
         ready!(from.poll_content(cx)).map_err(cannot_read)?;
-        let free = self.input.capacity() - self.input.len();
-        let (count, is_end) = from.read_content(&mut self.input, free);
+        self.input.clear();
+        (self.taken, self.raw) = (0, 0..0);
+        let (count, is_end) = from.read_content(&mut self.input, MAX_BUFFER_BYTES);
         self.read += count as u64;
         if is_end {
             self.decode()?;

@@ -14,7 +14,7 @@ use std::{
 use super::{
     attempt::{Attempt, poll_upload},
     backend_side::BackendSide,
-    buffers::{ExchangeBuffers, INITIAL_BUFFER_BYTES},
+    buffers::ExchangeBuffers,
     client_side::ClientSide,
     connection::ClientConnection,
     deadline::Deadline,
@@ -25,7 +25,7 @@ use super::{
         AfterExchange, AttemptError, AttemptOutcome, AttemptPhase, BackendReuse, ClientReuse,
         after_cut, after_response,
     },
-    relay::{BodyEncoding, BodyRelay, BodyRelayError, poll_fill},
+    relay::{BodyEncoding, BodyRelay, BodyRelayError, poll_fill_head},
 };
 use crate::{
     base::clock,
@@ -296,8 +296,7 @@ fn poll_first_chunk(
             BodyStep::End => return Poll::Ready(Ok(())),
             BodyStep::More if has_content => return Poll::Ready(Ok(())),
             BodyStep::More => {
-                bytes.reserve(INITIAL_BUFFER_BYTES);
-                if ready!(poll_fill(stream, cx, bytes)).map_err(FirstChunkError::Read)? == 0 {
+                if ready!(poll_fill_head(stream, cx, bytes)).map_err(FirstChunkError::Read)? == 0 {
                     return Poll::Ready(Err(FirstChunkError::Closed));
                 }
             }
