@@ -1,4 +1,4 @@
-//! HTTP/2 connections (RFC 9113), from clients and to backends: frames in and out, streams, windows.
+//! HTTP/2 connections (RFC 9113), from clients and to backends: frames, streams, windows.
 //!
 //! `connection.rs` is the connection, from either end, and drives it. `state.rs` holds its state,
 //! `input.rs` handles the peer's frames, `heads.rs` its field blocks. `stream_entry.rs` is the

@@ -156,7 +156,7 @@ impl Frame {
     }
 
     /// Writes the header into its reserved space in `out` at `start`.
-    pub fn write_at(self, out: &mut [u8], start: usize) {
+    fn write_at(self, out: &mut [u8], start: usize) {
         if let Some(place) = out.get_mut(start..start + HEADER_BYTES) {
             place.copy_from_slice(&self.bytes());
         }

@@ -99,16 +99,7 @@ fn copy(
     let pseudo = pseudo(fields)?;
     check_size(fields, pseudo.count, limits)?;
     let method = pseudo.method.ok_or(malformed("no :method"))?;
-    if !is_token(method) {
-        return Err(malformed("an invalid :method"));
-    }
-    let is_websocket = method == b"CONNECT";
-    if is_websocket && pseudo.protocol != Some(b"websocket") {
-        return Err(not_allowed("CONNECT for another protocol than WebSocket"));
-    }
-    if is_websocket && ends {
-        return Err(not_allowed("a WebSocket whose stream has ended"));
-    }
+    let is_websocket = is_websocket(method, &pseudo, ends)?;
     let target = target(&pseudo)?;
     let host = host(&pseudo, fields)?;
 
@@ -146,6 +137,23 @@ fn copy(
         },
         upgrade,
     })
+}
+
+/// Checks the method; true for a WebSocket, an extended CONNECT (RFC 8441 section 4).
+fn is_websocket(method: &[u8], pseudo: &PseudoFields<'_>, ends: bool) -> Result<bool, HeadError> {
+    if !is_token(method) {
+        return Err(malformed("an invalid :method"));
+    }
+    if method != b"CONNECT" {
+        return Ok(false);
+    }
+    if pseudo.protocol != Some(b"websocket") {
+        return Err(not_allowed("CONNECT for another protocol than WebSocket"));
+    }
+    if ends {
+        return Err(not_allowed("a WebSocket whose stream has ended"));
+    }
+    Ok(true)
 }
 
 /// Appends `text` to the bytes of `head`.

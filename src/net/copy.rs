@@ -166,9 +166,8 @@ pub async fn relay_until(
     up.mode = TransferMode::Copy(CopyTransfer::with_pending(first));
     let mut down = Direction::new(backend, client);
     let mut activity = ActivityTracker::new(clock::now());
-    let mut timer = pin!(sleep_until(
-        activity.deadline(idle.unwrap_or_default()).into()
-    ));
+    let deadline = activity.deadline(idle.unwrap_or_default());
+    let mut timer = pin!(sleep_until(deadline.into()));
     let mut stop = pin!(stop);
     let end = poll_fn(|cx| {
         // Move both directions.
@@ -217,7 +216,8 @@ pub async fn relay_until(
 }
 
 /// As [`relay_until`], with nothing read before and without a stop.
-pub async fn relay(
+#[cfg(test)]
+pub(super) async fn relay(
     client: &Stream,
     backend: &Stream,
     idle: Option<Duration>,

@@ -37,9 +37,8 @@ impl Stream {
     /// Makes no system call unless the driver has seen something, and none after a read that did
     /// not fill `buffer`: a small request costs one receive, not two.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tls(tls) => return tls.try_read(buffer),
-            Self::Tcp(_) | Self::Unix(_) => {}
+        if let Self::Tls(tls) = self {
+            return tls.try_read(buffer);
         }
         let capacity = buffer.len();
         let mut read = None;
@@ -91,8 +90,7 @@ impl Stream {
     /// True if an idle connection can be used: nothing to read, not closed, no error. Bytes on an
     /// idle connection are a response to no request, and must not become that of the next one.
     ///
-    /// Makes a system call only if the driver has seen something. False for an HTTP/2 stream, which
-    /// carries one exchange only.
+    /// Makes a system call only if the driver has seen something.
     pub fn is_idle_and_open(&self) -> bool {
         if let Self::Tls(tls) = self {
             return tls.is_idle_and_open();
@@ -153,9 +151,8 @@ impl Stream {
     /// Ends our direction (FIN) and leaves the other one open. `WouldBlock` under TLS while the
     /// socket does not take `close_notify`.
     pub fn shutdown_write(&self) -> io::Result<()> {
-        match self {
-            Self::Tls(tls) => return tls.shutdown_write(),
-            Self::Tcp(_) | Self::Unix(_) => {}
+        if let Self::Tls(tls) = self {
+            return tls.shutdown_write();
         }
         if let Some(socket) = self.fd() {
             rustix::net::shutdown(socket, rustix::net::Shutdown::Write)?;
@@ -164,8 +161,7 @@ impl Stream {
     }
 
     /// Makes the coming drop a reset (RST) instead of an orderly end. No effect on unix sockets,
-    /// which have no reset, and on HTTP/2 streams, which are reset unless both directions have
-    /// ended.
+    /// which have no reset.
     pub fn set_reset_on_close(&self) {
         if let Self::Tcp(stream) = self.socket() {
             // Fails only on a socket that is closed already.
@@ -214,13 +210,8 @@ impl Stream {
         None
     }
 
-    /// Written bytes that the peer has not acknowledged; for an HTTP/2 stream those of its
-    /// connection, if some are its own. `None` if the kernel does not tell, or a window holds back
-    /// what is to be sent.
+    /// Written bytes that the peer has not acknowledged; `None` if the kernel does not tell.
     pub fn unacked(&self) -> Option<u64> {
-        match self {
-            Self::Tcp(_) | Self::Unix(_) | Self::Tls(_) => {}
-        }
         #[cfg(target_os = "linux")]
         if let Some(socket) = self.fd() {
             return super::sys::unacked(socket);
@@ -289,12 +280,12 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.try_io(interest, || operation(stream.as_fd())),
             Self::Unix(stream) => stream.try_io(interest, || operation(stream.as_fd())),
-            // That would bypass the encryption, or there is no socket.
+            // That would bypass the encryption.
             Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
-    /// The socket below; an HTTP/2 stream has none.
+    /// The socket below.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self.socket() {
             Self::Tcp(stream) => Some(stream.as_fd()),

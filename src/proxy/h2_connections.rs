@@ -2,7 +2,7 @@
 //! opens further ones, and retires them.
 //!
 //! A connection is opened in a task of its own, for all exchanges that wait for it, so that it
-//! outlives a client that disconnects meanwhile. Frames and windows are in `net/h2/backend/`.
+//! outlives a client that disconnects meanwhile. Frames and windows are in `h2/`.
 
 use std::{
     cell::RefCell,

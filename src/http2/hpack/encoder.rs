@@ -29,9 +29,9 @@ const NOT_ADDED: u16 = 0;
 /// A field enters the dynamic table if its name is in the closed list of `known_names.rs` and the
 /// same value was seen shortly before: values that change with each message push nothing out. Of
 /// other listed names, such as ids, only the name is used. The first block of a connection refers
-/// to the static table only, and so do those that follow a pause, see [`Self::pause`]. A field is found
-/// by a fingerprint and one comparison. Strings are sent as they are: the Huffman code would save
-/// a fifth of the remaining bytes, and take two times our time and four times the peer's.
+/// to the static table only, and so do those that follow a pause, see [`Self::pause`]. A field is
+/// found by a fingerprint and one comparison. Strings are sent as they are: the Huffman code would
+/// save a fifth of the remaining bytes, and take two times our time and four times the peer's.
 ///
 /// # Compressed size as a side channel
 /// A field that is in the table is sent in one byte. An attacker who sends fields of their choice

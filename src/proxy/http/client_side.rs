@@ -195,6 +195,7 @@ impl ClientSide {
             },
         }
     }
+
     /// Ends a gRPC call whose response has begun with the error `status` in trailers. gRPC clients
     /// map RST_STREAM to INTERNAL, for any cause.
     pub(super) fn end_call(&self, status: u8) {

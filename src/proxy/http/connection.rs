@@ -1,7 +1,7 @@
 //! A client as an exchange sees it: its side, its address, its timer.
 //!
-//! Waits for requests and writes responses of our own within their timeouts. Must not know what an exchange
-//! is.
+//! Waits for requests and writes responses of our own within their timeouts. Must not know what an
+//! exchange is.
 
 use std::{
     future::{Future, poll_fn},

@@ -1,5 +1,5 @@
-//! HTTP from a client's connection to a backend and back. An HTTP/2 stream is a connection of its
-//! own here (`http2.rs`).
+//! HTTP from a client's connection to a backend and back. Either side of an exchange is an HTTP/1
+//! connection or an HTTP/2 stream; the message between them has no wire format.
 //!
 //! A request goes down these files, none of which imports one above it:
 //!
@@ -13,7 +13,9 @@
 //! | `respond.rs`, `tunnel.rs` | the response, or the tunnel after a 101 |
 //! | `reply.rs`, `upload.rs` | responses of our own; the request as it goes to a backend |
 //! | `forward.rs`, `origin.rs`, `header_edits.rs` | the fields of the heads that are forwarded |
+//! | `relay.rs`, `body_filter.rs` | a body on its way from one side to the other |
 //! | `attempt.rs`, `exchange.rs` | the things that the steps work on |
+//! | `client_side.rs`, `backend_side.rs` | what is special about either protocol |
 //! | the rest | rules and parts, most of them pure |
 
 mod acquire;
