@@ -258,10 +258,12 @@ impl ConnectionState {
         entry.opened_at = Some(now);
         entry.rapid_until = Some(now + RAPID_RESET_AGE);
         entry.end_received = ends;
-        let framing = if refusal.is_none() {
-            head.framing
-        } else {
+        // Content behind a head that is understood is read, and waits for its window.
+        let is_malformed = refusal.is_some_and(|it| it.fault == HeadFault::Malformed);
+        let framing = if is_malformed {
             BodyFraming::None
+        } else {
+            head.framing
         };
         let is_tunnel = refusal.is_none() && head.upgrade.is_some();
         entry.recv_buffer.begin_content(framing, is_tunnel);

@@ -7,8 +7,8 @@ use super::{
 use crate::harness::{
     client::HttpClient,
     frames::{
-        CONTINUATION, DATA, END_HEADERS, END_STREAM, GET_FIELDS, HEADERS, PREFACE, RST_STREAM,
-        RawFrame, RawH2Client, WINDOW_UPDATE, fields, frame,
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, GET_FIELDS, HEADERS, PING, PREFACE,
+        RST_STREAM, RawFrame, RawH2Client, WINDOW_UPDATE, fields, frame,
     },
     peer::ScriptedPeer,
 };
@@ -200,4 +200,21 @@ fn the_refusal_of_a_head_request_has_no_body_and_its_method_is_logged() {
         (logged.count() == 4).then_some(())
     };
     daemon.stdout.wait_for(all).expect("each is logged");
+}
+
+#[test]
+fn a_client_may_send_all_of_a_request_that_is_refused_for_what_it_expects() {
+    let backend = ScriptedPeer::answering("never");
+    let daemon = front(backend.address, "");
+    let mut client = RawH2Client::connect(daemon.address("@web"));
+    let list = [&GET_FIELDS[..], &[("expect", "tea")]].concat();
+    client.send(frame(HEADERS, END_HEADERS, 1, &fields(&list)));
+    let head = client.until(|frame| frame.kind == HEADERS);
+    assert_eq!(rest_of(&mut client, &head).1, None);
+    for flags in [0, END_STREAM] {
+        client.send(frame(DATA, flags, 1, b"rest"));
+        client.send(frame(PING, 0, 0, b"all read"));
+        let next = client.until(|frame| matches!(frame.kind, PING | RST_STREAM));
+        assert_eq!(next.kind, PING, "many clients take a reset for a failure");
+    }
 }
