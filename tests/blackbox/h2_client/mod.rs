@@ -2,6 +2,7 @@
 //!
 //! Well-behaved clients are the h2 crate; the others write frames by hand (`harness/frames.rs`).
 
+mod bodies;
 mod conformance;
 mod floods;
 mod heads;
