@@ -1,6 +1,6 @@
 //! Frames of an HTTP/2 client: each request has the content that the client sent on its stream, and
-//! is complete only if the client has ended the stream. The output is valid HTTP/2, stays within the
-//! client's windows and never stalls behind them.
+//! is complete only if the client has ended the stream. The output is valid HTTP/2, stays within
+//! the client's windows and never stalls behind them.
 
 mod received_frames;
 pub mod sent_frames;

@@ -1,4 +1,4 @@
-//! One HTTP/2 connection of a client: each of its streams is served by a task with one exchange.
+//! One HTTP/2 connection of a client, with one exchange for each of its streams.
 //!
 //! Drives the frames, and sends GOAWAY on idle timeout, drain or stream limit. Must not know what a
 //! request is, nor what becomes of it.

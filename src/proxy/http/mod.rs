@@ -5,7 +5,8 @@
 //!
 //! | file | step |
 //! |---|---|
-//! | `serve.rs`, `http2.rs` | one client connection: wait for a request, run the exchange, repeat |
+//! | `serve.rs` | one client connection: wait for a request, run the exchange, repeat |
+//! | `http2.rs`, `stream_tasks.rs` | one HTTP/2 connection: an exchange for each stream |
 //! | `run.rs`, `read.rs` | one exchange: read the head → check → route → forward or respond |
 //! | `attempts.rs`, `retry.rs` | the attempts on one backend after another |
 //! | `acquire.rs` | the connection of one attempt |
