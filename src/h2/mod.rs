@@ -5,8 +5,8 @@
 //! state of one stream, `recv_buffer.rs` what was received on it, `stream.rs` the stream as its
 //! exchange uses it. `recv_windows.rs` bounds what a peer may send, `flood_guard.rs` the frames
 //! that only cost work. `client.rs` gives the requests of a client, `backend/` opens streams to
-//! backends. `spare.rs` keeps memory for the next stream. The codec of frames, field blocks and messages is `crate::http2`. Must not know pools,
-//! counters, reasons, nor what a message is for.
+//! backends. `spare.rs` keeps memory for the next stream. The codec of frames, field blocks and
+//! messages is `crate::http2`. Must not know pools, counters, reasons, nor what a message is for.
 
 pub mod backend;
 pub mod client;

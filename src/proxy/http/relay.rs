@@ -292,7 +292,8 @@ impl BodyRelay {
         &mut self.out
     }
 
-    /// As [`BodyRelay::rewind`], the first time: the head is in the buffer already.
+    /// Sets the encoding for the sink, and the length that was announced to it, if the source has
+    /// an end mark of its own.
     pub fn set_sink(&mut self, encoding: BodyEncoding, length: Option<u64>) {
         (self.encoding, self.length) = (encoding, length);
     }
