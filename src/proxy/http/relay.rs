@@ -152,6 +152,10 @@ pub(super) fn poll_fill_head(
     cx: &mut Context<'_>,
     bytes: &mut Vec<u8>,
 ) -> Poll<io::Result<usize>> {
+    // An exchange before this one has needed more: so will this one, perhaps.
+    if bytes.capacity() - bytes.len() >= INITIAL_BUFFER_BYTES {
+        return poll_fill(stream, cx, bytes);
+    }
     let mut buffer = PooledBuffer::take(BufferSize::Small);
     let count = ready!(stream.poll_read_buf(cx, &mut buffer))?;
     debug_assert!(count <= buffer.len(), "reads fit the buffer");
