@@ -44,6 +44,11 @@ pub enum BodyFraming {
 }
 
 impl BodyFraming {
+    /// True if no content follows the head: over HTTP/2 it ends the stream.
+    pub const fn is_empty(self) -> bool {
+        matches!(self, Self::None | Self::Length(0))
+    }
+
     /// Length of the body, if its sender has declared it.
     pub const fn declared_length(self) -> Option<u64> {
         match self {

@@ -138,7 +138,7 @@ fn download(
         _ => (BodyEncoding::Plain, None),
     };
     download.set_sink(encoding, length);
-    download.replay(framing != BodyFraming::None);
+    download.replay(!framing.is_empty());
     download.allow_splice();
     download
 }
@@ -210,7 +210,8 @@ async fn send_head(
                 Ok(())
             }
             ClientSide::H2(side) => {
-                let ends = response.framing == BodyFraming::None;
+                // A gRPC call that fails at once must end with its head ("Trailers-Only").
+                let ends = response.framing.is_empty();
                 let write = |block: &mut BlockHead<'_>| {
                     forward::response_head(block, response, extra);
                 };

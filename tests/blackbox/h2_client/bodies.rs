@@ -13,6 +13,7 @@ use hyper::http::{HeaderMap, HeaderValue, Method, Response};
 use super::front_of;
 use crate::harness::{
     daemon::TestDaemon,
+    frames::{END_STREAM, GET_FIELDS, HEADERS, RawH2Backend, RawH2Client},
     h2::{H2Backend, connect, patiently, pattern, read, request, whole},
     peer::ScriptedPeer,
 };
@@ -131,4 +132,44 @@ async fn a_body_that_is_sent_again_is_whole() {
     let backend = echo_of_http_1(false, true);
     let pool = "retries: {attempts: 3, methods: [PUT], budget: 100%}";
     check(&front_of(backend.address, "", pool), false).await;
+}
+
+/// Clients of gRPC take a head with a status but without the end of the stream for the head of a
+/// response whose status is missing.
+#[test]
+fn a_response_without_content_ends_with_its_head() {
+    let of_http_2 = ScriptedPeer::start(|connection| {
+        if let Some(mut backend) = RawH2Backend::greet(connection) {
+            while let Some(stream) = backend.asked() {
+                backend.head(stream, &[(":status", "200"), ("grpc-status", "5")], true);
+            }
+        }
+    });
+    let of_http_1 = ScriptedPeer::answering("");
+    for (backend, pool) in [(of_http_1, ""), (of_http_2, "protocol: h2c")] {
+        let daemon = front_of(backend.address, "", pool);
+        let mut client = RawH2Client::connect(daemon.address("@web"));
+        client.ask(1, &GET_FIELDS);
+        let head = client.until(|frame| frame.kind == HEADERS);
+        assert!(head.flags & END_STREAM > 0, "{pool}");
+    }
+}
+
+#[test]
+fn a_request_of_no_length_ends_with_its_head() {
+    let (sender, heads) = std::sync::mpsc::channel();
+    let backend = ScriptedPeer::start(move |connection| {
+        let Some(mut backend) = RawH2Backend::greet(connection) else {
+            return;
+        };
+        while let Some(head) = backend.until(|frame| frame.kind == HEADERS) {
+            sender.send(head.flags).unwrap();
+            backend.answer(head.stream, "hello");
+        }
+    });
+    let daemon = front_of(backend.address, "", "protocol: h2c");
+    let mut client = daemon.client("@web");
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(client.response().unwrap().text(), "hello");
+    assert!(heads.recv().unwrap() & END_STREAM > 0);
 }
