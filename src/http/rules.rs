@@ -96,6 +96,20 @@ pub fn judge_request(head: &mut RequestHead) -> Result<(), HeadError> {
     judge_fields(head)
 }
 
+/// Notes the declared length in the field value `value`. Several lengths are refused, even equal
+/// ones: a second parser may find another end of the body (request smuggling, response splitting).
+///
+/// # Errors
+/// There is a length already, or the value is malformed (RFC 9110 section 8.6).
+pub fn declare_length(length: &mut Option<u64>, value: &[u8]) -> Result<(), HeadError> {
+    if length.is_some() {
+        return Err(HeadError::malformed("several content-length"));
+    }
+    let value = content_length(value);
+    *length = Some(value.ok_or(HeadError::malformed("a malformed content-length"))?);
+    Ok(())
+}
+
 /// Returns the part of the target before its query.
 fn path_of(head: &RequestHead) -> Span {
     let target = head.text(head.target);

@@ -122,8 +122,8 @@ impl BodyDecoder {
         }
     }
 }
-/// Position within the chunked coding.
 
+/// Position within the chunked coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ChunkState {
     /// Within the digits of a chunk size.

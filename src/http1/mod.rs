@@ -12,8 +12,9 @@ pub mod request;
 pub mod response;
 
 use crate::http::{
-    fields::{HeadFields, Span},
+    fields::{HeadFields, KnownField, Span},
     message::HttpVersion,
+    rules::{HeadError, declare_length},
 };
 
 /// Returns the possible end of a head: the position after an empty line, searching `bytes[from..]`
@@ -44,6 +45,25 @@ fn take_fields(fields: &mut HeadFields, found: &[httparse::Header<'_>], whole: &
         let name = Span::of(header.name.as_bytes(), whole);
         fields.push(name, Span::of(header.value, whole), whole);
     }
+}
+
+/// Returns the declared length and the transfer coding, at most one of each.
+fn length_and_coding<'b>(
+    fields: &HeadFields,
+    bytes: &'b [u8],
+) -> Result<(Option<u64>, Option<&'b [u8]>), HeadError> {
+    let (mut length, mut coding) = (None, None);
+    for field in fields.iter() {
+        let value = field.value.get(bytes);
+        match field.known {
+            KnownField::ContentLength => declare_length(&mut length, value)?,
+            KnownField::TransferEncoding if coding.replace(value).is_some() => {
+                return Err(HeadError::malformed("several Transfer-Encoding"));
+            }
+            _ => {}
+        }
+    }
+    Ok((length, coding))
 }
 
 /// The version whose minor number the tokenizer gives.

@@ -3,9 +3,9 @@
 
 use std::mem::MaybeUninit;
 
-use super::{has_only_crlf, take_fields, version_of};
+use super::{has_only_crlf, length_and_coding, take_fields, version_of};
 use crate::http::{
-    fields::{KnownField, Span, content_length, list},
+    fields::{KnownField, Span, list},
     message::{BodyFraming, HttpVersion, RequestHead},
     rules::{self, HeadError, HeadFault, HeadLimits, MAX_FIELDS, is_authority},
 };
@@ -88,24 +88,7 @@ fn check(head: &mut RequestHead, target: Span) -> Result<(), HeadError> {
 /// refused, as two lengths, or a length beside `chunked`, let a second parser find another end of
 /// the body (CL.TE and TE.CL smuggling).
 fn framing(head: &RequestHead) -> Result<BodyFraming, HeadError> {
-    let (mut length, mut coding) = (None, None);
-    for field in head.fields.iter() {
-        match field.known {
-            KnownField::ContentLength if length.is_some() => {
-                return Err(malformed("several Content-Length"));
-            }
-            KnownField::ContentLength => {
-                let value = content_length(head.text(field.value));
-                length = Some(value.ok_or(malformed("a malformed Content-Length"))?);
-            }
-            KnownField::TransferEncoding if coding.is_some() => {
-                return Err(malformed("several Transfer-Encoding"));
-            }
-            KnownField::TransferEncoding => coding = Some(head.text(field.value)),
-            _ => {}
-        }
-    }
-    match (length, coding) {
+    match length_and_coding(&head.fields, &head.bytes)? {
         (None | Some(0), None) => Ok(BodyFraming::None),
         (Some(length), None) => Ok(BodyFraming::Length(length)),
         (Some(_), Some(_)) => Err(malformed("both Content-Length and Transfer-Encoding")),

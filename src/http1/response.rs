@@ -3,9 +3,9 @@
 
 use std::mem::MaybeUninit;
 
-use super::{has_only_crlf, take_fields, version_of};
+use super::{has_only_crlf, length_and_coding, take_fields, version_of};
 use crate::http::{
-    fields::{KnownField, Span, content_length},
+    fields::{KnownField, Span},
     message::{BodyFraming, HttpVersion, ResponseHead},
     rules::{HeadError, MAX_FIELDS, MAX_HEAD_BYTES},
 };
@@ -112,25 +112,7 @@ fn check(head: &mut ResponseHead, version: HttpVersion, method: &[u8]) -> Result
 /// Decides the framing. As for requests, two lengths are refused: a cache that takes the other one
 /// would take the rest for the next response (response splitting).
 fn framing(head: &ResponseHead, version: HttpVersion) -> Result<BodyFraming, HeadError> {
-    let (mut length, mut coding) = (None, None);
-    for field in head.fields.iter() {
-        let value = head.text(field.value);
-        match field.known {
-            KnownField::ContentLength if length.is_some() => {
-                return Err(invalid("several Content-Length"));
-            }
-            KnownField::ContentLength => {
-                let value = content_length(value);
-                length = Some(value.ok_or(invalid("a malformed Content-Length"))?);
-            }
-            KnownField::TransferEncoding if coding.is_some() => {
-                return Err(invalid("several Transfer-Encoding"));
-            }
-            KnownField::TransferEncoding => coding = Some(value),
-            _ => {}
-        }
-    }
-    match (length, coding) {
+    match length_and_coding(&head.fields, &head.bytes)? {
         (None, None) => Ok(BodyFraming::UntilClose),
         (Some(length), None) => Ok(BodyFraming::Length(length)),
         (Some(_), Some(_)) => Err(invalid("both Content-Length and Transfer-Encoding")),

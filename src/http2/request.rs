@@ -8,9 +8,9 @@ use super::{
     hpack::{FIELD_OVERHEAD, FieldList},
 };
 use crate::http::{
-    fields::{KnownField, Span, content_length},
+    fields::{KnownField, Span},
     message::{BodyFraming, HttpVersion, RequestHead},
-    rules::{self, HeadError, HeadFault, HeadLimits, is_authority},
+    rules::{self, HeadError, HeadFault, HeadLimits, declare_length, is_authority},
 };
 
 /// Bytes that a head can have beyond those of its fields: names that are written for them, and the
@@ -313,13 +313,7 @@ fn copy_fields(
                 has_cookies = true;
                 continue;
             }
-            KnownField::ContentLength if length.is_some() => {
-                return Err(malformed("several content-length"));
-            }
-            KnownField::ContentLength => {
-                let value = content_length(value);
-                length = Some(value.ok_or(malformed("a malformed content-length"))?);
-            }
+            KnownField::ContentLength => declare_length(&mut length, value)?,
             KnownField::Te if value != b"trailers" => {
                 return Err(malformed("TE other than trailers"));
             }

@@ -5,9 +5,9 @@ use hyper::http::StatusCode;
 
 use super::{fields::checked_end_to_end, hpack::FieldList};
 use crate::http::{
-    fields::{KnownField, Span, content_length},
+    fields::{KnownField, Span},
     message::{BodyFraming, ResponseHead},
-    rules::{HeadError, MAX_FIELDS, MAX_HEAD_BYTES},
+    rules::{HeadError, MAX_FIELDS, MAX_HEAD_BYTES, declare_length},
 };
 
 /// Bytes that a head can have beyond those of its fields: the phrase, and a protocol.
@@ -140,13 +140,7 @@ fn copy_fields(head: &mut ResponseHead, fields: &FieldList) -> Result<Option<u64
     for (name, value) in fields.iter().skip(1) {
         let (known, value) = checked_end_to_end(name, value)?;
         match known {
-            KnownField::ContentLength if length.is_some() => {
-                return Err(malformed("several content-length"));
-            }
-            KnownField::ContentLength => {
-                let value = content_length(value);
-                length = Some(value.ok_or(malformed("a malformed content-length"))?);
-            }
+            KnownField::ContentLength => declare_length(&mut length, value)?,
             // There was no key, so any value of it is wrong: RFC 8441 section 5.
             KnownField::Other if name == b"sec-websocket-accept" => continue,
             _ => {}
