@@ -9,6 +9,8 @@ use crate::http::message::{RequestHead, ResponseHead};
 const MAX_SPARE: usize = 1024;
 /// Largest buffer of a spare one.
 const MAX_SPARE_BYTES: usize = 4 << 10;
+/// Most fields for which a spare head has memory.
+const MAX_SPARE_FIELDS: usize = 64;
 
 thread_local! {
     static REQUESTS: RefCell<Vec<RequestHead>> = const { RefCell::new(Vec::new()) };
@@ -42,8 +44,10 @@ pub(super) fn take_request() -> RequestHead {
 
 /// Keeps the memory of a request head.
 pub fn put_request(head: RequestHead) {
-    let capacity = head.bytes.capacity();
-    put(&REQUESTS, head, capacity);
+    if head.fields.capacity() <= MAX_SPARE_FIELDS {
+        let capacity = head.bytes.capacity();
+        put(&REQUESTS, head, capacity);
+    }
 }
 
 /// Takes an empty response head.
@@ -55,8 +59,10 @@ pub(super) fn take_response() -> ResponseHead {
 
 /// Keeps the memory of a response head.
 pub(super) fn put_response(head: ResponseHead) {
-    let capacity = head.bytes.capacity();
-    put(&RESPONSES, head, capacity);
+    if head.fields.capacity() <= MAX_SPARE_FIELDS {
+        let capacity = head.bytes.capacity();
+        put(&RESPONSES, head, capacity);
+    }
 }
 
 /// Takes an empty buffer for content.

@@ -202,6 +202,11 @@ impl HeadFields {
         self.0.clear();
     }
 
+    /// Number of fields for which there is memory.
+    pub fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
     /// Fields that are not struck out.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &HeadField> {
         self.0.iter().filter(|field| !field.struck)

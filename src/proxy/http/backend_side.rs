@@ -19,7 +19,10 @@ use super::{
 use crate::{
     base::clock,
     config::model::KeepaliveConfig,
-    h2::backend::{OutgoingStream, StreamRefusal},
+    h2::{
+        StreamError,
+        backend::{OutgoingStream, StreamRefusal},
+    },
     http2::frame::ErrorCode,
     net::{copy::RelaySide, stream::Stream},
     pool::BackendLease,
@@ -102,6 +105,13 @@ impl BackendSide {
         match self {
             Self::H1(_) => false,
             Self::H2(outgoing) => outgoing.hit_own_limit(),
+        }
+    }
+
+    /// Draws the conclusions from an error while the response was read, for the connection.
+    pub(super) fn note_read_error(&self, error: &io::Error) {
+        if let (Self::H2(outgoing), Some(ended)) = (self, StreamError::of(error)) {
+            outgoing.note_error(ended);
         }
     }
 

@@ -379,6 +379,9 @@ impl ResponseRelay<'_, '_> {
         let before = self.download.moved();
         let client = self.exchange.client.side.sink();
         let result = self.download.poll(cx, self.backend.source(), client);
+        if let Poll::Ready(Err(BodyRelayError::Read(error))) = &result {
+            self.backend.note_read_error(error);
+        }
         let after = self.download.moved();
         let counters = self.exchange.context.counters();
         counters.sent.add(after.1 - before.1);
