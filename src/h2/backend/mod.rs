@@ -229,8 +229,8 @@ impl H2Connection {
         self.retired.get()
     }
 
-    /// True if the backend supports WebSockets, RFC 8441 section 3.
-    pub fn supports_websockets(&self) -> bool {
+    /// True if the backend supports extended CONNECT, RFC 8441 section 3.
+    pub fn supports_extended_connect(&self) -> bool {
         let takes = self.engine.with_backend(|backend| backend.supports_connect);
         takes == Some(true)
     }

@@ -143,7 +143,7 @@ fn use_h2_stream(
     if !is_reused {
         exchange.record.connect = Some(clock::now().saturating_duration_since(started));
     }
-    if exchange.head().is_websocket() && !stream.connection().supports_websockets() {
+    if exchange.head().is_websocket() && !stream.connection().supports_extended_connect() {
         return Err(AcquireError::Client(Reason::UpgradeFailed));
     }
     Ok(BackendSide::H2(stream))
