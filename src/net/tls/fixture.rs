@@ -1,4 +1,5 @@
-//! Certificates, and both sides of TLS made from them, for the tests of this module.
+//! Certificates, and both sides of TLS made from them, for the tests of this module and of
+//! those above.
 
 use std::sync::{Arc, LazyLock};
 
@@ -141,7 +142,7 @@ pub(super) async fn handshake_pair(
 }
 
 /// Both ends of an established connection: the client's, and the server's.
-pub(super) async fn connected(version: TlsVersion) -> (Stream, Stream) {
+pub(crate) async fn connected(version: TlsVersion) -> (Stream, Stream) {
     let (client, server) =
         handshake_pair(&Arc::new(client(version)), &server(), name("a.test")).await;
     (client.unwrap().into(), server.unwrap().into())

@@ -6,7 +6,7 @@
 //! at the other end.
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod handshake;
 mod records;
 mod server;

@@ -35,3 +35,11 @@ impl BodyFilter {
         }
     }
 }
+
+/// Passes a part of the body through `filter`, if there is one; `emit` takes what is to be sent.
+pub(super) fn apply(filter: &mut Option<BodyFilter>, part: &[u8], mut emit: impl FnMut(&[u8])) {
+    match filter {
+        Some(filter) => filter.apply(part, emit),
+        None => emit(part),
+    }
+}

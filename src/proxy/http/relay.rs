@@ -16,7 +16,7 @@ use std::{
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::{
-    body_filter::BodyFilter,
+    body_filter::{self, BodyFilter},
     buffers::{GROWN_BUFFER_BYTES, INITIAL_BUFFER_BYTES, MAX_BUFFER_BYTES},
     forward::trailer_section,
 };
@@ -108,6 +108,8 @@ pub struct BodyRelay {
     sent: usize,
     /// The body was read to its end.
     ended: bool,
+    /// It was not: the announced length was reached. Trailers may follow.
+    ended_by_length: bool,
     /// The sink knows the end of the body.
     end_sent: bool,
     trailers: Trailers,
@@ -198,6 +200,7 @@ impl BodyRelay {
             out,
             sent: 0,
             ended: false,
+            ended_by_length: false,
             end_sent: false,
             trailers: Trailers::new(),
             malformed: None,
@@ -291,6 +294,7 @@ impl BodyRelay {
     pub(super) fn rewind(&mut self, encoding: BodyEncoding, length: Option<u64>) -> &mut Vec<u8> {
         debug_assert!(self.can_replay(), "the body is not kept");
         (self.sent, self.raw, self.written) = (0, 0..0, 0);
+        self.ended &= !std::mem::take(&mut self.ended_by_length);
         self.set_sink(encoding, length);
         self.out.clear();
         &mut self.out
@@ -306,7 +310,8 @@ impl BodyRelay {
     pub(super) fn replay(&mut self, has_body: bool) {
         self.end_sent = !has_body;
         if let Some(replay) = self.replay.take() {
-            encode_part(&mut self.out, self.encoding, &replay);
+            let encode = |part: &[u8]| encode_part(&mut self.out, self.encoding, part);
+            body_filter::apply(&mut self.filter, &replay, encode);
             self.replay = Some(replay);
         }
         if self.ended && has_body {
@@ -554,13 +559,10 @@ impl BodyRelay {
                 self.replay = None;
             }
         }
-        let must_write = match (&mut self.filter, self.encoding) {
-            (Some(filter), encoding) => {
-                filter.apply(bytes, |part| encode_part(&mut self.out, encoding, part));
-                self.out.len() >= MAX_BUFFER_BYTES
-            }
-            (None, BodyEncoding::Chunked) => {
-                encode::chunk(&mut self.out, bytes);
+        let must_write = match (&self.filter, self.encoding) {
+            (Some(_), _) | (None, BodyEncoding::Chunked) => {
+                let encode = |part: &[u8]| encode_part(&mut self.out, self.encoding, part);
+                body_filter::apply(&mut self.filter, bytes, encode);
                 self.out.len() >= MAX_BUFFER_BYTES
             }
             (None, BodyEncoding::Plain) => self.queue_raw(data, MAX_COPIED_BYTES),
@@ -599,6 +601,7 @@ impl BodyRelay {
         // The sink waits for nothing that follows, so neither may the message.
         if self.length == Some(self.body) && !self.ended {
             self.taken = self.input.len();
+            self.ended_by_length = true;
             self.end();
         }
     }
@@ -619,11 +622,10 @@ impl BodyRelay {
 
     /// Encodes the end of the body for an HTTP/1 sink.
     fn encode_end(&mut self) {
-        let encoding = self.encoding;
         if let Some(filter) = &mut self.filter {
-            filter.finish(|part| encode_part(&mut self.out, encoding, part));
+            filter.finish(|part| encode_part(&mut self.out, self.encoding, part));
         }
-        if encoding == BodyEncoding::Chunked {
+        if self.encoding == BodyEncoding::Chunked {
             trailer_section(&mut TextHead::new(&mut self.out), &self.trailers);
         }
     }
@@ -634,7 +636,9 @@ impl BodyRelay {
             return false;
         };
         let is_as_it_is = self.encoding == BodyEncoding::Plain && self.filter.is_none();
-        let may_splice = self.may_splice && is_as_it_is;
+        // A body above the limit is refused where its bytes are counted.
+        let is_allowed = self.body.saturating_add(*left) <= self.limit;
+        let may_splice = self.may_splice && is_as_it_is && is_allowed;
         if !may_splice || *left < SPLICE_THRESHOLD_BYTES || self.taken < self.input.len() {
             return false;
         }
@@ -682,7 +686,7 @@ impl BodyRelay {
     }
 }
 
-/// Encodes a part that is not empty.
+/// Encodes a part unless it is empty.
 fn encode_part(out: &mut Vec<u8>, encoding: BodyEncoding, part: &[u8]) {
     match encoding {
         _ if part.is_empty() => {}

@@ -1,14 +1,29 @@
-//! Tests of the relay of a body.
+//! Bodies from any source to any sink.
 
-use std::{cell::Cell, rc::Rc, task::Waker};
+#[cfg(test)]
+#[path = "relay_cases.rs"]
+mod cases;
+#[cfg(test)]
+#[path = "relay_model_tests.rs"]
+mod model;
+#[cfg(test)]
+#[path = "relay_peers.rs"]
+mod peers;
 
-use tokio::net::UnixStream;
+use std::{cell::Cell, future::poll_fn, rc::Rc, task::Waker};
+
+use tokio::{
+    io::{AsyncRead, AsyncWriteExt as _},
+    net::UnixStream,
+};
 
 use super::*;
 use crate::{
+    config::model::TlsVersion,
     h2::connection::Connection,
     http::rules::RESPONSE_LIMITS,
     http2::frame::{self, CLIENT_PREFACE, flag, kind},
+    net::{fixture::pair, tls::fixture::connected},
 };
 
 #[test]
@@ -86,4 +101,62 @@ async fn trailers_wait_for_space_in_the_output() {
     );
     assert!(!connection.has_unwritten(), "the socket has room for all");
     assert_eq!(poll(), (true, false));
+}
+
+/// Relays `content` from the peer of `from` to that of `to`; returns what arrives.
+async fn relayed(
+    content: &[u8],
+    (mut source, mut from): (impl AsyncWrite + Unpin, Stream),
+    (mut sink, mut to): (impl AsyncRead + Unpin, Stream),
+    relay: &mut BodyRelay,
+) -> Vec<u8> {
+    let mut arrived = vec![0; content.len()];
+    let relayed = poll_fn(|cx| relay.poll(cx, BodySource::H1(&mut from), BodySink::H1(&mut to)));
+    let (sent, relayed, read) = tokio::join!(
+        async {
+            source.write_all(content).await?;
+            source.flush().await
+        },
+        relayed,
+        sink.read_exact(&mut arrived)
+    );
+    sent.unwrap();
+    relayed.unwrap();
+    read.unwrap();
+    arrived
+}
+
+#[tokio::test]
+async fn a_body_to_or_from_tls_is_copied() {
+    let content: Vec<u8> = (0..300_000_u32).map(|place| (place / 3) as u8).collect();
+    for is_source in [false, true] {
+        let decoder = BodyDecoder::Length(content.len() as u64);
+        let mut relay = BodyRelay::new(Vec::new(), Vec::new(), 0, Some(decoder));
+        relay.allow_splice();
+        let (plain, tls) = (pair().await, connected(TlsVersion::Tls13).await);
+        let arrived = if is_source {
+            relayed(&content, tls, plain, &mut relay).await
+        } else {
+            relayed(&content, plain, tls, &mut relay).await
+        };
+        assert!(arrived == content && relay.is_done());
+        assert!(!relay.may_splice, "the kernel was not asked");
+    }
+}
+
+#[test]
+fn a_message_without_a_body_is_its_head() {
+    for encoding in [
+        BodyEncoding::Plain,
+        BodyEncoding::Chunked,
+        BodyEncoding::Frames,
+    ] {
+        let mut relay = BodyRelay::without_body(Vec::new(), Vec::new());
+        for _ in 0..2 {
+            relay.rewind(encoding, None).extend_from_slice(b"head");
+            relay.replay(false);
+            assert_eq!(relay.out, b"head");
+            assert!(relay.has_read_all() && relay.can_replay() && !relay.owes_end());
+        }
+    }
 }
