@@ -97,9 +97,9 @@ impl SinkEnd {
 
 /// Records a wake-up.
 #[derive(Default)]
-struct WakeFlag(AtomicBool);
+struct RelayWake(AtomicBool);
 
-impl Wake for WakeFlag {
+impl Wake for RelayWake {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Relaxed);
     }
@@ -113,7 +113,7 @@ struct RelayRun<'c> {
     source: Peer,
     own_source: OwnSide,
     sink: SinkEnd,
-    woken: Arc<WakeFlag>,
+    woken: Arc<RelayWake>,
     /// Bytes that the sink receives before it leaves.
     leaves_at: Option<usize>,
     ended: Option<Result<(), BodyRelayError>>,
@@ -177,7 +177,7 @@ impl<'c> RelayRun<'c> {
             relay,
             source,
             own_source,
-            woken: Arc::new(WakeFlag(true.into())),
+            woken: Arc::new(RelayWake(true.into())),
             leaves_at: case.leaves_at,
             ended: None,
             has_left: false,
