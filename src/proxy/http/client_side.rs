@@ -15,10 +15,7 @@ use tokio::io::AsyncWrite;
 use super::relay::{BodySink, BodySource};
 use crate::{
     h2::{StreamError, stream::H2Stream},
-    http::{
-        head_writer::HeadWriter as _,
-        rules::{HeadError, HeadFault},
-    },
+    http::{head_writer::HeadWriter as _, rules::HeadFault},
     http2::{block_head::BlockHead, frame::ErrorCode},
     net::{
         copy::RelaySide,
@@ -32,7 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct H2ClientFacts {
     /// Parameters that TLS negotiated.
-    pub negotiated: Option<NegotiatedTls>,
+    pub negotiated: Option<Box<NegotiatedTls>>,
     /// Both ends of the connection; `None` on a unix socket.
     pub ends: Option<ConnectionEnds>,
 }
@@ -43,14 +40,13 @@ pub struct H2ClientSide {
     pub(super) stream: H2Stream,
     pub(super) facts: Rc<H2ClientFacts>,
     /// Fault for which its request is refused.
-    pub(super) refusal: Option<HeadError>,
+    pub(super) refusal: Option<HeadFault>,
 }
 
 impl H2ClientSide {
     /// True if the request is malformed, as opposed to one that is refused for a limit of ours.
     pub(super) fn is_malformed(&self) -> bool {
-        self.refusal
-            .is_some_and(|refusal| refusal.fault == HeadFault::Malformed)
+        self.refusal == Some(HeadFault::Malformed)
     }
 }
 
@@ -110,7 +106,7 @@ impl ClientSide {
     pub(super) fn negotiated_tls(&self) -> Option<&NegotiatedTls> {
         match self {
             Self::H1(stream) => stream.negotiated_tls(),
-            Self::H2(side) => side.facts.negotiated.as_ref(),
+            Self::H2(side) => side.facts.negotiated.as_deref(),
         }
     }
 

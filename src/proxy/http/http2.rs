@@ -32,7 +32,6 @@ use crate::{
     net::{
         activity::ActivityTracker,
         proxy_protocol::{ConnectionEnds, ProxyHeader},
-        tls::TlsStream,
     },
     proxy::{connections::ConnectionHandle, timer::Timer, worker::Worker},
 };
@@ -86,7 +85,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read
         return;
     };
     let facts = H2ClientFacts {
-        negotiated: stream.tls().map(TlsStream::negotiated).cloned(),
+        negotiated: stream.tls().map(|tls| Box::new(tls.negotiated().clone())),
         ends: ConnectionEnds::of(&stream),
     };
     let mut driver = H2ClientDriver {
@@ -104,7 +103,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut client: ClientConnection, read
         written: 0,
         closing: false,
         is_over: false,
-        tasks: StreamTasks::new(),
+        tasks: None,
         serve_stream,
         goaway_deadline: None,
     };
@@ -135,16 +134,19 @@ struct H2ClientDriver<'a, F> {
     closing: bool,
     /// The connection has ended, but maybe not all of its exchanges.
     is_over: bool,
-    tasks: StreamTasks<F>,
+    /// `None` for a connection that has had no stream for a while.
+    tasks: Option<Box<StreamTasks<F>>>,
     serve_stream: fn(Rc<Worker>, ClientConnection, Box<ExchangeBuffers>) -> F,
     /// End of the time for the client to see that.
     goaway_deadline: Option<Instant>,
 }
 
-impl<F: Future<Output = ()>> H2ClientDriver<'_, F> {
+impl<F: Future<Output = ()> + 'static> H2ClientDriver<'_, F> {
     /// Ready when the connection is over, and its exchanges as well.
     fn poll_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.tasks.begin_poll();
+        if let Some(tasks) = &self.tasks {
+            tasks.begin_poll();
+        }
         for _ in 0..MAX_ROUNDS_PER_POLL {
             while !self.is_over
                 && let Poll::Ready(event) = self.poll(cx)
@@ -153,9 +155,13 @@ impl<F: Future<Output = ()>> H2ClientDriver<'_, F> {
             }
             // What they send is written at the next look at the connection.
             self.connection.expect_poll();
-            if !self.tasks.poll_round(cx) {
+            let has_polled = self
+                .tasks
+                .as_mut()
+                .is_some_and(|tasks| tasks.poll_round(cx));
+            if !has_polled {
                 self.connection.listen(cx);
-                return if self.is_over && self.tasks.is_empty() {
+                return if self.is_over && self.has_no_tasks() {
                     Poll::Ready(())
                 } else {
                     Poll::Pending
@@ -164,6 +170,10 @@ impl<F: Future<Output = ()>> H2ClientDriver<'_, F> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    fn has_no_tasks(&self) -> bool {
+        self.tasks.as_ref().is_none_or(|tasks| tasks.is_empty())
     }
 
     fn on_event(&mut self, event: DriverEvent) {
@@ -259,12 +269,12 @@ impl<F: Future<Output = ()>> H2ClientDriver<'_, F> {
         } else {
             let end = time.map(|time| idle.last + time);
             let release = idle.last + FIELD_TABLE_IDLE;
-            let has_memory = self.connection.has_field_table() || self.tasks.has_memory();
+            let has_memory = self.connection.has_field_table() || self.tasks.is_some();
             if has_memory && end.is_none_or(|end| release < end) {
                 ready!(self.timer.poll(cx, Some(release)));
                 self.connection.release_field_table();
-                if self.tasks.is_empty() {
-                    self.tasks.release();
+                if self.has_no_tasks() {
+                    self.tasks = None;
                 }
             }
             self.timer.poll(cx, end)
@@ -275,10 +285,13 @@ impl<F: Future<Output = ()>> H2ClientDriver<'_, F> {
     /// Begins the exchange of one stream.
     fn begin(&mut self, mut asked: IncomingRequest) {
         self.first_request_deadline = None;
+        if let Some(refusal) = asked.refusal {
+            tracing::debug!(target: "http", client = ?self.peer, detail = refusal.detail, "request refused");
+        }
         let side = H2ClientSide {
             stream: H2Stream::of_request(&self.connection, &asked),
             facts: Rc::clone(&self.facts),
-            refusal: asked.refusal,
+            refusal: asked.refusal.map(|refusal| refusal.fault),
         };
         let mut buffers = self.worker.take_buffers();
         std::mem::swap(&mut buffers.request, &mut asked.head);
@@ -295,7 +308,9 @@ impl<F: Future<Output = ()>> H2ClientDriver<'_, F> {
         client.proxy_header.clone_from(&self.proxy_header);
         client.timer = std::mem::take(&mut buffers.timer);
         let exchange = (self.serve_stream)(Rc::clone(self.worker), client, buffers);
-        self.tasks.spawn(exchange);
+        self.tasks
+            .get_or_insert_with(|| Box::new(StreamTasks::new()))
+            .spawn(exchange);
     }
 
     /// Closes the transport. Lingers, as the last frames, such as a GOAWAY, must not be lost to a

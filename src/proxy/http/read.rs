@@ -87,8 +87,7 @@ pub(super) fn received_head(
     let Some(refusal) = side.refusal else {
         return HeadReadOutcome::Complete;
     };
-    tracing::debug!(target: "http", detail = refusal.detail, "request refused");
-    HeadReadOutcome::Refused(reasons::of_request_head(refusal.fault))
+    HeadReadOutcome::Refused(reasons::of_request_head(refusal))
 }
 
 /// Reads until a whole head is there.

@@ -1,10 +1,13 @@
 //! The exchanges of one HTTP/2 connection, run by the task of that connection.
 //!
-//! Each has a place with memory for its future and a waker of its own; both are used again by later
-//! streams, so that a stream needs neither a task nor an allocation. An exchange that was woken is
+//! Each has a place with a waker of its own, which later streams use again, and memory for its
+//! future, which the connections of a thread share: a stream needs neither a task nor an allocation,
+//! and a connection without streams holds no memory for them. An exchange that was woken is
 //! polled once per round, so that the frames of many are written, and read, together.
 
 use std::{
+    any::Any,
+    cell::RefCell,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
@@ -54,11 +57,34 @@ impl Wake for PlaceWaker {
     }
 }
 
+/// Memory of an exchange.
+type TaskMemory<F> = Pin<Box<Option<F>>>;
+
+/// Most free memories that a thread keeps, of about 3.5 KiB each.
+const MAX_FREE_MEMORIES: usize = 1024;
+
+thread_local! {
+    /// Free memories, as a list of [`TaskMemory`] whose type has no name here.
+    static FREE_MEMORIES: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
+}
+
+/// Applies `change` to the free memories; `None` when the thread is ending.
+fn with_free_memories<F: 'static, T>(
+    change: impl FnOnce(&mut Vec<TaskMemory<F>>) -> T,
+) -> Option<T> {
+    let changed = FREE_MEMORIES.try_with(|free| {
+        let mut free = free.borrow_mut();
+        let list = free.get_or_insert_with(|| Box::new(Vec::<TaskMemory<F>>::new()));
+        list.downcast_mut().map(change)
+    });
+    changed.ok().flatten()
+}
+
 /// Place of an exchange.
 #[derive(Debug)]
 struct TaskPlace<F> {
     /// `None` while the place is free.
-    future: Pin<Box<Option<F>>>,
+    future: Option<TaskMemory<F>>,
     state: Arc<PlaceWaker>,
     waker: Waker,
 }
@@ -73,7 +99,7 @@ pub(super) struct StreamTasks<F> {
     round: Vec<usize>,
 }
 
-impl<F: Future<Output = ()>> StreamTasks<F> {
+impl<F: Future<Output = ()> + 'static> StreamTasks<F> {
     pub(super) fn new() -> Self {
         Self {
             places: Vec::new(),
@@ -93,13 +119,16 @@ impl<F: Future<Output = ()>> StreamTasks<F> {
                 ready: Arc::clone(&self.ready),
             });
             self.places.push(TaskPlace {
-                future: Box::pin(None),
+                future: None,
                 waker: Arc::clone(&state).into(),
                 state,
             });
         }
+        let free = with_free_memories(Vec::pop).flatten();
+        let mut memory: TaskMemory<F> = free.unwrap_or_else(|| Box::pin(None));
+        memory.as_mut().set(Some(future));
         if let Some(place) = self.places.get_mut(place) {
-            place.future.as_mut().set(Some(future));
+            place.future = Some(memory);
             place.waker.wake_by_ref();
         }
     }
@@ -114,19 +143,6 @@ impl<F: Future<Output = ()>> StreamTasks<F> {
     pub(super) fn begin_poll(&self) {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         ready.driver = None;
-    }
-
-    /// True if there is memory of earlier streams.
-    pub(super) const fn has_memory(&self) -> bool {
-        !self.places.is_empty()
-    }
-
-    /// Frees the memory of a connection without streams.
-    pub(super) fn release(&mut self) {
-        debug_assert!(self.is_empty(), "exchanges are under way");
-        self.places = Vec::new();
-        self.free = Vec::new();
-        self.round = Vec::new();
     }
 
     /// Polls each exchange that was woken, once; false if there was none. Then the task of `cx` is
@@ -159,7 +175,8 @@ impl<F: Future<Output = ()>> StreamTasks<F> {
             return;
         };
         state.is_ready.store(false, Release);
-        let Some(pending) = future.as_mut().as_pin_mut() else {
+        let Some(memory) = future else { return };
+        let Some(pending) = memory.as_mut().as_pin_mut() else {
             return;
         };
         // A round is bounded by what the connection may send and receive, and by one poll of each
@@ -170,7 +187,13 @@ impl<F: Future<Output = ()>> StreamTasks<F> {
         }));
         // A panic ends this exchange alone; it was logged by the hook.
         if !matches!(polled, Ok(Poll::Pending)) {
-            future.as_mut().set(None);
+            memory.as_mut().set(None);
+            let memory = future.take();
+            with_free_memories(|free| {
+                if free.len() < MAX_FREE_MEMORIES {
+                    free.extend(memory);
+                }
+            });
             self.free.push(place);
         }
     }
@@ -218,8 +241,6 @@ mod tests {
             assert!(tasks.is_empty());
         }
         assert_eq!((tasks.places.len(), polls.get()), (2, 9));
-        tasks.release();
-        assert!(!tasks.poll_round(&context()));
     }
 
     #[test]
