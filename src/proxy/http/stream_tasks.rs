@@ -1,9 +1,9 @@
 //! The exchanges of one HTTP/2 connection, run by the task of that connection.
 //!
 //! Each has a place with a waker of its own, which later streams use again, and memory for its
-//! future, which the connections of a thread share: a stream needs neither a task nor an allocation,
-//! and a connection without streams holds no memory for them. An exchange that was woken is
-//! polled once per round, so that the frames of many are written, and read, together.
+//! future, which the connections of a thread share: a stream needs neither a task nor an
+//! allocation, and a connection without streams holds no memory for them. An exchange that was
+//! woken is polled once per round, so that the frames of many are written, and read, together.
 
 use std::{
     any::Any,
