@@ -134,7 +134,7 @@ struct H2ClientDriver<'a, F> {
     closing: bool,
     /// The connection has ended, but maybe not all of its exchanges.
     is_over: bool,
-    /// `None` for a connection that has had no stream for a while.
+    /// `None` for a connection without streams.
     tasks: Option<Box<StreamTasks<F>>>,
     serve_stream: fn(Rc<Worker>, ClientConnection, Box<ExchangeBuffers>) -> F,
     /// End of the time for the client to see that.
@@ -238,6 +238,11 @@ impl<F: Future<Output = ()> + 'static> H2ClientDriver<'_, F> {
     /// Ready when the connection has had no request for too long, and its client reads nothing of
     /// the last response any more.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<DriverEvent> {
+        if self.has_no_tasks()
+            && let Some(tasks) = self.tasks.take()
+        {
+            tasks.give_back();
+        }
         let is_read = self.connection.has_unwritten() && self.connection.close_reason().is_none();
         let written = self.connection.written();
         if std::mem::replace(&mut self.written, written) != written && is_read {
@@ -269,13 +274,9 @@ impl<F: Future<Output = ()> + 'static> H2ClientDriver<'_, F> {
         } else {
             let end = time.map(|time| idle.last + time);
             let release = idle.last + FIELD_TABLE_IDLE;
-            let has_memory = self.connection.has_field_table() || self.tasks.is_some();
-            if has_memory && end.is_none_or(|end| release < end) {
+            if self.connection.has_field_table() && end.is_none_or(|end| release < end) {
                 ready!(self.timer.poll(cx, Some(release)));
                 self.connection.release_field_table();
-                if self.has_no_tasks() {
-                    self.tasks = None;
-                }
             }
             self.timer.poll(cx, end)
         };
@@ -309,7 +310,7 @@ impl<F: Future<Output = ()> + 'static> H2ClientDriver<'_, F> {
         client.timer = std::mem::take(&mut buffers.timer);
         let exchange = (self.serve_stream)(Rc::clone(self.worker), client, buffers);
         self.tasks
-            .get_or_insert_with(|| Box::new(StreamTasks::new()))
+            .get_or_insert_with(StreamTasks::take)
             .spawn(exchange);
     }
 

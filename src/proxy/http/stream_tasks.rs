@@ -2,8 +2,8 @@
 //!
 //! Each has a place with a waker of its own, which later streams use again, and memory for its
 //! future, which the connections of a thread share: a stream needs neither a task nor an
-//! allocation, and a connection without streams holds no memory for them. An exchange that was
-//! woken is polled once per round, so that the frames of many are written, and read, together.
+//! allocation. A connection without streams gives all of it back to the thread. An exchange that
+//! was woken is polled once per round, so that the frames of many are written, and read, together.
 
 use std::{
     any::Any,
@@ -62,22 +62,41 @@ type TaskMemory<F> = Pin<Box<Option<F>>>;
 
 /// Most free memories that a thread keeps, of about 3.5 KiB each.
 const MAX_FREE_MEMORIES: usize = 1024;
+/// Most task lists that a thread keeps for connections that get a stream.
+const MAX_FREE_LISTS: usize = 256;
+/// Places of a task list that is kept.
+const MAX_KEPT_PLACES: usize = 32;
 
 thread_local! {
-    /// Free memories, as a list of [`TaskMemory`] whose type has no name here.
-    static FREE_MEMORIES: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
+    /// Memory that the thread keeps: [`FreeTasks`], whose type has no name here.
+    static FREE_TASKS: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
 }
 
-/// Applies `change` to the free memories; `None` when the thread is ending.
-fn with_free_memories<F: 'static, T>(
-    change: impl FnOnce(&mut Vec<TaskMemory<F>>) -> T,
-) -> Option<T> {
-    let changed = FREE_MEMORIES.try_with(|free| {
-        let mut free = free.borrow_mut();
-        let list = free.get_or_insert_with(|| Box::new(Vec::<TaskMemory<F>>::new()));
-        list.downcast_mut().map(change)
-    });
-    changed.ok().flatten()
+/// Memory that no connection of the thread uses at the time.
+struct FreeTasks<F> {
+    memories: Vec<TaskMemory<F>>,
+    #[expect(
+        clippy::vec_box,
+        reason = "a connection takes the box, and is small without a list"
+    )]
+    lists: Vec<Box<StreamTasks<F>>>,
+}
+
+impl<F: 'static> FreeTasks<F> {
+    /// Applies `change` to that of this thread; `None` when the thread is ending.
+    fn with<T>(change: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        let changed = FREE_TASKS.try_with(|free| {
+            let mut free = free.borrow_mut();
+            let free = free.get_or_insert_with(|| {
+                Box::new(Self {
+                    memories: Vec::new(),
+                    lists: Vec::new(),
+                })
+            });
+            free.downcast_mut().map(change)
+        });
+        changed.ok().flatten()
+    }
 }
 
 /// Place of an exchange.
@@ -100,7 +119,27 @@ pub(super) struct StreamTasks<F> {
 }
 
 impl<F: Future<Output = ()> + 'static> StreamTasks<F> {
-    pub(super) fn new() -> Self {
+    /// Takes an empty list that a connection of the thread has given back, or makes one.
+    #[expect(clippy::unnecessary_box_returns, reason = "it is kept in its box")]
+    pub(super) fn take() -> Box<Self> {
+        let free = FreeTasks::with(|free: &mut FreeTasks<F>| free.lists.pop()).flatten();
+        free.unwrap_or_else(|| Box::new(Self::new()))
+    }
+
+    /// Gives the list of a connection without streams back.
+    pub(super) fn give_back(self: Box<Self>) {
+        debug_assert!(self.is_empty(), "exchanges are under way");
+        self.begin_poll();
+        if self.places.len() <= MAX_KEPT_PLACES {
+            FreeTasks::with(|free| {
+                if free.lists.len() < MAX_FREE_LISTS {
+                    free.lists.push(self);
+                }
+            });
+        }
+    }
+
+    fn new() -> Self {
         Self {
             places: Vec::new(),
             free: Vec::new(),
@@ -124,7 +163,7 @@ impl<F: Future<Output = ()> + 'static> StreamTasks<F> {
                 state,
             });
         }
-        let free = with_free_memories(Vec::pop).flatten();
+        let free = FreeTasks::with(|free: &mut FreeTasks<F>| free.memories.pop()).flatten();
         let mut memory: TaskMemory<F> = free.unwrap_or_else(|| Box::pin(None));
         memory.as_mut().set(Some(future));
         if let Some(place) = self.places.get_mut(place) {
@@ -188,12 +227,13 @@ impl<F: Future<Output = ()> + 'static> StreamTasks<F> {
         // A panic ends this exchange alone; it was logged by the hook.
         if !matches!(polled, Ok(Poll::Pending)) {
             memory.as_mut().set(None);
-            let memory = future.take();
-            with_free_memories(|free| {
-                if free.len() < MAX_FREE_MEMORIES {
-                    free.extend(memory);
-                }
-            });
+            if let Some(memory) = future.take() {
+                FreeTasks::with(|free| {
+                    if free.memories.len() < MAX_FREE_MEMORIES {
+                        free.memories.push(memory);
+                    }
+                });
+            }
             self.free.push(place);
         }
     }
