@@ -14,6 +14,22 @@ use crate::config::model::{
     BackendProtocol, BalancingPolicy, ProxyVersion, RetryCondition, WhenAllDown,
 };
 
+/// The hints for a single value at a `timeouts`, whether of a pool or of a route.
+pub(super) const TIMEOUTS_VALUE_HINTS: &[(&[&str], &str)] = &[
+    (
+        &["0", "none", "off"],
+        "write `none` for each, such as `timeouts: {response: none}`",
+    ),
+    (
+        &["DURATION"],
+        "name the timeout, such as `timeouts: {response: {value}}`",
+    ),
+    (
+        &["NUMBER"],
+        "name the timeout, such as `timeouts: {response: {value}s}`",
+    ),
+];
+
 /// Backends and how one of them is picked.
 pub(super) static BACKEND_KEYS: &[KeyRow] = &[
     KeyRow {
@@ -283,20 +299,7 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Nothing,
         differs: Pool(|a, b| a.timeouts != b.timeouts),
-        value_hints: &[
-            (
-                &["0", "none", "off"],
-                "write `none` for each, such as `timeouts: {response: none}`",
-            ),
-            (
-                &["DURATION"],
-                "name the timeout, such as `timeouts: {response: {value}}`",
-            ),
-            (
-                &["NUMBER"],
-                "name the timeout, such as `timeouts: {response: {value}s}`",
-            ),
-        ],
+        value_hints: TIMEOUTS_VALUE_HINTS,
         other_words: &[
             (
                 &["timeout_client"],

@@ -4,6 +4,7 @@ use super::{
     KEY,
     KeyDefault::{Nothing, Required, Value, Words},
     KeyRow,
+    pools::TIMEOUTS_VALUE_HINTS,
     spec::{
         ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ONE_WEEK, REDIRECT_STATUSES, TOKEN_PATTERN, boolean,
         duration, integer, keys, networks, one_of, rate, share, text,
@@ -348,20 +349,7 @@ pub(super) static ROUTE_KEYS: &[KeyRow] = &[
         value: keys(),
         default: Words("the pool's"),
         doc: "what is given overrides the pool's",
-        value_hints: &[
-            (
-                &["0", "none", "off"],
-                "write `none` for each, such as `timeouts: {response: none}`",
-            ),
-            (
-                &["DURATION"],
-                "name the timeout, such as `timeouts: {response: {value}}`",
-            ),
-            (
-                &["NUMBER"],
-                "name the timeout, such as `timeouts: {response: {value}s}`",
-            ),
-        ],
+        value_hints: TIMEOUTS_VALUE_HINTS,
         ..KEY
     },
     KeyRow {
