@@ -39,7 +39,7 @@ pub(super) fn for_key(section: &str, key: &str, value: Option<&str>, known: &[&s
     elsewhere(section, &plain).unwrap_or_else(|| format!("it may be {}", word_list(known)))
 }
 
-/// A hint with the keys of `section` as it reads to somebody who writes in that section already.
+/// The hint for a reader who is in `section` already: its keys without the name of the section.
 fn inside(section: &str, hint: &str) -> String {
     let mut out = String::new();
     let mut rest = hint;

@@ -1,7 +1,7 @@
 //! Reads a request head from its field block and accepts it only if it has exactly one meaning (RFC
 //! 9113 section 8, RFC 8441).
 //!
-//! What any version of HTTP can get wrong is judged by [`rules`].
+//! The faults that a head of any HTTP version can have are found by [`rules`].
 
 use super::{
     fields::{checked, is_token, trimmed},

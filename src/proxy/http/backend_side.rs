@@ -1,8 +1,7 @@
 //! The backend's side of an attempt: an HTTP/1 connection, or one stream of a shared HTTP/2
 //! connection.
 //!
-//! What is special about either towards backends is a method here. Must not know what an exchange
-//! is.
+//! Each difference between the two has a method here. Must not know what an exchange is.
 
 use std::{
     cell::RefCell,

@@ -1,7 +1,6 @@
 //! The client's side of an exchange: an HTTP/1 connection, or one stream of an HTTP/2 connection.
 //!
-//! What is special about either towards clients is a method here. Must not know what an exchange
-//! is.
+//! Each difference between the two has a method here. Must not know what an exchange is.
 
 use std::{
     io,
