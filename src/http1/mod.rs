@@ -33,6 +33,12 @@ pub fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
         })
 }
 
+/// The bytes that a head of at most `limit` bytes can have. Those behind them must not change how
+/// the head is judged, as they may come later.
+fn up_to(bytes: &[u8], limit: usize) -> &[u8] {
+    bytes.get(..limit).unwrap_or(bytes)
+}
+
 /// True if every line feed of `head` follows a carriage return. RFC 9112 section 2.2 allows a
 /// recipient to accept a bare one, but two parsers that differ in it see different heads.
 fn has_only_crlf(head: &[u8]) -> bool {

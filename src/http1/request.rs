@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::{has_only_crlf, length_and_coding, take_fields, version_of};
+use super::{has_only_crlf, length_and_coding, take_fields, up_to, version_of};
 use crate::http::{
     fields::{KnownField, Span, list},
     message::{BodyFraming, HttpVersion, RequestHead},
@@ -21,6 +21,7 @@ const fn malformed(detail: &'static str) -> HeadError {
 pub fn parse(head: &mut RequestHead, limits: HeadLimits) -> Result<bool, HeadError> {
     head.forget();
     let RequestHead { bytes, fields, .. } = head;
+    let bytes = up_to(bytes, limits.bytes);
     let mut slots = [MaybeUninit::<httparse::Header<'_>>::uninit(); MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
     let slots = slots
@@ -32,11 +33,11 @@ pub fn parse(head: &mut RequestHead, limits: HeadLimits) -> Result<bool, HeadErr
         slots,
     );
     let len = match outcome {
-        Ok(httparse::Status::Complete(len)) if len <= limits.bytes => len,
+        Ok(httparse::Status::Complete(len)) => len,
         Ok(httparse::Status::Partial) if bytes.len() < limits.bytes => {
             return check_partial(bytes, limits).map(|()| false);
         }
-        Ok(_) => return Err(too_large(bytes, limits)),
+        Ok(httparse::Status::Partial) => return Err(too_large(bytes, limits)),
         Err(error) => return Err(refusal_of(error, bytes)),
     };
     let (Some(method), Some(target), Some(version)) =

@@ -333,6 +333,32 @@ fn a_refused_head_keeps_nothing_of_the_one_before() {
 }
 
 #[test]
+fn bytes_behind_the_limit_do_not_change_how_a_head_is_judged() {
+    for (start, fault) in [
+        ("GET /", HeadFault::TargetTooLong),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX: ", HeadFault::TooLarge),
+    ] {
+        let head = start.to_owned() + &"x".repeat(HEAD_LIMITS.bytes - start.len());
+        for later in [
+            "",
+            "x",
+            " / HTTP/1.1\r\n\r\n",
+            "\0",
+            "\r\n\r\n",
+            "\r\n : \r\n",
+        ] {
+            let judged = parse((head.clone() + later).as_bytes());
+            assert_eq!(judged.unwrap_err().fault, fault, "{start} {later:?}");
+        }
+    }
+    let end = "\r\nX: y\r\n\r\n";
+    let start = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(16_000));
+    let longest = start.clone() + &"x".repeat(HEAD_LIMITS.bytes - start.len() - end.len()) + end;
+    let head = parse((longest + "\0").as_bytes()).unwrap();
+    assert_eq!(head.len, HEAD_LIMITS.bytes);
+}
+
+#[test]
 fn a_head_that_comes_in_two_pieces_is_judged_as_one_that_comes_at_once() {
     let fields = format!("Host: a\r\nX: {}\r\n\r\n", "y".repeat(20_000));
     let method = "M".repeat(17_000);

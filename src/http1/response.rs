@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::{has_only_crlf, length_and_coding, take_fields, version_of};
+use super::{has_only_crlf, length_and_coding, take_fields, up_to, version_of};
 use crate::http::{
     fields::{KnownField, Span},
     message::{BodyFraming, HttpVersion, ResponseHead},
@@ -22,6 +22,7 @@ const fn invalid(detail: &'static str) -> HeadError {
 pub fn parse(head: &mut ResponseHead, method: &[u8]) -> Result<bool, HeadError> {
     head.forget();
     let ResponseHead { bytes, fields, .. } = head;
+    let bytes = up_to(bytes, MAX_HEAD_BYTES);
     // The tokenizer skips any number of empty lines; no status line begins with one.
     if matches!(bytes.first(), Some(b'\r' | b'\n')) {
         return Err(invalid("empty lines before the response"));
@@ -34,9 +35,9 @@ pub fn parse(head: &mut ResponseHead, method: &[u8]) -> Result<bool, HeadError> 
         &mut slots,
     );
     let len = match outcome {
-        Ok(httparse::Status::Complete(len)) if len <= MAX_HEAD_BYTES => len,
+        Ok(httparse::Status::Complete(len)) => len,
         Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD_BYTES => return Ok(false),
-        Ok(_) | Err(httparse::Error::TooManyHeaders) => {
+        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
             return Err(HeadError::too_large("the response head is too large"));
         }
         Err(httparse::Error::Status) => return Err(invalid("an invalid status line")),

@@ -182,6 +182,16 @@ fn what_is_not_one_valid_response_is_refused() {
 }
 
 #[test]
+fn bytes_behind_the_limit_do_not_change_how_a_head_is_judged() {
+    let start = "HTTP/1.1 200 OK\r\nA: ";
+    let head = start.to_owned() + &"b".repeat(MAX_HEAD_BYTES - start.len());
+    for later in ["", "b", "\0", "\r\n\r\n", "\r\n : \r\n"] {
+        let invalid = parse((head.clone() + later).as_bytes(), "GET").unwrap_err();
+        assert_eq!(invalid.fault, HeadFault::TooLarge, "{later:?}");
+    }
+}
+
+#[test]
 fn a_101_loses_what_it_says_of_a_body() {
     for framing in [
         "Transfer-Encoding: chunked",
