@@ -2,13 +2,15 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     thread,
     time::Duration,
 };
 
+use socket2::SockRef;
+
 use crate::harness::{
-    PATIENCE,
+    PATIENCE, SMALL_BUFFER,
     client::{HttpClient, ReadError},
     daemon::{TestDaemon, sum_of},
     peer::{Blackhole, Gate, PeerConnection, Recorder, ScriptedPeer, refused},
@@ -351,7 +353,11 @@ fn a_reader_that_is_slow_is_not_silent() {
         })
     };
     let reader = move || {
-        ScriptedPeer::start(move |mut connection| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        SockRef::from(&listener)
+            .set_recv_buffer_size(SMALL_BUFFER)
+            .unwrap();
+        ScriptedPeer::start_on(listener, move |mut connection| {
             read_slowly(|part| connection.each(part, |_| {}).is_some(), length);
             connection.send("all of it");
         })
@@ -359,7 +365,7 @@ fn a_reader_that_is_slow_is_not_silent() {
     // Nothing is left to be moved long before the reader is at the end.
     let (peer, idle) = (sender(), "timeouts: {idle: 700ms}");
     let front = daemon(&[peer.address], "", idle);
-    let mut client = front.client("@db");
+    let mut client = HttpClient::connect_slow_reader(front.address("@db"));
     read_slowly(|part| client.each(part, |_| {}).is_ok(), length);
     client.finish();
     assert_eq!(client.rest(), Ok(Vec::new()));

@@ -395,12 +395,7 @@ fn a_tunnel_whose_reader_is_slow_is_not_idle() {
         peer.address
     );
     let daemon = pool(&keys, "");
-    // A small buffer: with a large one the kernel takes all at once, and nothing moves while the
-    // reader is slow.
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(64 << 10).unwrap();
-    socket.connect(&daemon.address("@web").into()).unwrap();
-    let mut client = HttpClient::over(socket.into());
+    let mut client = HttpClient::connect_slow_reader(daemon.address("@web"));
     client.send(UPGRADE_REQUEST);
     assert_eq!(client.head().unwrap().0, 101);
     for _ in 0..32 {

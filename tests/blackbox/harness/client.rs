@@ -13,8 +13,9 @@ use rustix::{
     io::Errno,
     net::{RecvFlags, recv},
 };
+use socket2::{Domain, Socket, Type};
 
-use super::PATIENCE;
+use super::{PATIENCE, SMALL_BUFFER};
 
 /// Names and values of header or trailer fields.
 pub type HeaderFields = Vec<(String, String)>;
@@ -92,6 +93,17 @@ impl HttpClient<TcpStream> {
         let stream = TcpStream::connect(address)
             .unwrap_or_else(|error| panic!("connect to {address}: {error}"));
         Self::over(stream)
+    }
+
+    /// Connects a slow reader: its kernel takes only [`SMALL_BUFFER`] bytes ahead of it, and not
+    /// all that it is sent.
+    pub fn connect_slow_reader(address: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(SMALL_BUFFER).unwrap();
+        socket
+            .connect(&address.into())
+            .unwrap_or_else(|error| panic!("connect to {address}: {error}"));
+        Self::over(socket.into())
     }
 
     /// Over a connection that the test has made.

@@ -26,6 +26,10 @@ use std::{
 /// The longest any wait takes before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Receive buffer of a slow reader in bytes. Without a size of its own, the kernel enlarges it to
+/// megabytes: it takes all that comes, and nothing moves while the reader is slow.
+pub const SMALL_BUFFER: usize = 64 << 10;
+
 /// A private directory that goes away with the value. Its path is short, so that sockets fit into
 /// it.
 pub struct TempDir(PathBuf);

@@ -71,8 +71,7 @@ fn clients_that_left_do_not_keep_the_places_of_others() {
     for _ in 0..3 {
         assert_eq!(number(&mut client), "1");
     }
-    let idle = daemon.metric("balancer_backend_connections_idle");
-    assert_eq!(idle as u64, 1);
+    daemon.wait_for_metric("balancer_backend_connections_idle", |idle| idle as u64 == 1);
 }
 
 #[test]
