@@ -23,6 +23,7 @@ use super::{
 use crate::{
     http::message::BodyFraming,
     http2::{frame::flag, hpack::HpackEncoder},
+    net::fixture::{paused, take_events},
 };
 
 const HEAD_LIMITS: HeadLimits = HeadLimits {
@@ -73,8 +74,7 @@ async fn a_reader_that_always_lags_behind_makes_nothing_grow() {
         drive(&connection).await;
         assert!(connection.has_unwritten(), "it lags behind");
         assert!(peer.read(&mut waste).await.unwrap() > 0);
-        // The readiness of the socket takes a turn of the reactor.
-        yield_now().await;
+        take_events();
     }
     let held = connection.state.borrow().out.len();
     assert!(held <= 4 * MAX_UNWRITTEN_BYTES, "{held} bytes");
@@ -118,7 +118,7 @@ async fn a_head_waits_for_no_window_and_content_does() {
     drive(&connection).await;
     while connection.has_unwritten() {
         assert!(peer.read(&mut [0; 4096]).await.unwrap() > 0);
-        yield_now().await;
+        take_events();
         drive(&connection).await;
     }
     assert!(head.0.load(Relaxed) && !content.0.load(Relaxed));
@@ -194,45 +194,49 @@ async fn resets(rounds: u32, deadline: Option<Duration>, age: Duration) -> bool 
     true
 }
 
-#[tokio::test(start_paused = true)]
-async fn resets_of_old_streams_and_at_deadlines_are_not_rapid_and_others_are() {
-    let ms = Duration::from_millis;
-    assert!(resets(300, None, ms(100)).await, "old streams");
-    assert!(!resets(300, None, ms(40)).await, "young streams");
-    for (deadline, age, lives) in [
-        (ms(300), 300, true),
-        (ms(300), 90, false),
-        (ms(50), 50, true),
-        // The reset was delayed less than the request.
-        (ms(50), 48, true),
-        (ms(50), 20, false),
-        (ms(20), 20, true),
-        (Duration::from_nanos(1), 1, false),
-        (ms(1_000), 100, true),
-    ] {
-        let outcome = resets(300, Some(deadline), ms(age)).await;
-        assert_eq!(outcome, lives, "{deadline:?} {age}");
-    }
+#[test]
+fn resets_of_old_streams_and_at_deadlines_are_not_rapid_and_others_are() {
+    paused(async {
+        let ms = Duration::from_millis;
+        assert!(resets(300, None, ms(100)).await, "old streams");
+        assert!(!resets(300, None, ms(40)).await, "young streams");
+        for (deadline, age, lives) in [
+            (ms(300), 300, true),
+            (ms(300), 90, false),
+            (ms(50), 50, true),
+            // The reset was delayed less than the request.
+            (ms(50), 48, true),
+            (ms(50), 20, false),
+            (ms(20), 20, true),
+            (Duration::from_nanos(1), 1, false),
+            (ms(1_000), 100, true),
+        ] {
+            let outcome = resets(300, Some(deadline), ms(age)).await;
+            assert_eq!(outcome, lives, "{deadline:?} {age}");
+        }
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_we_end_ourselves_is_not_charged_to_the_client() {
-    let (connection, _peer) = pair();
-    let recv = |bytes: &[u8]| connection.state.borrow_mut().recv(bytes);
-    let mut settings = Vec::new();
-    frame::write_settings(&mut settings, &[]);
-    recv(&settings);
-    for round in 0..1_000 {
-        let id = 2 * round + 1;
-        recv(&request_frames(id));
-        // An exchange that ends without a response, such as one whose backend fails.
-        drop(take_requests(&connection));
-        let mut late = Vec::new();
-        frame::write_u32(&mut late, kind::RST_STREAM, id, ErrorCode::CANCEL.0);
-        recv(&late);
-        connection.state.borrow_mut().out.clear();
-    }
-    assert_eq!(connection.close_reason(), None);
+#[test]
+fn what_we_end_ourselves_is_not_charged_to_the_client() {
+    paused(async {
+        let (connection, _peer) = pair();
+        let recv = |bytes: &[u8]| connection.state.borrow_mut().recv(bytes);
+        let mut settings = Vec::new();
+        frame::write_settings(&mut settings, &[]);
+        recv(&settings);
+        for round in 0..1_000 {
+            let id = 2 * round + 1;
+            recv(&request_frames(id));
+            // An exchange that ends without a response, such as one whose backend fails.
+            drop(take_requests(&connection));
+            let mut late = Vec::new();
+            frame::write_u32(&mut late, kind::RST_STREAM, id, ErrorCode::CANCEL.0);
+            recv(&late);
+            connection.state.borrow_mut().out.clear();
+        }
+        assert_eq!(connection.close_reason(), None);
+    });
 }
 
 /// Distant sender: sends as much as the windows allow, and receives our frames a round trip later.
@@ -306,52 +310,54 @@ impl FarSender {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
-    let mut head = Vec::new();
-    let pseudo_fields = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":authority", "a"),
-        (":path", "/"),
-    ];
-    frame::write_settings(&mut head, &[]);
-    frame::write(&mut head, kind::SETTINGS, flag::ACK, 0, &[]);
-    let (client, _peer) = pair();
-    let (own, _other) = UnixStream::pair().unwrap();
-    let backend = Connection::of_backend(Stream::from(own), 100);
-    backend.state.borrow_mut().recv(&head);
-    let (id, _) = backend
-        .open_stream(ResponseExpectation::default(), true, |_| {})
-        .unwrap();
-    let mut response_head = Vec::new();
-    frame::write_fields(&mut response_head, id, false, |out| {
-        HpackEncoder::default().status(out, 200);
-    });
-    backend.state.borrow_mut().recv(&response_head);
-    frame::write_fields(&mut head, 1, false, |out| {
-        for (name, value) in pseudo_fields {
-            HpackEncoder::default().field(out, name.as_bytes(), value.as_bytes());
+#[test]
+fn long_transfers_over_long_ways_get_windows_that_fit_and_few_pings() {
+    paused(async {
+        let mut head = Vec::new();
+        let pseudo_fields = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "a"),
+            (":path", "/"),
+        ];
+        frame::write_settings(&mut head, &[]);
+        frame::write(&mut head, kind::SETTINGS, flag::ACK, 0, &[]);
+        let (client, _peer) = pair();
+        let (own, _other) = UnixStream::pair().unwrap();
+        let backend = Connection::of_backend(Stream::from(own), 100);
+        backend.state.borrow_mut().recv(&head);
+        let (id, _) = backend
+            .open_stream(ResponseExpectation::default(), true, |_| {})
+            .unwrap();
+        let mut response_head = Vec::new();
+        frame::write_fields(&mut response_head, id, false, |out| {
+            HpackEncoder::default().status(out, 200);
+        });
+        backend.state.borrow_mut().recv(&response_head);
+        frame::write_fields(&mut head, 1, false, |out| {
+            for (name, value) in pseudo_fields {
+                HpackEncoder::default().field(out, name.as_bytes(), value.as_bytes());
+            }
+        });
+        client.state.borrow_mut().recv(&head);
+        for (connection, name) in [(client, "upload"), (backend, "response")] {
+            let first = connection.state.borrow().windows.first;
+            let mut sender = FarSender {
+                connection,
+                id: 1,
+                window: i64::from(first),
+                window_of_all: i64::from(frame::INITIAL_WINDOW),
+                pings: 0,
+            };
+            sender.recv_frames();
+            // With the former window of 256 KiB this took 80 round trips.
+            let trips = sender.round_trips(20 << 20).await;
+            assert!(trips <= 20, "{name}: {trips} round trips");
+            assert_eq!(sender.pings, 1, "{name}");
+            let trips = sender.round_trips(200 << 20).await;
+            assert!(trips <= 60, "{name}: {trips} round trips");
+            assert_eq!(sender.pings, 1, "{name}");
+            assert_eq!(sender.connection.close_reason(), None);
         }
     });
-    client.state.borrow_mut().recv(&head);
-    for (connection, name) in [(client, "upload"), (backend, "response")] {
-        let first = connection.state.borrow().windows.first;
-        let mut sender = FarSender {
-            connection,
-            id: 1,
-            window: i64::from(first),
-            window_of_all: i64::from(frame::INITIAL_WINDOW),
-            pings: 0,
-        };
-        sender.recv_frames();
-        // With the former window of 256 KiB this took 80 round trips.
-        let trips = sender.round_trips(20 << 20).await;
-        assert!(trips <= 20, "{name}: {trips} round trips");
-        assert_eq!(sender.pings, 1, "{name}");
-        let trips = sender.round_trips(200 << 20).await;
-        assert!(trips <= 60, "{name}: {trips} round trips");
-        assert_eq!(sender.pings, 1, "{name}");
-        assert_eq!(sender.connection.close_reason(), None);
-    }
 }

@@ -6,7 +6,6 @@
 
 use std::{
     cell::Cell,
-    future::poll_fn,
     io,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -197,8 +196,8 @@ impl RelaySide for H2Stream {
         Ok(())
     }
 
-    async fn disconnected(&self) {
-        poll_fn(|cx| self.poll_closed(cx)).await;
+    fn poll_disconnected(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_closed(cx).map(drop)
     }
 
     fn unacked(&self) -> Option<u64> {

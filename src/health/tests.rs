@@ -16,7 +16,7 @@ use super::*;
 use crate::{
     base::address::BackendAddress,
     config::model::CheckKind,
-    net::fixture::dead_address,
+    net::fixture::{dead_address, paused},
     pool::{HealthState, fixture::pool_of},
 };
 
@@ -285,35 +285,41 @@ fn at(last: u8) -> std::net::SocketAddr {
     std::net::SocketAddr::from(([10, 0, 0, last], 80))
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_name_that_fails_is_resolved_again_soon_and_keeps_its_last_good_addresses() {
-    let (state, pauses) = looked_up(10, None, |number| match number {
-        1..=7 => Err(std::io::Error::other("SERVFAIL")),
-        8 => Ok(Vec::new()),
-        _ => Ok(vec![at(2), at(1)]),
-    })
-    .await;
-    // Jittered by 10 %: 1, 2, 4, 8, 16, 30, 30 seconds after the failures.
-    assert_eq!(pauses[0], 0);
-    for (pause, about) in pauses[1..].iter().zip([30, 1, 2, 4, 8, 16, 30, 30, 30]) {
-        let slack = about / 10 + 1;
-        assert!(pause.abs_diff(about) <= slack, "{pauses:?}");
-    }
-    assert_eq!(state.resolved.load().addresses(), [at(1), at(2)]);
+#[test]
+fn a_name_that_fails_is_resolved_again_soon_and_keeps_its_last_good_addresses() {
+    paused(async {
+        let (state, pauses) = looked_up(10, None, |number| match number {
+            1..=7 => Err(std::io::Error::other("SERVFAIL")),
+            8 => Ok(Vec::new()),
+            _ => Ok(vec![at(2), at(1)]),
+        })
+        .await;
+        // Jittered by 10 %: 1, 2, 4, 8, 16, 30, 30 seconds after the failures.
+        assert_eq!(pauses[0], 0);
+        for (pause, about) in pauses[1..].iter().zip([30, 1, 2, 4, 8, 16, 30, 30, 30]) {
+            let slack = about / 10 + 1;
+            assert!(pause.abs_diff(about) <= slack, "{pauses:?}");
+        }
+        assert_eq!(state.resolved.load().addresses(), [at(1), at(2)]);
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_reload_resolves_names_again_also_of_an_unchanged_file() {
-    let (state, pauses) = looked_up(3, Some(1), |number| Ok(vec![at(number as u8)])).await;
-    assert_eq!(pauses, [0, 0, 0]);
-    assert_eq!(state.resolved.load().addresses(), [at(2)]);
+#[test]
+fn a_reload_resolves_names_again_also_of_an_unchanged_file() {
+    paused(async {
+        let (state, pauses) = looked_up(3, Some(1), |number| Ok(vec![at(number as u8)])).await;
+        assert_eq!(pauses, [0, 0, 0]);
+        assert_eq!(state.resolved.load().addresses(), [at(2)]);
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn sixteen_addresses_of_a_name_are_kept() {
-    let (state, _) = looked_up(1, None, |_| Ok((0..100).rev().map(at).collect())).await;
-    let expected: Vec<_> = (0..16).map(at).collect();
-    assert_eq!(state.resolved.load().addresses(), expected);
+#[test]
+fn sixteen_addresses_of_a_name_are_kept() {
+    paused(async {
+        let (state, _) = looked_up(1, None, |_| Ok((0..100).rev().map(at).collect())).await;
+        let expected: Vec<_> = (0..16).map(at).collect();
+        assert_eq!(state.resolved.load().addresses(), expected);
+    });
 }
 
 #[test]

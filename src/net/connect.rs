@@ -4,6 +4,7 @@
 //! decided above. Names are resolved on the control thread: here is only the list of addresses.
 
 use std::{
+    future::poll_fn,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
@@ -11,12 +12,11 @@ use std::{
 };
 
 use rustls::pki_types::ServerName;
-use tokio::{
-    net::{TcpSocket, UnixStream},
-    time::timeout_at,
-};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use tokio::time::timeout_at;
 
 use super::{
+    driver::{self, Wait},
     limits, local_error, proxy_protocol,
     stream::Stream,
     tls::{self, HandshakeError},
@@ -231,36 +231,50 @@ fn failure_rank(error: &ConnectError, address: SocketAddr) -> u8 {
 }
 
 async fn connect_tcp(address: SocketAddr, deadline: Instant) -> Result<Stream, ConnectError> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    limits::check_reserve(&socket)?;
+    let socket = new_socket(Domain::for_address(address))?;
     // Messages are written whole, so Nagle's algorithm would only delay their last segment.
-    socket.set_nodelay(true)?;
-    match timeout_at(deadline.into(), socket.connect(address)).await {
-        Ok(connected) => Ok(Stream::Tcp(connected?)),
-        Err(_) => Err(ConnectError::Timeout),
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error.into()),
+        _ => {}
+    }
+    let socket = driver::Socket::new(socket.into())?;
+    let connected = poll_fn(|cx| socket.poll_ready(cx, Wait::Write));
+    match timeout_at(deadline.into(), connected).await {
+        Ok(watched) => watched?,
+        Err(_) => return Err(ConnectError::Timeout),
+    }
+    match SockRef::from(&socket).take_error()? {
+        Some(error) => Err(error.into()),
+        None => Ok(Stream::Tcp(socket)),
     }
 }
 
 async fn connect_unix(path: &Path, deadline: Instant) -> Result<Stream, ConnectError> {
+    let address = SockAddr::unix(path)?;
     loop {
-        match timeout_at(deadline.into(), UnixStream::connect(path)).await {
-            Ok(Ok(stream)) => {
-                limits::check_reserve(&stream)?;
-                return Ok(Stream::Unix(stream));
+        let socket = new_socket(Domain::UNIX)?;
+        match socket.connect(&address) {
+            Ok(()) => {
+                let socket = driver::Socket::new(socket.into())?;
+                socket.assume_ready(Wait::Write);
+                return Ok(Stream::Unix(socket));
             }
-            Ok(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
             // A full queue of a unix listener is EAGAIN at once, and no event announces a free
             // place (connect(2)): all that is left is to poll.
-            Ok(Err(_)) if clock::now() + FULL_QUEUE_PAUSE < deadline => {
+            Err(_) if clock::now() + FULL_QUEUE_PAUSE < deadline => {
                 tokio::time::sleep(FULL_QUEUE_PAUSE).await;
             }
-            Ok(Err(_)) | Err(_) => return Err(ConnectError::Timeout),
+            Err(_) => return Err(ConnectError::Timeout),
         }
     }
+}
+
+fn new_socket(domain: Domain) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+    limits::check_reserve(&socket)?;
+    Ok(socket)
 }
 
 #[cfg(test)]

@@ -84,8 +84,8 @@ pub trait RelaySide {
     /// As [`Stream::shutdown_write`].
     fn shutdown_write(&self) -> io::Result<()>;
 
-    /// As [`Stream::disconnected`].
-    fn disconnected(&self) -> impl Future<Output = ()>;
+    /// As [`Stream::poll_disconnected`].
+    fn poll_disconnected(&self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// As [`Stream::unacked`].
     fn unacked(&self) -> Option<u64>;
@@ -123,8 +123,8 @@ impl RelaySide for Stream {
         self.shutdown_write()
     }
 
-    async fn disconnected(&self) {
-        self.disconnected().await;
+    fn poll_disconnected(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_disconnected(cx)
     }
 
     fn unacked(&self) -> Option<u64> {
@@ -272,9 +272,6 @@ struct Direction<'a, F, T> {
     moved: u64,
     /// The source has ended, and the sink has seen that end.
     ended: bool,
-    /// Watches the source for a reset while it is not read. Made when first needed: most sessions
-    /// never need it.
-    disconnected: Option<Pin<Box<dyn Future<Output = ()> + 'a>>>,
 }
 
 /// Means by which a direction is moved.
@@ -294,7 +291,6 @@ impl<'a, F: RelaySide, T: RelaySide> Direction<'a, F, T> {
             mode: TransferMode::Copy(CopyTransfer::default()),
             moved: 0,
             ended: false,
-            disconnected: None,
         }
     }
 
@@ -393,12 +389,9 @@ impl<'a, F: RelaySide, T: RelaySide> Direction<'a, F, T> {
         }
     }
 
-    fn poll_source_disconnected(&mut self, cx: &mut Context<'_>) -> Option<TransferError> {
-        let from = self.from;
-        let disconnected = self
-            .disconnected
-            .get_or_insert_with(|| Box::pin(from.disconnected()));
-        match disconnected.as_mut().poll(cx) {
+    /// The error of a source that was reset while it was not read.
+    fn poll_source_disconnected(&self, cx: &mut Context<'_>) -> Option<TransferError> {
+        match self.from.poll_disconnected(cx) {
             Poll::Ready(()) => Some(TransferError::Read(io::ErrorKind::ConnectionReset.into())),
             Poll::Pending => None,
         }

@@ -225,7 +225,7 @@ async fn unix_sockets_are_relayed_too() {
         drop(backend);
         got
     };
-    let (end, got) = tokio::join!(run(Stream::Unix(ours), theirs, None), script);
+    let (end, got) = tokio::join!(run(ours.into(), theirs, None), script);
     assert!(got == up);
     assert_eq!(end.end, Ok(()));
 }

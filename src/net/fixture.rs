@@ -1,20 +1,68 @@
 //! Connections over 127.0.0.1 for the tests of this module and of those above.
 
-use tokio::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 
-use super::stream::Stream;
+use tokio::{
+    net::{TcpListener, TcpStream, UnixStream},
+    runtime::{Builder, Runtime},
+};
+
+use super::{
+    driver::{self, Socket, Wait},
+    stream::Stream,
+};
 use crate::base::address::BackendAddress;
+
+/// A runtime with a paused clock: it goes on to the next timer when every task waits. Events of
+/// sockets come first.
+pub(crate) fn paused_runtime() -> Runtime {
+    Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .on_thread_park(take_events)
+        .build()
+        .unwrap()
+}
+
+/// Runs `test` with a paused clock.
+pub(crate) fn paused<T>(test: impl Future<Output = T>) -> T {
+    paused_runtime().block_on(test)
+}
+
+/// Has the sockets of this thread know what has happened to them.
+pub(crate) fn take_events() {
+    driver::turn();
+}
 
 /// Connects a pair: the end of the test, and the end of the code under test.
 pub(crate) async fn pair() -> (TcpStream, Stream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-    (peer.unwrap(), Stream::Tcp(accepted.unwrap().0))
+    (peer.unwrap(), accepted.unwrap().0.into())
 }
 
 /// Returns an address without a listener.
 pub(crate) async fn dead_address() -> BackendAddress {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     BackendAddress::Ip(listener.local_addr().unwrap())
+}
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Self::Tcp(connected(stream.into_std().unwrap()))
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(stream: UnixStream) -> Self {
+        Self::Unix(connected(stream.into_std().unwrap()))
+    }
+}
+
+fn connected(descriptor: impl Into<OwnedFd>) -> Socket {
+    let socket = Socket::new(descriptor.into()).unwrap();
+    socket.assume_ready(Wait::Read);
+    socket.assume_ready(Wait::Write);
+    socket
 }

@@ -6,7 +6,9 @@
 //! of an address that stays: connections in its queue would be reset.
 
 use std::{
-    fmt, io,
+    fmt,
+    future::poll_fn,
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     os::{
         fd::{AsFd, BorrowedFd},
@@ -18,9 +20,13 @@ use std::{
     path::Path,
 };
 
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::stream::Stream;
+use super::{
+    driver::{self, Wait},
+    stream::Stream,
+};
 use crate::{base::address::BindAddress, config::model::SocketConfig};
 
 /// Most connections accepted from a queue before it is closed: a flood must not keep it open for
@@ -36,6 +42,20 @@ const MAX_QUEUED_ACCEPTS: usize = 65_535;
 #[cfg(target_os = "linux")]
 const MAX_UNSENT_BYTES: u32 = 128 << 10;
 
+/// Seconds for which the kernel keeps a connection to itself until data arrives
+/// (`TCP_DEFER_ACCEPT`). It is accepted with its first request, which saves a wait; a client that
+/// says nothing is accepted after this time, and times out like any other.
+const DEFER_ACCEPT_SECONDS: u32 = 1;
+
+/// Options of a listening socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenOptions {
+    /// Those of the configuration.
+    pub config: SocketConfig,
+    /// Connections need not be accepted before data has arrived.
+    pub clients_speak_first: bool,
+}
+
 /// One listening socket, not yet part of a runtime.
 #[derive(Debug)]
 pub enum ListeningSocket {
@@ -49,9 +69,9 @@ pub enum ListeningSocket {
 #[derive(Debug)]
 pub enum Acceptor {
     /// TCP over IPv4 or IPv6.
-    Tcp(tokio::net::TcpListener),
+    Tcp(driver::Socket),
     /// A unix socket.
-    Unix(tokio::net::UnixListener),
+    Unix(driver::Socket),
 }
 
 /// Failure to listen on an address. The text names the address and what to do.
@@ -97,7 +117,7 @@ impl std::error::Error for BindError {
 /// `SO_REUSEPORT` would let us join it: the kernel would give it a part of our connections.
 pub fn bind(
     address: &BindAddress,
-    options: &SocketConfig,
+    options: &ListenOptions,
     workers: usize,
 ) -> Result<Vec<ListeningSocket>, BindError> {
     let bound = match address {
@@ -121,7 +141,7 @@ pub fn probe(address: &BindAddress) -> Result<(), BindError> {
 /// one, or is part of it. Without the check for other processes, which our own socket would fail.
 pub fn bind_shared_port(
     address: &BindAddress,
-    options: &SocketConfig,
+    options: &ListenOptions,
     workers: usize,
 ) -> Result<Vec<ListeningSocket>, BindError> {
     match address {
@@ -142,7 +162,7 @@ fn bind_error(address: &BindAddress, source: io::Error) -> BindError {
 
 fn bind_tcp(
     address: SocketAddr,
-    options: &SocketConfig,
+    options: &ListenOptions,
     workers: usize,
 ) -> io::Result<Vec<ListeningSocket>> {
     (0..workers)
@@ -208,7 +228,7 @@ fn new_tcp(address: SocketAddr) -> io::Result<Socket> {
 /// replaced.
 fn bind_unix(
     path: &Path,
-    options: &SocketConfig,
+    options: &ListenOptions,
     workers: usize,
 ) -> io::Result<Vec<ListeningSocket>> {
     remove_stale(path)?;
@@ -248,24 +268,27 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 ///
 /// Keepalive, no delay and the limit of unsent bytes are for accepted connections. They are set
 /// here once, as those inherit them: a system call less for each connection.
-pub fn set_options(listening: &ListeningSocket, options: &SocketConfig) -> io::Result<()> {
+pub fn set_options(listening: &ListeningSocket, options: &ListenOptions) -> io::Result<()> {
     let descriptor = listening.fd();
     let socket = SockRef::from(&descriptor);
-    let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
+    let config = &options.config;
+    let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
     if let ListeningSocket::Tcp(_) = listening {
         socket.set_tcp_nodelay(true)?;
-        socket.set_keepalive(options.keepalive.is_some())?;
-        if let Some(idle) = options.keepalive {
+        socket.set_keepalive(config.keepalive.is_some())?;
+        if let Some(idle) = config.keepalive {
             socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
         }
         #[cfg(target_os = "linux")]
         {
-            let queue = if options.fast_open {
-                options.backlog
+            let queue = if config.fast_open { config.backlog } else { 0 };
+            super::sys::set_fast_open(listening.fd(), queue)?;
+            let seconds = if options.clients_speak_first {
+                DEFER_ACCEPT_SECONDS
             } else {
                 0
             };
-            super::sys::set_fast_open(listening.fd(), queue)?;
+            super::sys::set_defer_accept(listening.fd(), seconds)?;
             socket.set_tcp_notsent_lowat(MAX_UNSENT_BYTES)?;
         }
     }
@@ -302,10 +325,10 @@ impl Acceptor {
     pub fn new(listening: ListeningSocket) -> io::Result<Self> {
         match listening {
             ListeningSocket::Tcp(listener) => {
-                tokio::net::TcpListener::from_std(listener).map(Self::Tcp)
+                driver::Socket::shared(listener.into()).map(Self::Tcp)
             }
             ListeningSocket::Unix(listener) => {
-                tokio::net::UnixListener::from_std(listener).map(Self::Unix)
+                driver::Socket::shared(listener.into()).map(Self::Unix)
             }
         }
     }
@@ -313,40 +336,45 @@ impl Acceptor {
     /// Accepts all connections in the queue without waiting, also those that the driver has not
     /// seen yet, and closes the socket. Without that they would be reset.
     pub fn drain_queue(self) -> io::Result<Vec<(Stream, Option<IpAddr>)>> {
-        match self {
-            Self::Tcp(listener) => {
-                let listener = listener.into_std()?;
-                let streams = accept_queued(|| listener.accept()).filter_map(|(stream, peer)| {
-                    stream.set_nonblocking(true).ok()?;
-                    let stream = tokio::net::TcpStream::from_std(stream).ok()?;
-                    Some((Stream::Tcp(stream), Some(peer.ip().to_canonical())))
-                });
-                Ok(streams.collect())
-            }
-            Self::Unix(listener) => {
-                let listener = listener.into_std()?;
-                let streams = accept_queued(|| listener.accept()).filter_map(|(stream, _)| {
-                    stream.set_nonblocking(true).ok()?;
-                    let stream = tokio::net::UnixStream::from_std(stream).ok()?;
-                    Some((Stream::Unix(stream), None))
-                });
-                Ok(streams.collect())
-            }
-        }
+        Ok(accept_queued(|| {
+            self.socket().assume_ready(Wait::Read);
+            self.try_accept()
+        })
+        .collect())
+    }
+
+    fn socket(&self) -> &driver::Socket {
+        let (Self::Tcp(socket) | Self::Unix(socket)) = self;
+        socket
     }
 
     /// Accepts the next connection, with the address of its peer: an IPv4 peer of an IPv6 socket as
     /// IPv4, a unix peer as `None`.
     pub async fn accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
+        loop {
+            poll_fn(|cx| self.socket().poll_ready(cx, Wait::Read)).await?;
+            match self.try_accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                accepted => return accepted,
+            }
+        }
+    }
+
+    fn try_accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let accepted = |listener: BorrowedFd<'_>| Ok(acceptfrom_with(listener, flags)?);
+        let (descriptor, peer) = self.socket().try_io(Wait::Read, accepted)?;
+        let socket = driver::Socket::new(descriptor)?;
+        socket.assume_ready(Wait::Write);
+        // Most clients have spoken by now: the first event would be one for nothing.
+        socket.assume_ready(Wait::Read);
         match self {
-            Self::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                Ok((Stream::Tcp(stream), Some(peer.ip().to_canonical())))
+            Self::Tcp(_) => {
+                let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                let address = peer.map(|peer| peer.ip().to_canonical());
+                Ok((Stream::Tcp(socket), address))
             }
-            Self::Unix(listener) => {
-                let (stream, _) = listener.accept().await?;
-                Ok((Stream::Unix(stream), None))
-            }
+            Self::Unix(_) => Ok((Stream::Unix(socket), None)),
         }
     }
 }
@@ -372,11 +400,14 @@ mod tests {
 
     use super::*;
 
-    fn options() -> SocketConfig {
-        SocketConfig {
-            backlog: 64,
-            keepalive: Some(std::time::Duration::from_mins(1)),
-            fast_open: true,
+    fn options() -> ListenOptions {
+        ListenOptions {
+            config: SocketConfig {
+                backlog: 64,
+                keepalive: Some(std::time::Duration::from_mins(1)),
+                fast_open: true,
+            },
+            clients_speak_first: false,
         }
     }
 
@@ -444,7 +475,7 @@ mod tests {
         let Stream::Tcp(stream) = accepted.unwrap().0 else {
             unreachable!()
         };
-        assert!(stream.nodelay().unwrap());
+        assert!(SockRef::from(&stream).tcp_nodelay().unwrap());
         assert!(SockRef::from(&stream).keepalive().unwrap());
     }
 
@@ -464,6 +495,31 @@ mod tests {
             taken += count;
         }
         assert!((64 << 10..512 << 10).contains(&taken), "{taken} bytes");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_client_that_speaks_first_is_accepted_with_what_it_says() {
+        use std::io::Write as _;
+
+        for clients_speak_first in [false, true] {
+            let options = ListenOptions {
+                clients_speak_first,
+                ..options()
+            };
+            let mut sockets = bind(&unused_port("127.0.0.1"), &options, 1).unwrap();
+            let address = sockets[0].local_addr().unwrap();
+            let acceptor = Acceptor::new(sockets.remove(0)).unwrap();
+            acceptor.socket().assume_ready(Wait::Read);
+            let mut client = std::net::TcpStream::connect(address).unwrap();
+            let at_once = acceptor.try_accept().is_ok();
+            assert_eq!(at_once, !clients_speak_first);
+            if clients_speak_first {
+                client.write_all(b"GET").unwrap();
+                let (stream, _) = acceptor.accept().await.unwrap();
+                assert_eq!(stream.try_read(&mut [0; 8]).unwrap(), 3);
+            }
+        }
     }
 
     #[tokio::test]

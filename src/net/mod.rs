@@ -8,6 +8,7 @@ pub mod buffer;
 pub mod client_hello;
 pub mod connect;
 pub mod copy;
+pub mod driver;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod limits;

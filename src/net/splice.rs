@@ -11,10 +11,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use super::{driver::Wait, limits::check_reserve, stream::Stream};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
-use tokio::io::Interest;
-
-use super::{limits::check_reserve, stream::Stream};
 
 /// Wanted capacity of a pipe. An unprivileged user may have 64 MiB of pipes in all (pipe(7),
 /// `pipe-user-pages-soft`), of any size each.
@@ -157,7 +155,7 @@ impl SpliceTransfer {
         let pipe = KernelPipe::take().map_err(|_| TransferError::Unsupported)?;
         let wanted =
             usize::try_from(self.remaining).map_or(pipe.capacity, |left| left.min(pipe.capacity));
-        let taken = from.try_io(Interest::READABLE, |socket| {
+        let taken = from.try_io(Wait::Read, |socket| {
             Ok(splice(
                 socket,
                 None,
@@ -185,18 +183,9 @@ impl SpliceTransfer {
             return Ok(0);
         };
         let pending = self.pending;
-        let mut sent = None;
-        let result = to.try_io(Interest::WRITABLE, |socket| {
-            let count = splice(&pipe.source, None, socket, None, pending, SPLICE_FLAGS)?;
-            sent = Some(count);
-            if count < pending {
-                // For the driver only: the socket is full, so the next call need not ask the
-                // kernel.
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(count)
-        });
-        let count = sent.map_or(result, Ok)?;
+        let count = to.try_send_with(pending, |socket| {
+            splice(&pipe.source, None, socket, None, pending, SPLICE_FLAGS)
+        })?;
         self.pending -= count;
         if self.pending == 0
             && let Some(pipe) = self.pipe.take()

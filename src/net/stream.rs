@@ -4,34 +4,46 @@
 //! more variant. Must not know who is at the other end.
 
 use std::{
+    future::Future,
     io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use rustix::net::{RecvFlags, SendFlags, recv, send};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
-    net::{TcpStream, UnixStream},
+use rustix::{
+    buffer::{Buffer, spare_capacity},
+    net::{
+        RecvFlags, SendAncillaryBuffer, SendFlags, getpeername, getsockname, recv, send, sendmsg,
+    },
 };
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use super::tls::{NegotiatedTls, TlsStream};
+use super::{
+    driver::{Socket, Wait},
+    tls::{NegotiatedTls, TlsStream},
+};
 
 /// A connected stream of the calling thread's runtime.
 #[derive(Debug)]
 pub enum Stream {
     /// TCP over IPv4 or IPv6.
-    Tcp(TcpStream),
+    Tcp(Socket),
     /// A unix socket.
-    Unix(UnixStream),
+    Unix(Socket),
     /// TLS over one of the others.
     Tls(Box<TlsStream>),
 }
 
 impl Stream {
+    /// A connected TCP socket, as a stream of the calling thread's runtime.
+    pub fn from_tcp(socket: std::net::TcpStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Socket::new(socket.into()).map(Self::Tcp)
+    }
+
     /// Reads without waiting: `WouldBlock` when there is nothing, `Ok(0)` at the end of the stream.
     ///
     /// Makes no system call unless the driver has seen something, and none after a read that did
@@ -41,18 +53,22 @@ impl Stream {
             return tls.try_read(buffer);
         }
         let capacity = buffer.len();
-        let mut read = None;
-        let result = self.try_io(Interest::READABLE, |socket| {
-            let (count, _) = recv(socket, &mut *buffer, RecvFlags::empty())?;
-            read = Some(count);
-            if 0 < count && count < capacity {
-                // For the driver only: the socket is drained, so the next call need not ask the
-                // kernel.
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(count)
-        });
-        read.map_or(result, Ok)
+        self.try_receive(buffer, capacity)
+    }
+
+    /// As [`Stream::try_read`], for any kind of buffer, of `capacity` bytes. Not under TLS.
+    fn try_receive(&self, buffer: impl Buffer<u8>, capacity: usize) -> io::Result<usize> {
+        let socket = self.plain()?;
+        if socket.is_at_end() {
+            return Ok(0);
+        }
+        let (_, count) = socket.try_io(Wait::Read, |socket| {
+            Ok(recv(socket, buffer, RecvFlags::empty())?)
+        })?;
+        if 0 < count && count < capacity && socket.is_drained_by_short_read() {
+            socket.set_unready(Wait::Read);
+        }
+        Ok(count)
     }
 
     /// Writes what fits, without waiting: `WouldBlock` when nothing does. Makes no system call
@@ -75,16 +91,21 @@ impl Stream {
     }
 
     fn try_send(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
-        let mut written = None;
-        let result = self.try_io(Interest::WRITABLE, |socket| {
-            let count = send(socket, bytes, flags)?;
-            written = Some(count);
-            if count < bytes.len() {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(count)
-        });
-        written.map_or(result, Ok)
+        self.try_send_with(bytes.len(), |socket| send(socket, bytes, flags))
+    }
+
+    /// Sends what fits of `length` bytes by `operation`. Not under TLS.
+    pub(super) fn try_send_with(
+        &self,
+        length: usize,
+        operation: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<usize>,
+    ) -> io::Result<usize> {
+        let socket = self.plain()?;
+        let count = socket.try_io(Wait::Write, |socket| Ok(operation(socket)?))?;
+        if count < length {
+            socket.set_unready(Wait::Write);
+        }
+        Ok(count)
     }
 
     /// True if an idle connection can be used: nothing to read, not closed, no error. Bytes on an
@@ -95,7 +116,7 @@ impl Stream {
         if let Self::Tls(tls) = self {
             return tls.is_idle_and_open();
         }
-        let peeked = self.try_io(Interest::READABLE, |socket| {
+        let peeked = self.try_io(Wait::Read, |socket| {
             let (count, _) = recv(socket, &mut [0_u8; 1][..], RecvFlags::PEEK)?;
             Ok(count)
         });
@@ -120,29 +141,26 @@ impl Stream {
         matches!(peeked, Err(rustix::io::Errno::WOULDBLOCK))
     }
 
-    /// Waits until the peer has reset the connection, or a unix peer has closed it. Not for a FIN:
-    /// a peer that has ended its own direction may still read.
-    pub async fn disconnected(&self) {
-        // An error of `ready` means that the driver is shutting down, and the caller's task with
-        // it.
-        match self.socket() {
-            Self::Tcp(stream) => drop(stream.ready(Interest::ERROR).await),
-            Self::Tls(_) => {}
-            Self::Unix(stream) => {
-                // A closed unix peer is EPOLLHUP without EPOLLERR: reading and writing end at once.
-                let read_or_gone = Interest::READABLE | Interest::ERROR;
-                drop(stream.ready(read_or_gone).await);
-                let now = stream.ready(read_or_gone | Interest::WRITABLE).await;
-                if !now.is_ok_and(|ready| ready.is_error() || ready.is_write_closed()) {
-                    drop(stream.ready(Interest::ERROR).await);
-                }
+    /// Ready when the peer has reset the connection, or a unix peer has closed it. Not at a FIN: a
+    /// peer that has ended its own direction may still read.
+    pub fn poll_disconnected(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let socket = self.socket();
+        let is_unix = matches!(socket, Self::Unix(_));
+        match socket {
+            // A socket that the kernel cannot watch is as good as lost.
+            Self::Tcp(socket) | Self::Unix(socket) => {
+                socket.poll_ready(cx, Wait::Failure { is_unix }).map(drop)
+            }
+            Self::Tls(_) => {
+                debug_assert!(false, "TLS is over a plain socket");
+                Poll::Pending
             }
         }
     }
 
     /// As [`Stream::try_read`], and leaves the bytes in the stream. Not under TLS.
     pub fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.try_io(Interest::READABLE, |socket| {
+        self.try_io(Wait::Read, |socket| {
             let (count, _) = recv(socket, buffer, RecvFlags::PEEK)?;
             Ok(count)
         })
@@ -204,8 +222,8 @@ impl Stream {
     /// kernel does not tell.
     pub fn bytes_acked(&self) -> Option<u64> {
         #[cfg(target_os = "linux")]
-        if let Self::Tcp(stream) = self.socket() {
-            return super::sys::tcp_bytes_acked(stream.as_fd());
+        if let Self::Tcp(socket) = self.socket() {
+            return super::sys::tcp_bytes_acked(socket.as_fd());
         }
         None
     }
@@ -227,7 +245,7 @@ impl Stream {
     /// Address and port of the peer; `None` on unix sockets.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         match self.socket() {
-            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Tcp(socket) => getpeername(socket).ok()??.try_into().ok(),
             Self::Unix(_) | Self::Tls(_) => None,
         }
     }
@@ -235,7 +253,7 @@ impl Stream {
     /// Our own address and port; `None` on unix sockets.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self.socket() {
-            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Tcp(socket) => getsockname(socket).ok()?.try_into().ok(),
             Self::Unix(_) | Self::Tls(_) => None,
         }
     }
@@ -243,8 +261,7 @@ impl Stream {
     /// Ready when a read will not wait: data, the end of the stream, or an error.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(stream) => stream.poll_read_ready(cx),
-            Self::Unix(stream) => stream.poll_read_ready(cx),
+            Self::Tcp(socket) | Self::Unix(socket) => socket.poll_ready(cx, Wait::Read),
             Self::Tls(tls) => tls.poll_read_ready(cx),
         }
     }
@@ -252,8 +269,7 @@ impl Stream {
     /// Ready when a write will not wait.
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(stream) => stream.poll_write_ready(cx),
-            Self::Unix(stream) => stream.poll_write_ready(cx),
+            Self::Tcp(socket) | Self::Unix(socket) => socket.poll_ready(cx, Wait::Write),
             Self::Tls(tls) => tls.socket().poll_write_ready(cx),
         }
     }
@@ -270,26 +286,63 @@ impl Stream {
             .map_ok(|()| target.filled().len())
     }
 
-    /// Runs `operation` on the descriptor if the driver believes it ready; after `WouldBlock` the
-    /// driver waits for the next event.
-    pub(super) fn try_io<T>(
+    /// Reads into the spare capacity of `buffer`; `Ok(0)` is the end of the stream (or no spare
+    /// capacity).
+    pub fn poll_read_vec(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
+        if let Self::Tls(_) = self {
+            return pin!(self.read_buf(buffer)).poll(cx);
+        }
+        loop {
+            ready!(self.poll_read_ready(cx))?;
+            let spare = buffer.capacity() - buffer.len();
+            match self.try_receive(spare_capacity(buffer), spare) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => return Poll::Ready(received),
+            }
+        }
+    }
+
+    /// Sends by `attempt` as soon as the socket takes bytes.
+    fn poll_send(
         &self,
-        interest: Interest,
-        operation: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
-    ) -> io::Result<T> {
+        cx: &mut Context<'_>,
+        attempt: impl Fn(&Self) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_write_ready(cx))?;
+            match attempt(self) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return Poll::Ready(sent),
+            }
+        }
+    }
+
+    /// The socket itself; an error under TLS, where that would bypass the encryption.
+    fn plain(&self) -> io::Result<&Socket> {
         match self {
-            Self::Tcp(stream) => stream.try_io(interest, || operation(stream.as_fd())),
-            Self::Unix(stream) => stream.try_io(interest, || operation(stream.as_fd())),
-            // That would bypass the encryption.
+            Self::Tcp(socket) | Self::Unix(socket) => Ok(socket),
             Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
         }
+    }
+
+    /// Runs `operation` on the descriptor if it is ready as far as is known; after `WouldBlock` it
+    /// is not, until the next event. Not under TLS.
+    pub(super) fn try_io<T>(
+        &self,
+        wait: Wait,
+        operation: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.plain()?.try_io(wait, operation)
     }
 
     /// The socket below.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self.socket() {
-            Self::Tcp(stream) => Some(stream.as_fd()),
-            Self::Unix(stream) => Some(stream.as_fd()),
+            Self::Tcp(socket) | Self::Unix(socket) => Some(socket.as_fd()),
             Self::Tls(_) => None,
         }
     }
@@ -301,58 +354,56 @@ impl From<TlsStream> for Stream {
     }
 }
 
-impl From<TcpStream> for Stream {
-    fn from(stream: TcpStream) -> Self {
-        Self::Tcp(stream)
-    }
-}
-
-impl From<UnixStream> for Stream {
-    fn from(stream: UnixStream) -> Self {
-        Self::Unix(stream)
-    }
-}
-
 impl AsyncRead for Stream {
-    #[inline]
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(tls) => tls.poll_read(cx, buffer),
+        let stream = match self.get_mut() {
+            Self::Tls(tls) => return tls.poll_read(cx, buffer),
+            stream => stream,
+        };
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            match stream.try_read(buffer.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(|count| buffer.advance(count))),
+            }
         }
     }
 }
 
+// Not the methods of tokio's streams: those call the C library, whose `send` and `recv` also check
+// if the thread was cancelled.
 impl AsyncWrite for Stream {
-    #[inline]
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(tls) => tls.poll_write(cx, bytes),
+            stream => stream.poll_send(cx, |stream| stream.try_write(bytes)),
         }
     }
 
-    #[inline]
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
-            Self::Tls(tls) => tls.poll_write_vectored(cx, parts),
-        }
+        let stream = match self.get_mut() {
+            Self::Tls(tls) => return tls.poll_write_vectored(cx, parts),
+            stream => stream,
+        };
+        let length = parts.iter().map(|part| part.len()).sum();
+        stream.poll_send(cx, |stream| {
+            stream.try_send_with(length, |socket| {
+                let control = &mut SendAncillaryBuffer::default();
+                sendmsg(socket, parts, control, SendFlags::NOSIGNAL)
+            })
+        })
     }
 
     #[inline]
@@ -378,7 +429,12 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use std::future::poll_fn;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixStream,
+    };
 
     use super::*;
     use crate::net::fixture::pair;
@@ -409,20 +465,19 @@ mod tests {
         let (mut peer, stream) = pair().await;
         peer.shutdown().await.unwrap();
         readable(&stream).await;
-        let mut disconnected = std::pin::pin!(stream.disconnected());
-        let polled =
-            std::future::poll_fn(|cx| Poll::Ready(disconnected.as_mut().poll(cx).is_ready()));
+        let polled = poll_fn(|cx| Poll::Ready(stream.poll_disconnected(cx).is_ready()));
         assert!(!polled.await);
         peer.set_zero_linger().unwrap();
         drop(peer);
-        disconnected.await;
+        poll_fn(|cx| stream.poll_disconnected(cx)).await;
     }
 
     #[tokio::test]
     async fn a_unix_peer_that_closed_has_disconnected() {
         let (peer, ours) = UnixStream::pair().unwrap();
         drop(peer);
-        Stream::Unix(ours).disconnected().await;
+        let ours = Stream::from(ours);
+        poll_fn(|cx| ours.poll_disconnected(cx)).await;
     }
 
     #[cfg(target_os = "linux")]
@@ -443,7 +498,7 @@ mod tests {
     async fn what_a_peer_does_not_take_is_counted_until_it_does() {
         let (mut tcp, tcp_end) = pair().await;
         let (mut unix, unix_end) = UnixStream::pair().unwrap();
-        let unix_end = Stream::Unix(unix_end);
+        let unix_end = Stream::from(unix_end);
         for (stream, peer) in [
             (&tcp_end, &mut tcp as &mut (dyn AsyncRead + Unpin)),
             (&unix_end, &mut unix),
@@ -466,8 +521,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
-        accepted.set_nonblocking(true).unwrap();
-        let stream = Stream::Tcp(TcpStream::from_std(accepted).unwrap());
+        let stream = Stream::from_tcp(accepted).unwrap();
         assert!(stream.has_no_pending_input());
         peer.write_all(b"GET").unwrap();
         assert!(stream.is_idle_and_open(), "as far as the driver knows");

@@ -4,7 +4,7 @@
 //! call.
 #![expect(
     unsafe_code,
-    reason = "TCP_INFO, TCP_FASTOPEN, malloc_trim, the signal mask and code before `main` have no safe wrapper in the libraries we keep"
+    reason = "TCP_INFO, two socket options, watching a descriptor, malloc_trim, the signal mask and code before `main` have no safe wrapper in the libraries we keep"
 )]
 
 use std::{
@@ -15,8 +15,10 @@ use std::{
 #[cfg(target_os = "linux")]
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
+
+use tokio::io::unix::AsyncFd;
 
 /// Returns the bytes sent on a TCP connection that the peer's kernel has acknowledged (RFC 4898
 /// `tcpEStatsAppHCThruOctetsAcked`). The SYN may count as one. `None` if the kernel does not tell.
@@ -51,17 +53,38 @@ pub fn unacked(socket: BorrowedFd<'_>) -> Option<u64> {
     u64::try_from(count).ok().filter(|_| result == 0)
 }
 
+/// Lets the runtime of the calling thread watch a descriptor that becomes readable.
+pub fn watch_readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and is one descriptor until it is dropped, and nothing replaces
+    // the one in an `AsyncFd`.
+    let watched =
+        unsafe { AsyncFd::register_with_interest(descriptor, tokio::io::Interest::READABLE) };
+    Ok(watched?)
+}
+
 /// Lets the kernel accept data in the SYN of known clients (RFC 7413), for at most `queue`
 /// connections at a time.
 #[cfg(target_os = "linux")]
 pub fn set_fast_open(socket: BorrowedFd<'_>, queue: u32) -> io::Result<()> {
-    let value = libc::c_int::try_from(queue).unwrap_or(libc::c_int::MAX);
+    set_tcp_option(socket, libc::TCP_FASTOPEN, queue)
+}
+
+/// Has the kernel keep new connections of a listening socket to itself until data arrives, for
+/// about `seconds` (tcp(7), `TCP_DEFER_ACCEPT`).
+#[cfg(target_os = "linux")]
+pub fn set_defer_accept(socket: BorrowedFd<'_>, seconds: u32) -> io::Result<()> {
+    set_tcp_option(socket, libc::TCP_DEFER_ACCEPT, seconds)
+}
+
+#[cfg(target_os = "linux")]
+fn set_tcp_option(socket: BorrowedFd<'_>, option: libc::c_int, value: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(value).unwrap_or(libc::c_int::MAX);
     // SAFETY: `value` lives over the call and the length is its size; the kernel only reads it.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::IPPROTO_TCP,
-            libc::TCP_FASTOPEN,
+            option,
             (&raw const value).cast(),
             mem::size_of::<libc::c_int>() as libc::socklen_t,
         )

@@ -195,7 +195,10 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-    use crate::{base::clock, net::fixture::pair};
+    use crate::{
+        base::clock,
+        net::fixture::{pair, paused},
+    };
 
     /// From `openssl s_client`.
     const CLIENT_HELLO: &[u8] = include_bytes!("../../tests/fixtures/client_hello/openssl-tls13");
@@ -217,24 +220,26 @@ mod tests {
         assert_eq!(prefix.bytes, [CLIENT_HELLO, b"early data"].concat());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_hello_that_does_not_come_is_refused_when_its_time_is_over() {
-        for begun in [0, 1, 5, 100, CLIENT_HELLO.len() - 1] {
-            let (mut peer, stream) = pair().await;
-            peer.write_all(&CLIENT_HELLO[..begun]).await.unwrap();
-            let began = clock::now();
-            let error = receive(&stream, Some(HELLO_TIMEOUT), pending())
-                .await
-                .unwrap_err();
-            assert_eq!(error.fault, Some(HandshakeFailure::Timeout), "{begun}");
-            assert_eq!(error.reason, Some(Reason::RequestTimeout));
-            assert_eq!((error.received, error.alert()), (begun as u64, None));
-            let took = clock::now().saturating_duration_since(began);
-            assert!(
-                took >= HELLO_TIMEOUT && took < HELLO_TIMEOUT * 2,
-                "{took:?}"
-            );
-        }
+    #[test]
+    fn a_hello_that_does_not_come_is_refused_when_its_time_is_over() {
+        paused(async {
+            for begun in [0, 1, 5, 100, CLIENT_HELLO.len() - 1] {
+                let (mut peer, stream) = pair().await;
+                peer.write_all(&CLIENT_HELLO[..begun]).await.unwrap();
+                let began = clock::now();
+                let error = receive(&stream, Some(HELLO_TIMEOUT), pending())
+                    .await
+                    .unwrap_err();
+                assert_eq!(error.fault, Some(HandshakeFailure::Timeout), "{begun}");
+                assert_eq!(error.reason, Some(Reason::RequestTimeout));
+                assert_eq!((error.received, error.alert()), (begun as u64, None));
+                let took = clock::now().saturating_duration_since(began);
+                assert!(
+                    took >= HELLO_TIMEOUT && took < HELLO_TIMEOUT * 2,
+                    "{took:?}"
+                );
+            }
+        });
     }
 
     #[tokio::test]

@@ -60,19 +60,24 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-    use crate::{base::clock, net::fixture::pair};
+    use crate::{
+        base::clock,
+        net::fixture::{pair, paused},
+    };
 
-    #[tokio::test(start_paused = true)]
-    async fn a_header_that_does_not_come_is_refused_when_its_time_is_over() {
-        for begun in ["", "PROXY TCP4 192.0.2.1"] {
-            let (mut peer, stream) = pair().await;
-            peer.write_all(begun.as_bytes()).await.unwrap();
-            let began = clock::now();
-            let taken = read_proxy_header(&stream, None, began + READ_TIMEOUT, pending()).await;
-            assert_eq!(taken, Err(Some(Reason::RequestTimeout)), "{begun:?}");
-            let took = clock::now().saturating_duration_since(began);
-            assert!(took >= READ_TIMEOUT && took < READ_TIMEOUT * 2, "{took:?}");
-        }
+    #[test]
+    fn a_header_that_does_not_come_is_refused_when_its_time_is_over() {
+        paused(async {
+            for begun in ["", "PROXY TCP4 192.0.2.1"] {
+                let (mut peer, stream) = pair().await;
+                peer.write_all(begun.as_bytes()).await.unwrap();
+                let began = clock::now();
+                let taken = read_proxy_header(&stream, None, began + READ_TIMEOUT, pending()).await;
+                assert_eq!(taken, Err(Some(Reason::RequestTimeout)), "{begun:?}");
+                let took = clock::now().saturating_duration_since(began);
+                assert!(took >= READ_TIMEOUT && took < READ_TIMEOUT * 2, "{took:?}");
+            }
+        });
     }
 
     #[tokio::test]

@@ -3,7 +3,9 @@
 //! Access rules were checked at the accept. Must not know how sessions are started or where records
 //! go.
 
-use std::{cell::RefCell, future::Future, net::IpAddr, pin::pin, sync::Arc, time::Instant};
+use std::{
+    cell::RefCell, future::Future, future::poll_fn, net::IpAddr, pin::pin, sync::Arc, time::Instant,
+};
 
 use super::{reasons, relay_stop::RelayStop};
 use crate::{
@@ -80,7 +82,7 @@ async fn serve(
         biased;
         connected = connect_backend(context, record) => connected,
         () = &mut stop => Err(Reason::DrainTimeout),
-        () = client.disconnected() => Err(Reason::ClientDisconnected),
+        () = poll_fn(|cx| client.poll_disconnected(cx)) => Err(Reason::ClientDisconnected),
     };
     let (lease, backend) = connected.inspect_err(|reason| {
         client.set_reset_on_close();

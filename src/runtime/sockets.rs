@@ -11,14 +11,14 @@ use crate::{
         address::BindAddress,
         socket_key::{SocketKey, Transport},
     },
-    config::model::{Config, ListenerConfig, ListenerProtocol, SocketConfig},
-    net::listen::{self, BindError, ListeningSocket},
+    config::model::{Config, ListenerConfig, ListenerProtocol},
+    net::listen::{self, BindError, ListenOptions, ListeningSocket},
 };
 
 /// Properties of a socket that may change while it stays open.
 #[derive(Clone, PartialEq)]
 struct SocketSettings {
-    options: SocketConfig,
+    options: ListenOptions,
     protocol: ListenerProtocol,
 }
 
@@ -81,8 +81,9 @@ impl ListeningSockets {
         let mut prepared = PreparedSockets::default();
         for listener in &config.listeners {
             for key in listener.sockets() {
+                let options = options(listener);
                 let wanted = SocketSettings {
-                    options: listener.socket.clone(),
+                    options: options.clone(),
                     protocol: listener.protocol,
                 };
                 prepared.wanted.insert(key.clone(), wanted);
@@ -94,7 +95,7 @@ impl ListeningSockets {
                 let mut new = prepared.new.iter();
                 let is_ours =
                     self.has_port_of(&key) || new.any(|new| new.key.shares_port_with(&key));
-                let bound = bind(&key, &listener.socket, workers, is_ours);
+                let bound = bind(&key, &options, workers, is_ours);
                 let new = bound.map_err(|error| SocketError {
                     key: key.clone(),
                     error,
@@ -164,11 +165,24 @@ impl ListeningSockets {
     }
 }
 
+/// The options of the sockets of `listener`. Clients of http speak first; one that must begin with
+/// a PROXY header is refused by its address before it does.
+fn options(listener: &ListenerConfig) -> ListenOptions {
+    let clients_speak_first = match listener.protocol {
+        ListenerProtocol::Http => listener.accept_proxy.is_none(),
+        ListenerProtocol::Tcp => false,
+    };
+    ListenOptions {
+        config: listener.socket.clone(),
+        clients_speak_first,
+    }
+}
+
 /// Binds one socket per worker. `is_ours` says that we listen on its port already, so that a socket
 /// in the way is no other process.
 fn bind(
     key: &SocketKey,
-    options: &SocketConfig,
+    options: &ListenOptions,
     workers: usize,
     is_ours: bool,
 ) -> Result<NewSocket, BindError> {

@@ -1,6 +1,6 @@
 //! HTTP/2 under TLS: chosen by ALPN, and what a connection for one host may not ask for.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, net::TcpStream, sync::Arc, time::Duration};
 
 use balancer::{
     base::{address::BackendAddress, clock},
@@ -12,7 +12,7 @@ use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
-use tokio::{net::TcpStream, task::LocalSet};
+use tokio::task::LocalSet;
 
 use crate::harness::{
     TempDir,
@@ -95,10 +95,10 @@ async fn secured(daemon: &TestDaemon, alpn: &[&str]) -> Stream {
         config: Arc::new(config),
     };
     let address = daemon.address("@web");
-    let stream = TcpStream::connect(address).await.unwrap();
+    let stream = Stream::from_tcp(TcpStream::connect(address).unwrap()).unwrap();
     let deadline = clock::now() + Duration::from_secs(20);
     let address = BackendAddress::Ip(address);
-    let secured = connect::secure(stream.into(), Some(&rules), &address, deadline);
+    let secured = connect::secure(stream, Some(&rules), &address, deadline);
     secured.await.unwrap()
 }
 

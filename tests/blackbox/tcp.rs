@@ -377,6 +377,31 @@ fn a_reader_that_is_slow_is_not_silent() {
     assert_eq!(client.rest().unwrap(), b"all of it");
 }
 
+#[test]
+fn urgent_data_does_not_hold_up_what_follows() {
+    let peer = ScriptedPeer::start(|mut connection| {
+        let mut all = Vec::new();
+        while connection
+            .each(1, |byte| all.extend_from_slice(byte))
+            .is_some()
+        {}
+        connection.send(all);
+    });
+    let daemon = daemon(&[peer.address], "", "");
+    for _ in 0..20 {
+        let mut client = TcpStream::connect(daemon.address("@db")).unwrap();
+        client.write_all(b"before ").unwrap();
+        // A read ends at the mark, and leaves the urgent byte out (tcp(7)).
+        rustix::net::send(&client, b"!", rustix::net::SendFlags::OOB).unwrap();
+        client.write_all(b"after").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "before after");
+    }
+}
+
 /// Reads `length` bytes in parts, at about 2 MiB a second.
 fn read_slowly(mut read: impl FnMut(usize) -> bool, length: usize) {
     let part = 128 << 10;

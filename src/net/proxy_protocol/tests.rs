@@ -382,7 +382,7 @@ async fn what_is_sent_is_received() {
     let client = ends("192.0.2.1:56324", "198.51.100.2:443");
     for (version, more) in [(V1, false), (V2, true)] {
         let (peer, stream) = fixture::pair().await;
-        let peer = Stream::Tcp(peer);
+        let peer = Stream::from(peer);
         send_header(&peer, &encode(version, Some(client)), more).unwrap();
         peer.shutdown_write().unwrap();
         let received = receive_header(&stream, Some(version)).await.unwrap();

@@ -4,7 +4,7 @@
 //! Does not know what is sent on it (`await_response.rs`). `proxy/h2_connections.rs` hands out the
 //! streams of shared connections.
 
-use std::time::Instant;
+use std::{future::poll_fn, time::Instant};
 
 use tokio::select;
 
@@ -122,7 +122,7 @@ async fn await_h2_stream(
     let found = select! {
         biased;
         found = h2_connections::acquire_stream(&exchange.context.worker.h2_connections, request) => found,
-        () = exchange.client.side.disconnected() => {
+        () = poll_fn(|cx| exchange.client.side.poll_disconnected(cx)) => {
             return Err(AcquireError::Client(Reason::ClientDisconnected));
         }
     };
@@ -164,7 +164,7 @@ async fn connect(
     let connected = select! {
         biased;
         connected = connecting => connected,
-        () = exchange.client.side.disconnected() => {
+        () = poll_fn(|cx| exchange.client.side.poll_disconnected(cx)) => {
             return Err(AcquireError::Client(Reason::ClientDisconnected));
         }
     };

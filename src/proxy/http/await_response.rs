@@ -3,9 +3,8 @@
 //! Passes 1xx responses on. What follows the final head is in `respond.rs` and `tunnel.rs`.
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     io,
-    pin::pin,
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -162,13 +161,12 @@ impl PendingResponse<'_, '_> {
             client, buffers, ..
         } = &mut **exchange;
         let ClientConnection { side, timer, .. } = &mut **client;
-        let mut disconnected = pin!(side.disconnected());
         poll_fn(|cx| {
             let read = poll_head(backend, cx, buffers, broken.as_ref());
             if read.is_ready() {
                 return read;
             }
-            if disconnected.as_mut().poll(cx).is_ready() {
+            if side.poll_disconnected(cx).is_ready() {
                 return Poll::Ready(Err(ResponseError::Client(Reason::ClientDisconnected)));
             }
             // The timeout begins when the backend has acknowledged the request, not when our

@@ -5,7 +5,6 @@
 
 use std::{
     cell::RefCell,
-    future::poll_fn,
     io,
     task::{Context, Poll},
     time::Duration,
@@ -211,10 +210,10 @@ impl RelaySide for BackendSide {
         }
     }
 
-    async fn disconnected(&self) {
+    fn poll_disconnected(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            Self::H1(connection) => connection.stream.disconnected().await,
-            Self::H2(outgoing) => poll_fn(|cx| outgoing.poll_closed(cx)).await,
+            Self::H1(connection) => connection.stream.poll_disconnected(cx),
+            Self::H2(outgoing) => outgoing.poll_closed(cx),
         }
     }
 

@@ -259,10 +259,10 @@ impl RelaySide for ClientSide {
         }
     }
 
-    async fn disconnected(&self) {
+    fn poll_disconnected(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            Self::H1(stream) => stream.disconnected().await,
-            Self::H2(side) => side.stream.disconnected().await,
+            Self::H1(stream) => stream.poll_disconnected(cx),
+            Self::H2(side) => side.stream.poll_disconnected(cx),
         }
     }
 

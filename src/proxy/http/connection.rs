@@ -4,9 +4,8 @@
 //! exchange is.
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     net::IpAddr,
-    pin::pin,
     rc::Rc,
     task::{Poll, ready},
     time::{Duration, Instant},
@@ -201,17 +200,15 @@ impl ClientConnection {
 
     /// True if the client has reset the connection. Does not wait.
     pub(super) async fn is_disconnected(&self) -> bool {
-        let mut disconnected = pin!(self.side.disconnected());
-        poll_fn(|cx| Poll::Ready(disconnected.as_mut().poll(cx).is_ready())).await
+        poll_fn(|cx| Poll::Ready(self.side.poll_disconnected(cx).is_ready())).await
     }
 
     /// Waits until anything wakes the task; true if the client has reset the connection. Detects
     /// a reset while no read or write is pending on the client.
     pub(super) async fn is_disconnected_when_woken(&self) -> bool {
-        let mut disconnected = pin!(self.side.disconnected());
         let mut has_waited = false;
         poll_fn(|cx| {
-            if disconnected.as_mut().poll(cx).is_ready() {
+            if self.side.poll_disconnected(cx).is_ready() {
                 return Poll::Ready(true);
             }
             if std::mem::replace(&mut has_waited, true) {
@@ -227,7 +224,9 @@ impl ClientConnection {
 #[cfg(test)]
 mod tests {
     use std::{
+        future::Future as _,
         io::Write as _,
+        pin::pin,
         task::{Context, Waker},
     };
 

@@ -151,18 +151,20 @@ mod tests {
         clock::now() - began
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_goes_on_sending_is_waited_for_and_one_that_never_stops_is_not() {
-        let seconds = Duration::from_secs;
-        let limits = LINGER_AFTER_RESPONSE;
-        let honest = std::iter::repeat_n(seconds(4), 12);
-        let took = lingers(honest, limits).await;
-        assert!(took >= seconds(48 + 5) && took < seconds(55), "{took:?}");
-        for pause in [seconds(4), Duration::from_millis(1)] {
-            let took = lingers(std::iter::repeat(pause), limits).await;
-            assert!(took >= limits.total && took < seconds(62), "{took:?}");
-        }
-        let took = lingers(std::iter::empty(), limits).await;
-        assert!(took >= limits.idle && took < seconds(6), "{took:?}");
+    #[test]
+    fn a_client_that_goes_on_sending_is_waited_for_and_one_that_never_stops_is_not() {
+        fixture::paused(async {
+            let seconds = Duration::from_secs;
+            let limits = LINGER_AFTER_RESPONSE;
+            let honest = std::iter::repeat_n(seconds(4), 12);
+            let took = lingers(honest, limits).await;
+            assert!(took >= seconds(48 + 5) && took < seconds(55), "{took:?}");
+            for pause in [seconds(4), Duration::from_millis(1)] {
+                let took = lingers(std::iter::repeat(pause), limits).await;
+                assert!(took >= limits.total && took < seconds(62), "{took:?}");
+            }
+            let took = lingers(std::iter::empty(), limits).await;
+            assert!(took >= limits.idle && took < seconds(6), "{took:?}");
+        });
     }
 }

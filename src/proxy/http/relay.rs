@@ -6,14 +6,13 @@
 //! simple: nothing is read while there is something to write.
 
 use std::{
-    future::Future,
     io::{self, IoSlice},
     ops::Range,
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 use super::{
     body_filter::{self, BodyFilter},
@@ -119,7 +118,7 @@ pub struct BodyRelay {
     last: bool,
     /// The transfer by the kernel, while there is one.
     splice: Option<splice::SpliceTransfer>,
-    /// Bodies may be spliced: they are neither encoded nor filtered nor kept for a replay.
+    /// Bodies may be spliced, while they are neither encoded nor filtered nor kept for a replay.
     may_splice: bool,
     /// Body bytes decoded.
     body: u64,
@@ -156,22 +155,13 @@ pub(super) fn poll_fill_head(
 ) -> Poll<io::Result<usize>> {
     // An exchange before this one has needed more: so will this one, perhaps.
     if bytes.capacity() - bytes.len() >= INITIAL_BUFFER_BYTES {
-        return poll_fill(stream, cx, bytes);
+        return stream.poll_read_vec(cx, bytes);
     }
     let mut buffer = PooledBuffer::take(BufferSize::Small);
     let count = ready!(stream.poll_read_buf(cx, &mut buffer))?;
     debug_assert!(count <= buffer.len(), "reads fit the buffer");
     bytes.extend_from_slice(buffer.get(..count).unwrap_or_default());
     Poll::Ready(Ok(count))
-}
-
-/// Reads into the spare capacity of `buffer`.
-pub(super) fn poll_fill(
-    stream: &mut Stream,
-    cx: &mut Context<'_>,
-    buffer: &mut Vec<u8>,
-) -> Poll<io::Result<usize>> {
-    pin!(stream.read_buf(buffer)).poll(cx)
 }
 
 fn cannot_read(ended: StreamError) -> BodyRelayError {
@@ -449,7 +439,7 @@ impl BodyRelay {
             BodySource::H2(from) => return self.poll_read_frames(cx, from),
         };
         self.prepare_input();
-        let read = ready!(poll_fill(from, cx, &mut self.input)).map_err(BodyRelayError::Read)?;
+        let read = ready!(from.poll_read_vec(cx, &mut self.input)).map_err(BodyRelayError::Read)?;
         self.read += read as u64;
         if read > 0 {
             return Poll::Ready(Ok(()));
@@ -554,6 +544,11 @@ impl BodyRelay {
         // A body above the limit is sent once: keeping it would cost memory for each upload.
         if let Some(replay) = &mut self.replay {
             if replay.len() + bytes.len() <= MAX_REPLAY_BYTES {
+                if let (true, Some(BodyDecoder::Length(left))) = (replay.is_empty(), &self.decoder)
+                {
+                    let whole = bytes.len() as u64 + left;
+                    replay.reserve(whole.min(MAX_REPLAY_BYTES as u64) as usize);
+                }
                 replay.extend_from_slice(bytes);
             } else {
                 self.replay = None;
@@ -638,7 +633,7 @@ impl BodyRelay {
         let is_as_it_is = self.encoding == BodyEncoding::Plain && self.filter.is_none();
         // A body above the limit is refused where its bytes are counted.
         let is_allowed = self.body.saturating_add(*left) <= self.limit;
-        let may_splice = self.may_splice && is_as_it_is && is_allowed;
+        let may_splice = self.may_splice && is_as_it_is && is_allowed && self.replay.is_none();
         if !may_splice || *left < SPLICE_THRESHOLD_BYTES || self.taken < self.input.len() {
             return false;
         }

@@ -160,7 +160,8 @@ impl<'c> RelayRun<'c> {
         }
         if case.may_splice {
             relay.allow_splice();
-        } else if case.sinks.len() > 1 {
+        }
+        if case.sinks.len() > 1 {
             relay.keep_for_replay();
         }
         if is_one_in(&mut random, 2) {

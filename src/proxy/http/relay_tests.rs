@@ -13,7 +13,7 @@ mod peers;
 use std::{cell::Cell, future::poll_fn, rc::Rc, task::Waker};
 
 use tokio::{
-    io::{AsyncRead, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
 };
 
@@ -141,6 +141,20 @@ async fn a_body_to_or_from_tls_is_copied() {
         };
         assert!(arrived == content && relay.is_done());
         assert!(!relay.may_splice, "the kernel was not asked");
+    }
+}
+
+#[test]
+fn a_body_is_spliced_when_it_is_no_longer_kept_for_a_further_attempt() {
+    for (length, is_kept) in [(MAX_REPLAY_BYTES, true), (MAX_REPLAY_BYTES + 1, false)] {
+        let decoder = Some(BodyDecoder::Length(1 << 20));
+        let mut relay = BodyRelay::new(Vec::new(), vec![b'a'; length], 0, decoder);
+        relay.allow_splice();
+        relay.keep_for_replay();
+        relay.replay(true);
+        relay.decode().unwrap();
+        assert_eq!(relay.can_replay(), is_kept);
+        assert_eq!(relay.begins_splice(), !is_kept);
     }
 }
 

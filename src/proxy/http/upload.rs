@@ -135,9 +135,8 @@ impl Exchange<'_> {
         upload.limit_body(limit.unwrap_or(u64::MAX));
         if settings.retries.is_some() {
             upload.keep_for_replay();
-        } else {
-            upload.allow_splice();
         }
+        upload.allow_splice();
         upload
     }
 

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     base::{clock, rng::Random, socket_key::SocketKey},
     config::model::{self, Config, LogOutput, LogWhenConfig, RetriesConfig},
-    net::stream::Stream,
+    net::{fixture::paused_runtime, stream::Stream},
     proxy::{
         http::{ClientConnection, serve},
         worker::Worker,
@@ -229,7 +229,7 @@ fn pair(tcp: bool) -> (PeerSocket, Stream) {
         ours.set_nonblocking(true).unwrap();
         theirs.set_nonblocking(true).unwrap();
         let theirs = tokio::net::UnixStream::from_std(theirs).unwrap();
-        return (PeerSocket::Unix(ours), Stream::Unix(theirs));
+        return (PeerSocket::Unix(ours), theirs.into());
     }
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -239,7 +239,7 @@ fn pair(tcp: bool) -> (PeerSocket, Stream) {
         socket.set_nodelay(true).unwrap();
     }
     let theirs = tokio::net::TcpStream::from_std(theirs).unwrap();
-    (PeerSocket::Tcp(ours), Stream::Tcp(theirs))
+    (PeerSocket::Tcp(ours), theirs.into())
 }
 
 /// One listener, one pool; every exchange is logged.
@@ -318,9 +318,5 @@ pub(super) fn runtime() -> Runtime {
         here.set(rustix::thread::sched_getcpu());
         rustix::thread::sched_setaffinity(None, &here).unwrap();
     }
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap()
+    paused_runtime()
 }

@@ -1,0 +1,422 @@
+//! Readiness of sockets: one epoll instance for each thread, which the thread's runtime watches.
+//!
+//! A socket is registered when a task first waits for it, edge-triggered. What the events said is
+//! kept in a slot of the thread until an operation finds that it no longer holds. Nothing is shared
+//! with another thread, so there is no lock, a socket needs no memory of its own, and the kernel
+//! forgets it when it is closed.
+//!
+//! The sockets of tokio cannot be used for that: each takes an allocation, a lock for each wait and
+//! a system call at its end. Must not know what is read or written.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use rustix::{
+    buffer::spare_capacity,
+    event::epoll::{self, CreateFlags, Event, EventData, EventFlags},
+};
+use slab::Slab;
+use tokio::{
+    io::unix::AsyncFd,
+    task::{coop, yield_now},
+};
+
+use super::sys;
+
+/// Most events taken from the kernel at a time.
+const MAX_EVENTS: usize = 512;
+
+/// Events of every registered socket.
+const READ_EVENTS: EventFlags = EventFlags::IN
+    .union(EventFlags::PRI)
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::ET);
+/// Events of a socket that has had to wait for space: most never do.
+const ALL_EVENTS: EventFlags = READ_EVENTS.union(EventFlags::OUT);
+
+/// State of a socket as far as it is known: a set of the constants below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Readiness(u8);
+
+impl Readiness {
+    const NONE: Self = Self(0);
+    /// There may be something to read.
+    const READABLE: Self = Self(1);
+    /// There may be space for something to write.
+    const WRITABLE: Self = Self(2);
+    /// The peer has ended its direction. Stays.
+    const READ_ENDED: Self = Self(4);
+    /// Both directions have ended. Stays.
+    const HUNG_UP: Self = Self(8);
+    /// The connection has failed, as by a reset. Stays.
+    const FAILED: Self = Self(16);
+    /// Urgent data has arrived, at which reads stop (tcp(7)). Stays.
+    const URGENT: Self = Self(32);
+
+    const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    const fn has_any(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    fn of(events: EventFlags) -> Self {
+        let when = |flag, readiness| {
+            if events.intersects(flag) {
+                readiness
+            } else {
+                Self::NONE
+            }
+        };
+        let both = Self::READABLE.union(Self::WRITABLE);
+        when(EventFlags::IN, Self::READABLE)
+            .union(when(EventFlags::OUT, Self::WRITABLE))
+            .union(when(EventFlags::PRI, Self::READABLE.union(Self::URGENT)))
+            .union(when(EventFlags::RDHUP, Self::READ_ENDED))
+            .union(when(EventFlags::HUP, Self::READ_ENDED.union(Self::HUNG_UP)))
+            .union(when(EventFlags::ERR, both.union(Self::FAILED)))
+    }
+}
+
+/// Condition that an operation on a socket waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Data, the end of the peer's direction, or an error; on a listening socket a connection.
+    Read,
+    /// Space for data, or an error.
+    Write,
+    /// The failure of the connection; on a unix socket also that the peer has closed.
+    Failure { is_unix: bool },
+}
+
+impl Wait {
+    /// Readiness that an operation uses up.
+    const fn passing(self) -> Readiness {
+        match self {
+            Self::Read => Readiness::READABLE,
+            Self::Write => Readiness::WRITABLE,
+            Self::Failure { .. } => Readiness::NONE,
+        }
+    }
+
+    /// Readiness that ends the wait.
+    const fn readiness(self) -> Readiness {
+        match self {
+            Self::Read => Readiness::READABLE.union(Readiness::READ_ENDED),
+            Self::Write => Readiness::WRITABLE.union(Readiness::HUNG_UP),
+            Self::Failure { is_unix: false } => Readiness::FAILED,
+            Self::Failure { is_unix: true } => Readiness::FAILED.union(Readiness::HUNG_UP),
+        }
+    }
+}
+
+/// One registered socket.
+#[derive(Debug)]
+struct Slot {
+    /// Number of the socket: an event of an earlier one in this slot must not be taken for its own.
+    number: u32,
+    readiness: Readiness,
+    /// Events that the kernel reports; none before the first wait.
+    events: EventFlags,
+    /// The tasks that wait, one for each kind of [`Wait`].
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    watcher: Option<Waker>,
+}
+
+impl Slot {
+    const fn new(number: u32) -> Self {
+        Self {
+            number,
+            readiness: Readiness::NONE,
+            events: EventFlags::empty(),
+            reader: None,
+            writer: None,
+            watcher: None,
+        }
+    }
+
+    fn waker(&mut self, wait: Wait) -> &mut Option<Waker> {
+        match wait {
+            Wait::Read => &mut self.reader,
+            Wait::Write => &mut self.writer,
+            Wait::Failure { .. } => &mut self.watcher,
+        }
+    }
+
+    /// Notes an event, and gives the tasks that it wakes.
+    fn note(&mut self, readiness: Readiness) -> [Option<Waker>; 3] {
+        self.readiness = self.readiness.union(readiness);
+        let mut woken = |wait: Wait| {
+            let is_woken = readiness.has_any(wait.readiness());
+            self.waker(wait).take_if(|_| is_woken)
+        };
+        [
+            woken(Wait::Read),
+            woken(Wait::Write),
+            woken(Wait::Failure { is_unix: true }),
+        ]
+    }
+}
+
+/// The sockets of one thread.
+struct Driver {
+    epoll: OwnedFd,
+    slots: RefCell<Slab<Slot>>,
+    events: RefCell<Vec<Event>>,
+    last_number: Cell<u32>,
+}
+
+thread_local! {
+    /// The driver of the thread's runtime, from its first socket on.
+    static CURRENT: RefCell<Option<Rc<Driver>>> = const { RefCell::new(None) };
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").finish_non_exhaustive()
+    }
+}
+
+impl Driver {
+    /// Returns the driver of the calling thread's runtime.
+    fn current() -> io::Result<Rc<Self>> {
+        if let Some(driver) = CURRENT.with_borrow(Clone::clone) {
+            return Ok(driver);
+        }
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let watched = sys::watch_readable(epoll.try_clone()?)?;
+        let driver = Rc::new(Self {
+            epoll,
+            slots: RefCell::default(),
+            events: RefCell::new(Vec::with_capacity(MAX_EVENTS)),
+            last_number: Cell::new(0),
+        });
+        CURRENT.set(Some(Rc::clone(&driver)));
+        // Ends with the runtime, whose sockets are gone by then or of no use.
+        drop(tokio::spawn(run(watched, ForgetOnDrop)));
+        Ok(driver)
+    }
+
+    /// Takes events from the kernel and wakes the tasks that wait for them; returns their number.
+    fn turn(&self) -> usize {
+        let mut events = self.events.borrow_mut();
+        events.clear();
+        let no_wait = rustix::time::Timespec::default();
+        // Fails only if it is interrupted: then the runtime still sees the descriptor as readable.
+        if epoll::wait(&self.epoll, spare_capacity(&mut *events), Some(&no_wait)).is_err() {
+            return MAX_EVENTS;
+        }
+        for event in events.iter() {
+            let (flags, data) = (event.flags, event.data.u64());
+            let woken = {
+                let mut slots = self.slots.borrow_mut();
+                let slot = slots.get_mut(data as u32 as usize);
+                let own = slot.filter(|slot| slot.number == (data >> 32) as u32);
+                own.map(|slot| slot.note(Readiness::of(flags)))
+            };
+            // A waker may end what owns a socket, and so come back here: nothing is borrowed.
+            woken.into_iter().flatten().flatten().for_each(Waker::wake);
+        }
+        events.len()
+    }
+}
+
+/// Takes events for the sockets of the thread, without waiting, and wakes the tasks that wait for
+/// them; returns their number.
+pub(super) fn turn() -> usize {
+    CURRENT.with_borrow(|driver| driver.as_deref().map_or(0, Driver::turn))
+}
+
+/// Drives the sockets of the thread until its runtime ends.
+async fn run(epoll: AsyncFd<OwnedFd>, end: ForgetOnDrop) {
+    let _end = end;
+    loop {
+        let Ok(mut events) = epoll.readable().await else {
+            return;
+        };
+        if turn() < MAX_EVENTS {
+            events.clear_ready();
+        } else {
+            // The tasks that were woken have their turn before more are.
+            yield_now().await;
+        }
+    }
+}
+
+/// Ends the driver of the thread: a later runtime makes its own.
+struct ForgetOnDrop;
+
+impl Drop for ForgetOnDrop {
+    fn drop(&mut self) {
+        // `try_with`: the thread may be at its end.
+        let _ = CURRENT.try_with(RefCell::take);
+    }
+}
+
+/// A socket without waiting, and what is known of its readiness. Belongs to its thread.
+#[derive(Debug)]
+pub struct Socket {
+    descriptor: OwnedFd,
+    driver: Rc<Driver>,
+    slot: u32,
+    /// The kernel must be told of the end: closing this descriptor does not close the socket.
+    is_shared: bool,
+}
+
+impl Socket {
+    /// A socket that is or will be connected, whose only descriptor this is.
+    pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        Self::in_slot(descriptor, false)
+    }
+
+    /// A socket that has other descriptors, too.
+    pub(super) fn shared(descriptor: OwnedFd) -> io::Result<Self> {
+        Self::in_slot(descriptor, true)
+    }
+
+    fn in_slot(descriptor: OwnedFd, is_shared: bool) -> io::Result<Self> {
+        let driver = Driver::current()?;
+        let number = driver.last_number.get().wrapping_add(1);
+        driver.last_number.set(number);
+        let slot = driver.slots.borrow_mut().insert(Slot::new(number)) as u32;
+        Ok(Self {
+            descriptor,
+            driver,
+            slot,
+            is_shared,
+        })
+    }
+
+    /// Takes the socket for ready until an operation finds that it is not: saves the wait for the
+    /// first event.
+    pub(super) fn assume_ready(&self, wait: Wait) {
+        self.with_slot(|slot| slot.readiness = slot.readiness.union(wait.passing()));
+    }
+
+    fn with_slot<T>(&self, use_it: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+        let mut slots = self.driver.slots.borrow_mut();
+        let slot = slots.get_mut(self.slot as usize);
+        debug_assert!(slot.is_some(), "a socket has a slot until it is dropped");
+        slot.map(use_it)
+    }
+
+    /// Ready when `wait` is over. Of the tasks that wait for the same, the last one is woken.
+    ///
+    /// # Errors
+    /// The kernel has no memory for one more socket to watch.
+    pub(super) fn poll_ready(&self, cx: &mut Context<'_>, wait: Wait) -> Poll<io::Result<()>> {
+        let budget = ready!(coop::poll_proceed(cx));
+        let is_ready = self.with_slot(|slot| {
+            if slot.readiness.has_any(wait.readiness()) {
+                return Ok(true);
+            }
+            let waiting = slot.waker(wait);
+            if !waiting
+                .as_ref()
+                .is_some_and(|one| one.will_wake(cx.waker()))
+            {
+                *waiting = Some(cx.waker().clone());
+            }
+            self.watch(slot, wait).map(|()| false)
+        });
+        if matches!(is_ready, Some(Ok(false))) {
+            return Poll::Pending;
+        }
+        budget.made_progress();
+        Poll::Ready(is_ready.unwrap_or(Ok(true)).map(drop))
+    }
+
+    /// Has the kernel report what `wait` waits for, if it does not do so yet.
+    fn watch(&self, slot: &mut Slot, wait: Wait) -> io::Result<()> {
+        let events = if wait == Wait::Write {
+            ALL_EVENTS
+        } else {
+            READ_EVENTS
+        };
+        if slot.events.contains(events) {
+            return Ok(());
+        }
+        let data = EventData::new_u64(u64::from(slot.number) << 32 | u64::from(self.slot));
+        let epoll = &self.driver.epoll;
+        if slot.events.is_empty() {
+            epoll::add(epoll, &self.descriptor, data, events)?;
+        } else {
+            epoll::modify(epoll, &self.descriptor, data, events)?;
+        }
+        slot.events = events;
+        Ok(())
+    }
+
+    /// Runs `operation` if the socket is ready as far as is known. `WouldBlock` of the operation
+    /// makes it unready until the next event.
+    pub(super) fn try_io<T>(
+        &self,
+        wait: Wait,
+        operation: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let is_ready = self.with_slot(|slot| slot.readiness.has_any(wait.readiness()));
+        if is_ready == Some(false) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let result = operation(self.descriptor.as_fd());
+        if matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            self.set_unready(wait);
+        }
+        result
+    }
+
+    /// Notes that an operation has used up all that was there, or all space.
+    pub(super) fn set_unready(&self, wait: Wait) {
+        self.with_slot(|slot| slot.readiness = slot.readiness.without(wait.passing()));
+    }
+
+    /// True if a read that did not fill its buffer has taken all that there was.
+    pub(super) fn is_drained_by_short_read(&self) -> bool {
+        self.with_slot(|slot| !slot.readiness.has_any(Readiness::URGENT)) == Some(true)
+    }
+
+    /// True if everything was read, and the peer has ended its direction.
+    pub(super) fn is_at_end(&self) -> bool {
+        let ended = self.with_slot(|slot| {
+            slot.readiness.has_any(Readiness::READ_ENDED)
+                && !slot
+                    .readiness
+                    .has_any(Readiness::READABLE.union(Readiness::FAILED))
+        });
+        ended == Some(true)
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.is_shared {
+            // Fails if no task has waited for it.
+            let _ = epoll::delete(&self.driver.epoll, &self.descriptor);
+        }
+        let slot = self
+            .driver
+            .slots
+            .borrow_mut()
+            .try_remove(self.slot as usize);
+        debug_assert!(slot.is_some(), "a socket has a slot until it is dropped");
+        // Its wakers are dropped here, where nothing is borrowed.
+        drop(slot);
+    }
+}
