@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-steps=(format lints msrv shell words dependencies tests docs benches fuzz release config unit)
+steps=(format lints msrv shell words dependencies tests docs benches instructions fuzz release config unit)
 log=target/ci.log
 bin=target/interop-venv/bin
 
@@ -86,7 +86,38 @@ docs() {
 }
 
 benches() {
-  cargo bench -- --test
+  cargo bench --bench config --bench hpack --bench http1 --bench pick --bench route -- --test
+}
+
+# No count of instructions on the hot path is more than 3 % above the one in benches/instructions.txt.
+instructions() {
+  local runner counts=target/instructions.txt
+  if ! command -v valgrind >/dev/null; then
+    missing "valgrind is not installed (Debian: valgrind)"
+    return
+  fi
+  if ! runner=$(tool gungraun-runner); then
+    missing "gungraun-runner is not installed (cargo install --locked gungraun-runner@0.20.0)"
+    return
+  fi
+  {
+    echo "# $(rustc --version | cut -d ' ' -f 1,2), libc $(ldd --version | awk 'NR == 1 { print $NF }')"
+    GUNGRAUN_RUNNER=$(realpath "$runner") cargo bench --bench instructions |
+      awk '/^instructions::/ { split($1, path, "::"); split($2, bench, ":"); name = path[3] " " bench[1] }
+           $1 == "Instructions:" { split($2, count, "|"); print name, count[1] }'
+  } >$counts
+  if [ "$(head -n 1 $counts)" != "$(head -n 1 benches/instructions.txt)" ]; then
+    missing "the counts in benches/instructions.txt are of another compiler or C library: $(head -n 1 benches/instructions.txt)"
+    return
+  fi
+  awk 'NR == FNR { known[$1 " " $2] = $3; next }
+       /^#/ { next }
+       { name = $1 " " $2; seen[name] = 1; ratio = name in known && known[name] ? $3 / known[name] : 0
+         printf "%-28s %9d instructions, %.3f times those of the file\n", name, $3, ratio
+         if (ratio == 0 || ratio > 1.03) { bad = 1; print "  more than 3 % above the file, or not in it" } }
+       END { for (name in known) if (name !~ /^#/ && !(name in seen)) { bad = 1; print name " was not counted" }
+             if (bad) print "If that is intended: cp target/instructions.txt benches/instructions.txt"
+             exit bad }' benches/instructions.txt $counts
 }
 
 # Each target 100,000 times.

@@ -7,6 +7,7 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
 };
 
 use arc_swap::{ArcSwap, Cache};
@@ -41,6 +42,14 @@ const MAX_LARGE_FREE_BUFFERS: usize = 64;
 /// Connections over the limit that get a response at a time; more are reset.
 const MAX_ANSWERED_REFUSALS: usize = 64;
 
+/// The poll of a task by [`Worker::in_turn`], if there is one, and the time if it was read in it.
+#[derive(Clone, Copy)]
+enum Turn {
+    None,
+    Begun,
+    At(Instant),
+}
+
 /// State of one worker.
 pub struct Worker {
     /// State shared by all threads.
@@ -60,6 +69,7 @@ pub struct Worker {
     )]
     free_buffers: RefCell<Vec<Box<ExchangeBuffers>>>,
     date: RefCell<(u64, String)>,
+    turn: Cell<Turn>,
     /// True once the drain is over: sessions and tunnels are cut.
     pub(super) cut: watch::Receiver<bool>,
     /// Connections that linger after their last response, so that the client can read it.
@@ -80,6 +90,7 @@ impl Worker {
             current: RefCell::new(CurrentGeneration { cache, generation }),
             free_buffers: RefCell::default(),
             date: RefCell::default(),
+            turn: Cell::new(Turn::None),
             cut,
             lingering: Cell::new(0),
         }
@@ -102,6 +113,28 @@ impl Worker {
             *generation = Rc::new(Arc::clone(current));
         }
         Rc::clone(generation)
+    }
+
+    /// Runs one poll of a task as a turn, in which the clock is read once: nothing waits in it, so
+    /// microseconds pass at most.
+    pub(super) fn in_turn<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.turn.set(Turn::Begun);
+        let polled = poll();
+        self.turn.set(Turn::None);
+        polled
+    }
+
+    /// The time; within a turn it is read once.
+    pub(super) fn now(&self) -> Instant {
+        match self.turn.get() {
+            Turn::None => clock::now(),
+            Turn::Begun => {
+                let now = clock::now();
+                self.turn.set(Turn::At(now));
+                now
+            }
+            Turn::At(now) => now,
+        }
     }
 
     /// Takes buffers for an exchange.

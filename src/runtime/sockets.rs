@@ -149,8 +149,7 @@ impl ListeningSockets {
             .into_iter()
             .partition(|(key, _)| wanted.contains_key(key));
         self.open = kept;
-        close(&left, workers);
-        drop(left);
+        close(left, workers);
         for (key, (now, sockets)) in &mut self.open {
             if let Some(new) = wanted.remove(key).filter(|new| new != now) {
                 change_settings(key, now, new, sockets, workers);
@@ -160,8 +159,7 @@ impl ListeningSockets {
 
     /// Closes everything, at the drain.
     pub(super) fn close_all(&mut self, workers: &WorkerThreads) {
-        let all = std::mem::take(&mut self.open);
-        close(&all, workers);
+        close(std::mem::take(&mut self.open), workers);
     }
 }
 
@@ -233,9 +231,12 @@ fn is_any_port(key: &SocketKey) -> bool {
     matches!(key.address, BindAddress::Ip(address) if address.port() == 0)
 }
 
-/// Tells the workers to stop accepting on `sockets`, and removes the files of unix sockets.
-fn close(sockets: &BoundSockets, workers: &WorkerThreads) {
-    for key in sockets.keys() {
+/// Closes our descriptors of `sockets`, tells the workers to stop accepting on theirs, and removes
+/// the files of unix sockets. Ours go first: a client that sees its idle connection closed must be
+/// refused if it connects again.
+fn close(sockets: BoundSockets, workers: &WorkerThreads) {
+    let keys: Vec<_> = sockets.into_keys().collect();
+    for key in &keys {
         workers.broadcast(|_| Some(WorkerCommand::Unlisten(key.clone())));
         remove_file(key);
     }

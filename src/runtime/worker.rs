@@ -190,12 +190,14 @@ async fn serve(
             }
             Some(WorkerCommand::Unlisten(key)) => {
                 accept_loops.stop(&key);
+                // The accept loop takes what is queued, and closes the socket.
+                yield_now().await;
                 worker.connections.drain_socket(&key);
             }
             Some(WorkerCommand::CloseIdle(key)) => worker.connections.drain_socket(&key),
             Some(WorkerCommand::Drain) => {
                 accept_loops.stop_all();
-                // The accept loops take what is queued before idle connections are told to close.
+                // As above.
                 yield_now().await;
                 worker.connections.drain();
             }

@@ -16,7 +16,6 @@ use super::{
     outcome::{AttemptError, AttemptPhase},
 };
 use crate::{
-    base::clock,
     net::{connect::connect_backend, copy::RelaySide as _},
     proxy::{
         h2_connections::{self, StreamLease, StreamRequest},
@@ -42,7 +41,7 @@ pub(super) async fn acquire_connection(
     exchange: &mut Exchange<'_>,
     attempt: Attempt<'_>,
 ) -> Result<BackendSide, AcquireError> {
-    let started = clock::now();
+    let started = exchange.context.worker.now();
     exchange.record.reused = false;
     let connected = if attempt.pool.config.protocol.is_h2() {
         let request = stream_request(attempt, started);
@@ -127,7 +126,13 @@ async fn await_h2_stream(
         }
     };
     found.map_err(|unmade| {
-        exchange.record.connect = Some(clock::now().saturating_duration_since(started));
+        exchange.record.connect = Some(
+            exchange
+                .context
+                .worker
+                .now()
+                .saturating_duration_since(started),
+        );
         acquire_error(attempt.settings, unmade.reason, unmade.detail.to_string())
     })
 }
@@ -141,7 +146,13 @@ fn use_h2_stream(
     let StreamLease { stream, is_reused } = found;
     exchange.record.reused = is_reused;
     if !is_reused {
-        exchange.record.connect = Some(clock::now().saturating_duration_since(started));
+        exchange.record.connect = Some(
+            exchange
+                .context
+                .worker
+                .now()
+                .saturating_duration_since(started),
+        );
     }
     if exchange.head().is_websocket() && !stream.connection().supports_extended_connect() {
         return Err(AcquireError::Client(Reason::UpgradeFailed));
@@ -168,7 +179,7 @@ async fn connect(
             return Err(AcquireError::Client(Reason::ClientDisconnected));
         }
     };
-    let now = clock::now();
+    let now = exchange.context.worker.now();
     exchange.record.connect = Some(now.saturating_duration_since(started));
     match connected {
         Ok(stream) => {

@@ -93,7 +93,7 @@ pub(super) fn poll_upload(
     // The clock is not read for a request without a body: it goes out at the first poll, at the
     // time the caller has noted already.
     if after.0 != before.0 || after != before && result.is_pending() {
-        *progress = clock::now();
+        *progress = exchange.context.worker.now();
     }
     result
 }

@@ -20,7 +20,6 @@ use super::{
     tunnel::tunnel,
 };
 use crate::{
-    base::clock,
     h2::backend::StreamRefusal,
     http::message::HttpVersion,
     net::proxy_protocol,
@@ -128,7 +127,10 @@ impl Exchange<'_> {
             RetryDecision::Fresh => history.fresh = true,
             RetryDecision::Retry => {
                 let state = &attempt.pool.state;
-                if !state.budget.try_spend(retries.budget, clock::now()) {
+                if !state
+                    .budget
+                    .try_spend(retries.budget, self.context.worker.now())
+                {
                     state.metrics.mine().budget_exhausted.add(1);
                     return false;
                 }
@@ -161,7 +163,7 @@ impl Exchange<'_> {
         }
         let written_before = backend.wire_written();
         self.buffers.response.bytes.clear();
-        let sent = clock::now();
+        let sent = self.context.worker.now();
         match await_response(self, attempt, &mut backend, upload, sent).await {
             Ok(()) => {}
             Err(ResponseError::Client(reason)) => {
@@ -211,7 +213,7 @@ impl Exchange<'_> {
         }
         let is_silent_end = failure.reason == Reason::ConnectionTerminated
             && self.buffers.response.bytes.is_empty();
-        let took = clock::now().saturating_duration_since(sent);
+        let took = self.context.worker.now().saturating_duration_since(sent);
         let refusal = backend
             .refusal(took, attempt.settings.timeouts.connect)
             .filter(|_| is_silent_end);

@@ -22,7 +22,6 @@ use super::{
     relay::{BodyRelay, BodyRelayError, poll_fill_head},
 };
 use crate::{
-    base::clock,
     config::model::ListenerTimeoutsConfig,
     http::{
         message::{HttpVersion, ResponseHead},
@@ -89,10 +88,13 @@ pub(super) async fn await_response(
     loop {
         pending.next_head().await?;
         let Exchange {
-            record, buffers, ..
+            record,
+            buffers,
+            context,
+            ..
         } = &mut *pending.exchange;
         if record.first_byte.is_none() {
-            record.first_byte = Some(clock::now().saturating_duration_since(sent));
+            record.first_byte = Some(context.worker.now().saturating_duration_since(sent));
         }
         if buffers.response.status == 101 {
             return pending.check_switch();

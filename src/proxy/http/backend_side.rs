@@ -4,7 +4,6 @@
 //! Each difference between the two has a method here. Must not know what an exchange is.
 
 use std::{
-    cell::RefCell,
     io,
     task::{Context, Poll},
     time::Duration,
@@ -15,7 +14,6 @@ use super::{
     relay::{BodySink, BodySource},
 };
 use crate::{
-    base::clock,
     config::model::KeepaliveConfig,
     h2::{
         StreamError,
@@ -24,7 +22,7 @@ use crate::{
     http2::frame::ErrorCode,
     net::{copy::RelaySide, stream::Stream},
     pool::BackendLease,
-    proxy::idle::{BackendConnection, IdleConnections},
+    proxy::{idle::BackendConnection, worker::Worker},
 };
 
 /// The backend's side of an attempt.
@@ -140,15 +138,15 @@ impl BackendSide {
     pub(super) fn finish(
         self,
         reuse: BackendReuse,
-        idle: &RefCell<IdleConnections>,
+        worker: &Worker,
         lease: &BackendLease,
         rules: &KeepaliveConfig,
     ) {
         if let Self::H1(connection) = self
             && reuse.keeps()
         {
-            idle.borrow_mut()
-                .put(lease, connection, rules, clock::now());
+            let mut idle = worker.idle.borrow_mut();
+            idle.put(lease, connection, rules, worker.now());
         }
     }
 

@@ -117,10 +117,9 @@ impl ClientConnection {
     }
 
     /// Waits for the first byte of a request; false if the connection must be closed instead.
-    pub(super) async fn wait_for_request(&mut self, keepalive: Option<Duration>) -> bool {
-        let deadline = self
-            .first_request_deadline
-            .or_else(|| keepalive.map(|keepalive| clock::now() + keepalive));
+    /// `keepalive` is the deadline for requests but the first.
+    pub(super) async fn wait_for_request(&mut self, keepalive: Option<Instant>) -> bool {
+        let deadline = self.first_request_deadline.or(keepalive);
         let Self {
             side, entry, timer, ..
         } = self;

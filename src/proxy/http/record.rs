@@ -8,7 +8,6 @@ use std::{
 
 use super::client_side::ClientSide;
 use crate::{
-    base::clock,
     http::{fields::KnownField, message::RequestHead},
     pool::Pool,
     proxy::worker::Worker,
@@ -61,10 +60,10 @@ pub(super) struct RecordedRequest<'a> {
 }
 
 impl ExchangeRecord {
-    /// The record of a request whose first byte came at `began` and whose head is complete now.
-    pub(super) fn new(began: Instant) -> Self {
+    /// The record of a request whose head took `request` from its first byte on.
+    pub(super) fn new(request: Duration) -> Self {
         Self {
-            request: Some(clock::now().saturating_duration_since(began)),
+            request: Some(request),
             ..Self::default()
         }
     }
@@ -72,7 +71,7 @@ impl ExchangeRecord {
     /// Counts and logs the exchange.
     pub(super) fn finish(self, of: &RecordedRequest<'_>) {
         let snapshot = of.snapshot;
-        let took = clock::now().saturating_duration_since(of.began);
+        let took = of.worker.now().saturating_duration_since(of.began);
         let pool = self.pool.and_then(|pool| snapshot.pools.get(pool));
         debug_assert_eq!(
             pool.is_some(),

@@ -38,7 +38,7 @@ use crate::{
 const MAX_COPIED_BYTES: usize = 4 << 10;
 /// Remaining body bytes from which on the kernel moves them: below it the pipe costs more than the
 /// copies that splice saves.
-const SPLICE_THRESHOLD_BYTES: u64 = 256 << 10;
+const SPLICE_THRESHOLD_BYTES: u64 = 32 << 10;
 /// Largest request body that is kept for a further attempt.
 const MAX_REPLAY_BYTES: usize = 64 << 10;
 

@@ -429,7 +429,7 @@ async fn a_body_is_spliced_only_between_plain_sockets_and_as_it_is() {
         (limited(long as u64), true),
         (limited(long as u64 - 1), false),
         (filtered, false),
-        (case(Length, Plain, 200_000), false),
+        (case(Length, Plain, 30_000), false),
         (BodyCase::plain(Length, Plain, long), false),
         (case(Length, SinkKind::Chunked, long), false),
         (case(Length, SinkKind::Frames, long), false),

@@ -28,7 +28,6 @@ use super::{
     relay::{BodyEncoding, BodyRelay, BodyRelayError, poll_fill_head},
 };
 use crate::{
-    base::clock,
     h2::StreamError,
     http::{fields::KnownField, message::BodyFraming, rules::RESPONSE_LIMITS},
     http1::{
@@ -97,8 +96,7 @@ pub(super) async fn respond(
         exact,
     };
     let rules = &attempt.pool.config.keepalive;
-    let idle = &exchange.context.worker.idle;
-    backend.finish(reuse, idle, attempt.lease, rules);
+    backend.finish(reuse, exchange.context.worker, attempt.lease, rules);
     let client_is_done = !exchange.head().keep_alive && upload.has_read_all();
     let next = after_response(keep_alive, client_is_done);
     Ok(AttemptOutcome::Responded(next))
@@ -230,7 +228,7 @@ async fn check_first_chunk(
     exchange: &mut Exchange<'_>,
     backend: &mut BackendConnection,
 ) -> Result<(), AttemptError> {
-    let deadline = Some(clock::now() + FIRST_CHUNK_TIMEOUT);
+    let deadline = Some(exchange.context.worker.now() + FIRST_CHUNK_TIMEOUT);
     let timer: &mut Timer = &mut exchange.client.timer;
     let response = &mut exchange.buffers.response;
     let mut decoder = BodyDecoder::chunked(RESPONSE_LIMITS);
@@ -330,6 +328,7 @@ async fn relay(
     upload: &mut BodyRelay,
     download: &mut BodyRelay,
 ) -> Result<(), CutResponse> {
+    let now = exchange.context.worker.now();
     let mut relay = ResponseRelay {
         exchange,
         settings: attempt.settings,
@@ -337,7 +336,7 @@ async fn relay(
         upload_ended: upload.is_done(),
         upload,
         download,
-        activity: ActivityTracker::new(clock::now()),
+        activity: ActivityTracker::new(now),
     };
     loop {
         let step = poll_fn(|cx| Poll::Ready(relay.poll(cx))).await;
@@ -402,7 +401,7 @@ impl ResponseRelay<'_, '_> {
             Poll::Pending => {}
         }
         if sent_on || after != before {
-            self.activity.last = clock::now();
+            self.activity.last = self.exchange.context.worker.now();
         }
         self.poll_deadline(cx).map(|reason| Err(reason.into()))
     }
@@ -421,7 +420,7 @@ impl ResponseRelay<'_, '_> {
         if self.upload_ended {
             return Ok(false);
         }
-        let mut at = clock::now();
+        let mut at = self.exchange.context.worker.now();
         let before = self.upload.moved();
         match poll_upload(self.exchange, self.backend, self.upload, &mut at, cx) {
             Poll::Ready(Ok(()) | Err(BodyRelayError::Write(_))) => self.upload_ended = true,

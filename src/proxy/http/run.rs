@@ -17,7 +17,6 @@ use super::{
     reply::LocalReply,
 };
 use crate::{
-    base::clock,
     config::model::{RouteAction, RouteConfig},
     proxy::worker::{Generation, Worker},
     reason::Reason,
@@ -54,7 +53,7 @@ pub(super) async fn run(
     client: &mut ClientConnection,
     buffers: &mut ExchangeBuffers,
 ) -> AfterExchange {
-    let began = clock::now();
+    let began = worker.now();
     let generation = worker.generation();
     let Some((_, listener)) = client.listener_in(&generation) else {
         return AfterExchange::Close;

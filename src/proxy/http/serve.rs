@@ -34,7 +34,8 @@ pub async fn serve(worker: Rc<Worker>, mut client: ClientConnection) {
             };
             let keepalive = listener.config.timeouts.keepalive;
             drop(generation);
-            if !client.wait_for_request(keepalive).await {
+            let deadline = keepalive.map(|keepalive| worker.now() + keepalive);
+            if !client.wait_for_request(deadline).await {
                 // Dropping the socket is enough in the clear; TLS needs its close alert, or the
                 // client sees a truncation.
                 if client.side.tls().is_some() {
