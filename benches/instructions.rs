@@ -37,7 +37,6 @@ use balancer::{
 use gungraun::prelude::*;
 use tokio::{
     runtime::{Builder, LocalOptions, LocalRuntime},
-    sync::watch,
     task::{spawn_local, yield_now},
 };
 
@@ -261,17 +260,12 @@ fn spawn_client(socket: TcpStream, backend: BackendAddress) {
     };
     let access_log = AccessLog::new(&config.access_log, None);
     let snapshot = Snapshot::build(Arc::new(config), None, access_log, clock::now());
-    let (drain, cut) = watch::channel(false);
-    let worker = Rc::new(Worker::new(Arc::new(Daemon::new(snapshot, 1, 100)), cut));
+    let worker = Rc::new(Worker::new(Arc::new(Daemon::new(snapshot, 1, 100))));
     let bind = Rc::new(SocketKey::tcp("127.0.0.1:80".parse().unwrap()));
     let entry = worker.connections.enter(Rc::clone(&bind));
     let stream = Stream::from_tcp(socket).unwrap();
     let client = ClientConnection::new(stream, None, bind, entry, None);
-    drop(spawn_local(async move {
-        serve(worker, client).await;
-        // Tunnels and sessions end with it.
-        drop(drain);
-    }));
+    drop(spawn_local(serve(worker, client)));
 }
 
 #[library_benchmark]

@@ -120,7 +120,7 @@ impl Wait {
     }
 }
 
-/// One registered socket.
+/// State of one socket.
 #[derive(Debug)]
 struct Slot {
     /// Number of the socket: an event of an earlier one in this slot must not be taken for its own.
@@ -225,7 +225,7 @@ impl Driver {
                 let own = slot.filter(|slot| slot.number == (data >> 32) as u32);
                 own.map(|slot| slot.note(Readiness::of(flags)))
             };
-            // A waker may end what owns a socket, and so come back here: nothing is borrowed.
+            // A waker may drop what owns a socket, and so need the slots: they are not borrowed.
             woken.into_iter().flatten().flatten().for_each(Waker::wake);
         }
         events.len()
@@ -418,5 +418,104 @@ impl Drop for Socket {
         debug_assert!(slot.is_some(), "a socket has a slot until it is dropped");
         // Its wakers are dropped here, where nothing is borrowed.
         drop(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        io::Write as _,
+        os::unix::net::UnixStream,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering::Relaxed},
+        },
+        task::Wake,
+    };
+
+    use rustix::net::{RecvFlags, recv};
+
+    use super::*;
+
+    /// A peer and a socket of ours.
+    fn pair() -> (UnixStream, Socket) {
+        let (peer, ours) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (peer, Socket::new(ours.into()).unwrap())
+    }
+
+    #[derive(Default)]
+    struct WakeCount(AtomicUsize);
+
+    impl Wake for WakeCount {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn each_wait_has_its_own_task() {
+        let (mut peer, socket) = pair();
+        socket.assume_ready(Wait::Write);
+        socket.set_unready(Wait::Write);
+        let waits = [Wait::Read, Wait::Write, Wait::Failure { is_unix: true }];
+        let counts = [(); 3].map(|()| Arc::new(WakeCount::default()));
+        for (wait, count) in waits.into_iter().zip(&counts) {
+            let waker = Arc::clone(count).into();
+            let polled = socket.poll_ready(&mut Context::from_waker(&waker), wait);
+            assert!(polled.is_pending());
+        }
+        let woken = || [0, 1, 2].map(|wait| counts[wait].0.load(Relaxed));
+        // There is space from the beginning.
+        turn();
+        assert_eq!(woken(), [0, 1, 0]);
+        peer.write_all(b"x").unwrap();
+        turn();
+        assert_eq!(woken(), [1, 1, 0]);
+        drop(peer);
+        turn();
+        assert_eq!(woken(), [1, 1, 1]);
+    }
+
+    #[tokio::test]
+    async fn an_event_of_a_closed_socket_is_not_taken_for_one_of_the_next_in_its_slot() {
+        let (mut peer, first) = pair();
+        let waker = Waker::noop();
+        let polled = first.poll_ready(&mut Context::from_waker(waker), Wait::Read);
+        assert!(polled.is_pending());
+        // A second descriptor keeps the socket open, and so its registration.
+        let kept = first.as_fd().try_clone_to_owned().unwrap();
+        let slot = first.slot;
+        peer.write_all(b"x").unwrap();
+        drop(first);
+        let (_other_peer, next) = pair();
+        assert_eq!(next.slot, slot);
+        turn();
+        let read = next.try_io(Wait::Read, |_| Ok(()));
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(kept);
+    }
+
+    #[test]
+    fn a_later_runtime_of_the_thread_has_a_driver_of_its_own() {
+        for _ in 0..3 {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let (mut peer, socket) = pair();
+                let written = tokio::task::spawn_blocking(move || peer.write_all(b"x"));
+                let ready = poll_fn(|cx| socket.poll_ready(cx, Wait::Read)).await;
+                ready.unwrap();
+                let mut byte = [0];
+                let read = socket.try_io(Wait::Read, |socket| {
+                    Ok(recv(socket, &mut byte[..], RecvFlags::empty())?)
+                });
+                assert_eq!((read.unwrap().1, byte), (1, *b"x"));
+                written.await.unwrap().unwrap();
+            });
+        }
     }
 }

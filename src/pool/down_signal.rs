@@ -5,7 +5,6 @@
 //! poll is one atomic load.
 
 use std::{
-    collections::HashMap,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{
@@ -16,26 +15,25 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use slab::Slab;
+
 /// The down signal of one backend.
 #[derive(Debug, Default)]
 pub(super) struct DownSignal {
     /// Number of times the signal was raised. A counter and not a flag, because the backend may
     /// come up again before a session looks.
     count: AtomicU64,
-    waiters: Mutex<DownWaiters>,
-}
-
-#[derive(Debug, Default)]
-struct DownWaiters {
-    wakers: HashMap<u64, Waker>,
-    next_key: u64,
+    /// The sessions that have waited since the signal was last raised.
+    waiting: Mutex<Slab<Waker>>,
 }
 
 /// Entry of one waiting session.
 #[derive(Debug)]
 pub(super) struct DownRegistration {
-    /// Key in [`DownWaiters`].
-    key: u64,
+    /// Key in [`DownSignal::waiting`], valid until the signal is raised.
+    key: usize,
+    /// Count of the signal when the entry was made.
+    count: u64,
     waker: Waker,
 }
 
@@ -49,12 +47,12 @@ impl DownSignal {
     /// Ends all sessions that wait, and those that have picked the backend and do not wait yet.
     pub(super) fn raise(&self) {
         let wakers = {
-            // Counts under the lock: a session either sees the new count or is in the map.
-            let mut waiters = self.lock();
+            // Counts under the lock: a session either sees the new count or is in the list.
+            let mut waiting = self.lock();
             self.count.fetch_add(1, Release);
-            std::mem::take(&mut waiters.wakers)
+            std::mem::take(&mut *waiting)
         };
-        wakers.into_values().for_each(Waker::wake);
+        wakers.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
     /// Returns ready if the signal was raised since it stood at `seen`; registers `cx` otherwise.
@@ -71,32 +69,44 @@ impl DownSignal {
         if known.is_some_and(|known| known.waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }
-        let mut waiters = self.lock();
+        let mut waiting = self.lock();
         // The signal may have been raised between the first load and the lock.
         if self.count.load(Acquire) != seen {
             return Poll::Ready(());
         }
-        let key = known.map_or(waiters.next_key, |known| known.key);
-        waiters.next_key += u64::from(known.is_none());
-        waiters.wakers.insert(key, cx.waker().clone());
-        drop(waiters);
         let waker = cx.waker().clone();
-        *registration = Some(DownRegistration { key, waker });
+        let key = match known.and_then(|known| waiting.get_mut(known.key).zip(Some(known.key))) {
+            Some((entry, key)) => {
+                entry.clone_from(&waker);
+                key
+            }
+            None => waiting.insert(waker.clone()),
+        };
+        drop(waiting);
+        *registration = Some(DownRegistration {
+            key,
+            count: seen,
+            waker,
+        });
         Poll::Pending
     }
 
     /// Removes the entry of a session that no longer waits.
     pub(super) fn deregister(&self, registration: &DownRegistration) {
-        self.lock().wakers.remove(&registration.key);
+        let mut waiting = self.lock();
+        // Entries made before the signal was raised are gone.
+        if self.count.load(Relaxed) == registration.count {
+            waiting.try_remove(registration.key);
+        }
     }
 
     /// Number of sessions that wait.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
-        self.lock().wakers.len()
+        self.lock().len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, DownWaiters> {
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Slab<Waker>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

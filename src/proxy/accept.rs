@@ -56,11 +56,15 @@ pub async fn run(
 ) {
     let mut failures = 0;
     let mut last_report: Option<Instant> = None;
-    loop {
+    let is_stopped = stop.clone();
+    // The sender is gone only when the worker ends.
+    let mut stopped = pin!(stop.wait_for(|stop| *stop));
+    // Looked at each time: a queue that never becomes empty must not keep us from stopping.
+    while !is_stopped.has_changed().unwrap_or(true) {
         let accepted = select! {
+            biased;
             accepted = acceptor.accept() => accepted,
-            // The sender is gone only when the worker ends.
-            _ = stop.wait_for(|stop| *stop) => break,
+            _ = &mut stopped => break,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -72,7 +76,8 @@ pub async fn run(
                     if !is_known {
                         last_report = Some(now);
                     }
-                    wait_for_descriptor(&worker, &socket, &stream, &stop, is_known.into()).await;
+                    wait_for_descriptor(&worker, &socket, &stream, &is_stopped, is_known.into())
+                        .await;
                 }
                 on_accept(&worker, stream, peer, &socket);
             }

@@ -10,11 +10,9 @@ use std::{
     time::Instant,
 };
 
-use arc_swap::{ArcSwap, Cache};
-use tokio::sync::watch;
-
 use super::{
     connections::ClientConnections,
+    cut::{CutSignal, UntilCut},
     h2_connections::SharedH2Connections,
     http::buffers::{ExchangeBuffers, KeptCapacity},
     idle::IdleConnections,
@@ -23,6 +21,7 @@ use crate::{
     base::{clock, rng::Random},
     snapshot::{Daemon, Snapshot},
 };
+use arc_swap::{ArcSwap, Cache};
 
 /// The generation that a task works with. The outer count is changed by its own thread only: one
 /// atomic count for all threads would move between their caches with each request.
@@ -70,15 +69,14 @@ pub struct Worker {
     free_buffers: RefCell<Vec<Box<ExchangeBuffers>>>,
     date: RefCell<(u64, String)>,
     turn: Cell<Turn>,
-    /// True once the drain is over: sessions and tunnels are cut.
-    pub(super) cut: watch::Receiver<bool>,
+    cut: Rc<CutSignal>,
     /// Connections that linger after their last response, so that the client can read it.
     pub(super) lingering: Cell<usize>,
 }
 
 impl Worker {
     /// State of a new worker; called on its own thread.
-    pub fn new(daemon: Arc<Daemon>, cut: watch::Receiver<bool>) -> Self {
+    pub fn new(daemon: Arc<Daemon>) -> Self {
         let mut cache = Cache::new(Arc::clone(&daemon.snapshot));
         let generation = Rc::new(Arc::clone(cache.load()));
         Self {
@@ -91,18 +89,19 @@ impl Worker {
             free_buffers: RefCell::default(),
             date: RefCell::default(),
             turn: Cell::new(Turn::None),
-            cut,
+            cut: Rc::default(),
             lingering: Cell::new(0),
         }
     }
 
-    /// Ready when the drain is over and sessions and tunnels have to end.
-    pub(super) fn until_cut(&self) -> impl Future<Output = ()> + use<> {
-        let mut cut = self.cut.clone();
-        async move {
-            // An error is the end of the worker, which ends its tasks as well.
-            let _ = cut.wait_for(|cut| *cut).await;
-        }
+    /// Ends sessions and tunnels: the drain is over.
+    pub fn cut(&self) {
+        self.cut.raise();
+    }
+
+    /// Ready when sessions and tunnels have to end.
+    pub(super) fn until_cut(&self) -> UntilCut {
+        self.cut.until_raised()
     }
 
     /// The generation in force.

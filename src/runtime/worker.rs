@@ -169,8 +169,7 @@ async fn serve(
     mut commands: mpsc::UnboundedReceiver<WorkerCommand>,
     faults: &FaultSender,
 ) {
-    let (cut, cut_seen) = watch::channel(false);
-    let worker = Rc::new(Worker::new(daemon, cut_seen));
+    let worker = Rc::new(Worker::new(daemon));
     let mut accept_loops = AcceptLoops::default();
     let mut tick = interval(TICK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -206,7 +205,7 @@ async fn serve(
     }
     // Sessions end and record themselves, in a few rounds of the runtime. Exchanges are dropped
     // with the runtime, and record that.
-    cut.send_replace(true);
+    worker.cut();
     for _ in 0..CUT_ROUNDS {
         yield_now().await;
     }

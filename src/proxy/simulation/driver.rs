@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{runtime::Runtime, sync::watch};
+use tokio::runtime::Runtime;
 
 use super::{
     peers::{PeerSocket, SimulatedBackends, SimulatedClient},
@@ -105,8 +105,6 @@ pub(super) struct Simulation {
     servers: Vec<EngineTask>,
     pub clients: Vec<SimulatedClient>,
     pub backends: SimulatedBackends,
-    /// Ends tunnels when it is dropped.
-    _drain: watch::Sender<bool>,
     random: Random,
     /// Needed over TCP, where packets may be under way.
     barrier: Option<LoopbackBarrier>,
@@ -118,15 +116,13 @@ impl Simulation {
         let config = config(&backends);
         let access_log = AccessLog::new(&config.access_log, log.map(|log| log.sink.clone()));
         let snapshot = Snapshot::build(Arc::new(config), None, access_log, clock::now());
-        let (drain, cut) = watch::channel(false);
-        let worker = Worker::new(Arc::new(Daemon::new(snapshot, 1, 100)), cut);
+        let worker = Worker::new(Arc::new(Daemon::new(snapshot, 1, 100)));
         *worker.random.borrow_mut() = Random::seeded(scenario.seed);
         let mut simulation = Self {
             worker: Rc::new(worker),
             servers: Vec::new(),
             clients: Vec::new(),
             backends,
-            _drain: drain,
             random: Random::seeded(scenario.seed),
             barrier: scenario.tcp.then(LoopbackBarrier::new),
         };
