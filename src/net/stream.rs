@@ -44,6 +44,12 @@ impl Stream {
         Socket::new(socket.into()).map(Self::Tcp)
     }
 
+    /// A connected unix socket, as a stream of the calling thread's runtime.
+    pub fn from_unix(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Socket::new(socket.into()).map(Self::Unix)
+    }
+
     /// Reads without waiting: `WouldBlock` when there is nothing, `Ok(0)` at the end of the stream.
     ///
     /// Makes no system call unless the driver has seen something, and none after a read that did

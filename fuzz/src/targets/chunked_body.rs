@@ -57,7 +57,7 @@ fn pair() -> (UnixStream, Stream) {
         end.set_nonblocking(true).expect("a flag");
     }
     let theirs = tokio::net::UnixStream::from_std(theirs).expect("a socket");
-    (ours, Stream::from(theirs))
+    (ours, Stream::from_unix(theirs.into_std().unwrap()).unwrap())
 }
 
 /// Lets the proxy forward `input`, which arrives in pieces that end at `cuts`, to a body with

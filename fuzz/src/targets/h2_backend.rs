@@ -54,7 +54,7 @@ fn pair() -> (UnixStream, Stream) {
             .expect("sockets that do not block");
     }
     let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
-    (peer, Stream::from(ours))
+    (peer, Stream::from_unix(ours.into_std().unwrap()).unwrap())
 }
 
 /// Reads heads up to the final one; `None` if there is none.

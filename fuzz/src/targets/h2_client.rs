@@ -362,7 +362,7 @@ impl ClientFixture {
         Self {
             peer,
             connection: Connection::of_client(
-                Stream::from(ours),
+                Stream::from_unix(ours.into_std().unwrap()).unwrap(),
                 &preface,
                 HEAD_LIMITS,
                 MAX_STREAMS,
