@@ -23,7 +23,7 @@ use super::{
 use crate::{
     http::message::BodyFraming,
     http2::{frame::flag, hpack::HpackEncoder},
-    net::fixture::{paused, take_events},
+    net::{driver::take_events, fixture::paused},
 };
 
 const HEAD_LIMITS: HeadLimits = HeadLimits {

@@ -238,7 +238,7 @@ async fn connect_tcp(address: SocketAddr, deadline: Instant) -> Result<Stream, C
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error.into()),
         _ => {}
     }
-    let socket = driver::Socket::new(socket.into())?;
+    let socket = driver::Socket::connecting(socket.into())?;
     let connected = poll_fn(|cx| socket.poll_ready(cx, Wait::Write));
     match timeout_at(deadline.into(), connected).await {
         Ok(watched) => watched?,
@@ -256,9 +256,7 @@ async fn connect_unix(path: &Path, deadline: Instant) -> Result<Stream, ConnectE
         let socket = new_socket(Domain::UNIX)?;
         match socket.connect(&address) {
             Ok(()) => {
-                let socket = driver::Socket::new(socket.into())?;
-                socket.assume_ready(Wait::Write);
-                return Ok(Stream::Unix(socket));
+                return Ok(Stream::Unix(driver::Socket::connected(socket.into())?));
             }
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
             // A full queue of a unix listener is EAGAIN at once, and no event announces a free

@@ -209,7 +209,7 @@ impl Driver {
     }
 
     /// Takes events from the kernel and wakes the tasks that wait for them; returns their number.
-    fn turn(&self) -> usize {
+    fn take_events(&self) -> usize {
         let mut events = self.events.borrow_mut();
         events.clear();
         let no_wait = rustix::time::Timespec::default();
@@ -233,9 +233,10 @@ impl Driver {
 }
 
 /// Takes events for the sockets of the thread, without waiting, and wakes the tasks that wait for
-/// them; returns their number.
-pub(super) fn turn() -> usize {
-    CURRENT.with_borrow(|driver| driver.as_deref().map_or(0, Driver::turn))
+/// them; returns their number. The runtime does that by itself: this is for tests that poll without
+/// one, or must not let it wait.
+pub fn take_events() -> usize {
+    CURRENT.with_borrow(|driver| driver.as_deref().map_or(0, Driver::take_events))
 }
 
 /// Drives the sockets of the thread until its runtime ends.
@@ -245,7 +246,7 @@ async fn run(epoll: AsyncFd<OwnedFd>, end: ForgetOnDrop) {
         let Ok(mut events) = epoll.readable().await else {
             return;
         };
-        if turn() < MAX_EVENTS {
+        if take_events() < MAX_EVENTS {
             events.clear_ready();
         } else {
             // The tasks that were woken have their turn before more are.
@@ -275,9 +276,16 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// A socket that is or will be connected, whose only descriptor this is.
-    pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
+    /// A socket that is being connected, whose only descriptor this is.
+    pub(super) fn connecting(descriptor: OwnedFd) -> io::Result<Self> {
         Self::in_slot(descriptor, false)
+    }
+
+    /// A connected socket, whose only descriptor this is: it takes bytes without an event.
+    pub(super) fn connected(descriptor: OwnedFd) -> io::Result<Self> {
+        let socket = Self::connecting(descriptor)?;
+        socket.assume_ready(Wait::Write);
+        Ok(socket)
     }
 
     /// A socket that has other descriptors, too.
@@ -442,7 +450,7 @@ mod tests {
     fn pair() -> (UnixStream, Socket) {
         let (peer, ours) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (peer, Socket::new(ours.into()).unwrap())
+        (peer, Socket::connecting(ours.into()).unwrap())
     }
 
     #[derive(Default)]
@@ -457,8 +465,6 @@ mod tests {
     #[tokio::test]
     async fn each_wait_has_its_own_task() {
         let (mut peer, socket) = pair();
-        socket.assume_ready(Wait::Write);
-        socket.set_unready(Wait::Write);
         let waits = [Wait::Read, Wait::Write, Wait::Failure { is_unix: true }];
         let counts = [(); 3].map(|()| Arc::new(WakeCount::default()));
         for (wait, count) in waits.into_iter().zip(&counts) {
@@ -468,13 +474,13 @@ mod tests {
         }
         let woken = || [0, 1, 2].map(|wait| counts[wait].0.load(Relaxed));
         // There is space from the beginning.
-        turn();
+        take_events();
         assert_eq!(woken(), [0, 1, 0]);
         peer.write_all(b"x").unwrap();
-        turn();
+        take_events();
         assert_eq!(woken(), [1, 1, 0]);
         drop(peer);
-        turn();
+        take_events();
         assert_eq!(woken(), [1, 1, 1]);
     }
 
@@ -491,7 +497,7 @@ mod tests {
         drop(first);
         let (_other_peer, next) = pair();
         assert_eq!(next.slot, slot);
-        turn();
+        take_events();
         let read = next.try_io(Wait::Read, |_| Ok(()));
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(kept);

@@ -1,16 +1,11 @@
 //! Connections over 127.0.0.1 for the tests of this module and of those above.
 
-use std::os::fd::OwnedFd;
-
 use tokio::{
     net::{TcpListener, TcpStream, UnixStream},
     runtime::{Builder, Runtime},
 };
 
-use super::{
-    driver::{self, Socket, Wait},
-    stream::Stream,
-};
+use super::{driver, stream::Stream};
 use crate::base::address::BackendAddress;
 
 /// A runtime with a paused clock: it goes on to the next timer when every task waits. Events of
@@ -19,7 +14,9 @@ pub(crate) fn paused_runtime() -> Runtime {
     Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
-        .on_thread_park(take_events)
+        .on_thread_park(|| {
+            driver::take_events();
+        })
         .build()
         .unwrap()
 }
@@ -27,11 +24,6 @@ pub(crate) fn paused_runtime() -> Runtime {
 /// Runs `test` with a paused clock.
 pub(crate) fn paused<T>(test: impl Future<Output = T>) -> T {
     paused_runtime().block_on(test)
-}
-
-/// Has the sockets of this thread know what has happened to them.
-pub(crate) fn take_events() {
-    driver::turn();
 }
 
 /// Connects a pair: the end of the test, and the end of the code under test.
@@ -50,19 +42,12 @@ pub(crate) async fn dead_address() -> BackendAddress {
 
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
-        Self::Tcp(connected(stream.into_std().unwrap()))
+        Self::from_tcp(stream.into_std().unwrap()).unwrap()
     }
 }
 
 impl From<UnixStream> for Stream {
     fn from(stream: UnixStream) -> Self {
-        Self::Unix(connected(stream.into_std().unwrap()))
+        Self::from_unix(stream.into_std().unwrap()).unwrap()
     }
-}
-
-fn connected(descriptor: impl Into<OwnedFd>) -> Socket {
-    let socket = Socket::new(descriptor.into()).unwrap();
-    socket.assume_ready(Wait::Read);
-    socket.assume_ready(Wait::Write);
-    socket
 }

@@ -364,8 +364,7 @@ impl Acceptor {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let accepted = |listener: BorrowedFd<'_>| Ok(acceptfrom_with(listener, flags)?);
         let (descriptor, peer) = self.socket().try_io(Wait::Read, accepted)?;
-        let socket = driver::Socket::new(descriptor)?;
-        socket.assume_ready(Wait::Write);
+        let socket = driver::Socket::connected(descriptor)?;
         // Most clients have spoken by now: the first event would be one for nothing.
         socket.assume_ready(Wait::Read);
         match self {

@@ -41,13 +41,13 @@ impl Stream {
     /// A connected TCP socket, as a stream of the calling thread's runtime.
     pub fn from_tcp(socket: std::net::TcpStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Socket::new(socket.into()).map(Self::Tcp)
+        Socket::connected(socket.into()).map(Self::Tcp)
     }
 
     /// A connected unix socket, as a stream of the calling thread's runtime.
     pub fn from_unix(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Socket::new(socket.into()).map(Self::Unix)
+        Socket::connected(socket.into()).map(Self::Unix)
     }
 
     /// Reads without waiting: `WouldBlock` when there is nothing, `Ok(0)` at the end of the stream.

@@ -12,7 +12,7 @@ use balancer::{
     base::rng::Random,
     http::{message::Trailers, rules::RESPONSE_LIMITS},
     http1::body::{BodyDecoder, BodyError, BodyStep},
-    net::stream::Stream,
+    net::{driver::take_events, stream::Stream},
     proxy::http::{BodyEncoding, BodyRelay, BodyRelayError, BodySink, BodySource},
 };
 use tokio::runtime::{Builder, Runtime};
@@ -56,8 +56,7 @@ fn pair() -> (UnixStream, Stream) {
     for end in [&ours, &theirs] {
         end.set_nonblocking(true).expect("a flag");
     }
-    let theirs = tokio::net::UnixStream::from_std(theirs).expect("a socket");
-    (ours, Stream::from_unix(theirs.into_std().unwrap()).unwrap())
+    (ours, Stream::from_unix(theirs).expect("a socket"))
 }
 
 /// Lets the proxy forward `input`, which arrives in pieces that end at `cuts`, to a body with
@@ -77,9 +76,10 @@ fn pass_on(input: &[u8], cuts: &[usize], encoding: BodyEncoding) -> (Vec<u8>, Re
                 if at == input.len() {
                     source.shutdown(std::net::Shutdown::Write).expect("an end");
                 }
-                // The first round lets the driver see the new bytes.
+                // The driver sees new bytes in a round of its own.
                 for _ in 0..4 {
                     tokio::task::yield_now().await;
+                    take_events();
                     if ended.is_none() {
                         ended = poll_fn(|cx| {
                             let (from, to) = (BodySource::H1(&mut from), BodySink::H1(&mut to));

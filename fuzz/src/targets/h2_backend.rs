@@ -53,8 +53,8 @@ fn pair() -> (UnixStream, Stream) {
         one.set_nonblocking(true)
             .expect("sockets that do not block");
     }
-    let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
-    (peer, Stream::from_unix(ours.into_std().unwrap()).unwrap())
+    let ours = Stream::from_unix(ours).expect("a socket of the runtime");
+    (peer, ours)
 }
 
 /// Reads heads up to the final one; `None` if there is none.

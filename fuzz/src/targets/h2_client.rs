@@ -28,7 +28,7 @@ use balancer::{
         block_head::BlockHead,
         frame::{CLIENT_PREFACE, ErrorCode},
     },
-    net::stream::Stream,
+    net::{driver::take_events, stream::Stream},
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -353,7 +353,7 @@ impl ClientFixture {
             one.set_nonblocking(true)
                 .expect("sockets that do not block");
         }
-        let ours = tokio::net::UnixStream::from_std(ours).expect("a socket of the runtime");
+        let ours = Stream::from_unix(ours).expect("a socket of the runtime");
         let preface = [CLIENT_PREFACE, &EMPTY_SETTINGS, first].concat();
         let mut sent = SentFrames::new();
         sent.add(first);
@@ -361,12 +361,7 @@ impl ClientFixture {
         sent.settle();
         Self {
             peer,
-            connection: Connection::of_client(
-                Stream::from_unix(ours.into_std().unwrap()).unwrap(),
-                &preface,
-                HEAD_LIMITS,
-                MAX_STREAMS,
-            ),
+            connection: Connection::of_client(ours, &preface, HEAD_LIMITS, MAX_STREAMS),
             exchanges: Vec::new(),
             sent,
             received: ReceivedFrames::new(),
@@ -408,6 +403,7 @@ impl ClientFixture {
                 self.sent.settle();
                 return;
             }
+            take_events();
             yield_now().await;
         }
         panic!("no end of turns");
