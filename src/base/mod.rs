@@ -13,3 +13,4 @@ pub mod rng;
 pub mod short_text;
 pub mod socket_key;
 pub mod units;
+pub mod wake_signal;

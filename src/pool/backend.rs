@@ -20,12 +20,11 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    down_signal::DownSignal,
     health::{BackendHealth, HealthState, LastCheck, StateChange},
     resolved::ResolvedAddresses,
 };
 use crate::{
-    base::{address::BackendAddress, log_limit::LogLimit},
+    base::{address::BackendAddress, log_limit::LogLimit, wake_signal::WakeSignal},
     config::model,
     telemetry::metrics::{BackendSlot, PerThread},
 };
@@ -45,7 +44,7 @@ pub struct BackendState {
     /// Rate limit of the log lines about untrusted certificates.
     pub certificate_log: LogLimit,
     in_flight: AtomicUsize,
-    pub(super) down: DownSignal,
+    pub(super) down: WakeSignal,
     /// Twice the failures in a row, plus 1 if the backend has refused requests on a new connection
     /// since its last success. One word, so that a success clears both with one store.
     streak: AtomicU32,
@@ -103,7 +102,7 @@ impl BackendState {
             resolved: ArcSwap::from_pointee(ResolvedAddresses::new(resolved, None)),
             certificate_log: LogLimit::default(),
             in_flight: AtomicUsize::new(0),
-            down: DownSignal::default(),
+            down: WakeSignal::default(),
             streak: AtomicU32::new(0),
             state: AtomicU8::new(health.state as u8),
             health: Mutex::new(health),

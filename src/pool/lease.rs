@@ -1,17 +1,9 @@
 //! Leases: one unit of work on a backend, counted in flight from the pick until it is dropped.
 
-use std::{
-    future::Future,
-    ops::Deref,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{ops::Deref, sync::Arc};
 
-use super::{
-    backend::{Backend, BackendState},
-    down_signal::DownRegistration,
-};
+use super::backend::{Backend, BackendState};
+use crate::base::wake_signal::UntilRaised;
 
 /// One exchange or session on a backend. A guard, so that no early return can leak the count.
 #[derive(Debug)]
@@ -33,7 +25,7 @@ impl BackendLease {
 
     /// Completes when the backend has gone down since the pick and its pool ends sessions then.
     pub fn until_down(&self) -> UntilDown {
-        UntilDown::new(Arc::clone(&self.backend.state), self.down_count)
+        until_down(&self.backend.state, self.down_count)
     }
 
     /// The backend.
@@ -56,49 +48,20 @@ impl Drop for BackendLease {
     }
 }
 
+fn until_down(state: &Arc<BackendState>, down_count: u64) -> UntilDown {
+    UntilRaised::new(Arc::clone(state), |state| &state.down, down_count)
+}
+
 /// A future that completes when the backend goes down and its sessions must end; otherwise never.
-#[derive(Debug)]
-pub struct UntilDown {
-    state: Arc<BackendState>,
-    /// Count of the signal when the session picked its backend.
-    down_count: u64,
-    registration: Option<DownRegistration>,
-}
-
-impl UntilDown {
-    fn new(state: Arc<BackendState>, down_count: u64) -> Self {
-        Self {
-            state,
-            down_count,
-            registration: None,
-        }
-    }
-}
-
-impl Future for UntilDown {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        let signal = &this.state.down;
-        signal.poll_raised(this.down_count, &mut this.registration, cx)
-    }
-}
-
-impl Drop for UntilDown {
-    fn drop(&mut self) {
-        if let Some(registration) = &self.registration {
-            self.state.down.deregister(registration);
-        }
-    }
-}
+pub type UntilDown = UntilRaised<Arc<BackendState>>;
 
 #[cfg(test)]
 mod tests {
     use std::{
-        pin::pin,
+        future::Future as _,
+        pin::{Pin, pin},
         sync::atomic::{AtomicUsize, Ordering::Relaxed},
-        task::{Wake, Waker},
+        task::{Context, Wake, Waker},
     };
 
     use super::*;
@@ -120,7 +83,7 @@ mod tests {
         let counter = Arc::new(WakeCounter::default());
         let waker = Waker::from(Arc::clone(&counter));
         let mut cx = Context::from_waker(&waker);
-        let until = || UntilDown::new(Arc::clone(state), state.down.count());
+        let until = || until_down(state, state.down.count());
         let early = until();
         let (mut one, mut other) = (pin!(until()), pin!(until()));
         for _ in 0..3 {

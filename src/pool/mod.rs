@@ -10,7 +10,6 @@
 
 mod backend;
 mod budget;
-mod down_signal;
 mod ejection;
 mod eligible;
 #[cfg(test)]

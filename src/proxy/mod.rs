@@ -6,7 +6,6 @@
 pub mod accept;
 mod accepted;
 pub mod connections;
-mod cut;
 pub mod h2_connections;
 pub mod http;
 pub mod idle;

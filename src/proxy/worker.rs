@@ -7,21 +7,25 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+use arc_swap::{ArcSwap, Cache};
 
 use super::{
     connections::ClientConnections,
-    cut::{CutSignal, UntilCut},
     h2_connections::SharedH2Connections,
     http::buffers::{ExchangeBuffers, KeptCapacity},
     idle::IdleConnections,
 };
 use crate::{
-    base::{clock, rng::Random},
+    base::{
+        clock,
+        rng::Random,
+        wake_signal::{UntilRaised, WakeSignal},
+    },
     snapshot::{Daemon, Snapshot},
 };
-use arc_swap::{ArcSwap, Cache};
 
 /// The generation that a task works with. The outer count is changed by its own thread only: one
 /// atomic count for all threads would move between their caches with each request.
@@ -43,8 +47,8 @@ const MAX_ANSWERED_REFUSALS: usize = 64;
 
 /// The poll of a task by [`Worker::in_turn`], if there is one, and the time if it was read in it.
 #[derive(Clone, Copy)]
-enum Turn {
-    None,
+enum TurnClock {
+    Outside,
     Begun,
     At(Instant),
 }
@@ -68,8 +72,8 @@ pub struct Worker {
     )]
     free_buffers: RefCell<Vec<Box<ExchangeBuffers>>>,
     date: RefCell<(u64, String)>,
-    turn: Cell<Turn>,
-    cut: Rc<CutSignal>,
+    turn: Cell<TurnClock>,
+    cut: Rc<WakeSignal>,
     /// Connections that linger after their last response, so that the client can read it.
     pub(super) lingering: Cell<usize>,
 }
@@ -88,7 +92,7 @@ impl Worker {
             current: RefCell::new(CurrentGeneration { cache, generation }),
             free_buffers: RefCell::default(),
             date: RefCell::default(),
-            turn: Cell::new(Turn::None),
+            turn: Cell::new(TurnClock::Outside),
             cut: Rc::default(),
             lingering: Cell::new(0),
         }
@@ -100,8 +104,8 @@ impl Worker {
     }
 
     /// Ready when sessions and tunnels have to end.
-    pub(super) fn until_cut(&self) -> UntilCut {
-        self.cut.until_raised()
+    pub(super) fn until_cut(&self) -> UntilRaised<Rc<WakeSignal>> {
+        UntilRaised::new(Rc::clone(&self.cut), |cut| cut, 0)
     }
 
     /// The generation in force.
@@ -117,23 +121,28 @@ impl Worker {
     /// Runs one poll of a task as a turn, in which the clock is read once: nothing waits in it, so
     /// microseconds pass at most.
     pub(super) fn in_turn<T>(&self, poll: impl FnOnce() -> T) -> T {
-        self.turn.set(Turn::Begun);
+        self.turn.set(TurnClock::Begun);
         let polled = poll();
-        self.turn.set(Turn::None);
+        self.turn.set(TurnClock::Outside);
         polled
     }
 
     /// The time; within a turn it is read once.
     pub(super) fn now(&self) -> Instant {
         match self.turn.get() {
-            Turn::None => clock::now(),
-            Turn::Begun => {
+            TurnClock::Outside => clock::now(),
+            TurnClock::Begun => {
                 let now = clock::now();
-                self.turn.set(Turn::At(now));
+                self.turn.set(TurnClock::At(now));
                 now
             }
-            Turn::At(now) => now,
+            TurnClock::At(now) => now,
         }
+    }
+
+    /// Time since `then`.
+    pub(super) fn elapsed_since(&self, then: Instant) -> Duration {
+        self.now().saturating_duration_since(then)
     }
 
     /// Takes buffers for an exchange.

@@ -126,13 +126,7 @@ async fn await_h2_stream(
         }
     };
     found.map_err(|unmade| {
-        exchange.record.connect = Some(
-            exchange
-                .context
-                .worker
-                .now()
-                .saturating_duration_since(started),
-        );
+        exchange.record.connect = Some(exchange.context.worker.elapsed_since(started));
         acquire_error(attempt.settings, unmade.reason, unmade.detail.to_string())
     })
 }
@@ -146,13 +140,7 @@ fn use_h2_stream(
     let StreamLease { stream, is_reused } = found;
     exchange.record.reused = is_reused;
     if !is_reused {
-        exchange.record.connect = Some(
-            exchange
-                .context
-                .worker
-                .now()
-                .saturating_duration_since(started),
-        );
+        exchange.record.connect = Some(exchange.context.worker.elapsed_since(started));
     }
     if exchange.head().is_websocket() && !stream.connection().supports_extended_connect() {
         return Err(AcquireError::Client(Reason::UpgradeFailed));

@@ -213,7 +213,7 @@ impl Exchange<'_> {
         }
         let is_silent_end = failure.reason == Reason::ConnectionTerminated
             && self.buffers.response.bytes.is_empty();
-        let took = self.context.worker.now().saturating_duration_since(sent);
+        let took = self.context.worker.elapsed_since(sent);
         let refusal = backend
             .refusal(took, attempt.settings.timeouts.connect)
             .filter(|_| is_silent_end);

@@ -94,7 +94,7 @@ pub(super) async fn await_response(
             ..
         } = &mut *pending.exchange;
         if record.first_byte.is_none() {
-            record.first_byte = Some(context.worker.now().saturating_duration_since(sent));
+            record.first_byte = Some(context.worker.elapsed_since(sent));
         }
         if buffers.response.status == 101 {
             return pending.check_switch();

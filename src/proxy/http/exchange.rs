@@ -139,7 +139,7 @@ impl<'a> Exchange<'a> {
         let ExchangeContext {
             snapshot, worker, ..
         } = context;
-        let record = ExchangeRecord::new(worker.now().saturating_duration_since(began));
+        let record = ExchangeRecord::new(worker.elapsed_since(began));
         let head = &buffers.request;
         let address = ClientAddress::of(head, client.peer, &snapshot.config.trusted_proxies);
         forward::request_id(

@@ -71,7 +71,7 @@ impl ExchangeRecord {
     /// Counts and logs the exchange.
     pub(super) fn finish(self, of: &RecordedRequest<'_>) {
         let snapshot = of.snapshot;
-        let took = of.worker.now().saturating_duration_since(of.began);
+        let took = of.worker.elapsed_since(of.began);
         let pool = self.pool.and_then(|pool| snapshot.pools.get(pool));
         debug_assert_eq!(
             pool.is_some(),
