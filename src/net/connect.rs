@@ -16,7 +16,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::time::timeout_at;
 
 use super::{
-    driver::{self, Wait},
+    driver::{DrivenSocket, SocketWait},
     limits, local_error, proxy_protocol,
     stream::Stream,
     tls::{self, HandshakeError},
@@ -238,8 +238,8 @@ async fn connect_tcp(address: SocketAddr, deadline: Instant) -> Result<Stream, C
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error.into()),
         _ => {}
     }
-    let socket = driver::Socket::connecting(socket.into())?;
-    let connected = poll_fn(|cx| socket.poll_ready(cx, Wait::Write));
+    let socket = DrivenSocket::connecting(socket.into())?;
+    let connected = poll_fn(|cx| socket.poll_ready(cx, SocketWait::Write));
     match timeout_at(deadline.into(), connected).await {
         Ok(watched) => watched?,
         Err(_) => return Err(ConnectError::Timeout),
@@ -256,7 +256,7 @@ async fn connect_unix(path: &Path, deadline: Instant) -> Result<Stream, ConnectE
         let socket = new_socket(Domain::UNIX)?;
         match socket.connect(&address) {
             Ok(()) => {
-                return Ok(Stream::Unix(driver::Socket::connected(socket.into())?));
+                return Ok(Stream::Unix(DrivenSocket::connected(socket.into())?));
             }
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
             // A full queue of a unix listener is EAGAIN at once, and no event announces a free

@@ -1,7 +1,7 @@
 //! Readiness of sockets: one epoll instance for each thread, which the thread's runtime watches.
 //!
 //! A socket is registered when a task first waits for it, edge-triggered. What the events said is
-//! kept in a slot of the thread until an operation finds that it no longer holds. Nothing is shared
+//! kept in a slot of the thread until an operation has used it up. Nothing is shared
 //! with another thread, so there is no lock, a socket needs no memory of its own, and the kernel
 //! forgets it when it is closed.
 //!
@@ -39,58 +39,9 @@ const READ_EVENTS: EventFlags = EventFlags::IN
 /// Events of a socket that has had to wait for space: most never do.
 const ALL_EVENTS: EventFlags = READ_EVENTS.union(EventFlags::OUT);
 
-/// State of a socket as far as it is known: a set of the constants below.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Readiness(u8);
-
-impl Readiness {
-    const NONE: Self = Self(0);
-    /// There may be something to read.
-    const READABLE: Self = Self(1);
-    /// There may be space for something to write.
-    const WRITABLE: Self = Self(2);
-    /// The peer has ended its direction. Stays.
-    const READ_ENDED: Self = Self(4);
-    /// Both directions have ended. Stays.
-    const HUNG_UP: Self = Self(8);
-    /// The connection has failed, as by a reset. Stays.
-    const FAILED: Self = Self(16);
-    /// Urgent data has arrived, at which reads stop (tcp(7)). Stays.
-    const URGENT: Self = Self(32);
-
-    const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    const fn has_any(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-
-    fn of(events: EventFlags) -> Self {
-        let when = |flag, readiness| {
-            if events.intersects(flag) {
-                readiness
-            } else {
-                Self::NONE
-            }
-        };
-        let both = Self::READABLE.union(Self::WRITABLE);
-        when(EventFlags::IN, Self::READABLE)
-            .union(when(EventFlags::OUT, Self::WRITABLE))
-            .union(when(EventFlags::PRI, Self::READABLE.union(Self::URGENT)))
-            .union(when(EventFlags::RDHUP, Self::READ_ENDED))
-            .union(when(EventFlags::HUP, Self::READ_ENDED.union(Self::HUNG_UP)))
-            .union(when(EventFlags::ERR, both.union(Self::FAILED)))
-    }
-}
-
 /// Condition that an operation on a socket waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wait {
+pub(super) enum SocketWait {
     /// Data, the end of the peer's direction, or an error; on a listening socket a connection.
     Read,
     /// Space for data, or an error.
@@ -99,96 +50,106 @@ pub(super) enum Wait {
     Failure { is_unix: bool },
 }
 
-impl Wait {
-    /// Readiness that an operation uses up.
-    const fn passing(self) -> Readiness {
+impl SocketWait {
+    /// Events whose effect an operation uses up. All others stay: an end, a failure.
+    const fn passing(self) -> EventFlags {
         match self {
-            Self::Read => Readiness::READABLE,
-            Self::Write => Readiness::WRITABLE,
-            Self::Failure { .. } => Readiness::NONE,
+            Self::Read => EventFlags::IN,
+            Self::Write => EventFlags::OUT,
+            Self::Failure { .. } => EventFlags::empty(),
         }
     }
 
-    /// Readiness that ends the wait.
-    const fn readiness(self) -> Readiness {
+    /// Events that end the wait.
+    const fn events(self) -> EventFlags {
         match self {
-            Self::Read => Readiness::READABLE.union(Readiness::READ_ENDED),
-            Self::Write => Readiness::WRITABLE.union(Readiness::HUNG_UP),
-            Self::Failure { is_unix: false } => Readiness::FAILED,
-            Self::Failure { is_unix: true } => Readiness::FAILED.union(Readiness::HUNG_UP),
+            Self::Read => EventFlags::IN
+                .union(EventFlags::RDHUP)
+                .union(EventFlags::HUP),
+            Self::Write => EventFlags::OUT.union(EventFlags::HUP),
+            Self::Failure { is_unix: false } => EventFlags::ERR,
+            Self::Failure { is_unix: true } => EventFlags::ERR.union(EventFlags::HUP),
         }
     }
 }
 
 /// State of one socket.
 #[derive(Debug)]
-struct Slot {
+struct SocketSlot {
     /// Number of the socket: an event of an earlier one in this slot must not be taken for its own.
     number: u32,
-    readiness: Readiness,
+    /// Events of the socket, less those whose effect was used up.
+    seen: EventFlags,
     /// Events that the kernel reports; none before the first wait.
-    events: EventFlags,
-    /// The tasks that wait, one for each kind of [`Wait`].
+    watched: EventFlags,
+    /// The tasks that wait, one for each kind of [`SocketWait`].
     reader: Option<Waker>,
     writer: Option<Waker>,
     watcher: Option<Waker>,
 }
 
-impl Slot {
+impl SocketSlot {
     const fn new(number: u32) -> Self {
         Self {
             number,
-            readiness: Readiness::NONE,
-            events: EventFlags::empty(),
+            seen: EventFlags::empty(),
+            watched: EventFlags::empty(),
             reader: None,
             writer: None,
             watcher: None,
         }
     }
 
-    fn waker(&mut self, wait: Wait) -> &mut Option<Waker> {
+    fn waker(&mut self, wait: SocketWait) -> &mut Option<Waker> {
         match wait {
-            Wait::Read => &mut self.reader,
-            Wait::Write => &mut self.writer,
-            Wait::Failure { .. } => &mut self.watcher,
+            SocketWait::Read => &mut self.reader,
+            SocketWait::Write => &mut self.writer,
+            SocketWait::Failure { .. } => &mut self.watcher,
         }
     }
 
-    /// Notes an event, and gives the tasks that it wakes.
-    fn note(&mut self, readiness: Readiness) -> [Option<Waker>; 3] {
-        self.readiness = self.readiness.union(readiness);
-        let mut woken = |wait: Wait| {
-            let is_woken = readiness.has_any(wait.readiness());
+    /// Notes events, and gives the tasks that they wake.
+    fn note(&mut self, mut events: EventFlags) -> [Option<Waker>; 3] {
+        if events.contains(EventFlags::ERR) {
+            // Either operation finds the error.
+            events |= EventFlags::IN | EventFlags::OUT;
+        }
+        if events.contains(EventFlags::PRI) {
+            events |= EventFlags::IN;
+        }
+        self.seen |= events;
+        let mut woken = |wait: SocketWait| {
+            let is_woken = events.intersects(wait.events());
             self.waker(wait).take_if(|_| is_woken)
         };
         [
-            woken(Wait::Read),
-            woken(Wait::Write),
-            woken(Wait::Failure { is_unix: true }),
+            woken(SocketWait::Read),
+            woken(SocketWait::Write),
+            woken(SocketWait::Failure { is_unix: true }),
         ]
     }
 }
 
 /// The sockets of one thread.
-struct Driver {
+struct SocketDriver {
     epoll: OwnedFd,
-    slots: RefCell<Slab<Slot>>,
+    slots: RefCell<Slab<SocketSlot>>,
     events: RefCell<Vec<Event>>,
     last_number: Cell<u32>,
 }
 
 thread_local! {
     /// The driver of the thread's runtime, from its first socket on.
-    static CURRENT: RefCell<Option<Rc<Driver>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Rc<SocketDriver>>> = const { RefCell::new(None) };
 }
 
-impl fmt::Debug for Driver {
+impl fmt::Debug for SocketDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Driver").finish_non_exhaustive()
+        f.debug_struct("SocketDriver").finish_non_exhaustive()
     }
 }
 
-impl Driver {
+impl SocketDriver {
     /// Returns the driver of the calling thread's runtime.
     fn current() -> io::Result<Rc<Self>> {
         if let Some(driver) = CURRENT.with_borrow(Clone::clone) {
@@ -223,7 +184,7 @@ impl Driver {
                 let mut slots = self.slots.borrow_mut();
                 let slot = slots.get_mut(data as u32 as usize);
                 let own = slot.filter(|slot| slot.number == (data >> 32) as u32);
-                own.map(|slot| slot.note(Readiness::of(flags)))
+                own.map(|slot| slot.note(flags))
             };
             // A waker may drop what owns a socket, and so need the slots: they are not borrowed.
             woken.into_iter().flatten().flatten().for_each(Waker::wake);
@@ -236,7 +197,7 @@ impl Driver {
 /// them; returns their number. The runtime does that by itself: this is for tests that poll without
 /// one, or must not let it wait.
 pub fn take_events() -> usize {
-    CURRENT.with_borrow(|driver| driver.as_deref().map_or(0, Driver::take_events))
+    CURRENT.with_borrow(|driver| driver.as_deref().map_or(0, SocketDriver::take_events))
 }
 
 /// Drives the sockets of the thread until its runtime ends.
@@ -267,15 +228,15 @@ impl Drop for ForgetOnDrop {
 
 /// A socket without waiting, and what is known of its readiness. Belongs to its thread.
 #[derive(Debug)]
-pub struct Socket {
+pub struct DrivenSocket {
     descriptor: OwnedFd,
-    driver: Rc<Driver>,
+    driver: Rc<SocketDriver>,
     slot: u32,
     /// The kernel must be told of the end: closing this descriptor does not close the socket.
     is_shared: bool,
 }
 
-impl Socket {
+impl DrivenSocket {
     /// A socket that is being connected, whose only descriptor this is.
     pub(super) fn connecting(descriptor: OwnedFd) -> io::Result<Self> {
         Self::in_slot(descriptor, false)
@@ -284,7 +245,7 @@ impl Socket {
     /// A connected socket, whose only descriptor this is: it takes bytes without an event.
     pub(super) fn connected(descriptor: OwnedFd) -> io::Result<Self> {
         let socket = Self::connecting(descriptor)?;
-        socket.assume_ready(Wait::Write);
+        socket.assume_ready(SocketWait::Write);
         Ok(socket)
     }
 
@@ -294,10 +255,10 @@ impl Socket {
     }
 
     fn in_slot(descriptor: OwnedFd, is_shared: bool) -> io::Result<Self> {
-        let driver = Driver::current()?;
+        let driver = SocketDriver::current()?;
         let number = driver.last_number.get().wrapping_add(1);
         driver.last_number.set(number);
-        let slot = driver.slots.borrow_mut().insert(Slot::new(number)) as u32;
+        let slot = driver.slots.borrow_mut().insert(SocketSlot::new(number)) as u32;
         Ok(Self {
             descriptor,
             driver,
@@ -308,11 +269,11 @@ impl Socket {
 
     /// Takes the socket for ready until an operation finds that it is not: saves the wait for the
     /// first event.
-    pub(super) fn assume_ready(&self, wait: Wait) {
-        self.with_slot(|slot| slot.readiness = slot.readiness.union(wait.passing()));
+    pub(super) fn assume_ready(&self, wait: SocketWait) {
+        self.with_slot(|slot| slot.seen |= wait.passing());
     }
 
-    fn with_slot<T>(&self, use_it: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+    fn with_slot<T>(&self, use_it: impl FnOnce(&mut SocketSlot) -> T) -> Option<T> {
         let mut slots = self.driver.slots.borrow_mut();
         let slot = slots.get_mut(self.slot as usize);
         debug_assert!(slot.is_some(), "a socket has a slot until it is dropped");
@@ -323,10 +284,14 @@ impl Socket {
     ///
     /// # Errors
     /// The kernel has no memory for one more socket to watch.
-    pub(super) fn poll_ready(&self, cx: &mut Context<'_>, wait: Wait) -> Poll<io::Result<()>> {
+    pub(super) fn poll_ready(
+        &self,
+        cx: &mut Context<'_>,
+        wait: SocketWait,
+    ) -> Poll<io::Result<()>> {
         let budget = ready!(coop::poll_proceed(cx));
         let is_ready = self.with_slot(|slot| {
-            if slot.readiness.has_any(wait.readiness()) {
+            if slot.seen.intersects(wait.events()) {
                 return Ok(true);
             }
             let waiting = slot.waker(wait);
@@ -346,23 +311,23 @@ impl Socket {
     }
 
     /// Has the kernel report what `wait` waits for, if it does not do so yet.
-    fn watch(&self, slot: &mut Slot, wait: Wait) -> io::Result<()> {
-        let events = if wait == Wait::Write {
+    fn watch(&self, slot: &mut SocketSlot, wait: SocketWait) -> io::Result<()> {
+        let events = if wait == SocketWait::Write {
             ALL_EVENTS
         } else {
             READ_EVENTS
         };
-        if slot.events.contains(events) {
+        if slot.watched.contains(events) {
             return Ok(());
         }
         let data = EventData::new_u64(u64::from(slot.number) << 32 | u64::from(self.slot));
         let epoll = &self.driver.epoll;
-        if slot.events.is_empty() {
+        if slot.watched.is_empty() {
             epoll::add(epoll, &self.descriptor, data, events)?;
         } else {
             epoll::modify(epoll, &self.descriptor, data, events)?;
         }
-        slot.events = events;
+        slot.watched = events;
         Ok(())
     }
 
@@ -370,10 +335,10 @@ impl Socket {
     /// makes it unready until the next event.
     pub(super) fn try_io<T>(
         &self,
-        wait: Wait,
+        wait: SocketWait,
         operation: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
     ) -> io::Result<T> {
-        let is_ready = self.with_slot(|slot| slot.readiness.has_any(wait.readiness()));
+        let is_ready = self.with_slot(|slot| slot.seen.intersects(wait.events()));
         if is_ready == Some(false) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -385,34 +350,33 @@ impl Socket {
     }
 
     /// Notes that an operation has used up all that was there, or all space.
-    pub(super) fn set_unready(&self, wait: Wait) {
-        self.with_slot(|slot| slot.readiness = slot.readiness.without(wait.passing()));
+    pub(super) fn set_unready(&self, wait: SocketWait) {
+        self.with_slot(|slot| slot.seen.remove(wait.passing()));
     }
 
-    /// True if a read that did not fill its buffer has taken all that there was.
+    /// True if a read that did not fill its buffer has taken all that there was: reads also stop at
+    /// urgent data (tcp(7)).
     pub(super) fn is_drained_by_short_read(&self) -> bool {
-        self.with_slot(|slot| !slot.readiness.has_any(Readiness::URGENT)) == Some(true)
+        self.with_slot(|slot| !slot.seen.contains(EventFlags::PRI)) == Some(true)
     }
 
     /// True if everything was read, and the peer has ended its direction.
     pub(super) fn is_at_end(&self) -> bool {
-        let ended = self.with_slot(|slot| {
-            slot.readiness.has_any(Readiness::READ_ENDED)
-                && !slot
-                    .readiness
-                    .has_any(Readiness::READABLE.union(Readiness::FAILED))
-        });
-        ended == Some(true)
+        let has_ended = |seen: EventFlags| {
+            seen.intersects(EventFlags::RDHUP | EventFlags::HUP)
+                && !seen.intersects(EventFlags::IN | EventFlags::ERR)
+        };
+        self.with_slot(|slot| has_ended(slot.seen)) == Some(true)
     }
 }
 
-impl AsFd for Socket {
+impl AsFd for DrivenSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
 }
 
-impl Drop for Socket {
+impl Drop for DrivenSocket {
     fn drop(&mut self) {
         if self.is_shared {
             // Fails if no task has waited for it.
@@ -447,10 +411,10 @@ mod tests {
     use super::*;
 
     /// A peer and a socket of ours.
-    fn pair() -> (UnixStream, Socket) {
+    fn pair() -> (UnixStream, DrivenSocket) {
         let (peer, ours) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (peer, Socket::connecting(ours.into()).unwrap())
+        (peer, DrivenSocket::connecting(ours.into()).unwrap())
     }
 
     #[derive(Default)]
@@ -465,7 +429,11 @@ mod tests {
     #[tokio::test]
     async fn each_wait_has_its_own_task() {
         let (mut peer, socket) = pair();
-        let waits = [Wait::Read, Wait::Write, Wait::Failure { is_unix: true }];
+        let waits = [
+            SocketWait::Read,
+            SocketWait::Write,
+            SocketWait::Failure { is_unix: true },
+        ];
         let counts = [(); 3].map(|()| Arc::new(WakeCount::default()));
         for (wait, count) in waits.into_iter().zip(&counts) {
             let waker = Arc::clone(count).into();
@@ -488,7 +456,7 @@ mod tests {
     async fn an_event_of_a_closed_socket_is_not_taken_for_one_of_the_next_in_its_slot() {
         let (mut peer, first) = pair();
         let waker = Waker::noop();
-        let polled = first.poll_ready(&mut Context::from_waker(waker), Wait::Read);
+        let polled = first.poll_ready(&mut Context::from_waker(waker), SocketWait::Read);
         assert!(polled.is_pending());
         // A second descriptor keeps the socket open, and so its registration.
         let kept = first.as_fd().try_clone_to_owned().unwrap();
@@ -498,7 +466,7 @@ mod tests {
         let (_other_peer, next) = pair();
         assert_eq!(next.slot, slot);
         take_events();
-        let read = next.try_io(Wait::Read, |_| Ok(()));
+        let read = next.try_io(SocketWait::Read, |_| Ok(()));
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(kept);
     }
@@ -513,10 +481,10 @@ mod tests {
             runtime.block_on(async {
                 let (mut peer, socket) = pair();
                 let written = tokio::task::spawn_blocking(move || peer.write_all(b"x"));
-                let ready = poll_fn(|cx| socket.poll_ready(cx, Wait::Read)).await;
+                let ready = poll_fn(|cx| socket.poll_ready(cx, SocketWait::Read)).await;
                 ready.unwrap();
                 let mut byte = [0];
-                let read = socket.try_io(Wait::Read, |socket| {
+                let read = socket.try_io(SocketWait::Read, |socket| {
                     Ok(recv(socket, &mut byte[..], RecvFlags::empty())?)
                 });
                 assert_eq!((read.unwrap().1, byte), (1, *b"x"));

@@ -24,7 +24,7 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::{
-    driver::{self, Wait},
+    driver::{DrivenSocket, SocketWait},
     stream::Stream,
 };
 use crate::{base::address::BindAddress, config::model::SocketConfig};
@@ -69,9 +69,9 @@ pub enum ListeningSocket {
 #[derive(Debug)]
 pub enum Acceptor {
     /// TCP over IPv4 or IPv6.
-    Tcp(driver::Socket),
+    Tcp(DrivenSocket),
     /// A unix socket.
-    Unix(driver::Socket),
+    Unix(DrivenSocket),
 }
 
 /// Failure to listen on an address. The text names the address and what to do.
@@ -324,11 +324,9 @@ impl Acceptor {
     /// Registers the socket with the runtime of the calling thread.
     pub fn new(listening: ListeningSocket) -> io::Result<Self> {
         match listening {
-            ListeningSocket::Tcp(listener) => {
-                driver::Socket::shared(listener.into()).map(Self::Tcp)
-            }
+            ListeningSocket::Tcp(listener) => DrivenSocket::shared(listener.into()).map(Self::Tcp),
             ListeningSocket::Unix(listener) => {
-                driver::Socket::shared(listener.into()).map(Self::Unix)
+                DrivenSocket::shared(listener.into()).map(Self::Unix)
             }
         }
     }
@@ -337,13 +335,13 @@ impl Acceptor {
     /// seen yet, and closes the socket. Without that they would be reset.
     pub fn drain_queue(self) -> io::Result<Vec<(Stream, Option<IpAddr>)>> {
         Ok(accept_queued(|| {
-            self.socket().assume_ready(Wait::Read);
+            self.socket().assume_ready(SocketWait::Read);
             self.try_accept()
         })
         .collect())
     }
 
-    fn socket(&self) -> &driver::Socket {
+    fn socket(&self) -> &DrivenSocket {
         let (Self::Tcp(socket) | Self::Unix(socket)) = self;
         socket
     }
@@ -352,7 +350,7 @@ impl Acceptor {
     /// IPv4, a unix peer as `None`.
     pub async fn accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
         loop {
-            poll_fn(|cx| self.socket().poll_ready(cx, Wait::Read)).await?;
+            poll_fn(|cx| self.socket().poll_ready(cx, SocketWait::Read)).await?;
             match self.try_accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 accepted => return accepted,
@@ -363,10 +361,10 @@ impl Acceptor {
     fn try_accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let accepted = |listener: BorrowedFd<'_>| Ok(acceptfrom_with(listener, flags)?);
-        let (descriptor, peer) = self.socket().try_io(Wait::Read, accepted)?;
-        let socket = driver::Socket::connected(descriptor)?;
+        let (descriptor, peer) = self.socket().try_io(SocketWait::Read, accepted)?;
+        let socket = DrivenSocket::connected(descriptor)?;
         // Most clients have spoken by now: the first event would be one for nothing.
-        socket.assume_ready(Wait::Read);
+        socket.assume_ready(SocketWait::Read);
         match self {
             Self::Tcp(_) => {
                 let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
@@ -509,7 +507,7 @@ mod tests {
             let mut sockets = bind(&unused_port("127.0.0.1"), &options, 1).unwrap();
             let address = sockets[0].local_addr().unwrap();
             let acceptor = Acceptor::new(sockets.remove(0)).unwrap();
-            acceptor.socket().assume_ready(Wait::Read);
+            acceptor.socket().assume_ready(SocketWait::Read);
             let mut client = std::net::TcpStream::connect(address).unwrap();
             let at_once = acceptor.try_accept().is_ok();
             assert_eq!(at_once, !clients_speak_first);

@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use super::{driver::Wait, limits::check_reserve, stream::Stream};
+use super::{driver::SocketWait, limits::check_reserve, stream::Stream};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
 /// Wanted capacity of a pipe. An unprivileged user may have 64 MiB of pipes in all (pipe(7),
@@ -155,7 +155,7 @@ impl SpliceTransfer {
         let pipe = KernelPipe::take().map_err(|_| TransferError::Unsupported)?;
         let wanted =
             usize::try_from(self.remaining).map_or(pipe.capacity, |left| left.min(pipe.capacity));
-        let taken = from.try_io(Wait::Read, |socket| {
+        let taken = from.try_io(SocketWait::Read, |socket| {
             Ok(splice(
                 socket,
                 None,

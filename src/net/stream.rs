@@ -22,7 +22,7 @@ use rustix::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::{
-    driver::{Socket, Wait},
+    driver::{DrivenSocket, SocketWait},
     tls::{NegotiatedTls, TlsStream},
 };
 
@@ -30,9 +30,9 @@ use super::{
 #[derive(Debug)]
 pub enum Stream {
     /// TCP over IPv4 or IPv6.
-    Tcp(Socket),
+    Tcp(DrivenSocket),
     /// A unix socket.
-    Unix(Socket),
+    Unix(DrivenSocket),
     /// TLS over one of the others.
     Tls(Box<TlsStream>),
 }
@@ -41,13 +41,13 @@ impl Stream {
     /// A connected TCP socket, as a stream of the calling thread's runtime.
     pub fn from_tcp(socket: std::net::TcpStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Socket::connected(socket.into()).map(Self::Tcp)
+        DrivenSocket::connected(socket.into()).map(Self::Tcp)
     }
 
     /// A connected unix socket, as a stream of the calling thread's runtime.
     pub fn from_unix(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Socket::connected(socket.into()).map(Self::Unix)
+        DrivenSocket::connected(socket.into()).map(Self::Unix)
     }
 
     /// Reads without waiting: `WouldBlock` when there is nothing, `Ok(0)` at the end of the stream.
@@ -68,11 +68,11 @@ impl Stream {
         if socket.is_at_end() {
             return Ok(0);
         }
-        let (_, count) = socket.try_io(Wait::Read, |socket| {
+        let (_, count) = socket.try_io(SocketWait::Read, |socket| {
             Ok(recv(socket, buffer, RecvFlags::empty())?)
         })?;
         if 0 < count && count < capacity && socket.is_drained_by_short_read() {
-            socket.set_unready(Wait::Read);
+            socket.set_unready(SocketWait::Read);
         }
         Ok(count)
     }
@@ -107,9 +107,9 @@ impl Stream {
         operation: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<usize>,
     ) -> io::Result<usize> {
         let socket = self.plain()?;
-        let count = socket.try_io(Wait::Write, |socket| Ok(operation(socket)?))?;
+        let count = socket.try_io(SocketWait::Write, |socket| Ok(operation(socket)?))?;
         if count < length {
-            socket.set_unready(Wait::Write);
+            socket.set_unready(SocketWait::Write);
         }
         Ok(count)
     }
@@ -122,7 +122,7 @@ impl Stream {
         if let Self::Tls(tls) = self {
             return tls.is_idle_and_open();
         }
-        let peeked = self.try_io(Wait::Read, |socket| {
+        let peeked = self.try_io(SocketWait::Read, |socket| {
             let (count, _) = recv(socket, &mut [0_u8; 1][..], RecvFlags::PEEK)?;
             Ok(count)
         });
@@ -154,9 +154,9 @@ impl Stream {
         let is_unix = matches!(socket, Self::Unix(_));
         match socket {
             // A socket that the kernel cannot watch is as good as lost.
-            Self::Tcp(socket) | Self::Unix(socket) => {
-                socket.poll_ready(cx, Wait::Failure { is_unix }).map(drop)
-            }
+            Self::Tcp(socket) | Self::Unix(socket) => socket
+                .poll_ready(cx, SocketWait::Failure { is_unix })
+                .map(drop),
             Self::Tls(_) => {
                 debug_assert!(false, "TLS is over a plain socket");
                 Poll::Pending
@@ -166,7 +166,7 @@ impl Stream {
 
     /// As [`Stream::try_read`], and leaves the bytes in the stream. Not under TLS.
     pub fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.try_io(Wait::Read, |socket| {
+        self.try_io(SocketWait::Read, |socket| {
             let (count, _) = recv(socket, buffer, RecvFlags::PEEK)?;
             Ok(count)
         })
@@ -267,7 +267,7 @@ impl Stream {
     /// Ready when a read will not wait: data, the end of the stream, or an error.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(socket) | Self::Unix(socket) => socket.poll_ready(cx, Wait::Read),
+            Self::Tcp(socket) | Self::Unix(socket) => socket.poll_ready(cx, SocketWait::Read),
             Self::Tls(tls) => tls.poll_read_ready(cx),
         }
     }
@@ -275,7 +275,7 @@ impl Stream {
     /// Ready when a write will not wait.
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(socket) | Self::Unix(socket) => socket.poll_ready(cx, Wait::Write),
+            Self::Tcp(socket) | Self::Unix(socket) => socket.poll_ready(cx, SocketWait::Write),
             Self::Tls(tls) => tls.socket().poll_write_ready(cx),
         }
     }
@@ -302,33 +302,32 @@ impl Stream {
         if let Self::Tls(_) = self {
             return pin!(self.read_buf(buffer)).poll(cx);
         }
-        loop {
-            ready!(self.poll_read_ready(cx))?;
+        self.poll_io(cx, SocketWait::Read, |stream| {
             let spare = buffer.capacity() - buffer.len();
-            match self.try_receive(spare_capacity(buffer), spare) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                received => return Poll::Ready(received),
-            }
-        }
+            stream.try_receive(spare_capacity(buffer), spare)
+        })
     }
 
-    /// Sends by `attempt` as soon as the socket takes bytes.
-    fn poll_send(
+    /// Makes `attempt` as soon as it need not wait, and again if it would have to after all. Not
+    /// under TLS.
+    fn poll_io<T>(
         &self,
         cx: &mut Context<'_>,
-        attempt: impl Fn(&Self) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
+        wait: SocketWait,
+        mut attempt: impl FnMut(&Self) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        let socket = self.plain()?;
         loop {
-            ready!(self.poll_write_ready(cx))?;
+            ready!(socket.poll_ready(cx, wait))?;
             match attempt(self) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                sent => return Poll::Ready(sent),
+                done => return Poll::Ready(done),
             }
         }
     }
 
     /// The socket itself; an error under TLS, where that would bypass the encryption.
-    fn plain(&self) -> io::Result<&Socket> {
+    fn plain(&self) -> io::Result<&DrivenSocket> {
         match self {
             Self::Tcp(socket) | Self::Unix(socket) => Ok(socket),
             Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
@@ -339,7 +338,7 @@ impl Stream {
     /// is not, until the next event. Not under TLS.
     pub(super) fn try_io<T>(
         &self,
-        wait: Wait,
+        wait: SocketWait,
         operation: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
     ) -> io::Result<T> {
         self.plain()?.try_io(wait, operation)
@@ -370,13 +369,10 @@ impl AsyncRead for Stream {
             Self::Tls(tls) => return tls.poll_read(cx, buffer),
             stream => stream,
         };
-        loop {
-            ready!(stream.poll_read_ready(cx))?;
-            match stream.try_read(buffer.initialize_unfilled()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(|count| buffer.advance(count))),
-            }
-        }
+        let read = ready!(stream.poll_io(cx, SocketWait::Read, |stream| {
+            stream.try_read(buffer.initialize_unfilled())
+        }));
+        Poll::Ready(read.map(|count| buffer.advance(count)))
     }
 }
 
@@ -390,7 +386,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tls(tls) => tls.poll_write(cx, bytes),
-            stream => stream.poll_send(cx, |stream| stream.try_write(bytes)),
+            stream => stream.poll_io(cx, SocketWait::Write, |stream| stream.try_write(bytes)),
         }
     }
 
@@ -404,7 +400,7 @@ impl AsyncWrite for Stream {
             stream => stream,
         };
         let length = parts.iter().map(|part| part.len()).sum();
-        stream.poll_send(cx, |stream| {
+        stream.poll_io(cx, SocketWait::Write, |stream| {
             stream.try_send_with(length, |socket| {
                 let control = &mut SendAncillaryBuffer::default();
                 sendmsg(socket, parts, control, SendFlags::NOSIGNAL)
