@@ -12,10 +12,32 @@ pub mod proxy_header;
 pub mod request_head;
 pub mod response_head;
 
-use balancer::http2::{
-    block_head::BlockHead,
-    hpack::{FieldList, HpackDecoder, HpackEncoder, SizeLimits},
+use std::os::unix::net::UnixStream;
+
+use balancer::{
+    http2::{
+        block_head::BlockHead,
+        hpack::{FieldList, HpackDecoder, HpackEncoder, SizeLimits},
+    },
+    net::stream::Stream,
 };
+use tokio::runtime::{Builder, Runtime};
+
+thread_local! {
+    /// The one runtime of all targets: a thread has one driver of sockets, which is of its runtime.
+    static RUNTIME: Runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+}
+
+/// Two ends of a connection: the peer's, and ours.
+fn pair() -> (UnixStream, Stream) {
+    let (peer, ours) = UnixStream::pair().expect("two sockets");
+    peer.set_nonblocking(true)
+        .expect("a socket that does not block");
+    (
+        peer,
+        Stream::from_unix(ours).expect("a socket of the runtime"),
+    )
+}
 
 /// Fields of a head that is written as a field block.
 fn block_fields(write: impl FnOnce(&mut BlockHead<'_>)) -> FieldList {

@@ -139,7 +139,8 @@ struct SocketDriver {
 }
 
 thread_local! {
-    /// The driver of the thread's runtime, from its first socket on.
+    /// The driver of the thread's runtime, from its first socket on. A thread has one runtime at a
+    /// time.
     static CURRENT: RefCell<Option<Rc<SocketDriver>>> = const { RefCell::new(None) };
 }
 

@@ -4,7 +4,6 @@
 use std::{
     future::poll_fn,
     io::{Read, Write},
-    os::unix::net::UnixStream,
     task::Poll,
 };
 
@@ -12,10 +11,11 @@ use balancer::{
     base::rng::Random,
     http::{message::Trailers, rules::RESPONSE_LIMITS},
     http1::body::{BodyDecoder, BodyError, BodyStep},
-    net::{driver::take_events, stream::Stream},
+    net::driver::take_events,
     proxy::http::{BodyEncoding, BodyRelay, BodyRelayError, BodySink, BodySource},
 };
-use tokio::runtime::{Builder, Runtime};
+
+use super::{RUNTIME, pair};
 
 /// Body, trailers and bytes used; or an error: malformed (`Some`) or incomplete (`None`).
 type DecodedBody = Result<(Vec<u8>, Trailers, usize), Option<BodyError>>;
@@ -46,23 +46,10 @@ pub fn run(data: &[u8]) {
     check_passed_on(data, &whole);
 }
 
-thread_local! {
-    static TOKIO_RUNTIME: Runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
-}
-
-/// Two ends of a connection: ours, and the proxy's.
-fn pair() -> (UnixStream, Stream) {
-    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-    for end in [&ours, &theirs] {
-        end.set_nonblocking(true).expect("a flag");
-    }
-    (ours, Stream::from_unix(theirs).expect("a socket"))
-}
-
 /// Lets the proxy forward `input`, which arrives in pieces that end at `cuts`, to a body with
 /// `encoding`; returns the output, and the result.
 fn pass_on(input: &[u8], cuts: &[usize], encoding: BodyEncoding) -> (Vec<u8>, Result<(), String>) {
-    TOKIO_RUNTIME.with(|runtime| {
+    RUNTIME.with(|runtime| {
         runtime.block_on(async {
             let ((mut source, mut from), (mut sink, mut to)) = (pair(), pair());
             let decoder = BodyDecoder::chunked(RESPONSE_LIMITS);

@@ -4,7 +4,6 @@
 use std::{
     future::poll_fn,
     io::{Read, Write},
-    os::unix::net::UnixStream,
     rc::Rc,
     task::Poll,
     time::Duration,
@@ -20,15 +19,11 @@ use balancer::{
     },
     http1::body::{BodyDecoder, BodyStep},
     http2::{block_head::BlockHead, response::ResponseExpectation},
-    net::stream::Stream,
     proxy::http::{BodyEncoding, BodyRelay, BodySink, BodySource},
 };
-use tokio::{
-    runtime::{Builder, Runtime},
-    task::{LocalSet, spawn_local, yield_now},
-};
+use tokio::task::{LocalSet, spawn_local, yield_now};
 
-use super::h2_client::sent_frames::SentFrames;
+use super::{RUNTIME, h2_client::sent_frames::SentFrames, pair};
 
 /// Empty SETTINGS, RFC 9113 section 6.5.
 const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
@@ -41,21 +36,6 @@ const PLAIN_REQUEST: RequestLine<'_> = RequestLine {
 };
 /// Stream of the request.
 const STREAM_ID: u32 = 1;
-
-thread_local! {
-    static RUNTIME: Runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-}
-
-/// Two ends of a connection: the peer's, and ours.
-fn pair() -> (UnixStream, Stream) {
-    let (peer, ours) = UnixStream::pair().expect("two sockets");
-    for one in [&peer, &ours] {
-        one.set_nonblocking(true)
-            .expect("sockets that do not block");
-    }
-    let ours = Stream::from_unix(ours).expect("a socket of the runtime");
-    (peer, ours)
-}
 
 /// Reads heads up to the final one; `None` if there is none.
 async fn read_head(outgoing: &OutgoingStream) -> Option<ResponseHead> {

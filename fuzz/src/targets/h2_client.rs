@@ -28,14 +28,12 @@ use balancer::{
         block_head::BlockHead,
         frame::{CLIENT_PREFACE, ErrorCode},
     },
-    net::{driver::take_events, stream::Stream},
+    net::driver::take_events,
 };
-use tokio::{
-    runtime::{Builder, Runtime},
-    task::yield_now,
-};
+use tokio::task::yield_now;
 
 use self::{received_frames::ReceivedFrames, sent_frames::SentFrames};
+use super::{RUNTIME, pair};
 
 /// Empty SETTINGS, RFC 9113 section 6.5.
 const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
@@ -52,10 +50,6 @@ const MAX_WINDOW_BYTES: u64 = ((MAX_STREAMS as u64 * 256) << 10) + MAX_GROWTH_BY
 const MAX_GROWTH_BYTES: u64 = 6 << 20;
 /// Turns after which everything under way must have arrived.
 const MAX_TURNS: usize = 10_000;
-
-thread_local! {
-    static RUNTIME: Runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
-}
 
 /// Progress of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -348,12 +342,7 @@ struct ClientFixture {
 impl ClientFixture {
     /// Creates a client whose first bytes are `first`.
     fn new(first: &[u8]) -> Self {
-        let (peer, ours) = UnixStream::pair().expect("two sockets");
-        for one in [&peer, &ours] {
-            one.set_nonblocking(true)
-                .expect("sockets that do not block");
-        }
-        let ours = Stream::from_unix(ours).expect("a socket of the runtime");
+        let (peer, ours) = pair();
         let preface = [CLIENT_PREFACE, &EMPTY_SETTINGS, first].concat();
         let mut sent = SentFrames::new();
         sent.add(first);
