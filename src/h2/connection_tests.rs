@@ -23,7 +23,7 @@ use super::{
 use crate::{
     http::message::BodyFraming,
     http2::{frame::flag, hpack::HpackEncoder},
-    net::{driver::take_events, fixture::paused},
+    net::{driver::end_turn, fixture::paused},
 };
 
 const HEAD_LIMITS: HeadLimits = HeadLimits {
@@ -74,7 +74,7 @@ async fn a_reader_that_always_lags_behind_makes_nothing_grow() {
         drive(&connection).await;
         assert!(connection.has_unwritten(), "it lags behind");
         assert!(peer.read(&mut waste).await.unwrap() > 0);
-        take_events();
+        end_turn();
     }
     let held = connection.state.borrow().out.len();
     assert!(held <= 4 * MAX_UNWRITTEN_BYTES, "{held} bytes");
@@ -118,7 +118,7 @@ async fn a_head_waits_for_no_window_and_content_does() {
     drive(&connection).await;
     while connection.has_unwritten() {
         assert!(peer.read(&mut [0; 4096]).await.unwrap() > 0);
-        take_events();
+        end_turn();
         drive(&connection).await;
     }
     assert!(head.0.load(Relaxed) && !content.0.load(Relaxed));

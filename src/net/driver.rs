@@ -6,30 +6,47 @@
 //! forgets it when it is closed.
 //!
 //! The sockets of tokio cannot be used for that: each takes an allocation, a lock for each wait and
-//! a system call at its end. Must not know what is read or written.
+//! a system call at its end.
+//!
+//! Small sends wait for the end of the turn, when all tasks that were woken have run, and are then
+//! made one after the other. The kernel's code for sending stays in the cache, and the peers' next
+//! messages come together: that saves a tenth of the CPU time of a small request, and more with
+//! many connections. A sender may take a queued send for one that the kernel has taken: what the
+//! kernel did not take is sent as soon as there is space, and an error is that of the next
+//! operation. Must not know what is read or written.
 
 use std::{
     cell::{Cell, RefCell},
-    fmt, io,
+    fmt,
+    future::poll_fn,
+    io::{self, IoSlice},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     rc::Rc,
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use rustix::{
     buffer::spare_capacity,
     event::epoll::{self, CreateFlags, Event, EventData, EventFlags},
+    io::Errno,
+    net::{SendFlags, send, sockopt::set_socket_linger},
 };
 use slab::Slab;
-use tokio::{
-    io::unix::AsyncFd,
-    task::{coop, yield_now},
-};
+use tokio::{io::unix::AsyncFd, task::coop};
 
 use super::sys;
 
 /// Most events taken from the kernel at a time.
 const MAX_EVENTS: usize = 512;
+
+/// Longest send that waits for the end of the turn: a longer one costs more to copy.
+const MAX_QUEUED_SEND_BYTES: usize = 4 * 1024;
+/// Bytes sent since the last read beyond which a socket's sends are made at once: a peer that only
+/// reads, and may do so slowly, gets nothing that the kernel has not taken.
+const MAX_BYTES_SINCE_READ: usize = 16 * 1024;
+/// Bytes that all sockets of a thread may queue before they are sent.
+const MAX_QUEUED_BYTES: usize = 256 * 1024;
 
 /// Events of every registered socket.
 const READ_EVENTS: EventFlags = EventFlags::IN
@@ -86,12 +103,26 @@ struct SocketSlot {
     reader: Option<Waker>,
     writer: Option<Waker>,
     watcher: Option<Waker>,
+    descriptor: Rc<OwnedFd>,
+    /// True if there are sends of the socket in the queue.
+    is_queued: bool,
+    /// Bytes sent or queued since the last read.
+    since_read: usize,
+    /// Queued bytes that the kernel did not take.
+    unsent: Vec<u8>,
+    /// The error of a queued send.
+    send_error: Option<Errno>,
 }
 
 impl SocketSlot {
-    const fn new(number: u32) -> Self {
+    const fn new(number: u32, descriptor: Rc<OwnedFd>) -> Self {
         Self {
             number,
+            descriptor,
+            is_queued: false,
+            since_read: 0,
+            unsent: Vec::new(),
+            send_error: None,
             seen: EventFlags::empty(),
             watched: EventFlags::empty(),
             reader: None,
@@ -109,7 +140,7 @@ impl SocketSlot {
     }
 
     /// Notes events, and gives the tasks that they wake.
-    fn note(&mut self, mut events: EventFlags) -> [Option<Waker>; 3] {
+    fn note(&mut self, mut events: EventFlags) -> WokenTasks {
         if events.contains(EventFlags::ERR) {
             // Either operation finds the error.
             events |= EventFlags::IN | EventFlags::OUT;
@@ -128,12 +159,119 @@ impl SocketSlot {
             woken(SocketWait::Failure { is_unix: true }),
         ]
     }
+
+    /// Has the kernel report what `wait` waits for, if it does not do so yet.
+    fn watch(&mut self, epoll: &OwnedFd, index: u32, wait: SocketWait) -> rustix::io::Result<()> {
+        let events = if wait == SocketWait::Write {
+            ALL_EVENTS
+        } else {
+            READ_EVENTS
+        };
+        if self.watched.contains(events) {
+            return Ok(());
+        }
+        let data = EventData::new_u64(u64::from(self.number) << 32 | u64::from(index));
+        if self.watched.is_empty() {
+            epoll::add(epoll, &self.descriptor, data, events)?;
+        } else {
+            epoll::modify(epoll, &self.descriptor, data, events)?;
+        }
+        self.watched = events;
+        Ok(())
+    }
+
+    /// Makes a queued send; gives the tasks that a failure wakes.
+    fn send(&mut self, epoll: &OwnedFd, index: u32, bytes: &[u8]) -> WokenTasks {
+        self.is_queued = false;
+        if !self.unsent.is_empty() {
+            self.unsent.extend_from_slice(bytes);
+            return WokenTasks::default();
+        }
+        let rest = match send(&self.descriptor, bytes, SendFlags::NOSIGNAL) {
+            Ok(count) => bytes.get(count..).unwrap_or_default(),
+            Err(Errno::WOULDBLOCK) => bytes,
+            Err(error) => return self.fail(error),
+        };
+        if rest.is_empty() {
+            return WokenTasks::default();
+        }
+        self.unsent.extend_from_slice(rest);
+        self.seen.remove(EventFlags::OUT);
+        match self.watch(epoll, index, SocketWait::Write) {
+            Ok(()) => WokenTasks::default(),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// As [`SocketSlot::note`], for what the kernel reports: space is for the rest of the queued
+    /// sends first.
+    fn note_event(&mut self, events: EventFlags) -> WokenTasks {
+        let has_space = events.intersects(SocketWait::Write.events());
+        if has_space && !self.send_rest() {
+            return self.note(events - EventFlags::OUT);
+        }
+        self.note(events)
+    }
+
+    /// Sends what the kernel has not taken; false if it still does not take all.
+    fn send_rest(&mut self) -> bool {
+        if self.unsent.is_empty() {
+            return true;
+        }
+        match send(&self.descriptor, &self.unsent, SendFlags::NOSIGNAL) {
+            Ok(count) if count < self.unsent.len() => {
+                self.unsent.drain(..count);
+                self.seen.remove(EventFlags::OUT);
+                false
+            }
+            Ok(_) => {
+                self.unsent = Vec::new();
+                true
+            }
+            Err(Errno::WOULDBLOCK) => {
+                self.seen.remove(EventFlags::OUT);
+                false
+            }
+            Err(error) => {
+                self.unsent = Vec::new();
+                self.send_error = Some(error);
+                true
+            }
+        }
+    }
+
+    fn fail(&mut self, error: Errno) -> WokenTasks {
+        self.unsent = Vec::new();
+        self.send_error = Some(error);
+        self.note(EventFlags::ERR)
+    }
+}
+
+/// The tasks that events wake.
+type WokenTasks = [Option<Waker>; 3];
+
+/// Sends that wait for the end of the turn.
+#[derive(Debug, Default)]
+struct SendQueue {
+    /// The bytes of all of them.
+    bytes: Vec<u8>,
+    sends: Vec<QueuedSend>,
+}
+
+#[derive(Debug)]
+struct QueuedSend {
+    slot: u32,
+    /// End of its bytes; they begin at the end of the one before.
+    end: usize,
 }
 
 /// The sockets of one thread.
 struct SocketDriver {
     epoll: OwnedFd,
     slots: RefCell<Slab<SocketSlot>>,
+    queue: RefCell<SendQueue>,
+    /// The task that ends turns, while it waits.
+    turn_task: RefCell<Option<Waker>>,
     events: RefCell<Vec<Event>>,
     last_number: Cell<u32>,
 }
@@ -161,6 +299,8 @@ impl SocketDriver {
         let driver = Rc::new(Self {
             epoll,
             slots: RefCell::default(),
+            queue: RefCell::default(),
+            turn_task: RefCell::default(),
             events: RefCell::new(Vec::with_capacity(MAX_EVENTS)),
             last_number: Cell::new(0),
         });
@@ -168,6 +308,51 @@ impl SocketDriver {
         // Ends with the runtime, whose sockets are gone by then or of no use.
         drop(tokio::spawn(run(watched, ForgetOnDrop)));
         Ok(driver)
+    }
+
+    /// Queues a send of `parts`, which are `length` bytes.
+    fn enqueue(&self, slot: u32, parts: &[IoSlice<'_>], length: usize) {
+        if self.queue.borrow().bytes.len() + length > MAX_QUEUED_BYTES {
+            self.end_turn();
+        }
+        let queue = &mut *self.queue.borrow_mut();
+        if queue.sends.is_empty()
+            && let Some(task) = self.turn_task.take()
+        {
+            task.wake();
+        }
+        for part in parts {
+            queue.bytes.extend_from_slice(part);
+        }
+        let end = queue.bytes.len();
+        match queue.sends.last_mut() {
+            // Head and body of a message, for example: one send.
+            Some(last) if last.slot == slot => last.end = end,
+            _ => queue.sends.push(QueuedSend { slot, end }),
+        }
+    }
+
+    /// Makes the queued sends.
+    fn end_turn(&self) {
+        if self.queue.borrow().sends.is_empty() {
+            return;
+        }
+        let mut queue = self.queue.take();
+        let (mut start, mut woken) = (0, Vec::new());
+        let mut slots = self.slots.borrow_mut();
+        for QueuedSend { slot: index, end } in queue.sends.drain(..) {
+            let bytes = queue.bytes.get(start..end).unwrap_or_default();
+            start = end;
+            let slot = slots.get_mut(index as usize);
+            debug_assert!(slot.is_some(), "a socket makes its sends before it ends");
+            let tasks = slot.map(|slot| slot.send(&self.epoll, index, bytes));
+            woken.extend(tasks.into_iter().flatten().flatten());
+        }
+        queue.bytes.clear();
+        // Nothing is borrowed when tasks are woken: see `take_events`.
+        drop(slots);
+        self.queue.replace(queue);
+        woken.into_iter().for_each(Waker::wake);
     }
 
     /// Takes events from the kernel and wakes the tasks that wait for them; returns their number.
@@ -185,7 +370,7 @@ impl SocketDriver {
                 let mut slots = self.slots.borrow_mut();
                 let slot = slots.get_mut(data as u32 as usize);
                 let own = slot.filter(|slot| slot.number == (data >> 32) as u32);
-                own.map(|slot| slot.note(flags))
+                own.map(|slot| slot.note_event(flags))
             };
             // A waker may drop what owns a socket, and so need the slots: they are not borrowed.
             woken.into_iter().flatten().flatten().for_each(Waker::wake);
@@ -194,27 +379,42 @@ impl SocketDriver {
     }
 }
 
-/// Takes events for the sockets of the thread, without waiting, and wakes the tasks that wait for
-/// them; returns their number. The runtime does that by itself: this is for tests that poll without
-/// one, or must not let it wait.
-pub fn take_events() -> usize {
-    CURRENT.with_borrow(|driver| driver.as_deref().map_or(0, SocketDriver::take_events))
+/// Ends the turn: makes the sends that wait for that, takes events for the sockets of the thread
+/// without waiting, and wakes the tasks that wait for them; returns the number of events. The
+/// runtime does that by itself: this is for tests that poll without one, or must not let it wait.
+pub fn end_turn() -> usize {
+    CURRENT.with_borrow(|driver| {
+        driver.as_deref().map_or(0, |driver| {
+            driver.end_turn();
+            driver.take_events()
+        })
+    })
 }
 
 /// Drives the sockets of the thread until its runtime ends.
 async fn run(epoll: AsyncFd<OwnedFd>, end: ForgetOnDrop) {
     let _end = end;
-    loop {
-        let Ok(mut events) = epoll.readable().await else {
-            return;
-        };
-        if take_events() < MAX_EVENTS {
-            events.clear_ready();
-        } else {
-            // The tasks that were woken have their turn before more are.
-            yield_now().await;
-        }
-    }
+    poll_fn(|cx| {
+        CURRENT.with_borrow(|driver| {
+            let Some(driver) = driver.as_deref() else {
+                return Poll::Ready(());
+            };
+            driver.end_turn();
+            // Set before any task that the events wake can queue a send.
+            driver.turn_task.replace(Some(cx.waker().clone()));
+            while let Ok(mut events) = ready!(epoll.poll_read_ready(cx)) {
+                if driver.take_events() < MAX_EVENTS {
+                    events.clear_ready();
+                } else {
+                    // The tasks that were woken have their turn before more are.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+            Poll::Ready(())
+        })
+    })
+    .await;
 }
 
 /// Ends the driver of the thread: a later runtime makes its own.
@@ -230,7 +430,7 @@ impl Drop for ForgetOnDrop {
 /// A socket without waiting, and what is known of its readiness. Belongs to its thread.
 #[derive(Debug)]
 pub struct DrivenSocket {
-    descriptor: OwnedFd,
+    descriptor: Rc<OwnedFd>,
     driver: Rc<SocketDriver>,
     slot: u32,
     /// The kernel must be told of the end: closing this descriptor does not close the socket.
@@ -259,7 +459,9 @@ impl DrivenSocket {
         let driver = SocketDriver::current()?;
         let number = driver.last_number.get().wrapping_add(1);
         driver.last_number.set(number);
-        let slot = driver.slots.borrow_mut().insert(SocketSlot::new(number)) as u32;
+        let descriptor = Rc::new(descriptor);
+        let slot = SocketSlot::new(number, Rc::clone(&descriptor));
+        let slot = driver.slots.borrow_mut().insert(slot) as u32;
         Ok(Self {
             descriptor,
             driver,
@@ -302,7 +504,8 @@ impl DrivenSocket {
             {
                 *waiting = Some(cx.waker().clone());
             }
-            self.watch(slot, wait).map(|()| false)
+            slot.watch(&self.driver.epoll, self.slot, wait)?;
+            Ok(false)
         });
         if matches!(is_ready, Some(Ok(false))) {
             return Poll::Pending;
@@ -311,43 +514,92 @@ impl DrivenSocket {
         Poll::Ready(is_ready.unwrap_or(Ok(true)).map(drop))
     }
 
-    /// Has the kernel report what `wait` waits for, if it does not do so yet.
-    fn watch(&self, slot: &mut SocketSlot, wait: SocketWait) -> io::Result<()> {
-        let events = if wait == SocketWait::Write {
-            ALL_EVENTS
-        } else {
-            READ_EVENTS
-        };
-        if slot.watched.contains(events) {
-            return Ok(());
-        }
-        let data = EventData::new_u64(u64::from(slot.number) << 32 | u64::from(self.slot));
-        let epoll = &self.driver.epoll;
-        if slot.watched.is_empty() {
-            epoll::add(epoll, &self.descriptor, data, events)?;
-        } else {
-            epoll::modify(epoll, &self.descriptor, data, events)?;
-        }
-        slot.watched = events;
-        Ok(())
-    }
-
     /// Runs `operation` if the socket is ready as far as is known. `WouldBlock` of the operation
-    /// makes it unready until the next event.
+    /// makes it unready until the next event. The bytes that were queued are sent before others.
     pub(super) fn try_io<T>(
         &self,
         wait: SocketWait,
         operation: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
     ) -> io::Result<T> {
+        if wait == SocketWait::Write && !self.send_queued()? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let is_ready = self.with_slot(|slot| slot.seen.intersects(wait.events()));
         if is_ready == Some(false) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let result = operation(self.descriptor.as_fd());
-        if matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-            self.set_unready(wait);
+        match &result {
+            Ok(_) if wait == SocketWait::Read => {
+                self.with_slot(|slot| slot.since_read = 0);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.set_unready(wait);
+                self.check_sends()?;
+            }
+            _ => {}
         }
         result
+    }
+
+    /// Queues a send of `parts`, which are `length` bytes, for the end of the turn; false if it has
+    /// to be made at once.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is no space; the error of an earlier one.
+    pub(super) fn try_queue(&self, parts: &[IoSlice<'_>], length: usize) -> io::Result<bool> {
+        let is_queued = self.with_slot(|slot| {
+            if let Some(error) = slot.send_error {
+                return Err(io::Error::from(error));
+            }
+            if !slot.seen.intersects(SocketWait::Write.events()) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let since_read = slot.since_read + length;
+            if length > MAX_QUEUED_SEND_BYTES || since_read > MAX_BYTES_SINCE_READ {
+                return Ok(false);
+            }
+            slot.since_read = since_read;
+            slot.is_queued = true;
+            Ok(true)
+        });
+        if is_queued.unwrap_or(Ok(false))? {
+            self.driver.enqueue(self.slot, parts, length);
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Sends what was queued; false if the kernel does not take all of it.
+    ///
+    /// # Errors
+    /// That of a queued send.
+    pub(super) fn send_queued(&self) -> io::Result<bool> {
+        if self.with_slot(|slot| slot.is_queued) == Some(true) {
+            self.driver.end_turn();
+        }
+        // The kernel is asked although no event has told of space: it also knows of a failure.
+        let is_sent = self.with_slot(SocketSlot::send_rest);
+        self.check_sends()?;
+        Ok(is_sent != Some(false))
+    }
+
+    /// Bytes that were queued and that the kernel has not taken at the end of the turn.
+    pub(super) fn unsent(&self) -> usize {
+        self.with_slot(|slot| slot.unsent.len()).unwrap_or(0)
+    }
+
+    /// Gives the error of a queued send: the kernel tells it only once.
+    pub(super) fn check_sends(&self) -> io::Result<()> {
+        match self.with_slot(|slot| slot.send_error).flatten() {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that `length` bytes were sent at once.
+    pub(super) fn note_sent(&self, length: usize) {
+        self.with_slot(|slot| slot.since_read = slot.since_read.saturating_add(length));
     }
 
     /// Notes that an operation has used up all that was there, or all space.
@@ -379,6 +631,12 @@ impl AsFd for DrivenSocket {
 
 impl Drop for DrivenSocket {
     fn drop(&mut self) {
+        // Fails if the connection has: then nothing is to be sent.
+        let _ = self.send_queued();
+        if self.unsent() > 0 {
+            // A cut must not look like an end. Fails only on a socket that is closed already.
+            let _ = set_socket_linger(&self.descriptor, Some(Duration::ZERO));
+        }
         if self.is_shared {
             // Fails if no task has waited for it.
             let _ = epoll::delete(&self.driver.epoll, &self.descriptor);
@@ -395,102 +653,5 @@ impl Drop for DrivenSocket {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        future::poll_fn,
-        io::Write as _,
-        os::unix::net::UnixStream,
-        sync::{
-            Arc,
-            atomic::{AtomicUsize, Ordering::Relaxed},
-        },
-        task::Wake,
-    };
-
-    use rustix::net::{RecvFlags, recv};
-
-    use super::*;
-
-    /// A peer and a socket of ours.
-    fn pair() -> (UnixStream, DrivenSocket) {
-        let (peer, ours) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        (peer, DrivenSocket::connecting(ours.into()).unwrap())
-    }
-
-    #[derive(Default)]
-    struct WakeCount(AtomicUsize);
-
-    impl Wake for WakeCount {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Relaxed);
-        }
-    }
-
-    #[tokio::test]
-    async fn each_wait_has_its_own_task() {
-        let (mut peer, socket) = pair();
-        let waits = [
-            SocketWait::Read,
-            SocketWait::Write,
-            SocketWait::Failure { is_unix: true },
-        ];
-        let counts = [(); 3].map(|()| Arc::new(WakeCount::default()));
-        for (wait, count) in waits.into_iter().zip(&counts) {
-            let waker = Arc::clone(count).into();
-            let polled = socket.poll_ready(&mut Context::from_waker(&waker), wait);
-            assert!(polled.is_pending());
-        }
-        let woken = || [0, 1, 2].map(|wait| counts[wait].0.load(Relaxed));
-        // There is space from the beginning.
-        take_events();
-        assert_eq!(woken(), [0, 1, 0]);
-        peer.write_all(b"x").unwrap();
-        take_events();
-        assert_eq!(woken(), [1, 1, 0]);
-        drop(peer);
-        take_events();
-        assert_eq!(woken(), [1, 1, 1]);
-    }
-
-    #[tokio::test]
-    async fn an_event_of_a_closed_socket_is_not_taken_for_one_of_the_next_in_its_slot() {
-        let (mut peer, first) = pair();
-        let waker = Waker::noop();
-        let polled = first.poll_ready(&mut Context::from_waker(waker), SocketWait::Read);
-        assert!(polled.is_pending());
-        // A second descriptor keeps the socket open, and so its registration.
-        let kept = first.as_fd().try_clone_to_owned().unwrap();
-        let slot = first.slot;
-        peer.write_all(b"x").unwrap();
-        drop(first);
-        let (_other_peer, next) = pair();
-        assert_eq!(next.slot, slot);
-        take_events();
-        let read = next.try_io(SocketWait::Read, |_| Ok(()));
-        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        drop(kept);
-    }
-
-    #[test]
-    fn a_later_runtime_of_the_thread_has_a_driver_of_its_own() {
-        for _ in 0..3 {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let (mut peer, socket) = pair();
-                let written = tokio::task::spawn_blocking(move || peer.write_all(b"x"));
-                let ready = poll_fn(|cx| socket.poll_ready(cx, SocketWait::Read)).await;
-                ready.unwrap();
-                let mut byte = [0];
-                let read = socket.try_io(SocketWait::Read, |socket| {
-                    Ok(recv(socket, &mut byte[..], RecvFlags::empty())?)
-                });
-                assert_eq!((read.unwrap().1, byte), (1, *b"x"));
-                written.await.unwrap().unwrap();
-            });
-        }
-    }
-}
+#[path = "driver_tests.rs"]
+mod tests;

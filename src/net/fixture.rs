@@ -15,7 +15,7 @@ pub(crate) fn paused_runtime() -> Runtime {
         .enable_all()
         .start_paused(true)
         .on_thread_park(|| {
-            driver::take_events();
+            driver::end_turn();
         })
         .build()
         .unwrap()

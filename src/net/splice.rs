@@ -169,6 +169,9 @@ impl SpliceTransfer {
             Ok(count) if count > 0 => self.pipe = Some(pipe),
             _ => pipe.release(),
         }
+        if matches!(taken, Ok(0)) {
+            from.check_sends().map_err(TransferError::Read)?;
+        }
         taken.map_err(|error| match error.raw_os_error() {
             // Sockets without splice, kernels without the call, sandboxes that forbid it.
             Some(libc::EINVAL | libc::ENOSYS | libc::EPERM) => TransferError::Unsupported,

@@ -71,6 +71,9 @@ impl Stream {
         let (_, count) = socket.try_io(SocketWait::Read, |socket| {
             Ok(recv(socket, buffer, RecvFlags::empty())?)
         })?;
+        if count == 0 {
+            socket.check_sends()?;
+        }
         if 0 < count && count < capacity && socket.is_drained_by_short_read() {
             socket.set_unready(SocketWait::Read);
         }
@@ -78,13 +81,29 @@ impl Stream {
     }
 
     /// Writes what fits, without waiting: `WouldBlock` when nothing does. Makes no system call
-    /// while the driver knows that the socket is full. After `WouldBlock` the same bytes must come
+    /// while the driver knows that the socket is full, and sends few bytes at the end of the turn.
+    /// After `WouldBlock` the same bytes must come
     /// again: under TLS they may be encrypted already.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => tls.try_write(bytes, false),
-            _ => self.try_send(bytes, SendFlags::NOSIGNAL),
+            _ => self.try_write_parts(&[IoSlice::new(bytes)]),
         }
+    }
+
+    /// As [`Stream::try_write`], for bytes in several places. Not under TLS.
+    fn try_write_parts(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let length = parts.iter().map(|part| part.len()).sum();
+        if self.plain()?.try_queue(parts, length)? {
+            return Ok(length);
+        }
+        self.try_send_with(length, |socket| {
+            if let [part] = parts {
+                return send(socket, part, SendFlags::NOSIGNAL);
+            }
+            let control = &mut SendAncillaryBuffer::default();
+            sendmsg(socket, parts, control, SendFlags::NOSIGNAL)
+        })
     }
 
     /// As [`Stream::try_write`], for the last bytes before an immediate shutdown. Uses `MSG_MORE`,
@@ -92,12 +111,10 @@ impl Stream {
     pub fn try_write_last(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tls(tls) => tls.try_write(bytes, true),
-            _ => self.try_send(bytes, SendFlags::NOSIGNAL | SendFlags::MORE),
+            _ => self.try_send_with(bytes.len(), |socket| {
+                send(socket, bytes, SendFlags::NOSIGNAL | SendFlags::MORE)
+            }),
         }
-    }
-
-    fn try_send(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
-        self.try_send_with(bytes.len(), |socket| send(socket, bytes, flags))
     }
 
     /// Sends what fits of `length` bytes by `operation`. Not under TLS.
@@ -108,6 +125,7 @@ impl Stream {
     ) -> io::Result<usize> {
         let socket = self.plain()?;
         let count = socket.try_io(SocketWait::Write, |socket| Ok(operation(socket)?))?;
+        socket.note_sent(count);
         if count < length {
             socket.set_unready(SocketWait::Write);
         }
@@ -172,16 +190,17 @@ impl Stream {
         })
     }
 
-    /// Ends our direction (FIN) and leaves the other one open. `WouldBlock` under TLS while the
-    /// socket does not take `close_notify`.
+    /// Ends our direction (FIN) and leaves the other one open. `WouldBlock` while the kernel does
+    /// not take what was written, under TLS with `close_notify`.
     pub fn shutdown_write(&self) -> io::Result<()> {
         if let Self::Tls(tls) = self {
             return tls.shutdown_write();
         }
-        if let Some(socket) = self.fd() {
-            rustix::net::shutdown(socket, rustix::net::Shutdown::Write)?;
+        let socket = self.plain()?;
+        if !socket.send_queued()? {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
-        Ok(())
+        Ok(rustix::net::shutdown(socket, rustix::net::Shutdown::Write)?)
     }
 
     /// Makes the coming drop a reset (RST) instead of an orderly end. No effect on unix sockets,
@@ -229,6 +248,8 @@ impl Stream {
     pub fn bytes_acked(&self) -> Option<u64> {
         #[cfg(target_os = "linux")]
         if let Self::Tcp(socket) = self.socket() {
+            // An error shows at the next operation.
+            let _ = socket.send_queued();
             return super::sys::tcp_bytes_acked(socket.as_fd());
         }
         None
@@ -237,8 +258,11 @@ impl Stream {
     /// Written bytes that the peer has not acknowledged; `None` if the kernel does not tell.
     pub fn unacked(&self) -> Option<u64> {
         #[cfg(target_os = "linux")]
-        if let Some(socket) = self.fd() {
-            return super::sys::unacked(socket);
+        if let Self::Tcp(socket) | Self::Unix(socket) = self.socket() {
+            // An error shows at the next operation.
+            let _ = socket.send_queued();
+            let unsent = socket.unsent() as u64;
+            return super::sys::unacked(socket.as_fd()).map(|count| count + unsent);
         }
         None
     }
@@ -344,6 +368,12 @@ impl Stream {
         self.plain()?.try_io(wait, operation)
     }
 
+    /// The error of an earlier send, which shows at the end of what the peer has sent. Not under
+    /// TLS.
+    pub(super) fn check_sends(&self) -> io::Result<()> {
+        self.plain()?.check_sends()
+    }
+
     /// The socket below.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self.socket() {
@@ -399,12 +429,8 @@ impl AsyncWrite for Stream {
             Self::Tls(tls) => return tls.poll_write_vectored(cx, parts),
             stream => stream,
         };
-        let length = parts.iter().map(|part| part.len()).sum();
         stream.poll_io(cx, SocketWait::Write, |stream| {
-            stream.try_send_with(length, |socket| {
-                let control = &mut SendAncillaryBuffer::default();
-                sendmsg(socket, parts, control, SendFlags::NOSIGNAL)
-            })
+            stream.try_write_parts(parts)
         })
     }
 

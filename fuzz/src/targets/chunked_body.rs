@@ -11,7 +11,7 @@ use balancer::{
     base::rng::Random,
     http::{message::Trailers, rules::RESPONSE_LIMITS},
     http1::body::{BodyDecoder, BodyError, BodyStep},
-    net::driver::take_events,
+    net::driver::end_turn,
     proxy::http::{BodyEncoding, BodyRelay, BodyRelayError, BodySink, BodySource},
 };
 
@@ -66,7 +66,7 @@ fn pass_on(input: &[u8], cuts: &[usize], encoding: BodyEncoding) -> (Vec<u8>, Re
                 // The driver sees new bytes in a round of its own.
                 for _ in 0..4 {
                     tokio::task::yield_now().await;
-                    take_events();
+                    end_turn();
                     if ended.is_none() {
                         ended = poll_fn(|cx| {
                             let (from, to) = (BodySource::H1(&mut from), BodySink::H1(&mut to));

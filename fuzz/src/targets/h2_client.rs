@@ -28,7 +28,7 @@ use balancer::{
         block_head::BlockHead,
         frame::{CLIENT_PREFACE, ErrorCode},
     },
-    net::driver::take_events,
+    net::driver::end_turn,
 };
 use tokio::task::yield_now;
 
@@ -392,7 +392,7 @@ impl ClientFixture {
                 self.sent.settle();
                 return;
             }
-            take_events();
+            end_turn();
             yield_now().await;
         }
         panic!("no end of turns");

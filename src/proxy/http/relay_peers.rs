@@ -28,7 +28,7 @@ use crate::{
         },
         hpack::{FieldList, HpackDecoder, HpackEncoder, SizeLimits},
     },
-    net::stream::Stream,
+    net::{driver::end_turn, stream::Stream},
 };
 
 /// Stream of the only request.
@@ -196,6 +196,8 @@ impl Peer {
         let Some(socket) = &mut self.socket else {
             return false;
         };
+        // What the other side has sent is there.
+        end_turn();
         let mut buffer = vec![0; most];
         let Ok(count @ 1..) = socket.read(&mut buffer) else {
             return false;
