@@ -106,8 +106,8 @@ struct SocketSlot {
     descriptor: Rc<OwnedFd>,
     /// True if there are sends of the socket in the queue.
     is_queued: bool,
-    /// Bytes sent or queued since the last read.
-    since_read: usize,
+    /// Bytes sent or queued since the last read; `None` before the first send.
+    since_read: Option<usize>,
     /// Queued bytes that the kernel did not take.
     unsent: Vec<u8>,
     /// The error of a queued send.
@@ -120,7 +120,7 @@ impl SocketSlot {
             number,
             descriptor,
             is_queued: false,
-            since_read: 0,
+            since_read: None,
             unsent: Vec::new(),
             send_error: None,
             seen: EventFlags::empty(),
@@ -531,7 +531,7 @@ impl DrivenSocket {
         let result = operation(self.descriptor.as_fd());
         match &result {
             Ok(_) if wait == SocketWait::Read => {
-                self.with_slot(|slot| slot.since_read = 0);
+                self.with_slot(|slot| slot.since_read = slot.since_read.map(|_| 0));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.set_unready(wait);
@@ -555,11 +555,12 @@ impl DrivenSocket {
             if !slot.seen.intersects(SocketWait::Write.events()) {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            let since_read = slot.since_read + length;
+            // A first send is made at once: it is often the last one.
+            let since_read = slot.since_read.map_or(usize::MAX, |count| count + length);
             if length > MAX_QUEUED_SEND_BYTES || since_read > MAX_BYTES_SINCE_READ {
                 return Ok(false);
             }
-            slot.since_read = since_read;
+            slot.since_read = Some(since_read);
             slot.is_queued = true;
             Ok(true)
         });
@@ -599,7 +600,10 @@ impl DrivenSocket {
 
     /// Notes that `length` bytes were sent at once.
     pub(super) fn note_sent(&self, length: usize) {
-        self.with_slot(|slot| slot.since_read = slot.since_read.saturating_add(length));
+        self.with_slot(|slot| {
+            let before = slot.since_read.unwrap_or(0);
+            slot.since_read = Some(before.saturating_add(length));
+        });
     }
 
     /// Notes that an operation has used up all that was there, or all space.
