@@ -13,10 +13,12 @@
 //! messages come together: that saves a tenth of the CPU time of a small request, and more with
 //! many connections. A sender may take a queued send for one that the kernel has taken: what the
 //! kernel did not take is sent as soon as there is space, and an error is that of the next
-//! operation. Must not know what is read or written.
+//! operation. A socket that is closed before all is sent stays until that is done. Must not know
+//! what is read or written.
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     fmt,
     future::poll_fn,
     io::{self, IoSlice},
@@ -30,7 +32,7 @@ use rustix::{
     buffer::spare_capacity,
     event::epoll::{self, CreateFlags, Event, EventData, EventFlags},
     io::Errno,
-    net::{SendFlags, send, sockopt::set_socket_linger},
+    net::{SendFlags, Shutdown, send, shutdown, sockopt::set_socket_linger},
 };
 use slab::Slab;
 use tokio::{io::unix::AsyncFd, task::coop};
@@ -47,6 +49,9 @@ const MAX_QUEUED_SEND_BYTES: usize = 4 * 1024;
 const MAX_BYTES_SINCE_READ: usize = 16 * 1024;
 /// Bytes that all sockets of a thread may queue before they are sent.
 const MAX_QUEUED_BYTES: usize = 256 * 1024;
+/// Sockets of a thread that may be closing, with bytes that the kernel has not taken: at one more,
+/// the oldest one is reset.
+const MAX_CLOSING: usize = 64;
 
 /// Events of every registered socket.
 const READ_EVENTS: EventFlags = EventFlags::IN
@@ -112,6 +117,10 @@ struct SocketSlot {
     unsent: Vec<u8>,
     /// The error of a queued send.
     send_error: Option<Errno>,
+    /// The socket has no owner any more, and is closed when all is sent.
+    is_closing: bool,
+    /// The socket is to be reset when it is closed.
+    is_reset_on_close: bool,
 }
 
 impl SocketSlot {
@@ -123,6 +132,8 @@ impl SocketSlot {
             since_read: None,
             unsent: Vec::new(),
             send_error: None,
+            is_closing: false,
+            is_reset_on_close: false,
             seen: EventFlags::empty(),
             watched: EventFlags::empty(),
             reader: None,
@@ -183,13 +194,15 @@ impl SocketSlot {
     /// Makes a queued send; gives the tasks that a failure wakes.
     fn send(&mut self, epoll: &OwnedFd, index: u32, bytes: &[u8]) -> WokenTasks {
         self.is_queued = false;
+        if self.send_error.is_some() {
+            return WokenTasks::default();
+        }
         if !self.unsent.is_empty() {
             self.unsent.extend_from_slice(bytes);
             return WokenTasks::default();
         }
-        let rest = match send(&self.descriptor, bytes, SendFlags::NOSIGNAL) {
+        let rest = match self.send_now(bytes) {
             Ok(count) => bytes.get(count..).unwrap_or_default(),
-            Err(Errno::WOULDBLOCK) => bytes,
             Err(error) => return self.fail(error),
         };
         if rest.is_empty() {
@@ -203,47 +216,59 @@ impl SocketSlot {
         }
     }
 
-    /// As [`SocketSlot::note`], for what the kernel reports: space is for the rest of the queued
-    /// sends first.
-    fn note_event(&mut self, events: EventFlags) -> WokenTasks {
-        let has_space = events.intersects(SocketWait::Write.events());
-        if has_space && !self.send_rest() {
-            return self.note(events - EventFlags::OUT);
+    fn send_now(&self, bytes: &[u8]) -> rustix::io::Result<usize> {
+        match send(&self.descriptor, bytes, SendFlags::NOSIGNAL) {
+            Err(Errno::WOULDBLOCK) => Ok(0),
+            sent => sent,
         }
-        self.note(events)
     }
 
     /// Sends what the kernel has not taken; false if it still does not take all.
-    fn send_rest(&mut self) -> bool {
+    fn send_rest(&mut self) -> rustix::io::Result<bool> {
         if self.unsent.is_empty() {
-            return true;
+            return Ok(true);
         }
-        match send(&self.descriptor, &self.unsent, SendFlags::NOSIGNAL) {
-            Ok(count) if count < self.unsent.len() => {
-                self.unsent.drain(..count);
-                self.seen.remove(EventFlags::OUT);
-                false
-            }
-            Ok(_) => {
-                self.unsent = Vec::new();
-                true
-            }
-            Err(Errno::WOULDBLOCK) => {
-                self.seen.remove(EventFlags::OUT);
-                false
-            }
+        let count = self.send_now(&self.unsent)?;
+        if count >= self.unsent.len() {
+            self.unsent = Vec::new();
+            return Ok(true);
+        }
+        self.unsent.drain(..count);
+        self.seen.remove(EventFlags::OUT);
+        Ok(false)
+    }
+
+    /// As [`SocketSlot::note`], for what the kernel reports: space is for the rest of the queued
+    /// sends first.
+    fn note_event(&mut self, events: EventFlags) -> WokenTasks {
+        if !events.intersects(SocketWait::Write.events()) {
+            return self.note(events);
+        }
+        match self.send_rest() {
+            Ok(true) => self.note(events),
+            Ok(false) => self.note(events - EventFlags::OUT),
             Err(error) => {
-                self.unsent = Vec::new();
-                self.send_error = Some(error);
-                true
+                self.set_error(error);
+                self.note(events | EventFlags::ERR)
             }
         }
     }
 
+    /// Notes that a send has failed: what was queued is lost.
     fn fail(&mut self, error: Errno) -> WokenTasks {
-        self.unsent = Vec::new();
-        self.send_error = Some(error);
+        self.set_error(error);
         self.note(EventFlags::ERR)
+    }
+
+    fn set_error(&mut self, error: Errno) {
+        self.unsent = Vec::new();
+        self.send_error.get_or_insert(error);
+    }
+
+    /// Makes the coming end a reset.
+    fn reset(&self) {
+        // Fails only on a socket that is closed already.
+        let _ = set_socket_linger(&self.descriptor, Some(Duration::ZERO));
     }
 }
 
@@ -261,6 +286,8 @@ struct SendQueue {
 #[derive(Debug)]
 struct QueuedSend {
     slot: u32,
+    /// [`SocketSlot::number`].
+    number: u32,
     /// End of its bytes; they begin at the end of the one before.
     end: usize,
 }
@@ -272,6 +299,8 @@ struct SocketDriver {
     queue: RefCell<SendQueue>,
     /// The task that ends turns, while it waits.
     turn_task: RefCell<Option<Waker>>,
+    /// Slot and number of sockets that are closing, or were, the oldest first.
+    closing: RefCell<VecDeque<(u32, u32)>>,
     events: RefCell<Vec<Event>>,
     last_number: Cell<u32>,
 }
@@ -301,6 +330,7 @@ impl SocketDriver {
             slots: RefCell::default(),
             queue: RefCell::default(),
             turn_task: RefCell::default(),
+            closing: RefCell::default(),
             events: RefCell::new(Vec::with_capacity(MAX_EVENTS)),
             last_number: Cell::new(0),
         });
@@ -310,11 +340,8 @@ impl SocketDriver {
         Ok(driver)
     }
 
-    /// Queues a send of `parts`, which are `length` bytes.
-    fn enqueue(&self, slot: u32, parts: &[IoSlice<'_>], length: usize) {
-        if self.queue.borrow().bytes.len() + length > MAX_QUEUED_BYTES {
-            self.end_turn();
-        }
+    /// Queues a send of `parts` by the socket `number` in `slot`.
+    fn enqueue(&self, slot: u32, number: u32, parts: &[IoSlice<'_>]) {
         let queue = &mut *self.queue.borrow_mut();
         if queue.sends.is_empty()
             && let Some(task) = self.turn_task.take()
@@ -327,8 +354,8 @@ impl SocketDriver {
         let end = queue.bytes.len();
         match queue.sends.last_mut() {
             // Head and body of a message, for example: one send.
-            Some(last) if last.slot == slot => last.end = end,
-            _ => queue.sends.push(QueuedSend { slot, end }),
+            Some(last) if (last.slot, last.number) == (slot, number) => last.end = end,
+            _ => queue.sends.push(QueuedSend { slot, number, end }),
         }
     }
 
@@ -340,12 +367,13 @@ impl SocketDriver {
         let mut queue = self.queue.take();
         let (mut start, mut woken) = (0, Vec::new());
         let mut slots = self.slots.borrow_mut();
-        for QueuedSend { slot: index, end } in queue.sends.drain(..) {
-            let bytes = queue.bytes.get(start..end).unwrap_or_default();
-            start = end;
-            let slot = slots.get_mut(index as usize);
+        for one in queue.sends.drain(..) {
+            let bytes = queue.bytes.get(start..one.end).unwrap_or_default();
+            start = one.end;
+            let slot = slots.get_mut(one.slot as usize);
+            let slot = slot.filter(|slot| slot.number == one.number);
             debug_assert!(slot.is_some(), "a socket makes its sends before it ends");
-            let tasks = slot.map(|slot| slot.send(&self.epoll, index, bytes));
+            let tasks = slot.map(|slot| slot.send(&self.epoll, one.slot, bytes));
             woken.extend(tasks.into_iter().flatten().flatten());
         }
         queue.bytes.clear();
@@ -353,6 +381,21 @@ impl SocketDriver {
         drop(slots);
         self.queue.replace(queue);
         woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Takes over the socket in `slot`, to send the rest and then to close it.
+    fn close_when_sent(&self, slot: u32, number: u32) {
+        let mut closing = self.closing.borrow_mut();
+        closing.push_back((slot, number));
+        let oldest = (closing.len() > MAX_CLOSING).then(|| closing.pop_front());
+        if let Some((slot, number)) = oldest.flatten() {
+            let mut slots = self.slots.borrow_mut();
+            let is_it = |slot: &&mut SocketSlot| slot.number == number && slot.is_closing;
+            if let Some(socket) = slots.get_mut(slot as usize).filter(is_it) {
+                socket.reset();
+                slots.remove(slot as usize);
+            }
+        }
     }
 
     /// Takes events from the kernel and wakes the tasks that wait for them; returns their number.
@@ -370,12 +413,33 @@ impl SocketDriver {
                 let mut slots = self.slots.borrow_mut();
                 let slot = slots.get_mut(data as u32 as usize);
                 let own = slot.filter(|slot| slot.number == (data >> 32) as u32);
-                own.map(|slot| slot.note_event(flags))
+                let (tasks, is_over) = own.map_or_else(Default::default, |slot| {
+                    let tasks = slot.note_event(flags);
+                    (tasks, slot.is_closing && slot.unsent.is_empty())
+                });
+                if is_over {
+                    let closed = slots.remove(data as u32 as usize);
+                    // As with an owner: the last bytes go out before a reset for unread ones can
+                    // drop them. Fails only if the connection has.
+                    let _ = shutdown(&closed.descriptor, Shutdown::Write);
+                }
+                tasks
             };
             // A waker may drop what owns a socket, and so need the slots: they are not borrowed.
-            woken.into_iter().flatten().flatten().for_each(Waker::wake);
+            woken.into_iter().flatten().for_each(Waker::wake);
         }
         events.len()
+    }
+}
+
+impl Drop for SocketDriver {
+    fn drop(&mut self) {
+        // A cut must not look like an end.
+        for (_, slot) in self.slots.get_mut() {
+            if slot.is_closing {
+                slot.reset();
+            }
+        }
     }
 }
 
@@ -399,9 +463,9 @@ async fn run(epoll: AsyncFd<OwnedFd>, end: ForgetOnDrop) {
             let Some(driver) = driver.as_deref() else {
                 return Poll::Ready(());
             };
-            driver.end_turn();
-            // Set before any task that the events wake can queue a send.
+            // Set before any task that is woken can queue a send.
             driver.turn_task.replace(Some(cx.waker().clone()));
+            driver.end_turn();
             while let Ok(mut events) = ready!(epoll.poll_read_ready(cx)) {
                 if driver.take_events() < MAX_EVENTS {
                     events.clear_ready();
@@ -548,6 +612,10 @@ impl DrivenSocket {
     /// # Errors
     /// `WouldBlock` if there is no space; the error of an earlier one.
     pub(super) fn try_queue(&self, parts: &[IoSlice<'_>], length: usize) -> io::Result<bool> {
+        // Before the slot is looked at: a send of this socket may be among them.
+        if self.driver.queue.borrow().bytes.len() + length > MAX_QUEUED_BYTES {
+            self.driver.end_turn();
+        }
         let is_queued = self.with_slot(|slot| {
             if let Some(error) = slot.send_error {
                 return Err(io::Error::from(error));
@@ -558,17 +626,17 @@ impl DrivenSocket {
             // A first send is made at once: it is often the last one.
             let since_read = slot.since_read.map_or(usize::MAX, |count| count + length);
             if length > MAX_QUEUED_SEND_BYTES || since_read > MAX_BYTES_SINCE_READ {
-                return Ok(false);
+                return Ok(None);
             }
             slot.since_read = Some(since_read);
             slot.is_queued = true;
-            Ok(true)
+            Ok(Some(slot.number))
         });
-        if is_queued.unwrap_or(Ok(false))? {
-            self.driver.enqueue(self.slot, parts, length);
-            return Ok(true);
+        let number = is_queued.unwrap_or(Ok(None))?;
+        if let Some(number) = number {
+            self.driver.enqueue(self.slot, number, parts);
         }
-        Ok(false)
+        Ok(number.is_some())
     }
 
     /// Sends what was queued; false if the kernel does not take all of it.
@@ -580,9 +648,15 @@ impl DrivenSocket {
             self.driver.end_turn();
         }
         // The kernel is asked although no event has told of space: it also knows of a failure.
-        let is_sent = self.with_slot(SocketSlot::send_rest);
+        let (is_sent, woken) = self
+            .with_slot(|slot| match slot.send_rest() {
+                Ok(is_sent) => (is_sent, WokenTasks::default()),
+                Err(error) => (true, slot.fail(error)),
+            })
+            .unwrap_or_default();
+        woken.into_iter().flatten().for_each(Waker::wake);
         self.check_sends()?;
-        Ok(is_sent != Some(false))
+        Ok(is_sent)
     }
 
     /// Bytes that were queued and that the kernel has not taken at the end of the turn.
@@ -596,6 +670,23 @@ impl DrivenSocket {
             Some(error) => Err(error.into()),
             None => Ok(()),
         }
+    }
+
+    /// As [`DrivenSocket::check_sends`], at the end of what the peer has sent. `EPIPE` is no error
+    /// there: the peer had ended its direction, or the connection, and nothing is missing.
+    pub(super) fn check_end(&self) -> io::Result<()> {
+        match self.check_sends() {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            checked => checked,
+        }
+    }
+
+    /// Makes the coming drop a reset of the connection. No effect on unix sockets, which have none.
+    pub(super) fn set_reset_on_close(&self) {
+        self.with_slot(|slot| {
+            slot.is_reset_on_close = true;
+            slot.reset();
+        });
     }
 
     /// Notes that `length` bytes were sent at once.
@@ -637,22 +728,30 @@ impl Drop for DrivenSocket {
     fn drop(&mut self) {
         // Fails if the connection has: then nothing is to be sent.
         let _ = self.send_queued();
-        if self.unsent() > 0 {
-            // A cut must not look like an end. Fails only on a socket that is closed already.
-            let _ = set_socket_linger(&self.descriptor, Some(Duration::ZERO));
-        }
         if self.is_shared {
             // Fails if no task has waited for it.
             let _ = epoll::delete(&self.driver.epoll, &self.descriptor);
         }
-        let slot = self
-            .driver
-            .slots
-            .borrow_mut()
-            .try_remove(self.slot as usize);
+        let mut slots = self.driver.slots.borrow_mut();
+        let slot = slots.get_mut(self.slot as usize);
         debug_assert!(slot.is_some(), "a socket has a slot until it is dropped");
-        // Its wakers are dropped here, where nothing is borrowed.
-        drop(slot);
+        let Some(slot) = slot else { return };
+        if slot.send_error.is_some() {
+            // A cut must not look like an end.
+            slot.reset();
+        }
+        // Its wakers are dropped where nothing is borrowed.
+        let wakers = [&mut slot.reader, &mut slot.writer, &mut slot.watcher].map(Option::take);
+        if slot.unsent.is_empty() || slot.is_reset_on_close {
+            slots.remove(self.slot as usize);
+            drop(slots);
+        } else {
+            slot.is_closing = true;
+            let number = slot.number;
+            drop(slots);
+            self.driver.close_when_sent(self.slot, number);
+        }
+        drop(wakers);
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::net::{RecvFlags, recv, sockopt::set_socket_send_buffer_size};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::net::{fixture, stream::Stream};
@@ -176,31 +177,100 @@ async fn what_the_kernel_does_not_take_is_sent_when_it_has_space() {
     assert_eq!(peer.read(&mut [0]).unwrap(), 0);
 }
 
-#[tokio::test]
-async fn a_connection_that_ends_before_all_is_sent_is_reset() {
+/// A stream whose peer writes and does not read, with a queued send that the kernel has not taken;
+/// and the bytes that were written.
+async fn overfull_pair() -> (tokio::net::TcpStream, Stream, usize) {
     let (mut peer, stream) = fixture::pair().await;
     let mut taken = 0;
-    // A peer that writes and never reads: each of its messages is answered.
-    for turn in 0_u32.. {
-        tokio::io::AsyncWriteExt::write_all(&mut peer, b"x")
-            .await
-            .unwrap();
+    loop {
+        peer.write_all(b"x").await.unwrap();
         poll_fn(|cx| stream.poll_read_ready(cx)).await.unwrap();
         assert_eq!(stream.try_read(&mut [0; 8]).unwrap(), 1);
         match stream.try_write(&content(MAX_QUEUED_SEND_BYTES)) {
             Ok(count) => taken += count,
             Err(error) => {
-                assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "turn {turn}");
-                break;
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                return (peer, stream, taken);
             }
         }
         end_turn();
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_dropped_ends_when_all_is_sent() {
+    let (mut peer, stream, taken) = overfull_pair().await;
     drop(stream);
     let mut received = Vec::new();
-    let end = tokio::io::AsyncReadExt::read_to_end(&mut peer, &mut received).await;
-    assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    peer.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received.len(), taken);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_to_be_reset_is_not_waited_for() {
+    let (mut peer, stream, taken) = overfull_pair().await;
+    stream.set_reset_on_close();
+    drop(stream);
+    let mut received = Vec::new();
+    let end = peer.read_to_end(&mut received).await.unwrap_err();
+    assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
     assert!(received.len() < taken);
+}
+
+#[tokio::test]
+async fn of_many_connections_that_are_closing_the_oldest_is_cut() {
+    let sent = content(3 * MAX_QUEUED_SEND_BYTES);
+    let dropped = (0..=MAX_CLOSING).map(|_| {
+        let (peer, stream) = narrow_pair();
+        for part in sent.chunks(MAX_QUEUED_SEND_BYTES) {
+            assert_eq!(stream.try_write(part).unwrap(), part.len());
+        }
+        peer
+    });
+    let received = dropped.collect::<Vec<_>>().into_iter().map(|mut peer| {
+        let mut received = Vec::new();
+        loop {
+            let mut part = [0; 8 << 10];
+            match peer.read(&mut part) {
+                Ok(0) => return received.len(),
+                Ok(count) => received.extend_from_slice(&part[..count]),
+                // Fails when there is nothing more yet.
+                Err(_) => drop(end_turn()),
+            }
+        }
+    });
+    let received: Vec<_> = received.collect();
+    assert!(received[0] < sent.len());
+    assert_eq!(received[1..], vec![sent.len(); MAX_CLOSING]);
+}
+
+#[tokio::test]
+async fn a_full_queue_is_sent_at_once_and_no_bytes_get_to_the_next_socket() {
+    let ((mut first_peer, first), (mut second_peer, second)) = (narrow_pair(), narrow_pair());
+    let others: Vec<_> = (0..MAX_QUEUED_BYTES / 1_000)
+        .map(|_| narrow_pair())
+        .collect();
+    assert_eq!(first.try_write(b"one ").unwrap(), 4);
+    assert_eq!(second.try_write(b"one ").unwrap(), 4);
+    for (_, other) in &others {
+        assert_eq!(other.try_write(&content(1_000)).unwrap(), 1_000);
+    }
+    let mut more = 0;
+    while read_all(&mut first_peer).is_empty() {
+        // The one that makes it full is of a socket that has one in it.
+        assert_eq!(first.try_write(&content(100)).unwrap(), 100);
+        more += 100;
+    }
+    assert_eq!(second.try_write(b"two").unwrap(), 3);
+    assert_eq!(first.try_write_last(b"x").unwrap(), 1);
+    let rest = read_all(&mut first_peer);
+    assert_eq!((rest.len(), rest.last()), (101, Some(&b'x')), "{more}");
+    drop(second);
+    let (mut next_peer, next) = narrow_pair();
+    end_turn();
+    assert_eq!(read_all(&mut second_peer), b"one two");
+    assert_eq!(read_all(&mut next_peer), b"");
+    drop(next);
 }
 
 #[tokio::test]
@@ -214,7 +284,11 @@ async fn an_error_of_a_send_shows_behind_what_the_peer_has_sent() {
     // It has not read everything: a reset.
     drop(peer);
     poll_fn(|cx| stream.poll_read_ready(cx)).await.unwrap();
-    assert_eq!(stream.try_write(b"x").unwrap(), 1);
+    // The second send fails in another way.
+    let (_other_peer, other) = narrow_pair();
+    for stream in [&stream, &other, &stream] {
+        assert_eq!(stream.try_write(b"x").unwrap(), 1);
+    }
     end_turn();
     assert!(!stream.is_idle_and_open());
     let mut buffer = [0; 16];

@@ -170,7 +170,7 @@ impl SpliceTransfer {
             _ => pipe.release(),
         }
         if matches!(taken, Ok(0)) {
-            from.check_sends().map_err(TransferError::Read)?;
+            from.check_end().map_err(TransferError::Read)?;
         }
         taken.map_err(|error| match error.raw_os_error() {
             // Sockets without splice, kernels without the call, sandboxes that forbid it.

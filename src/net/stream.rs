@@ -10,7 +10,6 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     pin::{Pin, pin},
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use rustix::{
@@ -72,7 +71,7 @@ impl Stream {
             Ok(recv(socket, buffer, RecvFlags::empty())?)
         })?;
         if count == 0 {
-            socket.check_sends()?;
+            socket.check_end()?;
         }
         if 0 < count && count < capacity && socket.is_drained_by_short_read() {
             socket.set_unready(SocketWait::Read);
@@ -206,9 +205,8 @@ impl Stream {
     /// Makes the coming drop a reset (RST) instead of an orderly end. No effect on unix sockets,
     /// which have no reset.
     pub fn set_reset_on_close(&self) {
-        if let Self::Tcp(stream) = self.socket() {
-            // Fails only on a socket that is closed already.
-            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        if let Self::Tcp(socket) | Self::Unix(socket) = self.socket() {
+            socket.set_reset_on_close();
         }
     }
 
@@ -370,8 +368,8 @@ impl Stream {
 
     /// The error of an earlier send, which shows at the end of what the peer has sent. Not under
     /// TLS.
-    pub(super) fn check_sends(&self) -> io::Result<()> {
-        self.plain()?.check_sends()
+    pub(super) fn check_end(&self) -> io::Result<()> {
+        self.plain()?.check_end()
     }
 
     /// The socket below.
@@ -439,7 +437,13 @@ impl AsyncWrite for Stream {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (Self::Tcp(socket) | Self::Unix(socket)) = self.socket() else {
+            return Poll::Ready(Ok(()));
+        };
+        while !socket.send_queued()? {
+            ready!(socket.poll_ready(cx, SocketWait::Write))?;
+        }
         Poll::Ready(Ok(()))
     }
 
