@@ -100,7 +100,7 @@ impl RelaySide for Stream {
     }
 
     fn ends_by_drop(&self) -> bool {
-        self.tls().is_none()
+        self.tls().is_none() && self.is_sent()
     }
 
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

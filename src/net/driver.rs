@@ -25,7 +25,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     rc::Rc,
     task::{Context, Poll, Waker, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -38,6 +38,7 @@ use slab::Slab;
 use tokio::{io::unix::AsyncFd, task::coop};
 
 use super::sys;
+use crate::base::clock;
 
 /// Most events taken from the kernel at a time.
 const MAX_EVENTS: usize = 512;
@@ -52,6 +53,8 @@ const MAX_QUEUED_BYTES: usize = 256 * 1024;
 /// Sockets of a thread that may be closing, with bytes that the kernel has not taken: at one more,
 /// the oldest one is reset.
 const MAX_CLOSING: usize = 64;
+/// Time for the rest of a socket that is closing; looked at when the next one begins to.
+const CLOSING_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Events of every registered socket.
 const READ_EVENTS: EventFlags = EventFlags::IN
@@ -292,6 +295,23 @@ struct QueuedSend {
     end: usize,
 }
 
+/// A socket that has no owner any more.
+#[derive(Debug)]
+struct ClosingSocket {
+    slot: u32,
+    /// [`SocketSlot::number`].
+    number: u32,
+    since: Instant,
+}
+
+impl ClosingSocket {
+    /// The slot of the socket, unless it is closed.
+    fn slot<'s>(&self, slots: &'s Slab<SocketSlot>) -> Option<&'s SocketSlot> {
+        let slot = slots.get(self.slot as usize);
+        slot.filter(|slot| slot.number == self.number && slot.is_closing)
+    }
+}
+
 /// The sockets of one thread.
 struct SocketDriver {
     epoll: OwnedFd,
@@ -299,8 +319,8 @@ struct SocketDriver {
     queue: RefCell<SendQueue>,
     /// The task that ends turns, while it waits.
     turn_task: RefCell<Option<Waker>>,
-    /// Slot and number of sockets that are closing, or were, the oldest first.
-    closing: RefCell<VecDeque<(u32, u32)>>,
+    /// Sockets that are closing, or were, the oldest first.
+    closing: RefCell<VecDeque<ClosingSocket>>,
     events: RefCell<Vec<Event>>,
     last_number: Cell<u32>,
 }
@@ -386,15 +406,22 @@ impl SocketDriver {
     /// Takes over the socket in `slot`, to send the rest and then to close it.
     fn close_when_sent(&self, slot: u32, number: u32) {
         let mut closing = self.closing.borrow_mut();
-        closing.push_back((slot, number));
-        let oldest = (closing.len() > MAX_CLOSING).then(|| closing.pop_front());
-        if let Some((slot, number)) = oldest.flatten() {
-            let mut slots = self.slots.borrow_mut();
-            let is_it = |slot: &&mut SocketSlot| slot.number == number && slot.is_closing;
-            if let Some(socket) = slots.get_mut(slot as usize).filter(is_it) {
+        let mut slots = self.slots.borrow_mut();
+        closing.retain(|one| one.slot(&slots).is_some());
+        let since = clock::now();
+        closing.push_back(ClosingSocket {
+            slot,
+            number,
+            since,
+        });
+        while let Some(oldest) = closing.front()
+            && (closing.len() > MAX_CLOSING || since >= oldest.since + CLOSING_TIMEOUT)
+        {
+            if let Some(socket) = oldest.slot(&slots) {
                 socket.reset();
-                slots.remove(slot as usize);
+                slots.remove(oldest.slot as usize);
             }
+            closing.pop_front();
         }
     }
 
@@ -419,9 +446,14 @@ impl SocketDriver {
                 });
                 if is_over {
                     let closed = slots.remove(data as u32 as usize);
-                    // As with an owner: the last bytes go out before a reset for unread ones can
-                    // drop them. Fails only if the connection has.
-                    let _ = shutdown(&closed.descriptor, Shutdown::Write);
+                    if closed.send_error.is_some() {
+                        // A cut must not look like an end.
+                        closed.reset();
+                    } else {
+                        // As with an owner: the last bytes go out before a reset for unread ones
+                        // can drop them. Fails only if the connection has.
+                        let _ = shutdown(&closed.descriptor, Shutdown::Write);
+                    }
                 }
                 tasks
             };
@@ -599,7 +631,7 @@ impl DrivenSocket {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.set_unready(wait);
-                self.check_sends()?;
+                self.check_end()?;
             }
             _ => {}
         }
@@ -699,7 +731,12 @@ impl DrivenSocket {
 
     /// Notes that an operation has used up all that was there, or all space.
     pub(super) fn set_unready(&self, wait: SocketWait) {
-        self.with_slot(|slot| slot.seen.remove(wait.passing()));
+        // The error of a send, which no event may follow, must be found by the next read.
+        self.with_slot(|slot| {
+            if slot.send_error.is_none_or(|error| error == Errno::PIPE) {
+                slot.seen.remove(wait.passing());
+            }
+        });
     }
 
     /// True if a read that did not fill its buffer has taken all that there was: reads also stop at

@@ -139,6 +139,12 @@ impl Stream {
         if let Self::Tls(tls) = self {
             return tls.is_idle_and_open();
         }
+        if self
+            .plain()
+            .is_ok_and(|socket| socket.check_sends().is_err())
+        {
+            return false;
+        }
         let peeked = self.try_io(SocketWait::Read, |socket| {
             let (count, _) = recv(socket, &mut [0_u8; 1][..], RecvFlags::PEEK)?;
             Ok(count)
@@ -370,6 +376,14 @@ impl Stream {
     /// TLS.
     pub(super) fn check_end(&self) -> io::Result<()> {
         self.plain()?.check_end()
+    }
+
+    /// True if the kernel has taken all that was written. Under TLS without what waits there.
+    pub(super) fn is_sent(&self) -> bool {
+        match self.socket() {
+            Self::Tcp(socket) | Self::Unix(socket) => matches!(socket.send_queued(), Ok(true)),
+            Self::Tls(_) => false,
+        }
     }
 
     /// The socket below.
