@@ -66,7 +66,7 @@ pub trait RelaySide {
     /// The socket, if it is a plain one or TLS over one, that the kernel may splice.
     fn stream(&self) -> Option<&Stream>;
 
-    /// True if a drop ends our direction in order, as a FIN does.
+    /// As [`Stream::ends_by_drop`].
     fn ends_by_drop(&self) -> bool;
 
     /// As [`Stream::poll_read_ready`].
@@ -100,7 +100,7 @@ impl RelaySide for Stream {
     }
 
     fn ends_by_drop(&self) -> bool {
-        self.tls().is_none() && self.is_sent()
+        self.ends_by_drop()
     }
 
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,12 +1,11 @@
 //! Readiness of sockets: one epoll instance for each thread, which the thread's runtime watches.
 //!
 //! A socket is registered when a task first waits for it, edge-triggered. What the events said is
-//! kept in a slot of the thread until an operation has used it up. Nothing is shared
-//! with another thread, so there is no lock, a socket needs no memory of its own, and the kernel
-//! forgets it when it is closed.
+//! kept in a slot of the thread until an operation has used it up. Nothing is shared with another
+//! thread, so there is no lock, and the kernel forgets a socket when it is closed.
 //!
-//! The sockets of tokio cannot be used for that: each takes an allocation, a lock for each wait and
-//! a system call at its end.
+//! The sockets of tokio cannot be used for that: each takes a lock for each wait and a system call
+//! at its end.
 //!
 //! Small sends wait for the end of the turn, when all tasks that were woken have run, and are then
 //! made one after the other. The kernel's code for sending stays in the cache, and the peers' next
@@ -98,10 +97,38 @@ impl SocketWait {
     }
 }
 
+/// Names a socket by its slot and its number: what is kept of an earlier one must not be taken
+/// for that of the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct SocketId {
+    slot: u32,
+    number: u32,
+}
+
+impl SocketId {
+    /// The id as the kernel keeps it for events.
+    fn event_data(self) -> EventData {
+        EventData::new_u64(u64::from(self.number) << 32 | u64::from(self.slot))
+    }
+
+    fn of_event(data: EventData) -> Self {
+        Self {
+            slot: data.u64() as u32,
+            number: (data.u64() >> 32) as u32,
+        }
+    }
+
+    /// The slot, if the socket still has it.
+    fn find(self, slots: &mut Slab<SocketSlot>) -> Option<&mut SocketSlot> {
+        let slot = slots.get_mut(self.slot as usize);
+        slot.filter(|slot| slot.number == self.number)
+    }
+}
+
 /// State of one socket.
 #[derive(Debug)]
 struct SocketSlot {
-    /// Number of the socket: an event of an earlier one in this slot must not be taken for its own.
+    /// [`SocketId::number`].
     number: u32,
     /// Events of the socket, less those whose effect was used up.
     seen: EventFlags,
@@ -175,7 +202,7 @@ impl SocketSlot {
     }
 
     /// Has the kernel report what `wait` waits for, if it does not do so yet.
-    fn watch(&mut self, epoll: &OwnedFd, index: u32, wait: SocketWait) -> rustix::io::Result<()> {
+    fn watch(&mut self, epoll: &OwnedFd, id: SocketId, wait: SocketWait) -> rustix::io::Result<()> {
         let events = if wait == SocketWait::Write {
             ALL_EVENTS
         } else {
@@ -184,7 +211,7 @@ impl SocketSlot {
         if self.watched.contains(events) {
             return Ok(());
         }
-        let data = EventData::new_u64(u64::from(self.number) << 32 | u64::from(index));
+        let data = id.event_data();
         if self.watched.is_empty() {
             epoll::add(epoll, &self.descriptor, data, events)?;
         } else {
@@ -195,7 +222,7 @@ impl SocketSlot {
     }
 
     /// Makes a queued send; gives the tasks that a failure wakes.
-    fn send(&mut self, epoll: &OwnedFd, index: u32, bytes: &[u8]) -> WokenTasks {
+    fn send(&mut self, epoll: &OwnedFd, id: SocketId, bytes: &[u8]) -> WokenTasks {
         self.is_queued = false;
         if self.send_error.is_some() {
             return WokenTasks::default();
@@ -213,7 +240,7 @@ impl SocketSlot {
         }
         self.unsent.extend_from_slice(rest);
         self.seen.remove(EventFlags::OUT);
-        match self.watch(epoll, index, SocketWait::Write) {
+        match self.watch(epoll, id, SocketWait::Write) {
             Ok(()) => WokenTasks::default(),
             Err(error) => self.fail(error),
         }
@@ -251,21 +278,17 @@ impl SocketSlot {
             Ok(true) => self.note(events),
             Ok(false) => self.note(events - EventFlags::OUT),
             Err(error) => {
-                self.set_error(error);
-                self.note(events | EventFlags::ERR)
+                self.seen |= events;
+                self.fail(error)
             }
         }
     }
 
-    /// Notes that a send has failed: what was queued is lost.
+    /// Notes that a send has failed: what was queued is lost. All tasks are woken.
     fn fail(&mut self, error: Errno) -> WokenTasks {
-        self.set_error(error);
-        self.note(EventFlags::ERR)
-    }
-
-    fn set_error(&mut self, error: Errno) {
         self.unsent = Vec::new();
         self.send_error.get_or_insert(error);
+        self.note(EventFlags::ERR)
     }
 
     /// Makes the coming end a reset.
@@ -288,28 +311,9 @@ struct SendQueue {
 
 #[derive(Debug)]
 struct QueuedSend {
-    slot: u32,
-    /// [`SocketSlot::number`].
-    number: u32,
+    socket: SocketId,
     /// End of its bytes; they begin at the end of the one before.
     end: usize,
-}
-
-/// A socket that has no owner any more.
-#[derive(Debug)]
-struct ClosingSocket {
-    slot: u32,
-    /// [`SocketSlot::number`].
-    number: u32,
-    since: Instant,
-}
-
-impl ClosingSocket {
-    /// The slot of the socket, unless it is closed.
-    fn slot<'s>(&self, slots: &'s Slab<SocketSlot>) -> Option<&'s SocketSlot> {
-        let slot = slots.get(self.slot as usize);
-        slot.filter(|slot| slot.number == self.number && slot.is_closing)
-    }
 }
 
 /// The sockets of one thread.
@@ -319,8 +323,8 @@ struct SocketDriver {
     queue: RefCell<SendQueue>,
     /// The task that ends turns, while it waits.
     turn_task: RefCell<Option<Waker>>,
-    /// Sockets that are closing, or were, the oldest first.
-    closing: RefCell<VecDeque<ClosingSocket>>,
+    /// Sockets that are closing, or were, and since when; the oldest first.
+    closing: RefCell<VecDeque<(SocketId, Instant)>>,
     events: RefCell<Vec<Event>>,
     last_number: Cell<u32>,
 }
@@ -360,8 +364,8 @@ impl SocketDriver {
         Ok(driver)
     }
 
-    /// Queues a send of `parts` by the socket `number` in `slot`.
-    fn enqueue(&self, slot: u32, number: u32, parts: &[IoSlice<'_>]) {
+    /// Queues a send of `parts`.
+    fn enqueue(&self, socket: SocketId, parts: &[IoSlice<'_>]) {
         let queue = &mut *self.queue.borrow_mut();
         if queue.sends.is_empty()
             && let Some(task) = self.turn_task.take()
@@ -374,8 +378,8 @@ impl SocketDriver {
         let end = queue.bytes.len();
         match queue.sends.last_mut() {
             // Head and body of a message, for example: one send.
-            Some(last) if (last.slot, last.number) == (slot, number) => last.end = end,
-            _ => queue.sends.push(QueuedSend { slot, number, end }),
+            Some(last) if last.socket == socket => last.end = end,
+            _ => queue.sends.push(QueuedSend { socket, end }),
         }
     }
 
@@ -387,13 +391,12 @@ impl SocketDriver {
         let mut queue = self.queue.take();
         let (mut start, mut woken) = (0, Vec::new());
         let mut slots = self.slots.borrow_mut();
-        for one in queue.sends.drain(..) {
-            let bytes = queue.bytes.get(start..one.end).unwrap_or_default();
-            start = one.end;
-            let slot = slots.get_mut(one.slot as usize);
-            let slot = slot.filter(|slot| slot.number == one.number);
+        for QueuedSend { socket, end } in queue.sends.drain(..) {
+            let bytes = queue.bytes.get(start..end).unwrap_or_default();
+            start = end;
+            let slot = socket.find(&mut slots);
             debug_assert!(slot.is_some(), "a socket makes its sends before it ends");
-            let tasks = slot.map(|slot| slot.send(&self.epoll, one.slot, bytes));
+            let tasks = slot.map(|slot| slot.send(&self.epoll, socket, bytes));
             woken.extend(tasks.into_iter().flatten().flatten());
         }
         queue.bytes.clear();
@@ -403,22 +406,18 @@ impl SocketDriver {
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// Takes over the socket in `slot`, to send the rest and then to close it.
-    fn close_when_sent(&self, slot: u32, number: u32) {
+    /// Takes over a socket without an owner, to send the rest and then to close it.
+    fn close_when_sent(&self, socket: SocketId) {
         let mut closing = self.closing.borrow_mut();
-        let mut slots = self.slots.borrow_mut();
-        closing.retain(|one| one.slot(&slots).is_some());
-        let since = clock::now();
-        closing.push_back(ClosingSocket {
-            slot,
-            number,
-            since,
-        });
-        while let Some(oldest) = closing.front()
-            && (closing.len() > MAX_CLOSING || since >= oldest.since + CLOSING_TIMEOUT)
+        let slots = &mut *self.slots.borrow_mut();
+        closing.retain(|(socket, _)| socket.find(slots).is_some());
+        let now = clock::now();
+        closing.push_back((socket, now));
+        while let Some((oldest, since)) = closing.front()
+            && (closing.len() > MAX_CLOSING || now >= *since + CLOSING_TIMEOUT)
         {
-            if let Some(socket) = oldest.slot(&slots) {
-                socket.reset();
+            if let Some(slot) = oldest.find(slots) {
+                slot.reset();
                 slots.remove(oldest.slot as usize);
             }
             closing.pop_front();
@@ -435,17 +434,15 @@ impl SocketDriver {
             return MAX_EVENTS;
         }
         for event in events.iter() {
-            let (flags, data) = (event.flags, event.data.u64());
+            let (flags, socket) = (event.flags, SocketId::of_event(event.data));
             let woken = {
                 let mut slots = self.slots.borrow_mut();
-                let slot = slots.get_mut(data as u32 as usize);
-                let own = slot.filter(|slot| slot.number == (data >> 32) as u32);
-                let (tasks, is_over) = own.map_or_else(Default::default, |slot| {
-                    let tasks = slot.note_event(flags);
-                    (tasks, slot.is_closing && slot.unsent.is_empty())
-                });
-                if is_over {
-                    let closed = slots.remove(data as u32 as usize);
+                let Some(slot) = socket.find(&mut slots) else {
+                    continue;
+                };
+                let tasks = slot.note_event(flags);
+                if slot.is_closing && slot.unsent.is_empty() {
+                    let closed = slots.remove(socket.slot as usize);
                     if closed.send_error.is_some() {
                         // A cut must not look like an end.
                         closed.reset();
@@ -528,7 +525,7 @@ impl Drop for ForgetOnDrop {
 pub struct DrivenSocket {
     descriptor: Rc<OwnedFd>,
     driver: Rc<SocketDriver>,
-    slot: u32,
+    id: SocketId,
     /// The kernel must be told of the end: closing this descriptor does not close the socket.
     is_shared: bool,
 }
@@ -561,7 +558,7 @@ impl DrivenSocket {
         Ok(Self {
             descriptor,
             driver,
-            slot,
+            id: SocketId { slot, number },
             is_shared,
         })
     }
@@ -574,7 +571,7 @@ impl DrivenSocket {
 
     fn with_slot<T>(&self, use_it: impl FnOnce(&mut SocketSlot) -> T) -> Option<T> {
         let mut slots = self.driver.slots.borrow_mut();
-        let slot = slots.get_mut(self.slot as usize);
+        let slot = self.id.find(&mut slots);
         debug_assert!(slot.is_some(), "a socket has a slot until it is dropped");
         slot.map(use_it)
     }
@@ -600,7 +597,7 @@ impl DrivenSocket {
             {
                 *waiting = Some(cx.waker().clone());
             }
-            slot.watch(&self.driver.epoll, self.slot, wait)?;
+            slot.watch(&self.driver.epoll, self.id, wait)?;
             Ok(false)
         });
         if matches!(is_ready, Some(Ok(false))) {
@@ -658,17 +655,17 @@ impl DrivenSocket {
             // A first send is made at once: it is often the last one.
             let since_read = slot.since_read.map_or(usize::MAX, |count| count + length);
             if length > MAX_QUEUED_SEND_BYTES || since_read > MAX_BYTES_SINCE_READ {
-                return Ok(None);
+                return Ok(false);
             }
             slot.since_read = Some(since_read);
             slot.is_queued = true;
-            Ok(Some(slot.number))
+            Ok(true)
         });
-        let number = is_queued.unwrap_or(Ok(None))?;
-        if let Some(number) = number {
-            self.driver.enqueue(self.slot, number, parts);
+        let is_queued = is_queued.unwrap_or(Ok(false))?;
+        if is_queued {
+            self.driver.enqueue(self.id, parts);
         }
-        Ok(number.is_some())
+        Ok(is_queued)
     }
 
     /// Sends what was queued; false if the kernel does not take all of it.
@@ -680,15 +677,11 @@ impl DrivenSocket {
             self.driver.end_turn();
         }
         // The kernel is asked although no event has told of space: it also knows of a failure.
-        let (is_sent, woken) = self
-            .with_slot(|slot| match slot.send_rest() {
-                Ok(is_sent) => (is_sent, WokenTasks::default()),
-                Err(error) => (true, slot.fail(error)),
-            })
-            .unwrap_or_default();
-        woken.into_iter().flatten().for_each(Waker::wake);
+        let failed = self.with_slot(|slot| slot.send_rest().err().map(|error| slot.fail(error)));
+        let woken = failed.flatten().into_iter().flatten().flatten();
+        woken.for_each(Waker::wake);
         self.check_sends()?;
-        Ok(is_sent)
+        Ok(self.unsent() == 0)
     }
 
     /// Bytes that were queued and that the kernel has not taken at the end of the turn.
@@ -770,7 +763,7 @@ impl Drop for DrivenSocket {
             let _ = epoll::delete(&self.driver.epoll, &self.descriptor);
         }
         let mut slots = self.driver.slots.borrow_mut();
-        let slot = slots.get_mut(self.slot as usize);
+        let slot = self.id.find(&mut slots);
         debug_assert!(slot.is_some(), "a socket has a slot until it is dropped");
         let Some(slot) = slot else { return };
         if slot.send_error.is_some() {
@@ -780,13 +773,12 @@ impl Drop for DrivenSocket {
         // Its wakers are dropped where nothing is borrowed.
         let wakers = [&mut slot.reader, &mut slot.writer, &mut slot.watcher].map(Option::take);
         if slot.unsent.is_empty() || slot.is_reset_on_close {
-            slots.remove(self.slot as usize);
+            slots.remove(self.id.slot as usize);
             drop(slots);
         } else {
             slot.is_closing = true;
-            let number = slot.number;
             drop(slots);
-            self.driver.close_when_sent(self.slot, number);
+            self.driver.close_when_sent(self.id);
         }
         drop(wakers);
     }

@@ -65,11 +65,11 @@ async fn an_event_of_a_closed_socket_is_not_taken_for_one_of_the_next_in_its_slo
     assert!(polled.is_pending());
     // A second descriptor keeps the socket open, and so its registration.
     let kept = first.as_fd().try_clone_to_owned().unwrap();
-    let slot = first.slot;
+    let slot = first.id.slot;
     peer.write_all(b"x").unwrap();
     drop(first);
     let (_other_peer, next) = pair();
-    assert_eq!(next.slot, slot);
+    assert_eq!(next.id.slot, slot);
     end_turn();
     let read = next.try_io(SocketWait::Read, |_| Ok(()));
     assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock);

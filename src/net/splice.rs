@@ -11,8 +11,9 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use super::{driver::SocketWait, limits::check_reserve, stream::Stream};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+
+use super::{driver::SocketWait, limits::check_reserve, stream::Stream};
 
 /// Wanted capacity of a pipe. An unprivileged user may have 64 MiB of pipes in all (pipe(7),
 /// `pipe-user-pages-soft`), of any size each.

@@ -378,12 +378,11 @@ impl Stream {
         self.plain()?.check_end()
     }
 
-    /// True if the kernel has taken all that was written. Under TLS without what waits there.
-    pub(super) fn is_sent(&self) -> bool {
-        match self.socket() {
-            Self::Tcp(socket) | Self::Unix(socket) => matches!(socket.send_queued(), Ok(true)),
-            Self::Tls(_) => false,
-        }
+    /// True if a drop ends our direction in order, as a FIN does: the kernel has taken all that was
+    /// written. Not under TLS, where `close_notify` would be missing.
+    pub fn ends_by_drop(&self) -> bool {
+        self.plain()
+            .is_ok_and(|socket| matches!(socket.send_queued(), Ok(true)))
     }
 
     /// The socket below.

@@ -223,19 +223,16 @@ fn pair(tcp: bool) -> (PeerSocket, Stream) {
     if !tcp {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        theirs.set_nonblocking(true).unwrap();
-        let theirs = tokio::net::UnixStream::from_std(theirs).unwrap();
-        return (PeerSocket::Unix(ours), theirs.into());
+        return (PeerSocket::Unix(ours), Stream::from_unix(theirs).unwrap());
     }
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (theirs, _) = listener.accept().unwrap();
+    ours.set_nonblocking(true).unwrap();
     for socket in [&ours, &theirs] {
-        socket.set_nonblocking(true).unwrap();
         socket.set_nodelay(true).unwrap();
     }
-    let theirs = tokio::net::TcpStream::from_std(theirs).unwrap();
-    (PeerSocket::Tcp(ours), theirs.into())
+    (PeerSocket::Tcp(ours), Stream::from_tcp(theirs).unwrap())
 }
 
 /// One listener, one pool; every exchange is logged.
