@@ -25,7 +25,7 @@ use balancer::{
     },
     http1::{encode::TextHead, request, response},
     net::stream::Stream,
-    pool::Pool,
+    pool::{PickRequest, Pool},
     proxy::{
         http::{ClientConnection, NextHop, RequestChanges, RequestOrigin, request_head, serve},
         worker::Worker,
@@ -128,7 +128,8 @@ fn pool_of(backends: usize) -> Pool {
         ..PoolConfig::named("app")
     };
     let pool = Pool::new(&config, None, clock::now());
-    assert!(pool.pick(&[], &mut Random::seeded(1)).is_ok());
+    let request = PickRequest::first(clock::now());
+    assert!(pool.pick(&request, &mut Random::seeded(1)).is_ok());
     pool
 }
 
@@ -137,8 +138,9 @@ fn pool_of(backends: usize) -> Pool {
 #[bench::of_1000(args = (1_000), setup = pool_of)]
 fn pick(pool: Pool) -> Pool {
     let mut random = Random::seeded(1);
+    let request = PickRequest::first(clock::now());
     for _ in 0..10 {
-        assert!(black_box(pool.pick(&[], &mut random)).is_ok());
+        assert!(black_box(pool.pick(&request, &mut random)).is_ok());
     }
     pool
 }

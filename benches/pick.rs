@@ -3,7 +3,7 @@
 use balancer::{
     base::{clock, rng::Random},
     config::model::{BackendConfig, BalancingPolicy, PoolConfig},
-    pool::Pool,
+    pool::{PickRequest, Pool},
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -31,8 +31,9 @@ fn pick(criterion: &mut Criterion) {
         for count in [3, 100, 10_000] {
             let pool = Pool::new(&config(count, policy, true), None, clock::now());
             let mut random = Random::seeded(1);
+            let request = PickRequest::first(clock::now());
             group.bench_function(BenchmarkId::new("pick", count), |bencher| {
-                bencher.iter(|| pool.pick(&[], &mut random).map(|lease| lease.index));
+                bencher.iter(|| pool.pick(&request, &mut random).map(|lease| lease.index));
             });
             group.bench_function(BenchmarkId::new("refresh", count), |bencher| {
                 bencher.iter(|| pool.refresh());

@@ -417,7 +417,7 @@ fn state_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'_>
     });
     families.family(f::BACKEND_WEIGHT, |s| {
         for (labels, backend) in backends {
-            s.count(labels, u64::from(backend.config.weight));
+            s.count(labels, u64::from(backend.weight()));
         }
     });
     families.family(f::BACKEND_CHANGED, |s| {

@@ -167,7 +167,7 @@ fn backend(backend: &Backend, check_config: Option<&HealthCheckConfig>, now: Ins
     json!({
         "name": &*backend.config.name,
         "address": backend.config.address.to_string(),
-        "weight": backend.config.weight,
+        "weight": backend.weight(),
         "backup": backend.config.backup > 0,
         "tier": backend.config.backup,
         "state": health.state.name(),

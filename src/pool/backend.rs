@@ -48,6 +48,8 @@ pub struct BackendState {
     /// Twice the failures in a row, plus 1 if the backend has refused requests on a new connection
     /// since its last success. One word, so that a success clears both with one store.
     streak: AtomicU32,
+    /// Weight set by the operator; above `u16::MAX`: none, the file's holds.
+    weight_override: AtomicU32,
     /// Copy of `health.state`, for reading without the lock.
     state: AtomicU8,
     health: Mutex<BackendHealth>,
@@ -104,6 +106,7 @@ impl BackendState {
             in_flight: AtomicUsize::new(0),
             down: WakeSignal::default(),
             streak: AtomicU32::new(0),
+            weight_override: AtomicU32::new(u32::MAX),
             state: AtomicU8::new(health.state as u8),
             health: Mutex::new(health),
         }
@@ -253,4 +256,12 @@ pub struct Backend {
     pub limit: usize,
     /// State that lives on across reloads.
     pub state: Arc<BackendState>,
+}
+
+impl Backend {
+    /// The weight in force, 0..=256: the operator's, else that of the file.
+    pub fn weight(&self) -> u16 {
+        let own = self.state.weight_override.load(Relaxed);
+        u16::try_from(own).unwrap_or(self.config.weight)
+    }
 }

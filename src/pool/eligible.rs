@@ -65,7 +65,10 @@ impl EligibleSet {
             .iter()
             .zip(&groups)
             .filter(|(_, group)| **group != INELIGIBLE_GROUP && **group == first)
-            .map(|(backend, _)| Arc::clone(backend))
+            .map(|(backend, _)| EligibleBackend {
+                backend: Arc::clone(backend),
+                weight: u32::from(backend.weight()),
+            })
             .collect();
         let picker = policy::prepare(rules.policy, &candidates);
         Self {
@@ -107,7 +110,7 @@ impl EligibleSet {
 /// Returns the group of a backend in `state`.
 fn group_of(backend: &Backend, state: HealthState, rules: EligibilityRules) -> u8 {
     use HealthState::{Checking, Down, Draining, Ejected, Maintenance, Removed, Up};
-    if backend.config.weight == 0 {
+    if backend.weight() == 0 {
         return INELIGIBLE_GROUP;
     }
     let tier = backend.config.backup.min(UNCHECKED_GROUP - 1);

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::Pool;
+use super::{BackendLease, PickRequest, Pool};
 use crate::{
-    base::{address::BackendAddress, clock},
+    base::{address::BackendAddress, clock, rng::Random},
     config::model::{self, BalancingPolicy, HealthCheckConfig},
+    reason::Reason,
 };
 
 /// A backend on 10.0.0.0/8; `number` gives the address, so that the same number is the same
@@ -61,4 +62,17 @@ pub(crate) fn pool_of(
         ..model::PoolConfig::named("app")
     };
     Arc::new(Pool::new(&config, None, clock::now()))
+}
+
+/// Picks after attempts on the backends at `attempted`.
+pub(crate) fn pick(
+    pool: &Pool,
+    attempted: &[usize],
+    random: &mut Random,
+) -> Result<BackendLease, Reason> {
+    let request = PickRequest {
+        attempted,
+        ..PickRequest::first(clock::now())
+    };
+    pool.pick(&request, random)
 }

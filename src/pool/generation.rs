@@ -81,7 +81,7 @@ impl PoolGeneration {
     }
 
     fn counts(&self) -> PoolCounts {
-        let weighted = self.backends.iter().filter(|one| one.config.weight > 0);
+        let weighted = self.backends.iter().filter(|one| one.weight() > 0);
         let (mut total, mut available) = (0, 0);
         for backend in weighted {
             total += 1;

@@ -5,7 +5,7 @@
 //! Requests of an old generation still report to the states after a reload, so every change of a
 //! state refreshes all living generations.
 //!
-//! Hot: [`Pool::pick`], [`Pool::record_success`], dropping a [`BackendLease`]. Everything else
+//! Hot: [`Pool::pick`] (`pick.rs`), [`Pool::record_success`], dropping a [`BackendLease`]. Everything else
 //! takes the pool's lock and is rare.
 
 mod backend;
@@ -17,6 +17,7 @@ pub(crate) mod fixture;
 mod generation;
 mod health;
 mod lease;
+mod pick;
 mod policy;
 mod resolved;
 mod state;
@@ -41,18 +42,18 @@ pub use self::{
     budget::RetryBudget,
     health::{HealthState, LastCheck},
     lease::{BackendLease, UntilDown},
+    pick::PickRequest,
     resolved::ResolvedAddresses,
     state::PoolState,
     transition::StateTransition,
 };
 use self::{
-    eligible::{EligibilityRules, EligibleSet},
+    eligible::EligibilityRules,
     generation::{PoolGeneration, living, may_eject, refresh_all},
     health::{CheckThresholds, StateChange},
-    policy::{EligibleBackend, PickContext},
 };
 use crate::{
-    base::{clock, rng::Random},
+    base::clock,
     config::model::{self, OnDown},
     reason::Reason,
 };
@@ -233,108 +234,6 @@ impl Pool {
     fn may_ever_eject(&self) -> bool {
         let ejection = self.config.ejection.as_ref();
         ejection.is_some_and(|ejection| ejection.max_ejected > 0.0)
-    }
-
-    /// Picks a backend and counts it in flight.
-    ///
-    /// `attempted` are `Backend::index`es of this pool. None of them is picked while another
-    /// eligible backend has capacity. When all of a tier were attempted, the next tier is asked; if
-    /// there is none, they may be picked again.
-    ///
-    /// # Errors
-    /// [`Reason::DestinationUnavailable`], [`Reason::ConnectionLimitReached`].
-    #[inline]
-    pub fn pick(&self, attempted: &[usize], random: &mut Random) -> Result<BackendLease, Reason> {
-        let eligible = self.generation.eligible.load();
-        if eligible.candidates.is_empty() {
-            return Err(Reason::DestinationUnavailable);
-        }
-        let mut context = PickContext {
-            candidates: &eligible.candidates,
-            attempted,
-            cursor: &self.state.cursor,
-            random,
-        };
-        let mut picked = eligible.picker.pick(&mut context);
-        if picked.is_none() && !attempted.is_empty() {
-            if let Some(backend) = self.pick_of_next_tier(&eligible, &mut context) {
-                return Ok(BackendLease::claimed(backend));
-            }
-            // A second attempt on the same backend is better than none.
-            context.attempted = &[];
-            picked = eligible.picker.pick(&mut context);
-        }
-        let is_candidate = |position: usize| position < eligible.candidates.len();
-        debug_assert!(picked.is_none_or(is_candidate), "{picked:?}");
-        picked
-            .and_then(|position| eligible.candidates.get(position))
-            .map(|backend| BackendLease::claimed(Arc::clone(backend)))
-            .ok_or(Reason::ConnectionLimitReached)
-    }
-
-    /// Picks as [`Pool::pick`] does, but avoids `busy`: healthy backends that could not take this
-    /// request. Another one of their tier is picked, or one of them again. They never make the pick
-    /// move on to the next tier, because a full tier does not spill over.
-    #[inline]
-    pub fn pick_avoiding(
-        &self,
-        busy: &[usize],
-        attempted: &[usize],
-        random: &mut Random,
-    ) -> Result<BackendLease, Reason> {
-        if busy.is_empty() {
-            return self.pick(attempted, random);
-        }
-        let both = [busy, attempted].concat();
-        let eligible = self.generation.eligible.load();
-        let mut context = PickContext {
-            candidates: &eligible.candidates,
-            attempted: &both,
-            cursor: &self.state.cursor,
-            random,
-        };
-        let is_empty = eligible.candidates.is_empty();
-        let picked = (!is_empty)
-            .then(|| eligible.picker.pick(&mut context))
-            .flatten();
-        match picked.and_then(|position| eligible.candidates.get(position)) {
-            Some(backend) => Ok(BackendLease::claimed(Arc::clone(backend))),
-            None => self.pick(attempted, random),
-        }
-    }
-
-    /// Picks a backend of the tier behind `eligible`. `None` while one of `eligible` was not
-    /// attempted: it is full, and a full tier does not spill over.
-    ///
-    /// Cold: it builds the next tier's set for this one pick, which only retries need.
-    #[cold]
-    fn pick_of_next_tier(
-        &self,
-        eligible: &EligibleSet,
-        context: &mut PickContext<'_>,
-    ) -> Option<EligibleBackend> {
-        let is_attempted = |backend: &Arc<Backend>| context.attempted.contains(&backend.index);
-        if !eligible.candidates.iter().all(is_attempted) {
-            return None;
-        }
-        let generation = &self.generation;
-        let others: Vec<_> = generation
-            .backends
-            .iter()
-            .filter(|backend| !is_attempted(backend))
-            .map(Arc::clone)
-            .collect();
-        let next = EligibleSet::new(&others, generation.rules);
-        if !next.is_tier_behind(eligible) {
-            return None;
-        }
-        let picked = next.picker.pick(&mut PickContext {
-            candidates: &next.candidates,
-            attempted: &[],
-            cursor: context.cursor,
-            random: context.random,
-        });
-        picked.and_then(|position| next.candidates.get(position).map(Arc::clone))
     }
 
     /// Positions in this pool of the backends at `positions` of `other`, without those that left.

@@ -8,10 +8,13 @@ mod threads;
 use std::time::{Duration, Instant};
 
 use super::{
-    fixture::{backend, config, unchecked},
+    fixture::{backend, config, pick, unchecked},
     *,
 };
-use crate::config::model::{BalancingPolicy, WhenAllDown};
+use crate::{
+    base::rng::Random,
+    config::model::{BalancingPolicy, WhenAllDown},
+};
 
 const REFUSED: Reason = Reason::ConnectionRefused;
 
@@ -49,7 +52,7 @@ fn states(pool: &Pool) -> Vec<HealthState> {
 fn picks(pool: &Pool, count: usize) -> Vec<usize> {
     let mut random = Random::seeded(1);
     (0..count)
-        .map(|_| pool.pick(&[], &mut random).unwrap().index)
+        .map(|_| pick(pool, &[], &mut random).unwrap().index)
         .collect()
 }
 
@@ -137,11 +140,12 @@ fn a_retry_goes_to_the_next_tier_when_all_of_a_tier_were_attempted_and_not_when_
     let (pool, now) = pool(&config);
     all_up(&pool, now);
     let mut random = Random::seeded(1);
-    let mut pick = |attempted: &[usize]| pool.pick(attempted, &mut random).map(|lease| lease.index);
+    let mut pick =
+        |attempted: &[usize]| pick(&pool, attempted, &mut random).map(|lease| lease.index);
     assert_eq!(pick(&[0, 1]), Ok(2));
     assert_eq!(pick(&[0, 1, 2]), Ok(3));
     assert!(pick(&[0, 1, 2, 3]).unwrap() < 2, "all were attempted");
-    let _full = pool.pick(&[0], &mut Random::seeded(1)).unwrap();
+    let _full = fixture::pick(&pool, &[0], &mut Random::seeded(1)).unwrap();
     assert_eq!(pick(&[0]), Ok(0), "a full tier does not spill over");
     for _ in 0..3 {
         fail(&pool, 2, now);
@@ -191,7 +195,7 @@ fn weight_zero_gets_nothing_and_an_empty_pool_is_unavailable() {
     let (pool, now) = pool(&config(&[0, 1]));
     assert_eq!(picks(&pool, 2), [1, 1]);
     fail(&pool, 1, now);
-    let refused = pool.pick(&[], &mut Random::seeded(1)).unwrap_err();
+    let refused = pick(&pool, &[], &mut Random::seeded(1)).unwrap_err();
     assert_eq!(refused, Reason::DestinationUnavailable);
 }
 
@@ -219,8 +223,8 @@ fn an_attempted_backend_is_not_picked_again_while_another_has_capacity() {
         let (pool, _) = pool(&config);
         let mut random = Random::seeded(3);
         for _ in 0..50 {
-            assert_eq!(pool.pick(&[0], &mut random).unwrap().index, 1);
-            assert_ne!(pool.pick(&[0, 1], &mut random).unwrap().index, 2);
+            assert_eq!(pick(&pool, &[0], &mut random).unwrap().index, 1);
+            assert_ne!(pick(&pool, &[0, 1], &mut random).unwrap().index, 2);
         }
     }
 }
@@ -238,12 +242,12 @@ fn a_full_pool_is_at_its_limit_and_dropped_leases_free_it() {
         );
         let mut random = Random::seeded(1);
         let mut leases: Vec<_> = (0..3)
-            .map(|_| pool.pick(&[], &mut random).unwrap())
+            .map(|_| pick(&pool, &[], &mut random).unwrap())
             .collect();
-        let full = pool.pick(&[], &mut random).unwrap_err();
+        let full = pick(&pool, &[], &mut random).unwrap_err();
         assert_eq!(full, Reason::ConnectionLimitReached);
         let free = leases.pop().unwrap().index;
-        assert_eq!(pool.pick(&[], &mut random).unwrap().index, free);
+        assert_eq!(pick(&pool, &[], &mut random).unwrap().index, free);
         drop(leases);
         assert!(pool.backends.iter().all(|b| b.state.in_flight() == 0));
     }
@@ -264,8 +268,12 @@ fn a_backend_whose_connection_was_full_is_passed_over_within_its_tier() {
     all_up(&pool, now);
     let mut random = Random::seeded(1);
     let mut pick = |busy: &[usize], attempted: &[usize]| {
-        let picked = pool.pick_avoiding(busy, attempted, &mut random);
-        picked.map(|lease| lease.index)
+        let request = PickRequest {
+            attempted,
+            busy,
+            ..PickRequest::first(clock::now())
+        };
+        pool.pick(&request, &mut random).map(|lease| lease.index)
     };
     assert_eq!(pick(&[0], &[]), Ok(1));
     assert_eq!(pick(&[0], &[1]), Ok(0), "again, before the next tier");

@@ -430,7 +430,10 @@ mod tests {
     use super::*;
     use crate::{
         base::{address::BackendAddress, rng::Random},
-        pool::{ResolvedAddresses, fixture::pool_of},
+        pool::{
+            ResolvedAddresses,
+            fixture::{pick, pool_of},
+        },
     };
 
     #[tokio::test]
@@ -449,7 +452,7 @@ mod tests {
                     port: own.port(),
                 };
                 let pool = pool_of(&[name], None);
-                let lease = pool.pick(&[], &mut Random::seeded(1)).unwrap();
+                let lease = pick(&pool, &[], &mut Random::seeded(1)).unwrap();
                 let resolve_to = |address| {
                     let resolved = ResolvedAddresses::new(vec![address], None);
                     lease.state.resolved.store(Arc::new(resolved));

@@ -222,7 +222,10 @@ mod tests {
     use crate::{
         base::{address::BackendAddress, clock, rng::Random},
         net::fixture::pair,
-        pool::{ResolvedAddresses, fixture::pool_of},
+        pool::{
+            ResolvedAddresses,
+            fixture::{pick, pool_of},
+        },
     };
 
     #[tokio::test]
@@ -232,7 +235,7 @@ mod tests {
             port: 80,
         };
         let pool = pool_of(&[name], None);
-        let lease = pool.pick(&[], &mut Random::seeded(1)).unwrap();
+        let lease = pick(&pool, &[], &mut Random::seeded(1)).unwrap();
         let rules = KeepaliveConfig::default();
         let mut idle = IdleConnections::default();
         let resolve_to = |addresses| {

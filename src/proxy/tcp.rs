@@ -15,7 +15,7 @@ use crate::{
         copy::{RelayMeter, relay_until},
         stream::Stream,
     },
-    pool::{BackendLease, Pool},
+    pool::{BackendLease, PickRequest, Pool},
     reason::Reason,
     telemetry::{
         metrics::{ListenerSlot, MetricCell},
@@ -122,7 +122,11 @@ async fn connect_backend(
     let mut tried = Vec::new();
     loop {
         // After a failed attempt its reason says more than "no backend available".
-        let picked = pool.pick(&tried, &mut context.random.borrow_mut());
+        let request = PickRequest {
+            attempted: &tried,
+            ..PickRequest::first(clock::now())
+        };
+        let picked = pool.pick(&request, &mut context.random.borrow_mut());
         let lease = picked.map_err(|none| record.reason.unwrap_or(none))?;
         record.attempts += 1;
         record.backend = Some(Arc::clone(&lease.config.name));

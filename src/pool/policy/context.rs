@@ -1,14 +1,31 @@
 //! The interface of a policy: what a picker gets for one pick, and how loads compare.
 
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::{
+    ops::Deref,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
 
 use crate::{base::rng::Random, pool::backend::Backend};
 
-/// An eligible backend.
-pub(crate) type EligibleBackend = Arc<Backend>;
+/// An eligible backend with the weight that it has now.
+#[derive(Debug, Clone)]
+pub(crate) struct EligibleBackend {
+    pub(crate) backend: Arc<Backend>,
+    /// Above 0. Only the ratios within one eligible set mean something.
+    pub(crate) weight: u32,
+}
+
+impl Deref for EligibleBackend {
+    type Target = Backend;
+
+    fn deref(&self) -> &Backend {
+        &self.backend
+    }
+}
 
 /// Requests in flight on a backend, and its weight.
-pub(super) type BackendLoad = (usize, u16);
+pub(super) type BackendLoad = (usize, u32);
 
 /// Inputs of one pick.
 pub(crate) struct PickContext<'a> {
@@ -18,6 +35,10 @@ pub(crate) struct PickContext<'a> {
     pub(crate) attempted: &'a [usize],
     /// Number of picks of the pool; survives refreshes and reloads.
     pub(crate) cursor: &'a AtomicUsize,
+    /// Hash of what the request is balanced by, for policies that use one.
+    pub(crate) key: Option<u64>,
+    /// Time of the pick.
+    pub(crate) now: Instant,
     pub(crate) random: &'a mut Random,
 }
 

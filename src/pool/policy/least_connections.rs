@@ -22,13 +22,13 @@ const MAX_SCANS: usize = 64;
 const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 
 pub(super) struct LeastConnections {
-    max_weight: u16,
+    max_weight: u32,
     has_equal_weights: bool,
 }
 
 impl LeastConnections {
     pub(super) fn new(candidates: &[EligibleBackend]) -> Self {
-        let weights = || candidates.iter().map(|candidate| candidate.config.weight);
+        let weights = || candidates.iter().map(|candidate| candidate.weight);
         let max_weight = weights().max().unwrap_or(1);
         Self {
             max_weight,
@@ -99,7 +99,7 @@ fn with_capacity<'t>(
     positions.filter_map(|position| {
         let candidate = context.candidate(position)?;
         let load = candidate.state.in_flight();
-        (load < candidate.limit).then_some((position, (load, candidate.config.weight)))
+        (load < candidate.limit).then_some((position, (load, candidate.weight)))
     })
 }
 
@@ -120,13 +120,17 @@ impl PolicyPicker for LeastConnections {
 
 #[cfg(test)]
 mod tests {
-    use crate::{base::rng::Random, config::model::BalancingPolicy, pool::fixture::unchecked_pool};
+    use crate::{
+        base::rng::Random,
+        config::model::BalancingPolicy,
+        pool::fixture::{pick, unchecked_pool},
+    };
 
     #[test]
     fn idle_backends_of_equal_weight_take_turns() {
         let pool = unchecked_pool(&[1, 1, 1], BalancingPolicy::LeastConnections);
         let mut random = Random::seeded(1);
-        let picks = (0..6).map(|_| pool.pick(&[], &mut random).unwrap().index);
+        let picks = (0..6).map(|_| pick(&pool, &[], &mut random).unwrap().index);
         assert_eq!(picks.collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2]);
     }
 
@@ -141,7 +145,7 @@ mod tests {
             let pool = unchecked_pool(&weights, BalancingPolicy::LeastConnections);
             let mut random = Random::seeded(1);
             let leases: Vec<_> = (0..count)
-                .map(|_| pool.pick(&[], &mut random).unwrap())
+                .map(|_| pick(&pool, &[], &mut random).unwrap())
                 .collect();
             let loads = pool.backends.iter().map(|one| one.state.in_flight());
             assert_eq!(loads.collect::<Vec<_>>(), expected, "{weights:?}");
@@ -163,7 +167,7 @@ mod tests {
         ] {
             let pool = unchecked_pool(weights, BalancingPolicy::LeastConnections);
             let mut random = Random::seeded(1);
-            let mut pick = || pool.pick(&[], &mut random).unwrap();
+            let mut pick = || pick(&pool, &[], &mut random).unwrap();
             let leases: Vec<_> = (0..held).map(|_| pick()).collect();
             let total: usize = weights.iter().map(|weight| usize::from(*weight)).sum();
             let mut counts = vec![0_usize; weights.len()];
@@ -181,9 +185,9 @@ mod tests {
         let pool = unchecked_pool(&[1; 5], BalancingPolicy::LeastConnections);
         let mut random = Random::seeded(1);
         let mut leases: Vec<_> = (0..10)
-            .map(|_| pool.pick(&[], &mut random).unwrap())
+            .map(|_| pick(&pool, &[], &mut random).unwrap())
             .collect();
         let free = leases.remove(3).index;
-        assert_eq!(pool.pick(&[], &mut random).unwrap().index, free);
+        assert_eq!(pick(&pool, &[], &mut random).unwrap().index, free);
     }
 }

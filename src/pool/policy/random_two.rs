@@ -21,13 +21,13 @@ pub(super) struct RandomTwo {
 
 impl RandomTwo {
     pub(super) fn new(candidates: &[EligibleBackend]) -> Self {
-        let mut weights = candidates.iter().map(|candidate| candidate.config.weight);
+        let mut weights = candidates.iter().map(|candidate| candidate.weight);
         let first = weights.next();
         if weights.all(|weight| Some(weight) == first) {
             return Self { sums: None };
         }
         let sums = candidates.iter().scan(0_u32, |sum, candidate| {
-            *sum += u32::from(candidate.config.weight);
+            *sum += candidate.weight;
             Some(*sum)
         });
         Self {
@@ -88,7 +88,7 @@ impl PolicyPicker for RandomTwo {
 fn is_busier(context: &PickContext<'_>, one: usize, other: usize) -> bool {
     let load = |position: usize| {
         let candidate = context.candidates.get(position)?;
-        Some((candidate.state.in_flight(), candidate.config.weight))
+        Some((candidate.state.in_flight(), candidate.weight))
     };
     matches!((load(one), load(other)), (Some(one), Some(other)) if has_full_share(one, other))
 }
@@ -98,7 +98,10 @@ mod tests {
     use crate::{
         base::rng::Random,
         config::model::BalancingPolicy,
-        pool::{Pool, fixture::unchecked_pool},
+        pool::{
+            Pool,
+            fixture::{pick, unchecked_pool},
+        },
     };
 
     /// Puts `loads` in flight for the life of the pool.
@@ -121,7 +124,7 @@ mod tests {
             let pool = unchecked_pool(&weights, BalancingPolicy::RandomTwo);
             load(&pool, &loads);
             for seed in 0..40 {
-                let picked = pool.pick(&[], &mut Random::seeded(seed)).unwrap().index;
+                let picked = pick(&pool, &[], &mut Random::seeded(seed)).unwrap().index;
                 assert_eq!(
                     picked, is_less_loaded,
                     "weights {weights:?}, in flight {loads:?}"
@@ -135,7 +138,7 @@ mod tests {
         let pool = unchecked_pool(&[1; 10], BalancingPolicy::RandomTwo);
         load(&pool, &[3, 3, 3, 3, 9, 3, 3, 3, 3, 3]);
         let mut random = Random::seeded(5);
-        assert!((0..2_000).all(|_| pool.pick(&[], &mut random).unwrap().index != 4));
+        assert!((0..2_000).all(|_| pick(&pool, &[], &mut random).unwrap().index != 4));
     }
 
     #[test]
@@ -155,7 +158,7 @@ mod tests {
             let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
             let mut counts = vec![0_usize; weights.len()];
             for _ in 0..PICK_COUNT {
-                counts[pool.pick(&[], &mut random).unwrap().index] += 1;
+                counts[pick(&pool, &[], &mut random).unwrap().index] += 1;
             }
             for (count, weight) in counts.iter().zip(weights) {
                 let share = f64::from(*weight) / total;
@@ -172,6 +175,6 @@ mod tests {
     fn one_backend_is_picked_by_itself() {
         let pool = unchecked_pool(&[3], BalancingPolicy::RandomTwo);
         let mut random = Random::seeded(9);
-        assert_eq!(pool.pick(&[], &mut random).unwrap().index, 0);
+        assert_eq!(pick(&pool, &[], &mut random).unwrap().index, 0);
     }
 }

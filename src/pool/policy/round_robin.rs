@@ -27,7 +27,7 @@ impl RoundRobin {
     pub(super) fn new(candidates: &[EligibleBackend]) -> Self {
         let weights: Vec<usize> = candidates
             .iter()
-            .map(|candidate| usize::from(candidate.config.weight))
+            .map(|candidate| candidate.weight as usize)
             .collect();
         Self {
             sequence: sequence(&weights),
@@ -161,7 +161,10 @@ mod tests {
     use crate::{
         base::{clock, rng::Random},
         config::model::BalancingPolicy,
-        pool::{Pool, fixture::unchecked},
+        pool::{
+            Pool,
+            fixture::{pick, unchecked},
+        },
     };
 
     /// The sequence with a letter per backend.
@@ -233,7 +236,7 @@ mod tests {
         let mut random = Random::seeded(1);
         let mut seen = Vec::new();
         for _ in 0..6 {
-            seen.push(pool.pick(&[], &mut random).unwrap().index);
+            seen.push(pick(&pool, &[], &mut random).unwrap().index);
             pool = Pool::new(&config, Some(&pool), now);
         }
         assert_eq!(seen, [0, 1, 2, 0, 1, 2]);

@@ -268,7 +268,7 @@ fn a_backend_that_goes_down_ends_its_sessions_only_where_told() {
             let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
             std::pin::pin!(lease.until_down()).poll(&mut cx).is_ready()
         };
-        let lease = pool.pick(&[], &mut Random::seeded(1)).unwrap();
+        let lease = pick(&pool, &[], &mut Random::seeded(1)).unwrap();
         fail(&pool, 0, now);
         fail(&pool, 0, now);
         assert!(!ends(&lease), "it is up");
@@ -276,7 +276,7 @@ fn a_backend_that_goes_down_ends_its_sessions_only_where_told() {
         assert_eq!(ends(&lease), on_down == OnDown::Close);
         pass(&pool, 0, now);
         pass(&pool, 0, now);
-        let later = pool.pick(&[], &mut Random::seeded(1)).unwrap();
+        let later = pick(&pool, &[], &mut Random::seeded(1)).unwrap();
         assert!(!ends(&later));
     }
 }

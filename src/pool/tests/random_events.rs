@@ -141,7 +141,7 @@ impl RandomLife {
             (0, _) => Some(HealthState::Checking),
             _ => Some(HealthState::Up),
         };
-        let picked = self.pool.pick(&[], &mut self.random);
+        let picked = pick(&self.pool, &[], &mut self.random);
         let picked = picked.ok().map(|lease| lease.state.state());
         assert_eq!(picked, wanted, "{}", self.context);
     }

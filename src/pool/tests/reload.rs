@@ -10,7 +10,7 @@ fn a_reload_keeps_what_is_known_by_address() {
     (0..3).for_each(|_| drop(fail(&old, 1, now)));
     fail(&old, 2, now);
     fail_times(&old, 3, 4, now);
-    let lease = old.pick(&[0, 1, 2, 3], &mut Random::seeded(1)).unwrap();
+    let lease = pick(&old, &[0, 1, 2, 3], &mut Random::seeded(1)).unwrap();
 
     let mut changed = config(&[1; 5]);
     changed.backends.reverse();
@@ -97,7 +97,7 @@ fn a_backend_that_returns_while_it_serves_something_is_the_same() {
 fn an_ejection_goes_on_over_a_time_out_of_the_configuration() {
     let (first, now) = pool(&config(&[1, 1]));
     all_up(&first, now);
-    let held = first.pick(&[0], &mut Random::seeded(1)).unwrap();
+    let held = pick(&first, &[0], &mut Random::seeded(1)).unwrap();
     fail_times(&first, 1, 5, now).unwrap();
     let second = reload(&first, &config(&[1]), now);
     let third = Pool::new(&config(&[1, 1]), Some(&second), now);
@@ -122,7 +122,7 @@ fn exchanges_of_a_pool_that_left_may_still_use_its_backends() {
         assert_eq!(both, [0, 1]);
     }
     // Back under its name, while something of it is under way.
-    let held = first.pick(&[], &mut Random::seeded(1)).unwrap();
+    let held = pick(&first, &[], &mut Random::seeded(1)).unwrap();
     let third = Pool::returned(&config(&[1, 1]), Arc::clone(&first.state), now);
     third.restore();
     let known = &third.backends[held.index].state;

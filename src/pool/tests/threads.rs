@@ -27,7 +27,7 @@ fn the_limit_holds_exactly_under_threads() {
                     let mut random = Random::seeded(seed);
                     start.wait();
                     for _ in 0..10 {
-                        if let Ok(lease) = pool.pick(&[], &mut random) {
+                        if let Ok(lease) = pick(pool, &[], &mut random) {
                             got.lock().unwrap().push(lease);
                         }
                     }
@@ -53,7 +53,7 @@ fn as_many_simultaneous_picks_as_backends_give_one_each() {
                 scope.spawn(|| {
                     let mut random = Random::seeded(1);
                     start.wait();
-                    let lease = pool.pick(&[], &mut random).unwrap();
+                    let lease = pick(&pool, &[], &mut random).unwrap();
                     got.lock().unwrap().push(lease);
                 });
             }
@@ -85,7 +85,7 @@ fn two_threads_that_want_the_same_backend_never_both_get_it() {
                 let mut random = Random::seeded(1);
                 for round in 1..=MAX_ROUNDS {
                     await_all(&ready, 2 * round);
-                    let lease = pool.pick(&[], &mut random).unwrap();
+                    let lease = pick(&pool, &[], &mut random).unwrap();
                     await_all(&picked, 4 * round - 2);
                     let loads = pool.backends.iter().map(|one| one.state.in_flight());
                     // A panic here would leave the other thread waiting: count and look afterwards.

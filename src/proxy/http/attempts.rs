@@ -23,7 +23,7 @@ use crate::{
     h2::backend::StreamRefusal,
     http::message::HttpVersion,
     net::proxy_protocol,
-    pool::{BackendLease, Pool},
+    pool::{BackendLease, PickRequest, Pool},
     reason::Reason,
 };
 
@@ -98,7 +98,12 @@ impl Exchange<'_> {
     /// Picks the backend of the next attempt.
     fn pick(&mut self, pool: &Arc<Pool>, history: &AttemptHistory) -> Result<BackendLease, Reason> {
         let mut random = self.context.worker.random.borrow_mut();
-        let lease = pool.pick_avoiding(&history.passed, &history.failed, &mut random)?;
+        let request = PickRequest {
+            attempted: &history.failed,
+            busy: &history.passed,
+            ..PickRequest::first(self.context.worker.now())
+        };
+        let lease = pool.pick(&request, &mut random)?;
         self.record.backend = Some(lease.index);
         self.record.attempts += 1;
         Ok(lease)
