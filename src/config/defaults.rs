@@ -7,9 +7,9 @@ use tracing::level_filters::LevelFilter;
 use super::model::{
     AccessFormat, AccessLogConfig, AdminConfig, BackendConfig, BackendProtocol, BalancingPolicy,
     CheckKind, Config, DrainConfig, EjectionConfig, ErrorFormat, ErrorsConfig, ForwardedConfig,
-    HeaderEdits, HealthCheckConfig, KeepaliveConfig, ListenerConfig, ListenerHttpConfig,
-    ListenerLimitsConfig, ListenerProtocol, ListenerTimeoutsConfig, LogConfig, LogFormat,
-    LogOutput, LogWhenConfig, MetricsConfig, OnDown, PathMatch, PerBackend, PoolConfig,
+    HashSource, HeaderEdits, HealthCheckConfig, KeepaliveConfig, ListenerConfig,
+    ListenerHttpConfig, ListenerLimitsConfig, ListenerProtocol, ListenerTimeoutsConfig, LogConfig,
+    LogFormat, LogOutput, LogWhenConfig, MetricsConfig, OnDown, PathMatch, PerBackend, PoolConfig,
     PoolTimeoutsConfig, RespondConfig, RetriesConfig, RetryConditions, RewriteConfig, RouteAction,
     RouteConfig, SocketConfig, TimeoutOverrides, TrustedProxiesConfig, WhenAllDown,
 };
@@ -222,6 +222,9 @@ impl PoolConfig {
         Self {
             name: name.into(),
             policy: BalancingPolicy::default(),
+            hash: HashSource::default(),
+            hash_balance: None,
+            slow_start: None,
             backends: Vec::new(),
             health_check: Some(HealthCheckConfig::default()),
             ejection: Some(EjectionConfig::default()),

@@ -10,7 +10,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
-            AtomicU8, AtomicU32, AtomicUsize,
+            AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 use super::{
     health::{BackendHealth, HealthState, LastCheck, StateChange},
     resolved::ResolvedAddresses,
+    response_time::ResponseTime,
 };
 use crate::{
     base::{address::BackendAddress, log_limit::LogLimit, wake_signal::WakeSignal},
@@ -48,6 +49,13 @@ pub struct BackendState {
     /// Twice the failures in a row, plus 1 if the backend has refused requests on a new connection
     /// since its last success. One word, so that a success clears both with one store.
     streak: AtomicU32,
+    /// Average response time, for `least_time`.
+    pub(crate) response_time: ResponseTime,
+    /// Nanoseconds from `created` to the begin of the last ramp of slow start; `u64::MAX`: none.
+    ramp_began: AtomicU64,
+    created: Instant,
+    /// The pool was in service already when this backend was added.
+    joined: bool,
     /// Weight set by the operator; above `u16::MAX`: none, the file's holds.
     weight_override: AtomicU32,
     /// Copy of `health.state`, for reading without the lock.
@@ -85,11 +93,13 @@ pub struct HealthView {
 }
 
 impl BackendState {
-    /// State of a new backend; `checks` says if the pool has a health check.
+    /// State of a new backend; `checks` says if the pool has a health check, and `joined` if the
+    /// pool is in service already.
     pub(crate) fn new(
         pool: &Arc<str>,
         address: &BackendAddress,
         checks: bool,
+        joined: bool,
         now: Instant,
     ) -> Self {
         let resolved = match address {
@@ -106,6 +116,11 @@ impl BackendState {
             in_flight: AtomicUsize::new(0),
             down: WakeSignal::default(),
             streak: AtomicU32::new(0),
+            response_time: ResponseTime::new(now),
+            // One that is in service at once ramps from now on.
+            ramp_began: AtomicU64::new(if joined && !checks { 0 } else { u64::MAX }),
+            created: now,
+            joined,
             weight_override: AtomicU32::new(u32::MAX),
             state: AtomicU8::new(health.state as u8),
             health: Mutex::new(health),
@@ -230,8 +245,20 @@ impl BackendState {
             if change.to.may_take_traffic() {
                 self.clear_failures();
             }
+            // At the first start of a pool there is nothing to ramp.
+            let ramps = change.from != HealthState::Checking || self.joined;
+            if change.to == HealthState::Up && ramps {
+                let began = health.since.saturating_duration_since(self.created);
+                self.ramp_began.store(began.as_nanos() as u64, Release);
+            }
         }
         change
+    }
+
+    /// Begin of the last ramp of slow start: it has recovered or was added then.
+    pub(crate) fn ramp_began(&self) -> Option<Instant> {
+        let nanos = self.ramp_began.load(Acquire);
+        (nanos != u64::MAX).then(|| self.created + Duration::from_nanos(nanos))
     }
 
     /// End of the running ejection.

@@ -8,12 +8,17 @@
 //!
 //! So a checked backup is preferred to a primary that has never passed a check.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use super::{
     backend::Backend,
     health::{HealthState, StateChange},
-    policy::{self, EligibleBackend, PolicyPicker},
+    policy::{self, EligibleBackend, MaglevTable, PolicyPicker, PolicySettings, TableMember},
+    slow_start,
 };
 use crate::config::model::{BalancingPolicy, WhenAllDown};
 
@@ -28,6 +33,10 @@ const INELIGIBLE_GROUP: u8 = 21;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EligibilityRules {
     pub(crate) policy: BalancingPolicy,
+    /// `hash_balance` in percent.
+    pub(crate) hash_balance: Option<u32>,
+    /// `slow_start`.
+    pub(crate) slow_start: Option<Duration>,
     /// The pool has a health check. Without one, a verdict left over from before is ignored.
     pub(crate) checks: bool,
     pub(crate) when_all_down: WhenAllDown,
@@ -43,6 +52,52 @@ pub(crate) struct EligibleSet {
     pub(crate) picker: Box<dyn PolicyPicker>,
     /// The group of the candidates.
     group: u8,
+    /// Time at which the weights of ramping candidates change.
+    pub(crate) next_ramp: Option<Instant>,
+}
+
+/// The members of a pool, among which eligible ones are looked for, and their table for `hash`.
+#[derive(Debug)]
+pub(crate) struct PoolMembers {
+    pub(crate) backends: Vec<Arc<Backend>>,
+    /// The table that was made last, with its members.
+    table: Mutex<Option<(Vec<TableMember>, Arc<MaglevTable>)>>,
+}
+
+impl PoolMembers {
+    pub(crate) fn new(backends: Vec<Arc<Backend>>) -> Self {
+        Self {
+            backends,
+            table: Mutex::default(),
+        }
+    }
+
+    /// The table over the members of `group`, in any state.
+    fn table(&self, group: u8) -> Arc<MaglevTable> {
+        let tier = (group < FAIL_OPEN_GROUP).then_some(group % UNCHECKED_GROUP);
+        let is_member = |backend: &&Arc<Backend>| {
+            backend.weight() > 0 && tier.is_none_or(|tier| tier_of(backend) == tier)
+        };
+        let members: Vec<TableMember> = self
+            .backends
+            .iter()
+            .filter(is_member)
+            .map(|backend| TableMember {
+                address: backend.state.address.to_string(),
+                weight: backend.weight(),
+                index: backend.index as u32,
+            })
+            .collect();
+        let mut last = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, table)) = &*last
+            && *known == members
+        {
+            return Arc::clone(table);
+        }
+        let table = Arc::new(MaglevTable::new(&members));
+        *last = Some((members, Arc::clone(&table)));
+        table
+    }
 }
 
 impl fmt::Debug for EligibleSet {
@@ -54,27 +109,41 @@ impl fmt::Debug for EligibleSet {
 
 impl EligibleSet {
     /// Selects the first group with a member and prepares the policy for it.
-    pub(crate) fn new(backends: &[Arc<Backend>], rules: EligibilityRules) -> Self {
+    pub(crate) fn new(members: &PoolMembers, rules: EligibilityRules, now: Instant) -> Self {
+        Self::among(&members.backends, members, rules, now)
+    }
+
+    /// The same among some of the members.
+    pub(crate) fn among(
+        backends: &[Arc<Backend>],
+        members: &PoolMembers,
+        rules: EligibilityRules,
+        now: Instant,
+    ) -> Self {
         // Each state is read once: a change in between must not split a group.
         let groups: Vec<u8> = backends
             .iter()
             .map(|backend| group_of(backend, backend.state.state(), rules))
             .collect();
         let first = groups.iter().copied().min().unwrap_or(INELIGIBLE_GROUP);
-        let candidates: Box<[EligibleBackend]> = backends
+        let eligible: Vec<&Arc<Backend>> = backends
             .iter()
             .zip(&groups)
             .filter(|(_, group)| **group != INELIGIBLE_GROUP && **group == first)
-            .map(|(backend, _)| EligibleBackend {
-                backend: Arc::clone(backend),
-                weight: u32::from(backend.weight()),
-            })
+            .map(|(backend, _)| backend)
             .collect();
-        let picker = policy::prepare(rules.policy, &candidates);
+        let weighted = slow_start::weighted(&eligible, rules.slow_start, now);
+        let settings = PolicySettings {
+            policy: rules.policy,
+            hash_balance: rules.hash_balance,
+            table: &|| members.table(first),
+        };
+        let picker = policy::prepare(&settings, &weighted.candidates);
         Self {
-            candidates,
+            candidates: weighted.candidates,
             picker,
             group: first,
+            next_ramp: weighted.next_ramp,
         }
     }
 
@@ -107,13 +176,18 @@ impl EligibleSet {
     }
 }
 
+/// Returns the tier of a backend, 0..=9.
+fn tier_of(backend: &Backend) -> u8 {
+    backend.config.backup.min(UNCHECKED_GROUP - 1)
+}
+
 /// Returns the group of a backend in `state`.
 fn group_of(backend: &Backend, state: HealthState, rules: EligibilityRules) -> u8 {
     use HealthState::{Checking, Down, Draining, Ejected, Maintenance, Removed, Up};
     if backend.weight() == 0 {
         return INELIGIBLE_GROUP;
     }
-    let tier = backend.config.backup.min(UNCHECKED_GROUP - 1);
+    let tier = tier_of(backend);
     match state {
         Up => tier,
         Checking | Down if !rules.checks => tier,

@@ -3,9 +3,12 @@
 //! After a reload, old and new generations live side by side while requests of the old one finish.
 //! They share backends, so a change that either of them sees refreshes both.
 
-use std::sync::{
-    Arc, Weak,
-    atomic::{AtomicBool, Ordering::Acquire},
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Acquire},
+    },
+    time::Instant,
 };
 
 use arc_swap::ArcSwap;
@@ -13,7 +16,7 @@ use arc_swap::ArcSwap;
 use super::{
     backend::Backend,
     ejection::{self, PoolCounts},
-    eligible::{EligibilityRules, EligibleSet},
+    eligible::{EligibilityRules, EligibleSet, PoolMembers},
     health::StateChange,
 };
 use crate::config::model;
@@ -21,7 +24,7 @@ use crate::config::model;
 /// The backends of one generation and the set that is picked from.
 #[derive(Debug)]
 pub(super) struct PoolGeneration {
-    pub(super) backends: Vec<Arc<Backend>>,
+    pub(super) members: PoolMembers,
     pub(super) rules: EligibilityRules,
     /// Passive ejection; `None` is off.
     ejection: Option<model::EjectionConfig>,
@@ -37,10 +40,12 @@ impl PoolGeneration {
         backends: Vec<Arc<Backend>>,
         rules: EligibilityRules,
         ejection: Option<model::EjectionConfig>,
+        now: Instant,
     ) -> Self {
+        let members = PoolMembers::new(backends);
         Self {
-            eligible: ArcSwap::from_pointee(EligibleSet::new(&backends, rules)),
-            backends,
+            eligible: ArcSwap::from_pointee(EligibleSet::new(&members, rules, now)),
+            members,
             rules,
             ejection,
             retired: AtomicBool::new(false),
@@ -48,13 +53,23 @@ impl PoolGeneration {
         }
     }
 
-    /// Rebuilds the eligible set from the current states.
-    pub(super) fn refresh(&self) {
+    /// The members in the order of the file.
+    pub(super) fn backends(&self) -> &[Arc<Backend>] {
+        &self.members.backends
+    }
+
+    /// True if the weights of ramping backends change by `now`.
+    pub(super) fn is_ramp_due(&self, now: Instant) -> bool {
+        self.eligible.load().next_ramp.is_some_and(|at| at <= now)
+    }
+
+    /// Rebuilds the eligible set from the states at `now`.
+    pub(super) fn refresh(&self, now: Instant) {
         let rules = EligibilityRules {
             is_orphaned: self.orphaned.load(Acquire),
             ..self.rules
         };
-        let eligible = EligibleSet::new(&self.backends, rules);
+        let eligible = EligibleSet::new(&self.members, rules, now);
         self.eligible.store(Arc::new(eligible));
     }
 
@@ -71,7 +86,7 @@ impl PoolGeneration {
     }
 
     fn contains(&self, backend: &Backend) -> bool {
-        let mut members = self.backends.iter();
+        let mut members = self.backends().iter();
         members.any(|member| Arc::ptr_eq(&member.state, &backend.state))
     }
 
@@ -81,7 +96,7 @@ impl PoolGeneration {
     }
 
     fn counts(&self) -> PoolCounts {
-        let weighted = self.backends.iter().filter(|one| one.weight() > 0);
+        let weighted = self.backends().iter().filter(|one| one.weight() > 0);
         let (mut total, mut available) = (0, 0);
         for backend in weighted {
             total += 1;
@@ -99,8 +114,8 @@ pub(super) fn living(
 }
 
 /// Rebuilds the eligible set of every living generation.
-pub(super) fn refresh_all(generations: &[Weak<PoolGeneration>]) {
-    living(generations).for_each(|generation| generation.refresh());
+pub(super) fn refresh_all(generations: &[Weak<PoolGeneration>], now: Instant) {
+    living(generations).for_each(|generation| generation.refresh(now));
 }
 
 /// True if every generation in force that has the backend allows its ejection by its own rules.

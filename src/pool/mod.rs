@@ -5,8 +5,8 @@
 //! Requests of an old generation still report to the states after a reload, so every change of a
 //! state refreshes all living generations.
 //!
-//! Hot: [`Pool::pick`] (`pick.rs`), [`Pool::record_success`], dropping a [`BackendLease`]. Everything else
-//! takes the pool's lock and is rare.
+//! Hot: [`Pool::pick`] (`pick.rs`), [`Pool::record_success`], dropping a [`BackendLease`].
+//! Everything else takes the pool's lock and is rare.
 
 mod backend;
 mod budget;
@@ -20,6 +20,8 @@ mod lease;
 mod pick;
 mod policy;
 mod resolved;
+mod response_time;
+mod slow_start;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -54,7 +56,7 @@ use self::{
 };
 use crate::{
     base::clock,
-    config::model::{self, OnDown},
+    config::model::{self, BalancingPolicy, OnDown},
     reason::Reason,
 };
 
@@ -106,11 +108,14 @@ impl Pool {
         let backends = Self::build_backends(config, &state, previous, now);
         let rules = EligibilityRules {
             policy: config.policy,
+            hash_balance: config.hash_balance,
+            slow_start: config.slow_start,
             checks: config.health_check.is_some(),
             when_all_down: config.when_all_down,
             is_orphaned: false,
         };
-        let generation = state.add_generation(backends.clone(), rules, config.ejection.clone());
+        let generation =
+            state.add_generation(backends.clone(), rules, config.ejection.clone(), now);
         let same_transport = previous.filter(|previous| {
             let old = &previous.config;
             old.protocol == config.protocol && old.tls == config.tls
@@ -153,6 +158,7 @@ impl Pool {
                     &config.name,
                     &backend.address,
                     checks,
+                    previous.is_some(),
                     now,
                 ))
             };
@@ -185,7 +191,7 @@ impl Pool {
             }
         }
         self.state.update_next_expiry(&self.backends);
-        refresh_all(&generations);
+        refresh_all(&generations, now);
     }
 
     /// Retires this generation after `next` came into force; `None`: the pool is gone.
@@ -222,7 +228,7 @@ impl Pool {
         }
         let in_force = next.map_or(&self.backends, |next| &next.backends);
         self.state.update_next_expiry(in_force);
-        refresh_all(&generations);
+        refresh_all(&generations, now);
     }
 
     /// Sets the position of the next pick. A new pool starts at 0, its first backend; a random
@@ -252,6 +258,15 @@ impl Pool {
     #[inline]
     pub fn record_success(&self, backend: &Backend) {
         backend.state.clear_failures();
+    }
+
+    /// Records the time to the first byte of a response (of a session: the time to connect), for
+    /// `least_time`.
+    #[inline]
+    pub fn record_response_time(&self, backend: &Backend, took: Duration, now: Instant) {
+        if self.config.policy == BalancingPolicy::LeastTime {
+            backend.state.response_time.record(took, now);
+        }
     }
 
     /// Records a failure of real traffic. It counts if the reason is the backend's fault, and may
@@ -305,7 +320,7 @@ impl Pool {
         backend.state.clear_failures();
         backend.state.metrics.mine().ejections.add(reason);
         self.state.update_next_expiry(&self.backends);
-        refresh_all(&generations);
+        refresh_all(&generations, now);
         Some(self.transition(backend, change))
     }
 
@@ -352,10 +367,12 @@ impl Pool {
         });
     }
 
-    /// Ends the ejections whose time is over, and refreshes a large pool after coalesced
-    /// transitions. One atomic load if there is nothing to do, so it may be called often.
+    /// Ends the ejections whose time is over, raises the weights of backends in slow start, and
+    /// refreshes a large pool after coalesced transitions. Two atomic loads if there is nothing to
+    /// do, so it may be called often.
     pub fn expire(&self, now: Instant) -> Vec<StateTransition> {
-        if !self.state.has_expired(now) {
+        let is_ramp_due = self.generation.is_ramp_due(now);
+        if !self.state.has_expired(now) && !is_ramp_due {
             return Vec::new();
         }
         let generations = self.state.lock();
@@ -368,8 +385,8 @@ impl Pool {
             })
             .collect();
         self.state.update_next_expiry(&self.backends);
-        if self.state.take_pending_refresh() || !ended.is_empty() {
-            refresh_all(&generations);
+        if self.state.take_pending_refresh() || is_ramp_due || !ended.is_empty() {
+            refresh_all(&generations, now);
         }
         ended
     }
@@ -377,7 +394,7 @@ impl Pool {
     /// Rebuilds the eligible set. Every change of state does this by itself.
     pub fn refresh(&self) {
         let _lock = self.state.lock();
-        self.generation.refresh();
+        self.generation.refresh(clock::now());
     }
 
     /// Number of backends in each state, by [`HealthState::index`].

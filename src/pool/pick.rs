@@ -1,4 +1,5 @@
-//! The pick of a backend for one request or session. Hot: no lock, no allocation in the common case.
+//! The pick of a backend for one request or session. Hot: no lock, and no allocation in the common
+//! case.
 //!
 //! The policy picks among the eligible backends (`eligible.rs`). This file adds what retries need:
 //! backends to avoid, and the next tier. Read next: `policy/mod.rs`.
@@ -133,12 +134,13 @@ impl Pool {
         }
         let generation = &self.generation;
         let others: Vec<_> = generation
-            .backends
+            .backends()
             .iter()
             .filter(|backend| !is_attempted(backend))
             .map(Arc::clone)
             .collect();
-        let next = EligibleSet::new(&others, generation.rules);
+        let members = &generation.members;
+        let next = EligibleSet::among(&others, members, generation.rules, context.now);
         if !next.is_tier_behind(eligible) {
             return None;
         }

@@ -95,9 +95,10 @@ impl PoolState {
         backends: Vec<Arc<Backend>>,
         rules: EligibilityRules,
         ejection: Option<model::EjectionConfig>,
+        now: Instant,
     ) -> Arc<PoolGeneration> {
         let mut generations = self.lock();
-        let generation = Arc::new(PoolGeneration::new(backends, rules, ejection));
+        let generation = Arc::new(PoolGeneration::new(backends, rules, ejection, now));
         generations.retain(|old| old.strong_count() > 0);
         generations.push(Arc::downgrade(&generation));
         generation
@@ -125,7 +126,7 @@ impl PoolState {
         let due = self.last_refresh.load(Relaxed).saturating_add(coalesce);
         let is_large = living
             .iter()
-            .any(|one| one.backends.len() > LARGE_POOL_BACKENDS);
+            .any(|one| one.backends().len() > LARGE_POOL_BACKENDS);
         // A backend that goes down is taken out at once, in pools of any size.
         let can_wait = living.iter().all(|one| one.is_joined_by(backend, change));
         if is_large && can_wait && self.nanos(now) < due {
@@ -135,7 +136,7 @@ impl PoolState {
         }
         self.last_refresh.store(self.nanos(now), Relaxed);
         self.refresh_pending.store(false, Release);
-        refresh_all(generations);
+        refresh_all(generations, now);
     }
 
     /// True if an ejection ends by `now` or coalesced transitions are due.

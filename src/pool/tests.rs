@@ -3,6 +3,7 @@
 mod ejection;
 mod random_events;
 mod reload;
+mod slow_start;
 mod threads;
 
 use std::time::{Duration, Instant};

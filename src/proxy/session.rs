@@ -117,10 +117,11 @@ async fn proxy(
         newest: &newest,
         random: &worker.random,
         proxy_header: sent_header.as_deref(),
+        client: connection.peer,
         began,
     };
     let stop = worker.until_cut();
-    let record = tcp::session(stream, connection.peer, first, context, stop).await;
+    let record = tcp::session(stream, first, context, stop).await;
     log(worker, &generation, &record, name.as_deref());
 }
 

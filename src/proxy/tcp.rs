@@ -9,7 +9,8 @@ use std::{
 
 use super::{reasons, relay_stop::RelayStop};
 use crate::{
-    base::{clock, rng::Random},
+    base::{clock, hasher::address_hash, rng::Random},
+    config::model::{BalancingPolicy, HashSource, PoolConfig},
     net::{
         connect,
         copy::{RelayMeter, relay_until},
@@ -38,6 +39,8 @@ pub struct TcpContext<'a> {
     pub random: &'a RefCell<Random>,
     /// PROXY header that backends get first; `None` without `send_proxy`.
     pub proxy_header: Option<&'a [u8]>,
+    /// Address of the client; `None` on a unix socket.
+    pub client: Option<IpAddr>,
     /// Start of the session.
     pub began: Instant,
 }
@@ -49,12 +52,11 @@ pub struct TcpContext<'a> {
 /// empty response.
 pub async fn session(
     client: Stream,
-    peer: Option<IpAddr>,
     first: Vec<u8>,
     context: TcpContext<'_>,
     stop: impl Future<Output = ()>,
 ) -> AccessRecord {
-    let mut record = AccessRecord::begin(context.began, context.listener, peer);
+    let mut record = AccessRecord::begin(context.began, context.listener, context.client);
     record.pool = Some(Arc::clone(&context.pool.name));
     record.tls = client.tls_version();
     let slot = context.pool.state.metrics.mine();
@@ -124,6 +126,7 @@ async fn connect_backend(
         // After a failed attempt its reason says more than "no backend available".
         let request = PickRequest {
             attempted: &tried,
+            key: hash_key(&pool.config, context.client),
             ..PickRequest::first(clock::now())
         };
         let picked = pool.pick(&request, &mut context.random.borrow_mut());
@@ -145,6 +148,7 @@ async fn connect_backend(
             Ok(stream) => {
                 lease.state.metrics.mine().connections_ok.add(1);
                 pool.record_success(&lease);
+                pool.record_response_time(&lease, now.saturating_duration_since(began), now);
                 return Ok((lease, stream));
             }
             Err(error) => {
@@ -165,6 +169,12 @@ async fn connect_backend(
             pool = next;
         }
     }
+}
+
+/// Hash of the client's address, if the pool goes by it: sessions have nothing else.
+fn hash_key(pool: &PoolConfig, client: Option<IpAddr>) -> Option<u64> {
+    let is_used = pool.policy == BalancingPolicy::Hash && pool.hash == HashSource::ClientIp;
+    client.filter(|_| is_used).map(address_hash)
 }
 
 /// Counts a failed attempt, and tells the pool, which may eject the backend.
@@ -251,9 +261,10 @@ mod tests {
             newest: &|| None,
             random: &random,
             proxy_header: None,
+            client: None,
             began: clock::now(),
         };
-        let record = session(stream, None, first.to_vec(), context, stop).await;
+        let record = session(stream, first.to_vec(), context, stop).await;
         assert_eq!(
             (counters.received.get(), counters.sent.get()),
             (record.bytes_in, record.bytes_out)

@@ -3,6 +3,7 @@
 //! Every reader returns a value, defaults in place of what was wrong, so that one run reports
 //! everything; the value is used only when nothing was reported as an error.
 
+mod balancing;
 mod common;
 mod foreign;
 mod global;
@@ -13,6 +14,7 @@ mod pool;
 mod rewrite;
 mod route;
 mod sni;
+mod tcp_pools;
 mod tls;
 
 use std::{collections::HashMap, net::SocketAddr};
@@ -193,6 +195,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
         listener::warn_of_no_work(reader, listeners, &config);
     }
     if let Some(pools) = &pools {
+        tcp_pools::warn_of_request_keys(reader, pools, &config);
         check::unused_pools(reader, pools, &pool_names.used);
     }
     (config, binds)

@@ -1,10 +1,10 @@
-//! Reads `pools.NAME`: backends, policy, protocol, PROXY header, ejection, retries, timeouts,
-//! keepalive, limits. The check is read in `health_check.rs`.
+//! Reads `pools.NAME`: backends, protocol, PROXY header, ejection, retries, timeouts, keepalive,
+//! limits. The check is read in `health_check.rs`, the policy in `balancing.rs`.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    NodeRef, Section, TreeReader, assign,
+    NodeRef, Section, TreeReader, assign, balancing,
     common::{is_bare_ipv6, retries, timeouts, warn_short_total},
     health_check, quote, tls,
 };
@@ -38,7 +38,10 @@ pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
             "write `backends: [HOST:PORT]`",
         ),
     }
-    keys.read(reader, "policy", &mut pool.policy);
+    balancing::read(reader, &keys, &mut pool);
+    if let Some(at) = keys.get("backends") {
+        balancing::warn_of_weights(reader, at, &pool);
+    }
     keys.read(reader, "protocol", &mut pool.protocol);
     keys.read(reader, "send_proxy", &mut pool.send_proxy);
     keys.read(reader, "when_all_down", &mut pool.when_all_down);

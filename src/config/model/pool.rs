@@ -31,6 +31,14 @@ pub struct PoolConfig {
     pub name: Arc<str>,
     /// Default round_robin.
     pub policy: BalancingPolicy,
+    /// `hash`: what `policy: hash` goes by. Default the client's address.
+    pub hash: HashSource,
+    /// `hash_balance`: most that a backend may have in flight, in percent of its share, 101 to
+    /// 1000. Default none.
+    pub hash_balance: Option<u32>,
+    /// `slow_start`: time in which the weight of a backend that has recovered or was added grows
+    /// from 10 % to the whole. Default none.
+    pub slow_start: Option<Duration>,
     /// At least one; addresses are unique within a pool.
     pub backends: Vec<BackendConfig>,
     /// `None` is `none`. Default: TCP.
@@ -69,6 +77,30 @@ pub enum BalancingPolicy {
     LeastConnections,
     /// The less loaded of two drawn by weight.
     RandomTwo,
+    /// Shortest expected time to the first byte.
+    LeastTime,
+    /// The same backend for the same part of the request, see [`HashSource`].
+    Hash,
+    /// The first in the order of the file that has capacity.
+    First,
+}
+
+/// `pools.NAME.hash`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum HashSource {
+    /// The client's IP address.
+    #[default]
+    ClientIp,
+    /// The path as sent.
+    Path,
+    /// The path with the query, as sent.
+    Uri,
+    /// Every value of the header of this name, in lower case.
+    Header(String),
+    /// The first cookie of this name.
+    Cookie(String),
+    /// The first query parameter of this name, not decoded.
+    Query(String),
 }
 
 /// One of `pools.NAME.backends`.

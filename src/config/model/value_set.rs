@@ -86,6 +86,9 @@ value_set!(BalancingPolicy {
     RoundRobin: "round_robin",
     LeastConnections: "least_connections",
     RandomTwo: "random_two",
+    LeastTime: "least_time",
+    Hash: "hash",
+    First: "first",
 });
 value_set!(CheckType {
     Tcp: "tcp",

@@ -25,6 +25,7 @@
 //! All words are written in lower case with `_` for `-`: that is how they are looked up. Texts name
 //! keys in backquotes.
 
+mod balancing;
 mod global;
 mod health;
 mod json;
@@ -178,11 +179,12 @@ impl FilePart {
 
     /// The rows of the part, in the order of the docs.
     pub fn rows(self) -> impl Iterator<Item = &'static KeyRow> {
-        let files: [&'static [KeyRow]; 3] = match self {
-            Self::Global => [global::GLOBAL_KEYS, &[], &[]],
-            Self::Listeners => [listeners::LISTENER_KEYS, &[], &[]],
-            Self::Routes => [routes::ROUTE_KEYS, &[], &[]],
+        let files: [&'static [KeyRow]; 4] = match self {
+            Self::Global => [global::GLOBAL_KEYS, &[], &[], &[]],
+            Self::Listeners => [listeners::LISTENER_KEYS, &[], &[], &[]],
+            Self::Routes => [routes::ROUTE_KEYS, &[], &[], &[]],
             Self::Pools => [
+                balancing::BALANCING_KEYS,
                 pools::BACKEND_KEYS,
                 health::HEALTH_KEYS,
                 pools::TRAFFIC_KEYS,

@@ -10,9 +10,7 @@ use super::{
         keys, one_of, share, text,
     },
 };
-use crate::config::model::{
-    BackendProtocol, BalancingPolicy, ProxyVersion, RetryCondition, WhenAllDown,
-};
+use crate::config::model::{BackendProtocol, ProxyVersion, RetryCondition, WhenAllDown};
 
 /// The hints for a single value at a `timeouts`, whether of a pool or of a route.
 pub(super) const TIMEOUTS_VALUE_HINTS: &[(&[&str], &str)] = &[
@@ -30,85 +28,8 @@ pub(super) const TIMEOUTS_VALUE_HINTS: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// Backends and how one of them is picked.
+/// Backends.
 pub(super) static BACKEND_KEYS: &[KeyRow] = &[
-    KeyRow {
-        path: "pools.NAME.policy",
-        value: one_of(BalancingPolicy::NAMES),
-        default: Value("round_robin"),
-        doc: "how a backend is picked; all respect weights, see below",
-        differs: Pool(|a, b| a.policy != b.policy),
-        other_words: &[
-            (
-                &[
-                    "ip_hash",
-                    "hash_on",
-                    "consistent_hash",
-                    "hash_policy",
-                    "upstream_hash_by",
-                ],
-                "this version has no policy that keeps a client on one backend; `policy` may be {known}",
-            ),
-            (
-                &["balance", "lb_policy", "method_policy", "strategy"],
-                "balancer calls this `policy`",
-            ),
-            (
-                &["least_conn"],
-                "write `policy: least_connections` in the pool",
-            ),
-            (
-                &["load_balancer", "loadbalancer"],
-                "balancer calls this `policy`, in a pool",
-            ),
-        ],
-        other_values: &[
-            ("least-connections", "least_connections"),
-            ("least_conn", "least_connections"),
-            ("least_request", "least_connections"),
-            ("leastconn", "least_connections"),
-            ("leastconnections", "least_connections"),
-            ("p2c", "random_two"),
-            ("random", "random_two"),
-            ("power_of_two", "random_two"),
-            ("power_of_two_choices", "random_two"),
-            ("round-robin", "round_robin"),
-            ("roundrobin", "round_robin"),
-            ("rr", "round_robin"),
-            ("static-rr", "round_robin"),
-            ("wrr", "round_robin"),
-        ],
-        later_values: &["hash", "least_time"],
-        value_hints: &[
-            (
-                &[
-                    "ip_hash",
-                    "ip-hash",
-                    "source",
-                    "source_ip",
-                    "hash",
-                    "client_ip",
-                    "consistent_hash",
-                    "maglev",
-                    "ring_hash",
-                    "uri",
-                    "uri_hash",
-                    "header",
-                    "cookie",
-                ],
-                "this version has no policy that keeps a client on one backend; it may be {known}",
-            ),
-            (
-                &["leasttime", "ewma", "peak_ewma"],
-                "this version has no policy by response time; it may be {known}",
-            ),
-            (
-                &["first"],
-                "this version has no policy that fills backends in order; write `backup: true` for backends used only when the others are down, or take {known}",
-            ),
-        ],
-        ..KEY
-    },
     KeyRow {
         path: "pools.NAME.backends",
         value: text("address")

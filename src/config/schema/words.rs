@@ -4,8 +4,6 @@
 
 /// Keys of the contract that this version does not have: the section and the key.
 pub(super) const LATER_KEYS: &[(&str, &str)] = &[
-    ("pools.NAME", "hash"),
-    ("pools.NAME", "slow_start"),
     ("pools.NAME", "sticky"),
     ("pools.NAME.limits", "queue"),
     ("pools.NAME.limits", "queue_timeout"),

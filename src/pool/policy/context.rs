@@ -14,6 +14,8 @@ pub(crate) struct EligibleBackend {
     pub(crate) backend: Arc<Backend>,
     /// Above 0. Only the ratios within one eligible set mean something.
     pub(crate) weight: u32,
+    /// Share of its whole weight that this is: less than 100 in slow start.
+    pub(crate) percent: u8,
 }
 
 impl Deref for EligibleBackend {

@@ -41,6 +41,8 @@ impl Attempt<'_> {
         }
         if let Some(first_byte) = exchange.record.first_byte {
             metrics.response.observe(first_byte);
+            let now = exchange.context.worker.now();
+            self.pool.record_response_time(self.lease, first_byte, now);
         }
     }
 
@@ -50,7 +52,17 @@ impl Attempt<'_> {
             return;
         }
         self.lease.state.metrics.mine().failures.add(reason);
-        if let Some(transition) = self.pool.record_failure(self.lease, reason, clock::now()) {
+        let now = clock::now();
+        // It took at least that long: the next requests go elsewhere.
+        let waited = match reason {
+            Reason::ConnectionReadTimeout => self.settings.timeouts.response,
+            Reason::ConnectionTimeout => Some(self.settings.timeouts.connect),
+            _ => None,
+        };
+        if let Some(waited) = waited {
+            self.pool.record_response_time(self.lease, waited, now);
+        }
+        if let Some(transition) = self.pool.record_failure(self.lease, reason, now) {
             transition.log();
         }
     }

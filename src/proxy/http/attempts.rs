@@ -13,6 +13,7 @@ use super::{
     await_response::{ResponseError, await_response},
     backend_side::BackendSide,
     exchange::{Exchange, ForwardSettings},
+    hash_key::hash_key,
     outcome::{AfterExchange, AttemptError, AttemptOutcome, AttemptPhase},
     relay::BodyRelay,
     respond::respond,
@@ -101,6 +102,7 @@ impl Exchange<'_> {
         let request = PickRequest {
             attempted: &history.failed,
             busy: &history.passed,
+            key: hash_key(&pool.config, &self.buffers.request, &self.address),
             ..PickRequest::first(self.context.worker.now())
         };
         let lease = pool.pick(&request, &mut random)?;

@@ -33,6 +33,7 @@ mod deadline;
 mod exchange;
 mod forward;
 mod grpc;
+mod hash_key;
 mod header_edits;
 mod http2;
 mod interim;

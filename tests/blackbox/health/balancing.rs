@@ -134,7 +134,7 @@ fn weights_are_honoured_exactly() {
 }
 
 /// Answers `/held` only when the gate opens.
-fn holding(name: &'static str, gate: &Gate) -> ScriptedPeer {
+pub(super) fn holding(name: &'static str, gate: &Gate) -> ScriptedPeer {
     let door = gate.clone();
     ScriptedPeer::start(move |mut connection| {
         while let Some(request) = connection.request() {
@@ -147,7 +147,7 @@ fn holding(name: &'static str, gate: &Gate) -> ScriptedPeer {
 }
 
 /// Begins `count` requests one after the other that wait at their backends.
-fn hold(daemon: &TestDaemon, peers: &[ScriptedPeer], count: usize) -> Vec<HttpClient> {
+pub(super) fn hold(daemon: &TestDaemon, peers: &[ScriptedPeer], count: usize) -> Vec<HttpClient> {
     let reached = || {
         let all = peers.iter().map(|peer| peer.requests.all().len());
         all.sum::<usize>()

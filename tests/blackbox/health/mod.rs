@@ -5,6 +5,7 @@ mod checks;
 mod down;
 mod ejection;
 mod h2;
+mod policies;
 
 use std::{collections::HashMap, fmt::Display};
 

@@ -1,0 +1,43 @@
+//! Cookies of a request, RFC 6265 section 4.2.
+
+use super::message::RequestHead;
+
+/// Values of the cookies called `name` (as written, with regard to case), in the order of the
+/// request. Quotes belong to the value.
+pub fn values<'a>(head: &'a RequestHead, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    head.fields
+        .values("cookie", &head.bytes)
+        .flat_map(|field| field.split(|byte| *byte == b';'))
+        .filter_map(move |pair| {
+            let pair = pair.trim_ascii();
+            let value = pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+            Some(value)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::fields::Span;
+
+    fn head(cookies: &[&str]) -> RequestHead {
+        let mut head = RequestHead::default();
+        for cookie in cookies {
+            let mut add = |text: &str| {
+                let start = head.bytes.len();
+                head.bytes.extend_from_slice(text.as_bytes());
+                Span::new(start, head.bytes.len())
+            };
+            let (name, value) = (add("Cookie"), add(cookie));
+            head.fields.push(name, value, &head.bytes);
+        }
+        head
+    }
+
+    #[test]
+    fn every_cookie_of_the_name_is_found_in_all_fields() {
+        let head = head(&["a=1; lb=x; lba=2;lb=y", "b=lb=z; lb=\"q\";LB=w; lb; lb="]);
+        let found: Vec<_> = values(&head, "lb").map(String::from_utf8_lossy).collect();
+        assert_eq!(found, ["x", "y", "\"q\"", ""]);
+    }
+}
