@@ -12,5 +12,6 @@ pub mod rate;
 pub mod rng;
 pub mod short_text;
 pub mod socket_key;
+pub mod state_file;
 pub mod units;
 pub mod wake_signal;

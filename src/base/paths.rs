@@ -45,6 +45,34 @@ fn admin_socket(runtime: Option<OsString>, xdg: Option<OsString>, uid: u32) -> P
     directory.join("admin.sock")
 }
 
+/// Returns the directory of state that outlives the process: the first of `$STATE_DIRECTORY` (set by
+/// systemd), `/var/lib/balancer` for root, `$XDG_STATE_HOME/balancer`,
+/// `~/.local/state/balancer`. `None` without a home directory.
+///
+/// Two daemons must not share it. It need not exist: [`StateFile`](super::state_file::StateFile)
+/// makes it.
+pub fn state_directory() -> Option<PathBuf> {
+    state_directory_of(
+        env::var_os("STATE_DIRECTORY"),
+        env::var_os("XDG_STATE_HOME"),
+        env::var_os("HOME"),
+        rustix::process::geteuid().as_raw(),
+    )
+}
+
+fn state_directory_of(
+    state: Option<OsString>,
+    xdg: Option<OsString>,
+    home: Option<OsString>,
+    uid: u32,
+) -> Option<PathBuf> {
+    state
+        .and_then(|list| first_absolute(&list))
+        .or_else(|| (uid == 0).then(|| PathBuf::from("/var/lib/balancer")))
+        .or_else(|| Some(first_absolute(&xdg?)?.join("balancer")))
+        .or_else(|| Some(first_absolute(&home?)?.join(".local/state/balancer")))
+}
+
 /// Returns the first path of a list separated by colons, as systemd sets for several directories.
 fn first_absolute(list: &OsStr) -> Option<PathBuf> {
     env::split_paths(list)
@@ -78,5 +106,29 @@ mod tests {
             socket(Some(""), Some("relative"), 7),
             "/tmp/balancer-7/admin.sock"
         );
+    }
+
+    #[test]
+    fn the_state_directory_of_systemd_comes_first_and_a_home_last() {
+        let state = |state: Option<&str>, xdg: Option<&str>, home: Option<&str>, uid| {
+            let [state, xdg, home] = [state, xdg, home].map(|path| path.map(OsString::from));
+            let path = state_directory_of(state, xdg, home, uid);
+            path.map(|path| path.display().to_string())
+        };
+        let (xdg, home) = (Some("/x"), Some("/home/me"));
+        for (given, expected) in [
+            ((Some("/var/lib/lb:/b"), xdg, home, 0), "/var/lib/lb"),
+            ((None, xdg, home, 0), "/var/lib/balancer"),
+            ((None, xdg, home, 7), "/x/balancer"),
+            (
+                (Some("relative"), None, home, 7),
+                "/home/me/.local/state/balancer",
+            ),
+        ] {
+            let (systemd, xdg, home, uid) = given;
+            let found = state(systemd, xdg, home, uid);
+            assert_eq!(found.as_deref(), Some(expected), "{given:?}");
+        }
+        assert_eq!(state(None, None, Some("relative"), 7), None);
     }
 }

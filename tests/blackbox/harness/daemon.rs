@@ -93,6 +93,7 @@ impl TestDaemon {
             .arg(&file)
             .env("NOTIFY_SOCKET", directory.path().join("notify"))
             .env("RUNTIME_DIRECTORY", directory.path())
+            .env("STATE_DIRECTORY", directory.path().join("state"))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -346,7 +347,8 @@ fn alone(mut command: Command) -> Command {
         .stdin(Stdio::null())
         .env_remove("NOTIFY_SOCKET")
         .env_remove("WATCHDOG_USEC")
-        .env_remove("RUNTIME_DIRECTORY");
+        .env_remove("RUNTIME_DIRECTORY")
+        .env_remove("STATE_DIRECTORY");
     command
 }
 
