@@ -76,6 +76,7 @@ families! {
 
     BACKEND_UP Gauge "balancer_backend_up" ["pool" "backend"] "1 if the state is `up`, otherwise 0.";
     BACKEND_WEIGHT Gauge "balancer_backend_weight" ["pool" "backend"] "Configured weight of the backend.";
+    BACKEND_SLOW_START Gauge "balancer_backend_slow_start_ratio" ["pool" "backend"] "Share of its weight that the backend has: below 1 during slow start.";
     BACKEND_CHANGED Gauge "balancer_backend_last_state_change_timestamp_seconds" ["pool" "backend"] "Unix time of the last change of state.";
     BACKEND_STATE Gauge "balancer_backend_state" ["pool" "backend" "state"] "1 for the current state of the backend, 0 for all other states.";
     BACKEND_REQUESTS Counter "balancer_backend_requests_total" ["pool" "backend" "code_class"] "Responses from the backend, by class of status.";

@@ -22,6 +22,7 @@ use super::{
     series::{MetricFamilies, SeriesBuilder, describe},
 };
 use crate::{
+    base::clock,
     config::model::PerBackend,
     pool::{Backend, HealthState, Pool},
     reason::Reason,
@@ -108,6 +109,7 @@ impl Collector for DaemonCollector {
         if per_backend != PerBackend::None {
             let all = backends(&snapshot, |_| true);
             state_families(&mut families, &all);
+            slow_start_family(&mut families, &snapshot);
             if per_backend == PerBackend::Full {
                 traffic_families(&mut families, &all);
                 let checked = |pool: &Pool| pool.config.health_check.is_some();
@@ -405,6 +407,26 @@ fn backends(snapshot: &Snapshot, of: impl Fn(&Pool) -> bool) -> Vec<LabelledBack
         .collect();
     found.sort_unstable_by_key(|(labels, _)| *labels);
     found
+}
+
+/// Share of the weight of each backend in pools with slow start.
+fn slow_start_family(families: &mut MetricFamilies, snapshot: &Snapshot) {
+    let now = clock::now();
+    let mut shares: Vec<([&str; 2], u8)> = Vec::new();
+    for pool in &snapshot.pools {
+        if pool.config.slow_start.is_some() {
+            shares.extend(pool.backends.iter().map(|backend| {
+                let percent = pool.ramp_percent(backend, now).unwrap_or(100);
+                ([&*pool.name, &*backend.config.name], percent)
+            }));
+        }
+    }
+    shares.sort_unstable();
+    families.family(f::BACKEND_SLOW_START, |s| {
+        for (labels, percent) in &shares {
+            s.add(labels, f64::from(*percent) / 100.0);
+        }
+    });
 }
 
 /// State and weight of each backend.

@@ -115,6 +115,7 @@ fn promtool_finds_no_problem() {
 fn every_family_of_the_list_is_on_a_full_page_and_nothing_else() {
     let mut config = testing::usual();
     config.listeners[0].tls = Some(testing::tls());
+    config.pools[0].slow_start = Some(Duration::from_mins(1));
     let daemon = testing::daemon(config);
     count_everything(&daemon);
     let page = page(&daemon);

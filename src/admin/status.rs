@@ -126,7 +126,7 @@ fn pool(pool: &Pool, now: Instant) -> Value {
         "policy": pool.config.policy.name(),
         "health_check": pool.config.health_check.is_some(),
         "states": states.map(|(state, count)| (state.name().to_owned(), json!(count))).collect::<serde_json::Map<_, _>>(),
-        "backends": pool.backends.iter().map(|one| backend(one, pool.config.health_check.as_ref(), now)).collect::<Vec<_>>(),
+        "backends": pool.backends.iter().map(|one| backend(pool, one, now)).collect::<Vec<_>>(),
     })
 }
 
@@ -158,8 +158,9 @@ fn check_text(health: &HealthView, check: &HealthCheckConfig) -> String {
     text
 }
 
-/// Object of one backend. `check_config` is `None` without a health check.
-fn backend(backend: &Backend, check_config: Option<&HealthCheckConfig>, now: Instant) -> Value {
+/// Object of one backend.
+fn backend(pool: &Pool, backend: &Backend, now: Instant) -> Value {
+    let check_config = pool.config.health_check.as_ref();
     let health = backend.state.view();
     let text = check_config.map(|check| check_text(&health, check));
     let checked = health.last_check.as_ref().map(|check| check.at);
@@ -168,6 +169,8 @@ fn backend(backend: &Backend, check_config: Option<&HealthCheckConfig>, now: Ins
         "name": &*backend.config.name,
         "address": backend.config.address.to_string(),
         "weight": backend.weight(),
+        "slow_start_percent": pool.ramp_percent(backend, now),
+        "average_response_seconds": backend.state.average_response(now).map(|time| time.as_micros() as f64 / 1e6),
         "backup": backend.config.backup > 0,
         "tier": backend.config.backup,
         "state": health.state.name(),

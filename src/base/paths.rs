@@ -45,8 +45,8 @@ fn admin_socket(runtime: Option<OsString>, xdg: Option<OsString>, uid: u32) -> P
     directory.join("admin.sock")
 }
 
-/// Returns the directory of state that outlives the process: the first of `$STATE_DIRECTORY` (set by
-/// systemd), `/var/lib/balancer` for root, `$XDG_STATE_HOME/balancer`,
+/// Returns the directory of state that outlives the process: the first of `$STATE_DIRECTORY` (set
+/// by systemd), `/var/lib/balancer` for root, `$XDG_STATE_HOME/balancer`,
 /// `~/.local/state/balancer`. `None` without a home directory.
 ///
 /// Two daemons must not share it. It need not exist: [`StateFile`](super::state_file::StateFile)

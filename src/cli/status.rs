@@ -93,6 +93,8 @@ struct BackendStatus {
     name: String,
     address: String,
     weight: u16,
+    /// Percent of the weight, during slow start.
+    slow_start_percent: Option<u8>,
     tier: u8,
     state: String,
     cause: Option<String>,
@@ -255,6 +257,9 @@ fn backend_row(backend: &BackendStatus) -> Vec<String> {
         0 => {}
         1 => notes.push("backup".to_owned()),
         tier => notes.push(format!("backup {tier}")),
+    }
+    if let Some(percent) = backend.slow_start_percent {
+        notes.push(format!("slow start at {percent} %"));
     }
     if let Some(left) = backend.ejected_for_seconds {
         notes.push(format!("back in {}", age(left)));

@@ -261,6 +261,13 @@ impl BackendState {
         (nanos != u64::MAX).then(|| self.created + Duration::from_nanos(nanos))
     }
 
+    /// The average time to the first byte that `least_time` goes by; `None` without a response so
+    /// far, or with another policy.
+    pub fn average_response(&self, now: Instant) -> Option<Duration> {
+        let nanos = self.response_time.nanos_at(now)?;
+        Some(Duration::from_nanos(nanos as u64))
+    }
+
     /// End of the running ejection.
     pub(crate) fn ejected_until(&self) -> Option<Instant> {
         self.lock().ejected_until

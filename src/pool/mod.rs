@@ -397,6 +397,11 @@ impl Pool {
         self.generation.refresh(clock::now());
     }
 
+    /// Percent of its weight that a backend in slow start has at `now`; `None`: the whole.
+    pub fn ramp_percent(&self, backend: &Backend, now: Instant) -> Option<u8> {
+        slow_start::percent(backend, self.config.slow_start, now)
+    }
+
     /// Number of backends in each state, by [`HealthState::index`].
     pub fn counts(&self) -> [usize; HealthState::COUNT] {
         let mut counts = [0; HealthState::COUNT];

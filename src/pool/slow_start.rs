@@ -32,10 +32,7 @@ pub(super) fn weighted(
 ) -> WeightedBackends {
     // One alone gets everything anyway.
     let slow_start = slow_start.filter(|_| backends.len() > 1);
-    let percent = |backend: &Backend| {
-        let began = backend.state.ramp_began()?;
-        ramp_percent(now.saturating_duration_since(began), slow_start?)
-    };
+    let percent = |backend: &Backend| percent(backend, slow_start, now);
     let is_ramping = backends.iter().any(|one| percent(one).is_some());
     let candidate = |backend: &&Arc<Backend>| {
         let percent = percent(backend).unwrap_or(100);
@@ -55,6 +52,12 @@ pub(super) fn weighted(
         candidates: backends.iter().map(candidate).collect(),
         next_ramp: is_ramping.then(|| now + step.clamp(RAMP_STEP_BOUNDS.0, RAMP_STEP_BOUNDS.1)),
     }
+}
+
+/// Percent of its weight that `backend` has at `now`; `None`: the whole.
+pub(super) fn percent(backend: &Backend, slow_start: Option<Duration>, now: Instant) -> Option<u8> {
+    let began = backend.state.ramp_began()?;
+    ramp_percent(now.saturating_duration_since(began), slow_start?)
 }
 
 /// Percent of the weight `since` the begin of the ramp; `None` when it is over.

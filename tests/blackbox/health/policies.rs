@@ -166,4 +166,17 @@ fn a_backend_that_a_reload_adds_ramps_up() {
     let answers = (0..110).map(|_| client.request("GET", "/").unwrap().text());
     let of_new = answers.filter(|name| name == "b").count();
     assert!((9..=11).contains(&of_new), "{of_new} of 110");
+    let backends = &daemon.status()["pools"][0]["backends"];
+    assert_eq!(backends[1]["slow_start_percent"], 10);
+    assert_eq!(backends[0]["slow_start_percent"], serde_json::Value::Null);
+    let text = String::from_utf8(daemon.command(&["status"]).stdout).unwrap();
+    assert!(text.contains("slow start at 10 %"), "{text}");
+    let ratio = |backend: &ScriptedPeer| {
+        let name = backend.address;
+        daemon.metric(&format!(
+            "balancer_backend_slow_start_ratio{{backend=\"{name}\"}}"
+        ))
+    };
+    assert!((ratio(&peers[1]) - 0.1).abs() < 0.001);
+    assert!((ratio(&peers[0]) - 1.0).abs() < 0.001);
 }
