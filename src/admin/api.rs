@@ -27,7 +27,7 @@ use super::{
     status,
     token::{TokenFile, bearer_token, is_equal},
 };
-use crate::{net::limits::control_connections, snapshot::Daemon};
+use crate::{base::percent, net::limits::control_connections, snapshot::Daemon};
 
 /// Interval of the checks whether the socket file still exists.
 const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -103,7 +103,7 @@ async fn respond(request: Request<Incoming>, context: ApiContext) -> http::Admin
     }
     match (request.uri().path(), request.method()) {
         ("/v1/status", &Method::GET | &Method::HEAD) => {
-            http::document(StatusCode::OK, &status::status(&context.daemon))
+            status_page(&context.daemon, request.uri().query())
         }
         ("/v1/status", _) => http::method_not_allowed("GET, HEAD"),
         ("/v1/reload", &Method::POST) if request.headers().contains_key(header::ORIGIN) => {
@@ -117,6 +117,21 @@ async fn respond(request: Request<Incoming>, context: ApiContext) -> http::Admin
         _ => http::error(
             StatusCode::NOT_FOUND,
             "The paths are /v1/status and /v1/reload.",
+        ),
+    }
+}
+
+/// The status, or with the query `backend=POOL/BACKEND` that of one backend.
+fn status_page(daemon: &Daemon, query: Option<&str>) -> http::AdminResponse {
+    let Some(wanted) = query.and_then(|query| query.strip_prefix("backend=")) else {
+        return http::document(StatusCode::OK, &status::status(daemon));
+    };
+    let wanted = percent::decode(wanted).unwrap_or_default();
+    match status::backend_status(daemon, &wanted) {
+        Some(document) => http::document(StatusCode::OK, &document),
+        None => http::error(
+            StatusCode::NOT_FOUND,
+            "There is no backend of that name: write POOL/BACKEND.",
         ),
     }
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::HashSet,
     fmt::Write as _,
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -14,18 +14,44 @@ use serde_json::{Value, json};
 
 use crate::{
     base::clock,
-    config::model::{Config, HealthCheckConfig},
-    pool::{Backend, HealthState, HealthView, Pool},
-    snapshot::{Daemon, Listener},
+    config::model::{Config, HealthCheckConfig, PoolConfig, PoolTlsConfig},
+    pool::{Backend, CheckRecord, CheckTiming, HealthState, HealthView, Pool},
+    snapshot::{Daemon, Listener, Snapshot},
     telemetry::rfc3339,
 };
 
+/// Most backends of a document in which each has its last checks. More would take the control
+/// thread too long; they are asked for one by one.
+const MAX_DETAILED_BACKENDS: usize = 1_000;
+
 /// Describes the current state of the daemon.
 pub(super) fn status(daemon: &Daemon) -> Value {
-    // One snapshot for the whole document, so that a reload in between does not mix two
-    // configurations.
-    let now = clock::now();
     let snapshot = daemon.snapshot.load_full();
+    let backends: usize = snapshot.pools.iter().map(|pool| pool.backends.len()).sum();
+    let with_checks = backends <= MAX_DETAILED_BACKENDS;
+    let now = clock::now();
+    let pools = snapshot.pools.iter();
+    let pools = pools.map(|one| pool(one, &one.backends, with_checks, now));
+    document(daemon, &snapshot, &pools.collect::<Vec<_>>())
+}
+
+/// The same with one backend alone, `POOL/BACKEND` by its name or address. `None`: there is none.
+pub(super) fn backend_status(daemon: &Daemon, wanted: &str) -> Option<Value> {
+    let snapshot = daemon.snapshot.load_full();
+    let (of_pool, wanted) = wanted.split_once('/')?;
+    let found = snapshot.pools.iter().find(|pool| *pool.name == *of_pool)?;
+    let backend = found.backends.iter().find(|backend| {
+        *backend.config.name == *wanted || backend.config.address.to_string() == wanted
+    })?;
+    let only = std::slice::from_ref(backend);
+    let only = pool(found, only, true, clock::now());
+    Some(document(daemon, &snapshot, &[only]))
+}
+
+/// The document with `pools`, of one snapshot, so that a reload in between does not mix two
+/// configurations.
+fn document(daemon: &Daemon, snapshot: &Snapshot, pools: &[Value]) -> Value {
+    let now = clock::now();
     let reload = daemon.reload_status();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -48,7 +74,7 @@ pub(super) fn status(daemon: &Daemon) -> Value {
             "message": reload.message,
         },
         "listeners": snapshot.listeners.iter().map(|one| listener(one)).collect::<Vec<_>>(),
-        "pools": snapshot.pools.iter().map(|one| pool(one, now)).collect::<Vec<_>>(),
+        "pools": pools,
         "certificates": certificates(&snapshot.config),
     })
 }
@@ -57,8 +83,8 @@ pub(super) fn status(daemon: &Daemon) -> Value {
 fn certificates(config: &Config) -> Vec<Value> {
     let listeners = config.listeners.iter().filter_map(|one| one.tls.as_ref());
     let servers = listeners.flat_map(|tls| &tls.certificates);
-    let pools = config.pools.iter().filter_map(|one| one.tls.as_ref());
-    let clients = pools.filter_map(|tls| tls.client_cert.as_ref());
+    let clients = config.pools.iter().flat_map(pool_tls);
+    let clients = clients.filter_map(|tls| tls.client_cert.as_ref());
     let now = clock::unix_now();
     let mut seen = HashSet::new();
     let first = servers.chain(clients).filter(|one| seen.insert(&*one.file));
@@ -81,6 +107,18 @@ fn certificates(config: &Config) -> Vec<Value> {
         })
     });
     documents.collect()
+}
+
+/// The TLS settings of a pool, of its backends and of its checks.
+fn pool_tls(pool: &PoolConfig) -> impl Iterator<Item = &PoolTlsConfig> {
+    let check = pool.health_check.iter().map(|check| &check.tls);
+    let own = pool
+        .backends
+        .iter()
+        .map(|backend| &backend.tls)
+        .chain(check);
+    let own = own.filter_map(|tls| tls.resolve(None));
+    pool.tls.iter().chain(own)
 }
 
 /// Seconds with three decimals: more digits would only be noise.
@@ -114,8 +152,8 @@ fn listener(listener: &Listener) -> Value {
     })
 }
 
-/// Object of one pool with its backends.
-fn pool(pool: &Pool, now: Instant) -> Value {
+/// Object of one pool with `backends` of it.
+fn pool(pool: &Pool, backends: &[Arc<Backend>], with_checks: bool, now: Instant) -> Value {
     let counts = pool.counts();
     let states = HealthState::ALL
         .iter()
@@ -126,7 +164,7 @@ fn pool(pool: &Pool, now: Instant) -> Value {
         "policy": pool.config.policy.name(),
         "health_check": pool.config.health_check.is_some(),
         "states": states.map(|(state, count)| (state.name().to_owned(), json!(count))).collect::<serde_json::Map<_, _>>(),
-        "backends": pool.backends.iter().map(|one| backend(pool, one, now)).collect::<Vec<_>>(),
+        "backends": backends.iter().map(|one| backend(pool, one, with_checks, now)).collect::<Vec<_>>(),
     })
 }
 
@@ -158,14 +196,62 @@ fn check_text(health: &HealthView, check: &HealthCheckConfig) -> String {
     text
 }
 
-/// Object of one backend.
-fn backend(pool: &Pool, backend: &Backend, now: Instant) -> Value {
+/// The condition on which a backend comes back that checks keep out: `2 more good checks`.
+fn needed(health: &HealthView, check: &HealthCheckConfig) -> Option<String> {
+    let (passed, or_time) = match health.state {
+        HealthState::Checking => return Some("1 good check".to_owned()),
+        HealthState::Down => (health.good_in_a_row, ""),
+        HealthState::Ejected => (health.good_since_ejection, ", or the end of its ejection"),
+        _ => return None,
+    };
+    let more = check.rise.saturating_sub(passed).max(1);
+    let plural = if more == 1 { "" } else { "s" };
+    Some(format!("{more} more good check{plural}{or_time}"))
+}
+
+/// Object of a check that was made. Phases are times from its start.
+fn check_record(check: &CheckRecord) -> Value {
+    let seconds = |time: Duration| time.as_micros() as f64 / 1e6;
+    let CheckTiming { took, phases } = check.timing;
+    json!({
+        "at": time(check.at),
+        "ok": check.result.is_ok(),
+        "error": check.result.as_ref().err().map(|cause| &**cause),
+        "took_seconds": seconds(took),
+        "resolved_seconds": phases.resolved.map(seconds),
+        "connected_seconds": phases.connected.map(seconds),
+        "secured_seconds": phases.secured.map(seconds),
+        "first_byte_seconds": phases.first_byte.map(seconds),
+    })
+}
+
+/// The last check with the streaks; null before the first.
+fn last_check(health: &HealthView, check_config: Option<&HealthCheckConfig>) -> Value {
+    let Some(last) = &health.last_check else {
+        return Value::Null;
+    };
+    let mut document = check_record(last);
+    let streaks = json!({
+        "good_in_a_row": health.good_in_a_row,
+        "bad_in_a_row": health.bad_in_a_row,
+        "rise": check_config.map(|check| check.rise),
+        "fall": check_config.map(|check| check.fall),
+    });
+    if let (Some(to), Value::Object(from)) = (document.as_object_mut(), streaks) {
+        to.extend(from);
+    }
+    document
+}
+
+/// Object of one backend, with its last checks if `with_checks`.
+fn backend(pool: &Pool, backend: &Backend, with_checks: bool, now: Instant) -> Value {
     let check_config = pool.config.health_check.as_ref();
     let health = backend.state.view();
     let text = check_config.map(|check| check_text(&health, check));
     let checked = health.last_check.as_ref().map(|check| check.at);
     let idle = backend.state.metrics.sum(|slot| &slot.connections_idle);
-    json!({
+    let needed = check_config.and_then(|check| needed(&health, check));
+    let mut document = json!({
         "name": &*backend.config.name,
         "address": backend.config.address.to_string(),
         "weight": backend.weight(),
@@ -183,15 +269,13 @@ fn backend(pool: &Pool, backend: &Backend, now: Instant) -> Value {
         "failures_in_a_row": health.failures_in_a_row,
         "check": text,
         "checked_seconds": checked.map(|at| seconds(clock::unix_now().saturating_sub(at))),
-        "last_check": health.last_check.map(|check| json!({
-            "at": time(check.at),
-            "ok": check.result.is_ok(),
-            "error": check.result.err(),
-            "took_seconds": check.took.as_micros() as f64 / 1e6,
-            "good_in_a_row": health.good_in_a_row,
-            "bad_in_a_row": health.bad_in_a_row,
-            "rise": check_config.map(|check| check.rise),
-            "fall": check_config.map(|check| check.fall),
-        })),
-    })
+        "needed": needed,
+        "last_check": last_check(&health, check_config),
+    });
+    if let (true, Some(object)) = (with_checks, document.as_object_mut()) {
+        let checks = backend.state.checks();
+        let checks = checks.iter().map(check_record).collect::<Vec<_>>();
+        object.insert("checks".to_owned(), checks.into());
+    }
+    document
 }

@@ -8,6 +8,7 @@ pub mod crypto;
 pub mod hasher;
 pub mod log_limit;
 pub mod paths;
+pub mod percent;
 pub mod rate;
 pub mod rng;
 pub mod short_text;

@@ -10,6 +10,7 @@ const HELP_EXAMPLES: &str = "\
 Examples:
   balancer demo                        try it: three backends behind one balancer
   balancer check balancer.yaml         report every error in the file, with its place
+  balancer check --probe balancer.yaml ask its backends too, before it is taken
   balancer schema                      print the JSON Schema of the file, for your editor
   balancer run -c balancer.yaml        run in the foreground
   balancer reload                      reload the configuration; print what changed, or the errors
@@ -73,6 +74,10 @@ pub(super) struct CheckOptions {
     /// Print the result as one JSON object
     #[arg(long)]
     pub(super) json: bool,
+    /// Then ask every backend once, as its health check would; exit with 1 if a pool has none that
+    /// passes
+    #[arg(long)]
+    pub(super) probe: bool,
 }
 
 #[derive(Debug, Args)]
@@ -91,6 +96,9 @@ pub(super) struct AdminOptions {
 
 #[derive(Debug, Args)]
 pub(super) struct StatusOptions {
+    /// Show one backend, with its last checks
+    #[arg(value_name = "POOL/BACKEND", value_parser = parse_backend, conflicts_with = "ready")]
+    pub(super) backend: Option<String>,
     #[command(flatten)]
     pub(super) admin: AdminOptions,
     /// Print the status as JSON
@@ -99,6 +107,14 @@ pub(super) struct StatusOptions {
     /// Print nothing; exit with 0 if the daemon is ready, with 3 if it is not
     #[arg(long, conflicts_with = "json")]
     pub(super) ready: bool,
+}
+
+/// The name of a pool, and that of a backend or its address.
+fn parse_backend(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((pool, backend)) if !pool.is_empty() && !backend.is_empty() => Ok(text.to_owned()),
+        _ => Err("write the pool and the backend: `POOL/BACKEND`".to_owned()),
+    }
 }
 
 fn parse_bind(text: &str) -> Result<BindAddress, String> {

@@ -13,7 +13,10 @@ use rustix::{
 };
 use serde_json::json;
 
-use super::output::{is_coloured, print, print_error};
+use super::{
+    output::{is_coloured, print, print_error},
+    probe,
+};
 use crate::{
     base::address::BindAddress,
     config::{
@@ -23,14 +26,16 @@ use crate::{
         problem::{self, Problem},
         yaml::MAX_BYTES,
     },
+    health::probe::PoolProbe,
 };
 
 /// Name of a document from standard input.
 const STDIN: &str = "<stdin>";
 
 /// Exit code 0 when the file may be run, with or without warnings, and 1 when it may not. With
-/// `user`, everything is read with that user's rights.
-pub(super) fn run(file: &Path, as_json: bool, user: Option<&str>) -> ExitCode {
+/// `user`, everything is read with that user's rights. With `probes` the backends are asked once,
+/// and the code is 1 also when a pool has none that passes.
+pub(super) fn run(file: &Path, as_json: bool, user: Option<&str>, probes: bool) -> ExitCode {
     let (name, loaded) = if is_stdin(file) {
         let mut bytes = Vec::new();
         let read = io::stdin()
@@ -53,7 +58,7 @@ pub(super) fn run(file: &Path, as_json: bool, user: Option<&str>) -> ExitCode {
         (file.to_owned(), as_user(user, move || config::load(&path)))
     };
     match loaded {
-        Ok(loaded) => report(&name, &loaded, as_json),
+        Ok(loaded) => report(&name, &loaded, as_json, probes),
         Err(error) => {
             print_error(&format!("error: {error}"));
             ExitCode::FAILURE
@@ -65,15 +70,18 @@ fn is_stdin(file: &Path) -> bool {
     file == Path::new("-") || file == Path::new("/dev/stdin")
 }
 
-fn report(file: &Path, result: &Result<LoadedConfig, Problems>, as_json: bool) -> ExitCode {
+fn report(
+    file: &Path,
+    result: &Result<LoadedConfig, Problems>,
+    as_json: bool,
+    probes: bool,
+) -> ExitCode {
     let (ok, problems): (bool, &[Problem]) = match result {
         Ok(loaded) => (true, &loaded.warnings),
         Err(problems) => (false, &problems.0),
     };
-    if as_json {
-        let problems: Vec<_> = problems.iter().map(Problem::to_json).collect();
-        print(&json!({"ok": ok, "file": file.to_string_lossy(), "problems": problems}).to_string());
-    } else {
+    // The messages first: asking may take a while.
+    if !as_json {
         if !problems.is_empty() {
             print_error(&problem::render(problems, is_coloured()));
         }
@@ -81,7 +89,28 @@ fn report(file: &Path, result: &Result<LoadedConfig, Problems>, as_json: bool) -
             print(&summary(file, loaded));
         }
     }
-    if ok {
+    let asked = result.as_ref().ok().filter(|_| probes);
+    let pools = match asked.map(|loaded| probe::ask(&loaded.config)).transpose() {
+        Ok(pools) => pools,
+        Err(error) => {
+            print_error(&format!("error: cannot ask the backends: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    if as_json {
+        let problems: Vec<_> = problems.iter().map(Problem::to_json).collect();
+        let mut document = json!({"ok": ok, "file": file.to_string_lossy(), "problems": problems});
+        if let (Some(pools), Some(object)) = (&pools, document.as_object_mut()) {
+            object.insert("probe".to_owned(), probe::document(pools));
+        }
+        print(&document.to_string());
+    } else if let Some(pools) = &pools {
+        print(&probe::screen(pools));
+        for error in probe::errors(pools) {
+            print_error(&error);
+        }
+    }
+    if ok && pools.is_none_or(|pools| pools.iter().all(PoolProbe::is_good)) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

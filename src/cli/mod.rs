@@ -5,14 +5,17 @@
 //! users. Read next: `arguments.rs`, the command line.
 
 mod arguments;
+mod backend_screen;
 mod check;
 mod client;
 mod config_file;
 mod demo;
 mod exit_code;
 mod output;
+mod probe;
 mod reload;
 mod status;
+mod table;
 mod usage;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -64,7 +67,8 @@ fn dispatch(command: Command) -> ExitCode {
         Command::Check(options) => {
             let file = options.file.or(options.config);
             let file = file.unwrap_or_else(default_config);
-            check::run(&file, options.json, options.user.as_deref())
+            let user = options.user.as_deref();
+            check::run(&file, options.json, user, options.probe)
         }
         Command::Reload(options) => with_admin(options, reload::run),
         Command::Status(options) => {
@@ -75,7 +79,11 @@ fn dispatch(command: Command) -> ExitCode {
             } else {
                 StatusFormat::Screen
             };
-            with_admin(options.admin, |admin| status::run(admin, format))
+            let backend = options.backend;
+            with_admin(options.admin, |admin| match &backend {
+                Some(name) => status::run_backend(admin, name, options.json),
+                None => status::run(admin, format),
+            })
         }
         Command::Schema => {
             print(&format!("{:#}", schema::document()));

@@ -8,10 +8,13 @@ use std::{fmt::Write as _, process::ExitCode, time::Duration};
 use serde::Deserialize;
 
 use super::{
+    backend_screen::{self, BackendDetails},
     client::{self, AdminEndpoint, CallError},
     exit_code::EXIT_DEGRADED,
     output::{print, print_error},
+    table::{age, table},
 };
+use crate::base::percent;
 
 /// Time for a status. The control thread does other work in between; if it takes longer, it hangs.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -127,6 +130,37 @@ impl StatusDocument {
     fn degraded(&self) -> bool {
         !self.ready || self.pools.iter().any(|pool| pool.available() == 0)
     }
+}
+
+/// Shows one backend, `POOL/BACKEND`, with its last checks. Exits with 1 if there is none of that
+/// name.
+pub(super) fn run_backend(
+    admin: &AdminEndpoint,
+    name: &str,
+    as_json: bool,
+) -> Result<ExitCode, CallError> {
+    let path = format!("/v1/status?backend={}", percent::encode(name));
+    let response = client::call(admin, "GET", &path, STATUS_TIMEOUT)?;
+    if response.status != 200 {
+        print_error(&client::error_text(&response));
+        return Ok(ExitCode::FAILURE);
+    }
+    let broken = |what: String| CallError::Broken(admin.address.clone(), what);
+    let mut document: serde_json::Value =
+        serde_json::from_slice(&response.body).map_err(|error| broken(error.to_string()))?;
+    let found = document.pointer_mut("/pools/0/backends/0");
+    let backend = found
+        .map(serde_json::Value::take)
+        .ok_or_else(|| broken("it has no backend".to_owned()))?;
+    if as_json {
+        print(&backend.to_string());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let details =
+        BackendDetails::deserialize(backend).map_err(|error| broken(error.to_string()))?;
+    let pool = name.split('/').next().unwrap_or_default();
+    print(&backend_screen::screen(pool, &details));
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Exits with 3 if the daemon is not ready or a pool has no available backend. With
@@ -285,41 +319,6 @@ fn backend_row(backend: &BackendStatus) -> Vec<String> {
     ]
 }
 
-/// Appends rows. Each column is as wide as its widest cell.
-fn table(text: &mut String, indent: &str, rows: &[Vec<String>]) {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    for row in rows {
-        // Without trailing blanks, so that the output can be compared and copied.
-        let mut line = indent.to_owned();
-        for (cell, width) in row.iter().zip(&widths) {
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-}
-
-/// Formats a duration in its two largest units: `1d 1h`, `2m 5s`.
-fn age(seconds: f64) -> String {
-    let whole = seconds.max(0.0) as u64;
-    let (days, hours, minutes) = (whole / 86_400, whole / 3_600 % 24, whole / 60 % 60);
-    // Smaller units would only be noise.
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{whole}s"),
-        (0, 0, _) => format!("{minutes}m {}s", whole % 60),
-        (0, ..) => format!("{hours}h {minutes}m"),
-        _ => format!("{days}d {hours}h"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -384,11 +383,5 @@ certificates
   old.pem  EXPIRED 1m 1s ago  until 2025-03-01T00:00:00Z
 ";
         assert_eq!(text, expected);
-    }
-
-    #[test]
-    fn ages_have_two_units() {
-        assert_eq!([age(0.4), age(59.9), age(61.0)], ["0s", "59s", "1m 1s"]);
-        assert_eq!([age(3_600.0), age(90_000.0)], ["1h 0m", "1d 1h"]);
     }
 }

@@ -7,13 +7,17 @@ use tracing::level_filters::LevelFilter;
 use super::model::{
     AccessFormat, AccessLogConfig, AdminConfig, BackendConfig, BackendProtocol, BalancingPolicy,
     CheckKind, Config, DrainConfig, EjectionConfig, ErrorFormat, ErrorsConfig, ForwardedConfig,
-    HashSource, HeaderEdits, HealthCheckConfig, KeepaliveConfig, ListenerConfig,
+    HashSource, HeaderEdits, HealthCheckConfig, HttpCheckConfig, KeepaliveConfig, ListenerConfig,
     ListenerHttpConfig, ListenerLimitsConfig, ListenerProtocol, ListenerTimeoutsConfig, LogConfig,
     LogFormat, LogOutput, LogWhenConfig, MetricsConfig, OnDown, PathMatch, PerBackend, PoolConfig,
-    PoolTimeoutsConfig, RespondConfig, RetriesConfig, RetryConditions, RewriteConfig, RouteAction,
-    RouteConfig, SocketConfig, TimeoutOverrides, TrustedProxiesConfig, WhenAllDown,
+    PoolTimeoutsConfig, PostgresCheckConfig, PostgresTarget, RespondConfig, RetriesConfig,
+    RetryConditions, RewriteConfig, RouteAction, RouteConfig, SocketConfig, TimeoutOverrides,
+    TlsOverride, TrustedProxiesConfig, WhenAllDown,
 };
 use crate::{base::address::BackendAddress, reason::StatusProfile};
+
+/// Default user of mysql and postgres checks.
+pub(super) const CHECK_USER: &str = "balancer";
 
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -251,6 +255,8 @@ impl BackendConfig {
             weight: 1,
             backup: 0,
             max_connections: None,
+            check_port: None,
+            tls: TlsOverride::default(),
         }
     }
 }
@@ -260,11 +266,39 @@ impl Default for HealthCheckConfig {
         Self {
             kind: CheckKind::Tcp,
             port: None,
+            tls: TlsOverride::default(),
             interval: secs(2),
+            interval_down: None,
+            interval_starting: None,
             timeout: secs(1),
             rise: 2,
             fall: 3,
             on_down: OnDown::default(),
+        }
+    }
+}
+
+impl Default for HttpCheckConfig {
+    fn default() -> Self {
+        Self {
+            path: "/".to_owned(),
+            method: "GET".to_owned(),
+            host: None,
+            headers: Vec::new(),
+            expect: vec![(200, 399)],
+            expect_headers: Vec::new(),
+            body: None,
+        }
+    }
+}
+
+impl Default for PostgresCheckConfig {
+    fn default() -> Self {
+        Self {
+            user: CHECK_USER.to_owned(),
+            database: None,
+            password: None,
+            target: PostgresTarget::default(),
         }
     }
 }

@@ -265,6 +265,9 @@ fn backends(changes: &mut ChangeList, pool: &str, old: &[BackendConfig], new: &[
             &backend.max_connections,
             format!("{what} max_connections"),
         );
+        let port = format!("{what} check_port");
+        changes.if_changed(&was.check_port, &backend.check_port, port);
+        changes.if_changed(&was.tls, &backend.tls, format!("{what} tls"));
     }
     let kept_old = old
         .iter()

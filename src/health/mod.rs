@@ -6,29 +6,24 @@
 
 mod check;
 pub mod grpc_message;
+pub mod probe;
 mod resolve;
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, SemaphorePermit},
     task::{AbortHandle, spawn_local},
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
 use self::{
-    check::CheckError,
+    check::{CheckError, ProbeOutcome},
     resolve::{NameResolver, ResolveTask},
 };
 use crate::{
     base::{clock, rng::Random},
-    config::model::{BackendProtocol, HealthCheckConfig},
+    config::model::{HealthCheckConfig, PoolTlsConfig},
     pool::{Backend, BackendState, HealthState, Pool},
 };
 
@@ -70,17 +65,12 @@ struct CheckerContext {
 #[derive(Debug)]
 struct BackendTask {
     target: Rc<RefCell<CheckTarget>>,
-    check_config: Option<CheckSettings>,
     check: Option<AbortHandle>,
     /// For a backend given by name.
     resolving: Option<ResolveTask>,
     /// The first check must wait for the first resolution.
     unresolved: bool,
 }
-
-/// The check and the protocol it uses. A change of either starts a new check at once, because old
-/// results say little about the next.
-type CheckSettings = (HealthCheckConfig, BackendProtocol);
 
 /// The backend to check, in the generation in force.
 #[derive(Debug, Clone)]
@@ -90,10 +80,26 @@ struct CheckTarget {
 }
 
 impl CheckTarget {
-    fn check_config(&self) -> Option<CheckSettings> {
-        let config = &self.pool.config;
-        let check = config.health_check.clone()?;
-        Some((check, config.protocol))
+    fn check(&self) -> Option<&HealthCheckConfig> {
+        self.pool.config.health_check.as_ref()
+    }
+
+    /// True if `other` is asked the same in the same way: old results say little about another
+    /// check.
+    fn has_same_check(&self, other: &Self) -> bool {
+        let way = |target: &Self| {
+            let check = target.check()?;
+            let port = check::own_port(check, &target.backend);
+            Some((target.pool.config.protocol, port))
+        };
+        way(self) == way(other)
+            && self.check() == other.check()
+            && self.check_tls() == other.check_tls()
+    }
+
+    fn check_tls(&self) -> Option<&PoolTlsConfig> {
+        let check = self.check()?;
+        check::own_tls(check, &self.pool.config, &self.backend)
     }
 }
 
@@ -170,7 +176,6 @@ impl BackendTask {
         let mut task = Self {
             unresolved: resolving.is_some(),
             resolving,
-            check_config: target.check_config(),
             target: Rc::new(RefCell::new(target)),
             check: None,
         };
@@ -179,7 +184,8 @@ impl BackendTask {
     }
 
     fn start_check(&mut self, context: &Rc<CheckerContext>) {
-        self.check = self.check_config.clone().map(|(config, _)| {
+        let is_checked = self.target.borrow().check().is_some();
+        self.check = is_checked.then(|| {
             let (target, context) = (Rc::clone(&self.target), Rc::clone(context));
             let resolving = self.resolving.as_ref().filter(|_| self.unresolved);
             let first_resolution = resolving.map(|resolving| Rc::clone(&resolving.resolved));
@@ -189,20 +195,19 @@ impl BackendTask {
                 if let Some(resolved) = first_resolution {
                     resolved.notified().await;
                 }
-                check_forever(target, config, context).await;
+                check_forever(target, context).await;
             };
             spawn_local(checks).abort_handle()
         });
     }
 
     fn retarget(mut self, target: CheckTarget, context: &Rc<CheckerContext>) -> Self {
-        let check_config = target.check_config();
+        let is_same = self.target.borrow().has_same_check(&target);
         self.target.replace(target);
         if let Some(resolving) = &self.resolving {
             resolving.refresh();
         }
-        if self.check_config != check_config {
-            self.check_config = check_config;
+        if !is_same {
             if let Some(old) = self.check.take() {
                 old.abort();
             }
@@ -212,47 +217,64 @@ impl BackendTask {
     }
 }
 
-/// Checks one backend until the task is aborted.
-async fn check_forever(
-    target: Rc<RefCell<CheckTarget>>,
-    config: HealthCheckConfig,
-    context: Rc<CheckerContext>,
-) {
-    let state = Arc::clone(&target.borrow().backend.state);
+/// Checks one backend until the task is aborted, or its pool is not checked any more.
+async fn check_forever(target: Rc<RefCell<CheckTarget>>, context: Rc<CheckerContext>) {
     loop {
         let permit = context.checks.acquire().await;
         let began = clock::now();
-        // Boxed: between two checks, which is nearly always, a task must be small.
-        let pool = Arc::clone(&target.borrow().pool);
-        let result = Box::pin(check::run(&state, &config, &pool.config)).await;
-        drop((pool, permit));
-        let is_refused = matches!(result, Err(CheckError::Refused));
-        report(&target, result, began);
-        // A backend that restarts is back as soon as it listens. A refused connection costs it
-        // nothing, so it is asked more often until then.
-        let quick = (is_refused && state.state() == HealthState::Down)
-            .then(|| context.quick_checks.try_acquire().ok())
-            .flatten();
-        let pause = match quick {
-            Some(_) => (config.interval / 4).max(MIN_QUICK_INTERVAL),
-            None => config.interval,
+        // Of the generation in force when the check begins.
+        let CheckTarget { pool, backend } = target.borrow().clone();
+        let Some(check) = &pool.config.health_check else {
+            return;
         };
+        // Boxed: between two checks, which is nearly always, a task must be small.
+        let outcome = Box::pin(check::run(check, &pool.config, &backend)).await;
+        drop(permit);
+        let is_refused = matches!(outcome.result, Err(CheckError::Refused));
+        report(&target, outcome);
         // Counted from the start of the check, so that slow checks keep the interval.
+        let (pause, quick) = pause(check, &backend.state, is_refused, &context);
         let next = began + jittered(pause, &mut context.random.borrow_mut());
+        drop((pool, backend));
         sleep_until(next.into()).await;
+        drop(quick);
     }
 }
 
+/// Time from the check that has just been reported to the next one, with the permit that it may
+/// need until then.
+fn pause<'a>(
+    check: &HealthCheckConfig,
+    state: &BackendState,
+    is_refused: bool,
+    context: &'a CheckerContext,
+) -> (Duration, Option<SemaphorePermit<'a>>) {
+    let starting = check.interval_starting.filter(|_| !state.has_passed());
+    let down = check.interval_down.filter(|_| state.failed_checks());
+    if let Some(configured) = starting.or(down) {
+        return (configured, None);
+    }
+    // A backend that restarts is back as soon as it listens. A refused connection costs it
+    // nothing, so it is asked more often until then.
+    let quick = (is_refused && state.state() == HealthState::Down)
+        .then(|| context.quick_checks.try_acquire().ok())
+        .flatten();
+    let interval = match quick {
+        Some(_) => (check.interval / 4).max(MIN_QUICK_INTERVAL),
+        None => check.interval,
+    };
+    (interval, quick)
+}
+
 /// Hands a result to the pool and logs the transition it causes.
-fn report(target: &RefCell<CheckTarget>, result: Result<(), CheckError>, began: Instant) {
+fn report(target: &RefCell<CheckTarget>, outcome: ProbeOutcome) {
     let CheckTarget { pool, backend } = target.borrow().clone();
-    let now = clock::now();
-    let took = now.saturating_duration_since(began);
+    let ProbeOutcome { result, timing } = outcome;
     if let Err(CheckError::Local(error)) = &result {
         return pool.record_check_not_made(&backend, error.to_string());
     }
     let result = result.map_err(|error| error.to_string());
-    if let Some(transition) = pool.record_check(&backend, result, took, now) {
+    if let Some(transition) = pool.record_check(&backend, result, timing, clock::now()) {
         transition.log();
     }
 }

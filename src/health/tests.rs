@@ -15,7 +15,7 @@ use tokio::{
 use super::*;
 use crate::{
     base::address::BackendAddress,
-    config::model::CheckKind,
+    config::model::{BackendProtocol, CheckKind, ExpectedText, HttpCheckConfig},
     net::fixture::{dead_address, paused},
     pool::{HealthState, fixture::pool_of},
 };
@@ -29,13 +29,11 @@ fn tcp_check() -> HealthCheckConfig {
 }
 
 fn http_check(body: Option<&str>) -> HealthCheckConfig {
-    let kind = CheckKind::Http {
+    let kind = CheckKind::Http(Box::new(HttpCheckConfig {
         path: "/healthz".into(),
-        method: "GET".into(),
-        host: None,
-        expect: vec![(200, 399)],
-        body: body.map(str::to_owned),
-    };
+        body: body.map(|text| ExpectedText::Bytes(text.as_bytes().to_vec())),
+        ..HttpCheckConfig::default()
+    }));
     HealthCheckConfig {
         kind,
         ..tcp_check()
@@ -120,8 +118,8 @@ async fn the_request_and_the_body_are_as_configured() {
             for (text, result) in expected {
                 let config = http_check(Some(&text));
                 let pool = pool_of(std::slice::from_ref(&address), Some(config.clone()));
-                let run = check::run(&pool.backends[0].state, &config, &pool.config);
-                let actual = Box::pin(run).await.map_err(|error| error.to_string());
+                let outcome = Box::pin(check::run(&config, &pool.config, &pool.backends[0])).await;
+                let actual = outcome.result.map_err(|error| error.to_string());
                 assert_eq!(actual, result);
             }
         })
@@ -138,8 +136,8 @@ async fn the_cause_of_a_failure_is_named() {
     };
     let slow = pool_of(&[silent_address, dead_address().await], Some(quick.clone()));
     let probe = async |index: usize, config: &HealthCheckConfig| {
-        let result = check::run(&slow.backends[index].state, config, &slow.config).await;
-        result.map_err(|error| error.to_string())
+        let outcome = check::run(config, &slow.config, &slow.backends[index]).await;
+        outcome.result.map_err(|error| error.to_string())
     };
     assert_eq!(probe(0, &quick).await, Err("no answer within 50ms".into()));
     assert_eq!(probe(0, &tcp_check()).await, Ok(()));

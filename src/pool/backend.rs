@@ -20,7 +20,8 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    health::{BackendHealth, HealthState, LastCheck, StateChange},
+    check_history::CheckRecord,
+    health::{BackendHealth, HealthState, StateChange},
     resolved::ResolvedAddresses,
     response_time::ResponseTime,
 };
@@ -87,7 +88,7 @@ pub struct HealthView {
     /// End of the running ejection.
     pub ejected_until: Option<Instant>,
     /// The last active check; `None` before the first.
-    pub last_check: Option<LastCheck>,
+    pub last_check: Option<CheckRecord>,
     /// The local error that prevented the check after `last_check`.
     pub check_not_made: Option<String>,
 }
@@ -174,9 +175,24 @@ impl BackendState {
             bad_in_a_row: health.bad_in_a_row,
             failures_in_a_row: self.failures_in_a_row(),
             ejected_until: health.ejected_until,
-            last_check: health.last_check.clone(),
+            last_check: health.history.last(),
             check_not_made: health.check_not_made.clone(),
         }
+    }
+
+    /// The last checks, the latest first.
+    pub fn checks(&self) -> Vec<CheckRecord> {
+        self.lock().history.records()
+    }
+
+    /// True if a check has passed since the backend is known.
+    pub fn has_passed(&self) -> bool {
+        self.lock().has_passed
+    }
+
+    /// True if the checks say that it is down; it may be out for other reasons too.
+    pub fn failed_checks(&self) -> bool {
+        self.lock().failed_checks()
     }
 
     /// Counts one more in flight unless `limit` is reached. Exact under concurrent claims.
@@ -288,11 +304,20 @@ pub struct Backend {
     /// Maximum of exchanges and sessions in flight: the smaller of its own limit and the pool's;
     /// `usize::MAX` is none.
     pub limit: usize,
+    /// Identifies protocol and TLS settings: kept connections of another epoch must not be reused.
+    /// No two backends share one.
+    pub transport_epoch: u64,
     /// State that lives on across reloads.
     pub state: Arc<BackendState>,
 }
 
 impl Backend {
+    /// TLS of the connections to it, in a pool with `config`.
+    #[inline]
+    pub fn tls<'a>(&'a self, config: &'a model::PoolConfig) -> Option<&'a model::PoolTlsConfig> {
+        self.config.tls.resolve(config.tls.as_ref())
+    }
+
     /// The weight in force, 0..=256: the operator's, else that of the file.
     pub fn weight(&self) -> u16 {
         let own = self.state.weight_override.load(Relaxed);

@@ -19,6 +19,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::check_history::{CheckHistory, CheckTiming};
 use crate::base::clock;
 
 /// State of a backend, as named in metrics, the log and on the status page.
@@ -94,17 +95,6 @@ impl std::fmt::Display for HealthState {
     }
 }
 
-/// The last active check of a backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LastCheck {
-    /// Its end, since the Unix epoch.
-    pub at: Duration,
-    /// `Err` is the cause of the failure.
-    pub result: Result<(), String>,
-    /// Its duration.
-    pub took: Duration,
-}
-
 /// Verdict of the active checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CheckVerdict {
@@ -149,8 +139,11 @@ pub(crate) struct BackendHealth {
     pub(crate) since: Instant,
     pub(crate) since_unix: Duration,
     pub(crate) cause: String,
-    pub(crate) last_check: Option<LastCheck>,
-    /// The local error that prevented the check after `last_check`.
+    /// A check has passed since the backend is known.
+    pub(crate) has_passed: bool,
+    /// The last checks.
+    pub(super) history: CheckHistory,
+    /// The local error that prevented the check after the last one.
     pub(crate) check_not_made: Option<String>,
 }
 
@@ -184,16 +177,17 @@ impl BackendHealth {
             since: now,
             since_unix: clock::unix_now(),
             cause: cause.to_owned(),
-            last_check: None,
+            has_passed: false,
+            history: CheckHistory::default(),
             check_not_made: None,
         }
     }
 
-    /// Takes the result of an active check that took `took`.
+    /// Takes the result of an active check with its times.
     pub(crate) fn checked(
         &mut self,
         result: Result<(), String>,
-        took: Duration,
+        timing: CheckTiming,
         thresholds: CheckThresholds,
         now: Instant,
     ) -> Option<StateChange> {
@@ -205,7 +199,7 @@ impl BackendHealth {
         self.update_verdict(result.is_ok(), thresholds);
         // A check that began before the ejection may have seen the backend as it was then.
         self.good_since_ejection = match result {
-            Ok(()) if now.checked_sub(took) < Some(self.ejected_at) => 0,
+            Ok(()) if now.checked_sub(timing.took) < Some(self.ejected_at) => 0,
             Ok(()) => self.good_since_ejection.saturating_add(1),
             Err(_) => 0,
         };
@@ -220,11 +214,8 @@ impl BackendHealth {
                 cause = in_a_row(self.good_since_ejection, "passed") + " since the ejection";
             }
         }
-        self.last_check = Some(LastCheck {
-            at: clock::unix_now(),
-            result,
-            took,
-        });
+        self.has_passed |= result.is_ok();
+        self.history.push(clock::unix_now(), result, timing);
         self.check_not_made = None;
         self.settle(now, cause)
     }

@@ -10,6 +10,7 @@
 
 mod backend;
 mod budget;
+mod check_history;
 mod ejection;
 mod eligible;
 #[cfg(test)]
@@ -42,7 +43,8 @@ use std::{
 pub use self::{
     backend::{Backend, BackendState, HealthView},
     budget::RetryBudget,
-    health::{HealthState, LastCheck},
+    check_history::{CheckPhases, CheckRecord, CheckTiming, MAX_KEPT_CHECKS},
+    health::HealthState,
     lease::{BackendLease, UntilDown},
     pick::PickRequest,
     resolved::ResolvedAddresses,
@@ -55,12 +57,12 @@ use self::{
     health::{CheckThresholds, StateChange},
 };
 use crate::{
-    base::clock,
+    base::{address::BackendAddress, clock},
     config::model::{self, BalancingPolicy, OnDown},
     reason::Reason,
 };
 
-/// The next [`Pool::transport_epoch`].
+/// The next [`Backend::transport_epoch`].
 static NEXT_TRANSPORT_EPOCH: AtomicU64 = AtomicU64::new(0);
 
 /// A pool in one generation of the configuration.
@@ -70,9 +72,6 @@ pub struct Pool {
     pub name: Arc<str>,
     /// Its configuration.
     pub config: model::PoolConfig,
-    /// Identifies protocol and TLS settings: kept connections of another epoch must not be reused.
-    /// No two pools share one.
-    pub transport_epoch: u64,
     /// Backends in the order of the file; `Backend::index` is the position.
     pub backends: Vec<Arc<Backend>>,
     /// State that lives on across reloads.
@@ -116,17 +115,8 @@ impl Pool {
         };
         let generation =
             state.add_generation(backends.clone(), rules, config.ejection.clone(), now);
-        let same_transport = previous.filter(|previous| {
-            let old = &previous.config;
-            old.protocol == config.protocol && old.tls == config.tls
-        });
-        let transport_epoch = same_transport.map_or_else(
-            || NEXT_TRANSPORT_EPOCH.fetch_add(1, Relaxed),
-            |previous| previous.transport_epoch,
-        );
         Self {
             name: Arc::clone(&config.name),
-            transport_epoch,
             config: config.clone(),
             backends,
             state,
@@ -150,6 +140,7 @@ impl Pool {
             .chain(staying.filter(|state| !state.is_removed()))
             .map(|state| (&state.address, state))
             .collect();
+        let epochs = Self::kept_epochs(config, previous);
         let checks = config.health_check.is_some();
         let build = |(index, backend): (usize, &model::BackendConfig)| {
             let adopted = known.get(&backend.address).map(|state| Arc::clone(state));
@@ -166,10 +157,36 @@ impl Pool {
                 index,
                 config: backend.clone(),
                 limit: limit(backend.max_connections, config.connections_per_backend),
+                transport_epoch: epochs
+                    .get(&backend.address)
+                    .filter(|(tls, _)| **tls == backend.tls)
+                    .map_or_else(
+                        || NEXT_TRANSPORT_EPOCH.fetch_add(1, Relaxed),
+                        |(_, epoch)| *epoch,
+                    ),
                 state: adopted.unwrap_or_else(fresh),
             })
         };
         config.backends.iter().enumerate().map(build).collect()
+    }
+
+    /// The transport epochs of `previous` by address, with the `tls` that each was made for. None
+    /// if the pool's own transport has changed.
+    fn kept_epochs<'a>(
+        config: &model::PoolConfig,
+        previous: Option<&'a Self>,
+    ) -> HashMap<&'a BackendAddress, (&'a model::TlsOverride, u64)> {
+        let same = previous.filter(|previous| {
+            let old = &previous.config;
+            old.protocol == config.protocol && old.tls == config.tls
+        });
+        let backends = same.iter().flat_map(|previous| &previous.backends);
+        backends
+            .map(|backend| {
+                let made = (&backend.config.tls, backend.transport_epoch);
+                (&backend.config.address, made)
+            })
+            .collect()
     }
 
     /// Takes backends back into service that had left the configuration. Called right before this
@@ -324,14 +341,16 @@ impl Pool {
         Some(self.transition(backend, change))
     }
 
-    /// Records and counts the result of an active check. Only the control thread may call this.
+    /// Records and counts the result of an active check with its times. Only the control thread
+    /// may call this.
     pub fn record_check(
         &self,
         backend: &Backend,
         result: Result<(), String>,
-        took: Duration,
+        timing: impl Into<CheckTiming>,
         now: Instant,
     ) -> Option<StateTransition> {
+        let timing = timing.into();
         let check = self.config.health_check.as_ref()?;
         let metrics = backend.state.metrics.mine();
         let count = if result.is_ok() {
@@ -340,7 +359,8 @@ impl Pool {
             &metrics.checks_failed
         };
         count.add(1);
-        metrics.check_duration_micros.set(took.as_micros() as u64);
+        let micros = timing.took.as_micros() as u64;
+        metrics.check_duration_micros.set(micros);
         let thresholds = CheckThresholds {
             rise: check.rise,
             fall: check.fall,
@@ -348,7 +368,7 @@ impl Pool {
         let generations = self.state.lock();
         let change = backend
             .state
-            .change(|health| health.checked(result, took, thresholds, now))?;
+            .change(|health| health.checked(result, timing, thresholds, now))?;
         self.state
             .refresh_after(&generations, backend, &change, now);
         if change.to == HealthState::Down && check.on_down == OnDown::Close {

@@ -23,7 +23,7 @@ use crate::{
         backend::{ConnectionUse, H2Connection, H2HandshakeError, OutgoingStream, StreamLimit},
     },
     net::connect::{ConnectError, connect_backend},
-    pool::{BackendLease, BackendState, Pool},
+    pool::{Backend, BackendLease, BackendState, Pool},
     reason::Reason,
 };
 
@@ -103,13 +103,13 @@ struct ConnectionKey {
 impl ConnectionKey {
     fn of(request: StreamRequest<'_>) -> Self {
         Self {
-            transport_epoch: request.pool.transport_epoch,
+            transport_epoch: request.lease.transport_epoch,
             proxy_header: request.proxy_header.map(Box::from),
         }
     }
 
     fn fits(&self, request: StreamRequest<'_>) -> bool {
-        self.transport_epoch == request.pool.transport_epoch
+        self.transport_epoch == request.lease.transport_epoch
             && self.proxy_header.as_deref() == request.proxy_header
     }
 }
@@ -224,7 +224,7 @@ fn join_pending(
     let task = connect(
         Rc::clone(connections),
         Arc::clone(request.pool),
-        Arc::clone(&request.lease.state),
+        Arc::clone(request.lease.backend()),
         ConnectionKey::of(request),
         clock::now() + request.connect_timeout,
     );
@@ -244,16 +244,17 @@ fn join_pending(
 async fn connect(
     connections: SharedH2Connections,
     pool: Arc<Pool>,
-    state: Arc<BackendState>,
+    backend: Arc<Backend>,
     key: ConnectionKey,
     deadline: Instant,
 ) -> Result<(), H2ConnectError> {
-    let limit = Rc::clone(&connections.borrow_mut().entry(&state).limit);
+    let state = &backend.state;
+    let limit = Rc::clone(&connections.borrow_mut().entry(state).limit);
     let header = key.proxy_header.as_deref();
-    let opened = open_connection(&pool, &state, header, limit, deadline).await;
+    let opened = open_connection(&pool, &backend, header, limit, deadline).await;
     let (connection, peer) = match opened {
         Ok((connection, driver, peer)) => {
-            let backend = Arc::clone(&state);
+            let backend = Arc::clone(state);
             drop(spawn_local(async move {
                 if let Some(ended @ StreamError::Failed(_)) = driver.await {
                     let backend = &backend.address;
@@ -263,13 +264,13 @@ async fn connect(
             (connection, peer)
         }
         Err(error) => {
-            reasons::count_connect_failure(&state, error.reason);
+            reasons::count_connect_failure(state, error.reason);
             return Err(error);
         }
     };
     state.metrics.mine().connections_ok.add(1);
     let mut table = connections.borrow_mut();
-    let entry = table.entry(&state);
+    let entry = table.entry(state);
     entry.allowed = connection.max_allowed_streams().max(1);
     entry.shared.push(SharedConnection {
         connection,
@@ -284,7 +285,7 @@ async fn connect(
 /// goes to.
 async fn open_connection(
     pool: &Pool,
-    state: &Arc<BackendState>,
+    backend: &Backend,
     proxy_header: Option<&[u8]>,
     limit: Rc<StreamLimit>,
     deadline: Instant,
@@ -296,7 +297,7 @@ async fn open_connection(
     ),
     H2ConnectError,
 > {
-    let tls = pool.config.tls.as_ref();
+    let (state, tls) = (&backend.state, backend.tls(&pool.config));
     // We speak first, RFC 9113 section 3.4, so that the PROXY header can share a segment with the
     // preface.
     let speaks_first = true;
@@ -459,7 +460,7 @@ mod tests {
                 };
                 resolve_to(own);
                 let deadline = clock::now() + Duration::from_secs(10);
-                let opened = open_connection(&pool, &lease.state, None, Rc::default(), deadline);
+                let opened = open_connection(&pool, &lease, None, Rc::default(), deadline);
                 let (connection, driver, peer) = opened.await.unwrap();
                 drop(spawn_local(driver));
                 assert_eq!(peer, Some(own));

@@ -27,7 +27,7 @@ pub struct BackendConnection {
     /// PROXY header that it began with. It identifies one client, so the connection is reused for
     /// that client only.
     proxy_header: Option<Box<[u8]>>,
-    /// `Pool::transport_epoch` at the connect: it changes when a reload changes TLS or the
+    /// `Backend::transport_epoch` at the connect: it changes when a reload changes TLS or the
     /// protocol.
     transport_epoch: u64,
     /// Address connected to; only for a backend given by name, from the first time it is kept.
@@ -37,7 +37,7 @@ pub struct BackendConnection {
 }
 
 impl BackendConnection {
-    /// A new connection of a pool in its `transport_epoch`, begun with `proxy_header` if any.
+    /// A new connection to a backend in its `transport_epoch`, begun with `proxy_header` if any.
     pub fn new(
         stream: Stream,
         proxy_header: Option<&[u8]>,

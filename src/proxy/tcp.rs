@@ -135,7 +135,7 @@ async fn connect_backend(
         record.backend = Some(Arc::clone(&lease.config.name));
         let began = clock::now();
         let deadline = began + pool.config.timeouts.connect;
-        let tls = pool.config.tls.as_ref();
+        let tls = lease.tls(&pool.config);
         // In SMTP or MySQL the backend speaks first, so the header cannot wait for bytes of the
         // client to share their segment.
         let speaks_first = false;

@@ -384,3 +384,77 @@ fn a_socket_that_cannot_be_opened_says_what_is_missing() {
         assert!(said.starts_with(wanted), "{said}");
     }
 }
+
+/// Runs `check --probe` on a file with these `pools`; with `more` arguments.
+fn probe(pools: &str, more: &[&str]) -> Output {
+    let directory = TempDir::new();
+    let file = directory.path().join("balancer.yaml");
+    let listener = "listeners: {web: {bind: \":8080\", pool: app}}\n";
+    fs::write(&file, format!("{listener}pools:\n{pools}")).unwrap();
+    let mut arguments = vec!["check", "--probe", file.to_str().unwrap()];
+    arguments.extend(more);
+    balancer(&arguments)
+}
+
+#[test]
+fn check_with_probe_asks_every_backend_once_before_the_file_is_taken() {
+    let good = ScriptedPeer::answering("good");
+    let bad = ScriptedPeer::saying("HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n");
+    let (dead, unnamed) = (refused(), "no-such-host.invalid:80");
+    let pools = format!(
+        "  app: {{backends: [{{address: \"{}\", name: one}}, \"{}\", \"{dead}\", \"{unnamed}\"], \
+         health_check: {{path: /h}}}}\n",
+        good.address, bad.address
+    );
+    let found = probe(&pools, &[]);
+    assert_eq!(code(&found), 0, "{}", err(&found));
+    let text = out(&found);
+    let line = |start: &str| {
+        let mut lines = text.lines();
+        let found = lines.find(|line| line.trim_start().starts_with(start));
+        found
+            .unwrap_or_else(|| panic!("{start}: {text}"))
+            .to_owned()
+    };
+    assert!(line("app  one (").contains("  passed  "), "{text}");
+    assert!(line("app  one (").contains("first byte "), "{text}");
+    let failed = line(&format!("app  {}", bad.address));
+    assert!(failed.contains("FAILED") && failed.ends_with("status 500, expected 200-399"));
+    assert!(line(&format!("app  {dead}")).ends_with("connection refused"));
+    assert!(line(&format!("app  {unnamed}")).contains("name does not resolve"));
+    assert_eq!(good.wait_for_requests(1).len(), 1, "asked once");
+
+    // A pool without a backend that passes; one of weight 0 gets no work. Unchecked ones do not
+    // count.
+    let pools = format!(
+        "  app: {{backends: [\"{dead}\", {{address: \"{}\", weight: 0}}]}}\n  \
+         other: {{backends: [\"{dead}\"], health_check: none}}\n",
+        good.address
+    );
+    let found = probe(&pools, &[]);
+    assert_eq!(code(&found), 1);
+    assert!(err(&found).contains("error: pool `app` has no backend that passes"));
+    assert!(out(&found).contains("other  not asked: `health_check: none`"));
+    let found = probe(&pools, &["--json"]);
+    assert_eq!(code(&found), 1);
+    let document: serde_json::Value = serde_json::from_str(&out(&found)).unwrap();
+    assert_eq!(document["ok"], true, "the file itself is fine");
+    assert_eq!(document["probe"]["ok"], false);
+    let app = &document["probe"]["pools"][0];
+    assert_eq!(app["ok"], false);
+    assert_eq!(app["backends"][0]["error"], "connection refused");
+    assert_eq!(app["backends"][1]["ok"], true);
+    assert!(app["backends"][1]["connected_seconds"].is_number());
+    assert_eq!(document["probe"]["pools"][1]["asked"], false);
+}
+
+#[test]
+fn check_with_probe_asks_nothing_of_a_broken_file() {
+    let peer = ScriptedPeer::answering("good");
+    let found = probe(
+        &format!("  app: {{backends: [\"{}\"], nothing: 1}}\n", peer.address),
+        &[],
+    );
+    assert_eq!(code(&found), 1);
+    assert_eq!(peer.connections(), 0);
+}

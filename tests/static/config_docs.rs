@@ -188,7 +188,7 @@ pools:
     assert_eq!(config.pools[0].backends[1].weight, 2);
     assert_eq!(config.pools[0].backends[2].backup, 1);
     let check = config.pools[0].health_check.clone().unwrap();
-    assert!(matches!(check.kind, CheckKind::Http { path, .. } if path == "/healthz"));
+    assert!(matches!(check.kind, CheckKind::Http(check) if check.path == "/healthz"));
     assert!((config.access_log.when.sample - 0.1).abs() < 1e-9);
 }
 

@@ -155,6 +155,46 @@ const BESIDE: &[(&str, &str)] = &[
         "pools.NAME.health_check.service",
         "pools.app.protocol=h2c pools.app.health_check.type=grpc",
     ),
+    (
+        "pools.NAME.health_check.headers",
+        "pools.app.health_check.type=http",
+    ),
+    (
+        "pools.NAME.health_check.user",
+        "pools.app.health_check.type=postgres",
+    ),
+    (
+        "pools.NAME.health_check.password_file",
+        "pools.app.health_check.type=redis",
+    ),
+    (
+        "pools.NAME.health_check.role",
+        "pools.app.health_check.type=redis",
+    ),
+    (
+        "pools.NAME.health_check.database",
+        "pools.app.health_check.type=postgres",
+    ),
+    (
+        "pools.NAME.health_check.target",
+        "pools.app.health_check.type=postgres pools.app.health_check.user=me",
+    ),
+    (
+        "pools.NAME.health_check.tls.",
+        "pools.app.health_check.tls.ca=a-ca.pem",
+    ),
+    (
+        "pools.NAME.health_check.tls.client_",
+        "pools.app.health_check.tls.client_cert=good.pem pools.app.health_check.tls.client_key=good.key",
+    ),
+    (
+        "pools.NAME.backends[].tls.",
+        "pools.app.backends[0].tls.ca=a-ca.pem",
+    ),
+    (
+        "pools.NAME.backends[].tls.client_",
+        "pools.app.backends[0].tls.client_cert=good.pem pools.app.backends[0].tls.client_key=good.key",
+    ),
     ("pools.NAME.tls.", "pools.app.tls.ca=a-ca.pem"),
     (
         "pools.NAME.tls.client_",

@@ -1,13 +1,19 @@
 //! Reads `pools.NAME.health_check`: what is asked of a backend, how often, and what counts.
 
 use super::{
-    KeyValue as _, NodeRef, Section, TreeReader, assign,
+    KeyValue as _, NodeRef, Section, TreeReader, assign, check_texts,
     common::{clean_text, method},
-    quote,
+    quote, tls,
 };
 use crate::{
     base::{address::BackendAddress, units},
-    config::model::{BackendConfig, BackendProtocol, CheckKind, CheckType, HealthCheckConfig},
+    config::{
+        defaults::CHECK_USER,
+        model::{
+            BackendConfig, BackendProtocol, CheckKind, CheckType, HealthCheckConfig,
+            HttpCheckConfig, PostgresCheckConfig, PostgresTarget, RedisCheckConfig, TlsOverride,
+        },
+    },
 };
 
 /// Reads `pools.NAME.health_check` of a pool whose backends speak `protocol`.
@@ -27,31 +33,56 @@ pub(super) fn read(
     check.kind = kind(reader, &keys, protocol);
     if let Some(at) = keys.get("port") {
         check.port = u16::read(reader, at);
-        check_port(reader, at, backends);
+        refuse_unix(reader, at, backends);
+    }
+    if let Some(at) = keys.get("tls") {
+        check.tls = check_tls(reader, at, &check.kind, protocol, backends);
     }
     keys.read(reader, "interval", &mut check.interval);
+    for (key, slot) in [
+        ("interval_down", &mut check.interval_down),
+        ("interval_starting", &mut check.interval_starting),
+    ] {
+        if let Some(at) = keys.get(key) {
+            *slot = reader.duration(at);
+        }
+    }
     keys.read(reader, "timeout", &mut check.timeout);
     keys.read(reader, "rise", &mut check.rise);
     keys.read(reader, "fall", &mut check.fall);
     keys.read(reader, "on_down", &mut check.on_down);
-    if check.timeout > check.interval
-        && let Some(at) = keys.get("timeout").or_else(|| keys.get("interval"))
+    warn_long_timeout(reader, &keys, &check);
+    Some(check)
+}
+
+/// Warns of a timeout that is longer than an interval.
+fn warn_long_timeout(reader: &mut TreeReader<'_>, keys: &Section<'_>, check: &HealthCheckConfig) {
+    let intervals = [
+        ("interval", Some(check.interval)),
+        ("interval_down", check.interval_down),
+        ("interval_starting", check.interval_starting),
+    ];
+    let shorter = intervals.into_iter().find_map(|(key, interval)| {
+        let interval = interval.filter(|interval| check.timeout > *interval)?;
+        Some((key, interval))
+    });
+    if let Some((key, interval)) = shorter
+        && let Some(at) = keys.get("timeout").or_else(|| keys.get(key))
     {
         reader.warn_at_key(
             at,
             format!(
-                "`timeout` ({}) is longer than `interval` ({})",
+                "`timeout` ({}) is longer than `{key}` ({})",
                 units::show_duration(check.timeout),
-                units::show_duration(check.interval)
+                units::show_duration(interval)
             ),
             "make the timeout shorter: checks would overlap",
         );
     }
-    Some(check)
 }
 
 /// A unix socket has no port.
-fn check_port(reader: &mut TreeReader<'_>, at: NodeRef<'_>, backends: &[BackendConfig]) {
+fn refuse_unix(reader: &mut TreeReader<'_>, at: NodeRef<'_>, backends: &[BackendConfig]) {
     let is_unix = |backend: &&BackendConfig| matches!(backend.address, BackendAddress::Unix(_));
     if let Some(backend) = backends.iter().find(is_unix) {
         reader.error_at_key(
@@ -65,39 +96,85 @@ fn check_port(reader: &mut TreeReader<'_>, at: NodeRef<'_>, backends: &[BackendC
     }
 }
 
-/// Keys that belong to some types of check only.
-const OWN_KEYS: [(&str, &[CheckType], &str); 6] = [
-    (
-        "path",
-        &[CheckType::Http],
-        "write `type: http`, or remove the key",
-    ),
-    (
-        "method",
-        &[CheckType::Http],
-        "write `type: http`, or remove the key",
-    ),
+/// `tls` of the checks alone. HTTP/2 is offered where the check speaks it.
+fn check_tls(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    kind: &CheckKind,
+    protocol: BackendProtocol,
+    backends: &[BackendConfig],
+) -> TlsOverride {
+    let is_http = matches!(kind, CheckKind::Http(_) | CheckKind::Grpc { .. });
+    let found = tls::overriding(reader, at, is_http && protocol.is_h2());
+    if let TlsOverride::Own(tls) = &found {
+        for backend in backends {
+            tls::check_name(reader, at, tls, backend);
+        }
+    }
+    found
+}
+
+/// Keys that belong to some types of check only: the key, its types, their description, and the
+/// hint for the others.
+const OWN_KEYS: [(&str, &[CheckType], &str, &str); 14] = [
+    ("path", &[CheckType::Http], "an http", HTTP_HINT),
+    ("method", &[CheckType::Http], "an http", HTTP_HINT),
     (
         "host",
-        &[CheckType::Http, CheckType::Grpc],
-        "write `type: http`, or remove the key",
+        &[CheckType::Http, CheckType::Grpc, CheckType::Smtp],
+        "an http",
+        HTTP_HINT,
     ),
-    (
-        "expect",
-        &[CheckType::Http],
-        "write `type: http`, or remove the key",
-    ),
-    (
-        "body",
-        &[CheckType::Http],
-        "write `type: http`, or remove the key",
-    ),
+    ("headers", &[CheckType::Http], "an http", HTTP_HINT),
+    ("expect", &[CheckType::Http], "an http", HTTP_HINT),
+    ("expect_headers", &[CheckType::Http], "an http", HTTP_HINT),
+    ("body", &[CheckType::Http], "an http", HTTP_HINT),
     (
         "service",
         &[CheckType::Grpc],
+        "a grpc",
         "write `type: grpc`, or remove the key",
     ),
+    (
+        "steps",
+        &[CheckType::Tcp],
+        "a tcp",
+        "write `type: tcp`, or remove the key",
+    ),
+    (
+        "user",
+        &[CheckType::Redis, CheckType::Mysql, CheckType::Postgres],
+        "a redis, mysql or postgres",
+        "set `type`, or remove the key",
+    ),
+    (
+        "password_file",
+        &[CheckType::Redis, CheckType::Postgres],
+        "a redis or postgres",
+        "set `type`, or remove the key: a mysql check does not log in",
+    ),
+    (
+        "role",
+        &[CheckType::Redis],
+        "a redis",
+        "write `type: redis`, or remove the key",
+    ),
+    (
+        "database",
+        &[CheckType::Postgres],
+        "a postgres",
+        POSTGRES_HINT,
+    ),
+    (
+        "target",
+        &[CheckType::Postgres],
+        "a postgres",
+        POSTGRES_HINT,
+    ),
 ];
+
+const HTTP_HINT: &str = "write `type: http`, or remove the key";
+const POSTGRES_HINT: &str = "write `type: postgres`, or remove the key";
 
 fn kind(reader: &mut TreeReader<'_>, keys: &Section<'_>, protocol: BackendProtocol) -> CheckKind {
     let mut kind = match keys.get("path") {
@@ -106,23 +183,12 @@ fn kind(reader: &mut TreeReader<'_>, keys: &Section<'_>, protocol: BackendProtoc
     };
     if let Some(at) = keys.get("type") {
         assign(&mut kind, reader.one_of(at));
-        if kind == CheckType::Grpc && !protocol.is_h2() {
-            reader.error(
-                at,
-                "a grpc check needs HTTP/2, but this pool uses HTTP/1.1",
-                "add `protocol: h2c` to the pool, or `protocol: h2` with `tls`",
-            );
-        }
+        check_protocol(reader, at, kind, protocol);
     }
-    for (key, types, hint) in OWN_KEYS {
+    for (key, types, owner, hint) in OWN_KEYS {
         if let Some(at) = keys.get(key)
             && !types.contains(&kind)
         {
-            let owner = if types.contains(&CheckType::Http) {
-                "an http"
-            } else {
-                "a grpc"
-            };
             let message = format!(
                 "`{key}` belongs to {owner} check, this one is {}",
                 kind.name()
@@ -130,43 +196,142 @@ fn kind(reader: &mut TreeReader<'_>, keys: &Section<'_>, protocol: BackendProtoc
             reader.error_at_key(at, message, hint);
         }
     }
+    let mut host = || keys.get("host").and_then(|at| check_host(reader, at));
     match kind {
-        CheckType::Tcp => CheckKind::Tcp,
-        CheckType::Http => http(reader, keys),
         CheckType::Grpc => CheckKind::Grpc {
+            host: host(),
             service: keys
                 .get("service")
                 .and_then(|at| service(reader, at))
                 .unwrap_or_default(),
-            host: keys.get("host").and_then(|at| check_host(reader, at)),
         },
+        CheckType::Smtp => CheckKind::Smtp { host: host() },
+        CheckType::Tcp => match keys.get("steps") {
+            Some(at) => CheckKind::Steps(check_texts::steps(reader, at)),
+            None => CheckKind::Tcp,
+        },
+        CheckType::Http => CheckKind::Http(Box::new(http(reader, keys))),
+        CheckType::Redis => CheckKind::Redis(redis(reader, keys)),
+        CheckType::Mysql => CheckKind::Mysql {
+            user: user(reader, keys).unwrap_or_else(|| CHECK_USER.to_owned()),
+        },
+        CheckType::Postgres => CheckKind::Postgres(postgres(reader, keys)),
     }
 }
 
-fn http(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> CheckKind {
-    let mut path = "/".to_owned();
+/// Reports a type of check that cannot be used with the `protocol` of the pool.
+fn check_protocol(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    kind: CheckType,
+    protocol: BackendProtocol,
+) {
+    match kind {
+        CheckType::Tcp | CheckType::Http => {}
+        CheckType::Grpc if protocol.is_h2() => {}
+        CheckType::Grpc => reader.error(
+            at,
+            "a grpc check needs HTTP/2, but this pool uses HTTP/1.1",
+            "add `protocol: h2c` to the pool, or `protocol: h2` with `tls`",
+        ),
+        CheckType::Redis | CheckType::Mysql | CheckType::Postgres | CheckType::Smtp => {
+            if protocol.is_h2() {
+                let name = kind.name();
+                reader.error(
+                    at,
+                    format!("a {name} check is for servers that do not speak HTTP/2"),
+                    "remove `protocol` from the pool, or use an http check",
+                );
+            }
+        }
+    }
+}
+
+fn http(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> HttpCheckConfig {
+    let mut check = HttpCheckConfig::default();
     if let Some(at) = keys.get("path") {
-        assign(&mut path, target(reader, at));
+        assign(&mut check.path, target(reader, at));
     }
-    let mut verb = "GET".to_owned();
     if let Some(at) = keys.get("method") {
-        assign(&mut verb, method(reader, at));
+        assign(&mut check.method, method(reader, at));
     }
-    let mut expect = vec![(200, 399)];
     if let Some(at) = keys.get("expect") {
-        expect = statuses(reader, at);
+        check.expect = statuses(reader, at);
     }
-    let host = keys.get("host").and_then(|at| check_host(reader, at));
-    let body = keys
-        .get("body")
-        .and_then(|at| check_body(reader, at, &verb));
-    CheckKind::Http {
-        path,
-        method: verb,
-        host,
-        expect,
-        body,
+    check.host = keys.get("host").and_then(|at| check_host(reader, at));
+    if let Some(at) = keys.get("headers") {
+        check.headers = check_texts::headers(reader, at);
     }
+    if let Some(at) = keys.get("expect_headers") {
+        check.expect_headers = check_texts::expected_headers(reader, at);
+    }
+    if let Some(at) = keys.get("body") {
+        check.body = check_texts::body(reader, at, &check.method);
+    }
+    check
+}
+
+fn redis(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> RedisCheckConfig {
+    let password = keys.get("password_file");
+    if let (Some(at), None) = (keys.get("user"), password) {
+        reader.error_at_key(
+            at,
+            "`user` needs `password_file`",
+            "write `password_file: PATH`, or remove `user`",
+        );
+    }
+    RedisCheckConfig {
+        user: user(reader, keys),
+        password: password.and_then(|at| check_texts::secret_file(reader, at)),
+        role: keys.get("role").and_then(|at| reader.one_of(at)),
+    }
+}
+
+fn postgres(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> PostgresCheckConfig {
+    let mut check = PostgresCheckConfig::default();
+    assign(&mut check.user, user(reader, keys));
+    keys.read(reader, "target", &mut check.target);
+    let password = keys.get("password_file");
+    let target = keys
+        .get("target")
+        .filter(|_| check.target != PostgresTarget::Any);
+    if let Some(at) = password.or(target)
+        && keys.get("user").is_none()
+    {
+        reader.error_at_key(
+            at,
+            format!("`{}` needs `user`: the check logs in", at.last_key()),
+            "write `user: NAME`, and `password_file: PATH` where the server wants a password",
+        );
+    }
+    if let Some(at) = keys.get("database") {
+        check.database = name_of(reader, at, "the name of a database");
+        if password.is_none() && target.is_none() {
+            reader.warn_at_key(
+                at,
+                "`database` has no effect: the check does not log in",
+                "remove it, or add `password_file` or `target`",
+            );
+        }
+    }
+    check.password = password.and_then(|at| check_texts::secret_file(reader, at));
+    check
+}
+
+fn user(reader: &mut TreeReader<'_>, keys: &Section<'_>) -> Option<String> {
+    let at = keys.get("user")?;
+    name_of(reader, at, "the name of a user")
+}
+
+/// A name of 1 to 64 bytes.
+fn name_of(reader: &mut TreeReader<'_>, at: NodeRef<'_>, what: &str) -> Option<String> {
+    let name = clean_text(reader, at, what)?;
+    let fine = (1..=64).contains(&name.len());
+    if !fine {
+        let message = format!("{} is not {what}", quote(name));
+        reader.error(at, message, "write a name of 1 to 64 bytes");
+    }
+    fine.then(|| name.to_owned())
 }
 
 /// The name of a service as its definition writes it: `package.Service`.
@@ -215,23 +380,6 @@ fn check_host(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> {
         );
     }
     fine.then(|| host.to_owned())
-}
-
-fn check_body(reader: &mut TreeReader<'_>, at: NodeRef<'_>, verb: &str) -> Option<String> {
-    let hint = "write a text that occurs in the response";
-    let body = reader.text(at, "a text", hint)?;
-    if body.is_empty() || body.len() > 4096 {
-        reader.error(at, "expected a text of 1 to 4096 bytes", hint);
-        return None;
-    }
-    if verb == "HEAD" {
-        reader.error_at_key(
-            at,
-            "the response to HEAD has no body",
-            "remove `body`, or use `method: GET`",
-        );
-    }
-    Some(body.to_owned())
 }
 
 /// `200`, `200-399`, `2xx`, or a list of these.

@@ -5,7 +5,7 @@ use super::{
     common::{clean_text, header_name},
     quote,
 };
-use crate::config::model::{HeaderMatch, HostMatch, PathMatch, whole_path};
+use crate::config::model::{BytePattern, HeaderMatch, HostMatch, PathMatch, whole_path};
 
 /// Longest regular expression in bytes.
 const MAX_REGEX_BYTES: usize = 1024;
@@ -226,25 +226,13 @@ fn escape_dots(text: &str) -> String {
 }
 
 fn regex(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<regex::Regex> {
-    let text = reader.text(
-        at,
-        "a regular expression",
-        "write one such as `/v[0-9]+/.*`",
-    )?;
-    if text.len() > MAX_REGEX_BYTES {
-        reader.error(
-            at,
-            "the regular expression is longer than 1024 bytes",
-            "shorten it",
-        );
-        return None;
-    }
     let build = |pattern: &str| {
         regex::RegexBuilder::new(pattern)
             .size_limit(MAX_COMPILED_BYTES)
             .dfa_size_limit(MAX_COMPILED_BYTES)
             .build()
     };
+    let text = regex_text(reader, at, "write one such as `/v[0-9]+/.*`")?;
     // The bare text first, so that the place in its message is the user's.
     match build(text).and_then(|bare| build(&whole_path(text)).map(|_| bare)) {
         Ok(bare) => {
@@ -257,21 +245,76 @@ fn regex(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<regex::Regex> {
             }
             Some(bare)
         }
-        Err(regex::Error::Syntax(drawing)) => {
+        Err(error) => {
+            report_regex(reader, at, text, error);
+            None
+        }
+    }
+}
+
+/// An expression over bytes, for what a check expects; `is_whole`: it must match all of them.
+pub(super) fn byte_pattern(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    is_whole: bool,
+) -> Option<BytePattern> {
+    let text = regex_text(reader, at, "write one such as `[0-9]+ OK`")?;
+    let build = |pattern: &str| {
+        regex::bytes::RegexBuilder::new(pattern)
+            .size_limit(MAX_COMPILED_BYTES)
+            .dfa_size_limit(MAX_COMPILED_BYTES)
+            .build()
+    };
+    // The bare text first, so that the place in its message is the user's.
+    let built = build(text).and_then(|bare| {
+        if is_whole {
+            build(&format!(r"\A(?:{text})\z"))
+        } else {
+            Ok(bare)
+        }
+    });
+    match built {
+        Ok(regex) => Some(BytePattern {
+            text: text.to_owned(),
+            regex,
+        }),
+        Err(error) => {
+            report_regex(reader, at, text, error);
+            None
+        }
+    }
+}
+
+/// The text of a regular expression.
+fn regex_text<'a>(reader: &mut TreeReader<'_>, at: NodeRef<'a>, hint: &str) -> Option<&'a str> {
+    let text = reader.text(at, "a regular expression", hint)?;
+    if text.len() > MAX_REGEX_BYTES {
+        reader.error(
+            at,
+            "the regular expression is longer than 1024 bytes",
+            "shorten it",
+        );
+        return None;
+    }
+    Some(text)
+}
+
+/// Reports an expression that cannot be compiled.
+fn report_regex(reader: &mut TreeReader<'_>, at: NodeRef<'_>, text: &str, error: regex::Error) {
+    match error {
+        regex::Error::Syntax(drawing) => {
             reader.error(
                 at,
                 format!("not a valid regular expression: {}", syntax_cause(&drawing)),
                 regex_hint(text, &syntax_cause(&drawing)),
             );
-            None
         }
-        Err(_) => {
+        _ => {
             reader.error(
                 at,
                 "the regular expression is too large",
                 "use smaller repetitions: it may take 1MiB when compiled",
             );
-            None
         }
     }
 }

@@ -4,6 +4,7 @@
 //! everything; the value is used only when nothing was reported as an error.
 
 mod balancing;
+mod check_texts;
 mod common;
 mod foreign;
 mod global;

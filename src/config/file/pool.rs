@@ -4,7 +4,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    NodeRef, Section, TreeReader, assign, balancing,
+    KeyValue as _, NodeRef, Section, TreeReader, assign, balancing,
     common::{is_bare_ipv6, retries, timeouts, warn_short_total},
     health_check, quote, tls,
 };
@@ -15,7 +15,7 @@ use crate::{
     },
     config::model::{
         BackendConfig, BackendProtocol, EjectionConfig, KeepaliveConfig, PoolConfig,
-        PoolTimeoutsConfig, RetriesConfig,
+        PoolTimeoutsConfig, RetriesConfig, TlsOverride,
     },
 };
 
@@ -29,8 +29,12 @@ pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
     let Some(keys) = reader.section(at) else {
         return pool;
     };
+    keys.read(reader, "protocol", &mut pool.protocol);
+    keys.read(reader, "send_proxy", &mut pool.send_proxy);
+    keys.read(reader, "when_all_down", &mut pool.when_all_down);
+    let is_checked = keys.get("health_check").is_none_or(|at| !at.is_or_word());
     match keys.get("backends") {
-        Some(at) => pool.backends = backends(reader, at),
+        Some(at) => pool.backends = backends(reader, at, pool.protocol, is_checked),
         None if keys.is_meant("backends") => {}
         None => reader.error_at_key(
             at,
@@ -42,9 +46,6 @@ pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
     if let Some(at) = keys.get("backends") {
         balancing::warn_of_weights(reader, at, &pool);
     }
-    keys.read(reader, "protocol", &mut pool.protocol);
-    keys.read(reader, "send_proxy", &mut pool.send_proxy);
-    keys.read(reader, "when_all_down", &mut pool.when_all_down);
     check_protocol(reader, at, &keys, pool.protocol);
     if let Some(at) = keys.get("health_check") {
         pool.health_check = health_check::read(reader, at, pool.protocol, &pool.backends);
@@ -63,7 +64,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
         pool.keepalive = keepalive(reader, at);
     }
     if let Some(at) = keys.get("tls") {
-        pool.tls = tls::pool(reader, at, pool.protocol);
+        pool.tls = tls::pool(reader, at, pool.protocol.is_h2());
         check_names(reader, at, &pool);
     }
     if let Some(at) = keys.get("limits") {
@@ -120,32 +121,29 @@ fn check_protocol(
     }
 }
 
-/// Checks that there is a name for each certificate: without `server_name` it must be for the
-/// backend's own host.
+/// Checks that there is a name for the certificate of each backend that has the pool's `tls`.
 fn check_names(reader: &mut TreeReader<'_>, at: NodeRef<'_>, pool: &PoolConfig) {
     let Some(tls) = &pool.tls else { return };
     for backend in &pool.backends {
-        if tls.verify && tls.name_for(&backend.address).is_none() {
-            reader.error_at_key(
-                at,
-                format!(
-                    "the certificate of {} has no name to be checked for",
-                    quote(&backend.name)
-                ),
-                "write `server_name: HOST`",
-            );
+        if backend.tls == TlsOverride::Inherited {
+            tls::check_name(reader, at, tls, backend);
         }
     }
 }
 
-fn backends(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<BackendConfig> {
+fn backends(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    protocol: BackendProtocol,
+    is_checked: bool,
+) -> Vec<BackendConfig> {
     let hint = "write `backends: [HOST:PORT, HOST:PORT]`";
     let entries = reader.list(&at, "a list of backends", hint);
     let mut backends = Vec::with_capacity(entries.len());
     let mut addresses: HashMap<BackendAddress, usize> = HashMap::with_capacity(entries.len());
     let mut names: HashMap<Arc<str>, usize> = HashMap::with_capacity(entries.len());
     for entry in &entries {
-        let Some(backend) = backend(reader, *entry) else {
+        let Some(backend) = backend(reader, *entry, protocol, is_checked) else {
             continue;
         };
         let line = entry.node.place.line;
@@ -185,7 +183,12 @@ fn backends(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<BackendConfig> 
     backends
 }
 
-fn backend(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendConfig> {
+fn backend(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    protocol: BackendProtocol,
+    is_checked: bool,
+) -> Option<BackendConfig> {
     if !at.is_map() {
         let address = address(reader, at)?;
         return Some(BackendConfig::at(address));
@@ -206,13 +209,69 @@ fn backend(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<BackendConfig
         return None;
     };
     let address = address(reader, at_address)?;
-    Some(BackendConfig {
+    let mut backend = BackendConfig {
         name: name.unwrap_or_else(|| address.to_string()).into(),
         address,
         weight,
         backup,
         max_connections,
-    })
+        check_port: None,
+        tls: TlsOverride::default(),
+    };
+    if let Some(at) = keys.get("check_port") {
+        backend.check_port = u16::read(reader, at);
+        check_own_port(reader, at, &backend, is_checked);
+    }
+    if let Some(at) = keys.get("tls") {
+        backend.tls = tls::overriding(reader, at, protocol.is_h2());
+        check_own_tls(reader, at, &backend, protocol);
+    }
+    Some(backend)
+}
+
+/// A unix socket has no port, and without checks there is nothing to ask it for.
+fn check_own_port(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    backend: &BackendConfig,
+    is_checked: bool,
+) {
+    if matches!(backend.address, BackendAddress::Unix(_)) {
+        reader.error_at_key(
+            at,
+            "`check_port` cannot be used with a unix socket",
+            "remove it: the check uses the socket",
+        );
+    } else if !is_checked {
+        reader.warn_at_key(
+            at,
+            "`check_port` has no effect with `health_check: none`",
+            "remove it, or check the pool",
+        );
+    }
+}
+
+/// Rules for the `tls` of one backend.
+fn check_own_tls(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    backend: &BackendConfig,
+    protocol: BackendProtocol,
+) {
+    match (&backend.tls, protocol) {
+        (TlsOverride::Plain, BackendProtocol::H2) => reader.error_at_key(
+            at,
+            "`tls: none` cannot be used with `protocol: h2`",
+            "put this backend into a pool with `protocol: h2c`",
+        ),
+        (TlsOverride::Own(_), BackendProtocol::H2c) => reader.error_at_key(
+            at,
+            "`tls` cannot be used with `protocol: h2c`",
+            "put this backend into a pool with `protocol: h2`",
+        ),
+        (TlsOverride::Own(tls), _) => tls::check_name(reader, at, tls, backend),
+        _ => {}
+    }
 }
 
 /// `backup`: a truth value, or the number of a tier.

@@ -1,4 +1,5 @@
-//! Reads `listeners.NAME.tls` and `pools.NAME.tls`, and loads the certificates and keys they name.
+//! Reads the `tls` of listeners, pools, backends and checks, and loads the certificates and keys
+//! they name.
 //!
 //! Everything that can be wrong with a certificate is found here, with its place: nothing of TLS
 //! can fail after a load.
@@ -22,8 +23,8 @@ use crate::{
     config::{
         io_cause,
         model::{
-            BackendProtocol, ClientAuth, ClientCaConfig, ListenerProtocol, ListenerTlsConfig,
-            LoadedCertificate, PoolTlsConfig, TlsVersion,
+            BackendConfig, ClientAuth, ClientCaConfig, ListenerProtocol, ListenerTlsConfig,
+            LoadedCertificate, PoolTlsConfig, TlsOverride, TlsVersion,
         },
         trusted::{AnyCertificate, BackendVerifier, ClientVerifier},
     },
@@ -494,11 +495,42 @@ fn alpn(
     found
 }
 
-/// Reads `pools.NAME.tls`.
+/// Reads the `tls` of one backend, or that of checks alone; `is_h2` where HTTP/2 is spoken in it.
+pub(super) fn overriding(reader: &mut TreeReader<'_>, at: NodeRef<'_>, is_h2: bool) -> TlsOverride {
+    if at.is_or_word() {
+        return TlsOverride::Plain;
+    }
+    match pool(reader, at, is_h2) {
+        Some(own) => TlsOverride::Own(Arc::new(own)),
+        None => TlsOverride::Inherited,
+    }
+}
+
+/// Checks that there is a name for the certificate of `backend`: without `server_name` it must be
+/// for the backend's own host.
+pub(super) fn check_name(
+    reader: &mut TreeReader<'_>,
+    at: NodeRef<'_>,
+    tls: &PoolTlsConfig,
+    backend: &BackendConfig,
+) {
+    if tls.verify && tls.name_for(&backend.address).is_none() {
+        reader.error_at_key(
+            at,
+            format!(
+                "the certificate of {} has no name to be checked for",
+                quote(&backend.name)
+            ),
+            "write `server_name: HOST`",
+        );
+    }
+}
+
+/// Reads `pools.NAME.tls`; `is_h2` where HTTP/2 is spoken in it.
 pub(super) fn pool(
     reader: &mut TreeReader<'_>,
     at: NodeRef<'_>,
-    protocol: BackendProtocol,
+    is_h2: bool,
 ) -> Option<PoolTlsConfig> {
     let keys = reader.section(at)?;
     let reported = reader.problems.len();
@@ -541,7 +573,7 @@ pub(super) fn pool(
     let mut config = client_config(store, &roots, verify, client_cert.as_ref())
         .map_err(|error| reader.error_at_key(at, error, "see docs/configuration.md"))
         .ok()?;
-    if protocol.is_h2() {
+    if is_h2 {
         config.alpn_protocols = vec![b"h2".to_vec()];
     }
     Some(PoolTlsConfig {

@@ -3,6 +3,7 @@
 //! Made only by `config::load`; everything above reads it and never the file. Defaults and ranges
 //! are those of docs/configuration.md; a field says `None` where the file says `none`.
 
+mod health_check;
 mod listener;
 mod pool;
 mod route;
@@ -17,7 +18,7 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use self::{listener::*, pool::*, route::*, tls::*, value_set::ValueSet};
+pub use self::{health_check::*, listener::*, pool::*, route::*, tls::*, value_set::ValueSet};
 use crate::{
     base::address::BindAddress,
     reason::{Reason, StatusProfile},

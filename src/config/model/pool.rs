@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{PoolTlsConfig, ProxyVersion};
+use super::{HealthCheckConfig, PoolTlsConfig, ProxyVersion, TlsOverride};
 use crate::base::address::BackendAddress;
 
 /// `pools.NAME.protocol`: what is spoken with the backends.
@@ -104,7 +104,7 @@ pub enum HashSource {
 }
 
 /// One of `pools.NAME.backends`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct BackendConfig {
     /// Its address.
     pub address: BackendAddress,
@@ -117,73 +117,10 @@ pub struct BackendConfig {
     pub backup: u8,
     /// Exchanges or sessions at a time; the smaller of this and the pool's limit holds.
     pub max_connections: Option<usize>,
-}
-
-/// `pools.NAME.health_check`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HealthCheckConfig {
-    /// Type of check.
-    pub kind: CheckKind,
-    /// Another port than the backend's.
-    pub port: Option<u16>,
-    /// From one check to the next, jittered by 10 %. Default 2s.
-    pub interval: Duration,
-    /// For the whole check. Default 1s.
-    pub timeout: Duration,
-    /// Good checks in a row until up. Default 2.
-    pub rise: u32,
-    /// Bad checks in a row until down. Default 3.
-    pub fall: u32,
-    /// Treatment of the sessions and tunnels of a backend that goes down. Default keep.
-    pub on_down: OnDown,
-}
-
-/// `health_check.on_down`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnDown {
-    /// They go on.
-    #[default]
-    Keep,
-    /// They are reset.
-    Close,
-}
-
-/// `health_check.type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckType {
-    /// The connection is accepted.
-    Tcp,
-    /// A request over HTTP gets the expected response.
-    Http,
-    /// The health service of gRPC answers.
-    Grpc,
-}
-
-/// A type of check with what it needs.
-#[derive(Debug, Clone, PartialEq)]
-pub enum CheckKind {
-    /// The connection is accepted.
-    Tcp,
-    /// The response has the expected status, and body if one is given.
-    Http {
-        /// Origin-form target.
-        path: String,
-        /// Default GET.
-        method: String,
-        /// `Host`; default: the backend's address.
-        host: Option<String>,
-        /// Inclusive ranges of status. Default 200-399.
-        expect: Vec<(u16, u16)>,
-        /// Must occur in the first 64 KiB of the body.
-        body: Option<String>,
-    },
-    /// The health service of gRPC says SERVING.
-    Grpc {
-        /// The service that is asked for; empty is the server as a whole.
-        service: String,
-        /// `:authority`; default: the backend's address.
-        host: Option<String>,
-    },
+    /// Port for its checks; goes before `health_check.port`.
+    pub check_port: Option<u16>,
+    /// `tls` of this backend alone. Default: that of the pool.
+    pub tls: TlsOverride,
 }
 
 /// `pools.NAME.ejection`.

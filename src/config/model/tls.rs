@@ -154,3 +154,29 @@ impl fmt::Debug for PoolTlsConfig {
             .finish_non_exhaustive()
     }
 }
+
+/// `tls` of a backend or of checks, which goes before that of the pool.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum TlsOverride {
+    /// The key is not given: as the pool, or as the traffic.
+    #[default]
+    Inherited,
+    /// `none`: plain.
+    Plain,
+    /// Settings of its own.
+    Own(Arc<PoolTlsConfig>),
+}
+
+impl TlsOverride {
+    /// The settings in force, where those of the pool or of the traffic are `inherited`.
+    pub fn resolve<'a>(
+        &'a self,
+        inherited: Option<&'a PoolTlsConfig>,
+    ) -> Option<&'a PoolTlsConfig> {
+        match self {
+            Self::Inherited => inherited,
+            Self::Plain => None,
+            Self::Own(own) => Some(own),
+        }
+    }
+}

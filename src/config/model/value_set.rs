@@ -5,8 +5,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::{
     AccessFormat, BackendProtocol, BalancingPolicy, CheckType, ClientAuth, ErrorFormat,
-    ListenerProtocol, LogFormat, OnDown, PerBackend, ProxyVersion, RetryCondition, TlsVersion,
-    WhenAllDown,
+    ListenerProtocol, LogFormat, OnDown, PerBackend, PostgresTarget, ProxyVersion, RedisRole,
+    RetryCondition, TlsVersion, WhenAllDown,
 };
 use crate::reason::StatusProfile;
 
@@ -93,7 +93,20 @@ value_set!(BalancingPolicy {
 value_set!(CheckType {
     Tcp: "tcp",
     Http: "http",
-    Grpc: "grpc"
+    Grpc: "grpc",
+    Redis: "redis",
+    Mysql: "mysql",
+    Postgres: "postgres",
+    Smtp: "smtp"
+});
+value_set!(RedisRole {
+    Master: "master",
+    Replica: "replica"
+});
+value_set!(PostgresTarget {
+    Primary: "primary",
+    Standby: "standby",
+    Any: "any"
 });
 value_set!(OnDown {
     Keep: "keep",

@@ -4,13 +4,13 @@ use super::{
     KEY,
     KeyComparison::Pool,
     KeyDefault::{Value, Words},
-    KeyRow,
+    KeyRow, backend_tls,
     spec::{
-        MIN_CHECK_INTERVAL, ONE_DAY, ONE_HOUR, ONE_MILLISECOND, TOKEN_PATTERN, duration, integer,
-        keys, one_of, share, text,
+        MIN_CHECK_INTERVAL, ONE_DAY, ONE_HOUR, ONE_MILLISECOND, TOKEN_PATTERN, boolean, duration,
+        integer, keys, one_of, share, text,
     },
 };
-use crate::config::model::{CheckType, OnDown};
+use crate::config::model::{CheckType, OnDown, PostgresTarget, RedisRole};
 
 pub(super) static HEALTH_KEYS: &[KeyRow] = &[
     KeyRow {
@@ -36,7 +36,7 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
             (&["NUMBER"], "write `health_check: {interval: {value}s}`"),
             (&["/*"], "write `health_check: {path: {value}}`"),
             (
-                &["tcp", "http", "grpc"],
+                &["tcp", "http", "grpc", "redis", "mysql", "postgres", "smtp"],
                 "write `health_check: {type: {value}}`",
             ),
         ],
@@ -46,10 +46,28 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         path: "pools.NAME.health_check.type",
         value: one_of(CheckType::NAMES),
         default: Words("tcp; http with `path`"),
-        doc: "tcp: the connection is accepted; http: asked by the pool's `protocol`; grpc: \
-              `grpc.health.v1.Health/Check` says SERVING",
-        other_words: &[(&["grpc_health_check"], "write `health_check: {type: grpc}`")],
-        other_values: &[("https", "http"), ("http1", "http"), ("http2", "http")],
+        doc: "tcp: the connection is accepted, and answers `steps`; http: asked by the pool's \
+              `protocol`; grpc: `grpc.health.v1.Health/Check` says SERVING; the others: the \
+              server answers and is ready, see \
+              [operations.md](operations.md#checks-of-databases-and-mail-servers)",
+        other_words: &[
+            (&["grpc_health_check"], "write `health_check: {type: grpc}`"),
+            (
+                &["redis_check", "mysql_check", "pgsql_check", "smtpchk"],
+                "write `health_check: {type: TYPE}`: `redis`, `mysql`, `postgres` or `smtp`",
+            ),
+        ],
+        other_values: &[
+            ("https", "http"),
+            ("http1", "http"),
+            ("http2", "http"),
+            ("postgresql", "postgres"),
+            ("pgsql", "postgres"),
+            ("mariadb", "mysql"),
+            ("valkey", "redis"),
+            ("mail", "smtp"),
+            ("esmtp", "smtp"),
+        ],
         ..KEY
     },
     KeyRow {
@@ -79,7 +97,20 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         path: "pools.NAME.health_check.host",
         value: text("name"),
         default: Words("the address"),
-        doc: "the `Host` header, or `:authority`",
+        doc: "the `Host` header, or `:authority`; of an smtp check the name in EHLO",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.headers",
+        value: text("value")
+            .map_of("header")
+            .shown("map of headers and values"),
+        default: Words("none"),
+        doc: "further request headers of an http check; `User-Agent` replaces `balancer-check`",
+        other_words: &[(
+            &["health_headers", "request_headers_to_add"],
+            "write `health_check: {headers: {NAME: VALUE}}` in the pool",
+        )],
         ..KEY
     },
     KeyRow {
@@ -96,14 +127,48 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         ..KEY
     },
     KeyRow {
+        path: "pools.NAME.health_check.expect_headers",
+        value: text("whole value")
+            .or_keys()
+            .map_of("header")
+            .shown("map of headers and whole values or keys"),
+        default: Words("none"),
+        doc: "what the response must have: a header with this value, or as the keys say",
+        other_words: &[(
+            &["expected_headers"],
+            "write `health_check: {expect_headers: {NAME: VALUE}}` in the pool",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.expect_headers.NAME.regex",
+        value: text("regular expression"),
+        doc: "matches the whole value",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.expect_headers.NAME.present",
+        value: boolean(),
+        doc: "true: the header is there, with any value; false: it is not",
+        ..KEY
+    },
+    KeyRow {
         path: "pools.NAME.health_check.body",
-        value: text("text of 1 to 4096 bytes"),
+        value: text("text of 1 to 4096 bytes")
+            .or_keys()
+            .shown("text of 1 to 4096 bytes, or keys"),
         default: Words("none"),
         doc: "must occur in the first 64 KiB of the response",
         other_words: &[(
             &["health_body"],
             "write `health_check: {body: TEXT}` in the pool",
         )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.body.regex",
+        value: text("regular expression"),
+        doc: "must match somewhere in them",
         ..KEY
     },
     KeyRow {
@@ -117,6 +182,130 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         )],
         ..KEY
     },
+    KeyRow {
+        path: "pools.NAME.health_check.steps",
+        value: keys().non_empty_list().shown("list of 1 to 32"),
+        default: Words("none"),
+        doc: "of a tcp check: what is sent, and what must come then, see \
+              [operations.md](operations.md#checks-in-steps)",
+        other_words: &[(
+            &["tcp_check", "tcp_checks"],
+            "write `health_check: {steps: [{send: TEXT, expect: TEXT}]}` in the pool",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.steps[].send",
+        value: text("text of 1 to 4096 bytes")
+            .or_keys()
+            .shown("text of 1 to 4096 bytes, or keys"),
+        default: Words("nothing"),
+        doc: "`\\r`, `\\n`, `\\t`, `\\0` and `\\xHH` stand for bytes, `\\\\` for a backslash",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.steps[].send.hex",
+        value: text("pairs of hexadecimal digits"),
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.steps[].send.secret_file",
+        value: text("path"),
+        doc: "the bytes of this file, without its last line end; read at the start and at each \
+              reload",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.steps[].expect",
+        value: text("text of 1 to 4096 bytes")
+            .or_keys()
+            .shown("text of 1 to 4096 bytes, or keys"),
+        default: Words("nothing"),
+        doc: "must occur in the next 64 KiB that the backend sends; escapes as in `send`",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.steps[].expect.hex",
+        value: text("pairs of hexadecimal digits"),
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.steps[].expect.regex",
+        value: text("regular expression"),
+        doc: "must match somewhere in what has arrived",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.user",
+        value: text("name of 1 to 64 bytes"),
+        default: Words("`balancer`; of a redis check Redis's own `default`"),
+        doc: "who a redis, mysql or postgres check says it is",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.password_file",
+        value: text("path"),
+        default: Words("none: no login"),
+        doc: "a redis or postgres check logs in with the password in this file, read at the \
+              start and at each reload, without its last line end",
+        section_words: &[(
+            &["password"],
+            "put it into a file of its own, and name that with `password_file`",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.role",
+        value: one_of(RedisRole::NAMES),
+        default: Words("either"),
+        doc: "the role that a Redis server must have",
+        other_values: &[
+            ("slave", "replica"),
+            ("primary", "master"),
+            ("secondary", "replica"),
+            ("leader", "master"),
+            ("follower", "replica"),
+        ],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.database",
+        value: text("name of 1 to 64 bytes"),
+        default: Words("that of the user's name"),
+        doc: "the database that a postgres check logs in to",
+        section_words: &[(&["dbname"], "balancer calls this `database`")],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.target",
+        value: one_of(PostgresTarget::NAMES),
+        default: Value("any"),
+        doc: "what a PostgreSQL server must be; `primary` and `standby` log in and ask",
+        section_words: &[(
+            &["target_session_attrs"],
+            "balancer calls this `target`: `primary`, `standby` or `any`",
+        )],
+        other_values: &[
+            ("master", "primary"),
+            ("read-write", "primary"),
+            ("replica", "standby"),
+            ("read-only", "standby"),
+        ],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.tls",
+        value: keys().or("none"),
+        default: Words("that of the backend or the pool"),
+        doc: "`tls` of checks alone; `none`: checks are plain",
+        section_words: &[(&["ssl"], "balancer calls this `tls`, with keys of its own")],
+        ..KEY
+    },
+    backend_tls::ca("pools.NAME.health_check.tls.ca"),
+    backend_tls::server_name("pools.NAME.health_check.tls.server_name"),
+    backend_tls::verify("pools.NAME.health_check.tls.verify"),
+    backend_tls::client_cert("pools.NAME.health_check.tls.client_cert"),
+    backend_tls::client_key("pools.NAME.health_check.tls.client_key"),
     KeyRow {
         path: "pools.NAME.health_check.port",
         value: integer(1, 65_535),
@@ -145,6 +334,29 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
                 "write `health_check: {interval: DURATION}` in the pool",
             ),
         ],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.interval_down",
+        value: duration(MIN_CHECK_INTERVAL, ONE_HOUR),
+        default: Words("as `interval`"),
+        doc: "the same while the checks say that the backend is down, refused connections \
+              included",
+        other_words: &[(
+            &["downinter", "unhealthy_interval"],
+            "write `health_check: {interval_down: DURATION}` in the pool",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.health_check.interval_starting",
+        value: duration(MIN_CHECK_INTERVAL, ONE_HOUR),
+        default: Words("as `interval` or `interval_down`"),
+        doc: "the same until the first good check of a backend, refused connections included",
+        other_words: &[(
+            &["fastinter", "no_traffic_interval"],
+            "write `health_check: {interval_starting: DURATION}` in the pool",
+        )],
         ..KEY
     },
     KeyRow {

@@ -11,10 +11,25 @@ use super::{
 };
 
 /// Keys of a section of which exactly one must be given.
-const EXACTLY_ONE: &[(&str, &[&str])] = &[("routes[]", &["pool", "split", "redirect", "respond"])];
+const EXACTLY_ONE: &[(&str, &[&str])] = &[
+    ("routes[]", &["pool", "split", "redirect", "respond"]),
+    ("pools.NAME.health_check.body", &["regex"]),
+    (
+        "pools.NAME.health_check.expect_headers.NAME",
+        &["regex", "present"],
+    ),
+    (
+        "pools.NAME.health_check.steps[].send",
+        &["hex", "secret_file"],
+    ),
+    ("pools.NAME.health_check.steps[].expect", &["hex", "regex"]),
+];
 
 /// Keys of a section of which one at least must be given.
-const AT_LEAST_ONE: &[(&str, &[&str])] = &[("listeners.NAME.tls", &["cert", "certificates"])];
+const AT_LEAST_ONE: &[(&str, &[&str])] = &[
+    ("listeners.NAME.tls", &["cert", "certificates"]),
+    ("pools.NAME.health_check.steps[]", &["send", "expect"]),
+];
 
 /// Keys of a section that exclude each other.
 const AT_MOST_ONE: &[(&str, &[&str])] = &[
@@ -30,6 +45,10 @@ const REQUIRED_TOGETHER: &[(&str, &str, &str)] = &[
     ("listeners.NAME.tls", "client_subject", "client_ca"),
     ("pools.NAME.tls", "client_cert", "client_key"),
     ("pools.NAME.tls", "client_key", "client_cert"),
+    ("pools.NAME.backends[].tls", "client_cert", "client_key"),
+    ("pools.NAME.backends[].tls", "client_key", "client_cert"),
+    ("pools.NAME.health_check.tls", "client_cert", "client_key"),
+    ("pools.NAME.health_check.tls", "client_key", "client_cert"),
     ("trusted_proxies", "client_header", "from"),
 ];
 

@@ -25,6 +25,7 @@
 //! All words are written in lower case with `_` for `-`: that is how they are looked up. Texts name
 //! keys in backquotes.
 
+mod backend_tls;
 mod balancing;
 mod global;
 mod health;

@@ -4,10 +4,10 @@ use super::{
     KEY,
     KeyComparison::Pool,
     KeyDefault::{Nothing, Required, Value, Words},
-    KeyRow,
+    KeyRow, backend_tls,
     spec::{
-        ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ONE_WEEK, TOKEN_PATTERN, boolean, duration, integer,
-        keys, one_of, share, text,
+        ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ONE_WEEK, TOKEN_PATTERN, duration, integer, keys,
+        one_of, share, text,
     },
 };
 use crate::config::model::{BackendProtocol, ProxyVersion, RetryCondition, WhenAllDown};
@@ -102,6 +102,31 @@ pub(super) static BACKEND_KEYS: &[KeyRow] = &[
         )],
         ..KEY
     },
+    KeyRow {
+        path: "pools.NAME.backends[].check_port",
+        value: integer(1, 65_535),
+        default: Words("that of `health_check`, else the backend's"),
+        doc: "the port that its checks use; an error where the backend is a unix socket",
+        other_words: &[(
+            &["agent_port"],
+            "write `check_port: NUMBER` in the entry of the backend",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.backends[].tls",
+        value: keys().or("none"),
+        default: Words("the pool's"),
+        doc: "the same keys as `tls` of the pool, for this backend alone, checks included; \
+              `none`: plain",
+        section_words: &[(&["ssl"], "balancer calls this `tls`, with keys of its own")],
+        ..KEY
+    },
+    backend_tls::ca("pools.NAME.backends[].tls.ca"),
+    backend_tls::server_name("pools.NAME.backends[].tls.server_name"),
+    backend_tls::verify("pools.NAME.backends[].tls.verify"),
+    backend_tls::client_cert("pools.NAME.backends[].tls.client_cert"),
+    backend_tls::client_key("pools.NAME.backends[].tls.client_key"),
     KeyRow {
         path: "pools.NAME.protocol",
         value: one_of(BackendProtocol::NAMES),
@@ -315,52 +340,11 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
         ],
         ..KEY
     },
-    KeyRow {
-        path: "pools.NAME.tls.ca",
-        value: text("path"),
-        default: Words("the machine's authorities"),
-        doc: "PEM: who must have signed the backends' certificates, and certificates of backends \
-              that are trusted as themselves (self-signed ones)",
-        other_words: &[(
-            &["ca_cert", "ca_certificates", "ca_file", "cafile"],
-            "write `tls: {ca: FILE}` in the pool",
-        )],
-        section_words: &[(&["root_ca", "client_ca"], "balancer calls this `ca`")],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.tls.server_name",
-        value: text("host name or IP address"),
-        default: Words("the host of each backend"),
-        doc: "the name that the certificate must be for, and that is asked for (SNI)",
-        section_words: &[(&["sni", "ssl_name"], "balancer calls this `server_name`")],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.tls.verify",
-        value: boolean(),
-        default: Value("true"),
-        doc: "false: any certificate is taken, and a warning says so",
-        other_words: &[(
-            &["insecure_skip_verify", "insecureskipverify"],
-            "write `tls: {ca: FILE}` in the pool, or `tls: {verify: false}` for no verification",
-        )],
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.tls.client_cert",
-        value: text("path"),
-        default: Words("none"),
-        doc: "PEM: what backends are shown that ask for a certificate",
-        ..KEY
-    },
-    KeyRow {
-        path: "pools.NAME.tls.client_key",
-        value: text("path"),
-        default: Words("required with `client_cert`"),
-        doc: "PEM, without a password",
-        ..KEY
-    },
+    backend_tls::ca("pools.NAME.tls.ca"),
+    backend_tls::server_name("pools.NAME.tls.server_name"),
+    backend_tls::verify("pools.NAME.tls.verify"),
+    backend_tls::client_cert("pools.NAME.tls.client_cert"),
+    backend_tls::client_key("pools.NAME.tls.client_key"),
     KeyRow {
         path: "pools.NAME.keepalive",
         value: keys(),

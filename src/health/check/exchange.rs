@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::error::CheckError;
+use super::{error::CheckError, phases::PhaseClock};
 use crate::{
     h2::{StreamError, backend::OutgoingStream},
     http::{
@@ -56,6 +56,7 @@ pub(super) struct CheckRequest<'a> {
     /// Framing of `content`.
     pub framing: BodyFraming,
     pub content: &'a [u8],
+    pub phases: &'a PhaseClock,
 }
 
 impl CheckRequest<'_> {
@@ -71,7 +72,6 @@ impl CheckRequest<'_> {
         for (name, value) in self.fields {
             out.field(name.as_bytes(), value.as_bytes());
         }
-        out.field(b"user-agent", USER_AGENT.as_bytes());
         out.framing(self.framing);
         out.http1_field(b"connection", b"close");
         out.end();
@@ -116,21 +116,27 @@ impl CheckStream {
     }
 
     /// Reads the head of the next response.
-    async fn read_head(&mut self, head: &mut ResponseHead, method: &str) -> Result<(), CheckError> {
+    async fn read_head(
+        &mut self,
+        head: &mut ResponseHead,
+        request: &CheckRequest<'_>,
+    ) -> Result<(), CheckError> {
         match self {
             Self::H1(stream) => {
                 let mut from = 0;
                 loop {
-                    if may_parse(&head.bytes, from) && parse(head, method)? {
+                    if may_parse(&head.bytes, from) && parse(head, request.method)? {
                         return Ok(());
                     }
                     from = head.bytes.len();
                     read(stream, &mut head.bytes).await?;
+                    request.phases.received();
                 }
             }
             Self::H2(outgoing) => {
                 let read = poll_fn(|cx| outgoing.poll_head(head, cx));
-                read.await.map_err(CheckError::from_stream)
+                let read = read.await.map_err(CheckError::from_stream);
+                read.inspect(|()| request.phases.received())
             }
         }
     }
@@ -175,7 +181,7 @@ impl CheckResponse {
         let mut head = ResponseHead::default();
         let mut interim = 0;
         loop {
-            stream.read_head(&mut head, request.method).await?;
+            stream.read_head(&mut head, request).await?;
             let undecoded = head.bytes.split_off(head.len);
             if !head.is_interim() {
                 return Ok(Self {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::{
     error::CheckError,
-    exchange::{CheckRequest, CheckResponse, CheckStream},
+    exchange::{CheckRequest, CheckResponse, CheckStream, USER_AGENT},
+    phases::PhaseClock,
 };
 use crate::{
     health::grpc_message::{self, MAX_MESSAGE_BYTES, PREFIX_BYTES, ServingStatus},
@@ -38,31 +39,39 @@ const STATUS_NAMES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// Calls the health service for `service` on an HTTP/2 `stream`; empty is the server as a whole.
-pub(super) async fn probe(
-    stream: CheckStream,
-    service: &str,
-    authority: &str,
-    timeout: Duration,
-) -> Result<(), CheckError> {
-    let message = grpc_message::encode_request(service);
-    // The header takes at most eight digits; checks are limited to an hour.
-    let deadline = format!("{}m", timeout.as_millis());
-    let request = CheckRequest {
-        method: "POST",
-        path: CHECK_PATH,
-        authority,
-        fields: &[
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-            ("grpc-timeout", &deadline),
-        ],
-        // A call has no length.
-        framing: BodyFraming::Streamed(None),
-        content: &message,
-    };
-    let response = CheckResponse::fetch(stream, &request).await?;
-    judge(response, service).await
+/// A grpc check of one backend.
+pub(super) struct GrpcProbe<'a> {
+    /// The service that is asked for; empty is the server as a whole.
+    pub service: &'a str,
+    pub authority: &'a str,
+    pub timeout: Duration,
+    pub phases: &'a PhaseClock,
+}
+
+impl GrpcProbe<'_> {
+    /// Calls the health service on an HTTP/2 `stream`.
+    pub(super) async fn run(&self, stream: CheckStream) -> Result<(), CheckError> {
+        let message = grpc_message::encode_request(self.service);
+        // The header takes at most eight digits; checks are limited to an hour.
+        let deadline = format!("{}m", self.timeout.as_millis());
+        let request = CheckRequest {
+            method: "POST",
+            path: CHECK_PATH,
+            authority: self.authority,
+            fields: &[
+                ("content-type", "application/grpc"),
+                ("te", "trailers"),
+                ("grpc-timeout", &deadline),
+                ("user-agent", USER_AGENT),
+            ],
+            // A call has no length.
+            framing: BodyFraming::Streamed(None),
+            content: &message,
+            phases: self.phases,
+        };
+        let response = CheckResponse::fetch(stream, &request).await?;
+        judge(response, self.service).await
+    }
 }
 
 /// Judges the response: a whole gRPC call with status OK and the message SERVING.

@@ -15,7 +15,8 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::model::{BackendConfig, BackendProtocol},
+    base::clock,
+    config::model::{BackendConfig, BackendProtocol, ExpectedText},
     pool,
 };
 
@@ -115,13 +116,11 @@ fn grpc(service: &str) -> CheckKind {
 }
 
 fn http(body: Option<&str>) -> CheckKind {
-    CheckKind::Http {
+    CheckKind::Http(Box::new(HttpCheckConfig {
         path: "/healthz?full=1".into(),
-        method: "GET".into(),
-        host: None,
-        expect: vec![(200, 399)],
-        body: body.map(str::to_owned),
-    }
+        body: body.map(|text| ExpectedText::Bytes(text.as_bytes().to_vec())),
+        ..HttpCheckConfig::default()
+    }))
 }
 
 async fn probe_within(
@@ -140,8 +139,8 @@ async fn probe_within(
         ..PoolConfig::named("app")
     };
     let pool = pool::Pool::new(&config, None, clock::now());
-    let result = run(&pool.backends[0].state, &check, &pool.config).await;
-    result.map_err(|error| error.to_string())
+    let outcome = run(&check, &pool.config, &pool.backends[0]).await;
+    outcome.result.map_err(|error| error.to_string())
 }
 
 async fn probe(address: &BackendAddress, kind: CheckKind) -> Result<(), String> {

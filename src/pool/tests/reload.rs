@@ -129,7 +129,7 @@ fn exchanges_of_a_pool_that_left_may_still_use_its_backends() {
     assert!(Arc::ptr_eq(&held.state, known));
     assert_eq!(known.state(), HealthState::Up);
     assert!(
-        third.transport_epoch > second.transport_epoch,
+        third.backends[held.index].transport_epoch > second.backends[held.index].transport_epoch,
         "old connections are not used"
     );
 }
@@ -193,5 +193,39 @@ fn the_guard_asks_the_generation_in_force() {
         fail_times(&old, 0, 5, now + seconds(10)),
         None,
         "now it is the last one"
+    );
+}
+
+#[test]
+fn kept_connections_are_used_again_exactly_while_the_transport_is_the_same() {
+    use crate::config::model::{BackendProtocol, TlsOverride};
+
+    let (first, now) = pool(&config(&[1, 1]));
+    let epochs = |pool: &Pool| [0, 1].map(|at: usize| pool.backends[at].transport_epoch);
+    let [one, two] = epochs(&first);
+    assert_ne!(one, two);
+    let same = reload(&first, &config(&[2, 1]), now);
+    assert_eq!(epochs(&same), [one, two]);
+    // TLS of one backend.
+    let mut changed = config(&[2, 1]);
+    changed.backends[1].tls = TlsOverride::Plain;
+    let own = reload(&same, &changed, now);
+    let [kept, fresh] = epochs(&own);
+    assert_eq!(kept, one);
+    assert_ne!(fresh, two);
+    // A backend that was away: an exchange of before may give its connection back later.
+    let mut without = changed.clone();
+    without.backends.truncate(1);
+    let away = reload(&own, &without, now);
+    let back = reload(&away, &changed, now);
+    assert_eq!(back.backends[0].transport_epoch, one);
+    assert!(back.backends[1].transport_epoch > fresh);
+    // The protocol of the pool.
+    changed.protocol = BackendProtocol::H2c;
+    let other = reload(&back, &changed, now);
+    assert!(
+        epochs(&other)
+            .iter()
+            .all(|epoch| !epochs(&back).contains(epoch))
     );
 }

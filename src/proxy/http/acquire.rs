@@ -76,7 +76,7 @@ fn take_idle(
         return None;
     }
     let mut idle = exchange.context.worker.idle.borrow_mut();
-    let transport_epoch = attempt.pool.transport_epoch;
+    let transport_epoch = attempt.lease.transport_epoch;
     idle.take(attempt.lease, attempt.proxy_header, transport_epoch, now)
 }
 
@@ -157,7 +157,7 @@ async fn connect(
     let metrics = attempt.lease.state.metrics.mine();
     let deadline = connect_deadline(attempt.settings, started);
     let header = attempt.proxy_header;
-    let tls = attempt.pool.config.tls.as_ref();
+    let tls = attempt.lease.tls(&attempt.pool.config);
     // The request follows at once, so the PROXY header need not be sent alone.
     let connecting = connect_backend(&attempt.lease.state, header, tls, true, deadline);
     let connected = select! {
@@ -172,7 +172,7 @@ async fn connect(
     match connected {
         Ok(stream) => {
             metrics.connections_ok.add(1);
-            let epoch = attempt.pool.transport_epoch;
+            let epoch = attempt.lease.transport_epoch;
             let connection = BackendConnection::new(stream, header, epoch, now);
             Ok(BackendSide::H1(connection))
         }

@@ -6,6 +6,8 @@ mod down;
 mod ejection;
 mod h2;
 mod policies;
+mod protocols;
+mod settings;
 
 use std::{collections::HashMap, fmt::Display};
 
