@@ -94,7 +94,8 @@ reasons! {
     ResponseIncomplete, "http_response_incomplete", "http_response_incomplete", 0, 0, 0, "The upstream server cut the response.";
     /// The response was cut inside its body, because the backend sent nothing for `timeouts.idle`.
     ResponseIdleTimeout, "http_response_idle_timeout", "http_response_incomplete", 0, 0, 0, "The upstream server stopped sending the response.";
-    /// All available backends are at their `max_connections` or `limits.connections_per_backend`.
+    /// All available backends are at their `max_connections` or `limits.connections_per_backend`,
+    /// and the queue of the pool is full (`limits.queue`), or `limits.queue_timeout` has passed.
     ConnectionLimitReached, "connection_limit_reached", "connection_limit_reached", 503, 503, 1, "The server is at its connection limit for this service.";
     /// A limit of balancer was reached: `max_connections`, `limits.connections`,
     /// `limits.connections_per_client`, or no descriptor or port is left.

@@ -67,6 +67,8 @@ families! {
     ERRORS Counter "balancer_errors_total" ["pool" "reason" "code"] "HTTP requests and TCP sessions that ended with an error, by reason.";
     RETRIES Counter "balancer_retries_total" ["pool" "reason"] "Retries, by the reason of the failed attempt.";
     BUDGET_EXHAUSTED Counter "balancer_retry_budget_exhausted_total" ["pool"] "Retries that the retry budget prevented.";
+    QUEUE_LENGTH Gauge "balancer_queue_length" ["pool"] "Requests and sessions that wait for a backend.";
+    QUEUE_WAIT Histogram "balancer_queue_wait_seconds" ["pool"] "Time in the queue of requests and sessions that had to wait.";
     RATE_LIMITED Counter "balancer_rate_limited_total" ["listener"] "Requests refused by `rate_limit`.";
 
     POOL_BACKENDS Gauge "balancer_pool_backends" ["pool" "state"] "Number of backends, by state.";

@@ -320,6 +320,17 @@ fn pool_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
             );
         }
     });
+    families.family(f::QUEUE_LENGTH, |s| {
+        for pool in &snapshot.pools {
+            s.count(&[&pool.name], pool.queue_length() as u64);
+        }
+    });
+    families.family(f::QUEUE_WAIT, |s| {
+        for pool in &snapshot.pools {
+            let waits = pool.state.metrics.each().map(|slot| &slot.queue_wait);
+            s.distribution(&[&pool.name], waits);
+        }
+    });
     families.family(f::RATE_LIMITED, |s| {
         let has_requests = |one: &&Arc<Listener>| one.service.has_requests();
         for one in snapshot.listeners.iter().filter(has_requests) {

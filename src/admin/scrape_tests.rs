@@ -59,6 +59,7 @@ fn count_everything(daemon: &Daemon) {
         slot.error(Reason::ConnectionRefused, 502);
         slot.retries.add(Reason::ConnectionRefused);
         slot.budget_exhausted.add(1);
+        slot.queue_wait.observe(Duration::from_millis(40));
         slot.sessions_ok.add(4);
         slot.sessions_failed.add(Reason::IdleTimeout);
         slot.sessions_active.add(1);
@@ -182,6 +183,12 @@ const EXPECTED_SAMPLES: &[(&str, f64)] = &[
         r#"balancer_errors_total{pool="app",reason="connection_refused",code="502"}"#,
         1.0,
     ),
+    (r#"balancer_queue_length{pool="app"}"#, 0.0),
+    (
+        r#"balancer_queue_wait_seconds_bucket{pool="app",le="0.05"}"#,
+        1.0,
+    ),
+    (r#"balancer_queue_wait_seconds_sum{pool="app"}"#, 0.04),
     (
         r#"balancer_tcp_sessions_total{pool="sql",result="ok"}"#,
         4.0,

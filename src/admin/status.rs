@@ -159,11 +159,17 @@ fn pool(pool: &Pool, backends: &[Arc<Backend>], with_checks: bool, now: Instant)
         .iter()
         .zip(counts)
         .filter(|(_, count)| *count > 0);
+    let queue = pool.queue_status(now);
     json!({
         "name": &*pool.name,
         "policy": pool.config.policy.name(),
         "health_check": pool.config.health_check.is_some(),
         "states": states.map(|(state, count)| (state.name().to_owned(), json!(count))).collect::<serde_json::Map<_, _>>(),
+        "queue": {
+            "length": queue.length,
+            "longest_wait_seconds": seconds(queue.longest_wait),
+            "timed_out": pool.state.metrics.sum(|slot| &slot.queue_timed_out),
+        },
         "backends": backends.iter().map(|one| backend(pool, one, with_checks, now)).collect::<Vec<_>>(),
     })
 }

@@ -88,7 +88,18 @@ struct ListenerStatus {
 struct PoolStatus {
     name: String,
     policy: String,
+    /// Empty for older daemons, which do not send it.
+    #[serde(default)]
+    queue: PoolQueueStatus,
     backends: Vec<BackendStatus>,
+}
+
+/// Requests and sessions that wait for a backend.
+#[derive(Debug, Default, Deserialize)]
+struct PoolQueueStatus {
+    length: u64,
+    longest_wait_seconds: f64,
+    timed_out: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -200,11 +211,12 @@ fn screen(status: &StatusDocument) -> String {
     for pool in &status.pools {
         let _ = writeln!(
             text,
-            "\npool {}, {}, {} of {} backends available",
+            "\npool {}, {}, {} of {} backends available{}",
             pool.name,
             pool.policy,
             pool.available(),
             pool.backends.len(),
+            queue_text(&pool.queue),
         );
         let rows = pool.backends.iter().map(backend_row);
         table(&mut text, "  ", &rows.collect::<Vec<_>>());
@@ -213,6 +225,19 @@ fn screen(status: &StatusDocument) -> String {
         text.push_str("\ncertificates\n");
         let rows = status.certificates.iter().map(certificate_row);
         table(&mut text, "  ", &rows.collect::<Vec<_>>());
+    }
+    text
+}
+
+/// The end of a pool's line: its queue, if anything waits or has waited in vain.
+fn queue_text(queue: &PoolQueueStatus) -> String {
+    let mut text = String::new();
+    if queue.length > 0 {
+        let longest = age(queue.longest_wait_seconds);
+        let _ = write!(text, ", {} waiting (longest {longest})", queue.length);
+    }
+    if queue.timed_out > 0 {
+        let _ = write!(text, ", {} timed out waiting", queue.timed_out);
     }
     text
 }
@@ -342,7 +367,8 @@ mod tests {
             "reload": {"ok": false, "at": "2026-01-01T00:00:00Z", "last_success": null, "succeeded": 2, "failed": 1,
                 "message": "error: x\n  --> f:1:2"},
             "listeners": [{"name": "web", "protocol": "http", "binds": ["127.0.0.1:8080"], "active": 5, "accepted": 99}],
-            "pools": [{"name": "app", "policy": "round_robin", "health_check": true, "states": {}, "backends": backends}],
+            "pools": [{"name": "app", "policy": "round_robin", "health_check": true, "states": {}, "backends": backends,
+                "queue": {"length": 3, "longest_wait_seconds": 1.4, "timed_out": 9}}],
             "certificates": [
                 {"file": "a.pem", "names": ["a.test", "*.a.test"], "state": "valid", "not_before": "2026-01-01T00:00:00Z",
                     "not_after": "2026-03-01T00:00:00Z", "expires_in_seconds": 90_061.0, "expired_seconds_ago": 0.0},
@@ -374,7 +400,7 @@ last load FAILED at 2026-01-01T00:00:00Z (reloads: 2 ok, 1 failed)
 listeners
   web  http  127.0.0.1:8080  5 open  99 accepted
 
-pool app, round_robin, 1 of 2 backends available
+pool app, round_robin, 1 of 2 backends available, 3 waiting (longest 1s), 9 timed out waiting
   a:1  up    for 1m 15s  weight 1  2 in flight  check: 2 of 3 failed: status 500 (1s ago)
   a:1  down  for 1m 15s  weight 1  2 in flight  connection refused, check: 0 of 2 passed: connection refused (1s ago)
 

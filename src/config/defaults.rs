@@ -239,6 +239,8 @@ impl PoolConfig {
             protocol: BackendProtocol::default(),
             send_proxy: None,
             connections_per_backend: None,
+            queue: 1_000,
+            queue_timeout: Duration::from_secs(5),
             streams_per_connection: 100,
             when_all_down: WhenAllDown::default(),
         }

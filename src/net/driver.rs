@@ -72,6 +72,8 @@ pub(super) enum SocketWait {
     Write,
     /// The failure of the connection; on a unix socket also that the peer has closed.
     Failure { is_unix: bool },
+    /// The end of the peer's direction, read or not, or the failure of the connection.
+    End,
 }
 
 impl SocketWait {
@@ -80,7 +82,7 @@ impl SocketWait {
         match self {
             Self::Read => EventFlags::IN,
             Self::Write => EventFlags::OUT,
-            Self::Failure { .. } => EventFlags::empty(),
+            Self::Failure { .. } | Self::End => EventFlags::empty(),
         }
     }
 
@@ -93,6 +95,9 @@ impl SocketWait {
             Self::Write => EventFlags::OUT.union(EventFlags::HUP),
             Self::Failure { is_unix: false } => EventFlags::ERR,
             Self::Failure { is_unix: true } => EventFlags::ERR.union(EventFlags::HUP),
+            Self::End => EventFlags::ERR
+                .union(EventFlags::RDHUP)
+                .union(EventFlags::HUP),
         }
     }
 }
@@ -176,7 +181,7 @@ impl SocketSlot {
         match wait {
             SocketWait::Read => &mut self.reader,
             SocketWait::Write => &mut self.writer,
-            SocketWait::Failure { .. } => &mut self.watcher,
+            SocketWait::Failure { .. } | SocketWait::End => &mut self.watcher,
         }
     }
 
@@ -197,7 +202,8 @@ impl SocketSlot {
         [
             woken(SocketWait::Read),
             woken(SocketWait::Write),
-            woken(SocketWait::Failure { is_unix: true }),
+            // All events of either wait.
+            woken(SocketWait::End),
         ]
     }
 

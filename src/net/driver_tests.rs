@@ -32,6 +32,26 @@ impl Wake for WakeCount {
 }
 
 #[tokio::test]
+async fn the_end_of_the_peer_is_seen_with_bytes_unread_before_it() {
+    let (mut peer, socket) = pair();
+    peer.write_all(b"not read").unwrap();
+    end_turn();
+    let count = Arc::new(WakeCount::default());
+    let waker = Arc::clone(&count).into();
+    let mut cx = Context::from_waker(&waker);
+    let failure = SocketWait::Failure { is_unix: false };
+    assert!(socket.poll_ready(&mut cx, SocketWait::End).is_pending());
+    peer.shutdown(std::net::Shutdown::Write).unwrap();
+    end_turn();
+    assert_eq!(count.0.load(Relaxed), 1);
+    assert!(socket.poll_ready(&mut cx, SocketWait::End).is_ready());
+    assert!(
+        socket.poll_ready(&mut cx, failure).is_pending(),
+        "it may still read"
+    );
+}
+
+#[tokio::test]
 async fn each_wait_has_its_own_task() {
     let (mut peer, socket) = pair();
     let waits = [

@@ -187,6 +187,21 @@ impl Stream {
         }
     }
 
+    /// Ready when the peer has ended its direction, whether or not all was read, or the connection
+    /// has failed. Not at the close alert of TLS alone.
+    pub fn poll_peer_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.socket() {
+            // A socket that the kernel cannot watch is as good as lost.
+            Self::Tcp(socket) | Self::Unix(socket) => {
+                socket.poll_ready(cx, SocketWait::End).map(drop)
+            }
+            Self::Tls(_) => {
+                debug_assert!(false, "TLS is over a plain socket");
+                Poll::Pending
+            }
+        }
+    }
+
     /// As [`Stream::try_read`], and leaves the bytes in the stream. Not under TLS.
     pub fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.try_io(SocketWait::Read, |socket| {

@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
             AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
-            Ordering::{AcqRel, Acquire, Relaxed, Release},
+            Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
         },
     },
     time::{Duration, Instant},
@@ -24,6 +24,7 @@ use super::{
     health::{BackendHealth, HealthState, StateChange},
     resolved::ResolvedAddresses,
     response_time::ResponseTime,
+    waiting::WaitingCount,
 };
 use crate::{
     base::{address::BackendAddress, log_limit::LogLimit, wake_signal::WakeSignal},
@@ -46,6 +47,8 @@ pub struct BackendState {
     /// Rate limit of the log lines about untrusted certificates.
     pub certificate_log: LogLimit,
     in_flight: AtomicUsize,
+    /// Requests that wait for a backend of its pool.
+    pub(super) waiting: Arc<WaitingCount>,
     pub(super) down: WakeSignal,
     /// Twice the failures in a row, plus 1 if the backend has refused requests on a new connection
     /// since its last success. One word, so that a success clears both with one store.
@@ -101,6 +104,7 @@ impl BackendState {
         address: &BackendAddress,
         checks: bool,
         joined: bool,
+        waiting: &Arc<WaitingCount>,
         now: Instant,
     ) -> Self {
         let resolved = match address {
@@ -115,6 +119,7 @@ impl BackendState {
             resolved: ArcSwap::from_pointee(ResolvedAddresses::new(resolved, None)),
             certificate_log: LogLimit::default(),
             in_flight: AtomicUsize::new(0),
+            waiting: Arc::clone(waiting),
             down: WakeSignal::default(),
             streak: AtomicU32::new(0),
             response_time: ResponseTime::new(now),
@@ -216,11 +221,16 @@ impl BackendState {
             .is_ok()
     }
 
-    /// Counts one less in flight.
+    /// Counts one less in flight; true if somebody may wait for that.
+    ///
+    /// The subtraction comes before the look at the count: a request that begins to wait adds
+    /// itself before it tries once more, so one of the two sees the other. On x86 this costs no
+    /// more than a relaxed subtraction.
     #[inline]
-    pub(super) fn release(&self) {
-        let before = self.in_flight.fetch_sub(1, Relaxed);
+    pub(super) fn release(&self) -> bool {
+        let before = self.in_flight.fetch_sub(1, SeqCst);
         debug_assert!(before > 0, "a release without a claim");
+        self.waiting.is_any_after_change()
     }
 
     pub(crate) fn failures_in_a_row(&self) -> u32 {

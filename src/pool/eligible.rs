@@ -43,6 +43,20 @@ pub(crate) struct EligibilityRules {
     /// The pool has left the configuration: exchanges that have begun can only use its removed
     /// backends.
     pub(crate) is_orphaned: bool,
+    /// A client whose own backend is full waits for it (`limits.queue`); otherwise it gets another.
+    pub(crate) queues: bool,
+}
+
+impl EligibilityRules {
+    /// True if a backend in `state` goes on serving the clients that it has, whether or not it gets
+    /// new ones.
+    pub(crate) fn keeps_clients(self, state: HealthState) -> bool {
+        match state {
+            HealthState::Up | HealthState::Checking | HealthState::Draining => true,
+            HealthState::Down => !self.checks,
+            HealthState::Ejected | HealthState::Maintenance | HealthState::Removed => false,
+        }
+    }
 }
 
 /// The eligible backends and the picker over them. Immutable and replaced as a whole, so that a
@@ -145,6 +159,14 @@ impl EligibleSet {
             group: first,
             next_ramp: weighted.next_ramp,
         }
+    }
+
+    /// The candidate that is at `index` of its generation.
+    pub(crate) fn candidate(&self, index: usize) -> Option<&EligibleBackend> {
+        let position = self
+            .candidates
+            .binary_search_by_key(&index, |one| one.index);
+        self.candidates.get(position.ok()?)
     }
 
     /// True if retries may move on to this set when all of `first` were attempted. Backends of

@@ -18,6 +18,7 @@ use super::{
     ejection::{self, PoolCounts},
     eligible::{EligibilityRules, EligibleSet, PoolMembers},
     health::StateChange,
+    waiting::WaitingCount,
 };
 use crate::config::model;
 
@@ -33,6 +34,8 @@ pub(super) struct PoolGeneration {
     /// The pool has left the configuration: exchanges that have begun may still use its backends.
     pub(super) orphaned: AtomicBool,
     pub(super) eligible: ArcSwap<EligibleSet>,
+    /// Requests that wait for one of the backends.
+    waiting: Arc<WaitingCount>,
 }
 
 impl PoolGeneration {
@@ -41,6 +44,7 @@ impl PoolGeneration {
         rules: EligibilityRules,
         ejection: Option<model::EjectionConfig>,
         now: Instant,
+        waiting: Arc<WaitingCount>,
     ) -> Self {
         let members = PoolMembers::new(backends);
         Self {
@@ -50,6 +54,7 @@ impl PoolGeneration {
             ejection,
             retired: AtomicBool::new(false),
             orphaned: AtomicBool::new(false),
+            waiting,
         }
     }
 
@@ -63,7 +68,7 @@ impl PoolGeneration {
         self.eligible.load().next_ramp.is_some_and(|at| at <= now)
     }
 
-    /// Rebuilds the eligible set from the states at `now`.
+    /// Rebuilds the eligible set from the states at `now`. Those who wait must be served then.
     pub(super) fn refresh(&self, now: Instant) {
         let rules = EligibilityRules {
             is_orphaned: self.orphaned.load(Acquire),
@@ -71,6 +76,11 @@ impl PoolGeneration {
         };
         let eligible = EligibleSet::new(&self.members, rules, now);
         self.eligible.store(Arc::new(eligible));
+    }
+
+    /// Serves those who wait, by the generation in force.
+    pub(super) fn serve_waiting(&self) {
+        self.waiting.serve_refreshed();
     }
 
     /// True if the change leaves the eligible set as it is.
@@ -113,9 +123,13 @@ pub(super) fn living(
     generations.iter().filter_map(Weak::upgrade)
 }
 
-/// Rebuilds the eligible set of every living generation.
+/// Rebuilds the eligible set of every living generation, and then serves those who wait.
 pub(super) fn refresh_all(generations: &[Weak<PoolGeneration>], now: Instant) {
     living(generations).for_each(|generation| generation.refresh(now));
+    // One queue is that of all generations.
+    if let Some(any) = living(generations).next() {
+        any.serve_waiting();
+    }
 }
 
 /// True if every generation in force that has the backend allows its ejection by its own rules.

@@ -2,7 +2,10 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use super::backend::{Backend, BackendState};
+use super::{
+    Pool,
+    backend::{Backend, BackendState},
+};
 use crate::base::wake_signal::UntilRaised;
 
 /// One exchange or session on a backend. A guard, so that no early return can leak the count.
@@ -28,6 +31,18 @@ impl BackendLease {
         until_down(&self.backend.state, self.down_count)
     }
 
+    /// The same lease as one of `pool`, of which another generation may have given it; `None` if
+    /// the backend is not in `pool`.
+    #[must_use]
+    pub fn moved_to(mut self, pool: &Pool) -> Option<Self> {
+        let is_same = |other: &&Arc<Backend>| Arc::ptr_eq(&other.state, &self.backend.state);
+        let same_place = pool.backends.get(self.backend.index).filter(is_same);
+        let backend = same_place.or_else(|| pool.backends.iter().find(is_same))?;
+        let backend = Arc::clone(backend);
+        self.backend = backend;
+        Some(self)
+    }
+
     /// The backend.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend
@@ -44,7 +59,11 @@ impl Deref for BackendLease {
 
 impl Drop for BackendLease {
     fn drop(&mut self) {
-        self.backend.state.release();
+        let state = &self.backend.state;
+        if state.release() {
+            let index = self.backend.index;
+            state.waiting.serve_released(index, &state.address);
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod health;
 mod lease;
 mod pick;
 mod policy;
+mod queue;
 mod resolved;
 mod response_time;
 mod slow_start;
@@ -27,6 +28,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod transition;
+mod waiting;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -47,6 +49,7 @@ pub use self::{
     health::HealthState,
     lease::{BackendLease, UntilDown},
     pick::PickRequest,
+    queue::{QueuePlace, QueueStatus},
     resolved::ResolvedAddresses,
     state::PoolState,
     transition::StateTransition,
@@ -112,6 +115,7 @@ impl Pool {
             checks: config.health_check.is_some(),
             when_all_down: config.when_all_down,
             is_orphaned: false,
+            queues: config.queue > 0,
         };
         let generation =
             state.add_generation(backends.clone(), rules, config.ejection.clone(), now);
@@ -150,6 +154,7 @@ impl Pool {
                     &backend.address,
                     checks,
                     previous.is_some(),
+                    &state.waiting,
                     now,
                 ))
             };
@@ -192,6 +197,7 @@ impl Pool {
     /// Takes backends back into service that had left the configuration. Called right before this
     /// generation comes into force, when nothing can fail any more.
     pub fn restore(&self) {
+        self.state.queue.restore(&self.generation);
         let is_back = |backend: &&Arc<Backend>| backend.state.is_removed();
         if !self.backends.iter().any(|backend| is_back(&backend)) {
             return;
@@ -219,7 +225,9 @@ impl Pool {
         let now = clock::now();
         let generations = self.state.lock();
         self.generation.retired.store(true, Release);
-        if next.is_none() {
+        if let Some(next) = next {
+            self.state.queue.serve_by(&next.generation);
+        } else {
             living(&generations).for_each(|one| one.orphaned.store(true, Release));
         }
         let staying: HashSet<_> = next
@@ -415,6 +423,7 @@ impl Pool {
     pub fn refresh(&self) {
         let _lock = self.state.lock();
         self.generation.refresh(clock::now());
+        self.generation.serve_waiting();
     }
 
     /// Percent of its weight that a backend in slow start has at `now`; `None`: the whole.

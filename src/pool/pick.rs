@@ -2,18 +2,26 @@
 //! case.
 //!
 //! The policy picks among the eligible backends (`eligible.rs`). This file adds what retries need:
-//! backends to avoid, and the next tier. Read next: `policy/mod.rs`.
+//! backends to avoid, and the next tier. A request that finds all of them full may wait in the
+//! queue (`queue.rs`). Read next: `policy/mod.rs`.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
 
 use super::{
     Pool,
     backend::Backend,
     eligible::EligibleSet,
+    generation::PoolGeneration,
     lease::BackendLease,
     policy::{EligibleBackend, PickContext},
 };
 use crate::{base::rng::Random, reason::Reason};
+
+/// Failed connections of a client's own backend after which another one is picked.
+const MAX_OWN_BUSY: usize = 2;
 
 /// One request for a backend. The positions are `Backend::index`es of the pool that is asked.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +37,10 @@ pub struct PickRequest<'a> {
     /// Hash of the part of the request that `hash` balances by. `None`: the request has no such
     /// part, or the policy needs none.
     pub key: Option<u64>,
+    /// The client's own backend, by its cookie. It is picked before all others, also when it is
+    /// draining, unless it was attempted or must not be used. While it is full, the client waits
+    /// for it; where nothing waits, it gets another one.
+    pub sticky: Option<usize>,
     /// Time of the pick.
     pub now: Instant,
 }
@@ -40,6 +52,7 @@ impl PickRequest<'_> {
             attempted: &[],
             busy: &[],
             key: None,
+            sticky: None,
             now,
         }
     }
@@ -49,21 +62,46 @@ impl Pool {
     /// Picks a backend and counts it in flight.
     ///
     /// # Errors
-    /// [`Reason::DestinationUnavailable`], [`Reason::ConnectionLimitReached`].
+    /// [`Reason::DestinationUnavailable`]; [`Reason::ConnectionLimitReached`] if all are full, or
+    /// if others wait already: they are not overtaken. [`Pool::enqueue`] is next then.
     #[inline]
     pub fn pick(
         &self,
         request: &PickRequest<'_>,
         random: &mut Random,
     ) -> Result<BackendLease, Reason> {
-        let eligible = self.generation.eligible.load();
+        if self.state.waiting.get() > 0 {
+            return Err(Reason::ConnectionLimitReached);
+        }
+        self.generation.pick(request, &self.state.cursor, random)
+    }
+}
+
+impl PoolGeneration {
+    /// Picks for `request`, also while others wait.
+    #[inline]
+    pub(super) fn pick(
+        &self,
+        request: &PickRequest<'_>,
+        cursor: &AtomicUsize,
+        random: &mut Random,
+    ) -> Result<BackendLease, Reason> {
+        let eligible = self.eligible.load();
+        if let Some(own) = self.own_backend(request, &eligible) {
+            if own.state.claim(own.limit) {
+                return Ok(BackendLease::claimed(Arc::clone(own)));
+            }
+            if self.rules.queues {
+                return Err(Reason::ConnectionLimitReached);
+            }
+        }
         if eligible.candidates.is_empty() {
             return Err(Reason::DestinationUnavailable);
         }
         let mut context = PickContext {
             candidates: &eligible.candidates,
             attempted: request.attempted,
-            cursor: &self.state.cursor,
+            cursor,
             key: request.key,
             now: request.now,
             random,
@@ -76,6 +114,52 @@ impl Pool {
         picked
             .and_then(|position| candidate_at(&eligible, position))
             .ok_or(Reason::ConnectionLimitReached)
+    }
+
+    /// The client's own backend, if it may be used for `request`.
+    #[inline]
+    pub(super) fn own_backend(
+        &self,
+        request: &PickRequest<'_>,
+        eligible: &EligibleSet,
+    ) -> Option<&Arc<Backend>> {
+        let own = request.sticky?;
+        // A connection that was closed while idle says nothing about the backend: once more.
+        let was_busy = request.busy.iter().filter(|index| **index == own).count();
+        if request.attempted.contains(&own) || was_busy >= MAX_OWN_BUSY {
+            return None;
+        }
+        let backend = self.backends().get(own)?;
+        self.serves_clients_of(backend, eligible).then_some(backend)
+    }
+
+    /// True if `backend` serves the clients that it has: it is a candidate, or only drains.
+    pub(super) fn serves_clients_of(&self, backend: &Backend, eligible: &EligibleSet) -> bool {
+        self.rules.keeps_clients(backend.state.state())
+            || eligible.candidate(backend.index).is_some()
+    }
+
+    /// Picks of the next tier for a request that has attempted all backends of this one: it takes
+    /// nothing from those who wait.
+    pub(super) fn pick_beyond(
+        &self,
+        request: &PickRequest<'_>,
+        cursor: &AtomicUsize,
+        random: &mut Random,
+    ) -> Option<BackendLease> {
+        if request.attempted.is_empty() {
+            return None;
+        }
+        let eligible = self.eligible.load();
+        let mut context = PickContext {
+            candidates: &eligible.candidates,
+            attempted: request.attempted,
+            cursor,
+            key: request.key,
+            now: request.now,
+            random,
+        };
+        self.pick_of_next_tier(&eligible, &mut context)
     }
 
     /// Picks after the first attempt: avoids backends, and may move on to the next tier.
@@ -132,15 +216,13 @@ impl Pool {
         if !eligible.candidates.iter().all(|one| is_attempted(one)) {
             return None;
         }
-        let generation = &self.generation;
-        let others: Vec<_> = generation
+        let others: Vec<_> = self
             .backends()
             .iter()
             .filter(|backend| !is_attempted(backend))
             .map(Arc::clone)
             .collect();
-        let members = &generation.members;
-        let next = EligibleSet::among(&others, members, generation.rules, context.now);
+        let next = EligibleSet::among(&others, &self.members, self.rules, context.now);
         if !next.is_tier_behind(eligible) {
             return None;
         }

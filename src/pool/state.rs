@@ -17,6 +17,8 @@ use super::{
     eligible::EligibilityRules,
     generation::{PoolGeneration, living, refresh_all},
     health::StateChange,
+    queue::BackendQueue,
+    waiting::WaitingCount,
 };
 use crate::{
     config::model,
@@ -36,6 +38,10 @@ pub struct PoolState {
     pub metrics: PerThread<PoolSlot>,
     /// Tokens for retries.
     pub budget: RetryBudget,
+    /// Requests that wait for a backend.
+    pub(super) queue: Arc<BackendQueue>,
+    /// Their number.
+    pub(super) waiting: Arc<WaitingCount>,
     /// Number of picks so far; the policies take turns by it.
     pub(super) cursor: AtomicUsize,
     /// Nanoseconds after `start` at which `expire` has work: the next ejection ends, or coalesced
@@ -54,8 +60,11 @@ pub struct PoolState {
 
 impl PoolState {
     pub(super) fn new(now: Instant) -> Self {
+        let queue = BackendQueue::new();
         Self {
             metrics: PerThread::default(),
+            waiting: Arc::clone(queue.count()),
+            queue,
             budget: RetryBudget::default(),
             cursor: AtomicUsize::new(0),
             next_expiry: AtomicU64::new(u64::MAX),
@@ -98,7 +107,13 @@ impl PoolState {
         now: Instant,
     ) -> Arc<PoolGeneration> {
         let mut generations = self.lock();
-        let generation = Arc::new(PoolGeneration::new(backends, rules, ejection, now));
+        let generation = Arc::new(PoolGeneration::new(
+            backends,
+            rules,
+            ejection,
+            now,
+            Arc::clone(&self.waiting),
+        ));
         generations.retain(|old| old.strong_count() > 0);
         generations.push(Arc::downgrade(&generation));
         generation
@@ -120,6 +135,10 @@ impl PoolState {
             .iter()
             .all(|one| one.is_unaffected_by(backend, change))
         {
+            // A client may wait for this backend alone.
+            if let Some(any) = living.first() {
+                any.serve_waiting();
+            }
             return;
         }
         let coalesce = UP_COALESCE.as_nanos() as u64;

@@ -20,4 +20,5 @@ mod session;
 mod simulation;
 pub mod tcp;
 pub mod timer;
+mod waiting;
 pub mod worker;

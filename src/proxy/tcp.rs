@@ -7,7 +7,7 @@ use std::{
     cell::RefCell, future::Future, future::poll_fn, net::IpAddr, pin::pin, sync::Arc, time::Instant,
 };
 
-use super::{reasons, relay_stop::RelayStop};
+use super::{reasons, relay_stop::RelayStop, waiting::wait_for_backend};
 use crate::{
     base::{clock, hasher::address_hash, rng::Random},
     config::model::{BalancingPolicy, HashSource, PoolConfig},
@@ -82,7 +82,7 @@ async fn serve(
     let mut stop = pin!(stop);
     let connected = tokio::select! {
         biased;
-        connected = connect_backend(context, record) => connected,
+        connected = connect_backend(client, context, record) => connected,
         () = &mut stop => Err(Reason::DrainTimeout),
         () = poll_fn(|cx| client.poll_disconnected(cx)) => Err(Reason::ClientDisconnected),
     };
@@ -116,6 +116,7 @@ async fn serve(
 /// Picks backends until one accepts. No backend has received a byte of the client so far, so
 /// another attempt is always safe.
 async fn connect_backend(
+    client: &Stream,
     context: &TcpContext<'_>,
     record: &mut AccessRecord,
 ) -> Result<(BackendLease, Stream), Reason> {
@@ -123,14 +124,7 @@ async fn connect_backend(
     pool.state.budget.request();
     let mut tried = Vec::new();
     loop {
-        // After a failed attempt its reason says more than "no backend available".
-        let request = PickRequest {
-            attempted: &tried,
-            key: hash_key(&pool.config, context.client),
-            ..PickRequest::first(clock::now())
-        };
-        let picked = pool.pick(&request, &mut context.random.borrow_mut());
-        let lease = picked.map_err(|none| record.reason.unwrap_or(none))?;
+        let lease = claim_backend(client, context, &mut pool, &mut tried, record).await?;
         record.attempts += 1;
         record.backend = Some(Arc::clone(&lease.config.name));
         let began = clock::now();
@@ -164,10 +158,49 @@ async fn connect_backend(
             return Err(reason);
         }
         // A reload may have replaced the backends meanwhile.
-        if let Some(next) = (context.newest)().filter(|next| !Arc::ptr_eq(next, &pool)) {
-            tried = next.positions_of(&pool, &tried);
-            pool = next;
+        go_to_newest(context, &mut pool, &mut tried);
+    }
+}
+
+/// Picks a backend, or waits for one in the queue. After a wait `pool` is the newest generation,
+/// because a reload may have replaced the backends; `tried` are positions in it.
+async fn claim_backend(
+    client: &Stream,
+    context: &TcpContext<'_>,
+    pool: &mut Arc<Pool>,
+    tried: &mut Vec<usize>,
+    record: &mut AccessRecord,
+) -> Result<BackendLease, Reason> {
+    loop {
+        let request = PickRequest {
+            attempted: tried,
+            key: hash_key(&pool.config, context.client),
+            ..PickRequest::first(clock::now())
+        };
+        // After a failed attempt its reason says more than "no backend available".
+        let failure = |none| match none {
+            Reason::ClientDisconnected => none,
+            _ => record.reason.unwrap_or(none),
+        };
+        match pool.pick(&request, &mut context.random.borrow_mut()) {
+            Err(Reason::ConnectionLimitReached) => {}
+            picked => return picked.map_err(failure),
         }
+        let gone = poll_fn(|cx| client.poll_peer_ended(cx));
+        let waited = wait_for_backend(pool, &request, gone, None, &mut record.queue);
+        let lease = Box::pin(waited).await.map_err(failure)?;
+        go_to_newest(context, pool, tried);
+        if let Some(lease) = lease.moved_to(pool) {
+            return Ok(lease);
+        }
+    }
+}
+
+/// Goes over to the newest generation of `pool`, with the positions of those tried.
+fn go_to_newest(context: &TcpContext<'_>, pool: &mut Arc<Pool>, tried: &mut Vec<usize>) {
+    if let Some(next) = (context.newest)().filter(|next| !Arc::ptr_eq(next, pool)) {
+        *tried = next.positions_of(pool, tried);
+        *pool = next;
     }
 }
 

@@ -200,6 +200,7 @@ fn json_line(
             .extend_from_slice(if record.reused { b"true" } else { b"false" });
     }
     fields.seconds("t_request", record.request);
+    fields.seconds("t_queue", record.queue);
     fields.seconds("t_connect", record.connect);
     fields.seconds("t_first_byte", record.first_byte);
     fields.seconds("t_total", Some(took));

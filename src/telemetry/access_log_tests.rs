@@ -33,6 +33,7 @@ fn record() -> AccessRecord {
         attempts: 2,
         reused: true,
         request: Some(Duration::from_micros(80)),
+        queue: Some(Duration::from_micros(900)),
         connect: Some(Duration::from_micros(250)),
         first_byte: Some(Duration::from_millis(12)),
         reason: Some(Reason::ConnectionTerminated),
@@ -78,7 +79,7 @@ fn an_exchange_is_one_flat_object_with_the_promised_fields_in_order() {
         r#"{"ts":"2026-03-01T12:00:00.000250Z","listener":"web","client":"192.0.2.7","protocol":"HTTP/1.1","#,
         r#""tls":"TLSv1.3","method":"GET","host":"example.com","path":"/a/b","status":502,"bytes_in":12,"bytes_out":154,"#,
         r#""route":"routes[0]","pool":"app","backend":"127.0.0.1:9001","attempts":2,"reused":true,"#,
-        r#""t_request":0.000080,"t_connect":0.000250,"t_first_byte":0.012000,"t_total":0.012345,"#,
+        r#""t_request":0.000080,"t_queue":0.000900,"t_connect":0.000250,"t_first_byte":0.012000,"t_total":0.012345,"#,
         r#""reason":"connection_terminated","request_id":"0123456789abcdef","#,
         r#""trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","user_agent":"curl/8.5.0","referer":"https://example.com/"}"#,
         "\n"
@@ -95,6 +96,7 @@ fn a_session_leaves_out_what_only_http_has() {
         status: 0,
         route: None,
         request: None,
+        queue: None,
         first_byte: None,
         reason: None,
         ..record()

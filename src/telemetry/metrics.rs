@@ -294,6 +294,10 @@ pub struct PoolSlot {
     pub retries: ReasonCounts,
     /// Retries that the budget prevented.
     pub budget_exhausted: MetricCell,
+    /// Time in the queue, of those who have waited.
+    pub queue_wait: TimeHistogram,
+    /// Waits that `queue_timeout` ended.
+    pub queue_timed_out: MetricCell,
     /// TCP sessions that ended without an error.
     pub sessions_ok: MetricCell,
     /// TCP sessions that ended with an error, by reason.

@@ -41,6 +41,8 @@ pub struct AccessRecord {
     pub reused: bool,
     /// Time from the first byte to the end of the request head.
     pub request: Option<Duration>,
+    /// Time in the queue of the pool, over all attempts; `None` if it never waited.
+    pub queue: Option<Duration>,
     /// Duration of the last connect.
     pub connect: Option<Duration>,
     /// Time from the sent request head to the first byte of the response.
@@ -66,6 +68,7 @@ impl AccessRecord {
             attempts: 0,
             reused: false,
             request: None,
+            queue: None,
             connect: None,
             first_byte: None,
             reason: None,

@@ -570,7 +570,7 @@ fn the_requests_of_a_backend_are_limited() {
     });
     let daemon = TestDaemon::start(&format!(
         "listeners:\n  web: {{bind: \"@web\", pool: app}}\npools:\n  app:\n    backends: [\"{}\"]\n    \
-         health_check: none\n    limits: {{connections_per_backend: 2}}\n",
+         health_check: none\n    limits: {{connections_per_backend: 2, queue: 0}}\n",
         peer.address
     ));
     let mut held = [daemon.client("@web"), daemon.client("@web")];

@@ -35,6 +35,7 @@ mod http;
 mod interop;
 mod limits;
 mod proxy_protocol;
+mod queue;
 mod rate_limit;
 mod reasons;
 mod reload;

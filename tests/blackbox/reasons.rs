@@ -352,7 +352,11 @@ impl FaultFixture {
             ("down", refused(), "health_check: {interval: 100ms}"),
             ("refusing", refused(), ""),
             ("hole", hole.address, "timeouts: {connect: 200ms}"),
-            ("busy", busy.address, "limits: {connections_per_backend: 1}"),
+            (
+                "busy",
+                busy.address,
+                "limits: {connections_per_backend: 1, queue: 0}",
+            ),
             ("patient", patient.address, ""),
         ];
         pools.extend(

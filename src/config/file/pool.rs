@@ -82,6 +82,9 @@ fn limits(reader: &mut TreeReader<'_>, at: NodeRef<'_>, pool: &mut PoolConfig) {
         "connections_per_backend",
         &mut pool.connections_per_backend,
     );
+    keys.read(reader, "queue", &mut pool.queue);
+    keys.read(reader, "queue_timeout", &mut pool.queue_timeout);
+    warn_useless_queue(reader, &keys, pool);
     keys.read(
         reader,
         "streams_per_connection",
@@ -95,6 +98,32 @@ fn limits(reader: &mut TreeReader<'_>, at: NodeRef<'_>, pool: &mut PoolConfig) {
             "`streams_per_connection` has no effect with `protocol: http1`",
             "remove it, or set `protocol: h2` or `h2c`",
         );
+    }
+}
+
+/// Warns of keys about the queue that have no effect: nothing waits without a limit.
+fn warn_useless_queue(reader: &mut TreeReader<'_>, keys: &Section<'_>, pool: &PoolConfig) {
+    let is_limited = pool.connections_per_backend.is_some()
+        || keys.is_meant("connections_per_backend")
+        || pool
+            .backends
+            .iter()
+            .any(|one| one.max_connections.is_some());
+    for key in ["queue", "queue_timeout"] {
+        let Some(at) = keys.get(key) else { continue };
+        if !is_limited {
+            reader.warn_at_key(
+                at,
+                format!("`{key}` has no effect: no backend of the pool has a limit"),
+                "add `connections_per_backend: NUMBER`, or remove it",
+            );
+        } else if key == "queue_timeout" && pool.queue == 0 {
+            reader.warn_at_key(
+                at,
+                "`queue_timeout` has no effect with `queue: 0`",
+                "remove it, or allow a queue: `queue: 1000`",
+            );
+        }
     }
 }
 

@@ -58,6 +58,11 @@ pub struct PoolConfig {
     pub send_proxy: Option<ProxyVersion>,
     /// `limits.connections_per_backend`. Default none.
     pub connections_per_backend: Option<usize>,
+    /// `limits.queue`: exchanges and sessions that wait while all backends are full; 0 is none.
+    /// Default 1000.
+    pub queue: usize,
+    /// `limits.queue_timeout`: longest wait. Default 5s.
+    pub queue_timeout: Duration,
     /// `limits.streams_per_connection`: exchanges at a time on one HTTP/2 connection to a backend.
     /// 1 to 1000, default 100.
     pub streams_per_connection: usize,

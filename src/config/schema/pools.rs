@@ -443,6 +443,44 @@ pub(super) static TRAFFIC_KEYS: &[KeyRow] = &[
         ..KEY
     },
     KeyRow {
+        path: "pools.NAME.limits.queue",
+        value: integer(0, 1_000_000),
+        default: Value("1000"),
+        doc: "requests and sessions that wait while all backends are at their limit; 0: none \
+              waits. See [below](#the-queue)",
+        differs: Pool(|a, b| a.queue != b.queue),
+        value_hints: &[(&["none", "off", "false", "no"], "write 0: nothing waits")],
+        other_words: &[(
+            &[
+                "maxqueue",
+                "max_queue",
+                "queue_size",
+                "max_pending_requests",
+                "max_pending",
+                "backlog",
+            ],
+            "write `queue: 1000`: requests and sessions that wait, of the whole pool",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.limits.queue_timeout",
+        value: duration(ONE_MILLISECOND, ONE_HOUR),
+        default: Value("5s"),
+        doc: "longest wait in the queue; then 503. Cannot be `none`",
+        differs: Pool(|a, b| a.queue_timeout != b.queue_timeout),
+        other_words: &[(
+            &[
+                "timeout_queue",
+                "timeout queue",
+                "max_wait",
+                "pending_timeout",
+            ],
+            "write `limits: {queue_timeout: 5s}` in the pool",
+        )],
+        ..KEY
+    },
+    KeyRow {
         path: "pools.NAME.limits.streams_per_connection",
         value: integer(1, 1000),
         default: Value("100"),

@@ -3,11 +3,7 @@
 //! Words for one key of ours stand in the row of that key.
 
 /// Keys of the contract that this version does not have: the section and the key.
-pub(super) const LATER_KEYS: &[(&str, &str)] = &[
-    ("pools.NAME", "sticky"),
-    ("pools.NAME.limits", "queue"),
-    ("pools.NAME.limits", "queue_timeout"),
-];
+pub(super) const LATER_KEYS: &[(&str, &str)] = &[("pools.NAME", "sticky")];
 
 /// Words for several keys of ours at once, or for what needs no key here.
 const GENERAL_WORDS: &[(&[&str], &str)] = &[

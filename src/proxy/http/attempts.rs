@@ -5,7 +5,7 @@
 //! and be followed by another; after that it can only be completed or cut. `retry.rs` decides
 //! whether another may follow. Each attempt goes to the pool of the newest generation.
 
-use std::{sync::Arc, time::Instant};
+use std::{future::poll_fn, sync::Arc, time::Instant};
 
 use super::{
     acquire::{AcquireError, acquire_connection},
@@ -25,6 +25,7 @@ use crate::{
     http::message::HttpVersion,
     net::proxy_protocol,
     pool::{BackendLease, PickRequest, Pool},
+    proxy::waiting::wait_for_backend,
     reason::Reason,
 };
 
@@ -40,6 +41,22 @@ struct AttemptHistory {
     fresh: bool,
 }
 
+/// The pool of the next attempt.
+struct AttemptPool<'a> {
+    /// The pool of the route.
+    chosen: &'a Arc<Pool>,
+    /// Its newer generation, which the exchange went over to.
+    newest: Option<Arc<Pool>>,
+    /// PROXY header for connections to its backends.
+    proxy_header: Option<Box<[u8]>>,
+}
+
+impl AttemptPool<'_> {
+    fn get(&self) -> &Arc<Pool> {
+        self.newest.as_ref().unwrap_or(self.chosen)
+    }
+}
+
 impl Exchange<'_> {
     /// Attempts backends in turn until one responds. `chosen` is the pool of the route.
     pub(super) async fn try_backends(
@@ -48,26 +65,37 @@ impl Exchange<'_> {
         settings: &ForwardSettings<'_>,
         upload: &mut BodyRelay,
     ) -> AfterExchange {
-        let mut newest: Option<Arc<Pool>> = None;
-        let mut proxy_header = self.proxy_header_for(chosen);
         let mut history = AttemptHistory {
             failed: Vec::new(),
             passed: Vec::new(),
             left: settings.retries.map_or(0, |retries| retries.attempts),
             fresh: false,
         };
+        let mut current = AttemptPool {
+            chosen,
+            newest: None,
+            proxy_header: self.proxy_header_for(chosen),
+        };
         loop {
-            let pool = newest.as_ref().unwrap_or(chosen);
-            let lease = match self.pick(pool, &history) {
+            let picked = match self.pick(current.get(), &history) {
+                Err(Reason::ConnectionLimitReached) => {
+                    Box::pin(self.wait_for_backend(settings, &mut current, &mut history)).await
+                }
+                picked => picked,
+            };
+            let lease = match picked {
                 Ok(lease) => lease,
                 Err(reason) => return self.fail_forwarding(reason, upload).await,
             };
+            self.record.backend = Some(lease.index);
+            self.record.attempts += 1;
+            let pool = current.get();
             let attempt = Attempt {
                 pool,
                 lease: &lease,
                 settings,
                 fresh: history.fresh,
-                proxy_header: proxy_header.as_deref(),
+                proxy_header: current.proxy_header.as_deref(),
             };
             let failure = match self.run_attempt(attempt, upload).await {
                 Ok(AttemptOutcome::Responded(next)) => return next,
@@ -85,30 +113,58 @@ impl Exchange<'_> {
                 return self.fail_forwarding(reason, upload).await;
             }
             pool.state.metrics.mine().retries.add(failure.reason);
-            // Go over to the newest generation before the next attempt.
-            if let Some(next) = self.newer(pool) {
-                history.failed = next.positions_of(pool, &history.failed);
-                history.passed = next.positions_of(pool, &history.passed);
-                proxy_header = self.proxy_header_for(&next);
-                self.record.newest_pool = Some(Arc::clone(&next));
-                newest = Some(next);
-            }
+            self.move_to_newest(&mut current, &mut history);
         }
     }
 
     /// Picks the backend of the next attempt.
-    fn pick(&mut self, pool: &Arc<Pool>, history: &AttemptHistory) -> Result<BackendLease, Reason> {
+    fn pick(&self, pool: &Pool, history: &AttemptHistory) -> Result<BackendLease, Reason> {
         let mut random = self.context.worker.random.borrow_mut();
-        let request = PickRequest {
+        pool.pick(&self.pick_request(pool, history), &mut random)
+    }
+
+    fn pick_request<'h>(&self, pool: &Pool, history: &'h AttemptHistory) -> PickRequest<'h> {
+        PickRequest {
             attempted: &history.failed,
             busy: &history.passed,
             key: hash_key(&pool.config, &self.buffers.request, &self.address),
             ..PickRequest::first(self.context.worker.now())
-        };
-        let lease = pool.pick(&request, &mut random)?;
-        self.record.backend = Some(lease.index);
-        self.record.attempts += 1;
-        Ok(lease)
+        }
+    }
+
+    /// Waits in the queue of the pool until there is a backend. The exchange holds no connection to
+    /// a backend meanwhile.
+    async fn wait_for_backend(
+        &mut self,
+        settings: &ForwardSettings<'_>,
+        current: &mut AttemptPool<'_>,
+        history: &mut AttemptHistory,
+    ) -> Result<BackendLease, Reason> {
+        let end = settings.deadline.map(|end| (end.at, end.reason));
+        loop {
+            let pool = current.get();
+            let request = self.pick_request(pool, history);
+            let client = &self.client.side;
+            let gone = poll_fn(|cx| client.poll_gone(cx));
+            let waited = &mut self.record.queue;
+            let lease = wait_for_backend(pool, &request, gone, end, waited).await?;
+            // A reload during the wait may have replaced the backends.
+            self.move_to_newest(current, history);
+            if let Some(lease) = lease.moved_to(current.get()) {
+                return Ok(lease);
+            }
+        }
+    }
+
+    /// Goes over to the newest generation of the pool.
+    fn move_to_newest(&mut self, current: &mut AttemptPool<'_>, history: &mut AttemptHistory) {
+        let pool = current.get();
+        let Some(next) = self.newer(pool) else { return };
+        history.failed = next.positions_of(pool, &history.failed);
+        history.passed = next.positions_of(pool, &history.passed);
+        current.proxy_header = self.proxy_header_for(&next);
+        self.record.newest_pool = Some(Arc::clone(&next));
+        current.newest = Some(next);
     }
 
     /// Decides about another attempt after `failure`, and takes its cost from the retries left

@@ -130,6 +130,18 @@ impl ClientSide {
         }
     }
 
+    /// Ready when the client wants no response any more: it has reset its stream, or ended its
+    /// direction of an HTTP/1 connection.
+    ///
+    /// It may still read, but hardly any client does so. While a request waits, the client has
+    /// nearly always closed the connection, and would take a backend's time for nothing.
+    pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::H1(stream) => stream.poll_peer_ended(cx),
+            Self::H2(side) => side.stream.poll_closed(cx).map(drop),
+        }
+    }
+
     /// True if an HTTP/1 connection has nothing to read and was not closed. A stream has no other
     /// request.
     pub(super) fn is_idle_and_open(&self) -> bool {

@@ -39,6 +39,8 @@ pub(super) struct ExchangeRecord {
     pub reused: bool,
     /// Time to read the request head.
     pub request: Option<Duration>,
+    /// Time in the queue of the pool; `None` if it never waited.
+    pub queue: Option<Duration>,
     pub connect: Option<Duration>,
     pub first_byte: Option<Duration>,
     pub reason: Option<Reason>,
@@ -136,6 +138,7 @@ impl ExchangeRecord {
             attempts: self.attempts,
             reused: self.reused,
             request: self.request,
+            queue: self.queue,
             connect: self.connect,
             first_byte: self.first_byte,
             reason: self.reason,

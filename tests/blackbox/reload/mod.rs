@@ -355,7 +355,7 @@ fn the_count_in_flight_lives_on() {
         one_pool(&format!(
             "{{address: {}, weight: {weight}, max_connections: 1}}",
             backend.address
-        ))
+        )) + "    limits: {queue: 0}\n"
     };
     let mut daemon = TestDaemon::start(&limited(1));
     let mut client = daemon.client("@web");

@@ -162,7 +162,7 @@ fn a_backend_that_two_reloads_take_out_and_put_back_keeps_what_it_serves() {
             "{{address: {}, max_connections: 1}}",
             backend.address
         ));
-        let before = listeners("") + &own;
+        let before = listeners("") + &own + "    limits: {queue: 0}\n";
         let mut daemon = TestDaemon::start(&before);
         let mut client = daemon.client("@web");
         client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
