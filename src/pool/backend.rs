@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 use super::{
     check_history::CheckRecord,
     health::{BackendHealth, HealthState, StateChange},
+    overrides::BackendOverrides,
     resolved::ResolvedAddresses,
     response_time::ResponseTime,
     waiting::WaitingCount,
@@ -94,6 +95,8 @@ pub struct HealthView {
     pub last_check: Option<CheckRecord>,
     /// The local error that prevented the check after `last_check`.
     pub check_not_made: Option<String>,
+    /// Set by the operator.
+    pub overrides: BackendOverrides,
 }
 
 impl BackendState {
@@ -161,9 +164,11 @@ impl BackendState {
         !self.is_name() || peer.is_none_or(|peer| self.resolved.load().addresses().contains(&peer))
     }
 
-    /// False once idle connections to it must be closed: it is removed, or its checks fail.
+    /// False once idle connections to it must be closed: it is removed or in maintenance, or its
+    /// checks fail.
     pub fn keeps_idle(&self) -> bool {
-        !matches!(self.state(), HealthState::Removed | HealthState::Down)
+        use HealthState::{Down, Maintenance, Removed};
+        !matches!(self.state(), Removed | Maintenance | Down)
     }
 
     /// Snapshot for the status page.
@@ -182,6 +187,7 @@ impl BackendState {
             ejected_until: health.ejected_until,
             last_check: health.history.last(),
             check_not_made: health.check_not_made.clone(),
+            overrides: health.overrides.clone(),
         }
     }
 
@@ -292,6 +298,29 @@ impl BackendState {
     pub fn average_response(&self, now: Instant) -> Option<Duration> {
         let nanos = self.response_time.nanos_at(now)?;
         Some(Duration::from_nanos(nanos as u64))
+    }
+
+    /// Replaces the overrides of the operator. Callers hold the pool's lock, and refresh.
+    pub(super) fn set_overrides(
+        &self,
+        overrides: BackendOverrides,
+        cause: &str,
+        now: Instant,
+    ) -> Option<StateChange> {
+        let weight = overrides.weight.as_ref().map(|one| u32::from(one.value));
+        self.weight_override
+            .store(weight.unwrap_or(u32::MAX), Relaxed);
+        self.change(|health| health.set_overrides(overrides, cause, now))
+    }
+
+    /// True if the operator's overrides are these.
+    pub(super) fn has_overrides(&self, overrides: &BackendOverrides) -> bool {
+        self.lock().overrides == *overrides
+    }
+
+    /// True if the operator has set a state, even if the backend is removed.
+    pub(super) fn is_taken_out(&self) -> bool {
+        self.lock().overrides.state.is_some()
     }
 
     /// End of the running ejection.

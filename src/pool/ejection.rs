@@ -1,9 +1,10 @@
 //! Passive ejection: the duration of the next ejection, and the panic guard that limits how much of
 //! a pool may be out. Pure arithmetic.
 //!
-//! The guard counts backends that are out by checks and by ejection together, as the pool would be
-//! after the ejection. Otherwise checks and traffic could each take out half and leave nothing.
-//! It counts every backend with a weight above 0, backups included, because a backup can take over.
+//! The guard counts backends that are out by checks, by ejection and by the operator together, as
+//! the pool would be after the ejection. Otherwise each could take out half and leave nothing.
+//! It counts every backend with a weight above 0 in the file, backups included, because a backup
+//! can take over.
 //! - The last backend that may take traffic is never ejected, so a pool of one never ejects.
 //! - `model::EjectionConfig::allowed_out` says how many may be out.
 
@@ -11,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::{base::backoff, config::model};
 
-/// Numbers of a pool before an ejection; only backends with a weight above 0 count.
+/// Numbers of a pool before an ejection; backends whose weight is 0 in the file and in force do not
+/// count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PoolCounts {
     /// All backends.

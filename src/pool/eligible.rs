@@ -214,7 +214,7 @@ fn group_of(backend: &Backend, state: HealthState, rules: EligibilityRules) -> u
         Up => tier,
         Checking | Down if !rules.checks => tier,
         Checking => UNCHECKED_GROUP + tier,
-        Removed if rules.is_orphaned => FAIL_OPEN_GROUP,
+        Removed if rules.is_orphaned && !backend.state.is_taken_out() => FAIL_OPEN_GROUP,
         Down | Ejected if rules.when_all_down == WhenAllDown::FailOpen => FAIL_OPEN_GROUP,
         Down | Ejected | Draining | Maintenance | Removed => INELIGIBLE_GROUP,
     }

@@ -106,11 +106,12 @@ impl PoolGeneration {
     }
 
     fn counts(&self) -> PoolCounts {
-        let weighted = self.backends().iter().filter(|one| one.weight() > 0);
         let (mut total, mut available) = (0, 0);
-        for backend in weighted {
-            total += 1;
-            available += usize::from(backend.state.state().may_take_traffic());
+        for backend in self.backends() {
+            let has_weight = backend.weight() > 0;
+            // One that the operator took out, by a state or by weight 0, is out like any other.
+            total += usize::from(has_weight || backend.config.weight > 0);
+            available += usize::from(has_weight && backend.state.state().may_take_traffic());
         }
         PoolCounts { total, available }
     }

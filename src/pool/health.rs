@@ -4,8 +4,9 @@
 //! It knows neither the pool (`ejection` decides if an ejection is allowed) nor threads (`backend`
 //! holds the lock). Time is an argument; the wall clock is read only for display.
 //!
-//! Three facts make the state: the verdict of the checks (never checked, up, down), a running
-//! ejection, and removal from the configuration. Precedence: removed > down > ejected > up.
+//! Four facts make the state: the verdict of the checks (never checked, up, down), a running
+//! ejection, a state set by the operator, and removal from the configuration. Precedence: removed >
+//! maintenance > draining > down > ejected > up.
 //!
 //! | verdict | no ejection | ejection running |
 //! |---|---|---|
@@ -15,11 +16,15 @@
 //!
 //! The first check decides alone, either way, so that a start takes one interval and not `rise` of
 //! them. After that `rise` and `fall` count. An ejection ends with its time, or earlier, when
-//! `rise` checks in a row have passed that began after the ejection did.
+//! `rise` checks in a row have passed that began after the ejection did. Both go on behind a state
+//! of the operator, and hold when that ends.
 
 use std::time::{Duration, Instant};
 
-use super::check_history::{CheckHistory, CheckTiming};
+use super::{
+    check_history::{CheckHistory, CheckTiming},
+    overrides::{BackendOverrides, OperatorState},
+};
 use crate::base::clock;
 
 /// State of a backend, as named in metrics, the log and on the status page.
@@ -36,7 +41,7 @@ pub enum HealthState {
     Ejected,
     /// Gets no new work and finishes what it has.
     Draining,
-    /// Switched off by the operator.
+    /// Switched off by the operator: no work at all.
     Maintenance,
     /// No longer in the configuration; finishes what it has.
     Removed,
@@ -78,6 +83,14 @@ impl HealthState {
     /// True if the backend may get new work: checked and up, or not checked yet.
     pub const fn may_take_traffic(self) -> bool {
         matches!(self, Self::Up | Self::Checking)
+    }
+
+    /// The state of a backend for which the operator has set `state`.
+    const fn set_by_operator(state: OperatorState) -> Self {
+        match state {
+            OperatorState::Draining => Self::Draining,
+            OperatorState::Maintenance => Self::Maintenance,
+        }
     }
 
     /// Returns the state at `index`, which must come from [`HealthState::index`].
@@ -125,6 +138,8 @@ pub(crate) struct BackendHealth {
     /// The backend was out of the configuration since the last check: the next one decides alone.
     verdict_is_old: bool,
     removed: bool,
+    /// Set by the operator.
+    pub(crate) overrides: BackendOverrides,
     /// End of the running ejection.
     pub(crate) ejected_until: Option<Instant>,
     /// Start of the last ejection.
@@ -167,6 +182,7 @@ impl BackendHealth {
             verdict,
             verdict_is_old: false,
             removed: false,
+            overrides: BackendOverrides::default(),
             ejected_until: None,
             ejected_at: now,
             good_since_ejection: 0,
@@ -292,19 +308,50 @@ impl BackendHealth {
         self.settle(now, "back in the configuration".to_owned())
     }
 
+    /// Replaces the overrides. `cause` is for a state that the backend returns to.
+    pub(crate) fn set_overrides(
+        &mut self,
+        overrides: BackendOverrides,
+        cause: &str,
+        now: Instant,
+    ) -> Option<StateChange> {
+        self.overrides = overrides;
+        if let Some(state) = &self.overrides.state {
+            let cause = state.cause();
+            if self.state == HealthState::set_by_operator(state.value) {
+                self.cause.clone_from(&cause);
+            }
+            return self.settle(now, cause);
+        }
+        let last = self.history.last();
+        let error = last.as_ref().map(|check| &check.result);
+        let cause = match error {
+            Some(Err(error)) if self.failed_checks() => {
+                format!("{cause}; the last check failed: {error}")
+            }
+            _ => cause.to_owned(),
+        };
+        self.settle(now, cause)
+    }
+
     /// True if the verdict of the checks is down.
     pub(crate) fn failed_checks(&self) -> bool {
         self.verdict == CheckVerdict::Down
     }
 
-    /// Derives the state from the three facts; see the table above.
+    /// Derives the state from the four facts; see the table above.
     fn derived(&self) -> HealthState {
-        match (self.removed, self.verdict, self.ejected_until) {
-            (true, _, _) => HealthState::Removed,
-            (_, CheckVerdict::Down, _) => HealthState::Down,
-            (_, _, Some(_)) => HealthState::Ejected,
-            (_, CheckVerdict::Up, None) => HealthState::Up,
-            (_, CheckVerdict::Unknown, None) => HealthState::Checking,
+        if self.removed {
+            return HealthState::Removed;
+        }
+        if let Some(state) = &self.overrides.state {
+            return HealthState::set_by_operator(state.value);
+        }
+        match (self.verdict, self.ejected_until) {
+            (CheckVerdict::Down, _) => HealthState::Down,
+            (_, Some(_)) => HealthState::Ejected,
+            (CheckVerdict::Up, None) => HealthState::Up,
+            (CheckVerdict::Unknown, None) => HealthState::Checking,
         }
     }
 

@@ -18,6 +18,8 @@ pub(crate) mod fixture;
 mod generation;
 mod health;
 mod lease;
+mod operator;
+mod overrides;
 mod pick;
 mod policy;
 mod queue;
@@ -48,6 +50,10 @@ pub use self::{
     check_history::{CheckPhases, CheckRecord, CheckTiming, MAX_KEPT_CHECKS},
     health::HealthState,
     lease::{BackendLease, UntilDown},
+    overrides::{
+        BackendOverrides, EndedOverride, OperatorOverride, OperatorState, OverrideEnd, OverrideKey,
+        OverrideTable,
+    },
     pick::PickRequest,
     queue::{QueuePlace, QueueStatus},
     resolved::ResolvedAddresses,
@@ -374,15 +380,21 @@ impl Pool {
             fall: check.fall,
         };
         let generations = self.state.lock();
-        let change = backend
-            .state
-            .change(|health| health.checked(result, timing, thresholds, now))?;
-        self.state
-            .refresh_after(&generations, backend, &change, now);
-        if change.to == HealthState::Down && check.on_down == OnDown::Close {
+        let mut goes_down = false;
+        let change = backend.state.change(|health| {
+            let was_down = health.failed_checks();
+            let change = health.checked(result, timing, thresholds, now);
+            goes_down = health.failed_checks() && !was_down;
+            change
+        });
+        if let Some(change) = &change {
+            self.state.refresh_after(&generations, backend, change, now);
+        }
+        // Also of one that the operator drains, whose state stays as it is.
+        if goes_down && check.on_down == OnDown::Close {
             backend.state.down.raise();
         }
-        Some(self.transition(backend, change))
+        change.map(|change| self.transition(backend, change))
     }
 
     /// Records a check that a local error prevented: no descriptor, port or memory. It is counted

@@ -2,6 +2,7 @@
 
 mod ejection;
 mod queue;
+mod operator;
 mod random_events;
 mod reload;
 mod slow_start;

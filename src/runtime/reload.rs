@@ -117,7 +117,7 @@ fn apply(
 
     // Commit: nothing from here on can fail. Backends that came back are put in service before a
     // worker can see them; those that left are retired only after the swap.
-    next.restore();
+    next.restore(&daemon.overrides());
     daemon.snapshot.store(Arc::clone(&next));
 
     // Follow. Sockets come after the commit: a worker must find the listener of a connection that

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::Snapshot;
-use crate::base::clock;
+use crate::{base::clock, pool::OverrideTable};
 
 /// Result of the last reload, for `balancer status` and the metrics.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +56,8 @@ pub struct Daemon {
     pub workers: Vec<WorkerStatus>,
     /// The last reload.
     pub reload: Mutex<ReloadStatus>,
+    /// Overrides by the operator; only the control thread changes them.
+    overrides: Mutex<OverrideTable>,
     /// Start of the process.
     pub started: Instant,
 }
@@ -77,8 +79,16 @@ impl Daemon {
                 last_unix: unix,
                 ..ReloadStatus::default()
             }),
+            overrides: Mutex::default(),
             started: clock::now(),
         }
+    }
+
+    /// Locks the overrides.
+    pub fn overrides(&self) -> MutexGuard<'_, OverrideTable> {
+        self.overrides
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A copy of the last reload's result.

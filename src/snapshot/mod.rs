@@ -10,7 +10,7 @@ mod listener;
 mod rate_limits;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Weak},
     time::Instant,
 };
@@ -26,7 +26,7 @@ use crate::{
         socket_key::SocketKey,
     },
     config::model::{Config, ListenerConfig},
-    pool::{Pool, PoolState},
+    pool::{OverrideKey, OverrideTable, Pool, PoolState},
     route::Router,
     telemetry::{
         access_log::AccessLog,
@@ -141,10 +141,27 @@ impl Snapshot {
         self.rate_limits.find(listener, route)
     }
 
-    /// Takes pools and backends that came back into service; called right before the swap to this
-    /// generation.
-    pub fn restore(&self) {
-        self.pools.iter().for_each(|pool| pool.restore());
+    /// Puts the operator's overrides in force for pools and backends that are new, and takes those
+    /// that came back into service; called right before the swap to this generation.
+    pub fn restore(&self, overrides: &OverrideTable) {
+        for pool in &self.pools {
+            pool.apply_overrides(overrides);
+            pool.restore();
+        }
+    }
+
+    /// All backends by the names that overrides have for them.
+    pub fn override_keys(&self) -> HashSet<OverrideKey> {
+        let backends = self.pools.iter().flat_map(|pool| {
+            let backends = pool.backends.iter();
+            backends.map(|one| OverrideKey::new(&pool.name, &one.config.address))
+        });
+        backends.collect()
+    }
+
+    /// The pool of this name.
+    pub fn find_pool(&self, name: &str) -> Option<&Arc<Pool>> {
+        self.pools.iter().find(|pool| *pool.name == *name)
     }
 
     /// Marks the pools and backends that `next` lacks as removed; called after the swap.
