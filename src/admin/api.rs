@@ -1,9 +1,11 @@
-//! The JSON API on `admin.bind`: `GET /v1/status` and `POST /v1/reload`.
+//! The JSON API on `admin.bind`: `GET /v1/status`, `POST /v1/reload`, and `/v1/backends/` for one
+//! backend (`backends.rs`).
 //!
 //! Access: on a unix socket the file mode decides, on TCP the bearer token. A web page in a browser
 //! on the same machine must not reach the API through that browser. So a request over TCP needs a
-//! loopback `Host` (against DNS rebinding), and a reload must not have an `Origin` (against
-//! cross-site requests). Read next: `status.rs`, the document that most clients ask for.
+//! loopback `Host` (against DNS rebinding), and a request that changes something must not have an
+//! `Origin` (against cross-site requests). Read next: `status.rs`, the document that most clients
+//! ask for.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -21,9 +23,11 @@ use tokio::{
 };
 
 use super::{
+    backends,
     control::{ControlHandle, ControlRequest, ReloadError, ReloadReport},
     http,
     listener::{AdminListener, AdminSocket, SocketFile},
+    peer::RequestPeer,
     status,
     token::{TokenFile, bearer_token, is_equal},
 };
@@ -39,6 +43,8 @@ struct ApiContext {
     control: ControlHandle,
     /// Bearer token; `None` on a unix socket, where the file mode decides.
     token: Option<Arc<TokenFile>>,
+    /// The operator who has opened the connection.
+    peer: RequestPeer,
 }
 
 /// Serves the API until it is dropped. A socket file that was removed is created again.
@@ -48,6 +54,7 @@ pub async fn serve_admin(listener: AdminListener, daemon: Arc<Daemon>, control: 
         daemon,
         control,
         token: None,
+        peer: RequestPeer::Token,
     };
     match listener.0 {
         AdminSocket::Tcp(tcp, token) => {
@@ -82,7 +89,8 @@ async fn serve_unix(
         select! {
             accepted = unix.accept() => {
                 if let Some(stream) = slots.accepted(accepted).await {
-                    let context = context.clone();
+                    let peer = RequestPeer::of(&stream);
+                    let context = ApiContext { peer, ..context.clone() };
                     let service = move |request| respond(request, context.clone());
                     slots.serve(stream, service).await;
                 }
@@ -101,22 +109,30 @@ async fn respond(request: Request<Incoming>, context: ApiContext) -> http::Admin
     {
         return refusal;
     }
+    if let Some(path) = request.uri().path().strip_prefix(backends::PREFIX) {
+        let path = path.to_owned();
+        return backends::respond(
+            &path,
+            request,
+            &context.daemon,
+            &context.control,
+            context.peer,
+        )
+        .await;
+    }
     match (request.uri().path(), request.method()) {
         ("/v1/status", &Method::GET | &Method::HEAD) => {
             status_page(&context.daemon, request.uri().query())
         }
         ("/v1/status", _) => http::method_not_allowed("GET, HEAD"),
-        ("/v1/reload", &Method::POST) if request.headers().contains_key(header::ORIGIN) => {
-            http::error(
-                StatusCode::FORBIDDEN,
-                "Requests from a web page are refused.",
-            )
-        }
-        ("/v1/reload", &Method::POST) => reload(&context.control).await,
+        ("/v1/reload", &Method::POST) => match http::refuse_web_page(request.headers()) {
+            Some(refusal) => refusal,
+            None => reload(&context.control).await,
+        },
         ("/v1/reload", _) => http::method_not_allowed("POST"),
         _ => http::error(
             StatusCode::NOT_FOUND,
-            "The paths are /v1/status and /v1/reload.",
+            "The paths are /v1/status, /v1/reload and /v1/backends/POOL/BACKEND.",
         ),
     }
 }
@@ -127,12 +143,14 @@ fn status_page(daemon: &Daemon, query: Option<&str>) -> http::AdminResponse {
         return http::document(StatusCode::OK, &status::status(daemon));
     };
     let wanted = percent::decode(wanted).unwrap_or_default();
-    match status::backend_status(daemon, &wanted) {
-        Some(document) => http::document(StatusCode::OK, &document),
-        None => http::error(
-            StatusCode::NOT_FOUND,
-            "There is no backend of that name: write POOL/BACKEND.",
-        ),
+    let (pool, backend) = wanted.split_once('/').unwrap_or((&wanted, ""));
+    let snapshot = daemon.snapshot.load_full();
+    match backends::find_backend(&snapshot, pool, backend) {
+        Ok((pool, backend)) => {
+            let document = status::backend_status(daemon, &snapshot, &pool, &backend);
+            http::document(StatusCode::OK, &document)
+        }
+        Err(error) => http::error(StatusCode::NOT_FOUND, &error.to_string()),
     }
 }
 
@@ -187,16 +205,10 @@ fn is_loopback(host: &str) -> bool {
 
 /// Requests a reload and waits for its outcome. There is no timeout here: the client has one.
 async fn reload(control: &ControlHandle) -> http::AdminResponse {
-    let shutting_down = || {
-        http::error(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "The daemon is shutting down.",
-        )
-    };
     let (sender, outcome) = oneshot::channel();
     // Both ends fail only when the control thread has stopped serving.
     if control.send(ControlRequest::Reload(sender)).await.is_err() {
-        return shutting_down();
+        return http::shutting_down();
     }
     match outcome.await {
         Ok(Ok(report)) => {
@@ -209,7 +221,7 @@ async fn reload(control: &ControlHandle) -> http::AdminResponse {
             http::document(StatusCode::OK, &document)
         }
         Ok(Err(error)) => http::document(StatusCode::UNPROCESSABLE_ENTITY, &error_document(&error)),
-        Err(_) => shutting_down(),
+        Err(_) => http::shutting_down(),
     }
 }
 

@@ -18,9 +18,12 @@ use tokio::{
 
 use super::*;
 use crate::{
-    admin::{ReloadOutcome, serve_metrics, testing},
+    admin::{
+        OverrideChange, OverrideReport, ReloadOutcome, find_backend, peer, serve_metrics, testing,
+    },
     base::{address::BindAddress, clock},
     config::model,
+    pool::OperatorState,
 };
 
 fn scratch(name: &str) -> PathBuf {
@@ -210,6 +213,105 @@ async fn reload_waits_for_the_outcome_and_passes_it_on() {
     // The receiver is dropped, as during a shutdown.
     let late = call_unix(&path, &request("POST /v1/reload", "")).await;
     assert_eq!(status_of(&late), "503");
+}
+
+/// A control thread that takes one change, and whose state directory fails with `error`.
+async fn take_change(
+    requests: &mut mpsc::Receiver<ControlRequest>,
+    daemon: &Daemon,
+    error: Option<&str>,
+) -> (OverrideChange, String, Option<String>) {
+    let Some(ControlRequest::Override(request)) = requests.recv().await else {
+        panic!("not a change of a backend")
+    };
+    let found = find_backend(&daemon.snapshot.load(), &request.pool, &request.backend);
+    let (sender, saved) = oneshot::channel();
+    sender
+        .send(error.map_or(Ok(()), |error| Err(error.to_owned())))
+        .unwrap();
+    let report = found.map(|backend| OverrideReport {
+        backend: Some(backend),
+        saved,
+    });
+    request.outcome.send(report).unwrap();
+    (request.change, request.by, request.note)
+}
+
+fn post(path: &str, body: &str) -> String {
+    let length = format!("Content-Length: {}\r\n", body.len());
+    request(&format!("POST /v1/backends/{path}"), &length) + body
+}
+
+#[tokio::test]
+async fn a_change_of_a_backend_says_who_asked_and_how_it_went() {
+    let daemon = testing::daemon(testing::usual());
+    let (path, mut requests) = unix_server("backend", &daemon);
+    let body = r#"{"note":"new kernel"}"#;
+    let drain = post("app/10.0.0.1%3A80/drain", body);
+    let (response, taken) = tokio::join!(
+        call_unix(&path, &drain),
+        take_change(&mut requests, &daemon, None)
+    );
+    let user = peer::RequestPeer::User(Some(rustix::process::geteuid().as_raw())).name();
+    let change = OverrideChange::State(OperatorState::Draining);
+    assert_eq!(taken, (change, user, Some("new kernel".to_owned())));
+    assert_eq!(status_of(&response), "200", "{response}");
+    let document = body_of(&response);
+    assert_eq!(
+        (&document["pool"], &document["pool_available"]),
+        (&json!("app"), &json!(3))
+    );
+    assert_eq!(document["backend"]["name"], "10.0.0.1:80");
+    assert_eq!(document["persistent"], true);
+    let weight = post("app/10.0.0.1:80/weight", r#"{"weight":0}"#);
+    let (response, _) = tokio::join!(
+        call_unix(&path, &weight),
+        take_change(&mut requests, &daemon, Some("disk full"))
+    );
+    let document = body_of(&response);
+    assert_eq!(document["persistent"], false);
+    assert_eq!(document["persistence_error"], "disk full");
+    let unknown = post("ap/10.0.0.1:80/ready", "");
+    let (response, _) = tokio::join!(
+        call_unix(&path, &unknown),
+        take_change(&mut requests, &daemon, None)
+    );
+    assert_eq!(status_of(&response), "404");
+    let details = body_of(&response)["error"]["details"].clone();
+    assert_eq!(details, "There is no pool `ap`; did you mean `app`?");
+}
+
+#[tokio::test]
+async fn one_backend_is_shown_and_wrong_requests_change_none() {
+    let daemon = testing::daemon(testing::usual());
+    let (path, mut requests) = unix_server("backend-wrong", &daemon);
+    let shown = call_unix(&path, &request("GET /v1/backends/sql/10.0.0.0:80", "")).await;
+    assert_eq!(body_of(&shown)["backend"]["state"], "checking");
+    assert_eq!(body_of(&shown)["backend"]["override"], json!(null));
+    let large = "x".repeat(20_000);
+    for (text, status) in [
+        (request("GET /v1/backends/sql/10.0.0.9:80", ""), "404"),
+        (request("DELETE /v1/backends/sql/10.0.0.0:80", ""), "405"),
+        (request("GET /v1/backends/sql/10.0.0.0:80/drain", ""), "405"),
+        (request("POST /v1/backends/sql/10.0.0.0:80/stop", ""), "404"),
+        (request("POST /v1/backends/sql", ""), "404"),
+        (
+            request(
+                "POST /v1/backends/sql/x/drain",
+                "Origin: http://localhost\r\n",
+            ),
+            "403",
+        ),
+        (post("sql/10.0.0.0:80/drain?for=1m", ""), "400"),
+        (post("sql/10.0.0.0:80/weight", "{}"), "400"),
+        (post("sql/10.0.0.0:80/drain", "["), "400"),
+        (post("sql/10.0.0.0:80/drain", &large), "413"),
+    ] {
+        let response = call_unix(&path, &text).await;
+        assert_eq!(status_of(&response), status, "{text}");
+        assert_eq!(body_of(&response)["error"]["code"].to_string(), status);
+    }
+    assert!(requests.try_recv().is_err());
 }
 
 type MakeOutcome = fn() -> ReloadOutcome;

@@ -77,7 +77,8 @@ families! {
     SESSION_DURATION Histogram "balancer_tcp_session_duration_seconds" ["pool"] "Duration of TCP sessions.";
 
     BACKEND_UP Gauge "balancer_backend_up" ["pool" "backend"] "1 if the state is `up`, otherwise 0.";
-    BACKEND_WEIGHT Gauge "balancer_backend_weight" ["pool" "backend"] "Configured weight of the backend.";
+    BACKEND_WEIGHT Gauge "balancer_backend_weight" ["pool" "backend"] "Weight in force: that of the file, or the one that an operator has set.";
+    BACKEND_OVERRIDE Gauge "balancer_backend_override" ["pool" "backend" "override"] "1 while an operator has set the state or the weight of the backend.";
     BACKEND_SLOW_START Gauge "balancer_backend_slow_start_ratio" ["pool" "backend"] "Share of its weight that the backend has: below 1 during slow start.";
     BACKEND_CHANGED Gauge "balancer_backend_last_state_change_timestamp_seconds" ["pool" "backend"] "Unix time of the last change of state.";
     BACKEND_STATE Gauge "balancer_backend_state" ["pool" "backend" "state"] "1 for the current state of the backend, 0 for all other states.";

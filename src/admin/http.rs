@@ -22,7 +22,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Request, Response, StatusCode,
+    HeaderMap, Request, Response, StatusCode,
     body::Incoming,
     header::{self, HeaderValue},
     server::conn::http1,
@@ -329,6 +329,25 @@ pub(super) fn envelope(status: StatusCode, details: &str) -> serde_json::Value {
 /// Response with an error in its envelope.
 pub(super) fn error(status: StatusCode, details: &str) -> AdminResponse {
     document(status, &envelope(status, details))
+}
+
+/// Refusal of a request that a web page has made through the browser of its reader.
+pub(super) fn refuse_web_page(headers: &HeaderMap) -> Option<AdminResponse> {
+    let refusal = || {
+        error(
+            StatusCode::FORBIDDEN,
+            "Requests from a web page are refused.",
+        )
+    };
+    headers.contains_key(header::ORIGIN).then(refusal)
+}
+
+/// Response 503 of a daemon whose control thread takes no requests any more.
+pub(super) fn shutting_down() -> AdminResponse {
+    error(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "The daemon is shutting down.",
+    )
 }
 
 /// Response 405 with the allowed methods.

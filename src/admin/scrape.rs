@@ -453,6 +453,18 @@ fn state_families(families: &mut MetricFamilies, backends: &[LabelledBackend<'_>
             s.count(labels, u64::from(backend.weight()));
         }
     });
+    families.family(f::BACKEND_OVERRIDE, |s| {
+        for ([pool, name], backend) in backends {
+            let overrides = backend.state.view().overrides;
+            let set = [
+                ("state", overrides.state.is_some()),
+                ("weight", overrides.weight.is_some()),
+            ];
+            for (what, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
+                s.count(&[pool, name, what], 1);
+            }
+        }
+    });
     families.family(f::BACKEND_CHANGED, |s| {
         for (labels, backend) in backends {
             s.add(labels, backend.state.view().since_unix.as_secs_f64());

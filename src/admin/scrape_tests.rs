@@ -12,6 +12,7 @@ use crate::{
     admin::testing,
     base::{clock, rng::Random},
     config::model::Config,
+    pool::{BackendOverrides, OperatorOverride},
 };
 
 #[path = "../../tests/blackbox/harness/tools.rs"]
@@ -79,7 +80,24 @@ fn count_everything(daemon: &Daemon) {
         slot.checks_failed.add(1);
         slot.check_duration_micros.set(1_500);
     }
+    override_weight(snapshot.pools.last().unwrap(), Some(1));
     daemon.workers[1].busy_micros.store(2_500_000, Relaxed);
+}
+
+/// Sets the weight of the first backend as an operator does, or ends that.
+fn override_weight(pool: &Pool, value: Option<u16>) {
+    let weight = value.map(|value| OperatorOverride {
+        value,
+        by: "root".to_owned(),
+        since_unix: Duration::from_secs(1),
+        end: None,
+        note: None,
+    });
+    let overrides = BackendOverrides {
+        state: None,
+        weight,
+    };
+    drop(pool.set_overrides(&pool.backends[0], overrides, "", clock::now()));
 }
 
 #[test]
@@ -290,6 +308,23 @@ fn exactly_one_state_of_a_backend_is_1_and_up_follows_it() {
 }
 
 #[test]
+fn what_an_operator_has_set_has_a_series_while_it_is_in_force() {
+    let daemon = testing::daemon(testing::usual());
+    let pool = Arc::clone(&daemon.snapshot.load().pools[0]);
+    let series = r#"balancer_backend_override{pool="app",backend="10.0.0.0:80",override="weight"}"#;
+    let weights = r#"balancer_backend_weight{pool="app",backend="10.0.0.0:80"}"#;
+    for (set, expected) in [
+        (Some(7), (Some(&1.0), Some(&7.0))),
+        (None, (None, Some(&1.0))),
+    ] {
+        override_weight(&pool, set);
+        let page = page(&daemon);
+        let shown = samples(&page);
+        assert_eq!((shown.get(series), shown.get(weights)), expected);
+    }
+}
+
+#[test]
 fn per_backend_says_which_series_of_backends_there_are() {
     let shown = |per_backend| {
         let mut config = testing::usual();
@@ -304,11 +339,12 @@ fn per_backend_says_which_series_of_backends_there_are() {
             .map(|line| line.split(' ').next().unwrap().to_owned())
             .collect::<Vec<_>>()
     };
-    assert_eq!(shown(PerBackend::Full).len(), 13);
+    assert_eq!(shown(PerBackend::Full).len(), 14);
     assert_eq!(
         shown(PerBackend::State),
         [
             "last_state_change_timestamp_seconds",
+            "override",
             "state",
             "up",
             "weight"

@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 use crate::{
     base::clock,
     config::model::{Config, HealthCheckConfig, PoolConfig, PoolTlsConfig},
-    pool::{Backend, CheckRecord, CheckTiming, HealthState, HealthView, Pool},
+    pool::{
+        Backend, BackendOverrides, CheckRecord, CheckTiming, HealthState, HealthView,
+        OperatorOverride, Pool,
+    },
     snapshot::{Daemon, Listener, Snapshot},
     telemetry::rfc3339,
 };
@@ -35,17 +38,16 @@ pub(super) fn status(daemon: &Daemon) -> Value {
     document(daemon, &snapshot, &pools.collect::<Vec<_>>())
 }
 
-/// The same with one backend alone, `POOL/BACKEND` by its name or address. `None`: there is none.
-pub(super) fn backend_status(daemon: &Daemon, wanted: &str) -> Option<Value> {
-    let snapshot = daemon.snapshot.load_full();
-    let (of_pool, wanted) = wanted.split_once('/')?;
-    let found = snapshot.pools.iter().find(|pool| *pool.name == *of_pool)?;
-    let backend = found.backends.iter().find(|backend| {
-        *backend.config.name == *wanted || backend.config.address.to_string() == wanted
-    })?;
+/// The same with one backend of one pool alone.
+pub(super) fn backend_status(
+    daemon: &Daemon,
+    snapshot: &Snapshot,
+    of_pool: &Pool,
+    backend: &Arc<Backend>,
+) -> Value {
     let only = std::slice::from_ref(backend);
-    let only = pool(found, only, true, clock::now());
-    Some(document(daemon, &snapshot, &[only]))
+    let only = pool(of_pool, only, true, clock::now());
+    document(daemon, snapshot, &[only])
 }
 
 /// The document with `pools`, of one snapshot, so that a reload in between does not mix two
@@ -75,6 +77,7 @@ fn document(daemon: &Daemon, snapshot: &Snapshot, pools: &[Value]) -> Value {
         },
         "listeners": snapshot.listeners.iter().map(|one| listener(one)).collect::<Vec<_>>(),
         "pools": pools,
+        "absent_overrides": absent_overrides(daemon, snapshot, now),
         "certificates": certificates(&snapshot.config),
     })
 }
@@ -202,6 +205,49 @@ fn check_text(health: &HealthView, check: &HealthCheckConfig) -> String {
     text
 }
 
+/// Overrides of one backend: where the daemon differs from the file by the wish of an operator.
+/// Null without any.
+fn override_documents(overrides: &BackendOverrides, now: Instant) -> Value {
+    if overrides.is_empty() {
+        return Value::Null;
+    }
+    let state = overrides.state.as_ref();
+    let weight = overrides.weight.as_ref();
+    json!({
+        "state": state.map(|one| override_document(one, &one.value.name().into(), now)),
+        "weight": weight.map(|one| override_document(one, &one.value.into(), now)),
+    })
+}
+
+fn override_document<T>(one: &OperatorOverride<T>, value: &Value, now: Instant) -> Value {
+    json!({
+        "value": value,
+        "by": one.by,
+        "since": time(one.since_unix),
+        "until": one.end.map(|end| time(end.unix)),
+        "ends_in_seconds": one.end.map(|end| age(now, end.at)),
+        "note": one.note,
+    })
+}
+
+/// Overrides of backends that are in no pool of the configuration: they hold if one returns.
+fn absent_overrides(daemon: &Daemon, snapshot: &Snapshot, now: Instant) -> Vec<Value> {
+    let table = daemon.overrides();
+    if table.iter().next().is_none() {
+        return Vec::new();
+    }
+    let present = snapshot.override_keys();
+    let absent = table.iter().filter(|(key, _)| !present.contains(key));
+    let documents = absent.map(|(key, overrides)| {
+        json!({
+            "pool": key.pool,
+            "address": key.address,
+            "override": override_documents(overrides, now),
+        })
+    });
+    documents.collect()
+}
+
 /// The condition on which a backend comes back that checks keep out: `2 more good checks`.
 fn needed(health: &HealthView, check: &HealthCheckConfig) -> Option<String> {
     let (passed, or_time) = match health.state {
@@ -250,19 +296,22 @@ fn last_check(health: &HealthView, check_config: Option<&HealthCheckConfig>) -> 
 }
 
 /// Object of one backend, with its last checks if `with_checks`.
-fn backend(pool: &Pool, backend: &Backend, with_checks: bool, now: Instant) -> Value {
+pub(super) fn backend(pool: &Pool, backend: &Backend, with_checks: bool, now: Instant) -> Value {
     let check_config = pool.config.health_check.as_ref();
     let health = backend.state.view();
     let text = check_config.map(|check| check_text(&health, check));
     let checked = health.last_check.as_ref().map(|check| check.at);
     let idle = backend.state.metrics.sum(|slot| &slot.connections_idle);
     let needed = check_config.and_then(|check| needed(&health, check));
+    let overridden = override_documents(&health.overrides, now);
     let mut document = json!({
         "name": &*backend.config.name,
         "address": backend.config.address.to_string(),
         "weight": backend.weight(),
         "slow_start_percent": pool.ramp_percent(backend, now),
         "average_response_seconds": backend.state.average_response(now).map(|time| time.as_micros() as f64 / 1e6),
+        "configured_weight": backend.config.weight,
+        "override": overridden,
         "backup": backend.config.backup > 0,
         "tier": backend.config.backup,
         "state": health.state.name(),

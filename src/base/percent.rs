@@ -1,5 +1,5 @@
-//! Percent-encoding of one value of a query (RFC 3986 section 2.1), between the commands and the
-//! admin API.
+//! Percent-encoding of one value of a query or path (RFC 3986 section 2.1), between the commands
+//! and the admin API.
 
 use std::fmt::Write as _;
 

@@ -1,10 +1,13 @@
 //! The command line: commands, options and help texts. Doc comments here are the help texts.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::base::address::{AddressError, BindAddress};
+use crate::base::{
+    address::{AddressError, BindAddress},
+    units,
+};
 
 const HELP_EXAMPLES: &str = "\
 Examples:
@@ -15,6 +18,8 @@ Examples:
   balancer run -c balancer.yaml        run in the foreground
   balancer reload                      reload the configuration; print what changed, or the errors
   balancer status                      who is up, who is not, why and since when
+  balancer backend drain app/b1 --wait give a backend no new work, and wait until it has none
+  balancer backend ready app/b1        bring it back
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 degraded or not ready, 4 daemon not reachable,
 78 bad configuration at start.
@@ -44,6 +49,8 @@ pub(super) enum Command {
     Reload(AdminOptions),
     /// Show listeners, pools and backends: who is up, who is not, why and since when
     Status(StatusOptions),
+    /// Take a backend out of service and back, or change its weight
+    Backend(BackendOptions),
     /// Print the version
     Version,
 }
@@ -80,7 +87,7 @@ pub(super) struct CheckOptions {
     pub(super) probe: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct AdminOptions {
     /// Address of the admin API: `unix:PATH` or a loopback address [default: admin.sock in the
     /// runtime directory]
@@ -98,7 +105,7 @@ pub(super) struct AdminOptions {
 pub(super) struct StatusOptions {
     /// Show one backend, with its last checks
     #[arg(value_name = "POOL/BACKEND", value_parser = parse_backend, conflicts_with = "ready")]
-    pub(super) backend: Option<String>,
+    pub(super) backend: Option<BackendName>,
     #[command(flatten)]
     pub(super) admin: AdminOptions,
     /// Print the status as JSON
@@ -109,12 +116,129 @@ pub(super) struct StatusOptions {
     pub(super) ready: bool,
 }
 
-/// The name of a pool, and that of a backend or its address.
-fn parse_backend(text: &str) -> Result<String, String> {
-    match text.split_once('/') {
-        Some((pool, backend)) if !pool.is_empty() && !backend.is_empty() => Ok(text.to_owned()),
-        _ => Err("write the pool and the backend: `POOL/BACKEND`".to_owned()),
+#[derive(Debug, Args)]
+pub(super) struct BackendOptions {
+    #[command(subcommand)]
+    pub(super) action: BackendCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BackendCommand {
+    /// Give it no new work; what it has goes on, and sticky clients stay
+    Drain(TakeOutOptions),
+    /// Give it no work at all, also not that of sticky clients; what it has goes on
+    Maintenance(TakeOutOptions),
+    /// End drain, maintenance and weight: the file and the checks decide again
+    Ready(ReadyOptions),
+    /// Set its weight in place of that of the file
+    Weight(WeightOptions),
+}
+
+/// Options of `drain` and `maintenance`.
+#[derive(Debug, Args)]
+pub(super) struct TakeOutOptions {
+    /// Pool and backend, by its name or address
+    #[arg(value_name = "POOL/BACKEND", value_parser = parse_backend)]
+    pub(super) backend: BackendName,
+    /// Wait until nothing is in flight on it, at most TIMEOUT such as 30s
+    #[arg(long, value_name = "TIMEOUT", num_args = 0..=1, default_missing_value = "none", value_parser = parse_wait)]
+    pub(super) wait: Option<WaitLimit>,
+    #[command(flatten)]
+    pub(super) common: OverrideOptions,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReadyOptions {
+    /// Pool and backend, by its name or address
+    #[arg(value_name = "POOL/BACKEND", value_parser = parse_backend)]
+    pub(super) backend: BackendName,
+    /// Reason, for the log
+    #[arg(long, value_name = "TEXT")]
+    pub(super) note: Option<String>,
+    #[command(flatten)]
+    pub(super) output: BackendOutput,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WeightOptions {
+    /// Pool and backend, by its name or address
+    #[arg(value_name = "POOL/BACKEND", value_parser = parse_backend)]
+    pub(super) backend: BackendName,
+    /// 0 to 256; 0 gets no new work
+    #[arg(value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub(super) weight: u16,
+    #[command(flatten)]
+    pub(super) common: OverrideOptions,
+}
+
+/// Options of every command that sets something.
+#[derive(Debug, Args)]
+pub(super) struct OverrideOptions {
+    /// End it by itself after this time, such as 10m [default: never]
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    pub(super) duration: Option<String>,
+    /// Reason, for `status` and the log
+    #[arg(long, value_name = "TEXT")]
+    pub(super) note: Option<String>,
+    #[command(flatten)]
+    pub(super) output: BackendOutput,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BackendOutput {
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) admin: AdminOptions,
+}
+
+/// A backend of the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BackendName {
+    pub(super) pool: String,
+    pub(super) backend: String,
+}
+
+impl fmt::Display for BackendName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.pool, self.backend)
     }
+}
+
+/// Splits at the first `/`: names of pools have none, addresses of backends may.
+fn parse_backend(text: &str) -> Result<BackendName, String> {
+    let name = text.split_once('/').map(|(pool, backend)| BackendName {
+        pool: pool.to_owned(),
+        backend: backend.to_owned(),
+    });
+    name.filter(|name| !name.pool.is_empty() && !name.backend.is_empty())
+        .ok_or_else(|| "write the pool and the backend, as in `app/10.0.0.1:8080`".to_owned())
+}
+
+/// Checks a duration here, and passes it on as it is written.
+fn parse_duration(text: &str) -> Result<String, String> {
+    let checked = units::duration(text);
+    checked
+        .map(|_| text.to_owned())
+        .map_err(|error| format!("{error}; write a duration such as 10m"))
+}
+
+/// Longest time that a command waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WaitLimit {
+    Unlimited,
+    AtMost(Duration),
+}
+
+fn parse_wait(text: &str) -> Result<WaitLimit, String> {
+    if text == "none" {
+        return Ok(WaitLimit::Unlimited);
+    }
+    let limit = units::duration(text).map_err(|error| {
+        format!("{error}; write a duration such as 30s, and `--wait` behind POOL/BACKEND")
+    });
+    limit.map(WaitLimit::AtMost)
 }
 
 fn parse_bind(text: &str) -> Result<BindAddress, String> {
@@ -145,6 +269,36 @@ mod tests {
             panic!("not run: {arguments:?}");
         };
         assert_eq!(options.config.as_deref(), Some(Path::new("b.yaml")));
+    }
+
+    #[test]
+    fn a_backend_is_a_pool_and_a_name_or_address() {
+        let parse = |words: &[&str]| {
+            let words = ["balancer", "backend"].iter().chain(words);
+            CliArguments::try_parse_from(words).map(|parsed| parsed.command)
+        };
+        let drain = parse(&["drain", "app/unix:/run/a.sock", "--wait", "--for", "10m"]);
+        let Some(Command::Backend(options)) = drain.unwrap() else {
+            panic!("not a command of backends");
+        };
+        let BackendCommand::Drain(options) = options.action else {
+            panic!("not drain");
+        };
+        assert_eq!(options.backend.pool, "app");
+        assert_eq!(options.backend.backend, "unix:/run/a.sock");
+        assert_eq!(options.wait, Some(WaitLimit::Unlimited));
+        for (words, part) in [
+            (&["drain", "app"][..], "app/10.0.0.1:8080"),
+            (&["drain", "/b"], "app/10.0.0.1:8080"),
+            (&["drain", "--wait", "app/b"], "behind POOL/BACKEND"),
+            (&["drain", "app/b", "--for", "10"], "such as 10m"),
+            (&["weight", "app/b", "257"], "0..=256"),
+            (&["weight", "app/b"], "WEIGHT"),
+            (&["ready", "app/b", "--for", "1m"], "--for"),
+        ] {
+            let error = parse(words).unwrap_err().to_string();
+            assert!(error.contains(part), "{words:?}: {error}");
+        }
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
-use super::table::{age, table};
+use super::{
+    override_text::OverrideStatus,
+    table::{age, table},
+};
 
 /// The parts of a backend in that document that the screen shows.
 #[derive(Debug, Deserialize)]
@@ -13,6 +16,11 @@ pub(super) struct BackendDetails {
     name: String,
     address: String,
     weight: u16,
+    /// Of the file; older daemons do not send it.
+    configured_weight: Option<u16>,
+    /// Set by an operator.
+    #[serde(rename = "override")]
+    overridden: Option<OverrideStatus>,
     state: String,
     cause: Option<String>,
     since_seconds: f64,
@@ -54,6 +62,11 @@ pub(super) fn screen(pool: &str, backend: &BackendDetails) -> String {
         let _ = write!(text, ": {cause}");
     }
     text.push('\n');
+    if let Some(overridden) = &backend.overridden {
+        for note in overridden.notes(backend.configured_weight.unwrap_or(backend.weight)) {
+            let _ = writeln!(text, "{note}");
+        }
+    }
     if let Some(left) = backend.ejected_for_seconds {
         let _ = writeln!(text, "the ejection ends in {}", age(left));
     }
@@ -103,7 +116,9 @@ mod tests {
     #[test]
     fn the_screen_shows_why_it_is_down_what_it_needs_and_each_check() {
         let backend = json!({
-            "name": "one", "address": "10.0.0.1:80", "weight": 1, "state": "down",
+            "name": "one", "address": "10.0.0.1:80", "weight": 2, "configured_weight": 1,
+            "override": {"state": null, "weight": {"value": 2, "by": "lea", "ends_in_seconds": null, "note": null}},
+            "state": "down",
             "cause": "3 checks in a row failed: status 500", "since_seconds": 75.0,
             "needed": "1 more good check", "check": "1 of 2 passed",
             "ejected_for_seconds": null, "in_flight": 2,
@@ -118,8 +133,9 @@ mod tests {
         });
         let text = screen("app", &serde_json::from_value(backend).unwrap());
         let expected = "\
-backend app/one (10.0.0.1:80), weight 1, 2 in flight
+backend app/one (10.0.0.1:80), weight 2, 2 in flight
 down for 1m 15s: 3 checks in a row failed: status 500
+weight set by lea (file: 1)
 it comes back after 1 more good check
 
 check: 1 of 2 passed

@@ -131,6 +131,26 @@ pub(super) fn call(
     path: &str,
     limit: Duration,
 ) -> Result<ApiResponse, CallError> {
+    send(admin, method, path, "", limit)
+}
+
+/// Posts a small JSON document and waits for the complete response, at most `limit`.
+pub(super) fn post(
+    admin: &AdminEndpoint,
+    path: &str,
+    document: &serde_json::Value,
+    limit: Duration,
+) -> Result<ApiResponse, CallError> {
+    send(admin, "POST", path, &document.to_string(), limit)
+}
+
+fn send(
+    admin: &AdminEndpoint,
+    method: &str,
+    path: &str,
+    body: &str,
+    limit: Duration,
+) -> Result<ApiResponse, CallError> {
     // The token comes first: without it there is no reason to connect.
     let token = match &admin.token_file {
         Some(file) => Some(
@@ -141,7 +161,8 @@ pub(super) fn call(
         ),
         None => None,
     };
-    let request = request_head(method, path, &admin.address, token.as_deref());
+    let head = request_head(method, path, &admin.address, token.as_deref(), body.len());
+    let request = head + body;
     let deadline = clock::now() + limit;
     let unreachable = |error| CallError::Unreachable(admin.address.clone(), error);
     let response = match &admin.address {
@@ -177,7 +198,13 @@ fn connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
 }
 
 /// Request head. `Connection: close`, so that the response ends with the connection.
-fn request_head(method: &str, path: &str, address: &BindAddress, token: Option<&str>) -> String {
+fn request_head(
+    method: &str,
+    path: &str,
+    address: &BindAddress,
+    token: Option<&str>,
+    body_length: usize,
+) -> String {
     let host = match address {
         BindAddress::Ip(address) => address.to_string(),
         BindAddress::Unix(_) => "localhost".to_owned(),
@@ -186,7 +213,7 @@ fn request_head(method: &str, path: &str, address: &BindAddress, token: Option<&
         format!("Authorization: Bearer {token}\r\n")
     });
     format!(
-        "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Length: {body_length}\r\nConnection: close\r\n\r\n"
     )
 }
 
@@ -331,7 +358,9 @@ mod tests {
             "/v1/status",
             &BindAddress::Unix("/a".into()),
             Some("s3"),
+            7,
         );
+        assert!(head.contains("\r\nContent-Length: 7\r\n"), "{head}");
         assert!(head.contains("\r\nAuthorization: Bearer s3\r\n"), "{head}");
     }
 

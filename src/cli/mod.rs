@@ -1,10 +1,11 @@
 //! The commands of the `balancer` program: their options, their output and their exit codes.
 //!
-//! `run` and `demo` become the daemon (`runtime`). `reload` and `status` use the admin API of a
-//! running daemon. `check` only reads the file. docs/operations.md describes the commands for
-//! users. Read next: `arguments.rs`, the command line.
+//! `run` and `demo` become the daemon (`runtime`). `reload`, `status` and `backend` use the admin
+//! API of a running daemon. `check` only reads the file. docs/operations.md describes the commands
+//! for users. Read next: `arguments.rs`, the command line.
 
 mod arguments;
+mod backend;
 mod backend_screen;
 mod check;
 mod client;
@@ -12,6 +13,7 @@ mod config_file;
 mod demo;
 mod exit_code;
 mod output;
+mod override_text;
 mod probe;
 mod reload;
 mod status;
@@ -24,6 +26,7 @@ use clap::Parser as _;
 
 use self::{
     arguments::{AdminOptions, CliArguments, Command},
+    backend::BackendOrder,
     client::{AdminEndpoint, CallError},
     exit_code::EXIT_UNREACHABLE,
     output::{checked, print, print_error},
@@ -32,7 +35,7 @@ use self::{
 use crate::{
     base::{
         address::BindAddress,
-        paths::{default_admin_socket, default_config},
+        paths::{default_admin_socket, default_config, state_directory},
     },
     config::schema,
     runtime::{self, RunOptions},
@@ -81,9 +84,13 @@ fn dispatch(command: Command) -> ExitCode {
             };
             let backend = options.backend;
             with_admin(options.admin, |admin| match &backend {
-                Some(name) => status::run_backend(admin, name, options.json),
+                Some(name) => status::run_backend(admin, &name.to_string(), options.json),
                 None => status::run(admin, format),
             })
+        }
+        Command::Backend(options) => {
+            let order = BackendOrder::new(options.action);
+            with_admin(order.admin.clone(), |admin| backend::run(admin, &order))
         }
         Command::Schema => {
             print(&format!("{:#}", schema::document()));
@@ -100,7 +107,10 @@ fn dispatch(command: Command) -> ExitCode {
 fn run(file: Option<PathBuf>) -> ExitCode {
     runtime::run(
         &file.unwrap_or_else(default_config),
-        RunOptions { on_ready: None },
+        RunOptions {
+            on_ready: None,
+            state_directory: state_directory(),
+        },
     )
 }
 

@@ -12,6 +12,7 @@ use super::{
     client::{self, AdminEndpoint, CallError},
     exit_code::EXIT_DEGRADED,
     output::{print, print_error},
+    override_text::OverrideStatus,
     table::{age, table},
 };
 use crate::base::percent;
@@ -44,6 +45,8 @@ struct StatusDocument {
     pools: Vec<PoolStatus>,
     /// Empty for older daemons, which do not send them.
     #[serde(default)]
+    absent_overrides: Vec<AbsentOverride>,
+    #[serde(default)]
     certificates: Vec<CertificateStatus>,
 }
 
@@ -57,6 +60,15 @@ struct CertificateStatus {
     not_after: Option<String>,
     expires_in_seconds: f64,
     expired_seconds_ago: f64,
+}
+
+/// Overrides of a backend that is in no configuration.
+#[derive(Debug, Deserialize)]
+struct AbsentOverride {
+    pool: String,
+    address: String,
+    #[serde(rename = "override")]
+    overridden: OverrideStatus,
 }
 
 #[derive(Debug, Deserialize)]
@@ -109,6 +121,11 @@ struct BackendStatus {
     weight: u16,
     /// Percent of the weight, during slow start.
     slow_start_percent: Option<u8>,
+    /// Of the file; older daemons do not send it.
+    configured_weight: Option<u16>,
+    /// Set by an operator.
+    #[serde(rename = "override")]
+    overridden: Option<OverrideStatus>,
     tier: u8,
     state: String,
     cause: Option<String>,
@@ -221,6 +238,11 @@ fn screen(status: &StatusDocument) -> String {
         let rows = pool.backends.iter().map(backend_row);
         table(&mut text, "  ", &rows.collect::<Vec<_>>());
     }
+    if !status.absent_overrides.is_empty() {
+        text.push_str("\noverrides of backends that are in no pool\n");
+        let rows = status.absent_overrides.iter().map(absent_row);
+        table(&mut text, "  ", &rows.collect::<Vec<_>>());
+    }
     if !status.certificates.is_empty() {
         text.push_str("\ncertificates\n");
         let rows = status.certificates.iter().map(certificate_row);
@@ -285,6 +307,14 @@ fn listener_row(listener: &ListenerStatus) -> Vec<String> {
     ]
 }
 
+/// Cells of an override without its backend: the backend, and what was set.
+fn absent_row(absent: &AbsentOverride) -> Vec<String> {
+    vec![
+        format!("{}/{}", absent.pool, absent.address),
+        absent.overridden.values().join(", "),
+    ]
+}
+
 /// Cells of a certificate: file, validity, end, names.
 fn certificate_row(certificate: &CertificateStatus) -> Vec<String> {
     let time = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
@@ -323,9 +353,14 @@ fn backend_row(backend: &BackendStatus) -> Vec<String> {
     if let Some(left) = backend.ejected_for_seconds {
         notes.push(format!("back in {}", age(left)));
     }
+    if let Some(overridden) = &backend.overridden {
+        let file = backend.configured_weight.unwrap_or(backend.weight);
+        notes.extend(overridden.notes(file));
+    }
     // The cause explains why a backend is out of service. For one that is in service, the result of
-    // the last check says more.
-    if !matches!(backend.state.as_str(), "up" | "checking") {
+    // the last check says more; what an operator has set is shown already.
+    let state = backend.state.as_str();
+    if !matches!(state, "up" | "checking" | "draining" | "maintenance") {
         notes.extend(backend.cause.clone());
     }
     if let Some(check) = &backend.check {

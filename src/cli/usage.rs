@@ -37,6 +37,17 @@ const OTHER_WORDS: &[(&[&str], &str)] = &[
         "balancer runs in the foreground; `systemctl start balancer` starts the service",
     ),
     (
+        &[
+            "drain",
+            "maintenance",
+            "ready",
+            "weight",
+            "disable",
+            "enable",
+        ],
+        "`balancer backend drain POOL/BACKEND` takes a backend out of service; see `balancer backend --help`",
+    ),
+    (
         &["-v", "--v", "-vv"],
         "`balancer version` prints the version",
     ),

@@ -251,10 +251,7 @@ pub(super) fn for_value(row: &KeyRow, value: &str, known: &[&str]) -> String {
 }
 
 /// The word nearest to `word`, if it is near: one edit in three characters, at most three.
-pub(super) fn nearest<'a>(
-    word: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > 64 {
         return None;
     }

@@ -26,6 +26,7 @@ use std::{io, path::Path};
 
 pub use bind_places::BindPlaces;
 pub use files::RealFiles;
+pub use hint::nearest;
 pub use problem::{Problem, Problems, Severity};
 pub use reader::FileAccess;
 use rustls::pki_types::CertificateDer;

@@ -1,8 +1,8 @@
 //! The promises of a pool: which backends get traffic, and the effect of checks.
 
 mod ejection;
-mod queue;
 mod operator;
+mod queue;
 mod random_events;
 mod reload;
 mod slow_start;

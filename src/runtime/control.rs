@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc};
 
 use super::{
     files::FileBudget,
+    override_file::OverrideFile,
     signals::Signals,
     sockets::ListeningSockets,
     systemd::ServiceManager,
@@ -28,6 +29,8 @@ pub(super) struct ControlThread {
     pub workers: WorkerThreads,
     pub faults: WorkerFaults,
     pub started: StartSettings,
+    /// Keeps the operator's overrides over a restart.
+    pub overrides: OverrideFile,
     pub signals: Signals,
     pub manager: Rc<ServiceManager>,
 }

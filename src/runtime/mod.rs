@@ -10,6 +10,8 @@ mod drain;
 mod files;
 mod load;
 mod memory;
+mod override_file;
+mod overrides;
 mod reload;
 mod serve;
 mod signals;
@@ -19,7 +21,7 @@ mod worker;
 
 use std::{
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     thread,
@@ -34,6 +36,7 @@ pub use self::signals::{hold as hold_signals, release as release_signals};
 use self::{
     control::{ControlThread, StartSettings},
     files::FileBudget,
+    override_file::OverrideFile,
     signals::Signals,
     sockets::{ListeningSockets, PreparedSockets, SocketError},
     systemd::ServiceManager,
@@ -52,11 +55,13 @@ use crate::{
 /// supervisor can tell it from a failure that a restart may mend.
 const EX_CONFIG: u8 = 78;
 
-/// Additions of `demo` to `run`.
+/// Differences between `run` and `demo`.
 #[derive(Default)]
 pub struct RunOptions {
     /// Called once the daemon serves.
     pub on_ready: Option<Box<dyn FnOnce() + Send>>,
+    /// Directory of state that outlives the process; `None` keeps none.
+    pub state_directory: Option<PathBuf>,
 }
 
 /// Runs the daemon until it has drained. Reports on standard error why it could not start.
@@ -142,7 +147,13 @@ fn start(
     for pool in &snapshot.pools {
         pool.start_at(random.below(u16::MAX.into()));
     }
+    let overrides = OverrideFile::new(options.state_directory.as_deref());
+    let table = runtime.block_on(overrides.load());
+    // Before the first pick: a backend in maintenance must not get the first request.
+    snapshot.restore(&table);
+    overrides::log_at_start(&table, &snapshot);
     let daemon = Arc::new(Daemon::new(snapshot, workers, 0));
+    *daemon.overrides() = table;
     let mut sockets = ListeningSockets::default();
     // Everything is bound before the first worker starts: a port in use must stop the start while
     // it still costs nothing.
@@ -164,6 +175,7 @@ fn start(
         workers: worker_threads,
         faults,
         started: StartSettings::new(&config),
+        overrides,
         signals,
         manager: ServiceManager::from_environment(),
     };

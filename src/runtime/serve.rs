@@ -1,10 +1,11 @@
-//! The loop of the control thread: signals, reloads, checks, admin and metrics, until a signal asks
-//! for the end; then the drain (`drain.rs`).
+//! The loop of the control thread: signals, reloads, overrides, checks, admin and metrics, until a
+//! signal asks for the end; then the drain (`drain.rs`).
 
 use std::{
+    future::pending,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -12,23 +13,24 @@ use tokio::{
     select,
     sync::{mpsc, oneshot},
     task::spawn_local,
+    time::sleep_until,
 };
 
 use super::{
     control::ControlThread,
-    drain, memory, reload,
+    drain, memory, overrides, reload,
     signals::{Signal, ignore},
     systemd,
     worker::WorkerCommand,
 };
 use crate::{
-    admin::{self, AdminListener, ReloadOutcome, serve_admin, serve_metrics},
+    admin::{self, AdminListener, ControlRequest, ReloadOutcome, serve_admin, serve_metrics},
     base::rng::Random,
     health::HealthChecker,
 };
 
-/// Reloads that may wait; several that wait are one run anyway.
-const MAX_WAITING_RELOADS: usize = 64;
+/// Requests that may wait; several reloads that wait are one run anyway.
+const MAX_WAITING_REQUESTS: usize = 64;
 /// Time for the logs to be written at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -45,7 +47,7 @@ pub(super) async fn run(
 ) -> Result<(), String> {
     let mut checker = HealthChecker::new(Random::from_system());
     checker.apply(&control.daemon.snapshot.load().pools);
-    let (handle, mut requests) = mpsc::channel(MAX_WAITING_RELOADS);
+    let (handle, mut requests) = mpsc::channel(MAX_WAITING_REQUESTS);
     start_tasks(&control, admin, scrape, handle);
     announce_ready(&control);
     if let Some(on_ready) = on_ready {
@@ -99,10 +101,11 @@ fn announce_ready(control: &ControlThread) {
 async fn serve(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
-    requests: &mut mpsc::Receiver<admin::ControlRequest>,
+    requests: &mut mpsc::Receiver<ControlRequest>,
 ) -> Result<(), String> {
     loop {
         let mut waiting = Vec::new();
+        let next_end = control.daemon.overrides().next_end();
         select! {
             signal = control.signals.next() => match signal {
                 Signal::Reload => {}
@@ -116,18 +119,39 @@ async fn serve(
                     continue;
                 }
             },
-            Some(admin::ControlRequest::Reload(client)) = requests.recv() => waiting.push(client),
+            Some(request) = requests.recv() => match request {
+                ControlRequest::Reload(client) => waiting.push(client),
+                ControlRequest::Override(request) => {
+                    overrides::change(control, request);
+                    continue;
+                }
+            },
+            () = until(next_end) => {
+                overrides::expire(control);
+                continue;
+            }
             Some(fault) = control.faults.recv() => return Err(fault),
         }
         // All who asked before the file is read get the outcome of this one run.
-        while let Ok(admin::ControlRequest::Reload(client)) = requests.try_recv() {
-            waiting.push(client);
+        while let Ok(request) = requests.try_recv() {
+            match request {
+                ControlRequest::Reload(client) => waiting.push(client),
+                ControlRequest::Override(request) => overrides::change(control, request),
+            }
         }
         // `None`: a signal asked for the end meanwhile and comes next. The clients' channels close,
         // which tells them that the daemon stops.
         if let Some(outcome) = reload::run(control, checker).await {
             report_outcome(waiting, &outcome);
         }
+    }
+}
+
+/// Waits until `end`; for ever without one.
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => sleep_until(end.into()).await,
+        None => pending().await,
     }
 }
 

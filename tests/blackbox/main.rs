@@ -34,6 +34,7 @@ mod health;
 mod http;
 mod interop;
 mod limits;
+mod operator;
 mod proxy_protocol;
 mod queue;
 mod rate_limit;

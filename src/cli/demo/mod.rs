@@ -64,6 +64,8 @@ pub(super) fn run(config: Option<&Path>) -> ExitCode {
             // Printed when the daemon is ready, so that the commands in the text work at once.
             let options = RunOptions {
                 on_ready: Some(Box::new(move || print(&text))),
+                // A demo must leave nothing for the next one, or for an installed balancer.
+                state_directory: None,
             };
             let code = runtime::run(&file.path, options);
             demo.close();

@@ -88,18 +88,8 @@ impl TestDaemon {
         let text = complete(config, &directory, &mut addresses);
         let file = directory.path().join("balancer.yaml");
         fs::write(&file, text).unwrap();
-        let mut child = program
-            .args([subcommand, "-c"])
-            .arg(&file)
-            .env("NOTIFY_SOCKET", directory.path().join("notify"))
-            .env("RUNTIME_DIRECTORY", directory.path())
-            .env("STATE_DIRECTORY", directory.path().join("state"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the built program starts");
-        let stdout = lines(child.stdout.take().unwrap()).0;
-        let stderr = lines(child.stderr.take().unwrap()).0;
+        program.args([subcommand, "-c"]).arg(&file);
+        let (child, stdout, stderr) = spawn(program, &directory);
         Self {
             child,
             directory,
@@ -108,6 +98,19 @@ impl TestDaemon {
             stdout,
             stderr,
         }
+    }
+
+    /// Drains and ends the process, and starts another one with the same files and addresses.
+    pub fn restart(&mut self) {
+        self.signal(Signal::TERM);
+        self.wait_notified("STOPPING=1");
+        assert_eq!(self.wait_exit().code(), Some(0));
+        let mut program = command();
+        program
+            .args(["run", "-c"])
+            .arg(self.directory.path().join("balancer.yaml"));
+        (self.child, self.stdout, self.stderr) = spawn(program, &self.directory);
+        assert!(self.wait_ready(), "{}", self.stderr.all().join("\n"));
     }
 
     /// Waits for READY=1; false when the process ends instead.
@@ -327,6 +330,21 @@ impl Drop for TestDaemon {
             );
         }
     }
+}
+
+/// Starts the program as the service manager would, with the files in `directory`.
+fn spawn(mut program: Command, directory: &TempDir) -> (Child, Recorder<String>, Recorder<String>) {
+    let mut child = program
+        .env("NOTIFY_SOCKET", directory.path().join("notify"))
+        .env("RUNTIME_DIRECTORY", directory.path())
+        .env("STATE_DIRECTORY", directory.path().join("state"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the built program starts");
+    let stdout = lines(child.stdout.take().unwrap()).0;
+    let stderr = lines(child.stderr.take().unwrap()).0;
+    (child, stdout, stderr)
 }
 
 /// The built program, ready for arguments, without the variables of the test's own surroundings.
