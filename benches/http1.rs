@@ -161,6 +161,7 @@ fn forwarded(criterion: &mut Criterion) {
                 request_id: (&rules.request_id, id),
                 edits: None,
                 date: None,
+                sticky: None,
             };
             response_head(&mut TextHead::new(&mut out), black_box(&head), extra);
             out.len()

@@ -69,6 +69,7 @@ families! {
     BUDGET_EXHAUSTED Counter "balancer_retry_budget_exhausted_total" ["pool"] "Retries that the retry budget prevented.";
     QUEUE_LENGTH Gauge "balancer_queue_length" ["pool"] "Requests and sessions that wait for a backend.";
     QUEUE_WAIT Histogram "balancer_queue_wait_seconds" ["pool"] "Time in the queue of requests and sessions that had to wait.";
+    STICKY Counter "balancer_sticky_total" ["pool" "result"] "Responses by backends of pools with `sticky`, by what became of the client's session.";
     RATE_LIMITED Counter "balancer_rate_limited_total" ["listener"] "Requests refused by `rate_limit`.";
 
     POOL_BACKENDS Gauge "balancer_pool_backends" ["pool" "state"] "Number of backends, by state.";

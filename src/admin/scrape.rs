@@ -331,6 +331,14 @@ fn pool_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
             s.distribution(&[&pool.name], waits);
         }
     });
+    families.family(f::STICKY, |s| {
+        for pool in snapshot.pools.iter().filter(|pool| pool.sticky.is_some()) {
+            let slots = &pool.state.metrics;
+            s.count(&[&pool.name, "hit"], slots.sum(|m| &m.sticky.hit));
+            s.count(&[&pool.name, "miss"], slots.sum(|m| &m.sticky.miss));
+            s.count(&[&pool.name, "fallback"], slots.sum(|m| &m.sticky.fallback));
+        }
+    });
     families.family(f::RATE_LIMITED, |s| {
         let has_requests = |one: &&Arc<Listener>| one.service.has_requests();
         for one in snapshot.listeners.iter().filter(has_requests) {

@@ -61,6 +61,7 @@ fn count_everything(daemon: &Daemon) {
         slot.retries.add(Reason::ConnectionRefused);
         slot.budget_exhausted.add(1);
         slot.queue_wait.observe(Duration::from_millis(40));
+        slot.sticky.fallback.add(2);
         slot.sessions_ok.add(4);
         slot.sessions_failed.add(Reason::IdleTimeout);
         slot.sessions_active.add(1);
@@ -135,6 +136,7 @@ fn every_family_of_the_list_is_on_a_full_page_and_nothing_else() {
     let mut config = testing::usual();
     config.listeners[0].tls = Some(testing::tls());
     config.pools[0].slow_start = Some(Duration::from_mins(1));
+    config.pools[0].sticky = Some(testing::sticky());
     let daemon = testing::daemon(config);
     count_everything(&daemon);
     let page = page(&daemon);
@@ -259,6 +261,23 @@ fn what_was_counted_is_shown() {
     for (series, value) in EXPECTED_SAMPLES {
         assert_eq!(samples.get(series), Some(value), "{series}");
     }
+}
+
+#[test]
+fn pools_with_sticky_show_what_became_of_sessions_and_others_do_not() {
+    let mut config = testing::usual();
+    config.pools[0].sticky = Some(testing::sticky());
+    let daemon = testing::daemon(config);
+    count_everything(&daemon);
+    let page = page(&daemon);
+    let samples = samples(&page);
+    let count = |result: &str| {
+        let series = format!(r#"balancer_sticky_total{{pool="app",result="{result}"}}"#);
+        samples.get(series.as_str()).copied()
+    };
+    assert_eq!(count("fallback"), Some(2.0));
+    assert_eq!((count("hit"), count("miss")), (Some(0.0), Some(0.0)));
+    assert!(!page.contains(r#"sticky_total{pool="sql""#));
 }
 
 #[test]

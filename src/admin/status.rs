@@ -166,6 +166,7 @@ fn pool(pool: &Pool, backends: &[Arc<Backend>], with_checks: bool, now: Instant)
     json!({
         "name": &*pool.name,
         "policy": pool.config.policy.name(),
+        "sticky": pool.sticky.as_ref().map(|sticky| json!({"cookie": sticky.cookie})),
         "health_check": pool.config.health_check.is_some(),
         "states": states.map(|(state, count)| (state.name().to_owned(), json!(count))).collect::<serde_json::Map<_, _>>(),
         "queue": {
@@ -320,6 +321,7 @@ pub(super) fn backend(pool: &Pool, backend: &Backend, with_checks: bool, now: In
         "since_seconds": age(health.since, now),
         "ejected_for_seconds": health.ejected_until.map(|until| age(now, until)),
         "in_flight": backend.state.in_flight(),
+        "sticky_id": pool.sticky.as_ref().and_then(|sticky| sticky.id(backend.index)),
         "idle_connections": idle.cast_signed().max(0),
         "failures_in_a_row": health.failures_in_a_row,
         "check": text,

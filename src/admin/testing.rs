@@ -11,7 +11,8 @@ use crate::{
     base::{clock, crypto::provider},
     config::model::{
         AccessLogConfig, BackendConfig, Config, ListenerConfig, ListenerProtocol,
-        ListenerTlsConfig, LoadedCertificate, LogOutput, MetricsConfig, PoolConfig, TlsVersion,
+        ListenerTlsConfig, LoadedCertificate, LogOutput, MetricsConfig, PoolConfig, StickyConfig,
+        StickySecret, TlsVersion,
     },
     snapshot::{Daemon, Snapshot},
     telemetry::access_log,
@@ -81,6 +82,14 @@ pub(super) fn snapshot(config: Config, previous: Option<&Snapshot>) -> Snapshot 
 /// Daemon with two workers in its first generation.
 pub(super) fn daemon(config: Config) -> Arc<Daemon> {
     Arc::new(Daemon::new(snapshot(config, None), 2, 1_000))
+}
+
+/// Sticky sessions with a secret.
+pub(super) fn sticky() -> StickyConfig {
+    StickyConfig {
+        secret: StickySecret::of_file(b"a secret of the tests"),
+        ..StickyConfig::named("lb")
+    }
 }
 
 /// TLS settings with the certificate of the fixtures.

@@ -110,6 +110,7 @@ fn run(file: Option<PathBuf>) -> ExitCode {
         RunOptions {
             on_ready: None,
             state_directory: state_directory(),
+            is_temporary: false,
         },
     )
 }

@@ -11,8 +11,8 @@ use super::model::{
     ListenerHttpConfig, ListenerLimitsConfig, ListenerProtocol, ListenerTimeoutsConfig, LogConfig,
     LogFormat, LogOutput, LogWhenConfig, MetricsConfig, OnDown, PathMatch, PerBackend, PoolConfig,
     PoolTimeoutsConfig, PostgresCheckConfig, PostgresTarget, RespondConfig, RetriesConfig,
-    RetryConditions, RewriteConfig, RouteAction, RouteConfig, SocketConfig, TimeoutOverrides,
-    TlsOverride, TrustedProxiesConfig, WhenAllDown,
+    RetryConditions, RewriteConfig, RouteAction, RouteConfig, SameSite, SecureCookie, SocketConfig,
+    StickyConfig, TimeoutOverrides, TlsOverride, TrustedProxiesConfig, WhenAllDown,
 };
 use crate::{base::address::BackendAddress, reason::StatusProfile};
 
@@ -242,6 +242,7 @@ impl PoolConfig {
             queue: 1_000,
             queue_timeout: Duration::from_secs(5),
             streams_per_connection: 100,
+            sticky: None,
             when_all_down: WhenAllDown::default(),
         }
     }
@@ -259,6 +260,22 @@ impl BackendConfig {
             max_connections: None,
             check_port: None,
             tls: TlsOverride::default(),
+        }
+    }
+}
+
+impl StickyConfig {
+    /// Sticky sessions by the cookie of this name.
+    #[must_use]
+    pub fn named(cookie: impl Into<String>) -> Self {
+        Self {
+            cookie: cookie.into(),
+            ttl: None,
+            secure: SecureCookie::default(),
+            same_site: SameSite::default(),
+            http_only: true,
+            path: "/".to_owned(),
+            secret: None,
         }
     }
 }

@@ -154,6 +154,25 @@ impl<'a> NodeRef<'a> {
             .any(|(name, _)| matches!(&name.kind, NodeKind::Scalar { text, .. } if text == key))
     }
 
+    /// The value of `key`, if it is given and the section has such a key. For rules over several
+    /// sections: the section itself has been read.
+    pub(super) fn child<'b>(&'b self, key: &'b str) -> Option<NodeRef<'b>> {
+        let NodeKind::Map(entries) = &self.node.kind else {
+            return None;
+        };
+        let is_named =
+            |name: &YamlNode| matches!(&name.kind, NodeKind::Scalar { text, .. } if text == key);
+        let (name, node) = entries.iter().find(|(name, _)| is_named(name))?;
+        Some(NodeRef {
+            node,
+            key: Some(name),
+            parent: Some(self),
+            step: PathStep::Key(key),
+            row: schema::find(&self.section_path(), key)?,
+            is_entry: false,
+        })
+    }
+
     /// True for a map.
     pub(super) fn is_map(&self) -> bool {
         matches!(self.node.kind, NodeKind::Map(_))

@@ -15,6 +15,13 @@ pub fn values<'a>(head: &'a RequestHead, name: &'a str) -> impl Iterator<Item = 
         })
 }
 
+/// True if `field`, the value of a `Set-Cookie`, is for the cookie `name`.
+pub fn sets(field: &[u8], name: &str) -> bool {
+    let end = field.iter().position(|byte| matches!(byte, b'=' | b';'));
+    let own = end.and_then(|end| field.get(..end)).unwrap_or(field);
+    own.trim_ascii() == name.as_bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,5 +46,21 @@ mod tests {
         let head = head(&["a=1; lb=x; lba=2;lb=y", "b=lb=z; lb=\"q\";LB=w; lb; lb="]);
         let found: Vec<_> = values(&head, "lb").map(String::from_utf8_lossy).collect();
         assert_eq!(found, ["x", "y", "\"q\"", ""]);
+    }
+
+    #[test]
+    fn a_set_cookie_is_known_by_the_name_before_its_first_equals_sign() {
+        for (field, is_own) in [
+            ("lb=1; Path=/", true),
+            (" lb =1", true),
+            ("lb", true),
+            ("lb; lb=2", true),
+            ("lb2=1", false),
+            ("a=lb=1", false),
+            ("LB=1", false),
+            ("", false),
+        ] {
+            assert_eq!(sets(field.as_bytes(), "lb"), is_own, "{field}");
+        }
     }
 }

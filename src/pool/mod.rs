@@ -27,6 +27,7 @@ mod resolved;
 mod response_time;
 mod slow_start;
 mod state;
+mod sticky;
 #[cfg(test)]
 mod tests;
 mod transition;
@@ -58,6 +59,7 @@ pub use self::{
     queue::{QueuePlace, QueueStatus},
     resolved::ResolvedAddresses,
     state::PoolState,
+    sticky::StickyTable,
     transition::StateTransition,
 };
 use self::{
@@ -85,6 +87,8 @@ pub struct Pool {
     pub backends: Vec<Arc<Backend>>,
     /// State that lives on across reloads.
     pub state: Arc<PoolState>,
+    /// Ids of its backends in the cookies of clients; `None` without `sticky`.
+    pub sticky: Option<StickyTable>,
     generation: Arc<PoolGeneration>,
 }
 
@@ -125,9 +129,15 @@ impl Pool {
         };
         let generation =
             state.add_generation(backends.clone(), rules, config.ejection.clone(), now);
+        let sticky = config.sticky.as_ref().and_then(|sticky| {
+            // `check --probe` serves no requests, and has no secret.
+            let secret = sticky.secret.as_ref()?;
+            Some(StickyTable::new(&config.name, sticky, secret, &backends))
+        });
         Self {
             name: Arc::clone(&config.name),
             config: config.clone(),
+            sticky,
             backends,
             state,
             generation,

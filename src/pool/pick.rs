@@ -38,7 +38,7 @@ pub struct PickRequest<'a> {
     /// part, or the policy needs none.
     pub key: Option<u64>,
     /// The client's own backend, by its cookie. It is picked before all others, also when it is
-    /// draining, unless it was attempted or must not be used. While it is full, the client waits
+    /// draining or has weight 0, unless it was attempted or must not be used. While it is full, the client waits
     /// for it; where nothing waits, it gets another one.
     pub sticky: Option<usize>,
     /// Time of the pick.

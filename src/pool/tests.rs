@@ -6,6 +6,7 @@ mod queue;
 mod random_events;
 mod reload;
 mod slow_start;
+mod sticky;
 mod threads;
 
 use std::time::{Duration, Instant};

@@ -7,6 +7,7 @@ use super::{
     override_file::OverrideFile,
     signals::Signals,
     sockets::ListeningSockets,
+    sticky_key::StickyKeys,
     systemd::ServiceManager,
     worker::{WorkerFaults, WorkerThreads},
 };
@@ -25,6 +26,7 @@ pub(super) struct ControlThread {
     pub files: FileBudget,
     pub daemon: Arc<Daemon>,
     pub sinks: LogSinks,
+    pub sticky_keys: StickyKeys,
     pub sockets: ListeningSockets,
     pub workers: WorkerThreads,
     pub faults: WorkerFaults,

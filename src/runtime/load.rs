@@ -11,7 +11,10 @@ use std::{
 
 use tokio::{select, sync::oneshot, time::timeout};
 
-use super::signals::{Signal, Signals};
+use super::{
+    signals::{Signal, Signals},
+    sticky_key::StickyKeys,
+};
 use crate::{
     config::{self, LoadedConfig, Problems, files::RealFiles},
     telemetry::sink::LogSinks,
@@ -48,10 +51,11 @@ impl Drop for ReaderGuard {
 /// That signal, and those that can wait, are put back for [`Signals::next`].
 pub(super) async fn load(
     file: &Path,
+    sticky_keys: &StickyKeys,
     signals: &mut Signals,
     sinks: &LogSinks,
 ) -> Option<Result<LoadedConfig, Problems>> {
-    let mut reading = std::pin::pin!(read(file.to_path_buf()));
+    let mut reading = std::pin::pin!(read(file.to_path_buf(), sticky_keys.clone()));
     let mut kept = Vec::new();
     let loaded = loop {
         select! {
@@ -71,10 +75,14 @@ pub(super) async fn load(
     loaded
 }
 
-async fn read(file: PathBuf) -> Result<LoadedConfig, Problems> {
+async fn read(file: PathBuf, sticky_keys: StickyKeys) -> Result<LoadedConfig, Problems> {
     let files = RealFiles::default();
     let (path, through) = (file.clone(), files.clone());
-    let load = move || config::load_through(&path, &through);
+    let load = move || {
+        let mut loaded = config::load_through(&path, &through)?;
+        sticky_keys.complete(&mut loaded, &path);
+        Ok(loaded)
+    };
     read_by(&file, load, || files.last()).await
 }
 

@@ -16,6 +16,7 @@ mod reload;
 mod serve;
 mod signals;
 mod sockets;
+mod sticky_key;
 mod systemd;
 mod worker;
 
@@ -39,6 +40,7 @@ use self::{
     override_file::OverrideFile,
     signals::Signals,
     sockets::{ListeningSockets, PreparedSockets, SocketError},
+    sticky_key::StickyKeys,
     systemd::ServiceManager,
     worker::WorkerThreads,
 };
@@ -62,6 +64,8 @@ pub struct RunOptions {
     pub on_ready: Option<Box<dyn FnOnce() + Send>>,
     /// Directory of state that outlives the process; `None` keeps none.
     pub state_directory: Option<PathBuf>,
+    /// Nothing is to be kept: a missing state directory is no mistake.
+    pub is_temporary: bool,
 }
 
 /// Runs the daemon until it has drained. Reports on standard error why it could not start.
@@ -79,7 +83,13 @@ pub fn run(file: &Path, options: RunOptions) -> ExitCode {
         Err(error) => return failed(error),
     };
     let sinks = LogSinks::default();
-    let loaded = match runtime.block_on(load::load(file, &mut signals, &sinks)) {
+    let sticky_keys = if options.is_temporary {
+        StickyKeys::temporary()
+    } else {
+        StickyKeys::new(options.state_directory.as_deref())
+    };
+    let loading = load::load(file, &sticky_keys, &mut signals, &sinks);
+    let loaded = match runtime.block_on(loading) {
         Some(Ok(loaded)) => loaded,
         Some(Err(problems)) => {
             print_error(&problems.render());
@@ -88,7 +98,7 @@ pub fn run(file: &Path, options: RunOptions) -> ExitCode {
         // A signal asked for the end before there were connections to drain.
         None => return ExitCode::SUCCESS,
     };
-    let served = start(file, loaded, sinks, &runtime, signals, options);
+    let served = start(file, loaded, sinks, sticky_keys, &runtime, signals, options);
     // Threads that hang, in a DNS lookup or on a file system, must not delay the end.
     runtime.shutdown_background();
     served.map_or_else(failed, |()| ExitCode::SUCCESS)
@@ -120,6 +130,7 @@ fn start(
     file: &Path,
     loaded: LoadedConfig,
     sinks: LogSinks,
+    sticky_keys: StickyKeys,
     runtime: &LocalRuntime,
     signals: Signals,
     options: RunOptions,
@@ -171,6 +182,7 @@ fn start(
         files,
         daemon: Arc::clone(&daemon),
         sinks,
+        sticky_keys,
         sockets,
         workers: worker_threads,
         faults,

@@ -31,7 +31,13 @@ pub(super) async fn run(
     checker: &mut HealthChecker,
 ) -> Option<ReloadOutcome> {
     control.manager.reloading();
-    let loaded = load::load(&control.file, &mut control.signals, &control.sinks).await?;
+    let loaded = load::load(
+        &control.file,
+        &control.sticky_keys,
+        &mut control.signals,
+        &control.sinks,
+    );
+    let loaded = loaded.await?;
     let outcome = check_and_apply(control, checker, loaded);
     report(control, &outcome);
     Some(outcome)

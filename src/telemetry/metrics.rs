@@ -272,6 +272,30 @@ pub struct ListenerSlot {
     pub rate_limited: MetricCell,
 }
 
+/// Responses by what became of the client's sticky session.
+#[derive(Debug, Default)]
+pub struct StickyCounts {
+    /// From the backend that the client's cookie names.
+    pub hit: MetricCell,
+    /// To clients without a valid cookie.
+    pub miss: MetricCell,
+    /// From another backend than the one that the client's cookie names.
+    pub fallback: MetricCell,
+}
+
+impl StickyCounts {
+    /// Counts a response of the backend at position `picked` to a client whose cookie names the
+    /// one at `named`.
+    pub fn count(&self, named: Option<usize>, picked: usize) {
+        let count = match named {
+            Some(named) if named == picked => &self.hit,
+            Some(_) => &self.fallback,
+            None => &self.miss,
+        };
+        count.add(1);
+    }
+}
+
 /// Counters of a pool. One more slot of this type counts requests that never reached a pool.
 #[derive(Debug, Default)]
 pub struct PoolSlot {
@@ -298,6 +322,8 @@ pub struct PoolSlot {
     pub queue_wait: TimeHistogram,
     /// Waits that `queue_timeout` ended.
     pub queue_timed_out: MetricCell,
+    /// Responses of backends to requests with and without a sticky session.
+    pub sticky: StickyCounts,
     /// TCP sessions that ended without an error.
     pub sessions_ok: MetricCell,
     /// TCP sessions that ended with an error, by reason.

@@ -44,6 +44,7 @@ mod retries;
 mod service;
 mod slow_clients;
 mod sni;
+mod sticky;
 mod tcp;
 mod timeouts;
 mod tls;

@@ -74,7 +74,7 @@ class Daemon:
         self.metrics_port = free_port()
         self.write(config)
         self.log = open(self.path / "log", "w+")
-        environment = dict(os.environ, RUNTIME_DIRECTORY=str(self.path))
+        environment = dict(os.environ, RUNTIME_DIRECTORY=str(self.path), STATE_DIRECTORY=str(self.path / "state"))
         self.process = subprocess.Popen(
             [PROGRAM, "run", "-c", str(self.path / "balancer.yaml")],
             env=environment, stdout=subprocess.DEVNULL, stderr=self.log,

@@ -122,6 +122,11 @@ const BESIDE: &[(&str, &str)] = &[
         "listeners.NAME.tls.client_",
         "listeners.web.tls.client_ca=a-ca.pem",
     ),
+    ("pools.NAME.sticky.", "pools.app.sticky.cookie=lb"),
+    (
+        "pools.NAME.sticky.same_site",
+        "pools.app.sticky.secure=true",
+    ),
     ("routes[]", "routes[0].pool=app"),
     ("routes[].split", "-routes[0].pool"),
     ("routes[].respond", "-routes[0].pool"),

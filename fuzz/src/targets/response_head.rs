@@ -61,6 +61,7 @@ fn write(writer: &mut impl HeadWriter, head: &ResponseHead, version: HttpVersion
         let extra = SwitchExtra {
             request_id: REQUEST_ID,
             unanswered_key: None,
+            sticky: None,
         };
         return switch_head(writer, head, extra);
     }
@@ -71,6 +72,7 @@ fn write(writer: &mut impl HeadWriter, head: &ResponseHead, version: HttpVersion
         request_id: REQUEST_ID,
         edits: None,
         date: None,
+        sticky: None,
     };
     response_head(writer, head, extra);
 }

@@ -66,6 +66,7 @@ pub(super) fn run(config: Option<&Path>) -> ExitCode {
                 on_ready: Some(Box::new(move || print(&text))),
                 // A demo must leave nothing for the next one, or for an installed balancer.
                 state_directory: None,
+                is_temporary: true,
             };
             let code = runtime::run(&file.path, options);
             demo.close();

@@ -15,6 +15,7 @@ mod pool;
 mod rewrite;
 mod route;
 mod sni;
+mod sticky;
 mod tcp_pools;
 mod tls;
 
@@ -197,6 +198,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, root: &YamlNode) -> (Config, Bin
     }
     if let Some(pools) = &pools {
         tcp_pools::warn_of_request_keys(reader, pools, &config);
+        sticky::check_use(reader, pools, &config);
         check::unused_pools(reader, pools, &pool_names.used);
     }
     (config, binds)

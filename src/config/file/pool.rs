@@ -1,12 +1,13 @@
 //! Reads `pools.NAME`: backends, protocol, PROXY header, ejection, retries, timeouts, keepalive,
-//! limits. The check is read in `health_check.rs`, the policy in `balancing.rs`.
+//! limits. The check is read in `health_check.rs`, the policy in `balancing.rs`, sticky sessions in
+//! `sticky.rs`.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
     KeyValue as _, NodeRef, Section, TreeReader, assign, balancing,
     common::{is_bare_ipv6, retries, timeouts, warn_short_total},
-    health_check, quote, tls,
+    health_check, quote, sticky, tls,
 };
 use crate::{
     base::{
@@ -66,6 +67,9 @@ pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
     if let Some(at) = keys.get("tls") {
         pool.tls = tls::pool(reader, at, pool.protocol.is_h2());
         check_names(reader, at, &pool);
+    }
+    if let Some(at) = keys.get("sticky") {
+        pool.sticky = sticky::read(reader, at);
     }
     if let Some(at) = keys.get("limits") {
         limits(reader, at, &mut pool);

@@ -7,6 +7,7 @@ mod health_check;
 mod listener;
 mod pool;
 mod route;
+mod sticky;
 mod tls;
 mod value_set;
 
@@ -18,7 +19,9 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use self::{health_check::*, listener::*, pool::*, route::*, tls::*, value_set::ValueSet};
+pub use self::{
+    health_check::*, listener::*, pool::*, route::*, sticky::*, tls::*, value_set::ValueSet,
+};
 use crate::{
     base::address::BindAddress,
     reason::{Reason, StatusProfile},

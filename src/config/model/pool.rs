@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{HealthCheckConfig, PoolTlsConfig, ProxyVersion, TlsOverride};
+use super::{HealthCheckConfig, PoolTlsConfig, ProxyVersion, StickyConfig, TlsOverride};
 use crate::base::address::BackendAddress;
 
 /// `pools.NAME.protocol`: what is spoken with the backends.
@@ -66,6 +66,8 @@ pub struct PoolConfig {
     /// `limits.streams_per_connection`: exchanges at a time on one HTTP/2 connection to a backend.
     /// 1 to 1000, default 100.
     pub streams_per_connection: usize,
+    /// `sticky`: a cookie keeps each client on one backend. Default none.
+    pub sticky: Option<StickyConfig>,
     /// Default reject.
     pub when_all_down: WhenAllDown,
     /// `tls` to the backends; none: plain.

@@ -6,7 +6,7 @@ use tracing::level_filters::LevelFilter;
 use super::{
     AccessFormat, BackendProtocol, BalancingPolicy, CheckType, ClientAuth, ErrorFormat,
     ListenerProtocol, LogFormat, OnDown, PerBackend, PostgresTarget, ProxyVersion, RedisRole,
-    RetryCondition, TlsVersion, WhenAllDown,
+    RetryCondition, SameSite, SecureCookie, TlsVersion, WhenAllDown,
 };
 use crate::reason::StatusProfile;
 
@@ -115,6 +115,16 @@ value_set!(OnDown {
 value_set!(WhenAllDown {
     Reject: "reject",
     FailOpen: "fail_open"
+});
+value_set!(SameSite {
+    Lax: "lax",
+    Strict: "strict",
+    None: "none"
+});
+value_set!(SecureCookie {
+    Auto: "auto",
+    Always: "true",
+    Never: "false"
 });
 value_set!(RetryCondition {
     Connect: "connect",

@@ -35,6 +35,7 @@ mod markdown;
 mod pools;
 mod routes;
 mod spec;
+mod sticky;
 mod words;
 
 use std::{collections::HashMap, sync::LazyLock};
@@ -180,13 +181,14 @@ impl FilePart {
 
     /// The rows of the part, in the order of the docs.
     pub fn rows(self) -> impl Iterator<Item = &'static KeyRow> {
-        let files: [&'static [KeyRow]; 4] = match self {
-            Self::Global => [global::GLOBAL_KEYS, &[], &[], &[]],
-            Self::Listeners => [listeners::LISTENER_KEYS, &[], &[], &[]],
-            Self::Routes => [routes::ROUTE_KEYS, &[], &[], &[]],
+        let files: [&'static [KeyRow]; 5] = match self {
+            Self::Global => [global::GLOBAL_KEYS, &[], &[], &[], &[]],
+            Self::Listeners => [listeners::LISTENER_KEYS, &[], &[], &[], &[]],
+            Self::Routes => [routes::ROUTE_KEYS, &[], &[], &[], &[]],
             Self::Pools => [
                 balancing::BALANCING_KEYS,
                 pools::BACKEND_KEYS,
+                sticky::STICKY_KEYS,
                 health::HEALTH_KEYS,
                 pools::TRAFFIC_KEYS,
             ],

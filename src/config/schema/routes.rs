@@ -100,7 +100,8 @@ pub(super) static ROUTE_KEYS: &[KeyRow] = &[
             .shown("map of names of pools to 0 to 256"),
         default: Nothing,
         doc: "each request goes to one of these pools by chance, each its share of the sum: \
-              `{stable: 9, canary: 1}`. 0: none. Further attempts stay in the pool that was picked",
+              `{stable: 9, canary: 1}`. 0: none. Further attempts stay in the pool that was picked, and clients with a \
+              [sticky](#sticky-sessions) cookie in their pool",
         other_words: &[(
             &[
                 "canary",

@@ -92,6 +92,7 @@ pub(super) const ONE_HOUR: Duration = Duration::from_hours(1);
 pub(super) const MAX_TCP_KEEPALIVE: Duration = Duration::from_hours(9);
 pub(super) const ONE_DAY: Duration = Duration::from_hours(24);
 pub(super) const ONE_WEEK: Duration = Duration::from_hours(168);
+pub(super) const ONE_YEAR: Duration = Duration::from_hours(8_760);
 /// Largest request body that may be allowed, in bytes.
 pub(super) const MAX_BODY_BYTES: u64 = 1 << 40;
 

@@ -3,7 +3,12 @@
 //! Words for one key of ours stand in the row of that key.
 
 /// Keys of the contract that this version does not have: the section and the key.
-pub(super) const LATER_KEYS: &[(&str, &str)] = &[("pools.NAME", "sticky")];
+pub(super) const LATER_KEYS: &[(&str, &str)] = &[
+    ("listeners.NAME", "compression"),
+    ("routes[]", "auth"),
+    ("routes[]", "basic_auth"),
+    ("routes[]", "compression"),
+];
 
 /// Words for several keys of ours at once, or for what needs no key here.
 const GENERAL_WORDS: &[(&[&str], &str)] = &[

@@ -10,9 +10,11 @@ use super::{
     backend_side::BackendSide,
     exchange::{Exchange, ForwardSettings},
     relay::{BodyRelay, BodyRelayError},
+    sticky::StickyCookie,
 };
 use crate::{
     base::clock,
+    http::fields::{KnownField, list},
     pool::{BackendLease, BackendState, Pool},
     reason::Reason,
     telemetry::metrics::class_index,
@@ -28,11 +30,29 @@ pub(super) struct Attempt<'a> {
     pub fresh: bool,
     /// The PROXY header that the connection must have begun with; `None` for one without.
     pub proxy_header: Option<&'a [u8]>,
+    /// Position of the backend that the client's sticky cookie names.
+    pub sticky: Option<usize>,
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
+    /// The cookie of the sticky session for a response of this backend; `None` if the pool has no
+    /// such sessions.
+    pub(super) fn sticky_cookie(self, exchange: &Exchange<'_>) -> Option<StickyCookie<'a>> {
+        let table = self.pool.sticky.as_ref()?;
+        let is_known = self.sticky == Some(self.lease.index);
+        let field = || table.field(self.lease.index, uses_tls(exchange));
+        Some(StickyCookie {
+            name: &table.cookie,
+            field: if is_known { None } else { field() },
+        })
+    }
+
     /// Counts the final response of the backend, whose head is in the buffers of `exchange`.
     pub(super) fn record_response(self, exchange: &mut Exchange<'_>) {
+        if self.pool.sticky.is_some() {
+            let sessions = &self.pool.state.metrics.mine().sticky;
+            sessions.count(self.sticky, self.lease.index);
+        }
         let status = exchange.buffers.response.status;
         exchange.record.status = status;
         let metrics = self.lease.state.metrics.mine();
@@ -66,6 +86,15 @@ impl Attempt<'_> {
             transition.log();
         }
     }
+}
+
+/// True if the client uses TLS, to us or to the trusted proxy that it reached first.
+fn uses_tls(exchange: &Exchange<'_>) -> bool {
+    let forwarded = || exchange.head().find(KnownField::XForwardedProto);
+    let is_https = |scheme: &[u8]| scheme.eq_ignore_ascii_case(b"https");
+    exchange.client.side.negotiated_tls().is_some()
+        || exchange.address.trusted
+            && forwarded().is_some_and(|schemes| list(schemes).next().is_some_and(is_https))
 }
 
 /// Counts a backend connection in use while it lives.

@@ -37,6 +37,8 @@ struct AttemptHistory {
     passed: Vec<usize>,
     /// Retries left by `retries.attempts`.
     left: u32,
+    /// Position of the backend that the client's sticky cookie names.
+    sticky: Option<usize>,
     /// The attempt on a new connection, which costs neither a retry nor budget, was made.
     fresh: bool,
 }
@@ -69,6 +71,7 @@ impl Exchange<'_> {
             failed: Vec::new(),
             passed: Vec::new(),
             left: settings.retries.map_or(0, |retries| retries.attempts),
+            sticky: self.sticky_backend(chosen),
             fresh: false,
         };
         let mut current = AttemptPool {
@@ -96,6 +99,7 @@ impl Exchange<'_> {
                 settings,
                 fresh: history.fresh,
                 proxy_header: current.proxy_header.as_deref(),
+                sticky: history.sticky,
             };
             let failure = match self.run_attempt(attempt, upload).await {
                 Ok(AttemptOutcome::Responded(next)) => return next,
@@ -128,6 +132,7 @@ impl Exchange<'_> {
             attempted: &history.failed,
             busy: &history.passed,
             key: hash_key(&pool.config, &self.buffers.request, &self.address),
+            sticky: history.sticky,
             ..PickRequest::first(self.context.worker.now())
         }
     }
@@ -162,6 +167,7 @@ impl Exchange<'_> {
         let Some(next) = self.newer(pool) else { return };
         history.failed = next.positions_of(pool, &history.failed);
         history.passed = next.positions_of(pool, &history.passed);
+        history.sticky = self.sticky_backend(&next);
         current.proxy_header = self.proxy_header_for(&next);
         self.record.newest_pool = Some(Arc::clone(&next));
         current.newest = Some(next);

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::model::{PoolTimeoutsConfig, RetriesConfig, RouteConfig, TimeoutOverrides},
-    http::message::RequestHead,
+    http::{cookies, message::RequestHead},
     net::copy::RelaySide as _,
     pool::Pool,
     proxy::worker::Worker,
@@ -175,6 +175,12 @@ impl<'a> Exchange<'a> {
     /// The request head.
     pub(super) fn head(&self) -> &RequestHead {
         &self.buffers.request
+    }
+
+    /// Position in `pool` of the backend that the client's sticky cookie names.
+    pub(super) fn sticky_backend(&self, pool: &Pool) -> Option<usize> {
+        let table = pool.sticky.as_ref()?;
+        table.find(cookies::values(self.head(), &table.cookie))
     }
 
     /// The facts for the rule by which the client's connection is kept, after a response whose

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use super::{
     header_edits,
     origin::{self, RequestOrigin},
+    sticky::StickyCookie,
 };
 use crate::{
     base::rng::Random,
@@ -262,6 +263,8 @@ pub struct ResponseExtra<'a> {
     pub edits: Option<&'a HeaderEdits>,
     /// Value of `Date`, if the backend sent none (RFC 9110 section 6.6.1).
     pub date: Option<&'a str>,
+    /// The cookie of the sticky session, if the pool has them.
+    pub sticky: Option<StickyCookie<'a>>,
 }
 
 /// Writes the final response head for the client.
@@ -272,7 +275,12 @@ pub fn response_head(out: &mut impl HeadWriter, head: &ResponseHead, extra: Resp
     for field in head.fields.iter() {
         let name = head.text(field.name);
         let is_id = !id.is_empty() && name.eq_ignore_ascii_case(id_name.as_bytes());
-        if !is_id && !header_edits::takes(edits, field, name) {
+        let is_replaced = || {
+            extra
+                .sticky
+                .is_some_and(|cookie| cookie.replaces(field, head))
+        };
+        if !is_id && !header_edits::takes(edits, field, name) && !is_replaced() {
             out.field(name, head.text(field.value));
         }
     }
@@ -287,6 +295,10 @@ pub fn response_head(out: &mut impl HeadWriter, head: &ResponseHead, extra: Resp
     }
     if let Some(edits) = edits {
         header_edits::write(out, edits, |_| false);
+    }
+    if let Some(cookie) = extra.sticky {
+        cookie.write(out);
+        cookie.write_cache_control(out, head, edits);
     }
     out.framing(match (extra.delivery, head.announced) {
         (BodyFraming::None, Some(length)) => BodyFraming::Length(length),
@@ -330,6 +342,8 @@ pub struct SwitchExtra<'a> {
     pub request_id: (&'a str, &'a str),
     /// Key of the client's WebSocket, if the backend uses HTTP/2 and so has not answered it.
     pub unanswered_key: Option<&'a [u8]>,
+    /// The cookie of the sticky session, if the pool has them.
+    pub sticky: Option<StickyCookie<'a>>,
 }
 
 /// Writes the head of a 101, the switch to another protocol.
@@ -342,7 +356,10 @@ pub fn switch_head(out: &mut impl HeadWriter, head: &ResponseHead, extra: Switch
         if name.eq_ignore_ascii_case(WEBSOCKET_ACCEPT) {
             has_accept = true;
             out.http1_field(name, value);
-        } else {
+        } else if !extra
+            .sticky
+            .is_some_and(|cookie| cookie.replaces(field, head))
+        {
             out.field(name, value);
         }
     }
@@ -351,6 +368,9 @@ pub fn switch_head(out: &mut impl HeadWriter, head: &ResponseHead, extra: Switch
     }
     let (name, id) = extra.request_id;
     out.field(name.as_bytes(), id.as_bytes());
+    if let Some(cookie) = extra.sticky {
+        cookie.write(out);
+    }
     if let Some(protocol) = head.upgrade {
         out.http1_field(b"Connection", b"upgrade");
         out.http1_field(b"Upgrade", head.text(protocol));

@@ -419,6 +419,7 @@ fn write_response(
         let extra = SwitchExtra {
             request_id,
             unanswered_key: Some(b"k"),
+            sticky: None,
         };
         switch_head(out, head, extra);
     } else {
@@ -429,6 +430,7 @@ fn write_response(
             request_id,
             edits: Some(edits),
             date: Some("now"),
+            sticky: None,
         };
         response_head(out, head, extra);
     }

@@ -36,6 +36,7 @@ fn extra<'a>(delivery: BodyFraming) -> ResponseExtra<'a> {
         request_id: ("X-Request-Id", "0123"),
         edits: None,
         date: None,
+        sticky: None,
     }
 }
 
@@ -146,6 +147,7 @@ fn a_switch_is_answered_in_the_way_of_the_client() {
         let extra = SwitchExtra {
             request_id: ("X-Request-Id", "0123"),
             unanswered_key,
+            sticky: None,
         };
         let written = text_lines(|out| switch_head(out, &head, extra));
         let expected = format!(
@@ -172,4 +174,87 @@ fn interim_responses_and_trailers_are_written_in_both_formats() {
     assert_eq!(written, ["0", "Grpc-Status: 0", "client_subject: CN=x"]);
     let written = block_lines(|out| trailer_section(out, &trailers));
     assert_eq!(written, ["grpc-status: 0", "client_subject: CN=x"]);
+}
+
+#[test]
+fn a_sticky_cookie_is_set_once_and_kept_out_of_shared_caches() {
+    let cookie = |field| Some(StickyCookie { name: "lb", field });
+    let new = cookie(Some("lb=1; Path=/"));
+    let edits = HeaderEdits {
+        set: vec![("Cache-Control".to_owned(), "public".to_owned())],
+        remove: vec!["Set-Cookie".to_owned()],
+        ..HeaderEdits::default()
+    };
+    let own = "Set-Cookie: lb=1; Path=/";
+    for (sent, sticky, edits, fields) in [
+        ("", new, None, format!(" | {own} | Cache-Control: private")),
+        ("", cookie(None), None, String::new()),
+        (
+            " | Cache-Control: public, max-age=9",
+            new,
+            None,
+            format!(" | Cache-Control: public, max-age=9 | {own} | Cache-Control: private"),
+        ),
+        (
+            " | cache-control: No-Store",
+            new,
+            None,
+            format!(" | cache-control: No-Store | {own}"),
+        ),
+        (
+            " | Cache-Control: max-age=9, private",
+            new,
+            None,
+            format!(" | Cache-Control: max-age=9, private | {own}"),
+        ),
+        // A cookie of this name is ours; others pass.
+        (
+            " | Set-Cookie: lb=2 | set-cookie: a=lb=1",
+            cookie(None),
+            None,
+            " | set-cookie: a=lb=1".to_owned(),
+        ),
+        (
+            " | Set-Cookie: lb=2 | Set-Cookie: lb2=3",
+            None,
+            None,
+            " | Set-Cookie: lb=2 | Set-Cookie: lb2=3".to_owned(),
+        ),
+        // Edits are of the backend's fields.
+        (
+            " | Set-Cookie: a=1",
+            new,
+            Some(&edits),
+            format!(" | Cache-Control: public | {own}"),
+        ),
+    ] {
+        let extra = ResponseExtra {
+            sticky,
+            edits,
+            request_id: ("X-Request-Id", ""),
+            ..extra(BodyFraming::Length(0))
+        };
+        let sent = format!("HTTP/1.1 200 OK | Content-Length: 0{sent}");
+        let text = format!("HTTP/1.1 200 OK{fields} | Content-Length: 0");
+        let written = text_lines(|out| response_head(out, &parsed(&sent), extra));
+        assert_eq!(written, lines(&text), "{sent}");
+    }
+}
+
+#[test]
+fn a_switch_sets_the_sticky_cookie_in_place_of_the_backends() {
+    let head = parsed(
+        "HTTP/1.1 101 Switching Protocols | Connection: upgrade | Upgrade: x | Set-Cookie: lb=2",
+    );
+    let extra = SwitchExtra {
+        request_id: ("X-Request-Id", "0"),
+        unanswered_key: None,
+        sticky: Some(StickyCookie {
+            name: "lb",
+            field: Some("lb=1; Path=/"),
+        }),
+    };
+    let written = text_lines(|out| switch_head(out, &head, extra));
+    let expected = "HTTP/1.1 101 Switching Protocols | X-Request-Id: 0 | Set-Cookie: lb=1; Path=/ | Connection: upgrade | Upgrade: x";
+    assert_eq!(written, lines(expected));
 }

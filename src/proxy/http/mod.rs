@@ -13,7 +13,7 @@
 //! | `await_response.rs` | the request, until there is a response head |
 //! | `respond.rs`, `tunnel.rs` | the response, or the tunnel after a 101 |
 //! | `reply.rs`, `upload.rs` | responses of our own; the request as it goes to a backend |
-//! | `forward.rs`, `origin.rs`, `header_edits.rs` | the fields of the heads that are forwarded |
+//! | `forward.rs`, `origin.rs`, `header_edits.rs`, `sticky.rs` | the fields of forwarded heads |
 //! | `relay.rs`, `body_filter.rs` | a body on its way from one side to the other |
 //! | `attempt.rs`, `exchange.rs` | the things that the steps work on |
 //! | `client_side.rs`, `backend_side.rs` | what is special about either protocol |
@@ -50,6 +50,7 @@ mod respond;
 mod retry;
 mod run;
 mod serve;
+mod sticky;
 mod stream_tasks;
 mod tunnel;
 mod upload;
@@ -70,4 +71,5 @@ pub use self::{
     },
     origin::RequestOrigin,
     relay::{BodyEncoding, BodyRelay, BodyRelayError, BodySink, BodySource},
+    sticky::StickyCookie,
 };

@@ -176,6 +176,7 @@ async fn send_head(
     let timeouts = &exchange.context.listener.config.timeouts;
     let total = attempt.settings.deadline;
     exchange.client.head_ready(timeouts, total).await?;
+    let sticky = attempt.sticky_cookie(exchange);
     let Exchange {
         client,
         buffers,
@@ -196,6 +197,7 @@ async fn send_head(
         request_id: (&context.snapshot.config.forwarded.request_id, request_id),
         edits: attempt.settings.route.map(|route| &route.response_headers),
         date: None,
+        sticky,
     };
     client_out.clear();
     let has_date = response.find(KnownField::Date).is_some();

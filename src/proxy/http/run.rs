@@ -17,7 +17,7 @@ use super::{
     reply::LocalReply,
 };
 use crate::{
-    config::model::{RouteAction, RouteConfig},
+    config::model::{RouteAction, RouteConfig, SplitShare},
     proxy::worker::{Generation, Worker},
     reason::Reason,
     route,
@@ -216,7 +216,9 @@ impl<'a> Exchange<'a> {
         };
         let pool = match &route.action {
             RouteAction::Pool(pool) => *pool,
-            RouteAction::Split(shares) => route::pick_pool(shares, &mut worker.random.borrow_mut()),
+            RouteAction::Split(shares) => self
+                .sticky_share(shares)
+                .unwrap_or_else(|| route::pick_pool(shares, &mut worker.random.borrow_mut())),
             RouteAction::Redirect(redirect) => return self.redirect(redirect).await,
             RouteAction::Respond(respond) => return self.reply(&LocalReply::fixed(respond)).await,
         };
@@ -225,6 +227,18 @@ impl<'a> Exchange<'a> {
             Ok(target) => self.forward(pool, Some(route), target).await,
             Err(reason) => self.fail(reason).await,
         }
+    }
+
+    /// The pool of a split to which the client's sticky cookie leads. A share of 0 gives its
+    /// clients to the others.
+    fn sticky_share(&self, shares: &[SplitShare]) -> Option<usize> {
+        let pools = &self.context.snapshot.pools;
+        let shares = shares.iter().filter(|share| share.weight > 0);
+        let mut picked = shares.filter(|share| {
+            let pool = pools.get(share.pool);
+            pool.is_some_and(|pool| self.sticky_backend(pool).is_some())
+        });
+        picked.next().map(|share| share.pool)
     }
 
     /// True if the client was shown the certificate of another host than it requests, and

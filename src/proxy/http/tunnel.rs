@@ -48,7 +48,7 @@ pub(super) async fn tunnel(
     attempt.record_response(exchange);
     attempt.pool.record_success(attempt.lease);
     let opened = async {
-        let early_out = send_switch(exchange, &backend).await?;
+        let early_out = send_switch(exchange, attempt, &backend).await?;
         let early_in = send_early(exchange, attempt.settings, &mut backend, upload).await?;
         Ok((early_in, early_out))
     };
@@ -83,10 +83,15 @@ pub(super) async fn tunnel(
 
 /// Sends the 101 to the client, with the first bytes of the backend that came behind its head;
 /// gives their count.
-async fn send_switch(exchange: &mut Exchange<'_>, backend: &BackendSide) -> Result<u64, Reason> {
+async fn send_switch(
+    exchange: &mut Exchange<'_>,
+    attempt: Attempt<'_>,
+    backend: &BackendSide,
+) -> Result<u64, Reason> {
     let context = exchange.context;
     let timeouts = &context.listener.config.timeouts;
     exchange.client.head_ready(timeouts, None).await?;
+    let sticky = attempt.sticky_cookie(exchange);
     let ExchangeBuffers {
         request,
         request_id,
@@ -99,6 +104,7 @@ async fn send_switch(exchange: &mut Exchange<'_>, backend: &BackendSide) -> Resu
     let extra = SwitchExtra {
         request_id: (&context.snapshot.config.forwarded.request_id, request_id),
         unanswered_key: keys.next().filter(|_| backend.is_shared()),
+        sticky,
     };
     client_out.clear();
     let mut sent = 0;

@@ -334,10 +334,13 @@ impl Drop for TestDaemon {
 
 /// Starts the program as the service manager would, with the files in `directory`.
 fn spawn(mut program: Command, directory: &TempDir) -> (Child, Recorder<String>, Recorder<String>) {
+    let mut environment = program.get_envs();
+    if !environment.any(|(name, value)| name == "STATE_DIRECTORY" && value.is_some()) {
+        program.env("STATE_DIRECTORY", directory.path().join("state"));
+    }
     let mut child = program
         .env("NOTIFY_SOCKET", directory.path().join("notify"))
         .env("RUNTIME_DIRECTORY", directory.path())
-        .env("STATE_DIRECTORY", directory.path().join("state"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
