@@ -1,4 +1,4 @@
-//! The closed list of reasons for a local reply or a cut connection.
+//! The closed list of reasons for a local reply, a cut connection or a failure of a backend.
 //!
 //! One entry here gives the log's `reason`, the metric label, the `Proxy-Status` token (RFC 9209),
 //! the status in both profiles, the detail in the JSON body and the entry in docs/reasons.md. No
@@ -18,7 +18,8 @@ pub enum StatusProfile {
 
 macro_rules! reasons {
     ($( $(#[doc = $doc:literal])* $variant:ident, $name:literal, $token:literal, $unified:literal, $split:literal, $retry_after:literal, $detail:literal; )*) => {
-        /// Reason for a local reply or a cut connection. See docs/reasons.md.
+        /// Reason for a local reply, a cut connection or a failure of a backend. See
+        /// docs/reasons.md.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         pub enum Reason { $( $(#[doc = $doc])* $variant, )* }
@@ -90,6 +91,9 @@ reasons! {
     /// The backend's response head or trailers are larger than 64 KiB or have more than 256 fields.
     /// This does not count for its ejection.
     ResponseHeaderSectionSize, "http_response_header_section_size", "http_response_header_section_size", 502, 502, 0, "The upstream server sent a response head that is too large.";
+    /// The backend responded with a status of `ejection.status`. The client gets the response as it
+    /// is; the reason appears only in the metrics of the backend and in the cause of its ejection.
+    ResponseStatus, "http_response_status", "destination_unavailable", 0, 0, 0, "The upstream server reported an error.";
     /// The backend cut the response inside its body, so the client's connection is cut too.
     ResponseIncomplete, "http_response_incomplete", "http_response_incomplete", 0, 0, 0, "The upstream server cut the response.";
     /// The response was cut inside its body, because the backend sent nothing for `timeouts.idle`.
@@ -188,6 +192,7 @@ impl Reason {
                 | Self::TlsProtocolError
                 | Self::TlsCertificateError
                 | Self::ProxyProtocolError
+                | Self::ResponseStatus
                 | Self::ResponseIncomplete
                 | Self::ResponseIdleTimeout
         )

@@ -70,6 +70,7 @@ families! {
     QUEUE_LENGTH Gauge "balancer_queue_length" ["pool"] "Requests and sessions that wait for a backend.";
     QUEUE_WAIT Histogram "balancer_queue_wait_seconds" ["pool"] "Time in the queue of requests and sessions that had to wait.";
     STICKY Counter "balancer_sticky_total" ["pool" "result"] "Responses by backends of pools with `sticky`, by what became of the client's session.";
+    TRIALS Counter "balancer_ejection_trials_total" ["pool" "result"] "Trial requests of ejected backends, by result.";
     RATE_LIMITED Counter "balancer_rate_limited_total" ["listener"] "Requests refused by `rate_limit`.";
 
     POOL_BACKENDS Gauge "balancer_pool_backends" ["pool" "state"] "Number of backends, by state.";
@@ -88,7 +89,7 @@ families! {
     BACKEND_ACTIVE Gauge "balancer_backend_connections_active" ["pool" "backend"] "Connections to the backend that are in use.";
     BACKEND_IDLE Gauge "balancer_backend_connections_idle" ["pool" "backend"] "Idle keepalive connections to the backend.";
     BACKEND_CONNECTIONS Counter "balancer_backend_connections_total" ["pool" "backend" "result"] "Attempts to connect to the backend for traffic.";
-    BACKEND_FAILURES Counter "balancer_backend_failures_total" ["pool" "backend" "reason"] "Failed attempts, by reason.";
+    BACKEND_FAILURES Counter "balancer_backend_failures_total" ["pool" "backend" "reason"] "Failed attempts and failure responses, by reason.";
     BACKEND_EJECTIONS Counter "balancer_backend_ejections_total" ["pool" "backend" "reason"] "Ejections, by the reason of the last failure.";
     BACKEND_CHECKS Counter "balancer_backend_health_checks_total" ["pool" "backend" "result"] "Health checks, by result.";
     BACKEND_CHECK_DURATION Gauge "balancer_backend_health_check_duration_seconds" ["pool" "backend"] "Duration of the last health check.";

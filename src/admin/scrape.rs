@@ -339,6 +339,13 @@ fn pool_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
             s.count(&[&pool.name, "fallback"], slots.sum(|m| &m.sticky.fallback));
         }
     });
+    families.family(f::TRIALS, |s| {
+        for pool in &snapshot.pools {
+            let metrics = &pool.state.metrics;
+            s.count(&[&pool.name, "passed"], metrics.sum(|m| &m.trials_passed));
+            s.count(&[&pool.name, "failed"], metrics.sum(|m| &m.trials_failed));
+        }
+    });
     families.family(f::RATE_LIMITED, |s| {
         let has_requests = |one: &&Arc<Listener>| one.service.has_requests();
         for one in snapshot.listeners.iter().filter(has_requests) {

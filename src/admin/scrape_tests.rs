@@ -62,6 +62,8 @@ fn count_everything(daemon: &Daemon) {
         slot.budget_exhausted.add(1);
         slot.queue_wait.observe(Duration::from_millis(40));
         slot.sticky.fallback.add(2);
+        slot.trials_passed.add(2);
+        slot.trials_failed.add(3);
         slot.sessions_ok.add(4);
         slot.sessions_failed.add(Reason::IdleTimeout);
         slot.sessions_active.add(1);
@@ -209,6 +211,14 @@ const EXPECTED_SAMPLES: &[(&str, f64)] = &[
         1.0,
     ),
     (r#"balancer_queue_wait_seconds_sum{pool="app"}"#, 0.04),
+    (
+        r#"balancer_ejection_trials_total{pool="app",result="passed"}"#,
+        2.0,
+    ),
+    (
+        r#"balancer_ejection_trials_total{pool="app",result="failed"}"#,
+        3.0,
+    ),
     (
         r#"balancer_tcp_sessions_total{pool="sql",result="ok"}"#,
         4.0,

@@ -17,7 +17,7 @@ use crate::{
     config::model::{Config, HealthCheckConfig, PoolConfig, PoolTlsConfig},
     pool::{
         Backend, BackendOverrides, CheckRecord, CheckTiming, HealthState, HealthView,
-        OperatorOverride, Pool,
+        OperatorOverride, Pool, TrialPhase,
     },
     snapshot::{Daemon, Listener, Snapshot},
     telemetry::rfc3339,
@@ -254,7 +254,7 @@ fn needed(health: &HealthView, check: &HealthCheckConfig) -> Option<String> {
     let (passed, or_time) = match health.state {
         HealthState::Checking => return Some("1 good check".to_owned()),
         HealthState::Down => (health.good_in_a_row, ""),
-        HealthState::Ejected => (health.good_since_ejection, ", or the end of its ejection"),
+        HealthState::Ejected => (health.good_since_ejection, ", or a good trial request"),
         _ => return None,
     };
     let more = check.rise.saturating_sub(passed).max(1);
@@ -320,6 +320,11 @@ pub(super) fn backend(pool: &Pool, backend: &Backend, with_checks: bool, now: In
         "since": time(health.since_unix),
         "since_seconds": age(health.since, now),
         "ejected_for_seconds": health.ejected_until.map(|until| age(now, until)),
+        "trial": match health.trial {
+            TrialPhase::None => None,
+            TrialPhase::Due => Some("next"),
+            TrialPhase::Running | TrialPhase::Responding => Some("running"),
+        },
         "in_flight": backend.state.in_flight(),
         "sticky_id": pool.sticky.as_ref().and_then(|sticky| sticky.id(backend.index)),
         "idle_connections": idle.cast_signed().max(0),

@@ -134,6 +134,8 @@ struct BackendStatus {
     check: Option<String>,
     checked_seconds: Option<f64>,
     ejected_for_seconds: Option<f64>,
+    /// `next` or `running` while a trial request decides about an ejected backend.
+    trial: Option<String>,
     in_flight: u64,
 }
 
@@ -351,7 +353,12 @@ fn backend_row(backend: &BackendStatus) -> Vec<String> {
         notes.push(format!("slow start at {percent} %"));
     }
     if let Some(left) = backend.ejected_for_seconds {
-        notes.push(format!("back in {}", age(left)));
+        notes.push(format!("trial request in {}", age(left)));
+    }
+    match backend.trial.as_deref() {
+        Some("running") => notes.push("trial request under way".to_owned()),
+        Some(_) => notes.push("trial request next".to_owned()),
+        None => {}
     }
     if let Some(overridden) = &backend.overridden {
         let file = backend.configured_weight.unwrap_or(backend.weight);

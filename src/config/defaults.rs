@@ -329,6 +329,9 @@ impl Default for EjectionConfig {
             eject_for: secs(10),
             max_eject_for: secs(300),
             max_ejected: 0.5,
+            failure_rate: None,
+            min_requests: 20,
+            status: Vec::new(),
         }
     }
 }

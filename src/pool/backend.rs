@@ -21,10 +21,12 @@ use arc_swap::ArcSwap;
 
 use super::{
     check_history::CheckRecord,
-    health::{BackendHealth, HealthState, StateChange},
+    failure_rate::FailureWindow,
+    health::{BackendHealth, EjectionPhase, HealthState, StateChange},
     overrides::BackendOverrides,
     resolved::ResolvedAddresses,
     response_time::ResponseTime,
+    trial::{TrialPhase, TrialSlot},
     waiting::WaitingCount,
 };
 use crate::{
@@ -61,6 +63,10 @@ pub struct BackendState {
     created: Instant,
     /// The pool was in service already when this backend was added.
     joined: bool,
+    /// Right to the trial request after an ejection.
+    pub(super) trial: TrialSlot,
+    /// Outcomes for `ejection.failure_rate`.
+    pub(super) outcomes: FailureWindow,
     /// Weight set by the operator; above `u16::MAX`: none, the file's holds.
     weight_override: AtomicU32,
     /// Copy of `health.state`, for reading without the lock.
@@ -89,8 +95,10 @@ pub struct HealthView {
     pub bad_in_a_row: u32,
     /// Failures of traffic in a row.
     pub failures_in_a_row: u32,
-    /// End of the running ejection.
+    /// End of the running ejection, if its time is not over.
     pub ejected_until: Option<Instant>,
+    /// Progress of the trial after an ejection.
+    pub trial: TrialPhase,
     /// The last active check; `None` before the first.
     pub last_check: Option<CheckRecord>,
     /// The local error that prevented the check after `last_check`.
@@ -130,6 +138,8 @@ impl BackendState {
             ramp_began: AtomicU64::new(if joined && !checks { 0 } else { u64::MAX }),
             created: now,
             joined,
+            trial: TrialSlot::default(),
+            outcomes: FailureWindow::default(),
             weight_override: AtomicU32::new(u32::MAX),
             state: AtomicU8::new(health.state as u8),
             health: Mutex::new(health),
@@ -184,7 +194,15 @@ impl BackendState {
             good_in_a_row: health.good_in_a_row,
             bad_in_a_row: health.bad_in_a_row,
             failures_in_a_row: self.failures_in_a_row(),
-            ejected_until: health.ejected_until,
+            ejected_until: match health.ejection {
+                EjectionPhase::Out { until } => Some(until),
+                EjectionPhase::None | EjectionPhase::Trial { .. } => None,
+            },
+            trial: if health.is_on_trial() {
+                self.trial.phase()
+            } else {
+                TrialPhase::None
+            },
             last_check: health.history.last(),
             check_not_made: health.check_not_made.clone(),
             overrides: health.overrides.clone(),
@@ -276,6 +294,7 @@ impl BackendState {
             // Failures from before must not eject a backend that has just come back.
             if change.to.may_take_traffic() {
                 self.clear_failures();
+                self.outcomes.clear();
             }
             // At the first start of a pool there is nothing to ramp.
             let ramps = change.from != HealthState::Checking || self.joined;
@@ -284,6 +303,8 @@ impl BackendState {
                 self.ramp_began.store(began.as_nanos() as u64, Release);
             }
         }
+        let is_due = health.is_on_trial();
+        self.trial.follow(health.ejection_number, is_due);
         change
     }
 
@@ -323,9 +344,21 @@ impl BackendState {
         self.lock().overrides.state.is_some()
     }
 
-    /// End of the running ejection.
-    pub(crate) fn ejected_until(&self) -> Option<Instant> {
-        self.lock().ejected_until
+    /// Progress of the ejection.
+    pub(super) fn ejection(&self) -> EjectionPhase {
+        self.lock().ejection
+    }
+
+    /// Time since which `value` is that of the trial's slot, as far as the calls of this know.
+    pub(super) fn trial_unchanged_since(&self, value: u64, now: Instant) -> Instant {
+        let mut health = self.lock();
+        match health.trial_seen {
+            Some((seen, since)) if seen == value => since,
+            _ => {
+                health.trial_seen = Some((value, now));
+                now
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BackendHealth> {

@@ -29,21 +29,15 @@ pub(crate) fn may_eject(counts: PoolCounts, ejection: &model::EjectionConfig) ->
     counts.available >= 2 && out_after <= ejection.allowed_out(counts.total)
 }
 
-/// Duration of the next ejection, and the number of earlier ones it counts from.
-///
-/// Each ejection of `ejections` before it doubles the duration, because a backend that fails again
-/// right away is not repaired. After `max_eject_for` in a good state (`since`) the count starts at
-/// 0.
-pub(crate) fn ejection_duration(
-    config: &model::EjectionConfig,
-    ejections: u32,
-    since: Instant,
-    now: Instant,
-) -> (u32, Duration) {
-    let is_forgiven = now.saturating_duration_since(since) >= config.max_eject_for;
-    let ejections = if is_forgiven { 0 } else { ejections };
-    let duration = backoff::doubled(config.eject_for, ejections, config.max_eject_for);
-    (ejections, duration)
+/// Duration of the next ejection. Each of the `ejections` before it doubles the duration, because a
+/// backend that fails again right away is not repaired.
+pub(crate) fn ejection_duration(config: &model::EjectionConfig, ejections: u32) -> Duration {
+    backoff::doubled(config.eject_for, ejections, config.max_eject_for)
+}
+
+/// True if earlier ejections no longer count for a backend in a good state since `since`.
+pub(crate) fn is_forgiven(config: &model::EjectionConfig, since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) >= config.max_eject_for
 }
 
 #[cfg(test)]

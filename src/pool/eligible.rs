@@ -4,9 +4,14 @@
 //! with a member is picked from:
 //! - backends that are up, by their tier (`backup`);
 //! - backends not checked yet, by their tier;
+//! - ejected ones, by their tier: the guard of the ejection holds, also where checks have taken the
+//!   others down since;
 //! - with `when_all_down: fail_open` all that are not draining, in maintenance or removed.
 //!
 //! So a checked backup is preferred to a primary that has never passed a check.
+//!
+//! Beside the group stand the backends that wait for their trial (`trial.rs`), each of a tier that
+//! is the serving one or goes before it.
 
 use std::{
     fmt,
@@ -16,18 +21,23 @@ use std::{
 
 use super::{
     backend::Backend,
-    health::{HealthState, StateChange},
+    health::{EjectionPhase, HealthState, StateChange},
     policy::{self, EligibleBackend, MaglevTable, PolicyPicker, PolicySettings, TableMember},
     slow_start,
+    trial::TrialPhase,
 };
 use crate::config::model::{BalancingPolicy, WhenAllDown};
 
 /// The first group of backends not checked yet: higher than any tier.
 const UNCHECKED_GROUP: u8 = 10;
+/// The first group of ejected backends: no other is left.
+const EJECTED_GROUP: u8 = 20;
 /// The group of `when_all_down: fail_open`.
-const FAIL_OPEN_GROUP: u8 = 20;
+const FAIL_OPEN_GROUP: u8 = 30;
 /// The group that is never picked from.
-const INELIGIBLE_GROUP: u8 = 21;
+const INELIGIBLE_GROUP: u8 = 31;
+/// Time for which a trial waits for a request that could be sent again if it fails.
+const REPEATABLE_TRIAL_WAIT: Duration = Duration::from_secs(1);
 
 /// Settings that decide about eligibility besides the states.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +74,8 @@ impl EligibilityRules {
 pub(crate) struct EligibleSet {
     pub(crate) candidates: Box<[EligibleBackend]>,
     pub(crate) picker: Box<dyn PolicyPicker>,
+    /// Backends whose trial may be due, while others serve.
+    pub(crate) trials: Box<[BackendOnTrial]>,
     /// The group of the candidates.
     group: u8,
     /// Time at which the weights of ramping candidates change.
@@ -114,6 +126,13 @@ impl PoolMembers {
     }
 }
 
+/// A backend that waits for its trial.
+pub(crate) struct BackendOnTrial {
+    pub(crate) backend: Arc<Backend>,
+    /// From then on any request may be the trial.
+    pub(crate) any_from: Instant,
+}
+
 impl fmt::Debug for EligibleSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = self.candidates.iter().map(|one| &one.config.name);
@@ -153,9 +172,14 @@ impl EligibleSet {
             table: &|| members.table(first),
         };
         let picker = policy::prepare(&settings, &weighted.candidates);
+        let trials = backends
+            .iter()
+            .filter_map(|backend| on_trial(backend, first))
+            .collect();
         Self {
             candidates: weighted.candidates,
             picker,
+            trials,
             group: first,
             next_ramp: weighted.next_ramp,
         }
@@ -169,10 +193,16 @@ impl EligibleSet {
         self.candidates.get(position.ok()?)
     }
 
-    /// True if retries may move on to this set when all of `first` were attempted. Backends of
-    /// `fail_open` are excluded: they are known to be bad.
+    /// True if the candidates are ejected, because no other backend is left.
+    #[inline]
+    pub(crate) fn is_of_ejected(&self) -> bool {
+        self.group >= EJECTED_GROUP
+    }
+
+    /// True if retries may move on to this set when all of `first` were attempted. Backends that
+    /// are ejected or serve by `fail_open` are excluded: they are known to be bad.
     pub(crate) fn is_tier_behind(&self, first: &Self) -> bool {
-        self.group > first.group && self.group < FAIL_OPEN_GROUP
+        self.group > first.group && self.group < EJECTED_GROUP
     }
 
     /// True if a change of state makes the backend one more candidate.
@@ -186,16 +216,43 @@ impl EligibleSet {
             && group_of(backend, change.to, rules) == self.group
     }
 
-    /// True if the backend was and stays in a group behind the one picked from.
+    /// True if the backend was and stays in a group behind the one picked from, and waits for no
+    /// trial.
     pub(crate) fn is_unaffected_by(
         &self,
         backend: &Backend,
         change: &StateChange,
         rules: EligibilityRules,
     ) -> bool {
-        group_of(backend, change.from, rules) > self.group
+        let may_be_on_trial =
+            change.from == HealthState::Ejected || change.to == HealthState::Ejected;
+        !may_be_on_trial
+            && group_of(backend, change.from, rules) > self.group
             && group_of(backend, change.to, rules) > self.group
     }
+}
+
+/// True if the backend may take traffic by these rules.
+pub(crate) fn is_available(backend: &Backend, rules: EligibilityRules) -> bool {
+    group_of(backend, backend.state.state(), rules) < EJECTED_GROUP
+}
+
+/// The trial of an ejected backend that waits for one, unless the group that serves goes before its
+/// tier.
+fn on_trial(backend: &Arc<Backend>, serving: u8) -> Option<BackendOnTrial> {
+    let waits = backend.weight() > 0
+        && backend.state.state() == HealthState::Ejected
+        && backend.state.trial.phase() != TrialPhase::None;
+    if !waits || serving >= EJECTED_GROUP || tier_of(backend) > serving {
+        return None;
+    }
+    let EjectionPhase::Trial { since } = backend.state.ejection() else {
+        return None;
+    };
+    Some(BackendOnTrial {
+        backend: Arc::clone(backend),
+        any_from: since + REPEATABLE_TRIAL_WAIT,
+    })
 }
 
 /// Returns the tier of a backend, 0..=9.
@@ -216,6 +273,7 @@ fn group_of(backend: &Backend, state: HealthState, rules: EligibilityRules) -> u
         Checking => UNCHECKED_GROUP + tier,
         Removed if rules.is_orphaned && !backend.state.is_taken_out() => FAIL_OPEN_GROUP,
         Down | Ejected if rules.when_all_down == WhenAllDown::FailOpen => FAIL_OPEN_GROUP,
-        Down | Ejected | Draining | Maintenance | Removed => INELIGIBLE_GROUP,
+        Ejected => EJECTED_GROUP + tier,
+        Down | Draining | Maintenance | Removed => INELIGIBLE_GROUP,
     }
 }

@@ -64,6 +64,12 @@ pub(crate) fn pool_of(
     Arc::new(Pool::new(&config, None, clock::now()))
 }
 
+/// One request in flight on the backend at `index`, as if it had been picked.
+pub(crate) fn lease(pool: &Pool, index: usize) -> BackendLease {
+    assert!(pool.backends[index].state.claim(usize::MAX));
+    BackendLease::claimed(Arc::clone(&pool.backends[index]))
+}
+
 /// Picks after attempts on the backends at `attempted`.
 pub(crate) fn pick(
     pool: &Pool,

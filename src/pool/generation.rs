@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use super::{
     backend::Backend,
     ejection::{self, PoolCounts},
-    eligible::{EligibilityRules, EligibleSet, PoolMembers},
+    eligible::{self, EligibilityRules, EligibleSet, PoolMembers},
     health::StateChange,
     waiting::WaitingCount,
 };
@@ -100,9 +100,13 @@ impl PoolGeneration {
         members.any(|member| Arc::ptr_eq(&member.state, &backend.state))
     }
 
-    fn may_eject(&self) -> bool {
+    fn may_eject(&self, backend: &Backend) -> bool {
+        let is_member =
+            |one: &&Arc<Backend>| Arc::ptr_eq(&one.state, &backend.state) && one.weight() > 0;
         let ejection = self.ejection.as_ref();
-        ejection.is_some_and(|ejection| ejection::may_eject(self.counts(), ejection))
+        // One without a weight gets no new work: there is nothing to take from it.
+        self.backends().iter().any(|one| is_member(&one))
+            && ejection.is_some_and(|ejection| ejection::may_eject(self.counts(), ejection))
     }
 
     fn counts(&self) -> PoolCounts {
@@ -111,7 +115,7 @@ impl PoolGeneration {
             let has_weight = backend.weight() > 0;
             // One that the operator took out, by a state or by weight 0, is out like any other.
             total += usize::from(has_weight || backend.config.weight > 0);
-            available += usize::from(has_weight && backend.state.state().may_take_traffic());
+            available += usize::from(has_weight && eligible::is_available(backend, self.rules));
         }
         PoolCounts { total, available }
     }
@@ -134,12 +138,30 @@ pub(super) fn refresh_all(generations: &[Weak<PoolGeneration>], now: Instant) {
 }
 
 /// True if every generation in force that has the backend allows its ejection by its own rules.
+pub(super) fn may_eject(generations: &[Weak<PoolGeneration>], backend: &Backend) -> bool {
+    all_in_force(generations, backend, |generation| {
+        generation.may_eject(backend)
+    })
+}
+
+/// True if an ejected backend that failed its trial may stay out: others can take the traffic.
+pub(super) fn may_stay_ejected(generations: &[Weak<PoolGeneration>], backend: &Backend) -> bool {
+    all_in_force(generations, backend, |generation| {
+        generation.ejection.is_some() && generation.counts().available > 0
+    })
+}
+
+/// True if there is a generation in force that has the backend, and `allows` holds for each.
 ///
 /// A retired generation has no vote: its backends may have left, and it would guard a pool that no
 /// longer exists.
-pub(super) fn may_eject(generations: &[Weak<PoolGeneration>], backend: &Backend) -> bool {
+fn all_in_force(
+    generations: &[Weak<PoolGeneration>],
+    backend: &Backend,
+    allows: impl Fn(&PoolGeneration) -> bool,
+) -> bool {
     let mut in_force = living(generations)
         .filter(|generation| !generation.retired.load(Acquire) && generation.contains(backend))
         .peekable();
-    in_force.peek().is_some() && in_force.all(|generation| generation.may_eject())
+    in_force.peek().is_some() && in_force.all(|generation| allows(&generation))
 }

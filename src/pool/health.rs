@@ -15,9 +15,10 @@
 //! | down | down | down |
 //!
 //! The first check decides alone, either way, so that a start takes one interval and not `rise` of
-//! them. After that `rise` and `fall` count. An ejection ends with its time, or earlier, when
-//! `rise` checks in a row have passed that began after the ejection did. Both go on behind a state
-//! of the operator, and hold when that ends.
+//! them. After that `rise` and `fall` count. When the time of an ejection is over, a trial request
+//! (`trial.rs`) ends it or begins the next one. It ends earlier when `rise` checks in a row have
+//! passed that began after the ejection did. Checks and ejection go on behind a state of the
+//! operator, and hold when that ends.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,8 @@ pub enum HealthState {
     Up,
     /// The checks failed.
     Down,
-    /// Taken out by failures of real traffic, until its time is over or its checks have passed.
+    /// Taken out by failures of real traffic, until a trial request after its time or its checks
+    /// have passed.
     Ejected,
     /// Gets no new work and finishes what it has.
     Draining,
@@ -116,12 +118,32 @@ enum CheckVerdict {
     Down,
 }
 
-/// A change of state with its cause.
+/// Progress of an ejection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EjectionPhase {
+    /// Not ejected.
+    None,
+    /// Out for the time of the ejection.
+    Out {
+        /// Its end.
+        until: Instant,
+    },
+    /// The time is over, and a trial request has to pass.
+    Trial {
+        /// End of the time.
+        since: Instant,
+    },
+}
+
+/// A change of state with its cause. From ejected to ejected: the next ejection has begun, or a
+/// trial is next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StateChange {
     pub(crate) from: HealthState,
     pub(crate) to: HealthState,
     pub(crate) cause: String,
+    /// A trial is next.
+    pub(crate) is_trial: bool,
 }
 
 /// Numbers of checks in a row that change the verdict.
@@ -140,8 +162,11 @@ pub(crate) struct BackendHealth {
     removed: bool,
     /// Set by the operator.
     pub(crate) overrides: BackendOverrides,
-    /// End of the running ejection.
-    pub(crate) ejected_until: Option<Instant>,
+    pub(crate) ejection: EjectionPhase,
+    /// Changes with each begin and end of an ejection.
+    pub(crate) ejection_number: u32,
+    /// The trial that was last seen on its way, and since when.
+    pub(crate) trial_seen: Option<(u64, Instant)>,
     /// Start of the last ejection.
     ejected_at: Instant,
     /// Good checks in a row that began after `ejected_at`.
@@ -183,7 +208,9 @@ impl BackendHealth {
             verdict_is_old: false,
             removed: false,
             overrides: BackendOverrides::default(),
-            ejected_until: None,
+            ejection: EjectionPhase::None,
+            ejection_number: 0,
+            trial_seen: None,
             ejected_at: now,
             good_since_ejection: 0,
             ejection_count: 0,
@@ -224,8 +251,8 @@ impl BackendHealth {
             Err(error) => format!("{}: {error}", in_a_row(bad, "failed")),
         };
         // Checks end an ejection early: they prove a repair sooner than the backoff does.
-        if self.ejected_until.is_some() && self.good_since_ejection >= thresholds.rise {
-            self.ejected_until = None;
+        if self.is_ejected() && self.good_since_ejection >= thresholds.rise {
+            self.clear_ejection();
             if self.state == HealthState::Ejected {
                 cause = in_a_row(self.good_since_ejection, "passed") + " since the ejection";
             }
@@ -257,39 +284,81 @@ impl BackendHealth {
         self.check_not_made = Some(error);
     }
 
-    /// Takes the backend out until `until`.
+    /// Takes the backend out until `until`, also one whose ejection is running.
     pub(crate) fn eject(
         &mut self,
         until: Instant,
         now: Instant,
         cause: String,
     ) -> Option<StateChange> {
-        self.ejected_until = Some(until);
+        self.ejection = EjectionPhase::Out { until };
+        self.ejection_number = self.ejection_number.wrapping_add(1);
         (self.ejected_at, self.good_since_ejection) = (now, 0);
         self.ejection_count = self.ejection_count.saturating_add(1);
-        self.settle(now, cause)
+        if self.state != HealthState::Ejected {
+            return self.settle(now, cause);
+        }
+        self.cause.clone_from(&cause);
+        Some(self.still_ejected(cause))
     }
 
-    /// Ends the ejection if its time is over: the verdict of the checks holds again.
+    /// Makes a trial due if the time of the ejection is over.
     pub(crate) fn expire(&mut self, now: Instant) -> Option<StateChange> {
-        if self.ejected_until.is_none_or(|until| until > now) {
+        let EjectionPhase::Out { until } = self.ejection else {
+            return None;
+        };
+        if until > now {
             return None;
         }
-        self.ejected_until = None;
-        self.settle(now, "the ejection is over".to_owned())
+        self.ejection = EjectionPhase::Trial { since: until };
+        let cause = "the ejection is over, the next request is a trial";
+        (self.state == HealthState::Ejected).then(|| self.still_ejected(cause.to_owned()))
+    }
+
+    /// Ends the ejection, because a request has shown that the backend serves again.
+    pub(crate) fn trial_passed(&mut self, now: Instant) -> Option<StateChange> {
+        self.clear_ejection();
+        self.settle(now, "the trial request succeeded".to_owned())
     }
 
     /// Ends the ejection, because the pool no longer ejects.
     pub(crate) fn end_ejection(&mut self, now: Instant) -> Option<StateChange> {
-        self.ejected_until = None;
+        self.clear_ejection();
         self.settle(now, "the pool does not eject any more".to_owned())
+    }
+
+    fn clear_ejection(&mut self) {
+        if self.is_ejected() {
+            self.ejection = EjectionPhase::None;
+            self.ejection_number = self.ejection_number.wrapping_add(1);
+        }
+    }
+
+    /// True while an ejection is running, also behind a state that goes before it.
+    fn is_ejected(&self) -> bool {
+        self.ejection != EjectionPhase::None
+    }
+
+    /// True if a trial request decides about the state.
+    pub(crate) fn is_on_trial(&self) -> bool {
+        self.state == HealthState::Ejected && matches!(self.ejection, EjectionPhase::Trial { .. })
+    }
+
+    fn still_ejected(&self, cause: String) -> StateChange {
+        StateChange {
+            from: self.state,
+            to: self.state,
+            cause,
+            is_trial: matches!(self.ejection, EjectionPhase::Trial { .. }),
+        }
     }
 
     /// Drops the verdict, because the pool no longer has a health check: nothing would ever clear a
     /// bad one.
     pub(crate) fn end_checks(&mut self, now: Instant) -> Option<StateChange> {
-        self.verdict = CheckVerdict::Up;
+        (self.verdict, self.verdict_is_old) = (CheckVerdict::Up, false);
         (self.good_in_a_row, self.bad_in_a_row) = (0, 0);
+        self.good_since_ejection = 0;
         self.settle(now, "the pool has no health check".to_owned())
     }
 
@@ -347,11 +416,11 @@ impl BackendHealth {
         if let Some(state) = &self.overrides.state {
             return HealthState::set_by_operator(state.value);
         }
-        match (self.verdict, self.ejected_until) {
+        match (self.verdict, self.is_ejected()) {
             (CheckVerdict::Down, _) => HealthState::Down,
-            (_, Some(_)) => HealthState::Ejected,
-            (CheckVerdict::Up, None) => HealthState::Up,
-            (CheckVerdict::Unknown, None) => HealthState::Checking,
+            (_, true) => HealthState::Ejected,
+            (CheckVerdict::Up, false) => HealthState::Up,
+            (CheckVerdict::Unknown, false) => HealthState::Checking,
         }
     }
 
@@ -365,7 +434,12 @@ impl BackendHealth {
         self.since = now;
         self.since_unix = clock::unix_now();
         self.cause.clone_from(&cause);
-        Some(StateChange { from, to, cause })
+        Some(StateChange {
+            from,
+            to,
+            cause,
+            is_trial: false,
+        })
     }
 }
 

@@ -5,6 +5,8 @@ use std::{ops::Deref, sync::Arc};
 use super::{
     Pool,
     backend::{Backend, BackendState},
+    health::HealthState,
+    trial::TrialTicket,
 };
 use crate::base::wake_signal::UntilRaised;
 
@@ -14,6 +16,8 @@ pub struct BackendLease {
     backend: Arc<Backend>,
     /// Count of the down signal at the pick.
     down_count: u64,
+    /// Set if the outcome decides about the ejection of the backend.
+    trial: Option<TrialTicket>,
 }
 
 impl BackendLease {
@@ -23,6 +27,41 @@ impl BackendLease {
         Self {
             backend,
             down_count,
+            trial: None,
+        }
+    }
+
+    /// Wraps a backend whose trial the caller has claimed, beside one in flight.
+    pub(super) fn on_trial(backend: Arc<Backend>, ticket: TrialTicket) -> Self {
+        let mut lease = Self::claimed(backend);
+        lease.trial = Some(ticket);
+        lease
+    }
+
+    /// Lets the outcome decide about the ejection, beside those of other requests.
+    #[cold]
+    pub(super) fn join_trial(mut self) -> Self {
+        if self.backend.state.state() == HealthState::Ejected {
+            self.trial = self.backend.state.trial.join();
+        }
+        self
+    }
+
+    pub(super) fn trial(&self) -> Option<TrialTicket> {
+        self.trial
+    }
+
+    /// True for the one trial request of an ejected backend.
+    pub fn is_trial(&self) -> bool {
+        self.trial.is_some_and(TrialTicket::is_exclusive)
+    }
+
+    /// Records the head of a good response. What follows it may take hours, so a trial is not held
+    /// up by it.
+    #[inline]
+    pub fn record_response(&self) {
+        if let Some(ticket) = self.trial {
+            self.backend.state.trial.respond(ticket);
         }
     }
 
@@ -60,7 +99,11 @@ impl Deref for BackendLease {
 impl Drop for BackendLease {
     fn drop(&mut self) {
         let state = &self.backend.state;
-        if state.release() {
+        let others_wait = state.release();
+        if let Some(ticket) = self.trial {
+            state.trial.give_back(ticket);
+        }
+        if others_wait {
             let index = self.backend.index;
             state.waiting.serve_released(index, &state.address);
         }

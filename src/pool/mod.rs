@@ -13,6 +13,7 @@ mod budget;
 mod check_history;
 mod ejection;
 mod eligible;
+mod failure_rate;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod generation;
@@ -25,18 +26,21 @@ mod policy;
 mod queue;
 mod resolved;
 mod response_time;
+#[cfg(test)]
+mod simulation;
 mod slow_start;
 mod state;
 mod sticky;
 #[cfg(test)]
 mod tests;
 mod transition;
+mod trial;
 mod waiting;
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{
             AtomicU64,
             Ordering::{Relaxed, Release},
@@ -61,11 +65,13 @@ pub use self::{
     state::PoolState,
     sticky::StickyTable,
     transition::StateTransition,
+    trial::TrialPhase,
 };
 use self::{
     eligible::EligibilityRules,
-    generation::{PoolGeneration, living, may_eject, refresh_all},
+    generation::{PoolGeneration, living, may_eject, may_stay_ejected, refresh_all},
     health::{CheckThresholds, StateChange},
+    trial::TrialTicket,
 };
 use crate::{
     base::{address::BackendAddress, clock},
@@ -75,6 +81,11 @@ use crate::{
 
 /// The next [`Backend::transport_epoch`].
 static NEXT_TRANSPORT_EPOCH: AtomicU64 = AtomicU64::new(0);
+
+/// Time for which the response to a trial is watched after its head.
+const TRIAL_RESPONSE_TIME: Duration = Duration::from_secs(1);
+/// Time for a trial without `timeouts.response`.
+const MAX_TRIAL_TIME: Duration = Duration::from_mins(1);
 
 /// A pool in one generation of the configuration.
 #[derive(Debug)]
@@ -229,7 +240,7 @@ impl Pool {
                 backend.state.change(|health| health.end_ejection(now));
             }
         }
-        self.state.update_next_expiry(&self.backends);
+        self.state.update_next_expiry(&generations, now);
         refresh_all(&generations, now);
     }
 
@@ -267,8 +278,7 @@ impl Pool {
                 self.transition(backend, change).log();
             }
         }
-        let in_force = next.map_or(&self.backends, |next| &next.backends);
-        self.state.update_next_expiry(in_force);
+        self.state.update_next_expiry(&generations, now);
         refresh_all(&generations, now);
     }
 
@@ -294,11 +304,15 @@ impl Pool {
             .collect()
     }
 
-    /// Records a success of real traffic: the streak of failures ends. One relaxed load in the
-    /// common case.
+    /// Records a success of real traffic: the streak of failures ends, and so does the ejection if
+    /// this was its trial. One relaxed load in the common case.
     #[inline]
-    pub fn record_success(&self, backend: &Backend) {
-        backend.state.clear_failures();
+    pub fn record_success(&self, lease: &BackendLease, now: Instant) -> Option<StateTransition> {
+        lease.state.clear_failures();
+        if self.counts_outcomes() {
+            lease.state.outcomes.add(self.state.second(now), false);
+        }
+        self.pass_trial(lease, lease.trial()?, now)
     }
 
     /// Records the time to the first byte of a response (of a session: the time to connect), for
@@ -313,10 +327,11 @@ impl Pool {
     /// Records a failure of real traffic. It counts if the reason is the backend's fault, and may
     /// eject it; only one caller gets the transition.
     ///
-    /// If the guard forbids the ejection, every further `failures` in a row ask again.
+    /// If the guard forbids the ejection, every further `failures` in a row ask again, and the
+    /// failure rate once a second.
     pub fn record_failure(
         &self,
-        backend: &Backend,
+        lease: &BackendLease,
         reason: Reason,
         now: Instant,
     ) -> Option<StateTransition> {
@@ -324,14 +339,42 @@ impl Pool {
             return None;
         }
         let ejection = self.config.ejection.as_ref()?;
-        let threshold = ejection.failures.max(1);
-        let streak = backend.state.add_failure();
+        let state = &lease.state;
+        if let Some(ticket) = lease.trial()
+            && state.trial.is_of_ejection(ticket)
+        {
+            return self.fail_trial(lease, ticket, reason, now);
+        }
+        let streak = state.add_failure();
         // Multiples only: a backend that fails thousands of requests must not lock for each of
         // them.
-        if !streak.is_multiple_of(threshold) {
+        let is_asked_by_streak = streak.is_multiple_of(ejection.failures.max(1));
+        let is_asked_by_rate = ejection.failure_rate.is_some_and(|rate| {
+            let second = self.state.second(now);
+            state.outcomes.add(second, true);
+            let counts = state.outcomes.counts(second);
+            counts.is_at_least(rate, ejection.min_requests) && state.outcomes.may_ask(second)
+        });
+        if !is_asked_by_streak && !is_asked_by_rate {
             return None;
         }
-        self.eject(backend, ejection, reason, now)
+        self.eject(lease, ejection, reason, now)
+    }
+
+    /// True if a response with this status is a failure of the backend, by `ejection.status`.
+    #[inline]
+    pub fn is_failure_status(&self, status: u16) -> bool {
+        status >= 500
+            && self
+                .config
+                .ejection
+                .as_ref()
+                .is_some_and(|ejection| ejection.counts_status(status))
+    }
+
+    fn counts_outcomes(&self) -> bool {
+        let ejection = self.config.ejection.as_ref();
+        ejection.is_some_and(|ejection| ejection.failure_rate.is_some())
     }
 
     #[cold]
@@ -343,26 +386,107 @@ impl Pool {
         now: Instant,
     ) -> Option<StateTransition> {
         let generations = self.state.lock();
-        let streak = backend.state.failures_in_a_row();
         // A success or another thread's ejection may precede the lock.
-        if streak < ejection.failures || !backend.state.state().may_take_traffic() {
-            return None;
-        }
-        if !may_eject(&generations, backend) {
+        let cause = self.cause_of_ejection(backend, ejection, reason, now)?;
+        if !backend.state.state().may_take_traffic() || !may_eject(&generations, backend) {
             return None;
         }
         let change = backend.state.change(|health| {
-            let (count, duration) =
-                ejection::ejection_duration(ejection, health.ejection_count, health.since, now);
-            health.ejection_count = count;
-            let cause = format!("{reason} {streak} times in a row, out for {duration:?}");
-            health.eject(now + duration, now, cause)
+            let is_forgiven = ejection::is_forgiven(ejection, health.since, now);
+            if is_forgiven {
+                health.ejection_count = 0;
+            }
+            let duration = ejection::ejection_duration(ejection, health.ejection_count);
+            health.eject(
+                now + duration,
+                now,
+                format!("{cause}, out for {duration:?}"),
+            )
         })?;
-        backend.state.clear_failures();
-        backend.state.metrics.mine().ejections.add(reason);
-        self.state.update_next_expiry(&self.backends);
+        Some(self.finish_ejection(&generations, backend, change, reason, now))
+    }
+
+    /// Returns the cause of an ejection, if there are still failures enough for one.
+    fn cause_of_ejection(
+        &self,
+        backend: &Backend,
+        ejection: &model::EjectionConfig,
+        reason: Reason,
+        now: Instant,
+    ) -> Option<String> {
+        let streak = backend.state.failures_in_a_row();
+        if streak >= ejection.failures {
+            return Some(format!("{reason} {streak} times in a row"));
+        }
+        let counts = backend.state.outcomes.counts(self.state.second(now));
+        let is_reached = ejection
+            .failure_rate
+            .is_some_and(|rate| counts.is_at_least(rate, ejection.min_requests));
+        let (failed, total) = (counts.failed, counts.total);
+        is_reached.then(|| format!("{failed} of {total} requests failed in 10s, at last {reason}"))
+    }
+
+    /// Ends an ejection whose trial has succeeded.
+    #[cold]
+    fn pass_trial(
+        &self,
+        backend: &Backend,
+        ticket: TrialTicket,
+        now: Instant,
+    ) -> Option<StateTransition> {
+        let generations = self.state.lock();
+        let is_open = backend.state.state() == HealthState::Ejected
+            && backend.state.trial.is_of_ejection(ticket);
+        if !is_open {
+            return None;
+        }
+        let change = backend.state.change(|health| health.trial_passed(now))?;
+        self.state.metrics.mine().trials_passed.add(1);
+        self.state.update_next_expiry(&generations, now);
         refresh_all(&generations, now);
         Some(self.transition(backend, change))
+    }
+
+    /// Begins the next ejection of a backend whose trial has failed, twice as long as the last one.
+    /// Where no other backend is left it stays the one that gets requests.
+    #[cold]
+    fn fail_trial(
+        &self,
+        backend: &Backend,
+        ticket: TrialTicket,
+        reason: Reason,
+        now: Instant,
+    ) -> Option<StateTransition> {
+        let ejection = self.config.ejection.as_ref()?;
+        let generations = self.state.lock();
+        let state = &backend.state;
+        let is_open = state.state() == HealthState::Ejected && state.trial.is_of_ejection(ticket);
+        if !is_open || !may_stay_ejected(&generations, backend) {
+            return None;
+        }
+        let change = state.change(|health| {
+            let duration = ejection::ejection_duration(ejection, health.ejection_count);
+            let cause = format!("the trial request failed: {reason}, out for {duration:?}");
+            health.eject(now + duration, now, cause)
+        })?;
+        self.state.metrics.mine().trials_failed.add(1);
+        Some(self.finish_ejection(&generations, backend, change, reason, now))
+    }
+
+    fn finish_ejection(
+        &self,
+        generations: &[Weak<PoolGeneration>],
+        backend: &Backend,
+        change: StateChange,
+        reason: Reason,
+        now: Instant,
+    ) -> StateTransition {
+        backend.state.clear_failures();
+        backend.state.outcomes.clear();
+        backend.state.metrics.mine().ejections.add(reason);
+        self.state.update_next_expiry(generations, now);
+        refresh_all(generations, now);
+        self.transition(backend, change)
     }
 
     /// Records and counts the result of an active check with its times. Only the control thread
@@ -417,8 +541,9 @@ impl Pool {
         });
     }
 
-    /// Ends the ejections whose time is over, raises the weights of backends in slow start, and
-    /// refreshes a large pool after coalesced transitions. Two atomic loads if there is nothing to
+    /// Makes trials due where the time of an ejection is over, looks at trials on their way, raises
+    /// the weights of backends in slow start, and refreshes a large pool after coalesced
+    /// transitions. Two atomic loads if there is nothing to
     /// do, so it may be called often.
     pub fn expire(&self, now: Instant) -> Vec<StateTransition> {
         let is_ramp_due = self.generation.is_ramp_due(now);
@@ -430,15 +555,40 @@ impl Pool {
             .backends
             .iter()
             .filter_map(|backend| {
-                let change = backend.state.change(|health| health.expire(now))?;
+                let change = backend.state.change(|health| health.expire(now));
+                let change = change.or_else(|| self.review_trial(backend, now))?;
                 Some(self.transition(backend, change))
             })
             .collect();
-        self.state.update_next_expiry(&self.backends);
+        self.state.update_next_expiry(&generations, now);
         if self.state.take_pending_refresh() || is_ramp_due || !ended.is_empty() {
             refresh_all(&generations, now);
         }
         ended
+    }
+
+    /// Looks at a trial on its way. One whose response has been coming for a while has passed: its
+    /// rest may take hours. One that gets no response although there was time for it is held up by
+    /// its client: the next request is the next trial.
+    fn review_trial(&self, backend: &Backend, now: Instant) -> Option<StateChange> {
+        let trial = &backend.state.trial;
+        let value = trial.value();
+        let phase = trial.phase();
+        if !phase.is_claimed() || backend.state.state() != HealthState::Ejected {
+            return None;
+        }
+        let since = backend.state.trial_unchanged_since(value, now);
+        let age = now.saturating_duration_since(since);
+        if phase == TrialPhase::Responding && age >= TRIAL_RESPONSE_TIME {
+            self.state.metrics.mine().trials_passed.add(1);
+            return backend.state.change(|health| health.trial_passed(now));
+        }
+        let timeouts = &self.config.timeouts;
+        let response = timeouts.response.unwrap_or(MAX_TRIAL_TIME);
+        if phase == TrialPhase::Running && age >= timeouts.connect.saturating_add(response) {
+            trial.free(value);
+        }
+        None
     }
 
     /// Rebuilds the eligible set. Every change of state does this by itself.

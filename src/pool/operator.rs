@@ -34,6 +34,7 @@ impl Pool {
         let generations = self.state.lock();
         let change = backend.state.set_overrides(overrides, cause, now);
         // Also without a change of state: the weight may be another.
+        self.state.update_next_expiry(&generations, now);
         refresh_all(&generations, now);
         let change = change?;
         let check = self.config.health_check.as_ref();
@@ -58,6 +59,7 @@ impl Pool {
             let state = &backend.state;
             drop(state.set_overrides(wanted(backend), "the override has ended", now));
         }
+        self.state.update_next_expiry(&generations, now);
         refresh_all(&generations, now);
     }
 }

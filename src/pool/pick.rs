@@ -41,6 +41,9 @@ pub struct PickRequest<'a> {
     /// draining or has weight 0, unless it was attempted or must not be used. While it is full, the client waits
     /// for it; where nothing waits, it gets another one.
     pub sticky: Option<usize>,
+    /// The request can be sent again if its attempt fails: only such a one is the trial of an
+    /// ejected backend, unless none comes for a while.
+    pub is_repeatable: bool,
     /// Time of the pick.
     pub now: Instant,
 }
@@ -53,6 +56,7 @@ impl PickRequest<'_> {
             busy: &[],
             key: None,
             sticky: None,
+            is_repeatable: true,
             now,
         }
     }
@@ -89,7 +93,7 @@ impl PoolGeneration {
         let eligible = self.eligible.load();
         if let Some(own) = self.own_backend(request, &eligible) {
             if own.state.claim(own.limit) {
-                return Ok(BackendLease::claimed(Arc::clone(own)));
+                return Ok(claimed(own, &eligible));
             }
             if self.rules.queues {
                 return Err(Reason::ConnectionLimitReached);
@@ -97,6 +101,11 @@ impl PoolGeneration {
         }
         if eligible.candidates.is_empty() {
             return Err(Reason::DestinationUnavailable);
+        }
+        if !eligible.trials.is_empty()
+            && let Some(lease) = pick_trial(request, &eligible)
+        {
+            return Ok(lease);
         }
         let mut context = PickContext {
             candidates: &eligible.candidates,
@@ -238,10 +247,40 @@ impl PoolGeneration {
     }
 }
 
+/// Picks a backend whose trial is due, for the first attempt of a request.
+#[cold]
+fn pick_trial(request: &PickRequest<'_>, eligible: &EligibleSet) -> Option<BackendLease> {
+    if !request.attempted.is_empty() || !request.busy.is_empty() {
+        return None;
+    }
+    eligible.trials.iter().find_map(|trial| {
+        let backend = &trial.backend;
+        if !request.is_repeatable && request.now < trial.any_from {
+            return None;
+        }
+        let ticket = backend.state.trial.claim()?;
+        if backend.state.claim(backend.limit) {
+            return Some(BackendLease::on_trial(Arc::clone(backend), ticket));
+        }
+        backend.state.trial.give_back(ticket);
+        None
+    })
+}
+
 /// A lease on the candidate at `position`, on which the picker has claimed one in flight.
 #[inline]
 fn candidate_at(eligible: &EligibleSet, position: usize) -> Option<BackendLease> {
     let candidate: Option<&EligibleBackend> = eligible.candidates.get(position);
     debug_assert!(candidate.is_some(), "no candidate {position}");
-    candidate.map(|one| BackendLease::claimed(Arc::clone(&one.backend)))
+    candidate.map(|one| claimed(&one.backend, eligible))
+}
+
+/// A lease on a backend on which one in flight is claimed.
+#[inline]
+fn claimed(backend: &Arc<Backend>, eligible: &EligibleSet) -> BackendLease {
+    let lease = BackendLease::claimed(Arc::clone(backend));
+    if eligible.is_of_ejected() {
+        return lease.join_trial();
+    }
+    lease
 }

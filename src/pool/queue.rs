@@ -85,6 +85,7 @@ struct QueuedRequest {
     attempted: Box<[usize]>,
     busy: Box<[usize]>,
     key: Option<u64>,
+    is_repeatable: bool,
 }
 
 /// The result of a wait, which another thread may hand over.
@@ -347,6 +348,7 @@ impl BackendQueue {
             attempted: &attempted,
             busy: &busy,
             key: queued.key,
+            is_repeatable: queued.is_repeatable,
             ..PickRequest::first(clock::now())
         };
         match generation.pick(&request, &self.cursor, random) {
@@ -597,6 +599,7 @@ impl QueuedRequest {
             attempted: request.attempted.into(),
             busy: request.busy.into(),
             key: request.key,
+            is_repeatable: request.is_repeatable,
         }
     }
 

@@ -16,7 +16,7 @@ use super::{
     budget::RetryBudget,
     eligible::EligibilityRules,
     generation::{PoolGeneration, living, refresh_all},
-    health::StateChange,
+    health::{EjectionPhase, StateChange},
     queue::BackendQueue,
     waiting::WaitingCount,
 };
@@ -30,6 +30,8 @@ use crate::{
 const LARGE_POOL_BACKENDS: usize = 256;
 /// Coalescing time of `up` transitions in large pools.
 const UP_COALESCE: Duration = Duration::from_millis(20);
+/// Interval at which trials on their way are looked at.
+const TRIAL_REVIEW_INTERVAL: Duration = Duration::from_millis(250);
 
 /// State of a pool that outlives one generation of the configuration.
 #[derive(Debug)]
@@ -44,9 +46,11 @@ pub struct PoolState {
     pub(super) waiting: Arc<WaitingCount>,
     /// Number of picks so far; the policies take turns by it.
     pub(super) cursor: AtomicUsize,
-    /// Nanoseconds after `start` at which `expire` has work: the next ejection ends, or coalesced
-    /// transitions are due. `u64::MAX` is never.
+    /// Nanoseconds after `start` at which `expire` has work: the next ejection ends, a trial may
+    /// take too long, or coalesced transitions are due. `u64::MAX` is never.
     next_expiry: AtomicU64,
+    /// A backend waits for its trial.
+    has_trials: AtomicBool,
     start: Instant,
     /// Nanoseconds after `start` of the last refresh that a good check caused.
     last_refresh: AtomicU64,
@@ -68,6 +72,7 @@ impl PoolState {
             budget: RetryBudget::default(),
             cursor: AtomicUsize::new(0),
             next_expiry: AtomicU64::new(u64::MAX),
+            has_trials: AtomicBool::new(false),
             last_refresh: AtomicU64::new(0),
             refresh_pending: AtomicBool::new(false),
             start: now,
@@ -158,6 +163,17 @@ impl PoolState {
         refresh_all(generations, now);
     }
 
+    /// True if a backend waits for its trial, so that the next request may be it.
+    #[inline]
+    pub fn has_trials(&self) -> bool {
+        self.has_trials.load(Relaxed)
+    }
+
+    /// Number of the second, for the failure rate.
+    pub(super) fn second(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.start).as_secs()
+    }
+
     /// True if an ejection ends by `now` or coalesced transitions are due.
     pub(super) fn has_expired(&self, now: Instant) -> bool {
         self.nanos(now) >= self.next_expiry.load(Acquire)
@@ -168,14 +184,26 @@ impl PoolState {
         self.refresh_pending.swap(false, AcqRel)
     }
 
-    /// Sets the next expiry to the first end of an ejection among `backends`.
-    pub(super) fn update_next_expiry(&self, backends: &[Arc<Backend>]) {
-        let next = backends
-            .iter()
-            .filter_map(|backend| backend.state.ejected_until())
-            .map(|until| self.nanos(until))
-            .min();
-        self.next_expiry.store(next.unwrap_or(u64::MAX), Release);
+    /// Sets the next expiry to the first end of an ejection or review of a trial among the backends
+    /// of all `generations`: an old one may not have the backend that is next.
+    pub(super) fn update_next_expiry(&self, generations: &[Weak<PoolGeneration>], now: Instant) {
+        let (mut next, mut has_trials) = (u64::MAX, false);
+        for generation in living(generations) {
+            let members = generation.backends().iter();
+            for backend in members.filter(|one| !one.state.is_removed()) {
+                let at = match backend.state.ejection() {
+                    EjectionPhase::None => continue,
+                    EjectionPhase::Out { until } => until,
+                    EjectionPhase::Trial { .. } => {
+                        has_trials = true;
+                        now + TRIAL_REVIEW_INTERVAL
+                    }
+                };
+                next = next.min(self.nanos(at));
+            }
+        }
+        self.has_trials.store(has_trials, Relaxed);
+        self.next_expiry.store(next, Release);
     }
 
     fn nanos(&self, at: Instant) -> u64 {

@@ -1,18 +1,20 @@
 //! The promises of a pool: which backends get traffic, and the effect of checks.
 
 mod ejection;
+mod failure_rate;
+mod guard;
 mod operator;
 mod queue;
-mod random_events;
 mod reload;
 mod slow_start;
 mod sticky;
 mod threads;
+mod trials;
 
 use std::time::{Duration, Instant};
 
 use super::{
-    fixture::{backend, config, pick, unchecked},
+    fixture::{backend, config, lease, pick, unchecked},
     *,
 };
 use crate::{
@@ -42,10 +44,18 @@ fn fail(pool: &Pool, index: usize, now: Instant) -> Option<StateTransition> {
 
 fn fail_times(pool: &Pool, index: usize, times: u32, now: Instant) -> Option<StateTransition> {
     let failures =
-        (0..times).filter_map(|_| pool.record_failure(&pool.backends[index], REFUSED, now));
+        (0..times).filter_map(|_| pool.record_failure(&lease(pool, index), REFUSED, now));
     let transitions: Vec<_> = failures.collect();
     assert!(transitions.len() <= 1, "{transitions:?}");
     transitions.into_iter().next()
+}
+
+/// Lets the ejection of the backend at `index` run out, and its trial succeed.
+fn pass_trial(pool: &Pool, index: usize, now: Instant) -> StateTransition {
+    assert!(pool.expire(now).iter().all(|due| due.is_trial));
+    let trial = pick(pool, &[], &mut Random::seeded(1)).unwrap();
+    assert_eq!(trial.index, index);
+    pool.record_success(&trial, now).unwrap()
 }
 
 fn states(pool: &Pool) -> Vec<HealthState> {
@@ -293,7 +303,7 @@ fn refusals_count_from_the_second_in_a_row() {
     assert!(!state.refuses_again());
     assert_eq!(state.view().failures_in_a_row, 0);
     assert!(state.refuses_again());
-    pool.record_success(&pool.backends[0]);
+    pool.record_success(&lease(&pool, 0), now);
     assert!(!state.refuses_again(), "a success ends the streak");
     assert_eq!(fail_times(&pool, 0, 4, now), None);
     assert!(fail_times(&pool, 0, 1, now).is_some());

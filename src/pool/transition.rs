@@ -5,7 +5,8 @@ use std::{fmt, sync::Arc};
 
 use super::health::{HealthState, StateChange};
 
-/// A change of a backend's state. `Display` is the text for people.
+/// A change of a backend's state, or of its ejection: from ejected to ejected. `Display` is the
+/// text for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateTransition {
     /// The pool's name.
@@ -19,6 +20,8 @@ pub struct StateTransition {
     /// The cause in one line. We add no control characters; the error text of a check is kept as
     /// it is.
     pub cause: String,
+    /// The backend stays ejected, and a trial request is next.
+    pub is_trial: bool,
 }
 
 impl StateTransition {
@@ -29,6 +32,7 @@ impl StateTransition {
             from: change.from,
             to: change.to,
             cause: change.cause,
+            is_trial: change.is_trial,
         }
     }
 
@@ -40,8 +44,11 @@ impl StateTransition {
             from,
             to,
             cause,
+            ..
         } = self;
-        if matches!(to, HealthState::Down | HealthState::Ejected) {
+        if self.is_trial {
+            tracing::info!(target: "health", %pool, %backend, %from, %to, %cause, "backend is on trial");
+        } else if matches!(to, HealthState::Down | HealthState::Ejected) {
             tracing::warn!(target: "health", %pool, %backend, %from, %to, %cause, "backend is {to}");
         } else {
             tracing::info!(target: "health", %pool, %backend, %from, %to, %cause, "backend is {to}");

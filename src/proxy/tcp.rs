@@ -141,7 +141,9 @@ async fn connect_backend(
         match result {
             Ok(stream) => {
                 lease.state.metrics.mine().connections_ok.add(1);
-                pool.record_success(&lease);
+                if let Some(transition) = pool.record_success(&lease, now) {
+                    transition.log();
+                }
                 pool.record_response_time(&lease, now.saturating_duration_since(began), now);
                 return Ok((lease, stream));
             }
@@ -175,6 +177,7 @@ async fn claim_backend(
         let request = PickRequest {
             attempted: tried,
             key: hash_key(&pool.config, context.client),
+            is_repeatable: pool.config.retries.is_some(),
             ..PickRequest::first(clock::now())
         };
         // After a failed attempt its reason says more than "no backend available".

@@ -324,6 +324,10 @@ pub struct PoolSlot {
     pub queue_timed_out: MetricCell,
     /// Responses of backends to requests with and without a sticky session.
     pub sticky: StickyCounts,
+    /// Trials of ejected backends that ended the ejection.
+    pub trials_passed: MetricCell,
+    /// Trials of ejected backends that began the next ejection.
+    pub trials_failed: MetricCell,
     /// TCP sessions that ended without an error.
     pub sessions_ok: MetricCell,
     /// TCP sessions that ended with an error, by reason.

@@ -36,6 +36,10 @@ const NOT_HERE: &[(&str, &str)] = &[
         "backend_down",
         "needs checks: tests/blackbox/health/down.rs",
     ),
+    (
+        "http_response_status",
+        "the client gets the response of the backend: tests/blackbox/health/ejection.rs",
+    ),
 ];
 
 /// The client's view of a failure.

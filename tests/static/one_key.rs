@@ -84,6 +84,10 @@ const BESIDE: &[(&str, &str)] = &[
         "pools.app.protocol=h2c",
     ),
     (
+        "pools.NAME.ejection.min_requests",
+        "pools.app.ejection.failure_rate=50%",
+    ),
+    (
         "trusted_proxies.client_header",
         "trusted_proxies.from=[10.0.0.0/8]",
     ),

@@ -402,7 +402,8 @@ fn statuses(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<(u16, u16)> {
     ranges
 }
 
-fn status_range(text: &str) -> Option<(u16, u16)> {
+/// Reads `200`, `200-399` or `2xx`.
+pub(super) fn status_range(text: &str) -> Option<(u16, u16)> {
     let status = |text: &str| {
         text.parse::<u16>()
             .ok()

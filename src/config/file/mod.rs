@@ -6,6 +6,7 @@
 mod balancing;
 mod check_texts;
 mod common;
+mod ejection;
 mod foreign;
 mod global;
 mod health_check;

@@ -7,16 +7,13 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     KeyValue as _, NodeRef, Section, TreeReader, assign, balancing,
     common::{is_bare_ipv6, retries, timeouts, warn_short_total},
-    health_check, quote, sticky, tls,
+    ejection, health_check, quote, sticky, tls,
 };
 use crate::{
-    base::{
-        address::{AddressError, BackendAddress},
-        units,
-    },
+    base::address::{AddressError, BackendAddress},
     config::model::{
-        BackendConfig, BackendProtocol, EjectionConfig, KeepaliveConfig, PoolConfig,
-        PoolTimeoutsConfig, RetriesConfig, TlsOverride,
+        BackendConfig, BackendProtocol, KeepaliveConfig, PoolConfig, PoolTimeoutsConfig,
+        RetriesConfig, TlsOverride,
     },
 };
 
@@ -52,7 +49,7 @@ pub(super) fn read(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolConfig {
         pool.health_check = health_check::read(reader, at, pool.protocol, &pool.backends);
     }
     if let Some(at) = keys.get("ejection") {
-        pool.ejection = ejection(reader, at, &pool.backends);
+        pool.ejection = ejection::read(reader, at, &pool.backends);
     }
     if let Some(at) = keys.get("retries") {
         let given = retries(reader, at, RetriesConfig::default());
@@ -418,63 +415,6 @@ fn url_hint(text: &str) -> String {
         hint.push_str("; the path goes into `rewrite` of a route");
     }
     hint
-}
-
-fn ejection(
-    reader: &mut TreeReader<'_>,
-    at: NodeRef<'_>,
-    backends: &[BackendConfig],
-) -> Option<EjectionConfig> {
-    if at.is_or_word() {
-        return None;
-    }
-    let mut ejection = EjectionConfig::default();
-    let Some(keys) = reader.section(at) else {
-        return Some(ejection);
-    };
-    keys.read(reader, "failures", &mut ejection.failures);
-    if let Some(at) = keys.get("eject_for") {
-        assign(&mut ejection.eject_for, reader.duration(at));
-        if keys.get("max_eject_for").is_none() {
-            ejection.max_eject_for = ejection.max_eject_for.max(ejection.eject_for);
-        }
-    }
-    if let Some(at) = keys.get("max_eject_for") {
-        assign(&mut ejection.max_eject_for, reader.duration(at));
-        if ejection.max_eject_for < ejection.eject_for {
-            let shortest = units::show_duration(ejection.eject_for);
-            reader.error(
-                at,
-                format!("`max_eject_for` is shorter than `eject_for` ({shortest})"),
-                format!("write `{shortest}` or more"),
-            );
-        }
-    }
-    if let Some(at) = keys.get("max_ejected") {
-        assign(&mut ejection.max_ejected, reader.share(at));
-        warn_of_small_share(reader, at, &ejection, backends);
-    }
-    Some(ejection)
-}
-
-/// Warns of a share that is less than one backend: it would never take one out.
-fn warn_of_small_share(
-    reader: &mut TreeReader<'_>,
-    at: NodeRef<'_>,
-    ejection: &EjectionConfig,
-    backends: &[BackendConfig],
-) {
-    let count = backends.iter().filter(|one| one.weight > 0).count();
-    if count >= 2 && ejection.max_ejected > 0.0 && ejection.allowed_out(count) == 0 {
-        reader.warn_at_key(
-            at,
-            format!("this share of {count} backends is less than one: none is ever ejected"),
-            format!(
-                "write `{}%` or more, or `ejection: none`",
-                100_usize.div_ceil(count)
-            ),
-        );
-    }
 }
 
 fn pool_timeouts(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> PoolTimeoutsConfig {

@@ -13,6 +13,7 @@ const REQUEST_KEYS: &[(&str, &str)] = &[
     ("timeouts", "response"),
     ("timeouts", "total"),
     ("retries", "methods"),
+    ("ejection", "status"),
     ("", "keepalive"),
 ];
 

@@ -141,9 +141,22 @@ pub struct EjectionConfig {
     pub max_eject_for: Duration,
     /// Share of the pool that may be out at once, 0.0..=1.0. Default 0.5.
     pub max_ejected: f64,
+    /// Share of failures in ten seconds that ejects, above 0.0. Default none.
+    pub failure_rate: Option<f64>,
+    /// Requests in ten seconds that `failure_rate` needs. Default 20.
+    pub min_requests: u32,
+    /// Ranges of 5xx statuses that are failures. Default none.
+    pub status: Vec<(u16, u16)>,
 }
 
 impl EjectionConfig {
+    /// True if a response with this status is a failure.
+    #[inline]
+    pub fn counts_status(&self, status: u16) -> bool {
+        let mut ranges = self.status.iter();
+        ranges.any(|(low, high)| (*low..=*high).contains(&status))
+    }
+
     /// Backends that may be out at once, of `total` with a weight above 0: the share, rounded down;
     /// of two or three one at least, unless the share is 0; the only one never.
     pub fn allowed_out(&self, total: usize) -> usize {

@@ -423,8 +423,12 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
         default: Value("5"),
         doc: "failures in a row",
         other_words: &[(
-            &["max_fails"],
-            "write `ejection: {failures: NUMBER}` in the pool",
+            &[
+                "max_fails",
+                "consecutive_5xx",
+                "consecutive_gateway_failure",
+            ],
+            "write `ejection: {failures: NUMBER}` in the pool; `status` beside it says which responses count",
         )],
         ..KEY
     },
@@ -454,6 +458,38 @@ pub(super) static HEALTH_KEYS: &[KeyRow] = &[
               included: of 10 backends one at 10 %, none at 9 % (a warning). Of two or three one \
               may go at any share above 0 %; the last one that serves never. `0%` ejects none, \
               and by a reload frees all at once",
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.ejection.failure_rate",
+        value: share().or("none"),
+        default: Value("none"),
+        doc: "share of failures in the last 10 s that ejects a backend, beside `failures`; above 0 %",
+        other_words: &[(
+            &["failure_percentage_threshold", "error_rate"],
+            "write `ejection: {failure_rate: SHARE}` in the pool",
+        )],
+        value_hints: &[(&["off", "false", "no", "disabled", "never"], "write `none`")],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.ejection.min_requests",
+        value: integer(1, 1_000_000),
+        default: Value("20"),
+        doc: "requests to the backend in the last 10 s that `failure_rate` needs",
+        other_words: &[(
+            &["failure_percentage_request_volume", "request_volume"],
+            "write `ejection: {min_requests: NUMBER}` in the pool",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.ejection.status",
+        value: text("status")
+            .one_or_more()
+            .shown("5xx status, range, class or list"),
+        default: Words("none"),
+        doc: "responses that are failures: `503`, `500-504`, `5xx`. They are passed on as they are",
         ..KEY
     },
 ];

@@ -7,7 +7,7 @@ fn failures_in_a_row_eject_and_a_success_in_between_does_not() {
     let (pool, now) = pool(&config(&[1, 1]));
     all_up(&pool, now);
     assert_eq!(fail_times(&pool, 0, 4, now), None);
-    pool.record_success(&pool.backends[0]);
+    pool.record_success(&lease(&pool, 0), now);
     assert_eq!(fail_times(&pool, 0, 4, now), None);
     let ejected = fail_times(&pool, 0, 1, now).unwrap();
     assert_eq!(
@@ -29,7 +29,7 @@ fn reasons_that_are_no_fault_of_the_backend_never_eject() {
     let (pool, now) = pool(&config(&[1, 1]));
     all_up(&pool, now);
     for _ in 0..100 {
-        let gone = pool.record_failure(&pool.backends[0], Reason::ClientDisconnected, now);
+        let gone = pool.record_failure(&lease(&pool, 0), Reason::ClientDisconnected, now);
         assert_eq!(gone, None);
     }
     assert_eq!(pool.backends[0].state.view().failures_in_a_row, 0);
@@ -41,26 +41,25 @@ fn an_ejection_ends_doubles_and_is_forgotten_after_a_good_time() {
     all_up(&pool, start);
     let mut now = start;
     for length in [10, 20, 40, 80, 160, 300, 300] {
-        assert_eq!(
-            fail_times(&pool, 0, 5, now).unwrap().to,
-            HealthState::Ejected
-        );
+        let ejected = fail_times(&pool, 0, 5, now).unwrap();
+        assert_eq!(ejected.to, HealthState::Ejected);
         let until = pool.backends[0].state.view().ejected_until;
         assert_eq!(until, Some(now + seconds(length)));
         let nearly = Duration::from_nanos(length * 1_000_000_000 - 1);
         assert_eq!(pool.expire(now + nearly), []);
         now += seconds(length);
-        let back = pool.expire(now);
+        let back = pass_trial(&pool, 0, now);
         assert_eq!(
-            (back[0].from, back[0].to),
+            (back.from, back.to),
             (HealthState::Ejected, HealthState::Up)
         );
         assert_eq!(pool.expire(now), []);
     }
     now += seconds(299);
     fail_times(&pool, 0, 5, now);
-    assert_eq!(pool.expire(now + seconds(300)).len(), 1);
-    now += seconds(600);
+    now += seconds(300);
+    pass_trial(&pool, 0, now);
+    now += seconds(300);
     fail_times(&pool, 0, 5, now);
     let until = pool.backends[0].state.view().ejected_until;
     assert_eq!(until, Some(now + seconds(10)));
@@ -72,7 +71,7 @@ fn failures_of_requests_still_under_way_do_not_count_for_the_next_ejection() {
     all_up(&pool, now);
     fail_times(&pool, 0, 5, now).unwrap();
     assert_eq!(fail_times(&pool, 0, 9, now), None);
-    pool.expire(now + seconds(10));
+    pass_trial(&pool, 0, now + seconds(10));
     assert_eq!(fail_times(&pool, 0, 4, now + seconds(10)), None);
     assert!(fail_times(&pool, 0, 1, now + seconds(10)).is_some());
 }
@@ -141,7 +140,7 @@ fn a_backend_ejected_before_its_first_check_needs_as_many_good_ones() {
 }
 
 #[test]
-fn without_a_health_check_only_time_ends_an_ejection() {
+fn without_a_health_check_only_a_trial_ends_an_ejection() {
     let (old, now) = pool(&config(&[1, 1]));
     all_up(&old, now);
     fail_times(&old, 0, 5, now).unwrap();
@@ -149,7 +148,7 @@ fn without_a_health_check_only_time_ends_an_ejection() {
     assert_eq!(pass(&new, 0, now), None);
     assert_eq!(pass(&new, 0, now), None);
     assert_eq!(states(&new)[0], HealthState::Ejected);
-    assert_eq!(new.expire(now + seconds(10)).len(), 1);
+    pass_trial(&new, 0, now + seconds(10));
 }
 
 #[test]
@@ -205,7 +204,7 @@ fn a_local_error_ejects_no_backend() {
     all_up(&pool, now);
     for _ in 0..100 {
         assert_eq!(
-            pool.record_failure(&pool.backends[0], Reason::Overload, now),
+            pool.record_failure(&lease(&pool, 0), Reason::Overload, now),
             None
         );
     }

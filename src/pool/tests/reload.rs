@@ -104,7 +104,7 @@ fn an_ejection_goes_on_over_a_time_out_of_the_configuration() {
     third.restore();
     second.retire(Some(&third));
     assert_eq!(states(&third), [HealthState::Up, HealthState::Ejected]);
-    assert_eq!(third.expire(now + seconds(11)).len(), 1);
+    pass_trial(&third, 1, now + seconds(11));
     assert_eq!(states(&third), [HealthState::Up, HealthState::Up]);
     drop(held);
 }
@@ -188,7 +188,7 @@ fn the_guard_asks_the_generation_in_force() {
     pass(&new, 1, now);
     assert!(fail_times(&old, 0, 5, now).is_some(), "backend 8 is left");
     let last = reload(&new, &config(&[1]), now + seconds(10));
-    last.expire(now + seconds(10));
+    pass_trial(&last, 0, now + seconds(10));
     assert_eq!(
         fail_times(&old, 0, 5, now + seconds(10)),
         None,

@@ -109,7 +109,7 @@ fn many_threads_seeing_failures_report_one_transition() {
                 scope.spawn(|| {
                     start.wait();
                     for _ in 0..50 {
-                        let one = pool.record_failure(&pool.backends[3], REFUSED, now);
+                        let one = pool.record_failure(&lease(&pool, 3), REFUSED, now);
                         seen.lock().unwrap().extend(one);
                     }
                 });

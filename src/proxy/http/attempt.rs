@@ -64,6 +64,20 @@ impl<'a> Attempt<'a> {
             let now = exchange.context.worker.now();
             self.pool.record_response_time(self.lease, first_byte, now);
         }
+        if !self.pool.is_failure_status(status) {
+            self.lease.record_response();
+        }
+    }
+
+    /// Reports a complete response to the pool: a success, unless its status is one of
+    /// `ejection.status`.
+    pub(super) fn record_outcome(self, status: u16, now: Instant) {
+        if self.pool.is_failure_status(status) {
+            return self.record_backend_failure(Reason::ResponseStatus);
+        }
+        if let Some(transition) = self.pool.record_success(self.lease, now) {
+            transition.log();
+        }
     }
 
     /// Counts a failure, and reports it to the pool, if `reason` is the backend's fault.

@@ -80,7 +80,7 @@ impl Exchange<'_> {
             proxy_header: self.proxy_header_for(chosen),
         };
         loop {
-            let picked = match self.pick(current.get(), &history) {
+            let picked = match self.pick(current.get(), settings, &history) {
                 Err(Reason::ConnectionLimitReached) => {
                     Box::pin(self.wait_for_backend(settings, &mut current, &mut history)).await
                 }
@@ -97,7 +97,8 @@ impl Exchange<'_> {
                 pool,
                 lease: &lease,
                 settings,
-                fresh: history.fresh,
+                // A kept connection that is stale would tell nothing about an ejected backend.
+                fresh: history.fresh || lease.is_trial(),
                 proxy_header: current.proxy_header.as_deref(),
                 sticky: history.sticky,
             };
@@ -122,17 +123,29 @@ impl Exchange<'_> {
     }
 
     /// Picks the backend of the next attempt.
-    fn pick(&self, pool: &Pool, history: &AttemptHistory) -> Result<BackendLease, Reason> {
+    fn pick(
+        &self,
+        pool: &Pool,
+        settings: &ForwardSettings<'_>,
+        history: &AttemptHistory,
+    ) -> Result<BackendLease, Reason> {
         let mut random = self.context.worker.random.borrow_mut();
-        pool.pick(&self.pick_request(pool, history), &mut random)
+        pool.pick(&self.pick_request(pool, settings, history), &mut random)
     }
 
-    fn pick_request<'h>(&self, pool: &Pool, history: &'h AttemptHistory) -> PickRequest<'h> {
+    fn pick_request<'h>(
+        &self,
+        pool: &Pool,
+        settings: &ForwardSettings<'_>,
+        history: &'h AttemptHistory,
+    ) -> PickRequest<'h> {
         PickRequest {
             attempted: &history.failed,
             busy: &history.passed,
             key: hash_key(&pool.config, &self.buffers.request, &self.address),
             sticky: history.sticky,
+            // Only a trial asks for it, and it costs a search among the methods.
+            is_repeatable: pool.state.has_trials() && settings.is_idempotent(self.head()),
             ..PickRequest::first(self.context.worker.now())
         }
     }
@@ -148,7 +161,7 @@ impl Exchange<'_> {
         let end = settings.deadline.map(|end| (end.at, end.reason));
         loop {
             let pool = current.get();
-            let request = self.pick_request(pool, history);
+            let request = self.pick_request(pool, settings, history);
             let client = &self.client.side;
             let gone = poll_fn(|cx| client.poll_gone(cx));
             let waited = &mut self.record.queue;

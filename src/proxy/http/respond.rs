@@ -88,7 +88,7 @@ pub(super) async fn respond(
         let next = record_cut(exchange, attempt, &backend, cut, delivery);
         return Ok(AttemptOutcome::Responded(next));
     }
-    attempt.pool.record_success(attempt.lease);
+    attempt.record_outcome(exchange.record.status, exchange.context.worker.now());
     let reuse = BackendReuse {
         requested: exchange.buffers.response.keep_alive,
         request_sent,

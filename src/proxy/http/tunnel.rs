@@ -46,7 +46,7 @@ pub(super) async fn tunnel(
 ) -> AfterExchange {
     let _in_use = ConnectionInUse::new(&backend, &attempt.lease.state);
     attempt.record_response(exchange);
-    attempt.pool.record_success(attempt.lease);
+    attempt.record_outcome(exchange.record.status, exchange.context.worker.now());
     let opened = async {
         let early_out = send_switch(exchange, attempt, &backend).await?;
         let early_in = send_early(exchange, attempt.settings, &mut backend, upload).await?;
