@@ -20,6 +20,7 @@ format() {
 
 lints() {
   cargo clippy --all-targets -- -D warnings
+  cargo clippy --all-targets --features etcd -- -D warnings
 }
 
 # The oldest toolchain that may build this is the one in Cargo.toml.
@@ -79,6 +80,8 @@ dependencies() {
 
 tests() {
   cargo test 2>&1 | tee -a "$log"
+  # What only packages have.
+  cargo test --features etcd --lib --test static --test blackbox -- etcd 2>&1 | tee -a "$log"
 }
 
 docs() {

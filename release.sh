@@ -50,7 +50,7 @@ if [ $dry_run = yes ]; then
   cargo build --quiet --locked
 else
   profile=release
-  cargo build --quiet --locked --release
+  cargo build --quiet --locked --release --features etcd
 fi
 program="$CARGO_TARGET_DIR/$profile/balancer"
 built=$("$program" version)

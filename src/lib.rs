@@ -5,6 +5,7 @@ pub mod admin;
 pub mod base;
 pub mod cli;
 pub mod config;
+pub mod discovery;
 pub mod h2;
 pub mod health;
 pub mod http;

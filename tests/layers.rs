@@ -14,7 +14,7 @@ use std::{
 };
 
 /// The layers of ARCHITECTURE.md, from the lowest up.
-const LAYERS: [&[&str]; 13] = [
+const LAYERS: [&[&str]; 14] = [
     &["reason", "base"],
     &["config"],
     &["telemetry"],
@@ -22,6 +22,7 @@ const LAYERS: [&[&str]; 13] = [
     &["pool", "route", "http1", "http2"],
     &["net"],
     &["h2"],
+    &["discovery"],
     &["snapshot"],
     &["proxy", "health"],
     &["admin"],
@@ -442,9 +443,9 @@ fn an_import_from_above_or_beside_is_found_with_its_line() {
     assert_eq!(
         breaches("pool/mod.rs", bad),
         [
-            "src/pool/mod.rs:5: `pool` (layer 4) imports `proxy` (layer 8)",
+            "src/pool/mod.rs:5: `pool` (layer 4) imports `proxy` (layer 9)",
             "src/pool/mod.rs:6: `pool` (layer 4) imports `route` (layer 4)",
-            "src/pool/mod.rs:8: `pool` (layer 4) imports `runtime` (layer 10)",
+            "src/pool/mod.rs:8: `pool` (layer 4) imports `runtime` (layer 11)",
         ]
     );
 }

@@ -73,6 +73,10 @@ families! {
     TRIALS Counter "balancer_ejection_trials_total" ["pool" "result"] "Trial requests of ejected backends, by result.";
     RATE_LIMITED Counter "balancer_rate_limited_total" ["listener"] "Requests refused by `rate_limit`.";
 
+    DISCOVERY_LOOKUPS Counter "balancer_discovery_lookups_total" ["source" "name" "result"] "Look-ups of names and reads of lists of members, by result.";
+    DISCOVERY_MEMBERS Gauge "balancer_discovery_members" ["source" "name"] "Addresses or members in the last good answer.";
+    DISCOVERY_FAILING Gauge "balancer_discovery_failing" ["source" "name"] "1 while the last look-up has failed, otherwise 0.";
+
     POOL_BACKENDS Gauge "balancer_pool_backends" ["pool" "state"] "Number of backends, by state.";
     SESSIONS Counter "balancer_tcp_sessions_total" ["pool" "result"] "Finished TCP sessions, by result.";
     SESSIONS_ACTIVE Gauge "balancer_tcp_sessions_active" ["pool"] "TCP sessions in progress.";

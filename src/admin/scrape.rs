@@ -102,6 +102,7 @@ impl Collector for DaemonCollector {
         daemon_families(&mut families, &self.daemon, &snapshot);
         listener_families(&mut families, &snapshot);
         request_families(&mut families, &snapshot);
+        source_families(&mut families, &self.daemon);
         pool_families(&mut families, &snapshot);
         session_families(&mut families, &snapshot);
         // With thousands of backends these series are most of the page.
@@ -174,7 +175,7 @@ fn daemon_families(families: &mut MetricFamilies, daemon: &Daemon, snapshot: &Sn
 fn listener_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
     let mut counter = |spec, field: fn(&ListenerSlot) -> &MetricCell| {
         families.family(spec, |s| {
-            for one in &snapshot.listeners {
+            for one in snapshot.listeners.iter() {
                 s.count(&[&one.config.name], one.state.metrics.sum(field));
             }
         });
@@ -183,7 +184,7 @@ fn listener_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
     counter(f::LISTENER_RECEIVED, |m| &m.received);
     counter(f::LISTENER_SENT, |m| &m.sent);
     families.family(f::LISTENER_ACTIVE, |s| {
-        for one in &snapshot.listeners {
+        for one in snapshot.listeners.iter() {
             s.add(
                 &[&one.config.name],
                 gauge_sum(&one.state.metrics, |m| &m.active),
@@ -191,7 +192,7 @@ fn listener_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
         }
     });
     families.family(f::LISTENER_REJECTED, |s| {
-        for one in &snapshot.listeners {
+        for one in snapshot.listeners.iter() {
             s.reasons(&[&one.config.name], |reason| {
                 reason_sum(&one.state.metrics, reason, |m| &m.rejected)
             });
@@ -411,6 +412,29 @@ fn session_families(families: &mut MetricFamilies, snapshot: &Snapshot) {
         for pool in &pools {
             let parts = pool.state.metrics.each().map(|slot| &slot.session_duration);
             s.distribution(&[&pool.name], parts);
+        }
+    });
+}
+
+/// Sources of members. Their names are those of the configuration, or of a list of members.
+fn source_families(families: &mut MetricFamilies, daemon: &Daemon) {
+    let sources = daemon.sources.all();
+    families.family(f::DISCOVERY_LOOKUPS, |s| {
+        for ((kind, name), source) in &sources {
+            let results = [("error", &source.failed), ("ok", &source.succeeded)];
+            for (result, count) in results {
+                s.count(&[kind.name(), name, result], count.load(Relaxed));
+            }
+        }
+    });
+    families.family(f::DISCOVERY_MEMBERS, |s| {
+        for ((kind, name), source) in &sources {
+            s.count(&[kind.name(), name], source.answer_len() as u64);
+        }
+    });
+    families.family(f::DISCOVERY_FAILING, |s| {
+        for ((kind, name), source) in &sources {
+            s.count(&[kind.name(), name], u64::from(source.is_failing()));
         }
     });
 }

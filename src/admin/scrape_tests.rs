@@ -12,6 +12,7 @@ use crate::{
     admin::testing,
     base::{clock, rng::Random},
     config::model::Config,
+    discovery::MemberSourceKind,
     pool::{BackendOverrides, OperatorOverride},
 };
 
@@ -36,7 +37,7 @@ fn samples(page: &str) -> BTreeMap<&str, f64> {
 /// Adds known counts to every object.
 fn count_everything(daemon: &Daemon) {
     let snapshot = daemon.snapshot.load_full();
-    for listener in &snapshot.listeners {
+    for listener in snapshot.listeners.iter() {
         let slot = listener.state.metrics.mine();
         slot.connections.add(3);
         slot.active.add(2);
@@ -83,8 +84,13 @@ fn count_everything(daemon: &Daemon) {
         slot.checks_failed.add(1);
         slot.check_duration_micros.set(1_500);
     }
-    override_weight(snapshot.pools.last().unwrap(), Some(1));
+    override_weight(snapshot.pools.iter().last().unwrap(), Some(1));
     daemon.workers[1].busy_micros.store(2_500_000, Relaxed);
+    let source = (MemberSourceKind::Dns, "app.test".into());
+    let source = daemon.sources.add(source, "app.test".to_owned());
+    let answer = vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()];
+    source.succeed(Some(answer), Some(Duration::from_mins(1)));
+    source.fail("timed out".to_owned());
 }
 
 /// Sets the weight of the first backend as an operator does, or ends that.
@@ -169,6 +175,18 @@ const EXPECTED_SAMPLES: &[(&str, f64)] = &[
     ("balancer_config_generation", 1.0),
     ("balancer_connections_limit", 1_000.0),
     (r#"balancer_worker_busy_seconds_total{worker="1"}"#, 2.5),
+    (
+        r#"balancer_discovery_lookups_total{source="dns",name="app.test",result="error"}"#,
+        1.0,
+    ),
+    (
+        r#"balancer_discovery_members{source="dns",name="app.test"}"#,
+        2.0,
+    ),
+    (
+        r#"balancer_discovery_failing{source="dns",name="app.test"}"#,
+        1.0,
+    ),
     (
         r#"balancer_listener_sent_bytes_total{listener="web"}"#,
         2e12,

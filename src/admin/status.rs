@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     base::clock,
     config::model::{Config, HealthCheckConfig, PoolConfig, PoolTlsConfig},
+    discovery::{SourceKey, SourceState},
     pool::{
         Backend, BackendOverrides, CheckRecord, CheckTiming, HealthState, HealthView,
         OperatorOverride, Pool, TrialPhase,
@@ -78,7 +79,27 @@ fn document(daemon: &Daemon, snapshot: &Snapshot, pools: &[Value]) -> Value {
         "listeners": snapshot.listeners.iter().map(|one| listener(one)).collect::<Vec<_>>(),
         "pools": pools,
         "absent_overrides": absent_overrides(daemon, snapshot, now),
+        "sources": daemon.sources.all().iter().map(|(key, state)| source(key, state, now)).collect::<Vec<_>>(),
         "certificates": certificates(&snapshot.config),
+    })
+}
+
+/// Object of one source of members.
+fn source((kind, name): &SourceKey, source: &SourceState, now: Instant) -> Value {
+    let view = source.view();
+    json!({
+        "source": kind.name(),
+        "name": &**name,
+        "detail": source.detail,
+        "ok": view.error.is_none() && !view.answered_unix.is_zero(),
+        "members": view.answer.len(),
+        "answer": view.answer,
+        "answered": time(view.answered_unix),
+        "expires_in_seconds": view.expires.map(|at| age(now, at)),
+        "error": view.error,
+        "failing_seconds": view.failing_since.map(|since| age(since, now)),
+        "lookups_ok": source.succeeded.load(Relaxed),
+        "lookups_failed": source.failed.load(Relaxed),
     })
 }
 

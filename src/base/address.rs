@@ -28,8 +28,8 @@ impl fmt::Display for BindAddress {
     }
 }
 
-/// Address of a backend: an IP address and port, a host name and port, or the path of a unix
-/// socket.
+/// Address of a backend: an IP address and port, a host name and port, the path of a unix socket,
+/// or the name of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BackendAddress {
     /// `127.0.0.1:9001`.
@@ -41,8 +41,24 @@ pub enum BackendAddress {
         /// The port, 1..=65535.
         port: u16,
     },
+    /// `api.internal:8080/10.0.0.1`: one address that a name has resolved to.
+    Resolved {
+        /// The host name in lower case.
+        host: String,
+        /// The address with the port.
+        address: SocketAddr,
+    },
+    /// `srv:_http._tcp.api.internal`: a service whose backends the DNS lists (RFC 2782).
+    Service(String),
     /// `unix:/run/app.sock`.
     Unix(PathBuf),
+}
+
+impl BackendAddress {
+    /// True for a name that stands for what the DNS has for it: it has no address of its own.
+    pub fn is_name(&self) -> bool {
+        matches!(self, Self::Name { .. } | Self::Service(_))
+    }
 }
 
 impl fmt::Display for BackendAddress {
@@ -50,6 +66,10 @@ impl fmt::Display for BackendAddress {
         match self {
             Self::Ip(address) => write!(f, "{address}"),
             Self::Name { host, port } => write!(f, "{host}:{port}"),
+            Self::Resolved { host, address } => {
+                write!(f, "{host}:{}/{}", address.port(), address.ip())
+            }
+            Self::Service(name) => write!(f, "srv:{name}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -106,7 +126,7 @@ fn host_and_port(text: &str) -> Result<(&str, u16), AddressError> {
 
 /// True for a host name (RFC 1123), also with `_`, which service names in containers have. A name
 /// of digits and dots is a mistyped IP address.
-fn is_host_name(host: &str) -> bool {
+pub fn is_host_name(host: &str) -> bool {
     let labels = host.strip_suffix('.').unwrap_or(host);
     let all_numeric = labels.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     !all_numeric
@@ -201,6 +221,25 @@ mod tests {
         assert_eq!(backend("::1:80"), Err(AddressError::BadHost));
         assert_eq!(backend("http://a:80"), Err(AddressError::BadHost));
         assert_eq!(backend("unix:run"), Err(AddressError::BadPath));
+    }
+
+    #[test]
+    fn an_address_of_a_name_is_shown_with_both() {
+        let resolved = |address: &str| BackendAddress::Resolved {
+            host: "api.internal".to_owned(),
+            address: address.parse().unwrap(),
+        };
+        assert_eq!(
+            resolved("10.0.0.1:80").to_string(),
+            "api.internal:80/10.0.0.1"
+        );
+        assert_eq!(
+            resolved("[2001:db8::1]:80").to_string(),
+            "api.internal:80/2001:db8::1"
+        );
+        let service = BackendAddress::Service("_http._tcp.api".to_owned());
+        assert_eq!(service.to_string(), "srv:_http._tcp.api");
+        assert!(service.is_name() && !resolved("10.0.0.1:80").is_name());
     }
 
     #[test]

@@ -20,7 +20,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_mins(1);
 pub(super) fn ask(config: &Config) -> io::Result<Vec<PoolProbe>> {
     raise_open_file_limit();
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let pools = runtime.block_on(probe_pools(&config.pools, PROBE_TIMEOUT));
+    let pools = runtime.block_on(probe_pools(&config.pools, &config.resolvers, PROBE_TIMEOUT));
     // A look-up of a name that hangs must not hold up the end.
     runtime.shutdown_background();
     Ok(pools)

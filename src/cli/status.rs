@@ -45,9 +45,26 @@ struct StatusDocument {
     pools: Vec<PoolStatus>,
     /// Empty for older daemons, which do not send them.
     #[serde(default)]
+    sources: Vec<SourceStatus>,
+    /// Empty for older daemons, which do not send them.
+    #[serde(default)]
     absent_overrides: Vec<AbsentOverride>,
+    /// Empty for older daemons, which do not send them.
     #[serde(default)]
     certificates: Vec<CertificateStatus>,
+}
+
+/// A source of members.
+#[derive(Debug, Deserialize)]
+struct SourceStatus {
+    source: String,
+    name: String,
+    detail: String,
+    members: usize,
+    expires_in_seconds: Option<f64>,
+    error: Option<String>,
+    failing_seconds: Option<f64>,
+    lookups_ok: u64,
 }
 
 /// Certificate of a listener or pool.
@@ -245,6 +262,11 @@ fn screen(status: &StatusDocument) -> String {
         let rows = status.absent_overrides.iter().map(absent_row);
         table(&mut text, "  ", &rows.collect::<Vec<_>>());
     }
+    if !status.sources.is_empty() {
+        text.push_str("\nsources\n");
+        let rows = status.sources.iter().map(source_row);
+        table(&mut text, "  ", &rows.collect::<Vec<_>>());
+    }
     if !status.certificates.is_empty() {
         text.push_str("\ncertificates\n");
         let rows = status.certificates.iter().map(certificate_row);
@@ -314,6 +336,30 @@ fn absent_row(absent: &AbsentOverride) -> Vec<String> {
     vec![
         format!("{}/{}", absent.pool, absent.address),
         absent.overridden.values().join(", "),
+    ]
+}
+
+/// Cells of a source: kind, name, members, result of the last look-up.
+fn source_row(source: &SourceStatus) -> Vec<String> {
+    let name = if source.detail == source.name {
+        source.name.clone()
+    } else {
+        format!("{} ({})", source.name, source.detail)
+    };
+    let result = match (&source.error, source.expires_in_seconds) {
+        (Some(error), _) => {
+            let since = source.failing_seconds.map(age).unwrap_or_default();
+            format!("FAILING for {since}: {error}")
+        }
+        (None, Some(left)) => format!("ok, next look-up in {}", age(left)),
+        (None, None) if source.lookups_ok == 0 => "not looked up yet".to_owned(),
+        (None, None) => "ok".to_owned(),
+    };
+    vec![
+        source.source.clone(),
+        name,
+        format!("{} members", source.members),
+        result,
     ]
 }
 
@@ -411,6 +457,14 @@ mod tests {
             "listeners": [{"name": "web", "protocol": "http", "binds": ["127.0.0.1:8080"], "active": 5, "accepted": 99}],
             "pools": [{"name": "app", "policy": "round_robin", "health_check": true, "states": {}, "backends": backends,
                 "queue": {"length": 3, "longest_wait_seconds": 1.4, "timed_out": 9}}],
+            "sources": [
+                {"source": "dns", "name": "app.test", "detail": "app.test", "members": 2, "expires_in_seconds": 61.0,
+                    "error": null, "failing_seconds": null, "lookups_ok": 9},
+                {"source": "file", "name": "app", "detail": "/etc/members.yaml", "members": 3, "expires_in_seconds": null,
+                    "error": "line 1: not a list", "failing_seconds": 75.0, "lookups_ok": 9},
+                {"source": "etcd", "name": "api", "detail": "/api/", "members": 0, "expires_in_seconds": null,
+                    "error": null, "failing_seconds": null, "lookups_ok": 0},
+            ],
             "certificates": [
                 {"file": "a.pem", "names": ["a.test", "*.a.test"], "state": "valid", "not_before": "2026-01-01T00:00:00Z",
                     "not_after": "2026-03-01T00:00:00Z", "expires_in_seconds": 90_061.0, "expired_seconds_ago": 0.0},
@@ -445,6 +499,11 @@ listeners
 pool app, round_robin, 1 of 2 backends available, 3 waiting (longest 1s), 9 timed out waiting
   a:1  up    for 1m 15s  weight 1  2 in flight  check: 2 of 3 failed: status 500 (1s ago)
   a:1  down  for 1m 15s  weight 1  2 in flight  connection refused, check: 0 of 2 passed: connection refused (1s ago)
+
+sources
+  dns   app.test                 2 members  ok, next look-up in 1m 1s
+  file  app (/etc/members.yaml)  3 members  FAILING for 1m 15s: line 1: not a list
+  etcd  api (/api/)              0 members  not looked up yet
 
 certificates
   a.pem    valid for 1d 1h    until 2026-03-01T00:00:00Z  a.test *.a.test

@@ -10,9 +10,10 @@ use super::model::{
     HashSource, HeaderEdits, HealthCheckConfig, HttpCheckConfig, KeepaliveConfig, ListenerConfig,
     ListenerHttpConfig, ListenerLimitsConfig, ListenerProtocol, ListenerTimeoutsConfig, LogConfig,
     LogFormat, LogOutput, LogWhenConfig, MetricsConfig, OnDown, PathMatch, PerBackend, PoolConfig,
-    PoolTimeoutsConfig, PostgresCheckConfig, PostgresTarget, RespondConfig, RetriesConfig,
-    RetryConditions, RewriteConfig, RouteAction, RouteConfig, SameSite, SecureCookie, SocketConfig,
-    StickyConfig, TimeoutOverrides, TlsOverride, TrustedProxiesConfig, WhenAllDown,
+    PoolTimeoutsConfig, PostgresCheckConfig, PostgresTarget, ResolveMode, RespondConfig,
+    RetriesConfig, RetryConditions, RewriteConfig, RouteAction, RouteConfig, SameSite,
+    SecureCookie, SocketConfig, StickyConfig, TimeoutOverrides, TlsOverride, TrustedProxiesConfig,
+    WhenAllDown,
 };
 use crate::{base::address::BackendAddress, reason::StatusProfile};
 
@@ -37,6 +38,7 @@ impl Default for Config {
             log: LogConfig::default(),
             access_log: AccessLogConfig::default(),
             trusted_proxies: TrustedProxiesConfig::default(),
+            resolvers: Vec::new(),
             forwarded: ForwardedConfig::default(),
             errors: ErrorsConfig::default(),
             listeners: Vec::new(),
@@ -230,6 +232,7 @@ impl PoolConfig {
             hash_balance: None,
             slow_start: None,
             backends: Vec::new(),
+            discover: None,
             health_check: Some(HealthCheckConfig::default()),
             ejection: Some(EjectionConfig::default()),
             retries: Some(RetriesConfig::default()),
@@ -260,6 +263,7 @@ impl BackendConfig {
             max_connections: None,
             check_port: None,
             tls: TlsOverride::default(),
+            resolve: ResolveMode::default(),
         }
     }
 }

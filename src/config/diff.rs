@@ -268,6 +268,7 @@ fn backends(changes: &mut ChangeList, pool: &str, old: &[BackendConfig], new: &[
         let port = format!("{what} check_port");
         changes.if_changed(&was.check_port, &backend.check_port, port);
         changes.if_changed(&was.tls, &backend.tls, format!("{what} tls"));
+        changes.if_changed(&was.resolve, &backend.resolve, format!("{what} resolve"));
     }
     let kept_old = old
         .iter()

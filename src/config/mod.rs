@@ -143,3 +143,67 @@ pub fn parse(name: &Path, text: &str, files: &dyn FileAccess) -> Result<LoadedCo
         binds,
     })
 }
+
+/// Cause of a list of members, or of one member, that cannot be used: its first problem.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {message} ({hint})")]
+pub struct MembersError {
+    line: usize,
+    message: String,
+    hint: String,
+}
+
+/// Checks `bytes`, a YAML or JSON document with a list like `backends`, for `pool`. `name` is the
+/// file that they are from.
+pub fn parse_members(
+    name: &Path,
+    bytes: &[u8],
+    pool: &model::PoolConfig,
+) -> Result<Vec<model::BackendConfig>, MembersError> {
+    parse_document(name, bytes, |reader, root| {
+        file::read_members(reader, root, pool)
+    })
+}
+
+/// Checks `bytes`, a JSON or YAML document that is one entry of `backends`, for `pool`.
+pub fn parse_member(
+    bytes: &[u8],
+    pool: &model::PoolConfig,
+) -> Result<model::BackendConfig, MembersError> {
+    let found = parse_document(Path::new(""), bytes, |reader, root| {
+        file::read_member(reader, root, pool)
+    })?;
+    found.ok_or_else(|| members_error(1, "not a backend", "write `{\"address\": \"HOST:PORT\"}`"))
+}
+
+fn members_error(line: usize, message: &str, hint: &str) -> MembersError {
+    MembersError {
+        line,
+        message: message.to_owned(),
+        hint: hint.to_owned(),
+    }
+}
+
+/// Reads one document with `read`, and returns the first error in it, if there is one.
+fn parse_document<T>(
+    name: &Path,
+    bytes: &[u8],
+    read: impl FnOnce(&mut reader::TreeReader<'_>, &yaml::YamlNode) -> T,
+) -> Result<T, MembersError> {
+    let text = std::str::from_utf8(bytes)
+        .map_err(|_| members_error(1, "the file is not UTF-8 text", "save it as UTF-8"))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let root = yaml::read(text)
+        .map_err(|error| members_error(error.place.line, &error.message, error.hint))?;
+    let mut reader = reader::TreeReader::new(name, text, &NoFiles);
+    let found = read(&mut reader, &root);
+    let mut errors = reader.problems.iter();
+    match errors.find(|problem| problem.severity == Severity::Error) {
+        Some(problem) => Err(members_error(
+            problem.place.line,
+            &problem.message,
+            &problem.hint,
+        )),
+        None => Ok(found),
+    }
+}

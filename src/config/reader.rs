@@ -73,6 +73,15 @@ impl<'a> NodeRef<'a> {
         }
     }
 
+    /// The root of a document that holds the value of the key with `row`, or one entry of it.
+    pub(super) fn root_of(node: &'a YamlNode, row: &'static KeyRow, is_entry: bool) -> Self {
+        Self {
+            row,
+            is_entry,
+            ..Self::root(node)
+        }
+    }
+
     /// `pools.app.backends[2].weight`.
     pub(super) fn path(&self) -> String {
         let mut out = self.parent.map(NodeRef::path).unwrap_or_default();

@@ -1,13 +1,12 @@
-//! Active health checks on the control thread: one task per checked backend, one per backend given
-//! by name, and one that ends ejections.
+//! Active health checks on the control thread: one task per checked backend, and one that ends
+//! ejections.
 //!
 //! The pool decides about verdicts; this module has the probes, their schedule and the log line of
-//! each transition. Nothing here blocks: probes are asynchronous, and helper threads resolve names.
+//! each transition. Nothing here blocks: probes are asynchronous, and `discovery/` resolves names.
 
 mod check;
 pub mod grpc_message;
 pub mod probe;
-mod resolve;
 
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
@@ -17,10 +16,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
-use self::{
-    check::{CheckError, ProbeOutcome},
-    resolve::{NameResolver, ResolveTask},
-};
+use self::check::{CheckError, ProbeOutcome};
 use crate::{
     base::{clock, rng::Random},
     config::model::{HealthCheckConfig, PoolTlsConfig},
@@ -57,8 +53,8 @@ struct CheckerContext {
     random: RefCell<Random>,
     checks: Semaphore,
     quick_checks: Semaphore,
-    resolver: NameResolver,
-    pools: RefCell<Vec<Arc<Pool>>>,
+    /// The pools in force, by name.
+    pools: RefCell<HashMap<Arc<str>, Arc<Pool>>>,
 }
 
 /// The tasks of one backend; they end when this is dropped.
@@ -66,10 +62,6 @@ struct CheckerContext {
 struct BackendTask {
     target: Rc<RefCell<CheckTarget>>,
     check: Option<AbortHandle>,
-    /// For a backend given by name.
-    resolving: Option<ResolveTask>,
-    /// The first check must wait for the first resolution.
-    unresolved: bool,
 }
 
 /// The backend to check, in the generation in force.
@@ -120,15 +112,10 @@ impl Drop for HealthChecker {
 impl HealthChecker {
     /// A checker without backends. Must be called on the control thread, inside its runtime.
     pub fn new(random: Random) -> Self {
-        Self::with_resolver(random, NameResolver::default())
-    }
-
-    fn with_resolver(random: Random, resolver: NameResolver) -> Self {
         let context = Rc::new(CheckerContext {
             random: RefCell::new(random),
             checks: Semaphore::new(MAX_CHECKS),
             quick_checks: Semaphore::new(MAX_QUICK_CHECKS),
-            resolver,
             pools: RefCell::default(),
         });
         Self {
@@ -138,44 +125,54 @@ impl HealthChecker {
         }
     }
 
-    /// Resolves all names again: a reload of an unchanged file may be about them.
-    pub fn resolve_again(&self) {
-        let names = self.tasks.values().filter_map(|one| one.resolving.as_ref());
-        names.for_each(ResolveTask::refresh);
-    }
-
     /// Moves the checks to a new generation.
     ///
     /// Checks of backends that left end; new ones and changed ones probe at once, and a changed one
     /// keeps the verdict. All others go on undisturbed: a reload must not shift their schedule.
-    /// Names are resolved again.
-    pub fn apply(&mut self, pools: &[Arc<Pool>]) {
-        self.context.pools.replace(pools.to_vec());
+    pub fn apply<'a>(&mut self, pools: impl IntoIterator<Item = &'a Arc<Pool>>) {
         let mut next = HashMap::with_capacity(self.tasks.len());
+        let mut in_force = HashMap::new();
         for pool in pools {
-            for backend in &pool.backends {
-                let key = Arc::as_ptr(&backend.state);
-                let target = CheckTarget {
-                    pool: Arc::clone(pool),
-                    backend: Arc::clone(backend),
-                };
-                let task = match self.tasks.remove(&key) {
-                    Some(task) => task.retarget(target, &self.context),
-                    None => BackendTask::start(target, &self.context),
-                };
-                next.insert(key, task);
-            }
+            in_force.insert(Arc::clone(&pool.name), Arc::clone(pool));
+            self.follow(pool, &mut next);
         }
+        self.context.pools.replace(in_force);
         self.tasks = next;
+    }
+
+    /// Moves the checks of one pool, whose members have changed since `old`.
+    pub fn apply_members(&mut self, old: &Pool, new: &Arc<Pool>) {
+        let mut next = HashMap::with_capacity(new.backends.len());
+        self.follow(new, &mut next);
+        // Those that are left are of members that left.
+        for backend in &old.backends {
+            self.tasks.remove(&Arc::as_ptr(&backend.state));
+        }
+        self.tasks.extend(next);
+        let mut pools = self.context.pools.borrow_mut();
+        pools.insert(Arc::clone(&new.name), Arc::clone(new));
+    }
+
+    /// Moves the tasks of the backends of `pool` to `next`; starts those that are missing.
+    fn follow(&mut self, pool: &Arc<Pool>, next: &mut HashMap<*const BackendState, BackendTask>) {
+        for backend in &pool.backends {
+            let key = Arc::as_ptr(&backend.state);
+            let target = CheckTarget {
+                pool: Arc::clone(pool),
+                backend: Arc::clone(backend),
+            };
+            let task = match self.tasks.remove(&key) {
+                Some(task) => task.retarget(target, &self.context),
+                None => BackendTask::start(target, &self.context),
+            };
+            next.insert(key, task);
+        }
     }
 }
 
 impl BackendTask {
     fn start(target: CheckTarget, context: &Rc<CheckerContext>) -> Self {
-        let resolving = context.resolver.start(&target.backend.state);
         let mut task = Self {
-            unresolved: resolving.is_some(),
-            resolving,
             target: Rc::new(RefCell::new(target)),
             check: None,
         };
@@ -187,13 +184,11 @@ impl BackendTask {
         let is_checked = self.target.borrow().check().is_some();
         self.check = is_checked.then(|| {
             let (target, context) = (Rc::clone(&self.target), Rc::clone(context));
-            let resolving = self.resolving.as_ref().filter(|_| self.unresolved);
-            let first_resolution = resolving.map(|resolving| Rc::clone(&resolving.resolved));
-            self.unresolved = false;
+            let first_look_up = BackendState::until_looked_up(&target.borrow().backend.state);
             let checks = async move {
                 // Without an address the first check would fail, and the first one decides alone.
-                if let Some(resolved) = first_resolution {
-                    resolved.notified().await;
+                if let Some(looked_up) = first_look_up {
+                    looked_up.await;
                 }
                 check_forever(target, context).await;
             };
@@ -204,9 +199,6 @@ impl BackendTask {
     fn retarget(mut self, target: CheckTarget, context: &Rc<CheckerContext>) -> Self {
         let is_same = self.target.borrow().has_same_check(&target);
         self.target.replace(target);
-        if let Some(resolving) = &self.resolving {
-            resolving.refresh();
-        }
         if !is_same {
             if let Some(old) = self.check.take() {
                 old.abort();
@@ -292,7 +284,7 @@ async fn expire(context: Rc<CheckerContext>) {
     loop {
         tick.tick().await;
         let now = clock::now();
-        for pool in context.pools.borrow().iter() {
+        for pool in context.pools.borrow().values() {
             for transition in pool.expire(now) {
                 transition.log();
             }

@@ -19,6 +19,7 @@ use super::{MAX_CHECKS, check};
 use crate::{
     base::{address::BackendAddress, clock},
     config::model::PoolConfig,
+    discovery::members_once,
     pool::{Backend, CheckTiming, Pool, ResolvedAddresses},
 };
 
@@ -60,15 +61,22 @@ impl PoolProbe {
 }
 
 /// Asks each backend of `pools` once, [`MAX_CHECKS`] at a time. Those that have not answered after
-/// `limit` have failed.
-pub async fn probe_pools(pools: &[PoolConfig], limit: Duration) -> Vec<PoolProbe> {
+/// `limit` have failed. Names are resolved by `resolvers`; none: by the system's.
+pub async fn probe_pools(
+    pools: &[PoolConfig],
+    resolvers: &[SocketAddr],
+    limit: Duration,
+) -> Vec<PoolProbe> {
     let deadline = clock::now() + limit;
     let permits = Rc::new(Semaphore::new(MAX_CHECKS));
     let tasks = LocalSet::new();
+    let members = members_once(pools, resolvers, deadline);
+    let members = tasks.run_until(members).await;
     let started: Vec<_> = pools
         .iter()
-        .map(|config| {
-            let pool = Arc::new(Pool::new(config, None, clock::now()));
+        .zip(&members)
+        .map(|(config, members)| {
+            let pool = Arc::new(Pool::of_members(config, members, None, clock::now()));
             let is_checked = config.health_check.is_some();
             let backends = pool.backends.iter().filter(|_| is_checked);
             let asking: Vec<_> = backends

@@ -16,8 +16,8 @@ use super::*;
 use crate::{
     base::address::BackendAddress,
     config::model::{BackendProtocol, CheckKind, ExpectedText, HttpCheckConfig},
-    net::fixture::{dead_address, paused},
-    pool::{HealthState, fixture::pool_of},
+    net::fixture::dead_address,
+    pool::{HealthState, ResolvedAddresses, fixture::pool_of},
 };
 
 fn tcp_check() -> HealthCheckConfig {
@@ -89,7 +89,7 @@ async fn a_backend_goes_up_down_and_up_again_with_the_cause_of_each() {
             let pool = pool_of(&[serve(Rc::clone(&status)).await], Some(http_check(None)));
             let state = Arc::clone(&pool.backends[0].state);
             let mut checker = HealthChecker::new(Random::seeded(1));
-            checker.apply(&[pool]);
+            checker.apply([&pool]);
             until(&state, HealthState::Up).await;
             status.store(503, Relaxed);
             let cause = until(&state, HealthState::Down).await;
@@ -166,14 +166,14 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
             let first = pool_of(&[address], Some(slow.clone()));
             let state = Arc::clone(&first.backends[0].state);
             let mut checker = HealthChecker::new(Random::seeded(1));
-            checker.apply(std::slice::from_ref(&first));
+            checker.apply([&first]);
             checked(&state).await;
             let checks = || state.metrics.mine().checks_ok.get();
             assert_eq!(checks(), 1);
             // Many reloads later there is still only the first check.
             for _ in 0..20 {
                 let again = Arc::new(Pool::new(&first.config, Some(&first), clock::now()));
-                checker.apply(&[again]);
+                checker.apply([&again]);
                 tokio::task::yield_now().await;
             }
             assert_eq!(checks(), 1);
@@ -181,7 +181,7 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
             let mut config = first.config.clone();
             config.health_check = Some(HealthCheckConfig { rise: 1, ..slow });
             let changed = Arc::new(Pool::new(&config, Some(&first), clock::now()));
-            checker.apply(&[changed]);
+            checker.apply([&changed]);
             assert_ne!(state.state(), HealthState::Checking);
             while checks() < 2 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -189,135 +189,88 @@ async fn a_reload_without_a_change_disturbs_no_check_and_a_removed_backend_is_le
             // And so does another protocol.
             config.protocol = BackendProtocol::H2c;
             let changed = Arc::new(Pool::new(&config, Some(&first), clock::now()));
-            checker.apply(&[changed]);
+            checker.apply([&changed]);
             assert_ne!(state.state(), HealthState::Checking);
             while checks() < 3 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            checker.apply(&[]);
+            checker.apply([]);
             assert!(checker.tasks.is_empty());
         })
         .await;
 }
 
 #[tokio::test]
-async fn names_are_resolved_before_their_first_check() {
+async fn a_name_is_checked_after_its_first_look_up() {
     LocalSet::new()
         .run_until(async {
             let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let port = server.local_addr().unwrap().port();
+            let address = server.local_addr().unwrap();
             let name = BackendAddress::Name {
-                host: "localhost".into(),
-                port,
+                host: "app.test".into(),
+                port: address.port(),
             };
-            let pool = pool_of(
-                &[name],
-                Some(HealthCheckConfig {
-                    rise: 1,
-                    ..tcp_check()
-                }),
-            );
+            let once = HealthCheckConfig {
+                rise: 1,
+                ..tcp_check()
+            };
+            let pool = pool_of(&[name], Some(once));
             let state = Arc::clone(&pool.backends[0].state);
             let mut checker = HealthChecker::new(Random::seeded(1));
-            checker.apply(&[pool]);
+            checker.apply([&pool]);
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(state.view().last_check, None);
+            let found = ResolvedAddresses::new(vec![address], None);
+            state.resolved.store(Arc::new(found));
+            state.looked_up.raise();
             checked(&state).await;
             assert_eq!(state.view().last_check.unwrap().result, Ok(()));
-            assert!(
-                state
-                    .resolved
-                    .load()
-                    .addresses()
-                    .iter()
-                    .all(|one| one.ip().is_loopback())
-            );
         })
         .await;
 }
 
-/// Runs a pool of one backend given by name, with the results of `script` by the number of the
-/// lookup. Returns its state and the seconds between the first `count` lookups. Reloads after the
-/// lookup number `reload`, and resolves again after the next one.
-async fn looked_up(
-    count: usize,
-    reload: Option<usize>,
-    script: impl Fn(usize) -> std::io::Result<Vec<std::net::SocketAddr>> + Send + Sync + 'static,
-) -> (Arc<BackendState>, Vec<u64>) {
-    let name = BackendAddress::Name {
-        host: "app.test".into(),
-        port: 80,
-    };
-    let lookups = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let next = Arc::clone(&lookups);
-    let resolver = NameResolver::new(move |host, port| {
-        assert_eq!((host, port), ("app.test", 80));
-        script(next.fetch_add(1, Relaxed))
-    });
+#[tokio::test]
+async fn a_change_of_members_disturbs_no_check_of_those_that_stay() {
     LocalSet::new()
         .run_until(async {
-            let pool = pool_of(&[name], None);
-            let state = Arc::clone(&pool.backends[0].state);
-            let mut checker = HealthChecker::with_resolver(Random::seeded(1), resolver);
-            checker.apply(std::slice::from_ref(&pool));
-            let resolved = {
-                let task = checker.tasks.values().next().unwrap();
-                Rc::clone(&task.resolving.as_ref().unwrap().resolved)
+            let slow = HealthCheckConfig {
+                interval: Duration::from_hours(1),
+                ..tcp_check()
             };
-            let (mut last, mut pauses) = (clock::now(), Vec::new());
-            for number in 1..=count {
-                resolved.notified().await;
-                let now = clock::now();
-                pauses.push((now - last).as_secs_f64().round() as u64);
-                last = now;
-                if reload == Some(number) {
-                    checker.apply(&[Arc::new(Pool::new(&pool.config, Some(&pool), now))]);
-                } else if reload == Some(number - 1) {
-                    checker.resolve_again();
-                }
+            let servers = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+            let address = |index: usize| {
+                let server: &std::net::TcpListener = &servers[index];
+                BackendAddress::Ip(server.local_addr().unwrap())
+            };
+            let pool = pool_of(&[address(0), address(1)], Some(slow.clone()));
+            let mut other = pool_of(&[address(2)], Some(slow));
+            Arc::get_mut(&mut other).unwrap().name = "other".into();
+            let mut checker = HealthChecker::new(Random::seeded(1));
+            checker.apply([&pool, &other]);
+            let state = |pool: &Pool, index: usize| Arc::clone(&pool.backends[index].state);
+            let stays = state(&pool, 1);
+            for state in [&state(&pool, 0), &stays, &state(&other, 0)] {
+                checked(state).await;
             }
-            (state, pauses)
-        })
-        .await
-}
-
-fn at(last: u8) -> std::net::SocketAddr {
-    std::net::SocketAddr::from(([10, 0, 0, last], 80))
-}
-
-#[test]
-fn a_name_that_fails_is_resolved_again_soon_and_keeps_its_last_good_addresses() {
-    paused(async {
-        let (state, pauses) = looked_up(10, None, |number| match number {
-            1..=7 => Err(std::io::Error::other("SERVFAIL")),
-            8 => Ok(Vec::new()),
-            _ => Ok(vec![at(2), at(1)]),
+            let members = [address(1), address(2)].map(crate::config::model::BackendConfig::at);
+            let next = Pool::of_members(&pool.config, &members, Some(&pool), clock::now());
+            let next = Arc::new(next);
+            checker.apply_members(&pool, &next);
+            pool.retire(Some(&next));
+            let new = state(&next, 1);
+            checked(&new).await;
+            assert!(Arc::ptr_eq(&stays, &state(&next, 0)));
+            assert_eq!(stays.metrics.mine().checks_ok.get(), 1);
+            assert_eq!(
+                checker.tasks.len(),
+                3,
+                "two members, and that of the other pool"
+            );
+            assert!(!checker.tasks.contains_key(&Arc::as_ptr(&state(&pool, 0))));
         })
         .await;
-        // Jittered by 10 %: 1, 2, 4, 8, 16, 30, 30 seconds after the failures.
-        assert_eq!(pauses[0], 0);
-        for (pause, about) in pauses[1..].iter().zip([30, 1, 2, 4, 8, 16, 30, 30, 30]) {
-            let slack = about / 10 + 1;
-            assert!(pause.abs_diff(about) <= slack, "{pauses:?}");
-        }
-        assert_eq!(state.resolved.load().addresses(), [at(1), at(2)]);
-    });
-}
-
-#[test]
-fn a_reload_resolves_names_again_also_of_an_unchanged_file() {
-    paused(async {
-        let (state, pauses) = looked_up(3, Some(1), |number| Ok(vec![at(number as u8)])).await;
-        assert_eq!(pauses, [0, 0, 0]);
-        assert_eq!(state.resolved.load().addresses(), [at(2)]);
-    });
-}
-
-#[test]
-fn sixteen_addresses_of_a_name_are_kept() {
-    paused(async {
-        let (state, _) = looked_up(1, None, |_| Ok((0..100).rev().map(at).collect())).await;
-        let expected: Vec<_> = (0..16).map(at).collect();
-        assert_eq!(state.resolved.load().addresses(), expected);
-    });
 }
 
 #[test]

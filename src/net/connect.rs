@@ -101,9 +101,13 @@ pub async fn connect_backend(
 /// beginning with the one that accepted last, and each gets an equal share of the remaining time.
 pub async fn connect(backend: &BackendState, deadline: Instant) -> Result<Stream, ConnectError> {
     let connected = match &backend.address {
-        BackendAddress::Ip(address) => connect_tcp(*address, deadline).await,
+        BackendAddress::Ip(address) | BackendAddress::Resolved { address, .. } => {
+            connect_tcp(*address, deadline).await
+        }
         BackendAddress::Unix(path) => connect_unix(path, deadline).await,
-        BackendAddress::Name { .. } => connect_any(&backend.resolved.load_full(), deadline).await,
+        BackendAddress::Name { .. } | BackendAddress::Service(_) => {
+            connect_any(&backend.resolved.load_full(), deadline).await
+        }
     };
     connected.inspect_err(log_local)
 }

@@ -30,7 +30,11 @@ use super::{
     waiting::WaitingCount,
 };
 use crate::{
-    base::{address::BackendAddress, log_limit::LogLimit, wake_signal::WakeSignal},
+    base::{
+        address::BackendAddress,
+        log_limit::LogLimit,
+        wake_signal::{UntilRaised, WakeSignal},
+    },
     config::model,
     telemetry::metrics::{BackendSlot, PerThread},
 };
@@ -47,6 +51,8 @@ pub struct BackendState {
     /// Addresses to connect to: the IP address itself; for a name the last resolution by the
     /// control thread, empty before the first; empty for a unix socket.
     pub resolved: ArcSwap<ResolvedAddresses>,
+    /// Raised after each look-up of its name, good or bad.
+    pub looked_up: WakeSignal,
     /// Rate limit of the log lines about untrusted certificates.
     pub certificate_log: LogLimit,
     in_flight: AtomicUsize,
@@ -119,8 +125,12 @@ impl BackendState {
         now: Instant,
     ) -> Self {
         let resolved = match address {
-            BackendAddress::Ip(ip) => vec![*ip],
-            BackendAddress::Name { .. } | BackendAddress::Unix(_) => Vec::new(),
+            BackendAddress::Ip(address) | BackendAddress::Resolved { address, .. } => {
+                vec![*address]
+            }
+            BackendAddress::Name { .. } | BackendAddress::Service(_) | BackendAddress::Unix(_) => {
+                Vec::new()
+            }
         };
         let health = BackendHealth::new(checks, now);
         Self {
@@ -128,6 +138,7 @@ impl BackendState {
             address: address.clone(),
             metrics: PerThread::default(),
             resolved: ArcSwap::from_pointee(ResolvedAddresses::new(resolved, None)),
+            looked_up: WakeSignal::default(),
             certificate_log: LogLimit::default(),
             in_flight: AtomicUsize::new(0),
             waiting: Arc::clone(waiting),
@@ -165,7 +176,14 @@ impl BackendState {
 
     /// True for a backend given by name, whose addresses may change.
     pub fn is_name(&self) -> bool {
-        matches!(self.address, BackendAddress::Name { .. })
+        self.address.is_name()
+    }
+
+    /// The end of the first look-up of the backend's name. `None` if there was one, or if it has no
+    /// name.
+    pub fn until_looked_up(this: &Arc<Self>) -> Option<UntilRaised<Arc<Self>>> {
+        let waits = this.is_name() && this.looked_up.count() == 0;
+        waits.then(|| UntilRaised::new(Arc::clone(this), |state| &state.looked_up, 0))
     }
 
     /// False if the backend's name no longer resolves to `peer`. Kept connections to such an

@@ -109,26 +109,43 @@ impl Pool {
     /// It changes none of them, because an error later in the reload throws it away again. When it
     /// is in force, `previous.retire(Some(&new))` must follow.
     pub fn new(config: &model::PoolConfig, previous: Option<&Self>, now: Instant) -> Self {
+        Self::of_members(config, &config.backends, previous, now)
+    }
+
+    /// Makes a new generation like [`Pool::new`], with `members` for its backends: what names and
+    /// other sources of `config` stand for.
+    pub fn of_members(
+        config: &model::PoolConfig,
+        members: &[model::BackendConfig],
+        previous: Option<&Self>,
+        now: Instant,
+    ) -> Self {
         let state = previous.map_or_else(
             || Arc::new(PoolState::new(now)),
             |previous| Arc::clone(&previous.state),
         );
-        Self::build(config, state, previous, now)
+        Self::build(config, members, state, previous, now)
     }
 
     /// Makes a pool that returns to the configuration while old exchanges still use it. Like
     /// [`Pool::new`] it changes nothing.
-    pub fn returned(config: &model::PoolConfig, state: Arc<PoolState>, now: Instant) -> Self {
-        Self::build(config, state, None, now)
+    pub fn returned(
+        config: &model::PoolConfig,
+        members: &[model::BackendConfig],
+        state: Arc<PoolState>,
+        now: Instant,
+    ) -> Self {
+        Self::build(config, members, state, None, now)
     }
 
     fn build(
         config: &model::PoolConfig,
+        members: &[model::BackendConfig],
         state: Arc<PoolState>,
         previous: Option<&Self>,
         now: Instant,
     ) -> Self {
-        let backends = Self::build_backends(config, &state, previous, now);
+        let backends = Self::build_backends(config, members, &state, previous, now);
         let rules = EligibilityRules {
             policy: config.policy,
             hash_balance: config.hash_balance,
@@ -155,9 +172,11 @@ impl Pool {
         }
     }
 
-    /// Makes the backends, with the state that is known for each address.
+    /// Makes the backends, with the state that is known for each address. Those that are as they
+    /// were are shared with `previous`.
     fn build_backends(
         config: &model::PoolConfig,
+        members: &[model::BackendConfig],
         state: &PoolState,
         previous: Option<&Self>,
         now: Instant,
@@ -185,21 +204,35 @@ impl Pool {
                     now,
                 ))
             };
+            let state = adopted.unwrap_or_else(fresh);
+            let limit = limit(backend.max_connections, config.connections_per_backend);
+            let transport_epoch = epochs
+                .get(&backend.address)
+                .filter(|(tls, _)| **tls == backend.tls)
+                .map_or_else(
+                    || NEXT_TRANSPORT_EPOCH.fetch_add(1, Relaxed),
+                    |(_, epoch)| *epoch,
+                );
+            let unchanged = previous
+                .and_then(|previous| previous.backends.get(index))
+                .filter(|known| {
+                    known.config == *backend
+                        && known.limit == limit
+                        && known.transport_epoch == transport_epoch
+                        && Arc::ptr_eq(&known.state, &state)
+                });
+            if let Some(unchanged) = unchanged {
+                return Arc::clone(unchanged);
+            }
             Arc::new(Backend {
                 index,
                 config: backend.clone(),
-                limit: limit(backend.max_connections, config.connections_per_backend),
-                transport_epoch: epochs
-                    .get(&backend.address)
-                    .filter(|(tls, _)| **tls == backend.tls)
-                    .map_or_else(
-                        || NEXT_TRANSPORT_EPOCH.fetch_add(1, Relaxed),
-                        |(_, epoch)| *epoch,
-                    ),
-                state: adopted.unwrap_or_else(fresh),
+                limit,
+                transport_epoch,
+                state,
             })
         };
-        config.backends.iter().enumerate().map(build).collect()
+        members.iter().enumerate().map(build).collect()
     }
 
     /// The transport epochs of `previous` by address, with the `tls` that each was made for. None

@@ -38,8 +38,8 @@ pub struct PickRequest<'a> {
     /// part, or the policy needs none.
     pub key: Option<u64>,
     /// The client's own backend, by its cookie. It is picked before all others, also when it is
-    /// draining or has weight 0, unless it was attempted or must not be used. While it is full, the client waits
-    /// for it; where nothing waits, it gets another one.
+    /// draining or has weight 0, unless it was attempted or must not be used. While it is full, the
+    /// client waits for it; where nothing waits, it gets another one.
     pub sticky: Option<usize>,
     /// The request can be sent again if its attempt fails: only such a one is the trial of an
     /// ejected backend, unless none comes for a while.

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::{
-    config::model::Config,
+    config::model::{Config, PoolConfig},
     health::MAX_CHECKS,
     net::limits::{open_files, set_reserve},
     snapshot::Daemon,
@@ -55,7 +55,14 @@ impl FileBudget {
     pub(super) fn limit_connections(&self, config: &Config, daemon: &Daemon) -> Option<String> {
         let pools = config.pools.iter();
         let checked = pools.filter(|pool| pool.health_check.is_some());
-        let checked: usize = checked.map(|pool| pool.backends.len()).sum();
+        let count = |pool: &PoolConfig| {
+            if pool.is_dynamic() {
+                MAX_CHECKS
+            } else {
+                pool.backends.len()
+            }
+        };
+        let checked: usize = checked.map(count).sum();
         let reserve = set_reserve(self.limit, checked.min(MAX_CHECKS) as u64);
         let held = self.base + self.listening(config);
         let (connections, warning) = self.connections(config.max_connections, held, reserve);

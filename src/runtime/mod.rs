@@ -9,6 +9,7 @@ mod control;
 mod drain;
 mod files;
 mod load;
+mod membership;
 mod memory;
 mod override_file;
 mod overrides;
@@ -48,6 +49,7 @@ use crate::{
     admin::AdminListener,
     base::{clock, paths::default_admin_socket, rng::Random, socket_key::SocketKey},
     config::{BindPlaces, LoadedConfig, Problems, model::Config},
+    discovery,
     net::limits::raise_open_file_limit,
     snapshot::{Daemon, Snapshot},
     telemetry::{access_log::AccessLog, log, metrics, sink::LogSinks},
@@ -152,7 +154,13 @@ fn start(
     let sink = sinks.open(&config.access_log.output);
     let sink = sink.map_err(cannot("cannot open the access log"))?;
     let access_log = AccessLog::new(&config.access_log, sink);
-    let snapshot = Snapshot::build(Arc::clone(&config), None, access_log, clock::now());
+    let snapshot = Snapshot::build_with(
+        Arc::clone(&config),
+        None,
+        access_log,
+        &discovery::first_members,
+        clock::now(),
+    );
     // Balancers that are restarted together must not all send their first requests to one backend.
     let mut random = Random::from_system();
     for pool in &snapshot.pools {

@@ -18,6 +18,7 @@ use crate::{
     admin::{ReloadError, ReloadOutcome, ReloadReport},
     base::{clock, paths::default_admin_socket, socket_key::SocketKey},
     config::{BindPlaces, LoadedConfig, Problems, Severity, diff, model::Config},
+    discovery::Discovery,
     health::HealthChecker,
     net::listen,
     snapshot::{ReloadStatus, Snapshot},
@@ -29,6 +30,7 @@ use crate::{
 pub(super) async fn run(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
+    discovery: &mut Discovery,
 ) -> Option<ReloadOutcome> {
     control.manager.reloading();
     let loaded = load::load(
@@ -38,7 +40,7 @@ pub(super) async fn run(
         &control.sinks,
     );
     let loaded = loaded.await?;
-    let outcome = check_and_apply(control, checker, loaded);
+    let outcome = check_and_apply(control, checker, discovery, loaded);
     report(control, &outcome);
     Some(outcome)
 }
@@ -47,6 +49,7 @@ pub(super) async fn run(
 fn check_and_apply(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
+    discovery: &mut Discovery,
     loaded: Result<LoadedConfig, Problems>,
 ) -> ReloadOutcome {
     let LoadedConfig {
@@ -57,7 +60,7 @@ fn check_and_apply(
     for warning in &warnings {
         tracing::warn!(target: "config", "{warning}");
     }
-    let changes = apply(control, checker, config, &binds)?;
+    let changes = apply(control, checker, discovery, config, &binds)?;
     // After the commit: the budget of descriptors depends on the listeners and checks in force.
     let mut warnings = Problems(warnings);
     let (daemon, files) = (&control.daemon, control.files);
@@ -90,6 +93,7 @@ fn refused(problems: &Problems) -> ReloadError {
 fn apply(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
+    discovery: &mut Discovery,
     config: Config,
     binds: &BindPlaces,
 ) -> Result<Vec<String>, ReloadError> {
@@ -98,7 +102,7 @@ fn apply(
     let changes = diff::diff(&old.config, &config);
     if changes.is_empty() {
         // A reload of an unchanged file is a wish for fresh addresses: somebody has edited DNS.
-        checker.resolve_again();
+        discovery.refresh();
         return Ok(Vec::new());
     }
     // Prepare: everything that can fail.
@@ -114,10 +118,11 @@ fn apply(
         .open(output)
         .map_err(|error| failed(&format!("cannot open the access log: {error}")))?;
     let access_log = AccessLog::new(&config.access_log, sink);
-    let next = Arc::new(Snapshot::build(
+    let next = Arc::new(Snapshot::build_with(
         Arc::clone(&config),
         Some(&old),
         access_log,
+        &|pool| discovery.members(pool),
         clock::now(),
     ));
 
@@ -130,6 +135,8 @@ fn apply(
     // it accepts on a new one.
     control.sockets.commit(prepared, &control.workers);
     checker.apply(&next.pools);
+    discovery.apply(&config);
+    next.pools.iter().for_each(|pool| discovery.publish(pool));
     old.retire(&next);
     log::set_level(config.log.level);
     Ok(changes.iter().map(ToString::to_string).collect())

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     control::ControlThread,
-    drain, memory, overrides, reload,
+    drain, membership, memory, overrides, reload,
     signals::{Signal, ignore},
     systemd,
     worker::WorkerCommand,
@@ -26,6 +26,7 @@ use super::{
 use crate::{
     admin::{self, AdminListener, ControlRequest, ReloadOutcome, serve_admin, serve_metrics},
     base::rng::Random,
+    discovery::Discovery,
     health::HealthChecker,
 };
 
@@ -47,13 +48,15 @@ pub(super) async fn run(
 ) -> Result<(), String> {
     let mut checker = HealthChecker::new(Random::from_system());
     checker.apply(&control.daemon.snapshot.load().pools);
+    let mut discovery = Discovery::new(Arc::clone(&control.daemon.sources))?;
+    discovery.apply(&control.daemon.snapshot.load().config);
     let (handle, mut requests) = mpsc::channel(MAX_WAITING_REQUESTS);
     start_tasks(&control, admin, scrape, handle);
     announce_ready(&control);
     if let Some(on_ready) = on_ready {
         on_ready();
     }
-    let served = serve(&mut control, &mut checker, &mut requests).await;
+    let served = serve(&mut control, &mut checker, &mut discovery, &mut requests).await;
     if let Err(error) = &served {
         tracing::error!(target: "daemon", %error, "worker failed: draining and stopping");
     }
@@ -101,6 +104,7 @@ fn announce_ready(control: &ControlThread) {
 async fn serve(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
+    discovery: &mut Discovery,
     requests: &mut mpsc::Receiver<ControlRequest>,
 ) -> Result<(), String> {
     loop {
@@ -131,6 +135,10 @@ async fn serve(
                 continue;
             }
             Some(fault) = control.faults.recv() => return Err(fault),
+            () = discovery.changed() => {
+                membership::run(&control.daemon, checker, discovery);
+                continue;
+            }
         }
         // All who asked before the file is read get the outcome of this one run.
         while let Ok(request) = requests.try_recv() {
@@ -141,7 +149,7 @@ async fn serve(
         }
         // `None`: a signal asked for the end meanwhile and comes next. The clients' channels close,
         // which tells them that the daemon stops.
-        if let Some(outcome) = reload::run(control, checker).await {
+        if let Some(outcome) = reload::run(control, checker, discovery).await {
             report_outcome(waiting, &outcome);
         }
     }

@@ -11,7 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::Snapshot;
-use crate::{base::clock, pool::OverrideTable};
+use crate::{base::clock, discovery::SourceTable, pool::OverrideTable};
 
 /// Result of the last reload, for `balancer status` and the metrics.
 #[derive(Debug, Clone, Default)]
@@ -54,6 +54,8 @@ pub struct Daemon {
     pub connection_limit: AtomicUsize,
     /// One per worker.
     pub workers: Vec<WorkerStatus>,
+    /// Sources of members.
+    pub sources: Arc<SourceTable>,
     /// The last reload.
     pub reload: Mutex<ReloadStatus>,
     /// Overrides by the operator; only the control thread changes them.
@@ -73,6 +75,7 @@ impl Daemon {
             connections: AtomicUsize::new(0),
             connection_limit: AtomicUsize::new(connection_limit),
             workers: (0..workers).map(|_| WorkerStatus::default()).collect(),
+            sources: Arc::default(),
             reload: Mutex::new(ReloadStatus {
                 ok: true,
                 success_unix: unix,

@@ -7,9 +7,11 @@
 
 mod daemon;
 mod listener;
+mod pool_table;
 mod rate_limits;
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     sync::{Arc, Weak},
     time::Instant,
@@ -19,13 +21,14 @@ use self::rate_limits::GenerationRateLimits;
 pub use self::{
     daemon::{Daemon, ReloadStatus, WorkerStatus},
     listener::{Listener, ListenerService, ListenerState},
+    pool_table::PoolTable,
 };
 use crate::{
     base::{
         rate::{ClientRateLimit, RateBuckets},
         socket_key::SocketKey,
     },
-    config::model::{Config, ListenerConfig},
+    config::model::{BackendConfig, Config, ListenerConfig, PoolConfig},
     pool::{OverrideKey, OverrideTable, Pool, PoolState},
     route::Router,
     telemetry::{
@@ -39,22 +42,27 @@ use crate::{
 pub struct Snapshot {
     /// 1 for the configuration at start, one more for each successful reload.
     pub generation: u64,
+    /// One more for each snapshot, also for one that only has other members in a pool.
+    pub revision: u64,
     /// The checked file.
     pub config: Arc<Config>,
     /// In the order of the file; indexes agree with [`Config::listeners`].
-    pub listeners: Vec<Arc<Listener>>,
-    listener_by_socket: HashMap<SocketKey, usize>,
+    pub listeners: Arc<[Arc<Listener>]>,
+    listener_by_socket: Arc<HashMap<SocketKey, usize>>,
     /// In the order of the file; indexes agree with [`Config::pools`].
-    pub pools: Vec<Arc<Pool>>,
-    rate_limits: GenerationRateLimits,
+    pub pools: PoolTable,
+    rate_limits: Arc<GenerationRateLimits>,
     /// Finds the route of a request; indexes agree with [`Config::routes`].
-    pub router: Router,
+    pub router: Arc<Router>,
     /// Counts requests that reached no pool: without a route, redirected, malformed.
     pub unrouted: Arc<PerThread<PoolSlot>>,
     /// Writes the access log by this generation's rules.
-    pub access_log: AccessLog,
-    departed: DepartedStates,
+    pub access_log: Arc<AccessLog>,
+    departed: Arc<DepartedStates>,
 }
+
+/// Returns the members of a pool: what its names and other sources stand for now.
+pub type MembersOf<'a> = dyn Fn(&PoolConfig) -> Vec<BackendConfig> + 'a;
 
 /// State of listeners and pools that left the configuration while something of them is under way,
 /// by name: counters and limits go on if the name comes back.
@@ -74,7 +82,7 @@ impl DepartedStates {
             listeners: old.departed.listeners.clone(),
             pools: old.departed.pools.clone(),
         };
-        for one in &old.listeners {
+        for one in old.listeners.iter() {
             let state = Arc::downgrade(&one.state);
             this.listeners.insert(Arc::clone(&one.config.name), state);
         }
@@ -96,26 +104,72 @@ impl DepartedStates {
 }
 
 impl Snapshot {
-    /// Builds a generation from a checked configuration, adopting the state of the one before.
+    /// Builds a generation from a checked configuration, adopting the state of the one before. The
+    /// backends are those that the configuration writes out.
     pub fn build(
         config: Arc<Config>,
         previous: Option<&Self>,
         access_log: AccessLog,
         now: Instant,
     ) -> Self {
-        let old_rates = previous.map(|old| &old.rate_limits);
+        Self::build_with(
+            config,
+            previous,
+            access_log,
+            &|pool| pool.backends.clone(),
+            now,
+        )
+    }
+
+    /// Builds a generation like [`Snapshot::build`], with the members that `members_of` returns for
+    /// pools whose configuration does not write them out.
+    pub fn build_with(
+        config: Arc<Config>,
+        previous: Option<&Self>,
+        access_log: AccessLog,
+        members_of: &MembersOf<'_>,
+        now: Instant,
+    ) -> Self {
+        let old_rates = previous.map(|old| &*old.rate_limits);
+        let by_socket = listeners_by_socket(&config, previous.map(|old| &*old.config));
         Self {
             generation: previous.map_or(1, |old| old.generation + 1),
-            listeners: build_listeners(&config, previous),
-            listener_by_socket: listeners_by_socket(&config, previous.map(|old| &*old.config)),
-            pools: build_pools(&config, previous, now),
-            rate_limits: GenerationRateLimits::new(&config, old_rates, now),
-            router: Router::new(&config),
+            revision: previous.map_or(1, |old| old.revision + 1),
+            listeners: build_listeners(&config, previous).into(),
+            listener_by_socket: Arc::new(by_socket),
+            pools: build_pools(&config, previous, members_of, now),
+            rate_limits: Arc::new(GenerationRateLimits::new(&config, old_rates, now)),
+            router: Arc::new(Router::new(&config)),
             unrouted: previous.map_or_else(Arc::default, |old| Arc::clone(&old.unrouted)),
-            access_log,
-            departed: DepartedStates::new(&config, previous),
+            access_log: Arc::new(access_log),
+            departed: Arc::new(DepartedStates::new(&config, previous)),
             config,
         }
+    }
+
+    /// Builds the same generation with other members in the pool at `index`; `None` if there is no
+    /// such pool. All other parts are shared, so the cost is that of the one pool.
+    pub fn with_members(
+        &self,
+        index: usize,
+        members: &[BackendConfig],
+        now: Instant,
+    ) -> Option<Self> {
+        let old = self.pools.get(index)?;
+        let pool = Pool::of_members(&old.config, members, Some(old), now);
+        Some(Self {
+            generation: self.generation,
+            revision: self.revision + 1,
+            listeners: Arc::clone(&self.listeners),
+            listener_by_socket: Arc::clone(&self.listener_by_socket),
+            pools: self.pools.with(index, Arc::new(pool)),
+            rate_limits: Arc::clone(&self.rate_limits),
+            router: Arc::clone(&self.router),
+            unrouted: Arc::clone(&self.unrouted),
+            access_log: Arc::clone(&self.access_log),
+            departed: Arc::clone(&self.departed),
+            config: Arc::clone(&self.config),
+        })
     }
 
     /// The listener that serves connections of `socket`, as an index into
@@ -176,7 +230,7 @@ impl Snapshot {
 
 fn build_listeners(config: &Config, previous: Option<&Snapshot>) -> Vec<Arc<Listener>> {
     let build = |listener: &ListenerConfig| {
-        let mut old = previous.iter().flat_map(|old| &old.listeners);
+        let mut old = previous.iter().flat_map(|old| old.listeners.iter());
         let old = old.find(|old| old.config.name == listener.name);
         let departed = || previous?.departed.listeners.get(&listener.name)?.upgrade();
         Arc::new(Listener::new(
@@ -188,7 +242,12 @@ fn build_listeners(config: &Config, previous: Option<&Snapshot>) -> Vec<Arc<List
     config.listeners.iter().map(build).collect()
 }
 
-fn build_pools(config: &Config, previous: Option<&Snapshot>, now: Instant) -> Vec<Arc<Pool>> {
+fn build_pools(
+    config: &Config,
+    previous: Option<&Snapshot>,
+    members_of: &MembersOf<'_>,
+    now: Instant,
+) -> PoolTable {
     let old_pools: HashMap<&str, &Pool> = previous
         .iter()
         .flat_map(|old| old.pools.iter())
@@ -197,9 +256,14 @@ fn build_pools(config: &Config, previous: Option<&Snapshot>, now: Instant) -> Ve
     let pools = config.pools.iter().map(|pool| {
         let old = old_pools.get(&*pool.name).copied();
         let departed = || previous?.departed.pools.get(&pool.name)?.upgrade();
+        let members = if pool.is_dynamic() {
+            Cow::Owned(members_of(pool))
+        } else {
+            Cow::Borrowed(&*pool.backends)
+        };
         Arc::new(match old.map_or_else(departed, |_| None) {
-            Some(state) => Pool::returned(pool, state, now),
-            None => Pool::new(pool, old, now),
+            Some(state) => Pool::returned(pool, &members, state, now),
+            None => Pool::of_members(pool, &members, old, now),
         })
     });
     pools.collect()

@@ -25,6 +25,7 @@ mod commands;
 mod connection_close;
 mod daemon_commands;
 mod differential;
+mod discovery;
 mod drain;
 mod grpc;
 mod h2_backend;

@@ -36,6 +36,9 @@ fn a_default_in_the_table_is_what_holds_without_the_key() {
         let KeyDefault::Value(text) = row.default else {
             continue;
         };
+        if row.path.starts_with("pools.NAME.discover.etcd") && !cfg!(feature = "etcd") {
+            continue;
+        }
         let [without, with] = without_and_with(row.path, text);
         let without = read(&without).unwrap_or_else(|found| panic!("{}: {found}", row.path));
         let with = read(&with).unwrap_or_else(|found| panic!("{} as {text}: {found}", row.path));

@@ -204,6 +204,34 @@ const BESIDE: &[(&str, &str)] = &[
         "pools.NAME.backends[].tls.client_",
         "pools.app.backends[0].tls.client_cert=good.pem pools.app.backends[0].tls.client_key=good.key",
     ),
+    (
+        "pools.NAME.backends[].srv",
+        "-pools.app.backends[0].address",
+    ),
+    (
+        "pools.NAME.backends[].resolve",
+        "pools.app.backends[0].address=a.test:1",
+    ),
+    (
+        "pools.NAME.discover.etcd.",
+        "pools.app.discover.etcd.endpoints=[a.test:1] pools.app.discover.etcd.prefix=/a/",
+    ),
+    (
+        "pools.NAME.discover.etcd.user",
+        "pools.app.discover.etcd.password=a",
+    ),
+    (
+        "pools.NAME.discover.etcd.password",
+        "pools.app.discover.etcd.user=a",
+    ),
+    (
+        "pools.NAME.discover.etcd.tls.",
+        "pools.app.discover.etcd.tls.ca=a-ca.pem",
+    ),
+    (
+        "pools.NAME.discover.etcd.tls.client_",
+        "pools.app.discover.etcd.tls.client_cert=good.pem pools.app.discover.etcd.tls.client_key=good.key",
+    ),
     ("pools.NAME.tls.", "pools.app.tls.ca=a-ca.pem"),
     (
         "pools.NAME.tls.client_",

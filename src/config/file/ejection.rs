@@ -4,7 +4,7 @@ use super::health_check::status_range;
 use crate::{
     base::units,
     config::{
-        model::{BackendConfig, EjectionConfig},
+        model::{BackendConfig, EjectionConfig, PoolConfig},
         problem::quote,
         reader::{NodeRef, Section, TreeReader, assign},
     },
@@ -14,7 +14,7 @@ use crate::{
 pub(super) fn read(
     reader: &mut TreeReader<'_>,
     at: NodeRef<'_>,
-    backends: &[BackendConfig],
+    pool: &PoolConfig,
 ) -> Option<EjectionConfig> {
     if at.is_or_word() {
         return None;
@@ -43,7 +43,10 @@ pub(super) fn read(
     }
     if let Some(at) = keys.get("max_ejected") {
         assign(&mut ejection.max_ejected, reader.share(at));
-        warn_of_small_share(reader, at, &ejection, backends);
+        // How many backends a dynamic pool has is not known.
+        if !pool.is_dynamic() {
+            warn_of_small_share(reader, at, &ejection, &pool.backends);
+        }
     }
     failure_rate(reader, &keys, &mut ejection);
     if let Some(at) = keys.get("status") {

@@ -1,6 +1,9 @@
 //! Reads the keys at the top of the file: workers, drain, admin, metrics, logs, forwarded, errors.
 
-use std::path::Path;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use super::{
     NodeRef, Section, TreeReader, assign,
@@ -25,6 +28,9 @@ use crate::{
 const MAX_PAGE_BYTES: u64 = 64 << 10;
 /// Largest token file in bytes.
 const MAX_TOKEN_BYTES: u64 = 4 << 10;
+
+/// Most DNS servers of `resolvers`.
+const MAX_RESOLVERS: usize = 8;
 
 /// Reads them all into `config`.
 pub(super) fn read(
@@ -60,6 +66,9 @@ pub(super) fn read(
     }
     if let Some(at) = file.get("trusted_proxies") {
         config.trusted_proxies = trusted_proxies(reader, at);
+    }
+    if let Some(at) = file.get("resolvers") {
+        config.resolvers = resolvers(reader, at);
     }
     if let Some(at) = file.get("forwarded") {
         config.forwarded = forwarded(reader, at);
@@ -305,6 +314,35 @@ fn trusted_proxies(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> TrustedProxi
         trusted.client_header = address_header(reader, at, "CF-Connecting-IP");
     }
     trusted
+}
+
+/// DNS servers: IP addresses, as asking for the address of one would need another.
+fn resolvers(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<SocketAddr> {
+    let hint = "write `resolvers: [10.0.0.53]`";
+    let mut servers = Vec::new();
+    for entry in reader.list(&at, "a list of addresses", hint) {
+        let Some(text) = reader.text(entry, "the address of a DNS server", hint) else {
+            continue;
+        };
+        let bare = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+        match bare.or_else(|_| text.parse()) {
+            Ok(server) if server.port() > 0 && !servers.contains(&server) => servers.push(server),
+            Ok(server) if server.port() > 0 => {
+                let message = format!("{} is in the list twice", quote(text));
+                reader.error(entry, message, "remove one");
+            }
+            _ => {
+                let message = format!("{} is not the address of a DNS server", quote(text));
+                let hint = "write an IP address, such as `10.0.0.53` or `\"[2001:db8::53]:5353\"`";
+                reader.error(entry, message, hint);
+            }
+        }
+    }
+    if servers.len() > MAX_RESOLVERS {
+        let message = format!("more than {MAX_RESOLVERS} DNS servers");
+        reader.error(at, message, "name those that are nearest");
+    }
+    servers
 }
 
 /// The name of a header with the client's address and nothing else.

@@ -3,9 +3,11 @@
 //! Every reader returns a value, defaults in place of what was wrong, so that one run reports
 //! everything; the value is used only when nothing was reported as an error.
 
+mod backends;
 mod balancing;
 mod check_texts;
 mod common;
+mod discover;
 mod ejection;
 mod foreign;
 mod global;
@@ -26,7 +28,7 @@ use super::{
     bind_list::BindList,
     check, hint,
     key_value::KeyValue,
-    model::Config,
+    model::{BackendConfig, Config, PoolConfig},
     problem::quote,
     reader::{NodeRef, OrNone, Section, TreeReader, assign},
     route_order,
@@ -222,6 +224,24 @@ fn read_routes(
         places.push(is_sound.then_some(*entry));
     }
     route_order::check(reader, &places, config);
+}
+
+/// Reads the document of a source of members, for `pool`: a list like `backends`.
+pub(super) fn read_members(
+    reader: &mut TreeReader<'_>,
+    root: &YamlNode,
+    pool: &PoolConfig,
+) -> Vec<BackendConfig> {
+    discover::members(reader, root, pool)
+}
+
+/// Reads a document that is one entry of `backends`, for `pool`.
+pub(super) fn read_member(
+    reader: &mut TreeReader<'_>,
+    root: &YamlNode,
+    pool: &PoolConfig,
+) -> Option<BackendConfig> {
+    discover::member(reader, root, pool)
 }
 
 /// `metrics.bind` and `admin.bind` take one IP address.

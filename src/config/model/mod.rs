@@ -3,6 +3,7 @@
 //! Made only by `config::load`; everything above reads it and never the file. Defaults and ranges
 //! are those of docs/configuration.md; a field says `None` where the file says `none`.
 
+mod discovery;
 mod health_check;
 mod listener;
 mod pool;
@@ -20,7 +21,8 @@ use std::{
 use ipnet::IpNet;
 
 pub use self::{
-    health_check::*, listener::*, pool::*, route::*, sticky::*, tls::*, value_set::ValueSet,
+    discovery::*, health_check::*, listener::*, pool::*, route::*, sticky::*, tls::*,
+    value_set::ValueSet,
 };
 use crate::{
     base::address::BindAddress,
@@ -46,6 +48,8 @@ pub struct Config {
     pub access_log: AccessLogConfig,
     /// Peers whose forwarded headers and request ids are believed.
     pub trusted_proxies: TrustedProxiesConfig,
+    /// DNS servers that names of backends are resolved with. Default: those of /etc/resolv.conf.
+    pub resolvers: Vec<SocketAddr>,
     /// Forwarding headers for backends.
     pub forwarded: ForwardedConfig,
     /// Status and format of our own error responses.

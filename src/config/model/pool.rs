@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{HealthCheckConfig, PoolTlsConfig, ProxyVersion, StickyConfig, TlsOverride};
+use super::{
+    DiscoverConfig, HealthCheckConfig, PoolTlsConfig, ProxyVersion, ResolveMode, StickyConfig,
+    TlsOverride,
+};
 use crate::base::address::BackendAddress;
 
 /// `pools.NAME.protocol`: what is spoken with the backends.
@@ -39,8 +42,11 @@ pub struct PoolConfig {
     /// `slow_start`: time in which the weight of a backend that has recovered or was added grows
     /// from 10 % to the whole. Default none.
     pub slow_start: Option<Duration>,
-    /// At least one; addresses are unique within a pool.
+    /// As written; addresses are unique within a pool. At least one without `discover`. Names are
+    /// resolved in `discovery/`.
     pub backends: Vec<BackendConfig>,
+    /// `discover`: further backends.
+    pub discover: Option<DiscoverConfig>,
     /// `None` is `none`. Default: TCP.
     pub health_check: Option<HealthCheckConfig>,
     /// `None` is `none`.
@@ -72,6 +78,27 @@ pub struct PoolConfig {
     pub when_all_down: WhenAllDown,
     /// `tls` to the backends; none: plain.
     pub tls: Option<PoolTlsConfig>,
+}
+
+impl PoolConfig {
+    /// True if its members are not those that `backends` writes out: they are discovered, or names
+    /// stand for them.
+    pub fn is_dynamic(&self) -> bool {
+        self.discover.is_some() || self.backends.iter().any(BackendConfig::is_group)
+    }
+}
+
+impl BackendConfig {
+    /// True if it stands for any number of backends: those that the DNS lists for its name.
+    pub fn is_group(&self) -> bool {
+        match self.address {
+            BackendAddress::Name { .. } => self.resolve == ResolveMode::Each,
+            BackendAddress::Service(_) => true,
+            BackendAddress::Ip(_) | BackendAddress::Resolved { .. } | BackendAddress::Unix(_) => {
+                false
+            }
+        }
+    }
 }
 
 /// `pools.NAME.policy`.
@@ -128,6 +155,8 @@ pub struct BackendConfig {
     pub check_port: Option<u16>,
     /// `tls` of this backend alone. Default: that of the pool.
     pub tls: TlsOverride,
+    /// Of a name: if each of its addresses is a backend. Default each.
+    pub resolve: ResolveMode,
 }
 
 /// `pools.NAME.ejection`.

@@ -131,7 +131,11 @@ impl PoolTlsConfig {
         }
         match address {
             BackendAddress::Ip(address) => Some(address.ip().into()),
-            BackendAddress::Name { host, .. } => ServerName::try_from(host.clone()).ok(),
+            BackendAddress::Name { host, .. } | BackendAddress::Resolved { host, .. } => {
+                ServerName::try_from(host.clone()).ok()
+            }
+            // The certificates are for the hosts that provide the service.
+            BackendAddress::Service(name) => ServerName::try_from(name.clone()).ok(),
             BackendAddress::Unix(_) => None,
         }
     }

@@ -6,7 +6,7 @@ use tracing::level_filters::LevelFilter;
 use super::{
     AccessFormat, BackendProtocol, BalancingPolicy, CheckType, ClientAuth, ErrorFormat,
     ListenerProtocol, LogFormat, OnDown, PerBackend, PostgresTarget, ProxyVersion, RedisRole,
-    RetryCondition, SameSite, SecureCookie, TlsVersion, WhenAllDown,
+    ResolveMode, RetryCondition, SameSite, SecureCookie, TlsVersion, WhenAllDown,
 };
 use crate::reason::StatusProfile;
 
@@ -41,6 +41,10 @@ macro_rules! value_set {
     };
 }
 
+value_set!(ResolveMode {
+    Each: "each",
+    One: "one"
+});
 value_set!(PerBackend {
     Full: "full",
     State: "state",

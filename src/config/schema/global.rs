@@ -319,6 +319,25 @@ pub(super) static GLOBAL_KEYS: &[KeyRow] = &[
         ..KEY
     },
     KeyRow {
+        path: "resolvers",
+        value: text("`ADDRESS` or `ADDRESS:PORT`").list(),
+        default: Words("those of /etc/resolv.conf"),
+        doc: "DNS servers that names of backends are resolved with, in any number up to 8; the port \
+              is 53 unless given. See [names](#names)",
+        differs: File(|a, b| a.resolvers != b.resolvers),
+        other_words: &[
+            (
+                &["resolver"],
+                "write `resolvers: [ADDRESS]` at the top level of the file",
+            ),
+            (
+                &["nameserver", "nameservers", "dns_resolvers"],
+                "balancer calls these `resolvers`, at the top level of the file",
+            ),
+        ],
+        ..KEY
+    },
+    KeyRow {
         path: "forwarded",
         value: keys(),
         default: Nothing,

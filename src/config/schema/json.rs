@@ -23,12 +23,15 @@ const EXACTLY_ONE: &[(&str, &[&str])] = &[
         &["hex", "secret_file"],
     ),
     ("pools.NAME.health_check.steps[].expect", &["hex", "regex"]),
+    ("pools.NAME.backends[]", &["address", "srv"]),
+    ("pools.NAME.discover", &["file", "etcd"]),
 ];
 
 /// Keys of a section of which one at least must be given.
 const AT_LEAST_ONE: &[(&str, &[&str])] = &[
     ("listeners.NAME.tls", &["cert", "certificates"]),
     ("pools.NAME.health_check.steps[]", &["send", "expect"]),
+    ("pools.NAME", &["backends", "discover"]),
 ];
 
 /// Keys of a section that exclude each other.
@@ -36,6 +39,7 @@ const AT_MOST_ONE: &[(&str, &[&str])] = &[
     ("routes[]", &["path", "path_exact", "path_regex"]),
     ("routes[].rewrite", &["path", "strip_prefix"]),
     ("listeners.NAME.tls", &["cert", "certificates"]),
+    ("pools.NAME.backends[]", &["srv", "weight"]),
 ];
 
 /// Keys of a section that go together.
@@ -49,6 +53,10 @@ const REQUIRED_TOGETHER: &[(&str, &str, &str)] = &[
     ("pools.NAME.backends[].tls", "client_key", "client_cert"),
     ("pools.NAME.health_check.tls", "client_cert", "client_key"),
     ("pools.NAME.health_check.tls", "client_key", "client_cert"),
+    ("pools.NAME.discover.etcd", "user", "password"),
+    ("pools.NAME.discover.etcd", "password", "user"),
+    ("pools.NAME.discover.etcd.tls", "client_cert", "client_key"),
+    ("pools.NAME.discover.etcd.tls", "client_key", "client_cert"),
     ("trusted_proxies", "client_header", "from"),
 ];
 

@@ -27,6 +27,7 @@
 
 mod backend_tls;
 mod balancing;
+mod discover;
 mod global;
 mod health;
 mod json;
@@ -181,14 +182,15 @@ impl FilePart {
 
     /// The rows of the part, in the order of the docs.
     pub fn rows(self) -> impl Iterator<Item = &'static KeyRow> {
-        let files: [&'static [KeyRow]; 5] = match self {
-            Self::Global => [global::GLOBAL_KEYS, &[], &[], &[], &[]],
-            Self::Listeners => [listeners::LISTENER_KEYS, &[], &[], &[], &[]],
-            Self::Routes => [routes::ROUTE_KEYS, &[], &[], &[], &[]],
+        let files: [&'static [KeyRow]; 6] = match self {
+            Self::Global => [global::GLOBAL_KEYS, &[], &[], &[], &[], &[]],
+            Self::Listeners => [listeners::LISTENER_KEYS, &[], &[], &[], &[], &[]],
+            Self::Routes => [routes::ROUTE_KEYS, &[], &[], &[], &[], &[]],
             Self::Pools => [
                 balancing::BALANCING_KEYS,
                 pools::BACKEND_KEYS,
                 sticky::STICKY_KEYS,
+                discover::DISCOVER_KEYS,
                 health::HEALTH_KEYS,
                 pools::TRAFFIC_KEYS,
             ],

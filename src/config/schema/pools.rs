@@ -3,14 +3,16 @@
 use super::{
     KEY,
     KeyComparison::Pool,
-    KeyDefault::{Nothing, Required, Value, Words},
+    KeyDefault::{Nothing, Value, Words},
     KeyRow, backend_tls,
     spec::{
         ONE_DAY, ONE_HOUR, ONE_MILLISECOND, ONE_WEEK, TOKEN_PATTERN, duration, integer, keys,
         one_of, share, text,
     },
 };
-use crate::config::model::{BackendProtocol, ProxyVersion, RetryCondition, WhenAllDown};
+use crate::config::model::{
+    BackendProtocol, ProxyVersion, ResolveMode, RetryCondition, WhenAllDown,
+};
 
 /// The hints for a single value at a `timeouts`, whether of a pool or of a route.
 pub(super) const TIMEOUTS_VALUE_HINTS: &[(&[&str], &str)] = &[
@@ -36,8 +38,9 @@ pub(super) static BACKEND_KEYS: &[KeyRow] = &[
             .or_keys()
             .non_empty_list()
             .shown("list, at least one"),
-        default: Required,
-        doc: "`HOST:PORT`, `unix:PATH`, or keys; each address once",
+        default: Words("required without `discover`"),
+        doc: "`HOST:PORT`, `unix:PATH`, or keys; each address once. A name stands for all of its \
+              addresses, see [names](#names)",
         other_words: &[
             (
                 &["endpoints", "servers", "targets"],
@@ -55,7 +58,7 @@ pub(super) static BACKEND_KEYS: &[KeyRow] = &[
     KeyRow {
         path: "pools.NAME.backends[].address",
         value: text("`HOST:PORT` or `unix:PATH`"),
-        default: Required,
+        default: Words("required without `srv`"),
         other_words: &[
             (
                 &["port"],
@@ -64,6 +67,41 @@ pub(super) static BACKEND_KEYS: &[KeyRow] = &[
             (&["addr"], "balancer calls this `address`"),
             (&["url"], "balancer calls this `address`, without a scheme"),
         ],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.backends[].srv",
+        value: text("name of a service").pattern(r"^[A-Za-z0-9_.-]{1,254}$"),
+        default: Nothing,
+        doc: "instead of `address`: the name of SRV records, such as `_http._tcp.app.internal`, \
+              which give hosts, ports, weights and tiers. See [names](#names)",
+        section_words: &[(
+            &["service", "service_name", "dns_srv", "srv_name"],
+            "balancer calls this `srv`: the whole name of the records, such as \
+              `_http._tcp.app.internal`",
+        )],
+        ..KEY
+    },
+    KeyRow {
+        path: "pools.NAME.backends[].resolve",
+        value: one_of(ResolveMode::NAMES),
+        default: Value("each"),
+        doc: "of a name: `each` of its addresses is a backend, or all of them are `one`, with one \
+              state",
+        section_words: &[(
+            &["resolvers", "init_addr", "resolve_prefer"],
+            "write `resolvers` at the top level of the file",
+        )],
+        other_values: &[
+            ("all", "each"),
+            ("strict_dns", "each"),
+            ("logical_dns", "one"),
+            ("first", "one"),
+        ],
+        value_hints: &[(
+            &["true", "false", "on", "off", "yes", "no"],
+            "names are always resolved; `resolve` may be {known}",
+        )],
         ..KEY
     },
     KeyRow {

@@ -251,7 +251,14 @@ impl<'a> Probe<'a> {
             (BackendAddress::Ip(address), Some(port)) => {
                 SocketAddr::new(address.ip(), port).to_string()
             }
-            (BackendAddress::Name { host, .. }, Some(port)) => format!("{host}:{port}"),
+            (
+                BackendAddress::Name { host, .. } | BackendAddress::Resolved { host, .. },
+                Some(port),
+            ) => format!("{host}:{port}"),
+            (BackendAddress::Resolved { host, address }, None) => {
+                format!("{host}:{}", address.port())
+            }
+            (BackendAddress::Service(name), _) => name.clone(),
             (address, None) => address.to_string(),
         }
     }

@@ -132,12 +132,10 @@ fn checks_and_ejection_go_on_behind_it_and_hold_when_it_ends() {
     assert_eq!(back.cause, cause);
     fail_times(&pool, 1, 5, now).unwrap();
     drop(drain(&pool, 1, now));
-    assert_eq!(
-        pool.expire(now + seconds(10)),
-        [],
-        "the ejection ends unseen"
-    );
-    assert_eq!(ready(&pool, 1, now).unwrap().to, HealthState::Up);
+    assert_eq!(pool.expire(now + seconds(10)), [], "its time ends unseen");
+    assert_eq!(ready(&pool, 1, now).unwrap().to, HealthState::Ejected);
+    let trial = pool.backends[1].state.view().trial;
+    assert_eq!(trial, TrialPhase::Due, "the next request is the trial");
     drop(drain(&pool, 2, now));
     assert_eq!(fail_times(&pool, 2, 50, now), None, "it is out already");
     drop(ready(&pool, 2, now));

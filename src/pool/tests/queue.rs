@@ -251,7 +251,8 @@ fn those_who_wait_for_a_pool_that_was_removed_are_served_and_so_when_it_returns(
     assert!(is_waiting(&mut places[0]));
     drop(held);
     let lease = poll(&mut places[0]).unwrap().unwrap();
-    let back = Pool::returned(&limited(1, 2), Arc::clone(&first.state), now);
+    let config = limited(1, 2);
+    let back = Pool::returned(&config, &config.backends, Arc::clone(&first.state), now);
     back.restore();
     let second = poll(&mut places[1]).unwrap().unwrap();
     assert!(Arc::ptr_eq(second.backend(), &back.backends[0]));

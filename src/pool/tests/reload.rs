@@ -123,7 +123,10 @@ fn exchanges_of_a_pool_that_left_may_still_use_its_backends() {
     }
     // Back under its name, while something of it is under way.
     let held = pick(&first, &[], &mut Random::seeded(1)).unwrap();
-    let third = Pool::returned(&config(&[1, 1]), Arc::clone(&first.state), now);
+    let third = {
+        let back = config(&[1, 1]);
+        Pool::returned(&back, &back.backends, Arc::clone(&first.state), now)
+    };
     third.restore();
     let known = &third.backends[held.index].state;
     assert!(Arc::ptr_eq(&held.state, known));

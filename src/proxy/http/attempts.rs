@@ -319,7 +319,7 @@ impl Exchange<'_> {
     /// was removed from the configuration is used to the end of the exchange.
     pub(super) fn newer(&self, pool: &Arc<Pool>) -> Option<Arc<Pool>> {
         let newest = self.context.worker.generation();
-        if newest.generation == self.context.snapshot.generation {
+        if newest.revision == self.context.snapshot.revision {
             return None;
         }
         let found = newest.pools.iter().find(|one| one.name == pool.name)?;

@@ -97,7 +97,7 @@ pub(super) async fn run(
 /// the generation that it began with.
 fn newest(worker: &Worker, client: &mut ClientConnection, generation: Generation) -> Generation {
     let newest = worker.generation();
-    if newest.generation == generation.generation {
+    if newest.revision == generation.revision {
         return generation;
     }
     let serves_http = |(_, listener): (usize, &Listener)| listener.service.has_requests();

@@ -8,6 +8,9 @@
 pub mod answers;
 pub mod client;
 pub mod daemon;
+pub mod dns;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod frames;
 pub mod h2;
 pub mod peer;
