@@ -114,6 +114,13 @@ pub struct HealthView {
 }
 
 impl BackendState {
+    /// State of a server outside of all pools: something to connect to, called `name` in the log.
+    #[cfg(feature = "etcd")]
+    pub(crate) fn outside_pools(name: &str, address: &BackendAddress, now: Instant) -> Self {
+        let waiting = Arc::new(WaitingCount::of_no_pool());
+        Self::new(&name.into(), address, false, false, &waiting, now)
+    }
+
     /// State of a new backend; `checks` says if the pool has a health check, and `joined` if the
     /// pool is in service already.
     pub(crate) fn new(

@@ -33,7 +33,8 @@ pub(crate) trait ServeWaiting: Debug + Send + Sync {
 #[repr(align(128))]
 pub(crate) struct WaitingCount {
     count: AtomicUsize,
-    queue: Weak<dyn ServeWaiting>,
+    /// `None`: nothing ever waits.
+    queue: Option<Weak<dyn ServeWaiting>>,
 }
 
 impl WaitingCount {
@@ -41,7 +42,16 @@ impl WaitingCount {
     pub(super) fn new(queue: Weak<dyn ServeWaiting>) -> Self {
         Self {
             count: AtomicUsize::new(0),
-            queue,
+            queue: Some(queue),
+        }
+    }
+
+    /// The count of a backend outside of all pools, for which nothing waits.
+    #[cfg(feature = "etcd")]
+    pub(super) fn of_no_pool() -> Self {
+        Self {
+            count: AtomicUsize::new(0),
+            queue: None,
         }
     }
 
@@ -73,7 +83,7 @@ impl WaitingCount {
     /// Serves after a release; see [`ServeWaiting`].
     #[cold]
     pub(super) fn serve_released(&self, index: usize, address: &BackendAddress) {
-        if let Some(queue) = self.queue.upgrade() {
+        if let Some(queue) = self.queue.as_ref().and_then(Weak::upgrade) {
             queue.serve_released(index, address);
         }
     }
@@ -82,7 +92,7 @@ impl WaitingCount {
     pub(super) fn serve_refreshed(&self) {
         fence(SeqCst);
         if self.is_any_after_change()
-            && let Some(queue) = self.queue.upgrade()
+            && let Some(queue) = self.queue.as_ref().and_then(Weak::upgrade)
         {
             queue.serve_refreshed();
         }

@@ -252,7 +252,7 @@ impl<'a> EtcdClient<'a> {
 
     async fn connect(&self) -> Result<(SendRequest<Full<Bytes>>, ConnectionTask), String> {
         let now = clock::now();
-        let state = BackendState::new(&Arc::from("etcd"), self.address, false, false, now);
+        let state = BackendState::outside_pools("etcd", self.address, now);
         if let BackendAddress::Name { host, port } = self.address {
             let found = self.resolver.host(host, &[]).await?.answer;
             let found = found.iter().map(|ip| (*ip, *port).into()).collect();
