@@ -558,3 +558,26 @@ fn a_client_stays_in_its_pool_of_a_split_until_that_has_no_share() {
     expect_backend(web, &cookie(&moved), &moved.text(), 4);
     expect_backend(web, &own[0].1, "b", 4);
 }
+
+#[test]
+fn a_draining_backend_keeps_its_clients_and_one_in_maintenance_does_not() {
+    let peers = backends(3);
+    let daemon = TestDaemon::start(&config(&peers, ""));
+    let web = daemon.address("@web");
+    let own = cookie_for(web, "b");
+    let target = format!("app/{}", peers[1].address);
+    let set = |state: &str| {
+        let done = daemon.command(&["backend", state, &target]);
+        assert!(done.status.success(), "{done:?}");
+    };
+    set("drain");
+    expect_backend(web, &own, "b", 5);
+    let of_new = (0..20).filter(|_| get(web, "").text() == "b").count();
+    assert_eq!(of_new, 0, "new clients go elsewhere");
+    set("maintenance");
+    let moved = get(web, &own);
+    assert_ne!(moved.text(), "b");
+    let next = cookie(&moved);
+    set("ready");
+    expect_backend(web, &next, &moved.text(), 5);
+}
