@@ -67,7 +67,7 @@ pub struct BackendState {
     /// Nanoseconds from `created` to the begin of the last ramp of slow start; `u64::MAX`: none.
     ramp_began: AtomicU64,
     created: Instant,
-    /// The pool was in service already when this backend was added.
+    /// Others of the pool were in service already when this backend was added.
     joined: bool,
     /// Right to the trial request after an ejection.
     pub(super) trial: TrialSlot,
@@ -121,8 +121,8 @@ impl BackendState {
         Self::new(&name.into(), address, false, false, &waiting, now)
     }
 
-    /// State of a new backend; `checks` says if the pool has a health check, and `joined` if the
-    /// pool is in service already.
+    /// State of a new backend; `checks` says if the pool has a health check, and `joined` if others
+    /// of the pool are in service already.
     pub(crate) fn new(
         pool: &Arc<str>,
         address: &BackendAddress,
@@ -179,6 +179,11 @@ impl BackendState {
     /// True once the backend has left the configuration.
     pub fn is_removed(&self) -> bool {
         self.state() == HealthState::Removed
+    }
+
+    /// True if others of the pool were in service when this backend was added.
+    pub(super) const fn has_joined(&self) -> bool {
+        self.joined
     }
 
     /// True for a backend given by name, whose addresses may change.

@@ -192,6 +192,7 @@ impl Pool {
             .collect();
         let epochs = Self::kept_epochs(config, previous);
         let checks = config.health_check.is_some();
+        let joined = previous.is_some_and(|previous| previous.is_joined_by(members));
         let build = |(index, backend): (usize, &model::BackendConfig)| {
             let adopted = known.get(&backend.address).map(|state| Arc::clone(state));
             let fresh = || {
@@ -199,7 +200,7 @@ impl Pool {
                     &config.name,
                     &backend.address,
                     checks,
-                    previous.is_some(),
+                    joined,
                     &state.waiting,
                     now,
                 ))
@@ -233,6 +234,17 @@ impl Pool {
             })
         };
         members.iter().enumerate().map(build).collect()
+    }
+
+    /// True if backends that are new in `members`, which come after this generation, are added to
+    /// others in service. Those that stand for an entry of the first generation are not, however
+    /// late its first answer comes.
+    fn is_joined_by(&self, members: &[model::BackendConfig]) -> bool {
+        let is_left = |one: &Backend| !members.iter().any(|new| new.address == one.state.address);
+        let is_first_answer =
+            |one: &Arc<Backend>| one.config.is_group() && !one.state.has_joined() && is_left(one);
+        self.backends.iter().any(|one| !one.config.is_group())
+            && !self.backends.iter().any(is_first_answer)
     }
 
     /// The transport epochs of `previous` by address, with the `tls` that each was made for. None
@@ -576,8 +588,7 @@ impl Pool {
 
     /// Makes trials due where the time of an ejection is over, looks at trials on their way, raises
     /// the weights of backends in slow start, and refreshes a large pool after coalesced
-    /// transitions. Two atomic loads if there is nothing to
-    /// do, so it may be called often.
+    /// transitions. Two atomic loads if there is nothing to do, so it may be called often.
     pub fn expire(&self, now: Instant) -> Vec<StateTransition> {
         let is_ramp_due = self.generation.is_ramp_due(now);
         if !self.state.has_expired(now) && !is_ramp_due {

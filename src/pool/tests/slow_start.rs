@@ -1,6 +1,7 @@
 //! The promises of slow start: who ramps, from when, and how the share grows.
 
 use super::*;
+use crate::config::model::ResolveMode;
 
 fn config_of(count: usize, policy: BalancingPolicy) -> model::PoolConfig {
     model::PoolConfig {
@@ -74,6 +75,47 @@ fn without_checks_an_added_backend_ramps_from_its_start() {
     let (old, now) = pool(&unchecked(1));
     let new = Pool::new(&unchecked(2), Some(&old), now);
     assert!((8..=10).contains(&share(&new, 1)), "10 of 110");
+}
+
+#[test]
+fn members_of_the_first_answer_do_not_ramp_and_those_of_later_ones_do() {
+    let named = |host: &str| model::BackendConfig {
+        resolve: ResolveMode::Each,
+        ..model::BackendConfig::at(format!("{host}:80").parse().unwrap())
+    };
+    let config = model::PoolConfig {
+        health_check: None,
+        backends: vec![named("one.test"), named("two.test")],
+        ..config_of(1, BalancingPolicy::RoundRobin)
+    };
+    let [one, two] = [named("one.test"), named("two.test")];
+    let steps = [
+        (vec![backend(1, 1), backend(2, 1), two], [].as_slice()),
+        (vec![backend(1, 1), backend(2, 1), backend(3, 1)], &[]),
+        (vec![backend(1, 1), backend(4, 1), backend(3, 1)], &["b4"]),
+        // A name that a reload adds.
+        (
+            vec![backend(1, 1), backend(4, 1), one],
+            &["b4", "one.test:80"],
+        ),
+        (
+            vec![backend(1, 1), backend(4, 1), backend(5, 1)],
+            &["b4", "b5"],
+        ),
+    ];
+    let (mut pool, now) = pool(&config);
+    for (members, expected) in steps {
+        let next = Pool::of_members(&config, &members, Some(&pool), now);
+        pool.retire(Some(&next));
+        pool = next;
+        let ramping = pool.backends.iter();
+        let ramping = ramping.filter(|one| pool.ramp_percent(one, now).is_some());
+        let names: Vec<_> = ramping.map(|one| &*one.config.name).collect();
+        assert_eq!(names, expected);
+    }
+    let empty = Pool::of_members(&config, &[], None, now);
+    let first = Pool::of_members(&config, &[backend(1, 1)], Some(&empty), now);
+    assert_eq!(first.ramp_percent(&first.backends[0], now), None);
 }
 
 #[test]
