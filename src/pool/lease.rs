@@ -99,11 +99,11 @@ impl Deref for BackendLease {
 impl Drop for BackendLease {
     fn drop(&mut self) {
         let state = &self.backend.state;
-        let others_wait = state.release();
+        // The trial comes first: a request that waits and sees the slot free must find it too.
         if let Some(ticket) = self.trial {
             state.trial.give_back(ticket);
         }
-        if others_wait {
+        if state.release() {
             let index = self.backend.index;
             state.waiting.serve_released(index, &state.address);
         }

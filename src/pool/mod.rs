@@ -607,6 +607,9 @@ impl Pool {
         self.state.update_next_expiry(&generations, now);
         if self.state.take_pending_refresh() || is_ramp_due || !ended.is_empty() {
             refresh_all(&generations, now);
+        } else if self.state.has_trials() {
+            // One of those who wait may be the trial by now, or the next one.
+            self.generation.serve_waiting();
         }
         ended
     }

@@ -277,7 +277,7 @@ fn candidate_at(eligible: &EligibleSet, position: usize) -> Option<BackendLease>
 
 /// A lease on a backend on which one in flight is claimed.
 #[inline]
-fn claimed(backend: &Arc<Backend>, eligible: &EligibleSet) -> BackendLease {
+pub(super) fn claimed(backend: &Arc<Backend>, eligible: &EligibleSet) -> BackendLease {
     let lease = BackendLease::claimed(Arc::clone(backend));
     if eligible.is_of_ejected() {
         return lease.join_trial();

@@ -28,9 +28,11 @@ use std::{
 use super::{
     Pool,
     backend::Backend,
+    eligible::EligibleSet,
     generation::PoolGeneration,
     lease::BackendLease,
-    pick::PickRequest,
+    pick::{self, PickRequest},
+    trial::TrialPhase,
     waiting::{ServeWaiting, WaitingCount},
 };
 use crate::{
@@ -303,12 +305,20 @@ impl BackendQueue {
 
     /// Removes a request that waits no longer.
     fn leave(&self, number: u64, list: &ListName) {
+        let mut woken = QueueWakers::new();
         let mut lists = self.lock();
         let removed = lists.remove(number, list);
         if removed.is_some() {
             self.count.sub(1);
         }
+        // The next may use what this one could not.
+        if let Some(generation) = lists.serving()
+            && lists.first_is_choosy(&generation.eligible.load())
+        {
+            self.serve_list(&mut lists, &None, &mut woken);
+        }
         drop(lists);
+        woken.into_iter().for_each(Waker::wake);
         // Its generation may be the last of its kind: it goes without the lock.
         drop(removed);
     }
@@ -323,7 +333,7 @@ impl BackendQueue {
             Some(address) => {
                 let at = |one: &&Arc<Backend>| one.state.address == *address;
                 if let Some(own) = generation.backends().iter().find(at) {
-                    while self.serve_own(lists, list, own, woken) {}
+                    while self.serve_own(lists, &generation, (list, own), woken) {}
                 }
             }
         }
@@ -364,14 +374,14 @@ impl BackendQueue {
     fn serve_own(
         &self,
         lists: &mut WaitLists,
-        list: &ListName,
-        own: &Arc<Backend>,
+        generation: &PoolGeneration,
+        (list, own): (&ListName, &Arc<Backend>),
         woken: &mut QueueWakers,
     ) -> bool {
         if !lists.lists.contains_key(list) || !own.state.claim(own.limit) {
             return false;
         }
-        let lease = BackendLease::claimed(Arc::clone(own));
+        let lease = pick::claimed(own, &generation.eligible.load());
         self.complete_first(lists, list, Ok(lease), woken);
         true
     }
@@ -413,7 +423,13 @@ impl ServeWaiting for BackendQueue {
         let mut woken = QueueWakers::new();
         let mut lists = self.lock();
         if let Some(generation) = lists.serving() {
-            self.serve_slot(&mut lists, &generation, (index, address), &mut woken);
+            let is_choosy = |lists: &WaitLists| lists.first_is_choosy(&generation.eligible.load());
+            if !is_choosy(&lists) {
+                self.serve_slot(&mut lists, &generation, (index, address), &mut woken);
+            }
+            if is_choosy(&lists) {
+                self.serve_all(&mut lists, &generation, &mut woken);
+            }
         }
         drop(lists);
         woken.into_iter().for_each(Waker::wake);
@@ -455,7 +471,7 @@ impl BackendQueue {
             let list = own_list.as_ref().filter(|_| own.is_some());
             list.is_some_and(|list| {
                 generation.serves_clients_of(backend, &eligible)
-                    && self.serve_own(lists, list, backend, woken)
+                    && self.serve_own(lists, generation, (list, backend), woken)
             })
         };
         let is_own_older = own.is_some_and(|own| common.is_none_or(|common| own < common));
@@ -484,7 +500,7 @@ impl BackendQueue {
             None => false,
             // All others are full: there is nothing to choose.
             Some(queued) if queued.attempted.is_empty() && queued.busy.is_empty() => {
-                self.serve_own(lists, &None, backend, woken)
+                self.serve_own(lists, generation, (&None, backend), woken)
             }
             Some(_) => self.serve_common(lists, generation, woken),
         }
@@ -513,7 +529,7 @@ impl BackendQueue {
                 None => self.serve_common(lists, generation, woken),
                 Some(address) => own
                     .get(address)
-                    .is_some_and(|own| self.serve_own(lists, &list, own, woken)),
+                    .is_some_and(|own| self.serve_own(lists, generation, (&list, own), woken)),
             };
             if is_served && let Some(next) = lists.first_number(&list) {
                 heads.insert((next, list));
@@ -559,6 +575,17 @@ impl WaitLists {
 
     fn first_number(&self, name: &ListName) -> Option<u64> {
         self.lists.get(name)?.keys().next().copied()
+    }
+
+    /// True if the first of those who take any backend may be served by another one than those that
+    /// serve all: by the next tier, or as a trial.
+    fn first_is_choosy(&self, eligible: &EligibleSet) -> bool {
+        let first = self.lists.get(&None).and_then(|list| list.values().next());
+        first.is_some_and(|queued| {
+            let mut trials = eligible.trials.iter();
+            !queued.attempted.is_empty()
+                || trials.any(|one| one.backend.state.trial.phase() == TrialPhase::Due)
+        })
     }
 
     fn has_only_common(&self) -> bool {

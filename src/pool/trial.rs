@@ -18,7 +18,7 @@ use std::{
     num::NonZeroU64,
     sync::atomic::{
         AtomicU64,
-        Ordering::{AcqRel, Acquire, Relaxed},
+        Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
     },
 };
 
@@ -162,8 +162,9 @@ impl TrialSlot {
                 value & !PHASE_MASK == ticket & !PHASE_MASK && TrialPhase::of(value).is_claimed();
             is_mine.then_some(value & !PHASE_MASK | TrialPhase::Due.bits())
         };
-        // `Err` is a trial that is over.
-        let _ = self.0.try_update(AcqRel, Acquire, give_back);
+        // In one order with the release that follows; see `BackendState::release`. `Err` is a trial
+        // that is over.
+        let _ = self.0.try_update(SeqCst, Acquire, give_back);
     }
 
     /// Frees the slot of a trial that takes too long, if it still has `value`.

@@ -11,6 +11,8 @@ use std::{
     thread::{self, Thread},
 };
 
+use tokio::runtime::Builder;
+
 use super::*;
 
 /// Backends without checks, each with this limit.
@@ -472,4 +474,123 @@ fn over_threads_changes_of_state_lose_no_wake_up() {
         assert!(results.iter().all(Result::is_ok));
     });
     assert_eq!(pool.queue_length(), 0);
+}
+
+/// A pool of two full backends, of which the first waits for its trial, at the returned instant.
+/// The guards are the slots of the second.
+fn full_beside_a_trial() -> (Pool, Vec<BackendLease>, Instant) {
+    let (pool, start) = pool(&limited(2, 2));
+    fail_times(&pool, 0, 5, start).unwrap();
+    let held = vec![take(&pool), take(&pool)];
+    assert!(held.iter().all(|one| one.index == 1));
+    let now = start + seconds(10);
+    assert!(pool.expire(now)[0].is_trial);
+    (pool, held, now)
+}
+
+#[test]
+fn a_trial_without_a_verdict_goes_to_the_first_who_waits() {
+    let (pool, _held, now) = full_beside_a_trial();
+    let trial = take(&pool);
+    assert!(trial.is_trial());
+    let mut places = [enter(&pool), enter(&pool)];
+    assert!(places.iter_mut().all(is_waiting));
+    drop(trial);
+    let trial = poll(&mut places[0]).unwrap().unwrap();
+    assert!(trial.is_trial());
+    assert!(is_waiting(&mut places[1]));
+    // Its client holds it up for longer than a response may take.
+    assert_eq!(pool.expire(now + seconds(1)), []);
+    assert_eq!(pool.expire(now + seconds(70)), []);
+    assert!(poll(&mut places[1]).unwrap().unwrap().is_trial());
+    assert_eq!(pool.queue_length(), 0);
+}
+
+#[test]
+fn a_trial_is_not_lost_behind_a_request_that_cannot_be_it() {
+    let (pool, mut held, now) = full_beside_a_trial();
+    let once = PickRequest {
+        is_repeatable: false,
+        ..PickRequest::first(now)
+    };
+    let [first, second, third] = [(); 3].map(|()| pool.enqueue(&once).unwrap());
+    let mut last = enter(&pool);
+    drop((first, second));
+    assert!(is_waiting(&mut last), "it is not its turn");
+    held.pop();
+    let mut third = third;
+    assert!(!poll(&mut third).unwrap().unwrap().is_trial());
+    assert!(poll(&mut last).unwrap().unwrap().is_trial());
+}
+
+#[test]
+fn after_a_second_any_who_waits_is_the_trial() {
+    let mut builder = Builder::new_current_thread();
+    let runtime = builder.enable_time().start_paused(true).build().unwrap();
+    let advance = |time| runtime.block_on(tokio::time::advance(time));
+    let _entered = runtime.enter();
+    let (pool, _held, now) = full_beside_a_trial();
+    advance(seconds(10));
+    let once = PickRequest {
+        is_repeatable: false,
+        ..PickRequest::first(now)
+    };
+    let mut place = pool.enqueue(&once).unwrap();
+    assert!(is_waiting(&mut place));
+    advance(seconds(2));
+    assert_eq!(pool.expire(now + seconds(2)), []);
+    assert!(poll(&mut place).unwrap().unwrap().is_trial());
+}
+
+#[test]
+fn a_retry_gets_a_slot_of_the_next_tier_as_soon_as_it_is_its_turn() {
+    let mut config = limited(2, 1);
+    config.backends[1].backup = 1;
+    let (pool, now) = pool(&config);
+    let _held = take(&pool);
+    let backup = lease(&pool, 1);
+    let retry = PickRequest {
+        attempted: &[0],
+        ..PickRequest::first(now)
+    };
+    let first = enter(&pool);
+    let [mut second, mut third] = [(); 2].map(|()| pool.enqueue(&retry).unwrap());
+    drop(backup);
+    assert!(is_waiting(&mut second) && is_waiting(&mut third));
+    drop(first);
+    let backup = poll(&mut second).unwrap().unwrap();
+    assert_eq!(backup.index, 1);
+    drop(backup);
+    assert_eq!(index(&mut third), Some(1));
+}
+
+#[test]
+fn who_waited_for_an_ejected_backend_decides_about_it() {
+    let mut config = limited(2, 1);
+    config.when_all_down = WhenAllDown::FailOpen;
+    let (pool, now) = pool(&config);
+    fail_times(&pool, 0, 5, now).unwrap();
+    // The operator takes out the other one.
+    let set = OperatorOverride {
+        value: OperatorState::Maintenance,
+        by: "root".to_owned(),
+        since_unix: seconds(0),
+        end: None,
+        note: None,
+    };
+    let overrides = BackendOverrides {
+        state: Some(set),
+        ..BackendOverrides::default()
+    };
+    pool.set_overrides(&pool.backends[1], overrides, "", now);
+    let held = take(&pool);
+    let mut place = enter(&pool);
+    drop(held);
+    let lease = poll(&mut place).unwrap().unwrap();
+    assert_eq!((lease.index, lease.is_trial()), (0, false));
+    let back = pool.record_success(&lease, now).unwrap();
+    assert_eq!(
+        (back.from, back.to),
+        (HealthState::Ejected, HealthState::Up)
+    );
 }
