@@ -244,6 +244,12 @@ impl BackendQueue {
         }
     }
 
+    /// Makes the picks of the queue the same in each run.
+    #[cfg(test)]
+    pub(super) fn seed(&self, seed: u64) {
+        self.lock().random = Random::seeded(seed);
+    }
+
     fn enter(
         self: &Arc<Self>,
         generation: &Arc<PoolGeneration>,

@@ -1,20 +1,28 @@
 //! A simulation of the state machines of a pool: seeded sequences of checks, requests, failures,
-//! retries, time and reloads, on the real [`Pool`] and on a model that is written for clarity.
+//! retries, waits, time, overrides, reloads and other members, on the real [`Pool`] and on a model
+//! that is written for clarity.
 //!
-//! `plan.rs` makes the sequences, `world.rs` carries them out and compares, `model.rs` knows what
-//! the state of each backend must be, `choice.rs` which backends a pick may give, and `shrink.rs`
-//! finds the shortest part of a sequence that still fails. `SIMULATION_SEED=N` runs one seed again,
+//! `plan.rs` makes the sequences, `world.rs` carries them out and compares (`waiters.rs`: the
+//! queue, `changes.rs`: what changes the pool), `model.rs` knows what the state of each backend
+//! must be, `choice.rs` which backends a pick may give, and `shrink.rs` finds the shortest part of
+//! a sequence that still fails. `SIMULATION_SEED=N` runs one seed again,
 //! and `SIMULATION_RUNS=N` that many.
 
+mod changes;
 mod choice;
+mod clock;
+mod counts;
 mod model;
 mod plan;
 mod shrink;
+mod waiters;
 mod world;
 
 use std::{panic, thread};
 
 use self::{
+    clock::SimulatedClock,
+    counts::{EventCounts, SeenEvent},
     plan::{PoolEvent, SimulationPlan},
     shrink::shortest_failure,
     world::SimulatedWorld,
@@ -25,7 +33,10 @@ const SEED_COUNT: u64 = 10_000;
 
 /// Runs a plan to its end. A panic of the pool is an error like any other.
 fn run(plan: &SimulationPlan) -> Result<(), String> {
-    let ran = panic::catch_unwind(|| SimulatedWorld::new(plan).run());
+    let ran = panic::catch_unwind(|| {
+        let clock = SimulatedClock::new();
+        clock.run(|| SimulatedWorld::new(plan, &clock).run())
+    });
     ran.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
@@ -86,16 +97,20 @@ fn no_sequence_of_events_breaks_a_promise_of_the_pool() {
 
 #[test]
 fn the_plans_reach_what_they_are_meant_to_test() {
-    let mut seen = world::EventCounts::default();
-    for seed in 0..500 {
+    let mut seen = EventCounts::default();
+    let clock = SimulatedClock::new();
+    for seed in 0..1_500 {
         let plan = SimulationPlan::random(seed);
-        let mut world = SimulatedWorld::new(&plan);
-        world.run().unwrap();
+        let mut world = SimulatedWorld::new(&plan, &clock);
+        clock.run(|| world.run()).unwrap();
         seen.add(&world.seen);
     }
-    for (name, count) in seen.named() {
-        assert!(count >= 20, "{name}: {count} in {seen:?}");
-    }
+    let rare: Vec<_> = SeenEvent::ALL
+        .into_iter()
+        .map(|event| (event, seen.of(event)))
+        .filter(|(_, count)| *count < 20)
+        .collect();
+    assert!(rare.is_empty(), "{rare:?}");
 }
 
 #[test]

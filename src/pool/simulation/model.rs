@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::{
     base::backoff,
     config::model,
-    pool::{Backend, HealthState, Pool},
+    pool::{Backend, HealthState, OperatorState, Pool},
 };
 
 /// Entry in the history of checks.
@@ -34,6 +34,10 @@ pub(super) struct BackendModel {
     is_up_unchecked: bool,
     checks: Vec<CheckNote>,
     pub(super) is_present: bool,
+    /// Set by the operator.
+    pub(super) operator: Option<OperatorState>,
+    /// Set by the operator.
+    pub(super) weight: Option<u16>,
     pub(super) ejection: Option<ModelEjection>,
     ejected_at: Option<Instant>,
     /// Ejections that are remembered.
@@ -54,6 +58,8 @@ impl BackendModel {
             is_up_unchecked: !has_checks,
             checks: Vec::new(),
             is_present: true,
+            operator: None,
+            weight: None,
             ejection: None,
             ejected_at: None,
             ejection_count: 0,
@@ -93,8 +99,12 @@ impl BackendModel {
 
     /// The state, by precedence.
     pub(super) fn state(&self, rise: u32, fall: u32) -> HealthState {
-        match (self.is_present, self.verdict(rise, fall)) {
-            (false, _) => HealthState::Removed,
+        if !self.is_present {
+            return HealthState::Removed;
+        }
+        match (self.operator, self.verdict(rise, fall)) {
+            (Some(OperatorState::Draining), _) => HealthState::Draining,
+            (Some(OperatorState::Maintenance), _) => HealthState::Maintenance,
             (_, HealthState::Down) => HealthState::Down,
             _ if self.ejection.is_some() => HealthState::Ejected,
             (_, verdict) => verdict,
@@ -217,9 +227,11 @@ fn allowed_out(total: usize, percent: usize) -> usize {
 
 /// True if the guard lets `backend` of the pool in force be ejected.
 pub(super) fn guard_allows(pool: &Pool, backend: &Backend, percent: usize) -> bool {
-    let weighted = || pool.backends.iter().filter(|one| one.weight() > 0);
-    let is_member = weighted().any(|one| one.state.address == backend.state.address);
-    let (total, available) = (weighted().count(), available(pool));
+    let mut weighted = pool.backends.iter().filter(|one| one.weight() > 0);
+    let is_member = weighted.any(|one| one.state.address == backend.state.address);
+    let counts = |one: &&std::sync::Arc<Backend>| one.weight() > 0 || one.config.weight > 0;
+    let total = pool.backends.iter().filter(counts).count();
+    let available = available(pool);
     let out = total - available;
     is_member
         && pool.config.ejection.is_some()

@@ -7,16 +7,19 @@ use std::{
 };
 
 use super::{
-    choice::{AllowedPicks, allowed_picks},
+    choice::{self, AllowedPicks, allowed_picks},
+    clock::SimulatedClock,
+    counts::{EventCounts, SeenEvent},
     model::{BackendModel, available, guard_allows},
     plan::{PoolEvent, SimulationPlan},
+    waiters::WaitingRequest,
 };
 use crate::{
-    base::{address::BackendAddress, clock, rng::Random},
+    base::{address::BackendAddress, rng::Random},
     config::model::{self, BalancingPolicy},
     pool::{
-        Backend, BackendLease, HealthState, PickRequest, Pool, StateTransition, TrialPhase,
-        fixture::lease,
+        Backend, BackendLease, HealthState, OverrideTable, PickRequest, Pool, StateTransition,
+        TrialPhase, fixture::lease,
     },
     reason::Reason,
 };
@@ -26,20 +29,25 @@ const MAX_EXCHANGES: usize = 40;
 /// Most attempts of an exchange.
 const MAX_ATTEMPTS: usize = 4;
 /// Time from which any request may be the trial.
-const TRIAL_WAIT: Duration = Duration::from_secs(1);
+pub(super) const TRIAL_WAIT: Duration = Duration::from_secs(1);
+/// Time from one look at trials to the next.
+pub(super) const TRIAL_REVIEW: Duration = Duration::from_millis(250);
 /// Time after which a trial without a response no longer holds up others: the default timeouts.
 const TRIAL_TIME: Duration = Duration::from_secs(63);
 const REFUSED: Reason = Reason::ConnectionRefused;
 
 /// An exchange that is under way.
-struct OpenExchange {
-    pool: Arc<Pool>,
+pub(super) struct OpenExchange {
+    pub(super) pool: Arc<Pool>,
     /// `None` between two attempts.
-    lease: Option<BackendLease>,
+    pub(super) lease: Option<BackendLease>,
+    is_repeatable: bool,
+    /// The client's own backend.
+    own: Option<BackendAddress>,
     /// Hash that it is balanced by.
     key: u64,
-    attempted: Vec<usize>,
-    busy: Vec<usize>,
+    pub(super) attempted: Vec<usize>,
+    pub(super) busy: Vec<usize>,
     attempts: usize,
     /// The ejection that its outcome decides about.
     trial: Option<u32>,
@@ -49,57 +57,48 @@ struct OpenExchange {
     responded: Option<Instant>,
 }
 
-/// Number of times that a plan came to each interesting place.
-#[derive(Debug, Default, Clone)]
-pub(super) struct EventCounts {
-    ejections: u32,
-    trials: u32,
-    passed: u32,
-    failed: u32,
-    ended_by_checks: u32,
-    last_resort: u32,
-    refused_by_guard: u32,
-    returned: u32,
-    retries: u32,
-}
-
-impl EventCounts {
-    pub(super) fn named(&self) -> [(&'static str, u32); 9] {
-        [
-            ("ejections", self.ejections),
-            ("trials", self.trials),
-            ("trials that passed", self.passed),
-            ("trials that failed", self.failed),
-            ("ejections that checks ended", self.ended_by_checks),
-            ("picks of ejected backends", self.last_resort),
-            ("ejections that the guard forbade", self.refused_by_guard),
-            ("backends that came back", self.returned),
-            ("retries", self.retries),
-        ]
+impl OpenExchange {
+    /// Its next pick from its pool.
+    pub(super) fn request(&self, now: Instant) -> PickRequest<'_> {
+        let own = self.own.as_ref();
+        let at = |own: &BackendAddress| {
+            let mut all = self.pool.backends.iter();
+            all.position(|one| one.state.address == *own)
+        };
+        PickRequest {
+            attempted: &self.attempted,
+            busy: &self.busy,
+            key: Some(self.key),
+            sticky: own.and_then(at),
+            is_repeatable: self.is_repeatable,
+            now,
+        }
     }
 
-    pub(super) fn add(&mut self, other: &Self) {
-        self.ejections += other.ejections;
-        self.trials += other.trials;
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.ended_by_checks += other.ended_by_checks;
-        self.last_resort += other.last_resort;
-        self.refused_by_guard += other.refused_by_guard;
-        self.returned += other.returned;
-        self.retries += other.retries;
+    /// Goes over to another generation.
+    pub(super) fn move_to(&mut self, pool: &Arc<Pool>) {
+        self.attempted = pool.positions_of(&self.pool, &self.attempted);
+        self.busy = pool.positions_of(&self.pool, &self.busy);
+        self.pool = Arc::clone(pool);
     }
 }
 
 /// A pool with its model.
 pub(super) struct SimulatedWorld<'a> {
-    plan: &'a SimulationPlan,
-    pool: Arc<Pool>,
+    pub(super) plan: &'a SimulationPlan,
+    clock: &'a SimulatedClock,
+    pub(super) pool: Arc<Pool>,
     start: Instant,
-    now: Instant,
+    pub(super) now: Instant,
     random: Random,
-    exchanges: Vec<OpenExchange>,
-    models: HashMap<BackendAddress, BackendModel>,
+    pub(super) exchanges: Vec<OpenExchange>,
+    /// Those who wait, in the order of their arrival.
+    pub(super) waiting: Vec<WaitingRequest>,
+    pub(super) arrivals: u32,
+    pub(super) models: HashMap<BackendAddress, BackendModel>,
+    pub(super) overrides: OverrideTable,
+    /// The members, once they are not those of the file.
+    pub(super) discovered: Option<Vec<model::BackendConfig>>,
     /// Backend that a key led to, by key and members.
     hashed: HashMap<String, BackendAddress>,
     requests: u32,
@@ -108,19 +107,26 @@ pub(super) struct SimulatedWorld<'a> {
 }
 
 impl<'a> SimulatedWorld<'a> {
-    pub(super) fn new(plan: &'a SimulationPlan) -> Self {
-        let (now, config) = (clock::now(), plan.config(0));
+    pub(super) fn new(plan: &'a SimulationPlan, clock: &'a SimulatedClock) -> Self {
+        let (now, config) = (clock.now(), plan.config(0));
         let has_checks = config.health_check.is_some();
         let models = config.backends.iter();
         let models = models.map(|one| (one.address.clone(), BackendModel::new(has_checks)));
+        let pool = Arc::new(Pool::new(&config, None, now));
+        pool.state.queue.seed(plan.seed);
         Self {
             plan,
-            pool: Arc::new(Pool::new(&config, None, now)),
+            clock,
+            pool,
             start: now,
             now,
             random: Random::seeded(plan.seed),
             exchanges: Vec::new(),
+            waiting: Vec::new(),
+            arrivals: 0,
             models: models.collect(),
+            overrides: OverrideTable::default(),
+            discovered: None,
             hashed: HashMap::new(),
             requests: 0,
             spent: 0,
@@ -130,11 +136,19 @@ impl<'a> SimulatedWorld<'a> {
 
     pub(super) fn run(&mut self) -> Result<(), String> {
         for event in &self.plan.events {
-            let done = self.apply(*event).and_then(|()| self.compare());
+            let done = self.apply(*event);
+            let done = done.and_then(|()| self.settle(&Arc::clone(&self.pool)));
+            let done = done.and_then(|()| self.compare());
             done.map_err(|error| format!("after {event:?}: {error}"))?;
         }
-        self.exchanges.clear();
+        while !self.exchanges.is_empty() {
+            self.exchanges.clear();
+            self.settle(&Arc::clone(&self.pool))?;
+        }
         self.compare()?;
+        if !self.waiting.is_empty() {
+            return Err(format!("{} wait for nothing", self.waiting.len()));
+        }
         for backend in &self.pool.backends {
             let trial = backend.state.view().trial;
             if trial.is_claimed() {
@@ -156,12 +170,17 @@ impl<'a> SimulatedWorld<'a> {
                 Duration::from_millis(ms.into()),
             ),
             PoolEvent::CheckNotMade { backend } => {
-                let backend = self.backend(usize::from(backend));
-                self.pool
-                    .record_check_not_made(&backend, "no descriptor".to_owned());
+                if let Some(backend) = self.backend(usize::from(backend)) {
+                    self.pool
+                        .record_check_not_made(&backend, "no descriptor".to_owned());
+                }
                 Ok(())
             }
-            PoolEvent::Begin { is_repeatable, key } => self.begin(is_repeatable, key),
+            PoolEvent::Begin {
+                is_repeatable,
+                key,
+                own,
+            } => self.begin(is_repeatable, key, own),
             PoolEvent::Respond { exchange } => {
                 let now = self.now;
                 if let Some(exchange) = self.exchange(exchange) {
@@ -179,39 +198,41 @@ impl<'a> SimulatedWorld<'a> {
                 None => Ok(()),
             },
             PoolEvent::Stale { exchange } => match self.take(exchange) {
-                Some(mut exchange) => {
-                    let lease = exchange.lease.take().unwrap();
-                    exchange.busy.push(lease.index);
-                    drop(lease);
-                    self.next_attempt(exchange)
-                }
+                Some(exchange) => self.stale(exchange),
                 None => Ok(()),
             },
             PoolEvent::GiveUp { exchange } => {
                 drop(self.take(exchange));
                 Ok(())
             }
-            PoolEvent::Storm { backend, times } => {
-                let index = usize::from(backend) % self.pool.backends.len();
-                (0..times).try_for_each(|_| {
-                    let lease = lease(&self.pool, index);
-                    let pool = Arc::clone(&self.pool);
-                    self.fail(&pool, &lease, None)
-                })
-            }
-            PoolEvent::Advance { ms } => {
-                self.now += Duration::from_millis(ms.into());
-                self.expire()
-            }
-            PoolEvent::Reload { variant } => {
-                self.reload(&self.plan.config(variant));
+            PoolEvent::Leave { waiter } => {
+                self.leave(waiter);
                 Ok(())
             }
+            PoolEvent::LeaveLate { exchange, waiter } => {
+                drop(self.take(exchange));
+                self.leave(waiter);
+                Ok(())
+            }
+            PoolEvent::Storm { backend, times } => self.storm(usize::from(backend), times),
+            PoolEvent::Advance { ms } => {
+                self.clock.advance(Duration::from_millis(ms.into()));
+                self.now = self.clock.now();
+                self.expire()
+            }
+            PoolEvent::Reload { variant } => self.reload(&self.plan.config(variant)),
+            PoolEvent::Members { variant } => self.change_members(&self.plan.members(variant)),
+            PoolEvent::Override {
+                backend,
+                state,
+                weight,
+            } => self.set_override(backend, state, weight),
         }
     }
 
-    fn backend(&self, number: usize) -> Arc<Backend> {
-        Arc::clone(&self.pool.backends[number % self.pool.backends.len()])
+    fn backend(&self, number: usize) -> Option<Arc<Backend>> {
+        let index = number.checked_rem(self.pool.backends.len())?;
+        Some(Arc::clone(&self.pool.backends[index]))
     }
 
     fn exchange(&mut self, number: u8) -> Option<&mut OpenExchange> {
@@ -228,7 +249,7 @@ impl<'a> SimulatedWorld<'a> {
         (self.now - self.start).as_secs()
     }
 
-    fn model(&mut self, backend: &Backend) -> &mut BackendModel {
+    pub(super) fn model(&mut self, backend: &Backend) -> &mut BackendModel {
         self.models.get_mut(&backend.state.address).unwrap()
     }
 
@@ -238,7 +259,7 @@ impl<'a> SimulatedWorld<'a> {
     }
 
     /// Changes the model of a backend. What failed before it became available is forgotten.
-    fn change(&mut self, backend: &Backend, change: impl FnOnce(&mut BackendModel)) {
+    pub(super) fn change(&mut self, backend: &Backend, change: impl FnOnce(&mut BackendModel)) {
         let (rise, fall) = (self.plan.settings.rise, self.plan.settings.fall);
         let model = self.model(backend);
         let before = model.state(rise, fall);
@@ -253,7 +274,9 @@ impl<'a> SimulatedWorld<'a> {
     }
 
     fn check(&mut self, number: usize, passes: bool, took: Duration) -> Result<(), String> {
-        let backend = self.backend(number);
+        let Some(backend) = self.backend(number) else {
+            return Ok(());
+        };
         let result = if passes {
             Ok(())
         } else {
@@ -269,20 +292,36 @@ impl<'a> SimulatedWorld<'a> {
             model.checked(passes, began.unwrap(), rise);
         });
         if was_ejected && self.model(&backend).ejection.is_none() {
-            self.seen.ended_by_checks += 1;
+            self.seen.note(SeenEvent::EjectionEndedByChecks);
         }
         Ok(())
     }
 
-    fn begin(&mut self, is_repeatable: bool, key: u8) -> Result<(), String> {
-        if self.exchanges.len() >= MAX_EXCHANGES {
+    fn storm(&mut self, number: usize, times: u8) -> Result<(), String> {
+        let Some(backend) = self.backend(number) else {
+            return Ok(());
+        };
+        let pool = Arc::clone(&self.pool);
+        (0..times).try_for_each(|_| {
+            let lease = lease(&pool, backend.index);
+            self.fail(&pool, &lease, None)?;
+            drop(lease);
+            self.settle(&pool)
+        })
+    }
+
+    fn begin(&mut self, is_repeatable: bool, key: u8, own: Option<u8>) -> Result<(), String> {
+        if self.exchanges.len() + self.waiting.len() >= MAX_EXCHANGES {
             return Ok(());
         }
         self.pool.state.budget.request();
         self.requests += 1;
+        let own = own.and_then(|own| self.backend(own.into()));
         let exchange = OpenExchange {
             pool: Arc::clone(&self.pool),
             lease: None,
+            is_repeatable,
+            own: own.map(|own| own.state.address.clone()),
             key: u64::from(key).wrapping_mul(0x9e37_79b9_7f4a_7c15),
             attempted: Vec::new(),
             busy: Vec::new(),
@@ -292,48 +331,66 @@ impl<'a> SimulatedWorld<'a> {
             picked: self.now,
             responded: None,
         };
-        self.pick(exchange, is_repeatable)
+        self.pick(exchange)
     }
 
     /// Goes over to the pool in force, as an exchange does, and picks again.
     fn next_attempt(&mut self, mut exchange: OpenExchange) -> Result<(), String> {
-        let (old, new) = (&exchange.pool, &self.pool);
-        exchange.attempted = new.positions_of(old, &exchange.attempted);
-        exchange.busy = new.positions_of(old, &exchange.busy);
-        exchange.pool = Arc::clone(new);
-        self.seen.retries += 1;
-        self.pick(exchange, true)
+        self.settle(&Arc::clone(&self.pool))?;
+        exchange.move_to(&self.pool);
+        exchange.is_repeatable = true;
+        self.seen.note(SeenEvent::Retry);
+        self.pick(exchange)
     }
 
-    fn pick(&mut self, mut exchange: OpenExchange, is_repeatable: bool) -> Result<(), String> {
-        let request = PickRequest {
-            attempted: &exchange.attempted,
-            busy: &exchange.busy,
-            key: Some(exchange.key),
-            is_repeatable,
-            ..PickRequest::first(self.now)
+    /// True if the trial of a backend has been due for `wait`.
+    pub(super) fn is_trial_old(&self, pool: &Pool, index: usize, wait: Duration) -> bool {
+        let ejection = self.models[&pool.backends[index].state.address].ejection;
+        ejection.is_some_and(|ejection| self.now >= ejection.until + wait)
+    }
+
+    fn pick(&mut self, exchange: OpenExchange) -> Result<(), String> {
+        let request = exchange.request(self.now);
+        let is_old = |index| self.is_trial_old(&self.pool, index, TRIAL_WAIT);
+        let allowed = if self.waiting.is_empty() {
+            allowed_picks(&self.pool, &request, is_old)
+        } else {
+            // Those who wait are not overtaken.
+            AllowedPicks::Backends(Vec::new(), Reason::ConnectionLimitReached)
         };
-        let allowed = allowed_picks(&self.pool, &request, |index| {
-            let address = &self.pool.backends[index].state.address;
-            let ejection = self.models[address].ejection;
-            ejection.is_some_and(|ejection| self.now >= ejection.until + TRIAL_WAIT)
-        });
         let picked = self.pool.pick(&request, &mut self.random);
         allowed.check(&picked)?;
-        let Ok(lease) = picked else {
-            return Ok(());
+        let lease = match picked {
+            Ok(lease) => lease,
+            Err(Reason::ConnectionLimitReached) => return self.enqueue(exchange),
+            Err(_) => return Ok(()),
         };
-        exchange.has_slot = matches!(allowed, AllowedPicks::Trial(_));
-        if exchange.attempts == 0 && !exchange.has_slot {
+        let own = choice::own_of(&self.pool, &request);
+        if own.is_some_and(|own| Arc::ptr_eq(own, lease.backend())) {
+            self.seen.note(SeenEvent::TookOwn);
+            if lease.state.state() == HealthState::Draining {
+                self.seen.note(SeenEvent::TookDrainingOwn);
+            }
+        } else if exchange.attempts == 0 && !lease.is_trial() {
             self.check_hash(exchange.key, &lease)?;
         }
+        self.begin_attempt(exchange, lease)
+    }
+
+    /// Begins an attempt on the backend that was given.
+    pub(super) fn begin_attempt(
+        &mut self,
+        mut exchange: OpenExchange,
+        lease: BackendLease,
+    ) -> Result<(), String> {
+        exchange.has_slot = lease.is_trial();
         let is_ejected = lease.state.state() == HealthState::Ejected;
         let ejection = self.model(&lease).ejection.filter(|_| is_ejected);
         if exchange.has_slot {
-            self.seen.trials += 1;
+            self.seen.note(SeenEvent::Trial);
             self.check_slot(&lease, ejection.is_some_and(|ejection| ejection.is_over))?;
         } else if is_ejected {
-            self.seen.last_resort += 1;
+            self.seen.note(SeenEvent::LastResort);
         }
         exchange.trial = ejection.map(|ejection| ejection.number);
         (exchange.picked, exchange.responded) = (self.now, None);
@@ -417,9 +474,16 @@ impl<'a> SimulatedWorld<'a> {
         if !decides {
             return expect_none(transition.as_ref());
         }
-        self.seen.passed += 1;
+        self.seen.note(SeenEvent::TrialPassed);
         self.change(lease, |model| model.ejection = None);
         Ok(())
+    }
+
+    fn stale(&mut self, mut exchange: OpenExchange) -> Result<(), String> {
+        let lease = exchange.lease.take().unwrap();
+        exchange.busy.push(lease.index);
+        drop(lease);
+        self.next_attempt(exchange)
     }
 
     fn fail_attempt(&mut self, mut exchange: OpenExchange, retry: bool) -> Result<(), String> {
@@ -458,7 +522,7 @@ impl<'a> SimulatedWorld<'a> {
             if !self.decides(lease, trial) || !has_others || !self.is_member(lease) {
                 return expect_none(transition.as_ref());
             }
-            self.seen.failed += 1;
+            self.seen.note(SeenEvent::TrialFailed);
             self.change(lease, |model| model.eject(ejection, None, now));
             return Ok(());
         }
@@ -466,10 +530,10 @@ impl<'a> SimulatedWorld<'a> {
             return expect_none(transition.as_ref());
         }
         if !is_guarded {
-            self.seen.refused_by_guard += 1;
+            self.seen.note(SeenEvent::RefusedByGuard);
             return expect_none(transition.as_ref());
         }
-        self.seen.ejections += 1;
+        self.seen.note(SeenEvent::Ejection);
         self.change(lease, |model| model.eject(ejection, Some(view.since), now));
         Ok(())
     }
@@ -521,47 +585,6 @@ impl<'a> SimulatedWorld<'a> {
         Ok(())
     }
 
-    fn reload(&mut self, config: &model::PoolConfig) {
-        let next = Arc::new(Pool::new(config, Some(&self.pool), self.now));
-        let checks = config.health_check.is_some();
-        let ejects = config.ejection.as_ref();
-        let ejects = ejects.is_some_and(|ejection| ejection.max_ejected > 0.0);
-        let is_busy = |address: &BackendAddress| {
-            let leases = self.exchanges.iter().filter_map(|one| one.lease.as_ref());
-            leases
-                .map(|lease| &lease.state.address)
-                .any(|one| one == address)
-        };
-        let known: Vec<_> = config.backends.iter().map(|one| &one.address).collect();
-        for address in &known {
-            let old = self.models.get(*address);
-            if old.is_none_or(|model| !model.is_present && !is_busy(address)) {
-                let model = BackendModel::new(checks);
-                self.models.insert((*address).clone(), model);
-            }
-        }
-        next.restore();
-        self.pool.retire(Some(&next));
-        self.pool = next;
-        let pool = Arc::clone(&self.pool);
-        for backend in &pool.backends {
-            if !self.model(backend).is_present {
-                self.seen.returned += 1;
-                self.change(backend, BackendModel::return_to_service);
-            }
-            if !checks {
-                self.change(backend, BackendModel::end_checks);
-            }
-            if !ejects {
-                self.change(backend, |model| model.ejection = None);
-            }
-        }
-        let left = self.models.iter_mut();
-        for (_, model) in left.filter(|(address, _)| !known.contains(address)) {
-            model.leave();
-        }
-    }
-
     /// Compares the pool with the model.
     fn compare(&self) -> Result<(), String> {
         for backend in &self.pool.backends {
@@ -574,6 +597,9 @@ impl<'a> SimulatedWorld<'a> {
             if view.ejected_until != out.map(|one| one.until) {
                 return Err(format!("{name}: out until {:?}", view.ejected_until));
             }
+            if backend.weight() != model.weight.unwrap_or(backend.config.weight) {
+                return Err(format!("{name} has the weight {}", backend.weight()));
+            }
             let ramp = backend.state.ramp_began();
             let ramps = ramp.is_some_and(|began| began >= view.since);
             if model.recovered && state == HealthState::Up && !ramps {
@@ -583,6 +609,10 @@ impl<'a> SimulatedWorld<'a> {
             if (view.trial != TrialPhase::None) != is_on_trial {
                 return Err(format!("{name}: its trial is {:?}", view.trial));
             }
+        }
+        if self.pool.queue_length() != self.waiting.len() {
+            let (counted, waiting) = (self.pool.queue_length(), self.waiting.len());
+            return Err(format!("{counted} are said to wait, not {waiting}"));
         }
         self.compare_in_flight()
     }
