@@ -148,9 +148,19 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// True for control characters, and for marks that reverse the direction of a line of a terminal
+/// (Unicode annex 9).
+fn is_unprintable(character: char) -> bool {
+    let is_direction_mark = matches!(
+        character,
+        '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    character.is_control() || is_direction_mark
+}
+
 /// A note stands in the log and on screens: one line without control characters.
 fn checked_note(note: String) -> Result<String, String> {
-    if note.chars().any(char::is_control) || note.chars().count() > MAX_NOTE_CHARS {
+    if note.chars().any(is_unprintable) || note.chars().count() > MAX_NOTE_CHARS {
         return Err(format!(
             "`note` must be one line of at most {MAX_NOTE_CHARS} characters."
         ));

@@ -38,11 +38,17 @@ impl StateFile {
     /// # Errors
     /// A file of more than `max_bytes` is an error, and is not read to its end.
     pub fn read(&self, max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
-        let file = match fs::File::open(self.path()) {
+        // Without waiting for a writer, if it is a pipe.
+        let mut options = fs::OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        let file = match options.open(self.path()) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
         let mut content = Vec::new();
         file.take(max_bytes.saturating_add(1))
             .read_to_end(&mut content)?;
@@ -123,6 +129,20 @@ mod tests {
         assert_eq!(mode(&file.path()), 0o600);
         assert_eq!(mode(&scratch.0.join("a")), 0o700);
         assert_eq!(fs::read_dir(scratch.0.join("a/b")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_pipe_in_its_place_is_an_error_and_not_waited_for() {
+        let scratch = ScratchDirectory::new("pipe");
+        fs::create_dir(&scratch.0).unwrap();
+        let made = process::Command::new("mkfifo")
+            .arg(scratch.0.join("one.json"))
+            .status();
+        assert!(made.unwrap().success());
+        let error = StateFile::new(&scratch.0, "one.json")
+            .read(100)
+            .unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
     }
 
     #[test]

@@ -358,7 +358,10 @@ fn source_row(source: &SourceStatus) -> Vec<String> {
     vec![
         source.source.clone(),
         name,
-        format!("{} members", source.members),
+        match source.members {
+            1 => "1 member".to_owned(),
+            count => format!("{count} members"),
+        },
         result,
     ]
 }

@@ -88,9 +88,10 @@ struct ResolverShared {
     current: RefCell<Rc<LoadedResolver>>,
 }
 
-/// A resolver by the files as they were read.
+/// The settings of resolvers by the files as they were read.
 struct LoadedResolver {
-    resolver: TokioResolver,
+    config: ResolverConfig,
+    options: ResolverOpts,
     hosts: Hosts,
     /// `resolvers` of the configuration; empty: those of the file.
     servers: Vec<SocketAddr>,
@@ -132,17 +133,26 @@ impl LoadedResolver {
         options.cache_size = 0;
         // They are looked at here, once for both families.
         options.use_hosts_file = ResolveHosts::Never;
-        let provider = TokioRuntimeProvider::default();
-        let resolver = TokioResolver::builder_with_config(config, provider)
-            .with_options(options)
-            .build()?;
-        Ok(Self {
-            resolver,
+        let loaded = Self {
+            config,
+            options,
             hosts,
             servers: servers.to_vec(),
             stamps,
             no_aaaa: conf.no_aaaa,
-        })
+        };
+        // What is wrong with the settings is found now and not by each query.
+        loaded.resolver()?;
+        Ok(loaded)
+    }
+
+    /// A resolver for one query, with connections of its own: a server that hangs on the answer to
+    /// one name must not hold up those to others.
+    fn resolver(&self) -> Result<TokioResolver, NetError> {
+        let provider = TokioRuntimeProvider::default();
+        TokioResolver::builder_with_config(self.config.clone(), provider)
+            .with_options(self.options.clone())
+            .build()
     }
 
     /// Addresses of `name` in /etc/hosts.
@@ -278,7 +288,8 @@ impl DnsResolver {
         limit: Duration,
     ) -> Result<Lookup, String> {
         let _permit = self.shared.queries.acquire().await;
-        match timeout(limit, loaded.resolver.lookup(name, kind)).await {
+        let resolver = loaded.resolver().map_err(|error| cause(&error))?;
+        match timeout(limit, resolver.lookup(name, kind)).await {
             Ok(Ok(lookup)) => Ok(lookup),
             Ok(Err(error)) => Err(cause(&error)),
             Err(_) => Err(TIMED_OUT.to_owned()),

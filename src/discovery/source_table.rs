@@ -112,12 +112,15 @@ impl SourceState {
         self.lock().answer = answer;
     }
 
-    /// Records a failure. True if it is the first since a good answer.
+    /// Records a failure. True if it is news: the first since a good answer, or another than the
+    /// last one.
     pub(crate) fn fail(&self, error: String) -> bool {
         self.failed.fetch_add(1, Relaxed);
         let mut view = self.lock();
         view.failing_since.get_or_insert_with(clock::now);
-        view.error.replace(error).is_none()
+        let is_news = view.error.as_ref() != Some(&error);
+        view.error = Some(error);
+        is_news
     }
 
     fn lock(&self) -> MutexGuard<'_, SourceView> {

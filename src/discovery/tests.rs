@@ -237,6 +237,61 @@ async fn a_service_has_the_addresses_of_its_hosts() {
         .await;
 }
 
+/// Starts a server that tells clients to ask again by TCP for `long.test`, where it accepts and
+/// never answers, and sends nonsense for `raw.test`. `app.test` is 10.0.0.1.
+async fn serve_badly() -> (SocketAddr, tokio::net::TcpListener) {
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = tcp.local_addr().unwrap();
+    let socket = UdpSocket::bind(address).await.unwrap();
+    spawn_local(async move {
+        let mut buffer = [0; 1500];
+        loop {
+            let (count, client) = socket.recv_from(&mut buffer).await.unwrap();
+            let query = Message::from_vec(&buffer[..count]).unwrap();
+            let question = query.queries[0].clone();
+            let mut reply = Message::response(query.id, query.op_code);
+            reply.add_query(question.clone());
+            let name = question.name().to_ascii();
+            match name.as_str() {
+                "long.test." => reply.metadata.truncation = true,
+                _ if question.query_type() == RecordType::A => {
+                    let record = Record::from_rdata(question.name().clone(), 1, v4("10.0.0.1"));
+                    reply.add_answers([record]);
+                }
+                _ => {}
+            }
+            let mut bytes = reply.to_vec().unwrap();
+            if name == "raw.test." {
+                bytes.truncate(14);
+            }
+            socket.send_to(&bytes, client).await.unwrap();
+        }
+    });
+    (address, tcp)
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_on_one_name_holds_up_no_other() {
+    LocalSet::new()
+        .run_until(async {
+            let folder = TestFolder::new("hangs");
+            let (server, _tcp) = serve_badly().await;
+            let resolver = DnsResolver::new(folder.resolver_files(), &[server]).unwrap();
+            let bad = ["long.test", "raw.test"].map(|name| {
+                let resolver = resolver.clone();
+                spawn_local(async move { resolver.host(name, &[]).await.is_err() })
+            });
+            while bad.iter().any(|one| !one.is_finished()) {
+                let found = resolver.host("app.test", &[]).await;
+                assert_eq!(found.unwrap().answer, [ip("10.0.0.1")]);
+            }
+            for one in bad {
+                assert!(one.await.unwrap());
+            }
+        })
+        .await;
+}
+
 /// Loads a configuration with these pools.
 fn config(folder: &TestFolder, pools: &str) -> Arc<Config> {
     let text = format!("listeners: {{web: {{bind: ':80', redirect: https}}}}\n{pools}\n");

@@ -107,7 +107,11 @@ impl Subscriber for DaemonLogger {
     }
 
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && *metadata.level() <= level()
+        // Packets of strangers make the resolver warn, without a limit; what fails is in our own
+        // lines.
+        metadata.is_event()
+            && *metadata.level() <= level()
+            && !metadata.target().starts_with("hickory")
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {

@@ -21,7 +21,12 @@ pub(super) fn backends(
     protocol: BackendProtocol,
     is_checked: bool,
 ) -> Vec<BackendConfig> {
-    let hint = "write `backends: [HOST:PORT, HOST:PORT]`";
+    // A file of members is the list itself.
+    let hint = if at.last_key().is_empty() {
+        "write `[HOST:PORT, HOST:PORT]`, without a key"
+    } else {
+        "write `backends: [HOST:PORT, HOST:PORT]`"
+    };
     let entries = reader.list(&at, "a list of backends", hint);
     let mut backends = Vec::with_capacity(entries.len());
     let mut addresses: HashMap<BackendAddress, usize> = HashMap::with_capacity(entries.len());

@@ -69,8 +69,8 @@ fn members_file(
     };
     if let Some(trouble) = trouble {
         let message = format!("{} cannot be used: {trouble}", quote(text));
-        let hint = "the pool has no members from this file until it is right; it is read again \
-                    when it changes";
+        let hint = "the members so far stay, at a start there are none; it is read again when it \
+                    changes";
         reader.warn_at_key(at, message, hint);
     }
     Some(MembersFileConfig {
