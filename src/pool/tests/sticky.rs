@@ -119,7 +119,7 @@ fn the_cookie_has_the_attributes_of_the_configuration() {
 }
 
 #[test]
-fn the_own_backend_is_picked_in_place_of_the_policys_until_it_is_out() {
+fn the_own_backend_goes_before_the_policy_until_it_is_out() {
     for policy in BalancingPolicy::ALL.iter().copied() {
         let mut config = sticky_config(&[9, 1, 1]);
         config.policy = policy;
