@@ -109,7 +109,7 @@ async fn respond(request: Request<Incoming>, context: ApiContext) -> http::Admin
     {
         return refusal;
     }
-    if let Some(path) = request.uri().path().strip_prefix(backends::PREFIX) {
+    if let Some(path) = request.uri().path().strip_prefix(backends::PATH_PREFIX) {
         let path = path.to_owned();
         return backends::respond(
             &path,

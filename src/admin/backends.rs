@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Beginning of the paths of this file.
-pub(super) const PREFIX: &str = "/v1/backends/";
+pub(super) const PATH_PREFIX: &str = "/v1/backends/";
 
 /// Maximum size of a request body.
 const MAX_BODY_BYTES: usize = 16 << 10;
@@ -56,7 +56,7 @@ enum BackendAction {
     Weight,
 }
 
-/// The parts of a path behind [`PREFIX`].
+/// The parts of a path behind [`PATH_PREFIX`].
 #[derive(Debug, PartialEq, Eq)]
 struct BackendPath {
     pool: String,
@@ -168,7 +168,7 @@ fn checked_note(note: String) -> Result<String, String> {
     Ok(note)
 }
 
-/// Responds to a request for `path`, which is behind [`PREFIX`].
+/// Responds to a request for `path`, which is behind [`PATH_PREFIX`].
 pub(super) async fn respond(
     path: &str,
     request: Request<Incoming>,

@@ -5,6 +5,8 @@ pub mod backoff;
 pub mod certificate;
 pub mod clock;
 pub mod crypto;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod hasher;
 pub mod log_limit;
 pub mod paths;

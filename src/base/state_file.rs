@@ -99,27 +99,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-
-    struct ScratchDirectory(PathBuf);
-
-    impl ScratchDirectory {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("balancer-{name}-{}", process::id()));
-            drop(fs::remove_dir_all(&path));
-            Self(path)
-        }
-    }
-
-    impl Drop for ScratchDirectory {
-        fn drop(&mut self) {
-            drop(fs::remove_dir_all(&self.0));
-        }
-    }
+    use crate::base::fixture::ScratchPath;
 
     #[test]
     fn a_file_is_replaced_whole_and_is_private() {
-        let scratch = ScratchDirectory::new("state-write");
-        let file = StateFile::new(&scratch.0.join("a/b"), "x.json");
+        let scratch = ScratchPath::new("state-write");
+        let file = StateFile::new(&scratch.join("a/b"), "x.json");
         assert_eq!(file.read(10).unwrap(), None);
         for content in ["0123456789", "012"] {
             file.write(content.as_bytes()).unwrap();
@@ -127,28 +112,25 @@ mod tests {
         }
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&file.path()), 0o600);
-        assert_eq!(mode(&scratch.0.join("a")), 0o700);
-        assert_eq!(fs::read_dir(scratch.0.join("a/b")).unwrap().count(), 1);
+        assert_eq!(mode(&scratch.join("a")), 0o700);
+        assert_eq!(fs::read_dir(scratch.join("a/b")).unwrap().count(), 1);
     }
 
     #[test]
     fn a_pipe_in_its_place_is_an_error_and_not_waited_for() {
-        let scratch = ScratchDirectory::new("pipe");
-        fs::create_dir(&scratch.0).unwrap();
+        let scratch = ScratchPath::directory("pipe");
         let made = process::Command::new("mkfifo")
-            .arg(scratch.0.join("one.json"))
+            .arg(scratch.join("one.json"))
             .status();
         assert!(made.unwrap().success());
-        let error = StateFile::new(&scratch.0, "one.json")
-            .read(100)
-            .unwrap_err();
+        let error = StateFile::new(&scratch, "one.json").read(100).unwrap_err();
         assert!(error.to_string().contains("not a regular file"), "{error}");
     }
 
     #[test]
     fn what_cannot_be_written_or_is_too_large_is_an_error_and_leaves_the_file() {
-        let scratch = ScratchDirectory::new("state-error");
-        let file = StateFile::new(&scratch.0, "x.json");
+        let scratch = ScratchPath::new("state-error");
+        let file = StateFile::new(&scratch, "x.json");
         file.write(b"0123").unwrap();
         assert!(file.read(3).unwrap_err().to_string().contains("3 bytes"));
         assert_eq!(file.read(4).unwrap().unwrap(), b"0123");

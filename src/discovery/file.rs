@@ -17,7 +17,7 @@ use std::{
 use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{
-    listed::{ListedState, Listing},
+    listed::{ListedState, MemberListing},
     resolver::{FileStamp, stamp},
 };
 use crate::{
@@ -65,7 +65,7 @@ pub(super) async fn watch(
             Ok(FileLook::Read(stamp, hash, read)) => {
                 known = Some((stamp, hash));
                 match read {
-                    Ok(members) => state.succeed(Listing::Whole(members)),
+                    Ok(members) => state.succeed(MemberListing::Whole(members)),
                     Err(cause) => state.fail(&cause),
                 }
                 POLL_INTERVAL

@@ -11,7 +11,7 @@ use super::{
 use crate::config::model::{BackendConfig, DiscoverConfig, PoolConfig};
 
 /// Members that a source lists.
-pub(super) enum Listing {
+pub(super) enum MemberListing {
     /// All of them are right.
     Whole(Vec<BackendConfig>),
     /// Some entries are wrong, with the cause of the first; these are the others.
@@ -49,11 +49,11 @@ impl ListedState {
     }
 
     /// Records what the source lists.
-    pub(super) fn succeed(&self, listing: Listing) {
+    pub(super) fn succeed(&self, listing: MemberListing) {
         let (members, trouble): (Vec<_>, Option<String>) = match listing {
-            Listing::Whole(members) => (members, None),
+            MemberListing::Whole(members) => (members, None),
             #[cfg(feature = "etcd")]
-            Listing::Partial(members, trouble) => (members, Some(trouble)),
+            MemberListing::Partial(members, trouble) => (members, Some(trouble)),
         };
         let is_new = *self.members.borrow() != members;
         let (pool, source) = (&self.pool, &self.source.detail);

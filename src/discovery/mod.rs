@@ -57,7 +57,7 @@ const MAX_ADDRESSES_OF_ONE: usize = 16;
 
 /// All sources of the configuration in force. Dropping it ends all look-ups.
 #[derive(Debug)]
-pub struct Discovery {
+pub struct MemberDiscovery {
     table: Arc<SourceTable>,
     context: Rc<DiscoveryContext>,
     names: HashMap<DnsQuery, NameTask>,
@@ -85,13 +85,13 @@ impl std::fmt::Debug for DiscoveryContext {
     }
 }
 
-impl Drop for Discovery {
+impl Drop for MemberDiscovery {
     fn drop(&mut self) {
         self.files.abort();
     }
 }
 
-impl Discovery {
+impl MemberDiscovery {
     /// Without sources yet. Must be called on the control thread, inside its runtime.
     ///
     /// # Errors

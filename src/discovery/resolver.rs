@@ -179,7 +179,7 @@ impl DnsResolver {
     /// A resolver by `files`, with `servers` instead of the system's unless there are none.
     ///
     /// # Errors
-    /// When the resolver cannot be made, which no content of the files causes.
+    /// When the library cannot make a resolver. No content of the files leads to that.
     pub(super) fn new(files: ResolverFiles, servers: &[SocketAddr]) -> Result<Self, String> {
         let loaded = LoadedResolver::load(&files, servers).map_err(|error| error.to_string())?;
         Ok(Self {

@@ -16,17 +16,17 @@ use super::{
     answer::{DnsAnswer, ServiceHost},
     *,
 };
-use crate::config::{RealFiles, load_through};
+use crate::{
+    base::fixture::ScratchPath,
+    config::{RealFiles, load_through},
+};
 
 /// A directory that goes with the test.
-struct TestFolder(std::path::PathBuf);
+struct TestFolder(ScratchPath);
 
 impl TestFolder {
     fn new(name: &str) -> Self {
-        let name = format!("balancer-discovery-{name}-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(ScratchPath::directory(&format!("discovery-{name}")))
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -40,12 +40,6 @@ impl TestFolder {
             hosts: self.0.join("hosts"),
             if_inet6: self.0.join("if_inet6"),
         }
-    }
-}
-
-impl Drop for TestFolder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -305,13 +299,13 @@ fn config(folder: &TestFolder, pools: &str) -> Arc<Config> {
     )
 }
 
-fn names(discovery: &Discovery, config: &Config) -> Vec<String> {
+fn names(discovery: &MemberDiscovery, config: &Config) -> Vec<String> {
     let members = discovery.members(&config.pools[0]);
     members.iter().map(|one| one.name.to_string()).collect()
 }
 
 /// Waits until the members of the first pool are `wanted`.
-async fn until(discovery: &mut Discovery, config: &Config, wanted: &[&str]) {
+async fn until(discovery: &mut MemberDiscovery, config: &Config, wanted: &[&str]) {
     let reached = async {
         while names(discovery, config) != wanted {
             discovery.changed().await;
@@ -341,7 +335,7 @@ async fn answers_become_members_and_a_failure_keeps_them() {
             };
             let table: Arc<SourceTable> = Arc::default();
             let mut discovery =
-                Discovery::with_files(Arc::clone(&table), folder.resolver_files()).unwrap();
+                MemberDiscovery::with_files(Arc::clone(&table), folder.resolver_files()).unwrap();
             let first = pools("");
             assert_eq!(
                 names(&discovery, &first),
@@ -401,7 +395,7 @@ async fn a_file_is_read_again_when_it_changes_and_a_broken_one_keeps_its_members
             let config = config(&folder, pool);
             let table: Arc<SourceTable> = Arc::default();
             let mut discovery =
-                Discovery::with_files(Arc::clone(&table), folder.resolver_files()).unwrap();
+                MemberDiscovery::with_files(Arc::clone(&table), folder.resolver_files()).unwrap();
             // Known from the start on.
             assert_eq!(names(&discovery, &config), ["10.0.0.1:80"]);
             discovery.apply(&config);

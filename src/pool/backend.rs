@@ -275,7 +275,7 @@ impl BackendState {
             .is_ok()
     }
 
-    /// Counts one less in flight; true if somebody may wait for that.
+    /// Counts one less in flight. Returns true if a request may be waiting for that.
     ///
     /// The subtraction comes before the look at the count: a request that begins to wait adds
     /// itself before it tries once more, so one of the two sees the other. On x86 this costs no

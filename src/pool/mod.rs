@@ -285,8 +285,7 @@ impl Pool {
                 backend.state.change(|health| health.end_ejection(now));
             }
         }
-        self.state.update_next_expiry(&generations, now);
-        refresh_all(&generations, now);
+        self.state.refresh_all(&generations, now);
     }
 
     /// Retires this generation after `next` came into force; `None`: the pool is gone.
@@ -323,8 +322,7 @@ impl Pool {
                 self.transition(backend, change).log();
             }
         }
-        self.state.update_next_expiry(&generations, now);
-        refresh_all(&generations, now);
+        self.state.refresh_all(&generations, now);
     }
 
     /// Sets the position of the next pick. A new pool starts at 0, its first backend; a random
@@ -487,13 +485,12 @@ impl Pool {
         }
         let change = backend.state.change(|health| health.trial_passed(now))?;
         self.state.metrics.mine().trials_passed.add(1);
-        self.state.update_next_expiry(&generations, now);
-        refresh_all(&generations, now);
+        self.state.refresh_all(&generations, now);
         Some(self.transition(backend, change))
     }
 
     /// Begins the next ejection of a backend whose trial has failed, twice as long as the last one.
-    /// Where no other backend is left it stays the one that gets requests.
+    /// If no other backend is available, it goes on getting requests.
     #[cold]
     fn fail_trial(
         &self,
@@ -529,8 +526,7 @@ impl Pool {
         backend.state.clear_failures();
         backend.state.outcomes.clear();
         backend.state.metrics.mine().ejections.add(reason);
-        self.state.update_next_expiry(generations, now);
-        refresh_all(generations, now);
+        self.state.refresh_all(generations, now);
         self.transition(backend, change)
     }
 

@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Instant};
 use super::{
     Pool,
     backend::Backend,
-    generation::refresh_all,
     health::HealthState,
     overrides::{BackendOverrides, OverrideTable},
     transition::StateTransition,
@@ -34,8 +33,7 @@ impl Pool {
         let generations = self.state.lock();
         let change = backend.state.set_overrides(overrides, cause, now);
         // Also without a change of state: the weight may be another.
-        self.state.update_next_expiry(&generations, now);
-        refresh_all(&generations, now);
+        self.state.refresh_all(&generations, now);
         let change = change?;
         let check = self.config.health_check.as_ref();
         if change.to == HealthState::Down && check.is_some_and(|one| one.on_down == OnDown::Close) {
@@ -59,7 +57,6 @@ impl Pool {
             let state = &backend.state;
             drop(state.set_overrides(wanted(backend), "the override has ended", now));
         }
-        self.state.update_next_expiry(&generations, now);
-        refresh_all(&generations, now);
+        self.state.refresh_all(&generations, now);
     }
 }

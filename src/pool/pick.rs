@@ -107,22 +107,12 @@ impl PoolGeneration {
         {
             return Ok(lease);
         }
-        let mut context = PickContext {
-            candidates: &eligible.candidates,
-            attempted: request.attempted,
-            cursor,
-            key: request.key,
-            now: request.now,
-            random,
-        };
         let picked = if request.attempted.is_empty() && request.busy.is_empty() {
-            eligible.picker.pick(&mut context)
+            pick_by_policy(&eligible, request, &[], cursor, random)
         } else {
-            return self.pick_again(request, &eligible, &mut context);
+            self.pick_again(request, &eligible, cursor, random)
         };
-        picked
-            .and_then(|position| candidate_at(&eligible, position))
-            .ok_or(Reason::ConnectionLimitReached)
+        picked.ok_or(Reason::ConnectionLimitReached)
     }
 
     /// The client's own backend, if it may be used for `request`.
@@ -159,16 +149,7 @@ impl PoolGeneration {
         if request.attempted.is_empty() {
             return None;
         }
-        let eligible = self.eligible.load();
-        let mut context = PickContext {
-            candidates: &eligible.candidates,
-            attempted: request.attempted,
-            cursor,
-            key: request.key,
-            now: request.now,
-            random,
-        };
-        self.pick_of_next_tier(&eligible, &mut context)
+        self.pick_of_next_tier(request, &self.eligible.load(), cursor, random)
     }
 
     /// Picks after the first attempt: avoids backends, and may move on to the next tier.
@@ -177,39 +158,26 @@ impl PoolGeneration {
         &self,
         request: &PickRequest<'_>,
         eligible: &EligibleSet,
-        context: &mut PickContext<'_>,
-    ) -> Result<BackendLease, Reason> {
-        let mut pick = |avoided: &[usize]| {
-            let mut context = PickContext {
-                candidates: &eligible.candidates,
-                attempted: avoided,
-                cursor: context.cursor,
-                key: context.key,
-                now: context.now,
-                random: context.random,
-            };
-            let picked = eligible.picker.pick(&mut context);
-            picked.and_then(|position| candidate_at(eligible, position))
-        };
+        cursor: &AtomicUsize,
+        random: &mut Random,
+    ) -> Option<BackendLease> {
+        let mut pick =
+            |avoided: &[usize]| pick_by_policy(eligible, request, avoided, cursor, random);
         if !request.busy.is_empty()
             && let Some(lease) = pick(&[request.busy, request.attempted].concat())
         {
-            return Ok(lease);
+            return Some(lease);
         }
         if let Some(lease) = pick(request.attempted) {
-            return Ok(lease);
+            return Some(lease);
         }
         if !request.attempted.is_empty()
-            && let Some(lease) = self.pick_of_next_tier(eligible, context)
+            && let Some(lease) = self.pick_of_next_tier(request, eligible, cursor, random)
         {
-            return Ok(lease);
+            return Some(lease);
         }
         // A second attempt on the same backend is better than none.
-        context.attempted = &[];
-        let picked = eligible.picker.pick(context);
-        picked
-            .and_then(|position| candidate_at(eligible, position))
-            .ok_or(Reason::ConnectionLimitReached)
+        pick_by_policy(eligible, request, &[], cursor, random)
     }
 
     /// Picks a backend of the tier behind `eligible`. `None` while one of `eligible` was not
@@ -218,10 +186,12 @@ impl PoolGeneration {
     /// It builds the next tier's set for this one pick, which only retries need.
     fn pick_of_next_tier(
         &self,
+        request: &PickRequest<'_>,
         eligible: &EligibleSet,
-        context: &mut PickContext<'_>,
+        cursor: &AtomicUsize,
+        random: &mut Random,
     ) -> Option<BackendLease> {
-        let is_attempted = |backend: &Backend| context.attempted.contains(&backend.index);
+        let is_attempted = |backend: &Backend| request.attempted.contains(&backend.index);
         if !eligible.candidates.iter().all(|one| is_attempted(one)) {
             return None;
         }
@@ -231,19 +201,11 @@ impl PoolGeneration {
             .filter(|backend| !is_attempted(backend))
             .map(Arc::clone)
             .collect();
-        let next = EligibleSet::among(&others, &self.members, self.rules, context.now);
+        let next = EligibleSet::among(&others, &self.members, self.rules, request.now);
         if !next.is_tier_behind(eligible) {
             return None;
         }
-        let picked = next.picker.pick(&mut PickContext {
-            candidates: &next.candidates,
-            attempted: &[],
-            cursor: context.cursor,
-            key: context.key,
-            now: context.now,
-            random: context.random,
-        });
-        picked.and_then(|position| candidate_at(&next, position))
+        pick_by_policy(&next, request, &[], cursor, random)
     }
 }
 
@@ -267,9 +229,23 @@ fn pick_trial(request: &PickRequest<'_>, eligible: &EligibleSet) -> Option<Backe
     })
 }
 
-/// A lease on the candidate at `position`, on which the picker has claimed one in flight.
+/// Picks by the policy among the candidates that are not at one of `avoided`. `None`: all are full.
 #[inline]
-fn candidate_at(eligible: &EligibleSet, position: usize) -> Option<BackendLease> {
+fn pick_by_policy(
+    eligible: &EligibleSet,
+    request: &PickRequest<'_>,
+    avoided: &[usize],
+    cursor: &AtomicUsize,
+    random: &mut Random,
+) -> Option<BackendLease> {
+    let position = eligible.picker.pick(&mut PickContext {
+        candidates: &eligible.candidates,
+        attempted: avoided,
+        cursor,
+        key: request.key,
+        now: request.now,
+        random,
+    })?;
     let candidate: Option<&EligibleBackend> = eligible.candidates.get(position);
     debug_assert!(candidate.is_some(), "no candidate {position}");
     candidate.map(|one| claimed(&one.backend, eligible))

@@ -72,7 +72,7 @@ struct WaitLists {
     generation: Weak<PoolGeneration>,
     /// Number of the next arrival.
     next: u64,
-    /// Lists with somebody in them.
+    /// Lists that are not empty.
     lists: BTreeMap<ListName, WaitList>,
     random: Random,
 }
@@ -80,7 +80,7 @@ struct WaitLists {
 /// A request in the queue: what [`PickRequest`] says, owned.
 #[derive(Debug)]
 struct QueuedRequest {
-    handover: Arc<Handover>,
+    handover: Arc<LeaseHandover>,
     since: Instant,
     /// The generation to which the positions belong.
     generation: Arc<PoolGeneration>,
@@ -92,9 +92,9 @@ struct QueuedRequest {
 
 /// The result of a wait, which another thread may hand over.
 #[derive(Debug)]
-struct Handover(Mutex<HandoverState>);
+struct LeaseHandover(Mutex<HandoverState>);
 
-impl Default for Handover {
+impl Default for LeaseHandover {
     fn default() -> Self {
         Self(Mutex::new(HandoverState::Waiting(None)))
     }
@@ -110,7 +110,7 @@ enum HandoverState {
     Over,
 }
 
-impl Handover {
+impl LeaseHandover {
     fn lock(&self) -> MutexGuard<'_, HandoverState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,7 +131,7 @@ impl Handover {
 #[derive(Debug)]
 pub struct QueuePlace {
     queue: Arc<BackendQueue>,
-    handover: Arc<Handover>,
+    handover: Arc<LeaseHandover>,
     number: u64,
     /// The list that it entered; it may have moved to the common one.
     list: ListName,
@@ -267,7 +267,7 @@ impl BackendQueue {
         lists.next += 1;
         let list = own_list(generation, request);
         let is_first = !lists.lists.contains_key(&list);
-        let handover = Arc::new(Handover::default());
+        let handover = Arc::new(LeaseHandover::default());
         let queued = QueuedRequest::new(&handover, generation, request);
         lists.insert(list.clone(), number, queued);
         let place = QueuePlace {
@@ -512,7 +512,7 @@ impl BackendQueue {
         }
     }
 
-    /// Serves all for whom there is a backend, in the order of their arrival.
+    /// Gives each request that waits a backend, in the order of arrival, as long as there is one.
     fn serve_all(
         &self,
         lists: &mut WaitLists,
@@ -621,7 +621,7 @@ impl WaitLists {
 
 impl QueuedRequest {
     fn new(
-        handover: &Arc<Handover>,
+        handover: &Arc<LeaseHandover>,
         generation: &Arc<PoolGeneration>,
         request: &PickRequest<'_>,
     ) -> Self {

@@ -184,6 +184,13 @@ impl PoolState {
         self.refresh_pending.swap(false, AcqRel)
     }
 
+    /// Takes up changes of states, ejections or weights: the next expiry, and the eligible sets of
+    /// all living generations.
+    pub(super) fn refresh_all(&self, generations: &[Weak<PoolGeneration>], now: Instant) {
+        self.update_next_expiry(generations, now);
+        refresh_all(generations, now);
+    }
+
     /// Sets the next expiry to the first end of an ejection or review of a trial among the backends
     /// of all `generations`: an old one may not have the backend that is next.
     pub(super) fn update_next_expiry(&self, generations: &[Weak<PoolGeneration>], now: Instant) {

@@ -41,7 +41,7 @@ struct CookieField {
 }
 
 /// The last attribute of a secure cookie.
-const SECURE: &str = "; Secure";
+const SECURE_ATTRIBUTE: &str = "; Secure";
 
 impl StickyTable {
     /// Makes the table of the pool called `pool`.
@@ -60,7 +60,7 @@ impl StickyTable {
             let start = config.cookie.len() + 1;
             let id_text = String::from_utf8_lossy(&id);
             CookieField {
-                text: format!("{}={id_text}{attributes}{SECURE}", config.cookie).into(),
+                text: format!("{}={id_text}{attributes}{SECURE_ATTRIBUTE}", config.cookie).into(),
                 id: start..start + id.len(),
             }
         });
@@ -92,7 +92,7 @@ impl StickyTable {
         if is_secure {
             Some(text)
         } else {
-            text.strip_suffix(SECURE)
+            text.strip_suffix(SECURE_ATTRIBUTE)
         }
     }
 

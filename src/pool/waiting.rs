@@ -1,6 +1,6 @@
 //! The number of requests that wait for a backend of a pool, as the hot path sees it.
 //!
-//! Each pick and each end of a request loads it; only when somebody waits is there more to do. The
+//! Each pick and each end of a request loads it, and does more only if it is above 0. The
 //! queue itself (`queue.rs`) is above the backends, which reach it through [`ServeWaiting`].
 
 use std::{

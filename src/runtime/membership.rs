@@ -6,7 +6,7 @@ use std::{collections::HashSet, fmt::Write as _, sync::Arc};
 use crate::{
     base::clock,
     config::model::BackendConfig,
-    discovery::Discovery,
+    discovery::MemberDiscovery,
     health::HealthChecker,
     pool::Pool,
     snapshot::{Daemon, Snapshot},
@@ -16,13 +16,18 @@ use crate::{
 const MAX_LOGGED_NAMES: usize = 8;
 
 /// Puts the changes of all sources in force.
-pub(super) fn run(daemon: &Daemon, checker: &mut HealthChecker, discovery: &mut Discovery) {
+pub(super) fn run(daemon: &Daemon, checker: &mut HealthChecker, discovery: &mut MemberDiscovery) {
     for index in discovery.take_changes() {
         change_pool(daemon, checker, discovery, index);
     }
 }
 
-fn change_pool(daemon: &Daemon, checker: &mut HealthChecker, discovery: &Discovery, index: usize) {
+fn change_pool(
+    daemon: &Daemon,
+    checker: &mut HealthChecker,
+    discovery: &MemberDiscovery,
+    index: usize,
+) {
     let snapshot = daemon.snapshot.load_full();
     let Some(old) = snapshot.pools.get(index) else {
         debug_assert!(false, "discovery follows the generation in force");

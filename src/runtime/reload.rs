@@ -18,7 +18,7 @@ use crate::{
     admin::{ReloadError, ReloadOutcome, ReloadReport},
     base::{clock, paths::default_admin_socket, socket_key::SocketKey},
     config::{BindPlaces, LoadedConfig, Problems, Severity, diff, model::Config},
-    discovery::Discovery,
+    discovery::MemberDiscovery,
     health::HealthChecker,
     net::listen,
     snapshot::{ReloadStatus, Snapshot},
@@ -30,7 +30,7 @@ use crate::{
 pub(super) async fn run(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
-    discovery: &mut Discovery,
+    discovery: &mut MemberDiscovery,
 ) -> Option<ReloadOutcome> {
     control.manager.reloading();
     let loaded = load::load(
@@ -49,7 +49,7 @@ pub(super) async fn run(
 fn check_and_apply(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
-    discovery: &mut Discovery,
+    discovery: &mut MemberDiscovery,
     loaded: Result<LoadedConfig, Problems>,
 ) -> ReloadOutcome {
     let LoadedConfig {
@@ -93,7 +93,7 @@ fn refused(problems: &Problems) -> ReloadError {
 fn apply(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
-    discovery: &mut Discovery,
+    discovery: &mut MemberDiscovery,
     config: Config,
     binds: &BindPlaces,
 ) -> Result<Vec<String>, ReloadError> {

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     admin::{self, AdminListener, ControlRequest, ReloadOutcome, serve_admin, serve_metrics},
     base::rng::Random,
-    discovery::Discovery,
+    discovery::MemberDiscovery,
     health::HealthChecker,
 };
 
@@ -48,7 +48,7 @@ pub(super) async fn run(
 ) -> Result<(), String> {
     let mut checker = HealthChecker::new(Random::from_system());
     checker.apply(&control.daemon.snapshot.load().pools);
-    let mut discovery = Discovery::new(Arc::clone(&control.daemon.sources))?;
+    let mut discovery = MemberDiscovery::new(Arc::clone(&control.daemon.sources))?;
     discovery.apply(&control.daemon.snapshot.load().config);
     let (handle, mut requests) = mpsc::channel(MAX_WAITING_REQUESTS);
     start_tasks(&control, admin, scrape, handle);
@@ -104,7 +104,7 @@ fn announce_ready(control: &ControlThread) {
 async fn serve(
     control: &mut ControlThread,
     checker: &mut HealthChecker,
-    discovery: &mut Discovery,
+    discovery: &mut MemberDiscovery,
     requests: &mut mpsc::Receiver<ControlRequest>,
 ) -> Result<(), String> {
     loop {

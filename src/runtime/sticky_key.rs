@@ -148,27 +148,13 @@ fn random_hex<const BYTES: usize>() -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
-    use crate::config::{NoFiles, parse};
-
-    /// A directory that does not exist yet, removed when dropped.
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let name = format!("balancer-sticky-{name}-{}", std::process::id());
-            Self(std::env::temp_dir().join(name))
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-            let _ = fs::remove_file(&self.0);
-        }
-    }
+    use crate::{
+        base::fixture::ScratchPath,
+        config::{NoFiles, parse},
+    };
 
     /// The secret that a sticky pool gets from `keys`, and the warnings.
     fn completed(keys: &StickyKeys) -> (Vec<u8>, Vec<String>) {
@@ -187,14 +173,14 @@ pools: {app: {backends: [10.0.0.1:80], sticky: {cookie: lb}}}
 
     #[test]
     fn a_key_is_made_once_for_this_user_alone_and_found_again() {
-        let directory = Scratch::new("made");
-        let (first, warnings) = completed(&StickyKeys::new(Some(&directory.0)));
+        let directory = ScratchPath::new("sticky-made");
+        let (first, warnings) = completed(&StickyKeys::new(Some(&directory)));
         assert_eq!(warnings, Vec::<String>::new());
         assert_eq!(first.len(), 2 * KEY_BYTES);
-        let file = directory.0.join(KEY_FILE);
+        let file = directory.join(KEY_FILE);
         let mode = fs::metadata(&file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let again = StickyKeys::new(Some(&directory.0));
+        let again = StickyKeys::new(Some(&directory));
         assert_eq!(completed(&again), (first, Vec::new()));
         fs::write(&file, "another key of another machine\n").unwrap();
         assert_eq!(completed(&again).0, b"another key of another machine");
@@ -202,9 +188,9 @@ pools: {app: {backends: [10.0.0.1:80], sticky: {cookie: lb}}}
 
     #[test]
     fn without_a_file_the_secret_lives_as_long_as_the_process_and_is_saved_when_it_can_be() {
-        let directory = Scratch::new("unsaved");
-        fs::write(&directory.0, "in the way").unwrap();
-        let keys = StickyKeys::new(Some(&directory.0));
+        let directory = ScratchPath::new("sticky-unsaved");
+        fs::write(&*directory, "in the way").unwrap();
+        let keys = StickyKeys::new(Some(&directory));
         let (first, warnings) = completed(&keys);
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(
@@ -212,18 +198,17 @@ pools: {app: {backends: [10.0.0.1:80], sticky: {cookie: lb}}}
             "{warnings:?}"
         );
         assert_eq!(completed(&keys), (first.clone(), warnings));
-        fs::remove_file(&directory.0).unwrap();
+        fs::remove_file(&*directory).unwrap();
         assert_eq!(completed(&keys), (first.clone(), Vec::new()));
-        assert_eq!(fs::read(directory.0.join(KEY_FILE)).unwrap(), first);
+        assert_eq!(fs::read(directory.join(KEY_FILE)).unwrap(), first);
     }
 
     #[test]
     fn a_file_that_holds_no_key_is_left_alone() {
-        let directory = Scratch::new("broken");
-        fs::create_dir(&directory.0).unwrap();
-        let file = directory.0.join(KEY_FILE);
+        let directory = ScratchPath::directory("sticky-broken");
+        let file = directory.join(KEY_FILE);
         fs::write(&file, "short").unwrap();
-        let (_, warnings) = completed(&StickyKeys::new(Some(&directory.0)));
+        let (_, warnings) = completed(&StickyKeys::new(Some(&directory)));
         assert!(warnings[0].contains("it holds no key"), "{warnings:?}");
         assert_eq!(fs::read(&file).unwrap(), b"short");
     }

@@ -133,14 +133,20 @@ fn a_drain_under_load_fails_no_request_and_ends_with_nothing_in_flight() {
     );
 }
 
-#[test]
-fn the_wait_says_what_is_left_and_ends_when_it_is_done() {
-    let gate = Gate::new();
-    let slow = ScriptedPeer::slow(&gate, "slow");
+/// A daemon with one backend, at which a request waits for `gate`.
+fn with_one_in_flight(gate: &Gate) -> (ScriptedPeer, TestDaemon, HttpClient) {
+    let slow = ScriptedPeer::slow(gate, "slow");
     let daemon = TestDaemon::start(&config(&[&slow]));
     let mut client = daemon.client("@web");
     client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
     slow.wait_for_requests(1);
+    (slow, daemon, client)
+}
+
+#[test]
+fn the_wait_says_what_is_left_and_ends_when_it_is_done() {
+    let gate = Gate::new();
+    let (_slow, daemon, mut client) = with_one_in_flight(&gate);
     let output = daemon.command(&["backend", "drain", "app/b0", "--wait", "300ms"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let expected = "backend b0 of pool app is draining, 1 in flight\n";
@@ -170,11 +176,7 @@ fn the_wait_says_what_is_left_and_ends_when_it_is_done() {
 #[test]
 fn a_wait_ends_when_another_operator_ends_the_drain() {
     let gate = Gate::new();
-    let slow = ScriptedPeer::slow(&gate, "slow");
-    let daemon = TestDaemon::start(&config(&[&slow]));
-    let mut client = daemon.client("@web");
-    client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
-    slow.wait_for_requests(1);
+    let (_slow, daemon, mut client) = with_one_in_flight(&gate);
     thread::scope(|scope| {
         let waiting = scope.spawn(|| daemon.command(&["backend", "drain", "app/b0", "--wait"]));
         let is_draining = || (status(&daemon, 0)["state"] == "draining").then_some(());

@@ -2,7 +2,7 @@
 
 use super::{
     KeyValue as _, NodeRef, TreeReader,
-    common::{clean_text, header_name},
+    common::{FRAMING_FIELDS, clean_text, header_name},
     matching::byte_pattern,
     quote,
 };
@@ -22,20 +22,6 @@ const MAX_ENTRIES: usize = 32;
 const EXPECT_HINT: &str = "write a text, `{hex: \"2b 4f 4b\"}` or `{regex: EXPRESSION}`";
 /// Hint for what a step may send.
 const SEND_HINT: &str = "write a text, `{hex: \"0d 0a\"}` or `{secret_file: PATH}`";
-
-/// Request fields that frame the message or belong to one hop: the check writes them itself.
-const OWN_FIELDS: [&str; 10] = [
-    "connection",
-    "content-length",
-    "expect",
-    "http2-settings",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 /// `steps`.
 pub(super) fn steps(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<CheckStep> {
@@ -154,7 +140,7 @@ pub(super) fn headers(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Vec<(Stri
         };
         let refused = match name.as_str() {
             "host" => Some("write `host: NAME` beside `headers`"),
-            name if OWN_FIELDS.contains(&name) => Some("remove it: balancer writes it itself"),
+            name if FRAMING_FIELDS.contains(&name) => Some("remove it: balancer writes it itself"),
             _ => None,
         };
         if let Some(hint) = refused {

@@ -96,6 +96,21 @@ pub(super) fn local_bind(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option
     }
 }
 
+/// Fields of the connection or of the framing, which only balancer itself may write. RFC 9110
+/// sections 7.6.1 and 10.1.1, RFC 9112, RFC 9113 section 3.1.
+pub(super) const FRAMING_FIELDS: &[&str] = &[
+    "connection",
+    "content-length",
+    "expect",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
 /// True for a token, RFC 9110 section 5.6.2: names of fields and methods.
 pub(super) fn is_token(text: &str) -> bool {
     !text.is_empty()

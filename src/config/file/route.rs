@@ -3,8 +3,8 @@
 use super::{
     NameTable, NodeRef, Section, TreeReader, assign,
     common::{
-        allowed, clean_text, header_name, is_token, methods, rate_limit, redirect, retries,
-        timeouts, warn_short_total,
+        FRAMING_FIELDS, allowed, clean_text, header_name, is_token, methods, rate_limit, redirect,
+        retries, timeouts, warn_short_total,
     },
     foreign, matching, quote, rewrite,
 };
@@ -269,21 +269,6 @@ fn content_type(reader: &mut TreeReader<'_>, at: NodeRef<'_>) -> Option<String> 
     }
     Some(text.to_owned())
 }
-
-/// Fields of the connection or of the framing, which only balancer itself may write. RFC 9110
-/// sections 7.6.1 and 10.1.1, RFC 9112, RFC 9113 section 3.1.
-const FRAMING_FIELDS: &[&str] = &[
-    "connection",
-    "content-length",
-    "expect",
-    "http2-settings",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 /// True for a name that only balancer itself may write, also when written with `_`: some servers
 /// read that as `-`.

@@ -18,7 +18,7 @@ use self::{
     keys::{KeptMembers, KeyTable},
 };
 use super::{
-    listed::{ListedState, Listing},
+    listed::{ListedState, MemberListing},
     resolver::DnsResolver,
 };
 use crate::{
@@ -150,8 +150,8 @@ impl EtcdSource {
     async fn publish(&mut self) {
         let (members, trouble) = self.keys.members();
         let listing = match trouble {
-            None => Listing::Whole(members),
-            Some(trouble) => Listing::Partial(members, trouble),
+            None => MemberListing::Whole(members),
+            Some(trouble) => MemberListing::Partial(members, trouble),
         };
         self.state.succeed(listing);
         let name = Arc::clone(&self.pool.borrow().name);

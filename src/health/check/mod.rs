@@ -1,5 +1,5 @@
 //! One probe of one backend: the request, and the judgement of the response. A new type of check is
-//! one arm in [`Probe::judge`] and one file.
+//! one arm in [`CheckProbe::judge`] and one file.
 //!
 //! `http.rs` judges responses that `exchange.rs` reads, on a connection or on an HTTP/2 stream made
 //! by `http2.rs`. `grpc.rs` always uses a stream. The others have a `conversation.rs`. `error.rs`
@@ -69,7 +69,7 @@ pub(super) async fn run(
     backend: &Backend,
 ) -> ProbeOutcome {
     let phases = PhaseClock::start();
-    let probe = Probe {
+    let probe = CheckProbe {
         check,
         pool,
         backend: &backend.state,
@@ -90,7 +90,7 @@ pub(super) async fn run(
 
 /// One probe under way.
 #[derive(Clone, Copy)]
-struct Probe<'a> {
+struct CheckProbe<'a> {
     check: &'a HealthCheckConfig,
     pool: &'a PoolConfig,
     backend: &'a BackendState,
@@ -100,7 +100,7 @@ struct Probe<'a> {
     phases: &'a PhaseClock,
 }
 
-impl<'a> Probe<'a> {
+impl<'a> CheckProbe<'a> {
     async fn judge(self) -> Result<(), CheckError> {
         let deadline = self.deadline;
         match &self.check.kind {

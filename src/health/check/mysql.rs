@@ -16,7 +16,7 @@ const ERROR_PACKET: u8 = 0xff;
 /// First byte of a packet that asks for another way to log in.
 const AUTH_SWITCH_PACKET: u8 = 0xfe;
 /// Packet that ends a session in order.
-const QUIT: [u8; 1] = [1];
+const COM_QUIT: [u8; 1] = [1];
 
 const CLIENT_LONG_PASSWORD: u32 = 0x1;
 const CLIENT_PROTOCOL_41: u32 = 0x200;
@@ -117,7 +117,7 @@ pub(super) async fn finish(
             _ => break,
         }
     }
-    server.send(&packet(0, &QUIT)).await;
+    server.send(&packet(0, &COM_QUIT)).await;
     Ok(())
 }
 

@@ -76,7 +76,7 @@ impl ScramStart {
         server_first: &str,
         password: &[u8],
     ) -> Result<(String, ScramProof), ScramError> {
-        let challenge = Challenge::parse(server_first, &self.nonce)?;
+        let challenge = ScramChallenge::parse(server_first, &self.nonce)?;
         let salted = challenge.salted(password);
         let key = |name: &[u8]| hmac::sign(&salted, name);
         let client_key = key(b"Client Key");
@@ -107,13 +107,13 @@ impl ScramProof {
 }
 
 /// The server's first message.
-struct Challenge {
+struct ScramChallenge {
     nonce: String,
     salt: Vec<u8>,
     iterations: NonZeroU32,
 }
 
-impl Challenge {
+impl ScramChallenge {
     fn parse(text: &str, own_nonce: &str) -> Result<Self, ScramError> {
         let part = |name: &str| {
             text.split(',')
@@ -181,7 +181,7 @@ mod tests {
     fn the_server_signature_of_the_rfc_is_verified() {
         let first = "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
                      s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
-        let challenge = Challenge::parse(first, "rOprNGfwEbeRWgbNEkqO").unwrap();
+        let challenge = ScramChallenge::parse(first, "rOprNGfwEbeRWgbNEkqO").unwrap();
         let salted = challenge.salted(b"pencil");
         let server_key = hmac::sign(&salted, b"Server Key");
         let proof = ScramProof {

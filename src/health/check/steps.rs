@@ -1,8 +1,8 @@
 //! A tcp check with steps: bytes of the configuration are sent, and what comes is searched for what
 //! it expects.
 //!
-//! What has been matched is used up, and so is what came before a step sends: an answer can only
-//! come after its question.
+//! A match removes all that was received up to its end. So does a send: what was received before
+//! it cannot be the answer to it.
 
 use tokio::time::timeout_at;
 
